@@ -1,0 +1,119 @@
+"""The command line: which commands there are, and how they end. Each lives in a file of its own.
+
+A command's module is imported only when that command is called, so `chiasm --help` and `chiasm status`
+cost no torch and no Ray. Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 not
+all of it was done, 2 wrong usage, 130 and 143 stopped by ctrl-C and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import index
+import jobs
+import pipeline
+from pipeline.errors import ChiasmError, UsageError
+
+COMMANDS = {  # name -> (module with `register(app)`, what it does)
+    "demo": ("jobs.cli_demo", "Make a small world of pictures, embed it, index it, ask it."),
+    "embed": ("jobs.cli_embed", "Embed shards into a collection, on this machine or a cluster."),
+    "status": ("jobs.cli_status", "Tell what a collection holds, what was dropped, and who is at work."),
+    "index": ("jobs.cli_index", "Build the index of a collection."),
+    "search": ("jobs.cli_search", "Search a collection by words, by a picture, or by both."),
+    "check": ("jobs.cli_check", "Check every promise a collection makes."),
+    "submit": ("jobs.cli_submit", "Run a chiasm command as a job on a Ray cluster."),
+}
+EPILOG = "Begin with: chiasm demo"
+
+
+class Stopped(BaseException):
+    """A signal asked this process to stop; not an Exception, so nothing takes it for a failure."""
+
+    def __init__(self, signum: int) -> None:
+        self.exit_code = 128 + signum
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command and exit."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _stop)
+    try:
+        require_own_packages()
+        application(arguments)(args=arguments, prog_name="chiasm")
+    except ChiasmError as error:
+        print(f"chiasm: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except Stopped as stopped:
+        print("chiasm: stopped; run the same command again to go on", file=sys.stderr)
+        sys.exit(stopped.exit_code)
+    except BrokenPipeError:
+        # Whoever read our output has gone; keep Python from telling so at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"chiasm {metadata.version('chiasm')}")
+        raise typer.Exit
+
+
+def application(arguments: Sequence[str]) -> typer.Typer:
+    """The Typer application: the called command for real, the others by name and summary."""
+    app = typer.Typer(
+        name="chiasm",
+        help="Cross-modal retrieval: WebDataset shards in, answers out.",
+        epilog=EPILOG,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(options)
+    called = next((word for word in arguments if not word.startswith("-")), None)
+    for name, (module, summary) in COMMANDS.items():
+        if name == called:
+            importlib.import_module(module).register(app)
+        else:
+            app.command(name, help=summary)(_not_called)
+    return app
+
+
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """What stands before a command; `--version` is answered by its own callback."""
+
+
+def require_own_packages() -> None:
+    """`pipeline`, `index` and `jobs` are common names: refuse to run with somebody else's."""
+    home = Path(str(jobs.__file__)).parent.parent
+    for package in (pipeline, index):
+        found = Path(str(package.__file__)).parent.parent
+        if found != home:
+            raise UsageError(
+                f"package {package.__name__}",
+                expected=f"chiasm's own, in {home}",
+                found=f"another in {found}",
+                do="run chiasm in an environment of its own, or from another folder",
+            )
+
+
+def _stop(signum: int, frame: object) -> None:
+    raise Stopped(signum)
+
+
+def _not_called() -> None:
+    raise RuntimeError("only the called command is registered for real")

@@ -1,0 +1,95 @@
+"""The only `ray.init`: a Ray of our own on this machine, or the cluster at an address."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+import index
+import jobs
+import pipeline
+from jobs.config import WorkerSettings
+from pipeline.errors import ChiasmError, UsageError
+
+OBJECT_STORE_BYTES = 128 * 2**20  # only shard names and ledger entries travel: Ray's least is enough
+
+
+@contextmanager
+def connected(address: str | None, workers: WorkerSettings) -> Iterator[None]:
+    """A Ray to run workers on, for the length of the `with`.
+
+    address: `host:port`, `auto` or `ray://...` of a running cluster; None takes RAY_ADDRESS where that
+    is set (as it is inside a submitted job), else starts a Ray on this machine, for this run alone.
+    A Ray that this process has already joined is used and left as it is.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    if address == "local":
+        _start_local(workers)
+    else:
+        _join(address)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # ray.init puts its own in its place
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_local(workers: WorkerSettings) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A worker on a laptop may reserve more cores than there are: Ray counts, it does not enforce.
+    cpus = max(os.cpu_count() or 1, round(workers.cpus * workers.count + 0.5))
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    found = ray.cluster_resources().get("GPU", 0)
+    if workers.gpus > found:
+        ray.shutdown()
+        raise UsageError(
+            "workers.gpus",
+            expected=f"an accelerator for each worker ({workers.gpus:g})",
+            found=f"{found:g} on this machine",
+            do="use --preset laptop, or --address of a cluster",
+        )
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={} if _inside_a_job() else {"py_modules": packages()},
+        )
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise ChiasmError(
+            f"--address {address}",
+            expected="a running Ray",
+            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            do="start one with `ray start --head`, or leave --address out",
+        ) from error
+
+
+def packages() -> list[str]:
+    """The folders of our three packages: what a cluster needs of us."""
+    return [str(Path(str(package.__file__)).parent) for package in (pipeline, index, jobs)]
+
+
+def _inside_a_job() -> bool:
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ

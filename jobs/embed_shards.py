@@ -1,0 +1,211 @@
+"""`chiasm embed`: shards into a collection, on a pool of workers.
+
+In come shards and settings, out come one Parquet file and one ledger entry a shard, and a summary. Kill
+it anywhere and run the same command again: what is done is passed over, what dead runs left is swept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from jobs.cluster import connected
+from jobs.config import Settings
+from jobs.pool import Pool
+from jobs.worker import Recipe
+from jobs.worklist import WorkList
+from pipeline.collection import FOLDERS, Identity, establish, read_identity
+from pipeline.errors import ChiasmError
+from pipeline.ledger import LedgerEntry
+from pipeline.records import Shard
+from pipeline.runs import Run
+from pipeline.storage import Folder
+
+
+@dataclass(frozen=True)
+class EmbedRequest:
+    """What to embed into what. `limit`: embed only the first samples, that many in all."""
+
+    shards: Sequence[Shard]
+    to: str
+    settings: Settings
+    address: str | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class EmbedSummary:
+    """What stands in the collection for the shards that were named, whichever run put it there.
+
+    `pairs_per_second` counts this run's rows, from its first batch to its last commit; `seconds` are
+    busy seconds by stage summed over this run's threads and workers, and `total`, the wall clock.
+    """
+
+    samples: int
+    rows: int
+    dropped: int
+    done: int
+    skipped: int
+    failed: list[dict[str, str]]
+    pairs_per_second: float
+    seconds: dict[str, float]
+    reasons: dict[str, int] = field(default_factory=dict)
+    max_loss: float = 0.01
+
+    @property
+    def loss(self) -> float:
+        """The share of samples that were dropped."""
+        return self.dropped / self.samples if self.samples else 0.0
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.failed or self.loss > self.max_loss else 0
+
+    def as_json(self) -> dict[str, Any]:
+        """The shape that docs/formats.md promises."""
+        return {
+            "samples": self.samples,
+            "rows": self.rows,
+            "dropped": self.dropped,
+            "reasons": self.reasons,
+            "shards": {"done": self.done, "skipped": self.skipped, "failed": self.failed},
+            "pairs_per_second": self.pairs_per_second,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, for whoever shows it."""
+
+    shards: int
+    done: int
+    skipped: int
+    failed: int
+    samples: int
+    dropped: int
+    workers_ready: int
+    workers_asked: int
+
+
+def embed_shards(
+    request: EmbedRequest, show: Callable[[Progress], None] = lambda progress: None
+) -> EmbedSummary:
+    """Embed shards into a collection; raises ChiasmError for what would meet every shard."""
+    started = time.monotonic()
+    folder = Folder(request.to)
+    with Run(folder, "embed", request.settings.as_dict()) as run:
+        run.sweep(FOLDERS)
+        work = WorkList(request.shards, run, request.settings.embedding, request.limit)
+        settings = settle_encoder(request.settings, folder, work)
+        if not work.over:
+            _embed_what_is_left(replace(request, settings=settings), run, work, show)
+        run.sweep(FOLDERS)
+        summary = summarize(request, work, time.monotonic() - started)
+        run.finish("failed" if summary.exit_code else "done", summary.as_json())
+    return summary
+
+
+def settle_encoder(settings: Settings, folder: Folder, work: WorkList) -> Settings:
+    """An existing collection decides the precision, once for all its rows; and with the encoder's
+    fingerprint known, shards that are done need no worker to be passed over."""
+    encoder = replace(settings.encoder, name=absolute_name(settings.encoder.name))
+    identity = read_identity(folder)
+    if identity is not None:
+        encoder = replace(encoder, precision=identity.precision)
+        if identity.encoder == encoder.name:
+            work.look(identity)
+    return replace(settings, encoder=encoder)
+
+
+def absolute_name(name: str) -> str:
+    """`hf:./model` -> `hf:/where/it/is/model`, so that the collection opens from any folder."""
+    family, colon, model = name.partition(":")
+    if model and Path(model).expanduser().is_dir():
+        model = str(Path(model).expanduser().resolve())
+    return family + colon + model
+
+
+def _embed_what_is_left(
+    request: EmbedRequest, run: Run, work: WorkList, show: Callable[[Progress], None]
+) -> None:
+    def welcome(identity: Identity) -> None:
+        standing = establish(run.folder, identity, run.id)
+        if not work.fingerprint:
+            work.look(standing)
+
+    def tick(pool: Pool) -> None:
+        show(progress_of(request, work, pool))
+
+    encoder = request.settings.encoder
+    recipe = Recipe.of_this_driver(
+        encoder.name, encoder, run.folder.url, run.id, request.settings.embedding
+    )
+    with connected(request.address, request.settings.workers):
+        Pool(recipe, request.settings.workers, welcome=welcome, tick=tick).run(work)
+
+
+def progress_of(request: EmbedRequest, work: WorkList, pool: Pool) -> Progress:
+    return Progress(
+        shards=len(request.shards),
+        done=len(work.done),
+        skipped=len(work.skipped),
+        failed=len(work.set_aside),
+        samples=sum(entry.samples for entry in work.done.values()) + pool.samples_in_flight(),
+        dropped=sum(len(entry.dropped) for entry in work.done.values()),
+        workers_ready=pool.ready,
+        workers_asked=len(pool.workers),
+    )
+
+
+def summarize(request: EmbedRequest, work: WorkList, wall: float) -> EmbedSummary:
+    mine: list[LedgerEntry] = list(work.done.values())
+    accounts = mine + list(work.skipped.values())
+    seconds: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for entry in mine:
+        seconds.update(entry.seconds)
+    for entry in accounts:
+        reasons.update(entry.reasons())
+    spans = [entry.span for entry in mine if entry.span is not None]
+    busy = max(last for _, last in spans) - min(first for first, _ in spans) if spans else 0.0
+    rows = sum(entry.rows for entry in mine)
+    names = {shard.id: shard.url for shard in request.shards}
+    return EmbedSummary(
+        samples=sum(entry.samples for entry in accounts),
+        rows=sum(entry.rows for entry in accounts),
+        dropped=sum(len(entry.dropped) for entry in accounts),
+        done=len(work.done),
+        skipped=len(work.skipped),
+        failed=[
+            {"shard": names[shard], "reason": reason} for shard, reason in work.set_aside.items()
+        ],
+        pairs_per_second=round(rows / busy, 2) if busy else 0.0,
+        seconds={stage: round(spent, 3) for stage, spent in seconds.items()}
+        | {"total": round(wall, 3)},
+        reasons=dict(reasons.most_common()),
+        max_loss=request.settings.max_loss,
+    )
+
+
+def summary_error(summary: EmbedSummary) -> ChiasmError | None:
+    """Why the run's exit code is not 0, as one line; None when it is."""
+    if summary.failed:
+        return ChiasmError(
+            "embed",
+            expected="every shard embedded",
+            found=f"{len(summary.failed)} set aside (listed above)",
+            do="mend them and run the same command again",
+        )
+    if summary.loss > summary.max_loss:
+        return ChiasmError(
+            "embed",
+            expected=f"at most {summary.max_loss:.2%} of samples dropped",
+            found=f"{summary.dropped} of {summary.samples} ({summary.loss:.2%}), see ledger/",
+            do="mend them, or allow more with --max-loss",
+        )
+    return None

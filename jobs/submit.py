@@ -1,0 +1,90 @@
+"""Jobs on a running cluster: our packages packed into a working directory, a command to run there."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from jobs.cluster import packages
+from pipeline.errors import ChiasmError, UsageError
+
+EXCLUDES = ("__pycache__", "*.pyc", ".git", ".venv", "*.tar", "*.tar.gz", "*.tar.zst", "*.parquet")
+LIMIT_BYTES = 100 * 2**20  # Ray refuses a larger working directory, and says so badly
+LOOK_SECONDS = 1.0
+
+
+def submit(
+    command: Sequence[str],
+    address: str,
+    *,
+    files: Sequence[str] = (),
+    excludes: Sequence[str] = EXCLUDES,
+) -> str:
+    """Start `chiasm COMMAND` as a job; returns the job's id.
+
+    address: the cluster's dashboard, `http://host:8265`. files: more files and folders to take along;
+    the command finds them under their base names. Raises UsageError, ChiasmError.
+    """
+    if not command:
+        raise UsageError("submit", expected="a chiasm command after --", found="none")
+    client = connect(address)
+    with tempfile.TemporaryDirectory(prefix="chiasm-submit-") as folder:
+        pack(Path(folder), files, excludes)
+        return client.submit_job(
+            entrypoint=shlex.join(["python", "-m", "jobs", *command]),
+            runtime_env={"working_dir": folder},
+            metadata={"chiasm": command[0]},
+        )
+
+
+def connect(address: str) -> JobSubmissionClient:
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ChiasmError(
+            f"--address {address}",
+            expected="the dashboard of a running Ray cluster",
+            found=str(error).splitlines()[0],
+            do="it is http://HEAD:8265; on this machine: ray start --head --include-dashboard true",
+        ) from error
+
+
+def pack(folder: Path, files: Sequence[str], excludes: Sequence[str]) -> None:
+    """Copy our packages and `files` into `folder`, leaving out what `excludes` names."""
+    for source in [*packages(), *files]:
+        path = Path(source)
+        if path.is_dir():
+            target = folder / path.resolve().name
+            shutil.copytree(path, target, ignore=shutil.ignore_patterns(*excludes))
+        elif path.is_file():
+            shutil.copy2(path, folder)
+        else:
+            raise UsageError(source, expected="a file or folder to take along", found="none")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if size > LIMIT_BYTES:
+        raise UsageError(
+            "the job's working directory",
+            expected=f"at most {LIMIT_BYTES >> 20} MiB",
+            found=f"{size / 2**20:.0f} MiB",
+            do="leave large files where the cluster can read them, or --exclude them",
+        )
+
+
+def follow(client: JobSubmissionClient, job: str, say: Callable[[str], object]) -> JobStatus:
+    """Pass on the job's output as it comes until it ends; returns how it ended."""
+    told = 0
+    while True:
+        ended = client.get_job_status(job).is_terminal()  # before the logs: none are missed
+        logs = client.get_job_logs(job)
+        say(logs[told:])
+        told = len(logs)
+        if ended:
+            return client.get_job_status(job)
+        time.sleep(LOOK_SECONDS)
+

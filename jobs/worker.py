@@ -1,0 +1,111 @@
+"""The Ray actor: one process, one model in memory, shards one after the other.
+
+It is sent a recipe, not built objects. Only shard names come in and ledger entries go out; pixels and
+vectors never leave the process.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from dataclasses import dataclass
+
+import psutil
+import ray
+
+from pipeline.collection import Identity
+from pipeline.embed import EmbedSettings, embed_shard
+from pipeline.encoders import Encoder, EncoderSettings, load_encoder
+from pipeline.ledger import LedgerEntry, Tally
+from pipeline.records import Shard
+from pipeline.runs import process_alive
+from pipeline.storage import Folder
+
+DRIVER_LOOK_SECONDS = 0.5  # pipeline.runs waits for three of these before it sweeps
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a worker needs to know."""
+
+    encoder: str
+    compute: EncoderSettings
+    collection: str
+    run_id: str
+    embedding: EmbedSettings
+    driver_host: str
+    driver_pid: int
+    driver_started: float
+
+    @classmethod
+    def of_this_driver(
+        cls,
+        encoder: str,
+        compute: EncoderSettings,
+        collection: str,
+        run_id: str,
+        embedding: EmbedSettings,
+    ) -> Recipe:
+        process = psutil.Process()
+        return cls(
+            encoder,
+            compute,
+            collection,
+            run_id,
+            embedding,
+            socket.gethostname(),
+            process.pid,
+            process.create_time(),
+        )
+
+
+class EmbedWorker:
+    """`load` once, then `embed` shard by shard; `progress` answers in between, from its own thread."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.encoder: Encoder | None = None
+        self._progress: tuple[str, int] = ("", 0)
+        threading.Thread(target=self._outlive_nobody, name="driver watch", daemon=True).start()
+
+    def load(self) -> Identity:
+        """Put the model in memory. Raises EncoderError, UsageError."""
+        self.encoder = load_encoder(self.recipe.encoder, self.recipe.compute)
+        return Identity.of(self.encoder)
+
+    def embed(self, shard: Shard, limit: int | None) -> LedgerEntry:
+        """Embed one shard; see `pipeline.embed.embed_shard` for what it raises."""
+        if self.encoder is None:
+            raise RuntimeError("embed before load")
+        self._progress = (shard.id, 0)
+        return embed_shard(
+            shard,
+            self.encoder,
+            Folder(self.recipe.collection),
+            self.recipe.embedding,
+            run_id=self.recipe.run_id,
+            limit=limit,
+            watch=self._watch(shard),
+        )
+
+    @ray.method(concurrency_group="control")
+    def progress(self) -> tuple[str, int]:
+        """The shard at work and its samples so far."""
+        return self._progress
+
+    def _watch(self, shard: Shard):
+        def watch(tally: Tally) -> None:
+            self._progress = (shard.id, tally.samples)
+
+        return watch
+
+    def _outlive_nobody(self) -> None:
+        """End this process when its driver is gone. Ray does so too, but only after some seconds, in
+        which a worker would go on writing in the name of a dead run."""
+        if self.recipe.driver_host != socket.gethostname():
+            return
+        while process_alive(self.recipe.driver_pid, self.recipe.driver_started):
+            time.sleep(DRIVER_LOOK_SECONDS)
+        os._exit(1)

@@ -1,0 +1,155 @@
+"""What is left to do: shards that are neither done nor held by another live run.
+
+The list hands out tasks and takes back outcomes; it alone knows what done means: a Parquet file whose
+ledger agrees and whose edition is the one this run would make. Shards that another run holds are put
+off and looked at again, so that two runs share the work and none is done twice for long.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.collection import Identity
+from pipeline.embed import EmbedSettings, edition_of
+from pipeline.ledger import LedgerEntry, read_entry, write_entry
+from pipeline.parquet import EmbeddingFile, find_embedding
+from pipeline.records import Shard
+from pipeline.runs import Run
+
+LOOK_AGAIN_SECONDS = 1.0
+
+
+@dataclass
+class Task:
+    """One shard to embed; `lost` says why each attempt so far failed."""
+
+    shard: Shard
+    limit: int | None = None
+    lost: list[str] = field(default_factory=list)
+
+
+class WorkList:
+    """Shards in order, their outcomes, and the rules between them.
+
+    limit: the most samples that the first shards may give together; they are then taken one at a time,
+    since each one's share depends on those before it.
+    """
+
+    def __init__(
+        self, shards: Sequence[Shard], run: Run, settings: EmbedSettings, limit: int | None = None
+    ) -> None:
+        self.run, self.settings, self.limit = run, settings, limit
+        self.fingerprint = ""
+        self.done: dict[str, LedgerEntry] = {}
+        self.skipped: dict[str, LedgerEntry] = {}
+        self.set_aside: dict[str, str] = {}
+        self._pending = deque(Task(shard) for shard in shards)
+        self._held_by_others: list[Task] = []
+        self._out: dict[str, Task] = {}
+        self._elsewhere: set[str] = set()
+        self._looked = -LOOK_AGAIN_SECONDS
+
+    def look(self, identity: Identity) -> None:
+        """Pass over what is done already. Called once the encoder's fingerprint is known."""
+        self.fingerprint = identity.fingerprint
+        if self.limit is None:
+            self._pending = deque(task for task in self._pending if not self._found_done(task))
+
+    @property
+    def left(self) -> int:
+        """Shards neither finished nor given out."""
+        return len(self._pending) + len(self._held_by_others)
+
+    @property
+    def over(self) -> bool:
+        return not self.left and not self._out
+
+    def samples(self) -> int:
+        return sum(entry.samples for entry in self._accounts())
+
+    def take(self) -> Task | None:
+        """The next shard to embed, None when there is none just now."""
+        self._look_again()
+        for task in self._candidates():
+            if self._found_done(task):
+                continue
+            if task.shard.id in self._elsewhere:
+                self._held_by_others.append(task)
+                continue
+            self._out[task.shard.id] = task
+            self.run.hold(self._out)
+            return task
+        return None
+
+    def give_back(self, task: Task, lost: str = "") -> None:
+        """An attempt came to nothing. `lost` says why, and is empty where the shard is not to blame."""
+        if lost:
+            task.lost.append(lost)
+        self._out.pop(task.shard.id)
+        self._pending.appendleft(task)
+        self.run.hold(self._out)
+
+    def finish(self, task: Task, entry: LedgerEntry) -> None:
+        self._out.pop(task.shard.id)
+        self.done[task.shard.id] = entry
+        self.run.hold(self._out)
+
+    def put_aside(self, task: Task, reason: str) -> None:
+        """Write down that this shard was given up, and why, and go on with the rest."""
+        self._out.pop(task.shard.id)
+        self.set_aside[task.shard.id] = reason
+        entry = LedgerEntry(
+            source=task.shard,
+            edition=self._edition(task),
+            rows=0,
+            set_aside=reason,
+            attempts=len(task.lost),
+        )
+        write_entry(self.run.folder, entry, self.run.id)
+        self.run.hold(self._out)
+
+    def _candidates(self) -> Iterator[Task]:
+        while self._pending:
+            if self.limit is not None:
+                if self._out or self._held_by_others:
+                    return
+                if self.samples() >= self.limit:
+                    self._pending.clear()
+                    return
+                self._pending[0].limit = self.limit - self.samples()
+            yield self._pending.popleft()
+
+    def _look_again(self) -> None:
+        if time.monotonic() - self._looked >= LOOK_AGAIN_SECONDS:
+            self._looked = time.monotonic()
+            self._elsewhere = {shard for run in self.run.others() for shard in run.holds}
+            self._pending.extend(self._held_by_others)
+            self._held_by_others = []
+
+    def _found_done(self, task: Task) -> bool:
+        file = find_done(task, self.run, self.settings, self.fingerprint)
+        if file is None:
+            return False
+        entry = read_entry(self.run.folder, task.shard.id)
+        if entry is not None:
+            self.skipped[task.shard.id] = entry
+        return entry is not None
+
+    def _edition(self, task: Task) -> str:
+        return edition_of(task.shard, self.fingerprint, self.settings)
+
+    def _accounts(self) -> Iterator[LedgerEntry]:
+        yield from self.done.values()
+        yield from self.skipped.values()
+
+
+def find_done(
+    task: Task, run: Run, settings: EmbedSettings, fingerprint: str
+) -> EmbeddingFile | None:
+    """The shard's file, if it is there, whole, and the edition that this task would make."""
+    file = find_embedding(run.folder, task.shard.id)
+    wanted = {edition_of(task.shard, fingerprint, settings, limit) for limit in {None, task.limit}}
+    return file if file is not None and file.edition in wanted else None

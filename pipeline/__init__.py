@@ -1,0 +1,1 @@
+"""Shards -> embeddings. See docs/architecture.md for the rooms and the path of the data."""

@@ -1,0 +1,184 @@
+"""The write path on one screen: a shard from open to commit.
+
+    read_samples -> batches (decode threads) -> encode -> ParquetWriter -> ledger entry -> commit
+
+One call embeds one shard in bounded memory, whatever the shard's size. The order at the end is what
+makes kills harmless: the ledger's account is put in place first, the Parquet file last, each whole; a
+shard is done if and only if both are there and agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+
+from pipeline.batches import BatchSettings, batches
+from pipeline.encoders import Encoder
+from pipeline.errors import EncoderError
+from pipeline.images import DecodeSettings
+from pipeline.ledger import LedgerEntry, Stopwatch, Tally, write_entry
+from pipeline.parquet import Footer, ParquetWriter
+from pipeline.records import Batch, Dropped, Embedded, Note, Sample, Shard
+from pipeline.samples import ReadSettings, read_samples
+from pipeline.storage import Folder
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """How shards are read, decoded and batched."""
+
+    read: ReadSettings = field(default_factory=ReadSettings)
+    decode: DecodeSettings = field(default_factory=DecodeSettings)
+    batch: BatchSettings = field(default_factory=BatchSettings)
+
+
+def embed_shard(
+    shard: Shard,
+    encoder: Encoder,
+    folder: Folder,
+    settings: EmbedSettings,
+    *,
+    run_id: str,
+    limit: int | None = None,
+    watch: Callable[[Tally], None] | None = None,
+) -> LedgerEntry:
+    """Embed one shard into a collection and return its account.
+
+    limit: stop after that many samples (the edition then says so). watch: called after each batch.
+    Raises SourceError when the shard cannot be read, StorageError when the target cannot be written,
+    EncoderError when the model gives no unit vectors; in each case nothing bears a final name.
+    """
+    tally, clock, cut = Tally(), Stopwatch(), Cut(limit)
+    samples = cut.take(read_samples(shard, settings.read))
+    began = None
+    with ParquetWriter(folder, shard, encoder.dim, run_id) as rows:
+        for batch in batches(
+            samples, encoder.preprocess, encoder.image_size, settings.batch, settings.decode, tally, clock
+        ):
+            began = began or time.time()
+            embedded = encode(batch, encoder, clock)
+            with clock.stage("write"):
+                rows.write(embedded)
+            tally.keep(len(batch))
+            if watch is not None:
+                watch(tally)
+        entry = account(shard, encoder, settings, tally, clock, cut.limit_reached, began)
+        write_entry(folder, entry, run_id)
+        rows.commit(footer_of(entry, encoder))
+    return replace(entry, span=(began or time.time(), time.time()))
+
+
+def encode(batch: Batch, encoder: Encoder, clock: Stopwatch) -> Embedded:
+    """A batch through the model. Rows without a picture or without a caption get no vector there,
+    and no joint vector."""
+    pictured = np.array([row.pixels is not None for row in batch.rows])
+    captioned = np.array([bool(row.sample.captions) for row in batch.rows])
+    both = pictured & captioned
+    pixels = [row.pixels for row in batch.rows if row.pixels is not None]
+    texts = [row.sample.captions[0] for row in batch.rows if row.sample.captions]
+    with clock.stage("encode images"):
+        image = spread(encoder.encode_images(pixels) if pixels else None, pictured, encoder)
+    with clock.stage("encode texts"):
+        text = spread(encoder.encode_texts(texts) if texts else None, captioned, encoder)
+    with clock.stage("fuse"):
+        paired = [row for row in batch.rows if row.pixels is not None and row.sample.captions]
+        fused = encoder.encode_pairs(
+            image[both],
+            text[both],
+            [row.pixels for row in paired if row.pixels is not None],
+            [row.sample.captions[0] for row in paired],
+        )
+        joint = spread(fused if paired else None, both, encoder)
+    return Embedded(batch, image, text, joint, {"image": pictured, "text": captioned, "joint": both})
+
+
+def spread(vectors: np.ndarray | None, has: np.ndarray, encoder: Encoder) -> np.ndarray:
+    """The vectors of the rows that have one, at their places among zeros: (n, D) -> (B, D) float32."""
+    spread_out = np.zeros((len(has), encoder.dim), dtype=np.float32)
+    if vectors is not None:
+        lengths = np.linalg.norm(vectors, axis=1)
+        if vectors.shape != (has.sum(), encoder.dim) or not np.allclose(lengths, 1, atol=1e-2):
+            raise EncoderError(
+                f"encoder {encoder.name}",
+                expected=f"{has.sum()} unit vectors of width {encoder.dim}",
+                found=f"shape {vectors.shape}, lengths {lengths.min():.3g} to {lengths.max():.3g}",
+                do="try --set encoder.precision=float32",
+            )
+        spread_out[has] = vectors
+    return spread_out
+
+
+class Cut:
+    """Lets the first `limit` samples pass, and knows whether there were more."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+        self.limit_reached: int | None = None
+
+    def take(
+        self, items: Iterator[Sample | Dropped | Note]
+    ) -> Iterator[Sample | Dropped | Note]:
+        passed = 0
+        for item in items:
+            if not isinstance(item, Note):
+                if passed == self.limit:
+                    self.limit_reached = self.limit
+                    return
+                passed += 1
+            yield item
+
+
+def account(
+    shard: Shard,
+    encoder: Encoder,
+    settings: EmbedSettings,
+    tally: Tally,
+    clock: Stopwatch,
+    limit_reached: int | None,
+    began: float | None,
+) -> LedgerEntry:
+    now = time.time()
+    return LedgerEntry(
+        source=shard,
+        edition=edition_of(shard, encoder.fingerprint, settings, limit_reached),
+        rows=tally.rows,
+        dropped=tuple(tally.dropped),
+        notes=tuple(tally.notes),
+        seconds={stage: round(seconds, 4) for stage, seconds in clock.seconds.items()},
+        span=(began or now, now),
+    )
+
+
+def footer_of(entry: LedgerEntry, encoder: Encoder) -> Footer:
+    return Footer(
+        source=entry.source,
+        edition=entry.edition,
+        rows=entry.rows,
+        dropped=len(entry.dropped),
+        encoder=encoder.name,
+        fingerprint=encoder.fingerprint,
+        dim=encoder.dim,
+    )
+
+
+def edition_of(
+    shard: Shard, fingerprint: str, settings: EmbedSettings, limit: int | None = None
+) -> str:
+    """Which making of a shard's rows this is: 8 hex digits over what decides which rows there are and
+    what they mean. The same shard embedded again the same way is the same edition; a changed one, or
+    one read otherwise, is a new one. Batch size and threads decide neither, so they are left out."""
+    told = {
+        "size": shard.size,
+        "version": shard.version,
+        "fingerprint": fingerprint,
+        "read": asdict(settings.read),
+        "decode": asdict(settings.decode),
+        "limit": limit,
+    }
+    digest = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=4)
+    return digest.hexdigest()

@@ -1,0 +1,278 @@
+"""Embeddings at rest: one Parquet file a shard, written in row groups, read with its footer checked.
+
+In come `Embedded` batches, out comes `embeddings/<shard id>.parquet`, which bears its name if and only
+if the shard is done. Vectors are float16 fixed-size lists, BYTE_STREAM_SPLIT and zstd without
+dictionaries: several times faster to read than pyarrow's defaults, and smaller. Nothing in a file
+depends on when or where it was written, so the same shard gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import CollectionError, StorageError
+from pipeline.ledger import LedgerEntry, read_entry
+from pipeline.records import COLUMNS, Embedded, Shard
+from pipeline.storage import Folder
+
+SCHEMA = 1
+ROW_GROUP = 1024
+_FOOTER_KEY = b"chiasm"
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a Parquet file says of itself, stored as JSON under the key `chiasm` of its metadata.
+
+    `rows` and `dropped` count samples; source, edition and counts repeat the ledger's, and the two have
+    to agree. `encoder`, `fingerprint` and `dim` repeat collection.json.
+    """
+
+    source: Shard
+    edition: str
+    rows: int
+    dropped: int
+    encoder: str
+    fingerprint: str
+    dim: int
+    schema: int = SCHEMA
+
+    def agrees_with(self, entry: LedgerEntry | None) -> bool:
+        return (
+            entry is not None
+            and entry.set_aside is None
+            and (entry.source, entry.edition) == (self.source, self.edition)
+            and (entry.rows, len(entry.dropped)) == (self.rows, self.dropped)
+        )
+
+
+def arrow_schema(dim: int) -> pa.Schema:
+    """The columns of docs/formats.md; vectors are null in rows that lack the modality."""
+    vector = pa.list_(pa.field("element", pa.float16(), nullable=False), dim)
+    return pa.schema(
+        [
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("shard", pa.string(), nullable=False),
+            ("caption", pa.string()),
+            ("captions", pa.list_(pa.string())),
+            ("json", pa.string()),
+            *((column, vector) for column in COLUMNS),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("sha256", pa.string()),
+            ("member", pa.string()),
+            ("offset", pa.int64()),
+            ("size", pa.int64()),
+        ]
+    )
+
+
+class ParquetWriter:
+    """Writes one shard's rows under a temporary name; `commit` makes them the shard's file.
+
+    Used in a `with`: leaving it without a commit leaves nothing behind.
+    """
+
+    def __init__(self, folder: Folder, shard: Shard, dim: int, run_id: str) -> None:
+        self.shard, self.dim, self.rows = shard, dim, 0
+        self._schema = arrow_schema(dim)
+        self._file = folder.create(parquet_name(shard.id), run_id)
+        self._parquet = pq.ParquetWriter(
+            self._file,
+            self._schema,
+            compression="zstd",
+            use_dictionary=False,
+            column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in COLUMNS},
+        )
+        self._waiting: list[pa.Table] = []
+        self._waiting_rows = 0
+
+    def __enter__(self) -> ParquetWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.__exit__(kind, error, trace)
+
+    def write(self, embedded: Embedded) -> None:
+        """Take a batch; whole row groups go to the file as they fill."""
+        self._waiting.append(table_of(embedded, self.shard.id, self._schema))
+        self._waiting_rows += len(embedded.batch)
+        self.rows += len(embedded.batch)
+        if self._waiting_rows >= ROW_GROUP:
+            self._flush(everything=False)
+
+    def commit(self, footer: Footer) -> None:
+        """Write what is left and the footer, flush to the disk, give the file its name."""
+        self._flush(everything=True)
+        told = json.dumps(asdict(footer), sort_keys=True)
+        self._parquet.add_key_value_metadata({_FOOTER_KEY.decode(): told})
+        self._parquet.close()
+        self._file.commit()
+
+    def _flush(self, *, everything: bool) -> None:
+        if not self._waiting:
+            return
+        table = pa.concat_tables(self._waiting)
+        whole = len(table) if everything else len(table) // ROW_GROUP * ROW_GROUP
+        for start in range(0, whole, ROW_GROUP):
+            group = table.slice(start, min(ROW_GROUP, whole - start))
+            self._parquet.write_table(group.combine_chunks(), row_group_size=ROW_GROUP)
+        self._waiting = [table.slice(whole)] if whole < len(table) else []
+        self._waiting_rows = len(table) - whole
+
+
+def table_of(embedded: Embedded, shard_id: str, schema: pa.Schema) -> pa.Table:
+    """A batch as an Arrow table of `arrow_schema`."""
+    rows = embedded.batch.rows
+    samples = [row.sample for row in rows]
+    places = [sample.place for sample in samples]
+    plain: dict[str, list[Any]] = {
+        "key": [_storable(sample.key) for sample in samples],
+        "shard": [shard_id] * len(rows),
+        "caption": [_storable(sample.captions[0]) if sample.captions else None for sample in samples],
+        "captions": [[_storable(caption) for caption in sample.captions] for sample in samples],
+        "json": [None if sample.json is None else _storable(sample.json) for sample in samples],
+        "width": [row.width for row in rows],
+        "height": [row.height for row in rows],
+        "sha256": [row.sha256 for row in rows],
+        "member": [place and _storable(place.member) for place in places],
+        "offset": [place and place.offset for place in places],
+        "size": [place and place.size for place in places],
+    }
+    arrays = []
+    for column in schema:
+        if column.name in COLUMNS:
+            vectors = getattr(embedded, column.name)
+            arrays.append(_vector_array(vectors, embedded.has[column.name], column.type))
+        else:
+            arrays.append(pa.array(plain[column.name], type=column.type))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _vector_array(vectors: np.ndarray, has: np.ndarray, kind: pa.DataType) -> pa.Array:
+    flat = pa.array(vectors.astype(np.float16).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=pa.array(~has))
+
+
+def _storable(text: str) -> str:
+    """Text as UTF-8 can hold it: Parquet has no lone surrogates (names that are not UTF-8 have)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
+    return text
+
+
+@dataclass(frozen=True)
+class EmbeddingFile:
+    """The Parquet file of one done shard."""
+
+    folder: Folder
+    footer: Footer
+
+    @property
+    def shard_id(self) -> str:
+        return self.footer.source.id
+
+    @property
+    def edition(self) -> str:
+        return self.footer.edition
+
+    @property
+    def rows(self) -> int:
+        return self.footer.rows
+
+    def open(self) -> pq.ParquetFile:
+        """Memory-mapped, for reading by row groups. The caller closes it."""
+        return _open(self.folder, self.shard_id)
+
+    def read(self, columns: list[str] | None = None) -> pa.Table:
+        """Whole columns, in row order."""
+        with self.open() as file:
+            return file.read(columns=columns)
+
+    def vectors(self, column: str) -> tuple[np.ndarray, np.ndarray]:
+        """One vector column: (rows, D) float16, zero where null, and which rows have it, (rows,) bool."""
+        return vectors_of(self.read([column])[column])
+
+
+def vectors_of(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """A vector column as (n, D) float16, zero where null, and which rows have one, (n,) bool."""
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # an empty column stays chunked
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=array.type)
+    has = np.asarray(array.is_valid())
+    flat = array.values.slice(array.offset * array.type.list_size, len(array) * array.type.list_size)
+    vectors = flat.to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size)
+    if not has.all():
+        vectors = np.where(has[:, None], vectors, np.float16(0))
+    return vectors, has
+
+
+def parquet_name(shard_id: str) -> str:
+    return f"embeddings/{shard_id}.parquet"
+
+
+def embeddings(folder: Folder) -> list[EmbeddingFile]:
+    """The files of the shards that are done, by shard id. A file whose ledger disagrees is left out."""
+    found = []
+    for name in folder.list("embeddings"):
+        if name.endswith(".parquet"):
+            file = find_embedding(folder, name.removeprefix("embeddings/").removesuffix(".parquet"))
+            if file is not None:
+                found.append(file)
+    return found
+
+
+def find_embedding(folder: Folder, shard_id: str) -> EmbeddingFile | None:
+    """The shard's file if the shard is done: the file is there and its ledger agrees with its footer."""
+    if not folder.exists(parquet_name(shard_id)):
+        return None
+    footer = read_footer(folder, shard_id)
+    if not footer.agrees_with(read_entry(folder, shard_id)):
+        return None
+    return EmbeddingFile(folder, footer)
+
+
+def read_footer(folder: Folder, shard_id: str) -> Footer:
+    """What the file says of itself; raises CollectionError when it is damaged or not ours."""
+    where = f"{folder.url}/{parquet_name(shard_id)}"
+    with _open(folder, shard_id) as file:
+        told = (file.metadata.metadata or {}).get(_FOOTER_KEY)
+    if told is None:
+        raise CollectionError(
+            where, expected="a Parquet file written by chiasm", found="no chiasm footer"
+        )
+    fields = json.loads(told)
+    if fields.get("schema") != SCHEMA:
+        raise CollectionError(
+            where, expected=f"schema version {SCHEMA}", found=str(fields.get("schema"))
+        )
+    return Footer(**{**fields, "source": Shard(**fields["source"])})
+
+
+def _open(folder: Folder, shard_id: str) -> pq.ParquetFile:
+    name = parquet_name(shard_id)
+    try:
+        return pq.ParquetFile(folder.path(name), memory_map=True)
+    except pa.ArrowInvalid as error:
+        raise CollectionError(
+            f"{folder.url}/{name}",
+            expected="a whole Parquet file",
+            found=str(error).splitlines()[0],
+            do="delete it and run chiasm embed again",
+        ) from error
+    except OSError as error:
+        raise StorageError(f"{folder.url}/{name}", found=str(error)) from error
