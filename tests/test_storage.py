@@ -1,0 +1,246 @@
+"""The door to bytes: names for places, whole files or none, errors of one line."""
+
+import errno
+import os
+import resource
+import threading
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import local_files
+from pipeline.errors import SourceError, StorageError, UsageError
+from pipeline.storage import (
+    Folder,
+    canonical_url,
+    find,
+    is_folder,
+    is_temporary,
+    open_stream,
+    read_range,
+    run_of_temporary,
+    shown,
+    stat,
+    temporary_of,
+)
+
+AWKWARD = ["a b", "100%", "%20", "a#b?c", "图片", "a[1]", "a:b@c", "-", "a\nb"]
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_a_url_leads_back_to_its_file(tmp_path, name):
+    (tmp_path / name).write_bytes(b"hello")
+    url = canonical_url(str(tmp_path / name))
+    assert url.startswith("file:///") and url.isascii() and " " not in url
+    assert canonical_url(url) == url
+    assert shown(url) == str(tmp_path / name)
+    with open_stream(url) as stream:
+        assert stream.read() == read_range(url, 0, 5) == b"hello"
+    assert stat(url).size == 5
+
+
+def test_names_of_undecodable_bytes_survive(tmp_path):
+    path = os.path.join(os.fsencode(tmp_path), b"\xff\xfe.tar")
+    with open(path, "wb") as file:
+        file.write(b"x")
+    assert stat(canonical_url(os.fsdecode(path))).size == 1
+
+
+def test_one_place_has_one_url(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.tar").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ways = ["data/a.tar", "./link/a.tar", "data/../data//a.tar", "~/data/a.tar"]
+    ways += [f"file://{tmp_path}/data/a.tar", f"FILE://localhost{tmp_path}/link/a.tar"]
+    assert {canonical_url(way) for way in ways} == {f"file://{tmp_path}/data/a.tar"}
+
+
+def test_an_unknown_scheme_lists_the_valid_ones():
+    with pytest.raises(UsageError) as told:
+        canonical_url("ftp://host/a.tar")
+    assert str(told.value) == "ftp://host/a.tar: expected a path or one of file://, found ftp://"
+    with pytest.raises(UsageError, match="expected file:///path, found the host 'data'"):
+        canonical_url("file://data/a.tar")
+
+
+def test_a_changed_file_has_another_version(tmp_path):
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"x")
+    url, before = canonical_url(str(path)), stat(canonical_url(str(path)))
+    assert before.version == str(path.stat().st_mtime_ns)
+    os.utime(path, ns=(0, 1))
+    assert stat(url).version == "1" != before.version
+
+
+def test_what_cannot_be_read_says_why(tmp_path):
+    missing, folder = canonical_url(str(tmp_path / "no.tar")), canonical_url(str(tmp_path))
+    for read in (stat, open_stream, lambda url: read_range(url, 0, 1)):
+        with pytest.raises(SourceError, match=r"no\.tar: expected a file to read, found nothing"):
+            read(missing)
+        with pytest.raises(SourceError, match="found a folder"):
+            read(folder)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SourceError, match="expected a file, found a device or a pipe"):
+        stat(canonical_url(str(tmp_path / "pipe")))
+
+
+def test_a_range_past_the_end_is_an_error(tmp_path):
+    (tmp_path / "a").write_bytes(b"0123456789")
+    url = canonical_url(str(tmp_path / "a"))
+    assert read_range(url, 3, 4) == b"3456"
+    with pytest.raises(SourceError, match="expected 4 bytes from byte 8 on, found 2"):
+        read_range(url, 8, 4)
+
+
+def test_find_is_sorted_and_canonical(tmp_path):
+    for name in ("b.tar", "a.tar", "sub/c.tar", ".hidden.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    base = f"file://{tmp_path}"
+    assert find(f"{tmp_path}/*.tar") == [f"{base}/a.tar", f"{base}/b.tar"]
+    assert f"{base}/sub/c.tar" in find(f"{tmp_path}/**/*.tar")
+    assert find(f"{tmp_path}/x*") == []
+    assert is_folder(base) and not is_folder(f"{base}/a.tar") and not is_folder(f"{base}/no")
+
+
+def test_a_folder_lists_writes_and_removes(tmp_path):
+    folder = Folder(str(tmp_path / "made on demand"))
+    assert folder.local == tmp_path / "made on demand"
+    assert folder.list() == folder.list("ledger") == []
+    folder.write_whole("ledger/b.json", b"1", "run")
+    folder.write_whole("ledger/a.json", b"2", "run")
+    folder.write_whole("ledger/a.json", b"3", "run")
+    folder.write_whole("collection.json", b"4")
+    assert folder.list("ledger") == ["ledger/a.json", "ledger/b.json"]
+    assert folder.list() == ["collection.json"]
+    assert folder.read_bytes("ledger/a.json") == folder.path("ledger/a.json").read_bytes() == b"3"
+    assert folder.exists("ledger/a.json") and not folder.exists("ledger/c.json")
+    folder.remove("ledger/a.json")
+    folder.remove("ledger/a.json")
+    assert folder.list("ledger") == ["ledger/b.json"]
+
+
+@pytest.mark.parametrize("name", ["", "/etc/passwd", "../x", "a/../../x"])
+def test_a_name_stays_inside_its_folder(tmp_path, name):
+    with pytest.raises(ValueError, match="inside the folder"):
+        Folder(str(tmp_path)).read_bytes(name)
+
+
+def test_a_file_without_commit_never_was(tmp_path):
+    folder = Folder(str(tmp_path))
+    folder.write_whole("a", b"old")
+    with folder.create("a", "run") as file:
+        file.write(b"new")
+        file.flush()
+        assert folder.list() == [".a.run.tmp", "a"]
+    with pytest.raises(KeyError), folder.create("a", "run") as file:
+        file.write(b"new")
+        raise KeyError
+    assert folder.list() == ["a"] and folder.read_bytes("a") == b"old"
+
+
+def test_an_attempt_never_names_the_half_written_file_of_another(tmp_path):
+    folder = Folder(str(tmp_path))
+    with folder.create("a", "run") as hung, folder.create("a", "run") as retry:
+        retry.write(b"half")
+        hung.write(b"whole")
+        with pytest.raises(StorageError, match="another file in its place"):
+            hung.commit()
+    assert folder.list() == []
+    with folder.create("a", "run") as hung:
+        hung.write(b"hung")
+        with folder.create("a", "run") as retry:
+            retry.write(b"retry")
+            retry.commit()
+    assert folder.list() == ["a"] and folder.read_bytes("a") == b"retry"
+
+
+def test_readers_see_the_whole_old_file_or_the_whole_new_one(tmp_path):
+    folder, contents, seen = Folder(str(tmp_path)), [b"a" * 100_000, b"b" * 150_000], set()
+    folder.write_whole("x", contents[0])
+    done = threading.Event()
+
+    def read():
+        while not done.is_set():
+            seen.add(folder.read_bytes("x"))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for turn in range(40):
+        folder.write_whole("x", contents[turn % 2])
+    done.set()
+    reader.join()
+    assert seen <= set(contents)
+
+
+def test_parquet_goes_through_the_door(tmp_path):
+    folder, table = Folder(str(tmp_path)), pa.table({"a": [1, 2, 3]})
+    with folder.create("rows.parquet", "run") as file:
+        pq.write_table(table, file)
+        file.commit()
+    assert pq.read_table(folder.path("rows.parquet")).equals(table)
+
+
+@given(
+    st.text("ab.-_é", min_size=1).filter(lambda s: s.strip(".")), st.from_regex(r"\A[a-z0-9-]*\Z")
+)
+def test_a_temporary_tells_its_run(base, run_id):
+    name = temporary_of(f"ledger/{base}", run_id)
+    assert is_temporary(name) and run_of_temporary(name) == run_id
+    assert name.startswith("ledger/.") and not is_temporary(f"ledger/{base}")
+
+
+def test_other_names_are_no_temporaries():
+    assert not any(map(is_temporary, ["a.json", "x.tmp", ".hidden", ".tmp", ".a.tmp/b"]))
+    with pytest.raises(ValueError, match=r"name of a temporary, found 'x\.tmp'"):
+        run_of_temporary("x.tmp")
+    with pytest.raises(ValueError, match="run id without dots"):
+        temporary_of("a", "1.5")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    folder = Folder(str(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(StorageError) as told:
+            folder.write_whole("e/a.parquet", b"x" * 3_000_000)
+        with pytest.raises(StorageError), folder.create("e/b.parquet", "run") as file:
+            pq.write_table(pa.table({"a": [os.urandom(3_000_000)]}), file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(told.value).startswith(f"{tmp_path}/e/a.parquet: expected a usable file, found the")
+    assert folder.list("e") == []
+
+
+@pytest.mark.parametrize(
+    "number, text",
+    [
+        (errno.ENOSPC, "found no space left on the disk; free some and run the same command again"),
+        (errno.EROFS, "found a read-only file system; choose another target"),
+        (errno.EACCES, "found no permission; check its owner and mode"),
+        (errno.EIO, "found Input/output error"),
+    ],
+)
+def test_errors_of_the_system_become_one_line(tmp_path, monkeypatch, number, text):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(local_files.os, "fsync", fail)
+    with pytest.raises(StorageError) as told:
+        Folder(str(tmp_path)).write_whole("a", b"x")
+    assert str(told.value) == f"{tmp_path}/a: expected a usable file, {text}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_way_of_a_folder_is_told(tmp_path):
+    (tmp_path / "c").write_bytes(b"")
+    with pytest.raises(StorageError, match="found a file where a folder should be"):
+        Folder(str(tmp_path / "c")).write_whole("ledger/a.json", b"")
+    with pytest.raises(StorageError, match="found a file where a folder should be"):
+        Folder(str(tmp_path / "c")).list()
