@@ -103,6 +103,8 @@ class ParquetWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # An abandoned pyarrow writer would close itself when collected, into a file that is gone.
+        self._parquet.is_open = False
         self._file.__exit__(kind, error, trace)
 
     def write(self, embedded: Embedded) -> None:

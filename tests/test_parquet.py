@@ -1,0 +1,178 @@
+"""Embeddings at rest: what is written is what is read, byte for byte the same each time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import CollectionError, StorageError
+from pipeline.ledger import LedgerEntry, write_entry
+from pipeline.parquet import (
+    Footer,
+    ParquetWriter,
+    embeddings,
+    find_embedding,
+    parquet_name,
+    read_footer,
+)
+from pipeline.records import COLUMNS, Batch, Decoded, Dropped, Embedded, Place, Sample, Shard
+from pipeline.storage import Folder
+
+DIM = 6
+SHARD = Shard("file:///data/a.tar", "a-0123456789", 4096, "17")
+
+
+def embedded(keys: list[str], rng: np.random.Generator, holes: bool = False) -> Embedded:
+    """Random unit vectors for `keys`; with holes, some rows lack a modality."""
+    rows = [
+        Decoded(
+            Sample(key, None, Place(f"{key}.jpg", 512 * n, 100 + n), (f"caption {n}", "b"), "{}"),
+            np.zeros((3, 2, 2), np.uint8),
+            640,
+            480,
+            "ab" * 32,
+        )
+        for n, key in enumerate(keys)
+    ]
+    has = {column: np.ones(len(keys), bool) for column in COLUMNS}
+    vectors = {}
+    for column in COLUMNS:
+        drawn = rng.normal(size=(len(keys), DIM)).astype(np.float32)
+        vectors[column] = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+        if holes:
+            has[column] = rng.random(len(keys)) < 0.7
+            vectors[column][~has[column]] = 0
+    return Embedded(Batch(rows), **vectors, has=has)
+
+
+def footer(rows: int, dropped: int = 0, edition: str = "00000001") -> Footer:
+    return Footer(SHARD, edition, rows, dropped, "fake", "f" * 32, DIM)
+
+
+def entry(rows: int, dropped: int = 0, edition: str = "00000001") -> LedgerEntry:
+    lost = tuple(Dropped(f"d{n}", "decode", "truncated") for n in range(dropped))
+    return LedgerEntry(SHARD, edition, rows, lost)
+
+
+def write(folder: Folder, batches: list[Embedded], run: str = "r1") -> None:
+    with ParquetWriter(folder, SHARD, DIM, run) as writer:
+        for batch in batches:
+            writer.write(batch)
+        write_entry(folder, entry(writer.rows), run)
+        writer.commit(footer(writer.rows))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sizes=st.lists(st.integers(1, 700), max_size=6), seed=st.integers(0, 2**32 - 1))
+def test_rows_come_back_in_order_with_their_holes(tmp_path_factory, sizes, seed):
+    folder = Folder(str(tmp_path_factory.mktemp("c")))
+    rng = np.random.default_rng(seed)
+    batches = [embedded([f"{n}/{i}" for i in range(size)], rng, True) for n, size in enumerate(sizes)]
+    write(folder, batches)
+    (file,) = embeddings(folder)
+    assert file.rows == sum(sizes)
+    keys = [row.sample.key for batch in batches for row in batch.batch.rows]
+    assert file.read(["key"])["key"].to_pylist() == keys
+    for column in COLUMNS:
+        vectors, has = file.vectors(column)
+        expected = [getattr(batch, column) for batch in batches]
+        expected_has = [batch.has[column] for batch in batches]
+        assert vectors.dtype == np.float16
+        assert vectors.shape == (len(keys), DIM)
+        if batches:
+            np.testing.assert_array_equal(vectors, np.concatenate(expected).astype(np.float16))
+            np.testing.assert_array_equal(has, np.concatenate(expected_has))
+
+
+def test_row_groups_hold_1024_rows_and_vectors_are_byte_split(tmp_path):
+    folder = Folder(str(tmp_path))
+    rng = np.random.default_rng(0)
+    write(folder, [embedded([f"{n}-{i}" for i in range(300)], rng) for n in range(8)])
+    metadata = pq.ParquetFile(folder.path(parquet_name(SHARD.id))).metadata
+    assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [1024, 1024, 352]
+    columns = {
+        metadata.row_group(0).column(n).path_in_schema: metadata.row_group(0).column(n)
+        for n in range(metadata.num_columns)
+    }
+    image = columns["image.list.element"]
+    assert "BYTE_STREAM_SPLIT" in image.encodings
+    assert image.compression == "ZSTD"
+    assert not any("DICTIONARY" in "".join(column.encodings) for column in columns.values())
+
+
+def test_the_same_rows_give_the_same_bytes_whatever_the_run_and_the_batches(tmp_path):
+    rng = np.random.default_rng(1)
+    batches = [embedded([f"{n}-{i}" for i in range(700)], rng) for n in range(3)]
+    one, other = Folder(str(tmp_path / "one")), Folder(str(tmp_path / "other"))
+    write(one, batches, "r1")
+    write(other, batches, "r2")
+    name = parquet_name(SHARD.id)
+    assert one.read_bytes(name) == other.read_bytes(name)
+
+
+def test_without_a_commit_nothing_is_left(tmp_path):
+    folder = Folder(str(tmp_path))
+    with pytest.raises(ZeroDivisionError), ParquetWriter(folder, SHARD, DIM, "r1") as writer:
+        writer.write(embedded(["a"], np.random.default_rng(0)))
+        raise ZeroDivisionError
+    assert folder.list("embeddings") == []
+
+
+@pytest.mark.parametrize(
+    "account",
+    [None, entry(3), entry(2, dropped=1), entry(2, edition="00000002")],
+    ids=["no ledger", "other rows", "other drops", "other edition"],
+)
+def test_a_file_whose_ledger_disagrees_is_not_done(tmp_path, account):
+    folder = Folder(str(tmp_path))
+    write(folder, [embedded(["a", "b"], np.random.default_rng(0))])
+    assert find_embedding(folder, SHARD.id) is not None
+    folder.remove(f"ledger/{SHARD.id}.json")
+    if account is not None:
+        write_entry(folder, account, "r2")
+    assert find_embedding(folder, SHARD.id) is None
+    assert embeddings(folder) == []
+
+
+def test_keys_and_captions_that_are_not_utf8_are_kept_readable(tmp_path):
+    folder = Folder(str(tmp_path))
+    batch = embedded(["caf\udce9"], np.random.default_rng(0))
+    write(folder, [batch])
+    assert embeddings(folder)[0].read(["key"])["key"].to_pylist() == ["caf\\udce9"]
+
+
+def test_a_damaged_file_is_told_in_one_line(tmp_path):
+    folder = Folder(str(tmp_path))
+    folder.write_whole(parquet_name("x-1"), b"PAR1 and no more")
+    with pytest.raises(CollectionError, match="expected a whole Parquet file, found .*; delete it"):
+        read_footer(folder, "x-1")
+
+
+def test_a_foreign_file_is_told_in_one_line(tmp_path):
+    import pyarrow as pa
+
+    folder = Folder(str(tmp_path))
+    (tmp_path / "embeddings").mkdir()
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "embeddings" / "x-1.parquet")
+    with pytest.raises(CollectionError, match="found no chiasm footer"):
+        read_footer(folder, "x-1")
+
+
+def test_a_full_disk_is_a_storage_error_and_leaves_nothing(tmp_path):
+    import resource
+    import signal
+
+    folder = Folder(str(tmp_path))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(StorageError, match="embeddings/a-0123456789.parquet"):
+            write(folder, [embedded([str(n) for n in range(2000)], np.random.default_rng(0))])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, previous)
+    assert folder.list("embeddings") == []
