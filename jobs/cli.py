@@ -1,8 +1,8 @@
 """The command line: which commands there are, and how they end. Each lives in a file of its own.
 
-A command's module is imported only when that command is called, so `chiasm --help` and `chiasm status`
-cost no torch and no Ray. Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 not
-all of it was done, 2 wrong usage, 130 and 143 stopped by ctrl-C and SIGTERM.
+A command's module is imported only when that command is called, so `chiasm --help` and `chiasm
+status` cost no torch and no Ray. Results go to stdout, progress and errors to stderr. Exit codes: 0
+done, 1 not all of it was done, 2 wrong usage, 130 and 143 stopped by ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from pipeline.errors import ChiasmError, UsageError
 COMMANDS = {  # name -> (module with `register(app)`, what it does)
     "demo": ("jobs.cli_demo", "Make a small world of pictures, embed it, index it, ask it."),
     "embed": ("jobs.cli_embed", "Embed shards into a collection, on this machine or a cluster."),
-    "status": ("jobs.cli_status", "Tell what a collection holds, what was dropped, and who is at work."),
+    "status": (
+        "jobs.cli_status",
+        "Tell what a collection holds, what was dropped, and who is at work.",
+    ),
     "index": ("jobs.cli_index", "Build the index of a collection."),
     "search": ("jobs.cli_search", "Search a collection by words, by a picture, or by both."),
     "check": ("jobs.cli_check", "Check every promise a collection makes."),

@@ -39,7 +39,8 @@ def embed(
         str, typer.Option(help="laptop, one_gpu, cluster, or a YAML file of settings.")
     ] = "laptop",
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting, as in batch.size=32.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One setting, as in batch.size=32."),
     ] = None,
     address: Annotated[
         str | None, typer.Option(help="A running Ray: host:port or auto. [default: start one here]")
@@ -47,7 +48,9 @@ def embed(
     caption_field: Annotated[
         str | None, typer.Option(help="Take captions from this field of the json member.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Embed the first N samples only.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Embed the first N samples only.")
+    ] = None,
     max_loss: Annotated[
         float | None, typer.Option(help="Share of samples that may be dropped. [default: 0.01]")
     ] = None,

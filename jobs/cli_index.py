@@ -6,9 +6,6 @@ from typing import Annotated
 
 import typer
 
-
-from index.build import build_index
-
 HELP = "Build the index of a collection."
 
 

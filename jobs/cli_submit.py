@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 from ray.job_submission import JobStatus
 
-from jobs.submit import EXCLUDES, connect, follow, submit as submit_job
+from jobs.submit import EXCLUDES, connect, follow
+from jobs.submit import submit as submit_job
 from pipeline.errors import ChiasmError
 
 HELP = """Run a chiasm command as a job on a Ray cluster.
 
-  chiasm submit --address http://head:8265 -- embed /data/*.tar --to /data/photos.chiasm --preset cluster
+  chiasm submit --address http://head:8265 -- embed /data/*.tar --to /data/photos.chiasm --preset
+  cluster
 
 Our packages travel with the job; the paths in the command are the cluster's. What the job prints is
 printed here until it ends, and its success is this command's."""
@@ -34,9 +36,7 @@ def submit(
     ] = None,
     wait: Annotated[bool, typer.Option(help="Stay until the job ends.")] = True,
 ) -> None:
-    job = submit_job(
-        command, address, files=file or (), excludes=(*EXCLUDES, *(exclude or ()))
-    )
+    job = submit_job(command, address, files=file or (), excludes=(*EXCLUDES, *(exclude or ())))
     print(f"job {job}", file=sys.stderr)
     if not wait:
         print(job)

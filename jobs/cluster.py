@@ -18,16 +18,18 @@ import pipeline
 from jobs.config import WorkerSettings
 from pipeline.errors import ChiasmError, UsageError
 
-OBJECT_STORE_BYTES = 128 * 2**20  # only shard names and ledger entries travel: Ray's least is enough
+OBJECT_STORE_BYTES = (
+    128 * 2**20
+)  # only shard names and ledger entries travel: Ray's least is enough
 
 
 @contextmanager
 def connected(address: str | None, workers: WorkerSettings) -> Iterator[None]:
     """A Ray to run workers on, for the length of the `with`.
 
-    address: `host:port`, `auto` or `ray://...` of a running cluster; None takes RAY_ADDRESS where that
-    is set (as it is inside a submitted job), else starts a Ray on this machine, for this run alone.
-    A Ray that this process has already joined is used and left as it is.
+    address: `host:port`, `auto` or `ray://...` of a running cluster; None takes RAY_ADDRESS where
+    that is set (as it is inside a submitted job), else starts a Ray on this machine, for this run
+    alone. A Ray that this process has already joined is used and left as it is.
     """
     if ray.is_initialized():
         yield

@@ -1,8 +1,8 @@
 """The one place that composes settings: defaults < preset < --set < flags.
 
 Every default is written once, in the dataclass next to what it configures. A preset is one of
-`jobs/presets/*.yaml` or any YAML file of the same keys. Unknown keys are refused by name; the settings
-in force are saved with every run.
+`jobs/presets/*.yaml` or any YAML file of the same keys. Unknown keys are refused by name; the
+settings in force are saved with every run.
 """
 
 from __future__ import annotations
@@ -96,8 +96,9 @@ def compose(
 ) -> Settings:
     """The settings in force.
 
-    preset: the name of a shipped preset or the path of a YAML file. assignments: `batch.size=32`, values
-    read as YAML. flags: dotted key -> value, None where the flag was not given. Raises UsageError.
+    preset: the name of a shipped preset or the path of a YAML file. assignments: `batch.size=32`,
+    values read as YAML. flags: dotted key -> value, None where the flag was not given. Raises
+    UsageError.
     """
     told: dict[str, Any] = {}
     _merge(told, _read_preset(preset), preset)

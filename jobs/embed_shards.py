@@ -1,7 +1,8 @@
 """`chiasm embed`: shards into a collection, on a pool of workers.
 
-In come shards and settings, out come one Parquet file and one ledger entry a shard, and a summary. Kill
-it anywhere and run the same command again: what is done is passed over, what dead runs left is swept.
+In come shards and settings, out come one Parquet file and one ledger entry a shard, and a summary.
+Kill it anywhere and run the same command again: what is done is passed over, what dead runs left is
+swept.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ class EmbedRequest:
 class EmbedSummary:
     """What stands in the collection for the shards that were named, whichever run put it there.
 
-    `pairs_per_second` counts this run's rows, from its first batch to its last commit; `seconds` are
-    busy seconds by stage summed over this run's threads and workers, and `total`, the wall clock.
+    `pairs_per_second` counts this run's rows, from its first batch to its last commit; `seconds`
+    are busy seconds by stage summed over this run's threads and workers, and `total`, the wall
+    clock.
     """
 
     samples: int

@@ -1,9 +1,10 @@
 """A pool of Ray actors and the one loop that keeps them busy.
 
-Shards go out, outcomes come in as they happen (`ray.wait`). Each worker holds two shards: the one at
-work, and the next, so that it never waits for the driver. What befalls a worker is told apart from what
-a shard did: only the shard at work when a worker dies, or passes its deadline, loses an attempt.
-Workers are asked for up to a maximum and join as they are placed, so an autoscaler sees the demand.
+Shards go out, outcomes come in as they happen (`ray.wait`). Each worker holds two shards: the one
+at work, and the next, so that it never waits for the driver. What befalls a worker is told apart
+from what a shard did: only the shard at work when a worker dies, or passes its deadline, loses an
+attempt. Workers are asked for up to a maximum and join as they are placed, so an autoscaler sees
+the demand.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Worker:
 class Pool:
     """Runs a work list to its end.
 
-    welcome: called with the identity of each worker's encoder before it is given a shard; may raise.
-    tick: called about twice a second with the pool.
+    welcome: called with the identity of each worker's encoder before it is given a shard; may
+    raise. tick: called about twice a second with the pool.
     """
 
     def __init__(

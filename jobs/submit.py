@@ -1,4 +1,5 @@
-"""Jobs on a running cluster: our packages packed into a working directory, a command to run there."""
+"""Jobs on a running cluster: our packages packed into a working directory, a command to run
+there."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ def submit(
 ) -> str:
     """Start `chiasm COMMAND` as a job; returns the job's id.
 
-    address: the cluster's dashboard, `http://host:8265`. files: more files and folders to take along;
-    the command finds them under their base names. Raises UsageError, ChiasmError.
+    address: the cluster's dashboard, `http://host:8265`. files: more files and folders to take
+    along; the command finds them under their base names. Raises UsageError, ChiasmError.
     """
     if not command:
         raise UsageError("submit", expected="a chiasm command after --", found="none")
@@ -87,4 +88,3 @@ def follow(client: JobSubmissionClient, job: str, say: Callable[[str], object]) 
         if ended:
             return client.get_job_status(job)
         time.sleep(LOOK_SECONDS)
-

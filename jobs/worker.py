@@ -1,7 +1,7 @@
 """The Ray actor: one process, one model in memory, shards one after the other.
 
-It is sent a recipe, not built objects. Only shard names come in and ledger entries go out; pixels and
-vectors never leave the process.
+It is sent a recipe, not built objects. Only shard names come in and ledger entries go out; pixels
+and vectors never leave the process.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class Recipe:
 
 
 class EmbedWorker:
-    """`load` once, then `embed` shard by shard; `progress` answers in between, from its own thread."""
+    """`load` once, then `embed` shard by shard; `progress` answers in between, from its own
+    thread."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -102,8 +103,8 @@ class EmbedWorker:
         return watch
 
     def _outlive_nobody(self) -> None:
-        """End this process when its driver is gone. Ray does so too, but only after some seconds, in
-        which a worker would go on writing in the name of a dead run."""
+        """End this process when its driver is gone. Ray does so too, but only after some seconds,
+        in which a worker would go on writing in the name of a dead run."""
         if self.recipe.driver_host != socket.gethostname():
             return
         while process_alive(self.recipe.driver_pid, self.recipe.driver_started):

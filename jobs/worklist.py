@@ -1,8 +1,8 @@
 """What is left to do: shards that are neither done nor held by another live run.
 
-The list hands out tasks and takes back outcomes; it alone knows what done means: a Parquet file whose
-ledger agrees and whose edition is the one this run would make. Shards that another run holds are put
-off and looked at again, so that two runs share the work and none is done twice for long.
+The list hands out tasks and takes back outcomes; it alone knows what done means: a Parquet file
+whose ledger agrees and whose edition is the one this run would make. Shards that another run holds
+are put off and looked at again, so that two runs share the work and none is done twice for long.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Task:
 class WorkList:
     """Shards in order, their outcomes, and the rules between them.
 
-    limit: the most samples that the first shards may give together; they are then taken one at a time,
-    since each one's share depends on those before it.
+    limit: the most samples that the first shards may give together; they are then taken one at a
+    time, since each one's share depends on those before it.
     """
 
     def __init__(
@@ -85,7 +85,8 @@ class WorkList:
         return None
 
     def give_back(self, task: Task, lost: str = "") -> None:
-        """An attempt came to nothing. `lost` says why, and is empty where the shard is not to blame."""
+        """An attempt came to nothing. `lost` says why, and is empty where the shard is not to
+        blame."""
         if lost:
             task.lost.append(lost)
         self._out.pop(task.shard.id)

@@ -1,8 +1,8 @@
 """A collection's identity: `collection.json`, written once, checked at every open.
 
-It names the encoder whose space the vectors live in. The fingerprint decides whether two encoders are
-the same; precision, device and versions are recorded beside it and never cause a refusal, so that a
-laptop can query what a GPU embedded.
+It names the encoder whose space the vectors live in. The fingerprint decides whether two encoders
+are the same; precision, device and versions are recorded beside it and never cause a refusal, so
+that a laptop can query what a GPU embedded.
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ def establish(folder: Folder, identity: Identity, run_id: str) -> Identity:
         folder.write_whole(NAME, told.encode() + b"\n", run_id)
     standing = read_identity(folder)
     if standing is None:
-        raise CollectionError(f"{folder.url}/{NAME}", expected="what was just written", found="none")
+        raise CollectionError(
+            f"{folder.url}/{NAME}", expected="what was just written", found="none"
+        )
     standing.require(identity.fingerprint, identity.encoder, folder.url)
     return standing
 

@@ -3,8 +3,8 @@
     read_samples -> batches (decode threads) -> encode -> ParquetWriter -> ledger entry -> commit
 
 One call embeds one shard in bounded memory, whatever the shard's size. The order at the end is what
-makes kills harmless: the ledger's account is put in place first, the Parquet file last, each whole; a
-shard is done if and only if both are there and agree.
+makes kills harmless: the ledger's account is put in place first, the Parquet file last, each whole;
+a shard is done if and only if both are there and agree.
 """
 
 from __future__ import annotations
@@ -50,15 +50,22 @@ def embed_shard(
     """Embed one shard into a collection and return its account.
 
     limit: stop after that many samples (the edition then says so). watch: called after each batch.
-    Raises SourceError when the shard cannot be read, StorageError when the target cannot be written,
-    EncoderError when the model gives no unit vectors; in each case nothing bears a final name.
+    Raises SourceError when the shard cannot be read, StorageError when the target cannot be
+    written, EncoderError when the model gives no unit vectors; in each case nothing bears a final
+    name.
     """
     tally, clock, cut = Tally(), Stopwatch(), Cut(limit)
     samples = cut.take(read_samples(shard, settings.read))
     began = None
     with ParquetWriter(folder, shard, encoder.dim, run_id) as rows:
         for batch in batches(
-            samples, encoder.preprocess, encoder.image_size, settings.batch, settings.decode, tally, clock
+            samples,
+            encoder.preprocess,
+            encoder.image_size,
+            settings.batch,
+            settings.decode,
+            tally,
+            clock,
         ):
             began = began or time.time()
             embedded = encode(batch, encoder, clock)
@@ -94,11 +101,14 @@ def encode(batch: Batch, encoder: Encoder, clock: Stopwatch) -> Embedded:
             [row.sample.captions[0] for row in paired],
         )
         joint = spread(fused if paired else None, both, encoder)
-    return Embedded(batch, image, text, joint, {"image": pictured, "text": captioned, "joint": both})
+    return Embedded(
+        batch, image, text, joint, {"image": pictured, "text": captioned, "joint": both}
+    )
 
 
 def spread(vectors: np.ndarray | None, has: np.ndarray, encoder: Encoder) -> np.ndarray:
-    """The vectors of the rows that have one, at their places among zeros: (n, D) -> (B, D) float32."""
+    """The vectors of the rows that have one, at their places among zeros: (n, D) -> (B, D)
+    float32."""
     spread_out = np.zeros((len(has), encoder.dim), dtype=np.float32)
     if vectors is not None:
         lengths = np.linalg.norm(vectors, axis=1)
@@ -120,9 +130,7 @@ class Cut:
         self.limit = limit
         self.limit_reached: int | None = None
 
-    def take(
-        self, items: Iterator[Sample | Dropped | Note]
-    ) -> Iterator[Sample | Dropped | Note]:
+    def take(self, items: Iterator[Sample | Dropped | Note]) -> Iterator[Sample | Dropped | Note]:
         passed = 0
         for item in items:
             if not isinstance(item, Note):
@@ -169,9 +177,10 @@ def footer_of(entry: LedgerEntry, encoder: Encoder) -> Footer:
 def edition_of(
     shard: Shard, fingerprint: str, settings: EmbedSettings, limit: int | None = None
 ) -> str:
-    """Which making of a shard's rows this is: 8 hex digits over what decides which rows there are and
-    what they mean. The same shard embedded again the same way is the same edition; a changed one, or
-    one read otherwise, is a new one. Batch size and threads decide neither, so they are left out."""
+    """Which making of a shard's rows this is: 8 hex digits over what decides which rows there are
+    and what they mean. The same shard embedded again the same way is the same edition; a changed
+    one, or one read otherwise, is a new one. Batch size and threads decide neither, so they are
+    left out."""
     told = {
         "size": shard.size,
         "version": shard.version,

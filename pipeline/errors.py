@@ -15,8 +15,8 @@ A sample that cannot be used is not an exception for the caller: it becomes a `D
 class ChiasmError(Exception):
     """An error told in one line.
 
-    >>> print(ChiasmError("a.tar", expected="a tar", found="a PNG picture", do="name the shard itself"))
-    a.tar: expected a tar, found a PNG picture; name the shard itself
+    >>> print(ChiasmError("a.tar", expected="a tar", found="a PNG", do="name the shard itself"))
+    a.tar: expected a tar, found a PNG; name the shard itself
     """
 
     exit_code = 1
@@ -26,7 +26,10 @@ class ChiasmError(Exception):
         super().__init__(what, expected, found, do)
 
     def __str__(self) -> str:
-        middle = [f"expected {self.expected}" if self.expected else "", f"found {self.found}" if self.found else ""]
+        middle = [
+            f"expected {self.expected}" if self.expected else "",
+            f"found {self.found}" if self.found else "",
+        ]
         told = ", ".join(part for part in middle if part)
         line = f"{self.what}: {told}" if told else self.what
         return " ".join((f"{line}; {self.do}" if self.do else line).split())

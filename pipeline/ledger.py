@@ -1,9 +1,10 @@
-"""The ledger: what became of every sample of a shard, counted while it happens, written before the rows.
+"""The ledger: what became of every sample of a shard, counted while it happens, written before the
+rows.
 
 In comes what `read_samples` and the decoder yield; out goes one `LedgerEntry` a shard, stored as
-`ledger/<shard id>.json`. rows + dropped = samples, always. The entry is written before the Parquet file
-is renamed into place, so a Parquet file never stands there without its account; a pair that disagrees
-(a kill fell between the two, or the shard changed) counts as not done.
+`ledger/<shard id>.json`. rows + dropped = samples, always. The entry is written before the Parquet
+file is renamed into place, so a Parquet file never stands there without its account; a pair that
+disagrees (a kill fell between the two, or the shard changed) counts as not done.
 """
 
 from __future__ import annotations
@@ -69,9 +70,9 @@ class Stopwatch:
 class LedgerEntry:
     """The account of one shard.
 
-    source: the shard as it was listed; edition: see `pipeline.embed.edition_of`; seconds: busy seconds
-    by stage; span: wall clock (first batch, commit) in seconds since the epoch; set_aside: why the shard
-    could not be embedded, after how many attempts, or None when it was.
+    source: the shard as it was listed; edition: see `pipeline.embed.edition_of`; seconds: busy
+    seconds by stage; span: wall clock (first batch, commit) in seconds since the epoch; set_aside:
+    why the shard could not be embedded, after how many attempts, or None when it was.
     """
 
     source: Shard
@@ -94,7 +95,9 @@ class LedgerEntry:
 
     def to_json(self) -> bytes:
         told = {"schema": SCHEMA, "samples": self.samples, **asdict(self)}
-        return json.dumps(told, ensure_ascii=False, indent=1).encode("utf-8", "surrogatepass") + b"\n"
+        return (
+            json.dumps(told, ensure_ascii=False, indent=1).encode("utf-8", "surrogatepass") + b"\n"
+        )
 
     @classmethod
     def from_json(cls, data: bytes, name: str) -> LedgerEntry:

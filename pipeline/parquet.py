@@ -1,7 +1,8 @@
-"""Embeddings at rest: one Parquet file a shard, written in row groups, read with its footer checked.
+"""Embeddings at rest: one Parquet file a shard, written in row groups, read with its footer
+checked.
 
-In come `Embedded` batches, out comes `embeddings/<shard id>.parquet`, which bears its name if and only
-if the shard is done. Vectors are float16 fixed-size lists, BYTE_STREAM_SPLIT and zstd without
+In come `Embedded` batches, out comes `embeddings/<shard id>.parquet`, which bears its name if and
+only if the shard is done. Vectors are float16 fixed-size lists, BYTE_STREAM_SPLIT and zstd without
 dictionaries: several times faster to read than pyarrow's defaults, and smaller. Nothing in a file
 depends on when or where it was written, so the same shard gives the same bytes.
 """
@@ -31,8 +32,8 @@ _FOOTER_KEY = b"chiasm"
 class Footer:
     """What a Parquet file says of itself, stored as JSON under the key `chiasm` of its metadata.
 
-    `rows` and `dropped` count samples; source, edition and counts repeat the ledger's, and the two have
-    to agree. `encoder`, `fingerprint` and `dim` repeat collection.json.
+    `rows` and `dropped` count samples; source, edition and counts repeat the ledger's, and the two
+    have to agree. `encoder`, `fingerprint` and `dim` repeat collection.json.
     """
 
     source: Shard
@@ -143,7 +144,9 @@ def table_of(embedded: Embedded, shard_id: str, schema: pa.Schema) -> pa.Table:
     plain: dict[str, list[Any]] = {
         "key": [_storable(sample.key) for sample in samples],
         "shard": [shard_id] * len(rows),
-        "caption": [_storable(sample.captions[0]) if sample.captions else None for sample in samples],
+        "caption": [
+            _storable(sample.captions[0]) if sample.captions else None for sample in samples
+        ],
         "captions": [[_storable(caption) for caption in sample.captions] for sample in samples],
         "json": [None if sample.json is None else _storable(sample.json) for sample in samples],
         "width": [row.width for row in rows],
@@ -206,7 +209,8 @@ class EmbeddingFile:
             return file.read(columns=columns)
 
     def vectors(self, column: str) -> tuple[np.ndarray, np.ndarray]:
-        """One vector column: (rows, D) float16, zero where null, and which rows have it, (rows,) bool."""
+        """One vector column: (rows, D) float16, zero where null, and which rows have it, (rows,)
+        bool."""
         return vectors_of(self.read([column])[column])
 
 
@@ -214,9 +218,13 @@ def vectors_of(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """A vector column as (n, D) float16, zero where null, and which rows have one, (n,) bool."""
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):  # an empty column stays chunked
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=array.type)
+        array = (
+            pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=array.type)
+        )
     has = np.asarray(array.is_valid())
-    flat = array.values.slice(array.offset * array.type.list_size, len(array) * array.type.list_size)
+    flat = array.values.slice(
+        array.offset * array.type.list_size, len(array) * array.type.list_size
+    )
     vectors = flat.to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size)
     if not has.all():
         vectors = np.where(has[:, None], vectors, np.float16(0))
@@ -228,7 +236,8 @@ def parquet_name(shard_id: str) -> str:
 
 
 def embeddings(folder: Folder) -> list[EmbeddingFile]:
-    """The files of the shards that are done, by shard id. A file whose ledger disagrees is left out."""
+    """The files of the shards that are done, by shard id. A file whose ledger disagrees is left
+    out."""
     found = []
     for name in folder.list("embeddings"):
         if name.endswith(".parquet"):
@@ -239,7 +248,8 @@ def embeddings(folder: Folder) -> list[EmbeddingFile]:
 
 
 def find_embedding(folder: Folder, shard_id: str) -> EmbeddingFile | None:
-    """The shard's file if the shard is done: the file is there and its ledger agrees with its footer."""
+    """The shard's file if the shard is done: the file is there and its ledger agrees with its
+    footer."""
     if not folder.exists(parquet_name(shard_id)):
         return None
     footer = read_footer(folder, shard_id)

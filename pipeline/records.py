@@ -18,8 +18,9 @@ COLUMNS = ("image", "text", "joint")  # the vector columns, in the order in whic
 class Shard:
     """One tar of samples as it was when it was listed.
 
-    `url` is canonical (`file:///...` for local paths), `size` in bytes, `version` the store's etag or,
-    for local files, the modification time in nanoseconds: size and version tell that a shard changed.
+    `url` is canonical (`file:///...` for local paths), `size` in bytes, `version` the store's etag
+    or, for local files, the modification time in nanoseconds: size and version tell that a shard
+    changed.
     """
 
     url: str
@@ -30,7 +31,8 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a member's bytes lie in its tar: `offset` of the first data byte, or None in a compressed shard."""
+    """Where a member's bytes lie in its tar: `offset` of the first data byte, or None in a
+    compressed shard."""
 
     member: str
     offset: int | None
@@ -41,8 +43,8 @@ class Place:
 class Sample:
     """The members of a shard that share one key.
 
-    `picture` is the encoded file, None where there is none; `place` says where it lies. `captions` may
-    be empty. `json` is the sample's own json member, verbatim.
+    `picture` is the encoded file, None where there is none; `place` says where it lies. `captions`
+    may be empty. `json` is the sample's own json member, verbatim.
     """
 
     key: str
@@ -54,7 +56,8 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A sample that became no row. `stage` is read or decode; `reason` is one of a short closed list."""
+    """A sample that became no row. `stage` is read or decode; `reason` is one of a short closed
+    list."""
 
     key: str
     stage: str
@@ -75,9 +78,10 @@ class Note:
 class Decoded:
     """A sample ready for the encoder.
 
-    `pixels` is what the encoder's `preprocess` made of the picture (for fixed-size encoders uint8 of
-    shape (3, S, S)), None without a picture; `sample.picture` is None by now. `width` and `height` are
-    those of the picture as a person sees it (EXIF orientation applied); `sha256` is of the encoded file.
+    `pixels` is what the encoder's `preprocess` made of the picture (for fixed-size encoders uint8
+    of shape (3, S, S)), None without a picture; `sample.picture` is None by now. `width` and
+    `height` are those of the picture as a person sees it (EXIF orientation applied); `sha256` is of
+    the encoded file.
     """
 
     sample: Sample
@@ -87,8 +91,14 @@ class Decoded:
     sha256: str | None
 
     @classmethod
-    def of(cls, sample: Sample, pixels: np.ndarray | None, width: int | None, height: int | None,
-           sha256: str | None) -> Decoded:
+    def of(
+        cls,
+        sample: Sample,
+        pixels: np.ndarray | None,
+        width: int | None,
+        height: int | None,
+        sha256: str | None,
+    ) -> Decoded:
         """Let go of the encoded bytes: a decoded row must not keep two copies of its picture."""
         return cls(replace(sample, picture=None), pixels, width, height, sha256)
 
@@ -105,8 +115,8 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A batch and its vectors: each of `image`, `text`, `joint` is (B, D) float32, of unit length in
-    every row whose entry in `has[column]` (B,) bool is True, and zero elsewhere."""
+    """A batch and its vectors: each of `image`, `text`, `joint` is (B, D) float32, of unit length
+    in every row whose entry in `has[column]` (B,) bool is True, and zero elsewhere."""
 
     batch: Batch
     image: np.ndarray

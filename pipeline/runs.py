@@ -1,10 +1,10 @@
 """Runs: who is at work in a collection, and what dead runs left behind.
 
-A run is one command that writes. It keeps `runs/<run id>.json` with its settings and a heartbeat, says
-there which shards it holds, and sweeps the temporaries of runs that are dead: on the same machine, runs
-whose process is gone; from elsewhere, runs whose heartbeat is older than a minute. Two live runs share
-the work by leaving alone what the other holds. The cost: a run killed on another machine is noticed
-only after that minute.
+A run is one command that writes. It keeps `runs/<run id>.json` with its settings and a heartbeat,
+says there which shards it holds, and sweeps the temporaries of runs that are dead: on the same
+machine, runs whose process is gone; from elsewhere, runs whose heartbeat is older than a minute.
+Two live runs share the work by leaving alone what the other holds. The cost: a run killed on
+another machine is noticed only after that minute.
 """
 
 from __future__ import annotations
@@ -54,7 +54,6 @@ class RunRecord:
             return process_alive(self.pid, self.process_started)
         return (now or time.time()) - self.heartbeat < STALE_SECONDS
 
-
     def died_after(self, moment: float) -> bool:
         """Whether this run was killed, and later than `moment`."""
         return self.state == "running" and self.heartbeat > moment and not self.alive()
@@ -99,8 +98,8 @@ class Run:
         if self.record.state == "running":
             stopped = kind is not None and not issubclass(kind, Exception)
             self.record = replace(self.record, state="stopped" if stopped else "failed")
-        # A full disk must not hide the error that ends the run: a record that says `running` with no
-        # process behind it reads as killed.
+        # A full disk must not hide the error that ends the run: a record that says `running` with
+        # no process behind it reads as killed.
         with contextlib.suppress(StorageError) if kind else contextlib.nullcontext():
             self._write()
 
@@ -123,8 +122,8 @@ class Run:
     def sweep(self, folders: Iterable[str]) -> list[str]:
         """Remove the temporaries that dead runs left in `folders`; returns their names.
 
-        Workers outlive a killed driver by up to half a second and may still make a file: after a run
-        that died just now they are given the time to be gone first."""
+        Workers outlive a killed driver by up to half a second and may still make a file: after a
+        run that died just now they are given the time to be gone first."""
         now = time.time()
         if any(run.died_after(now - 10 * ORPHAN_SECONDS) for run in runs(self.folder)):
             time.sleep(ORPHAN_SECONDS)
@@ -161,9 +160,17 @@ def runs(folder: Folder) -> Iterator[RunRecord]:
     swapped whole, so only one that a newer version wrote can be such."""
     for name in folder.list("runs"):
         if name.endswith(".json") and not is_temporary(name):
-            with contextlib.suppress(ValueError, TypeError, StorageError):
-                told = json.loads(folder.read_bytes(name))
-                yield RunRecord(**{**told, "holds": tuple(told["holds"])})
+            record = _read(folder, name)
+            if record is not None:
+                yield record
+
+
+def _read(folder: Folder, name: str) -> RunRecord | None:
+    try:
+        told = json.loads(folder.read_bytes(name))
+        return RunRecord(**{**told, "holds": tuple(told["holds"])})
+    except (ValueError, TypeError, KeyError, StorageError):
+        return None
 
 
 def process_alive(pid: int, started: float) -> bool:

@@ -65,12 +65,16 @@ def write(folder: Folder, batches: list[Embedded], run: str = "r1") -> None:
         writer.commit(footer(writer.rows))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(sizes=st.lists(st.integers(1, 700), max_size=6), seed=st.integers(0, 2**32 - 1))
 def test_rows_come_back_in_order_with_their_holes(tmp_path_factory, sizes, seed):
     folder = Folder(str(tmp_path_factory.mktemp("c")))
     rng = np.random.default_rng(seed)
-    batches = [embedded([f"{n}/{i}" for i in range(size)], rng, True) for n, size in enumerate(sizes)]
+    batches = [
+        embedded([f"{n}/{i}" for i in range(size)], rng, True) for n, size in enumerate(sizes)
+    ]
     write(folder, batches)
     (file,) = embeddings(folder)
     assert file.rows == sum(sizes)
@@ -92,7 +96,11 @@ def test_row_groups_hold_1024_rows_and_vectors_are_byte_split(tmp_path):
     rng = np.random.default_rng(0)
     write(folder, [embedded([f"{n}-{i}" for i in range(300)], rng) for n in range(8)])
     metadata = pq.ParquetFile(folder.path(parquet_name(SHARD.id))).metadata
-    assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [1024, 1024, 352]
+    assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [
+        1024,
+        1024,
+        352,
+    ]
     columns = {
         metadata.row_group(0).column(n).path_in_schema: metadata.row_group(0).column(n)
         for n in range(metadata.num_columns)

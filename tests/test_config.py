@@ -1,0 +1,74 @@
+"""Settings: one place composes them, nothing unknown slips through."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+
+from jobs.config import Settings, compose, keys, presets
+from pipeline.errors import UsageError
+
+
+def test_flags_win_over_set_and_set_over_the_preset(tmp_path):
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("batch: {size: 8, decode_threads: 3}\nworkers.count: 5\n")
+    settings = compose(
+        str(preset),
+        ["batch.size=16", "encoder.precision=float32"],
+        {"encoder.name": "hf:x", "max_loss": None},
+    )
+    assert settings.batch.size == 16
+    assert settings.batch.decode_threads == 3
+    assert settings.workers.count == 5
+    assert settings.encoder.precision == "float32"
+    assert settings.encoder.name == "hf:x"
+    assert settings.max_loss == Settings().max_loss
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_shipped_preset_is_valid_and_says_something(name):
+    assert compose(name) != Settings()
+
+
+def test_the_settings_in_force_compose_to_themselves(tmp_path):
+    settings = compose("cluster", ["batch.size=7"])
+    saved = tmp_path / "saved.yaml"
+    saved.write_text(yaml.safe_dump(settings.as_dict()))
+    assert compose(str(saved)) == settings
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["batch.sise=3"], "unknown setting 'batch.sise' in --set; did you mean batch.size?"),
+        (["batch=3"], "unknown setting 'batch' in --set"),
+        (["batch.size"], "--set batch.size: expected key=value, as in batch.size=32"),
+        (["batch.size=many"], "setting batch.size: expected a valid integer"),
+        (["workers.count=0"], "workers.count: expected 1 or more, found 0"),
+        (["max_loss=2"], "max_loss: expected a share from 0 to 1, found 2"),
+        (["batch.size=[1"], "--set batch.size=[1: expected YAML"),
+    ],
+)
+def test_a_bad_setting_is_told_in_one_line(assignments, message):
+    with pytest.raises(UsageError) as raised:
+        compose("laptop", assignments)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_unknown_preset_lists_the_valid_ones():
+    with pytest.raises(UsageError, match="cluster, laptop, one_gpu or the path of a YAML file"):
+        compose("nope")
+
+
+def test_a_preset_with_an_unknown_key_names_the_file(tmp_path):
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("batch: {sizes: 8}\n")
+    with pytest.raises(UsageError, match=re.escape(f"'batch.sizes' in {preset}")):
+        compose(str(preset))
+
+
+def test_keys_are_dotted_and_complete():
+    assert {"encoder.name", "batch.size", "workers.gpus", "max_loss"} <= set(keys(Settings))

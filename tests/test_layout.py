@@ -1,0 +1,127 @@
+"""The house holds: arrows point one way, files and functions stay small, names mean what they say."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ORDER = {"pipeline": 0, "index": 1, "jobs": 2}
+HOME = {
+    "ray": {"jobs"},
+    "faiss": {"index"},
+    "duckdb": {"index"},
+    "fastapi": {"index", "jobs"},
+}
+SOURCES = sorted(path for room in ORDER for path in (ROOT / room).rglob("*.py"))
+MOST_LINES = 350
+MOST_LINES_OF_A_FUNCTION = 50
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(tree: ast.AST) -> list[tuple[ast.stmt, str]]:
+    found: list[tuple[ast.stmt, str]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(node, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found.append((node, node.module or ""))
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=named)
+def test_arrows_point_from_jobs_to_index_to_pipeline(path):
+    room = path.relative_to(ROOT).parts[0]
+    for _, name in imports(ast.parse(path.read_text())):
+        head = name.split(".")[0]
+        assert ORDER.get(head, -1) <= ORDER[room], f"{room} imports {name}"
+        assert room in HOME.get(head, {room}), f"{head} is not imported in {room}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=named)
+def test_our_own_packages_are_imported_at_the_top(path):
+    tree = ast.parse(path.read_text())
+    top = set(map(id, tree.body))
+    hidden = [name for node, name in imports(tree) if id(node) not in top]
+    assert [name for name in hidden if name.split(".")[0] in ORDER] == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=named)
+def test_a_file_says_one_thing(path):
+    text = path.read_text()
+    assert text.count("\n") <= MOST_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or 0) - node.lineno
+            assert length <= MOST_LINES_OF_A_FUNCTION, f"{node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=named)
+def test_every_file_opens_with_what_it_is_for(path):
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_no_circles():
+    graph: dict[str, set[str]] = {}
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in SOURCES
+    }
+    for module, path in modules.items():
+        tree = ast.parse(path.read_text())
+        found = {name for _, name in imports(tree)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        graph[module] = {name for name in found if name in modules and name != module}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path, module])
+        if module not in done:
+            for name in sorted(graph[module]):
+                visit(name, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_no_test_folder_becomes_a_package():
+    assert list((ROOT / "tests").rglob("__init__.py")) == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "heavy"),
+    [
+        ("import jobs.cli; jobs.cli.application(['--help'])", "torch ray faiss pyarrow transformers"),
+        ("import jobs.cli_status", "torch ray faiss transformers sentence_transformers"),
+        ("import jobs.cli_check", "torch ray transformers sentence_transformers"),
+        ("import jobs.cli_search", "torch ray transformers sentence_transformers"),
+        ("import jobs.cli_embed", "torch faiss transformers sentence_transformers"),
+        ("import pipeline.encoders.pocket", "ray faiss transformers sentence_transformers"),
+    ],
+)
+def test_a_command_loads_only_what_it_needs(statement, heavy):
+    told = f"{statement}; import sys; print(*sorted(set({heavy.split()!r}) & set(sys.modules)))"
+    ran = subprocess.run(
+        [sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.split() == []
+
+
+def test_importing_the_three_packages_prints_nothing_and_starts_nothing():
+    told = (
+        "import threading, pipeline.embed, index, jobs.config;"
+        "assert threading.active_count() == 1, threading.enumerate()"
+    )
+    ran = subprocess.run([sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")

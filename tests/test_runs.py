@@ -1,0 +1,125 @@
+"""Runs: who is at work, and what dead runs left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from pipeline.runs import STALE_SECONDS, Run, process_alive, runs
+from pipeline.storage import Folder, temporary_of
+
+HOLD_A_RUN = """
+import sys, time
+from pipeline.runs import Run
+from pipeline.storage import Folder
+folder = Folder(sys.argv[1])
+with Run(folder, "test", {}) as run:
+    file = folder.create("embeddings/a.parquet", run.id)
+    file.write(b"half")
+    file.flush()
+    run.hold(["shard-1"])
+    print(run.id, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def other_run(tmp_path):
+    """Another process with a run and a half-written file in the same folder: (process, run id)."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD_A_RUN, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
+    with process:
+        yield process, process.stdout.readline().strip()
+        process.kill()
+
+
+def test_a_run_is_told_while_it_lives_and_how_it_ended(tmp_path):
+    folder = Folder(str(tmp_path))
+    with Run(folder, "embed", {"batch": {"size": 3}}) as run:
+        run.hold(["b", "a"])
+        (told,) = runs(folder)
+        assert (told.id, told.state, told.holds) == (run.id, "running", ("a", "b"))
+        assert told.settings == {"batch": {"size": 3}}
+        assert told.alive()
+        assert run.others() == []
+        run.finish("done", {"rows": 1})
+    (told,) = runs(folder)
+    assert (told.state, told.holds, told.summary) == ("done", (), {"rows": 1})
+    assert not told.alive()
+
+
+@pytest.mark.parametrize(("error", "state"), [(ValueError, "failed"), (KeyboardInterrupt, "stopped")])
+def test_a_run_that_raises_says_so(tmp_path, error, state):
+    folder = Folder(str(tmp_path))
+    with pytest.raises(error), Run(folder, "embed", {}):
+        raise error
+    assert [run.state for run in runs(folder)] == [state]
+
+
+def test_a_live_run_is_left_alone_and_a_killed_one_is_swept(tmp_path, other_run):
+    process, run_id = other_run
+    folder = Folder(str(tmp_path))
+    temporary = temporary_of("embeddings/a.parquet", run_id)
+    with Run(folder, "embed", {}) as run:
+        assert [(other.id, other.holds) for other in run.others()] == [(run_id, ("shard-1",))]
+        assert run.sweep(["embeddings"]) == []
+        assert folder.list("embeddings") == [temporary]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert run.others() == []
+        assert run.sweep(["", "embeddings", "runs"]) == [temporary]
+        assert folder.list("embeddings") == []
+
+
+def test_files_with_final_names_and_of_the_own_run_are_never_swept(tmp_path):
+    folder = Folder(str(tmp_path))
+    folder.write_whole("embeddings/a.parquet", b"whole")
+    with Run(folder, "embed", {}) as run:
+        with folder.create("embeddings/b.parquet", run.id) as file:
+            file.write(b"half")
+            assert run.sweep(["embeddings"]) == []
+            file.commit()
+        assert folder.list("embeddings") == ["embeddings/a.parquet", "embeddings/b.parquet"]
+
+
+def test_a_temporary_whose_run_is_unknown_is_swept(tmp_path):
+    folder = Folder(str(tmp_path))
+    (tmp_path / "ledger").mkdir()
+    (tmp_path / temporary_of("ledger/x.json", "20200101T000000-00000000")).write_bytes(b"half")
+    with Run(folder, "embed", {}) as run:
+        assert len(run.sweep(["ledger"])) == 1
+
+
+def test_a_run_elsewhere_lives_by_its_heartbeat(tmp_path):
+    folder = Folder(str(tmp_path))
+    with Run(folder, "embed", {}) as run:
+        pass
+    elsewhere = replace(run.record, host="elsewhere", state="running", heartbeat=1000.0)
+    assert elsewhere.alive(now=1000.0 + STALE_SECONDS - 1)
+    assert not elsewhere.alive(now=1000.0 + STALE_SECONDS + 1)
+
+
+def test_a_pid_with_a_new_owner_is_not_the_old_process():
+    me = psutil.Process()
+    assert process_alive(me.pid, me.create_time())
+    assert not process_alive(me.pid, me.create_time() - 100)
+    assert not process_alive(2**22 + 1, time.time())
+
+
+def test_a_record_that_cannot_be_read_is_passed_over(tmp_path):
+    folder = Folder(str(tmp_path))
+    with Run(folder, "embed", {}) as run:
+        folder.write_whole("runs/odd.json", json.dumps({"id": "odd"}).encode())
+        assert [told.id for told in runs(folder)] == [run.id]
