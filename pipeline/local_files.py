@@ -85,6 +85,18 @@ class PendingFile(io.BufferedWriter):
             os.replace(self.temporary, self.target)
             _fsync_folder(self.target.parent)
 
+    def commit_new(self) -> bool:
+        """Like `commit`, unless something bears the name already; says whether it got the name."""
+        self.flush()
+        with _told_as_storage_error(self.target):
+            os.fsync(self.fileno())
+            try:
+                os.link(self.temporary, self.target)  # the one way to name a whole file, if free
+            except FileExistsError:
+                return False
+            _fsync_folder(self.target.parent)
+        return True
+
     def __exit__(self, *raised: object) -> None:
         if self.closed:
             return
@@ -150,6 +162,14 @@ class LocalFiles:
             except FileNotFoundError:
                 return []
 
+    def folders(self, url: str) -> list[str]:
+        with _told_as_storage_error(_path_of(url)):
+            try:
+                with os.scandir(_path_of(url)) as entries:
+                    return sorted(entry.name for entry in entries if entry.is_dir())
+            except FileNotFoundError:
+                return []
+
     def read_bytes(self, url: str) -> bytes:
         with _told_as_storage_error(_path_of(url)):
             return Path(_path_of(url)).read_bytes()
@@ -160,6 +180,12 @@ class LocalFiles:
     def remove(self, url: str) -> None:
         with _told_as_storage_error(_path_of(url)), contextlib.suppress(FileNotFoundError):
             os.unlink(_path_of(url))
+
+    def remove_folder(self, url: str) -> None:
+        for base in self.list(url):
+            self.remove(f"{url}/{quote_from_bytes(os.fsencode(base))}")
+        with _told_as_storage_error(_path_of(url)), contextlib.suppress(FileNotFoundError):
+            os.rmdir(_path_of(url))
 
 
 def _path_of(path_or_url: str) -> str:

@@ -60,9 +60,11 @@ class Backend(Protocol):
     def find(self, pattern: str) -> list[str]: ...
     def exists(self, url: str) -> bool: ...
     def list(self, url: str) -> list[str]: ...
+    def folders(self, url: str) -> list[str]: ...
     def read_bytes(self, url: str) -> bytes: ...
     def create(self, url: str, run_id: str) -> PendingFile: ...
     def remove(self, url: str) -> None: ...
+    def remove_folder(self, url: str) -> None: ...
 
 
 def canonical_url(path_or_url: str) -> str:
@@ -135,6 +137,10 @@ class Folder:
             return self._backend.list(self.url)
         return [f"{prefix}/{base}" for base in self._backend.list(self.url_of(prefix))]
 
+    def folders(self, prefix: str) -> list[str]:
+        """Sorted names of the folders right under `prefix`."""
+        return [f"{prefix}/{base}" for base in self._backend.folders(self.url_of(prefix))]
+
     def read_bytes(self, name: str) -> bytes:
         return self._backend.read_bytes(self.url_of(name))
 
@@ -144,6 +150,13 @@ class Folder:
             file.write(data)
             file.commit()
 
+    def write_new(self, name: str, data: bytes, run_id: str) -> bool:
+        """Put `data` under `name` unless something stands there; of several at once, one
+        succeeds."""
+        with self.create(name, run_id) as file:
+            file.write(data)
+            return file.commit_new()
+
     def create(self, name: str, run_id: str) -> PendingFile:
         """A file to write in a `with`: `commit()` gives it its name, else it leaves no trace."""
         return self._backend.create(self.url_of(name), run_id)
@@ -151,6 +164,10 @@ class Folder:
     def remove(self, name: str) -> None:
         """Remove a file; one that is gone already is no error, since two runs may sweep at once."""
         self._backend.remove(self.url_of(name))
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder of files; what is gone already is no error."""
+        self._backend.remove_folder(self.url_of(name))
 
     def url_of(self, name: str) -> str:
         if not name or name.startswith("/") or ".." in name.split("/"):

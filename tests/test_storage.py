@@ -244,3 +244,31 @@ def test_a_file_in_the_way_of_a_folder_is_told(tmp_path):
         Folder(str(tmp_path / "c")).write_whole("ledger/a.json", b"")
     with pytest.raises(StorageError, match="found a file where a folder should be"):
         Folder(str(tmp_path / "c")).list()
+
+
+def test_of_many_writers_of_a_new_name_one_succeeds_and_stays(tmp_path):
+    folder = Folder(str(tmp_path))
+    won: list[bytes] = []
+
+    def race(mine: bytes) -> None:
+        if folder.write_new("g/000001.json", mine, mine[:2].decode()):
+            won.append(mine)
+
+    threads = [threading.Thread(target=race, args=(b"%02d" % n * 5000,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1 and folder.read_bytes("g/000001.json") == won[0]
+    assert folder.list("g") == ["g/000001.json"]
+
+
+def test_folders_are_listed_and_removed_with_their_files(tmp_path):
+    folder = Folder(str(tmp_path))
+    for name in ("s/b/x", "s/b/.y.run.tmp", "s/a/é ?", "s/file"):
+        folder.write_whole(name, b"1")
+    assert folder.folders("s") == ["s/a", "s/b"] and folder.folders("none") == []
+    folder.remove_folder("s/b")
+    folder.remove_folder("s/a")
+    folder.remove_folder("s/gone")
+    assert folder.folders("s") == [] and folder.list("s") == ["s/file"]
