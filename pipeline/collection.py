@@ -104,17 +104,16 @@ def read_identity(folder: Folder) -> Identity | None:
 
 
 def establish(folder: Folder, identity: Identity, run_id: str) -> Identity:
-    """Write the identity if there is none yet, then check against what stands. Two runs that start
-    together with the same encoder write the same identity; the check comes after the write, so one
-    of two different encoders is refused before it embeds anything."""
-    if read_identity(folder) is None:
+    """Write the identity if there is none yet, then hold ours against what stands.
+
+    Of two runs that start together one writes; the other, if its encoder is another, is refused here,
+    before it embeds anything. Raises CollectionError."""
+    if not folder.exists(NAME):
         told = json.dumps(asdict(identity), ensure_ascii=False, indent=1)
-        folder.write_whole(NAME, told.encode() + b"\n", run_id)
+        folder.write_new(NAME, told.encode() + b"\n", run_id)
     standing = read_identity(folder)
     if standing is None:
-        raise CollectionError(
-            f"{folder.url}/{NAME}", expected="what was just written", found="none"
-        )
+        raise CollectionError(f"{folder.url}/{NAME}", expected="an identity", found="none any more")
     standing.require(identity.fingerprint, identity.encoder, folder.url)
     return standing
 

@@ -1,0 +1,74 @@
+"""A collection's identity: written once, checked at every open."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import replace
+
+import pytest
+from fake_encoder import FakeEncoder
+
+from pipeline.collection import NAME, Collection, Identity, establish, read_identity
+from pipeline.errors import CollectionError
+from pipeline.storage import Folder
+
+
+def test_the_first_run_writes_the_identity_and_later_ones_keep_it(tmp_path):
+    folder = Folder(str(tmp_path))
+    first = Identity.of(FakeEncoder())
+    assert establish(folder, first, "r1") == first
+    later = replace(first, precision="bfloat16", device="cuda", versions={})
+    assert establish(folder, later, "r2") == first, "precision and device never cause a refusal"
+    assert Collection.open(str(tmp_path)).identity == first
+
+
+def test_another_space_is_refused_in_one_line(tmp_path):
+    folder = Folder(str(tmp_path))
+    establish(folder, Identity.of(FakeEncoder()), "r1")
+    with pytest.raises(CollectionError) as raised:
+        establish(folder, Identity.of(FakeEncoder("other")), "r2")
+    assert "expected encoder fake (" in str(raised.value)
+    assert "found fake:other (" in str(raised.value)
+    assert read_identity(folder).encoder == "fake"
+
+
+def test_of_many_encoders_at_once_exactly_one_makes_the_collection(tmp_path):
+    folder = Folder(str(tmp_path))
+    accepted, start = [], threading.Barrier(8)
+
+    def run(number: int) -> None:
+        start.wait()
+        try:
+            establish(folder, Identity.of(FakeEncoder(str(number))), f"r{number}")
+        except CollectionError:
+            return
+        accepted.append(f"fake:{number}")
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert accepted == [read_identity(folder).encoder]
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"{", "the identity of a collection"),
+        (b"[]", "the identity of a collection"),
+        (json.dumps({"schema": 99}).encode(), "expected schema version 1, found 99"),
+        (json.dumps({"schema": 1, "odd": 2}).encode(), "the identity of a collection"),
+    ],
+)
+def test_a_damaged_identity_is_told(tmp_path, content, found):
+    folder = Folder(str(tmp_path))
+    folder.write_whole(NAME, content)
+    with pytest.raises(CollectionError, match=found):
+        Collection.open(str(tmp_path))
+
+
+def test_no_collection_says_what_to_type(tmp_path):
+    with pytest.raises(CollectionError, match="make one: chiasm embed SHARDS --to"):
+        Collection.open(str(tmp_path / "none"))

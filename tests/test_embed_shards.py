@@ -1,0 +1,212 @@
+"""The write path under Ray: whole runs, faulty shards, workers that die, runs side by side."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import make_shard
+
+from jobs.config import compose
+from jobs.embed_shards import EmbedRequest, EmbedSummary, embed_shards, summary_error
+from pipeline.errors import CollectionError, EncoderError, UsageError
+from pipeline.ledger import read_entry
+from pipeline.parquet import embeddings, parquet_name
+from pipeline.runs import runs
+from pipeline.shards import list_shards
+from pipeline.storage import Folder, is_temporary
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def embed(
+    specs: list[Path], to: Path, *assignments: str, encoder: str = "fake", limit: int | None = None
+) -> EmbedSummary:
+    listed = list_shards([str(spec) for spec in specs])
+    settings = compose("laptop", ["batch.size=8", *assignments], {"encoder.name": encoder})
+    return embed_shards(EmbedRequest(listed, str(to), settings, limit=limit))
+
+
+def contents(to: Path) -> dict[str, bytes]:
+    """The bytes of every Parquet file."""
+    return {path.name: path.read_bytes() for path in (to / "embeddings").glob("[!.]*")}
+
+
+def temporaries(to: Path) -> list[str]:
+    return [str(path) for path in to.rglob("*") if is_temporary(path.name)]
+
+
+def test_a_run_embeds_every_shard_and_a_second_run_none(shards, tmp_path):
+    to = tmp_path / "c"
+    first = embed(shards, to)
+    assert (first.samples, first.rows, first.dropped) == (60, 60, 0)
+    assert (first.done, first.skipped, first.failed, first.exit_code) == (3, 0, [], 0)
+    assert first.pairs_per_second > 0
+    assert {"read", "decode", "encode images", "encode texts", "write", "total"} <= set(
+        first.seconds
+    )
+    before = contents(to)
+    second = embed(shards, to)
+    assert (second.samples, second.rows, second.done, second.skipped) == (60, 60, 0, 3)
+    assert contents(to) == before
+    assert temporaries(to) == []
+    assert [run.state for run in runs(Folder(str(to)))] == ["done", "done"]
+
+
+def test_two_workers_write_the_same_bytes_as_one(shards, tmp_path):
+    embed(shards, tmp_path / "one")
+    embed(shards, tmp_path / "two", "workers.count=2")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_more_shards_are_added_and_a_changed_one_is_a_new_edition(shards, tmp_path):
+    to = tmp_path / "c"
+    embed(shards[:2], to)
+    editions = {file.shard_id: file.edition for file in embeddings(Folder(str(to)))}
+    make_shard(shards[0], 21, seed=0)
+    summary = embed(shards, to)
+    assert (summary.rows, summary.done, summary.skipped) == (61, 2, 1)
+    now = {file.shard_id: file.edition for file in embeddings(Folder(str(to)))}
+    changed = [shard for shard, edition in editions.items() if now[shard] != edition]
+    assert changed == [list_shards([str(shards[0])])[0].id]
+
+
+def test_losses_are_counted_and_above_the_limit_they_fail_the_run(tmp_path):
+    shard = make_shard(tmp_path / "a.tar", 10, broken=2)
+    summary = embed([shard], tmp_path / "c")
+    assert (summary.samples, summary.rows, summary.dropped) == (10, 8, 2)
+    assert summary.exit_code == 1
+    assert "at most 1.00% of samples dropped, found 2 of 10" in str(summary_error(summary))
+    assert embed([shard], tmp_path / "c").exit_code == 1, "the same command, the same verdict"
+    assert embed([shard], tmp_path / "c", "max_loss=0.2").exit_code == 0
+    folder = Folder(str(tmp_path / "c"))
+    entry = read_entry(folder, list_shards([str(shard)])[0].id)
+    assert [lost.key for lost in entry.dropped] == ["00000008", "00000009"]
+
+
+def test_a_shard_that_kills_its_worker_each_time_is_set_aside_and_the_rest_is_done(
+    shards, tmp_path
+):
+    killer = make_shard(tmp_path / "killer.tar", 20, seed=9, captions=["fine"] * 12 + ["fault:die"])
+    summary = embed([shards[0], killer, *shards[1:]], tmp_path / "c")
+    assert (summary.rows, summary.done, summary.exit_code) == (60, 3, 1)
+    (failed,) = summary.failed
+    assert failed["shard"].endswith("killer.tar")
+    assert "3 attempts failed, the last one: its worker died" in failed["reason"]
+    entry = read_entry(Folder(str(tmp_path / "c")), list_shards([str(killer)])[0].id)
+    assert (entry.attempts, entry.set_aside) == (3, failed["reason"])
+    assert temporaries(tmp_path / "c") == []
+
+
+def test_a_worker_that_dies_once_costs_nothing(shards, tmp_path):
+    fault = f"fault:die-once {tmp_path / 'died'}"
+    clumsy = make_shard(tmp_path / "clumsy.tar", 20, seed=9, captions=["fine"] * 12 + [fault])
+    summary = embed([clumsy, *shards], tmp_path / "c")
+    assert (summary.rows, summary.exit_code) == (80, 0)
+    embed([clumsy, *shards], tmp_path / "undisturbed")
+    assert contents(tmp_path / "c") == contents(tmp_path / "undisturbed")
+
+
+def test_a_shard_that_hangs_meets_its_deadline(shards, tmp_path):
+    slow = make_shard(tmp_path / "slow.tar", 4, seed=9, captions=["fault:hang"])
+    summary = embed(
+        [slow, *shards], tmp_path / "c", "workers.deadline_seconds=2", "workers.attempts=1"
+    )
+    assert (summary.rows, summary.done) == (60, 3)
+    assert "it passed its deadline of 2 s" in summary.failed[0]["reason"]
+
+
+def test_an_unexpected_error_is_tried_again_then_set_aside_with_its_name(shards, tmp_path):
+    odd = make_shard(tmp_path / "odd.tar", 4, seed=9, captions=["fault:raise"])
+    summary = embed([odd, shards[0]], tmp_path / "c")
+    assert summary.done == 1
+    reason = summary.failed[0]["reason"]
+    assert reason == "3 attempts failed, the last one: ZeroDivisionError: a fault was asked for"
+
+
+def test_a_shard_that_is_no_tar_is_set_aside_at_once(shards, tmp_path):
+    picture = tmp_path / "picture.tar"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(600))
+    summary = embed([picture, shards[0]], tmp_path / "c")
+    assert (summary.done, summary.exit_code) == (1, 1)
+    assert "expected a tar" in summary.failed[0]["reason"]
+    entry = read_entry(Folder(str(tmp_path / "c")), list_shards([str(picture)])[0].id)
+    assert entry.attempts == 1
+
+
+def test_a_mended_shard_is_taken_up_again(tmp_path):
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"not a tar")
+    assert embed([path], tmp_path / "c").exit_code == 1
+    make_shard(path, 5)
+    summary = embed([path], tmp_path / "c")
+    assert (summary.rows, summary.exit_code) == (5, 0)
+
+
+def test_a_limit_takes_the_first_samples_and_a_later_run_the_rest(shards, tmp_path):
+    to = tmp_path / "c"
+    limited = embed(shards, to, limit=25)
+    assert (limited.samples, limited.rows, limited.done) == (25, 25, 2)
+    again = embed(shards, to, limit=25)
+    assert (again.rows, again.done, again.skipped) == (25, 0, 2)
+    full = embed(shards, to)
+    assert (full.rows, full.done, full.skipped) == (60, 2, 1)
+    embed(shards, tmp_path / "undisturbed")
+    assert contents(to) == contents(tmp_path / "undisturbed")
+
+
+def test_another_encoder_is_refused_and_nothing_is_written(shards, tmp_path):
+    to = tmp_path / "c"
+    embed(shards[:1], to)
+    before = contents(to)
+    with pytest.raises(CollectionError, match=r"expected encoder fake .*, found fake:other") as raised:
+        embed(shards, to, encoder="fake:other")
+    assert "use that encoder, or another --to folder" in str(raised.value)
+    assert contents(to) == before
+
+
+def test_an_unknown_encoder_lists_the_valid_ones(shards, tmp_path):
+    with pytest.raises(UsageError, match="pocket, hf:ID_OR_DIR, st:ID_OR_DIR"):
+        embed(shards, tmp_path / "c", encoder="clip")
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_run(shards, tmp_path):
+    with pytest.raises(EncoderError):
+        embed(shards, tmp_path / "c", encoder=f"pocket:{tmp_path}")
+    assert [run.state for run in runs(Folder(str(tmp_path / "c")))] == ["failed"]
+
+
+def test_two_runs_into_one_collection_share_the_work(tmp_path):
+    shards = [
+        make_shard(tmp_path / f"s{n}.tar", 16, seed=n, captions=["fault:slow 0.15"] * 16)
+        for n in range(6)
+    ]
+    summaries: list[EmbedSummary] = []
+
+    def run() -> None:
+        summaries.append(embed(shards, tmp_path / "c"))
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.5)
+    for thread in threads:
+        thread.join()
+    assert [summary.rows for summary in summaries] == [96, 96]
+    done = sorted(summary.done for summary in summaries)
+    assert done[0] >= 1, "the second run had a share"
+    assert sum(done) == 6, "no shard was done twice"
+    embed(shards, tmp_path / "undisturbed")
+    assert contents(tmp_path / "c") == contents(tmp_path / "undisturbed")
+
+
+def test_the_parquet_file_bears_its_name_only_when_done(shards, tmp_path):
+    folder = Folder(str(tmp_path / "c"))
+    embed(shards[:1], tmp_path / "c")
+    (shard,) = list_shards([str(shards[0])])
+    folder.remove(f"ledger/{shard.id}.json")
+    summary = embed(shards[:1], tmp_path / "c")
+    assert summary.done == 1
+    assert folder.exists(parquet_name(shard.id))

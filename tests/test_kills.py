@@ -1,0 +1,96 @@
+"""Promise 1: kill anything at any moment, run the same command again; nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import environment, make_shard
+
+from pipeline.storage import is_temporary
+
+SLOW = ["fault:slow 0.02"] * 40
+
+
+def start(shards: list[Path], to: Path) -> subprocess.Popen[str]:
+    """`chiasm embed` as a program in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs", "embed", *map(str, shards), "--to", str(to)]
+        + ["--encoder", "fake", "--set", "batch.size=8"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def contents(to: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (to / "embeddings").glob("[!.]*")}
+
+
+def temporaries(to: Path) -> list[Path]:
+    return [path for path in to.rglob("*") if is_temporary(path.name)]
+
+
+@pytest.fixture(scope="module")
+def slow_shards(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("shards")
+    return [make_shard(folder / f"s{n}.tar", 40, seed=n, captions=SLOW) for n in range(6)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slow_shards, tmp_path_factory) -> tuple[dict[str, bytes], float]:
+    """What one run leaves that nobody disturbs, and how long it took."""
+    to = tmp_path_factory.mktemp("undisturbed")
+    began = time.monotonic()
+    process = start(slow_shards, to)
+    told, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, told
+    return contents(to), time.monotonic() - began
+
+
+@pytest.mark.parametrize(
+    "kills", [3, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
+)
+def test_killed_at_random_moments_and_rerun_at_once_the_bytes_are_the_same(
+    kills, slow_shards, undisturbed, tmp_path
+):
+    expected, seconds = undisturbed
+    rng = random.Random()
+    moments = []
+    for _ in range(kills):
+        process = start(slow_shards, tmp_path)
+        moment = rng.uniform(0, seconds)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moment)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        moments.append(round(moment, 2))
+    last = start(slow_shards, tmp_path)
+    told, _ = last.communicate(timeout=120)
+    assert last.returncode == 0, (moments, told)
+    assert contents(tmp_path) == expected, moments
+    assert temporaries(tmp_path) == [], moments
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_asked_to_stop_stops_cleanly(signum, code, slow_shards, undisturbed, tmp_path):
+    process = start(slow_shards, tmp_path)
+    deadline = time.monotonic() + 60
+    while not contents(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signum)
+    told, _ = process.communicate(timeout=30)
+    assert process.returncode == code, told
+    assert told.strip() == "chiasm: stopped; run the same command again to go on"
+    assert contents(tmp_path).items() <= undisturbed[0].items()
+    assert 0 < len(contents(tmp_path)) < 6, "it was stopped in the middle"
