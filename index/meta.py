@@ -1,0 +1,193 @@
+"""The samples' own json -> one Arrow type that fits every row of every shard.
+
+A survey looks at all rows first, then each value is fitted to what was found. Kinds widen only
+where nothing is lost: int -> float -> string, where an int that a float cannot hold goes straight
+to string, and whatever else disagrees (a bool and a number, an object and a text) becomes JSON
+text. Each widening is reported. Objects with hundreds of different fields are maps in disguise, and
+very deep values are documents: both stay JSON text, so that one odd shard cannot blow up the
+schema. The cost: each json is parsed twice.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+MAX_FIELDS = 256  # of one object; a struct column costs memory and open time for each
+MAX_DEPTH = 8  # of objects and lists inside each other, as Arrow types
+MAX_NESTING = 200  # far below where Python's own json gives up halfway, with a RecursionError
+
+_EXACT_IN_FLOAT = 1 << 53
+_EXACT_IN_INT64 = 1 << 63
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # the only way into a JSON text that is UTF-8
+
+
+@dataclass
+class Field:
+    """What was seen at one place of the json.
+
+    seen: kinds among bool, int, long (exact in 64 bits, not in a float), huge, float, string,
+    object, list, wide (an object of too many fields), deep. Sets only grow, so the order of rows is
+    immaterial.
+    """
+
+    seen: set[str] = field(default_factory=set)
+    fields: dict[str, Field] = field(default_factory=dict)
+    element: Field | None = None
+
+    def add(self, value: Any, depth: int = 0) -> None:
+        kind = _kind_of(value)
+        if kind in ("object", "list") and depth == MAX_DEPTH:
+            kind = "deep"
+        if kind is not None:
+            self.seen.add(kind)
+        if kind == "list":
+            self.element = self.element or Field()
+            for item in value:
+                self.element.add(item, depth + 1)
+        elif kind == "object" and "wide" not in self.seen:
+            for name, item in value.items():
+                self.fields.setdefault(name, Field()).add(item, depth + 1)
+            if len(self.fields) > MAX_FIELDS:
+                self.seen.add("wide")
+                self.fields.clear()
+
+    @property
+    def kind(self) -> str:
+        """What all values are kept as: bool, int, float, string, object or list."""
+        if self.seen == {"object"} and self.fields:
+            return "object"
+        if len(self.seen) == 1 and self.seen <= {"bool", "string", "list", "float"}:
+            return next(iter(self.seen))
+        if self.seen and self.seen <= {"int", "long"}:
+            return "int"
+        if self.seen == {"int", "float"}:
+            return "float"
+        return "string"
+
+    def arrow_type(self) -> pa.DataType:
+        if self.kind == "object":
+            inside = [
+                pa.field(name, part.arrow_type()) for name, part in sorted(self.fields.items())
+            ]
+            return pa.struct(inside)
+        if self.kind == "list":
+            return pa.list_((self.element or Field()).arrow_type())
+        return _PLAIN[self.kind]
+
+    def fitter(self) -> Callable[[Any], Any]:
+        """A function from any value seen here to one that `arrow_type` takes."""
+        if self.kind == "object":
+            inside = [(name, part.fitter()) for name, part in sorted(self.fields.items())]
+            return lambda value: value and {name: fit(value.get(name)) for name, fit in inside}
+        if self.kind == "list":
+            fit_item = (self.element or Field()).fitter()
+            return lambda value: None if value is None else [fit_item(item) for item in value]
+        return _FITTERS[self.kind]
+
+    def widened(self, path: str) -> Iterator[dict[str, Any]]:
+        """Where unlike kinds met: {"field", "seen", "kept_as"}."""
+        kind = self.kind
+        if kind == "object":
+            for name, part in sorted(self.fields.items()):
+                yield from part.widened(f"{path}.{name}")
+        elif kind == "list":
+            yield from (self.element or Field()).widened(f"{path}[]")
+        elif self.seen - {kind} - ({"long"} if kind == "int" else set()):
+            yield {"field": path, "seen": sorted(self.seen), "kept_as": kind}
+
+
+_PLAIN = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "string": pa.string()}
+
+
+def _kind_of(value: Any) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, bool):  # before int, whose subclass it is
+        return "bool"
+    if isinstance(value, int):
+        if abs(value) <= _EXACT_IN_FLOAT:
+            return "int"
+        return "long" if -_EXACT_IN_INT64 <= value < _EXACT_IN_INT64 else "huge"
+    return {float: "float", str: "string", dict: "object", list: "list"}[type(value)]
+
+
+def _as_text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+_FITTERS: dict[str, Callable[[Any], Any]] = {
+    "bool": lambda value: value,
+    "int": lambda value: value,
+    "float": lambda value: None if value is None else float(value),
+    "string": _as_text,
+}
+
+
+class Survey:
+    """Looks at every json cell of a collection; then says the type and fits cells to it."""
+
+    def __init__(self) -> None:
+        self.root = Field()
+        self.odd: Counter[str] = Counter()
+
+    def add(self, cells: Iterable[str | None]) -> None:
+        for cell in cells:
+            value, trouble = parse(cell)
+            if trouble:
+                self.odd[trouble] += 1
+            elif value is not None:
+                self.root.add(value)
+
+    def arrow_type(self) -> pa.DataType:
+        """A struct; string (JSON text) where no row has fields, or the rows have too many."""
+        return self.root.arrow_type()
+
+    def column(self, cells: Iterable[str | None]) -> pa.Array:
+        """Cells that were surveyed, as an array of `arrow_type`; null where a cell is no object."""
+        fit = self.root.fitter()
+        return pa.array([fit(parse(cell)[0]) for cell in cells], type=self.arrow_type())
+
+    def report(self) -> list[dict[str, Any]]:
+        """What was widened, and how many cells hold no JSON object: one dict a line."""
+        odd = [{"field": "meta", "seen": [name], "rows": n} for name, n in sorted(self.odd.items())]
+        return [*self.root.widened("meta"), *odd]
+
+
+def parse(cell: str | None) -> tuple[dict[str, Any] | None, str]:
+    """A json cell as an object, or None and what is wrong with it ("" for a cell that is null)."""
+    if cell is None:
+        return None, ""
+    try:
+        value = json.loads(cell)
+        if cell.count("{") + cell.count("[") > MAX_NESTING and _nesting(value) > MAX_NESTING:
+            return None, "nested too deep"
+        if _SURROGATE.search(cell):  # Arrow's strings are UTF-8, which has no lone surrogates
+            whole = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+            value = json.loads(whole)
+    except (ValueError, RecursionError):
+        return None, "not json"
+    return (value, "") if isinstance(value, dict) else (None, "not an object")
+
+
+def _nesting(value: Any) -> int:
+    """How many objects and lists lie inside each other; level by level, without recursion."""
+    levels, level = 0, [value]
+    while level:
+        level = [part for outer in level for part in _parts(outer)]
+        levels += 1
+    return levels - 1
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()

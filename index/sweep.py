@@ -1,0 +1,79 @@
+"""Sweeping: old generations, segments nobody names, and what killed builds left behind.
+
+Kept are the live generation, the last few and the young ones (readers may have just opened them),
+every segment those name, and whatever a build that is alive has written so far. The order of
+looking is what makes it safe beside other builds: first what lies there, then who is alive, then
+what is published. A build that ends between the first two looks has published by the third.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from index.generations import (
+    GENERATIONS,
+    Manifest,
+    current_number,
+    manifest_name,
+    numbers,
+    read_manifest,
+)
+from index.plan import IndexSettings
+from index.segments import SEGMENTS, TRAINED
+from pipeline.errors import CollectionError
+from pipeline.runs import Run
+from pipeline.storage import Folder, is_temporary, run_of_temporary
+
+
+def sweep(folder: Folder, run: Run, settings: IndexSettings) -> list[str]:
+    """Remove what is not needed any more; returns the names of what was removed."""
+    segments, trained = folder.folders(SEGMENTS), folder.folders(TRAINED)
+    files = [name for where in ("index", GENERATIONS) for name in folder.list(where)]
+    alive = {other.id for other in run.others()}
+    kept, swept = _generations(folder, settings)
+
+    swept += [name for name in files if is_temporary(name) and run_of_temporary(name) not in alive]
+    for name in swept:
+        folder.remove(name)
+    if None in kept:
+        return swept  # one of a newer version, perhaps: nobody knows which segments it names
+    unnamed = [name for name in segments if _base(name).rpartition("-")[0] not in alive]
+    unnamed += [name for name in trained if _base(name) not in alive]
+    named = {name for manifest in kept if manifest for name in _folders_of(manifest)}
+    unnamed = [name for name in unnamed if name not in named]
+    for name in unnamed:
+        folder.remove_folder(name)
+    return swept + unnamed
+
+
+def _folders_of(manifest: Manifest) -> Iterator[str]:
+    for entry in manifest.segments:
+        yield f"{SEGMENTS}/{entry.id}"
+    for trained in manifest.trained.values():
+        yield trained.file.rpartition("/")[0]
+
+
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _generations(
+    folder: Folder, settings: IndexSettings
+) -> tuple[list[Manifest | None], list[str]]:
+    """The manifests to keep (None: one that cannot be read) and the names of those to remove."""
+    lying = numbers(folder)
+    last = {*lying[-settings.keep_generations :], current_number(folder)}
+    kept: list[Manifest | None] = []
+    old: list[str] = []
+    for number in lying:
+        try:
+            manifest = read_manifest(folder, number)
+        except CollectionError:
+            manifest = None
+        young = manifest is not None and time.time() - manifest.created < settings.keep_seconds
+        if number in last or young:
+            kept.append(manifest)
+        else:
+            old.append(manifest_name(number))
+    return kept, old

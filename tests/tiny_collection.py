@@ -1,0 +1,109 @@
+"""Collections made from numbers alone, for tests of the index: vectors are drawn, no tar is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from fake_encoder import FakeEncoder
+
+from pipeline.collection import NAME, Identity, establish
+from pipeline.ledger import LedgerEntry, write_entry
+from pipeline.parquet import Footer, ParquetWriter
+from pipeline.records import COLUMNS, Batch, Decoded, Embedded, Place, Sample, Shard
+from pipeline.storage import Folder
+
+
+def unit_rows(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
+    drawn = rng.normal(size=(rows, dim)).astype(np.float32)
+    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+
+
+def plain_json(row: int) -> str | None:
+    return f'{{"number": {row}, "odd": {str(row % 2 == 1).lower()}}}'
+
+
+def make_collection(
+    path: Path,
+    rows: Sequence[int] = (50, 30),
+    *,
+    dim: int = 8,
+    seed: int = 0,
+    json_of: Callable[[int], str | None] = plain_json,
+    holes: float = 0.0,
+) -> dict[str, np.ndarray]:
+    """A collection of one shard for each number of rows; returns its vectors as they were stored:
+    column -> (rows in all, dim) float32, zero where there is none.
+
+    holes: the share of rows that lack their picture, and as many their caption; never both.
+    """
+    folder = Folder(str(path))
+    if not (path / NAME).exists():
+        encoder = FakeEncoder()
+        encoder.dim = dim
+        establish(folder, Identity.of(encoder), "test")
+    made = [
+        add_shard(folder, f"s{n}", count, dim=dim, seed=seed + n, json_of=json_of, holes=holes)
+        for n, count in enumerate(rows)
+    ]
+    return {column: np.concatenate([part[column] for part in made]) for column in COLUMNS}
+
+
+def add_shard(
+    folder: Folder,
+    name: str,
+    rows: int,
+    *,
+    dim: int = 8,
+    seed: int = 0,
+    edition: str = "0000000a",
+    json_of: Callable[[int], str | None] = plain_json,
+    holes: float = 0.0,
+    vectors: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Add, or embed again, the shard `name`; `vectors` in place of drawn pictures."""
+    rng = np.random.default_rng(seed)
+    shard = Shard(f"file:///nowhere/{name}.tar", f"{name}-0123456789", 4096, "1")
+    dice = rng.random(rows)
+    has = {"image": dice >= holes, "text": dice < 1 - holes}
+    has["joint"] = has["image"] & has["text"]
+    drawn = {column: unit_rows(rng, rows, dim) for column in COLUMNS}
+    if vectors is not None:
+        drawn["image"] = vectors
+    stored = {
+        column: np.where(has[column][:, None], drawn[column].astype(np.float16), 0).astype(
+            np.float32
+        )
+        for column in COLUMNS
+    }
+    fingerprint = FakeEncoder().fingerprint
+    with ParquetWriter(folder, shard, dim, "test") as writer:
+        for start in range(0, rows, 256):
+            some = slice(start, start + 256)
+            batch = Batch(
+                [
+                    _row(name, row, bool(has["image"][row]), bool(has["text"][row]), json_of(row))
+                    for row in range(rows)[some]
+                ]
+            )
+            writer.write(
+                Embedded(
+                    batch,
+                    **{column: stored[column][some] for column in COLUMNS},
+                    has={column: has[column][some] for column in COLUMNS},
+                )
+            )
+        write_entry(folder, LedgerEntry(shard, edition, rows), "test")
+        writer.commit(Footer(shard, edition, rows, 0, "fake", fingerprint, dim))
+    return stored
+
+
+def _row(shard: str, row: int, pictured: bool, captioned: bool, json: str | None) -> Decoded:
+    key = f"{shard}/{row:06d}"
+    place = Place(f"{key}.jpg", 512 * row, 100) if pictured else None
+    captions = (f"caption {row} of {shard}", "another") if captioned else ()
+    side = 64 if pictured else None
+    return Decoded(
+        Sample(key, None, place, captions, json), None, side, side, "ab" * 32 if pictured else None
+    )
