@@ -1,0 +1,235 @@
+"""`hf:ID_OR_DIR`: CLIP, SigLIP and SigLIP2 models through transformers.
+
+Pictures follow the model's own image processor (pixels.py). Texts follow its tokenizer, padded as
+the model was trained: CLIP's to the longest of the batch, under a mask; SigLIP's always to full
+length, because it reads its vector off the last position, padding or not. Weights lie in the chosen
+precision; vectors come back in float32. All is read from one folder, and no code in it is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+from pipeline.encoders import EncoderSettings, mean_of, unit
+from pipeline.encoders.device import PRECISIONS, resolve_device, resolve_precision
+from pipeline.encoders.folder import ModelFolder, find_model, loading
+from pipeline.encoders.pixels import PatchPixels, Pixels, SquarePixels
+from pipeline.errors import EncoderError
+
+WEIGHTS = "model*.safetensors"
+TOKENIZERS = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What differs between model types: the class, how texts are padded, how pictures go in."""
+
+    model: str
+    padding: str
+    pixels: type[SquarePixels] | type[PatchPixels]
+
+
+KINDS = {  # by `model_type` of config.json. SigLIP2 of fixed resolution calls itself siglip.
+    "clip": Kind("CLIPModel", "longest", SquarePixels),
+    "siglip": Kind("SiglipModel", "max_length", SquarePixels),
+    "siglip2": Kind("Siglip2Model", "max_length", PatchPixels),
+}
+
+
+def load(model: str, settings: EncoderSettings) -> HuggingFaceEncoder:
+    """The encoder of a folder or a hub id; raises EncoderError or UsageError, in one line."""
+    device = resolve_device(settings.device)
+    precision = resolve_precision(settings.precision, device)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    folder = find_model("hf", model, WEIGHTS)
+    config = _config(folder)
+    kind = KINDS[config.model_type]
+    return HuggingFaceEncoder(
+        folder,
+        dim=_dim(folder, config),
+        tokens=_tokens(folder, config, kind),
+        pixels=_pixels(folder, config, kind),
+        network=_network(folder, kind, PRECISIONS[precision]).to(device),
+        precision=precision,
+        device=device,
+    )
+
+
+class HuggingFaceEncoder:
+    """The two towers of one transformers model; see the protocol `pipeline.encoders.Encoder`."""
+
+    def __init__(
+        self,
+        folder: ModelFolder,
+        *,
+        dim: int,
+        tokens: Tokens,
+        pixels: Pixels,
+        network: Any,
+        precision: str,
+        device: torch.device,
+    ) -> None:
+        self.name = folder.name
+        self.dim = dim
+        self.image_size = pixels.side
+        self.precision = precision
+        self.device = str(device)
+        self.preprocessing = {"image": pixels.described(), "text": tokens.described()}
+        self.fingerprint = folder.fingerprint(self.preprocessing)
+        self._tokens, self._pixels, self._network = tokens, pixels, network
+        self._device, self._dtype = device, PRECISIONS[precision]
+
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        """One RGB picture -> uint8 (3, S, S), or (H, W, 3) where `image_size` is None."""
+        return self._pixels.preprocess(image)
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """B outputs of `preprocess` -> (B, D) float32, unit rows."""
+        if not pixels:
+            return np.zeros((0, self.dim), np.float32)
+        inputs = self._pixels.inputs(pixels, self._device, self._dtype)
+        return _rows(self._network.get_image_features(**inputs))
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """B texts, each cut to the model's length -> (B, D) float32, unit rows."""
+        if not texts:
+            return np.zeros((0, self.dim), np.float32)
+        inputs = {name: value.to(self._device) for name, value in self._tokens(texts).items()}
+        return _rows(self._network.get_text_features(**inputs))
+
+    def encode_pairs(
+        self,
+        image: np.ndarray,
+        text: np.ndarray,
+        pixels: Sequence[np.ndarray],
+        texts: Sequence[str],
+    ) -> np.ndarray:
+        """The normalised mean: these models have no learned fusion."""
+        return mean_of(image, text)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Texts -> token ids as the model was trained to see them."""
+
+    tokenizer: Any
+    padding: str
+    length: int
+    lower: bool
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """B texts -> input_ids (B, T) int64, and attention_mask where the tokenizer makes one."""
+        # Command lines and sloppy json carry lone surrogates, which no tokenizer takes.
+        clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        made = self.tokenizer(
+            [text.lower() for text in clean] if self.lower else clean,
+            padding=self.padding,
+            truncation=True,
+            max_length=self.length,
+            return_tensors="pt",
+        )
+        return {name: made[name] for name in ("input_ids", "attention_mask") if name in made}
+
+    def described(self) -> dict[str, Any]:
+        return {
+            "tokenizer": type(self.tokenizer).__name__,
+            "max_length": self.length,
+            "padding": self.padding,
+            "lowercase": self.lower,
+        }
+
+
+def _rows(features: Any) -> np.ndarray:
+    """The projected vectors (B, D), made unit in float32 whatever the towers ran in."""
+    return unit(features.pooler_output.float().cpu().numpy())
+
+
+def _config(folder: ModelFolder) -> Any:
+    with loading(folder.what, "a config.json"):
+        config = transformers.AutoConfig.from_pretrained(folder.path, local_files_only=True)
+    if config.model_type not in KINDS:
+        raise EncoderError(
+            f"encoder {folder.what}",
+            expected="a model of type " + ", ".join(KINDS),
+            found=f"type {config.model_type!r} in config.json",
+            do=f"try st{folder.what.removeprefix('hf')} if it is a SentenceTransformer",
+        )
+    return config
+
+
+def _tokens(folder: ModelFolder, config: Any, kind: Kind) -> Tokens:
+    folder.require_one_of(TOKENIZERS, "tokenizer")
+    with loading(folder.what, "a tokenizer"):
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+            folder.path, local_files_only=True
+        )
+    if len(tokenizer) > config.text_config.vocab_size:
+        raise EncoderError(
+            f"encoder {folder.what}",
+            expected=f"at most {config.text_config.vocab_size} tokens, as config.json says",
+            found=f"a tokenizer of {len(tokenizer)}",
+            do="check that all files are of one model",
+        )
+    return Tokens(
+        tokenizer=tokenizer,
+        padding=kind.padding,
+        length=min(tokenizer.model_max_length, config.text_config.max_position_embeddings),
+        # SigLIP2 learnt from lowercased texts. transformers lowercases for the type siglip2 alone;
+        # checkpoints of fixed resolution, of type siglip, come with a plain Gemma tokenizer.
+        lower=config.model_type == "siglip" and type(tokenizer).__name__.startswith("Gemma"),
+    )
+
+
+def _pixels(folder: ModelFolder, config: Any, kind: Kind) -> Pixels:
+    folder.require_one_of(PROCESSORS, "image processor")
+    with loading(folder.what, "an image processor"):
+        processor = transformers.AutoImageProcessor.from_pretrained(
+            folder.path, backend="pil", local_files_only=True
+        )
+    return kind.pixels.of(processor, config.vision_config, folder.what)
+
+
+def _network(folder: ModelFolder, kind: Kind, dtype: torch.dtype) -> Any:
+    with loading(folder.what, "weights"):
+        network, report = getattr(transformers, kind.model).from_pretrained(
+            folder.path,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    # transformers fills what a checkpoint lacks with random numbers, and only warns.
+    lacking = sorted(report["missing_keys"])
+    if lacking:
+        raise EncoderError(
+            f"encoder {folder.what}",
+            expected=f"all weights of a {kind.model}",
+            found=f"{len(lacking)} missing, the first {lacking[0]}",
+            do="check that all files are of one model",
+        )
+    return network.eval().requires_grad_(False)
+
+
+def _dim(folder: ModelFolder, config: Any) -> int:
+    """The width of the space that both towers project into."""
+    if config.model_type == "clip":
+        return config.projection_dim
+    image, text = config.vision_config.hidden_size, config.text_config.projection_size
+    if image != text:
+        raise EncoderError(
+            f"encoder {folder.what}",
+            expected="pictures and texts in one space",
+            found=f"widths {image} and {text} in config.json",
+        )
+    return image

@@ -1,0 +1,142 @@
+"""`st:ID_OR_DIR`: any SentenceTransformer that takes pictures, such as Qwen3-VL-Embedding or CLIP.
+
+The model's own modules preprocess, tokenise and pool, on the encoder's thread: what resize they do
+is theirs to know, so decode threads hand over whole pictures, bounded in size. That costs memory
+and a core where `hf:` costs neither; take `hf:` for CLIP and SigLIP. No code of a model's own is
+run: what needs trust_remote_code is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+
+from pipeline.encoders import EncoderSettings, mean_of, unit
+from pipeline.encoders.device import PRECISIONS, resolve_device, resolve_precision
+from pipeline.encoders.folder import ModelFolder, find_model, loading
+from pipeline.errors import EncoderError
+
+WEIGHTS = "*.safetensors"
+# A batch of 64 photographs of 12 megapixels is 2.3 GB of pixels; at this bound it is 400 MB. The
+# bound lies above the 1.8 megapixels that Qwen3-VL-Embedding looks at, which is more than most do.
+LARGEST = 2 << 20  # pixels
+
+
+def load(model: str, settings: EncoderSettings) -> SentenceTransformerEncoder:
+    """The encoder of a folder or a hub id; raises EncoderError or UsageError, in one line."""
+    device = resolve_device(settings.device)
+    precision = resolve_precision(settings.precision, device)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    folder = find_model("st", model, WEIGHTS, nested=True)
+    with loading(folder.what, "a SentenceTransformer") as reports:
+        network = SentenceTransformer(
+            str(folder.path),
+            device=str(device),
+            trust_remote_code=False,
+            local_files_only=True,
+            model_kwargs={"dtype": PRECISIONS[precision], "use_safetensors": True},
+        )
+    _require_all_weights(folder, reports)
+    lacking = [kind for kind in ("image", "text") if not network.supports(kind)]
+    if lacking:
+        raise EncoderError(
+            f"encoder {folder.what}",
+            expected="a SentenceTransformer for pictures and texts",
+            found="one without " + " or ".join(lacking),
+            do="take one with both, such as st:Qwen/Qwen3-VL-Embedding-2B",
+        )
+    return SentenceTransformerEncoder(folder, network.eval(), precision, device)
+
+
+class SentenceTransformerEncoder:
+    """One SentenceTransformer; see the protocol `pipeline.encoders.Encoder`."""
+
+    image_size = None
+
+    def __init__(
+        self,
+        folder: ModelFolder,
+        network: SentenceTransformer,
+        precision: str,
+        device: torch.device,
+    ) -> None:
+        self.name = folder.name
+        self.precision = precision
+        self.device = str(device)
+        self._network = network
+        self._fuses = network.supports(("image", "text"))
+        self.preprocessing = {
+            "image": {"largest": LARGEST, "then": "the model's own"},
+            "text": {"prompt": network.prompts.get(network.default_prompt_name or "", "")},
+            "joint": "the model's own" if self._fuses else "normalised mean",
+        }
+        self.fingerprint = folder.fingerprint(self.preprocessing)
+        self.dim = self._encode([{"text": "a"}]).shape[1]
+
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        """One RGB picture -> uint8 (H, W, 3), shrunk to at most LARGEST pixels."""
+        shrink = (LARGEST / (image.width * image.height)) ** 0.5
+        if shrink < 1:
+            size = max(1, int(image.width * shrink)), max(1, int(image.height * shrink))
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        return np.array(image)
+
+    def encode_images(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """B outputs of `preprocess` -> (B, D) float32, unit rows."""
+        return self._encode([{"image": Image.fromarray(picture)} for picture in pixels])
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """B texts, under the model's default prompt -> (B, D) float32, unit rows."""
+        return self._encode([{"text": _clean(text)} for text in texts])
+
+    def encode_pairs(
+        self,
+        image: np.ndarray,
+        text: np.ndarray,
+        pixels: Sequence[np.ndarray],
+        texts: Sequence[str],
+    ) -> np.ndarray:
+        """B pairs -> (B, D) float32 unit rows: both read together by a model that can (one more
+        forward pass), the normalised mean elsewhere."""
+        if not self._fuses:
+            return mean_of(image, text)
+        return self._encode(
+            [
+                {"image": Image.fromarray(picture), "text": _clean(caption)}
+                for picture, caption in zip(pixels, texts, strict=True)
+            ]
+        )
+
+    def _encode(self, inputs: list[dict[str, Any]]) -> np.ndarray:
+        # Inputs are named by kind, never bare: a bare text that reads like the URL or the path of a
+        # picture would be fetched and shown to the model, and captions are anybody's.
+        if not inputs:
+            return np.zeros((0, self.dim), np.float32)
+        rows = self._network.encode(
+            inputs, batch_size=len(inputs), show_progress_bar=False, convert_to_numpy=True
+        )
+        return unit(rows)
+
+
+def _require_all_weights(folder: ModelFolder, reports: list[str]) -> None:
+    """transformers fills what a checkpoint lacks with random numbers, and only reports it."""
+    lines = [line.strip() for report in reports for line in report.splitlines()]
+    lacking = sorted(line.split()[0] for line in lines if "| MISSING" in line)
+    if lacking:
+        raise EncoderError(
+            f"encoder {folder.what}",
+            expected="all weights of the model",
+            found=f"none for {lacking[0]}",
+            do="check that all files are of one model",
+        )
+
+
+def _clean(text: str) -> str:
+    """Command lines and sloppy json carry lone surrogates, which no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")

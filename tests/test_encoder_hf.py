@@ -1,0 +1,406 @@
+"""hf: encoders, against the model's own processor and forward in float32, on tiny random models."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+import transformers
+from huggingface_hub import errors as hub_errors
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from benchmarks.random_models import clip_folder, naflex_folder, siglip_folder
+from pipeline.encoders import EncoderSettings, load_encoder, mean_of
+from pipeline.encoders.folder import quiet
+from pipeline.encoders.pixels import LONGEST, SquarePixels
+from pipeline.errors import EncoderError
+
+TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+EIGHT = {"patch_size": 8}
+MAKERS = {
+    "clip": lambda at: clip_folder(at, side=32, short=36, width=24, tower=TOWER, vision=EIGHT),
+    "siglip": lambda at: siglip_folder(at, side=32, tower=TOWER, vision=EIGHT),
+    "siglip2": lambda at: siglip_folder(at, side=32, tower=TOWER, vision=EIGHT, gemma=True),
+    "naflex": lambda at: naflex_folder(at, patch=8, patches=16, tower=TOWER),
+}
+KINDS = list(MAKERS)
+LENGTHS = {"clip": 77, "siglip": 64, "siglip2": 64, "naflex": 64}
+FLOAT32 = EncoderSettings(precision="float32", device="cpu")
+BFLOAT16 = EncoderSettings(precision="bfloat16", device="cpu")
+TEXTS = ["a red boat under the moon", "", "cat", "a photo of " * 60, "红色的船", "two people, 2!"]
+
+
+def noise(width, height, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+PICTURES = [noise(w, h, w) for w, h in [(70, 50), (50, 70), (33, 33), (200, 20), (5, 9)]]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    base = tmp_path_factory.mktemp("models")
+    return {kind: make(base / kind) for kind, make in MAKERS.items()}
+
+
+@pytest.fixture(scope="module")
+def encoders(folders):
+    return {kind: load_encoder(f"hf:{folder}", FLOAT32) for kind, folder in folders.items()}
+
+
+@pytest.fixture
+def clip_copy(folders, tmp_path):
+    return shutil.copytree(folders["clip"], tmp_path / "copy")
+
+
+def own(folder):
+    """The model and the processor as transformers loads them, in float32."""
+    with quiet():
+        processor = transformers.AutoProcessor.from_pretrained(folder, backend="pil")
+        model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32)
+    return model.eval(), processor.tokenizer, processor.image_processor
+
+
+def unit_rows(features):
+    return torch.nn.functional.normalize(features.pooler_output).numpy()
+
+
+def images_of(encoder, pictures=PICTURES):
+    return encoder.encode_images([encoder.preprocess(picture) for picture in pictures])
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_those_of_the_models_own_processor_and_forward(folders, encoders, kind):
+    model, tokenizer, processor = own(folders[kind])
+    texts = [text.lower() for text in TEXTS]
+    with torch.inference_mode():
+        tokens = tokenizer(
+            texts,
+            padding="max_length",
+            truncation=True,
+            max_length=LENGTHS[kind],
+            return_tensors="pt",
+        )
+        wanted_texts = unit_rows(model.get_text_features(**tokens))
+        pixels = processor(PICTURES, return_tensors="pt")
+        wanted_images = unit_rows(model.get_image_features(**pixels))
+    encoder = encoders[kind]
+    assert wanted_texts.shape == (len(TEXTS), encoder.dim)
+    np.testing.assert_allclose(encoder.encode_texts(TEXTS), wanted_texts, atol=2e-6)
+    np.testing.assert_allclose(images_of(encoder), wanted_images, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_goes_into_the_model_is_what_its_processor_makes(folders, encoders, kind):
+    _, _, processor = own(folders[kind])
+    wanted = processor(PICTURES, return_tensors="pt")
+    encoder = encoders[kind]
+    pixels = [encoder.preprocess(picture) for picture in PICTURES]
+    assert all(picture.dtype == np.uint8 for picture in pixels)
+    made = encoder._pixels.inputs(pixels, torch.device("cpu"), torch.float32)
+    assert set(made) == set(wanted)
+    for name, values in made.items():
+        np.testing.assert_allclose(values.numpy(), np.asarray(wanted[name]), atol=1e-6)
+
+
+sides = st.integers(1, 90)
+resamplings = st.sampled_from([0, 2, 3])  # nearest, bilinear, bicubic
+
+
+@given(width=sides, height=sides, side=st.integers(8, 40), more=st.integers(-5, 20), by=resamplings)
+def test_resize_and_crop_equal_the_processor_bit_by_bit(width, height, side, more, by):
+    assume(max(width, height) <= LONGEST * min(width, height))
+    processor = transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": side + more},
+        crop_size={"height": side, "width": side},
+        resample=by,
+        do_rescale=False,
+        do_normalize=False,
+    )
+    picture = noise(width, height, width * height)
+    made = SquarePixels.of(processor, SimpleNamespace(image_size=side), "hf:x").preprocess(picture)
+    np.testing.assert_array_equal(made, processor(picture)["pixel_values"][0])
+
+
+def test_a_long_strip_costs_no_more_than_its_middle(encoders):
+    slope = np.linspace(0, 255, 60_000, dtype=np.uint8)
+    strip = Image.fromarray(np.broadcast_to(slope[None, :, None], (2, 60_000, 3)).copy())
+    made = encoders["clip"].preprocess(strip)  # resized whole it would be 1,080,000 x 36
+    assert made.shape == (3, 32, 32)
+    assert abs(made.astype(int) - 127).max() <= 1
+
+
+def test_siglip_texts_are_padded_to_the_full_length(folders, encoders):
+    model, tokenizer, _ = own(folders["siglip"])
+    texts = ["a red boat", "two people standing in the street"]
+    made = encoders["siglip"].encode_texts(texts)
+    with torch.inference_mode():
+        short = unit_rows(model.get_text_features(**tokenizer(texts[:1], return_tensors="pt")))
+        full = tokenizer(texts, padding="max_length", return_tensors="pt")
+        assert full.input_ids.shape == (2, 64)
+        full = unit_rows(model.get_text_features(**full))
+    assert (made * full).sum(1).min() > 0.99999
+    assert (made[:1] * short).sum() < 0.97  # what forgetting it would do
+
+
+def test_siglip2_of_fixed_resolution_reads_lowercase(folders, encoders):
+    _, tokenizer, _ = own(folders["siglip2"])
+    assert tokenizer("BOAT").input_ids != tokenizer("boat").input_ids  # its own does not
+    assert encoders["siglip2"].preprocessing["text"]["lowercase"]
+    upper, lower = encoders["siglip2"].encode_texts(["A Red BOAT", "a red boat"])
+    np.testing.assert_array_equal(upper, lower)
+
+
+def test_siglips_sentencepiece_tokenizer_is_taken_as_it_is(folders, tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece", reason="SigLIP's own tokenizer needs it")
+    folder = shutil.copytree(folders["siglip"], tmp_path / "copy")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a red boat under the moon"] * 50),
+        model_writer=model,
+        vocab_size=30,
+        hard_vocab_limit=False,
+        add_dummy_prefix=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=3,
+    )
+    (folder / "spiece.model").write_bytes(model.getvalue())
+    (folder / "tokenizer.json").unlink()
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="SiglipTokenizer", backend=None)
+    encoder = load_encoder(f"hf:{folder}", FLOAT32)
+    assert encoder.preprocessing["text"]["tokenizer"] == "SiglipTokenizer"
+    loud, plain, other = encoder.encode_texts(["A red BOAT!", "a red boat", "under the moon"])
+    np.testing.assert_array_equal(loud, plain)  # it lowercases and takes punctuation away
+    assert np.abs(plain - other).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_do_not_depend_on_their_neighbours(encoders, kind):
+    encoder = encoders[kind]
+    whole, alone = encoder.encode_texts(TEXTS), [encoder.encode_texts([text]) for text in TEXTS]
+    np.testing.assert_allclose(whole, np.concatenate(alone), atol=2e-6)
+    whole, alone = images_of(encoder), [images_of(encoder, [picture]) for picture in PICTURES]
+    np.testing.assert_allclose(whole, np.concatenate(alone), atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_is_close_and_comes_back_as_unit_float32(folders, encoders, kind):
+    encoder = load_encoder(f"hf:{folders[kind]}", BFLOAT16)
+    assert (encoder.precision, encoder.device) == ("bfloat16", "cpu")
+    for made, wanted in [
+        (encoder.encode_texts(TEXTS), encoders[kind].encode_texts(TEXTS)),
+        (images_of(encoder), images_of(encoders[kind])),
+    ]:
+        assert made.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, atol=1e-6)
+        assert (made * wanted).sum(1).min() > 0.999
+        assert np.abs(made - wanted).max() > 1e-6  # it did run in bfloat16
+    assert encoder.fingerprint == encoders[kind].fingerprint
+
+
+def test_no_rows_in_no_rows_out(encoders):
+    assert encoders["clip"].encode_texts([]).shape == (0, 24)
+    assert encoders["clip"].encode_images([]).shape == (0, 24)
+
+
+def test_a_lone_surrogate_is_read_as_a_question_mark(encoders):
+    broken, mark = encoders["clip"].encode_texts(["a \ud83d boat", "a ? boat"])
+    np.testing.assert_array_equal(broken, mark)
+
+
+def test_a_pair_is_the_normalised_mean(encoders):
+    encoder = encoders["clip"]
+    image, text = images_of(encoder, PICTURES[:2]), encoder.encode_texts(TEXTS[:2])
+    np.testing.assert_array_equal(
+        encoder.encode_pairs(image, text, [], TEXTS[:2]), mean_of(image, text)
+    )
+
+
+def test_the_fingerprint_is_that_of_any_copy(folders, encoders, clip_copy):
+    (clip_copy / "README.md").write_text("notes")
+    (clip_copy / "checkpoint-5").mkdir()
+    shutil.copy(clip_copy / "model.safetensors", clip_copy / "checkpoint-5")
+    copied = load_encoder(f"hf:{clip_copy}", FLOAT32)
+    assert copied.fingerprint == encoders["clip"].fingerprint
+    assert copied.name == f"hf:{clip_copy}" != encoders["clip"].name
+    assert len(copied.fingerprint) == 32
+    assert len({encoder.fingerprint for encoder in encoders.values()}) == len(encoders)
+
+
+@pytest.mark.parametrize("part", ["model.safetensors", "tokenizer.json", "processor"])
+def test_the_fingerprint_sees_every_part(encoders, clip_copy, part):
+    if part == "model.safetensors":
+        weights = load_file(clip_copy / part)
+        weights["text_projection.weight"][0, 0] += 1
+        save_file(weights, clip_copy / part, metadata={"format": "pt"})
+    elif part == "tokenizer.json":
+        (clip_copy / part).write_text((clip_copy / part).read_text() + "\n")
+    else:
+        edit_json(clip_copy / "preprocessor_config.json", resample=2)
+    assert load_encoder(f"hf:{clip_copy}", FLOAT32).fingerprint != encoders["clip"].fingerprint
+
+
+def test_a_relative_folder_is_named_so_that_it_is_found_again(clip_copy, monkeypatch):
+    monkeypatch.chdir(clip_copy.parent)
+    assert load_encoder("hf:copy", FLOAT32).name == f"hf:{clip_copy}"
+
+
+def test_loading_prints_nothing_and_leaves_the_libraries_as_they_were(clip_copy, capfd):
+    logger = transformers.utils.logging.get_logger("transformers")
+    before = (logger.level, logger.handlers, logger.propagate)
+    load_encoder(f"hf:{clip_copy}", FLOAT32)
+    (clip_copy / "model.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(EncoderError):
+        load_encoder(f"hf:{clip_copy}", FLOAT32)
+    assert (logger.level, logger.handlers, logger.propagate) == before
+    assert transformers.utils.logging.is_progress_bar_enabled()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_threads_are_set(clip_copy):
+    before = torch.get_num_threads()
+    try:
+        load_encoder(f"hf:{clip_copy}", EncoderSettings(device="cpu", threads=before + 1))
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_importing_the_package_imports_no_model_library():
+    code = "import sys, pipeline.encoders; print({'torch', 'transformers'} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "set()"
+
+
+def drop_tensors(folder):
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "text_model" not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def pickle_only(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def grow_vocabulary(folder):
+    config = json.loads((folder / "config.json").read_text())
+    edit_json(folder / "config.json", text_config={**config["text_config"], "vocab_size": 9})
+
+
+def widen(folder):
+    size = {"height": 40, "width": 40}
+    edit_json(folder / "preprocessor_config.json", size={"shortest_edge": 40}, crop_size=size)
+
+
+def without(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def overwritten(name, data):
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (without("config.json"), "expected a model folder with config.json, found model.safet"),
+        (without("model.safetensors"), "expected weights as model*.safetensors, found none;"),
+        (pickle_only, "found pytorch_model.bin alone, a pickle, which is never read here;"),
+        (drop_tensors, "expected all weights of a CLIPModel, found 36 missing, the first text_"),
+        (without("tokenizer.json"), "expected its tokenizer (tokenizer.json or vocab.json"),
+        (without("preprocessor_config.json"), "expected its image processor (preprocessor_con"),
+        (overwritten("tokenizer.json", b"{}"), "expected a tokenizer that can be loaded, found"),
+        (overwritten("config.json", b"{"), "expected a config.json that can be loaded, found"),
+        (overwritten("config.json", b'{"model_type": "bert"}'), "type clip, siglip, siglip2, fo"),
+        (overwritten("model.safetensors", b"junk"), "expected weights that can be loaded, found"),
+        (grow_vocabulary, "expected at most 9 tokens, as config.json says, found a tokenizer of "),
+        (widen, "expected pictures of 32 px, as config.json says, found an image processor that"),
+        (
+            lambda folder: edit_json(folder / "preprocessor_config.json", do_resize=False),
+            "expected an image processor that resizes, or resizes and crops, to a square, found",
+        ),
+    ],
+)
+def test_a_bad_folder_gets_one_line(clip_copy, spoil, told):
+    spoil(clip_copy)
+    with pytest.raises(EncoderError) as caught:
+        load_encoder(f"hf:{clip_copy}", FLOAT32)
+    line = str(caught.value)
+    assert line.startswith(f"encoder hf:{clip_copy}: ") and told in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("hf:", "expected a folder or an id after the colon"),
+        ("hf:/no/such/folder", "expected a model folder, found no such folder; check the path"),
+        ("hf:./none", "found no such folder"),
+        (f"hf:{__file__}", "expected a model folder, found a file"),
+        ("hf:two words", "expected a model folder or a Hugging Face id, found neither; check the"),
+        ("hf:a/b/c", "an id reads owner/name"),
+    ],
+)
+def test_a_bad_name_gets_one_line(name, told):
+    with pytest.raises(EncoderError) as caught:
+        load_encoder(name, FLOAT32)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (hub_errors.LocalEntryNotFoundError("long\ntext"), "no answer from huggingface.co and no"),
+        (OSError("\nConnection reset\nTraceback"), "from the hub: Connection reset; try again"),
+    ],
+)
+def test_a_hub_that_does_not_answer_gets_one_line(monkeypatch, error, told):
+    def answer(*_, **__):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
+    with pytest.raises(EncoderError) as caught:
+        load_encoder("hf:owner/name", FLOAT32)
+    assert str(caught.value).startswith("encoder hf:owner/name: ") and told in str(caught.value)
+
+
+def test_an_id_is_fetched_at_its_revision_and_without_what_is_not_needed(
+    monkeypatch, folders, encoders
+):
+    asked = {}
+
+    def answer(name, **arguments):
+        asked.update(arguments, name=name)
+        return str(folders["clip"])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
+    encoder = load_encoder("hf:owner/name@refs/pr/3", FLOAT32)
+    assert (encoder.name, encoder.fingerprint) == (
+        "hf:owner/name@refs/pr/3",
+        encoders["clip"].fingerprint,
+    )
+    assert (asked["name"], asked["revision"]) == ("owner/name", "refs/pr/3")
+    assert "model*.safetensors" in asked["allow_patterns"]
+    assert not [pattern for pattern in asked["allow_patterns"] if ".bin" in pattern]
