@@ -96,7 +96,7 @@ def read_samples(shard: Shard, settings: ReadSettings) -> Iterator[Sample | Drop
         if group is not None:
             yield from group.items()
         if tar.odd_end is not None:
-            yield Note(group.key if group else "", *tar.odd_end)
+            yield Note("", *tar.odd_end)
     if not seen:
         raise SourceError(
             shown(shard.url),
