@@ -1,0 +1,194 @@
+"""What a caption says of a scene, and whether it is true.
+
+Claims are what a caption's words mean, without the words. They are checked against a scene's facts,
+by `holds` one by one and by `holds_matrix` for many at once; a search hit is right when every claim
+of the query holds of it, whatever its own caption says. What a caption leaves unsaid is no claim:
+"a red boat" is true of a striped one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.scenes.world import (
+    BACKGROUNDS,
+    COLOURS,
+    KINDS,
+    MOST_THINGS,
+    SIZES,
+    TEXTURES,
+    Scene,
+    Thing,
+)
+
+RELATIONS = ("left of", "right of", "above", "below")
+ROWS = ("top", "centre", "bottom")
+COLUMNS = ("left", "centre", "right")
+# Fields of a claim about one thing with their words; a word's position is its code in arrays.
+CLAIM_VALUES = {
+    "kind": KINDS,
+    "colour": COLOURS,
+    "size": SIZES,
+    "texture": TEXTURES,
+    "row": ROWS,
+    "column": COLUMNS,
+}
+UNSAID, ABSENT = -1, -2
+
+
+@dataclass(frozen=True, slots=True)
+class ThingClaim:
+    """There is a thing like this; None is unsaid. "At the left" says a column and no row."""
+
+    kind: str | None = None
+    colour: str | None = None
+    size: str | None = None
+    texture: str | None = None
+    row: str | None = None
+    column: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """All that one caption claims: there are different things such that each fits its `ThingClaim`,
+    and (i, relation, j) says how thing i lies to thing j."""
+
+    things: tuple[ThingClaim, ...] = ()
+    relations: tuple[tuple[int, str, int], ...] = ()
+    background: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, unsaid fields left out."""
+        things = [{k: v for k, v in asdict(t).items() if v is not None} for t in self.things]
+        told: dict[str, Any] = {"things": things, "relations": [list(r) for r in self.relations]}
+        return told | ({"background": self.background} if self.background else {})
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> Claims:
+        """The claims that `to_json` told of; ValueError where these are none."""
+        try:
+            things = tuple(ThingClaim(**t) for t in told["things"])
+            relations = tuple((i, relation, j) for i, relation, j in told["relations"])
+            return cls(things, relations, told.get("background"))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not the claims of a caption: {error}") from error
+
+
+def related(one: Thing, relation: str, other: Thing) -> bool:
+    """Does `one` lie `left of`, `right of`, `above` or `below` `other`, by column or by row?"""
+    if relation in ("left of", "right of"):
+        one, other = (one, other) if relation == "left of" else (other, one)
+        return one.column < other.column
+    one, other = (one, other) if relation == "above" else (other, one)
+    return one.row < other.row
+
+
+def fits(claim: ThingClaim, thing: Thing) -> bool:
+    """Is all that the claim says true of this thing?"""
+    facts = {
+        "kind": thing.kind,
+        "colour": thing.colour,
+        "size": thing.size,
+        "texture": thing.texture,
+        "row": ROWS[thing.row],
+        "column": COLUMNS[thing.column],
+    }
+    said = ((name, getattr(claim, name)) for name in facts)
+    return all(value is None or value == facts[name] for name, value in said)
+
+
+def holds(claims: Claims, scene: Scene) -> bool:
+    """Is every claim true of the scene, for some choice of different things to stand for those
+    named?
+    """
+    if claims.background not in (None, scene.background):
+        return False
+    return any(
+        all(map(fits, claims.things, chosen))
+        and all(related(chosen[i], relation, chosen[j]) for i, relation, j in claims.relations)
+        for chosen in itertools.permutations(scene.things, len(claims.things))
+    )
+
+
+def holds_matrix(claims: Sequence[Claims], scenes: Sequence[Scene]) -> np.ndarray:
+    """`holds` of every caption and every scene: Q claims, N scenes -> (Q, N) bool.
+
+    Same answer by arithmetic on codes; 256 x 256 in some 10 ms, and blocks of queries keep the
+    (block, N, 3, 3, 6) comparison in a few MB.
+    """
+    facts, stages = _scene_codes(scenes)
+    said, wanted, stage, relations = _claim_codes(claims)
+    true = np.zeros((len(claims), len(scenes)), dtype=bool)
+    block = max(1, 2**20 // max(1, len(scenes) * 54))
+    for start in range(0, len(claims), block):
+        part = slice(start, start + block)
+        true[part] = _fitting(said[part], wanted[part], relations[part], facts)
+        true[part] &= (stage[part, None] == UNSAID) | (stage[part, None] == stages)
+    return true
+
+
+def _scene_codes(scenes: Sequence[Scene]) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 3 things, 6 fields) and (N,) int8 codes; a missing thing is ABSENT in all fields."""
+    facts = np.full((len(scenes), MOST_THINGS, len(CLAIM_VALUES)), ABSENT, dtype=np.int8)
+    for codes, scene in zip(facts, scenes, strict=True):
+        for i, thing in enumerate(scene.things):
+            codes[i] = (
+                KINDS.index(thing.kind), COLOURS.index(thing.colour), SIZES.index(thing.size),
+                TEXTURES.index(thing.texture), thing.row, thing.column,
+            )  # fmt: skip
+    stages = [BACKGROUNDS.index(scene.background) for scene in scenes]
+    return facts, np.array(stages, dtype=np.int8)
+
+
+def _claim_codes(
+    claims: Sequence[Claims],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[list[tuple[int, str, int]]]]:
+    """(Q, 3, 6) field codes, (Q, 3) is a thing claimed there, (Q,) background codes, and
+    relations.
+    """
+    said = np.full((len(claims), MOST_THINGS, len(CLAIM_VALUES)), UNSAID, dtype=np.int8)
+    wanted = np.zeros((len(claims), MOST_THINGS), dtype=bool)
+    stage = np.full(len(claims), UNSAID, dtype=np.int8)
+    for q, claim in enumerate(claims):
+        wanted[q, : len(claim.things)] = True
+        for i, thing in enumerate(claim.things):
+            for f, (name, values) in enumerate(CLAIM_VALUES.items()):
+                if (value := getattr(thing, name)) is not None:
+                    said[q, i, f] = values.index(value)
+        if claim.background is not None:
+            stage[q] = BACKGROUNDS.index(claim.background)
+    return said, wanted, stage, [list(claim.relations) for claim in claims]
+
+
+def _fitting(
+    said: np.ndarray,
+    wanted: np.ndarray,
+    relations: Sequence[list[tuple[int, str, int]]],
+    facts: np.ndarray,
+) -> np.ndarray:
+    """Is there a choice of things under which a block of claims holds? (Q, N) bool."""
+    asked, given = said[:, None, :, None, :], facts[None, :, None, :, :]
+    match = ((asked == UNSAID) | (asked == given)).all(-1)  # (Q, N, claimed thing, scene's thing)
+    match &= (facts[None, :, None, :, 0] != ABSENT) | ~wanted[:, None, :, None]
+    rows, columns = facts[..., 4], facts[..., 5]  # (N, 3)
+    before = {
+        "left of": columns[:, :, None] < columns[:, None, :],
+        "above": rows[:, :, None] < rows[:, None, :],
+    }  # (N, 3, 3)
+    before |= {
+        "right of": before["left of"].swapaxes(1, 2),
+        "below": before["above"].swapaxes(1, 2),
+    }
+    found = np.zeros(match.shape[:2], dtype=bool)
+    for order in itertools.permutations(range(MOST_THINGS)):
+        chosen = match[:, :, 0, order[0]] & match[:, :, 1, order[1]] & match[:, :, 2, order[2]]
+        for q, told in enumerate(relations):
+            for i, relation, j in told:
+                chosen[q] &= before[relation][:, order[i], order[j]]
+        found |= chosen
+    return found
