@@ -48,7 +48,9 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
 
 
 def fast_in_bfloat16(device: torch.device) -> bool:
-    """Has the device instructions for bfloat16? On CPUs: AVX512-BF16 or AMX; on CUDA: Ampere and later."""
+    """Has the device instructions for bfloat16? On CPUs: AVX512-BF16 or AMX; on CUDA: Ampere and
+    later.
+    """
     if device.type == "cuda":
         major, _ = torch.cuda.get_device_capability(device)
         return major >= 8

@@ -1,0 +1,96 @@
+"""The encoder that ships: two small towers trained on the picture-book world, English and Chinese.
+
+`pocket` loads the weights beside the package, `pocket:DIR` any model folder that
+`python -m pipeline.model.train` wrote. It needs torch and safetensors and no network, and loads in
+a fraction of a second, which is what a query at a prompt waits for. It knows its small world and
+nothing of photographs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipeline.encoders import EncoderSettings, mean_of
+from pipeline.encoders.device import PRECISIONS, resolve_device, resolve_precision
+from pipeline.model.checkpoint import FILES, load_model
+from pipeline.model.encode import encode_pixels, encode_texts
+from pipeline.model.pixels import RULE, to_pixels
+
+SHIPPED = Path(__file__).resolve().parent.parent / "pocket"
+TEXT_RULE = "NFKC, lower case, single spaces, no final full stop; own byte-pair tokens"
+
+
+def load(model: str, settings: EncoderSettings) -> PocketEncoder:
+    """The encoder of a model folder, the shipped one for an empty name.
+
+    Raises EncoderError for a folder that holds no model, UsageError for settings that mean nothing.
+    """
+    return PocketEncoder(
+        Path(model) if model else SHIPPED, settings, f"pocket:{model}" if model else "pocket"
+    )
+
+
+class PocketEncoder:
+    """A `DualEncoder` behind the protocol of `pipeline.encoders.Encoder`.
+
+    The same batch gives the same bytes on one kind of processor with one number of threads.
+    """
+
+    def __init__(self, folder: Path, settings: EncoderSettings, name: str) -> None:
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        device = resolve_device(settings.device)
+        self.name = name
+        self.device = str(device)
+        self.precision = resolve_precision(settings.precision, device)
+        model, self._tokenizer = load_model(folder)
+        self._model = model.to(device, PRECISIONS[self.precision])
+        self.dim = model.config.dim
+        self.image_size = model.config.image.side
+        self.preprocessing: dict[str, Any] = {
+            "image": RULE,
+            "side": self.image_size,
+            "text": TEXT_RULE,
+            "context": model.config.text.context,
+        }
+        self.fingerprint = _fingerprint(folder, self.preprocessing)
+
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        """One RGB picture -> uint8 (3, S, S): shorter side to S, then the middle square."""
+        return to_pixels(image, self.image_size)
+
+    def encode_images(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """B arrays uint8 (3, S, S) -> (B, D) float32, unit rows."""
+        return encode_pixels(self._model, pixels)
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """B texts -> (B, D) float32, unit rows; what lies past the context is not read."""
+        return encode_texts(self._model, self._tokenizer, texts)
+
+    def encode_pairs(
+        self,
+        image: np.ndarray,
+        text: np.ndarray,
+        pixels: Sequence[np.ndarray],
+        texts: Sequence[str],
+    ) -> np.ndarray:
+        """(B, D) image and text vectors -> (B, D) float32 unit rows: their mean, until a fusion is
+        learned.
+        """
+        return mean_of(image, text)
+
+
+def _fingerprint(folder: Path, preprocessing: dict[str, Any]) -> str:
+    """32 hex digits over the files of the model and the rules by which its input is made."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in FILES:
+        digest.update((folder / name).read_bytes())
+    digest.update(repr(sorted(preprocessing.items())).encode())
+    return digest.hexdigest()

@@ -1,0 +1,141 @@
+"""Seed and step -> one batch of the picture-book world, drawn and told on the spot.
+
+A batch is a function of the seed and the step alone, so that a training that was killed goes on
+with the very batches it would have seen. Workers are processes without torch: drawing takes some 5
+% of the time of a training step on the same processor.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import random
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.model.pixels import to_pixels
+from pipeline.model.tokenizer import Tokenizer, train
+from pipeline.scenes.claims import holds_matrix
+from pipeline.scenes.draw import picture
+from pipeline.scenes.words import LANGUAGES, plan, tell
+from pipeline.scenes.world import (
+    BACKGROUNDS,
+    COLOURS,
+    KINDS,
+    PLACES,
+    SIZES,
+    TEXTURES,
+    Scene,
+    stream,
+)
+
+AHEAD = 2  # batches made in advance by each worker
+# Classes of each attribute that the facts loss asks of a place; the last kind is "nothing here".
+CLASSES = (len(KINDS) + 1, len(COLOURS), len(SIZES), len(TEXTURES))
+
+
+@dataclass(frozen=True)
+class FeedSettings:
+    """What batches are made of.
+
+    side: S, pixels. context: longest text in tokens. twins: share of scenes in twin groups.
+    partial: share of captions that leave things unsaid.
+    """
+
+    seed: int = 0
+    batch: int = 256
+    side: int = 72
+    context: int = 64
+    twins: float = 0.6
+    partial: float = 0.3
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One batch: pixels uint8 (B, 3, S, S); ids of each language int64 (B, T); also_true (B, B)
+    bool, caption i (in every language) is true of picture j; facts int64 (B, 9, 4), what lies in
+    each place, -1 for nothing to tell; background int64 (B,)."""
+
+    pixels: np.ndarray
+    ids: dict[str, np.ndarray]
+    also_true: np.ndarray
+    facts: np.ndarray
+    background: np.ndarray
+
+
+def lesson(step: int, settings: FeedSettings, tokenizer: Tokenizer) -> Lesson:
+    """The batch of a step: the same for the same step, settings and tokenizer, in any process."""
+    scenes = list(
+        itertools.islice(stream(_seed(settings.seed, step), settings.twins), settings.batch)
+    )
+    rng = random.Random(f"captions {settings.seed} {step}")
+    claims = [plan(scene, rng, complete=rng.random() >= settings.partial) for scene in scenes]
+    ids = {
+        language: tokenizer.batch([tell(c, rng, language) for c in claims], settings.context)
+        for language in LANGUAGES
+    }
+    return Lesson(
+        pixels=np.stack([to_pixels(picture(scene), settings.side) for scene in scenes]),
+        ids=ids,
+        also_true=holds_matrix(claims, scenes),
+        facts=np.stack([facts_of(scene) for scene in scenes]),
+        background=np.array([BACKGROUNDS.index(scene.background) for scene in scenes]),
+    )
+
+
+def lessons(
+    first: int, last: int, settings: FeedSettings, tokenizer: Tokenizer, workers: int
+) -> Iterator[Lesson]:
+    """The batches of steps `first` to `last` - 1 in order, made ahead by worker processes (0:
+    here).
+    """
+    if not workers:
+        for step in range(first, last):
+            yield lesson(step, settings, tokenizer)
+        return
+    # Spawned, not forked: a fork of a process with torch's threads may hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context)
+    try:
+        waiting: deque[Future[Lesson]] = deque()
+        for step in range(first, last):
+            waiting.append(pool.submit(lesson, step, settings, tokenizer))
+            if len(waiting) > workers * AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def facts_of(scene: Scene) -> np.ndarray:
+    """What lies in each of the 9 places: (9, 4) int64 of kind, colour, size, texture."""
+    facts = np.full((len(PLACES), len(CLASSES)), -1, dtype=np.int64)
+    facts[:, 0] = len(KINDS)
+    for thing in scene.things:
+        facts[PLACES.index(thing.place)] = (
+            KINDS.index(thing.kind),
+            COLOURS.index(thing.colour),
+            SIZES.index(thing.size),
+            TEXTURES.index(thing.texture),
+        )
+    return facts
+
+
+def _seed(seed: int, step: int) -> int:
+    """One stream a step; seeds of different trainings do not meet within a billion steps."""
+    return seed * 10**9 + step
+
+
+def learn_tokenizer(vocabulary: int, samples: int = 6000) -> Tokenizer:
+    """A tokenizer learned from captions of the world, as many complete as partial, in all
+    languages.
+    """
+    rng = random.Random("tokenizer")
+    scenes = itertools.islice(stream(-1), samples)
+    claims = [plan(scene, rng, complete=rng.random() < 0.5) for scene in scenes]
+    return train((tell(c, rng, language) for c in claims for language in LANGUAGES), vocabulary)

@@ -1,0 +1,41 @@
+"""The losses of training, each with its formula.
+
+InfoNCE (van den Oord et al., 2018; in both directions as in CLIP, Radford et al., 2021) takes every
+other pair of the batch as wrong. In a world of twins some are not: a caption may well be true of
+another picture of the batch. Those are left out of the sum, neither pulled nor pushed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def info_nce(image: Tensor, text: Tensor, scale: Tensor, also_true: Tensor) -> Tensor:
+    """Mean of both directions of  -log( e^(s x_i.y_i) / sum_j e^(s x_i.y_j) ).
+
+    image, text (B, E) unit vectors, pair i being row i of both; scale s, a scalar; also_true (B, B)
+    bool: caption i is true of picture j, and j then leaves the sum for i unless j = i. -> scalar.
+    """
+    logits = scale * text @ image.T  # (B texts, B images)
+    false_negative = also_true & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    logits = logits.masked_fill(false_negative, -torch.inf)
+    target = torch.arange(len(logits), device=logits.device)
+    to_image = functional.cross_entropy(logits, target)
+    to_text = functional.cross_entropy(logits.T, target)
+    return (to_image + to_text) / 2
+
+
+def facts_loss(logits: list[Tensor], facts: Tensor) -> Tensor:
+    """Sum over attributes of the mean cross entropy  -log p(fact).
+
+    logits: one (B, C, classes) tensor an attribute; facts (B, C, attributes) int64, -1 where there
+    is nothing to tell, which counts for nothing. -> scalar.
+    """
+    told = zip(logits, facts.unbind(-1), strict=True)
+    losses = [
+        functional.cross_entropy(guess.flatten(0, 1), fact.flatten(), ignore_index=-1)
+        for guess, fact in told
+    ]
+    return torch.stack(losses).sum()

@@ -1,0 +1,26 @@
+"""Picture -> what the image tower takes; one function for training and for the encoder.
+
+The shorter side is resized to S and the middle square is cut out, as CLIP does: a squashed
+photograph would show the model shapes it never learned, and a lost margin costs less.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+RULE = (
+    "shorter side to S, bicubic with antialiasing, rounded; centre crop S x S; RGB uint8 (3, S, S)"
+)
+
+
+def to_pixels(image: Image.Image, side: int) -> np.ndarray:
+    """An RGB picture of any size -> uint8 (3, S, S)."""
+    width, height = image.size
+    shorter = min(width, height)
+    if shorter != side:
+        size = (max(side, round(width * side / shorter)), max(side, round(height * side / shorter)))
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))

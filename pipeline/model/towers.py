@@ -1,0 +1,131 @@
+"""The two towers and the dual encoder they make.
+
+Each tower gives its tokens, for whatever later looks at them one by one, and one pooled vector. The
+image tower begins with three convolutions in place of a linear patch embedding: small vision
+transformers learn much faster so (Xiao et al., Early Convolutions Help Transformers See Better,
+2021). Pooling is attention by one learned query (Zhai et al., Scaling Vision Transformers, 2022).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.model.attention import Attention
+from pipeline.model.blocks import Block, Mlp
+from pipeline.model.config import ImageConfig, ModelConfig, TextConfig
+
+PAD = 0  # the token id that no text holds
+INITIAL_SCALE = 1 / 0.07  # of the logits, as in CLIP (Radford et al., 2021)
+LARGEST_SCALE = 100.0
+
+
+class Pool(nn.Module):
+    """One learned query attends to all tokens, then a residual MLP: (B, T, D) -> (B, D)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, 1, width) * width**-0.5)
+        self.attention = Attention(width, heads)
+        self.norm = nn.LayerNorm(width)
+        self.mlp = Mlp(width)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """tokens (B, T, D), mask (B, 1, 1, T) -> (B, D)."""
+        x = self.attention(self.query.expand(len(tokens), -1, -1), tokens, mask)  # (B, 1, D)
+        return (x + self.mlp(self.norm(x)))[:, 0]
+
+
+class ImageTower(nn.Module):
+    """Pictures -> N patch tokens and a pooled vector."""
+
+    def __init__(self, config: ImageConfig) -> None:
+        super().__init__()
+        width, (first, second) = config.width, config.stem
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, first, 3, stride=2, padding=1),
+            nn.GroupNorm(8, first),
+            nn.GELU(approximate="tanh"),
+            nn.Conv2d(first, second, 3, stride=2, padding=1),
+            nn.GroupNorm(8, second),
+            nn.GELU(approximate="tanh"),
+            nn.Conv2d(second, width, 5, stride=3, padding=1),
+        )
+        self.position = nn.Parameter(torch.randn(1, config.patches, width) * 0.02)
+        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width)
+        self.pool = Pool(width, config.heads)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """pixels uint8 (B, 3, S, S) -> tokens (B, N, D) in row order, pooled (B, D)."""
+        x = (pixels.float() / 127.5 - 1).to(self.position.dtype)
+        x = self.stem(x).flatten(2).transpose(1, 2) + self.position  # (B, N, D)
+        for block in self.blocks:
+            x = block(x)
+        tokens = self.norm(x)
+        return tokens, self.pool(tokens)
+
+
+class TextTower(nn.Module):
+    """Token ids -> T text tokens and a pooled vector; every token sees the whole text."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(config.vocabulary, config.width, padding_idx=PAD)
+        self.position = nn.Parameter(torch.randn(1, config.context, config.width) * 0.02)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width)
+        self.pool = Pool(config.width, config.heads)
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """ids int64 (B, T), PAD at the end, T <= context -> tokens (B, T, D), pooled (B, D)."""
+        mask = (ids != PAD)[:, None, None, :]  # (B, 1, 1, T)
+        x = self.embedding(ids) + self.position[:, : ids.shape[1]]  # (B, T, D)
+        for block in self.blocks:
+            x = block(x, mask)
+        tokens = self.norm(x)
+        return tokens, self.pool(tokens, mask)
+
+
+class DualEncoder(nn.Module):
+    """Pictures and texts -> unit vectors of one space of E dimensions."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image = ImageTower(config.image)
+        self.text = TextTower(config.text)
+        self.image_projection = nn.Linear(config.image.width, config.dim, bias=False)
+        self.text_projection = nn.Linear(config.text.width, config.dim, bias=False)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
+        self.apply(_initialise)
+
+    @property
+    def scale(self) -> Tensor:
+        """What cosines are multiplied with to become logits: learned, at most LARGEST_SCALE."""
+        return self.log_scale.exp().clamp(max=LARGEST_SCALE)
+
+    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """pixels uint8 (B, 3, S, S) -> tokens (B, N, D), unit vectors (B, E) float32."""
+        tokens, pooled = self.image(pixels)
+        return tokens, functional.normalize(self.image_projection(pooled).float(), dim=-1)
+
+    def encode_text(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """ids int64 (B, T) -> tokens (B, T, D), unit vectors (B, E) float32."""
+        tokens, pooled = self.text(ids)
+        return tokens, functional.normalize(self.text_projection(pooled).float(), dim=-1)
+
+
+def _initialise(module: nn.Module) -> None:
+    """Normal weights of deviation 0.02 and no biases, as in BERT and GPT; convolutions as torch has
+    them.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)

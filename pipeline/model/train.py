@@ -1,0 +1,131 @@
+"""Training: the picture-book world in, a model folder out.
+
+    python -m pipeline.model.train --to runs/pocket --steps 3000
+
+A run is a function of its settings; killed and started again it goes on from its last checkpoint
+and ends with the same weights, unless its length is given in minutes, for then the learning rate
+follows the clock. The same command uses an accelerator where there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.encoders.device import PRECISIONS, resolve_device, resolve_precision
+from pipeline.model.encode import encode_images, encode_texts
+from pipeline.model.feed import FeedSettings, learn_tokenizer, lessons
+from pipeline.model.measure import measure
+from pipeline.model.towers import DualEncoder
+from pipeline.model.training import STATE, Training, TrainSettings
+
+LOG = logging.getLogger(__name__)
+
+
+def train(
+    settings: TrainSettings,
+    folder: Path,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    workers: int = 1,
+    told: Callable[[str], None] = LOG.info,
+) -> list[dict[str, float]]:
+    """Train to the end, or go on with the training in `folder`; -> the losses of each step done
+    now.
+
+    Leaves in the folder: the state, the model (weights of the average), and log.jsonl, a line now
+    and then. device and precision as in EncoderSettings; workers: processes that draw, 0 for none.
+    """
+    where = resolve_device(device)
+    dtype = PRECISIONS[resolve_precision(precision, where)]
+    training = Training(settings, where, learn_tokenizer(settings.vocabulary))
+    if (folder / STATE).exists():
+        training.resume(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    done: list[dict[str, float]] = []
+    started = time.monotonic() - training.seconds
+    batches = lessons(training.step, settings.steps, settings.feed, training.tokenizer, workers)
+    for batch in batches:
+        if training.progress >= 1:
+            break
+        done.append(training.learn(batch, dtype))
+        training.seconds = time.monotonic() - started
+        step, last = training.step, training.progress >= 1
+        if step % settings.log_every == 0 or last:
+            _log(
+                folder,
+                told,
+                {"step": step, "seconds": training.seconds, **_mean(done, settings.log_every)},
+            )
+        if step % settings.checkpoint_every == 0 or last:
+            training.save(folder)
+        if step % settings.evaluate_every == 0 or last:
+            _log(folder, told, {"step": step, "recall": evaluate_average(training, dtype)})
+    batches.close()
+    return done
+
+
+def evaluate_average(training: Training, precision: torch.dtype) -> dict[str, Any]:
+    """Recall of the averaged weights on the fixed gallery, which no batch was drawn from."""
+    settings = training.settings
+    model = DualEncoder(training.config).to(training.device).eval()
+    model.load_state_dict(training.average)
+    model.to(precision)
+    return measure(
+        lambda images: encode_images(model, images),
+        lambda texts: encode_texts(model, training.tokenizer, texts),
+        settings.gallery,
+        settings.gallery_seed,
+    )
+
+
+def _mean(done: list[dict[str, float]], last: int) -> dict[str, float]:
+    """The mean losses of the last steps."""
+    recent = done[-last:]
+    return {name: sum(losses[name] for losses in recent) / len(recent) for name in recent[0]}
+
+
+def _log(folder: Path, told: Callable[[str], None], line: dict[str, Any]) -> None:
+    text = json.dumps(line)
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(text + "\n")
+    told(text)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line: see --help."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.model.train", description=__doc__)
+    parser.add_argument("--to", type=Path, required=True, help="folder of the state and the model")
+    parser.add_argument("--steps", type=int, default=TrainSettings.steps)
+    parser.add_argument(
+        "--minutes", type=float, help="end after so long, the schedule by the clock"
+    )
+    parser.add_argument("--batch", type=int, default=FeedSettings.batch)
+    parser.add_argument("--rate", type=float, default=TrainSettings.rate)
+    parser.add_argument("--seed", type=int, default=FeedSettings.seed)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw pictures")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="of the CPU; 0 leaves torch's choice"
+    )
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    feed = replace(FeedSettings(), seed=given.seed, batch=given.batch)
+    settings = TrainSettings(steps=given.steps, minutes=given.minutes, rate=given.rate, feed=feed)
+    train(settings, given.to, device=given.device, precision=given.precision, workers=given.workers)
+
+
+if __name__ == "__main__":
+    main()

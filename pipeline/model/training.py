@@ -1,0 +1,224 @@
+"""A training at one moment: what is learned, from what, and how a step changes it.
+
+Each step encodes a batch's pictures once and its captions in each language, and follows the mean
+InfoNCE of the languages plus a facts loss: linear probes on the patch tokens say what lies in each
+place, which teaches the image tower to see long before the captions could. The probes are not
+shipped; the weights that ship are the exponential moving average.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from pipeline.errors import UsageError
+from pipeline.model.checkpoint import load_state, save_model, save_state
+from pipeline.model.config import ImageConfig, ModelConfig, TextConfig
+from pipeline.model.feed import CLASSES, FeedSettings, Lesson
+from pipeline.model.losses import facts_loss, info_nce
+from pipeline.model.tokenizer import Tokenizer
+from pipeline.model.towers import DualEncoder
+from pipeline.scenes.words import LANGUAGES
+from pipeline.scenes.world import BACKGROUNDS
+
+STATE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How long, how fast, how far apart; the seed and the world's part are in `feed`.
+
+    steps: the length of the run. minutes: if given, the run ends after so many minutes of training,
+    and the schedule follows whichever of both has gone further. rate: the highest learning rate.
+    facts: weight of the facts loss at the start; it falls to a tenth along a cosine. ema: decay of
+    the average.
+    """
+
+    steps: int = 3000
+    minutes: float | None = None
+    rate: float = 1e-3
+    warmup: float = 0.03
+    weight_decay: float = 0.05
+    facts: float = 0.25
+    ema: float = 0.998
+    clip: float = 1.0
+    vocabulary: int = 1024
+    log_every: int = 20
+    checkpoint_every: int = 100
+    evaluate_every: int = 200
+    gallery_seed: int = 271828
+    gallery: int = 1000
+    feed: FeedSettings = field(default_factory=FeedSettings)
+
+
+class Probes(nn.Module):
+    """Linear readings of patch tokens: what lies in each of 3 x 3 places, and on which
+    background.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.places = nn.Linear(width, sum(CLASSES))
+        self.background = nn.Linear(width, len(BACKGROUNDS))
+
+    def forward(self, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
+        """tokens (B, N, D) -> one (B, 9, classes) tensor an attribute, and (B, backgrounds)."""
+        side = math.isqrt(tokens.shape[1])
+        grid = tokens.transpose(1, 2).unflatten(2, (side, side))  # (B, D, side, side)
+        places = functional.adaptive_avg_pool2d(grid, 3).flatten(2).transpose(1, 2)  # (B, 9, D)
+        return list(self.places(places).split(CLASSES, dim=-1)), self.background(tokens.mean(1))
+
+
+class Objective(nn.Module):
+    """The model, the probes, and the losses of a batch."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.model = DualEncoder(config)
+        self.probes = Probes(config.image.width)
+
+    def forward(self, batch: Lesson) -> tuple[Tensor, Tensor]:
+        """-> the mean InfoNCE of all languages, and the facts loss; two float32 scalars."""
+        device = self.model.log_scale.device
+        tokens, image = self.model.encode_image(torch.from_numpy(batch.pixels).to(device))
+        also_true = torch.from_numpy(batch.also_true).to(device)
+        contrasts = []
+        for language in LANGUAGES:
+            _, text = self.model.encode_text(torch.from_numpy(batch.ids[language]).to(device))
+            contrasts.append(info_nce(image, text, self.model.scale, also_true))
+        places, background = self.probes(tokens)
+        facts = facts_loss(
+            [guess.float() for guess in places], torch.from_numpy(batch.facts).to(device)
+        )
+        stage = torch.from_numpy(batch.background).to(device)
+        return torch.stack(contrasts).mean(), facts + functional.cross_entropy(
+            background.float(), stage
+        )
+
+
+class Training:
+    """A model, its average and its optimiser at one moment of a run; `step` is the next to be
+    done.
+    """
+
+    def __init__(self, settings: TrainSettings, device: torch.device, tokenizer: Tokenizer) -> None:
+        self.settings, self.device, self.tokenizer = settings, device, tokenizer
+        feed = settings.feed
+        text = TextConfig(vocabulary=len(tokenizer), context=feed.context)
+        self.config = ModelConfig(ImageConfig(side=feed.side), text)
+        torch.manual_seed(feed.seed)
+        self.objective = Objective(self.config).to(device)
+        model = self.objective.model
+        self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self.optimiser = torch.optim.AdamW(self._groups(), lr=settings.rate, betas=(0.9, 0.98))
+        self.step, self.seconds = 0, 0.0
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Matrices decay; biases, norms, queries, positions and the scale do not."""
+        named = list(self.objective.named_parameters())
+        matrices = [p for n, p in named if p.ndim in (2, 4) and "embedding" not in n]
+        others = [p for n, p in named if not (p.ndim in (2, 4) and "embedding" not in n)]
+        decay = self.settings.weight_decay
+        return [
+            {"params": matrices, "weight_decay": decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+
+    @property
+    def progress(self) -> float:
+        """How far the run has gone: 0 at the start, 1 at the end."""
+        settings = self.settings
+        by_clock = self.seconds / 60 / settings.minutes if settings.minutes else 0.0
+        return min(1.0, max(self.step / settings.steps, by_clock))
+
+    @property
+    def rate(self) -> float:
+        """Linear warm-up, then a cosine down to a hundredth (Loshchilov and Hutter, SGDR, 2017)."""
+        settings, gone = self.settings, self.progress
+        if gone < settings.warmup:
+            # In steps of at least one: the first update of a run is not nothing.
+            return settings.rate * max(
+                gone / settings.warmup, 1 / (settings.warmup * settings.steps + 1)
+            )
+        along = (gone - settings.warmup) / (1 - settings.warmup)
+        return settings.rate * (0.01 + 0.99 * (1 + math.cos(math.pi * along)) / 2)
+
+    def learn(self, batch: Lesson, precision: torch.dtype) -> dict[str, float]:
+        """One step: forward, backward, update, average. -> the losses, as logged."""
+        settings = self.settings
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate
+        # Weights are kept in float32 and rounded for each pass: on a CPU this is 1.3 times as fast
+        # as autocast, which goes back to float32 at every norm. A scalar is not worth rounding.
+        rounded = {
+            name: value.to(precision) if value.ndim else value
+            for name, value in self.objective.named_parameters()
+        }
+        contrast, facts = functional_call(self.objective, rounded, (batch,))
+        weight = settings.facts * (0.1 + 0.9 * (1 + math.cos(math.pi * self.progress)) / 2)
+        self.optimiser.zero_grad(set_to_none=True)
+        (contrast + weight * facts).backward()
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), settings.clip)
+        self.optimiser.step()
+        # The average follows fast at first: it must not carry the random start along.
+        decay = min(settings.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, value in self.objective.model.state_dict().items():
+                self.average[name].lerp_(value, 1 - decay)
+        self.step += 1
+        return {"contrast": contrast.item(), "facts": facts.item(), "norm": float(norm)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a step changes, by name."""
+        moments = {
+            f"optimiser.{i}.{name}": tensor
+            for i, state in self.optimiser.state_dict()["state"].items()
+            for name, tensor in state.items()
+        }
+        weights = {f"weights.{name}": t for name, t in self.objective.state_dict().items()}
+        return weights | {f"average.{name}": t for name, t in self.average.items()} | moments
+
+    def save(self, folder: Path) -> None:
+        """Write the state, and the average as a model folder that an encoder can load."""
+        facts = {"step": self.step, "seconds": self.seconds, "settings": asdict(self.settings)}
+        folder.mkdir(parents=True, exist_ok=True)
+        save_state(folder / STATE, self.tensors(), facts)
+        save_model(folder, self.average, self.config, self.tokenizer)
+
+    def resume(self, folder: Path) -> None:
+        """Go on from the state in a folder; UsageError where its settings were others."""
+        tensors, facts = load_state(folder / STATE)
+        ours = json.loads(json.dumps(asdict(self.settings)))
+        changed = sorted(k for k in ours if ours[k] != facts["settings"].get(k))
+        if changed:
+            raise UsageError(
+                f"training in {folder}",
+                expected="the settings it was started with",
+                found="others for " + ", ".join(changed),
+                do="give those, or another folder",
+            )
+        self.load(tensors)
+        self.step, self.seconds = facts["step"], facts["seconds"]
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take over the tensors of `tensors()`."""
+        prefix = "weights."
+        weights = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        self.objective.load_state_dict(weights)
+        for name, value in self.average.items():
+            value.copy_(tensors[f"average.{name}"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimiser."):
+                _, i, moment = name.split(".")
+                moments.setdefault(int(i), {})[moment] = tensor
+        state = self.optimiser.state_dict()
+        self.optimiser.load_state_dict(state | {"state": moments})
