@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -18,7 +19,10 @@ from pipeline.encoders import Encoder, mean_of, unit
 from pipeline.errors import UsageError
 from pipeline.images import DecodeSettings, Undecodable, decode
 
+T = TypeVar("T")
+
 BATCH = 64  # texts or pictures encoded at once
+PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 
 
 def encode_queries(queries: Sequence[Query], encoder: Encoder | None, dim: int) -> np.ndarray:
@@ -32,23 +36,24 @@ def encode_queries(queries: Sequence[Query], encoder: Encoder | None, dim: int) 
         if query.vector is not None:
             xq[number] = _given(query.vector, dim)
     worded = [number for number, query in enumerate(queries) if query.words]
-    pictured = [number for number, query in enumerate(queries) if query.image is not None]
+    pictured = [
+        (number, query.image) for number, query in enumerate(queries) if query.image is not None
+    ]
     if encoder is None:
         assert not worded and not pictured
         return xq
     for some in _batches(worded):
         xq[some] = encoder.encode_texts([queries[number].words for number in some])
     for some in _batches(pictured):
-        pixels = [_pixels(queries[number].image, encoder) for number in some]
-        vectors = encoder.encode_images(pixels)
-        for number, vector in zip(some, vectors, strict=True):
-            both = queries[number].words != ""
-            xq[number] = mean_of(vector[None], xq[number][None])[0] if both else vector
+        vectors = encoder.encode_images([_pixels(source, encoder) for _, source in some])
+        for (number, _), vector in zip(some, vectors, strict=True):
+            words = xq[number][None]
+            xq[number] = mean_of(vector[None], words)[0] if queries[number].words else vector
     return xq
 
 
-def _batches(numbers: list[int]) -> list[list[int]]:
-    return [numbers[start : start + BATCH] for start in range(0, len(numbers), BATCH)]
+def _batches(items: list[T]) -> list[list[T]]:
+    return [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
 
 
 def _given(vector: np.ndarray, dim: int) -> np.ndarray:
@@ -62,32 +67,32 @@ def _given(vector: np.ndarray, dim: int) -> np.ndarray:
     return unit(vector[None])[0]
 
 
-def _pixels(picture: PictureSource | None, encoder: Encoder) -> np.ndarray:
-    name = str(picture) if isinstance(picture, str | Path) else "query picture"
+def _pixels(source: PictureSource, encoder: Encoder) -> np.ndarray:
     try:
-        decoded = decode(_encoded(picture, name), DecodeSettings(), encoder.image_size)
+        decoded = decode(encoded_picture(source), DecodeSettings(), encoder.image_size)
     except Undecodable as error:
         found = f"{error.reason}: {error.detail}" if error.detail else error.reason
-        raise UsageError(name, expected="a picture", found=found) from error
+        raise UsageError(_name_of(source), expected="a picture", found=found) from error
     return encoder.preprocess(decoded.image)
 
 
-def _encoded(picture: PictureSource | None, name: str) -> bytes:
-    if isinstance(picture, bytes):
-        return picture
-    if isinstance(picture, Image.Image):
-        # Through a file, so that alpha, palettes and rotation are treated as they were in the
-        # shards.
+def encoded_picture(source: PictureSource) -> bytes:
+    """The encoded file that a query's picture is given by; UsageError where it cannot be read."""
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, Image.Image):
+        # Through a file, so that alpha, palettes and rotation are treated as in the shards.
         file = io.BytesIO()
-        ready = picture if picture.mode in _PNG_MODES else picture.convert("RGB")
-        ready.save(file, "PNG", compress_level=0, exif=picture.getexif())
+        ready = source if source.mode in PNG_MODES else source.convert("RGB")
+        ready.save(file, "PNG", compress_level=0, exif=source.getexif())
         return file.getvalue()
     try:
-        return Path(name).read_bytes()
+        return Path(source).expanduser().read_bytes()
     except OSError as error:
         raise UsageError(
-            name, expected="a picture's file", found=error.strerror or str(error)
+            _name_of(source), expected="a picture's file", found=error.strerror or str(error)
         ) from error
 
 
-_PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
+def _name_of(source: PictureSource) -> str:
+    return str(source) if isinstance(source, str | Path) else "the query's picture"

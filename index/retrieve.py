@@ -34,7 +34,7 @@ def retrieve(queries: Sequence[Query], collection: Searcher) -> list[Answer]:
     """Answer a batch of queries, in their order."""
     clock = Stopwatch()
     with clock.stage("load"):
-        encoder = collection.encoder_for(queries)
+        encoder = collection.ready_for(queries)
     with clock.stage("encode"):
         xq = encode_queries(queries, encoder, collection.dim)  # (Q, D) float32, unit rows
     with clock.stage("search"):
@@ -147,8 +147,14 @@ class Searcher:
                 self._encoder = encoder
             return self._encoder
 
-    def encoder_for(self, queries: Sequence[Query]) -> Encoder | None:
-        """The encoder, None where every query brings its own vector."""
+    def ready_for(self, queries: Sequence[Query]) -> Encoder | None:
+        """Open what the queries need and was not open yet; returns the encoder, None where every
+        query brings its own vector."""
+        for query in queries:
+            self.nprobe_for(query)
+        for column in {query.column for query in queries}:
+            for segment in self.segments:
+                segment.index(column)
         return self.encoder if any(query.vector is None for query in queries) else None
 
     def nprobe_for(self, query: Query) -> int:
