@@ -1,0 +1,280 @@
+"""st: encoders, on a tiny CLIP and a tiny vision-language model saved as SentenceTransformers."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from benchmarks.random_models import clip_folder
+from pipeline.encoders import EncoderSettings, load_encoder, mean_of
+from pipeline.encoders.folder import quiet
+from pipeline.encoders.sentence_transformer import LARGEST
+from pipeline.errors import EncoderError
+
+TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+FLOAT32 = EncoderSettings(precision="float32", device="cpu")
+BFLOAT16 = EncoderSettings(precision="bfloat16", device="cpu")
+TEXTS = ["a red boat", "", "a photo of people standing in the street", "红色的船"]
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}</s>"
+)
+
+
+def noise(width, height):
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+PICTURES = [noise(70, 50), noise(50, 70), noise(33, 33), noise(120, 20)]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A CLIP in transformers' own form."""
+    folder = tmp_path_factory.mktemp("clip")
+    return clip_folder(folder, side=32, width=24, tower=TOWER, vision={"patch_size": 8})
+
+
+@pytest.fixture(scope="module")
+def saved(clip, tmp_path_factory):
+    """The same as a SentenceTransformer."""
+    return save([Transformer(str(clip))], tmp_path_factory.mktemp("st"))
+
+
+@pytest.fixture(scope="module")
+def fusing(tmp_path_factory):
+    """A vision-language model that reads pictures and texts as chat messages, left-padded."""
+    letters = ["<pad>", "<s>", "</s>", "<unk>", "<image>", *pre_tokenizers.ByteLevel.alphabet()]
+    vocabulary = {letter: number for number, letter in enumerate(letters)}
+    tokens = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokens,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<image>"],
+        padding_side="left",
+        model_max_length=256,
+    )
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(image_size=32, patch_size=16, **TOWER),
+        text_config=transformers.LlamaConfig(
+            vocab_size=len(letters), num_key_value_heads=2, pad_token_id=0, **TOWER
+        ),
+        image_token_id=4,
+        vision_feature_layer=-1,
+    )
+    square = {"height": 32, "width": 32}
+    processor = transformers.LlavaProcessor(
+        image_processor=transformers.CLIPImageProcessorPil(
+            size={"shortest_edge": 32}, crop_size=square
+        ),
+        tokenizer=tokenizer,
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("llava")
+    with quiet():
+        transformers.LlavaModel(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    modules = [Transformer(str(folder)), Pooling(32, "lasttoken")]
+    return save(modules, tmp_path_factory.mktemp("fusing"))
+
+
+def save(modules, folder):
+    with quiet():
+        SentenceTransformer(modules=modules, device="cpu").save_pretrained(
+            str(folder), create_model_card=False
+        )
+    return folder
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "copy")
+
+
+def images_of(encoder, pictures=PICTURES):
+    return encoder.encode_images([encoder.preprocess(picture) for picture in pictures])
+
+
+def test_a_clip_gives_the_vectors_that_hf_gives(clip, saved):
+    ours, theirs = load_encoder(f"hf:{clip}", FLOAT32), load_encoder(f"st:{saved}", FLOAT32)
+    assert (theirs.dim, theirs.image_size, theirs.name) == (24, None, f"st:{saved}")
+    np.testing.assert_allclose(theirs.encode_texts(TEXTS), ours.encode_texts(TEXTS), atol=2e-6)
+    np.testing.assert_allclose(images_of(theirs), images_of(ours), atol=2e-6)
+
+
+def test_bfloat16_is_close_and_comes_back_as_unit_float32(saved):
+    exact, fast = load_encoder(f"st:{saved}", FLOAT32), load_encoder(f"st:{saved}", BFLOAT16)
+    assert fast.precision == "bfloat16" and fast.fingerprint == exact.fingerprint
+    for made, wanted in [
+        (fast.encode_texts(TEXTS), exact.encode_texts(TEXTS)),
+        (images_of(fast), images_of(exact)),
+    ]:
+        assert made.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, atol=1e-6)
+        assert (made * wanted).sum(1).min() > 0.999
+        assert np.abs(made - wanted).max() > 1e-6
+
+
+def test_a_text_that_names_a_picture_stays_a_text(clip, saved, tmp_path):
+    """SentenceTransformers fetch bare strings that read like pictures; captions are anybody's."""
+    PICTURES[0].save(tmp_path / "there.png")
+    texts = [str(tmp_path / "there.png"), "https://example.invalid/cat.jpg", "data:image/png,x"]
+    encoder = load_encoder(f"st:{saved}", FLOAT32)
+    wanted = load_encoder(f"hf:{clip}", FLOAT32).encode_texts(texts)
+    np.testing.assert_allclose(encoder.encode_texts(texts), wanted, atol=2e-6)
+    bare = encoder._network.encode(texts[:1])
+    assert (bare / np.linalg.norm(bare) * images_of(encoder)[:1]).sum() > 0.9999
+
+
+@pytest.mark.parametrize("name", ["saved", "fusing"])
+def test_vectors_do_not_depend_on_their_neighbours(request, name):
+    encoder = load_encoder(f"st:{request.getfixturevalue(name)}", FLOAT32)
+    alone = np.concatenate([encoder.encode_texts([text]) for text in TEXTS])
+    np.testing.assert_allclose(encoder.encode_texts(TEXTS), alone, atol=5e-6)
+    alone = np.concatenate([images_of(encoder, [picture]) for picture in PICTURES])
+    np.testing.assert_allclose(images_of(encoder), alone, atol=5e-6)
+
+
+def test_without_fusion_a_pair_is_the_normalised_mean(saved):
+    encoder = load_encoder(f"st:{saved}", FLOAT32)
+    image, text = images_of(encoder), encoder.encode_texts(TEXTS)
+    assert encoder.preprocessing["joint"] == "normalised mean"
+    np.testing.assert_array_equal(encoder.encode_pairs(image, text, [], []), mean_of(image, text))
+
+
+def test_with_fusion_a_pair_is_read_together(fusing):
+    encoder = load_encoder(f"st:{fusing}", FLOAT32)
+    pixels = [encoder.preprocess(picture) for picture in PICTURES]
+    image, text = encoder.encode_images(pixels), encoder.encode_texts(TEXTS)
+    made = encoder.encode_pairs(image, text, pixels, TEXTS)
+    assert encoder.preprocessing["joint"] == "the model's own"
+
+    with quiet():
+        processor = transformers.AutoProcessor.from_pretrained(fusing, backend="pil")
+        model = transformers.AutoModel.from_pretrained(fusing, dtype=torch.float32).eval()
+    for row, (picture, caption) in enumerate(zip(PICTURES, TEXTS, strict=True)):
+        inputs = processor(
+            text=f"user: <image>{caption}</s>", images=[picture], return_tensors="pt"
+        )
+        with torch.inference_mode():
+            wanted = model(**inputs).last_hidden_state[0, -1].numpy()
+        assert (wanted / np.linalg.norm(wanted)) @ made[row] > 0.99999
+    assert ((made * mean_of(image, text)).sum(1) < 0.9999).any()
+
+
+def test_large_pictures_are_bounded_in_shape(saved):
+    encoder = load_encoder(f"st:{saved}", FLOAT32)
+    assert encoder.preprocess(Image.new("RGB", (640, 480))).shape == (480, 640, 3)
+    made = encoder.preprocess(Image.new("RGB", (3000, 1500)))
+    assert made.dtype == np.uint8 and made.shape == (1024, 2048, 3)
+    assert made.shape[0] * made.shape[1] <= LARGEST
+    assert encoder.preprocess(Image.new("RGB", (3_000_000, 1))).shape[0] == 1
+
+
+def test_no_rows_in_no_rows_out_and_a_lone_surrogate_is_a_question_mark(saved):
+    encoder = load_encoder(f"st:{saved}", FLOAT32)
+    assert encoder.encode_texts([]).shape == encoder.encode_images([]).shape == (0, 24)
+    broken, mark = encoder.encode_texts(["a \ud83d boat", "a ? boat"])
+    np.testing.assert_array_equal(broken, mark)
+
+
+def test_the_fingerprint_is_that_of_any_copy_and_sees_its_modules(saved, copy):
+    (copy / "README.md").write_text("notes")
+    before = load_encoder(f"st:{saved}", FLOAT32).fingerprint
+    assert load_encoder(f"st:{copy}", FLOAT32).fingerprint == before
+    told = json.loads((copy / "config_sentence_transformers.json").read_text())
+    told |= {"prompts": {"query": "find: "}, "default_prompt_name": "query"}
+    (copy / "config_sentence_transformers.json").write_text(json.dumps(told))
+    prompted = load_encoder(f"st:{copy}", FLOAT32)
+    assert prompted.fingerprint != before
+    assert prompted.preprocessing["text"] == {"prompt": "find: "}
+    plain = load_encoder(f"st:{saved}", FLOAT32)
+    np.testing.assert_allclose(
+        prompted.encode_texts(["cat"]), plain.encode_texts(["find: cat"]), atol=2e-6
+    )
+
+
+def test_loading_prints_nothing(copy, capfd):
+    load_encoder(f"st:{copy}", FLOAT32).encode_texts(TEXTS)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_model_for_texts_alone_is_refused(tmp_path):
+    config = transformers.BertConfig(vocab_size=9, max_position_embeddings=16, **TOWER)
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1, "a": 2}, unk_token="[UNK]"))
+    with quiet():
+        transformers.BertModel(config).save_pretrained(tmp_path)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", model_max_length=16
+    ).save_pretrained(tmp_path)
+    with pytest.raises(EncoderError) as caught:
+        load_encoder(f"st:{tmp_path}", FLOAT32)
+    assert "expected a SentenceTransformer for pictures and texts, found one without image;" in str(
+        caught.value
+    )
+
+
+def test_no_code_of_a_model_is_run(copy):
+    marker = copy / "ran"
+    (copy / "evil.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Evil: pass\n")
+    listed = json.loads((copy / "modules.json").read_text())
+    listed[0]["type"] = "evil.Evil"
+    (copy / "modules.json").write_text(json.dumps(listed))
+    with pytest.raises(EncoderError, match="expected a SentenceTransformer that can be loaded"):
+        load_encoder(f"st:{copy}", FLOAT32)
+    assert not marker.exists()
+
+
+def pickle_a_part(folder):
+    (folder / "1_Dense").mkdir()
+    (folder / "1_Dense" / "pytorch_model.bin").write_bytes(b"x")
+
+
+def lose_a_layer(folder):
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if ".layers.1." not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (pickle_a_part, "found 1_Dense/pytorch_model.bin alone, a pickle, which is never read"),
+        (lose_a_layer, "expected all weights of the model, found none for text_model.encoder.la"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"junk"),
+            "expected a SentenceTransformer that can be loaded, found ",
+        ),
+        (shutil.rmtree, "expected a model folder, found no such folder; check the path"),
+    ],
+)
+def test_a_bad_folder_gets_one_line(copy, spoil, told):
+    spoil(copy)
+    with pytest.raises(EncoderError) as caught:
+        load_encoder(f"st:{copy}", FLOAT32)
+    line = str(caught.value)
+    assert line.startswith(f"encoder st:{copy}: ") and told in line
+    assert "\n" not in line
