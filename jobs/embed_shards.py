@@ -19,7 +19,7 @@ from jobs.config import Settings
 from jobs.pool import Pool
 from jobs.worker import Recipe
 from jobs.worklist import WorkList
-from pipeline.collection import FOLDERS, Identity, establish, read_identity
+from pipeline.collection import FOLDERS, SHARD_FOLDERS, Identity, establish, read_identity
 from pipeline.errors import ChiasmError
 from pipeline.ledger import LedgerEntry
 from pipeline.records import Shard
@@ -106,7 +106,7 @@ def embed_shards(
         settings = settle_encoder(request.settings, folder, work)
         if not work.over:
             _embed_what_is_left(replace(request, settings=settings), run, work, show)
-        run.sweep(FOLDERS)
+        run.sweep(SHARD_FOLDERS, own=True)
         summary = summarize(request, work, time.monotonic() - started)
         run.finish("failed" if summary.exit_code else "done", summary.as_json())
     return summary

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -32,7 +33,7 @@ LOADS = 3  # workers that may die while loading, one after the other, before the
 class Worker:
     """An actor and what it holds, the shard at work first."""
 
-    actor: ActorHandle
+    actor: ActorHandle[EmbedWorker]
     loading: ray.ObjectRef | None
     holds: deque[tuple[ray.ObjectRef, Task]] = field(default_factory=deque)
     head_since: float = 0.0
@@ -59,13 +60,14 @@ class Pool:
         self.workers: list[Worker] = []
         self._recipe, self._welcome, self._tick = recipe, welcome, tick
         self._lost_loading = 0
-        self._kind = ray.remote(
-            num_cpus=settings.cpus,
-            num_gpus=settings.gpus,
-            memory=int(settings.memory_gb * 2**30) or None,
-            max_restarts=0,
-            concurrency_groups={"control": 1},
-        )(EmbedWorker)
+        options: dict[str, Any] = {
+            "num_cpus": settings.cpus,
+            "num_gpus": settings.gpus,
+            "memory": int(settings.memory_gb * 2**30) or None,
+            "max_restarts": 0,
+            "concurrency_groups": {"control": 1},
+        }
+        self._kind: Any = ray.remote(**options)(EmbedWorker)
 
     @property
     def ready(self) -> int:
@@ -124,13 +126,13 @@ class Pool:
         for ref in ready:
             worker = waiting[ref]
             if ref == worker.loading:
-                self._settle_load(worker)
+                self._settle_load(worker, ref)
             else:
                 self._settle_shard(worker, work)
 
-    def _settle_load(self, worker: Worker) -> None:
+    def _settle_load(self, worker: Worker, loaded: ray.ObjectRef) -> None:
         try:
-            identity = ray.get(worker.loading)
+            identity = ray.get(loaded)
         except RayTaskError as error:
             raise _cause(error) from error
         except RayActorError as error:

@@ -19,7 +19,8 @@ from pipeline.storage import Folder
 
 SCHEMA = 1
 NAME = "collection.json"
-FOLDERS = ("", "ledger", "embeddings", "runs")  # where temporaries of a run can lie
+SHARD_FOLDERS = ("ledger", "embeddings")  # written by workers
+FOLDERS = ("", "runs", *SHARD_FOLDERS)  # where temporaries of a run can lie
 
 
 @dataclass(frozen=True)

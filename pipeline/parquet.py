@@ -267,12 +267,12 @@ def read_footer(folder: Folder, shard_id: str) -> Footer:
         raise CollectionError(
             where, expected="a Parquet file written by chiasm", found="no chiasm footer"
         )
-    fields = json.loads(told)
+    fields: dict[str, Any] = json.loads(told)
     if fields.get("schema") != SCHEMA:
         raise CollectionError(
             where, expected=f"schema version {SCHEMA}", found=str(fields.get("schema"))
         )
-    return Footer(**{**fields, "source": Shard(**fields["source"])})
+    return Footer(source=Shard(**fields.pop("source")), **fields)
 
 
 def _open(folder: Folder, shard_id: str) -> pq.ParquetFile:

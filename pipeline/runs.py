@@ -119,27 +119,25 @@ class Run:
         """The other runs of this collection that are alive."""
         return [run for run in runs(self.folder) if run.id != self.id and run.alive()]
 
-    def sweep(self, folders: Iterable[str]) -> list[str]:
-        """Remove the temporaries that dead runs left in `folders`; returns their names.
+    def sweep(self, folders: Iterable[str], *, own: bool = False) -> list[str]:
+        """Remove the temporaries that dead runs left in `folders`, with `own` also this run's (whose
+        workers are gone by then, some of them killed); returns their names.
 
         Workers outlive a killed driver by up to half a second and may still make a file: after a
         run that died just now they are given the time to be gone first."""
         now = time.time()
         if any(run.died_after(now - 10 * ORPHAN_SECONDS) for run in runs(self.folder)):
             time.sleep(ORPHAN_SECONDS)
-        swept = self._leftovers(folders)
-        for name in swept:
-            self.folder.remove(name)
-        return swept
-
-    def _leftovers(self, folders: Iterable[str]) -> list[str]:
-        alive = {run.id for run in self.others()} | {self.id}
-        return [
+        writing = {run.id for run in self.others()} | (set() if own else {self.id})
+        swept = [
             name
             for where in folders
             for name in self.folder.list(where)
-            if is_temporary(name) and run_of_temporary(name) not in alive
+            if is_temporary(name) and run_of_temporary(name) not in writing
         ]
+        for name in swept:
+            self.folder.remove(name)
+        return swept
 
     def _write(self) -> None:
         with self._lock:
@@ -167,8 +165,8 @@ def runs(folder: Folder) -> Iterator[RunRecord]:
 
 def _read(folder: Folder, name: str) -> RunRecord | None:
     try:
-        told = json.loads(folder.read_bytes(name))
-        return RunRecord(**{**told, "holds": tuple(told["holds"])})
+        told: dict[str, Any] = json.loads(folder.read_bytes(name))
+        return RunRecord(holds=tuple(told.pop("holds")), **told)
     except (ValueError, TypeError, KeyError, StorageError):
         return None
 

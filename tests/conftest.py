@@ -94,16 +94,17 @@ def ray_session():
     """One Ray for all tests that embed in this process; it takes seconds to start."""
     import ray
 
+    before = dict(os.environ)
+    os.environ.update(environment())  # inherited by the workers
     ray.init(
         address="local",
-        num_cpus=8,
+        num_cpus=4,
         object_store_memory=128 * 2**20,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
-        runtime_env={
-            "env_vars": {"PYTHONPATH": environment()["PYTHONPATH"], "OMP_NUM_THREADS": "1"}
-        },
     )
+    os.environ.clear()
+    os.environ.update(before)
     yield
     ray.shutdown()

@@ -25,7 +25,9 @@ def embed(
     specs: list[Path], to: Path, *assignments: str, encoder: str = "fake", limit: int | None = None
 ) -> EmbedSummary:
     listed = list_shards([str(spec) for spec in specs])
-    settings = compose("laptop", ["batch.size=8", *assignments], {"encoder.name": encoder})
+    settings = compose(
+        "laptop", ["batch.size=8", "workers.cpus=1", *assignments], {"encoder.name": encoder}
+    )
     return embed_shards(EmbedRequest(listed, str(to), settings, limit=limit))
 
 
@@ -161,7 +163,9 @@ def test_another_encoder_is_refused_and_nothing_is_written(shards, tmp_path):
     to = tmp_path / "c"
     embed(shards[:1], to)
     before = contents(to)
-    with pytest.raises(CollectionError, match=r"expected encoder fake .*, found fake:other") as raised:
+    with pytest.raises(
+        CollectionError, match=r"expected encoder fake .*, found fake:other"
+    ) as raised:
         embed(shards, to, encoder="fake:other")
     assert "use that encoder, or another --to folder" in str(raised.value)
     assert contents(to) == before
@@ -180,7 +184,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_run(shards, tmp_path):
 
 def test_two_runs_into_one_collection_share_the_work(tmp_path):
     shards = [
-        make_shard(tmp_path / f"s{n}.tar", 16, seed=n, captions=["fault:slow 0.15"] * 16)
+        make_shard(tmp_path / f"s{n}.tar", 16, seed=n, captions=["fault:slow 0.06"] * 16)
         for n in range(6)
     ]
     summaries: list[EmbedSummary] = []

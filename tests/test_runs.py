@@ -60,7 +60,9 @@ def test_a_run_is_told_while_it_lives_and_how_it_ended(tmp_path):
     assert not told.alive()
 
 
-@pytest.mark.parametrize(("error", "state"), [(ValueError, "failed"), (KeyboardInterrupt, "stopped")])
+@pytest.mark.parametrize(
+    ("error", "state"), [(ValueError, "failed"), (KeyboardInterrupt, "stopped")]
+)
 def test_a_run_that_raises_says_so(tmp_path, error, state):
     folder = Folder(str(tmp_path))
     with pytest.raises(error), Run(folder, "embed", {}):

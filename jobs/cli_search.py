@@ -1,0 +1,93 @@
+"""`chiasm search`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from index import open_collection
+from index.results import Answer, Query
+from index.sheet import write_sheet
+from pipeline.errors import UsageError
+
+HELP = """Search a collection by words, by a picture, or by both.
+
+  chiasm search photos.chiasm "a red boat under a moon" -k 5 --sheet hits.png
+
+  chiasm search photos.chiasm --image boat.jpg --column text
+
+  chiasm search photos.chiasm --json < queries.txt
+
+Without words and picture, queries are read from stdin, one a line. Columns: image finds pictures, text
+finds captions, joint finds pairs. Words and a picture together are searched by their mean."""
+BATCH = 64  # lines of stdin that are encoded together
+
+
+def register(app: typer.Typer) -> None:
+    app.command("search", help=HELP)(search)
+
+
+def search(
+    collection: Annotated[str, typer.Argument(metavar="COLLECTION")],
+    text: Annotated[
+        str | None, typer.Argument(metavar="[WORDS]", help="In quotes; - reads lines of stdin.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 10,
+    image: Annotated[str | None, typer.Option(help="A picture to search by.")] = None,
+    column: Annotated[str, typer.Option(help="image, text or joint.")] = "image",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a query.")] = False,
+    sheet: Annotated[
+        str | None, typer.Option(help="Draw the results as one picture, a PNG.")
+    ] = None,
+    allow_stale: Annotated[
+        bool, typer.Option(help="Search an index that does not cover all embeddings.")
+    ] = False,
+) -> None:
+    searcher = open_collection(collection, allow_stale=allow_stale)
+    from_stdin = text == "-" or (text is None and image is None)
+    answers: list[Answer] = []
+    for queries in _batches(text, image, column, k, from_stdin):
+        answered = searcher.search_many(queries)
+        for answer in answered:
+            print(json.dumps(answer.as_json(), ensure_ascii=False) if as_json else told(answer))
+        sys.stdout.flush()
+        if sheet is not None:
+            answers += answered
+    if sheet is not None:
+        write_sheet(answers, sheet)
+        print(f"drew {sheet}", file=sys.stderr)
+
+
+def _batches(
+    text: str | None, image: str | None, column: str, k: int, from_stdin: bool
+) -> Iterator[list[Query]]:
+    if not from_stdin:
+        yield [Query(text, image, column=column, k=k)]
+        return
+    if sys.stdin.isatty():
+        raise UsageError(
+            "search", expected="words, --image FILE, or queries on stdin", found="none of them"
+        )
+    queries: list[Query] = []
+    for line in filter(None, map(str.strip, sys.stdin)):
+        queries.append(Query(line, image, column=column, k=k))
+        if len(queries) == BATCH:
+            yield queries
+            queries = []
+    if queries:
+        yield queries
+
+
+def told(answer: Answer) -> str:
+    """An answer as lines for a person."""
+    spent = sum(answer.seconds.values())
+    lines = [f"{answer.query} in {answer.query.column}: {spent * 1000:.0f} ms"]
+    for result in answer:
+        caption = result.caption if result.caption is not None else "(no caption)"
+        lines.append(f"{result.rank:4d}  {result.score:6.3f}  {caption}")
+        lines.append(f"              {result.key}  {result.id}")
+    return "\n".join(lines)

@@ -1,0 +1,146 @@
+"""The command line as a person meets it: what it prints, where, and how it exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, environment, make_shard
+
+from jobs.cli import COMMANDS
+
+
+def refused(ran: subprocess.CompletedProcess[str], *parts: str, code: int = 1) -> None:
+    """The command said one line on stderr, nothing on stdout, and failed."""
+    assert ran.returncode == code, ran
+    assert ran.stdout == ""
+    assert ran.stderr.startswith("chiasm: ")
+    assert ran.stderr.count("\n") == 1, ran.stderr
+    for part in parts:
+        assert part in ran.stderr
+
+
+def test_help_lists_every_command_with_what_it_does(chiasm):
+    ran = chiasm("--help")
+    assert ran.returncode == 0
+    for name, (_, summary) in COMMANDS.items():
+        assert name in ran.stdout
+        assert summary.split(",")[0].split(":")[0] in " ".join(ran.stdout.split())
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "index"])
+def test_every_command_has_help(chiasm, name):
+    ran = chiasm(name, "--help")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "chiasm" in ran.stdout
+
+
+def test_the_console_script_is_the_same_program():
+    script = os.path.join(os.path.dirname(sys.executable), "chiasm")
+    ran = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("chiasm ")
+
+
+def test_a_wrong_command_or_flag_exits_with_2(chiasm):
+    assert chiasm("serach").returncode == 2
+    assert chiasm("embed", "a.tar", "--to", "c", "--nope").returncode == 2
+    assert chiasm("embed", "a.tar").returncode == 2
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(chiasm, tmp_path):
+    to = tmp_path / "c"
+    good = make_shard(tmp_path / "good.tar", 3)
+    embed = ("embed", "--to", to, "--encoder", "fake")
+    refused(chiasm(*embed, tmp_path / "none.tar"), "none.tar")
+    refused(chiasm("embed", good, "--to", to, "--encoder", "clip"), "pocket, hf:ID_OR_DIR", code=2)
+    refused(chiasm(*embed, good, "--set", "batch.sise=2"), "did you mean batch.size", code=2)
+    refused(chiasm(*embed, "s3://bucket/a.tar"), "s3://", code=2)
+    assert not (to / "embeddings").exists()
+
+
+def test_a_read_only_target_is_one_line(chiasm, tmp_path):
+    good = make_shard(tmp_path / "good.tar", 3)
+    (tmp_path / "file").touch()
+    refused(chiasm("embed", good, "--to", tmp_path / "file" / "c", "--encoder", "fake"), "file/c")
+    refused(chiasm("embed", good, "--to", "/proc/chiasm", "--encoder", "fake"), "/proc/chiasm")
+
+
+def test_another_chiasm_on_the_path_is_refused(tmp_path):
+    (tmp_path / "pipeline").mkdir()
+    for name in ("__init__", "errors"):
+        source = (ROOT / "pipeline" / f"{name}.py").read_text()
+        (tmp_path / "pipeline" / f"{name}.py").write_text(source)
+    ran = subprocess.run(
+        [sys.executable, "-c", "from jobs.cli import main; main(['status', 'x'])"],
+        env={**environment(), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 2
+    assert f"package pipeline: expected chiasm's own, in {ROOT}" in ran.stderr
+
+
+def test_the_whole_way_from_shards_to_answers(chiasm, shards, tmp_path):
+    to = tmp_path / "c"
+    ran = chiasm("embed", *shards, "--to", to, "--encoder", "fake", "--json")
+    assert ran.returncode == 0, ran.stderr
+    summary = json.loads(ran.stdout)
+    assert summary["samples"] == summary["rows"] == 60
+    assert summary["dropped"] == 0
+    assert summary["shards"] == {"done": 3, "skipped": 0, "failed": []}
+    assert summary["pairs_per_second"] > 0
+    assert "total" in summary["seconds"]
+
+    refused(chiasm("search", to, "x"), "chiasm index build")
+
+    ran = chiasm("index", "build", to)
+    assert ran.returncode == 0, ran.stderr
+    assert "60 rows of 3 shards" in ran.stdout
+
+    ran = chiasm("search", to, "picture 7 of 1", "--column", "text", "-k", "3", "--json")
+    assert ran.returncode == 0, ran.stderr
+    (line,) = ran.stdout.splitlines()
+    answer = json.loads(line)
+    assert set(answer) == {"query", "results", "seconds"}
+    assert [result["rank"] for result in answer["results"]] == [1, 2, 3]
+    best = answer["results"][0]
+    assert set(best) == {"rank", "id", "key", "shard", "score", "caption", "meta"}
+    assert (best["caption"], best["key"]) == ("picture 7 of 1", "00100007")
+    assert best["meta"] == {"number": 7, "even": False}
+    assert best["id"].startswith(best["shard"] + "/7@")
+    assert best["score"] == pytest.approx(1, abs=1e-3)
+
+    queries = "picture 1 of 0\n\npicture 2 of 2\n"
+    ran = chiasm("search", to, "--column", "text", "-k", "1", "--json", input=queries)
+    found = [json.loads(line)["results"][0]["caption"] for line in ran.stdout.splitlines()]
+    assert found == ["picture 1 of 0", "picture 2 of 2"]
+
+    ran = chiasm("status", to, "--json")
+    told = json.loads(ran.stdout)
+    assert (told["rows"], told["shards"], told["encoder"]) == (60, 3, "fake")
+    assert [run["state"] for run in told["runs"]] == ["done", "done"]
+
+    ran = chiasm("check", to, "--reencode", "5")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+    make_shard(shards[0].parent / "more.tar", 5, seed=9)
+    assert chiasm("embed", shards[0].parent, "--to", to, "--encoder", "fake").returncode == 0
+    refused(chiasm("search", to, "x"), "chiasm index build")
+
+
+def test_losses_and_set_aside_shards_are_told_and_fail(chiasm, tmp_path):
+    lossy = make_shard(tmp_path / "lossy.tar", 4, broken=1)
+    (tmp_path / "picture.tar").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(600))
+    ran = chiasm("embed", tmp_path / "*.tar", "--to", tmp_path / "c", "--encoder", "fake")
+    assert ran.returncode == 1
+    assert "3 rows of 4 samples" in ran.stdout
+    assert "1 not_a_picture" in ran.stdout
+    aside, error = ran.stderr.splitlines()
+    assert aside.startswith("set aside file://")
+    assert "a PNG picture" in aside
+    assert "1 set aside (listed above)" in error
+    assert lossy.exists()
