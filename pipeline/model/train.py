@@ -39,15 +39,15 @@ def train(
     workers: int = 1,
     told: Callable[[str], None] = LOG.info,
 ) -> list[dict[str, float]]:
-    """Train to the end, or go on with the training in `folder`; -> the losses of each step done
-    now.
+    """Train to the end, or go on with the training in `folder`; -> losses of each step done now.
 
     Leaves in the folder: the state, the model (weights of the average), and log.jsonl, a line now
     and then. device and precision as in EncoderSettings; workers: processes that draw, 0 for none.
     """
     where = resolve_device(device)
     dtype = PRECISIONS[resolve_precision(precision, where)]
-    training = Training(settings, where, learn_tokenizer(settings.vocabulary))
+    tokenizer = learn_tokenizer(settings.model.text.vocabulary, settings.corpus)
+    training = Training(settings, where, tokenizer)
     if (folder / STATE).exists():
         training.resume(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,11 +61,8 @@ def train(
         training.seconds = time.monotonic() - started
         step, last = training.step, training.progress >= 1
         if step % settings.log_every == 0 or last:
-            _log(
-                folder,
-                told,
-                {"step": step, "seconds": training.seconds, **_mean(done, settings.log_every)},
-            )
+            losses = _mean(done[-settings.log_every :])
+            _log(folder, told, {"step": step, "seconds": round(training.seconds, 1), **losses})
         if step % settings.checkpoint_every == 0 or last:
             training.save(folder)
         if step % settings.evaluate_every == 0 or last:
@@ -88,10 +85,9 @@ def evaluate_average(training: Training, precision: torch.dtype) -> dict[str, An
     )
 
 
-def _mean(done: list[dict[str, float]], last: int) -> dict[str, float]:
-    """The mean losses of the last steps."""
-    recent = done[-last:]
-    return {name: sum(losses[name] for losses in recent) / len(recent) for name in recent[0]}
+def _mean(done: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each loss, rounded for people to read."""
+    return {name: round(sum(d[name] for d in done) / len(done), 4) for name in done[0]}
 
 
 def _log(folder: Path, told: Callable[[str], None], line: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from pipeline.errors import UsageError
 from pipeline.model.checkpoint import load_state, save_model, save_state
-from pipeline.model.config import ImageConfig, ModelConfig, TextConfig
+from pipeline.model.config import ModelConfig
 from pipeline.model.feed import CLASSES, FeedSettings, Lesson
 from pipeline.model.losses import facts_loss, info_nce
 from pipeline.model.tokenizer import Tokenizer
@@ -39,7 +39,8 @@ class TrainSettings:
     steps: the length of the run. minutes: if given, the run ends after so many minutes of training,
     and the schedule follows whichever of both has gone further. rate: the highest learning rate.
     facts: weight of the facts loss at the start; it falls to a tenth along a cosine. ema: decay of
-    the average.
+    the average. corpus: scenes whose captions teach the tokenizer. The model's picture side, context
+    and vocabulary are those of the feed and of the tokenizer learned.
     """
 
     steps: int = 3000
@@ -50,19 +51,18 @@ class TrainSettings:
     facts: float = 0.25
     ema: float = 0.998
     clip: float = 1.0
-    vocabulary: int = 1024
+    corpus: int = 6000
     log_every: int = 20
     checkpoint_every: int = 100
     evaluate_every: int = 200
     gallery_seed: int = 271828
     gallery: int = 1000
     feed: FeedSettings = field(default_factory=FeedSettings)
+    model: ModelConfig = field(default_factory=ModelConfig)
 
 
 class Probes(nn.Module):
-    """Linear readings of patch tokens: what lies in each of 3 x 3 places, and on which
-    background.
-    """
+    """Linear readings of patch tokens: what lies in each of 3 x 3 places, and on what."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -112,8 +112,11 @@ class Training:
     def __init__(self, settings: TrainSettings, device: torch.device, tokenizer: Tokenizer) -> None:
         self.settings, self.device, self.tokenizer = settings, device, tokenizer
         feed = settings.feed
-        text = TextConfig(vocabulary=len(tokenizer), context=feed.context)
-        self.config = ModelConfig(ImageConfig(side=feed.side), text)
+        self.config = replace(
+            settings.model,
+            image=replace(settings.model.image, side=feed.side),
+            text=replace(settings.model.text, vocabulary=len(tokenizer), context=feed.context),
+        )
         torch.manual_seed(feed.seed)
         self.objective = Objective(self.config).to(device)
         model = self.objective.model

@@ -1,0 +1,300 @@
+"""Attention, towers, tokenizer, losses, checkpoints and the training loop, all of them tiny."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.errors import EncoderError, UsageError
+from pipeline.model import checkpoint
+from pipeline.model.attention import Attention, multi_head_attention
+from pipeline.model.config import ImageConfig, ModelConfig, TextConfig
+from pipeline.model.encode import encode_texts
+from pipeline.model.feed import FeedSettings, lesson, lessons
+from pipeline.model.losses import facts_loss, info_nce
+from pipeline.model.measure import measure
+from pipeline.model.pixels import to_pixels
+from pipeline.model.tokenizer import END, PAD, START, Tokenizer, normalise
+from pipeline.model.tokenizer import train as train_tokenizer
+from pipeline.model.towers import DualEncoder
+from pipeline.model.train import train
+from pipeline.model.training import STATE, Training, TrainSettings
+
+TINY = ModelConfig(
+    ImageConfig(side=36, stem=(8, 16), width=32, depth=1, heads=2),
+    TextConfig(vocabulary=400, context=40, width=32, depth=1, heads=2),
+    dim=16,
+)
+FEED = FeedSettings(seed=3, batch=24, side=36, context=40)
+RUN = TrainSettings(
+    steps=6, rate=3e-3, corpus=60, log_every=2, checkpoint_every=2, evaluate_every=100,
+    gallery=24, feed=FEED, model=TINY,
+)  # fmt: skip
+CPU = torch.device("cpu")
+WORDS = train_tokenizer(["a big red boat", "a small boat", "一艘红色的船", "一艘大的船"] * 3, 330)
+
+
+def written_out(q, k, v, heads, mask=None):
+    """Attention as the formula has it, one head, one row of weights at a time."""
+    out, width = torch.zeros_like(q), q.shape[-1] // heads
+    weights = torch.zeros(len(q), heads, q.shape[1], k.shape[1], dtype=q.dtype)
+    for b in range(len(q)):
+        for h in range(heads):
+            part = slice(h * width, (h + 1) * width)
+            for t in range(q.shape[1]):
+                scores = [float(q[b, t, part] @ row) / math.sqrt(width) for row in k[b, :, part]]
+                seen = [mask is None or bool(mask[b, s]) for s in range(len(scores))]
+                powers = [math.exp(s) if see else 0.0 for s, see in zip(scores, seen, strict=True)]
+                row = torch.tensor(powers, dtype=q.dtype) / math.fsum(powers)
+                weights[b, h, t] = row
+                out[b, t, part] = row @ v[b, :, part]
+    return out, weights
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_attention_is_the_formula(heads, masked):
+    torch.manual_seed(heads)
+    q = torch.randn(2, 5, 12, dtype=torch.float64)
+    k, v = torch.randn(2, 2, 7, 12, dtype=torch.float64)
+    mask = torch.rand(2, 7) < 0.6 if masked else None
+    if mask is not None:
+        mask[:, 0] = True
+    expected, expected_weights = written_out(q, k, v, heads, mask)
+    spread = None if mask is None else mask[:, None, None, :]
+    fused = multi_head_attention(q, k, v, heads, spread)
+    told, weights = multi_head_attention(q, k, v, heads, spread, return_weights=True)
+    torch.testing.assert_close(fused, expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(told, expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(weights, expected_weights, rtol=0, atol=1e-10)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, heads, 5, dtype=torch.float64))
+
+
+def test_attention_in_bfloat16_is_the_same_on_both_routes():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 9, 16).bfloat16()
+    fused = multi_head_attention(q, k, v, 2)
+    written = multi_head_attention(q.requires_grad_(), k, v, 2)
+    torch.testing.assert_close(fused, written, rtol=0, atol=0.03)
+
+
+def test_one_module_attends_to_itself_and_to_others():
+    torch.manual_seed(1)
+    module, x, context = Attention(8, 2), torch.randn(2, 3, 8), torch.randn(2, 5, 8)
+    torch.testing.assert_close(module(x), module(x, x))
+    assert module(x, context).shape == (2, 3, 8)
+    assert not torch.allclose(module(x), module(x, context))
+
+
+def test_towers_give_tokens_and_unit_vectors():
+    torch.manual_seed(0)
+    model = DualEncoder(TINY).eval()
+    tokens, image = model.encode_image(torch.randint(0, 256, (3, 3, 36, 36), dtype=torch.uint8))
+    assert tokens.shape == (3, 9, 32) and image.shape == (3, 16)
+    ids = torch.tensor([[START, 9, 8, END], [START, 9, END, PAD]])
+    tokens, text = model.encode_text(ids)
+    assert tokens.shape == (2, 4, 32) and text.shape == (2, 16)
+    torch.testing.assert_close(torch.cat([image, text]).norm(dim=-1), torch.ones(5))
+
+
+def test_padding_says_nothing():
+    torch.manual_seed(0)
+    model = DualEncoder(TINY).eval()
+    short = torch.tensor([[START, 9, 8, END]])
+    long = torch.nn.functional.pad(short, (0, 8), value=PAD)
+    torch.testing.assert_close(model.encode_text(short)[1], model.encode_text(long)[1])
+
+
+def test_info_nce_is_its_formula_and_spares_what_is_also_true():
+    torch.manual_seed(0)
+    image, text = torch.nn.functional.normalize(torch.randn(2, 4, 6, dtype=torch.float64), dim=-1)
+    scale = torch.tensor(5.0, dtype=torch.float64)
+    true = torch.eye(4, dtype=torch.bool)
+    true[0, 2] = True
+    loss = 0.0
+    for i in range(4):
+        rows = [j for j in range(4) if j == i or not true[i, j]]
+        columns = [j for j in range(4) if j == i or not true[j, i]]
+        own = float(scale * text[i] @ image[i])
+        loss += math.log(sum(math.exp(scale * text[i] @ image[j]) for j in rows)) - own
+        loss += math.log(sum(math.exp(scale * text[j] @ image[i]) for j in columns)) - own
+    assert float(info_nce(image, text, scale, true)) == pytest.approx(loss / 8, abs=1e-12)
+    assert float(info_nce(image, text, scale, torch.eye(4, dtype=torch.bool))) > loss / 8
+
+
+def test_facts_loss_skips_what_is_not_told():
+    logits = [torch.tensor([[[2.0, 0.0], [0.0, 9.0]]])]
+    facts = torch.tensor([[[0], [-1]]])
+    assert float(facts_loss(logits, facts)) == pytest.approx(math.log(1 + math.exp(-2)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text() | st.text("a bigredboat一艘红色的船", max_size=200))
+def test_the_tokenizer_gives_any_text_back(text):
+    assert WORDS.decode(WORDS.encode(text)) == text
+    assert all(0 < i < len(WORDS) for i in WORDS.encode(text))
+
+
+def test_the_tokenizer_learns_words_in_both_languages():
+    assert len(WORDS.encode("a boat")) == 2
+    assert len(WORDS.encode("一艘红色的船")) < 6
+    assert WORDS.decode(WORDS.encode("\ud800 lone")) == "\ud800 lone"
+    again = Tokenizer.from_json(WORDS.to_json())
+    assert again.encode("a big red 船 ok") == WORDS.encode("a big red 船 ok")
+
+
+def test_a_batch_of_texts_is_padded_and_cut():
+    ids = WORDS.batch(["A  BIG boat.", "boat " * 50], context=16)
+    assert ids.shape == (2, 16) and ids.dtype == np.int64
+    assert ids[0].tolist()[0] == START and END in ids[0] and ids[0, -1] == PAD
+    assert ids[1, -1] == END and PAD not in ids[1]
+    told = [i for i in ids[0].tolist() if i > END]
+    assert WORDS.decode(told) == normalise("A  BIG boat.") == "a big boat"
+    assert WORDS.batch([], 16).shape == (0, 4)
+
+
+@pytest.mark.parametrize("size", [(36, 36), (90, 40), (40, 90), (20, 31), (5, 400)])
+def test_pixels_keep_the_middle_of_any_picture(size):
+    image = Image.new("RGB", size, (10, 20, 30))
+    pixels = to_pixels(image, 36)
+    assert pixels.shape == (3, 36, 36) and pixels.dtype == np.uint8
+    assert (pixels == np.array([10, 20, 30])[:, None, None]).all()
+
+
+def test_pixels_of_the_right_size_are_untouched():
+    rng = np.random.default_rng(0)
+    array = rng.integers(0, 256, (36, 36, 3), dtype=np.uint8)
+    assert (to_pixels(Image.fromarray(array), 36) == array.transpose(2, 0, 1)).all()
+
+
+def test_a_lesson_is_a_function_of_seed_and_step():
+    one, again, other = (lesson(step, FEED, WORDS) for step in (7, 7, 8))
+    assert (one.pixels == again.pixels).all() and (one.ids["zh"] == again.ids["zh"]).all()
+    assert (one.pixels != other.pixels).any()
+    assert one.pixels.shape == (24, 3, 36, 36) and one.facts.shape == (24, 9, 4)
+    assert one.also_true.diagonal().all() and not one.also_true.all()
+
+
+def test_workers_make_the_same_lessons():
+    here = list(lessons(4, 7, FEED, WORDS, workers=0))
+    there = list(lessons(4, 7, FEED, WORDS, workers=1))
+    for a, b in zip(here, there, strict=True):
+        assert (a.pixels == b.pixels).all() and (a.ids["en"] == b.ids["en"]).all()
+
+
+def test_a_training_that_was_stopped_ends_where_an_undisturbed_one_does(tmp_path):
+    whole = train(RUN, tmp_path / "whole", device="cpu", precision="float32", workers=0)
+    first = train_until(RUN, tmp_path / "cut", step=4)
+    rest = train(RUN, tmp_path / "cut", device="cpu", precision="float32", workers=0)
+    # The fifth step was done, then lost with the kill: it is done again from the checkpoint.
+    assert first[:4] + rest == whole and first[4] == rest[0]
+    for name in checkpoint.FILES:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    assert train(RUN, tmp_path / "cut", device="cpu", precision="float32", workers=0) == []
+
+
+def train_until(run, folder, step):
+    """Train until one step past the checkpoint of `step`, and be killed there."""
+    kept = []
+
+    class Killed(BaseException):
+        pass
+
+    learn = Training.learn
+
+    def mortal(self, batch, precision):
+        if self.step == step + 1:
+            raise Killed
+        kept.append(learn(self, batch, precision))
+        return kept[-1]
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Training, "learn", mortal)
+        train(run, folder, device="cpu", precision="float32", workers=0)
+    return kept
+
+
+def test_other_settings_do_not_resume(tmp_path):
+    train(replace(RUN, steps=2), tmp_path, device="cpu", workers=0)
+    with pytest.raises(UsageError, match="found others for rate, steps; give those"):
+        train(replace(RUN, rate=1.0), tmp_path, device="cpu", workers=0)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_one_batch_can_be_learned_by_heart(precision):
+    batch = lesson(0, FEED, WORDS)
+    training = Training(replace(RUN, steps=40, rate=1e-3, warmup=0.1), CPU, WORDS)
+    losses = [training.learn(batch, precision) for _ in range(40)]
+    assert losses[-1]["contrast"] < 0.4 * losses[0]["contrast"]
+    assert losses[-1]["facts"] < 0.7 * losses[0]["facts"]
+
+
+def test_a_run_by_the_clock_ends_by_the_clock():
+    training = Training(replace(RUN, minutes=2.0), CPU, WORDS)
+    training.step, training.seconds = 1, 60.0
+    assert training.progress == 0.5
+    assert 0.4 * RUN.rate < training.rate < 0.6 * RUN.rate
+    training.seconds = 121.0
+    assert training.progress == 1 and training.rate == pytest.approx(RUN.rate / 100)
+
+
+def test_weights_ship_as_halves_and_come_back(tmp_path):
+    torch.manual_seed(0)
+    config = replace(TINY, text=replace(TINY.text, vocabulary=len(WORDS)))
+    model = DualEncoder(config).eval()
+    checkpoint.save_model(tmp_path, model.state_dict(), config, WORDS)
+    loaded, tokenizer = checkpoint.load_model(tmp_path)
+    assert loaded.config == config
+    texts = ["a big red boat", "一艘船"]
+    ours, theirs = encode_texts(model, WORDS, texts), encode_texts(loaded, tokenizer, texts)
+    assert (ours * theirs).sum(1).min() > 0.9999
+    assert (tmp_path / "model.safetensors").stat().st_size < 2.2 * sum(
+        p.numel() for p in model.parameters()
+    )
+
+
+def test_a_broken_model_folder_is_told_in_one_line(tmp_path):
+    with pytest.raises(EncoderError, match=r"found no model.safetensors, no config.json"):
+        checkpoint.load_model(tmp_path)
+    config = replace(TINY, text=replace(TINY.text, vocabulary=len(WORDS)))
+    checkpoint.save_model(tmp_path, DualEncoder(config).state_dict(), config, WORDS)
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-9])
+    with pytest.raises(EncoderError, match="weights, config and tokenizer of one model"):
+        checkpoint.load_model(tmp_path)
+    weights.write_bytes(whole)
+    told = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(told | {"dim": 17}))
+    with pytest.raises(EncoderError, match="size mismatch") as caught:
+        checkpoint.load_model(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_torn_training_state_is_told_in_one_line(tmp_path):
+    (tmp_path / STATE).write_bytes(b"not a state")
+    with pytest.raises(EncoderError, match="remove it to start anew"):
+        train(RUN, tmp_path, device="cpu", workers=0)
+
+
+def test_measure_knows_a_perfect_encoder_from_a_blind_one():
+    rng = np.random.default_rng(0)
+    seen = []
+
+    def perfect(things):
+        seen.append(len(things))
+        return np.eye(len(things), dtype=np.float32)
+
+    def blind(things):
+        return rng.normal(size=(len(things), 8)).astype(np.float32)
+
+    found = measure(perfect, perfect, samples=40, seed=1)
+    assert seen == [40, 40, 40]
+    assert all(r["r1"] == 1 for direction in found.values() for r in direction.values())
+    assert measure(blind, blind, samples=40, seed=1)["text_to_image"]["en"]["r1"] < 0.3
