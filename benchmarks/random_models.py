@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers.utils import logging
+
+from pipeline.encoders.folder import quiet
 
 # fmt: off
 WORDS = (
@@ -26,6 +27,7 @@ WORDS = (
 # fmt: on
 
 
+@quiet()
 def clip_folder(
     folder: Path,
     *,
@@ -49,6 +51,7 @@ def clip_folder(
     return _save(folder, transformers.CLIPModel, config, seed, tokenizer, processor)
 
 
+@quiet()
 def siglip_folder(
     folder: Path,
     *,
@@ -69,6 +72,7 @@ def siglip_folder(
     return _save(folder, transformers.SiglipModel, config, seed, tokenizer, processor)
 
 
+@quiet()
 def naflex_folder(
     folder: Path,
     *,
@@ -105,13 +109,7 @@ def _save(
     processor: Any,
 ) -> Path:
     torch.manual_seed(seed)
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        model(config).save_pretrained(folder)
-    finally:
-        if bars:
-            logging.enable_progress_bar()
+    model(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
