@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -21,6 +20,7 @@ import typer
 import index
 import jobs
 import pipeline
+from jobs.stopping import STOPPING, Stopped
 from pipeline.errors import ChiasmError, UsageError
 
 COMMANDS = {  # name -> (module with `register(app)`, what it does)
@@ -38,18 +38,10 @@ COMMANDS = {  # name -> (module with `register(app)`, what it does)
 EPILOG = "Begin with: chiasm demo"
 
 
-class Stopped(BaseException):
-    """A signal asked this process to stop; not an Exception, so nothing takes it for a failure."""
-
-    def __init__(self, signum: int) -> None:
-        self.exit_code = 128 + signum
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _stop)
+    STOPPING.install()
     try:
         require_own_packages()
         application(arguments)(args=arguments, prog_name="chiasm")
@@ -112,10 +104,6 @@ def require_own_packages() -> None:
                 found=f"another in {found}",
                 do="run chiasm in an environment of its own, or from another folder",
             )
-
-
-def _stop(signum: int, frame: object) -> None:
-    raise Stopped(signum)
 
 
 def _not_called() -> None:

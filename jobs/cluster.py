@@ -35,13 +35,13 @@ def connected(address: str | None, workers: WorkerSettings) -> Iterator[None]:
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    on_terminate = signal.getsignal(signal.SIGTERM)
+    on_terminate = signal.getsignal(signal.SIGTERM)  # ray.init puts its own in its place
     if address == "local":
         _start_local(workers)
     else:
         _join(address)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_terminate)  # ray.init puts its own in its place
+        signal.signal(signal.SIGTERM, on_terminate)
     try:
         yield
     finally:

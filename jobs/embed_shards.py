@@ -17,6 +17,7 @@ from typing import Any
 from jobs.cluster import connected
 from jobs.config import Settings
 from jobs.pool import Pool
+from jobs.stopping import STOPPING
 from jobs.worker import Recipe
 from jobs.worklist import WorkList
 from pipeline.collection import FOLDERS, SHARD_FOLDERS, Identity, establish, read_identity
@@ -141,13 +142,15 @@ def _embed_what_is_left(
             work.look(standing)
 
     def tick(pool: Pool) -> None:
+        STOPPING.check()
         show(progress_of(request, work, pool))
 
     encoder = request.settings.encoder
     recipe = Recipe.of_this_driver(
         encoder.name, encoder, run.folder.url, run.id, request.settings.embedding
     )
-    with connected(request.address, request.settings.workers):
+    with STOPPING.deferred(), connected(request.address, request.settings.workers):
+        STOPPING.check()
         Pool(recipe, request.settings.workers, welcome=welcome, tick=tick).run(work)
 
 

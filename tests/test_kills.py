@@ -82,15 +82,24 @@ def test_killed_at_random_moments_and_rerun_at_once_the_bytes_are_the_same(
     assert temporaries(tmp_path) == [], moments
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_run_that_is_asked_to_stop_stops_cleanly(signum, code, slow_shards, undisturbed, tmp_path):
+@pytest.mark.parametrize(
+    ("signum", "code", "send"),
+    [
+        pytest.param(signal.SIGTERM, 143, os.kill, id="SIGTERM"),
+        pytest.param(signal.SIGINT, 130, os.killpg, id="ctrl-C"),  # reaches the whole group
+    ],
+)
+def test_a_run_that_is_asked_to_stop_stops_cleanly(
+    signum, code, send, slow_shards, undisturbed, tmp_path
+):
     process = start(slow_shards, tmp_path)
     deadline = time.monotonic() + 60
     while not contents(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signum)
+    send(process.pid, signum)
     told, _ = process.communicate(timeout=30)
     assert process.returncode == code, told
-    assert told.strip() == "chiasm: stopped; run the same command again to go on"
+    assert told.splitlines()[-1] == "chiasm: stopped; run the same command again to go on"
     assert contents(tmp_path).items() <= undisturbed[0].items()
     assert 0 < len(contents(tmp_path)) < 6, "it was stopped in the middle"
+    assert temporaries(tmp_path) == []
