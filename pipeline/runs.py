@@ -88,7 +88,11 @@ class Run:
         return self.record.id
 
     def __enter__(self) -> Run:
-        self._write()
+        try:
+            self._write()
+        except StorageError:
+            # Until this file is there nobody knows the run: a sweep may take its temporary away.
+            self._write()
         self._beat.start()
         return self
 
@@ -120,20 +124,19 @@ class Run:
         return [run for run in runs(self.folder) if run.id != self.id and run.alive()]
 
     def sweep(self, folders: Iterable[str], *, own: bool = False) -> list[str]:
-        """Remove the temporaries that dead runs left in `folders`, with `own` also this run's (whose
-        workers are gone by then, some of them killed); returns their names.
+        """Remove the temporaries that dead runs left in `folders`, with `own` also this run's
+        (whose workers are gone by then, some of them killed); returns their names.
 
         Workers outlive a killed driver by up to half a second and may still make a file: after a
         run that died just now they are given the time to be gone first."""
         now = time.time()
         if any(run.died_after(now - 10 * ORPHAN_SECONDS) for run in runs(self.folder)):
             time.sleep(ORPHAN_SECONDS)
+        # First what lies there, then who is alive: a run that begins in between has nothing listed.
+        lying = [name for where in folders for name in self.folder.list(where)]
         writing = {run.id for run in self.others()} | (set() if own else {self.id})
         swept = [
-            name
-            for where in folders
-            for name in self.folder.list(where)
-            if is_temporary(name) and run_of_temporary(name) not in writing
+            name for name in lying if is_temporary(name) and run_of_temporary(name) not in writing
         ]
         for name in swept:
             self.folder.remove(name)

@@ -13,6 +13,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
+from pipeline.errors import StorageError
 from pipeline.runs import STALE_SECONDS, Run, process_alive, runs
 from pipeline.storage import Folder, temporary_of
 
@@ -125,3 +126,38 @@ def test_a_record_that_cannot_be_read_is_passed_over(tmp_path):
     with Run(folder, "embed", {}) as run:
         folder.write_whole("runs/odd.json", json.dumps({"id": "odd"}).encode())
         assert [told.id for told in runs(folder)] == [run.id]
+
+
+def test_a_run_whose_first_temporary_is_swept_away_begins_all_the_same(tmp_path, monkeypatch):
+    folder = Folder(str(tmp_path))
+    real, tries = Folder.write_whole, []
+
+    def swept_once(self: Folder, name: str, data: bytes, run_id: str = "") -> None:
+        tries.append(name)
+        if len(tries) == 1:
+            raise StorageError(name, expected="a usable file", found="nothing there")
+        real(self, name, data, run_id)
+
+    monkeypatch.setattr(Folder, "write_whole", swept_once)
+    with Run(folder, "embed", {}) as run:
+        assert [found.id for found in runs(folder)] == [run.id]
+
+
+def test_a_run_that_begins_during_a_sweep_loses_nothing(tmp_path, monkeypatch):
+    folder = Folder(str(tmp_path))
+    late = Run(folder, "embed", {})
+    real = Folder.list
+
+    def begins(self: Folder, prefix: str = "") -> list[str]:
+        found = real(self, prefix)
+        if prefix == "ledger":
+            late.__enter__()
+            (tmp_path / "ledger").mkdir()
+            (tmp_path / temporary_of("ledger/a.json", late.id)).touch()
+        return found
+
+    with Run(folder, "embed", {}) as run:
+        monkeypatch.setattr(Folder, "list", begins)
+        assert run.sweep(["ledger"]) == []
+    assert (tmp_path / temporary_of("ledger/a.json", late.id)).exists()
+    late.__exit__(None, None, None)
