@@ -294,6 +294,28 @@ def test_importing_the_package_imports_no_model_library():
     assert ran.stdout.strip() == "set()"
 
 
+@pytest.mark.parametrize(
+    ("file", "known"),
+    [("config.json", False), ("config.json", True), ("preprocessor_config.json", True)],
+)
+def test_no_code_of_a_model_is_run(clip_copy, file, known, monkeypatch):
+    def asked(*_):
+        raise AssertionError("transformers asked at the terminal")
+
+    monkeypatch.setattr("builtins.input", asked)
+    marker = clip_copy / "ran"
+    (clip_copy / "evil.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Evil: pass\n")
+    names = ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoImageProcessor")
+    edit_json(clip_copy / file, auto_map=dict.fromkeys(names, "evil.Evil"))
+    if known:
+        load_encoder(f"hf:{clip_copy}", FLOAT32)  # transformers has its own code for these
+    else:
+        edit_json(clip_copy / file, model_type="evil")
+        with pytest.raises(EncoderError, match="expected a config[.]json that can be loaded"):
+            load_encoder(f"hf:{clip_copy}", FLOAT32)
+    assert not marker.exists()
+
+
 def drop_tensors(folder):
     weights = load_file(folder / "model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if "text_model" not in name}

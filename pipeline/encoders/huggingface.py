@@ -26,6 +26,8 @@ from pipeline.errors import EncoderError
 WEIGHTS = "model*.safetensors"
 TOKENIZERS = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+# Said aloud, because transformers asks at the terminal where it is left open.
+OURS_ALONE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def _rows(features: Any) -> np.ndarray:
 
 def _config(folder: ModelFolder) -> Any:
     with loading(folder.what, "a config.json"):
-        config = transformers.AutoConfig.from_pretrained(folder.path, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(folder.path, **OURS_ALONE)
     if config.model_type not in KINDS:
         raise EncoderError(
             f"encoder {folder.what}",
@@ -171,9 +173,7 @@ def _config(folder: ModelFolder) -> Any:
 def _tokens(folder: ModelFolder, config: Any, kind: Kind) -> Tokens:
     folder.require_one_of(TOKENIZERS, "tokenizer")
     with loading(folder.what, "a tokenizer"):
-        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
-            folder.path, local_files_only=True
-        )
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder.path, **OURS_ALONE)
     if len(tokenizer) > config.text_config.vocab_size:
         raise EncoderError(
             f"encoder {folder.what}",
@@ -195,7 +195,7 @@ def _pixels(folder: ModelFolder, config: Any, kind: Kind) -> Pixels:
     folder.require_one_of(PROCESSORS, "image processor")
     with loading(folder.what, "an image processor"):
         processor = transformers.AutoImageProcessor.from_pretrained(
-            folder.path, backend="pil", local_files_only=True
+            folder.path, backend="pil", **OURS_ALONE
         )
     return kind.pixels.of(processor, config.vision_config, folder.what)
 
