@@ -3,9 +3,9 @@
     reader thread -> decode threads -> rows in tar order -> batches
 
 One thread reads ahead, a few decode (Pillow releases the GIL), the caller's thread takes the
-results in the order of the tar and cuts batches over the kept samples: the same shard and batch size
-give the same batches, whatever the threads did. Memory is bounded by the samples and the encoded
-bytes in flight, not by the shard. The cost of order: a slow picture holds back ready ones behind it.
+results in the order of the tar and cuts batches over the kept samples: the same shard and batch
+size give the same batches, whatever the threads did. Memory is bounded by the samples and encoded
+bytes in flight, not by the shard. The cost of order: a slow picture holds back those behind it.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import stat as modes
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from pipeline.errors import SourceError, StorageError, UsageError
@@ -97,15 +98,19 @@ class PendingFile(io.BufferedWriter):
             _fsync_folder(self.target.parent)
         return True
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
         if self.closed:
             return
         with contextlib.suppress(OSError):
             if os.stat(self.temporary).st_ino == self._inode:
                 os.unlink(self.temporary)
-        with contextlib.suppress(
-            StorageError
-        ):  # the disk that was too full for the content still is
+        # A disk that was too full for the content still is.
+        with contextlib.suppress(StorageError):
             self.close()
 
 
@@ -113,7 +118,10 @@ class LocalFiles:
     """The backend of `file://` URLs and of plain paths."""
 
     def canonical(self, url: str) -> str:
-        path = os.path.realpath(os.path.expanduser(_path_of(url)))
+        path = _path_of(url)
+        if "\0" in path:
+            raise UsageError(repr(url), expected="a path", found="a null byte in it")
+        path = os.path.realpath(os.path.expanduser(path))
         return "file://" + quote_from_bytes(os.fsencode(path))
 
     def local(self, url: str) -> Path:
@@ -154,19 +162,19 @@ class LocalFiles:
     def exists(self, url: str) -> bool:
         return os.path.exists(_path_of(url))
 
-    def list(self, url: str) -> list[str]:
-        with _told_as_storage_error(_path_of(url)):
-            try:
-                with os.scandir(_path_of(url)) as entries:
-                    return sorted(entry.name for entry in entries if entry.is_file())
-            except FileNotFoundError:
-                return []
-
     def folders(self, url: str) -> list[str]:
         with _told_as_storage_error(_path_of(url)):
             try:
                 with os.scandir(_path_of(url)) as entries:
                     return sorted(entry.name for entry in entries if entry.is_dir())
+            except FileNotFoundError:
+                return []
+
+    def list(self, url: str) -> list[str]:
+        with _told_as_storage_error(_path_of(url)):
+            try:
+                with os.scandir(_path_of(url)) as entries:
+                    return sorted(entry.name for entry in entries if entry.is_file())
             except FileNotFoundError:
                 return []
 

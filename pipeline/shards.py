@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import unquote
 
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from pipeline.errors import SourceError, UsageError
 from pipeline.records import Place, Shard
@@ -145,7 +145,7 @@ def _braces(spec: str) -> Iterator[str]:
     try:
         expanded = braceexpand(spec)
         first = next(expanded)
-    except (UnbalancedBracesError, ValueError) as error:
+    except ValueError as error:
         raise UsageError(
             spec, expected="a range such as {00000..00012}", found=str(error)
         ) from error

@@ -59,8 +59,8 @@ class Backend(Protocol):
     def read_range(self, url: str, offset: int, size: int) -> bytes: ...
     def find(self, pattern: str) -> list[str]: ...
     def exists(self, url: str) -> bool: ...
-    def list(self, url: str) -> list[str]: ...
     def folders(self, url: str) -> list[str]: ...
+    def list(self, url: str) -> list[str]: ...
     def read_bytes(self, url: str) -> bytes: ...
     def create(self, url: str, run_id: str) -> PendingFile: ...
     def remove(self, url: str) -> None: ...
@@ -131,15 +131,15 @@ class Folder:
     def exists(self, name: str) -> bool:
         return self._backend.exists(self.url_of(name))
 
+    def folders(self, prefix: str) -> list[str]:
+        """Sorted names of the folders right under `prefix`."""
+        return [f"{prefix}/{base}" for base in self._backend.folders(self.url_of(prefix))]
+
     def list(self, prefix: str = "") -> list[str]:
         """Sorted names of the files right under `prefix`, temporaries included."""
         if not prefix:
             return self._backend.list(self.url)
         return [f"{prefix}/{base}" for base in self._backend.list(self.url_of(prefix))]
-
-    def folders(self, prefix: str) -> list[str]:
-        """Sorted names of the folders right under `prefix`."""
-        return [f"{prefix}/{base}" for base in self._backend.folders(self.url_of(prefix))]
 
     def read_bytes(self, name: str) -> bytes:
         return self._backend.read_bytes(self.url_of(name))

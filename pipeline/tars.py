@@ -14,8 +14,9 @@ import io
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Self
 
 import pyarrow as pa
 
@@ -99,7 +100,7 @@ class Tar:
         self.url = url
         self.compressed = False
         self.odd_end: tuple[str, str] | None = None
-        self._archive: _Archive | None = None
+        self._archive: tarfile.TarFile | None = None
         self._broken: Damaged | None = None
         with ExitStack() as files:
             self._open(files, files.enter_context(open_stream(url)))
@@ -135,17 +136,21 @@ class Tar:
                 stream = self._decompressed(files, raw, magic)
                 head = stream.peek(tarfile.BLOCKSIZE)[: tarfile.BLOCKSIZE]
                 # Names that are no UTF-8 become readable and, unlike lone surrogates, writable.
-                archive = _Archive.open(
-                    fileobj=stream, mode="r|", encoding="utf-8", errors="backslashreplace"
+                archive = tarfile.open(  # noqa: SIM115  closed by `files`
+                    fileobj=stream,
+                    mode="r|",
+                    tarinfo=_Header,
+                    encoding="utf-8",
+                    errors="backslashreplace",
                 )
-        except Damaged as damage:
-            if not _is_header(head):
+        except _EndMark as end:
+            raise self._no_samples("an empty tar") from end
+        except (Damaged, _NoBlock) as damage:
+            if not _is_header(head) or not isinstance(damage, Damaged):
                 raise self._no_samples(_kind_of(magic)) from damage
             self._broken = damage  # a tar all right, but cut or damaged in its first member
-            return
-        self._archive = files.enter_context(archive)
-        if archive.firstmember is None:
-            raise self._no_samples("an empty tar")
+        else:
+            self._archive = files.enter_context(archive)
 
     def _no_samples(self, found: str) -> SourceError:
         do = "name shards, each a tar of members such as 0001.jpg and 0001.txt"
@@ -153,28 +158,34 @@ class Tar:
 
     def _decompressed(
         self, files: ExitStack, raw: io.BufferedReader, magic: bytes
-    ) -> io.BufferedReader:
-        if _GZIP.match(magic):
-            stream = gzip.GzipFile(fileobj=raw)
-        elif _ZSTD.match(magic):
-            stream = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
-        else:
-            return raw
+    ) -> io.BufferedReader | _Decompressed:
         self.compressed = True
-        return io.BufferedReader(files.enter_context(stream), _CHUNK)
+        if _GZIP.match(magic):
+            return _Decompressed(files.enter_context(gzip.GzipFile(fileobj=raw)).read1)
+        if _ZSTD.match(magic):
+            zstd = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
+            # Arrow gives all that is asked for or nothing, so it is asked for a block at a time.
+            stream = files.enter_context(zstd)
+            return _Decompressed(lambda size: stream.read(min(size, tarfile.BLOCKSIZE)))
+        self.compressed = False
+        return raw
 
-    def _next(self, archive: _Archive) -> tarfile.TarInfo | None:
-        with self._told_as_damage():
-            archive.members.clear()  # or tarfile keeps every header of the shard
-            info = archive.next()
-            if info is None and isinstance(archive.ended_by, tarfile.EmptyHeaderError):
-                detail = f"no end mark at byte {archive.offset}: perhaps more was cut off"
-                self.odd_end = ("no_end_mark", detail)
-            elif info is None and not isinstance(archive.ended_by, tarfile.EOFHeaderError):
-                raise archive.ended_by or tarfile.ReadError("no further header")
-        return info
+    def _next(self, archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+        archive.members = []  # pyrefly: ignore  # or tarfile keeps every header of the shard
+        try:
+            with self._told_as_damage():
+                info = archive.next()
+                if info is None:  # so tarfile says that it cannot make sense of a header
+                    raise tarfile.ReadError("bad header")
+                return info
+        except _EndMark:
+            return None
+        except _NoBlock:
+            detail = f"no end mark at byte {archive.offset}: perhaps more was cut off"
+            self.odd_end = ("no_end_mark", detail)
+            return None
 
-    def _check_padding(self, archive: _Archive) -> None:
+    def _check_padding(self, archive: tarfile.TarFile) -> None:
         """Read what follows the end mark: zeros and, in a compressed shard, its checksum."""
         try:
             with self._told_as_damage():
@@ -192,6 +203,8 @@ class Tar:
     def _told_as_damage(self) -> Iterator[None]:
         try:
             yield
+        except (_EndMark, _NoBlock):
+            raise
         except _BAD_BYTES as error:
             if isinstance(error, OSError) and error.errno:  # the disk fails, not what lies on it
                 raise SourceError(shown(self.url), found=error.strerror or str(error)) from error
@@ -209,30 +222,65 @@ class Tar:
             return False
 
 
-class _Archive(tarfile.TarFile):
-    """A TarFile that remembers which header ended it."""
+class _Decompressed(io.BufferedIOBase):
+    """The content of a compressed file, with all that comes before a cut or an error in it.
 
-    ended_by: tarfile.HeaderError | None = None
+    A decompressor in a BufferedReader would lose up to a buffer of good ones to the exception."""
+
+    def __init__(self, read_some: Callable[[int], bytes]) -> None:
+        self._read_some = read_some
+        self._ahead = b""
+        self._error: Exception | None = None
+
+    def peek(self, size: int) -> bytes:
+        data = self.read(size)
+        self._ahead = data + self._ahead
+        return data
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Up to `size` bytes, none at the end; raises where none is left before an error."""
+        assert size is not None and size >= 0
+        parts, self._ahead = [self._ahead[:size]], self._ahead[size:]
+        missing = size - len(parts[0])
+        while missing and self._error is None:
+            try:
+                part = self._read_some(missing)
+            except _BAD_BYTES as error:
+                self._error = error
+                break
+            if not part:
+                break
+            parts.append(part)
+            missing -= len(part)
+        if self._error is not None and missing == size:
+            raise self._error
+        return b"".join(parts)
+
+
+class _EndMark(tarfile.HeaderError):
+    """A block of zeros where a header could be: the tar ends here."""
+
+
+class _NoBlock(tarfile.HeaderError):
+    """The bytes end where a header could be."""
 
 
 class _Header(tarfile.TarInfo):
+    """A header that tells how the tar ends; tarfile's own exceptions for it do not get through."""
+
     @classmethod
-    def fromtarfile(cls, archive):
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        if buf.count(0) == len(buf):
+            if len(buf) == tarfile.BLOCKSIZE:
+                raise _EndMark("end of the tar")
+            raise _NoBlock("truncated before a header")
         try:
-            return super().fromtarfile(archive)
+            header = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
-            archive.ended_by = error
-            raise
-
-    @classmethod
-    def frombuf(cls, buf, encoding, errors):
-        header = super().frombuf(buf, encoding, errors)
+            raise tarfile.ReadError(str(error)) from error
         if header.type in _EXTENDED_HEADERS and header.size > _MAX_EXTENDED_HEADER:
-            raise tarfile.InvalidHeaderError(f"an extended header of {header.size} bytes")
+            raise tarfile.ReadError(f"an extended header of {header.size} bytes")
         return header
-
-
-_Archive.tarinfo = _Header
 
 
 def _is_header(block: bytes) -> bool:

@@ -64,6 +64,8 @@ def test_an_unknown_scheme_lists_the_valid_ones():
     with pytest.raises(UsageError) as told:
         canonical_url("ftp://host/a.tar")
     assert str(told.value) == "ftp://host/a.tar: expected a path or one of file://, found ftp://"
+    with pytest.raises(UsageError, match="expected a path, found a null byte in it"):
+        canonical_url("file:///data/%00.tar")
     with pytest.raises(UsageError, match="expected file:///path, found the host 'data'"):
         canonical_url("file://data/a.tar")
 
