@@ -16,8 +16,8 @@ BUILD_HELP = """Build the index of a collection and make it live.
 
   chiasm index build photos.chiasm --column image --column joint
 
-Below 100,000 rows the search is exact; above, cells of 8-bit codes, rescored exactly. The index that was
-live goes on answering until the new one is whole."""
+Below 100,000 rows the search is exact; above, cells of 8-bit codes, rescored exactly. The index
+that was live goes on answering until the new one is whole."""
 
 
 def register(app: typer.Typer) -> None:

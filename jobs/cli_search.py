@@ -22,8 +22,8 @@ HELP = """Search a collection by words, by a picture, or by both.
 
   chiasm search photos.chiasm --json < queries.txt
 
-Without words and picture, queries are read from stdin, one a line. Columns: image finds pictures, text
-finds captions, joint finds pairs. Words and a picture together are searched by their mean."""
+Without words and picture, queries are read from stdin, one a line. Columns: image finds pictures,
+text finds captions, joint finds pairs. Words and a picture together are searched by their mean."""
 BATCH = 64  # lines of stdin that are encoded together
 
 

@@ -1,8 +1,8 @@
 """SIGINT and SIGTERM become `Stopped`, at a moment when raising it is safe.
 
-A signal handler may run anywhere, also inside Ray's compiled code, which does not survive an exception
-there. While `deferred` is open a signal is only noted, and `check`, called where nothing is under way,
-raises it; elsewhere it is raised at once.
+A signal handler may run anywhere, also inside Ray's compiled code, which does not survive an
+exception there. While `deferred` is open a signal is only noted, and `check`, called where nothing
+is under way, raises it; elsewhere it is raised at once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Stopping:
         self._deferred = False
 
     def install(self) -> None:
-        """Take over both signals. Only from the main thread; Ray takes SIGTERM back at its start."""
+        """Take over both signals. Only from the main thread; Ray takes SIGTERM back at its
+        start."""
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self._handle)
 
@@ -39,7 +40,8 @@ class Stopping:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Only note signals inside; raise a noted one at the end, unless something else is raised."""
+        """Only note signals inside; raise a noted one at the end, unless something else is
+        raised."""
         self._deferred = True
         try:
             yield

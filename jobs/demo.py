@@ -1,0 +1,194 @@
+"""`chiasm demo`: the whole way on a world of its own, from facts to measured answers.
+
+In comes a seed; out come shards of picture-book scenes, a collection, its index, a few questions
+with their answers, the recall of all captions and pictures, and a contact sheet. What is right is
+decided from the facts in each hit's own json, never by equal strings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from index import open_collection
+from index.build import build_index
+from index.results import Answer, Query
+from index.retrieve import Searcher
+from index.sheet import write_sheet
+from jobs.config import Settings
+from jobs.embed_shards import EmbedRequest, Progress, embed_shards, summary_error
+from pipeline.errors import UsageError
+from pipeline.ledger import Stopwatch
+from pipeline.parquet import embeddings, vectors_of
+from pipeline.scenes.claims import Claims, holds, holds_matrix
+from pipeline.scenes.recall import KS, Recall, recall_at
+from pipeline.scenes.samples import facts_of_sample, samples
+from pipeline.scenes.world import TWINS, Scene, gallery
+from pipeline.shards import list_shards, write_shard
+from pipeline.storage import Folder
+
+PER_SHARD = 250
+BATCH = 100  # questions searched together
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the demo asks, and what a right answer has to be true of."""
+
+    query: Query
+    claims: Claims
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What a demo found. recall: {"text_to_image": {"en": {"r1", "r5", "r10"}, ...}, ...}."""
+
+    rows: int
+    recall: dict[str, dict[str, Recall]]
+    seconds: dict[str, float]
+    collection: Path
+    sheet: Path
+    asked: list[tuple[Answer, list[bool]]]
+
+    def as_json(self) -> dict[str, Any]:
+        """The shape that docs/formats.md promises."""
+        return {
+            "rows": self.rows,
+            "recall": self.recall,
+            "seconds": self.seconds,
+            "collection": str(self.collection),
+            "sheet": str(self.sheet),
+        }
+
+
+@dataclass(frozen=True)
+class Row:
+    """One embedded scene: its id, the facts, and the captions' claims, all from its own json."""
+
+    id: str
+    scene: Scene
+    claims: Claims
+    english: str
+    chinese: str
+
+
+def run_demo(
+    seed: int,
+    count: int,
+    to: Path,
+    *,
+    say: Callable[[str], None] = lambda line: None,
+    show: Callable[[Progress], None] = lambda progress: None,
+) -> Demo:
+    """Make `count` scenes from `seed` under `to`, embed and index them, ask and measure."""
+    clock = Stopwatch()
+    collection = to / "collection"
+    with clock.stage("shards"):
+        say(f"drawing {count:,} scenes from seed {seed} into {to / 'shards'}")
+        shards = make_shards(to, seed, count)
+    with clock.stage("embed"):
+        say(f"embedding them with pocket on a local Ray into {collection}")
+        request = EmbedRequest(list_shards(shards), str(collection), Settings())
+        summary = embed_shards(request, show)
+        if (error := summary_error(summary)) is not None:
+            raise error
+    with clock.stage("index"):
+        say("building the index")
+        build_index(str(collection))
+    with clock.stage("questions"):
+        searcher = open_collection(collection)
+        rows, images = read_rows(collection)
+        asked = ask(searcher, rows)
+        write_sheet([answer for answer, _ in asked], to / "hits.png")
+    with clock.stage("recall"):
+        say(f"measuring recall: {3 * len(rows):,} searches")
+        recall = measure(searcher, rows, images)
+    seconds = {stage: round(spent, 2) for stage, spent in clock.seconds.items()}
+    return Demo(len(rows), recall, seconds, collection, to / "hits.png", asked)
+
+
+def make_shards(to: Path, seed: int, count: int) -> list[str]:
+    """Write the scenes as shards, unless the same ones are there; returns their paths."""
+    if count <= TWINS:
+        raise UsageError(
+            "--samples", expected=f"at least {TWINS + 1}, a scene and its twins", found=str(count)
+        )
+    folder = Folder(str(to))
+    made = json.dumps({"seed": seed, "samples": count}).encode()
+    found = folder.read_bytes("demo.json") if folder.exists("demo.json") else None
+    if found is not None and found != made:
+        raise UsageError(
+            str(to),
+            expected=f"a demo of {made.decode()}",
+            found=found.decode(errors="replace"),
+            do="choose another folder with --to",
+        )
+    paths = [str(to / "shards" / f"scenes-{n:05d}.tar") for n in range(-(-count // PER_SHARD))]
+    if found is None:
+        told = samples(gallery(count, seed), seed)
+        for path in paths:
+            write_shard(path, islice(told, PER_SHARD))
+        folder.write_whole("demo.json", made)  # last: its presence says that the shards are whole
+    return paths
+
+
+def read_rows(collection: Path) -> tuple[list[Row], np.ndarray]:
+    """All rows of a collection of scenes, and their image vectors, (N, D) float16."""
+    rows: list[Row] = []
+    images = []
+    for file in embeddings(Folder(str(collection))):
+        table = file.read(["json", "image"])
+        for number, text in enumerate(table["json"].to_pylist()):
+            told = json.loads(text)
+            scene, claims = facts_of_sample(told)
+            name = f"{file.shard_id}/{number}@{file.edition}"
+            rows.append(Row(name, scene, claims, told["captions"][0], told["zh"][0]))
+        images.append(vectors_of(table["image"])[0])
+    return rows, np.concatenate(images)
+
+
+def ask(searcher: Searcher, rows: Sequence[Row]) -> list[tuple[Answer, list[bool]]]:
+    """A few questions and their answers; for each hit whether the question is true of it."""
+    scenes = {row.id: row.scene for row in rows}
+    first, second, third = rows[0], rows[len(rows) // 3], rows[2 * len(rows) // 3]
+    questions = [
+        Question(Query(first.english, k=5), first.claims),
+        Question(Query(second.english, k=5), second.claims),
+        Question(Query(third.chinese, k=5), third.claims),
+    ]
+    answers = searcher.search_many([question.query for question in questions])
+    return [
+        (answer, [holds(question.claims, scenes[result.id]) for result in answer])
+        for question, answer in zip(questions, answers, strict=True)
+    ]
+
+
+def measure(
+    searcher: Searcher, rows: Sequence[Row], images: np.ndarray
+) -> dict[str, dict[str, Recall]]:
+    """Recall by claims: every caption against all pictures, every picture against all captions."""
+    position = {row.id: number for number, row in enumerate(rows)}
+    correct = holds_matrix([row.claims for row in rows], [row.scene for row in rows])
+
+    def recall(queries: Sequence[Query], right: np.ndarray) -> Recall:
+        hits = [
+            [position[result.id] for result in answer]
+            for start in range(0, len(queries), BATCH)
+            for answer in searcher.search_many(queries[start : start + BATCH])
+        ]
+        return {name: round(share, 4) for name, share in recall_at(hits, right).items()}
+
+    k = max(KS)
+    english = [Query(row.english, k=k) for row in rows]
+    chinese = [Query(row.chinese, k=k) for row in rows]
+    pictures = [Query(vector=vector.astype(np.float32), column="text", k=k) for vector in images]
+    return {
+        "text_to_image": {"en": recall(english, correct), "zh": recall(chinese, correct)},
+        "image_to_text": {"en": recall(pictures, correct.T)},
+    }
