@@ -1,11 +1,12 @@
 """The one place that loads FAISS, and settles how it lives with torch in one process.
 
-faiss and torch each bring their own OpenMP runtime, and in the wild the order of their imports has
-decided between an answer and a segmentation fault. Settled here: faiss is loaded when an index is
-first touched, by this function only, after torch if the process has torch already; both orders,
-with forward passes and searches from several threads, are run by tests/test_faiss_runtime.py in
-fresh processes. The number of threads is never set for the whole process: faiss takes
-OMP_NUM_THREADS or all cores.
+faiss and torch each bring an OpenMP runtime, and in the wild the order of their imports has decided
+between an answer and a segmentation fault. Settled here: faiss is loaded by this function alone,
+when an index is first touched, and the read path loads its encoder before that: where torch came
+first, faiss finds torch's runtime and there is one. The other order gives two, which on Linux live
+side by side. tests/test_faiss_runtime.py runs both, with forward passes and searches from several
+threads. The number of threads is never set here: faiss takes what the process has, OMP_NUM_THREADS
+or all cores.
 """
 
 from __future__ import annotations

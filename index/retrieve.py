@@ -151,11 +151,14 @@ class Searcher:
         """Open what the queries need and was not open yet; returns the encoder, None where every
         query brings its own vector."""
         for query in queries:
-            self.nprobe_for(query)
+            self.nprobe_for(query)  # a column without an index is refused before anything is loaded
+        # The encoder first: FAISS after torch shares its OpenMP runtime, see
+        # index/faiss_runtime.py.
+        encoder = self.encoder if any(query.vector is None for query in queries) else None
         for column in {query.column for query in queries}:
             for segment in self.segments:
                 segment.index(column)
-        return self.encoder if any(query.vector is None for query in queries) else None
+        return encoder
 
     def nprobe_for(self, query: Query) -> int:
         """Cells to look into, 0 where the column's index is exact; CollectionError without

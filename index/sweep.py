@@ -29,22 +29,23 @@ from pipeline.storage import Folder, is_temporary, run_of_temporary
 def sweep(folder: Folder, run: Run, settings: IndexSettings) -> list[str]:
     """Remove what is not needed any more; returns the names of what was removed."""
     segments, trained = folder.folders(SEGMENTS), folder.folders(TRAINED)
-    files = [name for where in ("index", GENERATIONS) for name in folder.list(where)]
+    files = [name for where in ("index", GENERATIONS, "runs") for name in folder.list(where)]
     alive = {other.id for other in run.others()}
-    kept, swept = _generations(folder, settings)
+    kept, old = _generations(folder, settings)
 
-    swept += [name for name in files if is_temporary(name) and run_of_temporary(name) not in alive]
-    for name in swept:
+    writing = alive | {run.id}
+    left = [name for name in files if is_temporary(name) and run_of_temporary(name) not in writing]
+    for name in [*old, *left]:
         folder.remove(name)
     if None in kept:
-        return swept  # one of a newer version, perhaps: nobody knows which segments it names
+        return old + left  # one of a newer version, perhaps: nobody knows which segments it names
+    named = {name for manifest in kept if manifest for name in _folders_of(manifest)}
     unnamed = [name for name in segments if _base(name).rpartition("-")[0] not in alive]
     unnamed += [name for name in trained if _base(name) not in alive]
-    named = {name for manifest in kept if manifest for name in _folders_of(manifest)}
     unnamed = [name for name in unnamed if name not in named]
     for name in unnamed:
         folder.remove_folder(name)
-    return swept + unnamed
+    return old + left + unnamed
 
 
 def _folders_of(manifest: Manifest) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Collections made from numbers alone, for tests of the index: vectors are drawn, no tar is read."""
+"""Collections made from numbers, for tests of the index: vectors are drawn, no tar is read."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ def make_collection(
         add_shard(folder, f"s{n}", count, dim=dim, seed=seed + n, json_of=json_of, holes=holes)
         for n, count in enumerate(rows)
     ]
-    return {column: np.concatenate([part[column] for part in made]) for column in COLUMNS}
+    none = np.empty((0, dim), np.float32)
+    return {
+        column: np.concatenate([none, *(part[column] for part in made)]) for column in COLUMNS
+    }
 
 
 def add_shard(

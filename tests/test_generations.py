@@ -1,0 +1,293 @@
+"""Generations: swapped whole, whatever is killed, whoever builds at the same time."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import environment
+from tiny_collection import add_shard, make_collection
+
+from index import Query, open_collection
+from index.build import build_index
+from index.check import check
+from index.generations import current_number, numbers, open_current
+from index.plan import IndexSettings
+from index.segments import SEGMENTS, TRAINED
+from pipeline.errors import CollectionError, StaleIndexError
+from pipeline.parquet import parquet_name
+from pipeline.storage import Folder, is_temporary
+
+NO_MERCY = IndexSettings(keep_generations=1, keep_seconds=0)
+CELLS = IndexSettings(exact_below=1, segment_rows=40)
+
+
+def lying(folder: Folder) -> tuple[list[str], list[str]]:
+    """Segments and trained indexes on disk."""
+    return folder.folders(SEGMENTS), folder.folders(TRAINED)
+
+
+def named(folder: Folder) -> list[str]:
+    live = open_current(folder)
+    assert live is not None
+    return [f"{SEGMENTS}/{entry.id}" for entry in live.manifest.segments]
+
+
+def temporaries(path: Path) -> list[Path]:
+    return [found for found in path.rglob("*") if is_temporary(found.name)]
+
+
+def test_the_last_generations_and_the_young_ones_are_kept(tmp_path):
+    folder = Folder(str(tmp_path))
+    make_collection(tmp_path, (60,))
+    keep_two = IndexSettings(keep_generations=2, keep_seconds=0, exact_below=1)
+    for expected in ([1], [1, 2], [2, 3], [3, 4]):
+        build_index(str(tmp_path), settings=keep_two)
+        assert numbers(folder) == expected and current_number(folder) == expected[-1]
+        segments, trained = lying(folder)
+        assert len(segments) == len(trained) == len(expected)
+    for expected in (3, 4):
+        build_index(str(tmp_path))
+        assert len(numbers(folder)) == expected, "all are younger than an hour"
+    build_index(str(tmp_path), settings=NO_MERCY)
+    assert lying(folder) == (named(folder), []) and len(named(folder)) == 1
+
+
+def test_an_opened_generation_answers_while_the_next_ones_come_and_it_goes(tmp_path):
+    make_collection(tmp_path, (50,))
+    build_index(str(tmp_path), settings=NO_MERCY)
+    collection = open_collection(tmp_path)
+    query = Query(vector=np.ones(8))
+    before = collection.search_many([query])[0]
+    for _ in range(2):
+        build_index(str(tmp_path), settings=NO_MERCY)
+    assert collection.search_many([query])[0].results == before.results
+
+
+def test_a_manifest_nobody_can_read_stops_no_build_and_loses_no_segment(tmp_path):
+    folder = Folder(str(tmp_path))
+    make_collection(tmp_path, (20,))
+    build_index(str(tmp_path))
+    newer = folder.read_bytes("index/generations/000001.json").replace(
+        b'"schema": 1', b'"schema": 99'
+    )
+    folder.write_whole("index/generations/000001.json", newer)
+    with pytest.raises(CollectionError, match="generation of schema version 1, found schema ver"):
+        open_collection(tmp_path)
+    built = build_index(str(tmp_path))
+    assert built.generation == 2 and len(lying(folder)[0]) == 2
+    build_index(str(tmp_path), settings=NO_MERCY)
+    assert numbers(folder) == [3]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "CURRENT: expected a generation's number, found ''"),
+        (b"zwei", "CURRENT: expected a generation's number, found 'zwei'"),
+        (b"000009\n", "000009.json: expected the generation that index/CURRENT names"),
+    ],
+)
+def test_a_damaged_current_is_told_and_mended_by_the_next_build(tmp_path, content, told):
+    make_collection(tmp_path, (20,))
+    build_index(str(tmp_path))
+    (tmp_path / "index/CURRENT").write_bytes(content)
+    with pytest.raises(CollectionError, match=told + r".*; run chiasm index build$"):
+        open_collection(tmp_path)
+    assert [told in str(finding) for finding in check(str(tmp_path)).findings] == [True]
+    build_index(str(tmp_path))
+    assert check(str(tmp_path)).ok and len(open_collection(tmp_path)) == 20
+
+
+def test_an_index_older_than_its_embeddings_is_refused_unless_allowed(tmp_path):
+    folder = Folder(str(tmp_path))
+    make_collection(tmp_path, (20, 30))
+    build_index(str(tmp_path))
+    add_shard(folder, "s1", 30, edition="0000000b", seed=5)
+    add_shard(folder, "s2", 10)
+    os.unlink(tmp_path / parquet_name("s0-0123456789"))
+    with pytest.raises(StaleIndexError) as told:
+        open_collection(tmp_path)
+    assert str(told.value) == (
+        f"{tmp_path}: expected an index of the embeddings beside it, found an older one "
+        f"(shards: 1 changed, 1 gone, 1 new); run chiasm index build {tmp_path}"
+    )
+    assert len(open_collection(tmp_path, allow_stale=True)) == 50
+    build_index(str(tmp_path))
+    answer = open_collection(tmp_path).search_many([Query(vector=np.ones(8), k=40)])[0]
+    assert {result.id.partition("@")[2] for result in answer} == {"0000000a", "0000000b"}
+
+
+def test_the_same_rows_written_again_are_no_other_edition(tmp_path):
+    make_collection(tmp_path, (20,))
+    build_index(str(tmp_path))
+    before = (tmp_path / parquet_name("s0-0123456789")).stat().st_mtime_ns
+    add_shard(Folder(str(tmp_path)), "s0", 20)
+    assert (tmp_path / parquet_name("s0-0123456789")).stat().st_mtime_ns != before
+    assert len(open_collection(tmp_path)) == 20
+
+
+def test_a_shard_that_is_not_done_makes_no_index_stale(tmp_path):
+    folder = Folder(str(tmp_path))
+    make_collection(tmp_path, (20,))
+    build_index(str(tmp_path))
+    add_shard(folder, "s1", 10)
+    folder.remove("ledger/s1-0123456789.json")
+    assert len(open_collection(tmp_path)) == 20
+
+
+def test_a_file_replaced_while_it_is_indexed_ends_the_build(tmp_path):
+    folder = Folder(str(tmp_path))
+    make_collection(tmp_path, (20, 30))
+    build_index(str(tmp_path))
+
+    def replace(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("fill", 20):
+            add_shard(folder, "s1", 31, edition="0000000b")
+
+    with pytest.raises(CollectionError, match="found another; run chiasm index build again when"):
+        build_index(str(tmp_path), progress=replace)
+    assert current_number(folder) == 1 and temporaries(tmp_path) == []
+
+
+BUILDERS = """
+import json, os, signal, sys, time
+from index.build import build_index
+from index.faiss_runtime import load_faiss
+from index.plan import IndexSettings
+load_faiss()
+for line in sys.stdin:
+    children = []
+    began = time.perf_counter()
+    for delay in json.loads(line):
+        pid = os.fork()
+        if not pid:
+            settings = IndexSettings(exact_below=1, segment_rows=40)
+            build_index(sys.argv[1], ['image'], settings)
+            os._exit(0)
+        children.append(pid)
+        if delay is not None:
+            time.sleep(delay)
+            os.kill(pid, signal.SIGKILL)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    print(json.dumps([time.perf_counter() - began, codes]), flush=True)
+"""
+
+
+@pytest.fixture
+def builders(tmp_path):
+    """Builds in processes of their own, that start in no time: builders(None, 0.1) runs one to its
+    end, kills one after 0.1 s, and returns the seconds both took and their exit codes."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUILDERS, str(tmp_path)],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+
+    def run(*delays: float | None) -> tuple[float, list[int]]:
+        print(json.dumps(delays), file=process.stdin, flush=True)
+        return json.loads(process.stdout.readline())
+
+    with process:
+        yield run
+        process.stdin.close()
+
+
+def test_a_kill_at_any_moment_leaves_the_live_generation_and_no_mess(tmp_path, builders):
+    folder = Folder(str(tmp_path))
+    make_collection(tmp_path, (40,) * 5)
+    build_index(str(tmp_path), settings=CELLS)
+    truth = open_collection(tmp_path).search_many([Query(vector=np.ones(8))])[0].results
+    whole, codes = builders(None)
+    assert codes == [0] and current_number(folder) == 2
+    dice = random.Random(0)
+    killed_at_work = 0
+    for _ in range(12):
+        seconds, codes = builders(whole * dice.uniform(0.05, 1.1))
+        killed_at_work += codes == [-signal.SIGKILL]
+        assert current_number(folder) in numbers(folder)
+        again = open_collection(tmp_path).search_many([Query(vector=np.ones(8))])[0].results
+        assert again == truth
+    assert killed_at_work > 3 and seconds > 0
+    build_index(str(tmp_path), settings=NO_MERCY)
+    assert temporaries(tmp_path) == [] and lying(folder) == (named(folder), [])
+    assert check(str(tmp_path)).ok
+
+
+def test_builds_at_once_do_not_harm_each_other(tmp_path, builders):
+    folder = Folder(str(tmp_path))
+    make_collection(tmp_path, (40,) * 4)
+    assert builders(None, None, None, 0.05, None)[1] == [0, 0, 0, -signal.SIGKILL, 0]
+    assert numbers(folder) == [1, 2, 3, 4] and current_number(folder) == 4
+    assert check(str(tmp_path)).ok
+    build_index(str(tmp_path), settings=NO_MERCY)
+    assert temporaries(tmp_path) == [] and lying(folder) == (named(folder), [])
+
+
+def test_a_build_that_covers_less_does_not_replace_one_that_covers_more(tmp_path):
+    folder = Folder(str(tmp_path))
+    make_collection(tmp_path, (40, 30))
+
+    def overtaken(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("fill", 70):
+            add_shard(folder, "s2", 20)
+            assert build_index(str(tmp_path)).rows == 90
+
+    built = build_index(str(tmp_path), progress=overtaken)
+    assert built.generation == current_number(folder) == 1
+    assert len(open_collection(tmp_path)) == 90
+    assert lying(folder)[0] == named(folder), "what lost is swept"
+
+
+def test_a_sweep_leaves_what_a_living_build_has_written(tmp_path, builders):
+    make_collection(tmp_path, (40, 40))
+
+    def other_build(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("fill", 80):  # one segment is whole, one is half-written
+            assert builders(None)[1] == [0]
+
+    built = build_index(str(tmp_path), settings=CELLS, progress=other_build)
+    assert built.generation == 2 and check(str(tmp_path)).ok
+
+
+def test_a_full_disk_ends_in_one_line_and_leaves_the_live_generation(tmp_path):
+    path = tmp_path / "c"
+    make_collection(path, (2000,), dim=64)
+    build_index(str(path))
+    limited = (
+        "import resource, sys; from index.build import build_index; "
+        "from pipeline.errors import StorageError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        "try: build_index(sys.argv[1])\n"
+        "except StorageError as error: print(error)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", limited, str(path)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout.count("\n") == 1 and "the limit of a file's size reached" in ran.stdout
+    assert ran.stderr == "" and temporaries(path) == []
+    assert len(open_collection(path)) == 2000
+
+
+def test_a_collection_can_be_moved(tmp_path):
+    make_collection(tmp_path / "here", (20,))
+    build_index(str(tmp_path / "here"))
+    shutil.copytree(tmp_path / "here", tmp_path / "there", copy_function=shutil.copy)
+    shutil.rmtree(tmp_path / "here")
+    assert len(open_collection(tmp_path / "there")) == 20, "new times, the same editions"
+    assert check(str(tmp_path / "there")).ok

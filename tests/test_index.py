@@ -1,0 +1,247 @@
+"""Built and searched: numpy over all vectors is the truth, whatever the segments and the kind."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from fake_encoder import FakeEncoder
+from tiny_collection import add_shard, make_collection, unit_rows
+
+from index import Query, open_collection
+from index.build import build_index, training_vectors
+from index.generations import open_current
+from index.metrics import overlap_at
+from index.plan import IndexSettings
+from index.search import search
+from pipeline.collection import Identity, establish
+from pipeline.errors import CollectionError, UsageError
+from pipeline.parquet import embeddings
+from pipeline.records import COLUMNS
+from pipeline.storage import Folder
+
+CELLS = IndexSettings(exact_below=1, nprobe=4)
+SMALL_SEGMENTS = IndexSettings(segment_rows=100)
+
+
+def brute_force(vectors: np.ndarray, xq: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and positions of the k best, over the rows that have a vector."""
+    scores = xq.astype(np.float32) @ vectors.T
+    scores[:, ~vectors.any(axis=1)] = -np.inf
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, 1), order
+
+
+def searched(path, column: str, xq: np.ndarray, k: int, nprobe: int = 0):
+    generation = open_current(Folder(str(path)))
+    assert generation is not None
+    return search(generation.segments, column, xq, k, nprobe)
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("settings", [IndexSettings(), SMALL_SEGMENTS], ids=["one", "many"])
+def test_an_exact_index_finds_what_numpy_finds(tmp_path, column, settings):
+    vectors = make_collection(tmp_path / "c", (150, 0, 90, 60, 7), holes=0.2)[column]
+    built = build_index(str(tmp_path / "c"), settings=settings)
+    assert built.segments == (1 if settings is not SMALL_SEGMENTS else 3)
+    assert built.vectors[column] == vectors.any(axis=1).sum() and built.rows == 307
+    xq = unit_rows(np.random.default_rng(7), 40, 8)
+    scores, positions = searched(tmp_path / "c", column, xq, 12)
+    expected_scores, expected = brute_force(vectors, xq, 12)
+    assert np.array_equal(positions, expected)
+    assert np.allclose(scores, expected_scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("segment_rows", [10_000, 900])
+def test_an_index_of_cells_finds_the_same_when_it_looks_into_all(tmp_path, segment_rows):
+    vectors = make_collection(tmp_path / "c", (1200, 700, 800), dim=16, holes=0.1)["image"]
+    settings = IndexSettings(exact_below=1000, segment_rows=segment_rows)
+    built = build_index(str(tmp_path / "c"), ["image"], settings)
+    assert built.columns == {"image": "IVF32,SQ8"}
+    xq = unit_rows(np.random.default_rng(7), 40, 16)
+    truth_scores, truth = brute_force(vectors, xq, 10)
+    scores, positions = searched(tmp_path / "c", "image", xq, 10, nprobe=32)
+    assert np.array_equal(positions, truth), "8-bit codes propose, raw vectors decide"
+    assert np.allclose(scores, truth_scores, atol=1e-6)
+    recall = [
+        overlap_at(searched(tmp_path / "c", "image", xq, 10, nprobe)[1], truth, 10)
+        for nprobe in (1, 4, 16)
+    ]
+    assert recall == sorted(recall) and recall[0] < 0.7 < recall[2] < 1
+
+
+def test_one_kind_of_index_scores_as_the_other(tmp_path):
+    make_collection(tmp_path / "c", (400, 300))
+    xq = unit_rows(np.random.default_rng(7), 20, 8)
+    build_index(str(tmp_path / "c"))
+    exact = searched(tmp_path / "c", "image", xq, 10)
+    build_index(str(tmp_path / "c"), settings=IndexSettings(exact_below=1, segment_rows=300))
+    cells = searched(tmp_path / "c", "image", xq, 10, nprobe=16)
+    assert np.array_equal(exact[0], cells[0]) and np.array_equal(exact[1], cells[1])
+
+
+def test_equal_scores_are_ordered_by_position(tmp_path):
+    path = tmp_path / "c"
+    make_collection(path, ())
+    one, other = unit_rows(np.random.default_rng(0), 2, 8)
+    folder = Folder(str(path))
+    for name in ("a", "b", "c"):
+        add_shard(folder, name, 30, vectors=np.stack([one, other] * 15))
+    for settings in (IndexSettings(), IndexSettings(segment_rows=30), CELLS):
+        build_index(str(path), ["image"], settings)
+        nprobe = 2 if settings is CELLS else 0
+        scores, positions = searched(path, "image", one[None], 20, nprobe)
+        assert positions[0].tolist() == list(range(0, 40, 2))
+        assert len(set(scores[0].tolist())) == 1
+
+
+def test_a_batch_answers_as_its_queries_do_alone(tmp_path):
+    make_collection(tmp_path / "c", (500,), dim=24)
+    build_index(str(tmp_path / "c"), settings=CELLS)
+    xq = unit_rows(np.random.default_rng(7), 30, 24)
+    together = searched(tmp_path / "c", "image", xq, 5, nprobe=3)
+    for number, one in enumerate(xq):
+        alone = searched(tmp_path / "c", "image", one[None], 5, nprobe=3)
+        assert np.array_equal(together[0][number], alone[0][0])
+        assert np.array_equal(together[1][number], alone[1][0])
+
+
+def test_fewer_rows_than_wanted(tmp_path):
+    make_collection(tmp_path / "c", (8,), holes=0.3)
+    build_index(str(tmp_path / "c"))
+    scores, positions = searched(tmp_path / "c", "joint", np.ones((1, 8), np.float32), 7)
+    found = positions[0] >= 0
+    assert 0 < found.sum() < 7 and found.tolist() == sorted(found, reverse=True)
+    assert np.isneginf(scores[0][~found]).all() and np.isfinite(scores[0][found]).all()
+    answer = open_collection(tmp_path / "c").search_many(
+        [Query(vector=np.ones(8), column="joint", k=10**9)]
+    )[0]
+    assert len(answer) == found.sum()
+
+
+def test_no_query_changes_the_shared_index(tmp_path):
+    make_collection(tmp_path / "c", (600,))
+    build_index(str(tmp_path / "c"), ["image"], CELLS)
+    collection = open_collection(tmp_path / "c")
+    xq = unit_rows(np.random.default_rng(7), 8, 8)
+    truth = {
+        nprobe: collection.search_many([Query(vector=q, nprobe=nprobe) for q in xq])
+        for nprobe in (1, 2, 8)
+    }
+    wrong: list[int] = []
+
+    def ask(nprobe: int) -> None:
+        for _ in range(20):
+            found = collection.search_many([Query(vector=q, nprobe=nprobe) for q in xq])
+            if [a.results for a in found] != [a.results for a in truth[nprobe]]:
+                wrong.append(nprobe)
+
+    threads = [threading.Thread(target=ask, args=(nprobe,)) for nprobe in (1, 2, 8, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert collection.segments[0].index("image").nprobe == 1, "FAISS's own default"
+    assert truth[1][0].results != truth[8][0].results
+
+
+def test_the_catalog_shows_each_row_as_it_was_embedded(tmp_path):
+    path = tmp_path / "c"
+    json_of = {0: None, 1: '{"a": 1}', 2: '{"a": 1.5, "b": {"c": ["x"]}}', 3: "[]"}.get
+    rows = (5000, 4200)  # more than one batch of the catalog, and batches that span two shards
+    make_collection(path, rows, json_of=lambda row: json_of(row % 4), holes=0.1)
+    built = build_index(str(path), ["image"])
+    assert built.meta == [
+        {"field": "meta.a", "seen": ["float", "int"], "kept_as": "float"},
+        {"field": "meta", "seen": ["not an object"], "rows": 2300},
+    ]
+    collection = open_collection(path)
+    wanted = [0, 1, 2, 3, 4095, 4096, 4999, 5000, 5001, 8191, 8192, 9199]
+    found = collection.rows(reversed([*wanted, *wanted]))
+    assert sorted(found) == wanted
+    cells = [row for file in embeddings(Folder(str(path))) for row in file.read().to_pylist()]
+    metas = {0: {}, 1: {"a": 1.0}, 2: {"a": 1.5, "b": {"c": ["x"]}}, 3: {}}
+    for position in wanted:
+        row, cell = found[position], cells[position]
+        local = position % 5000
+        assert row.id == f"{cell['shard']}/{local}@0000000a"
+        assert (row.key, row.shard, row.caption) == (cell["key"], cell["shard"], cell["caption"])
+        assert row.captions == tuple(cell["captions"] or ())
+        assert row.meta == metas[local % 4]
+        assert row.url == f"file:///nowhere/{cell['key'][:2]}.tar"
+        if cell["member"] is None:
+            assert row.place is row.width is row.sha256 is None
+        else:
+            place = row.place
+            assert place is not None
+            told = (place.member, place.offset, place.size)
+            assert told == (cell["member"], cell["offset"], cell["size"])
+            assert (row.width, row.sha256) == (64, "ab" * 32)
+
+
+def test_the_catalog_is_an_arrow_file_that_others_can_read(tmp_path):
+    make_collection(tmp_path / "c", (30, 20))
+    build_index(str(tmp_path / "c"))
+    (file,) = (tmp_path / "c").glob("index/segments/*/rows.arrow")
+    with pa.memory_map(str(file)) as mapped:
+        table = pa.ipc.open_file(mapped).read_all()
+    assert table.schema.field("meta").type == pa.struct({"number": pa.int64(), "odd": pa.bool_()})
+    assert table["shard"].to_pylist() == ["s0-0123456789"] * 30 + ["s1-0123456789"] * 20
+    assert table["row"].to_pylist() == [*range(30), *range(20)]
+
+
+def test_only_columns_with_rows_are_indexed(tmp_path):
+    path = str(tmp_path / "c")
+    make_collection(tmp_path / "c", (20,), holes=1.0)  # no pictures, no captions
+    with pytest.raises(UsageError, match="column image: expected one with rows: , found none"):
+        build_index(path, ["image"])
+    make_collection(tmp_path / "d", (20,))
+    assert build_index(str(tmp_path / "d")).columns == dict.fromkeys(COLUMNS, "Flat")
+    assert build_index(str(tmp_path / "d"), ["joint", "image"]).columns == {
+        "image": "Flat",
+        "joint": "Flat",
+    }
+    with pytest.raises(UsageError, match="column 'audio': expected one of image, text, joint"):
+        build_index(path, ["audio"])
+
+
+def test_nothing_to_index_says_what_to_do(tmp_path):
+    with pytest.raises(CollectionError, match=r"collection\.json\), found none; make one: chiasm"):
+        build_index(str(tmp_path / "none"))
+    establish(Folder(str(tmp_path / "c")), Identity.of(FakeEncoder()), "test")
+    with pytest.raises(CollectionError, match="expected embedded rows, found none in 0 shards"):
+        build_index(str(tmp_path / "c"))
+    add_shard(Folder(str(tmp_path / "c")), "empty", 0)
+    with pytest.raises(CollectionError, match="found none in 1 shards; run chiasm embed first"):
+        build_index(str(tmp_path / "c"))
+    assert not list((tmp_path / "c").glob("index/segments/*"))
+
+
+def test_training_vectors_come_from_everywhere_and_are_the_same_each_time(tmp_path):
+    vectors = make_collection(tmp_path / "c", (3000, 10, 2000), holes=0.3)["image"]
+    files = embeddings(Folder(str(tmp_path / "c")))
+    drawn = training_vectors(files, "image", 900)
+    assert np.array_equal(drawn, training_vectors(files, "image", 900))
+    assert 600 < len(drawn) <= 1200 and drawn.dtype == np.float32
+    where = {tuple(row): position for position, row in enumerate(vectors)}
+    places = [where[tuple(row)] for row in drawn]
+    assert len(set(places)) == len(places), "no vector twice"
+    assert min(places) < 1000 and max(places) > 4000
+
+
+def test_progress_is_told_in_rows(tmp_path):
+    make_collection(tmp_path / "c", (1500, 300))
+    told: list[tuple[str, int, int]] = []
+    build_index(str(tmp_path / "c"), ["image"], CELLS, progress=lambda *step: told.append(step))
+    assert [step for step in told if step[0] == "fill"] == [
+        ("fill", 1024, 1800),
+        ("fill", 1500, 1800),
+        ("fill", 1800, 1800),
+    ]
+    assert {stage for stage, _, _ in told} == {"survey", "train image", "fill"}
+    run = json.loads(next((tmp_path / "c" / "runs").glob("*.json")).read_text())
+    assert (run["command"], run["state"]) == ("index build", "done")

@@ -1,0 +1,176 @@
+"""The type of all json: nothing is lost by widening, and no json whatever breaks it."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from index.meta import MAX_DEPTH, MAX_FIELDS, Survey, parse
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+objects = st.lists(st.none() | st.dictionaries(st.sampled_from("abc"), values), max_size=6)
+
+
+def surveyed(cells: list[str | None]) -> Survey:
+    survey = Survey()
+    survey.add(cells)
+    return survey
+
+
+def column(*told: object) -> tuple[list, pa.DataType]:
+    """What the field `x` of rows {"x": value} is kept as."""
+    cells = [json.dumps({"x": value}) for value in told]
+    survey = surveyed(cells)
+    return [row["x"] for row in survey.column(cells).to_pylist()], survey.arrow_type()[0].type
+
+
+def keeps(kept: object, told: object) -> bool:
+    """Whether `kept` says all that `told` said: as itself, as an equal number, or as text."""
+    if isinstance(kept, str) and not isinstance(told, str):
+        return json.loads(kept) == told
+    if isinstance(told, dict) and isinstance(kept, dict):
+        names = {name: part for name, part in kept.items() if name in told or part is not None}
+        return names.keys() == told.keys() and all(keeps(names[name], told[name]) for name in told)
+    if isinstance(told, list) and isinstance(kept, list):
+        return len(kept) == len(told) and all(map(keeps, kept, told))
+    return kept == told
+
+
+@settings(deadline=None, max_examples=60)
+@given(objects)
+def test_nothing_is_lost_by_widening(told):
+    cells = [None if value is None else json.dumps(value) for value in told]
+    survey = surveyed(cells)
+    kept = survey.column(cells).to_pylist()
+    assert len(kept) == len(told) and survey.odd == {}
+    for one, value in zip(kept, told, strict=True):
+        read = json.loads(json.dumps(value).encode("utf-8", "replace"))
+        assert keeps(one, read), (one, read)
+
+
+@settings(deadline=None, max_examples=60)
+@given(objects, st.randoms(use_true_random=False))
+def test_the_order_of_rows_is_immaterial(told, dice):
+    cells = [None if value is None else json.dumps(value) for value in told]
+    shuffled = list(cells)
+    dice.shuffle(shuffled)
+    one, other = surveyed(cells), surveyed(shuffled)
+    assert one.arrow_type() == other.arrow_type() and one.report() == other.report()
+
+
+@pytest.mark.parametrize(
+    ("told", "kept", "kind"),
+    [
+        ([1, 2, None], [1, 2, None], pa.int64()),
+        ([1, 2.5], [1.0, 2.5], pa.float64()),
+        ([1, "a", 2.5], ["1", "a", "2.5"], pa.string()),
+        ([True, False], [True, False], pa.bool_()),
+        ([True, 1], ["true", "1"], pa.string()),
+        ([2**53 + 1], [2**53 + 1], pa.int64()),
+        ([2**53 + 1, 0.5], [str(2**53 + 1), "0.5"], pa.string()),
+        ([2**63], [str(2**63)], pa.string()),
+        ([-(2**63)], [-(2**63)], pa.int64()),
+        ([None], [None], pa.string()),
+        ([{}], ["{}"], pa.string()),
+        ([[], [1]], [[], [1]], pa.list_(pa.int64())),
+        ([[], None], [[], None], pa.list_(pa.string())),
+        ([[1, "a"]], [["1", "a"]], pa.list_(pa.string())),
+        ([{"a": 1}, [1]], ['{"a": 1}', "[1]"], pa.string()),
+        (
+            [{"a": 1}, {"b": "é"}],
+            [{"a": 1, "b": None}, {"a": None, "b": "é"}],
+            pa.struct({"a": pa.int64(), "b": pa.string()}),
+        ),
+    ],
+)
+def test_kinds_meet(told, kept, kind):
+    assert column(*told) == (kept, kind)
+
+
+def test_each_widening_is_reported():
+    survey = surveyed(
+        [
+            '{"price": 1, "tags": [1], "place": {"x": true}, "same": 1}',
+            '{"price": 1.5, "tags": ["a"], "place": {"x": "left"}, "same": 2}',
+            "[]",
+            "{",
+            "7",
+        ]
+    )
+    assert survey.report() == [
+        {"field": "meta.place.x", "seen": ["bool", "string"], "kept_as": "string"},
+        {"field": "meta.price", "seen": ["float", "int"], "kept_as": "float"},
+        {"field": "meta.tags[]", "seen": ["int", "string"], "kept_as": "string"},
+        {"field": "meta", "seen": ["not an object"], "rows": 2},
+        {"field": "meta", "seen": ["not json"], "rows": 1},
+    ]
+
+
+def test_a_map_in_disguise_stays_text():
+    cells = [json.dumps({"by_id": {f"k{row}": row}, "n": row}) for row in range(MAX_FIELDS + 1)]
+    survey = surveyed(cells)
+    assert survey.arrow_type() == pa.struct({"by_id": pa.string(), "n": pa.int64()})
+    assert survey.column(cells[:1]).to_pylist() == [{"by_id": '{"k0": 0}', "n": 0}]
+    assert survey.report()[0] == {
+        "field": "meta.by_id",
+        "seen": ["object", "wide"],
+        "kept_as": "string",
+    }
+    wide = [json.dumps({f"k{n}": n for n in range(MAX_FIELDS + 1)})]
+    assert surveyed(wide).column(wide).to_pylist() == wide
+
+
+def test_a_deep_value_stays_text():
+    deep: object = 1
+    for _ in range(MAX_DEPTH + 3):
+        deep = {"in": deep}
+    cells = [json.dumps({"x": deep})]
+    survey = surveyed(cells)
+    kept = survey.column(cells).to_pylist()[0]["x"]
+    for _ in range(MAX_DEPTH - 1):
+        kept = kept["in"]
+    assert kept == json.dumps({"in": {"in": {"in": {"in": 1}}}})
+
+
+@pytest.mark.parametrize(
+    ("cell", "trouble"),
+    [
+        (None, ""),
+        ("", "not json"),
+        ("[1]", "not an object"),
+        ("9" * 5000, "not json"),
+        ('{"x": ' + "[" * 100_000, "not json"),
+        ('{"x": ' + "[" * 300 + "]" * 300 + "}", "nested too deep"),
+    ],
+)
+def test_cells_without_an_object_are_null_and_counted(cell, trouble):
+    assert parse(cell) == (None, trouble)
+    survey = surveyed([cell, '{"a": 1}'])
+    assert survey.column([cell, '{"a": 1}']).to_pylist() == [None, {"a": 1}]
+    assert dict(survey.odd) == ({trouble: 1} if trouble else {})
+
+
+def test_what_utf8_cannot_hold_is_replaced():
+    cells = ['{"a\\ud800": "b\\udfff", "c": "\\ud83d\\ude00"}']
+    assert surveyed(cells).column(cells).to_pylist() == [{"a?": "b?", "c": "😀"}]
+
+
+def test_numbers_that_json_should_not_have():
+    (kept, kind) = column(math.inf, 1)
+    assert kept == [math.inf, 1.0] and kind == pa.float64()
+
+
+def test_no_json_at_all_is_a_column_of_nulls():
+    assert surveyed([None, None]).column([None, None]).to_pylist() == [None, None]

@@ -1,0 +1,89 @@
+"""Metrics against their definitions spelled out, and the plan for an index of any size."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from index.metrics import mean_reciprocal_rank, overlap_at, recall_at
+from index.plan import MAX_CELLS, MIN_PER_CELL, IndexSettings, Plan, plan
+from pipeline.errors import UsageError
+
+rankings = st.integers(1, 6).flatmap(
+    lambda k: st.lists(st.lists(st.booleans(), min_size=k, max_size=k), min_size=1, max_size=8)
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(rankings, st.integers(1, 8))
+def test_recall_counts_queries_with_a_right_one_in_time(right, k):
+    counted = sum(True in ranking[:k] for ranking in right) / len(right)
+    assert recall_at(np.array(right), k) == pytest.approx(counted)
+
+
+@settings(deadline=None, max_examples=60)
+@given(rankings)
+def test_recall_grows_with_k_and_bounds_the_reciprocal_rank(right):
+    right = np.array(right)
+    recalls = [recall_at(right, k) for k in range(1, right.shape[1] + 1)]
+    assert recalls == sorted(recalls)
+    assert recalls[0] <= mean_reciprocal_rank(right) <= recalls[-1]
+
+
+@settings(deadline=None, max_examples=60)
+@given(rankings)
+def test_the_reciprocal_rank_is_that_of_the_first_right_one(right):
+    told = [1 / (ranking.index(True) + 1) if True in ranking else 0 for ranking in right]
+    assert mean_reciprocal_rank(np.array(right)) == pytest.approx(sum(told) / len(told))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.permutations(range(6)), min_size=1, max_size=5), st.integers(1, 6), st.data())
+def test_overlap_is_the_share_of_the_truth_that_was_found(truth, k, data):
+    found = data.draw(st.lists(st.permutations(range(6)), min_size=len(truth), max_size=len(truth)))
+    shared = [len(set(a[:k]) & set(b[:k])) / k for a, b in zip(found, truth, strict=True)]
+    assert overlap_at(np.array(found), np.array(truth), k) == pytest.approx(np.mean(shared))
+    assert overlap_at(np.array(truth), np.array(truth), k) == 1
+
+
+def test_places_that_stayed_empty_count_nowhere():
+    assert overlap_at(np.array([[3, -1, -1]]), np.array([[3, 4, -1]]), 3) == 0.5
+    assert math.isnan(overlap_at(np.array([[-1]]), np.array([[-1]]), 1))
+
+
+def test_nothing_asked_is_no_number_and_nonsense_is_refused():
+    assert math.isnan(recall_at(np.empty((0, 5)), 1))
+    assert math.isnan(mean_reciprocal_rank(np.empty((0, 5))))
+    assert mean_reciprocal_rank(np.empty((2, 0))) == 0
+    with pytest.raises(ValueError, match=r"found an array of shape \(3,\)"):
+        recall_at(np.ones(3), 1)
+    with pytest.raises(ValueError, match="k from 1 up, found 0"):
+        recall_at(np.ones((3, 1)), 0)
+    with pytest.raises(ValueError, match="as many rows as truth has"):
+        overlap_at(np.ones((3, 1)), np.ones((2, 1)), 1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10**10))
+def test_every_size_gets_an_index_that_can_be_trained(rows):
+    made = plan(rows, IndexSettings())
+    if rows < 100_000:
+        assert made == Plan("Flat") and made.exact
+        return
+    assert made.kind == f"IVF{made.cells},SQ8" and not made.exact
+    assert made.cells.bit_count() == 1 and made.cells <= MAX_CELLS
+    assert MIN_PER_CELL * made.cells <= made.train_rows <= rows
+    assert 1 <= made.nprobe <= made.cells
+
+
+def test_settings_bend_the_plan():
+    assert plan(500, IndexSettings(exact_below=100)) == Plan("IVF8,SQ8", 8, 8, 500)
+    assert plan(500, IndexSettings(exact_below=100, nprobe=3)).nprobe == 3
+    assert plan(500, IndexSettings(exact_below=100, nprobe=99)).nprobe == 8
+    assert plan(20, IndexSettings(exact_below=0)).exact, "too few to learn one centroid from"
+    with pytest.raises(UsageError, match=r"^index.segment_rows: expected 1 or more, found 0$"):
+        IndexSettings(segment_rows=0)
