@@ -3,7 +3,7 @@
 A name is a local folder, or a Hugging Face id (`owner/name`, or `owner/name@revision` for a commit,
 a branch or `refs/pr/N`), whose files are fetched once into the hub's own cache. Weights are read
 from safetensors alone: nothing is unpickled, so a model that ships only a .bin file is refused.
-The fingerprint reads every byte of the weights each time a model is loaded, about 1 GB/s a core:
+The fingerprint reads every byte of the weights each time a model is loaded, 1 to 2 GB/s a core:
 slower than trusting names and dates, and true of any copy.
 """
 
@@ -113,7 +113,8 @@ def _digest(span: tuple[Path, int]) -> bytes:
     path, at = span
     with path.open("rb") as file:
         file.seek(at)
-        return hashlib.blake2b(file.read(SPAN)).digest()
+        # Processors have instructions for sha256: measured here 1.75 GB/s a core, blake2b 0.72.
+        return hashlib.sha256(file.read(SPAN)).digest()
 
 
 def find_model(family: str, model: str, weights: str, nested: bool = False) -> ModelFolder:
