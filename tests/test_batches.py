@@ -1,0 +1,252 @@
+"""Batches: tar order whatever the threads do, bounds on what is in flight, no thread left over."""
+
+import gc
+import hashlib
+import io
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import images
+from pipeline.batches import BatchSettings, batches
+from pipeline.errors import EncoderError, SourceError
+from pipeline.images import DecodeSettings
+from pipeline.ledger import Stopwatch, Tally
+from pipeline.records import Dropped, Note, Place, Sample
+
+
+def picture(number: int, side: int = 4) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (side, side), (number % 256, number // 256, 7)).save(out, "PNG")
+    return out.getvalue()
+
+
+def sample(number: int, data: bytes | None = None) -> Sample:
+    data = picture(number) if data is None else data
+    return Sample(f"k{number}", data, Place("m", 0, len(data)), ("a caption",), None)
+
+
+def to_pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def run(items, preprocess=to_pixels, target=None, **options):
+    """The batches of `items`, the tally and the clock."""
+    tally, clock = Tally(), Stopwatch()
+    cut = BatchSettings(**{"size": 4, **options})
+    made = list(batches(iter(items), preprocess, target, cut, DecodeSettings(), tally, clock))
+    return made, tally, clock
+
+
+def ours():
+    return [t for t in threading.enumerate() if t.name.startswith("chiasm-")]
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left():
+    yield
+    assert ours() == []
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("queue", [1, 3, 128])
+def test_rows_come_in_the_order_of_the_tar(threads, queue):
+    chance = np.random.default_rng(0)
+
+    def slow(image):
+        time.sleep(float(chance.random()) / 500)
+        return to_pixels(image)
+
+    made, tally, _ = run((sample(n) for n in range(30)), slow, decode_threads=threads, queue=queue)
+    assert [len(batch) for batch in made] == [4] * 7 + [2]
+    rows = [row for batch in made for row in batch.rows]
+    assert [row.sample.key for row in rows] == [f"k{n}" for n in range(30)]
+    for number, row in enumerate(rows):
+        assert row.pixels.shape == (3, 4, 4) and row.pixels[0, 0, 0] == number
+        assert (row.width, row.height, row.sample.picture) == (4, 4, None)
+        assert row.sha256 == hashlib.sha256(picture(number)).hexdigest()
+    assert tally.dropped == tally.notes == []
+
+
+def test_batches_are_cut_over_kept_samples_and_losses_are_told_in_order():
+    items = [
+        sample(0),
+        sample(1, b"broken"),
+        Note("k1", "no_caption"),
+        Sample("text", None, None, ("only text",), None),
+        Note("text", "no_picture"),
+        Dropped("lost", "read", "empty"),
+        Note("k0", "late_member"),
+        *map(sample, range(2, 6)),
+        sample(6, b""),
+        Note("", "no_end_mark"),
+    ]
+    made, tally, _ = run(items)
+    keys = [[row.sample.key for row in batch.rows] for batch in made]
+    assert keys == [["k0", "text", "k2", "k3"], ["k4", "k5"]]
+    text = made[0].rows[1]
+    assert (text.pixels, text.width, text.height, text.sha256) == (None, None, None, None)
+    assert [(d.key, d.stage, d.reason) for d in tally.dropped] == [
+        ("k1", "decode", "not_a_picture"),
+        ("lost", "read", "empty"),
+        ("k6", "decode", "not_a_picture"),
+    ]
+    # A note tells of a row that was kept: k1 was not.
+    assert [(n.key, n.reason) for n in tally.notes] == [
+        ("text", "no_picture"),
+        ("k0", "late_member"),
+        ("", "no_end_mark"),
+    ]
+
+
+def test_nothing_in_gives_nothing_out():
+    assert run([])[0] == [] and run([Dropped("a", "read", "empty")])[0] == []
+
+
+def test_the_target_reaches_the_decoder():
+    out = io.BytesIO()
+    Image.new("RGB", (80, 80)).save(out, "JPEG")
+    [batch], _, _ = run([sample(0, out.getvalue())], target=5)
+    assert batch.rows[0].pixels.shape == (3, 10, 10) and batch.rows[0].width == 80
+
+
+def test_time_is_told_by_stage():
+    def slowly():
+        for n in range(3):
+            time.sleep(0.02)
+            yield sample(n)
+
+    def preprocess(image):
+        time.sleep(0.03)
+        return to_pixels(image)
+
+    clock = run(slowly(), preprocess)[2]
+    assert set(clock.seconds) == {"read", "decode", "preprocess"}
+    assert clock.seconds["read"] >= 0.06 and clock.seconds["preprocess"] >= 0.09
+
+
+def test_an_exception_of_the_reader_comes_out_after_the_rows_before_it():
+    def items():
+        yield from map(sample, range(5))
+        raise SourceError("a.tar", found="a worn-out disk")
+
+    tally, seen = Tally(), []
+    made = batches(items(), to_pixels, None, BatchSettings(4), DecodeSettings(), tally, Stopwatch())
+    with pytest.raises(SourceError, match=r"a\.tar: found a worn-out disk"):
+        seen.extend(made)
+    assert [len(batch) for batch in seen] == [4]
+
+
+def test_an_exception_of_preprocess_names_the_sample():
+    def preprocess(image):
+        if image.getpixel((0, 0))[0] == 6:
+            raise KeyError("size")
+        return to_pixels(image)
+
+    with pytest.raises(EncoderError) as told:
+        run(map(sample, range(40)), preprocess)
+    expected = "sample k6: expected an encoder that takes any picture, found for one of 4 x 4"
+    assert str(told.value) == f"{expected} KeyError: 'size'"
+    assert isinstance(told.value.__cause__, KeyError)
+
+
+class Endless:
+    """An iterator of samples that remembers how many were asked for, and whether it was closed."""
+
+    def __init__(self, data=None):
+        self.asked, self.closed, self.data = 0, threading.Event(), data
+
+    def items(self):
+        try:
+            while True:
+                self.asked += 1
+                yield sample(self.asked, self.data)
+        finally:
+            self.closed.set()
+
+
+def start(endless, preprocess=to_pixels, **options):
+    cut = BatchSettings(**{"size": 4, **options})
+    return batches(endless.items(), preprocess, None, cut, DecodeSettings(), Tally(), Stopwatch())
+
+
+def settle(number):
+    """Wait until `number()` stays the same for a while, and return it."""
+    last = -1
+    while (now := number()) != last:
+        last = now
+        time.sleep(0.1)
+    return last
+
+
+@pytest.mark.parametrize("queue", [1, 5, 12])
+def test_no_more_than_the_queue_is_in_flight(queue):
+    endless = Endless()
+    made = start(endless, queue=queue)
+    for taken in (4, 8, 12):
+        next(made)
+        assert taken < settle(lambda: endless.asked) <= taken + queue + 1
+    made.close()
+
+
+def test_encoded_bytes_in_flight_are_bounded():
+    gate = threading.Event()
+
+    def preprocess(image):
+        gate.wait(20)
+        return to_pixels(image)
+
+    data = picture(0) + bytes(100_000)
+    endless = Endless(data)
+    made = start(endless, preprocess, size=1, decode_threads=1, queue_bytes=350_000)
+    first = threading.Thread(target=lambda: next(made))
+    first.start()
+    assert settle(lambda: endless.asked) == 4  # three in flight, one waits
+    gate.set()
+    first.join()
+    made.close()
+    huge = start(Endless(data), size=1, queue_bytes=10)  # larger than the limit: one at a time
+    assert [len(next(huge)) for _ in range(5)] == [1] * 5
+    huge.close()
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_closing_early_stops_reader_and_decoders(taken):
+    endless = Endless()
+    made = start(endless)
+    for _ in range(taken):
+        next(made)
+    if taken:
+        assert ours()
+    made.close()
+    assert ours() == [] and endless.closed.is_set() == bool(taken)
+
+
+def test_an_exception_in_the_loop_or_a_forgotten_generator_stops_them_too():
+    endless = Endless()
+    with pytest.raises(KeyError):
+        for _ in start(endless):
+            raise KeyError
+    gc.collect()
+    assert ours() == [] and endless.closed.is_set()
+    made = start(endless := Endless())
+    next(made)
+    del made
+    gc.collect()
+    assert ours() == [] and endless.closed.is_set()
+
+
+def test_decoding_runs_in_parallel(monkeypatch):
+    together = threading.Barrier(3, timeout=20)
+    real = images.decode
+
+    def decode(*arguments):
+        together.wait()  # breaks unless three are in here at once
+        return real(*arguments)
+
+    monkeypatch.setattr(images, "decode", decode)
+    made, _, _ = run(map(sample, range(9)), decode_threads=3)
+    assert sum(map(len, made)) == 9
