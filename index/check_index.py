@@ -89,10 +89,18 @@ def _check_segment(
             yield Finding(where, f"{told}, and their positions differ")
     first = 0
     for shard in record.shards:
-        file = None if shard.shard in lacking else find_embedding(folder, shard.shard)
+        file = None if shard.shard in lacking else _sound(folder, shard.shard)
         if file is not None:
             yield from _check_shard(segment, shard, first, file, list(generation.manifest.columns))
         first += shard.rows
+
+
+def _sound(folder: Folder, shard_id: str) -> EmbeddingFile | None:
+    """The shard's file, None where `check_shards` has told what is wrong with it."""
+    try:
+        return find_embedding(folder, shard_id)
+    except ChiasmError:
+        return None
 
 
 def _check_shard(

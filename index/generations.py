@@ -216,7 +216,8 @@ def _better(folder: Folder, mine: Generation) -> int | None:
 
 
 def behind(folder: Folder, covered: dict[str, Covered]) -> dict[str, str]:
-    """What lies in `embeddings/` otherwise than it was indexed: shard id -> new, changed or gone.
+    """What lies in `embeddings/` otherwise than it was indexed: shard id -> new, changed,
+    damaged or gone.
 
     One listing and a stat a shard; only files that are not as they were have their footers read.
     """
@@ -226,7 +227,11 @@ def behind(folder: Folder, covered: dict[str, Covered]) -> dict[str, str]:
         known = covered.get(shard_id)
         if known is not None and file_version(folder, shard_id) == known.file:
             continue
-        done = find_embedding(folder, shard_id)
+        try:
+            done = find_embedding(folder, shard_id)
+        except CollectionError:
+            found[shard_id] = "damaged"
+            continue
         if done is None and known is None:
             continue  # a shard that is not done yet
         if known is None:

@@ -1,0 +1,296 @@
+"""`check` finds each kind of damage, names where it is, and finds nothing where all is well."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import fake_encoder
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import environment, make_shard
+from fake_encoder import FakeEncoder
+from tiny_collection import add_shard, make_collection
+
+from index.build import build_index
+from index.check import check
+from index.plan import IndexSettings
+from pipeline.collection import Identity, establish
+from pipeline.embed import EmbedSettings, embed_shard
+from pipeline.errors import CollectionError
+from pipeline.shards import list_shards
+from pipeline.storage import Folder
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    """Two shards of vectors, indexed in cells and in two segments."""
+    path = tmp_path_factory.mktemp("check") / "c"
+    make_collection(path, (60, 50), holes=0.1)
+    build_index(str(path), settings=IndexSettings(exact_below=1, segment_rows=60))
+    return path
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory) -> Path:
+    """Two shards of pictures, embedded by the write path."""
+    root = tmp_path_factory.mktemp("pictures")
+    shards = [make_shard(root / f"s-{n}.tar", 15, seed=n, broken=n) for n in range(2)]
+    encoder, folder = FakeEncoder(), Folder(str(root / "c"))
+    establish(folder, Identity.of(encoder), "test")
+    for shard in list_shards([str(path) for path in shards]):
+        embed_shard(shard, encoder, folder, EmbedSettings(), run_id="test")
+    build_index(str(root / "c"))
+    return root / "c"
+
+
+def findings(path: Path, **options) -> list[str]:
+    return [str(finding) for finding in check(str(path), **options).findings]
+
+
+def test_a_sound_collection_has_no_findings(drawn, embedded):
+    report = check(str(drawn))
+    assert report.ok and report.findings == []
+    counted = {"shards": 2, "rows": 110, "vectors": 297, "segments": 2}
+    assert {**report.checked, "vectors": 297} == counted and report.checked["vectors"] > 250
+    assert check(str(embedded), reencode=10).checked["pictures"] == 10
+    report = check(str(embedded), reencode=1000)
+    assert report.ok and report.checked["pictures"] == 29
+
+
+def test_a_collection_without_an_index_or_rows_is_sound(tmp_path):
+    make_collection(tmp_path, (5, 0))
+    assert check(str(tmp_path)).ok
+    with pytest.raises(CollectionError, match="expected a collection"):
+        check(str(tmp_path / "none"))
+
+
+LEDGER = "ledger/s1-0123456789.json"
+PARQUET = "embeddings/s1-0123456789.parquet"
+
+
+def change_ledger(**fields: object) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        told = json.loads((path / LEDGER).read_text())
+        (path / LEDGER).write_text(json.dumps({**told, **fields}))
+
+    return change
+
+
+def change_rows(column: str, changed: Callable[[list], list]) -> Callable[[Path], None]:
+    """Write the Parquet file again with other values in one column, footer and all."""
+
+    def change(path: Path) -> None:
+        rewrite(path / PARQUET, column, changed)
+
+    return change
+
+
+def rewrite(file: Path, column: str, changed: Callable[[list], list]) -> None:
+    told = pq.read_metadata(file).metadata[b"chiasm"]
+    table = pq.read_table(file)
+    place = table.schema.get_field_index(column)
+    field = table.schema.field(place)
+    values = pa.array(changed(table[column].to_pylist()), type=field.type)
+    table = table.set_column(place, field, values).replace_schema_metadata({"chiasm": told})
+    pq.write_table(table, file)
+
+
+def longer(vectors: list) -> list:
+    return [None if vector is None else [2 * x for x in vector] for vector in vectors]
+
+
+def flip_a_byte(pattern: str) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        file = sorted(path.glob(pattern))[-1]
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+
+    return change
+
+
+def gone(pattern: str) -> Callable[[Path], None]:
+    return lambda path: sorted(path.glob(pattern))[-1].unlink()
+
+
+DAMAGE = {
+    "ledger gone": (gone(LEDGER), "shard s1-0123456789: embeddings without a ledger entry"),
+    "ledger cut": (
+        lambda path: (path / LEDGER).write_text("{"),
+        f"{LEDGER}: expected a ledger entry, found JSONDecodeError",
+    ),
+    "embeddings gone": (gone(PARQUET), "shard s1-0123456789: a ledger entry without embeddings"),
+    "embeddings cut": (
+        lambda path: (path / PARQUET).write_bytes((path / PARQUET).read_bytes()[:500]),
+        "expected a whole Parquet file",
+    ),
+    "samples": (
+        change_ledger(samples=52),
+        "shard s1-0123456789: 50 rows + 0 dropped in the ledger, of 52 samples",
+    ),
+    "rows": (
+        change_ledger(rows=49, samples=49),
+        "shard s1-0123456789: footer and ledger disagree (rows 50 and 49): run chiasm embed again",
+    ),
+    "edition": (
+        change_ledger(edition="0000000b"),
+        "footer and ledger disagree (edition 0000000a and 0000000b)",
+    ),
+    "keys": (
+        change_rows("key", lambda keys: [keys[0], keys[0], *keys[2:]]),
+        "shard s1-0123456789: key 's1/000000' names 2 rows: ids are not unique",
+    ),
+    "shard": (
+        change_rows("shard", lambda ids: ["s0-0123456789", *ids[1:]]),
+        "shard s1-0123456789: rows that name another shard",
+    ),
+    "length": (
+        change_rows("text", longer),
+        "text vectors are not of unit length, the first in row 0: 2",
+    ),
+    "not a number": (
+        change_rows("joint", lambda rows: [*rows[:-1], [float("nan")] * 8]),
+        "1 joint vectors are not of unit length, the first in row 49: nan",
+    ),
+    "vector missing": (
+        change_rows("image", lambda rows: [None] * 3 + rows[3:]),
+        "shard s1-0123456789: image vector missing in",
+    ),
+    "vector from nowhere": (
+        change_rows("caption", lambda rows: [None] * 50),
+        "shard s1-0123456789: text vector there without its source in",
+    ),
+    "dim": (
+        lambda path: (path / "collection.json").write_text(
+            (path / "collection.json").read_text().replace('"dim": 8', '"dim": 16')
+        ),
+        "shard s1-0123456789: columns are not those of dim 16: image, text, joint",
+    ),
+    "fingerprint": (
+        lambda path: (path / "collection.json").write_text(
+            (path / "collection.json").read_text().replace(FakeEncoder().fingerprint, "0" * 32)
+        ),
+        "shard s1-0123456789: embedded by fake (",
+    ),
+    "CURRENT gone": (
+        gone("index/CURRENT"),
+        "index/CURRENT: missing, though there are generations",
+    ),
+    "generation gone": (
+        gone("index/generations/*.json"),
+        "expected the generation that index/CURRENT names, found no such file",
+    ),
+    "catalog": (flip_a_byte("index/segments/*/rows.arrow"), "rows.arrow: expected checksum"),
+    "vectors": (flip_a_byte("index/segments/*/image.f16"), "image.f16: expected checksum"),
+    "FAISS": (flip_a_byte("index/segments/*/joint.faiss"), "joint.faiss: expected checksum"),
+    "trained": (flip_a_byte("index/trained/*/text.faiss"), "text.faiss: expected checksum"),
+    "segment.json": (
+        flip_a_byte("index/segments/*/segment.json"),
+        "segment.json: expected the segment that was built",
+    ),
+    "vectors gone": (gone("index/segments/*/text.f16"), "text.f16: missing: run chiasm index"),
+    "stale": (
+        lambda path: add_shard(Folder(str(path)), "s2", 3),
+        "generation 000001: shard s2-0123456789 is new since: run chiasm index build",
+    ),
+    "catalog differs": (
+        change_rows("caption", lambda rows: [row and row + "!" for row in rows]),
+        "shard s1-0123456789: column caption of the catalog is not that of the embeddings",
+    ),
+    "vectors differ": (
+        change_rows("image", lambda rows: [row and row[::-1] for row in rows]),
+        "image vectors are not those of the embeddings, the first in row 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_each_damage_is_found_and_named(drawn, tmp_path, damage):
+    change, told = DAMAGE[damage]
+    shutil.copytree(drawn, tmp_path / "c")
+    change(tmp_path / "c")
+    found = findings(tmp_path / "c")
+    assert any(told in finding for finding in found), found
+    assert all("\n" not in finding for finding in found)
+
+
+def test_a_set_aside_shard_is_no_broken_promise(drawn, tmp_path):
+    shutil.copytree(drawn, tmp_path / "c")
+    told = json.loads((tmp_path / "c" / LEDGER).read_text())
+    aside = {**told, "rows": 0, "samples": 0, "set_aside": "killed its worker", "attempts": 3}
+    aside["source"] = {**told["source"], "id": "bad-0123456789"}
+    (tmp_path / "c/ledger/bad-0123456789.json").write_text(json.dumps(aside))
+    assert findings(tmp_path / "c") == []
+
+
+def copied(embedded: Path, to: Path) -> Path:
+    """The collection beside shards that may be changed: its rows name the new ones."""
+    shutil.copytree(embedded.parent, to)
+    encoder, folder = FakeEncoder(), Folder(str(to / "d"))
+    establish(folder, Identity.of(encoder), "test")
+    for shard in list_shards([str(to / "s-*.tar")]):
+        embed_shard(shard, encoder, folder, EmbedSettings(), run_id="test")
+    return to / "d"
+
+
+def test_a_shard_with_other_bytes_is_found_by_its_digests(embedded, tmp_path):
+    path = copied(embedded, tmp_path / "x")
+    shard = tmp_path / "x" / "s-0.tar"
+    data = shard.read_bytes()
+    (file,) = (path / "embeddings").glob("s-0-*.parquet")
+    place = pq.read_table(file, columns=["member", "offset"]).to_pylist()[3]
+    shard.write_bytes(data[: place["offset"] + 200] + b"X" + data[place["offset"] + 201 :])
+    found = findings(path, reencode=100)
+    assert len(found) == 1
+    assert found[0].startswith(f"shard {file.stem}, row 3: ")
+    assert f"holds another picture at {place['member']}" in found[0] or "corrupt" in found[0]
+    shard.unlink()
+    found = findings(path, reencode=100)
+    assert len(found) == 15 and all("found nothing there; check the path" in one for one in found)
+
+
+def test_vectors_of_other_pictures_are_found_by_encoding_again(embedded, tmp_path):
+    path = copied(embedded, tmp_path / "x")
+    (file,) = (path / "embeddings").glob("s-0-*.parquet")
+    rewrite(file, "image", lambda rows: rows[1:] + rows[:1])
+    assert findings(path) == [], "unit length and in place: only the encoder can tell"
+    found = findings(path, reencode=100)
+    assert len(found) == 15
+    assert "row 0: its image vector has cosine" in found[0] and "less than 0.999" in found[0]
+
+
+def test_another_encoder_of_the_same_name_is_a_finding(embedded, monkeypatch):
+    class Retrained(FakeEncoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fingerprint = "0" * 32
+
+    monkeypatch.setattr(fake_encoder, "load", lambda model, settings: Retrained())
+    (found,) = findings(embedded, reencode=5)
+    expected = f"fingerprint 000000000000, in the collection {FakeEncoder().fingerprint[:12]}"
+    assert found == f"encoder fake: {expected}"
+
+
+def test_an_encoder_that_cannot_be_loaded_is_a_finding(embedded, monkeypatch):
+    monkeypatch.delitem(fake_encoder.FAMILIES, "fake")
+    (found,) = findings(embedded, reencode=5)
+    assert found.startswith("encoder fake: encoder 'fake': expected one of pocket")
+
+
+def test_checking_needs_no_torch(drawn):
+    told = "import sys; from index.check import check; "
+    told += "print(check(sys.argv[1]).ok, 'torch' in sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-c", told, str(drawn)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout.split() == ["True", "False"]

@@ -1,0 +1,291 @@
+"""The read path from words and pictures to results, over a collection made by the write path."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import fake_encoder
+import numpy as np
+import pytest
+from conftest import make_shard
+from fake_encoder import FakeEncoder
+from PIL import Image
+from tiny_collection import make_collection
+
+from index import Answer, Query, open_collection
+from index.build import build_index
+from index.search import search
+from pipeline.collection import Identity, establish
+from pipeline.embed import EmbedSettings, embed_shard
+from pipeline.encoders import mean_of
+from pipeline.errors import CollectionError, SourceError, UsageError
+from pipeline.parquet import embeddings
+from pipeline.shards import list_shards
+from pipeline.storage import Folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """Three shards of 20 embedded and indexed; tests that change something take a copy."""
+    root = tmp_path_factory.mktemp("retrieve")
+    shards = [make_shard(root / "shards" / f"s-{n:05d}.tar", 20, seed=n) for n in range(3)]
+    encoder, folder = FakeEncoder(), Folder(str(root / "c"))
+    establish(folder, Identity.of(encoder), "test")
+    for shard in list_shards([str(path) for path in shards]):
+        embed_shard(shard, encoder, folder, EmbedSettings(), run_id="test")
+    build_index(str(root / "c"))
+    return root / "c"
+
+
+def column_of(path: Path, column: str) -> np.ndarray:
+    vectors = [file.vectors(column)[0] for file in embeddings(Folder(str(path)))]
+    return np.concatenate(vectors).astype(np.float32)
+
+
+def test_words_find_the_nearest_pictures(made):
+    answer = open_collection(made).search("a red boat", k=7)
+    assert isinstance(answer, Answer) and len(answer) == 7
+    xq = FakeEncoder().encode_texts(["a red boat"])[0]
+    scores = column_of(made, "image") @ xq
+    nearest = np.argsort(-scores, kind="stable")[:7]
+    assert [result.rank for result in answer] == list(range(1, 8))
+    assert np.allclose([result.score for result in answer], scores[nearest], atol=1e-6)
+    keys = [key for file in embeddings(Folder(str(made))) for key in file.read(["key"])["key"]]
+    assert [result.key for result in answer] == [keys[place].as_py() for place in nearest]
+
+
+def test_a_caption_finds_its_own_row_among_captions_and_a_picture_among_pictures(made):
+    collection = open_collection(made)
+    best = collection.search("picture 7 of 1", column="text", k=1)[0]
+    assert (best.caption, best.meta) == ("picture 7 of 1", {"number": 7, "even": False})
+    assert best.score == pytest.approx(1, abs=1e-3)
+    again = collection.search(image=best.picture(), k=1)[0]
+    assert again.id == best.id and again.score == pytest.approx(1, abs=1e-3)
+    assert again.id == f"{again.shard}/7@{again.id.partition('@')[2]}"
+    assert again.shard.startswith("s-00001-")
+
+
+def test_a_picture_is_the_same_picture_however_it_is_given(made, tmp_path):
+    collection = open_collection(made)
+    data = collection.search("anything", k=1)[0].picture()
+    file = tmp_path / "query.jpg"
+    file.write_bytes(data)
+    given = [data, file, str(file), Image.open(io.BytesIO(data))]
+    answers = [collection.search(image=one, k=5) for one in given]
+    assert all(answer.results == answers[0].results for answer in answers)
+    told = [answer.as_json()["query"]["image"] for answer in answers]
+    assert told == ["(given as bytes)", str(file), str(file), "(given as pixels)"]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "F", "I;16"])
+def test_pixels_of_any_mode_can_be_asked(made, mode):
+    assert len(open_collection(made).search(image=Image.new(mode, (20, 30)), k=3)) == 3
+
+
+def test_words_and_a_picture_are_searched_by_their_mean(made):
+    collection = open_collection(made)
+    data = collection.search("x", k=1)[0].picture()
+    answer = collection.search("a red boat", image=data, k=5)
+    encoder = FakeEncoder()
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft(None, (32, 32))
+        pixels = encoder.preprocess(image.convert("RGB"))
+    xq = mean_of(encoder.encode_images([pixels]), encoder.encode_texts(["a red boat"]))
+    scores, _ = search(collection.segments, "image", xq, 5, 0)
+    assert [result.score for result in answer] == pytest.approx(scores[0].tolist(), abs=1e-6)
+    assert str(answer.query) == '"a red boat" + picture (given as bytes)'
+
+
+def test_many_queries_of_every_kind_answer_as_each_alone(made):
+    collection = open_collection(made)
+    data = collection.search("x", k=1)[0].picture()
+    queries = [
+        Query("one"),
+        Query("two", column="text", k=3),
+        Query(image=data, column="joint", k=1),
+        Query("three", data, k=60),
+        Query(vector=np.arange(1, 9), column="text", k=100),
+        Query("one", k=2),
+    ]
+    answers = collection.search_many(queries)
+    assert [len(answer) for answer in answers] == [10, 3, 1, 60, 60, 2]
+    for query, answer in zip(queries, answers, strict=True):
+        assert answer.query is query
+        assert answer.results == collection.search_many([query])[0].results
+        assert list(answer.seconds) == ["load", "encode", "search", "results"]
+    assert answers[0][:2] == answers[5].results
+    assert collection.search_many([]) == []
+
+
+def test_the_shape_that_other_programs_rely_on(made):
+    answer = open_collection(made).search("a red boat", k=2)
+    told = json.loads(json.dumps(answer.as_json()))
+    assert list(told) == ["query", "results", "seconds"]
+    assert told["query"] == {"text": "a red boat", "image": None, "column": "image", "k": 2}
+    assert list(told["seconds"]) == ["load", "encode", "search", "results"]
+    assert all(isinstance(seconds, float) for seconds in told["seconds"].values())
+    first = told["results"][0]
+    assert list(first) == ["rank", "id", "key", "shard", "score", "caption", "meta"]
+    assert first["rank"] == 1 and first["id"].startswith(first["shard"] + "/")
+    assert list(first["meta"]) == ["even", "number"] and isinstance(first["score"], float)
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ({}, "query: expected some words or a picture, found neither"),
+        ({"text": " \n"}, r"query: expected some words or a picture, found the text ' \n'"),
+        ({"text": "x", "k": 0}, "k: expected a whole number from 1 up, found 0"),
+        ({"text": "x", "k": 2.5}, "k: expected a whole number from 1 up, found 2.5"),
+        ({"text": "x", "nprobe": 0}, "nprobe: expected a whole number from 1 up, found 0"),
+        ({"text": "x", "column": "audio"}, "column 'audio': expected one of image, text, joint"),
+        ({"text": "x", "vector": np.ones(8)}, "query: expected either a vector or words and pict"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(query, told):
+    with pytest.raises(UsageError) as error:
+        Query(**query)
+    assert str(error.value).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("vector", "told"),
+    [
+        (np.ones(7), "query vector: expected 8 finite numbers, not all zero, found shape (7,)"),
+        (
+            np.ones((1, 8)),
+            "query vector: expected 8 finite numbers, not all zero, found shape (1, 8)",
+        ),
+        (np.full(8, np.nan), "found zeros, NaN or infinity"),
+        (np.zeros(8), "found zeros, NaN or infinity"),
+    ],
+)
+def test_a_vector_of_another_space_is_refused(made, vector, told):
+    with pytest.raises(UsageError) as error:
+        open_collection(made).search_many([Query(vector=vector)])
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [
+        (b"no picture at all", "the query's picture: expected a picture, found not_a_picture"),
+        (b"", "the query's picture: expected a picture, found not_a_picture: no bytes"),
+        ("/nowhere/a.jpg", "/nowhere/a.jpg: expected a picture's file, found No such file"),
+    ],
+)
+def test_a_picture_that_cannot_be_read_is_refused(made, image, told):
+    with pytest.raises(UsageError) as error:
+        open_collection(made).search(image=image)
+    assert str(error.value).startswith(told)
+
+
+def test_a_column_without_an_index_is_refused_before_the_encoder_is_loaded(
+    made, tmp_path, monkeypatch
+):
+    shutil.copytree(made, tmp_path / "c")
+    build_index(str(tmp_path / "c"), ["text"])
+    monkeypatch.delitem(fake_encoder.FAMILIES, "fake")
+    with pytest.raises(CollectionError) as error:
+        open_collection(tmp_path / "c").search("x")
+    assert str(error.value) == (
+        f"column image of {tmp_path / 'c'}: expected an index: there is one for text, found none; "
+        "run chiasm index build"
+    )
+
+
+def test_another_encoder_of_the_same_name_is_refused(made, monkeypatch):
+    class Retrained(FakeEncoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fingerprint = "0" * 32
+
+    collection = open_collection(made)
+    monkeypatch.setattr(fake_encoder, "load", lambda model, settings: Retrained())
+    with pytest.raises(CollectionError) as error:
+        collection.search("x")
+    assert str(error.value) == (
+        f"{made}: expected encoder fake ({FakeEncoder().fingerprint[:12]}), found another of that "
+        "name (000000000000); bring back its weights, or embed the shards again"
+    )
+    assert len(collection.search_many([Query(vector=np.ones(8))])[0]) == 10
+
+
+def test_the_encoder_is_loaded_once_and_only_for_words_and_pictures(made, monkeypatch):
+    loaded: list[str] = []
+
+    def load(model: str, settings: object) -> FakeEncoder:
+        loaded.append(model)
+        return FakeEncoder(model)
+
+    monkeypatch.setattr(fake_encoder, "load", load)
+    collection = open_collection(made)
+    collection.search_many([Query(vector=np.ones(8))])
+    assert loaded == []
+    collection.search("a")
+    collection.search("b")
+    assert loaded == [""]
+
+
+def test_no_collection_and_no_index_say_what_to_type(tmp_path):
+    with pytest.raises(CollectionError, match=r"found none; make one: chiasm embed SHARDS --to"):
+        open_collection(tmp_path / "none")
+    make_collection(tmp_path / "c", (5,))
+    with pytest.raises(CollectionError) as error:
+        open_collection(tmp_path / "c")
+    told = (
+        f"{tmp_path / 'c'}: expected an index, found none; run chiasm index build {tmp_path / 'c'}"
+    )
+    assert str(error.value) == told
+
+
+def test_an_index_of_another_encoder_is_refused(made, tmp_path):
+    path = tmp_path / "c"
+    shutil.copytree(made, path)
+    name = "index/generations/000001.json"
+    told = (path / name).read_text().replace(FakeEncoder().fingerprint, "0" * 32)
+    (path / name).write_text(told)
+    with pytest.raises(CollectionError, match="expected an index of encoder fake, found one of"):
+        open_collection(path)
+
+
+def test_a_picture_comes_as_the_bytes_of_its_member(made):
+    for result in open_collection(made).search("a red boat", k=60):
+        path = result.url.removeprefix("file://")
+        assert result.place is not None
+        with tarfile.open(path) as tar:
+            member = tar.extractfile(result.place.member)
+            assert member is not None and result.picture() == member.read()
+        with Image.open(io.BytesIO(result.picture())) as image:
+            assert image.size == (result.width, result.height)
+
+
+def test_a_shard_that_changed_or_went_gives_no_wrong_picture(made, tmp_path):
+    shards = tmp_path / "shards"
+    shutil.copytree(made.parent / "shards", shards)
+    result = open_collection(made).search("x", k=1)[0]
+    moved = result.url.replace(str(made.parent / "shards"), str(shards))
+    there = replace(result, url=moved)
+    assert there.picture() == result.picture()
+    path = Path(moved.removeprefix("file://"))
+    path.write_bytes(path.read_bytes().replace(result.picture()[100:110], bytes(10)))
+    with pytest.raises(SourceError, match=r"that were embedded, found others; the shard has chan"):
+        there.picture()
+    path.unlink()
+    with pytest.raises(SourceError, match=f"{path}: expected a file to read, found nothing there"):
+        there.picture()
+
+
+def test_a_caption_alone_has_no_picture_to_give(tmp_path):
+    make_collection(tmp_path, (30,), holes=0.5)
+    build_index(str(tmp_path))
+    answer = open_collection(tmp_path).search("x", column="text", k=30)
+    alone = [result for result in answer if result.place is None]
+    assert alone and all(result.caption for result in answer)
+    with pytest.raises(SourceError, match="expected a picture, found a row with a caption only"):
+        alone[0].picture()
