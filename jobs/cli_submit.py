@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Annotated
 
@@ -36,6 +37,7 @@ def submit(
     ] = None,
     wait: Annotated[bool, typer.Option(help="Stay until the job ends.")] = True,
 ) -> None:
+    logging.disable(logging.INFO)  # Ray's client tells of every package it uploads
     job = submit_job(command, address, files=file or (), excludes=(*EXCLUDES, *(exclude or ())))
     print(f"job {job}", file=sys.stderr)
     if not wait:

@@ -3,6 +3,7 @@ there."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from jobs.cluster import packages
@@ -18,6 +20,7 @@ from pipeline.errors import ChiasmError, UsageError
 EXCLUDES = ("__pycache__", "*.pyc", ".git", ".venv", "*.tar", "*.tar.gz", "*.tar.zst", "*.parquet")
 LIMIT_BYTES = 100 * 2**20  # Ray refuses a larger working directory, and says so badly
 LOOK_SECONDS = 1.0
+AGENT_SECONDS = 60.0
 
 
 def submit(
@@ -37,23 +40,51 @@ def submit(
     client = connect(address)
     with tempfile.TemporaryDirectory(prefix="chiasm-submit-") as folder:
         pack(Path(folder), files, excludes)
-        return client.submit_job(
-            entrypoint=shlex.join(["python", "-m", "jobs", *command]),
-            runtime_env={"working_dir": folder},
-            metadata={"chiasm": command[0]},
-        )
+        return _start(client, shlex.join(["python", "-m", "jobs", *command]), folder)
+
+
+def _start(client: JobSubmissionClient, entrypoint: str, folder: str) -> str:
+    """Hand the job over. A cluster that has just begun answers before it can take one: wait for it."""
+    deadline = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            return client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": folder})
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise ChiasmError(
+                    "submit",
+                    expected="a cluster that takes the job",
+                    found=str(error).splitlines()[0],
+                    do="ray status tells how the cluster is",
+                ) from error
+        time.sleep(LOOK_SECONDS)
 
 
 def connect(address: str) -> JobSubmissionClient:
+    """A client of the cluster's job server; with the cluster's token, where it asks for one."""
     try:
-        return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        try:
+            return JobSubmissionClient(address)
+        except AuthenticationError:
+            # The token goes only to a server that wants one.
+            return JobSubmissionClient(address, headers=authorization())
+    except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
         raise ChiasmError(
             f"--address {address}",
             expected="the dashboard of a running Ray cluster",
             found=str(error).splitlines()[0],
             do="it is http://HEAD:8265; on this machine: ray start --head --include-dashboard true",
         ) from error
+
+
+def authorization() -> dict[str, str]:
+    """The header that carries the token, from where Ray itself looks: RAY_AUTH_TOKEN, the file that
+    RAY_AUTH_TOKEN_PATH names, ~/.ray/auth_token. Empty where there is none."""
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if not token and path.is_file():
+        token = path.read_text(encoding="utf-8").strip()
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def pack(folder: Path, files: Sequence[str], excludes: Sequence[str]) -> None:

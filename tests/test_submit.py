@@ -1,0 +1,128 @@
+"""Jobs on a real cluster: `ray start --head`, a command packed, sent, followed and ended."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from conftest import ROOT, make_shard
+
+from jobs.submit import LIMIT_BYTES, pack
+from pipeline.errors import UsageError
+from pipeline.parquet import embeddings
+from pipeline.storage import Folder
+
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory) -> tuple[str, str]:
+    """A Ray head of its own: (its address, its dashboard's)."""
+    port, dashboard = free_port(), free_port()
+    # Ray puts sockets there, whose paths may have 107 characters.
+    temporary = Path("/tmp") / f"chiasm-ray-{os.getpid()}"
+    environment = {
+        **os.environ,
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [str(BIN / "ray"), "start", "--head", f"--port={port}", "--num-cpus=4"]
+    command += [f"--dashboard-port={dashboard}", "--include-dashboard=true"]
+    command += [f"--temp-dir={temporary}", "--object-store-memory=134217728"]
+    started = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert started.returncode == 0, started.stdout + started.stderr
+    yield f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(temporary) in part for part in process.info["cmdline"] or []):
+            process.kill()
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [str(BIN / "chiasm"), *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.timeout(170)
+def test_a_job_embeds_on_the_cluster_with_files_that_travel_along(head, tmp_path):
+    shard = make_shard(tmp_path / "a.tar", 5)
+    (tmp_path / "mine.yaml").write_text("workers: {cpus: 1}\nbatch: {size: 4}\n")
+    command = ("embed", shard, "--to", tmp_path / "c", "--preset", "mine.yaml")
+    ran = run("submit", "--address", head[1], "--file", "mine.yaml", "--", *command, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "5 rows of 5 samples" in ran.stdout
+    assert ran.stderr.startswith("job ")
+    assert [file.rows for file in embeddings(Folder(str(tmp_path / "c")))] == [5]
+
+    # The same collection from this machine, joining the cluster as a driver: nothing left to do,
+    # then a second shard to embed there.
+    make_shard(tmp_path / "b.tar", 3, seed=1)
+    ran = run("embed", tmp_path, "--to", tmp_path / "c", "--address", head[0], cwd=tmp_path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "8 rows of 8 samples" in ran.stdout
+    assert "1 done, 1 were done already" in ran.stdout
+
+
+def test_a_job_that_fails_fails_the_command_and_shows_why(head, tmp_path):
+    ran = run("submit", "--address", head[1], "--", "status", tmp_path / "none", cwd=tmp_path)
+    assert ran.returncode == 1
+    assert "expected a collection" in ran.stdout
+    assert re.search(r"chiasm: job \S+: expected success, found failed", ran.stderr)
+
+
+def test_no_cluster_there_is_one_line(tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    ran = run("submit", "--address", f"http://{address}", "--", "status", "x", cwd=tmp_path)
+    assert ran.returncode == 1
+    assert ran.stderr.count("\n") == 1
+    assert "expected the dashboard of a running Ray cluster" in ran.stderr
+
+
+def test_a_working_directory_holds_our_packages_and_not_what_is_excluded(tmp_path):
+    (tmp_path / "extra").mkdir()
+    (tmp_path / "extra" / "notes.txt").write_text("x")
+    (tmp_path / "extra" / "big.tar").write_text("x")
+    target = tmp_path / "packed"
+    target.mkdir()
+    pack(target, [str(tmp_path / "extra")], ["*.tar", "__pycache__"])
+    found = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
+    assert {"jobs/cli.py", "pipeline/embed.py", "index/__init__.py", "extra/notes.txt"} <= found
+    assert {"pipeline/pocket/model.safetensors", "jobs/presets/laptop.yaml"} <= found
+    assert not any(name.endswith((".tar", ".pyc")) for name in found)
+
+
+def test_a_working_directory_that_is_too_large_is_refused_here(tmp_path):
+    large = tmp_path / "large.bin"
+    with large.open("wb") as file:
+        file.truncate(LIMIT_BYTES + 1)
+    target = tmp_path / "packed"
+    target.mkdir()
+    with pytest.raises(UsageError, match="expected at most 100 MiB, found 1"):
+        pack(target, [str(large)], [])
+
+
+def test_cluster_yaml_is_what_ray_accepts():
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text())))
