@@ -84,7 +84,8 @@ def _join(address: str) -> None:
             f"--address {address}",
             expected="a running Ray",
             found=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            do="start one with `ray start --head`, or leave --address out",
+            do="start one with `ray start --head`, leave --address out, or, if the cluster asks "
+            "for a token, export RAY_AUTH_MODE=token",
         ) from error
 
 

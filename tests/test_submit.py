@@ -8,9 +8,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 from conftest import ROOT, make_shard
@@ -21,6 +21,7 @@ from pipeline.parquet import embeddings
 from pipeline.storage import Folder
 
 BIN = Path(sys.executable).parent
+TOKEN = "0123456789abcdef" * 4  # of a cluster that lets nobody in without one
 
 
 def free_port() -> int:
@@ -39,25 +40,40 @@ def head(tmp_path_factory) -> tuple[str, str]:
         **os.environ,
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
     }
-    command = [str(BIN / "ray"), "start", "--head", f"--port={port}", "--num-cpus=4"]
+    command = [str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=4"]
     command += [f"--dashboard-port={dashboard}", "--include-dashboard=true"]
     command += [f"--temp-dir={temporary}", "--object-store-memory=134217728"]
-    started = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert started.returncode == 0, started.stdout + started.stderr
-    yield f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
-    for process in psutil.process_iter(["cmdline"]):
-        if any(str(temporary) in part for part in process.info["cmdline"] or []):
-            process.kill()
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as ray:
+        wait_for(dashboard)
+        yield f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
+        ray.terminate()  # with --block it takes all that it started along
     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+def wait_for(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, "the dashboard does not answer"
+            time.sleep(0.2)
+
+
+def run(*arguments: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The installed command, as from a shell that knows of no other chiasm."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment.pop("RAY_AUTH_MODE", None)
     return subprocess.run(
         [str(BIN / "chiasm"), *map(str, arguments)],
         cwd=cwd,
-        env=environment,
+        env={**environment, "RAY_AUTH_TOKEN": TOKEN, **variables},
         capture_output=True,
         text=True,
         check=False,
@@ -78,7 +94,8 @@ def test_a_job_embeds_on_the_cluster_with_files_that_travel_along(head, tmp_path
     # The same collection from this machine, joining the cluster as a driver: nothing left to do,
     # then a second shard to embed there.
     make_shard(tmp_path / "b.tar", 3, seed=1)
-    ran = run("embed", tmp_path, "--to", tmp_path / "c", "--address", head[0], cwd=tmp_path)
+    command = ("embed", tmp_path, "--to", tmp_path / "c", "--address", head[0])
+    ran = run(*command, cwd=tmp_path, RAY_AUTH_MODE="token")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "8 rows of 8 samples" in ran.stdout
     assert "1 done, 1 were done already" in ran.stdout
