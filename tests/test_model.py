@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -16,8 +17,18 @@ from pipeline.model import checkpoint
 from pipeline.model.attention import Attention, multi_head_attention
 from pipeline.model.config import ImageConfig, ModelConfig, TextConfig
 from pipeline.model.encode import encode_texts
-from pipeline.model.feed import FeedSettings, lesson, lessons
-from pipeline.model.losses import facts_loss, info_nce
+from pipeline.model.feed import (
+    UNKNOWN,
+    FeedSettings,
+    bag_shown,
+    bag_told,
+    facts_of,
+    kinds_shown,
+    kinds_told,
+    lesson,
+    lessons,
+)
+from pipeline.model.losses import bag_loss, facts_loss, info_nce
 from pipeline.model.measure import measure
 from pipeline.model.pixels import to_pixels
 from pipeline.model.tokenizer import END, PAD, START, Tokenizer, normalise
@@ -25,6 +36,8 @@ from pipeline.model.tokenizer import train as train_tokenizer
 from pipeline.model.towers import DualEncoder
 from pipeline.model.train import train
 from pipeline.model.training import STATE, Training, TrainSettings
+from pipeline.scenes.words import plan
+from pipeline.scenes.world import KINDS, random_scene
 
 TINY = ModelConfig(
     ImageConfig(side=36, stem=(8, 16), width=32, depth=1, heads=2),
@@ -132,6 +145,30 @@ def test_facts_loss_skips_what_is_not_told():
     logits = [torch.tensor([[[2.0, 0.0], [0.0, 9.0]]])]
     facts = torch.tensor([[[0], [-1]]])
     assert float(facts_loss(logits, facts)) == pytest.approx(math.log(1 + math.exp(-2)))
+
+
+def test_bag_loss_is_cross_entropy_of_what_is_known():
+    logits, bag = torch.tensor([[1.5, -0.5, 9.0], [0.0, 2.0, 0.0]]), torch.tensor([[1, 0, -1]] * 2)
+    written = math.log(1 + math.exp(-1.5)) + math.log(1 + math.exp(-0.5))
+    written += math.log(2) + math.log(1 + math.exp(2))
+    assert float(bag_loss(logits, bag)) == pytest.approx(written / 2, rel=1e-6)
+
+
+@settings(max_examples=80, deadline=None)
+@given(seed=st.integers(0, 2**32), complete=st.booleans())
+def test_a_caption_tells_part_of_what_its_picture_shows(seed, complete):
+    rng = random.Random(seed)
+    scene = random_scene(rng)
+    claims = plan(scene, rng, complete)
+    for shown, told in (
+        (bag_shown(scene), bag_told(claims, scene)),
+        (kinds_shown(scene), kinds_told(claims, scene)),
+    ):
+        assert shown.shape == told.shape
+        assert ((told == UNKNOWN) | (told == shown)).all()
+    if complete:
+        assert (bag_told(claims, scene) == bag_shown(scene)).all()
+    assert (facts_of(scene)[:, 0] < len(KINDS)).sum() == len(scene.things)
 
 
 @settings(max_examples=150, deadline=None)

@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.model.pixels import to_pixels
 from pipeline.model.tokenizer import Tokenizer, train
-from pipeline.scenes.claims import holds_matrix
+from pipeline.scenes.claims import CLAIM_VALUES, Claims, holds_matrix
 from pipeline.scenes.draw import picture
 from pipeline.scenes.words import LANGUAGES, plan, tell
 from pipeline.scenes.world import (
@@ -36,6 +36,10 @@ from pipeline.scenes.world import (
 AHEAD = 2  # batches made in advance by each worker
 # Classes of each attribute that the facts loss asks of a place; the last kind is "nothing here".
 CLASSES = (len(KINDS) + 1, len(COLOURS), len(SIZES), len(TEXTURES))
+# Classes of what a vector is asked of each kind: is it there, colour, size, texture, row, column.
+READINGS = (2, len(COLOURS), len(SIZES), len(TEXTURES), 3, 3)
+UNKNOWN = -1
+WORDS = (*KINDS, *COLOURS, *SIZES, *TEXTURES, *BACKGROUNDS)
 
 
 @dataclass(frozen=True)
@@ -58,13 +62,20 @@ class FeedSettings:
 class Lesson:
     """One batch: pixels uint8 (B, 3, S, S); ids of each language int64 (B, T); also_true (B, B)
     bool, caption i (in every language) is true of picture j; facts int64 (B, 9, 4), what lies in
-    each place, -1 for nothing to tell; background int64 (B,)."""
+    each place, -1 for nothing to tell; background int64 (B,); shown and told int64 (B, 20, 6), what
+    the picture and what the caption says of each kind, see `kinds_shown`; bag_shown and bag_told
+    int64 (B, 44), which words of WORDS are true of the picture or said by the caption.
+    """
 
     pixels: np.ndarray
     ids: dict[str, np.ndarray]
     also_true: np.ndarray
     facts: np.ndarray
     background: np.ndarray
+    shown: np.ndarray
+    told: np.ndarray
+    bag_shown: np.ndarray
+    bag_told: np.ndarray
 
 
 def lesson(step: int, settings: FeedSettings, tokenizer: Tokenizer) -> Lesson:
@@ -84,6 +95,10 @@ def lesson(step: int, settings: FeedSettings, tokenizer: Tokenizer) -> Lesson:
         also_true=holds_matrix(claims, scenes),
         facts=np.stack([facts_of(scene) for scene in scenes]),
         background=np.array([BACKGROUNDS.index(scene.background) for scene in scenes]),
+        shown=np.stack([kinds_shown(scene) for scene in scenes]),
+        told=np.stack([kinds_told(c, scene) for c, scene in zip(claims, scenes, strict=True)]),
+        bag_shown=np.stack([bag_shown(scene) for scene in scenes]),
+        bag_told=np.stack([bag_told(c, scene) for c, scene in zip(claims, scenes, strict=True)]),
     )
 
 
@@ -124,6 +139,61 @@ def facts_of(scene: Scene) -> np.ndarray:
             TEXTURES.index(thing.texture),
         )
     return facts
+
+
+def kinds_shown(scene: Scene) -> np.ndarray:
+    """What a picture says of each kind: (20, 6) int64 of is it there (0 or 1), its colour, size,
+    texture, row and column, -1 for what there is nothing to say of.
+    """
+    shown = np.full((len(KINDS), len(READINGS)), UNKNOWN, dtype=np.int64)
+    shown[:, 0] = 0
+    for thing in scene.things:
+        shown[KINDS.index(thing.kind)] = (
+            1,
+            COLOURS.index(thing.colour),
+            SIZES.index(thing.size),
+            TEXTURES.index(thing.texture),
+            thing.row,
+            thing.column,
+        )
+    return shown
+
+
+def kinds_told(claims: Claims, scene: Scene) -> np.ndarray:
+    """What a caption of the scene says of each kind, as `kinds_shown`; a thing of the scene that it
+    leaves out is unknown, not absent.
+    """
+    told = np.full((len(KINDS), len(READINGS)), UNKNOWN, dtype=np.int64)
+    told[:, 0] = np.where(kinds_shown(scene)[:, 0] == 1, UNKNOWN, 0)
+    for claim in claims.things:
+        if claim.kind is None:
+            continue
+        told[KINDS.index(claim.kind), 0] = 1
+        for column, (name, values) in enumerate(list(CLAIM_VALUES.items())[1:], 1):
+            if (value := getattr(claim, name)) is not None:
+                told[KINDS.index(claim.kind), column] = values.index(value)
+    return told
+
+
+def bag_shown(scene: Scene) -> np.ndarray:
+    """Which of WORDS are true of a picture, in no order and bound to nothing: (44,) int64 of 0,
+    1.
+    """
+    said = {scene.background}
+    for thing in scene.things:
+        said |= {thing.kind, thing.colour, thing.size, thing.texture}
+    return np.array([word in said for word in WORDS], dtype=np.int64)
+
+
+def bag_told(claims: Claims, scene: Scene) -> np.ndarray:
+    """Which of WORDS a caption of the scene says: as `bag_shown`, UNKNOWN for what is true but
+    unsaid.
+    """
+    said = {claims.background}
+    for claim in claims.things:
+        said |= {claim.kind, claim.colour, claim.size, claim.texture}
+    told = np.array([word in said for word in WORDS], dtype=np.int64)
+    return np.where((told == 0) & (bag_shown(scene) == 1), UNKNOWN, told)
 
 
 def _seed(seed: int, step: int) -> int:

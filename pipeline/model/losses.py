@@ -7,6 +7,8 @@ another picture of the batch. Those are left out of the sum, neither pulled nor 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -27,7 +29,7 @@ def info_nce(image: Tensor, text: Tensor, scale: Tensor, also_true: Tensor) -> T
     return (to_image + to_text) / 2
 
 
-def facts_loss(logits: list[Tensor], facts: Tensor) -> Tensor:
+def facts_loss(logits: Sequence[Tensor], facts: Tensor) -> Tensor:
     """Sum over attributes of the mean cross entropy  -log p(fact).
 
     logits: one (B, C, classes) tensor an attribute; facts (B, C, attributes) int64, -1 where there
@@ -35,7 +37,20 @@ def facts_loss(logits: list[Tensor], facts: Tensor) -> Tensor:
     """
     told = zip(logits, facts.unbind(-1), strict=True)
     losses = [
-        functional.cross_entropy(guess.flatten(0, 1), fact.flatten(), ignore_index=-1)
+        functional.cross_entropy(guess.flatten(0, 1).float(), fact.flatten(), ignore_index=-1)
         for guess, fact in told
     ]
     return torch.stack(losses).sum()
+
+
+def bag_loss(logits: Tensor, bag: Tensor) -> Tensor:
+    """Binary cross entropy  -b log p - (1 - b) log(1 - p), summed over words, mean over the batch.
+
+    logits (B, W); bag int64 (B, W) of 0, 1, or -1 for what is unknown and counts for nothing.
+    -> scalar.
+    """
+    known = bag >= 0
+    losses = functional.binary_cross_entropy_with_logits(
+        logits.float(), bag.clamp(min=0).float(), reduction="none"
+    )
+    return (losses * known).sum() / len(logits)

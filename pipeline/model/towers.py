@@ -3,7 +3,8 @@
 Each tower gives its tokens, for whatever later looks at them one by one, and one pooled vector. The
 image tower begins with three convolutions in place of a linear patch embedding: small vision
 transformers learn much faster so (Xiao et al., Early Convolutions Help Transformers See Better,
-2021). Pooling is attention by one learned query (Zhai et al., Scaling Vision Transformers, 2022).
+2021). Pooling adds attention by one learned query (Zhai et al., Scaling Vision Transformers, 2022)
+to the mean.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ LARGEST_SCALE = 100.0
 
 
 class Pool(nn.Module):
-    """One learned query attends to all tokens, then a residual MLP: (B, T, D) -> (B, D)."""
+    """The mean of all tokens, plus what one learned query finds among them, then a residual MLP.
+
+    The mean reaches every token from the first step; the query alone learns slowly where to look.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -35,8 +39,13 @@ class Pool(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """tokens (B, T, D), mask (B, 1, 1, T) -> (B, D)."""
-        x = self.attention(self.query.expand(len(tokens), -1, -1), tokens, mask)  # (B, 1, D)
-        return (x + self.mlp(self.norm(x)))[:, 0]
+        x = self.attention(self.query.expand(len(tokens), -1, -1), tokens, mask)[:, 0]  # (B, D)
+        if mask is None:
+            x = x + tokens.mean(1)
+        else:
+            weights = mask[:, 0, 0, :, None].to(tokens.dtype)  # (B, T, 1)
+            x = x + (tokens * weights).sum(1) / weights.sum(1)
+        return x + self.mlp(self.norm(x))
 
 
 class ImageTower(nn.Module):

@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -22,14 +24,15 @@ from torch.nn import functional
 from pipeline.errors import UsageError
 from pipeline.model.checkpoint import load_state, save_model, save_state
 from pipeline.model.config import ModelConfig
-from pipeline.model.feed import CLASSES, FeedSettings, Lesson
-from pipeline.model.losses import facts_loss, info_nce
+from pipeline.model.feed import CLASSES, READINGS, WORDS, FeedSettings, Lesson
+from pipeline.model.losses import bag_loss, facts_loss, info_nce
 from pipeline.model.tokenizer import Tokenizer
 from pipeline.model.towers import DualEncoder
 from pipeline.scenes.words import LANGUAGES
-from pipeline.scenes.world import BACKGROUNDS
+from pipeline.scenes.world import BACKGROUNDS, KINDS
 
 STATE = "state.safetensors"
+BAG = 0.2  # weight of the bag of words: a sum over 44 words, next to six means
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class TrainSettings:
     steps: the length of the run. minutes: if given, the run ends after so many minutes of training,
     and the schedule follows whichever of both has gone further. rate: the highest learning rate.
     facts: weight of the facts loss at the start; it falls to a tenth along a cosine. ema: decay of
-    the average. corpus: scenes whose captions teach the tokenizer. The model's picture side, context
-    and vocabulary are those of the feed and of the tokenizer learned.
+    the average. corpus: scenes whose captions teach the tokenizer. Picture side, context and
+    vocabulary of `model` give way to those of the feed and of the tokenizer learned.
     """
 
     steps: int = 3000
@@ -48,7 +51,7 @@ class TrainSettings:
     rate: float = 1e-3
     warmup: float = 0.03
     weight_decay: float = 0.05
-    facts: float = 0.25
+    facts: float = 0.5
     ema: float = 0.998
     clip: float = 1.0
     corpus: int = 6000
@@ -64,10 +67,12 @@ class TrainSettings:
 class Probes(nn.Module):
     """Linear readings of patch tokens: what lies in each of 3 x 3 places, and on what."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, dim: int) -> None:
         super().__init__()
         self.places = nn.Linear(width, sum(CLASSES))
         self.background = nn.Linear(width, len(BACKGROUNDS))
+        self.kinds = nn.Linear(dim, len(KINDS) * sum(READINGS))
+        self.bag = nn.Linear(dim, len(WORDS))
 
     def forward(self, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
         """tokens (B, N, D) -> one (B, 9, classes) tensor an attribute, and (B, backgrounds)."""
@@ -76,6 +81,15 @@ class Probes(nn.Module):
         places = functional.adaptive_avg_pool2d(grid, 3).flatten(2).transpose(1, 2)  # (B, 9, D)
         return list(self.places(places).split(CLASSES, dim=-1)), self.background(tokens.mean(1))
 
+    def read(self, vectors: Tensor, kinds: Tensor, bag: Tensor) -> Tensor:
+        """How badly unit vectors (B, E) of pictures or texts tell `kinds` (B, kinds, readings) and
+        `bag` (B, words): the same readings of both, which draws them together. -> scalar.
+        """
+        # A unit vector's entries are of size E^-1/2: scaled to 1, as a layer's input should be.
+        scaled = vectors.to(self.kinds.weight.dtype) * vectors.shape[-1] ** 0.5
+        of_kinds = self.kinds(scaled).unflatten(-1, (len(KINDS), -1)).split(READINGS, dim=-1)
+        return facts_loss(of_kinds, kinds) + BAG * bag_loss(self.bag(scaled), bag)
+
 
 class Objective(nn.Module):
     """The model, the probes, and the losses of a batch."""
@@ -83,25 +97,32 @@ class Objective(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.model = DualEncoder(config)
-        self.probes = Probes(config.image.width)
+        self.probes = Probes(config.image.width, config.dim)
 
-    def forward(self, batch: Lesson) -> tuple[Tensor, Tensor]:
-        """-> the mean InfoNCE of all languages, and the facts loss; two float32 scalars."""
-        device = self.model.log_scale.device
-        tokens, image = self.model.encode_image(torch.from_numpy(batch.pixels).to(device))
-        also_true = torch.from_numpy(batch.also_true).to(device)
+    def forward(self, batch: Lesson) -> dict[str, Tensor]:
+        """-> `contrast`, the mean InfoNCE of all languages; `facts`, the probes' loss on patches;
+        `readings`, their mean loss on vectors; float32 scalars.
+        """
+        move = partial(_moved, device=self.model.log_scale.device)
+        tokens, image = self.model.encode_image(move(batch.pixels))
+        also_true, told, bag_told = move(batch.also_true), move(batch.told), move(batch.bag_told)
         contrasts = []
+        readings = [self.probes.read(image, move(batch.shown), move(batch.bag_shown))]
         for language in LANGUAGES:
-            _, text = self.model.encode_text(torch.from_numpy(batch.ids[language]).to(device))
+            _, text = self.model.encode_text(move(batch.ids[language]))
             contrasts.append(info_nce(image, text, self.model.scale, also_true))
+            readings.append(self.probes.read(text, told, bag_told))
         places, background = self.probes(tokens)
-        facts = facts_loss(
-            [guess.float() for guess in places], torch.from_numpy(batch.facts).to(device)
-        )
-        stage = torch.from_numpy(batch.background).to(device)
-        return torch.stack(contrasts).mean(), facts + functional.cross_entropy(
-            background.float(), stage
-        )
+        stage = functional.cross_entropy(background.float(), move(batch.background))
+        return {
+            "contrast": torch.stack(contrasts).mean(),
+            "facts": facts_loss(places, move(batch.facts)) + stage,
+            "readings": torch.stack(readings).mean(),
+        }
+
+
+def _moved(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device)
 
 
 class Training:
@@ -165,10 +186,10 @@ class Training:
             name: value.to(precision) if value.ndim else value
             for name, value in self.objective.named_parameters()
         }
-        contrast, facts = functional_call(self.objective, rounded, (batch,))
+        losses = functional_call(self.objective, rounded, (batch,))
         weight = settings.facts * (0.1 + 0.9 * (1 + math.cos(math.pi * self.progress)) / 2)
         self.optimiser.zero_grad(set_to_none=True)
-        (contrast + weight * facts).backward()
+        (losses["contrast"] + weight * (losses["facts"] + losses["readings"])).backward()
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), settings.clip)
         self.optimiser.step()
         # The average follows fast at first: it must not carry the random start along.
@@ -177,7 +198,7 @@ class Training:
             for name, value in self.objective.model.state_dict().items():
                 self.average[name].lerp_(value, 1 - decay)
         self.step += 1
-        return {"contrast": contrast.item(), "facts": facts.item(), "norm": float(norm)}
+        return {name: loss.item() for name, loss in losses.items()} | {"norm": float(norm)}
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a step changes, by name."""
