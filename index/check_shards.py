@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.collection import Collection, Identity
 from pipeline.errors import ChiasmError
@@ -121,7 +120,7 @@ def _check_rows(where: str, file: EmbeddingFile, checked: Counter[str]) -> Itera
     if len(doubled) < len(table):
         key, times = doubled.most_common(1)[0]
         yield Finding(where, f"key {key!r} names {times} rows: ids are not unique")
-    if len(table) and pc.unique(table["shard"]).to_pylist() != [file.shard_id]:
+    if len(table) and table["shard"].unique().to_pylist() != [file.shard_id]:
         yield Finding(where, "rows that name another shard")
     has: dict[str, np.ndarray] = {}
     for column in COLUMNS:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from itertools import groupby
+from typing import Any
 
 from PIL import ImageDraw, ImageFont
 
@@ -120,7 +121,12 @@ def _pieces(text: str) -> list[str]:
 def _has(font: ImageFont.FreeTypeFont, one: str) -> bool:
     if not one.isprintable():
         return False
-    return bytes(font.getmask(one)) != bytes(font.getmask(_NO_CHARACTER))
+    return _drawn(font, one) != _drawn(font, _NO_CHARACTER)
+
+
+def _drawn(font: ImageFont.FreeTypeFont, one: str) -> bytes:
+    mask: Any = font.getmask(one)  # Pillow's own image type, a buffer at run time only
+    return bytes(mask)
 
 
 @functools.cache
@@ -128,6 +134,7 @@ def _fonts(size: int, bold: bool) -> list[ImageFont.FreeTypeFont]:
     latin = [_font(name, 0, size) for name in (LATIN_BOLD if bold else LATIN)]
     cjk = (_font(name, face, size) for name, face in CJK)
     first = next((font for font in latin if font), None) or ImageFont.load_default(size)
+    assert isinstance(first, ImageFont.FreeTypeFont)  # as every default font with a size is
     second = next((font for font in cjk if font), None)
     return [first, second] if second else [first]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import fake_encoder
 import numpy as np
 import pytest
-from conftest import make_shard
+from conftest import environment, make_shard
 from fake_encoder import FakeEncoder
 from PIL import Image
 from tiny_collection import make_collection
@@ -289,3 +291,22 @@ def test_a_caption_alone_has_no_picture_to_give(tmp_path):
     assert alone and all(result.caption for result in answer)
     with pytest.raises(SourceError, match="expected a picture, found a row with a caption only"):
         alone[0].picture()
+
+
+def test_a_cold_search_loads_only_what_it_needs(made):
+    """Half of what torch could load, and pandas, would cost more than the search itself."""
+    told = (
+        "import sys; from index import open_collection; from pipeline.encoders import load_encoder;"
+        "open_collection(sys.argv[1]).search('x')[0];"
+        "assert 'torch' not in sys.modules;"
+        "load_encoder('pocket').encode_texts(['x']);"
+        "print(*{'pandas', 'sympy', 'scipy', 'torch._dynamo', 'transformers'} & set(sys.modules))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", told, str(made)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout.split()) == (0, []), ran.stderr

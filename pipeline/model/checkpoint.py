@@ -12,7 +12,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -56,7 +55,7 @@ def load_model(folder: Path) -> tuple[DualEncoder, Tokenizer]:
         told.pop("format", None)
         config = ModelConfig.from_json(told)
         tokenizer = Tokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8"))
-        # Not on the device "meta": drawing numbers there loads torch's compiler, 1.5 s, to save 0.05 s.
+        # Not built on the device "meta": numbers drawn there load torch's compiler, 1.5 s for 0.05.
         model = DualEncoder(config)
         weights = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
         model.load_state_dict(weights, assign=True)
