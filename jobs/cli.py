@@ -7,7 +7,9 @@ done, 1 not all of it was done, 2 wrong usage, 130 and 143 stopped by ctrl-C and
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -17,11 +19,9 @@ from typing import Annotated
 
 import typer
 
-import index
-import jobs
-import pipeline
 from jobs.stopping import STOPPING, Stopped
 from pipeline.errors import ChiasmError, UsageError
+from pipeline.quiet import divert_c_output
 
 COMMANDS = {  # name -> (module with `register(app)`, what it does)
     "demo": ("jobs.cli_demo", "Make a small world of pictures, embed it, index it, ask it."),
@@ -35,6 +35,7 @@ COMMANDS = {  # name -> (module with `register(app)`, what it does)
     "check": ("jobs.cli_check", "Check every promise a collection makes."),
     "submit": ("jobs.cli_submit", "Run a chiasm command as a job on a Ray cluster."),
 }
+C_OUTPUT = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "chiasm" / "c-output.log"
 EPILOG = "Begin with: chiasm demo"
 
 
@@ -42,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     STOPPING.install()
+    # A home that cannot be written is no reason to stop: then C libraries print where they like.
+    with contextlib.suppress(OSError):
+        divert_c_output(C_OUTPUT.expanduser())
     try:
         require_own_packages()
         application(arguments)(args=arguments, prog_name="chiasm")
@@ -94,12 +98,14 @@ def options(
 
 def require_own_packages() -> None:
     """`pipeline`, `index` and `jobs` are common names: refuse to run with somebody else's."""
-    home = Path(str(jobs.__file__)).parent.parent
-    for package in (pipeline, index):
-        found = Path(str(package.__file__)).parent.parent
+    home = Path(__file__).parent.parent
+    for name in ("pipeline", "index"):
+        # Found without being imported: `index` would bring pyarrow along.
+        spec = importlib.util.find_spec(name)
+        found = Path(str(spec and spec.origin)).parent.parent
         if found != home:
             raise UsageError(
-                f"package {package.__name__}",
+                f"package {name}",
                 expected=f"chiasm's own, in {home}",
                 found=f"another in {found}",
                 do="run chiasm in an environment of its own, or from another folder",

@@ -44,7 +44,8 @@ def submit(
 
 
 def _start(client: JobSubmissionClient, entrypoint: str, folder: str) -> str:
-    """Hand the job over. A cluster that has just begun answers before it can take one: wait for it."""
+    """Hand the job over. A cluster that has just begun answers before it can take one: wait for
+    it."""
     deadline = time.monotonic() + AGENT_SECONDS
     while True:
         try:

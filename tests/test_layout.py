@@ -102,7 +102,10 @@ def test_no_test_folder_becomes_a_package():
 @pytest.mark.parametrize(
     ("statement", "heavy"),
     [
-        ("import jobs.cli; jobs.cli.application(['--help'])", "torch ray faiss pyarrow transformers"),
+        (
+            "import jobs.cli; jobs.cli.application(['--help'])",
+            "torch ray faiss pyarrow transformers",
+        ),
         ("import jobs.cli_status", "torch ray faiss transformers sentence_transformers"),
         ("import jobs.cli_check", "torch ray transformers sentence_transformers"),
         ("import jobs.cli_search", "torch ray transformers sentence_transformers"),
