@@ -141,6 +141,21 @@ def test_resize_and_crop_equal_the_processor_bit_by_bit(width, height, side, mor
     np.testing.assert_array_equal(made, processor(picture)["pixel_values"][0])
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"feature_extractor_type": "CLIPFeatureExtractor", "size": 36, "crop_size": 32},
+        {"image_processor_type": "CLIPImageProcessorFast", "size": {"shortest_edge": 36}},
+    ],
+)
+def test_the_forms_of_older_checkpoints_mean_the_same(encoders, clip_copy, form):
+    told = json.loads((clip_copy / "preprocessor_config.json").read_text())
+    del told["image_processor_type"], told["size"]
+    (clip_copy / "preprocessor_config.json").write_text(json.dumps(told | form))
+    older = load_encoder(f"hf:{clip_copy}", FLOAT32)
+    assert older.preprocessing == encoders["clip"].preprocessing
+
+
 def test_a_long_strip_costs_no_more_than_its_middle(encoders):
     slope = np.linspace(0, 255, 60_000, dtype=np.uint8)
     strip = Image.fromarray(np.broadcast_to(slope[None, :, None], (2, 60_000, 3)).copy())
