@@ -1,0 +1,81 @@
+"""The demo, small: from facts to figures, and again."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.demo import make_shards, read_rows, run_demo
+from pipeline.errors import UsageError
+from pipeline.scenes.claims import holds
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory, ray_session):
+    to = tmp_path_factory.mktemp("demo")
+    return to, run_demo(3, 60, to)
+
+
+def test_the_figures_have_the_promised_shape(demo):
+    to, found = demo
+    told = json.loads(json.dumps(found.as_json()))
+    assert told["rows"] == 60
+    assert told["collection"] == str(to / "collection")
+    for direction, languages in (("text_to_image", {"en", "zh"}), ("image_to_text", {"en"})):
+        assert set(told["recall"][direction]) == languages
+        for recall in told["recall"][direction].values():
+            assert set(recall) == {"r1", "r5", "r10"}
+            assert 0 <= recall["r1"] <= recall["r5"] <= recall["r10"] <= 1
+    assert set(told["seconds"]) == {"shards", "embed", "index", "questions", "recall"}
+
+
+def test_recall_is_what_brute_force_over_the_vectors_finds(demo):
+    to, found = demo
+    rows, images = read_rows(to / "collection")
+    from pipeline.parquet import embeddings
+    from pipeline.storage import Folder
+
+    texts = np.concatenate(
+        [f.vectors("text")[0] for f in embeddings(Folder(str(to / "collection")))]
+    )
+    scores = images.astype(np.float32) @ texts.astype(np.float32).T
+    best = scores.argmax(axis=1)
+    right = [holds(rows[at].claims, row.scene) for row, at in zip(rows, best, strict=True)]
+    assert found.recall["image_to_text"]["en"]["r1"] == pytest.approx(np.mean(right), abs=2 / 60)
+
+
+def test_the_sheet_shows_three_questions(demo):
+    _, found = demo
+    with Image.open(found.sheet) as sheet:
+        assert sheet.width > 800
+        assert sheet.height > 800
+    assert len(found.asked) == 3
+    assert all(len(answer) == len(right) == 5 for answer, right in found.asked)
+
+
+def test_again_nothing_is_drawn_or_embedded_anew(demo):
+    to, found = demo
+    before = {path: path.stat().st_mtime_ns for path in to.rglob("*.tar")}
+    before |= {path: path.stat().st_mtime_ns for path in to.rglob("*.parquet")}
+    began = time.monotonic()
+    again = run_demo(3, 60, to)
+    assert time.monotonic() - began < 60
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert again.recall == found.recall
+
+
+def test_another_world_in_the_same_folder_is_refused(demo):
+    to, _ = demo
+    with pytest.raises(UsageError, match=r"choose another folder with --to"):
+        make_shards(to, 4, 60)
+
+
+def test_too_few_scenes_for_twins_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="--samples: expected at least 4"):
+        make_shards(tmp_path, 1, 3)
