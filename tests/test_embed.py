@@ -1,4 +1,4 @@
-"""The write path in one process: every sample a row or a drop, vectors at their places, bytes the same."""
+"""The write path in one process: each sample a row or a drop, vectors at their places, same bytes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def embed(path: Path, to: Path, how: EmbedSettings = SMALL, limit: int | None = 
 
 
 def mixed_shard(path: Path, kinds: str) -> Path:
-    """One sample a letter: p pair, i picture only, t text only, b broken picture, e nothing of use."""
+    """One sample a letter: p pair, i picture only, t text only, b broken picture, e no use."""
     import random
 
     rng = random.Random(kinds)

@@ -1,4 +1,4 @@
-"""The house holds: arrows point one way, files and functions stay small, names mean what they say."""
+"""The house holds: arrows point one way, files and functions stay small, imports stay light."""
 
 from __future__ import annotations
 
