@@ -1,4 +1,4 @@
-"""The write path in one process: each sample a row or a drop, vectors at their places, same bytes."""
+"""The write path in one process: each sample a row or a drop, vectors in place, bytes the same."""
 
 from __future__ import annotations
 
