@@ -11,7 +11,7 @@ import itertools
 import multiprocessing
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 
@@ -104,7 +104,7 @@ def lesson(step: int, settings: FeedSettings, tokenizer: Tokenizer) -> Lesson:
 
 def lessons(
     first: int, last: int, settings: FeedSettings, tokenizer: Tokenizer, workers: int
-) -> Iterator[Lesson]:
+) -> Generator[Lesson, None, None]:
     """The batches of steps `first` to `last` - 1 in order, made ahead by worker processes (0:
     here).
     """

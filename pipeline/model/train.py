@@ -14,6 +14,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,20 +55,20 @@ def train(
     done: list[dict[str, float]] = []
     started = time.monotonic() - training.seconds
     batches = lessons(training.step, settings.steps, settings.feed, training.tokenizer, workers)
-    for batch in batches:
-        if training.progress >= 1:
-            break
-        done.append(training.learn(batch, dtype))
-        training.seconds = time.monotonic() - started
-        step, last = training.step, training.progress >= 1
-        if step % settings.log_every == 0 or last:
-            losses = _mean(done[-settings.log_every :])
-            _log(folder, told, {"step": step, "seconds": round(training.seconds, 1), **losses})
-        if step % settings.checkpoint_every == 0 or last:
-            training.save(folder)
-        if step % settings.evaluate_every == 0 or last:
-            _log(folder, told, {"step": step, "recall": evaluate_average(training, dtype)})
-    batches.close()
+    with closing(batches):
+        for batch in batches:
+            if training.progress >= 1:
+                break
+            done.append(training.learn(batch, dtype))
+            training.seconds = time.monotonic() - started
+            step, last = training.step, training.progress >= 1
+            if step % settings.log_every == 0 or last:
+                losses = _mean(done[-settings.log_every :])
+                _log(folder, told, {"step": step, "seconds": round(training.seconds, 1), **losses})
+            if step % settings.checkpoint_every == 0 or last:
+                training.save(folder)
+            if step % settings.evaluate_every == 0 or last:
+                _log(folder, told, {"step": step, "recall": evaluate_average(training, dtype)})
     return done
 
 
