@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from jobs.demo import Demo, run_demo
-from jobs.progress import shown
+from jobs.progress import showing
 
 HELP = """Make a small world of pictures, embed it, index it, ask it.
 
@@ -39,7 +39,7 @@ def demo(
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    with shown(console) as show:
+    with showing(console) as show:
         found = run_demo(seed, samples, folder, say=say, show=show)
     if as_json:
         print(json.dumps(found.as_json()))
@@ -67,7 +67,7 @@ def print_demo(found: Demo) -> None:
         f"""
 next:
   chiasm search {found.collection} "a red boat" --sheet boat.png
-  chiasm embed YOUR_SHARDS/*.tar --to mine.chiasm --encoder hf:openai/clip-vit-base-patch32
+  chiasm embed YOUR_SHARDS/*.tar --to mine.chiasm --encoder hf:google/siglip2-base-patch16-224
   chiasm index build mine.chiasm
   chiasm search mine.chiasm "whatever you look for" --sheet hits.png"""
     )

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from jobs.config import compose
 from jobs.embed_shards import EmbedRequest, EmbedSummary, embed_shards, summary_error
-from jobs.progress import shown
+from jobs.progress import showing
 from pipeline.shards import list_shards
+from pipeline.storage import shown
 
 HELP = """Embed shards into a collection, on this machine or a cluster.
 
@@ -20,7 +21,7 @@ SHARDS are paths, folders, globs, brace ranges, or - for a list on stdin:
 
   chiasm embed photos/*.tar --to photos.chiasm
 
-  chiasm embed 'laion/{00000..00099}.tar' --to laion --encoder hf:openai/clip-vit-base-patch32
+  chiasm embed 'laion/{00000..00099}.tar' --to laion --encoder hf:google/siglip2-base-patch16-224
 
 Kill it and run it again: what is done is passed over. More shards can be added to a collection."""
 
@@ -69,14 +70,15 @@ def embed(
         limit=limit,
     )
     console = Console(stderr=True)
-    with shown(console) as show:
+    with showing(console) as show:
         summary = embed_shards(request, show)
     if as_json:
         print(json.dumps(summary.as_json(), ensure_ascii=False))
     else:
         print_summary(summary, to)
     for failure in summary.failed:
-        print(f"set aside {failure['shard']}: {failure['reason']}", file=sys.stderr)
+        where = shown(failure["shard"])
+        print(f"set aside {where}: {failure['reason'].removeprefix(f'{where}: ')}", file=sys.stderr)
     error = summary_error(summary)
     if error is not None:
         raise error

@@ -54,7 +54,7 @@ def line(progress: Progress, pace: tuple[float, float | None]) -> str:
 
 
 @contextmanager
-def shown(console: Console) -> Iterator:
+def showing(console: Console) -> Iterator:
     """Gives the function that shows a `Progress`."""
     pace = Pace()
     if console.is_terminal:

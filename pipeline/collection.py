@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.encoders import Encoder
 from pipeline.errors import CollectionError
-from pipeline.storage import Folder
+from pipeline.storage import Folder, shown
 
 SCHEMA = 1
 NAME = "collection.json"
@@ -87,7 +87,7 @@ def read_identity(folder: Folder) -> Identity | None:
     """The identity, None where there is no collection yet; CollectionError for a damaged one."""
     if not folder.exists(NAME):
         return None
-    where = f"{folder.url}/{NAME}"
+    where = shown(folder.url_of(NAME))
     try:
         told = json.loads(folder.read_bytes(NAME))
         if told.get("schema") != SCHEMA:
@@ -107,15 +107,17 @@ def read_identity(folder: Folder) -> Identity | None:
 def establish(folder: Folder, identity: Identity, run_id: str) -> Identity:
     """Write the identity if there is none yet, then hold ours against what stands.
 
-    Of two runs that start together one writes; the other, if its encoder is another, is refused here,
-    before it embeds anything. Raises CollectionError."""
+    Of two runs that start together one writes; the other, if its encoder is another, is refused
+    here, before it embeds anything. Raises CollectionError."""
     if not folder.exists(NAME):
         told = json.dumps(asdict(identity), ensure_ascii=False, indent=1)
         folder.write_new(NAME, told.encode() + b"\n", run_id)
     standing = read_identity(folder)
     if standing is None:
-        raise CollectionError(f"{folder.url}/{NAME}", expected="an identity", found="none any more")
-    standing.require(identity.fingerprint, identity.encoder, folder.url)
+        raise CollectionError(
+            shown(folder.url_of(NAME)), expected="an identity", found="none any more"
+        )
+    standing.require(identity.fingerprint, identity.encoder, shown(folder.url))
     return standing
 
 

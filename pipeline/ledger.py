@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 
 from pipeline.errors import CollectionError
 from pipeline.records import Dropped, Note, Shard
-from pipeline.storage import Folder
+from pipeline.storage import Folder, shown
 
 SCHEMA = 1
 
@@ -137,7 +137,7 @@ def read_entry(folder: Folder, shard_id: str) -> LedgerEntry | None:
     name = ledger_name(shard_id)
     if not folder.exists(name):
         return None
-    return LedgerEntry.from_json(folder.read_bytes(name), f"{folder.url}/{name}")
+    return LedgerEntry.from_json(folder.read_bytes(name), shown(folder.url_of(name)))
 
 
 def entries(folder: Folder) -> Iterator[LedgerEntry]:

@@ -9,7 +9,9 @@ depends on when or where it was written, so the same shard gives the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
@@ -21,7 +23,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import CollectionError, StorageError
 from pipeline.ledger import LedgerEntry, read_entry
 from pipeline.records import COLUMNS, Embedded, Shard
-from pipeline.storage import Folder
+from pipeline.storage import Folder, shown
 
 SCHEMA = 1
 ROW_GROUP = 1024
@@ -91,6 +93,9 @@ class ParquetWriter:
             compression="zstd",
             use_dictionary=False,
             column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in COLUMNS},
+            # Free, and the only way to tell a flipped bit: vectors hardly compress, and zstd puts
+            # what it cannot compress there as it is.
+            write_page_checksum=True,
         )
         self._waiting: list[pa.Table] = []
         self._waiting_rows = 0
@@ -200,13 +205,23 @@ class EmbeddingFile:
         return self.footer.rows
 
     def open(self) -> pq.ParquetFile:
-        """Memory-mapped, for reading by row groups. The caller closes it."""
+        """Memory-mapped, for a look at the file's metadata. The caller closes it."""
         return _open(self.folder, self.shard_id)
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
-        """Whole columns, in row order."""
-        with self.open() as file:
+        """Whole columns, in row order. Raises CollectionError where the file is damaged."""
+        with self.open() as file, _told_if_damaged(self.folder, self.shard_id):
             return file.read(columns=columns)
+
+    def groups(
+        self, columns: list[str], numbers: Iterable[int] | None = None
+    ) -> Iterator[pa.Table]:
+        """The same row group by row group, in bounded memory; `numbers` picks some of them."""
+        with self.open() as file:
+            for number in range(file.num_row_groups) if numbers is None else numbers:
+                with _told_if_damaged(self.folder, self.shard_id):
+                    group = file.read_row_group(number, columns)
+                yield group
 
     def vectors(self, column: str) -> tuple[np.ndarray, np.ndarray]:
         """One vector column: (rows, D) float16, zero where null, and which rows have it, (rows,)
@@ -260,7 +275,7 @@ def find_embedding(folder: Folder, shard_id: str) -> EmbeddingFile | None:
 
 def read_footer(folder: Folder, shard_id: str) -> Footer:
     """What the file says of itself; raises CollectionError when it is damaged or not ours."""
-    where = f"{folder.url}/{parquet_name(shard_id)}"
+    where = shown(folder.url_of(parquet_name(shard_id)))
     with _open(folder, shard_id) as file:
         told = (file.metadata.metadata or {}).get(_FOOTER_KEY)
     if told is None:
@@ -276,15 +291,23 @@ def read_footer(folder: Folder, shard_id: str) -> Footer:
 
 
 def _open(folder: Folder, shard_id: str) -> pq.ParquetFile:
-    name = parquet_name(shard_id)
+    with _told_if_damaged(folder, shard_id):
+        path = folder.path(parquet_name(shard_id))
+        return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+
+
+@contextlib.contextmanager
+def _told_if_damaged(folder: Folder, shard_id: str) -> Iterator[None]:
+    """Around reading only. Arrow tells damage as ArrowInvalid or, like a disk, as OSError."""
+    where = shown(folder.url_of(parquet_name(shard_id)))
     try:
-        return pq.ParquetFile(folder.path(name), memory_map=True)
-    except pa.ArrowInvalid as error:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise StorageError(where, found=str(error)) from error
         raise CollectionError(
-            f"{folder.url}/{name}",
+            where,
             expected="a whole Parquet file",
             found=str(error).splitlines()[0],
             do="delete it and run chiasm embed again",
         ) from error
-    except OSError as error:
-        raise StorageError(f"{folder.url}/{name}", found=str(error)) from error

@@ -1,4 +1,4 @@
-"""What tests share: tiny shards made by code, an encoder without a model, one Ray for the session."""
+"""What tests share: tiny shards made by code, an encoder without a model, one Ray for all."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def make_shard(
 ) -> Path:
     """A tar of pictures with captions and json, the same for the same arguments.
 
-    captions: in place of the first samples' own. broken: that many pictures at the end are no pictures.
+    captions: in place of the first samples' own. broken: so many pictures at the end are none.
     """
     rng = random.Random(seed)
     path.parent.mkdir(parents=True, exist_ok=True)

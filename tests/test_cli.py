@@ -140,7 +140,7 @@ def test_losses_and_set_aside_shards_are_told_and_fail(chiasm, tmp_path):
     assert "3 rows of 4 samples" in ran.stdout
     assert "1 not_a_picture" in ran.stdout
     aside, error = ran.stderr.splitlines()
-    assert aside.startswith("set aside file://")
+    assert aside.startswith(f"set aside {tmp_path / 'picture.tar'}: expected a tar")
     assert "a PNG picture" in aside
     assert "1 set aside (listed above)" in error
     assert lossy.exists()

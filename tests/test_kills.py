@@ -1,4 +1,4 @@
-"""Promise 1: kill anything at any moment, run the same command again; nothing lost, nothing twice."""
+"""Promise 1: kill anything at any moment, run the same command again: nothing lost or twice."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ SLOW = ["fault:slow 0.02"] * 40
 def start(shards: list[Path], to: Path) -> subprocess.Popen[str]:
     """`chiasm embed` as a program in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "jobs", "embed", *map(str, shards), "--to", str(to)]
-        + ["--encoder", "fake", "--set", "batch.size=8"],
+        [
+            *(sys.executable, "-m", "jobs", "embed", *map(str, shards), "--to", str(to)),
+            *("--encoder", "fake", "--set", "batch.size=8"),
+        ],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -155,7 +155,9 @@ def test_keys_and_captions_that_are_not_utf8_are_kept_readable(tmp_path):
 def test_a_damaged_file_is_told_in_one_line(tmp_path):
     folder = Folder(str(tmp_path))
     folder.write_whole(parquet_name("x-1"), b"PAR1 and no more")
-    with pytest.raises(CollectionError, match="expected a whole Parquet file, found .*; delete it"):
+    with pytest.raises(
+        CollectionError, match=r"expected a whole Parquet file, found .*; delete it"
+    ):
         read_footer(folder, "x-1")
 
 
@@ -178,7 +180,7 @@ def test_a_full_disk_is_a_storage_error_and_leaves_nothing(tmp_path):
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
-        with pytest.raises(StorageError, match="embeddings/a-0123456789.parquet"):
+        with pytest.raises(StorageError, match=r"embeddings/a-0123456789\.parquet"):
             write(folder, [embedded([str(n) for n in range(2000)], np.random.default_rng(0))])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,7 +1,8 @@
 """Encoders: pixels or texts -> unit vectors. A dict of loaders, one protocol, one public function.
 
-A name is `family` or `family:model`: `pocket`, `hf:openai/clip-vit-base-patch32`, `st:Qwen/Qwen3-VL-Embedding-2B`.
-Loading one family imports only what that family needs, so that `pocket` costs no transformers import.
+A name is `family` or `family:model`: `pocket`, `hf:google/siglip2-base-patch16-224`,
+`st:Qwen/Qwen3-VL-Embedding-2B`. Loading one family imports only what that family needs, so that
+`pocket` costs no transformers import.
 """
 
 from __future__ import annotations
@@ -67,10 +68,15 @@ class Encoder(Protocol):
         """B texts -> (B, D) float32, unit rows."""
         ...
 
-    def encode_pairs(self, image: np.ndarray, text: np.ndarray, pixels: Sequence[np.ndarray],
-                     texts: Sequence[str]) -> np.ndarray:
-        """B pairs, given their (B, D) image and text vectors and what those were made of ->
-        (B, D) float32 unit joint vectors. `mean_of` below, for encoders without a learned fusion."""
+    def encode_pairs(
+        self,
+        image: np.ndarray,
+        text: np.ndarray,
+        pixels: Sequence[np.ndarray],
+        texts: Sequence[str],
+    ) -> np.ndarray:
+        """B pairs, given their (B, D) image and text vectors and what those were made of -> (B, D)
+        float32 unit joint vectors. `mean_of` below, for encoders without a learned fusion."""
         ...
 
 
@@ -87,10 +93,15 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def load_encoder(name: str, settings: EncoderSettings | None = None) -> Encoder:
-    """The encoder called `name`; raises UsageError for an unknown family, EncoderError for a bad model."""
+    """The encoder called `name`; raises UsageError for an unknown family, EncoderError for a bad
+    model."""
     family, _, model = name.partition(":")
     if family not in FAMILIES:
-        raise UsageError(f"encoder {name!r}", expected="one of " + ", ".join(_usages()), do="see chiasm embed --help")
+        raise UsageError(
+            f"encoder {name!r}",
+            expected="one of " + ", ".join(_usages()),
+            do="see chiasm embed --help",
+        )
     module = importlib.import_module(FAMILIES[family])
     return module.load(model, settings or EncoderSettings())
 
