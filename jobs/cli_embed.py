@@ -12,6 +12,7 @@ from rich.console import Console
 from jobs.config import compose
 from jobs.embed_shards import EmbedRequest, EmbedSummary, embed_shards, summary_error
 from jobs.progress import showing
+from pipeline.errors import UsageError
 from pipeline.shards import list_shards
 from pipeline.storage import shown
 
@@ -62,8 +63,11 @@ def embed(
         "read.caption_field": caption_field,
         "max_loss": max_loss,
     }
+    listed = list_shards(shards, sys.stdin)
+    if not listed:
+        raise UsageError("SHARDS", expected="at least one shard", found="an empty list on stdin")
     request = EmbedRequest(
-        shards=list_shards(shards, sys.stdin),
+        shards=listed,
         to=to,
         settings=compose(preset, assignments or (), flags),
         address=address,

@@ -21,6 +21,7 @@ from jobs.stopping import STOPPING
 from jobs.worker import Recipe
 from jobs.worklist import WorkList
 from pipeline.collection import FOLDERS, SHARD_FOLDERS, Identity, establish, read_identity
+from pipeline.encoders import split_name
 from pipeline.errors import ChiasmError
 from pipeline.ledger import LedgerEntry
 from pipeline.records import Shard
@@ -100,14 +101,17 @@ def embed_shards(
 ) -> EmbedSummary:
     """Embed shards into a collection; raises ChiasmError for what would meet every shard."""
     started = time.monotonic()
+    split_name(request.settings.encoder.name)  # refused before anything is written
     folder = Folder(request.to)
     with Run(folder, "embed", request.settings.as_dict()) as run:
         run.sweep(FOLDERS)
         work = WorkList(request.shards, run, request.settings.embedding, request.limit)
         settings = settle_encoder(request.settings, folder, work)
-        if not work.over:
-            _embed_what_is_left(replace(request, settings=settings), run, work, show)
-        run.sweep(SHARD_FOLDERS, own=True)
+        try:
+            if not work.over:
+                _embed_what_is_left(replace(request, settings=settings), run, work, show)
+        finally:
+            run.sweep(SHARD_FOLDERS, own=True)
         summary = summarize(request, work, time.monotonic() - started)
         run.finish("failed" if summary.exit_code else "done", summary.as_json())
     return summary
@@ -127,10 +131,10 @@ def settle_encoder(settings: Settings, folder: Folder, work: WorkList) -> Settin
 
 def absolute_name(name: str) -> str:
     """`hf:./model` -> `hf:/where/it/is/model`, so that the collection opens from any folder."""
-    family, colon, model = name.partition(":")
+    family, model = split_name(name)
     if model and Path(model).expanduser().is_dir():
-        model = str(Path(model).expanduser().resolve())
-    return family + colon + model
+        return f"{family}:{Path(model).expanduser().resolve()}"
+    return name
 
 
 def _embed_what_is_left(

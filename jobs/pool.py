@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from jobs.config import WorkerSettings
 from jobs.worker import EmbedWorker, Recipe
@@ -135,7 +135,7 @@ class Pool:
             identity = ray.get(loaded)
         except RayTaskError as error:
             raise _cause(error) from error
-        except RayActorError as error:
+        except RayError as error:
             self._dismiss(worker)
             self._lost_loading += 1
             if self._lost_loading == LOADS:
@@ -157,7 +157,7 @@ class Pool:
         except RayTaskError as error:
             self._advance(worker)
             self._settle_failure(task, _cause(error), work)
-        except RayActorError as error:
+        except RayError as error:
             self._lose(worker, f"its worker died: {_line(error)}", work)
         else:
             self._advance(worker)
@@ -196,11 +196,13 @@ class Pool:
         deadline = self.settings.deadline_seconds
         for worker in list(self.workers):
             if deadline and worker.holds and time.monotonic() - worker.head_since > deadline:
-                ray.kill(worker.actor)
                 self._lose(worker, f"it passed its deadline of {deadline:g} s", work)
 
     def _dismiss(self, worker: Worker) -> None:
         self.workers.remove(worker)
+        ray.kill(
+            worker.actor
+        )  # dead to us, but perhaps only out of reach: it must not go on writing
 
     def _hear_progress(self) -> None:
         """Pick up the answers that are there and ask again; never wait for one."""
@@ -208,7 +210,7 @@ class Pool:
             if worker.asked is not None and ray.wait([worker.asked], timeout=0)[0]:
                 try:
                     worker.at_work = ray.get(worker.asked)
-                except RayActorError:
+                except RayError:
                     continue  # its shard's outcome tells the same, and is settled next
                 worker.asked = None
             if worker.asked is None and worker.holds:

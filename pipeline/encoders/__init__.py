@@ -92,9 +92,8 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.where(norms > 0, norms, 1)
 
 
-def load_encoder(name: str, settings: EncoderSettings | None = None) -> Encoder:
-    """The encoder called `name`; raises UsageError for an unknown family, EncoderError for a bad
-    model."""
+def split_name(name: str) -> tuple[str, str]:
+    """`family:model` -> (family, model), loading nothing; UsageError for an unknown family."""
     family, _, model = name.partition(":")
     if family not in FAMILIES:
         raise UsageError(
@@ -102,6 +101,12 @@ def load_encoder(name: str, settings: EncoderSettings | None = None) -> Encoder:
             expected="one of " + ", ".join(_usages()),
             do="see chiasm embed --help",
         )
+    return family, model
+
+
+def load_encoder(name: str, settings: EncoderSettings | None = None) -> Encoder:
+    """The encoder called `name`; UsageError for an unknown family, EncoderError for a bad model."""
+    family, model = split_name(name)
     module = importlib.import_module(FAMILIES[family])
     return module.load(model, settings or EncoderSettings())
 
