@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.batches import BatchSettings
 from pipeline.embed import EmbedSettings
 from pipeline.encoders import EncoderSettings
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, require_at_least
 from pipeline.images import DecodeSettings
 from pipeline.samples import ReadSettings
 
@@ -54,16 +54,19 @@ class WorkerSettings:
     deadline_seconds: float = 3600
 
     def __post_init__(self) -> None:
-        for name in ("count", "in_flight", "attempts"):
-            if getattr(self, name) < 1:
-                raise UsageError(
-                    f"workers.{name}", expected="1 or more", found=str(getattr(self, name))
-                )
-        for name in ("cpus", "gpus", "memory_gb", "deadline_seconds"):
-            if getattr(self, name) < 0:
-                raise UsageError(
-                    f"workers.{name}", expected="0 or more", found=str(getattr(self, name))
-                )
+        require_at_least(
+            1,
+            workers__count=self.count,
+            workers__in_flight=self.in_flight,
+            workers__attempts=self.attempts,
+        )
+        require_at_least(
+            0,
+            workers__cpus=self.cpus,
+            workers__gpus=self.gpus,
+            workers__memory_gb=self.memory_gb,
+            workers__deadline_seconds=self.deadline_seconds,
+        )
 
 
 @dataclass(frozen=True)

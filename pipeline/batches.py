@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline import images
-from pipeline.errors import EncoderError
+from pipeline.errors import EncoderError, require_at_least
 from pipeline.images import DecodeSettings, Undecodable
 from pipeline.ledger import Stopwatch, Tally
 from pipeline.records import Batch, Decoded, Dropped, Note, Sample
@@ -43,6 +43,15 @@ class BatchSettings:
     decode_threads: int = 2
     queue: int = 128
     queue_bytes: int = 256 << 20
+
+    def __post_init__(self) -> None:
+        require_at_least(
+            1,
+            batch__size=self.size,
+            batch__decode_threads=self.decode_threads,
+            batch__queue=self.queue,
+            batch__queue_bytes=self.queue_bytes,
+        )
 
 
 def batches(

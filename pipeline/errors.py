@@ -68,3 +68,12 @@ class CollectionError(ChiasmError):
 
 class StaleIndexError(CollectionError):
     """The index does not cover the embeddings beside it."""
+
+
+def require_at_least(least: float, **settings: float) -> None:
+    """Refuse settings below `least`; dots in their names are written as two underscores."""
+    for name, value in settings.items():
+        if value < least:
+            raise UsageError(
+                name.replace("__", "."), expected=f"{least:g} or more", found=f"{value:g}"
+            )

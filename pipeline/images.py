@@ -19,6 +19,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from pipeline.errors import require_at_least
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "ICO", "AVIF")
 
 REASONS = {  # stage "decode": every reason there is, and what it says
@@ -59,6 +61,10 @@ class DecodeSettings:
     max_megapixels: float = 100
     max_member_bytes: int = 64 << 20
     scaled: bool = True
+
+    def __post_init__(self) -> None:
+        require_at_least(0, decode__max_megapixels=self.max_megapixels)
+        require_at_least(1, decode__max_member_bytes=self.max_member_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, require_at_least
 from pipeline.records import Dropped, Note, Place, Sample, Shard
 from pipeline.shards import split_name
 from pipeline.storage import shown
@@ -65,6 +65,9 @@ class ReadSettings:
 
     caption_field: str = "caption"
     max_member_bytes: int = 64 << 20
+
+    def __post_init__(self) -> None:
+        require_at_least(1, read__max_member_bytes=self.max_member_bytes)
 
 
 def read_samples(shard: Shard, settings: ReadSettings) -> Iterator[Sample | Dropped | Note]:

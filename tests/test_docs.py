@@ -8,12 +8,13 @@ import duckdb
 import numpy as np
 import pandas
 import pytest
+import yaml
 from conftest import ROOT, make_shard
 from fake_encoder import FakeEncoder
 
 from index.build import build_index
 from jobs.cli import COMMANDS
-from jobs.config import presets
+from jobs.config import Settings, keys, presets
 from pipeline.collection import Identity, establish
 from pipeline.embed import EmbedSettings, embed_shard
 from pipeline.encoders import FAMILIES
@@ -24,6 +25,7 @@ from pipeline.shards import list_shards
 from pipeline.storage import Folder
 
 FORMATS = (ROOT / "docs/formats.md").read_text()
+OPERATIONS = (ROOT / "docs/operations.md").read_text()
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 
 
@@ -85,6 +87,16 @@ def test_pandas_reads_the_vectors_and_duckdb_the_rest(tmp_path):
     path = tmp_path / "c/embeddings/*.parquet"
     rows = duckdb.sql(f"select key, caption, width from '{path}' order by key").fetchall()
     assert rows == [(f"0000000{n}", f"picture {n} of 0", 32) for n in range(6)]
+
+
+def test_every_setting_is_told_with_its_default():
+    told = dict(re.findall(r"^\| `([\w.]+)` \| `([^`]*)` \|", OPERATIONS, re.MULTILINE))
+    assert sorted(told) == sorted(keys(Settings))
+    for key, default in told.items():
+        value: object = Settings()
+        for part in key.split("."):
+            value = getattr(value, part)
+        assert yaml.safe_load(default) == value, key
 
 
 @pytest.mark.parametrize("page", ["docs/architecture.md"])

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, require_at_least
 
 FAMILIES = {  # family -> module with `load(model: str, settings: EncoderSettings) -> Encoder`
     "pocket": "pipeline.encoders.pocket",
@@ -36,6 +36,9 @@ class EncoderSettings:
     precision: str = "auto"
     device: str = "auto"
     threads: int = 0
+
+    def __post_init__(self) -> None:
+        require_at_least(0, encoder__threads=self.threads)
 
 
 class Encoder(Protocol):
