@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -164,13 +165,11 @@ class Build:
         counts = dict.fromkeys(COLUMNS, 0)
         done = 0
         for file in self.files:
-            with file.open() as parquet:
-                for number in range(parquet.metadata.num_row_groups):
-                    for column, held in _held(parquet.metadata.row_group(number)).items():
-                        counts[column] += held
-                for batch in parquet.iter_batches(columns=["json"]):
-                    self.survey.add(batch["json"].to_pylist())
-                    done += len(batch)
+            for column, held in _held(file).items():
+                counts[column] += held
+            for rows in file.groups(["json"]):
+                self.survey.add(rows["json"].to_pylist())
+                done += len(rows)
             self.progress("survey", done, self.rows)
         return counts
 
@@ -226,14 +225,11 @@ class Build:
 
     def _add(self, segment: SegmentWriter, place: int, file: EmbeddingFile) -> None:
         first = 0
-        with file.open() as parquet:
-            if parquet.metadata.num_rows == file.rows:
-                for number in range(parquet.metadata.num_row_groups):
-                    rows = parquet.read_row_group(number, [*COPIED, "json", *self.empty])
-                    segment.add(place, first, rows)
-                    first += len(rows)
-                    self.filled += len(rows)
-                    self.progress("fill", self.filled, self.rows)
+        for rows in file.groups([*COPIED, "json", *self.empty]):
+            segment.add(place, first, rows)
+            first += len(rows)
+            self.filled += len(rows)
+            self.progress("fill", self.filled, self.rows)
         known = self.covered[file.shard_id]
         if first != file.rows or file_version(self.folder, file.shard_id) != known.file:
             raise CollectionError(
@@ -257,11 +253,18 @@ class Build:
         )
 
 
-def _held(group: Any) -> dict[str, int]:
-    """How many rows of a Parquet row group have each vector, from its statistics alone."""
-    leaves = [group.column(number) for number in range(group.num_columns)]
-    nulls = {leaf.path_in_schema.partition(".")[0]: leaf.statistics.null_count for leaf in leaves}
-    return {column: group.num_rows - nulls[column] for column in COLUMNS}
+def _held(file: EmbeddingFile) -> Counter[str]:
+    """How many rows of a Parquet file have each vector, from its statistics alone."""
+    held: Counter[str] = Counter()
+    with file.open() as parquet:
+        metadata = parquet.metadata
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for leaf in map(group.column, range(group.num_columns)):
+            column = leaf.path_in_schema.partition(".")[0]
+            if column in COLUMNS:
+                held[column] += group.num_rows - leaf.statistics.null_count
+    return held
 
 
 def training_vectors(files: Sequence[EmbeddingFile], column: str, wanted: int) -> np.ndarray:
@@ -277,8 +280,8 @@ def training_vectors(files: Sequence[EmbeddingFile], column: str, wanted: int) -
     taken: list[np.ndarray] = []
     rows = 0
     for file, number in groups:
-        with file.open() as parquet:
-            vectors, has = vectors_of(parquet.read_row_group(number, [column])[column])
+        (group,) = file.groups([column], [number])
+        vectors, has = vectors_of(group[column])
         drawn = rng.permutation(np.flatnonzero(has))[:share]
         taken.append(vectors[drawn].astype(np.float32))
         rows += len(drawn)

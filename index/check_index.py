@@ -15,7 +15,7 @@ from index.faiss_runtime import load_faiss
 from index.generations import Generation, behind, current_number, numbers, open_generation
 from index.segments import FileSum, Segment, segment_file
 from pipeline.collection import Collection
-from pipeline.errors import ChiasmError
+from pipeline.errors import ChiasmError, CollectionError
 from pipeline.parquet import EmbeddingFile, find_embedding
 from pipeline.storage import Folder
 
@@ -89,18 +89,14 @@ def _check_segment(
             yield Finding(where, f"{told}, and their positions differ")
     first = 0
     for shard in record.shards:
-        file = None if shard.shard in lacking else _sound(folder, shard.shard)
-        if file is not None:
-            yield from _check_shard(segment, shard, first, file, list(generation.manifest.columns))
+        try:
+            file = None if shard.shard in lacking else find_embedding(folder, shard.shard)
+            if file is not None:
+                columns = list(generation.manifest.columns)
+                yield from _check_shard(segment, shard, first, file, columns)
+        except CollectionError:
+            pass  # a damaged file or ledger, which check_shards has told of
         first += shard.rows
-
-
-def _sound(folder: Folder, shard_id: str) -> EmbeddingFile | None:
-    """The shard's file, None where `check_shards` has told what is wrong with it."""
-    try:
-        return find_embedding(folder, shard_id)
-    except ChiasmError:
-        return None
 
 
 def _check_shard(

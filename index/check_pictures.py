@@ -10,13 +10,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from index.check_shards import Finding
+from index.generations import listed
 from pipeline.collection import Collection
 from pipeline.embed import encode
 from pipeline.encoders import Encoder, EncoderSettings, load_encoder
-from pipeline.errors import ChiasmError
+from pipeline.errors import ChiasmError, CollectionError
 from pipeline.images import DecodeSettings, Undecodable, decode
 from pipeline.ledger import Stopwatch
-from pipeline.parquet import EmbeddingFile, embeddings, vectors_of
+from pipeline.parquet import EmbeddingFile, find_embedding, vectors_of
 from pipeline.records import COLUMNS, Batch, Decoded, Place, Sample
 from pipeline.runs import runs
 from pipeline.shards import read_member
@@ -40,22 +41,37 @@ def check_pictures(collection: Collection, wanted: int, checked: Counter[str]) -
         yield Finding(f"encoder {identity.encoder}", told)
         return
     settings = decode_settings(collection)
-    for file, rows in drawn(embeddings(collection.folder), wanted):
-        for start in range(0, len(rows), BATCH):
-            some = rows[start : start + BATCH]
-            yield from _check_batch(file, some, encoder, settings, checked)
+    for file, rows in drawn(list(pictured(collection)), wanted):
+        try:
+            for start in range(0, len(rows), BATCH):
+                some = rows[start : start + BATCH]
+                yield from _check_batch(file, some, encoder, settings, checked)
+        except CollectionError:
+            continue  # a damaged file, which check_shards has told of
 
 
-def drawn(files: list[EmbeddingFile], wanted: int) -> Iterator[tuple[EmbeddingFile, np.ndarray]]:
-    """`wanted` rows with a picture, or all there are: for each file the numbers of its rows."""
-    pictured = [
-        np.flatnonzero(np.asarray(file.read(["member"])["member"].is_valid())) for file in files
-    ]
-    ends = np.cumsum([len(rows) for rows in pictured])
+def pictured(collection: Collection) -> Iterator[tuple[EmbeddingFile, np.ndarray]]:
+    """Every file that can be read, and the numbers of its rows that have a picture."""
+    for shard_id in listed(collection.folder):
+        try:
+            file = find_embedding(collection.folder, shard_id)
+            if file is None:
+                continue
+            members = file.read(["member"])["member"]
+        except CollectionError:
+            continue  # damaged, which check_shards has told of
+        yield file, np.flatnonzero(np.asarray(members.is_valid()))
+
+
+def drawn(
+    files: list[tuple[EmbeddingFile, np.ndarray]], wanted: int
+) -> Iterator[tuple[EmbeddingFile, np.ndarray]]:
+    """`wanted` of the rows, or all there are."""
+    ends = np.cumsum([len(rows) for _, rows in files], dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
     chosen = np.random.default_rng(0).choice(total, min(wanted, total), replace=False)
     chosen.sort()
-    for file, rows, end in zip(files, pictured, ends, strict=True):
+    for (file, rows), end in zip(files, ends.tolist(), strict=True):
         here = chosen[(chosen >= end - len(rows)) & (chosen < end)] - (end - len(rows))
         if len(here):
             yield file, rows[here]

@@ -25,7 +25,7 @@ from pipeline.shards import read_member
 PictureSource = str | Path | bytes | Image.Image  # a path, an encoded file, or pixels
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Query:
     """What to look for. Raises UsageError for a query that cannot be meant.
 

@@ -112,15 +112,15 @@ class Searcher:
         text: str | None = None,
         *,
         image: PictureSource | None = None,
-        column: str = "image",
+        column: str | None = None,
         k: int = 10,
     ) -> Answer:
         """The k rows nearest to some words, a picture, or both.
 
-        image: a path, an encoded file, or a PIL picture. column: `image` finds pictures, `text`
-        captions, `joint` pairs. Raises UsageError for what cannot be meant.
+        image: a path, an encoded file, or a PIL picture. column: `image` finds pictures and is the
+        default, `text` finds captions, `joint` pairs. Raises UsageError for what cannot be meant.
         """
-        return self.search_many([Query(text, image, column=column, k=k)])[0]
+        return self.search_many([Query(text, image, column=column or "image", k=k)])[0]
 
     def search_many(self, queries: Sequence[Query]) -> list[Answer]:
         """Many queries at once: one forward pass and one search for all that are alike."""

@@ -105,11 +105,11 @@ def longer(vectors: list) -> list:
     return [None if vector is None else [2 * x for x in vector] for vector in vectors]
 
 
-def flip_a_byte(pattern: str) -> Callable[[Path], None]:
+def flip_a_byte(pattern: str, share: float = 0.5) -> Callable[[Path], None]:
     def change(path: Path) -> None:
         file = sorted(path.glob(pattern))[-1]
         data = bytearray(file.read_bytes())
-        data[len(data) // 2] ^= 1
+        data[int(len(data) * share)] ^= 1
         file.write_bytes(data)
 
     return change
@@ -129,6 +129,10 @@ DAMAGE = {
     "embeddings cut": (
         lambda path: (path / PARQUET).write_bytes((path / PARQUET).read_bytes()[:500]),
         "expected a whole Parquet file",
+    ),
+    "one bit of the embeddings": (
+        flip_a_byte(PARQUET, 0.2),
+        "expected a whole Parquet file, found could not verify page integrity, CRC checksum",
     ),
     "samples": (
         change_ledger(samples=52),
@@ -218,6 +222,21 @@ def test_each_damage_is_found_and_named(drawn, tmp_path, damage):
     found = findings(tmp_path / "c")
     assert any(told in finding for finding in found), found
     assert all("\n" not in finding for finding in found)
+
+
+def test_a_damaged_file_hides_nothing_else(embedded, tmp_path):
+    shutil.copytree(embedded, tmp_path / "c")
+    first, second = sorted((tmp_path / "c/embeddings").glob("*.parquet"))
+    data = bytearray(first.read_bytes())
+    data[len(data) // 3] ^= 4
+    first.write_bytes(data)
+    rewrite(second, "sha256", lambda rows: ["0" * 64, *rows[1:]])
+    found = findings(tmp_path / "c", reencode=100)
+    assert sum("CRC checksum verification failed" in one for one in found) == 1
+    assert sum("column sha256 of the catalog is not that of the" in one for one in found) == 1
+    assert sum("row 0: the shard holds another picture at" in one for one in found) == 1
+    with pytest.raises(CollectionError, match="delete it and run chiasm embed again"):
+        build_index(str(tmp_path / "c"))
 
 
 def test_a_set_aside_shard_is_no_broken_promise(drawn, tmp_path):

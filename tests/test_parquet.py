@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -186,3 +187,33 @@ def test_a_full_disk_is_a_storage_error_and_leaves_nothing(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, previous)
     assert folder.list("embeddings") == []
+
+
+def test_a_flipped_bit_is_told_when_its_rows_are_read(tmp_path):
+    folder = Folder(str(tmp_path))
+    write(folder, [embedded([str(n) for n in range(40)], np.random.default_rng(0))])
+    file = find_embedding(folder, SHARD.id)
+    assert file is not None
+    path = folder.path(parquet_name(SHARD.id))
+    data = bytearray(path.read_bytes())
+    # The sixth column, image.
+    column = pq.read_metadata(path).row_group(0).column(5)
+    data[column.data_page_offset + column.total_compressed_size - 20] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CollectionError, match=r"CRC .* delete it and run chiasm embed again"):
+        file.vectors("image")
+    with pytest.raises(CollectionError, match="CRC checksum"):
+        list(file.groups(["image"]))
+    assert file.read(["key"])["key"].to_pylist() == [str(n) for n in range(40)]
+
+
+def test_groups_are_the_rows_in_order(tmp_path):
+    folder = Folder(str(tmp_path))
+    rng = np.random.default_rng(0)
+    write(folder, [embedded([f"{n}-{i}" for i in range(300)], rng) for n in range(8)])
+    (file,) = embeddings(folder)
+    groups = list(file.groups(["key", "image"]))
+    assert [len(group) for group in groups] == [1024, 1024, 352]
+    assert pa.concat_tables(groups).equals(file.read(["key", "image"]))
+    (last,) = file.groups(["key"], [2])
+    assert last.equals(groups[2].select(["key"]))
