@@ -80,9 +80,7 @@ class Lesson:
 
 def lesson(step: int, settings: FeedSettings, tokenizer: Tokenizer) -> Lesson:
     """The batch of a step: the same for the same step, settings and tokenizer, in any process."""
-    scenes = list(
-        itertools.islice(stream(_seed(settings.seed, step), settings.twins), settings.batch)
-    )
+    scenes = scenes_of(step, settings)
     rng = random.Random(f"captions {settings.seed} {step}")
     claims = [plan(scene, rng, complete=rng.random() >= settings.partial) for scene in scenes]
     ids = {
@@ -100,6 +98,12 @@ def lesson(step: int, settings: FeedSettings, tokenizer: Tokenizer) -> Lesson:
         bag_shown=np.stack([bag_shown(scene) for scene in scenes]),
         bag_told=np.stack([bag_told(c, scene) for c, scene in zip(claims, scenes, strict=True)]),
     )
+
+
+def scenes_of(step: int, settings: FeedSettings) -> list[Scene]:
+    """The scenes of a step's batch."""
+    scenes = stream(_seed(settings.seed, step), settings.twins)
+    return list(itertools.islice(scenes, settings.batch))
 
 
 def lessons(
