@@ -2,35 +2,32 @@
 
     Query -> encoder -> search -> results
 
-`open_collection` checks that the collection, its index and its embeddings belong together, and
-opens nothing big: segments are mapped and the encoder loaded when the first query needs them.
-`retrieve` is the path itself, each stage timed. Nothing shared is changed by a query, so one
-`Searcher` serves any number of threads.
+`retrieve` is the path, each stage timed. `open_collection` gives a `Searcher`, which holds what
+stays between queries (index/opened.py) and is what programs use. Nothing shared is changed by a
+query, so one `Searcher` serves any number of threads, and a query's answer does not depend on its
+batch.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from index.catalog import CatalogRow
-from index.generations import Generation, behind, open_current
+from index.opened import Opened, live_generation
 from index.queries import encode_queries
 from index.results import Answer, PictureSource, Query, Result
 from index.search import search
 from pipeline.collection import Collection
-from pipeline.encoders import Encoder, EncoderSettings, load_encoder
-from pipeline.errors import CollectionError, StaleIndexError
+from pipeline.encoders import EncoderSettings
 from pipeline.ledger import Stopwatch
-from pipeline.storage import shown
 
 
-def retrieve(queries: Sequence[Query], collection: Searcher) -> list[Answer]:
+def retrieve(queries: Sequence[Query], collection: Opened) -> list[Answer]:
     """Answer a batch of queries, in their order."""
     clock = Stopwatch()
     with clock.stage("load"):
@@ -46,24 +43,23 @@ def retrieve(queries: Sequence[Query], collection: Searcher) -> list[Answer]:
 
 
 def find(
-    queries: Sequence[Query], xq: np.ndarray, collection: Searcher
+    queries: Sequence[Query], xq: np.ndarray, collection: Opened
 ) -> list[list[tuple[float, int]]]:
-    """Search all queries that go into one column at once."""
-    alike: dict[tuple[str, int], list[int]] = defaultdict(list)
+    """Search at once all queries that differ in nothing but their vector."""
+    alike: dict[tuple[str, int, int], list[int]] = defaultdict(list)
     for number, query in enumerate(queries):
-        alike[query.column, collection.nprobe_for(query)].append(number)
+        k = min(query.k, len(collection))
+        alike[query.column, k, collection.nprobe_for(query)].append(number)
     hits: dict[int, list[tuple[float, int]]] = {}
-    for (column, nprobe), numbers in alike.items():
-        k = min(len(collection), max(queries[number].k for number in numbers))
+    for (column, k, nprobe), numbers in alike.items():
         scores, positions = search(collection.segments, column, xq[numbers], k, nprobe)
         for number, near, where in zip(numbers, scores.tolist(), positions.tolist(), strict=True):
-            pairs = [pair for pair in zip(near, where, strict=True) if pair[1] >= 0]
-            hits[number] = pairs[: queries[number].k]
+            hits[number] = [hit for hit in zip(near, where, strict=True) if hit[1] >= 0]
     return [hits[number] for number in range(len(queries))]
 
 
 def results_of(
-    hits: Sequence[Sequence[tuple[float, int]]], collection: Searcher
+    hits: Sequence[Sequence[tuple[float, int]]], collection: Opened
 ) -> list[tuple[Result, ...]]:
     """What people want to see of each hit, from the catalog; each row is read once."""
     rows = collection.rows({position for _, position in chain.from_iterable(hits)})
@@ -91,21 +87,8 @@ def _result(rank: int, score: float, row: CatalogRow) -> Result:
     )
 
 
-class Searcher:
-    """A collection open for searching, as `open_collection` gives it. Safe to use from any
-    thread."""
-
-    def __init__(
-        self, collection: Collection, generation: Generation, encoding: EncoderSettings
-    ) -> None:
-        self.collection, self.generation = collection, generation
-        self.segments = generation.segments
-        self._encoding = encoding
-        self._encoder: Encoder | None = None
-        self._loading = threading.Lock()
-
-    def __len__(self) -> int:
-        return self.generation.manifest.rows
+class Searcher(Opened):
+    """A collection to be searched, as `open_collection` gives it."""
 
     def search(
         self,
@@ -126,67 +109,6 @@ class Searcher:
         """Many queries at once: one forward pass and one search for all that are alike."""
         return retrieve(queries, self)
 
-    @property
-    def dim(self) -> int:
-        return self.collection.identity.dim
-
-    @property
-    def encoder(self) -> Encoder:
-        """The encoder named in the collection; loaded once, refused if it is not the same one."""
-        with self._loading:
-            if self._encoder is None:
-                identity = self.collection.identity
-                encoder = load_encoder(identity.encoder, self._encoding)
-                if encoder.fingerprint != identity.fingerprint:
-                    raise CollectionError(
-                        shown(self.collection.folder.url),
-                        expected=f"encoder {identity.encoder} ({identity.fingerprint[:12]})",
-                        found=f"another of that name ({encoder.fingerprint[:12]})",
-                        do="bring back its weights, or embed the shards again",
-                    )
-                self._encoder = encoder
-            return self._encoder
-
-    def ready_for(self, queries: Sequence[Query]) -> Encoder | None:
-        """Open what the queries need and was not open yet; returns the encoder, None where every
-        query brings its own vector."""
-        for query in queries:
-            self.nprobe_for(query)  # a column without an index is refused before anything is loaded
-        # The encoder first: FAISS after torch shares its OpenMP runtime, see
-        # index/faiss_runtime.py.
-        encoder = self.encoder if any(query.vector is None for query in queries) else None
-        for column in {query.column for query in queries}:
-            for segment in self.segments:
-                segment.index(column)
-        return encoder
-
-    def nprobe_for(self, query: Query) -> int:
-        """Cells to look into, 0 where the column's index is exact; CollectionError without
-        index."""
-        columns = self.generation.manifest.columns
-        if query.column not in columns:
-            raise CollectionError(
-                f"column {query.column} of {shown(self.collection.folder.url)}",
-                expected="an index: there is one for " + ", ".join(columns),
-                found="none",
-                do="run chiasm index build",
-            )
-        made = columns[query.column]
-        return 0 if made.exact else min(made.cells, query.nprobe or made.nprobe)
-
-    def rows(self, positions: Iterable[int]) -> dict[int, CatalogRow]:
-        """The catalog's rows at positions of the generation."""
-        wanted = sorted(positions)
-        found: dict[int, CatalogRow] = {}
-        first = 0
-        for segment in self.segments:
-            here = [position - first for position in wanted if 0 <= position - first < len(segment)]
-            if here:
-                rows = segment.catalog.rows(here)
-                found.update({first + place: row for place, row in rows.items()})
-            first += len(segment)
-        return found
-
 
 def open_collection(
     path: str | Path, *, allow_stale: bool = False, encoding: EncoderSettings | None = None
@@ -197,31 +119,5 @@ def open_collection(
     encoder runs. Raises CollectionError where there is no collection or no index, StaleIndexError.
     """
     collection = Collection.open(str(path))
-    generation = open_current(collection.folder)
-    if generation is None:
-        raise CollectionError(
-            str(path), expected="an index", found="none", do=f"run chiasm index build {path}"
-        )
-    if generation.manifest.fingerprint != collection.identity.fingerprint:
-        raise CollectionError(
-            str(path),
-            expected=f"an index of encoder {collection.identity.encoder}",
-            found=f"one of {generation.manifest.encoder}",
-            do=f"run chiasm index build {path}",
-        )
-    if not allow_stale:
-        require_fresh(collection, generation, str(path))
+    generation = live_generation(collection, path, allow_stale)
     return Searcher(collection, generation, encoding or EncoderSettings())
-
-
-def require_fresh(collection: Collection, generation: Generation, path: str) -> None:
-    """Raises StaleIndexError where embeddings came, went or changed since the index was built."""
-    lacking = Counter(behind(collection.folder, generation.covered()).values())
-    if lacking:
-        told = ", ".join(f"{count} {kind}" for kind, count in sorted(lacking.items()))
-        raise StaleIndexError(
-            path,
-            expected="an index of the embeddings beside it",
-            found=f"an older one (shards: {told})",
-            do=f"run chiasm index build {path}",
-        )

@@ -1,0 +1,130 @@
+"""A collection open for searching: what stays between queries, loaded when first needed.
+
+The live generation's segments are mapped column by column, the encoder named in the collection is
+loaded at the first query that brings words or a picture. What does not belong together is refused
+here: another encoder, an index of another encoder, an index older than its embeddings.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from index.catalog import CatalogRow
+from index.generations import Generation, behind, open_current
+from index.results import Query
+from pipeline.collection import Collection
+from pipeline.encoders import Encoder, EncoderSettings, load_encoder
+from pipeline.errors import CollectionError, StaleIndexError
+from pipeline.storage import shown
+
+
+class Opened:
+    """A collection and its live generation. Safe to use from any thread."""
+
+    def __init__(
+        self, collection: Collection, generation: Generation, encoding: EncoderSettings
+    ) -> None:
+        self.collection, self.generation = collection, generation
+        self.segments = generation.segments
+        self._encoding = encoding
+        self._encoder: Encoder | None = None
+        self._loading = threading.Lock()
+
+    def __len__(self) -> int:
+        return self.generation.manifest.rows
+
+    @property
+    def dim(self) -> int:
+        return self.collection.identity.dim
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder named in the collection; loaded once, refused if it is not the same one."""
+        with self._loading:
+            if self._encoder is None:
+                identity = self.collection.identity
+                encoder = load_encoder(identity.encoder, self._encoding)
+                if encoder.fingerprint != identity.fingerprint:
+                    raise CollectionError(
+                        shown(self.collection.folder.url),
+                        expected=f"encoder {identity.encoder} ({identity.fingerprint[:12]})",
+                        found=f"another of that name ({encoder.fingerprint[:12]})",
+                        do="bring back its weights, or embed the shards again",
+                    )
+                self._encoder = encoder
+            return self._encoder
+
+    def ready_for(self, queries: Sequence[Query]) -> Encoder | None:
+        """Open what the queries need and was not open yet; returns the encoder, None where every
+        query brings its own vector."""
+        for query in queries:
+            self.nprobe_for(query)  # a column without an index is refused before anything is loaded
+        # The encoder first: FAISS after torch shares its OpenMP runtime, see
+        # index/faiss_runtime.py.
+        encoder = self.encoder if any(query.vector is None for query in queries) else None
+        for column in {query.column for query in queries}:
+            for segment in self.segments:
+                segment.index(column)
+        return encoder
+
+    def nprobe_for(self, query: Query) -> int:
+        """Cells to look into, 0 where the column's index is exact; CollectionError without
+        index."""
+        columns = self.generation.manifest.columns
+        if query.column not in columns:
+            raise CollectionError(
+                f"column {query.column} of {shown(self.collection.folder.url)}",
+                expected="an index: there is one for " + ", ".join(columns),
+                found="none",
+                do="run chiasm index build",
+            )
+        made = columns[query.column]
+        return 0 if made.exact else min(made.cells, query.nprobe or made.nprobe)
+
+    def rows(self, positions: Iterable[int]) -> dict[int, CatalogRow]:
+        """The catalog's rows at positions of the generation."""
+        wanted = sorted(positions)
+        found: dict[int, CatalogRow] = {}
+        first = 0
+        for segment in self.segments:
+            here = [position - first for position in wanted if 0 <= position - first < len(segment)]
+            if here:
+                rows = segment.catalog.rows(here)
+                found.update({first + place: row for place, row in rows.items()})
+            first += len(segment)
+        return found
+
+
+def live_generation(collection: Collection, path: str | Path, allow_stale: bool) -> Generation:
+    """The generation to search; raises CollectionError where there is none, StaleIndexError."""
+    generation = open_current(collection.folder)
+    if generation is None:
+        raise CollectionError(
+            str(path), expected="an index", found="none", do=f"run chiasm index build {path}"
+        )
+    if generation.manifest.fingerprint != collection.identity.fingerprint:
+        raise CollectionError(
+            str(path),
+            expected=f"an index of encoder {collection.identity.encoder}",
+            found=f"one of {generation.manifest.encoder}",
+            do=f"run chiasm index build {path}",
+        )
+    if not allow_stale:
+        _require_fresh(collection, generation, str(path))
+    return generation
+
+
+def _require_fresh(collection: Collection, generation: Generation, path: str) -> None:
+    """Raises StaleIndexError where embeddings came, went or changed since the index was built."""
+    lacking = Counter(behind(collection.folder, generation.covered()).values())
+    if lacking:
+        told = ", ".join(f"{count} {kind}" for kind, count in sorted(lacking.items()))
+        raise StaleIndexError(
+            path,
+            expected="an index of the embeddings beside it",
+            found=f"an older one (shards: {told})",
+            do=f"run chiasm index build {path}",
+        )
