@@ -95,6 +95,13 @@ class PendingFile(io.BufferedWriter):
                 os.link(self.temporary, self.target)  # the one way to name a whole file, if free
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                if not _claimed(self.target):
+                    return False
+                self.close()
+                os.replace(self.temporary, self.target)
             _fsync_folder(self.target.parent)
         return True
 
@@ -215,6 +222,15 @@ def _open_anew(path: str, flags: int) -> int:
         return os.open(path, flags | os.O_CLOEXEC, 0o666)
 
 
+def _claimed(target: Path) -> bool:
+    """Take a free name with an empty file, where a disk has no hard links (FAT, some mounts)."""
+    try:
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except FileExistsError:
+        return False
+    return True
+
+
 def _fsync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -228,6 +244,8 @@ def _fsync_folder(folder: Path) -> None:
     finally:
         os.close(handle)
 
+
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EMLINK}
 
 _FOUND = {  # errno -> (what was found, what to do)
     errno.ENOENT: ("nothing there", "check the path"),

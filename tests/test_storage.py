@@ -248,7 +248,13 @@ def test_a_file_in_the_way_of_a_folder_is_told(tmp_path):
         Folder(str(tmp_path / "c")).list()
 
 
-def test_of_many_writers_of_a_new_name_one_succeeds_and_stays(tmp_path):
+@pytest.mark.parametrize("links", [True, False])
+def test_of_many_writers_of_a_new_name_one_succeeds_and_stays(tmp_path, monkeypatch, links):
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not links:
+        monkeypatch.setattr(local_files.os, "link", no_links)
     folder = Folder(str(tmp_path))
     won: list[bytes] = []
 
