@@ -48,9 +48,7 @@ def make_collection(
         for n, count in enumerate(rows)
     ]
     none = np.empty((0, dim), np.float32)
-    return {
-        column: np.concatenate([none, *(part[column] for part in made)]) for column in COLUMNS
-    }
+    return {column: np.concatenate([none, *(part[column] for part in made)]) for column in COLUMNS}
 
 
 def add_shard(
