@@ -51,7 +51,7 @@ class FeedSettings:
     """
 
     seed: int = 0
-    batch: int = 256
+    batch: int = 128
     side: int = 72
     context: int = 64
     twins: float = 0.6

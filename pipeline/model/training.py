@@ -32,7 +32,6 @@ from pipeline.scenes.words import LANGUAGES
 from pipeline.scenes.world import BACKGROUNDS, KINDS
 
 STATE = "state.safetensors"
-BAG = 0.2  # weight of the bag of words: a sum over 44 words, next to six means
 
 
 @dataclass(frozen=True)
@@ -41,17 +40,20 @@ class TrainSettings:
 
     steps: the length of the run. minutes: if given, the run ends after so many minutes of training,
     and the schedule follows whichever of both has gone further. rate: the highest learning rate.
-    facts: weight of the facts loss at the start; it falls to a tenth along a cosine. ema: decay of
-    the average. corpus: scenes whose captions teach the tokenizer. Picture side, context and
-    vocabulary of `model` give way to those of the feed and of the tokenizer learned.
+    facts: weight of the facts and readings losses at the start; it falls to a tenth along a cosine.
+    words: weight of the words loss; with less of it the twenty kinds stay out of the vectors, for
+    neither tower can be first to put them there. ema: decay of the average. corpus: scenes whose
+    captions teach the tokenizer. Picture side, context and vocabulary of `model` give way to those
+    of the feed and of the tokenizer learned.
     """
 
-    steps: int = 3000
+    steps: int = 3500
     minutes: float | None = None
     rate: float = 1e-3
     warmup: float = 0.03
     weight_decay: float = 0.05
     facts: float = 0.5
+    words: float = 1.0
     ema: float = 0.998
     clip: float = 1.0
     corpus: int = 6000
@@ -81,14 +83,14 @@ class Probes(nn.Module):
         places = functional.adaptive_avg_pool2d(grid, 3).flatten(2).transpose(1, 2)  # (B, 9, D)
         return list(self.places(places).split(CLASSES, dim=-1)), self.background(tokens.mean(1))
 
-    def read(self, vectors: Tensor, kinds: Tensor, bag: Tensor) -> Tensor:
+    def read(self, vectors: Tensor, kinds: Tensor, bag: Tensor) -> tuple[Tensor, Tensor]:
         """How badly unit vectors (B, E) of pictures or texts tell `kinds` (B, kinds, readings) and
-        `bag` (B, words): the same readings of both, which draws them together. -> scalar.
+        `bag` (B, words): the same readings of both, which draws them together. -> two scalars.
         """
         # A unit vector's entries are of size E^-1/2: scaled to 1, as a layer's input should be.
         scaled = vectors.to(self.kinds.weight.dtype) * vectors.shape[-1] ** 0.5
         of_kinds = self.kinds(scaled).unflatten(-1, (len(KINDS), -1)).split(READINGS, dim=-1)
-        return facts_loss(of_kinds, kinds) + BAG * bag_loss(self.bag(scaled), bag)
+        return facts_loss(of_kinds, kinds), bag_loss(self.bag(scaled), bag)
 
 
 class Objective(nn.Module):
@@ -101,7 +103,7 @@ class Objective(nn.Module):
 
     def forward(self, batch: Lesson) -> dict[str, Tensor]:
         """-> `contrast`, the mean InfoNCE of all languages; `facts`, the probes' loss on patches;
-        `readings`, their mean loss on vectors; float32 scalars.
+        `readings` and `words`, their mean losses on vectors; float32 scalars.
         """
         move = partial(_moved, device=self.model.log_scale.device)
         tokens, image = self.model.encode_image(move(batch.pixels))
@@ -117,7 +119,8 @@ class Objective(nn.Module):
         return {
             "contrast": torch.stack(contrasts).mean(),
             "facts": facts_loss(places, move(batch.facts)) + stage,
-            "readings": torch.stack(readings).mean(),
+            "readings": torch.stack([kinds for kinds, _ in readings]).mean(),
+            "words": torch.stack([words for _, words in readings]).mean(),
         }
 
 
@@ -189,7 +192,8 @@ class Training:
         losses = functional_call(self.objective, rounded, (batch,))
         weight = settings.facts * (0.1 + 0.9 * (1 + math.cos(math.pi * self.progress)) / 2)
         self.optimiser.zero_grad(set_to_none=True)
-        (losses["contrast"] + weight * (losses["facts"] + losses["readings"])).backward()
+        probed = weight * (losses["facts"] + losses["readings"])
+        (losses["contrast"] + probed + settings.words * losses["words"]).backward()
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), settings.clip)
         self.optimiser.step()
         # The average follows fast at first: it must not carry the random start along.
