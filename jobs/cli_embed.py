@@ -48,7 +48,7 @@ def embed(
         str | None, typer.Option(help="A running Ray: host:port or auto. [default: start one here]")
     ] = None,
     caption_field: Annotated[
-        str | None, typer.Option(help="Take captions from this field of the json member.")
+        str | None, typer.Option(help="Take captions from this json field, before txt.")
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Embed the first N samples only.")

@@ -3,8 +3,9 @@
 Members are grouped as webdataset groups them: neighbours with one key are a sample. In memory is
 only the sample in progress, of it only the picture that stands, `txt` and `json`; and the keys that
 were seen, to know a late member. Every group is exactly one `Sample` or `Dropped`; the `Note`s of a
-sample follow it. The choice: a sample counts as whole once the tar went on to another key or came
-to its end, so a cut costs the sample in progress even where its picture had arrived.
+sample follow it. A tar that is cut ends with one `Dropped`, wherever the cut fell: the sample in
+progress, or, where that looks whole, what must have come after it. The cost: a tar without an end
+mark that lost nothing tells of a loss all the same.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ NOTE_REASONS = {
     "bad_text": "txt is no UTF-8; what could not be read is shown as U+FFFD",
     "bad_json": "json is no JSON object; the column is null",
     "member_too_large": "txt or json is larger than read.max_member_bytes, and was not read",
-    "no_end_mark": "the tar ends where a member could follow, without an end mark",
+    "no_end_mark": "a compressed shard is cut behind the end of its tar; no member is lost",
     "data_after_end": "bytes after the end of the tar, not read",
 }
 
@@ -58,12 +59,12 @@ NOTE_REASONS = {
 class ReadSettings:
     """How members become samples.
 
-    caption_field: the json field with the caption, a string or a list of them. As it is by default,
-    `txt` comes first, then json's `caption`, then json's `captions`. Any other field comes before
-    `txt`. max_member_bytes: larger members are not read into memory.
+    caption_field: the json field with the caption, a string or a list of them; it comes before
+    `txt`. Without one, `txt` comes first, then json's `caption`, then json's `captions`.
+    max_member_bytes: larger members are not read into memory.
     """
 
-    caption_field: str = "caption"
+    caption_field: str = ""
     max_member_bytes: int = 64 << 20
 
     def __post_init__(self) -> None:
@@ -76,6 +77,7 @@ def read_samples(shard: Shard, settings: ReadSettings) -> Iterator[Sample | Drop
     Raises SourceError for a shard that is no tar, is empty, or holds no sample at all."""
     seen: set[str] = set()
     group: _Group | None = None
+    usual: set[str] = set()  # the extensions of the sample before the one in progress
     with Tar(shard.url) as tar:
         try:
             for member in tar:
@@ -85,7 +87,7 @@ def read_samples(shard: Shard, settings: ReadSettings) -> Iterator[Sample | Drop
                 key, extension = name
                 if group is not None and key != group.key:
                     yield from group.items()
-                    group = None
+                    group, usual = None, group.extensions
                 if group is None:
                     if key in seen:
                         yield Note(key, "late_member", member.name)
@@ -94,6 +96,9 @@ def read_samples(shard: Shard, settings: ReadSettings) -> Iterator[Sample | Drop
                     seen.add(key)
                 group.add(extension, member)
         except Damaged as damage:
+            if group is not None and group.is_whole(usual):
+                yield from group.items()
+                group = None
             yield Dropped(group.key if group else "", "read", damage.reason, damage.detail)
             return
         if group is not None:
@@ -122,6 +127,14 @@ class _Group:
         self.texts: dict[str, bytes] = {}
         self.too_large: list[str] = []
         self.notes: list[Note] = []
+        self._reading = False
+
+    def is_whole(self, usual: set[str]) -> bool:
+        """Whether a cut after the last member left this sample whole, as far as one can tell: no
+        member of it was cut, and it has what the sample before it had (the first of a shard: a
+        picture and a caption)."""
+        alike = usual <= self.extensions if usual else self.place is not None and bool(self.texts)
+        return alike and not self._reading
 
     def add(self, extension: str, member: Member) -> None:
         """Take a member in; the bytes of what is not needed are not read."""
@@ -129,6 +142,7 @@ class _Group:
             self._note("duplicate_member", member.name)
             return
         self.extensions.add(extension)
+        self._reading = True  # until its bytes are there: a cut raises on the way
         if extension in PICTURES:
             self._add_picture(PICTURES.index(extension), member)
         elif extension in ("txt", "json"):
@@ -137,6 +151,7 @@ class _Group:
                 self.too_large.append(self._size_of(member))
             else:
                 self.texts[extension] = member.read()
+        self._reading = False
 
     def items(self) -> Iterator[Sample | Dropped | Note]:
         """What has become of the sample: it and its notes, or its drop."""
@@ -189,11 +204,10 @@ class _Group:
         return table, text
 
     def _captions(self, table: dict[str, Any]) -> tuple[str, ...]:
-        field, standard = self.settings.caption_field, ReadSettings.caption_field
-        if field == standard:
-            ways = (self._text(), table.get("caption"), table.get("captions"))
+        if self.settings.caption_field:
+            ways = (table.get(self.settings.caption_field), self._text())
         else:
-            ways = (table.get(field), self._text())
+            ways = (self._text(), table.get("caption"), table.get("captions"))
         return next(filter(None, map(captions_of, ways)), ())
 
     def _text(self) -> str | None:

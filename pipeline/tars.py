@@ -181,9 +181,7 @@ class Tar:
         except _EndMark:
             return None
         except _NoBlock:
-            detail = f"no end mark at byte {archive.offset}: perhaps more was cut off"
-            self.odd_end = ("no_end_mark", detail)
-            return None
+            raise Damaged("truncated", f"no end mark at byte {archive.offset}") from None
 
     def _check_padding(self, archive: tarfile.TarFile) -> None:
         """Read what follows the end mark: zeros and, in a compressed shard, its checksum."""
