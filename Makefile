@@ -8,6 +8,8 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(EXTRA)
+# Both install the package `faiss`, so only one of them may be there.
+OTHER_FAISS := $(if $(filter gpu,$(EXTRA)),faiss-cpu,faiss-gpu-cuvs)
 
 .PHONY: demo test install lint types pytest clean
 
@@ -31,8 +33,11 @@ install: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "chiasm: expected Python 3.11 or newer, found $$($(PYTHON) --version); set PYTHON=python3.11"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV) \
+	  || { echo "chiasm: expected Python's venv; on Debian: apt-get install python3-venv"; exit 1; }
+	@$(BIN)/pip uninstall --quiet --yes $(OTHER_FAISS) 2>/dev/null || true
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[$(EXTRA),dev]'
+	@rm -f $(VENV)/.ready-*
 	@touch $@
 
 clean:

@@ -199,7 +199,7 @@ class Build:
         group: list[EmbeddingFile] = []
         rows = 0
         for file in self.files:
-            if rows and rows + file.rows > self.settings.segment_rows:
+            if rows and file.rows and rows + file.rows > self.settings.segment_rows:
                 yield group
                 group, rows = [], 0
             group.append(file)

@@ -10,6 +10,7 @@ lie. The cost is disk: text lies there as it is.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,7 +195,7 @@ def row_id(shard_id: str, row: int, edition: str) -> str:
 
 def _meta_of(value: dict[str, Any] | str | None) -> dict[str, Any]:
     if isinstance(value, str):  # the survey kept whole objects as text
-        return json.loads(value)
+        return _present(json.loads(value))
     return _present(value or {})
 
 
@@ -204,4 +205,6 @@ def _present(value: Any) -> Any:
         return {name: _present(part) for name, part in value.items() if part is not None}
     if isinstance(value, list):
         return [_present(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # Python reads NaN and Infinity from json, but no other program does
     return value

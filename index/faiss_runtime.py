@@ -12,6 +12,7 @@ or all cores.
 from __future__ import annotations
 
 import functools
+from importlib import metadata
 from types import ModuleType
 
 from pipeline.errors import ChiasmError
@@ -29,4 +30,20 @@ def load_faiss() -> ModuleType:
             found=str(error),
             do="pip install 'chiasm[cpu]', or 'chiasm[gpu]' on a machine with CUDA",
         ) from error
+    both = [name for name in ("faiss-cpu", "faiss-gpu-cuvs") if _installed(name)]
+    if len(both) > 1:
+        raise ChiasmError(
+            "the package faiss",
+            expected="faiss-cpu or faiss-gpu-cuvs, exactly one of them",
+            found="both, one over the other",
+            do=f"pip uninstall {' '.join(both)}, then install the one you want",
+        )
     return faiss
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

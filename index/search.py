@@ -47,6 +47,8 @@ def propose(segment: Segment, column: str, xq: np.ndarray, k: int, nprobe: int) 
     """Rows of one segment that may be among the k best: (Q, n) int64, -1 where there are no
     more."""
     index = segment.index(column)
+    if not index.ntotal:
+        return np.empty((len(xq), 0), dtype=np.int64)
     wanted = k * OVERSAMPLE if nprobe else k
     _, rows = index.search(xq, min(wanted + EDGE, index.ntotal), params=_parameters(nprobe))
     return rows

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageOps
 from index.queries import encoded_picture
 from index.results import Answer, PictureSource, Result
 from index.typeface import Typeface
-from pipeline.errors import ChiasmError
+from pipeline.errors import ChiasmError, StorageError
 from pipeline.images import DecodeSettings, Undecodable, decode
 from pipeline.storage import Folder
 
@@ -32,9 +32,12 @@ PAPER, TILE_FILL, INK, FAINT, RULE = "#fbfbfa", "#efeeeb", "#1d1c1a", "#84807a",
 
 def write_sheet(answers: Sequence[Answer], path: str | Path) -> None:
     """Draw the answers and write them as a PNG, whole or not at all. Raises StorageError."""
+    target = Path(path)
+    if target.exists() and not target.is_file():
+        # Renamed into place, a sheet would take the place of a device or a pipe.
+        raise StorageError(str(target), expected="a file to write", found="something else there")
     file = io.BytesIO()
     contact_sheet(answers).save(file, "PNG")
-    target = Path(path)
     Folder(str(target.parent)).write_whole(target.name, file.getvalue())
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import io
 import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -42,23 +43,45 @@ EPILOG = "Begin with: chiasm demo"
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    prepare_process()
+    try:
+        require_own_packages()
+        try:
+            application(arguments)(args=arguments, prog_name="chiasm")
+        finally:
+            sys.stdout.flush()  # here, where a full disk can still be told
+    except ChiasmError as error:
+        print(f"chiasm: {error}", file=sys.stderr)
+        _leave(error.exit_code)
+    except Stopped as stopped:
+        told = stopped.told or "stopped; run the same command again to go on"
+        print(f"chiasm: {told}", file=sys.stderr)
+        _leave(stopped.exit_code)
+    except BrokenPipeError:
+        _leave(1)  # whoever read our output has gone, and needs no word
+    except OSError as error:
+        print(f"chiasm: output: {error.strerror or error}", file=sys.stderr)
+        _leave(1)
+
+
+def prepare_process() -> None:
+    """Signals, text streams that take any text, and C libraries' output; once, before all else."""
     STOPPING.install()
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):  # None where it is closed
+            stream.reconfigure(errors=errors)
+    # Threads that wait in a loop take the cores from those that decode and from other processes.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # A home that cannot be written is no reason to stop: then C libraries print where they like.
     with contextlib.suppress(OSError):
         divert_c_output(C_OUTPUT.expanduser())
-    try:
-        require_own_packages()
-        application(arguments)(args=arguments, prog_name="chiasm")
-    except ChiasmError as error:
-        print(f"chiasm: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except Stopped as stopped:
-        print("chiasm: stopped; run the same command again to go on", file=sys.stderr)
-        sys.exit(stopped.exit_code)
-    except BrokenPipeError:
-        # Whoever read our output has gone; keep Python from telling so at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit without a second try to write what stdout still holds."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(code)
 
 
 def _version(wanted: bool) -> None:

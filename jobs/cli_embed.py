@@ -25,6 +25,7 @@ SHARDS are paths, folders, globs, brace ranges, or - for a list on stdin:
   chiasm embed 'laion/{00000..00099}.tar' --to laion --encoder hf:google/siglip2-base-patch16-224
 
 Kill it and run it again: what is done is passed over. More shards can be added to a collection."""
+MOST_LISTED = 20  # dropped samples told one by one
 
 
 def register(app: typer.Typer) -> None:
@@ -73,19 +74,30 @@ def embed(
         address=address,
         limit=limit,
     )
-    console = Console(stderr=True)
-    with showing(console) as show:
+    with showing(Console(stderr=True)) as show:
         summary = embed_shards(request, show)
     if as_json:
         print(json.dumps(summary.as_json(), ensure_ascii=False))
     else:
         print_summary(summary, to)
+    error = summary_error(summary)
+    if error is not None:
+        print_failures(summary)
+        raise error
+
+
+def print_failures(summary: EmbedSummary) -> None:
+    """Shards that were set aside and, where they are too many, samples that were dropped."""
     for failure in summary.failed:
         where = shown(failure["shard"])
         print(f"set aside {where}: {failure['reason'].removeprefix(f'{where}: ')}", file=sys.stderr)
-    error = summary_error(summary)
-    if error is not None:
-        raise error
+    if summary.loss > summary.max_loss:
+        for url, lost in summary.lost[:MOST_LISTED]:
+            told = f"{lost.reason} {lost.detail}".strip()
+            print(f"dropped {shown(url)} {lost.key}: {told}", file=sys.stderr)
+        if len(summary.lost) > MOST_LISTED:
+            left = len(summary.lost) - MOST_LISTED
+            print(f"and {left:,} more, in the ledger of each shard", file=sys.stderr)
 
 
 def print_summary(summary: EmbedSummary, to: str) -> None:

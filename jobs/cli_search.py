@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from typing import Annotated
@@ -53,7 +54,11 @@ def search(
     for queries in _batches(text, image, column, k, from_stdin):
         answered = searcher.search_many(queries)
         for answer in answered:
-            print(json.dumps(answer.as_json(), ensure_ascii=False) if as_json else told(answer))
+            print(
+                json.dumps(answer.as_json(), ensure_ascii=False, allow_nan=False)
+                if as_json
+                else told(answer)
+            )
         sys.stdout.flush()
         if sheet is not None:
             answers += answered
@@ -65,21 +70,28 @@ def search(
 def _batches(
     text: str | None, image: str | None, column: str, k: int, from_stdin: bool
 ) -> Iterator[list[Query]]:
+    """Queries to answer together: the one of the command line, or what has come in on stdin."""
     if not from_stdin:
         yield [Query(text, image, column=column, k=k)]
         return
-    if sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty():
         raise UsageError(
             "search", expected="words, --image FILE, or queries on stdin", found="none of them"
         )
-    queries: list[Query] = []
-    for line in filter(None, map(str.strip, sys.stdin)):
-        queries.append(Query(line, image, column=column, k=k))
-        if len(queries) == BATCH:
-            yield queries
-            queries = []
-    if queries:
-        yield queries
+    for lines in _arriving(sys.stdin.fileno()):
+        words = [line.strip() for line in lines if line.strip()]
+        for start in range(0, len(words), BATCH):
+            some = words[start : start + BATCH]
+            yield [Query(line, image, column=column, k=k) for line in some]
+
+
+def _arriving(stdin: int) -> Iterator[list[str]]:
+    """Whole lines as they arrive: whoever writes one query and waits is answered at once."""
+    rest = b""
+    while chunk := os.read(stdin, 1 << 16):
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield [line.decode("utf-8", "replace") for line in lines]
+    yield [rest.decode("utf-8", "replace")]
 
 
 def told(answer: Answer) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from ray.job_submission import JobStatus
 
+from jobs.stopping import Stopped
 from jobs.submit import EXCLUDES, connect, follow
 from jobs.submit import submit as submit_job
 from pipeline.errors import ChiasmError
@@ -43,7 +44,11 @@ def submit(
     if not wait:
         print(job)
         return
-    ended = follow(connect(address), job, _say)
+    try:
+        ended = follow(connect(address), job, _say)
+    except Stopped as stopped:
+        stopped.told = f"no longer following; the job goes on: ray job stop {job} ends it"
+        raise
     if ended != JobStatus.SUCCEEDED:
         raise ChiasmError(
             f"job {job}",

@@ -68,6 +68,11 @@ class WorkerSettings:
             workers__deadline_seconds=self.deadline_seconds,
         )
 
+    def told(self) -> str:
+        """What one worker reserves, in words."""
+        parts = {"cores": self.cpus, "accelerators": self.gpus, "GB": self.memory_gb}
+        return ", ".join(f"{count:g} {what}" for what, count in parts.items() if count)
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -21,7 +21,7 @@ from index.build import build_index
 from index.results import Answer, Query
 from index.retrieve import Searcher
 from index.sheet import write_sheet
-from jobs.config import Settings
+from jobs.config import compose
 from jobs.embed_shards import EmbedRequest, Progress, embed_shards, summary_error
 from pipeline.errors import UsageError
 from pipeline.ledger import Stopwatch
@@ -94,7 +94,7 @@ def run_demo(
         shards = make_shards(to, seed, count)
     with clock.stage("embed"):
         say(f"embedding them with pocket on a local Ray into {collection}")
-        request = EmbedRequest(list_shards(shards), str(collection), Settings())
+        request = EmbedRequest(list_shards(shards), str(collection), compose())
         summary = embed_shards(request, show)
         if (error := summary_error(summary)) is not None:
             raise error

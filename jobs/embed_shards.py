@@ -24,7 +24,7 @@ from pipeline.collection import FOLDERS, SHARD_FOLDERS, Identity, establish, rea
 from pipeline.encoders import split_name
 from pipeline.errors import ChiasmError
 from pipeline.ledger import LedgerEntry
-from pipeline.records import Shard
+from pipeline.records import Dropped, Shard
 from pipeline.runs import Run
 from pipeline.storage import Folder
 
@@ -38,6 +38,11 @@ class EmbedRequest:
     settings: Settings
     address: str | None = None
     limit: int | None = None
+
+    def in_force(self) -> dict[str, Any]:
+        """What the run's record keeps of it."""
+        told = {"limit": self.limit, "address": self.address, "shards": len(self.shards)}
+        return told | self.settings.as_dict()
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class EmbedSummary:
     pairs_per_second: float
     seconds: dict[str, float]
     reasons: dict[str, int] = field(default_factory=dict)
+    lost: list[tuple[str, Dropped]] = field(default_factory=list)  # with the shard's URL
     max_loss: float = 0.01
 
     @property
@@ -94,6 +100,7 @@ class Progress:
     dropped: int
     workers_ready: int
     workers_asked: int
+    each_reserves: str
 
 
 def embed_shards(
@@ -101,15 +108,17 @@ def embed_shards(
 ) -> EmbedSummary:
     """Embed shards into a collection; raises ChiasmError for what would meet every shard."""
     started = time.monotonic()
-    split_name(request.settings.encoder.name)  # refused before anything is written
     folder = Folder(request.to)
-    with Run(folder, "embed", request.settings.as_dict()) as run:
+    identity = read_identity(folder)
+    request = replace(request, settings=settled(request.settings, identity))
+    with Run(folder, "embed", request.in_force()) as run:
         run.sweep(FOLDERS)
         work = WorkList(request.shards, run, request.settings.embedding, request.limit)
-        settings = settle_encoder(request.settings, folder, work)
+        if identity is not None and identity.encoder == request.settings.encoder.name:
+            work.look(identity)  # what is done needs no worker to be passed over
         try:
             if not work.over:
-                _embed_what_is_left(replace(request, settings=settings), run, work, show)
+                _embed_what_is_left(request, run, work, show)
         finally:
             run.sweep(SHARD_FOLDERS, own=True)
         summary = summarize(request, work, time.monotonic() - started)
@@ -117,15 +126,13 @@ def embed_shards(
     return summary
 
 
-def settle_encoder(settings: Settings, folder: Folder, work: WorkList) -> Settings:
-    """An existing collection decides the precision, once for all its rows; and with the encoder's
-    fingerprint known, shards that are done need no worker to be passed over."""
+def settled(settings: Settings, identity: Identity | None) -> Settings:
+    """The encoder named for good, in the precision of the collection where there is one already.
+
+    Raises UsageError for an unknown encoder, before anything is written."""
     encoder = replace(settings.encoder, name=absolute_name(settings.encoder.name))
-    identity = read_identity(folder)
     if identity is not None:
         encoder = replace(encoder, precision=identity.precision)
-        if identity.encoder == encoder.name:
-            work.look(identity)
     return replace(settings, encoder=encoder)
 
 
@@ -140,10 +147,11 @@ def absolute_name(name: str) -> str:
 def _embed_what_is_left(
     request: EmbedRequest, run: Run, work: WorkList, show: Callable[[Progress], None]
 ) -> None:
-    def welcome(identity: Identity) -> None:
+    def welcome(identity: Identity) -> str:
         standing = establish(run.folder, identity, run.id)
         if not work.fingerprint:
             work.look(standing)
+        return standing.precision
 
     def tick(pool: Pool) -> None:
         STOPPING.check()
@@ -159,15 +167,17 @@ def _embed_what_is_left(
 
 
 def progress_of(request: EmbedRequest, work: WorkList, pool: Pool) -> Progress:
+    samples, dropped = pool.at_work()
     return Progress(
         shards=len(request.shards),
         done=len(work.done),
         skipped=len(work.skipped),
         failed=len(work.set_aside),
-        samples=sum(entry.samples for entry in work.done.values()) + pool.samples_in_flight(),
-        dropped=sum(len(entry.dropped) for entry in work.done.values()),
+        samples=sum(entry.samples for entry in work.done.values()) + samples,
+        dropped=sum(len(entry.dropped) for entry in work.done.values()) + dropped,
         workers_ready=pool.ready,
         workers_asked=len(pool.workers),
+        each_reserves=request.settings.workers.told(),
     )
 
 
@@ -197,6 +207,7 @@ def summarize(request: EmbedRequest, work: WorkList, wall: float) -> EmbedSummar
         seconds={stage: round(spent, 3) for stage, spent in seconds.items()}
         | {"total": round(wall, 3)},
         reasons=dict(reasons.most_common()),
+        lost=[(entry.source.url, lost) for entry in accounts for lost in entry.dropped],
         max_loss=request.settings.max_loss,
     )
 
@@ -214,7 +225,7 @@ def summary_error(summary: EmbedSummary) -> ChiasmError | None:
         return ChiasmError(
             "embed",
             expected=f"at most {summary.max_loss:.2%} of samples dropped",
-            found=f"{summary.dropped} of {summary.samples} ({summary.loss:.2%}), see ledger/",
+            found=f"{summary.dropped} of {summary.samples} ({summary.loss:.2%}), listed above",
             do="mend them, or allow more with --max-loss",
         )
     return None

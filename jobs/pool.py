@@ -23,7 +23,7 @@ from jobs.config import WorkerSettings
 from jobs.worker import EmbedWorker, Recipe
 from jobs.worklist import Task, WorkList
 from pipeline.collection import Identity
-from pipeline.errors import ChiasmError, SourceError
+from pipeline.errors import ChiasmError, EncoderError, SourceError
 
 TICK_SECONDS = 0.5
 LOADS = 3  # workers that may die while loading, one after the other, before the run gives up
@@ -38,7 +38,7 @@ class Worker:
     holds: deque[tuple[ray.ObjectRef, Task]] = field(default_factory=deque)
     head_since: float = 0.0
     asked: ray.ObjectRef | None = None
-    at_work: tuple[str, int] = ("", 0)
+    at_work: tuple[int, int] = (0, 0)  # samples, dropped
 
 
 class Pool:
@@ -53,7 +53,7 @@ class Pool:
         recipe: Recipe,
         settings: WorkerSettings,
         *,
-        welcome: Callable[[Identity], None],
+        welcome: Callable[[Identity], str],
         tick: Callable[[Pool], None],
     ) -> None:
         self.settings = settings
@@ -74,9 +74,10 @@ class Pool:
         """Workers that have their model in memory."""
         return sum(worker.loading is None for worker in self.workers)
 
-    def samples_in_flight(self) -> int:
-        """Samples of the shards now at work, as last heard."""
-        return sum(worker.at_work[1] for worker in self.workers)
+    def at_work(self) -> tuple[int, int]:
+        """Samples of the shards now at work, and how many were dropped, as last heard."""
+        samples = sum(worker.at_work[0] for worker in self.workers)
+        return samples, sum(worker.at_work[1] for worker in self.workers)
 
     def run(self, work: WorkList) -> None:
         """Work until nothing is left. Raises what `welcome` raises, and any error that would meet
@@ -134,7 +135,14 @@ class Pool:
         try:
             identity = ray.get(loaded)
         except RayTaskError as error:
-            raise _cause(error) from error
+            cause = _cause(error)
+            if isinstance(cause, ChiasmError):
+                raise cause from error
+            raise EncoderError(
+                f"encoder {self._recipe.encoder}",
+                expected="a model that loads",
+                found=f"{type(cause).__name__}: {_line(cause)}",
+            ) from error
         except RayError as error:
             self._dismiss(worker)
             self._lost_loading += 1
@@ -147,8 +155,9 @@ class Pool:
                 ) from error
             return
         self._lost_loading = 0
-        self._welcome(identity)
-        worker.loading = None
+        precision = self._welcome(identity)
+        alike = identity.precision == precision
+        worker.loading = None if alike else worker.actor.load.remote(precision)
 
     def _settle_shard(self, worker: Worker, work: WorkList) -> None:
         ref, task = worker.holds[0]
@@ -182,7 +191,7 @@ class Pool:
     def _advance(self, worker: Worker) -> None:
         worker.holds.popleft()
         worker.head_since = time.monotonic()
-        worker.at_work = ("", 0)
+        worker.at_work = (0, 0)
 
     def _lose(self, worker: Worker, why: str, work: WorkList) -> None:
         """A worker is gone: blame the shard at work, give the others back unblamed."""

@@ -48,7 +48,7 @@ def line(progress: Progress, pace: tuple[float, float | None]) -> str:
         f"{rate:,.0f}/s" if rate else "",
         f"{progress.dropped} dropped",
         f"about {_span(left)} left" if left is not None else "",
-        "" if progress.workers_ready else f"{progress.workers_asked} workers starting",
+        "" if progress.workers_ready else _waiting(progress),
     ]
     return " | ".join(part for part in parts if part)
 
@@ -85,6 +85,12 @@ def showing(console: Console) -> Iterator:
                 console.print(line(progress, reading), highlight=False)
 
         yield plain
+
+
+def _waiting(progress: Progress) -> str:
+    """A cluster that has no room says nothing: at least say what was asked of it."""
+    asked = f"{progress.workers_asked} workers starting"
+    return f"{asked} (each reserves {progress.each_reserves})" if progress.each_reserves else asked
 
 
 def _span(seconds: float) -> str:

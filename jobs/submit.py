@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -40,7 +41,18 @@ def submit(
     client = connect(address)
     with tempfile.TemporaryDirectory(prefix="chiasm-submit-") as folder:
         pack(Path(folder), files, excludes)
-        return _start(client, shlex.join(["python", "-m", "jobs", *command]), folder)
+        return _start(client, entrypoint(command), folder)
+
+
+def entrypoint(command: Sequence[str]) -> str:
+    """`python -m jobs COMMAND`, by the first Python on the cluster that has Ray: a bare Debian
+    calls it python3, and where the cluster is this machine, Ray may be on no path at all."""
+    pythons = shlex.join(["python", "python3", sys.executable])
+    run = shlex.join(["-m", "jobs", *command])
+    return (
+        f'for p in {pythons}; do "$p" -c "import ray" 2>/dev/null && exec "$p" {run}; done; '
+        "echo chiasm: the cluster has no Python with Ray on its PATH >&2; exit 1"
+    )
 
 
 def _start(client: JobSubmissionClient, entrypoint: str, folder: str) -> str:
@@ -110,13 +122,23 @@ def pack(folder: Path, files: Sequence[str], excludes: Sequence[str]) -> None:
 
 
 def follow(client: JobSubmissionClient, job: str, say: Callable[[str], object]) -> JobStatus:
-    """Pass on the job's output as it comes until it ends; returns how it ended."""
+    """Pass on the job's output as it comes until it ends; returns how it ended.
+
+    Raises ChiasmError when the cluster stops answering; the job may go on."""
     told = 0
-    while True:
-        ended = client.get_job_status(job).is_terminal()  # before the logs: none are missed
-        logs = client.get_job_logs(job)
-        say(logs[told:])
-        told = len(logs)
-        if ended:
-            return client.get_job_status(job)
-        time.sleep(LOOK_SECONDS)
+    try:
+        while True:
+            ended = client.get_job_status(job).is_terminal()  # before the logs: none are missed
+            logs = client.get_job_logs(job)
+            say(logs[told:])
+            told = len(logs)
+            if ended:
+                return client.get_job_status(job)
+            time.sleep(LOOK_SECONDS)
+    except (RuntimeError, OSError) as error:
+        raise ChiasmError(
+            f"job {job}",
+            expected="a cluster that tells how it goes",
+            found=str(error).splitlines()[0],
+            do=f"the job may go on: ray job status {job}",
+        ) from error

@@ -7,10 +7,9 @@ and vectors never leave the process.
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import ray
@@ -20,7 +19,7 @@ from pipeline.embed import EmbedSettings, embed_shard
 from pipeline.encoders import Encoder, EncoderSettings, load_encoder
 from pipeline.ledger import LedgerEntry, Tally
 from pipeline.records import Shard
-from pipeline.runs import process_alive
+from pipeline.runs import process_alive, this_machine
 from pipeline.storage import Folder
 
 DRIVER_LOOK_SECONDS = 0.5  # pipeline.runs waits for three of these before it sweeps
@@ -55,7 +54,7 @@ class Recipe:
             collection,
             run_id,
             embedding,
-            socket.gethostname(),
+            this_machine(),
             process.pid,
             process.create_time(),
         )
@@ -68,19 +67,24 @@ class EmbedWorker:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.encoder: Encoder | None = None
-        self._progress: tuple[str, int] = ("", 0)
+        self._progress = (0, 0)
         threading.Thread(target=self._outlive_nobody, name="driver watch", daemon=True).start()
 
-    def load(self) -> Identity:
-        """Put the model in memory. Raises EncoderError, UsageError."""
-        self.encoder = load_encoder(self.recipe.encoder, self.recipe.compute)
+    def load(self, precision: str | None = None) -> Identity:
+        """Put the model in memory, in the precision that the collection turned out to have.
+
+        Raises EncoderError, UsageError."""
+        compute = self.recipe.compute
+        if precision is not None:
+            compute = replace(compute, precision=precision)
+        self.encoder = load_encoder(self.recipe.encoder, compute)
         return Identity.of(self.encoder)
 
     def embed(self, shard: Shard, limit: int | None) -> LedgerEntry:
         """Embed one shard; see `pipeline.embed.embed_shard` for what it raises."""
         if self.encoder is None:
             raise RuntimeError("embed before load")
-        self._progress = (shard.id, 0)
+        self._progress = (0, 0)
         return embed_shard(
             shard,
             self.encoder,
@@ -88,24 +92,21 @@ class EmbedWorker:
             self.recipe.embedding,
             run_id=self.recipe.run_id,
             limit=limit,
-            watch=self._watch(shard),
+            watch=self._watch,
         )
 
     @ray.method(concurrency_group="control")
-    def progress(self) -> tuple[str, int]:
-        """The shard at work and its samples so far."""
+    def progress(self) -> tuple[int, int]:
+        """Of the shard at work: samples so far, and how many of them were dropped."""
         return self._progress
 
-    def _watch(self, shard: Shard):
-        def watch(tally: Tally) -> None:
-            self._progress = (shard.id, tally.samples)
-
-        return watch
+    def _watch(self, tally: Tally) -> None:
+        self._progress = (tally.samples, len(tally.dropped))
 
     def _outlive_nobody(self) -> None:
         """End this process when its driver is gone. Ray does so too, but only after some seconds,
         in which a worker would go on writing in the name of a dead run."""
-        if self.recipe.driver_host != socket.gethostname():
+        if self.recipe.driver_host != this_machine():
             return
         while process_alive(self.recipe.driver_pid, self.recipe.driver_started):
             time.sleep(DRIVER_LOOK_SECONDS)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from pipeline.collection import Identity
 from pipeline.embed import EmbedSettings, edition_of
+from pipeline.errors import CollectionError
 from pipeline.ledger import LedgerEntry, read_entry, write_entry
 from pipeline.parquet import EmbeddingFile, find_embedding
 from pipeline.records import Shard
@@ -127,14 +128,14 @@ class WorkList:
         if time.monotonic() - self._looked >= LOOK_AGAIN_SECONDS:
             self._looked = time.monotonic()
             self._elsewhere = {shard for run in self.run.others() for shard in run.holds}
-            self._pending.extend(self._held_by_others)
+            self._pending.extendleft(reversed(self._held_by_others))
             self._held_by_others = []
 
     def _found_done(self, task: Task) -> bool:
         file = find_done(task, self.run, self.settings, self.fingerprint)
         if file is None:
             return False
-        entry = read_entry(self.run.folder, task.shard.id)
+        entry = read_entry(self.run.folder, task.shard.id)  # it was read a moment ago
         if entry is not None:
             self.skipped[task.shard.id] = entry
         return entry is not None
@@ -151,6 +152,9 @@ def find_done(
     task: Task, run: Run, settings: EmbedSettings, fingerprint: str
 ) -> EmbeddingFile | None:
     """The shard's file, if it is there, whole, and the edition that this task would make."""
-    file = find_embedding(run.folder, task.shard.id)
+    try:
+        file = find_embedding(run.folder, task.shard.id)
+    except CollectionError:
+        return None  # damaged: made anew, whole, under the same name
     wanted = {edition_of(task.shard, fingerprint, settings, limit) for limit in {None, task.limit}}
     return file if file is not None and file.edition in wanted else None

@@ -98,7 +98,10 @@ class PendingFile(io.BufferedWriter):
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise
-                if not _claimed(self.target):
+                # A disk without hard links (FAT, some mounts): nothing names a whole file if free
+                # in one step. A look before is not safe against another run in that very moment,
+                # but against a kill it is, and an empty file under the name would not be.
+                if self.target.exists():
                     return False
                 self.close()
                 os.replace(self.temporary, self.target)
@@ -220,15 +223,6 @@ def _open_anew(path: str, flags: int) -> int:
     except FileExistsError:
         os.unlink(path)
         return os.open(path, flags | os.O_CLOEXEC, 0o666)
-
-
-def _claimed(target: Path) -> bool:
-    """Take a free name with an empty file, where a disk has no hard links (FAT, some mounts)."""
-    try:
-        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    except FileExistsError:
-        return False
-    return True
 
 
 def _fsync_folder(folder: Path) -> None:

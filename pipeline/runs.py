@@ -50,7 +50,7 @@ class RunRecord:
         """Whether somebody may still write in this run's name."""
         if self.state != "running":
             return False
-        if self.host == socket.gethostname():
+        if self.host == this_machine():
             return process_alive(self.pid, self.process_started)
         return (now or time.time()) - self.heartbeat < STALE_SECONDS
 
@@ -72,7 +72,7 @@ class Run:
         self.record = RunRecord(
             id=f"{stamp}-{secrets.token_hex(4)}",
             command=command,
-            host=socket.gethostname(),
+            host=this_machine(),
             pid=os.getpid(),
             process_started=psutil.Process().create_time(),
             started=now,
@@ -172,6 +172,14 @@ def _read(folder: Folder, name: str) -> RunRecord | None:
         return RunRecord(holds=tuple(told.pop("holds")), **told)
     except (ValueError, TypeError, KeyError, StorageError):
         return None
+
+
+def this_machine() -> str:
+    """A name under which a pid means one process: containers may share a host's name alone."""
+    try:
+        return f"{socket.gethostname()}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # no such thing but on Linux
+        return socket.gethostname()
 
 
 def process_alive(pid: int, started: float) -> bool:

@@ -38,7 +38,6 @@ def head(tmp_path_factory) -> tuple[str, str]:
     temporary = Path("/tmp") / f"chiasm-ray-{os.getpid()}"
     environment = {
         **os.environ,
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": TOKEN,
