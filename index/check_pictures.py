@@ -12,7 +12,7 @@ import numpy as np
 from index.check_shards import Finding
 from index.generations import listed
 from pipeline.collection import Collection
-from pipeline.embed import encode
+from pipeline.embed import EmbedSettings, edition_of, encode
 from pipeline.encoders import Encoder, EncoderSettings, load_encoder
 from pipeline.errors import ChiasmError, CollectionError
 from pipeline.images import DecodeSettings, Undecodable, decode
@@ -20,6 +20,7 @@ from pipeline.ledger import Stopwatch
 from pipeline.parquet import EmbeddingFile, find_embedding, vectors_of
 from pipeline.records import COLUMNS, Batch, Decoded, Place, Sample
 from pipeline.runs import runs
+from pipeline.samples import ReadSettings
 from pipeline.shards import read_member
 
 LEAST_COSINE = 0.999  # precision, device and batch may differ from those of the first time
@@ -40,12 +41,12 @@ def check_pictures(collection: Collection, wanted: int, checked: Counter[str]) -
         )
         yield Finding(f"encoder {identity.encoder}", told)
         return
-    settings = decode_settings(collection)
+    runs_of = embed_settings(collection)
     for file, rows in drawn(list(pictured(collection)), wanted):
         try:
             for start in range(0, len(rows), BATCH):
                 some = rows[start : start + BATCH]
-                yield from _check_batch(file, some, encoder, settings, checked)
+                yield from _check_batch(file, some, encoder, made_with(file, runs_of), checked)
         except CollectionError:
             continue  # a damaged file, which check_shards has told of
 
@@ -77,10 +78,23 @@ def drawn(
             yield file, rows[here]
 
 
-def decode_settings(collection: Collection) -> DecodeSettings:
-    """Those of the last run that embedded; the defaults where no run is on record."""
-    told = [run.settings["decode"] for run in runs(collection.folder) if "decode" in run.settings]
-    return DecodeSettings(**told[-1]) if told else DecodeSettings()
+def embed_settings(collection: Collection) -> list[EmbedSettings]:
+    """How the runs on record read and decoded, the last one first."""
+    told = [run.settings for run in runs(collection.folder) if "decode" in run.settings]
+    return [
+        EmbedSettings(ReadSettings(**one["read"]), DecodeSettings(**one["decode"]))
+        for one in reversed(told)
+    ]
+
+
+def made_with(file: EmbeddingFile, candidates: list[EmbedSettings]) -> DecodeSettings:
+    """How a file's pictures were decoded: by the run whose settings give its edition; by the last
+    one for a shard that a limit cut; by the defaults where no run is on record."""
+    source, fingerprint = file.footer.source, file.footer.fingerprint
+    alike = (
+        one.decode for one in candidates if edition_of(source, fingerprint, one) == file.edition
+    )
+    return next(alike, candidates[0].decode if candidates else DecodeSettings())
 
 
 def _check_batch(

@@ -1,6 +1,6 @@
 """Training: the picture-book world in, a model folder out.
 
-    python -m pipeline.model.train --to runs/pocket --steps 3000
+    python -m pipeline.model.train --to runs/pocket --steps 3500
 
 A run is a function of its settings; killed and started again it goes on from its last checkpoint
 and ends with the same weights, unless its length is given in minutes, for then the learning rate
