@@ -50,8 +50,8 @@ class PocketEncoder:
         self.name = name
         self.device = str(device)
         self.precision = resolve_precision(settings.precision, device)
-        model, self._tokenizer = load_model(folder)
-        self._model = model.to(device, PRECISIONS[self.precision])
+        model, self._tokenizer = load_model(folder, PRECISIONS[self.precision])
+        self._model = model.to(device)
         self.dim = model.config.dim
         self.image_size = model.config.image.side
         self.preprocessing: dict[str, Any] = {

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -37,8 +38,10 @@ def save_model(
     write_whole(folder / TOKENIZER, (tokenizer.to_json() + "\n").encode())
 
 
-def load_model(folder: Path) -> tuple[DualEncoder, Tokenizer]:
-    """The model of a folder, float32 on the CPU, in evaluation mode, and its tokenizer.
+def load_model(
+    folder: Path, precision: torch.dtype = torch.float32
+) -> tuple[DualEncoder, Tokenizer]:
+    """The model of a folder, on the CPU, in evaluation mode, and its tokenizer.
 
     Raises EncoderError: no such folder, a file missing, or files that are not what they should be.
     """
@@ -57,7 +60,7 @@ def load_model(folder: Path) -> tuple[DualEncoder, Tokenizer]:
         tokenizer = Tokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8"))
         # Not built on the device "meta": numbers drawn there load torch's compiler, 1.5 s for 0.05.
         model = DualEncoder(config)
-        weights = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
+        weights = {name: t.to(precision) for name, t in load_file(folder / WEIGHTS).items()}
         model.load_state_dict(weights, assign=True)
     except (
         SafetensorError,
