@@ -1,8 +1,8 @@
 """Seed and step -> one batch of the picture-book world, drawn and told on the spot.
 
 A batch is a function of the seed and the step alone, so that a training that was killed goes on
-with the very batches it would have seen. Workers are processes without torch: drawing takes some 5
-% of the time of a training step on the same processor.
+with the very batches it would have seen. Workers are processes of their own: drawing takes about a
+tenth of the processor time of the training itself.
 """
 
 from __future__ import annotations

@@ -183,8 +183,8 @@ class Training:
         settings = self.settings
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate
-        # Weights are kept in float32 and rounded for each pass: on a CPU this is 1.3 times as fast
-        # as autocast, which goes back to float32 at every norm. A scalar is not worth rounding.
+        # Weights are kept in float32 and rounded for each pass: autocast would go back to float32
+        # at every norm, which costs a CPU time. A scalar is not worth rounding.
         rounded = {
             name: value.to(precision) if value.ndim else value
             for name, value in self.objective.named_parameters()

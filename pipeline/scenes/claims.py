@@ -118,7 +118,7 @@ def holds(claims: Claims, scene: Scene) -> bool:
 def holds_matrix(claims: Sequence[Claims], scenes: Sequence[Scene]) -> np.ndarray:
     """`holds` of every caption and every scene: Q claims, N scenes -> (Q, N) bool.
 
-    Same answer by arithmetic on codes; 256 x 256 in some 10 ms, and blocks of queries keep the
+    Same answer by arithmetic on codes; 256 x 256 in some 40 ms, and blocks of queries keep the
     (block, N, 3, 3, 6) comparison in a few MB.
     """
     facts, stages = _scene_codes(scenes)

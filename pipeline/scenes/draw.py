@@ -2,8 +2,8 @@
 
 Things are painted as sprites, four times too large and then reduced, which is what makes the edges
 smooth. Sprites and backgrounds come in a few variants each and are cached: a picture costs some
-0.2 ms once they are warm, so that training can draw a fresh world and never see a picture twice.
-The cost is memory: about 30 MB for all sprites of one picture size.
+0.05 ms once they are warm, so that training can draw a fresh world and never see a picture twice.
+The cost is memory: about 40 MB for all sprites of one picture size.
 """
 
 from __future__ import annotations
