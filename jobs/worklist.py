@@ -2,7 +2,7 @@
 
 The list hands out tasks and takes back outcomes; it alone knows what done means: a Parquet file
 whose ledger agrees and whose edition is the one this run would make. Shards that another run holds
-are put off and looked at again, so that two runs share the work and none is done twice for long.
+are put off and looked at again, so that two runs share the work and no shard is embedded twice.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ class WorkList:
         self._pending = deque(Task(shard) for shard in shards)
         self._held_by_others: list[Task] = []
         self._out: dict[str, Task] = {}
-        self._elsewhere: set[str] = set()
         self._looked = -LOOK_AGAIN_SECONDS
 
     def look(self, identity: Identity) -> None:
@@ -75,14 +74,12 @@ class WorkList:
         """The next shard to embed, None when there is none just now."""
         self._look_again()
         for task in self._candidates():
-            if self._found_done(task):
-                continue
-            if task.shard.id in self._elsewhere:
+            if not self._claimed(task):
                 self._held_by_others.append(task)
-                continue
-            self._out[task.shard.id] = task
-            self.run.hold(self._out)
-            return task
+            elif self._found_done(task):  # looked at once it is ours: nobody can finish it now
+                self._let_go(task)
+            else:
+                return task
         return None
 
     def give_back(self, task: Task, lost: str = "") -> None:
@@ -90,18 +87,15 @@ class WorkList:
         blame."""
         if lost:
             task.lost.append(lost)
-        self._out.pop(task.shard.id)
         self._pending.appendleft(task)
-        self.run.hold(self._out)
+        self._let_go(task)
 
     def finish(self, task: Task, entry: LedgerEntry) -> None:
-        self._out.pop(task.shard.id)
         self.done[task.shard.id] = entry
-        self.run.hold(self._out)
+        self._let_go(task)
 
     def put_aside(self, task: Task, reason: str) -> None:
         """Write down that this shard was given up, and why, and go on with the rest."""
-        self._out.pop(task.shard.id)
         self.set_aside[task.shard.id] = reason
         entry = LedgerEntry(
             source=task.shard,
@@ -111,7 +105,7 @@ class WorkList:
             attempts=len(task.lost),
         )
         write_entry(self.run.folder, entry, self.run.id)
-        self.run.hold(self._out)
+        self._let_go(task)
 
     def _candidates(self) -> Iterator[Task]:
         while self._pending:
@@ -124,10 +118,30 @@ class WorkList:
                 self._pending[0].limit = self.limit - self.samples()
             yield self._pending.popleft()
 
+    def _claimed(self, task: Task) -> bool:
+        """Say that the shard is ours, unless another run says so.
+
+        Whoever says it looks again afterwards: of two that say it at once at least one sees the
+        other and steps back. If both do, both come back to it, hardly at once again."""
+        if task.shard.id in self._elsewhere():
+            return False
+        self._out[task.shard.id] = task
+        self.run.hold(self._out)
+        if task.shard.id in self._elsewhere():
+            self._let_go(task)
+            return False
+        return True
+
+    def _let_go(self, task: Task) -> None:
+        self._out.pop(task.shard.id)
+        self.run.hold(self._out)
+
+    def _elsewhere(self) -> set[str]:
+        return {shard for run in self.run.others() for shard in run.holds}
+
     def _look_again(self) -> None:
         if time.monotonic() - self._looked >= LOOK_AGAIN_SECONDS:
             self._looked = time.monotonic()
-            self._elsewhere = {shard for run in self.run.others() for shard in run.holds}
             self._pending.extendleft(reversed(self._held_by_others))
             self._held_by_others = []
 
