@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import io
 import os
 import sys
@@ -21,7 +20,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from jobs.stopping import STOPPING, Stopped
-from pipeline.errors import ChiasmError, UsageError
+from pipeline.errors import ChiasmError
 from pipeline.quiet import divert_c_output
 
 COMMANDS = {  # name -> (module with `register(app)`, what it does)
@@ -45,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     prepare_process()
     try:
-        require_own_packages()
         try:
             application(arguments)(args=arguments, prog_name="chiasm")
         finally:
@@ -117,22 +115,6 @@ def options(
     ] = False,
 ) -> None:
     """What stands before a command; `--version` is answered by its own callback."""
-
-
-def require_own_packages() -> None:
-    """`pipeline`, `index` and `jobs` are common names: refuse to run with somebody else's."""
-    home = Path(__file__).parent.parent
-    for name in ("pipeline", "index"):
-        # Found without being imported: `index` would bring pyarrow along.
-        spec = importlib.util.find_spec(name)
-        found = Path(str(spec and spec.origin)).parent.parent
-        if found != home:
-            raise UsageError(
-                f"package {name}",
-                expected=f"chiasm's own, in {home}",
-                found=f"another in {found}",
-                do="run chiasm in an environment of its own, or from another folder",
-            )
 
 
 def _not_called() -> None:

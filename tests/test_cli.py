@@ -69,20 +69,32 @@ def test_a_read_only_target_is_one_line(chiasm, tmp_path):
     refused(chiasm("embed", good, "--to", "/proc/chiasm", "--encoder", "fake"), "/proc/chiasm")
 
 
-def test_another_chiasm_on_the_path_is_refused(tmp_path):
-    (tmp_path / "pipeline").mkdir()
-    for name in ("__init__", "errors"):
-        source = (ROOT / "pipeline" / f"{name}.py").read_text()
-        (tmp_path / "pipeline" / f"{name}.py").write_text(source)
+@pytest.mark.parametrize("name", ["pipeline", "index"])
+def test_somebody_elses_package_of_that_name_is_refused(name, tmp_path):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").touch()
     ran = subprocess.run(
-        [sys.executable, "-c", "from jobs.cli import main; main(['status', 'x'])"],
+        [sys.executable, "-m", "jobs", "status", "x"],
         env={**environment(), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert ran.returncode == 2
-    assert f"package pipeline: expected chiasm's own, in {ROOT}" in ran.stderr
+    refused(ran, f"package {name}: expected chiasm's own, in {ROOT}, found another in", code=2)
+
+
+def test_output_that_cannot_be_written_is_one_line():
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "jobs", "--version"],
+            env=environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (ran.returncode, ran.stderr) == (1, "chiasm: output: No space left on device\n")
 
 
 def test_the_whole_way_from_shards_to_answers(chiasm, shards, tmp_path):
@@ -140,8 +152,8 @@ def test_losses_and_set_aside_shards_are_told_and_fail(chiasm, tmp_path):
     assert ran.returncode == 1
     assert "3 rows of 4 samples" in ran.stdout
     assert "1 not_a_picture" in ran.stdout
-    aside, error = ran.stderr.splitlines()
+    aside, dropped, error = ran.stderr.splitlines()
+    assert dropped.startswith(f"dropped {lossy} 00000003: not_a_picture")
     assert aside.startswith(f"set aside {tmp_path / 'picture.tar'}: expected a tar")
     assert "a PNG picture" in aside
     assert "1 set aside (listed above)" in error
-    assert lossy.exists()
