@@ -36,6 +36,7 @@ class Worker:
     actor: ActorHandle[EmbedWorker]
     loading: ray.ObjectRef | None
     holds: deque[tuple[ray.ObjectRef, Task]] = field(default_factory=deque)
+    told_precision: bool = False
     head_since: float = 0.0
     asked: ray.ObjectRef | None = None
     at_work: tuple[int, int] = (0, 0)  # samples, dropped
@@ -156,8 +157,11 @@ class Pool:
             return
         self._lost_loading = 0
         precision = self._welcome(identity)
-        alike = identity.precision == precision
-        worker.loading = None if alike else worker.actor.load.remote(precision)
+        if identity.precision == precision or worker.told_precision:
+            worker.loading = None
+        else:
+            worker.told_precision = True
+            worker.loading = worker.actor.load.remote(precision)
 
     def _settle_shard(self, worker: Worker, work: WorkList) -> None:
         ref, task = worker.holds[0]

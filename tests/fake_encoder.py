@@ -22,9 +22,10 @@ DIM = 8
 
 
 class FakeEncoder:
-    dim, image_size, precision, device = DIM, 16, "float32", "cpu"
+    dim, image_size, device = DIM, 16, "cpu"
 
-    def __init__(self, model: str = "") -> None:
+    def __init__(self, model: str = "", precision: str = "float32") -> None:
+        self.precision = precision
         self.name = f"fake:{model}" if model else "fake"
         self.fingerprint = hashlib.blake2b(model.encode(), digest_size=16).hexdigest()
         self.preprocessing = {"resize": 16}
@@ -67,7 +68,7 @@ def misbehave(text: str) -> None:
 
 
 def load(model: str, settings: EncoderSettings) -> FakeEncoder:
-    return FakeEncoder(model)
+    return FakeEncoder(model, "float32" if settings.precision == "auto" else settings.precision)
 
 
 def register() -> None:

@@ -214,3 +214,31 @@ def test_the_parquet_file_bears_its_name_only_when_done(shards, tmp_path):
     summary = embed(shards[:1], tmp_path / "c")
     assert summary.done == 1
     assert folder.exists(parquet_name(shard.id))
+
+
+def test_a_worker_that_chose_another_precision_loads_again_in_the_collections(tmp_path):
+    from jobs.pool import Pool
+    from jobs.worker import Recipe
+    from jobs.worklist import WorkList
+    from pipeline.collection import Identity
+    from pipeline.encoders import EncoderSettings
+    from pipeline.runs import Run
+
+    folder = Folder(str(tmp_path / "c"))
+    shards = list_shards([str(make_shard(tmp_path / "a.tar", 4))])
+    settings = compose("laptop", ["workers.cpus=1"])
+    welcomed: list[str] = []
+
+    def welcome(identity: Identity) -> str:
+        welcomed.append(identity.precision)
+        work.look(identity)
+        return "bfloat16"
+
+    with Run(folder, "test", {}) as run:
+        work = WorkList(shards, run, settings.embedding)
+        recipe = Recipe.of_this_driver(
+            "fake", EncoderSettings(precision="float32"), folder.url, run.id, settings.embedding
+        )
+        Pool(recipe, settings.workers, welcome=welcome, tick=lambda pool: None).run(work)
+    assert welcomed == ["float32", "bfloat16"]
+    assert [entry.rows for entry in work.done.values()] == [4]
