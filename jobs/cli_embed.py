@@ -13,6 +13,7 @@ from jobs.config import compose
 from jobs.embed_shards import EmbedRequest, EmbedSummary, embed_shards, summary_error
 from jobs.progress import showing
 from pipeline.errors import UsageError
+from pipeline.records import Shard
 from pipeline.shards import list_shards
 from pipeline.storage import shown
 
@@ -64,11 +65,8 @@ def embed(
         "read.caption_field": caption_field,
         "max_loss": max_loss,
     }
-    listed = list_shards(shards, sys.stdin)
-    if not listed:
-        raise UsageError("SHARDS", expected="at least one shard", found="an empty list on stdin")
     request = EmbedRequest(
-        shards=listed,
+        shards=_listed(shards),
         to=to,
         settings=compose(preset, assignments or (), flags),
         address=address,
@@ -84,6 +82,13 @@ def embed(
     if error is not None:
         print_failures(summary)
         raise error
+
+
+def _listed(specs: list[str]) -> list[Shard]:
+    shards = list_shards(specs, sys.stdin)
+    if not shards:
+        raise UsageError("SHARDS", expected="at least one shard", found="an empty list on stdin")
+    return shards
 
 
 def print_failures(summary: EmbedSummary) -> None:

@@ -216,7 +216,7 @@ def test_no_rows_in_no_rows_out(encoders):
 
 def test_a_lone_surrogate_is_read_as_a_question_mark(encoders):
     broken, mark = encoders["clip"].encode_texts(["a \ud83d boat", "a ? boat"])
-    np.testing.assert_array_equal(broken, mark)
+    np.testing.assert_allclose(broken, mark, atol=1e-5)
 
 
 def test_a_pair_is_the_normalised_mean(encoders):

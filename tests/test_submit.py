@@ -44,6 +44,8 @@ def head(tmp_path_factory) -> tuple[str, str]:
     }
     command = [str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=4"]
     command += [f"--dashboard-port={dashboard}", "--include-dashboard=true"]
+    # Its default port is taken where another Ray runs on this machine.
+    command += [f"--dashboard-agent-listen-port={free_port()}"]
     command += [f"--temp-dir={temporary}", "--object-store-memory=134217728"]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
