@@ -23,6 +23,14 @@ ROOT = Path(__file__).parent.parent
 SEARCHES = 5
 
 
+class Found(dict[str, object]):
+    """Figures, kept in the file as they come: an hour's work is not lost with its last step."""
+
+    def __setitem__(self, name: str, figure: object) -> None:
+        super().__setitem__(name, figure)
+        (ROOT / "benchmarks/results/newcomer.json").write_text(json.dumps(self, indent=1) + "\n")
+
+
 def timed(name: str, command: list[str], folder: Path) -> float:
     """Wall seconds of a command that must succeed."""
     began = time.monotonic()
@@ -44,7 +52,7 @@ def main() -> None:
     make = ["make", f"PIP_ARGS={given.pip_args}"]
     folder = Path(tempfile.mkdtemp(prefix="chiasm-newcomer-"))
     clone = folder / "chiasm"
-    found: dict[str, object] = {"processors": os.cpu_count()}
+    found = Found({"processors": os.cpu_count()})
     try:
         subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
         found["commit"] = subprocess.run(
@@ -67,9 +75,7 @@ def main() -> None:
             found["pytest alone"] = timed("pytest", [*make, "pytest"], clone)
     finally:
         shutil.rmtree(folder)
-    text = json.dumps(found, indent=1)
-    print(text)
-    (ROOT / "benchmarks/results/newcomer.json").write_text(text + "\n")
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from PIL import Image
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; torch is not imported yet
 
 
 def jpeg(rng: random.Random, side: int = 32) -> bytes:

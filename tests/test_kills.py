@@ -60,7 +60,7 @@ def undisturbed(slow_shards, tmp_path_factory) -> tuple[dict[str, bytes], float]
 
 
 @pytest.mark.parametrize(
-    "kills", [3, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
+    "kills", [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
 )
 def test_killed_at_random_moments_and_rerun_at_once_the_bytes_are_the_same(
     kills, slow_shards, undisturbed, tmp_path
