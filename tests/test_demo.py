@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -63,9 +62,7 @@ def test_again_nothing_is_drawn_or_embedded_anew(demo):
     to, found = demo
     before = {path: path.stat().st_mtime_ns for path in to.rglob("*.tar")}
     before |= {path: path.stat().st_mtime_ns for path in to.rglob("*.parquet")}
-    began = time.monotonic()
     again = run_demo(3, 60, to)
-    assert time.monotonic() - began < 60
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert again.recall == found.recall
 
