@@ -23,6 +23,10 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from pipeline.errors import SourceError, StorageError, UsageError
 
+# Each read of the file lets go of Python's lock, which decode threads then fight the reader for: so
+# few large ones. The cost is a copy in memory.
+STREAM_BUFFER = 1 << 20
+
 _TEMPORARY = re.compile(r"^\..+\.(?P<run>[^./]*)\.tmp$")
 
 
@@ -150,7 +154,7 @@ class LocalFiles:
 
     def open_stream(self, url: str) -> io.BufferedReader:
         with _told_as_source_error(url):
-            return open(_path_of(url), "rb")
+            return open(_path_of(url), "rb", buffering=STREAM_BUFFER)
 
     def read_range(self, url: str, offset: int, size: int) -> bytes:
         with _told_as_source_error(url), open(_path_of(url), "rb") as file:
