@@ -30,7 +30,7 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.encoders.folder import quiet
-from pipeline.errors import ChiasmError, EncoderError, UsageError, require_at_least
+from pipeline.errors import ChiasmError, EncoderError, SourceError, UsageError, require_at_least
 
 CACHE = Path(__file__).resolve().parent / ".cache" / "clip-retrieval"
 PYTHON = (3, 11)  # what the pins were tried with; numpy < 2 and pyarrow < 16 end with 3.12
@@ -115,13 +115,13 @@ def environment() -> Path:
     log = CACHE / "install.log"
     log.unlink(missing_ok=True)
     _build([_base_python(), "-m", "venv", str(folder)], log)
-    _build([str(python), "-m", "pip", "install", "-q", *PINS.split()], log)
-    if subprocess.run([python, "-c", "import torchvision"], capture_output=True).returncode:
+    _build([str(python), "-I", "-m", "pip", "install", "-q", *PINS.split()], log)
+    if subprocess.run([python, "-I", "-c", "import torchvision"], capture_output=True).returncode:
         (packages,) = folder.glob("lib/python*/site-packages")
         (packages / "torchvision_operators.py").write_text(OPERATORS)
         # Worker processes need the names too, so they are given wherever this Python starts.
         (packages / "torchvision_operators.pth").write_text("import torchvision_operators\n")
-    _build([str(python), "-c", "from clip_retrieval import clip_inference"], log)
+    _build([str(python), "-I", "-c", "from clip_retrieval import clip_inference"], log)
     ready.write_text(wanted)
     return python
 
@@ -130,11 +130,15 @@ def run(shards: list[Path], model: Path, out: Path, *, cores: int) -> PeerRun:
     """Embed `shards` with the CLIP in the folder `model`, in float32 on `cores` cores.
 
     `out`, a folder that is not there or is empty, gets the vectors (`embeddings`), the model as the
-    peer reads it and a log. Raises UsageError for arguments that cannot be meant, EncoderError for
-    a model that is no CLIP, ChiasmError where the environment or the run fails."""
+    peer reads it and a log. Raises UsageError for arguments that cannot be meant, SourceError for a
+    shard that is not there, EncoderError for a model that is no CLIP, ChiasmError where the
+    environment or the run fails."""
     require_at_least(1, cores=cores, shards=len(shards))
     if out.exists() and any(out.iterdir()):
         raise UsageError(str(out), expected="an empty folder", found="files", do="name another")
+    for shard in shards:
+        if not shard.is_file():
+            raise SourceError(str(shard), expected="a local tar", found="no such file")
     python = environment()
     _linked(shards, out / "shards")
     _respelled(model, out / "model", json.loads(_told(python, VOCABULARY)))
@@ -159,8 +163,8 @@ def run(shards: list[Path], model: Path, out: Path, *, cores: int) -> PeerRun:
 def counted(stats: Path) -> tuple[int, float]:
     """Pairs, and seconds over its batches, of all partitions in a folder of the peer's statistics.
 
-    Its `start_time` and `end_time` are sums over batches too, so no difference of them is taken.
-    Raises ChiasmError where nothing was embedded."""
+    Every number in a file is a sum over batches, its `start_time` and `end_time` too. ChiasmError
+    where nothing was embedded."""
     finished = [path for path in stats.glob("*.json") if not path.name.startswith("wip_")]
     parts = [json.loads(path.read_text()) for path in finished]
     pairs = sum(part.get("sample_count", 0) for part in parts)
@@ -187,7 +191,7 @@ def _linked(shards: list[Path], folder: Path) -> None:
     """Plain names: the peer expands braces, and its command line reads odd words as Python."""
     folder.mkdir(parents=True)
     for number, shard in enumerate(shards):
-        (folder / f"{number:05}.tar").symlink_to(shard.resolve(strict=True))
+        (folder / f"{number:05}.tar").symlink_to(shard.resolve())
 
 
 def _inference(python: Path, out: Path, shards: int, workers: int, cores: int) -> None:
@@ -210,7 +214,7 @@ def _inference(python: Path, out: Path, shards: int, workers: int, cores: int) -
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     with (out / "log.txt").open("w") as log:
         ended = subprocess.run(
-            [python, "-m", "clip_retrieval.cli", "inference", *words],
+            [python, "-I", "-m", "clip_retrieval.cli", "inference", *words],
             cwd=out,
             env={**os.environ, **settings},
             stdout=log,
@@ -279,7 +283,7 @@ def _failed(what: str, log: Path) -> ChiasmError:
 
 def _told(python: Path, code: str) -> str:
     """What the peer's Python prints of `code`, which must succeed."""
-    ended = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    ended = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=False)
     if ended.returncode:
         found = (ended.stderr.strip().splitlines() or ["nothing said"])[-1]
         raise ChiasmError(
