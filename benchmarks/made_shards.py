@@ -52,7 +52,7 @@ def pairs(shard: int, samples: int, drawn: list[Image.Image], words: int) -> Ite
 
 
 def photograph(seed: int, width: int, height: int) -> Image.Image:
-    """RGB noise with an amplitude of 1 / f^1.5; the channels share most of it, as in photographs."""
+    """RGB noise with an amplitude of 1 / f^1.5; the channels share most, as in photographs."""
     rng = np.random.default_rng(seed)
     down, across = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
     amplitude = np.maximum(np.hypot(down, across), 1 / max(width, height)) ** -1.5

@@ -8,6 +8,7 @@ model says of a picture means nothing; that two ways of asking it agree does.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -121,19 +122,27 @@ def _clip_tokenizer() -> Any:
     pieces = [*letters, *(f"{letter}</w>" for letter in letters)]
     merges: Any = []  # pairs, though the annotation of CLIPTokenizer says strings
     for word in WORDS:
-        built = word[0]
-        for at, letter in enumerate(word[1:], start=1):
-            right = f"{letter}</w>" if at == len(word) - 1 else letter
-            if (built, right) not in merges:
-                merges.append((built, right))
-                pieces.append(built + right)
-            built += right
+        while len(parts := _merged(word, merges)) > 1:
+            merges.append((parts[0], parts[1]))
+            pieces.append(parts[0] + parts[1])
     pieces = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
     return transformers.CLIPTokenizer(
         vocab={piece: number for number, piece in enumerate(pieces)},
         merges=merges,
         model_max_length=77,
     )
+
+
+def _merged(word: str, merges: list[tuple[str, str]]) -> list[str]:
+    """The pieces that byte-pair encoding leaves of a word: the earliest merge goes first."""
+    pieces = [*word[:-1], f"{word[-1]}</w>"]
+    while True:
+        pairs = enumerate(itertools.pairwise(pieces))
+        found = [(merges.index(pair), at) for at, pair in pairs if pair in merges]
+        if not found:
+            return pieces
+        _, at = min(found)
+        pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
 
 
 def _siglip_tokenizer() -> Any:

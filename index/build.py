@@ -34,7 +34,7 @@ from index.sweep import sweep
 from pipeline.collection import Collection
 from pipeline.errors import CollectionError, UsageError
 from pipeline.ledger import Stopwatch
-from pipeline.parquet import ROW_GROUP, EmbeddingFile, embeddings, parquet_name, vectors_of
+from pipeline.parquet import EmbeddingFile, embeddings, parquet_name, vectors_of
 from pipeline.records import COLUMNS
 from pipeline.runs import Run
 from pipeline.storage import shown
@@ -273,7 +273,7 @@ def training_vectors(files: Sequence[EmbeddingFile], column: str, wanted: int) -
     The same files give the same vectors. At most some TRAIN_GROUPS row groups are read, or as many
     more as it takes where rows lack the column.
     """
-    groups = [(file, g) for file in files for g in range(math.ceil(file.rows / ROW_GROUP))]
+    groups = [(file, number) for file in files for number in range(file.group_count())]
     rng = np.random.default_rng(0)
     rng.shuffle(groups)
     share = math.ceil(wanted / min(len(groups), TRAIN_GROUPS))

@@ -49,9 +49,9 @@ class EmbedRequest:
 class EmbedSummary:
     """What stands in the collection for the shards that were named, whichever run put it there.
 
-    `pairs_per_second` counts this run's rows, from its first batch to its last commit; `seconds`
-    are busy seconds by stage summed over this run's threads and workers, and `total`, the wall
-    clock.
+    `pairs_per_second` counts this run's rows, from the opening of its first shard to its last
+    commit; `seconds` are busy seconds by stage summed over this run's threads and workers, and
+    `total`, the wall clock.
     """
 
     samples: int

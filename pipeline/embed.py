@@ -54,9 +54,9 @@ def embed_shard(
     written, EncoderError when the model gives no unit vectors; in each case nothing bears a final
     name.
     """
+    began = time.time()
     tally, clock, cut = Tally(), Stopwatch(), Cut(limit)
     samples = cut.take(read_samples(shard, settings.read))
-    began = None
     with ParquetWriter(folder, shard, encoder.dim, run_id) as rows:
         for batch in batches(
             samples,
@@ -67,7 +67,6 @@ def embed_shard(
             tally,
             clock,
         ):
-            began = began or time.time()
             embedded = encode(batch, encoder, clock)
             with clock.stage("write"):
                 rows.write(embedded)
@@ -77,7 +76,7 @@ def embed_shard(
         entry = account(shard, encoder, settings, tally, clock, cut.limit_reached, began)
         write_entry(folder, entry, run_id)
         rows.commit(footer_of(entry, encoder))
-    return replace(entry, span=(began or time.time(), time.time()))
+    return replace(entry, span=(began, time.time()))
 
 
 def encode(batch: Batch, encoder: Encoder, clock: Stopwatch) -> Embedded:
@@ -148,9 +147,8 @@ def account(
     tally: Tally,
     clock: Stopwatch,
     limit_reached: int | None,
-    began: float | None,
+    began: float,
 ) -> LedgerEntry:
-    now = time.time()
     return LedgerEntry(
         source=shard,
         edition=edition_of(shard, encoder.fingerprint, settings, limit_reached),
@@ -158,7 +156,7 @@ def account(
         dropped=tuple(tally.dropped),
         notes=tuple(tally.notes),
         seconds={stage: round(seconds, 4) for stage, seconds in clock.seconds.items()},
-        span=(began or now, now),
+        span=(began, time.time()),
     )
 
 

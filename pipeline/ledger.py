@@ -71,7 +71,7 @@ class LedgerEntry:
     """The account of one shard.
 
     source: the shard as it was listed; edition: see `pipeline.embed.edition_of`; seconds: busy
-    seconds by stage; span: wall clock (first batch, commit) in seconds since the epoch; set_aside:
+    seconds by stage; span: wall clock (opening, commit) in seconds since the epoch; set_aside:
     why the shard could not be embedded, after how many attempts, or None when it was.
     """
 

@@ -154,7 +154,7 @@ class LocalFiles:
 
     def open_stream(self, url: str) -> io.BufferedReader:
         with _told_as_source_error(url):
-            return open(_path_of(url), "rb", buffering=STREAM_BUFFER)
+            return io.BufferedReader(io.FileIO(_path_of(url)), STREAM_BUFFER)
 
     def read_range(self, url: str, offset: int, size: int) -> bytes:
         with _told_as_source_error(url), open(_path_of(url), "rb") as file:

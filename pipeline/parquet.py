@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import CollectionError, StorageError
@@ -26,7 +27,7 @@ from pipeline.records import COLUMNS, Embedded, Shard
 from pipeline.storage import Folder, shown
 
 SCHEMA = 1
-ROW_GROUP = 1024
+ROW_GROUP = 512  # read whole for a single row; a scan of larger ones is no faster
 _FOOTER_KEY = b"chiasm"
 
 
@@ -208,6 +209,11 @@ class EmbeddingFile:
         """Memory-mapped, for a look at the file's metadata. The caller closes it."""
         return _open(self.folder, self.shard_id)
 
+    def group_count(self) -> int:
+        """How many row groups there are."""
+        with self.open() as file:
+            return file.num_row_groups
+
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """Whole columns, in row order. Raises CollectionError where the file is damaged."""
         with self.open() as file, _told_if_damaged(self.folder, self.shard_id):
@@ -222,6 +228,19 @@ class EmbeddingFile:
                 with _told_if_damaged(self.folder, self.shard_id):
                     group = file.read_row_group(number, columns)
                 yield group
+
+    def row(self, key: str, columns: list[str] | None = None) -> pa.Table | None:
+        """The row of one sample, a table of one row; None where the shard has none of that key.
+
+        Reads one row group, which the statistics of `key` point at; where keys are not in order,
+        the keys of every group that could hold it."""
+        key = _storable(key)
+        with self.open() as file, _told_if_damaged(self.folder, self.shard_id):
+            for number in _groups_with(file.metadata, key):
+                place = pc.index(file.read_row_group(number, ["key"])["key"], key).as_py()
+                if place >= 0:
+                    return file.read_row_group(number, columns).slice(place, 1)
+        return None
 
     def vectors(self, column: str) -> tuple[np.ndarray, np.ndarray]:
         """One vector column: (rows, D) float16, zero where null, and which rows have it, (rows,)
@@ -244,6 +263,16 @@ def vectors_of(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     if not has.all():
         vectors = np.where(has[:, None], vectors, np.float16(0))
     return vectors, has
+
+
+def _groups_with(metadata: pq.FileMetaData, key: str) -> Iterator[int]:
+    """The row groups that may hold `key`, by the least and greatest key of each."""
+    for number in range(metadata.num_row_groups):
+        keys = metadata.row_group(number).column(0)
+        # Keys of more than some thousand bytes are left out of the statistics.
+        told = keys.statistics if keys.is_stats_set and keys.statistics.has_min_max else None
+        if told is None or told.min <= key <= told.max:
+            yield number
 
 
 def parquet_name(shard_id: str) -> str:

@@ -238,6 +238,7 @@ def test_progress_is_told_in_rows(tmp_path):
     told: list[tuple[str, int, int]] = []
     build_index(str(tmp_path / "c"), ["image"], CELLS, progress=lambda *step: told.append(step))
     assert [step for step in told if step[0] == "fill"] == [
+        ("fill", 512, 1800),
         ("fill", 1024, 1800),
         ("fill", 1500, 1800),
         ("fill", 1800, 1800),

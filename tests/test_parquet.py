@@ -92,14 +92,16 @@ def test_rows_come_back_in_order_with_their_holes(tmp_path_factory, sizes, seed)
             np.testing.assert_array_equal(has, np.concatenate(expected_has))
 
 
-def test_row_groups_hold_1024_rows_and_vectors_are_byte_split(tmp_path):
+def test_row_groups_hold_512_rows_and_vectors_are_byte_split(tmp_path):
     folder = Folder(str(tmp_path))
     rng = np.random.default_rng(0)
     write(folder, [embedded([f"{n}-{i}" for i in range(300)], rng) for n in range(8)])
     metadata = pq.ParquetFile(folder.path(parquet_name(SHARD.id))).metadata
     assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [
-        1024,
-        1024,
+        512,
+        512,
+        512,
+        512,
         352,
     ]
     columns = {
@@ -213,7 +215,29 @@ def test_groups_are_the_rows_in_order(tmp_path):
     write(folder, [embedded([f"{n}-{i}" for i in range(300)], rng) for n in range(8)])
     (file,) = embeddings(folder)
     groups = list(file.groups(["key", "image"]))
-    assert [len(group) for group in groups] == [1024, 1024, 352]
+    assert [len(group) for group in groups] == [512, 512, 512, 512, 352]
     assert pa.concat_tables(groups).equals(file.read(["key", "image"]))
-    (last,) = file.groups(["key"], [2])
-    assert last.equals(groups[2].select(["key"]))
+    (last,) = file.groups(["key"], [4])
+    assert last.equals(groups[4].select(["key"]))
+
+
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(order=st.sampled_from(["sorted", "shuffled"]), seed=st.integers(0, 2**32 - 1))
+def test_one_row_by_key_is_the_row_that_a_whole_read_has(tmp_path_factory, order, seed):
+    folder = Folder(str(tmp_path_factory.mktemp("c")))
+    rng = np.random.default_rng(seed)
+    # The long one is beyond what Parquet keeps statistics for; the last is no UTF-8.
+    keys = [f"{n:05d}" for n in range(1200)] + ["k" * 10_000, "\udce9"]
+    if order == "shuffled":
+        rng.shuffle(keys)
+    write(folder, [embedded(keys, rng, True)])
+    (file,) = embeddings(folder)
+    whole = file.read()
+    for place in [*rng.integers(len(keys), size=3), keys.index("k" * 10_000), keys.index("\udce9")]:
+        row = file.row(keys[place])
+        assert row is not None and row.equals(whole.slice(place, 1))
+        one = file.row(keys[place], ["image", "key"])
+        assert one is not None and one.equals(whole.slice(place, 1).select(["image", "key"]))
+    assert file.row("00600x") is None and file.row("") is None

@@ -1,0 +1,170 @@
+"""The limits that the pipeline is held against, each measured alone on work that is in memory.
+
+    python benchmarks/bare.py forward FOLDER SHARD [--pairs N] [--batch B]
+    python benchmarks/bare.py decode SHARD [--pairs N]
+    python benchmarks/bare.py stages ENCODER SHARD [--pairs N]
+
+`forward`: the two towers of a CLIP as transformers runs them, on tensors, texts padded to the
+batch's longest; nothing of ours takes part. `decode`: our decode function and CLIP's preprocessing
+over all cores, once in threads and once in processes. `stages`: each stage of the write path alone
+in one thread, seconds of processor time. All print JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import transformers
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import free_encoder
+from pipeline import images
+from pipeline.embed import encode
+from pipeline.encoders import EncoderSettings, load_encoder
+from pipeline.encoders.device import PRECISIONS, resolve_precision
+from pipeline.encoders.folder import quiet
+from pipeline.images import DecodeSettings
+from pipeline.ledger import Stopwatch
+from pipeline.parquet import ParquetWriter
+from pipeline.records import Batch, Decoded, Sample
+from pipeline.samples import ReadSettings, read_samples
+from pipeline.shards import list_shards
+from pipeline.storage import Folder
+
+T = TypeVar("T")
+CORES = len(os.sched_getaffinity(0))
+
+
+def samples_of(shard: str, pairs: int) -> list[Sample]:
+    (listed,) = list_shards([shard])
+    found = (item for item in read_samples(listed, ReadSettings()) if isinstance(item, Sample))
+    return list(itertools.islice(found, pairs))
+
+
+@quiet()
+def forward(model: str, samples: Sequence[Sample], batch: int) -> dict[str, Any]:
+    """Pairs a second of image forward + text forward, in the precision that `auto` takes."""
+    precision = resolve_precision("auto", torch.device("cpu"))
+    torch.set_num_threads(CORES)
+    network: Any = transformers.CLIPModel.from_pretrained(model, dtype=PRECISIONS[precision])
+    network.eval()
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(model)
+    processor: Any = transformers.CLIPImageProcessorPil.from_pretrained(model)
+    inputs = []
+    for start in range(0, len(samples), batch):
+        part = samples[start : start + batch]
+        decoded = [images.decode(s.picture or b"", DecodeSettings(), None).image for s in part]
+        pixels = processor(decoded, return_tensors="pt")["pixel_values"]
+        texts = tokenizer([s.captions[0] for s in part], padding="longest", return_tensors="pt")
+        inputs.append((pixels.to(PRECISIONS[precision]), dict(texts)))
+    tokens = max(texts["input_ids"].shape[1] for _, texts in inputs)
+    with torch.inference_mode():
+
+        def run(pixels: torch.Tensor, texts: dict[str, torch.Tensor]) -> None:
+            network.get_image_features(pixel_values=pixels)
+            network.get_text_features(**texts)
+
+        run(*inputs[0])  # the first time, kernels are chosen and memory is taken
+        began = time.perf_counter()
+        for pixels, texts in inputs:
+            run(pixels, texts)
+        seconds = time.perf_counter() - began
+    rate = round(len(samples) / seconds, 3)
+    return {"pairs_per_second": rate, "precision": precision, "tokens": tokens, "batch": batch}
+
+
+def decode(samples: Sequence[Sample]) -> dict[str, float]:
+    """Pictures a second over all cores, in threads and in processes."""
+    encoded = [sample.picture or b"" for sample in samples]
+    parts = [encoded[core::CORES] for core in range(CORES)]
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(CORES, mp_context=fork) as processes:
+        in_processes = _rate(processes, parts)
+    with ThreadPoolExecutor(CORES) as threads:
+        in_threads = _rate(threads, parts)
+    return {"threads": in_threads, "processes": in_processes}
+
+
+def _rate(workers: Executor, parts: list[list[bytes]]) -> float:
+    list(workers.map(decode_all, [part[:8] for part in parts]))  # starts the workers
+    began = time.perf_counter()
+    list(workers.map(decode_all, parts))
+    return round(sum(map(len, parts)) / (time.perf_counter() - began), 2)
+
+
+def decode_all(encoded: list[bytes]) -> None:
+    encoder, settings = free_encoder.FreeEncoder(), DecodeSettings()
+    for data in encoded:
+        encoder.preprocess(images.decode(data, settings, encoder.image_size).image)
+
+
+def stages(name: str, shard: str, pairs: int, batch: int) -> dict[str, Any]:
+    """Milliseconds of processor time a pair, each stage alone on all the pairs."""
+    (listed,) = list_shards([shard])
+    encoder = load_encoder(name, EncoderSettings(threads=1))
+    settings, clock = DecodeSettings(), Stopwatch()
+    spent: dict[str, float] = {}
+
+    def timed(stage: str, work: Callable[[], T]) -> T:
+        began = time.process_time()
+        made = work()
+        spent[stage] = round((time.process_time() - began) / pairs * 1e3, 4)
+        return made
+
+    samples = timed("read", lambda: samples_of(shard, pairs))
+    pictures = timed(
+        "decode",
+        lambda: [images.decode(s.picture or b"", settings, encoder.image_size) for s in samples],
+    )
+    pixels = timed("preprocess", lambda: [encoder.preprocess(each.image) for each in pictures])
+    rows = [
+        Decoded.of(sample, made, picture.width, picture.height, "0" * 64)
+        for sample, made, picture in zip(samples, pixels, pictures, strict=True)
+    ]
+    cut = [Batch(rows[start : start + batch]) for start in range(0, pairs, batch)]
+    encode(cut[0], encoder, Stopwatch())
+    embedded = timed("encode", lambda: [encode(part, encoder, clock) for part in cut])
+    with tempfile.TemporaryDirectory() as place:
+
+        def write() -> None:
+            with ParquetWriter(Folder(place), listed, encoder.dim, "bare") as writer:
+                for part in embedded:
+                    writer.write(part)
+
+        timed("write", write)
+    return {"milliseconds": spent, "pairs": pairs}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("limit", choices=("forward", "decode", "stages"))
+    parser.add_argument("names", nargs="+", help="FOLDER or ENCODER where one is asked for; SHARD")
+    parser.add_argument("--pairs", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=64)
+    given = parser.parse_args()
+    *model, shard = given.names
+    if given.limit == "stages":
+        told = stages(model[0], shard, given.pairs, given.batch)
+    else:
+        samples = samples_of(shard, given.pairs)
+        told = (
+            decode(samples) if given.limit == "decode" else forward(model[0], samples, given.batch)
+        )
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
