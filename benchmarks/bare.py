@@ -55,12 +55,19 @@ def samples_of(shard: str, pairs: int) -> list[Sample]:
 
 
 @quiet()
-def forward(model: str, samples: Sequence[Sample], batch: int) -> dict[str, Any]:
+def forward(
+    model: str,
+    samples: Sequence[Sample],
+    batch: int,
+    device: str = "cpu",
+    *,
+    images_only: bool = False,
+) -> dict[str, Any]:
     """Pairs a second of image forward + text forward, in the precision that `auto` takes."""
-    precision = resolve_precision("auto", torch.device("cpu"))
+    precision = resolve_precision("auto", torch.device(device))
     torch.set_num_threads(CORES)
     network: Any = transformers.CLIPModel.from_pretrained(model, dtype=PRECISIONS[precision])
-    network.eval()
+    network.eval().to(device)
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(model)
     processor: Any = transformers.CLIPImageProcessorPil.from_pretrained(model)
     inputs = []
@@ -68,22 +75,27 @@ def forward(model: str, samples: Sequence[Sample], batch: int) -> dict[str, Any]
         part = samples[start : start + batch]
         decoded = [images.decode(s.picture or b"", DecodeSettings(), None).image for s in part]
         pixels = processor(decoded, return_tensors="pt")["pixel_values"]
-        texts = tokenizer([s.captions[0] for s in part], padding="longest", return_tensors="pt")
-        inputs.append((pixels.to(PRECISIONS[precision]), dict(texts)))
-    tokens = max(texts["input_ids"].shape[1] for _, texts in inputs)
+        inputs.append([pixels.to(device, PRECISIONS[precision]), None])
+        if not images_only:
+            texts = tokenizer([s.captions[0] for s in part], padding="longest", return_tensors="pt")
+            inputs[-1][1] = texts.to(device)
+    tokens = max(texts["input_ids"].shape[1] if texts else 0 for _, texts in inputs)
     with torch.inference_mode():
-
-        def run(pixels: torch.Tensor, texts: dict[str, torch.Tensor]) -> None:
-            network.get_image_features(pixel_values=pixels)
-            network.get_text_features(**texts)
-
-        run(*inputs[0])  # the first time, kernels are chosen and memory is taken
+        _run(network, inputs[:1])  # the first time, kernels are chosen and memory is taken
         began = time.perf_counter()
-        for pixels, texts in inputs:
-            run(pixels, texts)
+        _run(network, inputs)
         seconds = time.perf_counter() - began
     rate = round(len(samples) / seconds, 3)
     return {"pairs_per_second": rate, "precision": precision, "tokens": tokens, "batch": batch}
+
+
+def _run(network: Any, inputs: Sequence[Sequence[Any]]) -> None:
+    for pixels, texts in inputs:
+        network.get_image_features(pixel_values=pixels)
+        if texts is not None:
+            network.get_text_features(**texts)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def decode(samples: Sequence[Sample]) -> dict[str, float]:

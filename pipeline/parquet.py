@@ -1,5 +1,4 @@
-"""Embeddings at rest: one Parquet file a shard, written in row groups, read with its footer
-checked.
+"""Embeddings at rest: one Parquet file a shard, in row groups, read with its footer checked.
 
 In come `Embedded` batches, out comes `embeddings/<shard id>.parquet`, which bears its name if and
 only if the shard is done. Vectors are float16 fixed-size lists, BYTE_STREAM_SPLIT and zstd without
@@ -10,6 +9,7 @@ depends on when or where it was written, so the same shard gives the same bytes.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -28,6 +28,7 @@ from pipeline.storage import Folder, shown
 
 SCHEMA = 1
 ROW_GROUP = 512  # read whole for a single row; a scan of larger ones is no faster
+_STEP = 64
 _FOOTER_KEY = b"chiasm"
 
 
@@ -236,10 +237,11 @@ class EmbeddingFile:
         the keys of every group that could hold it."""
         key = _storable(key)
         with self.open() as file, _told_if_damaged(self.folder, self.shard_id):
-            for number in _groups_with(file.metadata, key):
-                place = pc.index(file.read_row_group(number, ["key"])["key"], key).as_py()
+            for group in _groups_with(file.metadata, key):
+                keys = file.read_row_group(group, ["key"], use_threads=False)["key"]
+                place = pc.index(keys, key).as_py()
                 if place >= 0:
-                    return file.read_row_group(number, columns).slice(place, 1)
+                    return _row(file, group, place, columns)
         return None
 
     def vectors(self, column: str) -> tuple[np.ndarray, np.ndarray]:
@@ -263,6 +265,13 @@ def vectors_of(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     if not has.all():
         vectors = np.where(has[:, None], vectors, np.float16(0))
     return vectors, has
+
+
+def _row(file: pq.ParquetFile, group: int, place: int, columns: list[str] | None) -> pa.Table:
+    """One row of a group. What lies behind it is not decoded, hence the small batches."""
+    batches = file.iter_batches(_STEP, [group], columns, use_threads=False)
+    batch = next(itertools.islice(batches, place // _STEP, None))
+    return pa.Table.from_batches([batch.slice(place % _STEP, 1)])
 
 
 def _groups_with(metadata: pq.FileMetaData, key: str) -> Iterator[int]:

@@ -1,0 +1,138 @@
+"""How much memory a run takes as its shard grows: 1,000, 10,000 and 50,000 pairs of 640 x 480.
+
+    python benchmarks/memory.py [--encoder NAME] [--samples N...] [--no-json]
+
+One `chiasm embed` for each size, of one shard; several times a second the proportional set sizes of
+its whole process tree (driver, Ray, worker) are added up, so that shared pages count once. Told are
+the sum when the worker has its model and opens the shard, and the highest after that, which may not
+grow with the shard. `free`, an encoder that costs nothing, brings the most samples through in the
+least time. Writes benchmarks/results/memory.json; needs 5 GB in benchmarks/.cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.machine import RESULTS, ROOT, keep, machine, table
+from benchmarks.made_shards import CACHE, make_shards
+from pipeline.records import Sample
+from pipeline.samples import ReadSettings, read_samples
+from pipeline.shards import list_shards, write_shard
+
+MB = 1 << 20
+LOOK_SECONDS = 0.2
+BARS = {(1_000, 10_000): 64, (10_000, 50_000): 32}  # MB
+
+
+def shard_of(samples: int) -> Path:
+    """One shard of so many pairs: those of the made shards over and over, under new keys."""
+    path = CACHE / f"one-640x480-{samples}.tar"
+    if not path.exists():
+        made = list_shards([str(path) for path in make_shards(4, 1000)])
+        write_shard(path, itertools.islice(renamed(itertools.cycle(made)), samples))
+    return path
+
+
+def renamed(shards: Iterator[Any]) -> Iterator[dict[str, Any]]:
+    number = 0
+    for shard in shards:
+        for item in read_samples(shard, ReadSettings()):
+            if isinstance(item, Sample):
+                yield {"__key__": f"{number:09d}", "jpg": item.picture, "txt": item.captions[0]}
+                number += 1
+
+
+def tree_bytes(process: psutil.Process) -> int:
+    """The proportional set size of a process and all that it has started."""
+    total = 0
+    for each in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(OSError):  # it has just ended
+            for line in Path(f"/proc/{each.pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) << 10
+    return total
+
+
+def run(samples: int, encoder: str) -> dict[str, Any]:
+    """MB at the opening of the shard and at the highest, and the pairs a second beside it."""
+    shard = shard_of(samples)
+    paths = f"{ROOT}{os.pathsep}{ROOT / 'benchmarks' / 'site'}"
+    with tempfile.TemporaryDirectory() as place, tempfile.TemporaryFile("w+") as out:
+        collection = Path(place) / "c"
+        command = [Path(sys.executable).with_name("chiasm"), "embed", shard, "--to", collection]
+        started = subprocess.Popen(
+            [*map(str, command), "--encoder", encoder, "--json"],
+            stdout=out,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": paths},
+        )
+        process = psutil.Process(started.pid)
+        opened, highest = 0, 0
+        while started.poll() is None:
+            size = tree_bytes(process)
+            if any((collection / "embeddings").glob("*")):
+                highest = max(highest, size)
+            else:
+                opened = size
+            time.sleep(LOOK_SECONDS)
+        out.seek(0)
+        told = json.loads(out.read())
+    if started.returncode or told["rows"] != samples:
+        sys.exit(f"embedded {told['rows']} of {samples}, exit code {started.returncode}")
+    return {
+        "samples": samples,
+        "at the opening": round(opened / MB, 1),
+        "highest": round(highest / MB, 1),
+        "pairs_per_second": told["pairs_per_second"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--encoder", default="free")
+    parser.add_argument("--samples", nargs="+", type=int, default=[1_000, 10_000, 50_000])
+    parser.add_argument("--no-json", action="store_true", help="leave the results file alone")
+    given = parser.parse_args()
+    found: list[dict[str, Any]] = []
+    for samples in given.samples:
+        found.append(run(samples, given.encoder))
+        print(json.dumps(found[-1]), file=sys.stderr, flush=True)
+    growth = [
+        {
+            "from": few["samples"],
+            "to": many["samples"],
+            "MB": round(many["highest"] - few["highest"], 1),
+            "bar": BARS.get((few["samples"], many["samples"])),
+        }
+        for few, many in itertools.pairwise(found)
+    ]
+    if not given.no_json:
+        path = RESULTS / "memory.json"
+        figures = json.loads(path.read_text()) if path.exists() else {}
+        figures[given.encoder] = {"on": machine(), "runs": found, "growth": growth}
+        keep("memory", figures)
+    print(
+        table(
+            ("samples", "at the opening, MB", "highest, MB"), [list(r.values())[:3] for r in found]
+        )
+    )
+    print(table(("from", "to", "grows by, MB", "at most"), [list(g.values()) for g in growth]))
+
+
+if __name__ == "__main__":
+    main()
