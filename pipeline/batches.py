@@ -112,23 +112,25 @@ class _Work:
 
 
 class _Flight:
-    """Keeps what is between reader and batch within a number of samples and of encoded bytes."""
+    """Keeps what is between reader and batch within a number of samples and of encoded bytes.
+
+    Once full, it lets nothing in until a quarter is free: a reader that is woken for every sample
+    that leaves costs the decode threads more than its reading does."""
 
     def __init__(self, samples: int, size: int) -> None:
         self._free, self._limit, self._bytes = samples, size, 0
+        self._quarter = max(1, samples // 4)
+        self._waiting: int | None = None  # bytes of the sample that waits
         self._closed = False
         self._changed = threading.Condition()
 
     def enter(self, size: int) -> bool:
         """Wait until a sample of `size` bytes may follow; False when nothing will any more."""
         with self._changed:
-            # A picture larger than the limit flies alone, or it would wait for ever.
-            self._changed.wait_for(
-                lambda: (
-                    self._closed
-                    or (self._free > 0 and (not self._bytes or self._bytes + size <= self._limit))
-                )
-            )
+            if not self._has_room(1, size):
+                self._waiting = size
+                self._changed.wait_for(lambda: self._closed or self._has_room(self._quarter, size))
+                self._waiting = None
             self._free -= 1
             self._bytes += size
             return not self._closed
@@ -136,11 +138,19 @@ class _Flight:
     def decoded(self, size: int) -> None:
         with self._changed:
             self._bytes -= size
-            self._changed.notify()
+            self._wake()
 
     def leave(self) -> None:
         with self._changed:
             self._free += 1
+            self._wake()
+
+    def _has_room(self, samples: int, size: int) -> bool:
+        # A picture larger than the limit flies alone, or it would wait for ever.
+        return self._free >= samples and (not self._bytes or self._bytes + size <= self._limit)
+
+    def _wake(self) -> None:
+        if self._waiting is not None and self._has_room(self._quarter, self._waiting):
             self._changed.notify()
 
     def close(self) -> None:
