@@ -15,23 +15,17 @@ import io
 import os
 import re
 import stat as modes
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from urllib.parse import quote_from_bytes, unquote_to_bytes
+from urllib.parse import quote_from_bytes, unquote, unquote_to_bytes
 
+import pyarrow as pa
+
+from pipeline.backend import Stat, Unfinished
 from pipeline.errors import SourceError, StorageError, UsageError
 
 _TEMPORARY = re.compile(r"^\..+\.(?P<run>[^./]*)\.tmp$")
-
-
-@dataclass(frozen=True, slots=True)
-class Stat:
-    """`size` in bytes; `version` changes with the content (local files: modification time, ns)."""
-
-    size: int
-    version: str
 
 
 def temporary_of(name: str, run_id: str) -> str:
@@ -55,7 +49,7 @@ def run_of_temporary(name: str) -> str:
     return found["run"]
 
 
-class PendingFile(io.BufferedWriter):
+class PendingLocalFile(io.BufferedWriter):
     """A local file under its temporary name. `commit()` names it, leaving its `with` removes it."""
 
     def __init__(self, target: Path, run_id: str) -> None:
@@ -127,12 +121,23 @@ class PendingFile(io.BufferedWriter):
 class LocalFiles:
     """The backend of `file://` URLs and of plain paths."""
 
+    at_once = 1
+
     def canonical(self, url: str) -> str:
         path = _path_of(url)
         if "\0" in path:
             raise UsageError(repr(url), expected="a path", found="a null byte in it")
         path = os.path.realpath(os.path.expanduser(path))
         return "file://" + quote_from_bytes(os.fsencode(path))
+
+    def shown(self, url: str) -> str:
+        return str(self.local(url))
+
+    def base(self, url: str) -> str:
+        return unquote(url.rpartition("/")[2])
+
+    def join(self, url: str, name: str) -> str:
+        return f"{url.rstrip('/')}/{quote_from_bytes(os.fsencode(name))}"
 
     def local(self, url: str) -> Path:
         return Path(_path_of(url))
@@ -151,6 +156,10 @@ class LocalFiles:
     def open_stream(self, url: str) -> io.BufferedReader:
         with _told_as_source_error(url):
             return open(_path_of(url), "rb")
+
+    def open_random(self, url: str) -> pa.NativeFile:
+        with _told_as_storage_error(_path_of(url)):
+            return pa.memory_map(_path_of(url))
 
     def read_range(self, url: str, offset: int, size: int) -> bytes:
         with _told_as_source_error(url), open(_path_of(url), "rb") as file:
@@ -192,8 +201,8 @@ class LocalFiles:
         with _told_as_storage_error(_path_of(url)):
             return Path(_path_of(url)).read_bytes()
 
-    def create(self, url: str, run_id: str) -> PendingFile:
-        return PendingFile(Path(_path_of(url)), run_id)
+    def create(self, url: str, run_id: str) -> PendingLocalFile:
+        return PendingLocalFile(Path(_path_of(url)), run_id)
 
     def remove(self, url: str) -> None:
         with _told_as_storage_error(_path_of(url)), contextlib.suppress(FileNotFoundError):
@@ -201,9 +210,15 @@ class LocalFiles:
 
     def remove_folder(self, url: str) -> None:
         for base in self.list(url):
-            self.remove(f"{url}/{quote_from_bytes(os.fsencode(base))}")
+            self.remove(self.join(url, base))
         with _told_as_storage_error(_path_of(url)), contextlib.suppress(FileNotFoundError):
             os.rmdir(_path_of(url))
+
+    def unfinished(self, url: str) -> Sequence[Unfinished]:
+        return ()  # what is not committed lies there as a temporary
+
+    def abandon(self, upload: Unfinished) -> None:
+        raise ValueError(f"expected an upload of a store, found {upload}")
 
 
 def _path_of(path_or_url: str) -> str:

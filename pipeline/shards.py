@@ -13,13 +13,21 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
-from urllib.parse import unquote
 
 from braceexpand import braceexpand
 
-from pipeline.errors import SourceError, UsageError
+from pipeline.errors import SourceError, UnreachableError, UsageError
 from pipeline.records import Place, Shard
-from pipeline.storage import Folder, canonical_url, find, is_folder, read_range, shown, stat
+from pipeline.storage import (
+    Folder,
+    base_name,
+    canonical_url,
+    find,
+    is_folder,
+    read_range,
+    shown,
+    stat,
+)
 from pipeline.tars import Damaged, Tar
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst")
@@ -42,7 +50,7 @@ def list_shards(specs: Sequence[str], stdin: TextIO | None = None) -> list[Shard
 def shard_id(url: str) -> str:
     """`<stem>-<10 hex digits>` for a canonical URL: the digits are blake2b of 5 bytes over the URL,
     the stem has `_` for all but ASCII letters, digits, dot, dash and underscore."""
-    base = unquote(url.rpartition("/")[2])
+    base = base_name(url)
     suffix = next((s for s in sorted(SUFFIXES, key=len)[::-1] if base.lower().endswith(s)), "")
     stem = re.sub(r"[^A-Za-z0-9._-]", "_", base[: len(base) - len(suffix)])[:_MAX_STEM]
     return f"{stem}-{hashlib.blake2b(url.encode(), digest_size=5).hexdigest()}"
@@ -75,7 +83,8 @@ def write_shard(path: str | Path, samples: Iterable[Mapping[str, Any]]) -> Shard
 
     path = Path(path)
     with Folder(str(path.parent)).create(path.name, run_id="") as file:
-        with TarWriter(file, compress=False, mtime=0) as writer:
+        target: Any = file
+        with TarWriter(target, compress=False, mtime=0) as writer:
             for sample in samples:
                 key = sample["__key__"]
                 if split_name(f"{key}.x") != (key, "x"):
@@ -158,6 +167,8 @@ def _braces(spec: str) -> Iterator[str]:
 def _is_file(url: str) -> bool:
     try:
         stat(url)
+    except UnreachableError:
+        raise
     except SourceError:
         return False
     return True

@@ -1,0 +1,283 @@
+"""S3 and what speaks its language, by s3fs: its session, credentials and loop; requests as S3 has
+them.
+
+s3fs's own files know no ETag, tell a broken upload only to `Exception`, and try again by rules of
+their own. Here every request is one attempt, each range is compared with its `Content-Range`, and
+what goes up in parts is aborted whatever ends it. Keys are taken as they are: no escapes, double
+slashes kept.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import IO, Any
+
+import aiohttp
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import ConnectionError as NotConnected
+from botocore.parsers import ResponseParserError
+from fsspec.asyn import sync
+from fsspec.exceptions import FSTimeoutError
+from s3fs import S3FileSystem
+
+from pipeline.backend import Stat, Unfinished
+from pipeline.retries import (
+    Absent,
+    Cancelled,
+    Passing,
+    PastEnd,
+    Refused,
+    RetrySettings,
+    Standing,
+    persist,
+)
+from pipeline.stores import Listing, Live, Piece, hush, line_of, piece_of
+
+PART = 32 << 20  # bytes of a part; more for what would need over MOST_PARTS of them
+MOST_PARTS = 10_000
+PARTS_AT_ONCE = 4  # so an upload takes PART * PARTS_AT_ONCE bytes of memory
+
+Parts = list[dict[str, Any]]
+
+# Codes of S3 that a status below 500 does not say it of: they pass.
+_PASSING = {
+    "BadDigest",
+    "ConditionalRequestConflict",
+    "IncompleteBody",
+    "InternalError",
+    "OperationAborted",
+    "RequestTimeout",
+    "RequestTimeTooSkewed",
+    "ServiceUnavailable",
+    "SlowDown",
+    "XAmzContentSHA256Mismatch",
+}
+
+
+class S3Store:
+    """Buckets of S3. Credentials and endpoint by boto's own means (environment, profile, role)."""
+
+    def __init__(self, retries: RetrySettings) -> None:
+        self.retries = retries
+        self.fs = S3FileSystem(
+            use_listings_cache=False,
+            skip_instance_cache=True,
+            config_kwargs={
+                "retries": {"mode": "standard", "total_max_attempts": 1},
+                "connect_timeout": min(10.0, retries.timeout),
+                "read_timeout": retries.timeout,
+                "max_pool_connections": 64,
+            },
+        )
+        self.fs.retries = 1
+        hush(self.fs.loop)
+
+    def head(self, path: str) -> Stat:
+        """By its first byte: the length in a HEAD may lie, the total of a range is told apart."""
+        try:
+            piece = self.get(path, 0, 1)
+        except PastEnd:
+            found = self._call("head_object", path)
+            return Stat(int(found["ContentLength"]), _etag(found))
+        return Stat(piece.total, piece.version or "")
+
+    def get(self, path: str, start: int, size: int) -> Piece:
+        asked = f"bytes={start}" if start < 0 else f"bytes={start}-{start + size - 1}"
+
+        async def fetch() -> tuple[dict[str, Any], bytes]:
+            answer = await self.fs._call_s3("get_object", **_named(path), Range=asked)
+            async with answer["Body"] as body:
+                return answer, await body.read()
+
+        with _told():
+            found: Any = sync(self.fs.loop, fetch)
+        answer, data = found
+        return piece_of(data, answer.get("ContentRange"), start, size, _etag(answer))
+
+    def open(self, path: str) -> Live:
+        raise NotImplementedError("every range is answered by get")
+
+    def list(self, folder: str, *, deep: bool = False) -> Listing:
+        bucket, _, prefix = folder.partition("/")
+        asked = {"Bucket": bucket, "Prefix": prefix} | ({} if deep else {"Delimiter": "/"})
+        files: list[str] = []
+        folders: list[str] = []
+        for page in self._pages(asked):
+            files += [f"{bucket}/{entry['Key']}" for entry in page.get("Contents", ())]
+            folders += [f"{bucket}/{e['Prefix'][:-1]}" for e in page.get("CommonPrefixes", ())]
+        return Listing(sorted(files), sorted(folders))
+
+    def is_folder(self, path: str) -> bool:
+        bucket, _, key = path.rstrip("/").partition("/")
+        prefix = f"{key}/" if key else ""
+        found = self._ask("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
+        return bool(found.get("Contents")) or not key
+
+    def put(self, path: str, data: bytes, *, new: bool) -> None:
+        self._call("put_object", path, Body=data, **_if(new))
+
+    def send(self, path: str, file: IO[bytes], size: int, *, new: bool) -> None:
+        """In parts, each tried again by itself; aborted on whatever is raised meanwhile, also by a
+        signal. Where it is not known whether the last step was done, its mark tells."""
+        mark, stop = secrets.token_hex(8), threading.Event()
+        begun = persist(
+            lambda _: self._call("create_multipart_upload", path, Metadata={"chiasm": mark}),
+            self.retries,
+        )
+        upload = begun["UploadId"]
+        try:
+            parts = self._send_parts(path, upload, file, size, stop)
+            persist(lambda n: self._complete(path, upload, parts, mark, n, new=new), self.retries)
+        except BaseException:
+            stop.set()
+            persist(lambda _: self.abandon(path, upload), self.retries)
+            raise
+
+    def _send_parts(
+        self, path: str, upload: str, file: IO[bytes], size: int, stop: threading.Event
+    ) -> Parts:
+        each = max(PART, -(-size // MOST_PARTS))
+        reading = threading.Lock()
+
+        def part(number: int) -> dict[str, Any]:
+            if stop.is_set():
+                raise Cancelled
+            with reading:
+                file.seek((number - 1) * each)
+                data = file.read(each)
+            told = {"UploadId": upload, "PartNumber": number, "Body": data}
+            sent = persist(lambda _: self._call("upload_part", path, **told), self.retries, stop)
+            return {"PartNumber": number, "ETag": sent["ETag"]}
+
+        # Parts in flight have ended when the `with` has: none arrives after an abort.
+        with ThreadPoolExecutor(PARTS_AT_ONCE, "chiasm-send") as sending:
+            try:
+                return list(sending.map(part, range(1, -(-size // each) + 1)))
+            except BaseException:
+                stop.set()
+                raise
+
+    def _complete(
+        self,
+        path: str,
+        upload: str,
+        parts: Parts,
+        mark: str,
+        attempt: int,
+        *,
+        new: bool,
+    ) -> None:
+        told = {"UploadId": upload, "MultipartUpload": {"Parts": parts}}
+        try:
+            self._call("complete_multipart_upload", path, **told, **_if(new))
+        except (Absent, Standing):
+            # The attempt before may have done it and only its answer been lost.
+            if attempt == 1 or self._mark_of(path) != mark:
+                raise
+
+    def _mark_of(self, path: str) -> str:
+        return self._call("head_object", path).get("Metadata", {}).get("chiasm", "")
+
+    def remove(self, path: str) -> None:
+        self._call("delete_object", path)
+
+    def unfinished(self, folder: str) -> Sequence[Unfinished]:
+        bucket, _, prefix = folder.partition("/")
+        asked: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+        found: list[Unfinished] = []
+        while True:
+            page = self._ask("list_multipart_uploads", **asked)
+            found += [
+                Unfinished(f"s3://{bucket}/{entry['Key']}", entry["UploadId"])
+                for entry in page.get("Uploads", ())
+                if entry["Key"].startswith(prefix)  # not every store heeds the prefix
+            ]
+            if not page.get("IsTruncated"):
+                return found
+            asked["KeyMarker"] = page["NextKeyMarker"]
+            asked["UploadIdMarker"] = page["NextUploadIdMarker"]
+
+    def abandon(self, path: str, upload: str) -> None:
+        try:
+            self._call("abort_multipart_upload", path, UploadId=upload)
+        except Absent:
+            return  # completed or aborted already
+
+    def _call(self, method: str, path: str, **told: Any) -> dict[str, Any]:
+        return self._ask(method, **_named(path), **told)
+
+    def _ask(self, method: str, **told: Any) -> dict[str, Any]:
+        with _told():
+            answer: Any = self.fs.call_s3(method, **told)
+        return answer
+
+    def _page(self, asked: dict[str, Any], _: int) -> dict[str, Any]:
+        return self._ask("list_objects_v2", **asked)
+
+    def _pages(self, asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Pages of a listing: each is tried again by itself, or a long one would never end."""
+        while True:
+            found = persist(partial(self._page, asked), self.retries)
+            yield found
+            if not found.get("IsTruncated"):
+                return
+            asked = {**asked, "ContinuationToken": found["NextContinuationToken"]}
+
+
+def _named(path: str) -> dict[str, str]:
+    bucket, _, key = path.partition("/")
+    return {"Bucket": bucket, "Key": key}
+
+
+def _if(new: bool) -> dict[str, str]:
+    return {"IfNoneMatch": "*"} if new else {}
+
+
+def _etag(answer: dict[str, Any]) -> str:
+    return answer.get("ETag", "").strip('"') or str(answer.get("LastModified", ""))
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What boto and aiohttp raise, as StoreErrors; s3fs wraps the former in OSErrors."""
+    try:
+        yield
+    except ClientError as error:
+        raise _kind(error) from error
+    except OSError as error:
+        raise _kind(_client_error(error) or error) from error
+    except (HTTPClientError, NotConnected, ResponseParserError, aiohttp.ClientError) as error:
+        raise Passing(line_of(error)) from error
+    except (TimeoutError, FSTimeoutError) as error:
+        raise Passing(f"no answer in time ({line_of(error)})") from error
+    except (BotoCoreError, ValueError) as error:  # no credentials, a name that no bucket has
+        raise Refused(line_of(error)) from error
+
+
+def _client_error(error: BaseException) -> ClientError | None:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ClientError):
+        cause = cause.__cause__
+    return cause
+
+
+def _kind(error: ClientError | OSError) -> Exception:
+    if isinstance(error, OSError):
+        return Passing(line_of(error))  # of the connection
+    answer: Any = error.response
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    code = answer.get("Error", {}).get("Code", "")
+    if status >= 500 or status in (408, 429) or code in _PASSING:
+        return Passing(f"{status} {code}")
+    if status == 404:
+        return Absent(code)
+    if status == 416:
+        return PastEnd()
+    if status == 412:
+        return Standing(code)
+    return Refused(f"{status} {code}: {answer.get('Error', {}).get('Message', '')}")
