@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+from pipeline import stores
 from pipeline.backend import Stat, Unfinished
 from pipeline.errors import SourceError, StorageError, UnreachableError, UsageError
 from pipeline.retries import (
@@ -31,7 +32,7 @@ from pipeline.retries import (
     Unreachable,
     persist,
 )
-from pipeline.stores import RETRIES, Piece, Store, store_of
+from pipeline.stores import Piece, Store, store_of
 from pipeline.streams import Seekable, read_ahead
 from pipeline.uploads import PendingObject
 
@@ -48,7 +49,7 @@ class RemoteFiles:
 
     @property
     def retries(self) -> RetrySettings:
-        return RETRIES
+        return stores.RETRIES
 
     @property
     def store(self) -> Store:

@@ -18,7 +18,12 @@ from functools import partial
 from typing import IO, Any
 
 import aiohttp
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    FlexibleChecksumError,
+    HTTPClientError,
+)
 from botocore.exceptions import ConnectionError as NotConnected
 from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
@@ -59,6 +64,15 @@ _PASSING = {
 }
 
 
+_BROKEN = (
+    HTTPClientError,
+    NotConnected,
+    ResponseParserError,
+    FlexibleChecksumError,
+    aiohttp.ClientError,
+)
+
+
 class S3Store:
     """Buckets of S3. Credentials and endpoint by boto's own means (environment, profile, role)."""
 
@@ -82,8 +96,7 @@ class S3Store:
         try:
             piece = self.get(path, 0, 1)
         except PastEnd:
-            found = self._call("head_object", path)
-            return Stat(int(found["ContentLength"]), _etag(found))
+            return Stat(0, _etag(self._call("head_object", path)))
         return Stat(piece.total, piece.version or "")
 
     def get(self, path: str, start: int, size: int) -> Piece:
@@ -97,6 +110,8 @@ class S3Store:
         with _told():
             found: Any = sync(self.fs.loop, fetch)
         answer, data = found
+        if answer["ResponseMetadata"]["HTTPStatusCode"] == 200 and not data:
+            raise PastEnd(0)  # what some answer instead of 416 where the object is empty
         return piece_of(data, answer.get("ContentRange"), start, size, _etag(answer))
 
     def open(self, path: str) -> Live:
@@ -118,21 +133,26 @@ class S3Store:
         found = self._ask("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
         return bool(found.get("Contents")) or not key
 
-    def put(self, path: str, data: bytes, *, new: bool) -> None:
-        self._call("put_object", path, Body=data, **_if(new))
+    def put(self, path: str, data: bytes, *, new: str = "") -> None:
+        try:
+            self._call("put_object", path, Body=data, **_marked(new), **_if(new))
+        except Standing:
+            # An attempt before may have done it, and only its answer been lost.
+            if self._mark_of(path) != new:
+                raise
 
-    def send(self, path: str, file: IO[bytes], size: int, *, new: bool) -> None:
+    def send(self, path: str, file: IO[bytes], size: int, *, new: str = "") -> None:
         """In parts, each tried again by itself; aborted on whatever is raised meanwhile, also by a
         signal. Where it is not known whether the last step was done, its mark tells."""
-        mark, stop = secrets.token_hex(8), threading.Event()
+        mark, stop = new or secrets.token_hex(8), threading.Event()
         begun = persist(
-            lambda _: self._call("create_multipart_upload", path, Metadata={"chiasm": mark}),
+            lambda _: self._call("create_multipart_upload", path, **_marked(mark)),
             self.retries,
         )
         upload = begun["UploadId"]
         try:
             parts = self._send_parts(path, upload, file, size, stop)
-            persist(lambda n: self._complete(path, upload, parts, mark, n, new=new), self.retries)
+            persist(lambda _: self._complete(path, upload, parts, mark, _if(new)), self.retries)
         except BaseException:
             stop.set()
             persist(lambda _: self.abandon(path, upload), self.retries)
@@ -168,16 +188,13 @@ class S3Store:
         upload: str,
         parts: Parts,
         mark: str,
-        attempt: int,
-        *,
-        new: bool,
+        condition: dict[str, str],
     ) -> None:
         told = {"UploadId": upload, "MultipartUpload": {"Parts": parts}}
         try:
-            self._call("complete_multipart_upload", path, **told, **_if(new))
+            self._call("complete_multipart_upload", path, **told, **condition)
         except (Absent, Standing):
-            # The attempt before may have done it and only its answer been lost.
-            if attempt == 1 or self._mark_of(path) != mark:
+            if self._mark_of(path) != mark:
                 raise
 
     def _mark_of(self, path: str) -> str:
@@ -234,8 +251,13 @@ def _named(path: str) -> dict[str, str]:
     return {"Bucket": bucket, "Key": key}
 
 
-def _if(new: bool) -> dict[str, str]:
+def _if(new: str) -> dict[str, str]:
     return {"IfNoneMatch": "*"} if new else {}
+
+
+def _marked(mark: str) -> dict[str, Any]:
+    """Metadata by which the writer of an object knows it again."""
+    return {"Metadata": {"chiasm": mark}} if mark else {}
 
 
 def _etag(answer: dict[str, Any]) -> str:
@@ -251,7 +273,7 @@ def _told() -> Iterator[None]:
         raise _kind(error) from error
     except OSError as error:
         raise _kind(_client_error(error) or error) from error
-    except (HTTPClientError, NotConnected, ResponseParserError, aiohttp.ClientError) as error:
+    except _BROKEN as error:
         raise Passing(line_of(error)) from error
     except (TimeoutError, FSTimeoutError) as error:
         raise Passing(f"no answer in time ({line_of(error)})") from error

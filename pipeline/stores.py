@@ -47,15 +47,17 @@ class Listing:
 
 class Store(Protocol):
     """One attempt each; raises the StoreErrors. A `path` is a URL without its scheme (HTTP: the
-    URL). `get` with a negative `start` reads the last bytes of the object."""
+    URL). `get` with a negative `start` reads the last bytes of the object. new: a mark of the
+    writer's own: the name must be free, or taken by an attempt of this same writer; else
+    Standing."""
 
     def head(self, path: str) -> Stat: ...
     def get(self, path: str, start: int, size: int) -> Piece: ...
     def open(self, path: str) -> Live: ...
     def list(self, folder: str, *, deep: bool = False) -> Listing: ...
     def is_folder(self, path: str) -> bool: ...
-    def put(self, path: str, data: bytes, *, new: bool) -> None: ...
-    def send(self, path: str, file: IO[bytes], size: int, *, new: bool) -> None: ...
+    def put(self, path: str, data: bytes, *, new: str = "") -> None: ...
+    def send(self, path: str, file: IO[bytes], size: int, *, new: str = "") -> None: ...
     def remove(self, path: str) -> None: ...
     def unfinished(self, folder: str) -> Sequence[Unfinished]: ...
     def abandon(self, path: str, upload: str) -> None: ...
@@ -74,8 +76,9 @@ class Live(Protocol):
 class AnyStore:
     """A store by what every fsspec filesystem can do: `gs://`, `hf://`.
 
-    New names are put by `mode="create"` where the filesystem has it (gcsfs: if_generation_match),
-    else after a look: two writers of one moment may then both think that they won."""
+    A new name is put by `mode="create"` (gcsfs: if_generation_match); one that holds the very same
+    bytes counts as won. Large objects are put after a look: of two writers of one moment both may
+    think that they won."""
 
     def __init__(self, filesystem: Any) -> None:
         self.fs = filesystem
@@ -120,11 +123,15 @@ class AnyStore:
         with _told():
             return bool(self.fs.isdir(path))
 
-    def put(self, path: str, data: bytes, *, new: bool) -> None:
+    def put(self, path: str, data: bytes, *, new: str = "") -> None:
         with _told():
-            self.fs.pipe_file(path, data, mode="create" if new else "overwrite")
+            try:
+                self.fs.pipe_file(path, data, mode="create" if new else "overwrite")
+            except FileExistsError:
+                if self.fs.cat_file(path) != data:
+                    raise
 
-    def send(self, path: str, file: IO[bytes], size: int, *, new: bool) -> None:
+    def send(self, path: str, file: IO[bytes], size: int, *, new: str = "") -> None:
         if new and self.fs.exists(path):
             raise Standing(path)
         with _told():

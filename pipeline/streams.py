@@ -45,8 +45,8 @@ def read_ahead(store: Store, path: str, retries: RetrySettings, told: Told) -> i
     with told():
         try:
             raw: io.RawIOBase = Ranges(store, path, retries, told)
-        except NoRanges:
-            raw = OneAnswer(store, path, retries, told)
+        except NoRanges as whole:
+            raw = OneAnswer(store, path, retries, told, Stat(whole.size, whole.version))
     return io.BufferedReader(raw, BUFFER)
 
 
@@ -146,12 +146,15 @@ def fetch(
 
 
 class OneAnswer(io.RawIOBase):
-    """An object of a server that knows no ranges. Attempts count while nothing new comes."""
+    """An object of a server that knows no ranges. Attempts count while nothing new comes; two
+    answers have to call it the same size, since nothing else shows that one lies."""
 
-    def __init__(self, store: Store, path: str, retries: RetrySettings, told: Told) -> None:
+    def __init__(
+        self, store: Store, path: str, retries: RetrySettings, told: Told, first: Stat
+    ) -> None:
         self._store, self._path, self._retries, self._told = store, path, retries, told
         self._delivered = 0
-        self._opened: Stat | None = None
+        self._opened = first
         self._live: Live | None = None
         self._live = persist(lambda _: self._begin(), retries)
 
@@ -173,12 +176,15 @@ class OneAnswer(io.RawIOBase):
 
     def _begin(self) -> Live:
         live = self._store.open(self._path)
-        found = Stat(live.size, live.version)
-        self._opened = self._opened or found
-        if found != self._opened:
-            live.close()
-            raise Changed(self._opened.version)
-        return live
+        before, found = self._opened, Stat(live.size, live.version)
+        if found == before:
+            return live
+        live.close()
+        if found.version != before.version:
+            raise Changed(before.version)
+        if not self._delivered:
+            self._opened = found
+        raise Passing(f"told as {before.size} bytes, then as {found.size}")
 
     def _read(self, size: int) -> bytes:
         try:
@@ -186,7 +192,7 @@ class OneAnswer(io.RawIOBase):
                 self._live = self._begin()
                 self._pass_over(self._live)
             data = self._live.read(size)
-            if not data and self._opened and self._delivered < self._opened.size:
+            if not data and self._delivered < self._opened.size:
                 raise Passing(f"{self._delivered} bytes of {self._opened.size}")
             return data
         except Passing:

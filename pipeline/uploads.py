@@ -8,6 +8,7 @@ machine's disk, and nothing goes up before the last byte is there.
 from __future__ import annotations
 
 import io
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pipeline.errors import StorageError
-from pipeline.retries import PastEnd, RetrySettings, Standing, persist
+from pipeline.retries import RetrySettings, Standing, persist
 from pipeline.stores import SEND_AT_ONCE, Store
 from pipeline.streams import Told
 
@@ -50,44 +51,28 @@ class PendingObject(io.BufferedIOBase):
     def commit(self) -> None:
         """Put the object under its name, in place of what stood there."""
         with self._told():
-            self._send(new=False)
+            self._send()
         self.close()
 
     def commit_new(self) -> bool:
         """Like `commit`, unless something bears the name; says whether it got the name. The store
-        decides (S3: If-None-Match). One that has no such condition is looked at before: of two
-        writers of one moment both may then think they won."""
+        decides (S3: If-None-Match); how well one that cannot does, its class says."""
         with self._told():
             try:
-                self._send(new=True)
+                self._send(new=secrets.token_hex(8))
             except Standing:
                 return False
         self.close()
         return True
 
-    def _send(self, *, new: bool) -> None:
+    def _send(self, new: str = "") -> None:
         if self._size > SEND_AT_ONCE:
             self._store.send(self._path, self._spool, self._size, new=new)
             return
         with self._spooling():
             self._spool.seek(0)
             data = self._spool.read()
-
-        def put(attempt: int) -> None:
-            try:
-                self._store.put(self._path, data, new=new)
-            except Standing:
-                # The attempt before may have done it and only its answer been lost.
-                if attempt == 1 or self._standing() != data:
-                    raise
-
-        persist(put, self._retries)
-
-    def _standing(self) -> bytes:
-        try:
-            return self._store.get(self._path, 0, self._size + 1).data
-        except PastEnd:
-            return b""
+        persist(lambda _: self._store.put(self._path, data, new=new), self._retries)
 
     @contextmanager
     def _spooling(self) -> Iterator[None]:

@@ -90,10 +90,10 @@ class WebStore:
     def is_folder(self, path: str) -> bool:
         return False
 
-    def put(self, path: str, data: bytes, *, new: bool) -> None:
+    def put(self, path: str, data: bytes, *, new: str = "") -> None:
         raise Refused("it is only read")
 
-    def send(self, path: str, file: IO[bytes], size: int, *, new: bool) -> None:
+    def send(self, path: str, file: IO[bytes], size: int, *, new: str = "") -> None:
         raise Refused("it is only read")
 
     def remove(self, path: str) -> None:

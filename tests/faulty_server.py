@@ -8,6 +8,7 @@ than they are.
 from __future__ import annotations
 
 import http.client
+import os
 import random
 import re
 import socket
@@ -54,6 +55,7 @@ def running_moto() -> Iterator[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        env={**os.environ, "MOTO_S3_DEFAULT_MAX_KEYS": "100"},  # ten times as many pages
     )
     with process:
         assert process.stdout is not None and process.stdin is not None
@@ -188,9 +190,10 @@ def _handler(owner: FaultyServer) -> type[BaseHTTPRequestHandler]:
             for name, value in response.headers.items():
                 if name.lower() not in ("content-length", "connection", "transfer-encoding"):
                     self.send_header(name, value)
-            if "chunked" in response.headers.get("Transfer-Encoding", ""):
-                self.send_header("Connection", "close")
-                self.close_connection = True
+            if "Transfer-Encoding" in response.headers:
+                self.send_header("Transfer-Encoding", "chunked")
+                body = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+                body += b"0\r\n\r\n"
             else:
                 self.send_header("Content-Length", length)
             self.end_headers()
