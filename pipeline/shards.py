@@ -22,7 +22,9 @@ from pipeline.storage import (
     Folder,
     base_name,
     canonical_url,
+    each,
     find,
+    is_far,
     is_folder,
     read_range,
     shown,
@@ -44,7 +46,7 @@ def list_shards(specs: Sequence[str], stdin: TextIO | None = None) -> list[Shard
     SourceError where a spec names nothing, UsageError where it cannot be understood.
     """
     urls = dict.fromkeys(url for spec in _with_stdin(specs, stdin) for url in _expand(spec))
-    return [_describe(url) for url in urls]
+    return each(_describe, list(urls))
 
 
 def shard_id(url: str) -> str:
@@ -117,7 +119,10 @@ def _with_stdin(specs: Sequence[str], stdin: TextIO | None) -> Iterator[str]:
 def _expand(spec: str) -> Iterator[str]:
     """One spec -> canonical URLs of files."""
     url = canonical_url(spec)
-    if is_folder(url):
+    plain = not re.search(r"[{*?\[]", spec)
+    if plain and is_far(url) and url.lower().endswith(SUFFIXES):
+        yield url  # thousands of names of a store, each looked at twice, would take minutes
+    elif is_folder(url):
         yield from _of_folder(url)
     elif "{" in spec and not _is_file(url):
         for expanded in _braces(spec):
@@ -156,10 +161,12 @@ def _braces(spec: str) -> Iterator[str]:
         first = next(expanded)
     except ValueError as error:
         raise UsageError(
-            spec, expected="a range such as {00000..00012}", found=str(error)
+            shown(spec), expected="a range such as {00000..00012}", found=str(error)
         ) from error
     if first == spec:
-        raise SourceError(spec, expected="a shard or a range of shards", found="nothing there")
+        raise SourceError(
+            shown(spec), expected="a shard or a range of shards", found="nothing there"
+        )
     yield first
     yield from expanded
 

@@ -32,7 +32,9 @@ __all__ = [
     "Unfinished",
     "base_name",
     "canonical_url",
+    "each",
     "find",
+    "is_far",
     "is_folder",
     "is_temporary",
     "open_stream",
@@ -77,6 +79,11 @@ def is_folder(url: str) -> bool:
     return _backend(url).is_folder(url)
 
 
+def is_far(url: str) -> bool:
+    """Whether each look at `url` is a request."""
+    return _backend(url).at_once > 1
+
+
 def open_stream(url: str) -> io.BufferedReader:
     """A file for reading from front to back; SourceError when it cannot be opened."""
     return _backend(url).open_stream(url)
@@ -90,6 +97,15 @@ def read_range(url: str, offset: int, size: int) -> bytes:
 def find(pattern: str) -> list[str]:
     """Canonical URLs of what matches a glob (`*`, `?`, `[...]`, `**`), sorted by path."""
     return list(_backend(pattern).find(pattern))
+
+
+def each(call: Callable[[str], B], urls: Sequence[str]) -> list[B]:
+    """`call` of each URL, in their order; several at once where a store takes its time."""
+    at_once = max((_backend(url).at_once for url in urls), default=1)
+    if at_once == 1:
+        return [call(url) for url in urls]
+    with ThreadPoolExecutor(at_once, "chiasm-each") as asking:
+        return list(asking.map(call, urls))
 
 
 class Folder:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -170,6 +171,10 @@ def _version(found: dict[str, Any]) -> str:
     return ""
 
 
+# Packages whose exceptions tell of the network; not all of them are OSErrors.
+_NETWORK = {"aiohttp", "gcsfs", "google", "httpx", "httpx2", "requests", "urllib3"}
+
+
 @contextmanager
 def _told() -> Iterator[None]:
     """What fsspec filesystems raise, as StoreErrors."""
@@ -181,11 +186,20 @@ def _told() -> Iterator[None]:
         raise Standing(str(error)) from error
     except (PermissionError, IsADirectoryError, NotImplementedError, ValueError) as error:
         raise Refused(line_of(error)) from error
-    except OSError as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status is not None and status < 500 and status not in (408, 429):
+    except Exception as error:
+        package = type(error).__module__.partition(".")[0]
+        if not isinstance(error, OSError) and package not in _NETWORK:
+            raise
+        status = str(getattr(error, "code", getattr(error, "status", "")) or _status_of(error))
+        if status == "412":
+            raise Standing(line_of(error)) from error
+        if re.fullmatch("4..", status) and status not in ("408", "429"):
             raise Refused(line_of(error)) from error
         raise Passing(line_of(error)) from error
+
+
+def _status_of(error: Exception) -> str:
+    return str(getattr(getattr(error, "response", None), "status_code", ""))
 
 
 def line_of(error: BaseException) -> str:
