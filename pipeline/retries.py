@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -52,7 +52,13 @@ class Absent(StoreError):
 
 
 class Refused(StoreError):
-    """401, 403 and whatever else is the same at every attempt."""
+    """401, 403 and whatever else is the same at every attempt. `do`: what a person can do."""
+
+    def __init__(
+        self, found: str, do: str = "check the credentials and the endpoint (docs/operations.md)"
+    ) -> None:
+        super().__init__(found)
+        self.do = do
 
 
 class PastEnd(StoreError):
@@ -72,11 +78,21 @@ class Changed(StoreError):
 
 
 class NoRanges(StoreError):
-    """The server sends whole files only. `size`: -1 if not told."""
+    """The server sends whole files only. `size`: -1 if not told. `again`: asks for the whole."""
 
-    def __init__(self, size: int, version: str) -> None:
+    def __init__(self, size: int, version: str, again: Callable[[], Live]) -> None:
         super().__init__("the server sends whole files only")
-        self.size, self.version = size, version
+        self.size, self.version, self.again = size, version, again
+
+
+class Live(Protocol):
+    """An answer whose body is still coming: a whole object from its first byte on."""
+
+    size: int
+    version: str
+
+    def read(self, size: int) -> bytes: ...
+    def close(self) -> None: ...
 
 
 class Cancelled(StoreError):
@@ -84,26 +100,22 @@ class Cancelled(StoreError):
 
 
 def persist(
-    call: Callable[[int], T], settings: RetrySettings, stop: threading.Event | None = None
+    call: Callable[[], T], settings: RetrySettings, stop: threading.Event | None = None
 ) -> T:
-    """`call(n)` for n = 1, 2 ... until it raises nothing passing; Unreachable after the last.
+    """`call` until it raises nothing passing; Unreachable after the last attempt.
 
     stop: ends the waiting, with Cancelled."""
     for attempt in range(1, settings.attempts + 1):
         if stop is not None and stop.is_set():
             raise Cancelled
         try:
-            return call(attempt)
+            return call()
         except Passing as failure:
             if attempt == settings.attempts:
                 told = f"{attempt} attempts failed, the last one: {failure}"
                 raise Unreachable(told) from failure
-            pause(settings.wait(attempt), stop)
+            if stop is None:
+                time.sleep(settings.wait(attempt))
+            else:
+                stop.wait(settings.wait(attempt))
     raise ValueError("expected at least one attempt")
-
-
-def pause(seconds: float, stop: threading.Event | None) -> None:
-    if stop is None:
-        time.sleep(seconds)
-    else:
-        stop.wait(seconds)

@@ -10,6 +10,7 @@ another machine is noticed only after that minute.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -145,20 +146,19 @@ class Run:
         ]
         for name in swept:
             self.folder.remove(name)
-        return swept + self.abandon_uploads(own=own)
+        return swept + self.end_uploads(own=own)
 
-    def abandon_uploads(self, *, own: bool = False) -> list[str]:
+    def end_uploads(self, *, own: bool = False) -> list[str]:
         """End uploads in parts that dead runs left: nobody sees them, but they are paid for. Behind
         one is whoever holds its shard or, in the index, whose id stands in its name."""
-        lying = self.folder.unfinished()
-        if not lying:
-            return []
-        living = self.others() + ([] if own else [self.record])
-        marks = {mark for run in living for mark in (run.id, *run.holds)}
-        dead = [upload for upload in lying if not any(mark in upload.url for mark in marks)]
-        for upload in dead:
-            self.folder.abandon(upload)
-        return [upload.url for upload in dead]
+
+        @functools.cache
+        def marks() -> set[str]:
+            living = self.others() + ([] if own else [self.record])
+            return {mark for run in living for mark in (run.id, *run.holds)}
+
+        dead = self.folder.end_uploads(lambda url: not any(mark in url for mark in marks()))
+        return list(dead)
 
     def _write(self) -> None:
         with self._lock:
@@ -196,7 +196,12 @@ def _read(folder: Folder, name: str) -> RunRecord | None:
     try:
         told: dict[str, Any] = json.loads(folder.read_bytes(name))
         return RunRecord(holds=tuple(told.pop("holds")), **told)
-    except (ValueError, TypeError, KeyError, StorageError):
+    except StorageError:
+        # A store that does not answer shows no dead run: what a living one uploads stays.
+        if folder.local is None and folder.stat(name) is not None:
+            raise
+        return None
+    except (ValueError, TypeError, KeyError):
         return None
 
 

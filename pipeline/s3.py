@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -23,14 +23,14 @@ from botocore.exceptions import (
     ClientError,
     FlexibleChecksumError,
     HTTPClientError,
+    NoCredentialsError,
 )
 from botocore.exceptions import ConnectionError as NotConnected
 from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
-from fsspec.exceptions import FSTimeoutError
 from s3fs import S3FileSystem
 
-from pipeline.backend import Stat, Unfinished
+from pipeline.backend import Stat
 from pipeline.retries import (
     Absent,
     Cancelled,
@@ -39,9 +39,10 @@ from pipeline.retries import (
     Refused,
     RetrySettings,
     Standing,
+    StoreError,
     persist,
 )
-from pipeline.stores import Listing, Live, Piece, hush, line_of, piece_of
+from pipeline.stores import Listing, Piece, hush, line_of, piece_of, require_trusted
 
 PART = 32 << 20  # bytes of a part; more for what would need over MOST_PARTS of them
 MOST_PARTS = 10_000
@@ -63,6 +64,13 @@ _PASSING = {
     "XAmzContentSHA256Mismatch",
 }
 
+
+# How a page of a listing tells where the next one begins -> how that is asked for.
+_NEXT_PAGE = {
+    "NextContinuationToken": "ContinuationToken",
+    "NextKeyMarker": "KeyMarker",
+    "NextUploadIdMarker": "UploadIdMarker",
+}
 
 _BROKEN = (
     HTTPClientError,
@@ -114,15 +122,12 @@ class S3Store:
             raise PastEnd(0)  # what some answer instead of 416 where the object is empty
         return piece_of(data, answer.get("ContentRange"), start, size, _etag(answer))
 
-    def open(self, path: str) -> Live:
-        raise NotImplementedError("every range is answered by get")
-
     def list(self, folder: str, *, deep: bool = False) -> Listing:
         bucket, _, prefix = folder.partition("/")
         asked = {"Bucket": bucket, "Prefix": prefix} | ({} if deep else {"Delimiter": "/"})
         files: list[str] = []
         folders: list[str] = []
-        for page in self._pages(asked):
+        for page in self._pages("list_objects_v2", asked):
             files += [f"{bucket}/{entry['Key']}" for entry in page.get("Contents", ())]
             folders += [f"{bucket}/{e['Prefix'][:-1]}" for e in page.get("CommonPrefixes", ())]
         return Listing(sorted(files), sorted(folders))
@@ -146,16 +151,16 @@ class S3Store:
         signal. Where it is not known whether the last step was done, its mark tells."""
         mark, stop = new or secrets.token_hex(8), threading.Event()
         begun = persist(
-            lambda _: self._call("create_multipart_upload", path, **_marked(mark)),
+            lambda: self._call("create_multipart_upload", path, **_marked(mark)),
             self.retries,
         )
         upload = begun["UploadId"]
         try:
             parts = self._send_parts(path, upload, file, size, stop)
-            persist(lambda _: self._complete(path, upload, parts, mark, _if(new)), self.retries)
+            persist(lambda: self._complete(path, upload, parts, mark, _if(new)), self.retries)
         except BaseException:
             stop.set()
-            persist(lambda _: self.abandon(path, upload), self.retries)
+            persist(lambda: self._abort(path, upload), self.retries)
             raise
 
     def _send_parts(
@@ -171,7 +176,7 @@ class S3Store:
                 file.seek((number - 1) * each)
                 data = file.read(each)
             told = {"UploadId": upload, "PartNumber": number, "Body": data}
-            sent = persist(lambda _: self._call("upload_part", path, **told), self.retries, stop)
+            sent = persist(lambda: self._call("upload_part", path, **told), self.retries, stop)
             return {"PartNumber": number, "ETag": sent["ETag"]}
 
         # Parts in flight have ended when the `with` has: none arrives after an abort.
@@ -203,23 +208,21 @@ class S3Store:
     def remove(self, path: str) -> None:
         self._call("delete_object", path)
 
-    def unfinished(self, folder: str) -> Sequence[Unfinished]:
+    def end_uploads(self, folder: str, dead: Callable[[str], bool]) -> Sequence[str]:
         bucket, _, prefix = folder.partition("/")
-        asked: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
-        found: list[Unfinished] = []
-        while True:
-            page = self._ask("list_multipart_uploads", **asked)
-            found += [
-                Unfinished(f"s3://{bucket}/{entry['Key']}", entry["UploadId"])
-                for entry in page.get("Uploads", ())
-                if entry["Key"].startswith(prefix)  # not every store heeds the prefix
-            ]
-            if not page.get("IsTruncated"):
-                return found
-            asked["KeyMarker"] = page["NextKeyMarker"]
-            asked["UploadIdMarker"] = page["NextUploadIdMarker"]
+        pages = self._pages("list_multipart_uploads", {"Bucket": bucket, "Prefix": prefix})
+        lying = [
+            (entry["Key"], entry["UploadId"])
+            for page in pages
+            for entry in page.get("Uploads", ())
+            if entry["Key"].startswith(prefix)  # not every store heeds the prefix
+        ]
+        ended = [(key, upload) for key, upload in lying if dead(f"s3://{bucket}/{key}")]
+        for key, upload in ended:
+            persist(partial(self._abort, f"{bucket}/{key}", upload), self.retries)
+        return [f"s3://{bucket}/{key}" for key, _ in ended]
 
-    def abandon(self, path: str, upload: str) -> None:
+    def _abort(self, path: str, upload: str) -> None:
         try:
             self._call("abort_multipart_upload", path, UploadId=upload)
         except Absent:
@@ -233,17 +236,13 @@ class S3Store:
             answer: Any = self.fs.call_s3(method, **told)
         return answer
 
-    def _page(self, asked: dict[str, Any], _: int) -> dict[str, Any]:
-        return self._ask("list_objects_v2", **asked)
-
-    def _pages(self, asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _pages(self, method: str, asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Pages of a listing: each is tried again by itself, or a long one would never end."""
-        while True:
-            found = persist(partial(self._page, asked), self.retries)
-            yield found
-            if not found.get("IsTruncated"):
-                return
-            asked = {**asked, "ContinuationToken": found["NextContinuationToken"]}
+        page: dict[str, Any] = {"IsTruncated": True}
+        while page.get("IsTruncated"):
+            page = persist(lambda: self._ask(method, **asked), self.retries)
+            yield page
+            asked.update({of: page[told] for told, of in _NEXT_PAGE.items() if told in page})
 
 
 def _named(path: str) -> dict[str, str]:
@@ -269,37 +268,33 @@ def _told() -> Iterator[None]:
     """What boto and aiohttp raise, as StoreErrors; s3fs wraps the former in OSErrors."""
     try:
         yield
-    except ClientError as error:
-        raise _kind(error) from error
-    except OSError as error:
-        raise _kind(_client_error(error) or error) from error
-    except _BROKEN as error:
+    except (ClientError, OSError, *_BROKEN) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ClientError):
+            cause = cause.__cause__
+        if cause is not None:
+            raise _kind(cause) from error
+        require_trusted(error, "AWS_CA_BUNDLE")
         raise Passing(line_of(error)) from error
-    except (TimeoutError, FSTimeoutError) as error:
-        raise Passing(f"no answer in time ({line_of(error)})") from error
-    except (BotoCoreError, ValueError) as error:  # no credentials, a name that no bucket has
+    except NoCredentialsError as error:
+        do = "set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (docs/operations.md)"
+        raise Refused("no credentials", do) from error
+    except (BotoCoreError, ValueError) as error:  # a name that no bucket has, a profile of nobody
         raise Refused(line_of(error)) from error
 
 
-def _client_error(error: BaseException) -> ClientError | None:
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ClientError):
-        cause = cause.__cause__
-    return cause
-
-
-def _kind(error: ClientError | OSError) -> Exception:
-    if isinstance(error, OSError):
-        return Passing(line_of(error))  # of the connection
+def _kind(error: ClientError) -> StoreError:
     answer: Any = error.response
     status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     code = answer.get("Error", {}).get("Code", "")
     if status >= 500 or status in (408, 429) or code in _PASSING:
         return Passing(f"{status} {code}")
+    if code == "NoSuchBucket":
+        return Refused("no such bucket", "make it, or check its name")
     if status == 404:
         return Absent(code)
     if status == 416:
         return PastEnd()
     if status == 412:
         return Standing(code)
-    return Refused(f"{status} {code}: {answer.get('Error', {}).get('Message', '')}")
+    return Refused(f"{status} {line_of(error)}")

@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.backend import Backend, PendingFile, Stat, Unfinished
-from pipeline.errors import SourceError, StorageError, UnreachableError, UsageError
+from pipeline.backend import Backend, PendingFile, Stat
+from pipeline.errors import StorageError, UsageError
 from pipeline.local_files import LocalFiles, is_temporary, run_of_temporary, temporary_of
 from pipeline.remote_files import RemoteFiles, WebFiles
 
@@ -29,7 +29,6 @@ __all__ = [
     "Folder",
     "PendingFile",
     "Stat",
-    "Unfinished",
     "base_name",
     "canonical_url",
     "each",
@@ -133,7 +132,7 @@ class Folder:
         return path
 
     def exists(self, name: str) -> bool:
-        return self._backend.exists(self.url_of(name))
+        return self.stat(name) is not None
 
     def folders(self, prefix: str) -> list[str]:
         """Sorted names of the folders right under `prefix`."""
@@ -147,12 +146,7 @@ class Folder:
 
     def stat(self, name: str) -> Stat | None:
         """Size and version, None where there is no such file."""
-        try:
-            return self._backend.stat(self.url_of(name))
-        except UnreachableError as error:
-            raise StorageError(error.what, found=error.found, do=error.do) from error
-        except SourceError:
-            return None
+        return self._backend.look(self.url_of(name))
 
     def each(self, call: Callable[[A], B], names: Iterable[A]) -> Iterator[B]:
         """`call` of each name, in their order; several at once where a request takes its time."""
@@ -198,13 +192,10 @@ class Folder:
         """Remove a folder of files; what is gone already is no error."""
         self._backend.remove_folder(self.url_of(name))
 
-    def unfinished(self) -> Sequence[Unfinished]:
-        """Uploads into this folder, at any depth, that were begun and not completed."""
-        return self._backend.unfinished(self.url)
-
-    def abandon(self, upload: Unfinished) -> None:
-        """Forget such an upload; one that is gone already is no error."""
-        self._backend.abandon(upload)
+    def end_uploads(self, dead: Callable[[str], bool]) -> Sequence[str]:
+        """Abort the uploads into this folder, at any depth, that were begun and not completed, of
+        objects whose URL is `dead`; returns those. Nobody sees them, but they are paid for."""
+        return self._backend.end_uploads(self.url, dead)
 
     def url_of(self, name: str) -> str:
         if not name or name.startswith("/") or ".." in name.split("/"):

@@ -19,12 +19,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
-from pipeline.backend import Stat, Unfinished
+from pipeline.backend import Stat
 from pipeline.errors import UsageError
 from pipeline.retries import Absent, Passing, PastEnd, Refused, RetrySettings, Standing
 
 RETRIES = RetrySettings()
 SEND_AT_ONCE = 128 << 20  # bytes that are one put; more goes up in parts
+LONGEST_LINE = 200  # characters of what a library says
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,32 +47,25 @@ class Listing:
     folders: list[str]
 
 
-class Store(Protocol):
+class Reads(Protocol):
     """One attempt each; raises the StoreErrors. A `path` is a URL without its scheme (HTTP: the
-    URL). `get` with a negative `start` reads the last bytes of the object. new: a mark of the
-    writer's own: the name must be free, or taken by an attempt of this same writer; else
-    Standing."""
+    URL). `get` with a negative `start` reads the last bytes of the object."""
 
     def head(self, path: str) -> Stat: ...
     def get(self, path: str, start: int, size: int) -> Piece: ...
-    def open(self, path: str) -> Live: ...
+
+
+class Store(Reads, Protocol):
+    """What can be listed and written, too. new: a mark of the writer's own: the name must be free,
+    or taken by an attempt of this same writer; else Standing. `end_uploads` and what goes up in
+    parts (`send`) try again by themselves, request by request."""
+
     def list(self, folder: str, *, deep: bool = False) -> Listing: ...
     def is_folder(self, path: str) -> bool: ...
     def put(self, path: str, data: bytes, *, new: str = "") -> None: ...
     def send(self, path: str, file: IO[bytes], size: int, *, new: str = "") -> None: ...
     def remove(self, path: str) -> None: ...
-    def unfinished(self, folder: str) -> Sequence[Unfinished]: ...
-    def abandon(self, path: str, upload: str) -> None: ...
-
-
-class Live(Protocol):
-    """An answer whose body is still coming: a whole object from its first byte on."""
-
-    size: int
-    version: str
-
-    def read(self, size: int) -> bytes: ...
-    def close(self) -> None: ...
+    def end_uploads(self, folder: str, dead: Callable[[str], bool]) -> Sequence[str]: ...
 
 
 class AnyStore:
@@ -103,9 +97,6 @@ class AnyStore:
         if len(data) != wanted:
             raise Passing(f"{len(data)} bytes of {wanted}")
         return Piece(first, data, total, None)
-
-    def open(self, path: str) -> Live:
-        raise NotImplementedError("every range is answered by get")
 
     def list(self, folder: str, *, deep: bool = False) -> Listing:
         try:
@@ -151,11 +142,8 @@ class AnyStore:
         with _told():
             self.fs.rm_file(path)
 
-    def unfinished(self, folder: str) -> Sequence[Unfinished]:
-        return []  # what is not committed expires by itself
-
-    def abandon(self, path: str, upload: str) -> None:
-        raise NotImplementedError("there are no unfinished uploads")
+    def end_uploads(self, folder: str, dead: Callable[[str], bool]) -> Sequence[str]:
+        return ()  # what is not committed expires by itself
 
 
 def hush(loop: Any) -> None:
@@ -203,9 +191,20 @@ def _status_of(error: Exception) -> str:
 
 
 def line_of(error: BaseException) -> str:
-    """The first line of an error's text, or its kind where it has none."""
-    told = str(error).strip()
-    return told.splitlines()[0] if told else type(error).__name__
+    """An error's text in one line, or its kind where it has none; URLs in it lose the user and the
+    query, where passwords and signatures stand."""
+    told = " ".join(str(error).split()) or type(error).__name__
+    told = re.sub(r"(\w+://)[^/@\s]*@", r"\1", told)
+    return re.sub(r"(\w+://[^?\s]*)\?[^\s\"')]*", r"\1", told)[:LONGEST_LINE]
+
+
+def require_trusted(error: BaseException | None, variable: str) -> None:
+    """Refused for a certificate that was not accepted, which no other attempt changes."""
+    while error is not None:
+        if told := getattr(error, "verify_message", ""):  # ssl.SSLCertVerificationError
+            found = f"a certificate that is not trusted ({told})"
+            raise Refused(found, f"name the file of its authority in {variable}") from error
+        error = error.__cause__ or error.__context__
 
 
 def piece_of(data: bytes, told_range: str | None, start: int, size: int, version: str) -> Piece:

@@ -21,15 +21,8 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from pipeline.backend import Stat
-from pipeline.retries import (
-    Changed,
-    NoRanges,
-    Passing,
-    PastEnd,
-    RetrySettings,
-    persist,
-)
-from pipeline.stores import Live, Piece, Store
+from pipeline.retries import Changed, Live, NoRanges, Passing, PastEnd, RetrySettings, persist
+from pipeline.stores import Piece, Reads
 
 BLOCK = 8 << 20
 FIRST = 256 << 10  # then four times as much each, up to BLOCK
@@ -40,20 +33,20 @@ BUFFER = 1 << 20
 Told = Callable[[], AbstractContextManager[None]]
 
 
-def read_ahead(store: Store, path: str, retries: RetrySettings, told: Told) -> io.BufferedReader:
+def read_ahead(store: Reads, path: str, retries: RetrySettings, told: Told) -> io.BufferedReader:
     """The object as a stream; its first bytes are there when this returns."""
     with told():
         try:
             raw: io.RawIOBase = Ranges(store, path, retries, told)
         except NoRanges as whole:
-            raw = OneAnswer(store, path, retries, told, Stat(whole.size, whole.version))
+            raw = OneAnswer(whole, retries, told)
     return io.BufferedReader(raw, BUFFER)
 
 
 class Ranges(io.RawIOBase):
     """An object by ranges, some blocks ahead."""
 
-    def __init__(self, store: Store, path: str, retries: RetrySettings, told: Told) -> None:
+    def __init__(self, store: Reads, path: str, retries: RetrySettings, told: Told) -> None:
         self._store, self._path, self._retries, self._told = store, path, retries, told
         self._stop = threading.Event()
         self._reading: ThreadPoolExecutor | None = None
@@ -63,13 +56,13 @@ class Ranges(io.RawIOBase):
         self._before: Stat | None = None  # of a store that tells no version with a range
         self._version: str | None = None
         try:
-            piece = persist(lambda _: store.get(path, 0, FIRST), retries)
+            piece = persist(lambda: store.get(path, 0, FIRST), retries)
         except PastEnd:
             return  # an empty object
         self._block, self._asked = piece.data, len(piece.data)
         self._size, self._version = piece.total, piece.version
         if piece.version is None:
-            self._before = persist(lambda _: store.head(path), retries)
+            self._before = persist(lambda: store.head(path), retries)
         self._ask()
 
     def readable(self) -> bool:
@@ -102,7 +95,7 @@ class Ranges(io.RawIOBase):
 
     def _look_again(self, before: Stat) -> None:
         self._before = None
-        if persist(lambda _: self._store.head(self._path), self._retries) != before:
+        if persist(lambda: self._store.head(self._path), self._retries) != before:
             raise Changed(before.version)
 
     def _ask(self) -> None:
@@ -123,7 +116,7 @@ class Ranges(io.RawIOBase):
 
 
 def fetch(
-    store: Store,
+    store: Reads,
     path: str,
     start: int,
     size: int,
@@ -133,7 +126,7 @@ def fetch(
     """A range of the object that was opened; Changed where it is not the one any more."""
     total, version, stop = opened
 
-    def once(_: int) -> Piece:
+    def once() -> Piece:
         try:
             piece = store.get(path, start, size)
         except PastEnd as end:
@@ -149,21 +142,19 @@ class OneAnswer(io.RawIOBase):
     """An object of a server that knows no ranges. Attempts count while nothing new comes; two
     answers have to call it the same size, since nothing else shows that one lies."""
 
-    def __init__(
-        self, store: Store, path: str, retries: RetrySettings, told: Told, first: Stat
-    ) -> None:
-        self._store, self._path, self._retries, self._told = store, path, retries, told
+    def __init__(self, first: NoRanges, retries: RetrySettings, told: Told) -> None:
+        self._again, self._retries, self._told = first.again, retries, told
         self._delivered = 0
-        self._opened = first
+        self._opened = Stat(first.size, first.version)
         self._live: Live | None = None
-        self._live = persist(lambda _: self._begin(), retries)
+        self._live = persist(lambda: self._begin(), retries)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any, /) -> int:
         with self._told():
-            data = persist(lambda _: self._read(len(buffer)), self._retries)
+            data = persist(lambda: self._read(len(buffer)), self._retries)
         buffer[: len(data)] = data
         self._delivered += len(data)
         return len(data)
@@ -175,7 +166,7 @@ class OneAnswer(io.RawIOBase):
         super().close()
 
     def _begin(self) -> Live:
-        live = self._store.open(self._path)
+        live = self._again()
         before, found = self._opened, Stat(live.size, live.version)
         if found == before:
             return live
@@ -213,12 +204,12 @@ class OneAnswer(io.RawIOBase):
 class Seekable(io.RawIOBase):
     """An object for reading here and there, as Parquet wants it. Opening reads size and tail."""
 
-    def __init__(self, store: Store, path: str, retries: RetrySettings, told: Told) -> None:
+    def __init__(self, store: Reads, path: str, retries: RetrySettings, told: Told) -> None:
         self._store, self._path, self._retries, self._told = store, path, retries, told
         self._at = 0
         with told():
             try:
-                tail = persist(lambda _: store.get(path, -TAIL, TAIL), retries)
+                tail = persist(lambda: store.get(path, -TAIL, TAIL), retries)
             except PastEnd:
                 tail = Piece(0, b"", 0, "")
         self._tail, self._size, self._version = tail, tail.total, tail.version

@@ -72,7 +72,7 @@ class PendingObject(io.BufferedIOBase):
         with self._spooling():
             self._spool.seek(0)
             data = self._spool.read()
-        persist(lambda _: self._store.put(self._path, data, new=new), self._retries)
+        persist(lambda: self._store.put(self._path, data, new=new), self._retries)
 
     @contextmanager
     def _spooling(self) -> Iterator[None]:

@@ -2,28 +2,28 @@
 
 Asked for is what lies there, unpacked by nobody on the way (`identity`), a range at a time.
 Redirects are followed, `~/.netrc` and proxies of the environment are heeded. A server that answers
-a range with the whole file is told by `NoRanges`, and read by one answer (`open`). The size is
-taken from a range's total, never from a HEAD, which presigned URLs refuse.
+a range with the whole file is told by `NoRanges`, and read by one answer. The size is taken from a
+range's total, never from a HEAD, which some servers refuse or answer wrongly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import Any
 
 import aiohttp
 from fsspec.asyn import sync
 from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.http import HTTPFileSystem
 
-from pipeline.backend import Stat, Unfinished
+from pipeline.backend import Stat
 from pipeline.retries import Absent, NoRanges, Passing, PastEnd, Refused, RetrySettings
-from pipeline.stores import Listing, Live, Piece, hush, line_of, piece_of
+from pipeline.stores import Piece, hush, line_of, piece_of, require_trusted
 
 
 class WebStore:
-    """Files of web servers."""
+    """Files of web servers: they are read, never listed or written."""
 
     def __init__(self, retries: RetrySettings) -> None:
         timeout = aiohttp.ClientTimeout(
@@ -62,10 +62,10 @@ class WebStore:
         answer, data = found
         version = _version(answer)
         if data is None:
-            raise NoRanges(_length(answer), version)
+            raise NoRanges(_length(answer), version, lambda: self._whole(path))
         return piece_of(data, answer.headers.get("Content-Range"), start, size, version)
 
-    def open(self, path: str) -> Live:
+    def _whole(self, path: str) -> WebAnswer:
         async def ask() -> aiohttp.ClientResponse:
             answer = await self._ask(path, {})
             try:
@@ -83,27 +83,6 @@ class WebStore:
         session = await self.fs.set_session()
         headers = {"Accept-Encoding": "identity", **headers}
         return await session.get(self.fs.encode_url(url), headers=headers)
-
-    def list(self, folder: str, *, deep: bool = False) -> Listing:
-        raise Refused("HTTP has no listing")
-
-    def is_folder(self, path: str) -> bool:
-        return False
-
-    def put(self, path: str, data: bytes, *, new: str = "") -> None:
-        raise Refused("it is only read")
-
-    def send(self, path: str, file: IO[bytes], size: int, *, new: str = "") -> None:
-        raise Refused("it is only read")
-
-    def remove(self, path: str) -> None:
-        raise Refused("it is only read")
-
-    def unfinished(self, folder: str) -> Sequence[Unfinished]:
-        return []
-
-    def abandon(self, path: str, upload: str) -> None:
-        raise NotImplementedError("there are no unfinished uploads")
 
 
 class WebAnswer:
@@ -134,7 +113,7 @@ def _check(answer: aiohttp.ClientResponse) -> None:
     if status >= 500 or status in (408, 425, 429):
         raise Passing(told)
     if status not in (200, 206):
-        raise Refused(told)
+        raise Refused(told, "check ~/.netrc and the URL (docs/operations.md)")
 
 
 def _length(answer: aiohttp.ClientResponse) -> int:
@@ -157,9 +136,10 @@ def _told() -> Iterator[None]:
     """What aiohttp raises, as StoreErrors."""
     try:
         yield
-    except (aiohttp.InvalidURL, aiohttp.ClientConnectorCertificateError) as error:
-        raise Refused(line_of(error)) from error
+    except aiohttp.InvalidURL as error:
+        raise Refused(f"no URL: {line_of(error)}") from error
     except aiohttp.TooManyRedirects as error:
         raise Refused("more than ten redirects") from error
     except (TimeoutError, aiohttp.ClientError, FSTimeoutError, OSError) as error:
+        require_trusted(error, "SSL_CERT_FILE")
         raise Passing(line_of(error)) from error

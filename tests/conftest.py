@@ -18,9 +18,9 @@ from typing import Any
 import fake_encoder
 import numpy as np
 import pytest
-from faulty_server import Faults, FaultyServer, forwarding_to, running_moto
 from PIL import Image
 
+from benchmarks.faulty_server import Faults, FaultyServer, forwarding_to, running_moto
 from pipeline import stores
 from pipeline.retries import RetrySettings
 
@@ -171,5 +171,6 @@ def s3(s3_server, monkeypatch, tmp_path) -> Iterator[S3]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     server.faults = Faults()
     server.seen.clear()
+    server.ranges.clear()
     yield S3(server, direct, f"s3://bucket/{secrets.token_hex(4)}")
     server.faults = Faults()

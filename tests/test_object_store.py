@@ -6,14 +6,16 @@ import gzip
 import io
 import os
 import threading
+import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
-from faulty_server import FAULTS, Faults
 from test_storage import AWKWARD
 from test_tars import PLAIN, tar_of, zstd
 
+from benchmarks.faulty_server import FAULTS, Faults
 from jobs.config import WorkerSettings
 from jobs.pool import Pool
 from jobs.stopping import Stopped
@@ -183,8 +185,7 @@ def request_of(kind, folder, data):
         folder.remove("d")
         assert not folder.exists("d")
     elif kind in ("uploads", "abort"):
-        for upload in folder.unfinished():
-            folder.abandon(upload)
+        folder.end_uploads(lambda url: True)
     else:
         folder.write_whole("big", data)
         assert folder.read_bytes("big") == data
@@ -232,11 +233,36 @@ def test_faults_at_random_change_no_byte(s3, in_parts, small_blocks):
 def test_a_broken_connection_goes_on_where_it_broke(s3, small_blocks):
     folder, data = Folder(s3.root), os.urandom(30_000)
     folder.write_whole("a", data)
-    s3.server.seen.clear()
-    s3.server.faults = Faults(once=[("range", "cut"), ("range", "truncated")])
     with open_stream(folder.url_of("a")) as stream:
-        assert stream.read() == data
-    assert s3.server.seen["range"] == 1 + 8 + 2  # the first block, eight of 4,000 bytes, two again
+        start = stream.read(10)
+        s3.server.faults = Faults(once=[("range", "cut"), ("range", "truncated")])
+        assert start + stream.read() == data
+    asked = Counter(s3.server.ranges)
+    blocks = [f"bytes={at}-{min(at + 3999, 29_999)}" for at in range(1000, 30_000, 4000)]
+    assert set(asked) == {"bytes=0-999", *blocks}
+    assert sorted(asked.values()) == [1] * 7 + [2] * 2
+    assert asked["bytes=0-999"] == 1, "what was read before is not asked for again"
+
+
+def test_the_next_blocks_are_on_their_way_while_one_is_read(s3, small_blocks):
+    folder = Folder(s3.root)
+    folder.write_whole("a", bytes(200_000))
+    with open_stream(folder.url_of("a")):
+        while len(s3.server.ranges) < 1 + streams.AHEAD:
+            time.sleep(0.01)
+    assert set(s3.server.ranges) == {
+        *("bytes=0-999", "bytes=1000-4999", "bytes=5000-8999", "bytes=9000-12999")
+    }
+
+
+def test_a_store_that_falls_silent_is_asked_again(s3, monkeypatch):
+    monkeypatch.setattr(stores, "_made", {})
+    monkeypatch.setattr(stores, "RETRIES", RetrySettings(4, first_wait=0.005, timeout=0.2))
+    folder, data = Folder(s3.root), os.urandom(30_000)
+    folder.write_whole("a", data)
+    s3.server.faults = Faults(once=[("range", "stall")])
+    assert folder.read_bytes("a") == data
+    assert s3.server.faults.once == []
 
 
 def test_what_would_be_met_again_is_not_tried_again(s3):
@@ -256,7 +282,7 @@ def test_a_store_without_an_answer_is_told_in_one_line(s3):
     folder = Folder(s3.root)
     folder.write_whole("a", b"1")
     s3.server.faults = Faults(always={"range": "503", "put": "reset"})
-    told = r"expected an answer, found 5 attempts failed, the last one: 503 SlowDown; run the same"
+    told = r"expected an answer, found 5 attempts failed, the last one: 503 SlowDown; check the"
     for read in (stat, open_stream, lambda url: list_shards([url])):
         with pytest.raises(UnreachableError, match=told):
             read(f"{s3.root}/a")
@@ -456,7 +482,7 @@ def test_any_filesystem_of_fsspec_can_be_a_store(memory, monkeypatch, small_bloc
     assert folder.read_bytes("big") == data
     folder.remove("big")
     folder.remove("big")
-    assert not folder.exists("big") and folder.unfinished() == []
+    assert not folder.exists("big") and not folder.end_uploads(lambda url: True)
     with open_stream(folder.url_of("e/a")) as stream:
         stream.read(10)
         folder.write_whole("e/a", data[::-1])

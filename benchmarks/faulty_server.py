@@ -2,12 +2,18 @@
 
 `FaultyServer` stands in front of an S3, or serves files itself, and does to answers what networks
 do: statuses, resets before, after and in the middle, bodies cut, slow, or called longer or shorter
-than they are.
+than they are. The tests and benchmarks/object_store.py share it.
+
+    python -m benchmarks.faulty_server URL SHARE SEED FAULT...
+
+stands before the server at URL as a program: prints its own URL, and when its stdin ends how many
+requests it met and how many it failed, as JSON.
 """
 
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import random
 import re
@@ -35,6 +41,10 @@ FAULTS = (
     "long",  # Content-Length says more than comes
     "short",  # Content-Length says less than comes
 )
+# Met only where a test asks for them: "403", and "stall", half an answer and then silence.
+STALL_SECONDS = 1.0
+
+CODES = {"403": "AccessDenied", "500": "InternalError", "503": "SlowDown"}
 
 _MOTO = """
 import sys
@@ -127,13 +137,15 @@ class Faults:
 
 
 class FaultyServer:
-    """Answers requests by `answer`, spoiled by `faults`; counts them by kind in `seen`."""
+    """Answers requests by `answer`, spoiled by `faults`; counts them by kind in `seen`, faults in
+    `failed`, and keeps what ranges were asked for, in their order."""
 
     def __init__(self, answer: Callable[[Request], Response]) -> None:
         self.answer = answer
         self.faults = Faults()
         self.seen: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
+        self.ranges: list[str] = []
         self._server = _Server(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
@@ -165,12 +177,14 @@ def _handler(owner: FaultyServer) -> type[BaseHTTPRequestHandler]:
             request = Request(self.command, self.path, headers, body)
             fault = owner.faults.next(request.kind)
             owner.seen[request.kind] += 1
+            if "range" in headers:
+                owner.ranges.append(headers["range"])
             if fault is not None:
                 owner.failed[fault] += 1
             if fault == "reset":
                 self.reset()
                 return
-            if fault in ("500", "503"):
+            if fault in CODES:
                 self.send(_failure(fault), None)
                 return
             response = owner.answer(request)
@@ -197,9 +211,11 @@ def _handler(owner: FaultyServer) -> type[BaseHTTPRequestHandler]:
             else:
                 self.send_header("Content-Length", length)
             self.end_headers()
-            if fault in ("cut", "truncated"):
+            if fault in ("cut", "truncated", "stall"):
                 self.wfile.write(body[: len(body) // 2])
                 self.wfile.flush()
+                if fault == "stall":
+                    time.sleep(STALL_SECONDS)
                 if fault == "cut":
                     time.sleep(0.02)  # or the reset overtakes what was sent
                     self.reset()
@@ -210,7 +226,7 @@ def _handler(owner: FaultyServer) -> type[BaseHTTPRequestHandler]:
                     time.sleep(0.01)
             else:
                 self.wfile.write(body)
-            if fault in ("truncated", "long", "short"):
+            if fault in ("truncated", "stall", "long", "short"):
                 self.close_connection = True
 
         def reset(self) -> None:
@@ -226,7 +242,7 @@ def _handler(owner: FaultyServer) -> type[BaseHTTPRequestHandler]:
 
 
 def _failure(status: str) -> Response:
-    code = {"500": "InternalError", "503": "SlowDown"}[status]
+    code = CODES[status]
     body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>"
     return Response(int(status), {"Content-Type": "application/xml"}, body.encode())
 
@@ -279,3 +295,15 @@ class Files:
             return Response(416, {"Content-Range": f"bytes */{len(data)}"}, b"")
         headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
         return Response(206, headers, data[first : last + 1])
+
+
+def main(url: str, share: str, seed: str, *kinds: str) -> None:
+    server = FaultyServer(forwarding_to(url))
+    server.faults = Faults(share=float(share), seed=int(seed), kinds=kinds)
+    print(server.url, flush=True)
+    sys.stdin.read()
+    print(json.dumps({"requests": server.seen.total(), "faults": dict(server.failed)}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
