@@ -24,8 +24,8 @@ class RetrySettings:
     is drawn between half and all of min(longest_wait, first_wait * 2^(n - 1)). timeout: seconds
     without a byte after which a connection counts as broken."""
 
-    attempts: int = 8
-    first_wait: float = 0.1
+    attempts: int = 10  # so that some 20 seconds without a store are outlasted
+    first_wait: float = 0.05  # most failures are of one request: a long wait would cost, not help
     longest_wait: float = 20.0
     timeout: float = 30.0
 

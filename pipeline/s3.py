@@ -96,7 +96,6 @@ class S3Store:
                 "max_pool_connections": 64,
             },
         )
-        self.fs.retries = 1
         hush(self.fs.loop)
 
     def head(self, path: str) -> Stat:
@@ -110,17 +109,11 @@ class S3Store:
     def get(self, path: str, start: int, size: int) -> Piece:
         asked = f"bytes={start}" if start < 0 else f"bytes={start}-{start + size - 1}"
 
-        async def fetch() -> tuple[dict[str, Any], bytes]:
-            answer = await self.fs._call_s3("get_object", **_named(path), Range=asked)
-            async with answer["Body"] as body:
-                return answer, await body.read()
-
-        with _told():
-            found: Any = sync(self.fs.loop, fetch)
-        answer, data = found
-        if answer["ResponseMetadata"]["HTTPStatusCode"] == 200 and not data:
+        answer = self._call("get_object", path, Range=asked)
+        data, told_range = answer["Body"], answer.get("ContentRange")
+        if told_range is None and not data:
             raise PastEnd(0)  # what some answer instead of 416 where the object is empty
-        return piece_of(data, answer.get("ContentRange"), start, size, _etag(answer))
+        return piece_of(data, told_range, start, size, _etag(answer))
 
     def list(self, folder: str, *, deep: bool = False) -> Listing:
         bucket, _, prefix = folder.partition("/")
@@ -232,9 +225,20 @@ class S3Store:
         return self._ask(method, **_named(path), **told)
 
     def _ask(self, method: str, **told: Any) -> dict[str, Any]:
+        """Not by `fs.call_s3`, which waits for longer after a failure than we would."""
+
+        async def ask() -> dict[str, Any]:
+            await self.fs.set_session()
+            call = getattr(await self.fs.get_s3(told["Bucket"]), method)
+            answer = await call(**self.fs._get_s3_method_kwargs(call, **told))
+            if "Body" in answer:
+                async with answer["Body"] as body:
+                    answer["Body"] = await body.read()
+            return answer
+
         with _told():
-            answer: Any = self.fs.call_s3(method, **told)
-        return answer
+            found: Any = sync(self.fs.loop, ask)
+        return found
 
     def _pages(self, method: str, asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Pages of a listing: each is tried again by itself, or a long one would never end."""
@@ -265,15 +269,12 @@ def _etag(answer: dict[str, Any]) -> str:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """What boto and aiohttp raise, as StoreErrors; s3fs wraps the former in OSErrors."""
+    """What boto and aiohttp raise, as StoreErrors."""
     try:
         yield
-    except (ClientError, OSError, *_BROKEN) as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, ClientError):
-            cause = cause.__cause__
-        if cause is not None:
-            raise _kind(cause) from error
+    except ClientError as error:
+        raise _kind(error) from error
+    except (OSError, *_BROKEN) as error:
         require_trusted(error, "AWS_CA_BUNDLE")
         raise Passing(line_of(error)) from error
     except NoCredentialsError as error:

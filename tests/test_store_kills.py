@@ -9,7 +9,9 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 from conftest import environment
 from test_remote_collection import embed, put_shards
@@ -60,6 +62,30 @@ def test_killed_at_random_moments_and_rerun_at_once_the_bytes_are_the_same(kills
     assert last.returncode == 0, (moments, told)
     assert s3.keys("there/embeddings/") == expected(s3, shards, tmp_path), moments
     assert s3.uploads() == []
+
+
+def test_a_worker_killed_at_a_random_moment_costs_nothing(s3, tmp_path):
+    shards = put_shards(s3, tmp_path, 4, captions=SLOW)
+    run = start(s3, f"{s3.root}/there")
+    worker = None
+    while worker is None and run.poll() is None:
+        time.sleep(0.1)
+        worker = next(filter(is_worker, psutil.Process(run.pid).children(recursive=True)), None)
+    moment = random.uniform(0, 3)
+    time.sleep(moment)
+    assert worker is not None and run.poll() is None
+    worker.send_signal(signal.SIGKILL)
+    out, told = run.communicate(timeout=120)
+    assert run.returncode == 0, (moment, told)
+    assert json.loads(out)["shards"] == {"done": 4, "skipped": 0, "failed": []}
+    assert s3.keys("there/embeddings/") == expected(s3, shards, tmp_path), moment
+    assert s3.uploads() == []
+
+
+def is_worker(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return "EmbedWorker" in " ".join(process.cmdline())
+    return False
 
 
 @pytest.mark.slow
