@@ -288,7 +288,7 @@ def _kind(error: ClientError) -> StoreError:
     answer: Any = error.response
     status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     code = answer.get("Error", {}).get("Code", "")
-    if status >= 500 or status in (408, 429) or code in _PASSING:
+    if (status >= 500 and status != 501) or status in (408, 429) or code in _PASSING:
         return Passing(f"{status} {code}")
     if code == "NoSuchBucket":
         return Refused("no such bucket", "make it, or check its name")

@@ -110,7 +110,7 @@ def _check(answer: aiohttp.ClientResponse) -> None:
     told = f"{status} {answer.reason or ''}".strip()
     if status in (404, 410):
         raise Absent(told)
-    if status >= 500 or status in (408, 425, 429):
+    if (status >= 500 and status != 501) or status in (408, 425, 429):
         raise Passing(told)
     if status not in (200, 206):
         raise Refused(told, "check ~/.netrc and the URL (docs/operations.md)")
