@@ -1,16 +1,14 @@
 """What failing requests cost: the same shards embedded onto S3 with 0 % and 1 % of them failing.
 
-    python -m benchmarks.object_store [--rounds 7] [--shards 60] [--samples 60] [--share 0.01]
+    python -m benchmarks.object_store [--rounds 5] [--shards 60] [--samples 60] [--share 0.01]
 
-Starts an S3 (moto's server) and before it a server that fails requests, drawn with a seed: 500s,
-503s, resets, truncated bodies. Each round embeds all shards twice, once with no request failing and
-once with some, in turns, each in a process of its own that times itself from the first look at the
-shards to the end of the run. The settings of retries are those in force everywhere; pictures are
-small, blocks are small (BLOCK) and the encoder costs nothing, so that there are many requests and
-little else to hide a wait behind. The slowdown is the median of those of the rounds: the two runs
-of a round stand side by side, so what else the machine does weighs on both. Prints a table and
-writes benchmarks/results/object_store.json; exits 1 where a byte differs from what local disk gets,
-or where no request failed.
+Starts an S3 (moto's server) and two servers before it, one of which fails requests, drawn with a
+seed: 500s, 503s, resets, truncated bodies. In each round all shards are embedded through both,
+shard by shard in turns, so that what else the machine does weighs on both; the slowdown is the
+median of the rounds'. Retries are those in force everywhere; pictures are small, blocks are small
+(BLOCK) and the encoder costs nothing, so that there are many requests and little else to hide a
+wait behind. Prints a table and writes benchmarks/results/object_store.json; exits 1 where a byte
+differs from what local disk gets, or where no request failed.
 """
 
 from __future__ import annotations
@@ -26,8 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +37,9 @@ from benchmarks.faulty_server import running_moto
 from pipeline import stores, streams
 from pipeline.collection import Identity, establish
 from pipeline.embed import EmbedSettings, embed_shard
+from pipeline.records import Shard
 from pipeline.runs import Run
+from pipeline.s3 import S3Store
 from pipeline.shards import list_shards, write_shard
 from pipeline.storage import Folder
 
@@ -47,7 +47,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "object_store.json"
 KINDS = ("500", "503", "reset", "truncated")
 BLOCK = 64 << 10  # bytes of a range read; 8 MiB where nothing is measured
-BUCKET = "s3://benchmark"
+NAME = "benchmark"
+BUCKET = f"s3://{NAME}"
 
 
 class CheapEncoder:
@@ -98,43 +99,64 @@ def pairs(shard: int, samples: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def embed(to: str) -> float:
-    """Seconds that all shards of the bucket take into the collection `to`."""
-    streams.FIRST = streams.BLOCK = BLOCK
-    began, folder, encoder = time.monotonic(), Folder(to), CheapEncoder()
-    shards = list_shards([f"{BUCKET}/shards"])
-    with Run(folder, "embed", {}) as run:
-        establish(folder, Identity.of(encoder), run.id)
-        for shard in shards:
-            run.hold([shard.id])
-            embed_shard(shard, encoder, folder, EmbedSettings(), run_id=run.id)
-        run.sweep(["ledger", "embeddings"], own=True)
-        run.finish("done", {})
-    return time.monotonic() - began
+class Side:
+    """S3 through one server, which fails a share of requests, and what was done through it."""
 
-
-def embedded_behind(s3: str, to: str, share: float, seed: int) -> dict[str, Any]:
-    """The figures of one process that embeds through a server of which a share of answers fails."""
-    server = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.faulty_server", s3, str(share), str(seed), *KINDS],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdout is not None
-    with server:
-        endpoint = server.stdout.readline().strip()
-        ran = subprocess.run(
-            [sys.executable, "-m", "benchmarks.object_store", "--to", to],
+    def __init__(self, s3: str, share: float) -> None:
+        self.share = share
+        self.seconds: list[float] = []  # by round
+        self.same_bytes = True
+        told = [s3, str(share), "1", *KINDS]  # 1: the seed
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.faulty_server", *told],
             cwd=ROOT,
-            env={**os.environ, "AWS_ENDPOINT_URL": endpoint},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            check=True,
         )
-        told, _ = server.communicate()
-    return {"seconds": float(ran.stdout), **json.loads(told)}
+        assert self._server.stdout is not None
+        os.environ["AWS_ENDPOINT_URL"] = self._server.stdout.readline().strip()
+        self._store = S3Store(stores.RETRIES)
+        self._store.is_folder(NAME)  # opens its session, which reads the environment
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """What is done on S3 in the block goes this way, and takes the time of this round."""
+        stores._made["s3", os.getpid()] = self._store
+        began = time.monotonic()
+        yield
+        self.seconds[-1] += time.monotonic() - began
+        stores._made.clear()
+
+    def end(self) -> dict[str, Any]:
+        """How many requests there were, and the failed ones by kind."""
+        told, _ = self._server.communicate()
+        return json.loads(told)
+
+
+def embed(sides: Sequence[Side], number: int) -> None:
+    """All shards into a collection of each side, shard by shard in turns."""
+    with ExitStack() as ends:
+        runs: dict[float, Run] = {}
+        for side in sides:
+            side.seconds.append(0.0)
+            with side.timed():
+                shards = list_shards([f"{BUCKET}/shards"])
+                folder = Folder(f"{BUCKET}/{number}-{side.share}")
+                runs[side.share] = ends.enter_context(Run(folder, "embed", {}))
+                establish(folder, Identity.of(CheapEncoder()), runs[side.share].id)
+        for turn, shard in enumerate(shards):
+            for side in sides if turn % 2 == 0 else sides[::-1]:
+                with side.timed():
+                    embed_one(shard, runs[side.share])
+    for side in sides:
+        with side.timed():
+            runs[side.share].sweep(["ledger", "embeddings"], own=True)
+
+
+def embed_one(shard: Shard, run: Run) -> None:
+    run.hold([shard.id])
+    embed_shard(shard, CheapEncoder(), run.folder, EmbedSettings(), run_id=run.id)
 
 
 def digest(to: str) -> str:
@@ -151,29 +173,34 @@ def measure(s3: str, scratch: Path, given: argparse.Namespace) -> dict[str, Any]
         path = scratch / f"{number:05d}.tar"
         write_shard(path, pairs(number, given.samples))
         Folder(f"{BUCKET}/shards").write_whole(path.name, path.read_bytes())
-    embed(str(scratch / "here"))
-    expected = digest(str(scratch / "here"))
+    with Run(Folder(str(scratch / "here")), "embed", {}) as here:
+        for shard in list_shards([f"{BUCKET}/shards"]):
+            embed_one(shard, here)
+    expected = digest(here.folder.url)
 
-    found: dict[float, list[dict[str, Any]]] = {0.0: [], given.share: []}
+    streams.FIRST = streams.BLOCK = BLOCK
+    sides = [Side(s3, 0.0), Side(s3, given.share)]
+    os.environ["AWS_ENDPOINT_URL"] = s3  # of what is not timed
     for number in range(given.rounds):
-        for share in (0.0, given.share) if number % 2 == 0 else (given.share, 0.0):
-            to = f"{BUCKET}/{number}-{share}"
-            figures = embedded_behind(s3, to, share, seed=number)
-            figures["same_bytes"] = digest(to) == expected
-            found[share].append(figures)
-            print(f"round {number + 1}, {share:4.0%} failing: {figures}", flush=True)
-    none, some = ([figures["seconds"] for figures in runs] for runs in found.values())
-    slowdowns = [slow / fast - 1 for fast, slow in zip(none, some, strict=True)]
-    faults = sum((Counter(figures["faults"]) for figures in found[given.share]), Counter())
+        embed(sides, number)
+        for side in sides:
+            side.same_bytes &= digest(f"{BUCKET}/{number}-{side.share}") == expected
+        told = ", ".join(f"{side.share:.0%} failing {side.seconds[-1]:.2f} s" for side in sides)
+        print(f"round {number + 1}: {told}", flush=True)
+    none, some = sides
+    slowdowns = [slow / fast - 1 for fast, slow in zip(none.seconds, some.seconds, strict=True)]
+    without, failing = none.end(), some.end()
     return {
         "slowdown": round(statistics.median(slowdowns), 4),
-        "seconds_none_failing": round(statistics.median(none), 2),
-        "seconds_some_failing": round(statistics.median(some), 2),
+        "slowdown_by_round": [round(one, 4) for one in slowdowns],
+        "seconds_none_failing": round(statistics.median(none.seconds), 2),
+        "seconds_some_failing": round(statistics.median(some.seconds), 2),
         "share_failing": given.share,
-        "requests": sum(figures["requests"] for figures in found[given.share]),
-        "faults": dict(sorted(faults.items())),
-        "same_bytes_as_local_disk": all(f["same_bytes"] for runs in found.values() for f in runs),
-        "rounds": {"none": none, "some": some, "slowdown": [round(one, 4) for one in slowdowns]},
+        "requests_none_failing": without["requests"],
+        "requests_some_failing": failing["requests"],
+        "faults": dict(sorted(failing["faults"].items())),
+        "same_bytes_as_local_disk": none.same_bytes and some.same_bytes,
+        "rounds": given.rounds,
         "shards": given.shards,
         "samples": given.samples,
         "shard_bytes": (scratch / "00000.tar").stat().st_size,
@@ -186,15 +213,11 @@ def measure(s3: str, scratch: Path, given: argparse.Namespace) -> dict[str, Any]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shards", type=int, default=60)
     parser.add_argument("--samples", type=int, default=60, help="of a shard")
     parser.add_argument("--share", type=float, default=0.01, help="of requests that fail")
-    parser.add_argument("--to", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.to:
-        print(f"{embed(given.to):.2f}")
-        return 0
     os.environ |= dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "none")
     os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
     with running_moto() as s3, tempfile.TemporaryDirectory() as scratch:
@@ -202,11 +225,13 @@ def main() -> int:
         result = measure(s3, Path(scratch), given)
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{'failing':>10} {'seconds':>8} {'requests':>9} {'faults':>7}")
-    print(f"{'0 %':>10} {result['seconds_none_failing']:8.2f}")
     failed = sum(result["faults"].values())
-    told = f"{result['seconds_some_failing']:8.2f} {result['requests']:9d} {failed:7d}"
-    print(f"{given.share:10.1%} {told}")
+    rows = [("failing", "seconds", "requests", "faults")]
+    rows += [("0 %", result["seconds_none_failing"], result["requests_none_failing"], 0)]
+    share = f"{given.share:.1%}"
+    rows += [(share, result["seconds_some_failing"], result["requests_some_failing"], failed)]
+    for row in rows:
+        print(*(f"{cell:>10}" for cell in row))
     print(f"slowdown {result['slowdown']:.1%}, same bytes: {result['same_bytes_as_local_disk']}")
     return int(not result["same_bytes_as_local_disk"] or not failed)
 

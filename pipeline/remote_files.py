@@ -24,7 +24,6 @@ from pipeline.errors import SourceError, StorageError, UnreachableError, UsageEr
 from pipeline.retries import (
     Absent,
     Changed,
-    NoRanges,
     PastEnd,
     Refused,
     RetrySettings,
@@ -32,7 +31,7 @@ from pipeline.retries import (
     Unreachable,
     persist,
 )
-from pipeline.stores import Reads, Store, store_of
+from pipeline.stores import NoRanges, Reads, Store, store_of
 from pipeline.streams import Seekable, read_ahead
 from pipeline.uploads import PendingObject
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -75,24 +75,6 @@ class Standing(StoreError):
 
 class Changed(StoreError):
     """The object is not the one that was opened."""
-
-
-class NoRanges(StoreError):
-    """The server sends whole files only. `size`: -1 if not told. `again`: asks for the whole."""
-
-    def __init__(self, size: int, version: str, again: Callable[[], Live]) -> None:
-        super().__init__("the server sends whole files only")
-        self.size, self.version, self.again = size, version, again
-
-
-class Live(Protocol):
-    """An answer whose body is still coming: a whole object from its first byte on."""
-
-    size: int
-    version: str
-
-    def read(self, size: int) -> bytes: ...
-    def close(self) -> None: ...
 
 
 class Cancelled(StoreError):

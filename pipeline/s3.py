@@ -82,7 +82,7 @@ _BROKEN = (
 
 
 class S3Store:
-    """Buckets of S3. Credentials and endpoint by boto's own means (environment, profile, role)."""
+    """Buckets. Credentials and endpoint by boto's own means: environment, profile, role."""
 
     def __init__(self, retries: RetrySettings) -> None:
         self.retries = retries
@@ -108,7 +108,6 @@ class S3Store:
 
     def get(self, path: str, start: int, size: int) -> Piece:
         asked = f"bytes={start}" if start < 0 else f"bytes={start}-{start + size - 1}"
-
         answer = self._call("get_object", path, Range=asked)
         data, told_range = answer["Body"], answer.get("ContentRange")
         if told_range is None and not data:

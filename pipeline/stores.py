@@ -21,7 +21,15 @@ from typing import IO, Any, Protocol
 
 from pipeline.backend import Stat
 from pipeline.errors import UsageError
-from pipeline.retries import Absent, Passing, PastEnd, Refused, RetrySettings, Standing
+from pipeline.retries import (
+    Absent,
+    Passing,
+    PastEnd,
+    Refused,
+    RetrySettings,
+    Standing,
+    StoreError,
+)
 
 RETRIES = RetrySettings()
 SEND_AT_ONCE = 128 << 20  # bytes that are one put; more goes up in parts
@@ -45,6 +53,24 @@ class Listing:
 
     files: list[str]
     folders: list[str]
+
+
+class Live(Protocol):
+    """An answer whose body is still coming: a whole object from its first byte on."""
+
+    size: int
+    version: str
+
+    def read(self, size: int) -> bytes: ...
+    def close(self) -> None: ...
+
+
+class NoRanges(StoreError):
+    """The server sends whole files only. `size`: -1 if not told. `again`: asks for the whole."""
+
+    def __init__(self, size: int, version: str, again: Callable[[], Live]) -> None:
+        super().__init__("the server sends whole files only")
+        self.size, self.version, self.again = size, version, again
 
 
 class Reads(Protocol):

@@ -21,14 +21,15 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from pipeline.backend import Stat
-from pipeline.retries import Changed, Live, NoRanges, Passing, PastEnd, RetrySettings, persist
-from pipeline.stores import Piece, Reads
+from pipeline.retries import Changed, Passing, PastEnd, RetrySettings, persist
+from pipeline.stores import Live, NoRanges, Piece, Reads
 
 BLOCK = 8 << 20
 FIRST = 256 << 10  # then four times as much each, up to BLOCK
 AHEAD = 3
 TAIL = 64 << 10  # read with the size when a file is opened for reading here and there
 BUFFER = 1 << 20
+EMPTY = Piece(0, b"", 0, "")
 
 Told = Callable[[], AbstractContextManager[None]]
 
@@ -51,18 +52,15 @@ class Ranges(io.RawIOBase):
         self._stop = threading.Event()
         self._reading: ThreadPoolExecutor | None = None
         self._coming: deque[Future[Piece]] = deque()
-        self._block, self._at = b"", 0
-        self._size, self._asked, self._next_size = 0, 0, FIRST
         self._before: Stat | None = None  # of a store that tells no version with a range
-        self._version: str | None = None
         try:
-            piece = persist(lambda: store.get(path, 0, FIRST), retries)
+            self._opened = persist(lambda: store.get(path, 0, FIRST), retries)
         except PastEnd:
-            return  # an empty object
-        self._block, self._asked = piece.data, len(piece.data)
-        self._size, self._version = piece.total, piece.version
-        if piece.version is None:
+            self._opened = EMPTY
+        if self._opened.version is None:
             self._before = persist(lambda: store.head(path), retries)
+        self._block, self._at = self._opened.data, 0
+        self._asked, self._next_size = len(self._block), FIRST
         self._ask()
 
     def readable(self) -> bool:
@@ -99,20 +97,17 @@ class Ranges(io.RawIOBase):
             raise Changed(before.version)
 
     def _ask(self) -> None:
-        while len(self._coming) < AHEAD and self._asked < self._size:
+        while len(self._coming) < AHEAD and self._asked < self._opened.total:
             if self._reading is None:
                 self._reading = ThreadPoolExecutor(AHEAD, "chiasm-fetch")
             self._next_size = min(BLOCK, 4 * self._next_size)
-            size = min(self._next_size, self._size - self._asked)
+            size = min(self._next_size, self._opened.total - self._asked)
             self._coming.append(self._reading.submit(self._fetch, self._asked, size))
             self._asked += size
 
     def _fetch(self, start: int, size: int) -> Piece:
-        return fetch(self._store, self._path, start, size, self._as_opened, self._retries)
-
-    @property
-    def _as_opened(self) -> tuple[int, str | None, threading.Event]:
-        return self._size, self._version, self._stop
+        opened, retries = self._opened, self._retries
+        return fetch(self._store, self._path, start, size, opened, retries, self._stop)
 
 
 def fetch(
@@ -120,19 +115,19 @@ def fetch(
     path: str,
     start: int,
     size: int,
-    opened: tuple[int, str | None, threading.Event | None],
+    opened: Piece,
     retries: RetrySettings,
+    stop: threading.Event | None = None,
 ) -> Piece:
-    """A range of the object that was opened; Changed where it is not the one any more."""
-    total, version, stop = opened
+    """A range of the object of which `opened` is another; Changed where it is one no more."""
 
     def once() -> Piece:
         try:
             piece = store.get(path, start, size)
         except PastEnd as end:
-            raise Changed(version or "") from end
-        if (piece.total, piece.version) != (total, version):
-            raise Changed(version or "")
+            raise Changed(opened.version or "") from end
+        if (piece.total, piece.version) != (opened.total, opened.version):
+            raise Changed(opened.version or "")
         return piece
 
     return persist(once, retries, stop)
@@ -209,10 +204,10 @@ class Seekable(io.RawIOBase):
         self._at = 0
         with told():
             try:
-                tail = persist(lambda: store.get(path, -TAIL, TAIL), retries)
+                self._tail = persist(lambda: store.get(path, -TAIL, TAIL), retries)
             except PastEnd:
-                tail = Piece(0, b"", 0, "")
-        self._tail, self._size, self._version = tail, tail.total, tail.version
+                self._tail = EMPTY
+        self._size = self._tail.total
 
     def readable(self) -> bool:
         return True
@@ -253,5 +248,4 @@ class Seekable(io.RawIOBase):
         inside = start - self._tail.start
         if inside >= 0:
             return self._tail.data[inside : inside + size]
-        opened = self._size, self._version, None
-        return fetch(self._store, self._path, start, size, opened, self._retries).data
+        return fetch(self._store, self._path, start, size, self._tail, self._retries).data

@@ -12,8 +12,7 @@ import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from pipeline.errors import StorageError
 from pipeline.retries import RetrySettings, Standing, persist
@@ -89,14 +88,3 @@ class PendingObject(io.BufferedIOBase):
     def close(self) -> None:
         self._spool.close()
         super().close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> None:
-        self.close()

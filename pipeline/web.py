@@ -18,8 +18,8 @@ from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.http import HTTPFileSystem
 
 from pipeline.backend import Stat
-from pipeline.retries import Absent, NoRanges, Passing, PastEnd, Refused, RetrySettings
-from pipeline.stores import Piece, hush, line_of, piece_of, require_trusted
+from pipeline.retries import Absent, Passing, PastEnd, Refused, RetrySettings
+from pipeline.stores import NoRanges, Piece, hush, line_of, piece_of, require_trusted
 
 
 class WebStore:
