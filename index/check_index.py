@@ -64,11 +64,8 @@ def _check_file(folder: Folder, name: str, checksum: FileSum) -> Iterator[Findin
     if not folder.exists(name):
         yield Finding(name, "missing: run chiasm index build")
         return
-    digest = hashlib.blake2b(digest_size=16)
     with folder.open_stream(name) as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    found = digest.hexdigest()
+        found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     if found != checksum.blake2b:
         told = f"expected checksum {checksum.blake2b}, found {found}"
         yield Finding(name, f"{told}: run chiasm index build")

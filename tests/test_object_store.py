@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import io
 import os
 import threading
@@ -439,7 +440,7 @@ def test_a_shard_out_of_reach_is_tried_again_and_a_bad_one_is_not(s3, tmp_path):
 
 
 def test_a_store_that_its_package_is_missing_for_says_what_to_install():
-    if "gcsfs" in {spec.split(".")[0] for spec in __import__("sys").modules}:
+    if importlib.util.find_spec("gcsfs"):
         pytest.skip("gcsfs is installed here")
     with pytest.raises(UsageError) as told:
         stat("gs://bucket/a.tar")
