@@ -161,10 +161,6 @@ class LocalFiles:
         with _told_as_source_error(url):
             return io.BufferedReader(io.FileIO(_path_of(url)), STREAM_BUFFER)
 
-    def open_random(self, url: str) -> pa.NativeFile:
-        with _told_as_storage_error(_path_of(url)):
-            return pa.memory_map(_path_of(url))
-
     def read_range(self, url: str, offset: int, size: int) -> bytes:
         with _told_as_source_error(url), open(_path_of(url), "rb") as file:
             file.seek(offset)
@@ -177,6 +173,10 @@ class LocalFiles:
                 do="it is shorter than when it was listed: embed it again",
             )
         return data
+
+    def open_random(self, url: str) -> pa.NativeFile:
+        with _told_as_storage_error(_path_of(url)):
+            return pa.memory_map(_path_of(url))
 
     def find(self, pattern: str) -> list[str]:
         path = os.path.expanduser(_path_of(pattern))
