@@ -132,7 +132,9 @@ class Build:
 
     def _list_files(self) -> None:
         # Versions first: a file that is replaced after this differs from what its footer will say.
-        seen = {name: file_version(self.folder, name) for name in listed(self.folder)}
+        names = listed(self.folder)
+        versions = self.folder.each(lambda name: file_version(self.folder, name), names)
+        seen = dict(zip(names, versions, strict=True))
         for file in embeddings(self.folder):
             if file.footer.fingerprint != self.identity.fingerprint:
                 raise CollectionError(

@@ -64,7 +64,7 @@ def _check_file(folder: Folder, name: str, checksum: FileSum) -> Iterator[Findin
     if not folder.exists(name):
         yield Finding(name, "missing: run chiasm index build")
         return
-    with open(folder.path(name), "rb") as file:
+    with folder.open_stream(name) as file:
         found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     if found != checksum.blake2b:
         told = f"expected checksum {checksum.blake2b}, found {found}"

@@ -18,9 +18,9 @@ from typing import Any
 from index.catalog import Covered
 from index.plan import Plan
 from index.segments import FileSum, Segment, SegmentRecord, segment_file
-from pipeline.errors import CollectionError, SourceError
+from pipeline.errors import CollectionError
 from pipeline.parquet import find_embedding, parquet_name
-from pipeline.storage import Folder, is_temporary, stat
+from pipeline.storage import Folder, is_temporary
 
 SCHEMA = 1
 CURRENT = "index/CURRENT"
@@ -223,9 +223,10 @@ def behind(folder: Folder, covered: dict[str, Covered]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     there = listed(folder)
-    for shard_id in there:
+    versions = folder.each(lambda shard_id: file_version(folder, shard_id), there)
+    for shard_id, version in zip(there, versions, strict=True):
         known = covered.get(shard_id)
-        if known is not None and file_version(folder, shard_id) == known.file:
+        if known is not None and version == known.file:
             continue
         try:
             done = find_embedding(folder, shard_id)
@@ -254,8 +255,5 @@ def listed(folder: Folder) -> list[str]:
 
 def file_version(folder: Folder, shard_id: str) -> tuple[int, str] | None:
     """Size and version of a shard's Parquet file, None where it is gone."""
-    try:
-        seen = stat(folder.url_of(parquet_name(shard_id)))
-    except SourceError:
-        return None
-    return seen.size, seen.version
+    seen = folder.stat(parquet_name(shard_id))
+    return None if seen is None else (seen.size, seen.version)

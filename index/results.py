@@ -21,6 +21,7 @@ from PIL import Image
 from pipeline.errors import SourceError, UsageError
 from pipeline.records import COLUMNS, Place
 from pipeline.shards import read_member
+from pipeline.storage import shown
 
 PictureSource = str | Path | bytes | Image.Image  # a path, an encoded file, or pixels
 
@@ -116,7 +117,7 @@ class Result(Hit):
         data = read_member(self.url, self.place)
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise SourceError(
-                self.url,
+                shown(self.url),
                 expected=f"the bytes of {self.place.member} that were embedded",
                 found="others",
                 do="the shard has changed: run chiasm embed and chiasm index build again",

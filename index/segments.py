@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from index.cache import FileSum, pulled
 from index.catalog import Catalog, CatalogWriter, Covered
 from index.faiss_runtime import load_faiss
 from index.meta import Survey
@@ -34,18 +35,6 @@ SCHEMA = 1
 CATALOG = "rows.arrow"
 SEGMENTS = "index/segments"
 TRAINED = "index/trained"
-
-
-@dataclass(frozen=True, slots=True)
-class FileSum:
-    """A file's size in bytes and the blake2b (16 bytes, hex) of its content."""
-
-    size: int
-    blake2b: str
-
-    @classmethod
-    def of(cls, data: bytes) -> FileSum:
-        return cls(len(data), hashlib.blake2b(data, digest_size=16).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -209,8 +198,11 @@ class Segment:
             return self._open[name]
 
     def _checked(self, name: str) -> Any:
-        """The path of a file, if it has the size it was written with."""
-        path = self._folder.path(segment_file(self.record.id, name))
+        """The path of a file, if it has the size it was written with; of a store, of its copy."""
+        where = segment_file(self.record.id, name)
+        if self._folder.local is None:
+            return pulled(self._folder, where, self.record.files[name])
+        path = self._folder.path(where)
         size = path.stat().st_size if path.exists() else None
         if size != self.record.files[name].size:
             raise CollectionError(

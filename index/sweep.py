@@ -37,6 +37,7 @@ def sweep(folder: Folder, run: Run, settings: IndexSettings) -> list[str]:
     left = [name for name in files if is_temporary(name) and run_of_temporary(name) not in writing]
     for name in [*old, *left]:
         folder.remove(name)
+    left += run.end_uploads()
     if None in kept:
         return old + left  # one of a newer version, perhaps: nobody knows which segments it names
     named = {name for manifest in kept if manifest for name in _folders_of(manifest)}

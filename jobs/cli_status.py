@@ -14,6 +14,7 @@ from pipeline.collection import Collection
 from pipeline.ledger import entries
 from pipeline.parquet import embeddings
 from pipeline.runs import RunRecord, runs
+from pipeline.storage import shown
 
 
 def register(app: typer.Typer) -> None:
@@ -89,9 +90,9 @@ def status(
     _print_counts("dropped", found.reasons)
     _print_counts("notes", found.notes)
     for url in found.unfinished:
-        print(f"unfinished {url}: run the same chiasm embed again")
+        print(f"unfinished {shown(url)}: run the same chiasm embed again")
     for lost in found.set_aside:
-        print(f"set aside {lost['shard']}: {lost['reason']}")
+        print(f"set aside {shown(lost['shard'])}: {lost['reason']}")
     for run in found.runs[-5:]:
         held = f", holds {', '.join(run['holds'])}" if run["holds"] else ""
         print(f"run {run['id']}: {run['command']} {run['state']}, {run['age']}{held}")

@@ -23,7 +23,7 @@ from jobs.config import WorkerSettings
 from jobs.worker import EmbedWorker, Recipe
 from jobs.worklist import Task, WorkList
 from pipeline.collection import Identity
-from pipeline.errors import ChiasmError, EncoderError, SourceError
+from pipeline.errors import ChiasmError, EncoderError, SourceError, UnreachableError
 
 TICK_SECONDS = 0.5
 LOADS = 3  # workers that may die while loading, one after the other, before the run gives up
@@ -177,7 +177,9 @@ class Pool:
             work.finish(task, entry)
 
     def _settle_failure(self, task: Task, cause: BaseException, work: WorkList) -> None:
-        if isinstance(cause, SourceError):
+        if isinstance(cause, UnreachableError):
+            self._try_again(task, str(cause), work)  # its store may answer later
+        elif isinstance(cause, SourceError):
             task.lost.append(str(cause))
             work.put_aside(task, str(cause))  # reading it again would find the same
         elif isinstance(cause, ChiasmError):

@@ -3,6 +3,7 @@
     ChiasmError                 one line: what, expected, found, what to do        exit code 1
     |-- UsageError              a flag, a setting or a name that cannot be meant   exit code 2
     |-- SourceError             a shard that cannot be found, opened or is no tar
+    |   `-- UnreachableError    a store that gave no answer at any attempt: the next may find one
     |-- StorageError            a target that cannot be written: full, read-only, gone
     |-- EncoderError            a model that cannot be loaded or does not fit
     `-- CollectionError         a collection that is not what it should be
@@ -52,6 +53,10 @@ class UsageError(ChiasmError):
 
 class SourceError(ChiasmError):
     """A shard cannot be read."""
+
+
+class UnreachableError(SourceError):
+    """A shard's store gave no answer at any attempt; the shard itself may be sound."""
 
 
 class StorageError(ChiasmError):

@@ -142,8 +142,8 @@ def read_entry(folder: Folder, shard_id: str) -> LedgerEntry | None:
 
 def entries(folder: Folder) -> Iterator[LedgerEntry]:
     """Every entry of a collection, by shard id."""
-    for name in folder.list("ledger"):
-        if name.endswith(".json"):
-            entry = read_entry(folder, name.removeprefix("ledger/").removesuffix(".json"))
-            if entry is not None:
-                yield entry
+    names = [name for name in folder.list("ledger") if name.endswith(".json")]
+    shard_ids = [name.removeprefix("ledger/").removesuffix(".json") for name in names]
+    for entry in folder.each(lambda shard_id: read_entry(folder, shard_id), shard_ids):
+        if entry is not None:
+            yield entry

@@ -15,12 +15,14 @@ import io
 import os
 import re
 import stat as modes
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from urllib.parse import quote_from_bytes, unquote_to_bytes
+from urllib.parse import quote_from_bytes, unquote, unquote_to_bytes
 
+import pyarrow as pa
+
+from pipeline.backend import Stat
 from pipeline.errors import SourceError, StorageError, UsageError
 
 # Each read of the file lets go of Python's lock, which decode threads then fight the reader for: so
@@ -28,14 +30,6 @@ from pipeline.errors import SourceError, StorageError, UsageError
 STREAM_BUFFER = 1 << 20
 
 _TEMPORARY = re.compile(r"^\..+\.(?P<run>[^./]*)\.tmp$")
-
-
-@dataclass(frozen=True, slots=True)
-class Stat:
-    """`size` in bytes; `version` changes with the content (local files: modification time, ns)."""
-
-    size: int
-    version: str
 
 
 def temporary_of(name: str, run_id: str) -> str:
@@ -59,7 +53,7 @@ def run_of_temporary(name: str) -> str:
     return found["run"]
 
 
-class PendingFile(io.BufferedWriter):
+class PendingLocalFile(io.BufferedWriter):
     """A local file under its temporary name. `commit()` names it, leaving its `with` removes it."""
 
     def __init__(self, target: Path, run_id: str) -> None:
@@ -131,12 +125,23 @@ class PendingFile(io.BufferedWriter):
 class LocalFiles:
     """The backend of `file://` URLs and of plain paths."""
 
+    at_once = 1
+
     def canonical(self, url: str) -> str:
         path = _path_of(url)
         if "\0" in path:
             raise UsageError(repr(url), expected="a path", found="a null byte in it")
         path = os.path.realpath(os.path.expanduser(path))
         return "file://" + quote_from_bytes(os.fsencode(path))
+
+    def shown(self, url: str) -> str:
+        return str(self.local(url))
+
+    def base(self, url: str) -> str:
+        return unquote(url.rpartition("/")[2])
+
+    def join(self, url: str, name: str) -> str:
+        return f"{url.rstrip('/')}/{quote_from_bytes(os.fsencode(name))}"
 
     def local(self, url: str) -> Path:
         return Path(_path_of(url))
@@ -169,12 +174,21 @@ class LocalFiles:
             )
         return data
 
+    def open_random(self, url: str) -> pa.NativeFile:
+        with _told_as_storage_error(_path_of(url)):
+            return pa.memory_map(_path_of(url))
+
     def find(self, pattern: str) -> list[str]:
         path = os.path.expanduser(_path_of(pattern))
         return [self.canonical(found) for found in sorted(glob.glob(path, recursive=True))]
 
-    def exists(self, url: str) -> bool:
-        return os.path.exists(_path_of(url))
+    def look(self, url: str) -> Stat | None:
+        with _told_as_storage_error(_path_of(url)):
+            try:
+                found = os.stat(_path_of(url))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        return Stat(found.st_size, str(found.st_mtime_ns))
 
     def folders(self, url: str) -> list[str]:
         with _told_as_storage_error(_path_of(url)):
@@ -196,8 +210,8 @@ class LocalFiles:
         with _told_as_storage_error(_path_of(url)):
             return Path(_path_of(url)).read_bytes()
 
-    def create(self, url: str, run_id: str) -> PendingFile:
-        return PendingFile(Path(_path_of(url)), run_id)
+    def create(self, url: str, run_id: str) -> PendingLocalFile:
+        return PendingLocalFile(Path(_path_of(url)), run_id)
 
     def remove(self, url: str) -> None:
         with _told_as_storage_error(_path_of(url)), contextlib.suppress(FileNotFoundError):
@@ -205,9 +219,12 @@ class LocalFiles:
 
     def remove_folder(self, url: str) -> None:
         for base in self.list(url):
-            self.remove(f"{url}/{quote_from_bytes(os.fsencode(base))}")
+            self.remove(self.join(url, base))
         with _told_as_storage_error(_path_of(url)), contextlib.suppress(FileNotFoundError):
             os.rmdir(_path_of(url))
+
+    def end_uploads(self, url: str, dead: Callable[[str], bool]) -> Sequence[str]:
+        return ()  # what is not committed lies there as a temporary
 
 
 def _path_of(path_or_url: str) -> str:

@@ -207,7 +207,7 @@ class EmbeddingFile:
         return self.footer.rows
 
     def open(self) -> pq.ParquetFile:
-        """Memory-mapped, for a look at the file's metadata. The caller closes it."""
+        """Mapped, or read by ranges, for a look at the file's metadata. The caller closes it."""
         return _open(self.folder, self.shard_id)
 
     def group_count(self) -> int:
@@ -291,13 +291,10 @@ def parquet_name(shard_id: str) -> str:
 def embeddings(folder: Folder) -> list[EmbeddingFile]:
     """The files of the shards that are done, by shard id. A file whose ledger disagrees is left
     out."""
-    found = []
-    for name in folder.list("embeddings"):
-        if name.endswith(".parquet"):
-            file = find_embedding(folder, name.removeprefix("embeddings/").removesuffix(".parquet"))
-            if file is not None:
-                found.append(file)
-    return found
+    names = [name for name in folder.list("embeddings") if name.endswith(".parquet")]
+    shard_ids = [name.removeprefix("embeddings/").removesuffix(".parquet") for name in names]
+    found = folder.each(lambda shard_id: find_embedding(folder, shard_id), shard_ids)
+    return [file for file in found if file is not None]
 
 
 def find_embedding(folder: Folder, shard_id: str) -> EmbeddingFile | None:
@@ -330,8 +327,10 @@ def read_footer(folder: Folder, shard_id: str) -> Footer:
 
 def _open(folder: Folder, shard_id: str) -> pq.ParquetFile:
     with _told_if_damaged(folder, shard_id):
-        path = folder.path(parquet_name(shard_id))
-        return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+        file = folder.open_random(parquet_name(shard_id))
+        # Of a store, the columns of a row group come in few ranges, not in one a column.
+        remote = folder.local is None
+        return pq.ParquetFile(file, pre_buffer=remote, page_checksum_verification=True)
 
 
 @contextlib.contextmanager

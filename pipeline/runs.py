@@ -10,6 +10,7 @@ another machine is noticed only after that minute.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -80,6 +81,7 @@ class Run:
             settings=settings,
         )
         self._lock = threading.Lock()
+        self._ended: set[str] = set()  # files of runs that have ended: they change no more
         self._over = threading.Event()
         self._beat = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
 
@@ -121,11 +123,15 @@ class Run:
 
     def others(self) -> list[RunRecord]:
         """The other runs of this collection that are alive."""
-        return [run for run in runs(self.folder) if run.id != self.id and run.alive()]
+        lying = [name for name in _names(self.folder) if name not in self._ended]
+        found = [run for run in _read_all(self.folder, lying) if run.id != self.id]
+        self._ended |= {_name(run.id) for run in found if run.state != "running"}
+        return [run for run in found if run.alive()]
 
     def sweep(self, folders: Iterable[str], *, own: bool = False) -> list[str]:
         """Remove the temporaries that dead runs left in `folders`, with `own` also this run's
-        (whose workers are gone by then, some of them killed); returns their names.
+        (whose workers are gone by then, some of them killed), and on object stores the uploads they
+        began; returns their names.
 
         Workers outlive a killed driver by up to half a second and may still make a file: after a
         run that died just now they are given the time to be gone first."""
@@ -140,7 +146,19 @@ class Run:
         ]
         for name in swept:
             self.folder.remove(name)
-        return swept
+        return swept + self.end_uploads(own=own)
+
+    def end_uploads(self, *, own: bool = False) -> list[str]:
+        """End uploads in parts that dead runs left: nobody sees them, but they are paid for. Behind
+        one is whoever holds its shard or, in the index, whose id stands in its name."""
+
+        @functools.cache
+        def marks() -> set[str]:
+            living = self.others() + ([] if own else [self.record])
+            return {mark for run in living for mark in (run.id, *run.holds)}
+
+        dead = self.folder.end_uploads(lambda url: not any(mark in url for mark in marks()))
+        return list(dead)
 
     def _write(self) -> None:
         with self._lock:
@@ -159,18 +177,31 @@ class Run:
 def runs(folder: Folder) -> Iterator[RunRecord]:
     """Every run of a collection, oldest first. A record that cannot be read is passed over: it is
     swapped whole, so only one that a newer version wrote can be such."""
-    for name in folder.list("runs"):
-        if name.endswith(".json") and not is_temporary(name):
-            record = _read(folder, name)
-            if record is not None:
-                yield record
+    return _read_all(folder, _names(folder))
+
+
+def _names(folder: Folder) -> list[str]:
+    return [
+        name for name in folder.list("runs") if name.endswith(".json") and not is_temporary(name)
+    ]
+
+
+def _read_all(folder: Folder, names: Iterable[str]) -> Iterator[RunRecord]:
+    for record in folder.each(lambda name: _read(folder, name), names):
+        if record is not None:
+            yield record
 
 
 def _read(folder: Folder, name: str) -> RunRecord | None:
     try:
         told: dict[str, Any] = json.loads(folder.read_bytes(name))
         return RunRecord(holds=tuple(told.pop("holds")), **told)
-    except (ValueError, TypeError, KeyError, StorageError):
+    except StorageError:
+        # A store that does not answer shows no dead run: what a living one uploads stays.
+        if folder.local is None and folder.stat(name) is not None:
+            raise
+        return None
+    except (ValueError, TypeError, KeyError):
         return None
 
 

@@ -13,13 +13,23 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
-from urllib.parse import unquote
 
 from braceexpand import braceexpand
 
-from pipeline.errors import SourceError, UsageError
+from pipeline.errors import SourceError, UnreachableError, UsageError
 from pipeline.records import Place, Shard
-from pipeline.storage import Folder, canonical_url, find, is_folder, read_range, shown, stat
+from pipeline.storage import (
+    Folder,
+    base_name,
+    canonical_url,
+    each,
+    find,
+    is_far,
+    is_folder,
+    read_range,
+    shown,
+    stat,
+)
 from pipeline.tars import Damaged, Tar
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst")
@@ -36,13 +46,13 @@ def list_shards(specs: Sequence[str], stdin: TextIO | None = None) -> list[Shard
     SourceError where a spec names nothing, UsageError where it cannot be understood.
     """
     urls = dict.fromkeys(url for spec in _with_stdin(specs, stdin) for url in _expand(spec))
-    return [_describe(url) for url in urls]
+    return each(_describe, list(urls))
 
 
 def shard_id(url: str) -> str:
     """`<stem>-<10 hex digits>` for a canonical URL: the digits are blake2b of 5 bytes over the URL,
     the stem has `_` for all but ASCII letters, digits, dot, dash and underscore."""
-    base = unquote(url.rpartition("/")[2])
+    base = base_name(url)
     suffix = next((s for s in sorted(SUFFIXES, key=len)[::-1] if base.lower().endswith(s)), "")
     stem = re.sub(r"[^A-Za-z0-9._-]", "_", base[: len(base) - len(suffix)])[:_MAX_STEM]
     return f"{stem}-{hashlib.blake2b(url.encode(), digest_size=5).hexdigest()}"
@@ -75,7 +85,8 @@ def write_shard(path: str | Path, samples: Iterable[Mapping[str, Any]]) -> Shard
 
     path = Path(path)
     with Folder(str(path.parent)).create(path.name, run_id="") as file:
-        with TarWriter(file, compress=False, mtime=0) as writer:
+        target: Any = file
+        with TarWriter(target, compress=False, mtime=0) as writer:
             for sample in samples:
                 key = sample["__key__"]
                 if split_name(f"{key}.x") != (key, "x"):
@@ -108,7 +119,10 @@ def _with_stdin(specs: Sequence[str], stdin: TextIO | None) -> Iterator[str]:
 def _expand(spec: str) -> Iterator[str]:
     """One spec -> canonical URLs of files."""
     url = canonical_url(spec)
-    if is_folder(url):
+    plain = not re.search(r"[{*?\[]", spec)
+    if plain and is_far(url) and url.lower().endswith(SUFFIXES):
+        yield url  # thousands of names of a store, each looked at twice, would take minutes
+    elif is_folder(url):
         yield from _of_folder(url)
     elif "{" in spec and not _is_file(url):
         for expanded in _braces(spec):
@@ -147,10 +161,12 @@ def _braces(spec: str) -> Iterator[str]:
         first = next(expanded)
     except ValueError as error:
         raise UsageError(
-            spec, expected="a range such as {00000..00012}", found=str(error)
+            shown(spec), expected="a range such as {00000..00012}", found=str(error)
         ) from error
     if first == spec:
-        raise SourceError(spec, expected="a shard or a range of shards", found="nothing there")
+        raise SourceError(
+            shown(spec), expected="a shard or a range of shards", found="nothing there"
+        )
     yield first
     yield from expanded
 
@@ -158,6 +174,8 @@ def _braces(spec: str) -> Iterator[str]:
 def _is_file(url: str) -> bool:
     try:
         stat(url)
+    except UnreachableError:
+        raise
     except SourceError:
         return False
     return True

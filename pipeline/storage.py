@@ -2,30 +2,26 @@
 
 Shards are read by URL (`stat`, `open_stream`, `read_range`, `find`). A collection is a `Folder`, in
 which a file gets its final name only once it is whole: written under a temporary name that carries
-the run's id, flushed to the disk, renamed. The choice: one backend per URL scheme in a dict, and
-nothing beyond what an object store can do too (whole puts, ranges, flat listings). Its cost: no
-appending, and two flushes to the disk for each file written. What goes wrong with a shard is a
-SourceError, what goes wrong in a folder a StorageError, one line each.
+the run's id, flushed to the disk, renamed; on object stores it is put whole. The choice: one
+backend per URL scheme in a dict, and nothing beyond what an object store can do (whole puts,
+ranges, flat listings). Its cost: no appending, and two flushes to the disk for each file written.
+What goes wrong with a shard is a SourceError, what goes wrong in a folder a StorageError, one line
+each.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
-from urllib.parse import quote_from_bytes
+from typing import Any, TypeVar
 
+from pipeline.backend import Backend, PendingFile, Stat
 from pipeline.errors import StorageError, UsageError
-from pipeline.local_files import (
-    LocalFiles,
-    PendingFile,
-    Stat,
-    is_temporary,
-    run_of_temporary,
-    temporary_of,
-)
+from pipeline.local_files import LocalFiles, is_temporary, run_of_temporary, temporary_of
+from pipeline.remote_files import RemoteFiles, WebFiles
 
 __all__ = [
     "BACKENDS",
@@ -33,8 +29,11 @@ __all__ = [
     "Folder",
     "PendingFile",
     "Stat",
+    "base_name",
     "canonical_url",
+    "each",
     "find",
+    "is_far",
     "is_folder",
     "is_temporary",
     "open_stream",
@@ -45,26 +44,10 @@ __all__ = [
     "temporary_of",
 ]
 
+A = TypeVar("A")
+B = TypeVar("B")
+
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
-
-
-class Backend(Protocol):
-    """What one URL scheme must be able to do; every `url` is canonical."""
-
-    def canonical(self, url: str) -> str: ...
-    def local(self, url: str) -> Path | None: ...
-    def stat(self, url: str) -> Stat: ...
-    def is_folder(self, url: str) -> bool: ...
-    def open_stream(self, url: str) -> io.BufferedReader: ...
-    def read_range(self, url: str, offset: int, size: int) -> bytes: ...
-    def find(self, pattern: str) -> list[str]: ...
-    def exists(self, url: str) -> bool: ...
-    def folders(self, url: str) -> list[str]: ...
-    def list(self, url: str) -> list[str]: ...
-    def read_bytes(self, url: str) -> bytes: ...
-    def create(self, url: str, run_id: str) -> PendingFile: ...
-    def remove(self, url: str) -> None: ...
-    def remove_folder(self, url: str) -> None: ...
 
 
 def canonical_url(path_or_url: str) -> str:
@@ -75,8 +58,14 @@ def canonical_url(path_or_url: str) -> str:
 
 
 def shown(url: str) -> str:
-    """What a person calls the place: the path of a local file, else the URL."""
-    return str(_backend(url).local(url) or url)
+    """What a person calls the place: the path of a local file, else the URL without its
+    password."""
+    return _backend(url).shown(url)
+
+
+def base_name(url: str) -> str:
+    """The file's own name, unescaped, without the query of an HTTP URL."""
+    return _backend(url).base(url)
 
 
 def stat(url: str) -> Stat:
@@ -87,6 +76,11 @@ def stat(url: str) -> Stat:
 def is_folder(url: str) -> bool:
     """Whether `url` is a folder that can be listed."""
     return _backend(url).is_folder(url)
+
+
+def is_far(url: str) -> bool:
+    """Whether each look at `url` is a request."""
+    return _backend(url).at_once > 1
 
 
 def open_stream(url: str) -> io.BufferedReader:
@@ -101,7 +95,16 @@ def read_range(url: str, offset: int, size: int) -> bytes:
 
 def find(pattern: str) -> list[str]:
     """Canonical URLs of what matches a glob (`*`, `?`, `[...]`, `**`), sorted by path."""
-    return _backend(pattern).find(pattern)
+    return list(_backend(pattern).find(pattern))
+
+
+def each(call: Callable[[str], B], urls: Sequence[str]) -> list[B]:
+    """`call` of each URL, in their order; several at once where a store takes its time."""
+    at_once = max((_backend(url).at_once for url in urls), default=1)
+    if at_once == 1:
+        return [call(url) for url in urls]
+    with ThreadPoolExecutor(at_once, "chiasm-each") as asking:
+        return list(asking.map(call, urls))
 
 
 class Folder:
@@ -129,7 +132,7 @@ class Folder:
         return path
 
     def exists(self, name: str) -> bool:
-        return self._backend.exists(self.url_of(name))
+        return self.stat(name) is not None
 
     def folders(self, prefix: str) -> list[str]:
         """Sorted names of the folders right under `prefix`."""
@@ -138,8 +141,28 @@ class Folder:
     def list(self, prefix: str = "") -> list[str]:
         """Sorted names of the files right under `prefix`, temporaries included."""
         if not prefix:
-            return self._backend.list(self.url)
+            return [*self._backend.list(self.url)]
         return [f"{prefix}/{base}" for base in self._backend.list(self.url_of(prefix))]
+
+    def stat(self, name: str) -> Stat | None:
+        """Size and version, None where there is no such file."""
+        return self._backend.look(self.url_of(name))
+
+    def each(self, call: Callable[[A], B], names: Iterable[A]) -> Iterator[B]:
+        """`call` of each name, in their order; several at once where a request takes its time."""
+        if self._backend.at_once == 1:
+            yield from map(call, names)
+            return
+        with ThreadPoolExecutor(self._backend.at_once, "chiasm-each") as asking:
+            yield from asking.map(call, names)
+
+    def open_stream(self, name: str) -> io.BufferedReader:
+        """A file for reading from front to back; SourceError when it cannot be opened."""
+        return self._backend.open_stream(self.url_of(name))
+
+    def open_random(self, name: str) -> Any:
+        """A file for reading here and there: memory-mapped, or by ranges."""
+        return self._backend.open_random(self.url_of(name))
 
     def read_bytes(self, name: str) -> bytes:
         return self._backend.read_bytes(self.url_of(name))
@@ -169,13 +192,25 @@ class Folder:
         """Remove a folder of files; what is gone already is no error."""
         self._backend.remove_folder(self.url_of(name))
 
+    def end_uploads(self, dead: Callable[[str], bool]) -> Sequence[str]:
+        """Abort the uploads into this folder, at any depth, that were begun and not completed, of
+        objects whose URL is `dead`; returns those. Nobody sees them, but they are paid for."""
+        return self._backend.end_uploads(self.url, dead)
+
     def url_of(self, name: str) -> str:
         if not name or name.startswith("/") or ".." in name.split("/"):
             raise ValueError(f"expected a name inside the folder, found {name!r}")
-        return f"{self.url.rstrip('/')}/{quote_from_bytes(os.fsencode(name))}"
+        return self._backend.join(self.url, name)
 
 
-BACKENDS: dict[str, Backend] = {"file": LocalFiles()}
+BACKENDS: dict[str, Backend] = {
+    "file": LocalFiles(),
+    "s3": RemoteFiles("s3"),
+    "gs": RemoteFiles("gs"),
+    "hf": RemoteFiles("hf"),
+    "http": WebFiles("http"),
+    "https": WebFiles("https"),
+}
 
 
 def _backend(path_or_url: str) -> Backend:

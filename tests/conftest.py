@@ -6,16 +6,23 @@ import io
 import json
 import os
 import random
+import secrets
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fake_encoder
 import numpy as np
 import pytest
 from PIL import Image
+
+from benchmarks.faulty_server import Faults, FaultyServer, forwarding_to, running_moto
+from pipeline import stores
+from pipeline.retries import RetrySettings
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -109,3 +116,61 @@ def ray_session():
     os.environ.update(before)
     yield
     ray.shutdown()
+
+
+@dataclass
+class S3:
+    """A bucket of the tests' own S3. `server` stands before it and fails as told; `direct` is a
+    client behind its back; `root` a prefix of this test alone."""
+
+    server: FaultyServer
+    direct: Any
+    root: str
+
+    def keys(self, under: str = "") -> dict[str, bytes]:
+        """Name below `root` -> content, of all objects whose name begins with `under`."""
+        prefix = f"{self.root.removeprefix('s3://bucket/')}/"
+        found: dict[str, bytes] = {}
+        for page in self.direct.get_paginator("list_objects_v2").paginate(
+            Bucket="bucket", Prefix=prefix + under
+        ):
+            for entry in page.get("Contents", ()):
+                body = self.direct.get_object(Bucket="bucket", Key=entry["Key"])["Body"]
+                found[entry["Key"].removeprefix(prefix)] = body.read()
+        return found
+
+    def uploads(self) -> list[str]:
+        """Keys of uploads in parts that nobody completed."""
+        told = self.direct.list_multipart_uploads(Bucket="bucket")
+        prefix = self.root.removeprefix("s3://bucket/")
+        return [u["Key"] for u in told.get("Uploads", ()) if u["Key"].startswith(prefix)]
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[tuple[FaultyServer, Any]]:
+    """An S3 in a process of its own, and the environment in which this process and those that it
+    starts find it. Waits between attempts are short."""
+    import boto3
+
+    with running_moto() as url, pytest.MonkeyPatch.context() as patch:
+        server = FaultyServer(forwarding_to(url))
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL", server.url)
+        patch.setattr(stores, "RETRIES", RetrySettings(5, first_wait=0.005, longest_wait=0.1))
+        direct = boto3.client("s3", endpoint_url=url)
+        direct.create_bucket(Bucket="bucket")
+        yield server, direct
+        server.close()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch, tmp_path) -> Iterator[S3]:
+    server, direct = s3_server
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    server.faults = Faults()
+    server.seen.clear()
+    server.ranges.clear()
+    yield S3(server, direct, f"s3://bucket/{secrets.token_hex(4)}")
+    server.faults = Faults()

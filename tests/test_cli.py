@@ -57,7 +57,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(chiasm, tmp_path):
     refused(chiasm(*embed, tmp_path / "none.tar"), "none.tar")
     refused(chiasm("embed", good, "--to", to, "--encoder", "clip"), "pocket, hf:ID_OR_DIR", code=2)
     refused(chiasm(*embed, good, "--set", "batch.sise=2"), "did you mean batch.size", code=2)
-    refused(chiasm(*embed, "s3://bucket/a.tar"), "s3://", code=2)
+    refused(chiasm(*embed, "ftp://host/a.tar"), "s3://", code=2)
+    refused(chiasm(*embed, "https://ann:hush@host/a.tar"), "credentials in it", code=2)
     refused(chiasm(*embed, "-", input="\n"), "expected at least one shard", code=2)
     assert not to.exists()
 

@@ -1,0 +1,100 @@
+"""Promise 1 on an object store: kill anything at any moment, run the same command again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from conftest import environment
+from test_remote_collection import embed, put_shards
+
+SLOW = ["fault:slow 0.03"] * 20
+SECONDS = 9.0  # about what an undisturbed run takes
+
+
+def start(s3, to: str) -> subprocess.Popen[str]:
+    """`chiasm embed` of the store's shards into the store, in a process group of its own."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "jobs", "embed", f"{s3.root}/shards", "--to", to, "--json"),
+            *("--encoder", "fake", "--set", "batch.size=8"),
+        ],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def expected(s3, shards, tmp_path) -> dict[str, bytes]:
+    """What stands in the bucket in the end: the bytes of local disk, and nothing beside them."""
+    here = embed(shards, str(tmp_path / "here"))
+    return {f"there/{name}": here.read_bytes(name) for name in here.list("embeddings")}
+
+
+@pytest.mark.parametrize(
+    "kills", [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
+)
+def test_killed_at_random_moments_and_rerun_at_once_the_bytes_are_the_same(kills, s3, tmp_path):
+    shards = put_shards(s3, tmp_path, 4, captions=SLOW)
+    rng = random.Random()
+    moments = []
+    for _ in range(kills):
+        process = start(s3, f"{s3.root}/there")
+        moment = rng.uniform(0, SECONDS)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moment)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        moments.append(round(moment, 2))
+    last = start(s3, f"{s3.root}/there")
+    _, told = last.communicate(timeout=120)
+    assert last.returncode == 0, (moments, told)
+    assert s3.keys("there/embeddings/") == expected(s3, shards, tmp_path), moments
+    assert s3.uploads() == []
+
+
+def test_a_worker_killed_at_a_random_moment_costs_nothing(s3, tmp_path):
+    shards = put_shards(s3, tmp_path, 4, captions=SLOW)
+    run = start(s3, f"{s3.root}/there")
+    worker = None
+    while worker is None and run.poll() is None:
+        time.sleep(0.1)
+        worker = next(filter(is_worker, psutil.Process(run.pid).children(recursive=True)), None)
+    moment = random.uniform(0, 3)
+    time.sleep(moment)
+    assert worker is not None and run.poll() is None
+    worker.send_signal(signal.SIGKILL)
+    out, told = run.communicate(timeout=120)
+    assert run.returncode == 0, (moment, told)
+    last = out.splitlines()[-1]  # Ray tells of the death on stdout, before it
+    assert json.loads(last)["shards"] == {"done": 4, "skipped": 0, "failed": []}
+    assert s3.keys("there/embeddings/") == expected(s3, shards, tmp_path), moment
+    assert s3.uploads() == []
+
+
+def is_worker(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return "EmbedWorker" in " ".join(process.cmdline())
+    return False
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_share_the_shards(s3, tmp_path):
+    shards = put_shards(s3, tmp_path, 6, captions=SLOW)
+    both = [start(s3, f"{s3.root}/there") for _ in range(2)]
+    told = [run.communicate(timeout=150) for run in both]
+    assert [run.returncode for run in both] == [0, 0], told
+    done = [json.loads(out)["shards"]["done"] for out, _ in told]
+    assert sum(done) == 6 and min(done) > 0
+    assert s3.keys("there/embeddings/") == expected(s3, shards, tmp_path)
