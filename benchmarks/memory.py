@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,15 +58,16 @@ def renamed(shards: Iterator[Any]) -> Iterator[dict[str, Any]]:
                 number += 1
 
 
-def tree_bytes(process: psutil.Process) -> int:
-    """The proportional set size of a process and all that it has started."""
-    total = 0
+def tree(process: psutil.Process) -> Counter[str]:
+    """The proportional set size of a process and all that it has started, bytes by name."""
+    sizes: Counter[str] = Counter()
     for each in [process, *process.children(recursive=True)]:
-        with contextlib.suppress(OSError):  # it has just ended
+        with contextlib.suppress(OSError, psutil.NoSuchProcess):  # it has just ended
+            name = " ".join(each.cmdline())[-40:] if each.name() == "python" else each.name()
             for line in Path(f"/proc/{each.pid}/smaps_rollup").read_text().splitlines():
                 if line.startswith("Pss:"):
-                    total += int(line.split()[1]) << 10
-    return total
+                    sizes[name] += int(line.split()[1]) << 10
+    return sizes
 
 
 def run(samples: int, encoder: str) -> dict[str, Any]:
@@ -82,13 +84,13 @@ def run(samples: int, encoder: str) -> dict[str, Any]:
             env={**os.environ, "PYTHONPATH": paths},
         )
         process = psutil.Process(started.pid)
-        opened, highest = 0, 0
+        opened, highest = Counter[str](), Counter[str]()
         while started.poll() is None:
-            size = tree_bytes(process)
+            sizes = tree(process)
             if any((collection / "embeddings").glob("*")):
-                highest = max(highest, size)
+                highest = max(highest, sizes, key=Counter.total)
             else:
-                opened = size
+                opened = sizes
             time.sleep(LOOK_SECONDS)
         out.seek(0)
         told = json.loads(out.read())
@@ -96,8 +98,9 @@ def run(samples: int, encoder: str) -> dict[str, Any]:
         sys.exit(f"embedded {told['rows']} of {samples}, exit code {started.returncode}")
     return {
         "samples": samples,
-        "at the opening": round(opened / MB, 1),
-        "highest": round(highest / MB, 1),
+        "at the opening": round(opened.total() / MB, 1),
+        "highest": round(highest.total() / MB, 1),
+        "of which": {name: round(size / MB, 1) for name, size in highest.most_common(9)},
         "pairs_per_second": told["pairs_per_second"],
     }
 

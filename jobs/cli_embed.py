@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from typing import Annotated
@@ -72,7 +73,8 @@ def embed(
         address=address,
         limit=limit,
     )
-    with showing(Console(stderr=True)) as show:
+    # What Ray prints of its processes is no result, though it goes to stdout.
+    with contextlib.redirect_stdout(sys.stderr), showing(Console(stderr=True)) as show:
         summary = embed_shards(request, show)
     if as_json:
         print(json.dumps(summary.as_json(), ensure_ascii=False))
