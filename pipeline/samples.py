@@ -21,16 +21,20 @@ from pipeline.shards import split_name
 from pipeline.storage import shown
 from pipeline.tars import Damaged, Member, Tar
 
-# Read, and in this order when a sample has several.
-PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ico", "avif")
+# Read, and in this order when a sample has several: other names of the first, then what is rare.
+# Which format it is, the bytes say.
+PICTURES = (
+    *("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ico", "avif"),
+    *("jpe", "jfif", "jif", "pjpeg", "pjp", "apng", "mpo", "jp2", "j2k", "j2c", "jpf", "jpx"),
+    *("ppm", "pgm", "pbm", "pnm", "pfm", "tga", "qoi", "dds", "psd", "pcx", "dcx", "sgi", "icns"),
+    *("cur", "dib", "xbm", "xpm", "fli"),
+)
 
 # Pictures and films that are not read: a sample with nothing else to see is dropped, so that it is
 # not taken for a caption without a picture. Other extensions (cls, npy, html) count for nothing.
 _UNREAD = """
-    apng arw avi cr2 cr3 cur dcm dds dib dng eps exr ff flif flv hdr heic heics heif heifs icns
-    image img j2c j2k jfif jif jls jp2 jpe jpf jpm jpx jxl jxr m4v mkv mov mp4 mpeg mpg nef orf pam
-    pbm pcx pfm pgm pjp pjpeg pnm ppm psb psd qoi raf raw rw2 sgi svg svgz tga wbmp webm wmv xbm xcf
-    xpm
+    arw avi cr2 cr3 dcm dng eps exr ff flif flv hdr heic heics heif heifs image img jls jpm jxl jxr
+    m4v mkv mov mp4 mpeg mpg nef orf pam psb raf raw rw2 svg svgz wbmp webm wmf wmv xcf
 """
 OTHER_PICTURES = frozenset(_UNREAD.split())
 
