@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tarfile
-from typing import Self
+from typing import Any, Self
 
 from pipeline.tar_bytes import MOST_HEADER
 
@@ -63,7 +63,8 @@ class Header(tarfile.TarInfo):
 
         Gives the member to which the header belongs."""
         if self.type in _PAX:
-            if _MANY_DIGITS.search(archive.fileobj.peek(self.size)):
+            content: Any = archive.fileobj
+            if _MANY_DIGITS.search(content.peek(self.size)):
                 raise tarfile.ReadError("a pax header with a number of 1000 digits")
             found = super()._proc_member(archive)  # pyrefly: ignore
             kept = archive.pax_headers
@@ -94,7 +95,8 @@ def pieces_of(info: tarfile.TarInfo) -> list[tuple[int, int]]:
     """(start, size) of what a sparse member has, in order; the rest of it are zeros.
 
     Raises tarfile.ReadError where they do not lie in it one after the other."""
-    pieces, at = [piece for piece in info.sparse or () if piece[1]], 0  # empty ones fill headers
+    told: Any = info.sparse  # tarfile's types know no pieces
+    pieces, at = [piece for piece in told or () if piece[1]], 0  # empty ones fill headers
     for start, size in pieces:
         if start < at or size < 0 or start + size > info.size:
             raise tarfile.ReadError("pieces of a sparse file that do not lie in it")

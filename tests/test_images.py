@@ -1,16 +1,12 @@
 """Decoding: what a person would see, limits before pixels, and a reason for whatever fails."""
 
 import io
-import os
 import random
 import struct
-import subprocess
-import sys
 import threading
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -329,24 +325,3 @@ def test_threads_get_what_one_gets(photo):
 
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(run, datas)) == alone
-
-
-def test_c_libraries_write_to_the_log_and_python_to_the_terminal(tmp_path):
-    program = """
-import os, pathlib, sys
-from pipeline.quiet import divert_c_output
-log = pathlib.Path(sys.argv[1], "new", "worker.log")
-assert divert_c_output(log) == divert_c_output(log.with_name("other")) == log
-os.write(2, b"from C\\n")
-print("from Python", file=sys.stderr)
-raise SystemExit("bye")
-"""
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, "-c", program, tmp_path],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(root)},
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "from Python\nbye\n")
-    assert (tmp_path / "new" / "worker.log").read_text() == "from C\n"
