@@ -21,7 +21,7 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from pipeline.bounded_file import BoundedFile
-from pipeline.picture_headers import check_pieces
+from pipeline.picture_headers import check_pieces, is_short_jpeg_header
 from pipeline.undecodable import Undecodable, undecodable
 
 TRIED = """
@@ -43,9 +43,9 @@ def formats() -> tuple[str, ...]:
 def open_picture(data: bytes, seconds: float) -> tuple[ImageFile, BoundedFile]:
     """The picture with its header read, and the file from which its pixels come; Undecodable."""
     check_pieces(data)
-    file = BoundedFile(data, seconds)
+    file = BoundedFile(data, seconds, short_header=is_short_jpeg_header(data))
     try:
-        return Image.open(file, formats=formats()), file
+        return Image.open(file, formats=formats()), file  # pyrefly: ignore  # reads and seeks
     except Exception as error:
         raise _why_not_opened(error, data, seconds) from error
 

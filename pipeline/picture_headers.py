@@ -19,6 +19,8 @@ from pipeline.undecodable import Undecodable
 _MOST_STRIPS = 1 << 18  # of a TIFF; each becomes some 300 bytes of Python objects
 _MOST_BLOCKS = 1 << 19  # of a JPEG 2000; each costs OpenJPEG 300 bytes, and its precinct as much
 
+_FEW_SEGMENTS = 50  # of at most 64 KB each
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 _CODESTREAM, _JP2 = b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"
 
@@ -36,6 +38,20 @@ def check_pieces(data: bytes) -> None:
             return
         if blocks > _MOST_BLOCKS:
             raise Undecodable("too_much_metadata", f"JPEG 2000: {blocks} code blocks")
+
+
+def is_short_jpeg_header(data: bytes) -> bool:
+    """Whether this is a JPEG whose pixels begin after few segments, each in its place."""
+    if not data.startswith(b"\xff\xd8\xff"):
+        return False
+    at = 2
+    for _ in range(_FEW_SEGMENTS):
+        if at + 4 > len(data) or data[at] != 0xFF or not 0xC0 <= data[at + 1] <= 0xFE:
+            return False
+        if data[at + 1] == 0xDA:
+            return True
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return False
 
 
 def sizes_in_ico(data: bytes) -> Iterator[tuple[int, int]]:
