@@ -50,8 +50,8 @@ RESULT = ROOT / "benchmarks" / "results" / "hostile.json"
 TARGET = 72  # the side that the pocket encoder sees
 LIMITS = DecodeSettings()
 LISTED = 5  # of the dearest files
-# What `chiasm embed` itself says on stderr: progress, and the line of its exit.
-OURS = re.compile(r"\s*$|chiasm: |\x1b|\d|[a-z0-9 -]*: |.* samples|.* shards?")
+# What `chiasm embed` itself says on stderr, where that is no terminal and wide enough.
+OURS = re.compile(r"\s*$|\d+ workers starting|shards \d|loading |dropped |and [\d,]+ more|chiasm: ")
 
 
 def plainly(data: bytes) -> dict[str, Any]:
@@ -117,7 +117,13 @@ def pictures(shards: list[str]) -> Iterator[tuple[str, str, bytes]]:
 def embedded(shards: list[str], folder: Path) -> dict[str, Any]:
     """`chiasm embed` of the shards: its account, what it dropped, and what is in its Parquet."""
     command = ["-m", "jobs", "embed", *shards, "--to", str(folder), "--json", "--max-loss", "1"]
-    ran = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "1000"},
+        capture_output=True,
+        text=True,
+    )
     if ran.returncode:
         sys.exit(f"chiasm embed ended with {ran.returncode}:\n{ran.stderr[-3000:]}")
     told = json.loads(ran.stdout)  # nothing else is on descriptor 1, or this raises
@@ -208,7 +214,7 @@ def measure(data: Path, shards: list[str]) -> dict[str, Any]:
         "most memory": dearest(alone, "mb"),
         "slowest": dearest(alone, "seconds"),
         "bytes that C libraries printed": {
-            "on descriptor 1 or 2 of the command": sum(map(len, run["foreign"])),
+            "on descriptors 1 and 2 of the command": sum(map(len, run["foreign"])),
             "on descriptor 2 when decoding one by one": len(ran.stderr),
             "into the log then": printed,
         },

@@ -24,9 +24,10 @@ _LOOK_BYTES, _LOOK_READS = 1024, 64  # looking at the clock costs as much as a s
 class BoundedFile:
     """`data`, to be decoded by this thread within `seconds` of its time (0: no limit).
 
-    short_header: what comes before the pixels is known to be little, and is read without a limit:
-    the limits cost a fiftieth of the time in which a common JPEG is decoded. ran_out: whether more was asked for than there is, a last block of pixels aside, which codecs
-    take as long as it is. Raises Undecodable where a limit is passed.
+    short_header: what comes before the pixels is known to be little, and is read without a limit,
+    which costs a fiftieth of the time in which a common JPEG is decoded. ran_out: whether more was
+    asked for than there is, a last block of pixels aside, which codecs take as long as it is.
+    Raises Undecodable where a limit is passed.
     """
 
     def __init__(self, data: bytes, seconds: float, *, short_header: bool = False) -> None:

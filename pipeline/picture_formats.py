@@ -61,7 +61,7 @@ def _why_not_opened(error: Exception, data: bytes, seconds: float) -> Undecodabl
             continue
         file = BoundedFile(data, seconds)
         try:
-            factory(file, "").close()
+            factory(file, "").close()  # pyrefly: ignore  # reads and seeks
         except Exception as said:  # noqa: BLE001  decoders raise nearly everything
             return undecodable(said, data, form, file.ran_out)
     begins = f"no decoder takes what begins with {data[:8].hex(' ')}" if data else "no bytes"

@@ -6,6 +6,8 @@ import struct
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.images import REASONS, DecodeSettings, Undecodable, decode
@@ -115,6 +117,30 @@ def test_bytes_changed_at_random_are_a_picture_or_a_reason(form):
                 with pytest.raises(Exception):  # noqa: B017  Pillow raises nearly everything
                     plainly(bytes(broken))
     assert outcomes <= {"row", *REASONS} and len(outcomes) > 1
+
+
+PLACES = st.floats(0, 1, exclude_max=True).map(lambda share: share**3)  # headers above all
+EDITS = st.lists(st.tuples(PLACES, st.integers(0, 12), st.binary(max_size=12)), max_size=5)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(sorted(EVERY)), EDITS, st.floats(0.02, 1), st.sampled_from([None, 8]))
+def test_any_file_is_a_picture_or_a_reason(form, edits, length, target):
+    """Bytes replaced, cut out, put in; then the end cut off."""
+    data = EVERY[form]
+    for place, gone, new in edits:
+        at = int(place * len(data))
+        data = data[:at] + new + data[at + gone :]
+    data = data[: max(1, int(length * len(data)))]
+    try:
+        picture = decode(data, DecodeSettings(max_megapixels=1, max_seconds=5), target)
+    except Undecodable as lost:
+        assert lost.reason in REASONS and " at 0x" not in lost.detail
+        return
+    assert picture.image.mode == "RGB" and min(picture.image.size) > 0
+    assert picture.width * picture.height <= 1_000_000
+    with Image.open(io.BytesIO(data)) as plain:  # no picture where Pillow finds none
+        plain.load()
 
 
 def plainly(data: bytes) -> None:
