@@ -24,13 +24,13 @@ _LOOK_BYTES, _LOOK_READS = 1024, 64  # looking at the clock costs as much as a s
 class BoundedFile:
     """`data`, to be decoded by this thread within `seconds` of its time (0: no limit).
 
-    short_header: what comes before the pixels is known to be little, and is read without a limit,
-    which costs a fiftieth of the time in which a common JPEG is decoded. ran_out: whether more was
-    asked for than there is, a last block of pixels aside, which codecs take as long as it is.
-    Raises Undecodable where a limit is passed.
+    unbounded: it is known to be little work for its pixels, and is read without these limits, which
+    cost a twentieth of the time in which a common JPEG is decoded. ran_out: whether more was asked
+    for than there is, a last block of pixels aside, which codecs take as long as it is; not known
+    where unbounded. Raises Undecodable where a limit is passed.
     """
 
-    def __init__(self, data: bytes, seconds: float, *, short_header: bool = False) -> None:
+    def __init__(self, data: bytes, seconds: float, *, unbounded: bool = False) -> None:
         file = io.BytesIO(data)
         self.seek, self.tell, self.getvalue = file.seek, file.tell, file.getvalue
         self._read, self._readline = file.read, file.readline
@@ -40,13 +40,13 @@ class BoundedFile:
         self._reads, self._most_reads = 0, float(MOST_READS)
         self._until_look = _LOOK_READS
         self._at_pixels, self._most_bytes = False, len(data)
-        if short_header:
+        self.unbounded = unbounded
+        if unbounded:
             vars(self)["read"] = file.read  # stands before the method of that name
 
     def go_on_to_pixels(self, *, most_bytes: int | None = None, by_bytes: bool) -> None:
         """The header is read. most_bytes: what a read gives at most, where short reads are no
         matter; by_bytes: the codec may read as often as it likes."""
-        vars(self).pop("read", None)
         self.ran_out, self._at_pixels = False, True
         self._most_bytes = most_bytes or self._most_bytes
         if by_bytes:

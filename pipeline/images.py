@@ -55,7 +55,7 @@ _LARGE = 16_000_000  # pixels
 _one_large = threading.Lock()
 
 # How much a codec is fed at once where 64 KB can hold hours of work: thousands of scans of a
-# progressive JPEG over all its pixels; thousands of comments of a plain PPM.
+# JPEG over all its pixels; thousands of comments of a plain PPM.
 _PIECE_OF_JPEG, _PIECE_OF_PPM = 1 << 10, 1 << 17
 
 _UPRIGHT = {  # EXIF orientation -> what turns the picture as a person sees it
@@ -106,10 +106,12 @@ def decode(data: bytes, settings: DecodeSettings, target: int | None) -> Picture
     if len(data) > settings.max_member_bytes:
         raise Undecodable("member_too_large", f"{len(data)} bytes")
     _silence_pillow()
-    inside = [size for size in sizes_in_ico(data) if size[0] * size[1] > _LARGE]
-    for size in inside:
-        _check_size(*size, settings)
-    with _one_large if inside else nullcontext():
+    alone = False
+    for width, height in sizes_in_ico(data):
+        if width * height > _LARGE:
+            _check_size(width, height, settings)
+            alone = True
+    with _one_large if alone else nullcontext():
         image, file = open_picture(data, settings.max_seconds)
     with image:
         form = image.format or ""
@@ -128,8 +130,9 @@ def _decode(
     target: int | None,
 ) -> Picture:
     width, height = image.size
-    for size in (image.size, *sizes_in_icns(image, data)):
-        _check_size(*size, settings, image.format)
+    _check_size(width, height, settings, image.format)
+    for inside in sizes_in_icns(image, data):
+        _check_size(*inside, settings, image.format)
     if settings.scaled and target is not None and isinstance(image, JpegImageFile):
         image.draft(None, (2 * target, 2 * target))
     whole = image.size == (width, height)
@@ -150,7 +153,8 @@ def _decode(
 def _check_size(width: int, height: int, settings: DecodeSettings, form: str | None = None) -> None:
     if width < 1 or height < 1:
         raise Undecodable("corrupt", f"{width} x {height} pixels")
-    if width * height > min(settings.max_megapixels, SLOW.get(form or "", float("inf"))) * 1e6:
+    most = SLOW.get(form, settings.max_megapixels) if form else settings.max_megapixels
+    if width * height > min(most, settings.max_megapixels) * 1e6:
         raise Undecodable("too_many_pixels", f"{width} x {height}")
 
 
@@ -164,8 +168,11 @@ def _weight(image: Image.Image, pixels: int) -> int:
 def _load(image: ImageFile, file: BoundedFile) -> None:
     if isinstance(image, JpegImageFile) and not image.tile:
         raise EOFError("no scan") if file.ran_out else ValueError("no scan")
+    if file.unbounded:
+        image.load()
+        return
     piece = None
-    if isinstance(image, JpegImageFile) and image.info.get("progressive"):
+    if isinstance(image, JpegImageFile):
         image.decodermaxblock = _PIECE_OF_JPEG
     elif image.format == "PPM":
         piece = _PIECE_OF_PPM

@@ -15,13 +15,14 @@ with a signature before those without, which take what looks like theirs (TGA ab
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from pipeline.bounded_file import BoundedFile
-from pipeline.picture_headers import check_pieces, is_short_jpeg_header
+from pipeline.picture_headers import check_pieces, is_plain_jpeg
 from pipeline.undecodable import Undecodable, undecodable
 
 TRIED = """
@@ -42,8 +43,12 @@ def formats() -> tuple[str, ...]:
 
 def open_picture(data: bytes, seconds: float) -> tuple[ImageFile, BoundedFile]:
     """The picture with its header read, and the file from which its pixels come; Undecodable."""
+    if is_plain_jpeg(data):
+        with contextlib.suppress(Exception):  # then it is treated as any other
+            file = BoundedFile(data, seconds, unbounded=True)
+            return Image.open(file, formats=("JPEG",)), file  # pyrefly: ignore  # reads and seeks
     check_pieces(data)
-    file = BoundedFile(data, seconds, short_header=is_short_jpeg_header(data))
+    file = BoundedFile(data, seconds)
     try:
         return Image.open(file, formats=formats()), file  # pyrefly: ignore  # reads and seeks
     except Exception as error:

@@ -20,6 +20,7 @@ _MOST_STRIPS = 1 << 18  # of a TIFF; each becomes some 300 bytes of Python objec
 _MOST_BLOCKS = 1 << 19  # of a JPEG 2000; each costs OpenJPEG 300 bytes, and its precinct as much
 
 _FEW_SEGMENTS = 50  # of at most 64 KB each
+_SEGMENTS = frozenset((0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE))  # DHT, DQT, DRI, APP, COM
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _CODESTREAM, _JP2 = b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"
@@ -40,35 +41,44 @@ def check_pieces(data: bytes) -> None:
             raise Undecodable("too_much_metadata", f"JPEG 2000: {blocks} code blocks")
 
 
-def is_short_jpeg_header(data: bytes) -> bool:
-    """Whether this is a JPEG whose pixels begin after few segments, each in its place."""
+def is_plain_jpeg(data: bytes) -> bool:
+    """Whether this is a JPEG of one scan behind few segments, as cameras and web sites write them:
+    its pixels alone say how much work it is."""
     if not data.startswith(b"\xff\xd8\xff"):
         return False
-    at = 2
+    at, components = 2, 0
     for _ in range(_FEW_SEGMENTS):
-        if at + 4 > len(data) or data[at] != 0xFF or not 0xC0 <= data[at + 1] <= 0xFE:
+        if at + 10 > len(data) or data[at] != 0xFF:
             return False
-        if data[at + 1] == 0xDA:
-            return True
+        marker = data[at + 1]
+        if marker == 0xDA:  # SOS: of as many components as the frame has?
+            return data[at + 4] == components
+        if marker in (0xC0, 0xC1):  # SOF of a sequential picture
+            components = data[at + 9]
+        elif marker not in _SEGMENTS:
+            return False
         at += 2 + (data[at + 2] << 8 | data[at + 3])
     return False
 
 
-def sizes_in_ico(data: bytes) -> Iterator[tuple[int, int]]:
-    """The sizes of the pictures in an ICO, which Pillow decodes on opening it."""
-    if data.startswith(b"\0\0\1\0"):
-        for entry in range(
-            6, min(len(data) - 15, 6 + 16 * int.from_bytes(data[4:6], "little")), 16
-        ):
-            yield from _size_at(data, int.from_bytes(data[entry + 12 : entry + 16], "little"))
+def sizes_in_ico(data: bytes) -> list[tuple[int, int]]:
+    """The sizes of the pictures in an ICO, which Pillow decodes on opening it; none of another
+    format."""
+    if not data.startswith(b"\0\0\1\0"):
+        return []
+    count = int.from_bytes(data[4:6], "little")
+    entries = range(6, min(len(data) - 15, 6 + 16 * count), 16)
+    starts = (int.from_bytes(data[entry + 12 : entry + 16], "little") for entry in entries)
+    return [size for start in starts for size in _size_at(data, start)]
 
 
-def sizes_in_icns(image: Image.Image, data: bytes) -> Iterator[tuple[int, int]]:
+def sizes_in_icns(image: Image.Image, data: bytes) -> list[tuple[int, int]]:
     """The sizes of the pictures in an opened ICNS; none of another format."""
-    if isinstance(image, IcnsImageFile):
-        known = {code for codes in image.icns.SIZES.values() for code, _ in codes}
-        for code in known & image.icns.dct.keys():
-            yield from _size_at(data, image.icns.dct[code][0])
+    if not isinstance(image, IcnsImageFile):
+        return []
+    known = {code for codes in image.icns.SIZES.values() for code, _ in codes}
+    starts = (image.icns.dct[code][0] for code in known & image.icns.dct.keys())
+    return [size for start in starts for size in _size_at(data, start)]
 
 
 def _size_at(data: bytes, start: int) -> Iterator[tuple[int, int]]:

@@ -40,6 +40,13 @@ def many_scans(side: int, scans: int) -> bytes:
     return data[:-2] + data[last:-2] * scans + b"\xff\xd9"
 
 
+def scans_of_one_colour(side: int, scans: int) -> bytes:
+    """A sequential JPEG whose scans are of one component each, the same one again and again."""
+    data = encode(Image.new("RGB", (side, side)), "JPEG")
+    scan = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0" + bytes(4)
+    return data[: data.rindex(b"\xff\xda")] + scan * scans + b"\xff\xd9"
+
+
 def comments_of_a_gif(blocks: int) -> bytes:
     head = b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0)
     return head + b"\x21\xfe" + b"\x01x" * blocks + b"\0;"
@@ -47,6 +54,7 @@ def comments_of_a_gif(blocks: int) -> bytes:
 
 SLOW = {
     "scans of a JPEG": many_scans(2000, 2000),
+    "scans of a sequential JPEG": scans_of_one_colour(2000, 2000),
     "comments of a GIF": comments_of_a_gif(500_000),
     "numbers of a PPM": b"P3 1000 1000 255\n" + b"1 " * 1_000_000,
     "comments of a PBM": b"P1 1000 1000\n" + b"#\n" * 1_000_000,
@@ -62,6 +70,23 @@ def test_the_deadline_holds(name):
     tight = DecodeSettings(max_seconds=0.001) if name == "pixels of a BMP" else HASTY
     found = lost(SLOW[name], tight, target=None)
     assert found.reason == "too_slow" and found.detail.endswith(" seconds")
+
+
+def test_a_plain_jpeg_is_told_from_one_that_is_more_work():
+    image = Image.effect_mandelbrot((64, 48), (-2, -1.5, 1, 1.5), 60)
+    for mode in ("L", "RGB", "CMYK"):
+        plain = encode(image.convert(mode), "JPEG", comment=b"x", exif=Image.Exif())
+        assert picture_headers.is_plain_jpeg(plain)
+        for cut in range(plain.rindex(b"\xff\xda")):
+            assert not picture_headers.is_plain_jpeg(plain[:cut])
+    for other in (
+        encode(image, "JPEG", progressive=True),
+        scans_of_one_colour(64, 2),
+        b"\xff\xd8" + b"\xff\xe0\0\x02" * 100 + plain[2:],
+        b"\xff\xd8" + b"\0" + plain[2:],
+        encode(image),
+    ):
+        assert not picture_headers.is_plain_jpeg(other)
 
 
 def test_without_a_deadline_what_is_slow_is_read():
