@@ -7,7 +7,6 @@ done, 1 not all of it was done, 2 wrong usage, 130 and 143 stopped by ctrl-C and
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import io
 import os
@@ -70,15 +69,13 @@ def prepare_process() -> None:
             stream.reconfigure(errors=errors)
     # Threads that wait in a loop take the cores from those that decode and from other processes.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # A home that cannot be written is no reason to stop: then C libraries print where they like.
-    with contextlib.suppress(OSError):
-        divert_c_output(C_OUTPUT.expanduser())
+    divert_c_output(C_OUTPUT.expanduser())
 
 
 def _leave(code: int) -> NoReturn:
     """Exit without a second try to write what stdout still holds."""
     if sys.stdout is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 

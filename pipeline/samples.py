@@ -1,11 +1,11 @@
 """A shard in; its samples out in tar order, and beside them what is wrong, counted and not hidden.
 
 Members are grouped as webdataset groups them: neighbours with one key are a sample. In memory is
-only the sample in progress, of it only the picture that stands, `txt` and `json`; and the keys that
-were seen, to know a late member. Every group is exactly one `Sample` or `Dropped`; the `Note`s of a
-sample follow it. A tar that is cut ends with one `Dropped`, wherever the cut fell: the sample in
-progress, or, where that looks whole, what must have come after it. The cost: a tar without an end
-mark that lost nothing tells of a loss all the same.
+only the sample in progress, of it only the picture that stands, `txt` and `json`; and 8 bytes for
+each key that was seen, to know a late member. Every group is exactly one `Sample` or `Dropped`; the
+`Note`s of a sample follow it. A tar that is cut ends with one `Dropped`, wherever the cut fell: the
+sample in progress, or, where that looks whole, what must have come after it. The cost: a tar
+without an end mark that lost nothing tells of a loss all the same.
 """
 
 from __future__ import annotations
@@ -16,29 +16,42 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import SourceError, require_at_least
+from pipeline.keys import SeenKeys
 from pipeline.records import Dropped, Note, Place, Sample, Shard
 from pipeline.shards import split_name
 from pipeline.storage import shown
 from pipeline.tars import Damaged, Member, Tar
 
-# Read, and in this order when a sample has several.
-PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ico", "avif")
+# Read, and in this order when a sample has several: other names of the first, then what is rare.
+# Which format it is, the bytes say.
+PICTURES = (
+    *("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ico", "avif"),
+    *("jpe", "jfif", "jif", "pjpeg", "pjp", "apng", "mpo", "jp2", "j2k", "j2c", "jpf", "jpx"),
+    *("ppm", "pgm", "pbm", "pnm", "pfm", "tga", "qoi", "dds", "psd", "pcx", "dcx", "sgi", "icns"),
+    *("cur", "dib", "xbm", "xpm", "fli"),
+)
 
 # Pictures and films that are not read: a sample with nothing else to see is dropped, so that it is
 # not taken for a caption without a picture. Other extensions (cls, npy, html) count for nothing.
 _UNREAD = """
-    apng arw avi cr2 cr3 cur dcm dds dib dng eps exr ff flif flv hdr heic heics heif heifs icns
-    image img j2c j2k jfif jif jls jp2 jpe jpf jpm jpx jxl jxr m4v mkv mov mp4 mpeg mpg nef orf pam
-    pbm pcx pfm pgm pjp pjpeg pnm ppm psb psd qoi raf raw rw2 sgi svg svgz tga wbmp webm wmv xbm xcf
-    xpm
+    arw avi cr2 cr3 dcm dng eps exr ff flif flv hdr heic heics heif heifs image img jls jpm jxl jxr
+    m4v mkv mov mp4 mpeg mpg nef orf pam psb raf raw rw2 svg svgz wbmp webm wmf wmv xcf
 """
 OTHER_PICTURES = frozenset(_UNREAD.split())
+_NAMED = OTHER_PICTURES.union(PICTURES)  # by the last part: seg.png is an extension of its own
+
+_TEXTS = ("txt", "json")
+
+_MOST_NOTES = 100  # of a kind that one sample, or one shard, can have by the million
+_MOST_EXTENSIONS = 1000  # of a sample, beside those that are read
 
 DROP_REASONS = {  # stage "read": every reason there is, and what it says
     "truncated": "the shard ends inside this sample",
     "damaged": "the shard cannot be read on from here",
+    "bomb": "the shard unpacks to more than 500 times its bytes, and is not read on from here",
     "extension": "its only picture has an extension that is not read",
     "member_too_large": "its picture, or all it has, is larger than read.max_member_bytes",
+    "no_file": "its picture, or all it has, is no regular file: a link, a device, a pipe",
     "empty": "neither a picture nor a caption",
 }
 NOTE_REASONS = {
@@ -48,8 +61,10 @@ NOTE_REASONS = {
     "no_picture": "a caption without a picture",
     "no_caption": "a picture without a caption",
     "bad_text": "txt is no UTF-8; what could not be read is shown as U+FFFD",
-    "bad_json": "json is no JSON object; the column is null",
-    "member_too_large": "txt or json is larger than read.max_member_bytes, and was not read",
+    "bad_json": "json is no JSON object that can be read; the column is null",
+    "member_too_large": "txt or json is larger than read.max_text_bytes, and was not read",
+    "no_file": "a member is no regular file: a link, a device, a pipe; the sample does without it",
+    "many_notes": "so many more notes of the same kind, left out here",
     "no_end_mark": "a compressed shard is cut behind the end of its tar; no member is lost",
     "data_after_end": "bytes after the end of the tar, not read",
 }
@@ -61,21 +76,28 @@ class ReadSettings:
 
     caption_field: the json field with the caption, a string or a list of them; it comes before
     `txt`. Without one, `txt` comes first, then json's `caption`, then json's `captions`.
-    max_member_bytes: larger members are not read into memory.
+    max_member_bytes: larger members are not read into memory. max_text_bytes: nor is larger txt or
+    json, of which a thousand rows wait in memory for their row group, and whose parsing takes
+    twenty times its size.
     """
 
     caption_field: str = ""
     max_member_bytes: int = 64 << 20
+    max_text_bytes: int = 1 << 20
 
     def __post_init__(self) -> None:
-        require_at_least(1, read__max_member_bytes=self.max_member_bytes)
+        require_at_least(
+            1,
+            read__max_member_bytes=self.max_member_bytes,
+            read__max_text_bytes=self.max_text_bytes,
+        )
 
 
 def read_samples(shard: Shard, settings: ReadSettings) -> Iterator[Sample | Dropped | Note]:
     """Stream a shard. A cut or damaged one ends with one `Dropped`, its detail says where and why.
 
     Raises SourceError for a shard that is no tar, is empty, or holds no sample at all."""
-    seen: set[str] = set()
+    seen, late = SeenKeys(), _Few()
     group: _Group | None = None
     usual: set[str] = set()  # the extensions of the sample before the one in progress
     with Tar(shard.url) as tar:
@@ -89,13 +111,13 @@ def read_samples(shard: Shard, settings: ReadSettings) -> Iterator[Sample | Drop
                     yield from group.items()
                     group, usual = None, group.extensions
                 if group is None:
-                    if key in seen:
-                        yield Note(key, "late_member", member.name)
+                    if not seen.add(key):
+                        yield from late.take(Note(key, "late_member", member.name))
                         continue
                     group = _Group(key, settings)
-                    seen.add(key)
                 group.add(extension, member)
         except Damaged as damage:
+            yield from late.rest()
             if group is not None and group.is_whole(usual):
                 yield from group.items()
                 group = None
@@ -103,6 +125,7 @@ def read_samples(shard: Shard, settings: ReadSettings) -> Iterator[Sample | Drop
             return
         if group is not None:
             yield from group.items()
+        yield from late.rest()
         if tar.odd_end is not None:
             yield Note("", *tar.odd_end)
     if not seen:
@@ -112,6 +135,26 @@ def read_samples(shard: Shard, settings: ReadSettings) -> Iterator[Sample | Drop
             found="no member called key.extension",
             do="name members such as 0001.jpg and 0001.txt",
         )
+
+
+class _Few:
+    """Lets so many notes of one kind pass, and counts the others: an account of a million late
+    members is of use to nobody."""
+
+    def __init__(self) -> None:
+        self._passed = self._left = 0
+
+    def take(self, note: Note) -> Iterator[Note]:
+        self._passed += 1
+        if self._passed <= _MOST_NOTES:
+            yield note
+        else:
+            self._left += 1
+
+    def rest(self, key: str = "") -> Iterator[Note]:
+        """One note that says how many were left out, if any was."""
+        if self._left:
+            yield Note(key, "many_notes", str(self._left))
 
 
 class _Group:
@@ -126,7 +169,9 @@ class _Group:
         self.rank = len(PICTURES)
         self.texts: dict[str, bytes] = {}
         self.too_large: list[str] = []
+        self.no_files: dict[str, str] = {}  # picture or text -> the first that is a link, ...
         self.notes: list[Note] = []
+        self._duplicates = _Few()
         self._reading = False
 
     def is_whole(self, usual: set[str]) -> bool:
@@ -138,19 +183,21 @@ class _Group:
 
     def add(self, extension: str, member: Member) -> None:
         """Take a member in; the bytes of what is not needed are not read."""
-        if extension in self.extensions:
-            self._note("duplicate_member", member.name)
+        if member.kind:
+            self._add_no_file(extension, f"{member.name}: {member.kind}")
             return
-        self.extensions.add(extension)
+        if extension in self.extensions:
+            note = Note(self.key, "duplicate_member", member.name)
+            self.notes.extend(self._duplicates.take(note))
+            return
+        read = extension in PICTURES or extension in _TEXTS
+        if read or len(self.extensions) < _MOST_EXTENSIONS:
+            self.extensions.add(extension)
         self._reading = True  # until its bytes are there: a cut raises on the way
         if extension in PICTURES:
             self._add_picture(PICTURES.index(extension), member)
-        elif extension in ("txt", "json"):
-            if member.size > self.settings.max_member_bytes:
-                self._note("member_too_large", self._size_of(member))
-                self.too_large.append(self._size_of(member))
-            else:
-                self.texts[extension] = member.read()
+        elif read:
+            self._add_text(extension, member)
         self._reading = False
 
     def items(self) -> Iterator[Sample | Dropped | Note]:
@@ -163,8 +210,9 @@ class _Group:
                 self._note_missing(captions)
                 yield Sample(self.key, self.picture, self.place, captions, told)
                 yield from self.notes
+                yield from self._duplicates.rest(self.key)
                 return
-            lost = ("member_too_large", self.too_large[0]) if self.too_large else ("empty", "")
+            lost = self._lost_text()
         yield Dropped(self.key, "read", *lost)
 
     def _add_picture(self, rank: int, member: Member) -> None:
@@ -176,6 +224,26 @@ class _Group:
         if member.size <= self.settings.max_member_bytes:
             self.picture = member.read()
 
+    def _add_no_file(self, extension: str, detail: str) -> None:
+        picture = extension.rpartition(".")[2] in _NAMED
+        what = "picture" if picture else "text" if extension in _TEXTS else None
+        if what is not None and what not in self.no_files:
+            self.no_files[what] = detail
+            self._note("no_file", detail)
+
+    def _add_text(self, extension: str, member: Member) -> None:
+        most = min(self.settings.max_text_bytes, self.settings.max_member_bytes)
+        if member.size > most:
+            self._note_large(f"{member.name}: {member.size} bytes")
+        else:
+            self.texts[extension] = member.read()
+
+    def _lost_text(self) -> tuple[str, str]:
+        """(reason, detail) where there is neither a picture nor a caption."""
+        if self.too_large:
+            return "member_too_large", self.too_large[0]
+        return ("no_file", self.no_files["text"]) if self.no_files else ("empty", "")
+
     def _lost_picture(self) -> tuple[str, str] | None:
         """(reason, detail) where there is a picture, but none that can be used."""
         if self.place is not None:
@@ -184,8 +252,9 @@ class _Group:
             if sum(extension in PICTURES for extension in self.extensions) > 1:
                 self._note("several_pictures", f"{self.place.member} stands")
             return None
-        unread = OTHER_PICTURES.union(PICTURES)  # seg.png is an extension of its own
-        others = sorted(e for e in self.extensions if e.rpartition(".")[2] in unread)
+        if "picture" in self.no_files:
+            return "no_file", self.no_files["picture"]
+        others = sorted(e for e in self.extensions if e.rpartition(".")[2] in _NAMED)
         return ("extension", ", ".join(others[:5])) if others else None
 
     def _json(self) -> tuple[dict[str, Any], str | None]:
@@ -217,7 +286,12 @@ class _Group:
             return self.texts["txt"].decode("utf-8-sig")
         except UnicodeDecodeError as error:
             self._note("bad_text", str(error))
-            return self.texts["txt"].decode("utf-8", "replace")
+            text = self.texts["txt"].decode("utf-8", "replace")
+        size = len(text.encode())  # a byte that could not be read has become three
+        if size <= self.settings.max_text_bytes:
+            return text
+        self._note_large(f"txt: {size} bytes")
+        return None
 
     def _note_missing(self, captions: tuple[str, ...]) -> None:
         if self.place is None:
@@ -228,8 +302,9 @@ class _Group:
     def _note(self, reason: str, detail: str) -> None:
         self.notes.append(Note(self.key, reason, detail))
 
-    def _size_of(self, member: Member) -> str:
-        return f"{member.name}: {member.size} bytes"
+    def _note_large(self, detail: str) -> None:
+        self._note("member_too_large", detail)
+        self.too_large.append(detail)
 
 
 def captions_of(value: object) -> tuple[str, ...]:

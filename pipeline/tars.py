@@ -1,55 +1,26 @@
-"""A shard's URL -> its regular files in the order of the tar, read once from front to back.
+"""A shard's URL -> its members in the order of the tar, read once from front to back.
 
 Compression (gzip, zstd) is told from the content, never from the name. Members carry the offset of
-their bytes where a later range read can use it. How a tar ends matters as much as what it holds:
-tarfile takes a broken header, or the end of the file inside one, for the end of the archive and
-says nothing; here both raise `Damaged`, so that no sample vanishes behind them. The cost of reading
-once: a member must be read before the next one is asked for.
+their bytes where a later range read can use it. How a tar ends matters as much as what it holds: a
+broken header, or an end where none may be, raises `Damaged`, so that no sample vanishes behind it.
+Names are only text: nothing is extracted, no link followed. The cost of reading once: a member must
+be read before the next one is asked for.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
 import re
 import tarfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Self
-
-import pyarrow as pa
 
 from pipeline.errors import SourceError
 from pipeline.storage import open_stream, shown
+from pipeline.tar_bytes import BAD_BYTES, Bomb, Content
+from pipeline.tar_headers import EndMark, Header, NoBlock, is_header, kind_of, pieces_of
 
 _CHUNK = 1 << 16
-_GZIP = re.compile(rb"\x1f\x8b", re.DOTALL)
-# The second form is a skippable frame, with which parallel compressors begin.
-_ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", re.DOTALL)
-
-# What tarfile and the decompressors raise for bytes that are not what they should be.
-_BAD_BYTES = (
-    tarfile.TarError,
-    EOFError,
-    OSError,
-    OverflowError,
-    RecursionError,
-    ValueError,
-    zlib.error,
-)
-
 _CUT = re.compile("truncated|unexpected end|empty header", re.IGNORECASE)
-
-# A long name or a pax header is read into memory whole; real ones have some hundred bytes.
-_MAX_EXTENDED_HEADER = 1 << 20
-_EXTENDED_HEADERS = (
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
 
 _KINDS = {  # how files begin that are taken for shards -> what a message calls them
     b"\x1f\x8b": "a gzip file without a tar in it",
@@ -69,7 +40,8 @@ _KINDS = {  # how files begin that are taken for shards -> what a message calls 
 
 
 class Damaged(Exception):
-    """A tar cannot be read on. `reason`: truncated (its bytes end) or damaged (they are wrong)."""
+    """A tar cannot be read on. `reason`: truncated (its bytes end), damaged (they are wrong) or
+    bomb (there are too many of them)."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
@@ -77,10 +49,11 @@ class Damaged(Exception):
 
 
 class Member:
-    """A regular file of the tar. `offset`: of its first byte, None where no range read gives it."""
+    """A member of the tar that is no folder. `offset`: of its first byte, None where no range read
+    gives it. `kind`: what it is in place of a file (a link, a device, ...), "" for a file."""
 
     def __init__(self, tar: Tar, info: tarfile.TarInfo) -> None:
-        self.name, self.size = info.name, info.size
+        self.name, self.size, self.kind = info.name, info.size, kind_of(info)
         self.offset = None if tar.compressed or info.issparse() else info.offset_data
         self._tar, self._info = tar, info
 
@@ -98,13 +71,19 @@ class Tar:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.compressed = False
         self.odd_end: tuple[str, str] | None = None
         self._archive: tarfile.TarFile | None = None
         self._broken: Damaged | None = None
         with ExitStack() as files:
-            self._open(files, files.enter_context(open_stream(url)))
+            raw = files.enter_context(open_stream(url))
+            magic = raw.peek(tarfile.BLOCKSIZE)[: tarfile.BLOCKSIZE]
+            self._content = Content(files, raw, magic)
+            self._open(files, magic)
             self._files = files.pop_all()
+
+    @property
+    def compressed(self) -> bool:
+        return self._content.compressed
 
     def __enter__(self) -> Tar:
         return self
@@ -117,36 +96,46 @@ class Tar:
             assert self._broken is not None
             raise self._broken
         while (info := self._next(self._archive)) is not None:
-            if info.isreg():
+            if not info.isdir():
                 yield Member(self, info)
+            self._skip_to(self._archive.offset)
         if self.odd_end is None:
             self._check_padding(self._archive)
 
     def read(self, info: tarfile.TarInfo) -> bytes:
         """The bytes of the member that came last; raises Damaged."""
-        assert self._archive is not None
         with self._told_as_damage():
-            file = self._archive.extractfile(info)
-            return file.read() if file else b""
+            self._content.seek(info.offset_data)
+            if info.sparse is None:
+                return self._exactly(info.size)
+            pieces, whole = pieces_of(info), bytearray(info.size)
+            for start, size in pieces:
+                whole[start : start + size] = self._exactly(size)
+            return bytes(whole)
 
-    def _open(self, files: ExitStack, raw: io.BufferedReader) -> None:
-        magic, head = raw.peek(tarfile.BLOCKSIZE)[: tarfile.BLOCKSIZE], b""
+    def _exactly(self, size: int) -> bytes:
+        data = self._content.read(size)
+        if len(data) < size:
+            raise tarfile.ReadError("unexpected end of data")
+        return data
+
+    def _open(self, files: ExitStack, magic: bytes) -> None:
+        head = b""
         try:
             with self._told_as_damage():
-                stream = self._decompressed(files, raw, magic)
-                head = stream.peek(tarfile.BLOCKSIZE)[: tarfile.BLOCKSIZE]
+                head = self._content.peek(tarfile.BLOCKSIZE)
                 # Names that are no UTF-8 become readable and, unlike lone surrogates, writable.
-                archive = tarfile.open(  # noqa: SIM115  closed by `files`
-                    fileobj=stream,
-                    mode="r|",
-                    tarinfo=_Header,
-                    encoding="utf-8",
-                    errors="backslashreplace",
-                )
-        except _EndMark as end:
+                with self._content.header():
+                    archive = tarfile.TarFile(  # closed by `files`
+                        fileobj=self._content,  # pyrefly: ignore  # of a file it uses no more
+                        tarinfo=Header,
+                        encoding="utf-8",
+                        errors="backslashreplace",
+                    )
+        except EndMark as end:
             raise self._no_samples("an empty tar") from end
-        except (Damaged, _NoBlock) as damage:
-            if not _is_header(head) or not isinstance(damage, Damaged):
+        except (Damaged, NoBlock) as damage:
+            if not is_header(head) or not isinstance(damage, Damaged):
                 raise self._no_samples(_kind_of(magic)) from damage
             self._broken = damage  # a tar all right, but cut or damaged in its first member
         else:
@@ -156,137 +145,66 @@ class Tar:
         do = "name shards, each a tar of members such as 0001.jpg and 0001.txt"
         return SourceError(shown(self.url), expected="a tar of samples", found=found, do=do)
 
-    def _decompressed(
-        self, files: ExitStack, raw: io.BufferedReader, magic: bytes
-    ) -> io.BufferedReader | _Decompressed:
-        self.compressed = True
-        if _GZIP.match(magic):
-            return _Decompressed(files.enter_context(gzip.GzipFile(fileobj=raw)).read1)
-        if _ZSTD.match(magic):
-            zstd = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
-            # Arrow gives all that is asked for or nothing, so it is asked for a block at a time.
-            stream = files.enter_context(zstd)
-            return _Decompressed(lambda size: stream.read(min(size, tarfile.BLOCKSIZE)))
-        self.compressed = False
-        return raw
-
     def _next(self, archive: tarfile.TarFile) -> tarfile.TarInfo | None:
         archive.members = []  # pyrefly: ignore  # or tarfile keeps every header of the shard
         try:
-            with self._told_as_damage():
+            with self._told_as_damage(), self._content.header():
                 info = archive.next()
                 if info is None:  # so tarfile says that it cannot make sense of a header
                     raise tarfile.ReadError("bad header")
+                if info.size < 0:
+                    raise tarfile.ReadError(f"a size of {info.size} bytes")
                 return info
-        except _EndMark:
+        except EndMark:
             return None
-        except _NoBlock:
+        except NoBlock:
             raise Damaged("truncated", f"no end mark at byte {archive.offset}") from None
+
+    def _skip_to(self, offset: int) -> None:
+        """Go to where the next header begins, and see that what lies before it is there."""
+        with self._told_as_damage():
+            if offset != self._content.tell():
+                self._content.seek(offset - 1)
+                self._exactly(1)
 
     def _check_padding(self, archive: tarfile.TarFile) -> None:
         """Read what follows the end mark: zeros and, in a compressed shard, its checksum."""
         try:
             with self._told_as_damage():
-                while chunk := archive.fileobj.read(_CHUNK):
+                while chunk := self._content.read(_CHUNK):
                     if chunk.count(0) != len(chunk):
                         detail = f"more follows the end mark at byte {archive.offset}"
                         self.odd_end = ("data_after_end", detail)
                         return
         except Damaged as damage:
-            if damage.reason != "truncated":
+            if damage.reason == "damaged":
                 raise
-            self.odd_end = ("no_end_mark", damage.detail)  # the cut took no member
+            cut = damage.reason == "truncated"  # took no member, nor did an endless row of zeros
+            self.odd_end = ("no_end_mark" if cut else "data_after_end", damage.detail)
 
     @contextmanager
     def _told_as_damage(self) -> Iterator[None]:
         try:
             yield
-        except (_EndMark, _NoBlock):
+        except (EndMark, NoBlock):
             raise
-        except _BAD_BYTES as error:
+        except BAD_BYTES as error:
             if isinstance(error, OSError) and error.errno:  # the disk fails, not what lies on it
                 raise SourceError(shown(self.url), found=error.strerror or str(error)) from error
             detail = str(error) or type(error).__name__
-            raise Damaged("truncated" if self._ends(error) else "damaged", detail) from error
+            raise Damaged(self._reason_of(error), detail) from error
 
-    def _ends(self, error: Exception) -> bool:
+    def _reason_of(self, error: Exception) -> str:
+        if isinstance(error, Bomb):
+            return "bomb"
         if isinstance(error, EOFError) or _CUT.search(str(error)):
-            return True
-        if self._archive is None or not isinstance(error, tarfile.TarError):
-            return False
+            return "truncated"
+        if not isinstance(error, tarfile.TarError | IndexError):
+            return "damaged"
         try:
-            return not self._archive.fileobj.read(1)
-        except _BAD_BYTES:
-            return False
-
-
-class _Decompressed(io.BufferedIOBase):
-    """The content of a compressed file, with all that comes before a cut or an error in it.
-
-    A decompressor in a BufferedReader would lose up to a buffer of good ones to the exception."""
-
-    def __init__(self, read_some: Callable[[int], bytes]) -> None:
-        self._read_some = read_some
-        self._ahead = b""
-        self._error: Exception | None = None
-
-    def peek(self, size: int) -> bytes:
-        data = self.read(size)
-        self._ahead = data + self._ahead
-        return data
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Up to `size` bytes, none at the end; raises where none is left before an error."""
-        assert size is not None and size >= 0
-        parts, self._ahead = [self._ahead[:size]], self._ahead[size:]
-        missing = size - len(parts[0])
-        while missing and self._error is None:
-            try:
-                part = self._read_some(missing)
-            except _BAD_BYTES as error:
-                self._error = error
-                break
-            if not part:
-                break
-            parts.append(part)
-            missing -= len(part)
-        if self._error is not None and missing == size:
-            raise self._error
-        return b"".join(parts)
-
-
-class _EndMark(tarfile.HeaderError):
-    """A block of zeros where a header could be: the tar ends here."""
-
-
-class _NoBlock(tarfile.HeaderError):
-    """The bytes end where a header could be."""
-
-
-class _Header(tarfile.TarInfo):
-    """A header that tells how the tar ends; tarfile's own exceptions for it do not get through."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        if buf.count(0) == len(buf):
-            if len(buf) == tarfile.BLOCKSIZE:
-                raise _EndMark("end of the tar")
-            raise _NoBlock("truncated before a header")
-        try:
-            header = super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(str(error)) from error
-        if header.type in _EXTENDED_HEADERS and header.size > _MAX_EXTENDED_HEADER:
-            raise tarfile.ReadError(f"an extended header of {header.size} bytes")
-        return header
-
-
-def _is_header(block: bytes) -> bool:
-    try:
-        tarfile.TarInfo.frombuf(block, "utf-8", "replace")
-    except tarfile.HeaderError:
-        return False
-    return True
+            return "damaged" if self._content.read(1) else "truncated"
+        except BAD_BYTES:
+            return "damaged"
 
 
 def _kind_of(head: bytes) -> str:

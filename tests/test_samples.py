@@ -113,19 +113,6 @@ def test_groups_are_those_of_webdataset(read, names):
             assert item.reason == "extension" or "txt" not in members
 
 
-def test_what_is_no_file_is_passed_over_and_nothing_is_extracted(read, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    kinds = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE]
-    odd = []
-    for number, kind in enumerate(kinds):
-        info = tarfile.TarInfo(f"x{number}.jpg")
-        info.type, info.linkname = kind, "/etc/passwd"
-        odd.append(info)
-    items = read(tar_of(*odd, ("/abs/a.jpg", b"A"), ("../../up.jpg", b"B"), *odd))
-    assert [(s.key, s.picture) for s in samples(items)] == [("/abs/a", b"A"), ("../../up", b"B")]
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_names_that_are_no_utf8_can_be_written_anywhere(read):
     data = tar_of(
         ("\udcff.jpg", b"A"), ("\udcfe.jpg", b"B"), encoding="utf-8", errors="surrogateescape"

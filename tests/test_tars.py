@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import SourceError
+from pipeline.local_files import LocalFiles
 from pipeline.records import Dropped, Note, Sample
 from pipeline.samples import ReadSettings, read_samples
 from pipeline.shards import list_shards
@@ -227,9 +228,20 @@ def test_a_disk_that_fails_is_no_damage(tmp_path, monkeypatch):
     (tmp_path / "a.tar").write_bytes(tar_of(*PLAIN))
     [shard] = list_shards([str(tmp_path / "a.tar")])
 
-    def fail(*_):
-        raise OSError(5, "Input/output error")
+    class Disk(io.RawIOBase):
+        def readable(self):
+            return True
 
-    monkeypatch.setattr(tarfile.ExFileObject, "read", fail)
+        def readinto(self, into):
+            start = self.tell_so_far
+            if start > 512:
+                raise OSError(5, "Input/output error")
+            into[:512] = tar_of(*PLAIN)[start : start + 512]
+            self.tell_so_far += 512
+            return 512
+
+        tell_so_far = 0
+
+    monkeypatch.setattr(LocalFiles, "open_stream", lambda *_: io.BufferedReader(Disk(), 512))
     with pytest.raises(SourceError, match=r"a\.tar: found Input/output error"):
         list(read_samples(shard, ReadSettings()))

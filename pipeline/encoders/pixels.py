@@ -23,10 +23,6 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import (
 
 from pipeline.errors import EncoderError
 
-# Past this ratio of its sides only a picture's middle is resized: the crop sees no more of it, and
-# a strip of 60,000 x 2 px would otherwise become one of 6,720,000 x 224.
-LONGEST = 16
-
 
 class Pixels(Protocol):
     """How a model takes its pictures: `side` in pixels, None where pictures keep their shape."""
@@ -108,7 +104,7 @@ class SquarePixels:
         if self.short is None:
             image = image.resize((self.side, self.side), self.resample)
         else:
-            image = _middle(_shortened(_bounded(image), self.short, self.resample), self.side)
+            image = _middle(_shortened(image, self.short, self.resample), self.side)
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
     def inputs(
@@ -199,15 +195,6 @@ def _geometry(processor: Any) -> tuple[int | None, int | None]:
         return (size.height, None) if _square(size) else (None, None)
     fits = _square(crop) and size.shortest_edge and not size.longest_edge
     return (crop.height, size.shortest_edge) if fits else (None, None)
-
-
-def _bounded(image: Image.Image) -> Image.Image:
-    longest = LONGEST * min(image.size)
-    if max(image.size) <= longest:
-        return image
-    width, height = min(image.width, longest), min(image.height, longest)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
 
 
 def _shortened(image: Image.Image, short: int, resample: int) -> Image.Image:

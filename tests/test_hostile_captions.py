@@ -1,0 +1,210 @@
+"""Captions and json of every odd kind, through embed, Parquet, index and search: a row each, or a
+drop with its reason."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import tarfile
+from pathlib import Path
+
+import pytest
+from conftest import jpeg
+from fake_encoder import FakeEncoder
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from index import open_collection
+from index.build import build_index
+from index.check import check
+from pipeline.collection import Identity, establish
+from pipeline.embed import EmbedSettings, embed_shard
+from pipeline.parquet import find_embedding
+from pipeline.records import Dropped, Sample
+from pipeline.samples import ReadSettings, read_samples
+from pipeline.shards import list_shards
+from pipeline.storage import Folder
+
+LIMIT = ReadSettings().max_text_bytes
+DEEP = 100_000
+RIGHT_TO_LEFT = "\u202eقطة على السرير\u202c \u2067חתול\u2069"
+
+TEXTS = {  # key -> (txt, the caption of its row, what is noted)
+    "empty": (b"", None, ["no_caption"]),
+    "blank": (b" \r\n\t\xe2\x80\xa8", None, ["no_caption"]),
+    "megabyte": (b"ab " * (LIMIT // 3), ("ab " * (LIMIT // 3)).strip(), []),
+    "larger": (b"a" * (LIMIT + 1), None, ["member_too_large", "no_caption"]),
+    "larger as text": (b"\xff" * LIMIT, None, ["bad_text", "member_too_large", "no_caption"]),
+    "nul": (b"a\0b\0", "a\0b\0", []),
+    "raw surrogate": (b"a\xed\xa0\x80b", "a\ufffd\ufffd\ufffdb", ["bad_text"]),
+    "raw pair": (b"\xed\xa0\xbd\xed\xb8\x80", "\ufffd" * 6, ["bad_text"]),
+    "right to left": (RIGHT_TO_LEFT.encode(), RIGHT_TO_LEFT, []),
+    "utf-16": ("cat".encode("utf-16"), "\ufffd\ufffdc\0a\0t\0", ["bad_text"]),
+    "escapes": (b"\x1b[31mred\x1b[0m\x07", "\x1b[31mred\x1b[0m\x07", []),
+    "combining": ("a\u0301".encode() * 500, "a\u0301" * 500, []),
+}
+
+JSONS = {  # key -> (json, whether it is kept, the caption of its row, what is noted)
+    "list": (b"[1, 2]", False, "said", ["bad_json"]),
+    "text": (b'"caption"', False, "said", ["bad_json"]),
+    "number": (b"1e999", False, "said", ["bad_json"]),
+    "not json": (b"{'caption': 1}", False, "said", ["bad_json"]),
+    "nothing": (b"", False, "said", ["bad_json"]),
+    "nul": (b'{"a": 1}\0', False, "said", ["bad_json"]),
+    "deep list": (b'{"a": ' + b"[" * DEEP + b"]" * DEEP + b"}", False, "said", ["bad_json"]),
+    "deep object": (b'{"a":' * DEEP + b"1" + b"}" * DEEP, False, "said", ["bad_json"]),
+    "rather deep": (b'{"b": ' + b"[" * 400 + b"]" * 400 + b"}", True, "said", []),
+    "nested": (b'{"c": {"d": {"e": [1, {"f": null}]}}}', True, "said", []),
+    "huge int": (b'{"n": ' + b"9" * 5000 + b"}", False, "said", ["bad_json"]),
+    "large int": (b'{"n": ' + b"9" * 400 + b"}", True, "said", []),
+    "int as elsewhere": (b'{"n": 7}', True, "said", []),
+    "odd floats": (b'{"x": [NaN, Infinity, -Infinity, 1e999, -0.0]}', True, "said", []),
+    "huge": (b'{"a": "' + b"x" * LIMIT + b'"}', False, "said", ["member_too_large"]),
+    "many fields": (json.dumps(dict.fromkeys(map(str, range(9999)))).encode(), True, "said", []),
+    "many values": (b'{"v": [' + b"[]," * 99_999 + b"{}]}", True, "said", []),
+    "surrogate": (rb'{"caption": "a\ud800b", "k\udfff": 1}', True, "said", []),
+    "nul in a text": (rb'{"s": "a\u0000b", "\u0000": 1}', True, "said", []),
+    "same name twice": (b'{"t": 1, "t": "two", "": 3}', True, "said", []),
+    "with a mark": (b'\xef\xbb\xbf{"z": 1}', True, "said", []),
+    "utf-16": ('{"z": 1}'.encode("utf-16"), False, "said", ["bad_json"]),
+}
+
+
+def write(path: Path, samples: dict[str, dict[str, bytes]]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for key, members in samples.items():
+            for extension, data in members.items():
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+def embedded(root: Path, samples: dict[str, dict[str, bytes]]):
+    """The shard's ledger entry and its Parquet rows, by key."""
+    write(root / "a.tar", samples)
+    (shard,) = list_shards([str(root / "a.tar")])
+    folder, encoder = Folder(str(root / "c")), FakeEncoder()
+    establish(folder, Identity.of(encoder), "r1")
+    entry = embed_shard(shard, encoder, folder, EmbedSettings(), run_id="r1")
+    table = find_embedding(folder, shard.id).read()
+    return entry, {row["key"]: row for row in table.to_pylist()}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root, rng = tmp_path_factory.mktemp("captions"), random.Random(0)
+    pairs = {f"t {key}": {"jpg": jpeg(rng), "txt": text} for key, (text, *_) in TEXTS.items()}
+    tables = {
+        f"j {key}": {"jpg": jpeg(rng), "txt": b"said", "json": text}
+        for key, (text, *_) in JSONS.items()
+    }
+    alone = {f"a {key}": {"txt": text} for key, (text, *_) in TEXTS.items()}
+    entry, rows = embedded(root, pairs | tables | alone)
+    build_index(str(root / "c"))
+    return root / "c", entry, rows
+
+
+def noted(entry, key: str) -> list[str]:
+    return [note.reason for note in entry.notes if note.key == key]
+
+
+@pytest.mark.parametrize("key", TEXTS)
+def test_any_text_is_a_row_and_what_is_odd_is_noted(made, key):
+    _, entry, rows = made
+    _, caption, notes = TEXTS[key]
+    row = rows[f"t {key}"]
+    assert row["caption"] == caption and row["captions"] == ([caption] if caption else [])
+    assert noted(entry, f"t {key}") == notes
+    assert (row["text"] is None) == (row["joint"] is None) == (caption is None)
+    assert row["image"] is not None
+
+
+@pytest.mark.parametrize("key", TEXTS)
+def test_text_without_a_picture_is_a_row_or_a_drop(made, key):
+    _, entry, rows = made
+    _, caption, notes = TEXTS[key]
+    if caption is not None:
+        assert rows[f"a {key}"]["caption"] == caption and rows[f"a {key}"]["image"] is None
+        return
+    [lost] = [lost for lost in entry.dropped if lost.key == f"a {key}"]
+    large = "member_too_large" in notes
+    assert (lost.stage, lost.reason) == ("read", "member_too_large" if large else "empty")
+
+
+@pytest.mark.parametrize("key", JSONS)
+def test_any_json_is_a_row_kept_as_it_is_or_noted(made, key):
+    _, entry, rows = made
+    text, kept, caption, notes = JSONS[key]
+    row = rows[f"j {key}"]
+    assert row["json"] == (text.decode("utf-8-sig") if kept else None)
+    assert (row["caption"], noted(entry, f"j {key}")) == (caption, notes)
+
+
+def test_every_sample_is_a_row_or_a_drop(made):
+    path, entry, rows = made
+    assert entry.samples == 2 * len(TEXTS) + len(JSONS) == len(rows) + len(entry.dropped)
+    assert check(str(path)).findings == []
+
+
+def test_each_is_found_by_its_own_caption(made):
+    path, _, rows = made
+    collection = open_collection(path)
+    for key, row in rows.items():
+        if not key.startswith("t ") or row["caption"] is None:
+            continue
+        best, second = collection.search(row["caption"], column="text", k=2)
+        assert {best.key, second.key} == {key, f"a {key[2:]}"}
+        assert best.score > 0.99 and best.caption == row["caption"]
+        told = json.dumps(best.as_json(), ensure_ascii=False)
+        assert json.loads(told)["caption"] == row["caption"]
+
+
+def test_what_json_said_comes_back_with_the_hits(made):
+    path, _, _ = made
+    answer = open_collection(path).search("said", column="text", k=len(JSONS))
+    metas = {result.key: result.as_json()["meta"] for result in answer}
+    assert set(metas) == {f"j {key}" for key in JSONS}
+    assert str(metas["j large int"]["n"]) == "9" * 400
+    assert metas["j nul in a text"]["s"] == "a\0b"
+    json.dumps(metas, ensure_ascii=False).encode()  # no lone surrogate is left
+
+
+def test_a_caption_may_hold_half_a_pair_and_no_column_does(tmp_path):
+    texts = {
+        "a": {"json": rb'{"caption": "a\ud800b"}'},
+        "b": {"json": rb'{"captions": ["\udc00", "ok", "\ud83d\ude00"]}'},
+        "c": {"json": rb'{"captions": ["", [], {}, 1, null]}'},
+        "d": {"json": rb'{"caption": {"caption": "deeper"}}'},
+    }
+    entry, rows = embedded(tmp_path, texts)
+    assert rows["a"]["captions"] == ["a?b"]
+    assert rows["b"]["captions"] == ["?", "ok", "\N{GRINNING FACE}"]
+    assert [(lost.key, lost.reason) for lost in entry.dropped] == [("c", "empty"), ("d", "empty")]
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    txt=st.binary(max_size=40) | st.text(max_size=20).map(str.encode),
+    told=st.binary(max_size=40) | values.map(lambda value: json.dumps(value).encode()),
+)
+def test_any_bytes_are_a_sample_or_a_drop(txt, told, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "any.tar"
+    write(path, {"a": {"txt": txt, "json": told}, "b": {"jpg": b"x", "txt": txt, "json": told}})
+    (shard,) = list_shards([str(path)])
+    found = [i for i in read_samples(shard, ReadSettings()) if isinstance(i, Sample | Dropped)]
+    assert [item.key for item in found] == ["a", "b"]
+    assert isinstance(found[1], Sample)
+    for one in found:
+        if isinstance(one, Sample):
+            assert all(caption == caption.strip() != "" for caption in one.captions)
+            assert "".join(one.captions).encode() or not one.captions  # no lone surrogate
+        else:
+            assert one.reason == "empty"

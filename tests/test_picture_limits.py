@@ -1,0 +1,217 @@
+"""No picture takes more than the stated memory, time and pixels, whatever it says of itself."""
+
+import io
+import struct
+import threading
+import tracemalloc
+import zlib
+
+import pytest
+from PIL import Image
+
+from pipeline import bounded_file, images, picture_headers
+from pipeline.bounded_file import BoundedFile
+from pipeline.errors import UsageError
+from pipeline.images import DecodeSettings, Undecodable, decode
+
+FULL, HASTY = DecodeSettings(), DecodeSettings(max_seconds=0.05)
+
+
+def encode(image: Image.Image, form: str = "PNG", **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, form, **options)
+    return out.getvalue()
+
+
+def lost(data: bytes, how: DecodeSettings = FULL, target: int | None = 8) -> Undecodable:
+    with pytest.raises(Undecodable) as told:
+        decode(data, how, target)
+    return told.value
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def many_scans(side: int, scans: int) -> bytes:
+    """A progressive JPEG whose last scan, which changes nothing, is there so many times more."""
+    data = encode(Image.new("L", (side, side), 128), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * scans + b"\xff\xd9"
+
+
+def scans_of_one_colour(side: int, scans: int) -> bytes:
+    """A sequential JPEG whose scans are of one component each, the same one again and again."""
+    data = encode(Image.new("RGB", (side, side)), "JPEG")
+    scan = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0" + bytes(4)
+    return data[: data.rindex(b"\xff\xda")] + scan * scans + b"\xff\xd9"
+
+
+def comments_of_a_gif(blocks: int) -> bytes:
+    head = b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0)
+    return head + b"\x21\xfe" + b"\x01x" * blocks + b"\0;"
+
+
+SLOW = {
+    "scans of a JPEG": many_scans(2000, 2000),
+    "scans of a sequential JPEG": scans_of_one_colour(2000, 2000),
+    "comments of a GIF": comments_of_a_gif(500_000),
+    "numbers of a PPM": b"P3 1000 1000 255\n" + b"1 " * 1_000_000,
+    "comments of a PBM": b"P1 1000 1000\n" + b"#\n" * 1_000_000,
+    "bytes of a QOI": b"qoif" + struct.pack(">IIBB", 1000, 1000, 4, 0) + b"\x7e" * 1_000_000,
+    "segments of a JPEG": b"\xff\xd8" + b"\xff\xe0\0\x02" * 500_000,
+    "pixels of a BMP": encode(Image.new("RGB", (3000, 3000)), "PNG"),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", SLOW)
+def test_the_deadline_holds(name):
+    tight = DecodeSettings(max_seconds=0.001) if name == "pixels of a BMP" else HASTY
+    found = lost(SLOW[name], tight, target=None)
+    assert found.reason == "too_slow" and found.detail.endswith(" seconds")
+
+
+def test_a_plain_jpeg_is_told_from_one_that_is_more_work():
+    image = Image.effect_mandelbrot((64, 48), (-2, -1.5, 1, 1.5), 60)
+    for mode in ("L", "RGB", "CMYK"):
+        plain = encode(image.convert(mode), "JPEG", comment=b"x", exif=Image.Exif())
+        assert picture_headers.is_plain_jpeg(plain)
+        for cut in range(plain.rindex(b"\xff\xda")):
+            assert not picture_headers.is_plain_jpeg(plain[:cut])
+    for other in (
+        encode(image, "JPEG", progressive=True),
+        scans_of_one_colour(64, 2),
+        b"\xff\xd8" + b"\xff\xe0\0\x02" * 100 + plain[2:],
+        b"\xff\xd8" + b"\0" + plain[2:],
+        encode(image),
+    ):
+        assert not picture_headers.is_plain_jpeg(other)
+
+
+def test_without_a_deadline_what_is_slow_is_read():
+    plain = b"P3 100 100 255\n" + b"1 " * 30_000
+    assert decode(plain, DecodeSettings(max_seconds=0), None).width == 100
+    assert decode(many_scans(64, 500), DecodeSettings(max_seconds=0), None).width == 64
+    with pytest.raises(UsageError, match=r"decode\.max_seconds: expected 0 or more, found -1"):
+        DecodeSettings(max_seconds=-1)
+
+
+def test_seconds_are_those_of_the_thread_that_decodes():
+    """Waiting costs a picture nothing: a machine that is busy drops what an idle one drops."""
+    data, waiting = encode(Image.new("RGB", (64, 64))), threading.Event()
+    file = BoundedFile(data, seconds=0.2)
+    waiting.wait(0.4)
+    assert file.read() == data
+
+
+def test_a_picture_of_countless_pieces_is_refused_before_they_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(bounded_file, "MOST_READS", 10_000)
+    empty = chunk(b"abCd", b"")
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(b"\0\0")) + empty * 5200
+    patient = DecodeSettings(max_seconds=0)
+    for data in (png + body, png + empty * 5200):
+        assert lost(data, patient).reason == "too_much_metadata"
+    strips = struct.pack("<2sHI", b"II", 42, 8) + struct.pack("<H", 1)
+    strips += struct.pack("<HHII", 273, 4, 300_000, 30) + bytes(1_300_000)
+    found = lost(strips, patient)
+    assert (found.reason, found.detail) == ("too_much_metadata", "TIFF: 300000 strips or tiles")
+    line = b"/* XPM */\n" + b"x" * (2 << 20)
+    assert lost(line, patient).reason == "too_much_metadata"
+
+
+def test_a_jpeg_2000_in_crumbs_is_refused(monkeypatch):
+    monkeypatch.setattr(picture_headers, "_MOST_BLOCKS", 10_000)
+    image = Image.new("RGB", (300, 300))
+    crumbs = encode(image, "JPEG2000", codeblock_size=(4, 4))
+    found = lost(crumbs)
+    assert found.reason == "too_much_metadata" and found.detail.endswith(" code blocks")
+    bare = encode(image, "JPEG2000", codeblock_size=(4, 4), no_jp2=True)
+    assert lost(bare).detail == found.detail
+    assert decode(encode(image, "JPEG2000"), DecodeSettings(), None).width == 300
+
+
+def icon(inner: bytes) -> bytes:
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
+
+
+def test_what_lies_in_an_icon_has_the_same_limit_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr(images, "_LARGE", 1000)
+    how = DecodeSettings(max_megapixels=0.5)
+    inner = encode(Image.new("RGB", (1000, 600)))
+    bitmap = struct.pack("<IiiHHIIiiII", 40, 1000, 1200, 1, 1, 0, 0, 0, 0, 0, 0)
+    apple = (
+        b"icns" + struct.pack(">I", len(inner) + 16) + b"ic07" + struct.pack(">I", len(inner) + 8)
+    )
+    j2k = encode(Image.new("RGB", (1000, 600)), "JPEG2000")
+    icns = b"icns" + struct.pack(">I", len(j2k) + 16) + b"ic07" + struct.pack(">I", len(j2k) + 8)
+    for data in (icon(inner), icon(bitmap + bytes(100)), apple + inner, icns + j2k):
+        found = lost(data, how)
+        assert (found.reason, found.detail) == ("too_many_pixels", "1000 x 600")
+    picture = decode(icon(inner), DecodeSettings(), None)
+    assert (picture.width, picture.height) == (1000, 600)
+
+
+def test_a_tag_that_claims_gigabytes_costs_none():
+    picture = encode(Image.new("L", (8, 8)), "TIFF")
+    ifd = struct.unpack_from("<I", picture, 4)[0]
+    count = struct.unpack_from("<H", picture, ifd)[0]
+    tag = struct.pack("<HHII", 65_000, 1, 1 << 31, 8)
+    data = (
+        picture[:ifd]
+        + struct.pack("<H", count + 1)
+        + picture[ifd + 2 : ifd + 2 + 12 * count]
+        + tag
+        + picture[ifd + 2 + 12 * count :]
+    )
+    text = b"zTXt" + b"a\0\0" + zlib.compress(bytes(50 << 20))
+    png = encode(Image.new("L", (8, 8)))
+    bomb = png[:33] + chunk(text[:4], text[4:]) + png[33:]
+    tracemalloc.start()
+    try:
+        for one in (data, bomb):
+            try:
+                decode(one, DecodeSettings(), None)
+            except Undecodable as told:
+                assert told.reason in ("corrupt", "truncated", "unsupported")
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_large_pictures_are_decoded_one_at_a_time(monkeypatch):
+    monkeypatch.setattr(images, "_LARGE", 1000)
+    at_once, most, counting = 0, 0, threading.Lock()
+    to_rgb = images.to_rgb
+
+    def watched(image):
+        nonlocal at_once, most
+        with counting:
+            at_once += 1
+            most = max(most, at_once)
+        threading.Event().wait(0.02)
+        with counting:
+            at_once -= 1
+        return to_rgb(image)
+
+    monkeypatch.setattr(images, "to_rgb", watched)
+    for side, alone in ((64, True), (16, False)):
+        most = 0
+        data = encode(Image.new("RGB", (side, side)))
+        threads = [
+            threading.Thread(target=decode, args=(data, DecodeSettings(), None)) for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (most == 1) == alone
+
+
+def test_a_format_that_no_deadline_ends_has_a_limit_of_its_own():
+    cards = ["SIMPLE  =                    T", "BITPIX  =                    8"]
+    cards += ["NAXIS   =                    2", "NAXIS1  =                 5000"]
+    cards += ["NAXIS2  =                 5000", "END"]
+    data = "".join(card.ljust(80) for card in cards).ljust(2880).encode() + bytes(1000)
+    assert lost(data).reason == "too_many_pixels"
