@@ -19,6 +19,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from jobs.stopping import STOPPING, Stopped
+from jobs.terminal import printable
 from pipeline.errors import ChiasmError
 from pipeline.quiet import divert_c_output
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         finally:
             sys.stdout.flush()  # here, where a full disk can still be told
     except ChiasmError as error:
-        print(f"chiasm: {error}", file=sys.stderr)
+        print(f"chiasm: {printable(str(error))}", file=sys.stderr)
         _leave(error.exit_code)
     except Stopped as stopped:
         told = stopped.told or "stopped; run the same command again to go on"

@@ -9,6 +9,7 @@ import typer
 
 from index.check import Report
 from index.check import check as check_collection
+from jobs.terminal import printable
 from pipeline.errors import CollectionError
 
 HELP = """Check every promise a collection makes.
@@ -45,7 +46,7 @@ def check(
 
 def print_report(report: Report) -> None:
     for found in report.findings:
-        print(found)
+        print(printable(str(found)))
     print("checked " + ", ".join(f"{count:,} {what}" for what, count in report.checked.items()))
     if report.ok:
         print("every promise is kept")

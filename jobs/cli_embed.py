@@ -13,6 +13,7 @@ from rich.console import Console
 from jobs.config import compose
 from jobs.embed_shards import EmbedRequest, EmbedSummary, embed_shards, summary_error
 from jobs.progress import showing
+from jobs.terminal import printable
 from pipeline.errors import UsageError
 from pipeline.records import Shard
 from pipeline.shards import list_shards
@@ -97,11 +98,12 @@ def print_failures(summary: EmbedSummary) -> None:
     """Shards that were set aside and, where they are too many, samples that were dropped."""
     for failure in summary.failed:
         where = shown(failure["shard"])
-        print(f"set aside {where}: {failure['reason'].removeprefix(f'{where}: ')}", file=sys.stderr)
+        told = failure["reason"].removeprefix(f"{where}: ")
+        print(printable(f"set aside {where}: {told}"), file=sys.stderr)
     if summary.loss > summary.max_loss:
         for url, lost in summary.lost[:MOST_LISTED]:
             told = f"{lost.reason} {lost.detail}".strip()
-            print(f"dropped {shown(url)} {lost.key}: {told}", file=sys.stderr)
+            print(printable(f"dropped {shown(url)} {lost.key}: {told}"), file=sys.stderr)
         if len(summary.lost) > MOST_LISTED:
             left = len(summary.lost) - MOST_LISTED
             print(f"and {left:,} more, in the ledger of each shard", file=sys.stderr)

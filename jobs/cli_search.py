@@ -13,6 +13,7 @@ import typer
 from index import open_collection
 from index.results import Answer, Query
 from index.sheet import write_sheet
+from jobs.terminal import printable
 from pipeline.errors import UsageError
 
 HELP = """Search a collection by words, by a picture, or by both.
@@ -102,4 +103,4 @@ def told(answer: Answer) -> str:
         caption = result.caption if result.caption is not None else "(no caption)"
         lines.append(f"{result.rank:4d}  {result.score:6.3f}  {caption}")
         lines.append(f"              {result.key}  {result.id}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from jobs.terminal import printable
 from pipeline.collection import Collection
 from pipeline.ledger import entries
 from pipeline.parquet import embeddings
@@ -90,9 +91,9 @@ def status(
     _print_counts("dropped", found.reasons)
     _print_counts("notes", found.notes)
     for url in found.unfinished:
-        print(f"unfinished {shown(url)}: run the same chiasm embed again")
+        print(printable(f"unfinished {shown(url)}: run the same chiasm embed again"))
     for lost in found.set_aside:
-        print(f"set aside {shown(lost['shard'])}: {lost['reason']}")
+        print(printable(f"set aside {shown(lost['shard'])}: {lost['reason']}"))
     for run in found.runs[-5:]:
         held = f", holds {', '.join(run['holds'])}" if run["holds"] else ""
         print(f"run {run['id']}: {run['command']} {run['state']}, {run['age']}{held}")

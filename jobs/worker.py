@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, replace
 
 import psutil
+import pyarrow as pa
 import ray
 
 from pipeline.collection import Identity
@@ -78,6 +79,8 @@ class EmbedWorker:
         if precision is not None:
             compute = replace(compute, precision=precision)
         self.encoder = load_encoder(self.recipe.encoder, compute)
+        # Its first array costs pyarrow a look for pandas: in the midst of decode threads, a second.
+        pa.array([""])
         return Identity.of(self.encoder)
 
     def embed(self, shard: Shard, limit: int | None) -> LedgerEntry:

@@ -101,6 +101,8 @@ class Content:
             self._left = float("inf")
 
     def _take(self, size: int) -> bytes:
+        if not self.compressed and not self._ahead:  # all that there is comes by one read
+            return self._read_some(size)
         parts, self._ahead = [self._ahead[:size]], self._ahead[size:]
         missing = size - len(parts[0])
         while missing and self._error is None:

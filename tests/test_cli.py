@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 
 import pytest
 from conftest import ROOT, environment, make_shard
@@ -158,3 +160,21 @@ def test_losses_and_set_aside_shards_are_told_and_fail(chiasm, tmp_path):
     assert aside.startswith(f"set aside {tmp_path / 'picture.tar'}: expected a tar")
     assert "a PNG picture" in aside
     assert "1 set aside (listed above)" in error
+
+
+def test_what_a_shard_holds_does_not_command_the_terminal(chiasm, tmp_path):
+    title = "\x1b]0;title\x07a boat\x9b2J"  # sets a window's title, clears its screen
+    shard = tmp_path / "a.tar"
+    make_shard(shard, 2, captions=[title])
+    data = shard.read_bytes()
+    with tarfile.open(shard, "a") as tar:
+        info = tarfile.TarInfo("k\x1b[31m.jpg")
+        tar.addfile(info, io.BytesIO())
+    assert shard.read_bytes() != data
+    to = tmp_path / "c"
+    ran = chiasm("embed", shard, "--to", to, "--encoder", "fake")
+    assert "k\\x1b[31m" in ran.stderr and "\x1b[31m" not in ran.stderr, ran
+    assert chiasm("index", "build", to).returncode == 0
+    ran = chiasm("search", to, title)
+    assert "\\x1b]0;title\\x07a boat\\x9b2J" in ran.stdout, ran
+    assert not {"\x1b", "\x07", "\x9b"} & set(ran.stdout + ran.stderr)
