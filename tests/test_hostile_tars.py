@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import operator
 import os
 import re
 import shutil
@@ -11,6 +12,8 @@ import tracemalloc
 
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline import samples as samples_module
 from pipeline import tar_bytes
@@ -20,6 +23,7 @@ from pipeline.records import Dropped, Note, Sample
 from pipeline.samples import DROP_REASONS, NOTE_REASONS, ReadSettings, read_samples
 from pipeline.shards import list_shards, read_member
 from pipeline.tar_bytes import MOST_HEADER
+from pipeline.tar_headers import Header
 
 MEMBERS = [(f"d/{n}.{ext}", f"{ext} {n}".encode() * 99) for n in range(3) for ext in ("jpg", "txt")]
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -408,3 +412,31 @@ def test_what_lies_in_a_compressed_shard_is_found_again(read, tmp_path):
     [one] = samples(read(gzip.compress(by_hand(("a.jpg", b"A" * 700)) + END)))
     [shard] = list_shards([str(tmp_path / "a.tar")])
     assert one.place.offset is None and read_member(shard.url, one.place) == b"A" * 700
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    name=st.text(min_size=1, max_size=120).filter(lambda text: "\0" not in text),
+    size=st.integers(0, 8**12),
+    form=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT]),
+    kind=st.sampled_from([tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE]),
+    flip=st.none() | st.integers(0, 511),
+)
+def test_a_header_says_what_tarfile_makes_of_it(name, size, form, kind, flip):
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    try:
+        block = bytearray(info.tobuf(form, "utf-8", "surrogateescape"))[-512:]
+    except (ValueError, UnicodeEncodeError):
+        return  # no header of this dialect
+    if flip is not None:
+        block[flip] ^= 1
+    try:
+        expected = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
+    except tarfile.HeaderError:
+        with pytest.raises(tarfile.ReadError):
+            Header.frombuf(block, "utf-8", "backslashreplace")
+        return
+    found = Header.frombuf(block, "utf-8", "backslashreplace")
+    told = operator.attrgetter("name", "size", "type", "linkname", "sparse")
+    assert told(found) == told(expected)
