@@ -1,5 +1,6 @@
 # make demo    pictures, answers and measured recall from nothing, in minutes
 # make test    lint, types, tests
+# make bench   speed and memory against the limits of this machine, an hour or so
 # make install the set-up alone; PIP_ARGS passes more to pip, EXTRA picks FAISS: cpu or gpu
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ READY := $(VENV)/.ready-$(EXTRA)
 # Both install the package `faiss`, so only one of them may be there.
 OTHER_FAISS := $(if $(filter gpu,$(EXTRA)),faiss-cpu,faiss-gpu-cuvs)
 
-.PHONY: demo test install lint types pytest clean
+.PHONY: demo test bench install lint types pytest clean
 
 demo: install
 	$(BIN)/chiasm demo
@@ -27,6 +28,12 @@ types: install
 
 pytest: install
 	$(BIN)/python -m pytest -q
+
+bench: install
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/parquet_reading.py
+	$(BIN)/python -m benchmarks.object_store
 
 install: $(READY)
 

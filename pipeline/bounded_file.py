@@ -36,7 +36,9 @@ class BoundedFile:
         self._read, self._readline = file.read, file.readline
         self.ran_out = False
         self._seconds = seconds
-        self._deadline = time.thread_time() + seconds if seconds else float("inf")
+        self._deadline = float("inf")
+        if seconds and not unbounded:
+            self._deadline = time.thread_time() + seconds
         self._reads, self._most_reads = 0, float(MOST_READS)
         self._until_look = _LOOK_READS
         self._at_pixels, self._most_bytes = False, len(data)
