@@ -27,7 +27,7 @@ from pipeline.stores import Live, NoRanges, Piece, Reads
 BLOCK = 8 << 20
 FIRST = 256 << 10  # then four times as much each, up to BLOCK
 AHEAD = 3
-TAIL = 64 << 10  # read with the size when a file is opened for reading here and there
+TAIL = 128 << 10  # read with the size when a file is opened for reading here and there
 BUFFER = 1 << 20
 EMPTY = Piece(0, b"", 0, "")
 

@@ -238,10 +238,7 @@ def test_progress_is_told_in_rows(tmp_path):
     told: list[tuple[str, int, int]] = []
     build_index(str(tmp_path / "c"), ["image"], CELLS, progress=lambda *step: told.append(step))
     assert [step for step in told if step[0] == "fill"] == [
-        ("fill", 512, 1800),
-        ("fill", 1024, 1800),
-        ("fill", 1500, 1800),
-        ("fill", 1800, 1800),
+        *(("fill", rows, 1800) for rows in (256, 512, 768, 1024, 1280, 1500, 1756, 1800)),
     ]
     assert {stage for stage, _, _ in told} == {"survey", "train image", "fill"}
     run = json.loads(next((tmp_path / "c" / "runs").glob("*.json")).read_text())

@@ -92,17 +92,14 @@ def test_rows_come_back_in_order_with_their_holes(tmp_path_factory, sizes, seed)
             np.testing.assert_array_equal(has, np.concatenate(expected_has))
 
 
-def test_row_groups_hold_512_rows_and_vectors_are_byte_split(tmp_path):
+def test_row_groups_hold_256_rows_and_vectors_are_byte_split(tmp_path):
     folder = Folder(str(tmp_path))
     rng = np.random.default_rng(0)
     write(folder, [embedded([f"{n}-{i}" for i in range(300)], rng) for n in range(8)])
     metadata = pq.ParquetFile(folder.path(parquet_name(SHARD.id))).metadata
     assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [
-        512,
-        512,
-        512,
-        512,
-        352,
+        *[256] * 9,
+        96,
     ]
     columns = {
         metadata.row_group(0).column(n).path_in_schema: metadata.row_group(0).column(n)
@@ -215,10 +212,10 @@ def test_groups_are_the_rows_in_order(tmp_path):
     write(folder, [embedded([f"{n}-{i}" for i in range(300)], rng) for n in range(8)])
     (file,) = embeddings(folder)
     groups = list(file.groups(["key", "image"]))
-    assert [len(group) for group in groups] == [512, 512, 512, 512, 352]
+    assert [len(group) for group in groups] == [*[256] * 9, 96]
     assert pa.concat_tables(groups).equals(file.read(["key", "image"]))
-    (last,) = file.groups(["key"], [4])
-    assert last.equals(groups[4].select(["key"]))
+    (last,) = file.groups(["key"], [9])
+    assert last.equals(groups[9].select(["key"]))
 
 
 @settings(
