@@ -4,8 +4,8 @@
 
 One `chiasm embed` for each size, of one shard; several times a second the proportional set sizes of
 its whole process tree (driver, Ray, worker) are added up, so that shared pages count once. Told are
-the sum when the worker has its model and opens the shard, and the highest after that, which may not
-grow with the shard. `free`, an encoder that costs nothing, brings the most samples through in the
+the sum when the worker has its model and opens the shard, and the highest after that; by what that
+exceeds the first may not grow with the shard. `free`, an encoder that costs nothing, brings the most samples through in the
 least time. Writes benchmarks/results/memory.json; needs 5 GB in benchmarks/.cache.
 """
 
@@ -80,7 +80,7 @@ def run(samples: int, encoder: str) -> dict[str, Any]:
         started = subprocess.Popen(
             [*map(str, command), "--encoder", encoder, "--json"],
             stdout=out,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONPATH": paths},
         )
         process = psutil.Process(started.pid)
@@ -93,9 +93,12 @@ def run(samples: int, encoder: str) -> dict[str, Any]:
                 opened = sizes
             time.sleep(LOOK_SECONDS)
         out.seek(0)
-        told = json.loads(out.read())
-    if started.returncode or told["rows"] != samples:
-        sys.exit(f"embedded {told['rows']} of {samples}, exit code {started.returncode}")
+        lines = out.read().splitlines()
+    if started.returncode:
+        sys.exit(f"chiasm embed of {shard.name} ended with {started.returncode}: {lines[-1:]}")
+    told = json.loads(lines[-1])
+    if told["rows"] != samples:
+        sys.exit(f"expected {samples} rows, found {told['rows']}")
     return {
         "samples": samples,
         "at the opening": round(opened.total() / MB, 1),
@@ -103,6 +106,11 @@ def run(samples: int, encoder: str) -> dict[str, Any]:
         "of which": {name: round(size / MB, 1) for name, size in highest.most_common(9)},
         "pairs_per_second": told["pairs_per_second"],
     }
+
+
+def above(told: dict[str, Any]) -> float:
+    """MB at the highest above what stood there when the shard was opened."""
+    return told["highest"] - told["at the opening"]
 
 
 def main() -> None:
@@ -119,7 +127,7 @@ def main() -> None:
         {
             "from": few["samples"],
             "to": many["samples"],
-            "MB": round(many["highest"] - few["highest"], 1),
+            "MB": round(above(many) - above(few), 1),
             "bar": BARS.get((few["samples"], many["samples"])),
         }
         for few, many in itertools.pairwise(found)

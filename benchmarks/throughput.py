@@ -4,19 +4,21 @@
 
 Parts, each ours (`chiasm embed`: Ray, Parquet and all) against a bare limit of the same run:
 
-    encode   CLIP ViT-B/32 with random weights, 4,000 pairs in 4 shards, a shard a round; the limit
-             is both towers alone on tensors (bare.py forward); clip-retrieval embeds the same
-             shard with the same weights
+    encode   CLIP ViT-B/32 with random weights, 4,000 pairs in 4 shards; the limit is both towers
+             alone on tensors (bare.py forward); clip-retrieval embeds the same shards with the
+             same weights
     small    the same with a model of a quarter of the arithmetic: what a processor with fast
              bfloat16, which does the first one four times as fast, leaves to the rest
     decode   an encoder that costs nothing, all 4 shards a round; the limit is the same decode
              function alone on bytes in memory, over all cores, in threads or processes, whichever
              is faster
-    pocket   the encoder that ships, a shard a round; the share of each stage
+    pocket   the encoder that ships; the share of each stage, of processor time when it runs alone
+             and of busy time in the run, where threads also wait for a core
     stages   each stage alone, in one thread
 
-Contenders take turns within a round, since machines drift; ratios are medians over rounds. Shards
-(640 x 480, 16 tokens) and models are made by code and kept in benchmarks/.cache. Writes
+All have all cores of the machine. Contenders take turns within a round, since machines drift; ratios are medians over rounds. Shards
+(640 x 480, 16 tokens; --samples in each) and models are made by code and kept in
+benchmarks/.cache. Writes
 benchmarks/results/throughput.json and prints tables; a part that is not run keeps its figures.
 """
 
@@ -56,11 +58,13 @@ def clip(name: str, tower: dict[str, int] | None = None) -> Path:
 
 
 def ours(shards: list[Path], encoder: str) -> dict[str, Any]:
-    """One run of `chiasm embed` with its default preset; `start` is what its pairs a second leave
+    """One run of `chiasm embed`, one worker on all cores; `start` is what its pairs a second leave
     out: starting Ray, loading the model, ending."""
+    cores = [f"workers.cpus={CORES}", f"batch.decode_threads={CORES}"]
+    sets = [word for setting in cores for word in ("--set", setting)]
     with tempfile.TemporaryDirectory() as place:
         began = time.monotonic()
-        told = chiasm("embed", *shards, "--to", Path(place) / "c", "--encoder", encoder)
+        told = chiasm("embed", *shards, "--to", Path(place) / "c", "--encoder", encoder, *sets)
         wall = time.monotonic() - began
     if told["dropped"]:
         raise ChiasmError("made shards", expected="no drops", found=str(told["reasons"]))
@@ -74,34 +78,29 @@ def ours(shards: list[Path], encoder: str) -> dict[str, Any]:
 
 
 def against_forward(model: Path, shards: list[Path], rounds: int, peer: bool) -> dict[str, Any]:
-    """Ours, the towers alone and, where asked, the peer, a shard a round."""
-    found: list[dict[str, Any]] = []
-    for number in range(rounds):
-        shard = shards[number % len(shards)]
-        contenders: list[tuple[str, Callable[[], Any]]] = [
-            ("ours", lambda shard=shard: ours([shard], f"hf:{model}")),
-            ("bare", lambda shard=shard: bare("forward", model, shard, "--pairs", str(BARE_PAIRS))),
-        ]
-        if peer:
-            contenders.append(("peer", lambda shard=shard: peer_run(shard, model)))
-        found.append(in_turn(contenders, number))
+    """Ours, the towers alone and, where asked, the peer, on the same shards."""
+    contenders: list[tuple[str, Callable[[], Any]]] = [
+        ("ours", lambda: ours(shards, f"hf:{model}")),
+        ("bare", lambda: bare("forward", model, shards[0], "--pairs", str(BARE_PAIRS))),
+    ]
+    if peer:
+        contenders.append(("peer", lambda: peer_run(shards, model)))
+    found = [in_turn(contenders, number) for number in range(rounds)]
     figures = {"rounds": found, "ours / bare": ratio(found, "ours", "bare")}
     return figures | ({"ours / peer": ratio(found, "ours", "peer")} if peer else {})
 
 
-def peer_run(shard: Path, model: Path) -> dict[str, Any]:
+def peer_run(shards: list[Path], model: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
-        return asdict(peer_clip_retrieval.run([shard], model, Path(place) / "out", cores=CORES))
+        return asdict(peer_clip_retrieval.run(shards, model, Path(place) / "out", cores=CORES))
 
 
 def against_decode(shards: list[Path], rounds: int) -> dict[str, Any]:
-    found = []
-    for number in range(rounds):
-        contenders: list[tuple[str, Callable[[], Any]]] = [
-            ("ours", lambda: ours(shards, "free")),
-            ("bare", lambda: decode_limit(shards[0])),
-        ]
-        found.append(in_turn(contenders, number))
+    contenders: list[tuple[str, Callable[[], Any]]] = [
+        ("ours", lambda: ours(shards, "free")),
+        ("bare", lambda: decode_limit(shards[0])),
+    ]
+    found = [in_turn(contenders, number) for number in range(rounds)]
     return {"rounds": found, "ours / bare": ratio(found, "ours", "bare")}
 
 
@@ -111,14 +110,19 @@ def decode_limit(shard: Path) -> dict[str, Any]:
 
 
 def pocket(shards: list[Path], rounds: int) -> dict[str, Any]:
-    found = [
-        in_turn([("ours", lambda n=n: ours([shards[n % len(shards)]], "pocket"))], n)
-        for n in range(rounds)
-    ]
-    busy = [each["ours"]["busy"] for each in found]
-    shares = [{stage: ms / sum(each.values()) for stage, ms in each.items()} for each in busy]
-    middle = {stage: median([each[stage] for each in shares]) for stage in shares[0]}
-    return {"rounds": found, "shares": middle}
+    found = [in_turn([("ours", lambda: ours(shards, "pocket"))], n) for n in range(rounds)]
+    alone = [bare("stages", "pocket", shards[0], "--pairs", "250") for _ in range(rounds)]
+    return {
+        "rounds": found,
+        "shares of processor time, alone": shares([each["milliseconds"] for each in alone]),
+        "shares of busy time": shares([each["ours"]["busy"] for each in found]),
+    }
+
+
+def shares(rounds: list[dict[str, float]]) -> dict[str, float]:
+    """The share of each stage, medians over rounds."""
+    parts = [{name: spent / sum(each.values()) for name, spent in each.items()} for each in rounds]
+    return {name: median([each[name] for each in parts]) for name in parts[0]}
 
 
 def in_turn(contenders: list[tuple[str, Callable[[], Any]]], number: int) -> dict[str, Any]:
@@ -158,11 +162,11 @@ def shown(figures: dict[str, Any]) -> str:
         table(("pairs/s", "median", "least", "most"), rows),
         table(("median over rounds", "ratio"), ratios),
     ]
-    if "pocket" in figures:
-        shares = figures["pocket"]["shares"]
-        parts.append(table(("pocket, share of busy time", ""), list(shares.items())))
+    for name, told in figures.get("pocket", {}).items():
+        if name.startswith("shares"):
+            parts.append(table((f"pocket, {name}", ""), list(told.items())))
     if "stages" in figures:
-        stages = figures["stages"]
+        stages = {name: told for name, told in figures["stages"].items() if name != "on"}
         names = list(next(iter(stages.values()))["milliseconds"])
         parts.append(
             table(
@@ -185,16 +189,17 @@ def main() -> None:
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--samples", type=int, default=1000, help="in each of the 4 shards")
     parser.add_argument("--no-peer", action="store_true", help="without clip-retrieval")
     parser.add_argument("--no-json", action="store_true", help="leave the results file alone")
     given = parser.parse_args()
     path = RESULTS / "throughput.json"
     figures: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    shards = make_shards(4, 1000)
+    shards = make_shards(4, given.samples)
     runs: dict[str, Callable[[], dict[str, Any]]] = {
         "stages": lambda: {
-            "free": bare("stages", "free", shards[0]),
-            "pocket": bare("stages", "pocket", shards[0]),
+            "free": bare("stages", "free", shards[0], "--pairs", "250"),
+            "pocket": bare("stages", "pocket", shards[0], "--pairs", "250"),
             "ViT-B/32": bare("stages", f"hf:{clip('clip-vit-b-32')}", shards[0], "--pairs", "128"),
         },
         "decode": lambda: against_decode(shards, given.rounds),
@@ -209,8 +214,7 @@ def main() -> None:
     try:
         for part in given.parts:
             print(part, file=sys.stderr, flush=True)
-            figures[part] = {**runs[part](), **({} if part == "stages" else {"on": machine()})}
-            figures["on"] = machine()
+            figures[part] = {"on": {**machine(), "pairs": 4 * given.samples}, **runs[part]()}
             if not given.no_json:
                 keep("throughput", figures)
     except ChiasmError as error:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from index.build import Built, build_index
+from jobs.terminal import printable
 
 HELP = "Build the index of a collection."
 BUILD_HELP = """Build the index of a collection and make it live.
@@ -58,5 +59,6 @@ def print_built(built: Built) -> None:
     for column, kind in built.columns.items():
         print(f"  {column:<6}{built.vectors[column]:>12,} vectors  {kind}")
     for widened in built.meta:
-        print("  meta " + ", ".join(f"{name} {told}" for name, told in widened.items()))
+        told = ", ".join(f"{name} {kind}" for name, kind in widened.items())
+        print(printable(f"  meta {told}"))
     print("  " + ", ".join(f"{stage} {spent:.1f} s" for stage, spent in built.seconds.items()))
