@@ -4,9 +4,10 @@
 
 One `chiasm embed` for each size, of one shard; several times a second the proportional set sizes of
 its whole process tree (driver, Ray, worker) are added up, so that shared pages count once. Told are
-the sum when the worker has its model and opens the shard, and the highest after that; by what that
-exceeds the first may not grow with the shard. `free`, an encoder that costs nothing, brings the most samples through in the
-least time. Writes benchmarks/results/memory.json; needs 5 GB in benchmarks/.cache.
+the sum when the worker has its model and opens the shard, and the highest after that; by what the
+second exceeds the first may not grow with the shard. `free`, an encoder that costs nothing, brings
+the most samples through in the least time. Writes benchmarks/results/memory.json; needs 5 GB in
+benchmarks/.cache.
 """
 
 from __future__ import annotations

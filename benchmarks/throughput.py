@@ -16,10 +16,10 @@ Parts, each ours (`chiasm embed`: Ray, Parquet and all) against a bare limit of 
              and of busy time in the run, where threads also wait for a core
     stages   each stage alone, in one thread
 
-All have all cores of the machine. Contenders take turns within a round, since machines drift; ratios are medians over rounds. Shards
-(640 x 480, 16 tokens; --samples in each) and models are made by code and kept in
-benchmarks/.cache. Writes
-benchmarks/results/throughput.json and prints tables; a part that is not run keeps its figures.
+All have all cores of the machine. Contenders take turns within a round, since machines drift;
+ratios are medians over rounds. Shards (640 x 480, 16 tokens, --samples in each) and models are made
+by code and kept in benchmarks/.cache. Writes benchmarks/results/throughput.json and prints tables;
+a part that is not run keeps its figures.
 """
 
 from __future__ import annotations

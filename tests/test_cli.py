@@ -168,13 +168,19 @@ def test_what_a_shard_holds_does_not_command_the_terminal(chiasm, tmp_path):
     make_shard(shard, 2, captions=[title])
     data = shard.read_bytes()
     with tarfile.open(shard, "a") as tar:
-        info = tarfile.TarInfo("k\x1b[31m.jpg")
-        tar.addfile(info, io.BytesIO())
+        tar.addfile(tarfile.TarInfo("k\x1b[31m.jpg"), io.BytesIO())
+        # One field of two types: the index tells of it by its name.
+        for key, value in (("y", "1"), ("z", '"one"')):
+            told = f'{{"caption": "c", "f\\u001b[5m": {value}}}'.encode()
+            info = tarfile.TarInfo(f"{key}.json")
+            info.size = len(told)
+            tar.addfile(info, io.BytesIO(told))
     assert shard.read_bytes() != data
     to = tmp_path / "c"
     ran = chiasm("embed", shard, "--to", to, "--encoder", "fake")
     assert "k\\x1b[31m" in ran.stderr and "\x1b[31m" not in ran.stderr, ran
-    assert chiasm("index", "build", to).returncode == 0
+    ran = chiasm("index", "build", to)
+    assert "f\\x1b[5m" in ran.stdout and "\x1b" not in ran.stdout, ran
     ran = chiasm("search", to, title)
     assert "\\x1b]0;title\\x07a boat\\x9b2J" in ran.stdout, ran
     assert not {"\x1b", "\x07", "\x9b"} & set(ran.stdout + ran.stderr)
