@@ -46,6 +46,12 @@ class BoundedFile:
         if unbounded:
             vars(self)["read"] = file.read  # stands before the method of that name
 
+    def again(self) -> BoundedFile:
+        """The same bytes from the first one on, within what is left of the time."""
+        file = BoundedFile(self.getvalue(), self._seconds, unbounded=self.unbounded)
+        file._deadline = self._deadline
+        return file
+
     def go_on_to_pixels(self, *, most_bytes: int | None = None, by_bytes: bool) -> None:
         """The header is read. most_bytes: what a read gives at most, where short reads are no
         matter; by_bytes: the codec may read as often as it likes."""

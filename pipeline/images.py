@@ -106,13 +106,11 @@ def decode(data: bytes, settings: DecodeSettings, target: int | None) -> Picture
     if len(data) > settings.max_member_bytes:
         raise Undecodable("member_too_large", f"{len(data)} bytes")
     _silence_pillow()
-    alone = False
-    for width, height in sizes_in_ico(data):
-        if width * height > _LARGE:
-            _check_size(width, height, settings)
-            alone = True
-    with _one_large if alone else nullcontext():
-        image, file = open_picture(data, settings.max_seconds)
+    try:
+        with _one_large if _is_large_icon(data, settings) else nullcontext():
+            image, file = open_picture(data, settings.max_seconds)
+    except Exception as error:
+        raise undecodable(error, data, "header", ran_out=False) from error
     with image:
         form = image.format or ""
         try:
@@ -120,6 +118,14 @@ def decode(data: bytes, settings: DecodeSettings, target: int | None) -> Picture
         except Exception as error:
             # Decoders raise nearly everything for bad bytes: OSError, SyntaxError, KeyError, ...
             raise undecodable(error, data, form, file.ran_out, image) from error
+
+
+def _is_large_icon(data: bytes, settings: DecodeSettings) -> bool:
+    """Whether this is an ICO, decoded on opening, with a large picture inside, within the limit."""
+    large = [size for size in sizes_in_ico(data) if size[0] * size[1] > _LARGE]
+    for width, height in large:
+        _check_size(width, height, settings)
+    return bool(large)
 
 
 def _decode(

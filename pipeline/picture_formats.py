@@ -52,11 +52,12 @@ def open_picture(data: bytes, seconds: float) -> tuple[ImageFile, BoundedFile]:
     try:
         return Image.open(file, formats=formats()), file  # pyrefly: ignore  # reads and seeks
     except Exception as error:
-        raise _why_not_opened(error, data, seconds) from error
+        raise _why_not_opened(error, data, file) from error
 
 
-def _why_not_opened(error: Exception, data: bytes, seconds: float) -> Undecodable:
-    """Pillow keeps to itself what the decoder of a format said: ask that one alone."""
+def _why_not_opened(error: Exception, data: bytes, opened: BoundedFile) -> Undecodable:
+    """Pillow keeps to itself what the decoder of a format said: ask that one alone, in what is left
+    of the time."""
     if isinstance(error, Undecodable | MemoryError | Image.DecompressionBombError):
         return undecodable(error, data, "header", ran_out=False)
     prefix = data[:16].ljust(16, b"\0")
@@ -64,7 +65,7 @@ def _why_not_opened(error: Exception, data: bytes, seconds: float) -> Undecodabl
         factory, accepts = Image.OPEN[form]
         if accepts is None or not accepts(prefix):
             continue
-        file = BoundedFile(data, seconds)
+        file = opened.again()
         try:
             factory(file, "").close()  # pyrefly: ignore  # reads and seeks
         except Exception as said:  # noqa: BLE001  decoders raise nearly everything

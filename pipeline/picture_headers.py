@@ -17,12 +17,19 @@ from PIL.IcnsImagePlugin import IcnsImageFile
 from pipeline.undecodable import Undecodable
 
 _MOST_STRIPS = 1 << 18  # of a TIFF; each becomes some 300 bytes of Python objects
+_MOST_ENTRIES = 1 << 16  # of a BigTIFF; others cannot count further
 _MOST_BLOCKS = 1 << 19  # of a JPEG 2000; each costs OpenJPEG 300 bytes, and its precinct as much
+
+# Of a JPEG 2000 again. Segments of all kinds: a picture of 100 megapixels in tiles of 128 by 128
+# pixels, each in ten parts, has 122,000. Coding styles: one a tile, and one a component where it
+# differs; each takes Python 30 microseconds to weigh.
+_MOST_SEGMENTS, _MOST_STYLES = 1 << 17, 10_000
 
 _FEW_SEGMENTS = 50  # of at most 64 KB each
 _SEGMENTS = frozenset((0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE))  # DHT, DQT, DRI, APP, COM
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_DIB_OF_OS2, _DIBS = 12, (40, 52, 56, 64, 108, 124)  # bytes of a bitmap's header in an ICO
 _CODESTREAM, _JP2 = b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"
 
 
@@ -33,12 +40,7 @@ def check_pieces(data: bytes) -> None:
         if tag in (273, 324) and _MOST_STRIPS < count <= len(data):  # Pillow skips what has no room
             raise Undecodable("too_much_metadata", f"TIFF: {count} strips or tiles")
     if data.startswith((_CODESTREAM, _JP2)):
-        try:
-            blocks = _blocks_of_jpeg2000(data, data.index(_CODESTREAM))
-        except (ValueError, IndexError, struct.error):  # the decoder will say what is wrong with it
-            return
-        if blocks > _MOST_BLOCKS:
-            raise Undecodable("too_much_metadata", f"JPEG 2000: {blocks} code blocks")
+        _check_jpeg2000(data, 0)
 
 
 def is_plain_jpeg(data: bytes) -> bool:
@@ -68,34 +70,47 @@ def sizes_in_ico(data: bytes) -> list[tuple[int, int]]:
         return []
     count = int.from_bytes(data[4:6], "little")
     entries = range(6, min(len(data) - 15, 6 + 16 * count), 16)
-    starts = (int.from_bytes(data[entry + 12 : entry + 16], "little") for entry in entries)
-    return [size for start in starts for size in _size_at(data, start)]
+    starts = {int.from_bytes(data[entry + 12 : entry + 16], "little") for entry in entries}
+    return [size for start in starts for size in _size_in_ico(data, start)]
 
 
 def sizes_in_icns(image: Image.Image, data: bytes) -> list[tuple[int, int]]:
-    """The sizes of the pictures in an opened ICNS; none of another format."""
+    """The sizes of the pictures in an opened ICNS; none of another format. Raises Undecodable for
+    a JPEG 2000 of too many pieces, and what Pillow raises for one that cannot be opened."""
     if not isinstance(image, IcnsImageFile):
         return []
     known = {code for codes in image.icns.SIZES.values() for code, _ in codes}
     starts = (image.icns.dct[code][0] for code in known & image.icns.dct.keys())
-    return [size for start in starts for size in _size_at(data, start)]
+    return [size for start in starts for size in _size_in_icns(data, start)]
 
 
-def _size_at(data: bytes, start: int) -> Iterator[tuple[int, int]]:
-    """The size in the header of the PNG, JPEG 2000 or bitmap that begins there."""
-    head = data[start : start + 4096]
+def _size_in_ico(data: bytes, start: int) -> Iterator[tuple[int, int]]:
+    """The size in the header of the PNG or bitmap that begins there, as Pillow reads it."""
+    head = data[start : start + 24].ljust(24, b"\0")
+    kind = int.from_bytes(head[:4], "little")
     if head.startswith(_PNG):
-        yield struct.unpack_from(">II", head.ljust(24, b"\0"), 16)
-    elif head.startswith((_CODESTREAM, _JP2)):
+        yield struct.unpack_from(">II", head, 16)
+    elif kind == _DIB_OF_OS2:
+        width, height = struct.unpack_from("<HH", head, 4)
+        yield width, height // 2
+    elif kind in _DIBS:  # a height below 0: from the top; the mask is half of it
+        width, height = struct.unpack_from("<Ii", head, 4)
+        yield width, abs(height) // 2
+
+
+def _size_in_icns(data: bytes, start: int) -> Iterator[tuple[int, int]]:
+    """The size in the header of the PNG or JPEG 2000 that begins there."""
+    if data.startswith(_PNG, start):
+        yield struct.unpack_from(">II", data[start : start + 24].ljust(24, b"\0"), 16)
+    elif data.startswith((_CODESTREAM, _JP2), start):
+        _check_jpeg2000(data, start)
         with Image.open(io.BytesIO(data[start:]), formats=("JPEG2000",)) as inner:
             yield inner.size
-    elif head[:4] == b"\x28\0\0\0":
-        width, height = struct.unpack_from("<ii", head.ljust(12, b"\0"), 4)
-        yield abs(width), abs(height) // 2
 
 
 def _tiff_entries(data: bytes) -> Iterator[tuple[bytes, str, bool]]:
-    """The entries of the first directory, with their byte order and whether they are BigTIFF's."""
+    """The entries of the first directory, with their byte order and whether they are BigTIFF's.
+    Raises Undecodable for too many."""
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None or len(data) < 16 or not {42, 43} & {*data[2:4]}:
         return
@@ -106,19 +121,36 @@ def _tiff_entries(data: bytes) -> Iterator[tuple[bytes, str, bool]]:
         return
     count = struct.unpack_from(order + ("Q" if big else "H"), data, start)[0]
     end = min(len(data), start + head + count * length)
+    if end - start > _MOST_ENTRIES * length:
+        raise Undecodable("too_much_metadata", f"TIFF: {count} entries")
     for at in range(start + head, end - length + 1, length):
         yield data[at : at + length], order, big
 
 
+def _check_jpeg2000(data: bytes, start: int) -> None:
+    try:
+        blocks = _blocks_of_jpeg2000(data, data.index(_CODESTREAM, start))
+    except (ValueError, IndexError, struct.error):  # the decoder will say what is wrong with it
+        return
+    if blocks > _MOST_BLOCKS:
+        raise Undecodable("too_much_metadata", f"JPEG 2000: {blocks} code blocks")
+
+
 def _blocks_of_jpeg2000(data: bytes, start: int) -> int:
-    """The most code blocks that any coding style in the headers makes of all the pixels."""
+    """The most code blocks that any coding style in the headers makes of all the pixels. Raises
+    Undecodable for headers of too many segments."""
     width, height, left, top = struct.unpack_from(">4I", data, start + 8)
     components = struct.unpack_from(">H", data, start + 40)[0]
     pixels = max(0, width - left) * max(0, height - top)
-    at, most, tile = start + 2, 0, 0
+    at, most, tile, segments, styles = start + 2, 0, 0, 0, 0
     while at + 4 <= len(data):
+        segments += 1
         marker, length = struct.unpack_from(">HH", data, at)
         body = data[at + 4 : at + 2 + length]
+        styles += marker in (0xFF52, 0xFF53)
+        if segments > _MOST_SEGMENTS or styles > _MOST_STYLES:
+            told = f"JPEG 2000: {segments} segments, {styles} of them coding styles, and more"
+            raise Undecodable("too_much_metadata", told)
         if marker == 0xFF52:  # COD: for all components
             most = max(most, components * _blocks_of(body[0], body[5:], pixels))
         elif marker == 0xFF53:  # COC: for one of them
@@ -130,7 +162,7 @@ def _blocks_of_jpeg2000(data: bytes, start: int) -> int:
                 tile = len(data)  # the last one
             tile += size
         elif marker == 0xFF93:  # SOD: its pixels
-            at = max(tile, at + 4)
+            at = max(tile, at + 2)
             continue
         elif marker < 0xFF50:
             break

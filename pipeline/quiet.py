@@ -17,7 +17,7 @@ import threading
 from pathlib import Path
 from typing import TextIO
 
-_MOST_BYTES = 1 << 22  # of a log; a larger one is begun anew
+_MOST_BYTES = 1 << 22  # of a log when a process starts, which begins a larger one anew
 
 _lock = threading.Lock()
 _log: Path | None = None

@@ -77,8 +77,8 @@ class ReadSettings:
     caption_field: the json field with the caption, a string or a list of them; it comes before
     `txt`. Without one, `txt` comes first, then json's `caption`, then json's `captions`.
     max_member_bytes: larger members are not read into memory. max_text_bytes: nor is larger txt or
-    json, of which a thousand rows wait in memory for their row group, and whose parsing takes
-    twenty times its size.
+    json, of which 512 rows wait in memory for their row group, and whose parsing takes twenty times
+    its size.
     """
 
     caption_field: str = ""

@@ -1,6 +1,7 @@
 """No picture takes more than the stated memory, time and pixels, whatever it says of itself."""
 
 import io
+import itertools
 import struct
 import threading
 import tracemalloc
@@ -97,6 +98,14 @@ def test_without_a_deadline_what_is_slow_is_read():
         DecodeSettings(max_seconds=-1)
 
 
+def test_asking_a_format_why_it_refused_gives_it_no_time_of_its_own(monkeypatch):
+    """The clock goes on by one each time it is looked at, some 33 times while the GIF is opened."""
+    data = comments_of_a_gif(1000)
+    monkeypatch.setattr(bounded_file.time, "thread_time", itertools.count().__next__)
+    assert lost(data, DecodeSettings(max_seconds=100)).reason == "corrupt"
+    assert lost(data, DecodeSettings(max_seconds=50)).reason == "too_slow"
+
+
 def test_seconds_are_those_of_the_thread_that_decodes():
     """Waiting costs a picture nothing: a machine that is busy drops what an idle one drops."""
     data, waiting = encode(Image.new("RGB", (64, 64))), threading.Event()
@@ -117,6 +126,9 @@ def test_a_picture_of_countless_pieces_is_refused_before_they_fill_the_memory(mo
     strips += struct.pack("<HHII", 273, 4, 300_000, 30) + bytes(1_300_000)
     found = lost(strips, patient)
     assert (found.reason, found.detail) == ("too_much_metadata", "TIFF: 300000 strips or tiles")
+    big = struct.pack("<2sHHHQQ", b"II", 43, 8, 0, 16, 100_000)
+    found = lost(big + bytes(2_000_000), patient)
+    assert (found.reason, found.detail) == ("too_much_metadata", "TIFF: 100000 entries")
     line = b"/* XPM */\n" + b"x" * (2 << 20)
     assert lost(line, patient).reason == "too_much_metadata"
 
@@ -132,8 +144,58 @@ def test_a_jpeg_2000_in_crumbs_is_refused(monkeypatch):
     assert decode(encode(image, "JPEG2000"), DecodeSettings(), None).width == 300
 
 
-def icon(inner: bytes) -> bytes:
-    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
+def test_a_jpeg_2000_of_countless_segments_is_refused_before_they_are_weighed():
+    image = Image.new("RGB", (300, 300))
+    style = struct.pack(">HH", 0xFF52, 10) + bytes([0, 0, 0, 1, 0, 0, 4, 4])
+    tile = struct.pack(">HHHIBBH", 0xFF90, 10, 0, 14, 0, 1, 0xFF93)
+    for no_jp2 in (False, True):
+        whole = encode(image, "JPEG2000", no_jp2=no_jp2)
+        siz = whole.index(b"\xff\x4f\xff\x51") + 4 + 47
+        for row, told in ((style * 20_000, "10001 of them coding styles"), (tile * 70_000, "0 of")):
+            found = lost(whole[:siz] + row + whole[siz:])
+            assert found.reason == "too_much_metadata" and told in found.detail
+        inside = whole[:siz] + style * 20_000 + whole[siz:]
+        assert "10001 of them" in lost(apple_icon(inside)).detail
+    tiled = encode(Image.new("L", (1024, 1024)), "JPEG2000", tile_size=(8, 8))
+    assert decode(tiled, FULL, None).width == 1024  # 16,384 tiles
+
+
+def icon(*inner: bytes, entries: int = 1) -> bytes:
+    """An ICO of these pictures; `entries`: for each, so many point at it."""
+    at, head = 6 + 16 * len(inner) * entries, struct.pack("<HHH", 0, 1, len(inner) * entries)
+    for picture in inner:
+        head += struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(picture), at) * entries
+        at += len(picture)
+    return head + b"".join(inner)
+
+
+def apple_icon(inner: bytes) -> bytes:
+    size = len(inner) + 8
+    return b"icns" + struct.pack(">I", size + 8) + b"ic07" + struct.pack(">I", size) + inner
+
+
+@pytest.mark.parametrize("begins", [b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n", b""])
+def test_an_icon_of_what_no_icon_holds_is_refused_like_any_other(begins):
+    for inner in (begins, begins + bytes(58 - len(begins))):
+        assert lost(icon(inner)).reason in ("corrupt", "truncated", "unsupported")
+
+
+def test_each_picture_in_an_icon_is_looked_at_once():
+    small, large = (encode(Image.new("L", (side, side))) for side in (16, 32))
+    data = icon(small, large, entries=30_000)
+    assert sorted(picture_headers.sizes_in_ico(data)) == [(16, 16), (32, 32)]
+    assert decode(data, FULL, None).width in (16, 32)
+
+
+@pytest.mark.parametrize("header", [12, 40, 52, 56, 64, 108, 124])
+def test_the_size_of_a_bitmap_in_an_icon_is_read_as_pillow_reads_it(header, monkeypatch):
+    sides = struct.pack("<IHH" if header == 12 else "<Iii", header, 1000, 1200)
+    data = icon((sides + struct.pack("<HH", 1, 24)).ljust(header, b"\0") + bytes(1000 * 600 * 4))
+    assert picture_headers.sizes_in_ico(data) == [(1000, 600)]
+    assert decode(data, FULL, None).image.size == (1000, 600)
+    monkeypatch.setattr(images, "_LARGE", 1000)
+    found = lost(data, DecodeSettings(max_megapixels=0.5))
+    assert (found.reason, found.detail) == ("too_many_pixels", "1000 x 600")
 
 
 def test_what_lies_in_an_icon_has_the_same_limit_before_it_is_decoded(monkeypatch):
@@ -141,12 +203,8 @@ def test_what_lies_in_an_icon_has_the_same_limit_before_it_is_decoded(monkeypatc
     how = DecodeSettings(max_megapixels=0.5)
     inner = encode(Image.new("RGB", (1000, 600)))
     bitmap = struct.pack("<IiiHHIIiiII", 40, 1000, 1200, 1, 1, 0, 0, 0, 0, 0, 0)
-    apple = (
-        b"icns" + struct.pack(">I", len(inner) + 16) + b"ic07" + struct.pack(">I", len(inner) + 8)
-    )
     j2k = encode(Image.new("RGB", (1000, 600)), "JPEG2000")
-    icns = b"icns" + struct.pack(">I", len(j2k) + 16) + b"ic07" + struct.pack(">I", len(j2k) + 8)
-    for data in (icon(inner), icon(bitmap + bytes(100)), apple + inner, icns + j2k):
+    for data in (icon(inner), icon(bitmap + bytes(100)), apple_icon(inner), apple_icon(j2k)):
         found = lost(data, how)
         assert (found.reason, found.detail) == ("too_many_pixels", "1000 x 600")
     picture = decode(icon(inner), DecodeSettings(), None)
