@@ -170,6 +170,28 @@ def test_a_new_name_that_was_put_though_no_answer_came_is_won(s3):
         assert folder.read_bytes(fault) == b"mine"
 
 
+@pytest.mark.parametrize("kind", ["put", "complete"])
+def test_a_store_without_conditional_requests_is_asked_for_the_name_first(s3, in_parts, kind):
+    folder, size = Folder(s3.root), 9 if kind == "put" else PARTS + 9
+    mine = os.urandom(size)
+    s3.server.faults = Faults(always={kind: "501"})
+    assert folder.write_new("a", mine, "r1")
+    assert s3.server.failed["501"] > 0
+    assert not folder.write_new("a", bytes(size), "r2")
+    assert folder.read_bytes("a") == mine and s3.uploads() == []
+    before = s3.server.seen["head"]
+    folder.write_whole("a", b"2" * size)
+    assert folder.read_bytes("a") == b"2" * size and s3.server.seen["head"] == before
+
+
+def test_without_conditional_requests_a_put_whose_answer_was_lost_is_won(s3):
+    folder = Folder(s3.root)
+    s3.server.faults = Faults(once=[("put", "501"), ("put", "lost"), ("put", "501")])
+    assert folder.write_new("a", b"mine", "r1")
+    assert s3.server.faults.once == [] and s3.server.seen["put"] == 3
+    assert folder.read_bytes("a") == b"mine"
+
+
 def request_of(kind, folder, data):
     """Make a request of this kind at least; what is to be found afterwards is asserted."""
     if kind in ("range", "head"):
@@ -363,6 +385,16 @@ def test_an_upload_that_is_interrupted_is_aborted(s3, in_parts, error):
         stores.store_of("s3").send(path, Stops(error), 3 * PARTS)
     assert s3.uploads() == [] and s3.keys() == {}
     assert s3.server.seen["abort"] == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Stopped(15)])
+def test_a_store_that_cannot_abort_does_not_hide_a_signal(s3, in_parts, error):
+    s3.server.faults = Faults(always={"abort": "500"})
+    with pytest.raises(type(error)):
+        stores.store_of("s3").send(f"{s3.root[5:]}/big", Stops(error), 3 * PARTS)
+    s3.server.faults = Faults()
+    assert s3.uploads() == [f"{s3.root[12:]}/big"]
+    assert len(Folder(s3.root).end_uploads(lambda url: True)) == 1
 
 
 def test_an_upload_that_cannot_go_on_is_aborted(s3, in_parts):
