@@ -41,10 +41,11 @@ FAULTS = (
     "long",  # Content-Length says more than comes
     "short",  # Content-Length says less than comes
 )
-# Met only where a test asks for them: "403", and "stall", half an answer and then silence.
+# Met only where a test asks for them: "403"; "501", by conditional requests alone; and "stall",
+# half an answer and then silence.
 STALL_SECONDS = 1.0
 
-CODES = {"403": "AccessDenied", "500": "InternalError", "503": "SlowDown"}
+CODES = {"403": "AccessDenied", "500": "InternalError", "501": "NotImplemented", "503": "SlowDown"}
 
 _MOTO = """
 import sys
@@ -176,6 +177,8 @@ def _handler(owner: FaultyServer) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(headers.get("content-length", 0)))
             request = Request(self.command, self.path, headers, body)
             fault = owner.faults.next(request.kind)
+            if fault == "501" and "if-none-match" not in headers:
+                fault = None
             owner.seen[request.kind] += 1
             if "range" in headers:
                 owner.ranges.append(headers["range"])

@@ -122,11 +122,13 @@ class Side:
     @contextmanager
     def timed(self) -> Iterator[None]:
         """What is done on S3 in the block goes this way, and takes the time of this round."""
-        stores._made["s3", os.getpid()] = self._store
+        with stores._making:  # a heartbeat may be making its own, to be put there after this
+            stores._made["s3", os.getpid()] = self._store
         began = time.monotonic()
         yield
         self.seconds[-1] += time.monotonic() - began
-        stores._made.clear()
+        with stores._making:
+            stores._made.clear()
 
     def end(self) -> dict[str, Any]:
         """How many requests there were, and the failed ones by kind."""

@@ -90,6 +90,9 @@ def _pull(folder: Folder, name: str, checksum: FileSum, copy: Path) -> None:
                 digest.update(chunk)
                 size += len(chunk)
                 target.write(chunk)
+            # A seal that reaches the disk before the content would vouch for zeros.
+            target.flush()
+            os.fsync(target.fileno())
         found = FileSum(size, digest.hexdigest())
         if found != checksum:
             raise CollectionError(

@@ -31,7 +31,7 @@ from pipeline.retries import (
     Unreachable,
     persist,
 )
-from pipeline.stores import NoRanges, Reads, Store, store_of
+from pipeline.stores import NoRanges, Reads, Store, line_of, store_of
 from pipeline.streams import Seekable, read_ahead
 from pipeline.uploads import PendingObject
 
@@ -43,7 +43,8 @@ _WILD = re.compile(r"[*?\[]")
 # signed URLs, and what others call a token.
 _SECRETS = re.compile(
     r"(x-(amz|goog)-(signature|credential|security-token)|signature|sig|policy|key-pair-id"
-    r"|awsaccesskeyid|googleaccessid|(access[_-]?|auth[_-]?|id[_-]?)?token|api[_-]?key|password)",
+    r"|awsaccesskeyid|googleaccessid|(access[_-]?|auth[_-]?|id[_-]?)?token|jwt|api[_-]?key|auth"
+    r"|(client[_-]?)?secret|pwd|passwd|password)",
     re.IGNORECASE,
 )
 
@@ -141,7 +142,9 @@ class RemoteFiles(ReadFiles):
     def canonical(self, url: str) -> str:
         """As people write it: the key is not escaped, double slashes stay."""
         rest = url.partition("://")[2]
-        if self.scheme != "hf" and re.match(r"(?!arn:)[^/]*[:@]", rest):
+        # In hf:// an @ names a revision, and only a : before the first slash a password.
+        password = r"[^/]*:.*@" if self.scheme == "hf" else r"(?!arn:)[^/]*[:@]"
+        if re.match(password, rest):
             raise _with_a_password(f"{self.scheme}://***", "docs/operations.md says where they go")
         if not rest.partition("/")[0]:
             raise UsageError(url, expected=f"{self.scheme}://bucket/key", found="no bucket")
@@ -161,13 +164,19 @@ class RemoteFiles(ReadFiles):
         wild = _WILD.search(path)
         if wild is None:
             return [self.canonical(pattern)]
+        try:
+            matches = re.compile(glob_translate(path)).fullmatch
+        except ValueError as error:
+            expected = "a pattern such as folder/**/*.tar"
+            raise UsageError(pattern, expected=expected, found=line_of(error)) from error
         fixed = path[: wild.start()]
         deep = "/" in path[wild.start() :]
         with self._reading(pattern):
             folder = fixed if self.scheme == "s3" else fixed.rpartition("/")[0]
             listing = self._persist(lambda: self.store.list(folder, deep=deep))
-        matches = re.compile(glob_translate(path)).fullmatch
-        return [f"{self.scheme}://{key}" for key in listing.files if matches(key)]
+        # A key that ends in / marks a folder.
+        found = (key for key in listing.files if not key.endswith("/") and matches(key))
+        return [f"{self.scheme}://{key}" for key in found]
 
     def folders(self, url: str) -> Sequence[str]:
         with self._keeping(url):
@@ -208,7 +217,15 @@ class WebFiles(ReadFiles):
     """`http://` and `https://`: read only, no listings. A query string is part of the URL."""
 
     def canonical(self, url: str) -> str:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            rest = url.partition("://")[2].partition("?")[0].rpartition("@")[2]
+            raise UsageError(
+                f"{self.scheme}://{rest}",
+                expected=f"{self.scheme}://host/path",
+                found=f"no URL ({line_of(error)})",
+            ) from None
         plain = f"{self.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         if "@" in parts.netloc:
             raise _with_a_password(plain, "put them into ~/.netrc")

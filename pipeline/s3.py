@@ -13,7 +13,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import IO, Any
 
@@ -81,8 +81,15 @@ _BROKEN = (
 )
 
 
+class Unsupported(Refused):
+    """501: the store does not know what was asked for."""
+
+
 class S3Store:
-    """Buckets. Credentials and endpoint by boto's own means: environment, profile, role."""
+    """Buckets. Credentials and endpoint by boto's own means: environment, profile, role.
+
+    A new name is put by If-None-Match. A store that answers it with 501 is asked for the name
+    before: there, of two writers of one moment both may think that they won."""
 
     def __init__(self, retries: RetrySettings) -> None:
         self.retries = retries
@@ -132,7 +139,7 @@ class S3Store:
 
     def put(self, path: str, data: bytes, *, new: str = "") -> None:
         try:
-            self._call("put_object", path, Body=data, **_marked(new), **_if(new))
+            self._call_new("put_object", path, new, Body=data, **_marked(new))
         except Standing:
             # An attempt before may have done it, and only its answer been lost.
             if self._mark_of(path) != new:
@@ -149,10 +156,12 @@ class S3Store:
         upload = begun["UploadId"]
         try:
             parts = self._send_parts(path, upload, file, size, stop)
-            persist(lambda: self._complete(path, upload, parts, mark, _if(new)), self.retries)
+            persist(lambda: self._complete(path, upload, parts, mark, new), self.retries)
         except BaseException:
             stop.set()
-            persist(lambda: self._abort(path, upload), self.retries)
+            # A store out of reach must not hide why this ends; a sweep aborts what is left.
+            with suppress(StoreError):
+                persist(lambda: self._abort(path, upload), self.retries)
             raise
 
     def _send_parts(
@@ -179,17 +188,10 @@ class S3Store:
                 stop.set()
                 raise
 
-    def _complete(
-        self,
-        path: str,
-        upload: str,
-        parts: Parts,
-        mark: str,
-        condition: dict[str, str],
-    ) -> None:
+    def _complete(self, path: str, upload: str, parts: Parts, mark: str, new: str) -> None:
         told = {"UploadId": upload, "MultipartUpload": {"Parts": parts}}
         try:
-            self._call("complete_multipart_upload", path, **told, **condition)
+            self._call_new("complete_multipart_upload", path, new, **told)
         except (Absent, Standing):
             if self._mark_of(path) != mark:
                 raise
@@ -219,6 +221,25 @@ class S3Store:
             self._call("abort_multipart_upload", path, UploadId=upload)
         except Absent:
             return  # completed or aborted already
+
+    def _call_new(self, method: str, path: str, new: str, **told: Any) -> None:
+        """Standing where `new` is told and something bears the name."""
+        if not new:
+            self._call(method, path, **told)
+            return
+        try:
+            self._call(method, path, IfNoneMatch="*", **told)
+        except Unsupported:
+            if self._stands(path):
+                raise Standing(path) from None
+            self._call(method, path, **told)
+
+    def _stands(self, path: str) -> bool:
+        try:
+            self._call("head_object", path)
+        except Absent:
+            return False
+        return True
 
     def _call(self, method: str, path: str, **told: Any) -> dict[str, Any]:
         return self._ask(method, **_named(path), **told)
@@ -251,10 +272,6 @@ class S3Store:
 def _named(path: str) -> dict[str, str]:
     bucket, _, key = path.partition("/")
     return {"Bucket": bucket, "Key": key}
-
-
-def _if(new: str) -> dict[str, str]:
-    return {"IfNoneMatch": "*"} if new else {}
 
 
 def _marked(mark: str) -> dict[str, Any]:
@@ -297,4 +314,5 @@ def _kind(error: ClientError) -> StoreError:
         return PastEnd()
     if status == 412:
         return Standing(code)
-    return Refused(f"{status} {line_of(error)}")
+    told = f"{status} {line_of(error)}"
+    return Unsupported(told) if status == 501 else Refused(told)

@@ -148,7 +148,8 @@ def _of_folder(url: str) -> list[str]:
 
 def _of_glob(pattern: str) -> list[str]:
     matched = find(pattern)
-    files = [url for url in matched if not is_folder(url)]
+    # What a store finds are objects, and a look at each would be a request.
+    files = matched if is_far(pattern) else [url for url in matched if not is_folder(url)]
     if not files:
         found = f"{len(matched)} folders only" if matched else "none"
         raise SourceError(pattern, expected="shards that match", found=found, do="check the path")

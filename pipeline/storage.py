@@ -218,5 +218,6 @@ def _backend(path_or_url: str) -> Backend:
     scheme = found[1].lower() if found else "file"
     if scheme not in BACKENDS:
         valid = ", ".join(f"{name}://" for name in BACKENDS)
-        raise UsageError(path_or_url, expected=f"a path or one of {valid}", found=f"{scheme}://")
+        # The rest may hold a password, at a place that only those who know the scheme can tell.
+        raise UsageError(f"{scheme}://***", expected=f"a path or one of {valid}", found="another")
     return BACKENDS[scheme]

@@ -150,9 +150,9 @@ class AnyStore:
                     raise
 
     def send(self, path: str, file: IO[bytes], size: int, *, new: str = "") -> None:
-        if new and self.fs.exists(path):
-            raise Standing(path)
         with _told():
+            if new and self.fs.exists(path):
+                raise Standing(path)
             target = self.fs.open(path, "wb", autocommit=False)
             try:
                 file.seek(0)

@@ -1,8 +1,9 @@
 """An object being written: gathered here, put whole at its commit, or never there.
 
-In memory up to 64 MiB, then in a temporary file without a name, which nothing has to sweep. Up to
-128 MiB go up in one put, more in parts (pipeline/s3.py). The cost: such a file needs room on this
-machine's disk, and nothing goes up before the last byte is there.
+Gathered in memory up to 64 MiB, then in a temporary file without a name, which nothing has to
+sweep. Up to 128 MiB are read into memory at the commit and go up in one put, more goes up in parts
+(pipeline/s3.py). The cost: up to 128 MiB of memory for each object, room for the larger ones on
+this machine's disk, and nothing goes up before the last byte is there.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ IN_MEMORY = 64 << 20  # bytes
 
 
 class PendingObject(io.BufferedIOBase):
-    """An object to be put whole: in memory up to IN_MEMORY bytes, then in a file without a name."""
+    """An object to be put whole: gathered in memory up to IN_MEMORY bytes, then in a file without a
+    name; read into memory for its put where it is no larger than SEND_AT_ONCE."""
 
     def __init__(
         self, store: Store, path: str, retries: RetrySettings, told: Told, name: str

@@ -43,6 +43,18 @@ def test_a_file_is_pulled_once_and_serves_whatever_becomes_of_the_bucket(folder)
     assert pulled(folder, "a", checksum) == copy
 
 
+def test_a_copy_has_reached_the_disk_before_it_gets_its_name(folder, monkeypatch):
+    checksum, there = put(folder, "a", b"hello"), []
+
+    def note(number: int) -> None:
+        there.extend((path.name, path.read_bytes()) for path in cache_folder().iterdir())
+
+    monkeypatch.setattr(cache.os, "fsync", note)
+    copy = pulled(folder, "a", checksum)
+    [(name, content)] = there
+    assert name != copy.name and content == b"hello"
+
+
 @pytest.mark.parametrize("damage", [b"hell", b"hellO", b"hello, world", b""])
 def test_a_damaged_copy_is_pulled_again(folder, damage):
     checksum = put(folder, "a", b"hello")

@@ -226,6 +226,10 @@ def test_one_place_has_one_url():
         ("https://host/a.tar?X-Amz-Signature=hush", "https://host/a.tar: {}name the object by"),
         ("https://host/a.tar?sv=1&sig=hush", "https://host/a.tar: {}name the object by"),
         ("https://host/{1..2}.tar?token=hush", "https://host/{{1..2}}.tar: {}name the object by"),
+        *(
+            (f"https://host/a.tar?{name}=hush", "https://host/a.tar: {}name the object by")
+            for name in ("auth", "secret", "client_secret", "JWT", "pwd", "passwd", "password")
+        ),
     ],
 )
 def test_a_url_with_credentials_is_refused_before_it_is_written_anywhere(url, told):
@@ -235,6 +239,20 @@ def test_a_url_with_credentials_is_refused_before_it_is_written_anywhere(url, to
     with pytest.raises(UsageError) as refused:
         list_shards([url])
     assert str(refused.value).startswith(expected) and "hush" not in str(refused.value)
+
+
+def test_a_query_that_says_no_password_is_taken():
+    url = "https://host/a.tar?code=1&author=2&secretary=3&v=jwt"
+    assert canonical_url(url) == url
+
+
+@pytest.mark.parametrize("url", ["http://[x/a.tar", "http://ann:hush@[x/a.tar?token=hush"])
+def test_what_is_no_url_is_told_in_one_line(url):
+    with pytest.raises(UsageError) as told:
+        list_shards([url])
+    assert str(told.value) == (
+        "http://[x/a.tar: expected http://host/path, found no URL (Invalid IPv6 URL)"
+    )
 
 
 def test_what_netrc_holds_is_sent_and_never_told(with_ranges, tmp_path, monkeypatch):

@@ -168,10 +168,16 @@ def test_no_credentials(anew, monkeypatch, tmp_path):
 
 
 def test_credentials_in_a_url(anew):
-    for url in (f"s3://key:{SECRET}@bucket/a", "s3://key@bucket/a", f"s3://key:a/{SECRET}@b/c"):
+    for url in (
+        f"s3://key:{SECRET}@bucket/a",
+        "s3://key@bucket/a",
+        f"s3://key:a/{SECRET}@b/c",
+        f"hf://me:{SECRET}@datasets/a",
+    ):
+        scheme = url.partition("://")[0]
         assert error_of(lambda url=url: Folder(url)) == (
-            "s3://***: expected a URL that may be written into ledgers, found credentials in it;"
-            " docs/operations.md says where they go"
+            f"{scheme}://***: expected a URL that may be written into ledgers, found credentials in"
+            " it; docs/operations.md says where they go"
         )
 
 

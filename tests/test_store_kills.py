@@ -83,6 +83,30 @@ def test_a_worker_killed_at_a_random_moment_costs_nothing(s3, tmp_path):
     assert s3.uploads() == []
 
 
+@pytest.mark.parametrize(
+    ("signum", "code", "send"),
+    [
+        pytest.param(signal.SIGTERM, 143, os.kill, id="SIGTERM"),
+        pytest.param(signal.SIGINT, 130, os.killpg, id="ctrl-C"),  # reaches the whole group
+    ],
+)
+def test_a_run_that_is_asked_to_stop_stops_cleanly(signum, code, send, s3, tmp_path):
+    shards = put_shards(s3, tmp_path, 6, captions=["fault:slow 0.06"] * 20)
+    process = start(s3, f"{s3.root}/there")
+    deadline = time.monotonic() + 60
+    while not s3.keys("there/embeddings/") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    send(process.pid, signum)
+    out, told = process.communicate(timeout=60)
+    assert process.returncode == code, told
+    assert told.splitlines()[-1] == "chiasm: stopped; run the same command again to go on"
+    assert out == ""
+    left = s3.keys("there/embeddings/")
+    assert left.items() <= expected(s3, shards, tmp_path).items()
+    assert 0 < len(left) < 6, "it was stopped in the middle"
+    assert s3.uploads() == []
+
+
 def is_worker(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         return "EmbedWorker" in " ".join(process.cmdline())
