@@ -77,7 +77,7 @@ class ReadSettings:
     caption_field: the json field with the caption, a string or a list of them; it comes before
     `txt`. Without one, `txt` comes first, then json's `caption`, then json's `captions`.
     max_member_bytes: larger members are not read into memory. max_text_bytes: nor is larger txt or
-    json, of which 512 rows wait in memory for their row group, and whose parsing takes twenty times
+    json, of which 256 rows wait in memory for their row group, and whose parsing takes twenty times
     its size.
     """
 
