@@ -27,7 +27,7 @@ from pipeline.records import COLUMNS, Embedded, Shard
 from pipeline.storage import Folder, shown
 
 SCHEMA = 1
-ROW_GROUP = 256  # read whole for a single row; a scan of larger ones is no faster
+ROW_GROUP = 256  # read whole for a single row; a scan of larger ones is hardly faster
 _STEP = 64
 _FOOTER_KEY = b"chiasm"
 
