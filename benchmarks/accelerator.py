@@ -21,8 +21,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.bare import CORES, decode, forward, samples_of
-from benchmarks.machine import keep, machine, table
+from benchmarks.bare import decode, forward, samples_of
+from benchmarks.machine import CORES, keep, machine, table
 from benchmarks.made_shards import CACHE, make_shards
 from benchmarks.random_models import clip_folder
 from pipeline.batches import BatchSettings

@@ -16,7 +16,6 @@ import argparse
 import itertools
 import json
 import multiprocessing
-import os
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import free_encoder
+from benchmarks.machine import CORES
 from pipeline import images
 from pipeline.embed import encode
 from pipeline.encoders import EncoderSettings, load_encoder
@@ -45,7 +45,6 @@ from pipeline.shards import list_shards
 from pipeline.storage import Folder
 
 T = TypeVar("T")
-CORES = len(os.sched_getaffinity(0))
 
 
 def samples_of(shard: str, pairs: int) -> list[Sample]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from pipeline.encoders import FAMILIES, EncoderSettings
+from pipeline.encoders import EncoderSettings
 from pipeline.encoders.pixels import Scale, SquarePixels
 
 DIM = 512
@@ -53,8 +53,3 @@ def _constant(rows: int) -> np.ndarray:
 
 def load(model: str, settings: EncoderSettings) -> FreeEncoder:
     return FreeEncoder()
-
-
-def register() -> None:
-    """Make `--encoder free` known to this process."""
-    FAMILIES["free"] = "benchmarks.free_encoder"

@@ -17,6 +17,7 @@ from pipeline.errors import ChiasmError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+CORES = len(os.sched_getaffinity(0))
 
 
 def machine() -> dict[str, Any]:
@@ -27,7 +28,7 @@ def machine() -> dict[str, Any]:
     return {
         "date": date.today().isoformat(),
         "commit": commit.stdout.strip(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": CORES,
         "processor": _processor(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "pillow", "pyarrow")},
@@ -46,16 +47,19 @@ def _processor() -> str:
     return f"{table.get('model name', platform.machine())} ({', '.join(decisive)})"
 
 
-def told_by(command: Sequence[str | Path]) -> dict[str, Any]:
-    """What a command prints as JSON in its last line; ChiasmError where it fails.
-
-    The encoder family `free` is known to it and to the processes it starts."""
+def environment() -> dict[str, str]:
+    """For programs that benchmarks start: they, and what they start, know the encoder `free`."""
     paths = f"{ROOT}{os.pathsep}{ROOT / 'benchmarks' / 'site'}"
+    return {**os.environ, "PYTHONPATH": paths}
+
+
+def told_by(command: Sequence[str | Path]) -> dict[str, Any]:
+    """What a command prints as JSON in its last line; ChiasmError where it fails."""
     ran = subprocess.run(
         list(map(str, command)),
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": paths},
+        env=environment(),
         check=False,
     )
     if ran.returncode:

@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import itertools
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.machine import RESULTS, ROOT, keep, machine, table
+from benchmarks.machine import RESULTS, environment, keep, machine, table
 from benchmarks.made_shards import CACHE, make_shards
 from pipeline.records import Sample
 from pipeline.samples import ReadSettings, read_samples
@@ -74,7 +73,6 @@ def tree(process: psutil.Process) -> Counter[str]:
 def run(samples: int, encoder: str) -> dict[str, Any]:
     """MB at the opening of the shard and at the highest, and the pairs a second beside it."""
     shard = shard_of(samples)
-    paths = f"{ROOT}{os.pathsep}{ROOT / 'benchmarks' / 'site'}"
     with tempfile.TemporaryDirectory() as place, tempfile.TemporaryFile("w+") as out:
         collection = Path(place) / "c"
         command = [Path(sys.executable).with_name("chiasm"), "embed", shard, "--to", collection]
@@ -82,7 +80,7 @@ def run(samples: int, encoder: str) -> dict[str, Any]:
             [*map(str, command), "--encoder", encoder, "--json"],
             stdout=out,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": paths},
+            env=environment(),
         )
         process = psutil.Process(started.pid)
         opened, highest = Counter[str](), Counter[str]()

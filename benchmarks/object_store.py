@@ -37,6 +37,7 @@ from benchmarks.faulty_server import running_moto
 from pipeline import stores, streams
 from pipeline.collection import Identity, establish
 from pipeline.embed import EmbedSettings, embed_shard
+from pipeline.encoders import unit
 from pipeline.records import Shard
 from pipeline.runs import Run
 from pipeline.s3 import S3Store
@@ -65,10 +66,10 @@ class CheapEncoder:
         return np.asarray(image.resize((64, 64))).transpose(2, 0, 1)
 
     def encode_images(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        return unit(np.stack([one.ravel()[: self.dim] for one in pixels]))
+        return unit(np.stack([one.ravel()[: self.dim] for one in pixels]).astype(np.float32) + 1)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        return unit(np.stack([list(text.ljust(self.dim).encode()[: self.dim]) for text in texts]))
+        return unit(np.array([list(text.ljust(self.dim).encode()[: self.dim]) for text in texts]))
 
     def encode_pairs(
         self,
@@ -78,11 +79,6 @@ class CheapEncoder:
         texts: Sequence[str],
     ) -> np.ndarray:
         return unit(image + text)
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    rows = rows.astype(np.float32) + 1
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def pairs(shard: int, samples: int) -> Iterator[dict[str, Any]]:

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -39,12 +38,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import peer_clip_retrieval
-from benchmarks.machine import RESULTS, bare, chiasm, keep, machine, table
+from benchmarks.machine import CORES, RESULTS, bare, chiasm, keep, machine, table
 from benchmarks.made_shards import CACHE, make_shards
 from benchmarks.random_models import clip_folder
 from pipeline.errors import ChiasmError
 
-CORES = len(os.sched_getaffinity(0))
 QUARTER = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6}
 BARE_PAIRS = 512  # enough for the rate of a forward, which no input changes
 

@@ -22,6 +22,7 @@ from PIL import Image
 
 from benchmarks.faulty_server import Faults, FaultyServer, forwarding_to, running_moto
 from pipeline import stores
+from pipeline.records import Dropped, Note, Sample
 from pipeline.retries import RetrySettings
 
 TESTS = Path(__file__).parent
@@ -78,6 +79,33 @@ def environment() -> dict[str, str]:
     """For programs that tests start: our packages and the family `fake` in every process."""
     path = os.pathsep.join(map(str, (ROOT, TESTS, TESTS / "site")))
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def start_embed(*arguments: object, stderr: int = subprocess.STDOUT) -> subprocess.Popen[str]:
+    """`chiasm embed` as a program in a process group of its own, with the encoder `fake`."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "jobs", "embed", *map(str, arguments)),
+            *("--encoder", "fake", "--set", "batch.size=8"),
+        ],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def samples(items):
+    return [item for item in items if isinstance(item, Sample)]
+
+
+def dropped(items):
+    return [(item.key, item.reason) for item in items if isinstance(item, Dropped)]
+
+
+def notes(items):
+    return [(item.key, item.reason) for item in items if isinstance(item, Note)]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import tracemalloc
 
 import pyarrow as pa
 import pytest
+from conftest import dropped, notes, samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -83,18 +84,6 @@ def read(tmp_path):
         return items
 
     return run
-
-
-def samples(items):
-    return [item for item in items if isinstance(item, Sample)]
-
-
-def dropped(items):
-    return [(item.key, item.reason) for item in items if isinstance(item, Dropped)]
-
-
-def notes(items):
-    return [(item.key, item.reason) for item in items if isinstance(item, Note)]
 
 
 # --- dialects -------------------------------------------------------------------------------------

@@ -7,12 +7,11 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import environment, make_shard
+from conftest import make_shard, start_embed
 
 from pipeline.storage import is_temporary
 
@@ -20,18 +19,7 @@ SLOW = ["fault:slow 0.02"] * 40
 
 
 def start(shards: list[Path], to: Path) -> subprocess.Popen[str]:
-    """`chiasm embed` as a program in a process group of its own."""
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "jobs", "embed", *map(str, shards), "--to", str(to)),
-            *("--encoder", "fake", "--set", "batch.size=8"),
-        ],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return start_embed(*shards, "--to", to)
 
 
 def contents(to: Path) -> dict[str, bytes]:

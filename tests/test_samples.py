@@ -7,6 +7,7 @@ import tarfile
 import tracemalloc
 
 import pytest
+from conftest import notes, samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from webdataset.handlers import ignore_and_continue
@@ -49,18 +50,6 @@ def read(tmp_path_factory):
         return items
 
     return run
-
-
-def samples(items):
-    return [item for item in items if isinstance(item, Sample)]
-
-
-def dropped(items):
-    return [(item.key, item.reason) for item in items if isinstance(item, Dropped)]
-
-
-def notes(items):
-    return [(item.key, item.reason) for item in items if isinstance(item, Note)]
 
 
 PLAIN = [("a.jpg", b"A"), ("a.txt", b"one"), ("b.jpg", b"BB"), ("b.txt", b"two")]

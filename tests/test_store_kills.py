@@ -8,12 +8,11 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import psutil
 import pytest
-from conftest import environment
+from conftest import start_embed
 from test_remote_collection import embed, put_shards
 
 SLOW = ["fault:slow 0.03"] * 20
@@ -21,18 +20,8 @@ SECONDS = 9.0  # about what an undisturbed run takes
 
 
 def start(s3, to: str) -> subprocess.Popen[str]:
-    """`chiasm embed` of the store's shards into the store, in a process group of its own."""
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "jobs", "embed", f"{s3.root}/shards", "--to", to, "--json"),
-            *("--encoder", "fake", "--set", "batch.size=8"),
-        ],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    """`chiasm embed` of the store's shards into the store."""
+    return start_embed(f"{s3.root}/shards", "--to", to, "--json", stderr=subprocess.PIPE)
 
 
 def expected(s3, shards, tmp_path) -> dict[str, bytes]:

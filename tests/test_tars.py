@@ -8,10 +8,11 @@ import zlib
 
 import pyarrow as pa
 import pytest
+from conftest import dropped, notes, samples
 
 from pipeline.errors import SourceError
 from pipeline.local_files import LocalFiles
-from pipeline.records import Dropped, Note, Sample
+from pipeline.records import Dropped
 from pipeline.samples import ReadSettings, read_samples
 from pipeline.shards import list_shards
 
@@ -43,18 +44,6 @@ def read(tmp_path):
         return list(read_samples(shard, ReadSettings()))
 
     return run
-
-
-def samples(items):
-    return [item for item in items if isinstance(item, Sample)]
-
-
-def dropped(items):
-    return [(item.key, item.reason) for item in items if isinstance(item, Dropped)]
-
-
-def notes(items):
-    return [(item.key, item.reason) for item in items if isinstance(item, Note)]
 
 
 def big_plain():
