@@ -1,11 +1,14 @@
 """Samples in tar order in; batches of decoded rows out, in the same order.
 
-    reader thread -> decode threads -> rows in tar order -> batches
+    decode threads: each reads a handful, then decodes it -> handfuls in tar order -> batches
 
-One thread reads ahead, a few decode (Pillow releases the GIL), the caller's thread takes the
-results in the order of the tar and cuts batches over the kept samples: the same shard and batch
-size give the same batches, whatever the threads did. Memory is bounded by the samples and encoded
-bytes in flight, not by the shard. The cost of order: a slow picture holds back those behind it.
+No thread only reads and none only hands out: on cores that all decode, each sample would cost the
+decoders a core and Python's lock for a moment, a twentieth of the whole. Instead the threads take
+turns at reading a handful of consecutive samples, and each decodes its own (Pillow releases the
+lock). The caller's thread takes the handfuls in the order of the tar and cuts batches over the kept
+samples: the same shard and batch size give the same batches, whatever the threads did. Memory is
+bounded by what is in flight, not by the shard. The cost of order: a slow picture holds back those
+behind it.
 """
 
 from __future__ import annotations
@@ -13,10 +16,10 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from queue import SimpleQueue
+from types import TracebackType
 
 import numpy as np
 from PIL import Image
@@ -30,19 +33,23 @@ from pipeline.records import Batch, Decoded, Dropped, Note, Sample
 Item = Sample | Dropped | Note
 Preprocess = Callable[[Image.Image], np.ndarray]
 
+# Samples that a thread reads at once: many enough that its turn is rare, few enough that at the end
+# of a shard no thread has much left when the others have nothing.
+HANDFUL = 4
+HANDFUL_BYTES = 1 << 20  # with so many bytes of pictures a handful is full as well
+
 
 @dataclass(frozen=True)
 class BatchSettings:
     """How batches are cut and how much is in flight before them.
 
-    size: rows of a batch. decode_threads: threads that decode. queue: samples between reader and
-    batch; queue_bytes: how many bytes of encoded pictures these may have.
+    size: rows of a batch. decode_threads: threads that read and decode; each has a handful of
+    encoded pictures at most. queue: samples read ahead of the batches, give or take a handful.
     """
 
     size: int = 64
     decode_threads: int = 2
     queue: int = 128
-    queue_bytes: int = 256 << 20
 
     def __post_init__(self) -> None:
         require_at_least(
@@ -50,7 +57,6 @@ class BatchSettings:
             batch__size=self.size,
             batch__decode_threads=self.decode_threads,
             batch__queue=self.queue,
-            batch__queue_bytes=self.queue_bytes,
         )
 
 
@@ -111,120 +117,116 @@ class _Work:
         return Decoded.of(sample, pixels, picture.width, picture.height, sha256)
 
 
-class _Flight:
-    """Keeps what is between reader and batch within a number of samples and of encoded bytes.
+class _Handful:
+    """Consecutive items, each replaced by what became of it; after them, perhaps, an error."""
 
-    Once full, it lets nothing in until a quarter is free: a reader that is woken for every sample
-    that leaves costs the decode threads more than its reading does."""
+    def __init__(self) -> None:
+        self.items: list[Item | Decoded] = []
+        self.error: BaseException | None = None
+        self._decoded = threading.Lock()  # held until all are
+        self._decoded.acquire()
 
-    def __init__(self, samples: int, size: int) -> None:
-        self._free, self._limit, self._bytes = samples, size, 0
-        self._quarter = max(1, samples // 4)
-        self._waiting: int | None = None  # bytes of the sample that waits
-        self._closed = False
-        self._changed = threading.Condition()
+    def decode(self, work: _Work) -> None:
+        place = 0
+        try:
+            for place, item in enumerate(self.items):
+                if isinstance(item, Sample) and item.picture is not None:
+                    self.items[place] = work(item)
+        except BaseException as error:  # noqa: BLE001  raised again in the thread that takes the rows
+            del self.items[place:]
+            self.error = error
+        finally:
+            self._decoded.release()
 
-    def enter(self, size: int) -> bool:
-        """Wait until a sample of `size` bytes may follow; False when nothing will any more."""
-        with self._changed:
-            if not self._has_room(1, size):
-                self._waiting = size
-                self._changed.wait_for(lambda: self._closed or self._has_room(self._quarter, size))
-                self._waiting = None
-            self._free -= 1
-            self._bytes += size
-            return not self._closed
+    def wait(self) -> None:
+        self._decoded.acquire()
 
-    def decoded(self, size: int) -> None:
-        with self._changed:
-            self._bytes -= size
-            self._wake()
 
-    def leave(self) -> None:
-        with self._changed:
-            self._free += 1
-            self._wake()
+class _Decoders:
+    """Threads that read and decode; iterated over once, in a `with`, they give the handfuls in the
+    order of `items`. Leaving the `with` ends them and closes `items`."""
 
-    def _has_room(self, samples: int, size: int) -> bool:
-        # A picture larger than the limit flies alone, or it would wait for ever.
-        return self._free >= samples and (not self._bytes or self._bytes + size <= self._limit)
+    def __init__(
+        self, items: Iterator[Item], work: _Work, settings: BatchSettings, clock: Stopwatch
+    ) -> None:
+        self._items, self._work, self._clock = items, work, clock
+        self._most = max(1, min(HANDFUL, settings.queue // settings.decode_threads))
+        self._room = threading.Semaphore(settings.queue // self._most)  # handfuls
+        self._turn = threading.Lock()  # held by the thread that reads
+        self._over = False  # nothing more is there, or wanted
+        self._line: SimpleQueue[_Handful | None] = SimpleQueue()
+        self._threads = [
+            # Daemons: a program that ends without closing its batches must not wait for them.
+            threading.Thread(target=self._run, name=f"chiasm-decode-{number}", daemon=True)
+            for number in range(settings.decode_threads)
+        ]
 
-    def _wake(self) -> None:
-        if self._waiting is not None and self._has_room(self._quarter, self._waiting):
-            self._changed.notify()
+    def __enter__(self) -> _Decoders:
+        for thread in self._threads:
+            thread.start()
+        return self
 
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over = True
+        self._room.release()  # one may wait for it
+        for thread in self._threads:
+            if thread.ident is not None:  # was started
+                thread.join()
+        if isinstance(self._items, Generator):
+            self._items.close()  # now, not when it is collected: it has a file open
+
+    def __iter__(self) -> Iterator[_Handful]:
+        while (handful := self._line.get()) is not None:
+            handful.wait()
+            self._room.release()
+            yield handful
+
+    def _run(self) -> None:
+        while True:
+            with self._turn:
+                handful = self._read()
+            if handful is None:
+                return
+            handful.decode(self._work)
+
+    def _read(self) -> _Handful | None:
+        """The next items, put in line; None where the shard, or the demand, has come to its end."""
+        if not self._over:
+            self._room.acquire()
+        if self._over:
+            return None
+        handful, size = _Handful(), 0
+        try:
+            with self._clock.stage("read"):
+                while len(handful.items) < self._most and size < HANDFUL_BYTES:
+                    item = next(self._items)
+                    handful.items.append(item)
+                    size += len(item.picture or b"") if isinstance(item, Sample) else 0
+        except StopIteration:
+            self._over = True
+        except BaseException as error:  # noqa: BLE001  raised again in the thread that takes the rows
+            handful.error = error
+            self._over = True
+        self._line.put(handful)
+        if self._over:
+            self._line.put(None)
+        return handful
 
 
 def _in_order(
     items: Iterator[Item], work: _Work, settings: BatchSettings, clock: Stopwatch
 ) -> Generator[Item | Decoded, None, None]:
     """Every item, the samples with pictures through `work`, in the order of `items`."""
-    flight = _Flight(settings.queue, settings.queue_bytes)
-    ready: SimpleQueue[Item | Future[Decoded | Dropped] | None] = SimpleQueue()
-    decoders = ThreadPoolExecutor(settings.decode_threads, "chiasm-decode")
-    reader = _Reader(items, work, flight, decoders, ready, clock)
-    reader.start()
-    try:
-        while (following := ready.get()) is not None:
-            result = following.result() if isinstance(following, Future) else following
-            flight.leave()
-            yield result
-        if reader.error is not None:
-            raise reader.error
-    finally:
-        flight.close()
-        reader.join()
-        decoders.shutdown(cancel_futures=True)
-
-
-class _Reader(threading.Thread):
-    """Reads ahead into `ready` until `flight` is closed; `error` is what stopped it, if any."""
-
-    def __init__(
-        self,
-        items: Iterator[Item],
-        work: _Work,
-        flight: _Flight,
-        decoders: ThreadPoolExecutor,
-        ready: SimpleQueue[Item | Future[Decoded | Dropped] | None],
-        clock: Stopwatch,
-    ) -> None:
-        # A daemon: a program that ends without closing its batches must not wait for it.
-        super().__init__(name="chiasm-read", daemon=True)
-        self.items, self.work, self.flight = items, work, flight
-        self.decoders, self.ready, self.clock = decoders, ready, clock
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            self._read()
-        except BaseException as error:  # noqa: BLE001  raised again in the thread that takes the rows
-            self.error = error
-        finally:
-            if isinstance(self.items, Generator):
-                self.items.close()  # here, where its file was opened, not when it is collected
-            self.ready.put(None)
-
-    def _read(self) -> None:
-        while True:
-            with self.clock.stage("read"):
-                item = next(self.items, None)
-            if item is None:
-                return
-            picture = item.picture if isinstance(item, Sample) else None
-            size = len(picture or b"")
-            if not self.flight.enter(size):
-                return
-            if isinstance(item, Sample) and picture is not None:
-                future = self.decoders.submit(self.work, item)
-                future.add_done_callback(lambda _, size=size: self.flight.decoded(size))
-                self.ready.put(future)
-            else:
-                self.ready.put(item)
+    with _Decoders(items, work, settings, clock) as decoders:
+        for handful in decoders:
+            yield from handful.items
+            if handful.error is not None:
+                raise handful.error
 
 
 def _kept(results: Iterator[Item | Decoded], tally: Tally) -> Iterator[Decoded]:

@@ -30,9 +30,10 @@ class SeenKeys:
         digest = int.from_bytes(told, "little")
         if digest in self._latest:
             return False
-        at = int(self._sorted.searchsorted(np.uint64(digest)))
-        if at < len(self._sorted) and int(self._sorted[at]) == digest:
-            return False
+        if len(self._sorted):
+            at = int(self._sorted.searchsorted(np.uint64(digest)))
+            if at < len(self._sorted) and int(self._sorted[at]) == digest:
+                return False
         self._latest.add(digest)
         if len(self._latest) > max(_LATEST, len(self._sorted) >> 3):
             new = np.fromiter(self._latest, np.uint64, len(self._latest))

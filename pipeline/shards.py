@@ -36,6 +36,7 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 
 # A stem longer than this would make file names that no file system takes, the hash keeps it unique.
 _MAX_STEM = 120
+_KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)$")
 
 
 def list_shards(specs: Sequence[str], stdin: TextIO | None = None) -> list[Shard]:
@@ -100,9 +101,9 @@ def split_name(name: str) -> tuple[str, str] | None:
     """A member's name -> (key, extension in lower case), as webdataset's `base_plus_ext` has it:
     the key ends at the first dot of the base name. None for a name without extension, and for those
     that webdataset skips (`__meta__`, and all in a folder so called)."""
-    if re.match(r"__[^/]*__($|/)", name):
+    if name.startswith("__") and re.match(r"__[^/]*__($|/)", name):
         return None
-    found = re.match(r"^((?:.*/|)[^.]+)[.]([^/]*)$", name)
+    found = _KEY_AND_EXTENSION.match(name)
     return (found[1], found[2].lower()) if found else None
 
 

@@ -12,8 +12,8 @@ import io
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 
 import pyarrow as pa
 
@@ -37,6 +37,7 @@ BAD_BYTES = (
     zlib.error,
 )
 
+_UNBOUNDED = float("inf")
 _CHUNK = 1 << 16
 _GZIP = re.compile(rb"\x1f\x8b", re.DOTALL)
 # The second form is a skippable frame, with which parallel compressors begin.
@@ -63,7 +64,8 @@ class Content:
             self.compressed, self._read_some = False, raw.read
         self._ahead = b""
         self._at = self._unpacked = 0
-        self._left = float("inf")
+        self.left = _UNBOUNDED  # of the header that is being read
+        self.header = _OneHeader(self)
         self._error: Exception | None = None
 
     def tell(self) -> int:
@@ -84,21 +86,12 @@ class Content:
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes, fewer at the end; raises where none is left before an error."""
-        if size > self._left:
+        if size > self.left:
             raise tarfile.ReadError(f"more than {MOST_HEADER} bytes of headers for one member")
-        self._left -= size
+        self.left -= size
         data = self._take(size)
         self._at += len(data)
         return data
-
-    @contextmanager
-    def header(self) -> Iterator[None]:
-        """What is read inside belongs to the headers of one member."""
-        self._left = MOST_HEADER
-        try:
-            yield
-        finally:
-            self._left = float("inf")
 
     def _take(self, size: int) -> bytes:
         if not self.compressed and not self._ahead:  # all that there is comes by one read
@@ -128,6 +121,20 @@ class Content:
         if self.compressed and self._unpacked > most:
             told = f"{self._packed.given} bytes of it unpack to more than {most}"
             raise Bomb(told)
+
+
+class _OneHeader:
+    """A context, entered again and again: what is read inside belongs to the headers of one
+    member."""
+
+    def __init__(self, content: Content) -> None:
+        self._content = content
+
+    def __enter__(self) -> None:
+        self._content.left = MOST_HEADER
+
+    def __exit__(self, *raised: object) -> None:
+        self._content.left = _UNBOUNDED
 
 
 class _Counted(io.RawIOBase):

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from types import TracebackType
 
 from pipeline.errors import SourceError
 from pipeline.storage import open_stream, shown
@@ -74,6 +75,7 @@ class Tar:
         self.odd_end: tuple[str, str] | None = None
         self._archive: tarfile.TarFile | None = None
         self._broken: Damaged | None = None
+        self._told_as_damage = _ToldAsDamage(self._told)
         with ExitStack() as files:
             raw = files.enter_context(open_stream(url))
             magic = raw.peek(tarfile.BLOCKSIZE)[: tarfile.BLOCKSIZE]
@@ -104,7 +106,7 @@ class Tar:
 
     def read(self, info: tarfile.TarInfo) -> bytes:
         """The bytes of the member that came last; raises Damaged."""
-        with self._told_as_damage():
+        with self._told_as_damage:
             self._content.seek(info.offset_data)
             if info.sparse is None:
                 return self._exactly(info.size)
@@ -122,10 +124,10 @@ class Tar:
     def _open(self, files: ExitStack, magic: bytes) -> None:
         head = b""
         try:
-            with self._told_as_damage():
+            with self._told_as_damage:
                 head = self._content.peek(tarfile.BLOCKSIZE)
                 # Names that are no UTF-8 become readable and, unlike lone surrogates, writable.
-                with self._content.header():
+                with self._content.header:
                     archive = tarfile.TarFile(  # closed by `files`
                         fileobj=self._content,  # pyrefly: ignore  # of a file it uses no more
                         tarinfo=Header,
@@ -148,7 +150,7 @@ class Tar:
     def _next(self, archive: tarfile.TarFile) -> tarfile.TarInfo | None:
         archive.members = []  # pyrefly: ignore  # or tarfile keeps every header of the shard
         try:
-            with self._told_as_damage(), self._content.header():
+            with self._told_as_damage, self._content.header:
                 info = archive.next()
                 if info is None:  # so tarfile says that it cannot make sense of a header
                     raise tarfile.ReadError("bad header")
@@ -162,15 +164,16 @@ class Tar:
 
     def _skip_to(self, offset: int) -> None:
         """Go to where the next header begins, and see that what lies before it is there."""
-        with self._told_as_damage():
+        with self._told_as_damage:
             if offset != self._content.tell():
-                self._content.seek(offset - 1)
-                self._exactly(1)
+                self._content.seek(offset)
+                if self._content.tell() < offset:
+                    raise tarfile.ReadError("unexpected end of data")
 
     def _check_padding(self, archive: tarfile.TarFile) -> None:
         """Read what follows the end mark: zeros and, in a compressed shard, its checksum."""
         try:
-            with self._told_as_damage():
+            with self._told_as_damage:
                 while chunk := self._content.read(_CHUNK):
                     if chunk.count(0) != len(chunk):
                         detail = f"more follows the end mark at byte {archive.offset}"
@@ -182,17 +185,13 @@ class Tar:
             cut = damage.reason == "truncated"  # took no member, nor did an endless row of zeros
             self.odd_end = ("no_end_mark" if cut else "data_after_end", damage.detail)
 
-    @contextmanager
-    def _told_as_damage(self) -> Iterator[None]:
-        try:
-            yield
-        except (EndMark, NoBlock):
-            raise
-        except BAD_BYTES as error:
-            if isinstance(error, OSError) and error.errno:  # the disk fails, not what lies on it
-                raise SourceError(shown(self.url), found=error.strerror or str(error)) from error
-            detail = str(error) or type(error).__name__
-            raise Damaged(self._reason_of(error), detail) from error
+    def _told(self, error: Exception) -> Exception:
+        """What callers are told where reading raised `error`."""
+        if isinstance(error, EndMark | NoBlock) or not isinstance(error, BAD_BYTES):
+            return error
+        if isinstance(error, OSError) and error.errno:  # the disk fails, not what lies on it
+            return SourceError(shown(self.url), found=error.strerror or str(error))
+        return Damaged(self._reason_of(error), str(error) or type(error).__name__)
 
     def _reason_of(self, error: Exception) -> str:
         if isinstance(error, Bomb):
@@ -215,3 +214,24 @@ def _kind_of(head: bytes) -> str:
             return kind
     begins = head[:16].decode("ascii", "backslashreplace")
     return f"a file that begins with {begins!r}"
+
+
+class _ToldAsDamage:
+    """A context in which what bytes and disks raise becomes what callers of a Tar know.
+
+    A class, entered again and again: four of contextlib's a member would be a tenth of reading."""
+
+    def __init__(self, told: Callable[[Exception], Exception]) -> None:
+        self._told = told
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, Exception) and (told := self._told(error)) is not error:
+            raise told from error

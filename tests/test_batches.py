@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline import images
-from pipeline.batches import BatchSettings, batches
+from pipeline.batches import HANDFUL, BatchSettings, batches
 from pipeline.errors import EncoderError, SourceError
 from pipeline.images import DecodeSettings
 from pipeline.ledger import Stopwatch, Tally
@@ -188,29 +188,26 @@ def test_no_more_than_the_queue_is_in_flight(queue):
     made = start(endless, queue=queue)
     for taken in (4, 8, 12):
         next(made)
-        assert taken < settle(lambda: endless.asked) <= taken + queue + 1
+        assert taken < settle(lambda: endless.asked) <= taken + queue + HANDFUL
     made.close()
 
 
-def test_encoded_bytes_in_flight_are_bounded():
+@pytest.mark.parametrize(("size", "asked"), [(10, 2 * HANDFUL), (400_000, 2 * 3), (2 << 20, 2)])
+def test_each_thread_has_few_encoded_pictures_and_of_large_ones_fewer(size, asked):
     gate = threading.Event()
 
     def preprocess(image):
         gate.wait(20)
         return to_pixels(image)
 
-    data = picture(0) + bytes(100_000)
-    endless = Endless(data)
-    made = start(endless, preprocess, size=1, decode_threads=1, queue_bytes=350_000)
+    endless = Endless(picture(0) + bytes(size))
+    made = start(endless, preprocess, size=1)
     first = threading.Thread(target=lambda: next(made))
     first.start()
-    assert settle(lambda: endless.asked) == 4  # three in flight, one waits
+    assert settle(lambda: endless.asked) == asked
     gate.set()
     first.join()
     made.close()
-    huge = start(Endless(data), size=1, queue_bytes=10)  # larger than the limit: one at a time
-    assert [len(next(huge)) for _ in range(5)] == [1] * 5
-    huge.close()
 
 
 @pytest.mark.parametrize("taken", [0, 1, 3])
@@ -248,5 +245,5 @@ def test_decoding_runs_in_parallel(monkeypatch):
         return real(*arguments)
 
     monkeypatch.setattr(images, "decode", decode)
-    made, _, _ = run(map(sample, range(9)), decode_threads=3)
-    assert sum(map(len, made)) == 9
+    made, _, _ = run(map(sample, range(36)), decode_threads=3)
+    assert sum(map(len, made)) == 36
