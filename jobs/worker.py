@@ -25,9 +25,10 @@ from pipeline.runs import process_alive, this_machine
 from pipeline.storage import Folder
 
 # glibc's names for them, and what they are set to: a batch's pixels are freed at once, and would go
-# back to the system and be faulted in again for the next batch, 2 to 4 % of decoding.
+# back to the system and be faulted in again for the next batch, 2 to 4 % of decoding. Each arena of
+# glibc, about one a thread, may keep as much.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT, _FROM_HEAP = 64 << 20, 4 << 20
+_KEPT, _FROM_HEAP = 32 << 20, 4 << 20
 
 DRIVER_LOOK_SECONDS = 0.5  # pipeline.runs waits for three of these before it sweeps
 

@@ -43,8 +43,9 @@ HANDFUL_BYTES = 1 << 20  # with so many bytes of pictures a handful is full as w
 class BatchSettings:
     """How batches are cut and how much is in flight before them.
 
-    size: rows of a batch. decode_threads: threads that read and decode; each has a handful of
-    encoded pictures at most. queue: samples read ahead of the batches, give or take a handful.
+    size: rows of a batch. decode_threads: threads that read and decode; each has at most a
+    handful of encoded pictures: 1 MiB of them and one more, of up to read.max_member_bytes. queue:
+    samples read ahead of the batches, give or take a handful.
     """
 
     size: int = 64
@@ -126,10 +127,12 @@ class _Handful:
         self._decoded = threading.Lock()  # held until all are
         self._decoded.acquire()
 
-    def decode(self, work: _Work) -> None:
+    def decode(self, work: _Work, unwanted: threading.Event) -> None:
         place = 0
         try:
             for place, item in enumerate(self.items):
+                if unwanted.is_set():
+                    return
                 if isinstance(item, Sample) and item.picture is not None:
                     self.items[place] = work(item)
         except BaseException as error:  # noqa: BLE001  raised again in the thread that takes the rows
@@ -153,7 +156,8 @@ class _Decoders:
         self._most = max(1, min(HANDFUL, settings.queue // settings.decode_threads))
         self._room = threading.Semaphore(settings.queue // self._most)  # handfuls
         self._turn = threading.Lock()  # held by the thread that reads
-        self._over = False  # nothing more is there, or wanted
+        self._over = False  # nothing more is there
+        self._unwanted = threading.Event()  # and what is there is not to be read or decoded
         self._line: SimpleQueue[_Handful | None] = SimpleQueue()
         self._threads = [
             # Daemons: a program that ends without closing its batches must not wait for them.
@@ -162,8 +166,12 @@ class _Decoders:
         ]
 
     def __enter__(self) -> _Decoders:
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:
+            self._end()  # those that did start
+            raise
         return self
 
     def __exit__(
@@ -172,7 +180,10 @@ class _Decoders:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._over = True
+        self._end()
+
+    def _end(self) -> None:
+        self._unwanted.set()
         self._room.release()  # one may wait for it
         for thread in self._threads:
             if thread.ident is not None:  # was started
@@ -192,18 +203,24 @@ class _Decoders:
                 handful = self._read()
             if handful is None:
                 return
-            handful.decode(self._work)
+            handful.decode(self._work, self._unwanted)
+            del handful  # or its pixels stay while this thread waits for its next turn
 
     def _read(self) -> _Handful | None:
         """The next items, put in line; None where the shard, or the demand, has come to its end."""
-        if not self._over:
-            self._room.acquire()
-        if self._over:
+        if self._over or self._unwanted.is_set():
+            return None
+        self._room.acquire()
+        if self._unwanted.is_set():
             return None
         handful, size = _Handful(), 0
         try:
             with self._clock.stage("read"):
-                while len(handful.items) < self._most and size < HANDFUL_BYTES:
+                while (
+                    len(handful.items) < self._most
+                    and size < HANDFUL_BYTES
+                    and not self._unwanted.is_set()
+                ):
                     item = next(self._items)
                     handful.items.append(item)
                     size += len(item.picture or b"") if isinstance(item, Sample) else 0

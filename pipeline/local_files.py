@@ -25,8 +25,8 @@ import pyarrow as pa
 from pipeline.backend import Stat
 from pipeline.errors import SourceError, StorageError, UsageError
 
-# Each read of the file lets go of Python's lock, which decode threads then fight the reader for: so
-# few large ones. The cost is a copy in memory.
+# Each read of the file lets go of Python's lock, which the other decode threads then take: so few
+# large ones. The cost is a copy in memory.
 STREAM_BUFFER = 1 << 20
 
 _TEMPORARY = re.compile(r"^\..+\.(?P<run>[^./]*)\.tmp$")

@@ -186,9 +186,10 @@ def settle(number):
 def test_no_more_than_the_queue_is_in_flight(queue):
     endless = Endless()
     made = start(endless, queue=queue)
+    handful = max(1, min(HANDFUL, queue // BatchSettings.decode_threads))
     for taken in (4, 8, 12):
         next(made)
-        assert taken < settle(lambda: endless.asked) <= taken + queue + HANDFUL
+        assert taken < settle(lambda: endless.asked) <= taken + queue + handful
     made.close()
 
 
@@ -234,6 +235,38 @@ def test_an_exception_in_the_loop_or_a_forgotten_generator_stops_them_too():
     del made
     gc.collect()
     assert ours() == [] and endless.closed.is_set()
+
+
+def test_closing_waits_for_the_pictures_at_work_and_for_no_others():
+    decoded = []
+
+    def preprocess(image):
+        time.sleep(0.05)
+        decoded.append(image)
+        return to_pixels(image)
+
+    made = start(Endless(), preprocess, decode_threads=2)
+    next(made)
+    before = len(decoded)
+    made.close()
+    assert len(decoded) - before <= 2
+
+
+def test_a_thread_that_cannot_start_leaves_none_behind(monkeypatch):
+    real, started = threading.Thread.start, []
+
+    def start_two(thread):
+        if thread.name.startswith("chiasm-decode"):
+            if len(started) == 2:
+                raise RuntimeError("can't start new thread")
+            started.append(thread)
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_two)
+    made = start(endless := Endless(), decode_threads=3)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        next(made)
+    assert len(started) == 2 and ours() == [] and endless.closed.is_set()
 
 
 def test_decoding_runs_in_parallel(monkeypatch):
