@@ -104,7 +104,8 @@ def is_worker(process: psutil.Process) -> bool:
 
 @pytest.mark.slow
 def test_two_runs_at_once_share_the_shards(s3, tmp_path):
-    shards = put_shards(s3, tmp_path, 6, captions=SLOW)
+    # 3 s a shard: one run may start several seconds after the other, and must find some left.
+    shards = put_shards(s3, tmp_path, 6, captions=["fault:slow 0.15"] * 20)
     both = [start(s3, f"{s3.root}/there") for _ in range(2)]
     told = [run.communicate(timeout=150) for run in both]
     assert [run.returncode for run in both] == [0, 0], told
