@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline.errors import EncoderError, UsageError
 from pipeline.model import checkpoint
 from pipeline.model.attention import Attention, multi_head_attention
-from pipeline.model.config import ImageConfig, ModelConfig, TextConfig
+from pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
 from pipeline.model.encode import encode_texts
 from pipeline.model.feed import (
     UNKNOWN,
@@ -28,12 +28,12 @@ from pipeline.model.feed import (
     lesson,
     lessons,
 )
+from pipeline.model.joint import JointNetwork
 from pipeline.model.losses import bag_loss, facts_loss, info_nce
 from pipeline.model.measure import measure
 from pipeline.model.pixels import to_pixels
 from pipeline.model.tokenizer import END, PAD, START, Tokenizer, normalise
 from pipeline.model.tokenizer import train as train_tokenizer
-from pipeline.model.towers import DualEncoder
 from pipeline.model.train import train
 from pipeline.model.training import STATE, Training, TrainSettings
 from pipeline.scenes.words import plan
@@ -43,6 +43,7 @@ TINY = ModelConfig(
     ImageConfig(side=36, stem=(8, 16), width=32, depth=1, heads=2),
     TextConfig(vocabulary=400, context=40, width=32, depth=1, heads=2),
     dim=16,
+    fusion=FusionConfig(width=32, depth=1, heads=2),
 )
 FEED = FeedSettings(seed=3, batch=24, side=36, context=40)
 RUN = TrainSettings(
@@ -97,6 +98,23 @@ def test_attention_in_bfloat16_is_the_same_on_both_routes():
     torch.testing.assert_close(fused, written, rtol=0, atol=0.03)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_that_of_torch_with_the_same_weights(masked):
+    torch.manual_seed(2)
+    ours = Attention(12, 3).double()
+    theirs = torch.nn.MultiheadAttention(12, 3, batch_first=True, dtype=torch.float64)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([ours.query.weight, ours.key_value.weight]))
+        theirs.in_proj_bias.copy_(torch.cat([ours.query.bias, ours.key_value.bias]))
+        theirs.out_proj.load_state_dict(ours.out.state_dict())
+    x = torch.randn(2, 4, 12, dtype=torch.float64)
+    context = torch.randn(2, 6, 12, dtype=torch.float64)
+    mask = torch.arange(6)[None] < torch.tensor([[6], [2]]) if masked else None
+    expected, _ = theirs(x, context, context, key_padding_mask=None if mask is None else ~mask)
+    told = ours(x, context, None if mask is None else mask[:, None, None, :])
+    torch.testing.assert_close(told, expected, rtol=0, atol=1e-10)
+
+
 def test_one_module_attends_to_itself_and_to_others():
     torch.manual_seed(1)
     module, x, context = Attention(8, 2), torch.randn(2, 3, 8), torch.randn(2, 5, 8)
@@ -107,7 +125,7 @@ def test_one_module_attends_to_itself_and_to_others():
 
 def test_towers_give_tokens_and_unit_vectors():
     torch.manual_seed(0)
-    model = DualEncoder(TINY).eval()
+    model = JointNetwork(TINY).eval()
     tokens, image = model.encode_image(torch.randint(0, 256, (3, 3, 36, 36), dtype=torch.uint8))
     assert tokens.shape == (3, 9, 32) and image.shape == (3, 16)
     ids = torch.tensor([[START, 9, 8, END], [START, 9, END, PAD]])
@@ -118,7 +136,7 @@ def test_towers_give_tokens_and_unit_vectors():
 
 def test_padding_says_nothing():
     torch.manual_seed(0)
-    model = DualEncoder(TINY).eval()
+    model = JointNetwork(TINY).eval()
     short = torch.tensor([[START, 9, 8, END]])
     long = torch.nn.functional.pad(short, (0, 8), value=PAD)
     torch.testing.assert_close(model.encode_text(short)[1], model.encode_text(long)[1])
@@ -212,17 +230,21 @@ def test_pixels_of_the_right_size_are_untouched():
 
 def test_a_lesson_is_a_function_of_seed_and_step():
     one, again, other = (lesson(step, FEED, WORDS) for step in (7, 7, 8))
-    assert (one.pixels == again.pixels).all() and (one.ids["zh"] == again.ids["zh"]).all()
+    assert (one.pixels == again.pixels).all() and (one.told[1].ids == again.told[1].ids).all()
     assert (one.pixels != other.pixels).any()
     assert one.pixels.shape == (24, 3, 36, 36) and one.facts.shape == (24, 9, 4)
-    assert one.also_true.diagonal().all() and not one.also_true.all()
+    for told in one.told:
+        assert told.also_true.diagonal().all() and not told.also_true.all()
+    assert (
+        one.told[0].ids.shape != one.told[1].ids.shape or (one.told[0].ids != one.told[1].ids).any()
+    )
 
 
 def test_workers_make_the_same_lessons():
     here = list(lessons(4, 7, FEED, WORDS, workers=0))
     there = list(lessons(4, 7, FEED, WORDS, workers=1))
     for a, b in zip(here, there, strict=True):
-        assert (a.pixels == b.pixels).all() and (a.ids["en"] == b.ids["en"]).all()
+        assert (a.pixels == b.pixels).all() and (a.told[0].ids == b.told[0].ids).all()
 
 
 def test_a_training_that_was_stopped_ends_where_an_undisturbed_one_does(tmp_path):
@@ -284,7 +306,7 @@ def test_a_run_by_the_clock_ends_by_the_clock():
 def test_weights_ship_as_halves_and_come_back(tmp_path):
     torch.manual_seed(0)
     config = replace(TINY, text=replace(TINY.text, vocabulary=len(WORDS)))
-    model = DualEncoder(config).eval()
+    model = JointNetwork(config).eval()
     checkpoint.save_model(tmp_path, model.state_dict(), config, WORDS)
     loaded, tokenizer = checkpoint.load_model(tmp_path)
     assert loaded.config == config
@@ -300,7 +322,7 @@ def test_a_broken_model_folder_is_told_in_one_line(tmp_path):
     with pytest.raises(EncoderError, match=r"found no model.safetensors, no config.json"):
         checkpoint.load_model(tmp_path)
     config = replace(TINY, text=replace(TINY.text, vocabulary=len(WORDS)))
-    checkpoint.save_model(tmp_path, DualEncoder(config).state_dict(), config, WORDS)
+    checkpoint.save_model(tmp_path, JointNetwork(config).state_dict(), config, WORDS)
     weights = tmp_path / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-9])

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pipeline.errors import EncoderError
 from pipeline.model.config import ModelConfig
+from pipeline.model.joint import JointNetwork
 from pipeline.model.tokenizer import Tokenizer
-from pipeline.model.towers import DualEncoder
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 FILES = (WEIGHTS, CONFIG, TOKENIZER)
@@ -29,10 +29,10 @@ FILES = (WEIGHTS, CONFIG, TOKENIZER)
 def save_model(
     folder: Path, weights: dict[str, Tensor], config: ModelConfig, tokenizer: Tokenizer
 ) -> None:
-    """Write a model folder: weights of a `DualEncoder` as float16, its config, its tokenizer."""
+    """Write a model folder: weights of a `JointNetwork` as float16, its config, its tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     half = {name: tensor.detach().half().cpu().contiguous() for name, tensor in weights.items()}
-    told = {"format": "chiasm dual encoder 1", **config.to_json()}
+    told = {"format": "chiasm joint model 1", **config.to_json()}
     write_whole(folder / WEIGHTS, save(half, metadata={"format": "pt"}))
     write_whole(folder / CONFIG, (json.dumps(told, indent=2) + "\n").encode())
     write_whole(folder / TOKENIZER, (tokenizer.to_json() + "\n").encode())
@@ -40,7 +40,7 @@ def save_model(
 
 def load_model(
     folder: Path, precision: torch.dtype = torch.float32
-) -> tuple[DualEncoder, Tokenizer]:
+) -> tuple[JointNetwork, Tokenizer]:
     """The model of a folder, on the CPU, in evaluation mode, and its tokenizer.
 
     Raises EncoderError: no such folder, a file missing, or files that are not what they should be.
@@ -59,7 +59,7 @@ def load_model(
         config = ModelConfig.from_json(told)
         tokenizer = Tokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8"))
         # Not built on the device "meta": numbers drawn there load torch's compiler, 1.5 s for 0.05.
-        model = DualEncoder(config)
+        model = JointNetwork(config)
         weights = {name: t.to(precision) for name, t in load_file(folder / WEIGHTS).items()}
         model.load_state_dict(weights, assign=True)
     except (

@@ -41,12 +41,28 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class FusionConfig:
+    """How modalities are fused. how: concat, add, gated or cross_attention. slots: K, the tokens
+    that add and gated bring each modality to.
+    """
+
+    how: str = "cross_attention"
+    width: int = 192
+    depth: int = 2
+    heads: int = 3
+    slots: int = 16
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """Two towers into one space of E = `dim` dimensions."""
+    """Two towers into one space of E = `dim` dimensions, and what joins them; `fusion` None: two
+    towers alone, whose joint vector is the mean.
+    """
 
     image: ImageConfig = field(default_factory=ImageConfig)
     text: TextConfig = field(default_factory=TextConfig)
     dim: int = 256
+    fusion: FusionConfig | None = field(default_factory=FusionConfig)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for json."""
@@ -59,4 +75,10 @@ class ModelConfig:
         """
         image = dict(told["image"])
         image["stem"] = tuple(image["stem"])
-        return cls(ImageConfig(**image), TextConfig(**told["text"]), told["dim"])
+        fusion = told.get("fusion")
+        return cls(
+            ImageConfig(**image),
+            TextConfig(**told["text"]),
+            told["dim"],
+            FusionConfig(**fusion) if fusion else None,
+        )

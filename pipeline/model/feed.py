@@ -11,7 +11,7 @@ import itertools
 import multiprocessing
 import random
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 
@@ -21,6 +21,8 @@ from pipeline.model.pixels import to_pixels
 from pipeline.model.tokenizer import Tokenizer, train
 from pipeline.scenes.claims import CLAIM_VALUES, Claims, holds_matrix
 from pipeline.scenes.draw import picture
+from pipeline.scenes.hard import hard_group
+from pipeline.scenes.unseen import withheld_in
 from pipeline.scenes.words import LANGUAGES, plan, tell
 from pipeline.scenes.world import (
     BACKGROUNDS,
@@ -42,68 +44,98 @@ UNKNOWN = -1
 WORDS = (*KINDS, *COLOURS, *SIZES, *TEXTURES, *BACKGROUNDS)
 
 
+NEIGHBOURS = (3, 4, 5)  # of a scene in a group of hard twins: groups of 4 to 24 scenes
+CAPTIONS = 2  # of each picture in a batch
+
+
 @dataclass(frozen=True)
 class FeedSettings:
     """What batches are made of.
 
-    side: S, pixels. context: longest text in tokens. twins: share of scenes in twin groups.
-    partial: share of captions that leave things unsaid.
+    side: S, pixels. context: longest text in tokens. hard: the chance of a
+    group of hard twins before each other scene, see `pipeline.scenes.hard`; 0.08 makes about half
+    of a batch. twins: share of scenes in twin groups among the others. partial: share of captions
+    that leave things unsaid.
     """
 
     seed: int = 0
     batch: int = 128
     side: int = 72
     context: int = 64
+    hard: float = 0.08
     twins: float = 0.6
     partial: float = 0.3
 
 
 @dataclass(frozen=True)
+class Told:
+    """One caption for each picture of a batch, in whatever language: ids int64 (B, T); also_true
+    (B, B) bool, caption i is true of picture j; kinds int64 (B, 20, 6), what it says of each kind,
+    see `kinds_told`; bag int64 (B, 44), which of WORDS it says.
+    """
+
+    ids: np.ndarray
+    also_true: np.ndarray
+    kinds: np.ndarray
+    bag: np.ndarray
+
+
+@dataclass(frozen=True)
 class Lesson:
-    """One batch: pixels uint8 (B, 3, S, S); ids of each language int64 (B, T); also_true (B, B)
-    bool, caption i (in every language) is true of picture j; facts int64 (B, 9, 4), what lies in
-    each place, -1 for nothing to tell; background int64 (B,); shown and told int64 (B, 20, 6), what
-    the picture and what the caption says of each kind, see `kinds_shown`; bag_shown and bag_told
-    int64 (B, 44), which words of WORDS are true of the picture or said by the caption.
+    """One batch: pixels uint8 (B, 3, S, S); told, two captions of each, of independent language and
+    wording; facts int64 (B, 9, 4), what lies in each place, -1 for nothing to tell; background
+    int64 (B,); kinds int64 (B, 20, 6), what the picture says of each kind, see `kinds_shown`; bag
+    int64 (B, 44), which of WORDS are true of it.
     """
 
     pixels: np.ndarray
-    ids: dict[str, np.ndarray]
-    also_true: np.ndarray
+    told: tuple[Told, ...]
     facts: np.ndarray
     background: np.ndarray
-    shown: np.ndarray
-    told: np.ndarray
-    bag_shown: np.ndarray
-    bag_told: np.ndarray
+    kinds: np.ndarray
+    bag: np.ndarray
 
 
 def lesson(step: int, settings: FeedSettings, tokenizer: Tokenizer) -> Lesson:
     """The batch of a step: the same for the same step, settings and tokenizer, in any process."""
     scenes = scenes_of(step, settings)
     rng = random.Random(f"captions {settings.seed} {step}")
-    claims = [plan(scene, rng, complete=rng.random() >= settings.partial) for scene in scenes]
-    ids = {
-        language: tokenizer.batch([tell(c, rng, language) for c in claims], settings.context)
-        for language in LANGUAGES
-    }
     return Lesson(
         pixels=np.stack([to_pixels(picture(scene), settings.side) for scene in scenes]),
-        ids=ids,
-        also_true=holds_matrix(claims, scenes),
+        told=tuple(_told(scenes, rng, settings, tokenizer) for _ in range(CAPTIONS)),
         facts=np.stack([facts_of(scene) for scene in scenes]),
         background=np.array([BACKGROUNDS.index(scene.background) for scene in scenes]),
-        shown=np.stack([kinds_shown(scene) for scene in scenes]),
-        told=np.stack([kinds_told(c, scene) for c, scene in zip(claims, scenes, strict=True)]),
-        bag_shown=np.stack([bag_shown(scene) for scene in scenes]),
-        bag_told=np.stack([bag_told(c, scene) for c, scene in zip(claims, scenes, strict=True)]),
+        kinds=np.stack([kinds_shown(scene) for scene in scenes]),
+        bag=np.stack([bag_shown(scene) for scene in scenes]),
+    )
+
+
+def _told(
+    scenes: Sequence[Scene], rng: random.Random, settings: FeedSettings, tokenizer: Tokenizer
+) -> Told:
+    claims = [plan(scene, rng, complete=rng.random() >= settings.partial) for scene in scenes]
+    texts = [tell(claim, rng, rng.choice(LANGUAGES)) for claim in claims]
+    return Told(
+        ids=tokenizer.batch(texts, settings.context),
+        also_true=holds_matrix(claims, scenes),
+        kinds=np.stack([kinds_told(c, scene) for c, scene in zip(claims, scenes, strict=True)]),
+        bag=np.stack([bag_told(c, scene) for c, scene in zip(claims, scenes, strict=True)]),
     )
 
 
 def scenes_of(step: int, settings: FeedSettings) -> list[Scene]:
-    """The scenes of a step's batch."""
-    scenes = stream(_seed(settings.seed, step), settings.twins)
-    return list(itertools.islice(scenes, settings.batch))
+    """The scenes of a step's batch; none shows a combination of `pipeline.scenes.unseen`."""
+    allowed = (scene for scene in _scenes(step, settings) if not withheld_in(scene))
+    return list(itertools.islice(allowed, settings.batch))
+
+
+def _scenes(step: int, settings: FeedSettings) -> Iterator[Scene]:
+    seed = _seed(settings.seed, step)
+    rng = random.Random(f"hard {seed}")
+    for scene in stream(seed, settings.twins):
+        if rng.random() < settings.hard:
+            yield from hard_group(rng, rng.choice(NEIGHBOURS))
+        yield scene
 
 
 def lessons(

@@ -54,3 +54,14 @@ def bag_loss(logits: Tensor, bag: Tensor) -> Tensor:
         logits.float(), bag.clamp(min=0).float(), reduction="none"
     )
     return (losses * known).sum() / len(logits)
+
+
+def matching_loss(logits: Tensor, true: Tensor, counted: Tensor) -> Tensor:
+    """Binary cross entropy  -t log p - (1 - t) log(1 - p),  p = sigmoid(logit), true and false
+    pairs weighing the same.
+
+    logits (B,) float32; true (B,) bool; counted (B,) bool, the pairs to learn from. -> scalar.
+    """
+    losses = functional.binary_cross_entropy_with_logits(logits, true.float(), reduction="none")
+    sides = [counted & true, counted & ~true]
+    return torch.stack([(losses * s).sum() / s.sum().clamp(min=1) for s in sides]).mean()

@@ -3,8 +3,7 @@
 Each tower gives its tokens, for whatever later looks at them one by one, and one pooled vector. The
 image tower begins with three convolutions in place of a linear patch embedding: small vision
 transformers learn much faster so (Xiao et al., Early Convolutions Help Transformers See Better,
-2021). Pooling adds attention by one learned query (Zhai et al., Scaling Vision Transformers, 2022)
-to the mean.
+2021).
 """
 
 from __future__ import annotations
@@ -15,37 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.model.attention import Attention
-from pipeline.model.blocks import Block, Mlp
+from pipeline.model.blocks import Block
 from pipeline.model.config import ImageConfig, ModelConfig, TextConfig
+from pipeline.model.pool import Pool
 
 PAD = 0  # the token id that no text holds
 INITIAL_SCALE = 1 / 0.07  # of the logits, as in CLIP (Radford et al., 2021)
 LARGEST_SCALE = 100.0
-
-
-class Pool(nn.Module):
-    """The mean of all tokens, plus what one learned query finds among them, then a residual MLP.
-
-    The mean reaches every token from the first step; the query alone learns slowly where to look.
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.query = nn.Parameter(torch.randn(1, 1, width) * width**-0.5)
-        self.attention = Attention(width, heads)
-        self.norm = nn.LayerNorm(width)
-        self.mlp = Mlp(width)
-
-    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """tokens (B, T, D), mask (B, 1, 1, T) -> (B, D)."""
-        x = self.attention(self.query.expand(len(tokens), -1, -1), tokens, mask)[:, 0]  # (B, D)
-        if mask is None:
-            x = x + tokens.mean(1)
-        else:
-            weights = mask[:, 0, 0, :, None].to(tokens.dtype)  # (B, T, 1)
-            x = x + (tokens * weights).sum(1) / weights.sum(1)
-        return x + self.mlp(self.norm(x))
 
 
 class ImageTower(nn.Module):
@@ -110,7 +85,7 @@ class DualEncoder(nn.Module):
         self.image_projection = nn.Linear(config.image.width, config.dim, bias=False)
         self.text_projection = nn.Linear(config.text.width, config.dim, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
-        self.apply(_initialise)
+        self.apply(initialise)
 
     @property
     def scale(self) -> Tensor:
@@ -128,7 +103,7 @@ class DualEncoder(nn.Module):
         return tokens, functional.normalize(self.text_projection(pooled).float(), dim=-1)
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     """Normal weights of deviation 0.02 and no biases, as in BERT and GPT; convolutions as torch has
     them.
     """

@@ -24,8 +24,8 @@ import torch
 from pipeline.encoders.device import PRECISIONS, resolve_device, resolve_precision
 from pipeline.model.encode import encode_images, encode_texts
 from pipeline.model.feed import FeedSettings, learn_tokenizer, lessons
+from pipeline.model.joint import JointNetwork
 from pipeline.model.measure import measure
-from pipeline.model.towers import DualEncoder
 from pipeline.model.training import STATE, Training, TrainSettings
 
 LOG = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def train(
 def evaluate_average(training: Training, precision: torch.dtype) -> dict[str, Any]:
     """Recall of the averaged weights on the fixed gallery, which no batch was drawn from."""
     settings = training.settings
-    model = DualEncoder(training.config).to(training.device).eval()
+    model = JointNetwork(training.config).to(training.device).eval()
     model.load_state_dict(training.average)
     model.to(precision)
     return measure(

@@ -1,9 +1,9 @@
 """A training at one moment: what is learned, from what, and how a step changes it.
 
-Each step encodes a batch's pictures once and its captions in each language, and follows the mean
-InfoNCE of the languages plus a facts loss: linear probes on the patch tokens say what lies in each
-place, which teaches the image tower to see long before the captions could. The probes are not
-shipped; the weights that ship are the exponential moving average.
+Each step encodes a batch's pictures once and two captions of each, and follows the mean InfoNCE of
+both plus what probes tell (pipeline/model/objective.py). When the towers have begun to see, pairs
+are fused too, and matching and the joint vector join in. The weights that ship are the exponential
+moving average.
 """
 
 from __future__ import annotations
@@ -11,25 +11,19 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional
 
 from pipeline.errors import UsageError
 from pipeline.model.checkpoint import load_state, save_model, save_state
 from pipeline.model.config import ModelConfig
-from pipeline.model.feed import CLASSES, READINGS, WORDS, FeedSettings, Lesson
-from pipeline.model.losses import bag_loss, facts_loss, info_nce
+from pipeline.model.feed import FeedSettings, Lesson
+from pipeline.model.objective import Objective
 from pipeline.model.tokenizer import Tokenizer
-from pipeline.model.towers import DualEncoder
-from pipeline.scenes.words import LANGUAGES
-from pipeline.scenes.world import BACKGROUNDS, KINDS
 
 STATE = "state.safetensors"
 
@@ -42,9 +36,10 @@ class TrainSettings:
     and the schedule follows whichever of both has gone further. rate: the highest learning rate.
     facts: weight of the facts and readings losses at the start; it falls to a tenth along a cosine.
     words: weight of the words loss; with less of it the twenty kinds stay out of the vectors, for
-    neither tower can be first to put them there. ema: decay of the average. corpus: scenes whose
-    captions teach the tokenizer. Picture side, context and vocabulary of `model` give way to those
-    of the feed and of the tokenizer learned.
+    neither tower can be first to put them there. join: how far the run has gone when pairs begin to
+    be fused; match and joint: weights of their losses. ema: decay of the average. corpus: scenes
+    whose captions teach the tokenizer. Picture side, context and vocabulary of `model` give way to
+    those of the feed and of the tokenizer learned.
     """
 
     steps: int = 3500
@@ -54,6 +49,9 @@ class TrainSettings:
     weight_decay: float = 0.05
     facts: float = 0.5
     words: float = 1.0
+    join: float = 0.4
+    match: float = 1.0
+    joint: float = 0.5
     ema: float = 0.998
     clip: float = 1.0
     corpus: int = 6000
@@ -64,68 +62,6 @@ class TrainSettings:
     gallery: int = 1000
     feed: FeedSettings = field(default_factory=FeedSettings)
     model: ModelConfig = field(default_factory=ModelConfig)
-
-
-class Probes(nn.Module):
-    """Linear readings of patch tokens: what lies in each of 3 x 3 places, and on what."""
-
-    def __init__(self, width: int, dim: int) -> None:
-        super().__init__()
-        self.places = nn.Linear(width, sum(CLASSES))
-        self.background = nn.Linear(width, len(BACKGROUNDS))
-        self.kinds = nn.Linear(dim, len(KINDS) * sum(READINGS))
-        self.bag = nn.Linear(dim, len(WORDS))
-
-    def forward(self, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
-        """tokens (B, N, D) -> one (B, 9, classes) tensor an attribute, and (B, backgrounds)."""
-        side = math.isqrt(tokens.shape[1])
-        grid = tokens.transpose(1, 2).unflatten(2, (side, side))  # (B, D, side, side)
-        places = functional.adaptive_avg_pool2d(grid, 3).flatten(2).transpose(1, 2)  # (B, 9, D)
-        return list(self.places(places).split(CLASSES, dim=-1)), self.background(tokens.mean(1))
-
-    def read(self, vectors: Tensor, kinds: Tensor, bag: Tensor) -> tuple[Tensor, Tensor]:
-        """How badly unit vectors (B, E) of pictures or texts tell `kinds` (B, kinds, readings) and
-        `bag` (B, words): the same readings of both, which draws them together. -> two scalars.
-        """
-        # A unit vector's entries are of size E^-1/2: scaled to 1, as a layer's input should be.
-        scaled = vectors.to(self.kinds.weight.dtype) * vectors.shape[-1] ** 0.5
-        of_kinds = self.kinds(scaled).unflatten(-1, (len(KINDS), -1)).split(READINGS, dim=-1)
-        return facts_loss(of_kinds, kinds), bag_loss(self.bag(scaled), bag)
-
-
-class Objective(nn.Module):
-    """The model, the probes, and the losses of a batch."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.model = DualEncoder(config)
-        self.probes = Probes(config.image.width, config.dim)
-
-    def forward(self, batch: Lesson) -> dict[str, Tensor]:
-        """-> `contrast`, the mean InfoNCE of all languages; `facts`, the probes' loss on patches;
-        `readings` and `words`, their mean losses on vectors; float32 scalars.
-        """
-        move = partial(_moved, device=self.model.log_scale.device)
-        tokens, image = self.model.encode_image(move(batch.pixels))
-        also_true, told, bag_told = move(batch.also_true), move(batch.told), move(batch.bag_told)
-        contrasts = []
-        readings = [self.probes.read(image, move(batch.shown), move(batch.bag_shown))]
-        for language in LANGUAGES:
-            _, text = self.model.encode_text(move(batch.ids[language]))
-            contrasts.append(info_nce(image, text, self.model.scale, also_true))
-            readings.append(self.probes.read(text, told, bag_told))
-        places, background = self.probes(tokens)
-        stage = functional.cross_entropy(background.float(), move(batch.background))
-        return {
-            "contrast": torch.stack(contrasts).mean(),
-            "facts": facts_loss(places, move(batch.facts)) + stage,
-            "readings": torch.stack([kinds for kinds, _ in readings]).mean(),
-            "words": torch.stack([words for _, words in readings]).mean(),
-        }
-
-
-def _moved(array: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(array).to(device)
 
 
 class Training:
@@ -189,11 +125,16 @@ class Training:
             name: value.to(precision) if value.ndim else value
             for name, value in self.objective.named_parameters()
         }
-        losses = functional_call(self.objective, rounded, (batch,))
+        join = self.config.fusion is not None and self.progress >= settings.join
+        chance = torch.Generator().manual_seed(settings.feed.seed * 10**9 + self.step)
+        losses = functional_call(self.objective, rounded, (batch, join, chance))
         weight = settings.facts * (0.1 + 0.9 * (1 + math.cos(math.pi * self.progress)) / 2)
         self.optimiser.zero_grad(set_to_none=True)
         probed = weight * (losses["facts"] + losses["readings"])
-        (losses["contrast"] + probed + settings.words * losses["words"]).backward()
+        total = losses["contrast"] + probed + settings.words * losses["words"]
+        if join:
+            total = total + settings.match * losses["match"] + settings.joint * losses["joint"]
+        total.backward()
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), settings.clip)
         self.optimiser.step()
         # The average follows fast at first: it must not carry the random start along.

@@ -103,15 +103,25 @@ def caption(scene: Scene, seed: int, language: str = "en", complete: bool = True
     return Caption(tell(claims, rng, language), language, claims)
 
 
-def plan(scene: Scene, rng: random.Random, complete: bool = True) -> Claims:
+def plan(
+    scene: Scene,
+    rng: random.Random,
+    complete: bool = True,
+    relation: tuple[int, str, int] | None = None,
+) -> Claims:
     """What to claim of a scene; the first two things are told in relation, others by their
     places.
+
+    relation: of the scene's things i and j, for a complete caption to tell; None: any.
     """
     things = rng.sample(scene.things, len(scene.things))
     if not complete:
         return _partial(scene, things, rng)
+    if relation:
+        pair = [scene.things[relation[0]], scene.things[relation[2]]]
+        things = pair + [thing for thing in things if thing not in pair]
     told = [_described(thing) for thing in things]
-    relations = _relations(things, rng)
+    relations = ((0, relation[1], 1),) if relation else _relations(things, rng)
     placed = range(len(told)) if not relations else range(2, len(told))
     for i in placed:
         told[i] = _placed(told[i], things[i])

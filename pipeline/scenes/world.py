@@ -160,17 +160,20 @@ def random_scene(rng: random.Random) -> Scene:
         Thing(kind, rng.choice(COLOURS), rng.choice(SIZES), rng.choice(TEXTURES), place)
         for kind, place in zip(kinds, places, strict=True)
     )
-    return Scene(things, rng.choice(BACKGROUNDS), _look(rng))
+    return Scene(things, rng.choice(BACKGROUNDS), new_look(rng))
 
 
-def twin_group(rng: random.Random, shape: tuple[int, ...] | None = None) -> list[Scene]:
+def twin_group(
+    rng: random.Random, shape: tuple[int, ...] | None = None, scene: Scene | None = None
+) -> list[Scene]:
     """Scenes that share all but a few attributes: the product of `shape[i]` values of attribute i.
 
     In a group of shape (4,) each scene has 3 twins (scenes that differ in exactly that attribute),
-    in (3, 2) it has 2 + 1, in (2, 2, 2) it has 3 x 1. None: one of GROUP_SHAPES.
+    in (3, 2) it has 2 + 1, in (2, 2, 2) it has 3 x 1. None: one of GROUP_SHAPES. scene: the one
+    that is varied, None for a random one.
     """
     shape = shape or rng.choice(GROUP_SHAPES)
-    scene = random_scene(rng)
+    scene = scene or random_scene(rng)
     varied: list[tuple[Attribute, list[str]]] = []
     candidates = rng.sample(attributes(scene), len(attributes(scene)))
     for wanted in shape:
@@ -188,7 +191,7 @@ def twin_group(rng: random.Random, shape: tuple[int, ...] | None = None) -> list
     for values in itertools.product(*(values for _, values in varied)):
         twin = scene
         for (attribute, _), value in zip(varied, values, strict=True):
-            twin = edited(twin, attribute, value, _look(rng))
+            twin = edited(twin, attribute, value, new_look(rng))
         group.append(twin)
     return group
 
@@ -231,5 +234,6 @@ def stream(seed: int, twins: float = 0.6) -> Iterator[Scene]:
             yield from twin_group(rng)
 
 
-def _look(rng: random.Random) -> int:
+def new_look(rng: random.Random) -> int:
+    """A look for a scene."""
     return rng.randrange(2**31)

@@ -1,0 +1,268 @@
+"""Fusion: token sequences of several modalities -> fused tokens and one joint vector.
+
+Four ways, one skeleton around them. Each modality's tokens are brought to one width and get a type
+embedding, so that all weights are shared and a third modality costs a projection and a type:
+
+    concat           [x_1; ...; x_M], then self attention over all: single-stream, as in UNITER
+                     (Chen et al., 2020)
+    add              z = sum_m r(x_m), r the K tokens that K learned queries find in a sequence of
+                     any length (Jaegle et al., Perceiver, 2021), then self attention over z
+    gated            z = sum_m g_m * r(x_m), g = softmax_m(W r(x_m)) element by element: a gated
+                     multimodal unit (Arevalo et al., 2017), then self attention over z
+    cross_attention  every x_m attends to itself and to all the others: co-attention in both
+                     directions (Lu et al., ViLBERT, 2019; Tan and Bansal, LXMERT, 2019)
+
+The joint vector lies in the space of the modalities' own vectors v_m and begins as their mean:
+
+    j = normalise( sum_m w_m v_m + R s ),   w = softmax_m(G s_m),   G = R = 0 at the start
+
+s_m being what is pooled from the fused tokens of modality m, s their mean; where all have become
+one sequence, s is pooled from that and the weights stay equal. What training adds to the mean it
+has to earn. A modality that a row lacks has no tokens, no weight and no part in it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.model.attention import Attention
+from pipeline.model.blocks import Block, Mlp
+from pipeline.model.config import FusionConfig
+from pipeline.model.pool import Pool
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One modality of a batch, or what a row has of it.
+
+    tokens (B, T, D_m); mask (B, T) bool, True where there is a token, all False in rows that lack
+    the modality; vector (B, E) float32, unit rows, of no account where it is lacking.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    vector: Tensor
+
+    @property
+    def there(self) -> Tensor:
+        """(B,) bool: which rows have it."""
+        return self.mask.any(dim=1)
+
+    def where(self, there: Tensor) -> Modality:
+        """The same, lacking in rows where `there` (B,) is False."""
+        return Modality(self.tokens, self.mask & there[:, None], self.vector)
+
+    def take(self, rows: Tensor) -> Modality:
+        """Rows (B',) int64 of the batch, in that order."""
+        return Modality(self.tokens[rows], self.mask[rows], self.vector[rows])
+
+
+@dataclass(frozen=True)
+class Fused:
+    """tokens (B, T, D); mask (B, T) bool; joint (B, E) float32, unit rows."""
+
+    tokens: Tensor
+    mask: Tensor
+    joint: Tensor
+
+
+def multimodal_fusion(text: Modality | None, image: Modality | None, how: Fusion) -> Fused:
+    """A text, an image, or both, fused by a learned `how`: see `Fusion`.
+
+    text (B, T, D_0), image (B, N, D_1) -> tokens (B, T + N or K, D), joint (B, E). ValueError
+    where there is neither.
+    """
+    return how([text, image])
+
+
+class Fusion(nn.Module):
+    """A list of modalities -> `Fused`, in the way that `config.how` names.
+
+    widths: D_m of each modality in the order they are given in. dim: E of the shared space.
+    """
+
+    def __init__(self, config: FusionConfig, widths: Sequence[int], dim: int) -> None:
+        super().__init__()
+        width = config.width
+        self.inward = nn.ModuleList(nn.Linear(each, width) for each in widths)
+        self.kind = nn.Parameter(torch.randn(len(widths), width) * 0.02)
+        self.mix = MIXES[config.how](config)
+        self.pool = Pool(width, config.heads)
+        # Where all modalities have become one sequence there is nothing left to weigh them by.
+        self.weigh = None if self.mix.merges else nn.Linear(width, 1, bias=False)
+        self.residual = nn.Linear(width, dim, bias=False)
+
+    def begin_as_the_mean(self) -> None:
+        """Take all that is learned out of the joint vector: it is the mean of the vectors again."""
+        if self.weigh is not None:
+            nn.init.zeros_(self.weigh.weight)
+        nn.init.zeros_(self.residual.weight)
+
+    def forward(self, modalities: Sequence[Modality | None]) -> Fused:
+        """Each modality, None for one that no row has -> the fused batch. Shapes: `Modality`,
+        `Fused`. ValueError where all are None."""
+        given = [(i, each) for i, each in enumerate(modalities) if each is not None]
+        if not given:
+            raise ValueError("fusion of no modality at all")
+        parts = [self.inward[i](each.tokens) + self.kind[i] for i, each in given]  # (B, T_m, D)
+        masks = [each.mask for _, each in given]
+        parts, masks = self.mix(parts, masks)
+        return Fused(
+            torch.cat(parts, dim=1),
+            torch.cat(masks, dim=1),
+            self._joint(parts, masks, [each for _, each in given]),
+        )
+
+    def _joint(self, parts: list[Tensor], masks: list[Tensor], given: Sequence[Modality]) -> Tensor:
+        """Fused tokens, one part a modality or one for all of them -> (B, E) float32, unit rows."""
+        there = torch.stack([each.there for each in given], dim=1)[..., None]  # (B, M, 1)
+        pooled = [
+            self.pool(part, _somewhere(mask)[:, None, None, :])
+            for part, mask in zip(parts, masks, strict=True)
+        ]
+        summaries = torch.stack(pooled, dim=1)  # (B, M or 1, D)
+        told = there if self.weigh is not None else there.any(1, keepdim=True)
+        summary = (summaries * told).sum(1) / told.sum(1).clamp(min=1)
+        scores = torch.zeros_like(there, dtype=torch.float32)
+        if self.weigh is not None:
+            scores = self.weigh(summaries).float()
+        weights = scores.masked_fill(~there, torch.finfo(torch.float32).min).softmax(dim=1)
+        vectors = torch.stack([each.vector for each in given], dim=1)  # (B, M, E)
+        base = (weights * vectors.masked_fill(~there, 0)).sum(1)
+        return functional.normalize(base + self.residual(summary).float(), dim=-1)
+
+
+class Concat(nn.Module):
+    """One sequence of them all, and self attention over it."""
+
+    merges = False  # its parts stay apart, one a modality
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__()
+        blocks = (Block(config.width, config.heads) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(
+        self, parts: list[Tensor], masks: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """M tokens (B, T_m, D), M masks (B, T_m) -> the same shapes."""
+        x, mask = torch.cat(parts, dim=1), torch.cat(masks, dim=1)  # (B, T, D), (B, T)
+        seen = _somewhere(mask)[:, None, None, :]
+        for block in self.blocks:
+            x = block(x, seen)
+        return list(x.split([part.shape[1] for part in parts], dim=1)), masks
+
+
+class Add(nn.Module):
+    """The sum of the modalities, each brought to K tokens, and self attention over it."""
+
+    merges = True
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__()
+        width, heads = config.width, config.heads
+        self.query = nn.Parameter(torch.randn(1, config.slots, width) * width**-0.5)
+        self.norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(config.depth))
+
+    def forward(
+        self, parts: list[Tensor], masks: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """M tokens (B, T_m, D), M masks (B, T_m) -> one (B, K, D), one mask (B, K)."""
+        there = torch.stack([mask.any(1) for mask in masks], dim=1)[..., None, None]  # (B, M, 1, 1)
+        found = [self._resampled(*each) for each in zip(parts, masks, strict=True)]
+        x = self.together(torch.stack(found, dim=1), there)  # (B, K, D)
+        for block in self.blocks:
+            x = block(x)
+        return [x], [there.any(1)[:, 0].expand(-1, x.shape[1])]
+
+    def _resampled(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, D), (B, T) -> (B, K, D)."""
+        query = self.query.expand(len(tokens), -1, -1)
+        return self.attention(query, self.norm(tokens), _somewhere(mask)[:, None, None, :])
+
+    def together(self, found: Tensor, there: Tensor) -> Tensor:
+        """found (B, M, K, D), there (B, M, 1, 1) -> (B, K, D)."""
+        return (found * there).sum(1)
+
+
+class Gated(Add):
+    """The same, each element of each token a convex combination over the modalities."""
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__(config)
+        self.gate = nn.Linear(config.width, config.width)
+
+    def together(self, found: Tensor, there: Tensor) -> Tensor:
+        scores = self.gate(found).masked_fill(~there, torch.finfo(found.dtype).min)
+        return (scores.softmax(dim=1) * torch.tanh(found)).sum(1)
+
+
+class CrossAttention(nn.Module):
+    """Every sequence attends to itself, then to all the others."""
+
+    merges = False
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__()
+        self.nothing = nn.Parameter(torch.randn(1, 1, config.width) * 0.02)
+        blocks = (CrossBlock(config.width, config.heads) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(
+        self, parts: list[Tensor], masks: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """M tokens (B, T_m, D), M masks (B, T_m) -> the same shapes."""
+        # A token that is always there: what a sequence without others has to look at.
+        nothing = self.nothing.expand(len(parts[0]), -1, -1)
+        always = torch.ones_like(masks[0][:, :1])
+        for block in self.blocks:
+            new = []
+            for i, (part, mask) in enumerate(zip(parts, masks, strict=True)):
+                others = [nothing, *itertools.chain(parts[:i], parts[i + 1 :])]
+                theirs = torch.cat([always, *itertools.chain(masks[:i], masks[i + 1 :])], dim=1)
+                new.append(block(part, _somewhere(mask), torch.cat(others, dim=1), theirs))
+            parts = new
+        return parts, masks
+
+
+class CrossBlock(nn.Module):
+    """x + self attention, + attention to a context, + an MLP, each of a norm of x: pre-norm."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.cross_norm = nn.LayerNorm(width)
+        self.context_norm = nn.LayerNorm(width)
+        self.cross = Attention(width, heads)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = Mlp(width)
+
+    def forward(self, x: Tensor, mask: Tensor, context: Tensor, context_mask: Tensor) -> Tensor:
+        """x (B, T, D), mask (B, T), context (B, S, D), its mask (B, S) -> (B, T, D)."""
+        x = x + self.attention(self.attention_norm(x), mask=mask[:, None, None, :])
+        seen = context_mask[:, None, None, :]
+        x = x + self.cross(self.cross_norm(x), self.context_norm(context), seen)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+MIXES = {
+    "concat": Concat,
+    "add": Add,
+    "gated": Gated,
+    "cross_attention": CrossAttention,
+}
+
+
+def _somewhere(mask: Tensor) -> Tensor:
+    """The mask (B, T), opened in rows that are all False: attention over nothing is undefined, and
+    what such rows give is left out by whoever asks `there`."""
+    return mask | ~mask.any(dim=1, keepdim=True)

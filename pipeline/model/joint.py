@@ -1,0 +1,51 @@
+"""The joint model: two towers, a fusion of their tokens, and matching on what is fused."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipeline.model.config import ModelConfig
+from pipeline.model.fusion import Fused, Fusion, Modality, multimodal_fusion
+from pipeline.model.matching import Match, Matching
+from pipeline.model.towers import PAD, DualEncoder, initialise
+
+
+class JointNetwork(DualEncoder):
+    """Pictures and texts -> unit vectors; pairs of them -> joint vectors and matches.
+
+    Without `config.fusion` it is a `DualEncoder` and no more. `fusion` takes [text, image].
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.fusion: Fusion | None = None
+        self.matching: Matching | None = None
+        if config.fusion is not None:
+            widths = (config.text.width, config.image.width)
+            self.fusion = Fusion(config.fusion, widths, config.dim)
+            self.matching = Matching(config.fusion.width, config.fusion.heads)
+            self.fusion.apply(initialise)
+            self.matching.apply(initialise)
+            self.fusion.begin_as_the_mean()
+
+    def image_modality(self, pixels: Tensor) -> Modality:
+        """pixels uint8 (B, 3, S, S) -> N tokens each, all there."""
+        tokens, vector = self.encode_image(pixels)
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        return Modality(tokens, mask, vector)
+
+    def text_modality(self, ids: Tensor) -> Modality:
+        """ids int64 (B, T), PAD at the end -> T tokens each."""
+        tokens, vector = self.encode_text(ids)
+        return Modality(tokens, ids != PAD, vector)
+
+    def fuse(self, text: Modality | None, image: Modality | None) -> Fused:
+        """What `multimodal_fusion` gives, by the fusion learned; needs `config.fusion`."""
+        assert self.fusion is not None, "a model of two towers alone"
+        return multimodal_fusion(text, image, self.fusion)
+
+    def match(self, text: Modality, image: Modality) -> Match:
+        """Row by row, does text i tell of picture i? Needs `config.fusion`."""
+        assert self.matching is not None, "a model of two towers alone"
+        return self.matching(self.fuse(text, image))

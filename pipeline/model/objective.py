@@ -1,0 +1,163 @@
+"""What a batch is learned by: contrast, probes, matching and the joint vector.
+
+Probes are linear readings that say what lies in each place, of patch tokens, and what there is, of
+vectors: they teach the towers to see and to read long before contrast alone could. They are not
+shipped.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.model.config import ModelConfig
+from pipeline.model.feed import CLASSES, READINGS, WORDS, Lesson
+from pipeline.model.fusion import Modality
+from pipeline.model.joint import JointNetwork
+from pipeline.model.losses import bag_loss, facts_loss, info_nce, matching_loss
+from pipeline.model.matching import hard_negatives
+from pipeline.scenes.world import BACKGROUNDS, KINDS
+
+LACKING = (
+    0.15  # share of pairs that are fused without their text, and as many without their picture
+)
+
+
+class Probes(nn.Module):
+    """Linear readings of patch tokens: what lies in each of 3 x 3 places, and on what."""
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.places = nn.Linear(width, sum(CLASSES))
+        self.background = nn.Linear(width, len(BACKGROUNDS))
+        self.kinds = nn.Linear(dim, len(KINDS) * sum(READINGS))
+        self.bag = nn.Linear(dim, len(WORDS))
+
+    def forward(self, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
+        """tokens (B, N, D) -> one (B, 9, classes) tensor an attribute, and (B, backgrounds)."""
+        side = math.isqrt(tokens.shape[1])
+        grid = tokens.transpose(1, 2).unflatten(2, (side, side))  # (B, D, side, side)
+        places = functional.adaptive_avg_pool2d(grid, 3).flatten(2).transpose(1, 2)  # (B, 9, D)
+        return list(self.places(places).split(CLASSES, dim=-1)), self.background(tokens.mean(1))
+
+    def read(self, vectors: Tensor, kinds: Tensor, bag: Tensor) -> tuple[Tensor, Tensor]:
+        """How badly unit vectors (B, E) of pictures or texts tell `kinds` (B, kinds, readings) and
+        `bag` (B, words): the same readings of both, which draws them together. -> two scalars.
+        """
+        # A unit vector's entries are of size E^-1/2: scaled to 1, as a layer's input should be.
+        scaled = vectors.to(self.kinds.weight.dtype) * vectors.shape[-1] ** 0.5
+        of_kinds = self.kinds(scaled).unflatten(-1, (len(KINDS), -1)).split(READINGS, dim=-1)
+        return facts_loss(of_kinds, kinds), bag_loss(self.bag(scaled), bag)
+
+
+class Objective(nn.Module):
+    """The model, the probes, and the losses of a batch."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.model = JointNetwork(config)
+        self.probes = Probes(config.image.width, config.dim)
+
+    def forward(self, batch: Lesson, join: bool, chance: torch.Generator) -> dict[str, Tensor]:
+        """-> float32 scalars: `contrast`, the mean InfoNCE of the captions; `facts`, the probes'
+        loss on patches; `readings` and `words`, their mean losses on vectors; where the pairs are
+        to `join`, `match` and `joint`. chance: of the CPU, draws wrong pairs and what is lacking.
+        """
+        model, device = self.model, self.model.log_scale.device
+        image = model.image_modality(_moved(batch.pixels, device))
+        kinds, bag = _moved(batch.kinds, device), _moved(batch.bag, device)
+        readings = [self.probes.read(image.vector, kinds, bag)]
+        contrasts, texts, truths = [], [], []
+        for told in batch.told:
+            text = model.text_modality(_moved(told.ids, device))
+            true = _moved(told.also_true, device)
+            contrasts.append(info_nce(image.vector, text.vector, model.scale, true))
+            kinds, bag = _moved(told.kinds, device), _moved(told.bag, device)
+            readings.append(self.probes.read(text.vector, kinds, bag))
+            texts.append(text)
+            truths.append(true)
+        places, background = self.probes(image.tokens)
+        stage = functional.cross_entropy(background.float(), _moved(batch.background, device))
+        losses = {
+            "contrast": torch.stack(contrasts).mean(),
+            "facts": facts_loss(places, _moved(batch.facts, device)) + stage,
+            "readings": torch.stack([kinds for kinds, _ in readings]).mean(),
+            "words": torch.stack([words for _, words in readings]).mean(),
+        }
+        if join:
+            losses |= joined_losses(model, texts, truths, image, chance)
+        return losses
+
+
+def joined_losses(
+    model: JointNetwork,
+    texts: list[Modality],
+    truths: list[Tensor],
+    image: Modality,
+    chance: torch.Generator,
+) -> dict[str, Tensor]:
+    """Of the first captions with their pictures: `match`, told from as many wrong pairs, the
+    hardest likeliest; `joint`, InfoNCE of the joint vectors with the vectors of the other captions.
+
+    texts: two captions of each picture; truths (B, B) bool of each, caption i is true of picture j.
+    """
+    (text, query), (true, true_query) = texts, truths
+    size, device = len(true), true.device
+    rows = torch.arange(size, device=device)
+    wrong = wrong_pairs(model.scale * text.vector @ image.vector.T, true, chance)
+    lacking = torch.rand(size, generator=chance).to(device)
+    said, seen = lacking >= LACKING, lacking < 1 - LACKING
+    whole = torch.ones_like(said)
+    fused = model.fuse(
+        text.take(torch.cat([rows, wrong.text])).where(torch.cat([said, whole])),
+        image.take(torch.cat([rows, wrong.image])).where(torch.cat([seen, whole])),
+    )
+    assert model.matching is not None
+    match = model.matching(fused)
+    return {
+        "match": matching_loss(
+            match.logit,
+            torch.cat([whole, ~whole]),
+            torch.cat([said & seen, wrong.found]),
+        ),
+        "joint": info_nce(fused.joint[:size], query.vector, model.scale, true_query),
+    }
+
+
+@dataclass(frozen=True)
+class WrongPairs:
+    """Rows of texts and of pictures, (B,) int64 each, that do not belong together; found (B,) bool:
+    False where the batch had no wrong pair to give.
+    """
+
+    text: Tensor
+    image: Tensor
+    found: Tensor
+
+
+def wrong_pairs(scores: Tensor, true: Tensor, chance: torch.Generator) -> WrongPairs:
+    """For every other row its caption with a wrong picture, for the rest its picture with a wrong
+    caption, by chance.
+
+    scores (B, B): caption i with picture j; true (B, B) bool, as in `info_nce`.
+    """
+    rows = torch.arange(len(scores), device=scores.device)
+    true = true | torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+    scores = scores.detach()
+    picture, picture_found = hard_negatives(scores, true, chance)
+    caption, caption_found = hard_negatives(scores.T, true.T, chance)
+    keep_text = (torch.rand(len(scores), generator=chance) < 0.5).to(scores.device)
+    return WrongPairs(
+        text=torch.where(keep_text, rows, caption),
+        image=torch.where(keep_text, picture, rows),
+        found=torch.where(keep_text, picture_found, caption_found),
+    )
+
+
+def _moved(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device)

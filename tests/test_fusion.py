@@ -1,0 +1,190 @@
+"""Fusion in its four ways, and matching: what each promises whatever its weights are."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import binary_cross_entropy, normalize
+
+from pipeline.model.config import FusionConfig
+from pipeline.model.fusion import MIXES, Fusion, Modality, multimodal_fusion
+from pipeline.model.losses import matching_loss
+from pipeline.model.matching import Matching, hard_negatives
+from pipeline.model.objective import wrong_pairs
+
+WIDTHS, DIM = (12, 20), 8
+HOWS = sorted(MIXES)
+CONFIG = FusionConfig(width=16, depth=2, heads=2, slots=5)
+
+
+def fusion(how, widths=WIDTHS, trained=True):
+    """One with random weights all over, or one that has just begun."""
+    torch.manual_seed(1)
+    made = Fusion(replace(CONFIG, how=how), widths, DIM).eval()
+    if not trained:
+        made.begin_as_the_mean()
+    return made
+
+
+def modality(tokens, width, lengths, seed=0):
+    chance = torch.Generator().manual_seed(seed)
+    mask = torch.arange(tokens)[None] < torch.tensor(lengths)[:, None]
+    made = torch.randn(len(lengths), tokens, width, generator=chance)
+    vector = normalize(torch.randn(len(lengths), DIM, generator=chance), dim=-1)
+    return Modality(made, mask, vector)
+
+
+def pairs():
+    return modality(7, 12, [7, 3, 1, 5], seed=1), modality(6, 20, [6, 6, 6, 6], seed=2)
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_shapes_and_unit_joint_vectors(how):
+    fused = multimodal_fusion(*pairs(), fusion(how))
+    tokens = CONFIG.slots if how in ("add", "gated") else 13
+    assert fused.tokens.shape == (4, tokens, 16) and fused.mask.shape == (4, tokens)
+    assert fused.joint.dtype == torch.float32
+    torch.testing.assert_close(fused.joint.norm(dim=-1), torch.ones(4))
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_it_begins_as_the_mean(how):
+    text, image = pairs()
+    begun = multimodal_fusion(text, image, fusion(how, trained=False))
+    mean = normalize(text.vector + image.vector, dim=-1)
+    torch.testing.assert_close(begun.joint, mean)
+    learned = multimodal_fusion(text, image, fusion(how))
+    assert (learned.joint - mean).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_a_row_that_lacks_a_modality_is_what_it_has(how):
+    text, image = pairs()
+    there = torch.tensor([True, False, True, False])
+    mixed = multimodal_fusion(text.where(there), image, fusion(how))
+    both = multimodal_fusion(text, image, fusion(how))
+    alone = multimodal_fusion(None, image, fusion(how))
+    torch.testing.assert_close(mixed.joint[there], both.joint[there])
+    torch.testing.assert_close(mixed.joint[~there], alone.joint[~there])
+    begun = multimodal_fusion(text.where(there), image, fusion(how, trained=False))
+    torch.testing.assert_close(begun.joint[~there], image.vector[~there])
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_what_a_lacking_modality_holds_says_nothing(how):
+    text, image = pairs()
+    none = torch.zeros(4, dtype=torch.bool)
+    other = Modality(text.tokens + 3, text.mask, -text.vector)
+    learned = fusion(how)
+    one = multimodal_fusion(text.where(none), image, learned)
+    two = multimodal_fusion(other.where(none), image, learned)
+    torch.testing.assert_close(one.joint, two.joint)
+    match = Matching(16, 2).eval()
+    torch.testing.assert_close(match(one).logit, match(two).logit)
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_padding_and_company_say_nothing(how):
+    text, image = pairs()
+    learned, match = fusion(how), Matching(16, 2).eval()
+    whole = multimodal_fusion(text, image, learned)
+    for row, length in enumerate(text.mask.sum(1).tolist()):
+        alone = Modality(
+            text.tokens[row : row + 1, :length],
+            text.mask[row : row + 1, :length],
+            text.vector[row : row + 1],
+        )
+        one = multimodal_fusion(alone, image.take(torch.tensor([row])), learned)
+        torch.testing.assert_close(one.joint[0], whole.joint[row])
+        torch.testing.assert_close(match(one).logit[0], match(whole).logit[row])
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_a_third_modality_is_one_more_of_the_list(how):
+    text, image = pairs()
+    sound = modality(4, 6, [4, 2, 4, 0], seed=3)
+    three = fusion(how, (*WIDTHS, 6))
+    fused = three([text, image, sound])
+    assert fused.joint.shape == (4, DIM)
+    without = three([text, image, None])
+    torch.testing.assert_close(fused.joint[3], without.joint[3])  # the row that has no sound
+    assert (fused.joint[:3] - without.joint[:3]).abs().amax(1).min() > 1e-4
+    begun = fusion(how, (*WIDTHS, 6), trained=False)([text, image, sound])
+    mean = normalize(text.vector + image.vector + sound.vector, dim=-1)
+    torch.testing.assert_close(begun.joint[:3], mean[:3])
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_every_weight_learns_from_a_joint_vector_and_a_match(how):
+    text, image = pairs()
+    learned, match = fusion(how).train(), Matching(16, 2)
+    fused = multimodal_fusion(text, image, learned)
+    (fused.joint[:, 0].sum() + match(fused).logit.sum()).backward()
+    still = [
+        name
+        for name, weight in [*learned.named_parameters(), *match.named_parameters()]
+        if weight.grad is None or not weight.grad.any()
+    ]
+    assert still == []
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_no_gradient_is_nan_where_modalities_lack(how):
+    text, image = pairs()
+    there = torch.tensor([True, False, True, False])
+    learned = fusion(how).train()
+    fused = learned([text.where(there), image.where(~there)])
+    fused.joint.sum().backward()
+    grads = [weight.grad for weight in learned.parameters() if weight.grad is not None]
+    assert grads and all(grad.isfinite().all() for grad in grads)
+
+
+def test_fusion_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="no modality"):
+        multimodal_fusion(None, None, fusion("concat"))
+
+
+@given(seed=st.integers(0, 2**31), size=st.integers(1, 8), share=st.floats(0, 1))
+def test_hard_negatives_are_wrong_and_the_harder_the_likelier(seed, size, share):
+    chance = torch.Generator().manual_seed(seed)
+    scores = torch.randn(size, size, generator=chance) * 5
+    true = torch.rand(size, size, generator=chance) < share
+    columns, found = hard_negatives(scores, true, chance)
+    assert (found == ~true.all(dim=1)).all()
+    assert not true[torch.arange(size), columns][found].any()
+
+
+def test_hard_negatives_follow_the_softmax_of_the_wrong():
+    scores = torch.tensor([[9.0, 1.0, 2.0, 0.0]]).repeat(20000, 1)
+    true = torch.tensor([[True, False, False, False]]).repeat(20000, 1)
+    columns, _ = hard_negatives(scores, true, torch.Generator().manual_seed(0))
+    shares = torch.bincount(columns, minlength=4) / len(columns)
+    expected = torch.tensor([1.0, 2.0, 0.0]).softmax(0)
+    assert shares[0] == 0
+    torch.testing.assert_close(shares[1:], expected, atol=0.02, rtol=0)
+
+
+@given(seed=st.integers(0, 2**31), size=st.integers(2, 8))
+def test_wrong_pairs_keep_one_side_and_are_wrong(seed, size):
+    chance = torch.Generator().manual_seed(seed)
+    scores = torch.randn(size, size, generator=chance)
+    true = torch.rand(size, size, generator=chance) < 0.3
+    wrong = wrong_pairs(scores, true, chance)
+    rows = torch.arange(size)
+    assert ((wrong.text == rows) | (wrong.image == rows))[wrong.found].all()
+    assert (wrong.text != wrong.image)[wrong.found].all()
+    assert not true[wrong.text, wrong.image][wrong.found].any()
+
+
+def test_matching_loss_is_its_formula_both_sides_alike():
+    logits = torch.tensor([2.0, -1.0, 0.5, 3.0, -4.0])
+    true = torch.tensor([True, True, False, False, False])
+    counted = torch.tensor([True, True, True, False, True])
+    p = logits.sigmoid()
+    right = binary_cross_entropy(p[:2], torch.ones(2))
+    wrong = binary_cross_entropy(p[[2, 4]], torch.zeros(2))
+    torch.testing.assert_close(matching_loss(logits, true, counted), (right + wrong) / 2)
+    nothing = torch.zeros(5, dtype=torch.bool)
+    assert matching_loss(logits, true, nothing) == 0
