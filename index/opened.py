@@ -73,16 +73,20 @@ class Opened:
     def nprobe_for(self, query: Query) -> int:
         """Cells to look into, 0 where the column's index is exact; CollectionError without
         index."""
+        self.require_column(query.column)
+        made = self.generation.manifest.columns[query.column]
+        return 0 if made.exact else min(made.cells, query.nprobe or made.nprobe)
+
+    def require_column(self, column: str) -> None:
+        """Raises CollectionError where a column has no index, and so no vectors of its own."""
         columns = self.generation.manifest.columns
-        if query.column not in columns:
+        if column not in columns:
             raise CollectionError(
-                f"column {query.column} of {shown(self.collection.folder.url)}",
+                f"column {column} of {shown(self.collection.folder.url)}",
                 expected="an index: there is one for " + ", ".join(columns),
                 found="none",
                 do="run chiasm index build",
             )
-        made = columns[query.column]
-        return 0 if made.exact else min(made.cells, query.nprobe or made.nprobe)
 
     def rows(self, positions: Iterable[int]) -> dict[int, CatalogRow]:
         """The catalog's rows at positions of the generation."""

@@ -45,7 +45,7 @@ def encode_queries(queries: Sequence[Query], encoder: Encoder | None, dim: int) 
     for some in _batches(worded):
         xq[some] = encoder.encode_texts([queries[number].words for number in some])
     for some in _batches(pictured):
-        vectors = encoder.encode_images([_pixels(source, encoder) for _, source in some])
+        vectors = encoder.encode_images([pixels_of(source, encoder) for _, source in some])
         for (number, _), vector in zip(some, vectors, strict=True):
             words = xq[number][None]
             xq[number] = mean_of(vector[None], words)[0] if queries[number].words else vector
@@ -67,7 +67,8 @@ def _given(vector: np.ndarray, dim: int) -> np.ndarray:
     return unit(vector[None])[0]
 
 
-def _pixels(source: PictureSource, encoder: Encoder) -> np.ndarray:
+def pixels_of(source: PictureSource, encoder: Encoder) -> np.ndarray:
+    """What the encoder takes of a query's picture; UsageError where that cannot be read."""
     try:
         decoded = decode(encoded_picture(source), DecodeSettings(), encoder.image_size)
     except Undecodable as error:

@@ -9,7 +9,6 @@ on.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +19,46 @@ from PIL import Image
 
 from pipeline.errors import SourceError, UsageError
 from pipeline.records import COLUMNS, Place
-from pipeline.shards import read_member
-from pipeline.storage import shown
+from pipeline.shards import read_checked
 
 PictureSource = str | Path | bytes | Image.Image  # a path, an encoded file, or pixels
+
+
+RERANKERS = {  # how -> what it is written as
+    "vectors": "vectors:N",
+    "match": "match:N",
+    "st": "st:NAME:N",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rerank:
+    """One stage of reranking: how, by which model where it takes one, and how many candidates."""
+
+    how: str
+    depth: int
+    model: str = ""
+
+    @classmethod
+    def parse(cls, told: str) -> Rerank:
+        """`match:20`, `st:NAME:20` and their like; UsageError for anything else."""
+        head, _, depth = told.strip().rpartition(":")
+        how, _, model = head.partition(":")
+        if how not in RERANKERS or bool(model) != (how == "st") or not depth.isdigit():
+            raise UsageError(
+                f"rerank {told!r}", expected=", ".join(RERANKERS.values()), found="none of them"
+            )
+        if int(depth) < 1:
+            raise UsageError(f"rerank {told!r}", expected="at least 1 candidate", found=depth)
+        return cls(how, int(depth), model)
+
+    @property
+    def name(self) -> str:
+        """What its scores are told under."""
+        return f"{self.how}:{self.model}" if self.model else self.how
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.depth}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +69,7 @@ class Query:
     vector: (D,) float32 in the collection's space, instead of text and image.
     column: the vector column searched. k: results wanted, at least 1.
     nprobe: cells of an IVF index looked into; None takes what the generation was built with.
+    rerank: stages that score the first hits again, one after the other.
     """
 
     text: str | None = None
@@ -42,6 +78,7 @@ class Query:
     column: str = "image"
     k: int = 10
     nprobe: int | None = None
+    rerank: tuple[Rerank, ...] = ()
 
     def __post_init__(self) -> None:
         asked = self.words != "" or self.image is not None
@@ -59,16 +96,27 @@ class Query:
                 raise UsageError(name, expected="a whole number from 1 up", found=repr(number))
 
     @property
+    def candidates(self) -> int:
+        """How many hits the search has to give: k, or what a stage wants to see."""
+        return max(self.k, *(stage.depth for stage in self.rerank), 0)
+
+    @property
     def words(self) -> str:
         """The text to encode, "" where there is none."""
         return (self.text or "").strip()
 
     def as_json(self) -> dict[str, Any]:
-        """What was asked, without bytes and pixels: {"text", "image", "column", "k"}."""
+        """What was asked, without bytes and pixels: {"text", "image", "column", "k", "rerank"}."""
         image = str(self.image) if isinstance(self.image, str | Path) else None
         if self.image is not None and image is None:
             image = "(given as bytes)" if isinstance(self.image, bytes) else "(given as pixels)"
-        return {"text": self.text, "image": image, "column": self.column, "k": int(self.k)}
+        return {
+            "text": self.text,
+            "image": image,
+            "column": self.column,
+            "k": int(self.k),
+            "rerank": [str(stage) for stage in self.rerank],
+        }
 
     def __str__(self) -> str:
         image = self.as_json()["image"]
@@ -79,7 +127,9 @@ class Query:
 @dataclass(frozen=True, slots=True)
 class Hit:
     """A row that was found. `id` is '<shard id>/<row>@<edition>' and names the row for ever;
-    `score` is the inner product of unit vectors, in [-1, 1], higher is nearer."""
+    `score`, higher is nearer, is the inner product of unit vectors, in [-1, 1], or what the last
+    stage of reranking made of it.
+    """
 
     id: str
     score: float
@@ -89,7 +139,8 @@ class Hit:
 class Result(Hit):
     """A hit and what belongs to it.
 
-    rank counts from 1. key is unique within its shard only. caption is the first of captions, None
+    rank counts from 1. scores holds the score of each stage that saw the row, by the stage's name,
+    `search` first. key is unique within its shard only. caption is the first of captions, None
     without any. meta is the sample's json in the collection's types, absent fields left out. width
     and height are in pixels, as a person sees the picture. url is the shard's, place where the
     picture's bytes lie in it, sha256 their digest: all three None for a row without a picture.
@@ -106,6 +157,7 @@ class Result(Hit):
     url: str = ""
     place: Place | None = None
     sha256: str | None = None
+    scores: dict[str, float] = field(default_factory=dict)
 
     def picture(self) -> bytes:
         """The encoded picture, read from its shard and compared with what was embedded.
@@ -114,18 +166,10 @@ class Result(Hit):
         """
         if self.place is None:
             raise SourceError(self.id, expected="a picture", found="a row with a caption only")
-        data = read_member(self.url, self.place)
-        if hashlib.sha256(data).hexdigest() != self.sha256:
-            raise SourceError(
-                shown(self.url),
-                expected=f"the bytes of {self.place.member} that were embedded",
-                found="others",
-                do="the shard has changed: run chiasm embed and chiasm index build again",
-            )
-        return data
+        return read_checked(self.url, self.place, self.sha256)
 
     def as_json(self) -> dict[str, Any]:
-        told = ("rank", "id", "key", "shard", "score", "caption", "meta")
+        told = ("rank", "id", "key", "shard", "score", "scores", "caption", "meta")
         return {name: getattr(self, name) for name in told}
 
 

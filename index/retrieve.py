@@ -1,6 +1,6 @@
 """The read path on one screen.
 
-    Query -> encoder -> search -> results
+    Query -> encoder -> search -> rerank -> results
 
 `retrieve` is the path, each stage timed. `open_collection` gives a `Searcher`, which holds what
 stays between queries (index/opened.py) and is what programs use. Nothing shared is changed by a
@@ -20,7 +20,8 @@ import numpy as np
 from index.catalog import CatalogRow
 from index.opened import Opened, live_generation
 from index.queries import encode_queries
-from index.results import Answer, PictureSource, Query, Result
+from index.rerank import Candidate, rerank
+from index.results import Answer, PictureSource, Query, Rerank, Result
 from index.search import search
 from pipeline.collection import Collection
 from pipeline.encoders import EncoderSettings
@@ -35,44 +36,50 @@ def retrieve(queries: Sequence[Query], collection: Opened) -> list[Answer]:
     with clock.stage("encode"):
         xq = encode_queries(queries, encoder, collection.dim)  # (Q, D) float32, unit rows
     with clock.stage("search"):
-        hits = find(queries, xq, collection)  # for each query: score and position, best first
+        hits = find(queries, xq, collection)  # for each query candidates, best first
+    with clock.stage("rerank"):
+        hits = [
+            rerank(query, vector, found, collection)[: query.k]
+            for query, vector, found in zip(queries, xq, hits, strict=True)
+        ]
     with clock.stage("results"):
         results = results_of(hits, collection)
     share = {stage: seconds / max(1, len(queries)) for stage, seconds in clock.seconds.items()}
     return [Answer(query, found, share) for query, found in zip(queries, results, strict=True)]
 
 
-def find(
-    queries: Sequence[Query], xq: np.ndarray, collection: Opened
-) -> list[list[tuple[float, int]]]:
+def find(queries: Sequence[Query], xq: np.ndarray, collection: Opened) -> list[list[Candidate]]:
     """Search at once all queries that differ in nothing but their vector."""
     alike: dict[tuple[str, int, int], list[int]] = defaultdict(list)
     for number, query in enumerate(queries):
-        k = min(query.k, len(collection))
+        k = min(query.candidates, len(collection))
         alike[query.column, k, collection.nprobe_for(query)].append(number)
-    hits: dict[int, list[tuple[float, int]]] = {}
+    hits: dict[int, list[Candidate]] = {}
     for (column, k, nprobe), numbers in alike.items():
         scores, positions = search(collection.segments, column, xq[numbers], k, nprobe)
         for number, near, where in zip(numbers, scores.tolist(), positions.tolist(), strict=True):
-            hits[number] = [hit for hit in zip(near, where, strict=True) if hit[1] >= 0]
+            hits[number] = [
+                Candidate(position, score, {"search": score})
+                for score, position in zip(near, where, strict=True)
+                if position >= 0
+            ]
     return [hits[number] for number in range(len(queries))]
 
 
-def results_of(
-    hits: Sequence[Sequence[tuple[float, int]]], collection: Opened
-) -> list[tuple[Result, ...]]:
+def results_of(hits: Sequence[Sequence[Candidate]], collection: Opened) -> list[tuple[Result, ...]]:
     """What people want to see of each hit, from the catalog; each row is read once."""
-    rows = collection.rows({position for _, position in chain.from_iterable(hits)})
+    rows = collection.rows({found.position for found in chain.from_iterable(hits)})
     return [
-        tuple(_result(rank, score, rows[at]) for rank, (score, at) in enumerate(found, 1))
+        tuple(_result(rank, hit, rows[hit.position]) for rank, hit in enumerate(found, 1))
         for found in hits
     ]
 
 
-def _result(rank: int, score: float, row: CatalogRow) -> Result:
+def _result(rank: int, hit: Candidate, row: CatalogRow) -> Result:
     return Result(
         id=row.id,
-        score=score,
+        score=hit.score,
+        scores=hit.scores,
         rank=rank,
         key=row.key,
         shard=row.shard,
@@ -97,13 +104,17 @@ class Searcher(Opened):
         image: PictureSource | None = None,
         column: str | None = None,
         k: int = 10,
+        rerank: Sequence[str] = (),
     ) -> Answer:
         """The k rows nearest to some words, a picture, or both.
 
         image: a path, an encoded file, or a PIL picture. column: `image` finds pictures and is the
-        default, `text` finds captions, `joint` pairs. Raises UsageError for what cannot be meant.
+        default, `text` finds captions, `joint` pairs. rerank: stages such as `match:20`, see
+        index/rerank.py. Raises UsageError for what cannot be meant.
         """
-        return self.search_many([Query(text, image, column=column or "image", k=k)])[0]
+        stages = tuple(Rerank.parse(stage) for stage in rerank)
+        query = Query(text, image, column=column or "image", k=k, rerank=stages)
+        return self.search_many([query])[0]
 
     def search_many(self, queries: Sequence[Query]) -> list[Answer]:
         """Many queries at once: one forward pass and one search for all that are alike."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from index import open_collection
-from index.results import Answer, Query
+from index.results import Answer, Query, Rerank
 from index.sheet import write_sheet
 from jobs.terminal import printable
 from pipeline.errors import UsageError
@@ -23,6 +24,8 @@ HELP = """Search a collection by words, by a picture, or by both.
   chiasm search photos.chiasm --image boat.jpg --column text
 
   chiasm search photos.chiasm --json < queries.txt
+
+  chiasm search photos.chiasm "a red boat" --rerank match:20
 
 Without words and picture, queries are read from stdin, one a line. Columns: image finds pictures,
 text finds captions, joint finds pairs. Words and a picture together are searched by their mean."""
@@ -41,6 +44,13 @@ def search(
     k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 10,
     image: Annotated[str | None, typer.Option(help="A picture to search by.")] = None,
     column: Annotated[str, typer.Option(help="image, text or joint.")] = "image",
+    rerank: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STAGE",
+            help="vectors:N, match:N or st:NAME:N: score the first N again. Can be repeated.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a query.")] = False,
     sheet: Annotated[
         str | None, typer.Option(help="Draw the results as one picture, a PNG.")
@@ -52,7 +62,9 @@ def search(
     searcher = open_collection(collection, allow_stale=allow_stale)
     from_stdin = text == "-" or (text is None and image is None)
     answers: list[Answer] = []
-    for queries in _batches(text, image, column, k, from_stdin):
+    stages = tuple(Rerank.parse(stage) for stage in rerank or ())
+    asking = partial(Query, image=image, column=column, k=k, rerank=stages)
+    for queries in _batches(text, asking, from_stdin):
         answered = searcher.search_many(queries)
         for answer in answered:
             print(
@@ -69,11 +81,11 @@ def search(
 
 
 def _batches(
-    text: str | None, image: str | None, column: str, k: int, from_stdin: bool
+    text: str | None, asking: Callable[[str | None], Query], from_stdin: bool
 ) -> Iterator[list[Query]]:
     """Queries to answer together: the one of the command line, or what has come in on stdin."""
     if not from_stdin:
-        yield [Query(text, image, column=column, k=k)]
+        yield [asking(text)]
         return
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError(
@@ -83,7 +95,7 @@ def _batches(
         words = [line.strip() for line in lines if line.strip()]
         for start in range(0, len(words), BATCH):
             some = words[start : start + BATCH]
-            yield [Query(line, image, column=column, k=k) for line in some]
+            yield [asking(line) for line in some]
 
 
 def _arriving(stdin: int) -> Iterator[list[str]]:

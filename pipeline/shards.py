@@ -76,6 +76,21 @@ def read_member(shard_url: str, place: Place) -> bytes:
     raise SourceError(shown(shard_url), expected=f"the member {place.member}", found=found)
 
 
+def read_checked(shard_url: str, place: Place, sha256: str | None) -> bytes:
+    """A member's bytes again, if they are those that were embedded.
+
+    Raises SourceError for a shard that is gone or has changed."""
+    data = read_member(shard_url, place)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise SourceError(
+            shown(shard_url),
+            expected=f"the bytes of {place.member} that were embedded",
+            found="others",
+            do="the shard has changed: run chiasm embed and chiasm index build again",
+        )
+    return data
+
+
 def write_shard(path: str | Path, samples: Iterable[Mapping[str, Any]]) -> Shard:
     """Write an uncompressed shard whole, then name it; the same samples give the same bytes.
 

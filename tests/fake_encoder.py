@@ -51,6 +51,14 @@ class FakeEncoder:
         return (drawn / np.linalg.norm(drawn)).astype(np.float32)
 
 
+class FakeMatcher(FakeEncoder):
+    """One that also matches: its log odds are a function of both, as if drawn."""
+
+    def match_pairs(self, pixels, texts) -> np.ndarray:
+        images, words = self.encode_images(pixels), self.encode_texts(texts)
+        return (10 * np.sin(40 * (images * words).sum(1))).astype(np.float32)
+
+
 def misbehave(text: str) -> None:
     fault, _, argument = text.removeprefix("fault:").partition(" ")
     if not text.startswith("fault:"):
@@ -68,7 +76,8 @@ def misbehave(text: str) -> None:
 
 
 def load(model: str, settings: EncoderSettings) -> FakeEncoder:
-    return FakeEncoder(model, "float32" if settings.precision == "auto" else settings.precision)
+    kind = FakeMatcher if model == "matcher" else FakeEncoder
+    return kind(model, "float32" if settings.precision == "auto" else settings.precision)
 
 
 def register() -> None:

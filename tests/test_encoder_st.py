@@ -11,28 +11,18 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny_llava import TOWER, llava_folder
+from tokenizers import Tokenizer, models
 
 from benchmarks.random_models import clip_folder
 from pipeline.encoders import EncoderSettings, load_encoder, mean_of
 from pipeline.encoders.folder import quiet
-from pipeline.encoders.sentence_transformer import LARGEST
+from pipeline.encoders.sentence_inputs import LARGEST
 from pipeline.errors import EncoderError
 
-TOWER = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
 FLOAT32 = EncoderSettings(precision="float32", device="cpu")
 BFLOAT16 = EncoderSettings(precision="bfloat16", device="cpu")
 TEXTS = ["a red boat", "", "a photo of people standing in the street", "红色的船"]
-TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endfor %}</s>"
-)
 
 
 def noise(width, height):
@@ -59,44 +49,7 @@ def saved(clip, tmp_path_factory):
 @pytest.fixture(scope="module")
 def fusing(tmp_path_factory):
     """A vision-language model that reads pictures and texts as chat messages, left-padded."""
-    letters = ["<pad>", "<s>", "</s>", "<unk>", "<image>", *pre_tokenizers.ByteLevel.alphabet()]
-    vocabulary = {letter: number for number, letter in enumerate(letters)}
-    tokens = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
-    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokens,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        additional_special_tokens=["<image>"],
-        padding_side="left",
-        model_max_length=256,
-    )
-    config = transformers.LlavaConfig(
-        vision_config=transformers.CLIPVisionConfig(image_size=32, patch_size=16, **TOWER),
-        text_config=transformers.LlamaConfig(
-            vocab_size=len(letters), num_key_value_heads=2, pad_token_id=0, **TOWER
-        ),
-        image_token_index=4,
-        vision_feature_layer=-1,
-    )
-    square = {"height": 32, "width": 32}
-    processor = transformers.LlavaProcessor(
-        image_processor=transformers.CLIPImageProcessorPil(
-            size={"shortest_edge": 32}, crop_size=square
-        ),
-        tokenizer=tokenizer,
-        patch_size=16,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=TEMPLATE,
-    )
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("llava")
-    with quiet():
-        transformers.LlavaModel(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
+    folder = llava_folder(tmp_path_factory.mktemp("llava"), transformers.LlavaModel)
     modules = [Transformer(str(folder)), Pooling(32, "lasttoken")]
     return save(modules, tmp_path_factory.mktemp("fusing"))
 

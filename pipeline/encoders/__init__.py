@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -80,6 +80,16 @@ class Encoder(Protocol):
     ) -> np.ndarray:
         """B pairs, given their (B, D) image and text vectors and what those were made of -> (B, D)
         float32 unit joint vectors. `mean_of` below, for encoders without a learned fusion."""
+        ...
+
+
+@runtime_checkable
+class Matcher(Encoder, Protocol):
+    """An encoder that can also look at a text and a picture together."""
+
+    def match_pairs(self, pixels: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
+        """B outputs of `preprocess` and B texts -> (B,) float32: the log odds that text i tells of
+        picture i."""
         ...
 
 

@@ -19,8 +19,9 @@ from PIL import Image
 
 from pipeline.encoders import EncoderSettings, mean_of
 from pipeline.encoders.device import PRECISIONS, resolve_device, resolve_precision
+from pipeline.errors import UsageError
 from pipeline.model.checkpoint import FILES, load_model
-from pipeline.model.encode import encode_pixels, encode_texts
+from pipeline.model.encode import encode_pixels, encode_texts, fuse_pairs, match_pairs
 from pipeline.model.pixels import RULE, to_pixels
 
 SHIPPED = Path(__file__).resolve().parent.parent / "pocket"
@@ -81,10 +82,24 @@ class PocketEncoder:
         pixels: Sequence[np.ndarray],
         texts: Sequence[str],
     ) -> np.ndarray:
-        """(B, D) image and text vectors -> (B, D) float32 unit rows: their mean, until a fusion is
-        learned.
+        """B pairs -> (B, D) float32 unit rows: fused by what the model has learned, the mean of a
+        model of two towers alone.
         """
-        return mean_of(image, text)
+        if self._model.fusion is None:
+            return mean_of(image, text)
+        return fuse_pairs(self._model, self._tokenizer, pixels, texts)
+
+    def match_pairs(self, pixels: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
+        """B outputs of `preprocess`, B texts -> (B,) float32, the log odds that text i tells of
+        picture i. UsageError from a model of two towers alone."""
+        if self._model.matching is None:
+            raise UsageError(
+                f"encoder {self.name}",
+                expected="a model that learned to match words with pictures",
+                found="two towers alone",
+                do="train one: python -m pipeline.model.train",
+            )
+        return match_pairs(self._model, self._tokenizer, pixels, texts)
 
 
 def _fingerprint(folder: Path, preprocessing: dict[str, Any]) -> str:

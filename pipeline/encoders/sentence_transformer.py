@@ -19,12 +19,10 @@ from sentence_transformers import SentenceTransformer
 from pipeline.encoders import EncoderSettings, mean_of, unit
 from pipeline.encoders.device import PRECISIONS, resolve_device, resolve_precision
 from pipeline.encoders.folder import ModelFolder, find_model, loading
+from pipeline.encoders.sentence_inputs import LARGEST, clean, shrunk
 from pipeline.errors import EncoderError
 
 WEIGHTS = "*.safetensors"
-# A batch of 64 photographs of 12 megapixels is 2.3 GB of pixels; at this bound it is 400 MB. The
-# bound lies above the 1.8 megapixels that Qwen3-VL-Embedding looks at, which is more than most do.
-LARGEST = 2 << 20  # pixels
 
 
 def load(model: str, settings: EncoderSettings) -> SentenceTransformerEncoder:
@@ -81,11 +79,7 @@ class SentenceTransformerEncoder:
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         """One RGB picture -> uint8 (H, W, 3), shrunk to at most LARGEST pixels."""
-        shrink = (LARGEST / (image.width * image.height)) ** 0.5
-        if shrink < 1:
-            size = max(1, int(image.width * shrink)), max(1, int(image.height * shrink))
-            image = image.resize(size, Image.Resampling.BICUBIC)
-        return np.array(image)
+        return np.array(shrunk(image))
 
     def encode_images(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """B outputs of `preprocess` -> (B, D) float32, unit rows."""
@@ -93,7 +87,7 @@ class SentenceTransformerEncoder:
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """B texts, under the model's default prompt -> (B, D) float32, unit rows."""
-        return self._encode([{"text": _clean(text)} for text in texts])
+        return self._encode([{"text": clean(text)} for text in texts])
 
     def encode_pairs(
         self,
@@ -108,7 +102,7 @@ class SentenceTransformerEncoder:
             return mean_of(image, text)
         return self._encode(
             [
-                {"image": Image.fromarray(picture), "text": _clean(caption)}
+                {"image": Image.fromarray(picture), "text": clean(caption)}
                 for picture, caption in zip(pixels, texts, strict=True)
             ]
         )
@@ -135,8 +129,3 @@ def _require_all_weights(folder: ModelFolder, reports: list[str]) -> None:
             found=f"none for {lacking[0]}",
             do="check that all files are of one model",
         )
-
-
-def _clean(text: str) -> str:
-    """Command lines and sloppy json carry lone surrogates, which no tokenizer takes."""
-    return text.encode("utf-8", "replace").decode("utf-8")

@@ -60,7 +60,7 @@ def matching_loss(logits: Tensor, true: Tensor, counted: Tensor) -> Tensor:
     """Binary cross entropy  -t log p - (1 - t) log(1 - p),  p = sigmoid(logit), true and false
     pairs weighing the same.
 
-    logits (B,) float32; true (B,) bool; counted (B,) bool, the pairs to learn from. -> scalar.
+    logits float32, true bool, counted bool, of one shape; counted: what to learn from. -> scalar.
     """
     losses = functional.binary_cross_entropy_with_logits(logits, true.float(), reduction="none")
     sides = [counted & true, counted & ~true]

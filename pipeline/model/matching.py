@@ -39,8 +39,15 @@ class Matching(nn.Module):
 
     def forward(self, fused: Fused) -> Match:
         """tokens (B, T, D), mask (B, T) -> logits (B,)."""
-        pooled = self.pool(fused.tokens, fused.mask[:, None, None, :])  # (B, D)
-        return Match(self.out(self.norm(pooled)).squeeze(-1).float())
+        return self.decide(self.summary(fused))
+
+    def summary(self, fused: Fused) -> Tensor:
+        """What there is to decide by: (B, D)."""
+        return self.norm(self.pool(fused.tokens, fused.mask[:, None, None, :]))
+
+    def decide(self, summary: Tensor) -> Match:
+        """(B, D) -> logits (B,)."""
+        return Match(self.out(summary).squeeze(-1).float())
 
 
 def hard_negatives(

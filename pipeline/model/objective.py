@@ -1,7 +1,8 @@
 """What a batch is learned by: contrast, probes, matching and the joint vector.
 
-Probes are linear readings that say what lies in each place, of patch tokens, and what there is, of
-vectors: they teach the towers to see and to read long before contrast alone could. They are not
+Probes are linear readings that say what lies in each place, of patch tokens, what there is, of
+vectors, and in what a text and a picture disagree, of fused tokens: they teach the towers to see
+and to read, and the fusion to compare, long before contrast and matching alone could. They are not
 shipped.
 """
 
@@ -29,14 +30,17 @@ LACKING = (
 
 
 class Probes(nn.Module):
-    """Linear readings of patch tokens: what lies in each of 3 x 3 places, and on what."""
+    """Linear readings: of patch tokens, what lies in each of 3 x 3 places, and on what; of vectors,
+    what there is of each kind; of what matching decides by, where text and picture disagree.
+    """
 
-    def __init__(self, width: int, dim: int) -> None:
+    def __init__(self, width: int, dim: int, fused: int) -> None:
         super().__init__()
         self.places = nn.Linear(width, sum(CLASSES))
         self.background = nn.Linear(width, len(BACKGROUNDS))
         self.kinds = nn.Linear(dim, len(KINDS) * sum(READINGS))
         self.bag = nn.Linear(dim, len(WORDS))
+        self.discord = nn.Linear(fused, len(KINDS) * len(READINGS))
 
     def forward(self, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
         """tokens (B, N, D) -> one (B, 9, classes) tensor an attribute, and (B, backgrounds)."""
@@ -55,13 +59,26 @@ class Probes(nn.Module):
         return facts_loss(of_kinds, kinds), bag_loss(self.bag(scaled), bag)
 
 
+def discord(told: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
+    """Where what a caption says of each kind is not what the picture shows.
+
+    told, shown (B, kinds, readings) int64, as `kinds_told` and `kinds_shown`. -> bool of the same
+    shape, and where there is anything to say: what the caption leaves unsaid cannot disagree, nor
+    can the colour of what the picture does not show.
+    """
+    known = (told >= 0) & (shown >= 0)
+    known[..., 0] = told[..., 0] == 1  # a caption says what there is, never what there is not
+    return told != shown, known
+
+
 class Objective(nn.Module):
     """The model, the probes, and the losses of a batch."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.model = JointNetwork(config)
-        self.probes = Probes(config.image.width, config.dim)
+        fused = config.fusion.width if config.fusion else 1
+        self.probes = Probes(config.image.width, config.dim, fused)
 
     def forward(self, batch: Lesson, join: bool, chance: torch.Generator) -> dict[str, Tensor]:
         """-> float32 scalars: `contrast`, the mean InfoNCE of the captions; `facts`, the probes'
@@ -70,8 +87,8 @@ class Objective(nn.Module):
         """
         model, device = self.model, self.model.log_scale.device
         image = model.image_modality(_moved(batch.pixels, device))
-        kinds, bag = _moved(batch.kinds, device), _moved(batch.bag, device)
-        readings = [self.probes.read(image.vector, kinds, bag)]
+        shown = _moved(batch.kinds, device)
+        readings = [self.probes.read(image.vector, shown, _moved(batch.bag, device))]
         contrasts, texts, truths = [], [], []
         for told in batch.told:
             text = model.text_modality(_moved(told.ids, device))
@@ -90,43 +107,49 @@ class Objective(nn.Module):
             "words": torch.stack([words for _, words in readings]).mean(),
         }
         if join:
-            losses |= joined_losses(model, texts, truths, image, chance)
+            kinds = _moved(batch.told[0].kinds, device)
+            losses |= self.joined(texts, truths, image, (kinds, shown), chance)
         return losses
 
+    def joined(
+        self,
+        texts: list[Modality],
+        truths: list[Tensor],
+        image: Modality,
+        kinds: tuple[Tensor, Tensor],
+        chance: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Of the first captions with their pictures: `match`, told from as many wrong pairs, the
+        hardest likeliest; `discord`, where the two disagree; `joint`, InfoNCE of the joint vectors
+        with the vectors of the other captions.
 
-def joined_losses(
-    model: JointNetwork,
-    texts: list[Modality],
-    truths: list[Tensor],
-    image: Modality,
-    chance: torch.Generator,
-) -> dict[str, Tensor]:
-    """Of the first captions with their pictures: `match`, told from as many wrong pairs, the
-    hardest likeliest; `joint`, InfoNCE of the joint vectors with the vectors of the other captions.
-
-    texts: two captions of each picture; truths (B, B) bool of each, caption i is true of picture j.
-    """
-    (text, query), (true, true_query) = texts, truths
-    size, device = len(true), true.device
-    rows = torch.arange(size, device=device)
-    wrong = wrong_pairs(model.scale * text.vector @ image.vector.T, true, chance)
-    lacking = torch.rand(size, generator=chance).to(device)
-    said, seen = lacking >= LACKING, lacking < 1 - LACKING
-    whole = torch.ones_like(said)
-    fused = model.fuse(
-        text.take(torch.cat([rows, wrong.text])).where(torch.cat([said, whole])),
-        image.take(torch.cat([rows, wrong.image])).where(torch.cat([seen, whole])),
-    )
-    assert model.matching is not None
-    match = model.matching(fused)
-    return {
-        "match": matching_loss(
-            match.logit,
-            torch.cat([whole, ~whole]),
-            torch.cat([said & seen, wrong.found]),
-        ),
-        "joint": info_nce(fused.joint[:size], query.vector, model.scale, true_query),
-    }
+        texts: two captions of each picture; truths (B, B) bool of each, caption i is true of
+        picture j; kinds: what the first captions say of each kind, and what the pictures show.
+        """
+        (text, query), (true, true_query) = texts, truths
+        model, size, device = self.model, len(true), true.device
+        rows = torch.arange(size, device=device)
+        wrong = wrong_pairs(model.scale * text.vector @ image.vector.T, true, chance)
+        lacking = torch.rand(size, generator=chance).to(device)
+        said, seen = lacking >= LACKING, lacking < 1 - LACKING
+        whole = torch.ones_like(said)
+        of_text, of_image = torch.cat([rows, wrong.text]), torch.cat([rows, wrong.image])
+        fused = model.fuse(
+            text.take(of_text).where(torch.cat([said, whole])),
+            image.take(of_image).where(torch.cat([seen, whole])),
+        )
+        assert model.matching is not None
+        summary = model.matching.summary(fused)
+        counted = torch.cat([said & seen, wrong.found])
+        differ, known = discord(kinds[0][of_text], kinds[1][of_image])
+        differing = self.probes.discord(summary).float().view_as(differ)
+        return {
+            "match": matching_loss(
+                model.matching.decide(summary).logit, torch.cat([whole, ~whole]), counted
+            ),
+            "discord": matching_loss(differing, differ, known & counted[:, None, None]),
+            "joint": info_nce(fused.joint[:size], query.vector, model.scale, true_query),
+        }
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ class TrainSettings:
     facts: weight of the facts and readings losses at the start; it falls to a tenth along a cosine.
     words: weight of the words loss; with less of it the twenty kinds stay out of the vectors, for
     neither tower can be first to put them there. join: how far the run has gone when pairs begin to
-    be fused; match and joint: weights of their losses. ema: decay of the average. corpus: scenes
+    be fused; match: weight of the losses of matching and
+    discord, joint: of the joint vector's. ema: decay of the average. corpus: scenes
     whose captions teach the tokenizer. Picture side, context and vocabulary of `model` give way to
     those of the feed and of the tokenizer learned.
     """
@@ -133,7 +134,8 @@ class Training:
         probed = weight * (losses["facts"] + losses["readings"])
         total = losses["contrast"] + probed + settings.words * losses["words"]
         if join:
-            total = total + settings.match * losses["match"] + settings.joint * losses["joint"]
+            compared = losses["match"] + losses["discord"]
+            total = total + settings.match * compared + settings.joint * losses["joint"]
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), settings.clip)
         self.optimiser.step()

@@ -1,0 +1,105 @@
+"""Matching by a model folder with a fusion: the encoder, the command, and reranking with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import environment
+
+from pipeline.encoders import EncoderSettings, Matcher, load_encoder
+from pipeline.model.checkpoint import load_model, save_model
+from pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
+from pipeline.model.joint import JointNetwork
+from pipeline.model.tokenizer import train
+from pipeline.scenes.draw import picture
+from pipeline.scenes.world import gallery
+
+FLOAT32 = EncoderSettings(precision="float32", device="cpu")
+TEXTS = ["a big red boat", "a small boat", "一艘红色的船", "a boat"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model with random weights, its fusion's too."""
+    words = train(TEXTS * 3, 300)
+    config = ModelConfig(
+        ImageConfig(side=36, stem=(8, 16), width=32, depth=1, heads=2),
+        TextConfig(vocabulary=len(words), context=40, width=32, depth=1, heads=2),
+        dim=16,
+        fusion=FusionConfig(width=32, depth=1, heads=2),
+    )
+    torch.manual_seed(0)
+    network = JointNetwork(config)
+    for name, weight in network.named_parameters():
+        if name.startswith(("fusion", "matching")) and weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.3)
+    made = tmp_path_factory.mktemp("model")
+    save_model(made, network.state_dict(), config, words)
+    return made
+
+
+@pytest.fixture(scope="module")
+def encoder(folder):
+    return load_encoder(f"pocket:{folder}", FLOAT32)
+
+
+@pytest.fixture(scope="module")
+def pixels(encoder):
+    return [encoder.preprocess(picture(scene)) for scene in gallery(4, seed=1)]
+
+
+def test_pairs_are_fused_and_matched_as_the_network_does(folder, encoder, pixels):
+    network, tokenizer = load_model(folder)
+    text = network.text_modality(torch.from_numpy(tokenizer.batch(TEXTS, 40)))
+    image = network.image_modality(torch.from_numpy(np.stack(pixels)))
+    with torch.inference_mode():
+        joint, logits = network.fuse(text, image).joint, network.match(text, image).logit
+    image_vectors, text_vectors = encoder.encode_images(pixels), encoder.encode_texts(TEXTS)
+    told = encoder.encode_pairs(image_vectors, text_vectors, pixels, TEXTS)
+    np.testing.assert_allclose(told, joint.numpy(), atol=1e-5)
+    np.testing.assert_allclose(encoder.match_pairs(pixels, TEXTS), logits.numpy(), atol=1e-4)
+    assert isinstance(encoder, Matcher) and logits.std() > 0.01
+    assert encoder.match_pairs([], []).shape == (0,)
+    assert encoder.encode_pairs(image_vectors[:0], text_vectors[:0], [], []).shape == (0, 16)
+
+
+def match(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "jobs", "match", *map(str, arguments)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_command_tells_what_the_model_says(folder, encoder, tmp_path):
+    drawn = tmp_path / "scene.png"
+    picture(gallery(4, seed=1)[0]).save(drawn)
+    done = match(drawn, *TEXTS[:2], "--encoder", f"pocket:{folder}", "--json")
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["text"] for line in told] == TEXTS[:2]
+    pixels = [encoder.preprocess(picture(gallery(4, seed=1)[0]))] * 2
+    logits = encoder.match_pairs(pixels, TEXTS[:2])
+    for line, logit in zip(told, logits.tolist(), strict=True):
+        assert line["logit"] == pytest.approx(logit, abs=0.02)
+        assert line["probability"] == pytest.approx(1 / (1 + np.exp(-logit)), abs=0.01)
+        assert line["match"] == (line["logit"] > 0)
+    plain = match(drawn, "a boat", "--encoder", f"pocket:{folder}")
+    assert plain.stdout.startswith(("yes", "no ")) and plain.stdout.endswith("a boat\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("absent.png", "a boat"), "absent.png: expected a picture's file"),
+        ((__file__, "a boat"), "expected a picture"),
+    ],
+)
+def test_what_cannot_be_matched_is_told_in_one_line(folder, arguments, said):
+    done = match(*arguments, "--encoder", f"pocket:{folder}")
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1

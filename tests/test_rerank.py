@@ -1,0 +1,215 @@
+"""Reranking: each stage against brute force over the collection, and what cannot be served."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import transformers
+from conftest import environment, make_shard
+from fake_encoder import FakeEncoder, FakeMatcher
+from PIL import Image
+from sentence_transformers import CrossEncoder
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.cross_encoder.modules import LogitScore
+from tiny_collection import make_collection
+from tiny_llava import llava_folder
+
+from index import Query, open_collection
+from index.build import build_index
+from index.results import Rerank
+from pipeline.collection import Identity, establish
+from pipeline.embed import EmbedSettings, embed_shard
+from pipeline.encoders.folder import quiet
+from pipeline.errors import SourceError, UsageError
+from pipeline.images import DecodeSettings, decode
+from pipeline.shards import list_shards
+from pipeline.storage import Folder
+
+
+def embedded(root, encoder, samples=20, shards=2):
+    paths = [make_shard(root / f"s-{n:05d}.tar", samples, seed=n) for n in range(shards)]
+    folder = Folder(str(root / "c"))
+    establish(folder, Identity.of(encoder), "test")
+    for shard in list_shards([str(path) for path in paths]):
+        embed_shard(shard, encoder, folder, EmbedSettings(), run_id="test")
+    build_index(str(root / "c"))
+    return root / "c"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return embedded(tmp_path_factory.mktemp("rerank"), FakeMatcher("matcher"))
+
+
+def pixels_of(result, encoder):
+    return encoder.preprocess(decode(result.picture(), DecodeSettings(), 16).image)
+
+
+@pytest.mark.parametrize(
+    ("told", "stage"),
+    [
+        ("vectors:100", Rerank("vectors", 100)),
+        ("match:20", Rerank("match", 20)),
+        ("st:Qwen/Qwen3-VL-Reranker-2B:20", Rerank("st", 20, "Qwen/Qwen3-VL-Reranker-2B")),
+        ("st:/models/a:b:5", Rerank("st", 5, "/models/a:b")),
+    ],
+)
+def test_stages_are_read_and_told_the_same(told, stage):
+    assert Rerank.parse(told) == stage and str(stage) == told
+
+
+@pytest.mark.parametrize(
+    "told", ["", "match", "match:", "match:x", "match:0", "match:-1", "st:5", "match:a:5", "no:5"]
+)
+def test_other_stages_are_refused_in_one_line(told):
+    with pytest.raises(UsageError, match=r"^rerank ") as refused:
+        Rerank.parse(told)
+    assert "\n" not in str(refused.value)
+
+
+def test_matching_is_logit_plus_similarity_over_the_first_n(made):
+    collection, encoder = open_collection(made), FakeMatcher("matcher")
+    plain = collection.search("a red boat", k=40)
+    again = collection.search("a red boat", k=40, rerank=["match:15"])
+    logits = encoder.match_pairs([pixels_of(r, encoder) for r in plain[:15]], ["a red boat"] * 15)
+    final = {r.id: r.score + x for r, x in zip(plain[:15], logits.tolist(), strict=True)}
+    expected = sorted(final, key=lambda id: -final[id])
+    assert [r.id for r in again[:15]] == expected != [r.id for r in plain[:15]]
+    assert [r.id for r in again[15:]] == [r.id for r in plain[15:]]
+    before = {r.id: r.score for r in plain}
+    for result in again[:15]:
+        assert result.score == pytest.approx(final[result.id], abs=1e-5)
+        assert result.scores == {"search": before[result.id], "match": result.score}
+    assert all(r.scores == {"search": r.score} for r in again[15:])
+    assert [r.rank for r in again] == list(range(1, 41))
+
+
+def test_a_stage_may_look_deeper_than_what_is_wanted(made):
+    collection = open_collection(made)
+    deep = collection.search("a red boat", k=40, rerank=["match:30"])
+    assert [r.id for r in collection.search("a red boat", k=3, rerank=["match:30"])] == [
+        r.id for r in deep[:3]
+    ]
+
+
+def test_a_picture_is_matched_with_captions(made):
+    collection, encoder = open_collection(made), FakeMatcher("matcher")
+    query = collection.search("picture 3 of 1", column="text", k=1)[0].picture()
+    plain = collection.search(image=query, column="text", k=12)
+    again = collection.search(image=query, column="text", k=12, rerank=["match:12"])
+    pixels = encoder.preprocess(decode(query, DecodeSettings(), 16).image)
+    logits = encoder.match_pairs([pixels] * 12, [r.caption for r in plain])
+    final = {r.id: r.score + x for r, x in zip(plain, logits.tolist(), strict=True)}
+    assert [r.id for r in again] == sorted(final, key=lambda id: -final[id])
+
+
+def test_vectors_rescore_by_the_stored_joint_vectors(tmp_path):
+    stored = make_collection(tmp_path / "c", (60, 40), holes=0.2)
+    build_index(str(tmp_path / "c"))
+    xq = np.random.default_rng(5).normal(size=8).astype(np.float32)
+    xq /= np.linalg.norm(xq)
+    collection = open_collection(tmp_path / "c")
+    plain, again = collection.search_many(
+        [Query(vector=xq, k=50), Query(vector=xq, k=50, rerank=(Rerank("vectors", 50),))]
+    )
+    joint = {}
+    for n, (rows, first) in enumerate(((60, 0), (40, 60))):
+        joint |= {(n, row): stored["joint"][first + row] for row in range(rows)}
+    shards = sorted({r.shard for r in plain})
+
+    def vector(result):
+        row = int(result.id.partition("/")[2].partition("@")[0])
+        return joint[shards.index(result.shard), row]
+
+    paired = [r for r in plain if vector(r).any()]
+    expected = sorted(paired, key=lambda r: -float(vector(r) @ xq))
+    lone = [r for r in plain if not vector(r).any()]
+    assert lone  # rows without a caption have no joint vector: behind, in their order
+    assert [r.id for r in again] == [r.id for r in expected + lone]
+    for result in again[: len(expected)]:
+        assert result.score == pytest.approx(float(vector(result) @ xq), abs=1e-6)
+
+
+def test_stages_follow_one_another(made):
+    collection = open_collection(made)
+    stages = ["vectors:30", "match:10"]
+    chained = collection.search("a red boat", k=30, rerank=stages)
+    first = collection.search("a red boat", k=30, rerank=stages[:1])
+    assert {r.id for r in chained[:10]} == {r.id for r in first[:10]}
+    assert [r.id for r in chained[10:]] == [r.id for r in first[10:]]
+    assert list(chained[0].scores) == ["search", "vectors", "match"]
+
+
+def test_an_encoder_of_vectors_alone_cannot_match(tmp_path):
+    collection = open_collection(embedded(tmp_path, FakeEncoder(), samples=3, shards=1))
+    with pytest.raises(UsageError, match=r"rerank match:5: expected an encoder that matches"):
+        collection.search("a boat", rerank=["match:5"])
+
+
+def test_a_vector_brings_no_words_to_match(made):
+    query = Query(vector=np.ones(8, np.float32), rerank=(Rerank("match", 5),))
+    with pytest.raises(UsageError, match=r"expected words or a picture, found a vector"):
+        open_collection(made).search_many([query])
+
+
+def test_a_shard_that_is_gone_is_told(tmp_path):
+    path = embedded(tmp_path, FakeMatcher("matcher"), samples=3, shards=1)
+    (tmp_path / "s-00000.tar").unlink()
+    with pytest.raises(SourceError, match=r"s-00000\.tar"):
+        open_collection(path).search("a boat", rerank=["match:2"])
+
+
+def test_the_command_tells_every_score_with_its_stage(made):
+    done = subprocess.run(
+        [sys.executable, "-c", "import fake_encoder; fake_encoder.register(); "
+         "from jobs.cli import main; main()", "search", str(made), "a red boat", "-k", "4",
+         "--rerank", "vectors:20", "--rerank", "match:8", "--json"],
+        env=environment(), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    told = json.loads(done.stdout)
+    assert told["query"]["rerank"] == ["vectors:20", "match:8"]
+    assert len(told["results"]) == 4 and "rerank" in told["seconds"]
+    for result in told["results"]:
+        assert list(result["scores"]) == ["search", "vectors", "match"]
+        assert result["score"] == result["scores"]["match"]
+
+
+@pytest.fixture(scope="module")
+def reranker(tmp_path_factory):
+    """A CrossEncoder of a tiny vision-language model: log odds of one next token to another."""
+    folder = llava_folder(
+        tmp_path_factory.mktemp("llava"), transformers.LlavaForConditionalGeneration
+    )
+    saved = tmp_path_factory.mktemp("reranker")
+    with quiet():
+        modules = [Transformer(str(folder), transformer_task="any-to-any"), LogitScore(60, 61)]
+        network = CrossEncoder(modules=modules, device="cpu")
+        network.save_pretrained(str(saved), create_model_card=False)
+    return saved
+
+
+def test_any_cross_encoder_for_pictures_reranks(made, reranker):
+    collection = open_collection(made)
+    plain = collection.search("a red boat", k=6)
+    again = collection.search("a red boat", k=6, rerank=[f"st:{reranker}:4"])
+    with quiet():
+        network = CrossEncoder(str(reranker), device="cpu", local_files_only=True)
+        scores = {
+            r.id: float(
+                network.predict(
+                    [({"text": "a red boat"}, {"image": Image.open(io.BytesIO(r.picture()))})],
+                    show_progress_bar=False,
+                )[0]
+            )
+            for r in plain[:4]
+        }
+    assert len(set(scores.values())) == 4
+    assert [r.id for r in again[:4]] == sorted(scores, key=lambda id: -scores[id])
+    assert [r.id for r in again[4:]] == [r.id for r in plain[4:]]
+    for result in again[:4]:
+        assert result.scores[f"st:{reranker}"] == pytest.approx(scores[result.id], abs=1e-3)

@@ -1,0 +1,67 @@
+"""A vision-language model of a few thousand weights, in transformers' own form, for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from pipeline.encoders.folder import quiet
+
+TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}</s>"
+)
+
+
+def llava_folder(folder: Path, network: type[transformers.PreTrainedModel]) -> Path:
+    """Random weights of a Llava (`LlavaModel` or `LlavaForConditionalGeneration`) that reads
+    pictures and texts as chat messages, left-padded.
+    """
+    letters = ["<pad>", "<s>", "</s>", "<unk>", "<image>", *pre_tokenizers.ByteLevel.alphabet()]
+    vocabulary = {letter: number for number, letter in enumerate(letters)}
+    tokens = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokens,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<image>"],
+        padding_side="left",
+        model_max_length=256,
+    )
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(image_size=32, patch_size=16, **TOWER),
+        text_config=transformers.LlamaConfig(
+            vocab_size=len(letters), num_key_value_heads=2, pad_token_id=0, **TOWER
+        ),
+        image_token_index=4,
+        vision_feature_layer=-1,
+    )
+    square = {"height": 32, "width": 32}
+    processor = transformers.LlavaProcessor(
+        image_processor=transformers.CLIPImageProcessorPil(
+            size={"shortest_edge": 32}, crop_size=square
+        ),
+        tokenizer=tokenizer,
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
+    torch.manual_seed(0)
+    with quiet():
+        network(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
