@@ -11,6 +11,7 @@ and what a stage cannot score for want of a picture, keeps its order behind thos
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -22,11 +23,12 @@ from index.queries import encoded_picture
 from index.results import Query, Rerank
 from index.segments import Segment
 from pipeline.encoders import Matcher
-from pipeline.encoders.cross_encoder import load_cross_encoder
 from pipeline.errors import UsageError
 from pipeline.images import DecodeSettings, decode
 from pipeline.shards import read_checked
 
+# By its name, as encoders are: it loads torch, which no other stage and no other command needs.
+CROSS_ENCODER = "pipeline.encoders.cross_encoder"
 READERS = 8  # pictures fetched at once: reads of an object store mostly wait
 BATCH = 32  # pairs matched at once
 
@@ -125,7 +127,7 @@ def by_cross_encoder(
     stage: Rerank,
 ) -> list[float | None]:
     """Scores of a CrossEncoder for the query's words and each picture; None for rows without."""
-    encoder = load_cross_encoder(stage.model)
+    encoder = importlib.import_module(CROSS_ENCODER).load_cross_encoder(stage.model)
     pairs = _pairs(query, candidates, collection, stage)
     ready = [(i, pair) for i, pair in enumerate(pairs) if pair is not None]
     found: list[float | None] = [None] * len(candidates)

@@ -81,14 +81,14 @@ def test_what_a_lacking_modality_holds_says_nothing(how):
     one = multimodal_fusion(text.where(none), image, learned)
     two = multimodal_fusion(other.where(none), image, learned)
     torch.testing.assert_close(one.joint, two.joint)
-    match = Matching(16, 2).eval()
+    match = Matching(16).eval()
     torch.testing.assert_close(match(one).logit, match(two).logit)
 
 
 @pytest.mark.parametrize("how", HOWS)
 def test_padding_and_company_say_nothing(how):
     text, image = pairs()
-    learned, match = fusion(how), Matching(16, 2).eval()
+    learned, match = fusion(how), Matching(16).eval()
     whole = multimodal_fusion(text, image, learned)
     for row, length in enumerate(text.mask.sum(1).tolist()):
         alone = Modality(
@@ -119,7 +119,7 @@ def test_a_third_modality_is_one_more_of_the_list(how):
 @pytest.mark.parametrize("how", HOWS)
 def test_every_weight_learns_from_a_joint_vector_and_a_match(how):
     text, image = pairs()
-    learned, match = fusion(how).train(), Matching(16, 2)
+    learned, match = fusion(how).train(), Matching(16)
     fused = multimodal_fusion(text, image, learned)
     (fused.joint[:, 0].sum() + match(fused).logit.sum()).backward()
     still = [
@@ -139,6 +139,22 @@ def test_no_gradient_is_nan_where_modalities_lack(how):
     fused.joint.sum().backward()
     grads = [weight.grad for weight in learned.parameters() if weight.grad is not None]
     assert grads and all(grad.isfinite().all() for grad in grads)
+
+
+def test_one_conflict_sinks_a_match_and_is_told():
+    match = Matching(16).eval()
+    fused = multimodal_fusion(*pairs(), fusion("concat"))
+    found = match(fused)
+    assert (found.conflict.isinf() == ~fused.mask).all()
+    expected = match.benefit - torch.stack(
+        [row[row.isfinite()].exp().sum().log() for row in found.conflict]
+    )
+    torch.testing.assert_close(found.logit, expected)
+    assert (found.label == (found.logit > 0)).all()
+    sunk = replace(fused, tokens=fused.tokens.clone())
+    sunk.tokens[0, 2] = 50 * match.conflict.weight[0] * match.norm.weight
+    worse = match(sunk)
+    assert worse.conflict[0].argmax() == 2 and worse.logit[0] < found.logit[0]
 
 
 def test_fusion_of_nothing_is_refused():

@@ -24,7 +24,7 @@ class JointNetwork(DualEncoder):
         if config.fusion is not None:
             widths = (config.text.width, config.image.width)
             self.fusion = Fusion(config.fusion, widths, config.dim)
-            self.matching = Matching(config.fusion.width, config.fusion.heads)
+            self.matching = Matching(config.fusion.width)
             self.fusion.apply(initialise)
             self.matching.apply(initialise)
             self.fusion.begin_as_the_mean()

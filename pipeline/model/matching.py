@@ -1,53 +1,56 @@
 """Image-text matching: does this text tell of this picture? Asked of the fused tokens of a pair.
 
-    logit = w . pool(fused tokens),   label = logit > 0,   p = sigmoid(logit)
+    logit = b - log sum_t e^(c_t),   c_t = w . norm(fused token t),   label = logit > 0
 
-Unlike two vectors, which are made before they meet, it may compare word with patch. It is trained
-on pairs and on the hardest wrong pairs of the batch, as in ALBEF (Li et al., 2021).
+c_t is the conflict that token t sees: a word that the picture gives the lie to, or a patch that the
+words do. One sharp conflict is enough to sink a match, as one false word makes a caption false; the
+conflicts also say which word it was. Unlike two vectors, which are made before they meet, a fusion
+may compare word with patch. Matching is trained on pairs and on the hardest wrong pairs of the
+batch, as in ALBEF (Li et al., 2021).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.model.fusion import Fused
-from pipeline.model.pool import Pool
+
+USUAL_TOKENS = 64  # of a pair: what makes an untrained match undecided
 
 
 @dataclass(frozen=True)
 class Match:
-    """logit (B,) float32, the log odds that the pair belongs together; label (B,) bool."""
+    """logit (B,) float32, the log odds that the pair belongs together; conflict (B, T) float32,
+    what each fused token has against it, -inf where there is no token.
+    """
 
     logit: Tensor
+    conflict: Tensor
 
     @property
     def label(self) -> Tensor:
+        """(B,) bool: do they belong together?"""
         return self.logit > 0
 
 
 class Matching(nn.Module):
     """Fused tokens -> `Match`."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.pool = Pool(width, heads)
         self.norm = nn.LayerNorm(width)
-        self.out = nn.Linear(width, 1)
+        self.conflict = nn.Linear(width, 1, bias=False)
+        self.benefit = nn.Parameter(torch.tensor(math.log(USUAL_TOKENS)))
 
     def forward(self, fused: Fused) -> Match:
-        """tokens (B, T, D), mask (B, T) -> logits (B,)."""
-        return self.decide(self.summary(fused))
-
-    def summary(self, fused: Fused) -> Tensor:
-        """What there is to decide by: (B, D)."""
-        return self.norm(self.pool(fused.tokens, fused.mask[:, None, None, :]))
-
-    def decide(self, summary: Tensor) -> Match:
-        """(B, D) -> logits (B,)."""
-        return Match(self.out(summary).squeeze(-1).float())
+        """tokens (B, T, D), mask (B, T) -> logits (B,), conflicts (B, T)."""
+        conflict = self.conflict(self.norm(fused.tokens)).squeeze(-1).float()  # (B, T)
+        conflict = conflict.masked_fill(~fused.mask, -torch.inf)
+        return Match(self.benefit.float() - conflict.logsumexp(dim=1), conflict)
 
 
 def hard_negatives(

@@ -1,9 +1,9 @@
 """What a batch is learned by: contrast, probes, matching and the joint vector.
 
-Probes are linear readings that say what lies in each place, of patch tokens, what there is, of
-vectors, and in what a text and a picture disagree, of fused tokens: they teach the towers to see
-and to read, and the fusion to compare, long before contrast and matching alone could. They are not
-shipped.
+Probes are linear readings: of patch tokens, what lies in each place; of vectors, what there is; of
+what is pooled from fused tokens, in what a text and a picture disagree. They teach the towers to
+see and to read, and the fusion to compare, long before contrast and matching alone could. They are
+not shipped.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.model.config import ModelConfig
+from pipeline.model.config import FusionConfig, ModelConfig
 from pipeline.model.feed import CLASSES, READINGS, WORDS, Lesson
-from pipeline.model.fusion import Modality
+from pipeline.model.fusion import Fused, Modality
 from pipeline.model.joint import JointNetwork
 from pipeline.model.losses import bag_loss, facts_loss, info_nce, matching_loss
 from pipeline.model.matching import hard_negatives
+from pipeline.model.pool import Pool
 from pipeline.scenes.world import BACKGROUNDS, KINDS
 
 LACKING = (
@@ -31,16 +32,18 @@ LACKING = (
 
 class Probes(nn.Module):
     """Linear readings: of patch tokens, what lies in each of 3 x 3 places, and on what; of vectors,
-    what there is of each kind; of what matching decides by, where text and picture disagree.
+    what there is of each kind; of fused tokens, pooled, where text and picture disagree.
     """
 
-    def __init__(self, width: int, dim: int, fused: int) -> None:
+    def __init__(self, width: int, dim: int, fusion: FusionConfig | None) -> None:
         super().__init__()
         self.places = nn.Linear(width, sum(CLASSES))
         self.background = nn.Linear(width, len(BACKGROUNDS))
         self.kinds = nn.Linear(dim, len(KINDS) * sum(READINGS))
         self.bag = nn.Linear(dim, len(WORDS))
-        self.discord = nn.Linear(fused, len(KINDS) * len(READINGS))
+        if fusion is not None:
+            self.pool = Pool(fusion.width, fusion.heads)
+            self.discord = nn.Linear(fusion.width, len(KINDS) * len(READINGS))
 
     def forward(self, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
         """tokens (B, N, D) -> one (B, 9, classes) tensor an attribute, and (B, backgrounds)."""
@@ -57,6 +60,11 @@ class Probes(nn.Module):
         scaled = vectors.to(self.kinds.weight.dtype) * vectors.shape[-1] ** 0.5
         of_kinds = self.kinds(scaled).unflatten(-1, (len(KINDS), -1)).split(READINGS, dim=-1)
         return facts_loss(of_kinds, kinds), bag_loss(self.bag(scaled), bag)
+
+    def disagreement(self, fused: Fused) -> Tensor:
+        """Fused tokens (B, T, D) -> float32 logits (B, kinds x readings), see `discord`."""
+        pooled = self.pool(fused.tokens, fused.mask[:, None, None, :])
+        return self.discord(pooled).float()
 
 
 def discord(told: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,8 +85,7 @@ class Objective(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.model = JointNetwork(config)
-        fused = config.fusion.width if config.fusion else 1
-        self.probes = Probes(config.image.width, config.dim, fused)
+        self.probes = Probes(config.image.width, config.dim, config.fusion)
 
     def forward(self, batch: Lesson, join: bool, chance: torch.Generator) -> dict[str, Tensor]:
         """-> float32 scalars: `contrast`, the mean InfoNCE of the captions; `facts`, the probes'
@@ -139,13 +146,12 @@ class Objective(nn.Module):
             image.take(of_image).where(torch.cat([seen, whole])),
         )
         assert model.matching is not None
-        summary = model.matching.summary(fused)
         counted = torch.cat([said & seen, wrong.found])
         differ, known = discord(kinds[0][of_text], kinds[1][of_image])
-        differing = self.probes.discord(summary).float().view_as(differ)
+        differing = self.probes.disagreement(fused).view_as(differ)
         return {
             "match": matching_loss(
-                model.matching.decide(summary).logit, torch.cat([whole, ~whole]), counted
+                model.matching(fused).logit, torch.cat([whole, ~whole]), counted
             ),
             "discord": matching_loss(differing, differ, known & counted[:, None, None]),
             "joint": info_nce(fused.joint[:size], query.vector, model.scale, true_query),
