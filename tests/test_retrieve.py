@@ -119,7 +119,7 @@ def test_many_queries_of_every_kind_answer_as_each_alone(made):
     for query, answer in zip(queries, answers, strict=True):
         assert answer.query is query
         assert answer.results == collection.search_many([query])[0].results
-        assert list(answer.seconds) == ["load", "encode", "search", "results"]
+        assert list(answer.seconds) == ["load", "encode", "search", "rerank", "results"]
     assert answers[0][:2] == answers[5].results
     assert collection.search_many([]) == []
 
@@ -128,11 +128,12 @@ def test_the_shape_that_other_programs_rely_on(made):
     answer = open_collection(made).search("a red boat", k=2)
     told = json.loads(json.dumps(answer.as_json()))
     assert list(told) == ["query", "results", "seconds"]
-    assert told["query"] == {"text": "a red boat", "image": None, "column": "image", "k": 2}
-    assert list(told["seconds"]) == ["load", "encode", "search", "results"]
+    asked = {"text": "a red boat", "image": None, "column": "image", "k": 2, "rerank": []}
+    assert told["query"] == asked
+    assert list(told["seconds"]) == ["load", "encode", "search", "rerank", "results"]
     assert all(isinstance(seconds, float) for seconds in told["seconds"].values())
     first = told["results"][0]
-    assert list(first) == ["rank", "id", "key", "shard", "score", "caption", "meta"]
+    assert list(first) == ["rank", "id", "key", "shard", "score", "scores", "caption", "meta"]
     assert first["rank"] == 1 and first["id"].startswith(first["shard"] + "/")
     assert list(first["meta"]) == ["even", "number"] and isinstance(first["score"], float)
 
