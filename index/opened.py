@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from index.catalog import CatalogRow
 from index.generations import Generation, behind, open_current
 from index.results import Query
+from index.segments import Segment
 from pipeline.collection import Collection
 from pipeline.encoders import Encoder, EncoderSettings, load_encoder
 from pipeline.errors import CollectionError, StaleIndexError
@@ -29,7 +32,7 @@ class Opened:
     ) -> None:
         self.collection, self.generation = collection, generation
         self.segments = generation.segments
-        self._encoding = encoding
+        self.encoding = encoding
         self._encoder: Encoder | None = None
         self._loading = threading.Lock()
 
@@ -46,7 +49,7 @@ class Opened:
         with self._loading:
             if self._encoder is None:
                 identity = self.collection.identity
-                encoder = load_encoder(identity.encoder, self._encoding)
+                encoder = load_encoder(identity.encoder, self.encoding)
                 if encoder.fingerprint != identity.fingerprint:
                     raise CollectionError(
                         shown(self.collection.folder.url),
@@ -90,16 +93,32 @@ class Opened:
 
     def rows(self, positions: Iterable[int]) -> dict[int, CatalogRow]:
         """The catalog's rows at positions of the generation."""
+        return {
+            first + place: row
+            for segment, first, here in self._by_segment(positions)
+            for place, row in segment.catalog.rows(here).items()
+        }
+
+    def vectors(self, column: str, positions: Sequence[int]) -> np.ndarray:
+        """The stored vectors of a column, in the order of the positions: (n, D) float32, zero
+        where a row has none. CollectionError for a column without an index."""
+        self.require_column(column)
+        found = np.zeros((len(positions), self.dim), np.float32)
+        at = {position: number for number, position in enumerate(positions)}
+        for segment, first, here in self._by_segment(positions):
+            found[[at[first + row] for row in here]] = segment.raw(column)[here]
+        return found
+
+    def _by_segment(self, positions: Iterable[int]) -> Iterator[tuple[Segment, int, list[int]]]:
+        """Each segment that holds any of the positions, its first one, and its rows there, in
+        order."""
         wanted = sorted(positions)
-        found: dict[int, CatalogRow] = {}
         first = 0
         for segment in self.segments:
             here = [position - first for position in wanted if 0 <= position - first < len(segment)]
             if here:
-                rows = segment.catalog.rows(here)
-                found.update({first + place: row for place, row in rows.items()})
+                yield segment, first, here
             first += len(segment)
-        return found
 
 
 def live_generation(collection: Collection, path: str | Path, allow_stale: bool) -> Generation:

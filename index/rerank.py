@@ -15,14 +15,16 @@ import importlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from index.catalog import CatalogRow
 from index.opened import Opened
 from index.queries import encoded_picture
 from index.results import Query, Rerank
-from index.segments import Segment
-from pipeline.encoders import Matcher
+from pipeline.encoders import require_matcher
 from pipeline.errors import UsageError
 from pipeline.images import DecodeSettings, decode
 from pipeline.shards import read_checked
@@ -77,13 +79,8 @@ def by_vectors(
     stage: Rerank,
 ) -> list[float | None]:
     """Inner products with the stored joint vectors, in float32; None for rows without one."""
-    collection.require_column("joint")
-    found: list[float | None] = []
-    for candidate in candidates:
-        segment, row = _place(collection.segments, candidate.position)
-        vector = segment.raw("joint")[row].astype(np.float32)
-        found.append(float(vector @ xq) if vector.any() else None)
-    return found
+    joint = collection.vectors("joint", [candidate.position for candidate in candidates])
+    return [float(vector @ xq) if vector.any() else None for vector in joint]
 
 
 def by_matching(
@@ -96,27 +93,16 @@ def by_matching(
     """Matching logit of the query's words with each picture, or of the query's picture with each
     caption, plus the score before; None for rows without.
     """
-    encoder = collection.encoder
-    if not isinstance(encoder, Matcher):
-        raise UsageError(
-            f"rerank {stage}",
-            expected="an encoder that matches words with pictures",
-            found=f"{encoder.name}, which makes vectors only",
-            do="take vectors:N or st:NAME:N",
-        )
-    pairs = _pairs(query, candidates, collection, stage)
-    ready = [(i, pair) for i, pair in enumerate(pairs) if pair is not None]
-    found: list[float | None] = [None] * len(candidates)
-    for start in range(0, len(ready), BATCH):
-        some = ready[start : start + BATCH]
-        pixels = [
-            encoder.preprocess(decode(data, DecodeSettings(), encoder.image_size).image)
-            for _, (_, data) in some
-        ]
-        logits = encoder.match_pairs(pixels, [text for _, (text, _) in some])
-        for (i, _), logit in zip(some, logits.tolist(), strict=True):
-            found[i] = logit + candidates[i].score
-    return found
+    encoder = require_matcher(collection.encoder)
+
+    def prepared(data: bytes) -> np.ndarray:
+        return encoder.preprocess(decode(data, DecodeSettings(), encoder.image_size).image)
+
+    logits = _by_pairs(query, candidates, collection, stage, prepared, encoder.match_pairs)
+    return [
+        None if logit is None else logit + candidate.score
+        for logit, candidate in zip(logits, candidates, strict=True)
+    ]
 
 
 def by_cross_encoder(
@@ -126,16 +112,16 @@ def by_cross_encoder(
     collection: Opened,
     stage: Rerank,
 ) -> list[float | None]:
-    """Scores of a CrossEncoder for the query's words and each picture; None for rows without."""
-    encoder = importlib.import_module(CROSS_ENCODER).load_cross_encoder(stage.model)
-    pairs = _pairs(query, candidates, collection, stage)
-    ready = [(i, pair) for i, pair in enumerate(pairs) if pair is not None]
-    found: list[float | None] = [None] * len(candidates)
-    pictures = [decode(data, DecodeSettings(), None).image for _, (_, data) in ready]
-    scores = encoder.score([text for _, (text, _) in ready], pictures)
-    for (i, _), score in zip(ready, scores.tolist(), strict=True):
-        found[i] = score
-    return found
+    """Scores of a CrossEncoder for words and pictures, paired as in `by_matching`; None for rows
+    without.
+    """
+    module = importlib.import_module(CROSS_ENCODER)
+    encoder = module.load_cross_encoder(stage.model, collection.encoding)
+
+    def prepared(data: bytes) -> Image.Image:
+        return decode(data, DecodeSettings(), None).image
+
+    return _by_pairs(query, candidates, collection, stage, prepared, encoder.score_pairs)
 
 
 SCORERS: dict[str, Scorer] = {
@@ -145,36 +131,45 @@ SCORERS: dict[str, Scorer] = {
 }
 
 
-def _pairs(
-    query: Query, candidates: Sequence[Candidate], collection: Opened, stage: Rerank
-) -> list[tuple[str, bytes] | None]:
-    """A text and an encoded picture for each candidate: the query's words with its picture, or
-    the query's picture with its caption; None where it lacks that.
+def _by_pairs(
+    query: Query,
+    candidates: Sequence[Candidate],
+    collection: Opened,
+    stage: Rerank,
+    prepared: Callable[[bytes], Any],
+    scores_of: Callable[[list[Any], list[str]], np.ndarray],
+) -> list[float | None]:
+    """Scores of the query's words with each candidate's picture, or of the query's picture with
+    each caption; None for candidates that lack it.
+
+    prepared: an encoded picture -> what `scores_of` takes of it, beside the texts, BATCH at a time.
     """
     if not query.words and query.image is None:
         raise UsageError(f"rerank {stage}", expected="words or a picture", found="a vector")
-    rows = collection.rows({candidate.position for candidate in candidates})
-    if not query.words:
+    told = collection.rows({candidate.position for candidate in candidates})
+    rows = [told[candidate.position] for candidate in candidates]
+    if query.words:
+        ready = [i for i, row in enumerate(rows) if row.place is not None]
+    else:
         assert query.image is not None
-        picture = encoded_picture(query.image)
-        captions = [rows[candidate.position].caption for candidate in candidates]
-        return [(caption, picture) if caption else None for caption in captions]
+        ready = [i for i, row in enumerate(rows) if row.caption]
+        asked = prepared(encoded_picture(query.image))
+
+    def pair(i: int) -> tuple[Any, str]:
+        if query.words:
+            return prepared(_picture(rows[i])), query.words
+        return asked, rows[i].caption or ""
+
+    found: list[float | None] = [None] * len(candidates)
     with ThreadPoolExecutor(READERS) as readers:
-        told = [rows[candidate.position] for candidate in candidates]
-        pictures = list(
-            readers.map(
-                lambda row: read_checked(row.url, row.place, row.sha256) if row.place else None,
-                told,
-            )
-        )
-    return [(query.words, data) if data is not None else None for data in pictures]
+        for start in range(0, len(ready), BATCH):
+            some = ready[start : start + BATCH]
+            pictures, texts = map(list, zip(*readers.map(pair, some), strict=True))
+            for i, score in zip(some, scores_of(pictures, texts).tolist(), strict=True):
+                found[i] = score
+    return found
 
 
-def _place(segments: Sequence[Segment], position: int) -> tuple[Segment, int]:
-    """The segment of a position, and its row there."""
-    first = 0
-    for segment in segments:
-        if position < first + len(segment):
-            return segment, position - first
-        first += len(segment)
-    raise AssertionError(f"position {position} of {first}")
+def _picture(row: CatalogRow) -> bytes:
+    assert row.place is not None
+    return read_checked(row.url, row.place, row.sha256)

@@ -98,7 +98,7 @@ class Query:
     @property
     def candidates(self) -> int:
         """How many hits the search has to give: k, or what a stage wants to see."""
-        return max(self.k, *(stage.depth for stage in self.rerank), 0)
+        return max([self.k, *(stage.depth for stage in self.rerank)])
 
     @property
     def words(self) -> str:

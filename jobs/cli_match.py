@@ -10,8 +10,7 @@ import typer
 
 from index.queries import pixels_of
 from jobs.terminal import printable
-from pipeline.encoders import EncoderSettings, Matcher, load_encoder
-from pipeline.errors import UsageError
+from pipeline.encoders import load_encoder, require_matcher
 
 HELP = """Tell whether texts tell of a picture.
 
@@ -33,14 +32,7 @@ def match(
     ] = "pocket",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a text.")] = False,
 ) -> None:
-    model = load_encoder(encoder, EncoderSettings())
-    if not isinstance(model, Matcher):
-        raise UsageError(
-            f"encoder {encoder}",
-            expected="one that matches words with pictures",
-            found="one that makes vectors only",
-            do="take pocket or pocket:DIR",
-        )
+    model = require_matcher(load_encoder(encoder))
     pixels = pixels_of(image, model)
     logits = model.match_pairs([pixels] * len(texts), texts).tolist()
     cosines = model.encode_texts(texts) @ model.encode_images([pixels])[0]

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models
 from benchmarks.random_models import clip_folder
 from pipeline.encoders import EncoderSettings, load_encoder, mean_of
 from pipeline.encoders.folder import quiet
-from pipeline.encoders.sentence_inputs import LARGEST
+from pipeline.encoders.sentence_models import LARGEST
 from pipeline.errors import EncoderError
 
 FLOAT32 = EncoderSettings(precision="float32", device="cpu")

@@ -147,7 +147,7 @@ def test_stages_follow_one_another(made):
 
 def test_an_encoder_of_vectors_alone_cannot_match(tmp_path):
     collection = open_collection(embedded(tmp_path, FakeEncoder(), samples=3, shards=1))
-    with pytest.raises(UsageError, match=r"rerank match:5: expected an encoder that matches"):
+    with pytest.raises(UsageError, match=r"encoder fake: expected one that matches words"):
         collection.search("a boat", rerank=["match:5"])
 
 

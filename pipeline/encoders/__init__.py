@@ -93,6 +93,18 @@ class Matcher(Encoder, Protocol):
         ...
 
 
+def require_matcher(encoder: Encoder) -> Matcher:
+    """The encoder, if it can match; UsageError for one that makes vectors only."""
+    if isinstance(encoder, Matcher):
+        return encoder
+    raise UsageError(
+        f"encoder {encoder.name}",
+        expected="one that matches words with pictures",
+        found="one that makes vectors only",
+        do="take a pocket model that was trained to match",
+    )
+
+
 def mean_of(image: np.ndarray, text: np.ndarray) -> np.ndarray:
     """The normalised mean of unit vectors: (B, D), (B, D) float32 -> (B, D) float32 unit rows."""
     return unit(image + text)

@@ -6,38 +6,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image
+from sentence_transformers import CrossEncoder
 
 from pipeline.encoders import EncoderSettings
-from pipeline.encoders.device import PRECISIONS, resolve_device, resolve_precision
-from pipeline.encoders.folder import find_model, loading
-from pipeline.encoders.sentence_inputs import clean, shrunk
+from pipeline.encoders.sentence_models import clean, load_network, shrunk
 from pipeline.errors import EncoderError
 
-WEIGHTS = "*.safetensors"
+BATCH = 8  # pairs at once: such models are large
 
 
 @functools.cache
-def load_cross_encoder(model: str, settings: EncoderSettings | None = None) -> CrossEncoderScorer:
-    """The CrossEncoder of a folder or a hub id, kept for the next query; EncoderError in one
-    line."""
-    from sentence_transformers import CrossEncoder  # six seconds that only this stage pays
-
-    settings = settings or EncoderSettings()
-    device = resolve_device(settings.device)
-    precision = resolve_precision(settings.precision, device)
-    folder = find_model("st", model, WEIGHTS, nested=True)
-    with loading(folder.what, "a CrossEncoder"):
-        network = CrossEncoder(
-            str(folder.path),
-            device=str(device),
-            trust_remote_code=False,
-            local_files_only=True,
-            model_kwargs={"dtype": PRECISIONS[precision], "use_safetensors": True},
-        )
+def load_cross_encoder(model: str, settings: EncoderSettings) -> CrossEncoderScorer:
+    """The CrossEncoder of a folder or a hub id, kept for the next query; raises EncoderError or
+    UsageError, in one line."""
+    folder, network, _, _ = load_network(CrossEncoder, model, settings)
     if not network.supports("image"):
         raise EncoderError(
             f"reranker {folder.what}",
@@ -49,19 +34,17 @@ def load_cross_encoder(model: str, settings: EncoderSettings | None = None) -> C
 
 
 class CrossEncoderScorer:
-    """Texts with pictures -> scores."""
+    """Pictures with texts -> scores."""
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: CrossEncoder) -> None:
         self._network = network
 
-    def score(self, texts: Sequence[str], pictures: Sequence[Image.Image]) -> np.ndarray:
-        """B texts, B RGB pictures -> (B,) float32, higher is nearer, in the model's own scale."""
-        if not texts:
-            return np.zeros(0, np.float32)
+    def score_pairs(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> np.ndarray:
+        """B RGB pictures, B texts -> (B,) float32, higher is nearer, in the model's own scale."""
         # Named by kind, as in `st:` encoders: a bare text could be read as a picture's address.
         pairs = [
             ({"text": clean(text)}, {"image": shrunk(picture)})
-            for text, picture in zip(texts, pictures, strict=True)
+            for picture, text in zip(pictures, texts, strict=True)
         ]
-        scores = self._network.predict(pairs, batch_size=8, show_progress_bar=False)
+        scores = self._network.predict(pairs, batch_size=BATCH, show_progress_bar=False)
         return np.asarray(scores, dtype=np.float32).reshape(-1)

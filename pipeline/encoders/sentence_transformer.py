@@ -17,30 +17,14 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 from pipeline.encoders import EncoderSettings, mean_of, unit
-from pipeline.encoders.device import PRECISIONS, resolve_device, resolve_precision
-from pipeline.encoders.folder import ModelFolder, find_model, loading
-from pipeline.encoders.sentence_inputs import LARGEST, clean, shrunk
+from pipeline.encoders.folder import ModelFolder
+from pipeline.encoders.sentence_models import LARGEST, clean, load_network, shrunk
 from pipeline.errors import EncoderError
-
-WEIGHTS = "*.safetensors"
 
 
 def load(model: str, settings: EncoderSettings) -> SentenceTransformerEncoder:
     """The encoder of a folder or a hub id; raises EncoderError or UsageError, in one line."""
-    device = resolve_device(settings.device)
-    precision = resolve_precision(settings.precision, device)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    folder = find_model("st", model, WEIGHTS, nested=True)
-    with loading(folder.what, "a SentenceTransformer") as reports:
-        network = SentenceTransformer(
-            str(folder.path),
-            device=str(device),
-            trust_remote_code=False,
-            local_files_only=True,
-            model_kwargs={"dtype": PRECISIONS[precision], "use_safetensors": True},
-        )
-    _require_all_weights(folder, reports)
+    folder, network, precision, device = load_network(SentenceTransformer, model, settings)
     lacking = [kind for kind in ("image", "text") if not network.supports(kind)]
     if lacking:
         raise EncoderError(
@@ -116,16 +100,3 @@ class SentenceTransformerEncoder:
             inputs, batch_size=len(inputs), show_progress_bar=False, convert_to_numpy=True
         )
         return unit(rows)
-
-
-def _require_all_weights(folder: ModelFolder, reports: list[str]) -> None:
-    """transformers fills what a checkpoint lacks with random numbers, and only reports it."""
-    lines = [line.strip() for report in reports for line in report.splitlines()]
-    lacking = sorted(line.split()[0] for line in lines if "| MISSING" in line)
-    if lacking:
-        raise EncoderError(
-            f"encoder {folder.what}",
-            expected="all weights of the model",
-            found=f"none for {lacking[0]}",
-            do="check that all files are of one model",
-        )

@@ -78,16 +78,15 @@ def _changes(scene: Scene, rng: random.Random, neighbours: int) -> list[Sequence
     """Factors whose product is a group; None where this scene cannot give one."""
     factors: list[Sequence[Change]] = []
     varied = attributes(scene)
-    if (len(scene.things) == 3 and rng.random() < 0.5) or len(scene.things) == 2:
-        fewer = len(scene.things) == 3 or rng.random() < 0.5
-        if fewer:
-            last = len(scene.things) - 1
-            varied = [attribute for attribute in varied if attribute[0] != last]
-            factors.append((_same, without_last))
-        if len(scene.things) == 3 or not fewer:
-            # First of all, so that what comes later moves a thing from where it then is.
-            factors.insert(0, (_same, swapped))
-            varied = [attribute for attribute in varied if attribute[1] != "place"]
+    count = len(scene.things)
+    both = count == 3 and rng.random() < 0.5
+    fewer = both or (count == 2 and rng.random() < 0.5)
+    if both or (count == 2 and not fewer):
+        factors.append((_same, swapped))
+        varied = [attribute for attribute in varied if attribute[1] != "place"]
+    if fewer:
+        factors.append((_same, without_last))
+        varied = [attribute for attribute in varied if attribute[0] != count - 1]
     left = neighbours - len(factors)
     first = left if rng.random() < 0.5 or left < 2 else rng.randrange(1, left)
     rng.shuffle(varied)

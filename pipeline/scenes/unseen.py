@@ -3,7 +3,7 @@ time.
 
 A combination is a colour, a kind and a relation: a red boat left of something. One in twenty is
 withheld: for every colour and relation exactly one kind, so that every colour, kind and relation,
-and nearly every two of them, are met in training, but not the three together. A scene in which a
+and every two of them, are met in training, but not the three together. A scene in which a
 withheld combination is true is never drawn for training; a caption can therefore not tell it
 either.
 """
