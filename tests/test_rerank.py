@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import transformers
 from conftest import environment, make_shard
 from fake_encoder import FakeEncoder, FakeMatcher
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
@@ -24,8 +26,10 @@ from index.build import build_index
 from index.results import Rerank
 from pipeline.collection import Identity, establish
 from pipeline.embed import EmbedSettings, embed_shard
+from pipeline.encoders import EncoderSettings
+from pipeline.encoders.cross_encoder import load_cross_encoder
 from pipeline.encoders.folder import quiet
-from pipeline.errors import SourceError, UsageError
+from pipeline.errors import EncoderError, SourceError, UsageError
 from pipeline.images import DecodeSettings, decode
 from pipeline.shards import list_shards
 from pipeline.storage import Folder
@@ -213,3 +217,12 @@ def test_any_cross_encoder_for_pictures_reranks(made, reranker):
     assert [r.id for r in again[4:]] == [r.id for r in plain[4:]]
     for result in again[:4]:
         assert result.scores[f"st:{reranker}"] == pytest.approx(scores[result.id], abs=1e-3)
+
+
+def test_a_cross_encoder_that_lacks_weights_is_refused(reranker, tmp_path):
+    copy = shutil.copytree(reranker, tmp_path / "copy")
+    weights = load_file(copy / "model.safetensors")
+    gone = next(name for name in weights if "down_proj" in name)
+    save_file({n: t for n, t in weights.items() if n != gone}, copy / "model.safetensors")
+    with pytest.raises(EncoderError, match=r"expected all weights of the model, found none for"):
+        load_cross_encoder(str(copy), EncoderSettings())

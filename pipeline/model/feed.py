@@ -53,7 +53,7 @@ class FeedSettings:
     """What batches are made of.
 
     side: S, pixels. context: longest text in tokens. hard: the chance of a
-    group of hard twins before each other scene, see `pipeline.scenes.hard`; 0.08 makes about half
+    group of hard twins before each other scene, see `pipeline.scenes.hard`; 0.08 makes some four tenths
     of a batch. twins: share of scenes in twin groups among the others. partial: share of captions
     that leave things unsaid.
     """
