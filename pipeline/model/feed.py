@@ -52,10 +52,10 @@ CAPTIONS = 2  # of each picture in a batch
 class FeedSettings:
     """What batches are made of.
 
-    side: S, pixels. context: longest text in tokens. hard: the chance of a
-    group of hard twins before each other scene, see `pipeline.scenes.hard`; 0.08 makes some four tenths
-    of a batch. twins: share of scenes in twin groups among the others. partial: share of captions
-    that leave things unsaid.
+    side: S, pixels. context: longest text in tokens. hard: the chance of a group of hard twins
+    before each other scene, see `pipeline.scenes.hard`; 0.08 makes some four tenths of a batch.
+    twins: share of scenes in twin groups among the others. partial: share of captions that leave
+    things unsaid.
     """
 
     seed: int = 0
