@@ -3,8 +3,8 @@
     logit = b - log sum_t e^(c_t),   c_t = w . norm(fused token t),   label = logit > 0
 
 c_t is the conflict that token t sees: a word that the picture gives the lie to, or a patch that the
-words do. One sharp conflict is enough to sink a match, as one false word makes a caption false; the
-conflicts also say which word it was. Unlike two vectors, which are made before they meet, a fusion
+words do. One sharp conflict is enough to sink a match, as one false word makes a caption false.
+Unlike two vectors, which are made before they meet, a fusion
 may compare word with patch. Matching is trained on pairs and on the hardest wrong pairs of the
 batch, as in ALBEF (Li et al., 2021).
 """
