@@ -4,9 +4,8 @@
 
 c_t is the conflict that token t sees: a word that the picture gives the lie to, or a patch that the
 words do. One sharp conflict is enough to sink a match, as one false word makes a caption false.
-Unlike two vectors, which are made before they meet, a fusion
-may compare word with patch. Matching is trained on pairs and on the hardest wrong pairs of the
-batch, as in ALBEF (Li et al., 2021).
+Unlike two vectors, which are made before they meet, a fusion may compare word with patch. Matching
+is trained on pairs and on the hardest wrong pairs of the batch, as in ALBEF (Li et al., 2021).
 """
 
 from __future__ import annotations
