@@ -6,6 +6,9 @@ Each gallery's scenes have at least three others one attribute away. A hit is ri
 of the caption is true of the picture's scene. The world is small enough for a training to have
 drawn some scenes of any gallery, in other looks and words: with --trained-steps the training's
 scenes are listed again, and recall is told for those queries too whose scene was not among them.
+Two more galleries of each seed: combinations withheld from training (pipeline/scenes/unseen.py),
+asked for by those queries that tell one; hard twins (pipeline/scenes/hard.py), each scene among
+nine others one change away.
 Prints JSON and writes benchmarks/results/pocket_recall.json.
 """
 
@@ -19,7 +22,7 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +34,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline.encoders import Encoder, EncoderSettings, load_encoder
 from pipeline.model.feed import FeedSettings, scenes_of
 from pipeline.model.measure import measure
-from pipeline.scenes.claims import holds_matrix
+from pipeline.scenes.claims import Claims, holds_matrix
 from pipeline.scenes.draw import picture
+from pipeline.scenes.hard import hard_gallery
 from pipeline.scenes.recall import recall_at, top
-from pipeline.scenes.words import plan, tell
+from pipeline.scenes.unseen import unseen_gallery, withheld_in
+from pipeline.scenes.words import LANGUAGES, plan, tell
 from pipeline.scenes.world import Scene, gallery
 
+MOST_MORE = 100  # scenes that the last group may add to a gallery
 RESULT = Path(__file__).parent / "results" / "pocket_recall.json"
 
 
@@ -61,6 +67,8 @@ def main() -> None:
         "samples": given.samples,
         "galleries": galleries,
         "mean": _mean(list(galleries.values())),
+        "withheld_combinations": other_galleries(encoder, given, _withheld),
+        "hard_twins": other_galleries(encoder, given, _hard),
         "by_kind_of_query": by_kind_of_query(encoder, given.seed, given.samples, _trained(given)),
         "load_seconds": round(load_seconds, 3),
         "seconds": round(time.perf_counter() - started, 1),
@@ -114,6 +122,44 @@ def by_kind_of_query(
         recall = {k: round(r, 4) for k, r in recall_at(hits, correct).items()}
         told[name] = {"queries": len(hits), **recall}
     return told
+
+
+Gallery = tuple[list[Scene], list[Claims], list[int]]  # scenes, claims of each, which to ask
+
+
+def _withheld(samples: int, seed: int) -> Gallery:
+    scenes, claims = unseen_gallery(samples, seed)
+    return scenes, claims, [n for n, scene in enumerate(scenes) if withheld_in(scene)]
+
+
+def _hard(samples: int, seed: int) -> Gallery:
+    scenes, rng = hard_gallery(samples, seed), random.Random(f"hard {seed}")
+    return scenes, [plan(scene, rng) for scene in scenes], list(range(len(scenes)))
+
+
+def other_galleries(
+    encoder: Encoder, given: argparse.Namespace, made: Callable[[int, int], Gallery]
+) -> dict[str, Any]:
+    """Text to image over the galleries of all seeds together, in each language."""
+    hits: dict[str, list[np.ndarray]] = {language: [] for language in LANGUAGES}
+    correct = []
+    for seed in given.seed:
+        scenes, claims, asked = made(given.samples, seed)
+        pixels = [encoder.preprocess(picture(scene)) for scene in scenes]
+        images, rng = encoder.encode_images(pixels), random.Random(f"tell {seed}")
+        # Galleries end with a whole group, so their sizes differ a little.
+        right = holds_matrix([claims[n] for n in asked], scenes)
+        room = given.samples + MOST_MORE - len(scenes)
+        correct.append(np.pad(right, ((0, 0), (0, room))))
+        for language in LANGUAGES:
+            texts = encoder.encode_texts([tell(claims[n], rng, language) for n in asked])
+            hits[language].append(top(texts @ images.T, 10))
+    right = np.concatenate(correct)
+    found: dict[str, Any] = {"queries": len(right)}
+    for language in LANGUAGES:
+        recall = recall_at(np.concatenate(hits[language]), right)
+        found[language] = {k: round(r, 4) for k, r in recall.items()}
+    return found
 
 
 def _kinds(scenes: Sequence[Scene], complete: bool, trained: set[Any]) -> dict[str, list[int]]:

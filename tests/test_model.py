@@ -47,8 +47,8 @@ TINY = ModelConfig(
 )
 FEED = FeedSettings(seed=3, batch=24, side=36, context=40)
 RUN = TrainSettings(
-    steps=6, rate=3e-3, corpus=60, log_every=2, checkpoint_every=2, evaluate_every=100,
-    gallery=24, feed=FEED, model=TINY,
+    steps=6, fusion_steps=4, rate=3e-3, corpus=60, log_every=2, checkpoint_every=2,
+    evaluate_every=100, gallery=24, feed=FEED, model=TINY,
 )  # fmt: skip
 CPU = torch.device("cpu")
 WORDS = train_tokenizer(["a big red boat", "a small boat", "一艘红色的船", "一艘大的船"] * 3, 330)
@@ -288,23 +288,29 @@ def test_other_settings_do_not_resume(tmp_path):
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_one_batch_can_be_learned_by_heart(precision):
     batch = lesson(0, FEED, WORDS)
-    training = Training(replace(RUN, steps=40, rate=1e-3, warmup=0.1), CPU, WORDS)
-    losses = [training.learn(batch, precision) for _ in range(40)]
-    assert losses[-1]["contrast"] < 0.5 * losses[0]["contrast"]
-    assert losses[-1]["facts"] < 0.7 * losses[0]["facts"]
-    joined = [loss for loss in losses if "joint" in loss]
-    assert len(joined) == 24  # of 40 steps, from 0.4 of the way
-    assert joined[-1]["joint"] < 0.9 * joined[0]["joint"]
+    run = replace(RUN, steps=30, fusion_steps=60, rate=1e-3, warmup=0.1)
+    training = Training(run, CPU, WORDS)
+    aligned = [training.learn(batch, precision) for _ in range(30)]
+    towers = training.objective.model.state_dict()
+    towers = {n: t.clone() for n, t in towers.items() if not n.startswith(("fusion", "matching"))}
+    joined = [training.learn(batch, precision) for _ in range(60)]
+    assert training.done
+    assert aligned[-1]["contrast"] < 0.5 * aligned[0]["contrast"]
+    assert aligned[-1]["facts"] < 0.7 * aligned[0]["facts"]
+    assert joined[-1]["joint"] < 0.95 * joined[0]["joint"]
     assert joined[-1]["discord"] < 0.95 * joined[0]["discord"]
+    for name, weight in towers.items():  # the towers stand at their average, and stay there
+        assert torch.equal(training.objective.model.state_dict()[name], weight), name
+        assert torch.equal(training.average[name], weight), name
 
 
-def test_a_run_by_the_clock_ends_by_the_clock():
-    training = Training(replace(RUN, minutes=2.0), CPU, WORDS)
-    training.step, training.seconds = 1, 60.0
-    assert training.progress == 0.5
-    assert 0.4 * RUN.rate < training.rate < 0.6 * RUN.rate
-    training.seconds = 121.0
-    assert training.progress == 1 and training.rate == pytest.approx(RUN.rate / 100)
+def test_the_towers_learn_the_same_whatever_fusion_follows():
+    batch = lesson(0, FEED, WORDS)
+    configs = [replace(TINY, fusion=fusion) for fusion in (None, TINY.fusion)]
+    alone, followed = (Training(replace(RUN, model=config), CPU, WORDS) for config in configs)
+    for _ in range(3):
+        assert alone.learn(batch, torch.float32) == followed.learn(batch, torch.float32)
+    assert alone.settings.all_steps == 6 and followed.settings.all_steps == 10
 
 
 def test_weights_ship_as_halves_and_come_back(tmp_path):

@@ -23,10 +23,12 @@ class JointNetwork(DualEncoder):
         self.matching: Matching | None = None
         if config.fusion is not None:
             widths = (config.text.width, config.image.width)
-            self.fusion = Fusion(config.fusion, widths, config.dim)
-            self.matching = Matching(config.fusion.width)
-            self.fusion.apply(initialise)
-            self.matching.apply(initialise)
+            # Chance of its own: what else is drawn is the same whatever fusion there is.
+            with torch.random.fork_rng(devices=[]):
+                self.fusion = Fusion(config.fusion, widths, config.dim)
+                self.matching = Matching(config.fusion.width)
+                self.fusion.apply(initialise)
+                self.matching.apply(initialise)
             self.fusion.begin_as_the_mean()
 
     def image_modality(self, pixels: Tensor) -> Modality:

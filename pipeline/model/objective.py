@@ -87,36 +87,43 @@ class Objective(nn.Module):
         self.model = JointNetwork(config)
         self.probes = Probes(config.image.width, config.dim, config.fusion)
 
-    def forward(self, batch: Lesson, join: bool, chance: torch.Generator) -> dict[str, Tensor]:
-        """-> float32 scalars: `contrast`, the mean InfoNCE of the captions; `facts`, the probes'
-        loss on patches; `readings` and `words`, their mean losses on vectors; where the pairs are
-        to `join`, `match` and `joint`. chance: of the CPU, draws wrong pairs and what is lacking.
+    def forward(self, batch: Lesson, fusing: bool, chance: torch.Generator) -> dict[str, Tensor]:
+        """-> float32 scalars, those of `aligned`, or of `joined` where the stage is `fusing`.
+        chance: of the CPU, draws wrong pairs and what is lacking.
+        """
+        if not fusing:
+            return self.aligned(batch)
+        model, device = self.model, self.model.log_scale.device
+        with torch.no_grad():
+            image = model.image_modality(_moved(batch.pixels, device))
+            texts = [model.text_modality(_moved(told.ids, device)) for told in batch.told]
+        truths = [_moved(told.also_true, device) for told in batch.told]
+        kinds = (_moved(batch.told[0].kinds, device), _moved(batch.kinds, device))
+        return self.joined(texts, truths, image, kinds, chance)
+
+    def aligned(self, batch: Lesson) -> dict[str, Tensor]:
+        """Of the towers alone: `contrast`, the mean InfoNCE of the captions; `facts`, the probes'
+        loss on patches; `readings` and `words`, their mean losses on vectors.
         """
         model, device = self.model, self.model.log_scale.device
         image = model.image_modality(_moved(batch.pixels, device))
         shown = _moved(batch.kinds, device)
         readings = [self.probes.read(image.vector, shown, _moved(batch.bag, device))]
-        contrasts, texts, truths = [], [], []
+        contrasts = []
         for told in batch.told:
             text = model.text_modality(_moved(told.ids, device))
             true = _moved(told.also_true, device)
             contrasts.append(info_nce(image.vector, text.vector, model.scale, true))
             kinds, bag = _moved(told.kinds, device), _moved(told.bag, device)
             readings.append(self.probes.read(text.vector, kinds, bag))
-            texts.append(text)
-            truths.append(true)
         places, background = self.probes(image.tokens)
         stage = functional.cross_entropy(background.float(), _moved(batch.background, device))
-        losses = {
+        return {
             "contrast": torch.stack(contrasts).mean(),
             "facts": facts_loss(places, _moved(batch.facts, device)) + stage,
             "readings": torch.stack([kinds for kinds, _ in readings]).mean(),
             "words": torch.stack([words for _, words in readings]).mean(),
         }
-        if join:
-            kinds = _moved(batch.told[0].kinds, device)
-            losses |= self.joined(texts, truths, image, (kinds, shown), chance)
-        return losses
 
     def joined(
         self,

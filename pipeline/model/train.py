@@ -1,10 +1,9 @@
 """Training: the picture-book world in, a model folder out.
 
-    python -m pipeline.model.train --to runs/pocket --steps 3500
+    python -m pipeline.model.train --to runs/pocket
 
 A run is a function of its settings; killed and started again it goes on from its last checkpoint
-and ends with the same weights, unless its length is given in minutes, for then the learning rate
-follows the clock. The same command uses an accelerator where there is one.
+and ends with the same weights. The same command uses an accelerator where there is one.
 """
 
 from __future__ import annotations
@@ -54,20 +53,21 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     done: list[dict[str, float]] = []
     started = time.monotonic() - training.seconds
-    batches = lessons(training.step, settings.steps, settings.feed, training.tokenizer, workers)
+    last = settings.all_steps
+    batches = lessons(training.step, last, settings.feed, training.tokenizer, workers)
     with closing(batches):
         for batch in batches:
-            if training.progress >= 1:
-                break
             done.append(training.learn(batch, dtype))
             training.seconds = time.monotonic() - started
-            step, last = training.step, training.progress >= 1
-            if step % settings.log_every == 0 or last:
-                losses = _mean(done[-settings.log_every :])
+            step, at_end = training.step, training.step in (settings.steps, last)
+            if step % settings.log_every == 0 or at_end:
+                losses = _mean(
+                    [d for d in done[-settings.log_every :] if d.keys() == done[-1].keys()]
+                )
                 _log(folder, told, {"step": step, "seconds": round(training.seconds, 1), **losses})
-            if step % settings.checkpoint_every == 0 or last:
+            if step % settings.checkpoint_every == 0 or at_end:
                 training.save(folder)
-            if step % settings.evaluate_every == 0 or last:
+            if step <= settings.steps and (step % settings.evaluate_every == 0 or at_end):
                 _log(folder, told, {"step": step, "recall": evaluate_average(training, dtype)})
     return done
 
@@ -102,10 +102,8 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line: see --help."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.model.train", description=__doc__)
     parser.add_argument("--to", type=Path, required=True, help="folder of the state and the model")
-    parser.add_argument("--steps", type=int, default=TrainSettings.steps)
-    parser.add_argument(
-        "--minutes", type=float, help="end after so long, the schedule by the clock"
-    )
+    parser.add_argument("--steps", type=int, default=TrainSettings.steps, help="of the towers")
+    parser.add_argument("--fusion-steps", type=int, default=TrainSettings.fusion_steps)
     parser.add_argument("--batch", type=int, default=FeedSettings.batch)
     parser.add_argument("--rate", type=float, default=TrainSettings.rate)
     parser.add_argument("--seed", type=int, default=FeedSettings.seed)
@@ -120,7 +118,9 @@ def main(arguments: list[str] | None = None) -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     feed = replace(FeedSettings(), seed=given.seed, batch=given.batch)
-    settings = TrainSettings(steps=given.steps, minutes=given.minutes, rate=given.rate, feed=feed)
+    settings = TrainSettings(
+        steps=given.steps, fusion_steps=given.fusion_steps, rate=given.rate, feed=feed
+    )
     train(settings, given.to, device=given.device, precision=given.precision, workers=given.workers)
 
 

@@ -1,9 +1,11 @@
 """A training at one moment: what is learned, from what, and how a step changes it.
 
-Each step encodes a batch's pictures once and two captions of each, and follows the mean InfoNCE of
-both plus what probes tell (pipeline/model/objective.py). When the towers have begun to see, pairs
-are fused too, and matching and the joint vector join in. The weights that ship are the exponential
-moving average.
+In two stages, align before fuse (Li et al., ALBEF, 2021). First the towers learn: each step encodes
+a batch's pictures once and two captions of each, and follows the mean InfoNCE of both plus what
+probes tell (pipeline/model/objective.py). Then they stand still, at the exponential moving average
+of their weights, and fusion and matching learn on top of them: what a picture and a text are on
+their own is no longer touched, and a step costs no backward pass through the towers. The weights
+that ship are the average.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,31 +27,30 @@ from pipeline.model.objective import Objective
 from pipeline.model.tokenizer import Tokenizer
 
 STATE = "state.safetensors"
+# Parameters of the objective that learn in the second stage, and only there.
+OF_FUSION = ("model.fusion.", "model.matching.", "probes.pool.", "probes.discord.")
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """How long, how fast, how far apart; the seed and the world's part are in `feed`.
 
-    steps: the length of the run. minutes: if given, the run ends after so many minutes of training,
-    and the schedule follows whichever of both has gone further. rate: the highest learning rate.
-    facts: weight of the facts and readings losses at the start; it falls to a tenth along a cosine.
-    words: weight of the words loss; with less of it the twenty kinds stay out of the vectors, for
-    neither tower can be first to put them there. join: how far the run has gone when pairs begin to
-    be fused; match: weight of the losses of matching and
-    discord, joint: of the joint vector's. ema: decay of the average. corpus: scenes
-    whose captions teach the tokenizer. Picture side, context and vocabulary of `model` give way to
-    those of the feed and of the tokenizer learned.
+    steps, fusion_steps: of the two stages; rate: the highest learning rate of either. facts: weight
+    of the facts and readings losses at the start; it falls to a tenth along a cosine. words: weight
+    of the words loss; with less of it the twenty kinds stay out of the vectors, for neither tower
+    can be first to put them there. match: weight of the losses of matching and discord, joint: of
+    the joint vector's. ema: decay of the average. corpus: scenes whose captions teach the
+    tokenizer. Picture side, context and vocabulary of `model` give way to those of the feed and of
+    the tokenizer learned. Without `model.fusion` the run ends with the towers.
     """
 
-    steps: int = 3500
-    minutes: float | None = None
+    steps: int = 2600
+    fusion_steps: int = 1500
     rate: float = 1e-3
     warmup: float = 0.03
     weight_decay: float = 0.05
     facts: float = 0.5
     words: float = 1.0
-    join: float = 0.4
     match: float = 1.0
     joint: float = 0.5
     ema: float = 0.998
@@ -63,6 +63,11 @@ class TrainSettings:
     gallery: int = 1000
     feed: FeedSettings = field(default_factory=FeedSettings)
     model: ModelConfig = field(default_factory=ModelConfig)
+
+    @property
+    def all_steps(self) -> int:
+        """Steps of both stages together."""
+        return self.steps + (self.fusion_steps if self.model.fusion else 0)
 
 
 class Training:
@@ -82,35 +87,59 @@ class Training:
         self.objective = Objective(self.config).to(device)
         model = self.objective.model
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        self.optimiser = torch.optim.AdamW(self._groups(), lr=settings.rate, betas=(0.9, 0.98))
         self.step, self.seconds = 0, 0.0
+        self.learned: dict[str, nn.Parameter] = {}
+        self._begin_stage()
 
-    def _groups(self) -> list[dict[str, Any]]:
-        """Matrices decay; biases, norms, queries, positions and the scale do not."""
-        named = list(self.objective.named_parameters())
-        matrices = [p for n, p in named if p.ndim in (2, 4) and "embedding" not in n]
-        others = [p for n, p in named if not (p.ndim in (2, 4) and "embedding" not in n)]
-        decay = self.settings.weight_decay
-        return [
-            {"params": matrices, "weight_decay": decay},
+    def _begin_stage(self) -> None:
+        """Choose what learns from `step` on, and an optimiser that knows nothing yet."""
+        if self.fusing:
+            self.objective.model.load_state_dict(self.average)
+        for name, parameter in self.objective.named_parameters():
+            parameter.requires_grad_(name.startswith(OF_FUSION) == self.fusing)
+        named = self.objective.named_parameters()
+        self.learned = {name: p for name, p in named if p.requires_grad}
+        # Matrices decay; biases, norms, queries, positions and the scale do not.
+        matrices, others = [], []
+        for name, parameter in self.learned.items():
+            matrix = parameter.ndim in (2, 4) and "embedding" not in name
+            (matrices if matrix else others).append(parameter)
+        groups = [
+            {"params": matrices, "weight_decay": self.settings.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
+        self.optimiser = torch.optim.AdamW(groups, lr=self.settings.rate, betas=(0.9, 0.98))
+
+    @property
+    def fusing(self) -> bool:
+        """Is this the second stage?"""
+        return self.config.fusion is not None and self.step >= self.settings.steps
+
+    @property
+    def done(self) -> bool:
+        """Are both stages over?"""
+        return self.step >= self.settings.all_steps
+
+    @property
+    def stage(self) -> tuple[int, int]:
+        """Steps of the present stage that are done, and all of them."""
+        steps, more = self.settings.steps, self.settings.fusion_steps
+        return (self.step - steps, more) if self.fusing else (self.step, steps)
 
     @property
     def progress(self) -> float:
-        """How far the run has gone: 0 at the start, 1 at the end."""
-        settings = self.settings
-        by_clock = self.seconds / 60 / settings.minutes if settings.minutes else 0.0
-        return min(1.0, max(self.step / settings.steps, by_clock))
+        """How far the stage has gone: 0 at the start, 1 at the end."""
+        gone, steps = self.stage
+        return min(1.0, gone / steps)
 
     @property
     def rate(self) -> float:
         """Linear warm-up, then a cosine down to a hundredth (Loshchilov and Hutter, SGDR, 2017)."""
         settings, gone = self.settings, self.progress
         if gone < settings.warmup:
-            # In steps of at least one: the first update of a run is not nothing.
+            # In steps of at least one: the first update of a stage is not nothing.
             return settings.rate * max(
-                gone / settings.warmup, 1 / (settings.warmup * settings.steps + 1)
+                gone / settings.warmup, 1 / (settings.warmup * self.stage[1] + 1)
             )
         along = (gone - settings.warmup) / (1 - settings.warmup)
         return settings.rate * (0.01 + 0.99 * (1 + math.cos(math.pi * along)) / 2)
@@ -126,26 +155,33 @@ class Training:
             name: value.to(precision) if value.ndim else value
             for name, value in self.objective.named_parameters()
         }
-        join = self.config.fusion is not None and self.progress >= settings.join
         chance = torch.Generator().manual_seed(settings.feed.seed * 10**9 + self.step)
-        losses = functional_call(self.objective, rounded, (batch, join, chance))
-        weight = settings.facts * (0.1 + 0.9 * (1 + math.cos(math.pi * self.progress)) / 2)
+        losses = functional_call(self.objective, rounded, (batch, self.fusing, chance))
         self.optimiser.zero_grad(set_to_none=True)
-        probed = weight * (losses["facts"] + losses["readings"])
-        total = losses["contrast"] + probed + settings.words * losses["words"]
-        if join:
-            compared = losses["match"] + losses["discord"]
-            total = total + settings.match * compared + settings.joint * losses["joint"]
-        total.backward()
-        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), settings.clip)
+        self._total(losses).backward()
+        norm = nn.utils.clip_grad_norm_(list(self.learned.values()), settings.clip)
         self.optimiser.step()
         # The average follows fast at first: it must not carry the random start along.
-        decay = min(settings.ema, (1 + self.step) / (10 + self.step))
+        gone, _ = self.stage
+        decay = min(settings.ema, (1 + gone) / (10 + gone))
         with torch.no_grad():
             for name, value in self.objective.model.state_dict().items():
                 self.average[name].lerp_(value, 1 - decay)
+        fused = self.fusing
         self.step += 1
+        if self.fusing != fused:
+            self._begin_stage()
         return {name: loss.item() for name, loss in losses.items()} | {"norm": float(norm)}
+
+    def _total(self, losses: dict[str, Tensor]) -> Tensor:
+        """What a step goes down on: the weighted sum of the losses of its stage."""
+        settings = self.settings
+        if self.fusing:
+            compared = losses["match"] + losses["discord"]
+            return settings.match * compared + settings.joint * losses["joint"]
+        weight = settings.facts * (0.1 + 0.9 * (1 + math.cos(math.pi * self.progress)) / 2)
+        probed = weight * (losses["facts"] + losses["readings"])
+        return losses["contrast"] + probed + settings.words * losses["words"]
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a step changes, by name."""
@@ -176,11 +212,12 @@ class Training:
                 found="others for " + ", ".join(changed),
                 do="give those, or another folder",
             )
-        self.load(tensors)
         self.step, self.seconds = facts["step"], facts["seconds"]
+        self.load(tensors)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take over the tensors of `tensors()`."""
+        """Take over the tensors of `tensors()`, as of `step`."""
+        self._begin_stage()
         prefix = "weights."
         weights = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
         self.objective.load_state_dict(weights)
