@@ -33,6 +33,7 @@ COMMANDS = {  # name -> (module with `register(app)`, what it does)
     "index": ("jobs.cli_index", "Build the index of a collection."),
     "search": ("jobs.cli_search", "Search a collection by words, by a picture, or by both."),
     "match": ("jobs.cli_match", "Tell whether texts tell of a picture."),
+    "train": ("jobs.cli_train", "Train a model that embeds, fuses and matches."),
     "check": ("jobs.cli_check", "Check every promise a collection makes."),
     "submit": ("jobs.cli_submit", "Run a chiasm command as a job on a Ray cluster."),
 }

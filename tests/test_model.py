@@ -29,15 +29,16 @@ from pipeline.model.feed import (
     lessons,
 )
 from pipeline.model.joint import JointNetwork
-from pipeline.model.losses import bag_loss, facts_loss, info_nce
+from pipeline.model.losses import bag_loss, facts_loss, info_nce, late_interaction
 from pipeline.model.measure import measure
+from pipeline.model.objective import Probes
 from pipeline.model.pixels import to_pixels
 from pipeline.model.tokenizer import END, PAD, START, Tokenizer, normalise
 from pipeline.model.tokenizer import train as train_tokenizer
 from pipeline.model.train import train
 from pipeline.model.training import STATE, Training, TrainSettings
 from pipeline.scenes.words import plan
-from pipeline.scenes.world import KINDS, random_scene
+from pipeline.scenes.world import KINDS, PLACES, random_scene
 
 TINY = ModelConfig(
     ImageConfig(side=36, stem=(8, 16), width=32, depth=1, heads=2),
@@ -47,7 +48,7 @@ TINY = ModelConfig(
 )
 FEED = FeedSettings(seed=3, batch=24, side=36, context=40)
 RUN = TrainSettings(
-    steps=6, fusion_steps=4, rate=3e-3, corpus=60, log_every=2, checkpoint_every=2,
+    steps=6, fusion_steps=4, fusion_batch=16, rate=3e-3, corpus=60, log_every=2, checkpoint_every=2,
     evaluate_every=100, gallery=24, feed=FEED, model=TINY,
 )  # fmt: skip
 CPU = torch.device("cpu")
@@ -283,6 +284,40 @@ def test_other_settings_do_not_resume(tmp_path):
     train(replace(RUN, steps=2), tmp_path, device="cpu", workers=0)
     with pytest.raises(UsageError, match="found others for rate, steps; give those"):
         train(replace(RUN, rate=1.0), tmp_path, device="cpu", workers=0)
+
+
+def test_late_interaction_is_the_formula():
+    torch.manual_seed(0)
+    text, image, weight = torch.randn(3, 4, 5), torch.randn(2, 6, 5), torch.rand(3, 4)
+    weight[1, 2:] = 0
+    scores = late_interaction(text, image, weight)
+    for i in range(3):
+        for j in range(2):
+            nearest = [max(float(word @ patch) for patch in image[j]) for word in text[i]]
+            expected = sum(w * n for w, n in zip(weight[i].tolist(), nearest, strict=True))
+            assert float(scores[i, j]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_patches_are_asked_of_the_thing_that_lies_there():
+    rng = random.Random(5)
+    scenes = [random_scene(rng) for _ in range(8)]
+    shown = torch.from_numpy(np.stack([kinds_shown(scene) for scene in scenes]))
+    told = torch.from_numpy(
+        np.stack([kinds_told(plan(scene, rng), scene) for scene in scenes])
+    ).clone()
+    told[::2, :, 1] = (told[::2, :, 1] + 1) % 10  # every other text lies of colours
+    probes = Probes(32, 32, 16, TINY.fusion)
+    probes.ground = torch.nn.Identity()  # what the patches say is what the probe says
+    patches = torch.zeros(8, 9, 6)
+    for n, scene in enumerate(scenes):
+        for thing in scene.things:
+            at = PLACES.index(thing.place)
+            patches[n, at, 0] = 9.0  # told of
+            patches[n, at, 1:] = -9.0
+            patches[n, at, 1] = -9.0 if n % 2 else 9.0
+    counted = torch.ones(8, dtype=torch.bool)
+    knowing = probes.grounded(patches, told, shown, counted)
+    assert knowing < 0.01 < 1 < probes.grounded(-patches, told, shown, counted)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

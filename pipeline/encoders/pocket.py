@@ -1,7 +1,7 @@
 """The encoder that ships: two small towers trained on the picture-book world, English and Chinese.
 
 `pocket` loads the weights beside the package, `pocket:DIR` any model folder that
-`python -m pipeline.model.train` wrote. It needs torch and safetensors and no network, and loads in
+`chiasm train` wrote. It needs torch and safetensors and no network, and loads in
 a fraction of a second, which is what a query at a prompt waits for. It knows its small world and
 nothing of photographs.
 """
@@ -97,7 +97,7 @@ class PocketEncoder:
                 f"encoder {self.name}",
                 expected="a model that learned to match words with pictures",
                 found="two towers alone",
-                do="train one: python -m pipeline.model.train",
+                do="train one: chiasm train --preset pocket --to DIR",
             )
         return match_pairs(self._model, self._tokenizer, pixels, texts)
 

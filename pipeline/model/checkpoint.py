@@ -51,7 +51,7 @@ def load_model(
             f"model folder {folder}",
             expected=", ".join(FILES),
             found="no " + ", no ".join(missing),
-            do="name a folder written by python -m pipeline.model.train",
+            do="name a folder written by chiasm train",
         )
     try:
         told = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -95,7 +95,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, KeyError, ValueError) as error:
         raise EncoderError(
             f"training state {path}",
-            expected="a file written by python -m pipeline.model.train",
+            expected="a file written by chiasm train",
             found=f"{type(error).__name__}: {error}"[:300],
             do="remove it to start anew",
         ) from error

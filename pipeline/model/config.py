@@ -47,9 +47,9 @@ class FusionConfig:
     """
 
     how: str = "cross_attention"
-    width: int = 192
+    width: int = 128
     depth: int = 2
-    heads: int = 3
+    heads: int = 4
     slots: int = 16
 
 

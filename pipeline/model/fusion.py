@@ -98,6 +98,18 @@ class Fusion(nn.Module):
         self.weigh = None if self.mix.merges else nn.Linear(width, 1, bias=False)
         self.residual = nn.Linear(width, dim, bias=False)
 
+    def begin(self) -> None:
+        """Start values. Matrices as Glorot and Bengio (2010) have them: narrow layers learn slowly
+        from the 0.02 that suits wide ones. The joint vector is the mean of the vectors."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            if isinstance(module, CrossBlock):
+                module.begin_by_likeness()
+        self.begin_as_the_mean()
+
     def begin_as_the_mean(self) -> None:
         """Take all that is learned out of the joint vector: it is the mean of the vectors again."""
         if self.weigh is not None:
@@ -110,7 +122,7 @@ class Fusion(nn.Module):
         given = [(i, each) for i, each in enumerate(modalities) if each is not None]
         if not given:
             raise ValueError("fusion of no modality at all")
-        parts = [self.inward[i](each.tokens) + self.kind[i] for i, each in given]  # (B, T_m, D)
+        parts = [self.brought(i, each.tokens) for i, each in given]  # (B, T_m, D)
         masks = [each.mask for _, each in given]
         parts, masks = self.mix(parts, masks)
         return Fused(
@@ -118,6 +130,10 @@ class Fusion(nn.Module):
             torch.cat(masks, dim=1),
             self._joint(parts, masks, [each for _, each in given]),
         )
+
+    def brought(self, i: int, tokens: Tensor) -> Tensor:
+        """Tokens (B, T, D_i) of modality i -> (B, T, D), as they enter the mix."""
+        return self.inward[i](tokens) + self.kind[i]
 
     def _joint(self, parts: list[Tensor], masks: list[Tensor], given: Sequence[Modality]) -> Tensor:
         """Fused tokens, one part a modality or one for all of them -> (B, E) float32, unit rows."""
@@ -246,6 +262,15 @@ class CrossBlock(nn.Module):
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = Mlp(width)
 
+    def begin_by_likeness(self) -> None:
+        """Keys of the context are made as queries are: a token begins by looking at what is like
+        it, which is a start where the modalities' tokens are aligned (`losses.late_interaction`).
+        """
+        width = len(self.cross.query.weight)
+        with torch.no_grad():
+            self.cross.query.weight.mul_(SHARPNESS)
+            self.cross.key_value.weight[:width].copy_(self.cross.query.weight)
+
     def forward(self, x: Tensor, mask: Tensor, context: Tensor, context_mask: Tensor) -> Tensor:
         """x (B, T, D), mask (B, T), context (B, S, D), its mask (B, S) -> (B, T, D)."""
         x = x + self.attention(self.attention_norm(x), mask=mask[:, None, None, :])
@@ -254,6 +279,7 @@ class CrossBlock(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
+SHARPNESS = 1.5  # of queries and of keys at the start: without it likeness would be faint
 MIXES = {
     "concat": Concat,
     "add": Add,

@@ -27,9 +27,8 @@ class JointNetwork(DualEncoder):
             with torch.random.fork_rng(devices=[]):
                 self.fusion = Fusion(config.fusion, widths, config.dim)
                 self.matching = Matching(config.fusion.width)
-                self.fusion.apply(initialise)
+                self.fusion.begin()
                 self.matching.apply(initialise)
-            self.fusion.begin_as_the_mean()
 
     def image_modality(self, pixels: Tensor) -> Modality:
         """pixels uint8 (B, 3, S, S) -> N tokens each, all there."""

@@ -20,7 +20,11 @@ def info_nce(image: Tensor, text: Tensor, scale: Tensor, also_true: Tensor) -> T
     image, text (B, E) unit vectors, pair i being row i of both; scale s, a scalar; also_true (B, B)
     bool: caption i is true of picture j, and j then leaves the sum for i unless j = i. -> scalar.
     """
-    logits = scale * text @ image.T  # (B texts, B images)
+    return contrast(scale * text @ image.T, also_true)
+
+
+def contrast(logits: Tensor, also_true: Tensor) -> Tensor:
+    """The same of scores made in whatever way: logits (B texts, B images). -> scalar."""
     false_negative = also_true & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     logits = logits.masked_fill(false_negative, -torch.inf)
     target = torch.arange(len(logits), device=logits.device)
@@ -54,6 +58,18 @@ def bag_loss(logits: Tensor, bag: Tensor) -> Tensor:
         logits.float(), bag.clamp(min=0).float(), reduction="none"
     )
     return (losses * known).sum() / len(logits)
+
+
+def late_interaction(text: Tensor, image: Tensor, weight: Tensor) -> Tensor:
+    """Scores of all captions with all pictures, token by token (Khattab and Zaharia, ColBERT, 2020;
+    Yao et al., FILIP, 2022, there with equal weights):
+
+        s_ij = sum_t w_it max_n x_it . y_jn
+
+    text (B, T, D), image (C, N, D) unit rows; weight (B, T), 0 where there is no token. -> (B, C).
+    """
+    nearest = torch.einsum("btd,cnd->bctn", text, image).amax(-1)  # (B, C, T)
+    return (nearest * weight[:, None, :]).sum(-1)
 
 
 def matching_loss(logits: Tensor, true: Tensor, counted: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """What a batch is learned by: contrast, probes, matching and the joint vector.
 
 Probes are linear readings: of patch tokens, what lies in each place; of vectors, what there is; of
-what is pooled from fused tokens, in what a text and a picture disagree. They teach the towers to
-see and to read, and the fusion to compare, long before contrast and matching alone could. They are
-not shipped.
+what is pooled from fused tokens, and of fused patches, in what a text and a picture disagree. They
+teach the towers to see and to read, and the fusion to compare, long before contrast and matching
+alone could. Late interaction brings words and patches into one space before a fusion compares them.
+None of this is shipped.
 """
 
 from __future__ import annotations
@@ -18,9 +19,16 @@ from torch.nn import functional
 
 from pipeline.model.config import FusionConfig, ModelConfig
 from pipeline.model.feed import CLASSES, READINGS, WORDS, Lesson
-from pipeline.model.fusion import Fused, Modality
+from pipeline.model.fusion import Fused, Fusion, Modality
 from pipeline.model.joint import JointNetwork
-from pipeline.model.losses import bag_loss, facts_loss, info_nce, matching_loss
+from pipeline.model.losses import (
+    bag_loss,
+    contrast,
+    facts_loss,
+    info_nce,
+    late_interaction,
+    matching_loss,
+)
 from pipeline.model.matching import hard_negatives
 from pipeline.model.pool import Pool
 from pipeline.scenes.world import BACKGROUNDS, KINDS
@@ -35,7 +43,7 @@ class Probes(nn.Module):
     what there is of each kind; of fused tokens, pooled, where text and picture disagree.
     """
 
-    def __init__(self, width: int, dim: int, fusion: FusionConfig | None) -> None:
+    def __init__(self, width: int, text_width: int, dim: int, fusion: FusionConfig | None) -> None:
         super().__init__()
         self.places = nn.Linear(width, sum(CLASSES))
         self.background = nn.Linear(width, len(BACKGROUNDS))
@@ -44,13 +52,15 @@ class Probes(nn.Module):
         if fusion is not None:
             self.pool = Pool(fusion.width, fusion.heads)
             self.discord = nn.Linear(fusion.width, len(KINDS) * len(READINGS))
+            self.ground = nn.Linear(fusion.width, len(READINGS))
+            self.telling = nn.Linear(text_width, 1)
+            self.log_sharpness = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
         """tokens (B, N, D) -> one (B, 9, classes) tensor an attribute, and (B, backgrounds)."""
-        side = math.isqrt(tokens.shape[1])
-        grid = tokens.transpose(1, 2).unflatten(2, (side, side))  # (B, D, side, side)
-        places = functional.adaptive_avg_pool2d(grid, 3).flatten(2).transpose(1, 2)  # (B, 9, D)
-        return list(self.places(places).split(CLASSES, dim=-1)), self.background(tokens.mean(1))
+        return list(self.places(by_place(tokens)).split(CLASSES, dim=-1)), self.background(
+            tokens.mean(1)
+        )
 
     def read(self, vectors: Tensor, kinds: Tensor, bag: Tensor) -> tuple[Tensor, Tensor]:
         """How badly unit vectors (B, E) of pictures or texts tell `kinds` (B, kinds, readings) and
@@ -65,6 +75,40 @@ class Probes(nn.Module):
         """Fused tokens (B, T, D) -> float32 logits (B, kinds x readings), see `discord`."""
         pooled = self.pool(fused.tokens, fused.mask[:, None, None, :])
         return self.discord(pooled).float()
+
+    def grounded(self, patches: Tensor, told: Tensor, shown: Tensor, counted: Tensor) -> Tensor:
+        """How badly fused patches tell of the thing that lies there whether the text tells of its
+        kind, and in what the two then disagree.
+
+        patches (B, N, D); told, shown (B, kinds, readings); counted (B,) bool. -> scalar, the mean
+        over the readings.
+        """
+        differ, known = discord(told, shown)
+        differ[..., 0], known[..., 0] = told[..., 0] == 1, True
+        row, kind = (shown[..., 0] == 1).nonzero(as_tuple=True)  # of all things of the batch
+        at = shown[row, kind, -2] * 3 + shown[row, kind, -1]
+        guess = self.ground(by_place(patches)[row, at]).float()  # (things, readings)
+        known = known[row, kind] & counted[row][:, None]
+        each = zip(guess.unbind(1), differ[row, kind].unbind(1), known.unbind(1), strict=True)
+        return torch.stack([matching_loss(*reading) for reading in each]).mean()
+
+    def alikeness(self, fusion: Fusion, text: Modality, image: Modality) -> Tensor:
+        """Late interaction of all captions with all pictures, of tokens as they enter the fusion.
+        -> (B, C) logits. The weight of a word is learned, and a long text counts as its root."""
+        words, patches = (
+            functional.normalize(fusion.brought(i, each.tokens).float(), dim=-1)
+            for i, each in enumerate((text, image))
+        )
+        weight = functional.softplus(self.telling(text.tokens).squeeze(-1).float()) * text.mask
+        weight = weight / text.mask.sum(1, keepdim=True).clamp(min=1).sqrt()
+        return self.log_sharpness.exp() * late_interaction(words, patches, weight)
+
+
+def by_place(tokens: Tensor) -> Tensor:
+    """Patches (B, N, D), N a square -> the mean of those in each of 3 x 3 places, (B, 9, D)."""
+    side = math.isqrt(tokens.shape[1])
+    grid = tokens.transpose(1, 2).unflatten(2, (side, side))  # (B, D, side, side)
+    return functional.adaptive_avg_pool2d(grid, 3).flatten(2).transpose(1, 2)
 
 
 def discord(told: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +129,7 @@ class Objective(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.model = JointNetwork(config)
-        self.probes = Probes(config.image.width, config.dim, config.fusion)
+        self.probes = Probes(config.image.width, config.text.width, config.dim, config.fusion)
 
     def forward(self, batch: Lesson, fusing: bool, chance: torch.Generator) -> dict[str, Tensor]:
         """-> float32 scalars, those of `aligned`, or of `joined` where the stage is `fusing`.
@@ -134,8 +178,9 @@ class Objective(nn.Module):
         chance: torch.Generator,
     ) -> dict[str, Tensor]:
         """Of the first captions with their pictures: `match`, told from as many wrong pairs, the
-        hardest likeliest; `discord`, where the two disagree; `joint`, InfoNCE of the joint vectors
-        with the vectors of the other captions.
+        hardest likeliest; `discord` and `ground`, where the two disagree, of all fused tokens and
+        of patches; `joint`, InfoNCE of the joint vectors with the vectors of the other captions;
+        `align`, InfoNCE of words and patches by late interaction.
 
         texts: two captions of each picture; truths (B, B) bool of each, caption i is true of
         picture j; kinds: what the first captions say of each kind, and what the pictures show.
@@ -152,17 +197,25 @@ class Objective(nn.Module):
             text.take(of_text).where(torch.cat([said, whole])),
             image.take(of_image).where(torch.cat([seen, whole])),
         )
-        assert model.matching is not None
+        fusion = model.fusion
+        assert fusion is not None and model.matching is not None
         counted = torch.cat([said & seen, wrong.found])
-        differ, known = discord(kinds[0][of_text], kinds[1][of_image])
+        told, shown = kinds[0][of_text], kinds[1][of_image]
+        differ, known = discord(told, shown)
+        # In fused tokens of one sequence for all, patches are no longer to be told from words.
+        patches = fused.tokens[:, -image.tokens.shape[1] :] if not fusion.mix.merges else None
         differing = self.probes.disagreement(fused).view_as(differ)
-        return {
+        losses = {
             "match": matching_loss(
                 model.matching(fused).logit, torch.cat([whole, ~whole]), counted
             ),
             "discord": matching_loss(differing, differ, known & counted[:, None, None]),
+            "align": contrast(self.probes.alikeness(fusion, text, image), true),
             "joint": info_nce(fused.joint[:size], query.vector, model.scale, true_query),
         }
+        if patches is not None:
+            losses["ground"] = self.probes.grounded(patches, told, shown, counted)
+        return losses
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """Training: the picture-book world in, a model folder out.
 
-    python -m pipeline.model.train --to runs/pocket
-
 A run is a function of its settings; killed and started again it goes on from its last checkpoint
-and ends with the same weights. The same command uses an accelerator where there is one.
+and ends with the same weights. The same command uses an accelerator where there is one. `chiasm
+train` is the command; where only `pipeline/` is installed, python -m pipeline.model.train is.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import argparse
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 
 from pipeline.encoders.device import PRECISIONS, resolve_device, resolve_precision
 from pipeline.model.encode import encode_images, encode_texts
-from pipeline.model.feed import FeedSettings, learn_tokenizer, lessons
+from pipeline.model.feed import FeedSettings, Lesson, learn_tokenizer, lessons
 from pipeline.model.joint import JointNetwork
 from pipeline.model.measure import measure
 from pipeline.model.training import STATE, Training, TrainSettings
@@ -54,7 +53,7 @@ def train(
     done: list[dict[str, float]] = []
     started = time.monotonic() - training.seconds
     last = settings.all_steps
-    batches = lessons(training.step, last, settings.feed, training.tokenizer, workers)
+    batches = _lessons(training, workers)
     with closing(batches):
         for batch in batches:
             done.append(training.learn(batch, dtype))
@@ -70,6 +69,20 @@ def train(
             if step <= settings.steps and (step % settings.evaluate_every == 0 or at_end):
                 _log(folder, told, {"step": step, "recall": evaluate_average(training, dtype)})
     return done
+
+
+def _lessons(training: Training, workers: int) -> Generator[Lesson, None, None]:
+    """The batches from the training's step on, those of each stage of its own size."""
+    settings, step = training.settings, training.step
+    stages = (
+        (settings.steps, settings.feed),
+        (settings.all_steps, replace(settings.feed, batch=settings.fusion_batch)),
+    )
+    for last, feed in stages:
+        if step < last:
+            with closing(lessons(step, last, feed, training.tokenizer, workers)) as batches:
+                yield from batches
+            step = last
 
 
 def evaluate_average(training: Training, precision: torch.dtype) -> dict[str, Any]:

@@ -28,24 +28,30 @@ from pipeline.model.tokenizer import Tokenizer
 
 STATE = "state.safetensors"
 # Parameters of the objective that learn in the second stage, and only there.
-OF_FUSION = ("model.fusion.", "model.matching.", "probes.pool.", "probes.discord.")
+OF_FUSION = (
+    "model.fusion.", "model.matching.", "probes.pool.", "probes.discord.", "probes.ground.",
+    "probes.telling.", "probes.log_sharpness",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """How long, how fast, how far apart; the seed and the world's part are in `feed`.
 
-    steps, fusion_steps: of the two stages; rate: the highest learning rate of either. facts: weight
+    steps, fusion_steps: of the two stages; rate: the highest learning rate of either. Fusing goes
+    by many small steps, of `fusion_batch` pictures: it stands still long before it compares, and
+    then learns fast. facts: weight
     of the facts and readings losses at the start; it falls to a tenth along a cosine. words: weight
     of the words loss; with less of it the twenty kinds stay out of the vectors, for neither tower
-    can be first to put them there. match: weight of the losses of matching and discord, joint: of
-    the joint vector's. ema: decay of the average. corpus: scenes whose captions teach the
-    tokenizer. Picture side, context and vocabulary of `model` give way to those of the feed and of
-    the tokenizer learned. Without `model.fusion` the run ends with the towers.
+    can be first to put them there. match: weight of the losses of matching, discord, ground and
+    align, joint: of the joint vector's. ema: decay of the average. corpus: scenes whose captions
+    teach the tokenizer. Picture side, context and vocabulary of `model` give way to those of the
+    feed and of the tokenizer learned. Without `model.fusion` the run ends with the towers.
     """
 
     steps: int = 2600
-    fusion_steps: int = 1500
+    fusion_steps: int = 6000
+    fusion_batch: int = 32
     rate: float = 1e-3
     warmup: float = 0.03
     weight_decay: float = 0.05
@@ -177,7 +183,7 @@ class Training:
         """What a step goes down on: the weighted sum of the losses of its stage."""
         settings = self.settings
         if self.fusing:
-            compared = losses["match"] + losses["discord"]
+            compared = sum(loss for name, loss in losses.items() if name != "joint")
             return settings.match * compared + settings.joint * losses["joint"]
         weight = settings.facts * (0.1 + 0.9 * (1 + math.cos(math.pi * self.progress)) / 2)
         probed = weight * (losses["facts"] + losses["readings"])

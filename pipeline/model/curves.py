@@ -1,0 +1,68 @@
+"""A training's log.jsonl -> curves.png beside it: losses by step, recall on the held-out gallery.
+
+matplotlib is loaded here only, and drawn to a file: no window, no display.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from pipeline.model.checkpoint import write_whole
+
+LOG, CURVES = "log.jsonl", "curves.png"
+NOT_LOSSES = {"step", "seconds", "norm", "recall"}
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a training's log, each step's last word: a training that was killed and went on
+    tells again of the steps since its checkpoint.
+    """
+    lines = [json.loads(line) for line in (folder / LOG).read_text("utf-8").splitlines()]
+    latest = {(line["step"], "recall" in line): line for line in lines}
+    return sorted(latest.values(), key=lambda line: line["step"])
+
+
+def draw_curves(folder: Path) -> Path:
+    """Draw what the log tells; -> the picture's path."""
+    lines = read_log(folder)
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, recall = figure.subplots(1, 2)
+    _losses(losses, [line for line in lines if "recall" not in line])
+    _recall(recall, [line for line in lines if "recall" in line])
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=120)
+    write_whole(folder / CURVES, drawn.getvalue())
+    return folder / CURVES
+
+
+def _losses(axes: Axes, lines: list[dict[str, Any]]) -> None:
+    names = sorted({name for line in lines for name in line} - NOT_LOSSES)
+    for name in names:
+        told = [(line["step"], line[name]) for line in lines if name in line]
+        axes.plot(*zip(*told, strict=True), label=name, linewidth=1.2)
+    axes.set(title="training losses", xlabel="step", yscale="log")
+    axes.grid(alpha=0.3)
+    if names:
+        axes.legend()
+
+
+def _recall(axes: Axes, lines: list[dict[str, Any]]) -> None:
+    first = lines[0]["recall"] if lines else {}
+    ways = [(direction, language) for direction, told in first.items() for language in told]
+    for direction, language in ways:
+        told = [(line["step"], line["recall"][direction][language]["r1"]) for line in lines]
+        axes.plot(
+            *zip(*told, strict=True), marker=".", label=f"{direction.replace('_', ' ')}, {language}"
+        )
+    axes.set(title="R@1 of the averaged towers, held-out gallery", xlabel="step", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    if ways:
+        axes.legend()

@@ -1,0 +1,73 @@
+"""`chiasm train`, from nothing to an encoder that matches; a few steps of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from pipeline.encoders import EncoderSettings, load_encoder
+from pipeline.errors import UsageError
+from pipeline.model.curves import read_log
+
+
+@pytest.mark.timeout(300)
+def test_a_model_from_nothing_is_an_encoder_that_matches(chiasm, tmp_path):
+    told = chiasm(
+        "train", "--preset", "pocket", "--to", tmp_path, "--steps", 1, "--fusion-steps", 1,
+        "--device", "cpu", "--precision", "float32", "--workers", 0,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    assert told.stdout == f"{tmp_path}: trained; use it with --encoder pocket:{tmp_path}\n"
+    lines = [json.loads(line) for line in told.stderr.splitlines() if line.startswith("{")]
+    assert [line["step"] for line in lines] == [1, 1, 2]
+    assert "contrast" in lines[0] and "recall" in lines[1] and "match" in lines[2]
+    with Image.open(tmp_path / "curves.png") as curves:
+        assert curves.format == "PNG" and len(curves.convert("L").getcolors() or []) > 10
+    picture = tmp_path / "curves.png"
+    matched = chiasm("match", picture, "a red boat", "--encoder", f"pocket:{tmp_path}", "--json")
+    assert matched.returncode == 0 and "logit" in json.loads(matched.stdout)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    again = chiasm(
+        "train", "--preset", "pocket", "--to", tmp_path, "--steps", 1, "--fusion-steps", 1,
+        "--device", "cpu", "--precision", "float32",
+    )  # fmt: skip
+    assert again.returncode == 0 and (tmp_path / "model.safetensors").read_bytes() == before
+    other = chiasm("train", "--preset", "pocket", "--to", tmp_path, "--steps", 7)
+    assert other.returncode == 2
+    assert (
+        "found others for fusion_steps, steps" in other.stderr and "Traceback" not in other.stderr
+    )
+
+
+def test_what_cannot_be_trained_is_told_in_one_line(chiasm, tmp_path):
+    unknown = chiasm("train", "--preset", "purse", "--to", tmp_path)
+    assert unknown.returncode == 2
+    assert unknown.stderr == "chiasm: --preset 'purse': expected pocket\n"
+    (tmp_path / "file").write_text("")
+    taken = chiasm("train", "--preset", "pocket", "--to", tmp_path / "file")
+    assert taken.returncode == 2 and "found a file" in taken.stderr
+
+
+def test_towers_alone_refuse_to_match(tmp_path, chiasm):
+    told = chiasm(
+        "train", "--preset", "pocket", "--to", tmp_path, "--steps", 1, "--fusion-steps", 0,
+        "--workers", 0,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    encoder = load_encoder(f"pocket:{tmp_path}", EncoderSettings(device="cpu"))
+    with pytest.raises(UsageError, match="two towers alone"):
+        encoder.match_pairs([encoder.preprocess(Image.new("RGB", (9, 9)))], ["a boat"])
+
+
+def test_a_log_of_a_training_that_went_on_tells_each_step_once(tmp_path):
+    lines = [
+        {"step": 20, "contrast": 3.0},
+        {"step": 40, "contrast": 2.0},
+        {"step": 40, "recall": {}},
+    ]
+    again = {"step": 40, "contrast": 1.9}
+    text = "".join(json.dumps(line) + "\n" for line in [*lines, again])
+    (tmp_path / "log.jsonl").write_text(text)
+    assert read_log(tmp_path) == [lines[0], again, lines[2]]
