@@ -1,0 +1,171 @@
+"""What matching and fusion add to two towers, on scenes of fresh seeds, straight from the encoder.
+
+    python benchmarks/pocket_joint.py --encoder pocket:DIR --seed 9001 9002 9003 --samples 1000
+
+Hard twins: every scene has nine others one change away (pipeline/scenes/hard.py). R@1 of the
+vectors, and after the first 20 were scored again by matching (its logit plus the cosine, as in
+ALBEF), and how often matching is right about a complete caption and its picture, and about that
+caption and a picture one change away of which it is false. Joint vectors: captions that leave
+things unsaid are fused with their pictures and asked for by other such captions of the same scenes,
+against the picture alone, the caption alone and the mean of both. Prints JSON and writes
+benchmarks/results/pocket_joint.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline.encoders import EncoderSettings, Matcher, load_encoder, mean_of, require_matcher
+from pipeline.scenes.claims import Claims, holds, holds_matrix
+from pipeline.scenes.draw import picture
+from pipeline.scenes.hard import hard_gallery, swapped, without_last
+from pipeline.scenes.recall import recall_at, top
+from pipeline.scenes.words import LANGUAGES, plan, tell
+from pipeline.scenes.world import Scene, attributes, edited, gallery, options
+
+RESULT = Path(__file__).parent / "results" / "pocket_joint.json"
+RERANKED = 20
+Change = Callable[[Scene, random.Random], Scene | None]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--encoder", default="pocket")
+    parser.add_argument("--seed", type=int, nargs="+", default=[9001, 9002, 9003])
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--to", type=Path, default=RESULT)
+    given = parser.parse_args()
+    started = time.perf_counter()
+    encoder = require_matcher(
+        load_encoder(given.encoder, EncoderSettings(precision=given.precision))
+    )
+    found = {
+        "encoder": encoder.name,
+        "fingerprint": encoder.fingerprint,
+        "precision": encoder.precision,
+        "seeds": given.seed,
+        "samples": given.samples,
+        "hard_twins": {
+            language: _mean([hard_twins(encoder, s, given.samples, language) for s in given.seed])
+            for language in LANGUAGES
+        },
+        "matching_accuracy": _mean([accuracy(encoder, s, given.samples) for s in given.seed]),
+        "joint": _mean([joint(encoder, s, given.samples) for s in given.seed]),
+        "seconds": round(time.perf_counter() - started, 1),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
+    }
+    text = json.dumps(found, indent=2)
+    given.to.parent.mkdir(parents=True, exist_ok=True)
+    given.to.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def hard_twins(encoder: Matcher, seed: int, samples: int, language: str) -> dict[str, float]:
+    """R@1 of complete captions among hard twins, by vectors and by matching on top of them."""
+    scenes, rng = hard_gallery(samples, seed), random.Random(f"hard {seed}")
+    claims = [plan(scene, rng) for scene in scenes]
+    texts = [tell(claim, rng, language) for claim in claims]
+    pixels = [encoder.preprocess(picture(scene)) for scene in scenes]
+    scores = encoder.encode_texts(texts) @ encoder.encode_images(pixels).T  # (Q, N)
+    first, correct = top(scores, RERANKED), holds_matrix(claims, scenes)
+    again = []
+    for text, row, candidates in zip(texts, scores, first, strict=True):
+        logits = encoder.match_pairs([pixels[n] for n in candidates], [text] * len(candidates))
+        order = np.argsort(-(logits + row[candidates]), kind="stable")
+        again.append(candidates[order])
+    return {
+        "vectors_r1": recall_at(first, correct)["r1"],
+        "matching_r1": recall_at(again, correct)["r1"],
+    }
+
+
+def accuracy(encoder: Matcher, seed: int, samples: int) -> dict[str, float]:
+    """Share of pairs that matching is right about, half of them wrong by one change."""
+    rng = random.Random(f"accuracy {seed}")
+    pairs: list[tuple[Scene, str]] = []
+    for scene in gallery(samples, seed):
+        claims, wrong = _one_change(scene, rng)
+        text = tell(claims, rng, rng.choice(LANGUAGES))
+        pairs += [(scene, text), (wrong, text)]
+    pixels = [encoder.preprocess(picture(scene)) for scene, _ in pairs]
+    logits = encoder.match_pairs(pixels, [text for _, text in pairs])
+    right, wrong_pairs = logits[0::2] > 0, logits[1::2] <= 0
+    return {
+        "right_pairs": float(right.mean()),
+        "wrong_pairs": float(wrong_pairs.mean()),
+        "all": float((right.mean() + wrong_pairs.mean()) / 2),
+        "told_apart": float((logits[0::2] > logits[1::2]).mean()),
+    }
+
+
+def _one_change(scene: Scene, rng: random.Random) -> tuple[Claims, Scene]:
+    """A complete caption's claims and a scene one change away of which they are false."""
+    changes: list[Change] = [_other_value, _other_value, _swap, _fewer]
+    while True:
+        claims = plan(scene, rng)
+        changed = rng.choice(changes)(scene, rng)
+        if changed is not None and not holds(claims, changed):
+            return claims, changed
+
+
+def _other_value(scene: Scene, rng: random.Random) -> Scene | None:
+    attribute = rng.choice(attributes(scene))
+    return edited(scene, attribute, rng.choice(options(scene, attribute)[1:]))
+
+
+def _swap(scene: Scene, _: random.Random) -> Scene | None:
+    return swapped(scene) if len(scene.things) > 1 else None
+
+
+def _fewer(scene: Scene, _: random.Random) -> Scene | None:
+    return without_last(scene) if len(scene.things) > 1 else None
+
+
+def joint(encoder: Matcher, seed: int, samples: int) -> dict[str, float]:
+    """R@1 and R@10 of vectors of pictures with partial captions, asked for by other such ones."""
+    scenes, rng = gallery(samples, seed), random.Random(f"joint {seed}")
+    inside = [
+        tell(plan(scene, rng, complete=False), rng, rng.choice(LANGUAGES)) for scene in scenes
+    ]
+    claims = [plan(scene, rng, complete=False) for scene in scenes]
+    queries = encoder.encode_texts([tell(c, rng, rng.choice(LANGUAGES)) for c in claims])
+    pixels = [encoder.preprocess(picture(scene)) for scene in scenes]
+    image, text = encoder.encode_images(pixels), encoder.encode_texts(inside)
+    ways = {
+        "image": image,
+        "text": text,
+        "mean": mean_of(image, text),
+        "fusion": encoder.encode_pairs(image, text, pixels, inside),
+    }
+    correct = holds_matrix(claims, scenes)
+    told = {}
+    for name, vectors in ways.items():
+        recall = recall_at(top(queries @ vectors.T, 10), correct)
+        told |= {f"{name}_r1": recall["r1"], f"{name}_r10": recall["r10"]}
+    return told
+
+
+def _mean(measured: Sequence[dict[str, float]]) -> dict[str, Any]:
+    return {
+        name: round(sum(each[name] for each in measured) / len(measured), 4) for name in measured[0]
+    }
+
+
+if __name__ == "__main__":
+    main()
