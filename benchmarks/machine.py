@@ -97,3 +97,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         for row in cells
     )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def tell_and_keep(found: dict[str, Any], to: Path) -> None:
+    """Print what was measured, and write it where figures are kept."""
+    text = json.dumps(found, indent=2)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.write_text(text + "\n", encoding="utf-8")
+    print(text)

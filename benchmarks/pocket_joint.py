@@ -14,7 +14,6 @@ benchmarks/results/pocket_joint.json.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import random
@@ -29,6 +28,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.machine import tell_and_keep
 from pipeline.encoders import EncoderSettings, Matcher, load_encoder, mean_of, require_matcher
 from pipeline.scenes.claims import Claims, holds, holds_matrix
 from pipeline.scenes.draw import picture
@@ -70,10 +70,7 @@ def main() -> None:
         "seconds": round(time.perf_counter() - started, 1),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
     }
-    text = json.dumps(found, indent=2)
-    given.to.parent.mkdir(parents=True, exist_ok=True)
-    given.to.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    tell_and_keep(found, given.to)
 
 
 def hard_twins(encoder: Matcher, seed: int, samples: int, language: str) -> dict[str, float]:

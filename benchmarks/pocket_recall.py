@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import platform
 import random
@@ -31,6 +30,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.machine import tell_and_keep
 from pipeline.encoders import Encoder, EncoderSettings, load_encoder
 from pipeline.model.feed import FeedSettings, scenes_of
 from pipeline.model.measure import measure
@@ -74,10 +74,7 @@ def main() -> None:
         "seconds": round(time.perf_counter() - started, 1),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
     }
-    text = json.dumps(found, indent=2)
-    given.to.parent.mkdir(parents=True, exist_ok=True)
-    given.to.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    tell_and_keep(found, given.to)
 
 
 def _arguments() -> argparse.Namespace:

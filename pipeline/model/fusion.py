@@ -36,6 +36,8 @@ from pipeline.model.blocks import Block, Mlp
 from pipeline.model.config import FusionConfig
 from pipeline.model.pool import Pool
 
+SHARPNESS = 1.5  # of queries and of keys at the start: without it likeness would be faint
+
 
 @dataclass(frozen=True)
 class Modality:
@@ -279,7 +281,6 @@ class CrossBlock(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-SHARPNESS = 1.5  # of queries and of keys at the start: without it likeness would be faint
 MIXES = {
     "concat": Concat,
     "add": Add,

@@ -58,9 +58,8 @@ class Probes(nn.Module):
 
     def forward(self, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
         """tokens (B, N, D) -> one (B, 9, classes) tensor an attribute, and (B, backgrounds)."""
-        return list(self.places(by_place(tokens)).split(CLASSES, dim=-1)), self.background(
-            tokens.mean(1)
-        )
+        places = self.places(by_place(tokens)).split(CLASSES, dim=-1)
+        return list(places), self.background(tokens.mean(1))
 
     def read(self, vectors: Tensor, kinds: Tensor, bag: Tensor) -> tuple[Tensor, Tensor]:
         """How badly unit vectors (B, E) of pictures or texts tell `kinds` (B, kinds, readings) and

@@ -40,13 +40,13 @@ class TrainSettings:
 
     steps, fusion_steps: of the two stages; rate: the highest learning rate of either. Fusing goes
     by many small steps, of `fusion_batch` pictures: it stands still long before it compares, and
-    then learns fast. facts: weight
-    of the facts and readings losses at the start; it falls to a tenth along a cosine. words: weight
-    of the words loss; with less of it the twenty kinds stay out of the vectors, for neither tower
-    can be first to put them there. match: weight of the losses of matching, discord, ground and
-    align, joint: of the joint vector's. ema: decay of the average. corpus: scenes whose captions
-    teach the tokenizer. Picture side, context and vocabulary of `model` give way to those of the
-    feed and of the tokenizer learned. Without `model.fusion` the run ends with the towers.
+    then learns fast. facts: weight of the facts and readings losses at the start; it falls to a
+    tenth along a cosine. words: weight of the words loss; with less of it the twenty kinds stay out
+    of the vectors, for neither tower can be first to put them there. match: weight of the losses of
+    matching, discord, ground and align, joint: of the joint vector's. ema: decay of the average.
+    corpus: scenes whose captions teach the tokenizer. Picture side, context and vocabulary of
+    `model` give way to those of the feed and of the tokenizer learned. Without `model.fusion` the
+    run ends with the towers.
     """
 
     steps: int = 2600
@@ -94,7 +94,7 @@ class Training:
         model = self.objective.model
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
         self.step, self.seconds = 0, 0.0
-        self.learned: dict[str, nn.Parameter] = {}
+        self.learned: list[nn.Parameter] = []
         self._begin_stage()
 
     def _begin_stage(self) -> None:
@@ -103,13 +103,15 @@ class Training:
             self.objective.model.load_state_dict(self.average)
         for name, parameter in self.objective.named_parameters():
             parameter.requires_grad_(name.startswith(OF_FUSION) == self.fusing)
-        named = self.objective.named_parameters()
-        self.learned = {name: p for name, p in named if p.requires_grad}
         # Matrices decay; biases, norms, queries, positions and the scale do not.
-        matrices, others = [], []
-        for name, parameter in self.learned.items():
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, parameter in self.objective.named_parameters():
+            if not parameter.requires_grad:
+                continue
             matrix = parameter.ndim in (2, 4) and "embedding" not in name
             (matrices if matrix else others).append(parameter)
+        self.learned = matrices + others
         groups = [
             {"params": matrices, "weight_decay": self.settings.weight_decay},
             {"params": others, "weight_decay": 0.0},
@@ -120,11 +122,6 @@ class Training:
     def fusing(self) -> bool:
         """Is this the second stage?"""
         return self.config.fusion is not None and self.step >= self.settings.steps
-
-    @property
-    def done(self) -> bool:
-        """Are both stages over?"""
-        return self.step >= self.settings.all_steps
 
     @property
     def stage(self) -> tuple[int, int]:
@@ -165,7 +162,7 @@ class Training:
         losses = functional_call(self.objective, rounded, (batch, self.fusing, chance))
         self.optimiser.zero_grad(set_to_none=True)
         self._total(losses).backward()
-        norm = nn.utils.clip_grad_norm_(list(self.learned.values()), settings.clip)
+        norm = nn.utils.clip_grad_norm_(self.learned, settings.clip)
         self.optimiser.step()
         # The average follows fast at first: it must not carry the random start along.
         gone, _ = self.stage
