@@ -81,11 +81,10 @@ def hard_twins(encoder: Matcher, seed: int, samples: int, language: str) -> dict
     pixels = [encoder.preprocess(picture(scene)) for scene in scenes]
     scores = encoder.encode_texts(texts) @ encoder.encode_images(pixels).T  # (Q, N)
     first, correct = top(scores, RERANKED), holds_matrix(claims, scenes)
-    again = []
-    for text, row, candidates in zip(texts, scores, first, strict=True):
-        logits = encoder.match_pairs([pixels[n] for n in candidates], [text] * len(candidates))
-        order = np.argsort(-(logits + row[candidates]), kind="stable")
-        again.append(candidates[order])
+    pairs = [(pixels[n], text) for text, found in zip(texts, first, strict=True) for n in found]
+    logits = encoder.match_pairs([p for p, _ in pairs], [t for _, t in pairs])
+    final = logits.reshape(first.shape) + np.take_along_axis(scores, first, axis=1)
+    again = np.take_along_axis(first, np.argsort(-final, axis=1, kind="stable"), axis=1)
     return {
         "vectors_r1": recall_at(first, correct)["r1"],
         "matching_r1": recall_at(again, correct)["r1"],

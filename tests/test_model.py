@@ -15,8 +15,9 @@ from PIL import Image
 from pipeline.errors import EncoderError, UsageError
 from pipeline.model import checkpoint
 from pipeline.model.attention import Attention, multi_head_attention
+from pipeline.model.checkpoint import load_model
 from pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
-from pipeline.model.encode import encode_texts
+from pipeline.model.encode import encode_texts, match_pairs
 from pipeline.model.feed import (
     UNKNOWN,
     FeedSettings,
@@ -27,16 +28,18 @@ from pipeline.model.feed import (
     kinds_told,
     lesson,
     lessons,
+    lies_told,
 )
 from pipeline.model.joint import JointNetwork
 from pipeline.model.losses import bag_loss, facts_loss, info_nce, late_interaction
 from pipeline.model.measure import measure
-from pipeline.model.objective import Probes
+from pipeline.model.objective import Probes, discord
 from pipeline.model.pixels import to_pixels
 from pipeline.model.tokenizer import END, PAD, START, Tokenizer, normalise
 from pipeline.model.tokenizer import train as train_tokenizer
 from pipeline.model.train import train
 from pipeline.model.training import STATE, Training, TrainSettings
+from pipeline.scenes.claims import related
 from pipeline.scenes.words import plan
 from pipeline.scenes.world import KINDS, PLACES, random_scene
 
@@ -308,7 +311,8 @@ def test_patches_are_asked_of_the_thing_that_lies_there():
     told[::2, :, 1] = (told[::2, :, 1] + 1) % 10  # every other text lies of colours
     probes = Probes(32, 32, 16, TINY.fusion)
     probes.ground = torch.nn.Identity()  # what the patches say is what the probe says
-    patches = torch.zeros(8, 9, 6)
+    lies = torch.full((8, 20, 2), -1)
+    patches = torch.zeros(8, 9, 7)
     for n, scene in enumerate(scenes):
         for thing in scene.things:
             at = PLACES.index(thing.place)
@@ -316,8 +320,63 @@ def test_patches_are_asked_of_the_thing_that_lies_there():
             patches[n, at, 1:] = -9.0
             patches[n, at, 1] = -9.0 if n % 2 else 9.0
     counted = torch.ones(8, dtype=torch.bool)
-    knowing = probes.grounded(patches, told, shown, counted)
-    assert knowing < 0.01 < 1 < probes.grounded(-patches, told, shown, counted)
+    knowing = probes.grounded(patches, told, lies, shown, counted)
+    assert knowing < 0.01 < 1 < probes.grounded(-patches, told, lies, shown, counted)
+
+
+def test_a_text_disagrees_about_relations_where_they_do_not_hold():
+    rng = random.Random(8)
+    seen = set()
+    for _ in range(300):
+        scene, other = random_scene(rng), random_scene(rng)
+        claims = plan(scene, rng)
+        if not claims.relations:
+            assert (lies_told(claims) == -1).all()
+            continue
+        # The same things elsewhere: what the picture of `other` shows of the places of this one's.
+        places = rng.sample(PLACES, len(scene.things))
+        moved = [replace(t, place=p) for t, p in zip(scene.things, places, strict=True)]
+        other = replace(scene, things=tuple(moved))
+        told, lies, shown = (
+            torch.from_numpy(each)[None]
+            for each in (kinds_told(claims, scene), lies_told(claims), kinds_shown(other))
+        )
+        differ, known = discord(told, lies, shown)
+        ((i, relation, j),) = claims.relations
+        by_kind = {thing.kind: thing for thing in other.things}
+        one, two = (by_kind[claims.things[n].kind] for n in (i, j))
+        for thing in (one, two):
+            at = KINDS.index(thing.kind)
+            assert known[0, at, -1]
+            assert differ[0, at, -1] == (not related(one, relation, two))
+        assert known[0, :, -1].sum() == 2
+        seen.add(bool(differ[0, KINDS.index(one.kind), -1]))
+    assert seen == {True, False}
+
+
+def test_a_fusion_is_learned_on_towers_that_are_there(tmp_path):
+    alone = replace(RUN, model=replace(TINY, fusion=None))
+    train(alone, tmp_path / "towers", device="cpu", workers=0)
+    done = train(RUN, tmp_path / "fused", device="cpu", workers=0, towers=tmp_path / "towers")
+    assert len(done) == RUN.fusion_steps and "match" in done[0]
+    (towers, _), (fused, _) = (load_model(tmp_path / name) for name in ("towers", "fused"))
+    for name, weight in towers.state_dict().items():
+        assert torch.equal(weight, fused.state_dict()[name]), name
+    wider = replace(RUN, model=replace(TINY, dim=TINY.dim * 2))
+    with pytest.raises(UsageError, match="towers and tokens of this preset"):
+        train(wider, tmp_path / "wider", device="cpu", workers=0, towers=tmp_path / "towers")
+
+
+def test_pairs_that_share_a_picture_or_a_text_are_scored_as_they_are_alone():
+    torch.manual_seed(1)
+    config = replace(TINY, text=replace(TINY.text, vocabulary=len(WORDS), context=FEED.context))
+    model = JointNetwork(config).eval()
+    pixels = list(lesson(0, FEED, WORDS).pixels[:3])
+    texts = ["a red boat", "两只猫", "a house at night, in a big green field"]
+    pairs = [(p, t) for p in pixels for t in texts]
+    together = match_pairs(model, WORDS, [p for p, _ in pairs], [t for _, t in pairs])
+    alone = [match_pairs(model, WORDS, [p], [t])[0] for p, t in pairs]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

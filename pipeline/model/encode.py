@@ -4,7 +4,8 @@ bound memory; shared by training and the encoder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from pipeline.model.tokenizer import Tokenizer
 from pipeline.model.towers import DualEncoder
 
 BLOCK = 256  # rows of one forward pass
+SPAN = 4096  # pairs whose tokens are held at a time, some 100 MB
 
 
 @torch.inference_mode()
@@ -74,10 +76,33 @@ def match_pairs(
 def _pairs(
     model: JointNetwork, tokenizer: Tokenizer, pixels: Sequence[np.ndarray], texts: Sequence[str]
 ) -> Iterator[tuple[Modality, Modality]]:
-    """Texts and pictures of a block, through their towers."""
+    """Texts and pictures of each BLOCK of pairs, through their towers: each different text, and
+    each array that is not the same object, once in SPAN pairs."""
     device = model.log_scale.device
-    for start in range(0, len(pixels), BLOCK):
-        some = slice(start, start + BLOCK)
-        ids = torch.from_numpy(tokenizer.batch(texts[some], model.config.text.context)).to(device)
-        block = torch.from_numpy(np.stack(pixels[some])).to(device)
-        yield model.text_modality(ids), model.image_modality(block)
+    for start in range(0, len(pixels), SPAN):
+        some = slice(start, start + SPAN)
+        arrays, of_image = _distinct(pixels[some], key=id)
+        strings, of_text = _distinct(texts[some], key=str)
+        images = [
+            model.image_modality(torch.from_numpy(np.stack(block)).to(device))
+            for block in _blocks(arrays)
+        ]
+        ids = torch.from_numpy(tokenizer.batch(strings, model.config.text.context)).to(device)
+        said = [model.text_modality(block) for block in ids.split(BLOCK)]
+        image, text = Modality.rows(images), Modality.rows(said)
+        for rows in torch.arange(len(of_image)).split(BLOCK):
+            yield text.take(of_text[rows].to(device)), image.take(of_image[rows].to(device))
+
+
+def _distinct(items: Sequence[Any], key: Callable[[Any], Any]) -> tuple[list[Any], torch.Tensor]:
+    """The first item of each key, and where among them each item's is: (B,) int64."""
+    first: dict[Any, Any] = {}
+    for item in items:
+        first.setdefault(key(item), item)
+    place = {k: i for i, k in enumerate(first)}
+    return list(first.values()), torch.tensor([place[key(item)] for item in items])
+
+
+def _blocks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), BLOCK):
+        yield items[start : start + BLOCK]

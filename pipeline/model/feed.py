@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.model.pixels import to_pixels
 from pipeline.model.tokenizer import Tokenizer, train
-from pipeline.scenes.claims import CLAIM_VALUES, Claims, holds_matrix
+from pipeline.scenes.claims import CLAIM_VALUES, OPPOSITE, RELATIONS, Claims, holds_matrix
 from pipeline.scenes.draw import picture
 from pipeline.scenes.hard import hard_group
 from pipeline.scenes.unseen import withheld_in
@@ -71,12 +71,14 @@ class FeedSettings:
 class Told:
     """One caption for each picture of a batch, in whatever language: ids int64 (B, T); also_true
     (B, B) bool, caption i is true of picture j; kinds int64 (B, 20, 6), what it says of each kind,
-    see `kinds_told`; bag int64 (B, 44), which of WORDS it says.
+    see `kinds_told`; lies int64 (B, 20, 2), how it has each kind lie to another, see `lies_told`;
+    bag int64 (B, 44), which of WORDS it says.
     """
 
     ids: np.ndarray
     also_true: np.ndarray
     kinds: np.ndarray
+    lies: np.ndarray
     bag: np.ndarray
 
 
@@ -119,6 +121,7 @@ def _told(
         ids=tokenizer.batch(texts, settings.context),
         also_true=holds_matrix(claims, scenes),
         kinds=np.stack([kinds_told(c, scene) for c, scene in zip(claims, scenes, strict=True)]),
+        lies=np.stack([lies_told(claim) for claim in claims]),
         bag=np.stack([bag_told(c, scene) for c, scene in zip(claims, scenes, strict=True)]),
     )
 
@@ -208,6 +211,19 @@ def kinds_told(claims: Claims, scene: Scene) -> np.ndarray:
         for column, (name, values) in enumerate(list(CLAIM_VALUES.items())[1:], 1):
             if (value := getattr(claim, name)) is not None:
                 told[KINDS.index(claim.kind), column] = values.index(value)
+    return told
+
+
+def lies_told(claims: Claims) -> np.ndarray:
+    """How a caption has each kind lie to another: (20, 2) int64 of the relation, a position in
+    RELATIONS, and the other kind; -1 for kinds that it relates to none.
+    """
+    told = np.full((len(KINDS), 2), UNKNOWN, dtype=np.int64)
+    for i, relation, j in claims.relations:
+        for one, lies, other in ((i, relation, j), (j, OPPOSITE[relation], i)):
+            kinds = claims.things[one].kind, claims.things[other].kind
+            if None not in kinds:
+                told[KINDS.index(kinds[0])] = RELATIONS.index(lies), KINDS.index(kinds[1])
     return told
 
 

@@ -64,6 +64,15 @@ class Modality:
         """Rows (B',) int64 of the batch, in that order."""
         return Modality(self.tokens[rows], self.mask[rows], self.vector[rows])
 
+    @classmethod
+    def rows(cls, parts: Sequence[Modality]) -> Modality:
+        """The rows of several batches with equally many tokens, one after the other."""
+        return cls(
+            torch.cat([part.tokens for part in parts]),
+            torch.cat([part.mask for part in parts]),
+            torch.cat([part.vector for part in parts]),
+        )
+
 
 @dataclass(frozen=True)
 class Fused:

@@ -10,6 +10,7 @@ None of this is shipped.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.model.attention import Attention
 from pipeline.model.config import FusionConfig, ModelConfig
-from pipeline.model.feed import CLASSES, READINGS, WORDS, Lesson
+from pipeline.model.feed import CLASSES, READINGS, UNKNOWN, WORDS, Lesson
 from pipeline.model.fusion import Fused, Fusion, Modality
 from pipeline.model.joint import JointNetwork
 from pipeline.model.losses import (
@@ -31,11 +33,14 @@ from pipeline.model.losses import (
 )
 from pipeline.model.matching import hard_negatives
 from pipeline.model.pool import Pool
+from pipeline.scenes.claims import RELATIONS
 from pipeline.scenes.world import BACKGROUNDS, KINDS
 
 LACKING = (
     0.15  # share of pairs that are fused without their text, and as many without their picture
 )
+HEARD = (3, 3, len(RELATIONS), len(KINDS))  # row and column seen, relation told, to what kind
+DISCORDS = len(READINGS) + 1  # what a text and a picture can disagree in of each kind
 
 
 class Probes(nn.Module):
@@ -51,8 +56,11 @@ class Probes(nn.Module):
         self.bag = nn.Linear(dim, len(WORDS))
         if fusion is not None:
             self.pool = Pool(fusion.width, fusion.heads)
-            self.discord = nn.Linear(fusion.width, len(KINDS) * len(READINGS))
-            self.ground = nn.Linear(fusion.width, len(READINGS))
+            self.discord = nn.Linear(fusion.width, len(KINDS) * DISCORDS)
+            self.ground = nn.Linear(fusion.width, DISCORDS)
+            self.asked = nn.Parameter(torch.randn(1, len(KINDS), fusion.width))
+            self.hearing = Attention(fusion.width, fusion.heads)
+            self.heard = nn.Linear(fusion.width, sum(HEARD) + DISCORDS)
             self.telling = nn.Linear(text_width, 1)
             self.log_sharpness = nn.Parameter(torch.tensor(2.0))
 
@@ -75,21 +83,54 @@ class Probes(nn.Module):
         pooled = self.pool(fused.tokens, fused.mask[:, None, None, :])
         return self.discord(pooled).float()
 
-    def grounded(self, patches: Tensor, told: Tensor, shown: Tensor, counted: Tensor) -> Tensor:
+    def grounded(
+        self, patches: Tensor, told: Tensor, lies: Tensor, shown: Tensor, counted: Tensor
+    ) -> Tensor:
         """How badly fused patches tell of the thing that lies there whether the text tells of its
         kind, and in what the two then disagree.
 
-        patches (B, N, D); told, shown (B, kinds, readings); counted (B,) bool. -> scalar, the mean
-        over the readings.
+        patches (B, N, D); told, shown (B, kinds, readings); lies (B, kinds, 2); counted (B,) bool.
+        -> scalar, the mean over the discords.
         """
-        differ, known = discord(told, shown)
+        differ, known = discord(told, lies, shown)
         differ[..., 0], known[..., 0] = told[..., 0] == 1, True
         row, kind = (shown[..., 0] == 1).nonzero(as_tuple=True)  # of all things of the batch
         at = shown[row, kind, -2] * 3 + shown[row, kind, -1]
-        guess = self.ground(by_place(patches)[row, at]).float()  # (things, readings)
+        guess = self.ground(by_place(patches)[row, at]).float()  # (things, discords)
         known = known[row, kind] & counted[row][:, None]
         each = zip(guess.unbind(1), differ[row, kind].unbind(1), known.unbind(1), strict=True)
         return torch.stack([matching_loss(*reading) for reading in each]).mean()
+
+    def followed(
+        self, words: Modality, told: Tensor, lies: Tensor, shown: Tensor, counted: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """How badly fused words tell, asked of each kind that the text names, where the picture has
+        it and how the text has it lie to what other kind; and in what the two disagree about it.
+        A relation can be checked by who knows where both things are.
+
+        words: fused tokens; the rest as in `grounded`. -> two scalars, the sum of the mean cross
+        entropies of HEARD, and the mean over the discords.
+        """
+        asked = self.asked.to(words.tokens.dtype).expand(len(told), -1, -1)
+        seen = words.mask | ~words.there[:, None]
+        guess = self.heard(self.hearing(asked, words.tokens, seen[:, None, None, :])).float()
+        *guesses, disagree = guess.split((*HEARD, DISCORDS), dim=-1)  # (B, kinds, ...)
+        facts = torch.cat([shown[..., -2:], lies], dim=-1)  # (B, kinds, 4)
+        named = (told[..., 0] == 1) & counted[:, None]
+        facts = facts.masked_fill(~named[..., None], UNKNOWN)
+        losses = []
+        for each, fact in zip(guesses, facts.unbind(-1), strict=True):
+            loss = functional.cross_entropy(
+                each.flatten(0, 1), fact.flatten(), ignore_index=UNKNOWN, reduction="sum"
+            )
+            losses.append(loss / (fact != UNKNOWN).sum().clamp(min=1))
+        differ, known = discord(told, lies, shown)
+        known = known & named[..., None]
+        each = zip(disagree.unbind(-1), differ.unbind(-1), known.unbind(-1), strict=True)
+        return (
+            torch.stack(losses).sum(),
+            torch.stack([matching_loss(*reading) for reading in each]).mean(),
+        )
 
     def alikeness(self, fusion: Fusion, text: Modality, image: Modality) -> Tensor:
         """Late interaction of all captions with all pictures, of tokens as they enter the fusion.
@@ -110,16 +151,23 @@ def by_place(tokens: Tensor) -> Tensor:
     return functional.adaptive_avg_pool2d(grid, 3).flatten(2).transpose(1, 2)
 
 
-def discord(told: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
+def discord(told: Tensor, lies: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
     """Where what a caption says of each kind is not what the picture shows.
 
-    told, shown (B, kinds, readings) int64, as `kinds_told` and `kinds_shown`. -> bool of the same
-    shape, and where there is anything to say: what the caption leaves unsaid cannot disagree, nor
+    told, shown (B, kinds, readings) int64, as `kinds_told` and `kinds_shown`; lies (B, kinds, 2)
+    int64, as `lies_told`. -> bool (B, kinds, discords), the last of them how the kind lies to
+    another; and where there is anything to say: what the caption leaves unsaid cannot disagree, nor
     can the colour of what the picture does not show.
     """
     known = (told >= 0) & (shown >= 0)
     known[..., 0] = told[..., 0] == 1  # a caption says what there is, never what there is not
-    return told != shown, known
+    relation, other = lies.unbind(-1)
+    row, column = shown[..., -2], shown[..., -1]
+    there, across = (place.gather(1, other.clamp(min=0)) for place in (row, column))
+    related = torch.stack([column < across, column > across, row < there, row > there], dim=-1)
+    holds = related.gather(-1, relation.clamp(min=0)[..., None])
+    both = (relation >= 0) & (row >= 0) & (there >= 0)
+    return torch.cat([told != shown, ~holds], dim=-1), torch.cat([known, both[..., None]], dim=-1)
 
 
 class Objective(nn.Module):
@@ -141,7 +189,8 @@ class Objective(nn.Module):
             image = model.image_modality(_moved(batch.pixels, device))
             texts = [model.text_modality(_moved(told.ids, device)) for told in batch.told]
         truths = [_moved(told.also_true, device) for told in batch.told]
-        kinds = (_moved(batch.told[0].kinds, device), _moved(batch.kinds, device))
+        first = batch.told[0]
+        kinds = [_moved(each, device) for each in (first.kinds, batch.kinds, first.lies)]
         return self.joined(texts, truths, image, kinds, chance)
 
     def aligned(self, batch: Lesson) -> dict[str, Tensor]:
@@ -173,7 +222,7 @@ class Objective(nn.Module):
         texts: list[Modality],
         truths: list[Tensor],
         image: Modality,
-        kinds: tuple[Tensor, Tensor],
+        kinds: Sequence[Tensor],
         chance: torch.Generator,
     ) -> dict[str, Tensor]:
         """Of the first captions with their pictures: `match`, told from as many wrong pairs, the
@@ -200,7 +249,8 @@ class Objective(nn.Module):
         assert fusion is not None and model.matching is not None
         counted = torch.cat([said & seen, wrong.found])
         told, shown = kinds[0][of_text], kinds[1][of_image]
-        differ, known = discord(told, shown)
+        lies = kinds[2][of_text]
+        differ, known = discord(told, lies, shown)
         # In fused tokens of one sequence for all, patches are no longer to be told from words.
         patches = fused.tokens[:, -image.tokens.shape[1] :] if not fusion.mix.merges else None
         differing = self.probes.disagreement(fused).view_as(differ)
@@ -212,8 +262,14 @@ class Objective(nn.Module):
             "align": contrast(self.probes.alikeness(fusion, text, image), true),
             "joint": info_nce(fused.joint[:size], query.vector, model.scale, true_query),
         }
+        words = fused.tokens
+        mask = fused.mask
         if patches is not None:
-            losses["ground"] = self.probes.grounded(patches, told, shown, counted)
+            losses["ground"] = self.probes.grounded(patches, told, lies, shown, counted)
+            words, mask = (each[:, : text.tokens.shape[1]] for each in (words, mask))
+        losses["where"], losses["follow"] = self.probes.followed(
+            Modality(words, mask, text.vector[of_text]), told, lies, shown, counted
+        )
         return losses
 
 

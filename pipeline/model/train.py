@@ -36,9 +36,12 @@ def train(
     device: str = "auto",
     precision: str = "auto",
     workers: int = 1,
+    towers: Path | None = None,
     told: Callable[[str], None] = LOG.info,
 ) -> list[dict[str, float]]:
     """Train to the end, or go on with the training in `folder`; -> losses of each step done now.
+
+    towers: a model folder to take the towers from, so that only the second stage is left to do.
 
     Leaves in the folder: the state, the model (weights of the average), and log.jsonl, a line now
     and then. device and precision as in EncoderSettings; workers: processes that draw, 0 for none.
@@ -49,6 +52,8 @@ def train(
     training = Training(settings, where, tokenizer)
     if (folder / STATE).exists():
         training.resume(folder)
+    elif towers is not None:
+        training.take_towers(towers)
     folder.mkdir(parents=True, exist_ok=True)
     done: list[dict[str, float]] = []
     started = time.monotonic() - training.seconds

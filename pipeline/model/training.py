@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pipeline.errors import UsageError
-from pipeline.model.checkpoint import load_state, save_model, save_state
+from pipeline.model.checkpoint import load_model, load_state, save_model, save_state
 from pipeline.model.config import ModelConfig
 from pipeline.model.feed import FeedSettings, Lesson
 from pipeline.model.objective import Objective
@@ -30,7 +30,7 @@ STATE = "state.safetensors"
 # Parameters of the objective that learn in the second stage, and only there.
 OF_FUSION = (
     "model.fusion.", "model.matching.", "probes.pool.", "probes.discord.", "probes.ground.",
-    "probes.telling.", "probes.log_sharpness",
+    "probes.asked", "probes.hearing.", "probes.heard.", "probes.telling.", "probes.log_sharpness",
 )  # fmt: skip
 
 
@@ -167,9 +167,9 @@ class Training:
         # The average follows fast at first: it must not carry the random start along.
         gone, _ = self.stage
         decay = min(settings.ema, (1 + gone) / (10 + gone))
+        moved = {n: p for n, p in self.objective.model.named_parameters() if p.requires_grad}
         with torch.no_grad():
-            for name, value in self.objective.model.state_dict().items():
-                self.average[name].lerp_(value, 1 - decay)
+            torch._foreach_lerp_([self.average[n] for n in moved], list(moved.values()), 1 - decay)
         fused = self.fusing
         self.step += 1
         if self.fusing != fused:
@@ -202,6 +202,30 @@ class Training:
         folder.mkdir(parents=True, exist_ok=True)
         save_state(folder / STATE, self.tensors(), facts)
         save_model(folder, self.average, self.config, self.tokenizer)
+
+    def take_towers(self, folder: Path) -> None:
+        """Begin at the second stage, on the towers of a model folder; UsageError where they are not
+        of these settings' shapes, or read texts in other tokens.
+        """
+        towers, tokenizer = load_model(folder)
+        ours, theirs = self.config, towers.config
+        of_towers = (ours.image, ours.text, ours.dim)
+        if (theirs.image, theirs.text, theirs.dim) != of_towers or (
+            tokenizer.to_json() != self.tokenizer.to_json()
+        ):
+            raise UsageError(
+                f"--towers {folder}",
+                expected="towers and tokens of this preset",
+                found="others",
+                do="train towers by this preset: --fusion-steps 0",
+            )
+        weights = towers.state_dict()
+        with torch.no_grad():
+            for name, value in self.average.items():
+                if not name.startswith(("fusion.", "matching.")):
+                    value.copy_(weights[name])
+        self.step = self.settings.steps
+        self._begin_stage()
 
     def resume(self, folder: Path) -> None:
         """Go on from the state in a folder; UsageError where its settings were others."""

@@ -27,6 +27,7 @@ from pipeline.scenes.world import (
 )
 
 RELATIONS = ("left of", "right of", "above", "below")
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 ROWS = ("top", "centre", "bottom")
 COLUMNS = ("left", "centre", "right")
 # Fields of a claim about one thing with their words; a word's position is its code in arrays.
