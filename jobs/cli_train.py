@@ -11,6 +11,7 @@ import typer
 
 from pipeline.errors import UsageError
 from pipeline.model.curves import draw_curves
+from pipeline.model.fusion import MIXES
 from pipeline.model.train import train as run
 from pipeline.model.training import TrainSettings
 
@@ -41,6 +42,14 @@ def train(
             min=0, help="Of fusion and matching; 0: two towers alone. [default: the preset's]"
         ),
     ] = None,
+    how: Annotated[
+        str | None,
+        typer.Option(help="Fuse by " + ", ".join(MIXES) + ". [default: the preset's]"),
+    ] = None,
+    towers: Annotated[
+        Path | None,
+        typer.Option(help="A model folder: keep its towers, learn fusion and matching alone."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of weights and of what is drawn.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
@@ -53,6 +62,11 @@ def train(
     chosen = PRESETS[preset]
     if to.exists() and not to.is_dir():
         raise UsageError(f"--to {to}", expected="a folder, or a name that is free", found="a file")
+    if how is not None and how not in MIXES:
+        raise UsageError(f"--how {how!r}", expected=" or ".join(MIXES))
+    fusion = chosen.model.fusion
+    if fusion is not None and how is not None:
+        chosen = replace(chosen, model=replace(chosen.model, fusion=replace(fusion, how=how)))
     settings = replace(
         chosen,
         steps=chosen.steps if steps is None else steps,
@@ -61,7 +75,9 @@ def train(
     )
     if not settings.fusion_steps:  # what has not learned to match shall not seem to
         settings = replace(settings, model=replace(settings.model, fusion=None))
-    run(settings, to, device=device, precision=precision, workers=workers, told=_told)
+    run(
+        settings, to, device=device, precision=precision, workers=workers, towers=towers, told=_told
+    )
     draw_curves(to)
     print(f"{to}: trained; use it with --encoder pocket:{to}")
 

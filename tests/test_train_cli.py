@@ -45,6 +45,8 @@ def test_what_cannot_be_trained_is_told_in_one_line(chiasm, tmp_path):
     unknown = chiasm("train", "--preset", "purse", "--to", tmp_path)
     assert unknown.returncode == 2
     assert unknown.stderr == "chiasm: --preset 'purse': expected pocket\n"
+    how = chiasm("train", "--preset", "pocket", "--to", tmp_path, "--how", "magic")
+    assert how.returncode == 2 and how.stderr.startswith("chiasm: --how 'magic': expected concat")
     (tmp_path / "file").write_text("")
     taken = chiasm("train", "--preset", "pocket", "--to", tmp_path / "file")
     assert taken.returncode == 2 and "found a file" in taken.stderr
@@ -56,6 +58,15 @@ def test_towers_alone_refuse_to_match(tmp_path, chiasm):
         "--workers", 0,
     )  # fmt: skip
     assert told.returncode == 0, told.stderr
+    on_top = chiasm(
+        "train", "--preset", "pocket", "--to", tmp_path / "fused", "--towers", tmp_path, "--steps",
+        1, "--fusion-steps", 1, "--how", "gated", "--workers", 0,
+    )  # fmt: skip
+    assert on_top.returncode == 0, on_top.stderr
+    (line,) = read_log(tmp_path / "fused")
+    assert line["step"] == 2 and "match" in line
+    config = json.loads((tmp_path / "fused" / "config.json").read_text())
+    assert config["fusion"]["how"] == "gated"
     encoder = load_encoder(f"pocket:{tmp_path}", EncoderSettings(device="cpu"))
     with pytest.raises(UsageError, match="two towers alone"):
         encoder.match_pairs([encoder.preprocess(Image.new("RGB", (9, 9)))], ["a boat"])

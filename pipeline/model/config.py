@@ -48,7 +48,7 @@ class FusionConfig:
 
     how: str = "cross_attention"
     width: int = 128
-    depth: int = 3
+    depth: int = 2
     heads: int = 4
     slots: int = 16
 

@@ -41,7 +41,10 @@ def facts_loss(logits: Sequence[Tensor], facts: Tensor) -> Tensor:
     """
     told = zip(logits, facts.unbind(-1), strict=True)
     losses = [
-        functional.cross_entropy(guess.flatten(0, 1).float(), fact.flatten(), ignore_index=-1)
+        functional.cross_entropy(
+            guess.flatten(0, 1).float(), fact.flatten(), ignore_index=-1, reduction="sum"
+        )
+        / (fact >= 0).sum().clamp(min=1)
         for guess, fact in told
     ]
     return torch.stack(losses).sum()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.model.attention import Attention
-from pipeline.model.config import FusionConfig, ModelConfig
+from pipeline.model.config import FusionConfig, ModelConfig, TextConfig
 from pipeline.model.feed import CLASSES, READINGS, UNKNOWN, WORDS, Lesson
 from pipeline.model.fusion import Fused, Fusion, Modality
 from pipeline.model.joint import JointNetwork
@@ -43,25 +43,41 @@ HEARD = (3, 3, len(RELATIONS), len(KINDS))  # row and column seen, relation told
 DISCORDS = len(READINGS) + 1  # what a text and a picture can disagree in of each kind
 
 
+class PerKind(nn.Module):
+    """What a sequence says of each kind: asked by a learned query, answered by a linear reading."""
+
+    def __init__(self, width: int, heads: int, answers: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, len(KINDS), width))
+        self.attention = Attention(width, heads)
+        self.answer = nn.Linear(width, answers)
+
+    def forward(self, sequence: Modality) -> Tensor:
+        """tokens (B, T, D) -> float32 (B, kinds, answers)."""
+        query = self.query.expand(len(sequence.tokens), -1, -1)
+        seen = (sequence.mask | ~sequence.there[:, None])[:, None, None, :]
+        return self.answer(self.attention(query, sequence.tokens, seen)).float()
+
+
 class Probes(nn.Module):
     """Linear readings: of patch tokens, what lies in each of 3 x 3 places, and on what; of vectors,
     what there is of each kind; of fused tokens, pooled, where text and picture disagree.
     """
 
-    def __init__(self, width: int, text_width: int, dim: int, fusion: FusionConfig | None) -> None:
+    def __init__(self, width: int, text: TextConfig, dim: int, fusion: FusionConfig | None) -> None:
         super().__init__()
         self.places = nn.Linear(width, sum(CLASSES))
         self.background = nn.Linear(width, len(BACKGROUNDS))
         self.kinds = nn.Linear(dim, len(KINDS) * sum(READINGS))
         self.bag = nn.Linear(dim, len(WORDS))
+        self.lies_of_vector = nn.Linear(dim, len(KINDS) * len(RELATIONS))
+        self.lies_of_tokens = PerKind(text.width, text.heads, len(RELATIONS) + len(KINDS))
         if fusion is not None:
             self.pool = Pool(fusion.width, fusion.heads)
             self.discord = nn.Linear(fusion.width, len(KINDS) * DISCORDS)
             self.ground = nn.Linear(fusion.width, DISCORDS)
-            self.asked = nn.Parameter(torch.randn(1, len(KINDS), fusion.width))
-            self.hearing = Attention(fusion.width, fusion.heads)
-            self.heard = nn.Linear(fusion.width, sum(HEARD) + DISCORDS)
-            self.telling = nn.Linear(text_width, 1)
+            self.heard = PerKind(fusion.width, fusion.heads, sum(HEARD) + DISCORDS)
+            self.telling = nn.Linear(text.width, 1)
             self.log_sharpness = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -77,6 +93,18 @@ class Probes(nn.Module):
         scaled = vectors.to(self.kinds.weight.dtype) * vectors.shape[-1] ** 0.5
         of_kinds = self.kinds(scaled).unflatten(-1, (len(KINDS), -1)).split(READINGS, dim=-1)
         return facts_loss(of_kinds, kinds), bag_loss(self.bag(scaled), bag)
+
+    def relating(self, text: Modality, lies: Tensor) -> Tensor:
+        """How badly texts tell how they have each kind lie to what other: their tokens both, their
+        vectors the relation. Contrast alone has towers forget the words of it, and nothing learned
+        on top of them could then tell left from right.
+
+        lies (B, kinds, 2). -> scalar.
+        """
+        tokens = self.lies_of_tokens(text).split((len(RELATIONS), len(KINDS)), dim=-1)
+        scaled = text.vector.to(self.lies_of_vector.weight.dtype) * text.vector.shape[-1] ** 0.5
+        vector = self.lies_of_vector(scaled).unflatten(-1, (len(KINDS), -1))
+        return facts_loss(tokens, lies) + facts_loss([vector], lies[..., :1])
 
     def disagreement(self, fused: Fused) -> Tensor:
         """Fused tokens (B, T, D) -> float32 logits (B, kinds x readings), see `discord`."""
@@ -111,24 +139,16 @@ class Probes(nn.Module):
         words: fused tokens; the rest as in `grounded`. -> two scalars, the sum of the mean cross
         entropies of HEARD, and the mean over the discords.
         """
-        asked = self.asked.to(words.tokens.dtype).expand(len(told), -1, -1)
-        seen = words.mask | ~words.there[:, None]
-        guess = self.heard(self.hearing(asked, words.tokens, seen[:, None, None, :])).float()
+        guess = self.heard(words)
         *guesses, disagree = guess.split((*HEARD, DISCORDS), dim=-1)  # (B, kinds, ...)
         facts = torch.cat([shown[..., -2:], lies], dim=-1)  # (B, kinds, 4)
         named = (told[..., 0] == 1) & counted[:, None]
         facts = facts.masked_fill(~named[..., None], UNKNOWN)
-        losses = []
-        for each, fact in zip(guesses, facts.unbind(-1), strict=True):
-            loss = functional.cross_entropy(
-                each.flatten(0, 1), fact.flatten(), ignore_index=UNKNOWN, reduction="sum"
-            )
-            losses.append(loss / (fact != UNKNOWN).sum().clamp(min=1))
         differ, known = discord(told, lies, shown)
         known = known & named[..., None]
         each = zip(disagree.unbind(-1), differ.unbind(-1), known.unbind(-1), strict=True)
         return (
-            torch.stack(losses).sum(),
+            facts_loss(guesses, facts),
             torch.stack([matching_loss(*reading) for reading in each]).mean(),
         )
 
@@ -176,7 +196,7 @@ class Objective(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.model = JointNetwork(config)
-        self.probes = Probes(config.image.width, config.text.width, config.dim, config.fusion)
+        self.probes = Probes(config.image.width, config.text, config.dim, config.fusion)
 
     def forward(self, batch: Lesson, fusing: bool, chance: torch.Generator) -> dict[str, Tensor]:
         """-> float32 scalars, those of `aligned`, or of `joined` where the stage is `fusing`.
@@ -195,19 +215,21 @@ class Objective(nn.Module):
 
     def aligned(self, batch: Lesson) -> dict[str, Tensor]:
         """Of the towers alone: `contrast`, the mean InfoNCE of the captions; `facts`, the probes'
-        loss on patches; `readings` and `words`, their mean losses on vectors.
+        loss on patches; `readings` and `words`, their mean losses on vectors; `lies`, that of the
+        captions on relations.
         """
         model, device = self.model, self.model.log_scale.device
         image = model.image_modality(_moved(batch.pixels, device))
         shown = _moved(batch.kinds, device)
         readings = [self.probes.read(image.vector, shown, _moved(batch.bag, device))]
-        contrasts = []
+        contrasts, lies = [], []
         for told in batch.told:
             text = model.text_modality(_moved(told.ids, device))
             true = _moved(told.also_true, device)
             contrasts.append(info_nce(image.vector, text.vector, model.scale, true))
             kinds, bag = _moved(told.kinds, device), _moved(told.bag, device)
             readings.append(self.probes.read(text.vector, kinds, bag))
+            lies.append(self.probes.relating(text, _moved(told.lies, device)))
         places, background = self.probes(image.tokens)
         stage = functional.cross_entropy(background.float(), _moved(batch.background, device))
         return {
@@ -215,6 +237,7 @@ class Objective(nn.Module):
             "facts": facts_loss(places, _moved(batch.facts, device)) + stage,
             "readings": torch.stack([kinds for kinds, _ in readings]).mean(),
             "words": torch.stack([words for _, words in readings]).mean(),
+            "lies": torch.stack(lies).mean(),
         }
 
     def joined(

@@ -30,7 +30,7 @@ STATE = "state.safetensors"
 # Parameters of the objective that learn in the second stage, and only there.
 OF_FUSION = (
     "model.fusion.", "model.matching.", "probes.pool.", "probes.discord.", "probes.ground.",
-    "probes.asked", "probes.hearing.", "probes.heard.", "probes.telling.", "probes.log_sharpness",
+    "probes.heard.", "probes.telling.", "probes.log_sharpness",
 )  # fmt: skip
 
 
@@ -41,9 +41,10 @@ class TrainSettings:
     steps, fusion_steps: of the two stages; rate: the highest learning rate of either. Fusing goes
     by many small steps, of `fusion_batch` pictures: it stands still long before it compares, and
     then learns fast. facts: weight of the facts and readings losses at the start; it falls to a
-    tenth along a cosine. words: weight of the words loss; with less of it the twenty kinds stay out
-    of the vectors, for neither tower can be first to put them there. match: weight of the losses of
-    matching, discord, ground and align, joint: of the joint vector's. ema: decay of the average.
+    tenth along a cosine. words: weight of the words and lies losses; with less of words the twenty
+    kinds stay out of the vectors, for neither tower can be first to put them there, and without
+    lies the text tower forgets how things lie to each other. match: weight of all losses of fusion
+    but the joint vector's, joint: of that. ema: decay of the average.
     corpus: scenes whose captions teach the tokenizer. Picture side, context and vocabulary of
     `model` give way to those of the feed and of the tokenizer learned. Without `model.fusion` the
     run ends with the towers.
@@ -169,7 +170,8 @@ class Training:
         decay = min(settings.ema, (1 + gone) / (10 + gone))
         moved = {n: p for n, p in self.objective.model.named_parameters() if p.requires_grad}
         with torch.no_grad():
-            torch._foreach_lerp_([self.average[n] for n in moved], list(moved.values()), 1 - decay)
+            for name, value in moved.items():
+                self.average[name].lerp_(value, 1 - decay)
         fused = self.fusing
         self.step += 1
         if self.fusing != fused:
@@ -184,7 +186,7 @@ class Training:
             return settings.match * compared + settings.joint * losses["joint"]
         weight = settings.facts * (0.1 + 0.9 * (1 + math.cos(math.pi * self.progress)) / 2)
         probed = weight * (losses["facts"] + losses["readings"])
-        return losses["contrast"] + probed + settings.words * losses["words"]
+        return losses["contrast"] + probed + settings.words * (losses["words"] + losses["lies"])
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a step changes, by name."""
