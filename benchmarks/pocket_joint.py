@@ -92,32 +92,46 @@ def hard_twins(encoder: Matcher, seed: int, samples: int, language: str) -> dict
 
 
 def accuracy(encoder: Matcher, seed: int, samples: int) -> dict[str, float]:
-    """Share of pairs that matching is right about, half of them wrong by one change."""
+    """Share of pairs that matching is right about, half of them wrong by one change; and of the two
+    pictures of a caption how often the right one is preferred, change by change, by matching and by
+    vectors."""
     rng = random.Random(f"accuracy {seed}")
+    changed: list[str] = []
     pairs: list[tuple[Scene, str]] = []
     for scene in gallery(samples, seed):
-        claims, wrong = _one_change(scene, rng)
+        change, claims, wrong = _one_change(scene, rng)
         text = tell(claims, rng, rng.choice(LANGUAGES))
         pairs += [(scene, text), (wrong, text)]
-    pixels = [encoder.preprocess(picture(scene)) for scene, _ in pairs]
-    logits = encoder.match_pairs(pixels, [text for _, text in pairs])
+        changed.append(change)
+    pixels, texts = (
+        [encoder.preprocess(picture(scene)) for scene, _ in pairs],
+        [t for _, t in pairs],
+    )
+    logits = encoder.match_pairs(pixels, texts)
+    cosines = (encoder.encode_images(pixels) * encoder.encode_texts(texts)).sum(axis=1)
     right, wrong_pairs = logits[0::2] > 0, logits[1::2] <= 0
-    return {
+    told = {
         "right_pairs": float(right.mean()),
         "wrong_pairs": float(wrong_pairs.mean()),
         "all": float((right.mean() + wrong_pairs.mean()) / 2),
-        "told_apart": float((logits[0::2] > logits[1::2]).mean()),
     }
+    for name in CHANGES:
+        some = np.array(changed) == name
+        for way, scores in (("matching", logits), ("vectors", cosines)):
+            preferred = scores[0::2] > scores[1::2]
+            told[f"told_apart_{name}_by_{way}"] = float(preferred[some].mean())
+    return told
 
 
-def _one_change(scene: Scene, rng: random.Random) -> tuple[Claims, Scene]:
-    """A complete caption's claims and a scene one change away of which they are false."""
-    changes: list[Change] = [_other_value, _other_value, _swap, _fewer]
+def _one_change(scene: Scene, rng: random.Random) -> tuple[str, Claims, Scene]:
+    """What is changed, a complete caption's claims, and a scene one change away of which they are
+    false; half of the changes are of a value."""
     while True:
         claims = plan(scene, rng)
-        changed = rng.choice(changes)(scene, rng)
+        name = rng.choice(["value", *CHANGES])
+        changed = CHANGES[name](scene, rng)
         if changed is not None and not holds(claims, changed):
-            return claims, changed
+            return name, claims, changed
 
 
 def _other_value(scene: Scene, rng: random.Random) -> Scene | None:
@@ -131,6 +145,9 @@ def _swap(scene: Scene, _: random.Random) -> Scene | None:
 
 def _fewer(scene: Scene, _: random.Random) -> Scene | None:
     return without_last(scene) if len(scene.things) > 1 else None
+
+
+CHANGES: dict[str, Change] = {"value": _other_value, "swap": _swap, "fewer": _fewer}
 
 
 def joint(encoder: Matcher, seed: int, samples: int) -> dict[str, float]:
