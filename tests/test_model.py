@@ -33,8 +33,8 @@ from pipeline.model.feed import (
 from pipeline.model.joint import JointNetwork
 from pipeline.model.losses import bag_loss, facts_loss, info_nce, late_interaction
 from pipeline.model.measure import measure
-from pipeline.model.objective import Probes, discord
 from pipeline.model.pixels import to_pixels
+from pipeline.model.probes import Probes, discord
 from pipeline.model.tokenizer import END, PAD, START, Tokenizer, normalise
 from pipeline.model.tokenizer import train as train_tokenizer
 from pipeline.model.train import train
