@@ -103,10 +103,8 @@ def accuracy(encoder: Matcher, seed: int, samples: int) -> dict[str, float]:
         text = tell(claims, rng, rng.choice(LANGUAGES))
         pairs += [(scene, text), (wrong, text)]
         changed.append(change)
-    pixels, texts = (
-        [encoder.preprocess(picture(scene)) for scene, _ in pairs],
-        [t for _, t in pairs],
-    )
+    pixels = [encoder.preprocess(picture(scene)) for scene, _ in pairs]
+    texts = [text for _, text in pairs]
     logits = encoder.match_pairs(pixels, texts)
     cosines = (encoder.encode_images(pixels) * encoder.encode_texts(texts)).sum(axis=1)
     right, wrong_pairs = logits[0::2] > 0, logits[1::2] <= 0

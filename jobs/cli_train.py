@@ -62,11 +62,7 @@ def train(
     chosen = PRESETS[preset]
     if to.exists() and not to.is_dir():
         raise UsageError(f"--to {to}", expected="a folder, or a name that is free", found="a file")
-    if how is not None and how not in MIXES:
-        raise UsageError(f"--how {how!r}", expected=" or ".join(MIXES))
-    fusion = chosen.model.fusion
-    if fusion is not None and how is not None:
-        chosen = replace(chosen, model=replace(chosen.model, fusion=replace(fusion, how=how)))
+    chosen = _fused(chosen, how, towers, fusion_steps)
     settings = replace(
         chosen,
         steps=chosen.steps if steps is None else steps,
@@ -84,3 +80,22 @@ def train(
 
 def _told(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def _fused(
+    chosen: TrainSettings, how: str | None, towers: Path | None, fusion_steps: int | None
+) -> TrainSettings:
+    """The settings with the fusion that --how asks for; UsageError where there can be none."""
+    if how is not None and how not in MIXES:
+        raise UsageError(f"--how {how!r}", expected=" or ".join(MIXES))
+    if fusion_steps == 0 and (how or towers):
+        raise UsageError(
+            "--fusion-steps 0",
+            expected="steps of fusion, where --how or --towers asks for one",
+            found="none",
+            do="leave out --fusion-steps, or the others",
+        )
+    fusion = chosen.model.fusion
+    if how is None or fusion is None:
+        return chosen
+    return replace(chosen, model=replace(chosen.model, fusion=replace(fusion, how=how)))

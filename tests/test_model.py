@@ -34,7 +34,7 @@ from pipeline.model.joint import JointNetwork
 from pipeline.model.losses import bag_loss, facts_loss, info_nce, late_interaction
 from pipeline.model.measure import measure
 from pipeline.model.pixels import to_pixels
-from pipeline.model.probes import Probes, discord
+from pipeline.model.probes import Pairs, Probes, discord
 from pipeline.model.tokenizer import END, PAD, START, Tokenizer, normalise
 from pipeline.model.tokenizer import train as train_tokenizer
 from pipeline.model.train import train
@@ -320,20 +320,19 @@ def test_patches_are_asked_of_the_thing_that_lies_there():
             patches[n, at, 1:] = -9.0
             patches[n, at, 1] = -9.0 if n % 2 else 9.0
     counted = torch.ones(8, dtype=torch.bool)
-    knowing = probes.grounded(patches, told, lies, shown, counted)
-    assert knowing < 0.01 < 1 < probes.grounded(-patches, told, lies, shown, counted)
+    pairs = Pairs(told, lies, shown, counted)
+    assert probes.grounded(patches, pairs) < 0.01 < 1 < probes.grounded(-patches, pairs)
 
 
 def test_a_text_disagrees_about_relations_where_they_do_not_hold():
     rng = random.Random(8)
     seen = set()
     for _ in range(300):
-        scene, other = random_scene(rng), random_scene(rng)
+        scene = random_scene(rng)
         claims = plan(scene, rng)
         if not claims.relations:
             assert (lies_told(claims) == -1).all()
             continue
-        # The same things elsewhere: what the picture of `other` shows of the places of this one's.
         places = rng.sample(PLACES, len(scene.things))
         moved = [replace(t, place=p) for t, p in zip(scene.things, places, strict=True)]
         other = replace(scene, things=tuple(moved))

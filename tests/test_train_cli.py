@@ -47,6 +47,10 @@ def test_what_cannot_be_trained_is_told_in_one_line(chiasm, tmp_path):
     assert unknown.stderr == "chiasm: --preset 'purse': expected pocket\n"
     how = chiasm("train", "--preset", "pocket", "--to", tmp_path, "--how", "magic")
     assert how.returncode == 2 and how.stderr.startswith("chiasm: --how 'magic': expected concat")
+    nothing = chiasm(
+        "train", "--preset", "pocket", "--to", tmp_path, "--towers", tmp_path, "--fusion-steps", 0
+    )
+    assert nothing.returncode == 2 and "asks for one, found none" in nothing.stderr
     (tmp_path / "file").write_text("")
     taken = chiasm("train", "--preset", "pocket", "--to", tmp_path / "file")
     assert taken.returncode == 2 and "found a file" in taken.stderr

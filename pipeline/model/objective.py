@@ -18,7 +18,7 @@ from pipeline.model.fusion import Modality
 from pipeline.model.joint import JointNetwork
 from pipeline.model.losses import contrast, facts_loss, info_nce, matching_loss
 from pipeline.model.matching import hard_negatives
-from pipeline.model.probes import Probes
+from pipeline.model.probes import Pairs, Probes
 
 LACKING = 0.15  # share of pairs that are fused without their text, as of those without picture
 
@@ -107,13 +107,14 @@ class Objective(nn.Module):
         counted = torch.cat([said & seen, wrong.found])
         # In fused tokens of one sequence for all, patches are no longer to be told from words.
         words = None if fusion.mix.merges else text.tokens.shape[1]
-        told, lies, shown = kinds[0][of_text], kinds[2][of_text], kinds[1][of_image]
+        told, shown, lies = kinds
+        pairs = Pairs(told[of_text], lies[of_text], shown[of_image], counted)
         true_pair = torch.cat([whole, ~whole])
         return {
             "match": matching_loss(model.matching(fused).logit, true_pair, counted),
             "align": contrast(self.probes.alikeness(fusion, text, image), true),
             "joint": info_nce(fused.joint[:size], query.vector, model.scale, true_query),
-            **self.probes.compared(fused, words, told, lies, shown, counted),
+            **self.probes.compared(fused, words, pairs),
         }
 
 

@@ -9,6 +9,8 @@ where a text and a picture disagree. Late interaction brings words and patches i
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,26 @@ from pipeline.scenes.world import BACKGROUNDS, KINDS
 
 HEARD = (3, 3, len(RELATIONS), len(KINDS))  # row and column seen, relation told, to what kind
 DISCORDS = len(READINGS) + 1  # what a text and a picture can disagree in of each kind
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Texts beside pictures, right and wrong: what each is known to say.
+
+    told, shown (B, kinds, readings) int64, as `kinds_told` and `kinds_shown`; lies (B, kinds, 2)
+    int64, as `lies_told`; counted (B,) bool, which pairs to learn from.
+    """
+
+    told: Tensor
+    lies: Tensor
+    shown: Tensor
+    counted: Tensor
+
+    @cached_property
+    def discord(self) -> tuple[Tensor, Tensor]:
+        """`discord` of them; what is of pairs that do not count is not known."""
+        differ, known = discord(self.told, self.lies, self.shown)
+        return differ, known & self.counted[:, None, None]
 
 
 class PerKind(nn.Module):
@@ -90,76 +112,54 @@ class Probes(nn.Module):
         vector = self.lies_of_vector(scaled).unflatten(-1, (len(KINDS), -1))
         return facts_loss(tokens, lies) + facts_loss([vector], lies[..., :1])
 
-    def compared(
-        self,
-        fused: Fused,
-        words: int | None,
-        told: Tensor,
-        lies: Tensor,
-        shown: Tensor,
-        counted: Tensor,
-    ) -> dict[str, Tensor]:
-        """What fused tokens know of a text beside a picture: `discord`, where the two disagree, of
-        all of them; `ground`, the same of patches; `where` and `follow`, see `followed`, of words.
+    def compared(self, fused: Fused, words: int | None, pairs: Pairs) -> dict[str, Tensor]:
+        """What fused tokens know of texts beside pictures: `discord`, where the two disagree, of
+        all tokens; `ground`, the same of patches; `where` and `follow`, see `followed`, of words.
 
         words: how many of the tokens, the first, are the text's, the others being patches; None
-        where all have become one sequence. told, shown (B, kinds, readings); lies (B, kinds, 2);
-        counted (B,) bool. -> scalars; no `ground` of one sequence.
+        where all have become one sequence. -> scalars; no `ground` of one sequence.
         """
-        differ, known = discord(told, lies, shown)
+        differ, known = pairs.discord
         differing = self.disagreement(fused).view_as(differ)
-        losses = {"discord": matching_loss(differing, differ, known & counted[:, None, None])}
+        losses = {"discord": matching_loss(differing, differ, known)}
         if words is not None:
-            patches = fused.tokens[:, words:]
-            losses["ground"] = self.grounded(patches, told, lies, shown, counted)
+            losses["ground"] = self.grounded(fused.tokens[:, words:], pairs)
         said = Modality(fused.tokens[:, :words], fused.mask[:, :words], fused.joint)
-        losses["where"], losses["follow"] = self.followed(said, told, lies, shown, counted)
+        losses["where"], losses["follow"] = self.followed(said, pairs)
         return losses
 
     def disagreement(self, fused: Fused) -> Tensor:
-        """Fused tokens (B, T, D) -> float32 logits (B, kinds x readings), see `discord`."""
+        """Fused tokens (B, T, D) -> float32 logits (B, kinds x discords), see `discord`."""
         pooled = self.pool(fused.tokens, fused.mask[:, None, None, :])
         return self.discord(pooled).float()
 
-    def grounded(
-        self, patches: Tensor, told: Tensor, lies: Tensor, shown: Tensor, counted: Tensor
-    ) -> Tensor:
-        """How badly fused patches tell of the thing that lies there whether the text tells of its
-        kind, and in what the two then disagree.
-
-        patches (B, N, D); told, shown (B, kinds, readings); lies (B, kinds, 2); counted (B,) bool.
-        -> scalar, the mean over the discords.
+    def grounded(self, patches: Tensor, pairs: Pairs) -> Tensor:
+        """How badly fused patches (B, N, D) tell of the thing that lies there whether the text
+        tells of its kind, and in what the two then disagree. -> scalar, the mean over the discords.
         """
-        differ, known = discord(told, lies, shown)
-        differ[..., 0], known[..., 0] = told[..., 0] == 1, True
+        shown = pairs.shown
         row, kind = (shown[..., 0] == 1).nonzero(as_tuple=True)  # of all things of the batch
         at = shown[row, kind, -2] * 3 + shown[row, kind, -1]
         guess = self.ground(by_place(patches)[row, at]).float()  # (things, discords)
-        known = known[row, kind] & counted[row][:, None]
-        each = zip(guess.unbind(1), differ[row, kind].unbind(1), known.unbind(1), strict=True)
-        return torch.stack([matching_loss(*reading) for reading in each]).mean()
+        differ, known = (each[row, kind] for each in pairs.discord)
+        differ[:, 0], known[:, 0] = pairs.told[row, kind, 0] == 1, pairs.counted[row]
+        return _mean_of_readings(guess, differ, known)
 
-    def followed(
-        self, words: Modality, told: Tensor, lies: Tensor, shown: Tensor, counted: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def followed(self, words: Modality, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """How badly fused words tell, asked of each kind that the text names, where the picture has
         it and how the text has it lie to what other kind; and in what the two disagree about it.
         A relation can be checked by who knows where both things are.
 
-        words: fused tokens; the rest as in `grounded`. -> two scalars, the sum of the mean cross
-        entropies of HEARD, and the mean over the discords.
+        -> two scalars, the sum of the mean cross entropies of HEARD, and the mean over the
+        discords.
         """
-        guess = self.heard(words)
-        *guesses, disagree = guess.split((*HEARD, DISCORDS), dim=-1)  # (B, kinds, ...)
-        facts = torch.cat([shown[..., -2:], lies], dim=-1)  # (B, kinds, 4)
-        named = (told[..., 0] == 1) & counted[:, None]
-        facts = facts.masked_fill(~named[..., None], UNKNOWN)
-        differ, known = discord(told, lies, shown)
-        known = known & named[..., None]
-        each = zip(disagree.unbind(-1), differ.unbind(-1), known.unbind(-1), strict=True)
+        *guesses, disagree = self.heard(words).split((*HEARD, DISCORDS), dim=-1)  # (B, kinds, ...)
+        facts = torch.cat([pairs.shown[..., -2:], pairs.lies], dim=-1)  # (B, kinds, 4)
+        named = ((pairs.told[..., 0] == 1) & pairs.counted[:, None])[..., None]
+        differ, known = pairs.discord
         return (
-            facts_loss(guesses, facts),
-            torch.stack([matching_loss(*reading) for reading in each]).mean(),
+            facts_loss(guesses, facts.masked_fill(~named, UNKNOWN)),
+            _mean_of_readings(disagree, differ, known & named),
         )
 
     def alikeness(self, fusion: Fusion, text: Modality, image: Modality) -> Tensor:
@@ -172,6 +172,12 @@ class Probes(nn.Module):
         weight = functional.softplus(self.telling(text.tokens).squeeze(-1).float()) * text.mask
         weight = weight / text.mask.sum(1, keepdim=True).clamp(min=1).sqrt()
         return self.log_sharpness.exp() * late_interaction(words, patches, weight)
+
+
+def _mean_of_readings(guess: Tensor, true: Tensor, counted: Tensor) -> Tensor:
+    """The mean of `matching_loss` over the last dimension, each reading weighing the same."""
+    each = zip(guess.unbind(-1), true.unbind(-1), counted.unbind(-1), strict=True)
+    return torch.stack([matching_loss(*reading) for reading in each]).mean()
 
 
 def by_place(tokens: Tensor) -> Tensor:

@@ -168,10 +168,10 @@ class Training:
         # The average follows fast at first: it must not carry the random start along.
         gone, _ = self.stage
         decay = min(settings.ema, (1 + gone) / (10 + gone))
-        moved = {n: p for n, p in self.objective.model.named_parameters() if p.requires_grad}
         with torch.no_grad():
-            for name, value in moved.items():
-                self.average[name].lerp_(value, 1 - decay)
+            for name, value in self.objective.model.named_parameters():
+                if value.requires_grad:
+                    self.average[name].lerp_(value, 1 - decay)
         fused = self.fusing
         self.step += 1
         if self.fusing != fused:
