@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import replace
+import importlib
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from jobs.cli_train_request import TrainRequest
 from pipeline.errors import UsageError
-from pipeline.model.curves import draw_curves
 from pipeline.model.fusion import MIXES
-from pipeline.model.train import train as run
-from pipeline.model.training import TrainSettings
 
 HELP = """Train a model that embeds, fuses and matches.
 
   chiasm train --preset pocket --to runs/pocket
 
+  chiasm train --preset two-tower --image-encoder DIR --text-encoder DIR photos/*.tar --to mine
+
 The preset pocket makes the encoder that ships from nothing: its pictures and captions are drawn
-while it learns. Kill it and run it again: it goes on from its last checkpoint and ends with the
-same weights. The folder is an encoder, pocket:DIR; log.jsonl and curves.png there tell how it
-went."""
-PRESETS = {"pocket": TrainSettings()}
+while it learns. The preset two-tower joins two models that you trust, any image model of
+transformers and any SentenceTransformer, by what it learns from your shards, in minutes on a CPU.
+Kill it and run it again: it goes on from its last checkpoint and ends with the same weights. The
+folder is an encoder, pocket:DIR or two-tower:DIR; log.jsonl there tells how it went, and, of
+two-tower, report.json what it is worth."""
+PRESETS = {"pocket": "jobs.cli_train_pocket", "two-tower": "jobs.cli_train_two_tower"}
 
 
 def register(app: typer.Typer) -> None:
@@ -31,15 +32,28 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    preset: Annotated[str, typer.Option(help="What to train: pocket.")],
+    preset: Annotated[str, typer.Option(help="What to train: pocket or two-tower.")],
     to: Annotated[Path, typer.Option(help="Folder of the model and of the training's state.")],
+    shards: Annotated[
+        list[str] | None, typer.Argument(metavar="SHARDS...", help="two-tower: what to learn from.")
+    ] = None,
+    image_encoder: Annotated[
+        str | None, typer.Option(help="two-tower: an image model of transformers, folder or id.")
+    ] = None,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="two-tower: a SentenceTransformer, folder or id.")
+    ] = None,
+    caption_field: Annotated[
+        str | None, typer.Option(help="two-tower: take captions from this json field, before txt.")
+    ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Of the towers. [default: the preset's]")
+        int | None, typer.Option(min=1, help="Of towers or heads. [default: the preset's]")
     ] = None,
     fusion_steps: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Of fusion and matching; 0: two towers alone. [default: the preset's]"
+            min=0,
+            help="pocket: of fusion and matching; 0: two towers alone. [default: the preset's]",
         ),
     ] = None,
     how: Annotated[
@@ -48,54 +62,21 @@ def train(
     ] = None,
     towers: Annotated[
         Path | None,
-        typer.Option(help="A model folder: keep its towers, learn fusion and matching alone."),
+        typer.Option(help="pocket: a model folder; keep its towers, learn the rest alone."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of weights and of what is drawn.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     workers: Annotated[
-        int, typer.Option(min=0, help="Processes that draw; 0: this one draws too.")
+        int, typer.Option(min=0, help="pocket: processes that draw; 0: this one draws too.")
     ] = 1,
 ) -> None:
+    request = TrainRequest(
+        to=to, shards=tuple(shards or ()), image_encoder=image_encoder, text_encoder=text_encoder,
+        caption_field=caption_field, steps=steps, fusion_steps=fusion_steps, how=how,
+        towers=towers, seed=seed, device=device, precision=precision, workers=workers,
+    )  # fmt: skip
     if preset not in PRESETS:
         raise UsageError(f"--preset {preset!r}", expected=" or ".join(PRESETS))
-    chosen = PRESETS[preset]
-    if to.exists() and not to.is_dir():
-        raise UsageError(f"--to {to}", expected="a folder, or a name that is free", found="a file")
-    chosen = _fused(chosen, how, towers, fusion_steps)
-    settings = replace(
-        chosen,
-        steps=chosen.steps if steps is None else steps,
-        fusion_steps=chosen.fusion_steps if fusion_steps is None else fusion_steps,
-        feed=replace(chosen.feed, seed=seed),
-    )
-    if not settings.fusion_steps:  # what has not learned to match shall not seem to
-        settings = replace(settings, model=replace(settings.model, fusion=None))
-    run(
-        settings, to, device=device, precision=precision, workers=workers, towers=towers, told=_told
-    )
-    draw_curves(to)
-    print(f"{to}: trained; use it with --encoder pocket:{to}")
-
-
-def _told(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _fused(
-    chosen: TrainSettings, how: str | None, towers: Path | None, fusion_steps: int | None
-) -> TrainSettings:
-    """The settings with the fusion that --how asks for; UsageError where there can be none."""
-    if how is not None and how not in MIXES:
-        raise UsageError(f"--how {how!r}", expected=" or ".join(MIXES))
-    if fusion_steps == 0 and (how or towers):
-        raise UsageError(
-            "--fusion-steps 0",
-            expected="steps of fusion, where --how or --towers asks for one",
-            found="none",
-            do="leave out --fusion-steps, or the others",
-        )
-    fusion = chosen.model.fusion
-    if how is None or fusion is None:
-        return chosen
-    return replace(chosen, model=replace(chosen.model, fusion=replace(fusion, how=how)))
+    request.require_sound()
+    importlib.import_module(PRESETS[preset]).run(request)

@@ -21,6 +21,7 @@ FAMILIES = {  # family -> module with `load(model: str, settings: EncoderSetting
     "pocket": "pipeline.encoders.pocket",
     "hf": "pipeline.encoders.huggingface",
     "st": "pipeline.encoders.sentence_transformer",
+    "two-tower": "pipeline.encoders.two_tower",
 }
 
 
@@ -101,7 +102,7 @@ def require_matcher(encoder: Encoder) -> Matcher:
         f"encoder {encoder.name}",
         expected="one that matches words with pictures",
         found="one that makes vectors only",
-        do="take a pocket model that was trained to match",
+        do="take pocket, or a model that chiasm train made",
     )
 
 
@@ -137,4 +138,5 @@ def load_encoder(name: str, settings: EncoderSettings | None = None) -> Encoder:
 
 
 def _usages() -> list[str]:
-    return [family if family == "pocket" else f"{family}:ID_OR_DIR" for family in FAMILIES]
+    shown = {"pocket": "pocket", "two-tower": "two-tower:DIR"}
+    return [shown.get(family, f"{family}:ID_OR_DIR") for family in FAMILIES]

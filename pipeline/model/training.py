@@ -50,8 +50,8 @@ class TrainSettings:
     run ends with the towers.
     """
 
-    steps: int = 2600
-    fusion_steps: int = 6000
+    steps: int = 1600
+    fusion_steps: int = 5600
     fusion_batch: int = 32
     rate: float = 1e-3
     warmup: float = 0.03

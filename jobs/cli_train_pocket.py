@@ -1,0 +1,51 @@
+"""`chiasm train --preset pocket`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from jobs.cli_train_request import TrainRequest, tell
+from pipeline.errors import UsageError
+from pipeline.model.curves import draw_curves
+from pipeline.model.train import train
+from pipeline.model.training import TrainSettings
+
+
+def run(request: TrainRequest) -> None:
+    """Train, draw the curves, and say how to use what was made."""
+    request.require_none_of("pocket", "shards", "image_encoder", "text_encoder", "caption_field")
+    train(
+        settings_of(request),
+        request.to,
+        device=request.device,
+        precision=request.precision,
+        workers=request.workers,
+        towers=request.towers,
+        told=tell,
+    )
+    draw_curves(request.to)
+    print(f"{request.to}: trained; use it with --encoder pocket:{request.to}")
+
+
+def settings_of(request: TrainRequest) -> TrainSettings:
+    """The preset with what was asked for; UsageError where there can be no fusion as asked."""
+    preset = TrainSettings()
+    if request.fusion_steps == 0 and (request.how or request.towers):
+        raise UsageError(
+            "--fusion-steps 0",
+            expected="steps of fusion, where --how or --towers asks for one",
+            found="none",
+            do="leave out --fusion-steps, or the others",
+        )
+    fusion, fusion_steps = preset.model.fusion, request.fusion_steps
+    if request.how is not None and fusion is not None:
+        fusion = replace(fusion, how=request.how)
+    if fusion_steps == 0:  # what has not learned to match shall not seem to
+        fusion = None
+    return replace(
+        preset,
+        steps=preset.steps if request.steps is None else request.steps,
+        fusion_steps=preset.fusion_steps if fusion_steps is None else fusion_steps,
+        feed=replace(preset.feed, seed=request.seed),
+        model=replace(preset.model, fusion=fusion),
+    )

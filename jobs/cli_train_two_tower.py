@@ -1,0 +1,82 @@
+"""`chiasm train --preset two-tower`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+from jobs.cli_train_request import TrainRequest, tell
+from pipeline.encoders import EncoderSettings
+from pipeline.errors import UsageError
+from pipeline.samples import ReadSettings
+from pipeline.shards import list_shards
+from pipeline.two_tower.learn import LearnSettings
+from pipeline.two_tower.train import TwoTowerSettings, train_two_tower
+
+
+def run(request: TrainRequest) -> None:
+    """Train, and say in a few lines what came of it."""
+    request.require_none_of("two-tower", "towers", "fusion_steps")
+    settings = settings_of(request)
+    shards = list_shards(list(request.shards), sys.stdin)
+    if not shards:
+        raise UsageError("SHARDS", expected="at least one shard", found="none")
+    report = train_two_tower(settings, shards, request.to, tell)
+    for line in told(report):
+        print(line)
+    print(f"{request.to}: trained; use it with --encoder two-tower:{request.to}")
+
+
+def settings_of(request: TrainRequest) -> TwoTowerSettings:
+    """The preset with what was asked for; UsageError without two towers and shards."""
+    if not request.image_encoder or not request.text_encoder or not request.shards:
+        raise UsageError(
+            "--preset two-tower",
+            expected="--image-encoder DIR --text-encoder DIR SHARDS...",
+            do="see chiasm train --help",
+        )
+    preset = TwoTowerSettings(request.image_encoder, request.text_encoder)
+    fusion, learn = preset.fusion, replace(LearnSettings(), seed=request.seed)
+    if request.how is not None and fusion is not None:
+        fusion = replace(fusion, how=request.how)
+    if request.steps is not None:
+        learn = replace(learn, steps=request.steps)
+    return replace(
+        preset,
+        fusion=fusion,
+        learn=learn,
+        read=ReadSettings(caption_field=request.caption_field or ""),
+        encoder=EncoderSettings(precision=request.precision, device=request.device),
+    )
+
+
+def told(report: dict[str, Any]) -> list[str]:
+    """The report in lines for a person."""
+    lines = [
+        f"{report['pairs']:,} pairs, {report['lost']:,} samples lost; features "
+        f"{report['seconds']['features']:.0f} s, learning {report['seconds']['learning']:.0f} s"
+    ]
+    if not report["queries"]:
+        return [*lines, "one caption a picture: the mean ships, and nothing was left to judge by"]
+    lines.append(
+        f"on {report['held_out']:,} pictures held out, {report['queries']:,} queries, R@1 and R@10:"
+    )
+    lines += [
+        f"  {name:<7}{report[name]['r1']:7.3f}{report[name]['r10']:7.3f}"
+        for name in ("image", "text", "mean", "fusion")
+        if name in report
+    ]
+    if "fusion" in report:
+        ships = report["fusion_ships"]
+        lines.append(
+            "the fusion beats the mean and ships"
+            if ships
+            else "the fusion does not beat the mean for certain: the mean ships"
+        )
+    matching = report["matching"]
+    lines.append(
+        f"pictures alone, first 20 matched again: R@1 {matching['r1_before']:.3f} -> "
+        f"{matching['r1_after']:.3f}"
+    )
+    return lines

@@ -1,0 +1,150 @@
+"""`two-tower:DIR`: an image model and a text model that others trained, joined by what
+`chiasm train --preset two-tower` learned. The towers stay where they were; that they are still the
+same is checked by their fingerprints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.encoders import EncoderSettings
+from pipeline.errors import EncoderError
+from pipeline.two_tower.checkpoint import FILES, load_two_tower
+from pipeline.two_tower.frozen import ImageTower, Pictures, Texts, TextTower
+
+BLOCK = 64  # pictures or texts of one forward pass
+
+
+def load(model: str, settings: EncoderSettings) -> TwoTowerEncoder:
+    """The encoder of a model folder. Raises EncoderError for a folder that holds none, and where
+    a tower is gone or has become another."""
+    if not model:
+        raise EncoderError("encoder two-tower", expected="a folder after the colon")
+    return TwoTowerEncoder(Path(model).expanduser().resolve(), settings)
+
+
+class TwoTowerEncoder:
+    """See the protocol `pipeline.encoders.Encoder`, and `Matcher`."""
+
+    def __init__(self, folder: Path, settings: EncoderSettings) -> None:
+        network = load_two_tower(folder)
+        config = network.config
+        self.name = f"two-tower:{folder}"
+        self._image = ImageTower(config.image.removeprefix("hf:"), settings)
+        self._text = TextTower(config.text.removeprefix("st:"), settings)
+        for tower, before in (
+            (self._image, config.image_fingerprint),
+            (self._text, config.text_fingerprint),
+        ):
+            if tower.fingerprint != before:
+                raise EncoderError(
+                    f"encoder {self.name}",
+                    expected=f"the tower {tower.folder.name} that it was trained on",
+                    found="other files there",
+                    do="put that model back, or train again on this one",
+                )
+        self._network = network.to(self._image.device)
+        self.dim = config.dim
+        self.image_size = self._image.side
+        self.precision, self.device = self._image.precision, str(self._image.device)
+        self.preprocessing: dict[str, Any] = {
+            "image": self._image.preprocessing,
+            "text": self._text.preprocessing,
+            "joint": "learned fusion" if config.fusion else f"mean, text {config.text_weight}",
+        }
+        digest = hashlib.blake2b(digest_size=16)
+        for name in FILES:
+            digest.update((folder / name).read_bytes())
+        self.fingerprint = digest.hexdigest()
+        self._seen: dict[int, tuple[np.ndarray, Tensor, Tensor]] = {}
+
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        """One RGB picture -> uint8 (3, S, S), the whole of it."""
+        return self._image.preprocess(image)
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """B outputs of `preprocess` -> (B, D) float32, unit rows."""
+        if not pixels:
+            return np.zeros((0, self.dim), np.float32)
+        pictures = self._pictures(pixels)
+        return self._network.image_vectors(pictures.pooled).cpu().numpy()
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """B texts -> (B, D) float32, unit rows."""
+        rows = [self._network.text_vectors(each.pooled) for each in self._texts(texts)]
+        return torch.cat(rows).cpu().numpy() if rows else np.zeros((0, self.dim), np.float32)
+
+    @torch.inference_mode()
+    def encode_pairs(
+        self,
+        image: np.ndarray,
+        text: np.ndarray,
+        pixels: Sequence[np.ndarray],
+        texts: Sequence[str],
+    ) -> np.ndarray:
+        """B pairs -> (B, D) float32 unit rows: fused where the fusion beat the mean on samples held
+        out, else their weighted mean."""
+        network = self._network
+        device = network.usual.device
+        v, t = torch.from_numpy(image).to(device), torch.from_numpy(text).to(device)
+        if network.fusion is None or not len(texts):
+            return network.mean(t, v).cpu().numpy()
+        patches = self._pictures(pixels).tokens
+        rows = []
+        for at, told in zip(range(0, len(texts), BLOCK), self._texts(texts), strict=True):
+            some = slice(at, at + BLOCK)
+            said = network.text_modality(told.tokens, told.mask, t[some])
+            rows.append(network.fused(said, network.image_modality(patches[some], v[some])))
+        return torch.cat(rows).cpu().numpy()
+
+    @torch.inference_mode()
+    def match_pairs(self, pixels: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
+        """B outputs of `preprocess`, B texts -> (B,) float32, the log odds that text i tells of
+        picture i."""
+        if not len(texts):
+            return np.zeros(0, np.float32)
+        network = self._network
+        arrays = {id(array): array for array in pixels}
+        place = {key: row for row, key in enumerate(arrays)}
+        pooled = self._pictures(list(arrays.values())).pooled
+        strings = list(dict.fromkeys(texts))
+        said = list(self._texts(strings))
+        t = torch.cat([network.text_vectors(each.pooled) for each in said])
+        held = network.held([ids for each in said for ids in each.ids])
+        v, (there, absent) = network.image_vectors(pooled), network.log_lifts(pooled)
+        where = {text: row for row, text in enumerate(strings)}
+        rows = torch.tensor([place[id(array)] for array in pixels], device=v.device)
+        columns = torch.tensor([where[text] for text in texts], device=v.device)
+        logits = []
+        for i, j in zip(rows.split(BLOCK), columns.split(BLOCK), strict=True):
+            traits = network.traits((v[i] * t[j]).sum(-1), (there[i], absent[i]), held[j])
+            logits.append(network.logits(traits))
+        return torch.cat(logits).cpu().numpy()
+
+    def _pictures(self, pixels: Sequence[np.ndarray]) -> Pictures:
+        """Through the image tower, but for what went through it in the last call: a batch's
+        pictures are asked for twice, for their vectors and for their pairs'."""
+        new = [array for array in pixels if id(array) not in self._seen]
+        seen = {id(array): self._seen[id(array)] for array in pixels if id(array) in self._seen}
+        for at in range(0, len(new), BLOCK):
+            block = new[at : at + BLOCK]
+            told = self._image(block)
+            rows = zip(block, told.pooled, told.tokens, strict=True)
+            seen |= {id(array): (array, pooled, tokens) for array, pooled, tokens in rows}
+        self._seen = seen
+        found = [seen[id(array)] for array in pixels]
+        return Pictures(torch.stack([p for _, p, _ in found]), torch.stack([t for *_, t in found]))
+
+    def _texts(self, texts: Sequence[str]) -> list[Texts]:
+        """Through the text tower, BLOCK at a time."""
+        return [self._text(texts[at : at + BLOCK]) for at in range(0, len(texts), BLOCK)]

@@ -1,0 +1,1 @@
+"""Two frozen towers: an image model and a text model that others trained, and what joins them."""

@@ -1,0 +1,151 @@
+"""Judging on samples held out: which mean, fusion or mean, and what a person may expect.
+
+A gallery of held-out pictures, each with its first caption; the queries are its other captions. A
+fusion has to beat the best mean of its own heads by more than chance would have it: the queries
+that one of the two answers first and the other does not are counted as in McNemar's test (1947).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.two_tower.features import Pair, drawn
+from pipeline.two_tower.network import TwoTowerNetwork
+from pipeline.two_tower.solve import images_of
+
+WEIGHTS = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65)  # of the text, tried for the mean
+MOST_JUDGED = 2000  # pictures of a gallery
+RERANKED = 20
+BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Vectors of N pictures and first captions (N, E), Q queries (Q, E) with the row each asks for
+    (Q,), and joint vectors of a fusion (N, E), None without one."""
+
+    image: Tensor
+    text: Tensor
+    queries: Tensor
+    rows: Tensor
+    fused: Tensor | None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """text_weight: of the mean that answers best; fusion: has it earned its weights? figures: for
+    the report."""
+
+    text_weight: float
+    fusion: bool
+    figures: dict[str, Any]
+
+
+@torch.inference_mode()
+def judge(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Judgement:
+    """Compare what could be a joint vector; without other captions to ask by, the even mean is
+    kept."""
+    pairs = pairs[:MOST_JUDGED]
+    shown = gallery(network, pairs)
+    if not len(shown.queries):
+        return Judgement(0.5, False, {"held_out": len(pairs), "queries": 0})
+    means = {weight: _mean(shown, weight) for weight in WEIGHTS}
+    first = {weight: ranks(shown, mean) < 1 for weight, mean in means.items()}
+    best = max(WEIGHTS, key=lambda weight: float(first[weight].float().mean()))
+    figures: dict[str, Any] = {
+        "held_out": len(pairs),
+        "queries": len(shown.queries),
+        "image": recall(ranks(shown, shown.image)),
+        "text": recall(ranks(shown, shown.text)),
+        "mean": recall(ranks(shown, means[best])),
+        "text_weight": best,
+    }
+    earned = False
+    if shown.fused is not None:
+        answered = ranks(shown, shown.fused)
+        figures["fusion"] = recall(answered)
+        earned = better(answered < 1, first[best])
+        figures["fusion_ships"] = earned
+    figures["matching"] = rerank(network, pairs, shown)
+    return Judgement(best, earned, figures)
+
+
+@torch.inference_mode()
+def gallery(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Gallery:
+    """Held-out pairs as an index would hold them, and their other captions as queries."""
+    device = network.usual.device
+    image = network.image_vectors(images_of(pairs).to(device))
+    texts = [network.text_vectors(pair.text.float().to(device)) for pair in pairs]
+    counts = torch.tensor([len(text) - 1 for text in texts], device=device)
+    rows = torch.arange(len(pairs), device=device).repeat_interleave(counts)
+    first = torch.stack([text[0] for text in texts])
+    fused = None
+    if network.fusion is not None:
+        parts = []
+        for at in range(0, len(pairs), BLOCK):
+            some = slice(at, at + BLOCK)
+            told = drawn(pairs[some], [0] * len(pairs[some]))
+            text = network.text_modality(told.words.to(device), told.mask.to(device), first[some])
+            parts.append(
+                network.fused(text, network.image_modality(told.patches.to(device), image[some]))
+            )
+        fused = torch.cat(parts)
+    return Gallery(image, first, torch.cat([text[1:] for text in texts]), rows, fused)
+
+
+def ranks(shown: Gallery, indexed: Tensor) -> Tensor:
+    """How many rows each query finds before its own: (Q,) int64; ties count against it."""
+    found = []
+    for at in range(0, len(shown.queries), BLOCK):
+        scores = shown.queries[at : at + BLOCK] @ indexed.T
+        own = scores.gather(1, shown.rows[at : at + BLOCK, None])
+        found.append((scores >= own).sum(1) - 1)
+    return torch.cat(found)
+
+
+def recall(found: Tensor) -> dict[str, float]:
+    """Ranks (Q,) -> R@1, R@5, R@10."""
+    return {f"r{k}": round(float((found < k).float().mean()), 4) for k in (1, 5, 10)}
+
+
+def better(ours: Tensor, theirs: Tensor) -> bool:
+    """Answers (Q,) bool of two: are ours right more often, by more than one standard error?"""
+    won, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    return won - lost > math.sqrt(won + lost)
+
+
+def rerank(network: TwoTowerNetwork, pairs: Sequence[Pair], shown: Gallery) -> dict[str, float]:
+    """R@1 of pictures alone before and after matching looks at the first RERANKED again, by logit
+    plus likeness as `search --rerank match:20` has it."""
+    device = network.usual.device
+    there, absent = network.log_lifts(images_of(pairs).to(device))
+    held = network.held([ids for pair in pairs for ids in pair.ids[1:]])
+    before, after = 0, 0
+    for query, row, words in zip(shown.queries, shown.rows, held, strict=True):
+        likeness, chosen = (shown.image @ query).topk(min(RERANKED, len(pairs)))
+        lifts = there[chosen], absent[chosen]
+        final = network.logits(network.traits(likeness, lifts, words)) + likeness
+        before += int(chosen[0] == row)
+        after += int(chosen[final.argmax()] == row)
+    total = max(1, len(shown.rows))
+    return {"r1_before": round(before / total, 4), "r1_after": round(after / total, 4)}
+
+
+def _mean(shown: Gallery, weight: float) -> Tensor:
+    return functional.normalize(weight * shown.text + (1 - weight) * shown.image, dim=-1)
+
+
+def without_fusion(network: TwoTowerNetwork, text_weight: float) -> TwoTowerNetwork:
+    """The same, its joint vector the mean of this weight."""
+    config = replace(network.config, fusion=None, text_weight=text_weight)
+    bare = TwoTowerNetwork(config).to(network.usual.device).eval()
+    weights = {k: v for k, v in network.state_dict().items() if not k.startswith("fusion.")}
+    bare.load_state_dict(weights)
+    return bare

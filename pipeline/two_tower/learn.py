@@ -1,0 +1,219 @@
+"""Heads and fusion, learned together by contrast from a stream of features.
+
+A step draws B pictures with two captions a and b of each, and follows
+
+    w_1 (NCE(v, a) + NCE(v, b)) / 2  +  w_2 NCE(a, b)
+        +  w_3 NCE(mean(a, v), b)  +  w_4 NCE(j(a, v), b)
+
+NCE being InfoNCE in both directions, each kind with a scale of its own. What stands in an index is
+the picture with one caption, what is asked are other words for it: the last two terms say just
+that. A picture with one caption only has a part in the first term alone: with a for b the last two
+would teach joint vectors to hold the caption and nothing else.
+
+The learned weights are the exponential moving average. A run is a function of its features and
+settings; killed, it goes on from its checkpoint and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.model.checkpoint import load_state, save_state
+from pipeline.model.losses import info_nce
+from pipeline.two_tower.features import Pair, drawn, endless
+from pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
+
+FIRST_SCALE = 20.0  # of cosines, learned from there
+
+
+@dataclass(frozen=True)
+class LearnSettings:
+    """steps of `batch` pictures; rate: of the heads, the fusion's is half of it; warmup in steps;
+    dropout: of hidden layers, six tenths of it of what the image head sees; lost: share of tokens
+    that the fusion does not see. The weights of the four losses are as in the formula above.
+    """
+
+    steps: int = 110
+    batch: int = 512
+    rate: float = 1e-3
+    warmup: int = 30
+    weight_decay: float = 0.3
+    dropout: float = 0.5
+    token_dropout: float = 0.3
+    lost: float = 0.1
+    ema: float = 0.97
+    clip: float = 5.0
+    to_image: float = 0.7
+    to_text: float = 0.5
+    to_mean: float = 0.5
+    to_joint: float = 2.0
+    checkpoint_every: int = 20
+    seed: int = 0
+
+
+class Learning:
+    """The network, its average and its optimiser at one moment."""
+
+    def __init__(self, config: TwoTowerConfig, settings: LearnSettings, device: torch.device):
+        torch.manual_seed(settings.seed)
+        self.settings, self.device, self.step = settings, device, 0
+        self.network = TwoTowerNetwork(config, settings.dropout, settings.token_dropout)
+        self.network.to(device).train()
+        self.scales = nn.Parameter(
+            torch.full((3,), math.log(FIRST_SCALE), device=device)
+        )  # of image, text, joint
+        self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, each in self.network.named_parameters():
+            if each.requires_grad:
+                speed = 0.5 if name.startswith("fusion.") and each.ndim > 1 else 1.0
+                decay = settings.weight_decay if each.ndim > 1 else 0.0
+                groups.setdefault((speed, decay), []).append(each)
+        groups.setdefault((1.0, 0.0), []).append(self.scales)
+        self.learned = [each for group in groups.values() for each in group]
+        self.speeds = [speed for speed, _ in groups]
+        self.optimiser = torch.optim.AdamW(
+            [{"params": group, "weight_decay": decay} for (_, decay), group in groups.items()],
+            lr=settings.rate,
+            betas=(0.9, 0.98),
+        )
+
+    def learn(self, pairs: list[Pair], chance: torch.Generator) -> dict[str, float]:
+        """One step; -> its losses."""
+        settings = self.settings
+        along = self.step / settings.steps
+        pace = min(1.0, (self.step + 1) / settings.warmup) * (1 + math.cos(math.pi * along)) / 2
+        for group, speed in zip(self.optimiser.param_groups, self.speeds, strict=True):
+            group["lr"] = settings.rate * pace * speed
+        torch.manual_seed(settings.seed * 10**6 + self.step)  # of dropout: a resumed run is alike
+        losses = self.losses(pairs, chance)
+        self.optimiser.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()
+        nn.utils.clip_grad_norm_(self.learned, settings.clip)
+        self.optimiser.step()
+        self.step += 1
+        decay = min(settings.ema, self.step / (self.step + 9))
+        with torch.no_grad():
+            for name, value in self.network.named_parameters():
+                if value.requires_grad:
+                    self.average[name].lerp_(value, 1 - decay)
+        return {name: loss.item() for name, loss in losses.items()}
+
+    def losses(self, pairs: list[Pair], chance: torch.Generator) -> dict[str, Tensor]:
+        """The weighted terms of the formula above, those that apply."""
+        settings, network = self.settings, self.network
+        first, second = two_captions(pairs, chance)
+        told, other = drawn(pairs, first), drawn(pairs, second)
+        v = network.heads.images(network.rooted(told.image.to(self.device)))
+        a = network.heads.texts(told.text.to(self.device))
+        b = network.heads.texts(other.text.to(self.device))
+        image, text, joint = self.scales.exp()
+        to_image = (self._nce(v, a, image) + self._nce(v, b, image)) / 2
+        losses = {"image": settings.to_image * to_image}
+        several = [row for row, pair in enumerate(pairs) if len(pair.text) > 1]
+        if len(several) < 2:
+            return losses
+        v, a, b = v[several], a[several], b[several]
+        losses["text"] = settings.to_text * self._nce(a, b, text)
+        mean = functional.normalize(a + v, dim=-1)
+        losses["mean"] = settings.to_mean * self._nce(mean, b, joint)
+        if network.fusion is not None:
+            seen = torch.rand(told.mask.shape, generator=chance) >= settings.lost
+            seen[:, 0] = True
+            mask = (told.mask & seen)[several].to(self.device)
+            fused = network.fused(
+                network.text_modality(told.words[several].to(self.device), mask, a),
+                network.image_modality(told.patches[several].to(self.device), v),
+            )
+            losses["joint"] = settings.to_joint * self._nce(fused, b, joint)
+        return losses
+
+    @staticmethod
+    def _nce(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+        """InfoNCE of rows (B, E) with rows, every other one being wrong."""
+        return info_nce(x, y, scale, torch.zeros(len(x), len(x), dtype=torch.bool, device=x.device))
+
+    def save(self, path: Path) -> None:
+        """Write everything that a step changes."""
+        moments = {
+            f"optimiser.{i}.{name}": tensor
+            for i, state in self.optimiser.state_dict()["state"].items()
+            for name, tensor in state.items()
+        }
+        weights = {f"weights.{k}": v for k, v in self.network.state_dict().items()}
+        average = {f"average.{k}": v for k, v in self.average.items()}
+        tensors = {"scales": self.scales, **weights, **average, **moments}
+        save_state(path, tensors, {"step": self.step})
+
+    def resume(self, path: Path) -> None:
+        """Take over what `save` wrote."""
+        tensors, facts = load_state(path)
+        self.step = facts["step"]
+        self.network.load_state_dict(_below(tensors, "weights."))
+        self.average = {k: v.to(self.device) for k, v in _below(tensors, "average.").items()}
+        with torch.no_grad():
+            self.scales.copy_(tensors["scales"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _below(tensors, "optimiser.").items():
+            i, moment = name.split(".")
+            moments.setdefault(int(i), {})[moment] = tensor
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
+
+
+def learn(
+    paths: list[Path],
+    config: TwoTowerConfig,
+    settings: LearnSettings,
+    *,
+    every_sample: bool,
+    device: torch.device,
+    checkpoint: Path,
+    told: Callable[[int, dict[str, float]], None],
+) -> TwoTowerNetwork:
+    """Learn heads and fusion to the end, or go on from the checkpoint -> the average, in evaluation
+    mode. every_sample: also from those held out.
+    """
+    learning = Learning(config, settings, device)
+    if checkpoint.exists():
+        learning.resume(checkpoint)
+    pairs = (pair for pair in endless(paths, settings.seed) if every_sample or not pair.held_out)
+    for batch in _batches(pairs, settings.batch, learning.step, settings.steps):
+        chance = torch.Generator().manual_seed(settings.seed * 10**6 + learning.step)
+        losses = learning.learn(batch, chance)
+        told(learning.step, losses)
+        if learning.step % settings.checkpoint_every == 0 or learning.step == settings.steps:
+            learning.save(checkpoint)
+    network = TwoTowerNetwork(config).to(device).eval()
+    network.load_state_dict(learning.average)
+    return network
+
+
+def _batches(pairs: Iterator[Pair], size: int, first: int, last: int) -> Iterator[list[Pair]]:
+    """Batches `first` to `last` of a stream; those before are read past."""
+    for _ in islice(pairs, first * size):
+        pass
+    for _ in range(first, last):
+        yield list(islice(pairs, size))
+
+
+def two_captions(pairs: list[Pair], chance: torch.Generator) -> tuple[list[int], list[int]]:
+    """For each pair two of its captions by chance, different ones where it has more than one."""
+    first, second = [], []
+    for pair in pairs:
+        count = len(pair.text)
+        order = torch.randperm(count, generator=chance).tolist()
+        first.append(order[0])
+        second.append(order[min(1, count - 1)])
+    return first, second
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

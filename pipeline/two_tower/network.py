@@ -1,0 +1,224 @@
+"""What is learned on two frozen towers: heads into one space, a fusion, and what words a picture
+speaks for.
+
+    t = normalise( s + h_t(s) )                    s the text model's own vector, unit
+    v = normalise( h_v(x) + k(x) )                 x the image model's features
+    k(x) = normalise( sum_m A_m e^(g (x.z_m - 1)) )       kernel ridge on landmarks z_m
+
+x is standardised, and square-rooted where features are never negative (Perronnin et al., Improving
+the Fisher Kernel, 2010). h are linear plus one hidden layer, learned by contrast; k is solved in
+closed form (Williams and Seeger, Using the Nystrom Method, 2001): it remembers thousands of
+pictures without over-learning them, errs where h does not, and their sum is better than both. A
+joint vector is the weighted mean of both vectors, or what a fusion of their tokens makes of it.
+
+Matching asks every token of the text: is it likelier of this picture than of any? With p_w(x) the
+share of such pictures' captions that hold token w, again by kernel ridge, and q_w that of all,
+
+    logit = b + a v.t + c sum_{w in text} log(p_w / q_w)
+                      + d sum_{w not in text} log((1 - p_w) / (1 - q_w))
+
+a, b, c, d by logistic regression on hard wrong pairs of samples that nothing was learned from.
+Vectors are made before they meet; the evidence of words is not, and is what matching adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.model.config import FusionConfig
+from pipeline.model.fusion import Fusion, Modality
+
+SURE = 1e-3  # p is kept so far from 0 and from 1: ridge may step over either
+EVIDENCE = 4  # bias, likeness, words there, words absent
+
+
+@dataclass(frozen=True)
+class TwoTowerConfig:
+    """Shapes, and what was chosen on samples held out.
+
+    image, text: the frozen towers' names, whose fingerprints follow; widths: of pooled features and
+    of tokens; root: are image features square-rooted; landmarks: M; words: V, how many tokens
+    evidence is kept of; text_weight: of the text in the mean; fusion: None where the mean was as
+    good.
+    """
+
+    image: str
+    image_fingerprint: str
+    text: str
+    text_fingerprint: str
+    image_width: int
+    patch_width: int
+    text_width: int
+    word_width: int
+    root: bool
+    landmarks: int
+    words: int
+    dim: int = 512
+    image_hidden: int = 512
+    text_hidden: int = 1024
+    sharpness: float = 2.0
+    text_weight: float = 0.5
+    fusion: FusionConfig | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for json."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> TwoTowerConfig:
+        """The config that `to_json` told of; TypeError for unknown or missing fields."""
+        plain = dict(told)
+        fusion = plain.pop("fusion")
+        return cls(**plain, fusion=FusionConfig(**fusion) if fusion else None)
+
+
+class Head(nn.Module):
+    """(B, D) -> (B, E): linear plus a hidden layer, both of the norm of x, with noise on it."""
+
+    def __init__(
+        self, width: int, hidden: int, dim: int, dropout: float = 0.0, noise: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.norm, self.noise = nn.LayerNorm(width), nn.Dropout(noise)
+        self.skip = nn.Linear(width, dim, bias=False)
+        self.hidden = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout))
+        self.out = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor, skipped: Tensor | None = None) -> Tensor:
+        """skipped: what goes past the hidden layer, the norm of x where None."""
+        normed = self.noise(self.norm(x))
+        return self.out(self.hidden(normed)) + self.skip(normed if skipped is None else skipped)
+
+
+class Heads(nn.Module):
+    """The contrastive part: pooled features -> unit vectors."""
+
+    def __init__(self, config: TwoTowerConfig, dropout: float = 0.0) -> None:
+        super().__init__()
+        noise = 0.6 * dropout
+        self.image = Head(config.image_width, config.image_hidden, config.dim, dropout, noise)
+        self.text = Head(config.text_width, config.text_hidden, config.dim, dropout)
+        # The text model's own space is where all begins: it knows what texts are alike.
+        with torch.no_grad():
+            self.text.skip.weight.copy_(torch.eye(config.dim, config.text_width))
+        nn.init.zeros_(self.text.out.weight)
+        nn.init.zeros_(self.text.out.bias)
+
+    def images(self, x: Tensor) -> Tensor:
+        """Rooted features (B, D) -> (B, E) unit rows."""
+        return functional.normalize(self.image(x), dim=-1)
+
+    def texts(self, x: Tensor) -> Tensor:
+        """Pooled (B, D) -> (B, E) unit rows."""
+        own = functional.normalize(x, dim=-1) * x.shape[-1] ** 0.5
+        return functional.normalize(self.text(own, own), dim=-1)
+
+
+class Kernel(nn.Module):
+    """Features -> M likenesses to landmarks; what is solved on them is linear."""
+
+    def __init__(self, config: TwoTowerConfig) -> None:
+        super().__init__()
+        width, size = config.image_width, config.landmarks
+        self.sharpness = config.sharpness
+        self.landmarks = nn.Parameter(torch.zeros(size, width), requires_grad=False)
+        self.shift = nn.Parameter(torch.zeros(width), requires_grad=False)
+        self.spread = nn.Parameter(torch.ones(width), requires_grad=False)
+        self.vectors = nn.Parameter(torch.zeros(size, config.dim), requires_grad=False)
+        self.shares = nn.Parameter(torch.zeros(size, config.words), requires_grad=False)
+
+    def standard(self, x: Tensor) -> Tensor:
+        """Rooted features (B, D) -> unit rows, standardised feature by feature."""
+        return functional.normalize((x - self.shift) / self.spread, dim=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rooted features (B, D) -> (B, M) in (0, 1]."""
+        return torch.exp(self.sharpness * (self.standard(x) @ self.landmarks.T - 1))
+
+
+class TwoTowerNetwork(nn.Module):
+    """All of it; with dropout of the heads and `noise` on the fusion's tokens while it learns."""
+
+    def __init__(self, config: TwoTowerConfig, dropout: float = 0.0, noise: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        self.noise = nn.Dropout(noise)
+        self.heads = Heads(config, dropout)
+        self.kernel = Kernel(config)
+        self.fusion: Fusion | None = None
+        if config.fusion is not None:
+            widths = (config.word_width, config.patch_width)
+            self.fusion = Fusion(config.fusion, widths, config.dim)
+            self.fusion.begin()
+        words = config.words
+        self.word_ids = nn.Parameter(torch.zeros(words, dtype=torch.int64), requires_grad=False)
+        self.usual = nn.Parameter(torch.full((words,), 0.5), requires_grad=False)  # q_w
+        self.evidence = nn.Parameter(torch.zeros(EVIDENCE), requires_grad=False)
+
+    def rooted(self, x: Tensor) -> Tensor:
+        """Features of the image model, square-rooted if the config says so."""
+        return x.clamp(min=0).sqrt() if self.config.root else x
+
+    def image_vectors(self, pooled: Tensor) -> Tensor:
+        """pooled (B, D) as the tower gave them -> (B, E) unit rows."""
+        x = self.rooted(pooled)
+        solved = functional.normalize(self.kernel(x) @ self.kernel.vectors, dim=-1)
+        return functional.normalize(self.heads.images(x) + solved, dim=-1)
+
+    def text_vectors(self, pooled: Tensor) -> Tensor:
+        """pooled (B, D) -> (B, E) unit rows."""
+        return self.heads.texts(pooled)
+
+    def mean(self, text: Tensor, image: Tensor) -> Tensor:
+        """Vectors (B, E) of each -> their weighted mean, unit rows."""
+        weight = self.config.text_weight
+        return functional.normalize(weight * text + (1 - weight) * image, dim=-1)
+
+    def text_modality(self, words: Tensor, mask: Tensor, vector: Tensor) -> Modality:
+        """words (B, T, D'), mask (B, T), vector (B, E) -> what the fusion takes."""
+        weight = 2 * self.config.text_weight  # the fusion begins as the mean of what it is given
+        tokens = self.noise(functional.layer_norm(words, words.shape[-1:]))
+        return Modality(tokens, mask, weight * vector)
+
+    def image_modality(self, patches: Tensor, vector: Tensor) -> Modality:
+        """patches (B, N, D'), vector (B, E) -> what the fusion takes."""
+        tokens = self.noise(functional.layer_norm(self.rooted(patches), patches.shape[-1:]))
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        return Modality(tokens, mask, 2 * (1 - self.config.text_weight) * vector)
+
+    def fused(self, text: Modality, image: Modality) -> Tensor:
+        """-> (B, E) float32 unit rows; needs a fusion."""
+        assert self.fusion is not None, "a model that ships the mean"
+        return self.fusion([text, image]).joint
+
+    def log_lifts(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """pooled (B, D) -> log(p_w / q_w) and log((1 - p_w) / (1 - q_w)), (B, V) each."""
+        shares = self.usual + self.kernel(self.rooted(pooled)) @ self.kernel.shares
+        shares = shares.clamp(SURE, 1 - SURE)
+        usual = self.usual.clamp(SURE, 1 - SURE)
+        return torch.log(shares / usual), torch.log((1 - shares) / (1 - usual))
+
+    def held(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        """Token ids of B texts -> (B, V) float32, 1 where the text holds the word."""
+        place = {word: i for i, word in enumerate(self.word_ids.tolist())}
+        held = torch.zeros(len(ids), len(place), device=self.usual.device)
+        for row, text in enumerate(ids):
+            held[row, [place[i] for i in set(text) if i in place]] = 1
+        return held
+
+    def traits(self, likeness: Tensor, lifts: tuple[Tensor, Tensor], held: Tensor) -> Tensor:
+        """What matching weighs, of pairs: likeness (B,), log lifts (B, V) twice, held (B, V)
+        -> (B, EVIDENCE)."""
+        there, absent = lifts
+        words = (there * held).sum(-1), (absent * (1 - held)).sum(-1)
+        return torch.stack([torch.ones_like(likeness), likeness, *words], dim=-1)
+
+    def logits(self, traits: Tensor) -> Tensor:
+        """(..., EVIDENCE) -> (...) log odds that the text tells of the picture."""
+        return traits @ self.evidence

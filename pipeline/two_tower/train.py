@@ -1,0 +1,204 @@
+"""Training on two frozen towers: shards in, a model folder out, in four sittings.
+
+    features of every shard, once     (features.py)
+    learn without the samples held out, solve, judge: which mean? has the fusion earned its weights?
+    learn and solve again from all of them, as chosen
+    write the model, and report.json: every figure on samples that were not learned from
+
+Killed and started again it goes on where it was: feature shards that are whole stay, each learning
+has its checkpoint, and what was judged is not judged again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.encoders import EncoderSettings
+from pipeline.errors import UsageError
+from pipeline.model.checkpoint import write_whole
+from pipeline.model.config import FusionConfig
+from pipeline.records import Shard
+from pipeline.samples import ReadSettings
+from pipeline.two_tower.checkpoint import save_two_tower
+from pipeline.two_tower.features import compute, stream
+from pipeline.two_tower.frozen import ImageTower, TextTower
+from pipeline.two_tower.judge import judge, without_fusion
+from pipeline.two_tower.learn import LearnSettings, learn
+from pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
+from pipeline.two_tower.solve import Statistics, solve, survey, weigh_evidence
+
+LANDMARKS = 2048
+LEAST_PAIRS = 20
+REPORT, JUDGED, SETTINGS = "report.json", "judged.json", "settings.json"
+
+
+@dataclass(frozen=True)
+class TwoTowerSettings:
+    """What is trained on what. fusion None: the mean is all that is wanted."""
+
+    image: str
+    text: str
+    fusion: FusionConfig | None = field(
+        default_factory=lambda: FusionConfig(how="gated", width=128, depth=1, heads=2, slots=4)
+    )
+    learn: LearnSettings = field(default_factory=LearnSettings)
+    read: ReadSettings = field(default_factory=ReadSettings)
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+
+
+def train_two_tower(
+    settings: TwoTowerSettings, shards: Sequence[Shard], folder: Path, told: Callable[[str], None]
+) -> dict[str, Any]:
+    """Train to the end, or go on with the training in `folder`; -> the report.
+
+    UsageError where the folder is of other settings, or too few pairs are left to learn from.
+    """
+    started = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    image = ImageTower(settings.image, settings.encoder)
+    text = TextTower(settings.text, settings.encoder)
+    computed = compute(shards, image, text, folder / "features", settings.read, told)
+    cached = time.monotonic()
+    survey_ = survey(computed.paths)
+    config = _config(settings, survey_, image, text)
+    _require_same(folder / SETTINGS, _identity(settings, config, computed.paths))
+    run = _Run(settings, config, computed.paths, survey_, image.device, folder, told)
+    judged = run.judged()
+    network = run.final(judged)
+    save_two_tower(folder, network)
+    report = {
+        "pairs": computed.pairs,
+        "lost": computed.lost,
+        **judged["figures"],
+        "seconds": {
+            "features": round(cached - started, 1),
+            "learning": round(time.monotonic() - cached, 1),
+        },
+    }
+    write_whole(folder / REPORT, (json.dumps(report, indent=2) + "\n").encode())
+    return report
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The learning of one folder, after its features are there."""
+
+    settings: TwoTowerSettings
+    config: TwoTowerConfig
+    paths: list[Path]
+    survey: Statistics
+    device: torch.device
+    folder: Path
+    told: Callable[[str], None]
+
+    def judged(self) -> dict[str, Any]:
+        """What the samples held out say: read, or found out now and written."""
+        path = self.folder / JUDGED
+        if path.exists():
+            return json.loads(path.read_text())
+        held = [pair for pair in stream(self.paths) if pair.held_out]
+        if len(held) < 2 or self.survey.pairs - len(held) < LEAST_PAIRS:
+            raise UsageError(
+                "SHARDS",
+                expected=f"pairs to learn from, {LEAST_PAIRS} or more, and some to judge by",
+                found=f"{self.survey.pairs - len(held)} and {len(held)}",
+                do="give more shards",
+            )
+        network = self._learned("choosing", self.config, every_sample=False)
+        weigh_evidence(network, held)
+        verdict = judge(network, held)
+        told = {
+            "text_weight": verdict.text_weight,
+            "fusion": verdict.fusion,
+            "evidence": network.evidence.tolist(),
+            "figures": verdict.figures,
+        }
+        self.told(json.dumps(verdict.figures))
+        write_whole(path, json.dumps(told).encode())
+        return told
+
+    def final(self, judged: dict[str, Any]) -> TwoTowerNetwork:
+        """The network that ships: learned from every sample, joined as was judged best."""
+        config = replace(self.config, text_weight=judged["text_weight"])
+        network = self._learned("all samples", config, every_sample=True)
+        if not judged["fusion"]:
+            network = without_fusion(network, judged["text_weight"])
+        with torch.no_grad():
+            network.evidence.copy_(torch.tensor(judged["evidence"]))
+        return network
+
+    def _learned(self, name: str, config: TwoTowerConfig, every_sample: bool) -> TwoTowerNetwork:
+        network = learn(
+            self.paths,
+            config,
+            self.settings.learn,
+            every_sample=every_sample,
+            device=self.device,
+            checkpoint=self.folder / f"{name.replace(' ', '-')}.safetensors",
+            told=lambda step, losses: self._step(name, step, losses),
+        )
+        solve(network, self.paths, self.survey.words, every_sample=every_sample)
+        return network
+
+    def _step(self, name: str, step: int, losses: dict[str, float]) -> None:
+        if step % 10 == 0 or step == self.settings.learn.steps:
+            rounded = {kind: round(loss, 4) for kind, loss in losses.items()}
+            line = json.dumps({"sitting": name, "step": step, **rounded})
+            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+            self.told(line)
+
+
+def _config(
+    settings: TwoTowerSettings, survey_: Statistics, image: ImageTower, text: TextTower
+) -> TwoTowerConfig:
+    return TwoTowerConfig(
+        image=image.folder.name,
+        image_fingerprint=image.fingerprint,
+        text=text.folder.name,
+        text_fingerprint=text.fingerprint,
+        image_width=image.width,
+        patch_width=image.token_width,
+        text_width=text.width,
+        word_width=text.token_width,
+        root=survey_.root,
+        landmarks=min(LANDMARKS, survey_.learnable),
+        words=len(survey_.words),
+        dim=max(TwoTowerConfig.dim, text.width),
+        # Without other captions to ask by there is nothing that a fusion could learn.
+        fusion=settings.fusion if survey_.several > 1 else None,
+    )
+
+
+def _identity(
+    settings: TwoTowerSettings, config: TwoTowerConfig, paths: Sequence[Path]
+) -> dict[str, Any]:
+    """What must be as it was for a training to go on."""
+    return {
+        "config": config.to_json(),
+        "learn": asdict(settings.learn),
+        "features": [path.name for path in paths],
+    }
+
+
+def _require_same(path: Path, identity: dict[str, Any]) -> None:
+    told = json.loads(json.dumps(identity))
+    if not path.exists():
+        write_whole(path, (json.dumps(told, indent=2) + "\n").encode())
+        return
+    before = json.loads(path.read_text())
+    changed = sorted(name for name in told if told[name] != before.get(name))
+    if changed:
+        raise UsageError(
+            f"training in {path.parent}",
+            expected="the shards, towers and settings it was started with",
+            found="others: " + ", ".join(changed),
+            do="give those, or another folder",
+        )
