@@ -34,6 +34,7 @@ COMMANDS = {  # name -> (module with `register(app)`, what it does)
     "search": ("jobs.cli_search", "Search a collection by words, by a picture, or by both."),
     "match": ("jobs.cli_match", "Tell whether texts tell of a picture."),
     "train": ("jobs.cli_train", "Train a model that embeds, fuses and matches."),
+    "filter": ("jobs.cli_filter", "Leave out captions that do not tell of their pictures."),
     "check": ("jobs.cli_check", "Check every promise a collection makes."),
     "submit": ("jobs.cli_submit", "Run a chiasm command as a job on a Ray cluster."),
 }

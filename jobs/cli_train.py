@@ -70,11 +70,20 @@ def train(
     workers: Annotated[
         int, typer.Option(min=0, help="pocket: processes that draw; 0: this one draws too.")
     ] = 1,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="pocket: learn in so many processes on Ray. [default: here]"),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="A running Ray for --processes: host:port or auto."),
+    ] = None,
 ) -> None:
     request = TrainRequest(
         to=to, shards=tuple(shards or ()), image_encoder=image_encoder, text_encoder=text_encoder,
         caption_field=caption_field, steps=steps, fusion_steps=fusion_steps, how=how,
         towers=towers, seed=seed, device=device, precision=precision, workers=workers,
+        processes=processes or 0, address=address,
     )  # fmt: skip
     if preset not in PRESETS:
         raise UsageError(f"--preset {preset!r}", expected=" or ".join(PRESETS))

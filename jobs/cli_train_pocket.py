@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import sys
 from dataclasses import replace
 
 from jobs.cli_train_request import TrainRequest, tell
@@ -14,17 +17,39 @@ from pipeline.model.training import TrainSettings
 def run(request: TrainRequest) -> None:
     """Train, draw the curves, and say how to use what was made."""
     request.require_none_of("pocket", "shards", "image_encoder", "text_encoder", "caption_field")
-    train(
-        settings_of(request),
-        request.to,
-        device=request.device,
-        precision=request.precision,
-        workers=request.workers,
-        towers=request.towers,
-        told=tell,
-    )
+    settings = settings_of(request)
+    if request.processes or request.address:
+        _on_ray(settings, request)
+    else:
+        train(
+            settings,
+            request.to,
+            device=request.device,
+            precision=request.precision,
+            workers=request.workers,
+            towers=request.towers,
+            told=tell,
+        )
     draw_curves(request.to)
     print(f"{request.to}: trained; use it with --encoder pocket:{request.to}")
+
+
+def _on_ray(settings: TrainSettings, request: TrainRequest) -> None:
+    """Learn in several processes; Ray is loaded by these alone."""
+    module = importlib.import_module("jobs.train_model")
+    job = module.TrainJob(
+        settings=settings,
+        folder=request.to,
+        towers=request.towers,
+        workers=request.processes or 1,
+        cpus=1,
+        gpu=request.device.startswith("cuda"),
+        precision=request.precision,
+        drawing=request.workers,
+        address=request.address,
+    )
+    with contextlib.redirect_stdout(sys.stderr):  # what Ray prints is no result
+        module.train_on_ray(job, tell)
 
 
 def settings_of(request: TrainRequest) -> TrainSettings:

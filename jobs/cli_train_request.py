@@ -27,6 +27,8 @@ class TrainRequest:
     device: str
     precision: str
     workers: int
+    processes: int
+    address: str | None
 
     def require_sound(self) -> None:
         """UsageError for a target that is a file, and for a way to fuse that there is not."""

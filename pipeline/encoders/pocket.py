@@ -20,11 +20,10 @@ from PIL import Image
 from pipeline.encoders import EncoderSettings, mean_of
 from pipeline.encoders.device import PRECISIONS, resolve_device, resolve_precision
 from pipeline.errors import UsageError
-from pipeline.model.checkpoint import FILES, load_model
+from pipeline.model.checkpoint import FILES, SHIPPED, load_model
 from pipeline.model.encode import encode_pixels, encode_texts, fuse_pairs, match_pairs
 from pipeline.model.pixels import RULE, to_pixels
 
-SHIPPED = Path(__file__).resolve().parent.parent / "pocket"
 TEXT_RULE = "NFKC, lower case, single spaces, no final full stop; own byte-pair tokens"
 
 

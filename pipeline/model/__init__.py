@@ -1,4 +1,16 @@
-"""The project's own joint model: two towers now, with tokens left open for what is built on them.
+"""The joint model: towers, attention, fusion, matching, objectives, training, and how they are
+saved.
 
-Letters: B batch, T text tokens, N image patches, D width, H heads, E width of the shared space.
+`JointModel` is a module for SentenceTransformer; asking for it loads that library, 6 s.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name == "JointModel":
+        return importlib.import_module("pipeline.model.sentence").JointModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,6 +24,7 @@ from pipeline.model.tokenizer import Tokenizer
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 FILES = (WEIGHTS, CONFIG, TOKENIZER)
+SHIPPED = Path(__file__).resolve().parent.parent / "pocket"
 
 
 def save_model(

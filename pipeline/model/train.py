@@ -24,9 +24,11 @@ from pipeline.model.encode import encode_images, encode_texts
 from pipeline.model.feed import FeedSettings, Lesson, learn_tokenizer, lessons
 from pipeline.model.joint import JointNetwork
 from pipeline.model.measure import measure
+from pipeline.model.processes import place, wait_for_all
 from pipeline.model.training import STATE, Training, TrainSettings
 
 LOG = logging.getLogger(__name__)
+APART = 1_000_000  # seeds of processes that learn together
 
 
 def train(
@@ -50,11 +52,13 @@ def train(
     dtype = PRECISIONS[resolve_precision(precision, where)]
     tokenizer = learn_tokenizer(settings.model.text.vocabulary, settings.corpus)
     training = Training(settings, where, tokenizer)
+    rank, _ = place()
     if (folder / STATE).exists():
         training.resume(folder)
     elif towers is not None:
         training.take_towers(towers)
     folder.mkdir(parents=True, exist_ok=True)
+    wait_for_all()  # none has written yet what another is still to read
     done: list[dict[str, float]] = []
     started = time.monotonic() - training.seconds
     last = settings.all_steps
@@ -64,6 +68,8 @@ def train(
             done.append(training.learn(batch, dtype))
             training.seconds = time.monotonic() - started
             step, at_end = training.step, training.step in (settings.steps, last)
+            if rank:
+                continue  # the first process writes and tells
             if step % settings.log_every == 0 or at_end:
                 losses = _mean(
                     [d for d in done[-settings.log_every :] if d.keys() == done[-1].keys()]
@@ -79,9 +85,12 @@ def train(
 def _lessons(training: Training, workers: int) -> Generator[Lesson, None, None]:
     """The batches from the training's step on, those of each stage of its own size."""
     settings, step = training.settings, training.step
+    rank, _ = place()
+    # Processes that learn together draw what no other does.
+    feed = replace(settings.feed, seed=settings.feed.seed + rank * APART)
     stages = (
-        (settings.steps, settings.feed),
-        (settings.all_steps, replace(settings.feed, batch=settings.fusion_batch)),
+        (settings.steps, feed),
+        (settings.all_steps, replace(feed, batch=settings.fusion_batch)),
     )
     for last, feed in stages:
         if step < last:

@@ -24,6 +24,7 @@ from pipeline.model.checkpoint import load_model, load_state, save_model, save_s
 from pipeline.model.config import ModelConfig
 from pipeline.model.feed import FeedSettings, Lesson
 from pipeline.model.objective import Objective
+from pipeline.model.processes import average_gradients
 from pipeline.model.tokenizer import Tokenizer
 
 STATE = "state.safetensors"
@@ -163,6 +164,7 @@ class Training:
         losses = functional_call(self.objective, rounded, (batch, self.fusing, chance))
         self.optimiser.zero_grad(set_to_none=True)
         self._total(losses).backward()
+        average_gradients(self.learned)
         norm = nn.utils.clip_grad_norm_(self.learned, settings.clip)
         self.optimiser.step()
         # The average follows fast at first: it must not carry the random start along.

@@ -17,7 +17,7 @@ share of such pictures' captions that hold token w, again by kernel ridge, and q
     logit = b + a v.t + c sum_{w in text} log(p_w / q_w)
                       + d sum_{w not in text} log((1 - p_w) / (1 - q_w))
 
-a, b, c, d by logistic regression on hard wrong pairs of samples that nothing was learned from.
+a, b, c, d as they serve best on samples that nothing was learned from (`solve.weigh_evidence`).
 Vectors are made before they meet; the evidence of words is not, and is what matching adds.
 """
 

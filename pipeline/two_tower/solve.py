@@ -127,49 +127,86 @@ def _shares(network: TwoTowerNetwork, block: list[Pair]) -> Tensor:
 
 @torch.inference_mode()
 def weigh_evidence(network: TwoTowerNetwork, pairs: Sequence[Pair], candidates: int = 20) -> None:
-    """Fit what matching weighs by logistic regression: each caption of samples that nothing was
-    learned from, with its picture and with the `candidates` most alike, right and wrong weighing
-    the same.
+    """Fit what matching weighs, on samples that nothing was learned from.
+
+    The weights a, c, d so that a picture stands first among the `candidates` most alike to its
+    caption, where it is one of them: asked of pairs one by one instead, likeness would seem to
+    speak against a match, for the wrong ones were chosen by it. Then all of them are stretched and
+    b is found so that the logit is the log odds of a caption's own picture against any other.
     """
     device = network.usual.device
     pooled = images_of(pairs).to(device)
-    images = network.image_vectors(pooled)
-    there, absent = network.log_lifts(pooled)
-    traits, truths = [], []
+    images, lifts = network.image_vectors(pooled), network.log_lifts(pooled)
+    count, size = len(pairs), min(candidates, len(pairs))
+    chance = torch.Generator().manual_seed(0)
+    lists, own, other = [], [], []
     for row, pair in enumerate(pairs):
         likeness = network.text_vectors(pair.text.float().to(device)) @ images.T  # (C, N)
-        held = network.held(pair.ids)
-        for c in range(len(likeness)):
-            likely = likeness[c].topk(min(candidates, len(pairs))).indices
-            chosen = torch.cat([torch.tensor([row], device=device), likely[likely != row]])
-            lifts = there[chosen], absent[chosen]
-            traits.append(network.traits(likeness[c, chosen], lifts, held[c]))
-            truths.append(chosen == row)
-    network.evidence.copy_(logistic(torch.cat(traits).double(), torch.cat(truths)))
+        for liked, held in zip(likeness, network.held(pair.ids), strict=True):
+            traits = network.traits(liked, lifts, held)  # (N, EVIDENCE)
+            likely = liked.topk(size).indices
+            if (likely == row).any():
+                lists.append(torch.cat([traits[row : row + 1], traits[likely[likely != row]]]))
+            wrong = (row + 1 + int(torch.randint(count - 1, (1,), generator=chance))) % count
+            own.append(traits[row])
+            other.append(traits[wrong])
+    if not lists:
+        return
+    weights = torch.zeros(EVIDENCE, dtype=torch.float64, device=device)
+    weights[1:] = first_of_list(torch.stack(lists)[..., 1:].double())
+    scores = torch.stack(own + other).double() @ weights
+    truths = torch.arange(len(scores), device=device) < len(own)
+    bias, stretch = logistic(scores, truths)
+    weights *= stretch
+    weights[0] = bias
+    network.evidence.copy_(weights.float())
 
 
-def logistic(x: Tensor, true: Tensor, ridge: float = 1e-3, rounds: int = 50) -> Tensor:
-    """Weights of a logistic regression by Newton's method, both classes weighing the same:
-    x (N, F) float64, true (N,) bool -> (F,) float32. Weights of evidence are not below zero: a word
-    that a picture speaks for cannot tell against it."""
-    counted = torch.where(true, 0.5 / true.sum().clamp(min=1), 0.5 / (~true).sum().clamp(min=1))
-    spread = x.square().mean(0).sqrt().clamp(min=1e-9)
-    x, weights = x / spread, torch.zeros(x.shape[1], dtype=x.dtype, device=x.device)
-    used = torch.ones(EVIDENCE, dtype=torch.bool, device=x.device)[: x.shape[1]]
+def first_of_list(x: Tensor, ridge: float = 1e-6, rounds: int = 50) -> Tensor:
+    """Weights, none below zero, by which the first of each list is likeliest chosen: conditional
+    logit (McFadden, 1974) by Newton's method. Evidence for a match cannot tell against it.
+
+    x (Q, K, F) float64, what is right at place 0 -> (F,) float64.
+    """
+    spread = (x - x.mean(1, keepdim=True)).square().mean((0, 1)).sqrt().clamp(min=1e-9)
+    x = x / spread
+    eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    weights, used = torch.zeros_like(spread), torch.ones_like(spread, dtype=torch.bool)
     for _ in range(rounds):
-        p = torch.sigmoid(x @ weights)
-        slope = x.T @ (counted * (p - true.double())) + ridge * weights
-        curve = (x * (counted * p * (1 - p))[:, None]).T @ x
-        curve += ridge * torch.eye(len(weights), dtype=x.dtype, device=x.device)
+        p = (x @ weights).softmax(dim=1)[..., None]  # (Q, K, 1)
+        expected = (p * x).sum(1)  # (Q, F)
+        slope = (expected - x[:, 0]).mean(0) + ridge * weights
+        away = x - expected[:, None]
+        curve = torch.einsum("qkf,qkg->fg", p * away, away) / len(x) + ridge * eye
         change = torch.zeros_like(weights)
         change[used] = torch.linalg.solve(curve[used][:, used], slope[used])
         weights = weights - change
-        negative = (weights < 0) & (torch.arange(len(weights), device=x.device) > 0)
-        used &= ~negative
-        weights[negative] = 0
-        if change.abs().max() < 1e-8 and not negative.any():
+        negative = weights < 0
+        used, weights = used & ~negative, weights.clamp(min=0)
+        if change.abs().max() < 1e-10 and not negative.any():
             break
-    return (weights / spread).float()
+    return weights / spread
+
+
+def logistic(scores: Tensor, true: Tensor, rounds: int = 50) -> tuple[float, float]:
+    """(b, s) of the log odds b + s x, right and wrong weighing the same (Platt, 1999): scores (N,)
+    float64, true (N,) bool. What can be told apart without an error gets no endless s: a thousandth
+    of s^2 is added to the mean loss.
+    """
+    counted = torch.where(true, 0.5 / true.sum().clamp(min=1), 0.5 / (~true).sum().clamp(min=1))
+    spread = scores.std().clamp(min=1e-9)
+    x = torch.stack([torch.ones_like(scores), scores / spread], dim=1)
+    ridge = torch.diag(torch.tensor([1e-9, 2e-3], dtype=x.dtype, device=x.device))
+    weights = torch.zeros(2, dtype=x.dtype, device=x.device)
+    for _ in range(rounds):
+        p = torch.sigmoid(x @ weights)
+        slope = x.T @ (counted * (p - true.double())) + ridge @ weights
+        curve = (x * (counted * p * (1 - p))[:, None]).T @ x + ridge
+        change = torch.linalg.solve(curve, slope)
+        weights = weights - change
+        if change.abs().max() < 1e-10:
+            break
+    return float(weights[0]), float(weights[1] / spread)
 
 
 def images_of(pairs: Sequence[Pair]) -> Tensor:

@@ -1,0 +1,132 @@
+"""A training on a cluster: Ray Train starts the processes, `pipeline/model/train.py` is the loop.
+
+Each worker runs the same loop on its own batches; torch.distributed averages the gradients, the
+first worker writes state and model into the folder, which all of them must see. A worker that dies
+ends the attempt, the next one goes on from the folder's last checkpoint: the loop's own
+resumption, so that it makes no difference to the weights.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from jobs.cluster import connected
+from jobs.config import WorkerSettings
+from pipeline.errors import ChiasmError
+from pipeline.model.train import train
+from pipeline.model.training import TrainSettings
+
+ATTEMPTS = 3  # after the first
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One training for `workers` processes, each with `cpus` cores and, with `gpu`, a whole
+    accelerator. address: of a running Ray, None to start one here."""
+
+    settings: TrainSettings
+    folder: Path
+    towers: Path | None
+    workers: int
+    cpus: float
+    gpu: bool
+    precision: str
+    drawing: int
+    address: str | None
+
+
+def train_on_ray(job: TrainJob, told: Callable[[str], None]) -> None:
+    """Train to the end, telling each line of the log; raises ChiasmError where a worker failed at
+    every attempt.
+    """
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    asked = WorkerSettings(count=job.workers, cpus=job.cpus, gpus=float(job.gpu))
+    log = job.folder / "log.jsonl"
+    with connected(job.address, asked), following(log, told):
+        trainer = TorchTrainer(
+            _learn,
+            train_loop_config={"job": job},
+            scaling_config=ScalingConfig(  # pyrefly: ignore  # either version of Ray Train
+                num_workers=job.workers,
+                use_gpu=job.gpu,
+                resources_per_worker={"CPU": job.cpus, **({"GPU": 1} if job.gpu else {})},
+            ),
+            run_config=RunConfig(  # pyrefly: ignore
+                name="ray",
+                storage_path=str(job.folder.resolve()),
+                failure_config=FailureConfig(max_failures=ATTEMPTS),  # pyrefly: ignore
+            ),
+        )
+        try:
+            trainer.fit()
+        # Ray wraps what a worker raised in errors of its own, whatever that was.
+        except Exception as error:
+            raise ChiasmError(
+                f"training in {job.folder}",
+                expected="workers that learn to the end",
+                found=_cause(error),
+                do="see the workers' logs, then run the same command again to go on",
+            ) from error
+
+
+def _learn(config: dict[str, Any]) -> None:
+    """What each worker does."""
+    job: TrainJob = config["job"]
+    train(
+        job.settings,
+        job.folder,
+        device="auto" if job.gpu else "cpu",
+        precision=job.precision,
+        workers=job.drawing,
+        towers=job.towers,
+    )
+    ray.train.report({"step": job.settings.all_steps})
+
+
+@contextmanager
+def following(path: Path, told: Callable[[str], None]) -> Iterator[None]:
+    """Tell every line that is added to a file meanwhile: what workers write elsewhere is seen here
+    as it comes."""
+    done = threading.Event()
+    began = path.stat().st_size if path.exists() else 0
+
+    def follow() -> None:
+        at, rest = began, b""
+        while True:
+            last = done.wait(0.5)
+            if path.exists():
+                with path.open("rb") as file:
+                    file.seek(at)
+                    new = file.read()
+                at += len(new)
+                *lines, rest = (rest + new).split(b"\n")
+                for line in lines:
+                    told(line.decode())
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, name="chiasm-follow", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _cause(error: BaseException) -> str:
+    """What a worker said, as far as Ray tells: the last line of the innermost error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__

@@ -1,0 +1,164 @@
+"""`chiasm filter`: every caption scored, what falls short left out or marked, all else kept."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from conftest import make_shard
+from fake_encoder import FakeEncoder
+
+from pipeline.pair_filter import Filtered, FilterSettings, score_shard, threshold_of, write_filtered
+from pipeline.samples import ReadSettings
+from pipeline.shards import list_shards
+from pipeline.storage import Folder
+
+
+class Judge(FakeEncoder):
+    """Log odds by what a caption says of itself: "odds 1.5"."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = 0
+
+    def match_pairs(self, pixels, texts):
+        self.asked += len(texts)
+        return np.array([float(text.split()[-1]) for text in texts], np.float32)
+
+
+def tar_of(path, samples):
+    """key -> {extension: bytes}, in order."""
+    with tarfile.open(path, "w") as tar:
+        for key, members in samples.items():
+            for extension, data in members.items():
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return list_shards([str(path)], None)[0]
+
+
+def read(path):
+    found = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            key, _, extension = member.name.partition(".")
+            found.setdefault(key, {})[extension] = tar.extractfile(member).read()
+    return found
+
+
+def encoded(captions, **more):
+    return json.dumps({"captions": captions, **more}).encode()
+
+
+@pytest.fixture
+def samples(tmp_path):
+    picture = read(make_shard(tmp_path / "one.tar", 1))["00000000"]["jpg"]
+    return {
+        "good": {"jpg": picture, "txt": b"odds 2", "cls": b"7"},
+        "bad": {"jpg": picture, "txt": b"odds -2", "json": b'{"n": 1}'},
+        "some": {"jpg": picture, "txt": b"odds -3",
+                 "json": encoded(["odds -3", "odds 1", "odds -1", "odds 4"], zh=["..."])},
+        "blind": {"txt": b"odds 9"},
+        "mute": {"jpg": picture, "cls": b"1"},
+        "broken": {"jpg": b"no picture", "txt": b"odds 5"},
+    }  # fmt: skip
+
+
+def filtered(shard, tmp_path, **settings):
+    settings = FilterSettings(read=ReadSettings(caption_field="captions"), **settings)
+    folder = Folder(str(tmp_path / "to"))
+    scores = score_shard(shard, Judge(), settings.read, folder, "run")
+    counts = write_filtered(shard, scores, settings, folder, "run")
+    return read(tmp_path / "to" / f"{shard.id}.tar"), counts
+
+
+def test_what_falls_short_is_left_out_and_all_else_is_as_it_was(samples, tmp_path):
+    shard = tar_of(tmp_path / "s.tar", samples)
+    left, counts = filtered(shard, tmp_path)
+    assert list(left) == ["good", "some", "blind", "mute", "broken"]
+    for key in ("good", "blind", "mute", "broken"):
+        assert left[key] == samples[key]
+    assert left["some"]["txt"] == b"odds 1" and left["some"]["jpg"] == samples["some"]["jpg"]
+    assert json.loads(left["some"]["json"]) == {"captions": ["odds 1", "odds 4"], "zh": ["..."]}
+    assert counts == Filtered(samples=6, unscored=3, captions=6, noisy=3, left_out=1)
+
+
+def test_marked_samples_keep_everything(samples, tmp_path):
+    shard = tar_of(tmp_path / "s.tar", samples)
+    left, counts = filtered(shard, tmp_path, flag=True, threshold=1.5)
+    assert list(left) == list(samples) and counts.left_out == 0 and counts.noisy == 4
+    told = json.loads(left["some"]["json"])
+    assert told["captions"] == json.loads(samples["some"]["json"])["captions"]
+    assert [m["noisy"] for m in told["match"]] == [True, True, True, False]
+    assert [m["logit"] for m in told["match"]] == [-3, 1, -1, 4]
+    assert json.loads(left["good"].pop("match.json")) == [
+        {"caption": "odds 2", "logit": 2.0, "noisy": False}
+    ]
+    assert left["good"] == samples["good"]
+
+
+def test_what_was_scored_is_not_scored_again(samples, tmp_path):
+    shard = tar_of(tmp_path / "s.tar", samples)
+    folder, judge, settings = Folder(str(tmp_path / "to")), Judge(), ReadSettings()
+    first = score_shard(shard, judge, settings, folder, "run")
+    asked = judge.asked
+    assert asked == 3 and score_shard(shard, judge, settings, folder, "run") == first
+    assert judge.asked == asked
+    other = ReadSettings(caption_field="captions")
+    assert len(score_shard(shard, judge, other, folder, "run")[2].logits) == 4
+    assert judge.asked == asked + 6
+    judge.fingerprint = "another"
+    score_shard(shard, judge, other, folder, "run")
+    assert judge.asked == asked + 12
+
+
+def test_a_share_is_a_threshold(samples, tmp_path):
+    shard = tar_of(tmp_path / "s.tar", samples)
+    scores = score_shard(
+        shard, Judge(), ReadSettings(caption_field="captions"), Folder(str(tmp_path / "to")), "run"
+    )
+    logits = sorted(logit for each in scores for logit in each.logits)
+    for share in (0.0, 0.3, 0.5, 1.0):
+        threshold = threshold_of(scores, share)
+        assert sum(x < threshold for x in logits) == pytest.approx(share * len(logits), abs=1)
+    assert threshold_of([], 0.5) == 0
+
+
+def test_a_shard_that_is_cut_gives_what_was_read_of_it(samples, tmp_path):
+    shard = tar_of(tmp_path / "s.tar", samples)
+    data = (tmp_path / "s.tar").read_bytes()
+    with tarfile.open(tmp_path / "s.tar") as tar:
+        inside = tar.getmember("some.json").offset_data + 3
+    (tmp_path / "s.tar").write_bytes(data[:inside])
+    shard = list_shards([str(tmp_path / "s.tar")], None)[0]
+    left, counts = filtered(shard, tmp_path)
+    assert next(iter(left)) == "good" and counts.samples >= 2 and "blind" not in left
+
+
+def test_at_the_prompt(chiasm, tmp_path):
+    make_shard(tmp_path / "s.tar", 6, seed=1)
+    vectors_only = chiasm(
+        "filter", tmp_path / "s.tar", "--to", tmp_path / "to", "--encoder", "fake"
+    )
+    assert vectors_only.returncode == 2 and "makes vectors only" in vectors_only.stderr
+    both = chiasm(
+        "filter", tmp_path / "s.tar", "--to", tmp_path / "to", "--drop", 0.5, "--threshold", 1
+    )
+    assert both.returncode == 2 and "one of them, found both" in both.stderr
+    done = chiasm(
+        "filter", tmp_path / "s.tar", "--to", tmp_path / "to", "--encoder", "fake:matcher",
+        "--drop", 0.5, "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["captions"], told["noisy"], told["left_out"]) == (6, 3, 3)
+    again = chiasm(
+        "filter", tmp_path / "s.tar", "--to", tmp_path / "to", "--encoder", "fake:matcher",
+        "--threshold", -100,
+    )  # fmt: skip
+    assert again.stdout.splitlines()[1] == f"6 of 6 samples in {tmp_path / 'to'}"
+    (shard,) = (tmp_path / "to").glob("*.tar")
+    assert read(shard) == read(tmp_path / "s.tar")

@@ -1,0 +1,157 @@
+"""Several processes that learn one model: through real Ray Train, and by hand beside it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+import torch
+
+from jobs.train_model import TrainJob, following, train_on_ray
+from pipeline.errors import ChiasmError
+from pipeline.model.checkpoint import load_model, load_state
+from pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
+from pipeline.model.curves import read_log
+from pipeline.model.feed import FeedSettings, learn_tokenizer, lessons
+from pipeline.model.train import APART
+from pipeline.model.training import STATE, Training, TrainSettings
+
+TINY = ModelConfig(
+    image=ImageConfig(side=36, stem=(8, 8), width=32, depth=1, heads=2),
+    text=TextConfig(vocabulary=320, context=40, width=32, depth=1, heads=2),
+    dim=16,
+    fusion=FusionConfig(width=32, depth=1, heads=2),
+)
+RUN = TrainSettings(
+    steps=4, fusion_steps=2, fusion_batch=16, rate=3e-3, corpus=60, log_every=2, checkpoint_every=2,
+    evaluate_every=100, gallery=24, model=TINY, feed=FeedSettings(seed=3, batch=24, side=36,
+    context=40),
+)  # fmt: skip
+CPU = torch.device("cpu")
+
+
+def job(folder, settings=RUN, workers=2):
+    folder.mkdir(parents=True, exist_ok=True)
+    return TrainJob(
+        settings=settings, folder=folder, towers=None, workers=workers, cpus=0.5, gpu=False,
+        precision="float32", drawing=0, address=None,
+    )  # fmt: skip
+
+
+def by_hand(settings, ranks):
+    """The same training in one process: every rank's gradients, their mean, one step for all."""
+    tokenizer = learn_tokenizer(settings.model.text.vocabulary, settings.corpus)
+    several = [Training(settings, CPU, tokenizer) for _ in range(ranks)]
+    for step in range(settings.all_steps):
+        fusing = step >= settings.steps
+        gradients = []
+        for rank, training in enumerate(several):
+            feed = replace(settings.feed, seed=settings.feed.seed + rank * APART)
+            if fusing:
+                feed = replace(feed, batch=settings.fusion_batch)
+            (lesson,) = lessons(step, step + 1, feed, tokenizer, 0)
+            gradients.append((training, gradients_of(training, lesson)))
+        mean = [torch.stack(each).mean(0) for each in zip(*(g for _, g in gradients), strict=True)]
+        for training, _ in gradients:
+            step_with(training, mean)
+    return several[0]
+
+
+def gradients_of(training, lesson):
+    chance = torch.Generator().manual_seed(training.settings.feed.seed * 10**9 + training.step)
+    losses = training.objective(lesson, training.fusing, chance)
+    training.optimiser.zero_grad(set_to_none=True)
+    training._total(losses).backward()
+    return [each.grad.clone() for each in training.learned]
+
+
+def step_with(training, gradients):
+    """What `learn` does after its backward pass."""
+    settings = training.settings
+    for group in training.optimiser.param_groups:
+        group["lr"] = training.rate
+    for each, gradient in zip(training.learned, gradients, strict=True):
+        each.grad = gradient.clone()
+    torch.nn.utils.clip_grad_norm_(training.learned, settings.clip)
+    training.optimiser.step()
+    gone, _ = training.stage
+    decay = min(settings.ema, (1 + gone) / (10 + gone))
+    with torch.no_grad():
+        for name, value in training.objective.model.named_parameters():
+            if value.requires_grad:
+                training.average[name].lerp_(value, 1 - decay)
+    fused = training.fusing
+    training.step += 1
+    if training.fusing != fused:
+        training._begin_stage()
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_learn_by_the_mean_of_their_gradients(ray_session, tmp_path):
+    told = []
+    train_on_ray(job(tmp_path), told.append)
+    tensors, facts = load_state(tmp_path / STATE)
+    assert facts["step"] == RUN.all_steps
+    hand = by_hand(RUN, 2).tensors()
+    assert tensors.keys() == hand.keys()
+    for name, value in hand.items():
+        assert torch.allclose(tensors[name], value, atol=2e-4, rtol=1e-3), name
+    assert [line["step"] for line in read_log(tmp_path)] == [2, 4, 4, 6]
+    assert len(told) >= 4 and '"step": 6' in told[-1]
+    load_model(tmp_path)
+
+
+@pytest.mark.timeout(300)
+def test_a_worker_that_dies_costs_no_step(ray_session, tmp_path):
+    """Killed after a checkpoint, the training goes on from it and ends with the same weights."""
+    settings = replace(RUN, steps=40, fusion_steps=0, model=replace(TINY, fusion=None))
+    train_on_ray(job(tmp_path / "calm", settings), lambda line: None)
+    killed = threading.Event()
+
+    def kill_one():
+        while not (tmp_path / "killed" / STATE).exists():
+            time.sleep(0.02)
+        workers = [
+            p
+            for p in psutil.process_iter(["cmdline"])
+            if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])
+        ]
+        os.kill(workers[0].pid, signal.SIGKILL)
+        killed.set()
+
+    thread = threading.Thread(target=kill_one, daemon=True)
+    thread.start()
+    train_on_ray(job(tmp_path / "killed", settings), lambda line: None)
+    assert killed.is_set()
+    calm, _ = load_state(tmp_path / "calm" / STATE)
+    after, _ = load_state(tmp_path / "killed" / STATE)
+    for name, value in calm.items():
+        assert torch.allclose(after[name], value, atol=1e-5), name
+
+
+@pytest.mark.timeout(300)
+def test_what_a_worker_cannot_do_is_told_in_one_line(ray_session, tmp_path):
+    train_on_ray(
+        job(tmp_path, replace(RUN, steps=1, fusion_steps=0, model=replace(TINY, fusion=None)), 1),
+        print,
+    )
+    with pytest.raises(ChiasmError, match="expected workers that learn to the end, found"):
+        train_on_ray(job(tmp_path, replace(RUN, steps=2), 1), print)
+
+
+def test_a_file_is_followed_as_it_grows(tmp_path):
+    told = []
+    (tmp_path / "log").write_text("before\n")
+    with following(tmp_path / "log", told.append), (tmp_path / "log").open("a") as file:
+        file.write("one\ntw")
+        file.flush()
+        time.sleep(0.7)
+        assert told == ["one"]
+        file.write("o\nthree\n")
+        file.flush()
+    assert told == ["one", "two", "three"]
