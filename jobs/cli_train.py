@@ -22,8 +22,8 @@ The preset pocket makes the encoder that ships from nothing: its pictures and ca
 while it learns. The preset two-tower joins two models that you trust, any image model of
 transformers and any SentenceTransformer, by what it learns from your shards, in minutes on a CPU.
 Kill it and run it again: it goes on from its last checkpoint and ends with the same weights. The
-folder is an encoder, pocket:DIR or two-tower:DIR; log.jsonl there tells how it went, and, of
-two-tower, report.json what it is worth."""
+folder is an encoder, pocket:DIR or two-tower:DIR; log.jsonl there tells how it went, report.json
+what it is worth on data that it did not learn from."""
 PRESETS = {"pocket": "jobs.cli_train_pocket", "two-tower": "jobs.cli_train_two_tower"}
 
 

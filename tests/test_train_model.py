@@ -33,6 +33,8 @@ RUN = TrainSettings(
     context=40),
 )  # fmt: skip
 CPU = torch.device("cpu")
+# Ray Train reads settings of Ray Data that Ray itself has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated.*:DeprecationWarning")
 
 
 def job(folder, settings=RUN, workers=2):

@@ -38,7 +38,8 @@ def load(model: str, settings: EncoderSettings) -> PocketEncoder:
 
 
 class PocketEncoder:
-    """A `DualEncoder` behind the protocol of `pipeline.encoders.Encoder`.
+    """A `JointNetwork` behind the protocols of `pipeline.encoders`; `fuses`: has it learned to fuse
+    and to match?
 
     The same batch gives the same bytes on one kind of processor with one number of threads.
     """
@@ -53,7 +54,9 @@ class PocketEncoder:
         model, self._tokenizer = load_model(folder, PRECISIONS[self.precision])
         self._model = model.to(device)
         self.dim = model.config.dim
-        self.image_size = model.config.image.side
+        self.fuses = model.fusion is not None
+        self._side = model.config.image.side
+        self.image_size: int | None = self._side
         self.preprocessing: dict[str, Any] = {
             "image": RULE,
             "side": self.image_size,
@@ -64,7 +67,7 @@ class PocketEncoder:
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         """One RGB picture -> uint8 (3, S, S): shorter side to S, then the middle square."""
-        return to_pixels(image, self.image_size)
+        return to_pixels(image, self._side)
 
     def encode_images(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """B arrays uint8 (3, S, S) -> (B, D) float32, unit rows."""
@@ -84,7 +87,7 @@ class PocketEncoder:
         """B pairs -> (B, D) float32 unit rows: fused by what the model has learned, the mean of a
         model of two towers alone.
         """
-        if self._model.fusion is None:
+        if not self.fuses:
             return mean_of(image, text)
         return fuse_pairs(self._model, self._tokenizer, pixels, texts)
 

@@ -4,8 +4,9 @@
     boat = Image.open("boat.png")
     model.encode(["a red boat", boat, {"text": "a red boat", "image": boat}])
 
-A saved SentenceTransformer names this class in its modules.json and loads wherever chiasm is
-installed; no code comes with the weights. A text that reads like the path or the URL of a picture
+What `save_pretrained` writes is a model folder: `JointModel.load(DIR)` reads it again, and so does
+`--encoder pocket:DIR`. (SentenceTransformer(DIR) asks for trust for every class that is not the
+library's own.) A text that reads like the path or the URL of a picture
 is a text here: nothing is fetched.
 """
 

@@ -23,6 +23,7 @@ import torch
 import webdataset
 from safetensors.torch import load, save
 from torch import Tensor
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pipeline.batches import BatchSettings, batches
 from pipeline.errors import UsageError
@@ -175,12 +176,19 @@ def stream(paths: Sequence[Path], seed: int | None = None) -> Iterator[Pair]:
     order = list(paths)
     if seed is not None:
         random.Random(seed).shuffle(order)
-    urls = [str(path) for path in order]
-    samples: Any = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
+    samples = group_by_keys(tar_file_expander(_opened(order)))
     if seed is not None:
-        samples = samples.shuffle(BUFFER, initial=BUFFER, rng=random.Random(seed))
+        mixed = webdataset.shuffle(BUFFER, initial=BUFFER, rng=random.Random(seed))
+        samples = mixed(samples)
     for sample in samples:
         yield _pair(sample["safetensors"])
+
+
+def _opened(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Files as webdataset takes them; its own opener leaves them open."""
+    for path in paths:
+        with path.open("rb") as stream:
+            yield {"url": str(path), "stream": stream}
 
 
 def endless(paths: Sequence[Path], seed: int) -> Iterator[Pair]:
