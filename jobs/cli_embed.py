@@ -39,7 +39,8 @@ def embed(
     shards: Annotated[list[str], typer.Argument(metavar="SHARDS...", help="WebDataset tars.")],
     to: Annotated[str, typer.Option(help="The collection's folder.")],
     encoder: Annotated[
-        str | None, typer.Option(help="pocket, hf:ID_OR_DIR or st:ID_OR_DIR. [default: pocket]")
+        str | None,
+        typer.Option(help="pocket, hf:ID_OR_DIR, st:ID_OR_DIR or two-tower:DIR. [default: pocket]"),
     ] = None,
     preset: Annotated[
         str, typer.Option(help="laptop, one_gpu, cluster, or a YAML file of settings.")

@@ -28,7 +28,7 @@ def match(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture's file.")],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="In quotes.")],
     encoder: Annotated[
-        str, typer.Option(help="A model that matches: pocket or pocket:DIR.")
+        str, typer.Option(help="A model that matches: pocket, pocket:DIR or two-tower:DIR.")
     ] = "pocket",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a text.")] = False,
 ) -> None:
