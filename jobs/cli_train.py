@@ -31,53 +31,68 @@ def register(app: typer.Typer) -> None:
     app.command("train", help=HELP)(train)
 
 
+# The options, in the order of --help.
+Preset = Annotated[str, typer.Option(help="What to train: pocket or two-tower.")]
+To = Annotated[Path, typer.Option(help="Folder of the model and of the training's state.")]
+Shards = Annotated[
+    list[str] | None, typer.Argument(metavar="SHARDS...", help="two-tower: what to learn from.")
+]
+ImageEncoder = Annotated[
+    str | None, typer.Option(help="two-tower: an image model of transformers, folder or id.")
+]
+TextEncoder = Annotated[
+    str | None, typer.Option(help="two-tower: a SentenceTransformer, folder or id.")
+]
+CaptionField = Annotated[
+    str | None, typer.Option(help="two-tower: take captions from this json field, before txt.")
+]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Of towers or heads. [default: the preset's]")
+]
+FusionSteps = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="pocket: of fusion and matching; 0: two towers alone. [default: the preset's]"
+    ),
+]
+How = Annotated[
+    str | None, typer.Option(help="Fuse by " + ", ".join(MIXES) + ". [default: the preset's]")
+]
+Towers = Annotated[
+    Path | None, typer.Option(help="pocket: a model folder; keep its towers, learn the rest alone.")
+]
+Seed = Annotated[int, typer.Option(help="Of weights and of what is drawn.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+Workers = Annotated[
+    int, typer.Option(min=0, help="pocket: processes that draw; 0: this one draws too.")
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(min=1, help="pocket: learn in so many processes on Ray. [default: here]"),
+]
+Address = Annotated[
+    str | None, typer.Option(help="A running Ray for --processes: host:port or auto.")
+]
+
+
 def train(
-    preset: Annotated[str, typer.Option(help="What to train: pocket or two-tower.")],
-    to: Annotated[Path, typer.Option(help="Folder of the model and of the training's state.")],
-    shards: Annotated[
-        list[str] | None, typer.Argument(metavar="SHARDS...", help="two-tower: what to learn from.")
-    ] = None,
-    image_encoder: Annotated[
-        str | None, typer.Option(help="two-tower: an image model of transformers, folder or id.")
-    ] = None,
-    text_encoder: Annotated[
-        str | None, typer.Option(help="two-tower: a SentenceTransformer, folder or id.")
-    ] = None,
-    caption_field: Annotated[
-        str | None, typer.Option(help="two-tower: take captions from this json field, before txt.")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Of towers or heads. [default: the preset's]")
-    ] = None,
-    fusion_steps: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="pocket: of fusion and matching; 0: two towers alone. [default: the preset's]",
-        ),
-    ] = None,
-    how: Annotated[
-        str | None,
-        typer.Option(help="Fuse by " + ", ".join(MIXES) + ". [default: the preset's]"),
-    ] = None,
-    towers: Annotated[
-        Path | None,
-        typer.Option(help="pocket: a model folder; keep its towers, learn the rest alone."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights and of what is drawn.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    workers: Annotated[
-        int, typer.Option(min=0, help="pocket: processes that draw; 0: this one draws too.")
-    ] = 1,
-    processes: Annotated[
-        int | None,
-        typer.Option(min=1, help="pocket: learn in so many processes on Ray. [default: here]"),
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(help="A running Ray for --processes: host:port or auto."),
-    ] = None,
+    preset: Preset,
+    to: To,
+    shards: Shards = None,
+    image_encoder: ImageEncoder = None,
+    text_encoder: TextEncoder = None,
+    caption_field: CaptionField = None,
+    steps: Steps = None,
+    fusion_steps: FusionSteps = None,
+    how: How = None,
+    towers: Towers = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    workers: Workers = 1,
+    processes: Processes = None,
+    address: Address = None,
 ) -> None:
     request = TrainRequest(
         to=to, shards=tuple(shards or ()), image_encoder=image_encoder, text_encoder=text_encoder,

@@ -4,6 +4,7 @@ import json
 import math
 import random
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from pipeline.model import checkpoint
 from pipeline.model.attention import Attention, multi_head_attention
 from pipeline.model.checkpoint import load_model
 from pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
-from pipeline.model.encode import encode_texts, match_pairs
+from pipeline.model.encode import encode_texts, look, match_pairs
 from pipeline.model.feed import (
     UNKNOWN,
     FeedSettings,
@@ -373,8 +374,9 @@ def test_pairs_that_share_a_picture_or_a_text_are_scored_as_they_are_alone():
     pixels = list(lesson(0, FEED, WORDS).pixels[:3])
     texts = ["a red boat", "两只猫", "a house at night, in a big green field"]
     pairs = [(p, t) for p in pixels for t in texts]
-    together = match_pairs(model, WORDS, [p for p, _ in pairs], [t for _, t in pairs])
-    alone = [match_pairs(model, WORDS, [p], [t])[0] for p, t in pairs]
+    seen = partial(look, model)
+    together = match_pairs(model, WORDS, [p for p, _ in pairs], [t for _, t in pairs], seen)
+    alone = [match_pairs(model, WORDS, [p], [t], seen)[0] for p, t in pairs]
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 

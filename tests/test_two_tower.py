@@ -241,7 +241,7 @@ def test_evidence_speaks_for_what_is_there(trained, features):
     text = encoder._text
     rng = random.Random(5)
     pixels = [encoder.preprocess(tiny_towers.picture("red", "blue", rng))]
-    there, absent = encoder._network.log_lifts(encoder._pictures(pixels).pooled)
+    there, absent = encoder._network.log_lifts(encoder._pictures(pixels)[0])
     place = {word: i for i, word in enumerate(encoder._network.word_ids.tolist())}
     lift = {c: float(there[0, place[text([c]).ids[0][0]]]) for c in COLOURS}
     assert min(lift["red"], lift["blue"]) > max(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from PIL import Image
 
 from pipeline.encoders import EncoderSettings, mean_of
 from pipeline.encoders.device import PRECISIONS, resolve_device, resolve_precision
+from pipeline.encoders.recent import Recent
 from pipeline.errors import UsageError
 from pipeline.model.checkpoint import FILES, SHIPPED, load_model
-from pipeline.model.encode import encode_pixels, encode_texts, fuse_pairs, match_pairs
+from pipeline.model.encode import BLOCK, encode_texts, fuse_pairs, look, match_pairs
 from pipeline.model.pixels import RULE, to_pixels
 
 TEXT_RULE = "NFKC, lower case, single spaces, no final full stop; own byte-pair tokens"
@@ -53,6 +55,7 @@ class PocketEncoder:
         self.precision = resolve_precision(settings.precision, device)
         model, self._tokenizer = load_model(folder, PRECISIONS[self.precision])
         self._model = model.to(device)
+        self._seen = Recent(partial(look, self._model), BLOCK)
         self.dim = model.config.dim
         self.fuses = model.fusion is not None
         self._side = model.config.image.side
@@ -71,7 +74,9 @@ class PocketEncoder:
 
     def encode_images(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """B arrays uint8 (3, S, S) -> (B, D) float32, unit rows."""
-        return encode_pixels(self._model, pixels)
+        if not len(pixels):
+            return np.zeros((0, self.dim), dtype=np.float32)
+        return self._seen(pixels)[1].cpu().numpy()
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """B texts -> (B, D) float32, unit rows; what lies past the context is not read."""
@@ -89,7 +94,7 @@ class PocketEncoder:
         """
         if not self.fuses:
             return mean_of(image, text)
-        return fuse_pairs(self._model, self._tokenizer, pixels, texts)
+        return fuse_pairs(self._model, self._tokenizer, pixels, texts, self._seen)
 
     def match_pairs(self, pixels: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
         """B outputs of `preprocess`, B texts -> (B,) float32, the log odds that text i tells of
@@ -101,7 +106,7 @@ class PocketEncoder:
                 found="two towers alone",
                 do="train one: chiasm train --preset pocket --to DIR",
             )
-        return match_pairs(self._model, self._tokenizer, pixels, texts)
+        return match_pairs(self._model, self._tokenizer, pixels, texts, self._seen)
 
 
 def _fingerprint(folder: Path, preprocessing: dict[str, Any]) -> str:

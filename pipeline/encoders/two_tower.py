@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.encoders import EncoderSettings
+from pipeline.encoders.recent import Recent
 from pipeline.errors import EncoderError
 from pipeline.two_tower.checkpoint import FILES, load_two_tower
-from pipeline.two_tower.frozen import ImageTower, Pictures, Texts, TextTower
+from pipeline.two_tower.frozen import ImageTower, Texts, TextTower
 
 BLOCK = 64  # pictures or texts of one forward pass
 
@@ -64,7 +65,7 @@ class TwoTowerEncoder:
         for name in FILES:
             digest.update((folder / name).read_bytes())
         self.fingerprint = digest.hexdigest()
-        self._seen: dict[int, tuple[np.ndarray, Tensor, Tensor]] = {}
+        self._pictures = Recent(self._seen, BLOCK)
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         """One RGB picture -> uint8 (3, S, S), the whole of it."""
@@ -75,8 +76,8 @@ class TwoTowerEncoder:
         """B outputs of `preprocess` -> (B, D) float32, unit rows."""
         if not pixels:
             return np.zeros((0, self.dim), np.float32)
-        pictures = self._pictures(pixels)
-        return self._network.image_vectors(pictures.pooled).cpu().numpy()
+        pooled, _ = self._pictures(pixels)
+        return self._network.image_vectors(pooled).cpu().numpy()
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -99,7 +100,7 @@ class TwoTowerEncoder:
         v, t = torch.from_numpy(image).to(device), torch.from_numpy(text).to(device)
         if network.fusion is None or not len(texts):
             return network.mean(t, v).cpu().numpy()
-        patches = self._pictures(pixels).tokens
+        _, patches = self._pictures(pixels)
         rows = []
         for at, told in zip(range(0, len(texts), BLOCK), self._texts(texts), strict=True):
             some = slice(at, at + BLOCK)
@@ -116,7 +117,7 @@ class TwoTowerEncoder:
         network = self._network
         arrays = {id(array): array for array in pixels}
         place = {key: row for row, key in enumerate(arrays)}
-        pooled = self._pictures(list(arrays.values())).pooled
+        pooled, _ = self._pictures(list(arrays.values()))
         strings = list(dict.fromkeys(texts))
         said = list(self._texts(strings))
         t = torch.cat([network.text_vectors(each.pooled) for each in said])
@@ -131,19 +132,10 @@ class TwoTowerEncoder:
             logits.append(network.logits(traits))
         return torch.cat(logits).cpu().numpy()
 
-    def _pictures(self, pixels: Sequence[np.ndarray]) -> Pictures:
-        """Through the image tower, but for what went through it in the last call: a batch's
-        pictures are asked for twice, for their vectors and for their pairs'."""
-        new = [array for array in pixels if id(array) not in self._seen]
-        seen = {id(array): self._seen[id(array)] for array in pixels if id(array) in self._seen}
-        for at in range(0, len(new), BLOCK):
-            block = new[at : at + BLOCK]
-            told = self._image(block)
-            rows = zip(block, told.pooled, told.tokens, strict=True)
-            seen |= {id(array): (array, pooled, tokens) for array, pooled, tokens in rows}
-        self._seen = seen
-        found = [seen[id(array)] for array in pixels]
-        return Pictures(torch.stack([p for _, p, _ in found]), torch.stack([t for *_, t in found]))
+    def _seen(self, pixels: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Pooled (B, D) and tokens (B, N, D')."""
+        told = self._image(pixels)
+        return told.pooled, told.tokens
 
     def _texts(self, texts: Sequence[str]) -> list[Texts]:
         """Through the text tower, BLOCK at a time."""

@@ -49,14 +49,27 @@ def encode_texts(model: DualEncoder, tokenizer: Tokenizer, texts: Sequence[str])
     return np.concatenate(rows) if rows else np.zeros((0, model.config.dim), dtype=np.float32)
 
 
+Look = Callable[[Sequence[np.ndarray]], tuple[torch.Tensor, torch.Tensor]]
+
+
+@torch.inference_mode()
+def look(model: DualEncoder, pixels: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """B arrays uint8 (3, S, S) -> tokens (B, N, D), unit vectors (B, E) float32."""
+    return model.encode_image(torch.from_numpy(np.stack(pixels)).to(model.log_scale.device))
+
+
 @torch.inference_mode()
 def fuse_pairs(
-    model: JointNetwork, tokenizer: Tokenizer, pixels: Sequence[np.ndarray], texts: Sequence[str]
+    model: JointNetwork,
+    tokenizer: Tokenizer,
+    pixels: Sequence[np.ndarray],
+    texts: Sequence[str],
+    seen: Look,
 ) -> np.ndarray:
     """B arrays uint8 (3, S, S) with B texts -> joint vectors (B, E) float32, unit rows; the model
-    has a fusion.
+    has a fusion. seen: `look`, or what remembers it.
     """
-    rows = [model.fuse(*pair).joint for pair in _pairs(model, tokenizer, pixels, texts)]
+    rows = [model.fuse(*pair).joint for pair in _pairs(model, tokenizer, pixels, texts, seen)]
     if not rows:
         return np.zeros((0, model.config.dim), dtype=np.float32)
     return torch.cat(rows).float().cpu().numpy()
@@ -64,17 +77,25 @@ def fuse_pairs(
 
 @torch.inference_mode()
 def match_pairs(
-    model: JointNetwork, tokenizer: Tokenizer, pixels: Sequence[np.ndarray], texts: Sequence[str]
+    model: JointNetwork,
+    tokenizer: Tokenizer,
+    pixels: Sequence[np.ndarray],
+    texts: Sequence[str],
+    seen: Look,
 ) -> np.ndarray:
     """B arrays uint8 (3, S, S) with B texts -> (B,) float32, the log odds that text i tells of
-    picture i; the model has a fusion.
+    picture i; the model has a fusion. seen: as above.
     """
-    rows = [model.match(*pair).logit for pair in _pairs(model, tokenizer, pixels, texts)]
+    rows = [model.match(*pair).logit for pair in _pairs(model, tokenizer, pixels, texts, seen)]
     return torch.cat(rows).float().cpu().numpy() if rows else np.zeros(0, dtype=np.float32)
 
 
 def _pairs(
-    model: JointNetwork, tokenizer: Tokenizer, pixels: Sequence[np.ndarray], texts: Sequence[str]
+    model: JointNetwork,
+    tokenizer: Tokenizer,
+    pixels: Sequence[np.ndarray],
+    texts: Sequence[str],
+    seen: Look,
 ) -> Iterator[tuple[Modality, Modality]]:
     """Texts and pictures of each BLOCK of pairs, through their towers: each different text, and
     each array that is not the same object, once in SPAN pairs."""
@@ -83,13 +104,11 @@ def _pairs(
         some = slice(start, start + SPAN)
         arrays, of_image = _distinct(pixels[some], key=id)
         strings, of_text = _distinct(texts[some], key=str)
-        images = [
-            model.image_modality(torch.from_numpy(np.stack(block)).to(device))
-            for block in _blocks(arrays)
-        ]
+        tokens, vectors = seen(arrays)
         ids = torch.from_numpy(tokenizer.batch(strings, model.config.text.context)).to(device)
         said = [model.text_modality(block) for block in ids.split(BLOCK)]
-        image, text = Modality.rows(images), Modality.rows(said)
+        there = torch.ones(tokens.shape[:2], dtype=torch.bool, device=device)
+        image, text = Modality(tokens, there, vectors), Modality.rows(said)
         for rows in torch.arange(len(of_image)).split(BLOCK):
             yield text.take(of_text[rows].to(device)), image.take(of_image[rows].to(device))
 
@@ -101,8 +120,3 @@ def _distinct(items: Sequence[Any], key: Callable[[Any], Any]) -> tuple[list[Any
         first.setdefault(key(item), item)
     place = {k: i for i, k in enumerate(first)}
     return list(first.values()), torch.tensor([place[key(item)] for item in items])
-
-
-def _blocks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), BLOCK):
-        yield items[start : start + BLOCK]

@@ -29,13 +29,12 @@ BLOCK = 256
 @dataclass(frozen=True)
 class Gallery:
     """Vectors of N pictures and first captions (N, E), Q queries (Q, E) with the row each asks for
-    (Q,), and joint vectors of a fusion (N, E), None without one."""
+    (Q,)."""
 
     image: Tensor
     text: Tensor
     queries: Tensor
     rows: Tensor
-    fused: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,9 @@ def judge(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Judgement:
         "text_weight": best,
     }
     earned = False
-    if shown.fused is not None:
-        answered = ranks(shown, shown.fused)
+    if network.fusion is not None:
+        network.config = replace(network.config, text_weight=best)  # its base is that mean
+        answered = ranks(shown, fused(network, pairs, shown))
         figures["fusion"] = recall(answered)
         earned = better(answered < 1, first[best])
         figures["fusion_ships"] = earned
@@ -86,18 +86,20 @@ def gallery(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Gallery:
     counts = torch.tensor([len(text) - 1 for text in texts], device=device)
     rows = torch.arange(len(pairs), device=device).repeat_interleave(counts)
     first = torch.stack([text[0] for text in texts])
-    fused = None
-    if network.fusion is not None:
-        parts = []
-        for at in range(0, len(pairs), BLOCK):
-            some = slice(at, at + BLOCK)
-            told = drawn(pairs[some], [0] * len(pairs[some]))
-            text = network.text_modality(told.words.to(device), told.mask.to(device), first[some])
-            parts.append(
-                network.fused(text, network.image_modality(told.patches.to(device), image[some]))
-            )
-        fused = torch.cat(parts)
-    return Gallery(image, first, torch.cat([text[1:] for text in texts]), rows, fused)
+    return Gallery(image, first, torch.cat([text[1:] for text in texts]), rows)
+
+
+def fused(network: TwoTowerNetwork, pairs: Sequence[Pair], shown: Gallery) -> Tensor:
+    """Joint vectors (N, E) of the pictures with their first captions, by the fusion."""
+    device, parts = network.usual.device, []
+    for at in range(0, len(pairs), BLOCK):
+        some = slice(at, at + BLOCK)
+        told = drawn(pairs[some], [0] * len(pairs[some]))
+        words, mask = told.words.to(device), told.mask.to(device)
+        text = network.text_modality(words, mask, shown.text[some])
+        image = network.image_modality(told.patches.to(device), shown.image[some])
+        parts.append(network.fused(text, image))
+    return torch.cat(parts)
 
 
 def ranks(shown: Gallery, indexed: Tensor) -> Tensor:

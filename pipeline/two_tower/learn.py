@@ -24,7 +24,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pipeline.model.checkpoint import load_state, save_state
 from pipeline.model.losses import info_nce
@@ -123,8 +122,7 @@ class Learning:
             return losses
         v, a, b = v[several], a[several], b[several]
         losses["text"] = settings.to_text * self._nce(a, b, text)
-        mean = functional.normalize(a + v, dim=-1)
-        losses["mean"] = settings.to_mean * self._nce(mean, b, joint)
+        losses["mean"] = settings.to_mean * self._nce(network.mean(a, v), b, joint)
         if network.fusion is not None:
             seen = torch.rand(told.mask.shape, generator=chance) >= settings.lost
             seen[:, 0] = True
