@@ -67,6 +67,10 @@ Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
 Workers = Annotated[
     int, typer.Option(min=0, help="pocket: processes that draw; 0: this one draws too.")
 ]
+Gallery = Annotated[
+    int | None,
+    typer.Option(min=10, help="pocket: scenes that it is measured on. [default: the preset's]"),
+]
 Processes = Annotated[
     int | None,
     typer.Option(min=1, help="pocket: learn in so many processes on Ray. [default: here]"),
@@ -91,6 +95,7 @@ def train(
     device: Device = "auto",
     precision: Precision = "auto",
     workers: Workers = 1,
+    gallery: Gallery = None,
     processes: Processes = None,
     address: Address = None,
 ) -> None:
@@ -98,7 +103,7 @@ def train(
         to=to, shards=tuple(shards or ()), image_encoder=image_encoder, text_encoder=text_encoder,
         caption_field=caption_field, steps=steps, fusion_steps=fusion_steps, how=how,
         towers=towers, seed=seed, device=device, precision=precision, workers=workers,
-        processes=processes or 0, address=address,
+        gallery=gallery, processes=processes or 0, address=address,
     )  # fmt: skip
     if preset not in PRESETS:
         raise UsageError(f"--preset {preset!r}", expected=" or ".join(PRESETS))

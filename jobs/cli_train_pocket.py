@@ -77,5 +77,6 @@ def settings_of(request: TrainRequest) -> TrainSettings:
         steps=preset.steps if request.steps is None else request.steps,
         fusion_steps=preset.fusion_steps if fusion_steps is None else fusion_steps,
         feed=replace(preset.feed, seed=request.seed),
+        gallery=request.gallery or preset.gallery,
         model=replace(preset.model, fusion=fusion),
     )

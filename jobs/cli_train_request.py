@@ -27,6 +27,7 @@ class TrainRequest:
     device: str
     precision: str
     workers: int
+    gallery: int | None
     processes: int
     address: str | None
 

@@ -17,7 +17,9 @@ from pipeline.two_tower.train import TwoTowerSettings, train_two_tower
 
 def run(request: TrainRequest) -> None:
     """Train, and say in a few lines what came of it."""
-    request.require_none_of("two-tower", "towers", "fusion_steps", "processes", "address")
+    request.require_none_of(
+        "two-tower", "towers", "fusion_steps", "gallery", "processes", "address"
+    )
     settings = settings_of(request)
     shards = list_shards(list(request.shards), sys.stdin)
     if not shards:

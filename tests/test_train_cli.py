@@ -16,10 +16,16 @@ from pipeline.model.curves import read_log
 def test_a_model_from_nothing_is_an_encoder_that_matches(chiasm, tmp_path):
     told = chiasm(
         "train", "--preset", "pocket", "--to", tmp_path, "--steps", 1, "--fusion-steps", 1,
-        "--device", "cpu", "--precision", "float32", "--workers", 0,
+        "--device", "cpu", "--precision", "float32", "--workers", 0, "--gallery", 30,
     )  # fmt: skip
     assert told.returncode == 0, told.stderr
-    assert told.stdout == f"{tmp_path}: trained; use it with --encoder pocket:{tmp_path}\n"
+    *report, last = told.stdout.splitlines()
+    assert last == f"{tmp_path}: trained; use it with --encoder pocket:{tmp_path}"
+    assert report[0].startswith("on 30 scenes never drawn in training")
+    found = json.loads((tmp_path / "report.json").read_text())
+    recall = found["recall"]["text_to_image"]
+    assert any(f"{recall['en']['r1']:8.3f}{recall['zh']['r1']:8.3f}" in line for line in report)
+    assert {"withheld", "hard_twins", "matching_accuracy", "joint"} <= found.keys()
     lines = [json.loads(line) for line in told.stderr.splitlines() if line.startswith("{")]
     assert [line["step"] for line in lines] == [1, 1, 2]
     assert "contrast" in lines[0] and "recall" in lines[1] and "match" in lines[2]
@@ -31,10 +37,10 @@ def test_a_model_from_nothing_is_an_encoder_that_matches(chiasm, tmp_path):
     before = (tmp_path / "model.safetensors").read_bytes()
     again = chiasm(
         "train", "--preset", "pocket", "--to", tmp_path, "--steps", 1, "--fusion-steps", 1,
-        "--device", "cpu", "--precision", "float32",
+        "--device", "cpu", "--precision", "float32", "--gallery", 30,
     )  # fmt: skip
     assert again.returncode == 0 and (tmp_path / "model.safetensors").read_bytes() == before
-    other = chiasm("train", "--preset", "pocket", "--to", tmp_path, "--steps", 7)
+    other = chiasm("train", "--preset", "pocket", "--to", tmp_path, "--steps", 7, "--gallery", 30)
     assert other.returncode == 2
     assert (
         "found others for fusion_steps, steps" in other.stderr and "Traceback" not in other.stderr
@@ -44,7 +50,7 @@ def test_a_model_from_nothing_is_an_encoder_that_matches(chiasm, tmp_path):
 def test_what_cannot_be_trained_is_told_in_one_line(chiasm, tmp_path):
     unknown = chiasm("train", "--preset", "purse", "--to", tmp_path)
     assert unknown.returncode == 2
-    assert unknown.stderr == "chiasm: --preset 'purse': expected pocket\n"
+    assert unknown.stderr == "chiasm: --preset 'purse': expected pocket or two-tower\n"
     how = chiasm("train", "--preset", "pocket", "--to", tmp_path, "--how", "magic")
     assert how.returncode == 2 and how.stderr.startswith("chiasm: --how 'magic': expected concat")
     nothing = chiasm(
@@ -59,12 +65,12 @@ def test_what_cannot_be_trained_is_told_in_one_line(chiasm, tmp_path):
 def test_towers_alone_refuse_to_match(tmp_path, chiasm):
     told = chiasm(
         "train", "--preset", "pocket", "--to", tmp_path, "--steps", 1, "--fusion-steps", 0,
-        "--workers", 0,
+        "--workers", 0, "--gallery", 30,
     )  # fmt: skip
     assert told.returncode == 0, told.stderr
     on_top = chiasm(
         "train", "--preset", "pocket", "--to", tmp_path / "fused", "--towers", tmp_path, "--steps",
-        1, "--fusion-steps", 1, "--how", "gated", "--workers", 0,
+        1, "--fusion-steps", 1, "--how", "gated", "--workers", 0, "--gallery", 30,
     )  # fmt: skip
     assert on_top.returncode == 0, on_top.stderr
     (line,) = read_log(tmp_path / "fused")
