@@ -53,7 +53,7 @@ TINY = ModelConfig(
 FEED = FeedSettings(seed=3, batch=24, side=36, context=40)
 RUN = TrainSettings(
     steps=6, fusion_steps=4, fusion_batch=16, rate=3e-3, corpus=60, log_every=2, checkpoint_every=2,
-    evaluate_every=100, gallery=24, feed=FEED, model=TINY,
+    calibrated=8, evaluate_every=100, gallery=24, feed=FEED, model=TINY,
 )  # fmt: skip
 CPU = torch.device("cpu")
 WORDS = train_tokenizer(["a big red boat", "a small boat", "一艘红色的船", "一艘大的船"] * 3, 330)

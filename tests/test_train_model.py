@@ -29,7 +29,7 @@ TINY = ModelConfig(
 )
 RUN = TrainSettings(
     steps=4, fusion_steps=2, fusion_batch=16, rate=3e-3, corpus=60, log_every=2, checkpoint_every=2,
-    evaluate_every=100, gallery=24, model=TINY, feed=FeedSettings(seed=3, batch=24, side=36,
+    calibrated=8, evaluate_every=100, gallery=24, model=TINY, feed=FeedSettings(seed=3, batch=24, side=36,
     context=40),
 )  # fmt: skip
 CPU = torch.device("cpu")

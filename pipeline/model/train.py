@@ -75,6 +75,8 @@ def train(
                     [d for d in done[-settings.log_every :] if d.keys() == done[-1].keys()]
                 )
                 _log(folder, told, {"step": step, "seconds": round(training.seconds, 1), **losses})
+            if step == last and training.fusing:
+                training.calibrate()
             if step % settings.checkpoint_every == 0 or at_end:
                 training.save(folder)
             if step <= settings.steps and (step % settings.evaluate_every == 0 or at_end):

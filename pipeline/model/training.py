@@ -5,7 +5,7 @@ a batch's pictures once and two captions of each, and follows the mean InfoNCE o
 probes tell (pipeline/model/objective.py). Then they stand still, at the exponential moving average
 of their weights, and fusion and matching learn on top of them: what a picture and a text are on
 their own is no longer touched, and a step costs no backward pass through the towers. The weights
-that ship are the average.
+that ship are the average, with matching calibrated.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,14 +21,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pipeline.errors import UsageError
+from pipeline.model.calibrate import shift_of
 from pipeline.model.checkpoint import load_model, load_state, save_model, save_state
 from pipeline.model.config import ModelConfig
+from pipeline.model.encode import look, match_pairs
 from pipeline.model.feed import FeedSettings, Lesson
+from pipeline.model.joint import JointNetwork
 from pipeline.model.objective import Objective
+from pipeline.model.pixels import to_pixels
 from pipeline.model.processes import average_gradients
 from pipeline.model.tokenizer import Tokenizer
+from pipeline.scenes.draw import picture
 
 STATE = "state.safetensors"
+NEVER = 999_999_999  # a step that no training comes to: what it would draw is free for calibration
 # Parameters of the objective that learn in the second stage, and only there.
 OF_FUSION = (
     "model.fusion.", "model.matching.", "probes.pool.", "probes.discord.", "probes.ground.",
@@ -46,7 +53,8 @@ class TrainSettings:
     kinds stay out of the vectors, for neither tower can be first to put them there, and without
     lies the text tower forgets how things lie to each other. match: weight of all losses of fusion
     but the joint vector's, joint: of that. ema: decay of the average.
-    corpus: scenes whose captions teach the tokenizer. Picture side, context and vocabulary of
+    corpus: scenes whose captions teach the tokenizer; calibrated: scenes by which matching's yes is
+    set at the end (pipeline/model/calibrate.py). Picture side, context and vocabulary of
     `model` give way to those of the feed and of the tokenizer learned. Without `model.fusion` the
     run ends with the towers.
     """
@@ -64,6 +72,7 @@ class TrainSettings:
     ema: float = 0.998
     clip: float = 1.0
     corpus: int = 6000
+    calibrated: int = 1000
     log_every: int = 20
     checkpoint_every: int = 100
     evaluate_every: int = 200
@@ -189,6 +198,19 @@ class Training:
         weight = settings.facts * (0.1 + 0.9 * (1 + math.cos(math.pi * self.progress)) / 2)
         probed = weight * (losses["facts"] + losses["readings"])
         return losses["contrast"] + probed + settings.words * (losses["words"] + losses["lies"])
+
+    def calibrate(self) -> None:
+        """Move the average's benefit of the doubt to where matching is best calibrated."""
+        model = JointNetwork(self.config).to(self.device).eval()
+        model.load_state_dict(self.average)
+        seen, side = partial(look, model), self.config.image.side
+        moved = shift_of(
+            lambda pixels, texts: match_pairs(model, self.tokenizer, pixels, texts, seen),
+            lambda scene: to_pixels(picture(scene), side),
+            self.settings.calibrated,
+            self.settings.feed.seed * 10**9 + NEVER,
+        )
+        self.average["matching.benefit"] += moved
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a step changes, by name."""

@@ -11,21 +11,20 @@ against the picture alone, the caption alone and the mean of both.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 import numpy as np
 
 from pipeline.encoders import Encoder, Matcher, mean_of
-from pipeline.scenes.claims import Claims, holds, holds_matrix
+from pipeline.model.changes import CHANGES, one_change
+from pipeline.scenes.claims import holds_matrix
 from pipeline.scenes.draw import picture
-from pipeline.scenes.hard import hard_gallery, swapped, without_last
+from pipeline.scenes.hard import hard_gallery
 from pipeline.scenes.recall import recall_at, top
 from pipeline.scenes.unseen import unseen_gallery, withheld_in
 from pipeline.scenes.words import LANGUAGES, plan, tell
-from pipeline.scenes.world import Scene, attributes, edited, gallery, options
+from pipeline.scenes.world import Scene, gallery
 
 RERANKED = 20
-Change = Callable[[Scene, random.Random], Scene | None]
 
 
 def withheld(encoder: Encoder, seed: int, samples: int, language: str) -> dict[str, float]:
@@ -66,7 +65,7 @@ def accuracy(encoder: Matcher, seed: int, samples: int) -> dict[str, float]:
     changed: list[str] = []
     pairs: list[tuple[Scene, str]] = []
     for scene in gallery(samples, seed):
-        change, claims, wrong = _one_change(scene, rng)
+        change, claims, wrong = one_change(scene, rng)
         text = tell(claims, rng, rng.choice(LANGUAGES))
         pairs += [(scene, text), (wrong, text)]
         changed.append(change)
@@ -86,33 +85,6 @@ def accuracy(encoder: Matcher, seed: int, samples: int) -> dict[str, float]:
             preferred = scores[0::2] > scores[1::2]
             told[f"told_apart_{name}_by_{way}"] = float(preferred[some].mean())
     return told
-
-
-def _one_change(scene: Scene, rng: random.Random) -> tuple[str, Claims, Scene]:
-    """What is changed, a complete caption's claims, and a scene one change away of which they are
-    false; half of the changes are of a value."""
-    while True:
-        claims = plan(scene, rng)
-        name = rng.choice(["value", *CHANGES])
-        changed = CHANGES[name](scene, rng)
-        if changed is not None and not holds(claims, changed):
-            return name, claims, changed
-
-
-def _other_value(scene: Scene, rng: random.Random) -> Scene | None:
-    attribute = rng.choice(attributes(scene))
-    return edited(scene, attribute, rng.choice(options(scene, attribute)[1:]))
-
-
-def _swap(scene: Scene, _: random.Random) -> Scene | None:
-    return swapped(scene) if len(scene.things) > 1 else None
-
-
-def _fewer(scene: Scene, _: random.Random) -> Scene | None:
-    return without_last(scene) if len(scene.things) > 1 else None
-
-
-CHANGES: dict[str, Change] = {"value": _other_value, "swap": _swap, "fewer": _fewer}
 
 
 def joint(encoder: Matcher, seed: int, samples: int) -> dict[str, float]:
