@@ -29,8 +29,8 @@ TINY = ModelConfig(
 )
 RUN = TrainSettings(
     steps=4, fusion_steps=2, fusion_batch=16, rate=3e-3, corpus=60, log_every=2, checkpoint_every=2,
-    calibrated=8, evaluate_every=100, gallery=24, model=TINY, feed=FeedSettings(seed=3, batch=24, side=36,
-    context=40),
+    calibrated=8, evaluate_every=100, gallery=24, model=TINY,
+    feed=FeedSettings(seed=3, batch=24, side=36, context=40),
 )  # fmt: skip
 CPU = torch.device("cpu")
 # Ray Train reads settings of Ray Data that Ray itself has deprecated.
@@ -61,6 +61,7 @@ def by_hand(settings, ranks):
         mean = [torch.stack(each).mean(0) for each in zip(*(g for _, g in gradients), strict=True)]
         for training, _ in gradients:
             step_with(training, mean)
+    several[0].calibrate()
     return several[0]
 
 
