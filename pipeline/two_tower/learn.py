@@ -40,7 +40,7 @@ class LearnSettings:
     that the fusion does not see. The weights of the four losses are as in the formula above.
     """
 
-    steps: int = 110
+    steps: int = 140
     batch: int = 512
     rate: float = 1e-3
     warmup: int = 30
