@@ -120,7 +120,7 @@ def test_loading_imports_nothing_heavy():
 
 
 def test_the_weights_are_small():
-    assert (SHIPPED / "model.safetensors").stat().st_size < 10 * 10**6
+    assert (SHIPPED / "model.safetensors").stat().st_size < 20 * 10**6
 
 
 def test_it_finds_unseen_scenes_in_two_languages(pocket):
