@@ -12,13 +12,14 @@ import psutil
 import pytest
 import torch
 
+from jobs import train_model
 from jobs.train_model import TrainJob, following, train_on_ray
 from pipeline.errors import ChiasmError
 from pipeline.model.checkpoint import load_model, load_state
 from pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
 from pipeline.model.curves import read_log
 from pipeline.model.feed import FeedSettings, learn_tokenizer, lessons
-from pipeline.model.train import APART
+from pipeline.model.train import APART, train
 from pipeline.model.training import STATE, Training, TrainSettings
 
 TINY = ModelConfig(
@@ -61,7 +62,8 @@ def by_hand(settings, ranks):
         mean = [torch.stack(each).mean(0) for each in zip(*(g for _, g in gradients), strict=True)]
         for training, _ in gradients:
             step_with(training, mean)
-    several[0].calibrate()
+    if several[0].fusing:
+        several[0].calibrate()
     return several[0]
 
 
@@ -113,7 +115,6 @@ def test_two_processes_learn_by_the_mean_of_their_gradients(ray_session, tmp_pat
 def test_a_worker_that_dies_costs_no_step(ray_session, tmp_path):
     """Killed after a checkpoint, the training goes on from it and ends with the same weights."""
     settings = replace(RUN, steps=40, fusion_steps=0, model=replace(TINY, fusion=None))
-    train_on_ray(job(tmp_path / "calm", settings), lambda line: None)
     killed = threading.Event()
 
     def kill_one():
@@ -131,20 +132,18 @@ def test_a_worker_that_dies_costs_no_step(ray_session, tmp_path):
     thread.start()
     train_on_ray(job(tmp_path / "killed", settings), lambda line: None)
     assert killed.is_set()
-    calm, _ = load_state(tmp_path / "calm" / STATE)
     after, _ = load_state(tmp_path / "killed" / STATE)
-    for name, value in calm.items():
-        assert torch.allclose(after[name], value, atol=1e-5), name
+    for name, value in by_hand(settings, 2).tensors().items():
+        assert torch.allclose(after[name], value, atol=2e-4, rtol=1e-3), name
 
 
 @pytest.mark.timeout(300)
-def test_what_a_worker_cannot_do_is_told_in_one_line(ray_session, tmp_path):
-    train_on_ray(
-        job(tmp_path, replace(RUN, steps=1, fusion_steps=0, model=replace(TINY, fusion=None)), 1),
-        print,
-    )
+def test_what_a_worker_cannot_do_is_told_in_one_line(ray_session, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_model, "ATTEMPTS", 0)
+    towers = replace(RUN, steps=1, fusion_steps=0, model=replace(TINY, fusion=None))
+    train(towers, tmp_path, device="cpu", precision="float32", workers=0)
     with pytest.raises(ChiasmError, match="expected workers that learn to the end, found"):
-        train_on_ray(job(tmp_path, replace(RUN, steps=2), 1), print)
+        train_on_ray(job(tmp_path, replace(towers, steps=2), 1), print)
 
 
 def test_a_file_is_followed_as_it_grows(tmp_path):

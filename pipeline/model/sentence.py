@@ -2,7 +2,8 @@
 
     model = SentenceTransformer(modules=[JointModel.load("pocket")])
     boat = Image.open("boat.png")
-    model.encode(["a red boat", boat, {"text": "a red boat", "image": boat}])
+    model.encode(["a red boat"]), model.encode([boat])
+    model.encode([{"text": "a red boat", "image": boat}])
 
 What `save_pretrained` writes is a model folder: `JointModel.load(DIR)` reads it again, and so does
 `--encoder pocket:DIR`. (SentenceTransformer(DIR) asks for trust for every class that is not the
