@@ -22,6 +22,8 @@ OBJECT_STORE_BYTES = (
     128 * 2**20
 )  # only shard names and ledger entries travel: Ray's least is enough
 
+STARTS = 2  # attempts to start a Ray of our own
+
 
 @contextmanager
 def connected(address: str | None, workers: WorkerSettings) -> Iterator[None]:
@@ -52,14 +54,27 @@ def _start_local(workers: WorkerSettings) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A worker on a laptop may reserve more cores than there are: Ray counts, it does not enforce.
     cpus = max(os.cpu_count() or 1, round(workers.cpus * workers.count + 0.5))
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    for attempt in range(1, STARTS + 1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            break
+        # Ray gives itself 30 s, and raises a bare Exception where a busy machine took more.
+        except Exception as error:
+            ray.shutdown()
+            if attempt == STARTS:
+                raise ChiasmError(
+                    "Ray on this machine",
+                    expected=f"a start within 30 s, in {STARTS} attempts",
+                    found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+                    do="run the same command again when the machine is less busy",
+                ) from error
     found = ray.cluster_resources().get("GPU", 0)
     if workers.gpus > found:
         ray.shutdown()
