@@ -32,11 +32,11 @@ from safetensors.torch import save
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine, tell_and_keep
-from pipeline.two_tower.features import Pair, stream
+from pipeline.two_tower.features import Pair, images_of, stream
 from pipeline.two_tower.judge import gallery, ranks, recall
 from pipeline.two_tower.learn import LearnSettings, learn
 from pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
-from pipeline.two_tower.solve import images_of, solve, survey, weigh_evidence
+from pipeline.two_tower.solve import solve, survey, weigh_evidence
 
 RESULT = Path(__file__).parent / "results" / "filtering.json"
 WRONG = 1 / 3

@@ -20,7 +20,7 @@ from pipeline.model.config import FusionConfig
 from pipeline.samples import ReadSettings, read_samples
 from pipeline.shards import list_shards
 from pipeline.two_tower import solve as solving
-from pipeline.two_tower.features import BUFFER, compute, drawn, stream
+from pipeline.two_tower.features import BUFFER, compute, images_of, stream, words_of
 from pipeline.two_tower.frozen import ImageTower, TextTower
 from pipeline.two_tower.judge import better
 from pipeline.two_tower.learn import LearnSettings, learn
@@ -198,9 +198,9 @@ def test_features_are_those_of_the_towers(features, towers, pairs):
     assert torch.allclose(pair.patches.float(), seen.tokens[0], atol=2e-3)
     assert torch.allclose(pair.text.float(), told.pooled, atol=2e-3)
     assert pair.ids == told.ids and len(pair.ids) == len(PHRASES)
-    one = drawn([pair], [1])
-    assert one.mask.sum() == told.mask[1].sum()
-    assert torch.allclose(one.words[one.mask], told.tokens[1][told.mask[1]], atol=2e-3)
+    words, mask = words_of([pair], [1])
+    assert mask.sum() == told.mask[1].sum()
+    assert torch.allclose(words[mask], told.tokens[1][told.mask[1]], atol=2e-3)
 
 
 def network_of(features, trained, landmarks):
@@ -217,7 +217,7 @@ def test_with_every_picture_a_landmark_it_is_kernel_ridge_as_the_books_have_it(t
     words = solving.survey(features).words
     solving.solve(network, features, words, every_sample=True)
     pairs = list(stream(features))
-    x = network.rooted(solving.images_of(pairs)).double()
+    x = network.rooted(images_of(pairs)).double()
     mean, spread = x.mean(0), x.std(0, correction=0) + solving.FLOOR
     z = torch.nn.functional.normalize((x - mean) / spread, dim=-1)
     kernel = torch.exp(network.config.sharpness * (z @ z.T - 1))

@@ -60,7 +60,7 @@ class TrainSettings:
     """
 
     steps: int = 1600
-    fusion_steps: int = 5600
+    fusion_steps: int = 10_000
     fusion_batch: int = 32
     rate: float = 1e-3
     warmup: float = 0.03

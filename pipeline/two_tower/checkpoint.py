@@ -18,7 +18,7 @@ from pipeline.model.checkpoint import CONFIG, WEIGHTS, write_whole
 from pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 
 FILES = (WEIGHTS, CONFIG)
-FORMAT = "chiasm two-tower model 1"
+FORMAT = "chiasm two-tower model 2"
 EXACT = ("evidence", "usual", "word_ids")  # small, or whole numbers
 
 

@@ -214,20 +214,18 @@ def _pair(member: bytes) -> Pair:
     )
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """B pictures with one caption each, float32: image (B, D), patches (B, N, D'), text (B, D),
-    words (B, T, D'), mask (B, T) bool."""
-
-    image: Tensor
-    patches: Tensor
-    text: Tensor
-    words: Tensor
-    mask: Tensor
+def images_of(pairs: Sequence[Pair]) -> Tensor:
+    """Pooled image features (B, D) float32."""
+    return torch.stack([pair.image for pair in pairs]).float()
 
 
-def drawn(pairs: Sequence[Pair], captions: Sequence[int]) -> Drawn:
-    """Pair i with its caption `captions[i]`, as one batch."""
+def patches_of(pairs: Sequence[Pair]) -> Tensor:
+    """Picture tokens (B, N, D') float32."""
+    return torch.stack([pair.patches for pair in pairs]).float()
+
+
+def words_of(pairs: Sequence[Pair], captions: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Words (B, T, D') float32 of caption `captions[i]` of pair i, and their mask (B, T) bool."""
     chosen = list(zip(pairs, captions, strict=True))
     lengths = torch.stack([pair.lengths[c] for pair, c in chosen]).clamp(max=WORDS)
     longest = max(1, int(lengths.max()))
@@ -235,10 +233,4 @@ def drawn(pairs: Sequence[Pair], captions: Sequence[int]) -> Drawn:
     for row, (pair, c) in enumerate(chosen):
         there = int(lengths[row])
         words[row, :there] = pair.words[c, :there].float()
-    return Drawn(
-        image=torch.stack([pair.image for pair in pairs]).float(),
-        patches=torch.stack([pair.patches for pair in pairs]).float(),
-        text=torch.stack([pair.text[c] for pair, c in chosen]).float(),
-        words=words,
-        mask=torch.arange(longest)[None] < lengths[:, None],
-    )
+    return words, torch.arange(longest)[None] < lengths[:, None]

@@ -2,12 +2,12 @@
 
 A step draws B pictures with two captions a and b of each, and follows
 
-    w_1 (NCE(v, a) + NCE(v, b)) / 2  +  w_2 NCE(a, b)
-        +  w_3 NCE(mean(a, v), b)  +  w_4 NCE(j(a, v), b)
+    w_1 NCE(v, q)  +  w_2 NCE(a, b)  +  w_3 NCE(mean(a, v), b)  +  w_4 NCE(j(a, v), b)
 
-NCE being InfoNCE in both directions, each kind with a scale of its own. What stands in an index is
-the picture with one caption, what is asked are other words for it: the last two terms say just
-that. A picture with one caption only has a part in the first term alone: with a for b the last two
+NCE being InfoNCE in both directions, each kind with a scale of its own, and q the mean of all the
+captions of a picture, which tells of more of it than any one. What stands in an index is the
+picture with one caption, what is asked are other words for it: the last two terms say just that. A
+picture with one caption only has a part in the first term alone: with a for b the last two
 would teach joint vectors to hold the caption and nothing else.
 
 The learned weights are the exponential moving average. A run is a function of its features and
@@ -24,10 +24,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.model.checkpoint import load_state, save_state
 from pipeline.model.losses import info_nce
-from pipeline.two_tower.features import Pair, drawn, endless
+from pipeline.two_tower.features import Pair, endless, images_of, patches_of, words_of
 from pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 
 FIRST_SCALE = 20.0  # of cosines, learned from there
@@ -108,15 +109,12 @@ class Learning:
 
     def losses(self, pairs: list[Pair], chance: torch.Generator) -> dict[str, Tensor]:
         """The weighted terms of the formula above, those that apply."""
-        settings, network = self.settings, self.network
+        settings, network, device = self.settings, self.network, self.device
         first, second = two_captions(pairs, chance)
-        told, other = drawn(pairs, first), drawn(pairs, second)
-        v = network.heads.images(network.rooted(told.image.to(self.device)))
-        a = network.heads.texts(told.text.to(self.device))
-        b = network.heads.texts(other.text.to(self.device))
+        v = network.heads.images(network.rooted(images_of(pairs).to(device)))
+        a, b, q = self._texts(pairs, first, second)
         image, text, joint = self.scales.exp()
-        to_image = (self._nce(v, a, image) + self._nce(v, b, image)) / 2
-        losses = {"image": settings.to_image * to_image}
+        losses = {"image": settings.to_image * self._nce(v, q, image)}
         several = [row for row, pair in enumerate(pairs) if len(pair.text) > 1]
         if len(several) < 2:
             return losses
@@ -124,15 +122,35 @@ class Learning:
         losses["text"] = settings.to_text * self._nce(a, b, text)
         losses["mean"] = settings.to_mean * self._nce(network.mean(a, v), b, joint)
         if network.fusion is not None:
-            seen = torch.rand(told.mask.shape, generator=chance) >= settings.lost
+            words, mask = words_of(pairs, first)
+            seen = torch.rand(mask.shape, generator=chance) >= settings.lost
             seen[:, 0] = True
-            mask = (told.mask & seen)[several].to(self.device)
             fused = network.fused(
-                network.text_modality(told.words[several].to(self.device), mask, a),
-                network.image_modality(told.patches[several].to(self.device), v),
+                network.text_modality(
+                    words[several].to(device), (mask & seen)[several].to(device), a
+                ),
+                network.image_modality(patches_of(pairs)[several].to(device), v),
             )
             losses["joint"] = settings.to_joint * self._nce(fused, b, joint)
         return losses
+
+    def _texts(
+        self, pairs: list[Pair], first: list[int], second: list[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of B pictures the vectors of two captions and of the mean of all: (B, E) unit rows."""
+        counts = torch.tensor([len(pair.text) for pair in pairs])
+        starts = counts.cumsum(0) - counts
+        pooled = torch.cat([pair.text for pair in pairs]).float().to(self.device)
+        vectors = self.network.heads.texts(pooled)  # (all captions, E)
+        rows = torch.arange(len(pairs)).repeat_interleave(counts).to(self.device)
+        sums = torch.zeros(len(pairs), vectors.shape[1], device=self.device)
+        sums = sums.index_add(0, rows, vectors)
+        one, other = (starts + torch.tensor(chosen) for chosen in (first, second))
+        return (
+            vectors[one.to(self.device)],
+            vectors[other.to(self.device)],
+            functional.normalize(sums, dim=-1),
+        )
 
     @staticmethod
     def _nce(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:

@@ -14,10 +14,11 @@ joint vector is the weighted mean of both vectors, or what a fusion of their tok
 Matching asks every token of the text: is it likelier of this picture than of any? With p_w(x) the
 share of such pictures' captions that hold token w, again by kernel ridge, and q_w that of all,
 
-    logit = b + a v.t + c sum_{w in text} log(p_w / q_w)
+    logit = b + a v.t + sum_k c_k sum_{w in text, q_w in band k} log(p_w / q_w)
                       + d sum_{w not in text} log((1 - p_w) / (1 - q_w))
 
-a, b, c, d as they serve best on samples that nothing was learned from (`solve.weigh_evidence`).
+The bands keep usual words apart from rare ones, of which a picture says more for sure. a, b, c, d
+as they serve best on samples that nothing was learned from (`solve.weigh_evidence`).
 Vectors are made before they meet; the evidence of words is not, and is what matching adds.
 """
 
@@ -35,7 +36,8 @@ from pipeline.model.config import FusionConfig
 from pipeline.model.fusion import Fusion, Modality
 
 SURE = 1e-3  # p is kept so far from 0 and from 1: ridge may step over either
-EVIDENCE = 4  # bias, likeness, words there, words absent
+BANDS = (0.004, 0.02, 0.2)  # where those of words end, by the share of captions that hold them
+EVIDENCE = 4 + len(BANDS)  # bias, likeness, words there of each band, words absent
 
 
 @dataclass(frozen=True)
@@ -216,8 +218,11 @@ class TwoTowerNetwork(nn.Module):
         """What matching weighs, of pairs: likeness (B,), log lifts (B, V) twice, held (B, V)
         -> (B, EVIDENCE)."""
         there, absent = lifts
-        words = (there * held).sum(-1), (absent * (1 - held)).sum(-1)
-        return torch.stack([torch.ones_like(likeness), likeness, *words], dim=-1)
+        band = torch.bucketize(self.usual, self.usual.new_tensor(BANDS))
+        bands = functional.one_hot(band, len(BANDS) + 1).to(there.dtype)  # (V, K)
+        words = (there * held) @ bands, (absent * (1 - held)).sum(-1, keepdim=True)
+        plain = torch.stack([torch.ones_like(likeness), likeness], dim=-1)
+        return torch.cat([plain, *words], dim=-1)
 
     def logits(self, traits: Tensor) -> Tensor:
         """(..., EVIDENCE) -> (...) log odds that the text tells of the picture."""

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.two_tower.features import Pair, stream
+from pipeline.two_tower.features import Pair, images_of, stream
 from pipeline.two_tower.network import EVIDENCE, TwoTowerNetwork
 
 BLOCK = 512  # pictures at a time
@@ -207,11 +207,6 @@ def logistic(scores: Tensor, true: Tensor, rounds: int = 50) -> tuple[float, flo
         if change.abs().max() < 1e-10:
             break
     return float(weights[0]), float(weights[1] / spread)
-
-
-def images_of(pairs: Sequence[Pair]) -> Tensor:
-    """Pooled image features (B, D) float32."""
-    return torch.stack([pair.image for pair in pairs]).float()
 
 
 def blocks(pairs: Iterator[Pair]) -> Iterator[list[Pair]]:
