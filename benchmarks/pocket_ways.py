@@ -1,0 +1,67 @@
+"""Ways to fuse, on the same towers: what is a joint vector worth, made in each of them?
+
+    chiasm train --preset pocket --towers pipeline/pocket --how concat --fusion-steps 1200 --to DIR
+    python benchmarks/pocket_ways.py DIR... --seed 9001 9002 9003 --samples 1000
+
+Captions that leave things unsaid are fused with their pictures and asked for by other such captions
+of the same scenes (pipeline/model/trials.py). One row a model, named by its way and the steps its
+fusion learned for, beside the picture alone, the caption alone and the mean, which all of them
+share. Prints JSON and writes benchmarks/results/pocket_ways.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.machine import machine, tell_and_keep
+from pipeline.encoders import EncoderSettings, load_encoder, require_matcher
+from pipeline.model.checkpoint import load_model
+from pipeline.model.trials import joint
+
+RESULT = Path(__file__).parent / "results" / "pocket_ways.json"
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="+", type=Path, help="folders of chiasm train")
+    parser.add_argument("--seed", type=int, nargs="+", default=[9001, 9002, 9003])
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--to", type=Path, default=RESULT)
+    given = parser.parse_args()
+    started = time.perf_counter()
+    found: dict[str, Any] = {}
+    for folder in given.models:
+        settings = EncoderSettings(precision=given.precision)
+        encoder = require_matcher(load_encoder(f"pocket:{folder}", settings))
+        trials = [joint(encoder, seed, given.samples) for seed in given.seed]
+        found[way_of(folder)] = {
+            name: round(sum(each[name] for each in trials) / len(trials), 4) for name in trials[0]
+        }
+    told = {
+        "seeds": given.seed, "samples": given.samples, "precision": given.precision, "ways": found,
+        "seconds": round(time.perf_counter() - started, 1), "machine": machine(),
+    }  # fmt: skip
+    tell_and_keep(told, given.to)
+
+
+def way_of(folder: Path) -> str:
+    """How a model fuses, and for how many steps it learned to."""
+    network, _ = load_model(folder)
+    assert network.config.fusion is not None, f"{folder} holds two towers alone"
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines if "joint" in json.loads(line)]
+    # The first stage logs no joint vector; the second's first line comes `log_every` steps in.
+    return f"{network.config.fusion.how}, {steps[-1] - steps[0] + steps[1] - steps[0]} steps"
+
+
+if __name__ == "__main__":
+    main()
