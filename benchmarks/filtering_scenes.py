@@ -1,6 +1,6 @@
 """Does leaving out what matching doubts help where a third of the captions are wrong? On scenes.
 
-    python benchmarks/filtering_scenes.py --seed 0 1 2 --steps 400
+    python benchmarks/filtering_scenes.py --seed 0 1 2 --steps 200
 
 Towers of the pocket's kind, smaller, learn from drawn pairs, a third of whose captions have changed
 places with each other: from all of them; from those that `pocket` says match, as `chiasm filter`
@@ -50,7 +50,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--encoder", default="pocket")
     parser.add_argument("--to", type=Path, default=RESULT)
     given = parser.parse_args()

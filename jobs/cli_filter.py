@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pipeline.encoders import EncoderSettings, load_encoder, require_matcher
-from pipeline.errors import UsageError
+from pipeline.errors import ChiasmError, UsageError
 from pipeline.pair_filter import (
     Filtered,
     FilterSettings,
@@ -84,6 +84,18 @@ def filter_(
         print(json.dumps({"threshold": settings.threshold, "flag": flag, **asdict(counts)}))
     else:
         print("\n".join(told(counts, settings, to)))
+    _require_whole(counts, len(listed))
+
+
+def _require_whole(counts: Filtered, shards: int) -> None:
+    """ChiasmError where a shard was cut or damaged."""
+    if counts.damaged:
+        raise ChiasmError(
+            f"{counts.damaged} of {shards} shards",
+            expected="whole tar files",
+            found="some that are cut or damaged: what came before is filtered, the rest is lost",
+            do="fetch them again and run this once more; chiasm embed tells which and where",
+        )
 
 
 def told(counts: Filtered, settings: FilterSettings, to: str) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from jobs.cli_train_request import TrainRequest, tell
 from pipeline.encoders import EncoderSettings
+from pipeline.encoders.device import resolve_device
 from pipeline.errors import UsageError
 from pipeline.model.curves import draw_curves
 from pipeline.model.report import told, write_report
@@ -48,7 +49,8 @@ def _on_ray(settings: TrainSettings, request: TrainRequest) -> None:
         towers=request.towers,
         workers=request.processes or 1,
         cpus=1,
-        gpu=request.device.startswith("cuda"),
+        # The accelerators of a cluster are not seen from here: they have to be asked for.
+        gpu=request.device.startswith("cuda") or resolve_device(request.device).type == "cuda",
         precision=request.precision,
         drawing=request.workers,
         address=request.address,

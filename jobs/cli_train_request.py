@@ -42,7 +42,9 @@ class TrainRequest:
     def require_none_of(self, preset: str, *names: str) -> None:
         """UsageError where an option was given that says nothing to the preset."""
         for name in names:
-            if getattr(self, name):
+            value = getattr(self, name)
+            # No steps of fusion are asked for by 0; no processes are what there is by default.
+            if value not in (None, ()) and (value or name != "processes"):
                 shown = "SHARDS" if name == "shards" else "--" + name.replace("_", "-")
                 raise UsageError(
                     shown, expected=f"nothing, with --preset {preset}", found="a value",

@@ -52,13 +52,15 @@ class FilterSettings:
 @dataclass(frozen=True)
 class Filtered:
     """Counts of one shard or of several: samples; those without a score, which pass; captions with
-    one, of which `noisy` fell short; samples left out because all of theirs did."""
+    one, of which `noisy` fell short; samples left out because all of theirs did; shards that are
+    cut or damaged, of which only what came before is there."""
 
     samples: int = 0
     unscored: int = 0
     captions: int = 0
     noisy: int = 0
     left_out: int = 0
+    damaged: int = 0
 
     def __add__(self, other: Filtered) -> Filtered:
         mine, theirs = asdict(self), asdict(other)
@@ -124,13 +126,13 @@ def write_filtered(
     """Write `<shard id>.tar` without the captions that fell short; -> what became of the samples.
 
     A sample none of whose captions is left is left out whole. A shard that is cut or damaged gives
-    what was read of it."""
+    what was read of it, and is counted as damaged."""
     by_key = {each.key: each for each in scores}
-    counts = Filtered()
+    counts, damage = Filtered(), list[Damaged]()
     with folder.create(f"{shard.id}.tar", run_id) as file:
         target: Any = file
         with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT) as out:
-            for key, members in _grouped(shard):
+            for key, members in _grouped(shard, damage):
                 scored = by_key.pop(key, None) if key is not None else None
                 kept, told = _judged(members, scored, settings)
                 counts += told if key is not None else Filtered()
@@ -139,11 +141,14 @@ def write_filtered(
                     info.size = len(data)
                     out.addfile(info, io.BytesIO(data))
         file.commit()
-    return counts
+    return replace(counts, damaged=len(damage))
 
 
-def _grouped(shard: Shard) -> Iterator[tuple[str | None, list[tuple[str, bytes]]]]:
-    """Neighbouring members of one key, as `read_samples` groups them; None for other files."""
+def _grouped(
+    shard: Shard, damage: list[Damaged]
+) -> Iterator[tuple[str | None, list[tuple[str, bytes]]]]:
+    """Neighbouring members of one key, as `read_samples` groups them; None for other files. What
+    ends the tar before its end goes to `damage`."""
     key: str | None = None
     members: list[tuple[str, bytes]] = []
     with Tar(shard.url) as tar:
@@ -158,8 +163,8 @@ def _grouped(shard: Shard) -> Iterator[tuple[str | None, list[tuple[str, bytes]]
                     members = []
                 key = of
                 members.append((member.name, member.read()))
-        except Damaged:
-            pass  # told as a drop by whoever embeds the shard; what came before it is whole
+        except Damaged as error:
+            damage.append(error)  # what came before it is whole
     if members:
         yield key, members
 

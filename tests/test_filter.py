@@ -162,3 +162,17 @@ def test_at_the_prompt(chiasm, tmp_path):
     assert again.stdout.splitlines()[1] == f"6 of 6 samples in {tmp_path / 'to'}"
     (shard,) = (tmp_path / "to").glob("*.tar")
     assert read(shard) == read(tmp_path / "s.tar")
+
+
+def test_a_shard_that_is_cut_is_counted_and_told(tmp_path, samples, chiasm):
+    shard = tar_of(tmp_path / "in.tar", samples)
+    whole = (tmp_path / "in.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2 - 100])
+    cut = list_shards([str(tmp_path / "cut.tar")], None)[0]
+    folder, how = Folder(str(tmp_path / "out")), ReadSettings(caption_field="captions")
+    settings = FilterSettings(read=how)
+    for each, damaged in ((shard, 0), (cut, 1)):
+        scores = score_shard(each, Judge(), how, folder, "run")
+        assert write_filtered(each, scores, settings, folder, "run").damaged == damaged
+    told = chiasm("filter", tmp_path / "cut.tar", "--to", tmp_path / "new", "--encoder", "pocket")
+    assert told.returncode == 1 and "1 of 1 shards: expected whole tar files" in told.stderr

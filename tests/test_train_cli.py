@@ -21,7 +21,7 @@ def test_a_model_from_nothing_is_an_encoder_that_matches(chiasm, tmp_path):
     assert told.returncode == 0, told.stderr
     *report, last = told.stdout.splitlines()
     assert last == f"{tmp_path}: trained; use it with --encoder pocket:{tmp_path}"
-    assert report[0].startswith("on 30 scenes never drawn in training")
+    assert report[0].startswith("on 30 scenes of a fresh seed")
     found = json.loads((tmp_path / "report.json").read_text())
     recall = found["recall"]["text_to_image"]
     assert any(f"{recall['en']['r1']:8.3f}{recall['zh']['r1']:8.3f}" in line for line in report)

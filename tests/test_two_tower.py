@@ -234,6 +234,27 @@ def test_with_every_picture_a_landmark_it_is_kernel_ridge_as_the_books_have_it(t
     assert torch.allclose(network.usual.double(), target.mean(0)[network.config.dim :], atol=1e-5)
 
 
+def test_landmarks_are_drawn_evenly_from_a_stream_of_any_length(trained, features):
+    """Reservoir sampling: with few landmarks each of many pictures is as likely to be one."""
+    pairs = list(stream(features))
+    network = network_of(features, trained, 3)
+    solving._place_landmarks(network, features, every_sample=True)
+    z = network.kernel.standard(network.rooted(images_of(pairs)))
+    chosen = (network.kernel.landmarks @ z.T).max(1)
+    assert len(set(chosen.indices.tolist())) == 3 and (chosen.values > 1 - 1e-5).all()
+    assert chosen.indices.max() > 10  # not the first that came
+
+
+def test_what_pads_on_the_left_is_read_as_what_pads_on_the_right(towers):
+    right, left = (TextTower(str(towers[1]), CPU) for _ in range(2))
+    left._network.tokenizer.padding_side = "left"
+    texts = ["red", "a picture of red beside pink"]
+    ours, theirs = right(texts), left(texts)
+    assert torch.equal(ours.mask, theirs.mask) and ours.mask[0].sum() < ours.mask[1].sum()
+    assert ours.ids == theirs.ids
+    assert theirs.tokens.shape == ours.tokens.shape
+
+
 def test_evidence_speaks_for_what_is_there(trained, features):
     """The words of a picture's own colours are likelier of it than of any."""
     folder, _ = trained

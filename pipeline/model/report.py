@@ -1,4 +1,4 @@
-"""The last word of a training: what the model is worth on scenes that no training draws.
+"""The last word of a training: what the model is worth on scenes of a fresh seed.
 
     recall      of complete captions among twins, both ways, both languages (measure.py)
     withheld    the same by combinations of colour, kind and relation never met in training
@@ -54,7 +54,7 @@ def write_report(folder: Path, samples: int, settings: EncoderSettings) -> dict[
 
 def told(report: dict[str, Any]) -> list[str]:
     """The report in lines for a person."""
-    lines = [f"on {report['samples']:,} scenes never drawn in training, R@1 English, Chinese:"]
+    lines = [f"on {report['samples']:,} scenes of a fresh seed, R@1 English, Chinese:"]
     by_language = {
         "text to image": {k: v["r1"] for k, v in report["recall"]["text_to_image"].items()},
         "image to text": {k: v["r1"] for k, v in report["recall"]["image_to_text"].items()},

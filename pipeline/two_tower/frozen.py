@@ -129,10 +129,12 @@ class TextTower:
         if ids is None or tokens is None or mask is None or tokens.shape[:2] != mask.shape:
             whole = torch.ones(len(pooled), 1, dtype=torch.bool, device=pooled.device)
             return Texts(pooled, pooled[:, None], whole, [[] for _ in texts])
+        # Words first, whichever side the model pads: what is looked at is the same in any batch.
+        order = mask.long().argsort(dim=1, descending=True, stable=True)[:, :WORDS]
         return Texts(
             pooled,
-            tokens[:, :WORDS].float(),
-            mask[:, :WORDS].bool(),
+            tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1])).float(),
+            mask.gather(1, order).bool(),
             [self._words(*row) for row in zip(ids.tolist(), mask.tolist(), strict=True)],
         )
 

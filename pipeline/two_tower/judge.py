@@ -18,9 +18,10 @@ from torch.nn import functional
 
 from pipeline.two_tower.features import Pair, images_of, patches_of, words_of
 from pipeline.two_tower.network import TwoTowerNetwork
+from pipeline.two_tower.solve import weigh_evidence
 
 WEIGHTS = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65)  # of the text, tried for the mean
-MOST_JUDGED = 2000  # pictures of a gallery
+MOST_JUDGED = 2000  # pictures of a gallery: what is asked of them grows as their square
 RERANKED = 20
 BLOCK = 256
 
@@ -48,11 +49,11 @@ class Judgement:
 
 @torch.inference_mode()
 def judge(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Judgement:
-    """Compare what could be a joint vector; without other captions to ask by, the even mean is
-    kept."""
-    pairs = pairs[:MOST_JUDGED]
+    """Compare what could be a joint vector, and leave the network with evidence weighed by these
+    pairs; without other captions to ask by, the even mean is kept."""
     shown = gallery(network, pairs)
     if not len(shown.queries):
+        weigh_evidence(network, pairs)
         return Judgement(0.5, False, {"held_out": len(pairs), "queries": 0})
     means = {weight: ranks(shown, _mean(shown, weight)) for weight in WEIGHTS}
     best = max(WEIGHTS, key=lambda weight: _mean_reciprocal(means[weight]))
@@ -72,6 +73,7 @@ def judge(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Judgement:
         earned = better(answered < 1, means[best] < 1)
         figures["fusion_ships"] = earned
     figures["matching"] = rerank(network, pairs, shown)
+    weigh_evidence(network, pairs)
     return Judgement(best, earned, figures)
 
 
@@ -127,17 +129,21 @@ def better(ours: Tensor, theirs: Tensor) -> bool:
 
 def rerank(network: TwoTowerNetwork, pairs: Sequence[Pair], shown: Gallery) -> dict[str, float]:
     """R@1 of pictures alone before and after matching looks at the first RERANKED again, by logit
-    plus likeness as `search --rerank match:20` has it."""
+    plus likeness as `search --rerank match:20` has it. Each half of the pictures is asked for by
+    what the other half says evidence weighs; leaves the network with weights of a half."""
     device = network.usual.device
     there, absent = network.log_lifts(images_of(pairs).to(device))
     held = network.held([ids for pair in pairs for ids in pair.ids[1:]])
     before, after = 0, 0
-    for query, row, words in zip(shown.queries, shown.rows, held, strict=True):
-        likeness, chosen = (shown.image @ query).topk(min(RERANKED, len(pairs)))
-        lifts = there[chosen], absent[chosen]
-        final = network.logits(network.traits(likeness, lifts, words)) + likeness
-        before += int(chosen[0] == row)
-        after += int(chosen[final.argmax()] == row)
+    for half in (0, 1):
+        weigh_evidence(network, pairs[1 - half :: 2])
+        for i in (shown.rows % 2 == half).nonzero()[:, 0].tolist():
+            query, row, words = shown.queries[i], shown.rows[i], held[i]
+            likeness, chosen = (shown.image @ query).topk(min(RERANKED, len(pairs)))
+            lifts = there[chosen], absent[chosen]
+            final = network.logits(network.traits(likeness, lifts, words)) + likeness
+            before += int(chosen[0] == row)
+            after += int(chosen[final.argmax()] == row)
     total = max(1, len(shown.rows))
     return {"r1_before": round(before / total, 4), "r1_after": round(after / total, 4)}
 

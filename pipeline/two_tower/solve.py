@@ -96,10 +96,9 @@ def _place_landmarks(network: TwoTowerNetwork, paths: Sequence[Path], every_samp
         x = network.rooted(pair.image.float()).double()
         total, squares, count = total + x, squares + x * x, count + 1
         # Reservoir sampling (Vitter, Algorithm R, 1985).
-        place = len(kept) if len(kept) < network.config.landmarks else chance.randrange(count)
-        if place == len(kept):
+        if len(kept) < network.config.landmarks:
             kept.append(pair.image)
-        elif place < len(kept):
+        elif (place := chance.randrange(count)) < len(kept):
             kept[place] = pair.image
     kernel, mean = network.kernel, total / count
     kernel.shift.copy_(mean)

@@ -3,7 +3,8 @@
     features of every shard, once     (features.py)
     learn without the samples held out, solve, judge: which mean? has the fusion earned its weights?
     learn and solve again from all of them, as chosen
-    write the model, and report.json: every figure on samples that were not learned from
+    write the model, and report.json: every figure on samples that were not learned from, though
+        the text's weight in the mean was chosen by them
 
 Killed and started again it goes on where it was: feature shards that are whole stay, each learning
 has its checkpoint, and what was judged is not judged again.
@@ -15,6 +16,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,13 @@ from pipeline.samples import ReadSettings
 from pipeline.two_tower.checkpoint import save_two_tower
 from pipeline.two_tower.features import compute, stream
 from pipeline.two_tower.frozen import ImageTower, TextTower
-from pipeline.two_tower.judge import judge, without_fusion
+from pipeline.two_tower.judge import MOST_JUDGED, judge, without_fusion
 from pipeline.two_tower.learn import LearnSettings, learn
 from pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
-from pipeline.two_tower.solve import Statistics, solve, survey, weigh_evidence
+from pipeline.two_tower.solve import Statistics, solve, survey
 
 LANDMARKS = 2048
-LEAST_PAIRS = 20
+LEAST_PAIRS, LEAST_HELD = 20, 4
 REPORT, JUDGED, SETTINGS = "report.json", "judged.json", "settings.json"
 
 
@@ -103,8 +105,8 @@ class _Run:
         path = self.folder / JUDGED
         if path.exists():
             return json.loads(path.read_text())
-        held = [pair for pair in stream(self.paths) if pair.held_out]
-        if len(held) < 2 or self.survey.pairs - len(held) < LEAST_PAIRS:
+        held = list(islice((p for p in stream(self.paths) if p.held_out), MOST_JUDGED))
+        if len(held) < LEAST_HELD or self.survey.pairs - len(held) < LEAST_PAIRS:
             raise UsageError(
                 "SHARDS",
                 expected=f"pairs to learn from, {LEAST_PAIRS} or more, and some to judge by",
@@ -112,7 +114,6 @@ class _Run:
                 do="give more shards",
             )
         network = self._learned("choosing", self.config, every_sample=False)
-        weigh_evidence(network, held)
         verdict = judge(network, held)
         told = {
             "text_weight": verdict.text_weight,
