@@ -34,7 +34,9 @@ def run(request: TrainRequest) -> None:
             told=tell,
         )
     draw_curves(request.to)
-    encoding = EncoderSettings(precision=request.precision, device=request.device)
+    # What the workers of a cluster have, this process may lack.
+    device = "auto" if request.processes or request.address else request.device
+    encoding = EncoderSettings(precision=request.precision, device=device)
     for line in told(write_report(request.to, settings.gallery, encoding)):
         print(line)
     print(f"{request.to}: trained; use it with --encoder pocket:{request.to}")
