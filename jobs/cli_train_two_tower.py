@@ -9,6 +9,7 @@ from typing import Any
 from jobs.cli_train_request import TrainRequest, tell
 from pipeline.encoders import EncoderSettings
 from pipeline.errors import UsageError
+from pipeline.model.curves import draw_curves
 from pipeline.samples import ReadSettings
 from pipeline.shards import list_shards
 from pipeline.two_tower.learn import LearnSettings
@@ -25,6 +26,7 @@ def run(request: TrainRequest) -> None:
     if not shards:
         raise UsageError("SHARDS", expected="at least one shard", found="none")
     report = train_two_tower(settings, shards, request.to, tell)
+    draw_curves(request.to)
     for line in told(report):
         print(line)
     print(f"{request.to}: trained; use it with --encoder two-tower:{request.to}")

@@ -66,6 +66,7 @@ class TwoTowerEncoder:
             digest.update((folder / name).read_bytes())
         self.fingerprint = digest.hexdigest()
         self._pictures = Recent(self._seen, BLOCK)
+        self._closer = Recent(self._closely, BLOCK)
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         """One RGB picture -> uint8 (3, S, S), the whole of it."""
@@ -82,7 +83,9 @@ class TwoTowerEncoder:
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """B texts -> (B, D) float32, unit rows."""
-        rows = [self._network.text_vectors(each.pooled) for each in self._texts(texts)]
+        network = self._network
+        rows = [network.text_vectors(each.pooled, network.held(each.ids))
+                for each in self._texts(texts)]  # fmt: skip
         return torch.cat(rows).cpu().numpy() if rows else np.zeros((0, self.dim), np.float32)
 
     @torch.inference_mode()
@@ -117,25 +120,33 @@ class TwoTowerEncoder:
         network = self._network
         arrays = {id(array): array for array in pixels}
         place = {key: row for row, key in enumerate(arrays)}
-        pooled, _ = self._pictures(list(arrays.values()))
+        pooled, _ = self._closer(list(arrays.values()))
         strings = list(dict.fromkeys(texts))
         said = list(self._texts(strings))
-        t = torch.cat([network.text_vectors(each.pooled) for each in said])
         held = network.held([ids for each in said for ids in each.ids])
-        v, (there, absent) = network.image_vectors(pooled), network.log_lifts(pooled)
+        vectors = network.text_vectors(torch.cat([each.pooled for each in said]), held)
+        seen = network.seen(pooled)
         where = {text: row for row, text in enumerate(strings)}
-        rows = torch.tensor([place[id(array)] for array in pixels], device=v.device)
-        columns = torch.tensor([where[text] for text in texts], device=v.device)
+        rows = torch.tensor([place[id(array)] for array in pixels], device=held.device)
+        columns = torch.tensor([where[text] for text in texts], device=held.device)
         logits = []
         for i, j in zip(rows.split(BLOCK), columns.split(BLOCK), strict=True):
-            traits = network.traits((v[i] * t[j]).sum(-1), (there[i], absent[i]), held[j])
-            logits.append(network.logits(traits))
+            some, i = i.unique(return_inverse=True)
+            read, j = j.unique(return_inverse=True)
+            traits = network.traits(vectors[read], held[read], seen[some])
+            logits.append(network.logits(traits)[j, i])
         return torch.cat(logits).cpu().numpy()
 
     def _seen(self, pixels: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Pooled (B, D) and tokens (B, N, D')."""
         told = self._image(pixels)
         return told.pooled, told.tokens
+
+    def _closely(self, pixels: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Pooled features as matching takes them (B, D), twice."""
+        pooled, _ = self._pictures(pixels)
+        close = self._image.closely(pixels, pooled)
+        return close, close
 
     def _texts(self, texts: Sequence[str]) -> list[Texts]:
         """Through the text tower, BLOCK at a time."""

@@ -1,4 +1,5 @@
-"""A training's log.jsonl -> curves.png beside it: losses by step, recall on the held-out gallery.
+"""A training's log.jsonl -> curves.png beside it: losses by step and recall on the held-out gallery
+or, of a training in several sittings, the losses of each.
 
 matplotlib is loaded here only, and drawn to a file: no window, no display.
 """
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from pipeline.model.checkpoint import write_whole
 
 LOG, CURVES = "log.jsonl", "curves.png"
-NOT_LOSSES = {"step", "seconds", "norm", "recall"}
+NOT_LOSSES = {"step", "seconds", "norm", "recall", "sitting"}
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -25,7 +26,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     tells again of the steps since its checkpoint.
     """
     lines = [json.loads(line) for line in (folder / LOG).read_text("utf-8").splitlines()]
-    latest = {(line["step"], "recall" in line): line for line in lines}
+    latest = {(line.get("sitting"), line["step"], "recall" in line): line for line in lines}
     return sorted(latest.values(), key=lambda line: line["step"])
 
 
@@ -34,21 +35,28 @@ def draw_curves(folder: Path) -> Path:
     lines = read_log(folder)
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    losses, recall = figure.subplots(1, 2)
-    _losses(losses, [line for line in lines if "recall" not in line])
-    _recall(recall, [line for line in lines if "recall" in line])
+    sittings = sorted({line["sitting"] for line in lines if "sitting" in line})
+    if sittings:
+        panels = figure.subplots(1, len(sittings), squeeze=False)[0]
+        for axes, sitting in zip(panels, sittings, strict=True):
+            of = [line for line in lines if line["sitting"] == sitting]
+            _losses(axes, of, f"training losses, {sitting}")
+    else:
+        losses, recall = figure.subplots(1, 2)
+        _losses(losses, [line for line in lines if "recall" not in line], "training losses")
+        _recall(recall, [line for line in lines if "recall" in line])
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=120)
     write_whole(folder / CURVES, drawn.getvalue())
     return folder / CURVES
 
 
-def _losses(axes: Axes, lines: list[dict[str, Any]]) -> None:
+def _losses(axes: Axes, lines: list[dict[str, Any]], title: str) -> None:
     names = sorted({name for line in lines for name in line} - NOT_LOSSES)
     for name in names:
         told = [(line["step"], line[name]) for line in lines if name in line]
         axes.plot(*zip(*told, strict=True), label=name, linewidth=1.2)
-    axes.set(title="training losses", xlabel="step", yscale="log")
+    axes.set(title=title, xlabel="step", yscale="log")
     axes.grid(alpha=0.3)
     if names:
         axes.legend()

@@ -18,8 +18,8 @@ from pipeline.model.checkpoint import CONFIG, WEIGHTS, write_whole
 from pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 
 FILES = (WEIGHTS, CONFIG)
-FORMAT = "chiasm two-tower model 2"
-EXACT = ("evidence", "usual", "word_ids")  # small, or whole numbers
+FORMAT = "chiasm two-tower model 3"
+EXACT = ("evidence", "usual", "word_ids", "expansion.rarity")  # small, or whole numbers
 
 
 def save_two_tower(folder: Path, network: TwoTowerNetwork) -> None:

@@ -4,6 +4,7 @@ One shard of pairs gives one shard of features, whose name tells of everything t
 in it; it is renamed into place when it is whole, so that what was killed goes on with the next. A
 sample is one safetensors member: float16, but for counts. The order of a stream is that of its
 seed: shards are shuffled, and samples in a buffer, so memory is bounded whatever there is to learn.
+Captions that were expanded lie in a folder of their own, a file of tensors for each shard.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import webdataset
-from safetensors.torch import load, save
+from safetensors.torch import load, load_file, save
 from torch import Tensor
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -29,23 +31,27 @@ from pipeline.batches import BatchSettings, batches
 from pipeline.errors import UsageError
 from pipeline.images import DecodeSettings
 from pipeline.ledger import Stopwatch, Tally
+from pipeline.model.checkpoint import write_whole
 from pipeline.records import Batch, Shard
 from pipeline.samples import ReadSettings, read_samples
 from pipeline.two_tower.frozen import WORDS, ImageTower, TextTower
 
 BUFFER = 2048  # samples of a shuffled stream that wait in memory, 0.1 MB each
 MOST_CAPTIONS = 16  # of one picture
-FORMAT = "features 1"
+FORMAT = "features 2"
 HELD_OUT = 10  # one sample in so many is kept from learning while choices are made
+PARTS = 4  # of the samples, by their names: what is solved without one is tried on it
+AT_ONCE = 512  # pairs of a block
 
 
 @dataclass(frozen=True)
 class Pair:
     """One picture and its C captions, as the frozen towers see them.
 
-    image (D,), patches (N, D'), text (C, D), words (C, T, D') all float16; lengths (C,) int64, the
-    words of each caption that are there; ids: token ids of each whole caption; held_out: kept for
-    choosing.
+    image (D,), patches (N, D'), text (C, D), words (C, T, D') all float16; text as the tower gave
+    it or, from a stream of expanded captions, that; closely (D,): image as `ImageTower.closely` has
+    it, of samples held out alone; lengths (C,) int64, the words of each caption that are there;
+    ids: token ids of each whole caption; part: in [0, PARTS); held_out: kept for choosing.
     """
 
     image: Tensor
@@ -54,7 +60,12 @@ class Pair:
     words: Tensor
     lengths: Tensor
     ids: list[list[int]]
-    held_out: bool
+    part: int
+    closely: Tensor | None
+
+    @property
+    def held_out(self) -> bool:
+        return self.closely is not None
 
 
 @dataclass(frozen=True)
@@ -126,7 +137,11 @@ def _members(batch: Batch, image: ImageTower, text: TextTower) -> Iterator[bytes
     rows = [row for row in batch.rows if row.pixels is not None and row.sample.captions]
     if not rows:
         return
-    pictures = image([row.pixels for row in rows if row.pixels is not None])
+    pixels = [row.pixels for row in rows if row.pixels is not None]
+    pictures = image(pixels)
+    held = [i for i, row in enumerate(rows) if held_out(row.sample.key)]
+    close = image.closely([pixels[i] for i in held], pictures.pooled[held])
+    closely = dict(zip(held, close, strict=True))
     captions = [row.sample.captions[:MOST_CAPTIONS] for row in rows]
     texts = text([caption for each in captions for caption in each])
     at = 0
@@ -143,7 +158,8 @@ def _members(batch: Batch, image: ImageTower, text: TextTower) -> Iterator[bytes
                 "lengths": lengths.contiguous(),
                 "ids": torch.tensor([i for each in ids for i in each], dtype=torch.int32),
                 "counts": torch.tensor([len(each) for each in ids], dtype=torch.int32),
-                "held_out": torch.tensor(held_out(row.sample.key)),
+                "part": torch.tensor(part(row.sample.key)),
+                **({"closely": closely[i].half().cpu().contiguous()} if i in closely else {}),
             }
         )
         at += len(mine)
@@ -151,7 +167,16 @@ def _members(batch: Batch, image: ImageTower, text: TextTower) -> Iterator[bytes
 
 def held_out(key: str) -> bool:
     """Is the sample of this key kept from learning while choices are made? By its name alone."""
-    return hashlib.blake2b(key.encode(), digest_size=2).digest()[0] % HELD_OUT == 0
+    return _chance(key)[0] % HELD_OUT == 0
+
+
+def part(key: str) -> int:
+    """Which of the PARTS the sample of this key is of, by its name alone."""
+    return _chance(key)[1] % PARTS
+
+
+def _chance(key: str) -> bytes:
+    return hashlib.blake2b(key.encode(), digest_size=2).digest()
 
 
 def _digest(shard: Shard, image: ImageTower, text: TextTower, read: ReadSettings) -> str:
@@ -171,52 +196,110 @@ def _sweep(folder: Path) -> None:
                 path.unlink()
 
 
-def stream(paths: Sequence[Path], seed: int | None = None) -> Iterator[Pair]:
-    """Every pair once: in order, or, with a seed, shuffled by it."""
+def stream(
+    paths: Sequence[Path], seed: int | None = None, expanded: Path | None = None
+) -> Iterator[Pair]:
+    """Every pair once: in order, or, with a seed, shuffled by it. expanded: the folder of
+    `save_expanded`, whose captions take the place of the tower's."""
     order = list(paths)
     if seed is not None:
         random.Random(seed).shuffle(order)
-    samples = group_by_keys(tar_file_expander(_opened(order)))
+    samples = _samples(order, expanded)
     if seed is not None:
         mixed = webdataset.shuffle(BUFFER, initial=BUFFER, rng=random.Random(seed))
         samples = mixed(samples)
     for sample in samples:
-        yield _pair(sample["safetensors"])
+        yield _pair(sample["safetensors"], sample.get("text"))
 
 
-def _opened(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Files as webdataset takes them; its own opener leaves them open."""
+def _samples(paths: Sequence[Path], expanded: Path | None) -> Iterator[dict[str, Any]]:
+    """Samples as webdataset groups them, each with its expanded captions if there are any."""
     for path in paths:
-        with path.open("rb") as stream:
-            yield {"url": str(path), "stream": stream}
+        samples = group_by_keys(tar_file_expander(_opened(path)))
+        if expanded is None:
+            yield from samples
+            continue
+        kept = load_file(expanded / f"{path.stem}.safetensors")
+        texts = kept["text"].split(kept["counts"].tolist())
+        for sample, text in zip(samples, texts, strict=True):
+            yield sample | {"text": text}
 
 
-def endless(paths: Sequence[Path], seed: int) -> Iterator[Pair]:
+def save_expanded(folder: Path, path: Path, texts: Sequence[Tensor]) -> None:
+    """Keep the expanded captions of a feature shard: (C, D) of each of its pairs, in order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    counts = torch.tensor([len(text) for text in texts])
+    kept = {"text": torch.cat(list(texts)).half().cpu().contiguous(), "counts": counts}
+    write_whole(folder / f"{path.stem}.safetensors", save(kept))
+
+
+def _opened(path: Path) -> Iterator[dict[str, Any]]:
+    """A file as webdataset takes it; its own opener leaves it open."""
+    with path.open("rb") as stream:
+        yield {"url": str(path), "stream": stream}
+
+
+def endless(paths: Sequence[Path], seed: int, expanded: Path) -> Iterator[Pair]:
     """One shuffled pass after another, for ever."""
     epoch = 0
     while True:
-        yield from stream(paths, seed * 1_000_003 + epoch)
+        yield from stream(paths, seed * 1_000_003 + epoch, expanded)
         epoch += 1
 
 
-def _pair(member: bytes) -> Pair:
+def blocks(pairs: Iterator[Pair]) -> Iterator[list[Pair]]:
+    """The stream, AT_ONCE pairs at a time."""
+    while block := list(islice(pairs, AT_ONCE)):
+        yield block
+
+
+def learnable(pairs: Iterator[Pair], every_sample: bool) -> Iterator[Pair]:
+    """Those to learn from: all, or all but those held out."""
+    return (pair for pair in pairs if every_sample or not pair.held_out)
+
+
+def _pair(member: bytes, expanded: Tensor | None) -> Pair:
     told = load(member)
     ends = np.cumsum(told["counts"].numpy())
     ids = told["ids"].tolist()
     return Pair(
         image=told["image"],
         patches=told["patches"],
-        text=told["text"],
+        text=told["text"] if expanded is None else expanded,
         words=told["words"],
         lengths=told["lengths"],
         ids=[ids[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)],
-        held_out=bool(told["held_out"]),
+        part=int(told["part"]),
+        closely=told.get("closely"),
     )
 
 
 def images_of(pairs: Sequence[Pair]) -> Tensor:
     """Pooled image features (B, D) float32."""
     return torch.stack([pair.image for pair in pairs]).float()
+
+
+def texts_of(pairs: Sequence[Pair]) -> Tensor:
+    """Captions (sum of C, D) float32, pair by pair."""
+    return torch.cat([pair.text for pair in pairs]).float()
+
+
+def ids_of(pairs: Sequence[Pair]) -> list[list[int]]:
+    """Token ids of the captions, in the order of `texts_of`."""
+    return [ids for pair in pairs for ids in pair.ids]
+
+
+def meaned(rows: Tensor, pairs: Sequence[Pair]) -> Tensor:
+    """Rows (sum of C, E), one a caption -> their mean for each pair (B, E)."""
+    counts = torch.tensor([len(pair.text) for pair in pairs], device=rows.device)
+    of = torch.arange(len(pairs), device=rows.device).repeat_interleave(counts)
+    sums = torch.zeros(len(pairs), rows.shape[1], device=rows.device, dtype=rows.dtype)
+    return sums.index_add(0, of, rows) / counts[:, None]
+
+
+def closely_of(pairs: Sequence[Pair]) -> Tensor:
+    """Pooled image features (B, D) float32 as matching takes them, of pairs held out."""
+    return torch.stack([pair.closely for pair in pairs if pair.closely is not None]).float()
 
 
 def patches_of(pairs: Sequence[Pair]) -> Tensor:

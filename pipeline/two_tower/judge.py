@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.two_tower.features import Pair, images_of, patches_of, words_of
+from pipeline.two_tower.features import Pair, closely_of, images_of, patches_of, words_of
 from pipeline.two_tower.network import TwoTowerNetwork
-from pipeline.two_tower.solve import weigh_evidence
+from pipeline.two_tower.solve import CANDIDATES, weigh_evidence
 
 WEIGHTS = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65)  # of the text, tried for the mean
 MOST_JUDGED = 2000  # pictures of a gallery: what is asked of them grows as their square
-RERANKED = 20
 BLOCK = 256
 
 
@@ -49,8 +48,9 @@ class Judgement:
 
 @torch.inference_mode()
 def judge(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Judgement:
-    """Compare what could be a joint vector, and leave the network with evidence weighed by these
-    pairs; without other captions to ask by, the even mean is kept."""
+    """Compare what could be a joint vector, of pairs held out with their captions expanded, and
+    leave the network with evidence weighed by them; without other captions to ask by, the even mean
+    is kept."""
     shown = gallery(network, pairs)
     if not len(shown.queries):
         weigh_evidence(network, pairs)
@@ -82,7 +82,7 @@ def gallery(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Gallery:
     """Held-out pairs as an index would hold them, and their other captions as queries."""
     device = network.usual.device
     image = network.image_vectors(images_of(pairs).to(device))
-    texts = [network.text_vectors(pair.text.float().to(device)) for pair in pairs]
+    texts = [network.heads.texts(pair.text.float().to(device)) for pair in pairs]
     counts = torch.tensor([len(text) - 1 for text in texts], device=device)
     rows = torch.arange(len(pairs), device=device).repeat_interleave(counts)
     first = torch.stack([text[0] for text in texts])
@@ -128,20 +128,20 @@ def better(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def rerank(network: TwoTowerNetwork, pairs: Sequence[Pair], shown: Gallery) -> dict[str, float]:
-    """R@1 of pictures alone before and after matching looks at the first RERANKED again, by logit
+    """R@1 of pictures alone before and after matching looks at the first CANDIDATES again, by logit
     plus likeness as `search --rerank match:20` has it. Each half of the pictures is asked for by
     what the other half says evidence weighs; leaves the network with weights of a half."""
     device = network.usual.device
-    there, absent = network.log_lifts(images_of(pairs).to(device))
+    seen = network.seen(closely_of(pairs).to(device))
     held = network.held([ids for pair in pairs for ids in pair.ids[1:]])
     before, after = 0, 0
     for half in (0, 1):
         weigh_evidence(network, pairs[1 - half :: 2])
         for i in (shown.rows % 2 == half).nonzero()[:, 0].tolist():
             query, row, words = shown.queries[i], shown.rows[i], held[i]
-            likeness, chosen = (shown.image @ query).topk(min(RERANKED, len(pairs)))
-            lifts = there[chosen], absent[chosen]
-            final = network.logits(network.traits(likeness, lifts, words)) + likeness
+            likeness, chosen = (shown.image @ query).topk(min(CANDIDATES, len(pairs)))
+            traits = network.traits(query[None], words[None], seen[chosen])[0]
+            final = network.logits(traits) + likeness
             before += int(chosen[0] == row)
             after += int(chosen[final.argmax()] == row)
     total = max(1, len(shown.rows))
@@ -150,12 +150,3 @@ def rerank(network: TwoTowerNetwork, pairs: Sequence[Pair], shown: Gallery) -> d
 
 def _mean(shown: Gallery, weight: float) -> Tensor:
     return functional.normalize(weight * shown.text + (1 - weight) * shown.image, dim=-1)
-
-
-def without_fusion(network: TwoTowerNetwork, text_weight: float) -> TwoTowerNetwork:
-    """The same, its joint vector the mean of this weight."""
-    config = replace(network.config, fusion=None, text_weight=text_weight)
-    bare = TwoTowerNetwork(config).to(network.usual.device).eval()
-    weights = {k: v for k, v in network.state_dict().items() if not k.startswith("fusion.")}
-    bare.load_state_dict(weights)
-    return bare

@@ -1,25 +1,30 @@
 """What is learned on two frozen towers: heads into one space, a fusion, and what words a picture
 speaks for.
 
-    t = normalise( s + h_t(s) )                    s the text model's own vector, unit
+    t = normalise( e + h_t(e) )                    e the text model's own vector, expanded
     v = normalise( h_v(x) + k(x) )                 x the image model's features
     k(x) = normalise( sum_m A_m e^(g (x.z_m - 1)) )       kernel ridge on landmarks z_m
 
-x is standardised, and square-rooted where features are never negative (Perronnin et al., Improving
-the Fisher Kernel, 2010). h are linear plus one hidden layer, learned by contrast; k is solved in
-closed form (Williams and Seeger, Using the Nystrom Method, 2001): it remembers thousands of
-pictures without over-learning them, errs where h does not, and their sum is better than both. A
-joint vector is the weighted mean of both vectors, or what a fusion of their tokens makes of it.
+e is what the text model says of a caption and what else was said of pictures with such a caption
+(`expansion.py`). x is standardised, and square-rooted where features are never negative (Perronnin
+et al., Improving the Fisher Kernel, 2010). h are linear plus one hidden layer, learned by contrast;
+k is solved in closed form (Williams and Seeger, Using the Nystrom Method, 2001): it remembers
+thousands of pictures without over-learning them, errs where h does not, and their sum is better
+than both. A joint vector is the weighted mean of both vectors, or what a fusion of their tokens
+makes of it.
 
-Matching asks every token of the text: is it likelier of this picture than of any? With p_w(x) the
-share of such pictures' captions that hold token w, again by kernel ridge, and q_w that of all,
+Matching asks every token of the text: is it likelier of this picture than of any? p_w(x) is the
+share of such pictures' captions that hold token w, the mean of what kernel ridge and a small
+network say, q_w that of all pictures.
 
     logit = b + a v.t + sum_k c_k sum_{w in text, q_w in band k} log(p_w / q_w)
                       + d sum_{w not in text} log((1 - p_w) / (1 - q_w))
 
 The bands keep usual words apart from rare ones, of which a picture says more for sure. a, b, c, d
-as they serve best on samples that nothing was learned from (`solve.weigh_evidence`).
-Vectors are made before they meet; the evidence of words is not, and is what matching adds.
+as they serve best on samples that nothing was learned from (`solve.weigh_evidence`). x is here of
+three looks: the mean of the features of the picture, of its mirror image and of its middle,
+enlarged. Those few that matching is asked of may cost more than the many that are indexed. Vectors
+are made before they meet; this evidence is not, and is what matching adds.
 """
 
 from __future__ import annotations
@@ -34,6 +39,7 @@ from torch.nn import functional
 
 from pipeline.model.config import FusionConfig
 from pipeline.model.fusion import Fusion, Modality
+from pipeline.two_tower.expansion import Expansion
 
 SURE = 1e-3  # p is kept so far from 0 and from 1: ridge may step over either
 BANDS = (0.004, 0.02, 0.2)  # where those of words end, by the share of captions that hold them
@@ -45,9 +51,9 @@ class TwoTowerConfig:
     """Shapes, and what was chosen on samples held out.
 
     image, text: the frozen towers' names, whose fingerprints follow; widths: of pooled features and
-    of tokens; root: are image features square-rooted; landmarks: M; words: V, how many tokens
-    evidence is kept of; text_weight: of the text in the mean; fusion: None where the mean was as
-    good.
+    of tokens; root: are image features square-rooted; landmarks: M; text_landmarks: of expansion, 0
+    where captions stay as they are; words: V, how many tokens evidence is kept of; text_weight: of
+    the text in the mean; fusion: None where the mean was as good.
     """
 
     image: str
@@ -60,10 +66,12 @@ class TwoTowerConfig:
     word_width: int
     root: bool
     landmarks: int
+    text_landmarks: int
     words: int
     dim: int = 512
     image_hidden: int = 512
     text_hidden: int = 1024
+    word_hidden: int = 512
     sharpness: float = 2.0
     text_weight: float = 0.5
     fusion: FusionConfig | None = None
@@ -135,13 +143,48 @@ class Kernel(nn.Module):
         self.vectors = nn.Parameter(torch.zeros(size, config.dim), requires_grad=False)
         self.shares = nn.Parameter(torch.zeros(size, config.words), requires_grad=False)
 
+    def scaled(self, x: Tensor) -> Tensor:
+        """Rooted features (B, D), standardised feature by feature."""
+        return (x - self.shift) / self.spread
+
     def standard(self, x: Tensor) -> Tensor:
-        """Rooted features (B, D) -> unit rows, standardised feature by feature."""
-        return functional.normalize((x - self.shift) / self.spread, dim=-1)
+        """The same as unit rows."""
+        return functional.normalize(self.scaled(x), dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Rooted features (B, D) -> (B, M) in (0, 1]."""
         return torch.exp(self.sharpness * (self.standard(x) @ self.landmarks.T - 1))
+
+
+class Words(nn.Module):
+    """Standardised features (B, D) -> logits (B, V) of the share of captions with each word."""
+
+    def __init__(self, config: TwoTowerConfig, learning: bool) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Dropout(0.3 if learning else 0.0),
+            nn.Linear(config.image_width, config.word_hidden),
+            nn.GELU(),
+            nn.Dropout(0.5 if learning else 0.0),
+        )
+        self.out = nn.Linear(config.word_hidden, config.words)
+        nn.init.zeros_(self.out.weight)  # all begins with what is usual
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.net(x))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What matching reads of B pictures: vectors (B, E); there and absent (B, V), the log lifts of
+    words."""
+
+    vectors: Tensor
+    there: Tensor
+    absent: Tensor
+
+    def __getitem__(self, rows: Tensor) -> Seen:
+        return Seen(self.vectors[rows], self.there[rows], self.absent[rows])
 
 
 class TwoTowerNetwork(nn.Module):
@@ -152,7 +195,9 @@ class TwoTowerNetwork(nn.Module):
         self.config = config
         self.noise = nn.Dropout(noise)
         self.heads = Heads(config, dropout)
+        self.expansion = Expansion(config.text_landmarks, config.text_width, config.words)
         self.kernel = Kernel(config)
+        self.words = Words(config, learning=dropout > 0)
         self.fusion: Fusion | None = None
         if config.fusion is not None:
             widths = (config.word_width, config.patch_width)
@@ -173,9 +218,9 @@ class TwoTowerNetwork(nn.Module):
         solved = functional.normalize(self.kernel(x) @ self.kernel.vectors, dim=-1)
         return functional.normalize(self.heads.images(x) + solved, dim=-1)
 
-    def text_vectors(self, pooled: Tensor) -> Tensor:
-        """pooled (B, D) -> (B, E) unit rows."""
-        return self.heads.texts(pooled)
+    def text_vectors(self, pooled: Tensor, held: Tensor) -> Tensor:
+        """pooled (B, D) as the tower gave them, `held` of the same texts -> (B, E) unit rows."""
+        return self.heads.texts(self.expansion(pooled, held))
 
     def mean(self, text: Tensor, image: Tensor) -> Tensor:
         """Vectors (B, E) of each -> their weighted mean, unit rows."""
@@ -199,12 +244,18 @@ class TwoTowerNetwork(nn.Module):
         assert self.fusion is not None, "a model that ships the mean"
         return self.fusion([text, image]).joint
 
-    def log_lifts(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """pooled (B, D) -> log(p_w / q_w) and log((1 - p_w) / (1 - q_w)), (B, V) each."""
-        shares = self.usual + self.kernel(self.rooted(pooled)) @ self.kernel.shares
-        shares = shares.clamp(SURE, 1 - SURE)
+    def seen(self, pooled: Tensor) -> Seen:
+        """pooled (B, D) of a closer look (`ImageTower.closely`) -> what it tells."""
+        x = self.rooted(pooled)
+        likeness = self.kernel(x)
+        shares = self.usual + likeness @ self.kernel.shares
+        shares = (shares.clamp(SURE, 1 - SURE) + self.words(self.kernel.scaled(x)).sigmoid()) / 2
         usual = self.usual.clamp(SURE, 1 - SURE)
-        return torch.log(shares / usual), torch.log((1 - shares) / (1 - usual))
+        return Seen(
+            self.image_vectors(pooled),
+            torch.log(shares / usual),
+            torch.log((1 - shares) / (1 - usual)),
+        )
 
     def held(self, ids: Sequence[Sequence[int]]) -> Tensor:
         """Token ids of B texts -> (B, V) float32, 1 where the text holds the word."""
@@ -214,15 +265,14 @@ class TwoTowerNetwork(nn.Module):
             held[row, [place[i] for i in set(text) if i in place]] = 1
         return held
 
-    def traits(self, likeness: Tensor, lifts: tuple[Tensor, Tensor], held: Tensor) -> Tensor:
-        """What matching weighs, of pairs: likeness (B,), log lifts (B, V) twice, held (B, V)
-        -> (B, EVIDENCE)."""
-        there, absent = lifts
+    def traits(self, text: Tensor, held: Tensor, seen: Seen) -> Tensor:
+        """What matching weighs, of every text with every picture: vectors (T, E), held (T, V),
+        B pictures -> (T, B, EVIDENCE)."""
         band = torch.bucketize(self.usual, self.usual.new_tensor(BANDS))
-        bands = functional.one_hot(band, len(BANDS) + 1).to(there.dtype)  # (V, K)
-        words = (there * held) @ bands, (absent * (1 - held)).sum(-1, keepdim=True)
-        plain = torch.stack([torch.ones_like(likeness), likeness], dim=-1)
-        return torch.cat([plain, *words], dim=-1)
+        likeness = text @ seen.vectors.T
+        words = [(held * (band == k)) @ seen.there.T for k in range(len(BANDS) + 1)]
+        absent = (1 - held) @ seen.absent.T
+        return torch.stack([torch.ones_like(likeness), likeness, *words, absent], dim=-1)
 
     def logits(self, traits: Tensor) -> Tensor:
         """(..., EVIDENCE) -> (...) log odds that the text tells of the picture."""

@@ -1,6 +1,7 @@
-"""What is solved instead of descended to: landmarks, kernel ridge, evidence of words, matching.
+"""What is solved instead of descended to, once the heads have learned: kernel ridge for vectors and
+for words, and what matching weighs.
 
-One pass over the features gathers statistics and landmarks, a second the normal equations of
+One pass over the features gathers the normal equations of
 
     A = (K' K + l G)^-1 K' (Y - m)          K (N, M) pictures to landmarks, G (M, M) among these
 
@@ -10,69 +11,49 @@ hold each word for `shares`, and m their means. Memory is M (M + E + V), however
 
 from __future__ import annotations
 
-import random
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pipeline.two_tower.features import Pair, images_of, stream
+from pipeline.two_tower.features import (
+    Pair,
+    blocks,
+    closely_of,
+    ids_of,
+    images_of,
+    learnable,
+    meaned,
+    stream,
+    texts_of,
+)
 from pipeline.two_tower.network import EVIDENCE, TwoTowerNetwork
 
-BLOCK = 512  # pictures at a time
 RIDGE = 1.0  # l
-FLOOR = 0.05  # added to the spread of a feature: those that hardly vary say nothing
-RARE = 3  # a word that fewer pictures hold is no evidence
-MOST_WORDS = 4096
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Of a stream: pairs N; `learnable`, those not held out; `several`, those with more than one
-    caption; root: was no feature negative; words: tokens that captions of RARE pictures or more
-    hold, the most frequent first.
-    """
-
-    pairs: int
-    learnable: int
-    several: int
-    root: bool
-    words: list[int]
-
-
-def survey(paths: Sequence[Path]) -> Statistics:
-    """A first look at the features, those held out too: what the config has to know."""
-    pairs, learnable, several, root, holding = 0, 0, 0, True, Counter[int]()
-    for pair in stream(paths):
-        pairs += 1
-        learnable += not pair.held_out
-        several += len(pair.text) > 1
-        root = root and bool((pair.image >= 0).all()) and bool((pair.patches >= 0).all())
-        holding.update({word for ids in pair.ids for word in ids})
-    frequent = [word for word, count in holding.most_common(MOST_WORDS) if count >= RARE]
-    return Statistics(pairs, learnable, several, root, frequent)
+CANDIDATES = 20  # as many as are looked at again, by default
 
 
 @torch.inference_mode()
 def solve(
-    network: TwoTowerNetwork, paths: Sequence[Path], words: Sequence[int], *, every_sample: bool
+    network: TwoTowerNetwork,
+    paths: Sequence[Path],
+    expanded: Path,
+    *,
+    every_sample: bool,
 ) -> None:
-    """Fill in the network's kernel and its words, for the text head as it is."""
+    """Fill in what the network's kernel foretells, for the text head as it is. Landmarks are there
+    (`prepare`)."""
     device = network.usual.device
-    _place_landmarks(network, paths, every_sample)
-    with torch.no_grad():
-        network.word_ids.copy_(torch.tensor(list(words), dtype=torch.int64))
-    size, targets = network.config.landmarks, network.config.dim + len(words)
+    size, targets = network.config.landmarks, network.config.dim + network.config.words
     gram = torch.zeros(size, size, device=device)
     cross = torch.zeros(size, targets, device=device)
     total, likeness, count = torch.zeros(targets, device=device), torch.zeros_like(gram[0]), 0
-    for block in blocks(_chosen(paths, every_sample)):
+    for block in blocks(learnable(stream(paths, expanded=expanded), every_sample)):
         seen = network.kernel(network.rooted(images_of(block).to(device)))  # (B, M)
-        target = torch.cat([_mean_vectors(network, block), _shares(network, block)], dim=1)
+        vectors = meaned(network.heads.texts(texts_of(block).to(device)), block)
+        shares = meaned(network.held(ids_of(block)), block)
+        target = torch.cat([vectors, shares], dim=1)
         gram += seen.T @ seen
         cross += seen.T @ target
         total, likeness, count = total + target.sum(0), likeness + seen.sum(0), count + len(block)
@@ -85,70 +66,36 @@ def solve(
     solved = torch.linalg.solve(left, right).float()
     network.kernel.vectors.copy_(solved[:, : network.config.dim])
     network.kernel.shares.copy_(solved[:, network.config.dim :])
-    network.usual.copy_(mean[network.config.dim :])
-
-
-def _place_landmarks(network: TwoTowerNetwork, paths: Sequence[Path], every_sample: bool) -> None:
-    """Mean and spread of every feature, and M pictures drawn evenly from the stream."""
-    chance, kept, count = random.Random(0), [], 0
-    total = squares = torch.zeros(network.config.image_width, dtype=torch.float64)
-    for pair in _chosen(paths, every_sample):
-        x = network.rooted(pair.image.float()).double()
-        total, squares, count = total + x, squares + x * x, count + 1
-        # Reservoir sampling (Vitter, Algorithm R, 1985).
-        if len(kept) < network.config.landmarks:
-            kept.append(pair.image)
-        elif (place := chance.randrange(count)) < len(kept):
-            kept[place] = pair.image
-    kernel, mean = network.kernel, total / count
-    kernel.shift.copy_(mean)
-    kernel.spread.copy_((squares / count - mean * mean).clamp(min=0).sqrt() + FLOOR)
-    x = network.rooted(torch.stack(kept).float().to(kernel.shift.device))
-    kernel.landmarks.copy_(kernel.standard(x))
-
-
-def _mean_vectors(network: TwoTowerNetwork, block: list[Pair]) -> Tensor:
-    """(B, E): the mean of the vectors of each picture's captions."""
-    device = network.usual.device
-    counts = torch.tensor([len(pair.text) for pair in block], device=device)
-    vectors = network.text_vectors(torch.cat([pair.text for pair in block]).float().to(device))
-    rows = torch.arange(len(block), device=device).repeat_interleave(counts)
-    sums = torch.zeros(len(block), vectors.shape[1], device=device).index_add_(0, rows, vectors)
-    return sums / counts[:, None]
-
-
-def _shares(network: TwoTowerNetwork, block: list[Pair]) -> Tensor:
-    """(B, V): the share of each picture's captions that hold each word."""
-    counts = [len(pair.ids) for pair in block]
-    held = network.held([ids for pair in block for ids in pair.ids])
-    return torch.stack([each.mean(0) for each in held.split(counts)])
 
 
 @torch.inference_mode()
-def weigh_evidence(network: TwoTowerNetwork, pairs: Sequence[Pair], candidates: int = 20) -> None:
+def weigh_evidence(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> None:
     """Fit what matching weighs, on samples that nothing was learned from.
 
-    The weights a, c, d so that a picture stands first among the `candidates` most alike to its
-    caption, where it is one of them: asked of pairs one by one instead, likeness would seem to
-    speak against a match, for the wrong ones were chosen by it. Then all of them are stretched and
-    b is found so that the logit is the log odds of a caption's own picture against any other.
+    All but the bias so that a picture stands first among the CANDIDATES most alike to its caption,
+    where it is one of them: asked of pairs one by one instead, likeness would seem to speak against
+    a match, for the wrong ones were chosen by it. Then all of them are stretched and the bias is
+    found so that the logit is the log odds of a caption's own picture against any other.
     """
     device = network.usual.device
-    pooled = images_of(pairs).to(device)
-    images, lifts = network.image_vectors(pooled), network.log_lifts(pooled)
-    count, size = len(pairs), min(candidates, len(pairs))
+    images = network.image_vectors(images_of(pairs).to(device))
+    seen = network.seen(closely_of(pairs).to(device))
+    count, size = len(pairs), min(CANDIDATES, len(pairs))
     chance = torch.Generator().manual_seed(0)
     lists, own, other = [], [], []
     for row, pair in enumerate(pairs):
-        likeness = network.text_vectors(pair.text.float().to(device)) @ images.T  # (C, N)
-        for liked, held in zip(likeness, network.held(pair.ids), strict=True):
-            traits = network.traits(liked, lifts, held)  # (N, EVIDENCE)
-            likely = liked.topk(size).indices
+        text, held = network.heads.texts(pair.text.float().to(device)), network.held(pair.ids)
+        liked = (text @ images.T).topk(size).indices  # (C, size)
+        wrong = (row + 1 + torch.randint(count - 1, (len(text),), generator=chance)) % count
+        asked = torch.cat([torch.tensor([row]), wrong]).to(device)
+        traits = network.traits(text, held, seen[torch.cat([asked, liked.flatten()])])
+        first = len(asked)
+        for c, likely in enumerate(liked):
+            mine = traits[c, first + c * size : first + (c + 1) * size]
+            own.append(traits[c, 0])
+            other.append(traits[c, 1 + c])
             if (likely == row).any():
-                lists.append(torch.cat([traits[row : row + 1], traits[likely[likely != row]]]))
-            wrong = (row + 1 + int(torch.randint(count - 1, (1,), generator=chance))) % count
-            own.append(traits[row])
-            other.append(traits[wrong])
+                lists.append(torch.cat([traits[c, :1], mine[likely != row]]))
     if not lists:
         return
     weights = torch.zeros(EVIDENCE, dtype=torch.float64, device=device)
@@ -206,13 +153,3 @@ def logistic(scores: Tensor, true: Tensor, rounds: int = 50) -> tuple[float, flo
         if change.abs().max() < 1e-10:
             break
     return float(weights[0]), float(weights[1] / spread)
-
-
-def blocks(pairs: Iterator[Pair]) -> Iterator[list[Pair]]:
-    """The stream, BLOCK pairs at a time."""
-    while block := list(islice(pairs, BLOCK)):
-        yield block
-
-
-def _chosen(paths: Sequence[Path], every_sample: bool) -> Iterator[Pair]:
-    return (pair for pair in stream(paths) if every_sample or not pair.held_out)

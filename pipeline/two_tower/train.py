@@ -1,8 +1,9 @@
 """Training on two frozen towers: shards in, a model folder out, in four sittings.
 
     features of every shard, once     (features.py)
-    learn without the samples held out, solve, judge: which mean? has the fusion earned its weights?
-    learn and solve again from all of them, as chosen
+    prepare, learn and solve without the samples held out; judge: which mean? has the fusion earned
+        its weights?
+    prepare, learn and solve again from all of them, as chosen
     write the model, and report.json: every figure on samples that were not learned from, though
         the text's weight in the mean was chosen by them
 
@@ -31,12 +32,13 @@ from pipeline.samples import ReadSettings
 from pipeline.two_tower.checkpoint import save_two_tower
 from pipeline.two_tower.features import compute, stream
 from pipeline.two_tower.frozen import ImageTower, TextTower
-from pipeline.two_tower.judge import MOST_JUDGED, judge, without_fusion
+from pipeline.two_tower.judge import MOST_JUDGED, judge
 from pipeline.two_tower.learn import LearnSettings, learn
 from pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
-from pipeline.two_tower.solve import Statistics, solve, survey
+from pipeline.two_tower.prepare import Statistics, prepare, survey
+from pipeline.two_tower.solve import solve
 
-LANDMARKS = 2048
+LANDMARKS, TEXT_LANDMARKS = 6144, 4096
 LEAST_PAIRS, LEAST_HELD = 20, 4
 REPORT, JUDGED, SETTINGS = "report.json", "judged.json", "settings.json"
 
@@ -105,15 +107,17 @@ class _Run:
         path = self.folder / JUDGED
         if path.exists():
             return json.loads(path.read_text())
-        held = list(islice((p for p in stream(self.paths) if p.held_out), MOST_JUDGED))
-        if len(held) < LEAST_HELD or self.survey.pairs - len(held) < LEAST_PAIRS:
+        count = self.survey.pairs - self.survey.learnable
+        if count < LEAST_HELD or self.survey.learnable < LEAST_PAIRS:
             raise UsageError(
                 "SHARDS",
                 expected=f"pairs to learn from, {LEAST_PAIRS} or more, and some to judge by",
-                found=f"{self.survey.pairs - len(held)} and {len(held)}",
+                found=f"{self.survey.learnable} and {count}",
                 do="give more shards",
             )
         network = self._learned("choosing", self.config, every_sample=False)
+        pairs = stream(self.paths, expanded=self._expanded("choosing"))
+        held = list(islice((pair for pair in pairs if pair.held_out), MOST_JUDGED))
         verdict = judge(network, held)
         told = {
             "text_weight": verdict.text_weight,
@@ -127,26 +131,33 @@ class _Run:
 
     def final(self, judged: dict[str, Any]) -> TwoTowerNetwork:
         """The network that ships: learned from every sample, joined as was judged best."""
-        config = replace(self.config, text_weight=judged["text_weight"])
-        network = self._learned("all samples", config, every_sample=True)
-        if not judged["fusion"]:
-            network = without_fusion(network, judged["text_weight"])
+        fusion = self.config.fusion if judged["fusion"] else None
+        config = replace(self.config, text_weight=judged["text_weight"], fusion=fusion)
+        network = self._learned("all-samples", config, every_sample=True)
         with torch.no_grad():
             network.evidence.copy_(torch.tensor(judged["evidence"]))
         return network
 
     def _learned(self, name: str, config: TwoTowerConfig, every_sample: bool) -> TwoTowerNetwork:
+        expanded = self._expanded(name)
+        prepared = prepare(
+            config, self.paths, self.survey, expanded,
+            every_sample=every_sample, device=self.device,
+        )  # fmt: skip
         network = learn(
             self.paths,
-            config,
+            prepared,
             self.settings.learn,
+            expanded=expanded,
             every_sample=every_sample,
-            device=self.device,
-            checkpoint=self.folder / f"{name.replace(' ', '-')}.safetensors",
+            checkpoint=self.folder / f"{name}.safetensors",
             told=lambda step, losses: self._step(name, step, losses),
         )
-        solve(network, self.paths, self.survey.words, every_sample=every_sample)
+        solve(network, self.paths, expanded, every_sample=every_sample)
         return network
+
+    def _expanded(self, name: str) -> Path:
+        return self.folder / "expanded" / name
 
     def _step(self, name: str, step: int, losses: dict[str, float]) -> None:
         if step % 10 == 0 or step == self.settings.learn.steps:
@@ -171,6 +182,8 @@ def _config(
         word_width=text.token_width,
         root=survey_.root,
         landmarks=min(LANDMARKS, survey_.learnable),
+        # Without other captions of a picture there is nothing to expand by.
+        text_landmarks=min(TEXT_LANDMARKS, survey_.learnable_captions) * (survey_.several > 1),
         words=len(survey_.words),
         dim=max(TwoTowerConfig.dim, text.width),
         # Without other captions to ask by there is nothing that a fusion could learn.

@@ -1,0 +1,133 @@
+"""What gates, attention over tokens and regularisation are worth to a fusion on two frozen towers.
+
+    python benchmarks/two_tower_fusions.py RUN
+
+RUN is a folder of `chiasm train --preset two-tower` over photographs with several captions; its
+features and expanded captions are taken. Heads and fusion learn as the preset has them, without the
+samples held out, once for each way to fuse; the fusion moves no head, so all are compared with the
+same mean. `one token`: pictures and captions give one token each, the mean of theirs, so that there
+is nothing to attend to. `unregularised`: no dropout of tokens, none left out.
+Asked on the pictures held out, with their first captions, by their other captions: R@1 and R@10,
+and queries that the fusion answers first and the mean does not, and the other way. Prints JSON and
+writes benchmarks/results/two_tower_fusions.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import webdataset
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.filtering import member
+from benchmarks.machine import machine, tell_and_keep
+from pipeline.model.config import FusionConfig
+from pipeline.two_tower.features import Pair, stream
+from pipeline.two_tower.judge import Gallery, fused, gallery, judge, ranks, recall
+from pipeline.two_tower.learn import LearnSettings, learn
+from pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
+from pipeline.two_tower.prepare import prepare, survey
+from pipeline.two_tower.solve import solve
+
+RESULT = Path(__file__).parent / "results" / "two_tower_fusions.json"
+SITTING = "choosing"
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--to", type=Path, default=RESULT)
+    given = parser.parse_args()
+    started = time.perf_counter()
+    told = json.loads((given.run / "settings.json").read_text())
+    config, settings = TwoTowerConfig.from_json(told["config"]), LearnSettings(**told["learn"])
+    assert config.fusion is not None, "a run without fusion"
+    paths = sorted((given.run / "features").glob("*.tar"))
+    expanded = given.run / "expanded" / SITTING
+    bare = replace(settings, token_dropout=0.0, lost=0.0)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        single = [one_token(path, Path(folder)) for path in paths]
+        ways: dict[str, tuple[list[Path], FusionConfig, LearnSettings]] = {
+            how: (paths, replace(config.fusion, how=how), settings)
+            for how in ("gated", "concat", "add", "cross_attention")
+        }
+        ways["gated, one token"] = (single, config.fusion, settings)
+        ways["gated, unregularised"] = (paths, config.fusion, bare)
+        for name, (features, fusion, how_learned) in ways.items():
+            shaped = replace(config, fusion=fusion)
+            found |= measured(name, features, expanded, shaped, how_learned)
+            print(json.dumps({name: found[name]}), flush=True)
+    summary = {**found, "seconds": round(time.perf_counter() - started, 1), "machine": machine()}
+    tell_and_keep(summary, given.to)
+
+
+def one_token(path: Path, folder: Path) -> Path:
+    """The same shard with the mean of the tokens of each picture and caption in their place."""
+    made = folder / path.name
+    with webdataset.TarWriter(str(made)) as writer:
+        for number, pair in enumerate(stream([path])):
+            counts = pair.lengths.clamp(min=1, max=pair.words.shape[1])
+            there = torch.arange(pair.words.shape[1])[None] < counts[:, None]
+            words = (pair.words.float() * there[..., None]).sum(1, keepdim=True)
+            single = replace(
+                pair,
+                patches=pair.patches.float().mean(0, keepdim=True).half(),
+                words=(words / counts[:, None, None]).half(),
+                lengths=torch.ones_like(pair.lengths),
+            )
+            writer.write({"__key__": f"{number:08d}", "safetensors": member(single)})
+    return made
+
+
+def measured(
+    name: str,
+    paths: list[Path],
+    expanded: Path,
+    config: TwoTowerConfig,
+    settings: LearnSettings,
+) -> dict[str, dict[str, Any]]:
+    """One way: figures of its fusion under its name, and of the mean of the same heads."""
+    told, device = survey(paths), torch.device("cpu")
+    prepared = prepare(config, paths, told, expanded, every_sample=False, device=device)
+    with tempfile.TemporaryDirectory() as folder:
+        network = learn(
+            paths, prepared, settings, expanded=expanded, every_sample=False,
+            checkpoint=Path(folder) / "state", told=lambda step, losses: None,
+        )  # fmt: skip
+    solve(network, paths, expanded, every_sample=False)
+    held = [pair for pair in stream(paths, expanded=expanded) if pair.held_out]
+    weight = judge(network, held).text_weight
+    with torch.inference_mode():
+        shown = gallery(network, held)
+        network.config = replace(network.config, text_weight=weight)
+        mean = ranks(shown, network.mean(shown.text, shown.image))
+        ours = answered(network, held, shown)
+    won = {
+        "only_fusion": int(((ours < 1) & (mean >= 1)).sum()),
+        "only_mean": int(((mean < 1) & (ours >= 1)).sum()),
+    }
+    return {
+        "mean": {**recall(mean), "text_weight": weight, "queries": len(mean)},
+        name: {**recall(ours), **won},
+    }
+
+
+def answered(network: TwoTowerNetwork, pairs: Sequence[Pair], shown: Gallery) -> torch.Tensor:
+    """Ranks of the queries among the fused vectors."""
+    return ranks(shown, fused(network, pairs, shown))
+
+
+if __name__ == "__main__":
+    main()
