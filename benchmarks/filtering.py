@@ -60,8 +60,9 @@ def main() -> None:
     told = json.loads((given.run / "settings.json").read_text())
     # No fusion: what a filter does to heads, kernel and evidence is asked here.
     config = replace(TwoTowerConfig.from_json(told["config"]), fusion=None)
-    pairs = list(stream(sorted((given.run / "features").glob("*.tar"))))
-    clean = list(stream(sorted((given.measured / "features").glob("*.tar"))))
+    pairs = list(stream([given.run / "features" / name for name in told["features"]]))
+    measured_on = json.loads((given.measured / "settings.json").read_text())["features"]
+    clean = list(stream([given.measured / "features" / name for name in measured_on]))
     found = [one(seed, config, pairs, clean, given.steps) for seed in given.seed]
     summary = {
         "pairs": len(pairs), "measured_on": len(clean), "wrong": round(WRONG, 4),
@@ -172,7 +173,8 @@ def member(pair: Pair) -> bytes:
 
 @torch.inference_mode()
 def scores(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> list[np.ndarray]:
-    """The log odds of every caption with its picture, as `match_pairs` has them."""
+    """The log odds of every caption with its picture, as `match_pairs` has them but for the closer
+    look."""
     found = []
     for at in range(0, len(pairs), 256):
         block = expand(network, pairs[at : at + 256])

@@ -3,10 +3,11 @@
     python benchmarks/two_tower_fusions.py RUN
 
 RUN is a folder of `chiasm train --preset two-tower` over photographs with several captions; its
-features and expanded captions are taken. Heads and fusion learn as the preset has them, without the
-samples held out, once for each way to fuse; the fusion moves no head, so all are compared with the
-same mean. `one token`: pictures and captions give one token each, the mean of theirs, so that there
-is nothing to attend to. `unregularised`: no dropout of tokens, none left out.
+features are taken and nothing is written to it. Heads and fusion learn as the preset has them,
+without the samples held out, once for each way to fuse; the fusion moves no head, so all are
+compared with the same mean, which is asserted. `one token`: pictures and captions give one token
+each, the mean of theirs, so that there is nothing to attend to. `unregularised`: no dropout of
+tokens, none left out.
 Asked on the pictures held out, with their first captions, by their other captions: R@1 and R@10,
 and queries that the fusion answers first and the mean does not, and the other way. Prints JSON and
 writes benchmarks/results/two_tower_fusions.json.
@@ -19,7 +20,6 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.filtering import member
 from benchmarks.machine import machine, tell_and_keep
 from pipeline.model.config import FusionConfig
-from pipeline.two_tower.features import Pair, stream
-from pipeline.two_tower.judge import Gallery, fused, gallery, judge, ranks, recall
+from pipeline.two_tower.features import stream
+from pipeline.two_tower.judge import best_mean, fused, gallery, ranks, recall
 from pipeline.two_tower.learn import LearnSettings, learn
-from pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
-from pipeline.two_tower.prepare import prepare, survey
+from pipeline.two_tower.network import TwoTowerConfig
+from pipeline.two_tower.prepare import Statistics, prepare, survey
 from pipeline.two_tower.solve import solve
 
 RESULT = Path(__file__).parent / "results" / "two_tower_fusions.json"
-SITTING = "choosing"
 
 
 def main() -> None:
@@ -53,11 +52,12 @@ def main() -> None:
     told = json.loads((given.run / "settings.json").read_text())
     config, settings = TwoTowerConfig.from_json(told["config"]), LearnSettings(**told["learn"])
     assert config.fusion is not None, "a run without fusion"
-    paths = sorted((given.run / "features").glob("*.tar"))
-    expanded = given.run / "expanded" / SITTING
+    paths = [given.run / "features" / name for name in told["features"]]
+    surveyed = survey(paths)
     bare = replace(settings, token_dropout=0.0, lost=0.0)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
+        expanded = Path(folder) / "expanded"  # made by the first way, taken by the others
         single = [one_token(path, Path(folder)) for path in paths]
         ways: dict[str, tuple[list[Path], FusionConfig, LearnSettings]] = {
             how: (paths, replace(config.fusion, how=how), settings)
@@ -67,8 +67,10 @@ def main() -> None:
         ways["gated, unregularised"] = (paths, config.fusion, bare)
         for name, (features, fusion, how_learned) in ways.items():
             shaped = replace(config, fusion=fusion)
-            found |= measured(name, features, expanded, shaped, how_learned)
-            print(json.dumps({name: found[name]}), flush=True)
+            mean, ours = measured(features, surveyed, expanded, shaped, how_learned)
+            assert found.setdefault("mean", mean) == mean, "the fusion moved a head"
+            found[name] = ours
+            print(json.dumps({name: ours}), flush=True)
     summary = {**found, "seconds": round(time.perf_counter() - started, 1), "machine": machine()}
     tell_and_keep(summary, given.to)
 
@@ -92,15 +94,15 @@ def one_token(path: Path, folder: Path) -> Path:
 
 
 def measured(
-    name: str,
     paths: list[Path],
+    surveyed: Statistics,
     expanded: Path,
     config: TwoTowerConfig,
     settings: LearnSettings,
-) -> dict[str, dict[str, Any]]:
-    """One way: figures of its fusion under its name, and of the mean of the same heads."""
-    told, device = survey(paths), torch.device("cpu")
-    prepared = prepare(config, paths, told, expanded, every_sample=False, device=device)
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One way: figures of the mean, and of the fusion of the same heads."""
+    device = torch.device("cpu")
+    prepared = prepare(config, paths, surveyed, expanded, every_sample=False, device=device)
     with tempfile.TemporaryDirectory() as folder:
         network = learn(
             paths, prepared, settings, expanded=expanded, every_sample=False,
@@ -108,25 +110,16 @@ def measured(
         )  # fmt: skip
     solve(network, paths, expanded, every_sample=False)
     held = [pair for pair in stream(paths, expanded=expanded) if pair.held_out]
-    weight = judge(network, held).text_weight
     with torch.inference_mode():
         shown = gallery(network, held)
+        weight, mean = best_mean(shown)
         network.config = replace(network.config, text_weight=weight)
-        mean = ranks(shown, network.mean(shown.text, shown.image))
-        ours = answered(network, held, shown)
+        ours = ranks(shown, fused(network, held, shown))
     won = {
         "only_fusion": int(((ours < 1) & (mean >= 1)).sum()),
         "only_mean": int(((mean < 1) & (ours >= 1)).sum()),
     }
-    return {
-        "mean": {**recall(mean), "text_weight": weight, "queries": len(mean)},
-        name: {**recall(ours), **won},
-    }
-
-
-def answered(network: TwoTowerNetwork, pairs: Sequence[Pair], shown: Gallery) -> torch.Tensor:
-    """Ranks of the queries among the fused vectors."""
-    return ranks(shown, fused(network, pairs, shown))
+    return {**recall(mean), "text_weight": weight, "queries": len(mean)}, {**recall(ours), **won}
 
 
 if __name__ == "__main__":

@@ -26,10 +26,10 @@ def run(request: TrainRequest) -> None:
     if not shards:
         raise UsageError("SHARDS", expected="at least one shard", found="none")
     report = train_two_tower(settings, shards, request.to, tell)
-    draw_curves(request.to)
     for line in told(report):
         print(line)
-    print(f"{request.to}: trained; use it with --encoder two-tower:{request.to}")
+    print(f"{request.to}: trained; use it with --encoder two-tower:{request.to}", flush=True)
+    draw_curves(request.to)
 
 
 def settings_of(request: TrainRequest) -> TwoTowerSettings:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipeline.encoders import EncoderSettings, load_encoder
 from pipeline.errors import UsageError
-from pipeline.model.curves import read_log
+from pipeline.model.curves import draw_curves, read_log
 
 
 @pytest.mark.timeout(300)
@@ -92,3 +92,17 @@ def test_a_log_of_a_training_that_went_on_tells_each_step_once(tmp_path):
     text = "".join(json.dumps(line) + "\n" for line in [*lines, again])
     (tmp_path / "log.jsonl").write_text(text)
     assert read_log(tmp_path) == [lines[0], again, lines[2]]
+
+
+def test_curves_show_each_sitting_in_its_turn_and_lines_that_a_kill_tore_are_left_out(tmp_path):
+    lines = [
+        {"sitting": "second to none", "step": 10, "image": 3.0},
+        {"sitting": "second to none", "step": 20, "image": 2.0},
+        {"sitting": "another", "step": 10, "image": 4.0, "text": 1.0},
+    ]
+    told = [json.dumps(line) + "\n" for line in lines]
+    torn = told[1][:20] + told[1]  # what goes on after a kill goes on in the same line
+    (tmp_path / "log.jsonl").write_text(told[0] + torn + told[1] + told[2])
+    assert read_log(tmp_path) == lines
+    with Image.open(draw_curves(tmp_path)) as curves:
+        assert curves.format == "PNG"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,29 +14,29 @@ import torch
 from PIL import Image
 from tiny_towers import COLOURS, PHRASES
 
-from benchmarks.random_models import clip_folder
 from pipeline.encoders import EncoderSettings, load_encoder, mean_of, require_matcher
 from pipeline.errors import EncoderError, UsageError
 from pipeline.images import DecodeSettings, decode
 from pipeline.model.config import FusionConfig
 from pipeline.samples import ReadSettings, read_samples
 from pipeline.shards import list_shards
-from pipeline.two_tower import prepare as preparing
-from pipeline.two_tower import solve as solving
-from pipeline.two_tower.expansion import FROM_MEANING, FROM_WORDS, SHARPNESS
+from pipeline.two_tower.checkpoint import load_two_tower, save_two_tower
 from pipeline.two_tower.features import (
-    BUFFER,
-    PARTS,
+    closely_of,
     compute,
+    held_out,
+    ids_of,
     images_of,
-    save_expanded,
+    patches_of,
     stream,
+    texts_of,
     words_of,
 )
 from pipeline.two_tower.frozen import ImageTower, TextTower
-from pipeline.two_tower.judge import better
 from pipeline.two_tower.learn import LearnSettings, learn
-from pipeline.two_tower.network import TwoTowerConfig
+from pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
+from pipeline.two_tower.prepare import expand, prepare, survey
+from pipeline.two_tower.solve import solve, weigh_evidence
 from pipeline.two_tower.train import TwoTowerSettings, train_two_tower
 
 CPU = EncoderSettings(device="cpu", precision="float32")
@@ -136,11 +137,11 @@ def test_a_fusion_that_ships_fuses_by_tokens(trained, towers, pairs):
     assert not np.allclose(together, mean_of(image, text), atol=1e-4)
 
 
+@pytest.mark.parametrize("killed_at, goes_on_from", [(17, 15), (33, 30)])  # the fusion's from 20
 def test_killed_and_started_again_it_ends_with_the_same_weights(
-    trained, towers, features, tmp_path
+    trained, features, tmp_path, killed_at, goes_on_from
 ):
-    told = json.loads((trained[0] / "settings.json").read_text())
-    config = TwoTowerConfig.from_json(told["config"])
+    config = config_of(trained)
     straight = learned(features, config, tmp_path / "straight")
     again = learned(features, config, tmp_path / "again")
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in straight.state_dict().items())
@@ -148,33 +149,107 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(
     class Killed(Exception):
         pass
 
-    def killed_at_33(step, losses):
-        if step == 33:
+    def killed(step, losses):
+        if step == killed_at:
             raise Killed
 
     with pytest.raises(Killed):
-        learned(features, config, tmp_path / "resumed", killed_at_33)
+        learned(features, config, tmp_path / "resumed", killed)
     steps = []
     resumed = learned(features, config, tmp_path / "resumed", lambda step, _: steps.append(step))
-    assert steps == list(range(31, 41))
+    assert steps == list(range(goes_on_from + 1, 41))
     for name, value in straight.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-def learned(features, config, checkpoint, told=lambda step, losses: None):
+def config_of(trained):
+    told = json.loads((trained[0] / "settings.json").read_text())
+    return TwoTowerConfig.from_json(told["config"])
+
+
+def learned(features, config, checkpoint, told=lambda step, losses: None, settings=SHORT):
     expanded = checkpoint.parent / "expanded"
-    prepared = prepared_of(config, features, expanded, every_sample=False)
+    prepared = prepare(
+        config, features, survey(features), expanded, every_sample=False,
+        device=torch.device("cpu"),
+    )  # fmt: skip
     return learn(
-        features, prepared, SHORT, expanded=expanded, every_sample=False, checkpoint=checkpoint,
+        features, prepared, settings, expanded=expanded, every_sample=False, checkpoint=checkpoint,
         told=told,
     )  # fmt: skip
 
 
-def prepared_of(config, features, folder, every_sample):
-    return preparing.prepare(
-        config, features, preparing.survey(features), folder, every_sample=every_sample,
-        device=torch.device("cpu"),
-    )  # fmt: skip
+def test_a_fusion_moves_nothing_but_itself_and_that_in_its_steps_alone(trained, features, tmp_path):
+    terms = {}
+    config = config_of(trained)
+    fused = learned(features, config, tmp_path / "fused", terms.setdefault).state_dict()
+    alone = learned(features, replace(config, fusion=None), tmp_path / "alone").state_dict()
+    moving = {name for name in fused if name.startswith("fusion.")}
+    assert fused.keys() - alone.keys() == moving and moving
+    for name, value in alone.items():
+        assert torch.equal(value, fused[name]), name
+    assert [step for step, losses in terms.items() if "joint" in losses] == list(range(21, 41))
+    never = replace(SHORT, fusion_steps=0)
+    unmoved = learned(features, config, tmp_path / "never", settings=never).state_dict()
+    assert any(not torch.equal(unmoved[name], fused[name]) for name in moving)
+    torch.manual_seed(SHORT.seed)
+    begun = TwoTowerNetwork(config, SHORT.dropout, SHORT.token_dropout).state_dict()
+    for name in moving:
+        assert torch.equal(unmoved[name], begun[name]), name
+
+
+def test_what_is_saved_is_what_was_learned(trained, features, tmp_path):
+    network = learned(features, config_of(trained), tmp_path / "state").eval()
+    solve(network, features, tmp_path / "expanded", every_sample=False)
+    save_two_tower(tmp_path / "saved", network)
+    loaded = load_two_tower(tmp_path / "saved")
+    pairs = [pair for pair in stream(features) if pair.held_out]
+    with torch.inference_mode():
+        weigh_evidence(network, expand(network, pairs))
+        assert network.evidence[1:].min() >= 0 and network.evidence[1:].max() > 0
+        for ours, theirs in zip(gallery_of(network, pairs), gallery_of(loaded, pairs), strict=True):
+            assert ((ours * theirs).sum(-1) > 0.9999).all()
+
+
+def gallery_of(network, pairs):
+    images = network.image_vectors(images_of(pairs))
+    texts = network.text_vectors(texts_of(pairs), network.held(ids_of(pairs)))
+    words, mask = words_of(pairs, [0] * len(pairs))
+    first = texts[:: len(PHRASES)]
+    said = network.text_modality(words, mask, first)
+    joint = network.fused(said, network.image_modality(patches_of(pairs), images))
+    return images, texts, joint
+
+
+def test_pairs_match_as_they_were_judged(trained, features, pairs):
+    """The encoder, from pictures and strings, against the network on cached features."""
+    encoder = load_encoder(f"two-tower:{trained[0]}", CPU)
+    network = encoder._network
+    samples = [
+        sample
+        for shard in list_shards([str(pairs)], None)
+        for sample in read_samples(shard, ReadSettings())
+        if held_out(sample.key)
+    ]
+    held = [pair for pair in stream(features) if pair.held_out]
+    pixels = [
+        encoder.preprocess(decode(s.picture, DecodeSettings(), encoder.image_size).image)
+        for s in samples
+    ]
+    asked = [sample.captions[1] for sample in samples]
+    with torch.inference_mode():
+        ids = [pair.ids[1] for pair in held]
+        vectors = network.text_vectors(
+            torch.stack([pair.text[1] for pair in held]).float(), network.held(ids)
+        )
+        traits = network.traits(vectors, network.held(ids), network.seen(closely_of(held)))
+        logits = network.logits(traits).numpy()
+    assert len(samples) == len(held) > 20
+    ours = encoder.match_pairs(pixels, asked)
+    assert np.allclose(ours, logits.diagonal(), atol=0.05)
+    wrong = encoder.match_pairs(pixels[1:] + pixels[:1], asked)
+    assert np.allclose(wrong, np.roll(logits, -1, axis=1).diagonal(), atol=0.05)
+    assert np.ptp(logits) > 2
 
 
 def test_features_are_computed_once_and_again_where_something_changed(trained, towers, pairs):
@@ -197,158 +272,6 @@ def test_features_are_computed_once_and_again_where_something_changed(trained, t
     assert changed.paths[0] in before
 
 
-def test_a_stream_gives_every_pair_once_in_the_order_of_its_seed(features):
-    in_order = [pair.image for pair in stream(features)]
-    shuffled = [pair.image for pair in stream(features, seed=3)]
-    again = [pair.image for pair in stream(features, seed=3)]
-    other = [pair.image for pair in stream(features, seed=4)]
-    assert len(in_order) == 360 < BUFFER
-    as_set = lambda images: sorted(image.numpy().tobytes() for image in images)  # noqa: E731
-    assert as_set(in_order) == as_set(shuffled) == as_set(other)
-    assert all(torch.equal(a, b) for a, b in zip(shuffled, again, strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(shuffled, other, strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(shuffled, in_order, strict=True))
-
-
-def test_features_are_those_of_the_towers(features, towers, pairs):
-    image, text = ImageTower(str(towers[0]), CPU), TextTower(str(towers[1]), CPU)
-    shard = list_shards([str(pairs / "p-00000.tar")], None)[0]
-    sample = next(iter(read_samples(shard, ReadSettings())))
-    pair = next(stream(features[:1]))
-    seen = image([image.preprocess(decode(sample.picture, DecodeSettings(), image.side).image)])
-    told = text(sample.captions)
-    assert torch.allclose(pair.image.float(), seen.pooled[0], atol=2e-3)
-    assert torch.allclose(pair.patches.float(), seen.tokens[0], atol=2e-3)
-    assert torch.allclose(pair.text.float(), told.pooled, atol=2e-3)
-    assert pair.ids == told.ids and len(pair.ids) == len(PHRASES)
-    words, mask = words_of([pair], [1])
-    assert mask.sum() == told.mask[1].sum()
-    assert torch.allclose(words[mask], told.tokens[1][told.mask[1]], atol=2e-3)
-
-
-def config_of(trained, **changed):
-    told = json.loads((trained[0] / "settings.json").read_text())["config"]
-    return TwoTowerConfig.from_json({**told, "fusion": None, **changed})
-
-
-def test_with_every_picture_a_landmark_it_is_kernel_ridge_as_the_books_have_it(
-    trained, features, tmp_path
-):
-    """Nystroem with M = N is exact: (K'K + lK)^-1 K'Y = (K + lI)^-1 Y."""
-    count = sum(1 for _ in stream(features))
-    network = prepared_of(config_of(trained, landmarks=count), features, tmp_path, True).eval()
-    solving.solve(network, features, tmp_path, every_sample=True)
-    pairs = list(stream(features, expanded=tmp_path))
-    x = network.rooted(images_of(pairs)).double()
-    mean, spread = x.mean(0), x.std(0, correction=0) + preparing.FLOOR
-    z = torch.nn.functional.normalize((x - mean) / spread, dim=-1)
-    kernel = torch.exp(network.config.sharpness * (z @ z.T - 1))
-    with torch.inference_mode():
-        vectors = torch.stack([network.heads.texts(p.text.float()).mean(0) for p in pairs])
-        held = torch.stack([network.held(p.ids).mean(0) for p in pairs])
-        target = torch.cat([vectors, held], dim=1).double()
-        books = torch.linalg.solve(
-            kernel + solving.RIDGE * torch.eye(count), target - target.mean(0)
-        )
-        ours = network.kernel(x.float()).double()
-        solved = torch.cat([network.kernel.vectors, network.kernel.shares], dim=1).double()
-        assert torch.allclose(ours @ solved, kernel @ books, atol=5e-3)
-    assert torch.allclose(network.usual.double(), target.mean(0)[network.config.dim :], atol=1e-5)
-
-
-def test_landmarks_are_drawn_evenly_from_all(trained, features, tmp_path):
-    pairs = list(stream(features))
-    config = config_of(trained, landmarks=30, text_landmarks=40)
-    network = prepared_of(config, features, tmp_path, True)
-    z = network.kernel.standard(network.rooted(images_of(pairs)))
-    alike = network.kernel.landmarks @ z.T
-    places = preparing.drawn(len(pairs), 30)
-    assert (alike[torch.arange(30), places] > 1 - 1e-5).all()
-    assert len(set(places)) == 30 and places == sorted(places)
-    thirds = np.bincount([place * 3 // len(pairs) for place in places], minlength=3)
-    assert thirds.min() >= 4
-    assert preparing.drawn(3, 30) == [0, 1, 2]
-    own = torch.nn.functional.normalize(torch.cat([p.text for p in pairs]).float(), dim=-1)
-    texts = preparing.drawn(len(own), 40)
-    assert torch.allclose(network.expansion.landmarks, own[texts])
-
-
-@pytest.mark.parametrize("every_sample", [False, True])
-def test_captions_are_expanded_by_what_was_solved_without_them(
-    trained, features, tmp_path, every_sample
-):
-    """By the books, in float64 and part by part: ridge from a caption to the mean of the others."""
-    network = prepared_of(config_of(trained, text_landmarks=25), features, tmp_path, every_sample)
-    pairs = list(stream(features))
-    expanded = list(stream(features, expanded=tmp_path))
-    unit = lambda y: torch.nn.functional.normalize(y, dim=-1)  # noqa: E731
-    own = [unit(pair.text.double()) for pair in pairs]
-    others = [unit(each.sum(0) - each) for each in own]
-    landmarks = network.expansion.landmarks.double()
-    among = torch.exp(SHARPNESS * (landmarks @ landmarks.T - 1))
-    kernels = [torch.exp(SHARPNESS * (each @ landmarks.T - 1)) for each in own]
-    held = [unit((network.held(pair.ids) * network.expansion.rarity).double()) for pair in pairs]
-    learned = [every_sample or not pair.held_out for pair in pairs]
-    mean = torch.cat([o for o, yes in zip(others, learned, strict=True) if yes]).mean(0)
-    parts = [pair.part if yes else None for pair, yes in zip(pairs, learned, strict=True)]
-    assert {part for part in parts if part is not None} == set(range(PARTS))
-    assert (None in parts) != every_sample
-    ours_of = lambda pair: network.expansion(pair.text.float(), network.held(pair.ids))  # noqa: E731
-    apart = []
-    for without in {*parts, None}:
-        rows = [i for i, yes in enumerate(learned) if yes and pairs[i].part != without]
-        y = torch.cat([others[i] for i in rows]) - mean
-        k, b = torch.cat([kernels[i] for i in rows]), torch.cat([held[i] for i in rows])
-        left = k.T @ k + preparing.KERNEL_RIDGE * among + 1e-4 * torch.eye(25)
-        meaning = torch.linalg.solve(left, k.T @ y)
-        words = torch.linalg.solve(b.T @ b + preparing.WORD_RIDGE * torch.eye(b.shape[1]), b.T @ y)
-        for i in [i for i, part in enumerate(parts) if part == without]:
-            more = FROM_MEANING * unit(kernels[i] @ meaning) + FROM_WORDS * unit(held[i] @ words)
-            assert torch.allclose(expanded[i].text.double(), unit(own[i] + more), atol=8e-3)
-            apart.append(ours_of(pairs[i]).double() - expanded[i].text.double())
-        if without is None:
-            pair = pairs[0]
-            more = FROM_MEANING * unit(kernels[0] @ meaning) + FROM_WORDS * unit(held[0] @ words)
-            assert torch.allclose(ours_of(pair).double(), unit(own[0] + more), atol=8e-3)
-            (alone,) = preparing.expand(network, [pair])
-            assert torch.equal(alone.text, ours_of(pair))
-    # What was solved with a caption would have expanded it otherwise.
-    assert torch.cat(apart).abs().max() > 0.01
-
-
-def test_expanded_captions_follow_their_pairs_into_any_order(features, tmp_path):
-    for path in features:
-        texts = [torch.full((len(p.text), 3), float(p.image[0])) for p in stream([path])]
-        save_expanded(tmp_path, path, texts)
-    shuffled = list(stream(features, seed=4, expanded=tmp_path))
-    assert len(shuffled) == 360
-    for pair in shuffled:
-        assert pair.text.shape == (len(PHRASES), 3)
-        assert (pair.text == pair.image[0].half()).all()
-
-
-def test_a_preparation_that_is_there_is_taken(trained, features, tmp_path):
-    first = prepared_of(config_of(trained), features, tmp_path, True)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert len(before) == len(features) + 1
-    second = prepared_of(config_of(trained), features, tmp_path, True)
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    for (name, ours), (_, theirs) in zip(
-        first.named_parameters(), second.named_parameters(), strict=True
-    ):
-        assert ours.requires_grad or torch.equal(ours, theirs), name
-
-
-def test_what_pads_on_the_left_is_read_as_what_pads_on_the_right(towers):
-    right, left = (TextTower(str(towers[1]), CPU) for _ in range(2))
-    left._network.tokenizer.padding_side = "left"
-    texts = ["red", "a picture of red beside pink"]
-    ours, theirs = right(texts), left(texts)
-    assert torch.equal(ours.mask, theirs.mask) and ours.mask[0].sum() < ours.mask[1].sum()
-    assert ours.ids == theirs.ids
-    assert theirs.tokens.shape == ours.tokens.shape
-
-
 def test_evidence_speaks_for_what_is_there(trained, features):
     """The words of a picture's own colours are likelier of it than of any."""
     folder, _ = trained
@@ -368,59 +291,20 @@ def test_evidence_speaks_for_what_is_there(trained, features):
     assert max(missing["red"], missing["blue"]) < 0 < min(missing["pink"], missing["white"])
 
 
-def test_a_closer_look_is_of_the_mirror_image_and_the_middle_too(towers):
-    tower = ImageTower(str(towers[0]), CPU)
-    rng = random.Random(3)
-    side = tower.side
-    pixels = [tower.preprocess(tiny_towers.picture("red", c, rng)) for c in ("blue", "pink")]
-    whole = tower(pixels).pooled
-    mirrored = tower([np.ascontiguousarray(each[:, :, ::-1]) for each in pixels]).pooled
-    box = (side / 9, side / 9, side * 8 / 9, side * 8 / 9)
-    images = [Image.fromarray(np.ascontiguousarray(each.transpose(1, 2, 0))) for each in pixels]
-    larger = [image.resize((side, side), tower._resample, box) for image in images]
-    middle = tower([np.asarray(each).transpose(2, 0, 1).copy() for each in larger]).pooled
-    assert not torch.allclose(whole, mirrored, atol=1e-3)
-    assert not torch.allclose(whole, middle, atol=1e-3)
-    close = tower.closely(pixels, whole)
-    assert torch.allclose(close, (whole + mirrored + middle) / 3, atol=1e-6)
-    assert tower.closely([], whole[:0]).shape == (0, tower.width)
-
-
-def test_weights_are_where_the_slope_is_nothing_or_at_zero():
-    """Of the conditional logit, by autograd; the third trait tells against what is chosen."""
-    rng = np.random.default_rng(0)
-    x = torch.from_numpy(rng.normal(size=(300, 6, 3)))
-    utility = (x @ torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64)).numpy()
-    chosen = (utility + rng.gumbel(size=utility.shape)).argmax(1)
-    for row, place in enumerate(chosen):
-        x[row, [0, place]] = x[row, [place, 0]]
-    weights = solving.first_of_list(x, ridge=0.0).requires_grad_()
-    loss = -(x @ weights).log_softmax(1)[:, 0].mean()
-    (slope,) = torch.autograd.grad(loss, weights)
-    assert weights[2] == 0 and slope[2] > 0  # held at nothing: it would go below
-    assert slope[:2].abs().max() < 1e-9
-    assert weights[1] > 1.5 * weights[0] > 0
-
-
-def test_log_odds_are_those_of_the_scores():
-    """Of two normal distributions the log odds are a line that is known."""
-    rng = np.random.default_rng(0)
-    right, wrong = rng.normal(3, 2, 40000), rng.normal(-1, 2, 10000)
-    scores = torch.from_numpy(np.concatenate([right, wrong]))
-    bias, stretch = solving.logistic(scores, torch.arange(50000) < 40000)
-    # log N(x; 3, 2) - log N(x; -1, 2) = ((x + 1)^2 - (x - 3)^2) / 8 = x - 1
-    assert bias == pytest.approx(-1, abs=0.05) and stretch == pytest.approx(1, abs=0.05)
-
-
-def test_a_fusion_has_to_win_by_more_than_chance():
-    answers = lambda won, lost: (  # noqa: E731
-        torch.tensor([True] * won + [False] * lost + [True] * 50),
-        torch.tensor([False] * won + [True] * lost + [True] * 50),
-    )
-    assert better(*answers(30, 10))
-    assert not better(*answers(11, 10))
-    assert not better(*answers(0, 0))
-    assert not better(*answers(10, 30))
+def test_the_network_of_words_and_kernel_ridge_each_foretell_words_by_themselves(trained, features):
+    network = load_two_tower(trained[0])
+    pairs = [pair for pair in stream(features) if pair.held_out]
+    with torch.inference_mode():
+        x = network.rooted(images_of(pairs))
+        held = network.held(ids_of(pairs))[:: len(PHRASES)] > 0
+        some = network.usual < 0.3  # colours: other words are of one phrase in three, or all
+        assert some.sum() == len(COLOURS)
+        for shares in (
+            network.words(network.kernel.scaled(x)).sigmoid(),
+            network.usual + network.kernel(x) @ network.kernel.shares,
+        ):
+            lifts = (shares / network.usual)[:, some]
+            assert lifts[held[:, some]].mean() > 1.2 * lifts[~held[:, some]].mean()
 
 
 def test_with_one_caption_a_picture_the_mean_ships(towers, tmp_path):
@@ -432,22 +316,18 @@ def test_with_one_caption_a_picture_the_mean_ships(towers, tmp_path):
     assert encoder.preprocessing["joint"] == "mean, text 0.5"
 
 
-def test_any_vision_tower_will_do(tmp_path, towers):
-    """CLIP's, asked for by the whole CLIP: its vision tower is taken."""
-    clip = clip_folder(
-        tmp_path / "clip", side=32, width=24, vision={"patch_size": 8},
-        tower={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-               "num_attention_heads": 2},
-    )  # fmt: skip
-    tower = ImageTower(str(clip), CPU)
-    rng = random.Random(0)
-    pixels = [
-        tower.preprocess(tiny_towers.picture("red", c, rng)) for c in ("blue", "pink", "black")
-    ]
-    seen = tower(pixels)
-    assert (seen.pooled.shape, seen.tokens.shape) == ((3, 32), (3, 16, 32))
-    with pytest.raises(EncoderError, match="its image processor"):
-        ImageTower(str(towers[1]), CPU)
+def test_with_a_text_model_without_words_likeness_alone_is_weighed(towers, pairs, tmp_path):
+    text = tiny_towers.static_text_folder(tmp_path / "text")
+    settings = settings_for((towers[0], text), replace(SHORT, steps=20, fusion_steps=10))
+    shards = list_shards([str(pairs)], None)
+    report = train_two_tower(settings, shards, tmp_path / "to", lambda line: None)
+    assert report["image"]["r10"] > 0.6
+    encoder = require_matcher(load_encoder(f"two-tower:{tmp_path / 'to'}", CPU))
+    assert encoder._network.config.words == 0
+    rng = random.Random(3)
+    pixels = [encoder.preprocess(tiny_towers.picture("red", "blue", rng))] * 2
+    right, wrong = encoder.match_pairs(pixels, ["red and blue", "green and white"])
+    assert np.isfinite([right, wrong]).all() and right > wrong
 
 
 def test_a_tower_that_has_changed_is_refused(trained, towers, tmp_path):
@@ -459,7 +339,7 @@ def test_a_tower_that_has_changed_is_refused(trained, towers, tmp_path):
     with pytest.raises(EncoderError, match="other files there"):
         load_encoder(f"two-tower:{folder}", CPU)
     (folder / "config.json").write_text("{}")
-    with pytest.raises(EncoderError, match="one two-tower model"):
+    with pytest.raises(EncoderError, match="train again"):
         load_encoder(f"two-tower:{folder}", CPU)
     with pytest.raises(EncoderError, match=r"no model\.safetensors"):
         load_encoder(f"two-tower:{tmp_path}", CPU)

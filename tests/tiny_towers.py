@@ -9,11 +9,12 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import tokenizers
 import torch
 import transformers
 from PIL import Image
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
 
 from pipeline.encoders.folder import quiet
 
@@ -39,12 +40,28 @@ def image_folder(folder: Path) -> Path:
     return folder
 
 
+def _words() -> list[str]:
+    told = sorted({word for phrase in PHRASES for word in phrase.split()} - {"{}"})
+    return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *told, *COLOURS]
+
+
+@quiet()
+def static_text_folder(folder: Path) -> Path:
+    """A vector for every word, averaged: it tells nothing of single words."""
+    torch.manual_seed(0)
+    vocabulary = {word: i for i, word in enumerate(_words())}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=32)], device="cpu")
+    made.save_pretrained(str(folder), create_model_card=False)
+    return folder
+
+
 @quiet()
 def text_folder(folder: Path) -> Path:
     """A BERT of one block that knows the words of this world, as a SentenceTransformer."""
     torch.manual_seed(0)
-    words = sorted({word for phrase in PHRASES for word in phrase.split()} - {"{}"})
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *COLOURS]
+    vocabulary = _words()
     bert = folder / "bert"
     bert.mkdir(parents=True)
     (bert / "vocab.txt").write_text("\n".join(vocabulary) + "\n")

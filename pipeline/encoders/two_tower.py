@@ -144,8 +144,7 @@ class TwoTowerEncoder:
 
     def _closely(self, pixels: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Pooled features as matching takes them (B, D), twice."""
-        pooled, _ = self._pictures(pixels)
-        close = self._image.closely(pixels, pooled)
+        close = self._image.closely(pixels, self._image(pixels).pooled)
         return close, close
 
     def _texts(self, texts: Sequence[str]) -> list[Texts]:

@@ -23,11 +23,19 @@ NOT_LOSSES = {"step", "seconds", "norm", "recall", "sitting"}
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The lines of a training's log, each step's last word: a training that was killed and went on
-    tells again of the steps since its checkpoint.
+    tells again of the steps since its checkpoint. Sittings stay in their order. Of a line that a
+    kill tore nothing is known.
     """
-    lines = [json.loads(line) for line in (folder / LOG).read_text("utf-8").splitlines()]
-    latest = {(line.get("sitting"), line["step"], "recall" in line): line for line in lines}
-    return sorted(latest.values(), key=lambda line: line["step"])
+    latest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    sittings: dict[str | None, int] = {}
+    for text in (folder / LOG).read_text("utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        place = sittings.setdefault(line.get("sitting"), len(sittings))
+        latest[place, line["step"], "recall" in line] = line
+    return [latest[key] for key in sorted(latest)]
 
 
 def draw_curves(folder: Path) -> Path:
@@ -35,7 +43,7 @@ def draw_curves(folder: Path) -> Path:
     lines = read_log(folder)
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    sittings = sorted({line["sitting"] for line in lines if "sitting" in line})
+    sittings = list(dict.fromkeys(line["sitting"] for line in lines if "sitting" in line))
     if sittings:
         panels = figure.subplots(1, len(sittings), squeeze=False)[0]
         for axes, sitting in zip(panels, sittings, strict=True):

@@ -1,6 +1,6 @@
 """A two-tower model on disk: what was learned, and the names of the towers it was learned on.
 
-model.safetensors holds what was learned, float16 but for counts and what is solved; config.json its
+model.safetensors holds what was learned, solved and counted, float16 but for EXACT; config.json its
 shapes and the towers: names and fingerprints, for the towers themselves stay where they are.
 """
 
@@ -18,7 +18,9 @@ from pipeline.model.checkpoint import CONFIG, WEIGHTS, write_whole
 from pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 
 FILES = (WEIGHTS, CONFIG)
-FORMAT = "chiasm two-tower model 3"
+# Counted up, too, where a constant changes that saved weights rely on: those of `expansion.py`,
+# SURE and BANDS of `network.py`, MARGIN of `frozen.py`.
+FORMAT = "chiasm two-tower model 4"
 EXACT = ("evidence", "usual", "word_ids", "expansion.rarity")  # small, or whole numbers
 
 
@@ -49,8 +51,9 @@ def load_two_tower(folder: Path) -> TwoTowerNetwork:
         )
     try:
         told = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if told.pop("format", None) != FORMAT:
-            raise ValueError(f"no {FORMAT}")
+        kind = told.pop("format", None)
+        if kind != FORMAT:
+            raise _other_format(folder, kind)
         network = TwoTowerNetwork(TwoTowerConfig.from_json(told))
         weights = {
             name: tensor if name in EXACT else tensor.to(torch.float32)
@@ -65,3 +68,12 @@ def load_two_tower(folder: Path) -> TwoTowerNetwork:
             do="copy the folder again",
         ) from error
     return network.eval()
+
+
+def _other_format(folder: Path, found: object) -> EncoderError:
+    return EncoderError(
+        f"model folder {folder}",
+        expected=FORMAT,
+        found=str(found),
+        do="train again: chiasm train --preset two-tower, into another folder",
+    )

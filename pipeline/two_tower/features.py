@@ -41,17 +41,17 @@ MOST_CAPTIONS = 16  # of one picture
 FORMAT = "features 2"
 HELD_OUT = 10  # one sample in so many is kept from learning while choices are made
 PARTS = 4  # of the samples, by their names: what is solved without one is tried on it
-AT_ONCE = 512  # pairs of a block
+PAIRS = 512  # of a block
 
 
 @dataclass(frozen=True)
 class Pair:
     """One picture and its C captions, as the frozen towers see them.
 
-    image (D,), patches (N, D'), text (C, D), words (C, T, D') all float16; text as the tower gave
-    it or, from a stream of expanded captions, that; closely (D,): image as `ImageTower.closely` has
-    it, of samples held out alone; lengths (C,) int64, the words of each caption that are there;
-    ids: token ids of each whole caption; part: in [0, PARTS); held_out: kept for choosing.
+    image (D,), patches (N, D'), text (C, D), words (C, T, D') float16, text as the tower gave it or
+    expanded; closely (D,) float16: image as `ImageTower.closely` has it, of samples held out alone;
+    lengths (C,) int64, the words of each caption that are there; ids: token ids of each whole
+    caption; part: in [0, PARTS); held_out: kept for choosing.
     """
 
     image: Tensor
@@ -89,7 +89,7 @@ def compute(
     and pictures that cannot be decoded, are counted as lost. UsageError where no pair is left.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
+    sweep(folder)
     computed = [_shard(shard, image, text, folder, read, told) for shard in shards]
     paths = [path for path, _ in computed]
     pairs = sum(account["pairs"] for _, account in computed)
@@ -187,7 +187,7 @@ def _digest(shard: Shard, image: ImageTower, text: TextTower, read: ReadSettings
     return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
     """Remove what killed runs left; another run's file in progress bears its living process."""
     for path in folder.glob(".*.tmp"):
         pid = path.name.split(".")[-2]
@@ -228,8 +228,9 @@ def _samples(paths: Sequence[Path], expanded: Path | None) -> Iterator[dict[str,
 def save_expanded(folder: Path, path: Path, texts: Sequence[Tensor]) -> None:
     """Keep the expanded captions of a feature shard: (C, D) of each of its pairs, in order."""
     folder.mkdir(parents=True, exist_ok=True)
-    counts = torch.tensor([len(text) for text in texts])
-    kept = {"text": torch.cat(list(texts)).half().cpu().contiguous(), "counts": counts}
+    counts = torch.tensor([len(text) for text in texts], dtype=torch.int64)
+    rows = torch.cat(list(texts)) if texts else torch.zeros(0, 0)  # a shard may be without a pair
+    kept = {"text": rows.half().cpu().contiguous(), "counts": counts}
     write_whole(folder / f"{path.stem}.safetensors", save(kept))
 
 
@@ -247,9 +248,9 @@ def endless(paths: Sequence[Path], seed: int, expanded: Path) -> Iterator[Pair]:
         epoch += 1
 
 
-def blocks(pairs: Iterator[Pair]) -> Iterator[list[Pair]]:
-    """The stream, AT_ONCE pairs at a time."""
-    while block := list(islice(pairs, AT_ONCE)):
+def blocks(pairs: Iterator[Pair], size: int = PAIRS) -> Iterator[list[Pair]]:
+    """The stream, `size` pairs at a time."""
+    while block := list(islice(pairs, size)):
         yield block
 
 
@@ -298,8 +299,12 @@ def meaned(rows: Tensor, pairs: Sequence[Pair]) -> Tensor:
 
 
 def closely_of(pairs: Sequence[Pair]) -> Tensor:
-    """Pooled image features (B, D) float32 as matching takes them, of pairs held out."""
-    return torch.stack([pair.closely for pair in pairs if pair.closely is not None]).float()
+    """Pooled image features (B, D) float32 as matching takes them; ValueError where a pair is not
+    held out: those to learn from are not looked at closely."""
+    closely = [pair.closely for pair in pairs if pair.closely is not None]
+    if len(closely) < len(pairs):
+        raise ValueError(f"pairs held out: expected {len(pairs)}, found {len(closely)}")
+    return torch.stack(closely).float()
 
 
 def patches_of(pairs: Sequence[Pair]) -> Tensor:

@@ -55,14 +55,13 @@ def judge(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Judgement:
     if not len(shown.queries):
         weigh_evidence(network, pairs)
         return Judgement(0.5, False, {"held_out": len(pairs), "queries": 0})
-    means = {weight: ranks(shown, _mean(shown, weight)) for weight in WEIGHTS}
-    best = max(WEIGHTS, key=lambda weight: _mean_reciprocal(means[weight]))
+    best, mean = best_mean(shown)
     figures: dict[str, Any] = {
         "held_out": len(pairs),
         "queries": len(shown.queries),
         "image": recall(ranks(shown, shown.image)),
         "text": recall(ranks(shown, shown.text)),
-        "mean": recall(means[best]),
+        "mean": recall(mean),
         "text_weight": best,
     }
     earned = False
@@ -70,7 +69,7 @@ def judge(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Judgement:
         network.config = replace(network.config, text_weight=best)  # its base is that mean
         answered = ranks(shown, fused(network, pairs, shown))
         figures["fusion"] = recall(answered)
-        earned = better(answered < 1, means[best] < 1)
+        earned = better(answered < 1, mean < 1)
         figures["fusion_ships"] = earned
     figures["matching"] = rerank(network, pairs, shown)
     weigh_evidence(network, pairs)
@@ -87,6 +86,13 @@ def gallery(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Gallery:
     rows = torch.arange(len(pairs), device=device).repeat_interleave(counts)
     first = torch.stack([text[0] for text in texts])
     return Gallery(image, first, torch.cat([text[1:] for text in texts]), rows)
+
+
+def best_mean(shown: Gallery) -> tuple[float, Tensor]:
+    """The text's weight by which the mean answers best, and the ranks it gives (Q,)."""
+    found = {weight: ranks(shown, _mean(shown, weight)) for weight in WEIGHTS}
+    best = max(WEIGHTS, key=lambda weight: _mean_reciprocal(found[weight]))
+    return best, found[best]
 
 
 def fused(network: TwoTowerNetwork, pairs: Sequence[Pair], shown: Gallery) -> Tensor:

@@ -52,9 +52,10 @@ FIRST_SCALE = 20.0  # of cosines, learned from there
 @dataclass(frozen=True)
 class LearnSettings:
     """steps of `batch` pictures; fusion_steps: how many of them, the last, the fusion learns in;
-    rate: of the heads, the fusion's is half of it; warmup in steps; dropout: of hidden layers, six
-    tenths of it of what the image head sees; lost: share of tokens that the fusion does not see.
-    The weights of the four losses are as in the formula above.
+    rate: of the heads and the words, the fusion's is half of it; warmup in steps; dropout: of the
+    heads' hidden layers, six tenths of it of what the image head sees (the words' network has its
+    own); lost: share of tokens that the fusion does not see. The weights of the four losses are as
+    in the formula above.
     """
 
     steps: int = 300
@@ -75,6 +76,11 @@ class LearnSettings:
     checkpoint_every: int = 20
     seed: int = 0
 
+    @property
+    def fusion_from(self) -> int:
+        """The step at which the fusion begins."""
+        return max(0, self.steps - self.fusion_steps)
+
 
 class Learning:
     """The network, its average and its optimiser at one moment."""
@@ -87,17 +93,17 @@ class Learning:
         still = {k: v.data for k, v in prepared.named_parameters() if not v.requires_grad}
         self.network.load_state_dict(still, strict=False)
         with torch.no_grad():
-            self.network.words.out.bias.copy_(torch.logit(prepared.usual, eps=1e-4))
+            self.network.words.bias.copy_(torch.logit(prepared.usual, eps=1e-4))
         self.network.to(device).train()
         self.scales = nn.Parameter(
             torch.full((3,), math.log(FIRST_SCALE), device=device)
         )  # of image, text, joint
-        self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        self.learned = {k: v for k, v in self.network.named_parameters() if v.requires_grad}
+        self.average = {k: v.detach().clone() for k, v in self.learned.items()}
         groups: dict[tuple[str, float], list[nn.Parameter]] = {}
-        for name, each in self.network.named_parameters():
-            if each.requires_grad:
-                decay = settings.weight_decay if each.ndim > 1 else 0.0
-                groups.setdefault((name.split(".")[0], decay), []).append(each)
+        for name, each in self.learned.items():
+            decay = settings.weight_decay if each.ndim > 1 else 0.0
+            groups.setdefault((name.split(".")[0], decay), []).append(each)
         groups.setdefault(("heads", 0.0), []).append(self.scales)
         self.groups = groups
         self.optimiser = torch.optim.AdamW(
@@ -109,9 +115,8 @@ class Learning:
     def learn(self, pairs: list[Pair], chance: torch.Generator) -> dict[str, float]:
         """One step; -> its losses."""
         settings = self.settings
-        for group, (whose, decay) in zip(self.optimiser.param_groups, self.groups, strict=True):
-            late = settings.steps - settings.fusion_steps if whose == "fusion" else 0
-            speed = 0.5 if whose == "fusion" and decay else 1.0
+        for group, (whose, _) in zip(self.optimiser.param_groups, self.groups, strict=True):
+            late, speed = (settings.fusion_from, 0.5) if whose == "fusion" else (0, 1.0)
             group["lr"] = settings.rate * speed * self._pace(late)
         torch.manual_seed(settings.seed * 10**6 + self.step)  # of dropout: a resumed run is alike
         losses = self.losses(pairs, chance)
@@ -125,9 +130,8 @@ class Learning:
         self.step += 1
         decay = min(settings.ema, self.step / (self.step + 9))
         with torch.no_grad():
-            for name, value in self.network.named_parameters():
-                if value.requires_grad:
-                    self.average[name].lerp_(value, 1 - decay)
+            for name, value in self.learned.items():
+                self.average[name].lerp_(value, 1 - decay)
         return {name: loss.item() for name, loss in losses.items()}
 
     def _pace(self, late: int) -> float:
@@ -156,7 +160,7 @@ class Learning:
         v, a, b = v[several], a[several], b[several]
         losses["text"] = settings.to_text * self._nce(a, b, text)
         losses["mean"] = settings.to_mean * self._nce(network.mean(a, v), b, joint)
-        if network.fusion is not None and self.step >= settings.steps - settings.fusion_steps:
+        if network.fusion is not None and self.step >= settings.fusion_from:
             words, mask = words_of(pairs, first)
             seen = torch.rand(mask.shape, generator=chance) >= settings.lost
             seen[:, 0] = True
@@ -166,7 +170,7 @@ class Learning:
                 ),
                 network.image_modality(patches_of(pairs)[several].to(device), v.detach()),
             )
-            losses["joint"] = settings.to_joint * self._nce(fused, b, joint)
+            losses["joint"] = settings.to_joint * self._nce(fused, b.detach(), joint.detach())
         return losses
 
     def _texts(
@@ -189,13 +193,13 @@ class Learning:
         return info_nce(x, y, scale, torch.zeros(len(x), len(x), dtype=torch.bool, device=x.device))
 
     def save(self, path: Path) -> None:
-        """Write everything that a step changes."""
+        """Write everything that a step changes; what was prepared lies beside it already."""
         moments = {
             f"optimiser.{i}.{name}": tensor
             for i, state in self.optimiser.state_dict()["state"].items()
             for name, tensor in state.items()
         }
-        weights = {f"weights.{k}": v for k, v in self.network.state_dict().items()}
+        weights = {f"weights.{k}": v for k, v in self.learned.items()}
         average = {f"average.{k}": v for k, v in self.average.items()}
         tensors = {"scales": self.scales, **weights, **average, **moments}
         save_state(path, tensors, {"step": self.step})
@@ -204,9 +208,10 @@ class Learning:
         """Take over what `save` wrote."""
         tensors, facts = load_state(path)
         self.step = facts["step"]
-        self.network.load_state_dict(_below(tensors, "weights."))
-        self.average = {k: v.to(self.device) for k, v in _below(tensors, "average.").items()}
         with torch.no_grad():
+            for name, value in self.learned.items():
+                value.copy_(tensors[f"weights.{name}"])
+                self.average[name].copy_(tensors[f"average.{name}"])
             self.scales.copy_(tensors["scales"])
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _below(tensors, "optimiser.").items():
@@ -239,7 +244,7 @@ def learn(
         if learning.step % settings.checkpoint_every == 0 or learning.step == settings.steps:
             learning.save(checkpoint)
     network = TwoTowerNetwork(prepared.config).to(learning.device).eval()
-    network.load_state_dict(learning.average)
+    network.load_state_dict(prepared.state_dict() | learning.average)
     return network
 
 

@@ -41,7 +41,7 @@ from pipeline.model.config import FusionConfig
 from pipeline.model.fusion import Fusion, Modality
 from pipeline.two_tower.expansion import Expansion
 
-SURE = 1e-3  # p is kept so far from 0 and from 1: ridge may step over either
+SURE = 1e-3  # q and what ridge says of p are kept so far from 0 and 1: it may step over either
 BANDS = (0.004, 0.02, 0.2)  # where those of words end, by the share of captions that hold them
 EVIDENCE = 4 + len(BANDS)  # bias, likeness, words there of each band, words absent
 
@@ -151,9 +151,13 @@ class Kernel(nn.Module):
         """The same as unit rows."""
         return functional.normalize(self.scaled(x), dim=-1)
 
+    def likeness(self, z: Tensor) -> Tensor:
+        """Unit rows (B, D) -> (B, M) in (0, 1]."""
+        return torch.exp(self.sharpness * (z @ self.landmarks.T - 1))
+
     def forward(self, x: Tensor) -> Tensor:
         """Rooted features (B, D) -> (B, M) in (0, 1]."""
-        return torch.exp(self.sharpness * (self.standard(x) @ self.landmarks.T - 1))
+        return self.likeness(self.standard(x))
 
 
 class Words(nn.Module):
@@ -167,11 +171,12 @@ class Words(nn.Module):
             nn.GELU(),
             nn.Dropout(0.5 if learning else 0.0),
         )
-        self.out = nn.Linear(config.word_hidden, config.words)
-        nn.init.zeros_(self.out.weight)  # all begins with what is usual
+        # All begins with what is usual, which `Learning` puts into the bias.
+        self.weight = nn.Parameter(torch.zeros(config.words, config.word_hidden))
+        self.bias = nn.Parameter(torch.zeros(config.words))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.net(x))
+        return functional.linear(self.net(x), self.weight, self.bias)
 
 
 @dataclass(frozen=True)
@@ -260,10 +265,10 @@ class TwoTowerNetwork(nn.Module):
     def held(self, ids: Sequence[Sequence[int]]) -> Tensor:
         """Token ids of B texts -> (B, V) float32, 1 where the text holds the word."""
         place = {word: i for i, word in enumerate(self.word_ids.tolist())}
-        held = torch.zeros(len(ids), len(place), device=self.usual.device)
+        held = torch.zeros(len(ids), len(place))
         for row, text in enumerate(ids):
             held[row, [place[i] for i in set(text) if i in place]] = 1
-        return held
+        return held.to(self.usual.device)
 
     def traits(self, text: Tensor, held: Tensor, seen: Seen) -> Tensor:
         """What matching weighs, of every text with every picture: vectors (T, E), held (T, V),

@@ -1,7 +1,8 @@
 """What is known before heads learn: statistics, landmarks, and captions expanded.
 
-Three passes over the features: means, landmarks and how usual words are; the normal equations of
-expansion, for each part of the samples apart; and the captions, expanded and written.
+Four passes over the features: a survey, once for all sittings; means, landmarks and how usual words
+are; the normal equations of expansion, for each part of the samples apart; and the captions,
+expanded and written.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.model.checkpoint import write_whole
-from pipeline.two_tower.expansion import SHARPNESS, joined
+from pipeline.two_tower.expansion import joined
 from pipeline.two_tower.features import (
     PARTS,
     Pair,
@@ -31,28 +32,46 @@ from pipeline.two_tower.features import (
     texts_of,
 )
 from pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
+from pipeline.two_tower.ridge import Ridge
 
 FLOOR = 0.05  # added to the spread of a feature: those that hardly vary say nothing
 RARE = 3  # a word that fewer pictures hold is no evidence
 MOST_WORDS = 4096
 KERNEL_RIDGE, WORD_RIDGE = 1.0, 10.0
+LEAST_SEVERAL = 25  # pairs with several captions, of each part: fewer are nothing to expand by
+SOLVED_AT_ONCE = 2048  # pairs whose equations are summed before they are added to the others
 DONE = "prepared.safetensors"
+PREPARED = (
+    "word_ids", "usual", "kernel.landmarks", "kernel.shift", "kernel.spread",
+    "expansion.landmarks", "expansion.meaning", "expansion.rarity", "expansion.words",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Statistics:
     """Of a stream: pairs and captions, of these those that are learned from while choices are made;
-    `several`, pairs with more than one caption; root: was no feature negative; words: tokens that
-    captions of RARE pictures or more hold, the most frequent first.
+    `several`, how many learnable pairs of each part have more than one caption; root: was no
+    feature negative; words: tokens that captions of RARE pictures or more hold, the most frequent
+    first.
     """
 
     pairs: int
     learnable: int
     captions: int
     learnable_captions: int
-    several: int
+    several: tuple[int, ...]
     root: bool
     words: list[int]
+
+    @property
+    def fusible(self) -> bool:
+        """Are there pairs to learn a fusion from? It needs another caption to be asked by."""
+        return sum(self.several) > 1
+
+    @property
+    def expandable(self) -> bool:
+        """Are there other captions to expand by, whichever part is left out?"""
+        return min(self.several) >= LEAST_SEVERAL
 
     def counts(self, every_sample: bool) -> tuple[int, int]:
         """Pairs and captions that are learned from."""
@@ -63,15 +82,17 @@ class Statistics:
 
 def survey(paths: Sequence[Path]) -> Statistics:
     """A first look at the features, those held out too: what the config has to know."""
-    pairs, captions, several, root, holding = [0, 0], [0, 0], 0, True, Counter[int]()
+    pairs, captions, several, root, holding = [0, 0], [0, 0], [0] * PARTS, True, Counter[int]()
     for pair in stream(paths):
         pairs[pair.held_out] += 1
         captions[pair.held_out] += len(pair.text)
-        several += len(pair.text) > 1
+        several[pair.part] += len(pair.text) > 1 and not pair.held_out
         root = root and bool((pair.image >= 0).all()) and bool((pair.patches >= 0).all())
         holding.update({word for ids in pair.ids for word in ids})
     frequent = [word for word, count in holding.most_common(MOST_WORDS) if count >= RARE]
-    return Statistics(sum(pairs), pairs[0], sum(captions), captions[0], several, root, frequent)
+    return Statistics(
+        sum(pairs), pairs[0], sum(captions), captions[0], tuple(several), root, frequent
+    )
 
 
 def drawn(count: int, size: int) -> list[int]:
@@ -89,11 +110,13 @@ def prepare(
     every_sample: bool,
     device: torch.device,
 ) -> TwoTowerNetwork:
-    """A network in which what does not learn is in its place, and `folder` with every caption
-    expanded. What is there already from a run that was killed is taken as it is."""
+    """A network in which PREPARED is in its place, and `folder` with every caption expanded. A
+    preparation that was finished is taken as it is; one that was not is made anew."""
     network = TwoTowerNetwork(config).to(device)
     if (folder / DONE).exists():
-        network.load_state_dict(load_file(folder / DONE), strict=False)
+        kept = load_file(folder / DONE)
+        for name in PREPARED:
+            network.get_parameter(name).copy_(kept[name])
         return network
     network.word_ids.copy_(torch.tensor(told.words, dtype=torch.int64))
     _look(network, paths, told, every_sample)
@@ -102,18 +125,19 @@ def prepare(
         texts = [text for block in blocks(stream([path]))
                  for text in _expanded(network, block, weights, every_sample)]  # fmt: skip
         save_expanded(folder, path, texts)
-    kept = {name: each.data for name, each in network.named_parameters() if not each.requires_grad}
-    write_whole(folder / DONE, save({k: v.cpu().contiguous() for k, v in kept.items()}))
+    kept = {name: network.get_parameter(name).data.cpu().contiguous() for name in PREPARED}
+    write_whole(folder / DONE, save(kept))
     return network
 
 
 @torch.no_grad()
 def expand(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> list[Pair]:
-    """Pairs as the tower gave them, none of which was learned from -> with captions expanded."""
+    """Pairs as the tower gave them -> with captions expanded by what was solved with all that was
+    learned from: for pairs that were not."""
     device, found = network.usual.device, []
     for pair in pairs:
         text = network.expansion(pair.text.float().to(device), network.held(pair.ids))
-        found.append(replace(pair, text=text.cpu()))
+        found.append(replace(pair, text=text.half().cpu()))
     return found
 
 
@@ -150,64 +174,29 @@ def _look(
         expansion.rarity.copy_(torch.where(network.usual > 0, -torch.log(seen), 0.0))
 
 
-class _Ridge:
-    """F features -> D targets by ridge, once for each part without it, and once with all."""
-
-    def __init__(self, width: int, targets: int, device: torch.device) -> None:
-        self.gram = torch.zeros(PARTS, width, width, device=device)
-        self.cross = torch.zeros(PARTS, width, targets, device=device)
-        self.sums = torch.zeros(PARTS, width, device=device)
-
-    def add(self, part: int, x: Tensor, y: Tensor) -> None:
-        """x (N, F), y (N, D) of samples of one part."""
-        self.gram[part] += x.T @ x
-        self.cross[part] += x.T @ y
-        self.sums[part] += x.sum(0)
-
-    def solved(self, mean: Tensor, ridge: Tensor) -> list[Tensor]:
-        """Weights (F, D) for y - mean: without part 0, ..., without none. ridge (F, F) float64."""
-        found = []
-        for without in [*range(PARTS), None]:
-            kept = [part for part in range(PARTS) if part != without]
-            left = self.gram[kept].sum(0).double() + ridge
-            right = self.cross[kept].sum(0) - self.sums[kept].sum(0)[:, None] * mean
-            found.append(torch.linalg.solve(left, right.double()).float())
-        return found
-
-
 def _solve(
     network: TwoTowerNetwork, paths: Sequence[Path], every_sample: bool
 ) -> list[tuple[Tensor, Tensor]]:
     """Weights of meaning and of words, without each part and, last, without none: those of the
     network from now on."""
-    expansion, device = network.expansion, network.usual.device
-    width, words = network.config.text_width, network.config.words
-    meaning, worded = (
-        _Ridge(size, width, device) for size in (network.config.text_landmarks, words)
-    )
-    total, count = torch.zeros(width, device=device), 0
-    for block in blocks(learnable(stream(paths), every_sample)):
+    expansion, config, device = network.expansion, network.config, network.usual.device
+    width, size = config.text_width, config.text_landmarks
+    meaning, worded = (Ridge(each, width, PARTS, device) for each in (size, config.words))
+    for block in blocks(learnable(stream(paths), every_sample), SOLVED_AT_ONCE):
         for part in range(PARTS):
             some = [pair for pair in block if pair.part == part and len(pair.text) > 1]
             if not some:
                 continue
             own = functional.normalize(texts_of(some).to(device), dim=-1)
             others = _others(own, some)
-            meaning.add(part, expansion.likeness(own), others)
-            worded.add(part, expansion.told(network.held(ids_of(some))), others)
-            total, count = total + others.sum(0), count + len(others)
-    mean = total / count
-    among = torch.exp(SHARPNESS * (expansion.landmarks @ expansion.landmarks.T - 1)).double()
-    eye = torch.eye(words, dtype=torch.float64, device=device)
-    # In float64, and a little more on the diagonal: landmarks may be much alike.
-    tiny = 1e-4 * torch.eye(len(among), dtype=torch.float64, device=device)
-    weights = list(
-        zip(
-            meaning.solved(mean, KERNEL_RIDGE * among + tiny),
-            worded.solved(mean, WORD_RIDGE * eye),
-            strict=True,
-        )
-    )
+            meaning.add(expansion.likeness(own), others, part)
+            worded.add(expansion.told(network.held(ids_of(some))), others, part)
+    among = KERNEL_RIDGE * expansion.likeness(expansion.landmarks)
+    apart = WORD_RIDGE * torch.eye(config.words, device=device)
+    weights = [
+        (meaning.solved(among, without), worded.solved(apart, without))
+        for without in (*range(PARTS), None)
+    ]
     expansion.meaning.copy_(weights[-1][0])
     expansion.words.copy_(weights[-1][1])
     return weights
@@ -226,10 +215,10 @@ def _expanded(
     weights: list[tuple[Tensor, Tensor]] | None,
     every_sample: bool,
 ) -> list[Tensor]:
-    """Captions of each pair (C, D), expanded by what was solved without the pair's part."""
+    """Captions of each pair (C, D) float16, expanded by what was solved without the pair's part."""
     expansion = network.expansion
     if weights is None:
-        return [functional.normalize(pair.text.float(), dim=-1) for pair in block]
+        return [functional.normalize(pair.text.float(), dim=-1).half() for pair in block]
     own = functional.normalize(texts_of(block).to(network.usual.device), dim=-1)
     likeness, told = expansion.likeness(own), expansion.told(network.held(ids_of(block)))
     of = [pair.part if every_sample or not pair.held_out else PARTS for pair in block]
@@ -239,4 +228,4 @@ def _expanded(
         rows = (parts == part).nonzero()[:, 0].to(own.device)
         meaning, words = weights[part]
         made[rows] = joined(own[rows], likeness[rows] @ meaning, told[rows] @ words)
-    return list(made.split([len(pair.text) for pair in block]))
+    return list(made.half().cpu().split([len(pair.text) for pair in block]))

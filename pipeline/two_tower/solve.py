@@ -1,12 +1,10 @@
 """What is solved instead of descended to, once the heads have learned: kernel ridge for vectors and
 for words, and what matching weighs.
 
-One pass over the features gathers the normal equations of
-
-    A = (K' K + l G)^-1 K' (Y - m)          K (N, M) pictures to landmarks, G (M, M) among these
-
-with Y the mean caption vectors of the pictures for `vectors`, the shares of their captions that
-hold each word for `shares`, and m their means. Memory is M (M + E + V), however many pictures.
+One pass over the features gathers the normal equations of kernel ridge (`ridge.py`) from pictures'
+likenesses to landmarks, with the landmarks' likenesses among themselves for penalty. Its targets:
+the mean caption vectors of the pictures for `vectors`, the shares of their captions that hold each
+word for `shares`. Memory is M (M + E + V), however many pictures.
 """
 
 from __future__ import annotations
@@ -29,8 +27,9 @@ from pipeline.two_tower.features import (
     texts_of,
 )
 from pipeline.two_tower.network import EVIDENCE, TwoTowerNetwork
+from pipeline.two_tower.ridge import Ridge
 
-RIDGE = 1.0  # l
+RIDGE = 1.0  # of the penalty
 CANDIDATES = 20  # as many as are looked at again, by default
 
 
@@ -44,28 +43,16 @@ def solve(
 ) -> None:
     """Fill in what the network's kernel foretells, for the text head as it is. Landmarks are there
     (`prepare`)."""
-    device = network.usual.device
-    size, targets = network.config.landmarks, network.config.dim + network.config.words
-    gram = torch.zeros(size, size, device=device)
-    cross = torch.zeros(size, targets, device=device)
-    total, likeness, count = torch.zeros(targets, device=device), torch.zeros_like(gram[0]), 0
+    device, config, kernel = network.usual.device, network.config, network.kernel
+    ridge = Ridge(config.landmarks, config.dim + config.words, parts=1, device=device)
     for block in blocks(learnable(stream(paths, expanded=expanded), every_sample)):
-        seen = network.kernel(network.rooted(images_of(block).to(device)))  # (B, M)
         vectors = meaned(network.heads.texts(texts_of(block).to(device)), block)
         shares = meaned(network.held(ids_of(block)), block)
-        target = torch.cat([vectors, shares], dim=1)
-        gram += seen.T @ seen
-        cross += seen.T @ target
-        total, likeness, count = total + target.sum(0), likeness + seen.sum(0), count + len(block)
-    mean = total / count
-    among = network.kernel.landmarks @ network.kernel.landmarks.T
-    ridge = RIDGE * torch.exp(network.kernel.sharpness * (among - 1))
-    # In float64: landmarks that are much alike make the equations nearly singular.
-    left = (gram + ridge).double() + 1e-4 * torch.eye(size, device=device, dtype=torch.float64)
-    right = (cross - likeness[:, None] * mean).double()
-    solved = torch.linalg.solve(left, right).float()
-    network.kernel.vectors.copy_(solved[:, : network.config.dim])
-    network.kernel.shares.copy_(solved[:, network.config.dim :])
+        likeness = kernel(network.rooted(images_of(block).to(device)))  # (B, M)
+        ridge.add(likeness, torch.cat([vectors, shares], dim=1))
+    solved = ridge.solved(RIDGE * kernel.likeness(kernel.landmarks))
+    kernel.vectors.copy_(solved[:, : config.dim])
+    kernel.shares.copy_(solved[:, config.dim :])
 
 
 @torch.inference_mode()
@@ -103,7 +90,7 @@ def weigh_evidence(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> None:
     scores = torch.stack(own + other).double() @ weights
     truths = torch.arange(len(scores), device=device) < len(own)
     bias, stretch = logistic(scores, truths)
-    weights *= stretch
+    weights *= max(0.0, stretch)  # evidence that misleads where it was not fitted is none
     weights[0] = bias
     network.evidence.copy_(weights.float())
 

@@ -7,8 +7,9 @@
     write the model, and report.json: every figure on samples that were not learned from, though
         the text's weight in the mean was chosen by them
 
-Killed and started again it goes on where it was: feature shards that are whole stay, each learning
-has its checkpoint, and what was judged is not judged again.
+Killed and started again it goes on where it was: feature shards that are whole stay, and so does a
+preparation that was finished; each learning has its checkpoint, and what was judged is not judged
+again.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pipeline.model.config import FusionConfig
 from pipeline.records import Shard
 from pipeline.samples import ReadSettings
 from pipeline.two_tower.checkpoint import save_two_tower
-from pipeline.two_tower.features import compute, stream
+from pipeline.two_tower.features import compute, stream, sweep
 from pipeline.two_tower.frozen import ImageTower, TextTower
 from pipeline.two_tower.judge import MOST_JUDGED, judge
 from pipeline.two_tower.learn import LearnSettings, learn
@@ -68,6 +69,8 @@ def train_two_tower(
     folder.mkdir(parents=True, exist_ok=True)
     image = ImageTower(settings.image, settings.encoder)
     text = TextTower(settings.text, settings.encoder)
+    for each in (folder, *folder.glob("expanded/*")):
+        sweep(each)
     computed = compute(shards, image, text, folder / "features", settings.read, told)
     cached = time.monotonic()
     survey_ = survey(computed.paths)
@@ -182,12 +185,12 @@ def _config(
         word_width=text.token_width,
         root=survey_.root,
         landmarks=min(LANDMARKS, survey_.learnable),
-        # Without other captions of a picture there is nothing to expand by.
-        text_landmarks=min(TEXT_LANDMARKS, survey_.learnable_captions) * (survey_.several > 1),
+        text_landmarks=(
+            min(TEXT_LANDMARKS, survey_.learnable_captions) if survey_.expandable else 0
+        ),
         words=len(survey_.words),
         dim=max(TwoTowerConfig.dim, text.width),
-        # Without other captions to ask by there is nothing that a fusion could learn.
-        fusion=settings.fusion if survey_.several > 1 else None,
+        fusion=settings.fusion if survey_.fusible else None,
     )
 
 

@@ -1,0 +1,79 @@
+"""Frozen towers: what they make of pictures and texts, whatever the model."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import tiny_towers
+import torch
+from PIL import Image
+
+from benchmarks.random_models import clip_folder
+from pipeline.encoders import EncoderSettings
+from pipeline.errors import EncoderError
+from pipeline.two_tower.frozen import ImageTower, TextTower
+
+CPU = EncoderSettings(device="cpu", precision="float32")
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("towers")
+    return tiny_towers.image_folder(folder / "image"), tiny_towers.text_folder(folder / "text")
+
+
+def test_what_pads_on_the_left_is_read_as_what_pads_on_the_right(towers):
+    right, left = (TextTower(str(towers[1]), CPU) for _ in range(2))
+    left._network.tokenizer.padding_side = "left"
+    texts = ["red", "a picture of red beside pink"]
+    ours, theirs = right(texts), left(texts)
+    assert torch.equal(ours.mask, theirs.mask) and ours.mask[0].sum() < ours.mask[1].sum()
+    assert ours.ids == theirs.ids
+    assert theirs.tokens.shape == ours.tokens.shape
+
+
+def test_a_closer_look_is_of_the_mirror_image_and_the_middle_too(towers):
+    tower = ImageTower(str(towers[0]), CPU)
+    rng = random.Random(3)
+    side = tower.side
+    pixels = [tower.preprocess(tiny_towers.picture("red", c, rng)) for c in ("blue", "pink")]
+    whole = tower(pixels).pooled
+    mirrored = tower([np.ascontiguousarray(each[:, :, ::-1]) for each in pixels]).pooled
+    box = (side / 9, side / 9, side * 8 / 9, side * 8 / 9)
+    images = [Image.fromarray(np.ascontiguousarray(each.transpose(1, 2, 0))) for each in pixels]
+    larger = [image.resize((side, side), tower._resample, box) for image in images]
+    middle = tower([np.asarray(each).transpose(2, 0, 1).copy() for each in larger]).pooled
+    assert not torch.allclose(whole, mirrored, atol=1e-3)
+    assert not torch.allclose(whole, middle, atol=1e-3)
+    close = tower.closely(pixels, whole)
+    assert torch.allclose(close, (whole + mirrored + middle) / 3, atol=1e-6)
+    assert tower.closely([], whole[:0]).shape == (0, tower.width)
+
+
+def test_any_vision_tower_will_do(tmp_path, towers):
+    """CLIP's, asked for by the whole CLIP: its vision tower is taken."""
+    clip = clip_folder(
+        tmp_path / "clip", side=32, width=24, vision={"patch_size": 8},
+        tower={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+               "num_attention_heads": 2},
+    )  # fmt: skip
+    tower = ImageTower(str(clip), CPU)
+    rng = random.Random(0)
+    pixels = [
+        tower.preprocess(tiny_towers.picture("red", c, rng)) for c in ("blue", "pink", "black")
+    ]
+    seen = tower(pixels)
+    assert (seen.pooled.shape, seen.tokens.shape) == ((3, 32), (3, 16, 32))
+    with pytest.raises(EncoderError, match="its image processor"):
+        ImageTower(str(towers[1]), CPU)
+
+
+def test_a_text_model_without_words_is_read_by_its_vector(tmp_path):
+    """Averaged word vectors: no tokens to look at one by one, no ids to take for evidence."""
+    tower = TextTower(str(tiny_towers.static_text_folder(tmp_path)), CPU)
+    told = tower(["red and blue", "pink"])
+    assert told.tokens.shape == (2, 1, 32) and torch.equal(told.tokens[:, 0], told.pooled)
+    assert told.mask.all() and told.ids == [[], []]
+    assert not torch.allclose(told.pooled[0], told.pooled[1])

@@ -1,0 +1,295 @@
+"""What is known before heads learn: features, statistics, landmarks, captions expanded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny_towers
+import torch
+from tiny_towers import PHRASES
+
+from pipeline.encoders import EncoderSettings
+from pipeline.images import DecodeSettings, decode
+from pipeline.samples import ReadSettings, read_samples
+from pipeline.shards import list_shards
+from pipeline.two_tower import prepare as preparing
+from pipeline.two_tower import solve as solving
+from pipeline.two_tower.expansion import FROM_MEANING, FROM_WORDS, SHARPNESS
+from pipeline.two_tower.features import (
+    BUFFER,
+    PARTS,
+    closely_of,
+    compute,
+    held_out,
+    images_of,
+    save_expanded,
+    stream,
+    words_of,
+)
+from pipeline.two_tower.frozen import ImageTower, TextTower
+from pipeline.two_tower.network import TwoTowerConfig
+from pipeline.two_tower.ridge import JITTER
+
+CPU = EncoderSettings(device="cpu", precision="float32")
+READ = ReadSettings()
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("towers")
+    image, text = tiny_towers.image_folder(folder / "image"), tiny_towers.text_folder(folder)
+    return ImageTower(str(image), CPU), TextTower(str(text), CPU)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    for seed in range(3):
+        tiny_towers.make_pairs(folder / f"p-{seed:05d}.tar", 120, seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def features(towers, pairs, tmp_path_factory):
+    return features_of(towers, pairs, tmp_path_factory.mktemp("features"))
+
+
+def features_of(towers, pairs, folder):
+    shards = list_shards([str(pairs)], None)
+    return compute(shards, *towers, folder, READ, lambda line: None).paths
+
+
+def config_of(features, **changed):
+    told, first = preparing.survey(features), next(stream(features))
+    shapes = {
+        "image": "an image model", "image_fingerprint": "1", "text": "a text model",
+        "text_fingerprint": "2", "image_width": first.image.shape[-1],
+        "patch_width": first.patches.shape[-1], "text_width": first.text.shape[-1],
+        "word_width": first.words.shape[-1], "root": told.root, "landmarks": 50,
+        "text_landmarks": 60 if told.expandable else 0, "words": len(told.words), "dim": 64,
+    }  # fmt: skip
+    return TwoTowerConfig(**{**shapes, **changed})
+
+
+def prepared_of(config, features, folder, every_sample):
+    return preparing.prepare(
+        config, features, preparing.survey(features), folder, every_sample=every_sample,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+
+
+def test_a_stream_gives_every_pair_once_in_the_order_of_its_seed(features):
+    in_order = [pair.image for pair in stream(features)]
+    shuffled = [pair.image for pair in stream(features, seed=3)]
+    again = [pair.image for pair in stream(features, seed=3)]
+    other = [pair.image for pair in stream(features, seed=4)]
+    assert len(in_order) == 360 < BUFFER
+    as_set = lambda images: sorted(image.numpy().tobytes() for image in images)  # noqa: E731
+    assert as_set(in_order) == as_set(shuffled) == as_set(other)
+    assert all(torch.equal(a, b) for a, b in zip(shuffled, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(shuffled, other, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(shuffled, in_order, strict=True))
+
+
+def test_features_are_those_of_the_towers(features, towers, pairs):
+    image, text = towers
+    shard = list_shards([str(pairs / "p-00000.tar")], None)[0]
+    sample = next(iter(read_samples(shard, READ)))
+    pair = next(stream(features[:1]))
+    seen = image([image.preprocess(decode(sample.picture, DecodeSettings(), image.side).image)])
+    told = text(sample.captions)
+    assert torch.allclose(pair.image.float(), seen.pooled[0], atol=2e-3)
+    assert torch.allclose(pair.patches.float(), seen.tokens[0], atol=2e-3)
+    assert torch.allclose(pair.text.float(), told.pooled, atol=2e-3)
+    assert pair.ids == told.ids and len(pair.ids) == len(PHRASES)
+    words, mask = words_of([pair], [1])
+    assert mask.sum() == told.mask[1].sum()
+    assert torch.allclose(words[mask], told.tokens[1][told.mask[1]], atol=2e-3)
+
+
+def test_with_every_picture_a_landmark_it_is_kernel_ridge_as_the_books_have_it(features, tmp_path):
+    """Nystroem with M = N is exact: (K'K + lK)^-1 K'Y = (K + lI)^-1 Y."""
+    count = sum(1 for _ in stream(features))
+    network = prepared_of(config_of(features, landmarks=count), features, tmp_path, True).eval()
+    solving.solve(network, features, tmp_path, every_sample=True)
+    pairs = list(stream(features, expanded=tmp_path))
+    x = network.rooted(images_of(pairs)).double()
+    mean, spread = x.mean(0), x.std(0, correction=0) + preparing.FLOOR
+    z = torch.nn.functional.normalize((x - mean) / spread, dim=-1)
+    kernel = torch.exp(network.config.sharpness * (z @ z.T - 1))
+    with torch.inference_mode():
+        vectors = torch.stack([network.heads.texts(p.text.float()).mean(0) for p in pairs])
+        held = torch.stack([network.held(p.ids).mean(0) for p in pairs])
+        target = torch.cat([vectors, held], dim=1).double()
+        books = torch.linalg.solve(
+            kernel + solving.RIDGE * torch.eye(count), target - target.mean(0)
+        )
+        ours = network.kernel(x.float()).double()
+        solved = torch.cat([network.kernel.vectors, network.kernel.shares], dim=1).double()
+        assert torch.allclose(ours @ solved, kernel @ books, atol=5e-3)
+    assert torch.allclose(network.usual.double(), target.mean(0)[network.config.dim :], atol=1e-5)
+
+
+def test_landmarks_are_drawn_evenly_from_all(features, tmp_path):
+    pairs = list(stream(features))
+    config = config_of(features, landmarks=30, text_landmarks=40)
+    network = prepared_of(config, features, tmp_path, True)
+    z = network.kernel.standard(network.rooted(images_of(pairs)))
+    alike = network.kernel.landmarks @ z.T
+    places = preparing.drawn(len(pairs), 30)
+    assert (alike[torch.arange(30), places] > 1 - 1e-5).all()
+    assert len(set(places)) == 30 and places == sorted(places)
+    thirds = np.bincount([place * 3 // len(pairs) for place in places], minlength=3)
+    assert thirds.min() >= 4
+    assert preparing.drawn(3, 30) == [0, 1, 2]
+    own = torch.nn.functional.normalize(torch.cat([p.text for p in pairs]).float(), dim=-1)
+    texts = preparing.drawn(len(own), 40)
+    assert torch.allclose(network.expansion.landmarks, own[texts])
+
+
+@pytest.mark.parametrize("every_sample", [False, True])
+def test_captions_are_expanded_by_what_was_solved_without_them(features, tmp_path, every_sample):
+    """By the books, in float64 and part by part: ridge from a caption to the mean of the others."""
+    network = prepared_of(config_of(features, text_landmarks=25), features, tmp_path, every_sample)
+    pairs = list(stream(features))
+    expanded = list(stream(features, expanded=tmp_path))
+    unit = lambda y: torch.nn.functional.normalize(y, dim=-1)  # noqa: E731
+    own = [unit(pair.text.double()) for pair in pairs]
+    others = [unit(each.sum(0) - each) for each in own]
+    landmarks = network.expansion.landmarks.double()
+    among = torch.exp(SHARPNESS * (landmarks @ landmarks.T - 1))
+    kernels = [torch.exp(SHARPNESS * (each @ landmarks.T - 1)) for each in own]
+    held = [unit((network.held(pair.ids) * network.expansion.rarity).double()) for pair in pairs]
+    learned = [every_sample or not pair.held_out for pair in pairs]
+    parts = [pair.part if yes else None for pair, yes in zip(pairs, learned, strict=True)]
+    assert {part for part in parts if part is not None} == set(range(PARTS))
+    assert (None in parts) != every_sample
+    ours_of = lambda pair: network.expansion(pair.text.float(), network.held(pair.ids))  # noqa: E731
+    apart = []
+    for without in {*parts, None}:
+        rows = [i for i, yes in enumerate(learned) if yes and pairs[i].part != without]
+        y = torch.cat([others[i] for i in rows])
+        y = y - y.mean(0)
+        k, b = torch.cat([kernels[i] for i in rows]), torch.cat([held[i] for i in rows])
+        meaning = by_the_books(k, y, preparing.KERNEL_RIDGE * among)
+        words = by_the_books(b, y, preparing.WORD_RIDGE * torch.eye(b.shape[1]))
+        for i in [i for i, part in enumerate(parts) if part == without]:
+            more = FROM_MEANING * unit(kernels[i] @ meaning) + FROM_WORDS * unit(held[i] @ words)
+            assert torch.allclose(expanded[i].text.double(), unit(own[i] + more), atol=1e-3)
+            apart.append(ours_of(pairs[i]).double() - expanded[i].text.double())
+        if without is None:
+            pair = pairs[0]
+            more = FROM_MEANING * unit(kernels[0] @ meaning) + FROM_WORDS * unit(held[0] @ words)
+            assert torch.allclose(ours_of(pair).double(), unit(own[0] + more), atol=1e-3)
+            (alone,) = preparing.expand(network, [pair])
+            assert torch.equal(alone.text, ours_of(pair).half())
+    # What was solved with a caption would have expanded it otherwise.
+    assert torch.cat(apart).abs().max() > 0.01
+
+
+def by_the_books(x, y, penalty):
+    left = x.T @ x + penalty
+    return torch.linalg.solve(
+        left + JITTER * left.diagonal().mean() * torch.eye(len(left)), x.T @ y
+    )
+
+
+def test_expanded_captions_follow_their_pairs_into_any_order(features, tmp_path):
+    for path in features:
+        texts = [torch.full((len(p.text), 3), float(p.image[0])) for p in stream([path])]
+        save_expanded(tmp_path, path, texts)
+    shuffled = list(stream(features, seed=4, expanded=tmp_path))
+    assert len(shuffled) == 360
+    for pair in shuffled:
+        assert pair.text.shape == (len(PHRASES), 3)
+        assert (pair.text == pair.image[0].half()).all()
+
+
+def test_a_preparation_that_is_there_is_taken(features, tmp_path):
+    first = prepared_of(config_of(features), features, tmp_path, True)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(before) == len(features) + 1
+    second = prepared_of(config_of(features), features, tmp_path, True)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    for (name, ours), (_, theirs) in zip(
+        first.named_parameters(), second.named_parameters(), strict=True
+    ):
+        assert ours.requires_grad or torch.equal(ours, theirs), name
+
+
+def test_pairs_held_out_and_no_others_are_looked_at_closely(features, towers, pairs):
+    image, _ = towers
+    shard = list_shards([str(pairs / "p-00000.tar")], None)[0]
+    known = list(zip(read_samples(shard, READ), stream(features[:1]), strict=True))
+    assert [pair.held_out for _, pair in known] == [held_out(sample.key) for sample, _ in known]
+    sample, pair = next(each for each in known if each[1].held_out)
+    pixels = [image.preprocess(decode(sample.picture, DecodeSettings(), image.side).image)]
+    seen = image.closely(pixels, image(pixels).pooled)
+    assert torch.allclose(closely_of([pair]), seen, atol=2e-3)
+    with pytest.raises(ValueError, match="expected 120, found"):
+        closely_of([pair for _, pair in known])
+
+
+def test_a_shard_without_a_pair_is_gone_through(features, towers, pairs, tmp_path):
+    (tmp_path / "some").mkdir()
+    for path in pairs.iterdir():
+        (tmp_path / "some" / path.name).symlink_to(path)
+    tiny_towers.make_pairs(tmp_path / "some" / "p-00001b.tar", 5, 9, captions=0)
+    more = features_of(towers, tmp_path / "some", tmp_path / "features")
+    assert len(more) == 4
+    ours = prepared_of(config_of(more), more, tmp_path / "ours", True)
+    theirs = prepared_of(config_of(features), features, tmp_path / "theirs", True)
+    for (name, mine), (_, other) in zip(
+        ours.named_parameters(), theirs.named_parameters(), strict=True
+    ):
+        assert mine.requires_grad or torch.equal(mine, other), name
+    texts = [
+        [pair.text for pair in stream(paths, expanded=tmp_path / folder)]
+        for paths, folder in ((more, "ours"), (features, "theirs"))
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*texts, strict=True)) and len(texts[0]) == 360
+
+
+@pytest.mark.parametrize("several", [1, 40, 200])
+def test_captions_are_expanded_where_enough_pairs_have_others(towers, tmp_path, several):
+    for seed, (count, captions) in enumerate([(150, 1), (several, 3)]):
+        tiny_towers.make_pairs(tmp_path / "p" / f"{seed}.tar", count, seed, captions=captions)
+    features = features_of(towers, tmp_path / "p", tmp_path / "features")
+    told = preparing.survey(features)
+    assert told.fusible == (several > 1) and told.expandable == (several == 200)
+    assert sum(told.several) == sum(
+        len(pair.text) > 1 and not pair.held_out for pair in stream(features)
+    )
+    network = prepared_of(config_of(features), features, tmp_path / "expanded", False)
+    own = [torch.nn.functional.normalize(p.text.float(), dim=-1) for p in stream(features)]
+    expanded = [pair.text.float() for pair in stream(features, expanded=tmp_path / "expanded")]
+    alike = torch.cat([(a * b).sum(-1) for a, b in zip(own, expanded, strict=True)])
+    assert alike.isfinite().all()
+    assert (alike < 0.999).any() if told.expandable else (alike > 0.999).all()
+    assert (len(network.expansion.landmarks) > 0) == told.expandable
+
+
+def test_a_preparation_that_was_killed_is_made_anew(features, tmp_path, monkeypatch):
+    config = config_of(features)
+    straight = prepared_of(config, features, tmp_path / "straight", True)
+
+    class Killed(Exception):
+        pass
+
+    def killed(folder, path, texts):
+        if path == features[1]:
+            raise Killed
+        save_expanded(folder, path, [torch.zeros_like(text) for text in texts])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(preparing, "save_expanded", killed)
+        with pytest.raises(Killed):
+            prepared_of(config, features, tmp_path / "again", True)
+    again = prepared_of(config, features, tmp_path / "again", True)
+    assert torch.equal(again.expansion.meaning, straight.expansion.meaning)
+    for ours, theirs in zip(
+        stream(features, expanded=tmp_path / "again"),
+        stream(features, expanded=tmp_path / "straight"),
+        strict=True,
+    ):
+        assert torch.equal(ours.text, theirs.text)
