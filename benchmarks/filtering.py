@@ -39,7 +39,7 @@ from pipeline.two_tower.features import Pair, images_of, stream
 from pipeline.two_tower.judge import gallery, ranks, recall
 from pipeline.two_tower.learn import LearnSettings, learn
 from pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
-from pipeline.two_tower.prepare import expand, prepare, survey
+from pipeline.two_tower.prepare import prepare, survey
 from pipeline.two_tower.solve import solve, weigh_evidence
 
 RESULT = Path(__file__).parent / "results" / "filtering.json"
@@ -153,7 +153,8 @@ def learned(
             checkpoint=Path(folder) / "state", told=lambda step, losses: None,
         )  # fmt: skip
         solve(network, [path], expanded, every_sample=False)
-    weigh_evidence(network, expand(network, [pair for pair in pairs if pair.held_out]))
+        held = [pair for pair in stream([path], expanded=expanded) if pair.held_out]
+    weigh_evidence(network, held)
     return network
 
 
@@ -177,11 +178,12 @@ def scores(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> list[np.ndarray]:
     look."""
     found = []
     for at in range(0, len(pairs), 256):
-        block = expand(network, pairs[at : at + 256])
+        block = pairs[at : at + 256]
         seen = network.seen(images_of(block))
         for row, pair in enumerate(block):
-            texts, alone = network.heads.texts(pair.text.float()), torch.tensor([row])
-            traits = network.traits(texts, network.held(pair.ids), seen[alone])
+            held, alone = network.held(pair.ids), torch.tensor([row])
+            texts = network.text_vectors(pair.text.float(), held)
+            traits = network.traits(texts, held, seen[alone])
             found.append(network.logits(traits)[:, 0].numpy())
     return found
 
@@ -189,7 +191,11 @@ def scores(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> list[np.ndarray]:
 @torch.inference_mode()
 def measured(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> dict[str, dict[str, float]]:
     """Recall on clean pairs, of pictures alone and of the even mean."""
-    shown = gallery(network, expand(network, pairs))
+    expanded = [
+        replace(pair, text=network.expansion(pair.text.float(), network.held(pair.ids)))
+        for pair in pairs
+    ]
+    shown = gallery(network, expanded)
     mean = torch.nn.functional.normalize(shown.image + shown.text, dim=-1)
     return {
         "image": recall(ranks(shown, shown.image)),

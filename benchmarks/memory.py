@@ -63,11 +63,18 @@ def tree(process: psutil.Process) -> Counter[str]:
     sizes: Counter[str] = Counter()
     for each in [process, *process.children(recursive=True)]:
         with contextlib.suppress(OSError, psutil.NoSuchProcess):  # it has just ended
-            name = " ".join(each.cmdline())[-40:] if each.name() == "python" else each.name()
+            name = program(each.name(), each.cmdline())
             for line in Path(f"/proc/{each.pid}/smaps_rollup").read_text().splitlines():
                 if line.startswith("Pss:"):
                     sizes[name] += int(line.split()[1]) << 10
     return sizes
+
+
+def program(name: str, arguments: list[str]) -> str:
+    """Of a Python process the script or module that it runs, of others their name."""
+    if not name.startswith("python"):
+        return name
+    return next((Path(each).name for each in arguments[1:] if not each.startswith("-")), name)
 
 
 def run(samples: int, encoder: str) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from index.queries import pixels_of
@@ -41,7 +41,7 @@ def match(
             "image": image,
             "text": text,
             "logit": logit,
-            "probability": 1 / (1 + math.exp(-logit)),
+            "probability": float(np.exp(-np.logaddexp(0, -logit))),
             "match": logit > 0,
             "cosine": cosine,
         }

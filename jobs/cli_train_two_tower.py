@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.cli_train_request import TrainRequest, tell
 from pipeline.encoders import EncoderSettings
-from pipeline.errors import UsageError
+from pipeline.errors import ChiasmError, UsageError
 from pipeline.model.curves import draw_curves
 from pipeline.samples import ReadSettings
 from pipeline.shards import list_shards
@@ -30,6 +30,19 @@ def run(request: TrainRequest) -> None:
         print(line)
     print(f"{request.to}: trained; use it with --encoder two-tower:{request.to}", flush=True)
     draw_curves(request.to)
+    require_whole(report, len(shards))
+
+
+def require_whole(report: dict[str, Any], shards: int) -> None:
+    """ChiasmError where a shard was cut or damaged."""
+    damaged = report["damaged"]
+    if damaged:
+        raise ChiasmError(
+            f"{len(damaged)} of {shards} shards",
+            expected="whole tar files",
+            found=f"cut or damaged {', '.join(damaged[:5])}: learned from what came before",
+            do="fetch them again and train into another folder; chiasm embed tells which and where",
+        )
 
 
 def settings_of(request: TrainRequest) -> TwoTowerSettings:
@@ -57,9 +70,11 @@ def settings_of(request: TrainRequest) -> TwoTowerSettings:
 
 def told(report: dict[str, Any]) -> list[str]:
     """The report in lines for a person."""
+    lost, seconds = report["lost"], report["seconds_of_this_run"]
+    why = f" ({', '.join(f'{count:,} {reason}' for reason, count in lost.items())})" if lost else ""
     lines = [
-        f"{report['pairs']:,} pairs, {report['lost']:,} samples lost; features "
-        f"{report['seconds']['features']:.0f} s, learning {report['seconds']['learning']:.0f} s"
+        f"{report['pairs']:,} pairs, {sum(lost.values()):,} samples lost{why}; this run: features "
+        f"{seconds['features']:.0f} s, learning {seconds['learning']:.0f} s"
     ]
     if not report["queries"]:
         return [*lines, "one caption a picture: the mean ships, and nothing was left to judge by"]

@@ -40,9 +40,12 @@ _KINDS = {  # how files begin that are taken for shards -> what a message calls 
 }
 
 
+DAMAGES = ("truncated", "damaged", "bomb")
+
+
 class Damaged(Exception):
-    """A tar cannot be read on. `reason`: truncated (its bytes end), damaged (they are wrong) or
-    bomb (there are too many of them)."""
+    """A tar cannot be read on. `reason`, one of DAMAGES: truncated (its bytes end), damaged (they
+    are wrong) or bomb (there are too many of them)."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipeline.encoders import EncoderSettings, load_encoder
 from pipeline.errors import UsageError
-from pipeline.model.curves import draw_curves, read_log
+from pipeline.model.curves import draw_curves, figure_of, read_log
 
 
 @pytest.mark.timeout(300)
@@ -104,5 +104,12 @@ def test_curves_show_each_sitting_in_its_turn_and_lines_that_a_kill_tore_are_lef
     torn = told[1][:20] + told[1]  # what goes on after a kill goes on in the same line
     (tmp_path / "log.jsonl").write_text(told[0] + torn + told[1] + told[2])
     assert read_log(tmp_path) == lines
+    drawn = figure_of(lines)
+    assert [axes.get_title() for axes in drawn.axes] == [
+        "training losses, second to none", "training losses, another",
+    ]  # fmt: skip
+    first, second = ([line.get_label() for line in axes.lines] for axes in drawn.axes)
+    assert (first, second) == (["image"], ["image", "text"])
+    assert drawn.axes[0].lines[0].get_xydata().tolist() == [[10, 3.0], [20, 2.0]]
     with Image.open(draw_curves(tmp_path)) as curves:
         assert curves.format == "PNG"

@@ -14,12 +14,14 @@ import torch
 from PIL import Image
 from tiny_towers import COLOURS, PHRASES
 
+from jobs import cli_train_two_tower as cli
 from pipeline.encoders import EncoderSettings, load_encoder, mean_of, require_matcher
-from pipeline.errors import EncoderError, UsageError
+from pipeline.errors import ChiasmError, EncoderError, UsageError
 from pipeline.images import DecodeSettings, decode
 from pipeline.model.config import FusionConfig
 from pipeline.samples import ReadSettings, read_samples
 from pipeline.shards import list_shards
+from pipeline.two_tower import judge as judging
 from pipeline.two_tower.checkpoint import load_two_tower, save_two_tower
 from pipeline.two_tower.features import (
     closely_of,
@@ -35,7 +37,7 @@ from pipeline.two_tower.features import (
 from pipeline.two_tower.frozen import ImageTower, TextTower
 from pipeline.two_tower.learn import LearnSettings, learn
 from pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
-from pipeline.two_tower.prepare import expand, prepare, survey
+from pipeline.two_tower.prepare import prepare, survey
 from pipeline.two_tower.solve import solve, weigh_evidence
 from pipeline.two_tower.train import TwoTowerSettings, train_two_tower
 
@@ -79,7 +81,7 @@ def features(trained):
 def test_it_learns_to_find_and_tells_so_of_samples_held_out(trained):
     folder, report = trained
     assert report == json.loads((folder / "report.json").read_text())
-    assert (report["pairs"], report["lost"]) == (360, 0)
+    assert (report["pairs"], report["lost"], report["damaged"]) == (360, {}, [])
     held = report["held_out"]
     assert 20 <= held <= 60 and report["queries"] == 2 * held
     # 56 ordered pairs of colours: of some 36 pictures a few have twins, and no query can tell.
@@ -200,15 +202,23 @@ def test_a_fusion_moves_nothing_but_itself_and_that_in_its_steps_alone(trained, 
 
 def test_what_is_saved_is_what_was_learned(trained, features, tmp_path):
     network = learned(features, config_of(trained), tmp_path / "state").eval()
-    solve(network, features, tmp_path / "expanded", every_sample=False)
+    expanded = tmp_path / "expanded"
+    solve(network, features, expanded, every_sample=False)
+    weigh_evidence(network, [pair for pair in stream(features, expanded=expanded) if pair.held_out])
+    assert network.evidence[1:].min() >= 0 and network.evidence[1:].max() > 0
     save_two_tower(tmp_path / "saved", network)
     loaded = load_two_tower(tmp_path / "saved")
     pairs = [pair for pair in stream(features) if pair.held_out]
     with torch.inference_mode():
-        weigh_evidence(network, expand(network, pairs))
-        assert network.evidence[1:].min() >= 0 and network.evidence[1:].max() > 0
         for ours, theirs in zip(gallery_of(network, pairs), gallery_of(loaded, pairs), strict=True):
             assert ((ours * theirs).sum(-1) > 0.9999).all()
+        held = network.held([pair.ids[0] for pair in pairs])
+        logits = [
+            each.logits(each.traits(texts, held, each.seen(closely_of(pairs))))
+            for each in (network, loaded)
+            for texts in [gallery_of(each, pairs)[1][:: len(PHRASES)]]
+        ]
+        assert torch.allclose(*logits, atol=0.05) and logits[0].std() > 1
 
 
 def gallery_of(network, pairs):
@@ -250,6 +260,36 @@ def test_pairs_match_as_they_were_judged(trained, features, pairs):
     wrong = encoder.match_pairs(pixels[1:] + pixels[:1], asked)
     assert np.allclose(wrong, np.roll(logits, -1, axis=1).diagonal(), atol=0.05)
     assert np.ptp(logits) > 2
+
+
+def test_matching_is_judged_by_what_the_other_half_says_it_weighs(trained, features, monkeypatch):
+    network = load_two_tower(trained[0])
+    expanded = trained[0] / "expanded" / "choosing"
+    pairs = [pair for pair in stream(features, expanded=expanded) if pair.held_out]
+    halves, asked = [], []
+
+    def weigh(network, half):
+        halves.append({id(pair) for pair in half})
+        weigh_evidence(network, half)
+
+    def traits(text, held, seen):
+        asked.append((len(halves) - 1, text[0]))
+        return type(network).traits(network, text, held, seen)
+
+    with torch.inference_mode():
+        shown = judging.gallery(network, pairs)
+        with monkeypatch.context() as patched:
+            patched.setattr(judging, "weigh_evidence", weigh)
+            patched.setattr(network, "traits", traits)
+            found = judging.rerank(network, pairs, shown)
+        chosen = (shown.queries @ shown.image.T).argmax(1)
+    of_rerank = [(half, text) for half, text in asked if (shown.queries == text).all(1).any()]
+    assert len(of_rerank) >= len(shown.queries)
+    for half, text in of_rerank:
+        rows = shown.rows[(shown.queries == text).all(1)].tolist()
+        assert any(id(pairs[row]) not in halves[half] for row in rows)
+    assert found["r1_before"] == round(float((chosen == shown.rows).float().mean()), 4)
+    assert halves[0] | halves[1] == {id(pair) for pair in pairs} and not halves[0] & halves[1]
 
 
 def test_features_are_computed_once_and_again_where_something_changed(trained, towers, pairs):
@@ -345,6 +385,20 @@ def test_a_tower_that_has_changed_is_refused(trained, towers, tmp_path):
         load_encoder(f"two-tower:{tmp_path}", CPU)
     with pytest.raises(EncoderError, match="a folder after the colon"):
         load_encoder("two-tower", CPU)
+
+
+def test_shards_that_are_cut_are_learned_from_and_told(towers, pairs, tmp_path):
+    whole = (pairs / "p-00000.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[: len(whole) - 30_000])
+    shards = list_shards([str(pairs), str(tmp_path / "cut.tar")], None)
+    short = replace(SHORT, steps=2, fusion_steps=1)
+    report = train_two_tower(settings_for(towers, short), shards, tmp_path / "to", lambda _: None)
+    assert report["damaged"] == [shards[-1].id] and report["lost"] == {"truncated": 1}
+    with pytest.raises(ChiasmError, match=r"1 of 4 shards: .* found cut or damaged cut-"):
+        cli.require_whole(report, len(shards))
+    assert load_two_tower(tmp_path / "to") and any(
+        "1 truncated" in line for line in cli.told(report)
+    )
 
 
 @pytest.mark.timeout(300)

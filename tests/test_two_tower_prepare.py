@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny_towers
 import torch
+from conftest import make_shard
 from tiny_towers import PHRASES
 
 from pipeline.encoders import EncoderSettings
@@ -181,8 +182,6 @@ def test_captions_are_expanded_by_what_was_solved_without_them(features, tmp_pat
             pair = pairs[0]
             more = FROM_MEANING * unit(kernels[0] @ meaning) + FROM_WORDS * unit(held[0] @ words)
             assert torch.allclose(ours_of(pair).double(), unit(own[0] + more), atol=1e-3)
-            (alone,) = preparing.expand(network, [pair])
-            assert torch.equal(alone.text, ours_of(pair).half())
     # What was solved with a caption would have expanded it otherwise.
     assert torch.cat(apart).abs().max() > 0.01
 
@@ -192,6 +191,34 @@ def by_the_books(x, y, penalty):
     return torch.linalg.solve(
         left + JITTER * left.diagonal().mean() * torch.eye(len(left)), x.T @ y
     )
+
+
+def test_features_of_another_precision_are_others(towers, pairs, features, tmp_path):
+    image = ImageTower(
+        str(towers[0].folder.path), EncoderSettings(device="cpu", precision="bfloat16")
+    )
+    others = features_of((image, towers[1]), pairs, tmp_path)
+    assert not {path.name for path in others} & {path.name for path in features}
+
+
+def test_what_is_lost_is_counted_by_reason_and_shards_that_are_cut_are_told(
+    towers, pairs, tmp_path
+):
+    whole = (pairs / "p-00000.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 3])
+    make_shard(tmp_path / "odd.tar", 6, captions=("", ""), broken=1)
+    shards = list_shards([str(tmp_path)], None)
+    told = []
+    computed = compute(shards, *towers, tmp_path / "features", READ, told.append)
+    assert 30 < computed.pairs < 60 and sum(1 for _ in stream(computed.paths)) == computed.pairs
+    assert computed.lost == {"truncated": 1, "no_pair": 2, "not_a_picture": 1}
+    assert computed.damaged == [shards[0].id] and len(told) == 2
+    again = compute(shards, *towers, tmp_path / "features", READ, told.append)
+    assert again == computed and len(told) == 2
+    # The account is written last, and a run that was killed before it has a shard to do.
+    next((tmp_path / "features").glob("*cut*.json")).unlink()
+    assert compute(shards, *towers, tmp_path / "features", READ, told.append) == computed
+    assert len(told) == 3
 
 
 def test_expanded_captions_follow_their_pairs_into_any_order(features, tmp_path):

@@ -40,7 +40,14 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 def draw_curves(folder: Path) -> Path:
     """Draw what the log tells; -> the picture's path."""
-    lines = read_log(folder)
+    drawn = io.BytesIO()
+    figure_of(read_log(folder)).savefig(drawn, format="png", dpi=120)
+    write_whole(folder / CURVES, drawn.getvalue())
+    return folder / CURVES
+
+
+def figure_of(lines: list[dict[str, Any]]) -> Figure:
+    """What `read_log` gave, drawn."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     sittings = list(dict.fromkeys(line["sitting"] for line in lines if "sitting" in line))
@@ -53,10 +60,7 @@ def draw_curves(folder: Path) -> Path:
         losses, recall = figure.subplots(1, 2)
         _losses(losses, [line for line in lines if "recall" not in line], "training losses")
         _recall(recall, [line for line in lines if "recall" in line])
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=120)
-    write_whole(folder / CURVES, drawn.getvalue())
-    return folder / CURVES
+    return figure
 
 
 def _losses(axes: Axes, lines: list[dict[str, Any]], title: str) -> None:

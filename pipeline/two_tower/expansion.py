@@ -5,9 +5,9 @@ and queries (Rocchio, 1971), solved in closed form.
 
 s is a caption's vector, b its tokens weighed by their rarity, log 1/q_w, as a unit vector. k is
 kernel ridge on landmark captions and W linear ridge, both from a caption to the mean vector of the
-other captions of its picture. Captions of one picture agree on what matters, so what one can
-foretell of the others is what is worth saying, and two captions that say it in other words become
-alike.
+other captions of its picture, less what is the mean for all. Captions of one picture agree on what
+matters, so what one can foretell of the others is what is worth saying, and two captions that say
+it in other words become alike.
 
 Heads learn from expanded captions, and ridge knows the captions that it was solved with too well.
 So learning captions are cut into PARTS by their sample's name, and each is expanded by what was

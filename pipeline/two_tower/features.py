@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -34,11 +35,12 @@ from pipeline.ledger import Stopwatch, Tally
 from pipeline.model.checkpoint import write_whole
 from pipeline.records import Batch, Shard
 from pipeline.samples import ReadSettings, read_samples
+from pipeline.tars import DAMAGES
 from pipeline.two_tower.frozen import WORDS, ImageTower, TextTower
 
 BUFFER = 2048  # samples of a shuffled stream that wait in memory, 0.1 MB each
 MOST_CAPTIONS = 16  # of one picture
-FORMAT = "features 2"
+FORMAT = "features 3"
 HELD_OUT = 10  # one sample in so many is kept from learning while choices are made
 PARTS = 4  # of the samples, by their names: what is solved without one is tried on it
 PAIRS = 512  # of a block
@@ -70,11 +72,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Computed:
-    """Feature shards in the order of what they were made of, and how it went."""
+    """Feature shards in the order of what they were made of, and how it went. lost: samples by
+    reason; damaged: shards that are cut or damaged, of which only what came before is there."""
 
     paths: list[Path]
     pairs: int
-    lost: int
+    lost: dict[str, int]
+    damaged: list[str]
 
 
 def compute(
@@ -85,19 +89,23 @@ def compute(
     read: ReadSettings,
     told: Callable[[str], None],
 ) -> Computed:
-    """Features of every sample with picture and caption, each shard once. Samples without either,
+    """Features of every sample with picture and caption, each shard once. Samples that lack either,
     and pictures that cannot be decoded, are counted as lost. UsageError where no pair is left.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     computed = [_shard(shard, image, text, folder, read, told) for shard in shards]
-    paths = [path for path, _ in computed]
-    pairs = sum(account["pairs"] for _, account in computed)
+    pairs, lost = sum(account["pairs"] for _, account in computed), Counter[str]()
+    for _, account in computed:
+        lost.update(account["lost"])
+    damaged = [
+        shard.id for shard, (_, each) in zip(shards, computed, strict=True) if each["damaged"]
+    ]
     if not pairs:
         raise UsageError(
             "SHARDS", expected="samples with a picture and a caption", found="none in all of them"
         )
-    return Computed(paths, pairs, sum(account["lost"] for _, account in computed))
+    return Computed([path for path, _ in computed], pairs, dict(lost.most_common()), damaged)
 
 
 def _shard(
@@ -107,8 +115,8 @@ def _shard(
     folder: Path,
     read: ReadSettings,
     told: Callable[[str], None],
-) -> tuple[Path, dict[str, int]]:
-    """The feature shard of one shard, and its account: pairs, lost."""
+) -> tuple[Path, dict[str, Any]]:
+    """The feature shard of one shard, and its account: pairs, lost, damaged."""
     name = f"{shard.id}-{_digest(shard, image, text, read)}"
     path, account_path = folder / f"{name}.tar", folder / f"{name}.json"
     if path.exists() and account_path.exists():
@@ -125,10 +133,13 @@ def _shard(
             for member in _members(batch, image, text):
                 writer.write({"__key__": f"{pairs:08d}", "safetensors": member})
                 pairs += 1
-    account = {"pairs": pairs, "lost": tally.rows + len(tally.dropped) - pairs}
+    lost = Counter(each.reason for each in tally.dropped)
+    lost += Counter({"no_pair": tally.rows - pairs})
+    damaged = any(each.stage == "read" and each.reason in DAMAGES for each in tally.dropped)
+    account = {"pairs": pairs, "lost": lost, "damaged": damaged}
     os.replace(partial, path)
-    account_path.write_text(json.dumps(account))
-    told(f"{shard.id}: features of {pairs:,} pairs")
+    write_whole(account_path, json.dumps(account).encode())
+    told(f"{shard.id}: features of {pairs:,} pairs, {lost.total():,} samples lost")
     return path, account
 
 
@@ -182,7 +193,8 @@ def _chance(key: str) -> bytes:
 def _digest(shard: Shard, image: ImageTower, text: TextTower, read: ReadSettings) -> str:
     told = {
         "format": FORMAT, "size": shard.size, "version": shard.version,
-        "image": image.fingerprint, "text": text.fingerprint, "read": asdict(read),
+        "image": [image.fingerprint, image.precision], "text": [text.fingerprint, text.precision],
+        "read": asdict(read),
     }  # fmt: skip
     return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=6).hexdigest()
 

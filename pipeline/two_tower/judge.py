@@ -2,12 +2,12 @@
 
 A gallery of held-out pictures, each with its first caption; the queries are its other captions. A
 fusion has to beat the best mean of its own heads by more than chance would have it: the queries
-that one of the two answers first and the other does not are counted as in McNemar's test (1947).
+that one of the two answers first and the other does not are counted, as in McNemar's test (1947),
+picture by picture.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -69,7 +69,7 @@ def judge(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Judgement:
         network.config = replace(network.config, text_weight=best)  # its base is that mean
         answered = ranks(shown, fused(network, pairs, shown))
         figures["fusion"] = recall(answered)
-        earned = better(answered < 1, mean < 1)
+        earned = better(answered < 1, mean < 1, shown.rows)
         figures["fusion_ships"] = earned
     figures["matching"] = rerank(network, pairs, shown)
     weigh_evidence(network, pairs)
@@ -127,10 +127,13 @@ def _mean_reciprocal(found: Tensor) -> float:
     return float((1 / (1 + found)).mean())
 
 
-def better(ours: Tensor, theirs: Tensor) -> bool:
-    """Answers (Q,) bool of two: are ours right more often, by more than one standard error?"""
-    won, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    return won - lost > math.sqrt(won + lost)
+def better(ours: Tensor, theirs: Tensor, rows: Tensor) -> bool:
+    """Answers (Q,) bool of two, and the picture (Q,) that each query asks for: are ours right more
+    often, by more than one standard error? Queries of a picture are not independent, pictures are:
+    the error is that of the sum over pictures."""
+    gained = (ours.float() - theirs.float()).cpu()
+    by_picture = torch.zeros(int(rows.max()) + 1).index_add(0, rows.cpu(), gained)
+    return bool(by_picture.sum() > by_picture.square().sum().sqrt())
 
 
 def rerank(network: TwoTowerNetwork, pairs: Sequence[Pair], shown: Gallery) -> dict[str, float]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -128,17 +128,6 @@ def prepare(
     kept = {name: network.get_parameter(name).data.cpu().contiguous() for name in PREPARED}
     write_whole(folder / DONE, save(kept))
     return network
-
-
-@torch.no_grad()
-def expand(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> list[Pair]:
-    """Pairs as the tower gave them -> with captions expanded by what was solved with all that was
-    learned from: for pairs that were not."""
-    device, found = network.usual.device, []
-    for pair in pairs:
-        text = network.expansion(pair.text.float().to(device), network.held(pair.ids))
-        found.append(replace(pair, text=text.half().cpu()))
-    return found
 
 
 def _look(

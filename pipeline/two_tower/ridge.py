@@ -12,9 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Of the mean of the diagonal, added to it: where two landmarks are the same X'X + R is singular, and
-# R comes in float32. Products are float64: of float32 ones that much does not make up for rounding.
+# Of the mean of the diagonal, added to it: where two landmarks are the same X'X + R is singular,
+# and R comes in float32. Products are float64: of float32 ones it does not make up for rounding.
 JITTER = 1e-5
+CHUNK = 512  # columns of X'X that are made at once, from the diagonal down: all that Cholesky reads
 
 
 class Ridge:
@@ -31,7 +32,8 @@ class Ridge:
     def add(self, x: Tensor, y: Tensor, part: int = 0) -> None:
         """x (B, F) and y (B, D) of samples of one part."""
         x, y = x.double(), y.double()
-        self._gram[part] += x.T @ x
+        for at in range(0, x.shape[1], CHUNK):
+            self._gram[part, at:, at : at + CHUNK] += x[:, at:].T @ x[:, at : at + CHUNK]
         self._cross[part] += x.T @ y
         self._features[part] += x.sum(0)
         self._targets[part] += y.sum(0)
@@ -47,7 +49,7 @@ class Ridge:
         if not count:
             raise ValueError("ridge: expected samples, found none")
         mean = self._targets[kept].sum(0) / count
-        left = self._gram[kept].sum(0) + penalty
+        left = self._gram[kept].sum(0) + penalty  # its lower triangle
         left.diagonal().add_(JITTER * left.diagonal().mean())
         right = self._cross[kept].sum(0) - self._features[kept].sum(0)[:, None] * mean
         return torch.cholesky_solve(right, torch.linalg.cholesky(left)).float()

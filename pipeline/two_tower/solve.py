@@ -4,7 +4,7 @@ for words, and what matching weighs.
 One pass over the features gathers the normal equations of kernel ridge (`ridge.py`) from pictures'
 likenesses to landmarks, with the landmarks' likenesses among themselves for penalty. Its targets:
 the mean caption vectors of the pictures for `vectors`, the shares of their captions that hold each
-word for `shares`. Memory is M (M + E + V), however many pictures.
+word for `shares`, each less its mean. Memory is M (M + E + V), however many pictures.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from scipy.optimize import minimize
 from torch import Tensor
 
 from pipeline.two_tower.features import (
@@ -57,7 +59,8 @@ def solve(
 
 @torch.inference_mode()
 def weigh_evidence(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> None:
-    """Fit what matching weighs, on samples that nothing was learned from.
+    """Fit what matching weighs, on samples that nothing was learned from: nothing at all where no
+    picture is among those most alike to a caption of its.
 
     All but the bias so that a picture stands first among the CANDIDATES most alike to its caption,
     where it is one of them: asked of pairs one by one instead, likeness would seem to speak against
@@ -83,6 +86,7 @@ def weigh_evidence(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> None:
             other.append(traits[c, 1 + c])
             if (likely == row).any():
                 lists.append(torch.cat([traits[c, :1], mine[likely != row]]))
+    network.evidence.zero_()
     if not lists:
         return
     weights = torch.zeros(EVIDENCE, dtype=torch.float64, device=device)
@@ -95,30 +99,27 @@ def weigh_evidence(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> None:
     network.evidence.copy_(weights.float())
 
 
-def first_of_list(x: Tensor, ridge: float = 1e-6, rounds: int = 50) -> Tensor:
+def first_of_list(x: Tensor, ridge: float = 1e-6) -> Tensor:
     """Weights, none below zero, by which the first of each list is likeliest chosen: conditional
-    logit (McFadden, 1974) by Newton's method. Evidence for a match cannot tell against it.
+    logit (McFadden, 1974), by L-BFGS-B. Evidence for a match cannot tell against it.
 
     x (Q, K, F) float64, what is right at place 0 -> (F,) float64.
     """
     spread = (x - x.mean(1, keepdim=True)).square().mean((0, 1)).sqrt().clamp(min=1e-9)
-    x = x / spread
-    eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    weights, used = torch.zeros_like(spread), torch.ones_like(spread, dtype=torch.bool)
-    for _ in range(rounds):
-        p = (x @ weights).softmax(dim=1)[..., None]  # (Q, K, 1)
-        expected = (p * x).sum(1)  # (Q, F)
-        slope = (expected - x[:, 0]).mean(0) + ridge * weights
-        away = x - expected[:, None]
-        curve = torch.einsum("qkf,qkg->fg", p * away, away) / len(x) + ridge * eye
-        change = torch.zeros_like(weights)
-        change[used] = torch.linalg.solve(curve[used][:, used], slope[used])
-        weights = weights - change
-        negative = weights < 0
-        used, weights = used & ~negative, weights.clamp(min=0)
-        if change.abs().max() < 1e-10 and not negative.any():
-            break
-    return weights / spread
+    z = (x / spread).cpu()
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        w = torch.from_numpy(weights)
+        logs = (z @ w).log_softmax(dim=1)  # (Q, K)
+        slope = (logs.exp()[..., None] * z).sum(1).sub(z[:, 0]).mean(0) + ridge * w
+        return float(ridge / 2 * w @ w - logs[:, 0].mean()), slope.numpy()
+
+    size = z.shape[-1]
+    found = minimize(
+        loss, np.zeros(size), jac=True, method="L-BFGS-B", bounds=[(0, None)] * size,
+        options={"ftol": 0.0, "gtol": 1e-7, "maxiter": 1000},
+    )  # fmt: skip
+    return torch.from_numpy(found.x).to(x.device) / spread
 
 
 def logistic(scores: Tensor, true: Tensor, rounds: int = 50) -> tuple[float, float]:

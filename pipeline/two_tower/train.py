@@ -1,4 +1,4 @@
-"""Training on two frozen towers: shards in, a model folder out, in four sittings.
+"""Training on two frozen towers: shards in, a model folder out, in four steps.
 
     features of every shard, once     (features.py)
     prepare, learn and solve without the samples held out; judge: which mean? has the fusion earned
@@ -30,7 +30,7 @@ from pipeline.model.checkpoint import write_whole
 from pipeline.model.config import FusionConfig
 from pipeline.records import Shard
 from pipeline.samples import ReadSettings
-from pipeline.two_tower.checkpoint import save_two_tower
+from pipeline.two_tower.checkpoint import FORMAT, save_two_tower
 from pipeline.two_tower.features import compute, stream, sweep
 from pipeline.two_tower.frozen import ImageTower, TextTower
 from pipeline.two_tower.judge import MOST_JUDGED, judge
@@ -83,8 +83,9 @@ def train_two_tower(
     report = {
         "pairs": computed.pairs,
         "lost": computed.lost,
+        "damaged": computed.damaged,
         **judged["figures"],
-        "seconds": {
+        "seconds_of_this_run": {
             "features": round(cached - started, 1),
             "learning": round(time.monotonic() - cached, 1),
         },
@@ -199,6 +200,7 @@ def _identity(
 ) -> dict[str, Any]:
     """What must be as it was for a training to go on."""
     return {
+        "format": FORMAT,
         "config": config.to_json(),
         "learn": asdict(settings.learn),
         "features": [path.name for path in paths],
