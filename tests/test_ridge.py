@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.two_tower import ridge as module
 from pipeline.two_tower.ridge import JITTER, Ridge
 
 CPU = torch.device("cpu")
@@ -19,8 +22,17 @@ def by_the_books(x, y, penalty):
     return torch.linalg.inv(gram) @ x.T @ (y - y.mean(0))
 
 
-@given(st.integers(0, 2**31), st.lists(st.integers(0, 2), min_size=2, max_size=9))
-def test_it_is_that_of_the_books_in_any_blocks_and_without_any_part(seed, parts):
+@given(
+    st.integers(0, 2**31),
+    st.lists(st.integers(0, 2), min_size=2, max_size=9),
+    st.sampled_from([1, 2, 5, 512]),
+)
+def test_it_is_that_of_the_books_in_any_blocks_and_without_any_part(seed, parts, chunk):
+    with mock.patch.object(module, "CHUNK", chunk):
+        is_that_of_the_books(seed, parts)
+
+
+def is_that_of_the_books(seed, parts):
     torch.manual_seed(seed)
     blocks = [(torch.randn(7, 5) + 1, torch.randn(7, 3) - 2, part) for part in parts]
     penalty = 2.0 * torch.eye(5)

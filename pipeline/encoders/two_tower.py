@@ -118,22 +118,22 @@ class TwoTowerEncoder:
         if not len(texts):
             return np.zeros(0, np.float32)
         network = self._network
-        arrays = {id(array): array for array in pixels}
-        place = {key: row for row, key in enumerate(arrays)}
-        pooled, _ = self._closer(list(arrays.values()))
-        strings = list(dict.fromkeys(texts))
-        said = list(self._texts(strings))
-        held = network.held([ids for each in said for ids in each.ids])
-        vectors = network.text_vectors(torch.cat([each.pooled for each in said]), held)
+        pictures = {id(array): array for array in pixels}  # each once, and so the texts
+        pooled, _ = self._closer(list(pictures.values()))
         seen = network.seen(pooled)
-        where = {text: row for row, text in enumerate(strings)}
-        rows = torch.tensor([place[id(array)] for array in pixels], device=held.device)
-        columns = torch.tensor([where[text] for text in texts], device=held.device)
+        said = list(dict.fromkeys(texts))
+        features = self._texts(said)
+        held = network.held([ids for each in features for ids in each.ids])
+        vectors = network.text_vectors(torch.cat([each.pooled for each in features]), held)
+        row_of = {key: row for row, key in enumerate(pictures)}
+        column_of = {text: column for column, text in enumerate(said)}
+        rows = torch.tensor([row_of[id(array)] for array in pixels], device=held.device)
+        columns = torch.tensor([column_of[text] for text in texts], device=held.device)
         logits = []
         for i, j in zip(rows.split(BLOCK), columns.split(BLOCK), strict=True):
-            some, i = i.unique(return_inverse=True)
+            looked_at, i = i.unique(return_inverse=True)
             read, j = j.unique(return_inverse=True)
-            traits = network.traits(vectors[read], held[read], seen[some])
+            traits = network.traits(vectors[read], held[read], seen[looked_at])
             logits.append(network.logits(traits)[j, i])
         return torch.cat(logits).cpu().numpy()
 
