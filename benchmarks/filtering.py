@@ -146,13 +146,14 @@ def learned(
             words=len(told.words),
             landmarks=min(config.landmarks, told.learnable),
             text_landmarks=min(config.text_landmarks, told.learnable_captions),
+            asked=min(config.asked, told.learnable),
         )
         prepared = prepare(shaped, [path], told, expanded, every_sample=False, device=CPU)
         network = learn(
             [path], prepared, settings, expanded=expanded, every_sample=False,
             checkpoint=Path(folder) / "state", told=lambda step, losses: None,
         )  # fmt: skip
-        solve(network, [path], expanded, every_sample=False)
+        solve(network, [path], told, expanded, every_sample=False)
         held = [pair for pair in stream([path], expanded=expanded) if pair.held_out]
     weigh_evidence(network, held)
     return network

@@ -33,7 +33,7 @@ from benchmarks.filtering import member
 from benchmarks.machine import machine, tell_and_keep
 from pipeline.model.config import FusionConfig
 from pipeline.two_tower.features import stream
-from pipeline.two_tower.judge import best_mean, fused, gallery, ranks, recall
+from pipeline.two_tower.judge import fused, gallery, join_best, ranks, recall
 from pipeline.two_tower.learn import LearnSettings, learn
 from pipeline.two_tower.network import TwoTowerConfig
 from pipeline.two_tower.prepare import Statistics, prepare, survey
@@ -108,18 +108,18 @@ def measured(
             paths, prepared, settings, expanded=expanded, every_sample=False,
             checkpoint=Path(folder) / "state", told=lambda step, losses: None,
         )  # fmt: skip
-    solve(network, paths, expanded, every_sample=False)
+    solve(network, paths, surveyed, expanded, every_sample=False)
     held = [pair for pair in stream(paths, expanded=expanded) if pair.held_out]
     with torch.inference_mode():
         shown = gallery(network, held)
-        weight, mean = best_mean(shown)
-        network.config = replace(network.config, text_weight=weight)
-        ours = ranks(shown, fused(network, held, shown))
+        mean = join_best(network, shown)
+        ours = ranks(shown, network.indexed(fused(network, held, shown)))
     won = {
         "only_fusion": int(((ours < 1) & (mean >= 1)).sum()),
         "only_mean": int(((mean < 1) & (ours >= 1)).sum()),
     }
-    return {**recall(mean), "text_weight": weight, "queries": len(mean)}, {**recall(ours), **won}
+    chosen = {"text_weight": network.config.text_weight, "hub_power": network.config.hub_power}
+    return {**recall(mean), **chosen, "queries": len(mean)}, {**recall(ours), **won}
 
 
 if __name__ == "__main__":

@@ -103,9 +103,13 @@ def test_the_folder_is_an_encoder_that_finds_and_matches(trained):
     assert ((text @ image.T).argmax(1) == np.arange(4)).all()
     joint = encoder.encode_pairs(image, text, pixels, texts)
     assert np.allclose(np.linalg.norm(joint, axis=1), 1, atol=1e-5)
+    assert not image[:, -1].any() and not text[:, -1].any()
     if not report["fusion_ships"]:
         weight = report["text_weight"]
-        assert np.allclose(joint, mean_of((1 - weight) * image, weight * text), atol=1e-5)
+        mean = mean_of((1 - weight) * image, weight * text)
+        length = np.linalg.norm(joint[:, :-1], axis=1)
+        assert np.allclose(joint[:, :-1], length[:, None] * mean[:, :-1], atol=1e-5)
+        assert (length < 1).any() == (report["hub_power"] > 0)
     crossed = [(i, j) for i in range(4) for j in range(4)]
     logits = encoder.match_pairs([pixels[i] for i, _ in crossed], [texts[j] for _, j in crossed])
     assert (logits.reshape(4, 4).argmax(1) == np.arange(4)).all()
@@ -203,7 +207,7 @@ def test_a_fusion_moves_nothing_but_itself_and_that_in_its_steps_alone(trained, 
 def test_what_is_saved_is_what_was_learned(trained, features, tmp_path):
     network = learned(features, config_of(trained), tmp_path / "state").eval()
     expanded = tmp_path / "expanded"
-    solve(network, features, expanded, every_sample=False)
+    solve(network, features, survey(features), expanded, every_sample=False)
     weigh_evidence(network, [pair for pair in stream(features, expanded=expanded) if pair.held_out])
     assert network.evidence[1:].min() >= 0 and network.evidence[1:].max() > 0
     save_two_tower(tmp_path / "saved", network)

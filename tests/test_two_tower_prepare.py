@@ -66,7 +66,7 @@ def config_of(features, **changed):
         "image": "an image model", "image_fingerprint": "1", "text": "a text model",
         "text_fingerprint": "2", "image_width": first.image.shape[-1],
         "patch_width": first.patches.shape[-1], "text_width": first.text.shape[-1],
-        "word_width": first.words.shape[-1], "root": told.root, "landmarks": 50,
+        "word_width": first.words.shape[-1], "root": told.root, "landmarks": 50, "asked": 70,
         "text_landmarks": 60 if told.expandable else 0, "words": len(told.words), "dim": 64,
     }  # fmt: skip
     return TwoTowerConfig(**{**shapes, **changed})
@@ -112,7 +112,7 @@ def test_with_every_picture_a_landmark_it_is_kernel_ridge_as_the_books_have_it(f
     """Nystroem with M = N is exact: (K'K + lK)^-1 K'Y = (K + lI)^-1 Y."""
     count = sum(1 for _ in stream(features))
     network = prepared_of(config_of(features, landmarks=count), features, tmp_path, True).eval()
-    solving.solve(network, features, tmp_path, every_sample=True)
+    solving.solve(network, features, preparing.survey(features), tmp_path, every_sample=True)
     pairs = list(stream(features, expanded=tmp_path))
     x = network.rooted(images_of(pairs)).double()
     mean, spread = x.mean(0), x.std(0, correction=0) + preparing.FLOOR
@@ -128,7 +128,12 @@ def test_with_every_picture_a_landmark_it_is_kernel_ridge_as_the_books_have_it(f
         ours = network.kernel(x.float()).double()
         solved = torch.cat([network.kernel.vectors, network.kernel.shares], dim=1).double()
         assert torch.allclose(ours @ solved, kernel @ books, atol=5e-3)
-    assert torch.allclose(network.usual.double(), target.mean(0)[network.config.dim :], atol=1e-5)
+    # By the way captions were drawn, one a picture, by which hubs are known.
+    asked = network.hubs.asked
+    alike = torch.stack([(network.heads.texts(p.text.float()) @ asked.T).amax(0) for p in pairs])
+    assert asked.shape == (70, 63) and (alike.amax(0) > 1 - 1e-5).all()
+    assert (alike > 1 - 1e-5).any(1).sum() >= 70
+    assert torch.allclose(network.usual.double(), target.mean(0)[network.config.space :], atol=1e-5)
 
 
 def test_landmarks_are_drawn_evenly_from_all(features, tmp_path):

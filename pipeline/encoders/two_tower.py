@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from pipeline.encoders import EncoderSettings
 from pipeline.encoders.recent import Recent
@@ -60,6 +61,7 @@ class TwoTowerEncoder:
             "image": self._image.preprocessing,
             "text": self._text.preprocessing,
             "joint": "learned fusion" if config.fusion else f"mean, text {config.text_weight}",
+            "hubs": config.hub_power,
         }
         digest = hashlib.blake2b(digest_size=16)
         for name in FILES:
@@ -78,7 +80,7 @@ class TwoTowerEncoder:
         if not pixels:
             return np.zeros((0, self.dim), np.float32)
         pooled, _ = self._pictures(pixels)
-        return self._network.image_vectors(pooled).cpu().numpy()
+        return _whole(self._network.image_vectors(pooled))
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -86,7 +88,7 @@ class TwoTowerEncoder:
         network = self._network
         rows = [network.text_vectors(each.pooled, network.held(each.ids))
                 for each in self._texts(texts)]  # fmt: skip
-        return torch.cat(rows).cpu().numpy() if rows else np.zeros((0, self.dim), np.float32)
+        return _whole(torch.cat(rows)) if rows else np.zeros((0, self.dim), np.float32)
 
     @torch.inference_mode()
     def encode_pairs(
@@ -97,19 +99,19 @@ class TwoTowerEncoder:
         texts: Sequence[str],
     ) -> np.ndarray:
         """B pairs -> (B, D) float32 unit rows: fused where the fusion beat the mean on samples held
-        out, else their weighted mean."""
+        out, else their weighted mean; hubs shortened."""
         network = self._network
         device = network.usual.device
-        v, t = torch.from_numpy(image).to(device), torch.from_numpy(text).to(device)
+        v, t = (torch.from_numpy(each[:, :-1]).to(device) for each in (image, text))
         if network.fusion is None or not len(texts):
-            return network.mean(t, v).cpu().numpy()
+            return network.indexed(network.mean(t, v)).cpu().numpy()
         _, patches = self._pictures(pixels)
         rows = []
         for at, told in zip(range(0, len(texts), BLOCK), self._texts(texts), strict=True):
             some = slice(at, at + BLOCK)
             said = network.text_modality(told.tokens, told.mask, t[some])
             rows.append(network.fused(said, network.image_modality(patches[some], v[some])))
-        return torch.cat(rows).cpu().numpy()
+        return network.indexed(torch.cat(rows)).cpu().numpy()
 
     @torch.inference_mode()
     def match_pairs(self, pixels: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
@@ -150,3 +152,9 @@ class TwoTowerEncoder:
     def _texts(self, texts: Sequence[str]) -> list[Texts]:
         """Through the text tower, BLOCK at a time."""
         return [self._text(texts[at : at + BLOCK]) for at in range(0, len(texts), BLOCK)]
+
+
+def _whole(vectors: Tensor) -> np.ndarray:
+    """Vectors of pictures or texts (B, D - 1) -> (B, D), with nothing where joint ones have how
+    much of a hub they are."""
+    return functional.pad(vectors, (0, 1)).cpu().numpy()

@@ -1,4 +1,5 @@
-"""Judging on samples held out: which mean, fusion or mean, and what a person may expect.
+"""Judging on samples held out: which mean, hubs shortened by how much, fusion or mean, and what a
+person may expect.
 
 A gallery of held-out pictures, each with its first caption; the queries are its other captions. A
 fusion has to beat the best mean of its own heads by more than chance would have it: the queries
@@ -8,27 +9,28 @@ picture by picture.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pipeline.two_tower.features import Pair, closely_of, images_of, patches_of, words_of
 from pipeline.two_tower.network import TwoTowerNetwork
 from pipeline.two_tower.solve import CANDIDATES, weigh_evidence
 
 WEIGHTS = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65)  # of the text, tried for the mean
+POWERS = (0.0, 0.25, 0.5, 0.75)  # by which hubs are shortened, tried with each
 MOST_JUDGED = 2000  # pictures of a gallery: what is asked of them grows as their square
 BLOCK = 256
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Vectors of N pictures and first captions (N, E), Q queries (Q, E) with the row each asks for
-    (Q,)."""
+    """Vectors of N pictures and first captions (N, E'), Q queries (Q, E') with the row each asks
+    for (Q,)."""
 
     image: Tensor
     text: Tensor
@@ -38,10 +40,11 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Judgement:
-    """text_weight: of the mean that answers best; fusion: has it earned its weights? figures: for
-    the report."""
+    """text_weight, hub_power: of the mean that answers best; fusion: has it earned its weights?
+    figures: for the report."""
 
     text_weight: float
+    hub_power: float
     fusion: bool
     figures: dict[str, Any]
 
@@ -50,30 +53,30 @@ class Judgement:
 def judge(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Judgement:
     """Compare what could be a joint vector, of pairs held out with their captions expanded, and
     leave the network with evidence weighed by them; without other captions to ask by, the even mean
-    is kept."""
+    is kept, and hubs as they are."""
     shown = gallery(network, pairs)
     if not len(shown.queries):
         weigh_evidence(network, pairs)
-        return Judgement(0.5, False, {"held_out": len(pairs), "queries": 0})
-    best, mean = best_mean(shown)
+        return Judgement(0.5, 0.0, False, {"held_out": len(pairs), "queries": 0})
+    mean = join_best(network, shown)
     figures: dict[str, Any] = {
         "held_out": len(pairs),
         "queries": len(shown.queries),
         "image": recall(ranks(shown, shown.image)),
         "text": recall(ranks(shown, shown.text)),
         "mean": recall(mean),
-        "text_weight": best,
+        "text_weight": network.config.text_weight,
+        "hub_power": network.config.hub_power,
     }
     earned = False
     if network.fusion is not None:
-        network.config = replace(network.config, text_weight=best)  # its base is that mean
-        answered = ranks(shown, fused(network, pairs, shown))
+        answered = ranks(shown, network.indexed(fused(network, pairs, shown)))
         figures["fusion"] = recall(answered)
         earned = better(answered < 1, mean < 1, shown.rows)
         figures["fusion_ships"] = earned
     figures["matching"] = rerank(network, pairs, shown)
     weigh_evidence(network, pairs)
-    return Judgement(best, earned, figures)
+    return Judgement(network.config.text_weight, network.config.hub_power, earned, figures)
 
 
 @torch.inference_mode()
@@ -88,15 +91,20 @@ def gallery(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Gallery:
     return Gallery(image, first, torch.cat([text[1:] for text in texts]), rows)
 
 
-def best_mean(shown: Gallery) -> tuple[float, Tensor]:
-    """The text's weight by which the mean answers best, and the ranks it gives (Q,)."""
-    found = {weight: ranks(shown, _mean(shown, weight)) for weight in WEIGHTS}
-    best = max(WEIGHTS, key=lambda weight: _mean_reciprocal(found[weight]))
-    return best, found[best]
+def join_best(network: TwoTowerNetwork, shown: Gallery) -> Tensor:
+    """Leave the network with the text's weight and the power of hubs by which the mean, which is
+    the base of a fusion too, answers best; -> the ranks it gives (Q,)."""
+    tried = []
+    for weight, power in itertools.product(WEIGHTS, POWERS):
+        network.config = replace(network.config, text_weight=weight, hub_power=power)
+        found = ranks(shown, network.indexed(network.mean(shown.text, shown.image)))
+        tried.append((_mean_reciprocal(found), network.config, found))
+    _, network.config, found = max(tried, key=lambda each: each[0])
+    return found
 
 
 def fused(network: TwoTowerNetwork, pairs: Sequence[Pair], shown: Gallery) -> Tensor:
-    """Joint vectors (N, E) of the pictures with their first captions, by the fusion."""
+    """Joint vectors (N, E') of the pictures with their first captions, by the fusion."""
     device, parts = network.usual.device, []
     for at in range(0, len(pairs), BLOCK):
         some = slice(at, at + BLOCK)
@@ -108,7 +116,9 @@ def fused(network: TwoTowerNetwork, pairs: Sequence[Pair], shown: Gallery) -> Te
 
 
 def ranks(shown: Gallery, indexed: Tensor) -> Tensor:
-    """How many rows each query finds before its own: (Q,) int64; ties count against it."""
+    """How many of N vectors, (N, E') or as `indexed` has them, each query finds before its own:
+    (Q,) int64; ties count against it."""
+    indexed = indexed[:, : shown.queries.shape[1]]  # of the last dimension queries have nothing
     found = []
     for at in range(0, len(shown.queries), BLOCK):
         scores = shown.queries[at : at + BLOCK] @ indexed.T
@@ -155,7 +165,3 @@ def rerank(network: TwoTowerNetwork, pairs: Sequence[Pair], shown: Gallery) -> d
             after += int(chosen[final.argmax()] == row)
     total = max(1, len(shown.rows))
     return {"r1_before": round(before / total, 4), "r1_after": round(after / total, 4)}
-
-
-def _mean(shown: Gallery, weight: float) -> Tensor:
-    return functional.normalize(weight * shown.text + (1 - weight) * shown.image, dim=-1)

@@ -176,7 +176,7 @@ class Learning:
     def _texts(
         self, pairs: list[Pair], first: list[int], second: list[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of B pictures the vectors of two captions and of the mean of all: (B, E) unit rows."""
+        """Of B pictures the vectors of two captions and of the mean of all: (B, E') unit rows."""
         counts = torch.tensor([len(pair.text) for pair in pairs])
         starts = counts.cumsum(0) - counts
         vectors = self.network.heads.texts(texts_of(pairs).to(self.device))  # (all captions, E)
@@ -189,7 +189,7 @@ class Learning:
 
     @staticmethod
     def _nce(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-        """InfoNCE of rows (B, E) with rows, every other one being wrong."""
+        """InfoNCE of rows (B, E') with rows, every other one being wrong."""
         return info_nce(x, y, scale, torch.zeros(len(x), len(x), dtype=torch.bool, device=x.device))
 
     def save(self, path: Path) -> None:

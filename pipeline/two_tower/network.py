@@ -11,7 +11,8 @@ et al., Improving the Fisher Kernel, 2010). h are linear plus one hidden layer, 
 k is solved in closed form (Williams and Seeger, Using the Nystrom Method, 2001): it remembers
 thousands of pictures without over-learning them, errs where h does not, and their sum is better
 than both. A joint vector is the weighted mean of both vectors, or what a fusion of their tokens
-makes of it.
+makes of it, and hubs among them are shortened (`hubs.py`): the last dimension is theirs, v and t
+have nothing there, and nothing but `indexed` has it at all.
 
 Matching asks every token of the text: is it likelier of this picture than of any? p_w(x) is the
 share of such pictures' captions that hold token w, the mean of what kernel ridge and a small
@@ -40,6 +41,7 @@ from torch.nn import functional
 from pipeline.model.config import FusionConfig
 from pipeline.model.fusion import Fusion, Modality
 from pipeline.two_tower.expansion import Expansion
+from pipeline.two_tower.hubs import Hubs
 
 SURE = 1e-3  # q and what ridge says of p are kept so far from 0 and 1: it may step over either
 BANDS = (0.004, 0.02, 0.2)  # where those of words end, by the share of captions that hold them
@@ -52,8 +54,9 @@ class TwoTowerConfig:
 
     image, text: the frozen towers' names, whose fingerprints follow; widths: of pooled features and
     of tokens; root: are image features square-rooted; landmarks: M; text_landmarks: of expansion, 0
-    where captions stay as they are; words: V, how many tokens evidence is kept of; text_weight: of
-    the text in the mean; fusion: None where the mean was as good.
+    where captions stay as they are; asked: captions by which hubs are known; words: V, how many
+    tokens evidence is kept of; dim: E, of what is indexed; text_weight: of the text in the mean;
+    hub_power: p of `hubs.py`; fusion: None where the mean was as good.
     """
 
     image: str
@@ -67,6 +70,7 @@ class TwoTowerConfig:
     root: bool
     landmarks: int
     text_landmarks: int
+    asked: int
     words: int
     dim: int = 512
     image_hidden: int = 512
@@ -74,7 +78,13 @@ class TwoTowerConfig:
     word_hidden: int = 512
     sharpness: float = 2.0
     text_weight: float = 0.5
+    hub_power: float = 0.0
     fusion: FusionConfig | None = None
+
+    @property
+    def space(self) -> int:
+        """E' = E - 1, the dimensions of heads, kernel and fusion."""
+        return self.dim - 1
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for json."""
@@ -112,20 +122,20 @@ class Heads(nn.Module):
     def __init__(self, config: TwoTowerConfig, dropout: float = 0.0) -> None:
         super().__init__()
         noise = 0.6 * dropout
-        self.image = Head(config.image_width, config.image_hidden, config.dim, dropout, noise)
-        self.text = Head(config.text_width, config.text_hidden, config.dim, dropout)
+        self.image = Head(config.image_width, config.image_hidden, config.space, dropout, noise)
+        self.text = Head(config.text_width, config.text_hidden, config.space, dropout)
         # The text model's own space is where all begins: it knows what texts are alike.
         with torch.no_grad():
-            self.text.skip.weight.copy_(torch.eye(config.dim, config.text_width))
+            self.text.skip.weight.copy_(torch.eye(config.space, config.text_width))
         nn.init.zeros_(self.text.out.weight)
         nn.init.zeros_(self.text.out.bias)
 
     def images(self, x: Tensor) -> Tensor:
-        """Rooted features (B, D) -> (B, E) unit rows."""
+        """Rooted features (B, D) -> (B, E') unit rows."""
         return functional.normalize(self.image(x), dim=-1)
 
     def texts(self, x: Tensor) -> Tensor:
-        """Pooled (B, D) -> (B, E) unit rows."""
+        """Pooled (B, D) -> (B, E') unit rows."""
         own = functional.normalize(x, dim=-1) * x.shape[-1] ** 0.5
         return functional.normalize(self.text(own, own), dim=-1)
 
@@ -140,7 +150,7 @@ class Kernel(nn.Module):
         self.landmarks = nn.Parameter(torch.zeros(size, width), requires_grad=False)
         self.shift = nn.Parameter(torch.zeros(width), requires_grad=False)
         self.spread = nn.Parameter(torch.ones(width), requires_grad=False)
-        self.vectors = nn.Parameter(torch.zeros(size, config.dim), requires_grad=False)
+        self.vectors = nn.Parameter(torch.zeros(size, config.space), requires_grad=False)
         self.shares = nn.Parameter(torch.zeros(size, config.words), requires_grad=False)
 
     def scaled(self, x: Tensor) -> Tensor:
@@ -181,7 +191,7 @@ class Words(nn.Module):
 
 @dataclass(frozen=True)
 class Seen:
-    """What matching reads of B pictures: vectors (B, E); there and absent (B, V), the log lifts of
+    """What matching reads of B pictures: vectors (B, E'); there and absent (B, V), the log lifts of
     words."""
 
     vectors: Tensor
@@ -202,11 +212,12 @@ class TwoTowerNetwork(nn.Module):
         self.heads = Heads(config, dropout)
         self.expansion = Expansion(config.text_landmarks, config.text_width, config.words)
         self.kernel = Kernel(config)
+        self.hubs = Hubs(config.asked, config.space)
         self.words = Words(config, learning=dropout > 0)
         self.fusion: Fusion | None = None
         if config.fusion is not None:
             widths = (config.word_width, config.patch_width)
-            self.fusion = Fusion(config.fusion, widths, config.dim)
+            self.fusion = Fusion(config.fusion, widths, config.space)
             self.fusion.begin()
         words = config.words
         self.word_ids = nn.Parameter(torch.zeros(words, dtype=torch.int64), requires_grad=False)
@@ -218,36 +229,40 @@ class TwoTowerNetwork(nn.Module):
         return x.clamp(min=0).sqrt() if self.config.root else x
 
     def image_vectors(self, pooled: Tensor) -> Tensor:
-        """pooled (B, D) as the tower gave them -> (B, E) unit rows."""
+        """pooled (B, D) as the tower gave them -> (B, E') unit rows."""
         x = self.rooted(pooled)
         solved = functional.normalize(self.kernel(x) @ self.kernel.vectors, dim=-1)
         return functional.normalize(self.heads.images(x) + solved, dim=-1)
 
     def text_vectors(self, pooled: Tensor, held: Tensor) -> Tensor:
-        """pooled (B, D) as the tower gave them, `held` of the same texts -> (B, E) unit rows."""
+        """pooled (B, D) as the tower gave them, `held` of the same texts -> (B, E') unit rows."""
         return self.heads.texts(self.expansion(pooled, held))
 
     def mean(self, text: Tensor, image: Tensor) -> Tensor:
-        """Vectors (B, E) of each -> their weighted mean, unit rows."""
+        """Vectors (B, E') of each -> their weighted mean, unit rows."""
         weight = self.config.text_weight
         return functional.normalize(weight * text + (1 - weight) * image, dim=-1)
 
     def text_modality(self, words: Tensor, mask: Tensor, vector: Tensor) -> Modality:
-        """words (B, T, D'), mask (B, T), vector (B, E) -> what the fusion takes."""
+        """words (B, T, D'), mask (B, T), vector (B, E') -> what the fusion takes."""
         weight = 2 * self.config.text_weight  # the fusion begins as the mean of what it is given
         tokens = self.noise(functional.layer_norm(words, words.shape[-1:]))
         return Modality(tokens, mask, weight * vector)
 
     def image_modality(self, patches: Tensor, vector: Tensor) -> Modality:
-        """patches (B, N, D'), vector (B, E) -> what the fusion takes."""
+        """patches (B, N, D'), vector (B, E') -> what the fusion takes."""
         tokens = self.noise(functional.layer_norm(self.rooted(patches), patches.shape[-1:]))
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return Modality(tokens, mask, 2 * (1 - self.config.text_weight) * vector)
 
     def fused(self, text: Modality, image: Modality) -> Tensor:
-        """-> (B, E) float32 unit rows; needs a fusion."""
+        """-> (B, E') float32 unit rows; needs a fusion."""
         assert self.fusion is not None, "a model that ships the mean"
         return self.fusion([text, image]).joint
+
+    def indexed(self, joint: Tensor) -> Tensor:
+        """Joint vectors (B, E'), mean or fused -> (B, E) unit rows, hubs shortened."""
+        return self.hubs(joint, self.config.hub_power)
 
     def seen(self, pooled: Tensor) -> Seen:
         """pooled (B, D) of a closer look (`ImageTower.closely`) -> what it tells."""
@@ -271,7 +286,7 @@ class TwoTowerNetwork(nn.Module):
         return held.to(self.usual.device)
 
     def traits(self, text: Tensor, held: Tensor, seen: Seen) -> Tensor:
-        """What matching weighs, of every text with every picture: vectors (T, E), held (T, V),
+        """What matching weighs, of every text with every picture: vectors (T, E'), held (T, V),
         B pictures -> (T, B, EVIDENCE)."""
         band = torch.bucketize(self.usual, self.usual.new_tensor(BANDS))
         likeness = text @ seen.vectors.T

@@ -4,7 +4,7 @@ for words, and what matching weighs.
 One pass over the features gathers the normal equations of kernel ridge (`ridge.py`) from pictures'
 likenesses to landmarks, with the landmarks' likenesses among themselves for penalty. Its targets:
 the mean caption vectors of the pictures for `vectors`, the shares of their captions that hold each
-word for `shares`, each less its mean. Memory is M (M + E + V), however many pictures.
+word for `shares`, each less its mean. Memory is M (M + E' + V), however many pictures.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pipeline.two_tower.features import (
     texts_of,
 )
 from pipeline.two_tower.network import EVIDENCE, TwoTowerNetwork
+from pipeline.two_tower.prepare import Statistics, drawn
 from pipeline.two_tower.ridge import Ridge
 
 RIDGE = 1.0  # of the penalty
@@ -39,22 +40,31 @@ CANDIDATES = 20  # as many as are looked at again, by default
 def solve(
     network: TwoTowerNetwork,
     paths: Sequence[Path],
+    told: Statistics,
     expanded: Path,
     *,
     every_sample: bool,
 ) -> None:
-    """Fill in what the network's kernel foretells, for the text head as it is. Landmarks are there
-    (`prepare`)."""
+    """Fill in what the network's kernel foretells, for the text head as it is, and captions by
+    which hubs are known. Landmarks are there (`prepare`)."""
     device, config, kernel = network.usual.device, network.config, network.kernel
-    ridge = Ridge(config.landmarks, config.dim + config.words, parts=1, device=device)
+    ridge = Ridge(config.landmarks, config.space + config.words, parts=1, device=device)
+    wanted = set(drawn(told.counts(every_sample)[0], config.asked))
+    asked, row = [], 0
     for block in blocks(learnable(stream(paths, expanded=expanded), every_sample)):
-        vectors = meaned(network.heads.texts(texts_of(block).to(device)), block)
+        texts = network.heads.texts(texts_of(block).to(device))
+        for of_picture in texts.split([len(pair.text) for pair in block]):
+            if row in wanted:
+                asked.append(of_picture[row % len(of_picture)])
+            row += 1
+        vectors = meaned(texts, block)
         shares = meaned(network.held(ids_of(block)), block)
         likeness = kernel(network.rooted(images_of(block).to(device)))  # (B, M)
         ridge.add(likeness, torch.cat([vectors, shares], dim=1))
     solved = ridge.solved(RIDGE * kernel.likeness(kernel.landmarks))
-    kernel.vectors.copy_(solved[:, : config.dim])
-    kernel.shares.copy_(solved[:, config.dim :])
+    kernel.vectors.copy_(solved[:, : config.space])
+    kernel.shares.copy_(solved[:, config.space :])
+    network.hubs.asked.copy_(torch.stack(asked))
 
 
 @torch.inference_mode()

@@ -1,11 +1,11 @@
 """Training on two frozen towers: shards in, a model folder out, in four steps.
 
     features of every shard, once     (features.py)
-    prepare, learn and solve without the samples held out; judge: which mean? has the fusion earned
-        its weights?
+    prepare, learn and solve without the samples held out; judge: which mean, hubs shortened by how
+        much? has the fusion earned its weights?
     prepare, learn and solve again from all of them, as chosen
     write the model, and report.json: every figure on samples that were not learned from, though
-        the text's weight in the mean was chosen by them
+        the text's weight in the mean and the power of hubs were chosen by them
 
 Killed and started again it goes on where it was: feature shards that are whole stay, and so does a
 preparation that was finished; each learning has its checkpoint, and what was judged is not judged
@@ -15,6 +15,7 @@ again.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -39,7 +40,7 @@ from pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 from pipeline.two_tower.prepare import Statistics, prepare, survey
 from pipeline.two_tower.solve import solve
 
-LANDMARKS, TEXT_LANDMARKS = 6144, 4096
+LANDMARKS, TEXT_LANDMARKS, ASKED = 6144, 4096, 4096
 LEAST_PAIRS, LEAST_HELD = 20, 4
 REPORT, JUDGED, SETTINGS = "report.json", "judged.json", "settings.json"
 
@@ -125,6 +126,7 @@ class _Run:
         verdict = judge(network, held)
         told = {
             "text_weight": verdict.text_weight,
+            "hub_power": verdict.hub_power,
             "fusion": verdict.fusion,
             "evidence": network.evidence.tolist(),
             "figures": verdict.figures,
@@ -136,7 +138,12 @@ class _Run:
     def final(self, judged: dict[str, Any]) -> TwoTowerNetwork:
         """The network that ships: learned from every sample, joined as was judged best."""
         fusion = self.config.fusion if judged["fusion"] else None
-        config = replace(self.config, text_weight=judged["text_weight"], fusion=fusion)
+        config = replace(
+            self.config,
+            text_weight=judged["text_weight"],
+            hub_power=judged["hub_power"],
+            fusion=fusion,
+        )
         network = self._learned("all-samples", config, every_sample=True)
         with torch.no_grad():
             network.evidence.copy_(torch.tensor(judged["evidence"]))
@@ -157,7 +164,7 @@ class _Run:
             checkpoint=self.folder / f"{name}.safetensors",
             told=lambda step, losses: self._step(name, step, losses),
         )
-        solve(network, self.paths, expanded, every_sample=every_sample)
+        solve(network, self.paths, self.survey, expanded, every_sample=every_sample)
         return network
 
     def _expanded(self, name: str) -> Path:
@@ -190,7 +197,9 @@ def _config(
             min(TEXT_LANDMARKS, survey_.learnable_captions) if survey_.expandable else 0
         ),
         words=len(survey_.words),
-        dim=max(TwoTowerConfig.dim, text.width),
+        asked=min(ASKED, survey_.learnable),
+        # One dimension more than the text's own space, and what product quantisers cut evenly.
+        dim=max(TwoTowerConfig.dim, 64 * math.ceil((text.width + 1) / 64)),
         fusion=settings.fusion if survey_.fusible else None,
     )
 
