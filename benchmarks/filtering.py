@@ -145,7 +145,9 @@ def learned(
             config,
             words=len(told.words),
             landmarks=min(config.landmarks, told.learnable),
-            text_landmarks=min(config.text_landmarks, told.learnable_captions),
+            text_landmarks=(
+                min(config.text_landmarks, told.learnable_captions) if told.expandable else 0
+            ),
             asked=min(config.asked, told.learnable),
         )
         prepared = prepare(shaped, [path], told, expanded, every_sample=False, device=CPU)

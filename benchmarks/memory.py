@@ -74,7 +74,7 @@ def program(name: str, arguments: list[str]) -> str:
     """Of a Python process the script or module that it runs, of others their name."""
     if not name.startswith("python"):
         return name
-    return next((Path(each).name for each in arguments[1:] if not each.startswith("-")), name)
+    return next((Path(each).name for each in arguments if each.endswith(".py")), name)
 
 
 def run(samples: int, encoder: str) -> dict[str, Any]:

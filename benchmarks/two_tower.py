@@ -50,6 +50,7 @@ def main() -> None:
     ]
     found = {
         "joint_is": encoder.preprocessing["joint"],
+        "hubs": encoder.preprocessing["hubs"],
         "pictures": len(samples),
         **measure(encoder, samples),
         "seconds": round(time.perf_counter() - started, 1),

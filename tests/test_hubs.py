@@ -26,7 +26,9 @@ def test_likeness_to_a_query_is_divided_by_nearness_to_what_is_asked(power):
     found = hubs_of(asked)(joint, power)
     assert torch.allclose(found.norm(dim=1), torch.ones(30), atol=1e-6)
     scores = torch.nn.functional.pad(queries, (0, 1)) @ found.T
-    near = torch.stack([(asked @ each).sort(descending=True)[0][:NEAREST].mean() for each in joint])
+    near = torch.stack(
+        [(asked @ each).sort(descending=True)[0][1 : NEAREST + 1].mean() for each in joint]
+    )
     divided = queries @ joint.T * (NEAR / near.clamp(min=NEAR)) ** power
     assert torch.allclose(scores, divided, atol=1e-6)
     assert found[:, -1].eq(0).all() == (power == 0)

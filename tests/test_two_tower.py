@@ -15,6 +15,7 @@ from PIL import Image
 from tiny_towers import COLOURS, PHRASES
 
 from jobs import cli_train_two_tower as cli
+from jobs.cli_train_request import TrainRequest
 from pipeline.encoders import EncoderSettings, load_encoder, mean_of, require_matcher
 from pipeline.errors import ChiasmError, EncoderError, UsageError
 from pipeline.images import DecodeSettings, decode
@@ -104,12 +105,15 @@ def test_the_folder_is_an_encoder_that_finds_and_matches(trained):
     joint = encoder.encode_pairs(image, text, pixels, texts)
     assert np.allclose(np.linalg.norm(joint, axis=1), 1, atol=1e-5)
     assert not image[:, -1].any() and not text[:, -1].any()
-    if not report["fusion_ships"]:
-        weight = report["text_weight"]
-        mean = mean_of((1 - weight) * image, weight * text)
+    assert not report["fusion_ships"]
+    weight, network = report["text_weight"], encoder._network
+    mean = mean_of((1 - weight) * image, weight * text)
+    for power in (0.0, 0.5):
+        network.config = replace(network.config, hub_power=power)
+        joint = encoder.encode_pairs(image, text, pixels, texts)
         length = np.linalg.norm(joint[:, :-1], axis=1)
         assert np.allclose(joint[:, :-1], length[:, None] * mean[:, :-1], atol=1e-5)
-        assert (length < 1).any() == (report["hub_power"] > 0)
+        assert (joint[:, -1] > 0.01).any() if power else not joint[:, -1].any()
     crossed = [(i, j) for i in range(4) for j in range(4)]
     logits = encoder.match_pairs([pixels[i] for i, _ in crossed], [texts[j] for _, j in crossed])
     assert (logits.reshape(4, 4).argmax(1) == np.arange(4)).all()
@@ -140,7 +144,19 @@ def test_a_fusion_that_ships_fuses_by_tokens(trained, towers, pairs):
         for i in range(2)
     ]
     assert np.allclose(together, np.concatenate(apart), atol=1e-5)
-    assert not np.allclose(together, mean_of(image, text), atol=1e-4)
+    network = encoder._network
+    network.config = replace(network.config, hub_power=0.0)
+    seen, said = encoder._image(pixels), encoder._text(texts)
+    with torch.inference_mode():
+        v = network.image_vectors(seen.pooled)
+        t = network.text_vectors(said.pooled, network.held(said.ids))
+        joint = network.fused(
+            network.text_modality(said.tokens, said.mask, t), network.image_modality(seen.tokens, v)
+        )
+        mean = network.mean(t, v)
+    alone = encoder.encode_pairs(image, text, pixels, texts)[:, :-1]
+    assert np.allclose(alone, joint.numpy(), atol=1e-5)
+    assert not np.allclose(alone, mean.numpy(), atol=1e-3)
 
 
 @pytest.mark.parametrize("killed_at, goes_on_from", [(17, 15), (33, 30)])  # the fusion's from 20
@@ -391,18 +407,22 @@ def test_a_tower_that_has_changed_is_refused(trained, towers, tmp_path):
         load_encoder("two-tower", CPU)
 
 
-def test_shards_that_are_cut_are_learned_from_and_told(towers, pairs, tmp_path):
+def test_shards_that_are_cut_are_learned_from_and_told(towers, pairs, tmp_path, capsys):
     whole = (pairs / "p-00000.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) - 30_000])
-    shards = list_shards([str(pairs), str(tmp_path / "cut.tar")], None)
-    short = replace(SHORT, steps=2, fusion_steps=1)
-    report = train_two_tower(settings_for(towers, short), shards, tmp_path / "to", lambda _: None)
-    assert report["damaged"] == [shards[-1].id] and report["lost"] == {"truncated": 1}
+    image, text = map(str, towers)
+    request = TrainRequest(
+        to=tmp_path / "to", shards=(str(pairs), str(tmp_path / "cut.tar")), image_encoder=image,
+        text_encoder=text, caption_field=None, steps=2, fusion_steps=None, how="add", towers=None,
+        seed=0, device="cpu", precision="float32", workers=1, gallery=None, processes=0,
+        address=None,
+    )  # fmt: skip
     with pytest.raises(ChiasmError, match=r"1 of 4 shards: .* found cut or damaged cut-"):
-        cli.require_whole(report, len(shards))
-    assert load_two_tower(tmp_path / "to") and any(
-        "1 truncated" in line for line in cli.told(report)
-    )
+        cli.run(request)
+    assert "1 samples lost (1 truncated)" in capsys.readouterr().out
+    report = json.loads((tmp_path / "to" / "report.json").read_text())
+    assert len(report["damaged"]) == 1 and report["lost"] == {"truncated": 1}
+    assert load_two_tower(tmp_path / "to") and (tmp_path / "to" / "curves.png").exists()
 
 
 @pytest.mark.timeout(300)

@@ -41,6 +41,14 @@ def test_of_few_lists_the_weights_are_the_best_too(seed, lists, size, traits):
     assert np.abs(slope[weights > 0]).max(initial=0) < 1e-5
 
 
+def test_what_is_the_same_for_all_of_a_list_weighs_nothing():
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(50, 6, 2)))
+    x[:, 0, 0] += 1
+    x[..., 1] = -3.2137
+    weights = solving.first_of_list(x)
+    assert weights[0] > 0.5 and weights[1] == 0
+
+
 def weights_and_slope(x, ridge):
     """Weights of traits of unit spread, and the slope of the loss there by autograd."""
     spread = (x - x.mean(1, keepdim=True)).square().mean((0, 1)).sqrt()

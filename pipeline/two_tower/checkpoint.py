@@ -20,7 +20,7 @@ from pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 FILES = (WEIGHTS, CONFIG)
 # Counted up, too, where a constant changes that saved weights rely on: those of `expansion.py`,
 # `hubs.py`, SURE and BANDS of `network.py`, MARGIN, SQUARE and WORDS of `frozen.py`.
-FORMAT = "chiasm two-tower model 5"
+FORMAT = "chiasm two-tower model 6"
 EXACT = ("evidence", "usual", "word_ids", "expansion.rarity")  # small, or whole numbers
 
 

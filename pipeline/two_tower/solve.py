@@ -55,7 +55,7 @@ def solve(
         texts = network.heads.texts(texts_of(block).to(device))
         for of_picture in texts.split([len(pair.text) for pair in block]):
             if row in wanted:
-                asked.append(of_picture[row % len(of_picture)])
+                asked.append(of_picture[row % len(of_picture)].clone())  # not with all its block
             row += 1
         vectors = meaned(texts, block)
         shares = meaned(network.held(ids_of(block)), block)
@@ -77,6 +77,9 @@ def weigh_evidence(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> None:
     a match, for the wrong ones were chosen by it. Then all of them are stretched and the bias is
     found so that the logit is the log odds of a caption's own picture against any other.
     """
+    network.evidence.zero_()
+    if len(pairs) < 2:
+        return
     device = network.usual.device
     images = network.image_vectors(images_of(pairs).to(device))
     seen = network.seen(closely_of(pairs).to(device))
@@ -96,7 +99,6 @@ def weigh_evidence(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> None:
             other.append(traits[c, 1 + c])
             if (likely == row).any():
                 lists.append(torch.cat([traits[c, :1], mine[likely != row]]))
-    network.evidence.zero_()
     if not lists:
         return
     weights = torch.zeros(EVIDENCE, dtype=torch.float64, device=device)
@@ -116,7 +118,7 @@ def first_of_list(x: Tensor, ridge: float = 1e-6) -> Tensor:
     x (Q, K, F) float64, what is right at place 0 -> (F,) float64.
     """
     spread = (x - x.mean(1, keepdim=True)).square().mean((0, 1)).sqrt().clamp(min=1e-9)
-    z = (x / spread).cpu()
+    z = ((x - x.mean(1, keepdim=True)) / spread).cpu()  # what is the same for all tells nothing
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         w = torch.from_numpy(weights)
