@@ -63,11 +63,7 @@ def embed(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    flags = {
-        "encoder.name": encoder,
-        "read.caption_field": caption_field,
-        "max_loss": max_loss,
-    }
+    flags = {"encoder.name": encoder, "read.caption_field": caption_field, "max_loss": max_loss}
     request = EmbedRequest(
         shards=_listed(shards),
         to=to,

@@ -71,9 +71,7 @@ def train(
             if rank:
                 continue  # the first process writes and tells
             if step % settings.log_every == 0 or at_end:
-                losses = _mean(
-                    [d for d in done[-settings.log_every :] if d.keys() == done[-1].keys()]
-                )
+                losses = _mean(done[-settings.log_every :])
                 _log(folder, told, {"step": step, "seconds": round(training.seconds, 1), **losses})
             if step == last and training.fusing:
                 training.calibrate()
@@ -116,8 +114,9 @@ def evaluate_average(training: Training, precision: torch.dtype) -> dict[str, An
 
 
 def _mean(done: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of each loss, rounded for people to read."""
-    return {name: round(sum(d[name] for d in done) / len(done), 4) for name in done[0]}
+    """The mean of each loss, rounded for people to read, of the steps that had those of the last."""
+    alike = [each for each in done if each.keys() == done[-1].keys()]
+    return {name: round(sum(d[name] for d in alike) / len(alike), 4) for name in done[-1]}
 
 
 def _log(folder: Path, told: Callable[[str], None], line: dict[str, Any]) -> None:
