@@ -110,6 +110,7 @@ def test_curves_show_each_sitting_in_its_turn_and_lines_that_a_kill_tore_are_lef
     ]  # fmt: skip
     first, second = ([line.get_label() for line in axes.lines] for axes in drawn.axes)
     assert (first, second) == (["image"], ["image", "text"])
+    assert len({axes.lines[0].get_color() for axes in drawn.axes}) == 1  # of image in both
     assert drawn.axes[0].lines[0].get_xydata().tolist() == [[10, 3.0], [20, 2.0]]
     with Image.open(draw_curves(tmp_path)) as curves:
         assert curves.format == "PNG"

@@ -50,24 +50,27 @@ def figure_of(lines: list[dict[str, Any]]) -> Figure:
     """What `read_log` gave, drawn."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
+    names = sorted({name for line in lines for name in line} - NOT_LOSSES)
     sittings = list(dict.fromkeys(line["sitting"] for line in lines if "sitting" in line))
     if sittings:
         panels = figure.subplots(1, len(sittings), squeeze=False)[0]
         for axes, sitting in zip(panels, sittings, strict=True):
             of = [line for line in lines if line["sitting"] == sitting]
-            _losses(axes, of, f"training losses, {sitting}")
+            _losses(axes, of, names, f"training losses, {sitting}")
     else:
         losses, recall = figure.subplots(1, 2)
-        _losses(losses, [line for line in lines if "recall" not in line], "training losses")
+        some = [line for line in lines if "recall" not in line]
+        _losses(losses, some, names, "training losses")
         _recall(recall, [line for line in lines if "recall" in line])
     return figure
 
 
-def _losses(axes: Axes, lines: list[dict[str, Any]], title: str) -> None:
-    names = sorted({name for line in lines for name in line} - NOT_LOSSES)
-    for name in names:
+def _losses(axes: Axes, lines: list[dict[str, Any]], names: list[str], title: str) -> None:
+    """names: of all losses, so that each has one colour in every panel."""
+    for colour, name in enumerate(names):
         told = [(line["step"], line[name]) for line in lines if name in line]
-        axes.plot(*zip(*told, strict=True), label=name, linewidth=1.2)
+        if told:
+            axes.plot(*zip(*told, strict=True), label=name, linewidth=1.2, color=f"C{colour}")
     axes.set(title=title, xlabel="step", yscale="log")
     axes.grid(alpha=0.3)
     if names:
