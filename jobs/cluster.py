@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -16,6 +16,7 @@ import index
 import jobs
 import pipeline
 from jobs.config import WorkerSettings
+from jobs.stopping import STOPPING
 from pipeline.errors import ChiasmError, UsageError
 
 OBJECT_STORE_BYTES = (
@@ -37,17 +38,32 @@ def connected(address: str | None, workers: WorkerSettings) -> Iterator[None]:
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    on_terminate = signal.getsignal(signal.SIGTERM)  # ray.init puts its own in its place
-    if address == "local":
-        _start_local(workers)
-    else:
-        _join(address)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_terminate)
+    with STOPPING.deferred(), _keeping_sigterm():
+        if address == "local":
+            _start_local(workers)
+        else:
+            _join(address)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _keeping_sigterm() -> Iterator[None]:
+    """Inside, handlers for SIGTERM are not replaced: those that ray.init puts in their place leave
+    on the spot, with 15 or 1 and without a word."""
+    replace = signal.signal
+
+    def kept(signalnum: int, handler: Any) -> Any:
+        sigterm = signalnum == signal.SIGTERM
+        return signal.getsignal(signalnum) if sigterm else replace(signalnum, handler)
+
+    signal.signal = kept
+    try:
+        yield
+    finally:
+        signal.signal = replace
 
 
 def _start_local(workers: WorkerSettings) -> None:

@@ -31,8 +31,7 @@ class Stopping:
         self._deferred = False
 
     def install(self) -> None:
-        """Take over both signals. Only from the main thread; Ray takes SIGTERM back at its
-        start."""
+        """Take over both signals. Only from the main thread."""
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self._handle)
 
@@ -43,14 +42,15 @@ class Stopping:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Only note signals inside; raise a noted one at the end, unless something else is
-        raised."""
-        self._deferred = True
+        """Only note signals inside; raise a noted one at the end, of the outermost, unless
+        something else is raised."""
+        outer, self._deferred = self._deferred, True
         try:
             yield
         finally:
-            self._deferred = False
-        self.check()
+            self._deferred = outer
+        if not outer:
+            self.check()
 
     def _handle(self, signum: int, frame: object) -> None:
         self._noted = signum

@@ -10,6 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import make_shard, start_embed
 
@@ -83,7 +84,7 @@ def test_a_run_that_is_asked_to_stop_stops_cleanly(
     signum, code, send, slow_shards, undisturbed, tmp_path
 ):
     process = start(slow_shards, tmp_path)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 100  # Ray may be started twice
     while not contents(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.1)
     send(process.pid, signum)
@@ -93,3 +94,22 @@ def test_a_run_that_is_asked_to_stop_stops_cleanly(
     assert contents(tmp_path).items() <= undisturbed[0].items()
     assert 0 < len(contents(tmp_path)) < 6, "it was stopped in the middle"
     assert temporaries(tmp_path) == []
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.5, 1.0])
+def test_asked_to_stop_while_ray_starts_it_says_so_and_leaves_nothing(
+    moment, slow_shards, tmp_path
+):
+    process = start(slow_shards, tmp_path)
+    ours = psutil.Process(process.pid)
+    while process.poll() is None and not any("gcs_server" in c.name() for c in ours.children(True)):
+        time.sleep(0.01)
+    time.sleep(moment)
+    started = ours.children(True)
+    process.send_signal(signal.SIGTERM)
+    told, _ = process.communicate(timeout=100)
+    assert process.returncode == 143, told
+    assert told.splitlines()[-1] == "chiasm: stopped; run the same command again to go on"
+    assert temporaries(tmp_path) == []
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert alive == []
