@@ -30,17 +30,17 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset
-from safetensors.torch import save
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine, tell_and_keep
-from pipeline.two_tower.features import Pair, images_of, stream
+from pipeline.two_tower import train
+from pipeline.two_tower.features import Pair, images_of, packed, stream
 from pipeline.two_tower.judge import gallery, ranks, recall
-from pipeline.two_tower.learn import LearnSettings, learn
+from pipeline.two_tower.learn import LearnSettings
 from pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
-from pipeline.two_tower.prepare import prepare, survey
-from pipeline.two_tower.solve import solve, weigh_evidence
+from pipeline.two_tower.prepare import survey
+from pipeline.two_tower.solve import weigh_evidence
 
 RESULT = Path(__file__).parent / "results" / "filtering.json"
 WRONG = 1 / 3
@@ -139,40 +139,15 @@ def learned(
         path = Path(folder) / "pairs.tar"
         with webdataset.TarWriter(str(path)) as writer:
             for number, pair in enumerate(pairs):
-                writer.write({"__key__": f"{number:08d}", "safetensors": member(pair)})
-        told, expanded = survey([path]), Path(folder) / "expanded"
-        shaped = replace(
-            config,
-            words=len(told.words),
-            landmarks=min(config.landmarks, told.learnable),
-            text_landmarks=(
-                min(config.text_landmarks, told.learnable_captions) if told.expandable else 0
-            ),
-            asked=min(config.asked, told.learnable),
-        )
-        prepared = prepare(shaped, [path], told, expanded, every_sample=False, device=CPU)
-        network = learn(
-            [path], prepared, settings, expanded=expanded, every_sample=False,
-            checkpoint=Path(folder) / "state", told=lambda step, losses: None,
+                writer.write({"__key__": f"{number:08d}", "safetensors": packed(pair)})
+        surveyed, expanded = survey([path]), Path(folder) / "expanded"
+        network = train.learned(
+            [path], surveyed, surveyed.fill(config), settings, every_sample=False,
+            expanded=expanded, checkpoint=Path(folder) / "state", device=CPU,
         )  # fmt: skip
-        solve(network, [path], told, expanded, every_sample=False)
         held = [pair for pair in stream([path], expanded=expanded) if pair.held_out]
     weigh_evidence(network, held)
     return network
-
-
-def member(pair: Pair) -> bytes:
-    """A pair as `pipeline/two_tower/features.py` keeps it."""
-    return save(
-        {
-            "image": pair.image, "patches": pair.patches, "text": pair.text.contiguous(),
-            "words": pair.words.contiguous(), "lengths": pair.lengths.contiguous(),
-            "ids": torch.tensor([i for ids in pair.ids for i in ids], dtype=torch.int32),
-            "counts": torch.tensor([len(ids) for ids in pair.ids], dtype=torch.int32),
-            "part": torch.tensor(pair.part),
-            **({} if pair.closely is None else {"closely": pair.closely}),
-        }
-    )  # fmt: skip
 
 
 @torch.inference_mode()

@@ -29,15 +29,14 @@ import webdataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.filtering import member
 from benchmarks.machine import machine, tell_and_keep
 from pipeline.model.config import FusionConfig
-from pipeline.two_tower.features import stream
+from pipeline.two_tower import train
+from pipeline.two_tower.features import packed, stream
 from pipeline.two_tower.judge import fused, gallery, join_best, ranks, recall
-from pipeline.two_tower.learn import LearnSettings, learn
+from pipeline.two_tower.learn import LearnSettings
 from pipeline.two_tower.network import TwoTowerConfig
-from pipeline.two_tower.prepare import Statistics, prepare, survey
-from pipeline.two_tower.solve import solve
+from pipeline.two_tower.prepare import Statistics, survey
 
 RESULT = Path(__file__).parent / "results" / "two_tower_fusions.json"
 
@@ -89,7 +88,7 @@ def one_token(path: Path, folder: Path) -> Path:
                 words=(words / counts[:, None, None]).half(),
                 lengths=torch.ones_like(pair.lengths),
             )
-            writer.write({"__key__": f"{number:08d}", "safetensors": member(single)})
+            writer.write({"__key__": f"{number:08d}", "safetensors": packed(single)})
     return made
 
 
@@ -101,14 +100,11 @@ def measured(
     settings: LearnSettings,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """One way: figures of the mean, and of the fusion of the same heads."""
-    device = torch.device("cpu")
-    prepared = prepare(config, paths, surveyed, expanded, every_sample=False, device=device)
     with tempfile.TemporaryDirectory() as folder:
-        network = learn(
-            paths, prepared, settings, expanded=expanded, every_sample=False,
-            checkpoint=Path(folder) / "state", told=lambda step, losses: None,
+        network = train.learned(
+            paths, surveyed, config, settings, every_sample=False, expanded=expanded,
+            checkpoint=Path(folder) / "state", device=torch.device("cpu"),
         )  # fmt: skip
-    solve(network, paths, surveyed, expanded, every_sample=False)
     held = [pair for pair in stream(paths, expanded=expanded) if pair.held_out]
     with torch.inference_mode():
         shown = gallery(network, held)

@@ -202,3 +202,23 @@ def s3(s3_server, monkeypatch, tmp_path) -> Iterator[S3]:
     server.ranges.clear()
     yield S3(server, direct, f"s3://bucket/{secrets.token_hex(4)}")
     server.faults = Faults()
+
+
+@pytest.fixture(scope="session")
+def towers(tmp_path_factory) -> tuple[Path, Path]:
+    """The folders of two tiny towers, of pictures and of texts."""
+    import tiny_towers  # loads transformers, which few tests need
+
+    folder = tmp_path_factory.mktemp("towers")
+    return tiny_towers.image_folder(folder / "image"), tiny_towers.text_folder(folder / "text")
+
+
+@pytest.fixture(scope="session")
+def coloured(tmp_path_factory) -> Path:
+    """A folder of three shards of what the tiny towers can tell apart."""
+    import tiny_towers
+
+    folder = tmp_path_factory.mktemp("coloured")
+    for seed in range(3):
+        tiny_towers.make_pairs(folder / f"p-{seed:05d}.tar", 120, seed)
+    return folder

@@ -18,12 +18,6 @@ from pipeline.two_tower.frozen import ImageTower, TextTower
 CPU = EncoderSettings(device="cpu", precision="float32")
 
 
-@pytest.fixture(scope="module")
-def towers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("towers")
-    return tiny_towers.image_folder(folder / "image"), tiny_towers.text_folder(folder / "text")
-
-
 def test_what_pads_on_the_left_is_read_as_what_pads_on_the_right(towers):
     right, left = (TextTower(str(towers[1]), CPU) for _ in range(2))
     left._network.tokenizer.padding_side = "left"

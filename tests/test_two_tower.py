@@ -47,30 +47,16 @@ SHORT = LearnSettings(steps=40, fusion_steps=20, batch=64, warmup=5, checkpoint_
 TINY = FusionConfig(how="gated", width=32, depth=1, heads=2, slots=4)
 
 
-@pytest.fixture(scope="module")
-def towers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("towers")
-    return tiny_towers.image_folder(folder / "image"), tiny_towers.text_folder(folder / "text")
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pairs")
-    for seed in range(3):
-        tiny_towers.make_pairs(folder / f"p-{seed:05d}.tar", 120, seed)
-    return folder
-
-
 def settings_for(towers, learn=SHORT, fusion=TINY):
     image, text = towers
     return TwoTowerSettings(str(image), str(text), fusion=fusion, learn=learn, encoder=CPU)
 
 
 @pytest.fixture(scope="module")
-def trained(towers, pairs, tmp_path_factory):
+def trained(towers, coloured, tmp_path_factory):
     """A training to its end: its folder and its report."""
     folder = tmp_path_factory.mktemp("trained")
-    shards = list_shards([str(pairs)], None)
+    shards = list_shards([str(coloured)], None)
     return folder, train_two_tower(settings_for(towers), shards, folder, lambda line: None)
 
 
@@ -123,7 +109,7 @@ def test_the_folder_is_an_encoder_that_finds_and_matches(trained):
     assert encoder.match_pairs([], []).shape == (0,)
 
 
-def test_a_fusion_that_ships_fuses_by_tokens(trained, towers, pairs):
+def test_a_fusion_that_ships_fuses_by_tokens(trained, towers, coloured):
     """Saved with a fusion, the encoder's joint vectors are those of the network on features."""
     folder, _ = trained
     fused = folder.parent / "fused"
@@ -131,7 +117,7 @@ def test_a_fusion_that_ships_fuses_by_tokens(trained, towers, pairs):
     judged = json.loads((fused / "judged.json").read_text())
     (fused / "judged.json").write_text(json.dumps({**judged, "fusion": True}))
     (fused / "all-samples.safetensors").unlink(missing_ok=True)  # learned without the fusion
-    train_two_tower(settings_for(towers), list_shards([str(pairs)], None), fused, lambda _: None)
+    train_two_tower(settings_for(towers), list_shards([str(coloured)], None), fused, lambda _: None)
     encoder = load_encoder(f"two-tower:{fused}", CPU)
     assert encoder.preprocessing["joint"] == "learned fusion"
     rng = random.Random(7)
@@ -251,13 +237,13 @@ def gallery_of(network, pairs):
     return images, texts, joint
 
 
-def test_pairs_match_as_they_were_judged(trained, features, pairs):
+def test_pairs_match_as_they_were_judged(trained, features, coloured):
     """The encoder, from pictures and strings, against the network on cached features."""
     encoder = load_encoder(f"two-tower:{trained[0]}", CPU)
     network = encoder._network
     samples = [
         sample
-        for shard in list_shards([str(pairs)], None)
+        for shard in list_shards([str(coloured)], None)
         for sample in read_samples(shard, ReadSettings())
         if held_out(sample.key)
     ]
@@ -312,13 +298,13 @@ def test_matching_is_judged_by_what_the_other_half_says_it_weighs(trained, featu
     assert halves[0] | halves[1] == {id(pair) for pair in pairs} and not halves[0] & halves[1]
 
 
-def test_features_are_computed_once_and_again_where_something_changed(trained, towers, pairs):
+def test_features_are_computed_once_and_again_where_something_changed(trained, towers, coloured):
     folder, _ = trained
     before = {path: path.stat().st_mtime_ns for path in (folder / "features").glob("*.tar")}
     assert len(before) == 3
     (folder / "features" / ".x.99999999.tmp").write_bytes(b"left by a kill")
     told = []
-    shards = list_shards([str(pairs)], None)
+    shards = list_shards([str(coloured)], None)
     assert train_two_tower(settings_for(towers), shards, folder, told.append)["mean"]
     assert {path: path.stat().st_mtime_ns for path in (folder / "features").glob("*.tar")} == before
     assert not list((folder / "features").glob(".*"))
@@ -376,10 +362,10 @@ def test_with_one_caption_a_picture_the_mean_ships(towers, tmp_path):
     assert encoder.preprocessing["joint"] == "mean, text 0.5"
 
 
-def test_with_a_text_model_without_words_likeness_alone_is_weighed(towers, pairs, tmp_path):
+def test_with_a_text_model_without_words_likeness_alone_is_weighed(towers, coloured, tmp_path):
     text = tiny_towers.static_text_folder(tmp_path / "text")
     settings = settings_for((towers[0], text), replace(SHORT, steps=20, fusion_steps=10))
-    shards = list_shards([str(pairs)], None)
+    shards = list_shards([str(coloured)], None)
     report = train_two_tower(settings, shards, tmp_path / "to", lambda line: None)
     assert report["image"]["r10"] > 0.6
     encoder = require_matcher(load_encoder(f"two-tower:{tmp_path / 'to'}", CPU))
@@ -407,12 +393,12 @@ def test_a_tower_that_has_changed_is_refused(trained, towers, tmp_path):
         load_encoder("two-tower", CPU)
 
 
-def test_shards_that_are_cut_are_learned_from_and_told(towers, pairs, tmp_path, capsys):
-    whole = (pairs / "p-00000.tar").read_bytes()
+def test_shards_that_are_cut_are_learned_from_and_told(towers, coloured, tmp_path, capsys):
+    whole = (coloured / "p-00000.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) - 30_000])
     image, text = map(str, towers)
     request = TrainRequest(
-        to=tmp_path / "to", shards=(str(pairs), str(tmp_path / "cut.tar")), image_encoder=image,
+        to=tmp_path / "to", shards=(str(coloured), str(tmp_path / "cut.tar")), image_encoder=image,
         text_encoder=text, caption_field=None, steps=2, fusion_steps=None, how="add", towers=None,
         seed=0, device="cpu", precision="float32", workers=1, gallery=None, processes=0,
         address=None,
@@ -426,11 +412,12 @@ def test_shards_that_are_cut_are_learned_from_and_told(towers, pairs, tmp_path, 
 
 
 @pytest.mark.timeout(300)
-def test_from_shards_to_answers_at_the_prompt(chiasm, towers, pairs, tmp_path):
+def test_from_shards_to_answers_at_the_prompt(chiasm, towers, coloured, tmp_path):
     image, text = towers
     made = chiasm(
-        "train", "--preset", "two-tower", "--image-encoder", image, "--text-encoder", text, pairs,
-        "--to", tmp_path / "mine", "--steps", 20, "--device", "cpu", "--precision", "float32",
+        "train", "--preset", "two-tower", "--image-encoder", image, "--text-encoder", text,
+        coloured, "--to", tmp_path / "mine", "--steps", 20, "--device", "cpu",
+        "--precision", "float32",
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     assert "pictures held out" in made.stdout
@@ -439,7 +426,7 @@ def test_from_shards_to_answers_at_the_prompt(chiasm, towers, pairs, tmp_path):
         assert curves.format == "PNG" and len(curves.convert("L").getcolors() or []) > 10
     collection = tmp_path / "c"
     for command in (
-        ("embed", pairs / "p-00000.tar", "--to", collection,
+        ("embed", coloured / "p-00000.tar", "--to", collection,
          "--encoder", f"two-tower:{tmp_path / 'mine'}"),
         ("index", "build", collection),
     ):  # fmt: skip
@@ -451,17 +438,17 @@ def test_from_shards_to_answers_at_the_prompt(chiasm, towers, pairs, tmp_path):
     assert set(first["scores"]) == {"search", "match"}
 
 
-def test_what_two_towers_lack_is_told_in_one_line(chiasm, tmp_path, pairs, towers):
+def test_what_two_towers_lack_is_told_in_one_line(chiasm, tmp_path, coloured, towers):
     for options, told in (
         (("--preset", "two-tower", "--to", tmp_path / "x"), "expected --image-encoder DIR"),
-        (("--preset", "pocket", "--to", tmp_path / "x", pairs), "SHARDS: expected nothing"),
+        (("--preset", "pocket", "--to", tmp_path / "x", coloured), "SHARDS: expected nothing"),
         (
-            ("--preset", "two-tower", "--to", tmp_path / "x", pairs, "--towers", tmp_path,
+            ("--preset", "two-tower", "--to", tmp_path / "x", coloured, "--towers", tmp_path,
              "--image-encoder", towers[0], "--text-encoder", towers[1]),
             "--towers: expected nothing",
         ),
         (
-            ("--preset", "two-tower", "--to", tmp_path / "x", pairs,
+            ("--preset", "two-tower", "--to", tmp_path / "x", coloured,
              "--image-encoder", tmp_path / "nowhere", "--text-encoder", towers[1]),
             "no such folder",
         ),

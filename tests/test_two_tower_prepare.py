@@ -36,28 +36,19 @@ READ = ReadSettings()
 
 
 @pytest.fixture(scope="module")
-def towers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("towers")
-    image, text = tiny_towers.image_folder(folder / "image"), tiny_towers.text_folder(folder)
+def loaded(towers):
+    image, text = towers
     return ImageTower(str(image), CPU), TextTower(str(text), CPU)
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pairs")
-    for seed in range(3):
-        tiny_towers.make_pairs(folder / f"p-{seed:05d}.tar", 120, seed)
-    return folder
+def features(loaded, coloured, tmp_path_factory):
+    return features_of(loaded, coloured, tmp_path_factory.mktemp("features"))
 
 
-@pytest.fixture(scope="module")
-def features(towers, pairs, tmp_path_factory):
-    return features_of(towers, pairs, tmp_path_factory.mktemp("features"))
-
-
-def features_of(towers, pairs, folder):
-    shards = list_shards([str(pairs)], None)
-    return compute(shards, *towers, folder, READ, lambda line: None).paths
+def features_of(loaded, coloured, folder):
+    shards = list_shards([str(coloured)], None)
+    return compute(shards, *loaded, folder, READ, lambda line: None).paths
 
 
 def config_of(features, **changed):
@@ -92,9 +83,9 @@ def test_a_stream_gives_every_pair_once_in_the_order_of_its_seed(features):
     assert not all(torch.equal(a, b) for a, b in zip(shuffled, in_order, strict=True))
 
 
-def test_features_are_those_of_the_towers(features, towers, pairs):
-    image, text = towers
-    shard = list_shards([str(pairs / "p-00000.tar")], None)[0]
+def test_features_are_those_of_the_towers(features, loaded, coloured):
+    image, text = loaded
+    shard = list_shards([str(coloured / "p-00000.tar")], None)[0]
     sample = next(iter(read_samples(shard, READ)))
     pair = next(stream(features[:1]))
     seen = image([image.preprocess(decode(sample.picture, DecodeSettings(), image.side).image)])
@@ -198,31 +189,31 @@ def by_the_books(x, y, penalty):
     )
 
 
-def test_features_of_another_precision_are_others(towers, pairs, features, tmp_path):
+def test_features_of_another_precision_are_others(loaded, coloured, features, tmp_path):
     image = ImageTower(
-        str(towers[0].folder.path), EncoderSettings(device="cpu", precision="bfloat16")
+        str(loaded[0].folder.path), EncoderSettings(device="cpu", precision="bfloat16")
     )
-    others = features_of((image, towers[1]), pairs, tmp_path)
+    others = features_of((image, loaded[1]), coloured, tmp_path)
     assert not {path.name for path in others} & {path.name for path in features}
 
 
 def test_what_is_lost_is_counted_by_reason_and_shards_that_are_cut_are_told(
-    towers, pairs, tmp_path
+    loaded, coloured, tmp_path
 ):
-    whole = (pairs / "p-00000.tar").read_bytes()
+    whole = (coloured / "p-00000.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 3])
     make_shard(tmp_path / "odd.tar", 6, captions=("", ""), broken=1)
     shards = list_shards([str(tmp_path)], None)
     told = []
-    computed = compute(shards, *towers, tmp_path / "features", READ, told.append)
+    computed = compute(shards, *loaded, tmp_path / "features", READ, told.append)
     assert 30 < computed.pairs < 60 and sum(1 for _ in stream(computed.paths)) == computed.pairs
     assert computed.lost == {"truncated": 1, "no_pair": 2, "not_a_picture": 1}
     assert computed.damaged == [shards[0].id] and len(told) == 2
-    again = compute(shards, *towers, tmp_path / "features", READ, told.append)
+    again = compute(shards, *loaded, tmp_path / "features", READ, told.append)
     assert again == computed and len(told) == 2
     # The account is written last, and a run that was killed before it has a shard to do.
     next((tmp_path / "features").glob("*cut*.json")).unlink()
-    assert compute(shards, *towers, tmp_path / "features", READ, told.append) == computed
+    assert compute(shards, *loaded, tmp_path / "features", READ, told.append) == computed
     assert len(told) == 3
 
 
@@ -249,9 +240,9 @@ def test_a_preparation_that_is_there_is_taken(features, tmp_path):
         assert ours.requires_grad or torch.equal(ours, theirs), name
 
 
-def test_pairs_held_out_and_no_others_are_looked_at_closely(features, towers, pairs):
-    image, _ = towers
-    shard = list_shards([str(pairs / "p-00000.tar")], None)[0]
+def test_pairs_held_out_and_no_others_are_looked_at_closely(features, loaded, coloured):
+    image, _ = loaded
+    shard = list_shards([str(coloured / "p-00000.tar")], None)[0]
     known = list(zip(read_samples(shard, READ), stream(features[:1]), strict=True))
     assert [pair.held_out for _, pair in known] == [held_out(sample.key) for sample, _ in known]
     sample, pair = next(each for each in known if each[1].held_out)
@@ -262,12 +253,12 @@ def test_pairs_held_out_and_no_others_are_looked_at_closely(features, towers, pa
         closely_of([pair for _, pair in known])
 
 
-def test_a_shard_without_a_pair_is_gone_through(features, towers, pairs, tmp_path):
+def test_a_shard_without_a_pair_is_gone_through(features, loaded, coloured, tmp_path):
     (tmp_path / "some").mkdir()
-    for path in pairs.iterdir():
+    for path in coloured.iterdir():
         (tmp_path / "some" / path.name).symlink_to(path)
     tiny_towers.make_pairs(tmp_path / "some" / "p-00001b.tar", 5, 9, captions=0)
-    more = features_of(towers, tmp_path / "some", tmp_path / "features")
+    more = features_of(loaded, tmp_path / "some", tmp_path / "features")
     assert len(more) == 4
     ours = prepared_of(config_of(more), more, tmp_path / "ours", True)
     theirs = prepared_of(config_of(features), features, tmp_path / "theirs", True)
@@ -283,10 +274,10 @@ def test_a_shard_without_a_pair_is_gone_through(features, towers, pairs, tmp_pat
 
 
 @pytest.mark.parametrize("several", [1, 40, 200])
-def test_captions_are_expanded_where_enough_pairs_have_others(towers, tmp_path, several):
+def test_captions_are_expanded_where_enough_pairs_have_others(loaded, tmp_path, several):
     for seed, (count, captions) in enumerate([(150, 1), (several, 3)]):
         tiny_towers.make_pairs(tmp_path / "p" / f"{seed}.tar", count, seed, captions=captions)
-    features = features_of(towers, tmp_path / "p", tmp_path / "features")
+    features = features_of(loaded, tmp_path / "p", tmp_path / "features")
     told = preparing.survey(features)
     assert told.fusible == (several > 1) and told.expandable == (several == 200)
     assert sum(told.several) == sum(

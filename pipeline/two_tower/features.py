@@ -160,18 +160,17 @@ def _members(batch: Batch, image: ImageTower, text: TextTower) -> Iterator[bytes
         span = slice(at, at + len(mine))
         ids = texts.ids[span]
         lengths = texts.mask[span].sum(1).cpu()
-        yield save(
-            {
-                "image": pictures.pooled[i].half().cpu().contiguous(),
-                "patches": pictures.tokens[i].half().cpu().contiguous(),
-                "text": texts.pooled[span].half().cpu().contiguous(),
-                "words": texts.tokens[span, : int(lengths.max())].half().cpu().contiguous(),
-                "lengths": lengths.contiguous(),
-                "ids": torch.tensor([i for each in ids for i in each], dtype=torch.int32),
-                "counts": torch.tensor([len(each) for each in ids], dtype=torch.int32),
-                "part": torch.tensor(part(row.sample.key)),
-                **({"closely": closely[i].half().cpu().contiguous()} if i in closely else {}),
-            }
+        yield packed(
+            Pair(
+                image=pictures.pooled[i],
+                patches=pictures.tokens[i],
+                text=texts.pooled[span],
+                words=texts.tokens[span, : int(lengths.max())],
+                lengths=lengths,
+                ids=ids,
+                part=part(row.sample.key),
+                closely=closely.get(i),
+            )
         )
         at += len(mine)
 
@@ -269,6 +268,21 @@ def blocks(pairs: Iterator[Pair], size: int = PAIRS) -> Iterator[list[Pair]]:
 def learnable(pairs: Iterator[Pair], every_sample: bool) -> Iterator[Pair]:
     """Those to learn from: all, or all but those held out."""
     return (pair for pair in pairs if every_sample or not pair.held_out)
+
+
+def packed(pair: Pair) -> bytes:
+    """A pair as a member of a feature shard."""
+    numbers = {
+        "image": pair.image, "patches": pair.patches, "text": pair.text, "words": pair.words,
+        **({} if pair.closely is None else {"closely": pair.closely}),
+    }  # fmt: skip
+    counts = {
+        "lengths": pair.lengths.contiguous(),
+        "ids": torch.tensor([i for ids in pair.ids for i in ids], dtype=torch.int32),
+        "counts": torch.tensor([len(ids) for ids in pair.ids], dtype=torch.int32),
+        "part": torch.tensor(pair.part),
+    }
+    return save({k: v.half().cpu().contiguous() for k, v in numbers.items()} | counts)
 
 
 def _pair(member: bytes, expanded: Tensor | None) -> Pair:

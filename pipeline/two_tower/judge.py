@@ -40,11 +40,8 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Judgement:
-    """text_weight, hub_power: of the mean that answers best; fusion: has it earned its weights?
-    figures: for the report."""
+    """fusion: has it earned its weights? figures: for the report."""
 
-    text_weight: float
-    hub_power: float
     fusion: bool
     figures: dict[str, Any]
 
@@ -52,12 +49,12 @@ class Judgement:
 @torch.inference_mode()
 def judge(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Judgement:
     """Compare what could be a joint vector, of pairs held out with their captions expanded, and
-    leave the network with evidence weighed by them; without other captions to ask by, the even mean
-    is kept, and hubs as they are."""
+    leave the network with the mean that answers best and with evidence weighed by them; without
+    other captions to ask by, the mean is kept as it is, and so are hubs."""
     shown = gallery(network, pairs)
     if not len(shown.queries):
         weigh_evidence(network, pairs)
-        return Judgement(0.5, 0.0, False, {"held_out": len(pairs), "queries": 0})
+        return Judgement(False, {"held_out": len(pairs), "queries": 0})
     mean = join_best(network, shown)
     figures: dict[str, Any] = {
         "held_out": len(pairs),
@@ -76,7 +73,7 @@ def judge(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Judgement:
         figures["fusion_ships"] = earned
     figures["matching"] = rerank(network, pairs, shown)
     weigh_evidence(network, pairs)
-    return Judgement(network.config.text_weight, network.config.hub_power, earned, figures)
+    return Judgement(earned, figures)
 
 
 @torch.inference_mode()

@@ -22,7 +22,7 @@ settings; killed, it goes on from its checkpoint and ends with the same weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -221,7 +221,7 @@ class Learning:
 
 
 def learn(
-    paths: list[Path],
+    paths: Sequence[Path],
     prepared: TwoTowerNetwork,
     settings: LearnSettings,
     *,

@@ -67,11 +67,11 @@ class TwoTowerConfig:
     patch_width: int
     text_width: int
     word_width: int
-    root: bool
-    landmarks: int
-    text_landmarks: int
-    asked: int
-    words: int
+    root: bool = False
+    landmarks: int = 6144
+    text_landmarks: int = 4096
+    asked: int = 4096
+    words: int = 4096
     dim: int = 512
     image_hidden: int = 512
     text_hidden: int = 1024

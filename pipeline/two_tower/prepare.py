@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -72,6 +72,21 @@ class Statistics:
     def expandable(self) -> bool:
         """Are there other captions to expand by, whichever part is left out?"""
         return min(self.several) >= LEAST_SEVERAL
+
+    def fill(self, config: TwoTowerConfig) -> TwoTowerConfig:
+        """The config with what there is to fill it: no more landmarks than pictures and captions to
+        learn from, these words, and a fusion only where one can be learned."""
+        return replace(
+            config,
+            root=self.root,
+            words=len(self.words),
+            landmarks=min(config.landmarks, self.learnable),
+            text_landmarks=(
+                min(config.text_landmarks, self.learnable_captions) if self.expandable else 0
+            ),
+            asked=min(config.asked, self.learnable),
+            fusion=config.fusion if self.fusible else None,
+        )
 
     def counts(self, every_sample: bool) -> tuple[int, int]:
         """Pairs and captions that are learned from."""

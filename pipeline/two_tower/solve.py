@@ -117,8 +117,9 @@ def first_of_list(x: Tensor, ridge: float = 1e-6) -> Tensor:
 
     x (Q, K, F) float64, what is right at place 0 -> (F,) float64.
     """
-    spread = (x - x.mean(1, keepdim=True)).square().mean((0, 1)).sqrt().clamp(min=1e-9)
-    z = ((x - x.mean(1, keepdim=True)) / spread).cpu()  # what is the same for all tells nothing
+    away = x - x.mean(1, keepdim=True)  # what is the same for all of a list tells nothing
+    spread = away.square().mean((0, 1)).sqrt().clamp(min=1e-9)
+    z = (away / spread).cpu()
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         w = torch.from_numpy(weights)

@@ -40,7 +40,6 @@ from pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 from pipeline.two_tower.prepare import Statistics, prepare, survey
 from pipeline.two_tower.solve import solve
 
-LANDMARKS, TEXT_LANDMARKS, ASKED = 6144, 4096, 4096
 LEAST_PAIRS, LEAST_HELD = 20, 4
 REPORT, JUDGED, SETTINGS = "report.json", "judged.json", "settings.json"
 
@@ -125,8 +124,8 @@ class _Run:
         held = list(islice((pair for pair in pairs if pair.held_out), MOST_JUDGED))
         verdict = judge(network, held)
         told = {
-            "text_weight": verdict.text_weight,
-            "hub_power": verdict.hub_power,
+            "text_weight": network.config.text_weight,
+            "hub_power": network.config.hub_power,
             "fusion": verdict.fusion,
             "evidence": network.evidence.tolist(),
             "figures": verdict.figures,
@@ -150,22 +149,17 @@ class _Run:
         return network
 
     def _learned(self, name: str, config: TwoTowerConfig, every_sample: bool) -> TwoTowerNetwork:
-        expanded = self._expanded(name)
-        prepared = prepare(
-            config, self.paths, self.survey, expanded,
-            every_sample=every_sample, device=self.device,
-        )  # fmt: skip
-        network = learn(
+        return learned(
             self.paths,
-            prepared,
+            self.survey,
+            config,
             self.settings.learn,
-            expanded=expanded,
             every_sample=every_sample,
+            expanded=self._expanded(name),
             checkpoint=self.folder / f"{name}.safetensors",
+            device=self.device,
             told=lambda step, losses: self._step(name, step, losses),
         )
-        solve(network, self.paths, self.survey, expanded, every_sample=every_sample)
-        return network
 
     def _expanded(self, name: str) -> Path:
         return self.folder / "expanded" / name
@@ -179,10 +173,36 @@ class _Run:
             self.told(line)
 
 
+def learned(
+    paths: Sequence[Path],
+    survey_: Statistics,
+    config: TwoTowerConfig,
+    settings: LearnSettings,
+    *,
+    every_sample: bool,
+    expanded: Path,
+    checkpoint: Path,
+    device: torch.device,
+    told: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
+) -> TwoTowerNetwork:
+    """Prepare, learn and solve, each from where it was; -> the network, in evaluation mode.
+
+    every_sample: also from those held out; expanded: the folder of captions; checkpoint: of what
+    is learned; told: of each step and its losses.
+    """
+    prepared = prepare(config, paths, survey_, expanded, every_sample=every_sample, device=device)
+    network = learn(
+        paths, prepared, settings, expanded=expanded, every_sample=every_sample,
+        checkpoint=checkpoint, told=told,
+    )  # fmt: skip
+    solve(network, paths, survey_, expanded, every_sample=every_sample)
+    return network
+
+
 def _config(
     settings: TwoTowerSettings, survey_: Statistics, image: ImageTower, text: TextTower
 ) -> TwoTowerConfig:
-    return TwoTowerConfig(
+    config = TwoTowerConfig(
         image=image.folder.name,
         image_fingerprint=image.fingerprint,
         text=text.folder.name,
@@ -191,17 +211,11 @@ def _config(
         patch_width=image.token_width,
         text_width=text.width,
         word_width=text.token_width,
-        root=survey_.root,
-        landmarks=min(LANDMARKS, survey_.learnable),
-        text_landmarks=(
-            min(TEXT_LANDMARKS, survey_.learnable_captions) if survey_.expandable else 0
-        ),
-        words=len(survey_.words),
-        asked=min(ASKED, survey_.learnable),
         # One dimension more than the text's own space, and what product quantisers cut evenly.
         dim=max(TwoTowerConfig.dim, 64 * math.ceil((text.width + 1) / 64)),
-        fusion=settings.fusion if survey_.fusible else None,
+        fusion=settings.fusion,
     )
+    return survey_.fill(config)
 
 
 def _identity(
