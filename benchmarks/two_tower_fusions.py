@@ -65,7 +65,7 @@ def main() -> None:
         ways["gated, one token"] = (single, config.fusion, settings)
         ways["gated, unregularised"] = (paths, config.fusion, bare)
         for name, (features, fusion, how_learned) in ways.items():
-            shaped = replace(config, fusion=fusion)
+            shaped = surveyed.fill(replace(config, fusion=fusion))
             mean, ours = measured(features, surveyed, expanded, shaped, how_learned)
             assert found.setdefault("mean", mean) == mean, "the fusion moved a head"
             found[name] = ours
