@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,8 +52,9 @@ def connected(address: str | None, workers: WorkerSettings) -> Iterator[None]:
 
 @contextmanager
 def _keeping_sigterm() -> Iterator[None]:
-    """Inside, handlers for SIGTERM are not replaced: those that ray.init puts in their place leave
-    on the spot, with 15 or 1 and without a word."""
+    """Inside, the handler for SIGTERM is not replaced: those that ray.init puts in its place leave
+    on the spot, with 15 or 1 and without a word. At the end it is put above the one of Ray's C++
+    code, which no call of Python's tells of."""
     replace = signal.signal
 
     def kept(signalnum: int, handler: Any) -> Any:
@@ -64,6 +66,8 @@ def _keeping_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal = replace
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def _start_local(workers: WorkerSettings) -> None:

@@ -54,6 +54,8 @@ class Stopping:
 
     def _handle(self, signum: int, frame: object) -> None:
         self._noted = signum
+        # While Ray starts, its C++ code hears of it first, and would abort the process 3 s later.
+        signal.alarm(0)
         if not self._deferred:
             raise Stopped(signum)
 

@@ -7,12 +7,13 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import make_shard, start_embed
+from conftest import ROOT, make_shard, start_embed
 
 from pipeline.storage import is_temporary
 
@@ -113,3 +114,27 @@ def test_asked_to_stop_while_ray_starts_it_says_so_and_leaves_nothing(
     assert temporaries(tmp_path) == []
     _, alive = psutil.wait_procs(started, timeout=30)
     assert alive == []
+
+
+SLOW_TO_END = """
+import os, signal, time
+from jobs.cluster import connected
+from jobs.config import WorkerSettings
+from jobs.stopping import STOPPING, Stopped
+
+STOPPING.install()
+try:
+    with STOPPING.deferred(), connected(None, WorkerSettings()):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(4)
+except Stopped:
+    print("stopped in its own time")
+"""
+
+
+def test_a_run_that_takes_its_time_to_stop_is_not_aborted():
+    """Ray's C++ code sets an alarm of 3 s where a SIGTERM comes to it."""
+    ran = subprocess.run(
+        [sys.executable, "-c", SLOW_TO_END], capture_output=True, text=True, timeout=100, cwd=ROOT
+    )
+    assert (ran.returncode, ran.stdout) == (0, "stopped in its own time\n"), ran.stderr
