@@ -31,18 +31,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import free_encoder
 from benchmarks.machine import CORES
-from pipeline import images
-from pipeline.embed import encode
-from pipeline.encoders import EncoderSettings, load_encoder
-from pipeline.encoders.device import PRECISIONS, resolve_precision
-from pipeline.encoders.folder import quiet
-from pipeline.images import DecodeSettings
-from pipeline.ledger import Stopwatch
-from pipeline.parquet import ParquetWriter
-from pipeline.records import Batch, Decoded, Sample
-from pipeline.samples import ReadSettings, read_samples
-from pipeline.shards import list_shards
-from pipeline.storage import Folder
+from chiasm.pipeline.collection.ledger import Stopwatch
+from chiasm.pipeline.collection.parquet_writer import ParquetWriter
+from chiasm.pipeline.embed import encode
+from chiasm.pipeline.encoders import EncoderSettings, load_encoder
+from chiasm.pipeline.images import decode as images
+from chiasm.pipeline.images.decode import DecodeSettings
+from chiasm.pipeline.pretrained.device import PRECISIONS, resolve_precision
+from chiasm.pipeline.pretrained.hub import quiet
+from chiasm.pipeline.records import Batch, Decoded, Sample
+from chiasm.pipeline.shards.listing import list_shards
+from chiasm.pipeline.shards.samples import ReadSettings, read_samples
+from chiasm.pipeline.storage.folder import Folder
 
 T = TypeVar("T")
 TURNS = 4  # of threads and processes

@@ -34,13 +34,13 @@ import webdataset
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine, tell_and_keep
-from pipeline.two_tower import train
-from pipeline.two_tower.features import Pair, images_of, packed, stream
-from pipeline.two_tower.judge import gallery, ranks, recall
-from pipeline.two_tower.learn import LearnSettings
-from pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
-from pipeline.two_tower.prepare import survey
-from pipeline.two_tower.solve import weigh_evidence
+from chiasm.pipeline.training.two_tower import loop as train
+from chiasm.pipeline.training.two_tower.closed_form import weigh_evidence
+from chiasm.pipeline.training.two_tower.features import Pair, images_of, packed, stream
+from chiasm.pipeline.training.two_tower.prepare import survey
+from chiasm.pipeline.training.two_tower.select import gallery, ranks, recall
+from chiasm.pipeline.training.two_tower.trainer import LearnSettings
+from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 
 RESULT = Path(__file__).parent / "results" / "filtering.json"
 WRONG = 1 / 3

@@ -27,18 +27,18 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine, tell_and_keep
-from pipeline.encoders import EncoderSettings, Matcher, load_encoder, require_matcher
-from pipeline.model.config import ImageConfig, ModelConfig, TextConfig
-from pipeline.model.encode import encode_images, encode_texts
-from pipeline.model.feed import FeedSettings, facts_of, learn_tokenizer, scenes_of
-from pipeline.model.losses import facts_loss, info_nce
-from pipeline.model.measure import measure
-from pipeline.model.objective import Objective
-from pipeline.model.pixels import to_pixels
-from pipeline.model.tokenizer import Tokenizer
-from pipeline.scenes.draw import picture
-from pipeline.scenes.words import LANGUAGES, plan, tell
-from pipeline.scenes.world import BACKGROUNDS, Scene
+from chiasm.pipeline.encoders import EncoderSettings, Matcher, load_encoder, require_matcher
+from chiasm.pipeline.model.config import ImageConfig, ModelConfig, TextConfig
+from chiasm.pipeline.model.inference import encode_images, encode_texts
+from chiasm.pipeline.model.losses import facts_loss, info_nce
+from chiasm.pipeline.model.preprocess import to_pixels
+from chiasm.pipeline.model.tokenizer import Tokenizer
+from chiasm.pipeline.scenes.draw import picture
+from chiasm.pipeline.scenes.words import LANGUAGES, plan, tell
+from chiasm.pipeline.scenes.world import BACKGROUNDS, Scene
+from chiasm.pipeline.training.pocket.data import FeedSettings, facts_of, learn_tokenizer, scenes_of
+from chiasm.pipeline.training.pocket.evaluate import measure
+from chiasm.pipeline.training.pocket.objective import Objective
 
 RESULT = Path(__file__).parent / "results" / "filtering_scenes.json"
 WRONG = 1 / 3

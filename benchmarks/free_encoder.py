@@ -11,14 +11,14 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from pipeline.encoders import EncoderSettings
-from pipeline.encoders.pixels import Scale, SquarePixels
+from chiasm.pipeline.encoders import EncoderSettings
+from chiasm.pipeline.pretrained.image_processing import Scale, SquarePixels
 
 DIM = 512
 
 
 class FreeEncoder:
-    """See the protocol `pipeline.encoders.Encoder`."""
+    """See the protocol `chiasm.pipeline.encoders.Encoder`."""
 
     name, fingerprint, precision, device = "free", "free", "float32", "cpu"
     dim, image_size = DIM, 224

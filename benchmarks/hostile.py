@@ -35,15 +35,21 @@ from PIL import Image, features
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.images import BYTES_A_PIXEL, BYTES_BESIDES, DecodeSettings, Undecodable, decode
-from pipeline.ledger import entries
-from pipeline.parquet import embeddings
-from pipeline.quiet import divert_c_output
-from pipeline.records import Sample
-from pipeline.samples import ReadSettings, read_samples
-from pipeline.shards import list_shards, split_name
-from pipeline.storage import Folder
-from pipeline.tars import Tar
+from chiasm.jobs.console.c_output import divert_c_output
+from chiasm.pipeline.collection.embeddings import embeddings
+from chiasm.pipeline.collection.ledger import entries
+from chiasm.pipeline.images.decode import (
+    BYTES_A_PIXEL,
+    BYTES_BESIDES,
+    DecodeSettings,
+    Undecodable,
+    decode,
+)
+from chiasm.pipeline.records import Sample
+from chiasm.pipeline.shards.listing import list_shards, split_name
+from chiasm.pipeline.shards.samples import ReadSettings, read_samples
+from chiasm.pipeline.shards.tar import Tar
+from chiasm.pipeline.storage.folder import Folder
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "hostile.json"
@@ -116,7 +122,7 @@ def pictures(shards: list[str]) -> Iterator[tuple[str, str, bytes]]:
 
 def embedded(shards: list[str], folder: Path) -> dict[str, Any]:
     """`chiasm embed` of the shards: its account, what it dropped, and what is in its Parquet."""
-    command = ["-m", "jobs", "embed", *shards, "--to", str(folder), "--json", "--max-loss", "1"]
+    command = ["-m", "chiasm", "embed", *shards, "--to", str(folder), "--json", "--max-loss", "1"]
     ran = subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,

@@ -34,15 +34,16 @@ from PIL import Image
 from s3fs import S3FileSystem
 
 from benchmarks.faulty_server import running_moto
-from pipeline import stores, streams
-from pipeline.collection import Identity, establish
-from pipeline.embed import EmbedSettings, embed_shard
-from pipeline.encoders import unit
-from pipeline.records import Shard
-from pipeline.runs import Run
-from pipeline.s3 import S3Store
-from pipeline.shards import list_shards, write_shard
-from pipeline.storage import Folder
+from chiasm.pipeline.collection.identity import Identity, establish
+from chiasm.pipeline.collection.runs import Run
+from chiasm.pipeline.embed import EmbedSettings, embed_shard
+from chiasm.pipeline.encoders import unit
+from chiasm.pipeline.records import Shard
+from chiasm.pipeline.shards.listing import list_shards, write_shard
+from chiasm.pipeline.storage import object_store as stores
+from chiasm.pipeline.storage import streams
+from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.storage.s3 import S3Store
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "object_store.json"

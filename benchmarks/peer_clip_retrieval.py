@@ -29,8 +29,14 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.encoders.folder import quiet
-from pipeline.errors import ChiasmError, EncoderError, SourceError, UsageError, require_at_least
+from chiasm.pipeline.errors import (
+    ChiasmError,
+    EncoderError,
+    SourceError,
+    UsageError,
+    require_at_least,
+)
+from chiasm.pipeline.pretrained.hub import quiet
 
 CACHE = Path(__file__).resolve().parent / ".cache" / "clip-retrieval"
 PYTHON = (3, 11)  # what the pins were tried with; numpy < 2 and pyarrow < 16 end with 3.12

@@ -2,9 +2,9 @@
 
     python benchmarks/pocket_joint.py --encoder pocket:DIR --seed 9001 9002 9003 --samples 1000
 
-The trials of pipeline/model/trials.py: hard twins by vectors and by matching, matching accuracy on
-one change, joint vectors of captions that leave things unsaid. Prints JSON and writes
-benchmarks/results/pocket_joint.json.
+The trials of pipeline/training/pocket/evaluate_fusion.py: hard twins by vectors and by matching,
+matching accuracy on one change, joint vectors of captions that leave things unsaid. Prints JSON and
+writes benchmarks/results/pocket_joint.json.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import tell_and_keep
-from pipeline.encoders import EncoderSettings, load_encoder, require_matcher
-from pipeline.model.trials import accuracy, hard_twins, joint
-from pipeline.scenes.words import LANGUAGES
+from chiasm.pipeline.encoders import EncoderSettings, load_encoder, require_matcher
+from chiasm.pipeline.scenes.words import LANGUAGES
+from chiasm.pipeline.training.pocket.evaluate_fusion import accuracy, hard_twins, joint
 
 RESULT = Path(__file__).parent / "results" / "pocket_joint.json"
 

@@ -31,16 +31,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import tell_and_keep
-from pipeline.encoders import Encoder, EncoderSettings, load_encoder
-from pipeline.model.feed import FeedSettings, scenes_of
-from pipeline.model.measure import measure
-from pipeline.scenes.claims import Claims, holds_matrix
-from pipeline.scenes.draw import picture
-from pipeline.scenes.hard import hard_gallery
-from pipeline.scenes.recall import recall_at, top
-from pipeline.scenes.unseen import unseen_gallery, withheld_in
-from pipeline.scenes.words import LANGUAGES, plan, tell
-from pipeline.scenes.world import Scene, gallery
+from chiasm.pipeline.encoders import Encoder, EncoderSettings, load_encoder
+from chiasm.pipeline.scenes.claims import Claims, holds_matrix
+from chiasm.pipeline.scenes.draw import picture
+from chiasm.pipeline.scenes.hard import hard_gallery
+from chiasm.pipeline.scenes.recall import recall_at, top
+from chiasm.pipeline.scenes.unseen import unseen_gallery, withheld_in
+from chiasm.pipeline.scenes.words import LANGUAGES, plan, tell
+from chiasm.pipeline.scenes.world import Scene, gallery
+from chiasm.pipeline.training.pocket.data import FeedSettings, scenes_of
+from chiasm.pipeline.training.pocket.evaluate import measure
 
 MOST_MORE = 100  # scenes that the last group may add to a gallery
 RESULT = Path(__file__).parent / "results" / "pocket_recall.json"

@@ -4,9 +4,9 @@
     python benchmarks/pocket_ways.py DIR... --seed 9001 9002 9003 --samples 1000
 
 Captions that leave things unsaid are fused with their pictures and asked for by other such captions
-of the same scenes (pipeline/model/trials.py). One row a model, named by its way and the steps its
-fusion learned for, beside the picture alone, the caption alone and the mean, which all of them
-share. Prints JSON and writes benchmarks/results/pocket_ways.json.
+of the same scenes (pipeline/training/pocket/evaluate_fusion.py). One row a model, named by its way
+and the steps its fusion learned for, beside the picture alone, the caption alone and the mean,
+which all of them share. Prints JSON and writes benchmarks/results/pocket_ways.json.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine, tell_and_keep
-from pipeline.encoders import EncoderSettings, load_encoder, require_matcher
-from pipeline.model.checkpoint import load_model
-from pipeline.model.trials import joint
+from chiasm.pipeline.encoders import EncoderSettings, load_encoder, require_matcher
+from chiasm.pipeline.model.checkpoint import load_model
+from chiasm.pipeline.training.pocket.evaluate_fusion import joint
 
 RESULT = Path(__file__).parent / "results" / "pocket_ways.json"
 

@@ -16,7 +16,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from pipeline.encoders.folder import quiet
+from chiasm.pipeline.pretrained.hub import quiet
 
 # fmt: off
 WORDS = (

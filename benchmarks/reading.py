@@ -28,13 +28,13 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.batches import BatchSettings, batches
-from pipeline.images import DecodeSettings
-from pipeline.ledger import Stopwatch, Tally
-from pipeline.records import Sample, Shard
-from pipeline.samples import PICTURES, ReadSettings, read_samples
-from pipeline.shards import list_shards, read_member
-from pipeline.storage import shown
+from chiasm.pipeline.batches import BatchSettings, batches
+from chiasm.pipeline.collection.ledger import Stopwatch, Tally
+from chiasm.pipeline.images.decode import DecodeSettings
+from chiasm.pipeline.records import Sample, Shard
+from chiasm.pipeline.shards.listing import list_shards, read_member
+from chiasm.pipeline.shards.samples import PICTURES, ReadSettings, read_samples
+from chiasm.pipeline.storage.folder import shown
 
 RESULT = Path(__file__).parent / "results" / "photos_reading.json"
 

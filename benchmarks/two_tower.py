@@ -21,11 +21,17 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine, tell_and_keep
-from pipeline.encoders import EncoderSettings, Matcher, load_encoder, mean_of, require_matcher
-from pipeline.images import DecodeSettings, decode
-from pipeline.records import Sample
-from pipeline.samples import ReadSettings, read_samples
-from pipeline.shards import list_shards
+from chiasm.pipeline.encoders import (
+    EncoderSettings,
+    Matcher,
+    load_encoder,
+    mean_of,
+    require_matcher,
+)
+from chiasm.pipeline.images.decode import DecodeSettings, decode
+from chiasm.pipeline.records import Sample
+from chiasm.pipeline.shards.listing import list_shards
+from chiasm.pipeline.shards.samples import ReadSettings, read_samples
 
 RESULT = Path(__file__).parent / "results" / "two_tower.json"
 RERANKED = 20

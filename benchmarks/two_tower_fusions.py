@@ -30,13 +30,13 @@ import webdataset
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine, tell_and_keep
-from pipeline.model.config import FusionConfig
-from pipeline.two_tower import train
-from pipeline.two_tower.features import packed, stream
-from pipeline.two_tower.judge import fused, gallery, join_best, ranks, recall
-from pipeline.two_tower.learn import LearnSettings
-from pipeline.two_tower.network import TwoTowerConfig
-from pipeline.two_tower.prepare import Statistics, survey
+from chiasm.pipeline.model.config import FusionConfig
+from chiasm.pipeline.training.two_tower import loop as train
+from chiasm.pipeline.training.two_tower.features import packed, stream
+from chiasm.pipeline.training.two_tower.prepare import Statistics, survey
+from chiasm.pipeline.training.two_tower.select import fused, gallery, join_best, ranks, recall
+from chiasm.pipeline.training.two_tower.trainer import LearnSettings
+from chiasm.pipeline.two_tower.network import TwoTowerConfig
 
 RESULT = Path(__file__).parent / "results" / "two_tower_fusions.json"
 

@@ -15,7 +15,7 @@ import functools
 from importlib import metadata
 from types import ModuleType
 
-from pipeline.errors import ChiasmError
+from chiasm.pipeline.errors import ChiasmError
 
 
 @functools.cache

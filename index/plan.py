@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pipeline.errors import UsageError
+from chiasm.pipeline.errors import UsageError
 
 MAX_CELLS = 32_768  # k-means over more takes hours, and 1.3 million training vectors
 TRAIN_PER_CELL = 64  # FAISS asks for 39 to 256; the gain from more is below what can be measured

@@ -3,8 +3,8 @@
 A query names what to look for (words, a picture, both, or a vector made earlier) and in which
 vector column. A hit is an id and a score; a result is a hit with what a person wants to see beside
 it, and it can fetch its own picture with one range read of the shard. Everything here is plain
-data: to search is `index.retrieve`'s business. `Answer.as_json` is the shape other programs rely
-on.
+data: to search is `chiasm.index.retrieve`'s business. `Answer.as_json` is the shape other programs
+rely on.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any, overload
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import SourceError, UsageError
-from pipeline.records import COLUMNS, Place
-from pipeline.shards import read_checked
+from chiasm.pipeline.errors import SourceError, UsageError
+from chiasm.pipeline.records import COLUMNS, Place
+from chiasm.pipeline.shards.listing import read_checked
 
 PictureSource = str | Path | bytes | Image.Image  # a path, an encoded file, or pixels
 

@@ -3,9 +3,9 @@
     Query -> encoder -> search -> rerank -> results
 
 `retrieve` is the path, each stage timed. `open_collection` gives a `Searcher`, which holds what
-stays between queries (index/opened.py) and is what programs use. Nothing shared is changed by a
-query, so one `Searcher` serves any number of threads, and a query's answer does not depend on its
-batch.
+stays between queries (index/query/open_index.py) and is what programs use. Nothing shared is
+changed by a query, so one `Searcher` serves any number of threads, and a query's answer does not
+depend on its batch.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from index.catalog import CatalogRow
-from index.opened import Opened, live_generation
-from index.queries import encode_queries
-from index.rerank import Candidate, rerank
-from index.results import Answer, PictureSource, Query, Rerank, Result
-from index.search import search
-from pipeline.collection import Collection
-from pipeline.encoders import EncoderSettings
-from pipeline.ledger import Stopwatch
+from chiasm.index.query.encode import encode_queries
+from chiasm.index.query.open_index import Opened, live_generation
+from chiasm.index.query.rerank import Candidate, rerank
+from chiasm.index.query.search import search
+from chiasm.index.results import Answer, PictureSource, Query, Rerank, Result
+from chiasm.index.segments.catalog import CatalogRow
+from chiasm.pipeline.collection.identity import Collection
+from chiasm.pipeline.collection.ledger import Stopwatch
+from chiasm.pipeline.encoders import EncoderSettings
 
 
 def retrieve(queries: Sequence[Query], collection: Opened) -> list[Answer]:
@@ -110,7 +110,7 @@ class Searcher(Opened):
 
         image: a path, an encoded file, or a PIL picture. column: `image` finds pictures and is the
         default, `text` finds captions, `joint` pairs. rerank: stages such as `match:20`, see
-        index/rerank.py. Raises UsageError for what cannot be meant.
+        index/query/rerank.py. Raises UsageError for what cannot be meant.
         """
         stages = tuple(Rerank.parse(stage) for stage in rerank)
         query = Query(text, image, column=column or "image", k=k, rerank=stages)

@@ -17,12 +17,12 @@ from typing import Any, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.batches import BatchSettings
-from pipeline.embed import EmbedSettings
-from pipeline.encoders import EncoderSettings
-from pipeline.errors import UsageError, require_at_least
-from pipeline.images import DecodeSettings
-from pipeline.samples import ReadSettings
+from chiasm.pipeline.batches import BatchSettings
+from chiasm.pipeline.embed import EmbedSettings
+from chiasm.pipeline.encoders import EncoderSettings
+from chiasm.pipeline.errors import UsageError, require_at_least
+from chiasm.pipeline.images.decode import DecodeSettings
+from chiasm.pipeline.shards.samples import ReadSettings
 
 PRESETS = Path(__file__).parent / "presets"
 

@@ -16,22 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from index import open_collection
-from index.build import build_index
-from index.results import Answer, Query
-from index.retrieve import Searcher
-from index.sheet import write_sheet
-from jobs.config import compose
-from jobs.embed_shards import EmbedRequest, Progress, embed_shards, summary_error
-from pipeline.errors import UsageError
-from pipeline.ledger import Stopwatch
-from pipeline.parquet import embeddings, vectors_of
-from pipeline.scenes.claims import Claims, holds, holds_matrix
-from pipeline.scenes.recall import KS, Recall, recall_at
-from pipeline.scenes.samples import facts_of_sample, samples
-from pipeline.scenes.world import TWINS, Scene, gallery
-from pipeline.shards import list_shards, write_shard
-from pipeline.storage import Folder
+from chiasm.index import open_collection
+from chiasm.index.build.build import build_index
+from chiasm.index.results import Answer, Query
+from chiasm.index.retrieve import Searcher
+from chiasm.index.sheet.sheet import write_sheet
+from chiasm.jobs.config import compose
+from chiasm.jobs.embed_shards import EmbedRequest, Progress, embed_shards, summary_error
+from chiasm.pipeline.collection.embeddings import embeddings, vectors_of
+from chiasm.pipeline.collection.ledger import Stopwatch
+from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.scenes.claims import Claims, holds, holds_matrix
+from chiasm.pipeline.scenes.recall import KS, Recall, recall_at
+from chiasm.pipeline.scenes.samples import facts_of_sample, samples
+from chiasm.pipeline.scenes.world import TWINS, Scene, gallery
+from chiasm.pipeline.shards.listing import list_shards, write_shard
+from chiasm.pipeline.storage.folder import Folder
 
 PER_SHARD = 250
 BATCH = 100  # questions searched together

@@ -14,19 +14,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.cluster import connected
-from jobs.config import Settings
-from jobs.pool import Pool
-from jobs.stopping import STOPPING
-from jobs.worker import Recipe
-from jobs.worklist import WorkList
-from pipeline.collection import FOLDERS, SHARD_FOLDERS, Identity, establish, read_identity
-from pipeline.encoders import split_name
-from pipeline.errors import ChiasmError
-from pipeline.ledger import LedgerEntry
-from pipeline.records import Dropped, Shard
-from pipeline.runs import Run
-from pipeline.storage import Folder
+from chiasm.jobs.cluster.pool import Pool
+from chiasm.jobs.cluster.session import connected
+from chiasm.jobs.cluster.worker import Recipe
+from chiasm.jobs.config import Settings
+from chiasm.jobs.signals import STOPPING
+from chiasm.pipeline.collection.identity import (
+    FOLDERS,
+    SHARD_FOLDERS,
+    Identity,
+    establish,
+    read_identity,
+)
+from chiasm.pipeline.collection.ledger import LedgerEntry
+from chiasm.pipeline.collection.runs import Run
+from chiasm.pipeline.encoders import split_name
+from chiasm.pipeline.errors import ChiasmError
+from chiasm.pipeline.records import Dropped, Shard
+from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.worklist import WorkList
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""A training on a cluster: Ray Train starts the processes, `pipeline/model/train.py` is the loop.
+"""A training on a cluster: Ray Train starts the processes, `pipeline/training/pocket/loop.py` is
+the loop.
 
 Each worker runs the same loop on its own batches; torch.distributed averages the gradients, the
 first worker writes state and model into the folder, which all of them must see. A worker that dies
@@ -20,11 +21,11 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from jobs.cluster import connected
-from jobs.config import WorkerSettings
-from pipeline.errors import ChiasmError
-from pipeline.model.train import train
-from pipeline.model.training import TrainSettings
+from chiasm.jobs.cluster.session import connected
+from chiasm.jobs.config import WorkerSettings
+from chiasm.pipeline.errors import ChiasmError
+from chiasm.pipeline.training.pocket.loop import train
+from chiasm.pipeline.training.pocket.trainer import TrainSettings
 
 ATTEMPTS = 3  # after the first
 

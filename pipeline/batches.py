@@ -24,11 +24,11 @@ from types import TracebackType
 import numpy as np
 from PIL import Image
 
-from pipeline import images
-from pipeline.errors import EncoderError, require_at_least
-from pipeline.images import DecodeSettings, Undecodable
-from pipeline.ledger import Stopwatch, Tally
-from pipeline.records import Batch, Decoded, Dropped, Note, Sample
+from chiasm.pipeline.collection.ledger import Stopwatch, Tally
+from chiasm.pipeline.errors import EncoderError, require_at_least
+from chiasm.pipeline.images import decode as images
+from chiasm.pipeline.images.decode import DecodeSettings, Undecodable
+from chiasm.pipeline.records import Batch, Decoded, Dropped, Note, Sample
 
 Item = Sample | Dropped | Note
 Preprocess = Callable[[Image.Image], np.ndarray]

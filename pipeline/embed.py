@@ -17,15 +17,16 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from pipeline.batches import BatchSettings, batches
-from pipeline.encoders import Encoder
-from pipeline.errors import EncoderError
-from pipeline.images import DecodeSettings
-from pipeline.ledger import LedgerEntry, Stopwatch, Tally, write_entry
-from pipeline.parquet import Footer, ParquetWriter
-from pipeline.records import Batch, Dropped, Embedded, Note, Sample, Shard
-from pipeline.samples import ReadSettings, read_samples
-from pipeline.storage import Folder
+from chiasm.pipeline.batches import BatchSettings, batches
+from chiasm.pipeline.collection.ledger import LedgerEntry, Stopwatch, Tally, write_entry
+from chiasm.pipeline.collection.parquet_schema import Footer
+from chiasm.pipeline.collection.parquet_writer import ParquetWriter
+from chiasm.pipeline.encoders import Encoder
+from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.images.decode import DecodeSettings
+from chiasm.pipeline.records import Batch, Dropped, Embedded, Note, Sample, Shard
+from chiasm.pipeline.shards.samples import ReadSettings, read_samples
+from chiasm.pipeline.storage.folder import Folder
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ import pytest
 from PIL import Image
 
 from benchmarks.faulty_server import Faults, FaultyServer, forwarding_to, running_moto
-from pipeline import stores
-from pipeline.records import Dropped, Note, Sample
-from pipeline.retries import RetrySettings
+from chiasm.pipeline.records import Dropped, Note, Sample
+from chiasm.pipeline.storage import object_store as stores
+from chiasm.pipeline.storage.retry import RetrySettings
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -85,7 +85,7 @@ def start_embed(*arguments: object, stderr: int = subprocess.STDOUT) -> subproce
     """`chiasm embed` as a program in a process group of its own, with the encoder `fake`."""
     return subprocess.Popen(
         [
-            *(sys.executable, "-m", "jobs", "embed", *map(str, arguments)),
+            *(sys.executable, "-m", "chiasm", "embed", *map(str, arguments)),
             *("--encoder", "fake", "--set", "batch.size=8"),
         ],
         env=environment(),
@@ -114,7 +114,7 @@ def chiasm():
 
     def run(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "jobs", *map(str, arguments)],
+            [sys.executable, "-m", "chiasm", *map(str, arguments)],
             env=environment(),
             capture_output=True,
             text=True,

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.encoders import FAMILIES, EncoderSettings
+from chiasm.pipeline.encoders import FAMILIES, EncoderSettings
 
 DIM = 8
 

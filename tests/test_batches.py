@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import images
-from pipeline.batches import HANDFUL, BatchSettings, batches
-from pipeline.errors import EncoderError, SourceError
-from pipeline.images import DecodeSettings
-from pipeline.ledger import Stopwatch, Tally
-from pipeline.records import Dropped, Note, Place, Sample
+from chiasm.pipeline.batches import HANDFUL, BatchSettings, batches
+from chiasm.pipeline.collection.ledger import Stopwatch, Tally
+from chiasm.pipeline.errors import EncoderError, SourceError
+from chiasm.pipeline.images import decode as images
+from chiasm.pipeline.images.decode import DecodeSettings
+from chiasm.pipeline.records import Dropped, Note, Place, Sample
 
 
 def picture(number: int, side: int = 4) -> bytes:

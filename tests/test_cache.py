@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import environment
 
-from index import cache
-from index.cache import FileSum, cache_folder, pulled
-from pipeline.errors import CollectionError, StorageError, UsageError
-from pipeline.storage import Folder
+from chiasm.index.segments import cache
+from chiasm.index.segments.cache import FileSum, cache_folder, pulled
+from chiasm.pipeline.errors import CollectionError, StorageError, UsageError
+from chiasm.pipeline.storage.folder import Folder
 
 
 @pytest.fixture
@@ -90,7 +90,8 @@ def test_what_was_used_longest_ago_makes_room_but_never_what_is_open(folder, mon
 def test_threads_and_processes_pull_side_by_side(folder, tmp_path):
     checksum = put(folder, "a", os.urandom(3_000_000))
     told = (
-        "import sys; from index.cache import *; from pipeline.storage import Folder;"
+        "import sys; from chiasm.index.segments.cache import *;"
+        "from chiasm.pipeline.storage.folder import Folder;"
         f"print(pulled(Folder(sys.argv[1]), 'a', {checksum!r}))"
     )
     other = subprocess.Popen(

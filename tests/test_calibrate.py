@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.model.calibrate import nearly_right, shift, shift_of
-from pipeline.scenes.unseen import withheld_in
+from chiasm.pipeline.scenes.unseen import withheld_in
+from chiasm.pipeline.training.pocket.calibrate import nearly_right, shift, shift_of
 
 
 def test_log_odds_moved_by_mistake_are_moved_back():

@@ -17,14 +17,14 @@ from conftest import environment, make_shard
 from fake_encoder import FakeEncoder
 from tiny_collection import add_shard, make_collection
 
-from index.build import build_index
-from index.check import check
-from index.plan import IndexSettings
-from pipeline.collection import Identity, establish
-from pipeline.embed import EmbedSettings, embed_shard
-from pipeline.errors import CollectionError
-from pipeline.shards import list_shards
-from pipeline.storage import Folder
+from chiasm.index.build.build import build_index
+from chiasm.index.plan import IndexSettings
+from chiasm.index.verify.collection import check
+from chiasm.pipeline.collection.identity import Identity, establish
+from chiasm.pipeline.embed import EmbedSettings, embed_shard
+from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.shards.listing import list_shards
+from chiasm.pipeline.storage.folder import Folder
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +303,7 @@ def test_an_encoder_that_cannot_be_loaded_is_a_finding(embedded, monkeypatch):
 
 
 def test_checking_needs_no_torch(drawn):
-    told = "import sys; from index.check import check; "
+    told = "import sys; from chiasm.index.verify.collection import check; "
     told += "print(check(sys.argv[1]).ok, 'torch' in sys.modules)"
     ran = subprocess.run(
         [sys.executable, "-c", told, str(drawn)],

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import ray
 
-from jobs import cluster
-from jobs.config import WorkerSettings
-from pipeline.errors import ChiasmError
+from chiasm.jobs.cluster import session as cluster
+from chiasm.jobs.config import WorkerSettings
+from chiasm.pipeline.errors import ChiasmError
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 from fake_encoder import FakeEncoder
 
-from pipeline.collection import NAME, Collection, Identity, establish, read_identity
-from pipeline.errors import CollectionError
-from pipeline.storage import Folder
+from chiasm.pipeline.collection.identity import NAME, Collection, Identity, establish, read_identity
+from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.storage.folder import Folder
 
 
 def test_the_first_run_writes_the_identity_and_later_ones_keep_it(tmp_path):

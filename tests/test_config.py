@@ -7,8 +7,8 @@ import re
 import pytest
 import yaml
 
-from jobs.config import Settings, compose, keys, presets
-from pipeline.errors import UsageError
+from chiasm.jobs.config import Settings, compose, keys, presets
+from chiasm.pipeline.errors import UsageError
 
 
 def test_flags_win_over_set_and_set_over_the_preset(tmp_path):

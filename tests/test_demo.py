@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.demo import make_shards, read_rows, run_demo
-from pipeline.errors import UsageError
-from pipeline.scenes.claims import holds
+from chiasm.jobs.demo import make_shards, read_rows, run_demo
+from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.scenes.claims import holds
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -37,8 +37,8 @@ def test_the_figures_have_the_promised_shape(demo):
 def test_recall_is_what_brute_force_over_the_vectors_finds(demo):
     to, found = demo
     rows, images = read_rows(to / "collection")
-    from pipeline.parquet import embeddings
-    from pipeline.storage import Folder
+    from chiasm.pipeline.collection.embeddings import embeddings
+    from chiasm.pipeline.storage.folder import Folder
 
     texts = np.concatenate(
         [f.vectors("text")[0] for f in embeddings(Folder(str(to / "collection")))]

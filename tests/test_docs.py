@@ -12,17 +12,18 @@ import yaml
 from conftest import ROOT, make_shard
 from fake_encoder import FakeEncoder
 
-from index.build import build_index
-from jobs.cli import COMMANDS
-from jobs.config import Settings, keys, presets
-from pipeline.collection import Identity, establish
-from pipeline.embed import EmbedSettings, embed_shard
-from pipeline.encoders import FAMILIES
-from pipeline.images import REASONS
-from pipeline.parquet import arrow_schema, embeddings
-from pipeline.samples import DROP_REASONS, NOTE_REASONS
-from pipeline.shards import list_shards
-from pipeline.storage import Folder
+from chiasm.index.build.build import build_index
+from chiasm.jobs.cli.app import COMMANDS
+from chiasm.jobs.config import Settings, keys, presets
+from chiasm.pipeline.collection.embeddings import embeddings
+from chiasm.pipeline.collection.identity import Identity, establish
+from chiasm.pipeline.collection.parquet_schema import arrow_schema
+from chiasm.pipeline.embed import EmbedSettings, embed_shard
+from chiasm.pipeline.encoders import FAMILIES
+from chiasm.pipeline.images.decode import REASONS
+from chiasm.pipeline.shards.listing import list_shards
+from chiasm.pipeline.shards.samples import DROP_REASONS, NOTE_REASONS
+from chiasm.pipeline.storage.folder import Folder
 
 FORMATS = (ROOT / "docs/formats.md").read_text()
 OPERATIONS = (ROOT / "docs/operations.md").read_text()

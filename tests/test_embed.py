@@ -16,16 +16,16 @@ from fake_encoder import FakeEncoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.batches import BatchSettings
-from pipeline.embed import Cut, EmbedSettings, edition_of, embed_shard
-from pipeline.encoders import mean_of
-from pipeline.errors import EncoderError, SourceError
-from pipeline.ledger import Stopwatch, read_entry
-from pipeline.parquet import embeddings, find_embedding
-from pipeline.records import Dropped, Note, Sample, Shard
-from pipeline.samples import ReadSettings
-from pipeline.shards import list_shards, read_member
-from pipeline.storage import Folder
+from chiasm.pipeline.batches import BatchSettings
+from chiasm.pipeline.collection.embeddings import embeddings, find_embedding
+from chiasm.pipeline.collection.ledger import Stopwatch, read_entry
+from chiasm.pipeline.embed import Cut, EmbedSettings, edition_of, embed_shard
+from chiasm.pipeline.encoders import mean_of
+from chiasm.pipeline.errors import EncoderError, SourceError
+from chiasm.pipeline.records import Dropped, Note, Sample, Shard
+from chiasm.pipeline.shards.listing import list_shards, read_member
+from chiasm.pipeline.shards.samples import ReadSettings
+from chiasm.pipeline.storage.folder import Folder
 
 SMALL = EmbedSettings(batch=BatchSettings(size=4, decode_threads=2))
 
@@ -170,7 +170,7 @@ def test_a_compressed_shard_has_no_offsets_but_its_pictures_are_found(tmp_path):
     plain_shard, plain_folder, _ = embed(plain, tmp_path / "d")
     expected = find_embedding(plain_folder, plain_shard.id).read()
     assert table["sha256"].equals(expected["sha256"])
-    from pipeline.records import Place
+    from chiasm.pipeline.records import Place
 
     place = Place(table["member"][2].as_py(), None, table["size"][2].as_py())
     data = read_member(shard.url, place)

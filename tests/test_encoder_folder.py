@@ -13,8 +13,8 @@ from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file, save_file
 
 from benchmarks.random_models import clip_folder
-from pipeline.encoders import EncoderSettings, load_encoder
-from pipeline.errors import EncoderError
+from chiasm.pipeline.encoders import EncoderSettings, load_encoder
+from chiasm.pipeline.errors import EncoderError
 
 TOWER = {
     "hidden_size": 32,
@@ -116,7 +116,9 @@ def test_threads_are_set(clip_copy):
 
 
 def test_importing_the_package_imports_no_model_library():
-    code = "import sys, pipeline.encoders; print({'torch', 'transformers'} & set(sys.modules))"
+    code = (
+        "import sys, chiasm.pipeline.encoders; print({'torch', 'transformers'} & set(sys.modules))"
+    )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.random_models import clip_folder, naflex_folder, siglip_folder
-from pipeline.encoders import EncoderSettings, load_encoder, mean_of
-from pipeline.encoders.folder import quiet
-from pipeline.encoders.pixels import SquarePixels
-from pipeline.images import DecodeSettings, decode
+from chiasm.pipeline.encoders import EncoderSettings, load_encoder, mean_of
+from chiasm.pipeline.images.decode import DecodeSettings, decode
+from chiasm.pipeline.pretrained.hub import quiet
+from chiasm.pipeline.pretrained.image_processing import SquarePixels
 
 TOWER = {
     "hidden_size": 32,

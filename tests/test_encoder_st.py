@@ -15,10 +15,10 @@ from tiny_llava import TOWER, llava_folder
 from tokenizers import Tokenizer, models
 
 from benchmarks.random_models import clip_folder
-from pipeline.encoders import EncoderSettings, load_encoder, mean_of
-from pipeline.encoders.folder import quiet
-from pipeline.encoders.sentence_models import LARGEST
-from pipeline.errors import EncoderError
+from chiasm.pipeline.encoders import EncoderSettings, load_encoder, mean_of
+from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.pretrained.hub import quiet
+from chiasm.pipeline.pretrained.sentence_models import LARGEST
 
 FLOAT32 = EncoderSettings(precision="float32", device="cpu")
 BFLOAT16 = EncoderSettings(precision="bfloat16", device="cpu")

@@ -9,15 +9,15 @@ import sys
 import pytest
 from conftest import environment
 
-from index import faiss_runtime
-from pipeline.errors import ChiasmError
+from chiasm.index import faiss_runtime
+from chiasm.pipeline.errors import ChiasmError
 
 TOGETHER = """
 import sys, threading
 import numpy as np
 {first}
 {second}
-from index.faiss_runtime import load_faiss
+from chiasm.index.faiss_runtime import load_faiss
 faiss = load_faiss()
 base = np.random.default_rng(0).normal(size=(3000, 16)).astype(np.float32)
 exact = faiss.index_factory(16, "IDMap2,Flat", faiss.METRIC_INNER_PRODUCT)

@@ -11,10 +11,16 @@ import pytest
 from conftest import make_shard
 from fake_encoder import FakeEncoder
 
-from pipeline.pair_filter import Filtered, FilterSettings, score_shard, threshold_of, write_filtered
-from pipeline.samples import ReadSettings
-from pipeline.shards import list_shards
-from pipeline.storage import Folder
+from chiasm.pipeline.caption_filter import (
+    Filtered,
+    FilterSettings,
+    score_shard,
+    threshold_of,
+    write_filtered,
+)
+from chiasm.pipeline.shards.listing import list_shards
+from chiasm.pipeline.shards.samples import ReadSettings
+from chiasm.pipeline.storage.folder import Folder
 
 
 class Judge(FakeEncoder):

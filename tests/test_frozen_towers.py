@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from benchmarks.random_models import clip_folder
-from pipeline.encoders import EncoderSettings
-from pipeline.errors import EncoderError
-from pipeline.two_tower.frozen import ImageTower, TextTower
+from chiasm.pipeline.encoders import EncoderSettings
+from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower
 
 CPU = EncoderSettings(device="cpu", precision="float32")
 

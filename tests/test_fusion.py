@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import binary_cross_entropy, normalize
 
-from pipeline.model.config import FusionConfig
-from pipeline.model.fusion import MIXES, Fusion, Modality, multimodal_fusion
-from pipeline.model.losses import matching_loss
-from pipeline.model.matching import Matching, hard_negatives
-from pipeline.model.objective import wrong_pairs
+from chiasm.pipeline.model.config import FusionConfig
+from chiasm.pipeline.model.fusion import MIXES, Fusion, Modality, multimodal_fusion
+from chiasm.pipeline.model.losses import matching_loss
+from chiasm.pipeline.model.matching import Matching, hard_negatives
+from chiasm.pipeline.training.pocket.objective import wrong_pairs
 
 WIDTHS, DIM = (12, 20), 8
 HOWS = sorted(MIXES)

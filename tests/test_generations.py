@@ -16,15 +16,15 @@ import pytest
 from conftest import environment
 from tiny_collection import add_shard, make_collection
 
-from index import Query, open_collection
-from index.build import build_index
-from index.check import check
-from index.generations import current_number, numbers, open_current
-from index.plan import IndexSettings
-from index.segments import SEGMENTS, TRAINED
-from pipeline.errors import CollectionError, StaleIndexError
-from pipeline.parquet import parquet_name
-from pipeline.storage import Folder, is_temporary
+from chiasm.index import Query, open_collection
+from chiasm.index.build.build import build_index
+from chiasm.index.plan import IndexSettings
+from chiasm.index.segments.generations import current_number, numbers, open_current
+from chiasm.index.segments.segment import SEGMENTS, TRAINED
+from chiasm.index.verify.collection import check
+from chiasm.pipeline.collection.parquet_schema import parquet_name
+from chiasm.pipeline.errors import CollectionError, StaleIndexError
+from chiasm.pipeline.storage.folder import Folder, is_temporary
 
 NO_MERCY = IndexSettings(keep_generations=1, keep_seconds=0)
 CELLS = IndexSettings(exact_below=1, segment_rows=40)
@@ -160,9 +160,9 @@ def test_a_file_replaced_while_it_is_indexed_ends_the_build(tmp_path):
 
 BUILDERS = """
 import json, os, signal, sys, time
-from index.build import build_index
-from index.faiss_runtime import load_faiss
-from index.plan import IndexSettings
+from chiasm.index.build.build import build_index
+from chiasm.index.faiss_runtime import load_faiss
+from chiasm.index.plan import IndexSettings
 load_faiss()
 for line in sys.stdin:
     children = []
@@ -266,8 +266,8 @@ def test_a_full_disk_ends_in_one_line_and_leaves_the_live_generation(tmp_path):
     make_collection(path, (2000,), dim=64)
     build_index(str(path))
     limited = (
-        "import resource, sys; from index.build import build_index; "
-        "from pipeline.errors import StorageError\n"
+        "import resource, sys; from chiasm.index.build.build import build_index; "
+        "from chiasm.pipeline.errors import StorageError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
         "try: build_index(sys.argv[1])\n"
         "except StorageError as error: print(error)"

@@ -15,16 +15,16 @@ from fake_encoder import FakeEncoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from index import open_collection
-from index.build import build_index
-from index.check import check
-from pipeline.collection import Identity, establish
-from pipeline.embed import EmbedSettings, embed_shard
-from pipeline.parquet import find_embedding
-from pipeline.records import Dropped, Sample
-from pipeline.samples import ReadSettings, read_samples
-from pipeline.shards import list_shards
-from pipeline.storage import Folder
+from chiasm.index import open_collection
+from chiasm.index.build.build import build_index
+from chiasm.index.verify.collection import check
+from chiasm.pipeline.collection.embeddings import find_embedding
+from chiasm.pipeline.collection.identity import Identity, establish
+from chiasm.pipeline.embed import EmbedSettings, embed_shard
+from chiasm.pipeline.records import Dropped, Sample
+from chiasm.pipeline.shards.listing import list_shards
+from chiasm.pipeline.shards.samples import ReadSettings, read_samples
+from chiasm.pipeline.storage.folder import Folder
 
 LIMIT = ReadSettings().max_text_bytes
 DEEP = 100_000

@@ -16,15 +16,15 @@ from conftest import dropped, notes, samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import samples as samples_module
-from pipeline import tar_bytes
-from pipeline.errors import SourceError
-from pipeline.keys import SeenKeys
-from pipeline.records import Dropped, Note, Sample
-from pipeline.samples import DROP_REASONS, NOTE_REASONS, ReadSettings, read_samples
-from pipeline.shards import list_shards, read_member
-from pipeline.tar_bytes import MOST_HEADER
-from pipeline.tar_headers import Header
+from chiasm.pipeline.errors import SourceError
+from chiasm.pipeline.records import Dropped, Note, Sample
+from chiasm.pipeline.shards import samples as samples_module
+from chiasm.pipeline.shards import tar_stream as tar_bytes
+from chiasm.pipeline.shards.listing import list_shards, read_member
+from chiasm.pipeline.shards.samples import DROP_REASONS, NOTE_REASONS, ReadSettings, read_samples
+from chiasm.pipeline.shards.seen_keys import SeenKeys
+from chiasm.pipeline.shards.tar_header import Header
+from chiasm.pipeline.shards.tar_stream import MOST_HEADER
 
 MEMBERS = [(f"d/{n}.{ext}", f"{ext} {n}".encode() * 99) for n in range(3) for ext in ("jpg", "txt")]
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}

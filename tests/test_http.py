@@ -11,13 +11,21 @@ import pytest
 from test_tars import PLAIN, tar_of
 
 from benchmarks.faulty_server import FAULTS, Faults, FaultyServer, Files
-from pipeline import stores, streams
-from pipeline.errors import SourceError, UnreachableError, UsageError
-from pipeline.records import Dropped, Place, Sample
-from pipeline.retries import RetrySettings
-from pipeline.samples import ReadSettings, read_samples
-from pipeline.shards import list_shards, read_member, shard_id
-from pipeline.storage import Folder, canonical_url, open_stream, read_range, shown, stat
+from chiasm.pipeline.errors import SourceError, UnreachableError, UsageError
+from chiasm.pipeline.records import Dropped, Place, Sample
+from chiasm.pipeline.shards.listing import list_shards, read_member, shard_id
+from chiasm.pipeline.shards.samples import ReadSettings, read_samples
+from chiasm.pipeline.storage import object_store as stores
+from chiasm.pipeline.storage import streams
+from chiasm.pipeline.storage.folder import (
+    Folder,
+    canonical_url,
+    open_stream,
+    read_range,
+    shown,
+    stat,
+)
+from chiasm.pipeline.storage.retry import RetrySettings
 
 TAR = tar_of(*PLAIN)
 LONG = os.urandom(50_000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.two_tower.hubs import NEAR, NEAREST, Hubs
+from chiasm.pipeline.two_tower.hubness import NEAR, NEAREST, Hubs
 
 
 def unit(rows):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
-from pipeline.images import LONGEST, REASONS, DecodeSettings, Undecodable, decode
+from chiasm.pipeline.images.decode import LONGEST, REASONS, DecodeSettings, Undecodable, decode
 
 FULL = DecodeSettings()
 

@@ -11,17 +11,17 @@ import pytest
 from fake_encoder import FakeEncoder
 from tiny_collection import add_shard, make_collection, unit_rows
 
-from index import Query, open_collection
-from index.build import build_index, training_vectors
-from index.generations import open_current
-from index.metrics import overlap_at
-from index.plan import IndexSettings
-from index.search import search
-from pipeline.collection import Identity, establish
-from pipeline.errors import CollectionError, UsageError
-from pipeline.parquet import embeddings
-from pipeline.records import COLUMNS
-from pipeline.storage import Folder
+from chiasm.index import Query, open_collection
+from chiasm.index.build.build import build_index, training_vectors
+from chiasm.index.plan import IndexSettings
+from chiasm.index.query.search import search
+from chiasm.index.segments.generations import open_current
+from chiasm.pipeline.collection.embeddings import embeddings
+from chiasm.pipeline.collection.identity import Identity, establish
+from chiasm.pipeline.errors import CollectionError, UsageError
+from chiasm.pipeline.metrics import overlap_at
+from chiasm.pipeline.records import COLUMNS
+from chiasm.pipeline.storage.folder import Folder
 
 CELLS = IndexSettings(exact_below=1, nprobe=4)
 SMALL_SEGMENTS = IndexSettings(segment_rows=100)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from conftest import ROOT, make_shard, start_embed
 
-from pipeline.storage import is_temporary
+from chiasm.pipeline.storage.folder import is_temporary
 
 SLOW = ["fault:slow 0.02"] * 40
 
@@ -118,9 +118,9 @@ def test_asked_to_stop_while_ray_starts_it_says_so_and_leaves_nothing(
 
 SLOW_TO_END = """
 import os, signal, time
-from jobs.cluster import connected
-from jobs.config import WorkerSettings
-from jobs.stopping import STOPPING, Stopped
+from chiasm.jobs.cluster.session import connected
+from chiasm.jobs.config import WorkerSettings
+from chiasm.jobs.signals import STOPPING, Stopped
 
 STOPPING.install()
 try:

@@ -11,13 +11,13 @@ import pytest
 import torch
 from conftest import environment
 
-from pipeline.encoders import EncoderSettings, Matcher, load_encoder
-from pipeline.model.checkpoint import load_model, save_model
-from pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
-from pipeline.model.joint import JointNetwork
-from pipeline.model.tokenizer import train
-from pipeline.scenes.draw import picture
-from pipeline.scenes.world import gallery
+from chiasm.pipeline.encoders import EncoderSettings, Matcher, load_encoder
+from chiasm.pipeline.model.checkpoint import load_model, save_model
+from chiasm.pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
+from chiasm.pipeline.model.joint import JointNetwork
+from chiasm.pipeline.model.tokenizer import train
+from chiasm.pipeline.scenes.draw import picture
+from chiasm.pipeline.scenes.world import gallery
 
 FLOAT32 = EncoderSettings(precision="float32", device="cpu")
 TEXTS = ["a big red boat", "a small boat", "一艘红色的船", "a boat"]
@@ -70,7 +70,7 @@ def test_pairs_are_fused_and_matched_as_the_network_does(folder, encoder, pixels
 
 def match(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "jobs", "match", *map(str, arguments)],
+        [sys.executable, "-m", "chiasm", "match", *map(str, arguments)],
         env=environment(),
         capture_output=True,
         text=True,

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.metrics import mean_reciprocal_rank, overlap_at, recall_at
-from index.plan import MAX_CELLS, MIN_PER_CELL, IndexSettings, Plan, plan
-from pipeline.errors import UsageError
+from chiasm.index.plan import MAX_CELLS, MIN_PER_CELL, IndexSettings, Plan, plan
+from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.metrics import mean_reciprocal_rank, overlap_at, recall_at
 
 rankings = st.integers(1, 6).flatmap(
     lambda k: st.lists(st.lists(st.booleans(), min_size=k, max_size=k), min_size=1, max_size=8)

@@ -13,13 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.errors import EncoderError, UsageError
-from pipeline.model import checkpoint
-from pipeline.model.attention import Attention, multi_head_attention
-from pipeline.model.checkpoint import load_model
-from pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
-from pipeline.model.encode import encode_texts, look, match_pairs
-from pipeline.model.feed import (
+from chiasm.pipeline.errors import EncoderError, UsageError
+from chiasm.pipeline.model import checkpoint
+from chiasm.pipeline.model.attention import Attention, multi_head_attention
+from chiasm.pipeline.model.checkpoint import load_model
+from chiasm.pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
+from chiasm.pipeline.model.inference import encode_texts, look, match_pairs
+from chiasm.pipeline.model.joint import JointNetwork
+from chiasm.pipeline.model.losses import bag_loss, facts_loss, info_nce, late_interaction
+from chiasm.pipeline.model.preprocess import to_pixels
+from chiasm.pipeline.model.tokenizer import END, PAD, START, Tokenizer, normalise
+from chiasm.pipeline.model.tokenizer import train as train_tokenizer
+from chiasm.pipeline.scenes.claims import related
+from chiasm.pipeline.scenes.words import plan
+from chiasm.pipeline.scenes.world import KINDS, PLACES, random_scene
+from chiasm.pipeline.training.pocket.data import (
     UNKNOWN,
     FeedSettings,
     bag_shown,
@@ -31,18 +39,10 @@ from pipeline.model.feed import (
     lessons,
     lies_told,
 )
-from pipeline.model.joint import JointNetwork
-from pipeline.model.losses import bag_loss, facts_loss, info_nce, late_interaction
-from pipeline.model.measure import measure
-from pipeline.model.pixels import to_pixels
-from pipeline.model.probes import Pairs, Probes, discord
-from pipeline.model.tokenizer import END, PAD, START, Tokenizer, normalise
-from pipeline.model.tokenizer import train as train_tokenizer
-from pipeline.model.train import train
-from pipeline.model.training import STATE, Training, TrainSettings
-from pipeline.scenes.claims import related
-from pipeline.scenes.words import plan
-from pipeline.scenes.world import KINDS, PLACES, random_scene
+from chiasm.pipeline.training.pocket.evaluate import measure
+from chiasm.pipeline.training.pocket.loop import train
+from chiasm.pipeline.training.pocket.probes import Pairs, Probes, discord
+from chiasm.pipeline.training.pocket.trainer import STATE, Training, TrainSettings
 
 TINY = ModelConfig(
     ImageConfig(side=36, stem=(8, 16), width=32, depth=1, heads=2),

@@ -17,21 +17,19 @@ from test_storage import AWKWARD
 from test_tars import PLAIN, tar_of, zstd
 
 from benchmarks.faulty_server import FAULTS, Faults
-from jobs.config import WorkerSettings
-from jobs.pool import Pool
-from jobs.stopping import Stopped
-from jobs.worklist import Task, WorkList
-from pipeline import s3 as s3_store
-from pipeline import stores, streams, uploads
-from pipeline.embed import EmbedSettings
-from pipeline.errors import SourceError, StorageError, UnreachableError, UsageError
-from pipeline.records import Dropped, Shard
-from pipeline.remote_files import RemoteFiles
-from pipeline.retries import RetrySettings
-from pipeline.runs import Run
-from pipeline.samples import ReadSettings, read_samples
-from pipeline.shards import list_shards, shard_id
-from pipeline.storage import (
+from chiasm.jobs.cluster.pool import Pool
+from chiasm.jobs.config import WorkerSettings
+from chiasm.jobs.signals import Stopped
+from chiasm.pipeline.collection.runs import Run
+from chiasm.pipeline.embed import EmbedSettings
+from chiasm.pipeline.errors import SourceError, StorageError, UnreachableError, UsageError
+from chiasm.pipeline.records import Dropped, Shard
+from chiasm.pipeline.shards.listing import list_shards, shard_id
+from chiasm.pipeline.shards.samples import ReadSettings, read_samples
+from chiasm.pipeline.storage import object_store as stores
+from chiasm.pipeline.storage import s3 as s3_store
+from chiasm.pipeline.storage import streams, uploads
+from chiasm.pipeline.storage.folder import (
     Folder,
     canonical_url,
     find,
@@ -41,6 +39,9 @@ from pipeline.storage import (
     shown,
     stat,
 )
+from chiasm.pipeline.storage.remote import RemoteFiles
+from chiasm.pipeline.storage.retry import RetrySettings
+from chiasm.pipeline.worklist import Task, WorkList
 
 PARTS = 5 << 20  # S3 takes no smaller ones but the last
 

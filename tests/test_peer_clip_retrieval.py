@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.peer_clip_retrieval import counted, moved, run
-from pipeline.errors import ChiasmError, SourceError, UsageError
+from chiasm.pipeline.errors import ChiasmError, SourceError, UsageError
 
 
 def test_finished_partitions_are_summed_and_those_at_work_are_not(tmp_path):

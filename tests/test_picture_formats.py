@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.images import REASONS, DecodeSettings, Undecodable, decode
-from pipeline.picture_formats import TRIED, formats
+from chiasm.pipeline.images.decode import REASONS, DecodeSettings, Undecodable, decode
+from chiasm.pipeline.images.formats import TRIED, formats
 
 SAVED = {  # format of Pillow -> (mode it can save, options)
     "BMP": ("RGB", {}),

@@ -10,10 +10,12 @@ import zlib
 import pytest
 from PIL import Image
 
-from pipeline import bounded_file, images, picture_headers
-from pipeline.bounded_file import BoundedFile
-from pipeline.errors import UsageError
-from pipeline.images import DecodeSettings, Undecodable, decode
+from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.images import bounded_file
+from chiasm.pipeline.images import decode as images
+from chiasm.pipeline.images import headers as picture_headers
+from chiasm.pipeline.images.bounded_file import BoundedFile
+from chiasm.pipeline.images.decode import DecodeSettings, Undecodable, decode
 
 FULL, HASTY = DecodeSettings(), DecodeSettings(max_seconds=0.05)
 

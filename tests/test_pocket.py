@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.encoders import EncoderSettings, load_encoder, unit
-from pipeline.encoders.device import resolve_device, resolve_precision
-from pipeline.encoders.pocket import SHIPPED
-from pipeline.errors import EncoderError, UsageError
-from pipeline.model.measure import measure
-from pipeline.scenes.draw import picture
-from pipeline.scenes.world import gallery
+from chiasm.pipeline.encoders import EncoderSettings, load_encoder, unit
+from chiasm.pipeline.encoders.pocket import SHIPPED
+from chiasm.pipeline.errors import EncoderError, UsageError
+from chiasm.pipeline.pretrained.device import resolve_device, resolve_precision
+from chiasm.pipeline.scenes.draw import picture
+from chiasm.pipeline.scenes.world import gallery
+from chiasm.pipeline.training.pocket.evaluate import measure
 
 ROOT = Path(__file__).parent.parent
 FLOAT32 = EncoderSettings(precision="float32", device="cpu")
@@ -113,7 +113,7 @@ def test_auto_is_what_the_machine_is_fast_in():
 
 def test_loading_imports_nothing_heavy():
     code = (
-        "import sys; from pipeline.encoders import load_encoder; load_encoder('pocket');"
+        "import sys; from chiasm.pipeline.encoders import load_encoder; load_encoder('pocket');"
         "print([m for m in ('transformers', 'sentence_transformers', 'ray', 'faiss', 'webdataset')"
         " if m in sys.modules])"
     )

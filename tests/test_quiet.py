@@ -11,7 +11,7 @@ import pytest
 from conftest import environment, jpeg
 from PIL import Image
 
-from index.build import build_index
+from chiasm.index.build.build import build_index
 
 SAID = "ZIPDecode"  # how libtiff begins what it says of the picture below
 
@@ -39,8 +39,8 @@ def run(program: str, *arguments: object, **options) -> subprocess.CompletedProc
 
 DECODE = """
 import os, pathlib, sys
-from pipeline.images import DecodeSettings, Undecodable, decode
-from pipeline.quiet import divert_c_output
+from chiasm.pipeline.images.decode import DecodeSettings, Undecodable, decode
+from chiasm.jobs.console.c_output import divert_c_output
 if sys.argv[2]:
     divert_c_output(pathlib.Path(sys.argv[2]))
 try:
@@ -64,7 +64,7 @@ def test_what_libtiff_prints_goes_to_the_log(loud, tmp_path):
 def test_c_libraries_write_to_the_log_and_python_to_the_terminal(tmp_path):
     program = """
 import os, pathlib, subprocess, sys
-from pipeline.quiet import divert_c_output
+from chiasm.jobs.console.c_output import divert_c_output
 log = pathlib.Path(sys.argv[1], "new", "worker.log")
 assert divert_c_output(log) == divert_c_output(log.with_name("other")) == log
 for number in (1, 2):
@@ -91,7 +91,7 @@ def test_where_no_log_can_be_written_nothing_is(loud, tmp_path):
 def test_a_log_does_not_grow_for_ever(tmp_path):
     program = """
 import os, pathlib, sys
-from pipeline.quiet import divert_c_output
+from chiasm.jobs.console.c_output import divert_c_output
 divert_c_output(pathlib.Path(sys.argv[1]))
 os.write(2, b"new")
 """
@@ -105,7 +105,7 @@ os.write(2, b"new")
 def test_streams_that_are_closed_or_elsewhere_stay_as_they_are(tmp_path):
     program = """
 import io, os, pathlib, sys
-from pipeline.quiet import divert_c_output
+from chiasm.jobs.console.c_output import divert_c_output
 sys.stdout = io.StringIO()
 divert_c_output(pathlib.Path(sys.argv[1]))
 print("kept")

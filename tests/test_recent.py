@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.encoders import recent
-from pipeline.encoders.recent import Recent
+from chiasm.pipeline.encoders import recent
+from chiasm.pipeline.encoders.recent import Recent
 
 
 @pytest.fixture

@@ -17,24 +17,24 @@ from fake_encoder import FakeEncoder
 from PIL import Image
 
 from benchmarks.faulty_server import Faults
-from index import open_collection
-from index.build import build_index
-from index.cache import cache_folder
-from index.check import check
-from index.generations import current_number, numbers
-from index.sheet import write_sheet
-from jobs.cli_status import read_status
-from jobs.worklist import WorkList
-from pipeline import streams
-from pipeline.batches import BatchSettings
-from pipeline.collection import Identity, establish
-from pipeline.embed import EmbedSettings, embed_shard
-from pipeline.errors import CollectionError, StorageError
-from pipeline.parquet import embeddings, find_embedding
-from pipeline.records import Shard
-from pipeline.runs import Run, runs
-from pipeline.shards import list_shards
-from pipeline.storage import Folder
+from chiasm.index import open_collection
+from chiasm.index.build.build import build_index
+from chiasm.index.segments.cache import cache_folder
+from chiasm.index.segments.generations import current_number, numbers
+from chiasm.index.sheet.sheet import write_sheet
+from chiasm.index.verify.collection import check
+from chiasm.jobs.cli.status import read_status
+from chiasm.pipeline.batches import BatchSettings
+from chiasm.pipeline.collection.embeddings import embeddings, find_embedding
+from chiasm.pipeline.collection.identity import Identity, establish
+from chiasm.pipeline.collection.runs import Run, runs
+from chiasm.pipeline.embed import EmbedSettings, embed_shard
+from chiasm.pipeline.errors import CollectionError, StorageError
+from chiasm.pipeline.records import Shard
+from chiasm.pipeline.shards.listing import list_shards
+from chiasm.pipeline.storage import streams
+from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.worklist import WorkList
 
 SETTINGS = EmbedSettings(batch=BatchSettings(size=8))
 
@@ -201,9 +201,9 @@ def test_runs_that_have_ended_are_not_read_again(s3):
 
 UPLOAD_AND_HANG = """
 import sys
-from pipeline import s3, uploads
-from pipeline.runs import Run
-from pipeline.storage import Folder
+from chiasm.pipeline.storage import s3, uploads
+from chiasm.pipeline.collection.runs import Run
+from chiasm.pipeline.storage.folder import Folder
 uploads.SEND_AT_ONCE = s3.PART = 5 << 20
 folder = Folder(sys.argv[1])
 with Run(folder, "test", {}) as run, folder.create("embeddings/a-0.parquet", run.id) as file:

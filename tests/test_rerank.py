@@ -21,18 +21,18 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from tiny_collection import make_collection
 from tiny_llava import llava_folder
 
-from index import Query, open_collection
-from index.build import build_index
-from index.results import Rerank
-from pipeline.collection import Identity, establish
-from pipeline.embed import EmbedSettings, embed_shard
-from pipeline.encoders import EncoderSettings
-from pipeline.encoders.cross_encoder import load_cross_encoder
-from pipeline.encoders.folder import quiet
-from pipeline.errors import EncoderError, SourceError, UsageError
-from pipeline.images import DecodeSettings, decode
-from pipeline.shards import list_shards
-from pipeline.storage import Folder
+from chiasm.index import Query, open_collection
+from chiasm.index.build.build import build_index
+from chiasm.index.results import Rerank
+from chiasm.pipeline.collection.identity import Identity, establish
+from chiasm.pipeline.embed import EmbedSettings, embed_shard
+from chiasm.pipeline.encoders import EncoderSettings
+from chiasm.pipeline.encoders.cross_encoder import load_cross_encoder
+from chiasm.pipeline.errors import EncoderError, SourceError, UsageError
+from chiasm.pipeline.images.decode import DecodeSettings, decode
+from chiasm.pipeline.pretrained.hub import quiet
+from chiasm.pipeline.shards.listing import list_shards
+from chiasm.pipeline.storage.folder import Folder
 
 
 def embedded(root, encoder, samples=20, shards=2):
@@ -171,7 +171,8 @@ def test_a_shard_that_is_gone_is_told(tmp_path):
 def test_the_command_tells_every_score_with_its_stage(made):
     done = subprocess.run(
         [sys.executable, "-c", "import fake_encoder; fake_encoder.register(); "
-         "from jobs.cli import main; main()", "search", str(made), "a red boat", "-k", "4",
+         "from chiasm.jobs.cli.app import main; main()",
+         "search", str(made), "a red boat", "-k", "4",
          "--rerank", "vectors:20", "--rerank", "match:8", "--json"],
         env=environment(), capture_output=True, text=True, check=True,
     )  # fmt: skip

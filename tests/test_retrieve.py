@@ -19,16 +19,16 @@ from fake_encoder import FakeEncoder
 from PIL import Image
 from tiny_collection import make_collection
 
-from index import Answer, Query, open_collection
-from index.build import build_index
-from index.search import search
-from pipeline.collection import Identity, establish
-from pipeline.embed import EmbedSettings, embed_shard
-from pipeline.encoders import mean_of
-from pipeline.errors import CollectionError, SourceError, UsageError
-from pipeline.parquet import embeddings
-from pipeline.shards import list_shards
-from pipeline.storage import Folder
+from chiasm.index import Answer, Query, open_collection
+from chiasm.index.build.build import build_index
+from chiasm.index.query.search import search
+from chiasm.pipeline.collection.embeddings import embeddings
+from chiasm.pipeline.collection.identity import Identity, establish
+from chiasm.pipeline.embed import EmbedSettings, embed_shard
+from chiasm.pipeline.encoders import mean_of
+from chiasm.pipeline.errors import CollectionError, SourceError, UsageError
+from chiasm.pipeline.shards.listing import list_shards
+from chiasm.pipeline.storage.folder import Folder
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +297,8 @@ def test_a_caption_alone_has_no_picture_to_give(tmp_path):
 def test_a_cold_search_loads_only_what_it_needs(made):
     """Half of what torch could load, and pandas, would cost more than the search itself."""
     told = (
-        "import sys; from index import open_collection; from pipeline.encoders import load_encoder;"
+        "import sys; from chiasm.index import open_collection; "
+        "from chiasm.pipeline.encoders import load_encoder;"
         "open_collection(sys.argv[1]).search('x')[0];"
         "assert 'torch' not in sys.modules;"
         "load_encoder('pocket').encode_texts(['x']);"

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.two_tower import ridge as module
-from pipeline.two_tower.ridge import JITTER, Ridge
+from chiasm.pipeline.training.two_tower import ridge as module
+from chiasm.pipeline.training.two_tower.ridge import JITTER, Ridge
 
 CPU = torch.device("cpu")
 

@@ -13,14 +13,14 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from pipeline.errors import StorageError
-from pipeline.runs import STALE_SECONDS, Run, process_alive, runs
-from pipeline.storage import Folder, temporary_of
+from chiasm.pipeline.collection.runs import STALE_SECONDS, Run, process_alive, runs
+from chiasm.pipeline.errors import StorageError
+from chiasm.pipeline.storage.folder import Folder, temporary_of
 
 HOLD_A_RUN = """
 import sys, time
-from pipeline.runs import Run
-from pipeline.storage import Folder
+from chiasm.pipeline.collection.runs import Run
+from chiasm.pipeline.storage.folder import Folder
 folder = Folder(sys.argv[1])
 with Run(folder, "test", {}) as run:
     file = folder.create("embeddings/a.parquet", run.id)

@@ -13,10 +13,16 @@ from hypothesis import strategies as st
 from webdataset.handlers import ignore_and_continue
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from pipeline.errors import SourceError
-from pipeline.records import Dropped, Note, Sample
-from pipeline.samples import DROP_REASONS, NOTE_REASONS, PICTURES, ReadSettings, read_samples
-from pipeline.shards import list_shards, read_member
+from chiasm.pipeline.errors import SourceError
+from chiasm.pipeline.records import Dropped, Note, Sample
+from chiasm.pipeline.shards.listing import list_shards, read_member
+from chiasm.pipeline.shards.samples import (
+    DROP_REASONS,
+    NOTE_REASONS,
+    PICTURES,
+    ReadSettings,
+    read_samples,
+)
 
 DEFAULT = ReadSettings()
 

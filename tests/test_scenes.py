@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.scenes import world
-from pipeline.scenes.claims import Claims, ThingClaim, holds, holds_matrix
-from pipeline.scenes.draw import picture
-from pipeline.scenes.recall import evaluate, recall_at, top
-from pipeline.scenes.samples import facts_of_sample, samples
-from pipeline.scenes.shapes import SHAPES
-from pipeline.scenes.words import LANGUAGES, caption, plan, tell
-from pipeline.scenes.world import Scene, Thing
+from chiasm.pipeline.scenes import world
+from chiasm.pipeline.scenes.claims import Claims, ThingClaim, holds, holds_matrix
+from chiasm.pipeline.scenes.draw import picture
+from chiasm.pipeline.scenes.recall import evaluate, recall_at, top
+from chiasm.pipeline.scenes.samples import facts_of_sample, samples
+from chiasm.pipeline.scenes.shapes import SHAPES
+from chiasm.pipeline.scenes.words import LANGUAGES, caption, plan, tell
+from chiasm.pipeline.scenes.world import Scene, Thing
 
 SEEDS = st.integers(0, 2**32)
 BOAT = Thing("boat", "red", "big", "plain", "left")

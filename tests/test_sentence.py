@@ -10,17 +10,17 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from pipeline.encoders import EncoderSettings, load_encoder, mean_of
-from pipeline.encoders.folder import quiet
-from pipeline.errors import UsageError
-from pipeline.model import JointModel
-from pipeline.model.checkpoint import save_model
-from pipeline.model.config import ModelConfig
-from pipeline.model.feed import learn_tokenizer
-from pipeline.model.joint import JointNetwork
-from pipeline.scenes.draw import picture
-from pipeline.scenes.words import plan, tell
-from pipeline.scenes.world import gallery
+from chiasm.pipeline.encoders import EncoderSettings, load_encoder, mean_of
+from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.model import JointModel
+from chiasm.pipeline.model.checkpoint import save_model
+from chiasm.pipeline.model.config import ModelConfig
+from chiasm.pipeline.model.joint import JointNetwork
+from chiasm.pipeline.pretrained.hub import quiet
+from chiasm.pipeline.scenes.draw import picture
+from chiasm.pipeline.scenes.words import plan, tell
+from chiasm.pipeline.scenes.world import gallery
+from chiasm.pipeline.training.pocket.data import learn_tokenizer
 
 CPU = EncoderSettings(device="cpu", precision="float32")
 

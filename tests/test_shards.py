@@ -10,10 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from pipeline.errors import SourceError, UsageError
-from pipeline.records import Place
-from pipeline.shards import list_shards, read_member, shard_id, split_name, write_shard
-from pipeline.storage import canonical_url
+from chiasm.pipeline.errors import SourceError, UsageError
+from chiasm.pipeline.records import Place
+from chiasm.pipeline.shards.listing import (
+    list_shards,
+    read_member,
+    shard_id,
+    split_name,
+    write_shard,
+)
+from chiasm.pipeline.storage.folder import canonical_url
 
 
 @pytest.fixture

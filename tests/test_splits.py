@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.model.feed import FeedSettings, scenes_of
-from pipeline.scenes.claims import RELATIONS, holds
-from pipeline.scenes.hard import hard_gallery, hard_group, swapped, without_last
-from pipeline.scenes.unseen import unseen_gallery, withheld, withheld_in
-from pipeline.scenes.words import plan
-from pipeline.scenes.world import COLOURS, KINDS, differences, stream
+from chiasm.pipeline.scenes.claims import RELATIONS, holds
+from chiasm.pipeline.scenes.hard import hard_gallery, hard_group, swapped, without_last
+from chiasm.pipeline.scenes.unseen import unseen_gallery, withheld, withheld_in
+from chiasm.pipeline.scenes.words import plan
+from chiasm.pipeline.scenes.world import COLOURS, KINDS, differences, stream
+from chiasm.pipeline.training.pocket.data import FeedSettings, scenes_of
 
 
 def one_change_apart(one, other):

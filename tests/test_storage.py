@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import local_files
-from pipeline.errors import SourceError, StorageError, UsageError
-from pipeline.storage import (
+from chiasm.pipeline.errors import SourceError, StorageError, UsageError
+from chiasm.pipeline.storage import local as local_files
+from chiasm.pipeline.storage.folder import (
     Folder,
     canonical_url,
     find,

@@ -15,13 +15,13 @@ from conftest import environment
 from test_remote_collection import embed, put_shards
 
 from benchmarks.faulty_server import Faults
-from index import open_collection
-from index.build import build_index
-from pipeline import stores
-from pipeline.errors import ChiasmError
-from pipeline.retries import RetrySettings
-from pipeline.shards import list_shards
-from pipeline.storage import Folder
+from chiasm.index import open_collection
+from chiasm.index.build.build import build_index
+from chiasm.pipeline.errors import ChiasmError
+from chiasm.pipeline.shards.listing import list_shards
+from chiasm.pipeline.storage import object_store as stores
+from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.storage.retry import RetrySettings
 
 SECRET = "hush-hush-hush"
 
@@ -67,7 +67,7 @@ def test_embed_index_search_status_and_check_on_a_store(s3, chiasm, tmp_path, mo
 def loaded(*arguments: str) -> set[str]:
     """Which heavy packages a command has loaded when it ends well."""
     told = (
-        "import sys; from jobs.start import main\n"
+        "import sys; from chiasm.jobs.cli.app import main\n"
         "try: main()\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "print(*({'torch', 'ray', 'fsspec', 's3fs', 'aiohttp'} & set(sys.modules)))"
@@ -223,7 +223,10 @@ def test_a_certificate_that_is_not_trusted(anew, untrusted, monkeypatch):
     monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
     monkeypatch.setattr(stores, "_made", {})
     assert "found nothing there" in error_of(lambda: list_shards(["s3://bucket/a.tar"]))
-    told = "from pipeline.shards import list_shards; list_shards([__import__('sys').argv[1]])"
+    told = (
+        "from chiasm.pipeline.shards.listing import list_shards; "
+        "list_shards([__import__('sys').argv[1]])"
+    )
     ran = subprocess.run(
         [sys.executable, "-c", told, f"{endpoint}/a.tar"],
         env={**environment(), "SSL_CERT_FILE": str(certificate)},

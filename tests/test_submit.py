@@ -15,10 +15,10 @@ import pytest
 import yaml
 from conftest import ROOT, make_shard
 
-from jobs.submit import LIMIT_BYTES, pack
-from pipeline.errors import UsageError
-from pipeline.parquet import embeddings
-from pipeline.storage import Folder
+from chiasm.jobs.cluster.submit import LIMIT_BYTES, pack
+from chiasm.pipeline.collection.embeddings import embeddings
+from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.storage.folder import Folder
 
 BIN = Path(sys.executable).parent
 TOKEN = "0123456789abcdef" * 4  # of a cluster that lets nobody in without one
@@ -125,8 +125,13 @@ def test_a_working_directory_holds_our_packages_and_not_what_is_excluded(tmp_pat
     target.mkdir()
     pack(target, [str(tmp_path / "extra")], ["*.tar", "__pycache__"])
     found = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
-    assert {"jobs/cli.py", "pipeline/embed.py", "index/__init__.py", "extra/notes.txt"} <= found
-    assert {"pipeline/pocket/model.safetensors", "jobs/presets/laptop.yaml"} <= found
+    assert {
+        "chiasm/jobs/cli/app.py",
+        "chiasm/pipeline/embed.py",
+        "chiasm/__main__.py",
+        "extra/notes.txt",
+    } <= found
+    assert {"chiasm/pipeline/pocket/model.safetensors", "chiasm/jobs/presets/laptop.yaml"} <= found
     assert not any(name.endswith((".tar", ".pyc")) for name in found)
 
 

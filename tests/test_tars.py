@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 from conftest import dropped, notes, samples
 
-from pipeline.errors import SourceError
-from pipeline.local_files import LocalFiles
-from pipeline.records import Dropped
-from pipeline.samples import ReadSettings, read_samples
-from pipeline.shards import list_shards
+from chiasm.pipeline.errors import SourceError
+from chiasm.pipeline.records import Dropped
+from chiasm.pipeline.shards.listing import list_shards
+from chiasm.pipeline.shards.samples import ReadSettings, read_samples
+from chiasm.pipeline.storage.local import LocalFiles
 
 PLAIN = [("a.jpg", b"A"), ("a.txt", b"one"), ("b.jpg", b"BB"), ("b.txt", b"two")]
 

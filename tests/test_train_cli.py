@@ -7,9 +7,9 @@ import json
 import pytest
 from PIL import Image
 
-from pipeline.encoders import EncoderSettings, load_encoder
-from pipeline.errors import UsageError
-from pipeline.model.curves import draw_curves, figure_of, read_log
+from chiasm.pipeline.encoders import EncoderSettings, load_encoder
+from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.training.curves import draw_curves, figure_of, read_log
 
 
 @pytest.mark.timeout(300)

@@ -12,15 +12,15 @@ import psutil
 import pytest
 import torch
 
-from jobs import train_model
-from jobs.train_model import TrainJob, following, train_on_ray
-from pipeline.errors import ChiasmError
-from pipeline.model.checkpoint import load_model, load_state
-from pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
-from pipeline.model.curves import read_log
-from pipeline.model.feed import FeedSettings, learn_tokenizer, lessons
-from pipeline.model.train import APART, train
-from pipeline.model.training import STATE, Training, TrainSettings
+from chiasm.jobs import train_model
+from chiasm.jobs.train_model import TrainJob, following, train_on_ray
+from chiasm.pipeline.errors import ChiasmError
+from chiasm.pipeline.model.checkpoint import load_model, load_state
+from chiasm.pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
+from chiasm.pipeline.training.curves import read_log
+from chiasm.pipeline.training.pocket.data import FeedSettings, learn_tokenizer, lessons
+from chiasm.pipeline.training.pocket.loop import APART, train
+from chiasm.pipeline.training.pocket.trainer import STATE, Training, TrainSettings
 
 TINY = ModelConfig(
     image=ImageConfig(side=36, stem=(8, 8), width=32, depth=1, heads=2),

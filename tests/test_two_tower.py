@@ -14,17 +14,17 @@ import torch
 from PIL import Image
 from tiny_towers import COLOURS, PHRASES
 
-from jobs import cli_train_two_tower as cli
-from jobs.cli_train_request import TrainRequest
-from pipeline.encoders import EncoderSettings, load_encoder, mean_of, require_matcher
-from pipeline.errors import ChiasmError, EncoderError, UsageError
-from pipeline.images import DecodeSettings, decode
-from pipeline.model.config import FusionConfig
-from pipeline.samples import ReadSettings, read_samples
-from pipeline.shards import list_shards
-from pipeline.two_tower import judge as judging
-from pipeline.two_tower.checkpoint import load_two_tower, save_two_tower
-from pipeline.two_tower.features import (
+from chiasm.jobs.cli import train_two_tower as cli
+from chiasm.jobs.cli.train_request import TrainRequest
+from chiasm.pipeline.encoders import EncoderSettings, load_encoder, mean_of, require_matcher
+from chiasm.pipeline.errors import ChiasmError, EncoderError, UsageError
+from chiasm.pipeline.images.decode import DecodeSettings, decode
+from chiasm.pipeline.model.config import FusionConfig
+from chiasm.pipeline.shards.listing import list_shards
+from chiasm.pipeline.shards.samples import ReadSettings, read_samples
+from chiasm.pipeline.training.two_tower import select as judging
+from chiasm.pipeline.training.two_tower.closed_form import solve, weigh_evidence
+from chiasm.pipeline.training.two_tower.features import (
     closely_of,
     compute,
     held_out,
@@ -35,12 +35,12 @@ from pipeline.two_tower.features import (
     texts_of,
     words_of,
 )
-from pipeline.two_tower.frozen import ImageTower, TextTower
-from pipeline.two_tower.learn import LearnSettings, learn
-from pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
-from pipeline.two_tower.prepare import prepare, survey
-from pipeline.two_tower.solve import solve, weigh_evidence
-from pipeline.two_tower.train import TwoTowerSettings, train_two_tower
+from chiasm.pipeline.training.two_tower.loop import TwoTowerSettings, train_two_tower
+from chiasm.pipeline.training.two_tower.prepare import prepare, survey
+from chiasm.pipeline.training.two_tower.trainer import LearnSettings, learn
+from chiasm.pipeline.two_tower.checkpoint import load_two_tower, save_two_tower
+from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower
+from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 
 CPU = EncoderSettings(device="cpu", precision="float32")
 SHORT = LearnSettings(steps=40, fusion_steps=20, batch=64, warmup=5, checkpoint_every=15)

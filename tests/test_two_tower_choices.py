@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.two_tower import solve as solving
-from pipeline.two_tower.judge import better
+from chiasm.pipeline.training.two_tower import closed_form as solving
+from chiasm.pipeline.training.two_tower.select import better
 
 
 def test_weights_are_where_the_slope_is_nothing_or_at_zero():

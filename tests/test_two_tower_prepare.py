@@ -9,14 +9,13 @@ import torch
 from conftest import make_shard
 from tiny_towers import PHRASES
 
-from pipeline.encoders import EncoderSettings
-from pipeline.images import DecodeSettings, decode
-from pipeline.samples import ReadSettings, read_samples
-from pipeline.shards import list_shards
-from pipeline.two_tower import prepare as preparing
-from pipeline.two_tower import solve as solving
-from pipeline.two_tower.expansion import FROM_MEANING, FROM_WORDS, SHARPNESS
-from pipeline.two_tower.features import (
+from chiasm.pipeline.encoders import EncoderSettings
+from chiasm.pipeline.images.decode import DecodeSettings, decode
+from chiasm.pipeline.shards.listing import list_shards
+from chiasm.pipeline.shards.samples import ReadSettings, read_samples
+from chiasm.pipeline.training.two_tower import closed_form as solving
+from chiasm.pipeline.training.two_tower import prepare as preparing
+from chiasm.pipeline.training.two_tower.features import (
     BUFFER,
     PARTS,
     closely_of,
@@ -27,9 +26,10 @@ from pipeline.two_tower.features import (
     stream,
     words_of,
 )
-from pipeline.two_tower.frozen import ImageTower, TextTower
-from pipeline.two_tower.network import TwoTowerConfig
-from pipeline.two_tower.ridge import JITTER
+from chiasm.pipeline.training.two_tower.ridge import JITTER
+from chiasm.pipeline.two_tower.expansion import FROM_MEANING, FROM_WORDS, SHARPNESS
+from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower
+from chiasm.pipeline.two_tower.network import TwoTowerConfig
 
 CPU = EncoderSettings(device="cpu", precision="float32")
 READ = ReadSettings()

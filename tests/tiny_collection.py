@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 from fake_encoder import FakeEncoder
 
-from pipeline.collection import NAME, Identity, establish
-from pipeline.ledger import LedgerEntry, write_entry
-from pipeline.parquet import Footer, ParquetWriter
-from pipeline.records import COLUMNS, Batch, Decoded, Embedded, Place, Sample, Shard
-from pipeline.storage import Folder
+from chiasm.pipeline.collection.identity import NAME, Identity, establish
+from chiasm.pipeline.collection.ledger import LedgerEntry, write_entry
+from chiasm.pipeline.collection.parquet_schema import Footer
+from chiasm.pipeline.collection.parquet_writer import ParquetWriter
+from chiasm.pipeline.records import COLUMNS, Batch, Decoded, Embedded, Place, Sample, Shard
+from chiasm.pipeline.storage.folder import Folder
 
 
 def unit_rows(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from pipeline.encoders.folder import quiet
+from chiasm.pipeline.pretrained.hub import quiet
 
 TOWER = {
     "hidden_size": 32,

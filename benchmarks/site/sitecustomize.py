@@ -1,5 +1,5 @@
 """First thing in every process that benchmarks start: the encoder family `free`."""
 
-from pipeline.encoders import FAMILIES
+from chiasm.pipeline.encoders import FAMILIES
 
 FAMILIES["free"] = "benchmarks.free_encoder"

@@ -15,13 +15,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import UsageError, require_at_least
+from chiasm.pipeline.errors import UsageError, require_at_least
 
 FAMILIES = {  # family -> module with `load(model: str, settings: EncoderSettings) -> Encoder`
-    "pocket": "pipeline.encoders.pocket",
-    "hf": "pipeline.encoders.huggingface",
-    "st": "pipeline.encoders.sentence_transformer",
-    "two-tower": "pipeline.encoders.two_tower",
+    "pocket": "chiasm.pipeline.encoders.pocket",
+    "hf": "chiasm.pipeline.encoders.huggingface",
+    "st": "chiasm.pipeline.encoders.sentence_transformer",
+    "two-tower": "chiasm.pipeline.encoders.two_tower",
 }
 
 

@@ -17,11 +17,11 @@ import torch
 import transformers
 from PIL import Image
 
-from pipeline.encoders import EncoderSettings, mean_of, unit
-from pipeline.encoders.device import PRECISIONS, resolve_device, resolve_precision
-from pipeline.encoders.folder import ModelFolder, find_model, loading
-from pipeline.encoders.pixels import PatchPixels, Pixels, SquarePixels
-from pipeline.errors import EncoderError
+from chiasm.pipeline.encoders import EncoderSettings, mean_of, unit
+from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.pretrained.device import PRECISIONS, resolve_device, resolve_precision
+from chiasm.pipeline.pretrained.hub import ModelFolder, find_model, loading
+from chiasm.pipeline.pretrained.image_processing import PatchPixels, Pixels, SquarePixels
 
 WEIGHTS = "model*.safetensors"
 TOKENIZERS = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
@@ -67,7 +67,8 @@ def load(model: str, settings: EncoderSettings) -> HuggingFaceEncoder:
 
 
 class HuggingFaceEncoder:
-    """The two towers of one transformers model; see the protocol `pipeline.encoders.Encoder`."""
+    """The two towers of one transformers model; see the protocol
+    `chiasm.pipeline.encoders.Encoder`."""
 
     def __init__(
         self,

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.encoders import EncoderSettings, mean_of
-from pipeline.encoders.device import PRECISIONS, resolve_device, resolve_precision
-from pipeline.encoders.recent import Recent
-from pipeline.errors import UsageError
-from pipeline.model.checkpoint import FILES, SHIPPED, load_model
-from pipeline.model.encode import BLOCK, encode_texts, fuse_pairs, look, match_pairs
-from pipeline.model.pixels import RULE, to_pixels
+from chiasm.pipeline.encoders import EncoderSettings, mean_of
+from chiasm.pipeline.encoders.recent import Recent
+from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.model.checkpoint import FILES, SHIPPED, load_model
+from chiasm.pipeline.model.inference import BLOCK, encode_texts, fuse_pairs, look, match_pairs
+from chiasm.pipeline.model.preprocess import RULE, to_pixels
+from chiasm.pipeline.pretrained.device import PRECISIONS, resolve_device, resolve_precision
 
 TEXT_RULE = "NFKC, lower case, single spaces, no final full stop; own byte-pair tokens"
 
@@ -40,8 +40,8 @@ def load(model: str, settings: EncoderSettings) -> PocketEncoder:
 
 
 class PocketEncoder:
-    """A `JointNetwork` behind the protocols of `pipeline.encoders`; `fuses`: has it learned to fuse
-    and to match?
+    """A `JointNetwork` behind the protocols of `chiasm.pipeline.encoders`; `fuses`: has it learned
+    to fuse and to match?
 
     The same batch gives the same bytes on one kind of processor with one number of threads.
     """

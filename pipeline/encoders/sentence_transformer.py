@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
-from pipeline.encoders import EncoderSettings, mean_of, unit
-from pipeline.encoders.folder import ModelFolder
-from pipeline.encoders.sentence_models import LARGEST, clean, load_network, shrunk
-from pipeline.errors import EncoderError
+from chiasm.pipeline.encoders import EncoderSettings, mean_of, unit
+from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.pretrained.hub import ModelFolder
+from chiasm.pipeline.pretrained.sentence_models import LARGEST, clean, load_network, shrunk
 
 
 def load(model: str, settings: EncoderSettings) -> SentenceTransformerEncoder:
@@ -37,7 +37,7 @@ def load(model: str, settings: EncoderSettings) -> SentenceTransformerEncoder:
 
 
 class SentenceTransformerEncoder:
-    """One SentenceTransformer; see the protocol `pipeline.encoders.Encoder`."""
+    """One SentenceTransformer; see the protocol `chiasm.pipeline.encoders.Encoder`."""
 
     image_size = None
 

@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.encoders import EncoderSettings
-from pipeline.encoders.recent import Recent
-from pipeline.errors import EncoderError
-from pipeline.two_tower.checkpoint import FILES, load_two_tower
-from pipeline.two_tower.frozen import ImageTower, Texts, TextTower
+from chiasm.pipeline.encoders import EncoderSettings
+from chiasm.pipeline.encoders.recent import Recent
+from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.two_tower.checkpoint import FILES, load_two_tower
+from chiasm.pipeline.two_tower.frozen import ImageTower, Texts, TextTower
 
 BLOCK = 64  # pictures or texts of one forward pass
 
@@ -34,7 +34,7 @@ def load(model: str, settings: EncoderSettings) -> TwoTowerEncoder:
 
 
 class TwoTowerEncoder:
-    """See the protocol `pipeline.encoders.Encoder`, and `Matcher`."""
+    """See the protocol `chiasm.pipeline.encoders.Encoder`, and `Matcher`."""
 
     def __init__(self, folder: Path, settings: EncoderSettings) -> None:
         network = load_two_tower(folder)

@@ -12,5 +12,5 @@ from typing import Any
 
 def __getattr__(name: str) -> Any:
     if name == "JointModel":
-        return importlib.import_module("pipeline.model.sentence").JointModel
+        return importlib.import_module("chiasm.pipeline.model.sentence_module").JointModel
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

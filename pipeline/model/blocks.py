@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pipeline.model.attention import Attention
+from chiasm.pipeline.model.attention import Attention
 
 EXPANSION = 4  # of the width inside the MLP: the usual one
 

@@ -17,10 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pipeline.errors import EncoderError
-from pipeline.model.config import ModelConfig
-from pipeline.model.joint import JointNetwork
-from pipeline.model.tokenizer import Tokenizer
+from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.model.config import ModelConfig
+from chiasm.pipeline.model.joint import JointNetwork
+from chiasm.pipeline.model.tokenizer import Tokenizer
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 FILES = (WEIGHTS, CONFIG, TOKENIZER)

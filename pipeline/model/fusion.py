@@ -31,10 +31,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.model.attention import Attention
-from pipeline.model.blocks import Block, Mlp
-from pipeline.model.config import FusionConfig
-from pipeline.model.pool import Pool
+from chiasm.pipeline.model.attention import Attention
+from chiasm.pipeline.model.blocks import Block, Mlp
+from chiasm.pipeline.model.config import FusionConfig
+from chiasm.pipeline.model.pooling import Pool
 
 SHARPNESS = 1.5  # of queries and of keys at the start: without it likeness would be faint
 

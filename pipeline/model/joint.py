@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.model.config import ModelConfig
-from pipeline.model.fusion import Fused, Fusion, Modality, multimodal_fusion
-from pipeline.model.matching import Match, Matching
-from pipeline.model.towers import PAD, DualEncoder, initialise
+from chiasm.pipeline.model.config import ModelConfig
+from chiasm.pipeline.model.fusion import Fused, Fusion, Modality, multimodal_fusion
+from chiasm.pipeline.model.matching import Match, Matching
+from chiasm.pipeline.model.towers import PAD, DualEncoder, initialise
 
 
 class JointNetwork(DualEncoder):

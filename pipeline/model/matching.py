@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.fusion import Fused
+from chiasm.pipeline.model.fusion import Fused
 
 USUAL_TOKENS = 64  # of a pair: what makes an untrained match undecided
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.model.blocks import Block
-from pipeline.model.config import ImageConfig, ModelConfig, TextConfig
-from pipeline.model.pool import Pool
+from chiasm.pipeline.model.blocks import Block
+from chiasm.pipeline.model.config import ImageConfig, ModelConfig, TextConfig
+from chiasm.pipeline.model.pooling import Pool
 
 PAD = 0  # the token id that no text holds
 INITIAL_SCALE = 1 / 0.07  # of the logits, as in CLIP (Radford et al., 2021)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.scenes.world import (
+from chiasm.pipeline.scenes.world import (
     BACKGROUNDS,
     COLOURS,
     KINDS,

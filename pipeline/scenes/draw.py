@@ -14,8 +14,8 @@ from functools import lru_cache
 
 from PIL import Image, ImageChops, ImageDraw
 
-from pipeline.scenes.shapes import SHAPES, Primitive
-from pipeline.scenes.world import Scene
+from chiasm.pipeline.scenes.shapes import SHAPES, Primitive
+from chiasm.pipeline.scenes.world import Scene
 
 SIDE = 96  # pixels
 SMOOTH = 4  # supersampling

@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from pipeline.scenes.world import (
+from chiasm.pipeline.scenes.world import (
     Attribute,
     Scene,
     attributes,

@@ -1,7 +1,7 @@
 """Recall by claims: how often one of the first k hits is true, not how often it is the same sample.
 
 Twins and partial captions make several pictures right for one caption, so right is decided by
-`holds_matrix` from the facts; equal strings play no part. index/metrics.py has the recall that
+`holds_matrix` from the facts; equal strings play no part. pipeline/metrics.py has the recall that
 needs no scenes.
 """
 
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.scenes.claims import Claims, holds_matrix
-from pipeline.scenes.world import Scene
+from chiasm.pipeline.scenes.claims import Claims, holds_matrix
+from chiasm.pipeline.scenes.world import Scene
 
 KS = (1, 5, 10)
 Recall = dict[str, float]

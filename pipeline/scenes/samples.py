@@ -14,10 +14,10 @@ from typing import Any
 
 from PIL import Image
 
-from pipeline.scenes.claims import Claims
-from pipeline.scenes.draw import SIDE, picture
-from pipeline.scenes.words import plan, tell
-from pipeline.scenes.world import Scene
+from chiasm.pipeline.scenes.claims import Claims
+from chiasm.pipeline.scenes.draw import SIDE, picture
+from chiasm.pipeline.scenes.words import plan, tell
+from chiasm.pipeline.scenes.world import Scene
 
 COMPLETE = (True, True, False)  # which of a sample's captions tell everything
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import random
 
-from pipeline.scenes.claims import RELATIONS, Claims, related
-from pipeline.scenes.words import plan
-from pipeline.scenes.world import COLOURS, KINDS, Scene, random_scene, twin_group
+from chiasm.pipeline.scenes.claims import RELATIONS, Claims, related
+from chiasm.pipeline.scenes.words import plan
+from chiasm.pipeline.scenes.world import COLOURS, KINDS, Scene, random_scene, twin_group
 
 Told = tuple[int, str, int]  # thing i of a scene, a relation, thing j
 

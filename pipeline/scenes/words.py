@@ -11,8 +11,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from pipeline.scenes.claims import RELATIONS, Claims, ThingClaim, related
-from pipeline.scenes.world import Scene, Thing
+from chiasm.pipeline.scenes.claims import RELATIONS, Claims, ThingClaim, related
+from chiasm.pipeline.scenes.world import Scene, Thing
 
 LANGUAGES = ("en", "zh")
 

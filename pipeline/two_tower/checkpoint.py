@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from pipeline.errors import EncoderError
-from pipeline.model.checkpoint import CONFIG, WEIGHTS, write_whole
-from pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
+from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.model.checkpoint import CONFIG, WEIGHTS, write_whole
+from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 
 FILES = (WEIGHTS, CONFIG)
 # Counted up, too, where a constant changes that saved weights rely on: those of `expansion.py`,

@@ -19,12 +19,12 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.encoders import EncoderSettings
-from pipeline.encoders.device import PRECISIONS, resolve_device, resolve_precision
-from pipeline.encoders.folder import ModelFolder, find_model, loading
-from pipeline.encoders.pixels import Scale
-from pipeline.encoders.sentence_models import clean, load_network
-from pipeline.errors import EncoderError
+from chiasm.pipeline.encoders import EncoderSettings
+from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.pretrained.device import PRECISIONS, resolve_device, resolve_precision
+from chiasm.pipeline.pretrained.hub import ModelFolder, find_model, loading
+from chiasm.pipeline.pretrained.image_processing import Scale
+from chiasm.pipeline.pretrained.sentence_models import clean, load_network
 
 WEIGHTS = "model*.safetensors"
 SQUARE = 4  # picture tokens a side: finer grids are averaged down to it

@@ -38,10 +38,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.model.config import FusionConfig
-from pipeline.model.fusion import Fusion, Modality
-from pipeline.two_tower.expansion import Expansion
-from pipeline.two_tower.hubs import Hubs
+from chiasm.pipeline.model.config import FusionConfig
+from chiasm.pipeline.model.fusion import Fusion, Modality
+from chiasm.pipeline.two_tower.expansion import Expansion
+from chiasm.pipeline.two_tower.hubness import Hubs
 
 SURE = 1e-3  # q and what ridge says of p are kept so far from 0 and 1: it may step over either
 BANDS = (0.004, 0.02, 0.2)  # where those of words end, by the share of captions that hold them

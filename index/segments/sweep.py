@@ -1,0 +1,81 @@
+"""Sweeping: old generations, segments nobody names, and what killed builds left behind.
+
+Kept are the live generation, the last few and the young ones (readers may have just opened them),
+every segment those name, and whatever a build that is alive has written so far. The order of
+looking is what makes it safe beside other builds: first what lies there, then who is alive, then
+what is published. A build that ends between the first two looks has published by the third.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from chiasm.index.plan import IndexSettings
+from chiasm.index.segments.generations import (
+    GENERATIONS,
+    Manifest,
+    current_number,
+    manifest_name,
+    numbers,
+    read_manifest,
+)
+from chiasm.index.segments.segment import SEGMENTS, TRAINED
+from chiasm.pipeline.collection.runs import Run
+from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.storage.folder import Folder, is_temporary, run_of_temporary
+
+
+def sweep(folder: Folder, run: Run, settings: IndexSettings) -> list[str]:
+    """Remove what is not needed any more; returns the names of what was removed."""
+    segments, trained = folder.folders(SEGMENTS), folder.folders(TRAINED)
+    files = [name for where in ("index", GENERATIONS, "runs") for name in folder.list(where)]
+    alive = {other.id for other in run.others()}
+    kept, old = _generations(folder, settings)
+
+    writing = alive | {run.id}
+    left = [name for name in files if is_temporary(name) and run_of_temporary(name) not in writing]
+    for name in [*old, *left]:
+        folder.remove(name)
+    left += run.end_uploads()
+    if None in kept:
+        return old + left  # one of a newer version, perhaps: nobody knows which segments it names
+    named = {name for manifest in kept if manifest for name in _folders_of(manifest)}
+    unnamed = [name for name in segments if _base(name).rpartition("-")[0] not in alive]
+    unnamed += [name for name in trained if _base(name) not in alive]
+    unnamed = [name for name in unnamed if name not in named]
+    for name in unnamed:
+        folder.remove_folder(name)
+    return old + left + unnamed
+
+
+def _folders_of(manifest: Manifest) -> Iterator[str]:
+    for entry in manifest.segments:
+        yield f"{SEGMENTS}/{entry.id}"
+    for trained in manifest.trained.values():
+        yield trained.file.rpartition("/")[0]
+
+
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _generations(
+    folder: Folder, settings: IndexSettings
+) -> tuple[list[Manifest | None], list[str]]:
+    """The manifests to keep (None: one that cannot be read) and the names of those to remove."""
+    lying = numbers(folder)
+    last = {*lying[-settings.keep_generations :], current_number(folder)}
+    kept: list[Manifest | None] = []
+    old: list[str] = []
+    for number in lying:
+        try:
+            manifest = read_manifest(folder, number)
+        except CollectionError:
+            manifest = None
+        young = manifest is not None and time.time() - manifest.created < settings.keep_seconds
+        if number in last or young:
+            kept.append(manifest)
+        else:
+            old.append(manifest_name(number))
+    return kept, old

@@ -1,0 +1,73 @@
+"""`chiasm demo`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from chiasm.jobs.console.progress import showing
+from chiasm.jobs.demo import Demo, run_demo
+
+HELP = """Make a small world of pictures, embed it, index it, ask it.
+
+Nothing is downloaded: the pictures are drawn from a seed, and the encoder ships with chiasm. Run
+again, the same demo reuses what is there.
+
+  chiasm demo --seed 5 --samples 2000"""
+
+
+def register(app: typer.Typer) -> None:
+    app.command("demo", help=HELP)(demo)
+
+
+def demo(
+    seed: Annotated[int, typer.Option(help="Of the world; any whole number.")] = 7,
+    samples: Annotated[int, typer.Option(help="How many scenes.")] = 1000,
+    to: Annotated[
+        Path | None, typer.Option(help="A folder for it. [default: demo/seed-SEED-SAMPLES]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    folder = to or Path("demo") / f"seed-{seed}-{samples}"
+    console = Console(stderr=True)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    with showing(console) as show:
+        found = run_demo(seed, samples, folder, say=say, show=show)
+    if as_json:
+        print(json.dumps(found.as_json()))
+    else:
+        print_demo(found)
+
+
+def print_demo(found: Demo) -> None:
+    """Questions, answers, figures, and what to type next."""
+    for answer, right in found.asked:
+        print(f"\n{answer.query}")
+        for result, true in zip(answer, right, strict=True):
+            print(f"  {result.score:6.3f}  {'true ' if true else 'false'}  {result.caption}")
+    print(
+        f"\nrecall on {found.rows:,} scenes, each with three or more that differ in one attribute:"
+    )
+    for direction, languages in found.recall.items():
+        for language, recall in languages.items():
+            told = "  ".join(f"R@{name[1:]} {share:.3f}" for name, share in recall.items())
+            print(f"  {direction.replace('_', ' ')}, {language}: {told}")
+    stages = ", ".join(f"{stage} {spent:.1f} s" for stage, spent in found.seconds.items())
+    print(f"\n{stages}")
+    print(f"the answers as a picture: {found.sheet}")
+    print(
+        f"""
+next:
+  chiasm search {found.collection} "a red boat" --sheet boat.png
+  chiasm embed YOUR_SHARDS/*.tar --to mine.chiasm --encoder hf:google/siglip2-base-patch16-224
+  chiasm index build mine.chiasm
+  chiasm search mine.chiasm "whatever you look for" --sheet hits.png"""
+    )

@@ -1,0 +1,63 @@
+"""`chiasm submit`: a chiasm command as a job on a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+from ray.job_submission import JobStatus
+
+from chiasm.jobs.cluster.submit import EXCLUDES, connect, follow
+from chiasm.jobs.cluster.submit import submit as submit_job
+from chiasm.jobs.signals import Stopped
+from chiasm.pipeline.errors import ChiasmError
+
+HELP = """Run a chiasm command as a job on a Ray cluster.
+
+  chiasm submit --address http://head:8265 -- embed /data/*.tar --to /data/photos.chiasm --preset
+  cluster
+
+Our packages travel with the job; the paths in the command are the cluster's. What the job prints is
+printed here until it ends, and its success is this command's."""
+
+
+def register(app: typer.Typer) -> None:
+    app.command("submit", help=HELP)(submit)
+
+
+def submit(
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...")],
+    address: Annotated[str, typer.Option(help="The cluster's dashboard, http://host:8265.")],
+    file: Annotated[
+        list[str] | None, typer.Option(help="A file or folder to take along; may be repeated.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="A glob to leave out of folders; may be repeated.")
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Stay until the job ends.")] = True,
+) -> None:
+    logging.disable(logging.INFO)  # Ray's client tells of every package it uploads
+    job = submit_job(command, address, files=file or (), excludes=(*EXCLUDES, *(exclude or ())))
+    print(f"job {job}", file=sys.stderr)
+    if not wait:
+        print(job)
+        return
+    try:
+        ended = follow(connect(address), job, _say)
+    except Stopped as stopped:
+        stopped.told = f"no longer following; the job goes on: ray job stop {job} ends it"
+        raise
+    if ended != JobStatus.SUCCEEDED:
+        raise ChiasmError(
+            f"job {job}",
+            expected="success",
+            found=str(ended.value).lower(),
+            do="its output is above; ray job logs tells more",
+        )
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,134 @@
+"""The Ray actor: one process, one model in memory, shards one after the other.
+
+It is sent a recipe, not built objects. Only shard names come in and ledger entries go out; pixels
+and vectors never leave the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+from dataclasses import dataclass, replace
+
+import psutil
+import pyarrow as pa
+import ray
+
+from chiasm.pipeline.collection.identity import Identity
+from chiasm.pipeline.collection.ledger import LedgerEntry, Tally
+from chiasm.pipeline.collection.runs import process_alive, this_machine
+from chiasm.pipeline.embed import EmbedSettings, embed_shard
+from chiasm.pipeline.encoders import Encoder, EncoderSettings, load_encoder
+from chiasm.pipeline.records import Shard
+from chiasm.pipeline.storage.folder import Folder
+
+# glibc's names for them, and what they are set to: a batch's pixels are freed at once, and would go
+# back to the system and be faulted in again for the next batch, 2 to 4 % of decoding. Each arena of
+# glibc, about one a thread, may keep as much.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT, _FROM_HEAP = 32 << 20, 4 << 20
+
+DRIVER_LOOK_SECONDS = (
+    0.5  # chiasm.pipeline.collection.runs waits for three of these before it sweeps
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a worker needs to know."""
+
+    encoder: str
+    compute: EncoderSettings
+    collection: str
+    run_id: str
+    embedding: EmbedSettings
+    driver_host: str
+    driver_pid: int
+    driver_started: float
+
+    @classmethod
+    def of_this_driver(
+        cls,
+        encoder: str,
+        compute: EncoderSettings,
+        collection: str,
+        run_id: str,
+        embedding: EmbedSettings,
+    ) -> Recipe:
+        process = psutil.Process()
+        return cls(
+            encoder,
+            compute,
+            collection,
+            run_id,
+            embedding,
+            this_machine(),
+            process.pid,
+            process.create_time(),
+        )
+
+
+class EmbedWorker:
+    """`load` once, then `embed` shard by shard; `progress` answers in between, from its own
+    thread."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.encoder: Encoder | None = None
+        self._progress = (0, 0)
+        _keep_what_is_freed()
+        threading.Thread(target=self._outlive_nobody, name="driver watch", daemon=True).start()
+
+    def load(self, precision: str | None = None) -> Identity:
+        """Put the model in memory, in the precision that the collection turned out to have.
+
+        Raises EncoderError, UsageError."""
+        compute = self.recipe.compute
+        if precision is not None:
+            compute = replace(compute, precision=precision)
+        self.encoder = load_encoder(self.recipe.encoder, compute)
+        # Its first array costs pyarrow a look for pandas: in the midst of decode threads, a second.
+        pa.array([""])
+        return Identity.of(self.encoder)
+
+    def embed(self, shard: Shard, limit: int | None) -> LedgerEntry:
+        """Embed one shard; see `chiasm.pipeline.embed.embed_shard` for what it raises."""
+        if self.encoder is None:
+            raise RuntimeError("embed before load")
+        self._progress = (0, 0)
+        return embed_shard(
+            shard,
+            self.encoder,
+            Folder(self.recipe.collection),
+            self.recipe.embedding,
+            run_id=self.recipe.run_id,
+            limit=limit,
+            watch=self._watch,
+        )
+
+    @ray.method(concurrency_group="control")
+    def progress(self) -> tuple[int, int]:
+        """Of the shard at work: samples so far, and how many of them were dropped."""
+        return self._progress
+
+    def _watch(self, tally: Tally) -> None:
+        self._progress = (tally.samples, len(tally.dropped))
+
+    def _outlive_nobody(self) -> None:
+        """End this process when its driver is gone. Ray does so too, but only after some seconds,
+        in which a worker would go on writing in the name of a dead run."""
+        if self.recipe.driver_host != this_machine():
+            return
+        while process_alive(self.recipe.driver_pid, self.recipe.driver_started):
+            time.sleep(DRIVER_LOOK_SECONDS)
+        os._exit(1)
+
+
+def _keep_what_is_freed() -> None:
+    """Have the allocator keep freed memory for the next batch, where it is one that can be told."""
+    tell = getattr(ctypes.CDLL(None), "mallopt", None)
+    if tell is not None:
+        tell(_M_MMAP_THRESHOLD, _FROM_HEAP)
+        tell(_M_TRIM_THRESHOLD, _KEPT)

@@ -1,0 +1,204 @@
+"""Reads embeddings: the Parquet files of the shards that are done, each with its footer checked."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from chiasm.pipeline.collection.ledger import read_entry
+from chiasm.pipeline.collection.parquet_schema import (
+    FOOTER_KEY,
+    SCHEMA,
+    Footer,
+    parquet_name,
+    storable,
+)
+from chiasm.pipeline.errors import CollectionError, StorageError
+from chiasm.pipeline.records import Shard
+from chiasm.pipeline.storage.folder import Folder, is_temporary, shown
+
+_STEP = 64
+
+
+@dataclass(frozen=True)
+class EmbeddingFile:
+    """The Parquet file of one done shard."""
+
+    folder: Folder
+    footer: Footer
+
+    @property
+    def shard_id(self) -> str:
+        return self.footer.source.id
+
+    @property
+    def edition(self) -> str:
+        return self.footer.edition
+
+    @property
+    def rows(self) -> int:
+        return self.footer.rows
+
+    def open(self) -> pq.ParquetFile:
+        """Mapped, or read by ranges, for a look at the file's metadata. The caller closes it."""
+        return _open(self.folder, self.shard_id)
+
+    def group_count(self) -> int:
+        """How many row groups there are."""
+        with self.open() as file:
+            return file.num_row_groups
+
+    def read(self, columns: list[str] | None = None) -> pa.Table:
+        """Whole columns, in row order. Raises CollectionError where the file is damaged."""
+        with self.open() as file, _told_if_damaged(self.folder, self.shard_id):
+            return file.read(columns=columns)
+
+    def groups(
+        self, columns: list[str], numbers: Iterable[int] | None = None
+    ) -> Iterator[pa.Table]:
+        """The same row group by row group, in bounded memory; `numbers` picks some of them."""
+        with self.open() as file:
+            for number in range(file.num_row_groups) if numbers is None else numbers:
+                with _told_if_damaged(self.folder, self.shard_id):
+                    group = file.read_row_group(number, columns)
+                yield group
+
+    def row(self, key: str, columns: list[str] | None = None) -> pa.Table | None:
+        """The row of one sample, a table of one row; None where the shard has none of that key.
+
+        Reads one row group, which the statistics of `key` point at; where keys are not in order,
+        the keys of every group that could hold it."""
+        key = storable(key)
+        with self.open() as file, _told_if_damaged(self.folder, self.shard_id):
+            for group in _groups_with(file.metadata, key):
+                keys = file.read_row_group(group, ["key"], use_threads=False)["key"]
+                place = pc.index(keys, key).as_py()
+                if place >= 0:
+                    return _row(file, group, place, columns)
+        return None
+
+    def vectors(self, column: str) -> tuple[np.ndarray, np.ndarray]:
+        """One vector column: (rows, D) float16, zero where null, and which rows have it, (rows,)
+        bool."""
+        return vectors_of(self.read([column])[column])
+
+
+def vectors_of(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """A vector column as (n, D) float16, zero where null, and which rows have one, (n,) bool."""
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # an empty column stays chunked
+        array = (
+            pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=array.type)
+        )
+    has = np.asarray(array.is_valid())
+    flat = array.values.slice(
+        array.offset * array.type.list_size, len(array) * array.type.list_size
+    )
+    vectors = flat.to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size)
+    if not has.all():
+        vectors = np.where(has[:, None], vectors, np.float16(0))
+    return vectors, has
+
+
+def _row(file: pq.ParquetFile, group: int, place: int, columns: list[str] | None) -> pa.Table:
+    """One row of a group. What lies behind it is not decoded, hence the small batches."""
+    batches = file.iter_batches(_STEP, [group], columns, use_threads=False)
+    batch = next(itertools.islice(batches, place // _STEP, None))
+    return pa.Table.from_batches([batch.slice(place % _STEP, 1)])
+
+
+def _groups_with(metadata: pq.FileMetaData, key: str) -> Iterator[int]:
+    """The row groups that may hold `key`, by the least and greatest key of each."""
+    for number in range(metadata.num_row_groups):
+        keys = metadata.row_group(number).column(0)
+        # Keys of more than some thousand bytes are left out of the statistics.
+        told = keys.statistics if keys.is_stats_set and keys.statistics.has_min_max else None
+        if told is None or told.min <= key <= told.max:
+            yield number
+
+
+def embeddings(folder: Folder) -> list[EmbeddingFile]:
+    """The files of the shards that are done, by shard id. A file whose ledger disagrees is left
+    out."""
+    names = [name for name in folder.list("embeddings") if name.endswith(".parquet")]
+    shard_ids = [name.removeprefix("embeddings/").removesuffix(".parquet") for name in names]
+    found = folder.each(lambda shard_id: find_embedding(folder, shard_id), shard_ids)
+    return [file for file in found if file is not None]
+
+
+def find_embedding(folder: Folder, shard_id: str) -> EmbeddingFile | None:
+    """The shard's file if the shard is done: the file is there and its ledger agrees with its
+    footer."""
+    if not folder.exists(parquet_name(shard_id)):
+        return None
+    footer = read_footer(folder, shard_id)
+    if not footer.agrees_with(read_entry(folder, shard_id)):
+        return None
+    return EmbeddingFile(folder, footer)
+
+
+def read_footer(folder: Folder, shard_id: str) -> Footer:
+    """What the file says of itself; raises CollectionError when it is damaged or not ours."""
+    where = shown(folder.url_of(parquet_name(shard_id)))
+    with _open(folder, shard_id) as file:
+        told = (file.metadata.metadata or {}).get(FOOTER_KEY)
+    if told is None:
+        raise CollectionError(
+            where, expected="a Parquet file written by chiasm", found="no chiasm footer"
+        )
+    fields: dict[str, Any] = json.loads(told)
+    if fields.get("schema") != SCHEMA:
+        raise CollectionError(
+            where, expected=f"schema version {SCHEMA}", found=str(fields.get("schema"))
+        )
+    return Footer(source=Shard(**fields.pop("source")), **fields)
+
+
+def _open(folder: Folder, shard_id: str) -> pq.ParquetFile:
+    with _told_if_damaged(folder, shard_id):
+        file = folder.open_random(parquet_name(shard_id))
+        # Of a store, the columns of a row group come in few ranges, not in one a column.
+        remote = folder.local is None
+        return pq.ParquetFile(file, pre_buffer=remote, page_checksum_verification=True)
+
+
+@contextlib.contextmanager
+def _told_if_damaged(folder: Folder, shard_id: str) -> Iterator[None]:
+    """Around reading only. Arrow tells damage as ArrowInvalid or, like a disk, as OSError."""
+    where = shown(folder.url_of(parquet_name(shard_id)))
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise StorageError(where, found=str(error)) from error
+        raise CollectionError(
+            where,
+            expected="a whole Parquet file",
+            found=str(error).splitlines()[0],
+            do="delete it and run chiasm embed again",
+        ) from error
+
+
+def listed(folder: Folder) -> list[str]:
+    """The ids of the shards that have a Parquet file, done or not."""
+    names = [name.removeprefix("embeddings/") for name in folder.list("embeddings")]
+    return [
+        name.removesuffix(".parquet")
+        for name in names
+        if name.endswith(".parquet") and not is_temporary(name)
+    ]
+
+
+def file_version(folder: Folder, shard_id: str) -> tuple[int, str] | None:
+    """Size and version of a shard's Parquet file, None where it is gone."""
+    seen = folder.stat(parquet_name(shard_id))
+    return None if seen is None else (seen.size, seen.version)

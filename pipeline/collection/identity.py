@@ -1,0 +1,132 @@
+"""A collection's identity: `collection.json`, written once, checked at every open.
+
+It names the encoder whose space the vectors live in. The fingerprint decides whether two encoders
+are the same; precision, device and versions are recorded beside it and never cause a refusal, so
+that a laptop can query what a GPU embedded.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+from chiasm.pipeline.encoders import Encoder
+from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.storage.folder import Folder, shown
+
+SCHEMA = 1
+NAME = "collection.json"
+SHARD_FOLDERS = ("ledger", "embeddings")  # written by workers
+FOLDERS = ("", "runs", *SHARD_FOLDERS)  # where temporaries of a run can lie
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What `collection.json` holds. `device` and `versions` are those of the first worker."""
+
+    encoder: str
+    fingerprint: str
+    dim: int
+    image_size: int | None
+    precision: str
+    preprocessing: dict[str, Any]
+    device: str
+    versions: dict[str, str]
+    schema: int = SCHEMA
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> Identity:
+        return cls(
+            encoder=encoder.name,
+            fingerprint=encoder.fingerprint,
+            dim=encoder.dim,
+            image_size=encoder.image_size,
+            precision=encoder.precision,
+            preprocessing=encoder.preprocessing,
+            device=encoder.device,
+            versions=package_versions(),
+        )
+
+    def require(self, fingerprint: str, name: str, where: str) -> None:
+        """Refuse an encoder of another space; raises CollectionError."""
+        if fingerprint != self.fingerprint:
+            raise CollectionError(
+                where,
+                expected=f"encoder {self.encoder} ({self.fingerprint[:12]})",
+                found=f"{name} ({fingerprint[:12]})",
+                do="use that encoder, or another --to folder",
+            )
+
+
+@dataclass(frozen=True)
+class Collection:
+    """An opened collection: its folder and its identity."""
+
+    folder: Folder
+    identity: Identity
+
+    @classmethod
+    def open(cls, path: str) -> Collection:
+        """Raises CollectionError where there is none, or one that this version cannot read."""
+        folder = Folder(path)
+        identity = read_identity(folder)
+        if identity is None:
+            raise CollectionError(
+                path,
+                expected="a collection (a folder with collection.json)",
+                found="none",
+                do="make one: chiasm embed SHARDS --to " + path,
+            )
+        return cls(folder, identity)
+
+
+def read_identity(folder: Folder) -> Identity | None:
+    """The identity, None where there is no collection yet; CollectionError for a damaged one."""
+    if not folder.exists(NAME):
+        return None
+    where = shown(folder.url_of(NAME))
+    try:
+        told = json.loads(folder.read_bytes(NAME))
+        if told.get("schema") != SCHEMA:
+            raise CollectionError(
+                where,
+                expected=f"schema version {SCHEMA}",
+                found=str(told.get("schema")),
+                do="read it with the version of chiasm that wrote it",
+            )
+        return Identity(**told)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CollectionError(
+            where, expected="the identity of a collection", found=f"{error}"
+        ) from error
+
+
+def establish(folder: Folder, identity: Identity, run_id: str) -> Identity:
+    """Write the identity if there is none yet, then hold ours against what stands.
+
+    Of two runs that start together one writes; the other, if its encoder is another, is refused
+    here, before it embeds anything. Raises CollectionError."""
+    if not folder.exists(NAME):
+        told = json.dumps(asdict(identity), ensure_ascii=False, indent=1)
+        folder.write_new(NAME, told.encode() + b"\n", run_id)
+    standing = read_identity(folder)
+    if standing is None:
+        raise CollectionError(
+            shown(folder.url_of(NAME)), expected="an identity", found="none any more"
+        )
+    standing.require(identity.fingerprint, identity.encoder, shown(folder.url))
+    return standing
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what can change a vector."""
+    found = {"python": platform.python_version()}
+    for name in ("chiasm", "torch", "transformers", "sentence-transformers", "pillow", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found

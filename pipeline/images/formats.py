@@ -1,0 +1,74 @@
+"""Which formats of Pillow are tried on foreign bytes, and how one of them is opened.
+
+Tried is all that decodes in this process, from the bytes alone, under our limits; whatever the name
+says, since files bear wrong extensions. Not tried are
+
+    EPS                          runs Ghostscript
+    IPTC                         opens a file of any format inside it, EPS too
+    BLP                          decodes a JPEG inside it where no deadline reaches
+    WMF, BUFR, GRIB, HDF5, MPEG  only told apart: Pillow has no decoder for them here
+    FPX, MIC                     need another package
+
+The order is Pillow's own, so that ambiguous bytes are to us what they are to everybody: formats
+with a signature before those without, which take what looks like theirs (TGA above all).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+
+from PIL import Image
+from PIL.ImageFile import ImageFile
+
+from chiasm.pipeline.images.bounded_file import BoundedFile
+from chiasm.pipeline.images.failures import Undecodable, undecodable
+from chiasm.pipeline.images.headers import check_pieces, is_plain_jpeg
+
+TRIED = """
+    BMP DIB GIF JPEG PPM PNG AVIF CUR PCX DCX DDS FITS FLI FTEX GBR JPEG2000 ICNS ICO IM IMT MCIDAS
+    TIFF MSP PCD PIXAR PSD QOI SGI SPIDER SUN TGA WEBP XBM XPM XVTHUMB
+"""
+
+# The most megapixels of formats whose decoder is one loop of Python, which no deadline can end.
+SLOW = {"FITS": 16}
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """What is tried, of what this build of Pillow has."""
+    Image.init()
+    return tuple(form for form in TRIED.split() if form in Image.OPEN)
+
+
+def open_picture(data: bytes, seconds: float) -> tuple[ImageFile, BoundedFile]:
+    """The picture with its header read, and the file from which its pixels come; Undecodable."""
+    if is_plain_jpeg(data):
+        with contextlib.suppress(Exception):  # then it is treated as any other
+            file = BoundedFile(data, seconds, unbounded=True)
+            return Image.open(file, formats=("JPEG",)), file  # pyrefly: ignore  # reads and seeks
+    check_pieces(data)
+    file = BoundedFile(data, seconds)
+    try:
+        return Image.open(file, formats=formats()), file  # pyrefly: ignore  # reads and seeks
+    except Exception as error:
+        raise _why_not_opened(error, data, file) from error
+
+
+def _why_not_opened(error: Exception, data: bytes, opened: BoundedFile) -> Undecodable:
+    """Pillow keeps to itself what the decoder of a format said: ask that one alone, in what is left
+    of the time."""
+    if isinstance(error, Undecodable | MemoryError | Image.DecompressionBombError):
+        return undecodable(error, data, "header", ran_out=False)
+    prefix = data[:16].ljust(16, b"\0")
+    for form in formats():
+        factory, accepts = Image.OPEN[form]
+        if accepts is None or not accepts(prefix):
+            continue
+        file = opened.again()
+        try:
+            factory(file, "").close()  # pyrefly: ignore  # reads and seeks
+        except Exception as said:  # noqa: BLE001  decoders raise nearly everything
+            return undecodable(said, data, form, file.ran_out)
+    begins = f"no decoder takes what begins with {data[:8].hex(' ')}" if data else "no bytes"
+    return Undecodable("not_a_picture", begins)

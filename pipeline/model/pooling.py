@@ -1,0 +1,35 @@
+"""Pooling: tokens -> one vector, by the mean and by attention of one learned query (Zhai et al.,
+Scaling Vision Transformers, 2022).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from chiasm.pipeline.model.attention import Attention
+from chiasm.pipeline.model.blocks import Mlp
+
+
+class Pool(nn.Module):
+    """The mean of all tokens, plus what one learned query finds among them, then a residual MLP.
+
+    The mean reaches every token from the first step; the query alone learns slowly where to look.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, 1, width) * width**-0.5)
+        self.attention = Attention(width, heads)
+        self.norm = nn.LayerNorm(width)
+        self.mlp = Mlp(width)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """tokens (B, T, D), mask (B, 1, 1, T) -> (B, D)."""
+        x = self.attention(self.query.expand(len(tokens), -1, -1), tokens, mask)[:, 0]  # (B, D)
+        if mask is None:
+            x = x + tokens.mean(1)
+        else:
+            weights = mask[:, 0, 0, :, None].to(tokens.dtype)  # (B, T, 1)
+            x = x + (tokens * weights).sum(1) / weights.sum(1)
+        return x + self.mlp(self.norm(x))

@@ -1,0 +1,58 @@
+"""Settings -> the device and the precision an encoder runs in.
+
+Chosen once per process, when an encoder is loaded, and recorded in the collection beside the
+fingerprint. `auto` takes bfloat16 only where the device multiplies it in hardware: elsewhere torch
+emulates it, slower than float32 and no more exact.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from chiasm.pipeline.errors import EncoderError, UsageError
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def resolve_device(wanted: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N` -> the torch device; `auto` is cuda where there is one.
+
+    Raises UsageError for any other word, EncoderError where this process has no such device.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name, _, number = wanted.partition(":")
+    if name not in ("cpu", "cuda") or (number and not (name == "cuda" and number.isdecimal())):
+        raise UsageError(f"device {wanted!r}", expected="auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count() if name == "cuda" else 0
+    if name == "cuda" and int(number or 0) >= count:
+        raise EncoderError(
+            f"device {wanted!r}",
+            expected="a CUDA device of this process",
+            found=f"{count} of them",
+            do="give workers one with --set workers.gpus=1, or use device auto or cpu",
+        )
+    return torch.device(wanted)
+
+
+def resolve_precision(wanted: str, device: torch.device) -> str:
+    """`auto`, `float32` or `bfloat16` -> `float32` or `bfloat16`, keys of PRECISIONS.
+
+    Raises UsageError for any other word.
+    """
+    if wanted == "auto":
+        return "bfloat16" if fast_in_bfloat16(device) else "float32"
+    if wanted not in PRECISIONS:
+        raise UsageError(f"precision {wanted!r}", expected="auto, " + " or ".join(PRECISIONS))
+    return wanted
+
+
+def fast_in_bfloat16(device: torch.device) -> bool:
+    """Has the device instructions for bfloat16? On CPUs: AVX512-BF16 or AMX; on CUDA: Ampere and
+    later.
+    """
+    if device.type == "cuda":
+        major, _ = torch.cuda.get_device_capability(device)
+        return major >= 8
+    # Private names, but the only ones torch 2.11 has; 2.12's get_capabilities says the same.
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -1,0 +1,237 @@
+"""A model's name -> the folder of its files, and the fingerprint of what lies there.
+
+A name is a local folder, or a Hugging Face id (`owner/name`, or `owner/name@revision` for a commit,
+a branch or `refs/pr/N`), whose files are fetched once into the hub's own cache. Weights are read
+from safetensors alone: nothing is unpickled, so a model that ships only a .bin file is refused.
+The fingerprint reads every byte of the weights each time a model is loaded, 1 to 2 GB/s a core:
+slower than trusting names and dates, and true of any copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import errors
+from transformers.utils import logging as transformers_logging
+
+from chiasm.pipeline.errors import ChiasmError, EncoderError
+
+# What a model is made of beside its weights. Model cards, notes and training leftovers are no part
+# of it: they may change and the vectors stay.
+PARTS = (
+    "config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "chat_template.json",
+    "chat_template.jinja",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "router_config.json",
+)
+FOREIGN = ("onnx", "openvino")  # folders with the same model for other runtimes
+SPAN = 16 << 20  # bytes that a thread reads and hashes at a time: keeps memory small
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """The files of one model. `name` is what finds it again from any place, `what` the name as it
+    was given, for messages; `weights` a glob; `nested` where folders below hold parts of it too."""
+
+    name: str
+    what: str
+    path: Path
+    weights: str
+    nested: bool
+
+    def files(self, pattern: str) -> list[Path]:
+        """Matching files in the order of their paths relative to the folder."""
+        found = self.path.rglob(pattern) if self.nested else self.path.glob(pattern)
+        return sorted(
+            path
+            for path in found
+            if path.is_file() and not set(FOREIGN) & set(path.relative_to(self.path).parts)
+        )
+
+    def require_weights(self) -> None:
+        """Raise EncoderError without safetensors, or where a part has its weights pickled alone."""
+        whole = {path.parent for path in self.files(self.weights)}
+        pickled = [path for path in self.files("pytorch_model*.bin") if path.parent not in whole]
+        if not whole or pickled:
+            names = ", ".join(str(path.relative_to(self.path)) for path in pickled[:3])
+            raise EncoderError(
+                f"encoder {self.what}",
+                expected=f"weights as {self.weights}",
+                found=f"{names} alone, a pickle, which is never read here" if names else "none",
+                do="take a revision that has them (ID@refs/pr/N), or save them by save_pretrained",
+            )
+
+    def require_one_of(self, names: Sequence[str], role: str) -> None:
+        """Raise EncoderError where none of the files is there: transformers would make one up."""
+        if not any(self.files(name) for name in names):
+            raise EncoderError(
+                f"encoder {self.what}",
+                expected=f"its {role} ({' or '.join(names)})",
+                found=f"none in {self.path}",
+                do="copy it beside the weights",
+            )
+
+    def fingerprint(self, preprocessing: dict[str, Any]) -> str:
+        """32 hex digits over weights, tokenizer, configuration and `preprocessing`: the same for
+        any copy of the folder, another when a byte of them differs."""
+        paths = [path for name in (self.weights, *PARTS) for path in self.files(name)]
+        spans = [(path, at) for path in paths for at in range(0, path.stat().st_size, SPAN)]
+        digest = hashlib.blake2b(json.dumps(preprocessing, sort_keys=True).encode(), digest_size=16)
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            for (path, at), part in zip(spans, pool.map(_digest, spans), strict=True):
+                digest.update(f"\n{path.relative_to(self.path).as_posix()} {at} ".encode() + part)
+        return digest.hexdigest()
+
+
+def _digest(span: tuple[Path, int]) -> bytes:
+    path, at = span
+    with path.open("rb") as file:
+        file.seek(at)
+        # Processors have instructions for sha256: measured here 1.75 GB/s a core, blake2b 0.72.
+        return hashlib.sha256(file.read(SPAN)).digest()
+
+
+def find_model(family: str, model: str, weights: str, nested: bool = False) -> ModelFolder:
+    """The folder of encoder `family:model`; see ModelFolder for the other arguments.
+
+    Raises EncoderError, in one line, where there is no such folder or id, where the hub does not
+    answer and its cache has no copy, and where configuration or weights are missing.
+    """
+    what, name, path = f"{family}:{model}", f"{family}:{model}", Path(model).expanduser()
+    if not model:
+        raise EncoderError(f"encoder {what}", expected="a folder or an id after the colon")
+    if path.is_dir():
+        path = path.resolve()
+        name = f"{family}:{path}"
+    elif path.exists() or model.startswith(("/", ".", "~")):
+        found = "a file" if path.exists() else "no such folder"
+        raise EncoderError(
+            f"encoder {what}", expected="a model folder", found=found, do="check the path"
+        )
+    else:
+        path = _from_hub(model, what, weights)
+    if not any((path / name).is_file() for name in ("config.json", "modules.json")):
+        raise EncoderError(
+            f"encoder {what}",
+            expected="a model folder with config.json",
+            found=", ".join(sorted(os.listdir(path))[:5]) or "an empty folder",
+            do="name the folder that save_pretrained or a download filled",
+        )
+    folder = ModelFolder(name, what, path, weights, nested)
+    folder.require_weights()
+    return folder
+
+
+def _from_hub(model: str, what: str, weights: str) -> Path:
+    name, _, revision = model.partition("@")
+    wanted = [weights, f"{weights}.index.json", *PARTS, *(f"*/{part}" for part in PARTS)]
+    try:
+        with quiet():
+            fetched = huggingface_hub.snapshot_download(
+                name,
+                revision=revision or None,
+                allow_patterns=wanted,
+                ignore_patterns=[f"*{foreign}/*" for foreign in FOREIGN],
+            )
+            return Path(fetched)
+    except errors.HFValidationError:
+        found, do = "neither", "check the spelling; an id reads owner/name"
+    except errors.GatedRepoError:
+        found, do = "a model behind a licence", "accept it on huggingface.co, then: hf auth login"
+    except errors.RevisionNotFoundError:
+        found, do = f"no revision {revision!r} of it", "check what follows the @"
+    except errors.RepositoryNotFoundError:
+        found, do = "no such folder and no public model of this id", "check the spelling"
+    except errors.LocalEntryNotFoundError:
+        found = "no such folder, no answer from huggingface.co and no copy in its local cache"
+        do = "check the spelling and the network, or name the folder of a download"
+    except OSError as error:
+        found, do = f"no such folder, and from the hub: {first_sentence(error)}", "try again later"
+    raise EncoderError(
+        f"encoder {what}", expected="a model folder or a Hugging Face id", found=found, do=do
+    )
+
+
+@contextmanager
+def loading(what: str, role: str) -> Iterator[list[str]]:
+    """Load one part of a model in silence; whatever the libraries raise becomes an EncoderError.
+    Gives the list that fills with what they would have printed."""
+    try:
+        with quiet() as reports:
+            yield reports
+    except ChiasmError:
+        raise
+    # transformers, tokenizers and safetensors raise what they like, bare Exception included.
+    except Exception as error:
+        missing = isinstance(error, ImportError)
+        raise EncoderError(
+            f"encoder {what}",
+            expected=f"{role} that can be loaded",
+            found=first_sentence(error),
+            do="install what it needs" if missing else "check that all files are of one model",
+        ) from error
+
+
+def first_sentence(error: BaseException) -> str:
+    """The first sentence of a library's long message, at most 200 characters of it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].split(". ")[0][:200] if lines else type(error).__name__
+
+
+class _Reports(logging.Handler):
+    """Keeps the messages that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@contextmanager
+def quiet() -> Iterator[list[str]]:
+    """No progress bars and no warnings of the model libraries on the terminal while this lasts;
+    gives the list that the warnings go to instead."""
+    bars = transformers_logging.is_progress_bar_enabled()
+    loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers")]
+    before = [(logger.level, logger.handlers, logger.propagate) for logger in loggers]
+    reports = _Reports()
+    transformers_logging.disable_progress_bar()
+    for logger in loggers:
+        logger.handlers, logger.propagate = list[logging.Handler]([reports]), False
+        logger.setLevel(logging.WARNING)
+    try:
+        yield reports.messages
+    finally:
+        for logger, (level, handlers, propagate) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,230 @@
+"""A model's own image processor -> the same pixels, made in two places.
+
+Resizing and cropping are Pillow's and run in the decode threads, one picture at a time, down to
+uint8; rescaling and normalising run on the whole batch on the model's device. Split so, a batch
+crosses to the device in a quarter of the bytes, and decode threads do no float arithmetic. The
+steps are those of the Pillow backend of transformers, bit by bit. Where torchvision is installed
+transformers itself would take that, which rounds otherwise: vectors must not depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_processing_backends import PilBackend
+from transformers.models.siglip2.image_processing_pil_siglip2 import (
+    get_image_size_for_max_num_patches,
+)
+
+from chiasm.pipeline.errors import EncoderError
+
+
+class Pixels(Protocol):
+    """How a model takes its pictures: `side` in pixels, None where pictures keep their shape."""
+
+    @property
+    def side(self) -> int | None: ...
+
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        """One RGB picture -> uint8 (3, S, S), or (H, W, 3) where `side` is None."""
+        ...
+
+    def inputs(
+        self, pixels: Sequence[np.ndarray], device: torch.device, dtype: torch.dtype
+    ) -> dict[str, torch.Tensor]:
+        """B outputs of `preprocess` -> the arguments of the model's image forward, on `device`."""
+        ...
+
+    def described(self) -> dict[str, Any]:
+        """The whole of it in words and numbers."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scale:
+    """uint8 -> the numbers a model was trained on: (x * factor - mean) / std, by channel."""
+
+    factor: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, processor: Any) -> Scale:
+        return cls(
+            factor=float(processor.rescale_factor) if processor.do_rescale else 1.0,
+            mean=_by_channel(processor.image_mean) if processor.do_normalize else (0.0,) * 3,
+            std=_by_channel(processor.image_std) if processor.do_normalize else (1.0,) * 3,
+        )
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(..., 3, H, W) uint8 -> the same shape in float32."""
+        mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
+        std = torch.tensor(self.std, device=pixels.device)[:, None, None]
+        return (pixels * self.factor - mean) / std
+
+    def described(self) -> dict[str, Any]:
+        return {"rescale": self.factor, "mean": list(self.mean), "std": list(self.std)}
+
+
+@dataclass(frozen=True)
+class SquarePixels:
+    """Fixed resolution: squeezed to S x S, or the short side resized and the middle cut out."""
+
+    side: int
+    short: int | None  # the short side before the crop; None: squeezed, no crop
+    resample: int
+    scale: Scale
+
+    @classmethod
+    def of(cls, processor: Any, vision: Any, what: str) -> SquarePixels:
+        """From an image processor and the model's vision config; raises EncoderError for steps
+        other than resize, crop, rescale and normalise, and for a size the model does not take."""
+        side, short = _geometry(processor)
+        if side is None:
+            raise EncoderError(
+                f"encoder {what}",
+                expected="an image processor that resizes, or resizes and crops, to a square",
+                found=f"{type(processor).__name__} {processor.to_dict()}",
+            )
+        if _whole(vision.image_size) != side:
+            raise EncoderError(
+                f"encoder {what}",
+                expected=f"pictures of {vision.image_size} px, as config.json says",
+                found=f"an image processor that makes {side} px",
+                do="check that all files are of one model",
+            )
+        return cls(side, short, _resampling(processor), Scale.of(processor))
+
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        if self.short is None:
+            image = image.resize((self.side, self.side), self.resample)
+        else:
+            image = _middle(_shortened(image, self.short, self.resample), self.side)
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+    def inputs(
+        self, pixels: Sequence[np.ndarray], device: torch.device, dtype: torch.dtype
+    ) -> dict[str, torch.Tensor]:
+        batch = torch.from_numpy(np.stack(pixels)).to(device)  # (B, 3, S, S) uint8
+        return {"pixel_values": self.scale(batch).to(dtype)}
+
+    def described(self) -> dict[str, Any]:
+        return {
+            "resize": [self.side, self.side] if self.short is None else {"short side": self.short},
+            "resample": Image.Resampling(self.resample).name.lower(),
+            "crop": None if self.short is None else [self.side, self.side],
+            **self.scale.described(),
+        }
+
+
+@dataclass(frozen=True)
+class PatchPixels:
+    """SigLIP2's NaFlex: shape kept, resized to at most `patches` squares of `patch` px."""
+
+    patch: int
+    patches: int
+    resample: int
+    scale: Scale
+
+    @property
+    def side(self) -> None:
+        return None
+
+    @classmethod
+    def of(cls, processor: Any, vision: Any, what: str) -> PatchPixels:
+        """As SquarePixels.of."""
+        patches = getattr(processor, "max_num_patches", None)
+        if not patches or not processor.do_resize or processor.patch_size != vision.patch_size:
+            raise EncoderError(
+                f"encoder {what}",
+                expected=f"an image processor that cuts patches of {vision.patch_size} px",
+                found=f"{type(processor).__name__} {processor.to_dict()}",
+                do="check that all files are of one model",
+            )
+        return cls(processor.patch_size, patches, _resampling(processor), Scale.of(processor))
+
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        height, width = get_image_size_for_max_num_patches(
+            image.height, image.width, self.patch, self.patches
+        )
+        return np.array(image.resize((width, height), self.resample))
+
+    def inputs(
+        self, pixels: Sequence[np.ndarray], device: torch.device, dtype: torch.dtype
+    ) -> dict[str, torch.Tensor]:
+        rows, width = len(pixels), 3 * self.patch**2
+        values = torch.zeros(rows, self.patches, width, device=device, dtype=dtype)
+        mask = torch.zeros(rows, self.patches, device=device, dtype=torch.int32)
+        for row, picture in enumerate(pixels):
+            cut = self._patches(torch.from_numpy(picture).to(device))
+            values[row, : len(cut)], mask[row, : len(cut)] = cut.to(dtype), 1
+        shapes = torch.tensor([picture.shape[:2] for picture in pixels], device=device)
+        return {
+            "pixel_values": values,
+            "pixel_attention_mask": mask,
+            "spatial_shapes": shapes // self.patch,  # (B, 2): patches down and across
+        }
+
+    def _patches(self, picture: torch.Tensor) -> torch.Tensor:
+        """(H, W, 3) uint8 -> (N, P * P * 3) float32: patches row by row, channels last in each."""
+        scaled = self.scale(picture.permute(2, 0, 1))  # (3, H, W)
+        cut = scaled.unfold(1, self.patch, self.patch).unfold(2, self.patch, self.patch)
+        return cut.permute(1, 2, 3, 4, 0).flatten(2).flatten(0, 1)  # from (3, h, w, P, P)
+
+    def described(self) -> dict[str, Any]:
+        return {
+            "resize": {"patch": self.patch, "patches": self.patches},
+            "resample": Image.Resampling(self.resample).name.lower(),
+            "crop": None,
+            **self.scale.described(),
+        }
+
+
+def _geometry(processor: Any) -> tuple[int | None, int | None]:
+    """(side, short side before the crop or None), (None, None) for any other shape or step."""
+    plain = type(processor)._preprocess is PilBackend._preprocess and not processor.do_pad
+    if not plain or not processor.do_resize:
+        return None, None
+    size, crop = processor.size, processor.crop_size if processor.do_center_crop else None
+    if crop is None:
+        return (size.height, None) if _square(size) else (None, None)
+    fits = _square(crop) and size.shortest_edge and not size.longest_edge
+    return (crop.height, size.shortest_edge) if fits else (None, None)
+
+
+def _shortened(image: Image.Image, short: int, resample: int) -> Image.Image:
+    """Resized until the short side is `short`; the long side is rounded down, as the model's is."""
+    width, height = image.size
+    if width <= height:
+        return image.resize((short, int(short * height / width)), resample)
+    return image.resize((int(short * width / height), short), resample)
+
+
+def _middle(image: Image.Image, side: int) -> Image.Image:
+    """The middle `side` x `side`; Pillow's crop adds black where the picture is smaller."""
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def _square(size: Any) -> bool:
+    return size is not None and bool(size.height) and size.height == size.width
+
+
+def _whole(side: int | Sequence[int]) -> int | None:
+    """A side that configs write as 224 or [224, 224]; None where the two differ."""
+    if isinstance(side, int):
+        return side
+    return side[0] if len(set(side)) == 1 else None
+
+
+def _by_channel(value: float | Sequence[float]) -> tuple[float, ...]:
+    return tuple(map(float, value)) if isinstance(value, Sequence) else (float(value),) * 3
+
+
+def _resampling(processor: Any) -> int:
+    return int(Image.Resampling.BILINEAR if processor.resample is None else processor.resample)

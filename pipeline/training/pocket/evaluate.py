@@ -1,0 +1,38 @@
+"""How well a model finds: recall by claims on a gallery of the world, in each language."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from chiasm.pipeline.scenes.draw import picture
+from chiasm.pipeline.scenes.recall import Recall, evaluate
+from chiasm.pipeline.scenes.words import LANGUAGES, plan, tell
+from chiasm.pipeline.scenes.world import gallery
+
+
+def measure(
+    encode_images: Callable[[Sequence[Image.Image]], np.ndarray],
+    encode_texts: Callable[[Sequence[str]], np.ndarray],
+    samples: int,
+    seed: int,
+    languages: Sequence[str] = LANGUAGES,
+) -> dict[str, dict[str, Recall]]:
+    """Recall on the gallery of `seed`, one complete caption a scene.
+
+    The encoders give unit rows (B, E). -> {"text_to_image": {"en": {"r1", "r5", "r10"}, ...},
+    "image_to_text": {...}}.
+    """
+    scenes = gallery(samples, seed)
+    rng = random.Random(f"measure {seed}")
+    claims = [plan(scene, rng) for scene in scenes]
+    images = encode_images([picture(scene) for scene in scenes])  # (N, E)
+    found: dict[str, dict[str, Recall]] = {}
+    for language in languages:
+        texts = encode_texts([tell(claim, rng, language) for claim in claims])  # (N, E)
+        for direction, recall in evaluate(texts @ images.T, claims, scenes).items():
+            found.setdefault(direction, {})[language] = recall
+    return found
