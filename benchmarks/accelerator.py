@@ -26,10 +26,12 @@ from benchmarks.machine import CORES, keep, machine, table
 from benchmarks.made_shards import CACHE, make_shards
 from benchmarks.random_models import clip_folder
 from chiasm.pipeline.batches import BatchSettings
-from chiasm.pipeline.embed import EmbedSettings, embed_shard
-from chiasm.pipeline.encoders import EncoderSettings, load_encoder
-from chiasm.pipeline.shards.listing import list_shards
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.editions import EmbedSettings
+from chiasm.pipeline.embed import embed_shard
+from chiasm.pipeline.encoders import load_encoder
+from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.shards import list_shards
+from chiasm.pipeline.storage import Folder
 
 MODELS: dict[str, dict[str, Any]] = {
     "ViT-B/32": {"vision": {"patch_size": 32}},

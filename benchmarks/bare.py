@@ -31,18 +31,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import free_encoder
 from benchmarks.machine import CORES
-from chiasm.pipeline.collection.ledger import Stopwatch
-from chiasm.pipeline.collection.parquet_writer import ParquetWriter
+from chiasm.pipeline.collection import ParquetWriter
 from chiasm.pipeline.embed import encode
-from chiasm.pipeline.encoders import EncoderSettings, load_encoder
-from chiasm.pipeline.images import decode as images
-from chiasm.pipeline.images.decode import DecodeSettings
+from chiasm.pipeline.encoders import load_encoder
+from chiasm.pipeline.images import DecodeSettings
+from chiasm.pipeline.images import decode as decode_picture
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device import PRECISIONS, resolve_precision
 from chiasm.pipeline.pretrained.hub import quiet
 from chiasm.pipeline.records import Batch, Decoded, Sample
-from chiasm.pipeline.shards.listing import list_shards
-from chiasm.pipeline.shards.samples import ReadSettings, read_samples
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
+from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.timing import Stopwatch
 
 T = TypeVar("T")
 TURNS = 4  # of threads and processes
@@ -73,7 +73,7 @@ def forward(
     inputs = []
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
-        decoded = [images.decode(s.picture or b"", DecodeSettings(), None).image for s in part]
+        decoded = [decode_picture(s.picture or b"", DecodeSettings(), None).image for s in part]
         pixels = processor(decoded, return_tensors="pt")["pixel_values"]
         inputs.append([pixels.to(device, PRECISIONS[precision]), None])
         if not images_only:
@@ -133,7 +133,7 @@ def decode_part(core: int, most: int | None = None) -> int:
     encoder, settings = free_encoder.FreeEncoder(), DecodeSettings()
     part = _parts[core][:most]
     for data in part:
-        encoder.preprocess(images.decode(data, settings, encoder.image_size).image)
+        encoder.preprocess(decode_picture(data, settings, encoder.image_size).image)
     return len(part)
 
 
@@ -153,7 +153,7 @@ def stages(name: str, shard: str, pairs: int, batch: int) -> dict[str, Any]:
     samples = timed("read", lambda: samples_of(shard, pairs))
     pictures = timed(
         "decode",
-        lambda: [images.decode(s.picture or b"", settings, encoder.image_size) for s in samples],
+        lambda: [decode_picture(s.picture or b"", settings, encoder.image_size) for s in samples],
     )
     pixels = timed("preprocess", lambda: [encoder.preprocess(each.image) for each in pictures])
     rows = [

@@ -36,9 +36,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.machine import machine, tell_and_keep
 from chiasm.pipeline.training.two_tower import loop as train
 from chiasm.pipeline.training.two_tower.closed_form import weigh_evidence
-from chiasm.pipeline.training.two_tower.features import Pair, images_of, packed, stream
 from chiasm.pipeline.training.two_tower.prepare import survey
 from chiasm.pipeline.training.two_tower.select import gallery, ranks, recall
+from chiasm.pipeline.training.two_tower.stream import Pair, images_of, packed, stream
 from chiasm.pipeline.training.two_tower.trainer import LearnSettings
 from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 

@@ -27,18 +27,20 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine, tell_and_keep
-from chiasm.pipeline.encoders import EncoderSettings, Matcher, load_encoder, require_matcher
+from chiasm.pipeline.encoders import Matcher, load_encoder, require_matcher
 from chiasm.pipeline.model.config import ImageConfig, ModelConfig, TextConfig
 from chiasm.pipeline.model.inference import encode_images, encode_texts
 from chiasm.pipeline.model.losses import facts_loss, info_nce
 from chiasm.pipeline.model.preprocess import to_pixels
 from chiasm.pipeline.model.tokenizer import Tokenizer
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.words import LANGUAGES, plan, tell
 from chiasm.pipeline.scenes.world import BACKGROUNDS, Scene
-from chiasm.pipeline.training.pocket.data import FeedSettings, facts_of, learn_tokenizer, scenes_of
+from chiasm.pipeline.training.pocket.data import DataSettings, learn_tokenizer, scenes_of
 from chiasm.pipeline.training.pocket.evaluate import measure
 from chiasm.pipeline.training.pocket.objective import Objective
+from chiasm.pipeline.training.pocket.targets import facts_of
 
 RESULT = Path(__file__).parent / "results" / "filtering_scenes.json"
 WRONG = 1 / 3
@@ -82,7 +84,7 @@ def one(way: str, seed: int, steps: int, judge: Matcher, tokenizer: Tokenizer) -
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
     kept, kept_right = 0, 0
     for step in range(steps):
-        scenes = scenes_of(step, FeedSettings(seed=seed, batch=BATCH, side=SIDE))
+        scenes = scenes_of(step, DataSettings(seed=seed, batch=BATCH, side=SIDE))
         texts, right = noisy_captions(scenes, np.random.default_rng([seed, step]))
         rows = chosen(way, scenes, texts, right, judge)
         kept, kept_right = kept + len(rows), kept_right + int(right[rows].sum())

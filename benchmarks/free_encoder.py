@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from chiasm.pipeline.encoders import EncoderSettings
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.image_processing import Scale, SquarePixels
 
 DIM = 512

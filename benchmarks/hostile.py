@@ -35,21 +35,14 @@ from PIL import Image, features
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from chiasm.jobs.console.c_output import divert_c_output
-from chiasm.pipeline.collection.embeddings import embeddings
-from chiasm.pipeline.collection.ledger import entries
-from chiasm.pipeline.images.decode import (
-    BYTES_A_PIXEL,
-    BYTES_BESIDES,
-    DecodeSettings,
-    Undecodable,
-    decode,
-)
+from chiasm.jobs.console import divert_c_output
+from chiasm.pipeline.collection import embeddings, entries
+from chiasm.pipeline.errors import Undecodable
+from chiasm.pipeline.images import DecodeSettings, decode
+from chiasm.pipeline.images.decode import BYTES_A_PIXEL, BYTES_BESIDES
 from chiasm.pipeline.records import Sample
-from chiasm.pipeline.shards.listing import list_shards, split_name
-from chiasm.pipeline.shards.samples import ReadSettings, read_samples
-from chiasm.pipeline.shards.tar import Tar
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.shards import ReadSettings, Tar, list_shards, read_samples, split_member_name
+from chiasm.pipeline.storage import Folder
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "hostile.json"
@@ -150,7 +143,7 @@ def keys_of(shards: list[str]) -> set[str]:
     found = set()
     for shard in list_shards(shards):
         with Tar(shard.url) as tar:
-            found |= {name[0] for member in tar if (name := split_name(member.name))}
+            found |= {name[0] for member in tar if (name := split_member_name(member.name))}
     return found
 
 

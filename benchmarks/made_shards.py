@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.random_models import WORDS
-from chiasm.pipeline.shards.listing import write_shard
+from chiasm.pipeline.shards import write_shard
 
 CACHE = Path(__file__).parent / ".cache"
 DRAWN = 64

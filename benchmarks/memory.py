@@ -32,8 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.machine import RESULTS, environment, keep, machine, table
 from benchmarks.made_shards import CACHE, make_shards
 from chiasm.pipeline.records import Sample
-from chiasm.pipeline.shards.listing import list_shards, write_shard
-from chiasm.pipeline.shards.samples import ReadSettings, read_samples
+from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples, write_shard
 
 MB = 1 << 20
 LOOK_SECONDS = 0.2

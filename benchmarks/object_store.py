@@ -34,15 +34,14 @@ from PIL import Image
 from s3fs import S3FileSystem
 
 from benchmarks.faulty_server import running_moto
-from chiasm.pipeline.collection.identity import Identity, establish
-from chiasm.pipeline.collection.runs import Run
-from chiasm.pipeline.embed import EmbedSettings, embed_shard
+from chiasm.pipeline.collection import Identity, Run, create_or_check
+from chiasm.pipeline.editions import EmbedSettings
+from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.encoders import unit
 from chiasm.pipeline.records import Shard
-from chiasm.pipeline.shards.listing import list_shards, write_shard
+from chiasm.pipeline.shards import list_shards, write_shard
+from chiasm.pipeline.storage import Folder, streams
 from chiasm.pipeline.storage import object_store as stores
-from chiasm.pipeline.storage import streams
-from chiasm.pipeline.storage.folder import Folder
 from chiasm.pipeline.storage.s3 import S3Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,7 +142,7 @@ def embed(sides: Sequence[Side], number: int) -> None:
                 shards = list_shards([f"{BUCKET}/shards"])
                 folder = Folder(f"{BUCKET}/{number}-{side.share}")
                 runs[side.share] = ends.enter_context(Run(folder, "embed", {}))
-                establish(folder, Identity.of(CheapEncoder()), runs[side.share].id)
+                create_or_check(folder, Identity.of(CheapEncoder()), runs[side.share].id)
         for turn, shard in enumerate(shards):
             for side in sides if turn % 2 == 0 else sides[::-1]:
                 with side.timed():

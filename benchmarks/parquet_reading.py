@@ -26,17 +26,19 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import keep, machine, table
-from chiasm.pipeline.collection.embeddings import (
+from chiasm.pipeline.collection import (
     EmbeddingFile,
+    Footer,
+    LedgerEntry,
+    ParquetWriter,
     embeddings,
     find_embedding,
+    parquet_name,
     vectors_of,
+    write_entry,
 )
-from chiasm.pipeline.collection.ledger import LedgerEntry, write_entry
-from chiasm.pipeline.collection.parquet_schema import Footer, parquet_name
-from chiasm.pipeline.collection.parquet_writer import ParquetWriter
 from chiasm.pipeline.records import COLUMNS, Batch, Decoded, Embedded, Place, Sample, Shard
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.storage import Folder
 
 SHARDS, ROWS, DIM, BATCH = 10, 10_000, 512, 500
 LOOKUPS = 200

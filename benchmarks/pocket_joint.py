@@ -23,7 +23,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import tell_and_keep
-from chiasm.pipeline.encoders import EncoderSettings, load_encoder, require_matcher
+from chiasm.pipeline.encoders import load_encoder, require_matcher
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.scenes.words import LANGUAGES
 from chiasm.pipeline.training.pocket.evaluate_fusion import accuracy, hard_twins, joint
 

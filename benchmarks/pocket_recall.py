@@ -31,7 +31,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import tell_and_keep
-from chiasm.pipeline.encoders import Encoder, EncoderSettings, load_encoder
+from chiasm.pipeline.encoders import Encoder, load_encoder
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.scenes.claims import Claims, holds_matrix
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.hard import hard_gallery
@@ -39,7 +40,7 @@ from chiasm.pipeline.scenes.recall import recall_at, top
 from chiasm.pipeline.scenes.unseen import unseen_gallery, withheld_in
 from chiasm.pipeline.scenes.words import LANGUAGES, plan, tell
 from chiasm.pipeline.scenes.world import Scene, gallery
-from chiasm.pipeline.training.pocket.data import FeedSettings, scenes_of
+from chiasm.pipeline.training.pocket.data import DataSettings, scenes_of
 from chiasm.pipeline.training.pocket.evaluate import measure
 
 MOST_MORE = 100  # scenes that the last group may add to a gallery
@@ -84,15 +85,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--trained-steps", type=int, default=0, help="of the training, to redo")
-    parser.add_argument("--trained-batch", type=int, default=FeedSettings.batch)
-    parser.add_argument("--trained-seed", type=int, default=FeedSettings.seed)
+    parser.add_argument("--trained-batch", type=int, default=DataSettings.batch)
+    parser.add_argument("--trained-seed", type=int, default=DataSettings.seed)
     parser.add_argument("--to", type=Path, default=RESULT)
     return parser.parse_args()
 
 
 def _trained(given: argparse.Namespace) -> set[Any]:
     """The facts of every scene that the training drew."""
-    feed = FeedSettings(seed=given.trained_seed, batch=given.trained_batch)
+    feed = DataSettings(seed=given.trained_seed, batch=given.trained_batch)
     drawn = (scenes_of(step, feed) for step in range(given.trained_steps))
     return {scene.facts for scene in itertools.chain.from_iterable(drawn)}
 

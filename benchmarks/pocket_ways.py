@@ -21,8 +21,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine, tell_and_keep
-from chiasm.pipeline.encoders import EncoderSettings, load_encoder, require_matcher
+from chiasm.pipeline.encoders import load_encoder, require_matcher
 from chiasm.pipeline.model.checkpoint import load_model
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.training.pocket.evaluate_fusion import joint
 
 RESULT = Path(__file__).parent / "results" / "pocket_ways.json"

@@ -29,19 +29,21 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from chiasm.pipeline.batches import BatchSettings, batches
-from chiasm.pipeline.collection.ledger import Stopwatch, Tally
-from chiasm.pipeline.images.decode import DecodeSettings
+from chiasm.pipeline.collection import Tally
+from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.records import Sample, Shard
-from chiasm.pipeline.shards.listing import list_shards, read_member
-from chiasm.pipeline.shards.samples import PICTURES, ReadSettings, read_samples
-from chiasm.pipeline.storage.folder import shown
+from chiasm.pipeline.shards import PICTURES, ReadSettings, list_shards, read_member, read_samples
+from chiasm.pipeline.storage import display_name
+from chiasm.pipeline.timing import Stopwatch
 
 RESULT = Path(__file__).parent / "results" / "photos_reading.json"
 
 
 def by_webdataset(shard: Shard) -> Iterator[dict[str, Any]]:
     """The samples as the package groups them, members as bytes."""
-    return iter(webdataset.WebDataset(shown(shard.url), shardshuffle=False, empty_check=False))
+    return iter(
+        webdataset.WebDataset(display_name(shard.url), shardshuffle=False, empty_check=False)
+    )
 
 
 def by_us(shard: Shard, caption_field: str) -> list[Sample]:

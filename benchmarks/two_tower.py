@@ -21,17 +21,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine, tell_and_keep
-from chiasm.pipeline.encoders import (
-    EncoderSettings,
-    Matcher,
-    load_encoder,
-    mean_of,
-    require_matcher,
-)
-from chiasm.pipeline.images.decode import DecodeSettings, decode
+from chiasm.pipeline.encoders import Matcher, load_encoder, mean_of, require_matcher
+from chiasm.pipeline.images import DecodeSettings, decode
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Sample
-from chiasm.pipeline.shards.listing import list_shards
-from chiasm.pipeline.shards.samples import ReadSettings, read_samples
+from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
 
 RESULT = Path(__file__).parent / "results" / "two_tower.json"
 RERANKED = 20

@@ -32,9 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.machine import machine, tell_and_keep
 from chiasm.pipeline.model.config import FusionConfig
 from chiasm.pipeline.training.two_tower import loop as train
-from chiasm.pipeline.training.two_tower.features import packed, stream
 from chiasm.pipeline.training.two_tower.prepare import Statistics, survey
 from chiasm.pipeline.training.two_tower.select import fused, gallery, join_best, ranks, recall
+from chiasm.pipeline.training.two_tower.stream import packed, stream
 from chiasm.pipeline.training.two_tower.trainer import LearnSettings
 from chiasm.pipeline.two_tower.network import TwoTowerConfig
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from chiasm.pipeline.errors import SourceError, UsageError
 from chiasm.pipeline.records import COLUMNS, Place
-from chiasm.pipeline.shards.listing import read_checked
+from chiasm.pipeline.shards import read_checked
 
 PictureSource = str | Path | bytes | Image.Image  # a path, an encoded file, or pixels
 

@@ -17,18 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from chiasm.index.query.encode import encode_queries
-from chiasm.index.query.open_index import Opened, live_generation
-from chiasm.index.query.rerank import Candidate, rerank
-from chiasm.index.query.search import search
+from chiasm.index.query import Candidate, OpenIndex, encode_queries, live_generation, rerank, search
 from chiasm.index.results import Answer, PictureSource, Query, Rerank, Result
-from chiasm.index.segments.catalog import CatalogRow
-from chiasm.pipeline.collection.identity import Collection
-from chiasm.pipeline.collection.ledger import Stopwatch
-from chiasm.pipeline.encoders import EncoderSettings
+from chiasm.index.segments import CatalogRow
+from chiasm.pipeline.collection import Collection
+from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.timing import Stopwatch
 
 
-def retrieve(queries: Sequence[Query], collection: Opened) -> list[Answer]:
+def retrieve(queries: Sequence[Query], collection: OpenIndex) -> list[Answer]:
     """Answer a batch of queries, in their order."""
     clock = Stopwatch()
     with clock.stage("load"):
@@ -48,7 +45,7 @@ def retrieve(queries: Sequence[Query], collection: Opened) -> list[Answer]:
     return [Answer(query, found, share) for query, found in zip(queries, results, strict=True)]
 
 
-def find(queries: Sequence[Query], xq: np.ndarray, collection: Opened) -> list[list[Candidate]]:
+def find(queries: Sequence[Query], xq: np.ndarray, collection: OpenIndex) -> list[list[Candidate]]:
     """Search at once all queries that differ in nothing but their vector."""
     alike: dict[tuple[str, int, int], list[int]] = defaultdict(list)
     for number, query in enumerate(queries):
@@ -66,7 +63,9 @@ def find(queries: Sequence[Query], xq: np.ndarray, collection: Opened) -> list[l
     return [hits[number] for number in range(len(queries))]
 
 
-def results_of(hits: Sequence[Sequence[Candidate]], collection: Opened) -> list[tuple[Result, ...]]:
+def results_of(
+    hits: Sequence[Sequence[Candidate]], collection: OpenIndex
+) -> list[tuple[Result, ...]]:
     """What people want to see of each hit, from the catalog; each row is read once."""
     rows = collection.rows({found.position for found in chain.from_iterable(hits)})
     return [
@@ -94,7 +93,7 @@ def _result(rank: int, hit: Candidate, row: CatalogRow) -> Result:
     )
 
 
-class Searcher(Opened):
+class Searcher(OpenIndex):
     """A collection to be searched, as `open_collection` gives it."""
 
     def search(

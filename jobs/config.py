@@ -18,11 +18,11 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from chiasm.pipeline.batches import BatchSettings
-from chiasm.pipeline.embed import EmbedSettings
-from chiasm.pipeline.encoders import EncoderSettings
+from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.errors import UsageError, require_at_least
-from chiasm.pipeline.images.decode import DecodeSettings
-from chiasm.pipeline.shards.samples import ReadSettings
+from chiasm.pipeline.images import DecodeSettings
+from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.shards import ReadSettings
 
 PRESETS = Path(__file__).parent / "presets"
 

@@ -17,21 +17,22 @@ from typing import Any
 import numpy as np
 
 from chiasm.index import open_collection
-from chiasm.index.build.build import build_index
+from chiasm.index.build import build_index
 from chiasm.index.results import Answer, Query
 from chiasm.index.retrieve import Searcher
-from chiasm.index.sheet.sheet import write_sheet
+from chiasm.index.sheet import write_sheet
 from chiasm.jobs.config import compose
-from chiasm.jobs.embed_shards import EmbedRequest, Progress, embed_shards, summary_error
-from chiasm.pipeline.collection.embeddings import embeddings, vectors_of
-from chiasm.pipeline.collection.ledger import Stopwatch
+from chiasm.jobs.console import Progress
+from chiasm.jobs.embed_shards import EmbedRequest, embed_shards, summary_error
+from chiasm.pipeline.collection import embeddings, vectors_of
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.scenes.claims import Claims, holds, holds_matrix
 from chiasm.pipeline.scenes.recall import KS, Recall, recall_at
 from chiasm.pipeline.scenes.samples import facts_of_sample, samples
 from chiasm.pipeline.scenes.world import TWINS, Scene, gallery
-from chiasm.pipeline.shards.listing import list_shards, write_shard
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.shards import list_shards, write_shard
+from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.timing import Stopwatch
 
 PER_SHARD = 250
 BATCH = 100  # questions searched together

@@ -14,24 +14,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from chiasm.jobs.cluster.pool import Pool
-from chiasm.jobs.cluster.session import connected
-from chiasm.jobs.cluster.worker import Recipe
+from chiasm.jobs.cluster import Pool, Recipe, connected
 from chiasm.jobs.config import Settings
+from chiasm.jobs.console import Progress
 from chiasm.jobs.signals import STOPPING
-from chiasm.pipeline.collection.identity import (
+from chiasm.pipeline.collection import (
     FOLDERS,
     SHARD_FOLDERS,
     Identity,
-    establish,
+    LedgerEntry,
+    Run,
+    create_or_check,
     read_identity,
 )
-from chiasm.pipeline.collection.ledger import LedgerEntry
-from chiasm.pipeline.collection.runs import Run
-from chiasm.pipeline.encoders import split_name
+from chiasm.pipeline.encoders import split_encoder_name
 from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.records import Dropped, Shard
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.worklist import WorkList
 
 
@@ -94,21 +93,6 @@ class EmbedSummary:
         }
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is, for whoever shows it."""
-
-    shards: int
-    done: int
-    skipped: int
-    failed: int
-    samples: int
-    dropped: int
-    workers_ready: int
-    workers_asked: int
-    each_reserves: str
-
-
 def embed_shards(
     request: EmbedRequest, show: Callable[[Progress], None] = lambda progress: None
 ) -> EmbedSummary:
@@ -116,7 +100,7 @@ def embed_shards(
     started = time.monotonic()
     folder = Folder(request.to)
     identity = read_identity(folder)
-    request = replace(request, settings=settled(request.settings, identity))
+    request = replace(request, settings=resolve_settings(request.settings, identity))
     with Run(folder, "embed", request.in_force()) as run:
         run.sweep(FOLDERS)
         work = WorkList(request.shards, run, request.settings.embedding, request.limit)
@@ -132,7 +116,7 @@ def embed_shards(
     return summary
 
 
-def settled(settings: Settings, identity: Identity | None) -> Settings:
+def resolve_settings(settings: Settings, identity: Identity | None) -> Settings:
     """The encoder named for good, in the precision of the collection where there is one already.
 
     Raises UsageError for an unknown encoder, before anything is written."""
@@ -144,7 +128,7 @@ def settled(settings: Settings, identity: Identity | None) -> Settings:
 
 def absolute_name(name: str) -> str:
     """`hf:./model` -> `hf:/where/it/is/model`, so that the collection opens from any folder."""
-    family, model = split_name(name)
+    family, model = split_encoder_name(name)
     if model and Path(model).expanduser().is_dir():
         return f"{family}:{Path(model).expanduser().resolve()}"
     return name
@@ -154,7 +138,7 @@ def _embed_what_is_left(
     request: EmbedRequest, run: Run, work: WorkList, show: Callable[[Progress], None]
 ) -> None:
     def welcome(identity: Identity) -> str:
-        standing = establish(run.folder, identity, run.id)
+        standing = create_or_check(run.folder, identity, run.id)
         if not work.fingerprint:
             work.look(standing)
         return standing.precision

@@ -21,7 +21,7 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from chiasm.jobs.cluster.session import connected
+from chiasm.jobs.cluster import connected
 from chiasm.jobs.config import WorkerSettings
 from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.training.pocket.loop import train

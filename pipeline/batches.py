@@ -24,11 +24,11 @@ from types import TracebackType
 import numpy as np
 from PIL import Image
 
-from chiasm.pipeline.collection.ledger import Stopwatch, Tally
-from chiasm.pipeline.errors import EncoderError, require_at_least
-from chiasm.pipeline.images import decode as images
-from chiasm.pipeline.images.decode import DecodeSettings, Undecodable
+from chiasm.pipeline.collection import Tally
+from chiasm.pipeline.errors import EncoderError, Undecodable, require_at_least
+from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.records import Batch, Decoded, Dropped, Note, Sample
+from chiasm.pipeline.timing import Stopwatch
 
 Item = Sample | Dropped | Note
 Preprocess = Callable[[Image.Image], np.ndarray]
@@ -102,7 +102,7 @@ class _Work:
         with self.clock.stage("decode"):
             sha256 = hashlib.sha256(sample.picture).hexdigest()
             try:
-                picture = images.decode(sample.picture, self.decode, self.target)
+                picture = decode(sample.picture, self.decode, self.target)
             except Undecodable as lost:
                 return Dropped(sample.key, "decode", lost.reason, lost.detail)
         with self.clock.stage("preprocess"):

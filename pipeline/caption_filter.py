@@ -20,14 +20,20 @@ from typing import Any
 import numpy as np
 
 from chiasm.pipeline.batches import BatchSettings, batches
-from chiasm.pipeline.collection.ledger import Stopwatch, Tally
+from chiasm.pipeline.collection import Tally
 from chiasm.pipeline.encoders import Matcher
-from chiasm.pipeline.images.decode import DecodeSettings
+from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.records import Batch, Shard
-from chiasm.pipeline.shards.listing import split_name
-from chiasm.pipeline.shards.samples import ReadSettings, captions_of, read_samples
-from chiasm.pipeline.shards.tar import Damaged, Tar
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.shards import (
+    Damaged,
+    ReadSettings,
+    Tar,
+    captions_of,
+    read_samples,
+    split_member_name,
+)
+from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.timing import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ def _grouped(
             for member in tar:
                 if member.kind:
                     continue
-                named = split_name(member.name)
+                named = split_member_name(member.name)
                 of = named[0] if named else None
                 if members and of != key:
                     yield key, members
@@ -193,7 +199,7 @@ def _judged(
 def _without(name: str, data: bytes, dropped: set[str], first: str, fields: set[str]) -> bytes:
     """A member without the captions that fell short: lists in json's `fields` lose them, a text
     that is one becomes the first caption that stays."""
-    extension = (split_name(name) or ("", ""))[1]
+    extension = (split_member_name(name) or ("", ""))[1]
     if extension == "txt":
         said = captions_of(data.decode("utf-8-sig", "replace"))
         return first.encode() if dropped.intersection(said) else data
@@ -220,7 +226,7 @@ def _flagged(
     flagged, found = [], False
     for name, data in members:
         told: Any = None
-        if (split_name(name) or ("", ""))[1] == "json" and not found:
+        if (split_member_name(name) or ("", ""))[1] == "json" and not found:
             told = _object(data)
         if told is not None:
             found = True

@@ -9,33 +9,21 @@ a shard is done if and only if both are there and agree.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
-from chiasm.pipeline.batches import BatchSettings, batches
-from chiasm.pipeline.collection.ledger import LedgerEntry, Stopwatch, Tally, write_entry
-from chiasm.pipeline.collection.parquet_schema import Footer
-from chiasm.pipeline.collection.parquet_writer import ParquetWriter
+from chiasm.pipeline.batches import batches
+from chiasm.pipeline.collection import Footer, LedgerEntry, ParquetWriter, Tally, write_entry
+from chiasm.pipeline.editions import EmbedSettings, edition_of
 from chiasm.pipeline.encoders import Encoder
 from chiasm.pipeline.errors import EncoderError
-from chiasm.pipeline.images.decode import DecodeSettings
 from chiasm.pipeline.records import Batch, Dropped, Embedded, Note, Sample, Shard
-from chiasm.pipeline.shards.samples import ReadSettings, read_samples
-from chiasm.pipeline.storage.folder import Folder
-
-
-@dataclass(frozen=True)
-class EmbedSettings:
-    """How shards are read, decoded and batched."""
-
-    read: ReadSettings = field(default_factory=ReadSettings)
-    decode: DecodeSettings = field(default_factory=DecodeSettings)
-    batch: BatchSettings = field(default_factory=BatchSettings)
+from chiasm.pipeline.shards import read_samples
+from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.timing import Stopwatch
 
 
 def embed_shard(
@@ -56,7 +44,7 @@ def embed_shard(
     name.
     """
     began = time.time()
-    tally, clock, cut = Tally(), Stopwatch(), Cut(limit)
+    tally, clock, cut = Tally(), Stopwatch(), Limit(limit)
     samples = cut.take(read_samples(shard, settings.read))
     with ParquetWriter(folder, shard, encoder.dim, run_id) as rows:
         for batch in batches(
@@ -74,7 +62,7 @@ def embed_shard(
             tally.keep(len(batch))
             if watch is not None:
                 watch(tally)
-        entry = account(shard, encoder, settings, tally, clock, cut.limit_reached, began)
+        entry = ledger_entry(shard, encoder, settings, tally, clock, cut.limit_reached, began)
         write_entry(folder, entry, run_id)
         rows.commit(footer_of(entry, encoder))
     return replace(entry, span=(began, time.time()))
@@ -89,9 +77,9 @@ def encode(batch: Batch, encoder: Encoder, clock: Stopwatch) -> Embedded:
     pixels = [row.pixels for row in batch.rows if row.pixels is not None]
     texts = [row.sample.captions[0] for row in batch.rows if row.sample.captions]
     with clock.stage("encode images"):
-        image = spread(encoder.encode_images(pixels) if pixels else None, pictured, encoder)
+        image = scatter_rows(encoder.encode_images(pixels) if pixels else None, pictured, encoder)
     with clock.stage("encode texts"):
-        text = spread(encoder.encode_texts(texts) if texts else None, captioned, encoder)
+        text = scatter_rows(encoder.encode_texts(texts) if texts else None, captioned, encoder)
     with clock.stage("fuse"):
         paired = [row for row in batch.rows if row.pixels is not None and row.sample.captions]
         fused = encoder.encode_pairs(
@@ -100,13 +88,13 @@ def encode(batch: Batch, encoder: Encoder, clock: Stopwatch) -> Embedded:
             [row.pixels for row in paired if row.pixels is not None],
             [row.sample.captions[0] for row in paired],
         )
-        joint = spread(fused if paired else None, both, encoder)
+        joint = scatter_rows(fused if paired else None, both, encoder)
     return Embedded(
         batch, image, text, joint, {"image": pictured, "text": captioned, "joint": both}
     )
 
 
-def spread(vectors: np.ndarray | None, has: np.ndarray, encoder: Encoder) -> np.ndarray:
+def scatter_rows(vectors: np.ndarray | None, has: np.ndarray, encoder: Encoder) -> np.ndarray:
     """The vectors of the rows that have one, at their places among zeros: (n, D) -> (B, D)
     float32."""
     spread_out = np.zeros((len(has), encoder.dim), dtype=np.float32)
@@ -123,7 +111,7 @@ def spread(vectors: np.ndarray | None, has: np.ndarray, encoder: Encoder) -> np.
     return spread_out
 
 
-class Cut:
+class Limit:
     """Lets the first `limit` samples pass, and knows whether there were more."""
 
     def __init__(self, limit: int | None) -> None:
@@ -141,7 +129,7 @@ class Cut:
             yield item
 
 
-def account(
+def ledger_entry(
     shard: Shard,
     encoder: Encoder,
     settings: EmbedSettings,
@@ -171,22 +159,3 @@ def footer_of(entry: LedgerEntry, encoder: Encoder) -> Footer:
         fingerprint=encoder.fingerprint,
         dim=encoder.dim,
     )
-
-
-def edition_of(
-    shard: Shard, fingerprint: str, settings: EmbedSettings, limit: int | None = None
-) -> str:
-    """Which making of a shard's rows this is: 8 hex digits over what decides which rows there are
-    and what they mean. The same shard embedded again the same way is the same edition; a changed
-    one, or one read otherwise, is a new one. Batch size and threads decide neither, so they are
-    left out."""
-    told = {
-        "size": shard.size,
-        "version": shard.version,
-        "fingerprint": fingerprint,
-        "read": asdict(settings.read),
-        "decode": asdict(settings.decode),
-        "limit": limit,
-    }
-    digest = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=4)
-    return digest.hexdigest()

@@ -82,3 +82,11 @@ def require_at_least(least: float, **settings: float) -> None:
             raise UsageError(
                 name.replace("__", "."), expected=f"{least:g} or more", found=f"{value:g}"
             )
+
+
+class Undecodable(Exception):
+    """A picture that cannot be used. `reason`: a key of REASONS; `detail`: the decoder's words."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail

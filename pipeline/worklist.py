@@ -12,11 +12,16 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from chiasm.pipeline.collection.embeddings import EmbeddingFile, find_embedding
-from chiasm.pipeline.collection.identity import Identity
-from chiasm.pipeline.collection.ledger import LedgerEntry, read_entry, write_entry
-from chiasm.pipeline.collection.runs import Run
-from chiasm.pipeline.embed import EmbedSettings, edition_of
+from chiasm.pipeline.collection import (
+    EmbeddingFile,
+    Identity,
+    LedgerEntry,
+    Run,
+    find_embedding,
+    read_entry,
+    write_entry,
+)
+from chiasm.pipeline.editions import EmbedSettings, edition_of
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.records import Shard
 
@@ -82,7 +87,7 @@ class WorkList:
                 return task
         return None
 
-    def give_back(self, task: Task, lost: str = "") -> None:
+    def requeue(self, task: Task, lost: str = "") -> None:
         """An attempt came to nothing. `lost` says why, and is empty where the shard is not to
         blame."""
         if lost:
@@ -94,7 +99,7 @@ class WorkList:
         self.done[task.shard.id] = entry
         self._let_go(task)
 
-    def put_aside(self, task: Task, reason: str) -> None:
+    def quarantine(self, task: Task, reason: str) -> None:
         """Write down that this shard was given up, and why, and go on with the rest."""
         self.set_aside[task.shard.id] = reason
         entry = LedgerEntry(

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from chiasm.pipeline.encoders import FAMILIES, EncoderSettings
+from chiasm.pipeline.encoders import FAMILIES
+from chiasm.pipeline.pretrained import EncoderSettings
 
 DIM = 8
 

@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import importlib
 import io
 import threading
 import time
@@ -11,11 +12,13 @@ import pytest
 from PIL import Image
 
 from chiasm.pipeline.batches import HANDFUL, BatchSettings, batches
-from chiasm.pipeline.collection.ledger import Stopwatch, Tally
+from chiasm.pipeline.collection import Tally
 from chiasm.pipeline.errors import EncoderError, SourceError
-from chiasm.pipeline.images import decode as images
-from chiasm.pipeline.images.decode import DecodeSettings
+from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.records import Dropped, Note, Place, Sample
+from chiasm.pipeline.timing import Stopwatch
+
+images = importlib.import_module("chiasm.pipeline.images.decode")
 
 
 def picture(number: int, side: int = 4) -> bytes:

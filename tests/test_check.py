@@ -17,14 +17,15 @@ from conftest import environment, make_shard
 from fake_encoder import FakeEncoder
 from tiny_collection import add_shard, make_collection
 
-from chiasm.index.build.build import build_index
+from chiasm.index.build import build_index
 from chiasm.index.plan import IndexSettings
-from chiasm.index.verify.collection import check
-from chiasm.pipeline.collection.identity import Identity, establish
-from chiasm.pipeline.embed import EmbedSettings, embed_shard
+from chiasm.index.verify import check
+from chiasm.pipeline.collection import Identity, create_or_check
+from chiasm.pipeline.editions import EmbedSettings
+from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.errors import CollectionError
-from chiasm.pipeline.shards.listing import list_shards
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.shards import list_shards
+from chiasm.pipeline.storage import Folder
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def embedded(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("pictures")
     shards = [make_shard(root / f"s-{n}.tar", 15, seed=n, broken=n) for n in range(2)]
     encoder, folder = FakeEncoder(), Folder(str(root / "c"))
-    establish(folder, Identity.of(encoder), "test")
+    create_or_check(folder, Identity.of(encoder), "test")
     for shard in list_shards([str(path) for path in shards]):
         embed_shard(shard, encoder, folder, EmbedSettings(), run_id="test")
     build_index(str(root / "c"))
@@ -252,7 +253,7 @@ def copied(embedded: Path, to: Path) -> Path:
     """The collection beside shards that may be changed: its rows name the new ones."""
     shutil.copytree(embedded.parent, to)
     encoder, folder = FakeEncoder(), Folder(str(to / "d"))
-    establish(folder, Identity.of(encoder), "test")
+    create_or_check(folder, Identity.of(encoder), "test")
     for shard in list_shards([str(to / "s-*.tar")]):
         embed_shard(shard, encoder, folder, EmbedSettings(), run_id="test")
     return to / "d"

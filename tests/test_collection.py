@@ -9,25 +9,28 @@ from dataclasses import replace
 import pytest
 from fake_encoder import FakeEncoder
 
-from chiasm.pipeline.collection.identity import NAME, Collection, Identity, establish, read_identity
+from chiasm.pipeline.collection import Collection, Identity, create_or_check, read_identity
+from chiasm.pipeline.collection.identity import NAME
 from chiasm.pipeline.errors import CollectionError
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.storage import Folder
 
 
 def test_the_first_run_writes_the_identity_and_later_ones_keep_it(tmp_path):
     folder = Folder(str(tmp_path))
     first = Identity.of(FakeEncoder())
-    assert establish(folder, first, "r1") == first
+    assert create_or_check(folder, first, "r1") == first
     later = replace(first, precision="bfloat16", device="cuda", versions={})
-    assert establish(folder, later, "r2") == first, "precision and device never cause a refusal"
+    assert create_or_check(folder, later, "r2") == first, (
+        "precision and device never cause a refusal"
+    )
     assert Collection.open(str(tmp_path)).identity == first
 
 
 def test_another_space_is_refused_in_one_line(tmp_path):
     folder = Folder(str(tmp_path))
-    establish(folder, Identity.of(FakeEncoder()), "r1")
+    create_or_check(folder, Identity.of(FakeEncoder()), "r1")
     with pytest.raises(CollectionError) as raised:
-        establish(folder, Identity.of(FakeEncoder("other")), "r2")
+        create_or_check(folder, Identity.of(FakeEncoder("other")), "r2")
     assert "expected encoder fake (" in str(raised.value)
     assert "found fake:other (" in str(raised.value)
     assert read_identity(folder).encoder == "fake"
@@ -40,7 +43,7 @@ def test_of_many_encoders_at_once_exactly_one_makes_the_collection(tmp_path):
     def run(number: int) -> None:
         start.wait()
         try:
-            establish(folder, Identity.of(FakeEncoder(str(number))), f"r{number}")
+            create_or_check(folder, Identity.of(FakeEncoder(str(number))), f"r{number}")
         except CollectionError:
             return
         accepted.append(f"fake:{number}")

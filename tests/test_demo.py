@@ -37,8 +37,8 @@ def test_the_figures_have_the_promised_shape(demo):
 def test_recall_is_what_brute_force_over_the_vectors_finds(demo):
     to, found = demo
     rows, images = read_rows(to / "collection")
-    from chiasm.pipeline.collection.embeddings import embeddings
-    from chiasm.pipeline.storage.folder import Folder
+    from chiasm.pipeline.collection import embeddings
+    from chiasm.pipeline.storage import Folder
 
     texts = np.concatenate(
         [f.vectors("text")[0] for f in embeddings(Folder(str(to / "collection")))]

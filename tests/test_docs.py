@@ -12,18 +12,16 @@ import yaml
 from conftest import ROOT, make_shard
 from fake_encoder import FakeEncoder
 
-from chiasm.index.build.build import build_index
+from chiasm.index.build import build_index
 from chiasm.jobs.cli.app import COMMANDS
 from chiasm.jobs.config import Settings, keys, presets
-from chiasm.pipeline.collection.embeddings import embeddings
-from chiasm.pipeline.collection.identity import Identity, establish
-from chiasm.pipeline.collection.parquet_schema import arrow_schema
-from chiasm.pipeline.embed import EmbedSettings, embed_shard
+from chiasm.pipeline.collection import Identity, arrow_schema, create_or_check, embeddings
+from chiasm.pipeline.editions import EmbedSettings
+from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.encoders import FAMILIES
-from chiasm.pipeline.images.decode import REASONS
-from chiasm.pipeline.shards.listing import list_shards
-from chiasm.pipeline.shards.samples import DROP_REASONS, NOTE_REASONS
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.images import REASONS
+from chiasm.pipeline.shards import DROP_REASONS, NOTE_REASONS, list_shards
+from chiasm.pipeline.storage import Folder
 
 FORMATS = (ROOT / "docs/formats.md").read_text()
 OPERATIONS = (ROOT / "docs/operations.md").read_text()
@@ -64,7 +62,7 @@ def test_every_link_of_the_readme_leads_somewhere(readme):
 def test_the_python_of_the_readme_runs(readme, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder = Folder("photos.chiasm")
-    establish(folder, Identity.of(FakeEncoder()), "r1")
+    create_or_check(folder, Identity.of(FakeEncoder()), "r1")
     (shard,) = list_shards([str(make_shard(tmp_path / "a.tar", 6))])
     embed_shard(shard, FakeEncoder(), folder, EmbedSettings(), run_id="r1")
     build_index("photos.chiasm")

@@ -17,15 +17,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chiasm.pipeline.batches import BatchSettings
-from chiasm.pipeline.collection.embeddings import embeddings, find_embedding
-from chiasm.pipeline.collection.ledger import Stopwatch, read_entry
-from chiasm.pipeline.embed import Cut, EmbedSettings, edition_of, embed_shard
+from chiasm.pipeline.collection import embeddings, find_embedding, read_entry
+from chiasm.pipeline.editions import EmbedSettings, edition_of
+from chiasm.pipeline.embed import Limit, embed_shard
 from chiasm.pipeline.encoders import mean_of
 from chiasm.pipeline.errors import EncoderError, SourceError
 from chiasm.pipeline.records import Dropped, Note, Sample, Shard
-from chiasm.pipeline.shards.listing import list_shards, read_member
-from chiasm.pipeline.shards.samples import ReadSettings
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.shards import ReadSettings, list_shards, read_member
+from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.timing import Stopwatch
 
 SMALL = EmbedSettings(batch=BatchSettings(size=4, decode_threads=2))
 
@@ -129,7 +129,7 @@ def test_notes_do_not_count_against_a_limit():
         Note("a", "y"),
         Dropped("b", "", ""),
     ]
-    cut = Cut(1)
+    cut = Limit(1)
     assert len(list(cut.take(iter(items)))) == 3
     assert cut.limit_reached == 1
 

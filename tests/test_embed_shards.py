@@ -11,13 +11,10 @@ from conftest import make_shard
 
 from chiasm.jobs.config import compose
 from chiasm.jobs.embed_shards import EmbedRequest, EmbedSummary, embed_shards, summary_error
-from chiasm.pipeline.collection.embeddings import embeddings
-from chiasm.pipeline.collection.ledger import read_entry
-from chiasm.pipeline.collection.parquet_schema import parquet_name
-from chiasm.pipeline.collection.runs import runs
+from chiasm.pipeline.collection import embeddings, parquet_name, read_entry, runs
 from chiasm.pipeline.errors import CollectionError, EncoderError, UsageError
-from chiasm.pipeline.shards.listing import list_shards
-from chiasm.pipeline.storage.folder import Folder, is_temporary
+from chiasm.pipeline.shards import list_shards
+from chiasm.pipeline.storage import Folder, is_temporary
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -218,11 +215,9 @@ def test_the_parquet_file_bears_its_name_only_when_done(shards, tmp_path):
 
 
 def test_a_worker_that_chose_another_precision_loads_again_in_the_collections(tmp_path):
-    from chiasm.jobs.cluster.pool import Pool
-    from chiasm.jobs.cluster.worker import Recipe
-    from chiasm.pipeline.collection.identity import Identity
-    from chiasm.pipeline.collection.runs import Run
-    from chiasm.pipeline.encoders import EncoderSettings
+    from chiasm.jobs.cluster import Pool, Recipe
+    from chiasm.pipeline.collection import Identity, Run
+    from chiasm.pipeline.pretrained import EncoderSettings
     from chiasm.pipeline.worklist import WorkList
 
     folder = Folder(str(tmp_path / "c"))

@@ -13,8 +13,9 @@ from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file, save_file
 
 from benchmarks.random_models import clip_folder
-from chiasm.pipeline.encoders import EncoderSettings, load_encoder
+from chiasm.pipeline.encoders import load_encoder
 from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.pretrained import EncoderSettings
 
 TOWER = {
     "hidden_size": 32,

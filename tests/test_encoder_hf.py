@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.random_models import clip_folder, naflex_folder, siglip_folder
-from chiasm.pipeline.encoders import EncoderSettings, load_encoder, mean_of
-from chiasm.pipeline.images.decode import DecodeSettings, decode
+from chiasm.pipeline.encoders import load_encoder, mean_of
+from chiasm.pipeline.images import DecodeSettings, decode
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.hub import quiet
 from chiasm.pipeline.pretrained.image_processing import SquarePixels
 

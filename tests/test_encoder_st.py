@@ -15,8 +15,9 @@ from tiny_llava import TOWER, llava_folder
 from tokenizers import Tokenizer, models
 
 from benchmarks.random_models import clip_folder
-from chiasm.pipeline.encoders import EncoderSettings, load_encoder, mean_of
+from chiasm.pipeline.encoders import load_encoder, mean_of
 from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.hub import quiet
 from chiasm.pipeline.pretrained.sentence_models import LARGEST
 

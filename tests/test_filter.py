@@ -18,9 +18,8 @@ from chiasm.pipeline.caption_filter import (
     threshold_of,
     write_filtered,
 )
-from chiasm.pipeline.shards.listing import list_shards
-from chiasm.pipeline.shards.samples import ReadSettings
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.shards import ReadSettings, list_shards
+from chiasm.pipeline.storage import Folder
 
 
 class Judge(FakeEncoder):

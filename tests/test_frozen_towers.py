@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from benchmarks.random_models import clip_folder
-from chiasm.pipeline.encoders import EncoderSettings
 from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower
 
 CPU = EncoderSettings(device="cpu", precision="float32")

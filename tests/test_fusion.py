@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from torch.nn.functional import binary_cross_entropy, normalize
 
 from chiasm.pipeline.model.config import FusionConfig
-from chiasm.pipeline.model.fusion import MIXES, Fusion, Modality, multimodal_fusion
+from chiasm.pipeline.model.fusion import FUSIONS, Fusion, Modality, multimodal_fusion
 from chiasm.pipeline.model.losses import matching_loss
 from chiasm.pipeline.model.matching import Matching, hard_negatives
 from chiasm.pipeline.training.pocket.objective import wrong_pairs
 
 WIDTHS, DIM = (12, 20), 8
-HOWS = sorted(MIXES)
+HOWS = sorted(FUSIONS)
 CONFIG = FusionConfig(width=16, depth=2, heads=2, slots=5)
 
 

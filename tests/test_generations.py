@@ -17,14 +17,13 @@ from conftest import environment
 from tiny_collection import add_shard, make_collection
 
 from chiasm.index import Query, open_collection
-from chiasm.index.build.build import build_index
+from chiasm.index.build import build_index
 from chiasm.index.plan import IndexSettings
-from chiasm.index.segments.generations import current_number, numbers, open_current
-from chiasm.index.segments.segment import SEGMENTS, TRAINED
-from chiasm.index.verify.collection import check
-from chiasm.pipeline.collection.parquet_schema import parquet_name
+from chiasm.index.segments import SEGMENTS, TRAINED, current_number, numbers, open_current
+from chiasm.index.verify import check
+from chiasm.pipeline.collection import parquet_name
 from chiasm.pipeline.errors import CollectionError, StaleIndexError
-from chiasm.pipeline.storage.folder import Folder, is_temporary
+from chiasm.pipeline.storage import Folder, is_temporary
 
 NO_MERCY = IndexSettings(keep_generations=1, keep_seconds=0)
 CELLS = IndexSettings(exact_below=1, segment_rows=40)

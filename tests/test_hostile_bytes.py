@@ -12,8 +12,13 @@ from test_hostile_tars import DIALECTS, FORMATS, by_tarfile
 
 from chiasm.pipeline.errors import SourceError
 from chiasm.pipeline.records import Dropped, Note, Sample
-from chiasm.pipeline.shards.listing import list_shards
-from chiasm.pipeline.shards.samples import DROP_REASONS, NOTE_REASONS, ReadSettings, read_samples
+from chiasm.pipeline.shards import (
+    DROP_REASONS,
+    NOTE_REASONS,
+    ReadSettings,
+    list_shards,
+    read_samples,
+)
 
 # Names longer than a header holds: extended headers stand before most members.
 LONG = [(f"{'d' * 80}/{n * 9}{n}.{ext}", b"x" * 700) for n in "123" for ext in ("jpg", "txt")]

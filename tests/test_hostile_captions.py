@@ -16,15 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chiasm.index import open_collection
-from chiasm.index.build.build import build_index
-from chiasm.index.verify.collection import check
-from chiasm.pipeline.collection.embeddings import find_embedding
-from chiasm.pipeline.collection.identity import Identity, establish
-from chiasm.pipeline.embed import EmbedSettings, embed_shard
+from chiasm.index.build import build_index
+from chiasm.index.verify import check
+from chiasm.pipeline.collection import Identity, create_or_check, find_embedding
+from chiasm.pipeline.editions import EmbedSettings
+from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.records import Dropped, Sample
-from chiasm.pipeline.shards.listing import list_shards
-from chiasm.pipeline.shards.samples import ReadSettings, read_samples
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
+from chiasm.pipeline.storage import Folder
 
 LIMIT = ReadSettings().max_text_bytes
 DEEP = 100_000
@@ -85,7 +84,7 @@ def embedded(root: Path, samples: dict[str, dict[str, bytes]]):
     write(root / "a.tar", samples)
     (shard,) = list_shards([str(root / "a.tar")])
     folder, encoder = Folder(str(root / "c")), FakeEncoder()
-    establish(folder, Identity.of(encoder), "r1")
+    create_or_check(folder, Identity.of(encoder), "r1")
     entry = embed_shard(shard, encoder, folder, EmbedSettings(), run_id="r1")
     table = find_embedding(folder, shard.id).read()
     return entry, {row["key"]: row for row in table.to_pylist()}

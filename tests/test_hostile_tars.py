@@ -18,10 +18,16 @@ from hypothesis import strategies as st
 
 from chiasm.pipeline.errors import SourceError
 from chiasm.pipeline.records import Dropped, Note, Sample
+from chiasm.pipeline.shards import (
+    DROP_REASONS,
+    NOTE_REASONS,
+    ReadSettings,
+    list_shards,
+    read_member,
+    read_samples,
+)
 from chiasm.pipeline.shards import samples as samples_module
 from chiasm.pipeline.shards import tar_stream as tar_bytes
-from chiasm.pipeline.shards.listing import list_shards, read_member
-from chiasm.pipeline.shards.samples import DROP_REASONS, NOTE_REASONS, ReadSettings, read_samples
 from chiasm.pipeline.shards.seen_keys import SeenKeys
 from chiasm.pipeline.shards.tar_header import Header
 from chiasm.pipeline.shards.tar_stream import MOST_HEADER

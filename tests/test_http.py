@@ -13,18 +13,17 @@ from test_tars import PLAIN, tar_of
 from benchmarks.faulty_server import FAULTS, Faults, FaultyServer, Files
 from chiasm.pipeline.errors import SourceError, UnreachableError, UsageError
 from chiasm.pipeline.records import Dropped, Place, Sample
-from chiasm.pipeline.shards.listing import list_shards, read_member, shard_id
-from chiasm.pipeline.shards.samples import ReadSettings, read_samples
-from chiasm.pipeline.storage import object_store as stores
-from chiasm.pipeline.storage import streams
-from chiasm.pipeline.storage.folder import (
+from chiasm.pipeline.shards import ReadSettings, list_shards, read_member, read_samples, shard_id
+from chiasm.pipeline.storage import (
     Folder,
     canonical_url,
+    display_name,
     open_stream,
     read_range,
-    shown,
     stat,
+    streams,
 )
+from chiasm.pipeline.storage import object_store as stores
 from chiasm.pipeline.storage.retry import RetrySettings
 
 TAR = tar_of(*PLAIN)
@@ -220,7 +219,7 @@ def test_the_query_belongs_to_the_url_and_not_to_the_name(with_ranges):
 def test_one_place_has_one_url():
     url = canonical_url("HTTPS://Data.Example/x y/%20é.tar?size=a%2Fb&c=[1]#part")
     assert url == "https://data.example/x%20y/%20%C3%A9.tar?size=a%2Fb&c=[1]"
-    assert canonical_url(url) == shown(url) == url
+    assert canonical_url(url) == display_name(url) == url
     assert shard_id(url).startswith("__-")
     with pytest.raises(UsageError, match="expected http://host/path, found no host"):
         canonical_url("http:///a.tar")

@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
-from chiasm.pipeline.images.decode import LONGEST, REASONS, DecodeSettings, Undecodable, decode
+from chiasm.pipeline.errors import Undecodable
+from chiasm.pipeline.images import REASONS, DecodeSettings, decode
+from chiasm.pipeline.images.decode import LONGEST
 
 FULL = DecodeSettings()
 

@@ -12,16 +12,16 @@ from fake_encoder import FakeEncoder
 from tiny_collection import add_shard, make_collection, unit_rows
 
 from chiasm.index import Query, open_collection
-from chiasm.index.build.build import build_index, training_vectors
+from chiasm.index.build import build_index
+from chiasm.index.build.build import training_vectors
 from chiasm.index.plan import IndexSettings
-from chiasm.index.query.search import search
-from chiasm.index.segments.generations import open_current
-from chiasm.pipeline.collection.embeddings import embeddings
-from chiasm.pipeline.collection.identity import Identity, establish
+from chiasm.index.query import search
+from chiasm.index.segments import open_current
+from chiasm.pipeline.collection import Identity, create_or_check, embeddings
 from chiasm.pipeline.errors import CollectionError, UsageError
 from chiasm.pipeline.metrics import overlap_at
 from chiasm.pipeline.records import COLUMNS
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.storage import Folder
 
 CELLS = IndexSettings(exact_below=1, nprobe=4)
 SMALL_SEGMENTS = IndexSettings(segment_rows=100)
@@ -212,7 +212,7 @@ def test_only_columns_with_rows_are_indexed(tmp_path):
 def test_nothing_to_index_says_what_to_do(tmp_path):
     with pytest.raises(CollectionError, match=r"collection\.json\), found none; make one: chiasm"):
         build_index(str(tmp_path / "none"))
-    establish(Folder(str(tmp_path / "c")), Identity.of(FakeEncoder()), "test")
+    create_or_check(Folder(str(tmp_path / "c")), Identity.of(FakeEncoder()), "test")
     with pytest.raises(CollectionError, match="expected embedded rows, found none in 0 shards"):
         build_index(str(tmp_path / "c"))
     add_shard(Folder(str(tmp_path / "c")), "empty", 0)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from conftest import ROOT, make_shard, start_embed
 
-from chiasm.pipeline.storage.folder import is_temporary
+from chiasm.pipeline.storage import is_temporary
 
 SLOW = ["fault:slow 0.02"] * 40
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from conftest import environment
 
-from chiasm.pipeline.encoders import EncoderSettings, Matcher, load_encoder
+from chiasm.pipeline.encoders import Matcher, load_encoder
 from chiasm.pipeline.model.checkpoint import load_model, save_model
 from chiasm.pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.tokenizer import train
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.world import gallery
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chiasm.index.segments.json_columns import MAX_DEPTH, MAX_FIELDS, Survey, parse
+from chiasm.index.segments import Survey
+from chiasm.index.segments.json_columns import MAX_DEPTH, MAX_FIELDS, parse
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 values = st.recursive(

@@ -27,21 +27,19 @@ from chiasm.pipeline.model.tokenizer import train as train_tokenizer
 from chiasm.pipeline.scenes.claims import related
 from chiasm.pipeline.scenes.words import plan
 from chiasm.pipeline.scenes.world import KINDS, PLACES, random_scene
-from chiasm.pipeline.training.pocket.data import (
+from chiasm.pipeline.training.pocket.data import DataSettings, train_batch, train_batches
+from chiasm.pipeline.training.pocket.evaluate import measure
+from chiasm.pipeline.training.pocket.loop import train
+from chiasm.pipeline.training.pocket.probes import Pairs, Probes, discord
+from chiasm.pipeline.training.pocket.targets import (
     UNKNOWN,
-    FeedSettings,
     bag_shown,
     bag_told,
     facts_of,
     kinds_shown,
     kinds_told,
-    lesson,
-    lessons,
-    lies_told,
+    relations_told,
 )
-from chiasm.pipeline.training.pocket.evaluate import measure
-from chiasm.pipeline.training.pocket.loop import train
-from chiasm.pipeline.training.pocket.probes import Pairs, Probes, discord
 from chiasm.pipeline.training.pocket.trainer import STATE, Training, TrainSettings
 
 TINY = ModelConfig(
@@ -50,7 +48,7 @@ TINY = ModelConfig(
     dim=16,
     fusion=FusionConfig(width=32, depth=1, heads=2),
 )
-FEED = FeedSettings(seed=3, batch=24, side=36, context=40)
+FEED = DataSettings(seed=3, batch=24, side=36, context=40)
 RUN = TrainSettings(
     steps=6, fusion_steps=4, fusion_batch=16, rate=3e-3, corpus=60, log_every=2, checkpoint_every=2,
     calibrated=8, evaluate_every=100, gallery=24, feed=FEED, model=TINY,
@@ -234,7 +232,7 @@ def test_pixels_of_the_right_size_are_untouched():
 
 
 def test_a_lesson_is_a_function_of_seed_and_step():
-    one, again, other = (lesson(step, FEED, WORDS) for step in (7, 7, 8))
+    one, again, other = (train_batch(step, FEED, WORDS) for step in (7, 7, 8))
     assert (one.pixels == again.pixels).all() and (one.told[1].ids == again.told[1].ids).all()
     assert (one.pixels != other.pixels).any()
     assert one.pixels.shape == (24, 3, 36, 36) and one.facts.shape == (24, 9, 4)
@@ -246,8 +244,8 @@ def test_a_lesson_is_a_function_of_seed_and_step():
 
 
 def test_workers_make_the_same_lessons():
-    here = list(lessons(4, 7, FEED, WORDS, workers=0))
-    there = list(lessons(4, 7, FEED, WORDS, workers=1))
+    here = list(train_batches(4, 7, FEED, WORDS, workers=0))
+    there = list(train_batches(4, 7, FEED, WORDS, workers=1))
     for a, b in zip(here, there, strict=True):
         assert (a.pixels == b.pixels).all() and (a.told[0].ids == b.told[0].ids).all()
 
@@ -332,14 +330,14 @@ def test_a_text_disagrees_about_relations_where_they_do_not_hold():
         scene = random_scene(rng)
         claims = plan(scene, rng)
         if not claims.relations:
-            assert (lies_told(claims) == -1).all()
+            assert (relations_told(claims) == -1).all()
             continue
         places = rng.sample(PLACES, len(scene.things))
         moved = [replace(t, place=p) for t, p in zip(scene.things, places, strict=True)]
         other = replace(scene, things=tuple(moved))
         told, lies, shown = (
             torch.from_numpy(each)[None]
-            for each in (kinds_told(claims, scene), lies_told(claims), kinds_shown(other))
+            for each in (kinds_told(claims, scene), relations_told(claims), kinds_shown(other))
         )
         differ, known = discord(told, lies, shown)
         ((i, relation, j),) = claims.relations
@@ -371,7 +369,7 @@ def test_pairs_that_share_a_picture_or_a_text_are_scored_as_they_are_alone():
     torch.manual_seed(1)
     config = replace(TINY, text=replace(TINY.text, vocabulary=len(WORDS), context=FEED.context))
     model = JointNetwork(config).eval()
-    pixels = list(lesson(0, FEED, WORDS).pixels[:3])
+    pixels = list(train_batch(0, FEED, WORDS).pixels[:3])
     texts = ["a red boat", "两只猫", "a house at night, in a big green field"]
     pairs = [(p, t) for p in pixels for t in texts]
     seen = partial(look, model)
@@ -382,7 +380,7 @@ def test_pairs_that_share_a_picture_or_a_text_are_scored_as_they_are_alone():
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_one_batch_can_be_learned_by_heart(precision):
-    batch = lesson(0, FEED, WORDS)
+    batch = train_batch(0, FEED, WORDS)
     run = replace(RUN, steps=40, fusion_steps=60, rate=1e-3, warmup=0.1)
     training = Training(run, CPU, WORDS)
     aligned = [training.learn(batch, precision) for _ in range(40)]
@@ -401,7 +399,7 @@ def test_one_batch_can_be_learned_by_heart(precision):
 
 
 def test_the_towers_learn_the_same_whatever_fusion_follows():
-    batch = lesson(0, FEED, WORDS)
+    batch = train_batch(0, FEED, WORDS)
     configs = [replace(TINY, fusion=fusion) for fusion in (None, TINY.fusion)]
     alone, followed = (Training(replace(RUN, model=config), CPU, WORDS) for config in configs)
     for _ in range(3):

@@ -17,28 +17,28 @@ from test_storage import AWKWARD
 from test_tars import PLAIN, tar_of, zstd
 
 from benchmarks.faulty_server import FAULTS, Faults
-from chiasm.jobs.cluster.pool import Pool
+from chiasm.jobs.cluster import Pool
 from chiasm.jobs.config import WorkerSettings
 from chiasm.jobs.signals import Stopped
-from chiasm.pipeline.collection.runs import Run
-from chiasm.pipeline.embed import EmbedSettings
+from chiasm.pipeline.collection import Run
+from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.errors import SourceError, StorageError, UnreachableError, UsageError
 from chiasm.pipeline.records import Dropped, Shard
-from chiasm.pipeline.shards.listing import list_shards, shard_id
-from chiasm.pipeline.shards.samples import ReadSettings, read_samples
-from chiasm.pipeline.storage import object_store as stores
-from chiasm.pipeline.storage import s3 as s3_store
-from chiasm.pipeline.storage import streams, uploads
-from chiasm.pipeline.storage.folder import (
+from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples, shard_id
+from chiasm.pipeline.storage import (
     Folder,
     canonical_url,
-    find,
+    display_name,
+    glob,
     is_folder,
     open_stream,
     read_range,
-    shown,
     stat,
+    streams,
+    uploads,
 )
+from chiasm.pipeline.storage import object_store as stores
+from chiasm.pipeline.storage import s3 as s3_store
 from chiasm.pipeline.storage.remote import RemoteFiles
 from chiasm.pipeline.storage.retry import RetrySettings
 from chiasm.pipeline.worklist import Task, WorkList
@@ -62,7 +62,7 @@ def small_blocks(monkeypatch):
 
 def test_urls_are_as_people_write_them():
     for url in ("s3://b/a b%20//c?d#e.tar", "gs://b/图.tar", "hf://datasets/u/n/a.tar"):
-        assert canonical_url(url) == shown(url) == url
+        assert canonical_url(url) == display_name(url) == url
     assert canonical_url("S3://b/k") == "s3://b/k"
     with pytest.raises(UsageError, match=r"s3:///k: expected s3://bucket/key, found no bucket"):
         canonical_url("s3:///k")
@@ -141,7 +141,7 @@ def test_shards_are_found_by_ranges_globs_and_folders(s3):
     assert listed("x") == listed("x/*.tar") == [*first, at["x/[odd].tar"]]
     assert listed("x/[odd].tar") == [at["x/[odd].tar"]]
     assert set(listed("x/**/*.tar")) == set(at.values()) - {at["x/t.txt"]}
-    assert find(f"{s3.root}/*/y/?.tar") == [at["x/y/4.tar"], at["x/y/5.tar"]]
+    assert glob(f"{s3.root}/*/y/?.tar") == [at["x/y/4.tar"], at["x/y/5.tar"]]
     assert is_folder(f"{s3.root}/x") and not is_folder(at["x/0.tar"])
     with pytest.raises(SourceError, match="expected shards that match, found none"):
         listed("x/no*.tar")
@@ -533,7 +533,7 @@ def test_any_filesystem_of_fsspec_can_be_a_store(memory, monkeypatch, small_bloc
     with open_stream(folder.url_of("e/a")) as stream:
         assert stream.read() == folder.read_bytes("e/a") == data
     assert stat(folder.url_of("e/a")).size == 20_000
-    assert find("gs://bucket/c/e/?") == ["gs://bucket/c/e/a", "gs://bucket/c/e/b"]
+    assert glob("gs://bucket/c/e/?") == ["gs://bucket/c/e/a", "gs://bucket/c/e/b"]
     assert is_folder("gs://bucket/c/e") and not is_folder("gs://bucket/c/e/a")
     monkeypatch.setattr(uploads, "SEND_AT_ONCE", 1000)
     folder.write_whole("big", data)

@@ -9,13 +9,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chiasm.pipeline.collection.embeddings import embeddings, find_embedding, read_footer
-from chiasm.pipeline.collection.ledger import LedgerEntry, write_entry
-from chiasm.pipeline.collection.parquet_schema import Footer, parquet_name
-from chiasm.pipeline.collection.parquet_writer import ParquetWriter
+from chiasm.pipeline.collection import (
+    Footer,
+    LedgerEntry,
+    ParquetWriter,
+    embeddings,
+    find_embedding,
+    parquet_name,
+    read_footer,
+    write_entry,
+)
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.records import COLUMNS, Batch, Decoded, Dropped, Embedded, Place, Sample, Shard
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.storage import Folder
 
 DIM = 6
 SHARD = Shard("file:///data/a.tar", "a-0123456789", 4096, "17")

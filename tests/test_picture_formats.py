@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, UnidentifiedImageError
 
-from chiasm.pipeline.images.decode import REASONS, DecodeSettings, Undecodable, decode
+from chiasm.pipeline.errors import Undecodable
+from chiasm.pipeline.images import REASONS, DecodeSettings, decode
 from chiasm.pipeline.images.formats import TRIED, formats
 
 SAVED = {  # format of Pillow -> (mode it can save, options)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chiasm.pipeline.encoders import EncoderSettings, load_encoder, unit
-from chiasm.pipeline.encoders.pocket import SHIPPED
+from chiasm.pipeline.encoders import load_encoder, unit
 from chiasm.pipeline.errors import EncoderError, UsageError
+from chiasm.pipeline.model.checkpoint import SHIPPED
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device import resolve_device, resolve_precision
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.world import gallery

@@ -11,7 +11,7 @@ import pytest
 from conftest import environment, jpeg
 from PIL import Image
 
-from chiasm.index.build.build import build_index
+from chiasm.index.build import build_index
 
 SAID = "ZIPDecode"  # how libtiff begins what it says of the picture below
 

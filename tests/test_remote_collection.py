@@ -18,22 +18,27 @@ from PIL import Image
 
 from benchmarks.faulty_server import Faults
 from chiasm.index import open_collection
-from chiasm.index.build.build import build_index
+from chiasm.index.build import build_index
+from chiasm.index.segments import current_number, numbers
 from chiasm.index.segments.cache import cache_folder
-from chiasm.index.segments.generations import current_number, numbers
-from chiasm.index.sheet.sheet import write_sheet
-from chiasm.index.verify.collection import check
-from chiasm.jobs.cli.status import read_status
+from chiasm.index.sheet import write_sheet
+from chiasm.index.verify import check
+from chiasm.jobs.status import read_status
 from chiasm.pipeline.batches import BatchSettings
-from chiasm.pipeline.collection.embeddings import embeddings, find_embedding
-from chiasm.pipeline.collection.identity import Identity, establish
-from chiasm.pipeline.collection.runs import Run, runs
-from chiasm.pipeline.embed import EmbedSettings, embed_shard
+from chiasm.pipeline.collection import (
+    Identity,
+    Run,
+    create_or_check,
+    embeddings,
+    find_embedding,
+    runs,
+)
+from chiasm.pipeline.editions import EmbedSettings
+from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.records import Shard
-from chiasm.pipeline.shards.listing import list_shards
-from chiasm.pipeline.storage import streams
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.shards import list_shards
+from chiasm.pipeline.storage import Folder, streams
 from chiasm.pipeline.worklist import WorkList
 
 SETTINGS = EmbedSettings(batch=BatchSettings(size=8))
@@ -49,7 +54,7 @@ def put_shards(s3, tmp_path: Path, count: int = 3, **options) -> list[Shard]:
 def embed(shards: list[Shard], to: str) -> Folder:
     folder, encoder = Folder(to), FakeEncoder()
     with Run(folder, "embed", {}) as run:
-        establish(folder, Identity.of(encoder), run.id)
+        create_or_check(folder, Identity.of(encoder), run.id)
         for shard in shards:
             run.hold([shard.id])
             embed_shard(shard, encoder, folder, SETTINGS, run_id=run.id)
@@ -145,7 +150,7 @@ def test_two_runs_share_the_shards_and_embed_none_twice(s3, tmp_path):
     def work(_: int) -> set[str]:
         with Run(folder, "embed", {}) as run:
             work = WorkList(shards, run, SETTINGS)
-            work.look(establish(folder, Identity.of(encoder), run.id))
+            work.look(create_or_check(folder, Identity.of(encoder), run.id))
             start.wait()
             while not work.over:
                 if (task := work.take()) is None:

@@ -22,23 +22,24 @@ from tiny_collection import make_collection
 from tiny_llava import llava_folder
 
 from chiasm.index import Query, open_collection
-from chiasm.index.build.build import build_index
+from chiasm.index.build import build_index
 from chiasm.index.results import Rerank
-from chiasm.pipeline.collection.identity import Identity, establish
-from chiasm.pipeline.embed import EmbedSettings, embed_shard
-from chiasm.pipeline.encoders import EncoderSettings
+from chiasm.pipeline.collection import Identity, create_or_check
+from chiasm.pipeline.editions import EmbedSettings
+from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.encoders.cross_encoder import load_cross_encoder
 from chiasm.pipeline.errors import EncoderError, SourceError, UsageError
-from chiasm.pipeline.images.decode import DecodeSettings, decode
+from chiasm.pipeline.images import DecodeSettings, decode
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.hub import quiet
-from chiasm.pipeline.shards.listing import list_shards
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.shards import list_shards
+from chiasm.pipeline.storage import Folder
 
 
 def embedded(root, encoder, samples=20, shards=2):
     paths = [make_shard(root / f"s-{n:05d}.tar", samples, seed=n) for n in range(shards)]
     folder = Folder(str(root / "c"))
-    establish(folder, Identity.of(encoder), "test")
+    create_or_check(folder, Identity.of(encoder), "test")
     for shard in list_shards([str(path) for path in paths]):
         embed_shard(shard, encoder, folder, EmbedSettings(), run_id="test")
     build_index(str(root / "c"))

@@ -20,15 +20,15 @@ from PIL import Image
 from tiny_collection import make_collection
 
 from chiasm.index import Answer, Query, open_collection
-from chiasm.index.build.build import build_index
-from chiasm.index.query.search import search
-from chiasm.pipeline.collection.embeddings import embeddings
-from chiasm.pipeline.collection.identity import Identity, establish
-from chiasm.pipeline.embed import EmbedSettings, embed_shard
+from chiasm.index.build import build_index
+from chiasm.index.query import search
+from chiasm.pipeline.collection import Identity, create_or_check, embeddings
+from chiasm.pipeline.editions import EmbedSettings
+from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.encoders import mean_of
 from chiasm.pipeline.errors import CollectionError, SourceError, UsageError
-from chiasm.pipeline.shards.listing import list_shards
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.shards import list_shards
+from chiasm.pipeline.storage import Folder
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def made(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("retrieve")
     shards = [make_shard(root / "shards" / f"s-{n:05d}.tar", 20, seed=n) for n in range(3)]
     encoder, folder = FakeEncoder(), Folder(str(root / "c"))
-    establish(folder, Identity.of(encoder), "test")
+    create_or_check(folder, Identity.of(encoder), "test")
     for shard in list_shards([str(path) for path in shards]):
         embed_shard(shard, encoder, folder, EmbedSettings(), run_id="test")
     build_index(str(root / "c"))

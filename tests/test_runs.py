@@ -13,9 +13,11 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from chiasm.pipeline.collection.runs import STALE_SECONDS, Run, process_alive, runs
+from chiasm.pipeline.collection import Run, process_alive, runs
+from chiasm.pipeline.collection.runs import STALE_SECONDS
 from chiasm.pipeline.errors import StorageError
-from chiasm.pipeline.storage.folder import Folder, temporary_of
+from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.storage.local import temporary_of
 
 HOLD_A_RUN = """
 import sys, time

@@ -15,12 +15,13 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from chiasm.pipeline.errors import SourceError
 from chiasm.pipeline.records import Dropped, Note, Sample
-from chiasm.pipeline.shards.listing import list_shards, read_member
-from chiasm.pipeline.shards.samples import (
+from chiasm.pipeline.shards import (
     DROP_REASONS,
     NOTE_REASONS,
     PICTURES,
     ReadSettings,
+    list_shards,
+    read_member,
     read_samples,
 )
 

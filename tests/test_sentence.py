@@ -10,12 +10,13 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from chiasm.pipeline.encoders import EncoderSettings, load_encoder, mean_of
+from chiasm.pipeline.encoders import load_encoder, mean_of
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model import JointModel
 from chiasm.pipeline.model.checkpoint import save_model
 from chiasm.pipeline.model.config import ModelConfig
 from chiasm.pipeline.model.joint import JointNetwork
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.hub import quiet
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.words import plan, tell

@@ -12,14 +12,14 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from chiasm.pipeline.errors import SourceError, UsageError
 from chiasm.pipeline.records import Place
-from chiasm.pipeline.shards.listing import (
+from chiasm.pipeline.shards import (
     list_shards,
     read_member,
     shard_id,
-    split_name,
+    split_member_name,
     write_shard,
 )
-from chiasm.pipeline.storage.folder import canonical_url
+from chiasm.pipeline.storage import canonical_url
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_shard_ids_are_unique_and_fit_for_file_names(stems):
     ],
 )
 def test_names_split_where_webdataset_splits_them(name, split):
-    assert split_name(name) == split
+    assert split_member_name(name) == split
 
 
 def test_what_is_written_is_read_by_webdataset(tmp_path):

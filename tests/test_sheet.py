@@ -12,13 +12,13 @@ import pytest
 from PIL import Image, ImageFont
 
 from chiasm.index.results import Answer, Query, Result
-from chiasm.index.sheet import typeface
-from chiasm.index.sheet.sheet import GAP, TILE, contact_sheet, write_sheet
+from chiasm.index.sheet import contact_sheet, typeface, write_sheet
+from chiasm.index.sheet.sheet import GAP, TILE
 from chiasm.index.sheet.typeface import Typeface
 from chiasm.pipeline.errors import StorageError, UsageError
 from chiasm.pipeline.records import Place
-from chiasm.pipeline.shards.listing import write_shard
-from chiasm.pipeline.storage.folder import canonical_url
+from chiasm.pipeline.shards import write_shard
+from chiasm.pipeline.storage import canonical_url
 
 COLOURS = ["red", "green", "blue", "orange", "purple", "teal", "black"]
 

@@ -12,7 +12,7 @@ from chiasm.pipeline.scenes.hard import hard_gallery, hard_group, swapped, witho
 from chiasm.pipeline.scenes.unseen import unseen_gallery, withheld, withheld_in
 from chiasm.pipeline.scenes.words import plan
 from chiasm.pipeline.scenes.world import COLOURS, KINDS, differences, stream
-from chiasm.pipeline.training.pocket.data import FeedSettings, scenes_of
+from chiasm.pipeline.training.pocket.data import DataSettings, scenes_of
 
 
 def one_change_apart(one, other):
@@ -89,7 +89,7 @@ def test_one_combination_in_twenty_is_withheld_and_each_pair_of_its_parts_is_not
 
 @pytest.mark.parametrize("step", [0, 1, 777])
 def test_no_batch_shows_or_tells_what_is_withheld(step):
-    settings = FeedSettings(batch=200)
+    settings = DataSettings(batch=200)
     scenes, rng = scenes_of(step, settings), random.Random(step)
     assert len(scenes) == 200 and not any(withheld_in(scene) for scene in scenes)
     for scene in scenes:
@@ -101,7 +101,7 @@ def test_no_batch_shows_or_tells_what_is_withheld(step):
 
 def test_batches_hold_hard_twins():
     with_, without = (
-        sum(_swaps(scenes_of(step, FeedSettings(hard=hard))) for step in range(8))
+        sum(_swaps(scenes_of(step, DataSettings(hard=hard))) for step in range(8))
         for hard in (0.08, 0.0)
     )
     assert with_ > 20 > without

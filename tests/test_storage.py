@@ -12,20 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chiasm.pipeline.errors import SourceError, StorageError, UsageError
-from chiasm.pipeline.storage import local as local_files
-from chiasm.pipeline.storage.folder import (
+from chiasm.pipeline.storage import (
     Folder,
     canonical_url,
-    find,
+    display_name,
+    glob,
     is_folder,
     is_temporary,
     open_stream,
     read_range,
     run_of_temporary,
-    shown,
     stat,
-    temporary_of,
 )
+from chiasm.pipeline.storage import local as local_files
+from chiasm.pipeline.storage.local import temporary_of
 
 AWKWARD = ["a b", "100%", "%20", "a#b?c", "图片", "a[1]", "a:b@c", "-", "a\nb"]
 
@@ -36,7 +36,7 @@ def test_a_url_leads_back_to_its_file(tmp_path, name):
     url = canonical_url(str(tmp_path / name))
     assert url.startswith("file:///") and url.isascii() and " " not in url
     assert canonical_url(url) == url
-    assert shown(url) == str(tmp_path / name)
+    assert display_name(url) == str(tmp_path / name)
     with open_stream(url) as stream:
         assert stream.read() == read_range(url, 0, 5) == b"hello"
     assert stat(url).size == 5
@@ -107,9 +107,9 @@ def test_find_is_sorted_and_canonical(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     base = f"file://{tmp_path}"
-    assert find(f"{tmp_path}/*.tar") == [f"{base}/a.tar", f"{base}/b.tar"]
-    assert f"{base}/sub/c.tar" in find(f"{tmp_path}/**/*.tar")
-    assert find(f"{tmp_path}/x*") == []
+    assert glob(f"{tmp_path}/*.tar") == [f"{base}/a.tar", f"{base}/b.tar"]
+    assert f"{base}/sub/c.tar" in glob(f"{tmp_path}/**/*.tar")
+    assert glob(f"{tmp_path}/x*") == []
     assert is_folder(base) and not is_folder(f"{base}/a.tar") and not is_folder(f"{base}/no")
 
 

@@ -16,11 +16,11 @@ from test_remote_collection import embed, put_shards
 
 from benchmarks.faulty_server import Faults
 from chiasm.index import open_collection
-from chiasm.index.build.build import build_index
+from chiasm.index.build import build_index
 from chiasm.pipeline.errors import ChiasmError
-from chiasm.pipeline.shards.listing import list_shards
+from chiasm.pipeline.shards import list_shards
+from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.storage import object_store as stores
-from chiasm.pipeline.storage.folder import Folder
 from chiasm.pipeline.storage.retry import RetrySettings
 
 SECRET = "hush-hush-hush"

@@ -16,9 +16,9 @@ import yaml
 from conftest import ROOT, make_shard
 
 from chiasm.jobs.cluster.submit import LIMIT_BYTES, pack
-from chiasm.pipeline.collection.embeddings import embeddings
+from chiasm.pipeline.collection import embeddings
 from chiasm.pipeline.errors import UsageError
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.storage import Folder
 
 BIN = Path(sys.executable).parent
 TOKEN = "0123456789abcdef" * 4  # of a cluster that lets nobody in without one

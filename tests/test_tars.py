@@ -12,8 +12,7 @@ from conftest import dropped, notes, samples
 
 from chiasm.pipeline.errors import SourceError
 from chiasm.pipeline.records import Dropped
-from chiasm.pipeline.shards.listing import list_shards
-from chiasm.pipeline.shards.samples import ReadSettings, read_samples
+from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
 from chiasm.pipeline.storage.local import LocalFiles
 
 PLAIN = [("a.jpg", b"A"), ("a.txt", b"one"), ("b.jpg", b"BB"), ("b.txt", b"two")]

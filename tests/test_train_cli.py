@@ -7,8 +7,9 @@ import json
 import pytest
 from PIL import Image
 
-from chiasm.pipeline.encoders import EncoderSettings, load_encoder
+from chiasm.pipeline.encoders import load_encoder
 from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.training.curves import draw_curves, figure_of, read_log
 
 

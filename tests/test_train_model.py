@@ -18,7 +18,7 @@ from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.model.checkpoint import load_model, load_state
 from chiasm.pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
 from chiasm.pipeline.training.curves import read_log
-from chiasm.pipeline.training.pocket.data import FeedSettings, learn_tokenizer, lessons
+from chiasm.pipeline.training.pocket.data import DataSettings, learn_tokenizer, train_batches
 from chiasm.pipeline.training.pocket.loop import APART, train
 from chiasm.pipeline.training.pocket.trainer import STATE, Training, TrainSettings
 
@@ -31,7 +31,7 @@ TINY = ModelConfig(
 RUN = TrainSettings(
     steps=4, fusion_steps=2, fusion_batch=16, rate=3e-3, corpus=60, log_every=2, checkpoint_every=2,
     calibrated=8, evaluate_every=100, gallery=24, model=TINY,
-    feed=FeedSettings(seed=3, batch=24, side=36, context=40),
+    feed=DataSettings(seed=3, batch=24, side=36, context=40),
 )  # fmt: skip
 CPU = torch.device("cpu")
 # Ray Train reads settings of Ray Data that Ray itself has deprecated.
@@ -57,7 +57,7 @@ def by_hand(settings, ranks):
             feed = replace(settings.feed, seed=settings.feed.seed + rank * APART)
             if fusing:
                 feed = replace(feed, batch=settings.fusion_batch)
-            (lesson,) = lessons(step, step + 1, feed, tokenizer, 0)
+            (lesson,) = train_batches(step, step + 1, feed, tokenizer, 0)
             gradients.append((training, gradients_of(training, lesson)))
         mean = [torch.stack(each).mean(0) for each in zip(*(g for _, g in gradients), strict=True)]
         for training, _ in gradients:

@@ -16,17 +16,19 @@ from tiny_towers import COLOURS, PHRASES
 
 from chiasm.jobs.cli import train_two_tower as cli
 from chiasm.jobs.cli.train_request import TrainRequest
-from chiasm.pipeline.encoders import EncoderSettings, load_encoder, mean_of, require_matcher
+from chiasm.pipeline.encoders import load_encoder, mean_of, require_matcher
 from chiasm.pipeline.errors import ChiasmError, EncoderError, UsageError
-from chiasm.pipeline.images.decode import DecodeSettings, decode
+from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.model.config import FusionConfig
-from chiasm.pipeline.shards.listing import list_shards
-from chiasm.pipeline.shards.samples import ReadSettings, read_samples
+from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
 from chiasm.pipeline.training.two_tower import select as judging
 from chiasm.pipeline.training.two_tower.closed_form import solve, weigh_evidence
-from chiasm.pipeline.training.two_tower.features import (
+from chiasm.pipeline.training.two_tower.features import compute
+from chiasm.pipeline.training.two_tower.loop import TwoTowerSettings, train_two_tower
+from chiasm.pipeline.training.two_tower.prepare import prepare, survey
+from chiasm.pipeline.training.two_tower.stream import (
     closely_of,
-    compute,
     held_out,
     ids_of,
     images_of,
@@ -35,8 +37,6 @@ from chiasm.pipeline.training.two_tower.features import (
     texts_of,
     words_of,
 )
-from chiasm.pipeline.training.two_tower.loop import TwoTowerSettings, train_two_tower
-from chiasm.pipeline.training.two_tower.prepare import prepare, survey
 from chiasm.pipeline.training.two_tower.trainer import LearnSettings, learn
 from chiasm.pipeline.two_tower.checkpoint import load_two_tower, save_two_tower
 from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower

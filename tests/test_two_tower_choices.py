@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chiasm.pipeline.training.two_tower import closed_form as solving
-from chiasm.pipeline.training.two_tower.select import better
+from chiasm.pipeline.training.two_tower.select import wins_by_one_standard_error
 
 
 def test_weights_are_where_the_slope_is_nothing_or_at_zero():
@@ -75,14 +75,14 @@ def test_a_fusion_has_to_win_by_more_than_chance():
         torch.tensor([False] * won + [True] * lost + [True] * 50),
         torch.arange(won + lost + 50),
     )
-    assert better(*answers(30, 10))
-    assert not better(*answers(11, 10))
-    assert not better(*answers(0, 0))
-    assert not better(*answers(10, 30))
+    assert wins_by_one_standard_error(*answers(30, 10))
+    assert not wins_by_one_standard_error(*answers(11, 10))
+    assert not wins_by_one_standard_error(*answers(0, 0))
+    assert not wins_by_one_standard_error(*answers(10, 30))
 
 
 def test_queries_of_one_picture_are_not_so_many_wins():
     """Eight of twelve queries won, four lost: of as many pictures, or of three that go together."""
     ours = torch.tensor([True] * 8 + [False] * 4)
-    assert better(ours, ~ours, torch.arange(12))
-    assert not better(ours, ~ours, torch.arange(12) // 4)
+    assert wins_by_one_standard_error(ours, ~ours, torch.arange(12))
+    assert not wins_by_one_standard_error(ours, ~ours, torch.arange(12) // 4)

@@ -9,24 +9,23 @@ import torch
 from conftest import make_shard
 from tiny_towers import PHRASES
 
-from chiasm.pipeline.encoders import EncoderSettings
-from chiasm.pipeline.images.decode import DecodeSettings, decode
-from chiasm.pipeline.shards.listing import list_shards
-from chiasm.pipeline.shards.samples import ReadSettings, read_samples
+from chiasm.pipeline.images import DecodeSettings, decode
+from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
 from chiasm.pipeline.training.two_tower import closed_form as solving
 from chiasm.pipeline.training.two_tower import prepare as preparing
-from chiasm.pipeline.training.two_tower.features import (
+from chiasm.pipeline.training.two_tower.features import compute
+from chiasm.pipeline.training.two_tower.ridge import JITTER
+from chiasm.pipeline.training.two_tower.stream import (
     BUFFER,
     PARTS,
     closely_of,
-    compute,
     held_out,
     images_of,
     save_expanded,
     stream,
     words_of,
 )
-from chiasm.pipeline.training.two_tower.ridge import JITTER
 from chiasm.pipeline.two_tower.expansion import FROM_MEANING, FROM_WORDS, SHARPNESS
 from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower
 from chiasm.pipeline.two_tower.network import TwoTowerConfig

@@ -8,12 +8,17 @@ from pathlib import Path
 import numpy as np
 from fake_encoder import FakeEncoder
 
-from chiasm.pipeline.collection.identity import NAME, Identity, establish
-from chiasm.pipeline.collection.ledger import LedgerEntry, write_entry
-from chiasm.pipeline.collection.parquet_schema import Footer
-from chiasm.pipeline.collection.parquet_writer import ParquetWriter
+from chiasm.pipeline.collection import (
+    Footer,
+    Identity,
+    LedgerEntry,
+    ParquetWriter,
+    create_or_check,
+    write_entry,
+)
+from chiasm.pipeline.collection.identity import NAME
 from chiasm.pipeline.records import COLUMNS, Batch, Decoded, Embedded, Place, Sample, Shard
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.storage import Folder
 
 
 def unit_rows(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
@@ -43,7 +48,7 @@ def make_collection(
     if not (path / NAME).exists():
         encoder = FakeEncoder()
         encoder.dim = dim
-        establish(folder, Identity.of(encoder), "test")
+        create_or_check(folder, Identity.of(encoder), "test")
     made = [
         add_shard(folder, f"s{n}", count, dim=dim, seed=seed + n, json_of=json_of, holes=holes)
         for n, count in enumerate(rows)

@@ -17,22 +17,23 @@ from typing import Any
 
 import numpy as np
 
-from chiasm.index.segments.catalog import COPIED, Covered
+from chiasm.index.segments import COPIED, IndexedShard
 from chiasm.index.faiss_runtime import load_faiss
-from chiasm.index.segments.generations import Manifest, SegmentEntry, TrainedEntry, publish
-from chiasm.pipeline.collection.embeddings import file_version, listed
-from chiasm.index.segments.json_columns import Survey
+from chiasm.index.segments import Manifest, SegmentEntry, TrainedEntry, publish
+from chiasm.pipeline.collection import file_version, embedded_shard_ids
+from chiasm.index.segments import Survey
 from chiasm.index.plan import IndexSettings, Plan, plan
-from chiasm.index.segments.segment import TRAINED, Digest, SegmentWriter
-from chiasm.index.segments.sweep import sweep
-from chiasm.pipeline.collection.identity import Collection
+from chiasm.index.segments import TRAINED, SegmentWriter
+from chiasm.index.segments import Digest
+from chiasm.index.segments import sweep
+from chiasm.pipeline.collection import Collection
 from chiasm.pipeline.errors import CollectionError, UsageError
-from chiasm.pipeline.collection.ledger import Stopwatch
-from chiasm.pipeline.collection.embeddings import EmbeddingFile, embeddings, vectors_of
-from chiasm.pipeline.collection.parquet_schema import parquet_name
+from chiasm.pipeline.timing import Stopwatch
+from chiasm.pipeline.collection import EmbeddingFile, embeddings, vectors_of
+from chiasm.pipeline.collection import parquet_name
 from chiasm.pipeline.records import COLUMNS
-from chiasm.pipeline.collection.runs import Run
-from chiasm.pipeline.storage.folder import shown
+from chiasm.pipeline.collection import Run
+from chiasm.pipeline.storage import display_name
 
 TRAIN_GROUPS = 512  # row groups the training vectors are drawn from: wide enough, and quick to read
 
@@ -73,7 +74,7 @@ def build_index(
         build = Build(collection, run, settings, progress)
         with clock.stage("survey"):
             counts = build.survey_rows()
-        plans = {column: plan(counts[column], settings) for column in chosen(columns, counts)}
+        plans = {column: plan(counts[column], settings) for column in select_columns(columns, counts)}
         with clock.stage("train"):
             build.train(plans)
         with clock.stage("fill"):
@@ -96,7 +97,7 @@ def build_index(
     return built
 
 
-def chosen(columns: Sequence[str] | None, counts: dict[str, int]) -> list[str]:
+def select_columns(columns: Sequence[str] | None, counts: dict[str, int]) -> list[str]:
     """The columns to index, in the usual order."""
     for column in columns or ():
         if column not in COLUMNS:
@@ -118,7 +119,7 @@ class Build:
         self.folder, self.identity = collection.folder, collection.identity
         self.run, self.settings, self.progress = run, settings, progress
         self.files: list[EmbeddingFile] = []
-        self.covered: dict[str, Covered] = {}
+        self.covered: dict[str, IndexedShard] = {}
         self.survey = Survey()
         self.empty: dict[str, Any] = {}  # column -> the trained, empty index
         self.trained: dict[str, TrainedEntry] = {}
@@ -127,13 +128,13 @@ class Build:
 
     def _list_files(self) -> None:
         # Versions first: a file that is replaced after this differs from what its footer will say.
-        names = listed(self.folder)
-        versions = self.folder.each(lambda name: file_version(self.folder, name), names)
+        names = embedded_shard_ids(self.folder)
+        versions = self.folder.map_concurrent(lambda name: file_version(self.folder, name), names)
         seen = dict(zip(names, versions, strict=True))
         for file in embeddings(self.folder):
             if file.footer.fingerprint != self.identity.fingerprint:
                 raise CollectionError(
-                    shown(self.folder.url_of(parquet_name(file.shard_id))),
+                    display_name(self.folder.url_of(parquet_name(file.shard_id))),
                     expected=f"rows of encoder {self.identity.encoder}",
                     found=f"rows of {file.footer.encoder} ({file.footer.fingerprint[:12]})",
                     do="embed the shard again, or into another collection",
@@ -142,12 +143,12 @@ class Build:
             if version is not None:
                 source = file.footer.source
                 self.files.append(file)
-                self.covered[file.shard_id] = Covered(
+                self.covered[file.shard_id] = IndexedShard(
                     file.shard_id, file.edition, source.url, file.rows, *version
                 )
         if not self.rows:
             raise CollectionError(
-                shown(self.folder.url),
+                display_name(self.folder.url),
                 expected="embedded rows",
                 found=f"none in {len(self.files)} shards",
                 do="run chiasm embed first",
@@ -230,7 +231,7 @@ class Build:
         known = self.covered[file.shard_id]
         if first != file.rows or file_version(self.folder, file.shard_id) != known.file:
             raise CollectionError(
-                shown(self.folder.url_of(parquet_name(file.shard_id))),
+                display_name(self.folder.url_of(parquet_name(file.shard_id))),
                 expected="the file that was there when the build began",
                 found="another",
                 do="run chiasm index build again when chiasm embed has ended",

@@ -16,8 +16,8 @@ from PIL import Image
 
 from chiasm.index.results import PictureSource, Query
 from chiasm.pipeline.encoders import Encoder, mean_of, unit
-from chiasm.pipeline.errors import UsageError
-from chiasm.pipeline.images.decode import DecodeSettings, Undecodable, decode
+from chiasm.pipeline.errors import Undecodable, UsageError
+from chiasm.pipeline.images import DecodeSettings, decode
 
 T = TypeVar("T")
 

@@ -15,16 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from chiasm.index.results import Query
-from chiasm.index.segments.catalog import CatalogRow
-from chiasm.index.segments.generations import Generation, behind, open_current
-from chiasm.index.segments.segment import Segment
-from chiasm.pipeline.collection.identity import Collection
-from chiasm.pipeline.encoders import Encoder, EncoderSettings, load_encoder
+from chiasm.index.segments import CatalogRow, Generation, Segment, open_current, stale_shards
+from chiasm.pipeline.collection import Collection
+from chiasm.pipeline.encoders import Encoder, load_encoder
 from chiasm.pipeline.errors import CollectionError, StaleIndexError
-from chiasm.pipeline.storage.folder import shown
+from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.storage import display_name
 
 
-class Opened:
+class OpenIndex:
     """A collection and its live generation. Safe to use from any thread."""
 
     def __init__(
@@ -52,7 +51,7 @@ class Opened:
                 encoder = load_encoder(identity.encoder, self.encoding)
                 if encoder.fingerprint != identity.fingerprint:
                     raise CollectionError(
-                        shown(self.collection.folder.url),
+                        display_name(self.collection.folder.url),
                         expected=f"encoder {identity.encoder} ({identity.fingerprint[:12]})",
                         found=f"another of that name ({encoder.fingerprint[:12]})",
                         do="bring back its weights, or embed the shards again",
@@ -85,7 +84,7 @@ class Opened:
         columns = self.generation.manifest.columns
         if column not in columns:
             raise CollectionError(
-                f"column {column} of {shown(self.collection.folder.url)}",
+                f"column {column} of {display_name(self.collection.folder.url)}",
                 expected="an index: there is one for " + ", ".join(columns),
                 found="none",
                 do="run chiasm index build",
@@ -142,7 +141,7 @@ def live_generation(collection: Collection, path: str | Path, allow_stale: bool)
 
 def _require_fresh(collection: Collection, generation: Generation, path: str) -> None:
     """Raises StaleIndexError where embeddings came, went or changed since the index was built."""
-    lacking = Counter(behind(collection.folder, generation.covered()).values())
+    lacking = Counter(stale_shards(collection.folder, generation.covered()).values())
     if lacking:
         told = ", ".join(f"{count} {kind}" for kind, count in sorted(lacking.items()))
         raise StaleIndexError(

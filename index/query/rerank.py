@@ -21,13 +21,13 @@ import numpy as np
 from PIL import Image
 
 from chiasm.index.query.encode import encoded_picture
-from chiasm.index.query.open_index import Opened
+from chiasm.index.query.open_index import OpenIndex
 from chiasm.index.results import Query, Rerank
-from chiasm.index.segments.catalog import CatalogRow
+from chiasm.index.segments import CatalogRow
 from chiasm.pipeline.encoders import require_matcher
 from chiasm.pipeline.errors import UsageError
-from chiasm.pipeline.images.decode import DecodeSettings, decode
-from chiasm.pipeline.shards.listing import read_checked
+from chiasm.pipeline.images import DecodeSettings, decode
+from chiasm.pipeline.shards import read_checked
 
 # By its name, as encoders are: it loads torch, which no other stage and no other command needs.
 CROSS_ENCODER = "chiasm.pipeline.encoders.cross_encoder"
@@ -46,11 +46,11 @@ class Candidate:
     scores: dict[str, float] = field(default_factory=dict)
 
 
-Scorer = Callable[[Query, np.ndarray, Sequence[Candidate], Opened, Rerank], list[float | None]]
+Scorer = Callable[[Query, np.ndarray, Sequence[Candidate], OpenIndex, Rerank], list[float | None]]
 
 
 def rerank(
-    query: Query, xq: np.ndarray, candidates: list[Candidate], collection: Opened
+    query: Query, xq: np.ndarray, candidates: list[Candidate], collection: OpenIndex
 ) -> list[Candidate]:
     """The candidates of one query through all of its stages; xq (D,) float32 is its vector.
 
@@ -75,7 +75,7 @@ def by_vectors(
     query: Query,
     xq: np.ndarray,
     candidates: Sequence[Candidate],
-    collection: Opened,
+    collection: OpenIndex,
     stage: Rerank,
 ) -> list[float | None]:
     """Inner products with the stored joint vectors, in float32; None for rows without one."""
@@ -87,7 +87,7 @@ def by_matching(
     query: Query,
     xq: np.ndarray,
     candidates: Sequence[Candidate],
-    collection: Opened,
+    collection: OpenIndex,
     stage: Rerank,
 ) -> list[float | None]:
     """Matching logit of the query's words with each picture, or of the query's picture with each
@@ -109,7 +109,7 @@ def by_cross_encoder(
     query: Query,
     xq: np.ndarray,
     candidates: Sequence[Candidate],
-    collection: Opened,
+    collection: OpenIndex,
     stage: Rerank,
 ) -> list[float | None]:
     """Scores of a CrossEncoder for words and pictures, paired as in `by_matching`; None for rows
@@ -134,7 +134,7 @@ SCORERS: dict[str, Scorer] = {
 def _by_pairs(
     query: Query,
     candidates: Sequence[Candidate],
-    collection: Opened,
+    collection: OpenIndex,
     stage: Rerank,
     prepared: Callable[[bytes], Any],
     scores_of: Callable[[list[Any], list[str]], np.ndarray],

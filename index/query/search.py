@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from chiasm.index.faiss_runtime import load_faiss
-from chiasm.index.segments.segment import Segment
+from chiasm.index.segments import Segment
 
 EDGE = 32  # candidates beyond k: ties at the edge are settled by position, not by a heap's whim
 OVERSAMPLE = 4  # times k, where codes of 8 bits propose: a true neighbour is rarely far down

@@ -18,34 +18,22 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+from chiasm.index.segments.checksums import FileSum
 from chiasm.pipeline.errors import CollectionError, StorageError, UsageError
-from chiasm.pipeline.storage.folder import Folder, shown
+from chiasm.pipeline.storage import Folder, display_name
 
 BOUND_GB = 20.0
 CHUNK = 1 << 20
 FORGOTTEN_SECONDS = 86400.0  # a pull that has not ended by then died
 
 
-@dataclass(frozen=True, slots=True)
-class FileSum:
-    """A file's size in bytes and the blake2b (16 bytes, hex) of its content."""
-
-    size: int
-    blake2b: str
-
-    @classmethod
-    def of(cls, data: bytes) -> FileSum:
-        return cls(len(data), hashlib.blake2b(data, digest_size=16).hexdigest())
-
-
 _open: set[str] = set()  # checksums of the files that this process has mapped
 _looking = threading.Lock()
 
 
-def pulled(folder: Folder, name: str, checksum: FileSum) -> Path:
+def fetch_to_cache(folder: Folder, name: str, checksum: FileSum) -> Path:
     """The copy of a file of a collection, pulled if it is not there whole.
 
     Raises CollectionError where the bucket holds another, StorageError where there is no room."""
@@ -69,7 +57,7 @@ def cache_folder() -> Path:
     return Path(home).expanduser() / "chiasm" / "segments"
 
 
-def bound() -> int:
+def cache_limit_bytes() -> int:
     """The most bytes that are kept, by the environment's CHIASM_CACHE_GB."""
     told = os.environ.get("CHIASM_CACHE_GB") or str(BOUND_GB)
     try:
@@ -96,7 +84,7 @@ def _pull(folder: Folder, name: str, checksum: FileSum, copy: Path) -> None:
         found = FileSum(size, digest.hexdigest())
         if found != checksum:
             raise CollectionError(
-                shown(folder.url_of(name)),
+                display_name(folder.url_of(name)),
                 expected=f"checksum {checksum.blake2b}, {checksum.size} bytes",
                 found=f"{found.blake2b}, {found.size} bytes",
                 do="run chiasm index build",
@@ -118,7 +106,7 @@ def _make_room(copies: Path, wanted: int) -> None:
                     path.unlink()
             else:
                 lying.append((found.st_atime_ns, found.st_size, path))
-    over = sum(size for _, size, _ in lying) + wanted - bound()
+    over = sum(size for _, size, _ in lying) + wanted - cache_limit_bytes()
     with _looking:
         for _, size, path in sorted(lying):
             if over <= 0:
@@ -137,8 +125,8 @@ def _is_sealed(copy: Path, checksum: FileSum) -> bool:
 
 
 def _seal(checksum: FileSum) -> int:
-    """A time of change, in ns since the epoch, that nothing but `pulled` gives this content: a day
-    of the seventies, in whole seconds, as the coarsest file systems have them."""
+    """A time of change, in ns since the epoch, that nothing but `fetch_to_cache` gives this
+    content: a day of the seventies, in whole seconds, as the coarsest file systems have them."""
     return int(checksum.blake2b[:7], 16) * 1_000_000_000
 
 

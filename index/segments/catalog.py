@@ -30,7 +30,7 @@ COPIED = ["key", "caption", "captions", "width", "height", "sha256", "member", "
 
 
 @dataclass(frozen=True, slots=True)
-class Covered:
+class IndexedShard:
     """A shard's Parquet file as it was when it was indexed: `rows` of it under `edition`, made from
     the shard at `url`; the file itself had `size` bytes and the store's `version`."""
 
@@ -76,7 +76,7 @@ class Sink(Protocol):
 class CatalogWriter:
     """Writes `rows.arrow` to an open file. Rows come shard by shard, in the order of `shards`."""
 
-    def __init__(self, file: Sink, shards: Sequence[Covered], survey: Survey) -> None:
+    def __init__(self, file: Sink, shards: Sequence[IndexedShard], survey: Survey) -> None:
         self._survey = survey
         self._names = {
             "shard": pa.array([shard.shard for shard in shards], pa.string()),

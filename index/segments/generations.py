@@ -16,11 +16,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from chiasm.index.plan import Plan
-from chiasm.index.segments.catalog import Covered
-from chiasm.index.segments.segment import FileSum, Segment, SegmentRecord, segment_file
-from chiasm.pipeline.collection.embeddings import file_version, find_embedding, listed
+from chiasm.index.segments.catalog import IndexedShard
+from chiasm.index.segments.checksums import FileSum
+from chiasm.index.segments.segment import Segment, SegmentRecord, segment_file
+from chiasm.pipeline.collection import embedded_shard_ids, file_version, find_embedding
 from chiasm.pipeline.errors import CollectionError
-from chiasm.pipeline.storage.folder import Folder, is_temporary
+from chiasm.pipeline.storage import Folder, is_temporary
 
 SCHEMA = 1
 CURRENT = "index/CURRENT"
@@ -110,7 +111,7 @@ class Generation:
     manifest: Manifest
     segments: tuple[Segment, ...]
 
-    def covered(self) -> dict[str, Covered]:
+    def covered(self) -> dict[str, IndexedShard]:
         """By shard id, what the segments were made from."""
         return {shard.shard: shard for segment in self.segments for shard in segment.record.shards}
 
@@ -211,19 +212,19 @@ def _better(folder: Folder, mine: Generation) -> int | None:
         return None
     if live.manifest.columns.keys() != mine.manifest.columns.keys():
         return None
-    ahead = len(behind(folder, live.covered())) < len(behind(folder, mine.covered()))
+    ahead = len(stale_shards(folder, live.covered())) < len(stale_shards(folder, mine.covered()))
     return live.number if ahead else None
 
 
-def behind(folder: Folder, covered: dict[str, Covered]) -> dict[str, str]:
+def stale_shards(folder: Folder, covered: dict[str, IndexedShard]) -> dict[str, str]:
     """What lies in `embeddings/` otherwise than it was indexed: shard id -> new, changed,
     damaged or gone.
 
     One listing and a stat a shard; only files that are not as they were have their footers read.
     """
     found: dict[str, str] = {}
-    there = listed(folder)
-    versions = folder.each(lambda shard_id: file_version(folder, shard_id), there)
+    there = embedded_shard_ids(folder)
+    versions = folder.map_concurrent(lambda shard_id: file_version(folder, shard_id), there)
     for shard_id, version in zip(there, versions, strict=True):
         known = covered.get(shard_id)
         if known is not None and version == known.file:

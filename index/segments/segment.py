@@ -12,7 +12,6 @@ chain of checksums runs from the live generation to every byte it answers from.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from collections.abc import Sequence
@@ -24,12 +23,13 @@ import numpy as np
 import pyarrow as pa
 
 from chiasm.index.faiss_runtime import load_faiss
-from chiasm.index.segments.cache import FileSum, pulled
-from chiasm.index.segments.catalog import Catalog, CatalogWriter, Covered
+from chiasm.index.segments.cache import fetch_to_cache
+from chiasm.index.segments.catalog import Catalog, CatalogWriter, IndexedShard
+from chiasm.index.segments.checksums import Digest, FileSum
 from chiasm.index.segments.json_columns import Survey
-from chiasm.pipeline.collection.embeddings import vectors_of
+from chiasm.pipeline.collection import vectors_of
 from chiasm.pipeline.errors import CollectionError
-from chiasm.pipeline.storage.folder import Folder, PendingFile
+from chiasm.pipeline.storage import Folder, PendingFile
 
 SCHEMA = 1
 CATALOG = "rows.arrow"
@@ -45,7 +45,7 @@ class SegmentRecord:
     rows: int
     dim: int
     vectors: dict[str, int]
-    shards: tuple[Covered, ...]
+    shards: tuple[IndexedShard, ...]
     files: dict[str, FileSum]
     schema: int = SCHEMA
 
@@ -56,7 +56,7 @@ class SegmentRecord:
     def from_json(cls, data: bytes, where: str) -> SegmentRecord:
         try:
             told = json.loads(data)
-            told["shards"] = tuple(Covered(**shard) for shard in told["shards"])
+            told["shards"] = tuple(IndexedShard(**shard) for shard in told["shards"])
             told["files"] = {name: FileSum(**found) for name, found in told["files"].items()}
             return cls(**told)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -81,7 +81,7 @@ class SegmentWriter:
         segment_id: str,
         run_id: str,
         *,
-        shards: Sequence[Covered],
+        shards: Sequence[IndexedShard],
         survey: Survey,
         indexes: dict[str, Any],
         dim: int,
@@ -141,29 +141,6 @@ class SegmentWriter:
         return digest
 
 
-class Digest:
-    """A file being written whose checksum is taken on the way."""
-
-    closed = False
-
-    def __init__(self, file: PendingFile) -> None:
-        self._file, self._hash, self._size = file, hashlib.blake2b(digest_size=16), 0
-
-    def write(self, data: Any) -> int:
-        self._hash.update(data)
-        self._size += memoryview(data).nbytes
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def tell(self) -> int:
-        return self._size
-
-    def sum(self) -> FileSum:
-        return FileSum(self._size, self._hash.hexdigest())
-
-
 class Segment:
     """A committed segment, open for searching. Files are mapped when first used; safe to share."""
 
@@ -201,7 +178,7 @@ class Segment:
         """The path of a file, if it has the size it was written with; of a store, of its copy."""
         where = segment_file(self.record.id, name)
         if self._folder.local is None:
-            return pulled(self._folder, where, self.record.files[name])
+            return fetch_to_cache(self._folder, where, self.record.files[name])
         path = self._folder.path(where)
         size = path.stat().st_size if path.exists() else None
         if size != self.record.files[name].size:

@@ -21,9 +21,9 @@ from chiasm.index.segments.generations import (
     read_manifest,
 )
 from chiasm.index.segments.segment import SEGMENTS, TRAINED
-from chiasm.pipeline.collection.runs import Run
+from chiasm.pipeline.collection import Run
 from chiasm.pipeline.errors import CollectionError
-from chiasm.pipeline.storage.folder import Folder, is_temporary, run_of_temporary
+from chiasm.pipeline.storage import Folder, is_temporary, run_of_temporary
 
 
 def sweep(folder: Folder, run: Run, settings: IndexSettings) -> list[str]:

@@ -1,0 +1,5 @@
+"""Answers as one picture."""
+
+from chiasm.index.sheet.sheet import contact_sheet, write_sheet
+
+__all__ = ["contact_sheet", "write_sheet"]

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
 
-from chiasm.index.query.encode import encoded_picture
+from chiasm.index.query import encoded_picture
 from chiasm.index.results import Answer, PictureSource, Result
 from chiasm.index.sheet.typeface import Typeface
-from chiasm.pipeline.errors import ChiasmError, StorageError
-from chiasm.pipeline.images.decode import DecodeSettings, Undecodable, decode
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.errors import ChiasmError, StorageError, Undecodable
+from chiasm.pipeline.images import DecodeSettings, decode
+from chiasm.pipeline.storage import Folder
 
 TILE = 240  # side of a thumbnail's tile, in pixels
 GAP = 24

@@ -1,0 +1,5 @@
+"""What `chiasm check` proves of a collection and its index."""
+
+from chiasm.index.verify.collection import Report, check
+
+__all__ = ["Report", "check"]

@@ -14,9 +14,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from chiasm.index.verify.index import check_index
-from chiasm.pipeline.collection.identity import Collection
-from chiasm.pipeline.verify.reencode import check_pictures
-from chiasm.pipeline.verify.shards import Finding, check_shards
+from chiasm.pipeline.collection import Collection
+from chiasm.pipeline.verify import Finding, check_pictures, check_shards
 
 
 @dataclass(frozen=True)

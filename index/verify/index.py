@@ -10,20 +10,22 @@ from typing import Any
 import numpy as np
 
 from chiasm.index.faiss_runtime import load_faiss
-from chiasm.index.segments.catalog import COPIED, Covered
-from chiasm.index.segments.generations import (
+from chiasm.index.segments import (
+    COPIED,
+    FileSum,
     Generation,
-    behind,
+    IndexedShard,
+    Segment,
     current_number,
     numbers,
     open_generation,
+    segment_file,
+    stale_shards,
 )
-from chiasm.index.segments.segment import FileSum, Segment, segment_file
-from chiasm.pipeline.collection.embeddings import EmbeddingFile, find_embedding
-from chiasm.pipeline.collection.identity import Collection
+from chiasm.pipeline.collection import Collection, EmbeddingFile, find_embedding
 from chiasm.pipeline.errors import ChiasmError, CollectionError
-from chiasm.pipeline.storage.folder import Folder
-from chiasm.pipeline.verify.shards import Finding
+from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.verify import Finding
 
 SAME_COSINE = 0.999  # of vectors of one edition that were made on unlike devices
 
@@ -44,7 +46,7 @@ def check_index(collection: Collection, checked: Counter[str]) -> Iterator[Findi
     where = f"generation {number:06d}"
     if generation.manifest.fingerprint != collection.identity.fingerprint:
         yield Finding(where, f"made for another encoder, {generation.manifest.encoder}")
-    lacking = behind(folder, generation.covered())
+    lacking = stale_shards(folder, generation.covered())
     for shard_id, kind in lacking.items():
         yield Finding(where, f"shard {shard_id} is {kind} since: run chiasm index build")
     yield from _check_trained(folder, generation)
@@ -106,7 +108,7 @@ def _check_segment(
 
 
 def _check_shard(
-    segment: Segment, shard: Covered, first: int, file: EmbeddingFile, columns: list[str]
+    segment: Segment, shard: IndexedShard, first: int, file: EmbeddingFile, columns: list[str]
 ) -> Iterator[Finding]:
     """The shard's part of a segment against its Parquet file."""
     where = f"segment {segment.record.id}, shard {shard.shard}"

@@ -18,8 +18,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from chiasm.jobs.console.c_output import divert_c_output
-from chiasm.jobs.console.terminal import printable
+from chiasm.jobs.console import divert_c_output, printable
 from chiasm.jobs.signals import STOPPING, Stopped
 from chiasm.pipeline.errors import ChiasmError
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from chiasm.index.verify.collection import Report
-from chiasm.index.verify.collection import check as check_collection
-from chiasm.jobs.console.terminal import printable
+from chiasm.index.verify import Report
+from chiasm.index.verify import check as check_collection
+from chiasm.jobs.console import printable
 from chiasm.pipeline.errors import CollectionError
 
 HELP = """Check every promise a collection makes.

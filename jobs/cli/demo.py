@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from chiasm.jobs.console.progress import showing
+from chiasm.jobs.console import showing
 from chiasm.jobs.demo import Demo, run_demo
 
 HELP = """Make a small world of pictures, embed it, index it, ask it.

@@ -11,13 +11,12 @@ import typer
 from rich.console import Console
 
 from chiasm.jobs.config import compose
-from chiasm.jobs.console.progress import showing
-from chiasm.jobs.console.terminal import printable
+from chiasm.jobs.console import printable, showing
 from chiasm.jobs.embed_shards import EmbedRequest, EmbedSummary, embed_shards, summary_error
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.records import Shard
-from chiasm.pipeline.shards.listing import list_shards
-from chiasm.pipeline.storage.folder import shown
+from chiasm.pipeline.shards import list_shards
+from chiasm.pipeline.storage import display_name
 
 HELP = """Embed shards into a collection, on this machine or a cluster.
 
@@ -94,13 +93,13 @@ def _listed(specs: list[str]) -> list[Shard]:
 def print_failures(summary: EmbedSummary) -> None:
     """Shards that were set aside and, where they are too many, samples that were dropped."""
     for failure in summary.failed:
-        where = shown(failure["shard"])
+        where = display_name(failure["shard"])
         told = failure["reason"].removeprefix(f"{where}: ")
         print(printable(f"set aside {where}: {told}"), file=sys.stderr)
     if summary.loss > summary.max_loss:
         for url, lost in summary.lost[:MOST_LISTED]:
             told = f"{lost.reason} {lost.detail}".strip()
-            print(printable(f"dropped {shown(url)} {lost.key}: {told}"), file=sys.stderr)
+            print(printable(f"dropped {display_name(url)} {lost.key}: {told}"), file=sys.stderr)
         if len(summary.lost) > MOST_LISTED:
             left = len(summary.lost) - MOST_LISTED
             print(f"and {left:,} more, in the ledger of each shard", file=sys.stderr)

@@ -16,12 +16,12 @@ from chiasm.pipeline.caption_filter import (
     threshold_of,
     write_filtered,
 )
-from chiasm.pipeline.collection.runs import Run
-from chiasm.pipeline.encoders import EncoderSettings, load_encoder, require_matcher
+from chiasm.pipeline.collection import Run
+from chiasm.pipeline.encoders import load_encoder, require_matcher
 from chiasm.pipeline.errors import ChiasmError, UsageError
-from chiasm.pipeline.shards.listing import list_shards
-from chiasm.pipeline.shards.samples import ReadSettings
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.shards import ReadSettings, list_shards
+from chiasm.pipeline.storage import Folder
 
 HELP = """Leave out captions that do not tell of their pictures.
 

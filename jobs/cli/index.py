@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from chiasm.index.build.build import Built, build_index
-from chiasm.jobs.console.terminal import printable
+from chiasm.index.build import Built, build_index
+from chiasm.jobs.console import printable
 
 HELP = "Build the index of a collection."
 BUILD_HELP = """Build the index of a collection and make it live.

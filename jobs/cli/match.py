@@ -8,8 +8,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from chiasm.index.query.encode import pixels_of
-from chiasm.jobs.console.terminal import printable
+from chiasm.index.query import pixels_of
+from chiasm.jobs.console import printable
 from chiasm.pipeline.encoders import load_encoder, require_matcher
 
 HELP = """Tell whether texts tell of a picture.

@@ -13,8 +13,8 @@ import typer
 
 from chiasm.index import open_collection
 from chiasm.index.results import Answer, Query, Rerank
-from chiasm.index.sheet.sheet import write_sheet
-from chiasm.jobs.console.terminal import printable
+from chiasm.index.sheet import write_sheet
+from chiasm.jobs.console import printable
 from chiasm.pipeline.errors import UsageError
 
 HELP = """Search a collection by words, by a picture, or by both.

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from ray.job_submission import JobStatus
 
-from chiasm.jobs.cluster.submit import EXCLUDES, connect, follow
-from chiasm.jobs.cluster.submit import submit as submit_job
+from chiasm.jobs.cluster import EXCLUDES, connect, follow
+from chiasm.jobs.cluster import submit as submit_job
 from chiasm.jobs.signals import Stopped
 from chiasm.pipeline.errors import ChiasmError
 

@@ -10,7 +10,7 @@ import typer
 
 from chiasm.jobs.cli.train_request import TrainRequest
 from chiasm.pipeline.errors import UsageError
-from chiasm.pipeline.model.fusion import MIXES
+from chiasm.pipeline.model.fusion import FUSIONS
 
 HELP = """Train a model that embeds, fuses and matches.
 
@@ -56,7 +56,7 @@ FusionSteps = Annotated[
     ),
 ]
 How = Annotated[
-    str | None, typer.Option(help="Fuse by " + ", ".join(MIXES) + ". [default: the preset's]")
+    str | None, typer.Option(help="Fuse by " + ", ".join(FUSIONS) + ". [default: the preset's]")
 ]
 Towers = Annotated[
     Path | None, typer.Option(help="pocket: a model folder; keep its towers, learn the rest alone.")

@@ -8,8 +8,8 @@ import sys
 from dataclasses import replace
 
 from chiasm.jobs.cli.train_request import TrainRequest, tell
-from chiasm.pipeline.encoders import EncoderSettings
 from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device import resolve_device
 from chiasm.pipeline.training.curves import draw_curves
 from chiasm.pipeline.training.pocket.loop import train

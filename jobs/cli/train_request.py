@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chiasm.pipeline.errors import UsageError
-from chiasm.pipeline.model.fusion import MIXES
+from chiasm.pipeline.model.fusion import FUSIONS
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class TrainRequest:
         if self.to.exists() and not self.to.is_dir():
             expected = "a folder, or a name that is free"
             raise UsageError(f"--to {self.to}", expected=expected, found="a file")
-        if self.how is not None and self.how not in MIXES:
-            raise UsageError(f"--how {self.how!r}", expected=" or ".join(MIXES))
+        if self.how is not None and self.how not in FUSIONS:
+            raise UsageError(f"--how {self.how!r}", expected=" or ".join(FUSIONS))
 
     def require_none_of(self, preset: str, *names: str) -> None:
         """UsageError where an option was given that says nothing to the preset."""

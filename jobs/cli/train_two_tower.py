@@ -7,10 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from chiasm.jobs.cli.train_request import TrainRequest, tell
-from chiasm.pipeline.encoders import EncoderSettings
 from chiasm.pipeline.errors import ChiasmError, UsageError
-from chiasm.pipeline.shards.listing import list_shards
-from chiasm.pipeline.shards.samples import ReadSettings
+from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.shards import ReadSettings, list_shards
 from chiasm.pipeline.training.curves import draw_curves
 from chiasm.pipeline.training.two_tower.loop import TwoTowerSettings, train_two_tower
 from chiasm.pipeline.training.two_tower.trainer import LearnSettings

@@ -21,7 +21,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from chiasm.jobs.cluster.worker import EmbedWorker, Recipe
 from chiasm.jobs.config import WorkerSettings
-from chiasm.pipeline.collection.identity import Identity
+from chiasm.pipeline.collection import Identity
 from chiasm.pipeline.errors import ChiasmError, EncoderError, SourceError, UnreachableError
 from chiasm.pipeline.worklist import Task, WorkList
 
@@ -181,7 +181,7 @@ class Pool:
             self._try_again(task, str(cause), work)  # its store may answer later
         elif isinstance(cause, SourceError):
             task.lost.append(str(cause))
-            work.put_aside(task, str(cause))  # reading it again would find the same
+            work.quarantine(task, str(cause))  # reading it again would find the same
         elif isinstance(cause, ChiasmError):
             raise cause
         else:
@@ -189,10 +189,10 @@ class Pool:
 
     def _try_again(self, task: Task, why: str, work: WorkList) -> None:
         if len(task.lost) + 1 < self.settings.attempts:
-            work.give_back(task, why)
+            work.requeue(task, why)
         else:
             task.lost.append(why)
-            work.put_aside(task, f"{len(task.lost)} attempts failed, the last one: {why}")
+            work.quarantine(task, f"{len(task.lost)} attempts failed, the last one: {why}")
 
     def _advance(self, worker: Worker) -> None:
         worker.holds.popleft()
@@ -204,7 +204,7 @@ class Pool:
         self._dismiss(worker)
         (_, head), *rest = worker.holds
         for _, task in reversed(rest):
-            work.give_back(task)
+            work.requeue(task)
         self._try_again(head, why, work)
 
     def _end_overdue(self, work: WorkList) -> None:

@@ -16,13 +16,13 @@ import psutil
 import pyarrow as pa
 import ray
 
-from chiasm.pipeline.collection.identity import Identity
-from chiasm.pipeline.collection.ledger import LedgerEntry, Tally
-from chiasm.pipeline.collection.runs import process_alive, this_machine
-from chiasm.pipeline.embed import EmbedSettings, embed_shard
-from chiasm.pipeline.encoders import Encoder, EncoderSettings, load_encoder
+from chiasm.pipeline.collection import Identity, LedgerEntry, Tally, process_alive, this_machine
+from chiasm.pipeline.editions import EmbedSettings
+from chiasm.pipeline.embed import embed_shard
+from chiasm.pipeline.encoders import Encoder, load_encoder
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Shard
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.storage import Folder
 
 # glibc's names for them, and what they are set to: a batch's pixels are freed at once, and would go
 # back to the system and be faulted in again for the next batch, 2 to 4 % of decoding. Each arena of

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
-
-from chiasm.jobs.embed_shards import Progress
 
 PLAIN_SECONDS = 10.0
 
@@ -97,3 +96,18 @@ def _span(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, for whoever shows it."""
+
+    shards: int
+    done: int
+    skipped: int
+    failed: int
+    samples: int
+    dropped: int
+    workers_ready: int
+    workers_asked: int
+    each_reserves: str

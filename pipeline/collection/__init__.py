@@ -1,0 +1,61 @@
+"""A collection on disk: its identity, the Parquet file and the ledger of each shard, its runs."""
+
+from chiasm.pipeline.collection.embeddings import (
+    EmbeddingFile,
+    embedded_shard_ids,
+    embeddings,
+    file_version,
+    find_embedding,
+    read_footer,
+    vectors_of,
+)
+from chiasm.pipeline.collection.identity import (
+    FOLDERS,
+    SHARD_FOLDERS,
+    Collection,
+    Identity,
+    create_or_check,
+    read_identity,
+)
+from chiasm.pipeline.collection.ledger import (
+    LedgerEntry,
+    Tally,
+    entries,
+    ledger_name,
+    read_entry,
+    write_entry,
+)
+from chiasm.pipeline.collection.parquet_schema import Footer, arrow_schema, parquet_name
+from chiasm.pipeline.collection.parquet_writer import ParquetWriter
+from chiasm.pipeline.collection.runs import Run, RunRecord, process_alive, runs, this_machine
+
+__all__ = [
+    "FOLDERS",
+    "SHARD_FOLDERS",
+    "Collection",
+    "EmbeddingFile",
+    "Footer",
+    "Identity",
+    "LedgerEntry",
+    "ParquetWriter",
+    "Run",
+    "RunRecord",
+    "Tally",
+    "arrow_schema",
+    "create_or_check",
+    "embedded_shard_ids",
+    "embeddings",
+    "entries",
+    "file_version",
+    "find_embedding",
+    "ledger_name",
+    "parquet_name",
+    "process_alive",
+    "read_entry",
+    "read_footer",
+    "read_identity",
+    "runs",
+    "this_machine",
+    "vectors_of",
+    "write_entry",
+]

@@ -24,7 +24,7 @@ from chiasm.pipeline.collection.parquet_schema import (
 )
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.records import Shard
-from chiasm.pipeline.storage.folder import Folder, is_temporary, shown
+from chiasm.pipeline.storage import Folder, display_name, is_temporary
 
 _STEP = 64
 
@@ -131,7 +131,7 @@ def embeddings(folder: Folder) -> list[EmbeddingFile]:
     out."""
     names = [name for name in folder.list("embeddings") if name.endswith(".parquet")]
     shard_ids = [name.removeprefix("embeddings/").removesuffix(".parquet") for name in names]
-    found = folder.each(lambda shard_id: find_embedding(folder, shard_id), shard_ids)
+    found = folder.map_concurrent(lambda shard_id: find_embedding(folder, shard_id), shard_ids)
     return [file for file in found if file is not None]
 
 
@@ -148,7 +148,7 @@ def find_embedding(folder: Folder, shard_id: str) -> EmbeddingFile | None:
 
 def read_footer(folder: Folder, shard_id: str) -> Footer:
     """What the file says of itself; raises CollectionError when it is damaged or not ours."""
-    where = shown(folder.url_of(parquet_name(shard_id)))
+    where = display_name(folder.url_of(parquet_name(shard_id)))
     with _open(folder, shard_id) as file:
         told = (file.metadata.metadata or {}).get(FOOTER_KEY)
     if told is None:
@@ -174,7 +174,7 @@ def _open(folder: Folder, shard_id: str) -> pq.ParquetFile:
 @contextlib.contextmanager
 def _told_if_damaged(folder: Folder, shard_id: str) -> Iterator[None]:
     """Around reading only. Arrow tells damage as ArrowInvalid or, like a disk, as OSError."""
-    where = shown(folder.url_of(parquet_name(shard_id)))
+    where = display_name(folder.url_of(parquet_name(shard_id)))
     try:
         yield
     except (pa.ArrowInvalid, OSError) as error:
@@ -188,7 +188,7 @@ def _told_if_damaged(folder: Folder, shard_id: str) -> Iterator[None]:
         ) from error
 
 
-def listed(folder: Folder) -> list[str]:
+def embedded_shard_ids(folder: Folder) -> list[str]:
     """The ids of the shards that have a Parquet file, done or not."""
     names = [name.removeprefix("embeddings/") for name in folder.list("embeddings")]
     return [

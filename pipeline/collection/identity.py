@@ -15,7 +15,7 @@ from typing import Any
 
 from chiasm.pipeline.encoders import Encoder
 from chiasm.pipeline.errors import CollectionError
-from chiasm.pipeline.storage.folder import Folder, shown
+from chiasm.pipeline.storage import Folder, display_name
 
 SCHEMA = 1
 NAME = "collection.json"
@@ -87,7 +87,7 @@ def read_identity(folder: Folder) -> Identity | None:
     """The identity, None where there is no collection yet; CollectionError for a damaged one."""
     if not folder.exists(NAME):
         return None
-    where = shown(folder.url_of(NAME))
+    where = display_name(folder.url_of(NAME))
     try:
         told = json.loads(folder.read_bytes(NAME))
         if told.get("schema") != SCHEMA:
@@ -104,7 +104,7 @@ def read_identity(folder: Folder) -> Identity | None:
         ) from error
 
 
-def establish(folder: Folder, identity: Identity, run_id: str) -> Identity:
+def create_or_check(folder: Folder, identity: Identity, run_id: str) -> Identity:
     """Write the identity if there is none yet, then hold ours against what stands.
 
     Of two runs that start together one writes; the other, if its encoder is another, is refused
@@ -115,9 +115,9 @@ def establish(folder: Folder, identity: Identity, run_id: str) -> Identity:
     standing = read_identity(folder)
     if standing is None:
         raise CollectionError(
-            shown(folder.url_of(NAME)), expected="an identity", found="none any more"
+            display_name(folder.url_of(NAME)), expected="an identity", found="none any more"
         )
-    standing.require(identity.fingerprint, identity.encoder, shown(folder.url))
+    standing.require(identity.fingerprint, identity.encoder, display_name(folder.url))
     return standing
 
 

@@ -10,16 +10,13 @@ disagrees (a kill fell between the two, or the shard changed) counts as not done
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.records import Dropped, Note, Shard
-from chiasm.pipeline.storage.folder import Folder, shown
+from chiasm.pipeline.storage import Folder, display_name
 
 SCHEMA = 1
 
@@ -44,26 +41,6 @@ class Tally:
 
     def note(self, note: Note) -> None:
         self.notes.append(note)
-
-
-class Stopwatch:
-    """Busy seconds by stage, summed over all threads; safe to use from any of them."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(name, time.perf_counter() - start)
-
-    def add(self, name: str, seconds: float) -> None:
-        with self._lock:
-            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
 
 @dataclass(frozen=True)
@@ -137,13 +114,13 @@ def read_entry(folder: Folder, shard_id: str) -> LedgerEntry | None:
     name = ledger_name(shard_id)
     if not folder.exists(name):
         return None
-    return LedgerEntry.from_json(folder.read_bytes(name), shown(folder.url_of(name)))
+    return LedgerEntry.from_json(folder.read_bytes(name), display_name(folder.url_of(name)))
 
 
 def entries(folder: Folder) -> Iterator[LedgerEntry]:
     """Every entry of a collection, by shard id."""
     names = [name for name in folder.list("ledger") if name.endswith(".json")]
     shard_ids = [name.removeprefix("ledger/").removesuffix(".json") for name in names]
-    for entry in folder.each(lambda shard_id: read_entry(folder, shard_id), shard_ids):
+    for entry in folder.map_concurrent(lambda shard_id: read_entry(folder, shard_id), shard_ids):
         if entry is not None:
             yield entry

@@ -26,7 +26,7 @@ from chiasm.pipeline.collection.parquet_schema import (
     storable,
 )
 from chiasm.pipeline.records import COLUMNS, Embedded, Shard
-from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.storage import Folder
 
 
 class ParquetWriter:

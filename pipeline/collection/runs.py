@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from chiasm.pipeline.errors import StorageError
-from chiasm.pipeline.storage.folder import Folder, is_temporary, run_of_temporary
+from chiasm.pipeline.storage import Folder, is_temporary, run_of_temporary
 
 HEARTBEAT_SECONDS = 2.0
 STALE_SECONDS = 60.0
@@ -187,7 +187,7 @@ def _names(folder: Folder) -> list[str]:
 
 
 def _read_all(folder: Folder, names: Iterable[str]) -> Iterator[RunRecord]:
-    for record in folder.each(lambda name: _read(folder, name), names):
+    for record in folder.map_concurrent(lambda name: _read(folder, name), names):
         if record is not None:
             yield record
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
-from chiasm.pipeline.errors import UsageError, require_at_least
+from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.pretrained import EncoderSettings
 
 FAMILIES = {  # family -> module with `load(model: str, settings: EncoderSettings) -> Encoder`
     "pocket": "chiasm.pipeline.encoders.pocket",
@@ -23,23 +23,6 @@ FAMILIES = {  # family -> module with `load(model: str, settings: EncoderSetting
     "st": "chiasm.pipeline.encoders.sentence_transformer",
     "two-tower": "chiasm.pipeline.encoders.two_tower",
 }
-
-
-@dataclass(frozen=True)
-class EncoderSettings:
-    """How an encoder runs; what it is comes from its name.
-
-    precision: auto (bfloat16 where the device is fast in it, else float32), float32 or bfloat16.
-    device: auto (cuda where the process has one, else cpu), cpu, cuda or cuda:N.
-    threads: CPU threads of the forward pass; 0 leaves torch's own choice.
-    """
-
-    precision: str = "auto"
-    device: str = "auto"
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        require_at_least(0, encoder__threads=self.threads)
 
 
 class Encoder(Protocol):
@@ -118,7 +101,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.where(norms > 0, norms, 1)
 
 
-def split_name(name: str) -> tuple[str, str]:
+def split_encoder_name(name: str) -> tuple[str, str]:
     """`family:model` -> (family, model), loading nothing; UsageError for an unknown family."""
     family, _, model = name.partition(":")
     if family not in FAMILIES:
@@ -132,7 +115,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 def load_encoder(name: str, settings: EncoderSettings | None = None) -> Encoder:
     """The encoder called `name`; UsageError for an unknown family, EncoderError for a bad model."""
-    family, model = split_name(name)
+    family, model = split_encoder_name(name)
     module = importlib.import_module(FAMILIES[family])
     return module.load(model, settings or EncoderSettings())
 

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 from sentence_transformers import CrossEncoder
 
-from chiasm.pipeline.encoders import EncoderSettings
 from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.sentence_models import clean, load_network, shrunk
 
 BATCH = 8  # pairs at once: such models are large

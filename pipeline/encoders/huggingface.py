@@ -17,8 +17,9 @@ import torch
 import transformers
 from PIL import Image
 
-from chiasm.pipeline.encoders import EncoderSettings, mean_of, unit
+from chiasm.pipeline.encoders import mean_of, unit
 from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device import PRECISIONS, resolve_device, resolve_precision
 from chiasm.pipeline.pretrained.hub import ModelFolder, find_model, loading
 from chiasm.pipeline.pretrained.image_processing import PatchPixels, Pixels, SquarePixels

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from chiasm.pipeline.encoders import EncoderSettings, mean_of
+from chiasm.pipeline.encoders import mean_of
 from chiasm.pipeline.encoders.recent import Recent
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.checkpoint import FILES, SHIPPED, load_model
 from chiasm.pipeline.model.inference import BLOCK, encode_texts, fuse_pairs, look, match_pairs
 from chiasm.pipeline.model.preprocess import RULE, to_pixels
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device import PRECISIONS, resolve_device, resolve_precision
 
 TEXT_RULE = "NFKC, lower case, single spaces, no final full stop; own byte-pair tokens"

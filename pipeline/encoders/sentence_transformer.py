@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
-from chiasm.pipeline.encoders import EncoderSettings, mean_of, unit
+from chiasm.pipeline.encoders import mean_of, unit
 from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.hub import ModelFolder
 from chiasm.pipeline.pretrained.sentence_models import LARGEST, clean, load_network, shrunk
 

@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from chiasm.pipeline.encoders import EncoderSettings
 from chiasm.pipeline.encoders.recent import Recent
 from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.two_tower.checkpoint import FILES, load_two_tower
 from chiasm.pipeline.two_tower.frozen import ImageTower, Texts, TextTower
 

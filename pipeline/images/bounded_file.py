@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import time
 
-from chiasm.pipeline.images.failures import Undecodable
+from chiasm.pipeline.errors import Undecodable
 
 # Each piece of metadata is an object of Python, some 200 bytes: the cost of 64 MB of empty ones
 # would be gigabytes. Real pictures are opened in at most thousands of reads.

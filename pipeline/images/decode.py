@@ -23,9 +23,9 @@ from PIL import ExifTags, Image
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
-from chiasm.pipeline.errors import require_at_least
+from chiasm.pipeline.errors import Undecodable, require_at_least
 from chiasm.pipeline.images.bounded_file import BoundedFile
-from chiasm.pipeline.images.failures import REASONS, Undecodable, undecodable
+from chiasm.pipeline.images.failures import REASONS, classify_failure
 from chiasm.pipeline.images.formats import SLOW, open_picture
 from chiasm.pipeline.images.headers import sizes_in_icns, sizes_in_ico
 from chiasm.pipeline.images.rgb import to_rgb
@@ -110,14 +110,14 @@ def decode(data: bytes, settings: DecodeSettings, target: int | None) -> Picture
         with _one_large if _is_large_icon(data, settings) else nullcontext():
             image, file = open_picture(data, settings.max_seconds)
     except Exception as error:
-        raise undecodable(error, data, "header", ran_out=False) from error
+        raise classify_failure(error, data, "header", ran_out=False) from error
     with image:
         form = image.format or ""
         try:
             return _decode(image, file, data, settings, target)
         except Exception as error:
             # Decoders raise nearly everything for bad bytes: OSError, SyntaxError, KeyError, ...
-            raise undecodable(error, data, form, file.ran_out, image) from error
+            raise classify_failure(error, data, form, file.ran_out, image) from error
 
 
 def _is_large_icon(data: bytes, settings: DecodeSettings) -> bool:

@@ -18,6 +18,8 @@ from PIL.TiffImagePlugin import (
     TiffImageFile,
 )
 
+from chiasm.pipeline.errors import Undecodable
+
 REASONS = {  # stage "decode": every reason there is, and what it says
     "not_a_picture": "its bytes begin like no format that is read",
     "truncated": "its bytes end before the picture does",
@@ -35,15 +37,7 @@ _REFUSED = re.compile("broken data stream|unrecognized data stream|overrun|bad c
 _UNSUPPORTED = re.compile("unsupported|not supported|unknown|unrecognized mode", re.IGNORECASE)
 
 
-class Undecodable(Exception):
-    """A picture that cannot be used. `reason`: a key of REASONS; `detail`: the decoder's words."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
-
-
-def undecodable(
+def classify_failure(
     error: Exception, data: bytes, form: str, ran_out: bool, image: Image.Image | None = None
 ) -> Undecodable:
     """What a decoder raised, told by reason.

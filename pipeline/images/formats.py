@@ -21,8 +21,9 @@ import functools
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
+from chiasm.pipeline.errors import Undecodable
 from chiasm.pipeline.images.bounded_file import BoundedFile
-from chiasm.pipeline.images.failures import Undecodable, undecodable
+from chiasm.pipeline.images.failures import classify_failure
 from chiasm.pipeline.images.headers import check_pieces, is_plain_jpeg
 
 TRIED = """
@@ -59,7 +60,7 @@ def _why_not_opened(error: Exception, data: bytes, opened: BoundedFile) -> Undec
     """Pillow keeps to itself what the decoder of a format said: ask that one alone, in what is left
     of the time."""
     if isinstance(error, Undecodable | MemoryError | Image.DecompressionBombError):
-        return undecodable(error, data, "header", ran_out=False)
+        return classify_failure(error, data, "header", ran_out=False)
     prefix = data[:16].ljust(16, b"\0")
     for form in formats():
         factory, accepts = Image.OPEN[form]
@@ -69,6 +70,6 @@ def _why_not_opened(error: Exception, data: bytes, opened: BoundedFile) -> Undec
         try:
             factory(file, "").close()  # pyrefly: ignore  # reads and seeks
         except Exception as said:  # noqa: BLE001  decoders raise nearly everything
-            return undecodable(said, data, form, file.ran_out)
+            return classify_failure(said, data, form, file.ran_out)
     begins = f"no decoder takes what begins with {data[:8].hex(' ')}" if data else "no bytes"
     return Undecodable("not_a_picture", begins)

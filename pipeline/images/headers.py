@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from PIL import Image
 from PIL.IcnsImagePlugin import IcnsImageFile
 
-from chiasm.pipeline.images.failures import Undecodable
+from chiasm.pipeline.errors import Undecodable
 
 _MOST_STRIPS = 1 << 18  # of a TIFF; each becomes some 300 bytes of Python objects
 _MOST_ENTRIES = 1 << 16  # of a BigTIFF; others cannot count further

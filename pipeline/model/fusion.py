@@ -103,7 +103,7 @@ class Fusion(nn.Module):
         width = config.width
         self.inward = nn.ModuleList(nn.Linear(each, width) for each in widths)
         self.kind = nn.Parameter(torch.randn(len(widths), width) * 0.02)
-        self.mix = MIXES[config.how](config)
+        self.mix = FUSIONS[config.how](config)
         self.pool = Pool(width, config.heads)
         # Where all modalities have become one sequence there is nothing left to weigh them by.
         self.weigh = None if self.mix.merges else nn.Linear(width, 1, bias=False)
@@ -290,7 +290,7 @@ class CrossBlock(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-MIXES = {
+FUSIONS = {
     "concat": Concat,
     "add": Add,
     "gated": Gated,

@@ -1,0 +1,26 @@
+"""Models that other people made: where they lie, how they are loaded, how they see a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chiasm.pipeline.errors import require_at_least
+
+__all__ = ["EncoderSettings"]
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """How an encoder runs; what it is comes from its name.
+
+    precision: auto (bfloat16 where the device is fast in it, else float32), float32 or bfloat16.
+    device: auto (cuda where the process has one, else cpu), cpu, cuda or cuda:N.
+    threads: CPU threads of the forward pass; 0 leaves torch's own choice.
+    """
+
+    precision: str = "auto"
+    device: str = "auto"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        require_at_least(0, encoder__threads=self.threads)

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
-from chiasm.pipeline.encoders import EncoderSettings
 from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device import PRECISIONS, resolve_device, resolve_precision
 from chiasm.pipeline.pretrained.hub import ModelFolder, find_model, loading
 

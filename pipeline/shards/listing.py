@@ -10,25 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TextIO
+from collections.abc import Iterator, Sequence
+from typing import TextIO
 
 from braceexpand import braceexpand
 
 from chiasm.pipeline.errors import SourceError, UnreachableError, UsageError
-from chiasm.pipeline.records import Place, Shard
-from chiasm.pipeline.shards.tar import Damaged, Tar
-from chiasm.pipeline.storage.folder import (
+from chiasm.pipeline.records import Shard
+from chiasm.pipeline.storage import (
     Folder,
     base_name,
     canonical_url,
-    each,
-    find,
-    is_far,
+    display_name,
+    glob,
     is_folder,
-    read_range,
-    shown,
+    is_remote,
+    map_concurrent,
     stat,
 )
 
@@ -36,7 +33,6 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 
 # A stem longer than this would make file names that no file system takes, the hash keeps it unique.
 _MAX_STEM = 120
-_KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)$")
 
 
 def list_shards(specs: Sequence[str], stdin: TextIO | None = None) -> list[Shard]:
@@ -47,7 +43,7 @@ def list_shards(specs: Sequence[str], stdin: TextIO | None = None) -> list[Shard
     SourceError where a spec names nothing, UsageError where it cannot be understood.
     """
     urls = dict.fromkeys(url for spec in _with_stdin(specs, stdin) for url in _expand(spec))
-    return each(_describe, list(urls))
+    return map_concurrent(_describe, list(urls))
 
 
 def shard_id(url: str) -> str:
@@ -57,69 +53,6 @@ def shard_id(url: str) -> str:
     suffix = next((s for s in sorted(SUFFIXES, key=len)[::-1] if base.lower().endswith(s)), "")
     stem = re.sub(r"[^A-Za-z0-9._-]", "_", base[: len(base) - len(suffix)])[:_MAX_STEM]
     return f"{stem}-{hashlib.blake2b(url.encode(), digest_size=5).hexdigest()}"
-
-
-def read_member(shard_url: str, place: Place) -> bytes:
-    """A member's bytes again: by one range read or, in a compressed shard, streaming up to it.
-
-    Raises SourceError when it is not there any more."""
-    if place.offset is not None:
-        return read_range(shard_url, place.offset, place.size)
-    try:
-        with Tar(shard_url) as tar:
-            for member in tar:
-                if member.name == place.member and member.size == place.size:
-                    return member.read()
-        found = "no such member"
-    except Damaged as damage:
-        found = f"a shard that is {damage.reason} before it"
-    raise SourceError(shown(shard_url), expected=f"the member {place.member}", found=found)
-
-
-def read_checked(shard_url: str, place: Place, sha256: str | None) -> bytes:
-    """A member's bytes again, if they are those that were embedded.
-
-    Raises SourceError for a shard that is gone or has changed."""
-    data = read_member(shard_url, place)
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise SourceError(
-            shown(shard_url),
-            expected=f"the bytes of {place.member} that were embedded",
-            found="others",
-            do="the shard has changed: run chiasm embed and chiasm index build again",
-        )
-    return data
-
-
-def write_shard(path: str | Path, samples: Iterable[Mapping[str, Any]]) -> Shard:
-    """Write an uncompressed shard whole, then name it; the same samples give the same bytes.
-
-    A sample is webdataset's: `__key__`, and extension -> bytes, text, or for json whatever json can
-    say. Raises ValueError for a key that would read back as another."""
-    # webdataset imports torch, two seconds that reading shards need not pay.
-    from webdataset.writer import TarWriter
-
-    path = Path(path)
-    with Folder(str(path.parent)).create(path.name, run_id="") as file:
-        target: Any = file
-        with TarWriter(target, compress=False, mtime=0) as writer:
-            for sample in samples:
-                key = sample["__key__"]
-                if split_name(f"{key}.x") != (key, "x"):
-                    raise ValueError(f"key {key!r}: expected no dot in its last part, and no __x__")
-                writer.write(dict(sample))
-        file.commit()
-    return _describe(canonical_url(str(path)))
-
-
-def split_name(name: str) -> tuple[str, str] | None:
-    """A member's name -> (key, extension in lower case), as webdataset's `base_plus_ext` has it:
-    the key ends at the first dot of the base name. None for a name without extension, and for those
-    that webdataset skips (`__meta__`, and all in a folder so called)."""
-    if name.startswith("__") and re.match(r"__[^/]*__($|/)", name):
-        return None
-    found = _KEY_AND_EXTENSION.match(name)
-    return (found[1], found[2].lower()) if found else None
 
 
 def _with_stdin(specs: Sequence[str], stdin: TextIO | None) -> Iterator[str]:
@@ -136,7 +69,7 @@ def _expand(spec: str) -> Iterator[str]:
     """One spec -> canonical URLs of files."""
     url = canonical_url(spec)
     plain = not re.search(r"[{*?\[]", spec)
-    if plain and is_far(url) and url.lower().endswith(SUFFIXES):
+    if plain and is_remote(url) and url.lower().endswith(SUFFIXES):
         yield url  # thousands of names of a store, each looked at twice, would take minutes
     elif is_folder(url):
         yield from _of_folder(url)
@@ -154,7 +87,7 @@ def _of_folder(url: str) -> list[str]:
     names = [n for n in folder.list() if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
     if not names:
         raise SourceError(
-            shown(url),
+            display_name(url),
             expected="a folder with shards (" + ", ".join(f"*{s}" for s in SUFFIXES) + ")",
             found=f"{len(folder.list())} other files",
             do="quote a glob such as 'folder/**/*.tar' for folders in folders",
@@ -163,9 +96,9 @@ def _of_folder(url: str) -> list[str]:
 
 
 def _of_glob(pattern: str) -> list[str]:
-    matched = find(pattern)
+    matched = glob(pattern)
     # What a store finds are objects, and a look at each would be a request.
-    files = matched if is_far(pattern) else [url for url in matched if not is_folder(url)]
+    files = matched if is_remote(pattern) else [url for url in matched if not is_folder(url)]
     if not files:
         found = f"{len(matched)} folders only" if matched else "none"
         raise SourceError(pattern, expected="shards that match", found=found, do="check the path")
@@ -178,11 +111,11 @@ def _braces(spec: str) -> Iterator[str]:
         first = next(expanded)
     except ValueError as error:
         raise UsageError(
-            shown(spec), expected="a range such as {00000..00012}", found=str(error)
+            display_name(spec), expected="a range such as {00000..00012}", found=str(error)
         ) from error
     if first == spec:
         raise SourceError(
-            shown(spec), expected="a shard or a range of shards", found="nothing there"
+            display_name(spec), expected="a shard or a range of shards", found="nothing there"
         )
     yield first
     yield from expanded

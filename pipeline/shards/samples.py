@@ -17,10 +17,10 @@ from typing import Any
 
 from chiasm.pipeline.errors import SourceError, require_at_least
 from chiasm.pipeline.records import Dropped, Note, Place, Sample, Shard
-from chiasm.pipeline.shards.listing import split_name
+from chiasm.pipeline.shards.members import split_member_name
 from chiasm.pipeline.shards.seen_keys import SeenKeys
 from chiasm.pipeline.shards.tar import Damaged, Member, Tar
-from chiasm.pipeline.storage.folder import shown
+from chiasm.pipeline.storage import display_name
 
 # Read, and in this order when a sample has several: other names of the first, then what is rare.
 # Which format it is, the bytes say.
@@ -103,7 +103,7 @@ def read_samples(shard: Shard, settings: ReadSettings) -> Iterator[Sample | Drop
     with Tar(shard.url) as tar:
         try:
             for member in tar:
-                name = split_name(member.name)
+                name = split_member_name(member.name)
                 if name is None:
                     continue
                 key, extension = name
@@ -130,7 +130,7 @@ def read_samples(shard: Shard, settings: ReadSettings) -> Iterator[Sample | Drop
             yield Note("", *tar.odd_end)
     if not seen:
         raise SourceError(
-            shown(shard.url),
+            display_name(shard.url),
             expected="a tar of samples",
             found="no member called key.extension",
             do="name members such as 0001.jpg and 0001.txt",

@@ -25,7 +25,7 @@ from chiasm.pipeline.shards.tar_header import (
     pieces_of,
 )
 from chiasm.pipeline.shards.tar_stream import BAD_BYTES, Bomb, Content
-from chiasm.pipeline.storage.folder import open_stream, shown
+from chiasm.pipeline.storage import display_name, open_stream
 
 _CHUNK = 1 << 16
 _CUT = re.compile("truncated|unexpected end|empty header", re.IGNORECASE)
@@ -155,7 +155,7 @@ class Tar:
 
     def _no_samples(self, found: str) -> SourceError:
         do = "name shards, each a tar of members such as 0001.jpg and 0001.txt"
-        return SourceError(shown(self.url), expected="a tar of samples", found=found, do=do)
+        return SourceError(display_name(self.url), expected="a tar of samples", found=found, do=do)
 
     def _next(self, archive: tarfile.TarFile) -> tarfile.TarInfo | None:
         archive.members = []  # pyrefly: ignore  # or tarfile keeps every header of the shard
@@ -200,7 +200,7 @@ class Tar:
         if isinstance(error, EndMark | NoBlock) or not isinstance(error, BAD_BYTES):
             return error
         if isinstance(error, OSError) and error.errno:  # the disk fails, not what lies on it
-            return SourceError(shown(self.url), found=error.strerror or str(error))
+            return SourceError(display_name(self.url), found=error.strerror or str(error))
         return Damaged(self._reason_of(error), str(error) or type(error).__name__)
 
     def _reason_of(self, error: Exception) -> str:

@@ -1,0 +1,40 @@
+"""Where bytes lie: files of this machine, object stores and web servers, by URL.
+
+Shards are read by URL (`stat`, `open_stream`, `read_range`, `glob`). A collection is a `Folder`, in
+which a file gets its final name only once it is whole.
+"""
+
+from chiasm.pipeline.storage.backend import Backend, PendingFile, Stat
+from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.storage.local import is_temporary, run_of_temporary
+from chiasm.pipeline.storage.urls import (
+    base_name,
+    canonical_url,
+    display_name,
+    glob,
+    is_folder,
+    is_remote,
+    map_concurrent,
+    open_stream,
+    read_range,
+    stat,
+)
+
+__all__ = [
+    "Backend",
+    "Folder",
+    "PendingFile",
+    "Stat",
+    "base_name",
+    "canonical_url",
+    "display_name",
+    "glob",
+    "is_folder",
+    "is_remote",
+    "is_temporary",
+    "map_concurrent",
+    "open_stream",
+    "read_range",
+    "run_of_temporary",
+    "stat",
+]

@@ -12,99 +12,18 @@ each.
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from chiasm.pipeline.errors import StorageError, UsageError
-from chiasm.pipeline.storage.backend import Backend, PendingFile, Stat
-from chiasm.pipeline.storage.local import LocalFiles, is_temporary, run_of_temporary, temporary_of
-from chiasm.pipeline.storage.remote import RemoteFiles, WebFiles
-
-__all__ = [
-    "BACKENDS",
-    "Backend",
-    "Folder",
-    "PendingFile",
-    "Stat",
-    "base_name",
-    "canonical_url",
-    "each",
-    "find",
-    "is_far",
-    "is_folder",
-    "is_temporary",
-    "open_stream",
-    "read_range",
-    "run_of_temporary",
-    "shown",
-    "stat",
-    "temporary_of",
-]
+from chiasm.pipeline.errors import StorageError
+from chiasm.pipeline.storage.backend import PendingFile, Stat
+from chiasm.pipeline.storage.schemes import backend_of
+from chiasm.pipeline.storage.urls import canonical_url
 
 A = TypeVar("A")
 B = TypeVar("B")
-
-_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
-
-
-def canonical_url(path_or_url: str) -> str:
-    """One name for one place: `a.tar` -> `file:///abs/real/a.tar`, symbolic links resolved.
-
-    Raises UsageError for a scheme without a backend."""
-    return _backend(path_or_url).canonical(path_or_url)
-
-
-def shown(url: str) -> str:
-    """What a person calls the place: the path of a local file, else the URL without its
-    password."""
-    return _backend(url).shown(url)
-
-
-def base_name(url: str) -> str:
-    """The file's own name, unescaped, without the query of an HTTP URL."""
-    return _backend(url).base(url)
-
-
-def stat(url: str) -> Stat:
-    """Size and version of a file; SourceError when it is missing or no file."""
-    return _backend(url).stat(url)
-
-
-def is_folder(url: str) -> bool:
-    """Whether `url` is a folder that can be listed."""
-    return _backend(url).is_folder(url)
-
-
-def is_far(url: str) -> bool:
-    """Whether each look at `url` is a request."""
-    return _backend(url).at_once > 1
-
-
-def open_stream(url: str) -> io.BufferedReader:
-    """A file for reading from front to back; SourceError when it cannot be opened."""
-    return _backend(url).open_stream(url)
-
-
-def read_range(url: str, offset: int, size: int) -> bytes:
-    """Exactly `size` bytes from `offset` on; SourceError when the file ends before."""
-    return _backend(url).read_range(url, offset, size)
-
-
-def find(pattern: str) -> list[str]:
-    """Canonical URLs of what matches a glob (`*`, `?`, `[...]`, `**`), sorted by path."""
-    return list(_backend(pattern).find(pattern))
-
-
-def each(call: Callable[[str], B], urls: Sequence[str]) -> list[B]:
-    """`call` of each URL, in their order; several at once where a store takes its time."""
-    at_once = max((_backend(url).at_once for url in urls), default=1)
-    if at_once == 1:
-        return [call(url) for url in urls]
-    with ThreadPoolExecutor(at_once, "chiasm-each") as asking:
-        return list(asking.map(call, urls))
 
 
 class Folder:
@@ -112,7 +31,7 @@ class Folder:
 
     def __init__(self, root: str) -> None:
         self.url = canonical_url(root)
-        self._backend = _backend(self.url)
+        self._backend = backend_of(self.url)
 
     def __repr__(self) -> str:
         return f"Folder({self.url!r})"
@@ -146,14 +65,14 @@ class Folder:
 
     def stat(self, name: str) -> Stat | None:
         """Size and version, None where there is no such file."""
-        return self._backend.look(self.url_of(name))
+        return self._backend.stat_or_none(self.url_of(name))
 
-    def each(self, call: Callable[[A], B], names: Iterable[A]) -> Iterator[B]:
+    def map_concurrent(self, call: Callable[[A], B], names: Iterable[A]) -> Iterator[B]:
         """`call` of each name, in their order; several at once where a request takes its time."""
-        if self._backend.at_once == 1:
+        if self._backend.concurrency == 1:
             yield from map(call, names)
             return
-        with ThreadPoolExecutor(self._backend.at_once, "chiasm-each") as asking:
+        with ThreadPoolExecutor(self._backend.concurrency, "chiasm-each") as asking:
             yield from asking.map(call, names)
 
     def open_stream(self, name: str) -> io.BufferedReader:
@@ -201,23 +120,3 @@ class Folder:
         if not name or name.startswith("/") or ".." in name.split("/"):
             raise ValueError(f"expected a name inside the folder, found {name!r}")
         return self._backend.join(self.url, name)
-
-
-BACKENDS: dict[str, Backend] = {
-    "file": LocalFiles(),
-    "s3": RemoteFiles("s3"),
-    "gs": RemoteFiles("gs"),
-    "hf": RemoteFiles("hf"),
-    "http": WebFiles("http"),
-    "https": WebFiles("https"),
-}
-
-
-def _backend(path_or_url: str) -> Backend:
-    found = _SCHEME.match(path_or_url)
-    scheme = found[1].lower() if found else "file"
-    if scheme not in BACKENDS:
-        valid = ", ".join(f"{name}://" for name in BACKENDS)
-        # The rest may hold a password, at a place that only those who know the scheme can tell.
-        raise UsageError(f"{scheme}://***", expected=f"a path or one of {valid}", found="another")
-    return BACKENDS[scheme]

@@ -19,14 +19,14 @@ from fsspec.implementations.http import HTTPFileSystem
 
 from chiasm.pipeline.storage.backend import Stat
 from chiasm.pipeline.storage.object_store import (
+    ByteRange,
     NoRanges,
-    Piece,
-    hush,
-    line_of,
-    piece_of,
+    byte_range,
+    one_line,
     require_trusted,
+    silence_loop,
 )
-from chiasm.pipeline.storage.retry import Absent, Passing, PastEnd, Refused, RetrySettings
+from chiasm.pipeline.storage.retry import NotFound, PastEnd, Refused, RetrySettings, TransientError
 
 
 class WebStore:
@@ -43,7 +43,7 @@ class WebStore:
             # A body that says it is gzip is what a .tar.gz is: it is unpacked where tars are read.
             client_kwargs={"trust_env": True, "timeout": timeout, "auto_decompress": False},
         )
-        hush(self.fs.loop)
+        silence_loop(self.fs.loop)
 
     def head(self, path: str) -> Stat:
         try:
@@ -54,7 +54,7 @@ class WebStore:
             return Stat(whole.size, whole.version)
         return Stat(piece.total, piece.version or "")
 
-    def get(self, path: str, start: int, size: int) -> Piece:
+    def get(self, path: str, start: int, size: int) -> ByteRange:
         asked = f"bytes={start}" if start < 0 else f"bytes={start}-{start + size - 1}"
 
         async def fetch() -> tuple[aiohttp.ClientResponse, bytes | None]:
@@ -70,7 +70,7 @@ class WebStore:
         version = _version(answer)
         if data is None:
             raise NoRanges(_length(answer), version, lambda: self._whole(path))
-        return piece_of(data, answer.headers.get("Content-Range"), start, size, version)
+        return byte_range(data, answer.headers.get("Content-Range"), start, size, version)
 
     def _whole(self, path: str) -> WebAnswer:
         async def ask() -> aiohttp.ClientResponse:
@@ -116,9 +116,9 @@ def _check(answer: aiohttp.ClientResponse) -> None:
     status = answer.status
     told = f"{status} {answer.reason or ''}".strip()
     if status in (404, 410):
-        raise Absent(told)
+        raise NotFound(told)
     if (status >= 500 and status != 501) or status in (408, 425, 429):
-        raise Passing(told)
+        raise TransientError(told)
     if status not in (200, 206):
         raise Refused(told, "check ~/.netrc and the URL (docs/operations.md)")
 
@@ -144,9 +144,9 @@ def _told() -> Iterator[None]:
     try:
         yield
     except aiohttp.InvalidURL as error:
-        raise Refused(f"no URL: {line_of(error)}") from error
+        raise Refused(f"no URL: {one_line(error)}") from error
     except aiohttp.TooManyRedirects as error:
         raise Refused("more than ten redirects") from error
     except (TimeoutError, aiohttp.ClientError, FSTimeoutError, OSError) as error:
         require_trusted(error, "SSL_CERT_FILE")
-        raise Passing(line_of(error)) from error
+        raise TransientError(one_line(error)) from error

@@ -125,7 +125,7 @@ class PendingLocalFile(io.BufferedWriter):
 class LocalFiles:
     """The backend of `file://` URLs and of plain paths."""
 
-    at_once = 1
+    concurrency = 1
 
     def canonical(self, url: str) -> str:
         path = _path_of(url)
@@ -134,10 +134,10 @@ class LocalFiles:
         path = os.path.realpath(os.path.expanduser(path))
         return "file://" + quote_from_bytes(os.fsencode(path))
 
-    def shown(self, url: str) -> str:
+    def display_name(self, url: str) -> str:
         return str(self.local(url))
 
-    def base(self, url: str) -> str:
+    def base_name(self, url: str) -> str:
         return unquote(url.rpartition("/")[2])
 
     def join(self, url: str, name: str) -> str:
@@ -178,11 +178,11 @@ class LocalFiles:
         with _told_as_storage_error(_path_of(url)):
             return pa.memory_map(_path_of(url))
 
-    def find(self, pattern: str) -> list[str]:
+    def glob(self, pattern: str) -> list[str]:
         path = os.path.expanduser(_path_of(pattern))
         return [self.canonical(found) for found in sorted(glob.glob(path, recursive=True))]
 
-    def look(self, url: str) -> Stat | None:
+    def stat_or_none(self, url: str) -> Stat | None:
         with _told_as_storage_error(_path_of(url)):
             try:
                 found = os.stat(_path_of(url))

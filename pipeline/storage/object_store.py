@@ -1,9 +1,9 @@
 """The stores behind `s3://`, `gs://`, `hf://` and `http(s)://`, each through fsspec's filesystem.
 
-A store answers one request at a time, once: a `Piece` of an object, a listing, a put. What fails is
-told as one of the kinds of `chiasm.pipeline.storage.retry`; trying again is left to those who ask.
-The choice: one filesystem a process and scheme, without its cache of listings, made when a URL
-first needs it; S3 and HTTP are asked for ETags and ranges directly (pipeline/storage/s3.py,
+A store answers one request at a time, once: a `ByteRange` of an object, a listing, a put. What
+fails is told as one of the kinds of `chiasm.pipeline.storage.retry`; trying again is left to those
+who ask. The choice: one filesystem a process and scheme, without its cache of listings, made when a
+URL first needs it; S3 and HTTP are asked for ETags and ranges directly (pipeline/storage/s3.py,
 pipeline/storage/http.py), the others through what every fsspec filesystem can do. The cost of that:
 they tell no version with a range, so an object that changes under a reader is noticed only at its
 end.
@@ -23,13 +23,13 @@ from typing import IO, Any, Protocol
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.storage.backend import Stat
 from chiasm.pipeline.storage.retry import (
-    Absent,
-    Passing,
+    AlreadyExists,
+    NotFound,
     PastEnd,
     Refused,
     RetrySettings,
-    Standing,
     StoreError,
+    TransientError,
 )
 
 RETRIES = RetrySettings()
@@ -38,7 +38,7 @@ LONGEST_LINE = 200  # characters of what a library says
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ByteRange:
     """Bytes of an object from `start` on. `total`: the object's size; `version`: None where the
     store tells none with a range."""
 
@@ -56,7 +56,7 @@ class Listing:
     folders: list[str]
 
 
-class Live(Protocol):
+class OpenResponse(Protocol):
     """An answer whose body is still coming: a whole object from its first byte on."""
 
     size: int
@@ -69,20 +69,20 @@ class Live(Protocol):
 class NoRanges(StoreError):
     """The server sends whole files only. `size`: -1 if not told. `again`: asks for the whole."""
 
-    def __init__(self, size: int, version: str, again: Callable[[], Live]) -> None:
+    def __init__(self, size: int, version: str, again: Callable[[], OpenResponse]) -> None:
         super().__init__("the server sends whole files only")
         self.size, self.version, self.again = size, version, again
 
 
-class Reads(Protocol):
+class ReadableStore(Protocol):
     """One attempt each; raises the StoreErrors. A `path` is a URL without its scheme (HTTP: the
     URL). `get` with a negative `start` reads the last bytes of the object."""
 
     def head(self, path: str) -> Stat: ...
-    def get(self, path: str, start: int, size: int) -> Piece: ...
+    def get(self, path: str, start: int, size: int) -> ByteRange: ...
 
 
-class Store(Reads, Protocol):
+class Store(ReadableStore, Protocol):
     """What can be listed and written, too. new: a mark of the writer's own: the name must be free,
     or taken by an attempt of this same writer; else Standing. `end_uploads` and what goes up in
     parts (`send`) try again by themselves, request by request."""
@@ -95,7 +95,7 @@ class Store(Reads, Protocol):
     def end_uploads(self, folder: str, dead: Callable[[str], bool]) -> Sequence[str]: ...
 
 
-class AnyStore:
+class FsspecStore:
     """A store by what every fsspec filesystem can do: `gs://`, `hf://`.
 
     A new name is put by `mode="create"` (gcsfs: if_generation_match); one that holds the very same
@@ -109,11 +109,11 @@ class AnyStore:
         with _told():
             found = self.fs.info(path)
         if found["type"] != "file":
-            raise Absent(path)
+            raise NotFound(path)
         size = found.get("size")
         return Stat(-1 if size is None else int(size), _version(found))
 
-    def get(self, path: str, start: int, size: int) -> Piece:
+    def get(self, path: str, start: int, size: int) -> ByteRange:
         total = self.head(path).size
         first = max(0, total + start) if start < 0 else start
         if first >= total:
@@ -122,15 +122,15 @@ class AnyStore:
         with _told():
             data = self.fs.cat_file(path, start=first, end=first + wanted)
         if len(data) != wanted:
-            raise Passing(f"{len(data)} bytes of {wanted}")
-        return Piece(first, data, total, None)
+            raise TransientError(f"{len(data)} bytes of {wanted}")
+        return ByteRange(first, data, total, None)
 
     def list(self, folder: str, *, deep: bool = False) -> Listing:
         try:
             with _told():
                 found = self.fs.find(folder, detail=True) if deep else None
                 entries = list(found.values()) if found is not None else self.fs.ls(folder, True)
-        except Absent:
+        except NotFound:
             entries = []
         names: dict[str, list[str]] = {"file": [], "directory": []}
         for entry in entries:
@@ -153,7 +153,7 @@ class AnyStore:
     def send(self, path: str, file: IO[bytes], size: int, *, new: str = "") -> None:
         with _told():
             if new and self.fs.exists(path):
-                raise Standing(path)
+                raise AlreadyExists(path)
             target = self.fs.open(path, "wb", autocommit=False)
             try:
                 file.seek(0)
@@ -173,7 +173,7 @@ class AnyStore:
         return ()  # what is not committed expires by itself
 
 
-def hush(loop: Any) -> None:
+def silence_loop(loop: Any) -> None:
     """Keep from stderr what asyncio says of the tasks of a broken connection: the request that
     used it fails, and tells why."""
     loop.call_soon_threadsafe(loop.set_exception_handler, lambda loop, context: None)
@@ -196,28 +196,28 @@ def _told() -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise Absent(str(error)) from error
+        raise NotFound(str(error)) from error
     except FileExistsError as error:
-        raise Standing(str(error)) from error
+        raise AlreadyExists(str(error)) from error
     except (PermissionError, IsADirectoryError, NotImplementedError, ValueError) as error:
-        raise Refused(line_of(error)) from error
+        raise Refused(one_line(error)) from error
     except Exception as error:
         package = type(error).__module__.partition(".")[0]
         if not isinstance(error, OSError) and package not in _NETWORK:
             raise
         status = str(getattr(error, "code", getattr(error, "status", "")) or _status_of(error))
         if status == "412":
-            raise Standing(line_of(error)) from error
+            raise AlreadyExists(one_line(error)) from error
         if re.fullmatch("4..", status) and status not in ("408", "429"):
-            raise Refused(line_of(error)) from error
-        raise Passing(line_of(error)) from error
+            raise Refused(one_line(error)) from error
+        raise TransientError(one_line(error)) from error
 
 
 def _status_of(error: Exception) -> str:
     return str(getattr(getattr(error, "response", None), "status_code", ""))
 
 
-def line_of(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An error's text in one line, or its kind where it has none; URLs in it lose the user and the
     query, where passwords and signatures stand."""
     told = " ".join(str(error).split()) or type(error).__name__
@@ -234,20 +234,22 @@ def require_trusted(error: BaseException | None, variable: str) -> None:
         error = error.__cause__ or error.__context__
 
 
-def piece_of(data: bytes, told_range: str | None, start: int, size: int, version: str) -> Piece:
+def byte_range(
+    data: bytes, told_range: str | None, start: int, size: int, version: str
+) -> ByteRange:
     """Check a range's answer against its `Content-Range`; Passing for one that is not whole."""
     try:
         where, _, total_told = (told_range or "").removeprefix("bytes").strip().partition("/")
         first, last = map(int, where.split("-"))
         total = int(total_told)
     except ValueError:
-        raise Passing(f"a range told as {told_range!r}") from None
+        raise TransientError(f"a range told as {told_range!r}") from None
     expected = max(0, total + start) if start < 0 else start
     wanted = min(size, total - expected)
     if (first, last) != (expected, expected + wanted - 1) or len(data) != wanted:
         told = f"{len(data)} bytes told as {told_range!r}"
-        raise Passing(f"{told}, where {wanted} from byte {expected} on were asked for")
-    return Piece(expected, data, total, version)
+        raise TransientError(f"{told}, where {wanted} from byte {expected} on were asked for")
+    return ByteRange(expected, data, total, version)
 
 
 def _s3() -> Store:
@@ -260,12 +262,12 @@ def _web() -> Store:
 
 def _gs() -> Store:
     filesystem = _class("gcsfs", "GCSFileSystem", "pip install 'chiasm[gcs]'")
-    return AnyStore(filesystem(use_listings_cache=False, skip_instance_cache=True))
+    return FsspecStore(filesystem(use_listings_cache=False, skip_instance_cache=True))
 
 
 def _hf() -> Store:
     filesystem = _class("huggingface_hub", "HfFileSystem")
-    return AnyStore(filesystem(use_listings_cache=False, skip_instance_cache=True))
+    return FsspecStore(filesystem(use_listings_cache=False, skip_instance_cache=True))
 
 
 def _class(module: str, name: str, do: str = "") -> Any:

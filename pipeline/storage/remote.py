@@ -22,16 +22,16 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from chiasm.pipeline.errors import SourceError, StorageError, UnreachableError, UsageError
 from chiasm.pipeline.storage import object_store as stores
 from chiasm.pipeline.storage.backend import Stat
-from chiasm.pipeline.storage.object_store import NoRanges, Reads, Store, line_of, store_of
+from chiasm.pipeline.storage.object_store import NoRanges, ReadableStore, Store, one_line, store_of
 from chiasm.pipeline.storage.retry import (
-    Absent,
-    Changed,
+    NotFound,
     PastEnd,
     Refused,
+    RetriesExhausted,
     RetrySettings,
     StoreError,
-    Unreachable,
-    persist,
+    VersionChanged,
+    retry,
 )
 from chiasm.pipeline.storage.streams import Seekable, read_ahead
 from chiasm.pipeline.storage.uploads import PendingObject
@@ -53,20 +53,20 @@ _SECRETS = re.compile(
 class ReadFiles:
     """What all of them have in common. A `path` is what the store calls the object."""
 
-    at_once = 16
+    concurrency = 16
 
     def __init__(self, scheme: str) -> None:
         self.scheme = scheme
 
     @property
-    def store(self) -> Reads:
+    def store(self) -> ReadableStore:
         return store_of(self.scheme)
 
     @property
     def retries(self) -> RetrySettings:
         return stores.RETRIES
 
-    def shown(self, url: str) -> str:
+    def display_name(self, url: str) -> str:
         return url
 
     def join(self, url: str, name: str) -> str:
@@ -80,13 +80,13 @@ class ReadFiles:
 
     def stat(self, url: str) -> Stat:
         with self._reading(url):
-            return self._persist(lambda: self.store.head(self.path(url)))
+            return self._retry(lambda: self.store.head(self.path(url)))
 
-    def look(self, url: str) -> Stat | None:
+    def stat_or_none(self, url: str) -> Stat | None:
         with self._keeping(url):
             try:
-                return self._persist(lambda: self.store.head(self.path(url)))
-            except Absent:
+                return self._retry(lambda: self.store.head(self.path(url)))
+            except NotFound:
                 return None
 
     def open_stream(self, url: str) -> io.BufferedReader:
@@ -103,7 +103,7 @@ class ReadFiles:
             return b""
         with self._reading(url):
             try:
-                data = self._persist(lambda: self.store.get(self.path(url), offset, size)).data
+                data = self._retry(lambda: self.store.get(self.path(url), offset, size)).data
             except PastEnd:
                 data = b""
             except NoRanges:
@@ -123,8 +123,8 @@ class ReadFiles:
                 offset -= len(some)
             return b"" if offset else stream.read(size)
 
-    def _persist(self, call: Callable[[], T]) -> T:
-        return persist(call, self.retries)
+    def _retry(self, call: Callable[[], T]) -> T:
+        return retry(call, self.retries)
 
     def _reading(self, url: str) -> AbstractContextManager[None]:
         return _told(url, SourceError, "a file to read")
@@ -151,14 +151,14 @@ class RemoteFiles(ReadFiles):
             raise UsageError(url, expected=f"{self.scheme}://bucket/key", found="no bucket")
         return f"{self.scheme}://{rest}"
 
-    def base(self, url: str) -> str:
+    def base_name(self, url: str) -> str:
         return url.rpartition("/")[2]
 
     def is_folder(self, url: str) -> bool:
         with self._reading(url):
-            return self._persist(lambda: self.store.is_folder(self.path(url)))
+            return self._retry(lambda: self.store.is_folder(self.path(url)))
 
-    def find(self, pattern: str) -> Sequence[str]:
+    def glob(self, pattern: str) -> Sequence[str]:
         from fsspec.utils import glob_translate  # fsspec is imported where such a URL is used
 
         path = self.path(self.canonical(pattern))
@@ -169,24 +169,24 @@ class RemoteFiles(ReadFiles):
             matches = re.compile(glob_translate(path)).fullmatch
         except ValueError as error:
             expected = "a pattern such as folder/**/*.tar"
-            raise UsageError(pattern, expected=expected, found=line_of(error)) from error
+            raise UsageError(pattern, expected=expected, found=one_line(error)) from error
         fixed = path[: wild.start()]
         deep = "/" in path[wild.start() :]
         with self._reading(pattern):
             folder = fixed if self.scheme == "s3" else fixed.rpartition("/")[0]
-            listing = self._persist(lambda: self.store.list(folder, deep=deep))
+            listing = self._retry(lambda: self.store.list(folder, deep=deep))
         # A key that ends in / marks a folder.
         found = (key for key in listing.files if not key.endswith("/") and matches(key))
         return [f"{self.scheme}://{key}" for key in found]
 
     def folders(self, url: str) -> Sequence[str]:
         with self._keeping(url):
-            found = self._persist(lambda: self.store.list(self._folder(url)))
+            found = self._retry(lambda: self.store.list(self._folder(url)))
         return sorted(path.rpartition("/")[2] for path in found.folders)
 
     def list(self, url: str) -> Sequence[str]:
         with self._keeping(url):
-            found = self._persist(lambda: self.store.list(self._folder(url)))
+            found = self._retry(lambda: self.store.list(self._folder(url)))
         bases = (path.rpartition("/")[2] for path in found.files)
         return sorted(base for base in bases if base)  # a key that ends in / marks a folder
 
@@ -198,8 +198,8 @@ class RemoteFiles(ReadFiles):
     def remove(self, url: str) -> None:
         with self._keeping(url):
             try:
-                self._persist(lambda: self.store.remove(self.path(url)))
-            except Absent:
+                self._retry(lambda: self.store.remove(self.path(url)))
+            except NotFound:
                 return
 
     def remove_folder(self, url: str) -> None:
@@ -225,7 +225,7 @@ class WebFiles(ReadFiles):
             raise UsageError(
                 f"{self.scheme}://{rest}",
                 expected=f"{self.scheme}://host/path",
-                found=f"no URL ({line_of(error)})",
+                found=f"no URL ({one_line(error)})",
             ) from None
         plain = f"{self.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         if "@" in parts.netloc:
@@ -238,7 +238,7 @@ class WebFiles(ReadFiles):
         # What a request cannot carry is escaped, what is escaped already stays as it is.
         return quote(parts.geturl(), safe="!#$%&'()*+,/:;=?@[]~{}")
 
-    def base(self, url: str) -> str:
+    def base_name(self, url: str) -> str:
         return unquote(urlsplit(url).path.rpartition("/")[2])
 
     def path(self, url: str) -> str:
@@ -249,7 +249,7 @@ class WebFiles(ReadFiles):
             raise self._unlisted(url)
         return False
 
-    def find(self, pattern: str) -> Sequence[str]:
+    def glob(self, pattern: str) -> Sequence[str]:
         if not re.search(r"[*\[]", urlsplit(pattern).path):
             return [self.canonical(pattern)]  # its `?` begins a query
         raise self._unlisted(pattern)
@@ -297,18 +297,18 @@ def _with_a_password(shown: str, do: str) -> UsageError:
 def _told(where: str, kind: type[SourceError | StorageError], expected: str) -> Iterator[None]:
     try:
         yield
-    except Unreachable as error:
+    except RetriesExhausted as error:
         lasting = UnreachableError if kind is SourceError else kind
         do = "check the network and the endpoint, then run the same command again"
         raise lasting(where, expected="an answer", found=str(error), do=do) from error
-    except Changed as error:
+    except VersionChanged as error:
         raise kind(
             where,
             expected=f"the object that was opened (version {error})",
             found="another: it changed while it was read",
             do="run the same command again",
         ) from error
-    except Absent as error:
+    except NotFound as error:
         raise kind(where, expected=expected, found="nothing there", do="check the name") from error
     except Refused as error:
         raise kind(where, expected=expected, found=str(error), do=error.do) from error

@@ -1,9 +1,9 @@
 """Requests that fail and are made again: what is worth another attempt, and how long to wait.
 
-A store's answers come in a few kinds. `Passing` is what the next attempt may not meet (500, 503,
-429, a broken connection, a body shorter than it was called); it alone is tried again, after a wait
-that doubles and is drawn at random, so that many workers do not knock at once. The rest would be
-met again, and are told at once.
+A store's answers come in a few kinds. `TransientError` is what the next attempt may not meet (500,
+503, 429, a broken connection, a body shorter than it was called); it alone is tried again, after a
+wait that doubles and is drawn at random, so that many workers do not knock at once. The rest would
+be met again, and are told at once.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class StoreError(Exception):
     """What a store answered instead of what was asked for; told to people by the backend."""
 
 
-class Passing(StoreError):
+class TransientError(StoreError):
     """A failure that another attempt may not meet."""
 
 
-class Unreachable(StoreError):
+class RetriesExhausted(StoreError):
     """Every attempt met a passing failure."""
 
 
-class Absent(StoreError):
+class NotFound(StoreError):
     """404: nothing there."""
 
 
@@ -69,11 +69,11 @@ class PastEnd(StoreError):
         self.total = total
 
 
-class Standing(StoreError):
+class AlreadyExists(StoreError):
     """412: a name that was to be new is taken."""
 
 
-class Changed(StoreError):
+class VersionChanged(StoreError):
     """The object is not the one that was opened."""
 
 
@@ -81,9 +81,7 @@ class Cancelled(StoreError):
     """Nobody wants the answer any more."""
 
 
-def persist(
-    call: Callable[[], T], settings: RetrySettings, stop: threading.Event | None = None
-) -> T:
+def retry(call: Callable[[], T], settings: RetrySettings, stop: threading.Event | None = None) -> T:
     """`call` until it raises nothing passing; Unreachable after the last attempt.
 
     stop: ends the waiting, with Cancelled."""
@@ -92,10 +90,10 @@ def persist(
             raise Cancelled
         try:
             return call()
-        except Passing as failure:
+        except TransientError as failure:
             if attempt == settings.attempts:
                 told = f"{attempt} attempts failed, the last one: {failure}"
-                raise Unreachable(told) from failure
+                raise RetriesExhausted(told) from failure
             if stop is None:
                 time.sleep(settings.wait(attempt))
             else:

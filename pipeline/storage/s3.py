@@ -32,23 +32,23 @@ from s3fs import S3FileSystem
 
 from chiasm.pipeline.storage.backend import Stat
 from chiasm.pipeline.storage.object_store import (
+    ByteRange,
     Listing,
-    Piece,
-    hush,
-    line_of,
-    piece_of,
+    byte_range,
+    one_line,
     require_trusted,
+    silence_loop,
 )
 from chiasm.pipeline.storage.retry import (
-    Absent,
+    AlreadyExists,
     Cancelled,
-    Passing,
+    NotFound,
     PastEnd,
     Refused,
     RetrySettings,
-    Standing,
     StoreError,
-    persist,
+    TransientError,
+    retry,
 )
 
 PART = 32 << 20  # bytes of a part; more for what would need over MOST_PARTS of them
@@ -110,7 +110,7 @@ class S3Store:
                 "max_pool_connections": 64,
             },
         )
-        hush(self.fs.loop)
+        silence_loop(self.fs.loop)
 
     def head(self, path: str) -> Stat:
         """By its first byte: the length in a HEAD may lie, the total of a range is told apart."""
@@ -120,13 +120,13 @@ class S3Store:
             return Stat(0, _etag(self._call("head_object", path)))
         return Stat(piece.total, piece.version or "")
 
-    def get(self, path: str, start: int, size: int) -> Piece:
+    def get(self, path: str, start: int, size: int) -> ByteRange:
         asked = f"bytes={start}" if start < 0 else f"bytes={start}-{start + size - 1}"
         answer = self._call("get_object", path, Range=asked)
         data, told_range = answer["Body"], answer.get("ContentRange")
         if told_range is None and not data:
             raise PastEnd(0)  # what some answer instead of 416 where the object is empty
-        return piece_of(data, told_range, start, size, _etag(answer))
+        return byte_range(data, told_range, start, size, _etag(answer))
 
     def list(self, folder: str, *, deep: bool = False) -> Listing:
         bucket, _, prefix = folder.partition("/")
@@ -147,7 +147,7 @@ class S3Store:
     def put(self, path: str, data: bytes, *, new: str = "") -> None:
         try:
             self._call_new("put_object", path, new, Body=data, **_marked(new))
-        except Standing:
+        except AlreadyExists:
             # An attempt before may have done it, and only its answer been lost.
             if self._mark_of(path) != new:
                 raise
@@ -156,19 +156,19 @@ class S3Store:
         """In parts, each tried again by itself; aborted on whatever is raised meanwhile, also by a
         signal. Where it is not known whether the last step was done, its mark tells."""
         mark, stop = new or secrets.token_hex(8), threading.Event()
-        begun = persist(
+        begun = retry(
             lambda: self._call("create_multipart_upload", path, **_marked(mark)),
             self.retries,
         )
         upload = begun["UploadId"]
         try:
             parts = self._send_parts(path, upload, file, size, stop)
-            persist(lambda: self._complete(path, upload, parts, mark, new), self.retries)
+            retry(lambda: self._complete(path, upload, parts, mark, new), self.retries)
         except BaseException:
             stop.set()
             # A store out of reach must not hide why this ends; a sweep aborts what is left.
             with suppress(StoreError):
-                persist(lambda: self._abort(path, upload), self.retries)
+                retry(lambda: self._abort(path, upload), self.retries)
             raise
 
     def _send_parts(
@@ -184,7 +184,7 @@ class S3Store:
                 file.seek((number - 1) * each)
                 data = file.read(each)
             told = {"UploadId": upload, "PartNumber": number, "Body": data}
-            sent = persist(lambda: self._call("upload_part", path, **told), self.retries, stop)
+            sent = retry(lambda: self._call("upload_part", path, **told), self.retries, stop)
             return {"PartNumber": number, "ETag": sent["ETag"]}
 
         # Parts in flight have ended when the `with` has: none arrives after an abort.
@@ -199,7 +199,7 @@ class S3Store:
         told = {"UploadId": upload, "MultipartUpload": {"Parts": parts}}
         try:
             self._call_new("complete_multipart_upload", path, new, **told)
-        except (Absent, Standing):
+        except (NotFound, AlreadyExists):
             if self._mark_of(path) != mark:
                 raise
 
@@ -220,13 +220,13 @@ class S3Store:
         ]
         ended = [(key, upload) for key, upload in lying if dead(f"s3://{bucket}/{key}")]
         for key, upload in ended:
-            persist(partial(self._abort, f"{bucket}/{key}", upload), self.retries)
+            retry(partial(self._abort, f"{bucket}/{key}", upload), self.retries)
         return [f"s3://{bucket}/{key}" for key, _ in ended]
 
     def _abort(self, path: str, upload: str) -> None:
         try:
             self._call("abort_multipart_upload", path, UploadId=upload)
-        except Absent:
+        except NotFound:
             return  # completed or aborted already
 
     def _call_new(self, method: str, path: str, new: str, **told: Any) -> None:
@@ -238,13 +238,13 @@ class S3Store:
             self._call(method, path, IfNoneMatch="*", **told)
         except Unsupported:
             if self._stands(path):
-                raise Standing(path) from None
+                raise AlreadyExists(path) from None
             self._call(method, path, **told)
 
     def _stands(self, path: str) -> bool:
         try:
             self._call("head_object", path)
-        except Absent:
+        except NotFound:
             return False
         return True
 
@@ -271,7 +271,7 @@ class S3Store:
         """Pages of a listing: each is tried again by itself, or a long one would never end."""
         page: dict[str, Any] = {"IsTruncated": True}
         while page.get("IsTruncated"):
-            page = persist(lambda: self._ask(method, **asked), self.retries)
+            page = retry(lambda: self._ask(method, **asked), self.retries)
             yield page
             asked.update({of: page[told] for told, of in _NEXT_PAGE.items() if told in page})
 
@@ -299,12 +299,12 @@ def _told() -> Iterator[None]:
         raise _kind(error) from error
     except (OSError, *_BROKEN) as error:
         require_trusted(error, "AWS_CA_BUNDLE")
-        raise Passing(line_of(error)) from error
+        raise TransientError(one_line(error)) from error
     except NoCredentialsError as error:
         do = "set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (docs/operations.md)"
         raise Refused("no credentials", do) from error
     except (BotoCoreError, ValueError) as error:  # a name that no bucket has, a profile of nobody
-        raise Refused(line_of(error)) from error
+        raise Refused(one_line(error)) from error
 
 
 def _kind(error: ClientError) -> StoreError:
@@ -312,14 +312,14 @@ def _kind(error: ClientError) -> StoreError:
     status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     code = answer.get("Error", {}).get("Code", "")
     if (status >= 500 and status != 501) or status in (408, 429) or code in _PASSING:
-        return Passing(f"{status} {code}")
+        return TransientError(f"{status} {code}")
     if code == "NoSuchBucket":
         return Refused("no such bucket", "make it, or check its name")
     if status == 404:
-        return Absent(code)
+        return NotFound(code)
     if status == 416:
         return PastEnd()
     if status == 412:
-        return Standing(code)
-    told = f"{status} {line_of(error)}"
+        return AlreadyExists(code)
+    told = f"{status} {one_line(error)}"
     return Unsupported(told) if status == 501 else Refused(told)

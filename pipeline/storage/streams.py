@@ -22,20 +22,28 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from chiasm.pipeline.storage.backend import Stat
-from chiasm.pipeline.storage.object_store import Live, NoRanges, Piece, Reads
-from chiasm.pipeline.storage.retry import Changed, Passing, PastEnd, RetrySettings, persist
+from chiasm.pipeline.storage.object_store import ByteRange, NoRanges, OpenResponse, ReadableStore
+from chiasm.pipeline.storage.retry import (
+    PastEnd,
+    RetrySettings,
+    TransientError,
+    VersionChanged,
+    retry,
+)
 
 BLOCK = 8 << 20
 FIRST = 256 << 10  # then four times as much each, up to BLOCK
 AHEAD = 3
 TAIL = 128 << 10  # read with the size when a file is opened for reading here and there
 BUFFER = 1 << 20
-EMPTY = Piece(0, b"", 0, "")
+EMPTY = ByteRange(0, b"", 0, "")
 
 Told = Callable[[], AbstractContextManager[None]]
 
 
-def read_ahead(store: Reads, path: str, retries: RetrySettings, told: Told) -> io.BufferedReader:
+def read_ahead(
+    store: ReadableStore, path: str, retries: RetrySettings, told: Told
+) -> io.BufferedReader:
     """The object as a stream; its first bytes are there when this returns."""
     with told():
         try:
@@ -48,18 +56,18 @@ def read_ahead(store: Reads, path: str, retries: RetrySettings, told: Told) -> i
 class Ranges(io.RawIOBase):
     """An object by ranges, some blocks ahead."""
 
-    def __init__(self, store: Reads, path: str, retries: RetrySettings, told: Told) -> None:
+    def __init__(self, store: ReadableStore, path: str, retries: RetrySettings, told: Told) -> None:
         self._store, self._path, self._retries, self._told = store, path, retries, told
         self._stop = threading.Event()
         self._reading: ThreadPoolExecutor | None = None
-        self._coming: deque[Future[Piece]] = deque()
+        self._coming: deque[Future[ByteRange]] = deque()
         self._before: Stat | None = None  # of a store that tells no version with a range
         try:
-            self._opened = persist(lambda: store.get(path, 0, FIRST), retries)
+            self._opened = retry(lambda: store.get(path, 0, FIRST), retries)
         except PastEnd:
             self._opened = EMPTY
         if self._opened.version is None:
-            self._before = persist(lambda: store.head(path), retries)
+            self._before = retry(lambda: store.head(path), retries)
         self._block, self._at = self._opened.data, 0
         self._asked, self._next_size = len(self._block), FIRST
         self._ask()
@@ -94,8 +102,8 @@ class Ranges(io.RawIOBase):
 
     def _look_again(self, before: Stat) -> None:
         self._before = None
-        if persist(lambda: self._store.head(self._path), self._retries) != before:
-            raise Changed(before.version)
+        if retry(lambda: self._store.head(self._path), self._retries) != before:
+            raise VersionChanged(before.version)
 
     def _ask(self) -> None:
         while len(self._coming) < AHEAD and self._asked < self._opened.total:
@@ -106,32 +114,32 @@ class Ranges(io.RawIOBase):
             self._coming.append(self._reading.submit(self._fetch, self._asked, size))
             self._asked += size
 
-    def _fetch(self, start: int, size: int) -> Piece:
+    def _fetch(self, start: int, size: int) -> ByteRange:
         opened, retries = self._opened, self._retries
         return fetch(self._store, self._path, start, size, opened, retries, self._stop)
 
 
 def fetch(
-    store: Reads,
+    store: ReadableStore,
     path: str,
     start: int,
     size: int,
-    opened: Piece,
+    opened: ByteRange,
     retries: RetrySettings,
     stop: threading.Event | None = None,
-) -> Piece:
+) -> ByteRange:
     """A range of the object of which `opened` is another; Changed where it is one no more."""
 
-    def once() -> Piece:
+    def once() -> ByteRange:
         try:
             piece = store.get(path, start, size)
         except PastEnd as end:
-            raise Changed(opened.version or "") from end
+            raise VersionChanged(opened.version or "") from end
         if (piece.total, piece.version) != (opened.total, opened.version):
-            raise Changed(opened.version or "")
+            raise VersionChanged(opened.version or "")
         return piece
 
-    return persist(once, retries, stop)
+    return retry(once, retries, stop)
 
 
 class OneAnswer(io.RawIOBase):
@@ -142,15 +150,15 @@ class OneAnswer(io.RawIOBase):
         self._again, self._retries, self._told = first.again, retries, told
         self._delivered = 0
         self._opened = Stat(first.size, first.version)
-        self._live: Live | None = None
-        self._live = persist(lambda: self._begin(), retries)
+        self._live: OpenResponse | None = None
+        self._live = retry(lambda: self._begin(), retries)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any, /) -> int:
         with self._told():
-            data = persist(lambda: self._read(len(buffer)), self._retries)
+            data = retry(lambda: self._read(len(buffer)), self._retries)
         buffer[: len(data)] = data
         self._delivered += len(data)
         return len(data)
@@ -161,17 +169,17 @@ class OneAnswer(io.RawIOBase):
             self._live = None
         super().close()
 
-    def _begin(self) -> Live:
+    def _begin(self) -> OpenResponse:
         live = self._again()
         before, found = self._opened, Stat(live.size, live.version)
         if found == before:
             return live
         live.close()
         if found.version != before.version:
-            raise Changed(before.version)
+            raise VersionChanged(before.version)
         if found.version or not self._delivered:
             self._opened = found  # until another answer says otherwise
-        raise Passing(f"told as {before.size} bytes, then as {found.size}")
+        raise TransientError(f"told as {before.size} bytes, then as {found.size}")
 
     def _read(self, size: int) -> bytes:
         try:
@@ -180,32 +188,34 @@ class OneAnswer(io.RawIOBase):
                 self._pass_over(self._live)
             data = self._live.read(size)
             if not data and self._delivered < self._opened.size:
-                raise Passing(f"{self._delivered} bytes of {self._opened.size}")
+                raise TransientError(f"{self._delivered} bytes of {self._opened.size}")
             return data
-        except Passing:
+        except TransientError:
             if self._live is not None:
                 self._live.close()
                 self._live = None
             raise
 
-    def _pass_over(self, live: Live) -> None:
+    def _pass_over(self, live: OpenResponse) -> None:
         left = self._delivered
         while left:
             data = live.read(min(left, BUFFER))
             if not data:
-                raise Passing(f"{self._delivered - left} bytes of {self._delivered} read before")
+                raise TransientError(
+                    f"{self._delivered - left} bytes of {self._delivered} read before"
+                )
             left -= len(data)
 
 
 class Seekable(io.RawIOBase):
     """An object for reading here and there, as Parquet wants it. Opening reads size and tail."""
 
-    def __init__(self, store: Reads, path: str, retries: RetrySettings, told: Told) -> None:
+    def __init__(self, store: ReadableStore, path: str, retries: RetrySettings, told: Told) -> None:
         self._store, self._path, self._retries, self._told = store, path, retries, told
         self._at = 0
         with told():
             try:
-                self._tail = persist(lambda: store.get(path, -TAIL, TAIL), retries)
+                self._tail = retry(lambda: store.get(path, -TAIL, TAIL), retries)
             except PastEnd:
                 self._tail = EMPTY
         self._size = self._tail.total

@@ -17,7 +17,7 @@ from typing import Any
 
 from chiasm.pipeline.errors import StorageError
 from chiasm.pipeline.storage.object_store import SEND_AT_ONCE, Store
-from chiasm.pipeline.storage.retry import RetrySettings, Standing, persist
+from chiasm.pipeline.storage.retry import AlreadyExists, RetrySettings, retry
 from chiasm.pipeline.storage.streams import Told
 
 IN_MEMORY = 64 << 20  # bytes
@@ -61,7 +61,7 @@ class PendingObject(io.BufferedIOBase):
         with self._told():
             try:
                 self._send(new=secrets.token_hex(8))
-            except Standing:
+            except AlreadyExists:
                 return False
         self.close()
         return True
@@ -73,7 +73,7 @@ class PendingObject(io.BufferedIOBase):
         with self._spooling():
             self._spool.seek(0)
             data = self._spool.read()
-        persist(lambda: self._store.put(self._path, data, new=new), self._retries)
+        retry(lambda: self._store.put(self._path, data, new=new), self._retries)
 
     @contextmanager
     def _spooling(self) -> Iterator[None]:

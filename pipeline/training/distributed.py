@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, distributed
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """(rank, how many): this process among those that learn together, (0, 1) for one alone."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
@@ -22,7 +22,7 @@ def place() -> tuple[int, int]:
 
 def average_gradients(learned: Sequence[Tensor]) -> None:
     """Put in place of each gradient the mean over all processes; one exchange for all of them."""
-    _, count = place()
+    _, count = rank_and_world_size()
     if count == 1:
         return
     gradients = [each.grad for each in learned if each.grad is not None]
@@ -35,5 +35,5 @@ def average_gradients(learned: Sequence[Tensor]) -> None:
 
 def wait_for_all() -> None:
     """Until every process is here."""
-    if place()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         distributed.barrier()

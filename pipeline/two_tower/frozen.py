@@ -19,8 +19,8 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn import functional
 
-from chiasm.pipeline.encoders import EncoderSettings
 from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device import PRECISIONS, resolve_device, resolve_precision
 from chiasm.pipeline.pretrained.hub import ModelFolder, find_model, loading
 from chiasm.pipeline.pretrained.image_processing import Scale

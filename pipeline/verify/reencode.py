@@ -9,17 +9,23 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from chiasm.pipeline.collection.embeddings import EmbeddingFile, find_embedding, listed, vectors_of
-from chiasm.pipeline.collection.identity import Collection
-from chiasm.pipeline.collection.ledger import Stopwatch
-from chiasm.pipeline.collection.runs import runs
-from chiasm.pipeline.embed import EmbedSettings, edition_of, encode
-from chiasm.pipeline.encoders import Encoder, EncoderSettings, load_encoder
-from chiasm.pipeline.errors import ChiasmError, CollectionError
-from chiasm.pipeline.images.decode import DecodeSettings, Undecodable, decode
+from chiasm.pipeline.collection import (
+    Collection,
+    EmbeddingFile,
+    embedded_shard_ids,
+    find_embedding,
+    runs,
+    vectors_of,
+)
+from chiasm.pipeline.editions import EmbedSettings, edition_of
+from chiasm.pipeline.embed import encode
+from chiasm.pipeline.encoders import Encoder, load_encoder
+from chiasm.pipeline.errors import ChiasmError, CollectionError, Undecodable
+from chiasm.pipeline.images import DecodeSettings, decode
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import COLUMNS, Batch, Decoded, Place, Sample
-from chiasm.pipeline.shards.listing import read_member
-from chiasm.pipeline.shards.samples import ReadSettings
+from chiasm.pipeline.shards import ReadSettings, read_member
+from chiasm.pipeline.timing import Stopwatch
 from chiasm.pipeline.verify.shards import Finding
 
 LEAST_COSINE = 0.999  # precision, device and batch may differ from those of the first time
@@ -52,7 +58,7 @@ def check_pictures(collection: Collection, wanted: int, checked: Counter[str]) -
 
 def pictured(collection: Collection) -> Iterator[tuple[EmbeddingFile, np.ndarray]]:
     """Every file that can be read, and the numbers of its rows that have a picture."""
-    for shard_id in listed(collection.folder):
+    for shard_id in embedded_shard_ids(collection.folder):
         try:
             file = find_embedding(collection.folder, shard_id)
             if file is None:

@@ -10,13 +10,22 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from chiasm.pipeline.collection.embeddings import EmbeddingFile, read_footer, vectors_of
-from chiasm.pipeline.collection.identity import Collection, Identity
-from chiasm.pipeline.collection.ledger import LedgerEntry, ledger_name, read_entry
-from chiasm.pipeline.collection.parquet_schema import Footer, arrow_schema, parquet_name
+from chiasm.pipeline.collection import (
+    Collection,
+    EmbeddingFile,
+    Footer,
+    Identity,
+    LedgerEntry,
+    arrow_schema,
+    ledger_name,
+    parquet_name,
+    read_entry,
+    read_footer,
+    vectors_of,
+)
 from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.records import COLUMNS
-from chiasm.pipeline.storage.folder import is_temporary
+from chiasm.pipeline.storage import is_temporary
 
 LENGTH_TOLERANCE = 2e-3  # float16 rounds each number by up to 1/2048 of itself
 

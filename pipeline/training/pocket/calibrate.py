@@ -38,7 +38,7 @@ def nearly_right(samples: int, seed: int) -> tuple[list[Scene], list[str], np.nd
     return scenes, texts, np.arange(2 * samples) % 2 == 0
 
 
-def shift_of(
+def fit_bias(
     match: Callable[[Sequence[np.ndarray], Sequence[str]], np.ndarray],
     preprocess: Callable[[Scene], np.ndarray],
     samples: int,

@@ -19,29 +19,26 @@ import numpy as np
 
 from chiasm.pipeline.model.preprocess import to_pixels
 from chiasm.pipeline.model.tokenizer import Tokenizer, train
-from chiasm.pipeline.scenes.claims import CLAIM_VALUES, OPPOSITE, RELATIONS, Claims, holds_matrix
+from chiasm.pipeline.scenes.claims import holds_matrix
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.hard import hard_group
 from chiasm.pipeline.scenes.unseen import withheld_in
 from chiasm.pipeline.scenes.words import LANGUAGES, plan, tell
 from chiasm.pipeline.scenes.world import (
     BACKGROUNDS,
-    COLOURS,
-    KINDS,
-    PLACES,
-    SIZES,
-    TEXTURES,
     Scene,
     stream,
 )
+from chiasm.pipeline.training.pocket.targets import (
+    bag_shown,
+    bag_told,
+    facts_of,
+    kinds_shown,
+    kinds_told,
+    relations_told,
+)
 
 AHEAD = 2  # batches made in advance by each worker
-# Classes of each attribute that the facts loss asks of a place; the last kind is "nothing here".
-CLASSES = (len(KINDS) + 1, len(COLOURS), len(SIZES), len(TEXTURES))
-# Classes of what a vector is asked of each kind: is it there, colour, size, texture, row, column.
-READINGS = (2, len(COLOURS), len(SIZES), len(TEXTURES), 3, 3)
-UNKNOWN = -1
-WORDS = (*KINDS, *COLOURS, *SIZES, *TEXTURES, *BACKGROUNDS)
 
 
 NEIGHBOURS = (3, 4, 5)  # of a scene in a group of hard twins: groups of 4 to 24 scenes
@@ -49,7 +46,7 @@ CAPTIONS = 2  # of each picture in a batch
 
 
 @dataclass(frozen=True)
-class FeedSettings:
+class DataSettings:
     """What batches are made of.
 
     side: S, pixels. context: longest text in tokens. hard: the chance of a group of hard twins
@@ -68,11 +65,11 @@ class FeedSettings:
 
 
 @dataclass(frozen=True)
-class Told:
+class CaptionTargets:
     """One caption for each picture of a batch, in whatever language: ids int64 (B, T); also_true
     (B, B) bool, caption i is true of picture j; kinds int64 (B, 20, 6), what it says of each kind,
-    see `kinds_told`; lies int64 (B, 20, 2), how it has each kind lie to another, see `lies_told`;
-    bag int64 (B, 44), which of WORDS it says.
+    see `kinds_told`; lies int64 (B, 20, 2), how it has each kind lie to another, see
+    `relations_told`; bag int64 (B, 44), which of WORDS it says.
     """
 
     ids: np.ndarray
@@ -83,7 +80,7 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainBatch:
     """One batch: pixels uint8 (B, 3, S, S); told, two captions of each, of independent language and
     wording; facts int64 (B, 9, 4), what lies in each place, -1 for nothing to tell; background
     int64 (B,); kinds int64 (B, 20, 6), what the picture says of each kind, see `kinds_shown`; bag
@@ -91,18 +88,18 @@ class Lesson:
     """
 
     pixels: np.ndarray
-    told: tuple[Told, ...]
+    told: tuple[CaptionTargets, ...]
     facts: np.ndarray
     background: np.ndarray
     kinds: np.ndarray
     bag: np.ndarray
 
 
-def lesson(step: int, settings: FeedSettings, tokenizer: Tokenizer) -> Lesson:
+def train_batch(step: int, settings: DataSettings, tokenizer: Tokenizer) -> TrainBatch:
     """The batch of a step: the same for the same step, settings and tokenizer, in any process."""
     scenes = scenes_of(step, settings)
     rng = random.Random(f"captions {settings.seed} {step}")
-    return Lesson(
+    return TrainBatch(
         pixels=np.stack([to_pixels(picture(scene), settings.side) for scene in scenes]),
         told=tuple(_told(scenes, rng, settings, tokenizer) for _ in range(CAPTIONS)),
         facts=np.stack([facts_of(scene) for scene in scenes]),
@@ -113,26 +110,26 @@ def lesson(step: int, settings: FeedSettings, tokenizer: Tokenizer) -> Lesson:
 
 
 def _told(
-    scenes: Sequence[Scene], rng: random.Random, settings: FeedSettings, tokenizer: Tokenizer
-) -> Told:
+    scenes: Sequence[Scene], rng: random.Random, settings: DataSettings, tokenizer: Tokenizer
+) -> CaptionTargets:
     claims = [plan(scene, rng, complete=rng.random() >= settings.partial) for scene in scenes]
     texts = [tell(claim, rng, rng.choice(LANGUAGES)) for claim in claims]
-    return Told(
+    return CaptionTargets(
         ids=tokenizer.batch(texts, settings.context),
         also_true=holds_matrix(claims, scenes),
         kinds=np.stack([kinds_told(c, scene) for c, scene in zip(claims, scenes, strict=True)]),
-        lies=np.stack([lies_told(claim) for claim in claims]),
+        lies=np.stack([relations_told(claim) for claim in claims]),
         bag=np.stack([bag_told(c, scene) for c, scene in zip(claims, scenes, strict=True)]),
     )
 
 
-def scenes_of(step: int, settings: FeedSettings) -> list[Scene]:
+def scenes_of(step: int, settings: DataSettings) -> list[Scene]:
     """The scenes of a step's batch; none shows a combination of `chiasm.pipeline.scenes.unseen`."""
     allowed = (scene for scene in _scenes(step, settings) if not withheld_in(scene))
     return list(itertools.islice(allowed, settings.batch))
 
 
-def _scenes(step: int, settings: FeedSettings) -> Iterator[Scene]:
+def _scenes(step: int, settings: DataSettings) -> Iterator[Scene]:
     seed = _seed(settings.seed, step)
     rng = random.Random(f"hard {seed}")
     for scene in stream(seed, settings.twins):
@@ -141,111 +138,29 @@ def _scenes(step: int, settings: FeedSettings) -> Iterator[Scene]:
         yield scene
 
 
-def lessons(
-    first: int, last: int, settings: FeedSettings, tokenizer: Tokenizer, workers: int
-) -> Generator[Lesson, None, None]:
+def train_batches(
+    first: int, last: int, settings: DataSettings, tokenizer: Tokenizer, workers: int
+) -> Generator[TrainBatch, None, None]:
     """The batches of steps `first` to `last` - 1 in order, made ahead by worker processes (0:
     here).
     """
     if not workers:
         for step in range(first, last):
-            yield lesson(step, settings, tokenizer)
+            yield train_batch(step, settings, tokenizer)
         return
     # Spawned, not forked: a fork of a process with torch's threads may hang.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context)
     try:
-        waiting: deque[Future[Lesson]] = deque()
+        waiting: deque[Future[TrainBatch]] = deque()
         for step in range(first, last):
-            waiting.append(pool.submit(lesson, step, settings, tokenizer))
+            waiting.append(pool.submit(train_batch, step, settings, tokenizer))
             if len(waiting) > workers * AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def facts_of(scene: Scene) -> np.ndarray:
-    """What lies in each of the 9 places: (9, 4) int64 of kind, colour, size, texture."""
-    facts = np.full((len(PLACES), len(CLASSES)), -1, dtype=np.int64)
-    facts[:, 0] = len(KINDS)
-    for thing in scene.things:
-        facts[PLACES.index(thing.place)] = (
-            KINDS.index(thing.kind),
-            COLOURS.index(thing.colour),
-            SIZES.index(thing.size),
-            TEXTURES.index(thing.texture),
-        )
-    return facts
-
-
-def kinds_shown(scene: Scene) -> np.ndarray:
-    """What a picture says of each kind: (20, 6) int64 of is it there (0 or 1), its colour, size,
-    texture, row and column, -1 for what there is nothing to say of.
-    """
-    shown = np.full((len(KINDS), len(READINGS)), UNKNOWN, dtype=np.int64)
-    shown[:, 0] = 0
-    for thing in scene.things:
-        shown[KINDS.index(thing.kind)] = (
-            1,
-            COLOURS.index(thing.colour),
-            SIZES.index(thing.size),
-            TEXTURES.index(thing.texture),
-            thing.row,
-            thing.column,
-        )
-    return shown
-
-
-def kinds_told(claims: Claims, scene: Scene) -> np.ndarray:
-    """What a caption of the scene says of each kind, as `kinds_shown`; a thing of the scene that it
-    leaves out is unknown, not absent.
-    """
-    told = np.full((len(KINDS), len(READINGS)), UNKNOWN, dtype=np.int64)
-    told[:, 0] = np.where(kinds_shown(scene)[:, 0] == 1, UNKNOWN, 0)
-    for claim in claims.things:
-        if claim.kind is None:
-            continue
-        told[KINDS.index(claim.kind), 0] = 1
-        for column, (name, values) in enumerate(list(CLAIM_VALUES.items())[1:], 1):
-            if (value := getattr(claim, name)) is not None:
-                told[KINDS.index(claim.kind), column] = values.index(value)
-    return told
-
-
-def lies_told(claims: Claims) -> np.ndarray:
-    """How a caption has each kind lie to another: (20, 2) int64 of the relation, a position in
-    RELATIONS, and the other kind; -1 for kinds that it relates to none.
-    """
-    told = np.full((len(KINDS), 2), UNKNOWN, dtype=np.int64)
-    for i, relation, j in claims.relations:
-        for one, lies, other in ((i, relation, j), (j, OPPOSITE[relation], i)):
-            kinds = claims.things[one].kind, claims.things[other].kind
-            if None not in kinds:
-                told[KINDS.index(kinds[0])] = RELATIONS.index(lies), KINDS.index(kinds[1])
-    return told
-
-
-def bag_shown(scene: Scene) -> np.ndarray:
-    """Which of WORDS are true of a picture, in no order and bound to nothing: (44,) int64 of 0,
-    1.
-    """
-    said = {scene.background}
-    for thing in scene.things:
-        said |= {thing.kind, thing.colour, thing.size, thing.texture}
-    return np.array([word in said for word in WORDS], dtype=np.int64)
-
-
-def bag_told(claims: Claims, scene: Scene) -> np.ndarray:
-    """Which of WORDS a caption of the scene says: as `bag_shown`, UNKNOWN for what is true but
-    unsaid.
-    """
-    said = {claims.background}
-    for claim in claims.things:
-        said |= {claim.kind, claim.colour, claim.size, claim.texture}
-    told = np.array([word in said for word in WORDS], dtype=np.int64)
-    return np.where((told == 0) & (bag_shown(scene) == 1), UNKNOWN, told)
 
 
 def _seed(seed: int, step: int) -> int:

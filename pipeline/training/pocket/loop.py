@@ -23,8 +23,13 @@ import torch
 from chiasm.pipeline.model.inference import encode_images, encode_texts
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.pretrained.device import PRECISIONS, resolve_device, resolve_precision
-from chiasm.pipeline.training.distributed import place, wait_for_all
-from chiasm.pipeline.training.pocket.data import FeedSettings, Lesson, learn_tokenizer, lessons
+from chiasm.pipeline.training.distributed import rank_and_world_size, wait_for_all
+from chiasm.pipeline.training.pocket.data import (
+    DataSettings,
+    TrainBatch,
+    learn_tokenizer,
+    train_batches,
+)
 from chiasm.pipeline.training.pocket.evaluate import measure
 from chiasm.pipeline.training.pocket.trainer import STATE, Training, TrainSettings
 
@@ -53,7 +58,7 @@ def train(
     dtype = PRECISIONS[resolve_precision(precision, where)]
     tokenizer = learn_tokenizer(settings.model.text.vocabulary, settings.corpus)
     training = Training(settings, where, tokenizer)
-    rank, _ = place()
+    rank, _ = rank_and_world_size()
     if (folder / STATE).exists():
         training.resume(folder)
     elif towers is not None:
@@ -83,10 +88,10 @@ def train(
     return done
 
 
-def _lessons(training: Training, workers: int) -> Generator[Lesson, None, None]:
+def _lessons(training: Training, workers: int) -> Generator[TrainBatch, None, None]:
     """The batches from the training's step on, those of each stage of its own size."""
     settings, step = training.settings, training.step
-    rank, _ = place()
+    rank, _ = rank_and_world_size()
     # Processes that learn together draw what no other does.
     feed = replace(settings.feed, seed=settings.feed.seed + rank * APART)
     stages = (
@@ -95,7 +100,7 @@ def _lessons(training: Training, workers: int) -> Generator[Lesson, None, None]:
     )
     for last, feed in stages:
         if step < last:
-            with closing(lessons(step, last, feed, training.tokenizer, workers)) as batches:
+            with closing(train_batches(step, last, feed, training.tokenizer, workers)) as batches:
                 yield from batches
             step = last
 
@@ -135,9 +140,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--to", type=Path, required=True, help="folder of the state and the model")
     parser.add_argument("--steps", type=int, default=TrainSettings.steps, help="of the towers")
     parser.add_argument("--fusion-steps", type=int, default=TrainSettings.fusion_steps)
-    parser.add_argument("--batch", type=int, default=FeedSettings.batch)
+    parser.add_argument("--batch", type=int, default=DataSettings.batch)
     parser.add_argument("--rate", type=float, default=TrainSettings.rate)
-    parser.add_argument("--seed", type=int, default=FeedSettings.seed)
+    parser.add_argument("--seed", type=int, default=DataSettings.seed)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw pictures")
@@ -148,7 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if given.threads:
         torch.set_num_threads(given.threads)
-    feed = replace(FeedSettings(), seed=given.seed, batch=given.batch)
+    feed = replace(DataSettings(), seed=given.seed, batch=given.batch)
     settings = TrainSettings(
         steps=given.steps, fusion_steps=given.fusion_steps, rate=given.rate, feed=feed
     )

@@ -17,7 +17,7 @@ from chiasm.pipeline.model.fusion import Modality
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.losses import contrast, facts_loss, info_nce, matching_loss
 from chiasm.pipeline.model.matching import hard_negatives
-from chiasm.pipeline.training.pocket.data import Lesson
+from chiasm.pipeline.training.pocket.data import TrainBatch
 from chiasm.pipeline.training.pocket.probes import Pairs, Probes
 
 LACKING = 0.15  # share of pairs that are fused without their text, as of those without picture
@@ -31,7 +31,9 @@ class Objective(nn.Module):
         self.model = JointNetwork(config)
         self.probes = Probes(config.image.width, config.text, config.dim, config.fusion)
 
-    def forward(self, batch: Lesson, fusing: bool, chance: torch.Generator) -> dict[str, Tensor]:
+    def forward(
+        self, batch: TrainBatch, fusing: bool, chance: torch.Generator
+    ) -> dict[str, Tensor]:
         """-> float32 scalars, those of `aligned`, or of `joined` where the stage is `fusing`.
         chance: of the CPU, draws wrong pairs and what is lacking.
         """
@@ -46,7 +48,7 @@ class Objective(nn.Module):
         kinds = [_moved(each, device) for each in (first.kinds, batch.kinds, first.lies)]
         return self.joined(texts, truths, image, kinds, chance)
 
-    def aligned(self, batch: Lesson) -> dict[str, Tensor]:
+    def aligned(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Of the towers alone: `contrast`, the mean InfoNCE of the captions; `facts`, the probes'
         loss on patches; `readings` and `words`, their mean losses on vectors; `lies`, that of the
         captions on relations.

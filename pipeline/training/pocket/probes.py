@@ -23,7 +23,7 @@ from chiasm.pipeline.model.losses import bag_loss, facts_loss, late_interaction,
 from chiasm.pipeline.model.pooling import Pool
 from chiasm.pipeline.scenes.claims import RELATIONS
 from chiasm.pipeline.scenes.world import BACKGROUNDS, KINDS
-from chiasm.pipeline.training.pocket.data import CLASSES, READINGS, UNKNOWN, WORDS
+from chiasm.pipeline.training.pocket.targets import CLASSES, READINGS, UNKNOWN, WORDS
 
 HEARD = (3, 3, len(RELATIONS), len(KINDS))  # row and column seen, relation told, to what kind
 DISCORDS = len(READINGS) + 1  # what a text and a picture can disagree in of each kind

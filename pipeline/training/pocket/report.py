@@ -13,9 +13,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from chiasm.pipeline.encoders import EncoderSettings
 from chiasm.pipeline.encoders.pocket import load
 from chiasm.pipeline.model.checkpoint import write_whole
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.scenes.words import LANGUAGES
 from chiasm.pipeline.training.pocket.evaluate import measure
 from chiasm.pipeline.training.pocket.evaluate_fusion import accuracy, hard_twins, joint, withheld

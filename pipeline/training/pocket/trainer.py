@@ -29,8 +29,8 @@ from chiasm.pipeline.model.preprocess import to_pixels
 from chiasm.pipeline.model.tokenizer import Tokenizer
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.training.distributed import average_gradients
-from chiasm.pipeline.training.pocket.calibrate import shift_of
-from chiasm.pipeline.training.pocket.data import FeedSettings, Lesson
+from chiasm.pipeline.training.pocket.calibrate import fit_bias
+from chiasm.pipeline.training.pocket.data import DataSettings, TrainBatch
 from chiasm.pipeline.training.pocket.objective import Objective
 
 STATE = "state.safetensors"
@@ -78,7 +78,7 @@ class TrainSettings:
     evaluate_every: int = 200
     gallery_seed: int = 271828
     gallery: int = 1000
-    feed: FeedSettings = field(default_factory=FeedSettings)
+    feed: DataSettings = field(default_factory=DataSettings)
     model: ModelConfig = field(default_factory=ModelConfig)
 
     @property
@@ -158,7 +158,7 @@ class Training:
         along = (gone - settings.warmup) / (1 - settings.warmup)
         return settings.rate * (0.01 + 0.99 * (1 + math.cos(math.pi * along)) / 2)
 
-    def learn(self, batch: Lesson, precision: torch.dtype) -> dict[str, float]:
+    def learn(self, batch: TrainBatch, precision: torch.dtype) -> dict[str, float]:
         """One step: forward, backward, update, average. -> the losses, as logged."""
         settings = self.settings
         for group in self.optimiser.param_groups:
@@ -204,7 +204,7 @@ class Training:
         model = JointNetwork(self.config).to(self.device).eval()
         model.load_state_dict(self.average)
         seen, side = partial(look, model), self.config.image.side
-        moved = shift_of(
+        moved = fit_bias(
             lambda pixels, texts: match_pairs(model, self.tokenizer, pixels, texts, seen),
             lambda scene: to_pixels(picture(scene), side),
             self.settings.calibrated,

@@ -17,7 +17,9 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from chiasm.pipeline.training.two_tower.features import (
+from chiasm.pipeline.training.two_tower.prepare import Statistics, drawn
+from chiasm.pipeline.training.two_tower.ridge import Ridge
+from chiasm.pipeline.training.two_tower.stream import (
     Pair,
     blocks,
     closely_of,
@@ -28,8 +30,6 @@ from chiasm.pipeline.training.two_tower.features import (
     stream,
     texts_of,
 )
-from chiasm.pipeline.training.two_tower.prepare import Statistics, drawn
-from chiasm.pipeline.training.two_tower.ridge import Ridge
 from chiasm.pipeline.two_tower.network import EVIDENCE, TwoTowerNetwork
 
 RIDGE = 1.0  # of the penalty

@@ -25,16 +25,17 @@ from typing import Any
 
 import torch
 
-from chiasm.pipeline.encoders import EncoderSettings
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.checkpoint import write_whole
 from chiasm.pipeline.model.config import FusionConfig
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Shard
-from chiasm.pipeline.shards.samples import ReadSettings
+from chiasm.pipeline.shards import ReadSettings
 from chiasm.pipeline.training.two_tower.closed_form import solve
-from chiasm.pipeline.training.two_tower.features import compute, stream, sweep
+from chiasm.pipeline.training.two_tower.features import compute, sweep
 from chiasm.pipeline.training.two_tower.prepare import Statistics, prepare, survey
 from chiasm.pipeline.training.two_tower.select import MOST_JUDGED, judge
+from chiasm.pipeline.training.two_tower.stream import stream
 from chiasm.pipeline.training.two_tower.trainer import LearnSettings, learn
 from chiasm.pipeline.two_tower.checkpoint import FORMAT, save_two_tower
 from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower

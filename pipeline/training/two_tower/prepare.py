@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from chiasm.pipeline.model.checkpoint import write_whole
-from chiasm.pipeline.training.two_tower.features import (
+from chiasm.pipeline.training.two_tower.ridge import Ridge
+from chiasm.pipeline.training.two_tower.stream import (
     PARTS,
     Pair,
     blocks,
@@ -30,7 +31,6 @@ from chiasm.pipeline.training.two_tower.features import (
     stream,
     texts_of,
 )
-from chiasm.pipeline.training.two_tower.ridge import Ridge
 from chiasm.pipeline.two_tower.expansion import joined
 from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 

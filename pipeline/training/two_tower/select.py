@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from chiasm.pipeline.training.two_tower.closed_form import CANDIDATES, weigh_evidence
-from chiasm.pipeline.training.two_tower.features import (
+from chiasm.pipeline.training.two_tower.stream import (
     Pair,
     closely_of,
     images_of,
@@ -75,7 +75,7 @@ def judge(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Judgement:
     if network.fusion is not None:
         answered = ranks(shown, network.indexed(fused(network, pairs, shown)))
         figures["fusion"] = recall(answered)
-        earned = better(answered < 1, mean < 1, shown.rows)
+        earned = wins_by_one_standard_error(answered < 1, mean < 1, shown.rows)
         figures["fusion_ships"] = earned
     figures["matching"] = rerank(network, pairs, shown)
     weigh_evidence(network, pairs)
@@ -140,7 +140,7 @@ def _mean_reciprocal(found: Tensor) -> float:
     return float((1 / (1 + found)).mean())
 
 
-def better(ours: Tensor, theirs: Tensor, rows: Tensor) -> bool:
+def wins_by_one_standard_error(ours: Tensor, theirs: Tensor, rows: Tensor) -> bool:
     """Answers (Q,) bool of two, and the picture (Q,) that each query asks for: are ours right more
     often, by more than one standard error? Queries of a picture are not independent, pictures are:
     the error is that of the sum over pictures."""

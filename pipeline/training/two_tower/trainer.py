@@ -33,7 +33,7 @@ from torch.nn import functional
 
 from chiasm.pipeline.model.checkpoint import load_state, save_state
 from chiasm.pipeline.model.losses import info_nce
-from chiasm.pipeline.training.two_tower.features import (
+from chiasm.pipeline.training.two_tower.stream import (
     Pair,
     endless,
     ids_of,

@@ -1,0 +1,44 @@
+"""Checksums of index files: of bytes at hand, and of what is being written."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from chiasm.pipeline.storage import PendingFile
+
+
+@dataclass(frozen=True, slots=True)
+class FileSum:
+    """A file's size in bytes and the blake2b (16 bytes, hex) of its content."""
+
+    size: int
+    blake2b: str
+
+    @classmethod
+    def of(cls, data: bytes) -> FileSum:
+        return cls(len(data), hashlib.blake2b(data, digest_size=16).hexdigest())
+
+
+class Digest:
+    """A file being written whose checksum is taken on the way."""
+
+    closed = False
+
+    def __init__(self, file: PendingFile) -> None:
+        self._file, self._hash, self._size = file, hashlib.blake2b(digest_size=16), 0
+
+    def write(self, data: Any) -> int:
+        self._hash.update(data)
+        self._size += memoryview(data).nbytes
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def tell(self) -> int:
+        return self._size
+
+    def sum(self) -> FileSum:
+        return FileSum(self._size, self._hash.hexdigest())

@@ -1,0 +1,70 @@
+"""Files by URL or path: what is there, streams and ranges of it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from chiasm.pipeline.storage.backend import Stat
+from chiasm.pipeline.storage.schemes import backend_of
+
+B = TypeVar("B")
+
+
+def canonical_url(path_or_url: str) -> str:
+    """One name for one place: `a.tar` -> `file:///abs/real/a.tar`, symbolic links resolved.
+
+    Raises UsageError for a scheme without a backend."""
+    return backend_of(path_or_url).canonical(path_or_url)
+
+
+def display_name(url: str) -> str:
+    """What a person calls the place: the path of a local file, else the URL without its
+    password."""
+    return backend_of(url).display_name(url)
+
+
+def base_name(url: str) -> str:
+    """The file's own name, unescaped, without the query of an HTTP URL."""
+    return backend_of(url).base_name(url)
+
+
+def stat(url: str) -> Stat:
+    """Size and version of a file; SourceError when it is missing or no file."""
+    return backend_of(url).stat(url)
+
+
+def is_folder(url: str) -> bool:
+    """Whether `url` is a folder that can be listed."""
+    return backend_of(url).is_folder(url)
+
+
+def is_remote(url: str) -> bool:
+    """Whether each look at `url` is a request."""
+    return backend_of(url).concurrency > 1
+
+
+def open_stream(url: str) -> io.BufferedReader:
+    """A file for reading from front to back; SourceError when it cannot be opened."""
+    return backend_of(url).open_stream(url)
+
+
+def read_range(url: str, offset: int, size: int) -> bytes:
+    """Exactly `size` bytes from `offset` on; SourceError when the file ends before."""
+    return backend_of(url).read_range(url, offset, size)
+
+
+def glob(pattern: str) -> list[str]:
+    """Canonical URLs of what matches a glob (`*`, `?`, `[...]`, `**`), sorted by path."""
+    return list(backend_of(pattern).glob(pattern))
+
+
+def map_concurrent(call: Callable[[str], B], urls: Sequence[str]) -> list[B]:
+    """`call` of each URL, in their order; several at once where a store takes its time."""
+    at_once = max((backend_of(url).concurrency for url in urls), default=1)
+    if at_once == 1:
+        return [call(url) for url in urls]
+    with ThreadPoolExecutor(at_once, "chiasm-each") as asking:
+        return list(asking.map(call, urls))
