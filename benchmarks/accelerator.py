@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.bare import decode, forward, samples_of
 from benchmarks.machine import CORES, keep, machine, table
 from benchmarks.made_shards import CACHE, make_shards
-from benchmarks.random_models import clip_folder
 from pipeline.batches import BatchSettings
 from pipeline.embed import EmbedSettings, embed_shard
 from pipeline.encoders import EncoderSettings, load_encoder
 from pipeline.shards import list_shards
 from pipeline.storage import Folder
+from tests.support.random_models import clip_folder
 
 MODELS: dict[str, dict[str, Any]] = {
     "ViT-B/32": {"vision": {"patch_size": 32}},

@@ -28,7 +28,6 @@ from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.random_models import clip_folder, siglip_folder
 from pipeline.encoders import Encoder, EncoderSettings, load_encoder
 from pipeline.encoders.device import resolve_device
 from pipeline.encoders.folder import quiet
@@ -36,6 +35,7 @@ from pipeline.images import DecodeSettings, decode
 from pipeline.records import Sample
 from pipeline.samples import ReadSettings, read_samples
 from pipeline.shards import list_shards
+from tests.support.random_models import clip_folder, siglip_folder
 
 RESULT = Path(__file__).parent / "results" / "fidelity.json"
 MODELS: dict[str, Callable[[Path], Path]] = {

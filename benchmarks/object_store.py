@@ -33,7 +33,6 @@ import numpy as np
 from PIL import Image
 from s3fs import S3FileSystem
 
-from benchmarks.faulty_server import running_moto
 from pipeline import stores, streams
 from pipeline.collection import Identity, establish
 from pipeline.embed import EmbedSettings, embed_shard
@@ -43,6 +42,7 @@ from pipeline.runs import Run
 from pipeline.s3 import S3Store
 from pipeline.shards import list_shards, write_shard
 from pipeline.storage import Folder
+from tests.support.faulty_server import running_moto
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "object_store.json"
@@ -104,7 +104,7 @@ class Side:
         self.same_bytes = True
         told = [s3, str(share), "1", *KINDS]  # 1: the seed
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.faulty_server", *told],
+            [sys.executable, "-m", "tests.support.faulty_server", *told],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -18,9 +18,9 @@ from typing import Any
 import fake_encoder
 import numpy as np
 import pytest
+from faulty_server import Faults, FaultyServer, forwarding_to, running_moto
 from PIL import Image
 
-from benchmarks.faulty_server import Faults, FaultyServer, forwarding_to, running_moto
 from pipeline import stores
 from pipeline.records import Dropped, Note, Sample
 from pipeline.retries import RetrySettings
@@ -77,7 +77,7 @@ def _fake_encoder_is_known(monkeypatch):
 
 def environment() -> dict[str, str]:
     """For programs that tests start: our packages and the family `fake` in every process."""
-    path = os.pathsep.join(map(str, (ROOT, TESTS, TESTS / "site")))
+    path = os.pathsep.join(map(str, (ROOT, TESTS, TESTS / "support", TESTS / "site")))
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 

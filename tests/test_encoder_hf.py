@@ -12,8 +12,8 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from random_models import clip_folder, naflex_folder, siglip_folder
 
-from benchmarks.random_models import clip_folder, naflex_folder, siglip_folder
 from pipeline.encoders import EncoderSettings, load_encoder, mean_of
 from pipeline.encoders.folder import quiet
 from pipeline.encoders.pixels import SquarePixels

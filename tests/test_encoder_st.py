@@ -8,13 +8,13 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from random_models import clip_folder
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tiny_llava import TOWER, llava_folder
 from tokenizers import Tokenizer, models
 
-from benchmarks.random_models import clip_folder
 from pipeline.encoders import EncoderSettings, load_encoder, mean_of
 from pipeline.encoders.folder import quiet
 from pipeline.encoders.sentence_models import LARGEST

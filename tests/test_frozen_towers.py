@@ -9,8 +9,8 @@ import pytest
 import tiny_towers
 import torch
 from PIL import Image
+from random_models import clip_folder
 
-from benchmarks.random_models import clip_folder
 from pipeline.encoders import EncoderSettings
 from pipeline.errors import EncoderError
 from pipeline.two_tower.frozen import ImageTower, TextTower

@@ -8,9 +8,9 @@ import os
 from collections import Counter
 
 import pytest
+from faulty_server import FAULTS, Faults, FaultyServer, Files
 from test_tars import PLAIN, tar_of
 
-from benchmarks.faulty_server import FAULTS, Faults, FaultyServer, Files
 from pipeline import stores, streams
 from pipeline.errors import SourceError, UnreachableError, UsageError
 from pipeline.records import Dropped, Place, Sample

@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
+from faulty_server import FAULTS, Faults
 from test_storage import AWKWARD
 from test_tars import PLAIN, tar_of, zstd
 
-from benchmarks.faulty_server import FAULTS, Faults
 from jobs.config import WorkerSettings
 from jobs.pool import Pool
 from jobs.stopping import Stopped

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from conftest import environment, make_shard
 from fake_encoder import FakeEncoder
+from faulty_server import Faults
 from PIL import Image
 
-from benchmarks.faulty_server import Faults
 from index import open_collection
 from index.build import build_index
 from index.cache import cache_folder

@@ -12,9 +12,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from conftest import environment
+from faulty_server import Faults
 from test_remote_collection import embed, put_shards
 
-from benchmarks.faulty_server import Faults
 from index import open_collection
 from index.build import build_index
 from pipeline import stores

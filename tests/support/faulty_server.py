@@ -4,7 +4,7 @@
 do: statuses, resets before, after and in the middle, bodies cut, slow, or called longer or shorter
 than they are. The tests and benchmarks/object_store.py share it.
 
-    python -m benchmarks.faulty_server URL SHARE SEED FAULT...
+    python -m tests.support.faulty_server URL SHARE SEED FAULT...
 
 stands before the server at URL as a program: prints its own URL, and when its stdin ends how many
 requests it met and how many it failed, as JSON.
