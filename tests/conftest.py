@@ -19,6 +19,7 @@ import fake_encoder
 import numpy as np
 import pytest
 from faulty_server import Faults, FaultyServer, forwarding_to, running_moto
+from hypothesis import settings
 from PIL import Image
 
 from pipeline import stores
@@ -29,6 +30,9 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; torch is not imported yet
+# Hypothesis draws the same examples each time; `--hypothesis-profile default` looks for new ones.
+settings.register_profile("seeded", derandomize=True)
+settings.load_profile("seeded")
 
 
 def jpeg(rng: random.Random, side: int = 32) -> bytes:
@@ -62,6 +66,11 @@ def make_shard(
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     return path
+
+
+def noise(size: int, seed: int = 0) -> bytes:
+    """Bytes that nothing packs, the same for the same arguments."""
+    return random.Random(seed).randbytes(size)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import environment
+from conftest import environment, noise
 
 from index import cache
 from index.cache import FileSum, cache_folder, pulled
@@ -88,7 +88,7 @@ def test_what_was_used_longest_ago_makes_room_but_never_what_is_open(folder, mon
 
 
 def test_threads_and_processes_pull_side_by_side(folder, tmp_path):
-    checksum = put(folder, "a", os.urandom(3_000_000))
+    checksum = put(folder, "a", noise(3_000_000))
     told = (
         "import sys; from index.cache import *; from pipeline.storage import Folder;"
         f"print(pulled(Folder(sys.argv[1]), 'a', {checksum!r}))"

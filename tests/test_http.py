@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import os
 from collections import Counter
 
 import pytest
+from conftest import noise
 from faulty_server import FAULTS, Faults, FaultyServer, Files
 from test_tars import PLAIN, tar_of
 
@@ -20,7 +20,7 @@ from pipeline.shards import list_shards, read_member, shard_id
 from pipeline.storage import Folder, canonical_url, open_stream, read_range, shown, stat
 
 TAR = tar_of(*PLAIN)
-LONG = os.urandom(50_000)
+LONG = noise(50_000)
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +140,7 @@ def test_an_answer_that_breaks_is_begun_again_and_passed_over():
 
 
 def test_a_network_that_fails_is_never_told_as_damage():
-    members = [(f"{n}.jpg", os.urandom(9000)) for n in range(20)]
+    members = [(f"{n}.jpg", noise(9000, n)) for n in range(20)]
     for ranges, kind in ((True, "range"), (False, "get")):
         running = FaultyServer(Files({"/a.tar": tar_of(*members)}, ranges=ranges))
         [shard] = list_shards([f"{running.url}/a.tar"])

@@ -56,7 +56,7 @@ def test_killed_at_random_moments_and_rerun_at_once_the_bytes_are_the_same(
     kills, slow_shards, undisturbed, tmp_path
 ):
     expected, seconds = undisturbed
-    rng = random.Random()
+    rng = random.Random(kills)
     moments = []
     for _ in range(kills):
         process = start(slow_shards, tmp_path)

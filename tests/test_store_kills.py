@@ -35,7 +35,7 @@ def expected(s3, shards, tmp_path) -> dict[str, bytes]:
 )
 def test_killed_at_random_moments_and_rerun_at_once_the_bytes_are_the_same(kills, s3, tmp_path):
     shards = put_shards(s3, tmp_path, 4, captions=SLOW)
-    rng = random.Random()
+    rng = random.Random(kills)
     moments = []
     for _ in range(kills):
         process = start(s3, f"{s3.root}/there")

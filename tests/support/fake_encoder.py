@@ -22,7 +22,8 @@ DIM = 8
 
 
 class FakeEncoder:
-    dim, image_size, device = DIM, 16, "cpu"
+    dim, device = DIM, "cpu"
+    image_size: int | None = 16
 
     def __init__(self, model: str = "", precision: str = "float32") -> None:
         self.precision = precision
