@@ -10,7 +10,9 @@ import secrets
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ ROOT = TESTS.parent
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; torch is not imported yet
 # Hypothesis draws the same examples each time; `--hypothesis-profile default` looks for new ones.
-settings.register_profile("seeded", derandomize=True)
+settings.register_profile("seeded", derandomize=True, deadline=None)
 settings.load_profile("seeded")
 
 
@@ -66,6 +68,23 @@ def make_shard(
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     return path
+
+
+class HandClock(threading.local):
+    """A clock that goes on where a test says so, in each thread for itself."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def until(holds: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until something holds; seconds: after which it never will."""
+    last = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < last, "it does not come to hold"
+        time.sleep(0.01)
 
 
 def noise(size: int, seed: int = 0) -> bytes:
