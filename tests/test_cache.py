@@ -101,7 +101,7 @@ def test_threads_and_processes_pull_side_by_side(folder, tmp_path):
     )
     with ThreadPoolExecutor(8) as pulling:
         copies = set(pulling.map(lambda _: pulled(folder, "a", checksum), range(8)))
-    out, _ = other.communicate(timeout=60)
+    out, _ = other.communicate(timeout=120)
     assert {out.strip()} == {str(copy) for copy in copies}
     assert names() == {checksum.blake2b}
     assert FileSum.of(copies.pop().read_bytes()) == checksum

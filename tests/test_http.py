@@ -106,7 +106,7 @@ def test_a_length_that_is_a_lie_each_time_is_never_taken_for_the_whole_shard():
 
 
 def test_a_server_that_falls_silent_is_asked_again(server, monkeypatch):
-    monkeypatch.setattr(stores, "RETRIES", RetrySettings(4, first_wait=0.005, timeout=0.2))
+    monkeypatch.setattr(stores, "RETRIES", RetrySettings(4, first_wait=0.005, timeout=1))
     server.faults = Faults(once=[("range", "stall"), ("get", "stall")])
     assert read(f"{server.url}/long") == LONG
     assert server.failed["stall"] > 0

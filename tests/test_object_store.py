@@ -298,7 +298,7 @@ def test_the_next_blocks_are_on_their_way_while_one_is_read(s3, small_blocks):
 
 def test_a_store_that_falls_silent_is_asked_again(s3, monkeypatch):
     monkeypatch.setattr(stores, "_made", {})
-    monkeypatch.setattr(stores, "RETRIES", RetrySettings(4, first_wait=0.005, timeout=0.2))
+    monkeypatch.setattr(stores, "RETRIES", RetrySettings(4, first_wait=0.005, timeout=1))
     folder, data = Folder(s3.root), noise(30_000)
     folder.write_whole("a", data)
     s3.server.faults = Faults(once=[("range", "stall")])

@@ -18,7 +18,7 @@ from pipeline.runs import STALE_SECONDS, Run, process_alive, runs
 from pipeline.storage import Folder, temporary_of
 
 HOLD_A_RUN = """
-import sys, time
+import sys
 from pipeline.runs import Run
 from pipeline.storage import Folder
 folder = Folder(sys.argv[1])
@@ -28,7 +28,7 @@ with Run(folder, "test", {}) as run:
     file.flush()
     run.hold(["shard-1"])
     print(run.id, flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
@@ -37,6 +37,7 @@ def other_run(tmp_path):
     """Another process with a run and a half-written file in the same folder: (process, run id)."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD_A_RUN, str(tmp_path)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.getcwd()},

@@ -13,7 +13,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import environment
 from faulty_server import Faults
-from test_remote_collection import embed, put_shards
+from test_remote_collection import put_shards
+from undisturbed import embed
 
 from index import open_collection
 from index.build import build_index

@@ -25,7 +25,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -42,8 +42,7 @@ FAULTS = (
     "short",  # Content-Length says less than comes
 )
 # Met only where a test asks for them: "403"; "501", by conditional requests alone; and "stall",
-# half an answer and then silence.
-STALL_SECONDS = 1.0
+# half an answer and then silence, until the client hangs up.
 
 CODES = {"403": "AccessDenied", "500": "InternalError", "501": "NotImplemented", "503": "SlowDown"}
 
@@ -218,7 +217,9 @@ def _handler(owner: FaultyServer) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(body[: len(body) // 2])
                 self.wfile.flush()
                 if fault == "stall":
-                    time.sleep(STALL_SECONDS)
+                    self.connection.settimeout(60)
+                    with suppress(OSError):
+                        self.connection.recv(1)
                 if fault == "cut":
                     time.sleep(0.02)  # or the reset overtakes what was sent
                     self.reset()
