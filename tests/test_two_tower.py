@@ -440,6 +440,7 @@ def test_from_shards_to_answers_at_the_prompt(chiasm, towers, coloured, tmp_path
     assert set(first["scores"]) == {"search", "match"}
 
 
+@pytest.mark.timeout(300)
 def test_what_two_towers_lack_is_told_in_one_line(chiasm, tmp_path, coloured, towers):
     for options, told in (
         (("--preset", "two-tower", "--to", tmp_path / "x"), "expected --image-encoder DIR"),
