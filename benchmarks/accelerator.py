@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.bare import decode, forward, samples_of
 from benchmarks.machine import CORES, keep, machine, table
 from benchmarks.made_shards import CACHE, make_shards
-from benchmarks.random_models import clip_folder
 from chiasm.pipeline.batches import BatchSettings
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
@@ -32,6 +31,7 @@ from chiasm.pipeline.encoders import load_encoder
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder
+from tests.support.random_models import clip_folder
 
 MODELS: dict[str, dict[str, Any]] = {
     "ViT-B/32": {"vision": {"patch_size": 32}},

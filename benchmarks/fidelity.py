@@ -28,7 +28,6 @@ from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.random_models import clip_folder, siglip_folder
 from chiasm.pipeline.encoders import Encoder, load_encoder
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.pretrained import EncoderSettings
@@ -36,6 +35,7 @@ from chiasm.pipeline.pretrained.device import resolve_device
 from chiasm.pipeline.pretrained.hub import quiet
 from chiasm.pipeline.records import Sample
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
+from tests.support.random_models import clip_folder, siglip_folder
 
 RESULT = Path(__file__).parent / "results" / "fidelity.json"
 MODELS: dict[str, Callable[[Path], Path]] = {

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.random_models import WORDS
 from chiasm.pipeline.shards import write_shard
+from tests.support.random_models import WORDS
 
 CACHE = Path(__file__).parent / ".cache"
 DRAWN = 64

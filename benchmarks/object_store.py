@@ -33,7 +33,6 @@ import numpy as np
 from PIL import Image
 from s3fs import S3FileSystem
 
-from benchmarks.faulty_server import running_moto
 from chiasm.pipeline.collection import Identity, Run, create_or_check
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
@@ -43,6 +42,7 @@ from chiasm.pipeline.shards import list_shards, write_shard
 from chiasm.pipeline.storage import Folder, streams
 from chiasm.pipeline.storage import object_store as stores
 from chiasm.pipeline.storage.s3 import S3Store
+from tests.support.faulty_server import running_moto
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "object_store.json"
@@ -104,7 +104,7 @@ class Side:
         self.same_bytes = True
         told = [s3, str(share), "1", *KINDS]  # 1: the seed
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.faulty_server", *told],
+            [sys.executable, "-m", "tests.support.faulty_server", *told],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

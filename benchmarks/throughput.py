@@ -40,8 +40,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import peer_clip_retrieval
 from benchmarks.machine import CORES, RESULTS, bare, chiasm, keep, machine, table
 from benchmarks.made_shards import CACHE, make_shards
-from benchmarks.random_models import clip_folder
 from chiasm.pipeline.errors import ChiasmError
+from tests.support.random_models import clip_folder
 
 QUARTER = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6}
 BARE_PAIRS = 512  # enough for the rate of a forward, which no input changes

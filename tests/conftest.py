@@ -10,7 +10,9 @@ import secrets
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,10 @@ from typing import Any
 import fake_encoder
 import numpy as np
 import pytest
+from faulty_server import Faults, FaultyServer, forwarding_to, running_moto
+from hypothesis import settings
 from PIL import Image
 
-from benchmarks.faulty_server import Faults, FaultyServer, forwarding_to, running_moto
 from chiasm.pipeline.records import Dropped, Note, Sample
 from chiasm.pipeline.storage import object_store as stores
 from chiasm.pipeline.storage.retry import RetrySettings
@@ -29,6 +32,9 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; torch is not imported yet
+# Hypothesis draws the same examples each time; `--hypothesis-profile default` looks for new ones.
+settings.register_profile("seeded", derandomize=True, deadline=None)
+settings.load_profile("seeded")
 
 
 def jpeg(rng: random.Random, side: int = 32) -> bytes:
@@ -64,6 +70,28 @@ def make_shard(
     return path
 
 
+class HandClock(threading.local):
+    """A clock that goes on where a test says so, in each thread for itself."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def until(holds: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until something holds; seconds: after which it never will."""
+    last = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < last, "it does not come to hold"
+        time.sleep(0.01)
+
+
+def noise(size: int, seed: int = 0) -> bytes:
+    """Bytes that nothing packs, the same for the same arguments."""
+    return random.Random(seed).randbytes(size)
+
+
 @pytest.fixture
 def shards(tmp_path) -> list[Path]:
     """Three shards of 20 samples."""
@@ -77,7 +105,7 @@ def _fake_encoder_is_known(monkeypatch):
 
 def environment() -> dict[str, str]:
     """For programs that tests start: our packages and the family `fake` in every process."""
-    path = os.pathsep.join(map(str, (ROOT, TESTS, TESTS / "site")))
+    path = os.pathsep.join(map(str, (ROOT, TESTS, TESTS / "support", TESTS / "site")))
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from conftest import HandClock, until
 from PIL import Image
 
 from chiasm.pipeline.batches import HANDFUL, BatchSettings, batches
@@ -36,9 +37,9 @@ def to_pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def run(items, preprocess=to_pixels, target=None, **options):
+def run(items, preprocess=to_pixels, target=None, now=time.perf_counter, **options):
     """The batches of `items`, the tally and the clock."""
-    tally, clock = Tally(), Stopwatch()
+    tally, clock = Tally(), Stopwatch(now)
     cut = BatchSettings(**{"size": 4, **options})
     made = list(batches(iter(items), preprocess, target, cut, DecodeSettings(), tally, clock))
     return made, tally, clock
@@ -117,18 +118,19 @@ def test_the_target_reaches_the_decoder():
 
 
 def test_time_is_told_by_stage():
+    now = HandClock()
+
     def slowly():
         for n in range(3):
-            time.sleep(0.02)
+            now.now += 2
             yield sample(n)
 
     def preprocess(image):
-        time.sleep(0.03)
+        now.now += 30
         return to_pixels(image)
 
-    clock = run(slowly(), preprocess)[2]
-    assert set(clock.seconds) == {"read", "decode", "preprocess"}
-    assert clock.seconds["read"] >= 0.06 and clock.seconds["preprocess"] >= 0.09
+    clock = run(slowly(), preprocess, now=now)[2]
+    assert clock.seconds == {"read": 6, "decode": 0, "preprocess": 90}
 
 
 def test_an_exception_of_the_reader_comes_out_after_the_rows_before_it():
@@ -176,8 +178,9 @@ def start(endless, preprocess=to_pixels, **options):
     return batches(endless.items(), preprocess, None, cut, DecodeSettings(), Tally(), Stopwatch())
 
 
-def settle(number):
-    """Wait until `number()` stays the same for a while, and return it."""
+def settle(number, least):
+    """Wait until `number()` is `least` and then stays the same for a while, and return it."""
+    until(lambda: number() >= least)
     last = -1
     while (now := number()) != last:
         last = now
@@ -192,7 +195,7 @@ def test_no_more_than_the_queue_is_in_flight(queue):
     handful = max(1, min(HANDFUL, queue // BatchSettings.decode_threads))
     for taken in (4, 8, 12):
         next(made)
-        assert taken < settle(lambda: endless.asked) <= taken + queue + handful
+        assert settle(lambda: endless.asked, taken + 1) <= taken + queue + handful
     made.close()
 
 
@@ -201,14 +204,14 @@ def test_each_thread_has_few_encoded_pictures_and_of_large_ones_fewer(size, aske
     gate = threading.Event()
 
     def preprocess(image):
-        gate.wait(20)
+        gate.wait(60)
         return to_pixels(image)
 
     endless = Endless(picture(0) + bytes(size))
     made = start(endless, preprocess, size=1)
     first = threading.Thread(target=lambda: next(made))
     first.start()
-    assert settle(lambda: endless.asked) == asked
+    assert settle(lambda: endless.asked, asked) == asked
     gate.set()
     first.join()
     made.close()
@@ -240,19 +243,27 @@ def test_an_exception_in_the_loop_or_a_forgotten_generator_stops_them_too():
     assert ours() == [] and endless.closed.is_set()
 
 
-def test_closing_waits_for_the_pictures_at_work_and_for_no_others():
-    decoded = []
+def test_closing_waits_for_the_pictures_at_work_and_for_no_others(monkeypatch):
+    begun, decoded, closing = [], [], threading.Event()
+    join = threading.Thread.join
 
     def preprocess(image):
-        time.sleep(0.05)
+        begun.append(image)
+        if image.getpixel((0, 0))[0] > HANDFUL:  # behind the first batch
+            closing.wait(60)
         decoded.append(image)
         return to_pixels(image)
 
+    def told(thread, timeout=None):
+        closing.set()
+        join(thread, timeout)
+
     made = start(Endless(), preprocess, decode_threads=2)
     next(made)
-    before = len(decoded)
+    until(lambda: len(begun) == HANDFUL + 2)
+    monkeypatch.setattr(threading.Thread, "join", told)
     made.close()
-    assert len(decoded) - before <= 2
+    assert len(decoded) == len(begun) == HANDFUL + 2
 
 
 def test_a_thread_that_cannot_start_leaves_none_behind(monkeypatch):
@@ -273,7 +284,7 @@ def test_a_thread_that_cannot_start_leaves_none_behind(monkeypatch):
 
 
 def test_decoding_runs_in_parallel(monkeypatch):
-    together = threading.Barrier(3, timeout=20)
+    together = threading.Barrier(3, timeout=60)
     real = images.decode
 
     def decode(*arguments):

@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import environment
+from conftest import environment, noise
 
 from chiasm.index.segments import FileSum, cache
 from chiasm.index.segments.cache import cache_folder, fetch_to_cache
@@ -88,7 +88,7 @@ def test_what_was_used_longest_ago_makes_room_but_never_what_is_open(folder, mon
 
 
 def test_threads_and_processes_pull_side_by_side(folder, tmp_path):
-    checksum = put(folder, "a", os.urandom(3_000_000))
+    checksum = put(folder, "a", noise(3_000_000))
     told = (
         "import sys; from chiasm.index.segments.cache import *;"
         "from chiasm.pipeline.storage.folder import Folder;"
@@ -102,7 +102,7 @@ def test_threads_and_processes_pull_side_by_side(folder, tmp_path):
     )
     with ThreadPoolExecutor(8) as pulling:
         copies = set(pulling.map(lambda _: fetch_to_cache(folder, "a", checksum), range(8)))
-    out, _ = other.communicate(timeout=60)
+    out, _ = other.communicate(timeout=120)
     assert {out.strip()} == {str(copy) for copy in copies}
     assert names() == {checksum.blake2b}
     assert FileSum.of(copies.pop().read_bytes()) == checksum

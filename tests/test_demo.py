@@ -58,11 +58,11 @@ def test_the_sheet_shows_three_questions(demo):
     assert all(len(answer) == len(right) == 5 for answer, right in found.asked)
 
 
-def test_again_nothing_is_drawn_or_embedded_anew(demo):
-    to, found = demo
-    before = {path: path.stat().st_mtime_ns for path in to.rglob("*.tar")}
-    before |= {path: path.stat().st_mtime_ns for path in to.rglob("*.parquet")}
-    again = run_demo(3, 60, to)
+def test_again_nothing_is_drawn_or_embedded_anew(tmp_path):
+    found = run_demo(3, 20, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tar")}
+    before |= {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    again = run_demo(3, 20, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert again.recall == found.recall
 

@@ -6,12 +6,14 @@ import hashlib
 import io
 import json
 import tarfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import jpeg, make_shard
+from conftest import HandClock, jpeg, make_shard
 from fake_encoder import FakeEncoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -185,18 +187,14 @@ def test_a_shard_that_cannot_be_read_leaves_nothing(tmp_path):
 
 
 def test_a_stopwatch_adds_up_over_threads():
-    import threading
-    import time
+    times = HandClock()
+    clock, together = Stopwatch(times), threading.Barrier(4)
 
-    clock = Stopwatch()
-
-    def work() -> None:
+    def work(_: int) -> None:
         with clock.stage("work"):
-            time.sleep(0.05)
+            together.wait()
+            times.now += 0.5
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert clock.seconds["work"] >= 0.2
+    with ThreadPoolExecutor(4) as working:
+        list(working.map(work, range(4)))
+    assert clock.seconds == {"work": 2.0}

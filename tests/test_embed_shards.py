@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import make_shard
 
+from chiasm.jobs.cluster import pool
 from chiasm.jobs.config import compose
 from chiasm.jobs.embed_shards import EmbedRequest, EmbedSummary, embed_shards, summary_error
 from chiasm.pipeline.collection import embeddings, parquet_name, read_entry, runs
@@ -109,8 +111,12 @@ def test_a_worker_that_dies_once_costs_nothing(shards, tmp_path):
     assert contents(tmp_path / "c") == contents(tmp_path / "undisturbed")
 
 
-def test_a_shard_that_hangs_meets_its_deadline(shards, tmp_path):
-    slow = make_shard(tmp_path / "slow.tar", 4, seed=9, captions=["fault:hang"])
+def test_a_shard_that_hangs_meets_its_deadline(shards, tmp_path, monkeypatch):
+    """A minute passes when it hangs, and at no other time."""
+    hangs = tmp_path / "hangs"
+    clock = SimpleNamespace(monotonic=lambda: 60.0 * hangs.exists(), sleep=time.sleep)
+    monkeypatch.setattr(pool, "time", clock)
+    slow = make_shard(tmp_path / "slow.tar", 4, seed=9, captions=[f"fault:hang {hangs}"])
     summary = embed(
         [slow, *shards], tmp_path / "c", "workers.deadline_seconds=2", "workers.attempts=1"
     )
@@ -181,10 +187,9 @@ def test_a_model_that_cannot_be_loaded_ends_the_run(shards, tmp_path):
 
 
 def test_two_runs_into_one_collection_share_the_work(tmp_path):
-    shards = [
-        make_shard(tmp_path / f"s{n}.tar", 16, seed=n, captions=["fault:slow 0.06"] * 16)
-        for n in range(6)
-    ]
+    (tmp_path / "there").mkdir()
+    meet = [f"fault:meet {tmp_path / 'there'}"]  # the first shard of each run, and then no more
+    shards = [make_shard(tmp_path / f"s{n}.tar", 16, seed=n, captions=meet) for n in range(6)]
     summaries: list[EmbedSummary] = []
 
     def run() -> None:
@@ -193,7 +198,6 @@ def test_two_runs_into_one_collection_share_the_work(tmp_path):
     threads = [threading.Thread(target=run) for _ in range(2)]
     for thread in threads:
         thread.start()
-        time.sleep(0.5)
     for thread in threads:
         thread.join()
     assert [summary.rows for summary in summaries] == [96, 96]

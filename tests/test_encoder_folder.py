@@ -10,9 +10,9 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import errors as hub_errors
+from random_models import clip_folder
 from safetensors.torch import load_file, save_file
 
-from benchmarks.random_models import clip_folder
 from chiasm.pipeline.encoders import load_encoder
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings

@@ -12,8 +12,8 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from random_models import clip_folder, naflex_folder, siglip_folder
 
-from benchmarks.random_models import clip_folder, naflex_folder, siglip_folder
 from chiasm.pipeline.encoders import load_encoder, mean_of
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.pretrained import EncoderSettings

@@ -25,6 +25,7 @@ cells = faiss.index_factory(16, "IVF16,SQ8", faiss.METRIC_INNER_PRODUCT)
 cells.train(base)
 for index in (exact, cells):
     index.add_with_ids(base, np.arange(3000))
+torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 16))
 answers = []
 
@@ -40,7 +41,9 @@ threads = [threading.Thread(target=ask) for _ in range(4)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 with torch.inference_mode():
-    truth = np.argsort(-(model(torch.ones(1, 16)).numpy() @ base.T)[0])[:5]
+    scores = (model(torch.ones(1, 16)).numpy() @ base.T)[0]
+truth = np.argsort(-scores)[:5]
+assert scores[truth].min() > np.delete(scores, truth).max() + 1e-4, "no near ties"
 assert answers == [sorted(truth.tolist())] * 4, answers
 print("well")
 """

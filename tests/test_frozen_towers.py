@@ -9,8 +9,8 @@ import pytest
 import tiny_towers
 import torch
 from PIL import Image
+from random_models import clip_folder
 
-from benchmarks.random_models import clip_folder
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower

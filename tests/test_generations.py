@@ -158,33 +158,46 @@ def test_a_file_replaced_while_it_is_indexed_ends_the_build(tmp_path):
 
 
 BUILDERS = """
-import json, os, signal, sys, time
+import json, os, signal, sys
 from chiasm.index.build.build import build_index
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import IndexSettings
 load_faiss()
+steps, last = 0, None
+STEPS = 'open', 'os.mkdir', 'os.rename', 'os.link', 'os.remove', 'os.scandir'
+
+def step(event, arguments):
+    global steps
+    if event in STEPS:
+        steps += 1
+        if steps == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
 for line in sys.stdin:
     children = []
-    began = time.perf_counter()
-    for delay in json.loads(line):
+    reading, writing = os.pipe()
+    for last in json.loads(line):
         pid = os.fork()
         if not pid:
+            sys.addaudithook(step)
             settings = IndexSettings(exact_below=1, segment_rows=40)
             build_index(sys.argv[1], ['image'], settings)
+            os.write(writing, b'%d\\n' % steps)
             os._exit(0)
         children.append(pid)
-        if delay is not None:
-            time.sleep(delay)
-            os.kill(pid, signal.SIGKILL)
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-    print(json.dumps([time.perf_counter() - began, codes]), flush=True)
+    os.close(writing)
+    taken = [int(told) for told in os.read(reading, 4096).split()]
+    os.close(reading)
+    print(json.dumps([max(taken, default=0), codes]), flush=True)
 """
 
 
 @pytest.fixture
 def builders(tmp_path):
-    """Builds in processes of their own, that start in no time: builders(None, 0.1) runs one to its
-    end, kills one after 0.1 s, and returns the seconds both took and their exit codes."""
+    """Builds in processes of their own, that start in no time: builders(None, 9) runs one to its
+    end, kills one at its ninth step in the file system, and returns the most steps of one that came
+    to its end, and their exit codes."""
     process = subprocess.Popen(
         [sys.executable, "-c", BUILDERS, str(tmp_path)],
         env=environment(),
@@ -194,8 +207,8 @@ def builders(tmp_path):
     )
     assert process.stdin is not None and process.stdout is not None
 
-    def run(*delays: float | None) -> tuple[float, list[int]]:
-        print(json.dumps(delays), file=process.stdin, flush=True)
+    def run(*last: int | None) -> tuple[int, list[int]]:
+        print(json.dumps(last), file=process.stdin, flush=True)
         return json.loads(process.stdout.readline())
 
     with process:
@@ -211,14 +224,11 @@ def test_a_kill_at_any_moment_leaves_the_live_generation_and_no_mess(tmp_path, b
     whole, codes = builders(None)
     assert codes == [0] and current_number(folder) == 2
     dice = random.Random(0)
-    killed_at_work = 0
-    for _ in range(12):
-        seconds, codes = builders(whole * dice.uniform(0.05, 1.1))
-        killed_at_work += codes == [-signal.SIGKILL]
+    for step in dice.sample(range(1, whole), 12):
+        assert builders(step)[1] == [-signal.SIGKILL]
         assert current_number(folder) in numbers(folder)
         again = open_collection(tmp_path).search_many([Query(vector=np.ones(8))])[0].results
         assert again == truth
-    assert killed_at_work > 3 and seconds > 0
     build_index(str(tmp_path), settings=NO_MERCY)
     assert temporaries(tmp_path) == [] and lying(folder) == (named(folder), [])
     assert check(str(tmp_path)).ok
@@ -227,7 +237,7 @@ def test_a_kill_at_any_moment_leaves_the_live_generation_and_no_mess(tmp_path, b
 def test_builds_at_once_do_not_harm_each_other(tmp_path, builders):
     folder = Folder(str(tmp_path))
     make_collection(tmp_path, (40,) * 4)
-    assert builders(None, None, None, 0.05, None)[1] == [0, 0, 0, -signal.SIGKILL, 0]
+    assert builders(None, None, None, 9, None)[1] == [0, 0, 0, -signal.SIGKILL, 0]
     assert numbers(folder) == [1, 2, 3, 4] and current_number(folder) == 4
     assert check(str(tmp_path)).ok
     build_index(str(tmp_path), settings=NO_MERCY)

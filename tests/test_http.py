@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import os
 from collections import Counter
 
 import pytest
+from conftest import noise
+from faulty_server import FAULTS, Faults, FaultyServer, Files
 from test_tars import PLAIN, tar_of
 
-from benchmarks.faulty_server import FAULTS, Faults, FaultyServer, Files
 from chiasm.pipeline.errors import SourceError, UnreachableError, UsageError
 from chiasm.pipeline.records import Dropped, Place, Sample
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_member, read_samples, shard_id
@@ -27,7 +27,7 @@ from chiasm.pipeline.storage import object_store as stores
 from chiasm.pipeline.storage.retry import RetrySettings
 
 TAR = tar_of(*PLAIN)
-LONG = os.urandom(50_000)
+LONG = noise(50_000)
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +113,7 @@ def test_a_length_that_is_a_lie_each_time_is_never_taken_for_the_whole_shard():
 
 
 def test_a_server_that_falls_silent_is_asked_again(server, monkeypatch):
-    monkeypatch.setattr(stores, "RETRIES", RetrySettings(4, first_wait=0.005, timeout=0.2))
+    monkeypatch.setattr(stores, "RETRIES", RetrySettings(4, first_wait=0.005, timeout=1))
     server.faults = Faults(once=[("range", "stall"), ("get", "stall")])
     assert read(f"{server.url}/long") == LONG
     assert server.failed["stall"] > 0
@@ -147,7 +147,7 @@ def test_an_answer_that_breaks_is_begun_again_and_passed_over():
 
 
 def test_a_network_that_fails_is_never_told_as_damage():
-    members = [(f"{n}.jpg", os.urandom(9000)) for n in range(20)]
+    members = [(f"{n}.jpg", noise(9000, n)) for n in range(20)]
     for ranges, kind in ((True, "range"), (False, "get")):
         running = FaultyServer(Files({"/a.tar": tar_of(*members)}, ranges=ranges))
         [shard] = list_shards([f"{running.url}/a.tar"])

@@ -31,8 +31,10 @@ def brute_force(vectors: np.ndarray, xq: np.ndarray, k: int) -> tuple[np.ndarray
     """Scores and positions of the k best, over the rows that have a vector."""
     scores = xq.astype(np.float32) @ vectors.T
     scores[:, ~vectors.any(axis=1)] = -np.inf
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(scores, order, 1), order
+    order = np.argsort(-scores, axis=1, kind="stable")[:, : k + 1]
+    best = np.take_along_axis(scores, order, 1)
+    assert (best[:, :-1] - best[:, 1:] > 5e-6)[np.isfinite(best[:, 1:])].all(), "no near ties"
+    return best[:, :k], order[:, :k]
 
 
 def searched(path, column: str, xq: np.ndarray, k: int, nprobe: int = 0):

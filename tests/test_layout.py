@@ -18,6 +18,7 @@ HOME = {
     "fastapi": {"index", "jobs"},
 }
 SOURCES = sorted(path for room in ORDER for path in (ROOT / room).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 MOST_LINES = 350
 MOST_LINES_OF_A_FUNCTION = 50
 
@@ -104,6 +105,13 @@ def test_no_circles():
 
 def test_no_test_folder_becomes_a_package():
     assert list((ROOT / "tests").rglob("__init__.py")) == []
+
+
+@pytest.mark.parametrize("path", TESTS, ids=named)
+def test_no_test_imports_benchmarks(path):
+    """Benchmarks use tests/support instead; what tests them lies in benchmarks/checks."""
+    found = [name for _, name in imports(ast.parse(path.read_text()))]
+    assert [name for name in found if name.split(".")[0] == "benchmarks"] == []
 
 
 @pytest.mark.parametrize(

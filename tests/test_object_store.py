@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import io
-import os
 import threading
 import time
 from collections import Counter
@@ -13,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
+from conftest import noise
+from faulty_server import FAULTS, Faults
 from test_storage import AWKWARD
 from test_tars import PLAIN, tar_of, zstd
 
-from benchmarks.faulty_server import FAULTS, Faults
 from chiasm.jobs.cluster import Pool
 from chiasm.jobs.config import WorkerSettings
 from chiasm.jobs.signals import Stopped
@@ -192,7 +192,7 @@ def test_a_new_name_that_was_put_though_no_answer_came_is_won(s3):
 @pytest.mark.parametrize("kind", ["put", "complete"])
 def test_a_store_without_conditional_requests_is_asked_for_the_name_first(s3, in_parts, kind):
     folder, size = Folder(s3.root), 9 if kind == "put" else PARTS + 9
-    mine = os.urandom(size)
+    mine = noise(size)
     s3.server.faults = Faults(always={kind: "501"})
     assert folder.write_new("a", mine, "r1")
     assert s3.server.failed["501"] > 0
@@ -238,7 +238,7 @@ def request_of(kind, folder, data):
     [*("range", "head", "list", "put", "delete", "begin", "part", "complete", "uploads", "abort")],
 )
 def test_each_fault_of_each_kind_of_request_is_overcome(s3, kind, in_parts):
-    folder, data = Folder(s3.root), os.urandom(PARTS + 9)
+    folder, data = Folder(s3.root), noise(PARTS + 9)
     for name, content in {"a": b"hello", "empty": b"", "l/a": b""}.items():
         folder.write_whole(name, content)
     for fault in FAULTS:
@@ -255,8 +255,8 @@ def test_each_fault_of_each_kind_of_request_is_overcome(s3, kind, in_parts):
 
 def test_faults_at_random_change_no_byte(s3, in_parts, small_blocks):
     folder = Folder(s3.root)
-    contents = {f"f/{n}": os.urandom(size) for n, size in enumerate((0, 1, 999, 1000, 30_000))}
-    contents["f/big"] = os.urandom(PARTS + 100)
+    contents = {f"f/{n}": noise(size, n) for n, size in enumerate((0, 1, 999, 1000, 30_000))}
+    contents["f/big"] = noise(PARTS + 100)
     s3.server.faults = Faults(share=0.1, seed=7)
 
     def round_trip(name):
@@ -273,7 +273,7 @@ def test_faults_at_random_change_no_byte(s3, in_parts, small_blocks):
 
 
 def test_a_broken_connection_goes_on_where_it_broke(s3, small_blocks):
-    folder, data = Folder(s3.root), os.urandom(30_000)
+    folder, data = Folder(s3.root), noise(30_000)
     folder.write_whole("a", data)
     with open_stream(folder.url_of("a")) as stream:
         start = stream.read(10)
@@ -299,8 +299,8 @@ def test_the_next_blocks_are_on_their_way_while_one_is_read(s3, small_blocks):
 
 def test_a_store_that_falls_silent_is_asked_again(s3, monkeypatch):
     monkeypatch.setattr(stores, "_made", {})
-    monkeypatch.setattr(stores, "RETRIES", RetrySettings(4, first_wait=0.005, timeout=0.2))
-    folder, data = Folder(s3.root), os.urandom(30_000)
+    monkeypatch.setattr(stores, "RETRIES", RetrySettings(4, first_wait=0.005, timeout=1))
+    folder, data = Folder(s3.root), noise(30_000)
     folder.write_whole("a", data)
     s3.server.faults = Faults(once=[("range", "stall")])
     assert folder.read_bytes("a") == data
@@ -338,8 +338,8 @@ def test_a_store_without_an_answer_is_told_in_one_line(s3):
 
 def test_an_object_that_changes_while_it_is_read_is_told(s3, small_blocks):
     folder = Folder(s3.root)
-    for after in (os.urandom(90_000), os.urandom(100)):
-        folder.write_whole("a", os.urandom(90_000))
+    for after in (noise(90_000, 1), noise(100, 1)):
+        folder.write_whole("a", noise(90_000))
         with open_stream(folder.url_of("a")) as stream:
             stream.read(10)
             folder.write_whole("a", after)
@@ -349,7 +349,7 @@ def test_an_object_that_changes_while_it_is_read_is_told(s3, small_blocks):
 
 @pytest.mark.parametrize("pack", [bytes, zstd, gzip.compress], ids=["tar", "zstd", "gz"])
 def test_a_network_that_fails_is_never_told_as_damage(s3, pack, small_blocks):
-    members = [(f"{n}.jpg", os.urandom(30_000)) for n in range(20)]
+    members = [(f"{n}.jpg", noise(30_000, n)) for n in range(20)]
     folder = Folder(s3.root)
     folder.write_whole("a.tar", pack(tar_of(*members)))
     [shard] = list_shards([folder.url_of("a.tar")])
@@ -371,7 +371,7 @@ def test_a_stream_that_is_left_early_ends_its_reading(s3, small_blocks):
 
 def test_many_threads_share_a_store(s3, small_blocks):
     folder = Folder(s3.root)
-    contents = {str(n): os.urandom(20_000) for n in range(12)}
+    contents = {str(n): noise(20_000, n) for n in range(12)}
     for name, content in contents.items():
         folder.write_whole(name, content)
 
@@ -387,7 +387,7 @@ class Stops(io.BytesIO):
     """A file at whose second part a signal arrives."""
 
     def __init__(self, error: BaseException) -> None:
-        super().__init__(os.urandom(3 * PARTS))
+        super().__init__(noise(3 * PARTS))
         self.error, self.reads = error, 0
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -420,12 +420,12 @@ def test_an_upload_that_cannot_go_on_is_aborted(s3, in_parts):
     folder = Folder(s3.root)
     s3.server.faults = Faults(always={"part": "500"})
     with pytest.raises(StorageError, match="5 attempts failed"):
-        folder.write_whole("big", os.urandom(2 * PARTS))
+        folder.write_whole("big", noise(2 * PARTS))
     assert s3.uploads() == [] and s3.keys() == {}
 
 
 def test_of_two_uploads_in_parts_of_a_new_name_one_wins(s3, in_parts):
-    folder, data = Folder(s3.root), os.urandom(PARTS + 1)
+    folder, data = Folder(s3.root), noise(PARTS + 1)
     s3.server.faults = Faults(once=[("complete", "lost")])
     assert folder.write_new("big", data, "r1")
     assert not folder.write_new("big", bytes(PARTS + 1), "r2")
@@ -524,7 +524,7 @@ def memory(monkeypatch):
 
 
 def test_any_filesystem_of_fsspec_can_be_a_store(memory, monkeypatch, small_blocks):
-    folder, data = Folder("gs://bucket/c"), os.urandom(20_000)
+    folder, data = Folder("gs://bucket/c"), noise(20_000)
     folder.write_whole("e/a", data)
     folder.write_whole("e/b", b"")
     folder.write_whole("e/f/c", b"3")

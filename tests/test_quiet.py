@@ -113,7 +113,7 @@ assert sys.stdout.getvalue() == "kept\\n" and sys.stderr is None
 """
     closed = [sys.executable, "-c", program, str(tmp_path / "c.log")]
     command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *closed]
-    assert subprocess.run(command, env=environment(), timeout=60).returncode == 0
+    assert subprocess.run(command, env=environment(), timeout=120).returncode == 0
 
 
 def test_a_run_and_a_search_print_only_their_own(loud, tmp_path, chiasm, monkeypatch):

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from conftest import environment, make_shard
 from fake_encoder import FakeEncoder
+from faulty_server import Faults
 from PIL import Image
+from undisturbed import SETTINGS, embed
 
-from benchmarks.faulty_server import Faults
 from chiasm.index import open_collection
 from chiasm.index.build import build_index
 from chiasm.index.segments import current_number, numbers
@@ -24,7 +25,6 @@ from chiasm.index.segments.cache import cache_folder
 from chiasm.index.sheet import write_sheet
 from chiasm.index.verify import check
 from chiasm.jobs.status import read_status
-from chiasm.pipeline.batches import BatchSettings
 from chiasm.pipeline.collection import (
     Identity,
     Run,
@@ -33,7 +33,6 @@ from chiasm.pipeline.collection import (
     find_embedding,
     runs,
 )
-from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.records import Shard
@@ -41,25 +40,12 @@ from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder, streams
 from chiasm.pipeline.worklist import WorkList
 
-SETTINGS = EmbedSettings(batch=BatchSettings(size=8))
 
-
-def put_shards(s3, tmp_path: Path, count: int = 3, **options) -> list[Shard]:
-    for number in range(count):
+def put_shards(s3, tmp_path: Path, count: int = 3, start: int = 0, **options) -> list[Shard]:
+    for number in range(start, start + count):
         path = make_shard(tmp_path / "tars" / f"{number}.tar", 20, seed=number, **options)
         Folder(f"{s3.root}/shards").write_whole(path.name, path.read_bytes())
     return list_shards([f"{s3.root}/shards"])
-
-
-def embed(shards: list[Shard], to: str) -> Folder:
-    folder, encoder = Folder(to), FakeEncoder()
-    with Run(folder, "embed", {}) as run:
-        create_or_check(folder, Identity.of(encoder), run.id)
-        for shard in shards:
-            run.hold([shard.id])
-            embed_shard(shard, encoder, folder, SETTINGS, run_id=run.id)
-        run.finish("done", {})
-    return folder
 
 
 @pytest.fixture
@@ -145,7 +131,8 @@ def test_two_builds_at_once_get_two_numbers(s3, both):
 
 def test_two_runs_share_the_shards_and_embed_none_twice(s3, tmp_path):
     shards = put_shards(s3, tmp_path, 6)
-    folder, encoder, start = Folder(f"{s3.root}/there"), FakeEncoder(), threading.Barrier(2)
+    folder, encoder = Folder(f"{s3.root}/there"), FakeEncoder()
+    start, both_have_one = threading.Barrier(2), threading.Barrier(2)
 
     def work(_: int) -> set[str]:
         with Run(folder, "embed", {}) as run:
@@ -156,8 +143,9 @@ def test_two_runs_share_the_shards_and_embed_none_twice(s3, tmp_path):
                 if (task := work.take()) is None:
                     time.sleep(0.05)
                     continue
+                if not work.done:
+                    both_have_one.wait(60)
                 entry = embed_shard(task.shard, encoder, folder, SETTINGS, run_id=run.id)
-                time.sleep(0.2)
                 work.finish(task, entry)
             return set(work.done)
 

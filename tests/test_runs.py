@@ -30,7 +30,7 @@ with Run(folder, "test", {}) as run:
     file.flush()
     run.hold(["shard-1"])
     print(run.id, flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
@@ -39,6 +39,7 @@ def other_run(tmp_path):
     """Another process with a run and a half-written file in the same folder: (process, run id)."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD_A_RUN, str(tmp_path)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.getcwd()},

@@ -8,6 +8,7 @@ import threading
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import noise
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -216,7 +217,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
         with pytest.raises(StorageError) as told:
             folder.write_whole("e/a.parquet", b"x" * 3_000_000)
         with pytest.raises(StorageError), folder.create("e/b.parquet", "run") as file:
-            pq.write_table(pa.table({"a": [os.urandom(3_000_000)]}), file)
+            pq.write_table(pa.table({"a": [noise(3_000_000)]}), file)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert str(told.value).startswith(f"{tmp_path}/e/a.parquet: expected a usable file, found the")

@@ -12,9 +12,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from conftest import environment
-from test_remote_collection import embed, put_shards
+from faulty_server import Faults
+from test_remote_collection import put_shards
+from undisturbed import embed
 
-from benchmarks.faulty_server import Faults
 from chiasm.index import open_collection
 from chiasm.index.build import build_index
 from chiasm.pipeline.errors import ChiasmError

@@ -12,8 +12,9 @@ import time
 
 import psutil
 import pytest
-from conftest import start_embed
-from test_remote_collection import embed, put_shards
+from conftest import start_embed, until
+from test_remote_collection import put_shards
+from undisturbed import embed
 
 SLOW = ["fault:slow 0.03"] * 20
 SECONDS = 9.0  # about what an undisturbed run takes
@@ -35,7 +36,7 @@ def expected(s3, shards, tmp_path) -> dict[str, bytes]:
 )
 def test_killed_at_random_moments_and_rerun_at_once_the_bytes_are_the_same(kills, s3, tmp_path):
     shards = put_shards(s3, tmp_path, 4, captions=SLOW)
-    rng = random.Random()
+    rng = random.Random(kills)
     moments = []
     for _ in range(kills):
         process = start(s3, f"{s3.root}/there")
@@ -54,16 +55,18 @@ def test_killed_at_random_moments_and_rerun_at_once_the_bytes_are_the_same(kills
 
 
 def test_a_worker_killed_at_a_random_moment_costs_nothing(s3, tmp_path):
-    shards = put_shards(s3, tmp_path, 4, captions=SLOW)
+    killed = tmp_path / "killed"
+    shards = put_shards(s3, tmp_path, 4, captions=[*SLOW[1:], f"fault:until {killed}"])
     run = start(s3, f"{s3.root}/there")
     worker = None
     while worker is None and run.poll() is None:
         time.sleep(0.1)
         worker = next(filter(is_worker, psutil.Process(run.pid).children(recursive=True)), None)
-    moment = random.uniform(0, 3)
-    time.sleep(moment)
+    moment = random.Random(0).uniform(0, 3)
+    time.sleep(moment)  # at the latest it waits for what comes next
     assert worker is not None and run.poll() is None
     worker.send_signal(signal.SIGKILL)
+    killed.touch()
     out, told = run.communicate(timeout=120)
     assert run.returncode == 0, (moment, told)
     # What Ray tells of the death is no part of the result.
@@ -80,19 +83,20 @@ def test_a_worker_killed_at_a_random_moment_costs_nothing(s3, tmp_path):
     ],
 )
 def test_a_run_that_is_asked_to_stop_stops_cleanly(signum, code, send, s3, tmp_path):
-    shards = put_shards(s3, tmp_path, 6, captions=["fault:slow 0.06"] * 20)
+    stopped = tmp_path / "stopped"
+    shards = put_shards(s3, tmp_path, 1)
+    shards = put_shards(s3, tmp_path, 3, start=1, captions=[f"fault:until {stopped}"])
     process = start(s3, f"{s3.root}/there")
-    deadline = time.monotonic() + 100  # Ray may be started twice
-    while not s3.keys("there/embeddings/") and time.monotonic() < deadline:
-        time.sleep(0.1)
+    until(lambda: s3.keys("there/embeddings/") or process.poll() is not None, 140)
     send(process.pid, signum)
-    out, told = process.communicate(timeout=60)
+    out, told = process.communicate(timeout=120)
+    stopped.touch()
     assert process.returncode == code, told
     assert told.splitlines()[-1] == "chiasm: stopped; run the same command again to go on"
     assert out == ""
     left = s3.keys("there/embeddings/")
     assert left.items() <= expected(s3, shards, tmp_path).items()
-    assert 0 < len(left) < 6, "it was stopped in the middle"
+    assert len(left) == 1, "it was stopped in the middle"
     assert s3.uploads() == []
 
 
@@ -104,8 +108,8 @@ def is_worker(process: psutil.Process) -> bool:
 
 @pytest.mark.slow
 def test_two_runs_at_once_share_the_shards(s3, tmp_path):
-    # 3 s a shard: one run may start several seconds after the other, and must find some left.
-    shards = put_shards(s3, tmp_path, 6, captions=["fault:slow 0.15"] * 20)
+    (tmp_path / "there").mkdir()
+    shards = put_shards(s3, tmp_path, 6, captions=[f"fault:meet {tmp_path / 'there'}"])
     both = [start(s3, f"{s3.root}/there") for _ in range(2)]
     told = [run.communicate(timeout=150) for run in both]
     assert [run.returncode for run in both] == [0, 0], told

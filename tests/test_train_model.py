@@ -11,6 +11,7 @@ from dataclasses import replace
 import psutil
 import pytest
 import torch
+from conftest import until
 
 from chiasm.jobs import train_model
 from chiasm.jobs.train_model import TrainJob, following, train_on_ray
@@ -122,8 +123,8 @@ def test_a_worker_that_dies_costs_no_step(ray_session, tmp_path):
             time.sleep(0.02)
         workers = [
             p
-            for p in psutil.process_iter(["cmdline"])
-            if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])
+            for p in psutil.Process().children(recursive=True)  # not those of another test's
+            if "RayTrainWorker" in " ".join(p.cmdline())
         ]
         os.kill(workers[0].pid, signal.SIGKILL)
         killed.set()
@@ -152,7 +153,7 @@ def test_a_file_is_followed_as_it_grows(tmp_path):
     with following(tmp_path / "log", told.append), (tmp_path / "log").open("a") as file:
         file.write("one\ntw")
         file.flush()
-        time.sleep(0.7)
+        until(lambda: told)
         assert told == ["one"]
         file.write("o\nthree\n")
         file.flush()

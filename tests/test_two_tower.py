@@ -54,7 +54,7 @@ def settings_for(towers, learn=SHORT, fusion=TINY):
 
 @pytest.fixture(scope="module")
 def trained(towers, coloured, tmp_path_factory):
-    """A training to its end: its folder and its report."""
+    """A training to its end: its folder and its report; who trains on takes a copy."""
     folder = tmp_path_factory.mktemp("trained")
     shards = list_shards([str(coloured)], None)
     return folder, train_two_tower(settings_for(towers), shards, folder, lambda line: None)
@@ -109,10 +109,10 @@ def test_the_folder_is_an_encoder_that_finds_and_matches(trained):
     assert encoder.match_pairs([], []).shape == (0,)
 
 
-def test_a_fusion_that_ships_fuses_by_tokens(trained, towers, coloured):
+def test_a_fusion_that_ships_fuses_by_tokens(trained, towers, coloured, tmp_path):
     """Saved with a fusion, the encoder's joint vectors are those of the network on features."""
     folder, _ = trained
-    fused = folder.parent / "fused"
+    fused = tmp_path / "fused"
     shutil.copytree(folder, fused, ignore=shutil.ignore_patterns("model.safetensors"))
     judged = json.loads((fused / "judged.json").read_text())
     (fused / "judged.json").write_text(json.dumps({**judged, "fusion": True}))
@@ -298,8 +298,10 @@ def test_matching_is_judged_by_what_the_other_half_says_it_weighs(trained, featu
     assert halves[0] | halves[1] == {id(pair) for pair in pairs} and not halves[0] & halves[1]
 
 
-def test_features_are_computed_once_and_again_where_something_changed(trained, towers, coloured):
-    folder, _ = trained
+def test_features_are_computed_once_and_again_where_something_changed(
+    trained, towers, coloured, tmp_path
+):
+    folder = shutil.copytree(trained[0], tmp_path / "trained")  # times of its files and all
     before = {path: path.stat().st_mtime_ns for path in (folder / "features").glob("*.tar")}
     assert len(before) == 3
     (folder / "features" / ".x.99999999.tmp").write_bytes(b"left by a kill")
@@ -438,6 +440,7 @@ def test_from_shards_to_answers_at_the_prompt(chiasm, towers, coloured, tmp_path
     assert set(first["scores"]) == {"search", "match"}
 
 
+@pytest.mark.timeout(300)
 def test_what_two_towers_lack_is_told_in_one_line(chiasm, tmp_path, coloured, towers):
     for options, told in (
         (("--preset", "two-tower", "--to", tmp_path / "x"), "expected --image-encoder DIR"),

@@ -2,7 +2,9 @@
 
 Vectors are a function of the bytes alone: equal inputs, equal vectors. A caption that begins with
 `fault:` makes the process that encodes it misbehave: `fault:die`, `fault:hang`, `fault:raise`,
-`fault:slow SECONDS`, or `fault:die-once FILE` (dies unless FILE exists, and makes it).
+`fault:slow SECONDS`, `fault:die-once FILE` (dies unless FILE exists, and makes it), `fault:hang
+FILE` (makes FILE first), `fault:until FILE` (waits for FILE), or `fault:meet FOLDER` (waits until
+two processes are there).
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ DIM = 8
 
 
 class FakeEncoder:
-    dim, image_size, device = DIM, 16, "cpu"
+    dim, device = DIM, "cpu"
+    image_size: int | None = 16
 
     def __init__(self, model: str = "", precision: str = "float32") -> None:
         self.precision = precision
@@ -69,7 +72,16 @@ def misbehave(text: str) -> None:
             Path(argument).touch()
         os.kill(os.getpid(), signal.SIGKILL)
     elif fault == "hang":
+        if argument:
+            Path(argument).touch()
         time.sleep(3600)
+    elif fault == "until":
+        while not Path(argument).exists():
+            time.sleep(0.01)
+    elif fault == "meet":
+        Path(argument, str(os.getpid())).touch()
+        while len(list(Path(argument).iterdir())) < 2:
+            time.sleep(0.01)
     elif fault == "raise":
         raise ZeroDivisionError("a fault was asked for")
     elif fault == "slow":

@@ -4,7 +4,7 @@
 do: statuses, resets before, after and in the middle, bodies cut, slow, or called longer or shorter
 than they are. The tests and benchmarks/object_store.py share it.
 
-    python -m benchmarks.faulty_server URL SHARE SEED FAULT...
+    python -m tests.support.faulty_server URL SHARE SEED FAULT...
 
 stands before the server at URL as a program: prints its own URL, and when its stdin ends how many
 requests it met and how many it failed, as JSON.
@@ -25,7 +25,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -42,8 +42,7 @@ FAULTS = (
     "short",  # Content-Length says less than comes
 )
 # Met only where a test asks for them: "403"; "501", by conditional requests alone; and "stall",
-# half an answer and then silence.
-STALL_SECONDS = 1.0
+# half an answer and then silence, until the client hangs up.
 
 CODES = {"403": "AccessDenied", "500": "InternalError", "501": "NotImplemented", "503": "SlowDown"}
 
@@ -218,7 +217,9 @@ def _handler(owner: FaultyServer) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(body[: len(body) // 2])
                 self.wfile.flush()
                 if fault == "stall":
-                    time.sleep(STALL_SECONDS)
+                    self.connection.settimeout(60)
+                    with suppress(OSError):
+                        self.connection.recv(1)
                 if fault == "cut":
                     time.sleep(0.02)  # or the reset overtakes what was sent
                     self.reset()

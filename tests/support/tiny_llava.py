@@ -27,7 +27,14 @@ def llava_folder(folder: Path, network: type[transformers.PreTrainedModel]) -> P
     """Random weights of a Llava (`LlavaModel` or `LlavaForConditionalGeneration`) that reads
     pictures and texts as chat messages, left-padded.
     """
-    letters = ["<pad>", "<s>", "</s>", "<unk>", "<image>", *pre_tokenizers.ByteLevel.alphabet()]
+    letters = [
+        "<pad>",
+        "<s>",
+        "</s>",
+        "<unk>",
+        "<image>",
+        *sorted(pre_tokenizers.ByteLevel.alphabet()),
+    ]
     vocabulary = {letter: number for number, letter in enumerate(letters)}
     tokens = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
     tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -71,11 +71,9 @@ def text_folder(folder: Path) -> Path:
         intermediate_size=64, max_position_embeddings=32,
     )  # fmt: skip
     transformers.BertModel(config).eval().save_pretrained(bert)
-    modules = [Transformer(str(bert)), Pooling(32, "mean")]
     saved = folder / "sentences"
-    SentenceTransformer(modules=modules, device="cpu").save_pretrained(
-        str(saved), create_model_card=False
-    )
+    made = SentenceTransformer(modules=[Transformer(str(bert)), Pooling(32, "mean")], device="cpu")
+    made.save_pretrained(str(saved), create_model_card=False)
     return saved
 
 
