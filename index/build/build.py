@@ -8,6 +8,7 @@ only the work. The cost of that: an index is built anew, not added to.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import Counter
@@ -35,6 +36,7 @@ from chiasm.pipeline.records import COLUMNS
 from chiasm.pipeline.collection import Run
 from chiasm.pipeline.storage import display_name
 
+LOG = logging.getLogger(__name__)
 TRAIN_GROUPS = 512  # row groups the training vectors are drawn from: wide enough, and quick to read
 
 Progress = Callable[[str, int, int], None]  # stage, rows done, rows in all
@@ -219,6 +221,7 @@ class Build:
             for place, file in enumerate(group):
                 self._add(segment, place, file)
             record, checksum = segment.commit()
+        LOG.info("filled segment %s: %d rows of %d shards", record.id, record.rows, len(group))
         return SegmentEntry(record.id, record.rows, checksum)
 
     def _add(self, segment: SegmentWriter, place: int, file: EmbeddingFile) -> None:

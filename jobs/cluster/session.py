@@ -18,10 +18,8 @@ from chiasm.jobs.config import WorkerSettings
 from chiasm.jobs.signals import STOPPING
 from chiasm.pipeline.errors import ChiasmError, UsageError
 
-OBJECT_STORE_BYTES = (
-    128 * 2**20
-)  # only shard names and ledger entries travel: Ray's least is enough
-
+# Only shard names and ledger entries travel: Ray's least is enough.
+OBJECT_STORE_BYTES = 128 * 2**20
 STARTS = 2  # attempts to start a Ray of our own
 
 

@@ -40,13 +40,13 @@ def line(progress: Progress, pace: tuple[float, float | None]) -> str:
     rate, left = pace
     over = progress.done + progress.skipped + progress.failed
     aside = [f"{progress.skipped} skipped"] if progress.skipped else []
-    aside += [f"{progress.failed} set aside"] if progress.failed else []
+    aside += [f"{progress.failed} quarantined"] if progress.failed else []
     parts = [
         f"shards {over}/{progress.shards}" + (f" ({', '.join(aside)})" if aside else ""),
         f"{progress.samples:,} samples",
         f"{rate:,.0f}/s" if rate else "",
         f"{progress.dropped} dropped",
-        f"about {_span(left)} left" if left is not None else "",
+        f"about {span(left)} left" if left is not None else "",
         "" if progress.workers_ready else _waiting(progress),
     ]
     return " | ".join(part for part in parts if part)
@@ -69,8 +69,8 @@ def showing(console: Console) -> Iterator:
 
             def live(progress: Progress) -> None:
                 over = progress.done + progress.skipped + progress.failed
-                told = line(progress, pace.read(progress, time.monotonic()))
-                bar.update(task, total=progress.shards, completed=over, description=told)
+                text = line(progress, pace.read(progress, time.monotonic()))
+                bar.update(task, total=progress.shards, completed=over, description=text)
 
             yield live
     else:
@@ -92,7 +92,8 @@ def _waiting(progress: Progress) -> str:
     return f"{asked} (each reserves {progress.each_reserves})" if progress.each_reserves else asked
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """A duration for a person: `40 s`, `12 min`, `1.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
