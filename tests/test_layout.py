@@ -49,12 +49,21 @@ def test_arrows_point_from_jobs_to_index_to_pipeline(path):
         assert room in HOME.get(head, {room}), f"{head} is not imported in {room}"
 
 
+# Where our own modules are imported inside functions, and what for. Always as import statements.
+LAZY = {
+    "jobs/cli/app.py": "a command is imported when it is called",
+    "jobs/cli/train_pocket.py": "Ray is loaded by --processes and --address alone",
+    "jobs/filter_shards.py": "Ray is loaded by several workers and --address alone",
+}
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=named)
 def test_our_own_packages_are_imported_at_the_top(path):
     tree = ast.parse(path.read_text())
     top = set(map(id, tree.body))
     hidden = [name for node, name in imports(tree) if id(node) not in top]
-    assert [name for name in hidden if name.split(".")[0] == "chiasm"] == []
+    ours = [name for name in hidden if name.split(".")[0] == "chiasm"]
+    assert bool(ours) == (named(path) in LAZY), f"{named(path)} hides {ours}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=named)
@@ -118,8 +127,8 @@ def test_no_test_imports_benchmarks(path):
     ("statement", "heavy"),
     [
         (
-            "import chiasm.jobs.cli.app; chiasm.jobs.cli.app.application(['--help'])",
-            "torch ray faiss pyarrow transformers",
+            "from chiasm.jobs.cli.app import application; application()(['-h'], standalone_mode=0)",
+            "torch ray faiss pyarrow pydantic transformers",
         ),
         ("import chiasm.jobs.cli.status", "torch ray faiss transformers sentence_transformers"),
         ("import chiasm.jobs.cli.check", "torch ray transformers sentence_transformers"),
@@ -133,7 +142,7 @@ def test_a_command_loads_only_what_it_needs(statement, heavy):
     ran = subprocess.run(
         [sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert ran.stdout.split() == []
+    assert ran.stdout.splitlines()[-1].split() == []
 
 
 def test_importing_the_three_packages_prints_nothing_and_starts_nothing():

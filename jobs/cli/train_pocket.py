@@ -39,30 +39,36 @@ Pictures and captions are drawn while it learns; no shards are read. Use the res
 pocket:DIR. Kill it and run it again: it goes on from its last checkpoint."""
 
 
+Steps = Annotated[int | None, typer.Option(help="Of the two towers. (default: the recipe's)")]
+FusionSteps = Annotated[
+    int | None,
+    typer.Option(help="Of fusion and matching; 0: two towers alone. (default: the recipe's)"),
+]
+Towers = Annotated[
+    Path | None, typer.Option(help="A model folder; keep its towers, learn the rest alone.")
+]
+Gallery = Annotated[
+    int | None, typer.Option(help="Scenes that it is measured on. (default: the recipe's)")
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Processes that draw; 0: this one draws too. (default: 1)")
+]
+Processes = Annotated[
+    int | None, typer.Option(help="Learn in so many processes on Ray. (default: here)")
+]
+
+
 def train_pocket(
     to: To,
-    steps: Annotated[
-        int | None, typer.Option(help="Of the two towers. (default: the recipe's)")
-    ] = None,
-    fusion_steps: Annotated[
-        int | None,
-        typer.Option(help="Of fusion and matching; 0: two towers alone. (default: the recipe's)"),
-    ] = None,
+    steps: Steps = None,
+    fusion_steps: FusionSteps = None,
     fusion: Fusion = None,
-    towers: Annotated[
-        Path | None, typer.Option(help="A model folder; keep its towers, learn the rest alone.")
-    ] = None,
+    towers: Towers = None,
     learning_rate: LearningRate = None,
     seed: Seed = None,
-    gallery: Annotated[
-        int | None, typer.Option(help="Scenes that it is measured on. (default: the recipe's)")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes that draw; 0: this one draws too. (default: 1)")
-    ] = None,
-    processes: Annotated[
-        int | None, typer.Option(help="Learn in so many processes on Ray. (default: here)")
-    ] = None,
+    gallery: Gallery = None,
+    workers: Workers = None,
+    processes: Processes = None,
     address: Address = None,
     device: Device = None,
     precision: Precision = None,
