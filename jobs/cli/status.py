@@ -16,7 +16,9 @@ from chiasm.pipeline.storage import display_name
 
 HELP = """
   chiasm status photos.chiasm
-  chiasm status photos.chiasm --json"""
+  chiasm status photos.chiasm --json
+
+Read from ledgers, runs and the index's own files, with no cluster and no model."""
 
 
 def status(
