@@ -13,8 +13,9 @@ from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device import resolve_device
 from chiasm.pipeline.training.curves import draw_curves
 from chiasm.pipeline.training.pocket.loop import train
-from chiasm.pipeline.training.pocket.report import told, write_report
+from chiasm.pipeline.training.pocket.report import format_report, write_report
 from chiasm.pipeline.training.pocket.trainer import TrainSettings
+from chiasm.pipeline.training.progress import format_progress
 
 
 def run(request: TrainRequest) -> None:
@@ -31,13 +32,13 @@ def run(request: TrainRequest) -> None:
             precision=request.precision,
             workers=request.workers,
             towers=request.towers,
-            told=tell,
+            report=lambda record: tell(format_progress(record)),
         )
     draw_curves(request.to)
     # What the workers of a cluster have, this process may lack.
     device = "auto" if request.processes or request.address else request.device
     encoding = EncoderSettings(precision=request.precision, device=device)
-    for line in told(write_report(request.to, settings.gallery, encoding)):
+    for line in format_report(write_report(request.to, settings.gallery, encoding)):
         print(line)
     print(f"{request.to}: trained; use it with --encoder pocket:{request.to}")
 
@@ -73,14 +74,14 @@ def settings_of(request: TrainRequest) -> TrainSettings:
         )
     fusion, fusion_steps = preset.model.fusion, request.fusion_steps
     if request.how is not None and fusion is not None:
-        fusion = replace(fusion, how=request.how)
+        fusion = replace(fusion, fusion=request.how)
     if fusion_steps == 0:  # what has not learned to match shall not seem to
         fusion = None
     return replace(
         preset,
         steps=preset.steps if request.steps is None else request.steps,
         fusion_steps=preset.fusion_steps if fusion_steps is None else fusion_steps,
-        feed=replace(preset.feed, seed=request.seed),
+        data=replace(preset.data, seed=request.seed),
         gallery=request.gallery or preset.gallery,
         model=replace(preset.model, fusion=fusion),
     )

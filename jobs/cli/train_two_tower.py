@@ -10,9 +10,9 @@ from chiasm.jobs.cli.train_request import TrainRequest, tell
 from chiasm.pipeline.errors import ChiasmError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.shards import ReadSettings, list_shards
-from chiasm.pipeline.training.curves import draw_curves
+from chiasm.pipeline.training.progress import format_progress
 from chiasm.pipeline.training.two_tower.loop import TwoTowerSettings, train_two_tower
-from chiasm.pipeline.training.two_tower.trainer import LearnSettings
+from chiasm.pipeline.training.two_tower.trainer import TrainSettings
 
 
 def run(request: TrainRequest) -> None:
@@ -24,11 +24,12 @@ def run(request: TrainRequest) -> None:
     shards = list_shards(list(request.shards), sys.stdin)
     if not shards:
         raise UsageError("SHARDS", expected="at least one shard", found="none")
-    report = train_two_tower(settings, shards, request.to, tell)
+    report = train_two_tower(
+        settings, shards, request.to, lambda record: tell(format_progress(record))
+    )
     for line in told(report):
         print(line)
     print(f"{request.to}: trained; use it with --encoder two-tower:{request.to}", flush=True)
-    draw_curves(request.to)
     require_whole(report, len(shards))
 
 
@@ -53,15 +54,15 @@ def settings_of(request: TrainRequest) -> TwoTowerSettings:
             do="see chiasm train --help",
         )
     preset = TwoTowerSettings(request.image_encoder, request.text_encoder)
-    fusion, learn = preset.fusion, replace(LearnSettings(), seed=request.seed)
+    fusion, learn = preset.fusion, replace(TrainSettings(), seed=request.seed)
     if request.how is not None and fusion is not None:
-        fusion = replace(fusion, how=request.how)
+        fusion = replace(fusion, fusion=request.how)
     if request.steps is not None:
         learn = replace(learn, steps=request.steps)
     return replace(
         preset,
         fusion=fusion,
-        learn=learn,
+        train=learn,
         read=ReadSettings(caption_field=request.caption_field or ""),
         encoder=EncoderSettings(precision=request.precision, device=request.device),
     )
