@@ -38,10 +38,10 @@ from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.hard import hard_gallery
 from chiasm.pipeline.scenes.recall import recall_at, top
 from chiasm.pipeline.scenes.unseen import unseen_gallery, withheld_in
-from chiasm.pipeline.scenes.words import LANGUAGES, plan, tell
+from chiasm.pipeline.scenes.words import LANGUAGES, plan, render_caption
 from chiasm.pipeline.scenes.world import Scene, gallery
 from chiasm.pipeline.training.pocket.data import DataSettings, scenes_of
-from chiasm.pipeline.training.pocket.evaluate import measure
+from chiasm.pipeline.training.pocket.evaluate import gallery_recall
 
 MOST_MORE = 100  # scenes that the last group may add to a gallery
 RESULT = Path(__file__).parent / "results" / "pocket_recall.json"
@@ -55,7 +55,7 @@ def main() -> None:
     load_seconds = time.perf_counter() - started
     galleries: dict[str, Any] = {}
     for seed in given.seed:
-        galleries[str(seed)] = measure(
+        galleries[str(seed)] = gallery_recall(
             lambda images: encoder.encode_images([encoder.preprocess(image) for image in images]),
             encoder.encode_texts,
             given.samples,
@@ -110,7 +110,7 @@ def by_kind_of_query(
         images = encoder.encode_images(pixels)
         for complete in (True, False):
             claims = [plan(scene, rng, complete) for scene in scenes]
-            texts = encoder.encode_texts([tell(claim, rng) for claim in claims])
+            texts = encoder.encode_texts([render_caption(claim, rng) for claim in claims])
             hits, correct = top(texts @ images.T, 10), holds_matrix(claims, scenes)
             for name, rows in _kinds(scenes, complete, trained).items():
                 ranked.setdefault(name, []).append((hits[rows], correct[rows]))
@@ -150,7 +150,7 @@ def other_galleries(
         room = given.samples + MOST_MORE - len(scenes)
         correct.append(np.pad(right, ((0, 0), (0, room))))
         for language in LANGUAGES:
-            texts = encoder.encode_texts([tell(claims[n], rng, language) for n in asked])
+            texts = encoder.encode_texts([render_caption(claims[n], rng, language) for n in asked])
             hits[language].append(top(texts @ images.T, 10))
     right = np.concatenate(correct)
     found: dict[str, Any] = {"queries": len(right)}

@@ -34,8 +34,9 @@ from chiasm.pipeline.model.config import FusionConfig
 from chiasm.pipeline.training.two_tower import loop as train
 from chiasm.pipeline.training.two_tower.prepare import Statistics, survey
 from chiasm.pipeline.training.two_tower.select import fused, gallery, join_best, ranks, recall
-from chiasm.pipeline.training.two_tower.stream import packed, stream
-from chiasm.pipeline.training.two_tower.trainer import LearnSettings
+from chiasm.pipeline.training.two_tower.stream import pack, stream
+from chiasm.pipeline.training.two_tower.trainer import TrainSettings
+from chiasm.pipeline.two_tower.checkpoint import config_from_json
 from chiasm.pipeline.two_tower.network import TwoTowerConfig
 
 RESULT = Path(__file__).parent / "results" / "two_tower_fusions.json"
@@ -49,7 +50,7 @@ def main() -> None:
     given = parser.parse_args()
     started = time.perf_counter()
     told = json.loads((given.run / "settings.json").read_text())
-    config, settings = TwoTowerConfig.from_json(told["config"]), LearnSettings(**told["learn"])
+    config, settings = config_from_json(told["config"]), TrainSettings.from_json(told["learn"])
     assert config.fusion is not None, "a run without fusion"
     paths = [given.run / "features" / name for name in told["features"]]
     surveyed = survey(paths)
@@ -58,7 +59,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         expanded = Path(folder) / "expanded"  # made by the first way, taken by the others
         single = [one_token(path, Path(folder)) for path in paths]
-        ways: dict[str, tuple[list[Path], FusionConfig, LearnSettings]] = {
+        ways: dict[str, tuple[list[Path], FusionConfig, TrainSettings]] = {
             how: (paths, replace(config.fusion, how=how), settings)
             for how in ("gated", "concat", "add", "cross_attention")
         }
@@ -88,7 +89,7 @@ def one_token(path: Path, folder: Path) -> Path:
                 words=(words / counts[:, None, None]).half(),
                 lengths=torch.ones_like(pair.lengths),
             )
-            writer.write({"__key__": f"{number:08d}", "safetensors": packed(single)})
+            writer.write({"__key__": f"{number:08d}", "safetensors": pack(single)})
     return made
 
 
@@ -97,7 +98,7 @@ def measured(
     surveyed: Statistics,
     expanded: Path,
     config: TwoTowerConfig,
-    settings: LearnSettings,
+    settings: TrainSettings,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """One way: figures of the mean, and of the fusion of the same heads."""
     with tempfile.TemporaryDirectory() as folder:
@@ -109,12 +110,12 @@ def measured(
     with torch.inference_mode():
         shown = gallery(network, held)
         mean = join_best(network, shown)
-        ours = ranks(shown, network.indexed(fused(network, held, shown)))
+        ours = ranks(shown, network.reduce_hubness(fused(network, held, shown)))
     won = {
         "only_fusion": int(((ours < 1) & (mean >= 1)).sum()),
         "only_mean": int(((mean < 1) & (ours >= 1)).sum()),
     }
-    chosen = {"text_weight": network.config.text_weight, "hub_power": network.config.hub_power}
+    chosen = {"text_weight": network.config.text_weight, "hub_power": network.config.hubness_power}
     return {**recall(mean), **chosen, "queries": len(mean)}, {**recall(ours), **won}
 
 

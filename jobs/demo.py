@@ -28,8 +28,9 @@ from chiasm.jobs.embed_shards import EmbedRequest, embed_shards
 from chiasm.pipeline.collection import embeddings, vectors_of
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.make import summary_error
+from chiasm.pipeline.metrics import KS, recalls, right_at
 from chiasm.pipeline.scenes.claims import Claims, holds, holds_matrix
-from chiasm.pipeline.scenes.recall import KS, Recall, recall_at
+from chiasm.pipeline.scenes.recall import Recall
 from chiasm.pipeline.scenes.samples import facts_of_sample, samples
 from chiasm.pipeline.scenes.world import TWINS, Scene, gallery
 from chiasm.pipeline.shards import list_shards, write_shard
@@ -188,7 +189,7 @@ def measure(
             for start in range(0, len(queries), BATCH)
             for answer in searcher.search_many(queries[start : start + BATCH])
         ]
-        return {name: round(share, 4) for name, share in recall_at(hits, right).items()}
+        return {name: round(share, 4) for name, share in recalls(right_at(hits, right)).items()}
 
     k = max(KS)
     english = [Query(row.english, k=k) for row in rows]

@@ -51,6 +51,7 @@ def test_arrows_point_from_jobs_to_index_to_pipeline(path):
 
 # Where our own modules are imported inside functions, and what for. Always as import statements.
 LAZY = {
+    "pipeline/model/__init__.py": "the face resolves on demand, so that its config loads no torch",
     "jobs/cli/app.py": "a command is imported when it is called",
     "jobs/cli/train_pocket.py": "Ray is loaded by --processes and --address alone",
     "jobs/filter_shards.py": "Ray is loaded by several workers and --address alone",

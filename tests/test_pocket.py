@@ -17,7 +17,7 @@ from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device import resolve_device, resolve_precision
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.world import gallery
-from chiasm.pipeline.training.pocket.evaluate import measure
+from chiasm.pipeline.training.pocket.evaluate import gallery_recall
 
 ROOT = Path(__file__).parent.parent
 FLOAT32 = EncoderSettings(precision="float32", device="cpu")
@@ -127,7 +127,7 @@ def test_the_weights_are_small():
 
 
 def test_it_finds_unseen_scenes_in_two_languages(pocket):
-    found = measure(
+    found = gallery_recall(
         lambda images: pocket.encode_images([pocket.preprocess(image) for image in images]),
         pocket.encode_texts,
         samples=240,

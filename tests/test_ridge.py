@@ -43,10 +43,10 @@ def is_that_of_the_books(seed, parts):
         kept = [(x, y) for x, y, part in blocks if part != without]
         if not kept:
             with pytest.raises(ValueError, match="found none"):
-                ridge.solved(penalty, without)
+                ridge.solve(penalty, without)
             continue
         x, y = (torch.cat(each) for each in zip(*kept, strict=True))
-        ours = ridge.solved(penalty, without).double()
+        ours = ridge.solve(penalty, without).double()
         assert torch.allclose(ours, by_the_books(x, y, penalty), atol=1e-6)
 
 
@@ -62,7 +62,7 @@ def test_landmarks_that_are_the_same_foretell_together_what_one_of_them_would():
         ridge = Ridge(len(landmarks), 2, parts=1, device=CPU)
         for block, told in zip(x.split(500), (y + x[:, :2]).split(500), strict=True):
             ridge.add(kernel(block), told)
-        foretold.append(kernel(x[:100]) @ ridge.solved(kernel(landmarks)))
+        foretold.append(kernel(x[:100]) @ ridge.solve(kernel(landmarks)))
     assert foretold[0].abs().max() > 0.5
     assert torch.allclose(*foretold, atol=2e-3)
 
@@ -77,7 +77,7 @@ def test_thousands_of_rows_much_alike_are_no_harm(apart):
     y = torch.randn(3000, 2)
     ridge = Ridge(len(landmarks), 2, parts=1, device=CPU)
     ridge.add(kernel(rows), y)
-    foretold = kernel(rows) @ ridge.solved(kernel(landmarks))
+    foretold = kernel(rows) @ ridge.solve(kernel(landmarks))
     assert foretold.isfinite().all()
     assert (y - y.mean(0) - foretold).square().mean() <= y.var(correction=0)
 
@@ -85,4 +85,4 @@ def test_thousands_of_rows_much_alike_are_no_harm(apart):
 def test_no_features_foretell_nothing():
     ridge = Ridge(0, 3, parts=1, device=CPU)
     ridge.add(torch.zeros(4, 0), torch.randn(4, 3))
-    assert ridge.solved(torch.zeros(0, 0)).shape == (0, 3)
+    assert ridge.solve(torch.zeros(0, 0)).shape == (0, 3)

@@ -3,17 +3,18 @@ person reads while a model learns."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from chiasm.jobs.cli.options import print_progress
-from chiasm.jobs.console import printable, span
+from chiasm.jobs.console import printable
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.fusion import FUSIONS
+from chiasm.pipeline.training.progress import Record, format_progress
 
 To = Annotated[Path, typer.Option(help="Folder of the model and of the training's state.")]
 Fusion = Annotated[
@@ -35,57 +36,12 @@ def require_target(to: Path, fusion: str | None) -> None:
         raise UsageError(f"--fusion {fusion!r}", expected=" or ".join(FUSIONS))
 
 
-class TrainingLog:
-    """Prints the lines of a training's log for a person: `step 40/600  contrast 2.113 | about 3 min
-    left`. Called with the lines of log.jsonl, or with plain text.
-
-    total_steps: of the whole training, or of each of its parts (`sitting`).
-    """
-
-    def __init__(self, total_steps: int) -> None:
-        self.total_steps = total_steps
-        self._first: dict[str, tuple[float, int]] = {}
-
-    def __call__(self, line: str | dict[str, Any]) -> None:
-        print_progress(printable(self.format(line, time.monotonic())))
-
-    def format(self, line: str | dict[str, Any], now: float) -> str:
-        """One line of text; `now` is a monotonic clock in seconds."""
-        record = _record(line)
-        if record is None:
-            return str(line)
-        part, step = str(record.pop("sitting", "")), record.pop("step", None)
-        record.pop("seconds", None)
-        figures = "  ".join(_figures(record))
-        if step is None:
-            return figures
-        began, first = self._first.setdefault(part, (now, step))
-        text = f"step {step:,}/{self.total_steps:,}  {figures}"
-        if step > first and step < self.total_steps:
-            left = (now - began) / (step - first) * (self.total_steps - step)
-            text += f" | about {span(left)} left"
-        return f"{part}: {text}" if part else text
+def print_record(record: Record) -> None:
+    """One record of a training's progress, as a line on stderr."""
+    print_progress(printable(format_progress(record)))
 
 
-def _record(line: str | dict[str, Any]) -> dict[str, Any] | None:
-    """The fields of a log line, None for plain text."""
-    if isinstance(line, dict):
-        return dict(line)
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def _figures(record: dict[str, Any], prefix: str = "") -> list[str]:
-    """`name value` of each number, those of inner objects under dotted names."""
-    found: list[str] = []
-    for name, value in record.items():
-        if isinstance(value, dict):
-            found += _figures(value, f"{prefix}{name}.")
-        elif isinstance(value, float):
-            found.append(f"{prefix}{name} {value:.3f}")
-        else:
-            found.append(f"{prefix}{name} {value}")
-    return found
+def print_log_line(line: str) -> None:
+    """The same of a line of log.jsonl; a line that a kill cut is left out."""
+    with contextlib.suppress(ValueError):
+        print_record(json.loads(line))

@@ -17,7 +17,8 @@ from chiasm.jobs.cli.train import (
     Precision,
     Seed,
     To,
-    TrainingLog,
+    print_log_line,
+    print_record,
     require_target,
 )
 from chiasm.jobs.config import Settings, TrainOptions, compose
@@ -26,8 +27,7 @@ from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device import resolve_device
 from chiasm.pipeline.training.curves import draw_curves
 from chiasm.pipeline.training.pocket.loop import train
-from chiasm.pipeline.training.pocket.report import told as format_report
-from chiasm.pipeline.training.pocket.report import write_report
+from chiasm.pipeline.training.pocket.report import format_report, write_report
 from chiasm.pipeline.training.pocket.trainer import TrainSettings
 
 HELP = """
@@ -94,7 +94,7 @@ def train_pocket(
             precision=settings.encoder.precision,
             workers=settings.train.drawing_processes,
             towers=towers,
-            told=TrainingLog(recipe.all_steps),
+            report=print_record,
         )
     draw_curves(to)
     # What the workers of a cluster have, this process may lack.
@@ -125,7 +125,7 @@ def _train_on_ray(
         address=address,
     )
     with contextlib.redirect_stdout(sys.stderr):  # what Ray prints is no result
-        train_on_ray(job, TrainingLog(recipe.all_steps))
+        train_on_ray(job, print_log_line)
 
 
 def train_settings(options: TrainOptions, towers: Path | None) -> TrainSettings:
@@ -140,15 +140,15 @@ def train_settings(options: TrainOptions, towers: Path | None) -> TrainSettings:
         )
     fusion, fusion_steps = recipe.model.fusion, options.fusion_steps
     if options.fusion is not None and fusion is not None:
-        fusion = replace(fusion, how=options.fusion)
+        fusion = replace(fusion, fusion=options.fusion)
     if fusion_steps == 0:  # what has not learned to match shall not seem to
         fusion = None
     return replace(
         recipe,
         steps=options.steps or recipe.steps,
         fusion_steps=recipe.fusion_steps if fusion_steps is None else fusion_steps,
-        rate=options.learning_rate or recipe.rate,
-        feed=replace(recipe.feed, seed=options.seed),
+        learning_rate=options.learning_rate or recipe.learning_rate,
+        data=replace(recipe.data, seed=options.seed),
         gallery=options.gallery or recipe.gallery,
         model=replace(recipe.model, fusion=fusion),
     )

@@ -21,16 +21,14 @@ from chiasm.jobs.cli.train import (
     Precision,
     Seed,
     To,
-    TrainingLog,
+    print_record,
     require_target,
 )
 from chiasm.jobs.config import Settings, compose
 from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.training.curves import draw_curves
 from chiasm.pipeline.training.two_tower.loop import TwoTowerSettings
-from chiasm.pipeline.training.two_tower.loop import train_two_tower as train
-from chiasm.pipeline.training.two_tower.trainer import LearnSettings
+from chiasm.pipeline.training.two_tower.loop import train_two_tower as learn
 
 HELP = """
   chiasm train two-tower photos/*.tar --image-encoder DIR --text-encoder DIR --to mine
@@ -65,11 +63,10 @@ def train_two_tower(
     require_target(to, settings.train.fusion)
     recipe = two_tower_settings(image_encoder, text_encoder, settings)
     listed = list_command_shards(shards)
-    report = train(recipe, listed, to, TrainingLog(recipe.learn.steps))
+    report = learn(recipe, listed, to, print_record)
     for line in format_report(report):
         print(line)
     print(f"{to}: trained; use it with --encoder two-tower:{to}", flush=True)
-    draw_curves(to)
     require_whole(report, len(listed))
 
 
@@ -88,17 +85,17 @@ def require_whole(report: dict[str, Any], shards: int) -> None:
 def two_tower_settings(image: str, text: str, settings: Settings) -> TwoTowerSettings:
     """The recipe with what was asked for."""
     recipe, options = TwoTowerSettings(image, text), settings.train
-    fusion, learn = recipe.fusion, replace(LearnSettings(), seed=options.seed)
+    fusion, train = recipe.fusion, replace(recipe.train, seed=options.seed)
     if options.fusion is not None and fusion is not None:
-        fusion = replace(fusion, how=options.fusion)
+        fusion = replace(fusion, fusion=options.fusion)
     if options.steps is not None:
-        learn = replace(learn, steps=options.steps)
+        train = replace(train, steps=options.steps)
     if options.learning_rate is not None:
-        learn = replace(learn, rate=options.learning_rate)
+        train = replace(train, learning_rate=options.learning_rate)
     return replace(
         recipe,
         fusion=fusion,
-        learn=learn,
+        train=train,
         read=settings.read,
         encoder=EncoderSettings(
             precision=settings.encoder.precision, device=settings.encoder.device

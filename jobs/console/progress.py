@@ -46,7 +46,7 @@ def line(progress: Progress, pace: tuple[float, float | None]) -> str:
         f"{progress.samples:,} samples",
         f"{rate:,.0f}/s" if rate else "",
         f"{progress.dropped} dropped",
-        f"about {span(left)} left" if left is not None else "",
+        f"about {_span(left)} left" if left is not None else "",
         "" if progress.workers_ready else _waiting(progress),
     ]
     return " | ".join(part for part in parts if part)
@@ -92,7 +92,7 @@ def _waiting(progress: Progress) -> str:
     return f"{asked} (each reserves {progress.each_reserves})" if progress.each_reserves else asked
 
 
-def span(seconds: float) -> str:
+def _span(seconds: float) -> str:
     """A duration for a person: `40 s`, `12 min`, `1.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"

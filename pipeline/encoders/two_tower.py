@@ -20,7 +20,7 @@ from chiasm.pipeline.encoders.recent import Recent
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.two_tower.checkpoint import FILES, load_two_tower
-from chiasm.pipeline.two_tower.frozen import ImageTower, Texts, TextTower
+from chiasm.pipeline.two_tower.frozen import ImageTower, TextFeatures, TextTower
 
 BLOCK = 64  # pictures or texts of one forward pass
 
@@ -61,7 +61,7 @@ class TwoTowerEncoder:
             "image": self._image.preprocessing,
             "text": self._text.preprocessing,
             "joint": "learned fusion" if config.fusion else f"mean, text {config.text_weight}",
-            "hubs": config.hub_power,
+            "hubs": config.hubness_power,
         }
         digest = hashlib.blake2b(digest_size=16)
         for name in FILES:
@@ -86,7 +86,7 @@ class TwoTowerEncoder:
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """B texts -> (B, D) float32, unit rows."""
         network = self._network
-        rows = [network.text_vectors(each.pooled, network.held(each.ids))
+        rows = [network.text_vectors(each.pooled, network.bag_of_words(each.ids))
                 for each in self._texts(texts)]  # fmt: skip
         return _whole(torch.cat(rows)) if rows else np.zeros((0, self.dim), np.float32)
 
@@ -101,17 +101,17 @@ class TwoTowerEncoder:
         """B pairs -> (B, D) float32 unit rows: fused where the fusion beat the mean on samples held
         out, else their weighted mean; hubs shortened."""
         network = self._network
-        device = network.usual.device
+        device = network.word_prior.device
         v, t = (torch.from_numpy(each[:, :-1]).to(device) for each in (image, text))
         if network.fusion is None or not len(texts):
-            return network.indexed(network.mean(t, v)).cpu().numpy()
+            return network.reduce_hubness(network.mean(t, v)).cpu().numpy()
         _, patches = self._pictures(pixels)
         rows = []
         for at, told in zip(range(0, len(texts), BLOCK), self._texts(texts), strict=True):
             some = slice(at, at + BLOCK)
             said = network.text_modality(told.tokens, told.mask, t[some])
-            rows.append(network.fused(said, network.image_modality(patches[some], v[some])))
-        return network.indexed(torch.cat(rows)).cpu().numpy()
+            rows.append(network.fuse(said, network.image_modality(patches[some], v[some])))
+        return network.reduce_hubness(torch.cat(rows)).cpu().numpy()
 
     @torch.inference_mode()
     def match_pairs(self, pixels: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
@@ -122,10 +122,10 @@ class TwoTowerEncoder:
         network = self._network
         pictures = {id(array): array for array in pixels}  # each once, and so the texts
         pooled, _ = self._closer(list(pictures.values()))
-        seen = network.seen(pooled)
+        seen = network.image_evidence(pooled)
         said = list(dict.fromkeys(texts))
         features = self._texts(said)
-        held = network.held([ids for each in features for ids in each.ids])
+        held = network.bag_of_words([ids for each in features for ids in each.ids])
         vectors = network.text_vectors(torch.cat([each.pooled for each in features]), held)
         row_of = {key: row for row, key in enumerate(pictures)}
         column_of = {text: column for column, text in enumerate(said)}
@@ -135,8 +135,8 @@ class TwoTowerEncoder:
         for i, j in zip(rows.split(BLOCK), columns.split(BLOCK), strict=True):
             looked_at, i = i.unique(return_inverse=True)
             read, j = j.unique(return_inverse=True)
-            traits = network.traits(vectors[read], held[read], seen[looked_at])
-            logits.append(network.logits(traits)[j, i])
+            traits = network.match_features(vectors[read], held[read], seen[looked_at])
+            logits.append(network.match_logits(traits)[j, i])
         return torch.cat(logits).cpu().numpy()
 
     def _seen(self, pixels: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -146,10 +146,10 @@ class TwoTowerEncoder:
 
     def _closely(self, pixels: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Pooled features as matching takes them (B, D), twice."""
-        close = self._image.closely(pixels, self._image(pixels).pooled)
+        close = self._image.augmented(pixels, self._image(pixels).pooled)
         return close, close
 
-    def _texts(self, texts: Sequence[str]) -> list[Texts]:
+    def _texts(self, texts: Sequence[str]) -> list[TextFeatures]:
         """Through the text tower, BLOCK at a time."""
         return [self._text(texts[at : at + BLOCK]) for at in range(0, len(texts), BLOCK)]
 
