@@ -1,4 +1,4 @@
-"""`make_collection`: shards into a collection in one process, to the byte what Ray's workers write."""
+"""`make_collection`: one process writes, to the byte, what workers on Ray write."""
 
 from __future__ import annotations
 
@@ -106,7 +106,6 @@ from chiasm.pipeline.batches import BatchSettings
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.make import make_collection
 fake_encoder.register()
-print("began", flush=True)
 make_collection(sys.argv[2:], sys.argv[1], "fake", settings=EmbedSettings(batch=BatchSettings(8)))
 """
 
@@ -122,7 +121,7 @@ def test_stopped_by_a_signal_and_called_again_the_bytes_are_the_same(signum, tmp
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW, str(to), *map(str, specs)],
         env=environment(),
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     while not contents(to):  # the first is done, the second waits in its middle
