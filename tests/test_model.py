@@ -55,8 +55,8 @@ TINY = ModelConfig(
 )
 FEED = DataSettings(seed=3, batch=24, side=36, context=40)
 RUN = TrainSettings(
-    steps=6, fusion_steps=4, fusion_batch=16, learning_rate=3e-3, corpus=60, log_every=2, checkpoint_every=2,
-    calibrated=8, evaluate_every=100, gallery=24, data=FEED, model=TINY,
+    steps=6, fusion_steps=4, fusion_batch=16, learning_rate=3e-3, corpus=60, log_every=2,
+    checkpoint_every=2, calibrated=8, evaluate_every=100, gallery=24, data=FEED, model=TINY,
 )  # fmt: skip
 CPU = torch.device("cpu")
 WORDS = train_tokenizer(["a big red boat", "a small boat", "一艘红色的船", "一艘大的船"] * 3, 330)

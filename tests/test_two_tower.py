@@ -37,7 +37,7 @@ from chiasm.pipeline.training.two_tower.stream import (
     texts_of,
     words_of,
 )
-from chiasm.pipeline.training.two_tower.trainer import TrainSettings
+from chiasm.pipeline.training.two_tower.trainer import TrainSettings, train
 from chiasm.pipeline.two_tower.checkpoint import config_from_json, load_two_tower, save_two_tower
 from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower
 from chiasm.pipeline.two_tower.network import TwoTowerNetwork
@@ -157,14 +157,14 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(
     class Killed(Exception):
         pass
 
-    def killed(step, losses):
-        if step == killed_at:
+    def killed(training, losses):
+        if training.step == killed_at:
             raise Killed
 
     with pytest.raises(Killed):
         learned(features, config, tmp_path / "resumed", killed)
     steps = []
-    resumed = learned(features, config, tmp_path / "resumed", lambda step, _: steps.append(step))
+    resumed = learned(features, config, tmp_path / "resumed", lambda t, _: steps.append(t.step))
     assert steps == list(range(goes_on_from + 1, 41))
     for name, value in straight.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
@@ -175,22 +175,24 @@ def config_of(trained):
     return config_from_json(told["config"])
 
 
-def learned(features, config, checkpoint, told=lambda step, losses: None, settings=SHORT):
+def learned(features, config, checkpoint, on_step=lambda training, losses: None, settings=SHORT):
     expanded = checkpoint.parent / "expanded"
     prepared = prepare(
         config, features, survey(features), expanded, every_sample=False,
         device=torch.device("cpu"),
     )  # fmt: skip
-    return learn(
+    return train(
         features, prepared, settings, expanded=expanded, every_sample=False, checkpoint=checkpoint,
-        told=told,
+        on_step=on_step,
     )  # fmt: skip
 
 
 def test_a_fusion_moves_nothing_but_itself_and_that_in_its_steps_alone(trained, features, tmp_path):
     terms = {}
     config = config_of(trained)
-    fused = learned(features, config, tmp_path / "fused", terms.setdefault).state_dict()
+    fused = learned(
+        features, config, tmp_path / "fused", lambda t, losses: terms.setdefault(t.step, losses)
+    ).state_dict()
     alone = learned(features, replace(config, fusion=None), tmp_path / "alone").state_dict()
     moving = {name for name in fused if name.startswith("fusion.")}
     assert fused.keys() - alone.keys() == moving and moving
@@ -284,15 +286,15 @@ def test_matching_is_judged_by_what_the_other_half_says_it_weighs(trained, featu
         halves.append({id(pair) for pair in half})
         fit_match_weights(network, half)
 
-    def traits(text, held, seen):
+    def match_features(text, bag, image):
         asked.append((len(halves) - 1, text[0]))
-        return type(network).traits(network, text, held, seen)
+        return type(network).match_features(network, text, bag, image)
 
     with torch.inference_mode():
         shown = judging.gallery(network, pairs)
         with monkeypatch.context() as patched:
             patched.setattr(judging, "fit_match_weights", weigh)
-            patched.setattr(network, "traits", traits)
+            patched.setattr(network, "match_features", match_features)
             found = judging.rerank(network, pairs, shown)
         chosen = (shown.queries @ shown.image.T).argmax(1)
     of_rerank = [(half, text) for half, text in asked if (shown.queries == text).all(1).any()]
@@ -316,7 +318,7 @@ def test_features_are_computed_once_and_again_where_something_changed(
     assert train_two_tower(settings_for(towers), shards, folder, told.append)["mean"]
     assert {path: path.stat().st_mtime_ns for path in (folder / "features").glob("*.tar")} == before
     assert not list((folder / "features").glob(".*"))
-    assert told == []  # nothing was computed, learned or judged again
+    assert [set(record) for record in told] == [{"message"}] * 2  # nothing was done again
     with pytest.raises(UsageError, match="found others: "):
         train_two_tower(settings_for(towers), shards[:1], folder, told.append)
     image, text = (ImageTower(str(towers[0]), CPU), TextTower(str(towers[1]), CPU))
@@ -335,7 +337,7 @@ def test_evidence_speaks_for_what_is_there(trained, features):
     pixels = [encoder.preprocess(tiny_towers.picture("red", "blue", rng))]
     with torch.inference_mode():
         seen = encoder._network.image_evidence(encoder._closer(pixels)[0])
-    there, absent = seen.there, seen.absent
+    there, absent = seen.present, seen.absent
     place = {word: i for i, word in enumerate(encoder._network.word_ids.tolist())}
     lift = {c: float(there[0, place[text([c]).ids[0][0]]]) for c in COLOURS}
     assert min(lift["red"], lift["blue"]) > max(

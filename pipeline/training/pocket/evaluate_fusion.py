@@ -88,7 +88,7 @@ def accuracy(encoder: Matcher, seed: int, samples: int) -> dict[str, float]:
 
 
 def joint(encoder: Matcher, seed: int, samples: int) -> dict[str, float]:
-    """R@1 and R@10 of vectors of pictures with partial captions, searched by other such captions."""
+    """R@1 and R@10 of vectors of pictures with partial captions, searched by other such ones."""
     scenes, rng = gallery(samples, seed), random.Random(f"joint {seed}")
     fused = [
         render_caption(plan(scene, rng, complete=False), rng, rng.choice(LANGUAGES))
