@@ -27,6 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+
 from benchmarks.machine import machine, tell_and_keep
 from chiasm.pipeline.encoders import Encoder, load_encoder
 from chiasm.pipeline.metrics import recalls, right_at, top_k
@@ -39,6 +40,7 @@ from chiasm.pipeline.scenes.words import LANGUAGES, plan, render_caption
 from chiasm.pipeline.scenes.world import Scene, gallery
 from chiasm.pipeline.training.pocket.data import DataSettings, scenes_of
 from chiasm.pipeline.training.pocket.evaluate import gallery_recall
+from tests.support.encoding import encode_images, encode_texts, preprocess
 
 RESULT = Path(__file__).parent / "results" / "pocket_recall.json"
 
@@ -52,8 +54,8 @@ def main() -> None:
     galleries: dict[str, Any] = {}
     for seed in given.seed:
         galleries[str(seed)] = gallery_recall(
-            lambda images: encoder.encode_images([encoder.preprocess(image) for image in images]),
-            encoder.encode_texts,
+            lambda images: encode_images(encoder, [preprocess(encoder, image) for image in images]),
+            lambda texts: encode_texts(encoder, texts),
             given.samples,
             seed,
         )
@@ -102,11 +104,11 @@ def by_kind_of_query(
     ranked: dict[str, list[np.ndarray]] = {}
     for seed in seeds:
         scenes, rng = gallery(samples, seed), random.Random(f"by kind {seed}")
-        pixels = [encoder.preprocess(picture(scene)) for scene in scenes]
-        images = encoder.encode_images(pixels)
+        pixels = [preprocess(encoder, picture(scene)) for scene in scenes]
+        images = encode_images(encoder, pixels)
         for complete in (True, False):
             claims = [plan(scene, rng, complete) for scene in scenes]
-            texts = encoder.encode_texts([render_caption(claim, rng) for claim in claims])
+            texts = encode_texts(encoder, [render_caption(claim, rng) for claim in claims])
             correct = holds_matrix(claims, scenes)
             right = right_at(top_k(texts @ images.T, 10), correct)
             for name, rows in _kinds(scenes, complete, trained).items():
@@ -138,11 +140,11 @@ def other_galleries(
     ranked: dict[str, list[np.ndarray]] = {language: [] for language in LANGUAGES}
     for seed in given.seed:
         scenes, claims, asked = made(given.samples, seed)
-        pixels = [encoder.preprocess(picture(scene)) for scene in scenes]
-        images, rng = encoder.encode_images(pixels), random.Random(f"tell {seed}")
+        pixels = [preprocess(encoder, picture(scene)) for scene in scenes]
+        images, rng = encode_images(encoder, pixels), random.Random(f"tell {seed}")
         correct = holds_matrix([claims[n] for n in asked], scenes)
         for language in LANGUAGES:
-            texts = encoder.encode_texts([render_caption(claims[n], rng, language) for n in asked])
+            texts = encode_texts(encoder, [render_caption(claims[n], rng, language) for n in asked])
             ranked[language].append(right_at(top_k(texts @ images.T, 10), correct))
     found: dict[str, Any] = {"queries": sum(map(len, ranked[LANGUAGES[0]]))}
     for language in LANGUAGES:
