@@ -2,7 +2,7 @@
 
     python benchmarks/filtering.py RUN --measured DEV_RUN --seed 0 1 2
 
-RUN and DEV_RUN are folders of `chiasm train --preset two-tower` over photographs with several
+RUN and DEV_RUN are folders of `chiasm train two-tower` over photographs with several
 captions: their cached features are taken, so that towers run once for all of it. For each seed a
 third of all captions of RUN change places among the pictures, held-out ones too. A model learns
 from that, scores every caption with its picture as `chiasm filter` does, and the lowest third is
@@ -37,7 +37,7 @@ from benchmarks.machine import machine, tell_and_keep
 from chiasm.pipeline.training.two_tower import loop as train
 from chiasm.pipeline.training.two_tower.closed_form import fit_match_weights
 from chiasm.pipeline.training.two_tower.prepare import survey
-from chiasm.pipeline.training.two_tower.select import gallery, ranks, recall
+from chiasm.pipeline.training.two_tower.select import gallery, ranks, rounded_recalls
 from chiasm.pipeline.training.two_tower.stream import Pair, images_of, pack, stream
 from chiasm.pipeline.training.two_tower.trainer import TrainSettings
 from chiasm.pipeline.two_tower.checkpoint import config_from_json
@@ -142,7 +142,7 @@ def learned(
             for number, pair in enumerate(pairs):
                 writer.write({"__key__": f"{number:08d}", "safetensors": pack(pair)})
         surveyed, expanded = survey([path]), Path(folder) / "expanded"
-        network = train.learned(
+        network = train.fit(
             [path], surveyed, surveyed.fill(config), settings, every_sample=False,
             expanded=expanded, checkpoint=Path(folder) / "state", device=CPU,
         )  # fmt: skip
@@ -177,8 +177,8 @@ def measured(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> dict[str, dict[
     shown = gallery(network, expanded)
     mean = torch.nn.functional.normalize(shown.image + shown.text, dim=-1)
     return {
-        "image": recall(ranks(shown, shown.image)),
-        "mean": recall(ranks(shown, mean)),
+        "image": rounded_recalls(ranks(shown, shown.image)),
+        "mean": rounded_recalls(ranks(shown, mean)),
     }
 
 

@@ -41,6 +41,7 @@ from chiasm.pipeline.training.pocket.data import DataSettings, learn_tokenizer, 
 from chiasm.pipeline.training.pocket.evaluate import gallery_recall
 from chiasm.pipeline.training.pocket.objective import Objective
 from chiasm.pipeline.training.pocket.targets import scene_attributes
+from tests.support.encoding import match_rows, preprocess
 
 RESULT = Path(__file__).parent / "results" / "filtering_scenes.json"
 WRONG = 1 / 3
@@ -129,8 +130,8 @@ def chosen(
         return np.arange(len(texts))
     if way == "right ones":
         return np.flatnonzero(right)
-    pixels = [judge.preprocess(picture(scene)) for scene in scenes]
-    return np.flatnonzero(judge.match_pairs(pixels, texts) >= 0)
+    pixels = [preprocess(judge, picture(scene)) for scene in scenes]
+    return np.flatnonzero(match_rows(judge, pixels, texts) >= 0)
 
 
 def loss_of(

@@ -4,7 +4,7 @@ As BLIP's filter has it (Li et al., 2022): a model that matches scores every pai
 what falls below a threshold is left out, or only flagged. Everything else of a sample is kept as it
 is, byte by byte; what was scored, and how, is told caption by caption in a file beside the shard.
 
-    read_samples -> batches -> match_pairs -> <shard id>.scores.jsonl
+    read_samples -> batches -> match -> <shard id>.scores.jsonl
     the shard's members again, with those scores -> <shard id>.tar
 """
 
@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 
 from chiasm.pipeline.batches import BatchSettings, batches
-from chiasm.pipeline.collection import Tally
 from chiasm.pipeline.encoders import Matcher
 from chiasm.pipeline.images import DecodeSettings
-from chiasm.pipeline.records import Batch, Shard
+from chiasm.pipeline.records import IMAGE, TEXT, Batch, Shard
 from chiasm.pipeline.shards import (
     Damaged,
     ReadSettings,
@@ -34,7 +33,6 @@ from chiasm.pipeline.shards import (
     split_member_name,
 )
 from chiasm.pipeline.storage import Folder
-from chiasm.pipeline.timing import Stopwatch
 
 DECIMALS = 4  # of stored log odds
 
@@ -85,8 +83,8 @@ def score_shard(
     folder: Folder,
     run_id: str,
     *,
-    batch: BatchSettings | None = None,
     decode: DecodeSettings | None = None,
+    batch: BatchSettings | None = None,
 ) -> list[Scored]:
     """Scores of every sample with picture and caption: worked out and written to the folder, or
     read from there where this shard was scored so before.
@@ -121,7 +119,7 @@ def store_scores(
                 return False
     with folder.create(name, run_id) as file:
         file.write(json.dumps(head).encode() + b"\n")
-        for scored in _scored(shard, encoder, read, batch, decode):
+        for scored in _scored(shard, encoder, read, decode, batch):
             file.write(json.dumps(asdict(scored)).encode() + b"\n")
         file.commit()
     return True
@@ -137,30 +135,23 @@ def read_scores(shard: Shard, folder: Folder) -> Iterator[Scored]:
 
 
 def _scored(
-    shard: Shard, encoder: Matcher, read: ReadSettings, batch: BatchSettings, decode: DecodeSettings
+    shard: Shard, encoder: Matcher, read: ReadSettings, decode: DecodeSettings, batch: BatchSettings
 ) -> Iterator[Scored]:
-    for decoded in batches(
-        read_samples(shard, read),
-        encoder.preprocess,
-        encoder.image_size,
-        batch,
-        decode,
-        Tally(),
-        Stopwatch(),
-    ):
-        yield from _score(decoded, encoder)
+    for rows in batches(read_samples(shard, read), encoder, decode, batch):
+        yield from _score(rows, encoder)
 
 
 def _score(batch: Batch, encoder: Matcher) -> Iterator[Scored]:
-    rows = [row for row in batch.rows if row.pixels is not None and row.sample.captions]
-    pixels = [row.pixels for row in rows for _ in row.sample.captions if row.pixels is not None]
-    texts = [caption for row in rows for caption in row.sample.captions]
-    logits = encoder.match_pairs(pixels, texts).round(DECIMALS).tolist()
+    rows = [row for row in batch.rows if IMAGE in row.inputs and row.captions]
+    pixels = [row.inputs[IMAGE] for row in rows]
+    texts = [encoder.preprocess(TEXT, caption) for row in rows for caption in row.captions]
+    counts = [len(row.captions) for row in rows]
+    pairs = np.stack([np.repeat(np.arange(len(rows)), counts), np.arange(len(texts))], axis=1)
+    logits = encoder.match((IMAGE, pixels), (TEXT, texts), pairs).round(DECIMALS).tolist()
     at = 0
-    for row in rows:
-        captions = row.sample.captions
-        yield Scored(row.sample.key, captions, tuple(logits[at : at + len(captions)]))
-        at += len(captions)
+    for row, count in zip(rows, counts, strict=True):
+        yield Scored(row.key, row.captions, tuple(logits[at : at + count]))
+        at += count
 
 
 class LogitCounts:

@@ -62,10 +62,12 @@ def test_pairs_are_right_and_one_change_away():
 
 
 def test_logits_that_are_too_high_are_lowered():
-    """Of a matcher that knows the truth but says yes to all: half of its answers are right, then all."""
+    """A matcher that knows the truth but says yes to all is right half of the time, then always."""
     scenes, _, true = calibration_pairs(30, 3)
     known = {id(scene): right for scene, right in zip(scenes, true, strict=True)}
     kind = [5.0 + (2.0 if known[id(scene)] else -2.0) for scene in scenes]
-    moved = calibration_bias(lambda pixels, said: np.array(kind, np.float32), lambda s: s, 30, 3)
+    moved = calibration_bias(
+        lambda pixels, texts, pairs: np.array(kind, np.float32), lambda s: s, 30, 3
+    )
     assert ((np.array(kind) + moved > 0) == true).all()
     assert moved == pytest.approx(-5, abs=1e-3)

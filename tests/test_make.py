@@ -135,4 +135,4 @@ def test_stopped_by_a_signal_and_called_again_the_bytes_are_the_same(signum, tmp
     make_collection(specs, tmp_path / "undisturbed", "fake", settings=SETTINGS)
     assert contents(to) == contents(tmp_path / "undisturbed")
     assert temporaries(to) == []
-    assert [run.state for run in runs(Folder(str(to)))][-1] == "done"
+    assert [run.state for run in runs(Folder(str(to)))].count("done") == 1

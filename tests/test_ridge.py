@@ -36,7 +36,7 @@ def is_that_of_the_books(seed, parts):
     torch.manual_seed(seed)
     blocks = [(torch.randn(7, 5) + 1, torch.randn(7, 3) - 2, part) for part in parts]
     penalty = 2.0 * torch.eye(5)
-    ridge = Ridge(5, 3, parts=3, device=CPU)
+    ridge = Ridge(5, 3, folds=3, device=CPU)
     for x, y, part in blocks:
         ridge.add(x, y, part)
     for without in {None, *parts}:
@@ -59,7 +59,7 @@ def test_landmarks_that_are_the_same_foretell_together_what_one_of_them_would():
     foretold = []
     for landmarks in (few, few.repeat(4, 1)):
         kernel = lambda rows, z=landmarks: torch.exp(2 * (rows @ z.T - 1))  # noqa: E731
-        ridge = Ridge(len(landmarks), 2, parts=1, device=CPU)
+        ridge = Ridge(len(landmarks), 2, folds=1, device=CPU)
         for block, told in zip(x.split(500), (y + x[:, :2]).split(500), strict=True):
             ridge.add(kernel(block), told)
         foretold.append(kernel(x[:100]) @ ridge.solve(kernel(landmarks)))
@@ -75,7 +75,7 @@ def test_thousands_of_rows_much_alike_are_no_harm(apart):
     landmarks = rows[::4]
     kernel = lambda some: torch.exp(2 * (some @ landmarks.T - 1))  # noqa: E731
     y = torch.randn(3000, 2)
-    ridge = Ridge(len(landmarks), 2, parts=1, device=CPU)
+    ridge = Ridge(len(landmarks), 2, folds=1, device=CPU)
     ridge.add(kernel(rows), y)
     foretold = kernel(rows) @ ridge.solve(kernel(landmarks))
     assert foretold.isfinite().all()
@@ -83,6 +83,6 @@ def test_thousands_of_rows_much_alike_are_no_harm(apart):
 
 
 def test_no_features_foretell_nothing():
-    ridge = Ridge(0, 3, parts=1, device=CPU)
+    ridge = Ridge(0, 3, folds=1, device=CPU)
     ridge.add(torch.zeros(4, 0), torch.randn(4, 3))
     assert ridge.solve(torch.zeros(0, 0)).shape == (0, 3)

@@ -249,5 +249,5 @@ def test_recall_is_what_brute_force_says(seed, queries, rows):
 
 
 def test_recall_of_lists_of_another_length_is_refused():
-    with pytest.raises(ValueError, match="2 lists of hits for 1 queries"):
+    with pytest.raises(ValueError, match="expected 1 lists of hits, found 2"):
         right_at([[0], [1]], np.ones((1, 2), dtype=bool))

@@ -35,8 +35,8 @@ TINY = ModelConfig(
     fusion=FusionConfig(width=32, depth=1, heads=2),
 )
 RUN = TrainSettings(
-    steps=4, fusion_steps=2, fusion_batch=16, learning_rate=3e-3, corpus=60, log_every=2, checkpoint_every=2,
-    calibrated=8, evaluate_every=100, gallery=24, model=TINY,
+    steps=4, fusion_steps=2, fusion_batch=16, learning_rate=3e-3, corpus=60, log_every=2,
+    checkpoint_every=2, calibrated=8, evaluate_every=100, gallery=24, model=TINY,
     data=DataSettings(seed=3, batch=24, side=36, context=40),
 )  # fmt: skip
 CPU = torch.device("cpu")

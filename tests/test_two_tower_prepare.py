@@ -1,4 +1,4 @@
-"""What is known before heads learn: features, statistics, landmarks, captions expanded."""
+"""What is computed before heads are trained: features, statistics, landmarks, expanded captions."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def config_of(features, **changed):
         "image": "an image model", "image_fingerprint": "1", "text": "a text model",
         "text_fingerprint": "2", "image_width": first.image.shape[-1],
         "patch_width": first.patches.shape[-1], "text_width": first.text.shape[-1],
-        "word_width": first.words.shape[-1], "root": told.root, "landmarks": 50, "asked": 70,
+        "word_width": first.words.shape[-1], "sqrt_features": told.nonnegative,
+        "landmarks": 50, "query_bank": 70,
         "text_landmarks": 60 if told.expandable else 0, "words": len(told.words), "dim": 64,
     }  # fmt: skip
     return TwoTowerConfig(**{**shapes, **changed})
@@ -105,7 +106,7 @@ def test_with_every_picture_a_landmark_it_is_kernel_ridge_as_the_books_have_it(f
     solving.solve(network, features, preparing.survey(features), tmp_path, every_sample=True)
     pairs = list(stream(features, expanded=tmp_path))
     x = network.sqrt_features(images_of(pairs)).double()
-    mean, spread = x.mean(0), x.std(0, correction=0) + preparing.FLOOR
+    mean, spread = x.mean(0), x.std(0, correction=0) + preparing.STD_FLOOR
     z = torch.nn.functional.normalize((x - mean) / spread, dim=-1)
     kernel = torch.exp(network.config.sharpness * (z @ z.T - 1))
     with torch.inference_mode():

@@ -29,7 +29,7 @@ class ImageConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The text tower. context: longest text in tokens, start and end included; more is truncated."""
+    """The text tower. context: longest text in tokens, start and end included; the rest is cut."""
 
     vocabulary: int = 1024
     context: int = 64

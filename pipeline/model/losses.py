@@ -79,7 +79,8 @@ def matching_loss(logits: Tensor, true: Tensor, counted: Tensor) -> Tensor:
     """Binary cross entropy  -t log p - (1 - t) log(1 - p),  p = sigmoid(logit), true and false
     pairs with equal total weight.
 
-    logits float32, true bool, counted bool, of one shape; counted: which pairs the loss is over. -> scalar.
+    logits float32, true bool, counted bool, of one shape; counted: which pairs the loss is over.
+    -> scalar.
     """
     losses = functional.binary_cross_entropy_with_logits(logits, true.float(), reduction="none")
     sides = [counted & true, counted & ~true]

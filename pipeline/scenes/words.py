@@ -1,9 +1,9 @@
 """Facts -> captions in English and Chinese, each with the claims it makes.
 
-A caption is told in two steps: `plan` chooses what to claim and in which order, `render_caption` puts the
-claims into words of one language and one of several wordings. A complete caption tells all there is
-of each thing and the background, relations and places included; a partial one leaves some of it
-unsaid, as people do when they search.
+A caption is made in two steps: `plan` chooses what to claim and in which order, `render_caption`
+puts the claims into words of one language and one of several wordings. A complete caption states
+all there is of each thing and the background, relations and places included; a partial one omits
+some of it, as people do when they search.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Small logistic fits in closed settings, by scipy: a bias, Platt scaling, and conditional logit."""
+"""Small logistic fits by scipy: a bias, Platt scaling, and conditional logit."""
 
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import brentq, minimize
+from scipy.optimize import minimize, root_scalar
 from scipy.special import expit, log_expit, log_softmax, logit
 
 RIDGE_OF_SCALE = 2e-3  # of Platt scaling: separable scores get no infinite scale
@@ -18,14 +18,13 @@ def fit_bias(logits: np.ndarray, true: np.ndarray) -> float:
     target = float(np.mean(true))
     least, most = float(np.min(logits)), float(np.max(logits))
     at_target = float(logit(target))
-    return float(
-        brentq(
-            lambda d: float(expit(logits + d).mean()) - target,
-            at_target - most - 1,
-            at_target - least + 1,
-            xtol=1e-12,
-        )
+    found = root_scalar(
+        lambda d: float(expit(logits + d).mean()) - target,
+        bracket=(at_target - most - 1, at_target - least + 1),
+        method="brentq",
+        xtol=1e-12,
     )
+    return float(found.root)
 
 
 def platt_scale(scores: np.ndarray, true: np.ndarray) -> tuple[float, float]:

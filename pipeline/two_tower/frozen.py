@@ -1,4 +1,4 @@
-"""The two towers as they are: pictures or texts -> pooled features and tokens; no weight is trained.
+"""The two frozen towers: pictures or texts -> pooled features and tokens.
 
 Any image model of transformers will do (CLIP's vision tower, DINO, a MobileNet that knows ImageNet
 alone), and any SentenceTransformer. Pictures are squeezed whole to the square that the model takes:
@@ -212,7 +212,7 @@ def _processor(folder: ModelFolder) -> tuple[int, int, Scale]:
 
 
 def _grid_tokens(states: Tensor) -> Tensor:
-    """Last hidden states (B, D, h, w) or (B, extra + N, D) -> (B, n, D), n = TOKEN_GRID^2 at most."""
+    """Last hidden states (B, D, h, w) or (B, extra + N, D) -> (B, n, D), n <= TOKEN_GRID^2."""
     if states.ndim == 3:
         side = int(states.shape[1] ** 0.5)
         states = states[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))

@@ -34,7 +34,7 @@ class HubnessReduction(nn.Module):
         return nearest.values[:, 1:].mean(dim=1)
 
     def forward(self, joint: Tensor, power: float) -> Tensor:
-        """Unit rows (B, E') and p -> j', unit rows (B, E' + 1); with p = 0 the last dimension is 0."""
+        """Unit rows (B, E') and p -> j', unit rows (B, E' + 1); the last column 0 if p = 0."""
         length = (NEAR / self.nearness(joint).clamp(min=NEAR)) ** power
         rest = (1 - length.square()).sqrt()
         return torch.cat([length[:, None] * joint, rest[:, None]], dim=1)

@@ -203,7 +203,7 @@ class ImageEvidence:
 
 
 class TwoTowerNetwork(nn.Module):
-    """All of it; dropout: of the heads, token_dropout: of the fusion's tokens, both for training."""
+    """All of it. For training: dropout of the heads, token_dropout of the fusion's tokens."""
 
     def __init__(
         self, config: TwoTowerConfig, dropout: float = 0.0, token_dropout: float = 0.0

@@ -36,12 +36,13 @@ def calibration_pairs(samples: int, seed: int) -> tuple[list[Scene], list[str], 
 
 
 def calibration_bias(
-    match: Callable[[Sequence[np.ndarray], Sequence[str]], np.ndarray],
+    match: Callable[[Sequence[np.ndarray], Sequence[str], np.ndarray], np.ndarray],
     preprocess: Callable[[Scene], np.ndarray],
     samples: int,
     seed: int,
 ) -> float:
-    """What to add to b. match: pixels and texts, both (B), -> logits (B,)."""
+    """What to add to b. match: pixels, texts, pairs (P, 2) of their indices -> logits (P,)."""
     scenes, texts, true = calibration_pairs(samples, seed)
-    logits = match([preprocess(scene) for scene in scenes], texts)
+    pairs = np.arange(len(texts))[:, None].repeat(2, axis=1)
+    logits = match([preprocess(scene) for scene in scenes], texts, pairs)
     return fit_bias(logits.astype(np.float64), true)

@@ -1,4 +1,4 @@
-"""The losses of a batch: contrastive, of the probes (probes.py), of matching and of the joint vector."""
+"""Losses of a batch: contrastive, of the probes (probes.py), of matching and of joint vectors."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ def by_place(tokens: Tensor) -> Tensor:
 def disagreement(
     text_kinds: Tensor, relations: Tensor, image_kinds: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Where what a caption states of each kind is not what the picture shows. Arguments: as `Pairs`.
+    """Where what a caption states of each kind is not what the picture shows; see `Pairs`.
 
     -> bool (B, kinds, disagreements), the last of them in the kind's relation; and bool of the same
     shape, where it is known: what the caption omits cannot disagree, nor can the colour of what the

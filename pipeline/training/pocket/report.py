@@ -16,9 +16,16 @@ from typing import Any
 from chiasm.pipeline.encoders import load_encoder, require_matcher
 from chiasm.pipeline.model.checkpoint import load_config, write_file
 from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.records import TEXT
 from chiasm.pipeline.scenes.words import LANGUAGES
 from chiasm.pipeline.training.pocket.evaluate import gallery_recall
-from chiasm.pipeline.training.pocket.evaluate_fusion import accuracy, hard_twins, joint, withheld
+from chiasm.pipeline.training.pocket.evaluate_fusion import (
+    accuracy,
+    encode_pictures,
+    hard_twins,
+    joint,
+    withheld,
+)
 
 REPORT = "report.json"
 SEED = 161803  # of galleries that neither training nor its evaluations draw
@@ -32,8 +39,8 @@ def write_report(folder: Path, samples: int, settings: EncoderSettings) -> dict[
         "seed": SEED,
         "precision": encoder.precision,
         "recall": gallery_recall(
-            lambda images: encoder.encode_images([encoder.preprocess(image) for image in images]),
-            encoder.encode_texts,
+            lambda images: encode_pictures(encoder, images),
+            lambda texts: encoder.encode(TEXT, texts).vectors,
             samples,
             SEED,
         ),

@@ -1,4 +1,4 @@
-"""Training targets of the probes, of a scene and of its captions: class numbers and bags of words."""
+"""Targets of the probes, of a scene and of its captions: class numbers and bags of words."""
 
 from __future__ import annotations
 

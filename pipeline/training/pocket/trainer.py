@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from chiasm.pipeline.model.checkpoint import (
     tensors_in_files,
 )
 from chiasm.pipeline.model.config import ModelConfig
-from chiasm.pipeline.model.inference import look, match_pairs
+from chiasm.pipeline.model.inference import match_pairs
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.preprocess import to_pixels
 from chiasm.pipeline.model.tokenizer import Tokenizer
@@ -225,9 +224,9 @@ class Training:
         """Move the average's bias of matching to where matching is best calibrated."""
         model = JointNetwork(self.config).to(self.device).eval()
         model.load_state_dict(self.ema.tensors)
-        encode, side = partial(look, model), self.config.image.side
+        side = self.config.image.side
         self.ema.tensors["matching.bias"] += calibration_bias(
-            lambda pixels, texts: match_pairs(model, self.tokenizer, pixels, texts, encode),
+            lambda pixels, texts, pairs: match_pairs(model, self.tokenizer, pixels, texts, pairs),
             lambda scene: to_pixels(picture(scene), side),
             self.settings.calibrated,
             self.settings.data.seed * 10**9 + CALIBRATION_STEP,

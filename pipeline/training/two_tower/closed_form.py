@@ -1,5 +1,4 @@
-"""What is solved after the heads are trained: kernel ridge for vectors and for words, and the weights
-of matching.
+"""Solved after the heads are trained: kernel ridge for vectors and words, and match weights.
 
 One pass over the features gathers the normal equations of kernel ridge (`ridge.py`), from pictures'
 similarities to landmarks, with the landmarks' similarities among themselves as penalty. Targets:

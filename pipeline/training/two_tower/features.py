@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import webdataset
+from PIL import Image
 
 from chiasm.pipeline.batches import BatchSettings, batches
 from chiasm.pipeline.collection import Tally
+from chiasm.pipeline.encoders import BaseEncoder, Input
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.model.checkpoint import write_file
-from chiasm.pipeline.records import Batch, Sample, Shard
+from chiasm.pipeline.records import IMAGE, TEXT, Batch, Decoded, Shard
 from chiasm.pipeline.shards import DAMAGES, ReadSettings, captions_of, read_samples
-from chiasm.pipeline.timing import Stopwatch
 from chiasm.pipeline.training.progress import Report
 from chiasm.pipeline.training.two_tower.stream import Pair, fold_of, held_out, pack
 from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower
@@ -46,6 +47,20 @@ class Computed:
     captions: int
     lost: dict[str, int]
     damaged: list[str]
+
+
+class TowerInputs:
+    """What `batches` asks of a model, for an image tower and any text tower."""
+
+    cost = BaseEncoder.cost
+
+    def __init__(self, image: ImageTower) -> None:
+        self._image = image
+        self.name = image.folder.name
+        self.modalities = {IMAGE: Input(side=image.side), TEXT: Input()}
+
+    def preprocess(self, modality: str, raw: Any) -> Any:
+        return raw if modality == TEXT else self._image.preprocess(Image.fromarray(raw))
 
 
 def compute(
@@ -95,10 +110,8 @@ def _shard(
     partial = folder / f".{name}.{os.getpid()}.tmp"
     with webdataset.TarWriter(str(partial)) as writer:
         samples = read_samples(shard, read)
-        for batch in batches(
-            samples, image.preprocess, image.side, BatchSettings(), DecodeSettings(), tally,
-            Stopwatch(),
-        ):  # fmt: skip
+        inputs = TowerInputs(image)
+        for batch in batches(samples, inputs, DecodeSettings(), BatchSettings(), tally=tally):
             tally.keep(len(batch))
             for pair in _pairs(batch, image, text, read):
                 writer.write({"__key__": f"{pairs:08d}", "safetensors": pack(pair)})
@@ -124,27 +137,27 @@ def format_captions(pairs: int, captions: int) -> str:
     return f"{pairs:,} pictures, {each}"
 
 
-def training_captions(sample: Sample, read: ReadSettings) -> tuple[str, ...]:
-    """Every caption of a sample: those of `txt`, then those of json's `caption` and `captions`,
+def training_captions(row: Decoded, read: ReadSettings) -> tuple[str, ...]:
+    """Every caption of a row: those of `txt`, then those of json's `caption` and `captions`,
     each text once; with `read.caption_field` those of that field alone. At most MAX_CAPTIONS."""
-    found = sample.captions
-    if not read.caption_field and sample.json is not None:
-        fields = json.loads(sample.json)
+    found = row.captions
+    if not read.caption_field and row.json is not None:
+        fields = json.loads(row.json)
         found += captions_of(fields.get("caption")) + captions_of(fields.get("captions"))
     return tuple(dict.fromkeys(found))[:MAX_CAPTIONS]
 
 
 def _pairs(batch: Batch, image: ImageTower, text: TextTower, read: ReadSettings) -> Iterator[Pair]:
     """The features of those samples of a batch that have both picture and caption."""
-    rows = [row for row in batch.rows if row.pixels is not None and row.sample.captions]
+    rows = [row for row in batch.rows if IMAGE in row.inputs and row.captions]
     if not rows:
         return
-    pixels = [row.pixels for row in rows if row.pixels is not None]
+    pixels = [row.inputs[IMAGE] for row in rows]
     pictures = image(pixels)
-    held = [i for i, row in enumerate(rows) if held_out(row.sample.key)]
+    held = [i for i, row in enumerate(rows) if held_out(row.key)]
     augmented = image.augmented([pixels[i] for i in held], pictures.pooled[held])
     of_held = dict(zip(held, augmented, strict=True))
-    captions = [training_captions(row.sample, read) for row in rows]
+    captions = [training_captions(row, read) for row in rows]
     texts = text([caption for each in captions for caption in each])
     at = 0
     for i, (row, own) in enumerate(zip(rows, captions, strict=True)):
@@ -157,7 +170,7 @@ def _pairs(batch: Batch, image: ImageTower, text: TextTower, read: ReadSettings)
             words=texts.tokens[span, : int(lengths.max())],
             lengths=lengths,
             ids=texts.ids[span],
-            fold=fold_of(row.sample.key),
+            fold=fold_of(row.key),
             augmented=of_held.get(i),
         )
         at += len(own)

@@ -3,8 +3,8 @@ the samples.
 
     W = (X' X + R)^-1 X' (Y - m)            X (N, F), Y (N, D), R (F, F), m the mean row of Y
 
-Samples belong to folds, so that W can be solved without those of one (cross-fitting). Hoerl and Kennard, Ridge
-Regression (1970).
+Samples belong to folds, so that W can be solved without those of one (cross-fitting). Hoerl and
+Kennard, Ridge Regression (1970).
 """
 
 from __future__ import annotations

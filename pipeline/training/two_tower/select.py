@@ -1,5 +1,5 @@
-"""Model selection on held-out samples: the weight of the mean, hubness reduction, fusion or mean, and
-the figures of the report.
+"""Model selection on held-out samples: text weight, hubness reduction, fusion or mean; and the
+report's figures.
 
 The gallery is held-out pictures, each with its first caption; the queries are its other captions. A
 fusion has to beat the best mean of its own heads by more than one standard error: queries that only

@@ -32,7 +32,7 @@ class Pair:
 
     image (D,), patches (N, D'), text (C, D), words (C, T, D') float16, text as the tower gave it or
     expanded; augmented (D,) float16: `ImageTower.augmented`, of held-out samples only; lengths (C,)
-    int64, unmasked words of each caption; ids: token ids of each whole caption; fold: in [0, FOLDS).
+    int64, unmasked words of each caption; ids: token ids of each whole caption; fold: below FOLDS.
     """
 
     image: Tensor
