@@ -68,7 +68,7 @@ class WorkerSettings:
 
 @checked_dataclass(frozen=True, config=_CHECKED)
 class TrainOptions:
-    """What every recipe of `chiasm train` can be told; None: the recipe's own.
+    """Settings of the recipes of `chiasm train`; None: the recipe's own.
 
     steps: of towers or heads. fusion: one of `pipeline.model.fusion.FUSIONS`. learning_rate: the
     highest. fusion_steps, gallery, drawing_processes, processes: of `train pocket` alone; its
@@ -103,7 +103,7 @@ class FilterOptions:
 
 @checked_dataclass(frozen=True, config=_CHECKED)
 class Settings:
-    """Everything a run can be told. `max_loss` is the share of samples that may be dropped."""
+    """Every setting of every command. `max_loss` is the share of samples that may be dropped."""
 
     encoder: NamedEncoder = field(default_factory=NamedEncoder)
     read: ReadSettings = field(default_factory=ReadSettings)

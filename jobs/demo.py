@@ -58,7 +58,7 @@ class Demo:
     seconds: dict[str, float]
     collection: Path
     sheet: Path
-    asked: list[tuple[Answer, list[bool]]]
+    questions: list[tuple[Answer, list[bool]]]
 
     def as_json(self) -> dict[str, Any]:
         """The shape that docs/formats.md promises."""
@@ -111,13 +111,13 @@ def run_demo(
     with clock.stage("questions"):
         searcher = open_collection(collection)
         rows, images = read_rows(collection)
-        asked = ask(searcher, rows)
-        write_sheet([answer for answer, _ in asked], to / "hits.png")
+        questions = ask(searcher, rows)
+        write_sheet([answer for answer, _ in questions], to / "hits.png")
     with clock.stage("recall"):
         report(f"measuring recall: {3 * len(rows):,} searches")
         recall = measure(searcher, rows, images)
     seconds = {stage: round(spent, 2) for stage, spent in clock.seconds.items()}
-    return Demo(len(rows), recall, seconds, collection, to / "hits.png", asked)
+    return Demo(len(rows), recall, seconds, collection, to / "hits.png", questions)
 
 
 def make_shards(to: Path, seed: int, count: int) -> list[str]:

@@ -73,8 +73,9 @@ class ShardFilter:
         """The model's name; raises what loading it raises."""
         return self.model.name
 
-    def score(self, shard: Shard) -> LogitCounts:
-        """Score one shard into the target, and count its log odds."""
+    def score(self, shard: Shard) -> tuple[Shard, bool, LogitCounts]:
+        """Score one shard into the target, unless its scores are there; -> the shard, whether it
+        was scored now, and counts of its log odds."""
         settings = self.request.settings
         made = store_scores(
             shard,
@@ -87,20 +88,12 @@ class ShardFilter:
         )
         counts = LogitCounts()
         counts.add(read_scores(shard, self.folder))
-        LOG.info(
-            "%s %s: %d captions",
-            "scored" if made else "found the scores of",
-            display_name(shard.url),
-            counts.captions,
-        )
-        return counts
+        return shard, made, counts
 
-    def write(self, shard: Shard, settings: FilterSettings) -> Filtered:
+    def write(self, shard: Shard, settings: FilterSettings) -> tuple[Shard, Filtered]:
         """Write one shard without the captions that fell short."""
         scores = read_scores(shard, self.folder)
-        counts = write_filtered(shard, scores, settings, self.folder, self.run_id)
-        LOG.info("wrote %s: %d captions fell short", display_name(shard.url), counts.noisy)
-        return counts
+        return shard, write_filtered(shard, scores, settings, self.folder, self.run_id)
 
 
 def filter_shards(request: FilterRequest, report: Report = lambda line: None) -> FilterSummary:
@@ -119,8 +112,10 @@ def filter_shards(request: FilterRequest, report: Report = lambda line: None) ->
             counts = LogitCounts()
             total = len(request.shards)
             scored = apply("score", [(shard,) for shard in request.shards])
-            for number, one in enumerate(scored, 1):
+            for number, (shard, made, one) in enumerate(scored, 1):
                 counts.update(one)
+                what = "scored" if made else "found the scores of"
+                LOG.info("%s %s: %d captions", what, display_name(shard.url), one.captions)
                 report(f"scored {number} of {total} shards")
             threshold = options.threshold
             if options.drop is not None:
@@ -129,8 +124,9 @@ def filter_shards(request: FilterRequest, report: Report = lambda line: None) ->
                 require_some_left(counts, request)
             settings = FilterSettings(threshold, options.flag, request.settings.read)
             written = Filtered()
-            for one in apply("write", [(shard, settings) for shard in request.shards]):
+            for shard, one in apply("write", [(shard, settings) for shard in request.shards]):
                 written += one
+                LOG.info("wrote %s: %d captions fell short", display_name(shard.url), one.noisy)
         run.finish("done", asdict(written))
     return FilterSummary(threshold, written)
 

@@ -50,9 +50,9 @@ def train_on_ray(job: TrainJob, write_line: Callable[[str], None]) -> None:
     """Train to the end, passing on each line of the log. Raises ChiasmError where a worker failed
     at every attempt."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
-    asked = WorkerSettings(count=job.workers, cpus=job.cpus, gpus=float(job.gpu))
+    workers = WorkerSettings(count=job.workers, cpus=job.cpus, gpus=float(job.gpu))
     log = job.folder / "log.jsonl"
-    with connected(job.address, asked), following(log, write_line):
+    with connected(job.address, workers), following(log, write_line):
         trainer = TorchTrainer(
             _learn,
             train_loop_config={"job": job},

@@ -56,8 +56,8 @@ def test_the_sheet_shows_three_questions(demo):
     with Image.open(found.sheet) as sheet:
         assert sheet.width > 800
         assert sheet.height > 800
-    assert len(found.asked) == 3
-    assert all(len(answer) == len(right) == 5 for answer, right in found.asked)
+    assert len(found.questions) == 3
+    assert all(len(answer) == len(right) == 5 for answer, right in found.questions)
 
 
 def test_again_nothing_is_drawn_or_embedded_anew(tmp_path):

@@ -41,7 +41,7 @@ def demo(
 
 def print_demo(found: Demo) -> None:
     """Questions, answers, figures, and what to type next."""
-    for answer, right in found.asked:
+    for answer, right in found.questions:
         print(f"\n{answer.query}")
         for result, true in zip(answer, right, strict=True):
             print(f"  {result.score:6.3f}  {'true ' if true else 'false'}  {result.caption}")

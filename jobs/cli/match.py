@@ -17,8 +17,8 @@ from chiasm.pipeline.records import IMAGE, TEXT
 HELP = """
   chiasm match boat.png "a red boat at sea" "a blue boat at sea"
 
-For each text the log odds and the probability that it is true of the picture, by a model that looks
-at both together, and the cosine of their two vectors beside it."""
+For each text the log odds and the probability that it is true of the picture, by a model that reads
+both together, and the cosine of their two vectors beside it."""
 
 
 def match(

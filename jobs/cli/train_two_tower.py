@@ -78,7 +78,7 @@ def require_whole(report: dict[str, Any], shards: int) -> None:
             f"{len(damaged)} of {shards} shards",
             expected="whole tar files",
             found=f"cut or damaged {', '.join(damaged[:5])}: learned from what came before",
-            do="fetch them again and train into another folder; chiasm embed tells which and where",
+            do="fetch them again and train into another folder; chiasm embed names them, and where",
         )
 
 

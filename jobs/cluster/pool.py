@@ -1,9 +1,9 @@
 """A pool of Ray actors and the one loop that keeps them busy.
 
 Shards go out, outcomes come in as they happen (`ray.wait`). Each worker holds two shards: the one
-at work, and the next, so that it never waits for the driver. What befalls a worker is told apart
-from what a shard did: only the shard at work when a worker dies, or passes its deadline, loses an
-attempt. Workers are asked for up to a maximum and join as they are placed, so an autoscaler sees
+at work, and the next, so that it never waits for the driver. A worker's
+failure is not a shard's: only the shard at work when a worker dies, or passes its deadline, loses
+an attempt. Workers are asked for up to a maximum and join as they are placed, so an autoscaler sees
 the demand.
 """
 
@@ -93,7 +93,7 @@ class Pool:
         return sum(worker.loading is None for worker in self.workers)
 
     def at_work(self) -> tuple[int, int]:
-        """Samples of the shards now at work, and how many were dropped, as last heard."""
+        """Samples of the shards now at work, and how many were dropped, as last reported."""
         counts = [worker.at_work() for worker in self.workers]
         return sum(samples for samples, _ in counts), sum(dropped for _, dropped in counts)
 
@@ -123,9 +123,9 @@ class Pool:
 
     def _feed(self, work: WorkList) -> None:
         # One round for each shard a worker may hold: no worker gets its second before all have one.
-        for held in range(self.settings.in_flight):
+        for count in range(self.settings.in_flight):
             for worker in self.workers:
-                if worker.loading is None and len(worker.holds) == held:
+                if worker.loading is None and len(worker.holds) == count:
                     task = work.take()
                     if task is None:
                         return

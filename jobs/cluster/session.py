@@ -49,8 +49,8 @@ def connected(address: str | None, workers: WorkerSettings) -> Iterator[None]:
 @contextmanager
 def _keeping_sigterm() -> Iterator[None]:
     """Inside, the handler for SIGTERM is not replaced: those that ray.init puts in its place leave
-    on the spot, with 15 or 1 and without a word. At the end it is put above the one of Ray's C++
-    code, which no call of Python's tells of."""
+    at once, with 15 or 1 and without a message. At the end it is put above the one of Ray's C++
+    code, which Python's signal module does not see."""
     replace = signal.signal
 
     def kept(signalnum: int, handler: Any) -> Any:

@@ -114,8 +114,8 @@ def connect(address: str) -> JobSubmissionClient:
 
 
 def authorization() -> dict[str, str]:
-    """The header that carries the token, from where Ray itself looks: RAY_AUTH_TOKEN, the file that
-    RAY_AUTH_TOKEN_PATH names, ~/.ray/auth_token. Empty where there is none."""
+    """The header that carries the token, from where Ray itself reads it: RAY_AUTH_TOKEN, the file
+    that RAY_AUTH_TOKEN_PATH names, ~/.ray/auth_token. Empty where there is none."""
     token = os.environ.get("RAY_AUTH_TOKEN", "")
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if not token and path.is_file():

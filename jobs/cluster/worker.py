@@ -107,7 +107,7 @@ class EmbedWorker:
             compute = replace(compute, precision=precision)
         self.encoder = load_encoder(self.recipe.encoder, compute)
         LOG.info("loaded encoder %s on %s", self.encoder.name, self.encoder.device)
-        # Its first array costs pyarrow a look for pandas: in the midst of decode threads, a second.
+        # Its first array costs pyarrow a search for pandas: a second, beside decode threads.
         pa.array([""])
         return Identity.of(self.encoder)
 

@@ -87,9 +87,10 @@ def showing(console: Console) -> Iterator:
 
 
 def _waiting(progress: Progress) -> str:
-    """A cluster that has no room says nothing: at least say what was asked of it."""
-    asked = f"{progress.workers_asked} workers starting"
-    return f"{asked} (each reserves {progress.each_reserves})" if progress.each_reserves else asked
+    """A cluster that has no room reports nothing: say at least what was requested."""
+    request = f"{progress.workers_asked} workers starting"
+    reserved = f" (each reserves {progress.each_reserves})" if progress.each_reserves else ""
+    return request + reserved
 
 
 def _span(seconds: float) -> str:
