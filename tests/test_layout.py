@@ -17,6 +17,10 @@ HOME = {
     "duckdb": {"index"},
     "fastapi": {"index", "jobs"},
 }
+# Where modules of ours are imported inside functions: what they load is slow, and seldom needed.
+LAZY_IMPORTS = {
+    "pipeline/encoders/registry.py": {"chiasm.pipeline.encoders"},
+}
 SOURCES = sorted(path for room in ORDER for path in (ROOT / room).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 MOST_LINES = 350
@@ -53,8 +57,10 @@ def test_arrows_point_from_jobs_to_index_to_pipeline(path):
 def test_our_own_packages_are_imported_at_the_top(path):
     tree = ast.parse(path.read_text())
     top = set(map(id, tree.body))
-    hidden = [name for node, name in imports(tree) if id(node) not in top]
-    assert [name for name in hidden if name.split(".")[0] == "chiasm"] == []
+    hidden = {name for node, name in imports(tree) if id(node) not in top}
+    assert {name for name in hidden if name.split(".")[0] == "chiasm"} <= LAZY_IMPORTS.get(
+        named(path), set()
+    )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=named)

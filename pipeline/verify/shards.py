@@ -109,7 +109,7 @@ def _check_footer(
         rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
     if rows != footer.rows:
         yield Finding(where, f"{rows} rows in the file, {footer.rows} in its footer")
-    expected = arrow_schema(identity.dim)
+    expected = arrow_schema(identity.columns)
     if not schema.equals(expected, check_metadata=False):
         unlike = [field.name for field in expected if field not in list(schema)]
         yield Finding(where, f"columns are not those of dim {identity.dim}: {', '.join(unlike)}")
