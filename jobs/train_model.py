@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,9 @@ class TrainJob:
 def train_on_ray(job: TrainJob, write_line: Callable[[str], None]) -> None:
     """Train to the end, passing on each line of the log. Raises ChiasmError where a worker failed
     at every attempt."""
+    # A worker's current folder is its own.
+    towers = None if job.towers is None else job.towers.resolve()
+    job = replace(job, folder=job.folder.resolve(), towers=towers)
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
     workers = WorkerSettings(count=job.workers, cpus=job.cpus, gpus=float(job.gpu))
     log = job.folder / "log.jsonl"
@@ -63,7 +66,7 @@ def train_on_ray(job: TrainJob, write_line: Callable[[str], None]) -> None:
             ),
             run_config=RunConfig(  # pyrefly: ignore
                 name="ray",
-                storage_path=str(job.folder.resolve()),
+                storage_path=str(job.folder),
                 failure_config=FailureConfig(max_failures=ATTEMPTS),  # pyrefly: ignore
             ),
         )
