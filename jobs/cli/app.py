@@ -13,9 +13,9 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Annotated, NoReturn
 
+import platformdirs
 import typer
 
 from chiasm.jobs.console import divert_c_output, printable
@@ -33,14 +33,14 @@ COMMANDS = {  # name -> (module with `register(app)`, what it does)
         "Tell what a collection holds, what was dropped, and who is at work.",
     ),
     "index": ("chiasm.jobs.cli.index", "Build the index of a collection."),
-    "search": ("chiasm.jobs.cli.search", "Search a collection by words, by a picture, or by both."),
+    "search": ("chiasm.jobs.cli.search", "Search a collection by text, by a picture, or by both."),
     "match": ("chiasm.jobs.cli.match", "Tell whether texts tell of a picture."),
     "train": ("chiasm.jobs.cli.train", "Train a model that embeds, fuses and matches."),
     "filter": ("chiasm.jobs.cli.filter", "Leave out captions that do not tell of their pictures."),
-    "check": ("chiasm.jobs.cli.check", "Check every promise a collection makes."),
+    "check": ("chiasm.jobs.cli.check", "Verify a collection and its index."),
     "submit": ("chiasm.jobs.cli.submit", "Run a chiasm command as a job on a Ray cluster."),
 }
-C_OUTPUT = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "chiasm" / "c-output.log"
+C_OUTPUT = platformdirs.user_cache_path("chiasm", appauthor=False) / "c-output.log"
 EPILOG = "Begin with: chiasm demo"
 
 
@@ -75,7 +75,7 @@ def prepare_process() -> None:
             stream.reconfigure(errors=errors)
     # Threads that wait in a loop take the cores from those that decode and from other processes.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    divert_c_output(C_OUTPUT.expanduser())
+    divert_c_output(C_OUTPUT)
 
 
 def _leave(code: int) -> NoReturn:
