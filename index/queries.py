@@ -148,6 +148,21 @@ class Query:
         return " + ".join(part for part in parts if part) or "a vector"
 
 
-def _parse_stages(stages: Sequence[RerankStage | str] | str) -> tuple[RerankStage, ...]:
-    listed = [stages] if isinstance(stages, str | RerankStage) else stages
-    return tuple(RerankStage.parse(stage) if isinstance(stage, str) else stage for stage in listed)
+def _parse_stages(rerank: Sequence[RerankStage | str] | str) -> tuple[RerankStage, ...]:
+    listed = [rerank] if isinstance(rerank, str | RerankStage) else rerank
+    if not isinstance(listed, Sequence):
+        raise _no_stage(listed)
+    return tuple(
+        RerankStage.parse(stage) if isinstance(stage, str) else _require_stage(stage)
+        for stage in listed
+    )
+
+
+def _require_stage(stage: object) -> RerankStage:
+    if not isinstance(stage, RerankStage):
+        raise _no_stage(stage)
+    return stage
+
+
+def _no_stage(found: object) -> TypeError:
+    return TypeError(f"rerank: expected stages such as 'match:20', found {type(found).__name__}")

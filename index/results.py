@@ -204,8 +204,10 @@ class Answer(Sequence[Result]):
     def is_reranked(self, result: Result) -> bool:
         """Whether the query's last stage of reranking scored this result; False without stages.
         Results that it did not score follow, with an earlier stage's score, on another scale."""
-        stages = self.query.stages
-        return bool(stages) and stages[-1].name in result.scores
+        if not self.query.stages:
+            return False
+        last = self.query.stages[-1]  # what it scored comes first; an earlier one may have its name
+        return result.rank <= last.depth and last.name in result.scores
 
     def score_label(self, result: Result) -> str:
         """The score for people; of a result that the last stage did not score also whose score it

@@ -23,6 +23,7 @@ from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.storage import canonical_url, display_name, open_stream
 
 URL_SCHEMES = ("file", "http", "https", "s3")
+MAX_BYTES = DecodeSettings().max_member_bytes
 URL_SECONDS = 30.0  # for opening and reading one URL, retries included
 CHUNK = 1 << 18
 PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
@@ -96,16 +97,15 @@ def _read_url(url: str, scheme: str) -> bytes:
 
 def _read_limited(file: BinaryIO, name: str, deadline: float | None = None) -> bytes:
     """All of a file, in chunks; UsageError where it is larger than a member of a shard may be."""
-    limit = DecodeSettings().max_member_bytes
     data = bytearray()
     while chunk := file.read(CHUNK):
         data += chunk
-        if len(data) > limit:
+        if len(data) > MAX_BYTES:
             raise UsageError(
                 name,
-                expected=f"a picture of at most {limit >> 20} MiB",
-                found="a larger file",
-                do="make it smaller",
+                expected=f"at most {MAX_BYTES:,} bytes",
+                found="more",
+                do="make the picture smaller",
             )
         if deadline is not None and time.monotonic() > deadline:
             raise _too_slow(name)
