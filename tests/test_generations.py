@@ -150,7 +150,9 @@ def test_a_file_replaced_while_it_is_indexed_ends_the_build(tmp_path):
         if (stage, done) == ("fill", 20):
             add_shard(folder, "s1", 31, edition="0000000b")
 
-    with pytest.raises(CollectionError, match="found another; run chiasm index build again when"):
+    with pytest.raises(
+        CollectionError, match=f"found another; run chiasm index build {tmp_path} again when"
+    ):
         build_index(str(tmp_path), progress=replace)
     assert current_number(folder) == 1 and temporaries(tmp_path) == []
 

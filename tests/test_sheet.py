@@ -236,7 +236,7 @@ def test_the_title_is_drawn_in_a_font_that_was_found(answer, monkeypatch):
     chinese = replace(answer, query=Query("月光 moon"))
     monkeypatch.setattr(typeface, "has_character", lambda font, character: character.isascii())
     contact_sheet([chinese])
-    assert drawn[0] == r"\u6708\u5149 moon" and drawn[-1].startswith("Characters missing: no font")
+    assert drawn[0] == r"\u6708\u5149 moon" and drawn[-1].startswith("No font here has some")
     drawn.clear()
     monkeypatch.setattr(typeface, "has_character", lambda font, character: True)
     contact_sheet([chinese])
@@ -257,9 +257,7 @@ def test_the_suffix_chooses_the_format(answer, tmp_path, name, form):
 
 @pytest.mark.parametrize("name", ["a.gif", "a", "a.png.txt"])
 def test_another_suffix_is_refused_with_those_that_can_be_written(answer, tmp_path, name):
-    with pytest.raises(
-        UsageError, match=r"ends in \.png, \.jpg, \.jpeg, \.webp, found"
-    ):
+    with pytest.raises(UsageError, match=r"ends in \.png, \.jpg, \.jpeg, \.webp, found"):
         write_sheet([answer], tmp_path / name)
     assert not (tmp_path / name).exists()
 

@@ -181,10 +181,7 @@ class Section:
 
     def _draw_foot(self, canvas: ImageDraw.ImageDraw, top: int) -> None:
         if self.title.missing | self.plain.missing:
-            note = (
-                "Characters missing: no font of this computer has them (for Chinese install "
-                "fonts-noto-cjk)"
-            )
+            note = "No font here has some of the characters; for Chinese install fonts-noto-cjk"
             self.small.draw(canvas, (GAP, top - GAP / 2), note, FAINT)
 
 
