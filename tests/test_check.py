@@ -19,7 +19,7 @@ from tiny_collection import add_shard, make_collection
 
 from chiasm.index import IndexSettings, build_index
 from chiasm.index.verify import check
-from chiasm.pipeline.collection import Identity, create_or_check
+from chiasm.pipeline.collection import Identity, create_or_check, find_embedding
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.errors import CollectionError
@@ -323,29 +323,37 @@ def test_check_of_a_stale_index_advises_the_command_that_builds_it(drawn, tmp_pa
     path = tmp_path / "my photos"
     shutil.copytree(drawn, path)
     add_shard(Folder(str(path)), "s2", 3)
-    done = chiasm("check", path)
     command = f"chiasm index build '{path}'"
-    assert done.returncode == 1 and done.stdout.splitlines()[0].endswith(f"; run {command}")
+    (finding,) = check(path).findings
+    assert finding.fix == check(path).advice() == f"run {command}"
+    done = chiasm("check", path)
+    assert done.returncode == 1 and done.stdout.splitlines()[0] == str(finding)
     assert done.stderr == (
         f"chiasm: {path}: expected no findings, found 1, listed above; run {command}\n"
     )
-    report = json.loads(chiasm("check", path, "--json").stdout)
-    assert [finding["fix"] for finding in report["findings"]] == [f"run {command}"]
-    assert chiasm("index", "build", path).returncode == 0
-    done = chiasm("check", path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1] == "no findings"
+    build_index(path)
+    assert check(path).findings == [] and check(path).advice() == ""
 
 
-def test_the_fix_of_damaged_rows_can_be_followed(embedded, tmp_path, chiasm):
+def test_the_fix_of_damaged_rows_can_be_followed(embedded, tmp_path):
     """Embedding alone would skip the shard: its ledger entry and footer still agree."""
     path = copied(embedded, tmp_path / "x")
     (file,) = (path / "embeddings").glob("s-0-*.parquet")
     rewrite(file, "text", doubled)
-    (finding,) = check(str(path)).findings
-    shard = tmp_path / "x" / "s-0.tar"
-    command = f"chiasm embed {shard} --to {path} --encoder fake"
-    assert finding.fix == f"delete {file} and run {command}"
+    (finding,) = check(path).findings
+    source = tmp_path / "x" / "s-0.tar"
+    assert finding.fix == f"delete {file} and run chiasm embed {source} --to {path} --encoder fake"
+    folder, (shard,) = Folder(str(path)), list_shards([str(source)])
+    assert find_embedding(folder, shard.id) is not None, "embed would skip it"
     file.unlink()
-    assert chiasm(*command.split()[1:]).returncode == 0
+    assert find_embedding(folder, shard.id) is None
+    embed_shard(shard, FakeEncoder(), folder, EmbedSettings(), run_id="test")
     assert findings(path) == []
+
+
+def test_findings_with_different_fixes_are_advised_line_by_line(drawn, tmp_path):
+    shutil.copytree(drawn, tmp_path / "c")
+    gone("index/segments/*/text.f16")(tmp_path / "c")
+    gone(PARQUET)(tmp_path / "c")
+    report = check(tmp_path / "c")
+    assert len(report.findings) > 1 and report.advice() == "do what each line says"

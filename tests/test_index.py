@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import environment
 from fake_encoder import FakeEncoder
 from tiny_collection import add_shard, make_collection, unit_rows
 
@@ -248,3 +251,22 @@ def test_progress_counts_rows(tmp_path):
     assert {stage for stage, _, _ in steps} == {"survey", "train image", "fill"}
     run = json.loads(next((tmp_path / "c" / "runs").glob("*.json")).read_text())
     assert (run["command"], run["state"]) == ("index build", "done")
+
+
+def test_importing_the_face_of_the_index_loads_neither_faiss_nor_torch():
+    program = "import sys, chiasm.index; print(*{'faiss', 'torch'} & set(sys.modules))"
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout.split() == []
+
+
+def test_settings_of_a_build_are_given_by_keyword(tmp_path):
+    make_collection(tmp_path / "c", (20,))
+    with pytest.raises(TypeError, match="takes 1 positional argument but 2 were given"):
+        build_index(tmp_path / "c", ["image"])
+    assert build_index(tmp_path / "c", columns=["image"]).columns == {"image": "Flat"}
