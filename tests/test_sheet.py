@@ -163,6 +163,7 @@ def test_a_font_knows_what_it_lacks():
     latin = ImageFont.load_default(15)
     assert fonts.has_character(latin, "a") and not fonts.has_character(latin, "月")
     assert not fonts.has_character(latin, "\n")
+    assert not fonts.has_character(latin, "\u0e31"), "a Thai vowel above its consonant"
 
 
 @pytest.fixture

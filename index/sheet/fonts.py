@@ -7,6 +7,7 @@ import os
 import subprocess
 import unicodedata
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,14 @@ def open_font(name: str, face: int, size: int) -> ImageFont.FreeTypeFont | None:
 def has_character(font: ImageFont.FreeTypeFont, character: str) -> bool:
     if not character.isprintable():
         return False
-    return _bitmap(font, character) != _bitmap(font, _NO_CHARACTER)
+    unshaped = _unshaped(font)
+    return _bitmap(unshaped, character) != _bitmap(unshaped, _NO_CHARACTER)
+
+
+@functools.lru_cache(maxsize=256)
+def _unshaped(font: ImageFont.FreeTypeFont) -> ImageFont.FreeTypeFont:
+    """The font without text shaping, which places a combining mark's missing glyph elsewhere."""
+    return font.font_variant(layout_engine=ImageFont.Layout.BASIC)
 
 
 def _bitmap(font: ImageFont.FreeTypeFont, character: str) -> bytes:
@@ -67,7 +75,8 @@ def _bitmap(font: ImageFont.FreeTypeFont, character: str) -> bytes:
 
 
 def _search(character: str) -> tuple[str, int] | None:
-    for path, face in [*_listed_by_fontconfig(character), *_in_folders()][:MAX_FILES]:
+    fonts = chain(_listed_by_fontconfig(character), _in_folders())
+    for path, face in islice(fonts, MAX_FILES):
         font = open_font(path, face, 15)
         if font is not None and has_character(font, character):
             return path, face
