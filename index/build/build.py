@@ -8,6 +8,7 @@ costs only the work. The cost: an index is built anew, not added to.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import Counter
@@ -49,9 +50,8 @@ from chiasm.pipeline.records import COLUMNS
 from chiasm.pipeline.storage import display_name
 from chiasm.pipeline.timing import Stopwatch
 
-TRAIN_GROUPS = (
-    512  # row groups the training vectors are drawn from: enough variety, and quick to read
-)
+LOG = logging.getLogger(__name__)
+TRAIN_GROUPS = 512  # row groups that training vectors are sampled from: varied, quick to read
 
 Progress = Callable[[str, int, int], None]  # stage, rows done, rows in all
 
@@ -243,6 +243,7 @@ class Build:
             for shard_number, file in enumerate(group):
                 self._add(segment, shard_number, file)
             record, checksum = segment.commit()
+        LOG.info("filled segment %s: %d rows of %d shards", record.id, record.rows, len(group))
         return SegmentEntry(record.id, record.rows, checksum)
 
     def _add(self, segment: SegmentWriter, shard_number: int, file: EmbeddingFile) -> None:

@@ -11,26 +11,23 @@ that a stage cannot score because they have no picture, keep their order behind 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from chiasm.index.queries import Query, RerankStage
 from chiasm.index.query.open_index import OpenIndex
 from chiasm.index.query.query_picture import encoded_picture
 from chiasm.index.results import CatalogRow, Hit
-from chiasm.pipeline.encoders import require_matcher
+from chiasm.pipeline.encoders import Matcher, load_matcher, require_matcher
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
+from chiasm.pipeline.records import IMAGE, TEXT
 from chiasm.pipeline.shards import read_checked
 
-# By its name, as encoders are: it loads torch, which no other stage and no other command needs.
-CROSS_ENCODER = "chiasm.pipeline.encoders.cross_encoder"
 READERS = 8  # pictures fetched at once: reads of an object store mostly wait
 BATCH = 32  # pairs matched at once
 
@@ -104,12 +101,7 @@ def by_matching(
     """Matching logit of the query's words with each picture, or of the query's picture with each
     caption, plus the score before; None for rows without.
     """
-    encoder = require_matcher(collection.encoder)
-
-    def prepared(data: bytes) -> np.ndarray:
-        return encoder.preprocess(decode(data, DecodeSettings(), encoder.image_size).image)
-
-    logits = _by_pairs(query, hits, collection, stage, prepared, encoder.match_pairs)
+    logits = _by_pairs(query, hits, collection, stage, require_matcher(collection.encoder))
     return [
         None if logit is None else logit + hit.score
         for logit, hit in zip(logits, hits, strict=True)
@@ -126,13 +118,8 @@ def by_cross_encoder(
     """Scores of a CrossEncoder for words and pictures, paired as in `by_matching`; None for rows
     without.
     """
-    module = importlib.import_module(CROSS_ENCODER)
-    encoder = module.load_cross_encoder(stage.model, collection.encoding)
-
-    def prepared(data: bytes) -> Image.Image:
-        return decode(data, DecodeSettings(), None).image
-
-    return _by_pairs(query, hits, collection, stage, prepared, encoder.score_pairs)
+    matcher = load_matcher(f"st:{stage.model}", collection.encoding)
+    return _by_pairs(query, hits, collection, stage, matcher)
 
 
 RERANKERS: dict[str, Reranker] = {
@@ -147,36 +134,43 @@ def _by_pairs(
     hits: Sequence[Hit],
     collection: OpenIndex,
     stage: RerankStage,
-    prepared: Callable[[bytes], Any],
-    scores_of: Callable[[list[Any], list[str]], np.ndarray],
+    matcher: Matcher,
 ) -> list[float | None]:
     """Scores of the query's text with each hit's picture, or of the query's picture with each hit's
-    caption; None for hits without.
-
-    prepared: an encoded picture -> what `scores_of` takes of it, beside the texts, BATCH at a time.
+    caption, BATCH pairs at a time; None for hits without.
     """
     if not query.words and query.image is None:
         raise UsageError(f"rerank {stage}", expected="words or a picture", found="a vector")
     catalog = collection.rows({hit.position for hit in hits})
     rows = [catalog[hit.position] for hit in hits]
+    side = matcher.modalities[IMAGE].side
+
+    def pixels(data: bytes) -> Any:
+        image = decode(data, DecodeSettings(), side).image
+        return matcher.preprocess(IMAGE, np.asarray(image))
+
     if query.words:
         usable = [i for i, row in enumerate(rows) if row.place is not None]
+        query_side = (TEXT, [matcher.preprocess(TEXT, query.words)])
     else:
         assert query.image is not None
         usable = [i for i, row in enumerate(rows) if row.caption]
-        query_picture = prepared(encoded_picture(query.image))
+        query_side = (IMAGE, [pixels(encoded_picture(query.image))])
 
-    def pair(i: int) -> tuple[Any, str]:
+    def row_side(i: int) -> Any:
         if query.words:
-            return prepared(_picture(rows[i])), query.words
-        return query_picture, rows[i].caption or ""
+            return pixels(_picture(rows[i]))
+        return matcher.preprocess(TEXT, rows[i].caption or "")
 
+    modality = IMAGE if query.words else TEXT
     scores: list[float | None] = [None] * len(hits)
     with ThreadPoolExecutor(READERS) as readers:
         for start in range(0, len(usable), BATCH):
             batch = usable[start : start + BATCH]
-            pictures, texts = map(list, zip(*readers.map(pair, batch), strict=True))
-            for i, score in zip(batch, scores_of(pictures, texts).tolist(), strict=True):
+            items = list(readers.map(row_side, batch))
+            pairs = np.array([(0, number) for number in range(len(items))])
+            matched = matcher.match(query_side, (modality, items), pairs)
+            for i, score in zip(batch, matched.tolist(), strict=True):
                 scores[i] = score
     return scores
 

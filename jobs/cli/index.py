@@ -10,43 +10,36 @@ import typer
 from rich.console import Console
 
 from chiasm.index import BuildSummary, build_index
+from chiasm.jobs.cli.options import Assignments, Collection, Preset
+from chiasm.jobs.config import compose
 from chiasm.jobs.console import printable
 
-HELP = "Build the index of a collection."
-BUILD_HELP = """Build the index of a collection and make it live.
-
+HELP = """
+  chiasm index build photos.chiasm
   chiasm index build photos.chiasm --column image --column joint
 
 Below 100,000 rows a column is searched exactly; above, by an IVF index of 8-bit codes whose
 candidates are scored again exactly. The live index answers until the new one is complete."""
 
 
-def register(app: typer.Typer) -> None:
-    group = typer.Typer(help=HELP, no_args_is_help=True)
-    group.callback()(_group)
-    group.command("build", help=BUILD_HELP)(build)
-    app.add_typer(group, name="index")
-
-
-def _group() -> None:
-    """Without a callback Typer would drop the word `build`, the group's only command."""
-
-
 def build(
-    collection: Annotated[str, typer.Argument(metavar="COLLECTION")],
+    collection: Collection,
     column: Annotated[
         list[str] | None,
-        typer.Option(help="image, text or joint; can be repeated. [default: all with vectors]"),
+        typer.Option(help="image, text or joint; can be repeated. (default: all with vectors)"),
     ] = None,
+    preset: Preset = "laptop",
+    assignments: Assignments = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was built as JSON.")] = False,
 ) -> None:
+    settings = compose(preset, assignments or ()).index
     console = Console(stderr=True)
     with console.status("reading embeddings") as status:
 
         def report(stage: str, done: int, total: int) -> None:
             status.update(f"{stage}: {done:,} of {total:,} rows")
 
-        summary = build_index(collection, columns=column, progress=report)
+        summary = build_index(collection, columns=column, settings=settings, progress=report)
     if as_json:
         print(json.dumps(asdict(summary), ensure_ascii=False))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,17 +15,14 @@ import typer
 from chiasm.index import Answer, Query, RerankStage, open_collection
 from chiasm.index.query import check_stages
 from chiasm.index.sheet import sheet_format, write_sheet
+from chiasm.jobs.cli.options import Collection
 from chiasm.jobs.console import printable
 from chiasm.pipeline.errors import UsageError
 
-HELP = """Search a collection by text, by a picture, or by both.
-
+HELP = """
   chiasm search photos.chiasm "a red boat under a moon" -k 5 --sheet hits.png
-
   chiasm search photos.chiasm --image boat.jpg --column text
-
   chiasm search photos.chiasm --json < queries.txt
-
   chiasm search photos.chiasm "a red boat" --rerank match:20
 
 Without text and picture, queries are read from stdin, one a line. Columns: image finds pictures,
@@ -33,14 +31,11 @@ their vectors."""
 BATCH = 64  # lines of stdin that are encoded together
 
 
-def register(app: typer.Typer) -> None:
-    app.command("search", help=HELP)(search)
-
-
 def search(
-    collection: Annotated[str, typer.Argument(metavar="COLLECTION")],
-    text: Annotated[
-        str | None, typer.Argument(metavar="[TEXT]", help="In quotes; - reads lines of stdin.")
+    collection: Collection,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]", help="In quotes; - reads lines of stdin."),
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 10,
     image: Annotated[
@@ -66,6 +61,7 @@ def search(
         bool, typer.Option(help="Search an index that does not cover all embeddings.")
     ] = False,
 ) -> None:
+    text = _one_text(collection, words or [])
     if sheet is not None:
         sheet_format(sheet)  # refused now rather than after the search
     stages = tuple(RerankStage.parse(stage) for stage in rerank or ())
@@ -76,18 +72,35 @@ def search(
     make_query = partial(Query, image=image, column=column, k=k, rerank=stages)
     for queries in _batches(text, make_query, from_stdin):
         batch = searcher.search_many(queries)
-        for answer in batch:
-            print(
-                json.dumps(answer.as_json(), ensure_ascii=False, allow_nan=False)
-                if as_json
-                else format_answer(answer)
-            )
-        sys.stdout.flush()
+        _print_answers(batch, as_json)
         if sheet is not None:
             answers += batch
     if sheet is not None:
         write_sheet(answers, sheet)
         print(f"drew {printable(sheet)}", file=sys.stderr)
+
+
+def _print_answers(answers: list[Answer], as_json: bool) -> None:
+    for answer in answers:
+        if as_json:
+            print(json.dumps(answer.as_json(), ensure_ascii=False, allow_nan=False))
+        else:
+            print(format_answer(answer))
+    sys.stdout.flush()
+
+
+def _one_text(collection: str, words: list[str]) -> str | None:
+    """The query's text; UsageError for words that the shell has split."""
+    if len(words) > 1:
+        whole = " ".join(words)
+        raise UsageError(
+            "TEXT",
+            expected="one text",
+            found=f"{len(words)} words",
+            do=f"put the words in quotes: chiasm search {shlex.quote(collection)} "
+            f"{shlex.quote(whole)}",
+        )
+    return words[0] if words else None
 
 
 def _batches(

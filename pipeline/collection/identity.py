@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
 
+from chiasm.pipeline.collection.parquet_schema import SCHEMAS, schema_version, vector_columns
 from chiasm.pipeline.encoders import Encoder
 from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.records import IMAGE
 from chiasm.pipeline.storage import Folder, display_name
 
-SCHEMA = 1
 NAME = "collection.json"
 SHARD_FOLDERS = ("ledger", "embeddings")  # written by workers
 FOLDERS = ("", "runs", *SHARD_FOLDERS)  # where temporaries of a run can lie
@@ -25,7 +26,9 @@ FOLDERS = ("", "runs", *SHARD_FOLDERS)  # where temporaries of a run can lie
 
 @dataclass(frozen=True)
 class Identity:
-    """What `collection.json` holds. `device` and `versions` are those of the first worker."""
+    """What `collection.json` holds. `device` and `versions` are those of the first worker. `dims`:
+    the width of each column that the encoder fills, stored where `schema` is 2; `dim`: the width
+    where there is one, else the largest."""
 
     encoder: str
     fingerprint: str
@@ -35,20 +38,38 @@ class Identity:
     preprocessing: dict[str, Any]
     device: str
     versions: dict[str, str]
-    schema: int = SCHEMA
+    schema: int = 1
+    dims: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """Every vector column of the collection and its width."""
+        return vector_columns(self.dims or {"joint": self.dim})
 
     @classmethod
     def of(cls, encoder: Encoder) -> Identity:
+        dims = dict(encoder.dims)
+        version = schema_version(dims)
+        picture = encoder.modalities.get(IMAGE)
         return cls(
             encoder=encoder.name,
             fingerprint=encoder.fingerprint,
-            dim=encoder.dim,
-            image_size=encoder.image_size,
+            dim=max(dims.values()),
+            image_size=None if picture is None else picture.side,
             precision=encoder.precision,
             preprocessing=encoder.preprocessing,
             device=encoder.device,
             versions=package_versions(),
+            schema=version,
+            dims={} if version == 1 else dims,
         )
+
+    def to_json(self) -> bytes:
+        """The file's bytes; those of schema 1 hold no `dims`."""
+        fields = asdict(self)
+        if self.schema == 1:
+            del fields["dims"]
+        return json.dumps(fields, ensure_ascii=False, indent=1).encode() + b"\n"
 
     def require(self, fingerprint: str, name: str, where: str) -> None:
         """Refuse an encoder of another space; raises CollectionError."""
@@ -90,10 +111,10 @@ def read_identity(folder: Folder) -> Identity | None:
     where = display_name(folder.url_of(NAME))
     try:
         told = json.loads(folder.read_bytes(NAME))
-        if told.get("schema") != SCHEMA:
+        if told.get("schema") not in SCHEMAS:
             raise CollectionError(
                 where,
-                expected=f"schema version {SCHEMA}",
+                expected="schema version " + " or ".join(map(str, SCHEMAS)),
                 found=str(told.get("schema")),
                 do="read it with the version of chiasm that wrote it",
             )
@@ -110,8 +131,7 @@ def create_or_check(folder: Folder, identity: Identity, run_id: str) -> Identity
     Of two runs that start together one writes; the other, if its encoder is another, is refused
     here, before it embeds anything. Raises CollectionError."""
     if not folder.exists(NAME):
-        told = json.dumps(asdict(identity), ensure_ascii=False, indent=1)
-        folder.write_new(NAME, told.encode() + b"\n", run_id)
+        folder.write_new(NAME, identity.to_json(), run_id)
     standing = read_identity(folder)
     if standing is None:
         raise CollectionError(

@@ -150,7 +150,7 @@ class ShardCheck:
             yield Finding(
                 self.where, f"{rows} rows in the file, {footer.rows} in its footer", self._replace()
             )
-        expected = arrow_schema(self.identity.dim)
+        expected = arrow_schema(self.identity.columns)
         if not schema.equals(expected, check_metadata=False):
             unequal = [field.name for field in expected if field not in list(schema)]
             what = f"column types are not those of dim {self.identity.dim}: {', '.join(unequal)}"
