@@ -20,6 +20,7 @@ HOME = {
 # Where modules of ours are imported inside functions: what they load is slow, and seldom needed.
 LAZY_IMPORTS = {
     "pipeline/encoders/registry.py": {"chiasm.pipeline.encoders"},
+    "pipeline/model/__init__.py": {"chiasm.pipeline.model.sentence_module"},
 }
 SOURCES = sorted(path for room in ORDER for path in (ROOT / room).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
