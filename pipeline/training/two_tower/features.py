@@ -154,9 +154,9 @@ def _pairs(batch: Batch, image: ImageTower, text: TextTower, read: ReadSettings)
         return
     pixels = [row.inputs[IMAGE] for row in rows]
     pictures = image(pixels)
-    held = [i for i, row in enumerate(rows) if held_out(row.key)]
-    augmented = image.augmented([pixels[i] for i in held], pictures.pooled[held])
-    of_held = dict(zip(held, augmented, strict=True))
+    held_rows = [i for i, row in enumerate(rows) if held_out(row.key)]
+    augmented = image.augmented([pixels[i] for i in held_rows], pictures.pooled[held_rows])
+    augmented_of = dict(zip(held_rows, augmented, strict=True))
     captions = [training_captions(row, read) for row in rows]
     texts = text([caption for each in captions for caption in each])
     at = 0
@@ -171,7 +171,7 @@ def _pairs(batch: Batch, image: ImageTower, text: TextTower, read: ReadSettings)
             lengths=lengths,
             ids=texts.ids[span],
             fold=fold_of(row.key),
-            augmented=of_held.get(i),
+            augmented=augmented_of.get(i),
         )
         at += len(own)
 
