@@ -15,8 +15,7 @@ from encoding import encode_images, encode_joint, encode_texts, match_rows, mean
 from PIL import Image
 from tiny_towers import COLOURS, PHRASES
 
-from chiasm.jobs.cli import train_two_tower as cli
-from chiasm.jobs.cli.train_request import TrainRequest
+from chiasm.jobs.cli.train_two_tower import train_two_tower as train_command
 from chiasm.pipeline.encoders import load_encoder, require_matcher
 from chiasm.pipeline.errors import ChiasmError, EncoderError, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
@@ -410,14 +409,12 @@ def test_shards_that_are_cut_are_learned_from_and_told(towers, coloured, tmp_pat
     whole = (coloured / "p-00000.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) - 30_000])
     image, text = map(str, towers)
-    request = TrainRequest(
-        to=tmp_path / "to", shards=(str(coloured), str(tmp_path / "cut.tar")), image_encoder=image,
-        text_encoder=text, caption_field=None, steps=2, fusion_steps=None, how="add", towers=None,
-        seed=0, device="cpu", precision="float32", workers=1, gallery=None, processes=0,
-        address=None,
-    )  # fmt: skip
+    shards = [str(coloured), str(tmp_path / "cut.tar")]
     with pytest.raises(ChiasmError, match=r"1 of 4 shards: .* found cut or damaged cut-"):
-        cli.run(request)
+        train_command(
+            shards, tmp_path / "to", image, text, steps=2, fusion="add", device="cpu",
+            precision="float32",
+        )  # fmt: skip
     assert "1 samples lost (1 truncated)" in capsys.readouterr().out
     report = json.loads((tmp_path / "to" / "report.json").read_text())
     assert len(report["damaged"]) == 1 and report["lost"] == {"truncated": 1}
@@ -428,7 +425,7 @@ def test_shards_that_are_cut_are_learned_from_and_told(towers, coloured, tmp_pat
 def test_from_shards_to_answers_at_the_prompt(chiasm, towers, coloured, tmp_path):
     image, text = towers
     made = chiasm(
-        "train", "--preset", "two-tower", "--image-encoder", image, "--text-encoder", text,
+        "train", "two-tower", "--image-encoder", image, "--text-encoder", text,
         coloured, "--to", tmp_path / "mine", "--steps", 20, "--device", "cpu",
         "--precision", "float32",
     )  # fmt: skip
@@ -454,15 +451,14 @@ def test_from_shards_to_answers_at_the_prompt(chiasm, towers, coloured, tmp_path
 @pytest.mark.timeout(300)
 def test_what_two_towers_lack_is_told_in_one_line(chiasm, tmp_path, coloured, towers):
     for options, told in (
-        (("--preset", "two-tower", "--to", tmp_path / "x"), "expected --image-encoder DIR"),
-        (("--preset", "pocket", "--to", tmp_path / "x", coloured), "SHARDS: expected nothing"),
+        (("two-tower", coloured, "--to", tmp_path / "x"), "'--image-encoder'"),
         (
-            ("--preset", "two-tower", "--to", tmp_path / "x", coloured, "--towers", tmp_path,
+            ("two-tower", "--to", tmp_path / "x", coloured, "--towers", tmp_path,
              "--image-encoder", towers[0], "--text-encoder", towers[1]),
-            "--towers: expected nothing",
+            "No such option",
         ),
         (
-            ("--preset", "two-tower", "--to", tmp_path / "x", coloured,
+            ("two-tower", "--to", tmp_path / "x", coloured,
              "--image-encoder", tmp_path / "nowhere", "--text-encoder", towers[1]),
             "no such folder",
         ),
