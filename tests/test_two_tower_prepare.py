@@ -377,7 +377,7 @@ def test_a_training_takes_every_caption_once_in_order(loaded, tmp_path, members,
     (pair,) = stream(computed.paths)
     assert pair.ids == loaded[1](captions).ids
     (record,) = records
-    assert f"1 pictures, {len(captions)}.0 captions each, 0 samples lost" in record["message"]
+    assert f"1 picture, {len(captions)}.0 captions each, 0 samples lost" in record["message"]
 
 
 def test_one_picture_has_sixteen_captions_at_most(loaded, tmp_path):
