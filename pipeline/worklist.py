@@ -57,8 +57,8 @@ class WorkList:
         self._out: dict[str, Task] = {}
         self._looked = -LOOK_AGAIN_SECONDS
 
-    def look(self, identity: Identity) -> None:
-        """Pass over what is done already. Called once the encoder's fingerprint is known."""
+    def skip_finished(self, identity: Identity) -> None:
+        """Skip what is done already. Called once the encoder's fingerprint is known."""
         self.fingerprint = identity.fingerprint
         if self.limit is None:
             self._pending = deque(task for task in self._pending if not self._found_done(task))

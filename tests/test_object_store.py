@@ -478,7 +478,7 @@ def test_a_shard_out_of_reach_is_tried_again_and_a_bad_one_is_not(s3, tmp_path):
     shard = Shard("s3://bucket/a.tar", "a-0123456789", 1, "1")
     with Run(Folder(str(tmp_path)), "embed", {}) as run:
         work = WorkList([shard], run, EmbedSettings())
-        pool = Pool(None, WorkerSettings(), welcome=lambda _: "", tick=lambda _: None)
+        pool = Pool(None, WorkerSettings(), on_worker_ready=lambda _: "", tick=lambda _: None)
         for attempt in (1, 2, 3):
             task: Task = work.take()
             pool._settle_failure(task, UnreachableError("a", found="no answer"), work)

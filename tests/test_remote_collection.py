@@ -137,7 +137,7 @@ def test_two_runs_share_the_shards_and_embed_none_twice(s3, tmp_path):
     def work(_: int) -> set[str]:
         with Run(folder, "embed", {}) as run:
             work = WorkList(shards, run, SETTINGS)
-            work.look(create_or_check(folder, Identity.of(encoder), run.id))
+            work.skip_finished(create_or_check(folder, Identity.of(encoder), run.id))
             start.wait()
             while not work.over:
                 if (task := work.take()) is None:

@@ -8,6 +8,7 @@ only the work. The cost of that: an index is built anew, not added to.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import Counter
@@ -47,6 +48,7 @@ from chiasm.pipeline.records import COLUMNS
 from chiasm.pipeline.storage import display_name
 from chiasm.pipeline.timing import Stopwatch
 
+LOG = logging.getLogger(__name__)
 TRAIN_GROUPS = 512  # row groups the training vectors are drawn from: wide enough, and quick to read
 
 Progress = Callable[[str, int, int], None]  # stage, rows done, rows in all
@@ -233,6 +235,7 @@ class Build:
             for place, file in enumerate(group):
                 self._add(segment, place, file)
             record, checksum = segment.commit()
+        LOG.info("filled segment %s: %d rows of %d shards", record.id, record.rows, len(group))
         return SegmentEntry(record.id, record.rows, checksum)
 
     def _add(self, segment: SegmentWriter, place: int, file: EmbeddingFile) -> None:

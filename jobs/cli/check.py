@@ -9,23 +9,20 @@ import typer
 
 from chiasm.index.verify import Report
 from chiasm.index.verify import check as check_collection
+from chiasm.jobs.cli.options import Collection
 from chiasm.jobs.console import printable
 from chiasm.pipeline.errors import CollectionError
 
-HELP = """Check every promise a collection makes.
-
+HELP = """
+  chiasm check photos.chiasm
   chiasm check photos.chiasm --reencode 20
 
 Ledgers against embeddings, rows against the catalog, dims, unit length, fingerprints, checksums.
 With --reencode, so many rows are read again from their shards and encoded again."""
 
 
-def register(app: typer.Typer) -> None:
-    app.command("check", help=HELP)(check)
-
-
 def check(
-    collection: Annotated[str, typer.Argument(metavar="COLLECTION")],
+    collection: Collection,
     reencode: Annotated[int, typer.Option(min=0, help="Rows to read and encode again.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,17 +15,14 @@ import typer
 from chiasm.index import open_collection
 from chiasm.index.results import Answer, Query, Rerank
 from chiasm.index.sheet import write_sheet
+from chiasm.jobs.cli.options import Collection
 from chiasm.jobs.console import printable
 from chiasm.pipeline.errors import UsageError
 
-HELP = """Search a collection by words, by a picture, or by both.
-
+HELP = """
   chiasm search photos.chiasm "a red boat under a moon" -k 5 --sheet hits.png
-
   chiasm search photos.chiasm --image boat.jpg --column text
-
   chiasm search photos.chiasm --json < queries.txt
-
   chiasm search photos.chiasm "a red boat" --rerank match:20
 
 Without words and picture, queries are read from stdin, one a line. Columns: image finds pictures,
@@ -32,14 +30,11 @@ text finds captions, joint finds pairs. Words and a picture together are searche
 BATCH = 64  # lines of stdin that are encoded together
 
 
-def register(app: typer.Typer) -> None:
-    app.command("search", help=HELP)(search)
-
-
 def search(
-    collection: Annotated[str, typer.Argument(metavar="COLLECTION")],
-    text: Annotated[
-        str | None, typer.Argument(metavar="[WORDS]", help="In quotes; - reads lines of stdin.")
+    collection: Collection,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[WORDS]", help="In quotes; - reads lines of stdin."),
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 10,
     image: Annotated[str | None, typer.Option(help="A picture to search by.")] = None,
@@ -59,6 +54,7 @@ def search(
         bool, typer.Option(help="Search an index that does not cover all embeddings.")
     ] = False,
 ) -> None:
+    text = _one_text(collection, words or [])
     searcher = open_collection(collection, allow_stale=allow_stale)
     from_stdin = text == "-" or (text is None and image is None)
     answers: list[Answer] = []
@@ -70,7 +66,7 @@ def search(
             print(
                 json.dumps(answer.as_json(), ensure_ascii=False, allow_nan=False)
                 if as_json
-                else told(answer)
+                else format_answer(answer)
             )
         sys.stdout.flush()
         if sheet is not None:
@@ -78,6 +74,20 @@ def search(
     if sheet is not None:
         write_sheet(answers, sheet)
         print(f"drew {sheet}", file=sys.stderr)
+
+
+def _one_text(collection: str, words: list[str]) -> str | None:
+    """The query's text; UsageError for words that the shell has split."""
+    if len(words) > 1:
+        whole = " ".join(words)
+        raise UsageError(
+            "WORDS",
+            expected="one text",
+            found=f"{len(words)} words",
+            do=f"put the words in quotes: chiasm search {shlex.quote(collection)} "
+            f"{shlex.quote(whole)}",
+        )
+    return words[0] if words else None
 
 
 def _batches(
@@ -107,7 +117,7 @@ def _arriving(stdin: int) -> Iterator[list[str]]:
     yield [rest.decode("utf-8", "replace")]
 
 
-def told(answer: Answer) -> str:
+def format_answer(answer: Answer) -> str:
     """An answer as lines for a person."""
     spent = sum(answer.seconds.values())
     lines = [f"{answer.query} in {answer.query.column}: {spent * 1000:.0f} ms"]

@@ -20,10 +20,8 @@ from chiasm.jobs.config import WorkerSettings
 from chiasm.jobs.signals import STOPPING
 from chiasm.pipeline.errors import ChiasmError, UsageError
 
-OBJECT_STORE_BYTES = (
-    128 * 2**20
-)  # only shard names and ledger entries travel: Ray's least is enough
-
+# Only shard names and ledger entries travel: Ray's least is enough.
+OBJECT_STORE_BYTES = 128 * 2**20
 STARTS = 2  # attempts to start a Ray of our own
 
 
@@ -53,8 +51,8 @@ def connected(address: str | None, workers: WorkerSettings) -> Iterator[None]:
 @contextmanager
 def _keeping_sigterm() -> Iterator[None]:
     """Inside, the handler for SIGTERM is not replaced: those that ray.init puts in its place leave
-    on the spot, with 15 or 1 and without a word. At the end it is put above the one of Ray's C++
-    code, which no call of Python's tells of."""
+    at once, with 15 or 1 and without a message. At the end it is put above the one of Ray's C++
+    code, which Python's signal module does not see."""
     replace = signal.signal
 
     def kept(signalnum: int, handler: Any) -> Any:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from chiasm.pipeline.scenes.claims import Claims
 from chiasm.pipeline.scenes.draw import SIDE, picture
-from chiasm.pipeline.scenes.words import plan, tell
+from chiasm.pipeline.scenes.words import plan, render_caption
 from chiasm.pipeline.scenes.world import Scene
 
 COMPLETE = (True, True, False)  # which of a sample's captions tell everything
@@ -32,10 +32,10 @@ def samples(
     for number, scene in enumerate(scenes, first):
         rng = random.Random(f"captions {seed} {number}")
         claims = [plan(scene, rng, complete) for complete in COMPLETE]
-        captions = [tell(claim, rng, "en") for claim in claims]
+        captions = [render_caption(claim, rng, "en") for claim in claims]
         facts = scene.to_json() | {
             "captions": captions,
-            "zh": [tell(claim, rng, "zh") for claim in claims],
+            "zh": [render_caption(claim, rng, "zh") for claim in claims],
             "claims": [claim.to_json() for claim in claims],
         }
         png = to_png(picture(scene, side))

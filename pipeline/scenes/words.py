@@ -1,9 +1,9 @@
 """Facts -> captions in English and Chinese, each with the claims it makes.
 
-A caption is told in two steps: `plan` chooses what to claim and in which order, `tell` puts the
-claims into words of one language and one of several wordings. A complete caption tells all there is
-of each thing and the background, relations and places included; a partial one leaves some of it
-unsaid, as people do when they search.
+A caption is made in two steps: `plan` chooses what to claim and in which order, `render_caption`
+puts the claims into words of one language and one of several wordings. A complete caption states
+all there is of each thing and the background, relations and places included; a partial one omits
+some of it, as people do when they search.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def caption(scene: Scene, seed: int, language: str = "en", complete: bool = True
     """A caption of the scene; the same seed gives the same words."""
     rng = random.Random(seed)
     claims = plan(scene, rng, complete)
-    return Caption(tell(claims, rng, language), language, claims)
+    return Caption(render_caption(claims, rng, language), language, claims)
 
 
 def plan(
@@ -167,7 +167,7 @@ def _relations(things: list[Thing], rng: random.Random) -> tuple[tuple[int, str,
     return ((0, rng.choice(true), 1),)
 
 
-def tell(claims: Claims, rng: random.Random, language: str = "en") -> str:
+def render_caption(claims: Claims, rng: random.Random, language: str = "en") -> str:
     """Claims in words; `language` is one of LANGUAGES. What has no claim gets no word."""
     return {"en": _english, "zh": _chinese}[language](claims, rng)
 
