@@ -25,9 +25,11 @@ class WaveEncoder(BaseEncoder):
     name = "waves"
     fingerprint = "0123456789abcdef0123456789abcdef"  # of weights and preprocessing: one space
     precision, device = "float32", "cpu"
-    preprocessing = {"wave": "one second, mean removed"}
-    modalities = {"wave": Input(extensions=("npy",)), "text": Input()}
-    dims = {"wave": len(BANDS), "text": len(BANDS), "joint": len(BANDS)}
+
+    def __init__(self):
+        self.preprocessing = {"wave": "one second, mean removed"}
+        self.modalities = {"wave": Input(extensions=("npy",)), "text": Input()}
+        self.dims = dict.fromkeys(("wave", "text", "joint"), len(BANDS))
 
     def preprocess(self, modality, raw):
         """One member's bytes, or one caption -> an item of `encode`."""
