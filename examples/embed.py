@@ -7,6 +7,7 @@ Run it again: shards that are embedded are skipped. `chiasm embed` does the same
 """
 
 import argparse
+from pathlib import Path
 
 from chiasm import build_index, make_collection
 from chiasm.pipeline.scenes.samples import samples
@@ -21,8 +22,9 @@ given = parser.parse_args()
 
 if not given.shards:
     # A sample is {"__key__": "000000", "png": bytes, "txt": caption, "json": facts}.
-    shard = write_shard("scenes-00000.tar", samples(gallery(40, seed=1), seed=1))
-    given.shards = [shard.url]
+    given.shards = ["scenes-00000.tar"]
+    if not Path("scenes-00000.tar").exists():  # written again it would be another version
+        write_shard("scenes-00000.tar", samples(gallery(40, seed=1), seed=1))
 
 summary = make_collection(given.shards, given.to, given.encoder)
 print(f"{given.to}: {summary.rows} rows of {summary.samples} samples")
