@@ -48,7 +48,7 @@ def test_every_reason_is_told_with_its_meaning(reasons):
 
 
 def test_every_parquet_column_is_told():
-    for column in arrow_schema(8):
+    for column in arrow_schema({"joint": 8}):
         assert f"`{column.name}`" in FORMATS
 
 
