@@ -3,9 +3,9 @@
 Decoders written in C (libtiff above all) write remarks about odd files to the file descriptors 1
 and 2 on their own: hundreds of lines for a shard of broken pictures, which the ledger lists better.
 They can be neither configured nor caught by a filter inside Python. So a process calls
-`divert_c_output` once: both descriptors become a log file, and `sys.stdout` and `sys.stderr` are opened anew on what
-they were. A log and not the void, because the last words of a process that dies in C are written
-there too; the void only where no log can be written.
+`divert_c_output` once: both descriptors become a log file, and `sys.stdout` and `sys.stderr` are
+opened anew on what they were. A log and not the void, because the last words of a process that dies
+in C are written there too; the void only where no log can be written.
 """
 
 from __future__ import annotations
