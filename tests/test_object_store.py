@@ -482,12 +482,12 @@ def test_a_shard_out_of_reach_is_tried_again_and_a_bad_one_is_not(s3, tmp_path):
         for attempt in (1, 2, 3):
             task: Task = work.take()
             pool._settle_failure(task, UnreachableError("a", found="no answer"), work)
-            assert bool(work.set_aside) == (attempt == 3)
+            assert bool(work.quarantined) == (attempt == 3)
         told = "3 attempts failed, the last one: a: found no answer"
-        assert work.set_aside == {shard.id: told}
+        assert work.quarantined == {shard.id: told}
         work = WorkList([shard], run, EmbedSettings())
         pool._settle_failure(work.take(), SourceError("a", found="no tar"), work)
-        assert work.set_aside == {shard.id: "a: found no tar"}
+        assert work.quarantined == {shard.id: "a: found no tar"}
 
 
 def test_a_store_that_its_package_is_missing_for_says_what_to_install():
