@@ -16,11 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from chiasm.index import open_collection
-from chiasm.index.build import build_index
+from chiasm.index import Answer, Query, Searcher, build_index, open_collection, row_id
 from chiasm.index.faiss_runtime import load_faiss
-from chiasm.index.results import Answer, Query
-from chiasm.index.retrieve import Searcher
 from chiasm.index.sheet import write_sheet
 from chiasm.jobs.config import DEFAULT_ENCODER, compose
 from chiasm.jobs.console import Progress
@@ -154,7 +151,7 @@ def read_rows(collection: Path) -> tuple[list[Row], np.ndarray]:
         for number, text in enumerate(table["json"].to_pylist()):
             sample = json.loads(text)
             scene, claims = facts_of_sample(sample)
-            name = f"{file.shard_id}/{number}@{file.edition}"
+            name = row_id(file.shard_id, number, file.edition)
             rows.append(Row(name, scene, claims, sample["captions"][0], sample["zh"][0]))
         images.append(vectors_of(table["image"])[0])
     return rows, np.concatenate(images)

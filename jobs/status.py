@@ -96,7 +96,7 @@ def read_index_status(collection: Collection, path: str) -> IndexStatus:
     if generation is None:
         return IndexStatus("missing", do=rebuild)
     manifest = generation.manifest
-    stale = stale_shards(collection.folder, generation.covered())
+    stale = stale_shards(collection.folder, generation.indexed_shards())
     state = "stale" if stale else "current"
     if manifest.fingerprint != collection.identity.fingerprint:
         state = "other_encoder"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chiasm.index.plan import MAX_CELLS, MIN_PER_CELL, IndexSettings, Plan, plan
+from chiasm.index.plan import MAX_CELLS, MIN_PER_CELL, IndexSettings, Plan, plan_column
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.metrics import mean_reciprocal_rank, overlap_at, recall_at
 
@@ -70,7 +70,7 @@ def test_nothing_asked_is_no_number_and_nonsense_is_refused():
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10**10))
 def test_every_size_gets_an_index_that_can_be_trained(rows):
-    made = plan(rows, IndexSettings())
+    made = plan_column(rows, IndexSettings())
     if rows < 100_000:
         assert made == Plan("Flat") and made.exact
         return
@@ -81,9 +81,9 @@ def test_every_size_gets_an_index_that_can_be_trained(rows):
 
 
 def test_settings_bend_the_plan():
-    assert plan(500, IndexSettings(exact_below=100)) == Plan("IVF8,SQ8", 8, 8, 500)
-    assert plan(500, IndexSettings(exact_below=100, nprobe=3)).nprobe == 3
-    assert plan(500, IndexSettings(exact_below=100, nprobe=99)).nprobe == 8
-    assert plan(20, IndexSettings(exact_below=0)).exact, "too few to learn one centroid from"
+    assert plan_column(500, IndexSettings(exact_below=100)) == Plan("IVF8,SQ8", 8, 8, 500)
+    assert plan_column(500, IndexSettings(exact_below=100, nprobe=3)).nprobe == 3
+    assert plan_column(500, IndexSettings(exact_below=100, nprobe=99)).nprobe == 8
+    assert plan_column(20, IndexSettings(exact_below=0)).exact, "too few to learn one centroid from"
     with pytest.raises(UsageError, match=r"^index.segment_rows: expected 1 or more, found 0$"):
         IndexSettings(segment_rows=0)

@@ -13,9 +13,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Annotated, NoReturn
 
+import platformdirs
 import typer
 
 from chiasm.jobs.cli.lazy import CONTEXT, Group, lazy_group
@@ -33,7 +33,7 @@ COMMANDS: dict[str, str | Group] = {  # in the order of --help
         "",
         {"build": "Build the index of a collection and make it live."},
     ),
-    "search": "Search a collection by words, by a picture, or by both.",
+    "search": "Search a collection by text, by a picture, or by both.",
     "match": "Score how well texts describe a picture.",
     "train": Group(
         "Train a model that embeds, fuses and matches.",
@@ -46,10 +46,10 @@ its quality on data that it did not learn from.""",
         },
     ),
     "filter": "Leave out captions that do not describe their pictures.",
-    "check": "Check every promise a collection makes.",
+    "check": "Verify a collection and its index.",
     "submit": "Run a chiasm command as a job on a Ray cluster.",
 }
-C_OUTPUT = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "chiasm" / "c-output.log"
+C_OUTPUT = platformdirs.user_cache_path("chiasm", appauthor=False) / "c-output.log"
 
 
 def load_command(name: str) -> tuple[Callable[..., None], str]:
@@ -133,7 +133,7 @@ def prepare_process() -> None:
             stream.reconfigure(errors=errors)
     # Threads that wait in a loop take the cores from those that decode and from other processes.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    divert_c_output(C_OUTPUT.expanduser())
+    divert_c_output(C_OUTPUT)
 
 
 def _leave(code: int) -> NoReturn:

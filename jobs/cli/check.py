@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -17,8 +18,9 @@ HELP = """
   chiasm check photos.chiasm
   chiasm check photos.chiasm --reencode 20
 
-Ledgers against embeddings, rows against the catalog, dims, unit length, fingerprints, checksums.
-With --reencode, so many rows are read again from their shards and encoded again."""
+Ledgers against embeddings, embeddings against the index, dims, unit norm, fingerprints, checksums.
+With --reencode, so many rows are read again from their shards and encoded again. Each line printed
+is one finding, with what to do about it; the exit code is then 1."""
 
 
 def check(
@@ -28,22 +30,22 @@ def check(
 ) -> None:
     report = check_collection(collection, reencode=reencode)
     if as_json:
-        findings = [{"where": found.where, "what": found.what} for found in report.findings]
+        findings = [asdict(finding) for finding in report.findings]
         print(json.dumps({"ok": report.ok, "checked": report.checked, "findings": findings}))
     else:
         print_report(report)
     if not report.ok:
         raise CollectionError(
             collection,
-            expected="every promise kept",
-            found=f"{len(report.findings)} broken (listed above)",
-            do="embed the shards named again, then chiasm index build",
+            expected="no findings",
+            found=f"{len(report.findings)}, listed above",
+            do=report.advice(),
         )
 
 
 def print_report(report: Report) -> None:
-    for found in report.findings:
-        print(printable(str(found)))
-    print("checked " + ", ".join(f"{count:,} {what}" for what, count in report.checked.items()))
+    for finding in report.findings:
+        print(printable(str(finding)))
+    print("checked " + ", ".join(f"{count:,} {kind}" for kind, count in report.checked.items()))
     if report.ok:
-        print("every promise is kept")
+        print("no findings")

@@ -138,15 +138,20 @@ class Run:
         now = time.time()
         if any(run.died_after(now - 10 * ORPHAN_SECONDS) for run in runs(self.folder)):
             time.sleep(ORPHAN_SECONDS)
-        # First what lies there, then who is alive: a run that begins in between has nothing listed.
-        lying = [name for where in folders for name in self.folder.list(where)]
-        writing = {run.id for run in self.others()} | (set() if own else {self.id})
-        swept = [
-            name for name in lying if is_temporary(name) and run_of_temporary(name) not in writing
+        return self.remove_temporaries(folders, own=own) + self.end_uploads(own=own)
+
+    def remove_temporaries(self, folders: Iterable[str], *, own: bool = False) -> list[str]:
+        """Remove the temporaries in `folders` whose runs are dead, with `own` also this run's;
+        returns their names."""
+        # First the files, then the running runs: of a run that begins in between, none is listed.
+        files = [name for folder in folders for name in self.folder.list(folder)]
+        running = {run.id for run in self.others()} | (set() if own else {self.id})
+        removed = [
+            name for name in files if is_temporary(name) and run_of_temporary(name) not in running
         ]
-        for name in swept:
+        for name in removed:
             self.folder.remove(name)
-        return swept + self.end_uploads(own=own)
+        return removed
 
     def end_uploads(self, *, own: bool = False) -> list[str]:
         """End uploads in parts that dead runs left: nobody sees them, but they are paid for. Behind
