@@ -109,7 +109,8 @@ def _shard(
         return path, json.loads(counts_path.read_text())
     tally, pairs, captions = Tally(), 0, 0
     partial = Folder(str(folder)).create(path.name, str(os.getpid()))
-    with partial, webdataset.TarWriter(partial) as writer:
+    target: Any = partial  # a file to write, as TarWriter takes one
+    with partial, webdataset.TarWriter(target) as writer:
         samples = read_samples(shard, read)
         inputs = TowerInputs(image)
         for batch in batches(samples, inputs, DecodeSettings(), BatchSettings(), tally=tally):
