@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import webdataset
 from PIL import Image
@@ -109,7 +109,7 @@ def _shard(
         return path, json.loads(counts_path.read_text())
     tally, pairs, captions = Tally(), 0, 0
     partial = Folder(str(folder)).create(path.name, str(os.getpid()))
-    with partial, webdataset.TarWriter(partial) as writer:
+    with partial, webdataset.TarWriter(cast(BinaryIO, partial)) as writer:
         samples = read_samples(shard, read)
         inputs = TowerInputs(image)
         for batch in batches(samples, inputs, DecodeSettings(), BatchSettings(), tally=tally):
