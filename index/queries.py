@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 
 from chiasm.pipeline.errors import UsageError
-from chiasm.pipeline.records import COLUMNS
 
 # A path or URL, an encoded file, a PIL picture, or uint8 pixels of shape (H, W, 3) or (H, W).
 PictureSource = str | Path | bytes | Image.Image | np.ndarray
@@ -82,10 +81,6 @@ class Query:
             raise UsageError("query", expected="some words or a picture", found=found)
         if has_input and self.vector is not None:
             raise UsageError("query", expected="either a vector or words and picture", found="both")
-        if self.column not in COLUMNS:
-            raise UsageError(
-                f"column {self.column!r}", expected="one of " + ", ".join(COLUMNS), found="no such"
-            )
         for name, number in (("k", self.k), ("nprobe", self.nprobe)):
             if number is not None and (not isinstance(number, int | np.integer) or number < 1):
                 raise UsageError(name, expected="a whole number from 1 up", found=repr(number))

@@ -14,7 +14,7 @@ from typing import Any, overload
 
 from PIL import Image, ImageOps
 
-from chiasm.index.gallery import Tile, gallery
+from chiasm.index.notebook import Tile, gallery
 from chiasm.index.queries import Query
 from chiasm.pipeline.errors import ChiasmError, SourceError, Undecodable
 from chiasm.pipeline.images import DecodeSettings, decode

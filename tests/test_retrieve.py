@@ -195,7 +195,6 @@ def test_the_json_of_an_answer_has_the_documented_shape(made):
         ({"text": "x", "k": 0}, "k: expected a whole number from 1 up, found 0"),
         ({"text": "x", "k": 2.5}, "k: expected a whole number from 1 up, found 2.5"),
         ({"text": "x", "nprobe": 0}, "nprobe: expected a whole number from 1 up, found 0"),
-        ({"text": "x", "column": "audio"}, "column 'audio': expected one of image, text, joint"),
         ({"text": "x", "vector": np.ones(8)}, "query: expected either a vector or words and pict"),
     ],
 )
@@ -392,3 +391,8 @@ def test_the_time_of_an_answer_says_apart_what_loading_took():
     seconds = {"load": 2.1, "encode": 0.01, "search": 0.002}
     assert Answer(Query("a"), (), seconds).time_label() == "12 ms, loading 2.1 s"
     assert Answer(Query("a"), (), {**seconds, "load": 0.001}).time_label() == "12 ms"
+
+
+def test_a_column_that_the_collection_does_not_have_is_refused(made):
+    with pytest.raises(UsageError, match="column 'audio': expected one of image, text, joint"):
+        open_collection(made).search("x", column="audio")

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,6 @@ from chiasm.pipeline.collection import (
     vectors_of,
 )
 from chiasm.pipeline.errors import CollectionError, UsageError
-from chiasm.pipeline.records import COLUMNS
 from chiasm.pipeline.storage import display_name
 from chiasm.pipeline.timing import Stopwatch
 
@@ -121,16 +120,18 @@ def build_index(
 
 
 def select_columns(columns: Sequence[str] | None, counts: dict[str, int]) -> list[str]:
-    """The columns to index, in the order of COLUMNS."""
+    """The columns to index, in the order of `counts`, which says how many vectors each has."""
     for column in columns or ():
-        if column not in COLUMNS:
+        if column not in counts:
             raise UsageError(
-                f"column {column!r}", expected="one of " + ", ".join(COLUMNS), found="no such"
+                f"column {column!r}",
+                expected="one of " + ", ".join(counts),
+                found="no such column",
             )
         if not counts[column]:
-            usable = ", ".join(name for name in COLUMNS if counts[name])
+            usable = ", ".join(name for name, count in counts.items() if count)
             raise UsageError(f"column {column}", expected=f"one with rows: {usable}", found="none")
-    return [name for name in COLUMNS if counts[name] and (not columns or name in columns)]
+    return [name for name, count in counts.items() if count and (not columns or name in columns)]
 
 
 class Build:
@@ -184,10 +185,10 @@ class Build:
 
     def infer_schema(self) -> dict[str, int]:
         """Read every json cell; returns how many rows each vector column has."""
-        counts = dict.fromkeys(COLUMNS, 0)
+        counts = dict.fromkeys(self.identity.columns, 0)
         done = 0
         for file in self.files:
-            for column, vectors in _vector_counts(file).items():
+            for column, vectors in _vector_counts(file, counts).items():
                 counts[column] += vectors
             for rows in file.groups(["json"]):
                 self.schema.add(rows["json"].to_pylist())
@@ -201,11 +202,13 @@ class Build:
         for column, plan in plans.items():
             if plan.exact:
                 self.empty[column] = faiss.index_factory(
-                    self.identity.dim, "IDMap2,Flat", faiss.METRIC_INNER_PRODUCT
+                    self.identity.columns[column], "IDMap2,Flat", faiss.METRIC_INNER_PRODUCT
                 )
                 continue
             self.progress(f"train {column}", 0, plan.train_rows)
-            index = faiss.index_factory(self.identity.dim, plan.kind, faiss.METRIC_INNER_PRODUCT)
+            index = faiss.index_factory(
+                self.identity.columns[column], plan.kind, faiss.METRIC_INNER_PRODUCT
+            )
             index.train(training_vectors(self.files, column, plan.train_rows))
             name = f"{TRAINED}/{self.run.id}/{column}.faiss"
             with self.folder.create(name, self.run.id) as pending:
@@ -276,7 +279,7 @@ class Build:
         )
 
 
-def _vector_counts(file: EmbeddingFile) -> Counter[str]:
+def _vector_counts(file: EmbeddingFile, columns: Iterable[str]) -> Counter[str]:
     """How many rows of a Parquet file have each vector, from its statistics alone."""
     counts: Counter[str] = Counter()
     with file.open() as parquet:
@@ -285,7 +288,7 @@ def _vector_counts(file: EmbeddingFile) -> Counter[str]:
         group = metadata.row_group(number)
         for leaf in map(group.column, range(group.num_columns)):
             column = leaf.path_in_schema.partition(".")[0]
-            if column in COLUMNS:
+            if column in columns:
                 counts[column] += group.num_rows - leaf.statistics.null_count
     return counts
 

@@ -18,7 +18,7 @@ from chiasm.index.results import CatalogRow
 from chiasm.index.segments import Generation, Segment, build_command, open_current, stale_shards
 from chiasm.pipeline.collection import Collection
 from chiasm.pipeline.encoders import Encoder, load_encoder
-from chiasm.pipeline.errors import CollectionError, StaleIndexError
+from chiasm.pipeline.errors import CollectionError, StaleIndexError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.storage import display_name
 
@@ -80,7 +80,13 @@ class OpenIndex:
         return 0 if plan.exact else min(plan.cells, query.nprobe or plan.nprobe)
 
     def require_column(self, column: str) -> None:
-        """Raises CollectionError where a column has no index, and so no vectors of its own."""
+        """Raises UsageError for a column that the collection does not have, CollectionError for one
+        that has no index, and so no vectors of its own."""
+        names = self.collection.identity.columns
+        if column not in names:
+            raise UsageError(
+                f"column {column!r}", expected="one of " + ", ".join(names), found="no such column"
+            )
         columns = self.generation.manifest.columns
         if column not in columns:
             raise CollectionError(
