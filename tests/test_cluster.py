@@ -36,6 +36,8 @@ def test_a_start_that_timed_out_is_tried_again(starts):
     calls = starts(1)
     cluster._start_local(WorkerSettings())
     assert [call == "shut down" for call in calls] == [False, True, False]
+    for options in (calls[0], calls[2]):  # each attempt has an empty folder of its own
+        assert options["runtime_env"].pop("working_dir")
     assert calls[0] == calls[2] and calls[0]["address"] == "local"
 
 

@@ -18,8 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import TESTS
 
-from chiasm.index import Query, open_collection
-from chiasm.index.results import Rerank
+from chiasm.index import open_collection
 from chiasm.index.verify import check
 from chiasm.pipeline.batches import BatchSettings
 from chiasm.pipeline.collection import embeddings, entries, parquet_name
@@ -110,9 +109,10 @@ def shard_urls(s3) -> list[str]:
     ids=lambda expected: expected["text"],
 )
 def test_a_stored_collection_gives_the_answers_that_it_gave(stored, shard_urls, expected):
-    stages = (Rerank.parse(expected["rerank"]),) if "rerank" in expected else ()
-    query = Query(expected["text"], column=expected["column"], k=5, rerank=stages)
-    (answer,) = open_collection(stored).search_many([query])
+    stages = [expected["rerank"]] if "rerank" in expected else []
+    answer = open_collection(stored).search(
+        expected["text"], column=expected["column"], k=5, rerank=stages
+    )
     assert [result.id for result in answer] == [hit["id"] for hit in expected["results"]]
     scores = [hit["score"] for hit in expected["results"]]
     assert [result.score for result in answer] == pytest.approx(scores, abs=2e-3)

@@ -215,6 +215,15 @@ def test_a_folder_that_is_taken_along_keeps_what_its_links_lead_to(tmp_path):
     assert (packed / "notes.txt").read_text() == "words"
 
 
+@pytest.mark.skipif(util.find_spec("ruff") is None, reason="needs ruff: pip install -e '.[dev]'")
+def test_each_file_is_linted_once():
+    ran = run(sys.executable, "-m", "ruff", "check", "--show-files", ".", cwd=ROOT)
+    files = [Path(line).resolve() for line in ran.stdout.splitlines()]
+    assert len(files) == len(set(files))
+    ours = {path for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    assert ours <= set(files)
+
+
 def test_every_dependency_has_an_exact_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
