@@ -197,7 +197,7 @@ import sys
 from chiasm.pipeline.storage import s3, uploads
 from chiasm.pipeline.collection.runs import Run
 from chiasm.pipeline.storage.folder import Folder
-uploads.SEND_AT_ONCE = s3.PART = 5 << 20
+uploads.SINGLE_PUT_BYTES = s3.PART = 5 << 20
 folder = Folder(sys.argv[1])
 with Run(folder, "test", {}) as run, folder.create("embeddings/a-0.parquet", run.id) as file:
     run.hold(["a-0"])

@@ -23,7 +23,7 @@ from chiasm.index.segments.generations import (
 from chiasm.index.segments.segment import SEGMENTS, TRAINED
 from chiasm.pipeline.collection import Run
 from chiasm.pipeline.errors import CollectionError
-from chiasm.pipeline.storage import Folder, is_temporary, run_of_temporary
+from chiasm.pipeline.storage import Folder, stale_temporaries
 
 
 def sweep(folder: Folder, run: Run, settings: IndexSettings) -> list[str]:
@@ -34,10 +34,10 @@ def sweep(folder: Folder, run: Run, settings: IndexSettings) -> list[str]:
     kept, old = _generations(folder, settings)
 
     writing = alive | {run.id}
-    left = [name for name in files if is_temporary(name) and run_of_temporary(name) not in writing]
+    left = stale_temporaries(files, writing)
     for name in [*old, *left]:
         folder.remove(name)
-    left += run.end_uploads()
+    left += run.abort_uploads()
     if None in kept:
         return old + left  # one of a newer version, perhaps: nobody knows which segments it names
     named = {name for manifest in kept if manifest for name in _folders_of(manifest)}

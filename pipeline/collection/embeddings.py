@@ -165,7 +165,7 @@ def read_footer(folder: Folder, shard_id: str) -> Footer:
 
 def _open(folder: Folder, shard_id: str) -> pq.ParquetFile:
     with _told_if_damaged(folder, shard_id):
-        file = folder.open_random(parquet_name(shard_id))
+        file = folder.open_seekable(parquet_name(shard_id))
         # Of a store, the columns of a row group come in few ranges, not in one a column.
         remote = folder.local is None
         return pq.ParquetFile(file, pre_buffer=remote, page_checksum_verification=True)

@@ -146,9 +146,9 @@ class Run:
         ]
         for name in swept:
             self.folder.remove(name)
-        return swept + self.end_uploads(own=own)
+        return swept + self.abort_uploads(own=own)
 
-    def end_uploads(self, *, own: bool = False) -> list[str]:
+    def abort_uploads(self, *, own: bool = False) -> list[str]:
         """End uploads in parts that dead runs left: nobody sees them, but they are paid for. Behind
         one is whoever holds its shard or, in the index, whose id stands in its name."""
 
@@ -157,7 +157,7 @@ class Run:
             living = self.others() + ([] if own else [self.record])
             return {mark for run in living for mark in (run.id, *run.holds)}
 
-        dead = self.folder.end_uploads(lambda url: not any(mark in url for mark in marks()))
+        dead = self.folder.abort_uploads(lambda url: not any(mark in url for mark in marks()))
         return list(dead)
 
     def _write(self) -> None:

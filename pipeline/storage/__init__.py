@@ -1,4 +1,4 @@
-"""Where bytes lie: files of this machine, object stores and web servers, by URL.
+"""Files of this machine, object stores and web servers, by URL.
 
 Shards are read by URL (`stat`, `open_stream`, `read_range`, `glob`). A collection is a `Folder`, in
 which a file gets its final name only once it is whole.
@@ -6,7 +6,7 @@ which a file gets its final name only once it is whole.
 
 from chiasm.pipeline.storage.backend import Backend, PendingFile, Stat
 from chiasm.pipeline.storage.folder import Folder
-from chiasm.pipeline.storage.local import is_temporary, run_of_temporary
+from chiasm.pipeline.storage.local import is_temporary, stale_temporaries
 from chiasm.pipeline.storage.urls import (
     base_name,
     canonical_url,
@@ -35,6 +35,6 @@ __all__ = [
     "map_concurrent",
     "open_stream",
     "read_range",
-    "run_of_temporary",
+    "stale_temporaries",
     "stat",
 ]
