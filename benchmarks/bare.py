@@ -27,6 +27,8 @@ from typing import Any, TypeVar
 import torch
 import transformers
 
+from tests.support.encoding import preprocess
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import free_encoder
@@ -39,7 +41,7 @@ from chiasm.pipeline.images import decode as decode_picture
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device import PRECISIONS, resolve_precision
 from chiasm.pipeline.pretrained.hub import quiet
-from chiasm.pipeline.records import Batch, Decoded, Sample
+from chiasm.pipeline.records import Batch, Decoded, Origin, Sample
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.timing import Stopwatch
@@ -133,7 +135,7 @@ def decode_part(core: int, most: int | None = None) -> int:
     encoder, settings = free_encoder.FreeEncoder(), DecodeSettings()
     part = _parts[core][:most]
     for data in part:
-        encoder.preprocess(decode_picture(data, settings, encoder.image_size).image)
+        preprocess(encoder, decode_picture(data, settings, encoder.modalities["image"].side).image)
     return len(part)
 
 
@@ -153,11 +155,24 @@ def stages(name: str, shard: str, pairs: int, batch: int) -> dict[str, Any]:
     samples = timed("read", lambda: samples_of(shard, pairs))
     pictures = timed(
         "decode",
-        lambda: [decode_picture(s.picture or b"", settings, encoder.image_size) for s in samples],
+        lambda: [
+            decode_picture(s.picture or b"", settings, encoder.modalities["image"].side)
+            for s in samples
+        ],
     )
-    pixels = timed("preprocess", lambda: [encoder.preprocess(each.image) for each in pictures])
+    pixels = timed("preprocess", lambda: [preprocess(encoder, each.image) for each in pictures])
     rows = [
-        Decoded.of(sample, made, picture.width, picture.height, "0" * 64)
+        Decoded(
+            sample.key,
+            sample.captions,
+            sample.json,
+            {"image": made, "text": sample.captions[0]},
+            {
+                "image": Origin(
+                    sample.sources["image"].place, "0" * 64, (picture.width, picture.height)
+                )
+            },
+        )
         for sample, made, picture in zip(samples, pixels, pictures, strict=True)
     ]
     cut = [Batch(rows[start : start + batch]) for start in range(0, pairs, batch)]
@@ -166,7 +181,7 @@ def stages(name: str, shard: str, pairs: int, batch: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
 
         def write() -> None:
-            with ParquetWriter(Folder(place), listed, encoder.dim, "bare") as writer:
+            with ParquetWriter(Folder(place), listed, encoder.dims, "bare") as writer:
                 for part in embedded:
                     writer.write(part)
 

@@ -26,6 +26,8 @@ import torch
 import transformers
 from PIL import Image, ImageOps
 
+from tests.support.encoding import encode_images, encode_texts, preprocess
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from chiasm.pipeline.encoders import Encoder, load_encoder
@@ -103,14 +105,14 @@ def ours(
     encoder: Encoder, decoding: DecodeSettings, pictures: list[bytes], texts: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same through chiasm's decoding, preprocessing and encoder."""
-    target = encoder.image_size
+    target = encoder.modalities["image"].side
     images = [
-        encoder.encode_images(
-            [encoder.preprocess(decode(data, decoding, target).image) for data in batch]
+        encode_images(
+            encoder, [preprocess(encoder, decode(data, decoding, target).image) for data in batch]
         )
         for batch in chunks(pictures)
     ]
-    captions = [encoder.encode_texts(batch) for batch in chunks(texts)]
+    captions = [encode_texts(encoder, batch) for batch in chunks(texts)]
     return np.concatenate(images), np.concatenate(captions)
 
 

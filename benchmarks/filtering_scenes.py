@@ -24,6 +24,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from tests.support.encoding import match_rows, preprocess
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine, tell_and_keep
@@ -127,8 +129,8 @@ def chosen(
         return np.arange(len(texts))
     if way == "right ones":
         return np.flatnonzero(right)
-    pixels = [judge.preprocess(picture(scene)) for scene in scenes]
-    return np.flatnonzero(judge.match_pairs(pixels, texts) >= 0)
+    pixels = [preprocess(judge, picture(scene)) for scene in scenes]
+    return np.flatnonzero(match_rows(judge, pixels, texts) >= 0)
 
 
 def loss_of(

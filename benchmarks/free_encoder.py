@@ -6,45 +6,39 @@ work they always have, and answers with one constant unit vector of CLIP's width
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from chiasm.pipeline.encoders import BaseEncoder, Encoded, Input
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.image_processing import Scale, SquarePixels
 
 DIM = 512
 
 
-class FreeEncoder:
+class FreeEncoder(BaseEncoder):
     """See the protocol `chiasm.pipeline.encoders.Encoder`."""
 
     name, fingerprint, precision, device = "free", "free", "float32", "cpu"
-    dim, image_size = DIM, 224
 
     def __init__(self) -> None:
         scale = Scale(1.0, (0.0,) * 3, (1.0,) * 3)
         self._pixels = SquarePixels(224, 224, int(Image.Resampling.BICUBIC), scale)
         self.preprocessing = self._pixels.described()
+        self.modalities = {"image": Input(side=224), "text": Input()}
+        self.dims = dict.fromkeys(("image", "text", "joint"), DIM)
 
-    def preprocess(self, image: Image.Image) -> np.ndarray:
-        return self._pixels.preprocess(image)
+    def preprocess(self, modality: str, raw: Any) -> Any:
+        return raw if modality == "text" else self._pixels.preprocess(Image.fromarray(raw))
 
-    def encode_images(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        return _constant(len(pixels))
+    def encode(self, modality: str, items: Sequence[Any]) -> Encoded:
+        return Encoded(_constant(len(items)))
 
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        return _constant(len(texts))
-
-    def encode_pairs(
-        self,
-        image: np.ndarray,
-        text: np.ndarray,
-        pixels: Sequence[np.ndarray],
-        texts: Sequence[str],
-    ) -> np.ndarray:
-        return image
+    def encode_joint(self, parts: Mapping[str, Encoded]) -> np.ndarray:
+        return parts["image"].vectors
 
 
 def _constant(rows: int) -> np.ndarray:

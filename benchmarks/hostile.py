@@ -109,8 +109,9 @@ def pictures(shards: list[str]) -> Iterator[tuple[str, str, bytes]]:
     """(key, member, bytes) of every sample that has a picture with an extension that is read."""
     for shard in list_shards(shards):
         for item in read_samples(shard, ReadSettings()):
-            if isinstance(item, Sample) and item.picture is not None and item.place is not None:
-                yield item.key, item.place.member, item.picture
+            if isinstance(item, Sample) and "image" in item.sources:
+                source = item.sources["image"]
+                yield item.key, source.place.member, source.data
 
 
 def embedded(shards: list[str], folder: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from s3fs import S3FileSystem
 from chiasm.pipeline.collection import Identity, Run, create_or_check
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
-from chiasm.pipeline.encoders import unit
+from chiasm.pipeline.encoders import BaseEncoder, Encoded, Input, unit
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.shards import list_shards, write_shard
 from chiasm.pipeline.storage import Folder, retry, schemes, streams
@@ -51,33 +51,29 @@ NAME = "benchmark"
 BUCKET = f"s3://{NAME}"
 
 
-class CheapEncoder:
+class CheapEncoder(BaseEncoder):
     """Vectors of a picture's first pixels or a text's first letters: work for nobody."""
 
     dim = 16
-    image_size: int | None = 64
+    side: int | None = 64
     name, fingerprint, precision, device = "cheap", "cheap", "float32", "cpu"
 
     def __init__(self) -> None:
         self.preprocessing: dict[str, Any] = {"resize": 64}
+        self.modalities = {"image": Input(side=self.side), "text": Input()}
+        self.dims = dict.fromkeys(("image", "text", "joint"), self.dim)
 
-    def preprocess(self, image: Image.Image) -> np.ndarray:
-        return np.asarray(image.resize((64, 64))).transpose(2, 0, 1)
+    def preprocess(self, modality: str, raw: Any) -> Any:
+        if modality == "text":
+            return raw
+        return np.asarray(Image.fromarray(raw).resize((64, 64))).transpose(2, 0, 1)
 
-    def encode_images(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        return unit(np.stack([one.ravel()[: self.dim] for one in pixels]).astype(np.float32) + 1)
-
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        return unit(np.array([list(text.ljust(self.dim).encode()[: self.dim]) for text in texts]))
-
-    def encode_pairs(
-        self,
-        image: np.ndarray,
-        text: np.ndarray,
-        pixels: Sequence[np.ndarray],
-        texts: Sequence[str],
-    ) -> np.ndarray:
-        return unit(image + text)
+    def encode(self, modality: str, items: Sequence[Any]) -> Encoded:
+        if modality == "image":
+            first = np.stack([one.ravel()[: self.dim] for one in items]).astype(np.float32) + 1
+        else:
+            first = np.array([list(text.ljust(self.dim).encode()[: self.dim]) for text in items])
+        return Encoded(unit(first))
 
 
 def pairs(shard: int, samples: int) -> Iterator[dict[str, Any]]:
@@ -150,7 +146,7 @@ def embed(sides: Sequence[Side], number: int) -> None:
 
 
 def embed_one(shard: Shard, run: Run) -> None:
-    run.hold([shard.id])
+    run.claim([shard.id])
     embed_shard(shard, CheapEncoder(), run.folder, EmbedSettings(), run_id=run.id)
 
 

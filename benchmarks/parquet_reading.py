@@ -37,7 +37,16 @@ from chiasm.pipeline.collection import (
     vectors_of,
     write_entry,
 )
-from chiasm.pipeline.records import COLUMNS, Batch, Decoded, Embedded, Place, Sample, Shard
+from chiasm.pipeline.records import (
+    COLUMNS,
+    Batch,
+    Decoded,
+    Embedded,
+    Origin,
+    Place,
+    Shard,
+    VectorColumn,
+)
 from chiasm.pipeline.storage import Folder
 
 SHARDS, ROWS, DIM, BATCH = 10, 10_000, 512, 500
@@ -48,7 +57,7 @@ def write_collection(folder: Folder) -> None:
     rng = np.random.default_rng(0)
     for number in range(SHARDS):
         shard = Shard(f"file:///{number:05d}.tar", f"{number:05d}-{number:010x}", 1, "1")
-        with ParquetWriter(folder, shard, DIM, "benchmark") as writer:
+        with ParquetWriter(folder, shard, dict.fromkeys(COLUMNS, DIM), "benchmark") as writer:
             for start in range(0, ROWS, BATCH):
                 writer.write(rows_of(rng, number, start))
             write_entry(folder, LedgerEntry(shard, "0" * 8, ROWS), "benchmark")
@@ -56,22 +65,20 @@ def write_collection(folder: Folder) -> None:
 
 
 def rows_of(rng: np.random.Generator, shard: int, start: int) -> Embedded:
-    pixels = np.zeros((3, 1, 1), np.uint8)
     rows = [
         Decoded(
-            Sample(
-                key_of(shard, n), None, Place(f"{n}.jpg", 1024 * n, 80_000), (f"caption {n}",), "{}"
-            ),
-            pixels,
-            640,
-            480,
-            f"{n:064x}",
+            key_of(shard, n),
+            (f"caption {n}",),
+            "{}",
+            {},
+            {"image": Origin(Place(f"{n}.jpg", 1024 * n, 80_000), f"{n:064x}", (640, 480))},
         )
         for n in range(start, start + BATCH)
     ]
     drawn = {column: rng.normal(size=(BATCH, DIM)).astype(np.float32) for column in COLUMNS}
     unit = {c: v / np.linalg.norm(v, axis=1, keepdims=True) for c, v in drawn.items()}
-    return Embedded(Batch(rows), **unit, has={column: np.ones(BATCH, bool) for column in COLUMNS})
+    full = np.ones(BATCH, bool)
+    return Embedded(Batch(rows), {c: VectorColumn(v, full) for c, v in unit.items()})
 
 
 def key_of(shard: int, number: int) -> str:

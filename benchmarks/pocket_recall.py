@@ -28,6 +28,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from tests.support.encoding import encode_images, encode_texts, preprocess
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import tell_and_keep
@@ -56,8 +58,8 @@ def main() -> None:
     galleries: dict[str, Any] = {}
     for seed in given.seed:
         galleries[str(seed)] = measure(
-            lambda images: encoder.encode_images([encoder.preprocess(image) for image in images]),
-            encoder.encode_texts,
+            lambda images: encode_images(encoder, [preprocess(encoder, image) for image in images]),
+            lambda texts: encode_texts(encoder, texts),
             given.samples,
             seed,
         )
@@ -106,11 +108,11 @@ def by_kind_of_query(
     ranked: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for seed in seeds:
         scenes, rng = gallery(samples, seed), random.Random(f"by kind {seed}")
-        pixels = [encoder.preprocess(picture(scene)) for scene in scenes]
-        images = encoder.encode_images(pixels)
+        pixels = [preprocess(encoder, picture(scene)) for scene in scenes]
+        images = encode_images(encoder, pixels)
         for complete in (True, False):
             claims = [plan(scene, rng, complete) for scene in scenes]
-            texts = encoder.encode_texts([tell(claim, rng) for claim in claims])
+            texts = encode_texts(encoder, [tell(claim, rng) for claim in claims])
             hits, correct = top(texts @ images.T, 10), holds_matrix(claims, scenes)
             for name, rows in _kinds(scenes, complete, trained).items():
                 ranked.setdefault(name, []).append((hits[rows], correct[rows]))
@@ -143,14 +145,14 @@ def other_galleries(
     correct = []
     for seed in given.seed:
         scenes, claims, asked = made(given.samples, seed)
-        pixels = [encoder.preprocess(picture(scene)) for scene in scenes]
-        images, rng = encoder.encode_images(pixels), random.Random(f"tell {seed}")
+        pixels = [preprocess(encoder, picture(scene)) for scene in scenes]
+        images, rng = encode_images(encoder, pixels), random.Random(f"tell {seed}")
         # Galleries end with a whole group, so their sizes differ a little.
         right = holds_matrix([claims[n] for n in asked], scenes)
         room = given.samples + MOST_MORE - len(scenes)
         correct.append(np.pad(right, ((0, 0), (0, room))))
         for language in LANGUAGES:
-            texts = encoder.encode_texts([tell(claims[n], rng, language) for n in asked])
+            texts = encode_texts(encoder, [tell(claims[n], rng, language) for n in asked])
             hits[language].append(top(texts @ images.T, 10))
     right = np.concatenate(correct)
     found: dict[str, Any] = {"queries": len(right)}

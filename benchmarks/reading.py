@@ -28,8 +28,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.free_encoder import FreeEncoder
 from chiasm.pipeline.batches import BatchSettings, batches
 from chiasm.pipeline.collection import Tally
+from chiasm.pipeline.encoders import Input
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.records import Sample, Shard
 from chiasm.pipeline.shards import PICTURES, ReadSettings, list_shards, read_member, read_samples
@@ -61,7 +63,8 @@ def differences(shard: Shard) -> Counter[str]:
         text = their["txt"].decode().strip() if "txt" in their else None
         table = json.loads(their["json"]) if "json" in their else {}
         all_of_them = table.get("captions", [text] if text else [])
-        again = read_member(shard.url, our.place) if our.place is not None else None
+        source = our.sources.get("image")
+        again = read_member(shard.url, source.place) if source is not None else None
         found["key"] += their["__key__"] != our.key
         found["picture"] += picture != our.picture
         found["caption"] += text is not None and our.captions != (text,)
@@ -71,15 +74,26 @@ def differences(shard: Shard) -> Counter[str]:
     return found
 
 
+class Resize(FreeEncoder):
+    """Pictures resized to a square, as a stand-in for an encoder's preprocessing."""
+
+    def __init__(self, target: int) -> None:
+        super().__init__()
+        self.modalities = {"image": Input(side=target), "text": Input()}
+
+    def preprocess(self, modality: str, raw: Any) -> Any:
+        if modality == "text":
+            return raw
+        side = self.modalities["image"].side or 0
+        image = Image.fromarray(raw).resize((side, side), Image.Resampling.BICUBIC)
+        return np.asarray(image)
+
+
 def through_the_threads(shard: Shard, target: int, tally: Tally, clock: Stopwatch) -> int:
     """Rows of the shard when all is read, decoded and resized."""
-
-    def preprocess(image: Image.Image) -> np.ndarray:
-        return np.asarray(image.resize((target, target), Image.Resampling.BICUBIC))
-
     items = read_samples(shard, ReadSettings())
     settings = BatchSettings(decode_threads=os.cpu_count() or 1)
-    made = batches(items, preprocess, target, settings, DecodeSettings(), tally, clock)
+    made = batches(items, Resize(target), DecodeSettings(), settings, tally=tally, clock=clock)
     return sum(len(batch) for batch in made)
 
 

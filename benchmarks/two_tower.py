@@ -18,10 +18,19 @@ from typing import Any
 
 import numpy as np
 
+from tests.support.encoding import (
+    encode_images,
+    encode_joint,
+    encode_texts,
+    match_rows,
+    mean_of,
+    preprocess,
+)
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine, tell_and_keep
-from chiasm.pipeline.encoders import Matcher, load_encoder, mean_of, require_matcher
+from chiasm.pipeline.encoders import Matcher, load_encoder, require_matcher
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Sample
@@ -62,16 +71,18 @@ def main() -> None:
 def measure(encoder: Matcher, samples: list[Sample]) -> dict[str, Any]:
     """Every figure, of one gallery."""
     pixels = [
-        encoder.preprocess(decode(s.picture, DecodeSettings(), encoder.image_size).image)
+        preprocess(
+            encoder, decode(s.picture, DecodeSettings(), encoder.modalities["image"].side).image
+        )
         for s in samples
         if s.picture
     ]
     first = [s.captions[0] for s in samples]
     queries = [caption for s in samples for caption in s.captions[1:]]
     own = np.repeat(np.arange(len(samples)), [len(s.captions) - 1 for s in samples])
-    image, text = encoder.encode_images(pixels), encoder.encode_texts(first)
-    asked = encoder.encode_texts(queries)
-    joint = encoder.encode_pairs(image, text, pixels, first)
+    image, text = encode_images(encoder, pixels), encode_texts(encoder, first)
+    asked = encode_texts(encoder, queries)
+    joint = encode_joint(encoder, pixels, first)
     indexed = {"image": image, "caption": text, "even_mean": mean_of(image, text), "joint": joint}
     found: dict[str, Any] = {"queries": len(queries)}
     found |= {name: recall(asked @ vectors.T, own) for name, vectors in indexed.items()}
@@ -97,7 +108,7 @@ def matched(
     order = np.argsort(-scores, axis=1, kind="stable")[:, :RERANKED]
     shown = [pixels[i] for row in order for i in row]
     said = [text for text in texts for _ in range(order.shape[1])]
-    logits = encoder.match_pairs(shown, said).reshape(order.shape)
+    logits = match_rows(encoder, shown, said).reshape(order.shape)
     final = logits + np.take_along_axis(scores, order, 1)
     first = np.take_along_axis(order, final.argmax(1)[:, None], 1)[:, 0]
     return {"r1": round(float((first == own).mean()), 4)}

@@ -105,7 +105,7 @@ def embed_shards(
         run.sweep(FOLDERS)
         work = WorkList(request.shards, run, request.settings.embedding, request.limit)
         if identity is not None and identity.encoder == request.settings.encoder.name:
-            work.look(identity)  # what is done needs no worker to be passed over
+            work.skip_finished(identity)  # what is done needs no worker to be passed over
         try:
             if not work.over:
                 _embed_what_is_left(request, run, work, show)
@@ -140,7 +140,7 @@ def _embed_what_is_left(
     def welcome(identity: Identity) -> str:
         standing = create_or_check(run.folder, identity, run.id)
         if not work.fingerprint:
-            work.look(standing)
+            work.skip_finished(standing)
         return standing.precision
 
     def tick(pool: Pool) -> None:
@@ -162,7 +162,7 @@ def progress_of(request: EmbedRequest, work: WorkList, pool: Pool) -> Progress:
         shards=len(request.shards),
         done=len(work.done),
         skipped=len(work.skipped),
-        failed=len(work.set_aside),
+        failed=len(work.quarantined),
         samples=sum(entry.samples for entry in work.done.values()) + samples,
         dropped=sum(len(entry.dropped) for entry in work.done.values()) + dropped,
         workers_ready=pool.ready,
@@ -191,7 +191,7 @@ def summarize(request: EmbedRequest, work: WorkList, wall: float) -> EmbedSummar
         done=len(work.done),
         skipped=len(work.skipped),
         failed=[
-            {"shard": names[shard], "reason": reason} for shard, reason in work.set_aside.items()
+            {"shard": names[shard], "reason": reason} for shard, reason in work.quarantined.items()
         ],
         pairs_per_second=round(rows / busy, 2) if busy else 0.0,
         seconds={stage: round(spent, 3) for stage, spent in seconds.items()}

@@ -4,7 +4,7 @@ As BLIP's filter has it (Li et al., 2022): a model that matches scores every pai
 what falls below a threshold is left out, or only flagged. Everything else of a sample is kept as it
 is, byte by byte; what was scored, and how, is told caption by caption in a file beside the shard.
 
-    read_samples -> batches -> match_pairs -> <shard id>.scores.jsonl
+    read_samples -> batches -> match -> <shard id>.scores.jsonl
     the shard's members again, with those scores -> <shard id>.tar
 """
 
@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 
 from chiasm.pipeline.batches import BatchSettings, batches
-from chiasm.pipeline.collection import Tally
 from chiasm.pipeline.encoders import Matcher
 from chiasm.pipeline.images import DecodeSettings
-from chiasm.pipeline.records import Batch, Shard
+from chiasm.pipeline.records import IMAGE, TEXT, Batch, Shard
 from chiasm.pipeline.shards import (
     Damaged,
     ReadSettings,
@@ -33,7 +32,6 @@ from chiasm.pipeline.shards import (
     split_member_name,
 )
 from chiasm.pipeline.storage import Folder
-from chiasm.pipeline.timing import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,14 @@ class Filtered:
 
 
 def score_shard(
-    shard: Shard, encoder: Matcher, read: ReadSettings, folder: Folder, run_id: str
+    shard: Shard,
+    encoder: Matcher,
+    read: ReadSettings,
+    folder: Folder,
+    run_id: str,
+    *,
+    decode: DecodeSettings | None = None,
+    batch: BatchSettings | None = None,
 ) -> list[Scored]:
     """Scores of every sample with picture and caption: worked out and written to the folder, or
     read from there where this shard was scored so before.
@@ -89,35 +94,32 @@ def score_shard(
         if json.loads(first) == head:
             told = map(json.loads, lines)
             return [Scored(t["key"], tuple(t["captions"]), tuple(t["logits"])) for t in told]
-    scored = list(_scored(shard, encoder, read))
+    scored = list(
+        _scored(shard, encoder, read, decode or DecodeSettings(), batch or BatchSettings())
+    )
     lines = [json.dumps(each) for each in (head, *map(asdict, scored))]
     folder.write_whole(name, ("\n".join(lines) + "\n").encode(), run_id)
     return scored
 
 
-def _scored(shard: Shard, encoder: Matcher, read: ReadSettings) -> Iterator[Scored]:
-    for batch in batches(
-        read_samples(shard, read),
-        encoder.preprocess,
-        encoder.image_size,
-        BatchSettings(),
-        DecodeSettings(),
-        Tally(),
-        Stopwatch(),
-    ):
-        yield from _score(batch, encoder)
+def _scored(
+    shard: Shard, encoder: Matcher, read: ReadSettings, decode: DecodeSettings, batch: BatchSettings
+) -> Iterator[Scored]:
+    for rows in batches(read_samples(shard, read), encoder, decode, batch):
+        yield from _score(rows, encoder)
 
 
 def _score(batch: Batch, encoder: Matcher) -> Iterator[Scored]:
-    rows = [row for row in batch.rows if row.pixels is not None and row.sample.captions]
-    pixels = [row.pixels for row in rows for _ in row.sample.captions if row.pixels is not None]
-    texts = [caption for row in rows for caption in row.sample.captions]
-    logits = encoder.match_pairs(pixels, texts).round(4).tolist()
+    rows = [row for row in batch.rows if IMAGE in row.inputs and row.captions]
+    pixels = [row.inputs[IMAGE] for row in rows]
+    texts = [encoder.preprocess(TEXT, caption) for row in rows for caption in row.captions]
+    counts = [len(row.captions) for row in rows]
+    pairs = np.stack([np.repeat(np.arange(len(rows)), counts), np.arange(len(texts))], axis=1)
+    logits = encoder.match((IMAGE, pixels), (TEXT, texts), pairs).round(4).tolist()
     at = 0
-    for row in rows:
-        captions = row.sample.captions
-        yield Scored(row.sample.key, captions, tuple(logits[at : at + len(captions)]))
-        at += len(captions)
+    for row, count in zip(rows, counts, strict=True):
+        yield Scored(row.key, row.captions, tuple(logits[at : at + count]))
+        at += count
 
 
 def threshold_of(scores: Sequence[Scored], share: float) -> float:

@@ -9,6 +9,7 @@ a shard is done if and only if both are there and agree.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,11 +17,18 @@ from dataclasses import replace
 import numpy as np
 
 from chiasm.pipeline.batches import batches
-from chiasm.pipeline.collection import Footer, LedgerEntry, ParquetWriter, Tally, write_entry
+from chiasm.pipeline.collection import (
+    Footer,
+    LedgerEntry,
+    ParquetWriter,
+    Tally,
+    schema_version,
+    write_entry,
+)
 from chiasm.pipeline.editions import EmbedSettings, edition_of
-from chiasm.pipeline.encoders import Encoder
+from chiasm.pipeline.encoders import JOINT, Encoded, Encoder
 from chiasm.pipeline.errors import EncoderError
-from chiasm.pipeline.records import Batch, Dropped, Embedded, Note, Sample, Shard
+from chiasm.pipeline.records import Batch, Dropped, Embedded, Note, Sample, Shard, VectorColumn
 from chiasm.pipeline.shards import read_samples
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.timing import Stopwatch
@@ -44,17 +52,12 @@ def embed_shard(
     name.
     """
     began = time.time()
-    tally, clock, cut = Tally(), Stopwatch(), Limit(limit)
-    samples = cut.take(read_samples(shard, settings.read))
-    with ParquetWriter(folder, shard, encoder.dim, run_id) as rows:
+    tally, clock, first = Tally(), Stopwatch(), Limit(limit)
+    wanted = {modality: given.extensions for modality, given in encoder.modalities.items()}
+    samples = first.take(read_samples(shard, settings.read, wanted))
+    with ParquetWriter(folder, shard, encoder.dims, run_id) as rows:
         for batch in batches(
-            samples,
-            encoder.preprocess,
-            encoder.image_size,
-            settings.batch,
-            settings.decode,
-            tally,
-            clock,
+            samples, encoder, settings.decode, settings.batch, tally=tally, clock=clock
         ):
             embedded = encode(batch, encoder, clock)
             with clock.stage("write"):
@@ -62,53 +65,56 @@ def embed_shard(
             tally.keep(len(batch))
             if watch is not None:
                 watch(tally)
-        entry = ledger_entry(shard, encoder, settings, tally, clock, cut.limit_reached, began)
+        entry = ledger_entry(shard, encoder, settings, tally, clock, first.limit_reached, began)
         write_entry(folder, entry, run_id)
         rows.commit(footer_of(entry, encoder))
     return replace(entry, span=(began, time.time()))
 
 
 def encode(batch: Batch, encoder: Encoder, clock: Stopwatch) -> Embedded:
-    """A batch through the model. Rows without a picture or without a caption get no vector there,
-    and no joint vector."""
-    pictured = np.array([row.pixels is not None for row in batch.rows])
-    captioned = np.array([bool(row.sample.captions) for row in batch.rows])
-    both = pictured & captioned
-    pixels = [row.pixels for row in batch.rows if row.pixels is not None]
-    texts = [row.sample.captions[0] for row in batch.rows if row.sample.captions]
-    with clock.stage("encode images"):
-        image = scatter_rows(encoder.encode_images(pixels) if pixels else None, pictured, encoder)
-    with clock.stage("encode texts"):
-        text = scatter_rows(encoder.encode_texts(texts) if texts else None, captioned, encoder)
-    with clock.stage("fuse"):
-        paired = [row for row in batch.rows if row.pixels is not None and row.sample.captions]
-        fused = encoder.encode_pairs(
-            image[both],
-            text[both],
-            [row.pixels for row in paired if row.pixels is not None],
-            [row.sample.captions[0] for row in paired],
+    """A batch through the model, modality by modality; then the joint vectors of the rows that
+    have every modality. A row without a modality has no vector there."""
+    columns: dict[str, VectorColumn] = {}
+    encoded: dict[str, tuple[np.ndarray, Encoded]] = {}  # modality -> its rows, and what they gave
+    for modality in encoder.modalities:
+        rows = np.flatnonzero([modality in row.inputs for row in batch.rows])
+        with clock.stage(f"encode {modality}"):
+            if len(rows):
+                items = [batch.rows[row].inputs[modality] for row in rows]
+                encoded[modality] = (rows, encoder.encode(modality, items))
+                vectors = encoded[modality][1].vectors
+                columns[modality] = scatter_rows(vectors, rows, len(batch), encoder, modality)
+    if JOINT in encoder.dims and len(encoded) == len(encoder.modalities):
+        with clock.stage("fuse"):
+            rows = functools.reduce(np.intersect1d, [rows for rows, _ in encoded.values()])
+            if len(rows):
+                parts = {
+                    modality: part.take(np.searchsorted(theirs, rows))
+                    for modality, (theirs, part) in encoded.items()
+                }
+                joint = encoder.encode_joint(parts)
+                columns[JOINT] = scatter_rows(joint, rows, len(batch), encoder, JOINT)
+    return Embedded(batch, columns)
+
+
+def scatter_rows(
+    vectors: np.ndarray, rows: np.ndarray, size: int, encoder: Encoder, column: str
+) -> VectorColumn:
+    """The vectors (n, D) of `rows` (n,) at their places among zeros: (size, D) float32."""
+    dim = encoder.dims[column]
+    lengths = np.linalg.norm(vectors, axis=1)
+    if vectors.shape != (len(rows), dim) or not np.allclose(lengths, 1, atol=1e-2):
+        raise EncoderError(
+            f"encoder {encoder.name}",
+            expected=f"{len(rows)} unit vectors of width {dim}",
+            found=f"shape {vectors.shape}, lengths {lengths.min():.3g} to {lengths.max():.3g}",
+            do="try --set encoder.precision=float32",
         )
-        joint = scatter_rows(fused if paired else None, both, encoder)
-    return Embedded(
-        batch, image, text, joint, {"image": pictured, "text": captioned, "joint": both}
-    )
-
-
-def scatter_rows(vectors: np.ndarray | None, has: np.ndarray, encoder: Encoder) -> np.ndarray:
-    """The vectors of the rows that have one, at their places among zeros: (n, D) -> (B, D)
-    float32."""
-    spread_out = np.zeros((len(has), encoder.dim), dtype=np.float32)
-    if vectors is not None:
-        lengths = np.linalg.norm(vectors, axis=1)
-        if vectors.shape != (has.sum(), encoder.dim) or not np.allclose(lengths, 1, atol=1e-2):
-            raise EncoderError(
-                f"encoder {encoder.name}",
-                expected=f"{has.sum()} unit vectors of width {encoder.dim}",
-                found=f"shape {vectors.shape}, lengths {lengths.min():.3g} to {lengths.max():.3g}",
-                do="try --set encoder.precision=float32",
-            )
-        spread_out[has] = vectors
-    return spread_out
+    scattered = np.zeros((size, dim), dtype=np.float32)
+    scattered[rows] = vectors
+    has = np.zeros(size, dtype=bool)
+    has[rows] = True
+    return VectorColumn(scattered, has)
 
 
 class Limit:
@@ -157,5 +163,7 @@ def footer_of(entry: LedgerEntry, encoder: Encoder) -> Footer:
         dropped=len(entry.dropped),
         encoder=encoder.name,
         fingerprint=encoder.fingerprint,
-        dim=encoder.dim,
+        dim=max(encoder.dims.values()),
+        schema=schema_version(encoder.dims),
+        dims=dict(encoder.dims),
     )

@@ -2,15 +2,20 @@
 
     Shard -> Sample | Dropped | Note -> Decoded -> Batch -> Embedded
 
-Letters: B rows of a batch, D width of a vector, S side of a picture in pixels.
+Letters: B rows of a batch, D width of a vector, S side of a picture in pixels. A modality is
+`image`, `text`, or a name that an encoder gives; a column holds the vectors of one modality, or
+`joint`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+IMAGE, TEXT = "image", "text"
 COLUMNS = ("image", "text", "joint")  # the vector columns, in the order in which they are written
 
 
@@ -31,7 +36,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a member's bytes lie in its tar: `offset` of the first data byte, or None in a
+    """Where a member's bytes are in its tar: `offset` of the first data byte, or None in a
     compressed shard."""
 
     member: str
@@ -40,18 +45,33 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """The member that one modality of a sample is made from: its bytes and where they are."""
+
+    data: bytes
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """The members of a shard that share one key.
 
-    `picture` is the encoded file, None where there is none; `place` says where it lies. `captions`
-    may be empty. `json` is the sample's own json member, verbatim.
+    `sources`: by modality, those that are there; `image` is the encoded picture. `captions` may be
+    empty. `json` is the sample's own json member, verbatim. `missing`: by modality, why it is not
+    there, a reason of `shards.NOTE_REASONS`.
     """
 
     key: str
-    picture: bytes | None
-    place: Place | None
+    sources: Mapping[str, Source]
     captions: tuple[str, ...]
     json: str | None
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def picture(self) -> bytes | None:
+        """The encoded picture, None where there is none."""
+        source = self.sources.get(IMAGE)
+        return None if source is None else source.data
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,32 +95,29 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded:
-    """A sample ready for the encoder.
+class Origin:
+    """What a row remembers of the member that an input was made from. `sha256` is of its bytes;
+    `size`: (width, height) of a picture as a person sees it (EXIF orientation applied)."""
 
-    `pixels` is what the encoder's `preprocess` made of the picture (for fixed-size encoders uint8
-    of shape (3, S, S)), None without a picture; `sample.picture` is None by now. `width` and
-    `height` are those of the picture as a person sees it (EXIF orientation applied); `sha256` is of
-    the encoded file.
+    place: Place
+    sha256: str
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A sample ready for the encoder; the encoded bytes are gone.
+
+    `inputs`: by modality what the encoder's `preprocess` made (for `text` of the first caption);
+    `origins`: of those that are made from a member. `missing`: by modality, why it has no input.
     """
 
-    sample: Sample
-    pixels: np.ndarray | None
-    width: int | None
-    height: int | None
-    sha256: str | None
-
-    @classmethod
-    def of(
-        cls,
-        sample: Sample,
-        pixels: np.ndarray | None,
-        width: int | None,
-        height: int | None,
-        sha256: str | None,
-    ) -> Decoded:
-        """Let go of the encoded bytes: a decoded row must not keep two copies of its picture."""
-        return cls(replace(sample, picture=None), pixels, width, height, sha256)
+    key: str
+    captions: tuple[str, ...]
+    json: str | None
+    inputs: Mapping[str, Any]
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +131,17 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class VectorColumn:
+    """vectors (B, D) float32, of unit length in every row where `has` (B,) bool is True, and zero
+    elsewhere."""
+
+    vectors: np.ndarray
+    has: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
 class Embedded:
-    """A batch and its vectors: each of `image`, `text`, `joint` is (B, D) float32, of unit length
-    in every row whose entry in `has[column]` (B,) bool is True, and zero elsewhere."""
+    """A batch and its vector columns."""
 
     batch: Batch
-    image: np.ndarray
-    text: np.ndarray
-    joint: np.ndarray
-    has: dict[str, np.ndarray] = field(default_factory=dict)
+    columns: Mapping[str, VectorColumn]

@@ -24,6 +24,7 @@ from faulty_server import Faults, FaultyServer, forwarding_to, running_moto
 from hypothesis import settings
 from PIL import Image
 
+from chiasm.pipeline.encoders import ENCODERS
 from chiasm.pipeline.records import Dropped, Note, Sample
 from chiasm.pipeline.storage import retry
 from chiasm.pipeline.storage.retry import RetrySettings
@@ -100,7 +101,7 @@ def shards(tmp_path) -> list[Path]:
 
 @pytest.fixture(autouse=True)
 def _fake_encoder_is_known(monkeypatch):
-    monkeypatch.setitem(fake_encoder.FAMILIES, "fake", "fake_encoder")
+    monkeypatch.setitem(ENCODERS, "fake", fake_encoder.load)
 
 
 def environment() -> dict[str, str]:

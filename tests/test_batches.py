@@ -12,11 +12,12 @@ import pytest
 from conftest import HandClock, until
 from PIL import Image
 
-from chiasm.pipeline.batches import HANDFUL, BatchSettings, batches
+from chiasm.pipeline.batches import CHUNK, BatchSettings, batches
 from chiasm.pipeline.collection import Tally
+from chiasm.pipeline.encoders import BaseEncoder, Input
 from chiasm.pipeline.errors import EncoderError, SourceError
 from chiasm.pipeline.images import DecodeSettings
-from chiasm.pipeline.records import Dropped, Note, Place, Sample
+from chiasm.pipeline.records import Dropped, Note, Place, Sample, Source
 from chiasm.pipeline.timing import Stopwatch
 
 images = importlib.import_module("chiasm.pipeline.images.decode")
@@ -30,18 +31,37 @@ def picture(number: int, side: int = 4) -> bytes:
 
 def sample(number: int, data: bytes | None = None) -> Sample:
     data = picture(number) if data is None else data
-    return Sample(f"k{number}", data, Place("m", 0, len(data)), ("a caption",), None)
+    return Sample(
+        f"k{number}", {"image": Source(data, Place("m", 0, len(data)))}, ("a caption",), None
+    )
 
 
-def to_pixels(image: Image.Image) -> np.ndarray:
-    return np.asarray(image).transpose(2, 0, 1)
+def to_pixels(image: np.ndarray) -> np.ndarray:
+    return image.transpose(2, 0, 1)
+
+
+class Pixels(BaseEncoder):
+    """What `batches` asks of an encoder: pictures by a test's function."""
+
+    name = "pixels"
+
+    def __init__(self, of_image=to_pixels, target: int | None = None) -> None:
+        self.of_image = of_image
+        self.modalities = {"image": Input(side=target), "text": Input()}
+
+    def preprocess(self, modality, raw):
+        return raw if modality == "text" else self.of_image(raw)
 
 
 def run(items, preprocess=to_pixels, target=None, now=time.perf_counter, **options):
     """The batches of `items`, the tally and the clock."""
     tally, clock = Tally(), Stopwatch(now)
     cut = BatchSettings(**{"size": 4, **options})
-    made = list(batches(iter(items), preprocess, target, cut, DecodeSettings(), tally, clock))
+    made = list(
+        batches(
+            iter(items), Pixels(preprocess, target), DecodeSettings(), cut, tally=tally, clock=clock
+        )
+    )
     return made, tally, clock
 
 
@@ -67,11 +87,12 @@ def test_rows_come_in_the_order_of_the_tar(threads, queue):
     made, tally, _ = run((sample(n) for n in range(30)), slow, decode_threads=threads, queue=queue)
     assert [len(batch) for batch in made] == [4] * 7 + [2]
     rows = [row for batch in made for row in batch.rows]
-    assert [row.sample.key for row in rows] == [f"k{n}" for n in range(30)]
+    assert [row.key for row in rows] == [f"k{n}" for n in range(30)]
     for number, row in enumerate(rows):
-        assert row.pixels.shape == (3, 4, 4) and row.pixels[0, 0, 0] == number
-        assert (row.width, row.height, row.sample.picture) == (4, 4, None)
-        assert row.sha256 == hashlib.sha256(picture(number)).hexdigest()
+        pixels, origin = row.inputs["image"], row.origins["image"]
+        assert pixels.shape == (3, 4, 4) and pixels[0, 0, 0] == number
+        assert origin.size == (4, 4) and row.inputs["text"] == "a caption"
+        assert origin.sha256 == hashlib.sha256(picture(number)).hexdigest()
     assert tally.dropped == tally.notes == []
 
 
@@ -80,7 +101,7 @@ def test_batches_are_cut_over_kept_samples_and_losses_are_told_in_order():
         sample(0),
         sample(1, b"broken"),
         Note("k1", "no_caption"),
-        Sample("text", None, None, ("only text",), None),
+        Sample("text", {}, ("only text",), None),
         Note("text", "no_picture"),
         Dropped("lost", "read", "empty"),
         Note("k0", "late_member"),
@@ -89,10 +110,10 @@ def test_batches_are_cut_over_kept_samples_and_losses_are_told_in_order():
         Note("", "no_end_mark"),
     ]
     made, tally, _ = run(items)
-    keys = [[row.sample.key for row in batch.rows] for batch in made]
+    keys = [[row.key for row in batch.rows] for batch in made]
     assert keys == [["k0", "text", "k2", "k3"], ["k4", "k5"]]
     text = made[0].rows[1]
-    assert (text.pixels, text.width, text.height, text.sha256) == (None, None, None, None)
+    assert (text.inputs, text.origins) == ({"text": "only text"}, {})
     assert [(d.key, d.stage, d.reason) for d in tally.dropped] == [
         ("k1", "decode", "not_a_picture"),
         ("lost", "read", "empty"),
@@ -114,7 +135,8 @@ def test_the_target_reaches_the_decoder():
     out = io.BytesIO()
     Image.new("RGB", (80, 80)).save(out, "JPEG")
     [batch], _, _ = run([sample(0, out.getvalue())], target=5)
-    assert batch.rows[0].pixels.shape == (3, 10, 10) and batch.rows[0].width == 80
+    (row,) = batch.rows
+    assert row.inputs["image"].shape == (3, 10, 10) and row.origins["image"].size == (80, 80)
 
 
 def test_time_is_told_by_stage():
@@ -139,7 +161,7 @@ def test_an_exception_of_the_reader_comes_out_after_the_rows_before_it():
         raise SourceError("a.tar", found="a worn-out disk")
 
     tally, seen = Tally(), []
-    made = batches(items(), to_pixels, None, BatchSettings(4), DecodeSettings(), tally, Stopwatch())
+    made = batches(items(), Pixels(), DecodeSettings(), BatchSettings(4), tally=tally)
     with pytest.raises(SourceError, match=r"a\.tar: found a worn-out disk"):
         seen.extend(made)
     assert [len(batch) for batch in seen] == [4]
@@ -147,7 +169,7 @@ def test_an_exception_of_the_reader_comes_out_after_the_rows_before_it():
 
 def test_an_exception_of_preprocess_names_the_sample():
     def preprocess(image):
-        if image.getpixel((0, 0))[0] == 6:
+        if image[0, 0, 0] == 6:
             raise KeyError("size")
         return to_pixels(image)
 
@@ -175,7 +197,7 @@ class Endless:
 
 def start(endless, preprocess=to_pixels, **options):
     cut = BatchSettings(**{"size": 4, **options})
-    return batches(endless.items(), preprocess, None, cut, DecodeSettings(), Tally(), Stopwatch())
+    return batches(endless.items(), Pixels(preprocess), DecodeSettings(), cut)
 
 
 def settle(number, least):
@@ -192,14 +214,14 @@ def settle(number, least):
 def test_no_more_than_the_queue_is_in_flight(queue):
     endless = Endless()
     made = start(endless, queue=queue)
-    handful = max(1, min(HANDFUL, queue // BatchSettings.decode_threads))
+    chunk = max(1, min(CHUNK, queue // BatchSettings.decode_threads))
     for taken in (4, 8, 12):
         next(made)
-        assert settle(lambda: endless.asked, taken + 1) <= taken + queue + handful
+        assert settle(lambda: endless.asked, taken + 1) <= taken + queue + chunk
     made.close()
 
 
-@pytest.mark.parametrize(("size", "asked"), [(10, 2 * HANDFUL), (400_000, 2 * 3), (2 << 20, 2)])
+@pytest.mark.parametrize(("size", "asked"), [(10, 2 * CHUNK), (400_000, 2 * 3), (2 << 20, 2)])
 def test_each_thread_has_few_encoded_pictures_and_of_large_ones_fewer(size, asked):
     gate = threading.Event()
 
@@ -249,7 +271,7 @@ def test_closing_waits_for_the_pictures_at_work_and_for_no_others(monkeypatch):
 
     def preprocess(image):
         begun.append(image)
-        if image.getpixel((0, 0))[0] > HANDFUL:  # behind the first batch
+        if image[0, 0, 0] > CHUNK:  # behind the first batch
             closing.wait(60)
         decoded.append(image)
         return to_pixels(image)
@@ -260,10 +282,10 @@ def test_closing_waits_for_the_pictures_at_work_and_for_no_others(monkeypatch):
 
     made = start(Endless(), preprocess, decode_threads=2)
     next(made)
-    until(lambda: len(begun) == HANDFUL + 2)
+    until(lambda: len(begun) == CHUNK + 2)
     monkeypatch.setattr(threading.Thread, "join", told)
     made.close()
-    assert len(decoded) == len(begun) == HANDFUL + 2
+    assert len(decoded) == len(begun) == CHUNK + 2
 
 
 def test_a_thread_that_cannot_start_leaves_none_behind(monkeypatch):

@@ -44,6 +44,6 @@ def test_a_judge_who_is_too_kind_is_made_just():
     scenes, _, true = nearly_right(30, 3)
     known = {id(scene): right for scene, right in zip(scenes, true, strict=True)}
     kind = [5.0 + (2.0 if known[id(scene)] else -2.0) for scene in scenes]
-    moved = fit_bias(lambda pixels, said: np.array(kind, np.float32), lambda s: s, 30, 3)
+    moved = fit_bias(lambda pixels, texts, pairs: np.array(kind, np.float32), lambda s: s, 30, 3)
     assert ((np.array(kind) + moved > 0) == true).all()
     assert moved == pytest.approx(-5, abs=1e-3)

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import fake_encoder
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,6 +22,7 @@ from chiasm.index.verify import check
 from chiasm.pipeline.collection import Identity, create_or_check
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
+from chiasm.pipeline.encoders import ENCODERS
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder
@@ -291,14 +291,14 @@ def test_another_encoder_of_the_same_name_is_a_finding(embedded, monkeypatch):
             super().__init__()
             self.fingerprint = "0" * 32
 
-    monkeypatch.setattr(fake_encoder, "load", lambda model, settings: Retrained())
+    monkeypatch.setitem(ENCODERS, "fake", lambda model, settings: Retrained())
     (found,) = findings(embedded, reencode=5)
     expected = f"fingerprint 000000000000, in the collection {FakeEncoder().fingerprint[:12]}"
     assert found == f"encoder fake: {expected}"
 
 
 def test_an_encoder_that_cannot_be_loaded_is_a_finding(embedded, monkeypatch):
-    monkeypatch.delitem(fake_encoder.FAMILIES, "fake")
+    monkeypatch.delitem(ENCODERS, "fake")
     (found,) = findings(embedded, reencode=5)
     assert found.startswith("encoder fake: encoder 'fake': expected one of pocket")
 

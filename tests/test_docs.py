@@ -18,7 +18,7 @@ from chiasm.jobs.config import Settings, keys, presets
 from chiasm.pipeline.collection import Identity, arrow_schema, create_or_check, embeddings
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
-from chiasm.pipeline.encoders import FAMILIES
+from chiasm.pipeline.encoders import ENCODERS
 from chiasm.pipeline.images import REASONS
 from chiasm.pipeline.shards import DROP_REASONS, NOTE_REASONS, list_shards
 from chiasm.pipeline.storage import Folder
@@ -35,7 +35,7 @@ def test_every_reason_is_told_with_its_meaning(reasons):
 
 
 def test_every_parquet_column_is_told():
-    for column in arrow_schema(8):
+    for column in arrow_schema({"joint": 8}):
         assert f"`{column.name}`" in FORMATS
 
 
@@ -44,7 +44,7 @@ def test_the_readme_names_every_command_encoder_and_preset(readme):
     text = readme.read_text()
     for name in COMMANDS:
         assert f"chiasm {name}" in text or f"make {name}" in text, name
-    for family in FAMILIES.keys() - {"fake"}:
+    for family in ENCODERS.keys() - {"fake"}:
         assert f"`{family}" in text, family
     for preset in presets():
         assert f"`{preset}`" in text, preset

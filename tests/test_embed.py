@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import HandClock, jpeg, make_shard
+from encoding import encode_texts, mean_of
 from fake_encoder import FakeEncoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from chiasm.pipeline.batches import BatchSettings
 from chiasm.pipeline.collection import embeddings, find_embedding, read_entry
 from chiasm.pipeline.editions import EmbedSettings, edition_of
 from chiasm.pipeline.embed import Limit, embed_shard
-from chiasm.pipeline.encoders import mean_of
+from chiasm.pipeline.encoders import Encoded
 from chiasm.pipeline.errors import EncoderError, SourceError
 from chiasm.pipeline.records import Dropped, Note, Sample, Shard
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_member
@@ -86,7 +87,7 @@ def test_every_sample_is_a_row_or_a_drop_and_vectors_stand_at_their_places(kinds
     for row, number in enumerate(kept):
         if has_text[row]:
             np.testing.assert_allclose(
-                text[row], encoder.encode_texts([f"text {number}"])[0], atol=1e-3
+                text[row], encode_texts(encoder, [f"text {number}"])[0], atol=1e-3
             )
         if has_joint[row]:
             pair = mean_of(image[row : row + 1], text[row : row + 1])
@@ -127,7 +128,7 @@ def test_a_limit_cuts_and_says_so_in_the_edition(tmp_path):
 def test_notes_do_not_count_against_a_limit():
     items = [
         Note("a", "x"),
-        Sample("a", None, None, (), None),
+        Sample("a", {}, (), None),
         Note("a", "y"),
         Dropped("b", "", ""),
     ]
@@ -152,7 +153,7 @@ def test_an_edition_follows_what_decides_the_rows_and_nothing_else():
 
 def test_an_encoder_that_gives_no_unit_vectors_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
     nan = np.full((4, 8), np.nan, np.float32)
-    monkeypatch.setattr(FakeEncoder, "encode_texts", lambda self, texts: nan[: len(texts)])
+    monkeypatch.setattr(FakeEncoder, "encode", lambda self, _, items: Encoded(nan[: len(items)]))
     with pytest.raises(EncoderError, match=r"expected 4 unit vectors of width 8, found .* nan"):
         embed(make_shard(tmp_path / "a.tar", 4), tmp_path / "c")
     assert embeddings(Folder(str(tmp_path / "c"))) == []

@@ -98,7 +98,7 @@ def test_a_shard_that_kills_its_worker_each_time_is_set_aside_and_the_rest_is_do
     assert failed["shard"].endswith("killer.tar")
     assert "3 attempts failed, the last one: its worker died" in failed["reason"]
     entry = read_entry(Folder(str(tmp_path / "c")), list_shards([str(killer)])[0].id)
-    assert (entry.attempts, entry.set_aside) == (3, failed["reason"])
+    assert (entry.attempts, entry.quarantined) == (3, failed["reason"])
     assert temporaries(tmp_path / "c") == []
 
 
@@ -231,7 +231,7 @@ def test_a_worker_that_chose_another_precision_loads_again_in_the_collections(tm
 
     def welcome(identity: Identity) -> str:
         welcomed.append(identity.precision)
-        work.look(identity)
+        work.skip_finished(identity)
         return "bfloat16"
 
     with Run(folder, "test", {}) as run:

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from encoding import encode_images, encode_joint, encode_texts, preprocess
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from random_models import clip_folder, naflex_folder, siglip_folder
 
-from chiasm.pipeline.encoders import load_encoder, mean_of
+from chiasm.pipeline.encoders import load_encoder, unit
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.hub import quiet
@@ -72,7 +73,7 @@ def unit_rows(features):
 
 
 def images_of(encoder, pictures=PICTURES):
-    return encoder.encode_images([encoder.preprocess(picture) for picture in pictures])
+    return encode_images(encoder, [preprocess(encoder, picture) for picture in pictures])
 
 
 def edit_json(path, **changes):
@@ -95,8 +96,8 @@ def test_rows_are_those_of_the_models_own_processor_and_forward(folders, encoder
         pixels = processor(PICTURES, return_tensors="pt")
         wanted_images = unit_rows(model.get_image_features(**pixels))
     encoder = encoders[kind]
-    assert wanted_texts.shape == (len(TEXTS), encoder.dim)
-    np.testing.assert_allclose(encoder.encode_texts(TEXTS), wanted_texts, atol=2e-6)
+    assert wanted_texts.shape == (len(TEXTS), encoder.dims["joint"])
+    np.testing.assert_allclose(encode_texts(encoder, TEXTS), wanted_texts, atol=2e-6)
     np.testing.assert_allclose(images_of(encoder), wanted_images, atol=2e-6)
 
 
@@ -105,7 +106,7 @@ def test_what_goes_into_the_model_is_what_its_processor_makes(folders, encoders,
     _, _, processor = own(folders[kind])
     wanted = processor(PICTURES, return_tensors="pt")
     encoder = encoders[kind]
-    pixels = [encoder.preprocess(picture) for picture in PICTURES]
+    pixels = [preprocess(encoder, picture) for picture in PICTURES]
     assert all(picture.dtype == np.uint8 for picture in pixels)
     made = encoder._pixels.inputs(pixels, torch.device("cpu"), torch.float32)
     assert set(made) == set(wanted)
@@ -136,8 +137,10 @@ def test_a_long_strip_costs_no_more_than_its_middle(encoders):
     strip = Image.fromarray(np.broadcast_to(slope[None, :, None], (2, 60_000, 3)).copy())
     file = io.BytesIO()
     strip.save(file, "PNG")
-    middle = decode(file.getvalue(), DecodeSettings(), encoders["clip"].image_size).image
-    made = encoders["clip"].preprocess(middle)  # resized whole it would be 1,080,000 x 36
+    middle = decode(
+        file.getvalue(), DecodeSettings(), encoders["clip"].modalities["image"].side
+    ).image
+    made = preprocess(encoders["clip"], middle)  # resized whole it would be 1,080,000 x 36
     assert made.shape == (3, 32, 32)
     assert abs(made.astype(int) - 127).max() <= 1
 
@@ -145,7 +148,7 @@ def test_a_long_strip_costs_no_more_than_its_middle(encoders):
 def test_siglip_texts_are_padded_to_the_full_length(folders, encoders):
     model, tokenizer, _ = own(folders["siglip"])
     texts = ["a red boat", "two people standing in the street"]
-    made = encoders["siglip"].encode_texts(texts)
+    made = encode_texts(encoders["siglip"], texts)
     with torch.inference_mode():
         short = unit_rows(model.get_text_features(**tokenizer(texts[:1], return_tensors="pt")))
         full = tokenizer(texts, padding="max_length", return_tensors="pt")
@@ -159,7 +162,7 @@ def test_siglip2_of_fixed_resolution_reads_lowercase(folders, encoders):
     _, tokenizer, _ = own(folders["siglip2"])
     assert tokenizer("BOAT").input_ids != tokenizer("boat").input_ids  # its own does not
     assert encoders["siglip2"].preprocessing["text"]["lowercase"]
-    upper, lower = encoders["siglip2"].encode_texts(["A Red BOAT", "a red boat"])
+    upper, lower = encode_texts(encoders["siglip2"], ["A Red BOAT", "a red boat"])
     np.testing.assert_array_equal(upper, lower)
 
 
@@ -184,7 +187,7 @@ def test_siglips_sentencepiece_tokenizer_is_taken_as_it_is(folders, tmp_path):
     edit_json(folder / "tokenizer_config.json", tokenizer_class="SiglipTokenizer", backend=None)
     encoder = load_encoder(f"hf:{folder}", FLOAT32)
     assert encoder.preprocessing["text"]["tokenizer"] == "SiglipTokenizer"
-    loud, plain, other = encoder.encode_texts(["A red BOAT!", "a red boat", "under the moon"])
+    loud, plain, other = encode_texts(encoder, ["A red BOAT!", "a red boat", "under the moon"])
     np.testing.assert_array_equal(loud, plain)  # it lowercases and takes punctuation away
     assert np.abs(plain - other).max() > 1e-3
 
@@ -192,7 +195,7 @@ def test_siglips_sentencepiece_tokenizer_is_taken_as_it_is(folders, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_vectors_do_not_depend_on_their_neighbours(encoders, kind):
     encoder = encoders[kind]
-    whole, alone = encoder.encode_texts(TEXTS), [encoder.encode_texts([text]) for text in TEXTS]
+    whole, alone = encode_texts(encoder, TEXTS), [encode_texts(encoder, [text]) for text in TEXTS]
     np.testing.assert_allclose(whole, np.concatenate(alone), atol=2e-6)
     whole, alone = images_of(encoder), [images_of(encoder, [picture]) for picture in PICTURES]
     np.testing.assert_allclose(whole, np.concatenate(alone), atol=2e-6)
@@ -203,7 +206,7 @@ def test_bfloat16_is_close_and_comes_back_as_unit_float32(folders, encoders, kin
     encoder = load_encoder(f"hf:{folders[kind]}", BFLOAT16)
     assert (encoder.precision, encoder.device) == ("bfloat16", "cpu")
     for made, wanted in [
-        (encoder.encode_texts(TEXTS), encoders[kind].encode_texts(TEXTS)),
+        (encode_texts(encoder, TEXTS), encode_texts(encoders[kind], TEXTS)),
         (images_of(encoder), images_of(encoders[kind])),
     ]:
         assert made.dtype == np.float32
@@ -214,18 +217,17 @@ def test_bfloat16_is_close_and_comes_back_as_unit_float32(folders, encoders, kin
 
 
 def test_no_rows_in_no_rows_out(encoders):
-    assert encoders["clip"].encode_texts([]).shape == (0, 24)
-    assert encoders["clip"].encode_images([]).shape == (0, 24)
+    assert encode_texts(encoders["clip"], []).shape == (0, 24)
+    assert encode_images(encoders["clip"], []).shape == (0, 24)
 
 
 def test_a_lone_surrogate_is_read_as_a_question_mark(encoders):
-    broken, mark = encoders["clip"].encode_texts(["a \ud83d boat", "a ? boat"])
+    broken, mark = encode_texts(encoders["clip"], ["a \ud83d boat", "a ? boat"])
     np.testing.assert_allclose(broken, mark, atol=1e-5)
 
 
 def test_a_pair_is_the_normalised_mean(encoders):
     encoder = encoders["clip"]
-    image, text = images_of(encoder, PICTURES[:2]), encoder.encode_texts(TEXTS[:2])
-    np.testing.assert_array_equal(
-        encoder.encode_pairs(image, text, [], TEXTS[:2]), mean_of(image, text)
-    )
+    pixels = [preprocess(encoder, picture) for picture in PICTURES[:2]]
+    image, text = encode_images(encoder, pixels), encode_texts(encoder, TEXTS[:2])
+    np.testing.assert_array_equal(encode_joint(encoder, pixels, TEXTS[:2]), unit(image + text))

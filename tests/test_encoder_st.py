@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from encoding import encode_images, encode_joint, encode_texts, mean_of, preprocess
 from PIL import Image
 from random_models import clip_folder
 from safetensors.torch import load_file, save_file
@@ -15,7 +16,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from tiny_llava import TOWER, llava_folder
 from tokenizers import Tokenizer, models
 
-from chiasm.pipeline.encoders import load_encoder, mean_of
+from chiasm.pipeline.encoders import load_encoder, unit
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.hub import quiet
@@ -69,13 +70,17 @@ def copy(saved, tmp_path):
 
 
 def images_of(encoder, pictures=PICTURES):
-    return encoder.encode_images([encoder.preprocess(picture) for picture in pictures])
+    return encode_images(encoder, [preprocess(encoder, picture) for picture in pictures])
 
 
 def test_a_clip_gives_the_vectors_that_hf_gives(clip, saved):
     ours, theirs = load_encoder(f"hf:{clip}", FLOAT32), load_encoder(f"st:{saved}", FLOAT32)
-    assert (theirs.dim, theirs.image_size, theirs.name) == (24, None, f"st:{saved}")
-    np.testing.assert_allclose(theirs.encode_texts(TEXTS), ours.encode_texts(TEXTS), atol=2e-6)
+    assert (theirs.dims["joint"], theirs.modalities["image"].side, theirs.name) == (
+        24,
+        None,
+        f"st:{saved}",
+    )
+    np.testing.assert_allclose(encode_texts(theirs, TEXTS), encode_texts(ours, TEXTS), atol=2e-6)
     np.testing.assert_allclose(images_of(theirs), images_of(ours), atol=2e-6)
 
 
@@ -83,7 +88,7 @@ def test_bfloat16_is_close_and_comes_back_as_unit_float32(saved):
     exact, fast = load_encoder(f"st:{saved}", FLOAT32), load_encoder(f"st:{saved}", BFLOAT16)
     assert fast.precision == "bfloat16" and fast.fingerprint == exact.fingerprint
     for made, wanted in [
-        (fast.encode_texts(TEXTS), exact.encode_texts(TEXTS)),
+        (encode_texts(fast, TEXTS), encode_texts(exact, TEXTS)),
         (images_of(fast), images_of(exact)),
     ]:
         assert made.dtype == np.float32
@@ -97,8 +102,8 @@ def test_a_text_that_names_a_picture_stays_a_text(clip, saved, tmp_path):
     PICTURES[0].save(tmp_path / "there.png")
     texts = [str(tmp_path / "there.png"), "https://example.invalid/cat.jpg", "data:image/png,x"]
     encoder = load_encoder(f"st:{saved}", FLOAT32)
-    wanted = load_encoder(f"hf:{clip}", FLOAT32).encode_texts(texts)
-    np.testing.assert_allclose(encoder.encode_texts(texts), wanted, atol=2e-6)
+    wanted = encode_texts(load_encoder(f"hf:{clip}", FLOAT32), texts)
+    np.testing.assert_allclose(encode_texts(encoder, texts), wanted, atol=2e-6)
     with quiet():
         bare = SentenceTransformer(str(saved), device="cpu").encode(texts[0])
     assert images_of(encoder)[0] @ (bare / np.linalg.norm(bare)) > 0.9999
@@ -107,24 +112,25 @@ def test_a_text_that_names_a_picture_stays_a_text(clip, saved, tmp_path):
 @pytest.mark.parametrize("name", ["saved", "fusing"])
 def test_vectors_do_not_depend_on_their_neighbours(request, name):
     encoder = load_encoder(f"st:{request.getfixturevalue(name)}", FLOAT32)
-    alone = np.concatenate([encoder.encode_texts([text]) for text in TEXTS])
-    np.testing.assert_allclose(encoder.encode_texts(TEXTS), alone, atol=5e-6)
+    alone = np.concatenate([encode_texts(encoder, [text]) for text in TEXTS])
+    np.testing.assert_allclose(encode_texts(encoder, TEXTS), alone, atol=5e-6)
     alone = np.concatenate([images_of(encoder, [picture]) for picture in PICTURES])
     np.testing.assert_allclose(images_of(encoder), alone, atol=5e-6)
 
 
 def test_without_fusion_a_pair_is_the_normalised_mean(saved):
     encoder = load_encoder(f"st:{saved}", FLOAT32)
-    image, text = images_of(encoder), encoder.encode_texts(TEXTS)
+    image, text = images_of(encoder), encode_texts(encoder, TEXTS)
+    pixels = [preprocess(encoder, picture) for picture in PICTURES]
     assert encoder.preprocessing["joint"] == "normalised mean"
-    np.testing.assert_array_equal(encoder.encode_pairs(image, text, [], []), mean_of(image, text))
+    np.testing.assert_array_equal(encode_joint(encoder, pixels, TEXTS), unit(image + text))
 
 
 def test_with_fusion_a_pair_is_read_together(fusing):
     encoder = load_encoder(f"st:{fusing}", FLOAT32)
-    pixels = [encoder.preprocess(picture) for picture in PICTURES]
-    image, text = encoder.encode_images(pixels), encoder.encode_texts(TEXTS)
-    made = encoder.encode_pairs(image, text, pixels, TEXTS)
+    pixels = [preprocess(encoder, picture) for picture in PICTURES]
+    image, text = encode_images(encoder, pixels), encode_texts(encoder, TEXTS)
+    made = encode_joint(encoder, pixels, TEXTS)
     assert encoder.preprocessing["joint"] == "the model's own"
 
     with quiet():
@@ -142,17 +148,17 @@ def test_with_fusion_a_pair_is_read_together(fusing):
 
 def test_large_pictures_are_bounded_in_shape(saved):
     encoder = load_encoder(f"st:{saved}", FLOAT32)
-    assert encoder.preprocess(Image.new("RGB", (640, 480))).shape == (480, 640, 3)
-    made = encoder.preprocess(Image.new("RGB", (3000, 1500)))
+    assert preprocess(encoder, Image.new("RGB", (640, 480))).shape == (480, 640, 3)
+    made = preprocess(encoder, Image.new("RGB", (3000, 1500)))
     assert made.dtype == np.uint8 and made.shape == (1024, 2048, 3)
     assert made.shape[0] * made.shape[1] <= LARGEST
-    assert encoder.preprocess(Image.new("RGB", (3_000_000, 1))).shape[0] == 1
+    assert preprocess(encoder, Image.new("RGB", (3_000_000, 1))).shape[0] == 1
 
 
 def test_no_rows_in_no_rows_out_and_a_lone_surrogate_is_a_question_mark(saved):
     encoder = load_encoder(f"st:{saved}", FLOAT32)
-    assert encoder.encode_texts([]).shape == encoder.encode_images([]).shape == (0, 24)
-    broken, mark = encoder.encode_texts(["a \ud83d boat", "a ? boat"])
+    assert encode_texts(encoder, []).shape == encode_images(encoder, []).shape == (0, 24)
+    broken, mark = encode_texts(encoder, ["a \ud83d boat", "a ? boat"])
     np.testing.assert_allclose(broken, mark, atol=1e-5)
 
 
@@ -168,12 +174,12 @@ def test_the_fingerprint_is_that_of_any_copy_and_sees_its_modules(saved, copy):
     assert prompted.preprocessing["text"] == {"prompt": "find: "}
     plain = load_encoder(f"st:{saved}", FLOAT32)
     np.testing.assert_allclose(
-        prompted.encode_texts(["cat"]), plain.encode_texts(["find: cat"]), atol=2e-6
+        encode_texts(prompted, ["cat"]), encode_texts(plain, ["find: cat"]), atol=2e-6
     )
 
 
 def test_loading_prints_nothing(copy, capfd):
-    load_encoder(f"st:{copy}", FLOAT32).encode_texts(TEXTS)
+    encode_texts(load_encoder(f"st:{copy}", FLOAT32), TEXTS)
     assert capfd.readouterr() == ("", "")
 
 

@@ -103,7 +103,7 @@ def test_every_dialect_gives_the_same_samples(read, dialect):
         (f"d/{n}", told[f"d/{n}.jpg"], told[f"d/{n}.txt"].decode().strip()) for n in range(3)
     ]
     for one in items:
-        place = one.place
+        place = one.sources["image"].place
         assert DIALECTS[dialect][place.offset :][: place.size] == one.picture
 
 
@@ -208,7 +208,7 @@ def test_names_that_are_no_utf8_are_kept_apart(read):
     found = samples(read(data))
     assert [s.picture for s in found] == names
     assert [s.key for s in found] == [r"\xff", r"\xfe", r"\xe9", r"a\x80b"]
-    assert all(s.key.encode() and s.place.member.encode() for s in found)
+    assert all(s.key.encode() and s.sources["image"].place.member.encode() for s in found)
     pax = extended(b"x", record(b"path", b"\xff\xfe.jpg"))
     assert [s.key for s in samples(read(pax + by_hand(("y.jpg", b"Y")) + END))] == [r"\xff\xfe"]
 
@@ -247,7 +247,10 @@ def test_sparse_files_are_read_whole(read, tmp_path_factory, how):
     if len(data) > 1_000_000:
         pytest.skip("the file system makes no holes")
     first, second = samples(read(data))
-    assert first.picture == (folder / "a.jpg").read_bytes() and first.place.offset is None
+    assert (
+        first.picture == (folder / "a.jpg").read_bytes()
+        and first.sources["image"].place.offset is None
+    )
     assert (second.key, second.picture) == ("./b", b"B")
 
 
@@ -406,7 +409,10 @@ def test_a_bomb_is_not_unpacked(read, pack, monkeypatch):
 def test_what_lies_in_a_compressed_shard_is_found_again(read, tmp_path):
     [one] = samples(read(gzip.compress(by_hand(("a.jpg", b"A" * 700)) + END)))
     [shard] = list_shards([str(tmp_path / "a.tar")])
-    assert one.place.offset is None and read_member(shard.url, one.place) == b"A" * 700
+    assert (
+        one.sources["image"].place.offset is None
+        and read_member(shard.url, one.sources["image"].place) == b"A" * 700
+    )
 
 
 @settings(max_examples=300, deadline=None)

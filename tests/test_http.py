@@ -74,7 +74,7 @@ def test_a_shard_is_read_like_a_local_one(server, tmp_path):
     assert items == list(read_samples(here, ReadSettings()))
     assert [item.picture for item in items] == [b"A", b"BB"]
     for item in items:
-        assert read_member(there.url, item.place) == item.picture
+        assert read_member(there.url, item.sources["image"].place) == item.picture
     known = server.answer.length or server.answer.ranges
     assert there.size == (len(TAR) if known else -1)
 
@@ -298,7 +298,7 @@ def test_what_would_be_met_again_is_not_tried_again(with_ranges):
 def test_a_picture_is_one_range_read(with_ranges):
     [shard] = list_shards([f"{with_ranges.url}/a.tar"])
     whole = list(read_samples(shard, ReadSettings()))  # to its end: nothing is read ahead any more
-    place: Place = next(item.place for item in whole if isinstance(item, Sample))
+    place: Place = next(item.sources["image"].place for item in whole if isinstance(item, Sample))
     with_ranges.seen.clear()
     assert read_member(shard.url, place) == b"A"
     assert with_ranges.seen == {"range": 1}

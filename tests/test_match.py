@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import environment
+from encoding import encode_joint, match_rows, preprocess
 
 from chiasm.pipeline.encoders import Matcher, load_encoder
 from chiasm.pipeline.model.checkpoint import load_model, save_model
@@ -51,7 +52,7 @@ def encoder(folder):
 
 @pytest.fixture(scope="module")
 def pixels(encoder):
-    return [encoder.preprocess(picture(scene)) for scene in gallery(4, seed=1)]
+    return [preprocess(encoder, picture(scene)) for scene in gallery(4, seed=1)]
 
 
 def test_pairs_are_fused_and_matched_as_the_network_does(folder, encoder, pixels):
@@ -60,13 +61,12 @@ def test_pairs_are_fused_and_matched_as_the_network_does(folder, encoder, pixels
     image = network.image_modality(torch.from_numpy(np.stack(pixels)))
     with torch.inference_mode():
         joint, logits = network.fuse(text, image).joint, network.match(text, image).logit
-    image_vectors, text_vectors = encoder.encode_images(pixels), encoder.encode_texts(TEXTS)
-    told = encoder.encode_pairs(image_vectors, text_vectors, pixels, TEXTS)
+    told = encode_joint(encoder, pixels, TEXTS)
     np.testing.assert_allclose(told, joint.numpy(), atol=1e-5)
-    np.testing.assert_allclose(encoder.match_pairs(pixels, TEXTS), logits.numpy(), atol=1e-4)
+    np.testing.assert_allclose(match_rows(encoder, pixels, TEXTS), logits.numpy(), atol=1e-4)
     assert isinstance(encoder, Matcher) and logits.std() > 0.01
-    assert encoder.match_pairs([], []).shape == (0,)
-    assert encoder.encode_pairs(image_vectors[:0], text_vectors[:0], [], []).shape == (0, 16)
+    assert match_rows(encoder, [], []).shape == (0,)
+    assert encode_joint(encoder, [], []).shape == (0, 16)
 
 
 def match(*arguments):
@@ -84,8 +84,8 @@ def test_the_command_tells_what_the_model_says(folder, encoder, tmp_path):
     done = match(drawn, *TEXTS[:2], "--encoder", f"pocket:{folder}", "--json")
     told = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["text"] for line in told] == TEXTS[:2]
-    pixels = [encoder.preprocess(picture(gallery(4, seed=1)[0]))] * 2
-    logits = encoder.match_pairs(pixels, TEXTS[:2])
+    pixels = [preprocess(encoder, picture(gallery(4, seed=1)[0]))] * 2
+    logits = match_rows(encoder, pixels, TEXTS[:2])
     for line, logit in zip(told, logits.tolist(), strict=True):
         assert line["logit"] == pytest.approx(logit, abs=0.02)
         assert line["probability"] == pytest.approx(1 / (1 + np.exp(-logit)), abs=0.01)

@@ -462,7 +462,7 @@ def test_a_large_object_waits_in_a_file_without_a_name(s3, monkeypatch, tmp_path
 def test_a_sweep_ends_the_uploads_of_dead_runs_alone(s3):
     prefix, folder = s3.root.removeprefix("s3://bucket/"), Folder(s3.root)
     with Run(folder, "embed", {}) as other, Run(folder, "embed", {}) as run:
-        other.hold(["held-0123456789"])
+        other.claim(["held-0123456789"])
         names = ["embeddings/held-0123456789.parquet", f"index/segments/{other.id}-000/rows.arrow"]
         left = ["embeddings/left-0123456789.parquet", "index/segments/gone-000/rows.arrow"]
         for name in names + left:
@@ -470,7 +470,7 @@ def test_a_sweep_ends_the_uploads_of_dead_runs_alone(s3):
         assert run.sweep(["embeddings"]) == [folder.url_of(name) for name in left]
         assert s3.uploads() == [f"{prefix}/{name}" for name in names]
     with Run(folder, "embed", {}) as run:
-        run.hold(["held-0123456789"])
+        run.claim(["held-0123456789"])
         assert len(run.sweep([])) == 1, "what this run itself holds goes only at its end"
         assert len(run.sweep([], own=True)) == 1
     assert s3.uploads() == []
@@ -484,12 +484,12 @@ def test_a_shard_out_of_reach_is_tried_again_and_a_bad_one_is_not(s3, tmp_path):
         for attempt in (1, 2, 3):
             task: Task = work.take()
             pool._settle_failure(task, UnreachableError("a", found="no answer"), work)
-            assert bool(work.set_aside) == (attempt == 3)
+            assert bool(work.quarantined) == (attempt == 3)
         told = "3 attempts failed, the last one: a: found no answer"
-        assert work.set_aside == {shard.id: told}
+        assert work.quarantined == {shard.id: told}
         work = WorkList([shard], run, EmbedSettings())
         pool._settle_failure(work.take(), SourceError("a", found="no tar"), work)
-        assert work.set_aside == {shard.id: "a: found no tar"}
+        assert work.quarantined == {shard.id: "a: found no tar"}
 
 
 def test_a_store_that_its_package_is_missing_for_says_what_to_install():

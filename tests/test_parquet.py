@@ -20,10 +20,21 @@ from chiasm.pipeline.collection import (
     write_entry,
 )
 from chiasm.pipeline.errors import CollectionError, StorageError
-from chiasm.pipeline.records import COLUMNS, Batch, Decoded, Dropped, Embedded, Place, Sample, Shard
+from chiasm.pipeline.records import (
+    COLUMNS,
+    Batch,
+    Decoded,
+    Dropped,
+    Embedded,
+    Origin,
+    Place,
+    Shard,
+    VectorColumn,
+)
 from chiasm.pipeline.storage import Folder
 
 DIM = 6
+DIMS = dict.fromkeys(COLUMNS, DIM)
 SHARD = Shard("file:///data/a.tar", "a-0123456789", 4096, "17")
 
 
@@ -31,11 +42,11 @@ def embedded(keys: list[str], rng: np.random.Generator, holes: bool = False) -> 
     """Random unit vectors for `keys`; with holes, some rows lack a modality."""
     rows = [
         Decoded(
-            Sample(key, None, Place(f"{key}.jpg", 512 * n, 100 + n), (f"caption {n}", "b"), "{}"),
-            np.zeros((3, 2, 2), np.uint8),
-            640,
-            480,
-            "ab" * 32,
+            key,
+            (f"caption {n}", "b"),
+            "{}",
+            {},
+            {"image": Origin(Place(f"{key}.jpg", 512 * n, 100 + n), "ab" * 32, (640, 480))},
         )
         for n, key in enumerate(keys)
     ]
@@ -47,7 +58,7 @@ def embedded(keys: list[str], rng: np.random.Generator, holes: bool = False) -> 
         if holes:
             has[column] = rng.random(len(keys)) < 0.7
             vectors[column][~has[column]] = 0
-    return Embedded(Batch(rows), **vectors, has=has)
+    return Embedded(Batch(rows), {c: VectorColumn(vectors[c], has[c]) for c in COLUMNS})
 
 
 def footer(rows: int, dropped: int = 0, edition: str = "00000001") -> Footer:
@@ -60,7 +71,7 @@ def entry(rows: int, dropped: int = 0, edition: str = "00000001") -> LedgerEntry
 
 
 def write(folder: Folder, batches: list[Embedded], run: str = "r1") -> None:
-    with ParquetWriter(folder, SHARD, DIM, run) as writer:
+    with ParquetWriter(folder, SHARD, DIMS, run) as writer:
         for batch in batches:
             writer.write(batch)
         write_entry(folder, entry(writer.rows), run)
@@ -80,12 +91,12 @@ def test_rows_come_back_in_order_with_their_holes(tmp_path_factory, sizes, seed)
     write(folder, batches)
     (file,) = embeddings(folder)
     assert file.rows == sum(sizes)
-    keys = [row.sample.key for batch in batches for row in batch.batch.rows]
+    keys = [row.key for batch in batches for row in batch.batch.rows]
     assert file.read(["key"])["key"].to_pylist() == keys
     for column in COLUMNS:
         vectors, has = file.vectors(column)
-        expected = [getattr(batch, column) for batch in batches]
-        expected_has = [batch.has[column] for batch in batches]
+        expected = [batch.columns[column].vectors for batch in batches]
+        expected_has = [batch.columns[column].has for batch in batches]
         assert vectors.dtype == np.float16
         assert vectors.shape == (len(keys), DIM)
         if batches:
@@ -124,7 +135,7 @@ def test_the_same_rows_give_the_same_bytes_whatever_the_run_and_the_batches(tmp_
 
 def test_without_a_commit_nothing_is_left(tmp_path):
     folder = Folder(str(tmp_path))
-    with pytest.raises(ZeroDivisionError), ParquetWriter(folder, SHARD, DIM, "r1") as writer:
+    with pytest.raises(ZeroDivisionError), ParquetWriter(folder, SHARD, DIMS, "r1") as writer:
         writer.write(embedded(["a"], np.random.default_rng(0)))
         raise ZeroDivisionError
     assert folder.list("embeddings") == []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from encoding import encode_images, encode_joint, encode_texts, preprocess
 from PIL import Image
 
 from chiasm.pipeline.encoders import load_encoder, unit
@@ -31,56 +32,60 @@ def pocket():
 
 @pytest.fixture(scope="module")
 def pixels(pocket):
-    return [pocket.preprocess(picture(scene)) for scene in gallery(12, seed=8)]
+    return [preprocess(pocket, picture(scene)) for scene in gallery(12, seed=8)]
 
 
 def test_the_protocol_is_kept(pocket, pixels):
     assert pocket.name == "pocket" and pocket.device == "cpu" and pocket.precision == "float32"
-    assert pixels[0].shape == (3, pocket.image_size, pocket.image_size)
+    assert pixels[0].shape == (3, pocket.modalities["image"].side, pocket.modalities["image"].side)
     assert pixels[0].dtype == np.uint8
-    images, texts = pocket.encode_images(pixels), pocket.encode_texts(TEXTS)
+    images, texts = encode_images(pocket, pixels), encode_texts(pocket, TEXTS)
     for rows, count in ((images, 12), (texts, 4)):
-        assert rows.shape == (count, pocket.dim) and rows.dtype == np.float32
+        assert rows.shape == (count, pocket.dims["joint"]) and rows.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
-    joint = pocket.encode_pairs(images[:4], texts, pixels[:4], TEXTS)
+    joint = encode_joint(pocket, pixels[:4], TEXTS)
     np.testing.assert_allclose(np.linalg.norm(joint, axis=1), 1, atol=1e-5)
     mean = unit(images[:4] + texts)  # what the fusion begins as, and has learned to leave a little
     assert joint.shape == mean.shape and 0.5 < (joint * mean).sum(1).min() < 0.999
-    assert pocket.encode_images([]).shape == pocket.encode_texts([]).shape == (0, pocket.dim)
+    assert (
+        encode_images(pocket, []).shape
+        == encode_texts(pocket, []).shape
+        == (0, pocket.dims["joint"])
+    )
 
 
 def test_the_same_batch_gives_the_same_bytes(pocket, pixels):
     again = load_encoder("pocket", FLOAT32)
     assert again.fingerprint == pocket.fingerprint
-    assert again.encode_images(pixels).tobytes() == pocket.encode_images(pixels).tobytes()
-    assert again.encode_texts(TEXTS).tobytes() == pocket.encode_texts(TEXTS).tobytes()
+    assert encode_images(again, pixels).tobytes() == encode_images(pocket, pixels).tobytes()
+    assert encode_texts(again, TEXTS).tobytes() == encode_texts(pocket, TEXTS).tobytes()
 
 
 def test_company_hardly_changes_a_row(pocket, pixels):
-    together = pocket.encode_images(pixels)
-    alone = np.concatenate([pocket.encode_images([p]) for p in pixels])
+    together = encode_images(pocket, pixels)
+    alone = np.concatenate([encode_images(pocket, [p]) for p in pixels])
     np.testing.assert_allclose(alone, together, atol=1e-5)
-    texts = pocket.encode_texts([TEXTS[0], "boat " * 40])
-    np.testing.assert_allclose(texts[:1], pocket.encode_texts(TEXTS[:1]), atol=1e-5)
+    texts = encode_texts(pocket, [TEXTS[0], "boat " * 40])
+    np.testing.assert_allclose(texts[:1], encode_texts(pocket, TEXTS[:1]), atol=1e-5)
 
 
 def test_bfloat16_means_the_same(pocket, pixels):
     half = load_encoder("pocket", EncoderSettings(precision="bfloat16", device="cpu"))
     assert half.precision == "bfloat16" and half.fingerprint == pocket.fingerprint
-    cosines = (half.encode_images(pixels) * pocket.encode_images(pixels)).sum(1)
+    cosines = (encode_images(half, pixels) * encode_images(pocket, pixels)).sum(1)
     assert cosines.min() > 0.99
-    assert (half.encode_texts(TEXTS) * pocket.encode_texts(TEXTS)).sum(1).min() > 0.99
+    assert (encode_texts(half, TEXTS) * encode_texts(pocket, TEXTS)).sum(1).min() > 0.99
 
 
 def test_case_spaces_and_the_full_stop_do_not_matter(pocket):
-    plain, other = pocket.encode_texts(["a red boat", "  A Red\n boat. "])
+    plain, other = encode_texts(pocket, ["a red boat", "  A Red\n boat. "])
     np.testing.assert_allclose(plain, other, atol=1e-6)
 
 
 def test_photographs_of_any_form_are_taken(pocket):
     for size in ((640, 427), (427, 640), (16, 16)):
-        pixels = pocket.preprocess(Image.new("RGB", size))
-        assert pixels.shape == (3, pocket.image_size, pocket.image_size)
+        pixels = preprocess(pocket, Image.new("RGB", size))
+        assert pixels.shape == (3, pocket.modalities["image"].side, pocket.modalities["image"].side)
 
 
 def test_the_fingerprint_covers_weights_and_tokenizer(pocket, tmp_path):
@@ -128,8 +133,8 @@ def test_the_weights_are_small():
 
 def test_it_finds_unseen_scenes_in_two_languages(pocket):
     found = measure(
-        lambda images: pocket.encode_images([pocket.preprocess(image) for image in images]),
-        pocket.encode_texts,
+        lambda images: encode_images(pocket, [preprocess(pocket, image) for image in images]),
+        lambda texts: encode_texts(pocket, texts),
         samples=240,
         seed=60609,
     )

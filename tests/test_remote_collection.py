@@ -137,7 +137,7 @@ def test_two_runs_share_the_shards_and_embed_none_twice(s3, tmp_path):
     def work(_: int) -> set[str]:
         with Run(folder, "embed", {}) as run:
             work = WorkList(shards, run, SETTINGS)
-            work.look(create_or_check(folder, Identity.of(encoder), run.id))
+            work.skip_finished(create_or_check(folder, Identity.of(encoder), run.id))
             start.wait()
             while not work.over:
                 if (task := work.take()) is None:
@@ -184,10 +184,10 @@ def test_runs_that_have_ended_are_not_read_again(s3):
         with Run(folder, "embed", {}):
             pass
     with Run(folder, "embed", {}) as run, Run(folder, "embed", {}) as other:
-        other.hold(["a"])
-        assert [found.holds for found in run.others()] == [("a",)]
+        other.claim(["a"])
+        assert [found.claimed for found in run.others()] == [("a",)]
         s3.server.seen.clear()
-        assert [found.holds for found in run.others()] == [("a",)]
+        assert [found.claimed for found in run.others()] == [("a",)]
         assert s3.server.seen["range"] == 2
     assert [found.state for found in runs(folder)] == ["failed"] * 7
 
@@ -200,7 +200,7 @@ from chiasm.pipeline.storage.folder import Folder
 uploads.SINGLE_PUT_BYTES = s3.PART = 5 << 20
 folder = Folder(sys.argv[1])
 with Run(folder, "test", {}) as run, folder.create("embeddings/a-0.parquet", run.id) as file:
-    run.hold(["a-0"])
+    run.claim(["a-0"])
     file.write(bytes(11 << 20))
     print(run.id, flush=True)
     file.commit()

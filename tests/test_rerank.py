@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import transformers
 from conftest import environment, make_shard
+from encoding import match_rows, preprocess
 from fake_encoder import FakeEncoder, FakeMatcher
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -27,7 +28,7 @@ from chiasm.index.results import Rerank
 from chiasm.pipeline.collection import Identity, create_or_check
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
-from chiasm.pipeline.encoders.cross_encoder import load_cross_encoder
+from chiasm.pipeline.encoders import load_matcher
 from chiasm.pipeline.errors import EncoderError, SourceError, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.pretrained import EncoderSettings
@@ -54,7 +55,7 @@ def made(tmp_path_factory):
 
 
 def pixels_of(result, encoder):
-    return encoder.preprocess(decode(result.picture(), DecodeSettings(), 16).image)
+    return preprocess(encoder, decode(result.picture(), DecodeSettings(), 16).image)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_matching_is_logit_plus_similarity_over_the_first_n(made):
     collection, encoder = open_collection(made), FakeMatcher("matcher")
     plain = collection.search("a red boat", k=40)
     again = collection.search("a red boat", k=40, rerank=["match:15"])
-    logits = encoder.match_pairs([pixels_of(r, encoder) for r in plain[:15]], ["a red boat"] * 15)
+    logits = match_rows(encoder, [pixels_of(r, encoder) for r in plain[:15]], ["a red boat"] * 15)
     final = {r.id: r.score + x for r, x in zip(plain[:15], logits.tolist(), strict=True)}
     expected = sorted(final, key=lambda id: -final[id])
     assert [r.id for r in again[:15]] == expected != [r.id for r in plain[:15]]
@@ -109,8 +110,8 @@ def test_a_picture_is_matched_with_captions(made):
     query = collection.search("picture 3 of 1", column="text", k=1)[0].picture()
     plain = collection.search(image=query, column="text", k=12)
     again = collection.search(image=query, column="text", k=12, rerank=["match:12"])
-    pixels = encoder.preprocess(decode(query, DecodeSettings(), 16).image)
-    logits = encoder.match_pairs([pixels] * 12, [r.caption for r in plain])
+    pixels = preprocess(encoder, decode(query, DecodeSettings(), 16).image)
+    logits = match_rows(encoder, [pixels] * 12, [r.caption for r in plain])
     final = {r.id: r.score + x for r, x in zip(plain, logits.tolist(), strict=True)}
     assert [r.id for r in again] == sorted(final, key=lambda id: -final[id])
 
@@ -230,4 +231,4 @@ def test_a_cross_encoder_that_lacks_weights_is_refused(reranker, tmp_path):
     gone = next(name for name in weights if "down_proj" in name)
     save_file({n: t for n, t in weights.items() if n != gone}, copy / "model.safetensors")
     with pytest.raises(EncoderError, match=r"expected all weights of the model, found none for"):
-        load_cross_encoder(str(copy), EncoderSettings())
+        load_matcher(f"st:{copy}", EncoderSettings())

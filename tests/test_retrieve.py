@@ -11,10 +11,10 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 
-import fake_encoder
 import numpy as np
 import pytest
 from conftest import environment, make_shard
+from encoding import encode_images, encode_texts, mean_of, preprocess
 from fake_encoder import FakeEncoder
 from PIL import Image
 from tiny_collection import make_collection
@@ -25,7 +25,7 @@ from chiasm.index.query import search
 from chiasm.pipeline.collection import Identity, create_or_check, embeddings
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
-from chiasm.pipeline.encoders import mean_of
+from chiasm.pipeline.encoders import ENCODERS
 from chiasm.pipeline.errors import CollectionError, SourceError, UsageError
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder
@@ -52,7 +52,7 @@ def column_of(path: Path, column: str) -> np.ndarray:
 def test_words_find_the_nearest_pictures(made):
     answer = open_collection(made).search("a red boat", k=7)
     assert isinstance(answer, Answer) and len(answer) == 7
-    xq = FakeEncoder().encode_texts(["a red boat"])[0]
+    xq = encode_texts(FakeEncoder(), ["a red boat"])[0]
     scores = column_of(made, "image") @ xq
     nearest = np.argsort(-scores, kind="stable")[:7]
     assert [result.rank for result in answer] == list(range(1, 8))
@@ -96,8 +96,8 @@ def test_words_and_a_picture_are_searched_by_their_mean(made):
     encoder = FakeEncoder()
     with Image.open(io.BytesIO(data)) as image:
         image.draft(None, (32, 32))
-        pixels = encoder.preprocess(image.convert("RGB"))
-    xq = mean_of(encoder.encode_images([pixels]), encoder.encode_texts(["a red boat"]))
+        pixels = preprocess(encoder, image.convert("RGB"))
+    xq = mean_of(encode_images(encoder, [pixels]), encode_texts(encoder, ["a red boat"]))
     scores, _ = search(collection.segments, "image", xq, 5, 0)
     assert [result.score for result in answer] == pytest.approx(scores[0].tolist(), abs=1e-6)
     assert str(answer.query) == '"a red boat" + picture (given as bytes)'
@@ -193,7 +193,7 @@ def test_a_column_without_an_index_is_refused_before_the_encoder_is_loaded(
 ):
     shutil.copytree(made, tmp_path / "c")
     build_index(str(tmp_path / "c"), ["text"])
-    monkeypatch.delitem(fake_encoder.FAMILIES, "fake")
+    monkeypatch.delitem(ENCODERS, "fake")
     with pytest.raises(CollectionError) as error:
         open_collection(tmp_path / "c").search("x")
     assert str(error.value) == (
@@ -209,7 +209,7 @@ def test_another_encoder_of_the_same_name_is_refused(made, monkeypatch):
             self.fingerprint = "0" * 32
 
     collection = open_collection(made)
-    monkeypatch.setattr(fake_encoder, "load", lambda model, settings: Retrained())
+    monkeypatch.setitem(ENCODERS, "fake", lambda model, settings: Retrained())
     with pytest.raises(CollectionError) as error:
         collection.search("x")
     assert str(error.value) == (
@@ -226,7 +226,7 @@ def test_the_encoder_is_loaded_once_and_only_for_words_and_pictures(made, monkey
         loaded.append(model)
         return FakeEncoder(model)
 
-    monkeypatch.setattr(fake_encoder, "load", load)
+    monkeypatch.setitem(ENCODERS, "fake", load)
     collection = open_collection(made)
     collection.search_many([Query(vector=np.ones(8))])
     assert loaded == []
@@ -301,7 +301,7 @@ def test_a_cold_search_loads_only_what_it_needs(made):
         "from chiasm.pipeline.encoders import load_encoder;"
         "open_collection(sys.argv[1]).search('x')[0];"
         "assert 'torch' not in sys.modules;"
-        "load_encoder('pocket').encode_texts(['x']);"
+        "load_encoder('pocket').encode('text', ['x']);"
         "print(*{'pandas', 'sympy', 'scipy', 'torch._dynamo', 'transformers'} & set(sys.modules))"
     )
     ran = subprocess.run(

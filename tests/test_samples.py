@@ -126,9 +126,12 @@ def test_offsets_lead_to_the_bytes(read, form):
     read_plain, read_gz = samples(read(data)), samples(read(gzip.compress(data)))
     assert [(s.key, s.captions) for s in read_plain] == [(long, ()), ("图", ("猫",))]
     for plain, zipped in zip(read_plain, read_gz, strict=True):
-        place = plain.place
+        place = plain.sources["image"].place
         assert data[place.offset : place.offset + place.size] == plain.picture == zipped.picture
-        assert (zipped.place.member, zipped.place.offset) == (place.member, None)
+        assert (zipped.sources["image"].place.member, zipped.sources["image"].place.offset) == (
+            place.member,
+            None,
+        )
 
 
 def test_a_sparse_member_has_no_range(read, tmp_path):
@@ -147,8 +150,8 @@ def test_a_sparse_member_has_no_range(read, tmp_path):
     [shard] = list_shards([str(tmp_path / "s.tar")])
     [sample] = samples(read_samples(shard, DEFAULT))
     assert sample.picture == bytes(1024) + b"x" * 512 + bytes(512)
-    assert sample.place.offset is None
-    assert read_member(shard.url, sample.place) == sample.picture
+    assert sample.sources["image"].place.offset is None
+    assert read_member(shard.url, sample.sources["image"].place) == sample.picture
 
 
 # --- what a sample is made of ---------------------------------------------------------------------
@@ -207,7 +210,10 @@ def test_of_several_pictures_the_first_of_the_list_stands(read, better, worse):
     for order in ((better, worse), (worse, better)):
         sample, note, _ = one(read, **{extension: extension.encode() for extension in order})
         assert sample.picture == better.encode()
-        assert sample.place.member == f"k.{better}" and note.detail == f"k.{better} stands"
+        assert (
+            sample.sources["image"].place.member == f"k.{better}"
+            and note.detail == f"k.{better} stands"
+        )
 
 
 TEXT, CAPTION, CAPTIONS = (

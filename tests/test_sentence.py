@@ -8,9 +8,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from encoding import encode_images, encode_joint, encode_texts, mean_of, preprocess
 from sentence_transformers import SentenceTransformer
 
-from chiasm.pipeline.encoders import load_encoder, mean_of
+from chiasm.pipeline.encoders import load_encoder
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model import JointModel
 from chiasm.pipeline.model.checkpoint import save_model
@@ -59,18 +60,18 @@ def world():
 def test_vectors_are_those_of_the_encoder(model, folder, world):
     pictures, texts = world
     encoder = load_encoder(f"pocket:{folder}", CPU)
-    pixels = [encoder.preprocess(each) for each in pictures]
-    image, text = encoder.encode_images(pixels), encoder.encode_texts(texts)
+    pixels = [preprocess(encoder, each) for each in pictures]
+    image, text = encode_images(encoder, pixels), encode_texts(encoder, texts)
     assert np.allclose(model.encode(pictures), image, atol=1e-5)
     assert np.allclose(model.encode([np.asarray(each) for each in pictures]), image, atol=1e-5)
     assert np.allclose(model.encode(texts), text, atol=1e-5)
     both = [{"text": t, "image": p} for t, p in zip(texts, pictures, strict=True)]
-    joint = encoder.encode_pairs(image, text, pixels, texts)
+    joint = encode_joint(encoder, pixels, texts)
     assert np.allclose(model.encode(both), joint, atol=1e-5)
     assert not np.allclose(joint, mean_of(image, text), atol=1e-2)
     for way in (("image", "text"), "image", "text"):
         assert model.supports(way)
-    assert model.get_embedding_dimension() == encoder.dim
+    assert model.get_embedding_dimension() == encoder.dims["joint"]
 
 
 def test_one_batch_may_hold_all_kinds(model, world):
@@ -104,7 +105,7 @@ def test_saved_it_is_a_model_folder(model, world, tmp_path):
 def test_the_shipped_model_by_its_name(world):
     shipped = JointModel.load("pocket")
     found = shipped(shipped.preprocess(world[1]))["sentence_embedding"].detach().numpy()
-    assert np.allclose(found, load_encoder("pocket", CPU).encode_texts(world[1]), atol=1e-5)
+    assert np.allclose(found, encode_texts(load_encoder("pocket", CPU), world[1]), atol=1e-5)
 
 
 def test_what_it_does_not_take_is_told(model, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from encoding import match_rows, preprocess
 from PIL import Image
 
 from chiasm.pipeline.encoders import load_encoder
@@ -80,7 +81,7 @@ def test_towers_alone_refuse_to_match(tmp_path, chiasm):
     assert config["fusion"]["how"] == "gated"
     encoder = load_encoder(f"pocket:{tmp_path}", EncoderSettings(device="cpu"))
     with pytest.raises(UsageError, match="two towers alone"):
-        encoder.match_pairs([encoder.preprocess(Image.new("RGB", (9, 9)))], ["a boat"])
+        match_rows(encoder, [preprocess(encoder, Image.new("RGB", (9, 9)))], ["a boat"])
 
 
 def test_a_log_of_a_training_that_went_on_tells_each_step_once(tmp_path):

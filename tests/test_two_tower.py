@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import tiny_towers
 import torch
+from encoding import encode_images, encode_joint, encode_texts, match_rows, mean_of, preprocess
 from PIL import Image
 from tiny_towers import COLOURS, PHRASES
 
 from chiasm.jobs.cli import train_two_tower as cli
 from chiasm.jobs.cli.train_request import TrainRequest
-from chiasm.pipeline.encoders import load_encoder, mean_of, require_matcher
+from chiasm.pipeline.encoders import load_encoder, require_matcher
 from chiasm.pipeline.errors import ChiasmError, EncoderError, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.model.config import FusionConfig
@@ -82,13 +83,13 @@ def test_the_folder_is_an_encoder_that_finds_and_matches(trained):
     encoder = require_matcher(load_encoder(f"two-tower:{folder}", CPU))
     rng = random.Random(99)
     told = [("red", "blue"), ("green", "white"), ("yellow", "black"), ("pink", "green")]
-    pixels = [encoder.preprocess(tiny_towers.picture(*each, rng)) for each in told]
+    pixels = [preprocess(encoder, tiny_towers.picture(*each, rng)) for each in told]
     texts = [PHRASES[0].format(*each) for each in told]
-    image, text = encoder.encode_images(pixels), encoder.encode_texts(texts)
-    assert image.shape == text.shape == (4, encoder.dim) and image.dtype == np.float32
+    image, text = encode_images(encoder, pixels), encode_texts(encoder, texts)
+    assert image.shape == text.shape == (4, encoder.dims["joint"]) and image.dtype == np.float32
     assert np.allclose(np.linalg.norm(image, axis=1), 1, atol=1e-5)
     assert ((text @ image.T).argmax(1) == np.arange(4)).all()
-    joint = encoder.encode_pairs(image, text, pixels, texts)
+    joint = encode_joint(encoder, pixels, texts)
     assert np.allclose(np.linalg.norm(joint, axis=1), 1, atol=1e-5)
     assert not image[:, -1].any() and not text[:, -1].any()
     assert not report["fusion_ships"]
@@ -96,17 +97,21 @@ def test_the_folder_is_an_encoder_that_finds_and_matches(trained):
     mean = mean_of((1 - weight) * image, weight * text)
     for power in (0.0, 0.5):
         network.config = replace(network.config, hub_power=power)
-        joint = encoder.encode_pairs(image, text, pixels, texts)
+        joint = encode_joint(encoder, pixels, texts)
         length = np.linalg.norm(joint[:, :-1], axis=1)
         assert np.allclose(joint[:, :-1], length[:, None] * mean[:, :-1], atol=1e-5)
         assert (joint[:, -1] > 0.01).any() if power else not joint[:, -1].any()
     crossed = [(i, j) for i in range(4) for j in range(4)]
-    logits = encoder.match_pairs([pixels[i] for i, _ in crossed], [texts[j] for _, j in crossed])
+    logits = match_rows(encoder, [pixels[i] for i, _ in crossed], [texts[j] for _, j in crossed])
     assert (logits.reshape(4, 4).argmax(1) == np.arange(4)).all()
-    alone = [encoder.match_pairs([pixels[i]], [texts[j]])[0] for i, j in crossed]
+    alone = [match_rows(encoder, [pixels[i]], [texts[j]])[0] for i, j in crossed]
     assert np.allclose(logits, alone, atol=1e-3)
-    assert encoder.encode_images([]).shape == encoder.encode_texts([]).shape == (0, encoder.dim)
-    assert encoder.match_pairs([], []).shape == (0,)
+    assert (
+        encode_images(encoder, []).shape
+        == encode_texts(encoder, []).shape
+        == (0, encoder.dims["joint"])
+    )
+    assert match_rows(encoder, [], []).shape == (0,)
 
 
 def test_a_fusion_that_ships_fuses_by_tokens(trained, towers, coloured, tmp_path):
@@ -121,14 +126,10 @@ def test_a_fusion_that_ships_fuses_by_tokens(trained, towers, coloured, tmp_path
     encoder = load_encoder(f"two-tower:{fused}", CPU)
     assert encoder.preprocessing["joint"] == "learned fusion"
     rng = random.Random(7)
-    pixels = [encoder.preprocess(tiny_towers.picture("red", c, rng)) for c in ("blue", "pink")]
+    pixels = [preprocess(encoder, tiny_towers.picture("red", c, rng)) for c in ("blue", "pink")]
     texts = ["red and blue", "a picture of red beside pink"]
-    image, text = encoder.encode_images(pixels), encoder.encode_texts(texts)
-    together = encoder.encode_pairs(image, text, pixels, texts)
-    apart = [
-        encoder.encode_pairs(image[i : i + 1], text[i : i + 1], pixels[i : i + 1], texts[i : i + 1])
-        for i in range(2)
-    ]
+    together = encode_joint(encoder, pixels, texts)
+    apart = [encode_joint(encoder, pixels[i : i + 1], texts[i : i + 1]) for i in range(2)]
     assert np.allclose(together, np.concatenate(apart), atol=1e-5)
     network = encoder._network
     network.config = replace(network.config, hub_power=0.0)
@@ -140,7 +141,7 @@ def test_a_fusion_that_ships_fuses_by_tokens(trained, towers, coloured, tmp_path
             network.text_modality(said.tokens, said.mask, t), network.image_modality(seen.tokens, v)
         )
         mean = network.mean(t, v)
-    alone = encoder.encode_pairs(image, text, pixels, texts)[:, :-1]
+    alone = encode_joint(encoder, pixels, texts)[:, :-1]
     assert np.allclose(alone, joint.numpy(), atol=1e-5)
     assert not np.allclose(alone, mean.numpy(), atol=1e-3)
 
@@ -249,7 +250,9 @@ def test_pairs_match_as_they_were_judged(trained, features, coloured):
     ]
     held = [pair for pair in stream(features) if pair.held_out]
     pixels = [
-        encoder.preprocess(decode(s.picture, DecodeSettings(), encoder.image_size).image)
+        preprocess(
+            encoder, decode(s.picture, DecodeSettings(), encoder.modalities["image"].side).image
+        )
         for s in samples
     ]
     asked = [sample.captions[1] for sample in samples]
@@ -261,9 +264,9 @@ def test_pairs_match_as_they_were_judged(trained, features, coloured):
         traits = network.traits(vectors, network.held(ids), network.seen(closely_of(held)))
         logits = network.logits(traits).numpy()
     assert len(samples) == len(held) > 20
-    ours = encoder.match_pairs(pixels, asked)
+    ours = match_rows(encoder, pixels, asked)
     assert np.allclose(ours, logits.diagonal(), atol=0.05)
-    wrong = encoder.match_pairs(pixels[1:] + pixels[:1], asked)
+    wrong = match_rows(encoder, pixels[1:] + pixels[:1], asked)
     assert np.allclose(wrong, np.roll(logits, -1, axis=1).diagonal(), atol=0.05)
     assert np.ptp(logits) > 2
 
@@ -326,9 +329,9 @@ def test_evidence_speaks_for_what_is_there(trained, features):
     encoder = load_encoder(f"two-tower:{folder}", CPU)
     text = encoder._text
     rng = random.Random(5)
-    pixels = [encoder.preprocess(tiny_towers.picture("red", "blue", rng))]
+    pixels = [preprocess(encoder, tiny_towers.picture("red", "blue", rng))]
     with torch.inference_mode():
-        seen = encoder._network.seen(encoder._closer(pixels)[0])
+        seen = encoder._network.seen(encoder._augmented(pixels))
     there, absent = seen.there, seen.absent
     place = {word: i for i, word in enumerate(encoder._network.word_ids.tolist())}
     lift = {c: float(there[0, place[text([c]).ids[0][0]]]) for c in COLOURS}
@@ -373,8 +376,8 @@ def test_with_a_text_model_without_words_likeness_alone_is_weighed(towers, colou
     encoder = require_matcher(load_encoder(f"two-tower:{tmp_path / 'to'}", CPU))
     assert encoder._network.config.words == 0
     rng = random.Random(3)
-    pixels = [encoder.preprocess(tiny_towers.picture("red", "blue", rng))] * 2
-    right, wrong = encoder.match_pairs(pixels, ["red and blue", "green and white"])
+    pixels = [preprocess(encoder, tiny_towers.picture("red", "blue", rng))] * 2
+    right, wrong = match_rows(encoder, pixels, ["red and blue", "green and white"])
     assert np.isfinite([right, wrong]).all() and right > wrong
 
 

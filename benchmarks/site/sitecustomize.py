@@ -1,5 +1,6 @@
 """First thing in every process that benchmarks start: the encoder family `free`."""
 
-from chiasm.pipeline.encoders import FAMILIES
+from benchmarks import free_encoder
+from chiasm.pipeline.encoders import register_encoder
 
-FAMILIES["free"] = "benchmarks.free_encoder"
+register_encoder("free", free_encoder.load)

@@ -17,23 +17,35 @@ from typing import Any
 
 import numpy as np
 
-from chiasm.index.segments import COPIED, IndexedShard
 from chiasm.index.faiss_runtime import load_faiss
-from chiasm.index.segments import Manifest, SegmentEntry, TrainedEntry, publish
-from chiasm.pipeline.collection import file_version, embedded_shard_ids
-from chiasm.index.segments import Survey
 from chiasm.index.plan import IndexSettings, Plan, plan
-from chiasm.index.segments import TRAINED, SegmentWriter
-from chiasm.index.segments import Digest
-from chiasm.index.segments import sweep
-from chiasm.pipeline.collection import Collection
+from chiasm.index.segments import (
+    COPIED,
+    TRAINED,
+    Digest,
+    IndexedShard,
+    Manifest,
+    SegmentEntry,
+    SegmentWriter,
+    Survey,
+    TrainedEntry,
+    publish,
+    sweep,
+)
+from chiasm.pipeline.collection import (
+    Collection,
+    EmbeddingFile,
+    Run,
+    embedded_shard_ids,
+    embeddings,
+    file_version,
+    parquet_name,
+    vectors_of,
+)
 from chiasm.pipeline.errors import CollectionError, UsageError
-from chiasm.pipeline.timing import Stopwatch
-from chiasm.pipeline.collection import EmbeddingFile, embeddings, vectors_of
-from chiasm.pipeline.collection import parquet_name
 from chiasm.pipeline.records import COLUMNS
-from chiasm.pipeline.collection import Run
 from chiasm.pipeline.storage import display_name
+from chiasm.pipeline.timing import Stopwatch
 
 TRAIN_GROUPS = 512  # row groups the training vectors are drawn from: wide enough, and quick to read
 
@@ -74,7 +86,9 @@ def build_index(
         build = Build(collection, run, settings, progress)
         with clock.stage("survey"):
             counts = build.survey_rows()
-        plans = {column: plan(counts[column], settings) for column in select_columns(columns, counts)}
+        plans = {
+            column: plan(counts[column], settings) for column in select_columns(columns, counts)
+        }
         with clock.stage("train"):
             build.train(plans)
         with clock.stage("fill"):

@@ -1,7 +1,7 @@
 """Queries -> vectors, by the collection's own encoder.
 
 Words and pictures are encoded in batches, each picture by the same decoder that read the shards. A
-query with both is the normalised mean of its two vectors.
+query with both is what the encoder's `encode_joint_queries` makes of the two.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from chiasm.index.results import PictureSource, Query
-from chiasm.pipeline.encoders import Encoder, mean_of, unit
+from chiasm.pipeline.encoders import Encoded, Encoder, Preprocessor, require_modality, unit
 from chiasm.pipeline.errors import Undecodable, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
+from chiasm.pipeline.records import IMAGE, TEXT
 
 T = TypeVar("T")
 
@@ -42,14 +43,26 @@ def encode_queries(queries: Sequence[Query], encoder: Encoder | None, dim: int) 
     if encoder is None:
         assert not worded and not pictured
         return xq
+    texts: dict[int, Encoded] = {}
     for some in _batches(worded):
-        xq[some] = encoder.encode_texts([queries[number].words for number in some])
+        rows = encoder.encode_queries(TEXT, [_text(queries[number], encoder) for number in some])
+        xq[some] = rows.vectors
+        texts |= {number: rows.take(np.array([row])) for row, number in enumerate(some)}
     for some in _batches(pictured):
-        vectors = encoder.encode_images([pixels_of(source, encoder) for _, source in some])
-        for (number, _), vector in zip(some, vectors, strict=True):
-            words = xq[number][None]
-            xq[number] = mean_of(vector[None], words)[0] if queries[number].words else vector
+        rows = encoder.encode_queries(IMAGE, [pixels_of(source, encoder) for _, source in some])
+        for row, (number, _) in enumerate(some):
+            image = rows.take(np.array([row]))
+            if number in texts:
+                parts = {IMAGE: image, TEXT: texts[number]}
+                xq[number] = encoder.encode_joint_queries(parts)[0]
+            else:
+                xq[number] = image.vectors[0]
     return xq
+
+
+def _text(query: Query, encoder: Encoder) -> Any:
+    require_modality(encoder, TEXT)
+    return encoder.preprocess(TEXT, query.words)
 
 
 def _batches(items: list[T]) -> list[list[T]]:
@@ -67,14 +80,16 @@ def _given(vector: np.ndarray, dim: int) -> np.ndarray:
     return unit(vector[None])[0]
 
 
-def pixels_of(source: PictureSource, encoder: Encoder) -> np.ndarray:
+def pixels_of(source: PictureSource, encoder: Preprocessor) -> Any:
     """What the encoder takes of a query's picture; UsageError where that cannot be read."""
+    require_modality(encoder, IMAGE)
+    side = encoder.modalities[IMAGE].side
     try:
-        decoded = decode(encoded_picture(source), DecodeSettings(), encoder.image_size)
+        decoded = decode(encoded_picture(source), DecodeSettings(), side)
     except Undecodable as error:
         found = f"{error.reason}: {error.detail}" if error.detail else error.reason
         raise UsageError(_name_of(source), expected="a picture", found=found) from error
-    return encoder.preprocess(decoded.image)
+    return encoder.preprocess(IMAGE, np.asarray(decoded.image))
 
 
 def encoded_picture(source: PictureSource) -> bytes:

@@ -11,26 +11,23 @@ and what a stage cannot score for want of a picture, keeps its order behind thos
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from chiasm.index.query.encode import encoded_picture
 from chiasm.index.query.open_index import OpenIndex
 from chiasm.index.results import Query, Rerank
 from chiasm.index.segments import CatalogRow
-from chiasm.pipeline.encoders import require_matcher
+from chiasm.pipeline.encoders import Matcher, load_matcher, require_matcher
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
+from chiasm.pipeline.records import IMAGE, TEXT
 from chiasm.pipeline.shards import read_checked
 
-# By its name, as encoders are: it loads torch, which no other stage and no other command needs.
-CROSS_ENCODER = "chiasm.pipeline.encoders.cross_encoder"
 READERS = 8  # pictures fetched at once: reads of an object store mostly wait
 BATCH = 32  # pairs matched at once
 
@@ -93,12 +90,7 @@ def by_matching(
     """Matching logit of the query's words with each picture, or of the query's picture with each
     caption, plus the score before; None for rows without.
     """
-    encoder = require_matcher(collection.encoder)
-
-    def prepared(data: bytes) -> np.ndarray:
-        return encoder.preprocess(decode(data, DecodeSettings(), encoder.image_size).image)
-
-    logits = _by_pairs(query, candidates, collection, stage, prepared, encoder.match_pairs)
+    logits = _by_pairs(query, candidates, collection, stage, require_matcher(collection.encoder))
     return [
         None if logit is None else logit + candidate.score
         for logit, candidate in zip(logits, candidates, strict=True)
@@ -115,13 +107,8 @@ def by_cross_encoder(
     """Scores of a CrossEncoder for words and pictures, paired as in `by_matching`; None for rows
     without.
     """
-    module = importlib.import_module(CROSS_ENCODER)
-    encoder = module.load_cross_encoder(stage.model, collection.encoding)
-
-    def prepared(data: bytes) -> Image.Image:
-        return decode(data, DecodeSettings(), None).image
-
-    return _by_pairs(query, candidates, collection, stage, prepared, encoder.score_pairs)
+    matcher = load_matcher(f"st:{stage.model}", collection.encoding)
+    return _by_pairs(query, candidates, collection, stage, matcher)
 
 
 SCORERS: dict[str, Scorer] = {
@@ -136,36 +123,43 @@ def _by_pairs(
     candidates: Sequence[Candidate],
     collection: OpenIndex,
     stage: Rerank,
-    prepared: Callable[[bytes], Any],
-    scores_of: Callable[[list[Any], list[str]], np.ndarray],
+    matcher: Matcher,
 ) -> list[float | None]:
     """Scores of the query's words with each candidate's picture, or of the query's picture with
-    each caption; None for candidates that lack it.
-
-    prepared: an encoded picture -> what `scores_of` takes of it, beside the texts, BATCH at a time.
+    each caption, BATCH pairs at a time; None for candidates that lack it.
     """
     if not query.words and query.image is None:
         raise UsageError(f"rerank {stage}", expected="words or a picture", found="a vector")
-    told = collection.rows({candidate.position for candidate in candidates})
-    rows = [told[candidate.position] for candidate in candidates]
+    found_rows = collection.rows({candidate.position for candidate in candidates})
+    rows = [found_rows[candidate.position] for candidate in candidates]
+    side = matcher.modalities[IMAGE].side
+
+    def pixels(data: bytes) -> Any:
+        image = decode(data, DecodeSettings(), side).image
+        return matcher.preprocess(IMAGE, np.asarray(image))
+
     if query.words:
         ready = [i for i, row in enumerate(rows) if row.place is not None]
+        asked = (TEXT, [matcher.preprocess(TEXT, query.words)])
     else:
         assert query.image is not None
         ready = [i for i, row in enumerate(rows) if row.caption]
-        asked = prepared(encoded_picture(query.image))
+        asked = (IMAGE, [pixels(encoded_picture(query.image))])
 
-    def pair(i: int) -> tuple[Any, str]:
+    def other(i: int) -> Any:
         if query.words:
-            return prepared(_picture(rows[i])), query.words
-        return asked, rows[i].caption or ""
+            return pixels(_picture(rows[i]))
+        return matcher.preprocess(TEXT, rows[i].caption or "")
 
+    modality = IMAGE if query.words else TEXT
     found: list[float | None] = [None] * len(candidates)
     with ThreadPoolExecutor(READERS) as readers:
         for start in range(0, len(ready), BATCH):
             some = ready[start : start + BATCH]
-            pictures, texts = map(list, zip(*readers.map(pair, some), strict=True))
-            for i, score in zip(some, scores_of(pictures, texts).tolist(), strict=True):
+            items = list(readers.map(other, some))
+            pairs = np.array([(0, number) for number in range(len(items))])
+            scores = matcher.match(asked, (modality, items), pairs)
+            for i, score in zip(some, scores.tolist(), strict=True):
                 found[i] = score
     return found
 

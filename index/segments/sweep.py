@@ -23,7 +23,7 @@ from chiasm.index.segments.generations import (
 from chiasm.index.segments.segment import SEGMENTS, TRAINED
 from chiasm.pipeline.collection import Run
 from chiasm.pipeline.errors import CollectionError
-from chiasm.pipeline.storage import Folder, stale_temporaries
+from chiasm.pipeline.storage import Folder, is_temporary, run_of_temporary
 
 
 def sweep(folder: Folder, run: Run, settings: IndexSettings) -> list[str]:
@@ -34,7 +34,7 @@ def sweep(folder: Folder, run: Run, settings: IndexSettings) -> list[str]:
     kept, old = _generations(folder, settings)
 
     writing = alive | {run.id}
-    left = stale_temporaries(files, writing)
+    left = [name for name in files if is_temporary(name) and run_of_temporary(name) not in writing]
     for name in [*old, *left]:
         folder.remove(name)
     left += run.abort_uploads()

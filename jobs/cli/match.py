@@ -11,6 +11,7 @@ import typer
 from chiasm.index.query import pixels_of
 from chiasm.jobs.console import printable
 from chiasm.pipeline.encoders import load_encoder, require_matcher
+from chiasm.pipeline.records import IMAGE, TEXT
 
 HELP = """Tell whether texts tell of a picture.
 
@@ -32,10 +33,13 @@ def match(
     ] = "pocket",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a text.")] = False,
 ) -> None:
-    model = require_matcher(load_encoder(encoder))
-    pixels = pixels_of(image, model)
-    logits = model.match_pairs([pixels] * len(texts), texts).tolist()
-    cosines = model.encode_texts(texts) @ model.encode_images([pixels])[0]
+    model = load_encoder(encoder)
+    matcher = require_matcher(model)
+    pixels = [pixels_of(image, model)]
+    words = [model.preprocess(TEXT, text) for text in texts]
+    pairs = np.array([(0, number) for number in range(len(texts))])
+    logits = matcher.match((IMAGE, pixels), (TEXT, words), pairs).tolist()
+    cosines = model.encode(TEXT, words).vectors @ model.encode(IMAGE, pixels).vectors[0]
     for text, logit, cosine in zip(texts, logits, cosines.tolist(), strict=True):
         told = {
             "image": image,

@@ -180,7 +180,7 @@ class Pool:
         if isinstance(cause, UnreachableError):
             self._try_again(task, str(cause), work)  # its store may answer later
         elif isinstance(cause, SourceError):
-            task.lost.append(str(cause))
+            task.failures.append(str(cause))
             work.quarantine(task, str(cause))  # reading it again would find the same
         elif isinstance(cause, ChiasmError):
             raise cause
@@ -188,11 +188,11 @@ class Pool:
             self._try_again(task, f"{type(cause).__name__}: {_line(cause)}", work)
 
     def _try_again(self, task: Task, why: str, work: WorkList) -> None:
-        if len(task.lost) + 1 < self.settings.attempts:
+        if len(task.failures) + 1 < self.settings.attempts:
             work.requeue(task, why)
         else:
-            task.lost.append(why)
-            work.quarantine(task, f"{len(task.lost)} attempts failed, the last one: {why}")
+            task.failures.append(why)
+            work.quarantine(task, f"{len(task.failures)} attempts failed, the last one: {why}")
 
     def _advance(self, worker: Worker) -> None:
         worker.holds.popleft()

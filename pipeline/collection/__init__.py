@@ -25,7 +25,12 @@ from chiasm.pipeline.collection.ledger import (
     read_entry,
     write_entry,
 )
-from chiasm.pipeline.collection.parquet_schema import Footer, arrow_schema, parquet_name
+from chiasm.pipeline.collection.parquet_schema import (
+    Footer,
+    arrow_schema,
+    parquet_name,
+    schema_version,
+)
 from chiasm.pipeline.collection.parquet_writer import ParquetWriter
 from chiasm.pipeline.collection.runs import Run, RunRecord, process_alive, runs, this_machine
 
@@ -55,6 +60,7 @@ __all__ = [
     "read_footer",
     "read_identity",
     "runs",
+    "schema_version",
     "this_machine",
     "vectors_of",
     "write_entry",

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from chiasm.pipeline.collection.ledger import read_entry
 from chiasm.pipeline.collection.parquet_schema import (
     FOOTER_KEY,
-    SCHEMA,
+    SCHEMAS,
     Footer,
     parquet_name,
     storable,
@@ -157,9 +157,11 @@ def read_footer(folder: Folder, shard_id: str) -> Footer:
             where, expected="a Parquet file written by chiasm", found="no chiasm footer"
         )
     fields: dict[str, Any] = json.loads(footer)
-    if fields.get("schema") != SCHEMA:
+    if fields.get("schema") not in SCHEMAS:
         raise CollectionError(
-            where, expected=f"schema version {SCHEMA}", found=str(fields.get("schema"))
+            where,
+            expected="schema version " + " or ".join(map(str, SCHEMAS)),
+            found=str(fields.get("schema")),
         )
     return Footer(source=Shard(**fields.pop("source")), **fields)
 

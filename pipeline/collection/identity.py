@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
 
+from chiasm.pipeline.collection.parquet_schema import SCHEMAS, schema_version, vector_columns
 from chiasm.pipeline.encoders import Encoder
 from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.records import IMAGE
 from chiasm.pipeline.storage import Folder, display_name
 
-SCHEMA = 1
 NAME = "collection.json"
 SHARD_FOLDERS = ("ledger", "embeddings")  # written by workers
 FOLDERS = ("", "runs", *SHARD_FOLDERS)  # where a run can leave temporaries
@@ -25,7 +26,10 @@ FOLDERS = ("", "runs", *SHARD_FOLDERS)  # where a run can leave temporaries
 
 @dataclass(frozen=True)
 class Identity:
-    """The content of `collection.json`. `device` and `versions` are those of the first worker."""
+    """The content of `collection.json`.
+
+    device, versions: those of the first worker. dims: the width of each column that the encoder
+    fills, stored where `schema` is 2. dim: the width where there is one, else the largest."""
 
     encoder: str
     fingerprint: str
@@ -35,23 +39,41 @@ class Identity:
     preprocessing: dict[str, Any]
     device: str
     versions: dict[str, str]
-    schema: int = SCHEMA
+    schema: int = 1
+    dims: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """Every vector column of the collection and its width."""
+        return vector_columns(self.dims or {"joint": self.dim})
 
     @classmethod
     def of(cls, encoder: Encoder) -> Identity:
+        dims = dict(encoder.dims)
+        version = schema_version(dims)
+        picture = encoder.modalities.get(IMAGE)
         return cls(
             encoder=encoder.name,
             fingerprint=encoder.fingerprint,
-            dim=encoder.dim,
-            image_size=encoder.image_size,
+            dim=max(dims.values()),
+            image_size=None if picture is None else picture.side,
             precision=encoder.precision,
             preprocessing=encoder.preprocessing,
             device=encoder.device,
             versions=package_versions(),
+            schema=version,
+            dims={} if version == 1 else dims,
         )
 
+    def to_json(self) -> bytes:
+        """The file's bytes; those of schema 1 hold no `dims`."""
+        fields = asdict(self)
+        if self.schema == 1:
+            del fields["dims"]
+        return json.dumps(fields, ensure_ascii=False, indent=1).encode() + b"\n"
+
     def require(self, fingerprint: str, name: str, where: str) -> None:
-        """Raise CollectionError for an encoder with another fingerprint; `where`: the collection."""
+        """Raise CollectionError for an encoder with another fingerprint. where: the collection."""
         if fingerprint != self.fingerprint:
             raise CollectionError(
                 where,
@@ -90,10 +112,10 @@ def read_identity(folder: Folder) -> Identity | None:
     where = display_name(folder.url_of(NAME))
     try:
         fields = json.loads(folder.read_bytes(NAME))
-        if fields.get("schema") != SCHEMA:
+        if fields.get("schema") not in SCHEMAS:
             raise CollectionError(
                 where,
-                expected=f"schema version {SCHEMA}",
+                expected="schema version " + " or ".join(map(str, SCHEMAS)),
                 found=str(fields.get("schema")),
                 do="read it with the version of chiasm that wrote it",
             )
@@ -111,8 +133,7 @@ def create_or_check(folder: Folder, identity: Identity, run_id: str) -> Identity
     Of two runs that start together one writes; the other, if its encoder is another, fails here,
     before it embeds anything. Raises CollectionError."""
     if not folder.exists(NAME):
-        text = json.dumps(asdict(identity), ensure_ascii=False, indent=1)
-        folder.write_new(NAME, text.encode() + b"\n", run_id)
+        folder.write_new(NAME, identity.to_json(), run_id)
     existing = read_identity(folder)
     if existing is None:
         raise CollectionError(

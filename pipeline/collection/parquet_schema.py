@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 
 from chiasm.pipeline.collection.ledger import LedgerEntry
 from chiasm.pipeline.records import COLUMNS, Shard
 
-SCHEMA = 1
+SCHEMAS = (1, 2)  # that are read
 
 
 ROW_GROUP = 256  # read whole for a single row; a scan of larger ones is hardly faster
@@ -23,7 +26,8 @@ class Footer:
     """What a Parquet file says of itself, stored as JSON under the key `chiasm` of its metadata.
 
     `rows` and `dropped` count samples; source, edition and counts repeat the ledger's, and the two
-    have to agree. `encoder`, `fingerprint` and `dim` repeat collection.json.
+    have to agree. `encoder`, `fingerprint`, `dim` and `dims` repeat collection.json; `dims` is
+    stored where `schema` is 2.
     """
 
     source: Shard
@@ -33,7 +37,8 @@ class Footer:
     encoder: str
     fingerprint: str
     dim: int
-    schema: int = SCHEMA
+    schema: int = 1
+    dims: Mapping[str, int] = field(default_factory=dict)
 
     def agrees_with(self, entry: LedgerEntry | None) -> bool:
         return (
@@ -43,10 +48,33 @@ class Footer:
             and (entry.rows, len(entry.dropped)) == (self.rows, self.dropped)
         )
 
+    def to_json(self) -> str:
+        fields = asdict(self)
+        if self.schema == 1:
+            del fields["dims"]
+        return json.dumps(fields, sort_keys=True)
 
-def arrow_schema(dim: int) -> pa.Schema:
-    """The columns of docs/formats.md; vectors are null in rows that lack the modality."""
-    vector = pa.list_(pa.field("element", pa.float16(), nullable=False), dim)
+
+def schema_version(dims: Mapping[str, int]) -> int:
+    """1 for pictures and texts of one width, 2 for any other columns."""
+    alike = len(set(dims.values())) == 1
+    return 1 if alike and set(dims) <= set(COLUMNS) else 2
+
+
+def vector_columns(dims: Mapping[str, int]) -> dict[str, int]:
+    """Every vector column of a file and its width: `image`, `text` and `joint` are always there,
+    null where the encoder does not fill them."""
+    width = next(iter(dims.values()))
+    return {column: dims.get(column, width) for column in COLUMNS} | dict(dims)
+
+
+def arrow_schema(dims: Mapping[str, int]) -> pa.Schema:
+    """The columns of docs/formats.md; vectors are null in rows that lack the modality.
+
+    dims: the width of each column that the encoder fills. A modality M beyond pictures and texts
+    adds M, M_member, M_offset, M_size and M_sha256."""
+    columns = vector_columns(dims)
+    others = [column for column in columns if column not in COLUMNS]
     return pa.schema(
         [
             pa.field("key", pa.string(), nullable=False),
@@ -54,15 +82,28 @@ def arrow_schema(dim: int) -> pa.Schema:
             ("caption", pa.string()),
             ("captions", pa.list_(pa.string())),
             ("json", pa.string()),
-            *((column, vector) for column in COLUMNS),
+            *((column, _vector(columns[column])) for column in COLUMNS),
             ("width", pa.int32()),
             ("height", pa.int32()),
-            ("sha256", pa.string()),
-            ("member", pa.string()),
-            ("offset", pa.int64()),
-            ("size", pa.int64()),
+            *_member_fields(""),
+            *((column, _vector(columns[column])) for column in others),
+            *itertools.chain.from_iterable(_member_fields(f"{column}_") for column in others),
         ]
     )
+
+
+def _vector(width: int) -> pa.DataType:
+    return pa.list_(pa.field("element", pa.float16(), nullable=False), width)
+
+
+def _member_fields(prefix: str) -> list[tuple[str, pa.DataType]]:
+    """Where the member that a row was made from is, and its digest."""
+    return [
+        (f"{prefix}sha256", pa.string()),
+        (f"{prefix}member", pa.string()),
+        (f"{prefix}offset", pa.int64()),
+        (f"{prefix}size", pa.int64()),
+    ]
 
 
 def storable(text: str) -> str:

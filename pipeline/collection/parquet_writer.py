@@ -8,8 +8,7 @@ depends on when or where it was written, so the same shard gives the same bytes.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -24,8 +23,9 @@ from chiasm.pipeline.collection.parquet_schema import (
     arrow_schema,
     parquet_name,
     storable,
+    vector_columns,
 )
-from chiasm.pipeline.records import COLUMNS, Embedded, Shard
+from chiasm.pipeline.records import IMAGE, Decoded, Embedded, Shard, VectorColumn
 from chiasm.pipeline.storage import Folder
 
 
@@ -35,16 +35,18 @@ class ParquetWriter:
     Used in a `with`: leaving it without a commit leaves nothing behind.
     """
 
-    def __init__(self, folder: Folder, shard: Shard, dim: int, run_id: str) -> None:
-        self.shard, self.dim, self.rows = shard, dim, 0
-        self._schema = arrow_schema(dim)
+    def __init__(self, folder: Folder, shard: Shard, dims: Mapping[str, int], run_id: str) -> None:
+        self.shard, self.rows = shard, 0
+        self._schema = arrow_schema(dims)
         self._file = folder.create(parquet_name(shard.id), run_id)
         self._parquet = pq.ParquetWriter(
             self._file,
             self._schema,
             compression="zstd",
             use_dictionary=False,
-            column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in COLUMNS},
+            column_encoding={
+                f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in vector_columns(dims)
+            },
             # Free, and the only way to tell a flipped bit: vectors hardly compress, and zstd puts
             # what it cannot compress there as it is.
             write_page_checksum=True,
@@ -76,8 +78,7 @@ class ParquetWriter:
     def commit(self, footer: Footer) -> None:
         """Write what is left and the footer, flush to the disk, give the file its name."""
         self._flush(everything=True)
-        told = json.dumps(asdict(footer), sort_keys=True)
-        self._parquet.add_key_value_metadata({FOOTER_KEY.decode(): told})
+        self._parquet.add_key_value_metadata({FOOTER_KEY.decode(): footer.to_json()})
         self._parquet.close()
         self._file.commit()
 
@@ -96,33 +97,40 @@ class ParquetWriter:
 def table_of(embedded: Embedded, shard_id: str, schema: pa.Schema) -> pa.Table:
     """A batch as an Arrow table of `arrow_schema`."""
     rows = embedded.batch.rows
-    samples = [row.sample for row in rows]
-    places = [sample.place for sample in samples]
     plain: dict[str, list[Any]] = {
-        "key": [storable(sample.key) for sample in samples],
+        "key": [storable(row.key) for row in rows],
         "shard": [shard_id] * len(rows),
-        "caption": [
-            storable(sample.captions[0]) if sample.captions else None for sample in samples
-        ],
-        "captions": [[storable(caption) for caption in sample.captions] for sample in samples],
-        "json": [None if sample.json is None else storable(sample.json) for sample in samples],
-        "width": [row.width for row in rows],
-        "height": [row.height for row in rows],
-        "sha256": [row.sha256 for row in rows],
-        "member": [place and storable(place.member) for place in places],
-        "offset": [place and place.offset for place in places],
-        "size": [place and place.size for place in places],
+        "caption": [storable(row.captions[0]) if row.captions else None for row in rows],
+        "captions": [[storable(caption) for caption in row.captions] for row in rows],
+        "json": [None if row.json is None else storable(row.json) for row in rows],
     }
+    sizes = [row.origins[IMAGE].size if IMAGE in row.origins else None for row in rows]
+    plain["width"] = [size and size[0] for size in sizes]
+    plain["height"] = [size and size[1] for size in sizes]
+    plain |= _members(rows, IMAGE, "")
     arrays = []
     for column in schema:
-        if column.name in COLUMNS:
-            vectors = getattr(embedded, column.name)
-            arrays.append(_vector_array(vectors, embedded.has[column.name], column.type))
-        else:
+        if column.name in plain:
             arrays.append(pa.array(plain[column.name], type=column.type))
+        elif pa.types.is_fixed_size_list(column.type):
+            arrays.append(_vector_array(embedded.columns.get(column.name), len(rows), column.type))
+            plain |= _members(rows, column.name, f"{column.name}_")
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _vector_array(vectors: np.ndarray, has: np.ndarray, kind: pa.DataType) -> pa.Array:
-    flat = pa.array(vectors.astype(np.float16).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=pa.array(~has))
+def _members(rows: list[Decoded], modality: str, prefix: str) -> dict[str, list[Any]]:
+    """The member that each row's input of a modality was made from, by column."""
+    origins = [row.origins.get(modality) for row in rows]
+    return {
+        f"{prefix}sha256": [origin and origin.sha256 for origin in origins],
+        f"{prefix}member": [origin and storable(origin.place.member) for origin in origins],
+        f"{prefix}offset": [origin and origin.place.offset for origin in origins],
+        f"{prefix}size": [origin and origin.place.size for origin in origins],
+    }
+
+
+def _vector_array(column: VectorColumn | None, rows: int, kind: pa.FixedSizeListType) -> pa.Array:
+    if column is None:  # no row of the batch has it
+        column = VectorColumn(np.zeros((rows, kind.list_size), np.float32), np.zeros(rows, bool))
+    flat = pa.array(column.vectors.astype(np.float16).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=pa.array(~column.has))

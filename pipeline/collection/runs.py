@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from chiasm.pipeline.errors import StorageError
-from chiasm.pipeline.storage import Folder, is_temporary, stale_temporaries
+from chiasm.pipeline.storage import Folder, is_temporary, run_of_temporary
 
 HEARTBEAT_SECONDS = 2.0
 STALE_SECONDS = 60.0
@@ -95,7 +95,9 @@ class Run:
         self._lock = threading.Lock()
         self._ended: set[str] = set()  # files of runs that have ended, which change no more
         self._stop = threading.Event()
-        self._heartbeat = threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True)
+        self._heartbeat = threading.Thread(
+            target=self._send_heartbeats, name="heartbeat", daemon=True
+        )
 
     @property
     def id(self) -> str:
@@ -152,13 +154,20 @@ class Run:
         now = time.time()
         if any(run.died_after(now - 10 * ORPHAN_SECONDS) for run in runs(self.folder)):
             time.sleep(ORPHAN_SECONDS)
+        return self.remove_temporaries(folders, own=own) + self.abort_uploads(own=own)
+
+    def remove_temporaries(self, folders: Iterable[str], *, own: bool = False) -> list[str]:
+        """Remove the temporaries in `folders` whose runs are dead, with `own` also this run's;
+        returns their names."""
         # Files are listed before live runs: a run that starts in between has no file in the list.
         names = [name for folder in folders for name in self.folder.list(folder)]
         live = {run.id for run in self.others()} | (set() if own else {self.id})
-        stale = stale_temporaries(names, live)
+        stale = [
+            name for name in names if is_temporary(name) and run_of_temporary(name) not in live
+        ]
         for name in stale:
             self.folder.remove(name)
-        return stale + self.abort_uploads(own=own)
+        return stale
 
     def abort_uploads(self, *, own: bool = False) -> list[str]:
         """Abort multipart uploads that dead runs left: listings do not show them, bills do. An
@@ -226,7 +235,7 @@ def this_machine() -> str:
 
 
 def process_alive(pid: int, started: float) -> bool:
-    """Whether the process that started at `started`, in seconds since the epoch, still runs: its pid
+    """Whether the process that started at `started` (seconds since the epoch) still runs: its pid
     alone may belong to a new process."""
     try:
         process = psutil.Process(pid)

@@ -1,25 +1,35 @@
-"""Rerankers: any CrossEncoder of sentence-transformers that scores words with pictures, such as
-Qwen3-VL-Reranker and jina-reranker-m0. No code of a model's own is run.
+"""`st:ID_OR_DIR` as a matcher: any CrossEncoder of sentence-transformers that scores words with
+pictures, such as Qwen3-VL-Reranker and jina-reranker-m0. No code of a model's own is run.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from sentence_transformers import CrossEncoder
 
+from chiasm.pipeline.encoders.protocols import (
+    Array,
+    BaseEncoder,
+    Input,
+    image_and_text,
+    require_modality,
+)
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.pretrained.sentence_models import clean, load_network, shrunk
+from chiasm.pipeline.pretrained.hub import ModelFolder
+from chiasm.pipeline.pretrained.sentence_models import LARGEST, clean, load_network, shrunk
+from chiasm.pipeline.records import IMAGE, TEXT
 
 BATCH = 8  # pairs at once: such models are large
 
 
 @functools.cache
-def load_cross_encoder(model: str, settings: EncoderSettings) -> CrossEncoderScorer:
+def load(model: str, settings: EncoderSettings) -> CrossEncoderMatcher:
     """The CrossEncoder of a folder or a hub id, kept for the next query; raises EncoderError or
     UsageError, in one line."""
     folder, network, _, _ = load_network(CrossEncoder, model, settings)
@@ -30,21 +40,38 @@ def load_cross_encoder(model: str, settings: EncoderSettings) -> CrossEncoderSco
             found="one for " + ", ".join(map(str, network.modalities)),
             do="take one for both, such as st:Qwen/Qwen3-VL-Reranker-2B",
         )
-    return CrossEncoderScorer(network)
+    return CrossEncoderMatcher(folder, network)
 
 
-class CrossEncoderScorer:
-    """Pictures with texts -> scores."""
+class CrossEncoderMatcher:
+    """See the protocol `chiasm.pipeline.encoders.Matcher`; its scores are in the model's own
+    scale, higher is nearer."""
 
-    def __init__(self, network: CrossEncoder) -> None:
+    def __init__(self, folder: ModelFolder, network: CrossEncoder) -> None:
+        self.name = folder.name
+        self.fingerprint = folder.fingerprint({"largest": LARGEST})
+        self.modalities = {IMAGE: Input(), TEXT: Input()}
         self._network = network
 
-    def score_pairs(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> np.ndarray:
-        """B RGB pictures, B texts -> (B,) float32, higher is nearer, in the model's own scale."""
-        # Named by kind, as in `st:` encoders: a bare text could be read as a picture's address.
-        pairs = [
-            ({"text": clean(text)}, {"image": shrunk(picture)})
-            for picture, text in zip(pictures, texts, strict=True)
+    def preprocess(self, modality: str, raw: Any) -> Any:
+        """A picture uint8 (H, W, 3) -> the same, shrunk to at most LARGEST pixels. A text stays as
+        it is."""
+        require_modality(self, modality)
+        return raw if modality == TEXT else np.array(shrunk(Image.fromarray(raw)))
+
+    cost = BaseEncoder.cost
+
+    def match(
+        self, a: tuple[str, Sequence[Any]], b: tuple[str, Sequence[Any]], pairs: Array
+    ) -> Array:
+        """Pictures and texts, pairs (P, 2) of their indices -> (P,) float32."""
+        pixels, texts, pairs = image_and_text(self, a, b, pairs)
+        # Named by modality, as in `st:` encoders: a bare text could be read as a picture's address.
+        inputs = [
+            ({"text": clean(texts[j])}, {"image": Image.fromarray(pixels[i])})
+            for i, j in pairs.tolist()
         ]
-        scores = self._network.predict(pairs, batch_size=BATCH, show_progress_bar=False)
+        if not inputs:
+            return np.zeros(0, dtype=np.float32)
+        scores = self._network.predict(inputs, batch_size=BATCH, show_progress_bar=False)
         return np.asarray(scores, dtype=np.float32).reshape(-1)

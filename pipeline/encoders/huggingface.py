@@ -17,12 +17,20 @@ import torch
 import transformers
 from PIL import Image
 
-from chiasm.pipeline.encoders import mean_of, unit
+from chiasm.pipeline.encoders.protocols import (
+    JOINT,
+    BaseEncoder,
+    Encoded,
+    Input,
+    require_modality,
+    unit,
+)
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device import PRECISIONS, resolve_device, resolve_precision
 from chiasm.pipeline.pretrained.hub import ModelFolder, find_model, loading
 from chiasm.pipeline.pretrained.image_processing import PatchPixels, Pixels, SquarePixels
+from chiasm.pipeline.records import IMAGE, TEXT
 
 WEIGHTS = "model*.safetensors"
 TOKENIZERS = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
@@ -67,7 +75,7 @@ def load(model: str, settings: EncoderSettings) -> HuggingFaceEncoder:
     )
 
 
-class HuggingFaceEncoder:
+class HuggingFaceEncoder(BaseEncoder):
     """The two towers of one transformers model; see the protocol
     `chiasm.pipeline.encoders.Encoder`."""
 
@@ -83,8 +91,8 @@ class HuggingFaceEncoder:
         device: torch.device,
     ) -> None:
         self.name = folder.name
-        self.dim = dim
-        self.image_size = pixels.side
+        self.modalities = {IMAGE: Input(side=pixels.side), TEXT: Input()}
+        self.dims = dict.fromkeys((IMAGE, TEXT, JOINT), dim)
         self.precision = precision
         self.device = str(device)
         self.preprocessing = {"image": pixels.described(), "text": tokens.described()}
@@ -92,35 +100,23 @@ class HuggingFaceEncoder:
         self._tokens, self._pixels, self._network = tokens, pixels, network
         self._device, self._dtype = device, PRECISIONS[precision]
 
-    def preprocess(self, image: Image.Image) -> np.ndarray:
-        """One RGB picture -> uint8 (3, S, S), or (H, W, 3) where `image_size` is None."""
-        return self._pixels.preprocess(image)
+    def preprocess(self, modality: str, raw: Any) -> Any:
+        """A picture uint8 (H, W, 3) -> uint8 (3, S, S), or (H, W, 3) where the model takes any
+        size. A text stays as it is."""
+        require_modality(self, modality)
+        return self._pixels.preprocess(Image.fromarray(raw)) if modality == IMAGE else raw
 
     @torch.inference_mode()
-    def encode_images(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """B outputs of `preprocess` -> (B, D) float32, unit rows."""
-        if not pixels:
-            return np.zeros((0, self.dim), np.float32)
-        inputs = self._pixels.inputs(pixels, self._device, self._dtype)
-        return _rows(self._network.get_image_features(**inputs))
-
-    @torch.inference_mode()
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """B texts, each cut to the model's length -> (B, D) float32, unit rows."""
-        if not texts:
-            return np.zeros((0, self.dim), np.float32)
-        inputs = {name: value.to(self._device) for name, value in self._tokens(texts).items()}
-        return _rows(self._network.get_text_features(**inputs))
-
-    def encode_pairs(
-        self,
-        image: np.ndarray,
-        text: np.ndarray,
-        pixels: Sequence[np.ndarray],
-        texts: Sequence[str],
-    ) -> np.ndarray:
-        """The normalised mean: these models have no learned fusion."""
-        return mean_of(image, text)
+    def encode(self, modality: str, items: Sequence[Any]) -> Encoded:
+        """B outputs of `preprocess` -> B rows; texts are cut to the model's length."""
+        require_modality(self, modality)
+        if not len(items):
+            return Encoded(np.zeros((0, self.dims[modality]), np.float32))
+        if modality == IMAGE:
+            inputs = self._pixels.inputs(items, self._device, self._dtype)
+            return Encoded(_rows(self._network.get_image_features(**inputs)))
+        tokens = {name: value.to(self._device) for name, value in self._tokens(items).items()}
+        return Encoded(_rows(self._network.get_text_features(**tokens)))
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ nothing of photographs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,28 @@ import numpy as np
 import torch
 from PIL import Image
 
-from chiasm.pipeline.encoders import mean_of
-from chiasm.pipeline.encoders.recent import Recent
+from chiasm.pipeline.encoders.protocols import (
+    JOINT,
+    Array,
+    BaseEncoder,
+    Encoded,
+    Input,
+    image_and_text,
+    require_modality,
+)
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.checkpoint import FILES, SHIPPED, load_model
-from chiasm.pipeline.model.inference import BLOCK, encode_texts, fuse_pairs, look, match_pairs
+from chiasm.pipeline.model.fusion import Modality
+from chiasm.pipeline.model.inference import (
+    fuse_pairs,
+    image_modality,
+    match_pairs,
+    text_modality,
+)
 from chiasm.pipeline.model.preprocess import RULE, to_pixels
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device import PRECISIONS, resolve_device, resolve_precision
+from chiasm.pipeline.records import IMAGE, TEXT
 
 TEXT_RULE = "NFKC, lower case, single spaces, no final full stop; own byte-pair tokens"
 
@@ -40,9 +53,9 @@ def load(model: str, settings: EncoderSettings) -> PocketEncoder:
     )
 
 
-class PocketEncoder:
-    """A `JointNetwork` behind the protocols of `chiasm.pipeline.encoders`; `fuses`: has it learned
-    to fuse and to match?
+class PocketEncoder(BaseEncoder):
+    """A `JointNetwork` behind the protocols of `chiasm.pipeline.encoders`. `fuses`: whether it has
+    learned to fuse and to match.
 
     The same batch gives the same bytes on one kind of processor with one number of threads.
     """
@@ -56,58 +69,64 @@ class PocketEncoder:
         self.precision = resolve_precision(settings.precision, device)
         model, self._tokenizer = load_model(folder, PRECISIONS[self.precision])
         self._model = model.to(device)
-        self._seen = Recent(partial(look, self._model), BLOCK)
-        self.dim = model.config.dim
         self.fuses = model.fusion is not None
-        self._side = model.config.image.side
-        self.image_size: int | None = self._side
+        side = model.config.image.side
+        self.modalities = {IMAGE: Input(side=side), TEXT: Input()}
+        self.dims = dict.fromkeys((IMAGE, TEXT, JOINT), model.config.dim)
         self.preprocessing: dict[str, Any] = {
             "image": RULE,
-            "side": self.image_size,
+            "side": side,
             "text": TEXT_RULE,
             "context": model.config.text.context,
         }
         self.fingerprint = _fingerprint(folder, self.preprocessing)
 
-    def preprocess(self, image: Image.Image) -> np.ndarray:
-        """One RGB picture -> uint8 (3, S, S): shorter side to S, then the middle square."""
-        return to_pixels(image, self._side)
+    def preprocess(self, modality: str, raw: Any) -> Any:
+        """A picture uint8 (H, W, 3) -> uint8 (3, S, S): shorter side to S, then the middle square.
+        A text stays as it is; what lies past the context is not read."""
+        require_modality(self, modality)
+        if modality == TEXT:
+            return raw
+        return to_pixels(Image.fromarray(raw), self._model.config.image.side)
 
-    def encode_images(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """B arrays uint8 (3, S, S) -> (B, D) float32, unit rows."""
-        if not len(pixels):
-            return np.zeros((0, self.dim), dtype=np.float32)
-        return self._seen(pixels)[1].cpu().numpy()
+    @torch.inference_mode()
+    def encode(self, modality: str, items: Sequence[Any]) -> Encoded:
+        """B outputs of `preprocess` -> B rows; the state is what the fusion reads of them."""
+        require_modality(self, modality)
+        if not len(items):
+            return Encoded(np.zeros((0, self.dims[modality]), dtype=np.float32))
+        if modality == IMAGE:
+            rows = image_modality(self._model, items)
+        else:
+            rows = text_modality(self._model, self._tokenizer, items)
+        return Encoded(rows.vector.float().cpu().numpy(), state=rows if self.fuses else None)
 
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """B texts -> (B, D) float32, unit rows; what lies past the context is not read."""
-        return encode_texts(self._model, self._tokenizer, texts)
-
-    def encode_pairs(
-        self,
-        image: np.ndarray,
-        text: np.ndarray,
-        pixels: Sequence[np.ndarray],
-        texts: Sequence[str],
-    ) -> np.ndarray:
-        """B pairs -> (B, D) float32 unit rows: fused by what the model has learned, the mean of a
+    @torch.inference_mode()
+    def encode_joint(self, parts: Mapping[str, Encoded]) -> Array:
+        """Pairs -> (B, D) float32 unit rows: fused by what the model has learned, the mean of a
         model of two towers alone.
         """
-        if not self.fuses:
-            return mean_of(image, text)
-        return fuse_pairs(self._model, self._tokenizer, pixels, texts, self._seen)
+        image, text = parts[IMAGE].state, parts[TEXT].state
+        if not isinstance(image, Modality) or not isinstance(text, Modality):
+            return super().encode_joint(parts)
+        return fuse_pairs(self._model, text, image)
 
-    def match_pairs(self, pixels: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
-        """B outputs of `preprocess`, B texts -> (B,) float32, the log odds that text i tells of
-        picture i. UsageError from a model of two towers alone."""
+    @torch.inference_mode()
+    def match(
+        self, a: tuple[str, Sequence[Any]], b: tuple[str, Sequence[Any]], pairs: Array
+    ) -> Array:
+        """Outputs of `preprocess` of pictures and of texts, pairs (P, 2) of their indices -> (P,)
+        float32, the log odds that the text is true of the picture. UsageError from a model of two
+        towers alone."""
         if self._model.matching is None:
             raise UsageError(
                 f"encoder {self.name}",
                 expected="a model that learned to match words with pictures",
                 found="two towers alone",
-                do="train one: chiasm train --preset pocket --to DIR",
+                do="train one: chiasm train pocket --to DIR",
             )
-        return match_pairs(self._model, self._tokenizer, pixels, texts, self._seen)
+        pixels, texts, pairs = image_and_text(self, a, b, pairs)
+        return match_pairs(self._model, self._tokenizer, pixels, texts, pairs)
 
 
 def _fingerprint(folder: Path, preprocessing: dict[str, Any]) -> str:

@@ -8,7 +8,8 @@ run: what needs trust_remote_code is refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,20 @@ import torch
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
-from chiasm.pipeline.encoders import mean_of, unit
+from chiasm.pipeline.encoders.protocols import (
+    JOINT,
+    Array,
+    BaseEncoder,
+    Encoded,
+    Input,
+    require_modality,
+    unit,
+)
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.hub import ModelFolder
 from chiasm.pipeline.pretrained.sentence_models import LARGEST, clean, load_network, shrunk
+from chiasm.pipeline.records import IMAGE, TEXT
 
 
 def load(model: str, settings: EncoderSettings) -> SentenceTransformerEncoder:
@@ -37,10 +47,18 @@ def load(model: str, settings: EncoderSettings) -> SentenceTransformerEncoder:
     return SentenceTransformerEncoder(folder, network.eval(), precision, device)
 
 
-class SentenceTransformerEncoder:
-    """One SentenceTransformer; see the protocol `chiasm.pipeline.encoders.Encoder`."""
+@dataclass(frozen=True)
+class Inputs:
+    """A batch's inputs as they went in: a model that fuses reads pictures and texts again."""
 
-    image_size = None
+    items: list[Any]
+
+    def take(self, rows: Array) -> Inputs:
+        return Inputs([self.items[row] for row in rows])
+
+
+class SentenceTransformerEncoder(BaseEncoder):
+    """One SentenceTransformer; see the protocol `chiasm.pipeline.encoders.Encoder`."""
 
     def __init__(
         self,
@@ -54,50 +72,51 @@ class SentenceTransformerEncoder:
         self.device = str(device)
         self._network = network
         self._fuses = network.supports(("image", "text"))
+        self.modalities = {IMAGE: Input(), TEXT: Input()}
         self.preprocessing = {
             "image": {"largest": LARGEST, "then": "the model's own"},
             "text": {"prompt": network.prompts.get(network.default_prompt_name or "", "")},
             "joint": "the model's own" if self._fuses else "normalised mean",
         }
         self.fingerprint = folder.fingerprint(self.preprocessing)
-        self.dim = self._encode([{"text": "a"}]).shape[1]
+        dim = self._encode([{"text": "a"}]).shape[1]
+        self.dims = dict.fromkeys((IMAGE, TEXT, JOINT), dim)
 
-    def preprocess(self, image: Image.Image) -> np.ndarray:
-        """One RGB picture -> uint8 (H, W, 3), shrunk to at most LARGEST pixels."""
-        return np.array(shrunk(image))
+    def preprocess(self, modality: str, raw: Any) -> Any:
+        """A picture uint8 (H, W, 3) -> the same, shrunk to at most LARGEST pixels. A text stays as
+        it is."""
+        require_modality(self, modality)
+        return raw if modality == TEXT else np.array(shrunk(Image.fromarray(raw)))
 
-    def encode_images(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """B outputs of `preprocess` -> (B, D) float32, unit rows."""
-        return self._encode([{"image": Image.fromarray(picture)} for picture in pixels])
+    def encode(self, modality: str, items: Sequence[Any]) -> Encoded:
+        """B outputs of `preprocess`, texts under the model's default prompt -> B rows."""
+        require_modality(self, modality)
+        if not len(items):
+            return Encoded(np.zeros((0, self.dims[modality]), np.float32))
+        rows = self._encode([{modality: _model_input(modality, item)} for item in items])
+        return Encoded(rows, state=Inputs(list(items)) if self._fuses else None)
 
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """B texts, under the model's default prompt -> (B, D) float32, unit rows."""
-        return self._encode([{"text": clean(text)} for text in texts])
-
-    def encode_pairs(
-        self,
-        image: np.ndarray,
-        text: np.ndarray,
-        pixels: Sequence[np.ndarray],
-        texts: Sequence[str],
-    ) -> np.ndarray:
+    def encode_joint(self, parts: Mapping[str, Encoded]) -> Array:
         """B pairs -> (B, D) float32 unit rows: both read together by a model that can (one more
         forward pass), the normalised mean elsewhere."""
-        if not self._fuses:
-            return mean_of(image, text)
+        image, text = parts[IMAGE].state, parts[TEXT].state
+        if not isinstance(image, Inputs) or not isinstance(text, Inputs):
+            return super().encode_joint(parts)
         return self._encode(
             [
-                {"image": Image.fromarray(picture), "text": clean(caption)}
-                for picture, caption in zip(pixels, texts, strict=True)
+                {IMAGE: _model_input(IMAGE, picture), TEXT: _model_input(TEXT, caption)}
+                for picture, caption in zip(image.items, text.items, strict=True)
             ]
         )
 
-    def _encode(self, inputs: list[dict[str, Any]]) -> np.ndarray:
-        # Inputs are named by kind, never bare: a bare text that reads like the URL or the path of a
-        # picture would be fetched and shown to the model, and captions are anybody's.
-        if not inputs:
-            return np.zeros((0, self.dim), np.float32)
+    def _encode(self, inputs: list[dict[str, Any]]) -> Array:
+        # Inputs are named by modality, never bare: a bare text that reads like the URL or the path
+        # of a picture would be fetched and shown to the model, and captions are anybody's.
         rows = self._network.encode(
             inputs, batch_size=len(inputs), show_progress_bar=False, convert_to_numpy=True
         )
         return unit(rows)
+
+
+def _model_input(modality: str, item: Any) -> Any:
+    return Image.fromarray(item) if modality == IMAGE else clean(item)

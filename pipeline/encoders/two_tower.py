@@ -6,7 +6,8 @@ same is checked by their fingerprints.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,20 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from chiasm.pipeline.encoders.recent import Recent
+from chiasm.pipeline.encoders.protocols import (
+    JOINT,
+    Array,
+    BaseEncoder,
+    Encoded,
+    Input,
+    image_and_text,
+    require_modality,
+)
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.records import IMAGE, TEXT
 from chiasm.pipeline.two_tower.checkpoint import FILES, load_two_tower
-from chiasm.pipeline.two_tower.frozen import ImageTower, Texts, TextTower
+from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower
 
 BLOCK = 64  # pictures or texts of one forward pass
 
@@ -33,7 +43,7 @@ def load(model: str, settings: EncoderSettings) -> TwoTowerEncoder:
     return TwoTowerEncoder(Path(model).expanduser().resolve(), settings)
 
 
-class TwoTowerEncoder:
+class TwoTowerEncoder(BaseEncoder):
     """See the protocol `chiasm.pipeline.encoders.Encoder`, and `Matcher`."""
 
     def __init__(self, folder: Path, settings: EncoderSettings) -> None:
@@ -54,8 +64,8 @@ class TwoTowerEncoder:
                     do="put that model back, or train again on this one",
                 )
         self._network = network.to(self._image.device)
-        self.dim = config.dim
-        self.image_size = self._image.side
+        self.modalities = {IMAGE: Input(side=self._image.side), TEXT: Input()}
+        self.dims = dict.fromkeys((IMAGE, TEXT, JOINT), config.dim)
         self.precision, self.device = self._image.precision, str(self._image.device)
         self.preprocessing: dict[str, Any] = {
             "image": self._image.preprocessing,
@@ -67,94 +77,120 @@ class TwoTowerEncoder:
         for name in FILES:
             digest.update((folder / name).read_bytes())
         self.fingerprint = digest.hexdigest()
-        self._pictures = Recent(self._seen, BLOCK)
-        self._closer = Recent(self._closely, BLOCK)
 
-    def preprocess(self, image: Image.Image) -> np.ndarray:
-        """One RGB picture -> uint8 (3, S, S), the whole of it."""
-        return self._image.preprocess(image)
-
-    @torch.inference_mode()
-    def encode_images(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """B outputs of `preprocess` -> (B, D) float32, unit rows."""
-        if not pixels:
-            return np.zeros((0, self.dim), np.float32)
-        pooled, _ = self._pictures(pixels)
-        return _whole(self._network.image_vectors(pooled))
+    def preprocess(self, modality: str, raw: Any) -> Any:
+        """A picture uint8 (H, W, 3) -> uint8 (3, S, S), the whole of it. A text stays as it is."""
+        require_modality(self, modality)
+        return self._image.preprocess(Image.fromarray(raw)) if modality == IMAGE else raw
 
     @torch.inference_mode()
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """B texts -> (B, D) float32, unit rows."""
+    def encode(self, modality: str, items: Sequence[Any]) -> Encoded:
+        """B outputs of `preprocess` -> B rows; the state is what a fusion reads of them."""
+        require_modality(self, modality)
+        if not len(items):
+            return Encoded(np.zeros((0, self.dims[modality]), np.float32))
+        blocks = [items[start : start + BLOCK] for start in range(0, len(items), BLOCK)]
         network = self._network
-        rows = [network.text_vectors(each.pooled, network.held(each.ids))
-                for each in self._texts(texts)]  # fmt: skip
-        return _whole(torch.cat(rows)) if rows else np.zeros((0, self.dim), np.float32)
+        if modality == IMAGE:
+            pictures = [self._image(block) for block in blocks]
+            vectors = network.image_vectors(torch.cat([each.pooled for each in pictures]))
+            tokens = torch.cat([each.tokens for each in pictures])
+            mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        else:
+            texts = [self._text(block) for block in blocks]
+            vectors = torch.cat(
+                [network.text_vectors(each.pooled, network.held(each.ids)) for each in texts]
+            )
+            tokens = _padded([each.tokens for each in texts])
+            mask = _padded([each.mask for each in texts])
+        state = Tokens(tokens, mask) if network.fusion is not None else None
+        return Encoded(_with_hub_dimension(vectors), state=state)
 
     @torch.inference_mode()
-    def encode_pairs(
-        self,
-        image: np.ndarray,
-        text: np.ndarray,
-        pixels: Sequence[np.ndarray],
-        texts: Sequence[str],
-    ) -> np.ndarray:
+    def encode_joint(self, parts: Mapping[str, Encoded]) -> Array:
         """B pairs -> (B, D) float32 unit rows: fused where the fusion beat the mean on samples held
         out, else their weighted mean; hubs shortened."""
         network = self._network
         device = network.usual.device
-        v, t = (torch.from_numpy(each[:, :-1]).to(device) for each in (image, text))
-        if network.fusion is None or not len(texts):
-            return network.indexed(network.mean(t, v)).cpu().numpy()
-        _, patches = self._pictures(pixels)
+        image, text = (
+            torch.from_numpy(parts[modality].vectors[:, :-1]).to(device)
+            for modality in (IMAGE, TEXT)
+        )
+        words, patches = parts[TEXT].state, parts[IMAGE].state
+        if not isinstance(words, Tokens) or not isinstance(patches, Tokens) or not len(text):
+            return network.indexed(network.mean(text, image)).cpu().numpy()
         rows = []
-        for at, told in zip(range(0, len(texts), BLOCK), self._texts(texts), strict=True):
-            some = slice(at, at + BLOCK)
-            said = network.text_modality(told.tokens, told.mask, t[some])
-            rows.append(network.fused(said, network.image_modality(patches[some], v[some])))
+        for start in range(0, len(text), BLOCK):
+            some = slice(start, start + BLOCK)
+            length = int(words.mask[some].any(0).sum())  # tokens come first, padding behind them
+            said = network.text_modality(
+                words.values[some, :length], words.mask[some, :length], text[some]
+            )
+            rows.append(
+                network.fused(said, network.image_modality(patches.values[some], image[some]))
+            )
         return network.indexed(torch.cat(rows)).cpu().numpy()
 
     @torch.inference_mode()
-    def match_pairs(self, pixels: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
-        """B outputs of `preprocess`, B texts -> (B,) float32, the log odds that text i tells of
-        picture i."""
-        if not len(texts):
+    def match(
+        self, a: tuple[str, Sequence[Any]], b: tuple[str, Sequence[Any]], pairs: Array
+    ) -> Array:
+        """Outputs of `preprocess` of pictures and of texts, pairs (P, 2) of their indices -> (P,)
+        float32, the log odds that the text is true of the picture."""
+        pixels, texts, pairs = image_and_text(self, a, b, pairs)
+        if not len(pairs):
             return np.zeros(0, np.float32)
         network = self._network
-        pictures = {id(array): array for array in pixels}  # each once, and so the texts
-        pooled, _ = self._closer(list(pictures.values()))
-        seen = network.seen(pooled)
-        said = list(dict.fromkeys(texts))
-        features = self._texts(said)
+        images, image_rows = np.unique(pairs[:, 0], return_inverse=True)
+        strings, text_rows = np.unique(pairs[:, 1], return_inverse=True)
+        seen = network.seen(self._augmented([pixels[i] for i in images]))
+        features = [
+            self._text([texts[j] for j in strings[start : start + BLOCK]])
+            for start in range(0, len(strings), BLOCK)
+        ]
         held = network.held([ids for each in features for ids in each.ids])
         vectors = network.text_vectors(torch.cat([each.pooled for each in features]), held)
-        row_of = {key: row for row, key in enumerate(pictures)}
-        column_of = {text: column for column, text in enumerate(said)}
-        rows = torch.tensor([row_of[id(array)] for array in pixels], device=held.device)
-        columns = torch.tensor([column_of[text] for text in texts], device=held.device)
         logits = []
-        for i, j in zip(rows.split(BLOCK), columns.split(BLOCK), strict=True):
-            looked_at, i = i.unique(return_inverse=True)
-            read, j = j.unique(return_inverse=True)
-            traits = network.traits(vectors[read], held[read], seen[looked_at])
+        for start in range(0, len(pairs), BLOCK):
+            i = torch.from_numpy(image_rows[start : start + BLOCK]).to(held.device)
+            j = torch.from_numpy(text_rows[start : start + BLOCK]).to(held.device)
+            some_images, i = i.unique(return_inverse=True)
+            some_texts, j = j.unique(return_inverse=True)
+            traits = network.traits(vectors[some_texts], held[some_texts], seen[some_images])
             logits.append(network.logits(traits)[j, i])
         return torch.cat(logits).cpu().numpy()
 
-    def _seen(self, pixels: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """Pooled (B, D) and tokens (B, N, D')."""
-        told = self._image(pixels)
-        return told.pooled, told.tokens
-
-    def _closely(self, pixels: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """Pooled features as matching takes them (B, D), twice."""
-        close = self._image.closely(pixels, self._image(pixels).pooled)
-        return close, close
-
-    def _texts(self, texts: Sequence[str]) -> list[Texts]:
-        """Through the text tower, BLOCK at a time."""
-        return [self._text(texts[at : at + BLOCK]) for at in range(0, len(texts), BLOCK)]
+    def _augmented(self, pixels: Sequence[np.ndarray]) -> Tensor:
+        """Pooled features (B, D) with test-time augmentation, as matching takes them."""
+        rows = []
+        for start in range(0, len(pixels), BLOCK):
+            block = pixels[start : start + BLOCK]
+            rows.append(self._image.closely(block, self._image(block).pooled))
+        return torch.cat(rows)
 
 
-def _whole(vectors: Tensor) -> np.ndarray:
-    """Vectors of pictures or texts (B, D - 1) -> (B, D), with nothing where joint ones have how
-    much of a hub they are."""
+@dataclass(frozen=True)
+class Tokens:
+    """What a fusion reads of B items: values (B, T, D), mask (B, T) bool."""
+
+    values: Tensor
+    mask: Tensor
+
+    def take(self, rows: Array) -> Tokens:
+        return Tokens(self.values[rows], self.mask[rows])
+
+
+def _padded(blocks: Sequence[Tensor]) -> Tensor:
+    """Blocks (B_i, T_i, ...) -> (B, T, ...), zeros behind the shorter ones."""
+    longest = max(block.shape[1] for block in blocks)
+    rows = []
+    for block in blocks:
+        padding = block.new_zeros(len(block), longest - block.shape[1], *block.shape[2:])
+        rows.append(torch.cat([block, padding], dim=1))
+    return torch.cat(rows)
+
+
+def _with_hub_dimension(vectors: Tensor) -> Array:
+    """Vectors of pictures or texts (B, D - 1) -> (B, D), zero where joint ones have how much of a
+    hub they are."""
     return functional.pad(vectors, (0, 1)).cpu().numpy()

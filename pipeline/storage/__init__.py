@@ -6,7 +6,7 @@ which a file gets its final name only once it is whole.
 
 from chiasm.pipeline.storage.backend import Backend, PendingFile, Stat
 from chiasm.pipeline.storage.folder import Folder
-from chiasm.pipeline.storage.local import is_temporary, stale_temporaries
+from chiasm.pipeline.storage.local import is_temporary, run_of_temporary
 from chiasm.pipeline.storage.urls import (
     base_name,
     canonical_url,
@@ -35,6 +35,6 @@ __all__ = [
     "map_concurrent",
     "open_stream",
     "read_range",
-    "stale_temporaries",
+    "run_of_temporary",
     "stat",
 ]

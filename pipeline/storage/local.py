@@ -15,7 +15,7 @@ import io
 import os
 import re
 import stat as modes
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote_from_bytes, unquote, unquote_to_bytes
@@ -52,13 +52,6 @@ def run_of_temporary(name: str) -> str:
     if found is None:
         raise ValueError(f"expected the name of a temporary, found {name!r}")
     return found["run"]
-
-
-def stale_temporaries(names: Iterable[str], live_run_ids: Container[str]) -> list[str]:
-    """Those of `names` that are temporaries of runs other than the live ones."""
-    return [
-        name for name in names if is_temporary(name) and run_of_temporary(name) not in live_run_ids
-    ]
 
 
 class PendingLocalFile(io.BufferedWriter):

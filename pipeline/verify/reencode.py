@@ -3,12 +3,12 @@ encoder."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 
+from chiasm.pipeline.batches import SampleDecoder
 from chiasm.pipeline.collection import (
     Collection,
     EmbeddingFile,
@@ -20,10 +20,10 @@ from chiasm.pipeline.collection import (
 from chiasm.pipeline.editions import EmbedSettings, edition_of
 from chiasm.pipeline.embed import encode
 from chiasm.pipeline.encoders import Encoder, load_encoder
-from chiasm.pipeline.errors import ChiasmError, CollectionError, Undecodable
-from chiasm.pipeline.images import DecodeSettings, decode
+from chiasm.pipeline.errors import ChiasmError, CollectionError
+from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.records import COLUMNS, Batch, Decoded, Place, Sample
+from chiasm.pipeline.records import COLUMNS, IMAGE, Batch, Decoded, Dropped, Place, Sample, Source
 from chiasm.pipeline.shards import ReadSettings, read_member
 from chiasm.pipeline.timing import Stopwatch
 from chiasm.pipeline.verify.shards import Finding
@@ -110,7 +110,8 @@ def _check_batch(
     checked: Counter[str],
 ) -> Iterator[Finding]:
     names = ["key", "captions", "width", "height", "sha256", "member", "offset", "size"]
-    table = file.read([*names, *COLUMNS]).take(rows)
+    columns = [column for column in COLUMNS if column in encoder.dims]
+    table = file.read([*names, *columns]).take(rows)
     again: list[Decoded] = []
     places: list[int] = []
     for place, cell in enumerate(table.select(names).to_pylist()):
@@ -118,13 +119,18 @@ def _check_batch(
         checked["pictures"] += 1
         try:
             made = _made_again(file, cell, encoder, settings)
-        except (ChiasmError, Undecodable) as error:
+        except ChiasmError as error:
             yield Finding(where, str(error))
             continue
-        if made.sha256 != cell["sha256"]:
+        if isinstance(made, Dropped):
+            yield Finding(where, f"{made.reason} {made.detail}".strip())
+            continue
+        origin = made.origins[IMAGE]
+        if origin.sha256 != cell["sha256"]:
             yield Finding(where, f"the shard holds another picture at {cell['member']}")
-        elif (made.width, made.height) != (cell["width"], cell["height"]):
-            told = f"{made.width} x {made.height} pixels"
+        elif origin.size != (cell["width"], cell["height"]):
+            width, height = origin.size or (0, 0)
+            told = f"{width} x {height} pixels"
             yield Finding(where, f"{told}, embedded as {cell['width']} x {cell['height']}")
         else:
             again.append(made)
@@ -132,11 +138,13 @@ def _check_batch(
     if not again:
         return
     embedded = encode(Batch(again), encoder, Stopwatch())
-    for column in COLUMNS:
+    for column in columns:
         stored, has = vectors_of(table[column].take(places))
-        vectors = getattr(embedded, column)
-        cosine = np.einsum("nd,nd->n", stored.astype(np.float32), vectors)
-        for place in np.flatnonzero((has | embedded.has[column]) & ~(cosine >= LEAST_COSINE)):
+        if column not in embedded.columns:
+            continue
+        again_of = embedded.columns[column]
+        cosine = np.einsum("nd,nd->n", stored.astype(np.float32), again_of.vectors)
+        for place in np.flatnonzero((has | again_of.has) & ~(cosine >= LEAST_COSINE)):
             where = f"shard {file.shard_id}, row {rows[places[place]]}"
             told = f"its {column} vector has cosine {cosine[place]:.4f} to the one made again"
             yield Finding(where, f"{told}, less than {LEAST_COSINE}")
@@ -144,12 +152,10 @@ def _check_batch(
 
 def _made_again(
     file: EmbeddingFile, cell: dict, encoder: Encoder, settings: DecodeSettings
-) -> Decoded:
-    """The row as the decode threads made it. Raises SourceError and Undecodable."""
+) -> Decoded | Dropped:
+    """The row as the decode threads made it. Raises SourceError."""
     place = Place(cell["member"], cell["offset"], cell["size"])
-    data = read_member(file.footer.source.url, place)
-    picture = decode(data, settings, encoder.image_size)
-    sample = Sample(cell["key"], None, place, tuple(cell["captions"] or ()), None)
-    pixels = encoder.preprocess(picture.image)
-    digest = hashlib.sha256(data).hexdigest()
-    return Decoded(sample, pixels, picture.width, picture.height, digest)
+    source = Source(read_member(file.footer.source.url, place), place)
+    captions = tuple(cell["captions"] or ())
+    sample = Sample(cell["key"], {IMAGE: source}, captions, None)
+    return SampleDecoder(encoder, settings, Stopwatch())(sample)

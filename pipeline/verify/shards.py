@@ -71,7 +71,7 @@ def _check_shard(collection: Collection, shard_id: str, checked: Counter[str]) -
         if entry.rows + len(entry.dropped) != samples:
             told = f"{entry.rows} rows + {len(entry.dropped)} dropped"
             yield Finding(where, f"{told} in the ledger, of {samples} samples")
-        if not written and entry.set_aside is None:
+        if not written and entry.quarantined is None:
             yield Finding(where, "a ledger entry without embeddings: run chiasm embed again")
     if written:
         footer = read_footer(folder, shard_id)
@@ -92,7 +92,7 @@ def _disagreements(where: str, footer: Footer, entry: LedgerEntry) -> Iterator[F
         "dropped": (footer.dropped, len(entry.dropped)),
     }
     unlike = [f"{name} {a} and {b}" for name, (a, b) in pairs.items() if a != b]
-    told = "; ".join(unlike) or f"the ledger says it was set aside: {entry.set_aside}"
+    told = "; ".join(unlike) or f"the ledger says it was set aside: {entry.quarantined}"
     yield Finding(where, f"footer and ledger disagree ({told}): run chiasm embed again")
 
 
@@ -109,7 +109,7 @@ def _check_footer(
         rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
     if rows != footer.rows:
         yield Finding(where, f"{rows} rows in the file, {footer.rows} in its footer")
-    expected = arrow_schema(identity.dim)
+    expected = arrow_schema(identity.columns)
     if not schema.equals(expected, check_metadata=False):
         unlike = [field.name for field in expected if field not in list(schema)]
         yield Finding(where, f"columns are not those of dim {identity.dim}: {', '.join(unlike)}")

@@ -13,41 +13,47 @@ import hashlib
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from chiasm.pipeline.encoders import FAMILIES
+from chiasm.pipeline.encoders import BaseEncoder, Encoded, Input, register_encoder
 from chiasm.pipeline.pretrained import EncoderSettings
 
 DIM = 8
 
 
-class FakeEncoder:
-    dim, device = DIM, "cpu"
-    image_size: int | None = 16
+class FakeEncoder(BaseEncoder):
+    device = "cpu"
+    side: int | None = 16
 
     def __init__(self, model: str = "", precision: str = "float32") -> None:
         self.precision = precision
         self.name = f"fake:{model}" if model else "fake"
         self.fingerprint = hashlib.blake2b(model.encode(), digest_size=16).hexdigest()
         self.preprocessing = {"resize": 16}
+        self.dims = dict.fromkeys(("image", "text", "joint"), DIM)
 
-    def preprocess(self, image: Image.Image) -> np.ndarray:
-        return np.asarray(image.resize((16, 16))).transpose(2, 0, 1)
+    @property
+    def modalities(self) -> dict[str, Input]:
+        return {"image": Input(side=self.side), "text": Input()}
 
-    def encode_images(self, pixels) -> np.ndarray:
-        return np.stack([self._vector(one.tobytes()) for one in pixels])
+    def preprocess(self, modality: str, raw: Any) -> Any:
+        if modality == "text":
+            return raw
+        return np.asarray(Image.fromarray(raw).resize((16, 16))).transpose(2, 0, 1)
 
-    def encode_texts(self, texts) -> np.ndarray:
-        for text in texts:
-            misbehave(text)
-        return np.stack([self._vector(text.encode("utf-8", "surrogatepass")) for text in texts])
-
-    def encode_pairs(self, image, text, pixels, texts) -> np.ndarray:
-        mean = image + text
-        return mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    def encode(self, modality: str, items: Sequence[Any]) -> Encoded:
+        if modality == "text":
+            for text in items:
+                misbehave(text)
+            items = [text.encode("utf-8", "surrogatepass") for text in items]
+        else:
+            items = [one.tobytes() for one in items]
+        return Encoded(np.stack([self._vector(item) for item in items]))
 
     def _vector(self, data: bytes) -> np.ndarray:
         digest = hashlib.blake2b(data, key=self.name.encode(), digest_size=8).digest()
@@ -58,9 +64,9 @@ class FakeEncoder:
 class FakeMatcher(FakeEncoder):
     """One that also matches: its log odds are a function of both, as if drawn."""
 
-    def match_pairs(self, pixels, texts) -> np.ndarray:
-        images, words = self.encode_images(pixels), self.encode_texts(texts)
-        return (10 * np.sin(40 * (images * words).sum(1))).astype(np.float32)
+    def match(self, a, b, pairs) -> np.ndarray:
+        first, second = (self.encode(*each).vectors[pairs[:, n]] for n, each in enumerate((a, b)))
+        return (10 * np.sin(40 * (first * second).sum(1))).astype(np.float32)
 
 
 def misbehave(text: str) -> None:
@@ -95,4 +101,4 @@ def load(model: str, settings: EncoderSettings) -> FakeEncoder:
 
 def register() -> None:
     """Make `--encoder fake` known to this process."""
-    FAMILIES["fake"] = "fake_encoder"
+    register_encoder("fake", load)

@@ -17,7 +17,16 @@ from chiasm.pipeline.collection import (
     write_entry,
 )
 from chiasm.pipeline.collection.identity import NAME
-from chiasm.pipeline.records import COLUMNS, Batch, Decoded, Embedded, Place, Sample, Shard
+from chiasm.pipeline.records import (
+    COLUMNS,
+    Batch,
+    Decoded,
+    Embedded,
+    Origin,
+    Place,
+    Shard,
+    VectorColumn,
+)
 from chiasm.pipeline.storage import Folder
 
 
@@ -47,7 +56,7 @@ def make_collection(
     folder = Folder(str(path))
     if not (path / NAME).exists():
         encoder = FakeEncoder()
-        encoder.dim = dim
+        encoder.dims["joint"] = dim
         create_or_check(folder, Identity.of(encoder), "test")
     made = [
         add_shard(folder, f"s{n}", count, dim=dim, seed=seed + n, json_of=json_of, holes=holes)
@@ -85,7 +94,7 @@ def add_shard(
         for column in COLUMNS
     }
     fingerprint = FakeEncoder().fingerprint
-    with ParquetWriter(folder, shard, dim, "test") as writer:
+    with ParquetWriter(folder, shard, dict.fromkeys(COLUMNS, dim), "test") as writer:
         for start in range(0, rows, 256):
             some = slice(start, start + 256)
             batch = Batch(
@@ -97,8 +106,10 @@ def add_shard(
             writer.write(
                 Embedded(
                     batch,
-                    **{column: stored[column][some] for column in COLUMNS},
-                    has={column: has[column][some] for column in COLUMNS},
+                    {
+                        column: VectorColumn(stored[column][some], has[column][some])
+                        for column in COLUMNS
+                    },
                 )
             )
         write_entry(folder, LedgerEntry(shard, edition, rows), "test")
@@ -108,9 +119,6 @@ def add_shard(
 
 def _row(shard: str, row: int, pictured: bool, captioned: bool, json: str | None) -> Decoded:
     key = f"{shard}/{row:06d}"
-    place = Place(f"{key}.jpg", 512 * row, 100) if pictured else None
     captions = (f"caption {row} of {shard}", "another") if captioned else ()
-    side = 64 if pictured else None
-    return Decoded(
-        Sample(key, None, place, captions, json), None, side, side, "ab" * 32 if pictured else None
-    )
+    origin = Origin(Place(f"{key}.jpg", 512 * row, 100), "ab" * 32, (64, 64))
+    return Decoded(key, captions, json, {}, {"image": origin} if pictured else {})

@@ -39,14 +39,15 @@ def nearly_right(samples: int, seed: int) -> tuple[list[Scene], list[str], np.nd
 
 
 def fit_bias(
-    match: Callable[[Sequence[np.ndarray], Sequence[str]], np.ndarray],
+    match: Callable[[Sequence[np.ndarray], Sequence[str], np.ndarray], np.ndarray],
     preprocess: Callable[[Scene], np.ndarray],
     samples: int,
     seed: int,
 ) -> float:
-    """What to add to b. match: pixels and texts, both (B), -> logits (B,)."""
+    """What to add to b. match: pixels, texts, pairs (P, 2) of their indices -> logits (P,)."""
     scenes, texts, true = nearly_right(samples, seed)
-    logits = match([preprocess(scene) for scene in scenes], texts)
+    pairs = np.arange(len(texts))[:, None].repeat(2, axis=1)
+    logits = match([preprocess(scene) for scene in scenes], texts, pairs)
     return shift(torch.from_numpy(logits).double(), torch.from_numpy(true))
 
 

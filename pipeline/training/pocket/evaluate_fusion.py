@@ -11,10 +11,13 @@ against the picture alone, the caption alone and the mean of both.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from chiasm.pipeline.encoders import Encoder, Matcher, mean_of
+from chiasm.pipeline.encoders import Encoder, MatchingEncoder, normalized_mean
+from chiasm.pipeline.records import IMAGE, TEXT
 from chiasm.pipeline.scenes.claims import holds_matrix
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.hard import hard_gallery
@@ -27,6 +30,11 @@ from chiasm.pipeline.training.pocket.perturb import CHANGES, one_change
 RERANKED = 20
 
 
+def pixels_of(encoder: Encoder, scenes: Sequence[Scene]) -> list[Any]:
+    """The drawn scenes as the encoder takes them."""
+    return [encoder.preprocess(IMAGE, np.asarray(picture(scene))) for scene in scenes]
+
+
 def withheld(encoder: Encoder, seed: int, samples: int, language: str) -> dict[str, float]:
     """Recall of queries that tell a combination never met in training (pipeline/scenes/unseen.py),
     by vectors."""
@@ -34,21 +42,23 @@ def withheld(encoder: Encoder, seed: int, samples: int, language: str) -> dict[s
     asked = [n for n, scene in enumerate(scenes) if withheld_in(scene)]
     rng = random.Random(f"withheld {seed}")
     texts = [tell(claims[n], rng, language) for n in asked]
-    images = encoder.encode_images([encoder.preprocess(picture(scene)) for scene in scenes])
-    first = top(encoder.encode_texts(texts) @ images.T, 10)
+    images = encoder.encode(IMAGE, pixels_of(encoder, scenes)).vectors
+    first = top(encoder.encode(TEXT, texts).vectors @ images.T, 10)
     return {**recall_at(first, holds_matrix([claims[n] for n in asked], scenes))}
 
 
-def hard_twins(encoder: Matcher, seed: int, samples: int, language: str) -> dict[str, float]:
+def hard_twins(
+    encoder: MatchingEncoder, seed: int, samples: int, language: str
+) -> dict[str, float]:
     """R@1 of complete captions among hard twins, by vectors and by matching on top of them."""
     scenes, rng = hard_gallery(samples, seed), random.Random(f"hard {seed}")
     claims = [plan(scene, rng) for scene in scenes]
     texts = [tell(claim, rng, language) for claim in claims]
-    pixels = [encoder.preprocess(picture(scene)) for scene in scenes]
-    scores = encoder.encode_texts(texts) @ encoder.encode_images(pixels).T  # (Q, N)
+    pixels = pixels_of(encoder, scenes)
+    scores = encoder.encode(TEXT, texts).vectors @ encoder.encode(IMAGE, pixels).vectors.T  # (Q, N)
     first, correct = top(scores, RERANKED), holds_matrix(claims, scenes)
-    pairs = [(pixels[n], text) for text, found in zip(texts, first, strict=True) for n in found]
-    logits = encoder.match_pairs([p for p, _ in pairs], [t for _, t in pairs])
+    pairs = np.array([(n, i) for i, found in enumerate(first) for n in found])
+    logits = encoder.match((IMAGE, pixels), (TEXT, texts), pairs)
     final = logits.reshape(first.shape) + np.take_along_axis(scores, first, axis=1)
     again = np.take_along_axis(first, np.argsort(-final, axis=1, kind="stable"), axis=1)
     return {
@@ -57,7 +67,7 @@ def hard_twins(encoder: Matcher, seed: int, samples: int, language: str) -> dict
     }
 
 
-def accuracy(encoder: Matcher, seed: int, samples: int) -> dict[str, float]:
+def accuracy(encoder: MatchingEncoder, seed: int, samples: int) -> dict[str, float]:
     """Share of pairs that matching is right about, half of them wrong by one change; and of the two
     pictures of a caption how often the right one is preferred, change by change, by matching and by
     vectors."""
@@ -69,10 +79,14 @@ def accuracy(encoder: Matcher, seed: int, samples: int) -> dict[str, float]:
         text = tell(claims, rng, rng.choice(LANGUAGES))
         pairs += [(scene, text), (wrong, text)]
         changed.append(change)
-    pixels = [encoder.preprocess(picture(scene)) for scene, _ in pairs]
+    pixels = pixels_of(encoder, [scene for scene, _ in pairs])
     texts = [text for _, text in pairs]
-    logits = encoder.match_pairs(pixels, texts)
-    cosines = (encoder.encode_images(pixels) * encoder.encode_texts(texts)).sum(axis=1)
+    logits = encoder.match(
+        (IMAGE, pixels), (TEXT, texts), np.arange(len(texts))[:, None].repeat(2, 1)
+    )
+    cosines = (encoder.encode(IMAGE, pixels).vectors * encoder.encode(TEXT, texts).vectors).sum(
+        axis=1
+    )
     right, wrong_pairs = logits[0::2] > 0, logits[1::2] <= 0
     told = {
         "right_pairs": float(right.mean()),
@@ -87,21 +101,21 @@ def accuracy(encoder: Matcher, seed: int, samples: int) -> dict[str, float]:
     return told
 
 
-def joint(encoder: Matcher, seed: int, samples: int) -> dict[str, float]:
+def joint(encoder: MatchingEncoder, seed: int, samples: int) -> dict[str, float]:
     """R@1 and R@10 of vectors of pictures with partial captions, asked for by other such ones."""
     scenes, rng = gallery(samples, seed), random.Random(f"joint {seed}")
     inside = [
         tell(plan(scene, rng, complete=False), rng, rng.choice(LANGUAGES)) for scene in scenes
     ]
     claims = [plan(scene, rng, complete=False) for scene in scenes]
-    queries = encoder.encode_texts([tell(c, rng, rng.choice(LANGUAGES)) for c in claims])
-    pixels = [encoder.preprocess(picture(scene)) for scene in scenes]
-    image, text = encoder.encode_images(pixels), encoder.encode_texts(inside)
+    queries = encoder.encode(TEXT, [tell(c, rng, rng.choice(LANGUAGES)) for c in claims]).vectors
+    pixels = pixels_of(encoder, scenes)
+    image, text = encoder.encode(IMAGE, pixels), encoder.encode(TEXT, inside)
     ways = {
-        "image": image,
-        "text": text,
-        "mean": mean_of(image, text),
-        "fusion": encoder.encode_pairs(image, text, pixels, inside),
+        "image": image.vectors,
+        "text": text.vectors,
+        "mean": normalized_mean([image.vectors, text.vectors]),
+        "fusion": encoder.encode_joint({IMAGE: image, TEXT: text}),
     }
     correct = holds_matrix(claims, scenes)
     told = {}

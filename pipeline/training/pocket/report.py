@@ -13,9 +13,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from chiasm.pipeline.encoders.pocket import load
 from chiasm.pipeline.model.checkpoint import write_whole
 from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.records import IMAGE, TEXT
 from chiasm.pipeline.scenes.words import LANGUAGES
 from chiasm.pipeline.training.pocket.evaluate import measure
 from chiasm.pipeline.training.pocket.evaluate_fusion import accuracy, hard_twins, joint, withheld
@@ -32,8 +35,12 @@ def write_report(folder: Path, samples: int, settings: EncoderSettings) -> dict[
         "seed": SEED,
         "precision": encoder.precision,
         "recall": measure(
-            lambda images: encoder.encode_images([encoder.preprocess(image) for image in images]),
-            encoder.encode_texts,
+            lambda images: (
+                encoder.encode(
+                    IMAGE, [encoder.preprocess(IMAGE, np.asarray(image)) for image in images]
+                ).vectors
+            ),
+            lambda texts: encoder.encode(TEXT, texts).vectors,
             samples,
             SEED,
         ),

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from torch.func import functional_call
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.checkpoint import load_model, load_state, save_model, save_state
 from chiasm.pipeline.model.config import ModelConfig
-from chiasm.pipeline.model.inference import look, match_pairs
+from chiasm.pipeline.model.inference import match_pairs
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.preprocess import to_pixels
 from chiasm.pipeline.model.tokenizer import Tokenizer
@@ -203,9 +202,9 @@ class Training:
         """Move the average's benefit of the doubt to where matching is best calibrated."""
         model = JointNetwork(self.config).to(self.device).eval()
         model.load_state_dict(self.average)
-        seen, side = partial(look, model), self.config.image.side
+        side = self.config.image.side
         moved = fit_bias(
-            lambda pixels, texts: match_pairs(model, self.tokenizer, pixels, texts, seen),
+            lambda pixels, texts, pairs: match_pairs(model, self.tokenizer, pixels, texts, pairs),
             lambda scene: to_pixels(picture(scene), side),
             self.settings.calibrated,
             self.settings.feed.seed * 10**9 + NEVER,

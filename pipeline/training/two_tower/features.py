@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import webdataset
+from PIL import Image
 
 from chiasm.pipeline.batches import BatchSettings, batches
 from chiasm.pipeline.collection import Tally
+from chiasm.pipeline.encoders import BaseEncoder, Input
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.model.checkpoint import write_whole
-from chiasm.pipeline.records import Batch, Shard
+from chiasm.pipeline.records import IMAGE, TEXT, Batch, Shard
 from chiasm.pipeline.shards import DAMAGES, ReadSettings, read_samples
-from chiasm.pipeline.timing import Stopwatch
 from chiasm.pipeline.training.two_tower.stream import Pair, held_out, packed, part
 from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower
 
@@ -45,6 +46,20 @@ class Computed:
     pairs: int
     lost: dict[str, int]
     damaged: list[str]
+
+
+class TowerInputs:
+    """What `batches` asks of a model, for an image tower and any text tower."""
+
+    cost = BaseEncoder.cost
+
+    def __init__(self, image: ImageTower) -> None:
+        self._image = image
+        self.name = image.folder.name
+        self.modalities = {IMAGE: Input(side=image.side), TEXT: Input()}
+
+    def preprocess(self, modality: str, raw: Any) -> Any:
+        return raw if modality == TEXT else self._image.preprocess(Image.fromarray(raw))
 
 
 def compute(
@@ -91,10 +106,8 @@ def _shard(
     partial = folder / f".{name}.{os.getpid()}.tmp"
     with webdataset.TarWriter(str(partial)) as writer:
         samples = read_samples(shard, read)
-        for batch in batches(
-            samples, image.preprocess, image.side, BatchSettings(), DecodeSettings(), tally,
-            Stopwatch(),
-        ):  # fmt: skip
+        inputs = TowerInputs(image)
+        for batch in batches(samples, inputs, DecodeSettings(), BatchSettings(), tally=tally):
             tally.keep(len(batch))
             for member in _members(batch, image, text):
                 writer.write({"__key__": f"{pairs:08d}", "safetensors": member})
@@ -111,15 +124,15 @@ def _shard(
 
 def _members(batch: Batch, image: ImageTower, text: TextTower) -> Iterator[bytes]:
     """The samples of a batch that have both, each as the bytes of a safetensors file."""
-    rows = [row for row in batch.rows if row.pixels is not None and row.sample.captions]
+    rows = [row for row in batch.rows if IMAGE in row.inputs and row.captions]
     if not rows:
         return
-    pixels = [row.pixels for row in rows if row.pixels is not None]
+    pixels = [row.inputs[IMAGE] for row in rows]
     pictures = image(pixels)
-    held = [i for i, row in enumerate(rows) if held_out(row.sample.key)]
+    held = [i for i, row in enumerate(rows) if held_out(row.key)]
     close = image.closely([pixels[i] for i in held], pictures.pooled[held])
     closely = dict(zip(held, close, strict=True))
-    captions = [row.sample.captions[:MOST_CAPTIONS] for row in rows]
+    captions = [row.captions[:MOST_CAPTIONS] for row in rows]
     texts = text([caption for each in captions for caption in each])
     at = 0
     for i, (row, mine) in enumerate(zip(rows, captions, strict=True)):
@@ -134,7 +147,7 @@ def _members(batch: Batch, image: ImageTower, text: TextTower) -> Iterator[bytes
                 words=texts.tokens[span, : int(lengths.max())],
                 lengths=lengths,
                 ids=ids,
-                part=part(row.sample.key),
+                part=part(row.key),
                 closely=closely.get(i),
             )
         )

@@ -1,0 +1,242 @@
+"""What an encoder is to the write path and the read path, and what a matcher is.
+
+Letters: B items of one modality, D width of a vector, T tokens of an item, P pairs. A modality is a
+name such as `image` or `text`; a column is one of an encoder's vectors: one a modality, and `joint`
+for what was made of several modalities together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, cast, runtime_checkable
+
+import numpy as np
+
+from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.records import IMAGE, TEXT
+
+Array = np.ndarray
+JOINT = "joint"  # the column of vectors that several modalities share
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What an encoder takes of one modality.
+
+    extensions: of the members that belong to it; empty for `image` and `text`, whose members the
+    reader knows. side: pictures: the shorter side that is wanted in pixels, None for the whole
+    picture. rate: sound: samples a second.
+    """
+
+    extensions: tuple[str, ...] = ()
+    side: int | None = None
+    rate: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """B matrices of different length: `values` (sum of T_i, D), `lengths` (B,) int64."""
+
+    values: Array
+    lengths: Array
+
+    def take(self, rows: Array) -> Ragged:
+        """The matrices of `rows`, in their order."""
+        ends = np.cumsum(self.lengths)
+        parts = [self.values[ends[row] - self.lengths[row] : ends[row]] for row in rows]
+        values = np.concatenate(parts) if parts else self.values[:0]
+        return Ragged(values, self.lengths[rows])
+
+
+class State(Protocol):
+    """What an encoder remembers of B items between `encode` and `encode_joint`."""
+
+    def take(self, rows: Any, /) -> Self: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """B items of one modality, encoded; everything in it is aligned by row.
+
+    vectors: (B, D) float32, unit rows. tokens: a vector for each token, for late interaction, or
+    None. tokens_cut: (B,) int64, the tokens of each item that were cut off, or None. state: the
+    encoder's own, such as features that its fusion reads; it lives no longer than its batch.
+    """
+
+    vectors: Array
+    tokens: Ragged | None = None
+    tokens_cut: Array | None = None
+    state: State | None = None
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def take(self, rows: Array) -> Encoded:
+        """The rows at `rows`, (B',) int64, in their order."""
+        return Encoded(
+            self.vectors[rows],
+            None if self.tokens is None else self.tokens.take(rows),
+            None if self.tokens_cut is None else self.tokens_cut[rows],
+            None if self.state is None else self.state.take(rows),
+        )
+
+
+class Preprocessor(Protocol):
+    """What decoding asks of a model: which modalities it takes, and what of each."""
+
+    name: str
+
+    @property
+    def modalities(self) -> Mapping[str, Input]: ...
+
+    def preprocess(self, modality: str, raw: Any) -> Any: ...
+    def cost(self, modality: str, item: Any) -> int: ...
+
+
+class Encoder(Preprocessor, Protocol):
+    """A model that gives each modality vectors of one space. `BaseEncoder` has the defaults.
+
+    Nothing in it changes once it is loaded: any number of threads may call it, and what it answers
+    depends on what it is given alone.
+
+    fingerprint: hex digest of weights, tokenizer and preprocessing: same fingerprint, same space.
+    precision and device: what was chosen, recorded beside the fingerprint, never part of it.
+    preprocessing: the whole of it in words and numbers, as stored in collection.json.
+    modalities: what it takes. dims: the width of each column it fills.
+    """
+
+    fingerprint: str
+    precision: str
+    device: str
+    preprocessing: dict[str, Any]
+
+    @property
+    def dims(self) -> Mapping[str, int]: ...
+
+    def preprocess(self, modality: str, raw: Any) -> Any:
+        """One raw item -> what `encode` takes of it. Runs in the decode threads.
+
+        raw: `image`: uint8 (H, W, 3) RGB; sound: float32 (T,) at the wanted rate; `text`: str;
+        another modality: the bytes of its member. Raises errors.Undecodable for an item that
+        cannot be used."""
+        ...
+
+    def cost(self, modality: str, item: Any) -> int:
+        """Bytes that the forward pass of one preprocessed item takes, about: batches are cut by
+        their sum."""
+        ...
+
+    def encode(self, modality: str, items: Sequence[Any]) -> Encoded:
+        """B outputs of `preprocess` -> B rows."""
+        ...
+
+    def encode_queries(self, modality: str, items: Sequence[Any]) -> Encoded:
+        """The same for queries, which some models encode in another way than rows."""
+        ...
+
+    def encode_joint(self, parts: Mapping[str, Encoded]) -> Array:
+        """What `encode` gave for B items of each modality, row by row of one sample -> (B, D)
+        float32, unit rows."""
+        ...
+
+    def encode_joint_queries(self, parts: Mapping[str, Encoded]) -> Array:
+        """The same of what `encode_queries` gave."""
+        ...
+
+
+@runtime_checkable
+class Matcher(Preprocessor, Protocol):
+    """A model that looks at two items together. It need not be an encoder."""
+
+    fingerprint: str
+
+    def match(
+        self, a: tuple[str, Sequence[Any]], b: tuple[str, Sequence[Any]], pairs: Array
+    ) -> Array:
+        """(modality, preprocessed items) twice, pairs (P, 2) int64 of their indices -> (P,)
+        float32: the log odds that the two belong together. Each item is listed once, however many
+        pairs it is in."""
+        ...
+
+
+class MatchingEncoder(Encoder, Matcher, Protocol):
+    """Both: what `chiasm train` makes."""
+
+
+class BaseEncoder:
+    """The defaults of `Encoder`: queries are encoded as rows are, a joint vector is the normalised
+    mean, an item's cost is its size as float32."""
+
+    def cost(self, modality: str, item: Any) -> int:
+        if isinstance(item, np.ndarray):
+            return 4 * item.size
+        return 4 * len(item)
+
+    def encode(self, modality: str, items: Sequence[Any]) -> Encoded:
+        raise NotImplementedError
+
+    def encode_queries(self, modality: str, items: Sequence[Any]) -> Encoded:
+        return self.encode(modality, items)
+
+    def encode_joint(self, parts: Mapping[str, Encoded]) -> Array:
+        return normalized_mean([part.vectors for part in parts.values()])
+
+    def encode_joint_queries(self, parts: Mapping[str, Encoded]) -> Array:
+        return normalized_mean([part.vectors for part in parts.values()])
+
+
+def normalized_mean(vectors: Sequence[Array]) -> Array:
+    """The normalised mean of unit vectors: M times (B, D) float32 -> (B, D) float32, unit rows."""
+    total = vectors[0]
+    for each in vectors[1:]:
+        total = total + each
+    return unit(total)
+
+
+def unit(vectors: Array) -> Array:
+    """Rows scaled to unit length: (B, D) -> (B, D) float32; a zero row stays zero."""
+    vectors = np.asarray(vectors, dtype=np.float32)
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)
+
+
+def require_modality(encoder: Preprocessor, modality: str) -> None:
+    """UsageError where the model does not take that modality."""
+    if modality not in encoder.modalities:
+        raise UsageError(
+            f"encoder {encoder.name}",
+            expected=f"one that takes {modality}",
+            found="one for " + ", ".join(encoder.modalities),
+            do="ask with what it takes, or embed with another encoder",
+        )
+
+
+def require_matcher(encoder: Encoder) -> MatchingEncoder:
+    """The encoder, if it can match; UsageError for one that makes vectors only."""
+    if isinstance(encoder, Matcher):
+        return cast(MatchingEncoder, encoder)
+    raise UsageError(
+        f"encoder {encoder.name}",
+        expected="one that matches words with pictures",
+        found="one that makes vectors only",
+        do="take pocket, or a model that chiasm train made",
+    )
+
+
+def image_and_text(
+    model: Matcher,
+    a: tuple[str, Sequence[Any]],
+    b: tuple[str, Sequence[Any]],
+    pairs: Array,
+) -> tuple[Sequence[Any], Sequence[Any], Array]:
+    """The arguments of `match` as pictures, texts and pairs (P, 2) int64 of picture and text;
+    UsageError where they are others."""
+    if {a[0], b[0]} != {IMAGE, TEXT}:
+        raise UsageError(
+            f"encoder {model.name}",
+            expected="pictures and texts to match",
+            found=f"{a[0]} and {b[0]}",
+        )
+    pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
+    return (a[1], b[1], pairs) if a[0] == IMAGE else (b[1], a[1], pairs[:, ::-1])

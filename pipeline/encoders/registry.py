@@ -1,0 +1,132 @@
+"""Encoders and matchers by name: two tables of loaders, `register_encoder`, and entry points.
+
+A name is `family` or `family:model`: `pocket`, `hf:google/siglip2-base-patch16-224`,
+`st:Qwen/Qwen3-VL-Embedding-2B`. Loading one family imports only what that family needs, so that
+`pocket` costs no transformers import.
+
+`register_encoder` makes a family known to this process. A package that declares an entry point in
+the group `chiasm.encoders` makes it known wherever it is installed: in the workers of a cluster and
+in a later `chiasm search`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import metadata
+
+from chiasm.pipeline.encoders.protocols import Encoder, Matcher, require_matcher
+from chiasm.pipeline.errors import EncoderError, UsageError
+from chiasm.pipeline.pretrained import EncoderSettings
+
+ENTRY_POINTS = "chiasm.encoders"
+
+Loader = Callable[[str, EncoderSettings], Encoder]
+"""What follows the colon of a name, and settings -> the encoder. Raises EncoderError."""
+
+
+def _pocket(model: str, settings: EncoderSettings) -> Encoder:
+    from chiasm.pipeline.encoders import pocket
+
+    return pocket.load(model, settings)
+
+
+def _huggingface(model: str, settings: EncoderSettings) -> Encoder:
+    from chiasm.pipeline.encoders import huggingface
+
+    return huggingface.load(model, settings)
+
+
+def _sentence_transformer(model: str, settings: EncoderSettings) -> Encoder:
+    from chiasm.pipeline.encoders import sentence_transformer
+
+    return sentence_transformer.load(model, settings)
+
+
+def _two_tower(model: str, settings: EncoderSettings) -> Encoder:
+    from chiasm.pipeline.encoders import two_tower
+
+    return two_tower.load(model, settings)
+
+
+def _cross_encoder(model: str, settings: EncoderSettings) -> Matcher:
+    from chiasm.pipeline.encoders import cross_encoder
+
+    return cross_encoder.load(model, settings)
+
+
+ENCODERS: dict[str, Loader] = {
+    "pocket": _pocket,
+    "hf": _huggingface,
+    "st": _sentence_transformer,
+    "two-tower": _two_tower,
+}
+# Matchers that are no encoders. Every encoder that is a matcher can be named too.
+MATCHERS: dict[str, Callable[[str, EncoderSettings], Matcher]] = {"st": _cross_encoder}
+
+USAGES = {
+    "pocket": "pocket",
+    "hf": "hf:ID_OR_DIR",
+    "st": "st:ID_OR_DIR",
+    "two-tower": "two-tower:DIR",
+}
+
+
+def register_encoder(family: str, loader: Loader) -> None:
+    """Make `family` and `family:MODEL` names of encoders in this process.
+
+    The same family registered again replaces what was there. ValueError for a name that would hide
+    one of chiasm's own, or that holds a colon.
+    """
+    if ":" in family or not family or family in USAGES:
+        raise ValueError(f"expected a new family without a colon, found {family!r}")
+    ENCODERS[family] = loader
+
+
+def split_encoder_name(name: str) -> tuple[str, str]:
+    """`family:model` -> (family, model), loading nothing; UsageError for an unknown family."""
+    family, _, model = name.partition(":")
+    if family not in ENCODERS and family not in _installed():
+        known = [USAGES.get(each, each) for each in (*ENCODERS, *_installed())]
+        raise UsageError(
+            f"encoder {name!r}",
+            expected="one of " + ", ".join(known),
+            do="see chiasm embed --help",
+        )
+    return family, model
+
+
+def load_encoder(name: str, settings: EncoderSettings | None = None) -> Encoder:
+    """The encoder called `name`; UsageError for an unknown family, EncoderError for a bad model."""
+    family, model = split_encoder_name(name)
+    loader = ENCODERS.get(family)
+    if loader is None:
+        loader = _load_entry_point(_installed()[family])
+    return loader(model, settings or EncoderSettings())
+
+
+def load_matcher(name: str, settings: EncoderSettings | None = None) -> Matcher:
+    """The matcher called `name`: a CrossEncoder for `st:`, else an encoder that also matches.
+
+    UsageError for an unknown family and for an encoder that makes vectors only, EncoderError for a
+    bad model."""
+    family, _, model = name.partition(":")
+    if family in MATCHERS:
+        return MATCHERS[family](model, settings or EncoderSettings())
+    return require_matcher(load_encoder(name, settings))
+
+
+def _installed() -> dict[str, metadata.EntryPoint]:
+    """Families that installed packages declare; chiasm's own come first."""
+    return {point.name: point for point in metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def _load_entry_point(point: metadata.EntryPoint) -> Loader:
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        raise EncoderError(
+            f"encoder {point.name}",
+            expected=f"the entry point {point.value} of an installed package",
+            found=str(error),
+            do="mend or reinstall that package",
+        ) from error
