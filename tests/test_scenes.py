@@ -18,13 +18,13 @@ from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.recall import evaluate, recall_at, top
 from chiasm.pipeline.scenes.samples import facts_of_sample, samples
 from chiasm.pipeline.scenes.shapes import SHAPES
-from chiasm.pipeline.scenes.words import LANGUAGES, caption, plan, tell
+from chiasm.pipeline.scenes.words import LANGUAGES, caption, plan, render_caption
 from chiasm.pipeline.scenes.world import Scene, Thing
 
 SEEDS = st.integers(0, 2**32)
 BOAT = Thing("boat", "red", "big", "plain", "left")
 STAR = Thing("star", "blue", "small", "striped", "top right")
-SCENE = Scene((BOAT, STAR), "sea", look=1)
+SCENE = Scene((BOAT, STAR), "sea", style_seed=1)
 
 
 def neighbours(scenes):
@@ -168,8 +168,8 @@ def test_words_say_what_is_claimed():
     claims = Claims(
         (ThingClaim("boat", "red", "big"), ThingClaim("moon")), ((0, "below", 1),), "night"
     )
-    english = {tell(claims, rng, "en") for _ in range(400)}
-    chinese = {tell(claims, rng, "zh") for _ in range(400)}
+    english = {render_caption(claims, rng, "en") for _ in range(400)}
+    chinese = {render_caption(claims, rng, "zh") for _ in range(400)}
     assert "a big red boat under a moon at night" in english
     assert "夜空下，一艘大的红色的船在一轮月亮的下面" in chinese
     assert len(english) > 10 and len(chinese) > 4
@@ -182,7 +182,7 @@ def test_pictures_follow_from_facts_alone():
     assert first.tobytes() == again.tobytes()
     first.paste((0, 0, 0), (0, 0, 96, 96))  # a picture is the caller's own: the cache keeps clean
     assert picture(SCENE).tobytes() == again.tobytes()
-    assert picture(replace(SCENE, look=2)).tobytes() != again.tobytes()
+    assert picture(replace(SCENE, style_seed=2)).tobytes() != again.tobytes()
     assert picture(SCENE, 48).size == (48, 48)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from chiasm.pipeline.scenes.claims import Claims
 from chiasm.pipeline.scenes.draw import SIDE, picture
-from chiasm.pipeline.scenes.words import plan, tell
+from chiasm.pipeline.scenes.words import plan, render_caption
 from chiasm.pipeline.scenes.world import Scene
 
 COMPLETE = (True, True, False)  # which of a sample's captions tell everything
@@ -32,24 +32,24 @@ def samples(
     for number, scene in enumerate(scenes, first):
         rng = random.Random(f"captions {seed} {number}")
         claims = [plan(scene, rng, complete) for complete in COMPLETE]
-        captions = [tell(claim, rng, "en") for claim in claims]
+        captions = [render_caption(claim, rng, "en") for claim in claims]
         facts = scene.to_json() | {
             "captions": captions,
-            "zh": [tell(claim, rng, "zh") for claim in claims],
+            "zh": [render_caption(claim, rng, "zh") for claim in claims],
             "claims": [claim.to_json() for claim in claims],
         }
         png = to_png(picture(scene, side))
         yield {"__key__": f"{number:06d}", "png": png, "txt": captions[0], "json": facts}
 
 
-def facts_of_sample(told: dict[str, Any]) -> tuple[Scene, Claims]:
+def facts_of_sample(fields: dict[str, Any]) -> tuple[Scene, Claims]:
     """A sample's json, as `samples` made it -> its scene and the claims of its `txt`.
 
     ValueError where it is the json of something else.
     """
-    scene = Scene.from_json(told)
+    scene = Scene.from_json(fields)
     try:
-        return scene, Claims.from_json(told["claims"][0])
+        return scene, Claims.from_json(fields["claims"][0])
     except (KeyError, IndexError) as error:
         raise ValueError(f"a scene without the claims of its caption: {error}") from error
 
