@@ -2,6 +2,7 @@
 # make test    lint, types, tests
 # make bench   speed and memory against the limits of this machine, an hour or so
 # make install the set-up alone; PIP_ARGS passes more to pip, EXTRA picks FAISS: cpu or gpu
+# make wheel-check PYTHON=python3.12   the wheel in an environment of that Python, without the repository
 
 PYTHON ?= python3
 EXTRA ?= cpu
@@ -12,7 +13,7 @@ READY := $(VENV)/.ready-$(EXTRA)
 # Both install the package `faiss`, so only one of them may be there.
 OTHER_FAISS := $(if $(filter gpu,$(EXTRA)),faiss-cpu,faiss-gpu-cuvs)
 
-.PHONY: demo test bench install lint types pytest clean
+.PHONY: demo test bench install lint types pytest wheel-check clean
 
 demo: install
 	$(BIN)/chiasm demo
@@ -30,10 +31,13 @@ pytest: install
 	$(BIN)/python -m pytest -q
 
 bench: install
-	$(BIN)/python benchmarks/throughput.py
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/parquet_reading.py
+	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.parquet_reading
 	$(BIN)/python -m benchmarks.object_store
+
+wheel-check:
+	$(PYTHON) -m benchmarks.wheel_check --python $(PYTHON) --pip-args "$(PIP_ARGS)"
 
 install: $(READY)
 

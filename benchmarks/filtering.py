@@ -2,7 +2,7 @@
 
     python benchmarks/filtering.py RUN --measured DEV_RUN --seed 0 1 2
 
-RUN and DEV_RUN are folders of `chiasm train --preset two-tower` over photographs with several
+RUN and DEV_RUN are folders of `chiasm train two-tower` over photographs with several
 captions: their cached features are taken, so that towers run once for all of it. For each seed a
 third of all captions of RUN change places among the pictures, held-out ones too. A model learns
 from that, scores every caption with its picture as `chiasm filter` does, and the lowest third is
@@ -35,11 +35,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine, tell_and_keep
 from chiasm.pipeline.training.two_tower import loop as train
-from chiasm.pipeline.training.two_tower.closed_form import weigh_evidence
+from chiasm.pipeline.training.two_tower.closed_form import fit_match_weights
 from chiasm.pipeline.training.two_tower.prepare import survey
-from chiasm.pipeline.training.two_tower.select import gallery, ranks, recall
-from chiasm.pipeline.training.two_tower.stream import Pair, images_of, packed, stream
-from chiasm.pipeline.training.two_tower.trainer import LearnSettings
+from chiasm.pipeline.training.two_tower.select import gallery, ranks, rounded_recalls
+from chiasm.pipeline.training.two_tower.stream import Pair, images_of, pack, stream
+from chiasm.pipeline.training.two_tower.trainer import TrainSettings
+from chiasm.pipeline.two_tower.checkpoint import config_from_json
 from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 
 RESULT = Path(__file__).parent / "results" / "filtering.json"
@@ -53,13 +54,13 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--measured", type=Path, required=True)
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=LearnSettings.steps)
+    parser.add_argument("--steps", type=int, default=TrainSettings.steps)
     parser.add_argument("--to", type=Path, default=RESULT)
     given = parser.parse_args()
     started = time.perf_counter()
     told = json.loads((given.run / "settings.json").read_text())
     # No fusion: what a filter does to heads, kernel and evidence is asked here.
-    config = replace(TwoTowerConfig.from_json(told["config"]), fusion=None)
+    config = replace(config_from_json(told["config"]), fusion=None)
     pairs = list(stream([given.run / "features" / name for name in told["features"]]))
     measured_on = json.loads((given.measured / "settings.json").read_text())["features"]
     clean = list(stream([given.measured / "features" / name for name in measured_on]))
@@ -76,7 +77,7 @@ def one(
     seed: int, config: TwoTowerConfig, pairs: list[Pair], clean: list[Pair], steps: int
 ) -> dict[str, Any]:
     """One seed: without a filter, and with it."""
-    settings = replace(LearnSettings(), seed=seed, steps=steps)
+    settings = replace(TrainSettings(), seed=seed, steps=steps)
     noisy, wrong = shuffled(pairs, seed)
     first = learned(noisy, config, settings)
     logits = scores(first, noisy)
@@ -132,21 +133,21 @@ def keep(pair: Pair, kept: np.ndarray) -> Pair:
 
 
 def learned(
-    pairs: Sequence[Pair], config: TwoTowerConfig, settings: LearnSettings
+    pairs: Sequence[Pair], config: TwoTowerConfig, settings: TrainSettings
 ) -> TwoTowerNetwork:
     """Learned and solved from these pairs, as the preset does before it judges."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pairs.tar"
         with webdataset.TarWriter(str(path)) as writer:
             for number, pair in enumerate(pairs):
-                writer.write({"__key__": f"{number:08d}", "safetensors": packed(pair)})
+                writer.write({"__key__": f"{number:08d}", "safetensors": pack(pair)})
         surveyed, expanded = survey([path]), Path(folder) / "expanded"
-        network = train.learned(
+        network = train.fit(
             [path], surveyed, surveyed.fill(config), settings, every_sample=False,
             expanded=expanded, checkpoint=Path(folder) / "state", device=CPU,
         )  # fmt: skip
         held = [pair for pair in stream([path], expanded=expanded) if pair.held_out]
-    weigh_evidence(network, held)
+    fit_match_weights(network, held)
     return network
 
 
@@ -157,12 +158,12 @@ def scores(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> list[np.ndarray]:
     found = []
     for at in range(0, len(pairs), 256):
         block = pairs[at : at + 256]
-        seen = network.seen(images_of(block))
+        seen = network.image_evidence(images_of(block))
         for row, pair in enumerate(block):
-            held, alone = network.held(pair.ids), torch.tensor([row])
+            held, alone = network.bag_of_words(pair.ids), torch.tensor([row])
             texts = network.text_vectors(pair.text.float(), held)
-            traits = network.traits(texts, held, seen[alone])
-            found.append(network.logits(traits)[:, 0].numpy())
+            traits = network.match_features(texts, held, seen[alone])
+            found.append(network.match_logits(traits)[:, 0].numpy())
     return found
 
 
@@ -170,14 +171,14 @@ def scores(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> list[np.ndarray]:
 def measured(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> dict[str, dict[str, float]]:
     """Recall on clean pairs, of pictures alone and of the even mean."""
     expanded = [
-        replace(pair, text=network.expansion(pair.text.float(), network.held(pair.ids)))
+        replace(pair, text=network.expansion(pair.text.float(), network.bag_of_words(pair.ids)))
         for pair in pairs
     ]
     shown = gallery(network, expanded)
     mean = torch.nn.functional.normalize(shown.image + shown.text, dim=-1)
     return {
-        "image": recall(ranks(shown, shown.image)),
-        "mean": recall(ranks(shown, mean)),
+        "image": rounded_recalls(ranks(shown, shown.image)),
+        "mean": rounded_recalls(ranks(shown, mean)),
     }
 
 

@@ -24,25 +24,24 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from tests.support.encoding import match_rows, preprocess
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine, tell_and_keep
 from chiasm.pipeline.encoders import Matcher, load_encoder, require_matcher
 from chiasm.pipeline.model.config import ImageConfig, ModelConfig, TextConfig
 from chiasm.pipeline.model.inference import encode_images, encode_texts
-from chiasm.pipeline.model.losses import facts_loss, info_nce
+from chiasm.pipeline.model.losses import attribute_loss, info_nce
 from chiasm.pipeline.model.preprocess import to_pixels
 from chiasm.pipeline.model.tokenizer import Tokenizer
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.scenes.draw import picture
-from chiasm.pipeline.scenes.words import LANGUAGES, plan, tell
+from chiasm.pipeline.scenes.words import LANGUAGES, plan, render_caption
 from chiasm.pipeline.scenes.world import BACKGROUNDS, Scene
 from chiasm.pipeline.training.pocket.data import DataSettings, learn_tokenizer, scenes_of
-from chiasm.pipeline.training.pocket.evaluate import measure
+from chiasm.pipeline.training.pocket.evaluate import gallery_recall
 from chiasm.pipeline.training.pocket.objective import Objective
-from chiasm.pipeline.training.pocket.targets import facts_of
+from chiasm.pipeline.training.pocket.targets import scene_attributes
+from tests.support.encoding import match_rows, preprocess
 
 RESULT = Path(__file__).parent / "results" / "filtering_scenes.json"
 WRONG = 1 / 3
@@ -96,7 +95,7 @@ def one(way: str, seed: int, steps: int, judge: Matcher, tokenizer: Tokenizer) -
         optimiser.step()
         schedule.step()
     model = objective.model.eval()
-    recall = measure(
+    recall = gallery_recall(
         lambda images: encode_images(model, images),
         lambda said: encode_texts(model, tokenizer, said),
         1000,
@@ -111,7 +110,9 @@ def noisy_captions(
 ) -> tuple[list[str], np.ndarray]:
     """A caption of each scene, a third of them in each other's places; -> and which are right."""
     chance = random.Random(int(rng.integers(2**31)))
-    texts = [tell(plan(scene, chance), chance, chance.choice(LANGUAGES)) for scene in scenes]
+    texts = [
+        render_caption(plan(scene, chance), chance, chance.choice(LANGUAGES)) for scene in scenes
+    ]
     moved = rng.permutation(len(texts))[: round(WRONG * len(texts))]
     right = np.ones(len(texts), dtype=bool)
     right[moved] = False
@@ -143,9 +144,9 @@ def loss_of(
     text = model.text_modality(torch.from_numpy(tokenizer.batch(list(texts), 64)))
     none = torch.zeros(len(texts), len(texts), dtype=torch.bool)
     places, background = objective.probes(image.tokens)
-    facts = torch.from_numpy(np.stack([facts_of(scene) for scene in scenes]))
+    facts = torch.from_numpy(np.stack([scene_attributes(scene) for scene in scenes]))
     stage = torch.tensor([BACKGROUNDS.index(scene.background) for scene in scenes])
-    told = facts_loss(places, facts) + functional.cross_entropy(background.float(), stage)
+    told = attribute_loss(places, facts) + functional.cross_entropy(background.float(), stage)
     return info_nce(image.vector, text.vector, model.scale, none) + 0.5 * told
 
 

@@ -10,19 +10,15 @@ writes benchmarks/results/pocket_joint.json.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.machine import tell_and_keep
+from benchmarks.machine import machine, tell_and_keep
 from chiasm.pipeline.encoders import load_encoder, require_matcher
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.scenes.words import LANGUAGES
@@ -57,7 +53,7 @@ def main() -> None:
         "matching_accuracy": _mean([accuracy(encoder, s, given.samples) for s in given.seed]),
         "joint": _mean([joint(encoder, s, given.samples) for s in given.seed]),
         "seconds": round(time.perf_counter() - started, 1),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
+        "machine": machine(),
     }
     tell_and_keep(found, given.to)
 

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
-import platform
 import random
 import sys
 import time
@@ -26,26 +24,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-
-from tests.support.encoding import encode_images, encode_texts, preprocess
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.machine import tell_and_keep
+
+from benchmarks.machine import machine, tell_and_keep
 from chiasm.pipeline.encoders import Encoder, load_encoder
+from chiasm.pipeline.metrics import recalls, right_at, top_k
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.scenes.claims import Claims, holds_matrix
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.hard import hard_gallery
-from chiasm.pipeline.scenes.recall import recall_at, top
 from chiasm.pipeline.scenes.unseen import unseen_gallery, withheld_in
-from chiasm.pipeline.scenes.words import LANGUAGES, plan, tell
+from chiasm.pipeline.scenes.words import LANGUAGES, plan, render_caption
 from chiasm.pipeline.scenes.world import Scene, gallery
 from chiasm.pipeline.training.pocket.data import DataSettings, scenes_of
-from chiasm.pipeline.training.pocket.evaluate import measure
+from chiasm.pipeline.training.pocket.evaluate import gallery_recall
+from tests.support.encoding import encode_images, encode_texts, preprocess
 
-MOST_MORE = 100  # scenes that the last group may add to a gallery
 RESULT = Path(__file__).parent / "results" / "pocket_recall.json"
 
 
@@ -57,7 +53,7 @@ def main() -> None:
     load_seconds = time.perf_counter() - started
     galleries: dict[str, Any] = {}
     for seed in given.seed:
-        galleries[str(seed)] = measure(
+        galleries[str(seed)] = gallery_recall(
             lambda images: encode_images(encoder, [preprocess(encoder, image) for image in images]),
             lambda texts: encode_texts(encoder, texts),
             given.samples,
@@ -75,7 +71,7 @@ def main() -> None:
         "by_kind_of_query": by_kind_of_query(encoder, given.seed, given.samples, _trained(given)),
         "load_seconds": round(load_seconds, 3),
         "seconds": round(time.perf_counter() - started, 1),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
+        "machine": machine(),
     }
     tell_and_keep(found, given.to)
 
@@ -105,22 +101,22 @@ def by_kind_of_query(
 ) -> dict[str, Any]:
     """English text to image over all galleries: by the number of things, for partial captions, and
     for scenes that the training never drew."""
-    ranked: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    ranked: dict[str, list[np.ndarray]] = {}
     for seed in seeds:
         scenes, rng = gallery(samples, seed), random.Random(f"by kind {seed}")
         pixels = [preprocess(encoder, picture(scene)) for scene in scenes]
         images = encode_images(encoder, pixels)
         for complete in (True, False):
             claims = [plan(scene, rng, complete) for scene in scenes]
-            texts = encode_texts(encoder, [tell(claim, rng) for claim in claims])
-            hits, correct = top(texts @ images.T, 10), holds_matrix(claims, scenes)
+            texts = encode_texts(encoder, [render_caption(claim, rng) for claim in claims])
+            correct = holds_matrix(claims, scenes)
+            right = right_at(top_k(texts @ images.T, 10), correct)
             for name, rows in _kinds(scenes, complete, trained).items():
-                ranked.setdefault(name, []).append((hits[rows], correct[rows]))
+                ranked.setdefault(name, []).append(right[rows])
     told = {}
     for name, parts in ranked.items():
-        hits, correct = (np.concatenate(side) for side in zip(*parts, strict=True))
-        recall = {k: round(r, 4) for k, r in recall_at(hits, correct).items()}
-        told[name] = {"queries": len(hits), **recall}
+        right = np.concatenate(parts)
+        told[name] = {"queries": len(right), **{k: round(r, 4) for k, r in recalls(right).items()}}
     return told
 
 
@@ -141,23 +137,18 @@ def other_galleries(
     encoder: Encoder, given: argparse.Namespace, made: Callable[[int, int], Gallery]
 ) -> dict[str, Any]:
     """Text to image over the galleries of all seeds together, in each language."""
-    hits: dict[str, list[np.ndarray]] = {language: [] for language in LANGUAGES}
-    correct = []
+    ranked: dict[str, list[np.ndarray]] = {language: [] for language in LANGUAGES}
     for seed in given.seed:
         scenes, claims, asked = made(given.samples, seed)
         pixels = [preprocess(encoder, picture(scene)) for scene in scenes]
         images, rng = encode_images(encoder, pixels), random.Random(f"tell {seed}")
-        # Galleries end with a whole group, so their sizes differ a little.
-        right = holds_matrix([claims[n] for n in asked], scenes)
-        room = given.samples + MOST_MORE - len(scenes)
-        correct.append(np.pad(right, ((0, 0), (0, room))))
+        correct = holds_matrix([claims[n] for n in asked], scenes)
         for language in LANGUAGES:
-            texts = encode_texts(encoder, [tell(claims[n], rng, language) for n in asked])
-            hits[language].append(top(texts @ images.T, 10))
-    right = np.concatenate(correct)
-    found: dict[str, Any] = {"queries": len(right)}
+            texts = encode_texts(encoder, [render_caption(claims[n], rng, language) for n in asked])
+            ranked[language].append(right_at(top_k(texts @ images.T, 10), correct))
+    found: dict[str, Any] = {"queries": sum(map(len, ranked[LANGUAGES[0]]))}
     for language in LANGUAGES:
-        recall = recall_at(np.concatenate(hits[language]), right)
+        recall = recalls(np.concatenate(ranked[language]))
         found[language] = {k: round(r, 4) for k, r in recall.items()}
     return found
 

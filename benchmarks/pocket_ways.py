@@ -1,6 +1,6 @@
 """Ways to fuse, on the same towers: what is a joint vector worth, made in each of them?
 
-    chiasm train --preset pocket --towers pipeline/pocket --how concat --fusion-steps 1200 --to DIR
+    chiasm train pocket --towers pipeline/pocket --fusion concat --fusion-steps 1200 --to DIR
     python benchmarks/pocket_ways.py DIR... --seed 9001 9002 9003 --samples 1000
 
 Captions that leave things unsaid are fused with their pictures and asked for by other such captions
@@ -12,7 +12,6 @@ which all of them share. Prints JSON and writes benchmarks/results/pocket_ways.j
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -25,6 +24,7 @@ from chiasm.pipeline.encoders import load_encoder, require_matcher
 from chiasm.pipeline.model.checkpoint import load_model
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.training.pocket.evaluate_fusion import joint
+from chiasm.pipeline.training.progress import read_log
 
 RESULT = Path(__file__).parent / "results" / "pocket_ways.json"
 
@@ -58,10 +58,9 @@ def way_of(folder: Path) -> str:
     """How a model fuses, and for how many steps it learned to."""
     network, _ = load_model(folder)
     assert network.config.fusion is not None, f"{folder} holds two towers alone"
-    lines = (folder / "log.jsonl").read_text().splitlines()
-    steps = [json.loads(line)["step"] for line in lines if "joint" in json.loads(line)]
+    steps = [record["step"] for record in read_log(folder) if "joint" in record]
     # The first stage logs no joint vector; the second's first line comes `log_every` steps in.
-    return f"{network.config.fusion.how}, {steps[-1] - steps[0] + steps[1] - steps[0]} steps"
+    return f"{network.config.fusion.fusion}, {steps[-1] - steps[0] + steps[1] - steps[0]} steps"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,15 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.machine import machine, tell_and_keep
+from chiasm.pipeline.encoders import Matcher, load_encoder, require_matcher
+from chiasm.pipeline.images import DecodeSettings, decode
+from chiasm.pipeline.metrics import ranks_of, recalls_of_ranks, top_k
+from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.records import Sample
+from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
 from tests.support.encoding import (
     encode_images,
     encode_joint,
@@ -26,15 +35,6 @@ from tests.support.encoding import (
     mean_of,
     preprocess,
 )
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.machine import machine, tell_and_keep
-from chiasm.pipeline.encoders import Matcher, load_encoder, require_matcher
-from chiasm.pipeline.images import DecodeSettings, decode
-from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.records import Sample
-from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
 
 RESULT = Path(__file__).parent / "results" / "two_tower.json"
 RERANKED = 20
@@ -91,10 +91,9 @@ def measure(encoder: Matcher, samples: list[Sample]) -> dict[str, Any]:
 
 
 def recall(scores: np.ndarray, own: np.ndarray) -> dict[str, float]:
-    """Scores (Q, N) and the row each query asks for -> R@k; ties count against it."""
-    mine = np.take_along_axis(scores, own[:, None], 1)
-    ranks = (scores >= mine).sum(1) - 1
-    return {f"r{k}": round(float((ranks < k).mean()), 4) for k in (1, 5, 10)}
+    """Scores (Q, N) and the row of each query's right picture -> R@k, rounded."""
+    found = recalls_of_ranks(ranks_of(scores, own))
+    return {name: round(share, 4) for name, share in found.items()}
 
 
 def matched(
@@ -105,7 +104,7 @@ def matched(
     texts: list[str],
 ) -> dict[str, float]:
     """R@1 after the first RERANKED of each query were scored again."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :RERANKED]
+    order = top_k(scores, RERANKED)
     shown = [pixels[i] for row in order for i in row]
     said = [text for text in texts for _ in range(order.shape[1])]
     logits = match_rows(encoder, shown, said).reshape(order.shape)

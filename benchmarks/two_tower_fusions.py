@@ -2,7 +2,7 @@
 
     python benchmarks/two_tower_fusions.py RUN
 
-RUN is a folder of `chiasm train --preset two-tower` over photographs with several captions; its
+RUN is a folder of `chiasm train two-tower` over photographs with several captions; its
 features are taken and nothing is written to it. Heads and fusion learn as the preset has them,
 without the samples held out, once for each way to fuse; the fusion moves no head, so all are
 compared with the same mean, which is asserted. `one token`: pictures and captions give one token
@@ -33,9 +33,16 @@ from benchmarks.machine import machine, tell_and_keep
 from chiasm.pipeline.model.config import FusionConfig
 from chiasm.pipeline.training.two_tower import loop as train
 from chiasm.pipeline.training.two_tower.prepare import Statistics, survey
-from chiasm.pipeline.training.two_tower.select import fused, gallery, join_best, ranks, recall
-from chiasm.pipeline.training.two_tower.stream import packed, stream
-from chiasm.pipeline.training.two_tower.trainer import LearnSettings
+from chiasm.pipeline.training.two_tower.select import (
+    fused_vectors,
+    gallery,
+    ranks,
+    rounded_recalls,
+    select_mean,
+)
+from chiasm.pipeline.training.two_tower.stream import pack, stream
+from chiasm.pipeline.training.two_tower.trainer import TrainSettings
+from chiasm.pipeline.two_tower.checkpoint import config_from_json
 from chiasm.pipeline.two_tower.network import TwoTowerConfig
 
 RESULT = Path(__file__).parent / "results" / "two_tower_fusions.json"
@@ -49,24 +56,24 @@ def main() -> None:
     given = parser.parse_args()
     started = time.perf_counter()
     told = json.loads((given.run / "settings.json").read_text())
-    config, settings = TwoTowerConfig.from_json(told["config"]), LearnSettings(**told["learn"])
+    config, settings = config_from_json(told["config"]), TrainSettings.from_json(told["learn"])
     assert config.fusion is not None, "a run without fusion"
     paths = [given.run / "features" / name for name in told["features"]]
     surveyed = survey(paths)
-    bare = replace(settings, token_dropout=0.0, lost=0.0)
+    bare = replace(settings, token_dropout=0.0, token_mask_rate=0.0)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         expanded = Path(folder) / "expanded"  # made by the first way, taken by the others
         single = [one_token(path, Path(folder)) for path in paths]
-        ways: dict[str, tuple[list[Path], FusionConfig, LearnSettings]] = {
-            how: (paths, replace(config.fusion, how=how), settings)
-            for how in ("gated", "concat", "add", "cross_attention")
+        ways: dict[str, tuple[list[Path], FusionConfig, TrainSettings]] = {
+            name: (paths, replace(config.fusion, fusion=name), settings)
+            for name in ("gated", "concat", "add", "cross_attention")
         }
         ways["gated, one token"] = (single, config.fusion, settings)
         ways["gated, unregularised"] = (paths, config.fusion, bare)
-        for name, (features, fusion, how_learned) in ways.items():
+        for name, (features, fusion, trained_as) in ways.items():
             shaped = surveyed.fill(replace(config, fusion=fusion))
-            mean, ours = measured(features, surveyed, expanded, shaped, how_learned)
+            mean, ours = measured(features, surveyed, expanded, shaped, trained_as)
             assert found.setdefault("mean", mean) == mean, "the fusion moved a head"
             found[name] = ours
             print(json.dumps({name: ours}), flush=True)
@@ -88,7 +95,7 @@ def one_token(path: Path, folder: Path) -> Path:
                 words=(words / counts[:, None, None]).half(),
                 lengths=torch.ones_like(pair.lengths),
             )
-            writer.write({"__key__": f"{number:08d}", "safetensors": packed(single)})
+            writer.write({"__key__": f"{number:08d}", "safetensors": pack(single)})
     return made
 
 
@@ -97,25 +104,28 @@ def measured(
     surveyed: Statistics,
     expanded: Path,
     config: TwoTowerConfig,
-    settings: LearnSettings,
+    settings: TrainSettings,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """One way: figures of the mean, and of the fusion of the same heads."""
     with tempfile.TemporaryDirectory() as folder:
-        network = train.learned(
+        network = train.fit(
             paths, surveyed, config, settings, every_sample=False, expanded=expanded,
             checkpoint=Path(folder) / "state", device=torch.device("cpu"),
         )  # fmt: skip
     held = [pair for pair in stream(paths, expanded=expanded) if pair.held_out]
     with torch.inference_mode():
         shown = gallery(network, held)
-        mean = join_best(network, shown)
-        ours = ranks(shown, network.indexed(fused(network, held, shown)))
+        mean = select_mean(network, shown)
+        ours = ranks(shown, network.reduce_hubness(fused_vectors(network, held, shown)))
     won = {
         "only_fusion": int(((ours < 1) & (mean >= 1)).sum()),
         "only_mean": int(((mean < 1) & (ours >= 1)).sum()),
     }
-    chosen = {"text_weight": network.config.text_weight, "hub_power": network.config.hub_power}
-    return {**recall(mean), **chosen, "queries": len(mean)}, {**recall(ours), **won}
+    chosen = {"text_weight": network.config.text_weight, "hub_power": network.config.hubness_power}
+    return {**rounded_recalls(mean), **chosen, "queries": len(mean)}, {
+        **rounded_recalls(ours),
+        **won,
+    }
 
 
 if __name__ == "__main__":

@@ -1,6 +1,22 @@
 """Embeddings -> answers. `open_collection(path).search("a red boat")`; see index/retrieve.py."""
 
-from chiasm.index.results import Answer, Query, Result
+from chiasm.index.build import BuildSummary, build_index
+from chiasm.index.plan import IndexSettings
+from chiasm.index.queries import PictureSource, Query, RerankStage
+from chiasm.index.results import Answer, Hit, Result, row_id
 from chiasm.index.retrieve import Searcher, open_collection
 
-__all__ = ["Answer", "Query", "Result", "Searcher", "open_collection"]
+__all__ = [
+    "Answer",
+    "BuildSummary",
+    "Hit",
+    "IndexSettings",
+    "PictureSource",
+    "Query",
+    "RerankStage",
+    "Result",
+    "Searcher",
+    "build_index",
+    "open_collection",
+    "row_id",
+]

@@ -1,10 +1,10 @@
 """Which FAISS index for how many vectors? A pure function of the numbers.
 
 Below `exact_below` rows the index is exact inner product ("Flat"). From there on it is IVF with
-8-bit codes ("IVF1024,SQ8"): vectors are put into cells around centroids, a search looks into
-`nprobe` of them, and the best candidates are scored again from the raw vectors. Eight bits a
-dimension lose next to nothing against text queries, where product codes lose a lot; the cost is dim
-bytes a row.
+8-bit codes ("IVF1024,SQ8"): vectors are put into cells around centroids, a query searches the
+nearest `nprobe` of them, and the best candidates are scored again from the raw vectors. Scalar
+codes of 8 bits lose almost no recall for text queries, where product codes lose a lot; the cost is
+dim bytes a row.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.errors import require_at_least
 
 MAX_CELLS = 32_768  # k-means over more takes hours, and 1.3 million training vectors
 TRAIN_PER_CELL = 64  # FAISS asks for 39 to 256; the gain from more is below what can be measured
@@ -24,10 +24,10 @@ class IndexSettings:
     """How an index is built.
 
     exact_below: with fewer rows than this, a column's index is exact. nprobe: cells of an IVF index
-    a search looks into unless the query says otherwise; 0 chooses. segment_rows: rows after which a
-    segment is closed (at the end of a shard). Memory while building is some segment_rows x dim
-    bytes (IVF) or 4 times that (exact), for each column. keep_generations, keep_seconds: older
-    generations than the last few and younger ones are removed.
+    that a query searches unless it says otherwise; 0 chooses by the number of cells. segment_rows:
+    rows after which a segment is closed (at the end of a shard). Memory while building is some
+    segment_rows x dim bytes (IVF) or 4 times that (exact), for each column. keep_generations,
+    keep_seconds: older generations than the last few and younger ones are removed.
     """
 
     exact_below: int = 100_000
@@ -37,12 +37,15 @@ class IndexSettings:
     keep_seconds: float = 3600
 
     def __post_init__(self) -> None:
-        least = {"exact_below": 0, "nprobe": 0, "segment_rows": 1, "keep_generations": 1}
-        for name, bound in {**least, "keep_seconds": 0}.items():
-            if getattr(self, name) < bound:
-                raise UsageError(
-                    f"index.{name}", expected=f"{bound} or more", found=str(getattr(self, name))
-                )
+        require_at_least(
+            0,
+            index__exact_below=self.exact_below,
+            index__nprobe=self.nprobe,
+            index__keep_seconds=self.keep_seconds,
+        )
+        require_at_least(
+            1, index__segment_rows=self.segment_rows, index__keep_generations=self.keep_generations
+        )
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Plan:
         return self.cells == 0
 
 
-def plan(rows: int, settings: IndexSettings) -> Plan:
+def plan_column(rows: int, settings: IndexSettings) -> Plan:
     """The index for `rows` vectors of one column."""
     cells = cells_for(rows)
     if rows < settings.exact_below or cells < 1:
@@ -75,11 +78,11 @@ def plan(rows: int, settings: IndexSettings) -> Plan:
 
 def cells_for(rows: int) -> int:
     """About 4 sqrt(rows), a power of two, each with enough vectors to learn its centroid from."""
-    wanted = min(4 * math.sqrt(rows), rows / MIN_PER_CELL, MAX_CELLS)
-    return 1 << int(math.log2(wanted)) if wanted >= 1 else 0
+    cells = min(4 * math.sqrt(rows), rows / MIN_PER_CELL, MAX_CELLS)
+    return 1 << int(math.log2(cells)) if cells >= 1 else 0
 
 
 def nprobe_for(cells: int) -> int:
-    """A sixteenth of the cells: texts lie far from the pictures the cells were made from, and look
-    into more of them than a picture would have to."""
+    """A sixteenth of the cells: text vectors are far from the picture vectors that the cells were
+    trained on, so they need more cells than pictures would."""
     return max(min(cells, 8), cells // 16)

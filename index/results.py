@@ -1,163 +1,150 @@
-"""What is asked and what is answered: Query -> Hit -> Result -> Answer.
+"""Hits, results and answers: plain data.
 
-A query names what to look for (words, a picture, both, or a vector made earlier) and in which
-vector column. A hit is an id and a score; a result is a hit with what a person wants to see beside
-it, and it can fetch its own picture with one range read of the shard. Everything here is plain
-data: to search is `chiasm.index.retrieve`'s business. `Answer.as_json` is the shape other programs
-rely on.
+A hit is a position of the live generation with its scores. A result is a hit with its row of the
+catalog; it can read its own picture from the shard. `Answer.as_json` is the shape that other
+programs rely on (docs/formats.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, overload
 
-import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-from chiasm.pipeline.errors import SourceError, UsageError
-from chiasm.pipeline.records import COLUMNS, Place
+from chiasm.index.notebook import Tile, gallery
+from chiasm.index.queries import Query
+from chiasm.pipeline.errors import ChiasmError, SourceError, Undecodable
+from chiasm.pipeline.images import DecodeSettings, decode
+from chiasm.pipeline.records import Place
 from chiasm.pipeline.shards import read_checked
 
-PictureSource = str | Path | bytes | Image.Image  # a path, an encoded file, or pixels
-
-
-RERANKERS = {  # how -> what it is written as
-    "vectors": "vectors:N",
-    "match": "match:N",
-    "st": "st:NAME:N",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Rerank:
-    """One stage of reranking: how, by which model where it takes one, and how many candidates."""
-
-    how: str
-    depth: int
-    model: str = ""
-
-    @classmethod
-    def parse(cls, told: str) -> Rerank:
-        """`match:20`, `st:NAME:20` and their like; UsageError for anything else."""
-        head, _, depth = told.strip().rpartition(":")
-        how, _, model = head.partition(":")
-        if how not in RERANKERS or bool(model) != (how == "st") or not depth.isdigit():
-            raise UsageError(
-                f"rerank {told!r}", expected=", ".join(RERANKERS.values()), found="none of them"
-            )
-        if int(depth) < 1:
-            raise UsageError(f"rerank {told!r}", expected="at least 1 candidate", found=depth)
-        return cls(how, int(depth), model)
-
-    @property
-    def name(self) -> str:
-        """What its scores are told under."""
-        return f"{self.how}:{self.model}" if self.model else self.how
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.depth}"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Query:
-    """What to look for. Raises UsageError for a query that cannot be meant.
-
-    text and image: either or both; both are searched by the normalised mean of their vectors.
-    vector: (D,) float32 in the collection's space, instead of text and image.
-    column: the vector column searched. k: results wanted, at least 1.
-    nprobe: cells of an IVF index looked into; None takes what the generation was built with.
-    rerank: stages that score the first hits again, one after the other.
-    """
-
-    text: str | None = None
-    image: PictureSource | None = None
-    vector: np.ndarray | None = None
-    column: str = "image"
-    k: int = 10
-    nprobe: int | None = None
-    rerank: tuple[Rerank, ...] = ()
-
-    def __post_init__(self) -> None:
-        asked = self.words != "" or self.image is not None
-        if not asked and self.vector is None:
-            found = "neither" if self.text is None else f"the text {self.text!r}"
-            raise UsageError("query", expected="some words or a picture", found=found)
-        if asked and self.vector is not None:
-            raise UsageError("query", expected="either a vector or words and picture", found="both")
-        if self.column not in COLUMNS:
-            raise UsageError(
-                f"column {self.column!r}", expected="one of " + ", ".join(COLUMNS), found="no such"
-            )
-        for name, number in (("k", self.k), ("nprobe", self.nprobe)):
-            if number is not None and (not isinstance(number, int | np.integer) or number < 1):
-                raise UsageError(name, expected="a whole number from 1 up", found=repr(number))
-
-    @property
-    def candidates(self) -> int:
-        """How many hits the search has to give: k, or what a stage wants to see."""
-        return max([self.k, *(stage.depth for stage in self.rerank)])
-
-    @property
-    def words(self) -> str:
-        """The text to encode, "" where there is none."""
-        return (self.text or "").strip()
-
-    def as_json(self) -> dict[str, Any]:
-        """What was asked, without bytes and pixels: {"text", "image", "column", "k", "rerank"}."""
-        image = str(self.image) if isinstance(self.image, str | Path) else None
-        if self.image is not None and image is None:
-            image = "(given as bytes)" if isinstance(self.image, bytes) else "(given as pixels)"
-        return {
-            "text": self.text,
-            "image": image,
-            "column": self.column,
-            "k": int(self.k),
-            "rerank": [str(stage) for stage in self.rerank],
-        }
-
-    def __str__(self) -> str:
-        image = self.as_json()["image"]
-        parts = [f'"{self.words}"' if self.words else "", f"picture {image}" if image else ""]
-        return " + ".join(part for part in parts if part) or "a vector"
+READERS = 8  # pictures read at once: reads of an object store mostly wait
+REPR_RESULTS = 10  # results that repr(answer) lists
+HTML_RESULTS = 20  # results that a notebook shows, with their pictures
+HTML_SIDE = 160  # of a notebook's thumbnails, in pixels
+MAX_TITLE = 200  # characters of a query or a caption in a repr
+MIN_LOAD_SECONDS = 0.05  # loading that took less is not mentioned
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A row that was found. `id` is '<shard id>/<row>@<edition>' and names the row for ever;
-    `score`, higher is nearer, is the inner product of unit vectors, in [-1, 1], or what the last
-    stage of reranking made of it.
-    """
+    """A row that was found: its position in the live generation, and the score of each stage that
+    scored it by the stage's name, in their order, `search` first. Higher is better."""
 
-    id: str
-    score: float
+    position: int
+    scores: dict[str, float]
+
+    @property
+    def score(self) -> float:
+        """The score of the last stage that scored it: of `search` the inner product of unit
+        vectors, in [-1, 1]."""
+        return self.scores[self.scored_by]
+
+    @property
+    def scored_by(self) -> str:
+        """The name of the last stage that scored it."""
+        return next(reversed(self.scores))
+
+    def scored(self, stage: str, score: float) -> Hit:
+        """The hit with the score of one more stage."""
+        before = {name: value for name, value in self.scores.items() if name != stage}
+        return Hit(self.position, {**before, stage: score})
 
 
 @dataclass(frozen=True, slots=True)
-class Result(Hit):
-    """A hit and what belongs to it.
-
-    rank counts from 1. scores holds the score of each stage that saw the row, by the stage's name,
-    `search` first. key is unique within its shard only. caption is the first of captions, None
-    without any. meta is the sample's json in the collection's types, absent fields left out. width
-    and height are in pixels, as a person sees the picture. url is the shard's, place where the
-    picture's bytes lie in it, sha256 their digest: all three None for a row without a picture.
+class CatalogRow:
+    """A row of the catalog. `id` is `row_id`'s. `key` is unique within its shard only. `caption` is
+    the first of `captions`, None without any. `meta` is the sample's json in the collection's
+    types, absent fields left out. `width` and `height` are in pixels, EXIF orientation applied.
+    `url` is the shard's, `place` the picture's bytes in it, `sha256` their digest; `place` and
+    `sha256` are None for a row without a picture.
     """
 
-    rank: int
+    id: str
     key: str
     shard: str
+    url: str
     caption: str | None
-    captions: tuple[str, ...] = ()
-    meta: dict[str, Any] = field(default_factory=dict)
-    width: int | None = None
-    height: int | None = None
-    url: str = ""
-    place: Place | None = None
-    sha256: str | None = None
-    scores: dict[str, float] = field(default_factory=dict)
+    captions: tuple[str, ...]
+    meta: dict[str, Any]
+    width: int | None
+    height: int | None
+    place: Place | None
+    sha256: str | None
+
+
+def row_id(shard_id: str, row: int, edition: str) -> str:
+    """The permanent name of a row: `<shard id>/<row>@<edition>`."""
+    return f"{shard_id}/{row}@{edition}"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Result:
+    """A hit with its row. `rank` counts from 1. The fields of both are attributes."""
+
+    rank: int
+    hit: Hit
+    row: CatalogRow
+
+    @property
+    def score(self) -> float:
+        return self.hit.score
+
+    @property
+    def scores(self) -> dict[str, float]:
+        return self.hit.scores
+
+    @property
+    def scored_by(self) -> str:
+        """The stage that gave `score`: `search`, or the last stage of reranking that scored it."""
+        return self.hit.scored_by
+
+    @property
+    def id(self) -> str:
+        return self.row.id
+
+    @property
+    def key(self) -> str:
+        return self.row.key
+
+    @property
+    def shard(self) -> str:
+        return self.row.shard
+
+    @property
+    def url(self) -> str:
+        return self.row.url
+
+    @property
+    def caption(self) -> str | None:
+        return self.row.caption
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return self.row.captions
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        return self.row.meta
+
+    @property
+    def width(self) -> int | None:
+        return self.row.width
+
+    @property
+    def height(self) -> int | None:
+        return self.row.height
+
+    @property
+    def place(self) -> Place | None:
+        return self.row.place
+
+    @property
+    def sha256(self) -> str | None:
+        return self.row.sha256
 
     def picture(self) -> bytes:
         """The encoded picture, read from its shard and compared with what was embedded.
@@ -168,12 +155,35 @@ class Result(Hit):
             raise SourceError(self.id, expected="a picture", found="a row with a caption only")
         return read_checked(self.url, self.place, self.sha256)
 
+    def thumbnail(self, side: int) -> Image.Image | str:
+        """The picture as RGB of at most `side` x `side` pixels, or why there is none to show."""
+        if self.place is None:
+            return "a caption without a picture"
+        try:
+            return shrink(self.picture(), side)
+        except ChiasmError as error:
+            return str(error)
+        except Undecodable as error:
+            return f"{self.place.member}: {error.reason}"
+
     def as_json(self) -> dict[str, Any]:
-        told = ("rank", "id", "key", "shard", "score", "scores", "caption", "meta")
-        return {name: getattr(self, name) for name in told}
+        """rank, id, key, shard, score, scores, caption, meta; then where the picture's bytes are:
+        the shard's url, and member, offset and size in it, None for a row without a picture."""
+        names = ("rank", "id", "key", "shard", "score", "scores", "caption", "meta", "url")
+        place = self.place
+        return {
+            **{name: getattr(self, name) for name in names},
+            "member": place.member if place else None,
+            "offset": place.offset if place else None,
+            "size": place.size if place else None,
+        }
+
+    def __repr__(self) -> str:
+        caption = _shorten(self.caption or self.key, MAX_TITLE)
+        return f"<Result {self.rank}: {self.score:.3f} {caption!r} {self.id}>"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Answer(Sequence[Result]):
     """The results of one query, best first. `seconds` by stage; of a batch, each answer's share."""
 
@@ -191,10 +201,71 @@ class Answer(Sequence[Result]):
     def __getitem__(self, at: int | slice) -> Result | tuple[Result, ...]:
         return self.results[at]
 
+    def is_reranked(self, result: Result) -> bool:
+        """Whether the query's last stage of reranking scored this result; False without stages.
+        Results that it did not score follow, with an earlier stage's score, on another scale."""
+        if not self.query.stages:
+            return False
+        last = self.query.stages[-1]  # what it scored comes first; an earlier one may have its name
+        return result.rank <= last.depth and last.name in result.scores
+
+    def score_label(self, result: Result) -> str:
+        """The score for people; of a result that the last stage did not score also whose score it
+        is: `0.214 (search)`."""
+        other = bool(self.query.stages) and not self.is_reranked(result)
+        return f"{result.score:.3f}" + (f" ({result.scored_by})" if other else "")
+
+    def time_label(self) -> str:
+        """`12 ms`, and apart from it what loading encoder and index took: `12 ms, loading 2.1
+        s`."""
+        load = self.seconds.get("load", 0.0)
+        label = f"{1000 * (sum(self.seconds.values()) - load):.0f} ms"
+        return label if load < MIN_LOAD_SECONDS else f"{label}, loading {load:.1f} s"
+
     def as_json(self) -> dict[str, Any]:
-        """{"query": {...}, "results": [{"rank", "id", "key", ...}], "seconds": {stage: s}}"""
+        """{"query": {...}, "results": [{"rank", "id", "key", ...}], "seconds": {stage: s}}; each
+        result also says whether it was `reranked`."""
         return {
             "query": self.query.as_json(),
-            "results": [result.as_json() for result in self.results],
+            "results": [
+                {**result.as_json(), "reranked": self.is_reranked(result)} for result in self
+            ],
             "seconds": {stage: round(spent, 6) for stage, spent in self.seconds.items()},
         }
+
+    def __repr__(self) -> str:
+        lines = [f"<Answer to {self._title()}>"]
+        lines += [f"  {result!r}" for result in self.results[:REPR_RESULTS]]
+        if len(self) > REPR_RESULTS:
+            lines.append(f"  ... and {len(self) - REPR_RESULTS} more")
+        return "\n".join(lines)
+
+    def _title(self) -> str:
+        query = repr(_shorten(str(self.query), MAX_TITLE))[1:-1]  # control characters escaped
+        return f"{query} in {self.query.column}: {len(self)} results, {self.time_label()}"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: thumbnails, scores and captions of the first HTML_RESULTS."""
+        first = self.results[:HTML_RESULTS]
+        with ThreadPoolExecutor(READERS) as readers:
+            pictures = list(readers.map(lambda result: result.thumbnail(HTML_SIDE), first))
+        tiles = [
+            Tile(
+                picture,
+                f"{result.rank}: {self.score_label(result)}",
+                result.caption or "",
+                result.id,
+            )
+            for result, picture in zip(first, pictures, strict=True)
+        ]
+        return gallery(self._title(), tiles, HTML_SIDE, left_out=len(self) - len(first))
+
+
+def _shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def shrink(data: bytes, side: int) -> Image.Image:
+    """An encoded picture as RGB of at most `side` x `side` pixels; raises Undecodable."""
+    image = decode(data, DecodeSettings(), side).image
+    return ImageOps.contain(image, (side, side), Image.Resampling.LANCZOS)

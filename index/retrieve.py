@@ -3,9 +3,9 @@
     Query -> encoder -> search -> rerank -> results
 
 `retrieve` is the path, each stage timed. `open_collection` gives a `Searcher`, which holds what
-stays between queries (index/query/open_index.py) and is what programs use. Nothing shared is
-changed by a query, so one `Searcher` serves any number of threads, and a query's answer does not
-depend on its batch.
+stays between queries (index/query/open_index.py) and is what programs use. A query changes nothing
+shared, so one `Searcher` serves any number of threads, and a query's answer does not depend on its
+batch.
 """
 
 from __future__ import annotations
@@ -17,9 +17,16 @@ from pathlib import Path
 
 import numpy as np
 
-from chiasm.index.query import Candidate, OpenIndex, encode_queries, live_generation, rerank, search
-from chiasm.index.results import Answer, PictureSource, Query, Rerank, Result
-from chiasm.index.segments import CatalogRow
+from chiasm.index.queries import PictureSource, Query, RerankStage
+from chiasm.index.query import (
+    OpenIndex,
+    check_stages,
+    encode_queries,
+    live_generation,
+    rerank,
+    search,
+)
+from chiasm.index.results import Answer, Hit, Result
 from chiasm.pipeline.collection import Collection
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.timing import Stopwatch
@@ -27,70 +34,55 @@ from chiasm.pipeline.timing import Stopwatch
 
 def retrieve(queries: Sequence[Query], collection: OpenIndex) -> list[Answer]:
     """Answer a batch of queries, in their order."""
+    check_stages(stage for query in queries for stage in query.stages)
     clock = Stopwatch()
     with clock.stage("load"):
-        encoder = collection.ready_for(queries)
+        encoder = collection.prepare(queries)
     with clock.stage("encode"):
         xq = encode_queries(queries, encoder, collection.dim)  # (Q, D) float32, unit rows
     with clock.stage("search"):
-        hits = find(queries, xq, collection)  # for each query candidates, best first
+        hits = search_queries(queries, xq, collection)  # for each query, best first
     with clock.stage("rerank"):
         hits = [
-            rerank(query, vector, found, collection)[: query.k]
-            for query, vector, found in zip(queries, xq, hits, strict=True)
+            rerank(query, vector, candidates, collection)[: query.k]
+            for query, vector, candidates in zip(queries, xq, hits, strict=True)
         ]
     with clock.stage("results"):
-        results = results_of(hits, collection)
+        results = read_results(hits, collection)
     share = {stage: seconds / max(1, len(queries)) for stage, seconds in clock.seconds.items()}
-    return [Answer(query, found, share) for query, found in zip(queries, results, strict=True)]
+    return [Answer(query, ranked, share) for query, ranked in zip(queries, results, strict=True)]
 
 
-def find(queries: Sequence[Query], xq: np.ndarray, collection: OpenIndex) -> list[list[Candidate]]:
-    """Search at once all queries that differ in nothing but their vector."""
-    alike: dict[tuple[str, int, int], list[int]] = defaultdict(list)
+def search_queries(
+    queries: Sequence[Query], xq: np.ndarray, collection: OpenIndex
+) -> list[list[Hit]]:
+    """The hits of each query; those that differ in nothing but their vector are searched at
+    once."""
+    groups: dict[tuple[str, int, int], list[int]] = defaultdict(list)
     for number, query in enumerate(queries):
         k = min(query.candidates, len(collection))
-        alike[query.column, k, collection.nprobe_for(query)].append(number)
-    hits: dict[int, list[Candidate]] = {}
-    for (column, k, nprobe), numbers in alike.items():
+        groups[query.column, k, collection.nprobe_for(query)].append(number)
+    hits: dict[int, list[Hit]] = {}
+    for (column, k, nprobe), numbers in groups.items():
         scores, positions = search(collection.segments, column, xq[numbers], k, nprobe)
-        for number, near, where in zip(numbers, scores.tolist(), positions.tolist(), strict=True):
+        for number, row_scores, row_positions in zip(
+            numbers, scores.tolist(), positions.tolist(), strict=True
+        ):
             hits[number] = [
-                Candidate(position, score, {"search": score})
-                for score, position in zip(near, where, strict=True)
+                Hit(position, {"search": score})
+                for score, position in zip(row_scores, row_positions, strict=True)
                 if position >= 0
             ]
     return [hits[number] for number in range(len(queries))]
 
 
-def results_of(
-    hits: Sequence[Sequence[Candidate]], collection: OpenIndex
-) -> list[tuple[Result, ...]]:
-    """What people want to see of each hit, from the catalog; each row is read once."""
-    rows = collection.rows({found.position for found in chain.from_iterable(hits)})
+def read_results(hits: Sequence[Sequence[Hit]], collection: OpenIndex) -> list[tuple[Result, ...]]:
+    """The hits of each query with their rows of the catalog; each row is read once."""
+    rows = collection.rows({hit.position for hit in chain.from_iterable(hits)})
     return [
-        tuple(_result(rank, hit, rows[hit.position]) for rank, hit in enumerate(found, 1))
-        for found in hits
+        tuple(Result(rank, hit, rows[hit.position]) for rank, hit in enumerate(ranked, 1))
+        for ranked in hits
     ]
-
-
-def _result(rank: int, hit: Candidate, row: CatalogRow) -> Result:
-    return Result(
-        id=row.id,
-        score=hit.score,
-        scores=hit.scores,
-        rank=rank,
-        key=row.key,
-        shard=row.shard,
-        caption=row.caption,
-        captions=row.captions,
-        meta=row.meta,
-        width=row.width,
-        height=row.height,
-        url=row.url,
-        place=row.place,
-        sha256=row.sha256,
-    )
 
 
 class Searcher(OpenIndex):
@@ -103,21 +95,27 @@ class Searcher(OpenIndex):
         image: PictureSource | None = None,
         column: str | None = None,
         k: int = 10,
-        rerank: Sequence[str] = (),
+        rerank: Sequence[RerankStage | str] | str = (),
     ) -> Answer:
-        """The k rows nearest to some words, a picture, or both.
+        """The k rows nearest to a text, a picture, or both.
 
-        image: a path, an encoded file, or a PIL picture. column: `image` finds pictures and is the
-        default, `text` finds captions, `joint` pairs. rerank: stages such as `match:20`, see
-        index/query/rerank.py. Raises UsageError for what cannot be meant.
+        image: a path, a URL of http, https or s3, an encoded file as bytes, a PIL picture, or an
+        array of uint8 (H, W, 3) or (H, W). column: `image` finds pictures and is the default,
+        `text` finds captions, `joint` pairs. rerank: one stage such as "match:20", or a list of
+        them, see index/query/rerank.py. Raises UsageError for values and TypeError for types that
+        cannot be used, SourceError for a URL that cannot be read.
         """
-        stages = tuple(Rerank.parse(stage) for stage in rerank)
-        query = Query(text, image, column=column or "image", k=k, rerank=stages)
+        query = Query(text, image, column=column or "image", k=k, rerank=rerank)
         return self.search_many([query])[0]
 
-    def search_many(self, queries: Sequence[Query]) -> list[Answer]:
-        """Many queries at once: one forward pass and one search for all that are alike."""
-        return retrieve(queries, self)
+    def search_many(self, queries: Sequence[Query | str]) -> list[Answer]:
+        """Many queries at once, a string being a query for pictures: one forward pass, and one
+        search for all that differ in nothing but their vector."""
+        if isinstance(queries, str):
+            raise TypeError("queries: expected a list of texts or queries, found one str")
+        return retrieve(
+            [Query(query) if isinstance(query, str) else query for query in queries], self
+        )
 
 
 def open_collection(
@@ -129,5 +127,5 @@ def open_collection(
     encoder runs. Raises CollectionError where there is no collection or no index, StaleIndexError.
     """
     collection = Collection.open(str(path))
-    generation = live_generation(collection, path, allow_stale)
+    generation = live_generation(collection, allow_stale)
     return Searcher(collection, generation, encoding or EncoderSettings())

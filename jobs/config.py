@@ -1,8 +1,8 @@
 """The one place that composes settings: defaults < preset < --set < flags.
 
 Every default is written once, in the dataclass next to what it configures. A preset is one of
-`jobs/presets/*.yaml` or any YAML file of the same keys. Unknown keys are refused by name; the
-settings in force are saved with every run.
+`jobs/presets/*.yaml` or any YAML file of the same keys. pydantic checks types, bounds and unknown
+keys of all of them together; the settings in force are saved with every run.
 """
 
 from __future__ import annotations
@@ -12,82 +12,108 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic_core import ErrorDetails
 
+from chiasm.index.plan import IndexSettings
 from chiasm.pipeline.batches import BatchSettings
 from chiasm.pipeline.editions import EmbedSettings
-from chiasm.pipeline.errors import UsageError, require_at_least
+from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.shards import ReadSettings
 
 PRESETS = Path(__file__).parent / "presets"
+DEFAULT_ENCODER = "pocket"  # of a new collection
+
+_CHECKED = ConfigDict(extra="forbid")
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
 class NamedEncoder(EncoderSettings):
-    """Which encoder, and how it runs."""
+    """Which encoder, and how it runs. name: None for the collection's own, pocket for a new one."""
 
-    name: str = "pocket"
+    name: str | None = None
 
 
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True, config=_CHECKED)
 class WorkerSettings:
     """The pool of workers, each one process with its own copy of the model.
 
     count: the most that are asked for; they join as the cluster places them.
     cpus, gpus, memory_gb: what one worker reserves; 0 GB reserves no memory.
     in_flight: shards a worker holds, the one at work and those waiting so that it never idles.
-    attempts: how often a shard is tried before it is set aside.
+    attempts: how often a shard is tried before it is quarantined.
     deadline_seconds: how long one shard may take before its worker is killed; 0 is for ever.
     """
 
-    count: int = 1
-    cpus: float = 1
-    gpus: float = 0
-    memory_gb: float = 0
-    in_flight: int = 2
-    attempts: int = 3
-    deadline_seconds: float = 3600
+    count: Annotated[int, Field(ge=1)] = 1
+    cpus: Annotated[float, Field(ge=0)] = 1
+    gpus: Annotated[float, Field(ge=0)] = 0
+    memory_gb: Annotated[float, Field(ge=0)] = 0
+    in_flight: Annotated[int, Field(ge=1)] = 2
+    attempts: Annotated[int, Field(ge=1)] = 3
+    deadline_seconds: Annotated[float, Field(ge=0)] = 3600
 
-    def __post_init__(self) -> None:
-        require_at_least(
-            1,
-            workers__count=self.count,
-            workers__in_flight=self.in_flight,
-            workers__attempts=self.attempts,
-        )
-        require_at_least(
-            0,
-            workers__cpus=self.cpus,
-            workers__gpus=self.gpus,
-            workers__memory_gb=self.memory_gb,
-            workers__deadline_seconds=self.deadline_seconds,
-        )
-
-    def told(self) -> str:
+    def resources(self) -> str:
         """What one worker reserves, in words."""
         parts = {"cores": self.cpus, "accelerators": self.gpus, "GB": self.memory_gb}
         return ", ".join(f"{count:g} {what}" for what, count in parts.items() if count)
 
 
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True, config=_CHECKED)
+class TrainOptions:
+    """Settings of the recipes of `chiasm train`; None: the recipe's own.
+
+    steps: of towers or heads. fusion: one of `pipeline.model.fusion.FUSIONS`. learning_rate: the
+    highest. fusion_steps, gallery, drawing_processes, processes: of `train pocket` alone; its
+    second stage, the scenes that it is measured on, the processes that draw (0: this one draws
+    too), the processes on Ray that learn together (0: this one learns).
+    """
+
+    steps: Annotated[int, Field(ge=1)] | None = None
+    fusion_steps: Annotated[int, Field(ge=0)] | None = None
+    fusion: str | None = None
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    seed: int = 0
+    gallery: Annotated[int, Field(ge=10)] | None = None
+    drawing_processes: Annotated[int, Field(ge=0)] = 1
+    processes: Annotated[int, Field(ge=0)] = 0
+
+
+@checked_dataclass(frozen=True, config=_CHECKED)
+class FilterOptions:
+    """What `chiasm filter` leaves out.
+
+    threshold: log odds that a caption must reach. drop: in its place the share of all captions to
+    drop, the lowest. flag: keep all, and mark those below in json. max_noisy: above this share of
+    captions below the threshold nothing is written.
+    """
+
+    threshold: float = 0.0
+    drop: Share | None = None
+    flag: bool = False
+    max_noisy: Share = 0.95
+
+
+@checked_dataclass(frozen=True, config=_CHECKED)
 class Settings:
-    """Everything a run can be told. `max_loss` is the share of samples that may be dropped."""
+    """Every setting of every command. `max_loss` is the share of samples that may be dropped."""
 
     encoder: NamedEncoder = field(default_factory=NamedEncoder)
     read: ReadSettings = field(default_factory=ReadSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     batch: BatchSettings = field(default_factory=BatchSettings)
     workers: WorkerSettings = field(default_factory=WorkerSettings)
-    max_loss: float = 0.01
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_loss <= 1:
-            raise UsageError("max_loss", expected="a share from 0 to 1", found=str(self.max_loss))
+    index: IndexSettings = field(default_factory=IndexSettings)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    filter: FilterOptions = field(default_factory=FilterOptions)
+    max_loss: Share = 0.01
 
     @property
     def embedding(self) -> EmbedSettings:
@@ -95,6 +121,10 @@ class Settings:
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def of(self, *groups: str) -> dict[str, Any]:
+        """The settings that a command with these groups keeps in its run's record."""
+        return {name: value for name, value in self.as_dict().items() if name in groups}
 
 
 def compose(
@@ -108,25 +138,49 @@ def compose(
     values read as YAML. flags: dotted key -> value, None where the flag was not given. Raises
     UsageError.
     """
-    told: dict[str, Any] = {}
-    _merge(told, _read_preset(preset), preset)
+    values: dict[str, Any] = {}
+    source: dict[str, str] = {}  # dotted key -> where it was set
+    _merge(values, source, _read_preset(preset), preset)
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals:
             raise UsageError(f"--set {assignment}", expected="key=value, as in batch.size=32")
-        _put(told, key.strip(), _yaml(value, f"--set {assignment}"), "--set")
+        _put(values, source, key.strip(), _yaml(value, f"--set {assignment}"), "--set")
     for key, value in (flags or {}).items():
         if value is not None:
-            _put(told, key, value, "the command line")
+            _put(values, source, key, value, "the command line")
     try:
-        return TypeAdapter(Settings).validate_python(told)
+        return TypeAdapter(Settings).validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(
-            "setting " + ".".join(str(part) for part in first["loc"]),
-            expected=first["msg"].removeprefix("Input should be "),
-            found=repr(first["input"]),
-        ) from error
+        raise _usage_error(error.errors()[0], source) from error
+
+
+def _usage_error(first: ErrorDetails, source: Mapping[str, str]) -> UsageError:
+    """The first finding of pydantic as one line."""
+    key = ".".join(str(part) for part in first["loc"])
+    bounds = first.get("ctx", {})
+    found = first["input"]
+    if first["type"] == "unexpected_keyword_argument":
+        return _unknown(key, source.get(key, "the settings"))
+    if first["type"] == "greater_than_equal":
+        share = key == "max_loss" or key.endswith(("drop", "max_noisy"))
+        expected = "a share from 0 to 1" if share else f"{bounds['ge']:g} or more"
+        return UsageError(key, expected=expected, found=f"{found}")
+    if first["type"] == "less_than_equal":
+        return UsageError(key, expected="a share from 0 to 1", found=f"{found}")
+    if first["type"] == "greater_than":
+        return UsageError(key, expected=f"more than {bounds['gt']:g}", found=f"{found}")
+    message = first["msg"].removeprefix("Input should be ")
+    return UsageError("setting " + key, expected=message, found=repr(found))
+
+
+def _unknown(key: str, where: str) -> UsageError:
+    known = keys(Settings)
+    close = difflib.get_close_matches(key, known, 1)
+    return UsageError(
+        f"unknown setting {key!r} in {where}",
+        do=f"did you mean {close[0]}?" if close else "known: " + ", ".join(known),
+    )
 
 
 def presets() -> list[str]:
@@ -141,10 +195,10 @@ def _read_preset(preset: str) -> dict[str, Any]:
         raise UsageError(
             f"preset {preset!r}", expected=f"{', '.join(presets())} or the path of a YAML file"
         )
-    told = _yaml(path.read_text(encoding="utf-8"), str(path))
-    if told is not None and not isinstance(told, dict):
-        raise UsageError(str(path), expected="settings by key", found=type(told).__name__)
-    return told or {}
+    values = _yaml(path.read_text(encoding="utf-8"), str(path))
+    if values is not None and not isinstance(values, dict):
+        raise UsageError(str(path), expected="settings by key", found=type(values).__name__)
+    return values or {}
 
 
 def _yaml(text: str, where: str) -> Any:
@@ -154,27 +208,38 @@ def _yaml(text: str, where: str) -> Any:
         raise UsageError(where, expected="YAML", found=str(error)) from error
 
 
-def _merge(told: dict[str, Any], more: Mapping[str, Any], where: str, prefix: str = "") -> None:
+def _merge(
+    values: dict[str, Any],
+    source: dict[str, str],
+    more: Mapping[str, Any],
+    where: str,
+    prefix: str = "",
+) -> None:
     for key, value in more.items():
         if isinstance(value, Mapping):
-            _merge(told, value, where, f"{prefix}{key}.")
+            _merge(values, source, value, where, f"{prefix}{key}.")
         else:
-            _put(told, f"{prefix}{key}", value, where)
+            _put(values, source, f"{prefix}{key}", value, where)
 
 
-def _put(told: dict[str, Any], dotted: str, value: Any, where: str) -> None:
-    known = keys(Settings)
-    if dotted not in known:
-        close = difflib.get_close_matches(dotted, known, 1)
-        raise UsageError(
-            f"unknown setting {dotted!r} in {where}",
-            do=f"did you mean {close[0]}?" if close else "known: " + ", ".join(known),
-        )
+def _put(
+    values: dict[str, Any], source: dict[str, str], dotted: str, value: Any, where: str
+) -> None:
+    """Set one key. A key below a plain value, or a plain value in place of a group, is unknown."""
     *path, last = dotted.split(".")
-    place = told
+    group = values
     for part in path:
-        place = place.setdefault(part, {})
-    place[last] = value
+        group = group.setdefault(part, {})
+        if not isinstance(group, dict):
+            raise _unknown(dotted, where)
+    if isinstance(group.get(last), dict) or dotted in _groups():
+        raise _unknown(dotted, where)
+    group[last] = value
+    source[dotted] = where
+
+
+def _groups() -> set[str]:
+    return {key.rpartition(".")[0] for key in keys(Settings)} - {""}
 
 
 def keys(kind: type, prefix: str = "") -> list[str]:

@@ -16,18 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from chiasm.index import open_collection
-from chiasm.index.build import build_index
-from chiasm.index.results import Answer, Query
-from chiasm.index.retrieve import Searcher
+from chiasm.index import Answer, Query, Searcher, build_index, open_collection, row_id
+from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.sheet import write_sheet
-from chiasm.jobs.config import compose
+from chiasm.jobs.config import DEFAULT_ENCODER, compose
 from chiasm.jobs.console import Progress
-from chiasm.jobs.embed_shards import EmbedRequest, embed_shards, summary_error
+from chiasm.jobs.embed_shards import EmbedRequest, embed_shards
 from chiasm.pipeline.collection import embeddings, vectors_of
 from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.make import summary_error
+from chiasm.pipeline.metrics import KS, recalls, right_at
 from chiasm.pipeline.scenes.claims import Claims, holds, holds_matrix
-from chiasm.pipeline.scenes.recall import KS, Recall, recall_at
+from chiasm.pipeline.scenes.recall import Recall
 from chiasm.pipeline.scenes.samples import facts_of_sample, samples
 from chiasm.pipeline.scenes.world import TWINS, Scene, gallery
 from chiasm.pipeline.shards import list_shards, write_shard
@@ -55,7 +55,7 @@ class Demo:
     seconds: dict[str, float]
     collection: Path
     sheet: Path
-    asked: list[tuple[Answer, list[bool]]]
+    questions: list[tuple[Answer, list[bool]]]
 
     def as_json(self) -> dict[str, Any]:
         """The shape that docs/formats.md promises."""
@@ -84,34 +84,37 @@ def run_demo(
     count: int,
     to: Path,
     *,
-    say: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
     show: Callable[[Progress], None] = lambda progress: None,
 ) -> Demo:
     """Make `count` scenes from `seed` under `to`, embed and index them, ask and measure."""
+    load_faiss()  # where it is missing, it is missed now and not after the embedding
     clock = Stopwatch()
     collection = to / "collection"
     with clock.stage("shards"):
-        say(f"drawing {count:,} scenes from seed {seed} into {to / 'shards'}")
+        report(f"drawing {count:,} scenes from seed {seed} into {to / 'shards'}")
         shards = make_shards(to, seed, count)
     with clock.stage("embed"):
-        say(f"embedding them with pocket on a local Ray into {collection}")
-        request = EmbedRequest(list_shards(shards), str(collection), compose())
+        report(f"embedding them with pocket on a local Ray into {collection}")
+        request = EmbedRequest(
+            list_shards(shards), str(collection), compose(flags={"encoder.name": DEFAULT_ENCODER})
+        )
         summary = embed_shards(request, show)
         if (error := summary_error(summary)) is not None:
             raise error
     with clock.stage("index"):
-        say("building the index")
+        report("building the index")
         build_index(str(collection))
     with clock.stage("questions"):
         searcher = open_collection(collection)
         rows, images = read_rows(collection)
-        asked = ask(searcher, rows)
-        write_sheet([answer for answer, _ in asked], to / "hits.png")
+        questions = ask(searcher, rows)
+        write_sheet([answer for answer, _ in questions], to / "hits.png")
     with clock.stage("recall"):
-        say(f"measuring recall: {3 * len(rows):,} searches")
+        report(f"measuring recall: {3 * len(rows):,} searches")
         recall = measure(searcher, rows, images)
     seconds = {stage: round(spent, 2) for stage, spent in clock.seconds.items()}
-    return Demo(len(rows), recall, seconds, collection, to / "hits.png", asked)
+    return Demo(len(rows), recall, seconds, collection, to / "hits.png", questions)
 
 
 def make_shards(to: Path, seed: int, count: int) -> list[str]:
@@ -132,9 +135,9 @@ def make_shards(to: Path, seed: int, count: int) -> list[str]:
         )
     paths = [str(to / "shards" / f"scenes-{n:05d}.tar") for n in range(-(-count // PER_SHARD))]
     if found is None:
-        told = samples(gallery(count, seed), seed)
+        drawn = samples(gallery(count, seed), seed)
         for path in paths:
-            write_shard(path, islice(told, PER_SHARD))
+            write_shard(path, islice(drawn, PER_SHARD))
         folder.write_whole("demo.json", made)  # last: its presence says that the shards are whole
     return paths
 
@@ -146,10 +149,10 @@ def read_rows(collection: Path) -> tuple[list[Row], np.ndarray]:
     for file in embeddings(Folder(str(collection))):
         table = file.read(["json", "image"])
         for number, text in enumerate(table["json"].to_pylist()):
-            told = json.loads(text)
-            scene, claims = facts_of_sample(told)
-            name = f"{file.shard_id}/{number}@{file.edition}"
-            rows.append(Row(name, scene, claims, told["captions"][0], told["zh"][0]))
+            sample = json.loads(text)
+            scene, claims = facts_of_sample(sample)
+            name = row_id(file.shard_id, number, file.edition)
+            rows.append(Row(name, scene, claims, sample["captions"][0], sample["zh"][0]))
         images.append(vectors_of(table["image"])[0])
     return rows, np.concatenate(images)
 
@@ -183,7 +186,7 @@ def measure(
             for start in range(0, len(queries), BATCH)
             for answer in searcher.search_many(queries[start : start + BATCH])
         ]
-        return {name: round(share, 4) for name, share in recall_at(hits, right).items()}
+        return {name: round(share, 4) for name, share in recalls(right_at(hits, right)).items()}
 
     k = max(KS)
     english = [Query(row.english, k=k) for row in rows]

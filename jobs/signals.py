@@ -15,12 +15,12 @@ from contextlib import contextmanager
 class Stopped(BaseException):
     """A signal asked this process to stop. Not an Exception, so nothing takes it for a failure.
 
-    told: what a person should know, where it is not that the same command goes on."""
+    message: what a person should know, where it is not that the same command goes on."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
         self.exit_code = 128 + signum
-        self.told = ""
+        self.message = ""
 
 
 class Stopping:

@@ -1,18 +1,38 @@
-"""What a collection holds, what was dropped, and who is at work."""
+"""What a collection and its index hold, what was dropped, and which runs are on."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from chiasm.index.segments import open_current, stale_shards
 from chiasm.pipeline.collection import Collection, RunRecord, embeddings, entries, runs
+from chiasm.pipeline.errors import CollectionError
+
+
+@dataclass(frozen=True)
+class IndexStatus:
+    """The live index.
+
+    state: current; stale, where it does not cover the embeddings beside it; other_encoder; missing;
+    damaged. columns: name -> kind of its index. stale_shards: shard id -> new, changed, damaged or
+    gone. do: what to run, empty where the index is current.
+    """
+
+    state: str
+    generation: int | None = None
+    rows: int = 0
+    columns: dict[str, str] = field(default_factory=dict)
+    stale_shards: dict[str, str] = field(default_factory=dict)
+    do: str = ""
 
 
 @dataclass(frozen=True)
 class Status:
-    """A collection as its files tell it. `reasons` counts dropped samples, `notes` odd rows."""
+    """A collection as its files describe it. `reasons` counts dropped samples, `notes` odd rows;
+    `set_aside`: quarantined shards."""
 
     path: str
     encoder: str
@@ -26,6 +46,7 @@ class Status:
     notes: dict[str, int]
     unfinished: list[str]
     set_aside: list[dict[str, str]]
+    index: IndexStatus
     runs: list[dict[str, Any]]
 
 
@@ -35,11 +56,11 @@ def read_status(path: str) -> Status:
     done = {file.shard_id for file in embeddings(collection.folder)}
     reasons: Counter[str] = Counter()
     notes: Counter[str] = Counter()
-    unfinished, set_aside = [], []
+    unfinished, quarantined = [], []
     rows = dropped = 0
     for entry in entries(collection.folder):
         if entry.quarantined is not None:
-            set_aside.append({"shard": entry.source.url, "reason": entry.quarantined})
+            quarantined.append({"shard": entry.source.url, "reason": entry.quarantined})
         elif entry.source.id not in done:
             unfinished.append(entry.source.url)
         else:
@@ -59,12 +80,37 @@ def read_status(path: str) -> Status:
         reasons=dict(reasons.most_common()),
         notes=dict(notes.most_common()),
         unfinished=unfinished,
-        set_aside=set_aside,
-        runs=[_told(run) for run in runs(collection.folder)],
+        set_aside=quarantined,
+        index=read_index_status(collection, path),
+        runs=[_run(run) for run in runs(collection.folder)],
     )
 
 
-def _told(run: RunRecord) -> dict[str, Any]:
+def read_index_status(collection: Collection, path: str) -> IndexStatus:
+    """The state of the live index; a damaged one is a state, not an error."""
+    rebuild = f"run chiasm index build {path}"
+    try:
+        generation = open_current(collection.folder)
+    except CollectionError:
+        return IndexStatus("damaged", do=rebuild)
+    if generation is None:
+        return IndexStatus("missing", do=rebuild)
+    manifest = generation.manifest
+    stale = stale_shards(collection.folder, generation.indexed_shards())
+    state = "stale" if stale else "current"
+    if manifest.fingerprint != collection.identity.fingerprint:
+        state = "other_encoder"
+    return IndexStatus(
+        state=state,
+        generation=generation.number,
+        rows=manifest.rows,
+        columns={name: plan.kind for name, plan in manifest.columns.items()},
+        stale_shards=stale,
+        do="" if state == "current" else rebuild,
+    )
+
+
+def _run(run: RunRecord) -> dict[str, Any]:
     killed = run.state == "running" and not run.alive()
     return {
         "id": run.id,

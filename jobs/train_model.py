@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,16 @@ class TrainJob:
     address: str | None
 
 
-def train_on_ray(job: TrainJob, told: Callable[[str], None]) -> None:
-    """Train to the end, telling each line of the log; raises ChiasmError where a worker failed at
-    every attempt.
-    """
+def train_on_ray(job: TrainJob, write_line: Callable[[str], None]) -> None:
+    """Train to the end, passing on each line of the log. Raises ChiasmError where a worker failed
+    at every attempt."""
+    # A worker's current folder is its own.
+    towers = None if job.towers is None else job.towers.resolve()
+    job = replace(job, folder=job.folder.resolve(), towers=towers)
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
-    asked = WorkerSettings(count=job.workers, cpus=job.cpus, gpus=float(job.gpu))
+    workers = WorkerSettings(count=job.workers, cpus=job.cpus, gpus=float(job.gpu))
     log = job.folder / "log.jsonl"
-    with connected(job.address, asked), following(log, told):
+    with connected(job.address, workers), following(log, write_line):
         trainer = TorchTrainer(
             _learn,
             train_loop_config={"job": job},
@@ -64,7 +66,7 @@ def train_on_ray(job: TrainJob, told: Callable[[str], None]) -> None:
             ),
             run_config=RunConfig(  # pyrefly: ignore
                 name="ray",
-                storage_path=str(job.folder.resolve()),
+                storage_path=str(job.folder),
                 failure_config=FailureConfig(max_failures=ATTEMPTS),  # pyrefly: ignore
             ),
         )
@@ -95,9 +97,9 @@ def _learn(config: dict[str, Any]) -> None:
 
 
 @contextmanager
-def following(path: Path, told: Callable[[str], None]) -> Iterator[None]:
-    """Tell every line that is added to a file meanwhile: what workers write elsewhere is seen here
-    as it comes."""
+def following(path: Path, write_line: Callable[[str], None]) -> Iterator[None]:
+    """Pass on every line that is added to a file meanwhile: what workers write elsewhere is seen
+    here as it comes."""
     done = threading.Event()
     began = path.stat().st_size if path.exists() else 0
 
@@ -112,7 +114,7 @@ def following(path: Path, told: Callable[[str], None]) -> Iterator[None]:
                 at += len(new)
                 *lines, rest = (rest + new).split(b"\n")
                 for line in lines:
-                    told(line.decode())
+                    write_line(line.decode())
             if last:
                 return
 
@@ -126,7 +128,7 @@ def following(path: Path, told: Callable[[str], None]) -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> str:
-    """What a worker said, as far as Ray tells: the last line of the innermost error."""
+    """A worker's own error, as far as Ray passes it on: the last line of the innermost one."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

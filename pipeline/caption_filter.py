@@ -13,7 +13,8 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -32,6 +33,8 @@ from chiasm.pipeline.shards import (
     split_member_name,
 )
 from chiasm.pipeline.storage import Folder
+
+DECIMALS = 4  # of stored log odds
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class FilterSettings:
 class Filtered:
     """Counts of one shard or of several: samples; those without a score, which pass; captions with
     one, of which `noisy` fell short; samples left out because all of theirs did; shards that are
-    cut or damaged, of which only what came before is there."""
+    cut or damaged, of which only what came before is there; members larger than
+    `read.max_member_bytes`, which are left out."""
 
     samples: int = 0
     unscored: int = 0
@@ -65,6 +69,7 @@ class Filtered:
     noisy: int = 0
     left_out: int = 0
     damaged: int = 0
+    oversized: int = 0
 
     def __add__(self, other: Filtered) -> Filtered:
         mine, theirs = asdict(self), asdict(other)
@@ -84,22 +89,49 @@ def score_shard(
     """Scores of every sample with picture and caption: worked out and written to the folder, or
     read from there where this shard was scored so before.
     """
+    store_scores(shard, encoder, read, folder, run_id, batch=batch, decode=decode)
+    return list(read_scores(shard, folder))
+
+
+def store_scores(
+    shard: Shard,
+    encoder: Matcher,
+    read: ReadSettings,
+    folder: Folder,
+    run_id: str,
+    *,
+    batch: BatchSettings | None = None,
+    decode: DecodeSettings | None = None,
+) -> bool:
+    """Write `<shard id>.scores.jsonl`, sample by sample, unless the same scores are there; returns
+    whether it was written. In memory is one batch."""
+    batch, decode = batch or BatchSettings(), decode or DecodeSettings()
     name = f"{shard.id}.scores.jsonl"
-    head = {
+    head: dict[str, Any] = {
         "size": shard.size, "version": shard.version, "encoder": encoder.name,
         "fingerprint": encoder.fingerprint, "read": asdict(read),
     }  # fmt: skip
+    if decode != DecodeSettings():
+        head["decode"] = asdict(decode)
     if folder.exists(name):
-        first, *lines = folder.read_bytes(name).decode().splitlines()
-        if json.loads(first) == head:
-            told = map(json.loads, lines)
-            return [Scored(t["key"], tuple(t["captions"]), tuple(t["logits"])) for t in told]
-    scored = list(
-        _scored(shard, encoder, read, decode or DecodeSettings(), batch or BatchSettings())
-    )
-    lines = [json.dumps(each) for each in (head, *map(asdict, scored))]
-    folder.write_whole(name, ("\n".join(lines) + "\n").encode(), run_id)
-    return scored
+        with folder.open_stream(name) as file:
+            if json.loads(file.readline()) == head:
+                return False
+    with folder.create(name, run_id) as file:
+        file.write(json.dumps(head).encode() + b"\n")
+        for scored in _scored(shard, encoder, read, decode, batch):
+            file.write(json.dumps(asdict(scored)).encode() + b"\n")
+        file.commit()
+    return True
+
+
+def read_scores(shard: Shard, folder: Folder) -> Iterator[Scored]:
+    """The scores that `store_scores` wrote, in the order of the tar."""
+    with folder.open_stream(f"{shard.id}.scores.jsonl") as file:
+        file.readline()
+        for line in file:
+            record = json.loads(line)
+            yield Scored(record["key"], tuple(record["captions"]), tuple(record["logits"]))
 
 
 def _scored(
@@ -115,35 +147,67 @@ def _score(batch: Batch, encoder: Matcher) -> Iterator[Scored]:
     texts = [encoder.preprocess(TEXT, caption) for row in rows for caption in row.captions]
     counts = [len(row.captions) for row in rows]
     pairs = np.stack([np.repeat(np.arange(len(rows)), counts), np.arange(len(texts))], axis=1)
-    logits = encoder.match((IMAGE, pixels), (TEXT, texts), pairs).round(4).tolist()
+    logits = encoder.match((IMAGE, pixels), (TEXT, texts), pairs).round(DECIMALS).tolist()
     at = 0
     for row, count in zip(rows, counts, strict=True):
         yield Scored(row.key, row.captions, tuple(logits[at : at + count]))
         at += count
 
 
-def threshold_of(scores: Sequence[Scored], share: float) -> float:
-    """The log odds below which `share` of all captions fall."""
-    logits = np.array([logit for each in scores for logit in each.logits])
-    return float(np.quantile(logits, share)) if len(logits) else 0.0
+class LogitCounts:
+    """How many captions have which log odds. Scores are rounded to DECIMALS, so memory is bounded
+    by their range, whatever the number of captions."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
+
+    def add(self, scored: Iterable[Scored]) -> None:
+        self.counts.update(round(x * 10**DECIMALS) for each in scored for x in each.logits)
+
+    def update(self, other: LogitCounts) -> None:
+        self.counts.update(other.counts)
+
+    @property
+    def captions(self) -> int:
+        return self.counts.total()
+
+    def below(self, threshold: float) -> int:
+        """How many captions fall short of a threshold."""
+        return sum(n for value, n in self.counts.items() if value / 10**DECIMALS < threshold)
+
+    def quantile(self, share: float) -> float:
+        """The log odds below which `share` of all captions fall, as numpy's linear quantile; 0
+        where there is none."""
+        if not self.counts:
+            return 0.0
+        values = np.array(sorted(self.counts))
+        last = np.cumsum([self.counts[value] for value in values.tolist()])  # rank after each value
+        rank = share * (self.captions - 1)
+        low = values[np.searchsorted(last, np.floor(rank), side="right")]
+        high = values[np.searchsorted(last, np.ceil(rank), side="right")]
+        return float(low + (high - low) * (rank - np.floor(rank))) / 10**DECIMALS
 
 
 def write_filtered(
-    shard: Shard, scores: Sequence[Scored], settings: FilterSettings, folder: Folder, run_id: str
+    shard: Shard, scores: Iterable[Scored], settings: FilterSettings, folder: Folder, run_id: str
 ) -> Filtered:
     """Write `<shard id>.tar` without the captions that fell short; -> what became of the samples.
 
-    A sample none of whose captions is left is left out whole. A shard that is cut or damaged gives
-    what was read of it, and is counted as damaged."""
-    by_key = {each.key: each for each in scores}
+    scores: in the order of the tar. A sample none of whose captions is left is left out whole, a
+    member larger than `read.max_member_bytes` too. A shard that is cut or damaged gives what was
+    read of it, and is counted as damaged. In memory is one sample."""
+    ahead = iter(scores)
+    following = next(ahead, None)
     counts, damage = Filtered(), list[Damaged]()
     with folder.create(f"{shard.id}.tar", run_id) as file:
         target: Any = file
         with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT) as out:
-            for key, members in _grouped(shard, damage):
-                scored = by_key.pop(key, None) if key is not None else None
-                kept, told = _judged(members, scored, settings)
-                counts += told if key is not None else Filtered()
+            for key, members, oversized in _grouped(shard, settings.read.max_member_bytes, damage):
+                scored = None
+                if following is not None and key == following.key:
+                    scored, following = following, next(ahead, None)
+                kept, judged = _judged(members, scored, settings)
+                counts += replace(judged if key is not None else Filtered(), oversized=oversized)
                 for name, data in kept:
                     info = tarfile.TarInfo(name)
                     info.size = len(data)
@@ -153,12 +217,14 @@ def write_filtered(
 
 
 def _grouped(
-    shard: Shard, damage: list[Damaged]
-) -> Iterator[tuple[str | None, list[tuple[str, bytes]]]]:
-    """Neighbouring members of one key, as `read_samples` groups them; None for other files. What
-    ends the tar before its end goes to `damage`."""
+    shard: Shard, max_member_bytes: int, damage: list[Damaged]
+) -> Iterator[tuple[str | None, list[tuple[str, bytes]], int]]:
+    """Neighbouring members of one key, as `read_samples` groups them, and how many of them were too
+    large to read; None as the key of other files. What ends the tar before its end goes to
+    `damage`."""
     key: str | None = None
     members: list[tuple[str, bytes]] = []
+    oversized = 0
     with Tar(shard.url) as tar:
         try:
             for member in tar:
@@ -166,15 +232,18 @@ def _grouped(
                     continue
                 named = split_member_name(member.name)
                 of = named[0] if named else None
-                if members and of != key:
-                    yield key, members
-                    members = []
+                if (members or oversized) and of != key:
+                    yield key, members, oversized
+                    members, oversized = [], 0
                 key = of
-                members.append((member.name, member.read()))
+                if member.size > max_member_bytes:
+                    oversized += 1
+                else:
+                    members.append((member.name, member.read()))
         except Damaged as error:
             damage.append(error)  # what came before it is whole
-    if members:
-        yield key, members
+    if members or oversized:
+        yield key, members, oversized
 
 
 def _judged(

@@ -1,4 +1,4 @@
-"""`check` finds each kind of damage, names where it is, and finds nothing where all is well."""
+"""`check` finds each kind of damage, names where it is and what to do, and else finds nothing."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from conftest import environment, make_shard
 from fake_encoder import FakeEncoder
 from tiny_collection import add_shard, make_collection
 
-from chiasm.index.build import build_index
-from chiasm.index.plan import IndexSettings
+from chiasm.index import IndexSettings, build_index
 from chiasm.index.verify import check
-from chiasm.pipeline.collection import Identity, create_or_check
+from chiasm.pipeline.collection import Identity, create_or_check, find_embedding
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.encoders import ENCODERS
@@ -54,7 +53,7 @@ def findings(path: Path, **options) -> list[str]:
     return [str(finding) for finding in check(str(path), **options).findings]
 
 
-def test_a_sound_collection_has_no_findings(drawn, embedded):
+def test_an_undamaged_collection_has_no_findings(drawn, embedded):
     report = check(str(drawn))
     assert report.ok and report.findings == []
     counted = {"shards": 2, "rows": 110, "vectors": 297, "segments": 2}
@@ -64,7 +63,7 @@ def test_a_sound_collection_has_no_findings(drawn, embedded):
     assert report.ok and report.checked["pictures"] == 29
 
 
-def test_a_collection_without_an_index_or_rows_is_sound(tmp_path):
+def test_a_collection_without_an_index_or_rows_has_no_findings(tmp_path):
     make_collection(tmp_path, (5, 0))
     assert check(str(tmp_path)).ok
     with pytest.raises(CollectionError, match="expected a collection"):
@@ -102,7 +101,7 @@ def rewrite(file: Path, column: str, changed: Callable[[list], list]) -> None:
     pq.write_table(table, file)
 
 
-def longer(vectors: list) -> list:
+def doubled(vectors: list) -> list:
     return [None if vector is None else [2 * x for x in vector] for vector in vectors]
 
 
@@ -137,45 +136,46 @@ DAMAGE = {
     ),
     "samples": (
         change_ledger(samples=52),
-        "shard s1-0123456789: 50 rows + 0 dropped in the ledger, of 52 samples",
+        "shard s1-0123456789: 50 rows + 0 dropped in the ledger, of 52 samples; delete ",
     ),
     "rows": (
         change_ledger(rows=49, samples=49),
-        "shard s1-0123456789: footer and ledger disagree (rows 50 and 49): run chiasm embed again",
+        "shard s1-0123456789: Parquet footer and ledger entry disagree (rows 50 and 49); "
+        "run chiasm embed /nowhere/s1.tar --to",
     ),
     "edition": (
         change_ledger(edition="0000000b"),
-        "footer and ledger disagree (edition 0000000a and 0000000b)",
+        "footer and ledger entry disagree (edition 0000000a and 0000000b)",
     ),
     "keys": (
         change_rows("key", lambda keys: [keys[0], keys[0], *keys[2:]]),
-        "shard s1-0123456789: key 's1/000000' names 2 rows: ids are not unique",
+        "shard s1-0123456789: duplicate key: 2 rows have 's1/000000'",
     ),
     "shard": (
         change_rows("shard", lambda ids: ["s0-0123456789", *ids[1:]]),
-        "shard s1-0123456789: rows that name another shard",
+        "shard s1-0123456789: rows whose column shard names another",
     ),
     "length": (
-        change_rows("text", longer),
-        "text vectors are not of unit length, the first in row 0: 2",
+        change_rows("text", doubled),
+        "text vectors without unit norm, the first in row 0: 2",
     ),
     "not a number": (
         change_rows("joint", lambda rows: [*rows[:-1], [float("nan")] * 8]),
-        "1 joint vectors are not of unit length, the first in row 49: nan",
+        "1 joint vectors without unit norm, the first in row 49: nan",
     ),
     "vector missing": (
         change_rows("image", lambda rows: [None] * 3 + rows[3:]),
-        "shard s1-0123456789: image vector missing in",
+        "shard s1-0123456789: image vector is null in",
     ),
     "vector from nowhere": (
         change_rows("caption", lambda rows: [None] * 50),
-        "shard s1-0123456789: text vector there without its source in",
+        "shard s1-0123456789: text vector is not null, though its source is, in",
     ),
     "dim": (
         lambda path: (path / "collection.json").write_text(
             (path / "collection.json").read_text().replace('"dim": 8', '"dim": 16')
         ),
-        "shard s1-0123456789: columns are not those of dim 16: image, text, joint",
+        "shard s1-0123456789: column types are not those of dim 16: image, text, joint",
     ),
     "fingerprint": (
         lambda path: (path / "collection.json").write_text(
@@ -185,7 +185,7 @@ DAMAGE = {
     ),
     "CURRENT gone": (
         gone("index/CURRENT"),
-        "index/CURRENT: missing, though there are generations",
+        "index/CURRENT: missing, though generations exist; run chiasm index build",
     ),
     "generation gone": (
         gone("index/generations/*.json"),
@@ -197,31 +197,34 @@ DAMAGE = {
     "trained": (flip_a_byte("index/trained/*/text.faiss"), "text.faiss: expected checksum"),
     "segment.json": (
         flip_a_byte("index/segments/*/segment.json"),
-        "segment.json: expected the segment that was built",
+        "segment.json: expected blake2b",
     ),
-    "vectors gone": (gone("index/segments/*/text.f16"), "text.f16: missing: run chiasm index"),
+    "vectors gone": (
+        gone("index/segments/*/text.f16"),
+        "text.f16: missing; run chiasm index",
+    ),
     "stale": (
         lambda path: add_shard(Folder(str(path)), "s2", 3),
-        "generation 000001: shard s2-0123456789 is new since: run chiasm index build",
+        "000001: stale: shard s2-0123456789 is new since the build; run chiasm index build",
     ),
     "catalog differs": (
         change_rows("caption", lambda rows: [row and row + "!" for row in rows]),
-        "shard s1-0123456789: column caption of the catalog is not that of the embeddings",
+        "shard s1-0123456789: column caption of the catalog differs from the embeddings",
     ),
     "vectors differ": (
         change_rows("image", lambda rows: [row and row[::-1] for row in rows]),
-        "image vectors are not those of the embeddings, the first in row 0",
+        "image vectors differ from the embeddings, the first in row 0",
     ),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_each_damage_is_found_and_named(drawn, tmp_path, damage):
-    change, told = DAMAGE[damage]
+def test_each_damage_is_found_where_it_is(drawn, tmp_path, damage):
+    change, expected = DAMAGE[damage]
     shutil.copytree(drawn, tmp_path / "c")
     change(tmp_path / "c")
     found = findings(tmp_path / "c")
-    assert any(told in finding for finding in found), found
+    assert any(expected in finding for finding in found), found
     assert all("\n" not in finding for finding in found)
 
 
@@ -233,14 +236,14 @@ def test_a_damaged_file_hides_nothing_else(embedded, tmp_path):
     first.write_bytes(data)
     rewrite(second, "sha256", lambda rows: ["0" * 64, *rows[1:]])
     found = findings(tmp_path / "c", reencode=100)
-    assert sum("CRC checksum verification failed" in one for one in found) == 1
-    assert sum("column sha256 of the catalog is not that of the" in one for one in found) == 1
-    assert sum("row 0: the shard holds another picture at" in one for one in found) == 1
+    assert sum("CRC checksum verification failed" in line for line in found) == 1
+    assert sum("column sha256 of the catalog differs from the" in line for line in found) == 1
+    assert sum("row 0: the shard holds another picture at" in line for line in found) == 1
     with pytest.raises(CollectionError, match="delete it and run chiasm embed again"):
         build_index(str(tmp_path / "c"))
 
 
-def test_a_set_aside_shard_is_no_broken_promise(drawn, tmp_path):
+def test_a_quarantined_shard_is_no_finding(drawn, tmp_path):
     shutil.copytree(drawn, tmp_path / "c")
     told = json.loads((tmp_path / "c" / LEDGER).read_text())
     aside = {**told, "rows": 0, "samples": 0, "set_aside": "killed its worker", "attempts": 3}
@@ -272,10 +275,10 @@ def test_a_shard_with_other_bytes_is_found_by_its_digests(embedded, tmp_path):
     assert f"holds another picture at {place['member']}" in found[0] or "corrupt" in found[0]
     shard.unlink()
     found = findings(path, reencode=100)
-    assert len(found) == 15 and all("found nothing there; check the path" in one for one in found)
+    assert len(found) == 15 and all("found nothing there; check the path" in line for line in found)
 
 
-def test_vectors_of_other_pictures_are_found_by_encoding_again(embedded, tmp_path):
+def test_vectors_of_other_pictures_are_found_by_encoding_them_again(embedded, tmp_path):
     path = copied(embedded, tmp_path / "x")
     (file,) = (path / "embeddings").glob("s-0-*.parquet")
     rewrite(file, "image", lambda rows: rows[1:] + rows[:1])
@@ -304,13 +307,53 @@ def test_an_encoder_that_cannot_be_loaded_is_a_finding(embedded, monkeypatch):
 
 
 def test_checking_needs_no_torch(drawn):
-    told = "import sys; from chiasm.index.verify.collection import check; "
-    told += "print(check(sys.argv[1]).ok, 'torch' in sys.modules)"
+    program = "import sys; from chiasm.index.verify import check; "
+    program += "print(check(sys.argv[1]).ok, 'torch' in sys.modules)"
     ran = subprocess.run(
-        [sys.executable, "-c", told, str(drawn)],
+        [sys.executable, "-c", program, str(drawn)],
         env=environment(),
         capture_output=True,
         text=True,
         check=True,
     )
     assert ran.stdout.split() == ["True", "False"]
+
+
+def test_check_of_a_stale_index_advises_the_command_that_builds_it(drawn, tmp_path, chiasm):
+    path = tmp_path / "my photos"
+    shutil.copytree(drawn, path)
+    add_shard(Folder(str(path)), "s2", 3)
+    command = f"chiasm index build '{path}'"
+    (finding,) = check(path).findings
+    assert finding.fix == check(path).advice() == f"run {command}"
+    done = chiasm("check", path)
+    assert done.returncode == 1 and done.stdout.splitlines()[0] == str(finding)
+    assert done.stderr == (
+        f"chiasm: {path}: expected no findings, found 1, listed above; run {command}\n"
+    )
+    build_index(path)
+    assert check(path).findings == [] and check(path).advice() == ""
+
+
+def test_the_fix_of_damaged_rows_can_be_followed(embedded, tmp_path):
+    """Embedding alone would skip the shard: its ledger entry and footer still agree."""
+    path = copied(embedded, tmp_path / "x")
+    (file,) = (path / "embeddings").glob("s-0-*.parquet")
+    rewrite(file, "text", doubled)
+    (finding,) = check(path).findings
+    source = tmp_path / "x" / "s-0.tar"
+    assert finding.fix == f"delete {file} and run chiasm embed {source} --to {path} --encoder fake"
+    folder, (shard,) = Folder(str(path)), list_shards([str(source)])
+    assert find_embedding(folder, shard.id) is not None, "embed would skip it"
+    file.unlink()
+    assert find_embedding(folder, shard.id) is None
+    embed_shard(shard, FakeEncoder(), folder, EmbedSettings(), run_id="test")
+    assert findings(path) == []
+
+
+def test_findings_with_different_fixes_are_advised_line_by_line(drawn, tmp_path):
+    shutil.copytree(drawn, tmp_path / "c")
+    gone("index/segments/*/text.f16")(tmp_path / "c")
+    gone(PARQUET)(tmp_path / "c")
+    report = check(tmp_path / "c")
+    assert len(report.findings) > 1 and report.advice() == "do what each line says"

@@ -12,7 +12,9 @@ import tarfile
 import pytest
 from conftest import environment, make_shard
 
-from chiasm.jobs.cli.app import COMMANDS
+from chiasm.jobs.cli.app import COMMANDS, load_command
+from chiasm.jobs.cli.lazy import Group, help_text
+from chiasm.jobs.cli.logs import KEPT_FILES, remove_old_files
 
 
 def refused(ran: subprocess.CompletedProcess[str], *parts: str, code: int = 1) -> None:
@@ -25,19 +27,112 @@ def refused(ran: subprocess.CompletedProcess[str], *parts: str, code: int = 1) -
         assert part in ran.stderr
 
 
+def plain(text: str) -> str:
+    """Help without its frames, in one line."""
+    return " ".join(text.replace("│", " ").split())
+
+
+def names() -> list[str]:
+    """The full name of every command."""
+    return [
+        f"{name} {inner}".strip()
+        for name, known in COMMANDS.items()
+        for inner in (known.commands if isinstance(known, Group) else [""])
+    ]
+
+
 def test_help_lists_every_command_with_what_it_does(chiasm):
     ran = chiasm("--help")
     assert ran.returncode == 0
-    for name, (_, summary) in COMMANDS.items():
-        assert name in ran.stdout
-        assert summary.split(",")[0].split(":")[0] in " ".join(ran.stdout.split())
+    for name, known in COMMANDS.items():
+        summary = known.summary if isinstance(known, Group) else known
+        assert f"{name} {summary}" in plain(ran.stdout)
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "index"])
-def test_every_command_has_help(chiasm, name):
-    ran = chiasm(name, "--help")
+@pytest.mark.parametrize("group", [name for name in COMMANDS if isinstance(COMMANDS[name], Group)])
+def test_a_group_lists_its_commands(chiasm, group):
+    known = COMMANDS[group]
+    ran = chiasm(group, "--help")
+    assert ran.returncode == 0 and known.summary in plain(ran.stdout)
+    for name, summary in known.commands.items():
+        assert f"{name} {summary}" in plain(ran.stdout)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_command_has_help_with_examples_that_are_whole(chiasm, name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    ran = chiasm(*name.split(), "--help")
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert "chiasm" in ran.stdout
+    _, details = load_command(name)
+    examples = [line.strip() for line in details.splitlines() if line.startswith("  ")]
+    assert examples and all(example.startswith(f"chiasm {name}") for example in examples)
+    shown = ran.stdout.partition("Examples:")[2].splitlines()
+    for example in examples:  # each begins on a line of its own, alike, and no word is cut
+        first, *rest = help_text("", f"  {example}").splitlines()[1:]
+        at = next(number for number, line in enumerate(shown) if line.rstrip() == f" {first}")
+        assert [line.rstrip() for line in shown[at + 1 : at + 1 + len(rest)]] == [
+            f" {line}" for line in rest
+        ]
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("chiasm se", {"search"}),
+        ("chiasm s", {"search", "status", "submit"}),
+        ("chiasm train ", {"pocket", "two-tower"}),
+        ("chiasm status --j", {"--json"}),
+    ],
+)
+def test_the_shell_completes_names_and_options(chiasm, monkeypatch, words, completed):
+    monkeypatch.setenv("_CHIASM_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    ran = chiasm()
+    assert (ran.returncode, set(ran.stdout.split())) == (0, completed)
+
+
+def test_completion_can_be_installed(chiasm, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ran = chiasm("--install-completion", "bash")
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / ".bashrc").read_text().strip()
+    (script,) = (tmp_path / ".bash_completions").iterdir()
+    assert "_CHIASM_COMPLETE=complete_bash" in script.read_text()
+
+
+def test_log_lines_go_to_stderr_as_asked_and_to_a_file(chiasm, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    shard = make_shard(tmp_path / "a.tar", 3)
+    quiet = chiasm("embed", shard, "--encoder", "fake", "--to", tmp_path / "c")
+    assert "opened" not in quiet.stderr, quiet.stderr
+    (file,) = (tmp_path / "state/chiasm/logs").iterdir()
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {line["level"] for line in lines} == {"info"}
+    (committed,) = [line for line in lines if line["message"].startswith("committed ")]
+    assert (committed["rows"], committed["dropped"]) == (3, 0)
+    assert committed["logger"] == "chiasm.jobs.cluster.worker" and committed["worker"]
+    built = chiasm("--log-level", "info", "index", "build", tmp_path / "c")
+    assert "info index.build.build: filled segment" in built.stderr
+    loud = chiasm("--log-level", "info", "--log-format", "json", "index", "build", tmp_path / "c")
+    shown = [json.loads(line) for line in loud.stderr.splitlines() if line.startswith("{")]
+    assert "3 rows of 1 shards" in shown[0]["message"]
+
+
+def test_a_log_file_that_cannot_be_written_is_no_reason_to_stop(chiasm, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    shard = make_shard(tmp_path / "a.tar", 3)
+    ran = chiasm("embed", shard, "--encoder", "fake", "--to", tmp_path / "c")
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_the_newest_log_files_are_kept(tmp_path):
+    for number in range(KEPT_FILES + 5):
+        (tmp_path / f"2026-{number:03d}.jsonl").touch()
+    remove_old_files(tmp_path)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert len(kept) == KEPT_FILES - 1 and kept[0] == "2026-006.jsonl"
 
 
 def test_the_console_script_is_the_same_program():
@@ -47,7 +142,9 @@ def test_the_console_script_is_the_same_program():
 
 
 def test_a_wrong_command_or_flag_exits_with_2(chiasm):
-    assert chiasm("serach").returncode == 2
+    misspelt = chiasm("serach")
+    assert misspelt.returncode == 2 and "Did you mean 'search'?" in plain(misspelt.stderr)
+    refused(chiasm("search", "c", "a", "red", "boat"), "chiasm search c 'a red boat'", code=2)
     assert chiasm("embed", "a.tar", "--to", "c", "--nope").returncode == 2
     assert chiasm("embed", "a.tar").returncode == 2
 
@@ -113,8 +210,11 @@ def test_the_whole_way_from_shards_to_answers(chiasm, shards, tmp_path):
     assert "total" in summary["seconds"]
 
     refused(chiasm("search", to, "x"), "chiasm index build")
+    assert json.loads(chiasm("status", to, "--json").stdout)["index"]["state"] == "missing"
+    assert f"index: missing; run chiasm index build {to}" in chiasm("status", to).stdout
 
-    ran = chiasm("index", "build", to)
+    refused(chiasm("index", "build", to, "--set", "index.nprobes=1"), "index.nprobe", code=2)
+    ran = chiasm("index", "build", to, "--set", "index.segment_rows=20")
     assert ran.returncode == 0, ran.stderr
     assert "60 rows of 3 shards" in ran.stdout
 
@@ -125,7 +225,7 @@ def test_the_whole_way_from_shards_to_answers(chiasm, shards, tmp_path):
     assert set(answer) == {"query", "results", "seconds"}
     assert [result["rank"] for result in answer["results"]] == [1, 2, 3]
     best = answer["results"][0]
-    assert set(best) == {"rank", "id", "key", "shard", "score", "scores", "caption", "meta"}
+    assert {"rank", "id", "key", "shard", "score", "scores", "caption", "meta"} < set(best)
     assert (best["caption"], best["key"]) == ("picture 7 of 1", "00100007")
     assert best["meta"] == {"number": 7, "even": False}
     assert best["id"].startswith(best["shard"] + "/7@")
@@ -140,16 +240,27 @@ def test_the_whole_way_from_shards_to_answers(chiasm, shards, tmp_path):
     told = json.loads(ran.stdout)
     assert (told["rows"], told["shards"], told["encoder"]) == (60, 3, "fake")
     assert [run["state"] for run in told["runs"]] == ["done", "done"]
+    kinds = dict.fromkeys(("image", "text", "joint"), "Flat")
+    assert told["index"] == {
+        "state": "current", "generation": 1, "rows": 60, "columns": kinds, "stale_shards": {},
+        "do": "",
+    }  # fmt: skip
+    assert "index: generation 1, 60 rows, columns image (Flat)" in chiasm("status", to).stdout
 
     ran = chiasm("check", to, "--reencode", "5")
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
     make_shard(shards[0].parent / "more.tar", 5, seed=9)
-    assert chiasm("embed", shards[0].parent, "--to", to, "--encoder", "fake").returncode == 0
+    assert chiasm("embed", shards[0].parent, "--to", to).returncode == 0  # its own encoder
     refused(chiasm("search", to, "x"), "chiasm index build")
+    told = json.loads(chiasm("status", to, "--json").stdout)["index"]
+    assert told["state"] == "stale" and list(told["stale_shards"].values()) == ["new"]
+    assert "stale (shards: 1 new); run chiasm index build" in chiasm("status", to).stdout
+    (to / "index" / "CURRENT").write_text("no number")
+    assert json.loads(chiasm("status", to, "--json").stdout)["index"]["state"] == "damaged"
 
 
-def test_losses_and_set_aside_shards_are_told_and_fail(chiasm, tmp_path):
+def test_losses_and_quarantined_shards_are_told_and_fail(chiasm, tmp_path):
     lossy = make_shard(tmp_path / "lossy.tar", 4, broken=1)
     (tmp_path / "picture.tar").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(600))
     ran = chiasm("embed", tmp_path / "*.tar", "--to", tmp_path / "c", "--encoder", "fake")
@@ -158,9 +269,9 @@ def test_losses_and_set_aside_shards_are_told_and_fail(chiasm, tmp_path):
     assert "1 not_a_picture" in ran.stdout
     aside, dropped, error = ran.stderr.splitlines()[-3:]  # progress may come before
     assert dropped.startswith(f"dropped {lossy} 00000003: not_a_picture")
-    assert aside.startswith(f"set aside {tmp_path / 'picture.tar'}: expected a tar")
+    assert aside.startswith(f"quarantined {tmp_path / 'picture.tar'}: expected a tar")
     assert "a PNG picture" in aside
-    assert "1 set aside (listed above)" in error
+    assert "1 quarantined (listed above)" in error
 
 
 def test_what_a_shard_holds_does_not_command_the_terminal(chiasm, tmp_path):

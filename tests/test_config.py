@@ -7,6 +7,7 @@ import re
 import pytest
 import yaml
 
+from chiasm.index.plan import IndexSettings
 from chiasm.jobs.config import Settings, compose, keys, presets
 from chiasm.pipeline.errors import UsageError
 
@@ -53,6 +54,13 @@ def test_the_settings_in_force_compose_to_themselves(tmp_path):
         (["decode.max_megapixels=-1"], "decode.max_megapixels: expected 0 or more, found -1"),
         (["max_loss=2"], "max_loss: expected a share from 0 to 1, found 2"),
         (["batch.size=[1"], "--set batch.size=[1: expected YAML"),
+        (["index.exact_belw=3"], "unknown setting 'index.exact_belw' in --set; did you mean index"),
+        (["index.segment_rows=0"], "index.segment_rows: expected 1 or more, found 0"),
+        (["train.steps=0"], "train.steps: expected 1 or more, found 0"),
+        (["train.learning_rate=0"], "train.learning_rate: expected more than 0, found 0"),
+        (["filter.drop=3"], "filter.drop: expected a share from 0 to 1, found 3"),
+        (["filter.flag=perhaps"], "setting filter.flag: expected a valid boolean"),
+        (["batch.size.x=3"], "unknown setting 'batch.size.x' in --set; did you mean batch.size?"),
     ],
 )
 def test_a_bad_setting_is_told_in_one_line(assignments, message):
@@ -72,6 +80,15 @@ def test_a_preset_with_an_unknown_key_names_the_file(tmp_path):
     preset.write_text("batch: {sizes: 8}\n")
     with pytest.raises(UsageError, match=re.escape(f"'batch.sizes' in {preset}")):
         compose(str(preset))
+
+
+def test_settings_of_every_command_come_from_one_file(tmp_path):
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("index: {nprobe: 4}\ntrain: {fusion: gated}\nfilter: {drop: 0.3}\n")
+    settings = compose(str(preset), ["train.learning_rate=1e-3"])
+    assert settings.index == IndexSettings(nprobe=4)
+    assert (settings.train.fusion, settings.train.learning_rate) == ("gated", 1e-3)
+    assert settings.filter.drop == 0.3 and settings.filter.threshold == 0
 
 
 def test_keys_are_dotted_and_complete():

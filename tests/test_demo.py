@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from chiasm.index.faiss_runtime import load_faiss
 from chiasm.jobs.demo import make_shards, read_rows, run_demo
-from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.errors import ChiasmError, UsageError
 from chiasm.pipeline.scenes.claims import holds
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -54,8 +56,8 @@ def test_the_sheet_shows_three_questions(demo):
     with Image.open(found.sheet) as sheet:
         assert sheet.width > 800
         assert sheet.height > 800
-    assert len(found.asked) == 3
-    assert all(len(answer) == len(right) == 5 for answer, right in found.asked)
+    assert len(found.questions) == 3
+    assert all(len(answer) == len(right) == 5 for answer, right in found.questions)
 
 
 def test_again_nothing_is_drawn_or_embedded_anew(tmp_path):
@@ -76,3 +78,14 @@ def test_another_world_in_the_same_folder_is_refused(demo):
 def test_too_few_scenes_for_twins_are_refused(tmp_path):
     with pytest.raises(UsageError, match="--samples: expected at least 4"):
         make_shards(tmp_path, 1, 3)
+
+
+def test_a_missing_faiss_is_told_before_anything_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    load_faiss.cache_clear()
+    try:
+        with pytest.raises(ChiasmError, match=r"pip install 'chiasm\[cpu\]'"):
+            run_demo(3, 60, tmp_path / "demo")
+    finally:
+        load_faiss.cache_clear()
+    assert list(tmp_path.iterdir()) == []

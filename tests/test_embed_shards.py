@@ -12,9 +12,10 @@ from conftest import make_shard
 
 from chiasm.jobs.cluster import pool
 from chiasm.jobs.config import compose
-from chiasm.jobs.embed_shards import EmbedRequest, EmbedSummary, embed_shards, summary_error
+from chiasm.jobs.embed_shards import EmbedRequest, embed_shards
 from chiasm.pipeline.collection import embeddings, parquet_name, read_entry, runs
-from chiasm.pipeline.errors import CollectionError, EncoderError, UsageError
+from chiasm.pipeline.errors import ChiasmError, CollectionError, EncoderError, UsageError
+from chiasm.pipeline.make import EmbedSummary, summary_error
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder, is_temporary
 
@@ -29,6 +30,89 @@ def embed(
         "laptop", ["batch.size=8", "workers.cpus=1", *assignments], {"encoder.name": encoder}
     )
     return embed_shards(EmbedRequest(listed, str(to), settings, limit=limit))
+
+
+def test_progress_counts_every_sample_once(shards, tmp_path):
+    seen: list[int] = []
+    settings = compose("laptop", ["batch.size=8", "workers.cpus=1"], {"encoder.name": "fake"})
+    listed = list_shards([str(shard) for shard in shards])
+    request = EmbedRequest(listed, str(tmp_path / "c"), settings)
+    embed_shards(request, lambda progress: seen.append(progress.samples))
+    assert max(seen) <= 60 and seen == sorted(seen)
+
+
+def test_a_report_of_the_shard_before_counts_for_nothing(shards):
+    from chiasm.jobs.cluster.pool import Worker
+    from chiasm.jobs.cluster.worker import Report
+    from chiasm.pipeline.worklist import Task
+
+    first, second = list_shards([str(shard) for shard in shards[:2]])
+    worker = Worker(None, None)
+    assert worker.at_work() == (0, 0)
+    worker.holds.append((None, Task(second)))
+    worker.report = Report(first.id, samples=20, dropped=1)  # its ledger entry counts already
+    assert worker.at_work() == (0, 0)
+    worker.report = Report(second.id, samples=8, dropped=1)
+    assert worker.at_work() == (8, 1)
+    worker.holds.clear()
+    assert worker.at_work() == (0, 0)
+
+
+def test_shards_are_added_with_the_encoder_of_the_collection(shards, tmp_path):
+    embed(shards[:1], tmp_path / "c", encoder="fake:other")
+    listed = list_shards([str(shard) for shard in shards])
+    lines: list[str] = []
+    settings = compose("laptop", ["batch.size=8", "workers.cpus=1"])
+    summary = embed_shards(EmbedRequest(listed, str(tmp_path / "c"), settings), report=lines.append)
+    assert (summary.done, summary.skipped, lines) == (2, 1, [])
+    files = embeddings(Folder(str(tmp_path / "c")))
+    assert {file.footer.encoder for file in files} == {"fake:other"}
+
+
+def test_a_new_collection_without_an_encoder_says_what_pocket_knows(tmp_path):
+    settings = compose("laptop", ["workers.cpus=1"])
+    (shard,) = list_shards([str(make_shard(tmp_path / "a.tar", 2))])
+    lines: list[str] = []
+    embed_shards(EmbedRequest([shard], str(tmp_path / "c"), settings), report=lines.append)
+    (line,) = lines
+    assert "pocket, which knows drawn scenes, not photographs" in line
+
+
+def test_the_lines_of_workers_and_of_the_driver_reach_the_drivers_log(shards, tmp_path, caplog):
+    picture = tmp_path / "picture.tar"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(600))
+    odd = make_shard(tmp_path / "odd.tar", 4, seed=9, captions=["fault:raise"])
+    with caplog.at_level("INFO", "chiasm"):
+        embed([shards[0], picture, odd], tmp_path / "c")
+    lines = caplog.messages
+    for begin, times in (
+        (f"opened {shards[0]}", 1),
+        (f"committed {shards[0]}: 20 rows, 0 dropped, ", 1),
+        (f"quarantined {picture}: ", 1),
+        (f"retrying {odd}, attempt 2 of 3: ZeroDivisionError: a fault was asked for", 1),
+        (f"retrying {odd}, attempt 3 of 3: ", 1),
+        (f"quarantined {odd}: 3 attempts failed", 1),
+        ("loaded encoder fake on cpu", 1),
+        ("worker ready: fake in float32", 1),
+    ):
+        assert sum(line.startswith(begin) for line in lines) == times, (begin, lines)
+    (opened,) = [record for record in caplog.records if record.msg == f"opened {shards[0]}"]
+    assert opened.name == "chiasm.jobs.cluster.worker" and "/" in vars(opened)["worker"]
+
+
+def test_a_worker_that_dies_is_logged(shards, tmp_path, caplog):
+    killer = make_shard(tmp_path / "killer.tar", 2, seed=9, captions=["fault:die"])
+    with caplog.at_level("INFO", "chiasm"):
+        embed([killer], tmp_path / "c", "workers.attempts=1")
+    assert any("lost a worker at killer-" in line for line in caplog.messages)
+
+
+def test_a_worker_that_no_node_can_hold_is_told_and_ends_the_run(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("chiasm.jobs.cluster.pool.PLACEMENT_SECONDS", 0.0)
+    with pytest.raises(ChiasmError) as raised:
+        embed(shards, tmp_path / "c", "workers.gpus=3")
+    assert "a node with what one worker reserves (1 cores, 3 accelerators)" in str(raised.value)
+    assert "4 cores, 0 accelerators" in str(raised.value)
 
 
 def contents(to: Path) -> dict[str, bytes]:
@@ -46,9 +130,7 @@ def test_a_run_embeds_every_shard_and_a_second_run_none(shards, tmp_path):
     assert (first.samples, first.rows, first.dropped) == (60, 60, 0)
     assert (first.done, first.skipped, first.failed, first.exit_code) == (3, 0, [], 0)
     assert first.pairs_per_second > 0
-    assert {"read", "decode", "encode images", "encode texts", "write", "total"} <= set(
-        first.seconds
-    )
+    assert {"read", "decode", "encode image", "encode text", "write", "total"} <= set(first.seconds)
     before = contents(to)
     second = embed(shards, to)
     assert (second.samples, second.rows, second.done, second.skipped) == (60, 60, 0, 3)
@@ -88,7 +170,7 @@ def test_losses_are_counted_and_above_the_limit_they_fail_the_run(tmp_path):
     assert [lost.key for lost in entry.dropped] == ["00000008", "00000009"]
 
 
-def test_a_shard_that_kills_its_worker_each_time_is_set_aside_and_the_rest_is_done(
+def test_a_shard_that_kills_its_worker_each_time_is_quarantined_and_the_rest_is_done(
     shards, tmp_path
 ):
     killer = make_shard(tmp_path / "killer.tar", 20, seed=9, captions=["fine"] * 12 + ["fault:die"])
@@ -124,7 +206,7 @@ def test_a_shard_that_hangs_meets_its_deadline(shards, tmp_path, monkeypatch):
     assert "it passed its deadline of 2 s" in summary.failed[0]["reason"]
 
 
-def test_an_unexpected_error_is_tried_again_then_set_aside_with_its_name(shards, tmp_path):
+def test_an_unexpected_error_is_tried_again_then_quarantined_with_its_name(shards, tmp_path):
     odd = make_shard(tmp_path / "odd.tar", 4, seed=9, captions=["fault:raise"])
     summary = embed([odd, shards[0]], tmp_path / "c")
     assert summary.done == 1
@@ -132,7 +214,7 @@ def test_an_unexpected_error_is_tried_again_then_set_aside_with_its_name(shards,
     assert reason == "3 attempts failed, the last one: ZeroDivisionError: a fault was asked for"
 
 
-def test_a_shard_that_is_no_tar_is_set_aside_at_once(shards, tmp_path):
+def test_a_shard_that_is_no_tar_is_quarantined_at_once(shards, tmp_path):
     picture = tmp_path / "picture.tar"
     picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(600))
     summary = embed([picture, shards[0]], tmp_path / "c")
@@ -227,10 +309,10 @@ def test_a_worker_that_chose_another_precision_loads_again_in_the_collections(tm
     folder = Folder(str(tmp_path / "c"))
     shards = list_shards([str(make_shard(tmp_path / "a.tar", 4))])
     settings = compose("laptop", ["workers.cpus=1"])
-    welcomed: list[str] = []
+    seen: list[str] = []
 
-    def welcome(identity: Identity) -> str:
-        welcomed.append(identity.precision)
+    def on_worker_ready(identity: Identity) -> str:
+        seen.append(identity.precision)
         work.skip_finished(identity)
         return "bfloat16"
 
@@ -239,6 +321,8 @@ def test_a_worker_that_chose_another_precision_loads_again_in_the_collections(tm
         recipe = Recipe.of_this_driver(
             "fake", EncoderSettings(precision="float32"), folder.url, run.id, settings.embedding
         )
-        Pool(recipe, settings.workers, welcome=welcome, tick=lambda pool: None).run(work)
-    assert welcomed == ["float32", "bfloat16"]
+        Pool(recipe, settings.workers, on_worker_ready=on_worker_ready, tick=lambda pool: None).run(
+            work
+        )
+    assert seen == ["float32", "bfloat16"]
     assert [entry.rows for entry in work.done.values()] == [4]

@@ -11,13 +11,17 @@ import pytest
 from conftest import make_shard
 from fake_encoder import FakeEncoder
 
+from chiasm.jobs.config import compose
+from chiasm.jobs.filter_shards import FilterRequest, filter_shards
 from chiasm.pipeline.caption_filter import (
     Filtered,
     FilterSettings,
+    LogitCounts,
     score_shard,
-    threshold_of,
     write_filtered,
 )
+from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.shards import ReadSettings, list_shards
 from chiasm.pipeline.storage import Folder
 
@@ -127,10 +131,14 @@ def test_a_share_is_a_threshold(samples, tmp_path):
         shard, Judge(), ReadSettings(caption_field="captions"), Folder(str(tmp_path / "to")), "run"
     )
     logits = sorted(logit for each in scores for logit in each.logits)
+    counts = LogitCounts()
+    counts.add(scores)
+    assert counts.captions == len(logits) == 6
     for share in (0.0, 0.3, 0.5, 1.0):
-        threshold = threshold_of(scores, share)
-        assert sum(x < threshold for x in logits) == pytest.approx(share * len(logits), abs=1)
-    assert threshold_of([], 0.5) == 0
+        threshold = counts.quantile(share)
+        assert threshold == pytest.approx(np.quantile(logits, share), abs=1e-9)
+        assert counts.below(threshold) == sum(x < threshold for x in logits)
+    assert LogitCounts().quantile(0.5) == 0
 
 
 def test_a_shard_that_is_cut_gives_what_was_read_of_it(samples, tmp_path):
@@ -144,15 +152,106 @@ def test_a_shard_that_is_cut_gives_what_was_read_of_it(samples, tmp_path):
     assert next(iter(left)) == "good" and counts.samples >= 2 and "blind" not in left
 
 
+def test_a_member_that_is_too_large_is_left_out_and_counted(samples, tmp_path):
+    samples["good"]["bin"] = bytes(5000)
+    shard = tar_of(tmp_path / "s.tar", samples)
+    settings = FilterSettings(
+        read=ReadSettings(caption_field="captions", max_member_bytes=4000), threshold=-100
+    )
+    folder = Folder(str(tmp_path / "to"))
+    scores = score_shard(shard, Judge(), settings.read, folder, "run")
+    counts = write_filtered(shard, scores, settings, folder, "run")
+    left = read(tmp_path / "to" / f"{shard.id}.tar")
+    assert counts.oversized == 1 and counts.left_out == 0
+    assert left["good"] == {k: v for k, v in samples["good"].items() if k != "bin"}
+    assert left["some"] == samples["some"]
+
+
+def test_scores_of_another_decoding_are_made_anew(samples, tmp_path):
+    shard = tar_of(tmp_path / "s.tar", samples)
+    folder, judge, read_settings = Folder(str(tmp_path / "to")), Judge(), ReadSettings()
+    small = DecodeSettings(max_megapixels=0.0001)  # none of the pictures is decoded
+    assert len(score_shard(shard, judge, read_settings, folder, "run")) == 3
+    assert score_shard(shard, judge, read_settings, folder, "run", decode=small) == []
+
+
+def test_scores_and_shards_are_the_same_on_ray(shards, tmp_path, ray_session):
+    listed = list_shards([str(shard) for shard in shards])
+    summaries = []
+    for name, assignments in (("here", []), ("ray", ["workers.count=2", "workers.cpus=1"])):
+        settings = compose("laptop", [*assignments, "filter.drop=0.4"])
+        request = FilterRequest(listed, str(tmp_path / name), "fake:matcher", settings)
+        assert request.on_ray == (name == "ray")
+        summaries.append(filter_shards(request))
+    assert summaries[0] == summaries[1] and summaries[0].counts.captions == 60
+    made = [
+        {p.name: p.read_bytes() for p in (tmp_path / name).iterdir() if p.is_file()}
+        for name in ("here", "ray")
+    ]
+    assert made[0] == made[1] and len(made[0]) == 6
+
+
+def test_a_model_that_cannot_be_loaded_ends_a_filter_on_ray(shards, tmp_path, ray_session):
+    listed = list_shards([str(shard) for shard in shards])
+    settings = compose("laptop", ["workers.count=2", "workers.cpus=1"])
+    request = FilterRequest(listed, str(tmp_path / "to"), f"pocket:{tmp_path}", settings)
+    with pytest.raises(EncoderError):
+        filter_shards(request)
+
+
+def test_what_would_leave_nearly_nothing_is_not_written(tmp_path, chiasm):
+    make_shard(tmp_path / "s.tar", 6, seed=1)
+    command = ("filter", tmp_path / "s.tar", "--to", tmp_path / "to", "--encoder", "fake:matcher")
+    ran = chiasm(*command, "--threshold", 1000)
+    assert ran.returncode == 1 and ran.stderr.splitlines()[-1].startswith(
+        "chiasm: filter: expected at most 95% of captions below 1000, found 6 of 6, and wrote no"
+    )
+    assert list((tmp_path / "to").glob("*.tar")) == []
+    assert chiasm(*command, "--threshold", 1000, "--flag").returncode == 0
+    assert chiasm(*command, "--threshold", 1000, "--set", "filter.max_noisy=1").returncode == 0
+
+
+def test_the_folder_of_the_shards_is_no_target(tmp_path, chiasm):
+    make_shard(tmp_path / "s.tar", 2)
+    ran = chiasm("filter", tmp_path / "s.tar", "--to", tmp_path, "--encoder", "fake:matcher")
+    assert ran.returncode == 2
+    assert "expected another folder than that of the shards" in ran.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["s.tar"]
+
+
+def test_a_filter_that_is_stopped_goes_on_from_its_scores(tmp_path):
+    first = make_shard(tmp_path / "first.tar", 6)
+    second = make_shard(tmp_path / "second.tar", 6, seed=1)
+    listed = list_shards([str(first), str(second)])
+    request = FilterRequest(listed, str(tmp_path / "to"), "fake:matcher", compose("laptop"))
+
+    def stop(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        filter_shards(request, stop)
+    (scores,) = (tmp_path / "to").glob("*.scores.jsonl")
+    made = scores.stat().st_mtime_ns
+    filter_shards(request)
+    assert scores.stat().st_mtime_ns == made
+    left = sorted(path.name for path in (tmp_path / "to").iterdir() if path.is_file())
+    assert left == sorted(
+        f"{shard.id}.{end}" for shard in listed for end in ("scores.jsonl", "tar")
+    )
+
+
 def test_at_the_prompt(chiasm, tmp_path):
     make_shard(tmp_path / "s.tar", 6, seed=1)
+    without = chiasm("filter", tmp_path / "s.tar", "--to", tmp_path / "to")
+    assert without.returncode == 2 and "--encoder" in without.stderr
     vectors_only = chiasm(
         "filter", tmp_path / "s.tar", "--to", tmp_path / "to", "--encoder", "fake"
     )
     assert vectors_only.returncode == 2 and "makes vectors only" in vectors_only.stderr
     both = chiasm(
-        "filter", tmp_path / "s.tar", "--to", tmp_path / "to", "--drop", 0.5, "--threshold", 1
-    )
+        "filter", tmp_path / "s.tar", "--to", tmp_path / "to", "--encoder", "fake:matcher",
+        "--drop", 0.5, "--threshold", 1,
+    )  # fmt: skip
     assert both.returncode == 2 and "one of them, found both" in both.stderr
     done = chiasm(
         "filter", tmp_path / "s.tar", "--to", tmp_path / "to", "--encoder", "fake:matcher",
@@ -180,5 +279,7 @@ def test_a_shard_that_is_cut_is_counted_and_told(tmp_path, samples, chiasm):
     for each, damaged in ((shard, 0), (cut, 1)):
         scores = score_shard(each, Judge(), how, folder, "run")
         assert write_filtered(each, scores, settings, folder, "run").damaged == damaged
-    told = chiasm("filter", tmp_path / "cut.tar", "--to", tmp_path / "new", "--encoder", "pocket")
+    told = chiasm(
+        "filter", tmp_path / "cut.tar", "--to", tmp_path / "new", "--encoder", "pocket", "--flag"
+    )
     assert told.returncode == 1 and "1 of 1 shards: expected whole tar files" in told.stderr

@@ -41,9 +41,9 @@ def test_a_closer_look_is_of_the_mirror_image_and_the_middle_too(towers):
     middle = tower([np.asarray(each).transpose(2, 0, 1).copy() for each in larger]).pooled
     assert not torch.allclose(whole, mirrored, atol=1e-3)
     assert not torch.allclose(whole, middle, atol=1e-3)
-    close = tower.closely(pixels, whole)
+    close = tower.augmented(pixels, whole)
     assert torch.allclose(close, (whole + mirrored + middle) / 3, atol=1e-6)
-    assert tower.closely([], whole[:0]).shape == (0, tower.width)
+    assert tower.augmented([], whole[:0]).shape == (0, tower.width)
 
 
 def test_any_vision_tower_will_do(tmp_path, towers):

@@ -15,16 +15,16 @@ from chiasm.pipeline.model.matching import Matching, hard_negatives
 from chiasm.pipeline.training.pocket.objective import wrong_pairs
 
 WIDTHS, DIM = (12, 20), 8
-HOWS = sorted(FUSIONS)
+NAMES = sorted(FUSIONS)
 CONFIG = FusionConfig(width=16, depth=2, heads=2, slots=5)
 
 
-def fusion(how, widths=WIDTHS, trained=True):
+def fusion(name, widths=WIDTHS, trained=True):
     """One with random weights all over, or one that has just begun."""
     torch.manual_seed(1)
-    made = Fusion(replace(CONFIG, how=how), widths, DIM).eval()
+    made = Fusion(replace(CONFIG, fusion=name), widths, DIM).eval()
     if not trained:
-        made.begin_as_the_mean()
+        made.reset_to_mean()
     return made
 
 
@@ -40,44 +40,44 @@ def pairs():
     return modality(7, 12, [7, 3, 1, 5], seed=1), modality(6, 20, [6, 6, 6, 6], seed=2)
 
 
-@pytest.mark.parametrize("how", HOWS)
-def test_shapes_and_unit_joint_vectors(how):
-    fused = multimodal_fusion(*pairs(), fusion(how))
-    tokens = CONFIG.slots if how in ("add", "gated") else 13
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes_and_unit_joint_vectors(name):
+    fused = multimodal_fusion(*pairs(), fusion(name))
+    tokens = CONFIG.slots if name in ("add", "gated") else 13
     assert fused.tokens.shape == (4, tokens, 16) and fused.mask.shape == (4, tokens)
     assert fused.joint.dtype == torch.float32
     torch.testing.assert_close(fused.joint.norm(dim=-1), torch.ones(4))
 
 
-@pytest.mark.parametrize("how", HOWS)
-def test_it_begins_as_the_mean(how):
+@pytest.mark.parametrize("name", NAMES)
+def test_it_begins_as_the_mean(name):
     text, image = pairs()
-    begun = multimodal_fusion(text, image, fusion(how, trained=False))
+    begun = multimodal_fusion(text, image, fusion(name, trained=False))
     mean = normalize(text.vector + image.vector, dim=-1)
     torch.testing.assert_close(begun.joint, mean)
-    learned = multimodal_fusion(text, image, fusion(how))
+    learned = multimodal_fusion(text, image, fusion(name))
     assert (learned.joint - mean).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("how", HOWS)
-def test_a_row_that_lacks_a_modality_is_what_it_has(how):
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_that_lacks_a_modality_is_what_it_has(name):
     text, image = pairs()
     there = torch.tensor([True, False, True, False])
-    mixed = multimodal_fusion(text.where(there), image, fusion(how))
-    both = multimodal_fusion(text, image, fusion(how))
-    alone = multimodal_fusion(None, image, fusion(how))
+    mixed = multimodal_fusion(text.where(there), image, fusion(name))
+    both = multimodal_fusion(text, image, fusion(name))
+    alone = multimodal_fusion(None, image, fusion(name))
     torch.testing.assert_close(mixed.joint[there], both.joint[there])
     torch.testing.assert_close(mixed.joint[~there], alone.joint[~there])
-    begun = multimodal_fusion(text.where(there), image, fusion(how, trained=False))
+    begun = multimodal_fusion(text.where(there), image, fusion(name, trained=False))
     torch.testing.assert_close(begun.joint[~there], image.vector[~there])
 
 
-@pytest.mark.parametrize("how", HOWS)
-def test_what_a_lacking_modality_holds_says_nothing(how):
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_lacking_modality_holds_says_nothing(name):
     text, image = pairs()
     none = torch.zeros(4, dtype=torch.bool)
     other = Modality(text.tokens + 3, text.mask, -text.vector)
-    learned = fusion(how)
+    learned = fusion(name)
     one = multimodal_fusion(text.where(none), image, learned)
     two = multimodal_fusion(other.where(none), image, learned)
     torch.testing.assert_close(one.joint, two.joint)
@@ -85,10 +85,10 @@ def test_what_a_lacking_modality_holds_says_nothing(how):
     torch.testing.assert_close(match(one).logit, match(two).logit)
 
 
-@pytest.mark.parametrize("how", HOWS)
-def test_padding_and_company_say_nothing(how):
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_and_company_say_nothing(name):
     text, image = pairs()
-    learned, match = fusion(how), Matching(16).eval()
+    learned, match = fusion(name), Matching(16).eval()
     whole = multimodal_fusion(text, image, learned)
     for row, length in enumerate(text.mask.sum(1).tolist()):
         alone = Modality(
@@ -101,25 +101,25 @@ def test_padding_and_company_say_nothing(how):
         torch.testing.assert_close(match(one).logit[0], match(whole).logit[row])
 
 
-@pytest.mark.parametrize("how", HOWS)
-def test_a_third_modality_is_one_more_of_the_list(how):
+@pytest.mark.parametrize("name", NAMES)
+def test_a_third_modality_is_one_more_of_the_list(name):
     text, image = pairs()
     sound = modality(4, 6, [4, 2, 4, 0], seed=3)
-    three = fusion(how, (*WIDTHS, 6))
+    three = fusion(name, (*WIDTHS, 6))
     fused = three([text, image, sound])
     assert fused.joint.shape == (4, DIM)
     without = three([text, image, None])
     torch.testing.assert_close(fused.joint[3], without.joint[3])  # the row that has no sound
     assert (fused.joint[:3] - without.joint[:3]).abs().amax(1).min() > 1e-4
-    begun = fusion(how, (*WIDTHS, 6), trained=False)([text, image, sound])
+    begun = fusion(name, (*WIDTHS, 6), trained=False)([text, image, sound])
     mean = normalize(text.vector + image.vector + sound.vector, dim=-1)
     torch.testing.assert_close(begun.joint[:3], mean[:3])
 
 
-@pytest.mark.parametrize("how", HOWS)
-def test_every_weight_learns_from_a_joint_vector_and_a_match(how):
+@pytest.mark.parametrize("name", NAMES)
+def test_every_weight_learns_from_a_joint_vector_and_a_match(name):
     text, image = pairs()
-    learned, match = fusion(how).train(), Matching(16)
+    learned, match = fusion(name).train(), Matching(16)
     fused = multimodal_fusion(text, image, learned)
     (fused.joint[:, 0].sum() + match(fused).logit.sum()).backward()
     still = [
@@ -130,11 +130,11 @@ def test_every_weight_learns_from_a_joint_vector_and_a_match(how):
     assert still == []
 
 
-@pytest.mark.parametrize("how", HOWS)
-def test_no_gradient_is_nan_where_modalities_lack(how):
+@pytest.mark.parametrize("name", NAMES)
+def test_no_gradient_is_nan_where_modalities_lack(name):
     text, image = pairs()
     there = torch.tensor([True, False, True, False])
-    learned = fusion(how).train()
+    learned = fusion(name).train()
     fused = learned([text.where(there), image.where(~there)])
     fused.joint.sum().backward()
     grads = [weight.grad for weight in learned.parameters() if weight.grad is not None]
@@ -146,7 +146,7 @@ def test_one_conflict_sinks_a_match_and_is_told():
     fused = multimodal_fusion(*pairs(), fusion("concat"))
     found = match(fused)
     assert (found.conflict.isinf() == ~fused.mask).all()
-    expected = match.benefit - torch.stack(
+    expected = match.bias - torch.stack(
         [row[row.isfinite()].exp().sum().log() for row in found.conflict]
     )
     torch.testing.assert_close(found.logit, expected)

@@ -16,9 +16,7 @@ import pytest
 from conftest import environment
 from tiny_collection import add_shard, make_collection
 
-from chiasm.index import Query, open_collection
-from chiasm.index.build import build_index
-from chiasm.index.plan import IndexSettings
+from chiasm.index import IndexSettings, Query, build_index, open_collection
 from chiasm.index.segments import SEGMENTS, TRAINED, current_number, numbers, open_current
 from chiasm.index.verify import check
 from chiasm.pipeline.collection import parquet_name
@@ -29,19 +27,19 @@ NO_MERCY = IndexSettings(keep_generations=1, keep_seconds=0)
 CELLS = IndexSettings(exact_below=1, segment_rows=40)
 
 
-def lying(folder: Folder) -> tuple[list[str], list[str]]:
+def files_on_disk(folder: Folder) -> tuple[list[str], list[str]]:
     """Segments and trained indexes on disk."""
     return folder.folders(SEGMENTS), folder.folders(TRAINED)
 
 
-def named(folder: Folder) -> list[str]:
+def live_segments(folder: Folder) -> list[str]:
     live = open_current(folder)
     assert live is not None
     return [f"{SEGMENTS}/{entry.id}" for entry in live.manifest.segments]
 
 
 def temporaries(path: Path) -> list[Path]:
-    return [found for found in path.rglob("*") if is_temporary(found.name)]
+    return [file for file in path.rglob("*") if is_temporary(file.name)]
 
 
 def test_the_last_generations_and_the_young_ones_are_kept(tmp_path):
@@ -51,16 +49,16 @@ def test_the_last_generations_and_the_young_ones_are_kept(tmp_path):
     for expected in ([1], [1, 2], [2, 3], [3, 4]):
         build_index(str(tmp_path), settings=keep_two)
         assert numbers(folder) == expected and current_number(folder) == expected[-1]
-        segments, trained = lying(folder)
+        segments, trained = files_on_disk(folder)
         assert len(segments) == len(trained) == len(expected)
     for expected in (3, 4):
         build_index(str(tmp_path))
         assert len(numbers(folder)) == expected, "all are younger than an hour"
     build_index(str(tmp_path), settings=NO_MERCY)
-    assert lying(folder) == (named(folder), []) and len(named(folder)) == 1
+    assert files_on_disk(folder) == (live_segments(folder), []) and len(live_segments(folder)) == 1
 
 
-def test_an_opened_generation_answers_while_the_next_ones_come_and_it_goes(tmp_path):
+def test_an_open_generation_answers_while_newer_ones_replace_it(tmp_path):
     make_collection(tmp_path, (50,))
     build_index(str(tmp_path), settings=NO_MERCY)
     collection = open_collection(tmp_path)
@@ -71,7 +69,7 @@ def test_an_opened_generation_answers_while_the_next_ones_come_and_it_goes(tmp_p
     assert collection.search_many([query])[0].results == before.results
 
 
-def test_a_manifest_nobody_can_read_stops_no_build_and_loses_no_segment(tmp_path):
+def test_a_manifest_that_cannot_be_read_stops_no_build_and_loses_no_segment(tmp_path):
     folder = Folder(str(tmp_path))
     make_collection(tmp_path, (20,))
     build_index(str(tmp_path))
@@ -81,27 +79,27 @@ def test_a_manifest_nobody_can_read_stops_no_build_and_loses_no_segment(tmp_path
     folder.write_whole("index/generations/000001.json", newer)
     with pytest.raises(CollectionError, match="generation of schema version 1, found schema ver"):
         open_collection(tmp_path)
-    built = build_index(str(tmp_path))
-    assert built.generation == 2 and len(lying(folder)[0]) == 2
+    summary = build_index(str(tmp_path))
+    assert summary.generation == 2 and len(files_on_disk(folder)[0]) == 2
     build_index(str(tmp_path), settings=NO_MERCY)
     assert numbers(folder) == [3]
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "CURRENT: expected a generation's number, found ''"),
         (b"zwei", "CURRENT: expected a generation's number, found 'zwei'"),
         (b"000009\n", "000009.json: expected the generation that index/CURRENT names"),
     ],
 )
-def test_a_damaged_current_is_told_and_mended_by_the_next_build(tmp_path, content, told):
+def test_a_damaged_current_is_an_error_until_the_next_build(tmp_path, content, message):
     make_collection(tmp_path, (20,))
     build_index(str(tmp_path))
     (tmp_path / "index/CURRENT").write_bytes(content)
-    with pytest.raises(CollectionError, match=told + r".*; run chiasm index build$"):
+    with pytest.raises(CollectionError, match=message + rf".*; run chiasm index build {tmp_path}$"):
         open_collection(tmp_path)
-    assert [told in str(finding) for finding in check(str(tmp_path)).findings] == [True]
+    assert [message in str(finding) for finding in check(str(tmp_path)).findings] == [True]
     build_index(str(tmp_path))
     assert check(str(tmp_path)).ok and len(open_collection(tmp_path)) == 20
 
@@ -113,9 +111,9 @@ def test_an_index_older_than_its_embeddings_is_refused_unless_allowed(tmp_path):
     add_shard(folder, "s1", 30, edition="0000000b", seed=5)
     add_shard(folder, "s2", 10)
     os.unlink(tmp_path / parquet_name("s0-0123456789"))
-    with pytest.raises(StaleIndexError) as told:
+    with pytest.raises(StaleIndexError) as error:
         open_collection(tmp_path)
-    assert str(told.value) == (
+    assert str(error.value) == (
         f"{tmp_path}: expected an index of the embeddings beside it, found an older one "
         f"(shards: 1 changed, 1 gone, 1 new); run chiasm index build {tmp_path}"
     )
@@ -125,7 +123,7 @@ def test_an_index_older_than_its_embeddings_is_refused_unless_allowed(tmp_path):
     assert {result.id.partition("@")[2] for result in answer} == {"0000000a", "0000000b"}
 
 
-def test_the_same_rows_written_again_are_no_other_edition(tmp_path):
+def test_rewriting_the_same_rows_makes_no_index_stale(tmp_path):
     make_collection(tmp_path, (20,))
     build_index(str(tmp_path))
     before = (tmp_path / parquet_name("s0-0123456789")).stat().st_mtime_ns
@@ -152,16 +150,17 @@ def test_a_file_replaced_while_it_is_indexed_ends_the_build(tmp_path):
         if (stage, done) == ("fill", 20):
             add_shard(folder, "s1", 31, edition="0000000b")
 
-    with pytest.raises(CollectionError, match="found another; run chiasm index build again when"):
+    with pytest.raises(
+        CollectionError, match=f"found another; run chiasm index build {tmp_path} again when"
+    ):
         build_index(str(tmp_path), progress=replace)
     assert current_number(folder) == 1 and temporaries(tmp_path) == []
 
 
 BUILDERS = """
 import json, os, signal, sys
-from chiasm.index.build.build import build_index
+from chiasm.index import IndexSettings, build_index
 from chiasm.index.faiss_runtime import load_faiss
-from chiasm.index.plan import IndexSettings
 load_faiss()
 steps, last = 0, None
 STEPS = 'open', 'os.mkdir', 'os.rename', 'os.link', 'os.remove', 'os.scandir'
@@ -181,7 +180,7 @@ for line in sys.stdin:
         if not pid:
             sys.addaudithook(step)
             settings = IndexSettings(exact_below=1, segment_rows=40)
-            build_index(sys.argv[1], ['image'], settings)
+            build_index(sys.argv[1], columns=['image'], settings=settings)
             os.write(writing, b'%d\\n' % steps)
             os._exit(0)
         children.append(pid)
@@ -230,7 +229,10 @@ def test_a_kill_at_any_moment_leaves_the_live_generation_and_no_mess(tmp_path, b
         again = open_collection(tmp_path).search_many([Query(vector=np.ones(8))])[0].results
         assert again == truth
     build_index(str(tmp_path), settings=NO_MERCY)
-    assert temporaries(tmp_path) == [] and lying(folder) == (named(folder), [])
+    assert temporaries(tmp_path) == [] and files_on_disk(folder) == (
+        live_segments(folder),
+        [],
+    )
     assert check(str(tmp_path)).ok
 
 
@@ -241,7 +243,10 @@ def test_builds_at_once_do_not_harm_each_other(tmp_path, builders):
     assert numbers(folder) == [1, 2, 3, 4] and current_number(folder) == 4
     assert check(str(tmp_path)).ok
     build_index(str(tmp_path), settings=NO_MERCY)
-    assert temporaries(tmp_path) == [] and lying(folder) == (named(folder), [])
+    assert temporaries(tmp_path) == [] and files_on_disk(folder) == (
+        live_segments(folder),
+        [],
+    )
 
 
 def test_a_build_that_covers_less_does_not_replace_one_that_covers_more(tmp_path):
@@ -253,10 +258,10 @@ def test_a_build_that_covers_less_does_not_replace_one_that_covers_more(tmp_path
             add_shard(folder, "s2", 20)
             assert build_index(str(tmp_path)).rows == 90
 
-    built = build_index(str(tmp_path), progress=overtaken)
-    assert built.generation == current_number(folder) == 1
+    summary = build_index(str(tmp_path), progress=overtaken)
+    assert summary.generation == current_number(folder) == 1
     assert len(open_collection(tmp_path)) == 90
-    assert lying(folder)[0] == named(folder), "what lost is swept"
+    assert files_on_disk(folder)[0] == live_segments(folder), "the rest is swept"
 
 
 def test_a_sweep_leaves_what_a_living_build_has_written(tmp_path, builders):
@@ -266,8 +271,8 @@ def test_a_sweep_leaves_what_a_living_build_has_written(tmp_path, builders):
         if (stage, done) == ("fill", 80):  # one segment is whole, one is half-written
             assert builders(None)[1] == [0]
 
-    built = build_index(str(tmp_path), settings=CELLS, progress=other_build)
-    assert built.generation == 2 and check(str(tmp_path)).ok
+    summary = build_index(str(tmp_path), settings=CELLS, progress=other_build)
+    assert summary.generation == 2 and check(str(tmp_path)).ok
 
 
 def test_a_full_disk_ends_in_one_line_and_leaves_the_live_generation(tmp_path):
@@ -275,7 +280,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_the_live_generation(tmp_path):
     make_collection(path, (2000,), dim=64)
     build_index(str(path))
     limited = (
-        "import resource, sys; from chiasm.index.build.build import build_index; "
+        "import resource, sys; from chiasm.index import build_index; "
         "from chiasm.pipeline.errors import StorageError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
         "try: build_index(sys.argv[1])\n"

@@ -1,5 +1,5 @@
-"""Captions and json of every odd kind, through embed, Parquet, index and search: a row each, or a
-drop with its reason."""
+"""Captions and json of every unusual kind, through embed, Parquet, index and search: each is a row,
+or a drop with its reason."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from fake_encoder import FakeEncoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chiasm.index import open_collection
-from chiasm.index.build import build_index
+from chiasm.index import build_index, open_collection
 from chiasm.index.verify import check
 from chiasm.pipeline.collection import Identity, create_or_check, find_embedding
 from chiasm.pipeline.editions import EmbedSettings
@@ -104,17 +103,17 @@ def made(tmp_path_factory):
     return root / "c", entry, rows
 
 
-def noted(entry, key: str) -> list[str]:
+def notes_of(entry, key: str) -> list[str]:
     return [note.reason for note in entry.notes if note.key == key]
 
 
 @pytest.mark.parametrize("key", TEXTS)
-def test_any_text_is_a_row_and_what_is_odd_is_noted(made, key):
+def test_any_text_with_a_picture_is_a_row_and_unusual_text_has_a_note(made, key):
     _, entry, rows = made
     _, caption, notes = TEXTS[key]
     row = rows[f"t {key}"]
     assert row["caption"] == caption and row["captions"] == ([caption] if caption else [])
-    assert noted(entry, f"t {key}") == notes
+    assert notes_of(entry, f"t {key}") == notes
     assert (row["text"] is None) == (row["joint"] is None) == (caption is None)
     assert row["image"] is not None
 
@@ -132,12 +131,12 @@ def test_text_without_a_picture_is_a_row_or_a_drop(made, key):
 
 
 @pytest.mark.parametrize("key", JSONS)
-def test_any_json_is_a_row_kept_as_it_is_or_noted(made, key):
+def test_any_json_is_kept_verbatim_or_has_a_note(made, key):
     _, entry, rows = made
     text, kept, caption, notes = JSONS[key]
     row = rows[f"j {key}"]
     assert row["json"] == (text.decode("utf-8-sig") if kept else None)
-    assert (row["caption"], noted(entry, f"j {key}")) == (caption, notes)
+    assert (row["caption"], notes_of(entry, f"j {key}")) == (caption, notes)
 
 
 def test_every_sample_is_a_row_or_a_drop(made):
@@ -146,7 +145,7 @@ def test_every_sample_is_a_row_or_a_drop(made):
     assert check(str(path)).findings == []
 
 
-def test_each_is_found_by_its_own_caption(made):
+def test_each_row_is_found_by_its_own_caption(made):
     path, _, rows = made
     collection = open_collection(path)
     for key, row in rows.items():
@@ -155,11 +154,11 @@ def test_each_is_found_by_its_own_caption(made):
         best, second = collection.search(row["caption"], column="text", k=2)
         assert {best.key, second.key} == {key, f"a {key[2:]}"}
         assert best.score > 0.99 and best.caption == row["caption"]
-        told = json.dumps(best.as_json(), ensure_ascii=False)
-        assert json.loads(told)["caption"] == row["caption"]
+        line = json.dumps(best.as_json(), ensure_ascii=False)
+        assert json.loads(line)["caption"] == row["caption"]
 
 
-def test_what_json_said_comes_back_with_the_hits(made):
+def test_results_have_the_metadata_of_their_json(made):
     path, _, _ = made
     answer = open_collection(path).search("said", column="text", k=len(JSONS))
     metas = {result.key: result.as_json()["meta"] for result in answer}
@@ -169,7 +168,7 @@ def test_what_json_said_comes_back_with_the_hits(made):
     json.dumps(metas, ensure_ascii=False).encode()  # no lone surrogate is left
 
 
-def test_a_caption_may_hold_half_a_pair_and_no_column_does(tmp_path):
+def test_a_lone_surrogate_in_a_caption_is_replaced(tmp_path):
     texts = {
         "a": {"json": rb'{"caption": "a\ud800b"}'},
         "b": {"json": rb'{"captions": ["\udc00", "ok", "\ud83d\ude00"]}'},
@@ -192,18 +191,21 @@ values = st.recursive(
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     txt=st.binary(max_size=40) | st.text(max_size=20).map(str.encode),
-    told=st.binary(max_size=40) | values.map(lambda value: json.dumps(value).encode()),
+    json_bytes=st.binary(max_size=40) | values.map(lambda value: json.dumps(value).encode()),
 )
-def test_any_bytes_are_a_sample_or_a_drop(txt, told, tmp_path_factory):
+def test_any_bytes_are_a_sample_or_a_drop(txt, json_bytes, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "any.tar"
-    write(path, {"a": {"txt": txt, "json": told}, "b": {"jpg": b"x", "txt": txt, "json": told}})
+    write(
+        path,
+        {"a": {"txt": txt, "json": json_bytes}, "b": {"jpg": b"x", "txt": txt, "json": json_bytes}},
+    )
     (shard,) = list_shards([str(path)])
     found = [i for i in read_samples(shard, ReadSettings()) if isinstance(i, Sample | Dropped)]
     assert [item.key for item in found] == ["a", "b"]
     assert isinstance(found[1], Sample)
-    for one in found:
-        if isinstance(one, Sample):
-            assert all(caption == caption.strip() != "" for caption in one.captions)
-            assert "".join(one.captions).encode() or not one.captions  # no lone surrogate
+    for item in found:
+        if isinstance(item, Sample):
+            assert all(caption == caption.strip() != "" for caption in item.captions)
+            assert "".join(item.captions).encode() or not item.captions  # no lone surrogate
         else:
-            assert one.reason == "empty"
+            assert item.reason == "empty"

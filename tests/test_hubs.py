@@ -1,11 +1,11 @@
-"""Hubs among joint vectors are shortened, and queries find past them."""
+"""Hubness reduction: joint vectors near very many queries are scaled down."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from chiasm.pipeline.two_tower.hubness import NEAR, NEAREST, Hubs
+from chiasm.pipeline.two_tower.hubness import NEAR, NEAREST, HubnessReduction
 
 
 def unit(rows):
@@ -13,8 +13,8 @@ def unit(rows):
 
 
 def hubs_of(asked):
-    hubs = Hubs(*asked.shape)
-    hubs.asked.data.copy_(asked)
+    hubs = HubnessReduction(*asked.shape)
+    hubs.query_bank.data.copy_(asked)
     return hubs
 
 

@@ -1,20 +1,21 @@
-"""Built and searched: numpy over all vectors is the truth, whatever the segments and the kind."""
+"""Indexes built and searched, compared with brute force by numpy, for all kinds and segments."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import environment
 from fake_encoder import FakeEncoder
 from tiny_collection import add_shard, make_collection, unit_rows
 
-from chiasm.index import Query, open_collection
-from chiasm.index.build import build_index
+from chiasm.index import IndexSettings, Query, build_index, open_collection
 from chiasm.index.build.build import training_vectors
-from chiasm.index.plan import IndexSettings
 from chiasm.index.query import search
 from chiasm.index.segments import open_current
 from chiasm.pipeline.collection import Identity, create_or_check, embeddings
@@ -37,7 +38,7 @@ def brute_force(vectors: np.ndarray, xq: np.ndarray, k: int) -> tuple[np.ndarray
     return best[:, :k], order[:, :k]
 
 
-def searched(path, column: str, xq: np.ndarray, k: int, nprobe: int = 0):
+def search_index(path, column: str, xq: np.ndarray, k: int, nprobe: int = 0):
     generation = open_current(Folder(str(path)))
     assert generation is not None
     return search(generation.segments, column, xq, k, nprobe)
@@ -47,41 +48,41 @@ def searched(path, column: str, xq: np.ndarray, k: int, nprobe: int = 0):
 @pytest.mark.parametrize("settings", [IndexSettings(), SMALL_SEGMENTS], ids=["one", "many"])
 def test_an_exact_index_finds_what_numpy_finds(tmp_path, column, settings):
     vectors = make_collection(tmp_path / "c", (150, 0, 90, 60, 7), holes=0.2)[column]
-    built = build_index(str(tmp_path / "c"), settings=settings)
-    assert built.segments == (1 if settings is not SMALL_SEGMENTS else 3)
-    assert built.vectors[column] == vectors.any(axis=1).sum() and built.rows == 307
+    summary = build_index(str(tmp_path / "c"), settings=settings)
+    assert summary.segments == (1 if settings is not SMALL_SEGMENTS else 3)
+    assert summary.vectors[column] == vectors.any(axis=1).sum() and summary.rows == 307
     xq = unit_rows(np.random.default_rng(7), 40, 8)
-    scores, positions = searched(tmp_path / "c", column, xq, 12)
+    scores, positions = search_index(tmp_path / "c", column, xq, 12)
     expected_scores, expected = brute_force(vectors, xq, 12)
     assert np.array_equal(positions, expected)
     assert np.allclose(scores, expected_scores, atol=1e-6)
 
 
 @pytest.mark.parametrize("segment_rows", [10_000, 900])
-def test_an_index_of_cells_finds_the_same_when_it_looks_into_all(tmp_path, segment_rows):
+def test_an_ivf_index_finds_the_same_as_numpy_when_all_cells_are_searched(tmp_path, segment_rows):
     vectors = make_collection(tmp_path / "c", (1200, 700, 800), dim=16, holes=0.1)["image"]
     settings = IndexSettings(exact_below=1000, segment_rows=segment_rows)
-    built = build_index(str(tmp_path / "c"), ["image"], settings)
-    assert built.columns == {"image": "IVF32,SQ8"}
+    summary = build_index(str(tmp_path / "c"), columns=["image"], settings=settings)
+    assert summary.columns == {"image": "IVF32,SQ8"}
     xq = unit_rows(np.random.default_rng(7), 40, 16)
     truth_scores, truth = brute_force(vectors, xq, 10)
-    scores, positions = searched(tmp_path / "c", "image", xq, 10, nprobe=32)
+    scores, positions = search_index(tmp_path / "c", "image", xq, 10, nprobe=32)
     assert np.array_equal(positions, truth), "8-bit codes propose, raw vectors decide"
     assert np.allclose(scores, truth_scores, atol=1e-6)
     recall = [
-        overlap_at(searched(tmp_path / "c", "image", xq, 10, nprobe)[1], truth, 10)
+        overlap_at(search_index(tmp_path / "c", "image", xq, 10, nprobe)[1], truth, 10)
         for nprobe in (1, 4, 16)
     ]
     assert recall == sorted(recall) and recall[0] < 0.7 < recall[2] < 1
 
 
-def test_one_kind_of_index_scores_as_the_other(tmp_path):
+def test_exact_and_ivf_indexes_give_the_same_scores(tmp_path):
     make_collection(tmp_path / "c", (400, 300))
     xq = unit_rows(np.random.default_rng(7), 20, 8)
     build_index(str(tmp_path / "c"))
-    exact = searched(tmp_path / "c", "image", xq, 10)
+    exact = search_index(tmp_path / "c", "image", xq, 10)
     build_index(str(tmp_path / "c"), settings=IndexSettings(exact_below=1, segment_rows=300))
-    cells = searched(tmp_path / "c", "image", xq, 10, nprobe=16)
+    cells = search_index(tmp_path / "c", "image", xq, 10, nprobe=16)
     assert np.array_equal(exact[0], cells[0]) and np.array_equal(exact[1], cells[1])
 
 
@@ -93,20 +94,20 @@ def test_equal_scores_are_ordered_by_position(tmp_path):
     for name in ("a", "b", "c"):
         add_shard(folder, name, 30, vectors=np.stack([one, other] * 15))
     for settings in (IndexSettings(), IndexSettings(segment_rows=30), CELLS):
-        build_index(str(path), ["image"], settings)
+        build_index(str(path), columns=["image"], settings=settings)
         nprobe = 2 if settings is CELLS else 0
-        scores, positions = searched(path, "image", one[None], 20, nprobe)
+        scores, positions = search_index(path, "image", one[None], 20, nprobe)
         assert positions[0].tolist() == list(range(0, 40, 2))
         assert len(set(scores[0].tolist())) == 1
 
 
-def test_a_batch_answers_as_its_queries_do_alone(tmp_path):
+def test_a_batch_gives_the_answers_of_its_queries_alone(tmp_path):
     make_collection(tmp_path / "c", (500,), dim=24)
     build_index(str(tmp_path / "c"), settings=CELLS)
     xq = unit_rows(np.random.default_rng(7), 30, 24)
-    together = searched(tmp_path / "c", "image", xq, 5, nprobe=3)
-    for number, one in enumerate(xq):
-        alone = searched(tmp_path / "c", "image", one[None], 5, nprobe=3)
+    together = search_index(tmp_path / "c", "image", xq, 5, nprobe=3)
+    for number, query in enumerate(xq):
+        alone = search_index(tmp_path / "c", "image", query[None], 5, nprobe=3)
         assert np.array_equal(together[0][number], alone[0][0])
         assert np.array_equal(together[1][number], alone[1][0])
 
@@ -114,7 +115,7 @@ def test_a_batch_answers_as_its_queries_do_alone(tmp_path):
 def test_fewer_rows_than_wanted(tmp_path):
     make_collection(tmp_path / "c", (8,), holes=0.3)
     build_index(str(tmp_path / "c"))
-    scores, positions = searched(tmp_path / "c", "joint", np.ones((1, 8), np.float32), 7)
+    scores, positions = search_index(tmp_path / "c", "joint", np.ones((1, 8), np.float32), 7)
     found = positions[0] >= 0
     assert 0 < found.sum() < 7 and found.tolist() == sorted(found, reverse=True)
     assert np.isneginf(scores[0][~found]).all() and np.isfinite(scores[0][found]).all()
@@ -126,7 +127,7 @@ def test_fewer_rows_than_wanted(tmp_path):
 
 def test_no_query_changes_the_shared_index(tmp_path):
     make_collection(tmp_path / "c", (600,))
-    build_index(str(tmp_path / "c"), ["image"], CELLS)
+    build_index(str(tmp_path / "c"), columns=["image"], settings=CELLS)
     collection = open_collection(tmp_path / "c")
     xq = unit_rows(np.random.default_rng(7), 8, 8)
     truth = {
@@ -151,13 +152,13 @@ def test_no_query_changes_the_shared_index(tmp_path):
     assert truth[1][0].results != truth[8][0].results
 
 
-def test_the_catalog_shows_each_row_as_it_was_embedded(tmp_path):
+def test_the_catalog_has_each_row_as_it_was_embedded(tmp_path):
     path = tmp_path / "c"
     json_of = {0: None, 1: '{"a": 1}', 2: '{"a": 1.5, "b": {"c": ["x"]}}', 3: "[]"}.get
     rows = (5000, 4200)  # more than one batch of the catalog, and batches that span two shards
     make_collection(path, rows, json_of=lambda row: json_of(row % 4), holes=0.1)
-    built = build_index(str(path), ["image"])
-    assert built.meta == [
+    summary = build_index(str(path), columns=["image"])
+    assert summary.meta == [
         {"field": "meta.a", "seen": ["float", "int"], "kept_as": "float"},
         {"field": "meta", "seen": ["not an object"], "rows": 2300},
     ]
@@ -180,8 +181,8 @@ def test_the_catalog_shows_each_row_as_it_was_embedded(tmp_path):
         else:
             place = row.place
             assert place is not None
-            told = (place.member, place.offset, place.size)
-            assert told == (cell["member"], cell["offset"], cell["size"])
+            found_place = (place.member, place.offset, place.size)
+            assert found_place == (cell["member"], cell["offset"], cell["size"])
             assert (row.width, row.sha256) == (64, "ab" * 32)
 
 
@@ -200,15 +201,15 @@ def test_only_columns_with_rows_are_indexed(tmp_path):
     path = str(tmp_path / "c")
     make_collection(tmp_path / "c", (20,), holes=1.0)  # no pictures, no captions
     with pytest.raises(UsageError, match="column image: expected one with rows: , found none"):
-        build_index(path, ["image"])
+        build_index(path, columns=["image"])
     make_collection(tmp_path / "d", (20,))
     assert build_index(str(tmp_path / "d")).columns == dict.fromkeys(COLUMNS, "Flat")
-    assert build_index(str(tmp_path / "d"), ["joint", "image"]).columns == {
+    assert build_index(str(tmp_path / "d"), columns=["joint", "image"]).columns == {
         "image": "Flat",
         "joint": "Flat",
     }
     with pytest.raises(UsageError, match="column 'audio': expected one of image, text, joint"):
-        build_index(path, ["audio"])
+        build_index(path, columns=["audio"])
 
 
 def test_nothing_to_index_says_what_to_do(tmp_path):
@@ -223,7 +224,7 @@ def test_nothing_to_index_says_what_to_do(tmp_path):
     assert not list((tmp_path / "c").glob("index/segments/*"))
 
 
-def test_training_vectors_come_from_everywhere_and_are_the_same_each_time(tmp_path):
+def test_training_vectors_are_sampled_from_the_whole_collection_reproducibly(tmp_path):
     vectors = make_collection(tmp_path / "c", (3000, 10, 2000), holes=0.3)["image"]
     files = embeddings(Folder(str(tmp_path / "c")))
     drawn = training_vectors(files, "image", 900)
@@ -235,13 +236,37 @@ def test_training_vectors_come_from_everywhere_and_are_the_same_each_time(tmp_pa
     assert min(places) < 1000 and max(places) > 4000
 
 
-def test_progress_is_told_in_rows(tmp_path):
+def test_progress_counts_rows(tmp_path):
     make_collection(tmp_path / "c", (1500, 300))
-    told: list[tuple[str, int, int]] = []
-    build_index(str(tmp_path / "c"), ["image"], CELLS, progress=lambda *step: told.append(step))
-    assert [step for step in told if step[0] == "fill"] == [
+    steps: list[tuple[str, int, int]] = []
+    build_index(
+        str(tmp_path / "c"),
+        columns=["image"],
+        settings=CELLS,
+        progress=lambda *step: steps.append(step),
+    )
+    assert [step for step in steps if step[0] == "fill"] == [
         *(("fill", rows, 1800) for rows in (256, 512, 768, 1024, 1280, 1500, 1756, 1800)),
     ]
-    assert {stage for stage, _, _ in told} == {"survey", "train image", "fill"}
+    assert {stage for stage, _, _ in steps} == {"survey", "train image", "fill"}
     run = json.loads(next((tmp_path / "c" / "runs").glob("*.json")).read_text())
     assert (run["command"], run["state"]) == ("index build", "done")
+
+
+def test_importing_the_face_of_the_index_loads_neither_faiss_nor_torch():
+    program = "import sys, chiasm.index; print(*{'faiss', 'torch'} & set(sys.modules))"
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout.split() == []
+
+
+def test_settings_of_a_build_are_given_by_keyword(tmp_path):
+    make_collection(tmp_path / "c", (20,))
+    with pytest.raises(TypeError, match="takes 1 positional argument but 2 were given"):
+        build_index(tmp_path / "c", ["image"])
+    assert build_index(tmp_path / "c", columns=["image"]).columns == {"image": "Flat"}

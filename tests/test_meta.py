@@ -1,4 +1,4 @@
-"""The type of all json: nothing is lost by widening, and no json whatever breaks it."""
+"""Schema inference over json: nothing is lost by widening, and no json raises an error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chiasm.index.segments import Survey
+from chiasm.index.segments import SchemaInference
 from chiasm.index.segments.json_columns import MAX_DEPTH, MAX_FIELDS, parse
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -24,55 +24,57 @@ values = st.recursive(
 objects = st.lists(st.none() | st.dictionaries(st.sampled_from("abc"), values), max_size=6)
 
 
-def surveyed(cells: list[str | None]) -> Survey:
-    survey = Survey()
-    survey.add(cells)
-    return survey
+def infer(cells: list[str | None]) -> SchemaInference:
+    inference = SchemaInference()
+    inference.add(cells)
+    return inference
 
 
-def column(*told: object) -> tuple[list, pa.DataType]:
-    """What the field `x` of rows {"x": value} is kept as."""
-    cells = [json.dumps({"x": value}) for value in told]
-    survey = surveyed(cells)
-    return [row["x"] for row in survey.column(cells).to_pylist()], survey.arrow_type()[0].type
+def column(*values: object) -> tuple[list, pa.DataType]:
+    """What the field `x` of rows {"x": value} is stored as, and its type."""
+    cells = [json.dumps({"x": value}) for value in values]
+    inference = infer(cells)
+    return [row["x"] for row in inference.column(cells).to_pylist()], inference.arrow_type()[0].type
 
 
-def keeps(kept: object, told: object) -> bool:
-    """Whether `kept` says all that `told` said: as itself, as an equal number, or as text."""
-    if isinstance(kept, str) and not isinstance(told, str):
-        return json.loads(kept) == told
-    if isinstance(told, dict) and isinstance(kept, dict):
-        names = {name: part for name, part in kept.items() if name in told or part is not None}
-        return names.keys() == told.keys() and all(keeps(names[name], told[name]) for name in told)
-    if isinstance(told, list) and isinstance(kept, list):
-        return len(kept) == len(told) and all(map(keeps, kept, told))
-    return kept == told
+def keeps(kept: object, value: object) -> bool:
+    """Whether `kept` has all of `value`: as itself, as an equal number, or as JSON text."""
+    if isinstance(kept, str) and not isinstance(value, str):
+        return json.loads(kept) == value
+    if isinstance(value, dict) and isinstance(kept, dict):
+        names = {name: part for name, part in kept.items() if name in value or part is not None}
+        return names.keys() == value.keys() and all(
+            keeps(names[name], value[name]) for name in value
+        )
+    if isinstance(value, list) and isinstance(kept, list):
+        return len(kept) == len(value) and all(map(keeps, kept, value))
+    return kept == value
 
 
 @settings(deadline=None, max_examples=60)
 @given(objects)
-def test_nothing_is_lost_by_widening(told):
-    cells = [None if value is None else json.dumps(value) for value in told]
-    survey = surveyed(cells)
-    kept = survey.column(cells).to_pylist()
-    assert len(kept) == len(told) and survey.odd == {}
-    for one, value in zip(kept, told, strict=True):
-        read = json.loads(json.dumps(value).encode("utf-8", "replace"))
-        assert keeps(one, read), (one, read)
+def test_nothing_is_lost_by_widening(rows):
+    cells = [None if row is None else json.dumps(row) for row in rows]
+    inference = infer(cells)
+    stored = inference.column(cells).to_pylist()
+    assert len(stored) == len(rows) and inference.invalid == {}
+    for kept, row in zip(stored, rows, strict=True):
+        value = json.loads(json.dumps(row).encode("utf-8", "replace"))
+        assert keeps(kept, value), (kept, value)
 
 
 @settings(deadline=None, max_examples=60)
 @given(objects, st.randoms(use_true_random=False))
-def test_the_order_of_rows_is_immaterial(told, dice):
-    cells = [None if value is None else json.dumps(value) for value in told]
+def test_the_order_of_rows_does_not_matter(rows, dice):
+    cells = [None if row is None else json.dumps(row) for row in rows]
     shuffled = list(cells)
     dice.shuffle(shuffled)
-    one, other = surveyed(cells), surveyed(shuffled)
+    one, other = infer(cells), infer(shuffled)
     assert one.arrow_type() == other.arrow_type() and one.report() == other.report()
 
 
 @pytest.mark.parametrize(
-    ("told", "kept", "kind"),
+    ("values", "kept", "kind"),
     [
         ([1, 2, None], [1, 2, None], pa.int64()),
         ([1, 2.5], [1.0, 2.5], pa.float64()),
@@ -96,12 +98,12 @@ def test_the_order_of_rows_is_immaterial(told, dice):
         ),
     ],
 )
-def test_kinds_meet(told, kept, kind):
-    assert column(*told) == (kept, kind)
+def test_different_types_in_one_field_become_one_type(values, kept, kind):
+    assert column(*values) == (kept, kind)
 
 
 def test_each_widening_is_reported():
-    survey = surveyed(
+    inference = infer(
         [
             '{"price": 1, "tags": [1], "place": {"x": true}, "same": 1}',
             '{"price": 1.5, "tags": ["a"], "place": {"x": "left"}, "same": 2}',
@@ -110,7 +112,7 @@ def test_each_widening_is_reported():
             "7",
         ]
     )
-    assert survey.report() == [
+    assert inference.report() == [
         {"field": "meta.place.x", "seen": ["bool", "string"], "kept_as": "string"},
         {"field": "meta.price", "seen": ["float", "int"], "kept_as": "float"},
         {"field": "meta.tags[]", "seen": ["int", "string"], "kept_as": "string"},
@@ -119,18 +121,18 @@ def test_each_widening_is_reported():
     ]
 
 
-def test_a_map_in_disguise_stays_text():
+def test_an_object_of_too_many_fields_stays_text():
     cells = [json.dumps({"by_id": {f"k{row}": row}, "n": row}) for row in range(MAX_FIELDS + 1)]
-    survey = surveyed(cells)
-    assert survey.arrow_type() == pa.struct({"by_id": pa.string(), "n": pa.int64()})
-    assert survey.column(cells[:1]).to_pylist() == [{"by_id": '{"k0": 0}', "n": 0}]
-    assert survey.report()[0] == {
+    inference = infer(cells)
+    assert inference.arrow_type() == pa.struct({"by_id": pa.string(), "n": pa.int64()})
+    assert inference.column(cells[:1]).to_pylist() == [{"by_id": '{"k0": 0}', "n": 0}]
+    assert inference.report()[0] == {
         "field": "meta.by_id",
         "seen": ["object", "wide"],
         "kept_as": "string",
     }
     wide = [json.dumps({f"k{n}": n for n in range(MAX_FIELDS + 1)})]
-    assert surveyed(wide).column(wide).to_pylist() == wide
+    assert infer(wide).column(wide).to_pylist() == wide
 
 
 def test_a_deep_value_stays_text():
@@ -138,15 +140,15 @@ def test_a_deep_value_stays_text():
     for _ in range(MAX_DEPTH + 3):
         deep = {"in": deep}
     cells = [json.dumps({"x": deep})]
-    survey = surveyed(cells)
-    kept = survey.column(cells).to_pylist()[0]["x"]
+    inference = infer(cells)
+    kept = inference.column(cells).to_pylist()[0]["x"]
     for _ in range(MAX_DEPTH - 1):
         kept = kept["in"]
     assert kept == json.dumps({"in": {"in": {"in": {"in": 1}}}})
 
 
 @pytest.mark.parametrize(
-    ("cell", "trouble"),
+    ("cell", "problem"),
     [
         (None, ""),
         ("", "not json"),
@@ -156,16 +158,16 @@ def test_a_deep_value_stays_text():
         ('{"x": ' + "[" * 300 + "]" * 300 + "}", "nested too deep"),
     ],
 )
-def test_cells_without_an_object_are_null_and_counted(cell, trouble):
-    assert parse(cell) == (None, trouble)
-    survey = surveyed([cell, '{"a": 1}'])
-    assert survey.column([cell, '{"a": 1}']).to_pylist() == [None, {"a": 1}]
-    assert dict(survey.odd) == ({trouble: 1} if trouble else {})
+def test_cells_without_an_object_are_null_and_counted(cell, problem):
+    assert parse(cell) == (None, problem)
+    inference = infer([cell, '{"a": 1}'])
+    assert inference.column([cell, '{"a": 1}']).to_pylist() == [None, {"a": 1}]
+    assert dict(inference.invalid) == ({problem: 1} if problem else {})
 
 
 def test_what_utf8_cannot_hold_is_replaced():
     cells = ['{"a\\ud800": "b\\udfff", "c": "\\ud83d\\ude00"}']
-    assert surveyed(cells).column(cells).to_pylist() == [{"a?": "b?", "c": "😀"}]
+    assert infer(cells).column(cells).to_pylist() == [{"a?": "b?", "c": "😀"}]
 
 
 def test_numbers_that_json_should_not_have():
@@ -174,4 +176,4 @@ def test_numbers_that_json_should_not_have():
 
 
 def test_no_json_at_all_is_a_column_of_nulls():
-    assert surveyed([None, None]).column([None, None]).to_pylist() == [None, None]
+    assert infer([None, None]).column([None, None]).to_pylist() == [None, None]

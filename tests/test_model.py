@@ -19,7 +19,12 @@ from chiasm.pipeline.model.checkpoint import load_model
 from chiasm.pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
 from chiasm.pipeline.model.inference import encode_texts, match_pairs
 from chiasm.pipeline.model.joint import JointNetwork
-from chiasm.pipeline.model.losses import bag_loss, facts_loss, info_nce, late_interaction
+from chiasm.pipeline.model.losses import (
+    attribute_loss,
+    bag_of_words_loss,
+    info_nce,
+    late_interaction,
+)
 from chiasm.pipeline.model.preprocess import to_pixels
 from chiasm.pipeline.model.tokenizer import END, PAD, START, Tokenizer, normalise
 from chiasm.pipeline.model.tokenizer import train as train_tokenizer
@@ -27,17 +32,17 @@ from chiasm.pipeline.scenes.claims import related
 from chiasm.pipeline.scenes.words import plan
 from chiasm.pipeline.scenes.world import KINDS, PLACES, random_scene
 from chiasm.pipeline.training.pocket.data import DataSettings, train_batch, train_batches
-from chiasm.pipeline.training.pocket.evaluate import measure
+from chiasm.pipeline.training.pocket.evaluate import gallery_recall
 from chiasm.pipeline.training.pocket.loop import train
-from chiasm.pipeline.training.pocket.probes import Pairs, Probes, discord
+from chiasm.pipeline.training.pocket.probes import Pairs, Probes, disagreement
 from chiasm.pipeline.training.pocket.targets import (
     UNKNOWN,
-    bag_shown,
-    bag_told,
-    facts_of,
-    kinds_shown,
-    kinds_told,
-    relations_told,
+    caption_kinds,
+    caption_relations,
+    caption_words,
+    scene_attributes,
+    scene_kinds,
+    scene_words,
 )
 from chiasm.pipeline.training.pocket.trainer import STATE, Training, TrainSettings
 
@@ -49,8 +54,8 @@ TINY = ModelConfig(
 )
 FEED = DataSettings(seed=3, batch=24, side=36, context=40)
 RUN = TrainSettings(
-    steps=6, fusion_steps=4, fusion_batch=16, rate=3e-3, corpus=60, log_every=2, checkpoint_every=2,
-    calibrated=8, evaluate_every=100, gallery=24, feed=FEED, model=TINY,
+    steps=6, fusion_steps=4, fusion_batch=16, learning_rate=3e-3, corpus=60, log_every=2,
+    checkpoint_every=2, calibrated=8, evaluate_every=100, gallery=24, data=FEED, model=TINY,
 )  # fmt: skip
 CPU = torch.device("cpu")
 WORDS = train_tokenizer(["a big red boat", "a small boat", "一艘红色的船", "一艘大的船"] * 3, 330)
@@ -164,14 +169,14 @@ def test_info_nce_is_its_formula_and_spares_what_is_also_true():
 def test_facts_loss_skips_what_is_not_told():
     logits = [torch.tensor([[[2.0, 0.0], [0.0, 9.0]]])]
     facts = torch.tensor([[[0], [-1]]])
-    assert float(facts_loss(logits, facts)) == pytest.approx(math.log(1 + math.exp(-2)))
+    assert float(attribute_loss(logits, facts)) == pytest.approx(math.log(1 + math.exp(-2)))
 
 
 def test_bag_loss_is_cross_entropy_of_what_is_known():
     logits, bag = torch.tensor([[1.5, -0.5, 9.0], [0.0, 2.0, 0.0]]), torch.tensor([[1, 0, -1]] * 2)
     written = math.log(1 + math.exp(-1.5)) + math.log(1 + math.exp(-0.5))
     written += math.log(2) + math.log(1 + math.exp(2))
-    assert float(bag_loss(logits, bag)) == pytest.approx(written / 2, rel=1e-6)
+    assert float(bag_of_words_loss(logits, bag)) == pytest.approx(written / 2, rel=1e-6)
 
 
 @settings(max_examples=80, deadline=None)
@@ -181,14 +186,14 @@ def test_a_caption_tells_part_of_what_its_picture_shows(seed, complete):
     scene = random_scene(rng)
     claims = plan(scene, rng, complete)
     for shown, told in (
-        (bag_shown(scene), bag_told(claims, scene)),
-        (kinds_shown(scene), kinds_told(claims, scene)),
+        (scene_words(scene), caption_words(claims, scene)),
+        (scene_kinds(scene), caption_kinds(claims, scene)),
     ):
         assert shown.shape == told.shape
         assert ((told == UNKNOWN) | (told == shown)).all()
     if complete:
-        assert (bag_told(claims, scene) == bag_shown(scene)).all()
-    assert (facts_of(scene)[:, 0] < len(KINDS)).sum() == len(scene.things)
+        assert (caption_words(claims, scene) == scene_words(scene)).all()
+    assert (scene_attributes(scene)[:, 0] < len(KINDS)).sum() == len(scene.things)
 
 
 @settings(max_examples=150, deadline=None)
@@ -232,13 +237,16 @@ def test_pixels_of_the_right_size_are_untouched():
 
 def test_a_lesson_is_a_function_of_seed_and_step():
     one, again, other = (train_batch(step, FEED, WORDS) for step in (7, 7, 8))
-    assert (one.pixels == again.pixels).all() and (one.told[1].ids == again.told[1].ids).all()
+    assert (one.pixels == again.pixels).all() and (
+        one.captions[1].ids == again.captions[1].ids
+    ).all()
     assert (one.pixels != other.pixels).any()
-    assert one.pixels.shape == (24, 3, 36, 36) and one.facts.shape == (24, 9, 4)
-    for told in one.told:
+    assert one.pixels.shape == (24, 3, 36, 36) and one.places.shape == (24, 9, 4)
+    for told in one.captions:
         assert told.also_true.diagonal().all() and not told.also_true.all()
     assert (
-        one.told[0].ids.shape != one.told[1].ids.shape or (one.told[0].ids != one.told[1].ids).any()
+        one.captions[0].ids.shape != one.captions[1].ids.shape
+        or (one.captions[0].ids != one.captions[1].ids).any()
     )
 
 
@@ -246,7 +254,7 @@ def test_workers_make_the_same_lessons():
     here = list(train_batches(4, 7, FEED, WORDS, workers=0))
     there = list(train_batches(4, 7, FEED, WORDS, workers=1))
     for a, b in zip(here, there, strict=True):
-        assert (a.pixels == b.pixels).all() and (a.told[0].ids == b.told[0].ids).all()
+        assert (a.pixels == b.pixels).all() and (a.captions[0].ids == b.captions[0].ids).all()
 
 
 def test_a_training_that_was_stopped_ends_where_an_undisturbed_one_does(tmp_path):
@@ -267,24 +275,24 @@ def train_until(run, folder, step):
     class Killed(BaseException):
         pass
 
-    learn = Training.learn
+    train_step = Training.train_step
 
     def mortal(self, batch, precision):
         if self.step == step + 1:
             raise Killed
-        kept.append(learn(self, batch, precision))
+        kept.append(train_step(self, batch, precision))
         return kept[-1]
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Training, "learn", mortal)
+        patch.setattr(Training, "train_step", mortal)
         train(run, folder, device="cpu", precision="float32", workers=0)
     return kept
 
 
 def test_other_settings_do_not_resume(tmp_path):
     train(replace(RUN, steps=2), tmp_path, device="cpu", workers=0)
-    with pytest.raises(UsageError, match="found others for rate, steps; give those"):
-        train(replace(RUN, rate=1.0), tmp_path, device="cpu", workers=0)
+    with pytest.raises(UsageError, match="found others for learning_rate, steps; give those"):
+        train(replace(RUN, learning_rate=1.0), tmp_path, device="cpu", workers=0)
 
 
 def test_late_interaction_is_the_formula():
@@ -302,14 +310,14 @@ def test_late_interaction_is_the_formula():
 def test_patches_are_asked_of_the_thing_that_lies_there():
     rng = random.Random(5)
     scenes = [random_scene(rng) for _ in range(8)]
-    shown = torch.from_numpy(np.stack([kinds_shown(scene) for scene in scenes]))
+    shown = torch.from_numpy(np.stack([scene_kinds(scene) for scene in scenes]))
     told = torch.from_numpy(
-        np.stack([kinds_told(plan(scene, rng), scene) for scene in scenes])
+        np.stack([caption_kinds(plan(scene, rng), scene) for scene in scenes])
     ).clone()
     told[::2, :, 1] = (told[::2, :, 1] + 1) % 10  # every other text lies of colours
     probes = Probes(32, TINY.text, 16, TINY.fusion)
-    probes.ground = torch.nn.Identity()  # what the patches say is what the probe says
-    lies = torch.full((8, 20, 2), -1)
+    probes.patch_disagreement = torch.nn.Identity()  # what the patches say is what the probe says
+    relations = torch.full((8, 20, 2), -1)
     patches = torch.zeros(8, 9, 7)
     for n, scene in enumerate(scenes):
         for thing in scene.things:
@@ -318,8 +326,8 @@ def test_patches_are_asked_of_the_thing_that_lies_there():
             patches[n, at, 1:] = -9.0
             patches[n, at, 1] = -9.0 if n % 2 else 9.0
     counted = torch.ones(8, dtype=torch.bool)
-    pairs = Pairs(told, lies, shown, counted)
-    assert probes.grounded(patches, pairs) < 0.01 < 1 < probes.grounded(-patches, pairs)
+    pairs = Pairs(told, relations, shown, counted)
+    assert probes.patch_loss(patches, pairs) < 0.01 < 1 < probes.patch_loss(-patches, pairs)
 
 
 def test_a_text_disagrees_about_relations_where_they_do_not_hold():
@@ -329,16 +337,20 @@ def test_a_text_disagrees_about_relations_where_they_do_not_hold():
         scene = random_scene(rng)
         claims = plan(scene, rng)
         if not claims.relations:
-            assert (relations_told(claims) == -1).all()
+            assert (caption_relations(claims) == -1).all()
             continue
         places = rng.sample(PLACES, len(scene.things))
         moved = [replace(t, place=p) for t, p in zip(scene.things, places, strict=True)]
         other = replace(scene, things=tuple(moved))
-        told, lies, shown = (
+        stated, relations, shown = (
             torch.from_numpy(each)[None]
-            for each in (kinds_told(claims, scene), relations_told(claims), kinds_shown(other))
+            for each in (
+                caption_kinds(claims, scene),
+                caption_relations(claims),
+                scene_kinds(other),
+            )
         )
-        differ, known = discord(told, lies, shown)
+        differ, known = disagreement(stated, relations, shown)
         ((i, relation, j),) = claims.relations
         by_kind = {thing.kind: thing for thing in other.things}
         one, two = (by_kind[claims.things[n].kind] for n in (i, j))
@@ -380,21 +392,21 @@ def test_pairs_that_share_a_picture_or_a_text_are_scored_as_they_are_alone():
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_one_batch_can_be_learned_by_heart(precision):
     batch = train_batch(0, FEED, WORDS)
-    run = replace(RUN, steps=40, fusion_steps=60, rate=1e-3, warmup=0.1)
+    run = replace(RUN, steps=40, fusion_steps=60, learning_rate=1e-3, warmup=0.1)
     training = Training(run, CPU, WORDS)
-    aligned = [training.learn(batch, precision) for _ in range(40)]
+    aligned = [training.train_step(batch, precision) for _ in range(40)]
     towers = training.objective.model.state_dict()
     towers = {n: t.clone() for n, t in towers.items() if not n.startswith(("fusion", "matching"))}
-    joined = [training.learn(batch, precision) for _ in range(60)]
+    joined = [training.train_step(batch, precision) for _ in range(60)]
     assert training.step == run.all_steps
     assert aligned[-1]["contrast"] < 0.5 * aligned[0]["contrast"]
     assert aligned[-1]["facts"] < 0.7 * aligned[0]["facts"]
-    assert aligned[-1]["lies"] < 0.8 * aligned[0]["lies"]
+    assert aligned[-1]["relations"] < 0.8 * aligned[0]["relations"]
     assert joined[-1]["joint"] < 0.95 * joined[0]["joint"]
     assert joined[-1]["discord"] < 0.95 * joined[0]["discord"]
     for name, weight in towers.items():  # the towers stand at their average, and stay there
         assert torch.equal(training.objective.model.state_dict()[name], weight), name
-        assert torch.equal(training.average[name], weight), name
+        assert torch.equal(training.ema.tensors[name], weight), name
 
 
 def test_the_towers_learn_the_same_whatever_fusion_follows():
@@ -402,7 +414,7 @@ def test_the_towers_learn_the_same_whatever_fusion_follows():
     configs = [replace(TINY, fusion=fusion) for fusion in (None, TINY.fusion)]
     alone, followed = (Training(replace(RUN, model=config), CPU, WORDS) for config in configs)
     for _ in range(3):
-        assert alone.learn(batch, torch.float32) == followed.learn(batch, torch.float32)
+        assert alone.train_step(batch, torch.float32) == followed.train_step(batch, torch.float32)
     assert alone.settings.all_steps == 6 and followed.settings.all_steps == 10
 
 
@@ -456,7 +468,7 @@ def test_measure_knows_a_perfect_encoder_from_a_blind_one():
     def blind(things):
         return rng.normal(size=(len(things), 8)).astype(np.float32)
 
-    found = measure(perfect, perfect, samples=40, seed=1)
+    found = gallery_recall(perfect, perfect, samples=40, seed=1)
     assert seen == [40, 40, 40]
     assert all(r["r1"] == 1 for direction in found.values() for r in direction.values())
-    assert measure(blind, blind, samples=40, seed=1)["text_to_image"]["en"]["r1"] < 0.3
+    assert gallery_recall(blind, blind, samples=40, seed=1)["text_to_image"]["en"]["r1"] < 0.3

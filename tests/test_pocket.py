@@ -18,7 +18,7 @@ from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device import resolve_device, resolve_precision
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.world import gallery
-from chiasm.pipeline.training.pocket.evaluate import measure
+from chiasm.pipeline.training.pocket.evaluate import gallery_recall
 
 ROOT = Path(__file__).parent.parent
 FLOAT32 = EncoderSettings(precision="float32", device="cpu")
@@ -132,7 +132,7 @@ def test_the_weights_are_small():
 
 
 def test_it_finds_unseen_scenes_in_two_languages(pocket):
-    found = measure(
+    found = gallery_recall(
         lambda images: encode_images(pocket, [preprocess(pocket, image) for image in images]),
         lambda texts: encode_texts(pocket, texts),
         samples=240,

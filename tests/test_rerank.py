@@ -22,13 +22,13 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from tiny_collection import make_collection
 from tiny_llava import llava_folder
 
-from chiasm.index import Query, open_collection
-from chiasm.index.build import build_index
-from chiasm.index.results import Rerank
+from chiasm.index import Query, RerankStage, build_index, open_collection
+from chiasm.index.query import check_stages
+from chiasm.jobs.cli.search import format_answer
 from chiasm.pipeline.collection import Identity, create_or_check
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
-from chiasm.pipeline.encoders import load_matcher
+from chiasm.pipeline.encoders import ENCODERS, load_matcher
 from chiasm.pipeline.errors import EncoderError, SourceError, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.pretrained import EncoderSettings
@@ -39,7 +39,7 @@ from chiasm.pipeline.storage import Folder
 FLOAT32 = EncoderSettings(device="cpu", precision="float32")
 
 
-def embedded(root, encoder, samples=20, shards=2):
+def embed_and_index(root, encoder, samples=20, shards=2):
     paths = [make_shard(root / f"s-{n:05d}.tar", samples, seed=n) for n in range(shards)]
     folder = Folder(str(root / "c"))
     create_or_check(folder, Identity.of(encoder), "test")
@@ -51,7 +51,7 @@ def embedded(root, encoder, samples=20, shards=2):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    return embedded(tmp_path_factory.mktemp("rerank"), FakeMatcher("matcher"))
+    return embed_and_index(tmp_path_factory.mktemp("rerank"), FakeMatcher("matcher"))
 
 
 def pixels_of(result, encoder):
@@ -59,28 +59,29 @@ def pixels_of(result, encoder):
 
 
 @pytest.mark.parametrize(
-    ("told", "stage"),
+    ("text", "stage"),
     [
-        ("vectors:100", Rerank("vectors", 100)),
-        ("match:20", Rerank("match", 20)),
-        ("st:Qwen/Qwen3-VL-Reranker-2B:20", Rerank("st", 20, "Qwen/Qwen3-VL-Reranker-2B")),
-        ("st:/models/a:b:5", Rerank("st", 5, "/models/a:b")),
+        ("vectors:100", RerankStage("vectors", 100)),
+        ("match:20", RerankStage("match", 20)),
+        ("st:Qwen/Qwen3-VL-Reranker-2B:20", RerankStage("st", 20, "Qwen/Qwen3-VL-Reranker-2B")),
+        ("st:/models/a:b:5", RerankStage("st", 5, "/models/a:b")),
     ],
 )
-def test_stages_are_read_and_told_the_same(told, stage):
-    assert Rerank.parse(told) == stage and str(stage) == told
+def test_a_stage_is_parsed_from_its_own_text(text, stage):
+    assert RerankStage.parse(text) == stage and str(stage) == text
+    check_stages([stage])
 
 
 @pytest.mark.parametrize(
-    "told", ["", "match", "match:", "match:x", "match:0", "match:-1", "st:5", "match:a:5", "no:5"]
+    "text", ["", "match", "match:", "match:x", "match:0", "match:-1", "st:5", "match:a:5", "no:5"]
 )
-def test_other_stages_are_refused_in_one_line(told):
-    with pytest.raises(UsageError, match=r"^rerank ") as refused:
-        Rerank.parse(told)
-    assert "\n" not in str(refused.value)
+def test_other_stages_are_refused_in_one_line(text):
+    with pytest.raises(UsageError, match=r"^rerank ") as error:
+        check_stages([RerankStage.parse(text)])
+    assert "\n" not in str(error.value)
 
 
-def test_matching_is_logit_plus_similarity_over_the_first_n(made):
+def test_matching_scores_the_first_n_by_logit_plus_similarity(made):
     collection, encoder = open_collection(made), FakeMatcher("matcher")
     plain = collection.search("a red boat", k=40)
     again = collection.search("a red boat", k=40, rerank=["match:15"])
@@ -97,7 +98,7 @@ def test_matching_is_logit_plus_similarity_over_the_first_n(made):
     assert [r.rank for r in again] == list(range(1, 41))
 
 
-def test_a_stage_may_look_deeper_than_what_is_wanted(made):
+def test_a_stage_may_score_more_hits_than_the_query_wants(made):
     collection = open_collection(made)
     deep = collection.search("a red boat", k=40, rerank=["match:30"])
     assert [r.id for r in collection.search("a red boat", k=3, rerank=["match:30"])] == [
@@ -116,14 +117,14 @@ def test_a_picture_is_matched_with_captions(made):
     assert [r.id for r in again] == sorted(final, key=lambda id: -final[id])
 
 
-def test_vectors_rescore_by_the_stored_joint_vectors(tmp_path):
+def test_vectors_scores_by_the_stored_joint_vectors(tmp_path):
     stored = make_collection(tmp_path / "c", (60, 40), holes=0.2)
     build_index(str(tmp_path / "c"))
     xq = np.random.default_rng(5).normal(size=8).astype(np.float32)
     xq /= np.linalg.norm(xq)
     collection = open_collection(tmp_path / "c")
     plain, again = collection.search_many(
-        [Query(vector=xq, k=50), Query(vector=xq, k=50, rerank=(Rerank("vectors", 50),))]
+        [Query(vector=xq, k=50), Query(vector=xq, k=50, rerank=(RerankStage("vectors", 50),))]
     )
     joint = {}
     for n, (rows, first) in enumerate(((60, 0), (40, 60))):
@@ -154,25 +155,25 @@ def test_stages_follow_one_another(made):
 
 
 def test_an_encoder_of_vectors_alone_cannot_match(tmp_path):
-    collection = open_collection(embedded(tmp_path, FakeEncoder(), samples=3, shards=1))
+    collection = open_collection(embed_and_index(tmp_path, FakeEncoder(), samples=3, shards=1))
     with pytest.raises(UsageError, match=r"encoder fake: expected one that matches words"):
         collection.search("a boat", rerank=["match:5"])
 
 
-def test_a_vector_brings_no_words_to_match(made):
-    query = Query(vector=np.ones(8, np.float32), rerank=(Rerank("match", 5),))
+def test_a_query_by_vector_cannot_be_matched(made):
+    query = Query(vector=np.ones(8, np.float32), rerank=(RerankStage("match", 5),))
     with pytest.raises(UsageError, match=r"expected words or a picture, found a vector"):
         open_collection(made).search_many([query])
 
 
-def test_a_shard_that_is_gone_is_told(tmp_path):
-    path = embedded(tmp_path, FakeMatcher("matcher"), samples=3, shards=1)
+def test_a_shard_that_is_gone_is_an_error_that_names_it(tmp_path):
+    path = embed_and_index(tmp_path, FakeMatcher("matcher"), samples=3, shards=1)
     (tmp_path / "s-00000.tar").unlink()
     with pytest.raises(SourceError, match=r"s-00000\.tar"):
         open_collection(path).search("a boat", rerank=["match:2"])
 
 
-def test_the_command_tells_every_score_with_its_stage(made):
+def test_the_command_prints_the_score_of_every_stage(made):
     done = subprocess.run(
         [sys.executable, "-c", "import fake_encoder; fake_encoder.register(); "
          "from chiasm.jobs.cli.app import main; main()",
@@ -180,12 +181,55 @@ def test_the_command_tells_every_score_with_its_stage(made):
          "--rerank", "vectors:20", "--rerank", "match:8", "--json"],
         env=environment(), capture_output=True, text=True, check=True,
     )  # fmt: skip
-    told = json.loads(done.stdout)
-    assert told["query"]["rerank"] == ["vectors:20", "match:8"]
-    assert len(told["results"]) == 4 and "rerank" in told["seconds"]
-    for result in told["results"]:
+    answer = json.loads(done.stdout)
+    assert answer["query"]["rerank"] == ["vectors:20", "match:8"]
+    assert len(answer["results"]) == 4 and "rerank" in answer["seconds"]
+    for result in answer["results"]:
         assert list(result["scores"]) == ["search", "vectors", "match"]
         assert result["score"] == result["scores"]["match"]
+
+
+def test_one_stage_may_be_given_as_a_text(made):
+    collection = open_collection(made)
+    as_list = collection.search("a red boat", rerank=["match:5"])
+    assert collection.search("a red boat", rerank="match:5").results == as_list.results
+    assert (
+        collection.search("a red boat", rerank=RerankStage("match", 5)).results == as_list.results
+    )
+    query = Query("a red boat", rerank="match:5")
+    assert collection.search_many([query])[0].results == as_list.results
+
+
+def test_an_unknown_reranker_is_refused_before_the_encoder_is_loaded(made, monkeypatch):
+    monkeypatch.delitem(ENCODERS, "fake")
+    for stages in ("nothing:3", "st:3", "match:model:3"):
+        with pytest.raises(UsageError, match=r"expected one of vectors:N, match:N, st:MODEL:N"):
+            open_collection(made).search("a boat", rerank=stages)
+
+
+def test_the_score_of_a_stage_that_follows_another_is_the_score_of_the_hit(made):
+    """The first and the last stage have one name, hence one score: that of the last."""
+    answer = open_collection(made).search(
+        "a red boat", k=30, rerank=["vectors:30", "match:20", "vectors:10"]
+    )
+    assert [result.scored_by for result in answer] == (
+        ["vectors"] * 10 + ["match"] * 10 + ["vectors"] * 10
+    )
+    assert all(list(result.scores)[-1] == result.scored_by for result in answer)
+    assert [answer.is_reranked(result) for result in answer] == [True] * 10 + [False] * 20
+    assert all(result.score == result.scores[result.scored_by] for result in answer)
+
+
+def test_results_that_the_last_stage_did_not_score_are_marked(made):
+    answer = open_collection(made).search("a red boat", k=6, rerank=["vectors:5", "match:4"])
+    marks = [result["reranked"] for result in answer.as_json()["results"]]
+    assert marks == [True] * 4 + [False] * 2
+    assert answer.score_label(answer[3]) == f"{answer[3].score:.3f}"
+    assert answer.score_label(answer[4]) == f"{answer[4].score:.3f} (vectors)"
+    assert answer.score_label(answer[5]) == f"{answer[5].score:.3f} (search)"
+    lines = format_answer(answer).splitlines()
+    assert lines[9] == "      not scored by match:4, ordered by vectors:"
+    assert len(lines) == 1 + 2 * 6 + 1
 
 
 @pytest.fixture(scope="module")

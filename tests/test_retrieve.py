@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,8 +21,7 @@ from fake_encoder import FakeEncoder
 from PIL import Image
 from tiny_collection import make_collection
 
-from chiasm.index import Answer, Query, open_collection
-from chiasm.index.build import build_index
+from chiasm.index import Answer, Query, build_index, open_collection
 from chiasm.index.query import search
 from chiasm.pipeline.collection import Identity, create_or_check, embeddings
 from chiasm.pipeline.editions import EmbedSettings
@@ -49,7 +50,7 @@ def column_of(path: Path, column: str) -> np.ndarray:
     return np.concatenate(vectors).astype(np.float32)
 
 
-def test_words_find_the_nearest_pictures(made):
+def test_a_text_finds_the_nearest_pictures(made):
     answer = open_collection(made).search("a red boat", k=7)
     assert isinstance(answer, Answer) and len(answer) == 7
     xq = encode_texts(FakeEncoder(), ["a red boat"])[0]
@@ -72,24 +73,62 @@ def test_a_caption_finds_its_own_row_among_captions_and_a_picture_among_pictures
     assert again.shard.startswith("s-00001-")
 
 
-def test_a_picture_is_the_same_picture_however_it_is_given(made, tmp_path):
+def test_a_picture_gives_the_same_answer_as_bytes_path_and_pixels(made, tmp_path):
     collection = open_collection(made)
     data = collection.search("anything", k=1)[0].picture()
     file = tmp_path / "query.jpg"
     file.write_bytes(data)
-    given = [data, file, str(file), Image.open(io.BytesIO(data))]
-    answers = [collection.search(image=one, k=5) for one in given]
+    pixels = Image.open(io.BytesIO(data))
+    sources = [data, file, str(file), file.as_uri(), pixels, np.asarray(pixels)]
+    answers = [collection.search(image=source, k=5) for source in sources]
     assert all(answer.results == answers[0].results for answer in answers)
-    told = [answer.as_json()["query"]["image"] for answer in answers]
-    assert told == ["(given as bytes)", str(file), str(file), "(given as pixels)"]
+    names = [answer.as_json()["query"]["image"] for answer in answers]
+    assert names == [
+        "(given as bytes)", str(file), str(file), file.as_uri(), *["(given as pixels)"] * 2
+    ]  # fmt: skip
+
+
+def test_a_grey_array_is_searched_as_a_grey_picture(made):
+    collection = open_collection(made)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8)
+    answers = [collection.search(image=source) for source in (pixels, Image.fromarray(pixels))]
+    assert answers[0].results == answers[1].results
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ({"text": ["a"]}, "text: expected str, found list; search_many([...]) answers several"),
+        ({"text": b"a"}, "text: expected str, found bytes"),
+        ({"image": np.zeros((4, 4, 3))}, "found an array of float64 (4, 4, 3)"),
+        ({"image": np.zeros((4, 4, 4), np.uint8)}, "uint8 (H, W, 3) or (H, W), found an array of"),
+        ({"image": np.zeros((0, 4), np.uint8)}, "found an array of uint8 (0, 4)"),
+        ({"image": ["a.jpg"]}, "image: expected a path, a URL, an encoded file as bytes, a PIL"),
+        ({"text": "a", "rerank": 3}, "rerank: expected stages such as 'match:20', found int"),
+        ({"text": "a", "rerank": [3]}, "rerank: expected stages such as 'match:20', found int"),
+    ],
+)
+def test_queries_of_unusable_types_are_type_errors_that_say_what_to_do(made, query, message):
+    with pytest.raises(TypeError) as error:
+        open_collection(made).search(**query)
+    assert message in str(error.value)
+
+
+def test_search_many_takes_texts_and_queries_but_not_one_text(made):
+    collection = open_collection(made)
+    texts = collection.search_many(["one", Query("two")])
+    assert [answer.query.text for answer in texts] == ["one", "two"]
+    assert texts[0].results == collection.search("one").results
+    with pytest.raises(TypeError, match="expected a list of texts or queries, found one str"):
+        collection.search_many("one")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "F", "I;16"])
-def test_pixels_of_any_mode_can_be_asked(made, mode):
+def test_a_picture_of_any_pil_mode_can_be_searched(made, mode):
     assert len(open_collection(made).search(image=Image.new(mode, (20, 30)), k=3)) == 3
 
 
-def test_words_and_a_picture_are_searched_by_their_mean(made):
+def test_a_text_with_a_picture_is_searched_by_the_mean_of_their_vectors(made):
     collection = open_collection(made)
     data = collection.search("x", k=1)[0].picture()
     answer = collection.search("a red boat", image=data, k=5)
@@ -103,7 +142,7 @@ def test_words_and_a_picture_are_searched_by_their_mean(made):
     assert str(answer.query) == '"a red boat" + picture (given as bytes)'
 
 
-def test_many_queries_of_every_kind_answer_as_each_alone(made):
+def test_many_queries_at_once_give_the_answers_of_each_alone(made):
     collection = open_collection(made)
     data = collection.search("x", k=1)[0].picture()
     queries = [
@@ -124,40 +163,49 @@ def test_many_queries_of_every_kind_answer_as_each_alone(made):
     assert collection.search_many([]) == []
 
 
-def test_the_shape_that_other_programs_rely_on(made):
+def test_the_json_of_an_answer_has_the_documented_shape(made):
     answer = open_collection(made).search("a red boat", k=2)
-    told = json.loads(json.dumps(answer.as_json()))
-    assert list(told) == ["query", "results", "seconds"]
-    asked = {"text": "a red boat", "image": None, "column": "image", "k": 2, "rerank": []}
-    assert told["query"] == asked
-    assert list(told["seconds"]) == ["load", "encode", "search", "rerank", "results"]
-    assert all(isinstance(seconds, float) for seconds in told["seconds"].values())
-    first = told["results"][0]
-    assert list(first) == ["rank", "id", "key", "shard", "score", "scores", "caption", "meta"]
-    assert first["rank"] == 1 and first["id"].startswith(first["shard"] + "/")
+    value = json.loads(json.dumps(answer.as_json()))
+    assert list(value) == ["query", "results", "seconds"]
+    query = {"text": "a red boat", "image": None, "column": "image", "k": 2, "rerank": []}
+    assert value["query"] == query
+    assert list(value["seconds"]) == ["load", "encode", "search", "rerank", "results"]
+    assert all(isinstance(seconds, float) for seconds in value["seconds"].values())
+    first = value["results"][0]
+    assert list(first) == [
+        *("rank", "id", "key", "shard", "score", "scores", "caption", "meta"),
+        *("url", "member", "offset", "size", "reranked"),
+    ]
+    data = Path(first["url"].removeprefix("file://")).read_bytes()
+    picture = data[first["offset"] : first["offset"] + first["size"]]
+    assert picture == answer[0].picture() and first["member"] == first["key"] + ".jpg"
+    assert (
+        first["rank"] == 1
+        and first["reranked"] is False
+        and first["id"].startswith(first["shard"] + "/")
+    )
     assert list(first["meta"]) == ["even", "number"] and isinstance(first["score"], float)
 
 
 @pytest.mark.parametrize(
-    ("query", "told"),
+    ("query", "message"),
     [
         ({}, "query: expected some words or a picture, found neither"),
         ({"text": " \n"}, r"query: expected some words or a picture, found the text ' \n'"),
         ({"text": "x", "k": 0}, "k: expected a whole number from 1 up, found 0"),
         ({"text": "x", "k": 2.5}, "k: expected a whole number from 1 up, found 2.5"),
         ({"text": "x", "nprobe": 0}, "nprobe: expected a whole number from 1 up, found 0"),
-        ({"text": "x", "column": "audio"}, "column 'audio': expected one of image, text, joint"),
         ({"text": "x", "vector": np.ones(8)}, "query: expected either a vector or words and pict"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(query, told):
+def test_queries_with_unusable_values_are_refused(query, message):
     with pytest.raises(UsageError) as error:
         Query(**query)
-    assert str(error.value).startswith(told)
+    assert str(error.value).startswith(message)
 
 
 @pytest.mark.parametrize(
-    ("vector", "told"),
+    ("vector", "message"),
     [
         (np.ones(7), "query vector: expected 8 finite numbers, not all zero, found shape (7,)"),
         (
@@ -168,37 +216,37 @@ def test_what_cannot_be_meant_is_refused(query, told):
         (np.zeros(8), "found zeros, NaN or infinity"),
     ],
 )
-def test_a_vector_of_another_space_is_refused(made, vector, told):
+def test_a_vector_of_another_space_is_refused(made, vector, message):
     with pytest.raises(UsageError) as error:
         open_collection(made).search_many([Query(vector=vector)])
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("image", "told"),
+    ("image", "message"),
     [
         (b"no picture at all", "the query's picture: expected a picture, found not_a_picture"),
         (b"", "the query's picture: expected a picture, found not_a_picture: no bytes"),
         ("/nowhere/a.jpg", "/nowhere/a.jpg: expected a picture's file, found No such file"),
     ],
 )
-def test_a_picture_that_cannot_be_read_is_refused(made, image, told):
+def test_a_picture_that_cannot_be_read_is_refused(made, image, message):
     with pytest.raises(UsageError) as error:
         open_collection(made).search(image=image)
-    assert str(error.value).startswith(told)
+    assert str(error.value).startswith(message)
 
 
 def test_a_column_without_an_index_is_refused_before_the_encoder_is_loaded(
     made, tmp_path, monkeypatch
 ):
     shutil.copytree(made, tmp_path / "c")
-    build_index(str(tmp_path / "c"), ["text"])
+    build_index(str(tmp_path / "c"), columns=["text"])
     monkeypatch.delitem(ENCODERS, "fake")
     with pytest.raises(CollectionError) as error:
         open_collection(tmp_path / "c").search("x")
     assert str(error.value) == (
-        f"column image of {tmp_path / 'c'}: expected an index: there is one for text, found none; "
-        "run chiasm index build"
+        f"column image of {tmp_path / 'c'}: expected an indexed column, one of text, found none; "
+        f"run chiasm index build {tmp_path / 'c'} --column image"
     )
 
 
@@ -214,7 +262,7 @@ def test_another_encoder_of_the_same_name_is_refused(made, monkeypatch):
         collection.search("x")
     assert str(error.value) == (
         f"{made}: expected encoder fake ({FakeEncoder().fingerprint[:12]}), found another of that "
-        "name (000000000000); bring back its weights, or embed the shards again"
+        "name (000000000000); restore its weights, or embed the shards again"
     )
     assert len(collection.search_many([Query(vector=np.ones(8))])[0]) == 10
 
@@ -235,29 +283,28 @@ def test_the_encoder_is_loaded_once_and_only_for_words_and_pictures(made, monkey
     assert loaded == [""]
 
 
-def test_no_collection_and_no_index_say_what_to_type(tmp_path):
+def test_a_missing_collection_or_index_names_the_command_to_run(tmp_path):
     with pytest.raises(CollectionError, match=r"found none; make one: chiasm embed SHARDS --to"):
         open_collection(tmp_path / "none")
     make_collection(tmp_path / "c", (5,))
     with pytest.raises(CollectionError) as error:
         open_collection(tmp_path / "c")
-    told = (
+    assert str(error.value) == (
         f"{tmp_path / 'c'}: expected an index, found none; run chiasm index build {tmp_path / 'c'}"
     )
-    assert str(error.value) == told
 
 
 def test_an_index_of_another_encoder_is_refused(made, tmp_path):
     path = tmp_path / "c"
     shutil.copytree(made, path)
     name = "index/generations/000001.json"
-    told = (path / name).read_text().replace(FakeEncoder().fingerprint, "0" * 32)
-    (path / name).write_text(told)
+    manifest = (path / name).read_text().replace(FakeEncoder().fingerprint, "0" * 32)
+    (path / name).write_text(manifest)
     with pytest.raises(CollectionError, match="expected an index of encoder fake, found one of"):
         open_collection(path)
 
 
-def test_a_picture_comes_as_the_bytes_of_its_member(made):
+def test_the_picture_of_a_result_is_the_bytes_of_its_member(made):
     for result in open_collection(made).search("a red boat", k=60):
         path = result.url.removeprefix("file://")
         assert result.place is not None
@@ -268,23 +315,23 @@ def test_a_picture_comes_as_the_bytes_of_its_member(made):
             assert image.size == (result.width, result.height)
 
 
-def test_a_shard_that_changed_or_went_gives_no_wrong_picture(made, tmp_path):
+def test_a_changed_or_missing_shard_gives_no_wrong_picture(made, tmp_path):
     shards = tmp_path / "shards"
     shutil.copytree(made.parent / "shards", shards)
     result = open_collection(made).search("x", k=1)[0]
     moved = result.url.replace(str(made.parent / "shards"), str(shards))
-    there = replace(result, url=moved)
-    assert there.picture() == result.picture()
+    copy = replace(result, row=replace(result.row, url=moved))
+    assert copy.picture() == result.picture()
     path = Path(moved.removeprefix("file://"))
     path.write_bytes(path.read_bytes().replace(result.picture()[100:110], bytes(10)))
     with pytest.raises(SourceError, match=r"that were embedded, found others; the shard has chan"):
-        there.picture()
+        copy.picture()
     path.unlink()
     with pytest.raises(SourceError, match=f"{path}: expected a file to read, found nothing there"):
-        there.picture()
+        copy.picture()
 
 
-def test_a_caption_alone_has_no_picture_to_give(tmp_path):
+def test_a_row_without_a_picture_has_none_to_read(tmp_path):
     make_collection(tmp_path, (30,), holes=0.5)
     build_index(str(tmp_path))
     answer = open_collection(tmp_path).search("x", column="text", k=30)
@@ -296,7 +343,7 @@ def test_a_caption_alone_has_no_picture_to_give(tmp_path):
 
 def test_a_cold_search_loads_only_what_it_needs(made):
     """Half of what torch could load, and pandas, would cost more than the search itself."""
-    told = (
+    program = (
         "import sys; from chiasm.index import open_collection; "
         "from chiasm.pipeline.encoders import load_encoder;"
         "open_collection(sys.argv[1]).search('x')[0];"
@@ -305,10 +352,47 @@ def test_a_cold_search_loads_only_what_it_needs(made):
         "print(*{'pandas', 'sympy', 'scipy', 'torch._dynamo', 'transformers'} & set(sys.modules))"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", told, str(made)],
+        [sys.executable, "-c", program, str(made)],
         env=environment(),
         capture_output=True,
         text=True,
         check=False,
     )
     assert (ran.returncode, ran.stdout.split()) == (0, []), ran.stderr
+
+
+def test_the_representation_of_an_answer_lists_its_first_results_on_safe_lines(made):
+    collection = open_collection(made)
+    lines = repr(collection.search("a red\nboat\x1b[31m", k=60)).splitlines()
+    assert lines[0].startswith('<Answer to "a red\\nboat\\x1b[31m" in image: 60 results, ')
+    assert len(lines) == 12 and lines[-1] == "  ... and 50 more"
+    best = collection.search("picture 7 of 1", column="text", k=1)[0]
+    assert repr(best) == f"<Result 1: {best.score:.3f} 'picture 7 of 1' {best.id}>"
+
+
+def test_a_notebook_shows_small_pictures_and_escaped_captions(made):
+    answer = open_collection(made).search("a <b>red</b> boat", k=30)
+    first = answer[0]
+    evil = replace(first, row=replace(first.row, caption="<script>alert(1)</script>" + "x" * 999))
+    gone = replace(answer[1], row=replace(answer[1].row, url="file:///nowhere/b.tar"))
+    alone = replace(answer[2], row=replace(answer[2].row, place=None))
+    page = replace(answer, results=(evil, gone, alone, *answer[3:]))._repr_html_()
+    assert "a &lt;b&gt;red&lt;/b&gt; boat" in page and "&lt;script&gt;alert(1)" in page
+    assert "<script>" not in page and "x" * 200 not in page
+    assert "/nowhere/b.tar: expected a file to read, found nothing there" in page
+    assert "a caption without a picture" in page and "... and 10 more" in page
+    pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    assert len(pictures) == 18
+    with Image.open(io.BytesIO(base64.b64decode(pictures[0]))) as image:
+        assert max(image.size) <= 160
+
+
+def test_the_time_of_an_answer_says_apart_what_loading_took():
+    seconds = {"load": 2.1, "encode": 0.01, "search": 0.002}
+    assert Answer(Query("a"), (), seconds).time_label() == "12 ms, loading 2.1 s"
+    assert Answer(Query("a"), (), {**seconds, "load": 0.001}).time_label() == "12 ms"
+
+
+def test_a_column_that_the_collection_does_not_have_is_refused(made):
+    with pytest.raises(UsageError, match="column 'audio': expected one of image, text, joint"):
+        open_collection(made).search("x", column="audio")

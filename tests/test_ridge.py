@@ -36,17 +36,17 @@ def is_that_of_the_books(seed, parts):
     torch.manual_seed(seed)
     blocks = [(torch.randn(7, 5) + 1, torch.randn(7, 3) - 2, part) for part in parts]
     penalty = 2.0 * torch.eye(5)
-    ridge = Ridge(5, 3, parts=3, device=CPU)
+    ridge = Ridge(5, 3, folds=3, device=CPU)
     for x, y, part in blocks:
         ridge.add(x, y, part)
     for without in {None, *parts}:
         kept = [(x, y) for x, y, part in blocks if part != without]
         if not kept:
             with pytest.raises(ValueError, match="found none"):
-                ridge.solved(penalty, without)
+                ridge.solve(penalty, without)
             continue
         x, y = (torch.cat(each) for each in zip(*kept, strict=True))
-        ours = ridge.solved(penalty, without).double()
+        ours = ridge.solve(penalty, without).double()
         assert torch.allclose(ours, by_the_books(x, y, penalty), atol=1e-6)
 
 
@@ -59,10 +59,10 @@ def test_landmarks_that_are_the_same_foretell_together_what_one_of_them_would():
     foretold = []
     for landmarks in (few, few.repeat(4, 1)):
         kernel = lambda rows, z=landmarks: torch.exp(2 * (rows @ z.T - 1))  # noqa: E731
-        ridge = Ridge(len(landmarks), 2, parts=1, device=CPU)
+        ridge = Ridge(len(landmarks), 2, folds=1, device=CPU)
         for block, told in zip(x.split(500), (y + x[:, :2]).split(500), strict=True):
             ridge.add(kernel(block), told)
-        foretold.append(kernel(x[:100]) @ ridge.solved(kernel(landmarks)))
+        foretold.append(kernel(x[:100]) @ ridge.solve(kernel(landmarks)))
     assert foretold[0].abs().max() > 0.5
     assert torch.allclose(*foretold, atol=2e-3)
 
@@ -75,14 +75,14 @@ def test_thousands_of_rows_much_alike_are_no_harm(apart):
     landmarks = rows[::4]
     kernel = lambda some: torch.exp(2 * (some @ landmarks.T - 1))  # noqa: E731
     y = torch.randn(3000, 2)
-    ridge = Ridge(len(landmarks), 2, parts=1, device=CPU)
+    ridge = Ridge(len(landmarks), 2, folds=1, device=CPU)
     ridge.add(kernel(rows), y)
-    foretold = kernel(rows) @ ridge.solved(kernel(landmarks))
+    foretold = kernel(rows) @ ridge.solve(kernel(landmarks))
     assert foretold.isfinite().all()
     assert (y - y.mean(0) - foretold).square().mean() <= y.var(correction=0)
 
 
 def test_no_features_foretell_nothing():
-    ridge = Ridge(0, 3, parts=1, device=CPU)
+    ridge = Ridge(0, 3, folds=1, device=CPU)
     ridge.add(torch.zeros(4, 0), torch.randn(4, 3))
-    assert ridge.solved(torch.zeros(0, 0)).shape == (0, 3)
+    assert ridge.solve(torch.zeros(0, 0)).shape == (0, 3)

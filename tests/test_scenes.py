@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from chiasm.pipeline.metrics import recalls, right_at, top_k
 from chiasm.pipeline.scenes import world
 from chiasm.pipeline.scenes.claims import Claims, ThingClaim, holds, holds_matrix
 from chiasm.pipeline.scenes.draw import picture
-from chiasm.pipeline.scenes.recall import evaluate, recall_at, top
+from chiasm.pipeline.scenes.recall import recall_by_claims
 from chiasm.pipeline.scenes.samples import facts_of_sample, samples
 from chiasm.pipeline.scenes.shapes import SHAPES
 from chiasm.pipeline.scenes.words import LANGUAGES, caption, plan, render_caption
@@ -228,7 +229,7 @@ def test_recall_counts_truth_not_identity():
     scenes = [*boats, *stars]
     claims = [Claims((ThingClaim("boat"),)), Claims((ThingClaim("star", "green"),))]
     scores = np.array([[0.1, 0.9, 0.2, 0.3], [0.8, 0.2, 0.7, 0.6]])
-    found = evaluate(scores, claims, scenes, ks=(1, 3))
+    found = recall_by_claims(scores, claims, scenes, ks=(1, 3))
     # Caption 0 finds the other boat, which is right; caption 1 finds its star third.
     assert found["text_to_image"] == {"r1": 0.5, "r3": 1.0}
     # Picture 1 finds caption 0; pictures 0 and 2 find what is not theirs; 3 finds its own.
@@ -243,10 +244,10 @@ def test_recall_is_what_brute_force_says(seed, queries, rows):
     correct = rng.random((queries, rows)) < 0.3
     ranked = [sorted(range(rows), key=lambda n: (-row[n], n)) for row in scores]
     expected = np.mean([any(c[n] for n in r[:5]) for r, c in zip(ranked, correct, strict=True)])
-    assert top(scores, 5).tolist() == [r[:5] for r in ranked]
-    assert recall_at(ranked, correct, ks=(5,)) == {"r5": expected}
+    assert top_k(scores, 5).tolist() == [r[:5] for r in ranked]
+    assert recalls(right_at(ranked, correct), ks=(5,)) == {"r5": expected}
 
 
 def test_recall_of_lists_of_another_length_is_refused():
-    with pytest.raises(ValueError, match="2 lists of hits for 1 queries"):
-        recall_at([[0], [1]], np.ones((1, 2), dtype=bool))
+    with pytest.raises(ValueError, match="expected 1 lists of hits, found 2"):
+        right_at([[0], [1]], np.ones((1, 2), dtype=bool))

@@ -20,7 +20,7 @@ from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.hub import capture_warnings
 from chiasm.pipeline.scenes.draw import picture
-from chiasm.pipeline.scenes.words import plan, tell
+from chiasm.pipeline.scenes.words import plan, render_caption
 from chiasm.pipeline.scenes.world import gallery
 from chiasm.pipeline.training.pocket.data import learn_tokenizer
 
@@ -54,7 +54,7 @@ def model(folder):
 def world():
     scenes = gallery(5, 1)
     rng = random.Random(0)
-    return [picture(s) for s in scenes], [tell(plan(s, rng), rng, "en") for s in scenes]
+    return [picture(s) for s in scenes], [render_caption(plan(s, rng), rng, "en") for s in scenes]
 
 
 def test_vectors_are_those_of_the_encoder(model, folder, world):

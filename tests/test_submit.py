@@ -15,7 +15,7 @@ import pytest
 import yaml
 from conftest import ROOT, make_shard
 
-from chiasm.jobs.cluster.submit import LIMIT_BYTES, pack
+from chiasm.jobs.cluster.submit import LIMIT_BYTES, dashboard_url, pack, stop_command
 from chiasm.pipeline.collection import embeddings
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.storage import Folder
@@ -115,6 +115,37 @@ def test_no_cluster_there_is_one_line(tmp_path):
     assert ran.returncode == 1
     assert ran.stderr.count("\n") == 1
     assert "expected the dashboard of a running Ray cluster" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "found"),
+    [("ray://head:10001", "an address of ray://"), ("s3://head", "an address of s3://"),
+     ("http://", "no host in it")],
+)  # fmt: skip
+def test_what_is_no_address_of_a_dashboard_is_one_line(address, found, tmp_path):
+    ran = run("submit", "--address", address, "--", "status", "x", cwd=tmp_path)
+    assert (ran.returncode, ran.stderr.count("\n")) == (2, 1), ran.stderr
+    assert f"expected the cluster's dashboard, http://HOST:8265, found {found}" in ran.stderr
+
+
+def test_an_address_without_http_is_that_of_the_dashboard(tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    assert dashboard_url(address) == f"http://{address}"
+    ran = run("submit", "--address", address, "--", "status", "x", cwd=tmp_path)
+    assert (ran.returncode, ran.stderr.count("\n")) == (1, 1), ran.stderr
+    assert "expected the dashboard of a running Ray cluster" in ran.stderr
+
+
+def test_the_command_that_stops_a_job_works_as_printed(head, tmp_path, monkeypatch):
+    shard = make_shard(tmp_path / "a.tar", 2)
+    # No node has so many cores: the job waits for one until it is stopped.
+    command = ("embed", shard, "--to", tmp_path / "c", "--set", "workers.cpus=99")
+    ran = run("submit", "--address", head[1], "--no-wait", "--", *command, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    typed = stop_command(head[1].removeprefix("http://"), ran.stdout.strip())
+    stopped = subprocess.run(["sh", "-c", typed], capture_output=True, text=True, check=False)
+    assert stopped.returncode == 0 and "was stopped" in stopped.stdout, stopped
 
 
 def test_a_working_directory_holds_our_packages_and_not_what_is_excluded(tmp_path):

@@ -8,16 +8,20 @@ import pytest
 from encoding import match_rows, preprocess
 from PIL import Image
 
+from chiasm.jobs.cli.train_pocket import train_settings
+from chiasm.jobs.cli.train_two_tower import two_tower_settings
+from chiasm.jobs.config import compose
 from chiasm.pipeline.encoders import load_encoder
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.training.curves import draw_curves, figure_of, read_log
+from chiasm.pipeline.training.progress import format_progress
 
 
 @pytest.mark.timeout(300)
 def test_a_model_from_nothing_is_an_encoder_that_matches(chiasm, tmp_path):
     told = chiasm(
-        "train", "--preset", "pocket", "--to", tmp_path, "--steps", 1, "--fusion-steps", 1,
+        "train", "pocket", "--to", tmp_path, "--steps", 1, "--fusion-steps", 1,
         "--device", "cpu", "--precision", "float32", "--workers", 0, "--gallery", 30,
     )  # fmt: skip
     assert told.returncode == 0, told.stderr
@@ -28,9 +32,12 @@ def test_a_model_from_nothing_is_an_encoder_that_matches(chiasm, tmp_path):
     recall = found["recall"]["text_to_image"]
     assert any(f"{recall['en']['r1']:8.3f}{recall['zh']['r1']:8.3f}" in line for line in report)
     assert {"withheld", "hard_twins", "matching_accuracy", "joint"} <= found.keys()
-    lines = [json.loads(line) for line in told.stderr.splitlines() if line.startswith("{")]
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 1, 2]
     assert "contrast" in lines[0] and "recall" in lines[1] and "match" in lines[2]
+    shown = told.stderr.splitlines()
+    assert [line for line in lines if format_progress(line) not in shown] == []
+    assert shown[0].startswith("towers  step 1 of 1  loss ") and shown[0].endswith(" left")
     with Image.open(tmp_path / "curves.png") as curves:
         assert curves.format == "PNG" and len(curves.convert("L").getcolors() or []) > 10
     picture = tmp_path / "curves.png"
@@ -38,11 +45,11 @@ def test_a_model_from_nothing_is_an_encoder_that_matches(chiasm, tmp_path):
     assert matched.returncode == 0 and "logit" in json.loads(matched.stdout)
     before = (tmp_path / "model.safetensors").read_bytes()
     again = chiasm(
-        "train", "--preset", "pocket", "--to", tmp_path, "--steps", 1, "--fusion-steps", 1,
+        "train", "pocket", "--to", tmp_path, "--steps", 1, "--fusion-steps", 1,
         "--device", "cpu", "--precision", "float32", "--gallery", 30,
     )  # fmt: skip
     assert again.returncode == 0 and (tmp_path / "model.safetensors").read_bytes() == before
-    other = chiasm("train", "--preset", "pocket", "--to", tmp_path, "--steps", 7, "--gallery", 30)
+    other = chiasm("train", "pocket", "--to", tmp_path, "--steps", 7, "--gallery", 30)
     assert other.returncode == 2
     assert (
         "found others for fusion_steps, steps" in other.stderr and "Traceback" not in other.stderr
@@ -50,29 +57,43 @@ def test_a_model_from_nothing_is_an_encoder_that_matches(chiasm, tmp_path):
 
 
 def test_what_cannot_be_trained_is_told_in_one_line(chiasm, tmp_path):
-    unknown = chiasm("train", "--preset", "purse", "--to", tmp_path)
-    assert unknown.returncode == 2
-    assert unknown.stderr == "chiasm: --preset 'purse': expected pocket or two-tower\n"
-    how = chiasm("train", "--preset", "pocket", "--to", tmp_path, "--how", "magic")
-    assert how.returncode == 2 and how.stderr.startswith("chiasm: --how 'magic': expected concat")
-    nothing = chiasm(
-        "train", "--preset", "pocket", "--to", tmp_path, "--towers", tmp_path, "--fusion-steps", 0
-    )
+    unknown = chiasm("train", "pockets", "--to", tmp_path)
+    assert unknown.returncode == 2 and "Did you mean 'pocket'?" in unknown.stderr
+    fusion = chiasm("train", "pocket", "--to", tmp_path, "--fusion", "magic")
+    assert fusion.returncode == 2
+    assert fusion.stderr.startswith("chiasm: --fusion 'magic': expected concat")
+    shards = chiasm("train", "pocket", "--to", tmp_path, "a.tar")
+    assert shards.returncode == 2 and "unexpected extra argument" in shards.stderr
+    nothing = chiasm("train", "pocket", "--to", tmp_path, "--towers", tmp_path, "--fusion-steps", 0)
     assert nothing.returncode == 2 and "asks for one, found none" in nothing.stderr
     (tmp_path / "file").write_text("")
-    taken = chiasm("train", "--preset", "pocket", "--to", tmp_path / "file")
+    taken = chiasm("train", "pocket", "--to", tmp_path / "file")
     assert taken.returncode == 2 and "found a file" in taken.stderr
+
+
+def test_settings_reach_both_recipes():
+    settings = compose("laptop", [
+        "train.steps=3", "train.fusion=add", "train.learning_rate=0.01", "train.seed=5",
+        "read.caption_field=zh", "encoder.precision=float32",
+    ])  # fmt: skip
+    pocket = train_settings(settings.train, None)
+    assert (pocket.steps, pocket.learning_rate, pocket.data.seed) == (3, 0.01, 5)
+    assert pocket.model.fusion.fusion == "add"
+    towers = two_tower_settings("image", "text", settings)
+    assert (towers.train.steps, towers.train.learning_rate, towers.train.seed) == (3, 0.01, 5)
+    assert towers.fusion.fusion == "add" and towers.read.caption_field == "zh"
+    assert towers.encoder.precision == "float32"
 
 
 def test_towers_alone_refuse_to_match(tmp_path, chiasm):
     told = chiasm(
-        "train", "--preset", "pocket", "--to", tmp_path, "--steps", 1, "--fusion-steps", 0,
+        "train", "pocket", "--to", tmp_path, "--steps", 1, "--fusion-steps", 0,
         "--workers", 0, "--gallery", 30,
     )  # fmt: skip
     assert told.returncode == 0, told.stderr
     on_top = chiasm(
-        "train", "--preset", "pocket", "--to", tmp_path / "fused", "--towers", tmp_path, "--steps",
-        1, "--fusion-steps", 1, "--how", "gated", "--workers", 0, "--gallery", 30,
+        "train", "pocket", "--to", tmp_path / "fused", "--towers", tmp_path, "--steps",
+        1, "--fusion-steps", 1, "--fusion", "gated", "--workers", 0, "--gallery", 30,
     )  # fmt: skip
     assert on_top.returncode == 0, on_top.stderr
     (line,) = read_log(tmp_path / "fused")
@@ -96,11 +117,11 @@ def test_a_log_of_a_training_that_went_on_tells_each_step_once(tmp_path):
     assert read_log(tmp_path) == [lines[0], again, lines[2]]
 
 
-def test_curves_show_each_sitting_in_its_turn_and_lines_that_a_kill_tore_are_left_out(tmp_path):
+def test_curves_show_each_stage_in_its_turn_and_lines_that_a_kill_tore_are_left_out(tmp_path):
     lines = [
-        {"sitting": "second to none", "step": 10, "image": 3.0},
-        {"sitting": "second to none", "step": 20, "image": 2.0},
-        {"sitting": "another", "step": 10, "image": 4.0, "text": 1.0},
+        {"stage": "second to none", "step": 10, "image": 3.0},
+        {"stage": "second to none", "step": 20, "image": 2.0},
+        {"stage": "another", "step": 10, "image": 4.0, "text": 1.0},
     ]
     told = [json.dumps(line) + "\n" for line in lines]
     torn = told[1][:20] + told[1]  # what goes on after a kill goes on in the same line

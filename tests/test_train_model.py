@@ -16,12 +16,17 @@ from conftest import until
 from chiasm.jobs import train_model
 from chiasm.jobs.train_model import TrainJob, following, train_on_ray
 from chiasm.pipeline.errors import ChiasmError
-from chiasm.pipeline.model.checkpoint import load_model, load_state
+from chiasm.pipeline.model.checkpoint import load_model, load_state, tensors_in_code
 from chiasm.pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
-from chiasm.pipeline.training.curves import read_log
 from chiasm.pipeline.training.pocket.data import DataSettings, learn_tokenizer, train_batches
-from chiasm.pipeline.training.pocket.loop import APART, train
-from chiasm.pipeline.training.pocket.trainer import STATE, Training, TrainSettings
+from chiasm.pipeline.training.pocket.loop import SEED_STRIDE, train
+from chiasm.pipeline.training.pocket.trainer import (
+    STATE,
+    STATE_TENSOR_NAMES,
+    Training,
+    TrainSettings,
+)
+from chiasm.pipeline.training.progress import read_log
 
 TINY = ModelConfig(
     image=ImageConfig(side=36, stem=(8, 8), width=32, depth=1, heads=2),
@@ -30,9 +35,9 @@ TINY = ModelConfig(
     fusion=FusionConfig(width=32, depth=1, heads=2),
 )
 RUN = TrainSettings(
-    steps=4, fusion_steps=2, fusion_batch=16, rate=3e-3, corpus=60, log_every=2, checkpoint_every=2,
-    calibrated=8, evaluate_every=100, gallery=24, model=TINY,
-    feed=DataSettings(seed=3, batch=24, side=36, context=40),
+    steps=4, fusion_steps=2, fusion_batch=16, learning_rate=3e-3, corpus=60, log_every=2,
+    checkpoint_every=2, calibrated=8, evaluate_every=100, gallery=24, model=TINY,
+    data=DataSettings(seed=3, batch=24, side=36, context=40),
 )  # fmt: skip
 CPU = torch.device("cpu")
 # Ray Train reads settings of Ray Data that Ray itself has deprecated.
@@ -55,53 +60,28 @@ def by_hand(settings, ranks):
         fusing = step >= settings.steps
         gradients = []
         for rank, training in enumerate(several):
-            feed = replace(settings.feed, seed=settings.feed.seed + rank * APART)
+            data = replace(settings.data, seed=settings.data.seed + rank * SEED_STRIDE)
             if fusing:
-                feed = replace(feed, batch=settings.fusion_batch)
-            (lesson,) = train_batches(step, step + 1, feed, tokenizer, 0)
-            gradients.append((training, gradients_of(training, lesson)))
-        mean = [torch.stack(each).mean(0) for each in zip(*(g for _, g in gradients), strict=True)]
-        for training, _ in gradients:
-            step_with(training, mean)
+                data = replace(data, batch=settings.fusion_batch)
+            (batch,) = train_batches(step, step + 1, data, tokenizer, 0)
+            training.backward(batch, torch.float32)
+            gradients.append([each.grad.clone() for each in training.optimiser.parameters])
+        mean = [torch.stack(each).mean(0) for each in zip(*gradients, strict=True)]
+        for training in several:
+            for parameter, gradient in zip(training.optimiser.parameters, mean, strict=True):
+                parameter.grad = gradient.clone()
+            training.apply()
     if several[0].fusing:
         several[0].calibrate()
     return several[0]
-
-
-def gradients_of(training, lesson):
-    chance = torch.Generator().manual_seed(training.settings.feed.seed * 10**9 + training.step)
-    losses = training.objective(lesson, training.fusing, chance)
-    training.optimiser.zero_grad(set_to_none=True)
-    training._total(losses).backward()
-    return [each.grad.clone() for each in training.learned]
-
-
-def step_with(training, gradients):
-    """What `learn` does after its backward pass."""
-    settings = training.settings
-    for group in training.optimiser.param_groups:
-        group["lr"] = training.rate
-    for each, gradient in zip(training.learned, gradients, strict=True):
-        each.grad = gradient.clone()
-    torch.nn.utils.clip_grad_norm_(training.learned, settings.clip)
-    training.optimiser.step()
-    gone, _ = training.stage
-    decay = min(settings.ema, (1 + gone) / (10 + gone))
-    with torch.no_grad():
-        for name, value in training.objective.model.named_parameters():
-            if value.requires_grad:
-                training.average[name].lerp_(value, 1 - decay)
-    fused = training.fusing
-    training.step += 1
-    if training.fusing != fused:
-        training._begin_stage()
 
 
 @pytest.mark.timeout(300)
 def test_two_processes_learn_by_the_mean_of_their_gradients(ray_session, tmp_path):
     told = []
     train_on_ray(job(tmp_path), told.append)
-    tensors, facts = load_state(tmp_path / STATE)
+    saved, facts = load_state(tmp_path / STATE)
+    tensors = tensors_in_code(saved, STATE_TENSOR_NAMES)
     assert facts["step"] == RUN.all_steps
     hand = by_hand(RUN, 2).tensors()
     assert tensors.keys() == hand.keys()
@@ -133,7 +113,8 @@ def test_a_worker_that_dies_costs_no_step(ray_session, tmp_path):
     thread.start()
     train_on_ray(job(tmp_path / "killed", settings), lambda line: None)
     assert killed.is_set()
-    after, _ = load_state(tmp_path / "killed" / STATE)
+    saved, _ = load_state(tmp_path / "killed" / STATE)
+    after = tensors_in_code(saved, STATE_TENSOR_NAMES)
     for name, value in by_hand(settings, 2).tensors().items():
         assert torch.allclose(after[name], value, atol=2e-4, rtol=1e-3), name
 

@@ -15,21 +15,22 @@ from encoding import encode_images, encode_joint, encode_texts, match_rows, mean
 from PIL import Image
 from tiny_towers import COLOURS, PHRASES
 
-from chiasm.jobs.cli import train_two_tower as cli
-from chiasm.jobs.cli.train_request import TrainRequest
+from chiasm.jobs.cli.train_two_tower import train_two_tower as train_command
 from chiasm.pipeline.encoders import load_encoder, require_matcher
 from chiasm.pipeline.errors import ChiasmError, EncoderError, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.model.config import FusionConfig
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
+from chiasm.pipeline.training.curves import figure_of
+from chiasm.pipeline.training.progress import format_progress, read_log
 from chiasm.pipeline.training.two_tower import select as judging
-from chiasm.pipeline.training.two_tower.closed_form import solve, weigh_evidence
+from chiasm.pipeline.training.two_tower.closed_form import fit_match_weights, solve
 from chiasm.pipeline.training.two_tower.features import compute
 from chiasm.pipeline.training.two_tower.loop import TwoTowerSettings, train_two_tower
 from chiasm.pipeline.training.two_tower.prepare import prepare, survey
 from chiasm.pipeline.training.two_tower.stream import (
-    closely_of,
+    augmented_of,
     held_out,
     ids_of,
     images_of,
@@ -38,19 +39,19 @@ from chiasm.pipeline.training.two_tower.stream import (
     texts_of,
     words_of,
 )
-from chiasm.pipeline.training.two_tower.trainer import LearnSettings, learn
-from chiasm.pipeline.two_tower.checkpoint import load_two_tower, save_two_tower
+from chiasm.pipeline.training.two_tower.trainer import TrainSettings, train
+from chiasm.pipeline.two_tower.checkpoint import config_from_json, load_two_tower, save_two_tower
 from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower
-from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
+from chiasm.pipeline.two_tower.network import TwoTowerNetwork
 
 CPU = EncoderSettings(device="cpu", precision="float32")
-SHORT = LearnSettings(steps=40, fusion_steps=20, batch=64, warmup=5, checkpoint_every=15)
-TINY = FusionConfig(how="gated", width=32, depth=1, heads=2, slots=4)
+SHORT = TrainSettings(steps=40, fusion_steps=20, batch=64, warmup=5, checkpoint_every=15)
+TINY = FusionConfig(fusion="gated", width=32, depth=1, heads=2, slots=4)
 
 
-def settings_for(towers, learn=SHORT, fusion=TINY):
+def settings_for(towers, train=SHORT, fusion=TINY):
     image, text = towers
-    return TwoTowerSettings(str(image), str(text), fusion=fusion, learn=learn, encoder=CPU)
+    return TwoTowerSettings(str(image), str(text), fusion=fusion, train=train, encoder=CPU)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,19 @@ def test_it_learns_to_find_and_tells_so_of_samples_held_out(trained):
     assert report["matching"]["r1_after"] > 0.5
 
 
+def test_a_training_tells_what_it_found_how_it_goes_and_what_it_keeps(trained):
+    folder, _ = trained
+    records = read_log(folder)
+    assert {record["stage"] for record in records} == {"choosing", "all-samples"}
+    for record in records:
+        assert record["total"] == 40 and {"seconds_per_step", "seconds_left"} <= record.keys()
+        assert ("held_out_r1" in record) == (record["stage"] == "choosing")
+        assert format_progress(record).startswith(f"{record['stage']}  step {record['step']} of 40")
+    assert max(record.get("held_out_r1", 0) for record in records) > 0.2
+    assert figure_of(records).axes[-1].get_title() == "R@1 on held-out samples"
+    assert (folder / "curves.png").exists()
+
+
 def test_the_folder_is_an_encoder_that_finds_and_matches(trained):
     folder, report = trained
     encoder = require_matcher(load_encoder(f"two-tower:{folder}", CPU))
@@ -96,7 +110,7 @@ def test_the_folder_is_an_encoder_that_finds_and_matches(trained):
     weight, network = report["text_weight"], encoder._network
     mean = mean_of((1 - weight) * image, weight * text)
     for power in (0.0, 0.5):
-        network.config = replace(network.config, hub_power=power)
+        network.config = replace(network.config, hubness_power=power)
         joint = encode_joint(encoder, pixels, texts)
         length = np.linalg.norm(joint[:, :-1], axis=1)
         assert np.allclose(joint[:, :-1], length[:, None] * mean[:, :-1], atol=1e-5)
@@ -132,12 +146,12 @@ def test_a_fusion_that_ships_fuses_by_tokens(trained, towers, coloured, tmp_path
     apart = [encode_joint(encoder, pixels[i : i + 1], texts[i : i + 1]) for i in range(2)]
     assert np.allclose(together, np.concatenate(apart), atol=1e-5)
     network = encoder._network
-    network.config = replace(network.config, hub_power=0.0)
+    network.config = replace(network.config, hubness_power=0.0)
     seen, said = encoder._image(pixels), encoder._text(texts)
     with torch.inference_mode():
         v = network.image_vectors(seen.pooled)
-        t = network.text_vectors(said.pooled, network.held(said.ids))
-        joint = network.fused(
+        t = network.text_vectors(said.pooled, network.bag_of_words(said.ids))
+        joint = network.fuse(
             network.text_modality(said.tokens, said.mask, t), network.image_modality(seen.tokens, v)
         )
         mean = network.mean(t, v)
@@ -158,14 +172,14 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(
     class Killed(Exception):
         pass
 
-    def killed(step, losses):
-        if step == killed_at:
+    def killed(training, losses):
+        if training.step == killed_at:
             raise Killed
 
     with pytest.raises(Killed):
         learned(features, config, tmp_path / "resumed", killed)
     steps = []
-    resumed = learned(features, config, tmp_path / "resumed", lambda step, _: steps.append(step))
+    resumed = learned(features, config, tmp_path / "resumed", lambda t, _: steps.append(t.step))
     assert steps == list(range(goes_on_from + 1, 41))
     for name, value in straight.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
@@ -173,25 +187,27 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(
 
 def config_of(trained):
     told = json.loads((trained[0] / "settings.json").read_text())
-    return TwoTowerConfig.from_json(told["config"])
+    return config_from_json(told["config"])
 
 
-def learned(features, config, checkpoint, told=lambda step, losses: None, settings=SHORT):
+def learned(features, config, checkpoint, on_step=lambda training, losses: None, settings=SHORT):
     expanded = checkpoint.parent / "expanded"
     prepared = prepare(
         config, features, survey(features), expanded, every_sample=False,
         device=torch.device("cpu"),
     )  # fmt: skip
-    return learn(
+    return train(
         features, prepared, settings, expanded=expanded, every_sample=False, checkpoint=checkpoint,
-        told=told,
+        on_step=on_step,
     )  # fmt: skip
 
 
 def test_a_fusion_moves_nothing_but_itself_and_that_in_its_steps_alone(trained, features, tmp_path):
     terms = {}
     config = config_of(trained)
-    fused = learned(features, config, tmp_path / "fused", terms.setdefault).state_dict()
+    fused = learned(
+        features, config, tmp_path / "fused", lambda t, losses: terms.setdefault(t.step, losses)
+    ).state_dict()
     alone = learned(features, replace(config, fusion=None), tmp_path / "alone").state_dict()
     moving = {name for name in fused if name.startswith("fusion.")}
     assert fused.keys() - alone.keys() == moving and moving
@@ -211,17 +227,21 @@ def test_what_is_saved_is_what_was_learned(trained, features, tmp_path):
     network = learned(features, config_of(trained), tmp_path / "state").eval()
     expanded = tmp_path / "expanded"
     solve(network, features, survey(features), expanded, every_sample=False)
-    weigh_evidence(network, [pair for pair in stream(features, expanded=expanded) if pair.held_out])
-    assert network.evidence[1:].min() >= 0 and network.evidence[1:].max() > 0
+    fit_match_weights(
+        network, [pair for pair in stream(features, expanded=expanded) if pair.held_out]
+    )
+    assert network.match_weights[1:].min() >= 0 and network.match_weights[1:].max() > 0
     save_two_tower(tmp_path / "saved", network)
     loaded = load_two_tower(tmp_path / "saved")
     pairs = [pair for pair in stream(features) if pair.held_out]
     with torch.inference_mode():
         for ours, theirs in zip(gallery_of(network, pairs), gallery_of(loaded, pairs), strict=True):
             assert ((ours * theirs).sum(-1) > 0.9999).all()
-        held = network.held([pair.ids[0] for pair in pairs])
+        held = network.bag_of_words([pair.ids[0] for pair in pairs])
         logits = [
-            each.logits(each.traits(texts, held, each.seen(closely_of(pairs))))
+            each.match_logits(
+                each.match_features(texts, held, each.image_evidence(augmented_of(pairs)))
+            )
             for each in (network, loaded)
             for texts in [gallery_of(each, pairs)[1][:: len(PHRASES)]]
         ]
@@ -230,11 +250,11 @@ def test_what_is_saved_is_what_was_learned(trained, features, tmp_path):
 
 def gallery_of(network, pairs):
     images = network.image_vectors(images_of(pairs))
-    texts = network.text_vectors(texts_of(pairs), network.held(ids_of(pairs)))
+    texts = network.text_vectors(texts_of(pairs), network.bag_of_words(ids_of(pairs)))
     words, mask = words_of(pairs, [0] * len(pairs))
     first = texts[:: len(PHRASES)]
     said = network.text_modality(words, mask, first)
-    joint = network.fused(said, network.image_modality(patches_of(pairs), images))
+    joint = network.fuse(said, network.image_modality(patches_of(pairs), images))
     return images, texts, joint
 
 
@@ -259,10 +279,12 @@ def test_pairs_match_as_they_were_judged(trained, features, coloured):
     with torch.inference_mode():
         ids = [pair.ids[1] for pair in held]
         vectors = network.text_vectors(
-            torch.stack([pair.text[1] for pair in held]).float(), network.held(ids)
+            torch.stack([pair.text[1] for pair in held]).float(), network.bag_of_words(ids)
         )
-        traits = network.traits(vectors, network.held(ids), network.seen(closely_of(held)))
-        logits = network.logits(traits).numpy()
+        traits = network.match_features(
+            vectors, network.bag_of_words(ids), network.image_evidence(augmented_of(held))
+        )
+        logits = network.match_logits(traits).numpy()
     assert len(samples) == len(held) > 20
     ours = match_rows(encoder, pixels, asked)
     assert np.allclose(ours, logits.diagonal(), atol=0.05)
@@ -279,17 +301,17 @@ def test_matching_is_judged_by_what_the_other_half_says_it_weighs(trained, featu
 
     def weigh(network, half):
         halves.append({id(pair) for pair in half})
-        weigh_evidence(network, half)
+        fit_match_weights(network, half)
 
-    def traits(text, held, seen):
+    def match_features(text, bag, image):
         asked.append((len(halves) - 1, text[0]))
-        return type(network).traits(network, text, held, seen)
+        return type(network).match_features(network, text, bag, image)
 
     with torch.inference_mode():
         shown = judging.gallery(network, pairs)
         with monkeypatch.context() as patched:
-            patched.setattr(judging, "weigh_evidence", weigh)
-            patched.setattr(network, "traits", traits)
+            patched.setattr(judging, "fit_match_weights", weigh)
+            patched.setattr(network, "match_features", match_features)
             found = judging.rerank(network, pairs, shown)
         chosen = (shown.queries @ shown.image.T).argmax(1)
     of_rerank = [(half, text) for half, text in asked if (shown.queries == text).all(1).any()]
@@ -313,7 +335,10 @@ def test_features_are_computed_once_and_again_where_something_changed(
     assert train_two_tower(settings_for(towers), shards, folder, told.append)["mean"]
     assert {path: path.stat().st_mtime_ns for path in (folder / "features").glob("*.tar")} == before
     assert not list((folder / "features").glob(".*"))
-    assert told == []  # nothing was computed, learned or judged again
+    found, kept = told  # nothing was computed, trained or selected again
+    assert found == {"message": "found 360 pictures, 3.0 captions each"}
+    for name in ("features", "expanded", "choosing.safetensors", "all-samples.safetensors"):
+        assert f"{name} (" in kept["message"]
     with pytest.raises(UsageError, match="found others: "):
         train_two_tower(settings_for(towers), shards[:1], folder, told.append)
     image, text = (ImageTower(str(towers[0]), CPU), TextTower(str(towers[1]), CPU))
@@ -331,8 +356,8 @@ def test_evidence_speaks_for_what_is_there(trained, features):
     rng = random.Random(5)
     pixels = [preprocess(encoder, tiny_towers.picture("red", "blue", rng))]
     with torch.inference_mode():
-        seen = encoder._network.seen(encoder._augmented(pixels))
-    there, absent = seen.there, seen.absent
+        seen = encoder._network.image_evidence(encoder._augmented(pixels))
+    there, absent = seen.present, seen.absent
     place = {word: i for i, word in enumerate(encoder._network.word_ids.tolist())}
     lift = {c: float(there[0, place[text([c]).ids[0][0]]]) for c in COLOURS}
     assert min(lift["red"], lift["blue"]) > max(
@@ -346,15 +371,15 @@ def test_the_network_of_words_and_kernel_ridge_each_foretell_words_by_themselves
     network = load_two_tower(trained[0])
     pairs = [pair for pair in stream(features) if pair.held_out]
     with torch.inference_mode():
-        x = network.rooted(images_of(pairs))
-        held = network.held(ids_of(pairs))[:: len(PHRASES)] > 0
-        some = network.usual < 0.3  # colours: other words are of one phrase in three, or all
+        x = network.sqrt_features(images_of(pairs))
+        held = network.bag_of_words(ids_of(pairs))[:: len(PHRASES)] > 0
+        some = network.word_prior < 0.3  # colours: other words are of one phrase in three, or all
         assert some.sum() == len(COLOURS)
         for shares in (
-            network.words(network.kernel.scaled(x)).sigmoid(),
-            network.usual + network.kernel(x) @ network.kernel.shares,
+            network.word_classifier(network.kernel.standardised(x)).sigmoid(),
+            network.word_prior + network.kernel(x) @ network.kernel.word_shares,
         ):
-            lifts = (shares / network.usual)[:, some]
+            lifts = (shares / network.word_prior)[:, some]
             assert lifts[held[:, some]].mean() > 1.2 * lifts[~held[:, some]].mean()
 
 
@@ -402,14 +427,12 @@ def test_shards_that_are_cut_are_learned_from_and_told(towers, coloured, tmp_pat
     whole = (coloured / "p-00000.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) - 30_000])
     image, text = map(str, towers)
-    request = TrainRequest(
-        to=tmp_path / "to", shards=(str(coloured), str(tmp_path / "cut.tar")), image_encoder=image,
-        text_encoder=text, caption_field=None, steps=2, fusion_steps=None, how="add", towers=None,
-        seed=0, device="cpu", precision="float32", workers=1, gallery=None, processes=0,
-        address=None,
-    )  # fmt: skip
+    shards = [str(coloured), str(tmp_path / "cut.tar")]
     with pytest.raises(ChiasmError, match=r"1 of 4 shards: .* found cut or damaged cut-"):
-        cli.run(request)
+        train_command(
+            shards, tmp_path / "to", image, text, steps=2, fusion="add", device="cpu",
+            precision="float32",
+        )  # fmt: skip
     assert "1 samples lost (1 truncated)" in capsys.readouterr().out
     report = json.loads((tmp_path / "to" / "report.json").read_text())
     assert len(report["damaged"]) == 1 and report["lost"] == {"truncated": 1}
@@ -420,7 +443,7 @@ def test_shards_that_are_cut_are_learned_from_and_told(towers, coloured, tmp_pat
 def test_from_shards_to_answers_at_the_prompt(chiasm, towers, coloured, tmp_path):
     image, text = towers
     made = chiasm(
-        "train", "--preset", "two-tower", "--image-encoder", image, "--text-encoder", text,
+        "train", "two-tower", "--image-encoder", image, "--text-encoder", text,
         coloured, "--to", tmp_path / "mine", "--steps", 20, "--device", "cpu",
         "--precision", "float32",
     )  # fmt: skip
@@ -446,15 +469,14 @@ def test_from_shards_to_answers_at_the_prompt(chiasm, towers, coloured, tmp_path
 @pytest.mark.timeout(300)
 def test_what_two_towers_lack_is_told_in_one_line(chiasm, tmp_path, coloured, towers):
     for options, told in (
-        (("--preset", "two-tower", "--to", tmp_path / "x"), "expected --image-encoder DIR"),
-        (("--preset", "pocket", "--to", tmp_path / "x", coloured), "SHARDS: expected nothing"),
+        (("two-tower", coloured, "--to", tmp_path / "x"), "'--image-encoder'"),
         (
-            ("--preset", "two-tower", "--to", tmp_path / "x", coloured, "--towers", tmp_path,
+            ("two-tower", "--to", tmp_path / "x", coloured, "--towers", tmp_path,
              "--image-encoder", towers[0], "--text-encoder", towers[1]),
-            "--towers: expected nothing",
+            "No such option",
         ),
         (
-            ("--preset", "two-tower", "--to", tmp_path / "x", coloured,
+            ("two-tower", "--to", tmp_path / "x", coloured,
              "--image-encoder", tmp_path / "nowhere", "--text-encoder", towers[1]),
             "no such folder",
         ),

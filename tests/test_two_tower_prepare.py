@@ -1,6 +1,11 @@
-"""What is known before heads learn: features, statistics, landmarks, captions expanded."""
+"""What is computed before heads are trained: features, statistics, landmarks, expanded captions."""
 
 from __future__ import annotations
+
+import io
+import json
+import random
+import tarfile
 
 import numpy as np
 import pytest
@@ -18,15 +23,15 @@ from chiasm.pipeline.training.two_tower.features import compute
 from chiasm.pipeline.training.two_tower.ridge import JITTER
 from chiasm.pipeline.training.two_tower.stream import (
     BUFFER,
-    PARTS,
-    closely_of,
+    FOLDS,
+    augmented_of,
     held_out,
     images_of,
     save_expanded,
     stream,
     words_of,
 )
-from chiasm.pipeline.two_tower.expansion import FROM_MEANING, FROM_WORDS, SHARPNESS
+from chiasm.pipeline.two_tower.expansion import KERNEL_WEIGHT, SHARPNESS, WORD_WEIGHT
 from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower
 from chiasm.pipeline.two_tower.network import TwoTowerConfig
 
@@ -56,7 +61,8 @@ def config_of(features, **changed):
         "image": "an image model", "image_fingerprint": "1", "text": "a text model",
         "text_fingerprint": "2", "image_width": first.image.shape[-1],
         "patch_width": first.patches.shape[-1], "text_width": first.text.shape[-1],
-        "word_width": first.words.shape[-1], "root": told.root, "landmarks": 50, "asked": 70,
+        "word_width": first.words.shape[-1], "sqrt_features": told.nonnegative,
+        "landmarks": 50, "query_bank": 70,
         "text_landmarks": 60 if told.expandable else 0, "words": len(told.words), "dim": 64,
     }  # fmt: skip
     return TwoTowerConfig(**{**shapes, **changed})
@@ -104,42 +110,44 @@ def test_with_every_picture_a_landmark_it_is_kernel_ridge_as_the_books_have_it(f
     network = prepared_of(config_of(features, landmarks=count), features, tmp_path, True).eval()
     solving.solve(network, features, preparing.survey(features), tmp_path, every_sample=True)
     pairs = list(stream(features, expanded=tmp_path))
-    x = network.rooted(images_of(pairs)).double()
-    mean, spread = x.mean(0), x.std(0, correction=0) + preparing.FLOOR
+    x = network.sqrt_features(images_of(pairs)).double()
+    mean, spread = x.mean(0), x.std(0, correction=0) + preparing.STD_FLOOR
     z = torch.nn.functional.normalize((x - mean) / spread, dim=-1)
     kernel = torch.exp(network.config.sharpness * (z @ z.T - 1))
     with torch.inference_mode():
         vectors = torch.stack([network.heads.texts(p.text.float()).mean(0) for p in pairs])
-        held = torch.stack([network.held(p.ids).mean(0) for p in pairs])
+        held = torch.stack([network.bag_of_words(p.ids).mean(0) for p in pairs])
         target = torch.cat([vectors, held], dim=1).double()
         books = torch.linalg.solve(
             kernel + solving.RIDGE * torch.eye(count), target - target.mean(0)
         )
         ours = network.kernel(x.float()).double()
-        solved = torch.cat([network.kernel.vectors, network.kernel.shares], dim=1).double()
+        solved = torch.cat([network.kernel.vectors, network.kernel.word_shares], dim=1).double()
         assert torch.allclose(ours @ solved, kernel @ books, atol=5e-3)
     # By the way captions were drawn, one a picture, by which hubs are known.
-    asked = network.hubs.asked
+    asked = network.hubness.query_bank
     alike = torch.stack([(network.heads.texts(p.text.float()) @ asked.T).amax(0) for p in pairs])
     assert asked.shape == (70, 63) and (alike.amax(0) > 1 - 1e-5).all()
     assert (alike > 1 - 1e-5).any(1).sum() >= 70
-    assert torch.allclose(network.usual.double(), target.mean(0)[network.config.space :], atol=1e-5)
+    assert torch.allclose(
+        network.word_prior.double(), target.mean(0)[network.config.space :], atol=1e-5
+    )
 
 
 def test_landmarks_are_drawn_evenly_from_all(features, tmp_path):
     pairs = list(stream(features))
     config = config_of(features, landmarks=30, text_landmarks=40)
     network = prepared_of(config, features, tmp_path, True)
-    z = network.kernel.standard(network.rooted(images_of(pairs)))
+    z = network.kernel.unit_standardised(network.sqrt_features(images_of(pairs)))
     alike = network.kernel.landmarks @ z.T
-    places = preparing.drawn(len(pairs), 30)
+    places = preparing.evenly_drawn(len(pairs), 30)
     assert (alike[torch.arange(30), places] > 1 - 1e-5).all()
     assert len(set(places)) == 30 and places == sorted(places)
     thirds = np.bincount([place * 3 // len(pairs) for place in places], minlength=3)
     assert thirds.min() >= 4
-    assert preparing.drawn(3, 30) == [0, 1, 2]
+    assert preparing.evenly_drawn(3, 30) == [0, 1, 2]
     own = torch.nn.functional.normalize(torch.cat([p.text for p in pairs]).float(), dim=-1)
-    texts = preparing.drawn(len(own), 40)
+    texts = preparing.evenly_drawn(len(own), 40)
     assert torch.allclose(network.expansion.landmarks, own[texts])
 
 
@@ -155,27 +163,29 @@ def test_captions_are_expanded_by_what_was_solved_without_them(features, tmp_pat
     landmarks = network.expansion.landmarks.double()
     among = torch.exp(SHARPNESS * (landmarks @ landmarks.T - 1))
     kernels = [torch.exp(SHARPNESS * (each @ landmarks.T - 1)) for each in own]
-    held = [unit((network.held(pair.ids) * network.expansion.rarity).double()) for pair in pairs]
+    held = [
+        unit((network.bag_of_words(pair.ids) * network.expansion.idf).double()) for pair in pairs
+    ]
     learned = [every_sample or not pair.held_out for pair in pairs]
-    parts = [pair.part if yes else None for pair, yes in zip(pairs, learned, strict=True)]
-    assert {part for part in parts if part is not None} == set(range(PARTS))
+    parts = [pair.fold if yes else None for pair, yes in zip(pairs, learned, strict=True)]
+    assert {part for part in parts if part is not None} == set(range(FOLDS))
     assert (None in parts) != every_sample
-    ours_of = lambda pair: network.expansion(pair.text.float(), network.held(pair.ids))  # noqa: E731
+    ours_of = lambda pair: network.expansion(pair.text.float(), network.bag_of_words(pair.ids))  # noqa: E731
     apart = []
     for without in {*parts, None}:
-        rows = [i for i, yes in enumerate(learned) if yes and pairs[i].part != without]
+        rows = [i for i, yes in enumerate(learned) if yes and pairs[i].fold != without]
         y = torch.cat([others[i] for i in rows])
         y = y - y.mean(0)
         k, b = torch.cat([kernels[i] for i in rows]), torch.cat([held[i] for i in rows])
         meaning = by_the_books(k, y, preparing.KERNEL_RIDGE * among)
         words = by_the_books(b, y, preparing.WORD_RIDGE * torch.eye(b.shape[1]))
         for i in [i for i, part in enumerate(parts) if part == without]:
-            more = FROM_MEANING * unit(kernels[i] @ meaning) + FROM_WORDS * unit(held[i] @ words)
+            more = KERNEL_WEIGHT * unit(kernels[i] @ meaning) + WORD_WEIGHT * unit(held[i] @ words)
             assert torch.allclose(expanded[i].text.double(), unit(own[i] + more), atol=1e-3)
             apart.append(ours_of(pairs[i]).double() - expanded[i].text.double())
         if without is None:
             pair = pairs[0]
-            more = FROM_MEANING * unit(kernels[0] @ meaning) + FROM_WORDS * unit(held[0] @ words)
+            more = KERNEL_WEIGHT * unit(kernels[0] @ meaning) + WORD_WEIGHT * unit(held[0] @ words)
             assert torch.allclose(ours_of(pair).double(), unit(own[0] + more), atol=1e-3)
     # What was solved with a caption would have expanded it otherwise.
     assert torch.cat(apart).abs().max() > 0.01
@@ -246,10 +256,10 @@ def test_pairs_held_out_and_no_others_are_looked_at_closely(features, loaded, co
     assert [pair.held_out for _, pair in known] == [held_out(sample.key) for sample, _ in known]
     sample, pair = next(each for each in known if each[1].held_out)
     pixels = [image.preprocess(decode(sample.picture, DecodeSettings(), image.side).image)]
-    seen = image.closely(pixels, image(pixels).pooled)
-    assert torch.allclose(closely_of([pair]), seen, atol=2e-3)
+    seen = image.augmented(pixels, image(pixels).pooled)
+    assert torch.allclose(augmented_of([pair]), seen, atol=2e-3)
     with pytest.raises(ValueError, match="expected 120, found"):
-        closely_of([pair for _, pair in known])
+        augmented_of([pair for _, pair in known])
 
 
 def test_a_shard_without_a_pair_is_gone_through(features, loaded, coloured, tmp_path):
@@ -308,10 +318,69 @@ def test_a_preparation_that_was_killed_is_made_anew(features, tmp_path, monkeypa
         with pytest.raises(Killed):
             prepared_of(config, features, tmp_path / "again", True)
     again = prepared_of(config, features, tmp_path / "again", True)
-    assert torch.equal(again.expansion.meaning, straight.expansion.meaning)
+    assert torch.equal(again.expansion.kernel_weights, straight.expansion.kernel_weights)
     for ours, theirs in zip(
         stream(features, expanded=tmp_path / "again"),
         stream(features, expanded=tmp_path / "straight"),
         strict=True,
     ):
         assert torch.equal(ours.text, theirs.text)
+
+
+def captioned_shard(path, members):
+    """One picture with the given members: extension -> text."""
+    picture = io.BytesIO()
+    tiny_towers.picture("red", "blue", random.Random(0)).save(picture, "PNG")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in {"png": picture.getvalue(), **members}.items():
+            info = tarfile.TarInfo(f"a.{name}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return list_shards([str(path)], None)
+
+
+BOTH = {
+    "txt": b"red and blue",
+    "json": json.dumps(
+        {
+            "caption": "blue right",
+            "captions": ["red left , blue right", "red and blue", " blue right ", "", "pink"],
+            "other": ["green", "green"],
+        }
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize(
+    ("members", "field", "captions"),
+    [
+        (BOTH, "", ["red and blue", "blue right", "red left , blue right", "pink"]),
+        (BOTH, "captions", ["red left , blue right", "red and blue", "blue right", "pink"]),
+        (BOTH, "other", ["green"]),
+        (BOTH, "nowhere", ["red and blue"]),
+        ({"txt": b"red and blue"}, "", ["red and blue"]),
+        (
+            {"json": BOTH["json"]}, "",
+            ["blue right", "red left , blue right", "red and blue", "pink"],
+        ),
+        ({"txt": b"red", "json": b"no json"}, "", ["red"]),
+    ],
+)  # fmt: skip
+def test_a_training_takes_every_caption_once_in_order(loaded, tmp_path, members, field, captions):
+    shards = captioned_shard(tmp_path / "s" / "one.tar", members)
+    records = []
+    computed = compute(
+        shards, *loaded, tmp_path / "f", ReadSettings(caption_field=field), records.append
+    )
+    assert (computed.pairs, computed.captions) == (1, len(captions))
+    (pair,) = stream(computed.paths)
+    assert pair.ids == loaded[1](captions).ids
+    (record,) = records
+    assert f"1 picture, {len(captions)}.0 captions each, 0 samples lost" in record["message"]
+
+
+def test_one_picture_has_sixteen_captions_at_most(loaded, tmp_path):
+    told = json.dumps({"captions": [f"red {n}" for n in range(40)]}).encode()
+    shards = captioned_shard(tmp_path / "s" / "one.tar", {"json": told})
+    assert compute(shards, *loaded, tmp_path / "f", READ, lambda _: None).captions == 16

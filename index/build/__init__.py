@@ -1,5 +1,5 @@
 """Embeddings -> an index: planned, trained, filled, published."""
 
-from chiasm.index.build.build import Built, build_index
+from chiasm.index.build.build import BuildSummary, build_index
 
-__all__ = ["Built", "build_index"]
+__all__ = ["BuildSummary", "build_index"]

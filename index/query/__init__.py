@@ -1,13 +1,14 @@
 """A query's way: opened index, encoded query, search, rerank."""
 
-from chiasm.index.query.encode import encode_queries, encoded_picture, pixels_of
+from chiasm.index.query.encode import encode_queries, pixels_of
 from chiasm.index.query.open_index import OpenIndex, live_generation
-from chiasm.index.query.rerank import Candidate, rerank
+from chiasm.index.query.query_picture import encoded_picture
+from chiasm.index.query.rerank import check_stages, rerank
 from chiasm.index.query.search import search
 
 __all__ = [
-    "Candidate",
     "OpenIndex",
+    "check_stages",
     "encode_queries",
     "encoded_picture",
     "live_generation",

@@ -6,15 +6,13 @@ query with both is what the encoder's `encode_joint_queries` makes of the two.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
 
-from chiasm.index.results import PictureSource, Query
+from chiasm.index.queries import PictureSource, Query
+from chiasm.index.query.query_picture import encoded_picture, source_name
 from chiasm.pipeline.encoders import Encoded, Encoder, Preprocessor, require_modality, unit
 from chiasm.pipeline.errors import Undecodable, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
@@ -23,7 +21,6 @@ from chiasm.pipeline.records import IMAGE, TEXT
 T = TypeVar("T")
 
 BATCH = 64  # texts or pictures encoded at once
-PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 
 
 def encode_queries(queries: Sequence[Query], encoder: Encoder | None, dim: int) -> np.ndarray:
@@ -88,27 +85,5 @@ def pixels_of(source: PictureSource, encoder: Preprocessor) -> Any:
         decoded = decode(encoded_picture(source), DecodeSettings(), side)
     except Undecodable as error:
         found = f"{error.reason}: {error.detail}" if error.detail else error.reason
-        raise UsageError(_name_of(source), expected="a picture", found=found) from error
+        raise UsageError(source_name(source), expected="a picture", found=found) from error
     return encoder.preprocess(IMAGE, np.asarray(decoded.image))
-
-
-def encoded_picture(source: PictureSource) -> bytes:
-    """The encoded file that a query's picture is given by; UsageError where it cannot be read."""
-    if isinstance(source, bytes):
-        return source
-    if isinstance(source, Image.Image):
-        # Through a file, so that alpha, palettes and rotation are treated as in the shards.
-        file = io.BytesIO()
-        ready = source if source.mode in PNG_MODES else source.convert("RGB")
-        ready.save(file, "PNG", compress_level=0, exif=source.getexif())
-        return file.getvalue()
-    try:
-        return Path(source).expanduser().read_bytes()
-    except OSError as error:
-        raise UsageError(
-            _name_of(source), expected="a picture's file", found=error.strerror or str(error)
-        ) from error
-
-
-def _name_of(source: PictureSource) -> str:
-    return str(source) if isinstance(source, str | Path) else "the query's picture"

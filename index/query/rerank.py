@@ -1,27 +1,27 @@
-"""Hits -> better hits: the first of them scored again by something slower and sharper.
+"""Hits -> better hits: the first of them scored again by something slower and more exact.
 
-    vectors:N   by the stored joint vectors, a caption's words counting beside its picture
-    match:N     by the encoder's matching of words with pictures, fetched from the shards by range:
+    vectors:N   by the stored joint vectors, which know the caption as well as the picture
+    match:N     by the encoder's matching of texts with pictures, read from the shards by range:
                 logit + the score before, as ALBEF and BLIP do (Li et al., 2021 and 2022)
-    st:NAME:N   by a CrossEncoder of sentence-transformers that takes pictures
+    st:MODEL:N  by a CrossEncoder of sentence-transformers that takes pictures
 
-Stages follow one another, each on the first N of what the one before left. What lies behind them,
-and what a stage cannot score for want of a picture, keeps its order behind those it can.
+Stages follow one another, each on the first N hits of the stage before. Hits beyond N, and hits
+that a stage cannot score because they have no picture, keep their order behind those it scored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from chiasm.index.query.encode import encoded_picture
+from chiasm.index.queries import Query, RerankStage
 from chiasm.index.query.open_index import OpenIndex
-from chiasm.index.results import Query, Rerank
-from chiasm.index.segments import CatalogRow
+from chiasm.index.query.query_picture import encoded_picture
+from chiasm.index.results import CatalogRow, Hit
 from chiasm.pipeline.encoders import Matcher, load_matcher, require_matcher
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
@@ -31,107 +31,118 @@ from chiasm.pipeline.shards import read_checked
 READERS = 8  # pictures fetched at once: reads of an object store mostly wait
 BATCH = 32  # pairs matched at once
 
+Scorer = Callable[[Query, np.ndarray, Sequence[Hit], OpenIndex, RerankStage], list[float | None]]
+
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A position of the generation with its score, higher is better, and the scores of all stages
-    so far by their names, the first being `search`.
-    """
+class Reranker:
+    """score: one score for each hit, None for a hit that it cannot score. takes_model: written
+    `NAME:MODEL:N`, else `NAME:N`."""
 
-    position: int
-    score: float
-    scores: dict[str, float] = field(default_factory=dict)
+    score: Scorer
+    takes_model: bool = False
 
 
-Scorer = Callable[[Query, np.ndarray, Sequence[Candidate], OpenIndex, Rerank], list[float | None]]
+def check_stages(stages: Iterable[RerankStage]) -> None:
+    """Raises UsageError for a stage of an unknown reranker, or with a model too many or too few."""
+    for stage in stages:
+        reranker = RERANKERS.get(stage.reranker)
+        if reranker is None or bool(stage.model) != reranker.takes_model:
+            raise UsageError(
+                f"rerank {str(stage)!r}",
+                expected="one of " + ", ".join(map(_syntax, RERANKERS)),
+                found="none of them",
+            )
 
 
-def rerank(
-    query: Query, xq: np.ndarray, candidates: list[Candidate], collection: OpenIndex
-) -> list[Candidate]:
-    """The candidates of one query through all of its stages; xq (D,) float32 is its vector.
+def _syntax(name: str) -> str:
+    return f"{name}:MODEL:N" if RERANKERS[name].takes_model else f"{name}:N"
+
+
+def rerank(query: Query, xq: np.ndarray, hits: list[Hit], collection: OpenIndex) -> list[Hit]:
+    """The hits of one query through all of its stages; xq (D,) float32 is its vector.
 
     Raises UsageError for a stage that the query or the encoder cannot serve, SourceError for
     pictures that are gone.
     """
-    for stage in query.rerank:
-        first, rest = candidates[: stage.depth], candidates[stage.depth :]
-        scores = SCORERS[stage.how](query, xq, first, collection, stage)
+    for stage in query.stages:
+        first, rest = hits[: stage.depth], hits[stage.depth :]
+        scores = RERANKERS[stage.reranker].score(query, xq, first, collection, stage)
         scored = [
-            replace(each, score=score, scores={**each.scores, stage.name: score})
-            for each, score in zip(first, scores, strict=True)
+            hit.scored(stage.name, score)
+            for hit, score in zip(first, scores, strict=True)
             if score is not None
         ]
-        scored.sort(key=lambda each: (-each.score, each.position))
-        unscored = [each for each, score in zip(first, scores, strict=True) if score is None]
-        candidates = scored + unscored + rest
-    return candidates
+        scored.sort(key=lambda hit: (-hit.score, hit.position))
+        unscored = [hit for hit, score in zip(first, scores, strict=True) if score is None]
+        hits = scored + unscored + rest
+    return hits
 
 
 def by_vectors(
     query: Query,
     xq: np.ndarray,
-    candidates: Sequence[Candidate],
+    hits: Sequence[Hit],
     collection: OpenIndex,
-    stage: Rerank,
+    stage: RerankStage,
 ) -> list[float | None]:
     """Inner products with the stored joint vectors, in float32; None for rows without one."""
-    joint = collection.vectors("joint", [candidate.position for candidate in candidates])
+    joint = collection.vectors("joint", [hit.position for hit in hits])
     return [float(vector @ xq) if vector.any() else None for vector in joint]
 
 
 def by_matching(
     query: Query,
     xq: np.ndarray,
-    candidates: Sequence[Candidate],
+    hits: Sequence[Hit],
     collection: OpenIndex,
-    stage: Rerank,
+    stage: RerankStage,
 ) -> list[float | None]:
     """Matching logit of the query's words with each picture, or of the query's picture with each
     caption, plus the score before; None for rows without.
     """
-    logits = _by_pairs(query, candidates, collection, stage, require_matcher(collection.encoder))
+    logits = _by_pairs(query, hits, collection, stage, require_matcher(collection.encoder))
     return [
-        None if logit is None else logit + candidate.score
-        for logit, candidate in zip(logits, candidates, strict=True)
+        None if logit is None else logit + hit.score
+        for logit, hit in zip(logits, hits, strict=True)
     ]
 
 
 def by_cross_encoder(
     query: Query,
     xq: np.ndarray,
-    candidates: Sequence[Candidate],
+    hits: Sequence[Hit],
     collection: OpenIndex,
-    stage: Rerank,
+    stage: RerankStage,
 ) -> list[float | None]:
     """Scores of a CrossEncoder for words and pictures, paired as in `by_matching`; None for rows
     without.
     """
     matcher = load_matcher(f"st:{stage.model}", collection.encoding)
-    return _by_pairs(query, candidates, collection, stage, matcher)
+    return _by_pairs(query, hits, collection, stage, matcher)
 
 
-SCORERS: dict[str, Scorer] = {
-    "vectors": by_vectors,
-    "match": by_matching,
-    "st": by_cross_encoder,
+RERANKERS: dict[str, Reranker] = {
+    "vectors": Reranker(by_vectors),
+    "match": Reranker(by_matching),
+    "st": Reranker(by_cross_encoder, takes_model=True),
 }
 
 
 def _by_pairs(
     query: Query,
-    candidates: Sequence[Candidate],
+    hits: Sequence[Hit],
     collection: OpenIndex,
-    stage: Rerank,
+    stage: RerankStage,
     matcher: Matcher,
 ) -> list[float | None]:
-    """Scores of the query's words with each candidate's picture, or of the query's picture with
-    each caption, BATCH pairs at a time; None for candidates that lack it.
+    """Scores of the query's text with each hit's picture, or of the query's picture with each hit's
+    caption, BATCH pairs at a time; None for hits without.
     """
     if not query.words and query.image is None:
         raise UsageError(f"rerank {stage}", expected="words or a picture", found="a vector")
-    found_rows = collection.rows({candidate.position for candidate in candidates})
-    rows = [found_rows[candidate.position] for candidate in candidates]
+    catalog = collection.rows({hit.position for hit in hits})
+    rows = [catalog[hit.position] for hit in hits]
     side = matcher.modalities[IMAGE].side
 
     def pixels(data: bytes) -> Any:
@@ -139,29 +150,29 @@ def _by_pairs(
         return matcher.preprocess(IMAGE, np.asarray(image))
 
     if query.words:
-        ready = [i for i, row in enumerate(rows) if row.place is not None]
-        asked = (TEXT, [matcher.preprocess(TEXT, query.words)])
+        usable = [i for i, row in enumerate(rows) if row.place is not None]
+        query_side = (TEXT, [matcher.preprocess(TEXT, query.words)])
     else:
         assert query.image is not None
-        ready = [i for i, row in enumerate(rows) if row.caption]
-        asked = (IMAGE, [pixels(encoded_picture(query.image))])
+        usable = [i for i, row in enumerate(rows) if row.caption]
+        query_side = (IMAGE, [pixels(encoded_picture(query.image))])
 
-    def other(i: int) -> Any:
+    def row_side(i: int) -> Any:
         if query.words:
             return pixels(_picture(rows[i]))
         return matcher.preprocess(TEXT, rows[i].caption or "")
 
     modality = IMAGE if query.words else TEXT
-    found: list[float | None] = [None] * len(candidates)
+    scores: list[float | None] = [None] * len(hits)
     with ThreadPoolExecutor(READERS) as readers:
-        for start in range(0, len(ready), BATCH):
-            some = ready[start : start + BATCH]
-            items = list(readers.map(other, some))
+        for start in range(0, len(usable), BATCH):
+            batch = usable[start : start + BATCH]
+            items = list(readers.map(row_side, batch))
             pairs = np.array([(0, number) for number in range(len(items))])
-            scores = matcher.match(asked, (modality, items), pairs)
-            for i, score in zip(some, scores.tolist(), strict=True):
-                found[i] = score
-    return found
+            matched = matcher.match(query_side, (modality, items), pairs)
+            for i, score in zip(batch, matched.tolist(), strict=True):
+                scores[i] = score
+    return scores
 
 
 def _picture(row: CatalogRow) -> bytes:

@@ -1,6 +1,7 @@
 """The index on disk: segments, their catalogs, generations, the cache of remote ones."""
 
-from chiasm.index.segments.catalog import COPIED, CatalogRow, IndexedShard
+from chiasm.index.segments.advice import build_command
+from chiasm.index.segments.catalog import COPIED_COLUMNS, IndexedShard
 from chiasm.index.segments.checksums import Digest, FileSum
 from chiasm.index.segments.generations import (
     Generation,
@@ -14,25 +15,25 @@ from chiasm.index.segments.generations import (
     publish,
     stale_shards,
 )
-from chiasm.index.segments.json_columns import Survey
+from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.index.segments.segment import SEGMENTS, TRAINED, Segment, SegmentWriter, segment_file
 from chiasm.index.segments.sweep import sweep
 
 __all__ = [
-    "COPIED",
+    "COPIED_COLUMNS",
     "SEGMENTS",
     "TRAINED",
-    "CatalogRow",
     "Digest",
     "FileSum",
     "Generation",
     "IndexedShard",
     "Manifest",
+    "SchemaInference",
     "Segment",
     "SegmentEntry",
     "SegmentWriter",
-    "Survey",
     "TrainedEntry",
+    "build_command",
     "current_number",
     "numbers",
     "open_current",

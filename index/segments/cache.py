@@ -1,11 +1,11 @@
-"""Copies of a store's index files on this machine, for those who can only map a file.
+"""Local copies of an object store's index files, for libraries that can only memory-map a file.
 
-The bucket is the truth: a copy is named by the checksum it has in its segment, pulled under a
-temporary name, held against the checksum, renamed. So any number of collections and processes share
-the folder, and two that pull one file at once are both right. A copy bears a seal, a time of change
-made from its checksum: whoever writes to it breaks the seal, and it is pulled again. When more than
-the bound lies there, what was used longest ago goes first, never what this process has open. The
-cost: a flipped bit that no write made is not seen here; `chiasm check` reads the bucket itself.
+A copy is named by its checksum in the segment, downloaded under a temporary name, compared with the
+checksum and renamed. So any number of collections and processes share the folder, and two that
+download one file at once are both right. A copy's modification time is derived from its checksum:
+whoever writes to it changes that time, and it is downloaded again. Beyond the size limit the least
+recently used copies are removed, never one that this process has open. The cost: damage that
+changes no modification time is not seen here; `chiasm check` reads the store itself.
 """
 
 from __future__ import annotations
@@ -20,125 +20,127 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import platformdirs
+
+from chiasm.index.segments.advice import build_command
 from chiasm.index.segments.checksums import FileSum
 from chiasm.pipeline.errors import CollectionError, StorageError, UsageError
-from chiasm.pipeline.storage import Folder, display_name
+from chiasm.pipeline.storage import Folder, display_name, is_temporary
 
-BOUND_GB = 20.0
+DEFAULT_CACHE_GB = 20.0
 CHUNK = 1 << 20
-FORGOTTEN_SECONDS = 86400.0  # a pull that has not ended by then died
-
+ABANDONED_SECONDS = 86400.0  # a temporary older than this belongs to a download that died
 
 _open: set[str] = set()  # checksums of the files that this process has mapped
-_looking = threading.Lock()
+_lock = threading.Lock()
 
 
 def fetch_to_cache(folder: Folder, name: str, checksum: FileSum) -> Path:
-    """The copy of a file of a collection, pulled if it is not there whole.
+    """The local copy of a file of a collection, downloaded unless it is there unchanged.
 
-    Raises CollectionError where the bucket holds another, StorageError where there is no room."""
-    copies = cache_folder()
-    copy = copies / checksum.blake2b
-    with _looking:
+    Raises CollectionError where the store holds other content, StorageError where there is no room.
+    """
+    cache = cache_folder()
+    copy = cache / checksum.blake2b
+    with _lock:
         _open.add(checksum.blake2b)
-    if not _is_sealed(copy, checksum):
-        with _told(copies):
-            copies.mkdir(parents=True, exist_ok=True)
-            _make_room(copies, checksum.size)
-            _pull(folder, name, checksum, copy)
-    with suppress(OSError):  # somebody else's cache, perhaps: then it keeps its times
-        os.utime(copy, ns=(time.time_ns(), _seal(checksum)))
+    if not _is_unchanged(copy, checksum):
+        with _naming_the_cache(cache):
+            cache.mkdir(parents=True, exist_ok=True)
+            _make_room(cache, checksum.size)
+            _download(folder, name, checksum, copy)
+    with suppress(OSError):  # in another user's cache: then its times stay
+        os.utime(copy, ns=(time.time_ns(), _mtime_of(checksum)))
     return copy
 
 
 def cache_folder() -> Path:
-    """Where copies lie: below XDG_CACHE_HOME, else below ~/.cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "chiasm" / "segments"
+    """Where copies are kept: in the platform's cache folder, XDG_CACHE_HOME where that is set."""
+    return platformdirs.user_cache_path("chiasm", appauthor=False) / "segments"
 
 
 def cache_limit_bytes() -> int:
     """The most bytes that are kept, by the environment's CHIASM_CACHE_GB."""
-    told = os.environ.get("CHIASM_CACHE_GB") or str(BOUND_GB)
+    value = os.environ.get("CHIASM_CACHE_GB") or str(DEFAULT_CACHE_GB)
     try:
-        size = float(told)
+        gigabytes = float(value)
     except ValueError:
-        size = -1.0
-    if not 0 <= size < float("inf"):
-        raise UsageError("CHIASM_CACHE_GB", expected="a number of gigabytes", found=repr(told))
-    return int(size * 1e9)
+        gigabytes = -1.0
+    if not 0 <= gigabytes < float("inf"):
+        raise UsageError("CHIASM_CACHE_GB", expected="a number of gigabytes", found=repr(value))
+    return int(gigabytes * 1e9)
 
 
-def _pull(folder: Folder, name: str, checksum: FileSum, copy: Path) -> None:
-    temporary = copy.with_name(f".{copy.name}.{secrets.token_hex(4)}.tmp")
+def _download(folder: Folder, name: str, checksum: FileSum, copy: Path) -> None:
     digest, size = hashlib.blake2b(digest_size=16), 0
-    try:
-        with folder.open_stream(name) as source, open(temporary, "xb") as target:
-            while chunk := source.read(CHUNK):
-                digest.update(chunk)
-                size += len(chunk)
-                target.write(chunk)
-            # A seal that reaches the disk before the content would vouch for zeros.
-            target.flush()
-            os.fsync(target.fileno())
+    target = Folder(str(copy.parent)).create(copy.name, secrets.token_hex(4))
+    with folder.open_stream(name) as source, target:
+        while chunk := source.read(CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+            target.write(chunk)
         found = FileSum(size, digest.hexdigest())
         if found != checksum:
             raise CollectionError(
                 display_name(folder.url_of(name)),
                 expected=f"checksum {checksum.blake2b}, {checksum.size} bytes",
                 found=f"{found.blake2b}, {found.size} bytes",
-                do="run chiasm index build",
+                do=f"run {build_command(folder)}",
             )
-        os.utime(temporary, ns=(time.time_ns(), _seal(checksum)))
-        os.replace(temporary, copy)
-    finally:
-        temporary.unlink(missing_ok=True)
+        target.commit()
 
 
-def _make_room(copies: Path, wanted: int) -> None:
-    """Remove what was used longest ago until `wanted` more bytes are within the bound."""
-    lying: list[tuple[int, int, Path]] = []
-    for path in copies.iterdir():
+def _make_room(cache: Path, size: int) -> None:
+    """Remove the least recently used copies until `size` more bytes are within the limit."""
+    copies: list[tuple[int, int, Path]] = []
+    for path in cache.iterdir():
         with suppress(FileNotFoundError):  # another process makes room too
             found = path.stat()
-            if path.name.startswith("."):
-                if time.time() - found.st_mtime > FORGOTTEN_SECONDS:
+            if is_temporary(path.name):
+                if time.time() - found.st_mtime > ABANDONED_SECONDS:
                     path.unlink()
             else:
-                lying.append((found.st_atime_ns, found.st_size, path))
-    over = sum(size for _, size, _ in lying) + wanted - cache_limit_bytes()
-    with _looking:
-        for _, size, path in sorted(lying):
-            if over <= 0:
+                copies.append((found.st_atime_ns, found.st_size, path))
+    excess = sum(size for _, size, _ in copies) + size - cache_limit_bytes()
+    with _lock:
+        for _, freed, path in sorted(copies):
+            if excess <= 0:
                 return
             if path.name not in _open:
                 path.unlink(missing_ok=True)
-                over -= size
+                excess -= freed
 
 
-def _is_sealed(copy: Path, checksum: FileSum) -> bool:
+def _is_unchanged(copy: Path, checksum: FileSum) -> bool:
     try:
         found = copy.stat()
     except OSError:
         return False
-    return (found.st_size, found.st_mtime_ns) == (checksum.size, _seal(checksum))
+    return (found.st_size, found.st_mtime_ns) == (checksum.size, _mtime_of(checksum))
 
 
-def _seal(checksum: FileSum) -> int:
-    """A time of change, in ns since the epoch, that nothing but `fetch_to_cache` gives this
-    content: a day of the seventies, in whole seconds, as the coarsest file systems have them."""
+def _mtime_of(checksum: FileSum) -> int:
+    """The modification time of an unchanged copy, in ns since the epoch: derived from its checksum,
+    in the seventies, and in whole seconds, as the coarsest file systems have them."""
     return int(checksum.blake2b[:7], 16) * 1_000_000_000
 
 
 @contextmanager
-def _told(copies: Path) -> Iterator[None]:
+def _naming_the_cache(cache: Path) -> Iterator[None]:
+    """Errors of this machine's disk as one line that says which environment variables help."""
     try:
         yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    except (OSError, StorageError) as error:
         raise StorageError(
-            str(copies),
+            str(cache),
             expected="room for copies of index files",
-            found="no space left" if full else error.strerror or str(error),
-            do="free some, set CHIASM_CACHE_GB lower or XDG_CACHE_HOME elsewhere",
+            found=_reason(error),
+            do="free some, set CHIASM_CACHE_GB lower or XDG_CACHE_HOME to another disk",
         ) from error
+
+
+def _reason(error: OSError | StorageError) -> str:
+    if isinstance(error, StorageError):
+        return error.found
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "no space left" if full else error.strerror or str(error)

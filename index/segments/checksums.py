@@ -1,4 +1,4 @@
-"""Checksums of index files: of bytes at hand, and of what is being written."""
+"""Checksums of index files: of bytes in memory, and of files while they are written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class FileSum:
 
 
 class Digest:
-    """A file being written whose checksum is taken on the way."""
+    """A file being written; its checksum is computed as the bytes pass."""
 
     closed = False
 

@@ -6,7 +6,7 @@
 A build writes its segments under names of its own, then puts the manifest under the next free
 number (an atomic put-if-absent), then points CURRENT at it by a rename. Killed anywhere before the
 last step, the old generation stays live. Two builds at once get two numbers; CURRENT ends at the
-higher one. The cost: a build that loses such a race has worked for nothing.
+higher one. The cost: the work of the build that loses the race.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from chiasm.index.plan import Plan
+from chiasm.index.segments.advice import build_command
 from chiasm.index.segments.catalog import IndexedShard
 from chiasm.index.segments.checksums import FileSum
 from chiasm.index.segments.segment import Segment, SegmentRecord, segment_file
 from chiasm.pipeline.collection import embedded_shard_ids, file_version, find_embedding
 from chiasm.pipeline.errors import CollectionError
-from chiasm.pipeline.storage import Folder, is_temporary
+from chiasm.pipeline.storage import Folder, display_name, is_temporary
 
 SCHEMA = 1
 CURRENT = "index/CURRENT"
@@ -30,7 +31,8 @@ GENERATIONS = "index/generations"
 
 @dataclass(frozen=True)
 class SegmentEntry:
-    """A live segment: `checksum` is that of its segment.json, `deleted` the positions not shown."""
+    """A live segment: `checksum` is that of its segment.json, `deleted` the positions that searches
+    leave out."""
 
     id: str
     rows: int
@@ -51,8 +53,8 @@ class Manifest:
     """What `generations/<number>.json` holds.
 
     run: the build that made it. created: seconds since the epoch. columns: the index of each vector
-    column. trained: the trained, empty indexes that segments of inexact columns share, as files
-    below `index/trained/`. meta: what the survey of the json reports.
+    column. trained: the trained, empty indexes that segments of IVF columns share, as files below
+    `index/trained/`. meta: fields of the samples' json whose types were widened.
     """
 
     run: str
@@ -74,32 +76,32 @@ class Manifest:
         return json.dumps(asdict(self), ensure_ascii=False, indent=1).encode() + b"\n"
 
     @classmethod
-    def from_json(cls, data: bytes, where: str) -> Manifest:
+    def from_json(cls, data: bytes, folder: Folder, name: str) -> Manifest:
         try:
-            told = json.loads(data)
-            if told["schema"] != SCHEMA:
-                raise ValueError(f"schema version {told['schema']}")
-            told["columns"] = {name: Plan(**made) for name, made in told["columns"].items()}
-            told["trained"] = {
-                name: TrainedEntry(entry["file"], FileSum(**entry["checksum"]))
-                for name, entry in told["trained"].items()
+            fields = json.loads(data)
+            if fields["schema"] != SCHEMA:
+                raise ValueError(f"schema version {fields['schema']}")
+            fields["columns"] = {column: Plan(**plan) for column, plan in fields["columns"].items()}
+            fields["trained"] = {
+                column: TrainedEntry(entry["file"], FileSum(**entry["checksum"]))
+                for column, entry in fields["trained"].items()
             }
-            told["segments"] = tuple(
+            fields["segments"] = tuple(
                 SegmentEntry(
                     entry["id"],
                     entry["rows"],
                     FileSum(**entry["checksum"]),
                     tuple(entry["deleted"]),
                 )
-                for entry in told["segments"]
+                for entry in fields["segments"]
             )
-            return cls(**told)
+            return cls(**fields)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CollectionError(
-                where,
+                display_name(folder.url_of(name)),
                 expected=f"a generation of schema version {SCHEMA}",
                 found=f"{error}",
-                do="run chiasm index build",
+                do=f"run {build_command(folder)}",
             ) from error
 
 
@@ -111,8 +113,8 @@ class Generation:
     manifest: Manifest
     segments: tuple[Segment, ...]
 
-    def covered(self) -> dict[str, IndexedShard]:
-        """By shard id, what the segments were made from."""
+    def indexed_shards(self) -> dict[str, IndexedShard]:
+        """By shard id, what the segments were built from."""
         return {shard.shard: shard for segment in self.segments for shard in segment.record.shards}
 
 
@@ -121,15 +123,15 @@ def current_number(folder: Folder) -> int | None:
     CURRENT."""
     if not folder.exists(CURRENT):
         return None
-    told = folder.read_bytes(CURRENT)
+    content = folder.read_bytes(CURRENT)
     try:
-        return int(told)
+        return int(content)
     except ValueError as error:
         raise CollectionError(
-            f"{folder.url}/{CURRENT}",
+            display_name(folder.url_of(CURRENT)),
             expected="a generation's number",
-            found=repr(told[:40].decode(errors="replace")),
-            do="run chiasm index build",
+            found=repr(content[:40].decode(errors="replace")),
+            do=f"run {build_command(folder)}",
         ) from error
 
 
@@ -140,34 +142,35 @@ def open_current(folder: Folder) -> Generation | None:
 
 
 def open_generation(folder: Folder, number: int) -> Generation:
+    """A generation by its number; CollectionError where it is missing or damaged."""
     manifest = read_manifest(folder, number)
-    return Generation(number, manifest, tuple(_open(folder, entry) for entry in manifest.segments))
+    segments = tuple(_open_segment(folder, entry) for entry in manifest.segments)
+    return Generation(number, manifest, segments)
 
 
 def read_manifest(folder: Folder, number: int) -> Manifest:
     name = manifest_name(number)
     if not folder.exists(name):
         raise CollectionError(
-            f"{folder.url}/{name}",
+            display_name(folder.url_of(name)),
             expected="the generation that index/CURRENT names",
             found="no such file",
-            do="run chiasm index build",
+            do=f"run {build_command(folder)}",
         )
-    return Manifest.from_json(folder.read_bytes(name), f"{folder.url}/{name}")
+    return Manifest.from_json(folder.read_bytes(name), folder, name)
 
 
-def _open(folder: Folder, entry: SegmentEntry) -> Segment:
+def _open_segment(folder: Folder, entry: SegmentEntry) -> Segment:
     name = segment_file(entry.id, "segment.json")
-    where = f"{folder.url}/{name}"
-    told = folder.read_bytes(name) if folder.exists(name) else None
-    if told is None or FileSum.of(told) != entry.checksum:
+    content = folder.read_bytes(name) if folder.exists(name) else None
+    if content is None or FileSum.of(content) != entry.checksum:
         raise CollectionError(
-            where,
-            expected=f"the segment that was built (blake2b {entry.checksum.blake2b[:12]})",
-            found="no such file" if told is None else "another content",
-            do="run chiasm index build",
+            display_name(folder.url_of(name)),
+            expected=f"blake2b {entry.checksum.blake2b[:12]}",
+            found="no such file" if content is None else FileSum.of(content).blake2b[:12],
+            do=f"run {build_command(folder)}",
         )
-    return Segment(folder, SegmentRecord.from_json(told, where))
+    return Segment(folder, SegmentRecord.from_json(content, folder, name))
 
 
 def manifest_name(number: int) -> str:
@@ -175,7 +178,7 @@ def manifest_name(number: int) -> str:
 
 
 def numbers(folder: Folder) -> list[int]:
-    """The generations that lie there, oldest first."""
+    """The generations in the folder, oldest first."""
     bases = [name.rpartition("/")[2] for name in folder.list(GENERATIONS) if not is_temporary(name)]
     return sorted(
         int(base[:-5]) for base in bases if base.endswith(".json") and base[:-5].isdigit()
@@ -185,60 +188,66 @@ def numbers(folder: Folder) -> list[int]:
 def publish(folder: Folder, manifest: Manifest) -> int:
     """Make the manifest the live generation and return its number.
 
-    Where a build that ended meanwhile has left one over the same columns that covers more of what
-    lies in the collection now, that one stays live and its number is returned.
+    Where another build has meanwhile published one over the same columns that covers more of the
+    collection's shards, that one stays live and its number is returned.
     """
-    mine = Generation(0, manifest, tuple(_open(folder, entry) for entry in manifest.segments))
-    better = _better(folder, mine)
-    if better is not None:
-        return better
+    segments = tuple(_open_segment(folder, entry) for entry in manifest.segments)
+    other = _live_covering_more(folder, Generation(0, manifest, segments))
+    if other is not None:
+        return other
     number = max(numbers(folder), default=0) + 1
     while not folder.write_new(manifest_name(number), manifest.to_json(), manifest.run):
         number += 1
-    # Whoever points CURRENT looks again afterwards: of two at once, the lower cannot stay.
-    pointed = 0
-    while pointed < (highest := max(numbers(folder))):
+    # Whoever writes CURRENT lists again afterwards: of two at once, the lower cannot stay.
+    written = 0
+    while written < (highest := max(numbers(folder))):
         folder.write_whole(CURRENT, f"{highest:06d}\n".encode(), manifest.run)
-        pointed = highest
+        written = highest
     return number
 
 
-def _better(folder: Folder, mine: Generation) -> int | None:
+def _live_covering_more(folder: Folder, new: Generation) -> int | None:
+    """The live generation's number where it has the same columns as `new` and fewer stale
+    shards."""
     try:
         live = open_current(folder)
-    except CollectionError:  # damaged: whatever was just built is better
+    except CollectionError:  # damaged: any new one is better
         return None
-    if live is None or live.manifest.fingerprint != mine.manifest.fingerprint:
+    if live is None or live.manifest.fingerprint != new.manifest.fingerprint:
         return None
-    if live.manifest.columns.keys() != mine.manifest.columns.keys():
+    if live.manifest.columns.keys() != new.manifest.columns.keys():
         return None
-    ahead = len(stale_shards(folder, live.covered())) < len(stale_shards(folder, mine.covered()))
-    return live.number if ahead else None
+    live_stale, new_stale = (
+        len(stale_shards(folder, generation.indexed_shards())) for generation in (live, new)
+    )
+    return live.number if live_stale < new_stale else None
 
 
-def stale_shards(folder: Folder, covered: dict[str, IndexedShard]) -> dict[str, str]:
-    """What lies in `embeddings/` otherwise than it was indexed: shard id -> new, changed,
-    damaged or gone.
+def stale_shards(folder: Folder, indexed: dict[str, IndexedShard]) -> dict[str, str]:
+    """Where `embeddings/` differs from what was indexed: shard id -> new, changed, damaged or gone.
 
-    One listing and a stat a shard; only files that are not as they were have their footers read.
+    One listing and a stat a shard; only files that have changed have their footers read.
     """
-    found: dict[str, str] = {}
-    there = embedded_shard_ids(folder)
-    versions = folder.map_concurrent(lambda shard_id: file_version(folder, shard_id), there)
-    for shard_id, version in zip(there, versions, strict=True):
-        known = covered.get(shard_id)
+    stale: dict[str, str] = {}
+    shard_ids = embedded_shard_ids(folder)
+    versions = folder.map_concurrent(lambda shard_id: file_version(folder, shard_id), shard_ids)
+    for shard_id, version in zip(shard_ids, versions, strict=True):
+        known = indexed.get(shard_id)
         if known is not None and version == known.file:
             continue
         try:
-            done = find_embedding(folder, shard_id)
+            embedding = find_embedding(folder, shard_id)
         except CollectionError:
-            found[shard_id] = "damaged"
+            stale[shard_id] = "damaged"
             continue
-        if done is None and known is None:
+        if embedding is None and known is None:
             continue  # a shard that is not done yet
         if known is None:
-            found[shard_id] = "new"
-        elif done is None or (done.edition, done.rows) != (known.edition, known.rows):
-            found[shard_id] = "changed"
-    found.update(dict.fromkeys(covered.keys() - set(there), "gone"))
-    return found
+            stale[shard_id] = "new"
+        elif embedding is None or (embedding.edition, embedding.rows) != (
+            known.edition,
+            known.rows,
+        ):
+            stale[shard_id] = "changed"
+    stale.update(dict.fromkeys(indexed.keys() - set(shard_ids), "gone"))
+    return stale

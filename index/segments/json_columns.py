@@ -1,11 +1,11 @@
-"""The samples' own json -> one Arrow type that fits every row of every shard.
+"""Schema inference: the samples' own json -> one Arrow type that fits every row of every shard.
 
-A survey looks at all rows first, then each value is fitted to what was found. Kinds widen only
-where nothing is lost: int -> float -> string, where an int that a float cannot hold goes straight
-to string, and whatever else disagrees (a bool and a number, an object and a text) becomes JSON
-text. Each widening is reported. Objects with hundreds of different fields are maps in disguise, and
-very deep values are documents: both stay JSON text, so that one odd shard cannot blow up the
-schema. The cost: each json is parsed twice.
+A first pass reads all rows and infers the type, a second converts each value to it. Types widen
+only where nothing is lost: int -> float -> string, where an int that a float cannot represent goes
+straight to string; values of other different types (a bool and a number, an object and a text)
+become JSON text. Each widening is reported. Objects with hundreds of different fields and very deep
+values stay JSON text, so that one shard cannot make the schema arbitrarily large. The cost: each
+json is parsed twice.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 import pyarrow as pa
 
 MAX_FIELDS = 256  # of one object; a struct column costs memory and open time for each
-MAX_DEPTH = 8  # of objects and lists inside each other, as Arrow types
-MAX_NESTING = 200  # far below where Python's own json gives up halfway, with a RecursionError
+MAX_DEPTH = 8  # nested objects and lists kept as Arrow types
+MAX_NESTING = 200  # far below the depth at which Python's own json raises a RecursionError
 
 _EXACT_IN_FLOAT = 1 << 53
 _EXACT_IN_INT64 = 1 << 63
@@ -30,7 +30,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # the only way into a JSON text t
 
 @dataclass
 class Field:
-    """What was seen at one place of the json.
+    """What was seen at one path of the json.
 
     seen: kinds among bool, int, long (exact in 64 bits, not in a float), huge, float, string,
     object, list, wide (an object of too many fields), deep. Sets only grow, so the order of rows is
@@ -60,7 +60,7 @@ class Field:
 
     @property
     def kind(self) -> str:
-        """What all values are kept as: bool, int, float, string, object or list."""
+        """The type that all values are stored as: bool, int, float, string, object or list."""
         if self.seen == {"object"} and self.fields:
             return "object"
         if len(self.seen) == 1 and self.seen <= {"bool", "string", "list", "float"}:
@@ -73,26 +73,28 @@ class Field:
 
     def arrow_type(self) -> pa.DataType:
         if self.kind == "object":
-            inside = [
+            parts = [
                 pa.field(name, part.arrow_type()) for name, part in sorted(self.fields.items())
             ]
-            return pa.struct(inside)
+            return pa.struct(parts)
         if self.kind == "list":
             return pa.list_((self.element or Field()).arrow_type())
         return _PLAIN[self.kind]
 
-    def fitter(self) -> Callable[[Any], Any]:
+    def converter(self) -> Callable[[Any], Any]:
         """A function from any value seen here to one that `arrow_type` takes."""
         if self.kind == "object":
-            inside = [(name, part.fitter()) for name, part in sorted(self.fields.items())]
-            return lambda value: value and {name: fit(value.get(name)) for name, fit in inside}
+            parts = [(name, part.converter()) for name, part in sorted(self.fields.items())]
+            return lambda value: (
+                value and {name: convert(value.get(name)) for name, convert in parts}
+            )
         if self.kind == "list":
-            fit_item = (self.element or Field()).fitter()
-            return lambda value: None if value is None else [fit_item(item) for item in value]
-        return _FITTERS[self.kind]
+            convert_item = (self.element or Field()).converter()
+            return lambda value: None if value is None else [convert_item(item) for item in value]
+        return _CONVERTERS[self.kind]
 
     def widened(self, path: str) -> Iterator[dict[str, Any]]:
-        """Where unlike kinds met: {"field", "seen", "kept_as"}."""
+        """Fields with values of different types: {"field", "seen", "kept_as"}."""
         kind = self.kind
         if kind == "object":
             for name, part in sorted(self.fields.items()):
@@ -124,7 +126,7 @@ def _as_text(value: Any) -> str | None:
     return json.dumps(value, ensure_ascii=False)
 
 
-_FITTERS: dict[str, Callable[[Any], Any]] = {
+_CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "bool": lambda value: value,
     "int": lambda value: value,
     "float": lambda value: None if value is None else float(value),
@@ -132,18 +134,19 @@ _FITTERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-class Survey:
-    """Looks at every json cell of a collection; then says the type and fits cells to it."""
+class SchemaInference:
+    """Reads every json cell of a collection, then gives the common type and converts cells to
+    it."""
 
     def __init__(self) -> None:
         self.root = Field()
-        self.odd: Counter[str] = Counter()
+        self.invalid: Counter[str] = Counter()
 
     def add(self, cells: Iterable[str | None]) -> None:
         for cell in cells:
-            value, trouble = parse(cell)
-            if trouble:
-                self.odd[trouble] += 1
+            value, problem = parse(cell)
+            if problem:
+                self.invalid[problem] += 1
             elif value is not None:
                 self.root.add(value)
 
@@ -152,18 +155,21 @@ class Survey:
         return self.root.arrow_type()
 
     def column(self, cells: Iterable[str | None]) -> pa.Array:
-        """Cells that were surveyed, as an array of `arrow_type`; null where a cell is no object."""
-        fit = self.root.fitter()
-        return pa.array([fit(parse(cell)[0]) for cell in cells], type=self.arrow_type())
+        """Cells that were added before, as an array of `arrow_type`; null where a cell is no
+        object."""
+        convert = self.root.converter()
+        return pa.array([convert(parse(cell)[0]) for cell in cells], type=self.arrow_type())
 
     def report(self) -> list[dict[str, Any]]:
         """What was widened, and how many cells hold no JSON object: one dict a line."""
-        odd = [{"field": "meta", "seen": [name], "rows": n} for name, n in sorted(self.odd.items())]
-        return [*self.root.widened("meta"), *odd]
+        invalid = [
+            {"field": "meta", "seen": [name], "rows": n} for name, n in sorted(self.invalid.items())
+        ]
+        return [*self.root.widened("meta"), *invalid]
 
 
 def parse(cell: str | None) -> tuple[dict[str, Any] | None, str]:
-    """A json cell as an object, or None and what is wrong with it ("" for a cell that is null)."""
+    """A json cell as an object, or None and what is wrong with it ("" where the cell is null)."""
     if cell is None:
         return None, ""
     try:
@@ -171,15 +177,15 @@ def parse(cell: str | None) -> tuple[dict[str, Any] | None, str]:
         if cell.count("{") + cell.count("[") > MAX_NESTING and _nesting(value) > MAX_NESTING:
             return None, "nested too deep"
         if _SURROGATE.search(cell):  # Arrow's strings are UTF-8, which has no lone surrogates
-            whole = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
-            value = json.loads(whole)
+            replaced = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+            value = json.loads(replaced)
     except (ValueError, RecursionError):
         return None, "not json"
     return (value, "") if isinstance(value, dict) else (None, "not an object")
 
 
 def _nesting(value: Any) -> int:
-    """How many objects and lists lie inside each other; level by level, without recursion."""
+    """The depth of objects and lists inside each other; level by level, without recursion."""
     levels, level = 0, [value]
     while level:
         level = [part for outer in level for part in _parts(outer)]

@@ -1,9 +1,9 @@
 """A segment: an immutable piece of the index, written once, memory-mapped ever after.
 
-    index/segments/<id>/rows.arrow      the catalog: what each position shows
+    index/segments/<id>/rows.arrow      the catalog: key, caption, metadata, ... of each position
                         image.faiss     the FAISS index of a column; its ids are positions
                         image.f16       the raw vectors, (rows, dim) float16, zero where none is
-                        segment.json    what it covers, size and checksum of each file; last
+                        segment.json    its shards, size and checksum of each file; written last
 
 Positions are 0 .. rows - 1 inside a segment. Rows without a vector in a column are absent from its
 FAISS index. `segment.json` is written last and its own checksum stands in the generation, so that a
@@ -14,22 +14,24 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from chiasm.index.faiss_runtime import load_faiss
+from chiasm.index.segments.advice import build_command
 from chiasm.index.segments.cache import fetch_to_cache
 from chiasm.index.segments.catalog import Catalog, CatalogWriter, IndexedShard
 from chiasm.index.segments.checksums import Digest, FileSum
-from chiasm.index.segments.json_columns import Survey
+from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.pipeline.collection import vectors_of
 from chiasm.pipeline.errors import CollectionError
-from chiasm.pipeline.storage import Folder, PendingFile
+from chiasm.pipeline.storage import Folder, PendingFile, display_name
 
 SCHEMA = 1
 CATALOG = "rows.arrow"
@@ -53,15 +55,18 @@ class SegmentRecord:
         return json.dumps(asdict(self), ensure_ascii=False, indent=1).encode() + b"\n"
 
     @classmethod
-    def from_json(cls, data: bytes, where: str) -> SegmentRecord:
+    def from_json(cls, data: bytes, folder: Folder, name: str) -> SegmentRecord:
         try:
-            told = json.loads(data)
-            told["shards"] = tuple(IndexedShard(**shard) for shard in told["shards"])
-            told["files"] = {name: FileSum(**found) for name, found in told["files"].items()}
-            return cls(**told)
+            fields = json.loads(data)
+            fields["shards"] = tuple(IndexedShard(**shard) for shard in fields["shards"])
+            fields["files"] = {file: FileSum(**entry) for file, entry in fields["files"].items()}
+            return cls(**fields)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CollectionError(
-                where, expected="a segment", found=str(error), do="run chiasm index build"
+                display_name(folder.url_of(name)),
+                expected="a segment",
+                found=str(error),
+                do=f"run {build_command(folder)}",
             ) from error
 
 
@@ -70,9 +75,9 @@ def segment_file(segment_id: str, name: str) -> str:
 
 
 class SegmentWriter:
-    """Fills a segment from Parquet rows; `commit` names its files. Used in a `with`, which leaves
-    no temporary behind. indexes: for each column an empty FAISS index that takes ids, trained if
-    need be.
+    """Writes a segment from Parquet rows; `commit` gives its files their names. Used in a `with`,
+    which leaves no temporary behind. indexes: for each column an empty FAISS index that takes ids,
+    trained where its kind needs it.
     """
 
     def __init__(
@@ -82,7 +87,7 @@ class SegmentWriter:
         run_id: str,
         *,
         shards: Sequence[IndexedShard],
-        survey: Survey,
+        schema: SchemaInference,
         indexes: dict[str, Any],
         dim: int,
     ) -> None:
@@ -92,7 +97,7 @@ class SegmentWriter:
         self._stack = ExitStack()
         self._files: dict[str, tuple[PendingFile, Digest]] = {}
         self._raw = {column: self._create(f"{column}.f16") for column in indexes}
-        self._catalog = CatalogWriter(self._create(CATALOG), shards, survey)
+        self._catalog = CatalogWriter(self._create(CATALOG), shards, schema)
 
     def __enter__(self) -> SegmentWriter:
         return self
@@ -129,9 +134,9 @@ class SegmentWriter:
             shards=self._shards,
             files={name: digest.sum() for name, (_, digest) in sorted(self._files.items())},
         )
-        told = record.to_json()
-        self._folder.write_whole(segment_file(self.id, "segment.json"), told, self._run_id)
-        return record, FileSum.of(told)
+        content = record.to_json()
+        self._folder.write_whole(segment_file(self.id, "segment.json"), content, self._run_id)
+        return record, FileSum.of(content)
 
     def _create(self, name: str) -> Digest:
         pending = self._folder.create(segment_file(self.id, name), self._run_id)
@@ -155,43 +160,44 @@ class Segment:
 
     @property
     def catalog(self) -> Catalog:
-        return self._once(CATALOG, lambda path: Catalog(path))
+        return self._open_once(CATALOG, Catalog)
 
     def index(self, column: str) -> Any:
         """The column's FAISS index, mapped. Shared: a search must not change it."""
-        return self._once(f"{column}.faiss", _read_index)
+        return self._open_once(f"{column}.faiss", _read_index)
 
     def raw(self, column: str) -> np.ndarray:
         """(rows, dim) float16, mapped, zero where a row has no vector."""
         shape = (self.record.rows, self.record.dim)
-        return self._once(
-            f"{column}.f16", lambda path: np.memmap(path, dtype="<f2", mode="r", shape=shape)
+        return self._open_once(
+            f"{column}.f16",
+            lambda path, rebuild: np.memmap(path, dtype="<f2", mode="r", shape=shape),
         )
 
-    def _once(self, name: str, opened: Any) -> Any:
+    def _open_once(self, name: str, opener: Callable[[Path, str], Any]) -> Any:
         with self._lock:
             if name not in self._open:
-                self._open[name] = opened(self._checked(name))
+                self._open[name] = opener(self._local_path(name), build_command(self._folder))
             return self._open[name]
 
-    def _checked(self, name: str) -> Any:
-        """The path of a file, if it has the size it was written with; of a store, of its copy."""
-        where = segment_file(self.record.id, name)
+    def _local_path(self, name: str) -> Path:
+        """The path of a file that has its recorded size; of an object store, of its cached copy."""
+        file = segment_file(self.record.id, name)
         if self._folder.local is None:
-            return fetch_to_cache(self._folder, where, self.record.files[name])
-        path = self._folder.path(where)
+            return fetch_to_cache(self._folder, file, self.record.files[name])
+        path = self._folder.path(file)
         size = path.stat().st_size if path.exists() else None
         if size != self.record.files[name].size:
             raise CollectionError(
                 str(path),
                 expected=f"{self.record.files[name].size} bytes",
                 found="no such file" if size is None else f"{size}",
-                do="run chiasm index build",
+                do=f"run {build_command(self._folder)}",
             )
         return path
 
 
-def _read_index(path: Any) -> Any:
+def _read_index(path: Path, rebuild: str) -> Any:
     faiss = load_faiss()
     try:
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
@@ -200,5 +206,5 @@ def _read_index(path: Any) -> Any:
             str(path),
             expected="a FAISS index",
             found=str(error).strip().splitlines()[-1],
-            do="run chiasm index build",
+            do=f"run {rebuild}",
         ) from error

@@ -1,9 +1,10 @@
-"""Sweeping: old generations, segments nobody names, and what killed builds left behind.
+"""Sweeping: removes old generations, segments that no generation names, and temporaries of dead
+builds.
 
 Kept are the live generation, the last few and the young ones (readers may have just opened them),
-every segment those name, and whatever a build that is alive has written so far. The order of
-looking is what makes it safe beside other builds: first what lies there, then who is alive, then
-what is published. A build that ends between the first two looks has published by the third.
+every segment those name, and whatever a running build has written so far. The order makes this safe
+beside other builds: first the folders are listed, then the running builds, then the generations. A
+build that ends between the first two has published its generation by the third.
 """
 
 from __future__ import annotations
@@ -23,30 +24,27 @@ from chiasm.index.segments.generations import (
 from chiasm.index.segments.segment import SEGMENTS, TRAINED
 from chiasm.pipeline.collection import Run
 from chiasm.pipeline.errors import CollectionError
-from chiasm.pipeline.storage import Folder, is_temporary, run_of_temporary
+from chiasm.pipeline.storage import Folder
 
 
 def sweep(folder: Folder, run: Run, settings: IndexSettings) -> list[str]:
     """Remove what is not needed any more; returns the names of what was removed."""
     segments, trained = folder.folders(SEGMENTS), folder.folders(TRAINED)
-    files = [name for where in ("index", GENERATIONS, "runs") for name in folder.list(where)]
-    alive = {other.id for other in run.others()}
+    temporaries = run.remove_temporaries(["index", GENERATIONS, "runs"])
+    running = {other.id for other in run.others()}
     kept, old = _generations(folder, settings)
-
-    writing = alive | {run.id}
-    left = [name for name in files if is_temporary(name) and run_of_temporary(name) not in writing]
-    for name in [*old, *left]:
+    for name in old:
         folder.remove(name)
-    left += run.abort_uploads()
+    removed = old + temporaries + run.abort_uploads()
     if None in kept:
-        return old + left  # one of a newer version, perhaps: nobody knows which segments it names
+        return removed  # a newer version's, perhaps: the segments that it names are not known
     named = {name for manifest in kept if manifest for name in _folders_of(manifest)}
-    unnamed = [name for name in segments if _base(name).rpartition("-")[0] not in alive]
-    unnamed += [name for name in trained if _base(name) not in alive]
+    unnamed = [name for name in segments if _base(name).rpartition("-")[0] not in running]
+    unnamed += [name for name in trained if _base(name) not in running]
     unnamed = [name for name in unnamed if name not in named]
     for name in unnamed:
         folder.remove_folder(name)
-    return old + left + unnamed
+    return removed + unnamed
 
 
 def _folders_of(manifest: Manifest) -> Iterator[str]:
@@ -64,11 +62,11 @@ def _generations(
     folder: Folder, settings: IndexSettings
 ) -> tuple[list[Manifest | None], list[str]]:
     """The manifests to keep (None: one that cannot be read) and the names of those to remove."""
-    lying = numbers(folder)
-    last = {*lying[-settings.keep_generations :], current_number(folder)}
+    existing = numbers(folder)
+    last = {*existing[-settings.keep_generations :], current_number(folder)}
     kept: list[Manifest | None] = []
     old: list[str] = []
-    for number in lying:
+    for number in existing:
         try:
             manifest = read_manifest(folder, number)
         except CollectionError:

@@ -1,5 +1,5 @@
 """Answers as one picture."""
 
-from chiasm.index.sheet.sheet import contact_sheet, write_sheet
+from chiasm.index.sheet.sheet import contact_sheet, sheet_format, write_sheet
 
-__all__ = ["contact_sheet", "write_sheet"]
+__all__ = ["contact_sheet", "sheet_format", "write_sheet"]

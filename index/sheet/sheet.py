@@ -1,8 +1,8 @@
-"""A contact sheet: hits as a picture, because people would rather look.
+"""A contact sheet: answers as one picture.
 
-In come answers, out goes one RGB picture: for each answer the query, then its hits in rows with
-rank, score and caption. Thumbnails are read from the shards by range, decoded no larger than shown,
-and a picture that cannot be read leaves a tile that says why instead of ending the sheet.
+For each answer the query, then its results in rows, each a thumbnail with rank, score and caption.
+Thumbnails are read from the shards by range and decoded no larger than drawn; a picture that cannot
+be read leaves a tile that says why instead of ending the sheet.
 """
 
 from __future__ import annotations
@@ -14,162 +14,182 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
 
+from chiasm.index.queries import PictureSource
 from chiasm.index.query import encoded_picture
-from chiasm.index.results import Answer, PictureSource, Result
+from chiasm.index.results import READERS, Answer, Result, shrink
 from chiasm.index.sheet.typeface import Typeface
-from chiasm.pipeline.errors import ChiasmError, StorageError, Undecodable
-from chiasm.pipeline.images import DecodeSettings, decode
+from chiasm.pipeline.errors import StorageError, UsageError
 from chiasm.pipeline.storage import Folder
 
 TILE = 240  # side of a thumbnail's tile, in pixels
 GAP = 24
-ACROSS = 5  # tiles in a row
+COLUMNS = 5  # tiles in a row
 CAPTION_LINES = 3
-READERS = 8  # range reads at once: a far store answers slowly, not narrowly
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # pixels that the format can store
+QUALITY = 90  # of JPEG and WebP
 
 PAPER, TILE_FILL, INK, FAINT, RULE = "#fbfbfa", "#efeeeb", "#1d1c1a", "#84807a", "#dcdad5"
 
 
+def sheet_format(path: str | Path) -> str:
+    """Pillow's name of the format that the path's suffix asks for; UsageError for another one."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise UsageError(
+            f"sheet {path}",
+            expected="a name that ends in " + ", ".join(FORMATS),
+            found=suffix or "no suffix",
+        )
+    return FORMATS[suffix]
+
+
 def write_sheet(answers: Sequence[Answer], path: str | Path) -> None:
-    """Draw the answers and write them as a PNG, whole or not at all. Raises StorageError."""
-    target = Path(path)
+    """Draw the answers and write them as PNG, JPEG or WebP by the path's suffix, whole or not at
+    all. Raises UsageError for another suffix and for a sheet too large for its format, StorageError
+    where it cannot be written.
+    """
+    target, form = Path(path), sheet_format(path)
     if target.exists() and not target.is_file():
         # Renamed into place, a sheet would take the place of a device or a pipe.
         raise StorageError(str(target), expected="a file to write", found="something else there")
+    sheet = contact_sheet(answers)
+    if max(sheet.size) > MAX_SIDE.get(form, max(sheet.size)):
+        raise UsageError(
+            f"sheet {path}",
+            expected=f"at most {MAX_SIDE[form]:,} pixels a side in {form}",
+            found=f"{sheet.width:,} x {sheet.height:,}",
+            do="write a .png, or draw fewer answers",
+        )
     file = io.BytesIO()
-    contact_sheet(answers).save(file, "PNG")
+    sheet.save(file, form, quality=QUALITY)
     Folder(str(target.parent)).write_whole(target.name, file.getvalue())
 
 
-def contact_sheet(answers: Sequence[Answer], across: int = ACROSS) -> Image.Image:
-    """The answers below each other, `across` hits in a row; as wide as the longest row needs."""
+def contact_sheet(answers: Sequence[Answer], columns: int = COLUMNS) -> Image.Image:
+    """The answers below each other, `columns` results in a row; as wide as the longest row
+    needs."""
     longest = max((len(answer) for answer in answers), default=1)
-    across = max(2, min(across, longest))
-    pages = [Section(answer, across).draw() for answer in answers]
-    width = GAP + across * (TILE + GAP)
-    sheet = Image.new("RGB", (width, sum(page.height for page in pages) or TILE), PAPER)
-    on = ImageDraw.Draw(sheet)
+    columns = max(2, min(columns, longest))
+    sections = [Section(answer, columns).draw() for answer in answers]
+    width = GAP + columns * (TILE + GAP)
+    height = sum(section.height for section in sections) or TILE
+    sheet = Image.new("RGB", (width, height), PAPER)
+    canvas = ImageDraw.Draw(sheet)
     top = 0
-    for page in pages:
+    for section in sections:
         if top:
-            on.line([(GAP, top), (width - GAP, top)], fill=RULE)
-        sheet.paste(page, (0, top + 1))
-        top += page.height
+            canvas.line([(GAP, top), (width - GAP, top)], fill=RULE)
+        sheet.paste(section, (0, top + 1))
+        top += section.height
     return sheet
 
 
 class Section:
-    """One answer on its strip of paper."""
+    """The part of the sheet with one answer."""
 
-    def __init__(self, answer: Answer, across: int) -> None:
-        self.answer, self.across = answer, across
-        self.width = GAP + across * (TILE + GAP)
-        self.title, self.strong = Typeface(26, bold=True), Typeface(15, bold=True)
+    def __init__(self, answer: Answer, columns: int) -> None:
+        self.answer, self.columns = answer, columns
+        self.width = GAP + columns * (TILE + GAP)
+        self.title, self.bold = Typeface(26, bold=True), Typeface(15, bold=True)
         self.plain, self.small = Typeface(15), Typeface(13)
 
     def draw(self) -> Image.Image:
         with ThreadPoolExecutor(READERS) as readers:
-            tiles = list(readers.map(thumbnail, self.answer))
+            tiles = list(readers.map(lambda result: result.thumbnail(TILE), self.answer))
         rows = [
-            list(zip(self.answer, tiles, strict=True))[start : start + self.across]
-            for start in range(0, len(tiles), self.across)
+            list(zip(self.answer, tiles, strict=True))[start : start + self.columns]
+            for start in range(0, len(tiles), self.columns)
         ]
-        captions = {result.id: self._caption(result) for result in self.answer}
+        captions = {result.rank: self._caption(result) for result in self.answer}
         heights = [
-            TILE + 34 + self.plain.height * max(len(captions[hit.id][0]) for hit, _ in row) + GAP
+            TILE
+            + 34
+            + self.plain.height * max(len(captions[result.rank][0]) for result, _ in row)
+            + GAP
             for row in rows
         ]
-        asked = query_picture(self.answer.query.image)
-        top = GAP + (TILE // 2 if asked else self.title.height + self.small.height) + GAP
+        picture = query_picture(self.answer.query.image)
+        top = GAP + (TILE // 2 if picture else self.title.height + self.small.height) + GAP
         paper = Image.new("RGB", (self.width, top + sum(heights) + self.small.height), PAPER)
-        on = ImageDraw.Draw(paper)
-        self._head(paper, on, asked)
+        canvas = ImageDraw.Draw(paper)
+        self._draw_head(paper, canvas, picture)
         for row, height in zip(rows, heights, strict=True):
-            for place, (result, tile) in enumerate(row):
-                self._cell(paper, on, (GAP + place * (TILE + GAP), top), result, tile, captions)
+            for column, (result, tile) in enumerate(row):
+                left = GAP + column * (TILE + GAP)
+                self._draw_cell(paper, canvas, (left, top), result, tile, captions)
             top += height
-        self._foot(on, top)
+        self._draw_foot(canvas, top)
         return paper
 
-    def _head(self, paper: Image.Image, on: ImageDraw.ImageDraw, asked: Image.Image | None) -> None:
+    def _draw_head(
+        self, paper: Image.Image, canvas: ImageDraw.ImageDraw, picture: Image.Image | None
+    ) -> None:
         left = GAP
-        if asked is not None:
-            paper.paste(_on_tile(asked, TILE // 2), (GAP, GAP))
+        if picture is not None:
+            paper.paste(_pad_to_square(picture, TILE // 2), (GAP, GAP))
             left += TILE // 2 + GAP
         query = self.answer.query
-        said = query.words or ("A picture" if query.image is not None else "A vector")
-        shown = self.title.wrap(said, self.width - left - GAP, 1) or [self.answer.query.column]
-        self.title.draw(on, (left, GAP), shown[0], INK)
-        told = f"{len(self.answer)} results by {query.column}"
-        spent = sum(took for stage, took in self.answer.seconds.items() if stage != "load")
-        if spent:
-            told += f", {1000 * spent:.0f} ms"
-        self.small.draw(on, (left, GAP + self.title.height + 2), told, FAINT)
+        title = query.words or ("A picture" if query.image is not None else "A vector")
+        lines = self.title.wrap(self.title.escaped(title), self.width - left - GAP, 1)
+        self.title.draw(canvas, (left, GAP), lines[0], INK)
+        summary = f"{len(self.answer)} results by {query.column}"
+        if self.answer.seconds:
+            summary += f", {self.answer.time_label()}"
+        if query.stages:
+            summary += ", reranked by " + ", then ".join(map(str, query.stages))
+        (line, *_) = self.small.wrap(self.small.escaped(summary), self.width - left - GAP, 1)
+        self.small.draw(canvas, (left, GAP + self.title.height + 2), line, FAINT)
 
-    def _cell(
+    def _draw_cell(
         self,
         paper: Image.Image,
-        on: ImageDraw.ImageDraw,
+        canvas: ImageDraw.ImageDraw,
         at: tuple[int, int],
         result: Result,
         tile: Image.Image | str,
-        captions: dict[str, tuple[list[str], str]],
+        captions: dict[int, tuple[list[str], str]],
     ) -> None:
         left, top = at
         paper.paste(self._tile(tile), at)
         line = top + TILE + 8
-        self.strong.draw(on, (left, line), str(result.rank), INK)
-        score = f"{result.score:.3f}"
+        self.bold.draw(canvas, (left, line), str(result.rank), INK)
+        score = self.answer.score_label(result)
         right = left + TILE - self.small.width(score)
-        self.small.draw(on, (right, line + 2), score, FAINT)
-        lines, ink = captions[result.id]
-        for number, words in enumerate(lines):
-            self.plain.draw(on, (left, line + 24 + number * self.plain.height), words, ink)
+        self.small.draw(canvas, (right, line + 2), score, FAINT)
+        lines, ink = captions[result.rank]
+        for number, text in enumerate(lines):
+            self.plain.draw(canvas, (left, line + 24 + number * self.plain.height), text, ink)
 
     def _tile(self, tile: Image.Image | str) -> Image.Image:
         if isinstance(tile, Image.Image):
-            return _on_tile(tile, TILE)
+            return _pad_to_square(tile, TILE)
         empty = Image.new("RGB", (TILE, TILE), TILE_FILL)
-        on = ImageDraw.Draw(empty)
+        canvas = ImageDraw.Draw(empty)
         lines = self.small.wrap(tile, TILE - 2 * GAP, 5)
         top = (TILE - len(lines) * self.small.height) / 2
         for number, line in enumerate(lines):
             left = (TILE - self.small.width(line)) / 2
-            self.small.draw(on, (left, top + number * self.small.height), line, FAINT)
+            self.small.draw(canvas, (left, top + number * self.small.height), line, FAINT)
         return empty
 
     def _caption(self, result: Result) -> tuple[list[str], str]:
-        """The caption's lines and their ink; the key, fainter, where no caption can be shown."""
-        said = self.plain.wrap(result.caption or "", TILE, CAPTION_LINES)
-        return (said, INK) if said else (self.plain.wrap(result.key, TILE, 1), FAINT)
+        """The caption's lines and their colour; the key, fainter, where no caption can be drawn."""
+        lines = self.plain.wrap(result.caption or "", TILE, CAPTION_LINES)
+        return (lines, INK) if lines else (self.plain.wrap(result.key, TILE, 1), FAINT)
 
-    def _foot(self, on: ImageDraw.ImageDraw, top: int) -> None:
+    def _draw_foot(self, canvas: ImageDraw.ImageDraw, top: int) -> None:
         if self.title.missing | self.plain.missing:
-            told = "Letters left out: this computer has no font for them (try fonts-noto-cjk)"
-            self.small.draw(on, (GAP, top - GAP / 2), told, FAINT)
-
-
-def thumbnail(result: Result) -> Image.Image | str:
-    """The hit's picture, no larger than a tile, or what is to be said in its place."""
-    if result.place is None:
-        return "a caption without a picture"
-    try:
-        return _small(result.picture())
-    except ChiasmError as error:
-        return str(error)
-    except Undecodable as error:
-        return f"{result.place.member}: {error.reason}"
+            note = "No font here has some of the characters; for Chinese install fonts-noto-cjk"
+            self.small.draw(canvas, (GAP, top - GAP / 2), note, FAINT)
 
 
 def query_picture(source: PictureSource | None) -> Image.Image | None:
-    return None if source is None else _small(encoded_picture(source))
+    """The query's picture, no larger than a tile."""
+    return None if source is None else shrink(encoded_picture(source), TILE)
 
 
-def _small(data: bytes) -> Image.Image:
-    image = decode(data, DecodeSettings(), TILE).image
-    return ImageOps.contain(image, (TILE, TILE), Image.Resampling.LANCZOS)
-
-
-def _on_tile(image: Image.Image, side: int) -> Image.Image:
+def _pad_to_square(image: Image.Image, side: int) -> Image.Image:
     """The whole picture in the middle of a square."""
     return ImageOps.pad(image, (side, side), Image.Resampling.LANCZOS, color=TILE_FILL)

@@ -1,4 +1,4 @@
-"""What `chiasm check` proves of a collection and its index."""
+"""What `chiasm check` verifies of a collection and its index."""
 
 from chiasm.index.verify.collection import Report, check
 

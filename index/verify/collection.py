@@ -1,17 +1,17 @@
-"""`chiasm check`: every promise of a collection that can be checked, each breach one line.
+"""`chiasm check`: all of a collection that can be verified, each difference one line.
 
-    check_shards     ledgers against Parquet footers, rows + dropped = samples, keys, dims, unit
-    length check_index      CURRENT, checksums of segments, the catalog and the vectors against
-    Parquet check_pictures   on request: pictures read again by range, compared by digest, encoded
-    again
+    check_shards    ledgers against Parquet footers, rows + dropped = samples, keys, dims, unit norm
+    check_index     CURRENT, checksums of segments, catalog and vectors against the Parquet files
+    check_pictures  on request: pictures read again by range, digests compared, encoded again
 
-Only the last needs the encoder, hence torch. Nothing is changed and nothing is mended.
+Only the last needs the encoder, hence torch. Nothing is changed and nothing is repaired.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from chiasm.index.verify.index import check_index
 from chiasm.pipeline.collection import Collection
@@ -20,8 +20,8 @@ from chiasm.pipeline.verify import Finding, check_pictures, check_shards
 
 @dataclass(frozen=True)
 class Report:
-    """findings: what is wrong, empty where nothing is. checked: how much was looked at: shards,
-    rows, vectors, segments, pictures."""
+    """findings: what is wrong, empty where nothing is. checked: how many shards, rows, vectors,
+    segments and pictures were read."""
 
     findings: list[Finding]
     checked: dict[str, int]
@@ -30,13 +30,20 @@ class Report:
     def ok(self) -> bool:
         return not self.findings
 
+    def advice(self) -> str:
+        """What to do about all findings, in one line; "" where there are none."""
+        fixes = {finding.fix for finding in self.findings}
+        if len(fixes) == 1:
+            return fixes.pop()
+        return "do what each line says" if any(fixes) else ""
 
-def check(path: str, *, reencode: int = 0) -> Report:
-    """Check a collection; `reencode` rows with a picture are read and encoded again.
 
-    Raises CollectionError where there is no collection to check.
+def check(path: str | Path, *, reencode: int = 0) -> Report:
+    """Verify a collection; `reencode` rows with a picture are read and encoded again.
+
+    Raises CollectionError where there is no collection.
     """
-    collection = Collection.open(path)
+    collection = Collection.open(str(path))
     checked: Counter[str] = Counter()
     findings = list(check_shards(collection, checked))
     findings += check_index(collection, checked)

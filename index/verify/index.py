@@ -1,4 +1,4 @@
-"""The live generation checked: checksums, then every row and vector against the Parquet files."""
+"""The live generation verified: checksums, then rows and vectors against the Parquet files."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy as np
 
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.segments import (
-    COPIED,
+    COPIED_COLUMNS,
     FileSum,
     Generation,
     IndexedShard,
     Segment,
+    build_command,
     current_number,
     numbers,
     open_generation,
@@ -27,35 +28,38 @@ from chiasm.pipeline.errors import ChiasmError, CollectionError
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.verify import Finding
 
-SAME_COSINE = 0.999  # of vectors of one edition that were made on unlike devices
+MIN_COSINE = 0.999  # between vectors of one edition that were computed on different devices
 
 
 def check_index(collection: Collection, checked: Counter[str]) -> Iterator[Finding]:
-    """Nothing to find where no index was ever built."""
+    """Findings of the live generation; none where no index was ever built. Counts the segments in
+    `checked`."""
     folder = collection.folder
+    rebuild = f"run {build_command(folder)}"
     try:
         number = current_number(folder)
         if number is None:
             if numbers(folder):
-                yield Finding("index/CURRENT", "missing, though there are generations")
+                yield Finding("index/CURRENT", "missing, though generations exist", rebuild)
             return
         generation = open_generation(folder, number)
     except ChiasmError as error:
-        yield Finding("index", str(error))
+        yield Finding.of("index", error)
         return
     where = f"generation {number:06d}"
     if generation.manifest.fingerprint != collection.identity.fingerprint:
-        yield Finding(where, f"made for another encoder, {generation.manifest.encoder}")
-    lacking = stale_shards(folder, generation.covered())
-    for shard_id, kind in lacking.items():
-        yield Finding(where, f"shard {shard_id} is {kind} since: run chiasm index build")
+        what = f"built for encoder {generation.manifest.encoder}, which is not the collection's"
+        yield Finding(where, what, rebuild)
+    stale = stale_shards(folder, generation.indexed_shards())
+    for shard_id, state in stale.items():
+        yield Finding(where, f"stale: shard {shard_id} is {state} since the build", rebuild)
     yield from _check_trained(folder, generation)
     for segment in generation.segments:
         checked["segments"] += 1
         damaged = list(_check_files(folder, segment))
         yield from damaged
         if not damaged:
-            yield from _check_segment(folder, segment, generation, set(lacking))
+            yield from _check_segment(folder, segment, generation, set(stale))
 
 
 def _check_trained(folder: Folder, generation: Generation) -> Iterator[Finding]:
@@ -69,71 +73,72 @@ def _check_files(folder: Folder, segment: Segment) -> Iterator[Finding]:
 
 
 def _check_file(folder: Folder, name: str, checksum: FileSum) -> Iterator[Finding]:
+    rebuild = f"run {build_command(folder)}"
     if not folder.exists(name):
-        yield Finding(name, "missing: run chiasm index build")
+        yield Finding(name, "missing", rebuild)
         return
     with folder.open_stream(name) as file:
         found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     if found != checksum.blake2b:
-        told = f"expected checksum {checksum.blake2b}, found {found}"
-        yield Finding(name, f"{told}: run chiasm index build")
+        yield Finding(name, f"expected checksum {checksum.blake2b}, found {found}", rebuild)
 
 
 def _check_segment(
-    folder: Folder, segment: Segment, generation: Generation, lacking: set[str]
+    folder: Folder, segment: Segment, generation: Generation, stale: set[str]
 ) -> Iterator[Finding]:
     record = segment.record
     where = f"segment {record.id}"
+    rebuild = f"run {build_command(folder)}"
     rows = sum(shard.rows for shard in record.shards)
     if not len(segment.catalog) == record.rows == rows:
-        told = f"{len(segment.catalog)} rows in the catalog, {rows} in its shards"
-        yield Finding(where, f"{told}, {record.rows} in segment.json")
+        what = f"{len(segment.catalog)} rows in the catalog, {rows} in its shards"
+        yield Finding(where, f"{what}, {record.rows} in segment.json", rebuild)
         return
     for column in generation.manifest.columns:
         ids = ids_of(segment.index(column))
         expected = np.flatnonzero(np.any(segment.raw(column), axis=1))
         if not np.array_equal(np.sort(ids), expected):
-            told = f"{len(ids)} {column} vectors indexed, {len(expected)} stored"
-            yield Finding(where, f"{told}, and their positions differ")
+            what = f"{len(ids)} {column} vectors in the FAISS index, {len(expected)} stored"
+            yield Finding(where, f"{what}, at other positions", rebuild)
     first = 0
     for shard in record.shards:
         try:
-            file = None if shard.shard in lacking else find_embedding(folder, shard.shard)
+            file = None if shard.shard in stale else find_embedding(folder, shard.shard)
             if file is not None:
                 columns = list(generation.manifest.columns)
-                yield from _check_shard(segment, shard, first, file, columns)
+                for what in _differences(segment, shard, first, file, columns):
+                    yield Finding(f"{where}, shard {shard.shard}", what, rebuild)
         except CollectionError:
-            pass  # a damaged file or ledger, which check_shards has told of
+            pass  # a damaged file or ledger entry, which check_shards has reported
         first += shard.rows
 
 
-def _check_shard(
+def _differences(
     segment: Segment, shard: IndexedShard, first: int, file: EmbeddingFile, columns: list[str]
-) -> Iterator[Finding]:
-    """The shard's part of a segment against its Parquet file."""
-    where = f"segment {segment.record.id}, shard {shard.shard}"
-    table = file.read([*COPIED, *columns])
-    part = segment.catalog.table().slice(first, shard.rows)
-    for name in COPIED:
-        if not part[name].combine_chunks().equals(table[name].combine_chunks()):
-            yield Finding(where, f"column {name} of the catalog is not that of the embeddings")
-    named = {"shard": shard.shard, "edition": shard.edition, "url": file.footer.source.url}
-    for name, value in named.items():
-        if set(part[name].to_pylist()) - {value}:
-            yield Finding(where, f"rows of the catalog whose {name} is not {value}")
-    if part["row"].to_pylist() != list(range(shard.rows)):
-        yield Finding(where, "rows of the catalog out of order: ids name other rows")
+) -> Iterator[str]:
+    """How the shard's part of a segment, from row `first` on, differs from its Parquet file."""
+    table = file.read([*COPIED_COLUMNS, *columns])
+    catalog = segment.catalog.table().slice(first, shard.rows)
+    for name in COPIED_COLUMNS:
+        if not catalog[name].combine_chunks().equals(table[name].combine_chunks()):
+            yield f"column {name} of the catalog differs from the embeddings"
+    constants = {"shard": shard.shard, "edition": shard.edition, "url": file.footer.source.url}
+    for name, value in constants.items():
+        if set(catalog[name].to_pylist()) - {value}:
+            yield f"rows of the catalog whose {name} is not {value}"
+    if catalog["row"].to_pylist() != list(range(shard.rows)):
+        yield "row numbers of the catalog are not consecutive: ids name other rows"
     for column in columns:
         vectors, has = file.vectors(column)
         stored = segment.raw(column)[first : first + shard.rows]
         if np.array_equal(vectors, stored):
             continue
         cosine = np.einsum("nd,nd->n", vectors, stored, dtype=np.float32)
-        far = np.flatnonzero(has & ~(cosine >= SAME_COSINE))
-        far = np.union1d(far, np.flatnonzero(~has & stored.any(axis=1)))
-        if len(far):
-            told = f"{len(far)} {column} vectors are not those of the embeddings"
-            yield Finding(where, f"{told}, the first in row {far[0]}")
+        wrong = np.flatnonzero(has & ~(cosine >= MIN_COSINE))
+        wrong = np.union1d(wrong, np.flatnonzero(~has & stored.any(axis=1)))
+        if len(wrong):
+            what = f"{len(wrong)} {column} vectors differ from the embeddings"
+            yield f"{what}, the first in row {wrong[0]}"
 
 
 def ids_of(index: Any) -> np.ndarray:

@@ -1,64 +1,122 @@
 """The command line: which commands there are, and how they end. Each lives in a file of its own.
 
-A command's module is imported only when that command is called, so `chiasm --help` and `chiasm
-status` cost no torch and no Ray. Results go to stdout, progress and errors to stderr. Exit codes: 0
-done, 1 not all of it was done, 2 wrong usage, 130 and 143 stopped by ctrl-C and SIGTERM.
+A command's module is imported only when that command is called (`lazy.py`), so `chiasm --help` and
+shell completion of names load no torch, no Ray and no pyarrow. Results go to stdout; progress, log
+lines and errors to stderr. Exit codes: 0 done, 1 not all of it was done, 2 wrong usage, 130 and 143
+stopped by ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Annotated, NoReturn
 
+import platformdirs
 import typer
 
+from chiasm.jobs.cli.lazy import CONTEXT, Group, lazy_group
+from chiasm.jobs.cli.logs import LogFormat, LogLevel, set_up_logging
 from chiasm.jobs.console import divert_c_output, printable
 from chiasm.jobs.signals import STOPPING, Stopped
 from chiasm.pipeline.errors import ChiasmError
 
-COMMANDS = {  # name -> (module with `register(app)`, what it does)
-    "demo": ("chiasm.jobs.cli.demo", "Make a small world of pictures, embed it, index it, ask it."),
-    "embed": (
-        "chiasm.jobs.cli.embed",
-        "Embed shards into a collection, on this machine or a cluster.",
+COMMANDS: dict[str, str | Group] = {  # in the order of --help
+    "demo": "Make a small world of pictures, embed it, index it, search it.",
+    "embed": "Embed shards into a collection, on this machine or a cluster.",
+    "status": "Show what a collection and its index hold, what was dropped, and which runs are on.",
+    "index": Group(
+        "Build the index of a collection.",
+        "",
+        {"build": "Build the index of a collection and make it live."},
     ),
-    "status": (
-        "chiasm.jobs.cli.status",
-        "Tell what a collection holds, what was dropped, and who is at work.",
+    "search": "Search a collection by a text, by a picture, or by both.",
+    "match": "Score how well texts describe a picture.",
+    "train": Group(
+        "Train a model that embeds, fuses and matches.",
+        """Kill it and run it again: it goes on from its last checkpoint and ends with the same
+weights. The folder of --to is an encoder; log.jsonl there is the log of the training, report.json
+its quality on data that it did not learn from.""",
+        {
+            "pocket": "Train the encoder that ships, from scenes drawn while it learns.",
+            "two-tower": "Join an image model and a text model by what your shards teach.",
+        },
     ),
-    "index": ("chiasm.jobs.cli.index", "Build the index of a collection."),
-    "search": ("chiasm.jobs.cli.search", "Search a collection by words, by a picture, or by both."),
-    "match": ("chiasm.jobs.cli.match", "Tell whether texts tell of a picture."),
-    "train": ("chiasm.jobs.cli.train", "Train a model that embeds, fuses and matches."),
-    "filter": ("chiasm.jobs.cli.filter", "Leave out captions that do not tell of their pictures."),
-    "check": ("chiasm.jobs.cli.check", "Check every promise a collection makes."),
-    "submit": ("chiasm.jobs.cli.submit", "Run a chiasm command as a job on a Ray cluster."),
+    "filter": "Leave out captions that do not describe their pictures.",
+    "check": "Verify a collection and its index.",
+    "submit": "Run a chiasm command as a job on a Ray cluster.",
 }
-C_OUTPUT = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "chiasm" / "c-output.log"
-EPILOG = "Begin with: chiasm demo"
+C_OUTPUT = platformdirs.user_cache_path("chiasm", appauthor=False) / "c-output.log"
+
+
+def load_command(name: str) -> tuple[Callable[..., None], str]:
+    """The function of a command and the details of its help, by its full name."""
+    match name:
+        case "demo":
+            from chiasm.jobs.cli import demo
+
+            return demo.demo, demo.HELP
+        case "embed":
+            from chiasm.jobs.cli import embed
+
+            return embed.embed, embed.HELP
+        case "status":
+            from chiasm.jobs.cli import status
+
+            return status.status, status.HELP
+        case "index build":
+            from chiasm.jobs.cli import index
+
+            return index.build, index.HELP
+        case "search":
+            from chiasm.jobs.cli import search
+
+            return search.search, search.HELP
+        case "match":
+            from chiasm.jobs.cli import match
+
+            return match.match, match.HELP
+        case "train pocket":
+            from chiasm.jobs.cli import train_pocket
+
+            return train_pocket.train_pocket, train_pocket.HELP
+        case "train two-tower":
+            from chiasm.jobs.cli import train_two_tower
+
+            return train_two_tower.train_two_tower, train_two_tower.HELP
+        case "filter":
+            from chiasm.jobs.cli import filter
+
+            return filter.filter_, filter.HELP
+        case "check":
+            from chiasm.jobs.cli import check
+
+            return check.check, check.HELP
+        case "submit":
+            from chiasm.jobs.cli import submit
+
+            return submit.submit, submit.HELP
+    raise LookupError(name)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
     prepare_process()
     try:
         try:
-            application(arguments)(args=arguments, prog_name="chiasm")
+            application()(args=None if argv is None else list(argv), prog_name="chiasm")
         finally:
-            sys.stdout.flush()  # here, where a full disk can still be told
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a full disk can still be reported
     except ChiasmError as error:
         print(f"chiasm: {printable(str(error))}", file=sys.stderr)
         _leave(error.exit_code)
     except Stopped as stopped:
-        told = stopped.told or "stopped; run the same command again to go on"
-        print(f"chiasm: {told}", file=sys.stderr)
+        message = stopped.message or "stopped; run the same command again to go on"
+        print(f"chiasm: {message}", file=sys.stderr)
         _leave(stopped.exit_code)
     except BrokenPipeError:
         _leave(1)  # whoever read our output has gone, and needs no word
@@ -75,7 +133,7 @@ def prepare_process() -> None:
             stream.reconfigure(errors=errors)
     # Threads that wait in a loop take the cores from those that decode and from other processes.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    divert_c_output(C_OUTPUT.expanduser())
+    divert_c_output(C_OUTPUT)
 
 
 def _leave(code: int) -> NoReturn:
@@ -85,40 +143,37 @@ def _leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
+def application() -> typer.Typer:
+    """The Typer application; its commands are imported when they are called."""
+    app = typer.Typer(
+        name="chiasm",
+        cls=lazy_group(COMMANDS, load_command),
+        help="Cross-modal retrieval: WebDataset shards in, answers out.",
+        epilog="Begin with: chiasm demo",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings=CONTEXT,
+    )
+    app.callback()(options)
+    return app
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"chiasm {metadata.version('chiasm')}")
         raise typer.Exit
 
 
-def application(arguments: Sequence[str]) -> typer.Typer:
-    """The Typer application: the called command for real, the others by name and summary."""
-    app = typer.Typer(
-        name="chiasm",
-        help="Cross-modal retrieval: WebDataset shards in, answers out.",
-        epilog=EPILOG,
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        add_completion=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-    app.callback()(options)
-    called = next((word for word in arguments if not word.startswith("-")), None)
-    for name, (module, summary) in COMMANDS.items():
-        if name == called:
-            importlib.import_module(module).register(app)
-        else:
-            app.command(name, help=summary)(_not_called)
-    return app
-
-
 def options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)
     ] = False,
+    log_level: Annotated[
+        LogLevel, typer.Option(help="The least severe log lines shown on stderr.")
+    ] = LogLevel.warning,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="Of log lines on stderr: text or JSON, one object a line.")
+    ] = LogFormat.text,
 ) -> None:
-    """What stands before a command; `--version` is answered by its own callback."""
-
-
-def _not_called() -> None:
-    raise RuntimeError("only the called command is registered for real")
+    """What stands before a command."""
+    set_up_logging(log_level, log_format)

@@ -3,44 +3,36 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from chiasm.jobs.cli.options import print_progress
 from chiasm.jobs.console import showing
 from chiasm.jobs.demo import Demo, run_demo
 
-HELP = """Make a small world of pictures, embed it, index it, ask it.
+HELP = """
+  chiasm demo
+  chiasm demo --seed 5 --samples 2000
 
 Nothing is downloaded: the pictures are drawn from a seed, and the encoder ships with chiasm. Run
-again, the same demo reuses what is there.
-
-  chiasm demo --seed 5 --samples 2000"""
-
-
-def register(app: typer.Typer) -> None:
-    app.command("demo", help=HELP)(demo)
+again, the same demo reuses what is there."""
 
 
 def demo(
     seed: Annotated[int, typer.Option(help="Of the world; any whole number.")] = 7,
     samples: Annotated[int, typer.Option(help="How many scenes.")] = 1000,
     to: Annotated[
-        Path | None, typer.Option(help="A folder for it. [default: demo/seed-SEED-SAMPLES]")
+        Path | None, typer.Option(help="A folder for it. (default: demo/seed-SEED-SAMPLES)")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     folder = to or Path("demo") / f"seed-{seed}-{samples}"
     console = Console(stderr=True)
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     with showing(console) as show:
-        found = run_demo(seed, samples, folder, say=say, show=show)
+        found = run_demo(seed, samples, folder, report=print_progress, show=show)
     if as_json:
         print(json.dumps(found.as_json()))
     else:
@@ -49,7 +41,7 @@ def demo(
 
 def print_demo(found: Demo) -> None:
     """Questions, answers, figures, and what to type next."""
-    for answer, right in found.asked:
+    for answer, right in found.questions:
         print(f"\n{answer.query}")
         for result, true in zip(answer, right, strict=True):
             print(f"  {result.score:6.3f}  {'true ' if true else 'false'}  {result.caption}")
@@ -58,8 +50,8 @@ def print_demo(found: Demo) -> None:
     )
     for direction, languages in found.recall.items():
         for language, recall in languages.items():
-            told = "  ".join(f"R@{name[1:]} {share:.3f}" for name, share in recall.items())
-            print(f"  {direction.replace('_', ' ')}, {language}: {told}")
+            shares = "  ".join(f"R@{name[1:]} {share:.3f}" for name, share in recall.items())
+            print(f"  {direction.replace('_', ' ')}, {language}: {shares}")
     stages = ", ".join(f"{stage} {spent:.1f} s" for stage, spent in found.seconds.items())
     print(f"\n{stages}")
     print(f"the answers as a picture: {found.sheet}")

@@ -10,61 +10,57 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from chiasm.jobs.cli.options import (
+    Address,
+    Assignments,
+    CaptionField,
+    Preset,
+    Shards,
+    list_command_shards,
+    print_progress,
+)
 from chiasm.jobs.config import compose
 from chiasm.jobs.console import printable, showing
-from chiasm.jobs.embed_shards import EmbedRequest, EmbedSummary, embed_shards, summary_error
-from chiasm.pipeline.errors import UsageError
-from chiasm.pipeline.records import Shard
-from chiasm.pipeline.shards import list_shards
+from chiasm.jobs.embed_shards import EmbedRequest, embed_shards
+from chiasm.pipeline.make import EmbedSummary, summary_error
 from chiasm.pipeline.storage import display_name
 
-HELP = """Embed shards into a collection, on this machine or a cluster.
-
-SHARDS are paths, folders, globs, brace ranges, or - for a list on stdin:
-
+HELP = """
   chiasm embed photos/*.tar --to photos.chiasm
-
   chiasm embed 'laion/{00000..00099}.tar' --to laion --encoder hf:google/siglip2-base-patch16-224
 
-Kill it and run it again: what is done is passed over. More shards can be added to a collection."""
-MOST_LISTED = 20  # dropped samples told one by one
+SHARDS are paths, folders, globs, brace ranges, or - for a list on stdin. More shards can be added
+to a collection; its encoder is then taken from it.
 
-
-def register(app: typer.Typer) -> None:
-    app.command("embed", help=HELP)(embed)
+Kill it and run it again: what is done is skipped."""
+MOST_LISTED = 20  # dropped samples printed one by one
 
 
 def embed(
-    shards: Annotated[list[str], typer.Argument(metavar="SHARDS...", help="WebDataset tars.")],
+    shards: Shards,
     to: Annotated[str, typer.Option(help="The collection's folder.")],
     encoder: Annotated[
         str | None,
-        typer.Option(help="pocket, hf:ID_OR_DIR, st:ID_OR_DIR or two-tower:DIR. [default: pocket]"),
+        typer.Option(
+            help="pocket, hf:ID_OR_DIR, st:ID_OR_DIR or two-tower:DIR. "
+            "(default: the collection's; pocket for a new one)"
+        ),
     ] = None,
-    preset: Annotated[
-        str, typer.Option(help="laptop, one_gpu, cluster, or a YAML file of settings.")
-    ] = "laptop",
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="One setting, as in batch.size=32."),
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="A running Ray: host:port or auto. [default: start one here]")
-    ] = None,
-    caption_field: Annotated[
-        str | None, typer.Option(help="Take captions from this json field, before txt.")
-    ] = None,
+    preset: Preset = "laptop",
+    assignments: Assignments = None,
+    address: Address = None,
+    caption_field: CaptionField = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Embed the first N samples only.")
     ] = None,
     max_loss: Annotated[
-        float | None, typer.Option(help="Share of samples that may be dropped. [default: 0.01]")
+        float | None, typer.Option(help="Share of samples that may be dropped. (default: 0.01)")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     flags = {"encoder.name": encoder, "read.caption_field": caption_field, "max_loss": max_loss}
     request = EmbedRequest(
-        shards=_listed(shards),
+        shards=list_command_shards(shards),
         to=to,
         settings=compose(preset, assignments or (), flags),
         address=address,
@@ -72,7 +68,7 @@ def embed(
     )
     # What Ray prints of its processes is no result, though it goes to stdout.
     with contextlib.redirect_stdout(sys.stderr), showing(Console(stderr=True)) as show:
-        summary = embed_shards(request, show)
+        summary = embed_shards(request, show, report=print_progress)
     if as_json:
         print(json.dumps(summary.as_json(), ensure_ascii=False))
     else:
@@ -83,23 +79,16 @@ def embed(
         raise error
 
 
-def _listed(specs: list[str]) -> list[Shard]:
-    shards = list_shards(specs, sys.stdin)
-    if not shards:
-        raise UsageError("SHARDS", expected="at least one shard", found="an empty list on stdin")
-    return shards
-
-
 def print_failures(summary: EmbedSummary) -> None:
-    """Shards that were set aside and, where they are too many, samples that were dropped."""
+    """Shards that were quarantined and, where they are too many, samples that were dropped."""
     for failure in summary.failed:
         where = display_name(failure["shard"])
-        told = failure["reason"].removeprefix(f"{where}: ")
-        print(printable(f"set aside {where}: {told}"), file=sys.stderr)
+        reason = failure["reason"].removeprefix(f"{where}: ")
+        print(printable(f"quarantined {where}: {reason}"), file=sys.stderr)
     if summary.loss > summary.max_loss:
         for url, lost in summary.lost[:MOST_LISTED]:
-            told = f"{lost.reason} {lost.detail}".strip()
-            print(printable(f"dropped {display_name(url)} {lost.key}: {told}"), file=sys.stderr)
+            reason = f"{lost.reason} {lost.detail}".strip()
+            print(printable(f"dropped {display_name(url)} {lost.key}: {reason}"), file=sys.stderr)
         if len(summary.lost) > MOST_LISTED:
             left = len(summary.lost) - MOST_LISTED
             print(f"and {left:,} more, in the ledger of each shard", file=sys.stderr)
@@ -113,7 +102,7 @@ def print_summary(summary: EmbedSummary, to: str) -> None:
         + (f"; {summary.dropped:,} dropped ({reasons})" if summary.dropped else "; none dropped")
     )
     counted = f"shards: {summary.done} done, {summary.skipped} were done already"
-    print(counted + (f", {len(summary.failed)} set aside" if summary.failed else ""))
+    print(counted + (f", {len(summary.failed)} quarantined" if summary.failed else ""))
     stages = {stage: spent for stage, spent in summary.seconds.items() if stage != "total"}
     if stages:
         print(f"{summary.pairs_per_second:,.1f} pairs/s; busy seconds by stage, all threads:")

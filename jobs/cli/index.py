@@ -9,56 +9,50 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from chiasm.index.build import Built, build_index
+from chiasm.index import BuildSummary, build_index
+from chiasm.jobs.cli.options import Assignments, Collection, Preset
+from chiasm.jobs.config import compose
 from chiasm.jobs.console import printable
 
-HELP = "Build the index of a collection."
-BUILD_HELP = """Build the index of a collection and make it live.
-
+HELP = """
+  chiasm index build photos.chiasm
   chiasm index build photos.chiasm --column image --column joint
 
-Below 100,000 rows the search is exact; above, cells of 8-bit codes, rescored exactly. The index
-that was live goes on answering until the new one is whole."""
-
-
-def register(app: typer.Typer) -> None:
-    group = typer.Typer(help=HELP, no_args_is_help=True)
-    group.callback()(_group)
-    group.command("build", help=BUILD_HELP)(build)
-    app.add_typer(group, name="index")
-
-
-def _group() -> None:
-    """Without a callback Typer would drop the word `build`, the group's only command."""
+Below 100,000 rows a column is searched exactly; above, by an IVF index of 8-bit codes whose
+candidates are scored again exactly. The live index answers until the new one is complete."""
 
 
 def build(
-    collection: Annotated[str, typer.Argument(metavar="COLLECTION")],
+    collection: Collection,
     column: Annotated[
         list[str] | None,
-        typer.Option(help="image, text or joint; may be repeated. [default: all that have rows]"),
+        typer.Option(help="image, text or joint; can be repeated. (default: all with vectors)"),
     ] = None,
+    preset: Preset = "laptop",
+    assignments: Assignments = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was built as JSON.")] = False,
 ) -> None:
+    settings = compose(preset, assignments or ()).index
     console = Console(stderr=True)
     with console.status("reading embeddings") as status:
 
-        def show(stage: str, done: int, total: int) -> None:
+        def report(stage: str, done: int, total: int) -> None:
             status.update(f"{stage}: {done:,} of {total:,} rows")
 
-        built = build_index(collection, column, progress=show)
+        summary = build_index(collection, columns=column, settings=settings, progress=report)
     if as_json:
-        print(json.dumps(asdict(built), ensure_ascii=False))
+        print(json.dumps(asdict(summary), ensure_ascii=False))
     else:
-        print_built(built)
+        print_summary(summary)
 
 
-def print_built(built: Built) -> None:
+def print_summary(summary: BuildSummary) -> None:
     """What was built, in a few lines."""
-    print(f"generation {built.generation} is live: {built.rows:,} rows of {built.shards:,} shards")
-    for column, kind in built.columns.items():
-        print(f"  {column:<6}{built.vectors[column]:>12,} vectors  {kind}")
-    for widened in built.meta:
-        told = ", ".join(f"{name} {kind}" for name, kind in widened.items())
-        print(printable(f"  meta {told}"))
-    print("  " + ", ".join(f"{stage} {spent:.1f} s" for stage, spent in built.seconds.items()))
+    rows, shards = f"{summary.rows:,} rows", f"{summary.shards:,} shards"
+    print(f"generation {summary.generation} is live: {rows} of {shards}")
+    for column, kind in summary.columns.items():
+        print(f"  {column:<6}{summary.vectors[column]:>12,} vectors  {kind}")
+    for field in summary.meta:
+        values = ", ".join(f"{name} {value}" for name, value in field.items())
+        print(printable(f"  meta {values}"))
+    print("  " + ", ".join(f"{stage} {spent:.1f} s" for stage, spent in summary.seconds.items()))

@@ -9,28 +9,22 @@ import numpy as np
 import typer
 
 from chiasm.index.query import pixels_of
+from chiasm.jobs.cli.options import MATCHERS
 from chiasm.jobs.console import printable
 from chiasm.pipeline.encoders import load_encoder, require_matcher
 from chiasm.pipeline.records import IMAGE, TEXT
 
-HELP = """Tell whether texts tell of a picture.
-
+HELP = """
   chiasm match boat.png "a red boat at sea" "a blue boat at sea"
 
-For each text the log odds and the probability that it is true of the picture, by a model that looks
-at both together, and the cosine of their two vectors beside it."""
-
-
-def register(app: typer.Typer) -> None:
-    app.command("match", help=HELP)(match)
+For each text the log odds and the probability that it is true of the picture, by a model that reads
+both together, and the cosine of their two vectors beside it."""
 
 
 def match(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture's file.")],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="In quotes.")],
-    encoder: Annotated[
-        str, typer.Option(help="A model that matches: pocket, pocket:DIR or two-tower:DIR.")
-    ] = "pocket",
+    encoder: Annotated[str, typer.Option(help=MATCHERS)] = "pocket",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a text.")] = False,
 ) -> None:
     model = load_encoder(encoder)
@@ -41,7 +35,7 @@ def match(
     logits = matcher.match((IMAGE, pixels), (TEXT, words), pairs).tolist()
     cosines = model.encode(TEXT, words).vectors @ model.encode(IMAGE, pixels).vectors[0]
     for text, logit, cosine in zip(texts, logits, cosines.tolist(), strict=True):
-        told = {
+        scores = {
             "image": image,
             "text": text,
             "logit": logit,
@@ -50,7 +44,7 @@ def match(
             "cosine": cosine,
         }
         if as_json:
-            print(json.dumps(told, ensure_ascii=False))
+            print(json.dumps(scores, ensure_ascii=False))
         else:
-            answer = "yes" if told["match"] else "no "
-            print(f"{answer}  {told['probability']:.3f}  cosine {cosine:.3f}  {printable(text)}")
+            answer = "yes" if scores["match"] else "no "
+            print(f"{answer}  {scores['probability']:.3f}  cosine {cosine:.3f}  {printable(text)}")

@@ -3,40 +3,58 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
+from chiasm.jobs.cli.options import Collection
 from chiasm.jobs.console import printable
-from chiasm.jobs.status import read_status
+from chiasm.jobs.status import IndexStatus, read_status
 from chiasm.pipeline.storage import display_name
 
+HELP = """
+  chiasm status photos.chiasm
+  chiasm status photos.chiasm --json
 
-def register(app: typer.Typer) -> None:
-    app.command("status", help="Tell what a collection holds, what was dropped, who is at work.")(
-        status
-    )
+Read from ledgers, runs and the index's own files, with no cluster and no model."""
 
 
 def status(
-    collection: Annotated[str, typer.Argument(metavar="COLLECTION")],
+    collection: Collection,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     found = read_status(collection)
     if as_json:
-        print(json.dumps(vars(found), ensure_ascii=False))
+        print(json.dumps(asdict(found), ensure_ascii=False))
         return
     print(f"{found.path}: {found.encoder}, width {found.dim}, {found.precision}")
     print(f"{found.rows:,} rows of {found.samples:,} samples from {found.shards:,} shards")
     _print_counts("dropped", found.reasons)
     _print_counts("notes", found.notes)
+    print(printable(format_index(found.index)))
     for url in found.unfinished:
         print(printable(f"unfinished {display_name(url)}: run the same chiasm embed again"))
     for lost in found.set_aside:
-        print(printable(f"set aside {display_name(lost['shard'])}: {lost['reason']}"))
+        print(printable(f"quarantined {display_name(lost['shard'])}: {lost['reason']}"))
     for run in found.runs[-5:]:
         held = f", holds {', '.join(run['holds'])}" if run["holds"] else ""
         print(f"run {run['id']}: {run['command']} {run['state']}, {run['age']}{held}")
+
+
+def format_index(index: IndexStatus) -> str:
+    """The state of the index in one line."""
+    if index.state in ("missing", "damaged"):
+        return f"index: {index.state}; {index.do}"
+    columns = ", ".join(f"{name} ({kind})" for name, kind in index.columns.items())
+    line = f"index: generation {index.generation}, {index.rows:,} rows, columns {columns}"
+    if index.state == "current":
+        return line
+    counts = Counter(index.stale_shards.values())
+    stale = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+    why = f"stale (shards: {stale})" if stale else "of another encoder"
+    return f"{line}; {why}; {index.do}"
 
 
 def _print_counts(what: str, counts: dict[str, int]) -> None:

@@ -9,22 +9,17 @@ from typing import Annotated
 import typer
 from ray.job_submission import JobStatus
 
-from chiasm.jobs.cluster import EXCLUDES, connect, follow
+from chiasm.jobs.cluster import EXCLUDES, connect, follow, stop_command
 from chiasm.jobs.cluster import submit as submit_job
 from chiasm.jobs.signals import Stopped
 from chiasm.pipeline.errors import ChiasmError
 
-HELP = """Run a chiasm command as a job on a Ray cluster.
-
-  chiasm submit --address http://head:8265 -- embed /data/*.tar --to /data/photos.chiasm --preset
-  cluster
+HELP = """
+  chiasm submit --address http://head:8265 -- embed '/data/*.tar' --to /data/c --preset cluster
+  chiasm submit --address head:8265 --no-wait -- index build /data/c
 
 Our packages travel with the job; the paths in the command are the cluster's. What the job prints is
 printed here until it ends, and its success is this command's."""
-
-
-def register(app: typer.Typer) -> None:
-    app.command("submit", help=HELP)(submit)
 
 
 def submit(
@@ -38,26 +33,28 @@ def submit(
     ] = None,
     wait: Annotated[bool, typer.Option(help="Stay until the job ends.")] = True,
 ) -> None:
-    logging.disable(logging.INFO)  # Ray's client tells of every package it uploads
+    # Ray's client logs every package that it uploads, by several loggers; this process logs nothing
+    # of its own below a warning.
+    logging.disable(logging.INFO)
     job = submit_job(command, address, files=file or (), excludes=(*EXCLUDES, *(exclude or ())))
     print(f"job {job}", file=sys.stderr)
     if not wait:
         print(job)
         return
     try:
-        ended = follow(connect(address), job, _say)
+        ended = follow(connect(address), job, _write)
     except Stopped as stopped:
-        stopped.told = f"no longer following; the job goes on: ray job stop {job} ends it"
+        stopped.message = f"no longer following; the job goes on; {stop_command(address, job)}"
         raise
     if ended != JobStatus.SUCCEEDED:
         raise ChiasmError(
             f"job {job}",
             expected="success",
             found=str(ended.value).lower(),
-            do="its output is above; ray job logs tells more",
+            do="its output is above",
         )
 
 
-def _say(text: str) -> None:
+def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()

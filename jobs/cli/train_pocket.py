@@ -1,86 +1,154 @@
-"""`chiasm train --preset pocket`."""
+"""`chiasm train pocket`."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
 
-from chiasm.jobs.cli.train_request import TrainRequest, tell
+import typer
+
+from chiasm.jobs.cli.options import Address, Assignments, Device, Preset
+from chiasm.jobs.cli.train import (
+    Fusion,
+    LearningRate,
+    Precision,
+    Seed,
+    To,
+    print_log_line,
+    print_record,
+    require_target,
+)
+from chiasm.jobs.config import Settings, TrainOptions, compose
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device import resolve_device
 from chiasm.pipeline.training.curves import draw_curves
 from chiasm.pipeline.training.pocket.loop import train
-from chiasm.pipeline.training.pocket.report import told, write_report
+from chiasm.pipeline.training.pocket.report import format_report, write_report
 from chiasm.pipeline.training.pocket.trainer import TrainSettings
 
+HELP = """
+  chiasm train pocket --to runs/pocket
+  chiasm train pocket --towers runs/pocket --fusion gated --to runs/gated
+  chiasm train pocket --to runs/both --processes 2
 
-def run(request: TrainRequest) -> None:
-    """Train, draw the curves, and say how to use what was made."""
-    request.require_none_of("pocket", "shards", "image_encoder", "text_encoder", "caption_field")
-    settings = settings_of(request)
-    if request.processes or request.address:
-        _on_ray(settings, request)
+Pictures and captions are drawn while it learns; no shards are read. Use the result with --encoder
+pocket:DIR. Kill it and run it again: it goes on from its last checkpoint."""
+
+
+Steps = Annotated[int | None, typer.Option(help="Of the two towers. (default: the recipe's)")]
+FusionSteps = Annotated[
+    int | None,
+    typer.Option(help="Of fusion and matching; 0: two towers alone. (default: the recipe's)"),
+]
+Towers = Annotated[
+    Path | None, typer.Option(help="A model folder; keep its towers, learn the rest alone.")
+]
+Gallery = Annotated[
+    int | None, typer.Option(help="Scenes that it is measured on. (default: the recipe's)")
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Processes that draw; 0: this one draws too. (default: 1)")
+]
+Processes = Annotated[
+    int | None, typer.Option(help="Learn in so many processes on Ray. (default: here)")
+]
+
+
+def train_pocket(
+    to: To,
+    steps: Steps = None,
+    fusion_steps: FusionSteps = None,
+    fusion: Fusion = None,
+    towers: Towers = None,
+    learning_rate: LearningRate = None,
+    seed: Seed = None,
+    gallery: Gallery = None,
+    workers: Workers = None,
+    processes: Processes = None,
+    address: Address = None,
+    device: Device = None,
+    precision: Precision = None,
+    preset: Preset = "laptop",
+    assignments: Assignments = None,
+) -> None:
+    settings = compose(preset, assignments or (), {
+        "train.steps": steps, "train.fusion_steps": fusion_steps, "train.fusion": fusion,
+        "train.learning_rate": learning_rate, "train.seed": seed, "train.gallery": gallery,
+        "train.drawing_processes": workers, "train.processes": processes,
+        "encoder.device": device, "encoder.precision": precision,
+    })  # fmt: skip
+    require_target(to, settings.train.fusion)
+    recipe = train_settings(settings.train, towers)
+    on_ray = bool(settings.train.processes or address)
+    if on_ray:
+        _train_on_ray(recipe, settings, to, towers, address)
     else:
         train(
-            settings,
-            request.to,
-            device=request.device,
-            precision=request.precision,
-            workers=request.workers,
-            towers=request.towers,
-            told=tell,
+            recipe,
+            to,
+            device=settings.encoder.device,
+            precision=settings.encoder.precision,
+            workers=settings.train.drawing_processes,
+            towers=towers,
+            report=print_record,
         )
-    draw_curves(request.to)
+    draw_curves(to)
     # What the workers of a cluster have, this process may lack.
-    device = "auto" if request.processes or request.address else request.device
-    encoding = EncoderSettings(precision=request.precision, device=device)
-    for line in told(write_report(request.to, settings.gallery, encoding)):
+    where = "auto" if on_ray else settings.encoder.device
+    encoding = EncoderSettings(precision=settings.encoder.precision, device=where)
+    for line in format_report(write_report(to, recipe.gallery, encoding)):
         print(line)
-    print(f"{request.to}: trained; use it with --encoder pocket:{request.to}")
+    print(f"{to}: trained; use it with --encoder pocket:{to}")
 
 
-def _on_ray(settings: TrainSettings, request: TrainRequest) -> None:
+def _train_on_ray(
+    recipe: TrainSettings, settings: Settings, to: Path, towers: Path | None, address: str | None
+) -> None:
     """Learn in several processes; Ray is loaded by these alone."""
-    module = importlib.import_module("chiasm.jobs.train_model")
-    job = module.TrainJob(
-        settings=settings,
-        folder=request.to,
-        towers=request.towers,
-        workers=request.processes or 1,
+    from chiasm.jobs.train_model import TrainJob, train_on_ray
+
+    device = settings.encoder.device
+    job = TrainJob(
+        settings=recipe,
+        folder=to,
+        towers=towers,
+        workers=settings.train.processes or 1,
         cpus=1,
         # The accelerators of a cluster are not seen from here: they have to be asked for.
-        gpu=request.device.startswith("cuda") or resolve_device(request.device).type == "cuda",
-        precision=request.precision,
-        drawing=request.workers,
-        address=request.address,
+        gpu=device.startswith("cuda") or resolve_device(device).type == "cuda",
+        precision=settings.encoder.precision,
+        drawing=settings.train.drawing_processes,
+        address=address,
     )
     with contextlib.redirect_stdout(sys.stderr):  # what Ray prints is no result
-        module.train_on_ray(job, tell)
+        train_on_ray(job, print_log_line)
 
 
-def settings_of(request: TrainRequest) -> TrainSettings:
-    """The preset with what was asked for; UsageError where there can be no fusion as asked."""
-    preset = TrainSettings()
-    if request.fusion_steps == 0 and (request.how or request.towers):
+def train_settings(options: TrainOptions, towers: Path | None) -> TrainSettings:
+    """The recipe with what was asked for; UsageError where there can be no fusion as asked."""
+    recipe = TrainSettings()
+    if options.fusion_steps == 0 and (options.fusion or towers):
         raise UsageError(
             "--fusion-steps 0",
-            expected="steps of fusion, where --how or --towers asks for one",
+            expected="steps of fusion, where --fusion or --towers asks for one",
             found="none",
             do="leave out --fusion-steps, or the others",
         )
-    fusion, fusion_steps = preset.model.fusion, request.fusion_steps
-    if request.how is not None and fusion is not None:
-        fusion = replace(fusion, how=request.how)
+    fusion, fusion_steps = recipe.model.fusion, options.fusion_steps
+    if options.fusion is not None and fusion is not None:
+        fusion = replace(fusion, fusion=options.fusion)
     if fusion_steps == 0:  # what has not learned to match shall not seem to
         fusion = None
     return replace(
-        preset,
-        steps=preset.steps if request.steps is None else request.steps,
-        fusion_steps=preset.fusion_steps if fusion_steps is None else fusion_steps,
-        feed=replace(preset.feed, seed=request.seed),
-        gallery=request.gallery or preset.gallery,
-        model=replace(preset.model, fusion=fusion),
+        recipe,
+        steps=options.steps or recipe.steps,
+        fusion_steps=recipe.fusion_steps if fusion_steps is None else fusion_steps,
+        learning_rate=options.learning_rate or recipe.learning_rate,
+        data=replace(recipe.data, seed=options.seed),
+        gallery=options.gallery or recipe.gallery,
+        model=replace(recipe.model, fusion=fusion),
     )

@@ -1,35 +1,73 @@
-"""`chiasm train --preset two-tower`."""
+"""`chiasm train two-tower`."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
-from chiasm.jobs.cli.train_request import TrainRequest, tell
-from chiasm.pipeline.errors import ChiasmError, UsageError
+import typer
+
+from chiasm.jobs.cli.options import (
+    Assignments,
+    CaptionField,
+    Device,
+    Preset,
+    Shards,
+    list_command_shards,
+)
+from chiasm.jobs.cli.train import (
+    Fusion,
+    LearningRate,
+    Precision,
+    Seed,
+    To,
+    print_record,
+    require_target,
+)
+from chiasm.jobs.config import Settings, compose
+from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.shards import ReadSettings, list_shards
-from chiasm.pipeline.training.curves import draw_curves
-from chiasm.pipeline.training.two_tower.loop import TwoTowerSettings, train_two_tower
-from chiasm.pipeline.training.two_tower.trainer import LearnSettings
+from chiasm.pipeline.training.two_tower.loop import TwoTowerSettings
+from chiasm.pipeline.training.two_tower.loop import train_two_tower as learn
+
+HELP = """
+  chiasm train two-tower photos/*.tar --image-encoder DIR --text-encoder DIR --to mine
+
+Any image model of transformers and any SentenceTransformer are joined by what is learned from your
+shards, in minutes on a CPU; both models stay as they are. Use the result with --encoder
+two-tower:DIR. Kill it and run it again: it goes on from its last checkpoint."""
 
 
-def run(request: TrainRequest) -> None:
-    """Train, and say in a few lines what came of it."""
-    request.require_none_of(
-        "two-tower", "towers", "fusion_steps", "gallery", "processes", "address"
-    )
-    settings = settings_of(request)
-    shards = list_shards(list(request.shards), sys.stdin)
-    if not shards:
-        raise UsageError("SHARDS", expected="at least one shard", found="none")
-    report = train_two_tower(settings, shards, request.to, tell)
-    for line in told(report):
+def train_two_tower(
+    shards: Shards,
+    to: To,
+    image_encoder: Annotated[
+        str, typer.Option(help="An image model of transformers, folder or id.")
+    ],
+    text_encoder: Annotated[str, typer.Option(help="A SentenceTransformer, folder or id.")],
+    caption_field: CaptionField = None,
+    steps: Annotated[int | None, typer.Option(help="Of the heads. (default: the recipe's)")] = None,
+    fusion: Fusion = None,
+    learning_rate: LearningRate = None,
+    seed: Seed = None,
+    device: Device = None,
+    precision: Precision = None,
+    preset: Preset = "laptop",
+    assignments: Assignments = None,
+) -> None:
+    settings = compose(preset, assignments or (), {
+        "train.steps": steps, "train.fusion": fusion, "train.learning_rate": learning_rate,
+        "train.seed": seed, "read.caption_field": caption_field, "encoder.device": device,
+        "encoder.precision": precision,
+    })  # fmt: skip
+    require_target(to, settings.train.fusion)
+    recipe = two_tower_settings(image_encoder, text_encoder, settings)
+    listed = list_command_shards(shards)
+    report = learn(recipe, listed, to, print_record)
+    for line in format_report(report):
         print(line)
-    print(f"{request.to}: trained; use it with --encoder two-tower:{request.to}", flush=True)
-    draw_curves(request.to)
-    require_whole(report, len(shards))
+    print(f"{to}: trained; use it with --encoder two-tower:{to}", flush=True)
+    require_whole(report, len(listed))
 
 
 def require_whole(report: dict[str, Any], shards: int) -> None:
@@ -40,34 +78,32 @@ def require_whole(report: dict[str, Any], shards: int) -> None:
             f"{len(damaged)} of {shards} shards",
             expected="whole tar files",
             found=f"cut or damaged {', '.join(damaged[:5])}: learned from what came before",
-            do="fetch them again and train into another folder; chiasm embed tells which and where",
+            do="fetch them again and train into another folder; chiasm embed names them, and where",
         )
 
 
-def settings_of(request: TrainRequest) -> TwoTowerSettings:
-    """The preset with what was asked for; UsageError without two towers and shards."""
-    if not request.image_encoder or not request.text_encoder or not request.shards:
-        raise UsageError(
-            "--preset two-tower",
-            expected="--image-encoder DIR --text-encoder DIR SHARDS...",
-            do="see chiasm train --help",
-        )
-    preset = TwoTowerSettings(request.image_encoder, request.text_encoder)
-    fusion, learn = preset.fusion, replace(LearnSettings(), seed=request.seed)
-    if request.how is not None and fusion is not None:
-        fusion = replace(fusion, how=request.how)
-    if request.steps is not None:
-        learn = replace(learn, steps=request.steps)
+def two_tower_settings(image: str, text: str, settings: Settings) -> TwoTowerSettings:
+    """The recipe with what was asked for."""
+    recipe, options = TwoTowerSettings(image, text), settings.train
+    fusion, train = recipe.fusion, replace(recipe.train, seed=options.seed)
+    if options.fusion is not None and fusion is not None:
+        fusion = replace(fusion, fusion=options.fusion)
+    if options.steps is not None:
+        train = replace(train, steps=options.steps)
+    if options.learning_rate is not None:
+        train = replace(train, learning_rate=options.learning_rate)
     return replace(
-        preset,
+        recipe,
         fusion=fusion,
-        learn=learn,
-        read=ReadSettings(caption_field=request.caption_field or ""),
-        encoder=EncoderSettings(precision=request.precision, device=request.device),
+        train=train,
+        read=settings.read,
+        encoder=EncoderSettings(
+            precision=settings.encoder.precision, device=settings.encoder.device
+        ),
     )
 
 
-def told(report: dict[str, Any]) -> list[str]:
+def format_report(report: dict[str, Any]) -> list[str]:
     """The report in lines for a person."""
     lost, seconds = report["lost"], report["seconds_of_this_run"]
     why = f" ({', '.join(f'{count:,} {reason}' for reason, count in lost.items())})" if lost else ""

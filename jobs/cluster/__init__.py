@@ -1,8 +1,19 @@
 """Ray: the session, the pool of workers, jobs on a running cluster."""
 
+from chiasm.jobs.cluster.actors import actor_pool
 from chiasm.jobs.cluster.pool import Pool
 from chiasm.jobs.cluster.session import connected
-from chiasm.jobs.cluster.submit import EXCLUDES, connect, follow, submit
+from chiasm.jobs.cluster.submit import EXCLUDES, connect, follow, stop_command, submit
 from chiasm.jobs.cluster.worker import Recipe
 
-__all__ = ["EXCLUDES", "Pool", "Recipe", "connect", "connected", "follow", "submit"]
+__all__ = [
+    "EXCLUDES",
+    "Pool",
+    "Recipe",
+    "actor_pool",
+    "connect",
+    "connected",
+    "follow",
+    "stop_command",
+    "submit",
+]

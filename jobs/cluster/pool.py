@@ -1,14 +1,16 @@
 """A pool of Ray actors and the one loop that keeps them busy.
 
 Shards go out, outcomes come in as they happen (`ray.wait`). Each worker holds two shards: the one
-at work, and the next, so that it never waits for the driver. What befalls a worker is told apart
-from what a shard did: only the shard at work when a worker dies, or passes its deadline, loses an
-attempt. Workers are asked for up to a maximum and join as they are placed, so an autoscaler sees
+at work, and the next, so that it never waits for the driver. A worker's
+failure is not a shard's: only the shard at work when a worker dies, or passes its deadline, loses
+an attempt. Workers are asked for up to a maximum and join as they are placed, so an autoscaler sees
 the demand.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,14 +21,20 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
-from chiasm.jobs.cluster.worker import EmbedWorker, Recipe
+from chiasm.jobs.cluster.logs import relog
+from chiasm.jobs.cluster.placement import PLACEMENT_SECONDS, require_placeable
+from chiasm.jobs.cluster.worker import EmbedWorker, Recipe, Report
 from chiasm.jobs.config import WorkerSettings
 from chiasm.pipeline.collection import Identity
-from chiasm.pipeline.errors import ChiasmError, EncoderError, SourceError, UnreachableError
+from chiasm.pipeline.errors import ChiasmError, EncoderError
+from chiasm.pipeline.make import first_line, record_failure, requeue_or_quarantine
 from chiasm.pipeline.worklist import Task, WorkList
+
+LOG = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.5
 LOADS = 3  # workers that may die while loading, one after the other, before the run gives up
+LAST_LINES_SECONDS = 2.0  # a worker has for its last log lines when all is done
 
 
 @dataclass
@@ -36,17 +44,24 @@ class Worker:
     actor: ActorHandle[EmbedWorker]
     loading: ray.ObjectRef | None
     holds: deque[tuple[ray.ObjectRef, Task]] = field(default_factory=deque)
-    told_precision: bool = False
+    precision_sent: bool = False
     head_since: float = 0.0
-    asked: ray.ObjectRef | None = None
-    at_work: tuple[int, int] = (0, 0)  # samples, dropped
+    report_ref: ray.ObjectRef | None = None
+    report: Report = field(default_factory=Report)
+
+    def at_work(self) -> tuple[int, int]:
+        """Samples and dropped of the shard at work, as last reported. A report of the shard before
+        it, asked for while that was at work, does not count: its ledger entry does."""
+        if not self.holds or self.report.shard_id != self.holds[0][1].shard.id:
+            return 0, 0
+        return self.report.samples, self.report.dropped
 
 
 class Pool:
     """Runs a work list to its end.
 
-    welcome: called with the identity of each worker's encoder before it is given a shard; may
-    raise. tick: called about twice a second with the pool.
+    on_worker_ready: called with the identity of each worker's encoder before it is given a shard;
+    returns the precision to use; may raise. tick: called about twice a second with the pool.
     """
 
     def __init__(
@@ -54,13 +69,15 @@ class Pool:
         recipe: Recipe,
         settings: WorkerSettings,
         *,
-        welcome: Callable[[Identity], str],
+        on_worker_ready: Callable[[Identity], str],
         tick: Callable[[Pool], None],
     ) -> None:
         self.settings = settings
         self.workers: list[Worker] = []
-        self._recipe, self._welcome, self._tick = recipe, welcome, tick
+        self._recipe, self._on_worker_ready, self._tick = recipe, on_worker_ready, tick
         self._lost_loading = 0
+        self._began = time.monotonic()
+        self._placeable = False  # not known yet
         options: dict[str, Any] = {
             "num_cpus": settings.cpus,
             "num_gpus": settings.gpus,
@@ -76,21 +93,23 @@ class Pool:
         return sum(worker.loading is None for worker in self.workers)
 
     def at_work(self) -> tuple[int, int]:
-        """Samples of the shards now at work, and how many were dropped, as last heard."""
-        samples = sum(worker.at_work[0] for worker in self.workers)
-        return samples, sum(worker.at_work[1] for worker in self.workers)
+        """Samples of the shards now at work, and how many were dropped, as last reported."""
+        counts = [worker.at_work() for worker in self.workers]
+        return sum(samples for samples, _ in counts), sum(dropped for _, dropped in counts)
 
     def run(self, work: WorkList) -> None:
-        """Work until nothing is left. Raises what `welcome` raises, and any error that would meet
-        every shard: a model that cannot be loaded, a target that cannot be written."""
+        """Work until nothing is left. Raises what `on_worker_ready` raises, and any error that
+        would meet every shard: a model that cannot be loaded, a target that cannot be written."""
         try:
             while not work.over:
                 self._hire(work)
                 self._feed(work)
-                self._settle_what_is_ready(work)
-                self._end_overdue(work)
-                self._hear_progress()
+                self._collect_outcomes(work)
+                self._kill_overdue(work)
+                self._collect_reports()
+                self._check_placement()
                 self._tick(self)
+            self._collect_last_lines()
         finally:
             for worker in self.workers:
                 ray.kill(worker.actor)
@@ -104,9 +123,9 @@ class Pool:
 
     def _feed(self, work: WorkList) -> None:
         # One round for each shard a worker may hold: no worker gets its second before all have one.
-        for held in range(self.settings.in_flight):
+        for count in range(self.settings.in_flight):
             for worker in self.workers:
-                if worker.loading is None and len(worker.holds) == held:
+                if worker.loading is None and len(worker.holds) == count:
                     task = work.take()
                     if task is None:
                         return
@@ -118,7 +137,7 @@ class Pool:
         ref = worker.actor.embed.remote(task.shard, task.limit)
         worker.holds.append((ref, task))
 
-    def _settle_what_is_ready(self, work: WorkList) -> None:
+    def _collect_outcomes(self, work: WorkList) -> None:
         waiting = {worker.loading: worker for worker in self.workers if worker.loading is not None}
         waiting |= {worker.holds[0][0]: worker for worker in self.workers if worker.holds}
         if not waiting:
@@ -128,11 +147,11 @@ class Pool:
         for ref in ready:
             worker = waiting[ref]
             if ref == worker.loading:
-                self._settle_load(worker, ref)
+                self._finish_load(worker, ref)
             else:
-                self._settle_shard(worker, work)
+                self._finish_shard(worker, work)
 
-    def _settle_load(self, worker: Worker, loaded: ray.ObjectRef) -> None:
+    def _finish_load(self, worker: Worker, loaded: ray.ObjectRef) -> None:
         try:
             identity = ray.get(loaded)
         except RayTaskError as error:
@@ -142,101 +161,101 @@ class Pool:
             raise EncoderError(
                 f"encoder {self._recipe.encoder}",
                 expected="a model that loads",
-                found=f"{type(cause).__name__}: {_line(cause)}",
+                found=f"{type(cause).__name__}: {first_line(cause)}",
             ) from error
         except RayError as error:
-            self._dismiss(worker)
+            self._remove(worker)
             self._lost_loading += 1
+            LOG.warning("lost a worker that was loading: %s", first_line(error))
             if self._lost_loading == LOADS:
                 raise ChiasmError(
                     f"encoder {self._recipe.encoder}",
                     expected="a worker that loads it",
-                    found=f"{LOADS} workers that died loading it ({_line(error)})",
+                    found=f"{LOADS} workers that died loading it ({first_line(error)})",
                     do="give workers more memory, or choose a smaller model",
                 ) from error
             return
         self._lost_loading = 0
-        precision = self._welcome(identity)
-        if identity.precision == precision or worker.told_precision:
+        precision = self._on_worker_ready(identity)
+        if identity.precision == precision or worker.precision_sent:
             worker.loading = None
+            LOG.info("worker ready: %s in %s", identity.encoder, precision)
         else:
-            worker.told_precision = True
+            worker.precision_sent = True
             worker.loading = worker.actor.load.remote(precision)
 
-    def _settle_shard(self, worker: Worker, work: WorkList) -> None:
+    def _finish_shard(self, worker: Worker, work: WorkList) -> None:
         ref, task = worker.holds[0]
         try:
             entry = ray.get(ref)
         except RayTaskError as error:
             self._advance(worker)
-            self._settle_failure(task, _cause(error), work)
+            record_failure(work, task, _cause(error), self.settings.attempts)
         except RayError as error:
-            self._lose(worker, f"its worker died: {_line(error)}", work)
+            self._lose(worker, f"its worker died: {first_line(error)}", work)
         else:
             self._advance(worker)
             work.finish(task, entry)
 
-    def _settle_failure(self, task: Task, cause: BaseException, work: WorkList) -> None:
-        if isinstance(cause, UnreachableError):
-            self._try_again(task, str(cause), work)  # its store may answer later
-        elif isinstance(cause, SourceError):
-            task.failures.append(str(cause))
-            work.quarantine(task, str(cause))  # reading it again would find the same
-        elif isinstance(cause, ChiasmError):
-            raise cause
-        else:
-            self._try_again(task, f"{type(cause).__name__}: {_line(cause)}", work)
-
-    def _try_again(self, task: Task, why: str, work: WorkList) -> None:
-        if len(task.failures) + 1 < self.settings.attempts:
-            work.requeue(task, why)
-        else:
-            task.failures.append(why)
-            work.quarantine(task, f"{len(task.failures)} attempts failed, the last one: {why}")
-
     def _advance(self, worker: Worker) -> None:
         worker.holds.popleft()
         worker.head_since = time.monotonic()
-        worker.at_work = (0, 0)
 
     def _lose(self, worker: Worker, why: str, work: WorkList) -> None:
-        """A worker is gone: blame the shard at work, give the others back unblamed."""
-        self._dismiss(worker)
+        """A worker is gone: the shard at work loses an attempt, the others do not."""
+        self._remove(worker)
         (_, head), *rest = worker.holds
+        LOG.warning("lost a worker at %s: %s", head.shard.id, why, extra={"shard": head.shard.id})
         for _, task in reversed(rest):
             work.requeue(task)
-        self._try_again(head, why, work)
+        requeue_or_quarantine(work, head, why, self.settings.attempts)
 
-    def _end_overdue(self, work: WorkList) -> None:
+    def _kill_overdue(self, work: WorkList) -> None:
         deadline = self.settings.deadline_seconds
         for worker in list(self.workers):
             if deadline and worker.holds and time.monotonic() - worker.head_since > deadline:
                 self._lose(worker, f"it passed its deadline of {deadline:g} s", work)
 
-    def _dismiss(self, worker: Worker) -> None:
+    def _remove(self, worker: Worker) -> None:
         self.workers.remove(worker)
-        ray.kill(
-            worker.actor
-        )  # dead to us, but perhaps only out of reach: it must not go on writing
+        # Perhaps it is only out of reach: it must not go on writing.
+        ray.kill(worker.actor)
 
-    def _hear_progress(self) -> None:
-        """Pick up the answers that are there and ask again; never wait for one."""
+    def _collect_reports(self) -> None:
+        """Take the reports that are there and ask for the next; never wait for one."""
         for worker in self.workers:
-            if worker.asked is not None and ray.wait([worker.asked], timeout=0)[0]:
+            if worker.report_ref is not None and ray.wait([worker.report_ref], timeout=0)[0]:
                 try:
-                    worker.at_work = ray.get(worker.asked)
+                    worker.report = ray.get(worker.report_ref)
                 except RayError:
-                    continue  # its shard's outcome tells the same, and is settled next
-                worker.asked = None
-            if worker.asked is None and worker.holds:
-                worker.asked = worker.actor.progress.remote()
+                    continue  # the outcome of its shard says the same, and is collected next
+                worker.report_ref = None
+                relog(list(worker.report.log_lines))
+            if worker.report_ref is None and worker.loading is None:
+                worker.report_ref = worker.actor.progress.remote()
+
+    def _collect_last_lines(self) -> None:
+        """What workers logged since their last report, before they are ended."""
+        for worker in self.workers:
+            if worker.loading is not None:
+                continue
+            refs = [worker.report_ref] if worker.report_ref is not None else []
+            refs.append(worker.actor.progress.remote())
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=LAST_LINES_SECONDS)
+            for ref in refs:
+                if ref in ready:
+                    with contextlib.suppress(RayError):  # it died meanwhile; its work is done
+                        relog(list(ray.get(ref).log_lines))
+
+    def _check_placement(self) -> None:
+        """Raise ChiasmError where no worker was placed for a while and no node ever can hold one:
+        Ray itself would wait for ever."""
+        if self._placeable or time.monotonic() - self._began < PLACEMENT_SECONDS:
+            return
+        if not self.ready:
+            require_placeable(self.settings)
+        self._placeable = True
 
 
 def _cause(error: RayTaskError) -> BaseException:
     return error.cause if isinstance(error.cause, BaseException) else error
-
-
-def _line(error: BaseException) -> str:
-    """The first telling line of an error's text."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

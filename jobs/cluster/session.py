@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sysconfig
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +20,8 @@ from chiasm.jobs.config import WorkerSettings
 from chiasm.jobs.signals import STOPPING
 from chiasm.pipeline.errors import ChiasmError, UsageError
 
-OBJECT_STORE_BYTES = (
-    128 * 2**20
-)  # only shard names and ledger entries travel: Ray's least is enough
-
+# Only shard names and ledger entries travel: Ray's least is enough.
+OBJECT_STORE_BYTES = 128 * 2**20
 STARTS = 2  # attempts to start a Ray of our own
 
 
@@ -51,8 +51,8 @@ def connected(address: str | None, workers: WorkerSettings) -> Iterator[None]:
 @contextmanager
 def _keeping_sigterm() -> Iterator[None]:
     """Inside, the handler for SIGTERM is not replaced: those that ray.init puts in its place leave
-    on the spot, with 15 or 1 and without a word. At the end it is put above the one of Ray's C++
-    code, which no call of Python's tells of."""
+    at once, with 15 or 1 and without a message. At the end it is put above the one of Ray's C++
+    code, which Python's signal module does not see."""
     replace = signal.signal
 
     def kept(signalnum: int, handler: Any) -> Any:
@@ -74,8 +74,9 @@ def _start_local(workers: WorkerSettings) -> None:
     cpus = max(os.cpu_count() or 1, round(workers.cpus * workers.count + 0.5))
     for attempt in range(1, STARTS + 1):
         try:
-            ray.init(
+            _init(
                 address="local",
+                runtime_env={"env_vars": {"PYTHONPATH": worker_path()}},
                 num_cpus=cpus,
                 object_store_memory=OBJECT_STORE_BYTES,
                 include_dashboard=False,
@@ -106,12 +107,11 @@ def _start_local(workers: WorkerSettings) -> None:
 
 def _join(address: str) -> None:
     try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={} if _inside_a_job() else {"py_modules": packages()},
-        )
+        options = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
+        if _inside_a_job():  # it has brought its packages and a working directory
+            ray.init(**options)
+        else:
+            _init(runtime_env={"py_modules": packages()}, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ChiasmError(
             f"--address {address}",
@@ -120,6 +120,27 @@ def _join(address: str) -> None:
             do="start one with `ray start --head`, leave --address out, or, if the cluster asks "
             "for a token, export RAY_AUTH_MODE=token",
         ) from error
+
+
+def _init(*, runtime_env: dict[str, Any], **options: Any) -> None:
+    """`ray.init` with an empty working directory. Without one Ray puts the current folder first on
+    the workers' `sys.path`, where a person's safetensors.py stands before the library."""
+    with tempfile.TemporaryDirectory(prefix="chiasm-ray-") as empty:  # Ray takes a copy
+        ray.init(runtime_env={"working_dir": empty, **runtime_env}, **options)
+
+
+def worker_path() -> str:
+    """PYTHONPATH of the workers: this process's own with absolute entries and, where chiasm is not
+    installed, the folder in which it lies."""
+    entries = [
+        os.path.abspath(entry)
+        for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        if entry
+    ]
+    home = str(Path(str(chiasm.__file__)).resolve().parent.parent)
+    if home not in (*entries, *map(sysconfig.get_path, ("purelib", "platlib"))):
+        entries.append(home)
+    return os.pathsep.join(entries)
 
 
 def packages() -> list[str]:

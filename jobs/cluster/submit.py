@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -20,7 +21,7 @@ from chiasm.pipeline.errors import ChiasmError, UsageError
 
 EXCLUDES = ("__pycache__", "*.pyc", ".git", ".venv", "*.tar", "*.tar.gz", "*.tar.zst", "*.parquet")
 LIMIT_BYTES = 100 * 2**20  # Ray refuses a larger working directory, and says so badly
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 AGENT_SECONDS = 60.0
 
 
@@ -33,8 +34,9 @@ def submit(
 ) -> str:
     """Start `chiasm COMMAND` as a job; returns the job's id.
 
-    address: the cluster's dashboard, `http://host:8265`. files: more files and folders to take
-    along; the command finds them under their base names. Raises UsageError, ChiasmError.
+    address: the cluster's dashboard, `http://host:8265` or `host:8265`. files: more files and
+    folders to take along; the command finds them under their base names. Raises UsageError,
+    ChiasmError.
     """
     if not command:
         raise UsageError("submit", expected="a chiasm command after --", found="none")
@@ -68,13 +70,34 @@ def _start(client: JobSubmissionClient, entrypoint: str, folder: str) -> str:
                     "submit",
                     expected="a cluster that takes the job",
                     found=str(error).splitlines()[0],
-                    do="ray status tells how the cluster is",
+                    do="see ray status on the cluster",
                 ) from error
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
+
+
+def dashboard_url(address: str) -> str:
+    """`host:8265` -> `http://host:8265`; UsageError for what is no address of a dashboard."""
+    url = address if "://" in address else f"http://{address}"
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(
+            f"--address {address}",
+            expected="the cluster's dashboard, http://HOST:8265",
+            found=f"an address of {parts.scheme}://" if parts.hostname else "no host in it",
+        )
+    return url
+
+
+def stop_command(address: str, job: str) -> str:
+    """A shell command that stops the job, as it is typed on this machine."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "stop"]
+    token = "RAY_AUTH_MODE=token " if authorization() else ""
+    return token + shlex.join([*command, "--address", dashboard_url(address), job])
 
 
 def connect(address: str) -> JobSubmissionClient:
     """A client of the cluster's job server; with the cluster's token, where it asks for one."""
+    address = dashboard_url(address)
     try:
         try:
             return JobSubmissionClient(address)
@@ -91,8 +114,8 @@ def connect(address: str) -> JobSubmissionClient:
 
 
 def authorization() -> dict[str, str]:
-    """The header that carries the token, from where Ray itself looks: RAY_AUTH_TOKEN, the file that
-    RAY_AUTH_TOKEN_PATH names, ~/.ray/auth_token. Empty where there is none."""
+    """The header that carries the token, from where Ray itself reads it: RAY_AUTH_TOKEN, the file
+    that RAY_AUTH_TOKEN_PATH names, ~/.ray/auth_token. Empty where there is none."""
     token = os.environ.get("RAY_AUTH_TOKEN", "")
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if not token and path.is_file():
@@ -121,24 +144,24 @@ def pack(folder: Path, files: Sequence[str], excludes: Sequence[str]) -> None:
         )
 
 
-def follow(client: JobSubmissionClient, job: str, say: Callable[[str], object]) -> JobStatus:
+def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]) -> JobStatus:
     """Pass on the job's output as it comes until it ends; returns how it ended.
 
     Raises ChiasmError when the cluster stops answering; the job may go on."""
-    told = 0
+    written = 0
     try:
         while True:
             ended = client.get_job_status(job).is_terminal()  # before the logs: none are missed
             logs = client.get_job_logs(job)
-            say(logs[told:])
-            told = len(logs)
+            write(logs[written:])
+            written = len(logs)
             if ended:
                 return client.get_job_status(job)
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
     except (RuntimeError, OSError) as error:
         raise ChiasmError(
             f"job {job}",
-            expected="a cluster that tells how it goes",
+            expected="a cluster that reports its state",
             found=str(error).splitlines()[0],
             do=f"the job may go on: ray job status {job}",
         ) from error

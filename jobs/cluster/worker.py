@@ -7,6 +7,7 @@ and vectors never leave the process.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import threading
 import time
@@ -16,13 +17,17 @@ import psutil
 import pyarrow as pa
 import ray
 
+from chiasm.jobs.cluster.logs import Line, LogBuffer
 from chiasm.pipeline.collection import Identity, LedgerEntry, Tally, process_alive, this_machine
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.encoders import Encoder, load_encoder
+from chiasm.pipeline.make import log_commit
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Shard
-from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.storage import Folder, display_name
+
+LOG = logging.getLogger(__name__)
 
 # glibc's names for them, and what they are set to: a batch's pixels are freed at once, and would go
 # back to the system and be faulted in again for the next batch, 2 to 4 % of decoding. Each arena of
@@ -30,9 +35,19 @@ from chiasm.pipeline.storage import Folder
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT, _FROM_HEAP = 32 << 20, 4 << 20
 
-DRIVER_LOOK_SECONDS = (
-    0.5  # chiasm.pipeline.collection.runs waits for three of these before it sweeps
-)
+# chiasm.pipeline.collection.runs waits for three of these before it sweeps
+DRIVER_CHECK_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a worker says between outcomes: samples and dropped of the shard at work so far, and the
+    log lines since the last report."""
+
+    shard_id: str = ""
+    samples: int = 0
+    dropped: int = 0
+    log_lines: tuple[Line, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,9 +92,11 @@ class EmbedWorker:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.encoder: Encoder | None = None
-        self._progress = (0, 0)
-        _keep_what_is_freed()
-        threading.Thread(target=self._outlive_nobody, name="driver watch", daemon=True).start()
+        self._report = Report()
+        self._log_lines = LogBuffer()
+        self._log_lines.install()
+        _keep_freed_memory()
+        threading.Thread(target=self._exit_with_driver, name="driver watch", daemon=True).start()
 
     def load(self, precision: str | None = None) -> Identity:
         """Put the model in memory, in the precision that the collection turned out to have.
@@ -89,7 +106,8 @@ class EmbedWorker:
         if precision is not None:
             compute = replace(compute, precision=precision)
         self.encoder = load_encoder(self.recipe.encoder, compute)
-        # Its first array costs pyarrow a look for pandas: in the midst of decode threads, a second.
+        LOG.info("loaded encoder %s on %s", self.encoder.name, self.encoder.device)
+        # Its first array costs pyarrow a search for pandas: a second, beside decode threads.
         pa.array([""])
         return Identity.of(self.encoder)
 
@@ -97,8 +115,9 @@ class EmbedWorker:
         """Embed one shard; see `chiasm.pipeline.embed.embed_shard` for what it raises."""
         if self.encoder is None:
             raise RuntimeError("embed before load")
-        self._progress = (0, 0)
-        return embed_shard(
+        self._report = Report(shard.id)
+        LOG.info("opened %s", display_name(shard.url), extra={"shard": shard.id})
+        entry = embed_shard(
             shard,
             self.encoder,
             Folder(self.recipe.collection),
@@ -107,28 +126,30 @@ class EmbedWorker:
             limit=limit,
             watch=self._watch,
         )
+        log_commit(LOG, entry)
+        return entry
 
     @ray.method(concurrency_group="control")
-    def progress(self) -> tuple[int, int]:
-        """Of the shard at work: samples so far, and how many of them were dropped."""
-        return self._progress
+    def progress(self) -> Report:
+        """How far the shard at work is, and the log lines since the last call."""
+        return replace(self._report, log_lines=tuple(self._log_lines.drain()))
 
     def _watch(self, tally: Tally) -> None:
-        self._progress = (tally.samples, len(tally.dropped))
+        self._report = replace(self._report, samples=tally.samples, dropped=len(tally.dropped))
 
-    def _outlive_nobody(self) -> None:
+    def _exit_with_driver(self) -> None:
         """End this process when its driver is gone. Ray does so too, but only after some seconds,
         in which a worker would go on writing in the name of a dead run."""
         if self.recipe.driver_host != this_machine():
             return
         while process_alive(self.recipe.driver_pid, self.recipe.driver_started):
-            time.sleep(DRIVER_LOOK_SECONDS)
+            time.sleep(DRIVER_CHECK_SECONDS)
         os._exit(1)
 
 
-def _keep_what_is_freed() -> None:
-    """Have the allocator keep freed memory for the next batch, where it is one that can be told."""
-    tell = getattr(ctypes.CDLL(None), "mallopt", None)
-    if tell is not None:
-        tell(_M_MMAP_THRESHOLD, _FROM_HEAP)
-        tell(_M_TRIM_THRESHOLD, _KEPT)
+def _keep_freed_memory() -> None:
+    """Have the allocator keep freed memory for the next batch, where it has such an option."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _FROM_HEAP)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT)

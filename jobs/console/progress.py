@@ -40,7 +40,7 @@ def line(progress: Progress, pace: tuple[float, float | None]) -> str:
     rate, left = pace
     over = progress.done + progress.skipped + progress.failed
     aside = [f"{progress.skipped} skipped"] if progress.skipped else []
-    aside += [f"{progress.failed} set aside"] if progress.failed else []
+    aside += [f"{progress.failed} quarantined"] if progress.failed else []
     parts = [
         f"shards {over}/{progress.shards}" + (f" ({', '.join(aside)})" if aside else ""),
         f"{progress.samples:,} samples",
@@ -69,8 +69,8 @@ def showing(console: Console) -> Iterator:
 
             def live(progress: Progress) -> None:
                 over = progress.done + progress.skipped + progress.failed
-                told = line(progress, pace.read(progress, time.monotonic()))
-                bar.update(task, total=progress.shards, completed=over, description=told)
+                text = line(progress, pace.read(progress, time.monotonic()))
+                bar.update(task, total=progress.shards, completed=over, description=text)
 
             yield live
     else:
@@ -87,12 +87,14 @@ def showing(console: Console) -> Iterator:
 
 
 def _waiting(progress: Progress) -> str:
-    """A cluster that has no room says nothing: at least say what was asked of it."""
-    asked = f"{progress.workers_asked} workers starting"
-    return f"{asked} (each reserves {progress.each_reserves})" if progress.each_reserves else asked
+    """A cluster that has no room reports nothing: say at least what was requested."""
+    request = f"{progress.workers_asked} workers starting"
+    reserved = f" (each reserves {progress.each_reserves})" if progress.each_reserves else ""
+    return request + reserved
 
 
 def _span(seconds: float) -> str:
+    """A duration for a person: `40 s`, `12 min`, `1.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

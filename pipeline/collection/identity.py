@@ -15,7 +15,7 @@ from typing import Any
 
 from chiasm.pipeline.collection.parquet_schema import SCHEMAS, schema_version, vector_columns
 from chiasm.pipeline.encoders import Encoder
-from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.errors import CollectionError, EncoderError
 from chiasm.pipeline.records import IMAGE
 from chiasm.pipeline.storage import Folder, display_name
 
@@ -50,6 +50,13 @@ class Identity:
     @classmethod
     def of(cls, encoder: Encoder) -> Identity:
         dims = dict(encoder.dims)
+        if len(set(dims.values())) != 1:
+            raise EncoderError(
+                f"encoder {encoder.name}",
+                expected="columns of one width, since they are searched with each other's vectors",
+                found=", ".join(f"{column} {width}" for column, width in dims.items()) or "none",
+                do="project them into one space",
+            )
         version = schema_version(dims)
         picture = encoder.modalities.get(IMAGE)
         return cls(

@@ -1,5 +1,5 @@
 """`two-tower:DIR`: an image model and a text model that others trained, joined by what
-`chiasm train --preset two-tower` learned. The towers stay where they were; that they are still the
+`chiasm train two-tower` learned. The towers stay where they were; that they are still the
 same is checked by their fingerprints.
 """
 
@@ -71,7 +71,7 @@ class TwoTowerEncoder(BaseEncoder):
             "image": self._image.preprocessing,
             "text": self._text.preprocessing,
             "joint": "learned fusion" if config.fusion else f"mean, text {config.text_weight}",
-            "hubs": config.hub_power,
+            "hubs": config.hubness_power,
         }
         digest = hashlib.blake2b(digest_size=16)
         for name in FILES:
@@ -99,7 +99,10 @@ class TwoTowerEncoder(BaseEncoder):
         else:
             texts = [self._text(block) for block in blocks]
             vectors = torch.cat(
-                [network.text_vectors(each.pooled, network.held(each.ids)) for each in texts]
+                [
+                    network.text_vectors(each.pooled, network.bag_of_words(each.ids))
+                    for each in texts
+                ]
             )
             tokens = _padded([each.tokens for each in texts])
             mask = _padded([each.mask for each in texts])
@@ -111,14 +114,14 @@ class TwoTowerEncoder(BaseEncoder):
         """B pairs -> (B, D) float32 unit rows: fused where the fusion beat the mean on samples held
         out, else their weighted mean; hubs shortened."""
         network = self._network
-        device = network.usual.device
+        device = network.word_prior.device
         image, text = (
             torch.from_numpy(parts[modality].vectors[:, :-1]).to(device)
             for modality in (IMAGE, TEXT)
         )
         words, patches = parts[TEXT].state, parts[IMAGE].state
         if not isinstance(words, Tokens) or not isinstance(patches, Tokens) or not len(text):
-            return network.indexed(network.mean(text, image)).cpu().numpy()
+            return network.reduce_hubness(network.mean(text, image)).cpu().numpy()
         rows = []
         for start in range(0, len(text), BLOCK):
             some = slice(start, start + BLOCK)
@@ -127,9 +130,9 @@ class TwoTowerEncoder(BaseEncoder):
                 words.values[some, :length], words.mask[some, :length], text[some]
             )
             rows.append(
-                network.fused(said, network.image_modality(patches.values[some], image[some]))
+                network.fuse(said, network.image_modality(patches.values[some], image[some]))
             )
-        return network.indexed(torch.cat(rows)).cpu().numpy()
+        return network.reduce_hubness(torch.cat(rows)).cpu().numpy()
 
     @torch.inference_mode()
     def match(
@@ -143,21 +146,23 @@ class TwoTowerEncoder(BaseEncoder):
         network = self._network
         images, image_rows = np.unique(pairs[:, 0], return_inverse=True)
         strings, text_rows = np.unique(pairs[:, 1], return_inverse=True)
-        seen = network.seen(self._augmented([pixels[i] for i in images]))
+        evidence = network.image_evidence(self._augmented([pixels[i] for i in images]))
         features = [
             self._text([texts[j] for j in strings[start : start + BLOCK]])
             for start in range(0, len(strings), BLOCK)
         ]
-        held = network.held([ids for each in features for ids in each.ids])
-        vectors = network.text_vectors(torch.cat([each.pooled for each in features]), held)
+        bags = network.bag_of_words([ids for each in features for ids in each.ids])
+        vectors = network.text_vectors(torch.cat([each.pooled for each in features]), bags)
         logits = []
         for start in range(0, len(pairs), BLOCK):
-            i = torch.from_numpy(image_rows[start : start + BLOCK]).to(held.device)
-            j = torch.from_numpy(text_rows[start : start + BLOCK]).to(held.device)
+            i = torch.from_numpy(image_rows[start : start + BLOCK]).to(bags.device)
+            j = torch.from_numpy(text_rows[start : start + BLOCK]).to(bags.device)
             some_images, i = i.unique(return_inverse=True)
             some_texts, j = j.unique(return_inverse=True)
-            traits = network.traits(vectors[some_texts], held[some_texts], seen[some_images])
-            logits.append(network.logits(traits)[j, i])
+            of_pairs = network.match_features(
+                vectors[some_texts], bags[some_texts], evidence[some_images]
+            )
+            logits.append(network.match_logits(of_pairs)[j, i])
         return torch.cat(logits).cpu().numpy()
 
     def _augmented(self, pixels: Sequence[np.ndarray]) -> Tensor:
@@ -165,7 +170,7 @@ class TwoTowerEncoder(BaseEncoder):
         rows = []
         for start in range(0, len(pixels), BLOCK):
             block = pixels[start : start + BLOCK]
-            rows.append(self._image.closely(block, self._image(block).pooled))
+            rows.append(self._image.augmented(block, self._image(block).pooled))
         return torch.cat(rows)
 
 

@@ -37,8 +37,8 @@ def multi_head_attention(
     """Attention of q over k and v, the width D being cut into `num_heads` heads of d = D / H.
 
     q (B, T, D), k and v (B, S, D) -> (B, T, D), and the weights (B, H, T, S) where asked for, rows
-    summing to 1. mask: bool, True where q may look, of a shape that spreads to (B, H, T, S): (B, S)
-    padding is given as (B, 1, 1, S). A row that may look nowhere is undefined.
+    summing to 1. mask: bool, True where q attends, of a shape that broadcasts to (B, H, T, S):
+    padding (B, S) is given as (B, 1, 1, S). The output of a row that is all False is undefined.
     """
     query, key, value = (_split(x, num_heads) for x in (q, k, v))  # (B, H, T or S, d)
     if not return_weights and not _slow_when_fused(query):

@@ -1,14 +1,19 @@
-"""Models and trainings on disk: safetensors and JSON, so that nothing is ever unpickled.
+"""Models and training states on disk: safetensors and JSON, so that nothing is ever unpickled.
 
 A model folder holds model.safetensors, config.json and tokenizer.json, and is what an encoder
-loads. Weights ship as float16: half the size, and after rounding the vectors keep a cosine above
-0.9999. A training's state is one file more, float32, and is all that an exact resumption needs.
+loads. Weights are saved as float16: half the size, and after rounding the vectors keep a cosine
+above 0.9999. A training state is one more file, float32, which is enough for an exact resume.
+
+Tensors and config keys keep the names in files that the first shipped weights had, whatever their
+names in code: TENSOR_NAMES and CONFIG_NAMES are the only places that translate.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +26,36 @@ from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.model.config import ModelConfig
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.tokenizer import Tokenizer
+from chiasm.pipeline.storage import Folder
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 FILES = (WEIGHTS, CONFIG, TOKENIZER)
 SHIPPED = Path(__file__).resolve().parent.parent / "pocket"
+FORMAT = "chiasm joint model 1"
+
+# Name in code -> name in files. Tensors: a dotted part of the name, a prefix where it ends in a
+# dot; the first that fits is taken. Config keys: the dotted path in code -> the key in files.
+TENSOR_NAMES = {
+    "fusion.input_projections.": "fusion.inward.",
+    "fusion.type_embeddings": "fusion.kind",
+    "fusion.mixer.null_token": "fusion.mix.nothing",
+    "fusion.mixer.": "fusion.mix.",
+    "fusion.modality_score.": "fusion.weigh.",
+    "matching.bias": "matching.benefit",
+}
+CONFIG_NAMES = {"fusion.fusion": "how"}
 
 
 def save_model(
     folder: Path, weights: dict[str, Tensor], config: ModelConfig, tokenizer: Tokenizer
 ) -> None:
     """Write a model folder: weights of a `JointNetwork` as float16, its config, its tokenizer."""
-    folder.mkdir(parents=True, exist_ok=True)
     half = {name: tensor.detach().half().cpu().contiguous() for name, tensor in weights.items()}
-    told = {"format": "chiasm joint model 1", **config.to_json()}
-    write_whole(folder / WEIGHTS, save(half, metadata={"format": "pt"}))
-    write_whole(folder / CONFIG, (json.dumps(told, indent=2) + "\n").encode())
-    write_whole(folder / TOKENIZER, (tokenizer.to_json() + "\n").encode())
+    fields = {"format": FORMAT, **names_in_files(config.to_dict(), CONFIG_NAMES)}
+    saved = save(tensors_in_files(half, TENSOR_NAMES), metadata={"format": "pt"})
+    write_file(folder / WEIGHTS, saved)
+    write_file(folder / CONFIG, (json.dumps(fields, indent=2) + "\n").encode())
+    write_file(folder / TOKENIZER, (tokenizer.to_json() + "\n").encode())
 
 
 def load_model(
@@ -44,24 +63,17 @@ def load_model(
 ) -> tuple[JointNetwork, Tokenizer]:
     """The model of a folder, on the CPU, in evaluation mode, and its tokenizer.
 
-    Raises EncoderError: no such folder, a file missing, or files that are not what they should be.
+    Raises EncoderError: no such folder, a file missing, a folder of another kind of model, or files
+    that do not fit together.
     """
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        raise EncoderError(
-            f"model folder {folder}",
-            expected=", ".join(FILES),
-            found="no " + ", no ".join(missing),
-            do="name a folder written by chiasm train",
-        )
+    _require_joint_model(folder)
     try:
-        told = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        told.pop("format", None)
-        config = ModelConfig.from_json(told)
+        config = load_config(folder)
         tokenizer = Tokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8"))
         # Not built on the device "meta": numbers drawn there load torch's compiler, 1.5 s for 0.05.
         model = JointNetwork(config)
-        weights = {name: t.to(precision) for name, t in load_file(folder / WEIGHTS).items()}
+        saved = tensors_in_code(load_file(folder / WEIGHTS), TENSOR_NAMES)
+        weights = {name: tensor.to(precision) for name, tensor in saved.items()}
         model.load_state_dict(weights, assign=True)
     except (
         SafetensorError,
@@ -80,15 +92,52 @@ def load_model(
     return model.eval(), tokenizer
 
 
+def _require_joint_model(folder: Path) -> None:
+    """EncoderError where the folder holds another kind of model, or lacks one of FILES."""
+    kind = _format_of(folder)
+    if kind is not None and kind != FORMAT:
+        two_tower = kind.startswith("chiasm two-tower")
+        raise EncoderError(
+            f"model folder {folder}",
+            expected=f"a {FORMAT}, as chiasm train pocket writes",
+            found=f"a {kind}",
+            do=f"load it as an encoder: two-tower:{folder}" if two_tower else "",
+        )
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise EncoderError(
+            f"model folder {folder}",
+            expected=", ".join(FILES),
+            found="no " + ", no ".join(missing),
+            do="name a folder written by chiasm train",
+        )
+
+
+def _format_of(folder: Path) -> str | None:
+    """The format that config.json states, None where it states none or cannot be read."""
+    try:
+        kind = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return kind if isinstance(kind, str) else None
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """The config of a model folder; ValueError, KeyError or TypeError where it is none."""
+    fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    fields.pop("format", None)
+    return ModelConfig.from_dict(names_in_code(fields, CONFIG_NAMES))
+
+
 def save_state(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Write a training's tensors and facts in one file, whole or not at all."""
-    told = {"facts": json.dumps(facts)}
+    metadata = {"facts": json.dumps(facts)}
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_whole(path, save(kept, metadata=told))
+    write_file(path, save(kept, metadata=metadata))
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_state` wrote. Raises EncoderError where it is something else."""
+    """Inverse of `save_state`. Raises EncoderError where the file is something else."""
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["facts"])
@@ -102,8 +151,53 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write under a temporary name, then rename: a killed training leaves the last whole file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+def write_file(path: Path, data: bytes) -> None:
+    """Write a local file whole or not at all, flushed to the disk before it gets its name; its
+    temporary name carries this process's id. StorageError where that cannot be done."""
+    Folder(str(path.parent)).write_whole(path.name, data, str(os.getpid()))
+
+
+def tensors_in_files(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Tensors by their names in code -> by their names in files. names: as TENSOR_NAMES."""
+    return {_renamed(name, names): tensor for name, tensor in tensors.items()}
+
+
+def tensors_in_code(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Inverse of `tensors_in_files`."""
+    inverse = {saved: name for name, saved in names.items()}
+    return {_renamed(name, inverse): tensor for name, tensor in tensors.items()}
+
+
+def _renamed(name: str, names: Mapping[str, str]) -> str:
+    for old, new in names.items():
+        end = "" if old.endswith(".") else r"(?![^.])"
+        found = re.search(rf"(?<![^.]){re.escape(old)}{end}", name)
+        if found:
+            return name[: found.start()] + new + name[found.end() :]
+    return name
+
+
+def names_in_files(fields: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Nested fields by their names in code -> by their names in files, in the same order. names:
+    as CONFIG_NAMES."""
+    return _with_keys(fields, names, "")
+
+
+def names_in_code(fields: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Inverse of `names_in_files`."""
+    inverse: dict[str, str] = {}
+    for path, saved in names.items():
+        *parents, name = path.split(".")
+        steps = [".".join(parents[: i + 1]) for i in range(len(parents))]
+        in_file = [names.get(step, step.rpartition(".")[2]) for step in steps]
+        inverse[".".join([*in_file, saved])] = name
+    return _with_keys(fields, inverse, "")
+
+
+def _with_keys(fields: Mapping[str, Any], names: Mapping[str, str], path: str) -> dict[str, Any]:
+    return {
+        names.get(path + key, key): (
+            _with_keys(value, names, f"{path}{key}.") if isinstance(value, Mapping) else value
+        )
+        for key, value in fields.items()
+    }

@@ -1,4 +1,4 @@
-"""What a model is: frozen dataclasses, saved as config.json beside its weights."""
+"""The shapes of a model: frozen dataclasses, saved as config.json beside its weights."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ class ImageConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The text tower. context: longest text in tokens, start and end among them; more is cut
-    off.
-    """
+    """The text tower. context: longest text in tokens, start and end included; the rest is cut."""
 
     vocabulary: int = 1024
     context: int = 64
@@ -42,11 +40,11 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """How modalities are fused. how: concat, add, gated or cross_attention. slots: K, the tokens
-    that add and gated bring each modality to.
+    """How modalities are fused. fusion: concat, add, gated or cross_attention. slots: K, the
+    tokens that add and gated resample each modality to.
     """
 
-    how: str = "cross_attention"
+    fusion: str = "cross_attention"
     width: int = 128
     depth: int = 2
     heads: int = 4
@@ -64,21 +62,19 @@ class ModelConfig:
     dim: int = 256
     fusion: FusionConfig | None = field(default_factory=FusionConfig)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, ready for json."""
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by field name; `checkpoint` gives them the names they have in files."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> ModelConfig:
-        """The config that `to_json` told of; TypeError or KeyError for unknown or missing
-        fields.
-        """
-        image = dict(told["image"])
+    def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
+        """Inverse of `to_dict`; TypeError or KeyError for unknown or missing fields."""
+        image = dict(fields["image"])
         image["stem"] = tuple(image["stem"])
-        fusion = told.get("fusion")
+        fusion = fields.get("fusion")
         return cls(
             ImageConfig(**image),
-            TextConfig(**told["text"]),
-            told["dim"],
+            TextConfig(**fields["text"]),
+            fields["dim"],
             FusionConfig(**fusion) if fusion else None,
         )

@@ -1,7 +1,8 @@
 """Fusion: token sequences of several modalities -> fused tokens and one joint vector.
 
-Four ways, one skeleton around them. Each modality's tokens are brought to one width and get a type
-embedding, so that all weights are shared and a third modality costs a projection and a type:
+Four ways, one skeleton around them. Each modality's tokens are projected to one width and
+get a type embedding. All other weights are shared, so a third modality costs a projection and a
+type embedding:
 
     concat           [x_1; ...; x_M], then self attention over all: single-stream, as in UNITER
                      (Chen et al., 2020)
@@ -17,8 +18,8 @@ The joint vector lies in the space of the modalities' own vectors v_m and begins
     j = normalise( sum_m w_m v_m + R s ),   w = softmax_m(G s_m),   G = R = 0 at the start
 
 s_m being what is pooled from the fused tokens of modality m, s their mean; where all have become
-one sequence, s is pooled from that and the weights stay equal. What training adds to the mean it
-has to earn. A modality that a row lacks has no tokens, no weight and no part in it.
+one sequence, s is pooled from that and the weights stay equal. A modality that a row lacks has
+no tokens and no weight in the joint vector.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ from chiasm.pipeline.model.blocks import Block, Mlp
 from chiasm.pipeline.model.config import FusionConfig
 from chiasm.pipeline.model.pooling import Pool
 
-SHARPNESS = 1.5  # of queries and of keys at the start: without it likeness would be faint
+QUERY_KEY_GAIN = (
+    1.5  # of the tied query and key projections at the start: without it attention is near uniform
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Modality:
     """One modality of a batch, or what a row has of it.
 
     tokens (B, T, D_m); mask (B, T) bool, True where there is a token, all False in rows that lack
-    the modality; vector (B, E) float32, unit rows, of no account where it is lacking.
+    the modality; vector (B, E) float32, unit rows, ignored in rows that lack the modality.
     """
 
     tokens: Tensor
@@ -52,13 +55,13 @@ class Modality:
     vector: Tensor
 
     @property
-    def there(self) -> Tensor:
-        """(B,) bool: which rows have it."""
+    def present(self) -> Tensor:
+        """(B,) bool: which rows have the modality."""
         return self.mask.any(dim=1)
 
-    def where(self, there: Tensor) -> Modality:
-        """The same, lacking in rows where `there` (B,) is False."""
-        return Modality(self.tokens, self.mask & there[:, None], self.vector)
+    def where(self, present: Tensor) -> Modality:
+        """The same, masked out in rows where `present` (B,) bool is False."""
+        return Modality(self.tokens, self.mask & present[:, None], self.vector)
 
     def take(self, rows: Tensor) -> Modality:
         """Rows (B',) int64 of the batch, in that order."""
@@ -83,17 +86,17 @@ class Fused:
     joint: Tensor
 
 
-def multimodal_fusion(text: Modality | None, image: Modality | None, how: Fusion) -> Fused:
-    """A text, an image, or both, fused by a learned `how`: see `Fusion`.
+def multimodal_fusion(text: Modality | None, image: Modality | None, fusion: Fusion) -> Fused:
+    """A text, an image, or both, fused by a learned `Fusion`.
 
     text (B, T, D_0), image (B, N, D_1) -> tokens (B, T + N or K, D), joint (B, E). ValueError
-    where there is neither.
+    where both are None.
     """
-    return how([text, image])
+    return fusion([text, image])
 
 
 class Fusion(nn.Module):
-    """A list of modalities -> `Fused`, in the way that `config.how` names.
+    """A list of modalities -> `Fused`, by the mixer of FUSIONS that `config.fusion` names.
 
     widths: D_m of each modality in the order they are given in. dim: E of the shared space.
     """
@@ -101,30 +104,30 @@ class Fusion(nn.Module):
     def __init__(self, config: FusionConfig, widths: Sequence[int], dim: int) -> None:
         super().__init__()
         width = config.width
-        self.inward = nn.ModuleList(nn.Linear(each, width) for each in widths)
-        self.kind = nn.Parameter(torch.randn(len(widths), width) * 0.02)
-        self.mix = FUSIONS[config.how](config)
+        self.input_projections = nn.ModuleList(nn.Linear(each, width) for each in widths)
+        self.type_embeddings = nn.Parameter(torch.randn(len(widths), width) * 0.02)
+        self.mixer = FUSIONS[config.fusion](config)
         self.pool = Pool(width, config.heads)
-        # Where all modalities have become one sequence there is nothing left to weigh them by.
-        self.weigh = None if self.mix.merges else nn.Linear(width, 1, bias=False)
+        # Where the mixer merges all modalities into one sequence, none is left to weigh.
+        self.modality_score = None if self.mixer.merges else nn.Linear(width, 1, bias=False)
         self.residual = nn.Linear(width, dim, bias=False)
 
-    def begin(self) -> None:
-        """Start values. Matrices as Glorot and Bengio (2010) have them: narrow layers learn slowly
-        from the 0.02 that suits wide ones. The joint vector is the mean of the vectors."""
+    def reset_parameters(self) -> None:
+        """Initial weights. Matrices as in Glorot and Bengio (2010): narrow layers learn slowly
+        from the 0.02 that suits wide ones. The joint vector starts as the mean of the vectors."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             if isinstance(module, CrossBlock):
-                module.begin_by_likeness()
-        self.begin_as_the_mean()
+                module.tie_query_and_key()
+        self.reset_to_mean()
 
-    def begin_as_the_mean(self) -> None:
-        """Take all that is learned out of the joint vector: it is the mean of the vectors again."""
-        if self.weigh is not None:
-            nn.init.zeros_(self.weigh.weight)
+    def reset_to_mean(self) -> None:
+        """Zero the learned part of the joint vector: it is the mean of the vectors again."""
+        if self.modality_score is not None:
+            nn.init.zeros_(self.modality_score.weight)
         nn.init.zeros_(self.residual.weight)
 
     def forward(self, modalities: Sequence[Modality | None]) -> Fused:
@@ -133,42 +136,42 @@ class Fusion(nn.Module):
         given = [(i, each) for i, each in enumerate(modalities) if each is not None]
         if not given:
             raise ValueError("fusion of no modality at all")
-        parts = [self.brought(i, each.tokens) for i, each in given]  # (B, T_m, D)
+        parts = [self.project(i, each.tokens) for i, each in given]  # (B, T_m, D)
         masks = [each.mask for _, each in given]
-        parts, masks = self.mix(parts, masks)
+        parts, masks = self.mixer(parts, masks)
         return Fused(
             torch.cat(parts, dim=1),
             torch.cat(masks, dim=1),
             self._joint(parts, masks, [each for _, each in given]),
         )
 
-    def brought(self, i: int, tokens: Tensor) -> Tensor:
-        """Tokens (B, T, D_i) of modality i -> (B, T, D), as they enter the mix."""
-        return self.inward[i](tokens) + self.kind[i]
+    def project(self, i: int, tokens: Tensor) -> Tensor:
+        """Tokens (B, T, D_i) of modality i -> (B, T, D), the input of the mixer."""
+        return self.input_projections[i](tokens) + self.type_embeddings[i]
 
     def _joint(self, parts: list[Tensor], masks: list[Tensor], given: Sequence[Modality]) -> Tensor:
         """Fused tokens, one part a modality or one for all of them -> (B, E) float32, unit rows."""
-        there = torch.stack([each.there for each in given], dim=1)[..., None]  # (B, M, 1)
+        present = torch.stack([each.present for each in given], dim=1)[..., None]  # (B, M, 1)
         pooled = [
-            self.pool(part, _somewhere(mask)[:, None, None, :])
+            self.pool(part, _unmask_empty_rows(mask)[:, None, None, :])
             for part, mask in zip(parts, masks, strict=True)
         ]
         summaries = torch.stack(pooled, dim=1)  # (B, M or 1, D)
-        told = there if self.weigh is not None else there.any(1, keepdim=True)
-        summary = (summaries * told).sum(1) / told.sum(1).clamp(min=1)
-        scores = torch.zeros_like(there, dtype=torch.float32)
-        if self.weigh is not None:
-            scores = self.weigh(summaries).float()
-        weights = scores.masked_fill(~there, torch.finfo(torch.float32).min).softmax(dim=1)
+        counted = present if self.modality_score is not None else present.any(1, keepdim=True)
+        summary = (summaries * counted).sum(1) / counted.sum(1).clamp(min=1)
+        scores = torch.zeros_like(present, dtype=torch.float32)
+        if self.modality_score is not None:
+            scores = self.modality_score(summaries).float()
+        weights = scores.masked_fill(~present, torch.finfo(torch.float32).min).softmax(dim=1)
         vectors = torch.stack([each.vector for each in given], dim=1)  # (B, M, E)
-        base = (weights * vectors.masked_fill(~there, 0)).sum(1)
+        base = (weights * vectors.masked_fill(~present, 0)).sum(1)
         return functional.normalize(base + self.residual(summary).float(), dim=-1)
 
 
 class Concat(nn.Module):
-    """One sequence of them all, and self attention over it."""
+    """Self attention over the concatenation of all modalities."""
 
-    merges = False  # its parts stay apart, one a modality
+    merges = False  # its output is one sequence a modality
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
@@ -180,14 +183,14 @@ class Concat(nn.Module):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """M tokens (B, T_m, D), M masks (B, T_m) -> the same shapes."""
         x, mask = torch.cat(parts, dim=1), torch.cat(masks, dim=1)  # (B, T, D), (B, T)
-        seen = _somewhere(mask)[:, None, None, :]
+        attended = _unmask_empty_rows(mask)[:, None, None, :]
         for block in self.blocks:
-            x = block(x, seen)
+            x = block(x, attended)
         return list(x.split([part.shape[1] for part in parts], dim=1)), masks
 
 
 class Add(nn.Module):
-    """The sum of the modalities, each brought to K tokens, and self attention over it."""
+    """Self attention over the sum of the modalities, each resampled to K tokens."""
 
     merges = True
 
@@ -203,32 +206,34 @@ class Add(nn.Module):
         self, parts: list[Tensor], masks: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """M tokens (B, T_m, D), M masks (B, T_m) -> one (B, K, D), one mask (B, K)."""
-        there = torch.stack([mask.any(1) for mask in masks], dim=1)[..., None, None]  # (B, M, 1, 1)
-        found = [self._resampled(*each) for each in zip(parts, masks, strict=True)]
-        x = self.together(torch.stack(found, dim=1), there)  # (B, K, D)
+        present = torch.stack([mask.any(1) for mask in masks], dim=1)[
+            ..., None, None
+        ]  # (B, M, 1, 1)
+        found = [self._resample(*each) for each in zip(parts, masks, strict=True)]
+        x = self.combine(torch.stack(found, dim=1), present)  # (B, K, D)
         for block in self.blocks:
             x = block(x)
-        return [x], [there.any(1)[:, 0].expand(-1, x.shape[1])]
+        return [x], [present.any(1)[:, 0].expand(-1, x.shape[1])]
 
-    def _resampled(self, tokens: Tensor, mask: Tensor) -> Tensor:
+    def _resample(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(B, T, D), (B, T) -> (B, K, D)."""
         query = self.query.expand(len(tokens), -1, -1)
-        return self.attention(query, self.norm(tokens), _somewhere(mask)[:, None, None, :])
+        return self.attention(query, self.norm(tokens), _unmask_empty_rows(mask)[:, None, None, :])
 
-    def together(self, found: Tensor, there: Tensor) -> Tensor:
-        """found (B, M, K, D), there (B, M, 1, 1) -> (B, K, D)."""
-        return (found * there).sum(1)
+    def combine(self, found: Tensor, present: Tensor) -> Tensor:
+        """found (B, M, K, D), present (B, M, 1, 1) -> (B, K, D)."""
+        return (found * present).sum(1)
 
 
 class Gated(Add):
-    """The same, each element of each token a convex combination over the modalities."""
+    """As `Add`, each element of each token a convex combination over the modalities."""
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__(config)
         self.gate = nn.Linear(config.width, config.width)
 
-    def together(self, found: Tensor, there: Tensor) -> Tensor:
-        scores = self.gate(found).masked_fill(~there, torch.finfo(found.dtype).min)
+    def combine(self, found: Tensor, present: Tensor) -> Tensor:
+        scores = self.gate(found).masked_fill(~present, torch.finfo(found.dtype).min)
         return (scores.softmax(dim=1) * torch.tanh(found)).sum(1)
 
 
@@ -239,7 +244,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
-        self.nothing = nn.Parameter(torch.randn(1, 1, config.width) * 0.02)
+        self.null_token = nn.Parameter(torch.randn(1, 1, config.width) * 0.02)
         blocks = (CrossBlock(config.width, config.heads) for _ in range(config.depth))
         self.blocks = nn.ModuleList(blocks)
 
@@ -247,15 +252,15 @@ class CrossAttention(nn.Module):
         self, parts: list[Tensor], masks: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """M tokens (B, T_m, D), M masks (B, T_m) -> the same shapes."""
-        # A token that is always there: what a sequence without others has to look at.
-        nothing = self.nothing.expand(len(parts[0]), -1, -1)
+        # Always unmasked: what a sequence attends to where the row has no other modality.
+        null_token = self.null_token.expand(len(parts[0]), -1, -1)
         always = torch.ones_like(masks[0][:, :1])
         for block in self.blocks:
             new = []
             for i, (part, mask) in enumerate(zip(parts, masks, strict=True)):
-                others = [nothing, *itertools.chain(parts[:i], parts[i + 1 :])]
+                others = [null_token, *itertools.chain(parts[:i], parts[i + 1 :])]
                 theirs = torch.cat([always, *itertools.chain(masks[:i], masks[i + 1 :])], dim=1)
-                new.append(block(part, _somewhere(mask), torch.cat(others, dim=1), theirs))
+                new.append(block(part, _unmask_empty_rows(mask), torch.cat(others, dim=1), theirs))
             parts = new
         return parts, masks
 
@@ -273,20 +278,19 @@ class CrossBlock(nn.Module):
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = Mlp(width)
 
-    def begin_by_likeness(self) -> None:
-        """Keys of the context are made as queries are: a token begins by looking at what is like
-        it, which is a start where the modalities' tokens are aligned (`losses.late_interaction`).
-        """
+    def tie_query_and_key(self) -> None:
+        """Copy the query projection to the key projection: attention starts by similarity, which
+        helps where the modalities' tokens are aligned (`losses.late_interaction`)."""
         width = len(self.cross.query.weight)
         with torch.no_grad():
-            self.cross.query.weight.mul_(SHARPNESS)
+            self.cross.query.weight.mul_(QUERY_KEY_GAIN)
             self.cross.key_value.weight[:width].copy_(self.cross.query.weight)
 
     def forward(self, x: Tensor, mask: Tensor, context: Tensor, context_mask: Tensor) -> Tensor:
         """x (B, T, D), mask (B, T), context (B, S, D), its mask (B, S) -> (B, T, D)."""
         x = x + self.attention(self.attention_norm(x), mask=mask[:, None, None, :])
-        seen = context_mask[:, None, None, :]
-        x = x + self.cross(self.cross_norm(x), self.context_norm(context), seen)
+        attended = context_mask[:, None, None, :]
+        x = x + self.cross(self.cross_norm(x), self.context_norm(context), attended)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -298,7 +302,7 @@ FUSIONS = {
 }
 
 
-def _somewhere(mask: Tensor) -> Tensor:
-    """The mask (B, T), opened in rows that are all False: attention over nothing is undefined, and
-    what such rows give is left out by whoever asks `there`."""
+def _unmask_empty_rows(mask: Tensor) -> Tensor:
+    """The mask (B, T), all True in rows that were all False: attention over no token is undefined.
+    The output of such rows is ignored by way of `Modality.present`."""
     return mask | ~mask.any(dim=1, keepdim=True)

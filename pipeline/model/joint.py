@@ -23,15 +23,15 @@ class JointNetwork(DualEncoder):
         self.matching: Matching | None = None
         if config.fusion is not None:
             widths = (config.text.width, config.image.width)
-            # Chance of its own: what else is drawn is the same whatever fusion there is.
+            # Its own random state: the towers start with the same weights whatever the fusion is.
             with torch.random.fork_rng(devices=[]):
                 self.fusion = Fusion(config.fusion, widths, config.dim)
                 self.matching = Matching(config.fusion.width)
-                self.fusion.begin()
+                self.fusion.reset_parameters()
                 self.matching.apply(initialise)
 
     def image_modality(self, pixels: Tensor) -> Modality:
-        """pixels uint8 (B, 3, S, S) -> N tokens each, all there."""
+        """pixels uint8 (B, 3, S, S) -> N tokens each, none masked."""
         tokens, vector = self.encode_image(pixels)
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return Modality(tokens, mask, vector)
@@ -42,11 +42,11 @@ class JointNetwork(DualEncoder):
         return Modality(tokens, ids != PAD, vector)
 
     def fuse(self, text: Modality | None, image: Modality | None) -> Fused:
-        """What `multimodal_fusion` gives, by the fusion learned; needs `config.fusion`."""
+        """`multimodal_fusion` by the learned fusion; needs `config.fusion`."""
         assert self.fusion is not None, "a model of two towers alone"
         return multimodal_fusion(text, image, self.fusion)
 
     def match(self, text: Modality, image: Modality) -> Match:
-        """Row by row, does text i tell of picture i? Needs `config.fusion`."""
+        """Row by row, does text i describe picture i? Needs `config.fusion`."""
         assert self.matching is not None, "a model of two towers alone"
         return self.matching(self.fuse(text, image))

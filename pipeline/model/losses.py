@@ -1,8 +1,8 @@
 """The losses of training, each with its formula.
 
 InfoNCE (van den Oord et al., 2018; in both directions as in CLIP, Radford et al., 2021) takes every
-other pair of the batch as wrong. In a world of twins some are not: a caption may well be true of
-another picture of the batch. Those are left out of the sum, neither pulled nor pushed.
+other pair of the batch as a negative. Known false negatives are left out of the sum: a caption may
+be true of another picture of the batch.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ def info_nce(image: Tensor, text: Tensor, scale: Tensor, also_true: Tensor) -> T
     image, text (B, E) unit vectors, pair i being row i of both; scale s, a scalar; also_true (B, B)
     bool: caption i is true of picture j, and j then leaves the sum for i unless j = i. -> scalar.
     """
-    return contrast(scale * text @ image.T, also_true)
+    return contrastive_loss(scale * text @ image.T, also_true)
 
 
-def contrast(logits: Tensor, also_true: Tensor) -> Tensor:
-    """The same of scores made in whatever way: logits (B texts, B images). -> scalar."""
+def contrastive_loss(logits: Tensor, also_true: Tensor) -> Tensor:
+    """InfoNCE of given scores: logits (B texts, B images). -> scalar."""
     false_negative = also_true & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     logits = logits.masked_fill(false_negative, -torch.inf)
     target = torch.arange(len(logits), device=logits.device)
@@ -33,27 +33,27 @@ def contrast(logits: Tensor, also_true: Tensor) -> Tensor:
     return (to_image + to_text) / 2
 
 
-def facts_loss(logits: Sequence[Tensor], facts: Tensor) -> Tensor:
-    """Sum over attributes of the mean cross entropy  -log p(fact).
+def attribute_loss(logits: Sequence[Tensor], targets: Tensor) -> Tensor:
+    """Sum over attributes of the mean cross entropy  -log p(target).
 
-    logits: one (B, C, classes) tensor an attribute; facts (B, C, attributes) int64, -1 where there
-    is nothing to tell, which counts for nothing. -> scalar.
+    logits: one (B, C, classes) tensor an attribute; targets (B, C, attributes) int64, -1 where
+    there is no target, which is ignored. -> scalar.
     """
-    told = zip(logits, facts.unbind(-1), strict=True)
+    attributes = zip(logits, targets.unbind(-1), strict=True)
     losses = [
         functional.cross_entropy(
-            guess.flatten(0, 1).float(), fact.flatten(), ignore_index=-1, reduction="sum"
+            guess.flatten(0, 1).float(), target.flatten(), ignore_index=-1, reduction="sum"
         )
-        / (fact >= 0).sum().clamp(min=1)
-        for guess, fact in told
+        / (target >= 0).sum().clamp(min=1)
+        for guess, target in attributes
     ]
     return torch.stack(losses).sum()
 
 
-def bag_loss(logits: Tensor, bag: Tensor) -> Tensor:
+def bag_of_words_loss(logits: Tensor, bag: Tensor) -> Tensor:
     """Binary cross entropy  -b log p - (1 - b) log(1 - p), summed over words, mean over the batch.
 
-    logits (B, W); bag int64 (B, W) of 0, 1, or -1 for what is unknown and counts for nothing.
+    logits (B, W); bag int64 (B, W) of 0, 1, or -1 for unknown, which is ignored.
     -> scalar.
     """
     known = bag >= 0
@@ -77,9 +77,10 @@ def late_interaction(text: Tensor, image: Tensor, weight: Tensor) -> Tensor:
 
 def matching_loss(logits: Tensor, true: Tensor, counted: Tensor) -> Tensor:
     """Binary cross entropy  -t log p - (1 - t) log(1 - p),  p = sigmoid(logit), true and false
-    pairs weighing the same.
+    pairs with equal total weight.
 
-    logits float32, true bool, counted bool, of one shape; counted: what to learn from. -> scalar.
+    logits float32, true bool, counted bool, of one shape; counted: which pairs the loss is over.
+    -> scalar.
     """
     losses = functional.binary_cross_entropy_with_logits(logits, true.float(), reduction="none")
     sides = [counted & true, counted & ~true]

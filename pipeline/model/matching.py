@@ -1,11 +1,11 @@
-"""Image-text matching: does this text tell of this picture? Asked of the fused tokens of a pair.
+"""Image-text matching: does this text describe this picture? Asked of the fused tokens of a pair.
 
     logit = b - log sum_t e^(c_t),   c_t = w . norm(fused token t),   label = logit > 0
 
-c_t is the conflict that token t sees: a word that the picture gives the lie to, or a patch that the
-words do. One sharp conflict is enough to sink a match, as one false word makes a caption false.
-Unlike two vectors, which are made before they meet, a fusion may compare word with patch. Matching
-is trained on pairs and on the hardest wrong pairs of the batch, as in ALBEF (Li et al., 2021).
+c_t is the conflict of token t: high for a word that the picture contradicts, or for a patch that
+the text contradicts. One large conflict makes the logit negative, as one false word makes a caption
+false. Unlike two vectors made independently, fused tokens compare words with patches. Matching is
+trained on pairs and on hard negatives of the batch, as in ALBEF (Li et al., 2021).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from chiasm.pipeline.model.fusion import Fused
 
-USUAL_TOKENS = 64  # of a pair: what makes an untrained match undecided
+TYPICAL_TOKENS = 64  # of a pair: with this bias the logit of an untrained match is near 0
 
 
 @dataclass(frozen=True)
 class Match:
-    """logit (B,) float32, the log odds that the pair belongs together; conflict (B, T) float32,
-    what each fused token has against it, -inf where there is no token.
+    """logit (B,) float32, the log odds that the pair matches; conflict (B, T) float32, that of each
+    fused token, -inf where there is no token.
     """
 
     logit: Tensor
@@ -32,7 +32,7 @@ class Match:
 
     @property
     def label(self) -> Tensor:
-        """(B,) bool: do they belong together?"""
+        """(B,) bool: does the pair match?"""
         return self.logit > 0
 
 
@@ -43,23 +43,23 @@ class Matching(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.conflict = nn.Linear(width, 1, bias=False)
-        self.benefit = nn.Parameter(torch.tensor(math.log(USUAL_TOKENS)))
+        self.bias = nn.Parameter(torch.tensor(math.log(TYPICAL_TOKENS)))
 
     def forward(self, fused: Fused) -> Match:
         """tokens (B, T, D), mask (B, T) -> logits (B,), conflicts (B, T)."""
         conflict = self.conflict(self.norm(fused.tokens)).squeeze(-1).float()  # (B, T)
         conflict = conflict.masked_fill(~fused.mask, -torch.inf)
-        return Match(self.benefit.float() - conflict.logsumexp(dim=1), conflict)
+        return Match(self.bias.float() - conflict.logsumexp(dim=1), conflict)
 
 
 def hard_negatives(
     scores: Tensor, true: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """For each row a wrong column, drawn with the probability softmax(scores) over the wrong ones:
-    the likelier the more it looks right (Li et al., ALBEF, 2021).
+    """For each row a wrong column, drawn with the probability softmax(scores) over the wrong ones
+    (Li et al., ALBEF, 2021).
 
-    scores (B, C) logits; true (B, C) bool, what is right for the row. -> columns (B,) int64, and
-    which rows have a wrong column at all, (B,) bool; for the others the column says nothing.
+    scores (B, C) logits; true (B, C) bool, which columns are right for the row. -> columns (B,)
+    int64, and which rows have a wrong column, (B,) bool; in other rows the column is arbitrary.
     """
     wrong = ~true
     some = wrong.any(dim=1)

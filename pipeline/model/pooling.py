@@ -12,9 +12,9 @@ from chiasm.pipeline.model.blocks import Mlp
 
 
 class Pool(nn.Module):
-    """The mean of all tokens, plus what one learned query finds among them, then a residual MLP.
+    """The mean of all tokens, plus attention of one learned query, then a residual MLP.
 
-    The mean reaches every token from the first step; the query alone learns slowly where to look.
+    The mean passes gradients to every token from the first step; the query alone learns slowly.
     """
 
     def __init__(self, width: int, heads: int) -> None:

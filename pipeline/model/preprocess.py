@@ -1,7 +1,7 @@
-"""Picture -> what the image tower takes; one function for training and for the encoder.
+"""Picture -> input of the image tower; one function for training and for the encoder.
 
 The shorter side is resized to S and the middle square is cut out, as CLIP does: a squashed
-photograph would show the model shapes it never learned, and a lost margin costs less.
+photograph would have proportions that the model never learned, and a cropped margin costs less.
 """
 
 from __future__ import annotations

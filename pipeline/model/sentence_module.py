@@ -54,14 +54,14 @@ class JointModel(InputModule):
         """
         if prompt:
             raise UsageError("prompt", expected="none: this model knows no prompts", found=prompt)
-        told = [_parts(item) for item in inputs]
-        text_rows = [row for row, (text, _) in enumerate(told) if text is not None]
-        image_rows = [row for row, (_, image) in enumerate(told) if image is not None]
+        parts = [_parts(item) for item in inputs]
+        text_rows = [row for row, (text, _) in enumerate(parts) if text is not None]
+        image_rows = [row for row, (_, image) in enumerate(parts) if image is not None]
         config = self.network.config
-        texts = [text for text, _ in told if text is not None]
+        texts = [text for text, _ in parts if text is not None]
         side = config.image.side
-        pixels = [to_pixels(image, side) for _, image in told if image is not None]
-        made: dict[str, Tensor | Any] = {"rows": torch.zeros(len(told), dtype=torch.int64)}
+        pixels = [to_pixels(image, side) for _, image in parts if image is not None]
+        made: dict[str, Tensor | Any] = {"rows": torch.zeros(len(parts), dtype=torch.int64)}
         if texts:
             made["ids"] = torch.from_numpy(self.words.batch(texts, config.text.context))
             made["text_rows"] = torch.tensor(text_rows)

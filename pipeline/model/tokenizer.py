@@ -55,7 +55,7 @@ class Tokenizer:
         return [i for piece in _pieces(text) for i in self._piece(piece)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; specials say nothing, bytes that are no UTF-8 become U+FFFD."""
+        """The text of ids; special ids are skipped, bytes that are no UTF-8 become U+FFFD."""
         parts: list[bytes] = []
         for i in ids:
             if FIRST_BYTE <= i < FIRST_BYTE + 256:
@@ -80,20 +80,20 @@ class Tokenizer:
         ids = np.full(
             (len(rows), min(context, -(-longest // multiple) * multiple)), PAD, dtype=np.int64
         )
-        for row, told in zip(ids, rows, strict=True):
-            row[: len(told)] = told
+        for row, tokens in zip(ids, rows, strict=True):
+            row[: len(tokens)] = tokens
         return ids
 
     def to_json(self) -> str:
         """All of it, as the text of tokenizer.json."""
-        told = {"characters": "".join(self.characters), "merges": [list(m) for m in self.merges]}
-        return json.dumps(told, ensure_ascii=False, indent=0)
+        fields = {"characters": "".join(self.characters), "merges": [list(m) for m in self.merges]}
+        return json.dumps(fields, ensure_ascii=False, indent=0)
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
         """The tokenizer that `to_json` wrote; ValueError or KeyError where it is none."""
-        told = json.loads(text)
-        return cls(told["characters"], [(a, b) for a, b in told["merges"]])
+        fields = json.loads(text)
+        return cls(fields["characters"], [(a, b) for a, b in fields["merges"]])
 
     def __reduce__(self):
         # The cache is a closure and does not pickle; the rest is rebuilt in a millisecond.

@@ -1,6 +1,6 @@
 """The two towers and the dual encoder they make.
 
-Each tower gives its tokens, for whatever later looks at them one by one, and one pooled vector. The
+Each tower gives its tokens and one pooled vector. The
 image tower begins with three convolutions in place of a linear patch embedding: small vision
 transformers learn much faster so (Xiao et al., Early Convolutions Help Transformers See Better,
 2021).
@@ -18,7 +18,7 @@ from chiasm.pipeline.model.blocks import Block
 from chiasm.pipeline.model.config import ImageConfig, ModelConfig, TextConfig
 from chiasm.pipeline.model.pooling import Pool
 
-PAD = 0  # the token id that no text holds
+PAD = 0  # the token id of padding
 INITIAL_SCALE = 1 / 0.07  # of the logits, as in CLIP (Radford et al., 2021)
 LARGEST_SCALE = 100.0
 
@@ -54,7 +54,7 @@ class ImageTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Token ids -> T text tokens and a pooled vector; every token sees the whole text."""
+    """Token ids -> T text tokens and a pooled vector; every token attends to the whole text."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class DualEncoder(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """What cosines are multiplied with to become logits: learned, at most LARGEST_SCALE."""
+        """Factor from cosines to logits: learned, at most LARGEST_SCALE."""
         return self.log_scale.exp().clamp(max=LARGEST_SCALE)
 
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,5 @@
-"""A training's log.jsonl -> curves.png beside it: losses by step and recall on the held-out gallery
-or, of a training in several sittings, the losses of each.
+"""A training's log.jsonl -> curves.png beside it: the losses of each stage, and R@1 on held-out
+samples.
 
 matplotlib is loaded here only, and drawn to a file: no window, no display.
 """
@@ -7,85 +7,81 @@ matplotlib is loaded here only, and drawn to a file: no window, no display.
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from chiasm.pipeline.model.checkpoint import write_whole
+from chiasm.pipeline.model.checkpoint import write_file
+from chiasm.pipeline.training.progress import Record, held_out_r1, read_log
 
-LOG, CURVES = "log.jsonl", "curves.png"
-NOT_LOSSES = {"step", "seconds", "norm", "recall", "sitting"}
-
-
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a training's log, each step's last word: a training that was killed and went on
-    tells again of the steps since its checkpoint. Sittings stay in their order. Of a line that a
-    kill tore nothing is known.
-    """
-    latest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    sittings: dict[str | None, int] = {}
-    for text in (folder / LOG).read_text("utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        place = sittings.setdefault(line.get("sitting"), len(sittings))
-        latest[place, line["step"], "recall" in line] = line
-    return [latest[key] for key in sorted(latest)]
+CURVES = "curves.png"
+NOT_LOSSES = {
+    "step", "total", "seconds", "seconds_per_step", "seconds_left", "norm", "recall", "stage",
+    "held_out_r1",
+}  # fmt: skip
 
 
 def draw_curves(folder: Path) -> Path:
-    """Draw what the log tells; -> the picture's path."""
+    """Draw the log of a training's folder; -> the picture's path."""
     drawn = io.BytesIO()
     figure_of(read_log(folder)).savefig(drawn, format="png", dpi=120)
-    write_whole(folder / CURVES, drawn.getvalue())
+    write_file(folder / CURVES, drawn.getvalue())
     return folder / CURVES
 
 
-def figure_of(lines: list[dict[str, Any]]) -> Figure:
-    """What `read_log` gave, drawn."""
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+def figure_of(records: list[Record]) -> Figure:
+    """Records as `read_log` gives them -> a panel of losses for each stage, and one of R@1 where a
+    record has it."""
+    names = sorted({name for record in records for name in record} - NOT_LOSSES)
+    stages = list(dict.fromkeys(record.get("stage") for record in records if _is_step(record)))
+    held_out = [record for record in records if held_out_r1(record) is not None]
+    count = max(1, len(stages) + bool(held_out))
+    figure = Figure(figsize=(5.5 * count, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    names = sorted({name for line in lines for name in line} - NOT_LOSSES)
-    sittings = list(dict.fromkeys(line["sitting"] for line in lines if "sitting" in line))
-    if sittings:
-        panels = figure.subplots(1, len(sittings), squeeze=False)[0]
-        for axes, sitting in zip(panels, sittings, strict=True):
-            of = [line for line in lines if line["sitting"] == sitting]
-            _losses(axes, of, names, f"training losses, {sitting}")
-    else:
-        losses, recall = figure.subplots(1, 2)
-        some = [line for line in lines if "recall" not in line]
-        _losses(losses, some, names, "training losses")
-        _recall(recall, [line for line in lines if "recall" in line])
+    panels = list(figure.subplots(1, count, squeeze=False)[0])
+    for axes, stage in zip(panels, stages, strict=False):
+        of_stage = [r for r in records if r.get("stage") == stage and _is_step(r)]
+        title = "training losses" if stage is None else f"training losses, {stage}"
+        _draw_losses(axes, of_stage, names, title)
+    if held_out:
+        _draw_recall(panels[-1], held_out)
     return figure
 
 
-def _losses(axes: Axes, lines: list[dict[str, Any]], names: list[str], title: str) -> None:
+def _is_step(record: Record) -> bool:
+    return "recall" not in record
+
+
+def _draw_losses(axes: Axes, records: list[Record], names: list[str], title: str) -> None:
     """names: of all losses, so that each has one colour in every panel."""
     for colour, name in enumerate(names):
-        told = [(line["step"], line[name]) for line in lines if name in line]
-        if told:
-            axes.plot(*zip(*told, strict=True), label=name, linewidth=1.2, color=f"C{colour}")
-    axes.set(title=title, xlabel="step", yscale="log")
+        points = [(record["step"], record[name]) for record in records if name in record]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name, linewidth=1.2, color=f"C{colour}")
+    axes.set(title=title, xlabel="step", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3)
-    if names:
+    if axes.lines:
         axes.legend()
 
 
-def _recall(axes: Axes, lines: list[dict[str, Any]]) -> None:
-    first = lines[0]["recall"] if lines else {}
-    ways = [(direction, language) for direction, told in first.items() for language in told]
-    for direction, language in ways:
-        told = [(line["step"], line["recall"][direction][language]["r1"]) for line in lines]
-        axes.plot(
-            *zip(*told, strict=True), marker=".", label=f"{direction.replace('_', ' ')}, {language}"
-        )
-    axes.set(title="R@1 of the averaged towers, held-out gallery", xlabel="step", ylim=(0, 1))
+def _draw_recall(axes: Axes, records: list[Record]) -> None:
+    """A line for each direction and language where they are known, else one."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for record in records:
+        if "recall" not in record:
+            found = {"held out, text to image": record["held_out_r1"]}
+        else:
+            found = {
+                f"{direction.replace('_', ' ')}, {language}": recall["r1"]
+                for direction, languages in record["recall"].items()
+                for language, recall in languages.items()
+            }
+        for name, value in found.items():
+            lines.setdefault(name, []).append((record["step"], value))
+    for name, points in lines.items():
+        axes.plot(*zip(*points, strict=True), marker=".", label=name)
+    axes.set(title="R@1 on held-out samples", xlabel="step", ylabel="R@1", ylim=(0, 1))
     axes.grid(alpha=0.3)
-    if ways:
-        axes.legend()
+    axes.legend()

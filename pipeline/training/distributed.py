@@ -1,8 +1,8 @@
-"""Several processes that learn one model: each from its own batches, by the mean of all gradients.
+"""Data parallel training: each process has its own batches, gradients are averaged over all.
 
-Synchronous data parallelism over torch.distributed, whoever set that up (`jobs/train_model.py` does
-by Ray Train). Weights begin alike, gradients are averaged, so weights stay alike; a single process
-is the same thing without the talking.
+Synchronous, over the process group of torch.distributed that the caller has set up
+(`jobs/train_model.py` does by Ray Train). Weights start equal and gradients are averaged, so
+weights stay equal. A single process does the same without communication.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import Tensor, distributed
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """(rank, how many): this process among those that learn together, (0, 1) for one alone."""
+    """(rank, world size) of this process; (0, 1) where no process group is set up."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
 
 
-def average_gradients(learned: Sequence[Tensor]) -> None:
-    """Put in place of each gradient the mean over all processes; one exchange for all of them."""
+def average_gradients(parameters: Sequence[Tensor]) -> None:
+    """Replace each gradient by its mean over all processes, in one all-reduce."""
     _, count = rank_and_world_size()
     if count == 1:
         return
-    gradients = [each.grad for each in learned if each.grad is not None]
+    gradients = [each.grad for each in parameters if each.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(flat)
     flat /= count
@@ -34,6 +34,6 @@ def average_gradients(learned: Sequence[Tensor]) -> None:
 
 
 def wait_for_all() -> None:
-    """Until every process is here."""
+    """Block until every process has called this."""
     if rank_and_world_size()[1] > 1:
         distributed.barrier()

@@ -1,39 +1,81 @@
-"""A two-tower model on disk: what was learned, and the names of the towers it was learned on.
+"""A two-tower model on disk: its weights, and the names of the towers it was trained on.
 
-model.safetensors holds what was learned, solved and counted, float16 but for EXACT; config.json its
-shapes and the towers: names and fingerprints, for the towers themselves stay where they are.
+model.safetensors holds what was trained, solved and counted, float16 but for EXACT; config.json the
+shapes and the towers' names and fingerprints: the towers themselves are not copied. TENSOR_NAMES
+and CONFIG_NAMES translate between names in code and in files, as in `model/checkpoint.py`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from chiasm.pipeline.errors import EncoderError
-from chiasm.pipeline.model.checkpoint import CONFIG, WEIGHTS, write_whole
+from chiasm.pipeline.model import checkpoint as joint_checkpoint
+from chiasm.pipeline.model.checkpoint import (
+    CONFIG,
+    WEIGHTS,
+    names_in_code,
+    names_in_files,
+    tensors_in_code,
+    tensors_in_files,
+    write_file,
+)
 from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 
 FILES = (WEIGHTS, CONFIG)
-# Counted up, too, where a constant changes that saved weights rely on: those of `expansion.py`,
-# `hubs.py`, SURE and BANDS of `network.py`, MARGIN, SQUARE and WORDS of `frozen.py`.
+# Raised, too, where a constant changes that saved weights rely on: those of `expansion.py` and
+# `hubness.py`, CLAMP and BANDS of `network.py`, CROP_MARGIN, TOKEN_GRID and MAX_TOKENS of
+# `frozen.py`.
 FORMAT = "chiasm two-tower model 6"
-EXACT = ("evidence", "usual", "word_ids", "expansion.rarity")  # small, or whole numbers
+EXACT = ("match_weights", "word_prior", "word_ids", "expansion.idf")  # small, or whole numbers
+TENSOR_NAMES = {
+    "word_prior": "usual",
+    "match_weights": "evidence",
+    "kernel.mean": "kernel.shift",
+    "kernel.std": "kernel.spread",
+    "kernel.word_shares": "kernel.shares",
+    "expansion.idf": "expansion.rarity",
+    "expansion.kernel_weights": "expansion.meaning",
+    "expansion.word_weights": "expansion.words",
+    "hubness.query_bank": "hubs.asked",
+    "word_classifier.": "words.",
+    **joint_checkpoint.TENSOR_NAMES,
+}
+CONFIG_NAMES = {
+    "sqrt_features": "root",
+    "query_bank": "asked",
+    "hubness_power": "hub_power",
+    **joint_checkpoint.CONFIG_NAMES,
+}
 
 
 def save_two_tower(folder: Path, network: TwoTowerNetwork) -> None:
     """Write a model folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     kept = {
         name: (tensor if name in EXACT else tensor.half()).detach().cpu().contiguous()
         for name, tensor in network.state_dict().items()
     }
-    told = {"format": FORMAT, **network.config.to_json()}
-    write_whole(folder / WEIGHTS, save(kept, metadata={"format": "pt"}))
-    write_whole(folder / CONFIG, (json.dumps(told, indent=2) + "\n").encode())
+    fields = {"format": FORMAT, **config_to_json(network.config)}
+    saved = save(tensors_in_files(kept, TENSOR_NAMES), metadata={"format": "pt"})
+    write_file(folder / WEIGHTS, saved)
+    write_file(folder / CONFIG, (json.dumps(fields, indent=2) + "\n").encode())
+
+
+def config_to_json(config: TwoTowerConfig) -> dict[str, Any]:
+    """A config by its names in files."""
+    return names_in_files(config.to_dict(), CONFIG_NAMES)
+
+
+def config_from_json(fields: Mapping[str, Any]) -> TwoTowerConfig:
+    """Inverse of `config_to_json`; TypeError or KeyError for unknown or missing fields."""
+    return TwoTowerConfig.from_dict(names_in_code(fields, CONFIG_NAMES))
 
 
 def load_two_tower(folder: Path) -> TwoTowerNetwork:
@@ -47,17 +89,17 @@ def load_two_tower(folder: Path) -> TwoTowerNetwork:
             f"model folder {folder}",
             expected=", ".join(FILES),
             found="no " + ", no ".join(missing),
-            do="name a folder written by chiasm train --preset two-tower",
+            do="name a folder written by chiasm train two-tower",
         )
     try:
-        told = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        kind = told.pop("format", None)
+        fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        kind = fields.pop("format", None)
         if kind != FORMAT:
             raise _other_format(folder, kind)
-        network = TwoTowerNetwork(TwoTowerConfig.from_json(told))
+        network = TwoTowerNetwork(config_from_json(fields))
         weights = {
             name: tensor if name in EXACT else tensor.to(torch.float32)
-            for name, tensor in load_file(folder / WEIGHTS).items()
+            for name, tensor in tensors_in_code(load_file(folder / WEIGHTS), TENSOR_NAMES).items()
         }
         network.load_state_dict(weights)
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -75,5 +117,5 @@ def _other_format(folder: Path, found: object) -> EncoderError:
         f"model folder {folder}",
         expected=FORMAT,
         found=str(found),
-        do="train again: chiasm train --preset two-tower, into another folder",
+        do="train again: chiasm train two-tower, into another folder",
     )

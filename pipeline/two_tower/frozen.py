@@ -1,8 +1,8 @@
-"""The two towers as they are: pictures or texts -> pooled features and tokens; nothing learns here.
+"""The two frozen towers: pictures or texts -> pooled features and tokens.
 
 Any image model of transformers will do (CLIP's vision tower, DINO, a MobileNet that knows ImageNet
 alone), and any SentenceTransformer. Pictures are squeezed whole to the square that the model takes:
-captions tell of margins too, which a crop would cut away.
+captions describe margins too, which a crop would cut off.
 """
 
 from __future__ import annotations
@@ -27,27 +27,28 @@ from chiasm.pipeline.pretrained.image_processing import Scale
 from chiasm.pipeline.pretrained.sentence_models import load_network, replace_surrogates
 
 WEIGHTS = "model*.safetensors"
-SQUARE = 4  # picture tokens a side: finer grids are averaged down to it
-MARGIN = 1 / 9  # of the side, left out where a picture's middle is looked at by itself
-WORDS = 24  # text tokens that are looked at one by one; the pooled vector sees the whole text
+TOKEN_GRID = 4  # picture tokens a side: finer grids are averaged down to it
+CROP_MARGIN = 1 / 9  # of the side, cut off on every side by the crop of test-time augmentation
+MAX_TOKENS = 24  # text tokens that a fusion attends to; the pooled vector is of the whole text
 # Pictures of a forward pass on a CPU: the activations of 64 are mapped anew for every layer, which
 # took a MobileNetV2 2.8 times as long a picture as those of 8 (torch 2.13, two cores).
-AT_ONCE = 8
+CPU_BATCH = 8
 LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Of B pictures: pooled (B, D) float32, tokens (B, N, D') float32, N = SQUARE^2 or 1."""
+class ImageFeatures:
+    """Of B pictures: pooled (B, D) float32, tokens (B, N, D') float32, N = TOKEN_GRID^2 or 1."""
 
     pooled: Tensor
     tokens: Tensor
 
 
 @dataclass(frozen=True)
-class Texts:
-    """Of B texts: pooled (B, D) float32, tokens (B, T, D') float32, mask (B, T) bool, T <= WORDS,
-    and the token ids of each whole text, special ones left out (none where the model has none).
+class TextFeatures:
+    """Of B texts: pooled (B, D) float32, tokens (B, T, D') float32, mask (B, T) bool,
+    T <= MAX_TOKENS, and the token ids of each whole text without special ones (none where the model
+    has none).
     """
 
     pooled: Tensor
@@ -60,7 +61,7 @@ class ImageTower:
     """An image model of transformers, frozen. `width` and `token_width`: of pooled and tokens."""
 
     def __init__(self, model: str, settings: EncoderSettings) -> None:
-        self.device, self.precision = _where(settings)
+        self.device, self.precision = _device_and_precision(settings)
         self.folder = find_model("hf", model, WEIGHTS)
         self.side, self._resample, self._scale = _processor(self.folder)
         self._dtype = PRECISIONS[self.precision]
@@ -71,8 +72,8 @@ class ImageTower:
             **self._scale.describe(),
         }
         self.fingerprint = self.folder.fingerprint(self.preprocessing)
-        seen = self([np.zeros((3, self.side, self.side), np.uint8)])
-        self.width, self.token_width = seen.pooled.shape[-1], seen.tokens.shape[-1]
+        probe = self([np.zeros((3, self.side, self.side), np.uint8)])
+        self.width, self.token_width = probe.pooled.shape[-1], probe.tokens.shape[-1]
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
         """One RGB picture -> uint8 (3, S, S), the whole of it."""
@@ -80,39 +81,40 @@ class ImageTower:
         return np.ascontiguousarray(np.asarray(squeezed).transpose(2, 0, 1))
 
     @torch.inference_mode()
-    def __call__(self, pixels: Sequence[np.ndarray]) -> Pictures:
+    def __call__(self, pixels: Sequence[np.ndarray]) -> ImageFeatures:
         """B outputs of `preprocess` -> their features, on the tower's device."""
-        size = AT_ONCE if self.device.type == "cpu" else len(pixels)
+        size = CPU_BATCH if self.device.type == "cpu" else len(pixels)
         parts = [self._block(pixels[at : at + size]) for at in range(0, len(pixels), size)]
-        return Pictures(
+        return ImageFeatures(
             torch.cat([part.pooled for part in parts]), torch.cat([part.tokens for part in parts])
         )
 
-    def closely(self, pixels: Sequence[np.ndarray], pooled: Tensor) -> Tensor:
-        """B pictures and their pooled features (B, D) -> (B, D), these meaned with those of the
-        mirror image and of the middle, enlarged."""
+    def augmented(self, pixels: Sequence[np.ndarray], pooled: Tensor) -> Tensor:
+        """Test-time augmentation: B outputs of `preprocess` and their pooled features (B, D) ->
+        (B, D) float32, the mean of these and of the features of two augmentations, the horizontal
+        flip and an enlarged centre crop."""
         if not pixels:
             return pooled
-        mirrored = self([np.ascontiguousarray(each[..., ::-1]) for each in pixels])
-        middle = self([self._middle(each) for each in pixels])
-        return (pooled + mirrored.pooled + middle.pooled) / 3
+        flipped = self([np.ascontiguousarray(each[..., ::-1]) for each in pixels])
+        cropped = self([self._centre_crop(each) for each in pixels])
+        return (pooled + flipped.pooled + cropped.pooled) / 3
 
-    def _middle(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 (3, S, S) -> the same, without a margin on every side."""
-        margin = MARGIN * self.side
+    def _centre_crop(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 (3, S, S) -> the same without CROP_MARGIN on every side, resized to S."""
+        margin = CROP_MARGIN * self.side
         box = (margin, margin, self.side - margin, self.side - margin)
         image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
         larger = image.resize((self.side, self.side), self._resample, box)
         return np.ascontiguousarray(np.asarray(larger).transpose(2, 0, 1))
 
-    def _block(self, pixels: Sequence[np.ndarray]) -> Pictures:
+    def _block(self, pixels: Sequence[np.ndarray]) -> ImageFeatures:
         batch = torch.from_numpy(np.stack(pixels)).to(self.device)
         values = self._scale(batch).to(self._dtype).contiguous(memory_format=torch.channels_last)
         out = self._network(pixel_values=values)
-        tokens = _square(out.last_hidden_state.float())
+        tokens = _grid_tokens(out.last_hidden_state.float())
         pooled = getattr(out, "pooler_output", None)
         pooled = tokens.mean(1) if pooled is None else pooled.float().flatten(1)
-        return Pictures(pooled, tokens)
+        return ImageFeatures(pooled, tokens)
 
 
 class TextTower:
@@ -129,11 +131,11 @@ class TextTower:
         self.fingerprint = self.folder.fingerprint(self.preprocessing)
         special = getattr(network.tokenizer, "all_special_ids", None)
         self._special = frozenset(special or ())
-        seen = self(["a"])
-        self.width, self.token_width = seen.pooled.shape[-1], seen.tokens.shape[-1]
+        probe = self(["a"])
+        self.width, self.token_width = probe.pooled.shape[-1], probe.tokens.shape[-1]
 
     @torch.inference_mode()
-    def __call__(self, texts: Sequence[str]) -> Texts:
+    def __call__(self, texts: Sequence[str]) -> TextFeatures:
         """B texts -> their features, on the tower's device."""
         inputs = self._network.preprocess(
             [replace_surrogates(text) for text in texts], prompt=self._prompt
@@ -148,10 +150,10 @@ class TextTower:
         tokens, mask = out.get("token_embeddings"), out.get("attention_mask")
         if ids is None or tokens is None or mask is None or tokens.shape[:2] != mask.shape:
             whole = torch.ones(len(pooled), 1, dtype=torch.bool, device=pooled.device)
-            return Texts(pooled, pooled[:, None], whole, [[] for _ in texts])
-        # Words first, whichever side the model pads: what is looked at is the same in any batch.
-        order = mask.long().argsort(dim=1, descending=True, stable=True)[:, :WORDS]
-        return Texts(
+            return TextFeatures(pooled, pooled[:, None], whole, [[] for _ in texts])
+        # Padding last, whichever side the model pads: the tokens kept are the same in any batch.
+        order = mask.long().argsort(dim=1, descending=True, stable=True)[:, :MAX_TOKENS]
+        return TextFeatures(
             pooled,
             tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1])).float(),
             mask.gather(1, order).bool(),
@@ -159,10 +161,12 @@ class TextTower:
         )
 
     def _words(self, ids: list[int], mask: list[int]) -> list[int]:
-        return [i for i, there in zip(ids, mask, strict=True) if there and i not in self._special]
+        return [
+            i for i, unmasked in zip(ids, mask, strict=True) if unmasked and i not in self._special
+        ]
 
 
-def _where(settings: EncoderSettings) -> tuple[torch.device, str]:
+def _device_and_precision(settings: EncoderSettings) -> tuple[torch.device, str]:
     device = resolve_device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -209,12 +213,12 @@ def _processor(folder: ModelFolder) -> tuple[int, int, Scale]:
     return int(side), int(resample), Scale.of(made)
 
 
-def _square(states: Tensor) -> Tensor:
-    """Last hidden states (B, D, h, w) or (B, extra + N, D) -> (B, n, D), n = SQUARE^2 at most."""
+def _grid_tokens(states: Tensor) -> Tensor:
+    """Last hidden states (B, D, h, w) or (B, extra + N, D) -> (B, n, D), n <= TOKEN_GRID^2."""
     if states.ndim == 3:
         side = int(states.shape[1] ** 0.5)
         states = states[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
     if states.ndim == 2:
         return states[:, None]
-    side = min(SQUARE, *states.shape[-2:])
+    side = min(TOKEN_GRID, *states.shape[-2:])
     return functional.adaptive_avg_pool2d(states, side).flatten(2).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""What `chiasm check` proves of shards and rows."""
+"""What `chiasm check` verifies of shards and rows."""
 
 from chiasm.pipeline.verify.reencode import check_pictures
 from chiasm.pipeline.verify.shards import Finding, check_shards

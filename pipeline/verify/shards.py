@@ -1,8 +1,10 @@
-"""Ledgers and embeddings checked against each other and against what every row promises."""
+"""Ledger entries and embeddings compared with each other, and rows with what every row must
+have."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +16,6 @@ from chiasm.pipeline.collection import (
     Collection,
     EmbeddingFile,
     Footer,
-    Identity,
     LedgerEntry,
     arrow_schema,
     ledger_name,
@@ -25,24 +26,34 @@ from chiasm.pipeline.collection import (
 )
 from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.records import COLUMNS
-from chiasm.pipeline.storage import is_temporary
+from chiasm.pipeline.storage import display_name, is_temporary
 
-LENGTH_TOLERANCE = 2e-3  # float16 rounds each number by up to 1/2048 of itself
+NORM_TOLERANCE = 2e-3  # float16 rounds each number by up to 1/2048 of itself
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A broken promise: `where` it was looked for, `what` is wrong."""
+    """Something wrong in a collection. where: the file, shard or row. what: the difference between
+    expected and found. fix: what to do, "" where nothing is known to help."""
 
     where: str
     what: str
+    fix: str = ""
+
+    @classmethod
+    def of(cls, where: str, error: ChiasmError) -> Finding:
+        """An error as a finding: its advice is the fix."""
+        what = ChiasmError(error.what, expected=error.expected, found=error.found)
+        return cls(where, str(what), error.do)
 
     def __str__(self) -> str:
-        return " ".join(f"{self.where}: {self.what}".split())
+        line = f"{self.where}: {self.what}"
+        return " ".join((f"{line}; {self.fix}" if self.fix else line).split())
 
 
 def check_shards(collection: Collection, checked: Counter[str]) -> Iterator[Finding]:
-    """Every shard that has a ledger entry or a Parquet file, or both."""
+    """Every shard that has a ledger entry, a Parquet file, or both. Counts what it read in
+    `checked`: shards, rows, vectors."""
     folder = collection.folder
     names = [*folder.list("ledger"), *folder.list("embeddings")]
     shard_ids = {
@@ -53,110 +64,141 @@ def check_shards(collection: Collection, checked: Counter[str]) -> Iterator[Find
     for shard_id in sorted(shard_ids):
         checked["shards"] += 1
         try:
-            yield from _check_shard(collection, shard_id, checked)
+            yield from ShardCheck(collection, shard_id).run(checked)
         except ChiasmError as error:
-            yield Finding(f"shard {shard_id}", str(error))
+            yield Finding.of(f"shard {shard_id}", error)
 
 
-def _check_shard(collection: Collection, shard_id: str, checked: Counter[str]) -> Iterator[Finding]:
-    folder, where = collection.folder, f"shard {shard_id}"
-    entry = read_entry(folder, shard_id)
-    written = folder.exists(parquet_name(shard_id))
-    if entry is None:
-        yield Finding(where, "embeddings without a ledger entry: run chiasm embed again")
-    elif entry.source.id != shard_id:
-        yield Finding(where, f"its ledger entry is about shard {entry.source.id}")
-    if entry is not None:
-        samples = json.loads(folder.read_bytes(ledger_name(shard_id))).get("samples")
-        if entry.rows + len(entry.dropped) != samples:
-            told = f"{entry.rows} rows + {len(entry.dropped)} dropped"
-            yield Finding(where, f"{told} in the ledger, of {samples} samples")
-        if not written and entry.quarantined is None:
-            yield Finding(where, "a ledger entry without embeddings: run chiasm embed again")
-    if written:
-        footer = read_footer(folder, shard_id)
+class ShardCheck:
+    """The checks of one shard."""
+
+    def __init__(self, collection: Collection, shard_id: str) -> None:
+        self.folder, self.identity = collection.folder, collection.identity
+        self.shard_id, self.where = shard_id, f"shard {shard_id}"
+        self.source = "SHARD"  # its path or URL, once a ledger entry or a footer has named it
+
+    def run(self, checked: Counter[str]) -> Iterator[Finding]:
+        """Raises ChiasmError for a file that cannot be read."""
+        entry = read_entry(self.folder, self.shard_id)
+        has_embeddings = self.folder.exists(parquet_name(self.shard_id))
         if entry is not None:
-            yield from _disagreements(where, footer, entry)
-        file = EmbeddingFile(folder, footer)
-        yield from _check_footer(where, file, collection.identity, shard_id)
-        yield from _check_rows(where, file, checked)
+            self._name_source(entry.source.url)
+            yield from self._check_entry(entry, has_embeddings)
+        if has_embeddings:
+            footer = read_footer(self.folder, self.shard_id)
+            self._name_source(footer.source.url)
+            if entry is None:
+                yield Finding(self.where, "embeddings without a ledger entry", self._embed_again())
+            elif not footer.agrees_with(entry):
+                yield self._disagreement(footer, entry)
+            file = EmbeddingFile(self.folder, footer)
+            yield from self._check_footer(file)
+            yield from self._check_rows(file, checked)
+
+    def _name_source(self, url: str) -> None:
+        self.source = shlex.quote(display_name(url))
+
+    def _embed_again(self) -> str:
+        """Enough where ledger and footer disagree: the shard then counts as not done."""
+        collection = shlex.quote(display_name(self.folder.url))
+        encoder = shlex.quote(self.identity.encoder)
+        return f"run chiasm embed {self.source} --to {collection} --encoder {encoder}"
+
+    def _replace(self) -> str:
+        """Embedding alone would skip the shard, because its ledger and footer agree."""
+        name = shlex.quote(display_name(self.folder.url_of(parquet_name(self.shard_id))))
+        return f"delete {name} and {self._embed_again()}"
+
+    def _check_entry(self, entry: LedgerEntry, has_embeddings: bool) -> Iterator[Finding]:
+        if entry.source.id != self.shard_id:
+            yield Finding(
+                self.where, f"its ledger entry names shard {entry.source.id}", self._embed_again()
+            )
+        samples = json.loads(self.folder.read_bytes(ledger_name(self.shard_id))).get("samples")
+        if entry.rows + len(entry.dropped) != samples:
+            counts = f"{entry.rows} rows + {len(entry.dropped)} dropped"
+            fix = self._replace() if has_embeddings else self._embed_again()
+            yield Finding(self.where, f"{counts} in the ledger, of {samples} samples", fix)
+        if not has_embeddings and entry.quarantined is None:
+            yield Finding(self.where, "a ledger entry without embeddings", self._embed_again())
+
+    def _disagreement(self, footer: Footer, entry: LedgerEntry) -> Finding:
+        pairs = {
+            "source": (footer.source, entry.source),
+            "edition": (footer.edition, entry.edition),
+            "rows": (footer.rows, entry.rows),
+            "dropped": (footer.dropped, len(entry.dropped)),
+        }
+        unequal = "; ".join(f"{name} {a} and {b}" for name, (a, b) in pairs.items() if a != b)
+        unequal = unequal or f"the ledger says it was set aside: {entry.quarantined}"
+        what = f"Parquet footer and ledger entry disagree ({unequal})"
+        return Finding(self.where, what, self._embed_again())
+
+    def _check_footer(self, file: EmbeddingFile) -> Iterator[Finding]:
+        footer = file.footer
+        if footer.source.id != self.shard_id:
+            yield Finding(
+                self.where, f"its Parquet footer names shard {footer.source.id}", self._replace()
+            )
+        if footer.fingerprint != self.identity.fingerprint:
+            encoder = f"{footer.encoder} ({footer.fingerprint[:12]})"
+            what = f"embedded by {encoder}, not by the collection's {self.identity.encoder}"
+            yield Finding(self.where, what, self._embed_again())
+        with file.open() as parquet:
+            rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
+        if rows != footer.rows:
+            yield Finding(
+                self.where, f"{rows} rows in the file, {footer.rows} in its footer", self._replace()
+            )
+        expected = arrow_schema(self.identity.columns)
+        if not schema.equals(expected, check_metadata=False):
+            unequal = [field.name for field in expected if field not in list(schema)]
+            what = f"column types are not those of dim {self.identity.dim}: {', '.join(unequal)}"
+            yield Finding(self.where, what, self._replace())
+
+    def _check_rows(self, file: EmbeddingFile, checked: Counter[str]) -> Iterator[Finding]:
+        table = file.read()
+        checked["rows"] += len(table)
+        keys = Counter(table["key"].to_pylist())
+        if len(keys) < len(table):
+            key, times = keys.most_common(1)[0]
+            yield Finding(self.where, f"duplicate key: {times} rows have {key!r}", self._replace())
+        if len(table) and table["shard"].unique().to_pylist() != [file.shard_id]:
+            yield Finding(self.where, "rows whose column shard names another", self._replace())
+        has: dict[str, np.ndarray] = {}
+        for column in COLUMNS:
+            vectors, has[column] = vectors_of(table[column])
+            checked["vectors"] += int(has[column].sum())
+            norms = np.linalg.norm(vectors[has[column]].astype(np.float32), axis=1)
+            wrong = np.flatnonzero(~(np.abs(norms - 1) <= NORM_TOLERANCE))
+            if len(wrong):
+                row, norm = int(np.flatnonzero(has[column])[wrong[0]]), norms[wrong[0]]
+                what = f"{len(wrong)} {column} vectors without unit norm"
+                yield Finding(
+                    self.where, f"{what}, the first in row {row}: {norm:.4g}", self._replace()
+                )
+        yield from self._check_nulls(table, has)
+
+    def _check_nulls(self, table: pa.Table, has: dict[str, np.ndarray]) -> Iterator[Finding]:
+        """A cell is null where, and only where, the picture or caption behind it is missing."""
+        has_picture, has_caption = _is_valid(table["member"]), _is_valid(table["caption"])
+        columns = {
+            "image vector": (has["image"], has_picture),
+            "text vector": (has["text"], has_caption),
+            "joint vector": (has["joint"], has_picture & has_caption),
+            "width": (_is_valid(table["width"]), has_picture),
+            "height": (_is_valid(table["height"]), has_picture),
+            "sha256": (_is_valid(table["sha256"]), has_picture),
+            "size": (_is_valid(table["size"]), has_picture),
+        }
+        for name, (found, expected) in columns.items():
+            wrong = np.flatnonzero(found != expected)
+            if len(wrong):
+                row = int(wrong[0])
+                state = "is null" if expected[row] else "is not null, though its source is,"
+                what = f"{name} {state} in {len(wrong)} rows, the first {row}"
+                yield Finding(self.where, what, self._replace())
 
 
-def _disagreements(where: str, footer: Footer, entry: LedgerEntry) -> Iterator[Finding]:
-    if footer.agrees_with(entry):
-        return
-    pairs = {
-        "source": (footer.source, entry.source),
-        "edition": (footer.edition, entry.edition),
-        "rows": (footer.rows, entry.rows),
-        "dropped": (footer.dropped, len(entry.dropped)),
-    }
-    unlike = [f"{name} {a} and {b}" for name, (a, b) in pairs.items() if a != b]
-    told = "; ".join(unlike) or f"the ledger says it was set aside: {entry.quarantined}"
-    yield Finding(where, f"footer and ledger disagree ({told}): run chiasm embed again")
-
-
-def _check_footer(
-    where: str, file: EmbeddingFile, identity: Identity, shard_id: str
-) -> Iterator[Finding]:
-    footer = file.footer
-    if footer.source.id != shard_id:
-        yield Finding(where, f"its embeddings are those of shard {footer.source.id}")
-    if footer.fingerprint != identity.fingerprint:
-        made = f"{footer.encoder} ({footer.fingerprint[:12]})"
-        yield Finding(where, f"embedded by {made}, not by the collection's {identity.encoder}")
-    with file.open() as parquet:
-        rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
-    if rows != footer.rows:
-        yield Finding(where, f"{rows} rows in the file, {footer.rows} in its footer")
-    expected = arrow_schema(identity.columns)
-    if not schema.equals(expected, check_metadata=False):
-        unlike = [field.name for field in expected if field not in list(schema)]
-        yield Finding(where, f"columns are not those of dim {identity.dim}: {', '.join(unlike)}")
-
-
-def _check_rows(where: str, file: EmbeddingFile, checked: Counter[str]) -> Iterator[Finding]:
-    table = file.read()
-    checked["rows"] += len(table)
-    keys = table["key"]
-    doubled = Counter(keys.to_pylist())
-    if len(doubled) < len(table):
-        key, times = doubled.most_common(1)[0]
-        yield Finding(where, f"key {key!r} names {times} rows: ids are not unique")
-    if len(table) and table["shard"].unique().to_pylist() != [file.shard_id]:
-        yield Finding(where, "rows that name another shard")
-    has: dict[str, np.ndarray] = {}
-    for column in COLUMNS:
-        vectors, has[column] = vectors_of(table[column])
-        checked["vectors"] += int(has[column].sum())
-        lengths = np.linalg.norm(vectors[has[column]].astype(np.float32), axis=1)
-        bad = np.flatnonzero(~(np.abs(lengths - 1) <= LENGTH_TOLERANCE))
-        if len(bad):
-            row, length = int(np.flatnonzero(has[column])[bad[0]]), lengths[bad[0]]
-            told = f"{len(bad)} {column} vectors are not of unit length"
-            yield Finding(where, f"{told}, the first in row {row}: {length:.4g}")
-    yield from _check_holes(where, table, has)
-
-
-def _check_holes(where: str, table: pa.Table, has: dict[str, np.ndarray]) -> Iterator[Finding]:
-    """A vector is null where, and only where, what it is made from is missing."""
-    pictured, captioned = _there(table["member"]), _there(table["caption"])
-    same = {
-        "image vector": (has["image"], pictured),
-        "text vector": (has["text"], captioned),
-        "joint vector": (has["joint"], pictured & captioned),
-        "width": (_there(table["width"]), pictured),
-        "height": (_there(table["height"]), pictured),
-        "sha256": (_there(table["sha256"]), pictured),
-        "size": (_there(table["size"]), pictured),
-    }
-    for name, (found, expected) in same.items():
-        unlike = np.flatnonzero(found != expected)
-        if len(unlike):
-            row = int(unlike[0])
-            kind = "missing" if expected[row] else "there without its source"
-            yield Finding(where, f"{name} {kind} in {len(unlike)} rows, the first {row}")
-
-
-def _there(column: pa.ChunkedArray) -> np.ndarray:
+def _is_valid(column: pa.ChunkedArray) -> np.ndarray:
     return np.asarray(column.is_valid())

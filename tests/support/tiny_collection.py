@@ -56,7 +56,7 @@ def make_collection(
     folder = Folder(str(path))
     if not (path / NAME).exists():
         encoder = FakeEncoder()
-        encoder.dims["joint"] = dim
+        encoder.dims = dict.fromkeys(encoder.dims, dim)
         create_or_check(folder, Identity.of(encoder), "test")
     made = [
         add_shard(folder, f"s{n}", count, dim=dim, seed=seed + n, json_of=json_of, holes=holes)

@@ -1,4 +1,4 @@
-"""Seed and step -> one batch of the picture-book world, drawn and told on the spot.
+"""Seed and step -> one batch of the picture-book world, drawn and captioned on the spot.
 
 A batch is a function of the seed and the step alone, so that a training that was killed goes on
 with the very batches it would have seen. Workers are processes of their own: drawing takes about a
@@ -23,24 +23,18 @@ from chiasm.pipeline.scenes.claims import holds_matrix
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.hard import hard_group
 from chiasm.pipeline.scenes.unseen import withheld_in
-from chiasm.pipeline.scenes.words import LANGUAGES, plan, tell
-from chiasm.pipeline.scenes.world import (
-    BACKGROUNDS,
-    Scene,
-    stream,
-)
+from chiasm.pipeline.scenes.words import LANGUAGES, plan, render_caption
+from chiasm.pipeline.scenes.world import BACKGROUNDS, Scene, stream
 from chiasm.pipeline.training.pocket.targets import (
-    bag_shown,
-    bag_told,
-    facts_of,
-    kinds_shown,
-    kinds_told,
-    relations_told,
+    caption_kinds,
+    caption_relations,
+    caption_words,
+    scene_attributes,
+    scene_kinds,
+    scene_words,
 )
 
 AHEAD = 2  # batches made in advance by each worker
-
-
 NEIGHBOURS = (3, 4, 5)  # of a scene in a group of hard twins: groups of 4 to 24 scenes
 CAPTIONS = 2  # of each picture in a batch
 
@@ -52,7 +46,7 @@ class DataSettings:
     side: S, pixels. context: longest text in tokens. hard: the chance of a group of hard twins
     before each other scene, see `chiasm.pipeline.scenes.hard`; 0.08 makes some four tenths of a
     batch. twins: share of scenes in twin groups among the others. partial: share of captions that
-    leave things unsaid.
+    omit facts.
     """
 
     seed: int = 0
@@ -66,30 +60,28 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class CaptionTargets:
-    """One caption for each picture of a batch, in whatever language: ids int64 (B, T); also_true
-    (B, B) bool, caption i is true of picture j; kinds int64 (B, 20, 6), what it says of each kind,
-    see `kinds_told`; lies int64 (B, 20, 2), how it has each kind lie to another, see
-    `relations_told`; bag int64 (B, 44), which of WORDS it says.
+    """One caption for each picture of a batch, in either language: ids int64 (B, T); also_true
+    (B, B) bool, caption i is true of picture j; kinds int64 (B, 20, 6), see `caption_kinds`;
+    relations int64 (B, 20, 2), see `caption_relations`; bag int64 (B, 44), see `caption_words`.
     """
 
     ids: np.ndarray
     also_true: np.ndarray
     kinds: np.ndarray
-    lies: np.ndarray
+    relations: np.ndarray
     bag: np.ndarray
 
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """One batch: pixels uint8 (B, 3, S, S); told, two captions of each, of independent language and
-    wording; facts int64 (B, 9, 4), what lies in each place, -1 for nothing to tell; background
-    int64 (B,); kinds int64 (B, 20, 6), what the picture says of each kind, see `kinds_shown`; bag
-    int64 (B, 44), which of WORDS are true of it.
+    """One batch: pixels uint8 (B, 3, S, S); captions, two of each picture, of independent language
+    and wording; places int64 (B, 9, 4), see `scene_attributes`; background int64 (B,); kinds int64
+    (B, 20, 6), see `scene_kinds`; bag int64 (B, 44), see `scene_words`.
     """
 
     pixels: np.ndarray
-    told: tuple[CaptionTargets, ...]
-    facts: np.ndarray
+    captions: tuple[CaptionTargets, ...]
+    places: np.ndarray
     background: np.ndarray
     kinds: np.ndarray
     bag: np.ndarray
@@ -101,25 +93,25 @@ def train_batch(step: int, settings: DataSettings, tokenizer: Tokenizer) -> Trai
     rng = random.Random(f"captions {settings.seed} {step}")
     return TrainBatch(
         pixels=np.stack([to_pixels(picture(scene), settings.side) for scene in scenes]),
-        told=tuple(_told(scenes, rng, settings, tokenizer) for _ in range(CAPTIONS)),
-        facts=np.stack([facts_of(scene) for scene in scenes]),
+        captions=tuple(_targets(scenes, rng, settings, tokenizer) for _ in range(CAPTIONS)),
+        places=np.stack([scene_attributes(scene) for scene in scenes]),
         background=np.array([BACKGROUNDS.index(scene.background) for scene in scenes]),
-        kinds=np.stack([kinds_shown(scene) for scene in scenes]),
-        bag=np.stack([bag_shown(scene) for scene in scenes]),
+        kinds=np.stack([scene_kinds(scene) for scene in scenes]),
+        bag=np.stack([scene_words(scene) for scene in scenes]),
     )
 
 
-def _told(
+def _targets(
     scenes: Sequence[Scene], rng: random.Random, settings: DataSettings, tokenizer: Tokenizer
 ) -> CaptionTargets:
     claims = [plan(scene, rng, complete=rng.random() >= settings.partial) for scene in scenes]
-    texts = [tell(claim, rng, rng.choice(LANGUAGES)) for claim in claims]
+    texts = [render_caption(claim, rng, rng.choice(LANGUAGES)) for claim in claims]
     return CaptionTargets(
         ids=tokenizer.batch(texts, settings.context),
         also_true=holds_matrix(claims, scenes),
-        kinds=np.stack([kinds_told(c, scene) for c, scene in zip(claims, scenes, strict=True)]),
-        lies=np.stack([relations_told(claim) for claim in claims]),
-        bag=np.stack([bag_told(c, scene) for c, scene in zip(claims, scenes, strict=True)]),
+        kinds=np.stack([caption_kinds(c, scene) for c, scene in zip(claims, scenes, strict=True)]),
+        relations=np.stack([caption_relations(claim) for claim in claims]),
+        bag=np.stack([caption_words(c, scene) for c, scene in zip(claims, scenes, strict=True)]),
     )
 
 
@@ -175,4 +167,6 @@ def learn_tokenizer(vocabulary: int, samples: int = 6000) -> Tokenizer:
     rng = random.Random("tokenizer")
     scenes = itertools.islice(stream(-1), samples)
     claims = [plan(scene, rng, complete=rng.random() < 0.5) for scene in scenes]
-    return train((tell(c, rng, language) for c in claims for language in LANGUAGES), vocabulary)
+    return train(
+        (render_caption(c, rng, language) for c in claims for language in LANGUAGES), vocabulary
+    )

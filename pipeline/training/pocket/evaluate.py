@@ -1,4 +1,4 @@
-"""How well a model finds: recall by claims on a gallery of the world, in each language."""
+"""Recall by claims on a gallery of the world, in each language."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from PIL import Image
 
 from chiasm.pipeline.scenes.draw import picture
-from chiasm.pipeline.scenes.recall import Recall, evaluate
-from chiasm.pipeline.scenes.words import LANGUAGES, plan, tell
+from chiasm.pipeline.scenes.recall import Recall, recall_by_claims
+from chiasm.pipeline.scenes.words import LANGUAGES, plan, render_caption
 from chiasm.pipeline.scenes.world import gallery
 
 
-def measure(
+def gallery_recall(
     encode_images: Callable[[Sequence[Image.Image]], np.ndarray],
     encode_texts: Callable[[Sequence[str]], np.ndarray],
     samples: int,
@@ -32,7 +32,7 @@ def measure(
     images = encode_images([picture(scene) for scene in scenes])  # (N, E)
     found: dict[str, dict[str, Recall]] = {}
     for language in languages:
-        texts = encode_texts([tell(claim, rng, language) for claim in claims])  # (N, E)
-        for direction, recall in evaluate(texts @ images.T, claims, scenes).items():
+        texts = encode_texts([render_caption(claim, rng, language) for claim in claims])  # (N, E)
+        for direction, recall in recall_by_claims(texts @ images.T, claims, scenes).items():
             found.setdefault(direction, {})[language] = recall
     return found

@@ -1,11 +1,11 @@
-"""What matching and fusion add to two towers: trials on scenes of a fresh seed, by any encoder.
+"""What matching and fusion add to two towers, on scenes of a fresh seed, for any encoder.
 
 Hard twins: every scene has nine others one change away (pipeline/scenes/hard.py). R@1 of the
-vectors, and after the first 20 were scored again by matching (its logit plus the cosine, as in
-ALBEF), and how often matching is right about a complete caption and its picture, and about that
-caption and a picture one change away of which it is false. Joint vectors: captions that leave
-things unsaid are fused with their pictures and asked for by other such captions of the same scenes,
-against the picture alone, the caption alone and the mean of both.
+vectors, R@1 after the first 20 were reranked by matching (its logit plus the cosine, as in ALBEF),
+and the accuracy of matching on complete captions with their picture and with a picture one change
+away of which they are false. Joint vectors: partial captions are fused with their pictures and
+searched by other partial captions of the same scenes, against the picture alone, the caption alone
+and the mean of both.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from chiasm.pipeline.encoders import Encoder, MatchingEncoder, normalized_mean
+from chiasm.pipeline.metrics import recall_at, right_at, top_k
 from chiasm.pipeline.records import IMAGE, TEXT
 from chiasm.pipeline.scenes.claims import holds_matrix
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.hard import hard_gallery
-from chiasm.pipeline.scenes.recall import recall_at, top
+from chiasm.pipeline.scenes.recall import recall_of_scores
 from chiasm.pipeline.scenes.unseen import unseen_gallery, withheld_in
-from chiasm.pipeline.scenes.words import LANGUAGES, plan, tell
+from chiasm.pipeline.scenes.words import LANGUAGES, plan, render_caption
 from chiasm.pipeline.scenes.world import Scene, gallery
 from chiasm.pipeline.training.pocket.perturb import CHANGES, one_change
 
@@ -35,16 +37,22 @@ def pixels_of(encoder: Encoder, scenes: Sequence[Scene]) -> list[Any]:
     return [encoder.preprocess(IMAGE, np.asarray(picture(scene))) for scene in scenes]
 
 
+def encode_pictures(encoder: Encoder, pictures: Sequence[Image.Image]) -> np.ndarray:
+    """B RGB pictures -> (B, D) float32 unit rows."""
+    pixels = [encoder.preprocess(IMAGE, np.asarray(each)) for each in pictures]
+    return encoder.encode(IMAGE, pixels).vectors
+
+
 def withheld(encoder: Encoder, seed: int, samples: int, language: str) -> dict[str, float]:
-    """Recall of queries that tell a combination never met in training (pipeline/scenes/unseen.py),
-    by vectors."""
+    """Recall by vectors of queries with a combination that training never shows
+    (pipeline/scenes/unseen.py)."""
     scenes, claims = unseen_gallery(samples, seed)
-    asked = [n for n, scene in enumerate(scenes) if withheld_in(scene)]
+    query_rows = [n for n, scene in enumerate(scenes) if withheld_in(scene)]
     rng = random.Random(f"withheld {seed}")
-    texts = [tell(claims[n], rng, language) for n in asked]
+    texts = [render_caption(claims[n], rng, language) for n in query_rows]
     images = encoder.encode(IMAGE, pixels_of(encoder, scenes)).vectors
-    first = top(encoder.encode(TEXT, texts).vectors @ images.T, 10)
-    return {**recall_at(first, holds_matrix([claims[n] for n in asked], scenes))}
+    scores = encoder.encode(TEXT, texts).vectors @ images.T
+    return recall_of_scores(scores, holds_matrix([claims[n] for n in query_rows], scenes))
 
 
 def hard_twins(
@@ -53,42 +61,39 @@ def hard_twins(
     """R@1 of complete captions among hard twins, by vectors and by matching on top of them."""
     scenes, rng = hard_gallery(samples, seed), random.Random(f"hard {seed}")
     claims = [plan(scene, rng) for scene in scenes]
-    texts = [tell(claim, rng, language) for claim in claims]
+    texts = [render_caption(claim, rng, language) for claim in claims]
     pixels = pixels_of(encoder, scenes)
     scores = encoder.encode(TEXT, texts).vectors @ encoder.encode(IMAGE, pixels).vectors.T  # (Q, N)
-    first, correct = top(scores, RERANKED), holds_matrix(claims, scenes)
+    first, correct = top_k(scores, RERANKED), holds_matrix(claims, scenes)
     pairs = np.array([(n, i) for i, found in enumerate(first) for n in found])
     logits = encoder.match((IMAGE, pixels), (TEXT, texts), pairs)
     final = logits.reshape(first.shape) + np.take_along_axis(scores, first, axis=1)
     again = np.take_along_axis(first, np.argsort(-final, axis=1, kind="stable"), axis=1)
     return {
-        "vectors_r1": recall_at(first, correct)["r1"],
-        "matching_r1": recall_at(again, correct)["r1"],
+        "vectors_r1": recall_at(right_at(first, correct), 1),
+        "matching_r1": recall_at(right_at(again, correct), 1),
     }
 
 
 def accuracy(encoder: MatchingEncoder, seed: int, samples: int) -> dict[str, float]:
-    """Share of pairs that matching is right about, half of them wrong by one change; and of the two
-    pictures of a caption how often the right one is preferred, change by change, by matching and by
-    vectors."""
+    """Accuracy of matching on pairs, half of them wrong by one change; and of the two pictures of a
+    caption how often the right one is preferred, change by change, by matching and by vectors."""
     rng = random.Random(f"accuracy {seed}")
     changed: list[str] = []
     pairs: list[tuple[Scene, str]] = []
     for scene in gallery(samples, seed):
         change, claims, wrong = one_change(scene, rng)
-        text = tell(claims, rng, rng.choice(LANGUAGES))
+        text = render_caption(claims, rng, rng.choice(LANGUAGES))
         pairs += [(scene, text), (wrong, text)]
         changed.append(change)
     pixels = pixels_of(encoder, [scene for scene, _ in pairs])
     texts = [text for _, text in pairs]
-    logits = encoder.match(
-        (IMAGE, pixels), (TEXT, texts), np.arange(len(texts))[:, None].repeat(2, 1)
-    )
-    cosines = (encoder.encode(IMAGE, pixels).vectors * encoder.encode(TEXT, texts).vectors).sum(
-        axis=1
-    )
+    rows = np.arange(len(texts))[:, None].repeat(2, axis=1)
+    logits = encoder.match((IMAGE, pixels), (TEXT, texts), rows)
+    images, captions = encoder.encode(IMAGE, pixels), encoder.encode(TEXT, texts)
+    cosines = (images.vectors * captions.vectors).sum(axis=1)
     right, wrong_pairs = logits[0::2] > 0, logits[1::2] <= 0
-    told = {
+    found = {
         "right_pairs": float(right.mean()),
         "wrong_pairs": float(wrong_pairs.mean()),
         "all": float((right.mean() + wrong_pairs.mean()) / 2),
@@ -97,20 +102,22 @@ def accuracy(encoder: MatchingEncoder, seed: int, samples: int) -> dict[str, flo
         some = np.array(changed) == name
         for way, scores in (("matching", logits), ("vectors", cosines)):
             preferred = scores[0::2] > scores[1::2]
-            told[f"told_apart_{name}_by_{way}"] = float(preferred[some].mean())
-    return told
+            found[f"told_apart_{name}_by_{way}"] = float(preferred[some].mean())
+    return found
 
 
 def joint(encoder: MatchingEncoder, seed: int, samples: int) -> dict[str, float]:
-    """R@1 and R@10 of vectors of pictures with partial captions, asked for by other such ones."""
+    """R@1 and R@10 of vectors of pictures with partial captions, searched by other such ones."""
     scenes, rng = gallery(samples, seed), random.Random(f"joint {seed}")
-    inside = [
-        tell(plan(scene, rng, complete=False), rng, rng.choice(LANGUAGES)) for scene in scenes
+    fused = [
+        render_caption(plan(scene, rng, complete=False), rng, rng.choice(LANGUAGES))
+        for scene in scenes
     ]
     claims = [plan(scene, rng, complete=False) for scene in scenes]
-    queries = encoder.encode(TEXT, [tell(c, rng, rng.choice(LANGUAGES)) for c in claims]).vectors
-    pixels = pixels_of(encoder, scenes)
-    image, text = encoder.encode(IMAGE, pixels), encoder.encode(TEXT, inside)
+    query_texts = [render_caption(c, rng, rng.choice(LANGUAGES)) for c in claims]
+    queries = encoder.encode(TEXT, query_texts).vectors
+    image = encoder.encode(IMAGE, pixels_of(encoder, scenes))
+    text = encoder.encode(TEXT, fused)
     ways = {
         "image": image.vectors,
         "text": text.vectors,
@@ -118,8 +125,8 @@ def joint(encoder: MatchingEncoder, seed: int, samples: int) -> dict[str, float]
         "fusion": encoder.encode_joint({IMAGE: image, TEXT: text}),
     }
     correct = holds_matrix(claims, scenes)
-    told = {}
+    found = {}
     for name, vectors in ways.items():
-        recall = recall_at(top(queries @ vectors.T, 10), correct)
-        told |= {f"{name}_r1": recall["r1"], f"{name}_r10": recall["r10"]}
-    return told
+        recall = recall_of_scores(queries @ vectors.T, correct)
+        found |= {f"{name}_r1": recall["r1"], f"{name}_r10": recall["r10"]}
+    return found

@@ -1,6 +1,4 @@
-"""What a batch is learned by: contrast, probes (pipeline/training/pocket/probes.py), matching and
-the joint vector.
-"""
+"""Losses of a batch: contrastive, of the probes (probes.py), of matching and of joint vectors."""
 
 from __future__ import annotations
 
@@ -15,12 +13,12 @@ from torch.nn import functional
 from chiasm.pipeline.model.config import ModelConfig
 from chiasm.pipeline.model.fusion import Modality
 from chiasm.pipeline.model.joint import JointNetwork
-from chiasm.pipeline.model.losses import contrast, facts_loss, info_nce, matching_loss
+from chiasm.pipeline.model.losses import attribute_loss, contrastive_loss, info_nce, matching_loss
 from chiasm.pipeline.model.matching import hard_negatives
 from chiasm.pipeline.training.pocket.data import TrainBatch
 from chiasm.pipeline.training.pocket.probes import Pairs, Probes
 
-LACKING = 0.15  # share of pairs that are fused without their text, as of those without picture
+MODALITY_DROPOUT = 0.15  # share of pairs fused without their text, and of those without picture
 
 
 class Objective(nn.Module):
@@ -32,98 +30,99 @@ class Objective(nn.Module):
         self.probes = Probes(config.image.width, config.text, config.dim, config.fusion)
 
     def forward(
-        self, batch: TrainBatch, fusing: bool, chance: torch.Generator
+        self, batch: TrainBatch, fusing: bool, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """-> float32 scalars, those of `aligned`, or of `joined` where the stage is `fusing`.
-        chance: of the CPU, draws wrong pairs and what is lacking.
+        """-> float32 scalars, those of `tower_losses`, or of `fusion_losses` in the second stage.
+        generator: of the CPU, draws hard negatives and dropped modalities.
         """
         if not fusing:
-            return self.aligned(batch)
+            return self.tower_losses(batch)
         model, device = self.model, self.model.log_scale.device
         with torch.no_grad():
             image = model.image_modality(_moved(batch.pixels, device))
-            texts = [model.text_modality(_moved(told.ids, device)) for told in batch.told]
-        truths = [_moved(told.also_true, device) for told in batch.told]
-        first = batch.told[0]
-        kinds = [_moved(each, device) for each in (first.kinds, batch.kinds, first.lies)]
-        return self.joined(texts, truths, image, kinds, chance)
+            texts = [model.text_modality(_moved(c.ids, device)) for c in batch.captions]
+        truths = [_moved(caption.also_true, device) for caption in batch.captions]
+        first = batch.captions[0]
+        kinds = [_moved(each, device) for each in (first.kinds, batch.kinds, first.relations)]
+        return self.fusion_losses(texts, truths, image, kinds, generator)
 
-    def aligned(self, batch: TrainBatch) -> dict[str, Tensor]:
-        """Of the towers alone: `contrast`, the mean InfoNCE of the captions; `facts`, the probes'
-        loss on patches; `readings` and `words`, their mean losses on vectors; `lies`, that of the
-        captions on relations.
+    def tower_losses(self, batch: TrainBatch) -> dict[str, Tensor]:
+        """First stage: `contrast`, the mean InfoNCE of the captions; `facts`, the probes' loss on
+        patches; `readings` and `words`, their mean losses on vectors; `relations`, their loss on
+        captions.
         """
         model, device = self.model, self.model.log_scale.device
         image = model.image_modality(_moved(batch.pixels, device))
-        shown = _moved(batch.kinds, device)
-        readings = [self.probes.read(image.vector, shown, _moved(batch.bag, device))]
-        contrasts, lies = [], []
-        for told in batch.told:
-            text = model.text_modality(_moved(told.ids, device))
-            true = _moved(told.also_true, device)
+        kinds, bag = _moved(batch.kinds, device), _moved(batch.bag, device)
+        readings = [self.probes.read(image.vector, kinds, bag)]
+        contrasts, relations = [], []
+        for caption in batch.captions:
+            text = model.text_modality(_moved(caption.ids, device))
+            true = _moved(caption.also_true, device)
             contrasts.append(info_nce(image.vector, text.vector, model.scale, true))
-            kinds, bag = _moved(told.kinds, device), _moved(told.bag, device)
+            kinds, bag = _moved(caption.kinds, device), _moved(caption.bag, device)
             readings.append(self.probes.read(text.vector, kinds, bag))
-            lies.append(self.probes.relating(text, _moved(told.lies, device)))
+            relations.append(self.probes.relation_loss(text, _moved(caption.relations, device)))
         places, background = self.probes(image.tokens)
-        stage = functional.cross_entropy(background.float(), _moved(batch.background, device))
+        target = _moved(batch.background, device)
+        background_loss = functional.cross_entropy(background.float(), target)
         return {
             "contrast": torch.stack(contrasts).mean(),
-            "facts": facts_loss(places, _moved(batch.facts, device)) + stage,
+            "facts": attribute_loss(places, _moved(batch.places, device)) + background_loss,
             "readings": torch.stack([kinds for kinds, _ in readings]).mean(),
             "words": torch.stack([words for _, words in readings]).mean(),
-            "lies": torch.stack(lies).mean(),
+            "relations": torch.stack(relations).mean(),
         }
 
-    def joined(
+    def fusion_losses(
         self,
         texts: list[Modality],
         truths: list[Tensor],
         image: Modality,
         kinds: Sequence[Tensor],
-        chance: torch.Generator,
+        generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """Of the first captions with their pictures: `match`, told from as many wrong pairs, the
-        hardest likeliest; `joint`, InfoNCE of the joint vectors with the vectors of the other
+        """Second stage, of the first captions with their pictures: `match`, on true pairs and as
+        many hard negatives; `joint`, InfoNCE of the joint vectors with the vectors of the other
         captions; `align`, InfoNCE of words and patches by late interaction; and those of
-        `Probes.compared`.
+        `Probes.pair_losses`.
 
         texts: two captions of each picture; truths (B, B) bool of each, caption i is true of
-        picture j; kinds: what the first captions say of each kind, what the pictures show,
-        and how the captions have kinds lie to each other.
+        picture j; kinds: `caption_kinds` of the first captions, `scene_kinds`, and
+        `caption_relations` of the first captions.
         """
         (text, query), (true, true_query) = texts, truths
         model, size, device = self.model, len(true), true.device
         rows = torch.arange(size, device=device)
-        wrong = wrong_pairs(model.scale * text.vector @ image.vector.T, true, chance)
-        lacking = torch.rand(size, generator=chance).to(device)
-        said, seen = lacking >= LACKING, lacking < 1 - LACKING
-        whole = torch.ones_like(said)
+        wrong = wrong_pairs(model.scale * text.vector @ image.vector.T, true, generator)
+        draw = torch.rand(size, generator=generator).to(device)
+        has_text, has_image = draw >= MODALITY_DROPOUT, draw < 1 - MODALITY_DROPOUT
+        whole = torch.ones_like(has_text)
         of_text, of_image = torch.cat([rows, wrong.text]), torch.cat([rows, wrong.image])
         fused = model.fuse(
-            text.take(of_text).where(torch.cat([said, whole])),
-            image.take(of_image).where(torch.cat([seen, whole])),
+            text.take(of_text).where(torch.cat([has_text, whole])),
+            image.take(of_image).where(torch.cat([has_image, whole])),
         )
         fusion = model.fusion
         assert fusion is not None and model.matching is not None
-        counted = torch.cat([said & seen, wrong.found])
-        # In fused tokens of one sequence for all, patches are no longer to be told from words.
-        words = None if fusion.mix.merges else text.tokens.shape[1]
-        told, shown, lies = kinds
-        pairs = Pairs(told[of_text], lies[of_text], shown[of_image], counted)
+        counted = torch.cat([has_text & has_image, wrong.found])
+        # In one merged sequence, patches cannot be separated from words.
+        words = None if fusion.mixer.merges else text.tokens.shape[1]
+        text_kinds, image_kinds, relations = kinds
+        pairs = Pairs(text_kinds[of_text], relations[of_text], image_kinds[of_image], counted)
         true_pair = torch.cat([whole, ~whole])
         return {
             "match": matching_loss(model.matching(fused).logit, true_pair, counted),
-            "align": contrast(self.probes.alikeness(fusion, text, image), true),
+            "align": contrastive_loss(self.probes.token_similarity(fusion, text, image), true),
             "joint": info_nce(fused.joint[:size], query.vector, model.scale, true_query),
-            **self.probes.compared(fused, words, pairs),
+            **self.probes.pair_losses(fused, words, pairs),
         }
 
 
 @dataclass(frozen=True)
 class WrongPairs:
-    """Rows of texts and of pictures, (B,) int64 each, that do not belong together; found (B,) bool:
-    False where the batch had no wrong pair to give.
+    """Rows of texts and of pictures, (B,) int64 each, that do not match; found (B,) bool:
+    False where the batch had no wrong pair.
     """
 
     text: Tensor
@@ -131,18 +130,18 @@ class WrongPairs:
     found: Tensor
 
 
-def wrong_pairs(scores: Tensor, true: Tensor, chance: torch.Generator) -> WrongPairs:
-    """For every other row its caption with a wrong picture, for the rest its picture with a wrong
-    caption, by chance.
+def wrong_pairs(scores: Tensor, true: Tensor, generator: torch.Generator) -> WrongPairs:
+    """Hard negatives: of each row at random its caption with a wrong picture, or its picture with a
+    wrong caption.
 
     scores (B, B): caption i with picture j; true (B, B) bool, as in `info_nce`.
     """
     rows = torch.arange(len(scores), device=scores.device)
     true = true | torch.eye(len(scores), dtype=torch.bool, device=scores.device)
     scores = scores.detach()
-    picture, picture_found = hard_negatives(scores, true, chance)
-    caption, caption_found = hard_negatives(scores.T, true.T, chance)
-    keep_text = (torch.rand(len(scores), generator=chance) < 0.5).to(scores.device)
+    picture, picture_found = hard_negatives(scores, true, generator)
+    caption, caption_found = hard_negatives(scores.T, true.T, generator)
+    keep_text = (torch.rand(len(scores), generator=generator) < 0.5).to(scores.device)
     return WrongPairs(
         text=torch.where(keep_text, rows, caption),
         image=torch.where(keep_text, picture, rows),

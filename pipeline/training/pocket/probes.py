@@ -1,9 +1,9 @@
-"""Linear readings that teach the towers to see and to read, and the fusion to compare, long before
-contrast and matching alone could; none is shipped.
+"""Linear probes as auxiliary losses: towers and fusion learn from them long before they could from
+contrast and matching alone; none is shipped.
 
-Of patch tokens: what lies in each place. Of vectors: what there is. Of captions: how they have
-things lie to each other. Of what is pooled from fused tokens, of fused patches and of fused words:
-where a text and a picture disagree. Late interaction brings words and patches into one space.
+Of patch tokens: what is in each place. Of vectors: what kinds there are. Of captions: the spatial
+relations that they state. Of pooled fused tokens, of fused patches and of fused words: where a text
+and a picture disagree. Late interaction aligns words and patches in one space.
 """
 
 from __future__ import annotations
@@ -19,55 +19,63 @@ from torch.nn import functional
 from chiasm.pipeline.model.attention import Attention
 from chiasm.pipeline.model.config import FusionConfig, TextConfig
 from chiasm.pipeline.model.fusion import Fused, Fusion, Modality
-from chiasm.pipeline.model.losses import bag_loss, facts_loss, late_interaction, matching_loss
+from chiasm.pipeline.model.losses import (
+    attribute_loss,
+    bag_of_words_loss,
+    late_interaction,
+    matching_loss,
+)
 from chiasm.pipeline.model.pooling import Pool
 from chiasm.pipeline.scenes.claims import RELATIONS
 from chiasm.pipeline.scenes.world import BACKGROUNDS, KINDS
 from chiasm.pipeline.training.pocket.targets import CLASSES, READINGS, UNKNOWN, WORDS
 
-HEARD = (3, 3, len(RELATIONS), len(KINDS))  # row and column seen, relation told, to what kind
-DISCORDS = len(READINGS) + 1  # what a text and a picture can disagree in of each kind
+# Classes that fused words predict of a kind: its row and column in the picture, the relation that
+# the text states, and to which kind.
+LOCATION_CLASSES = (3, 3, len(RELATIONS), len(KINDS))
+DISAGREEMENTS = len(READINGS) + 1  # ways in which a text and a picture can disagree about a kind
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Texts beside pictures, right and wrong: what each is known to say.
+    """Targets of B pairs of a text and a picture, matching or not.
 
-    told, shown (B, kinds, readings) int64, as `kinds_told` and `kinds_shown`; lies (B, kinds, 2)
-    int64, as `lies_told`; counted (B,) bool, which pairs to learn from.
+    text_kinds, image_kinds (B, kinds, readings) int64, as `caption_kinds` and `scene_kinds`;
+    relations (B, kinds, 2) int64, as `caption_relations`; counted (B,) bool, which pairs the losses
+    are over.
     """
 
-    told: Tensor
-    lies: Tensor
-    shown: Tensor
+    text_kinds: Tensor
+    relations: Tensor
+    image_kinds: Tensor
     counted: Tensor
 
     @cached_property
-    def discord(self) -> tuple[Tensor, Tensor]:
-        """`discord` of them; what is of pairs that do not count is not known."""
-        differ, known = discord(self.told, self.lies, self.shown)
+    def disagreement(self) -> tuple[Tensor, Tensor]:
+        """`disagreement` of them; unknown for pairs that are not counted."""
+        differ, known = disagreement(self.text_kinds, self.relations, self.image_kinds)
         return differ, known & self.counted[:, None, None]
 
 
 class PerKind(nn.Module):
-    """What a sequence says of each kind: asked by a learned query, answered by a linear reading."""
+    """A linear probe a kind: of what a learned query attends to in a sequence."""
 
-    def __init__(self, width: int, heads: int, answers: int) -> None:
+    def __init__(self, width: int, heads: int, classes: int) -> None:
         super().__init__()
         self.query = nn.Parameter(torch.randn(1, len(KINDS), width))
         self.attention = Attention(width, heads)
-        self.answer = nn.Linear(width, answers)
+        self.out = nn.Linear(width, classes)
 
     def forward(self, sequence: Modality) -> Tensor:
-        """tokens (B, T, D) -> float32 (B, kinds, answers)."""
+        """tokens (B, T, D) -> float32 (B, kinds, classes)."""
         query = self.query.expand(len(sequence.tokens), -1, -1)
-        seen = (sequence.mask | ~sequence.there[:, None])[:, None, None, :]
-        return self.answer(self.attention(query, sequence.tokens, seen)).float()
+        mask = (sequence.mask | ~sequence.present[:, None])[:, None, None, :]
+        return self.out(self.attention(query, sequence.tokens, mask)).float()
 
 
 class Probes(nn.Module):
-    """Linear readings: of patch tokens, what lies in each of 3 x 3 places, and on what; of vectors,
-    what there is of each kind; of fused tokens, pooled, where text and picture disagree.
+    """Linear probes: of patch tokens, what is in each of 3 x 3 places, and the background; of
+    vectors, what there is of each kind; of fused tokens, where text and picture disagree.
     """
 
     def __init__(self, width: int, text: TextConfig, dim: int, fusion: FusionConfig | None) -> None:
@@ -76,15 +84,16 @@ class Probes(nn.Module):
         self.background = nn.Linear(width, len(BACKGROUNDS))
         self.kinds = nn.Linear(dim, len(KINDS) * sum(READINGS))
         self.bag = nn.Linear(dim, len(WORDS))
-        self.lies_of_vector = nn.Linear(dim, len(KINDS) * len(RELATIONS))
-        self.lies_of_tokens = PerKind(text.width, text.heads, len(RELATIONS) + len(KINDS))
+        self.relations_of_vector = nn.Linear(dim, len(KINDS) * len(RELATIONS))
+        self.relations_of_tokens = PerKind(text.width, text.heads, len(RELATIONS) + len(KINDS))
         if fusion is not None:
             self.pool = Pool(fusion.width, fusion.heads)
-            self.discord = nn.Linear(fusion.width, len(KINDS) * DISCORDS)
-            self.ground = nn.Linear(fusion.width, DISCORDS)
-            self.heard = PerKind(fusion.width, fusion.heads, sum(HEARD) + DISCORDS)
-            self.telling = nn.Linear(text.width, 1)
-            self.log_sharpness = nn.Parameter(torch.tensor(2.0))
+            self.pooled_disagreement = nn.Linear(fusion.width, len(KINDS) * DISAGREEMENTS)
+            self.patch_disagreement = nn.Linear(fusion.width, DISAGREEMENTS)
+            classes = sum(LOCATION_CLASSES) + DISAGREEMENTS
+            self.word_location = PerKind(fusion.width, fusion.heads, classes)
+            self.word_weight = nn.Linear(text.width, 1)
+            self.log_scale = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
         """tokens (B, N, D) -> one (B, 9, classes) tensor an attribute, and (B, backgrounds)."""
@@ -92,91 +101,94 @@ class Probes(nn.Module):
         return list(places), self.background(tokens.mean(1))
 
     def read(self, vectors: Tensor, kinds: Tensor, bag: Tensor) -> tuple[Tensor, Tensor]:
-        """How badly unit vectors (B, E) of pictures or texts tell `kinds` (B, kinds, readings) and
-        `bag` (B, words): the same readings of both, which draws them together. -> two scalars.
+        """Losses of unit vectors (B, E) of pictures or texts on `kinds` (B, kinds, readings) and
+        `bag` (B, words). One probe for both modalities, which aligns them. -> two scalars.
         """
         # A unit vector's entries are of size E^-1/2: scaled to 1, as a layer's input should be.
         scaled = vectors.to(self.kinds.weight.dtype) * vectors.shape[-1] ** 0.5
         of_kinds = self.kinds(scaled).unflatten(-1, (len(KINDS), -1)).split(READINGS, dim=-1)
-        return facts_loss(of_kinds, kinds), bag_loss(self.bag(scaled), bag)
+        return attribute_loss(of_kinds, kinds), bag_of_words_loss(self.bag(scaled), bag)
 
-    def relating(self, text: Modality, lies: Tensor) -> Tensor:
-        """How badly texts tell how they have each kind lie to what other: their tokens both, their
-        vectors the relation. Contrast alone has towers forget the words of it, and nothing learned
-        on top of them could then tell left from right.
+    def relation_loss(self, text: Modality, relations: Tensor) -> Tensor:
+        """Loss of texts on the relations that they state: of tokens on the relation and the other
+        kind, of vectors on the relation. By contrast alone the text tower drops the words of
+        relations, and a fusion on top of it could not separate left from right.
 
-        lies (B, kinds, 2). -> scalar.
+        relations (B, kinds, 2). -> scalar.
         """
-        tokens = self.lies_of_tokens(text).split((len(RELATIONS), len(KINDS)), dim=-1)
-        scaled = text.vector.to(self.lies_of_vector.weight.dtype) * text.vector.shape[-1] ** 0.5
-        vector = self.lies_of_vector(scaled).unflatten(-1, (len(KINDS), -1))
-        return facts_loss(tokens, lies) + facts_loss([vector], lies[..., :1])
+        tokens = self.relations_of_tokens(text).split((len(RELATIONS), len(KINDS)), dim=-1)
+        scaled = (
+            text.vector.to(self.relations_of_vector.weight.dtype) * text.vector.shape[-1] ** 0.5
+        )
+        vector = self.relations_of_vector(scaled).unflatten(-1, (len(KINDS), -1))
+        return attribute_loss(tokens, relations) + attribute_loss([vector], relations[..., :1])
 
-    def compared(self, fused: Fused, words: int | None, pairs: Pairs) -> dict[str, Tensor]:
-        """What fused tokens know of texts beside pictures: `discord`, where the two disagree, of
-        all tokens; `ground`, the same of patches; `where` and `follow`, see `followed`, of words.
+    def pair_losses(self, fused: Fused, words: int | None, pairs: Pairs) -> dict[str, Tensor]:
+        """Losses of fused tokens on where a text and a picture disagree: `discord`, of all tokens;
+        `ground`, of patches; `where` and `follow`, of words, see `location_losses`.
 
         words: how many of the tokens, the first, are the text's, the others being patches; None
-        where all have become one sequence. -> scalars; no `ground` of one sequence.
+        where they were merged into one sequence. -> scalars; no `ground` of a merged sequence.
         """
-        differ, known = pairs.discord
-        differing = self.disagreement(fused).view_as(differ)
-        losses = {"discord": matching_loss(differing, differ, known)}
+        differ, known = pairs.disagreement
+        logits = self.disagreement_logits(fused).view_as(differ)
+        losses = {"discord": matching_loss(logits, differ, known)}
         if words is not None:
-            losses["ground"] = self.grounded(fused.tokens[:, words:], pairs)
-        said = Modality(fused.tokens[:, :words], fused.mask[:, :words], fused.joint)
-        losses["where"], losses["follow"] = self.followed(said, pairs)
+            losses["ground"] = self.patch_loss(fused.tokens[:, words:], pairs)
+        of_text = Modality(fused.tokens[:, :words], fused.mask[:, :words], fused.joint)
+        losses["where"], losses["follow"] = self.location_losses(of_text, pairs)
         return losses
 
-    def disagreement(self, fused: Fused) -> Tensor:
-        """Fused tokens (B, T, D) -> float32 logits (B, kinds x discords), see `discord`."""
+    def disagreement_logits(self, fused: Fused) -> Tensor:
+        """Fused tokens (B, T, D) -> float32 logits (B, kinds x disagreements)."""
         pooled = self.pool(fused.tokens, fused.mask[:, None, None, :])
-        return self.discord(pooled).float()
+        return self.pooled_disagreement(pooled).float()
 
-    def grounded(self, patches: Tensor, pairs: Pairs) -> Tensor:
-        """How badly fused patches (B, N, D) tell of the thing that lies there whether the text
-        tells of its kind, and in what the two then disagree. -> scalar, the mean over the discords.
+    def patch_loss(self, patches: Tensor, pairs: Pairs) -> Tensor:
+        """Loss of fused patches (B, N, D), each thing's own, on whether the text names its kind and
+        on how the two disagree about it. -> scalar, the mean over the disagreements.
         """
-        shown = pairs.shown
-        row, kind = (shown[..., 0] == 1).nonzero(as_tuple=True)  # of all things of the batch
-        at = shown[row, kind, -2] * 3 + shown[row, kind, -1]
-        guess = self.ground(by_place(patches)[row, at]).float()  # (things, discords)
-        differ, known = (each[row, kind] for each in pairs.discord)
-        differ[:, 0], known[:, 0] = pairs.told[row, kind, 0] == 1, pairs.counted[row]
-        return _mean_of_readings(guess, differ, known)
+        kinds = pairs.image_kinds
+        row, kind = (kinds[..., 0] == 1).nonzero(as_tuple=True)  # of all things of the batch
+        place = kinds[row, kind, -2] * 3 + kinds[row, kind, -1]
+        logits = self.patch_disagreement(by_place(patches)[row, place]).float()  # (things, ways)
+        differ, known = (each[row, kind] for each in pairs.disagreement)
+        differ[:, 0], known[:, 0] = pairs.text_kinds[row, kind, 0] == 1, pairs.counted[row]
+        return _mean_of_readings(logits, differ, known)
 
-    def followed(self, words: Modality, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """How badly fused words tell, asked of each kind that the text names, where the picture has
-        it and how the text has it lie to what other kind; and in what the two disagree about it.
-        A relation can be checked by who knows where both things are.
+    def location_losses(self, words: Modality, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Losses of fused words, for each kind that the text names: on where the picture has it and
+        the relation that the text states of it; and on how the two disagree about it. To check a
+        relation takes the locations of both things.
 
-        -> two scalars, the sum of the mean cross entropies of HEARD, and the mean over the
-        discords.
+        -> two scalars, the sum of the mean cross entropies of LOCATION_CLASSES, and the mean over
+        the disagreements.
         """
-        *guesses, disagree = self.heard(words).split((*HEARD, DISCORDS), dim=-1)  # (B, kinds, ...)
-        facts = torch.cat([pairs.shown[..., -2:], pairs.lies], dim=-1)  # (B, kinds, 4)
-        named = ((pairs.told[..., 0] == 1) & pairs.counted[:, None])[..., None]
-        differ, known = pairs.discord
+        classes = (*LOCATION_CLASSES, DISAGREEMENTS)
+        *logits, disagree = self.word_location(words).split(classes, dim=-1)  # (B, kinds, ...)
+        targets = torch.cat([pairs.image_kinds[..., -2:], pairs.relations], dim=-1)  # (B, kinds, 4)
+        named = ((pairs.text_kinds[..., 0] == 1) & pairs.counted[:, None])[..., None]
+        differ, known = pairs.disagreement
         return (
-            facts_loss(guesses, facts.masked_fill(~named, UNKNOWN)),
+            attribute_loss(logits, targets.masked_fill(~named, UNKNOWN)),
             _mean_of_readings(disagree, differ, known & named),
         )
 
-    def alikeness(self, fusion: Fusion, text: Modality, image: Modality) -> Tensor:
-        """Late interaction of all captions with all pictures, of tokens as they enter the fusion.
-        -> (B, C) logits. The weight of a word is learned, and a long text counts as its root."""
+    def token_similarity(self, fusion: Fusion, text: Modality, image: Modality) -> Tensor:
+        """Late interaction of all captions with all pictures, of the fusion's input tokens.
+        -> (B, C) logits. The weight of a word is learned; sums are divided by sqrt(length)."""
         words, patches = (
-            functional.normalize(fusion.brought(i, each.tokens).float(), dim=-1)
+            functional.normalize(fusion.project(i, each.tokens).float(), dim=-1)
             for i, each in enumerate((text, image))
         )
-        weight = functional.softplus(self.telling(text.tokens).squeeze(-1).float()) * text.mask
+        weight = functional.softplus(self.word_weight(text.tokens).squeeze(-1).float()) * text.mask
         weight = weight / text.mask.sum(1, keepdim=True).clamp(min=1).sqrt()
-        return self.log_sharpness.exp() * late_interaction(words, patches, weight)
+        return self.log_scale.exp() * late_interaction(words, patches, weight)
 
 
-def _mean_of_readings(guess: Tensor, true: Tensor, counted: Tensor) -> Tensor:
-    """The mean of `matching_loss` over the last dimension, each reading weighing the same."""
-    each = zip(guess.unbind(-1), true.unbind(-1), counted.unbind(-1), strict=True)
+def _mean_of_readings(logits: Tensor, true: Tensor, counted: Tensor) -> Tensor:
+    """The mean of `matching_loss` over the last dimension, each with equal weight."""
+    each = zip(logits.unbind(-1), true.unbind(-1), counted.unbind(-1), strict=True)
     return torch.stack([matching_loss(*reading) for reading in each]).mean()
 
 
@@ -187,20 +199,26 @@ def by_place(tokens: Tensor) -> Tensor:
     return functional.adaptive_avg_pool2d(grid, 3).flatten(2).transpose(1, 2)
 
 
-def discord(told: Tensor, lies: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
-    """Where what a caption says of each kind is not what the picture shows.
+def disagreement(
+    text_kinds: Tensor, relations: Tensor, image_kinds: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Where what a caption states of each kind is not what the picture shows; see `Pairs`.
 
-    told, shown (B, kinds, readings) int64, as `kinds_told` and `kinds_shown`; lies (B, kinds, 2)
-    int64, as `lies_told`. -> bool (B, kinds, discords), the last of them how the kind lies to
-    another; and where there is anything to say: what the caption leaves unsaid cannot disagree, nor
-    can the colour of what the picture does not show.
+    -> bool (B, kinds, disagreements), the last of them in the kind's relation; and bool of the same
+    shape, where it is known: what the caption omits cannot disagree, nor can the colour of what the
+    picture does not show.
     """
-    known = (told >= 0) & (shown >= 0)
-    known[..., 0] = told[..., 0] == 1  # a caption says what there is, never what there is not
-    relation, other = lies.unbind(-1)
-    row, column = shown[..., -2], shown[..., -1]
-    there, across = (place.gather(1, other.clamp(min=0)) for place in (row, column))
-    related = torch.stack([column < across, column > across, row < there, row > there], dim=-1)
+    known = (text_kinds >= 0) & (image_kinds >= 0)
+    known[..., 0] = text_kinds[..., 0] == 1  # a caption states what there is, never what is not
+    relation, other = relations.unbind(-1)
+    row, column = image_kinds[..., -2], image_kinds[..., -1]
+    other_row, other_column = (place.gather(1, other.clamp(min=0)) for place in (row, column))
+    related = torch.stack(
+        [column < other_column, column > other_column, row < other_row, row > other_row], dim=-1
+    )
     holds = related.gather(-1, relation.clamp(min=0)[..., None])
-    both = (relation >= 0) & (row >= 0) & (there >= 0)
-    return torch.cat([told != shown, ~holds], dim=-1), torch.cat([known, both[..., None]], dim=-1)
+    both = ((relation >= 0) & (row >= 0) & (other_row >= 0))[..., None]
+    return (
+        torch.cat([text_kinds != image_kinds, ~holds], dim=-1),
+        torch.cat([known, both], dim=-1),
+    )

@@ -1,8 +1,8 @@
-"""The last word of a training: what the model is worth on scenes of a fresh seed.
+"""The report of a training: how good the model is on scenes of a fresh seed.
 
-    recall      of complete captions among twins, both ways, both languages (measure.py)
-    withheld    the same by combinations of colour, kind and relation never met in training
-    hard_twins, matching_accuracy, joint: what matching and fusion add (trials.py), where there are
+    recall      of complete captions among twins, both directions and languages (evaluate.py)
+    withheld    the same by combinations of colour, kind and relation never shown in training
+    hard_twins, matching_accuracy, joint: what matching and fusion add (evaluate_fusion.py)
 
 Written as report.json beside the model, from the model folder as an encoder reads it.
 """
@@ -13,15 +13,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from chiasm.pipeline.encoders.pocket import load
-from chiasm.pipeline.model.checkpoint import write_whole
+from chiasm.pipeline.encoders import load_encoder, require_matcher
+from chiasm.pipeline.model.checkpoint import load_config, write_file
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.records import IMAGE, TEXT
+from chiasm.pipeline.records import TEXT
 from chiasm.pipeline.scenes.words import LANGUAGES
-from chiasm.pipeline.training.pocket.evaluate import measure
-from chiasm.pipeline.training.pocket.evaluate_fusion import accuracy, hard_twins, joint, withheld
+from chiasm.pipeline.training.pocket.evaluate import gallery_recall
+from chiasm.pipeline.training.pocket.evaluate_fusion import (
+    accuracy,
+    encode_pictures,
+    hard_twins,
+    joint,
+    withheld,
+)
 
 REPORT = "report.json"
 SEED = 161803  # of galleries that neither training nor its evaluations draw
@@ -29,17 +33,13 @@ SEED = 161803  # of galleries that neither training nor its evaluations draw
 
 def write_report(folder: Path, samples: int, settings: EncoderSettings) -> dict[str, Any]:
     """Measure the model of a folder on galleries of so many scenes; -> what is written."""
-    encoder = load(str(folder), settings)
+    encoder = load_encoder(f"pocket:{folder}", settings)
     found: dict[str, Any] = {
         "samples": samples,
         "seed": SEED,
         "precision": encoder.precision,
-        "recall": measure(
-            lambda images: (
-                encoder.encode(
-                    IMAGE, [encoder.preprocess(IMAGE, np.asarray(image)) for image in images]
-                ).vectors
-            ),
+        "recall": gallery_recall(
+            lambda images: encode_pictures(encoder, images),
             lambda texts: encoder.encode(TEXT, texts).vectors,
             samples,
             SEED,
@@ -48,18 +48,19 @@ def write_report(folder: Path, samples: int, settings: EncoderSettings) -> dict[
             language: withheld(encoder, SEED, samples, language) for language in LANGUAGES
         },
     }
-    if encoder.fuses:
+    if load_config(folder).fusion is not None:
+        matcher = require_matcher(encoder)
         found["hard_twins"] = {
-            language: hard_twins(encoder, SEED, samples, language) for language in LANGUAGES
+            language: hard_twins(matcher, SEED, samples, language) for language in LANGUAGES
         }
-        found["matching_accuracy"] = accuracy(encoder, SEED, samples)
-        found["joint"] = joint(encoder, SEED, samples)
+        found["matching_accuracy"] = accuracy(matcher, SEED, samples)
+        found["joint"] = joint(matcher, SEED, samples)
     text = json.dumps(found, indent=2, default=float) + "\n"
-    write_whole(folder / REPORT, text.encode())
+    write_file(folder / REPORT, text.encode())
     return found
 
 
-def told(report: dict[str, Any]) -> list[str]:
+def format_report(report: dict[str, Any]) -> list[str]:
     """The report in lines for a person."""
     lines = [f"on {report['samples']:,} scenes of a fresh seed, R@1 English, Chinese:"]
     by_language = {
@@ -77,10 +78,10 @@ def told(report: dict[str, Any]) -> list[str]:
     ]
     if "joint" in report:
         right = report["matching_accuracy"]["all"]
-        lines.append(f"matching is right about one change: {right:.3f}")
+        lines.append(f"accuracy of matching on pairs with one change: {right:.3f}")
         ways = ", ".join(
             f"{way} {report['joint'][f'{way}_r1']:.3f}"
             for way in ("image", "text", "mean", "fusion")
         )
-        lines.append(f"R@1 of captions that tell a part, by vectors: {ways}")
+        lines.append(f"R@1 of partial captions, by vectors: {ways}")
     return lines

@@ -1,67 +1,104 @@
-"""A training at one moment: what is learned, from what, and how a step changes it.
+"""A training at one moment: weights, their average and the optimiser, and how a step changes them.
 
-In two stages, align before fuse (Li et al., ALBEF, 2021). First the towers learn: each step encodes
-a batch's pictures once and two captions of each, and follows the mean InfoNCE of both plus what
-probes tell (pipeline/training/pocket/objective.py). Then they stand still, at the exponential
-moving average of their weights, and fusion and matching learn on top of them: what a picture and a
-text are on their own is no longer touched, and a step costs no backward pass through the towers.
-The weights that ship are the average, with matching calibrated.
+Two stages, align before fuse (Li et al., ALBEF, 2021). First the towers are trained: a step encodes
+a batch's pictures once and two captions of each; its loss is the mean InfoNCE of both plus those of
+the probes (objective.py). Then the towers are frozen at the exponential moving average of their
+weights, and fusion and matching are trained on top of them: the vectors of a picture or of a text
+alone no longer change, and a step costs no backward pass through the towers. The weights that ship
+are the average, with matching calibrated.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from chiasm.pipeline.errors import UsageError
-from chiasm.pipeline.model.checkpoint import load_model, load_state, save_model, save_state
+from chiasm.pipeline.model.checkpoint import (
+    CONFIG_NAMES,
+    TENSOR_NAMES,
+    load_model,
+    load_state,
+    names_in_files,
+    save_model,
+    save_state,
+    tensors_in_code,
+    tensors_in_files,
+)
 from chiasm.pipeline.model.config import ModelConfig
 from chiasm.pipeline.model.inference import match_pairs
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.preprocess import to_pixels
 from chiasm.pipeline.model.tokenizer import Tokenizer
 from chiasm.pipeline.scenes.draw import picture
-from chiasm.pipeline.training.distributed import average_gradients
-from chiasm.pipeline.training.pocket.calibrate import fit_bias
+from chiasm.pipeline.training.optim import (
+    Ema,
+    Optimiser,
+    cosine,
+    decay_groups,
+    warmup_then_cosine,
+    with_prefix,
+    without_prefix,
+)
+from chiasm.pipeline.training.pocket.calibrate import calibration_bias
 from chiasm.pipeline.training.pocket.data import DataSettings, TrainBatch
 from chiasm.pipeline.training.pocket.objective import Objective
 
 STATE = "state.safetensors"
-NEVER = 999_999_999  # a step that no training comes to: what it would draw is free for calibration
-# Parameters of the objective that learn in the second stage, and only there.
+CALIBRATION_STEP = 999_999_999  # a step that no training reaches: its scenes are for calibration
+RATE_FLOOR = 0.01  # of the highest learning rate, at the end of a stage
+PROBE_FLOOR = 0.1  # of the probes' weight, at the end of the first stage
+# Parameters of the objective that are trained in the second stage, and only there.
 OF_FUSION = (
-    "model.fusion.", "model.matching.", "probes.pool.", "probes.discord.", "probes.ground.",
-    "probes.heard.", "probes.telling.", "probes.log_sharpness",
+    "model.fusion.", "model.matching.", "probes.pool.", "probes.pooled_disagreement.",
+    "probes.patch_disagreement.", "probes.word_location.", "probes.word_weight.",
+    "probes.log_scale",
 )  # fmt: skip
+# Name in code -> name in state.safetensors, as in model/checkpoint.py.
+STATE_TENSOR_NAMES = {
+    "probes.pooled_disagreement.": "probes.discord.",
+    "probes.patch_disagreement.": "probes.ground.",
+    "probes.word_location.out.": "probes.heard.answer.",
+    "probes.word_location.": "probes.heard.",
+    "probes.word_weight.": "probes.telling.",
+    "probes.log_scale": "probes.log_sharpness",
+    "probes.relations_of_vector.": "probes.lies_of_vector.",
+    "probes.relations_of_tokens.out.": "probes.lies_of_tokens.answer.",
+    "probes.relations_of_tokens.": "probes.lies_of_tokens.",
+    **TENSOR_NAMES,
+}
+STATE_CONFIG_NAMES = {
+    "learning_rate": "rate",
+    "data": "feed",
+    **{f"model.{path}": name for path, name in CONFIG_NAMES.items()},
+}
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How long, how fast, how far apart; the seed and the world's part are in `feed`.
+    """Lengths, rates and weights of a training; the seed is that of `data`.
 
-    steps, fusion_steps: of the two stages; rate: the highest learning rate of either. Fusing goes
-    by many small steps, of `fusion_batch` pictures: it stands still long before it compares, and
-    then learns fast. facts: weight of the facts and readings losses at the start; it falls to a
-    tenth along a cosine. words: weight of the words and lies losses; with less of words the twenty
-    kinds stay out of the vectors, for neither tower can be first to put them there, and without
-    lies the text tower forgets how things lie to each other. match: weight of all losses of fusion
-    but the joint vector's, joint: of that. ema: decay of the average.
-    corpus: scenes whose captions teach the tokenizer; calibrated: scenes by which matching's yes is
-    set at the end (pipeline/training/pocket/calibrate.py). Picture side, context and vocabulary of
-    `model` give way to those of the feed and of the tokenizer learned. Without `model.fusion` the
-    run ends with the towers.
+    steps, fusion_steps: of the two stages; learning_rate: the highest of either. The second stage
+    takes many small steps, of `fusion_batch` pictures. facts: weight of the facts and readings
+    losses at the start; it falls to a tenth along a cosine. words: weight of the words and
+    relations losses; with less, the twenty kinds do not enter the vectors, and the text tower drops
+    relations. match: weight of all losses of the second stage but the joint vector's, joint: of
+    that. ema: decay of the average. corpus: scenes whose captions train the tokenizer; calibrated:
+    scenes that calibrate matching at the end (calibrate.py). Picture side, context and vocabulary
+    of `model` are replaced by those of `data` and of the trained tokenizer. Without `model.fusion`
+    the run ends with the towers.
     """
 
     steps: int = 1600
     fusion_steps: int = 10_000
     fusion_batch: int = 32
-    rate: float = 1e-3
+    learning_rate: float = 1e-3
     warmup: float = 0.03
     weight_decay: float = 0.05
     facts: float = 0.5
@@ -77,7 +114,7 @@ class TrainSettings:
     evaluate_every: int = 200
     gallery_seed: int = 271828
     gallery: int = 1000
-    feed: DataSettings = field(default_factory=DataSettings)
+    data: DataSettings = field(default_factory=DataSettings)
     model: ModelConfig = field(default_factory=ModelConfig)
 
     @property
@@ -85,48 +122,38 @@ class TrainSettings:
         """Steps of both stages together."""
         return self.steps + (self.fusion_steps if self.model.fusion else 0)
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values by their names in files."""
+        return json.loads(json.dumps(names_in_files(asdict(self), STATE_CONFIG_NAMES)))
+
 
 class Training:
-    """A model, its average and its optimiser at one moment of a run; `step` is the next to be
-    done.
-    """
+    """A model, its average and its optimiser at one moment of a run; `step`: steps done."""
 
     def __init__(self, settings: TrainSettings, device: torch.device, tokenizer: Tokenizer) -> None:
         self.settings, self.device, self.tokenizer = settings, device, tokenizer
-        feed = settings.feed
+        data = settings.data
         self.config = replace(
             settings.model,
-            image=replace(settings.model.image, side=feed.side),
-            text=replace(settings.model.text, vocabulary=len(tokenizer), context=feed.context),
+            image=replace(settings.model.image, side=data.side),
+            text=replace(settings.model.text, vocabulary=len(tokenizer), context=data.context),
         )
-        torch.manual_seed(feed.seed)
+        torch.manual_seed(data.seed)
         self.objective = Objective(self.config).to(device)
-        model = self.objective.model
-        self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self.ema = Ema(self.objective.model.state_dict(), settings.ema)
         self.step, self.seconds = 0, 0.0
-        self.learned: list[nn.Parameter] = []
         self._begin_stage()
 
     def _begin_stage(self) -> None:
-        """Choose what learns from `step` on, and an optimiser that knows nothing yet."""
+        """Choose the parameters to train from `step` on, and a new optimiser for them."""
         if self.fusing:
-            self.objective.model.load_state_dict(self.average)
+            self.objective.model.load_state_dict(self.ema.tensors)
         for name, parameter in self.objective.named_parameters():
             parameter.requires_grad_(name.startswith(OF_FUSION) == self.fusing)
-        # Matrices decay; biases, norms, queries, positions and the scale do not.
-        matrices: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
-        for name, parameter in self.objective.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            matrix = parameter.ndim in (2, 4) and "embedding" not in name
-            (matrices if matrix else others).append(parameter)
-        self.learned = matrices + others
-        groups = [
-            {"params": matrices, "weight_decay": self.settings.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        self.optimiser = torch.optim.AdamW(groups, lr=self.settings.rate, betas=(0.9, 0.98))
+        trained = [each for each in self.objective.named_parameters() if each[1].requires_grad]
+        groups = decay_groups(trained, self.settings.weight_decay, _decays)
+        groups.sort(key=lambda group: group.weight_decay, reverse=True)
+        self.optimiser = Optimiser(groups, self.settings.learning_rate, self.settings.clip)
 
     @property
     def fusing(self) -> bool:
@@ -140,97 +167,89 @@ class Training:
         return (self.step - steps, more) if self.fusing else (self.step, steps)
 
     @property
-    def progress(self) -> float:
-        """How far the stage has gone: 0 at the start, 1 at the end."""
-        gone, steps = self.stage
-        return min(1.0, gone / steps)
+    def learning_rate_factor(self) -> float:
+        """Of the highest learning rate: linear warm-up, then a cosine down to a hundredth."""
+        done, steps = self.stage
+        return warmup_then_cosine(done, steps, self.settings.warmup, RATE_FLOOR)
 
-    @property
-    def rate(self) -> float:
-        """Linear warm-up, then a cosine down to a hundredth (Loshchilov and Hutter, SGDR, 2017)."""
-        settings, gone = self.settings, self.progress
-        if gone < settings.warmup:
-            # In steps of at least one: the first update of a stage is not nothing.
-            return settings.rate * max(
-                gone / settings.warmup, 1 / (settings.warmup * self.stage[1] + 1)
-            )
-        along = (gone - settings.warmup) / (1 - settings.warmup)
-        return settings.rate * (0.01 + 0.99 * (1 + math.cos(math.pi * along)) / 2)
-
-    def learn(self, batch: TrainBatch, precision: torch.dtype) -> dict[str, float]:
+    def train_step(self, batch: TrainBatch, precision: torch.dtype) -> dict[str, float]:
         """One step: forward, backward, update, average. -> the losses, as logged."""
-        settings = self.settings
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate
+        losses = self.backward(batch, precision)
+        return losses | {"norm": self.apply()}
+
+    def backward(self, batch: TrainBatch, precision: torch.dtype) -> dict[str, float]:
+        """The gradients of a batch, averaged over all processes. -> its losses."""
         # Weights are kept in float32 and rounded for each pass: autocast would go back to float32
         # at every norm, which costs a CPU time. A scalar is not worth rounding.
         rounded = {
             name: value.to(precision) if value.ndim else value
             for name, value in self.objective.named_parameters()
         }
-        chance = torch.Generator().manual_seed(settings.feed.seed * 10**9 + self.step)
-        losses = functional_call(self.objective, rounded, (batch, self.fusing, chance))
-        self.optimiser.zero_grad(set_to_none=True)
-        self._total(losses).backward()
-        average_gradients(self.learned)
-        norm = nn.utils.clip_grad_norm_(self.learned, settings.clip)
-        self.optimiser.step()
-        # The average follows fast at first: it must not carry the random start along.
-        gone, _ = self.stage
-        decay = min(settings.ema, (1 + gone) / (10 + gone))
-        with torch.no_grad():
-            for name, value in self.objective.model.named_parameters():
-                if value.requires_grad:
-                    self.average[name].lerp_(value, 1 - decay)
-        fused = self.fusing
+        generator = torch.Generator().manual_seed(self.settings.data.seed * 10**9 + self.step)
+        losses = functional_call(self.objective, rounded, (batch, self.fusing, generator))
+        total = self._total(losses)
+        self.optimiser.backward(total)
+        return {name: loss.item() for name, loss in {"loss": total, **losses}.items()}
+
+    def apply(self) -> float:
+        """Update weights and average by the gradients, and go on to the next step or stage. -> the
+        norm of the gradients."""
+        norms = self.optimiser.apply({"": self.learning_rate_factor})
+        trained = (
+            (name, value)
+            for name, value in self.objective.model.named_parameters()
+            if value.requires_grad
+        )
+        self.ema.update(trained, updates=self.stage[0])
+        was_fusing = self.fusing
         self.step += 1
-        if self.fusing != fused:
+        if self.fusing != was_fusing:
             self._begin_stage()
-        return {name: loss.item() for name, loss in losses.items()} | {"norm": float(norm)}
+        return norms[""]
 
     def _total(self, losses: dict[str, Tensor]) -> Tensor:
-        """What a step goes down on: the weighted sum of the losses of its stage."""
+        """The weighted sum of the losses of the stage."""
         settings = self.settings
         if self.fusing:
             compared = sum(loss for name, loss in losses.items() if name != "joint")
             return settings.match * compared + settings.joint * losses["joint"]
-        weight = settings.facts * (0.1 + 0.9 * (1 + math.cos(math.pi * self.progress)) / 2)
+        done, steps = self.stage
+        weight = settings.facts * cosine(min(1.0, done / steps), PROBE_FLOOR)
         probed = weight * (losses["facts"] + losses["readings"])
-        return losses["contrast"] + probed + settings.words * (losses["words"] + losses["lies"])
+        return (
+            losses["contrast"] + probed + settings.words * (losses["words"] + losses["relations"])
+        )
 
     def calibrate(self) -> None:
-        """Move the average's benefit of the doubt to where matching is best calibrated."""
+        """Move the average's bias of matching to where matching is best calibrated."""
         model = JointNetwork(self.config).to(self.device).eval()
-        model.load_state_dict(self.average)
+        model.load_state_dict(self.ema.tensors)
         side = self.config.image.side
-        moved = fit_bias(
+        self.ema.tensors["matching.bias"] += calibration_bias(
             lambda pixels, texts, pairs: match_pairs(model, self.tokenizer, pixels, texts, pairs),
             lambda scene: to_pixels(picture(scene), side),
             self.settings.calibrated,
-            self.settings.feed.seed * 10**9 + NEVER,
+            self.settings.data.seed * 10**9 + CALIBRATION_STEP,
         )
-        self.average["matching.benefit"] += moved
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a step changes, by name."""
-        moments = {
-            f"optimiser.{i}.{name}": tensor
-            for i, state in self.optimiser.state_dict()["state"].items()
-            for name, tensor in state.items()
+        return {
+            **with_prefix(self.objective.state_dict(), "weights."),
+            **with_prefix(self.ema.tensors, "average."),
+            **with_prefix(self.optimiser.tensors(), "optimiser."),
         }
-        weights = {f"weights.{name}": t for name, t in self.objective.state_dict().items()}
-        return weights | {f"average.{name}": t for name, t in self.average.items()} | moments
 
     def save(self, folder: Path) -> None:
         """Write the state, and the average as a model folder that an encoder can load."""
-        facts = {"step": self.step, "seconds": self.seconds, "settings": asdict(self.settings)}
-        folder.mkdir(parents=True, exist_ok=True)
-        save_state(folder / STATE, self.tensors(), facts)
-        save_model(folder, self.average, self.config, self.tokenizer)
+        facts = {"step": self.step, "seconds": self.seconds, "settings": self.settings.to_json()}
+        tensors = tensors_in_files(self.tensors(), STATE_TENSOR_NAMES)
+        save_state(folder / STATE, tensors, facts)
+        save_model(folder, self.ema.tensors, self.config, self.tokenizer)
 
-    def take_towers(self, folder: Path) -> None:
+    def load_towers(self, folder: Path) -> None:
         """Begin at the second stage, on the towers of a model folder; UsageError where they are not
-        of these settings' shapes, or read texts in other tokens.
+        of these settings' shapes, or have another tokenizer.
         """
         towers, tokenizer = load_model(folder)
         ours, theirs = self.config, towers.config
@@ -246,7 +265,7 @@ class Training:
             )
         weights = towers.state_dict()
         with torch.no_grad():
-            for name, value in self.average.items():
+            for name, value in self.ema.tensors.items():
                 if not name.startswith(("fusion.", "matching.")):
                     value.copy_(weights[name])
         self.step = self.settings.steps
@@ -255,8 +274,12 @@ class Training:
     def resume(self, folder: Path) -> None:
         """Go on from the state in a folder; UsageError where its settings were others."""
         tensors, facts = load_state(folder / STATE)
-        ours = json.loads(json.dumps(asdict(self.settings)))
-        changed = sorted(k for k in ours if ours[k] != facts["settings"].get(k))
+        names = {saved: name for name, saved in STATE_CONFIG_NAMES.items()}
+        changed = sorted(
+            names.get(key, key)
+            for key, value in self.settings.to_json().items()
+            if value != facts["settings"].get(key)
+        )
         if changed:
             raise UsageError(
                 f"training in {folder}",
@@ -265,20 +288,17 @@ class Training:
                 do="give those, or another folder",
             )
         self.step, self.seconds = facts["step"], facts["seconds"]
-        self.load(tensors)
+        self.load(tensors_in_code(tensors, STATE_TENSOR_NAMES))
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take over the tensors of `tensors()`, as of `step`."""
         self._begin_stage()
-        prefix = "weights."
-        weights = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        self.objective.load_state_dict(weights)
-        for name, value in self.average.items():
-            value.copy_(tensors[f"average.{name}"])
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimiser."):
-                _, i, moment = name.split(".")
-                moments.setdefault(int(i), {})[moment] = tensor
-        state = self.optimiser.state_dict()
-        self.optimiser.load_state_dict(state | {"state": moments})
+        self.objective.load_state_dict(without_prefix(tensors, "weights."))
+        self.ema.load(without_prefix(tensors, "average."))
+        self.optimiser.load(without_prefix(tensors, "optimiser."))
+
+
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    """Matrices and convolutions decay; token embeddings, biases, norms, queries, positions and
+    scales do not."""
+    return parameter.ndim in (2, 4) and not name.endswith("text.embedding.weight")

@@ -1,10 +1,8 @@
-"""Features of shards, computed once: pairs in, WebDataset shards of tensors out, streamed back.
+"""Features of shards, computed once: pairs in, WebDataset shards of tensors out.
 
-One shard of pairs gives one shard of features, whose name tells of everything that decides what is
-in it; it is renamed into place when it is whole, so that what was killed goes on with the next. A
-sample is one safetensors member: float16, but for counts. The order of a stream is that of its
-seed: shards are shuffled, and samples in a buffer, so memory is bounded whatever there is to learn.
-Captions that were expanded lie in a folder of their own, a file of tensors for each shard.
+One shard of pairs gives one shard of features. Its name has a digest of everything that decides its
+content; it is renamed into place when it is whole, so that a killed run goes on with the next. A
+sample is one safetensors member: float16, but for counts. `stream.py` reads them back.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,23 +25,27 @@ from chiasm.pipeline.collection import Tally
 from chiasm.pipeline.encoders import BaseEncoder, Input
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.images import DecodeSettings
-from chiasm.pipeline.model.checkpoint import write_whole
-from chiasm.pipeline.records import IMAGE, TEXT, Batch, Shard
-from chiasm.pipeline.shards import DAMAGES, ReadSettings, read_samples
-from chiasm.pipeline.training.two_tower.stream import Pair, held_out, packed, part
+from chiasm.pipeline.model.checkpoint import write_file
+from chiasm.pipeline.records import IMAGE, TEXT, Batch, Decoded, Shard
+from chiasm.pipeline.shards import DAMAGES, ReadSettings, captions_of, read_samples
+from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.training.progress import Report
+from chiasm.pipeline.training.two_tower.stream import Pair, fold_of, held_out, pack
 from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower
 
-MOST_CAPTIONS = 16  # of one picture
-FORMAT = "features 3"
+MAX_CAPTIONS = 16  # of one picture
+FORMAT = "features 4"
 
 
 @dataclass(frozen=True)
 class Computed:
-    """Feature shards in the order of what they were made of, and how it went. lost: samples by
-    reason; damaged: shards that are cut or damaged, of which only what came before is there."""
+    """Feature shards in the order of the shards that they were made of. pairs: pictures with
+    captions; captions: of all of them; lost: samples by reason; damaged: shards that are cut or
+    damaged, of which only the part before that is there."""
 
     paths: list[Path]
     pairs: int
+    captions: int
     lost: dict[str, int]
     damaged: list[str]
 
@@ -68,17 +70,18 @@ def compute(
     text: TextTower,
     folder: Path,
     read: ReadSettings,
-    told: Callable[[str], None],
+    report: Report,
 ) -> Computed:
     """Features of every sample with picture and caption, each shard once. Samples that lack either,
     and pictures that cannot be decoded, are counted as lost. UsageError where no pair is left.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
-    computed = [_shard(shard, image, text, folder, read, told) for shard in shards]
-    pairs, lost = sum(account["pairs"] for _, account in computed), Counter[str]()
-    for _, account in computed:
-        lost.update(account["lost"])
+    computed = [_shard(shard, image, text, folder, read, report) for shard in shards]
+    pairs, captions = (sum(each[name] for _, each in computed) for name in ("pairs", "captions"))
+    lost = Counter[str]()
+    for _, entry in computed:
+        lost.update(entry["lost"])
     damaged = [
         shard.id for shard, (_, each) in zip(shards, computed, strict=True) if each["damaged"]
     ]
@@ -86,7 +89,9 @@ def compute(
         raise UsageError(
             "SHARDS", expected="samples with a picture and a caption", found="none in all of them"
         )
-    return Computed([path for path, _ in computed], pairs, dict(lost.most_common()), damaged)
+    return Computed(
+        [path for path, _ in computed], pairs, captions, dict(lost.most_common()), damaged
+    )
 
 
 def _shard(
@@ -95,72 +100,92 @@ def _shard(
     text: TextTower,
     folder: Path,
     read: ReadSettings,
-    told: Callable[[str], None],
+    report: Report,
 ) -> tuple[Path, dict[str, Any]]:
-    """The feature shard of one shard, and its account: pairs, lost, damaged."""
+    """The feature shard of one shard, and its counts: pairs, captions, lost, damaged."""
     name = f"{shard.id}-{_digest(shard, image, text, read)}"
-    path, account_path = folder / f"{name}.tar", folder / f"{name}.json"
-    if path.exists() and account_path.exists():
-        return path, json.loads(account_path.read_text())
-    tally, pairs = Tally(), 0
-    partial = folder / f".{name}.{os.getpid()}.tmp"
-    with webdataset.TarWriter(str(partial)) as writer:
+    path, counts_path = folder / f"{name}.tar", folder / f"{name}.json"
+    if path.exists() and counts_path.exists():
+        return path, json.loads(counts_path.read_text())
+    tally, pairs, captions = Tally(), 0, 0
+    partial = Folder(str(folder)).create(path.name, str(os.getpid()))
+    target: Any = partial  # a file to write, as TarWriter takes one
+    with partial, webdataset.TarWriter(target) as writer:
         samples = read_samples(shard, read)
         inputs = TowerInputs(image)
         for batch in batches(samples, inputs, DecodeSettings(), BatchSettings(), tally=tally):
             tally.keep(len(batch))
-            for member in _members(batch, image, text):
-                writer.write({"__key__": f"{pairs:08d}", "safetensors": member})
-                pairs += 1
+            for pair in _pairs(batch, image, text, read):
+                writer.write({"__key__": f"{pairs:08d}", "safetensors": pack(pair)})
+                pairs, captions = pairs + 1, captions + len(pair.text)
+        writer.close()
+        partial.commit()
     lost = Counter(each.reason for each in tally.dropped)
     lost += Counter({"no_pair": tally.rows - pairs})
     damaged = any(each.stage == "read" and each.reason in DAMAGES for each in tally.dropped)
-    account = {"pairs": pairs, "lost": lost, "damaged": damaged}
-    os.replace(partial, path)
-    write_whole(account_path, json.dumps(account).encode())
-    told(f"{shard.id}: features of {pairs:,} pairs, {lost.total():,} samples lost")
-    return path, account
+    counts = {"pairs": pairs, "captions": captions, "lost": lost, "damaged": damaged}
+    write_file(counts_path, json.dumps(counts).encode())
+    report(
+        {
+            "message": f"{shard.id}: features of {format_captions(pairs, captions)}, "
+            f"{lost.total():,} samples lost"
+        }
+    )
+    return path, counts
 
 
-def _members(batch: Batch, image: ImageTower, text: TextTower) -> Iterator[bytes]:
-    """The samples of a batch that have both, each as the bytes of a safetensors file."""
+def format_captions(pairs: int, captions: int) -> str:
+    """How many pictures, and how many captions each has on average."""
+    each = f"{captions / pairs:.1f} captions each" if pairs else "no captions"
+    return f"{pairs:,} {'picture' if pairs == 1 else 'pictures'}, {each}"
+
+
+def training_captions(row: Decoded, read: ReadSettings) -> tuple[str, ...]:
+    """Every caption of a row: those of `txt`, then those of json's `caption` and `captions`,
+    each text once; with `read.caption_field` those of that field alone. At most MAX_CAPTIONS."""
+    found = row.captions
+    if not read.caption_field and row.json is not None:
+        fields = json.loads(row.json)
+        found += captions_of(fields.get("caption")) + captions_of(fields.get("captions"))
+    return tuple(dict.fromkeys(found))[:MAX_CAPTIONS]
+
+
+def _pairs(batch: Batch, image: ImageTower, text: TextTower, read: ReadSettings) -> Iterator[Pair]:
+    """The features of those samples of a batch that have both picture and caption."""
     rows = [row for row in batch.rows if IMAGE in row.inputs and row.captions]
     if not rows:
         return
     pixels = [row.inputs[IMAGE] for row in rows]
     pictures = image(pixels)
-    held = [i for i, row in enumerate(rows) if held_out(row.key)]
-    close = image.closely([pixels[i] for i in held], pictures.pooled[held])
-    closely = dict(zip(held, close, strict=True))
-    captions = [row.captions[:MOST_CAPTIONS] for row in rows]
+    held_rows = [i for i, row in enumerate(rows) if held_out(row.key)]
+    augmented = image.augmented([pixels[i] for i in held_rows], pictures.pooled[held_rows])
+    augmented_of = dict(zip(held_rows, augmented, strict=True))
+    captions = [training_captions(row, read) for row in rows]
     texts = text([caption for each in captions for caption in each])
     at = 0
-    for i, (row, mine) in enumerate(zip(rows, captions, strict=True)):
-        span = slice(at, at + len(mine))
-        ids = texts.ids[span]
+    for i, (row, own) in enumerate(zip(rows, captions, strict=True)):
+        span = slice(at, at + len(own))
         lengths = texts.mask[span].sum(1).cpu()
-        yield packed(
-            Pair(
-                image=pictures.pooled[i],
-                patches=pictures.tokens[i],
-                text=texts.pooled[span],
-                words=texts.tokens[span, : int(lengths.max())],
-                lengths=lengths,
-                ids=ids,
-                part=part(row.key),
-                closely=closely.get(i),
-            )
+        yield Pair(
+            image=pictures.pooled[i],
+            patches=pictures.tokens[i],
+            text=texts.pooled[span],
+            words=texts.tokens[span, : int(lengths.max())],
+            lengths=lengths,
+            ids=texts.ids[span],
+            fold=fold_of(row.key),
+            augmented=augmented_of.get(i),
         )
-        at += len(mine)
+        at += len(own)
 
 
 def _digest(shard: Shard, image: ImageTower, text: TextTower, read: ReadSettings) -> str:
-    told = {
+    identity = {
         "format": FORMAT, "size": shard.size, "version": shard.version,
         "image": [image.fingerprint, image.precision], "text": [text.fingerprint, text.precision],
         "read": asdict(read),
     }  # fmt: skip
-    return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=6).hexdigest()
+    return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
 def sweep(folder: Path) -> None:

@@ -1,15 +1,14 @@
 """Training on two frozen towers: shards in, a model folder out, in four steps.
 
     features of every shard, once     (features.py)
-    prepare, learn and solve without the samples held out; judge: which mean, hubs shortened by how
-        much? has the fusion earned its weights?
-    prepare, learn and solve again from all of them, as chosen
-    write the model, and report.json: every figure on samples that were not learned from, though
-        the text's weight in the mean and the power of hubs were chosen by them
+    prepare, train and solve without the held-out samples; select: which mean, how much hubness
+        reduction, does the fusion ship?
+    prepare, train and solve again on all samples, as selected
+    write the model, and report.json: every figure on held-out samples, though the text's weight in
+        the mean and the power of hubness reduction were selected by them
 
 Killed and started again it goes on where it was: feature shards that are whole stay, and so does a
-preparation that was finished; each learning has its checkpoint, and what was judged is not judged
-again.
+preparation that was finished; each stage has its checkpoint, and a selection is not made again.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,23 +25,27 @@ from typing import Any
 import torch
 
 from chiasm.pipeline.errors import UsageError
-from chiasm.pipeline.model.checkpoint import write_whole
+from chiasm.pipeline.model.checkpoint import write_file
 from chiasm.pipeline.model.config import FusionConfig
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.shards import ReadSettings
+from chiasm.pipeline.training.curves import draw_curves
+from chiasm.pipeline.training.progress import Pace, Report, append_log, format_kept_files
 from chiasm.pipeline.training.two_tower.closed_form import solve
-from chiasm.pipeline.training.two_tower.features import compute, sweep
+from chiasm.pipeline.training.two_tower.features import compute, format_captions, sweep
 from chiasm.pipeline.training.two_tower.prepare import Statistics, prepare, survey
-from chiasm.pipeline.training.two_tower.select import MOST_JUDGED, judge
-from chiasm.pipeline.training.two_tower.stream import stream
-from chiasm.pipeline.training.two_tower.trainer import LearnSettings, learn
-from chiasm.pipeline.two_tower.checkpoint import FORMAT, save_two_tower
+from chiasm.pipeline.training.two_tower.select import MAX_GALLERY, select
+from chiasm.pipeline.training.two_tower.stream import Pair, stream
+from chiasm.pipeline.training.two_tower.trainer import Training, TrainSettings, train
+from chiasm.pipeline.two_tower.checkpoint import FORMAT, config_to_json, save_two_tower
 from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower
 from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 
-LEAST_PAIRS, LEAST_HELD = 20, 4
-REPORT, JUDGED, SETTINGS = "report.json", "judged.json", "settings.json"
+MIN_PAIRS, MIN_HELD_OUT = 20, 4
+REPORT, SELECTION, SETTINGS = "report.json", "judged.json", "settings.json"
+LOG_EVERY = 10  # steps
+SELECTING, FINAL = "choosing", "all-samples"  # the two stages, and the names of their files
 
 
 @dataclass(frozen=True)
@@ -52,19 +55,20 @@ class TwoTowerSettings:
     image: str
     text: str
     fusion: FusionConfig | None = field(
-        default_factory=lambda: FusionConfig(how="gated", width=128, depth=1, heads=2, slots=4)
+        default_factory=lambda: FusionConfig(fusion="gated", width=128, depth=1, heads=2, slots=4)
     )
-    learn: LearnSettings = field(default_factory=LearnSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
     read: ReadSettings = field(default_factory=ReadSettings)
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
 
 
 def train_two_tower(
-    settings: TwoTowerSettings, shards: Sequence[Shard], folder: Path, told: Callable[[str], None]
+    settings: TwoTowerSettings, shards: Sequence[Shard], folder: Path, report: Report
 ) -> dict[str, Any]:
-    """Train to the end, or go on with the training in `folder`; -> the report.
+    """Train to the end, or go on with the training in `folder`; -> the content of report.json.
 
-    UsageError where the folder is of other settings, or too few pairs are left to learn from.
+    report gets records of progress, see `training/progress.py`. UsageError where the folder is of
+    other settings, or too few pairs are left to train on.
     """
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,136 +76,169 @@ def train_two_tower(
     text = TextTower(settings.text, settings.encoder)
     for each in (folder, *folder.glob("expanded/*")):
         sweep(each)
-    computed = compute(shards, image, text, folder / "features", settings.read, told)
+    computed = compute(shards, image, text, folder / "features", settings.read, report)
+    report({"message": f"found {format_captions(computed.pairs, computed.captions)}"})
     cached = time.monotonic()
-    survey_ = survey(computed.paths)
-    config = _config(settings, survey_, image, text)
+    statistics = survey(computed.paths)
+    config = _config(settings, statistics, image, text)
     _require_same(folder / SETTINGS, _identity(settings, config, computed.paths))
-    run = _Run(settings, config, computed.paths, survey_, image.device, folder, told)
-    judged = run.judged()
-    network = run.final(judged)
-    save_two_tower(folder, network)
-    report = {
+    run = _Run(settings, config, computed.paths, statistics, image.device, folder, report)
+    selected = run.select()
+    save_two_tower(folder, run.final(selected))
+    found = {
         "pairs": computed.pairs,
+        "captions": computed.captions,
         "lost": computed.lost,
         "damaged": computed.damaged,
-        **judged["figures"],
+        **selected["figures"],
         "seconds_of_this_run": {
             "features": round(cached - started, 1),
             "learning": round(time.monotonic() - cached, 1),
         },
     }
-    write_whole(folder / REPORT, (json.dumps(report, indent=2) + "\n").encode())
-    return report
+    write_file(folder / REPORT, (json.dumps(found, indent=2) + "\n").encode())
+    draw_curves(folder)
+    kept = ("features", "expanded", _state(SELECTING), _state(FINAL))
+    report({"message": format_kept_files(folder, kept)})
+    return found
+
+
+def _state(stage: str) -> str:
+    return f"{stage}.safetensors"
 
 
 @dataclass(frozen=True)
 class _Run:
-    """The learning of one folder, after its features are there."""
+    """The training in one folder, after its features are there."""
 
     settings: TwoTowerSettings
     config: TwoTowerConfig
     paths: list[Path]
-    survey: Statistics
+    statistics: Statistics
     device: torch.device
     folder: Path
-    told: Callable[[str], None]
+    report: Report
 
-    def judged(self) -> dict[str, Any]:
-        """What the samples held out say: read, or found out now and written."""
-        path = self.folder / JUDGED
+    def select(self) -> dict[str, Any]:
+        """The selection on held-out samples: read, or made now and written."""
+        path = self.folder / SELECTION
         if path.exists():
             return json.loads(path.read_text())
-        count = self.survey.pairs - self.survey.learnable
-        if count < LEAST_HELD or self.survey.learnable < LEAST_PAIRS:
+        count = self.statistics.pairs - self.statistics.learnable
+        if count < MIN_HELD_OUT or self.statistics.learnable < MIN_PAIRS:
             raise UsageError(
                 "SHARDS",
-                expected=f"pairs to learn from, {LEAST_PAIRS} or more, and some to judge by",
-                found=f"{self.survey.learnable} and {count}",
+                expected=f"{MIN_PAIRS} or more pairs to train on, and {MIN_HELD_OUT} held out",
+                found=f"{self.statistics.learnable} and {count}",
                 do="give more shards",
             )
-        network = self._learned("choosing", self.config, every_sample=False)
-        pairs = stream(self.paths, expanded=self._expanded("choosing"))
-        held = list(islice((pair for pair in pairs if pair.held_out), MOST_JUDGED))
-        verdict = judge(network, held)
-        told = {
+        network = self._trained(SELECTING, self.config, every_sample=False)
+        selection = select(network, self._held_out(SELECTING))
+        selected = {
             "text_weight": network.config.text_weight,
-            "hub_power": network.config.hub_power,
-            "fusion": verdict.fusion,
-            "evidence": network.evidence.tolist(),
-            "figures": verdict.figures,
+            "hub_power": network.config.hubness_power,
+            "fusion": selection.fusion,
+            "evidence": network.match_weights.tolist(),
+            "figures": selection.figures,
         }
-        self.told(json.dumps(verdict.figures))
-        write_whole(path, json.dumps(told).encode())
-        return told
+        self.report({"message": f"on held-out samples: {json.dumps(selection.figures)}"})
+        write_file(path, json.dumps(selected).encode())
+        return selected
 
-    def final(self, judged: dict[str, Any]) -> TwoTowerNetwork:
-        """The network that ships: learned from every sample, joined as was judged best."""
-        fusion = self.config.fusion if judged["fusion"] else None
+    def final(self, selected: dict[str, Any]) -> TwoTowerNetwork:
+        """The network that ships: trained on every sample, joined as was selected."""
         config = replace(
             self.config,
-            text_weight=judged["text_weight"],
-            hub_power=judged["hub_power"],
-            fusion=fusion,
+            text_weight=selected["text_weight"],
+            hubness_power=selected["hub_power"],
+            fusion=self.config.fusion if selected["fusion"] else None,
         )
-        network = self._learned("all-samples", config, every_sample=True)
+        network = self._trained(FINAL, config, every_sample=True)
         with torch.no_grad():
-            network.evidence.copy_(torch.tensor(judged["evidence"]))
+            network.match_weights.copy_(torch.tensor(selected["evidence"]))
         return network
 
-    def _learned(self, name: str, config: TwoTowerConfig, every_sample: bool) -> TwoTowerNetwork:
-        return learned(
+    def _trained(self, stage: str, config: TwoTowerConfig, every_sample: bool) -> TwoTowerNetwork:
+        held_out: list[Pair] = []
+        pace: list[Pace] = []
+
+        def on_step(training: Training, losses: dict[str, float]) -> None:
+            if not pace:  # the first step of this process: what comes before it is not timed
+                pace.append(Pace(training.step))
+                if not every_sample:
+                    held_out.extend(self._held_out(stage))
+            self._log_step(stage, training, losses, pace[0], held_out)
+
+        return fit(
             self.paths,
-            self.survey,
+            self.statistics,
             config,
-            self.settings.learn,
+            self.settings.train,
             every_sample=every_sample,
-            expanded=self._expanded(name),
-            checkpoint=self.folder / f"{name}.safetensors",
+            expanded=self._expanded(stage),
+            checkpoint=self.folder / _state(stage),
             device=self.device,
-            told=lambda step, losses: self._step(name, step, losses),
+            on_step=on_step,
         )
 
-    def _expanded(self, name: str) -> Path:
-        return self.folder / "expanded" / name
+    def _held_out(self, stage: str) -> list[Pair]:
+        """Held-out pairs with the captions that the stage expanded, at most MAX_GALLERY."""
+        pairs = stream(self.paths, expanded=self._expanded(stage))
+        return list(islice((pair for pair in pairs if pair.held_out), MAX_GALLERY))
 
-    def _step(self, name: str, step: int, losses: dict[str, float]) -> None:
-        if step % 10 == 0 or step == self.settings.learn.steps:
-            rounded = {kind: round(loss, 4) for kind, loss in losses.items()}
-            line = json.dumps({"sitting": name, "step": step, **rounded})
-            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-            self.told(line)
+    def _expanded(self, stage: str) -> Path:
+        return self.folder / "expanded" / stage
+
+    def _log_step(
+        self,
+        stage: str,
+        training: Training,
+        losses: dict[str, float],
+        pace: Pace,
+        held_out: list[Pair],
+    ) -> None:
+        """Log and report a step where it is due; held_out: empty where none is held out."""
+        step, steps = training.step, self.settings.train.steps
+        if step % LOG_EVERY and step != steps:
+            return
+        record = {"stage": stage, "step": step, **pace.at(step, steps)}
+        record |= {name: round(loss, 4) for name, loss in losses.items()}
+        if held_out:
+            record["held_out_r1"] = round(training.held_out_r1(held_out), 4)
+        append_log(self.folder, record)
+        self.report(record)
 
 
-def learned(
+def fit(
     paths: Sequence[Path],
-    survey_: Statistics,
+    statistics: Statistics,
     config: TwoTowerConfig,
-    settings: LearnSettings,
+    settings: TrainSettings,
     *,
     every_sample: bool,
     expanded: Path,
     checkpoint: Path,
     device: torch.device,
-    told: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
+    on_step: Callable[[Training, dict[str, float]], None] = lambda training, losses: None,
 ) -> TwoTowerNetwork:
-    """Prepare, learn and solve, each from where it was; -> the network, in evaluation mode.
+    """Prepare, train and solve, each from where it was; -> the network, in evaluation mode.
 
-    every_sample: also from those held out; expanded: the folder of captions; checkpoint: of what
-    is learned; told: of each step and its losses.
+    every_sample: on held-out samples, too; expanded: the folder of captions; checkpoint: of the
+    training; on_step: called after each step with its losses.
     """
-    prepared = prepare(config, paths, survey_, expanded, every_sample=every_sample, device=device)
-    network = learn(
+    prepared = prepare(
+        config, paths, statistics, expanded, every_sample=every_sample, device=device
+    )
+    network = train(
         paths, prepared, settings, expanded=expanded, every_sample=every_sample,
-        checkpoint=checkpoint, told=told,
+        checkpoint=checkpoint, on_step=on_step,
     )  # fmt: skip
-    solve(network, paths, survey_, expanded, every_sample=every_sample)
+    solve(network, paths, statistics, expanded, every_sample=every_sample)
     return network
 
 
 def _config(
-    settings: TwoTowerSettings, survey_: Statistics, image: ImageTower, text: TextTower
+    settings: TwoTowerSettings, statistics: Statistics, image: ImageTower, text: TextTower
 ) -> TwoTowerConfig:
     config = TwoTowerConfig(
         image=image.folder.name,
@@ -216,28 +253,28 @@ def _config(
         dim=max(TwoTowerConfig.dim, 64 * math.ceil((text.width + 1) / 64)),
         fusion=settings.fusion,
     )
-    return survey_.fill(config)
+    return statistics.fill(config)
 
 
 def _identity(
     settings: TwoTowerSettings, config: TwoTowerConfig, paths: Sequence[Path]
 ) -> dict[str, Any]:
-    """What must be as it was for a training to go on."""
+    """What must not have changed for a training to go on, by its names in files."""
     return {
         "format": FORMAT,
-        "config": config.to_json(),
-        "learn": asdict(settings.learn),
+        "config": config_to_json(config),
+        "learn": settings.train.to_json(),
         "features": [path.name for path in paths],
     }
 
 
 def _require_same(path: Path, identity: dict[str, Any]) -> None:
-    told = json.loads(json.dumps(identity))
+    fields = json.loads(json.dumps(identity))
     if not path.exists():
-        write_whole(path, (json.dumps(told, indent=2) + "\n").encode())
+        write_file(path, (json.dumps(fields, indent=2) + "\n").encode())
         return
     before = json.loads(path.read_text())
-    changed = sorted(name for name in told if told[name] != before.get(name))
+    changed = sorted(name for name in fields if fields[name] != before.get(name))
     if changed:
         raise UsageError(
             f"training in {path.parent}",

@@ -1,10 +1,9 @@
-"""Judging on samples held out: which mean, hubs shortened by how much, fusion or mean, and what a
-person may expect.
+"""Model selection on held-out samples: text weight, hubness reduction, fusion or mean; and the
+report's figures.
 
-A gallery of held-out pictures, each with its first caption; the queries are its other captions. A
-fusion has to beat the best mean of its own heads by more than chance would have it: the queries
-that one of the two answers first and the other does not are counted, as in McNemar's test (1947),
-picture by picture.
+The gallery is held-out pictures, each with its first caption; the queries are its other captions. A
+fusion has to beat the best mean of its own heads by more than one standard error: queries that only
+one of the two answers first are counted, as in McNemar's test (1947), picture by picture.
 """
 
 from __future__ import annotations
@@ -14,29 +13,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from chiasm.pipeline.training.two_tower.closed_form import CANDIDATES, weigh_evidence
+from chiasm.pipeline.metrics import mean_reciprocal_of_ranks, ranks_of, recalls_of_ranks
+from chiasm.pipeline.training.two_tower.closed_form import CANDIDATES, fit_match_weights
 from chiasm.pipeline.training.two_tower.stream import (
     Pair,
-    closely_of,
+    augmented_of,
     images_of,
     patches_of,
     words_of,
 )
 from chiasm.pipeline.two_tower.network import TwoTowerNetwork
 
-WEIGHTS = (0.5, 0.45, 0.55, 0.4, 0.6, 0.65)  # of the text, tried for the mean; of equals the first
-POWERS = (0.0, 0.25, 0.5, 0.75)  # by which hubs are shortened, tried with each
-MOST_JUDGED = 2000  # pictures of a gallery: what is asked of them grows as their square
+WEIGHTS = (0.5, 0.45, 0.55, 0.4, 0.6, 0.65)  # of the text in the mean; of equals the first
+POWERS = (0.0, 0.25, 0.5, 0.75)  # of hubness reduction, tried with each
+MAX_GALLERY = 2000  # pictures: the number of scores grows as their square
 BLOCK = 256
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Vectors of N pictures and first captions (N, E'), Q queries (Q, E') with the row each asks
-    for (Q,)."""
+    """Vectors of N pictures and first captions (N, E'), Q queries (Q, E') and the row of the right
+    picture of each (Q,)."""
 
     image: Tensor
     text: Tensor
@@ -45,47 +46,48 @@ class Gallery:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """fusion: has it earned its weights? figures: for the report."""
+class Selection:
+    """fusion: does it ship? figures: for the report."""
 
     fusion: bool
     figures: dict[str, Any]
 
 
 @torch.inference_mode()
-def judge(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Judgement:
-    """Compare what could be a joint vector, of pairs held out with their captions expanded, and
-    leave the network with the mean that answers best and with evidence weighed by them; without
-    other captions to ask by, the mean is kept as it is, and so are hubs."""
-    shown = gallery(network, pairs)
-    if not len(shown.queries):
-        weigh_evidence(network, pairs)
-        return Judgement(False, {"held_out": len(pairs), "queries": 0})
-    mean = join_best(network, shown)
+def select(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Selection:
+    """Compare candidate joint vectors on held-out pairs with expanded captions; leave the network
+    with the best mean and with match weights fitted on them. Without queries, mean and hubness
+    power stay as they are."""
+    found = gallery(network, pairs)
+    if not len(found.queries):
+        fit_match_weights(network, pairs)
+        return Selection(False, {"held_out": len(pairs), "queries": 0})
+    mean = select_mean(network, found)
     figures: dict[str, Any] = {
         "held_out": len(pairs),
-        "queries": len(shown.queries),
-        "image": recall(ranks(shown, shown.image)),
-        "text": recall(ranks(shown, shown.text)),
-        "mean": recall(mean),
+        "queries": len(found.queries),
+        "image": rounded_recalls(ranks(found, found.image)),
+        "text": rounded_recalls(ranks(found, found.text)),
+        "mean": rounded_recalls(mean),
         "text_weight": network.config.text_weight,
-        "hub_power": network.config.hub_power,
+        "hub_power": network.config.hubness_power,
     }
-    earned = False
+    ships = False
     if network.fusion is not None:
-        answered = ranks(shown, network.indexed(fused(network, pairs, shown)))
-        figures["fusion"] = recall(answered)
-        earned = wins_by_one_standard_error(answered < 1, mean < 1, shown.rows)
-        figures["fusion_ships"] = earned
-    figures["matching"] = rerank(network, pairs, shown)
-    weigh_evidence(network, pairs)
-    return Judgement(earned, figures)
+        fused = ranks(found, network.reduce_hubness(fused_vectors(network, pairs, found)))
+        figures["fusion"] = rounded_recalls(fused)
+        rows = found.rows.cpu().numpy()
+        ships = wins_by_one_standard_error(fused < 1, mean < 1, rows)
+        figures["fusion_ships"] = ships
+    figures["matching"] = rerank(network, pairs, found)
+    fit_match_weights(network, pairs)
+    return Selection(ships, figures)
 
 
 @torch.inference_mode()
 def gallery(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Gallery:
     """Held-out pairs as an index would hold them, and their other captions as queries."""
-    device = network.usual.device
+    device = network.word_prior.device
     image = network.image_vectors(images_of(pairs).to(device))
     texts = [network.heads.texts(pair.text.float().to(device)) for pair in pairs]
     counts = torch.tensor([len(text) - 1 for text in texts], device=device)
@@ -94,77 +96,72 @@ def gallery(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Gallery:
     return Gallery(image, first, torch.cat([text[1:] for text in texts]), rows)
 
 
-def join_best(network: TwoTowerNetwork, shown: Gallery) -> Tensor:
-    """Leave the network with the text's weight and the power of hubs by which the mean, which is
-    the base of a fusion too, answers best; -> the ranks it gives (Q,)."""
+def select_mean(network: TwoTowerNetwork, found: Gallery) -> np.ndarray:
+    """Leave the network with the text weight and hubness power whose mean, the base of a fusion
+    too, has the highest MRR; -> its ranks (Q,). (MRR depends on every query; R@1 on few.)"""
     tried = []
     for weight, power in itertools.product(WEIGHTS, POWERS):
-        network.config = replace(network.config, text_weight=weight, hub_power=power)
-        found = ranks(shown, network.indexed(network.mean(shown.text, shown.image)))
-        tried.append((_mean_reciprocal(found), network.config, found))
-    _, network.config, found = max(tried, key=lambda each: each[0])
-    return found
+        network.config = replace(network.config, text_weight=weight, hubness_power=power)
+        of_mean = ranks(found, network.reduce_hubness(network.mean(found.text, found.image)))
+        tried.append((mean_reciprocal_of_ranks(of_mean), network.config, of_mean))
+    _, network.config, of_mean = max(tried, key=lambda each: each[0])
+    return of_mean
 
 
-def fused(network: TwoTowerNetwork, pairs: Sequence[Pair], shown: Gallery) -> Tensor:
+def fused_vectors(network: TwoTowerNetwork, pairs: Sequence[Pair], found: Gallery) -> Tensor:
     """Joint vectors (N, E') of the pictures with their first captions, by the fusion."""
-    device, parts = network.usual.device, []
+    device, parts = network.word_prior.device, []
     for at in range(0, len(pairs), BLOCK):
         some = slice(at, at + BLOCK)
         words, mask = words_of(pairs[some], [0] * len(pairs[some]))
-        text = network.text_modality(words.to(device), mask.to(device), shown.text[some])
-        image = network.image_modality(patches_of(pairs[some]).to(device), shown.image[some])
-        parts.append(network.fused(text, image))
+        text = network.text_modality(words.to(device), mask.to(device), found.text[some])
+        image = network.image_modality(patches_of(pairs[some]).to(device), found.image[some])
+        parts.append(network.fuse(text, image))
     return torch.cat(parts)
 
 
-def ranks(shown: Gallery, indexed: Tensor) -> Tensor:
-    """How many of N vectors, (N, E') or as `indexed` has them, each query finds before its own:
-    (Q,) int64; ties count against it."""
-    indexed = indexed[:, : shown.queries.shape[1]]  # of the last dimension queries have nothing
-    found = []
-    for at in range(0, len(shown.queries), BLOCK):
-        scores = shown.queries[at : at + BLOCK] @ indexed.T
-        own = scores.gather(1, shown.rows[at : at + BLOCK, None])
-        found.append((scores >= own).sum(1) - 1)
-    return torch.cat(found)
+def ranks(found: Gallery, vectors: Tensor) -> np.ndarray:
+    """The rank of each query's own among N vectors, (N, E') or as `reduce_hubness` has them: (Q,)
+    int64, see `ranks_of`."""
+    vectors = vectors[:, : found.queries.shape[1]]  # queries are 0 in the last dimension
+    of_blocks = []
+    for at in range(0, len(found.queries), BLOCK):
+        scores = found.queries[at : at + BLOCK] @ vectors.T
+        own = found.rows[at : at + BLOCK]
+        of_blocks.append(ranks_of(scores.cpu().numpy(), own.cpu().numpy()))
+    return np.concatenate(of_blocks)
 
 
-def recall(found: Tensor) -> dict[str, float]:
-    """Ranks (Q,) -> R@1, R@5, R@10."""
-    return {f"r{k}": round(float((found < k).float().mean()), 4) for k in (1, 5, 10)}
+def rounded_recalls(of_queries: np.ndarray) -> dict[str, float]:
+    """Ranks (Q,) -> R@1, R@5, R@10, rounded for the report."""
+    return {name: round(share, 4) for name, share in recalls_of_ranks(of_queries).items()}
 
 
-def _mean_reciprocal(found: Tensor) -> float:
-    """The mean of 1 / (1 + rank): it hears of every query, where R@1 turns on the few between."""
-    return float((1 / (1 + found)).mean())
-
-
-def wins_by_one_standard_error(ours: Tensor, theirs: Tensor, rows: Tensor) -> bool:
+def wins_by_one_standard_error(ours: np.ndarray, theirs: np.ndarray, rows: np.ndarray) -> bool:
     """Answers (Q,) bool of two, and the picture (Q,) that each query asks for: are ours right more
     often, by more than one standard error? Queries of a picture are not independent, pictures are:
     the error is that of the sum over pictures."""
-    gained = (ours.float() - theirs.float()).cpu()
-    by_picture = torch.zeros(int(rows.max()) + 1).index_add(0, rows.cpu(), gained)
-    return bool(by_picture.sum() > by_picture.square().sum().sqrt())
+    gained = ours.astype(np.float64) - theirs.astype(np.float64)
+    by_picture = np.bincount(rows, weights=gained)
+    return bool(by_picture.sum() > np.sqrt(np.square(by_picture).sum()))
 
 
-def rerank(network: TwoTowerNetwork, pairs: Sequence[Pair], shown: Gallery) -> dict[str, float]:
-    """R@1 of pictures alone before and after matching looks at the first CANDIDATES again, by logit
-    plus likeness as `search --rerank match:20` has it. Each half of the pictures is asked for by
-    what the other half says evidence weighs; leaves the network with weights of a half."""
-    device = network.usual.device
-    seen = network.seen(closely_of(pairs).to(device))
-    held = network.held([ids for pair in pairs for ids in pair.ids[1:]])
+def rerank(network: TwoTowerNetwork, pairs: Sequence[Pair], found: Gallery) -> dict[str, float]:
+    """R@1 of pictures alone before and after matching reranks the first CANDIDATES, by logit plus
+    similarity as `search --rerank match:20` does. Two-fold: queries of one half of the pictures by
+    match weights fitted on the other; leaves the network with the weights of one half."""
+    device = network.word_prior.device
+    evidence = network.image_evidence(augmented_of(pairs).to(device))
+    bags = network.bag_of_words([ids for pair in pairs for ids in pair.ids[1:]])
     before, after = 0, 0
     for half in (0, 1):
-        weigh_evidence(network, pairs[1 - half :: 2])
-        for i in (shown.rows % 2 == half).nonzero()[:, 0].tolist():
-            query, row, words = shown.queries[i], shown.rows[i], held[i]
-            likeness, chosen = (shown.image @ query).topk(min(CANDIDATES, len(pairs)))
-            traits = network.traits(query[None], words[None], seen[chosen])[0]
-            final = network.logits(traits) + likeness
+        fit_match_weights(network, pairs[1 - half :: 2])
+        for i in (found.rows % 2 == half).nonzero()[:, 0].tolist():
+            query, row, bag = found.queries[i], found.rows[i], bags[i]
+            similarity, chosen = (found.image @ query).topk(min(CANDIDATES, len(pairs)))
+            features = network.match_features(query[None], bag[None], evidence[chosen])[0]
+            final = network.match_logits(features) + similarity
             before += int(chosen[0] == row)
             after += int(chosen[final.argmax()] == row)
-    total = max(1, len(shown.rows))
+    total = max(1, len(found.rows))
     return {"r1_before": round(before / total, 4), "r1_after": round(after / total, 4)}

@@ -17,18 +17,12 @@ from safetensors.torch import load, load_file, save
 from torch import Tensor
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from chiasm.pipeline.model.checkpoint import write_whole
-from chiasm.pipeline.two_tower.frozen import WORDS
+from chiasm.pipeline.model.checkpoint import write_file
+from chiasm.pipeline.two_tower.frozen import MAX_TOKENS
 
-BUFFER = 2048  # samples of a shuffled stream that wait in memory, 0.1 MB each
-
-
-HELD_OUT = 10  # one sample in so many is kept from learning while choices are made
-
-
-PARTS = 4  # of the samples, by their names: what is solved without one is tried on it
-
-
+BUFFER = 2048  # samples of the shuffle buffer, 0.1 MB each
+HELD_OUT = 10  # one sample in so many is held out
+FOLDS = 4  # of the samples, by their keys, for cross-fitting
 PAIRS = 512  # of a block
 
 
@@ -37,9 +31,8 @@ class Pair:
     """One picture and its C captions, as the frozen towers see them.
 
     image (D,), patches (N, D'), text (C, D), words (C, T, D') float16, text as the tower gave it or
-    expanded; closely (D,) float16: image as `ImageTower.closely` has it, of samples held out alone;
-    lengths (C,) int64, the words of each caption that are there; ids: token ids of each whole
-    caption; part: in [0, PARTS); held_out: kept for choosing.
+    expanded; augmented (D,) float16: `ImageTower.augmented`, of held-out samples only; lengths (C,)
+    int64, unmasked words of each caption; ids: token ids of each whole caption; fold: below FOLDS.
     """
 
     image: Tensor
@@ -48,25 +41,25 @@ class Pair:
     words: Tensor
     lengths: Tensor
     ids: list[list[int]]
-    part: int
-    closely: Tensor | None
+    fold: int
+    augmented: Tensor | None
 
     @property
     def held_out(self) -> bool:
-        return self.closely is not None
+        return self.augmented is not None
 
 
 def held_out(key: str) -> bool:
-    """Is the sample of this key kept from learning while choices are made? By its name alone."""
-    return _chance(key)[0] % HELD_OUT == 0
+    """Is the sample of this key held out? By its key alone."""
+    return _digest(key)[0] % HELD_OUT == 0
 
 
-def part(key: str) -> int:
-    """Which of the PARTS the sample of this key is of, by its name alone."""
-    return _chance(key)[1] % PARTS
+def fold_of(key: str) -> int:
+    """Which of the FOLDS the sample of this key belongs to, by its key alone."""
+    return _digest(key)[1] % FOLDS
 
 
-def _chance(key: str) -> bytes:
+def _digest(key: str) -> bytes:
     return hashlib.blake2b(key.encode(), digest_size=2).digest()
 
 
@@ -74,14 +67,14 @@ def stream(
     paths: Sequence[Path], seed: int | None = None, expanded: Path | None = None
 ) -> Iterator[Pair]:
     """Every pair once: in order, or, with a seed, shuffled by it. expanded: the folder of
-    `save_expanded`, whose captions take the place of the tower's."""
+    `save_expanded`, whose captions replace the tower's."""
     order = list(paths)
     if seed is not None:
         random.Random(seed).shuffle(order)
     samples = _samples(order, expanded)
     if seed is not None:
-        mixed = webdataset.shuffle(BUFFER, initial=BUFFER, rng=random.Random(seed))
-        samples = mixed(samples)
+        shuffle = webdataset.shuffle(BUFFER, initial=BUFFER, rng=random.Random(seed))
+        samples = shuffle(samples)
     for sample in samples:
         yield _pair(sample["safetensors"], sample.get("text"))
 
@@ -101,21 +94,20 @@ def _samples(paths: Sequence[Path], expanded: Path | None) -> Iterator[dict[str,
 
 def save_expanded(folder: Path, path: Path, texts: Sequence[Tensor]) -> None:
     """Keep the expanded captions of a feature shard: (C, D) of each of its pairs, in order."""
-    folder.mkdir(parents=True, exist_ok=True)
     counts = torch.tensor([len(text) for text in texts], dtype=torch.int64)
     rows = torch.cat(list(texts)) if texts else torch.zeros(0, 0)  # a shard may be without a pair
     kept = {"text": rows.half().cpu().contiguous(), "counts": counts}
-    write_whole(folder / f"{path.stem}.safetensors", save(kept))
+    write_file(folder / f"{path.stem}.safetensors", save(kept))
 
 
 def _opened(path: Path) -> Iterator[dict[str, Any]]:
-    """A file as webdataset takes it; its own opener leaves it open."""
+    """A file as webdataset's stages take it; its own opener leaves the file open."""
     with path.open("rb") as stream:
         yield {"url": str(path), "stream": stream}
 
 
 def endless(paths: Sequence[Path], seed: int, expanded: Path) -> Iterator[Pair]:
-    """One shuffled pass after another, for ever."""
+    """Shuffled epochs without end."""
     epoch = 0
     while True:
         yield from stream(paths, seed * 1_000_003 + epoch, expanded)
@@ -129,38 +121,38 @@ def blocks(pairs: Iterator[Pair], size: int = PAIRS) -> Iterator[list[Pair]]:
 
 
 def learnable(pairs: Iterator[Pair], every_sample: bool) -> Iterator[Pair]:
-    """Those to learn from: all, or all but those held out."""
+    """Those to train on: all, or all but those held out."""
     return (pair for pair in pairs if every_sample or not pair.held_out)
 
 
-def packed(pair: Pair) -> bytes:
+def pack(pair: Pair) -> bytes:
     """A pair as a member of a feature shard."""
     numbers = {
         "image": pair.image, "patches": pair.patches, "text": pair.text, "words": pair.words,
-        **({} if pair.closely is None else {"closely": pair.closely}),
+        **({} if pair.augmented is None else {"closely": pair.augmented}),
     }  # fmt: skip
     counts = {
         "lengths": pair.lengths.contiguous(),
         "ids": torch.tensor([i for ids in pair.ids for i in ids], dtype=torch.int32),
         "counts": torch.tensor([len(ids) for ids in pair.ids], dtype=torch.int32),
-        "part": torch.tensor(pair.part),
+        "part": torch.tensor(pair.fold),
     }
     return save({k: v.half().cpu().contiguous() for k, v in numbers.items()} | counts)
 
 
 def _pair(member: bytes, expanded: Tensor | None) -> Pair:
-    told = load(member)
-    ends = np.cumsum(told["counts"].numpy())
-    ids = told["ids"].tolist()
+    tensors = load(member)
+    ends = np.cumsum(tensors["counts"].numpy())
+    ids = tensors["ids"].tolist()
     return Pair(
-        image=told["image"],
-        patches=told["patches"],
-        text=told["text"] if expanded is None else expanded,
-        words=told["words"],
-        lengths=told["lengths"],
+        image=tensors["image"],
+        patches=tensors["patches"],
+        text=tensors["text"] if expanded is None else expanded,
+        words=tensors["words"],
+        lengths=tensors["lengths"],
         ids=[ids[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)],
-        part=int(told["part"]),
-        closely=told.get("closely"),
+        fold=int(tensors["part"]),
+        augmented=tensors.get("closely"),
     )
 
 
@@ -179,7 +171,7 @@ def ids_of(pairs: Sequence[Pair]) -> list[list[int]]:
     return [ids for pair in pairs for ids in pair.ids]
 
 
-def meaned(rows: Tensor, pairs: Sequence[Pair]) -> Tensor:
+def mean_by_picture(rows: Tensor, pairs: Sequence[Pair]) -> Tensor:
     """Rows (sum of C, E), one a caption -> their mean for each pair (B, E)."""
     counts = torch.tensor([len(pair.text) for pair in pairs], device=rows.device)
     of = torch.arange(len(pairs), device=rows.device).repeat_interleave(counts)
@@ -187,13 +179,13 @@ def meaned(rows: Tensor, pairs: Sequence[Pair]) -> Tensor:
     return sums.index_add(0, of, rows) / counts[:, None]
 
 
-def closely_of(pairs: Sequence[Pair]) -> Tensor:
-    """Pooled image features (B, D) float32 as matching takes them; ValueError where a pair is not
-    held out: those to learn from are not looked at closely."""
-    closely = [pair.closely for pair in pairs if pair.closely is not None]
-    if len(closely) < len(pairs):
-        raise ValueError(f"pairs held out: expected {len(pairs)}, found {len(closely)}")
-    return torch.stack(closely).float()
+def augmented_of(pairs: Sequence[Pair]) -> Tensor:
+    """Pooled image features (B, D) float32 after test-time augmentation, the input of matching;
+    ValueError where a pair is not held out: the others have none."""
+    found = [pair.augmented for pair in pairs if pair.augmented is not None]
+    if len(found) < len(pairs):
+        raise ValueError(f"pairs held out: expected {len(pairs)}, found {len(found)}")
+    return torch.stack(found).float()
 
 
 def patches_of(pairs: Sequence[Pair]) -> Tensor:
@@ -204,10 +196,10 @@ def patches_of(pairs: Sequence[Pair]) -> Tensor:
 def words_of(pairs: Sequence[Pair], captions: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Words (B, T, D') float32 of caption `captions[i]` of pair i, and their mask (B, T) bool."""
     chosen = list(zip(pairs, captions, strict=True))
-    lengths = torch.stack([pair.lengths[c] for pair, c in chosen]).clamp(max=WORDS)
+    lengths = torch.stack([pair.lengths[c] for pair, c in chosen]).clamp(max=MAX_TOKENS)
     longest = max(1, int(lengths.max()))
     words = torch.zeros(len(pairs), longest, pairs[0].words.shape[-1])
     for row, (pair, c) in enumerate(chosen):
-        there = int(lengths[row])
-        words[row, :there] = pair.words[c, :there].float()
+        length = int(lengths[row])
+        words[row, :length] = pair.words[c, :length].float()
     return words, torch.arange(longest)[None] < lengths[:, None]

@@ -1,0 +1,267 @@
+"""Does today's code keep a collection that an earlier commit made?
+
+    python -m benchmarks.compatibility [--commit 3f015cd] [--samples 500]
+
+Exports the commit with `git archive`. The commit's code draws shards of scenes, embeds all but the
+last with `pocket`, builds the index and answers a few queries. Today's code then answers the same
+queries, checks the collection, embeds its shards again and adds the last shard. Prints a table of
+what held; exits with 1 if something did not.
+
+    python -m benchmarks.compatibility --fixture tests/data/collection-schema-1
+
+makes the small collection that the tests read. Its shards bear the URLs of a bucket, so that shard
+ids and editions are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+COMMIT = "3f015cd"  # the last one before `chiasm` became the name to import
+SAMPLES_PER_SHARD = 100
+BUCKET = "s3://bucket/schema-1"
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+QUERIES: tuple[dict[str, str], ...] = (
+    {"text": "a red balloon on the beach", "column": "image"},
+    {"text": "a white flower in a meadow", "column": "text"},
+    {"text": "草地上的花", "column": "joint"},
+    {"text": "a checked circle in a green field", "column": "image", "rerank": "vectors:8"},
+    {"text": "a small yellow balloon", "column": "image", "rerank": "match:5"},
+)
+K = 5
+DRAW = """
+import json, sys
+from itertools import islice
+from pipeline.scenes.samples import samples
+from pipeline.scenes.world import gallery
+from pipeline.shards import write_shard
+
+folder, count, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+drawn = list(samples(gallery(count, 3), 3))
+for sample in drawn:  # all facts of a scene would take more room than its picture
+    sample["json"] = {name: sample["json"][name] for name in ("things", "background")}
+drawn[1]["png"] = b"not a picture"
+del drawn[2]["txt"], drawn[2]["json"]
+for number, start in enumerate(range(0, count, size)):
+    write_shard(f"{folder}/scenes-{number:05d}.tar", drawn[start : start + size])
+"""
+
+
+class Version:
+    """A tree of chiasm's code and how its command is started."""
+
+    def __init__(self, tree: Path, module: str, **variables: str) -> None:
+        self.tree, self.module = tree, module
+        self.environment = {
+            **os.environ,
+            **variables,
+            "PYTHONPATH": str(tree),
+            "OMP_NUM_THREADS": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+
+    def python(self, *arguments: object, expected: Sequence[int] = (0,)) -> str:
+        """Standard output of `python ARGUMENTS`; RuntimeError for another exit code."""
+        ran = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=self.tree,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if ran.returncode not in expected:
+            output = f"{ran.stdout[-2000:]}\n{ran.stderr[-2000:]}"
+            raise RuntimeError(f"{arguments}: exit code {ran.returncode}\n{output}")
+        return ran.stdout
+
+    def chiasm(self, *arguments: object, expected: Sequence[int] = (0,)) -> str:
+        return self.python("-m", self.module, *arguments, expected=expected)
+
+    def embed(self, shards: Sequence[str], collection: Path) -> dict[str, Any]:
+        # float32: bfloat16 is rounded otherwise on another processor
+        options = ("--encoder", "pocket", "--set", "encoder.precision=float32")
+        options += ("--max-loss", "1", "--json")
+        return json.loads(self.chiasm("embed", *shards, "--to", collection, *options))
+
+    def answers(self, collection: Path) -> list[list[dict[str, Any]]]:
+        """The first K results of QUERIES, each an id and a score, best first."""
+        answers = []
+        for query in QUERIES:
+            options = ["--column", query["column"], "-k", str(K), "--json"]
+            if "rerank" in query:
+                options += ["--rerank", query["rerank"]]
+            found = json.loads(self.chiasm("search", collection, query["text"], *options))
+            answers.append([{"id": hit["id"], "score": hit["score"]} for hit in found["results"]])
+        return answers
+
+
+def export(commit: str, target: Path) -> Path:
+    """The files of a commit of this repository below `target`."""
+    target.mkdir()
+    archive = subprocess.run(
+        ["git", "archive", commit], cwd=ROOT, stdout=subprocess.PIPE, check=True
+    )
+    subprocess.run(["tar", "-x", "-C", str(target)], input=archive.stdout, check=True)
+    return target
+
+
+def parquet_files(collection: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in collection.glob("embeddings/*.parquet")}
+
+
+def same_answers(
+    before: list[list[dict[str, Any]]], after: list[list[dict[str, Any]]]
+) -> tuple[bool, float]:
+    """Whether all ids are the same in the same order, and the largest difference of two scores."""
+    same = [[hit["id"] for hit in hits] for hits in before] == [
+        [hit["id"] for hit in hits] for hits in after
+    ]
+    pairs = [
+        (one, other)
+        for old, new in zip(before, after, strict=True)
+        for one, other in zip(old, new, strict=False)
+    ]
+    return same, max(abs(one["score"] - other["score"]) for one, other in pairs)
+
+
+def compare(commit: str, samples: int, folder: Path) -> list[tuple[str, bool, str]]:
+    """(What is promised, whether it held, the figures) for every promise."""
+    old = Version(export(commit, folder / "old"), "jobs")
+    new = Version(ROOT, "chiasm")
+    (folder / "shards").mkdir()
+    old.python("-c", DRAW, folder / "shards", samples, SAMPLES_PER_SHARD)
+    *shards, added = sorted(map(str, (folder / "shards").glob("*.tar")))
+    collection = folder / "collection"
+    made = old.embed(shards, collection)
+    old.chiasm("index", "build", collection)
+    before, files = old.answers(collection), parquet_files(collection)
+
+    rows: list[tuple[str, bool, str]] = []
+    same, apart = same_answers(before, new.answers(collection))
+    figures = f"{len(QUERIES)} queries, {sum(map(len, before))} hits, scores apart by {apart:.1e}"
+    rows.append(("search gives the same ids and scores", same and apart < 1e-4, figures))
+
+    checked = json.loads(
+        new.chiasm("check", collection, "--reencode", "20", "--json", expected=(0, 1))
+    )
+    figures = ", ".join(f"{count} {what}" for what, count in checked["checked"].items())
+    rows.append(("check finds nothing", checked["ok"], figures))
+
+    again = new.embed(shards, collection)
+    nothing = (again["shards"]["done"], again["rows"]) == (0, made["rows"])
+    unchanged = parquet_files(collection) == files
+    figures = f"{again['shards']['skipped']} shards skipped, {again['shards']['done']} embedded"
+    rows.append(("embed again embeds nothing anew", nothing and unchanged, figures))
+
+    fresh = folder / "fresh"
+    new.embed(shards, fresh)
+    figures = f"{len(files)} Parquet files, {sum(map(len, files.values())):,} bytes"
+    rows.append(("embedded anew: the same bytes", parquet_files(fresh) == files, figures))
+
+    more = new.embed([added], collection)
+    new.chiasm("index", "build", collection)
+    found = json.loads(
+        new.chiasm(
+            "search", collection, "a flower", "-k", str(made["rows"] + more["rows"]), "--json"
+        )
+    )
+    stem = Path(added).stem
+    from_added = sum(hit["shard"].startswith(stem) for hit in found["results"])
+    held = from_added == more["rows"] and len(found["results"]) == made["rows"] + more["rows"]
+    figures = f"{from_added} of its {more['rows']} rows among {len(found['results'])} found"
+    rows.append(("a shard is added and indexed", held, figures))
+
+    checked = json.loads(new.chiasm("check", collection, "--json", expected=(0, 1)))
+    figures = ", ".join(f"{count} {what}" for what, count in checked["checked"].items())
+    rows.append(("check finds nothing after that", checked["ok"], figures))
+
+    try:
+        old.answers(collection)
+        rows.append((f"{commit} reads it still", True, f"{len(QUERIES)} queries"))
+    except RuntimeError as error:
+        rows.append((f"{commit} reads it still", False, str(error).splitlines()[-1]))
+    return rows
+
+
+def write_fixture(commit: str, target: Path) -> None:
+    """The collection of two small shards as `commit` makes it, a third shard to add, and the
+    answers of `commit`."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        host, port = server.get_host_and_port()
+        url = f"http://{host}:{port}"
+        old = Version(export(commit, folder / "old"), "jobs", AWS_ENDPOINT_URL=url, **CREDENTIALS)
+        (folder / "shards").mkdir()
+        old.python("-c", DRAW, folder / "shards", 12, 4)
+        client = boto3.client(
+            "s3",
+            endpoint_url=url,
+            aws_access_key_id="testing",
+            aws_secret_access_key="testing",
+            region_name="us-east-1",
+        )
+        client.create_bucket(Bucket="bucket")
+        paths = sorted((folder / "shards").glob("*.tar"))
+        urls = [f"{BUCKET}/{path.name}" for path in paths]
+        for path, address in zip(paths, urls, strict=True):
+            client.put_object(
+                Bucket="bucket", Key=address.removeprefix("s3://bucket/"), Body=path.read_bytes()
+            )
+        collection = folder / "collection"
+        old.embed(urls[:-1], collection)
+        old.chiasm("index", "build", collection)
+        answers = old.answers(collection)
+        shutil.rmtree(collection / "runs")  # names and processes of the machine that made it
+        shutil.copytree(folder / "shards", target / "shards")
+        shutil.copytree(collection, target / "collection")
+    server.stop()
+    answered = [query | {"results": hits} for query, hits in zip(QUERIES, answers, strict=True)]
+    (target / "answers.json").write_text(
+        json.dumps({"commit": commit, "k": K, "answers": answered}, ensure_ascii=False, indent=1)
+        + "\n"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--commit", default=COMMIT, help="that makes the collection")
+    parser.add_argument("--samples", type=int, default=500, help="scenes, in shards of 100")
+    parser.add_argument("--fixture", type=Path, help="write the tests' collection there instead")
+    given = parser.parse_args()
+    if given.fixture is not None:
+        write_fixture(given.commit, given.fixture)
+        return 0
+    with tempfile.TemporaryDirectory(prefix="chiasm-compatibility-") as folder:
+        rows = compare(given.commit, given.samples, Path(folder))
+    width = max(len(what) for what, _, _ in rows)
+    for what, held, figures in rows:
+        print(f"{what:{width}}  {'held' if held else 'BROKEN':6}  {figures}")
+    return 0 if all(held for _, held, _ in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

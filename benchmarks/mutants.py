@@ -1,0 +1,334 @@
+"""How many small faults in a package do its tests notice?
+
+    python -m benchmarks.mutants pipeline.shards --mutants 300 --seed 0
+
+Draws mutants of the package, each with one fault: a comparison, an operator, a number or a
+condition changed, a returned value lost, a statement left out. Strings stay as they are. For each,
+the tests that import the package run in a copy of the tree until one fails. Prints killed, survived
+and timed out, the score with its 95 % interval (Wilson), and the survivors. The same seed gives the
+same mutants of the same code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("pipeline", "index", "jobs")
+COPIED = ("chiasm", *ROOMS, "tests", "benchmarks", "docs", "pyproject.toml", "README.md")
+OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.FloorDiv,
+    ast.Pow: ast.Mult,
+    ast.LShift: ast.RShift,
+    ast.RShift: ast.LShift,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+}
+REMOVED = (ast.AugAssign, ast.Raise, ast.Delete, ast.Continue, ast.Break)
+MIN_TIMEOUT_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault: `original` at line `line` of `path` replaced by `replacement`. start and end are
+    offsets into the file's UTF-8 bytes."""
+
+    path: str
+    line: int
+    start: int
+    end: int
+    kind: str
+    original: str
+    replacement: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}  {self.kind}: {self.original} -> {self.replacement}"
+
+    def apply(self, source: bytes) -> bytes:
+        return source[: self.start] + self.replacement.encode() + source[self.end :]
+
+
+def mutants_of(path: str, source: bytes) -> list[Mutant]:
+    """Every mutant of one file, in the order of its text."""
+    lines = source.splitlines(keepends=True)
+    starts = [0]
+    for line in lines:
+        starts.append(starts[-1] + len(line))
+    found = []
+    for node, kind, replacement in _changes(ast.parse(source)):
+        start = starts[node.lineno - 1] + node.col_offset
+        end = starts[(node.end_lineno or 0) - 1] + (node.end_col_offset or 0)
+        original = " ".join(source[start:end].decode().split())
+        found.append(Mutant(path, node.lineno, start, end, kind, original, replacement))
+    return sorted(found, key=lambda mutant: (mutant.start, mutant.end, mutant.replacement))
+
+
+def _changes(tree: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, str, str]]:
+    """(node, kind of fault, text in its place) of all that is run below a node."""
+    if isinstance(tree, ast.expr):
+        for kind, changed in _changed_expressions(tree):
+            yield tree, kind, f"({ast.unparse(changed)})"
+    elif isinstance(tree, ast.stmt):
+        yield from _changed_statements(tree)
+    for child in _run_parts(tree):
+        yield from _changes(child)
+
+
+def _run_parts(node: ast.AST) -> Iterator[ast.AST]:
+    """The children that decide what is computed: no annotation, decorator, f-string or message."""
+    if isinstance(node, ast.JoinedStr | ast.Raise | ast.Assert):
+        return
+    left_out = {"annotation", "returns", "decorator_list"}
+    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        left_out |= {"test", "body"}
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+        left_out |= {"slice"} if isinstance(node.slice.value, str) else set()
+    for name, value in ast.iter_fields(node):
+        if name not in left_out:
+            parts = value if isinstance(value, list) else [value]
+            yield from (part for part in parts if isinstance(part, ast.AST))
+
+
+def _changed_expressions(node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
+    if isinstance(node, ast.Compare):
+        for number, operator in enumerate(node.ops):
+            changed = [*node.ops]
+            changed[number] = OPERATORS[type(operator)]()  # type: ignore[call-overload]
+            yield "comparison", ast.Compare(node.left, changed, node.comparators)
+    elif isinstance(node, ast.BinOp) and type(node.op) in OPERATORS and not _is_text(node):
+        yield "operator", ast.BinOp(node.left, OPERATORS[type(node.op)](), node.right)  # type: ignore[arg-type]
+    elif isinstance(node, ast.BoolOp):
+        yield "operator", ast.BoolOp(OPERATORS[type(node.op)](), node.values)  # type: ignore[arg-type]
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
+        yield "operator", node.operand
+    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        yield "constant", ast.Constant(not node.value)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        yield "constant", ast.Constant(node.value + 1)
+    elif isinstance(node, ast.IfExp):
+        yield "condition", ast.IfExp(ast.UnaryOp(ast.Not(), node.test), node.body, node.orelse)
+
+
+def _is_text(node: ast.AST) -> bool:
+    return any(
+        isinstance(part, ast.JoinedStr)
+        or (isinstance(part, ast.Constant) and isinstance(part.value, str | bytes))
+        for part in ast.walk(node)
+    )
+
+
+def _changed_statements(node: ast.stmt) -> Iterator[tuple[ast.expr | ast.stmt, str, str]]:
+    if isinstance(node, REMOVED) or (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Call | ast.Await)
+    ):
+        yield node, "statement left out", "pass"
+    elif isinstance(node, ast.Return) and node.value is not None:
+        if not (isinstance(node.value, ast.Constant) and node.value.value is None):
+            yield node, "returned value", "return None"
+    elif isinstance(node, ast.If | ast.While) and not _negated_elsewhere(node.test):
+        yield node.test, "condition", f"(not ({ast.unparse(node.test)}))"
+
+
+def _negated_elsewhere(test: ast.expr) -> bool:
+    """Whether another mutant is the negation of the test, or it is one for type checkers."""
+    negated = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot, ast.In, ast.NotIn)
+    return (
+        (isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], negated))
+        or (isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not))
+        or "TYPE_CHECKING" in ast.unparse(test)
+    )
+
+
+def draw(root: Path, package: str, count: int, seed: int) -> list[Mutant]:
+    """`count` mutants of a package or module (`pipeline.shards`), or all where there are fewer."""
+    place = root.joinpath(*package.split("."))
+    paths = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    every = [
+        mutant
+        for path in paths
+        for mutant in mutants_of(str(path.relative_to(root)), path.read_bytes())
+    ]
+    if not every:
+        raise SystemExit(f"mutants: expected a package of ours with code, found none at {place}")
+    drawn = random.Random(seed).sample(every, min(count, len(every)))
+    return sorted(drawn, key=lambda mutant: (mutant.path, mutant.start, mutant.replacement))
+
+
+def related_tests(root: Path, package: str) -> list[str]:
+    """The test files that import the package or something inside it, those that import most first:
+    they are the likeliest to fail."""
+    wanted = f"chiasm.{package}"
+    imports: dict[str, int] = {}
+    for path in sorted((root / "tests").glob("test_*.py")):
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        count = sum(name == wanted or name.startswith(f"{wanted}.") for name in names)
+        if count:
+            imports[str(path.relative_to(root))] = count
+    return sorted(imports, key=lambda path: -imports[path])
+
+
+def copy_tree(target: Path) -> Path:
+    target.mkdir()
+    ignore = shutil.ignore_patterns("__pycache__", ".cache")
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target / name, symlinks=True, ignore=ignore)
+        else:
+            shutil.copy(ROOT / name, target)
+    return target
+
+
+def run_tests(tree: Path, tests: Sequence[str], timeout: float | None) -> str:
+    """`survived`, `killed` or `timeout`: how the tests end in a copy of the tree."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tree),
+        # A mutant may have the size and, within a second, the time of the file that it replaces.
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    options = ("-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-p", "no:randomly")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", *options, *tests],
+        cwd=tree,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        return "survived" if process.wait(timeout) == 0 else "killed"
+    except subprocess.TimeoutExpired:
+        return "timeout"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def outcomes(
+    mutants: Sequence[Mutant],
+    tests: Sequence[str],
+    processes: int,
+    report: Callable[[Mutant, str], None],
+) -> list[str]:
+    """How each mutant ended. Each process has a copy of the tree of its own."""
+    with tempfile.TemporaryDirectory(prefix="chiasm-mutants-") as folder:
+        trees: SimpleQueue[Path] = SimpleQueue()
+        for number in range(processes):
+            trees.put(copy_tree(Path(folder) / str(number)))
+        tree = trees.get()
+        began = time.monotonic()
+        if run_tests(tree, tests, None) != "survived":
+            raise SystemExit("mutants: expected tests that pass without a fault, found a failure")
+        timeout = max(MIN_TIMEOUT_SECONDS, 4 * processes * (time.monotonic() - began))
+        trees.put(tree)
+
+        def outcome(mutant: Mutant) -> str:
+            tree = trees.get()
+            path = tree / mutant.path
+            source = path.read_bytes()
+            try:
+                path.write_bytes(mutant.apply(source))
+                ended = run_tests(tree, tests, timeout)
+            finally:
+                path.write_bytes(source)
+                trees.put(tree)
+            report(mutant, ended)
+            return ended
+
+        with ThreadPoolExecutor(processes) as pool:
+            return list(pool.map(outcome, mutants))
+
+
+def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """The Wilson score interval of a share (E. B. Wilson, 1927); z = 1.96: 95 %."""
+    share = successes / trials
+    middle = share + z * z / (2 * trials)
+    half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    scale = 1 + z * z / trials
+    return (middle - half) / scale, (middle + half) / scale
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("package", help="pipeline.shards, index.query, jobs.cluster.pool, ...")
+    parser.add_argument("--mutants", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tests", nargs="*", help="instead of those that import the package")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--list", action="store_true", help="print the draw and run nothing")
+    parser.add_argument("--json", type=Path, help="write every mutant and how it ended")
+    given = parser.parse_args()
+    mutants = draw(ROOT, given.package, given.mutants, given.seed)
+    tests = given.tests or related_tests(ROOT, given.package)
+    print(f"{len(mutants)} mutants of {given.package}, seed {given.seed}; {' '.join(tests)}")
+    if given.list:
+        print(*mutants, sep="\n")
+        return
+    if not tests:
+        raise SystemExit(f"mutants: expected tests that import {given.package}, found none")
+
+    def report(mutant: Mutant, ended: str) -> None:
+        print(f"{ended:8}  {mutant}", file=sys.stderr, flush=True)
+
+    ended = outcomes(mutants, tests, given.processes, report)
+    counts = Counter(ended)
+    noticed = counts["killed"] + counts["timeout"]
+    low, high = wilson(noticed, len(mutants))
+    print(f"killed {counts['killed']}, survived {counts['survived']}, timeout {counts['timeout']}")
+    print(f"score {noticed / len(mutants):.3f} ({low:.3f} to {high:.3f})")
+    for mutant, outcome in zip(mutants, ended, strict=True):
+        if outcome == "survived":
+            print(f"survived  {mutant}")
+    if given.json is not None:
+        rows = [
+            asdict(mutant) | {"outcome": outcome}
+            for mutant, outcome in zip(mutants, ended, strict=True)
+        ]
+        given.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The picture of a query, however it is given -> the bytes of an encoded file.
+
+A path is read here, a URL through `chiasm.pipeline.storage`, both within the size limit that
+members of shards have; a URL also within a time limit. Pixels are written to an encoded file, so
+that alpha, palettes and rotation are treated as in the shards.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from chiasm.index.queries import PictureSource
+from chiasm.pipeline.errors import SourceError, UsageError
+from chiasm.pipeline.images import DecodeSettings
+from chiasm.pipeline.storage import canonical_url, display_name, open_stream
+
+URL_SCHEMES = ("file", "http", "https", "s3")
+MAX_BYTES = DecodeSettings().max_member_bytes
+URL_SECONDS = 30.0  # for opening and reading one URL, retries included
+CHUNK = 1 << 18
+PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+
+
+def encoded_picture(source: PictureSource) -> bytes:
+    """The encoded file of a query's picture.
+
+    Raises UsageError for a file that cannot be read, a scheme that is not read or a file that is
+    too large, SourceError for a URL that cannot be read in time.
+    """
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, np.ndarray):
+        source = Image.fromarray(source)
+    if isinstance(source, Image.Image):
+        file = io.BytesIO()
+        image = source if source.mode in PNG_MODES else source.convert("RGB")
+        image.save(file, "PNG", compress_level=0, exif=source.getexif())
+        return file.getvalue()
+    scheme = _SCHEME.match(source) if isinstance(source, str) else None
+    if scheme is not None:
+        return _read_url(str(source), scheme[1].lower())
+    try:
+        with Path(source).expanduser().open("rb") as file:
+            return _read_limited(file, str(source))
+    except OSError as error:
+        raise UsageError(
+            str(source), expected="a picture's file", found=error.strerror or str(error)
+        ) from error
+
+
+def source_name(source: PictureSource) -> str:
+    """What errors call the query's picture."""
+    return str(source) if isinstance(source, str | Path) else "the query's picture"
+
+
+def _read_url(url: str, scheme: str) -> bytes:
+    if scheme not in URL_SCHEMES:
+        schemes = ", ".join(f"{name}://" for name in URL_SCHEMES)
+        # The rest may hold a password, at a place that only those who know the scheme can tell.
+        raise UsageError(
+            f"{scheme}://***",
+            expected=f"a picture's path, or its URL with one of {schemes}",
+            found=f"{scheme}://",
+            do="download the picture and name the file",
+        )
+    url = canonical_url(url)
+    result: list[bytes | BaseException] = []
+    deadline = time.monotonic() + URL_SECONDS
+
+    def read() -> None:
+        try:
+            with open_stream(url) as stream:
+                result.append(_read_limited(stream, display_name(url), deadline))
+        except BaseException as error:  # noqa: BLE001  raised again in the caller's thread
+            result.append(error)
+
+    # A thread that does not keep the process alive: one read may be retried beyond the limit.
+    thread = threading.Thread(target=read, name="chiasm-query-picture", daemon=True)
+    thread.start()
+    thread.join(URL_SECONDS)
+    if not result:
+        raise _too_slow(display_name(url))
+    if isinstance(result[0], BaseException):
+        raise result[0]
+    return result[0]
+
+
+def _read_limited(file: BinaryIO, name: str, deadline: float | None = None) -> bytes:
+    """All of a file, in chunks; UsageError where it is larger than a member of a shard may be."""
+    data = bytearray()
+    while chunk := file.read(CHUNK):
+        data += chunk
+        if len(data) > MAX_BYTES:
+            raise UsageError(
+                name,
+                expected=f"at most {MAX_BYTES:,} bytes",
+                found="more",
+                do="make the picture smaller",
+            )
+        if deadline is not None and time.monotonic() > deadline:
+            raise _too_slow(name)
+    return bytes(data)
+
+
+def _too_slow(name: str) -> SourceError:
+    return SourceError(
+        name,
+        expected=f"a picture within {URL_SECONDS:g} s",
+        found="a slower answer",
+        do="download the picture and name the file",
+    )

@@ -1,0 +1,41 @@
+"""Options that several commands share, each written once."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.records import Shard
+from chiasm.pipeline.shards import list_shards
+
+Collection = Annotated[str, typer.Argument(metavar="COLLECTION", help="Its folder or URL.")]
+Shards = Annotated[list[str], typer.Argument(metavar="SHARDS...", help="WebDataset tars.")]
+Preset = Annotated[str, typer.Option(help="laptop, one_gpu, cluster, or a YAML file of settings.")]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One setting, as in batch.size=32."),
+]
+Address = Annotated[
+    str | None, typer.Option(help="A running Ray: host:port or auto. (default: start one here)")
+]
+CaptionField = Annotated[
+    str | None, typer.Option(help="Take captions from this json field, before txt.")
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+MATCHERS = "A model that matches: pocket, pocket:DIR or two-tower:DIR."
+
+
+def list_command_shards(specs: list[str]) -> list[Shard]:
+    """The shards of the command line, `-` read from stdin; UsageError where there is none."""
+    shards = list_shards(specs, sys.stdin)
+    if not shards:
+        raise UsageError("SHARDS", expected="at least one shard", found="an empty list on stdin")
+    return shards
+
+
+def print_progress(line: str) -> None:
+    """One line of progress, on stderr."""
+    print(line, file=sys.stderr, flush=True)

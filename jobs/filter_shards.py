@@ -1,0 +1,176 @@
+"""`chiasm filter`: shards scored by a model that matches, then written without what falls short.
+
+Two passes. The first writes each shard's scores to the target, a shard at a time; of all of them
+only counts by value stay in memory, from which a share becomes a threshold. The second writes the
+shards. Both work in this process, or on a pool of Ray actors. Kill it anywhere and run the same
+command again: files have their names only when whole, and what was scored is not scored again.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from chiasm.jobs.config import Settings
+from chiasm.pipeline.caption_filter import (
+    Filtered,
+    FilterSettings,
+    LogitCounts,
+    read_scores,
+    store_scores,
+    write_filtered,
+)
+from chiasm.pipeline.collection import Run
+from chiasm.pipeline.encoders import Matcher, load_encoder, require_matcher
+from chiasm.pipeline.errors import ChiasmError, UsageError
+from chiasm.pipeline.records import Shard
+from chiasm.pipeline.storage import Folder, display_name
+
+LOG = logging.getLogger(__name__)
+Report = Callable[[str], None]
+Apply = Callable[[str, Sequence[tuple]], Iterator[Any]]
+
+
+@dataclass(frozen=True)
+class FilterRequest:
+    """What to filter into what. address: of a running Ray; None with one worker: this process."""
+
+    shards: Sequence[Shard]
+    to: str
+    encoder: str
+    settings: Settings
+    address: str | None = None
+
+    @property
+    def on_ray(self) -> bool:
+        return self.address is not None or self.settings.workers.count > 1
+
+
+@dataclass(frozen=True)
+class FilterSummary:
+    """The threshold that was used, and what became of the samples."""
+
+    threshold: float
+    counts: Filtered
+
+
+class ShardFilter:
+    """Scores and writes shards; the model is loaded when it is first needed."""
+
+    def __init__(self, request: FilterRequest, run_id: str) -> None:
+        self.request, self.run_id = request, run_id
+        self.folder = Folder(request.to)
+
+    @functools.cached_property
+    def model(self) -> Matcher:
+        return require_matcher(load_encoder(self.request.encoder, self.request.settings.encoder))
+
+    def load(self) -> str:
+        """The model's name; raises what loading it raises."""
+        return self.model.name
+
+    def score(self, shard: Shard) -> tuple[Shard, bool, LogitCounts]:
+        """Score one shard into the target, unless its scores are there; -> the shard, whether it
+        was scored now, and counts of its log odds."""
+        settings = self.request.settings
+        made = store_scores(
+            shard,
+            self.model,
+            settings.read,
+            self.folder,
+            self.run_id,
+            batch=settings.batch,
+            decode=settings.decode,
+        )
+        counts = LogitCounts()
+        counts.add(read_scores(shard, self.folder))
+        return shard, made, counts
+
+    def write(self, shard: Shard, settings: FilterSettings) -> tuple[Shard, Filtered]:
+        """Write one shard without the captions that fell short."""
+        scores = read_scores(shard, self.folder)
+        return shard, write_filtered(shard, scores, settings, self.folder, self.run_id)
+
+
+def filter_shards(request: FilterRequest, report: Report = lambda line: None) -> FilterSummary:
+    """Filter shards into a folder. report: called with a line after each shard.
+
+    Raises UsageError for a target that is the shards' own folder, ChiasmError where more captions
+    would go than `filter.max_noisy` allows; then no shard is written, and the scores stay."""
+    require_other_folder(request.shards, request.to)
+    options = request.settings.filter
+    record = {"encoder": request.encoder, "address": request.address}
+    groups = ("encoder", "read", "decode", "batch", "workers", "filter")
+    with Run(Folder(request.to), "filter", record | request.settings.of(*groups)) as run:
+        run.sweep([""])
+        work = ShardFilter(request, run.id)
+        with _workers(request, work) as apply:
+            counts = LogitCounts()
+            total = len(request.shards)
+            scored = apply("score", [(shard,) for shard in request.shards])
+            for number, (shard, made, one) in enumerate(scored, 1):
+                counts.update(one)
+                what = "scored" if made else "found the scores of"
+                LOG.info("%s %s: %d captions", what, display_name(shard.url), one.captions)
+                report(f"scored {number} of {total} shards")
+            threshold = options.threshold
+            if options.drop is not None:
+                threshold = counts.quantile(options.drop)
+            else:
+                require_some_left(counts, request)
+            settings = FilterSettings(threshold, options.flag, request.settings.read)
+            written = Filtered()
+            for shard, one in apply("write", [(shard, settings) for shard in request.shards]):
+                written += one
+                LOG.info("wrote %s: %d captions fell short", display_name(shard.url), one.noisy)
+        run.finish("done", asdict(written))
+    return FilterSummary(threshold, written)
+
+
+def require_other_folder(shards: Sequence[Shard], to: str) -> None:
+    """UsageError where a shard lies in the target: a next run would filter what this one wrote."""
+    target = Folder(to).url.rstrip("/")
+    for shard in shards:
+        if shard.url.rpartition("/")[0] == target:
+            raise UsageError(
+                f"--to {to}",
+                expected="another folder than that of the shards",
+                found=f"{display_name(shard.url)} in it",
+            )
+
+
+def require_some_left(counts: LogitCounts, request: FilterRequest) -> None:
+    """ChiasmError where nearly all captions fall short: a threshold or a model that does not fit
+    these shards."""
+    options = request.settings.filter
+    noisy = counts.below(options.threshold)
+    if options.flag or not noisy or noisy <= options.max_noisy * counts.captions:
+        return
+    raise ChiasmError(
+        "filter",
+        expected=f"at most {options.max_noisy:.0%} of captions below {options.threshold:g}",
+        found=f"{noisy:,} of {counts.captions:,}, and wrote no shard",
+        do=f"does {request.encoder} know such pictures? --drop 0.3 drops a share, --threshold "
+        "another part, --set filter.max_noisy=1 allows all",
+    )
+
+
+@contextmanager
+def _workers(request: FilterRequest, work: ShardFilter) -> Iterator[Apply]:
+    """`apply(method, argument_tuples)` of `work`: in this process, or on Ray actors."""
+    if not request.on_ray:
+        work.load()
+        yield lambda method, argument_tuples: (
+            getattr(work, method)(*arguments) for arguments in argument_tuples
+        )
+        return
+    from chiasm.jobs.cluster import actor_pool
+
+    workers = request.settings.workers
+    count = min(workers.count, len(request.shards))
+    with actor_pool(ShardFilter, (request, work.run_id), count, workers, request.address) as apply:
+        yield apply
