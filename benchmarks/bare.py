@@ -40,7 +40,7 @@ from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.images import decode as decode_picture
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device import PRECISIONS, resolve_precision
-from chiasm.pipeline.pretrained.hub import quiet
+from chiasm.pipeline.pretrained.hub import capture_warnings
 from chiasm.pipeline.records import Batch, Decoded, Origin, Sample
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
 from chiasm.pipeline.storage import Folder
@@ -56,7 +56,7 @@ def samples_of(shard: str, pairs: int) -> list[Sample]:
     return list(itertools.islice(found, pairs))
 
 
-@quiet()
+@capture_warnings()
 def forward(
     model: str,
     samples: Sequence[Sample],

@@ -34,7 +34,7 @@ from chiasm.pipeline.encoders import Encoder, load_encoder
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device import resolve_device
-from chiasm.pipeline.pretrained.hub import quiet
+from chiasm.pipeline.pretrained.hub import capture_warnings
 from chiasm.pipeline.records import Sample
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
 from tests.support.random_models import clip_folder, siglip_folder
@@ -81,7 +81,7 @@ def reference(
     folder: Path, pictures: list[bytes], texts: list[str], device: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Image and text vectors (N, D), (M, D) float32 unit rows, by transformers alone."""
-    with quiet():
+    with capture_warnings():
         processor = transformers.AutoProcessor.from_pretrained(folder)
         model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32)
     model = model.eval().to(device)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from chiasm.pipeline.encoders import BaseEncoder, Encoded, Input
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.pretrained.image_processing import Scale, SquarePixels
+from chiasm.pipeline.pretrained.image_processing import Scale, SquareProcessing
 
 DIM = 512
 
@@ -26,8 +26,8 @@ class FreeEncoder(BaseEncoder):
 
     def __init__(self) -> None:
         scale = Scale(1.0, (0.0,) * 3, (1.0,) * 3)
-        self._pixels = SquarePixels(224, 224, int(Image.Resampling.BICUBIC), scale)
-        self.preprocessing = self._pixels.described()
+        self._pixels = SquareProcessing(224, 224, int(Image.Resampling.BICUBIC), scale)
+        self.preprocessing = self._pixels.describe()
         self.modalities = {"image": Input(side=224), "text": Input()}
         self.dims = dict.fromkeys(("image", "text", "joint"), DIM)
 

@@ -39,7 +39,7 @@ from chiasm.jobs.console import divert_c_output
 from chiasm.pipeline.collection import embeddings, entries
 from chiasm.pipeline.errors import Undecodable
 from chiasm.pipeline.images import DecodeSettings, decode
-from chiasm.pipeline.images.decode import BYTES_A_PIXEL, BYTES_BESIDES
+from chiasm.pipeline.images.decode import BYTES_OVERHEAD, BYTES_PER_PIXEL
 from chiasm.pipeline.records import Sample
 from chiasm.pipeline.shards import ReadSettings, Tar, list_shards, read_samples, split_member_name
 from chiasm.pipeline.storage import Folder
@@ -167,7 +167,7 @@ def compared(run: dict[str, Any], alone: list[dict[str, Any]], keys: set[str]) -
         "dearer than told": [
             one["key"]
             for one in alone
-            if one["mb"] * 2**20 > BYTES_A_PIXEL * one["pixels"] + BYTES_BESIDES
+            if one["mb"] * 2**20 > BYTES_PER_PIXEL * one["pixels"] + BYTES_OVERHEAD
             or one["seconds"] > LIMITS.max_seconds + 1
         ],
     }

@@ -39,8 +39,7 @@ from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.encoders import BaseEncoder, Encoded, Input, unit
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.shards import list_shards, write_shard
-from chiasm.pipeline.storage import Folder, streams
-from chiasm.pipeline.storage import object_store as stores
+from chiasm.pipeline.storage import Folder, retry, schemes, streams
 from chiasm.pipeline.storage.s3 import S3Store
 from tests.support.faulty_server import running_moto
 
@@ -108,19 +107,17 @@ class Side:
         )
         assert self._server.stdout is not None
         os.environ["AWS_ENDPOINT_URL"] = self._server.stdout.readline().strip()
-        self._store = S3Store(stores.RETRIES)
+        self._store = S3Store(retry.RETRIES)
         self._store.is_folder(NAME)  # opens its session, which reads the environment
 
     @contextmanager
     def timed(self) -> Iterator[None]:
         """What is done on S3 in the block goes this way, and takes the time of this round."""
-        with stores._making:  # a heartbeat may be making its own, to be put there after this
-            stores._made["s3", os.getpid()] = self._store
+        schemes.S3_STORE.replace(self._store)
         began = time.monotonic()
         yield
         self.seconds[-1] += time.monotonic() - began
-        with stores._making:
-            stores._made.clear()
+        schemes.S3_STORE.replace(None)
 
     def end(self) -> dict[str, Any]:
         """How many requests there were, and the failed ones by kind."""
@@ -149,7 +146,7 @@ def embed(sides: Sequence[Side], number: int) -> None:
 
 
 def embed_one(shard: Shard, run: Run) -> None:
-    run.hold([shard.id])
+    run.claim([shard.id])
     embed_shard(shard, CheapEncoder(), run.folder, EmbedSettings(), run_id=run.id)
 
 
@@ -172,7 +169,7 @@ def measure(s3: str, scratch: Path, given: argparse.Namespace) -> dict[str, Any]
             embed_one(shard, here)
     expected = digest(here.folder.url)
 
-    streams.FIRST = streams.BLOCK = BLOCK
+    streams.FIRST_BLOCK = streams.BLOCK = BLOCK
     sides = [Side(s3, 0.0), Side(s3, given.share)]
     os.environ["AWS_ENDPOINT_URL"] = s3  # of what is not timed
     for number in range(given.rounds):
@@ -199,7 +196,7 @@ def measure(s3: str, scratch: Path, given: argparse.Namespace) -> dict[str, Any]
         "samples": given.samples,
         "shard_bytes": (scratch / "00000.tar").stat().st_size,
         "block_bytes": BLOCK,
-        "retries": vars(stores.RETRIES),
+        "retries": vars(retry.RETRIES),
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
     }

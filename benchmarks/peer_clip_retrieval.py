@@ -36,7 +36,7 @@ from chiasm.pipeline.errors import (
     UsageError,
     require_at_least,
 )
-from chiasm.pipeline.pretrained.hub import quiet
+from chiasm.pipeline.pretrained.hub import capture_warnings
 
 CACHE = Path(__file__).resolve().parent / ".cache" / "clip-retrieval"
 PYTHON = (3, 11)  # what the pins were tried with; numpy < 2 and pyarrow < 16 end with 3.12
@@ -242,7 +242,7 @@ def _inference(python: Path, out: Path, shards: int, workers: int, cores: int) -
         raise _failed("clip-retrieval's inference", out / "log.txt")
 
 
-@quiet()
+@capture_warnings()
 def _respelled(folder: Path, target: Path, theirs: Mapping[str, int]) -> None:
     """The model again for the peer, which reads every caption with OpenAI's vocabulary, `theirs`,
     whatever tokenizer the folder has. Nothing moves in a CLIP that was trained with that one."""

@@ -34,7 +34,13 @@ from chiasm.pipeline.collection import Tally
 from chiasm.pipeline.encoders import Input
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.records import Sample, Shard
-from chiasm.pipeline.shards import PICTURES, ReadSettings, list_shards, read_member, read_samples
+from chiasm.pipeline.shards import (
+    PICTURE_EXTENSIONS,
+    ReadSettings,
+    list_shards,
+    read_member,
+    read_samples,
+)
 from chiasm.pipeline.storage import display_name
 from chiasm.pipeline.timing import Stopwatch
 
@@ -59,7 +65,7 @@ def differences(shard: Shard) -> Counter[str]:
     ours, ours_json = by_us(shard, "caption"), by_us(shard, "captions")
     found: Counter[str] = Counter({"number of samples": abs(len(theirs) - len(ours))})
     for their, our, listed in zip(theirs, ours, ours_json, strict=False):
-        picture = next((their[ending] for ending in PICTURES if ending in their), None)
+        picture = next((their[ending] for ending in PICTURE_EXTENSIONS if ending in their), None)
         text = their["txt"].decode().strip() if "txt" in their else None
         table = json.loads(their["json"]) if "json" in their else {}
         all_of_them = table.get("captions", [text] if text else [])

@@ -59,8 +59,8 @@ def read_status(path: str) -> Status:
     unfinished, quarantined = [], []
     rows = dropped = 0
     for entry in entries(collection.folder):
-        if entry.set_aside is not None:
-            quarantined.append({"shard": entry.source.url, "reason": entry.set_aside})
+        if entry.quarantined is not None:
+            quarantined.append({"shard": entry.source.url, "reason": entry.quarantined})
         elif entry.source.id not in done:
             unfinished.append(entry.source.url)
         else:
@@ -120,7 +120,7 @@ def _run(run: RunRecord) -> dict[str, Any]:
         "pid": run.pid,
         "started": run.started,
         "age": _ago(time.time() - run.started),
-        "holds": [] if killed else list(run.holds),
+        "holds": [] if killed else list(run.claimed),
     }
 
 

@@ -1,20 +1,22 @@
-"""Every exception of chiasm that a caller is meant to see, in one tree.
+"""Every exception of chiasm for callers, in one tree.
 
     ChiasmError                 one line: what, expected, found, what to do        exit code 1
-    |-- UsageError              a flag, a setting or a name that cannot be meant   exit code 2
-    |-- SourceError             a shard that cannot be found, opened or is no tar
-    |   `-- UnreachableError    a store that gave no answer at any attempt: the next may find one
+    |-- UsageError              a flag, a setting or a name that is not valid    exit code 2
+    |-- SourceError             a shard that cannot be found or opened, or is no tar
+    |   `-- UnreachableError    a store that did not answer any attempt; a later one may succeed
     |-- StorageError            a target that cannot be written: full, read-only, gone
     |-- EncoderError            a model that cannot be loaded or does not fit
-    `-- CollectionError         a collection that is not what it should be
+    `-- CollectionError         a collection that is damaged, missing or of another encoder
         `-- StaleIndexError     an index that does not cover the embeddings beside it
 
-A sample that cannot be used is not an exception for the caller: it becomes a `Dropped` record.
+    Undecodable                 one input of a sample; decoders raise it, the pipeline catches it
+
+A sample that cannot be used raises nothing to callers: it becomes a `Dropped` record.
 """
 
 
 class ChiasmError(Exception):
-    """An error told in one line.
+    """An error as one line: what, expected, found, what to do.
 
     >>> print(ChiasmError("a.tar", expected="a tar", found="a PNG", do="name the shard itself"))
     a.tar: expected a tar, found a PNG; name the shard itself
@@ -31,8 +33,8 @@ class ChiasmError(Exception):
             f"expected {self.expected}" if self.expected else "",
             f"found {self.found}" if self.found else "",
         ]
-        told = ", ".join(part for part in middle if part)
-        line = f"{self.what}: {told}" if told else self.what
+        details = ", ".join(part for part in middle if part)
+        line = f"{self.what}: {details}" if details else self.what
         return " ".join((f"{line}; {self.do}" if self.do else line).split())
 
     def __reduce__(self):
@@ -56,7 +58,7 @@ class SourceError(ChiasmError):
 
 
 class UnreachableError(SourceError):
-    """A shard's store gave no answer at any attempt; the shard itself may be sound."""
+    """A shard's store did not answer any attempt; the shard itself may be intact."""
 
 
 class StorageError(ChiasmError):
@@ -68,7 +70,7 @@ class EncoderError(ChiasmError):
 
 
 class CollectionError(ChiasmError):
-    """A collection is not what it should be."""
+    """A collection is damaged, missing, or was made by another encoder."""
 
 
 class StaleIndexError(CollectionError):
@@ -76,7 +78,7 @@ class StaleIndexError(CollectionError):
 
 
 def require_at_least(least: float, **settings: float) -> None:
-    """Refuse settings below `least`; dots in their names are written as two underscores."""
+    """Raise UsageError for settings below `least`; two underscores in a name stand for a dot."""
     for name, value in settings.items():
         if value < least:
             raise UsageError(
@@ -85,7 +87,8 @@ def require_at_least(least: float, **settings: float) -> None:
 
 
 class Undecodable(Exception):
-    """A picture that cannot be used. `reason`: a key of REASONS; `detail`: the decoder's words."""
+    """An input that cannot be used. reason: one of a closed list, such as `images.REASONS`; detail:
+    the decoder's message."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)

@@ -33,7 +33,7 @@ from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Dropped, Shard
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder, display_name
-from chiasm.pipeline.worklist import LOOK_AGAIN_SECONDS, Task, WorkList
+from chiasm.pipeline.worklist import RECHECK_SECONDS, Task, WorkList
 
 LOG = logging.getLogger(__name__)
 ATTEMPTS = 3
@@ -134,7 +134,7 @@ def _embed_all(work: WorkList, encoder: Encoder, folder: Folder, settings: Embed
     while not work.over:
         task = work.take()
         if task is None:  # what is left is held by another run
-            time.sleep(LOOK_AGAIN_SECONDS)
+            time.sleep(RECHECK_SECONDS)
             continue
         try:
             entry = embed_shard(
@@ -153,7 +153,7 @@ def record_failure(work: WorkList, task: Task, error: BaseException, attempts: i
     if isinstance(error, UnreachableError):
         requeue_or_quarantine(work, task, str(error), attempts)  # its store may answer later
     elif isinstance(error, SourceError):
-        task.lost.append(str(error))
+        task.failures.append(str(error))
         quarantine(work, task, str(error))  # reading it again would find the same
     elif isinstance(error, ChiasmError):
         raise error
@@ -163,16 +163,16 @@ def record_failure(work: WorkList, task: Task, error: BaseException, attempts: i
 
 def requeue_or_quarantine(work: WorkList, task: Task, why: str, attempts: int) -> None:
     """Another attempt, while there is one left."""
-    if len(task.lost) + 1 < attempts:
+    if len(task.failures) + 1 < attempts:
         work.requeue(task, why)
         LOG.warning(
             "retrying %s, attempt %d of %d: %s",
-            display_name(task.shard.url), len(task.lost) + 1, attempts, why,
+            display_name(task.shard.url), len(task.failures) + 1, attempts, why,
             extra={"shard": task.shard.id},
         )  # fmt: skip
     else:
-        task.lost.append(why)
-        quarantine(work, task, f"{len(task.lost)} attempts failed, the last one: {why}")
+        task.failures.append(why)
+        quarantine(work, task, f"{len(task.failures)} attempts failed, the last one: {why}")
 
 
 def quarantine(work: WorkList, task: Task, reason: str) -> None:

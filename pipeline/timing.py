@@ -1,4 +1,4 @@
-"""How long each stage of the work took."""
+"""A timer of stages that several threads work on."""
 
 from __future__ import annotations
 

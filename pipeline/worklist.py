@@ -1,8 +1,8 @@
-"""What is left to do: shards that are neither done nor held by another live run.
+"""The work list: shards that are neither done nor claimed by another live run.
 
-The list hands out tasks and takes back outcomes; it alone knows what done means: a Parquet file
-whose ledger agrees and whose edition is the one this run would make. Shards that another run holds
-are put off and looked at again, so that two runs share the work and no shard is embedded twice.
+The list hands out tasks and takes their outcomes. A shard is done where its Parquet file exists,
+its ledger entry agrees, and the edition is the one this run would make. Shards claimed by another
+run are checked again later, so that two runs share the work and no shard is embedded twice.
 """
 
 from __future__ import annotations
@@ -25,23 +25,25 @@ from chiasm.pipeline.editions import EmbedSettings, edition_of
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.records import Shard
 
-LOOK_AGAIN_SECONDS = 1.0
+RECHECK_SECONDS = 1.0  # for shards that another run has claimed
 
 
 @dataclass
 class Task:
-    """One shard to embed; `lost` says why each attempt so far failed."""
+    """One shard to embed. limit: the most samples to read, None for all. failures: the reason of
+    every failed attempt so far."""
 
     shard: Shard
     limit: int | None = None
-    lost: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
 
 class WorkList:
-    """Shards in order, their outcomes, and the rules between them.
+    """Shards in order, and their outcomes by shard id: `done` by this run, `skipped` because they
+    were done before, `quarantined` (shard id -> reason) because they were given up.
 
-    limit: the most samples that the first shards may give together; they are then taken one at a
-    time, since each one's share depends on those before it.
+    limit: the most samples of all shards together; shards are then embedded one at a time, since
+    the limit of each depends on those before it.
     """
 
     def __init__(
@@ -53,69 +55,73 @@ class WorkList:
         self.skipped: dict[str, LedgerEntry] = {}
         self.quarantined: dict[str, str] = {}
         self._pending = deque(Task(shard) for shard in shards)
-        self._held_by_others: list[Task] = []
-        self._out: dict[str, Task] = {}
-        self._looked = -LOOK_AGAIN_SECONDS
+        self._claimed_elsewhere: list[Task] = []
+        self._in_flight: dict[str, Task] = {}
+        self._rechecked = -RECHECK_SECONDS
 
     def skip_finished(self, identity: Identity) -> None:
-        """Skip what is done already. Called once the encoder's fingerprint is known."""
+        """Skip shards that are done already. Called once the encoder's fingerprint is known."""
         self.fingerprint = identity.fingerprint
         if self.limit is None:
-            self._pending = deque(task for task in self._pending if not self._found_done(task))
+            self._pending = deque(task for task in self._pending if not self._skip_if_done(task))
 
     @property
     def left(self) -> int:
-        """Shards neither finished nor given out."""
-        return len(self._pending) + len(self._held_by_others)
+        """How many shards are neither finished nor in flight."""
+        return len(self._pending) + len(self._claimed_elsewhere)
 
     @property
     def over(self) -> bool:
-        return not self.left and not self._out
+        """Whether every shard has an outcome."""
+        return not self.left and not self._in_flight
 
     def samples(self) -> int:
-        return sum(entry.samples for entry in self._accounts())
+        """Samples of the shards done or skipped so far."""
+        entries = (*self.done.values(), *self.skipped.values())
+        return sum(entry.samples for entry in entries)
 
     def take(self) -> Task | None:
-        """The next shard to embed, None when there is none just now."""
-        self._look_again()
+        """The next shard to embed, claimed for this run; None when there is none just now."""
+        self._recheck_claimed()
         for task in self._candidates():
-            if not self._claimed(task):
-                self._held_by_others.append(task)
-            elif self._found_done(task):  # looked at once it is ours: nobody can finish it now
-                self._let_go(task)
+            if not self._claim(task):
+                self._claimed_elsewhere.append(task)
+            elif self._skip_if_done(task):  # no other run can finish it once we have claimed it
+                self._release(task)
             else:
                 return task
         return None
 
-    def requeue(self, task: Task, lost: str = "") -> None:
-        """An attempt came to nothing. `lost` says why, and is empty where the shard is not to
-        blame."""
-        if lost:
-            task.lost.append(lost)
+    def requeue(self, task: Task, failure: str = "") -> None:
+        """Put a shard back after a failed attempt. failure: the reason, which counts as an attempt;
+        empty where the shard did not cause it."""
+        if failure:
+            task.failures.append(failure)
         self._pending.appendleft(task)
-        self._let_go(task)
+        self._release(task)
 
     def finish(self, task: Task, entry: LedgerEntry) -> None:
+        """A shard is done."""
         self.done[task.shard.id] = entry
-        self._let_go(task)
+        self._release(task)
 
     def quarantine(self, task: Task, reason: str) -> None:
-        """Write down that this shard was given up, and why, and go on with the rest."""
+        """Give a shard up and record why in its ledger entry; the rest goes on."""
         self.quarantined[task.shard.id] = reason
         entry = LedgerEntry(
             source=task.shard,
             edition=self._edition(task),
             rows=0,
-            set_aside=reason,
-            attempts=len(task.lost),
+            quarantined=reason,
+            attempts=len(task.failures),
         )
         write_entry(self.run.folder, entry, self.run.id)
-        self._let_go(task)
+        self._release(task)
 
     def _candidates(self) -> Iterator[Task]:
         while self._pending:
             if self.limit is not None:
-                if self._out or self._held_by_others:
+                if self._in_flight or self._claimed_elsewhere:
                     return
                 if self.samples() >= self.limit:
                     self._pending.clear()
@@ -123,38 +129,39 @@ class WorkList:
                 self._pending[0].limit = self.limit - self.samples()
             yield self._pending.popleft()
 
-    def _claimed(self, task: Task) -> bool:
-        """Say that the shard is ours, unless another run says so.
+    def _claim(self, task: Task) -> bool:
+        """Claim the shard for this run unless another one has; returns whether it is ours now.
 
-        Whoever says it looks again afterwards: of two that say it at once at least one sees the
-        other and steps back. If both do, both come back to it, hardly at once again."""
-        if task.shard.id in self._elsewhere():
+        The other runs' claims are read again after ours is written: of two runs that claim it at
+        the same moment at least one sees the other and releases it. If both do, both try again
+        later, hardly at the same moment."""
+        if task.shard.id in self._claims_elsewhere():
             return False
-        self._out[task.shard.id] = task
-        self.run.hold(self._out)
-        if task.shard.id in self._elsewhere():
-            self._let_go(task)
+        self._in_flight[task.shard.id] = task
+        self.run.claim(self._in_flight)
+        if task.shard.id in self._claims_elsewhere():
+            self._release(task)
             return False
         return True
 
-    def _let_go(self, task: Task) -> None:
-        self._out.pop(task.shard.id)
-        self.run.hold(self._out)
+    def _release(self, task: Task) -> None:
+        self._in_flight.pop(task.shard.id)
+        self.run.claim(self._in_flight)
 
-    def _elsewhere(self) -> set[str]:
-        return {shard for run in self.run.others() for shard in run.holds}
+    def _claims_elsewhere(self) -> set[str]:
+        return {shard for run in self.run.others() for shard in run.claimed}
 
-    def _look_again(self) -> None:
-        if time.monotonic() - self._looked >= LOOK_AGAIN_SECONDS:
-            self._looked = time.monotonic()
-            self._pending.extendleft(reversed(self._held_by_others))
-            self._held_by_others = []
+    def _recheck_claimed(self) -> None:
+        if time.monotonic() - self._rechecked >= RECHECK_SECONDS:
+            self._rechecked = time.monotonic()
+            self._pending.extendleft(reversed(self._claimed_elsewhere))
+            self._claimed_elsewhere = []
 
-    def _found_done(self, task: Task) -> bool:
+    def _skip_if_done(self, task: Task) -> bool:
         file = find_done(task, self.run, self.settings, self.fingerprint)
         if file is None:
             return False
-        entry = read_entry(self.run.folder, task.shard.id)  # it was read a moment ago
+        entry = read_entry(self.run.folder, task.shard.id)
         if entry is not None:
             self.skipped[task.shard.id] = entry
         return entry is not None
@@ -162,18 +169,14 @@ class WorkList:
     def _edition(self, task: Task) -> str:
         return edition_of(task.shard, self.fingerprint, self.settings)
 
-    def _accounts(self) -> Iterator[LedgerEntry]:
-        yield from self.done.values()
-        yield from self.skipped.values()
-
 
 def find_done(
     task: Task, run: Run, settings: EmbedSettings, fingerprint: str
 ) -> EmbeddingFile | None:
-    """The shard's file, if it is there, whole, and the edition that this task would make."""
+    """The shard's file, if it exists, is whole, and has the edition that this task would make."""
     try:
         file = find_embedding(run.folder, task.shard.id)
     except CollectionError:
-        return None  # damaged: made anew, whole, under the same name
+        return None  # damaged: written again under the same name
     wanted = {edition_of(task.shard, fingerprint, settings, limit) for limit in {None, task.limit}}
     return file if file is not None and file.edition in wanted else None

@@ -26,7 +26,7 @@ from PIL import Image
 
 from chiasm.pipeline.encoders import ENCODERS
 from chiasm.pipeline.records import Dropped, Note, Sample
-from chiasm.pipeline.storage import object_store as stores
+from chiasm.pipeline.storage import retry
 from chiasm.pipeline.storage.retry import RetrySettings
 
 TESTS = Path(__file__).parent
@@ -223,7 +223,7 @@ def s3_server() -> Iterator[tuple[FaultyServer, Any]]:
             patch.setenv(name, "testing")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_ENDPOINT_URL", server.url)
-        patch.setattr(stores, "RETRIES", RetrySettings(5, first_wait=0.005, longest_wait=0.1))
+        patch.setattr(retry, "RETRIES", RetrySettings(5, first_wait=0.005, longest_wait=0.1))
         direct = boto3.client("s3", endpoint_url=url)
         direct.create_bucket(Bucket="bucket")
         yield server, direct

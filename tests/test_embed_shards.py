@@ -180,7 +180,7 @@ def test_a_shard_that_kills_its_worker_each_time_is_quarantined_and_the_rest_is_
     assert failed["shard"].endswith("killer.tar")
     assert "3 attempts failed, the last one: its worker died" in failed["reason"]
     entry = read_entry(Folder(str(tmp_path / "c")), list_shards([str(killer)])[0].id)
-    assert (entry.attempts, entry.set_aside) == (3, failed["reason"])
+    assert (entry.attempts, entry.quarantined) == (3, failed["reason"])
     assert temporaries(tmp_path / "c") == []
 
 

@@ -18,8 +18,8 @@ from random_models import clip_folder, naflex_folder, siglip_folder
 from chiasm.pipeline.encoders import load_encoder, unit
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.pretrained.hub import quiet
-from chiasm.pipeline.pretrained.image_processing import SquarePixels
+from chiasm.pipeline.pretrained.hub import capture_warnings
+from chiasm.pipeline.pretrained.image_processing import SquareProcessing
 
 TOWER = {
     "hidden_size": 32,
@@ -62,7 +62,7 @@ def encoders(folders):
 
 def own(folder):
     """The model and the processor as transformers loads them, in float32."""
-    with quiet():
+    with capture_warnings():
         processor = transformers.AutoProcessor.from_pretrained(folder, backend="pil")
         model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32)
     return model.eval(), processor.tokenizer, processor.image_processor
@@ -128,7 +128,9 @@ def test_resize_and_crop_equal_the_processor_bit_by_bit(width, height, side, mor
         do_normalize=False,
     )
     picture = noise(width, height, width * height)
-    made = SquarePixels.of(processor, SimpleNamespace(image_size=side), "hf:x").preprocess(picture)
+    made = SquareProcessing.of(processor, SimpleNamespace(image_size=side), "hf:x").preprocess(
+        picture
+    )
     np.testing.assert_array_equal(made, processor(picture)["pixel_values"][0])
 
 

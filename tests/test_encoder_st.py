@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, models
 from chiasm.pipeline.encoders import load_encoder, unit
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.pretrained.hub import quiet
-from chiasm.pipeline.pretrained.sentence_models import LARGEST
+from chiasm.pipeline.pretrained.hub import capture_warnings
+from chiasm.pipeline.pretrained.sentence_models import MAX_PIXELS
 
 FLOAT32 = EncoderSettings(precision="float32", device="cpu")
 BFLOAT16 = EncoderSettings(precision="bfloat16", device="cpu")
@@ -57,7 +57,7 @@ def fusing(tmp_path_factory):
 
 
 def save(modules, folder):
-    with quiet():
+    with capture_warnings():
         SentenceTransformer(modules=modules, device="cpu").save_pretrained(
             str(folder), create_model_card=False
         )
@@ -104,7 +104,7 @@ def test_a_text_that_names_a_picture_stays_a_text(clip, saved, tmp_path):
     encoder = load_encoder(f"st:{saved}", FLOAT32)
     wanted = encode_texts(load_encoder(f"hf:{clip}", FLOAT32), texts)
     np.testing.assert_allclose(encode_texts(encoder, texts), wanted, atol=2e-6)
-    with quiet():
+    with capture_warnings():
         bare = SentenceTransformer(str(saved), device="cpu").encode(texts[0])
     assert images_of(encoder)[0] @ (bare / np.linalg.norm(bare)) > 0.9999
 
@@ -133,7 +133,7 @@ def test_with_fusion_a_pair_is_read_together(fusing):
     made = encode_joint(encoder, pixels, TEXTS)
     assert encoder.preprocessing["joint"] == "the model's own"
 
-    with quiet():
+    with capture_warnings():
         processor = transformers.AutoProcessor.from_pretrained(fusing, backend="pil")
         model = transformers.AutoModel.from_pretrained(fusing, dtype=torch.float32).eval()
     for row, (picture, caption) in enumerate(zip(PICTURES, TEXTS, strict=True)):
@@ -151,7 +151,7 @@ def test_large_pictures_are_bounded_in_shape(saved):
     assert preprocess(encoder, Image.new("RGB", (640, 480))).shape == (480, 640, 3)
     made = preprocess(encoder, Image.new("RGB", (3000, 1500)))
     assert made.dtype == np.uint8 and made.shape == (1024, 2048, 3)
-    assert made.shape[0] * made.shape[1] <= LARGEST
+    assert made.shape[0] * made.shape[1] <= MAX_PIXELS
     assert preprocess(encoder, Image.new("RGB", (3_000_000, 1))).shape[0] == 1
 
 
@@ -187,7 +187,7 @@ def test_a_model_for_texts_alone_is_refused(tmp_path):
     config = transformers.BertConfig(vocab_size=9, max_position_embeddings=16, **TOWER)
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1, "a": 2}, unk_token="[UNK]"))
     torch.manual_seed(0)
-    with quiet():
+    with capture_warnings():
         transformers.BertModel(config).save_pretrained(tmp_path)
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", model_max_length=16

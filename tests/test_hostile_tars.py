@@ -26,11 +26,11 @@ from chiasm.pipeline.shards import (
     read_member,
     read_samples,
 )
-from chiasm.pipeline.shards import samples as samples_module
+from chiasm.pipeline.shards import group as group_module
 from chiasm.pipeline.shards import tar_stream as tar_bytes
 from chiasm.pipeline.shards.seen_keys import SeenKeys
 from chiasm.pipeline.shards.tar_header import Header
-from chiasm.pipeline.shards.tar_stream import MOST_HEADER
+from chiasm.pipeline.shards.tar_stream import MAX_HEADER
 
 MEMBERS = [(f"d/{n}.{ext}", f"{ext} {n}".encode() * 99) for n in range(3) for ext in ("jpg", "txt")]
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -285,7 +285,7 @@ def test_an_endless_map_of_pieces_is_refused(read):
     more = (b"%011o\0%011o\0" % (1, 1)) * 21 + b"\1" + bytes(7)
     [lost] = read(bytes(block) + more * 5000)
     assert lost == Dropped(
-        "", "read", "damaged", f"more than {MOST_HEADER} bytes of headers for one member"
+        "", "read", "damaged", f"more than {MAX_HEADER} bytes of headers for one member"
     )
     assert dropped(read(bytes(block) + more * 3)) == [("", "truncated")]
 
@@ -314,7 +314,7 @@ def test_a_long_extended_header_is_read_up_to_the_limit(read, kind):
     fits = extended(kind, told.get(kind, record(b"comment", name)))
     renamed = [name.decode()[:-4]] if kind in (b"x", b"L") else []
     assert [s.key for s in samples(read(before + fits + after))] == ["a", *renamed, "b"]
-    for size in (MOST_HEADER + 1, 1 << 20):
+    for size in (MAX_HEADER + 1, 1 << 20):
         items = read(before + extended(kind, b"1" * size) + after)
         assert [s.key for s in samples(items)] == ["a"]
         detail = f"an extended header of {size} bytes"
@@ -373,7 +373,7 @@ def test_keys_are_known_again():
 
 
 def test_a_million_members_of_one_sample_are_told_in_few_notes(read, monkeypatch):
-    monkeypatch.setattr(samples_module, "_MOST_EXTENSIONS", 50)
+    monkeypatch.setattr(group_module, "_MAX_EXTENSIONS", 50)
     same = by_hand(("a.jpg", b"A"), ("a.txt", b"one"), *[("a.jpg", b"B")] * 150)
     others = by_hand(*((f"a.{n}", b"") for n in range(3000)))
     late = by_hand(("b.txt", b"two"), *[("a.jpg", b"C")] * 150)

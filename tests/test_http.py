@@ -20,10 +20,11 @@ from chiasm.pipeline.storage import (
     display_name,
     open_stream,
     read_range,
+    retry,
+    schemes,
     stat,
     streams,
 )
-from chiasm.pipeline.storage import object_store as stores
 from chiasm.pipeline.storage.retry import RetrySettings
 
 TAR = tar_of(*PLAIN)
@@ -33,9 +34,9 @@ LONG = noise(50_000)
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Short waits, small blocks, a store of this test alone."""
-    monkeypatch.setattr(stores, "RETRIES", RetrySettings(4, first_wait=0.005, longest_wait=0.05))
-    monkeypatch.setattr(stores, "_made", {})
-    monkeypatch.setattr(streams, "FIRST", 1000)
+    monkeypatch.setattr(retry, "RETRIES", RetrySettings(4, first_wait=0.005, longest_wait=0.05))
+    monkeypatch.setattr(schemes.WEB_STORE, "_stores", {})
+    monkeypatch.setattr(streams, "FIRST_BLOCK", 1000)
     monkeypatch.setattr(streams, "BLOCK", 4000)
     monkeypatch.setattr(streams, "BUFFER", 3000)
 
@@ -113,7 +114,7 @@ def test_a_length_that_is_a_lie_each_time_is_never_taken_for_the_whole_shard():
 
 
 def test_a_server_that_falls_silent_is_asked_again(server, monkeypatch):
-    monkeypatch.setattr(stores, "RETRIES", RetrySettings(4, first_wait=0.005, timeout=1))
+    monkeypatch.setattr(retry, "RETRIES", RetrySettings(4, first_wait=0.005, timeout=1))
     server.faults = Faults(once=[("range", "stall"), ("get", "stall")])
     assert read(f"{server.url}/long") == LONG
     assert server.failed["stall"] > 0
@@ -205,7 +206,7 @@ def test_ranges_of_names_are_expanded_and_what_needs_a_listing_is_refused(server
         )
     with pytest.raises(SourceError, match=r"x\.tar\?key=1: expected a file to read, found nothing"):
         list_shards([f"{server.url}/x.tar?key=1"])
-    with pytest.raises(UsageError, match="expected a place that can be written, found http://"):
+    with pytest.raises(UsageError, match="expected a URL that can be written to, found http://"):
         Folder(server.url).write_whole("a", b"")
 
 
@@ -279,7 +280,7 @@ def test_what_netrc_holds_is_sent_and_never_told(with_ranges, tmp_path, monkeypa
 
 
 def test_a_redirect_to_a_signed_url_does_not_tell_its_signature(with_ranges, monkeypatch):
-    monkeypatch.setattr(stores, "RETRIES", RetrySettings(1))
+    monkeypatch.setattr(retry, "RETRIES", RetrySettings(1))
     with_ranges.answer.redirects["/a"] = "http://ann:hush@127.0.0.1:1/a?X-Amz-Signature=hush"
     with_ranges.answer.redirects["/b"] = "ftp://ann:hush@127.0.0.1/a?X-Amz-Signature=hush"
     for path in "ab":

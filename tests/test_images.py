@@ -16,7 +16,7 @@ from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from chiasm.pipeline.errors import Undecodable
 from chiasm.pipeline.images import REASONS, DecodeSettings, decode
-from chiasm.pipeline.images.decode import LONGEST
+from chiasm.pipeline.images.decode import MAX_ASPECT
 
 FULL = DecodeSettings()
 
@@ -195,7 +195,7 @@ def test_of_a_picture_that_is_long_and_thin_the_middle_is_seen(turn):
     slope = np.linspace(0, 255, 4000, dtype=np.uint8)
     strip = Image.fromarray(np.broadcast_to(slope[None, :, None], (3, 4000, 3)).copy())
     data = encode(strip if turn is None else strip.transpose(turn))
-    for target, length in ((224, 3 * LONGEST), (None, 600)):
+    for target, length in ((224, 3 * MAX_ASPECT), (None, 600)):
         picture = decode(data, FULL, target)
         sides = [(picture.width, picture.height), picture.image.size]
         assert sides == [pair if turn is None else pair[::-1] for pair in ((4000, 3), (length, 3))]
@@ -203,8 +203,8 @@ def test_of_a_picture_that_is_long_and_thin_the_middle_is_seen(turn):
         assert (
             middle.min() == slope[2000 - length // 2] and middle.max() == slope[1999 + length // 2]
         )
-    whole = encode(Image.new("RGB", (LONGEST, 1)))
-    assert pixels(whole, target=224).shape == (1, LONGEST, 3)
+    whole = encode(Image.new("RGB", (MAX_ASPECT, 1)))
+    assert pixels(whole, target=224).shape == (1, MAX_ASPECT, 3)
 
 
 def test_too_many_bytes_and_none(photo):

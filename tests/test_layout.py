@@ -25,6 +25,11 @@ LAZY_IMPORTS = {
     "pipeline/__init__.py": {"chiasm.pipeline"},
     "pipeline/encoders/registry.py": {"chiasm.pipeline.encoders"},
     "pipeline/model/__init__.py": {"chiasm.pipeline.model.sentence_module"},
+    "pipeline/storage/schemes.py": {
+        "chiasm.pipeline.storage.fsspec_store",
+        "chiasm.pipeline.storage.http",
+        "chiasm.pipeline.storage.s3",
+    },
 }
 # What a room of `pipeline/` may import, beside what everybody may.
 EVERYBODY = {"errors", "records", "timing", "metrics"}
@@ -118,6 +123,18 @@ def test_our_own_packages_are_imported_at_the_top(path):
     assert {name for name in hidden if name.split(".")[0] == "chiasm"} <= LAZY_IMPORTS.get(
         named(path), set()
     )
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=named)
+def test_no_module_is_imported_by_a_string(path):
+    """Types, renames and the rules of this file do not see such an import."""
+    calls = [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).endswith(("import_module", "__import__"))
+    ]
+    assert calls == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=named)

@@ -70,7 +70,7 @@ def test_a_broken_shard_is_quarantined_with_its_reason_and_the_rest_is_done(shar
     for path, attempts in ((picture, 1), (odd, 3)):
         (shard,) = list_shards([str(path)])
         entry = read_entry(Folder(str(tmp_path / "c")), shard.id)
-        assert entry is not None and entry.attempts == attempts and entry.set_aside
+        assert entry is not None and entry.attempts == attempts and entry.quarantined
     make_shard(picture, 5)
     mended = make_collection([picture], tmp_path / "c", "fake", settings=SETTINGS)
     assert (mended.rows, mended.exit_code) == (5, 0)

@@ -32,13 +32,15 @@ from chiasm.pipeline.storage import (
     is_folder,
     open_stream,
     read_range,
+    retry,
+    schemes,
     stat,
     streams,
     uploads,
 )
-from chiasm.pipeline.storage import object_store as stores
 from chiasm.pipeline.storage import s3 as s3_store
-from chiasm.pipeline.storage.remote import RemoteFiles
+from chiasm.pipeline.storage.fsspec_store import FsspecStore
+from chiasm.pipeline.storage.remote import ObjectFiles
 from chiasm.pipeline.storage.retry import RetrySettings
 from chiasm.pipeline.worklist import Task, WorkList
 
@@ -48,13 +50,13 @@ PARTS = 5 << 20  # S3 takes no smaller ones but the last
 @pytest.fixture
 def in_parts(monkeypatch):
     """Objects of more than a part go up in parts."""
-    monkeypatch.setattr(uploads, "SEND_AT_ONCE", PARTS)
+    monkeypatch.setattr(uploads, "SINGLE_PUT_BYTES", PARTS)
     monkeypatch.setattr(s3_store, "PART", PARTS)
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(streams, "FIRST", 1000)
+    monkeypatch.setattr(streams, "FIRST_BLOCK", 1000)
     monkeypatch.setattr(streams, "BLOCK", 4000)
     monkeypatch.setattr(streams, "TAIL", 1000)
 
@@ -226,7 +228,7 @@ def request_of(kind, folder, data):
         folder.remove("d")
         assert not folder.exists("d")
     elif kind in ("uploads", "abort"):
-        folder.end_uploads(lambda url: True)
+        folder.abort_uploads(lambda url: True)
     else:
         folder.write_whole("big", data)
         assert folder.read_bytes("big") == data
@@ -289,7 +291,7 @@ def test_the_next_blocks_are_on_their_way_while_one_is_read(s3, small_blocks):
     folder = Folder(s3.root)
     folder.write_whole("a", bytes(200_000))
     with open_stream(folder.url_of("a")):
-        while len(s3.server.ranges) < 1 + streams.AHEAD:
+        while len(s3.server.ranges) < 1 + streams.PREFETCH_BLOCKS:
             time.sleep(0.01)
     assert set(s3.server.ranges) == {
         *("bytes=0-999", "bytes=1000-4999", "bytes=5000-8999", "bytes=9000-12999")
@@ -297,8 +299,8 @@ def test_the_next_blocks_are_on_their_way_while_one_is_read(s3, small_blocks):
 
 
 def test_a_store_that_falls_silent_is_asked_again(s3, monkeypatch):
-    monkeypatch.setattr(stores, "_made", {})
-    monkeypatch.setattr(stores, "RETRIES", RetrySettings(4, first_wait=0.005, timeout=1))
+    monkeypatch.setattr(schemes.S3_STORE, "_stores", {})
+    monkeypatch.setattr(retry, "RETRIES", RetrySettings(4, first_wait=0.005, timeout=1))
     folder, data = Folder(s3.root), noise(30_000)
     folder.write_whole("a", data)
     s3.server.faults = Faults(once=[("range", "stall")])
@@ -365,7 +367,7 @@ def test_a_stream_that_is_left_early_ends_its_reading(s3, small_blocks):
     s3.server.faults = Faults(always={"range": "slow"})
     with open_stream(f"{s3.root}/a") as stream:
         assert stream.read(5) == bytes(5)
-    assert s3.server.seen["range"] <= 1 + streams.AHEAD
+    assert s3.server.seen["range"] <= 1 + streams.PREFETCH_BLOCKS
 
 
 def test_many_threads_share_a_store(s3, small_blocks):
@@ -400,7 +402,7 @@ class Stops(io.BytesIO):
 def test_an_upload_that_is_interrupted_is_aborted(s3, in_parts, error):
     path = f"{s3.root[5:]}/big"
     with pytest.raises(type(error)):
-        stores.store_of("s3").send(path, Stops(error), 3 * PARTS)
+        schemes.S3_STORE().upload(path, Stops(error), 3 * PARTS)
     assert s3.uploads() == [] and s3.keys() == {}
     assert s3.server.seen["abort"] == 1
 
@@ -409,10 +411,10 @@ def test_an_upload_that_is_interrupted_is_aborted(s3, in_parts, error):
 def test_a_store_that_cannot_abort_does_not_hide_a_signal(s3, in_parts, error):
     s3.server.faults = Faults(always={"abort": "500"})
     with pytest.raises(type(error)):
-        stores.store_of("s3").send(f"{s3.root[5:]}/big", Stops(error), 3 * PARTS)
+        schemes.S3_STORE().upload(f"{s3.root[5:]}/big", Stops(error), 3 * PARTS)
     s3.server.faults = Faults()
     assert s3.uploads() == [f"{s3.root[12:]}/big"]
-    assert len(Folder(s3.root).end_uploads(lambda url: True)) == 1
+    assert len(Folder(s3.root).abort_uploads(lambda url: True)) == 1
 
 
 def test_an_upload_that_cannot_go_on_is_aborted(s3, in_parts):
@@ -447,7 +449,7 @@ def test_an_object_without_commit_never_was(s3):
 
 
 def test_a_large_object_waits_in_a_file_without_a_name(s3, monkeypatch, tmp_path):
-    monkeypatch.setattr(uploads, "IN_MEMORY", 1000)
+    monkeypatch.setattr(uploads, "MEMORY_BYTES", 1000)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with Folder(s3.root).create("a", "run") as file:
         file.write(bytes(5000))
@@ -459,7 +461,7 @@ def test_a_large_object_waits_in_a_file_without_a_name(s3, monkeypatch, tmp_path
 def test_a_sweep_ends_the_uploads_of_dead_runs_alone(s3):
     prefix, folder = s3.root.removeprefix("s3://bucket/"), Folder(s3.root)
     with Run(folder, "embed", {}) as other, Run(folder, "embed", {}) as run:
-        other.hold(["held-0123456789"])
+        other.claim(["held-0123456789"])
         names = ["embeddings/held-0123456789.parquet", f"index/segments/{other.id}-000/rows.arrow"]
         left = ["embeddings/left-0123456789.parquet", "index/segments/gone-000/rows.arrow"]
         for name in names + left:
@@ -467,7 +469,7 @@ def test_a_sweep_ends_the_uploads_of_dead_runs_alone(s3):
         assert run.sweep(["embeddings"]) == [folder.url_of(name) for name in left]
         assert s3.uploads() == [f"{prefix}/{name}" for name in names]
     with Run(folder, "embed", {}) as run:
-        run.hold(["held-0123456789"])
+        run.claim(["held-0123456789"])
         assert len(run.sweep([])) == 1, "what this run itself holds goes only at its end"
         assert len(run.sweep([], own=True)) == 1
     assert s3.uploads() == []
@@ -494,7 +496,7 @@ def test_a_store_that_its_package_is_missing_for_says_what_to_install():
     with pytest.raises(UsageError) as told:
         stat("gs://bucket/a.tar")
     assert str(told.value) == (
-        "package gcsfs: expected it for such URLs, found none; pip install 'chiasm[gcs]'"
+        "package gcsfs: expected it for gs:// URLs, found none; pip install 'chiasm[gcs]'"
     )
 
 
@@ -514,10 +516,10 @@ def memory(monkeypatch):
     """The files of a store that is any fsspec filesystem, as those of gs:// and hf:// are."""
     filesystem = fsspec.filesystem("memory", skip_instance_cache=True)
     filesystem.store.clear()
-    monkeypatch.setitem(stores.MAKERS, "gs", lambda: stores.AnyStore(filesystem))
-    monkeypatch.setattr(stores, "_made", {})
-    monkeypatch.setattr(stores, "RETRIES", RetrySettings(attempts=2, first_wait=0.01))
-    yield RemoteFiles("gs")
+    monkeypatch.setattr(schemes, "GS_STORE", schemes.PerProcess(lambda: FsspecStore(filesystem)))
+    monkeypatch.setitem(schemes.BACKENDS, "gs", ObjectFiles("gs", schemes.GS_STORE))
+    monkeypatch.setattr(retry, "RETRIES", RetrySettings(attempts=2, first_wait=0.01))
+    yield
     filesystem.store.clear()
 
 
@@ -533,12 +535,12 @@ def test_any_filesystem_of_fsspec_can_be_a_store(memory, monkeypatch, small_bloc
     assert stat(folder.url_of("e/a")).size == 20_000
     assert glob("gs://bucket/c/e/?") == ["gs://bucket/c/e/a", "gs://bucket/c/e/b"]
     assert is_folder("gs://bucket/c/e") and not is_folder("gs://bucket/c/e/a")
-    monkeypatch.setattr(uploads, "SEND_AT_ONCE", 1000)
+    monkeypatch.setattr(uploads, "SINGLE_PUT_BYTES", 1000)
     folder.write_whole("big", data)
     assert folder.read_bytes("big") == data
     folder.remove("big")
     folder.remove("big")
-    assert not folder.exists("big") and not folder.end_uploads(lambda url: True)
+    assert not folder.exists("big") and not folder.abort_uploads(lambda url: True)
     with open_stream(folder.url_of("e/a")) as stream:
         stream.read(10)
         folder.write_whole("e/a", data[::-1])
@@ -550,9 +552,9 @@ def test_a_filesystem_that_refuses_a_look_is_told_in_one_line(memory, monkeypatc
     def refuse(path: str) -> bool:
         raise PermissionError("not yours")
 
-    monkeypatch.setattr(uploads, "SEND_AT_ONCE", 1000)
-    store = stores.store_of("gs")
-    assert isinstance(store, stores.AnyStore)
+    monkeypatch.setattr(uploads, "SINGLE_PUT_BYTES", 1000)
+    store = schemes.GS_STORE()
+    assert isinstance(store, FsspecStore)
     monkeypatch.setattr(store.fs, "exists", refuse)
     with pytest.raises(StorageError, match=r"gs://bucket/c/big: .* found not yours"):
         Folder("gs://bucket/c").write_new("big", bytes(2000), "r")

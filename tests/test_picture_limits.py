@@ -124,7 +124,7 @@ def test_seconds_are_those_of_the_thread_that_decodes(monkeypatch):
 
 
 def test_a_picture_of_countless_pieces_is_refused_before_they_fill_the_memory(monkeypatch):
-    monkeypatch.setattr(bounded_file, "MOST_READS", 10_000)
+    monkeypatch.setattr(bounded_file, "MAX_READS", 10_000)
     empty = chunk(b"abCd", b"")
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
     body = chunk(b"IDAT", zlib.compress(b"\0\0")) + empty * 5200
@@ -143,7 +143,7 @@ def test_a_picture_of_countless_pieces_is_refused_before_they_fill_the_memory(mo
 
 
 def test_a_jpeg_2000_in_crumbs_is_refused(monkeypatch):
-    monkeypatch.setattr(picture_headers, "_MOST_BLOCKS", 10_000)
+    monkeypatch.setattr(picture_headers, "_MAX_BLOCKS", 10_000)
     image = Image.new("RGB", (300, 300))
     crumbs = encode(image, "JPEG2000", codeblock_size=(4, 4))
     found = lost(crumbs)

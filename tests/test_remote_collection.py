@@ -184,10 +184,10 @@ def test_runs_that_have_ended_are_not_read_again(s3):
         with Run(folder, "embed", {}):
             pass
     with Run(folder, "embed", {}) as run, Run(folder, "embed", {}) as other:
-        other.hold(["a"])
-        assert [found.holds for found in run.others()] == [("a",)]
+        other.claim(["a"])
+        assert [found.claimed for found in run.others()] == [("a",)]
         s3.server.seen.clear()
-        assert [found.holds for found in run.others()] == [("a",)]
+        assert [found.claimed for found in run.others()] == [("a",)]
         assert s3.server.seen["range"] == 2
     assert [found.state for found in runs(folder)] == ["failed"] * 7
 
@@ -197,10 +197,10 @@ import sys
 from chiasm.pipeline.storage import s3, uploads
 from chiasm.pipeline.collection.runs import Run
 from chiasm.pipeline.storage.folder import Folder
-uploads.SEND_AT_ONCE = s3.PART = 5 << 20
+uploads.SINGLE_PUT_BYTES = s3.PART = 5 << 20
 folder = Folder(sys.argv[1])
 with Run(folder, "test", {}) as run, folder.create("embeddings/a-0.parquet", run.id) as file:
-    run.hold(["a-0"])
+    run.claim(["a-0"])
     file.write(bytes(11 << 20))
     print(run.id, flush=True)
     file.commit()

@@ -32,7 +32,7 @@ from chiasm.pipeline.encoders import ENCODERS, load_matcher
 from chiasm.pipeline.errors import EncoderError, SourceError, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.pretrained.hub import quiet
+from chiasm.pipeline.pretrained.hub import capture_warnings
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder
 
@@ -239,7 +239,7 @@ def reranker(tmp_path_factory):
         tmp_path_factory.mktemp("llava"), transformers.LlavaForConditionalGeneration
     )
     saved = tmp_path_factory.mktemp("reranker")
-    with quiet():
+    with capture_warnings():
         modules = [Transformer(str(folder), transformer_task="any-to-any"), LogitScore(60, 61)]
         network = CrossEncoder(modules=modules, device="cpu")
         network.save_pretrained(str(saved), create_model_card=False)
@@ -251,7 +251,7 @@ def test_any_cross_encoder_for_pictures_reranks(made, reranker):
     collection = open_collection(made, encoding=FLOAT32)
     plain = collection.search("a red boat", k=6)
     again = collection.search("a red boat", k=6, rerank=[f"st:{reranker}:4"])
-    with quiet():
+    with capture_warnings():
         network = CrossEncoder(str(reranker), device="cpu", local_files_only=True)
         scores = {
             r.id: float(

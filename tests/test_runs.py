@@ -28,7 +28,7 @@ with Run(folder, "test", {}) as run:
     file = folder.create("embeddings/a.parquet", run.id)
     file.write(b"half")
     file.flush()
-    run.hold(["shard-1"])
+    run.claim(["shard-1"])
     print(run.id, flush=True)
     sys.stdin.read()
 """
@@ -52,15 +52,15 @@ def other_run(tmp_path):
 def test_a_run_is_told_while_it_lives_and_how_it_ended(tmp_path):
     folder = Folder(str(tmp_path))
     with Run(folder, "embed", {"batch": {"size": 3}}) as run:
-        run.hold(["b", "a"])
+        run.claim(["b", "a"])
         (told,) = runs(folder)
-        assert (told.id, told.state, told.holds) == (run.id, "running", ("a", "b"))
+        assert (told.id, told.state, told.claimed) == (run.id, "running", ("a", "b"))
         assert told.settings == {"batch": {"size": 3}}
         assert told.alive()
         assert run.others() == []
         run.finish("done", {"rows": 1})
     (told,) = runs(folder)
-    assert (told.state, told.holds, told.summary) == ("done", (), {"rows": 1})
+    assert (told.state, told.claimed, told.summary) == ("done", (), {"rows": 1})
     assert not told.alive()
 
 
@@ -79,7 +79,7 @@ def test_a_live_run_is_left_alone_and_a_killed_one_is_swept(tmp_path, other_run)
     folder = Folder(str(tmp_path))
     temporary = temporary_of("embeddings/a.parquet", run_id)
     with Run(folder, "embed", {}) as run:
-        assert [(other.id, other.holds) for other in run.others()] == [(run_id, ("shard-1",))]
+        assert [(other.id, other.claimed) for other in run.others()] == [(run_id, ("shard-1",))]
         assert run.sweep(["embeddings"]) == []
         assert folder.list("embeddings") == [temporary]
         process.send_signal(signal.SIGKILL)

@@ -18,7 +18,7 @@ from chiasm.pipeline.records import Dropped, Note, Sample
 from chiasm.pipeline.shards import (
     DROP_REASONS,
     NOTE_REASONS,
-    PICTURES,
+    PICTURE_EXTENSIONS,
     ReadSettings,
     list_shards,
     read_member,
@@ -98,7 +98,7 @@ def test_groups_are_those_of_webdataset(read, names):
     assert set(late) == set(later) and len(late) >= len(later)  # duplicates among them count too
     for item in items:
         members = first.get(item.key, {})
-        picture = next((members[e] for e in PICTURES if e in members), None)
+        picture = next((members[e] for e in PICTURE_EXTENSIONS if e in members), None)
         if isinstance(item, Sample):
             assert item.picture == picture
             assert item.captions == ((members["txt"].decode(),) if "txt" in members else ())
@@ -205,7 +205,7 @@ def test_rows_that_are_kept_with_a_note(read, members, expected):
     assert sample.json is None
 
 
-@pytest.mark.parametrize("better, worse", list(itertools.pairwise(PICTURES)))
+@pytest.mark.parametrize("better, worse", list(itertools.pairwise(PICTURE_EXTENSIONS)))
 def test_of_several_pictures_the_first_of_the_list_stands(read, better, worse):
     for order in ((better, worse), (worse, better)):
         sample, note, _ = one(read, **{extension: extension.encode() for extension in order})

@@ -25,7 +25,7 @@ from chiasm.pipeline.scenes.world import Scene, Thing
 SEEDS = st.integers(0, 2**32)
 BOAT = Thing("boat", "red", "big", "plain", "left")
 STAR = Thing("star", "blue", "small", "striped", "top right")
-SCENE = Scene((BOAT, STAR), "sea", look=1)
+SCENE = Scene((BOAT, STAR), "sea", style_seed=1)
 
 
 def neighbours(scenes):
@@ -183,7 +183,7 @@ def test_pictures_follow_from_facts_alone():
     assert first.tobytes() == again.tobytes()
     first.paste((0, 0, 0), (0, 0, 96, 96))  # a picture is the caller's own: the cache keeps clean
     assert picture(SCENE).tobytes() == again.tobytes()
-    assert picture(replace(SCENE, look=2)).tobytes() != again.tobytes()
+    assert picture(replace(SCENE, style_seed=2)).tobytes() != again.tobytes()
     assert picture(SCENE, 48).size == (48, 48)
 
 

@@ -18,7 +18,7 @@ from chiasm.pipeline.model.checkpoint import save_model
 from chiasm.pipeline.model.config import ModelConfig
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.pretrained.hub import quiet
+from chiasm.pipeline.pretrained.hub import capture_warnings
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.words import plan, render_caption
 from chiasm.pipeline.scenes.world import gallery
@@ -93,7 +93,7 @@ def test_one_batch_may_hold_all_kinds(model, world):
 
 def test_saved_it_is_a_model_folder(model, world, tmp_path):
     """The library wants trust for any class that is not its own; `JointModel.load` runs no code."""
-    with quiet():
+    with capture_warnings():
         model.save_pretrained(str(tmp_path), create_model_card=False)
     again = SentenceTransformer(modules=[JointModel.load(str(tmp_path))], device="cpu")
     assert not list(tmp_path.rglob("*.py"))

@@ -22,11 +22,10 @@ from chiasm.pipeline.storage import (
     is_temporary,
     open_stream,
     read_range,
-    run_of_temporary,
     stat,
 )
 from chiasm.pipeline.storage import local as local_files
-from chiasm.pipeline.storage.local import temporary_of
+from chiasm.pipeline.storage.local import run_of_temporary, temporary_of
 
 AWKWARD = ["a b", "100%", "%20", "a#b?c", "图片", "a[1]", "a:b@c", "-", "a\nb"]
 

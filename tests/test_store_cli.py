@@ -20,8 +20,7 @@ from chiasm.index import open_collection
 from chiasm.index.build import build_index
 from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.shards import list_shards
-from chiasm.pipeline.storage import Folder
-from chiasm.pipeline.storage import object_store as stores
+from chiasm.pipeline.storage import Folder, retry, schemes
 from chiasm.pipeline.storage.retry import RetrySettings
 
 SECRET = "hush-hush-hush"
@@ -124,8 +123,8 @@ class Silent(SimpleHTTPRequestHandler):
 @pytest.fixture
 def anew(s3, monkeypatch):
     """Stores that read the environment of this test; two attempts."""
-    monkeypatch.setattr(stores, "_made", {})
-    monkeypatch.setattr(stores, "RETRIES", RetrySettings(2, first_wait=0.01))
+    monkeypatch.setattr(schemes.S3_STORE, "_stores", {})
+    monkeypatch.setattr(retry, "RETRIES", RetrySettings(2, first_wait=0.01))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     return s3
 
@@ -197,7 +196,7 @@ def test_a_host_out_of_reach(anew, monkeypatch):
     told = "expected an answer, found 2 attempts failed, the last one: "
     for endpoint in ("http://127.0.0.1:1", "http://no-such-host.invalid"):
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        monkeypatch.setattr(stores, "_made", {})
+        monkeypatch.setattr(schemes.S3_STORE, "_stores", {})
         for url, words in ((endpoint, "Cannot connect"), ("s3://b", "Could not connect")):
             line = error_of(lambda url=url: list_shards([f"{url}/a.tar"]))
             assert line.startswith(f"{url}/a.tar: {told}{words}")
@@ -209,7 +208,7 @@ def test_a_host_out_of_reach(anew, monkeypatch):
 def test_an_endpoint_and_a_bucket_that_cannot_be(anew, monkeypatch):
     assert 'Invalid bucket name "B_!"' in error_of(lambda: Folder("s3://B_!/c").list())
     monkeypatch.setenv("AWS_ENDPOINT_URL", "nonsense")
-    monkeypatch.setattr(stores, "_made", {})
+    monkeypatch.setattr(schemes.S3_STORE, "_stores", {})
     assert "found Invalid endpoint: nonsense" in error_of(lambda: Folder(anew.root).list())
 
 
@@ -222,7 +221,7 @@ def test_a_certificate_that_is_not_trusted(anew, untrusted, monkeypatch):
             f" (self-signed certificate); name the file of its authority in {variable}"
         )
     monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
-    monkeypatch.setattr(stores, "_made", {})
+    monkeypatch.setattr(schemes.S3_STORE, "_stores", {})
     assert "found nothing there" in error_of(lambda: list_shards(["s3://bucket/a.tar"]))
     told = (
         "from chiasm.pipeline.shards.listing import list_shards; "

@@ -35,7 +35,7 @@ def sweep(folder: Folder, run: Run, settings: IndexSettings) -> list[str]:
     kept, old = _generations(folder, settings)
     for name in old:
         folder.remove(name)
-    removed = old + temporaries + run.end_uploads()
+    removed = old + temporaries + run.abort_uploads()
     if None in kept:
         return removed  # a newer version's, perhaps: the segments that it names are not known
     named = {name for manifest in kept if manifest for name in _folders_of(manifest)}

@@ -1,11 +1,11 @@
-"""What C libraries print goes to a log, what Python prints stays where it went.
+"""Redirects what C libraries print to a log file; Python's output stays where it was.
 
-Decoders written in C (libtiff above all) write remarks about odd files to the file descriptors 1
-and 2 on their own: hundreds of lines for a shard of broken pictures, which the ledger lists better.
-They can be neither configured nor caught by a filter inside Python. So a process calls
-`divert_c_output` once: both descriptors become a log file, and `sys.stdout` and `sys.stderr` are
-opened anew on what they were. A log and not the void, because the last words of a process that dies
-in C are written there too; the void only where no log can be written.
+Decoders written in C (libtiff above all) write warnings about odd files to file descriptors 1 and
+2: hundreds of lines for a shard of broken pictures, whose reasons are in the ledger. Neither an
+option nor a filter in Python can stop them. So a process calls `divert_c_output` once: both
+descriptors become a log file, and `sys.stdout` and `sys.stderr` are reopened on duplicates of the
+old ones. A log and not /dev/null, because messages of a process that crashes in C are written there
+too; /dev/null only where no log can be written.
 """
 
 from __future__ import annotations

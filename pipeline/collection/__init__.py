@@ -1,4 +1,4 @@
-"""A collection on disk: its identity, the Parquet file and the ledger of each shard, its runs."""
+"""A collection on disk: its identity, Parquet file and ledger entry of each shard, runs."""
 
 from chiasm.pipeline.collection.embeddings import (
     EmbeddingFile,

@@ -1,4 +1,4 @@
-"""Reads embeddings: the Parquet files of the shards that are done, each with its footer checked."""
+"""Reads embeddings: the Parquet files of the shards that are done, after checking their footers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.storage import Folder, display_name, is_temporary
 
-_STEP = 64
+_ROWS_PER_READ = 64
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class EmbeddingFile:
         return self.footer.rows
 
     def open(self) -> pq.ParquetFile:
-        """Mapped, or read by ranges, for a look at the file's metadata. The caller closes it."""
+        """The open file, memory-mapped or read by ranges. The caller closes it; CollectionError
+        where it is damaged."""
         return _open(self.folder, self.shard_id)
 
     def group_count(self) -> int:
@@ -59,7 +60,7 @@ class EmbeddingFile:
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """Whole columns, in row order. Raises CollectionError where the file is damaged."""
-        with self.open() as file, _told_if_damaged(self.folder, self.shard_id):
+        with self.open() as file, _damage_errors(self.folder, self.shard_id):
             return file.read(columns=columns)
 
     def groups(
@@ -68,22 +69,22 @@ class EmbeddingFile:
         """The same row group by row group, in bounded memory; `numbers` picks some of them."""
         with self.open() as file:
             for number in range(file.num_row_groups) if numbers is None else numbers:
-                with _told_if_damaged(self.folder, self.shard_id):
+                with _damage_errors(self.folder, self.shard_id):
                     group = file.read_row_group(number, columns)
                 yield group
 
     def row(self, key: str, columns: list[str] | None = None) -> pa.Table | None:
-        """The row of one sample, a table of one row; None where the shard has none of that key.
+        """The row of one sample as a table of one row; None where the shard has no such key.
 
-        Reads one row group, which the statistics of `key` point at; where keys are not in order,
-        the keys of every group that could hold it."""
+        Reads one row group, found by the statistics of `key`; where keys are not sorted, the keys
+        of every group that may contain it."""
         key = storable(key)
-        with self.open() as file, _told_if_damaged(self.folder, self.shard_id):
+        with self.open() as file, _damage_errors(self.folder, self.shard_id):
             for group in _groups_with(file.metadata, key):
                 keys = file.read_row_group(group, ["key"], use_threads=False)["key"]
-                place = pc.index(keys, key).as_py()
-                if place >= 0:
-                    return _row(file, group, place, columns)
+                row = pc.index(keys, key).as_py()
+                if row >= 0:
+                    return _row(file, group, row, columns)
         return None
 
     def vectors(self, column: str) -> tuple[np.ndarray, np.ndarray]:
@@ -109,20 +110,20 @@ def vectors_of(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return vectors, has
 
 
-def _row(file: pq.ParquetFile, group: int, place: int, columns: list[str] | None) -> pa.Table:
-    """One row of a group. What lies behind it is not decoded, hence the small batches."""
-    batches = file.iter_batches(_STEP, [group], columns, use_threads=False)
-    batch = next(itertools.islice(batches, place // _STEP, None))
-    return pa.Table.from_batches([batch.slice(place % _STEP, 1)])
+def _row(file: pq.ParquetFile, group: int, row: int, columns: list[str] | None) -> pa.Table:
+    """One row of a group. Small batches, so that little after it is decoded."""
+    batches = file.iter_batches(_ROWS_PER_READ, [group], columns, use_threads=False)
+    batch = next(itertools.islice(batches, row // _ROWS_PER_READ, None))
+    return pa.Table.from_batches([batch.slice(row % _ROWS_PER_READ, 1)])
 
 
 def _groups_with(metadata: pq.FileMetaData, key: str) -> Iterator[int]:
-    """The row groups that may hold `key`, by the least and greatest key of each."""
+    """The row groups that may contain `key`, by their statistics (min and max)."""
     for number in range(metadata.num_row_groups):
         keys = metadata.row_group(number).column(0)
         # Keys of more than some thousand bytes are left out of the statistics.
-        told = keys.statistics if keys.is_stats_set and keys.statistics.has_min_max else None
-        if told is None or told.min <= key <= told.max:
+        bounds = keys.statistics if keys.is_stats_set and keys.statistics.has_min_max else None
+        if bounds is None or bounds.min <= key <= bounds.max:
             yield number
 
 
@@ -147,15 +148,15 @@ def find_embedding(folder: Folder, shard_id: str) -> EmbeddingFile | None:
 
 
 def read_footer(folder: Folder, shard_id: str) -> Footer:
-    """What the file says of itself; raises CollectionError when it is damaged or not ours."""
+    """The footer of a shard's file; CollectionError when it is damaged or not ours."""
     where = display_name(folder.url_of(parquet_name(shard_id)))
     with _open(folder, shard_id) as file:
-        told = (file.metadata.metadata or {}).get(FOOTER_KEY)
-    if told is None:
+        footer = (file.metadata.metadata or {}).get(FOOTER_KEY)
+    if footer is None:
         raise CollectionError(
             where, expected="a Parquet file written by chiasm", found="no chiasm footer"
         )
-    fields: dict[str, Any] = json.loads(told)
+    fields: dict[str, Any] = json.loads(footer)
     if fields.get("schema") not in SCHEMAS:
         raise CollectionError(
             where,
@@ -166,16 +167,17 @@ def read_footer(folder: Folder, shard_id: str) -> Footer:
 
 
 def _open(folder: Folder, shard_id: str) -> pq.ParquetFile:
-    with _told_if_damaged(folder, shard_id):
-        file = folder.open_random(parquet_name(shard_id))
-        # Of a store, the columns of a row group come in few ranges, not in one a column.
+    with _damage_errors(folder, shard_id):
+        file = folder.open_seekable(parquet_name(shard_id))
+        # From a store, the columns of a row group are read in few ranges, not one for each column.
         remote = folder.local is None
         return pq.ParquetFile(file, pre_buffer=remote, page_checksum_verification=True)
 
 
 @contextlib.contextmanager
-def _told_if_damaged(folder: Folder, shard_id: str) -> Iterator[None]:
-    """Around reading only. Arrow tells damage as ArrowInvalid or, like a disk, as OSError."""
+def _damage_errors(folder: Folder, shard_id: str) -> Iterator[None]:
+    """CollectionError for damage, StorageError for a failing disk. For reading only: Arrow raises
+    ArrowInvalid for damage or an OSError, which has no errno then."""
     where = display_name(folder.url_of(parquet_name(shard_id)))
     try:
         yield
@@ -202,5 +204,5 @@ def embedded_shard_ids(folder: Folder) -> list[str]:
 
 def file_version(folder: Folder, shard_id: str) -> tuple[int, str] | None:
     """Size and version of a shard's Parquet file, None where it is gone."""
-    seen = folder.stat(parquet_name(shard_id))
-    return None if seen is None else (seen.size, seen.version)
+    found = folder.stat(parquet_name(shard_id))
+    return None if found is None else (found.size, found.version)

@@ -1,8 +1,8 @@
-"""A collection's identity: `collection.json`, written once, checked at every open.
+"""A collection's identity: `collection.json`, written once, checked whenever it is opened.
 
-It names the encoder whose space the vectors live in. The fingerprint decides whether two encoders
-are the same; precision, device and versions are recorded beside it and never cause a refusal, so
-that a laptop can query what a GPU embedded.
+It names the encoder that made the vectors. The fingerprint decides whether two encoders are the
+same; precision, device and versions are recorded beside it and never cause a refusal, so that a
+laptop can query what a GPU embedded.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from chiasm.pipeline.storage import Folder, display_name
 
 NAME = "collection.json"
 SHARD_FOLDERS = ("ledger", "embeddings")  # written by workers
-FOLDERS = ("", "runs", *SHARD_FOLDERS)  # where temporaries of a run can lie
+FOLDERS = ("", "runs", *SHARD_FOLDERS)  # where a run can leave temporaries
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What `collection.json` holds. `device` and `versions` are those of the first worker. `dims`:
-    the width of each column that the encoder fills, stored where `schema` is 2; `dim`: the width
-    where there is one, else the largest."""
+    """The content of `collection.json`.
+
+    device, versions: those of the first worker. dims: the width of each column that the encoder
+    fills, stored where `schema` is 2. dim: the width where there is one, else the largest."""
 
     encoder: str
     fingerprint: str
@@ -79,7 +80,7 @@ class Identity:
         return json.dumps(fields, ensure_ascii=False, indent=1).encode() + b"\n"
 
     def require(self, fingerprint: str, name: str, where: str) -> None:
-        """Refuse an encoder of another space; raises CollectionError."""
+        """Raise CollectionError for an encoder with another fingerprint. where: the collection."""
         if fingerprint != self.fingerprint:
             raise CollectionError(
                 where,
@@ -117,15 +118,15 @@ def read_identity(folder: Folder) -> Identity | None:
         return None
     where = display_name(folder.url_of(NAME))
     try:
-        told = json.loads(folder.read_bytes(NAME))
-        if told.get("schema") not in SCHEMAS:
+        fields = json.loads(folder.read_bytes(NAME))
+        if fields.get("schema") not in SCHEMAS:
             raise CollectionError(
                 where,
                 expected="schema version " + " or ".join(map(str, SCHEMAS)),
-                found=str(told.get("schema")),
+                found=str(fields.get("schema")),
                 do="read it with the version of chiasm that wrote it",
             )
-        return Identity(**told)
+        return Identity(**fields)
     except (ValueError, TypeError, AttributeError) as error:
         raise CollectionError(
             where, expected="the identity of a collection", found=f"{error}"
@@ -133,23 +134,24 @@ def read_identity(folder: Folder) -> Identity | None:
 
 
 def create_or_check(folder: Folder, identity: Identity, run_id: str) -> Identity:
-    """Write the identity if there is none yet, then hold ours against what stands.
+    """Write the identity if the collection has none, then compare ours with the one it has, which
+    is returned.
 
-    Of two runs that start together one writes; the other, if its encoder is another, is refused
-    here, before it embeds anything. Raises CollectionError."""
+    Of two runs that start together one writes; the other, if its encoder is another, fails here,
+    before it embeds anything. Raises CollectionError."""
     if not folder.exists(NAME):
         folder.write_new(NAME, identity.to_json(), run_id)
-    standing = read_identity(folder)
-    if standing is None:
+    existing = read_identity(folder)
+    if existing is None:
         raise CollectionError(
             display_name(folder.url_of(NAME)), expected="an identity", found="none any more"
         )
-    standing.require(identity.fingerprint, identity.encoder, display_name(folder.url))
-    return standing
+    existing.require(identity.fingerprint, identity.encoder, display_name(folder.url))
+    return existing
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of what can change a vector."""
+    """Versions of Python and of the packages that can change a vector."""
     found = {"python": platform.python_version()}
     for name in ("chiasm", "torch", "transformers", "sentence-transformers", "pillow", "numpy"):
         try:

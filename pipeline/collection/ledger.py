@@ -1,10 +1,9 @@
-"""The ledger: what became of every sample of a shard, counted while it happens, written before the
-rows.
+"""The ledger: what became of every sample of a shard, counted as it happens.
 
-In comes what `read_samples` and the decoder yield; out goes one `LedgerEntry` a shard, stored as
-`ledger/<shard id>.json`. rows + dropped = samples, always. The entry is written before the Parquet
-file is renamed into place, so a Parquet file never stands there without its account; a pair that
-disagrees (a kill fell between the two, or the shard changed) counts as not done.
+`Tally` counts what `read_samples` and the decoder yield; a `LedgerEntry` for each shard is stored
+as `ledger/<shard id>.json`. rows + dropped = samples, always. The entry is written before the
+Parquet file is renamed into place, so a Parquet file never exists without its entry; a pair that
+disagrees (a kill between the two writes, or a changed shard) counts as not done.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ SCHEMA = 1
 
 
 class Tally:
-    """Counts one shard's samples as they pass. Used by one thread, the one that writes the rows."""
+    """Counts of one shard's samples. Used by one thread, the one that writes the rows."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -36,8 +35,8 @@ class Tally:
     def keep(self, rows: int) -> None:
         self.rows += rows
 
-    def drop(self, lost: Dropped) -> None:
-        self.dropped.append(lost)
+    def drop(self, dropped: Dropped) -> None:
+        self.dropped.append(dropped)
 
     def note(self, note: Note) -> None:
         self.notes.append(note)
@@ -45,11 +44,12 @@ class Tally:
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """The account of one shard.
+    """What became of one shard.
 
-    source: the shard as it was listed; edition: see `chiasm.pipeline.embed.edition_of`; seconds:
-    busy seconds by stage; span: wall clock (opening, commit) in seconds since the epoch; set_aside:
-    why the shard could not be embedded, after how many attempts, or None when it was.
+    source: the shard as it was listed. edition: see `chiasm.pipeline.editions.edition_of`. seconds:
+    busy seconds by stage. span: wall clock (opening, commit) in seconds since the epoch.
+    quarantined: why the shard could not be embedded, None when it was; attempts: how many were
+    made.
     """
 
     source: Shard
@@ -59,7 +59,7 @@ class LedgerEntry:
     notes: tuple[Note, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     span: tuple[float, float] | None = None
-    set_aside: str | None = None
+    quarantined: str | None = None  # `set_aside` in the file
     attempts: int = 1
 
     @property
@@ -68,28 +68,31 @@ class LedgerEntry:
 
     def reasons(self) -> dict[str, int]:
         """How many samples were dropped under each reason, most frequent first."""
-        return dict(Counter(lost.reason for lost in self.dropped).most_common())
+        return dict(Counter(dropped.reason for dropped in self.dropped).most_common())
 
     def to_json(self) -> bytes:
-        told = {"schema": SCHEMA, "samples": self.samples, **asdict(self)}
-        return (
-            json.dumps(told, ensure_ascii=False, indent=1).encode("utf-8", "surrogatepass") + b"\n"
-        )
+        """The file's content."""
+        fields = {"schema": SCHEMA, "samples": self.samples}
+        for key, value in asdict(self).items():
+            fields["set_aside" if key == "quarantined" else key] = value
+        text = json.dumps(fields, ensure_ascii=False, indent=1)
+        return text.encode("utf-8", "surrogatepass") + b"\n"
 
     @classmethod
     def from_json(cls, data: bytes, name: str) -> LedgerEntry:
+        """The entry in a file; CollectionError, which names `name`, for a damaged one."""
         try:
-            told = json.loads(data)
+            fields = json.loads(data)
             return cls(
-                source=Shard(**told["source"]),
-                edition=told["edition"],
-                rows=told["rows"],
-                dropped=tuple(Dropped(**lost) for lost in told["dropped"]),
-                notes=tuple(Note(**note) for note in told["notes"]),
-                seconds=told["seconds"],
-                span=tuple(told["span"]) if told["span"] else None,
-                set_aside=told["set_aside"],
-                attempts=told["attempts"],
+                source=Shard(**fields["source"]),
+                edition=fields["edition"],
+                rows=fields["rows"],
+                dropped=tuple(Dropped(**dropped) for dropped in fields["dropped"]),
+                notes=tuple(Note(**note) for note in fields["notes"]),
+                seconds=fields["seconds"],
+                span=tuple(fields["span"]) if fields["span"] else None,
+                quarantined=fields["set_aside"],
+                attempts=fields["attempts"],
             )
         except (ValueError, KeyError, TypeError) as error:
             raise CollectionError(
@@ -105,7 +108,7 @@ def ledger_name(shard_id: str) -> str:
 
 
 def write_entry(folder: Folder, entry: LedgerEntry, run_id: str) -> None:
-    """Put the entry in its place, whole or not at all."""
+    """Write a shard's entry atomically."""
     folder.write_whole(ledger_name(entry.source.id), entry.to_json(), run_id)
 
 

@@ -43,7 +43,7 @@ class Footer:
     def agrees_with(self, entry: LedgerEntry | None) -> bool:
         return (
             entry is not None
-            and entry.set_aside is None
+            and entry.quarantined is None
             and (entry.source, entry.edition) == (self.source, self.edition)
             and (entry.rows, len(entry.dropped)) == (self.rows, self.dropped)
         )

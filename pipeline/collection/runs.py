@@ -1,10 +1,10 @@
-"""Runs: who is at work in a collection, and what dead runs left behind.
+"""Runs: which commands write to a collection now, and what dead ones left behind.
 
-A run is one command that writes. It keeps `runs/<run id>.json` with its settings and a heartbeat,
-says there which shards it holds, and sweeps the temporaries of runs that are dead: on the same
-machine, runs whose process is gone; from elsewhere, runs whose heartbeat is older than a minute.
-Two live runs share the work by leaving alone what the other holds. The cost: a run killed on
-another machine is noticed only after that minute.
+A run is one command that writes. It keeps `runs/<run id>.json` with its settings, a heartbeat and
+the shards that it has claimed, and removes the temporaries of dead runs: on the same machine, runs
+whose process is gone; on another one, runs whose heartbeat is older than a minute. Two live runs
+share the work by skipping shards that the other has claimed. The cost: a run killed on another
+machine is noticed only after that minute.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from chiasm.pipeline.storage import Folder, is_temporary, run_of_temporary
 
 HEARTBEAT_SECONDS = 2.0
 STALE_SECONDS = 60.0
-ORPHAN_SECONDS = 1.5  # workers look for their driver twice a second; after this they are gone
+ORPHAN_SECONDS = 1.5  # workers check for their driver twice a second and have exited by then
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What `runs/<run id>.json` holds. Times are seconds since the epoch."""
+    """The content of `runs/<run id>.json`. Times are seconds since the epoch."""
 
     id: str
     command: str
@@ -43,12 +43,12 @@ class RunRecord:
     started: float
     heartbeat: float
     state: str = "running"  # running, done, failed, stopped
-    holds: tuple[str, ...] = ()  # shard ids in flight
+    claimed: tuple[str, ...] = ()  # shard ids in flight; `holds` in the file
     settings: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
 
     def alive(self, now: float | None = None) -> bool:
-        """Whether somebody may still write in this run's name."""
+        """Whether this run may still write: its process runs, or its heartbeat is recent."""
         if self.state != "running":
             return False
         if self.host == this_machine():
@@ -59,11 +59,23 @@ class RunRecord:
         """Whether this run was killed, and later than `moment`."""
         return self.state == "running" and self.heartbeat > moment and not self.alive()
 
+    def to_json(self) -> bytes:
+        """The file's content."""
+        fields = {("holds" if key == "claimed" else key): v for key, v in asdict(self).items()}
+        return json.dumps(fields, ensure_ascii=False, indent=1).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes) -> RunRecord:
+        """Raises ValueError, TypeError or KeyError where `data` is no record of this version."""
+        fields: dict[str, Any] = json.loads(data)
+        return cls(claimed=tuple(fields.pop("holds")), **fields)
+
 
 class Run:
-    """This process's own run: registers itself, beats, ends with a state. Used in a `with`.
+    """This process's own run, used in a `with`: registers itself, writes heartbeats, ends with a
+    state.
 
-    Only this object writes the run's file; `hold` and `finish` may be called from any thread.
+    Only this object writes the run's file; `claim` and `finish` may be called from any thread.
     """
 
     def __init__(self, folder: Folder, command: str, settings: dict[str, Any]) -> None:
@@ -81,9 +93,11 @@ class Run:
             settings=settings,
         )
         self._lock = threading.Lock()
-        self._ended: set[str] = set()  # files of runs that have ended: they change no more
-        self._over = threading.Event()
-        self._beat = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
+        self._ended: set[str] = set()  # files of runs that have ended, which change no more
+        self._stop = threading.Event()
+        self._heartbeat = threading.Thread(
+            target=self._send_heartbeats, name="heartbeat", daemon=True
+        )
 
     @property
     def id(self) -> str:
@@ -93,95 +107,97 @@ class Run:
         try:
             self._write()
         except StorageError:
-            # Until this file is there nobody knows the run: a sweep may take its temporary away.
+            # Until this file exists the run counts as dead, and a sweep may remove its temporary.
             self._write()
-        self._beat.start()
+        self._heartbeat.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        self._over.set()
-        self._beat.join()
+        self._stop.set()
+        self._heartbeat.join()
         if self.record.state == "running":
             stopped = kind is not None and not issubclass(kind, Exception)
             self.record = replace(self.record, state="stopped" if stopped else "failed")
-        # A full disk must not hide the error that ends the run: a record that says `running` with
-        # no process behind it reads as killed.
+        # A full disk must not hide the error that ends the run: a record in state `running` whose
+        # process is gone reads as killed.
         with contextlib.suppress(StorageError) if kind else contextlib.nullcontext():
             self._write()
 
-    def hold(self, shard_ids: Iterable[str]) -> None:
-        """Say which shards are in flight; told to others with the next heartbeat at the latest."""
-        holds = tuple(sorted(shard_ids))
-        if holds != self.record.holds:
+    def claim(self, shard_ids: Iterable[str]) -> None:
+        """Set the shards that this run works on, in place of those claimed before; written to its
+        file at once."""
+        claimed = tuple(sorted(shard_ids))
+        if claimed != self.record.claimed:
             with self._lock:
-                self.record = replace(self.record, holds=holds)
+                self.record = replace(self.record, claimed=claimed)
             self._write()
 
     def finish(self, state: str, summary: dict[str, Any]) -> None:
+        """Set the final state, `done` or `failed`; written when the `with` is left."""
         with self._lock:
-            self.record = replace(self.record, state=state, summary=summary, holds=())
+            self.record = replace(self.record, state=state, summary=summary, claimed=())
 
     def others(self) -> list[RunRecord]:
         """The other runs of this collection that are alive."""
-        lying = [name for name in _names(self.folder) if name not in self._ended]
-        found = [run for run in _read_all(self.folder, lying) if run.id != self.id]
-        self._ended |= {_name(run.id) for run in found if run.state != "running"}
-        return [run for run in found if run.alive()]
+        names = [name for name in _names(self.folder) if name not in self._ended]
+        records = [run for run in _read_all(self.folder, names) if run.id != self.id]
+        self._ended |= {_name(run.id) for run in records if run.state != "running"}
+        return [run for run in records if run.alive()]
 
     def sweep(self, folders: Iterable[str], *, own: bool = False) -> list[str]:
-        """Remove the temporaries that dead runs left in `folders`, with `own` also this run's
-        (whose workers are gone by then, some of them killed), and on object stores the uploads they
-        began; returns their names.
+        """Remove the temporaries of dead runs in `folders`, with `own` also this run's (whose
+        workers have exited by then, some of them killed), and in object stores abort their uploads;
+        returns the names removed.
 
-        Workers outlive a killed driver by up to half a second and may still make a file: after a
-        run that died just now they are given the time to be gone first."""
+        Workers outlive a killed driver by up to half a second and may still create a file: where a
+        run died just now, they get the time to exit first."""
         now = time.time()
         if any(run.died_after(now - 10 * ORPHAN_SECONDS) for run in runs(self.folder)):
             time.sleep(ORPHAN_SECONDS)
-        return self.remove_temporaries(folders, own=own) + self.end_uploads(own=own)
+        return self.remove_temporaries(folders, own=own) + self.abort_uploads(own=own)
 
     def remove_temporaries(self, folders: Iterable[str], *, own: bool = False) -> list[str]:
         """Remove the temporaries in `folders` whose runs are dead, with `own` also this run's;
         returns their names."""
-        # First the files, then the running runs: of a run that begins in between, none is listed.
-        files = [name for folder in folders for name in self.folder.list(folder)]
-        running = {run.id for run in self.others()} | (set() if own else {self.id})
-        removed = [
-            name for name in files if is_temporary(name) and run_of_temporary(name) not in running
+        # Files are listed before live runs: a run that starts in between has no file in the list.
+        names = [name for folder in folders for name in self.folder.list(folder)]
+        live = {run.id for run in self.others()} | (set() if own else {self.id})
+        stale = [
+            name for name in names if is_temporary(name) and run_of_temporary(name) not in live
         ]
-        for name in removed:
+        for name in stale:
             self.folder.remove(name)
-        return removed
+        return stale
 
-    def end_uploads(self, *, own: bool = False) -> list[str]:
-        """End uploads in parts that dead runs left: nobody sees them, but they are paid for. Behind
-        one is whoever holds its shard or, in the index, whose id stands in its name."""
+    def abort_uploads(self, *, own: bool = False) -> list[str]:
+        """Abort multipart uploads that dead runs left: listings do not show them, bills do. An
+        upload belongs to the run that has claimed its shard or, in the index, whose id is part of
+        its name."""
 
         @functools.cache
-        def marks() -> set[str]:
-            living = self.others() + ([] if own else [self.record])
-            return {mark for run in living for mark in (run.id, *run.holds)}
+        def live_ids() -> set[str]:
+            live = self.others() + ([] if own else [self.record])
+            return {part for run in live for part in (run.id, *run.claimed)}
 
-        dead = self.folder.end_uploads(lambda url: not any(mark in url for mark in marks()))
-        return list(dead)
+        aborted = self.folder.abort_uploads(lambda url: not any(part in url for part in live_ids()))
+        return list(aborted)
 
     def _write(self) -> None:
         with self._lock:
-            told = json.dumps(asdict(self.record), ensure_ascii=False, indent=1)
-            self.folder.write_whole(_name(self.id), told.encode() + b"\n", self.id)
+            self.folder.write_whole(_name(self.id), self.record.to_json(), self.id)
 
-    def _keep_beating(self) -> None:
-        while not self._over.wait(HEARTBEAT_SECONDS):
+    def _send_heartbeats(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
             with self._lock:
                 self.record = replace(self.record, heartbeat=time.time())
-            # A missed beat is no failure: others call a run stale only after many.
+            # A missed heartbeat is no failure: a run counts as stale only after many.
             with contextlib.suppress(StorageError):
                 self._write()
 
 
 def runs(folder: Folder) -> Iterator[RunRecord]:
-    """Every run of a collection, oldest first. A record that cannot be read is passed over: it is
-    swapped whole, so only one that a newer version wrote can be such."""
+    """Every run of a collection, oldest first. A record that cannot be read is skipped: records are
+    written atomically, so only a newer version can have written it."""
     return _read_all(folder, _names(folder))
 
 
@@ -199,10 +215,9 @@ def _read_all(folder: Folder, names: Iterable[str]) -> Iterator[RunRecord]:
 
 def _read(folder: Folder, name: str) -> RunRecord | None:
     try:
-        told: dict[str, Any] = json.loads(folder.read_bytes(name))
-        return RunRecord(holds=tuple(told.pop("holds")), **told)
+        return RunRecord.from_json(folder.read_bytes(name))
     except StorageError:
-        # A store that does not answer shows no dead run: what a living one uploads stays.
+        # A store that does not answer proves no run dead: uploads of a live one must stay.
         if folder.local is None and folder.stat(name) is not None:
             raise
         return None
@@ -211,18 +226,20 @@ def _read(folder: Folder, name: str) -> RunRecord | None:
 
 
 def this_machine() -> str:
-    """A name under which a pid means one process: containers may share a host's name alone."""
+    """Host name and pid namespace, within which a pid is one process: containers may share a host
+    name."""
     try:
         return f"{socket.gethostname()}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no such thing but on Linux
+    except OSError:  # only Linux has pid namespaces
         return socket.gethostname()
 
 
 def process_alive(pid: int, started: float) -> bool:
-    """Whether the process that began at `started` still runs: a pid alone may have a new owner."""
+    """Whether the process that started at `started` (seconds since the epoch) still runs: its pid
+    alone may belong to a new process."""
     try:
         process = psutil.Process(pid)
-        # Two readings of the start may differ by a clock tick.
+        # Two readings of the start time may differ by a clock tick.
         return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

@@ -22,7 +22,12 @@ from chiasm.pipeline.encoders.protocols import (
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.hub import ModelFolder
-from chiasm.pipeline.pretrained.sentence_models import LARGEST, clean, load_network, shrunk
+from chiasm.pipeline.pretrained.sentence_models import (
+    MAX_PIXELS,
+    downscaled,
+    load_network,
+    replace_surrogates,
+)
 from chiasm.pipeline.records import IMAGE, TEXT
 
 BATCH = 8  # pairs at once: such models are large
@@ -49,15 +54,15 @@ class CrossEncoderMatcher:
 
     def __init__(self, folder: ModelFolder, network: CrossEncoder) -> None:
         self.name = folder.name
-        self.fingerprint = folder.fingerprint({"largest": LARGEST})
+        self.fingerprint = folder.fingerprint({"largest": MAX_PIXELS})
         self.modalities = {IMAGE: Input(), TEXT: Input()}
         self._network = network
 
     def preprocess(self, modality: str, raw: Any) -> Any:
-        """A picture uint8 (H, W, 3) -> the same, shrunk to at most LARGEST pixels. A text stays as
-        it is."""
+        """A picture uint8 (H, W, 3) -> the same, downscaled to at most MAX_PIXELS pixels. A text
+        stays as it is."""
         require_modality(self, modality)
-        return raw if modality == TEXT else np.array(shrunk(Image.fromarray(raw)))
+        return raw if modality == TEXT else np.array(downscaled(Image.fromarray(raw)))
 
     cost = BaseEncoder.cost
 
@@ -68,7 +73,7 @@ class CrossEncoderMatcher:
         pixels, texts, pairs = image_and_text(self, a, b, pairs)
         # Named by modality, as in `st:` encoders: a bare text could be read as a picture's address.
         inputs = [
-            ({"text": clean(texts[j])}, {"image": Image.fromarray(pixels[i])})
+            ({"text": replace_surrogates(texts[j])}, {"image": Image.fromarray(pixels[i])})
             for i, j in pairs.tolist()
         ]
         if not inputs:

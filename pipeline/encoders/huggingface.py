@@ -28,8 +28,12 @@ from chiasm.pipeline.encoders.protocols import (
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device import PRECISIONS, resolve_device, resolve_precision
-from chiasm.pipeline.pretrained.hub import ModelFolder, find_model, loading
-from chiasm.pipeline.pretrained.image_processing import PatchPixels, Pixels, SquarePixels
+from chiasm.pipeline.pretrained.hub import ModelFolder, find_model, translating_load_errors
+from chiasm.pipeline.pretrained.image_processing import (
+    ImageProcessing,
+    PatchProcessing,
+    SquareProcessing,
+)
 from chiasm.pipeline.records import IMAGE, TEXT
 
 WEIGHTS = "model*.safetensors"
@@ -45,13 +49,13 @@ class Kind:
 
     model: str
     padding: str
-    pixels: type[SquarePixels] | type[PatchPixels]
+    pixels: type[SquareProcessing] | type[PatchProcessing]
 
 
 KINDS = {  # by `model_type` of config.json. SigLIP2 of fixed resolution calls itself siglip.
-    "clip": Kind("CLIPModel", "longest", SquarePixels),
-    "siglip": Kind("SiglipModel", "max_length", SquarePixels),
-    "siglip2": Kind("Siglip2Model", "max_length", PatchPixels),
+    "clip": Kind("CLIPModel", "longest", SquareProcessing),
+    "siglip": Kind("SiglipModel", "max_length", SquareProcessing),
+    "siglip2": Kind("Siglip2Model", "max_length", PatchProcessing),
 }
 
 
@@ -85,7 +89,7 @@ class HuggingFaceEncoder(BaseEncoder):
         *,
         dim: int,
         tokens: Tokens,
-        pixels: Pixels,
+        pixels: ImageProcessing,
         network: Any,
         precision: str,
         device: torch.device,
@@ -95,7 +99,7 @@ class HuggingFaceEncoder(BaseEncoder):
         self.dims = dict.fromkeys((IMAGE, TEXT, JOINT), dim)
         self.precision = precision
         self.device = str(device)
-        self.preprocessing = {"image": pixels.described(), "text": tokens.described()}
+        self.preprocessing = {"image": pixels.describe(), "text": tokens.describe()}
         self.fingerprint = folder.fingerprint(self.preprocessing)
         self._tokens, self._pixels, self._network = tokens, pixels, network
         self._device, self._dtype = device, PRECISIONS[precision]
@@ -141,7 +145,7 @@ class Tokens:
         )
         return {name: made[name] for name in ("input_ids", "attention_mask") if name in made}
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {
             "tokenizer": type(self.tokenizer).__name__,
             "max_length": self.length,
@@ -156,7 +160,7 @@ def _rows(features: Any) -> np.ndarray:
 
 
 def _config(folder: ModelFolder) -> Any:
-    with loading(folder.what, "a config.json"):
+    with translating_load_errors(folder.what, "a config.json"):
         config = transformers.AutoConfig.from_pretrained(folder.path, **OURS_ALONE)
     if config.model_type not in KINDS:
         raise EncoderError(
@@ -170,7 +174,7 @@ def _config(folder: ModelFolder) -> Any:
 
 def _tokens(folder: ModelFolder, config: Any, kind: Kind) -> Tokens:
     folder.require_one_of(TOKENIZERS, "tokenizer")
-    with loading(folder.what, "a tokenizer"):
+    with translating_load_errors(folder.what, "a tokenizer"):
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder.path, **OURS_ALONE)
     if len(tokenizer) > config.text_config.vocab_size:
         raise EncoderError(
@@ -189,9 +193,9 @@ def _tokens(folder: ModelFolder, config: Any, kind: Kind) -> Tokens:
     )
 
 
-def _pixels(folder: ModelFolder, config: Any, kind: Kind) -> Pixels:
+def _pixels(folder: ModelFolder, config: Any, kind: Kind) -> ImageProcessing:
     folder.require_one_of(PROCESSORS, "image processor")
-    with loading(folder.what, "an image processor"):
+    with translating_load_errors(folder.what, "an image processor"):
         processor = transformers.AutoImageProcessor.from_pretrained(
             folder.path, backend="pil", **OURS_ALONE
         )
@@ -199,7 +203,7 @@ def _pixels(folder: ModelFolder, config: Any, kind: Kind) -> Pixels:
 
 
 def _network(folder: ModelFolder, kind: Kind, dtype: torch.dtype) -> Any:
-    with loading(folder.what, "weights"):
+    with translating_load_errors(folder.what, "weights"):
         network, report = getattr(transformers, kind.model).from_pretrained(
             folder.path,
             dtype=dtype,

@@ -29,7 +29,12 @@ from chiasm.pipeline.encoders.protocols import (
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.hub import ModelFolder
-from chiasm.pipeline.pretrained.sentence_models import LARGEST, clean, load_network, shrunk
+from chiasm.pipeline.pretrained.sentence_models import (
+    MAX_PIXELS,
+    downscaled,
+    load_network,
+    replace_surrogates,
+)
 from chiasm.pipeline.records import IMAGE, TEXT
 
 
@@ -74,7 +79,7 @@ class SentenceTransformerEncoder(BaseEncoder):
         self._fuses = network.supports(("image", "text"))
         self.modalities = {IMAGE: Input(), TEXT: Input()}
         self.preprocessing = {
-            "image": {"largest": LARGEST, "then": "the model's own"},
+            "image": {"largest": MAX_PIXELS, "then": "the model's own"},
             "text": {"prompt": network.prompts.get(network.default_prompt_name or "", "")},
             "joint": "the model's own" if self._fuses else "normalised mean",
         }
@@ -83,10 +88,10 @@ class SentenceTransformerEncoder(BaseEncoder):
         self.dims = dict.fromkeys((IMAGE, TEXT, JOINT), dim)
 
     def preprocess(self, modality: str, raw: Any) -> Any:
-        """A picture uint8 (H, W, 3) -> the same, shrunk to at most LARGEST pixels. A text stays as
-        it is."""
+        """A picture uint8 (H, W, 3) -> the same, downscaled to at most MAX_PIXELS pixels. A text
+        stays as it is."""
         require_modality(self, modality)
-        return raw if modality == TEXT else np.array(shrunk(Image.fromarray(raw)))
+        return raw if modality == TEXT else np.array(downscaled(Image.fromarray(raw)))
 
     def encode(self, modality: str, items: Sequence[Any]) -> Encoded:
         """B outputs of `preprocess`, texts under the model's default prompt -> B rows."""
@@ -119,4 +124,4 @@ class SentenceTransformerEncoder(BaseEncoder):
 
 
 def _model_input(modality: str, item: Any) -> Any:
-    return Image.fromarray(item) if modality == IMAGE else clean(item)
+    return Image.fromarray(item) if modality == IMAGE else replace_surrogates(item)

@@ -1,10 +1,10 @@
-"""An encoded picture as a file that stops giving when its decoder has had enough.
+"""An encoded picture as a file that stops its decoder at a limit of time or of reads.
 
-Pillow feeds nearly all codecs in small pieces, and what is written in Python reads byte by byte:
-so the file is the place from which a picture that takes too long, or is made of too many pieces,
-can be given up in any thread. What a C library decodes in one call cannot be stopped so; there the
-limit on pixels is the limit on time. Seconds are those this thread computed, not those that passed:
-a busy machine drops no more pictures than an idle one.
+Pillow feeds nearly all codecs in small pieces, and its Python decoders read byte by byte. So the
+file's reads are where a picture that takes too long, or has too many pieces, can be stopped in any
+thread. A C library that decodes in one call cannot be stopped; there the limit on pixels limits the
+time. Seconds are CPU time of this thread, not wall clock: a busy machine drops no more pictures
+than an idle one.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from chiasm.pipeline.errors import Undecodable
 
 # Each piece of metadata is an object of Python, some 200 bytes: the cost of 64 MB of empty ones
 # would be gigabytes. Real pictures are opened in at most thousands of reads.
-MOST_READS = 1 << 20
-_LONGEST_LINE = 1 << 20  # of a picture written as text, which is parsed a line at a time
-_LOOK_BYTES, _LOOK_READS = 1024, 64  # looking at the clock costs as much as a small read
+MAX_READS = 1 << 20
+_MAX_LINE = 1 << 20  # of a picture written as text, which is parsed a line at a time
+# The clock is read at large reads and at each 64th small one: it costs as much as a small read.
+_CHECK_BYTES, _CHECK_READS = 1024, 64
 
 
 class BoundedFile:
-    """`data`, to be decoded by this thread within `seconds` of its time (0: no limit).
+    """`data`, to be decoded by this thread within `seconds` of its CPU time (0: no limit).
 
-    unbounded: it is known to be little work for its pixels, and is read without these limits, which
-    cost a twentieth of the time in which a common JPEG is decoded. ran_out: whether more was asked
-    for than there is, a last block of pixels aside, which codecs take as long as it is; not known
-    where unbounded. Raises Undecodable where a limit is passed.
+    unbounded: reads without limits, for pictures known to be little work for their pixels; checking
+    costs a twentieth of the time in which a common JPEG is decoded. ran_out: whether the decoder
+    read past the end; a short last block of pixels does not count, and unbounded files do not know.
+    Reads raise Undecodable at a limit.
     """
 
     def __init__(self, data: bytes, seconds: float, *, unbounded: bool = False) -> None:
@@ -39,57 +40,57 @@ class BoundedFile:
         self._deadline = float("inf")
         if seconds and not unbounded:
             self._deadline = time.thread_time() + seconds
-        self._reads, self._most_reads = 0, float(MOST_READS)
-        self._until_look = _LOOK_READS
-        self._at_pixels, self._most_bytes = False, len(data)
+        self._reads, self._max_reads = 0, float(MAX_READS)
+        self._until_check = _CHECK_READS
+        self._at_pixels, self._max_bytes = False, len(data)
         self.unbounded = unbounded
         if unbounded:
-            vars(self)["read"] = file.read  # stands before the method of that name
+            vars(self)["read"] = file.read  # hides the method of that name
 
-    def again(self) -> BoundedFile:
-        """The same bytes from the first one on, within what is left of the time."""
+    def reopened(self) -> BoundedFile:
+        """The same bytes from the start, within the time that is left."""
         file = BoundedFile(self.getvalue(), self._seconds, unbounded=self.unbounded)
         file._deadline = self._deadline
         return file
 
-    def go_on_to_pixels(self, *, most_bytes: int | None = None, by_bytes: bool) -> None:
-        """The header is read. most_bytes: what a read gives at most, where short reads are no
-        matter; by_bytes: the codec may read as often as it likes."""
+    def start_pixels(self, *, max_bytes: int | None = None, unlimited_reads: bool) -> None:
+        """Set the limits for the pixels, after the header. max_bytes: the most that a read returns,
+        for codecs that accept short reads. unlimited_reads: the number of reads has no limit."""
         self.ran_out, self._at_pixels = False, True
-        self._most_bytes = most_bytes or self._most_bytes
-        if by_bytes:
-            self._most_reads = float("inf")
+        self._max_bytes = max_bytes or self._max_bytes
+        if unlimited_reads:
+            self._max_reads = float("inf")
 
     def read(self, size: int | None = -1, /) -> bytes:
-        self._until_look -= 1
-        if self._until_look and size is not None and 0 <= size < _LOOK_BYTES:
-            got = self._read(size)
-            if len(got) < size:
+        self._until_check -= 1
+        if self._until_check and size is not None and 0 <= size < _CHECK_BYTES:
+            data = self._read(size)
+            if len(data) < size:
                 self.ran_out = True
-            return got
-        wanted = self._most_bytes if size is None or size < 0 else size
-        self._look()
-        got = self._read(min(wanted, self._most_bytes))
-        all_of_it = size is None or size < 0
-        a_block = got and self._at_pixels and wanted >= _LOOK_BYTES  # the last one is short
-        if len(got) < wanted and not all_of_it and not a_block:
+            return data
+        wanted = self._max_bytes if size is None or size < 0 else size
+        self._check_limits()
+        data = self._read(min(wanted, self._max_bytes))
+        read_all = size is None or size < 0
+        short_block = data and self._at_pixels and wanted >= _CHECK_BYTES
+        if len(data) < wanted and not read_all and not short_block:
             self.ran_out = True
-        return got
+        return data
 
     def readline(self, size: int | None = -1, /) -> bytes:
-        self._until_look -= 1
-        self._look()
-        line = self._readline(_LONGEST_LINE)
-        if len(line) == _LONGEST_LINE:
-            raise Undecodable("too_much_metadata", f"a line of more than {_LONGEST_LINE} bytes")
+        self._until_check -= 1
+        self._check_limits()
+        line = self._readline(_MAX_LINE)
+        if len(line) == _MAX_LINE:
+            raise Undecodable("too_much_metadata", f"a line of more than {_MAX_LINE} bytes")
         if not line:
             self.ran_out = True
         return line
 
-    def _look(self) -> None:
-        self._reads += _LOOK_READS - self._until_look
-        self._until_look = _LOOK_READS
-        if self._reads > self._most_reads:
-            raise Undecodable("too_much_metadata", f"more than {MOST_READS} pieces")
+    def _check_limits(self) -> None:
+        self._reads += _CHECK_READS - self._until_check
+        self._until_check = _CHECK_READS
+        if self._reads > self._max_reads:
+            raise Undecodable("too_much_metadata", f"more than {MAX_READS} pieces")
         if time.thread_time() > self._deadline:
             raise Undecodable("too_slow", f"more than {self._seconds:g} seconds")

@@ -1,14 +1,14 @@
-"""The bytes of an encoded picture in; an upright RGB picture out, or `Undecodable` with a reason.
+"""Encoded picture -> upright RGB picture, or `Undecodable` with a reason.
 
-What a person sees is what the encoder gets: turned upright, the first frame of many, transparency
-on white, 16 bits scaled to 8. Limits are checked on the header, before any pixel is made. Large
-JPEGs are decoded at 1/2, 1/4 or 1/8 where that leaves twice the side which the encoder needs: on
-mosaics of photographs this changed the resized picture by 0.6 to 1.1 levels of 255 on average,
+The encoder gets what a viewer shows: turned upright, the first frame of many, transparency on
+white, 16 bits scaled to 8. Limits are checked on the header, before any pixel is decoded. Large
+JPEGs are decoded at 1/2, 1/4 or 1/8 scale where that leaves twice the side that the encoder needs:
+on mosaics of photographs this changed the resized picture by 0.6 to 1.1 levels of 255 on average,
 while Lanczos instead of bicubic changed it by 1.4 to 1.7. Colour profiles are not applied.
 
-Whatever the bytes, one picture takes at most BYTES_A_PIXEL bytes a pixel and BYTES_BESIDES, and
-`max_seconds` of computing or, inside one call of a C library, what its pixels take. Large ones are
-decoded one at a time in a process, so that its threads do not multiply the first.
+Whatever the bytes, one picture takes at most BYTES_PER_PIXEL bytes a pixel plus BYTES_OVERHEAD, and
+`max_seconds` of CPU time or, inside one call of a C library, the time for its pixels. Large
+pictures are decoded one at a time in a process, so that threads do not multiply their memory.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from chiasm.pipeline.images.headers import sizes_in_icns, sizes_in_ico
 from chiasm.pipeline.images.rgb import to_rgb
 
 __all__ = [
-    "LONGEST",
-    "LONGEST_WHOLE",
+    "MAX_ASPECT",
+    "MAX_ASPECT_ANY_SIZE",
     "REASONS",
     "DecodeSettings",
     "Picture",
@@ -40,25 +40,25 @@ __all__ = [
     "decode",
 ]
 
-# Of decode's own memory at its worst; benchmarks/hostile.py measures both.
-BYTES_A_PIXEL = 32
-BYTES_BESIDES = 512 << 20
+# The worst case of decode's memory; benchmarks/hostile.py measures both.
+BYTES_PER_PIXEL = 32
+BYTES_OVERHEAD = 512 << 20
 
-_SILENCE = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # as warnings.filters has it
+_SILENCE = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # an entry of warnings.filters
 
-# Of what is longer only the middle is looked at. Encoders that take a square crop see no more of
-# it; others see a strip that they can resize. Where an encoder takes any size the bound is wider,
-# and that of the models' own processors, which refuse longer pictures.
-LONGEST, LONGEST_WHOLE = 16, 200
+# Maximal ratio of the sides; of a longer picture only the middle is used. Encoders with a square
+# crop see no more of it; others see a strip that they can resize. For encoders of any size the
+# ratio is that of the models' own processors, which refuse longer pictures.
+MAX_ASPECT, MAX_ASPECT_ANY_SIZE = 16, 200
 
 _LARGE = 16_000_000  # pixels
 _one_large = threading.Lock()
 
-# How much a codec is fed at once where 64 KB can hold hours of work: thousands of scans of a
+# Bytes that a codec gets at once where 64 KB can contain hours of work: thousands of scans of a
 # JPEG over all its pixels; thousands of comments of a plain PPM.
-_PIECE_OF_JPEG, _PIECE_OF_PPM = 1 << 10, 1 << 17
+_JPEG_READ_BYTES, _PPM_READ_BYTES = 1 << 10, 1 << 17
 
-_UPRIGHT = {  # EXIF orientation -> what turns the picture as a person sees it
+_UPRIGHT = {  # EXIF orientation -> the transpose that turns the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -73,9 +73,9 @@ _UPRIGHT = {  # EXIF orientation -> what turns the picture as a person sees it
 class DecodeSettings:
     """Limits and speed of decoding.
 
-    max_megapixels: width x height in millions; above 178 Pillow's own limit holds. max_seconds: of
-    computing, for one picture; 0: no limit. scaled: decode large JPEGs at a fraction of their size
-    where that is faithful; False is full decoding.
+    max_megapixels: width x height in millions; above 178 Pillow's own limit applies. max_seconds:
+    CPU time for one picture, 0 for no limit. scaled: decode large JPEGs at a fraction of their size
+    where the result is close; False decodes them in full.
     """
 
     max_megapixels: float = 100
@@ -92,8 +92,8 @@ class DecodeSettings:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """`image`: RGB, upright, of a very long picture its middle. `width`, `height`: of the whole
-    picture, even if decoded smaller."""
+    """A decoded picture. image: RGB, upright; of a very long picture its middle. width, height: of
+    the whole upright picture in pixels, even if it was decoded smaller."""
 
     image: Image.Image
     width: int
@@ -101,8 +101,8 @@ class Picture:
 
 
 def decode(data: bytes, settings: DecodeSettings, target: int | None) -> Picture:
-    """Decode one picture; thread safe. `target`: the side in pixels of what the encoder sees, None
-    for its full size. Raises Undecodable, and nothing else, for whatever `data` may be."""
+    """Decode one picture; thread safe. target: the shorter side in pixels that the encoder needs,
+    None for the full size. Raises Undecodable, and nothing else, for any `data`."""
     if len(data) > settings.max_member_bytes:
         raise Undecodable("member_too_large", f"{len(data)} bytes")
     _silence_pillow()
@@ -121,7 +121,8 @@ def decode(data: bytes, settings: DecodeSettings, target: int | None) -> Picture
 
 
 def _is_large_icon(data: bytes, settings: DecodeSettings) -> bool:
-    """Whether this is an ICO, decoded on opening, with a large picture inside, within the limit."""
+    """Whether this is an ICO, which Pillow decodes on opening, with a large picture inside.
+    Undecodable for one above the limit."""
     large = [size for size in sizes_in_ico(data) if size[0] * size[1] > _LARGE]
     for width, height in large:
         _check_size(width, height, settings)
@@ -141,14 +142,14 @@ def _decode(
         _check_size(*inside, settings, image.format)
     if settings.scaled and target is not None and isinstance(image, JpegImageFile):
         image.draft(None, (2 * target, 2 * target))
-    whole = image.size == (width, height)
-    with _one_large if _weight(image, width * height) > _LARGE else nullcontext():
+    full_size = image.size == (width, height)
+    with _one_large if _pixels_in_memory(image, width * height) > _LARGE else nullcontext():
         _load(image, file)
-        if whole:
+        if full_size:
             width, height = image.size  # loading turns a TIFF and may correct an ICO
             _check_size(width, height, settings, image.format)
         orientation = _orientation(image)
-        rgb = _middle(to_rgb(image), LONGEST_WHOLE if target is None else LONGEST)
+        rgb = _crop_to_aspect(to_rgb(image), MAX_ASPECT_ANY_SIZE if target is None else MAX_ASPECT)
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
     if orientation >= 5:
@@ -159,13 +160,13 @@ def _decode(
 def _check_size(width: int, height: int, settings: DecodeSettings, form: str | None = None) -> None:
     if width < 1 or height < 1:
         raise Undecodable("corrupt", f"{width} x {height} pixels")
-    most = SLOW.get(form, settings.max_megapixels) if form else settings.max_megapixels
-    if width * height > min(most, settings.max_megapixels) * 1e6:
+    limit = SLOW.get(form, settings.max_megapixels) if form else settings.max_megapixels
+    if width * height > min(limit, settings.max_megapixels) * 1e6:
         raise Undecodable("too_many_pixels", f"{width} x {height}")
 
 
-def _weight(image: Image.Image, pixels: int) -> int:
-    """How many pixels stand in memory at once: all of `pixels`, fewer in a JPEG decoded scaled."""
+def _pixels_in_memory(image: Image.Image, pixels: int) -> int:
+    """How many pixels are in memory at once: all of `pixels`, fewer in a JPEG decoded scaled."""
     if isinstance(image, JpegImageFile) and not image.info.get("progressive"):
         return image.width * image.height
     return pixels
@@ -177,22 +178,22 @@ def _load(image: ImageFile, file: BoundedFile) -> None:
     if file.unbounded:
         image.load()
         return
-    piece = None
+    max_bytes = None
     if isinstance(image, JpegImageFile):
-        image.decodermaxblock = _PIECE_OF_JPEG
+        image.decodermaxblock = _JPEG_READ_BYTES
     elif image.format == "PPM":
-        piece = _PIECE_OF_PPM
-    # A PNG's chunks are read, and kept, until its end; of others the pixels are all that is left.
-    file.go_on_to_pixels(most_bytes=piece, by_bytes=image.format != "PNG")
+        max_bytes = _PPM_READ_BYTES
+    # A PNG may have metadata after its pixels, each chunk of which is kept; other formats have not.
+    file.start_pixels(max_bytes=max_bytes, unlimited_reads=image.format != "PNG")
     image.load()
 
 
-def _middle(image: Image.Image, longest: int) -> Image.Image:
-    """The middle of a picture longer than `longest` times its short side, else all of it."""
-    bound = longest * min(image.size)
-    if max(image.size) <= bound:
+def _crop_to_aspect(image: Image.Image, max_aspect: int) -> Image.Image:
+    """The middle of a picture longer than `max_aspect` times its short side, else all of it."""
+    max_side = max_aspect * min(image.size)
+    if max(image.size) <= max_side:
         return image
-    width, height = min(image.width, bound), min(image.height, bound)
+    width, height = min(image.width, max_side), min(image.height, max_side)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
@@ -207,8 +208,9 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _silence_pillow() -> None:
-    """Keep Pillow's warnings about odd files from the terminal: the picture, or the reason of its
-    loss, says it better. `warnings.catch_warnings` is no choice in threads, where each exit would
-    undo what another thread set; so one filter for Pillow's modules is added, once, and stays."""
+    """Keep Pillow's warnings about odd files off the terminal; failures have reasons anyway.
+
+    `warnings.catch_warnings` does not work in threads, where leaving it undoes what another thread
+    has set; so one filter for Pillow's modules is added, once, and stays."""
     if _SILENCE not in warnings.filters:
         warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -1,8 +1,8 @@
-"""Why a picture was not decoded: the closed list of reasons, and which of them a failure was.
+"""Why a picture was not decoded: the closed list of reasons, and the choice of one for a failure.
 
-Decoders raise nearly everything for bad bytes, and say little. So what counts is what happened:
-whether the decoder asked for bytes behind the last one, and, for those that take a file whole,
-whether its container says that bytes are missing.
+Decoders raise nearly any exception for bad bytes, with vague messages. So the choice depends on
+whether the decoder read past the end and, for decoders that take a whole file, whether the
+container says that bytes are missing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL.TiffImagePlugin import (
 
 from chiasm.pipeline.errors import Undecodable
 
-REASONS = {  # stage "decode": every reason there is, and what it says
+REASONS = {  # every reason of stage "decode", and its description
     "not_a_picture": "its bytes begin like no format that is read",
     "truncated": "its bytes end before the picture does",
     "corrupt": "a decoder refused its bytes",
@@ -32,7 +32,7 @@ REASONS = {  # stage "decode": every reason there is, and what it says
     "out_of_memory": "no memory for its pixels",
 }
 
-# What Pillow says of a codec that refused what it was given, as opposed to one that wanted more.
+# Pillow's messages for codecs that rejected their bytes, as opposed to those that needed more.
 _REFUSED = re.compile("broken data stream|unrecognized data stream|overrun|bad configuration")
 _UNSUPPORTED = re.compile("unsupported|not supported|unknown|unrecognized mode", re.IGNORECASE)
 
@@ -40,10 +40,10 @@ _UNSUPPORTED = re.compile("unsupported|not supported|unknown|unrecognized mode",
 def classify_failure(
     error: Exception, data: bytes, form: str, ran_out: bool, image: Image.Image | None = None
 ) -> Undecodable:
-    """What a decoder raised, told by reason.
+    """An Undecodable with a reason for what a decoder raised.
 
-    form: the format that failed. ran_out: whether it asked for bytes behind the last one. image:
-    the opened picture, where it could be opened."""
+    form: the format that failed. ran_out: whether the decoder read past the end. image: the opened
+    picture, where it could be opened."""
     if isinstance(error, Undecodable):
         return error
     if isinstance(error, Image.DecompressionBombError):
@@ -52,14 +52,14 @@ def classify_failure(
     if isinstance(error, MemoryError):
         return Undecodable("out_of_memory", detail)
     if form == "WEBP":
-        cut = _riff_ends_early(data)
-    elif isinstance(image, TiffImageFile):  # its tags are read again after its pixels
-        cut = "truncated" in str(error) or _tiff_ends_early(image, len(data))
+        truncated = _riff_ends_early(data)
+    elif isinstance(image, TiffImageFile):  # Pillow reads tags again after the pixels
+        truncated = "truncated" in str(error) or _tiff_ends_early(image, len(data))
     elif _REFUSED.search(str(error)):
-        cut = False
+        truncated = False
     else:
-        cut = ran_out or isinstance(error, EOFError) or "truncated" in str(error).lower()
-    if cut:
+        truncated = ran_out or isinstance(error, EOFError) or "truncated" in str(error).lower()
+    if truncated:
         return Undecodable("truncated", detail)
     if isinstance(error, NotImplementedError) or _UNSUPPORTED.search(str(error)):
         return Undecodable("unsupported", detail)
@@ -80,11 +80,11 @@ def _riff_ends_early(data: bytes) -> bool:
 
 
 def _tiff_ends_early(image: TiffImageFile, size: int) -> bool:
-    """Whether the last strip or tile lies, in part, behind the end."""
+    """Whether a strip or tile ends after the end of the file."""
     for offsets, counts in ((STRIPOFFSETS, STRIPBYTECOUNTS), (TILEOFFSETS, TILEBYTECOUNTS)):
         try:
-            places = zip(image.tag_v2[offsets], image.tag_v2[counts], strict=False)
-            if any(offset + count > size for offset, count in places):
+            extents = zip(image.tag_v2[offsets], image.tag_v2[counts], strict=False)
+            if any(offset + count > size for offset, count in extents):
                 return True
         except (KeyError, TypeError):  # no such tag, or one that holds no numbers
             continue

@@ -1,16 +1,16 @@
-"""Which formats of Pillow are tried on foreign bytes, and how one of them is opened.
+"""Which formats of Pillow are tried on untrusted bytes, and how a picture is opened.
 
-Tried is all that decodes in this process, from the bytes alone, under our limits; whatever the name
-says, since files bear wrong extensions. Not tried are
+Tried are all formats that decode in this process, from the bytes alone, under our limits; the name
+does not matter, since files have wrong extensions. Not tried are
 
     EPS                          runs Ghostscript
     IPTC                         opens a file of any format inside it, EPS too
     BLP                          decodes a JPEG inside it where no deadline reaches
-    WMF, BUFR, GRIB, HDF5, MPEG  only told apart: Pillow has no decoder for them here
+    WMF, BUFR, GRIB, HDF5, MPEG  only recognised: Pillow has no decoder for them here
     FPX, MIC                     need another package
 
-The order is Pillow's own, so that ambiguous bytes are to us what they are to everybody: formats
-with a signature before those without, which take what looks like theirs (TGA above all).
+The order is Pillow's own, so that ambiguous bytes give the same format as elsewhere: formats with a
+signature before those without, which accept too much (TGA above all).
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ TRIED = """
     TIFF MSP PCD PIXAR PSD QOI SGI SPIDER SUN TGA WEBP XBM XPM XVTHUMB
 """
 
-# The most megapixels of formats whose decoder is one loop of Python, which no deadline can end.
+# Maximal megapixels of formats whose decoder is one Python loop, which no deadline can stop.
 SLOW = {"FITS": 16}
 
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """What is tried, of what this build of Pillow has."""
+    """The formats that are tried and that this build of Pillow has."""
     Image.init()
     return tuple(form for form in TRIED.split() if form in Image.OPEN)
 
 
 def open_picture(data: bytes, seconds: float) -> tuple[ImageFile, BoundedFile]:
-    """The picture with its header read, and the file from which its pixels come; Undecodable."""
+    """The picture with its header read, and the file of its pixels; raises Undecodable."""
     if is_plain_jpeg(data):
-        with contextlib.suppress(Exception):  # then it is treated as any other
+        with contextlib.suppress(Exception):  # on failure it is opened as any other
             file = BoundedFile(data, seconds, unbounded=True)
             return Image.open(file, formats=("JPEG",)), file  # pyrefly: ignore  # reads and seeks
     check_pieces(data)
@@ -53,12 +53,12 @@ def open_picture(data: bytes, seconds: float) -> tuple[ImageFile, BoundedFile]:
     try:
         return Image.open(file, formats=formats()), file  # pyrefly: ignore  # reads and seeks
     except Exception as error:
-        raise _why_not_opened(error, data, file) from error
+        raise _opening_failure(error, data, file) from error
 
 
-def _why_not_opened(error: Exception, data: bytes, opened: BoundedFile) -> Undecodable:
-    """Pillow keeps to itself what the decoder of a format said: ask that one alone, in what is left
-    of the time."""
+def _opening_failure(error: Exception, data: bytes, opened: BoundedFile) -> Undecodable:
+    """Pillow hides the error of the format whose signature matched: open it with that format alone,
+    in the time that is left."""
     if isinstance(error, Undecodable | MemoryError | Image.DecompressionBombError):
         return classify_failure(error, data, "header", ran_out=False)
     prefix = data[:16].ljust(16, b"\0")
@@ -66,7 +66,7 @@ def _why_not_opened(error: Exception, data: bytes, opened: BoundedFile) -> Undec
         factory, accepts = Image.OPEN[form]
         if accepts is None or not accepts(prefix):
             continue
-        file = opened.again()
+        file = opened.reopened()
         try:
             factory(file, "").close()  # pyrefly: ignore  # reads and seeks
         except Exception as said:  # noqa: BLE001  decoders raise nearly everything

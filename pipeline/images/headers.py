@@ -1,8 +1,8 @@
-"""What the header of a picture says beyond its size, and Pillow does not weigh before its pixels.
+"""Checks of picture headers that Pillow does not make before it decodes pixels.
 
-A small file can ask for gigabytes of bookkeeping: a TIFF of millions of strips, a JPEG 2000 cut
-into blocks of a few pixels. An icon states the sizes of the pictures inside it as it likes. Only
-what is needed to refuse such files is read here; all else is for the decoder to judge.
+A small file can require gigabytes of bookkeeping: a TIFF of millions of strips, a JPEG 2000 of
+blocks of a few pixels. An icon's directory may state wrong sizes of the pictures inside. Only what
+is needed to refuse such files is parsed here; the rest is left to the decoder.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from PIL.IcnsImagePlugin import IcnsImageFile
 
 from chiasm.pipeline.errors import Undecodable
 
-_MOST_STRIPS = 1 << 18  # of a TIFF; each becomes some 300 bytes of Python objects
-_MOST_ENTRIES = 1 << 16  # of a BigTIFF; others cannot count further
-_MOST_BLOCKS = 1 << 19  # of a JPEG 2000; each costs OpenJPEG 300 bytes, and its precinct as much
+_MAX_STRIPS = 1 << 18  # of a TIFF; each becomes some 300 bytes of Python objects
+_MAX_ENTRIES = 1 << 16  # of a BigTIFF; a TIFF's count has 16 bits
+_MAX_BLOCKS = 1 << 19  # of a JPEG 2000; each costs OpenJPEG 300 bytes, and its precinct as much
 
-# Of a JPEG 2000 again. Segments of all kinds: a picture of 100 megapixels in tiles of 128 by 128
+# Of a JPEG 2000. Segments of all kinds: a picture of 100 megapixels in tiles of 128 by 128
 # pixels, each in ten parts, has 122,000. Coding styles: one a tile, and one a component where it
-# differs; each takes Python 30 microseconds to weigh.
-_MOST_SEGMENTS, _MOST_STYLES = 1 << 17, 10_000
+# differs; each takes 30 microseconds to check.
+_MAX_SEGMENTS, _MAX_STYLES = 1 << 17, 10_000
 
 _FEW_SEGMENTS = 50  # of at most 64 KB each
 _SEGMENTS = frozenset((0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE))  # DHT, DQT, DRI, APP, COM
@@ -34,18 +34,18 @@ _CODESTREAM, _JP2 = b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"
 
 
 def check_pieces(data: bytes) -> None:
-    """Raise Undecodable for a picture of more pieces than one within our limits has."""
+    """Raise Undecodable for a picture of too many strips, tiles or code blocks."""
     for entry, order, big in _tiff_entries(data):
         tag, _, count = struct.unpack_from(f"{order}HH{'Q' if big else 'L'}", entry)
-        if tag in (273, 324) and _MOST_STRIPS < count <= len(data):  # Pillow skips what has no room
+        if tag in (273, 324) and _MAX_STRIPS < count <= len(data):  # Pillow skips what has no room
             raise Undecodable("too_much_metadata", f"TIFF: {count} strips or tiles")
     if data.startswith((_CODESTREAM, _JP2)):
         _check_jpeg2000(data, 0)
 
 
 def is_plain_jpeg(data: bytes) -> bool:
-    """Whether this is a JPEG of one scan behind few segments, as cameras and web sites write them:
-    its pixels alone say how much work it is."""
+    """Whether this is a JPEG of one scan after few segments, as cameras and web sites write them:
+    its work depends on its pixels alone."""
     if not data.startswith(b"\xff\xd8\xff"):
         return False
     at, components = 2, 0
@@ -53,7 +53,7 @@ def is_plain_jpeg(data: bytes) -> bool:
         if at + 10 > len(data) or data[at] != 0xFF:
             return False
         marker = data[at + 1]
-        if marker == 0xDA:  # SOS: of as many components as the frame has?
+        if marker == 0xDA:  # SOS, which has to contain all components of the frame
             return data[at + 4] == components
         if marker in (0xC0, 0xC1):  # SOF of a sequential picture
             components = data[at + 9]
@@ -121,7 +121,7 @@ def _tiff_entries(data: bytes) -> Iterator[tuple[bytes, str, bool]]:
         return
     count = struct.unpack_from(order + ("Q" if big else "H"), data, start)[0]
     end = min(len(data), start + head + count * length)
-    if end - start > _MOST_ENTRIES * length:
+    if end - start > _MAX_ENTRIES * length:
         raise Undecodable("too_much_metadata", f"TIFF: {count} entries")
     for at in range(start + head, end - length + 1, length):
         yield data[at : at + length], order, big
@@ -130,15 +130,15 @@ def _tiff_entries(data: bytes) -> Iterator[tuple[bytes, str, bool]]:
 def _check_jpeg2000(data: bytes, start: int) -> None:
     try:
         blocks = _blocks_of_jpeg2000(data, data.index(_CODESTREAM, start))
-    except (ValueError, IndexError, struct.error):  # the decoder will say what is wrong with it
+    except (ValueError, IndexError, struct.error):  # the decoder reports what is wrong
         return
-    if blocks > _MOST_BLOCKS:
+    if blocks > _MAX_BLOCKS:
         raise Undecodable("too_much_metadata", f"JPEG 2000: {blocks} code blocks")
 
 
 def _blocks_of_jpeg2000(data: bytes, start: int) -> int:
-    """The most code blocks that any coding style in the headers makes of all the pixels. Raises
-    Undecodable for headers of too many segments."""
+    """The largest number of code blocks that a coding style in the headers gives for all pixels.
+    Raises Undecodable for headers of too many segments."""
     width, height, left, top = struct.unpack_from(">4I", data, start + 8)
     components = struct.unpack_from(">H", data, start + 40)[0]
     pixels = max(0, width - left) * max(0, height - top)
@@ -148,9 +148,9 @@ def _blocks_of_jpeg2000(data: bytes, start: int) -> int:
         marker, length = struct.unpack_from(">HH", data, at)
         body = data[at + 4 : at + 2 + length]
         styles += marker in (0xFF52, 0xFF53)
-        if segments > _MOST_SEGMENTS or styles > _MOST_STYLES:
-            told = f"JPEG 2000: {segments} segments, {styles} of them coding styles, and more"
-            raise Undecodable("too_much_metadata", told)
+        if segments > _MAX_SEGMENTS or styles > _MAX_STYLES:
+            detail = f"JPEG 2000: {segments} segments, {styles} of them coding styles, and more"
+            raise Undecodable("too_much_metadata", detail)
         if marker == 0xFF52:  # COD: for all components
             most = max(most, components * _blocks_of(body[0], body[5:], pixels))
         elif marker == 0xFF53:  # COC: for one of them
@@ -171,7 +171,7 @@ def _blocks_of_jpeg2000(data: bytes, start: int) -> int:
 
 
 def _blocks_of(style: int, body: bytes, pixels: int) -> int:
-    """How many blocks a coding style makes of one component: pixels shared over resolutions."""
+    """The number of code blocks of one component under a coding style, over all resolutions."""
     levels, across, down = body[0], (body[1] & 15) + 2, (body[2] & 15) + 2
     blocks = 0
     for level in range(min(levels, 32) + 1):  # from the smallest resolution to the whole

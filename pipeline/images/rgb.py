@@ -1,6 +1,6 @@
-"""A decoded picture of any mode -> RGB as a person sees it: on white, in 8 bits a channel.
+"""A decoded picture of any mode -> RGB: on white, 8 bits a channel.
 
-Wide greys are scaled in bands of rows, so that a picture never stands in memory as floats.
+Grey of 16 or 32 bits is scaled in bands of rows, so that no whole picture is in memory as floats.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _BAND = 1 << 20  # pixels
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow -> RGB."""
+    """A picture of any Pillow mode -> mode RGB, transparency on white."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _to_8_bits(image).convert("RGB")
     if image.mode == "LAB":
@@ -36,12 +36,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """Scale grey of 16 or 32 bits, integers or floats, to 8 bits.
 
-    16 bits have their full range, as their format says. What wider numbers mean no format says:
-    taken is the narrowest of 0-1 (floats), 0-255 and 0-65535 that holds them, else their span."""
+    16 bits have the full range by definition. No format defines the range of wider numbers: it is
+    the narrowest of 0-1 (floats), 0-255 and 0-65535 that contains them, else from their minimum to
+    their maximum."""
     low, high = (0.0, 65535.0) if image.mode.startswith("I;16") else _range_of(image)
     grey = Image.new("L", image.size)
     for top, values in _bands(image):
-        with np.errstate(all="ignore"):  # infinite floats have their place too: the ends
+        with np.errstate(all="ignore"):  # infinite floats become the ends of the range
             values -= low
             values *= np.float32(255 / ((high - low) or 1))
         np.nan_to_num(values, copy=False, nan=0, posinf=255, neginf=0)

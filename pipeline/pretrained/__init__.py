@@ -1,4 +1,4 @@
-"""Models that other people made: where they lie, how they are loaded, how they see a picture."""
+"""Other people's models: finding and loading them, and their image preprocessing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["EncoderSettings"]
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """How an encoder runs; what it is comes from its name.
+    """How an encoder runs; which encoder it is depends on its name alone.
 
     precision: auto (bfloat16 where the device is fast in it, else float32), float32 or bfloat16.
     device: auto (cuda where the process has one, else cpu), cpu, cuda or cuda:N.
-    threads: CPU threads of the forward pass; 0 leaves torch's own choice.
+    threads: CPU threads of the forward pass; 0 for torch's default.
     """
 
     precision: str = "auto"

@@ -1,4 +1,4 @@
-"""Settings -> the device and the precision an encoder runs in.
+"""Settings -> the device and the precision that an encoder uses.
 
 Chosen once per process, when an encoder is loaded, and recorded in the collection beside the
 fingerprint. `auto` takes bfloat16 only where the device multiplies it in hardware: elsewhere torch
@@ -17,7 +17,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def resolve_device(wanted: str) -> torch.device:
     """`auto`, `cpu`, `cuda` or `cuda:N` -> the torch device; `auto` is cuda where there is one.
 
-    Raises UsageError for any other word, EncoderError where this process has no such device.
+    Raises UsageError for any other value, EncoderError where this process has no such device.
     """
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -38,7 +38,7 @@ def resolve_device(wanted: str) -> torch.device:
 def resolve_precision(wanted: str, device: torch.device) -> str:
     """`auto`, `float32` or `bfloat16` -> `float32` or `bfloat16`, keys of PRECISIONS.
 
-    Raises UsageError for any other word.
+    Raises UsageError for any other value.
     """
     if wanted == "auto":
         return "bfloat16" if fast_in_bfloat16(device) else "float32"
@@ -48,9 +48,8 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
 
 
 def fast_in_bfloat16(device: torch.device) -> bool:
-    """Has the device instructions for bfloat16? On CPUs: AVX512-BF16 or AMX; on CUDA: Ampere and
-    later.
-    """
+    """Whether the device has instructions for bfloat16: AVX512-BF16 or AMX on CPUs, Ampere or later
+    on CUDA."""
     if device.type == "cuda":
         major, _ = torch.cuda.get_device_capability(device)
         return major >= 8

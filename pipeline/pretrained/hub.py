@@ -1,10 +1,10 @@
-"""A model's name -> the folder of its files, and the fingerprint of what lies there.
+"""A model's name -> the folder of its files, and their fingerprint.
 
 A name is a local folder, or a Hugging Face id (`owner/name`, or `owner/name@revision` for a commit,
-a branch or `refs/pr/N`), whose files are fetched once into the hub's own cache. Weights are read
-from safetensors alone: nothing is unpickled, so a model that ships only a .bin file is refused.
-The fingerprint reads every byte of the weights each time a model is loaded, 1 to 2 GB/s a core:
-slower than trusting names and dates, and true of any copy.
+a branch or `refs/pr/N`), whose files are downloaded once into the hub's own cache. Weights are read
+from safetensors only: nothing is unpickled, so a model with only a .bin file is refused. The
+fingerprint reads every byte of the weights each time a model is loaded, at 1 to 2 GB/s a core:
+slower than comparing names and dates, and the same for any copy.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from transformers.utils import logging as transformers_logging
 
 from chiasm.pipeline.errors import ChiasmError, EncoderError
 
-# What a model is made of beside its weights. Model cards, notes and training leftovers are no part
-# of it: they may change and the vectors stay.
-PARTS = (
+# The files of a model besides its weights. Model cards and training leftovers do not belong to it:
+# vectors do not depend on them.
+CONFIG_FILES = (
     "config.json",
     "processor_config.json",
     "preprocessor_config.json",
@@ -50,14 +50,16 @@ PARTS = (
     "sentence_bert_config.json",
     "router_config.json",
 )
-FOREIGN = ("onnx", "openvino")  # folders with the same model for other runtimes
-SPAN = 16 << 20  # bytes that a thread reads and hashes at a time: keeps memory small
+OTHER_RUNTIMES = ("onnx", "openvino")  # folders with the same model for other runtimes
+HASH_BLOCK = 16 << 20  # bytes that a thread reads and hashes at a time, to bound memory
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """The files of one model. `name` is what finds it again from any place, `what` the name as it
-    was given, for messages; `weights` a glob; `nested` where folders below hold parts of it too."""
+    """The files of one model.
+
+    name: finds the model again from any working directory. what: the name as it was given, for
+    messages. weights: a glob. nested: whether subfolders contain parts of the model too."""
 
     name: str
     what: str
@@ -66,19 +68,21 @@ class ModelFolder:
     nested: bool
 
     def files(self, pattern: str) -> list[Path]:
-        """Matching files in the order of their paths relative to the folder."""
+        """Matching files, sorted by path."""
         found = self.path.rglob(pattern) if self.nested else self.path.glob(pattern)
         return sorted(
             path
             for path in found
-            if path.is_file() and not set(FOREIGN) & set(path.relative_to(self.path).parts)
+            if path.is_file() and not set(OTHER_RUNTIMES) & set(path.relative_to(self.path).parts)
         )
 
     def require_weights(self) -> None:
-        """Raise EncoderError without safetensors, or where a part has its weights pickled alone."""
-        whole = {path.parent for path in self.files(self.weights)}
-        pickled = [path for path in self.files("pytorch_model*.bin") if path.parent not in whole]
-        if not whole or pickled:
+        """Raise EncoderError where there are no safetensors, or a part has pickled weights only."""
+        with_weights = {path.parent for path in self.files(self.weights)}
+        pickled = [
+            path for path in self.files("pytorch_model*.bin") if path.parent not in with_weights
+        ]
+        if not with_weights or pickled:
             names = ", ".join(str(path.relative_to(self.path)) for path in pickled[:3])
             raise EncoderError(
                 f"encoder {self.what}",
@@ -88,7 +92,7 @@ class ModelFolder:
             )
 
     def require_one_of(self, names: Sequence[str], role: str) -> None:
-        """Raise EncoderError where none of the files is there: transformers would make one up."""
+        """Raise EncoderError where none of the files exists: transformers would use a default."""
         if not any(self.files(name) for name in names):
             raise EncoderError(
                 f"encoder {self.what}",
@@ -98,30 +102,34 @@ class ModelFolder:
             )
 
     def fingerprint(self, preprocessing: dict[str, Any]) -> str:
-        """32 hex digits over weights, tokenizer, configuration and `preprocessing`: the same for
-        any copy of the folder, another when a byte of them differs."""
-        paths = [path for name in (self.weights, *PARTS) for path in self.files(name)]
-        spans = [(path, at) for path in paths for at in range(0, path.stat().st_size, SPAN)]
+        """32 hex digits: blake2b over weights, tokenizer, configuration and `preprocessing`. Equal
+        for any copy of the folder, different when a byte differs."""
+        paths = [path for name in (self.weights, *CONFIG_FILES) for path in self.files(name)]
+        blocks = [
+            (path, offset) for path in paths for offset in range(0, path.stat().st_size, HASH_BLOCK)
+        ]
         digest = hashlib.blake2b(json.dumps(preprocessing, sort_keys=True).encode(), digest_size=16)
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            for (path, at), part in zip(spans, pool.map(_digest, spans), strict=True):
-                digest.update(f"\n{path.relative_to(self.path).as_posix()} {at} ".encode() + part)
+            for (path, offset), part in zip(blocks, pool.map(_digest, blocks), strict=True):
+                digest.update(
+                    f"\n{path.relative_to(self.path).as_posix()} {offset} ".encode() + part
+                )
         return digest.hexdigest()
 
 
-def _digest(span: tuple[Path, int]) -> bytes:
-    path, at = span
+def _digest(block: tuple[Path, int]) -> bytes:
+    path, offset = block
     with path.open("rb") as file:
-        file.seek(at)
-        # Processors have instructions for sha256: measured here 1.75 GB/s a core, blake2b 0.72.
-        return hashlib.sha256(file.read(SPAN)).digest()
+        file.seek(offset)
+        # CPUs have instructions for sha256: 1.75 GB/s a core where measured, blake2b 0.72.
+        return hashlib.sha256(file.read(HASH_BLOCK)).digest()
 
 
 def find_model(family: str, model: str, weights: str, nested: bool = False) -> ModelFolder:
     """The folder of encoder `family:model`; see ModelFolder for the other arguments.
 
-    Raises EncoderError, in one line, where there is no such folder or id, where the hub does not
-    answer and its cache has no copy, and where configuration or weights are missing.
+    Raises EncoderError where there is no such folder or id, where the hub does not answer and its
+    cache has no copy, and where configuration or weights are missing.
     """
     what, name, path = f"{family}:{model}", f"{family}:{model}", Path(model).expanduser()
     if not model:
@@ -150,14 +158,19 @@ def find_model(family: str, model: str, weights: str, nested: bool = False) -> M
 
 def _from_hub(model: str, what: str, weights: str) -> Path:
     name, _, revision = model.partition("@")
-    wanted = [weights, f"{weights}.index.json", *PARTS, *(f"*/{part}" for part in PARTS)]
+    wanted = [
+        weights,
+        f"{weights}.index.json",
+        *CONFIG_FILES,
+        *(f"*/{part}" for part in CONFIG_FILES),
+    ]
     try:
-        with quiet():
+        with capture_warnings():
             fetched = huggingface_hub.snapshot_download(
                 name,
                 revision=revision or None,
                 allow_patterns=wanted,
-                ignore_patterns=[f"*{foreign}/*" for foreign in FOREIGN],
+                ignore_patterns=[f"*{foreign}/*" for foreign in OTHER_RUNTIMES],
             )
             return Path(fetched)
     except errors.HFValidationError:
@@ -179,15 +192,15 @@ def _from_hub(model: str, what: str, weights: str) -> Path:
 
 
 @contextmanager
-def loading(what: str, role: str) -> Iterator[list[str]]:
-    """Load one part of a model in silence; whatever the libraries raise becomes an EncoderError.
-    Gives the list that fills with what they would have printed."""
+def translating_load_errors(what: str, role: str) -> Iterator[list[str]]:
+    """A context for loading one part of a model: whatever the libraries raise becomes an
+    EncoderError. Yields the list that collects the warnings that they would have printed."""
     try:
-        with quiet() as reports:
-            yield reports
+        with capture_warnings() as warnings:
+            yield warnings
     except ChiasmError:
         raise
-    # transformers, tokenizers and safetensors raise what they like, bare Exception included.
+    # transformers, tokenizers and safetensors raise any exception, bare Exception included.
     except Exception as error:
         missing = isinstance(error, ImportError)
         raise EncoderError(
@@ -204,8 +217,8 @@ def first_sentence(error: BaseException) -> str:
     return lines[0].split(". ")[0][:200] if lines else type(error).__name__
 
 
-class _Reports(logging.Handler):
-    """Keeps the messages that it is given."""
+class _ListHandler(logging.Handler):
+    """Appends messages to a list."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -216,19 +229,19 @@ class _Reports(logging.Handler):
 
 
 @contextmanager
-def quiet() -> Iterator[list[str]]:
-    """No progress bars and no warnings of the model libraries on the terminal while this lasts;
-    gives the list that the warnings go to instead."""
+def capture_warnings() -> Iterator[list[str]]:
+    """A context without progress bars and warnings of the model libraries on the terminal; yields
+    the list that collects the warnings."""
     bars = transformers_logging.is_progress_bar_enabled()
     loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers")]
     before = [(logger.level, logger.handlers, logger.propagate) for logger in loggers]
-    reports = _Reports()
+    handler = _ListHandler()
     transformers_logging.disable_progress_bar()
     for logger in loggers:
-        logger.handlers, logger.propagate = list[logging.Handler]([reports]), False
+        logger.handlers, logger.propagate = list[logging.Handler]([handler]), False
         logger.setLevel(logging.WARNING)
     try:
-        yield reports.messages
+        yield handler.messages
     finally:
         for logger, (level, handlers, propagate) in zip(loggers, before, strict=True):
             logger.handlers, logger.propagate = handlers, propagate

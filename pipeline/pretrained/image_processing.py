@@ -1,10 +1,10 @@
-"""A model's own image processor -> the same pixels, made in two places.
+"""A model's image processor, split into two steps with the same result.
 
-Resizing and cropping are Pillow's and run in the decode threads, one picture at a time, down to
-uint8; rescaling and normalising run on the whole batch on the model's device. Split so, a batch
-crosses to the device in a quarter of the bytes, and decode threads do no float arithmetic. The
-steps are those of the Pillow backend of transformers, bit by bit. Where torchvision is installed
-transformers itself would take that, which rounds otherwise: vectors must not depend on it.
+Resizing and cropping are Pillow's and run in the decode threads, one picture at a time, to uint8;
+rescaling and normalising run on the whole batch on the model's device. So a batch is copied to the
+device in a quarter of the bytes, and decode threads do no float arithmetic. The steps are those of
+the Pillow backend of transformers, bit by bit. Where torchvision is installed transformers would
+use that, which rounds differently: vectors must not depend on it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import (
 from chiasm.pipeline.errors import EncoderError
 
 
-class Pixels(Protocol):
-    """How a model takes its pictures: `side` in pixels, None where pictures keep their shape."""
+class ImageProcessing(Protocol):
+    """The preprocessing of a model. side: in pixels, None where pictures keep their shape."""
 
     @property
     def side(self) -> int | None: ...
@@ -40,14 +40,14 @@ class Pixels(Protocol):
         """B outputs of `preprocess` -> the arguments of the model's image forward, on `device`."""
         ...
 
-    def described(self) -> dict[str, Any]:
-        """The whole of it in words and numbers."""
+    def describe(self) -> dict[str, Any]:
+        """All parameters, for the fingerprint and the collection's identity."""
         ...
 
 
 @dataclass(frozen=True)
 class Scale:
-    """uint8 -> the numbers a model was trained on: (x * factor - mean) / std, by channel."""
+    """uint8 -> the model's input range: (x * factor - mean) / std, by channel."""
 
     factor: float
     mean: tuple[float, ...]
@@ -67,21 +67,21 @@ class Scale:
         std = torch.tensor(self.std, device=pixels.device)[:, None, None]
         return (pixels * self.factor - mean) / std
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {"rescale": self.factor, "mean": list(self.mean), "std": list(self.std)}
 
 
 @dataclass(frozen=True)
-class SquarePixels:
-    """Fixed resolution: squeezed to S x S, or the short side resized and the middle cut out."""
+class SquareProcessing:
+    """Fixed resolution S: resized to S x S, or the short side resized and a centre crop."""
 
     side: int
-    short: int | None  # the short side before the crop; None: squeezed, no crop
+    short: int | None  # the short side before the crop; None: resized to S x S, no crop
     resample: int
     scale: Scale
 
     @classmethod
-    def of(cls, processor: Any, vision: Any, what: str) -> SquarePixels:
+    def of(cls, processor: Any, vision: Any, what: str) -> SquareProcessing:
         """From an image processor and the model's vision config; raises EncoderError for steps
         other than resize, crop, rescale and normalise, and for a size the model does not take."""
         side, short = _geometry(processor)
@@ -91,7 +91,7 @@ class SquarePixels:
                 expected="an image processor that resizes, or resizes and crops, to a square",
                 found=f"{type(processor).__name__} {processor.to_dict()}",
             )
-        if _whole(vision.image_size) != side:
+        if _square_side(vision.image_size) != side:
             raise EncoderError(
                 f"encoder {what}",
                 expected=f"pictures of {vision.image_size} px, as config.json says",
@@ -104,7 +104,7 @@ class SquarePixels:
         if self.short is None:
             image = image.resize((self.side, self.side), self.resample)
         else:
-            image = _middle(_shortened(image, self.short, self.resample), self.side)
+            image = _center_crop(_resize_short_side(image, self.short, self.resample), self.side)
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
     def inputs(
@@ -113,18 +113,18 @@ class SquarePixels:
         batch = torch.from_numpy(np.stack(pixels)).to(device)  # (B, 3, S, S) uint8
         return {"pixel_values": self.scale(batch).to(dtype)}
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {
             "resize": [self.side, self.side] if self.short is None else {"short side": self.short},
             "resample": Image.Resampling(self.resample).name.lower(),
             "crop": None if self.short is None else [self.side, self.side],
-            **self.scale.described(),
+            **self.scale.describe(),
         }
 
 
 @dataclass(frozen=True)
-class PatchPixels:
-    """SigLIP2's NaFlex: shape kept, resized to at most `patches` squares of `patch` px."""
+class PatchProcessing:
+    """SigLIP2's NaFlex: aspect ratio kept, resized to at most `patches` squares of `patch` px."""
 
     patch: int
     patches: int
@@ -136,8 +136,8 @@ class PatchPixels:
         return None
 
     @classmethod
-    def of(cls, processor: Any, vision: Any, what: str) -> PatchPixels:
-        """As SquarePixels.of."""
+    def of(cls, processor: Any, vision: Any, what: str) -> PatchProcessing:
+        """As SquareProcessing.of."""
         patches = getattr(processor, "max_num_patches", None)
         if not patches or not processor.do_resize or processor.patch_size != vision.patch_size:
             raise EncoderError(
@@ -176,46 +176,46 @@ class PatchPixels:
         cut = scaled.unfold(1, self.patch, self.patch).unfold(2, self.patch, self.patch)
         return cut.permute(1, 2, 3, 4, 0).flatten(2).flatten(0, 1)  # from (3, h, w, P, P)
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {
             "resize": {"patch": self.patch, "patches": self.patches},
             "resample": Image.Resampling(self.resample).name.lower(),
             "crop": None,
-            **self.scale.described(),
+            **self.scale.describe(),
         }
 
 
 def _geometry(processor: Any) -> tuple[int | None, int | None]:
-    """(side, short side before the crop or None), (None, None) for any other shape or step."""
+    """(side, short side before the crop or None); (None, None) for other shapes and steps."""
     plain = type(processor)._preprocess is PilBackend._preprocess and not processor.do_pad
     if not plain or not processor.do_resize:
         return None, None
     size, crop = processor.size, processor.crop_size if processor.do_center_crop else None
     if crop is None:
-        return (size.height, None) if _square(size) else (None, None)
-    fits = _square(crop) and size.shortest_edge and not size.longest_edge
+        return (size.height, None) if _is_square(size) else (None, None)
+    fits = _is_square(crop) and size.shortest_edge and not size.longest_edge
     return (crop.height, size.shortest_edge) if fits else (None, None)
 
 
-def _shortened(image: Image.Image, short: int, resample: int) -> Image.Image:
-    """Resized until the short side is `short`; the long side is rounded down, as the model's is."""
+def _resize_short_side(image: Image.Image, short: int, resample: int) -> Image.Image:
+    """Resize the short side to `short`; the long side is rounded down, as in transformers."""
     width, height = image.size
     if width <= height:
         return image.resize((short, int(short * height / width)), resample)
     return image.resize((int(short * width / height), short), resample)
 
 
-def _middle(image: Image.Image, side: int) -> Image.Image:
-    """The middle `side` x `side`; Pillow's crop adds black where the picture is smaller."""
+def _center_crop(image: Image.Image, side: int) -> Image.Image:
+    """The central `side` x `side`; Pillow's crop adds black where the picture is smaller."""
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
 
 
-def _square(size: Any) -> bool:
+def _is_square(size: Any) -> bool:
     return size is not None and bool(size.height) and size.height == size.width
 
 
-def _whole(side: int | Sequence[int]) -> int | None:
+def _square_side(side: int | Sequence[int]) -> int | None:
     """A side that configs write as 224 or [224, 224]; None where the two differ."""
     if isinstance(side, int):
         return side

@@ -1,5 +1,5 @@
-"""The picture-book world, in the order of its making: world (facts), draw (pictures), words
-(captions and the claims they make), samples (what a shard holds), recall (how often a hit is true).
+"""The picture-book world, a synthetic data set: world (facts), draw (pictures), words (captions and
+their claims), samples (members of a shard), recall (how often a hit is true).
 
-All of it follows from seeds, so that any scene, picture or caption can be made again anywhere.
+Everything is a function of seeds, so any scene, picture or caption can be made again anywhere.
 """

@@ -1,9 +1,9 @@
-"""What a caption says of a scene, and whether it is true.
+"""The claims of a caption about a scene, and whether they are true.
 
-Claims are what a caption's words mean, without the words. They are checked against a scene's facts,
-by `holds` one by one and by `holds_matrix` for many at once; a search hit is right when every claim
-of the query holds of it, whatever its own caption says. What a caption leaves unsaid is no claim:
-"a red boat" is true of a striped one.
+Claims are the meaning of a caption without its words. They are compared with a scene's facts, by
+`holds` for one pair and by `holds_matrix` for many; a search hit is correct when every claim of the
+query holds for it, whatever its own caption says. What a caption omits is no claim: "a red boat" is
+true of a striped one.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ThingClaim:
 @dataclass(frozen=True, slots=True)
 class Claims:
     """All that one caption claims: there are different things such that each fits its `ThingClaim`,
-    and (i, relation, j) says how thing i lies to thing j."""
+    and (i, relation, j) is the spatial relation of thing i to thing j."""
 
     things: tuple[ThingClaim, ...] = ()
     relations: tuple[tuple[int, str, int], ...] = ()
@@ -66,22 +66,22 @@ class Claims:
     def to_json(self) -> dict[str, Any]:
         """Plain values, unsaid fields left out."""
         things = [{k: v for k, v in asdict(t).items() if v is not None} for t in self.things]
-        told: dict[str, Any] = {"things": things, "relations": [list(r) for r in self.relations]}
-        return told | ({"background": self.background} if self.background else {})
+        fields: dict[str, Any] = {"things": things, "relations": [list(r) for r in self.relations]}
+        return fields | ({"background": self.background} if self.background else {})
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> Claims:
-        """The claims that `to_json` told of; ValueError where these are none."""
+    def from_json(cls, fields: dict[str, Any]) -> Claims:
+        """The claims of a `to_json`; ValueError for anything else."""
         try:
-            things = tuple(ThingClaim(**t) for t in told["things"])
-            relations = tuple((i, relation, j) for i, relation, j in told["relations"])
-            return cls(things, relations, told.get("background"))
+            things = tuple(ThingClaim(**t) for t in fields["things"])
+            relations = tuple((i, relation, j) for i, relation, j in fields["relations"])
+            return cls(things, relations, fields.get("background"))
         except (KeyError, TypeError) as error:
             raise ValueError(f"not the claims of a caption: {error}") from error
 
 
 def related(one: Thing, relation: str, other: Thing) -> bool:
-    """Does `one` lie `left of`, `right of`, `above` or `below` `other`, by column or by row?"""
+    """Whether `one` is `left of`, `right of`, `above` or `below` `other`, by column or by row."""
     if relation in ("left of", "right of"):
         one, other = (one, other) if relation == "left of" else (other, one)
         return one.column < other.column
@@ -90,7 +90,7 @@ def related(one: Thing, relation: str, other: Thing) -> bool:
 
 
 def fits(claim: ThingClaim, thing: Thing) -> bool:
-    """Is all that the claim says true of this thing?"""
+    """Whether everything that the claim states is true of this thing."""
     facts = {
         "kind": thing.kind,
         "colour": thing.colour,
@@ -110,9 +110,9 @@ def holds(claims: Claims, scene: Scene) -> bool:
     if claims.background not in (None, scene.background):
         return False
     return any(
-        all(map(fits, claims.things, chosen))
-        and all(related(chosen[i], relation, chosen[j]) for i, relation, j in claims.relations)
-        for chosen in itertools.permutations(scene.things, len(claims.things))
+        all(map(fits, claims.things, things))
+        and all(related(things[i], relation, things[j]) for i, relation, j in claims.relations)
+        for things in itertools.permutations(scene.things, len(claims.things))
     )
 
 
@@ -173,8 +173,10 @@ def _fitting(
     facts: np.ndarray,
 ) -> np.ndarray:
     """Is there a choice of things under which a block of claims holds? (Q, N) bool."""
-    asked, given = said[:, None, :, None, :], facts[None, :, None, :, :]
-    match = ((asked == UNSAID) | (asked == given)).all(-1)  # (Q, N, claimed thing, scene's thing)
+    claimed, actual = said[:, None, :, None, :], facts[None, :, None, :, :]
+    match = ((claimed == UNSAID) | (claimed == actual)).all(
+        -1
+    )  # (Q, N, claimed thing, scene's thing)
     match &= (facts[None, :, None, :, 0] != ABSENT) | ~wanted[:, None, :, None]
     rows, columns = facts[..., 4], facts[..., 5]  # (N, 3)
     before = {
@@ -187,9 +189,9 @@ def _fitting(
     }
     found = np.zeros(match.shape[:2], dtype=bool)
     for order in itertools.permutations(range(MOST_THINGS)):
-        chosen = match[:, :, 0, order[0]] & match[:, :, 1, order[1]] & match[:, :, 2, order[2]]
-        for q, told in enumerate(relations):
-            for i, relation, j in told:
-                chosen[q] &= before[relation][:, order[i], order[j]]
-        found |= chosen
+        fitting = match[:, :, 0, order[0]] & match[:, :, 1, order[1]] & match[:, :, 2, order[2]]
+        for q, claimed_relations in enumerate(relations):
+            for i, relation, j in claimed_relations:
+                fitting[q] &= before[relation][:, order[i], order[j]]
+        found |= fitting
     return found

@@ -57,7 +57,7 @@ SKIES: dict[str, tuple[Colour, Colour]] = {  # top and bottom of the gradient be
 
 def picture(scene: Scene, side: int = SIDE) -> Image.Image:
     """The scene as an RGB picture of side x side pixels; the same scene gives the same pixels."""
-    rng = random.Random(scene.look)
+    rng = random.Random(scene.style_seed)
     canvas = background(scene.background, rng.randrange(VARIANTS), side).copy()
     for thing in scene.things:
         tilt = rng.randrange(len(TILTS))

@@ -1,9 +1,9 @@
-"""Hard twins: groups of scenes that differ in one attribute, in how many things there are, or in
-how two of them lie to each other.
+"""Hard twins: groups of scenes that differ in one attribute, in the number of things, or in the
+spatial relation of two of them.
 
 A group is the product of a few changes: whether two things have changed places, whether one of them
-is missing, and the values of one or two attributes. Every scene of it has as many neighbours as
-asked, scenes that are one change away. A caption of the poorer of two scenes that differ in a thing
+is missing, and the values of one or two attributes. Every scene has a given number of neighbours,
+scenes that are one change away. A caption of the poorer of two scenes that differ in a thing
 is true of the richer one too; all else that a complete caption says is false of a neighbour, places
 excepted that a relation covers.
 """
@@ -20,7 +20,7 @@ from chiasm.pipeline.scenes.world import (
     Scene,
     attributes,
     edited,
-    new_look,
+    new_style_seed,
     options,
     random_scene,
 )
@@ -53,11 +53,11 @@ def hard_group(rng: random.Random, neighbours: int = NEIGHBOURS) -> list[Scene]:
         if changes is not None:
             break
     group = []
-    for chosen in itertools.product(*changes):
+    for combination in itertools.product(*changes):
         twin = scene
-        for change in chosen:
+        for change in combination:
             twin = change(twin)
-        group.append(replace(twin, look=new_look(rng)))
+        group.append(replace(twin, style_seed=new_style_seed(rng)))
     return group
 
 

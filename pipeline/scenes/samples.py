@@ -42,14 +42,14 @@ def samples(
         yield {"__key__": f"{number:06d}", "png": png, "txt": captions[0], "json": facts}
 
 
-def facts_of_sample(told: dict[str, Any]) -> tuple[Scene, Claims]:
+def facts_of_sample(fields: dict[str, Any]) -> tuple[Scene, Claims]:
     """A sample's json, as `samples` made it -> its scene and the claims of its `txt`.
 
     ValueError where it is the json of something else.
     """
-    scene = Scene.from_json(told)
+    scene = Scene.from_json(fields)
     try:
-        return scene, Claims.from_json(told["claims"][0])
+        return scene, Claims.from_json(fields["claims"][0])
     except (KeyError, IndexError) as error:
         raise ValueError(f"a scene without the claims of its caption: {error}") from error
 

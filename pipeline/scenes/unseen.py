@@ -1,11 +1,9 @@
-"""The compositional split: combinations that no training draws, of parts that it draws all the
-time.
+"""The compositional split: combinations that training never draws, of parts that it draws often.
 
 A combination is a colour, a kind and a relation: a red boat left of something. One in twenty is
 withheld: for every colour and relation exactly one kind, so that every colour, kind and relation,
 and every two of them, are met in training, but not the three together. A scene in which a
-withheld combination is true is never drawn for training; a caption can therefore not tell it
-either.
+withheld combination is true is never drawn for training, so no training caption states it.
 """
 
 from __future__ import annotations
@@ -16,16 +14,16 @@ from chiasm.pipeline.scenes.claims import RELATIONS, Claims, related
 from chiasm.pipeline.scenes.words import plan
 from chiasm.pipeline.scenes.world import COLOURS, KINDS, Scene, random_scene, twin_group
 
-Told = tuple[int, str, int]  # thing i of a scene, a relation, thing j
+Relation = tuple[int, str, int]  # thing i of a scene, a relation, thing j
 
 
 def withheld(colour: str, kind: str, relation: str) -> bool:
-    """Is this combination kept from training?"""
+    """Whether this combination is never drawn for training."""
     code = 2 * COLOURS.index(colour) + KINDS.index(kind) + 5 * RELATIONS.index(relation)
     return code % len(KINDS) == 7
 
 
-def withheld_in(scene: Scene) -> list[Told]:
+def withheld_in(scene: Scene) -> list[Relation]:
     """Where withheld combinations are true in a scene."""
     return [
         (i, relation, j)
@@ -39,8 +37,8 @@ def withheld_in(scene: Scene) -> list[Told]:
 def unseen_gallery(samples: int, seed: int) -> tuple[list[Scene], list[Claims]]:
     """At least `samples` different scenes, each with three others or more that differ from it in
     one attribute, and for each a complete caption's claims. Every group grew from a scene with a
-    withheld combination, and where a scene has one its caption tells it: those are the queries to
-    ask, the others are there to be confused with.
+    withheld combination, and where a scene has one its caption states it: those are the
+    queries, the other scenes are distractors.
     """
     rng = random.Random(f"unseen gallery {seed}")
     scenes: list[Scene] = []
@@ -54,9 +52,9 @@ def unseen_gallery(samples: int, seed: int) -> tuple[list[Scene], list[Claims]]:
             seen.update(scene.facts for scene in group)
             scenes.extend(group)
     rng.shuffle(scenes)
-    return scenes, [_telling(scene, rng) for scene in scenes]
+    return scenes, [_claims_of(scene, rng) for scene in scenes]
 
 
-def _telling(scene: Scene, rng: random.Random) -> Claims:
-    told = withheld_in(scene)
-    return plan(scene, rng, relation=rng.choice(told) if told else None)
+def _claims_of(scene: Scene, rng: random.Random) -> Claims:
+    relations = withheld_in(scene)
+    return plan(scene, rng, relation=rng.choice(relations) if relations else None)

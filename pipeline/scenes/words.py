@@ -109,10 +109,10 @@ def plan(
     complete: bool = True,
     relation: tuple[int, str, int] | None = None,
 ) -> Claims:
-    """What to claim of a scene; the first two things are told in relation, others by their
+    """What to claim of a scene; the first two things are stated in relation, others by their
     places.
 
-    relation: of the scene's things i and j, for a complete caption to tell; None: any.
+    relation: of the scene's things i and j, for a complete caption to state; None: any.
     """
     things = rng.sample(scene.things, len(scene.things))
     if not complete:
@@ -120,26 +120,28 @@ def plan(
     if relation:
         pair = [scene.things[relation[0]], scene.things[relation[2]]]
         things = pair + [thing for thing in things if thing not in pair]
-    told = [_described(thing) for thing in things]
+    thing_claims = [_described(thing) for thing in things]
     relations = ((0, relation[1], 1),) if relation else _relations(things, rng)
-    placed = range(len(told)) if not relations else range(2, len(told))
+    placed = range(len(thing_claims)) if not relations else range(2, len(thing_claims))
     for i in placed:
-        told[i] = _placed(told[i], things[i])
-    return Claims(tuple(told), relations, scene.background)
+        thing_claims[i] = _placed(thing_claims[i], things[i])
+    return Claims(tuple(thing_claims), relations, scene.background)
 
 
 def _partial(scene: Scene, things: list[Thing], rng: random.Random) -> Claims:
     """One or two of the things, each with some of its attributes; the background now and then."""
     things = things[: rng.choice((1, 1, 2))]
     relations = _relations(things, rng)
-    told = []
+    thing_claims = []
     for thing in things:
         claim = _described(thing)
         for name in ("colour", "size", "texture"):
             if rng.random() < (0.25 if name == "colour" else 0.7):
                 claim = replace(claim, **{name: None})
-        told.append(_loosely(claim, thing, rng) if not relations and rng.random() < 0.4 else claim)
-    return Claims(tuple(told), relations, scene.background if rng.random() < 0.4 else None)
+        thing_claims.append(
+            _loosely(claim, thing, rng) if not relations and rng.random() < 0.4 else claim
+        )
+    return Claims(tuple(thing_claims), relations, scene.background if rng.random() < 0.4 else None)
 
 
 def _described(thing: Thing) -> ThingClaim:

@@ -2,11 +2,11 @@
 
 A scene is one to three things on a background; a thing has a kind, a colour, a size, a texture and
 a place of its own on a grid of three by three. Facts come first: pictures (draw.py) and captions
-(words.py) are both made from them, so that what is true of a picture is known, not guessed. `look`
-seeds what no caption speaks of (small shifts and tilts) and is no attribute.
+(words.py) are both made from them, so that what is true of a picture is known. `style_seed` seeds
+what no caption mentions (small shifts and tilts) and is no attribute.
 
 Galleries are made of twin groups: each scene has at least three others that differ from it in
-exactly one attribute, since a model that reads only the gist of a picture finds those out last.
+exactly one attribute: a model that encodes only the gist of a picture cannot tell them apart.
 """
 
 from __future__ import annotations
@@ -64,22 +64,20 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """1 to 3 things in different places and of different kinds, a background, and a look."""
+    """1 to 3 things in different places and of different kinds, a background, a style seed."""
 
     things: tuple[Thing, ...]
     background: str
-    look: int = 0
+    style_seed: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The facts as plain values, ready for json."""
         things = [asdict(thing) for thing in self.things]
-        return {"things": things, "background": self.background, "look": self.look}
+        return {"things": things, "background": self.background, "look": self.style_seed}
 
     @classmethod
     def from_json(cls, facts: dict[str, Any]) -> Scene:
-        """The scene that `to_json` told of; further fields are let be. ValueError: no such
-        scene.
-        """
+        """The scene of a `to_json`; other fields are ignored. ValueError for invalid facts."""
         try:
             things = tuple(Thing(**thing) for thing in facts["things"])
             scene = cls(things, facts["background"], facts["look"])
@@ -91,13 +89,13 @@ class Scene:
                     raise ValueError(f"{name} {getattr(thing, name)!r}: expected one of {values}")
         if scene.background not in BACKGROUNDS:
             raise ValueError(f"background {scene.background!r}: expected one of {BACKGROUNDS}")
-        if not 1 <= len(things) <= MOST_THINGS or not isinstance(scene.look, int):
+        if not 1 <= len(things) <= MOST_THINGS or not isinstance(scene.style_seed, int):
             raise ValueError(f"expected 1 to {MOST_THINGS} things and a whole number as look")
         return scene
 
     @property
     def facts(self) -> tuple[Any, ...]:
-        """What makes two scenes the same: everything but the look, things in any order."""
+        """What makes two scenes the same: everything but the style seed, things in any order."""
         return (self.background, frozenset(self.things))
 
 
@@ -123,15 +121,15 @@ def options(scene: Scene, attribute: Attribute) -> list[str]:
     return [present, *(v for v in VALUES[name] if v != present and v not in taken)]
 
 
-def edited(scene: Scene, attribute: Attribute, value: str, look: int | None = None) -> Scene:
-    """The scene with one attribute changed to `value`, and a new look where one is given."""
+def edited(scene: Scene, attribute: Attribute, value: str, style_seed: int | None = None) -> Scene:
+    """The scene with one attribute changed to `value`, and a new style seed where one is given."""
     index, name = attribute
-    look = scene.look if look is None else look
+    style_seed = scene.style_seed if style_seed is None else style_seed
     if index is None:
-        return replace(scene, background=value, look=look)
+        return replace(scene, background=value, style_seed=style_seed)
     things = list(scene.things)
     things[index] = replace(things[index], **{name: value})
-    return replace(scene, things=tuple(things), look=look)
+    return replace(scene, things=tuple(things), style_seed=style_seed)
 
 
 def differences(one: Scene, other: Scene) -> int:
@@ -160,7 +158,7 @@ def random_scene(rng: random.Random) -> Scene:
         Thing(kind, rng.choice(COLOURS), rng.choice(SIZES), rng.choice(TEXTURES), place)
         for kind, place in zip(kinds, places, strict=True)
     )
-    return Scene(things, rng.choice(BACKGROUNDS), new_look(rng))
+    return Scene(things, rng.choice(BACKGROUNDS), new_style_seed(rng))
 
 
 def twin_group(
@@ -191,7 +189,7 @@ def twin_group(
     for values in itertools.product(*(values for _, values in varied)):
         twin = scene
         for (attribute, _), value in zip(varied, values, strict=True):
-            twin = edited(twin, attribute, value, new_look(rng))
+            twin = edited(twin, attribute, value, new_style_seed(rng))
         group.append(twin)
     return group
 
@@ -234,6 +232,6 @@ def stream(seed: int, twins: float = 0.6) -> Iterator[Scene]:
             yield from twin_group(rng)
 
 
-def new_look(rng: random.Random) -> int:
-    """A look for a scene."""
+def new_style_seed(rng: random.Random) -> int:
+    """A style seed for a scene."""
     return rng.randrange(2**31)

@@ -1,6 +1,6 @@
-"""WebDataset shards: which there are, their samples, single members, and writing one."""
+"""WebDataset shards: listing them, reading samples and single members, writing them."""
 
-from chiasm.pipeline.shards.group import PICTURES, ReadSettings, captions_of
+from chiasm.pipeline.shards.group import PICTURE_EXTENSIONS, ReadSettings, captions_of
 from chiasm.pipeline.shards.listing import list_shards, shard_id
 from chiasm.pipeline.shards.members import read_checked, read_member, split_member_name
 from chiasm.pipeline.shards.samples import DROP_REASONS, NOTE_REASONS, read_samples
@@ -11,7 +11,7 @@ __all__ = [
     "DAMAGES",
     "DROP_REASONS",
     "NOTE_REASONS",
-    "PICTURES",
+    "PICTURE_EXTENSIONS",
     "Damaged",
     "ReadSettings",
     "Tar",

@@ -1,4 +1,4 @@
-"""One sample while its members come in: which of them are kept, and what is noted or lost."""
+"""One sample while its members are read: which are kept, and what is noted or dropped."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from chiasm.pipeline.errors import require_at_least
 from chiasm.pipeline.records import IMAGE, TEXT, Dropped, Note, Place, Sample, Source
 from chiasm.pipeline.shards.tar import Member
 
-# Read, and in this order when a sample has several: other names of the first, then what is rare.
-# Which format it is, the bytes say.
-PICTURES = (
+# Extensions that are read as pictures, in order of preference when a sample has several: common
+# formats, other names of these, rare formats. The format itself is detected by content.
+PICTURE_EXTENSIONS = (
     *("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ico", "avif"),
     *("jpe", "jfif", "jif", "pjpeg", "pjp", "apng", "mpo", "jp2", "j2k", "j2c", "jpf", "jpx"),
     *("ppm", "pgm", "pbm", "pnm", "pfm", "tga", "qoi", "dds", "psd", "pcx", "dcx", "sgi", "icns"),
     *("cur", "dib", "xbm", "xpm", "fli"),
 )
 
-# Pictures and films that are not read: a sample with nothing else to see is dropped, so that it is
-# not taken for a caption without a picture. Other extensions (cls, npy, html) count for nothing.
+# Pictures and films that are not read: a sample without another picture is dropped, so that it is
+# not taken for a caption without a picture. Other extensions (cls, npy, html) are ignored.
 _UNREAD = """
     arw avi cr2 cr3 dcm dng eps exr ff flif flv hdr heic heics heif heifs image img jls jpm jxl jxr
     m4v mkv mov mp4 mpeg mpg nef orf pam psb raf raw rw2 svg svgz wbmp webm wmf wmv xcf
 """
-OTHER_PICTURES = frozenset(_UNREAD.split())
-_NAMED = OTHER_PICTURES.union(PICTURES)  # by the last part: seg.png is an extension of its own
+UNREAD_EXTENSIONS = frozenset(_UNREAD.split())
+# Compared with the last part of an extension: seg.png is an extension of its own.
+_VISUAL_EXTENSIONS = UNREAD_EXTENSIONS.union(PICTURE_EXTENSIONS)
 
-_TEXTS = ("txt", "json")
+_TEXT_EXTENSIONS = ("txt", "json")
 
-_MOST_NOTES = 100  # of a kind that one sample, or one shard, can have by the million
-_MOST_EXTENSIONS = 1000  # of a sample, beside those that are read
+_MAX_NOTES = 100  # of a kind of which a sample or a shard may have millions
+_MAX_EXTENSIONS = 1000  # of a sample, beside those that are read
 
 
 @dataclass(frozen=True)
@@ -59,27 +60,27 @@ class ReadSettings:
 
 
 class CappedNotes:
-    """Lets so many notes of one kind pass, and counts the others: an account of a million late
-    members is of use to nobody."""
+    """Passes on the first notes of a kind and only counts the rest: nobody reads a million."""
 
     def __init__(self) -> None:
-        self._passed = self._left = 0
+        self._passed = self._omitted = 0
 
     def take(self, note: Note) -> Iterator[Note]:
+        """The note itself while there are few, then nothing."""
         self._passed += 1
-        if self._passed <= _MOST_NOTES:
+        if self._passed <= _MAX_NOTES:
             yield note
         else:
-            self._left += 1
+            self._omitted += 1
 
     def rest(self, key: str = "") -> Iterator[Note]:
-        """One note that says how many were left out, if any was."""
-        if self._left:
-            yield Note(key, "many_notes", str(self._left))
+        """One note with the number of omitted ones, if there are any."""
+        if self._omitted:
+            yield Note(key, "many_notes", str(self._omitted))
 
 
 class Group:
-    """The members of one key while they come in."""
+    """The members of one key while they are read."""
 
     def __init__(
         self, key: str, settings: ReadSettings, modalities: Mapping[str, Sequence[str]]
@@ -97,23 +98,24 @@ class Group:
         self.extensions: set[str] = set()
         self.picture: bytes | None = None
         self.place: Place | None = None
-        self.rank = len(PICTURES)
+        self.rank = len(PICTURE_EXTENSIONS)
         self.texts: dict[str, bytes] = {}
         self.too_large: list[str] = []
-        self.no_files: dict[str, str] = {}  # picture or text -> the first that is a link, ...
+        self.no_files: dict[str, str] = {}  # picture or text -> its first member that is no file
         self.notes: list[Note] = []
         self._duplicates = CappedNotes()
         self._reading = False
 
-    def is_whole(self, usual: set[str]) -> bool:
-        """Whether a cut after the last member left this sample whole, as far as one can tell: no
-        member of it was cut, and it has what the sample before it had (the first of a shard: a
-        picture and a caption)."""
-        alike = usual <= self.extensions if usual else self.place is not None and bool(self.texts)
+    def is_complete(self, expected: set[str]) -> bool:
+        """Whether a tar that is cut after the last member probably has all of this sample: no
+        member of it was cut, and it has the extensions of the sample before it, `expected` (the
+        first sample of a shard: a picture and a caption)."""
+        has_both = self.place is not None and bool(self.texts)
+        alike = expected <= self.extensions if expected else has_both
         return alike and not self._reading
 
     def add(self, extension: str, member: Member) -> None:
-        """Take a member in; the bytes of what is not needed are not read."""
+        """Add a member; its bytes are read only where they are needed."""
         if member.kind:
             self._add_no_file(extension, f"{member.name}: {member.kind}")
             return
@@ -121,41 +123,41 @@ class Group:
             note = Note(self.key, "duplicate_member", member.name)
             self.notes.extend(self._duplicates.take(note))
             return
-        picture = extension in PICTURES and IMAGE in self.modalities
-        read = picture or extension in _TEXTS or extension in self.other
-        if read or len(self.extensions) < _MOST_EXTENSIONS:
+        picture = extension in PICTURE_EXTENSIONS and IMAGE in self.modalities
+        read = picture or extension in _TEXT_EXTENSIONS or extension in self.other
+        if read or len(self.extensions) < _MAX_EXTENSIONS:
             self.extensions.add(extension)
-        self._reading = True  # until its bytes are there: a cut raises on the way
+        self._reading = True  # until its bytes are read: a cut raises in between
         if extension in self.other:
             self._add_other(*self.other[extension], member)
         elif picture:
-            self._add_picture(PICTURES.index(extension), member)
+            self._add_picture(PICTURE_EXTENSIONS.index(extension), member)
         elif read:
             self._add_text(extension, member)
         self._reading = False
 
     def items(self) -> Iterator[Sample | Dropped | Note]:
-        """What has become of the sample: it and its notes, or its drop."""
-        lost = self._lost_picture()
-        if lost is None:
-            table, told = self._json()
+        """The sample and its notes, or why it was dropped."""
+        dropped = self._unusable_picture()
+        if dropped is None:
+            table, json_text = self._json()
             captions = self._captions(table)
             sources = self._sources()
             if sources or (captions and TEXT in self.modalities):
                 missing = self._missing(sources, captions)
-                yield Sample(self.key, sources, captions, told, missing)
+                yield Sample(self.key, sources, captions, json_text, missing)
                 yield from self.notes
                 yield from self._duplicates.rest(self.key)
                 return
-            lost = self._lost_text()
-        yield Dropped(self.key, "read", *lost)
+            dropped = self._unusable_text()
+        yield Dropped(self.key, "read", *dropped)
 
     def _add_picture(self, rank: int, member: Member) -> None:
         if rank >= self.rank:
             return
         self.rank = rank
         self.place = Place(member.name, member.offset, member.size)
-        self.picture = None  # the one of lower rank need not stay while this one is read
+        self.picture = None  # frees the picture of lower rank before this one is read
         if member.size <= self.settings.max_member_bytes:
             self.picture = member.read()
 
@@ -178,8 +180,8 @@ class Group:
         return found
 
     def _add_no_file(self, extension: str, detail: str) -> None:
-        picture = extension.rpartition(".")[2] in _NAMED
-        what = "picture" if picture else "text" if extension in _TEXTS else None
+        picture = extension.rpartition(".")[2] in _VISUAL_EXTENSIONS
+        what = "picture" if picture else "text" if extension in _TEXT_EXTENSIONS else None
         if what is not None and what not in self.no_files:
             self.no_files[what] = detail
             self._note("no_file", detail)
@@ -191,29 +193,29 @@ class Group:
         else:
             self.texts[extension] = member.read()
 
-    def _lost_text(self) -> tuple[str, str]:
-        """(reason, detail) where there is neither a picture nor a caption."""
+    def _unusable_text(self) -> tuple[str, str]:
+        """(reason, detail) of a sample without a usable member."""
         if self.too_large:
             return "member_too_large", self.too_large[0]
         return ("no_file", self.no_files["text"]) if self.no_files else ("empty", "")
 
-    def _lost_picture(self) -> tuple[str, str] | None:
-        """(reason, detail) where there is a picture, but none that can be used."""
+    def _unusable_picture(self) -> tuple[str, str] | None:
+        """(reason, detail) of a sample that has a picture but none that can be used."""
         if IMAGE not in self.modalities:
             return None
         if self.place is not None:
             if self.picture is None:
                 return "member_too_large", f"{self.place.member}: {self.place.size} bytes"
-            if sum(extension in PICTURES for extension in self.extensions) > 1:
+            if sum(extension in PICTURE_EXTENSIONS for extension in self.extensions) > 1:
                 self._note("several_pictures", f"{self.place.member} stands")
             return None
         if "picture" in self.no_files:
             return "no_file", self.no_files["picture"]
-        others = sorted(e for e in self.extensions if e.rpartition(".")[2] in _NAMED)
+        others = sorted(e for e in self.extensions if e.rpartition(".")[2] in _VISUAL_EXTENSIONS)
         return ("extension", ", ".join(others[:5])) if others else None
 
     def _json(self) -> tuple[dict[str, Any], str | None]:
-        """The json member as a dict and as the text it is; ({}, None) for none or a bad one."""
+        """The json member, parsed and as text; ({}, None) for none or an invalid one."""
         if "json" not in self.texts:
             return {}, None
         try:
@@ -229,10 +231,10 @@ class Group:
 
     def _captions(self, table: dict[str, Any]) -> tuple[str, ...]:
         if self.settings.caption_field:
-            ways = (table.get(self.settings.caption_field), self._text())
+            values = (table.get(self.settings.caption_field), self._text())
         else:
-            ways = (self._text(), table.get("caption"), table.get("captions"))
-        return next(filter(None, map(captions_of, ways)), ())
+            values = (self._text(), table.get("caption"), table.get("captions"))
+        return next(filter(None, map(captions_of, values)), ())
 
     def _text(self) -> str | None:
         if "txt" not in self.texts:
@@ -242,14 +244,14 @@ class Group:
         except UnicodeDecodeError as error:
             self._note("bad_text", str(error))
             text = self.texts["txt"].decode("utf-8", "replace")
-        size = len(text.encode())  # a byte that could not be read has become three
+        size = len(text.encode())  # an invalid byte has become three
         if size <= self.settings.max_text_bytes:
             return text
         self._note_large(f"txt: {size} bytes")
         return None
 
     def _missing(self, sources: Mapping[str, Source], captions: tuple[str, ...]) -> dict[str, str]:
-        """By modality why it is not there; each is a note as well."""
+        """Modality -> why it is missing; each reason becomes a note as well."""
         reasons = {IMAGE: "no_picture", TEXT: "no_caption"}
         missing = {
             modality: reasons.get(modality, "no_member")
@@ -269,8 +271,8 @@ class Group:
 
 
 def captions_of(value: object) -> tuple[str, ...]:
-    """A string or a list of them -> the captions in it, stripped, without empty ones."""
+    """A string or a list of strings -> its captions, stripped, without empty ones."""
     values = value if isinstance(value, list) else [value]
-    # json may hold half a surrogate pair, which no column of text can.
+    # JSON can contain lone surrogates, Parquet cannot.
     texts = (v.encode("utf-8", "replace").decode().strip() for v in values if isinstance(v, str))
     return tuple(text for text in texts if text)

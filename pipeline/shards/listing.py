@@ -1,9 +1,8 @@
-"""Which shards: lists of paths, ranges, globs and folders in; `Shard` records in order out.
+"""Lists of paths, brace ranges, globs and folders -> `Shard` records in order; shard ids.
 
-Beside the lists: shard ids, reading one member again, writing a shard. A spec that exists as it
-stands is taken as it stands, and only then are braces expanded and globs matched: files with odd
-names can be named. A shard id holds the file's stem for people, and a hash of its canonical URL
-because two folders may both have a 00000.tar.
+A spec that names an existing file is that file; only else are braces expanded and globs matched, so
+that files with unusual names can be given. A shard id consists of the file's stem, for people, and
+a hash of its canonical URL, because two folders may both contain a 00000.tar.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from chiasm.pipeline.storage import (
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 
-# A stem longer than this would make file names that no file system takes, the hash keeps it unique.
+# A longer stem would make file names that no file system takes; the hash keeps the id unique.
 _MAX_STEM = 120
 
 
@@ -40,10 +39,10 @@ def list_shards(specs: Sequence[str], stdin: TextIO | None = None) -> list[Shard
 
     A spec is a path or URL of a shard, a brace range (`{00000..00012}`, `{a,b}`), a glob, a folder
     (its *.tar, *.tar.gz, *.tgz and *.tar.zst), or `-` for one spec a line from `stdin`. Raises
-    SourceError where a spec names nothing, UsageError where it cannot be understood.
+    SourceError where a spec matches nothing, UsageError for a malformed one.
     """
     urls = dict.fromkeys(url for spec in _with_stdin(specs, stdin) for url in _expand(spec))
-    return map_concurrent(_describe, list(urls))
+    return map_concurrent(stat_shard, list(urls))
 
 
 def shard_id(url: str) -> str:
@@ -70,19 +69,19 @@ def _expand(spec: str) -> Iterator[str]:
     url = canonical_url(spec)
     plain = not re.search(r"[{*?\[]", spec)
     if plain and is_remote(url) and url.lower().endswith(SUFFIXES):
-        yield url  # thousands of names of a store, each looked at twice, would take minutes
+        yield url  # a request for each of thousands of names in a store would take minutes
     elif is_folder(url):
-        yield from _of_folder(url)
+        yield from _in_folder(url)
     elif "{" in spec and not _is_file(url):
         for expanded in _braces(spec):
             yield from _expand(expanded)
     elif re.search(r"[*?\[]", spec) and not _is_file(url):
-        yield from _of_glob(spec)
+        yield from _matching(spec)
     else:
         yield url
 
 
-def _of_folder(url: str) -> list[str]:
+def _in_folder(url: str) -> list[str]:
     folder = Folder(url)
     names = [n for n in folder.list() if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
     if not names:
@@ -95,9 +94,9 @@ def _of_folder(url: str) -> list[str]:
     return [canonical_url(folder.url_of(name)) for name in names]
 
 
-def _of_glob(pattern: str) -> list[str]:
+def _matching(pattern: str) -> list[str]:
     matched = glob(pattern)
-    # What a store finds are objects, and a look at each would be a request.
+    # A store's matches are objects already, and checking each would be a request.
     files = matched if is_remote(pattern) else [url for url in matched if not is_folder(url)]
     if not files:
         found = f"{len(matched)} folders only" if matched else "none"
@@ -131,6 +130,7 @@ def _is_file(url: str) -> bool:
     return True
 
 
-def _describe(url: str) -> Shard:
+def stat_shard(url: str) -> Shard:
+    """The record of one shard, by its canonical URL; SourceError where it cannot be found."""
     found = stat(url)
     return Shard(url, shard_id(url), found.size, found.version)

@@ -1,4 +1,4 @@
-"""Members of a shard: how their names are split, and reading one again by its place."""
+"""Members of a shard: how their names are split, and reading one again by its offset."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)$")
 
 
 def read_member(shard_url: str, place: Place) -> bytes:
-    """A member's bytes again: by one range read or, in a compressed shard, streaming up to it.
+    """A member's bytes: by one range read or, in a compressed shard, by streaming up to it.
 
-    Raises SourceError when it is not there any more."""
+    Raises SourceError when it is missing."""
     if place.offset is not None:
         return read_range(shard_url, place.offset, place.size)
     try:
@@ -31,9 +31,9 @@ def read_member(shard_url: str, place: Place) -> bytes:
 
 
 def read_checked(shard_url: str, place: Place, sha256: str | None) -> bytes:
-    """A member's bytes again, if they are those that were embedded.
+    """A member's bytes, after comparing their SHA-256 with that of the embedded ones.
 
-    Raises SourceError for a shard that is gone or has changed."""
+    Raises SourceError for a shard that is missing or has changed."""
     data = read_member(shard_url, place)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise SourceError(

@@ -1,11 +1,12 @@
-"""A shard in; its samples out in tar order, and beside them what is wrong, counted and not hidden.
+"""A shard -> its samples in tar order, what was dropped, and notes.
 
-Members are grouped as webdataset groups them: neighbours with one key are a sample. In memory is
-only the sample in progress, of it only the picture that stands, `txt` and `json`; and 8 bytes for
-each key that was seen, to know a late member. Every group is exactly one `Sample` or `Dropped`; the
-`Note`s of a sample follow it. A tar that is cut ends with one `Dropped`, wherever the cut fell: the
-sample in progress, or, where that looks whole, what must have come after it. The cost: a tar
-without an end mark that lost nothing tells of a loss all the same.
+Members are grouped as webdataset groups them: consecutive members with the same key are a sample.
+In memory are only the sample in progress (of it the picture in use, other members that the encoder
+takes, `txt` and `json`), and 8 bytes for each key, to recognise late members. Every group becomes
+exactly one `Sample` or `Dropped`; the `Note`s of a sample follow it. A truncated tar ends with one
+`Dropped`, wherever it was cut: the sample in progress or, where that looks complete, the one that
+must have come after it. The cost: a tar without an end mark counts one loss even if it lost
+nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from chiasm.pipeline.shards.seen_keys import SeenKeys
 from chiasm.pipeline.shards.tar import Damaged, Tar
 from chiasm.pipeline.storage import display_name
 
-DROP_REASONS = {  # stage "read": every reason there is, and what it says
+DROP_REASONS = {  # every reason of stage "read", and its description
     "truncated": "the shard ends inside this sample",
     "damaged": "the shard cannot be read on from here",
     "bomb": "the shard unpacks to more than 500 times its bytes, and is not read on from here",
@@ -46,22 +47,22 @@ NOTE_REASONS = {
 }
 
 
-PICTURES_AND_CAPTIONS: Mapping[str, Sequence[str]] = {IMAGE: (), TEXT: ()}
+IMAGE_AND_TEXT: Mapping[str, Sequence[str]] = {IMAGE: (), TEXT: ()}
 
 
 def read_samples(
     shard: Shard,
     settings: ReadSettings,
-    modalities: Mapping[str, Sequence[str]] = PICTURES_AND_CAPTIONS,
+    modalities: Mapping[str, Sequence[str]] = IMAGE_AND_TEXT,
 ) -> Iterator[Sample | Dropped | Note]:
-    """Stream a shard. A cut or damaged one ends with one `Dropped`, its detail says where and why.
+    """Stream a shard. A truncated or damaged one ends with a `Dropped` that says where and why.
 
-    modalities: what is wanted -> the extensions of its members, in order of preference; those of
-    `image` and `text` are known. A sample with any of them is a row. Raises SourceError for a shard
+    modalities: name -> the extensions of its members, in order of preference; those of
+    `image` and `text` are fixed. A sample with any of them is a row. Raises SourceError for a shard
     that is no tar, is empty, or holds no sample at all."""
     seen, late = SeenKeys(), CappedNotes()
     group: Group | None = None
-    usual: set[str] = set()  # the extensions of the sample before the one in progress
+    expected: set[str] = set()  # the extensions of the sample before the one in progress
     with Tar(shard.url) as tar:
         try:
             for member in tar:
@@ -71,7 +72,7 @@ def read_samples(
                 key, extension = name
                 if group is not None and key != group.key:
                     yield from group.items()
-                    group, usual = None, group.extensions
+                    group, expected = None, group.extensions
                 if group is None:
                     if not seen.add(key):
                         yield from late.take(Note(key, "late_member", member.name))
@@ -80,7 +81,7 @@ def read_samples(
                 group.add(extension, member)
         except Damaged as damage:
             yield from late.rest()
-            if group is not None and group.is_whole(usual):
+            if group is not None and group.is_complete(expected):
                 yield from group.items()
                 group = None
             yield Dropped(group.key if group else "", "read", damage.reason, damage.detail)

@@ -1,8 +1,8 @@
-"""The keys of a shard that were seen, in 8 bytes each: a shard may have millions of samples.
+"""The set of a shard's keys in 8 bytes for each: a shard may have millions of samples.
 
-Kept are digests, sorted, and a small set of the latest ones, which is merged in when it has grown.
-Two keys with one digest would cost the second its sample; with ten million keys the odds of such a
-pair are 1 in 370,000.
+Digests of keys are kept in a sorted array, and new ones in a small set that is merged into it when
+it has grown. Two keys with the same digest would lose the second sample; with ten million keys the
+probability of such a pair is 1 in 370,000.
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ import hashlib
 
 import numpy as np
 
-_LATEST = 1 << 14
+_MERGE_SIZE = 1 << 14
 
 
 class SeenKeys:
-    """A set that only grows. It is true once it holds a key."""
+    """A set of strings that only grows; false while it is empty."""
 
     def __init__(self) -> None:
         self._sorted = np.empty(0, np.uint64)
-        self._latest: set[int] = set()
+        self._unmerged: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self._sorted) + len(self._latest)
+        return len(self._sorted) + len(self._unmerged)
 
     def add(self, key: str) -> bool:
-        """Whether the key is new; it no longer is."""
-        told = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        digest = int.from_bytes(told, "little")
-        if digest in self._latest:
+        """Add a key; returns whether it is new."""
+        digest_bytes = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        digest = int.from_bytes(digest_bytes, "little")
+        if digest in self._unmerged:
             return False
         if len(self._sorted):
-            at = int(self._sorted.searchsorted(np.uint64(digest)))
-            if at < len(self._sorted) and int(self._sorted[at]) == digest:
+            position = int(self._sorted.searchsorted(np.uint64(digest)))
+            if position < len(self._sorted) and int(self._sorted[position]) == digest:
                 return False
-        self._latest.add(digest)
-        if len(self._latest) > max(_LATEST, len(self._sorted) >> 3):
-            new = np.fromiter(self._latest, np.uint64, len(self._latest))
+        self._unmerged.add(digest)
+        if len(self._unmerged) > max(_MERGE_SIZE, len(self._sorted) >> 3):
+            new = np.fromiter(self._unmerged, np.uint64, len(self._unmerged))
             self._sorted = np.sort(np.concatenate([self._sorted, new]), kind="stable")
-            self._latest.clear()
+            self._unmerged.clear()
         return True

@@ -1,10 +1,9 @@
-"""A shard's URL -> its members in the order of the tar, read once from front to back.
+"""A shard's URL -> its members in tar order, read once from front to back.
 
-Compression (gzip, zstd) is told from the content, never from the name. Members carry the offset of
-their bytes where a later range read can use it. How a tar ends matters as much as what it holds: a
-broken header, or an end where none may be, raises `Damaged`, so that no sample vanishes behind it.
-Names are only text: nothing is extracted, no link followed. The cost of reading once: a member must
-be read before the next one is asked for.
+Compression (gzip, zstd) is detected by content, never by name. Members carry the offset of their
+bytes where a later range read can use it. A broken header, or an end in the wrong place, raises
+`Damaged`, so that no sample after it is lost unnoticed. Nothing is extracted and no link followed.
+The cost of reading once: a member must be read before the next one is requested.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from chiasm.pipeline.shards.tar_header import (
     NoBlock,
     is_header,
     kind_of,
-    pieces_of,
+    sparse_extents,
 )
 from chiasm.pipeline.shards.tar_stream import BAD_BYTES, Bomb, Content
 from chiasm.pipeline.storage import display_name, open_stream
 
 _CHUNK = 1 << 16
-_CUT = re.compile("truncated|unexpected end|empty header", re.IGNORECASE)
+_TRUNCATED = re.compile("truncated|unexpected end|empty header", re.IGNORECASE)
 
-_KINDS = {  # how files begin that are taken for shards -> what a message calls them
+_FILE_TYPES = {  # first bytes of files that are mistaken for shards -> their name in messages
     b"\x1f\x8b": "a gzip file without a tar in it",
     b"\x28\xb5\x2f\xfd": "a zstd file without a tar in it",
     b"\xfd7zXZ\x00": "an xz file (of the compressed tars, .tar.gz and .tar.zst are read)",
@@ -51,8 +50,8 @@ DAMAGES = ("truncated", "damaged", "bomb")
 
 
 class Damaged(Exception):
-    """A tar cannot be read on. `reason`, one of DAMAGES: truncated (its bytes end), damaged (they
-    are wrong) or bomb (there are too many of them)."""
+    """A tar cannot be read to its end. `reason` is one of DAMAGES: truncated (bytes are missing),
+    damaged (bytes are wrong) or bomb (a small file unpacks to too many bytes)."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
@@ -60,8 +59,10 @@ class Damaged(Exception):
 
 
 class Member:
-    """A member of the tar that is no folder. `offset`: of its first byte, None where no range read
-    gives it. `kind`: what it is in place of a file (a link, a device, ...), "" for a file."""
+    """A member of the tar that is no folder.
+
+    offset: of its first data byte, None where its bytes are no range of the shard. kind: what it is
+    in place of a file (a link, a device, ...), "" for a file."""
 
     def __init__(self, tar: Tar, info: tarfile.TarInfo) -> None:
         self.name, self.size, self.kind = info.name, info.size, kind_of(info)
@@ -69,15 +70,16 @@ class Member:
         self._tar, self._info = tar, info
 
     def read(self) -> bytes:
-        """All its bytes, before the next member is asked for; raises Damaged."""
+        """All its bytes; raises Damaged. To be called before the next member is requested."""
         return self._tar.read(self._info)
 
 
 class Tar:
     """An open tar: iterate over it once, in a `with`.
 
-    Opening raises SourceError for what is no tar, or an empty one; iterating raises Damaged.
-    After the last member `odd_end` is (reason, detail) where something is strange about the end.
+    Opening raises SourceError for a file that is no tar and for an empty tar; iterating raises
+    Damaged. `odd_end`, after the last member: the (reason, detail) of a note about the end, or
+    None.
     """
 
     def __init__(self, url: str) -> None:
@@ -85,7 +87,7 @@ class Tar:
         self.odd_end: tuple[str, str] | None = None
         self._archive: tarfile.TarFile | None = None
         self._broken: Damaged | None = None
-        self._told_as_damage = _ToldAsDamage(self._told)
+        self._translating_errors = _TranslatingErrors(self._translate)
         with ExitStack() as files:
             raw = files.enter_context(open_stream(url))
             magic = raw.peek(tarfile.BLOCKSIZE)[: tarfile.BLOCKSIZE]
@@ -116,16 +118,16 @@ class Tar:
 
     def read(self, info: tarfile.TarInfo) -> bytes:
         """The bytes of the member that came last; raises Damaged."""
-        with self._told_as_damage:
+        with self._translating_errors:
             self._content.seek(info.offset_data)
             if info.sparse is None:
-                return self._exactly(info.size)
-            pieces, whole = pieces_of(info), bytearray(info.size)
-            for start, size in pieces:
-                whole[start : start + size] = self._exactly(size)
-            return bytes(whole)
+                return self._read_exactly(info.size)
+            extents, data = sparse_extents(info), bytearray(info.size)
+            for start, size in extents:
+                data[start : start + size] = self._read_exactly(size)
+            return bytes(data)
 
-    def _exactly(self, size: int) -> bytes:
+    def _read_exactly(self, size: int) -> bytes:
         data = self._content.read(size)
         if len(data) < size:
             raise tarfile.ReadError("unexpected end of data")
@@ -134,12 +136,13 @@ class Tar:
     def _open(self, files: ExitStack, magic: bytes) -> None:
         head = b""
         try:
-            with self._told_as_damage:
+            with self._translating_errors:
                 head = self._content.peek(tarfile.BLOCKSIZE)
-                # Names that are no UTF-8 become readable and, unlike lone surrogates, writable.
+                # Names that are not UTF-8 become backslash escapes: lone surrogates could not be
+                # written.
                 with self._content.header:
                     archive = tarfile.TarFile(  # closed by `files`
-                        fileobj=self._content,  # pyrefly: ignore  # of a file it uses no more
+                        fileobj=self._content,  # pyrefly: ignore  # it needs no more of a file
                         tarinfo=Header,
                         encoding="utf-8",
                         errors="backslashreplace",
@@ -148,8 +151,8 @@ class Tar:
             raise self._no_samples("an empty tar") from end
         except (Damaged, NoBlock) as damage:
             if not is_header(head) or not isinstance(damage, Damaged):
-                raise self._no_samples(_kind_of(magic)) from damage
-            self._broken = damage  # a tar all right, but cut or damaged in its first member
+                raise self._no_samples(_file_type(magic)) from damage
+            self._broken = damage  # it is a tar, but cut or damaged in its first member
         else:
             self._archive = files.enter_context(archive)
 
@@ -158,11 +161,11 @@ class Tar:
         return SourceError(display_name(self.url), expected="a tar of samples", found=found, do=do)
 
     def _next(self, archive: tarfile.TarFile) -> tarfile.TarInfo | None:
-        archive.members = []  # pyrefly: ignore  # or tarfile keeps every header of the shard
+        archive.members = []  # pyrefly: ignore  # else tarfile keeps every header of the shard
         try:
-            with self._told_as_damage, self._content.header:
+            with self._translating_errors, self._content.header:
                 info = archive.next()
-                if info is None:  # so tarfile says that it cannot make sense of a header
+                if info is None:  # tarfile returns None for an invalid header
                     raise tarfile.ReadError("bad header")
                 if info.size < 0:
                     raise tarfile.ReadError(f"a size of {info.size} bytes")
@@ -173,17 +176,17 @@ class Tar:
             raise Damaged("truncated", f"no end mark at byte {archive.offset}") from None
 
     def _skip_to(self, offset: int) -> None:
-        """Go to where the next header begins, and see that what lies before it is there."""
-        with self._told_as_damage:
+        """Go to the next header; checks that the bytes before it exist."""
+        with self._translating_errors:
             if offset != self._content.tell():
                 self._content.seek(offset)
                 if self._content.tell() < offset:
                     raise tarfile.ReadError("unexpected end of data")
 
     def _check_padding(self, archive: tarfile.TarFile) -> None:
-        """Read what follows the end mark: zeros and, in a compressed shard, its checksum."""
+        """Read to the end of the file: zeros and, in a compressed shard, its checksum."""
         try:
-            with self._told_as_damage:
+            with self._translating_errors:
                 while chunk := self._content.read(_CHUNK):
                     if chunk.count(0) != len(chunk):
                         detail = f"more follows the end mark at byte {archive.offset}"
@@ -192,21 +195,22 @@ class Tar:
         except Damaged as damage:
             if damage.reason == "damaged":
                 raise
-            cut = damage.reason == "truncated"  # took no member, nor did an endless row of zeros
-            self.odd_end = ("no_end_mark" if cut else "data_after_end", damage.detail)
+            # All members were read: a cut is a note here, and so are too many zeros.
+            truncated = damage.reason == "truncated"
+            self.odd_end = ("no_end_mark" if truncated else "data_after_end", damage.detail)
 
-    def _told(self, error: Exception) -> Exception:
-        """What callers are told where reading raised `error`."""
+    def _translate(self, error: Exception) -> Exception:
+        """The exception for callers where reading raised `error`."""
         if isinstance(error, EndMark | NoBlock) or not isinstance(error, BAD_BYTES):
             return error
-        if isinstance(error, OSError) and error.errno:  # the disk fails, not what lies on it
+        if isinstance(error, OSError) and error.errno:  # the disk failed, not the content
             return SourceError(display_name(self.url), found=error.strerror or str(error))
         return Damaged(self._reason_of(error), str(error) or type(error).__name__)
 
     def _reason_of(self, error: Exception) -> str:
         if isinstance(error, Bomb):
             return "bomb"
-        if isinstance(error, EOFError) or _CUT.search(str(error)):
+        if isinstance(error, EOFError) or _TRUNCATED.search(str(error)):
             return "truncated"
         if not isinstance(error, tarfile.TarError | IndexError):
             return "damaged"
@@ -216,23 +220,24 @@ class Tar:
             return "damaged"
 
 
-def _kind_of(head: bytes) -> str:
+def _file_type(head: bytes) -> str:
     if not head:
         return "an empty file"
-    for magic, kind in _KINDS.items():
+    for magic, kind in _FILE_TYPES.items():
         if head.startswith(magic):
             return kind
     begins = head[:16].decode("ascii", "backslashreplace")
     return f"a file that begins with {begins!r}"
 
 
-class _ToldAsDamage:
-    """A context in which what bytes and disks raise becomes what callers of a Tar know.
+class _TranslatingErrors:
+    """A context that raises `translate(error)` in place of an error.
 
-    A class, entered again and again: four of contextlib's a member would be a tenth of reading."""
+    A class whose instance is entered many times: creating four of contextlib's for each member
+    would take a tenth of the reading time."""
 
-    def __init__(self, told: Callable[[Exception], Exception]) -> None:
-        self._told = told
+    def __init__(self, translate: Callable[[Exception], Exception]) -> None:
+        self._translate = translate
 
     def __enter__(self) -> None:
         pass
@@ -243,5 +248,7 @@ class _ToldAsDamage:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if isinstance(error, Exception) and (told := self._told(error)) is not error:
-            raise told from error
+        if isinstance(error, Exception):
+            translated = self._translate(error)
+            if translated is not error:
+                raise translated from error

@@ -1,8 +1,8 @@
-"""One header of a tar: what tarfile makes of it, without what it hides and what it does too long.
+"""One header of a tar: tarfile's parser, with its silent failures and its worst cases removed.
 
-tarfile takes a broken header, or the end of the file inside one, for the end of the archive and
-says nothing; here each raises, so that it can be told. Refused is what no tar program writes and
-reading would take memory or minutes for.
+tarfile takes a broken header, or the end of the file inside one, for the end of the archive without
+an error; here both raise. Headers that no tar program writes, and that would cost memory or minutes
+to read, are refused.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import re
 import tarfile
 from typing import Any, Self
 
-from chiasm.pipeline.shards.tar_stream import MOST_HEADER
+from chiasm.pipeline.shards.tar_stream import MAX_HEADER
 
-# Records of a global header are kept, and copied for each member.
-_MOST_GLOBAL = 1 << 14
+# Bytes of global headers, which are kept and copied for each member.
+_MAX_GLOBAL = 1 << 14
 
-# tarfile of Python before 3.11.10 and 3.12.6 tries such a run from each of its digits on.
+# The regular expression of tarfile before Python 3.11.10 and 3.12.6 is quadratic in such a run.
 _MANY_DIGITS = re.compile(rb"\d{1000}")
 
 _SIZE, _SUM = re.compile(rb"[0-7]{11}[ \0]"), re.compile(rb"[0-7]{6}\0 ")
@@ -24,7 +24,7 @@ _SIZE, _SUM = re.compile(rb"[0-7]{11}[ \0]"), re.compile(rb"[0-7]{6}\0 ")
 _PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _EXTENDED = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *_PAX)
 
-_KINDS = {  # of members that are no files, and what a person calls them
+_KINDS = {  # types of members that are no files -> their name in messages
     tarfile.LNKTYPE: "a hard link",
     tarfile.SYMTYPE: "a symbolic link",
     tarfile.CHRTYPE: "a device",
@@ -38,11 +38,11 @@ class EndMark(tarfile.HeaderError):
 
 
 class NoBlock(tarfile.HeaderError):
-    """The bytes end where a header could be."""
+    """The file ends where a header could be."""
 
 
 class Header(tarfile.TarInfo):
-    """A header that tells how the tar ends; tarfile's own exceptions for it do not get through."""
+    """A header whose parser raises EndMark, NoBlock or ReadError: tarfile does not swallow them."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -59,17 +59,17 @@ class Header(tarfile.TarInfo):
             raise tarfile.ReadError(str(error)) from error
         if header.size < 0:
             raise tarfile.ReadError(f"a size of {header.size} bytes")
-        if header.type in _EXTENDED and header.size > MOST_HEADER:
+        if header.type in _EXTENDED and header.size > MAX_HEADER:
             raise tarfile.ReadError(f"an extended header of {header.size} bytes")
         return header
 
     @classmethod
     def _plain(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self | None:
-        """The header of a file as nearly all are, in a fifth of tarfile's time; None for any other.
+        """A common file's header in a fifth of tarfile's time; None for any other header.
 
-        Read is what a sample needs; owner, mode and time keep their defaults."""
+        Only name and size are read; owner, mode and time keep their defaults."""
         if len(buf) != tarfile.BLOCKSIZE or buf[156:157] != tarfile.REGTYPE or buf[345]:
-            return None  # no file's, or with the first part of a long name
+            return None  # not a file's, or with a name prefix
         if buf[257:262] != b"ustar" or not _SIZE.fullmatch(buf, 124, 136):
             return None
         # The checksum counts its own eight bytes as blanks.
@@ -81,22 +81,22 @@ class Header(tarfile.TarInfo):
         return header
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        """Called by tarfile for each header, an extended one too; it says that it may be replaced.
-
-        Gives the member to which the header belongs."""
+        """Called by tarfile for every header, extended ones included; documented as a method that
+        subclasses may override. Returns the member to which the header belongs."""
         if self.type in _PAX:
             content: Any = archive.fileobj
             if _MANY_DIGITS.search(content.peek(self.size)):
                 raise tarfile.ReadError("a pax header with a number of 1000 digits")
             found = super()._proc_member(archive)  # pyrefly: ignore
             kept = archive.pax_headers
-            if sum(len(name) + len(value) for name, value in kept.items()) > _MOST_GLOBAL:
-                raise tarfile.ReadError(f"more than {_MOST_GLOBAL} bytes of global headers")
+            if sum(len(name) + len(value) for name, value in kept.items()) > _MAX_GLOBAL:
+                raise tarfile.ReadError(f"more than {_MAX_GLOBAL} bytes of global headers")
             return found
         return super()._proc_member(archive)  # pyrefly: ignore
 
 
 def is_header(block: bytes) -> bool:
+    """Whether 512 bytes are a valid tar header."""
     try:
         tarfile.TarInfo.frombuf(block, "utf-8", "replace")
     except tarfile.HeaderError:
@@ -105,7 +105,7 @@ def is_header(block: bytes) -> bool:
 
 
 def kind_of(info: tarfile.TarInfo) -> str:
-    """What a member is that is neither a file nor a folder; "" where it is one."""
+    """The name of a member's type for messages, "" for files and folders."""
     if info.isreg() or info.isdir():
         return ""
     return _KINDS.get(
@@ -113,14 +113,15 @@ def kind_of(info: tarfile.TarInfo) -> str:
     )
 
 
-def pieces_of(info: tarfile.TarInfo) -> list[tuple[int, int]]:
-    """(start, size) of what a sparse member has, in order; the rest of it are zeros.
+def sparse_extents(info: tarfile.TarInfo) -> list[tuple[int, int]]:
+    """(start, size) of the data extents of a sparse member, in order; the rest of it is zeros.
 
-    Raises tarfile.ReadError where they do not lie in it one after the other."""
-    told: Any = info.sparse  # tarfile's types know no pieces
-    pieces, at = [piece for piece in told or () if piece[1]], 0  # empty ones fill headers
-    for start, size in pieces:
-        if start < at or size < 0 or start + size > info.size:
-            raise tarfile.ReadError("pieces of a sparse file that do not lie in it")
-        at = start + size
-    return pieces
+    Raises tarfile.ReadError where they overlap or exceed the member."""
+    sparse: Any = info.sparse  # missing in tarfile's type hints
+    extents = [extent for extent in sparse or () if extent[1]]  # empty ones fill up headers
+    end = 0
+    for start, size in extents:
+        if start < end or size < 0 or start + size > info.size:
+            raise tarfile.ReadError("extents of a sparse file that overlap or exceed it")
+        end = start + size
+    return extents

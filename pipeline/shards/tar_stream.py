@@ -1,8 +1,8 @@
-"""The bytes of a shard as its tar is read: unpacked, from front to back, each within a limit.
+"""The bytes of a shard's tar: decompressed, sequential, within limits.
 
-What comes before a cut or an error in a compressed file is given before the error is raised. Two
-limits hold here, because only here all bytes pass: how much of them one header may take, and how
-many times its own size a compressed shard may unpack to.
+Bytes before a cut or an error in a compressed file are returned before the error is raised. Two
+limits are checked here, where all bytes pass: the size of one member's headers, and how many times
+its own size a compressed shard may decompress to.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from contextlib import ExitStack
 
 import pyarrow as pa
 
-# Headers are read into memory: long names and pax records too, of which real ones have some hundred
-# bytes, names of files at most 4,096.
-MOST_HEADER = 1 << 16
+# Headers are read into memory, long names and pax records included. Real ones have some hundred
+# bytes; file names have at most 4,096.
+MAX_HEADER = 1 << 16
 
-# Text in tiny members packs 100 times, what a person makes hardly ever 500. Below so many bytes
-# unpacking costs seconds whatever the ratio is.
-MOST_EXPANSION, FREE_EXPANSION = 500, 1 << 30
+# Text in tiny members is compressed 100 times, honest files hardly ever 500 times. Decompressing
+# fewer bytes than the second limit costs seconds, whatever the ratio is.
+MAX_EXPANSION, FREE_EXPANSION = 500, 1 << 30
 
-# What tarfile and the decompressors raise for bytes that are not what they should be.
+# What tarfile and the decompressors raise for invalid bytes.
 BAD_BYTES = (
     tarfile.TarError,
     EOFError,
@@ -45,65 +45,67 @@ _ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", re.DOTALL)
 
 
 class Bomb(tarfile.ReadError):
-    """A compressed shard unpacks to more than it may."""
+    """A compressed shard decompresses to more bytes than the limit."""
 
 
 class Content:
-    """The bytes of a tar, forward only: as tarfile wants them of a file.
+    """The bytes of a tar as a forward-only file for tarfile.
 
-    compressed: whether they lie packed in the shard, so that no range of it gives them."""
+    compressed: whether the shard is, so that a member's bytes are no range of it."""
 
     def __init__(self, files: ExitStack, raw: io.BufferedReader, magic: bytes) -> None:
         self.compressed = True
-        self._packed = _Counted(raw)
+        self._compressed_file = _CountingFile(raw)
         if _GZIP.match(magic):
-            self._read_some = files.enter_context(gzip.GzipFile(fileobj=self._packed)).read1
+            self._read_some = files.enter_context(
+                gzip.GzipFile(fileobj=self._compressed_file)
+            ).read1
         elif _ZSTD.match(magic):
-            self._read_some = _zstd_blocks(files, self._packed)
+            self._read_some = _zstd_blocks(files, self._compressed_file)
         else:
             self.compressed, self._read_some = False, raw.read
-        self._ahead = b""
-        self._at = self._unpacked = 0
-        self.left = _UNBOUNDED  # of the header that is being read
-        self.header = _OneHeader(self)
+        self._peeked = b""
+        self._position = self._decompressed = 0
+        self.header_bytes_left = _UNBOUNDED  # of the member whose headers are read
+        self.header = _HeaderLimit(self)
         self._error: Exception | None = None
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def seek(self, to: int) -> int:
-        """Read on to there, or to the end."""
-        if to < self._at:
+        """Read forward to an offset, or to the end; tarfile.ReadError for an earlier offset."""
+        if to < self._position:
             raise tarfile.ReadError("a header that points back")
-        while self._at < to and self.read(min(_CHUNK, to - self._at)):
+        while self._position < to and self.read(min(_CHUNK, to - self._position)):
             pass
-        return self._at
+        return self._position
 
     def peek(self, size: int) -> bytes:
         data = self._take(size)
-        self._ahead = data + self._ahead
+        self._peeked = data + self._peeked
         return data
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes, fewer at the end; raises where none is left before an error."""
-        if size > self.left:
-            raise tarfile.ReadError(f"more than {MOST_HEADER} bytes of headers for one member")
-        self.left -= size
+        """Up to `size` bytes, fewer at the end; raises an error after the bytes before it."""
+        if size > self.header_bytes_left:
+            raise tarfile.ReadError(f"more than {MAX_HEADER} bytes of headers for one member")
+        self.header_bytes_left -= size
         data = self._take(size)
-        self._at += len(data)
+        self._position += len(data)
         return data
 
     def _take(self, size: int) -> bytes:
-        if not self.compressed and not self._ahead:  # all that there is comes by one read
+        if not self.compressed and not self._peeked:  # one read returns all there is
             return self._read_some(size)
-        parts, self._ahead = [self._ahead[:size]], self._ahead[size:]
+        parts, self._peeked = [self._peeked[:size]], self._peeked[size:]
         missing = size - len(parts[0])
         while missing and self._error is None:
             try:
                 part = self._read_some(missing)
                 self._check_expansion(len(part))
             except BAD_BYTES as error:
-                if isinstance(error, OSError) and error.errno:  # not of the bytes: of the disk
+                if isinstance(error, OSError) and error.errno:  # the disk failed, not the content
                     raise
                 self._error = error
                 break
@@ -116,43 +118,44 @@ class Content:
         return b"".join(parts)
 
     def _check_expansion(self, size: int) -> None:
-        self._unpacked += size
-        most = max(FREE_EXPANSION, MOST_EXPANSION * self._packed.given)
-        if self.compressed and self._unpacked > most:
-            told = f"{self._packed.given} bytes of it unpack to more than {most}"
-            raise Bomb(told)
+        self._decompressed += size
+        most = max(FREE_EXPANSION, MAX_EXPANSION * self._compressed_file.bytes_read)
+        if self.compressed and self._decompressed > most:
+            compressed = self._compressed_file.bytes_read
+            raise Bomb(f"{compressed} bytes of it unpack to more than {most}")
 
 
-class _OneHeader:
-    """A context, entered again and again: what is read inside belongs to the headers of one
-    member."""
+class _HeaderLimit:
+    """A context, entered for each member: bytes read inside it count as the member's headers."""
 
     def __init__(self, content: Content) -> None:
         self._content = content
 
     def __enter__(self) -> None:
-        self._content.left = MOST_HEADER
+        self._content.header_bytes_left = MAX_HEADER
 
     def __exit__(self, *raised: object) -> None:
-        self._content.left = _UNBOUNDED
+        self._content.header_bytes_left = _UNBOUNDED
 
 
-class _Counted(io.RawIOBase):
-    """A file that counts what it gave; closing it leaves that one open."""
+class _CountingFile(io.RawIOBase):
+    """A file that counts the bytes read from it; closing it leaves the underlying one open."""
 
     def __init__(self, file: io.BufferedReader) -> None:
-        self._file, self.given = file, 0
+        self._file, self.bytes_read = file, 0
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1, /) -> bytes:
         data = self._file.read(size)
-        self.given += len(data)
+        self.bytes_read += len(data)
         return data
 
 
-def _zstd_blocks(files: ExitStack, packed: _Counted) -> Callable[[int], bytes]:
-    stream = files.enter_context(pa.CompressedInputStream(pa.PythonFile(packed, mode="r"), "zstd"))
-    # Arrow gives all that is asked for or nothing, so it is asked for a block at a time.
+def _zstd_blocks(files: ExitStack, compressed_file: _CountingFile) -> Callable[[int], bytes]:
+    stream = files.enter_context(
+        pa.CompressedInputStream(pa.PythonFile(compressed_file, mode="r"), "zstd")
+    )
+    # Arrow returns all requested bytes or none, so one block at a time is requested.
     return lambda size: stream.read(min(size, tarfile.BLOCKSIZE))

@@ -1,4 +1,4 @@
-"""Writes a shard: samples in, one tar out."""
+"""Writes samples to a shard."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from chiasm.pipeline.records import Shard
-from chiasm.pipeline.shards.listing import _describe
+from chiasm.pipeline.shards.listing import stat_shard
 from chiasm.pipeline.shards.members import split_member_name
 from chiasm.pipeline.storage import Folder, canonical_url
 
 
 def write_shard(path: str | Path, samples: Iterable[Mapping[str, Any]]) -> Shard:
-    """Write an uncompressed shard whole, then name it; the same samples give the same bytes.
+    """Write an uncompressed shard atomically; the same samples give the same bytes.
 
-    A sample is webdataset's: `__key__`, and extension -> bytes, text, or for json whatever json can
-    say. Raises ValueError for a key that would read back as another."""
-    # webdataset imports torch, two seconds that reading shards need not pay.
+    A sample is webdataset's: `__key__`, and extension -> bytes, text, or for json any JSON value.
+    Raises ValueError for a key that would be read back as another."""
+    # webdataset imports torch, which takes two seconds that reading shards does not need.
     from webdataset.writer import TarWriter
 
     path = Path(path)
@@ -30,4 +30,4 @@ def write_shard(path: str | Path, samples: Iterable[Mapping[str, Any]]) -> Shard
                     raise ValueError(f"key {key!r}: expected no dot in its last part, and no __x__")
                 writer.write(dict(sample))
         file.commit()
-    return _describe(canonical_url(str(path)))
+    return stat_shard(canonical_url(str(path)))

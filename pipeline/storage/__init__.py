@@ -1,4 +1,4 @@
-"""Where bytes lie: files of this machine, object stores and web servers, by URL.
+"""Files of this machine, object stores and web servers, by URL.
 
 Shards are read by URL (`stat`, `open_stream`, `read_range`, `glob`). A collection is a `Folder`, in
 which a file gets its final name only once it is whole.

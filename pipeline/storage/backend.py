@@ -1,6 +1,7 @@
-"""What one URL scheme must be able to do: the protocol between the door and what lies behind it.
+"""The protocol that a URL scheme implements, and the records that it returns.
 
-Leaves only: nothing is opened here. `local_files` and `remote_files` do it, `storage` chooses.
+`Folder` and the functions of `urls.py` call it; `local.py` and `remote.py` implement it;
+`schemes.py` chooses one by scheme. Nothing is opened here.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ from typing import Any, Protocol, Self
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """`size` in bytes, -1 where a server does not tell; `version` changes with the content (local
-    files: modification time, ns; stores: the ETag, else the time of the last change, else "")."""
+    """Size and version of a file.
+
+    size: bytes, -1 where a server does not report it. version: changes with the content (local
+    files: modification time in ns; stores: the ETag, else the time of the last change, else "")."""
 
     size: int
     version: str
 
 
 class PendingFile(Protocol):
-    """A file being written: `commit()` gives it its name, leaving its `with` leaves no trace."""
+    """A file being written. `commit()` gives it its name; leaving the `with` block without a commit
+    removes it. `commit_new()` does not replace a file: it returns False where the name is taken."""
 
     @property
     def closed(self) -> bool: ...
@@ -43,8 +47,12 @@ class PendingFile(Protocol):
 
 
 class Backend(Protocol):
-    """Every `url` is canonical. `at_once`: how many small requests are worth making side by side
-    (1 where waiting for one costs nothing)."""
+    """What `Folder` and `urls.py` need of a URL scheme; every `url` is canonical.
+
+    concurrency: how many small requests are worth making at the same time (1 where a request does
+    not wait for a network). `stat`, `open_stream`, `read_range` and `glob` raise SourceError, the
+    methods of a collection's files StorageError. `open_seekable` returns a file with random access;
+    `abort_uploads` aborts unfinished multipart uploads of objects for whose URL `is_dead` holds."""
 
     concurrency: int
 
@@ -56,7 +64,7 @@ class Backend(Protocol):
     def stat(self, url: str) -> Stat: ...
     def is_folder(self, url: str) -> bool: ...
     def open_stream(self, url: str) -> io.BufferedReader: ...
-    def open_random(self, url: str) -> Any: ...
+    def open_seekable(self, url: str) -> Any: ...
     def read_range(self, url: str, offset: int, size: int) -> bytes: ...
     def glob(self, pattern: str) -> Sequence[str]: ...
     def stat_or_none(self, url: str) -> Stat | None: ...
@@ -66,4 +74,4 @@ class Backend(Protocol):
     def create(self, url: str, run_id: str) -> PendingFile: ...
     def remove(self, url: str) -> None: ...
     def remove_folder(self, url: str) -> None: ...
-    def end_uploads(self, url: str, dead: Callable[[str], bool]) -> Sequence[str]: ...
+    def abort_uploads(self, url: str, is_dead: Callable[[str], bool]) -> Sequence[str]: ...

@@ -1,12 +1,10 @@
-"""The one door to bytes that lie somewhere: paths and URLs in; streams, ranges, whole files out.
+"""`Folder`: the files of a collection, on this machine or in an object store.
 
-Shards are read by URL (`stat`, `open_stream`, `read_range`, `find`). A collection is a `Folder`, in
-which a file gets its final name only once it is whole: written under a temporary name that carries
-the run's id, flushed to the disk, renamed; on object stores it is put whole. The choice: one
-backend per URL scheme in a dict, and nothing beyond what an object store can do (whole puts,
-ranges, flat listings). Its cost: no appending, and two flushes to the disk for each file written.
-What goes wrong with a shard is a SourceError, what goes wrong in a folder a StorageError, one line
-each.
+A file gets its final name only once it is whole. On this machine it is written under a temporary
+name that carries the run's id, flushed to the disk and renamed; in an object store it is uploaded
+whole. Only what an object store can do is offered: whole puts, ranges, flat listings. The cost: no
+appending, and two fsyncs for each file written. Failures are one line each: SourceError for a shard
+that is read, StorageError for a file of the folder.
 """
 
 from __future__ import annotations
@@ -27,7 +25,10 @@ B = TypeVar("B")
 
 
 class Folder:
-    """A collection's place. A `name` is relative to its root, as in `ledger/a.json`."""
+    """A folder by path or URL. A `name` is relative to it, such as `ledger/a.json`.
+
+    Methods raise StorageError where the folder or a file of it cannot be used, and ValueError for a
+    name that leads out of it."""
 
     def __init__(self, root: str) -> None:
         self.url = canonical_url(root)
@@ -38,11 +39,11 @@ class Folder:
 
     @property
     def local(self) -> Path | None:
-        """The root as a path of this machine, None where it is not one."""
+        """The root as a path of this machine, None in a store."""
         return self._backend.local(self.url)
 
     def path(self, name: str) -> Path:
-        """A file as a local path, for memory-mapping; StorageError where it cannot be one."""
+        """A file as a local path, for memory-mapping; StorageError in a store."""
         path = self._backend.local(self.url_of(name))
         if path is None:
             raise StorageError(
@@ -51,14 +52,15 @@ class Folder:
         return path
 
     def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
         return self.stat(name) is not None
 
     def folders(self, prefix: str) -> list[str]:
-        """Sorted names of the folders right under `prefix`."""
+        """Sorted names of the folders directly under `prefix`."""
         return [f"{prefix}/{base}" for base in self._backend.folders(self.url_of(prefix))]
 
     def list(self, prefix: str = "") -> list[str]:
-        """Sorted names of the files right under `prefix`, temporaries included."""
+        """Sorted names of the files directly under `prefix`, temporaries included."""
         if not prefix:
             return [*self._backend.list(self.url)]
         return [f"{prefix}/{base}" for base in self._backend.list(self.url_of(prefix))]
@@ -68,55 +70,57 @@ class Folder:
         return self._backend.stat_or_none(self.url_of(name))
 
     def map_concurrent(self, call: Callable[[A], B], names: Iterable[A]) -> Iterator[B]:
-        """`call` of each name, in their order; several at once where a request takes its time."""
+        """`call(name)` for every name, in order; in a store several calls run at the same time."""
         if self._backend.concurrency == 1:
             yield from map(call, names)
             return
-        with ThreadPoolExecutor(self._backend.concurrency, "chiasm-each") as asking:
-            yield from asking.map(call, names)
+        with ThreadPoolExecutor(self._backend.concurrency, "chiasm-map") as pool:
+            yield from pool.map(call, names)
 
     def open_stream(self, name: str) -> io.BufferedReader:
         """A file for reading from front to back; SourceError when it cannot be opened."""
         return self._backend.open_stream(self.url_of(name))
 
-    def open_random(self, name: str) -> Any:
-        """A file for reading here and there: memory-mapped, or by ranges."""
-        return self._backend.open_random(self.url_of(name))
+    def open_seekable(self, name: str) -> Any:
+        """A file with random access, as pyarrow takes it: memory-mapped, or read by ranges."""
+        return self._backend.open_seekable(self.url_of(name))
 
     def read_bytes(self, name: str) -> bytes:
+        """A whole file."""
         return self._backend.read_bytes(self.url_of(name))
 
     def write_whole(self, name: str, data: bytes, run_id: str = "") -> None:
-        """Put `data` under `name`. Readers see all of the old content or all of the new."""
+        """Write a file atomically: readers see all of the old content or all of the new."""
         with self.create(name, run_id) as file:
             file.write(data)
             file.commit()
 
     def write_new(self, name: str, data: bytes, run_id: str) -> bool:
-        """Put `data` under `name` unless something stands there; of several at once, one
-        succeeds."""
+        """Write a file atomically unless the name is taken; returns whether it was written. Of
+        several writers at the same time one succeeds."""
         with self.create(name, run_id) as file:
             file.write(data)
             return file.commit_new()
 
     def create(self, name: str, run_id: str) -> PendingFile:
-        """A file to write in a `with`: `commit()` gives it its name, else it leaves no trace."""
+        """A file to write in a `with` block: `commit()` names it, else nothing of it remains."""
         return self._backend.create(self.url_of(name), run_id)
 
     def remove(self, name: str) -> None:
-        """Remove a file; one that is gone already is no error, since two runs may sweep at once."""
+        """Remove a file; a missing one is no error, since two runs may sweep at the same time."""
         self._backend.remove(self.url_of(name))
 
     def remove_folder(self, name: str) -> None:
-        """Remove a folder of files; what is gone already is no error."""
+        """Remove a folder that holds files only; a missing one is no error."""
         self._backend.remove_folder(self.url_of(name))
 
-    def end_uploads(self, dead: Callable[[str], bool]) -> Sequence[str]:
-        """Abort the uploads into this folder, at any depth, that were begun and not completed, of
-        objects whose URL is `dead`; returns those. Nobody sees them, but they are paid for."""
-        return self._backend.end_uploads(self.url, dead)
+    def abort_uploads(self, is_dead: Callable[[str], bool]) -> Sequence[str]:
+        """Abort unfinished multipart uploads into this folder, at any depth, of objects for whose
+        URL `is_dead` holds; returns those URLs. Listings do not show such uploads, bills do."""
+        return self._backend.abort_uploads(self.url, is_dead)
 
     def url_of(self, name: str) -> str:
+        """The canonical URL of a file; ValueError for a name that leads out of the folder."""
         if not name or name.startswith("/") or ".." in name.split("/"):
             raise ValueError(f"expected a name inside the folder, found {name!r}")
         return self._backend.join(self.url, name)

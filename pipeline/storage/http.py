@@ -1,9 +1,9 @@
-"""HTTP and HTTPS by fsspec's filesystem and its session; only read.
+"""HTTP and HTTPS through fsspec's filesystem and its session; read only.
 
-Asked for is what lies there, unpacked by nobody on the way (`identity`), a range at a time.
-Redirects are followed, `~/.netrc` and proxies of the environment are heeded. A server that answers
-a range with the whole file is told by `NoRanges`, and read by one answer. The size is taken from a
-range's total, never from a HEAD, which some servers refuse or answer wrongly.
+A file is read by ranges, in the encoding in which it is stored (`Accept-Encoding: identity`).
+Redirects are followed, `~/.netrc` and the environment's proxies are used. A server that answers a
+range with the whole file raises `RangesUnsupported`, and the file is then read as one response. The
+size is that of a `Content-Range`, never of a HEAD, which some servers refuse or answer wrongly.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.http import HTTPFileSystem
 
 from chiasm.pipeline.storage.backend import Stat
-from chiasm.pipeline.storage.object_store import (
-    ByteRange,
-    NoRanges,
-    byte_range,
-    one_line,
-    require_trusted,
-    silence_loop,
+from chiasm.pipeline.storage.object_store import ByteRange, RangesUnsupported
+from chiasm.pipeline.storage.range_requests import checked_range, range_header, silence_loop
+from chiasm.pipeline.storage.retry import RetrySettings
+from chiasm.pipeline.storage.store_errors import (
+    NotFound,
+    RangeNotSatisfiable,
+    Refused,
+    TransientError,
+    one_line_message,
+    raise_if_untrusted,
 )
-from chiasm.pipeline.storage.retry import NotFound, PastEnd, Refused, RetrySettings, TransientError
 
 
 class WebStore:
-    """Files of web servers: they are read, never listed or written."""
+    """Files of web servers; a ReadableStore."""
 
     def __init__(self, retries: RetrySettings) -> None:
         timeout = aiohttp.ClientTimeout(
@@ -40,7 +42,8 @@ class WebStore:
             use_listings_cache=False,
             skip_instance_cache=True,
             encoded=True,
-            # A body that says it is gzip is what a .tar.gz is: it is unpacked where tars are read.
+            # A .tar.gz may be sent with `Content-Encoding: gzip`: it is unpacked where tars are
+            # read.
             client_kwargs={"trust_env": True, "timeout": timeout, "auto_decompress": False},
         )
         silence_loop(self.fs.loop)
@@ -48,105 +51,104 @@ class WebStore:
     def head(self, path: str) -> Stat:
         try:
             piece = self.get(path, 0, 1)
-        except PastEnd as end:
-            return Stat(max(0, end.total), "")
-        except NoRanges as whole:
-            return Stat(whole.size, whole.version)
+        except RangeNotSatisfiable as error:
+            return Stat(max(0, error.total), "")
+        except RangesUnsupported as error:
+            return Stat(error.size, error.version)
         return Stat(piece.total, piece.version or "")
 
     def get(self, path: str, start: int, size: int) -> ByteRange:
-        asked = f"bytes={start}" if start < 0 else f"bytes={start}-{start + size - 1}"
-
         async def fetch() -> tuple[aiohttp.ClientResponse, bytes | None]:
-            async with await self._ask(path, {"Range": asked}) as answer:
-                if answer.status == 416:
-                    raise PastEnd(_total(answer.headers.get("Content-Range", "")))
-                _check(answer)
-                return answer, await answer.read() if answer.status == 206 else None
+            headers = {"Range": range_header(start, size)}
+            async with await self._request(path, headers) as response:
+                if response.status == 416:
+                    raise RangeNotSatisfiable(_total(response.headers.get("Content-Range", "")))
+                _check(response)
+                return response, await response.read() if response.status == 206 else None
 
-        with _told():
-            found: Any = sync(self.fs.loop, fetch)
-        answer, data = found
-        version = _version(answer)
+        with _translating_errors():
+            fetched: Any = sync(self.fs.loop, fetch)
+        response, data = fetched
+        version = _version(response)
         if data is None:
-            raise NoRanges(_length(answer), version, lambda: self._whole(path))
-        return byte_range(data, answer.headers.get("Content-Range"), start, size, version)
+            raise RangesUnsupported(_length(response), version, lambda: self._open(path))
+        return checked_range(data, response.headers.get("Content-Range"), start, size, version)
 
-    def _whole(self, path: str) -> WebAnswer:
-        async def ask() -> aiohttp.ClientResponse:
-            answer = await self._ask(path, {})
+    def _open(self, path: str) -> WebResponse:
+        async def request() -> aiohttp.ClientResponse:
+            response = await self._request(path, {})
             try:
-                _check(answer)
+                _check(response)
             except BaseException:
-                answer.close()
+                response.close()
                 raise
-            return answer
+            return response
 
-        with _told():
-            answer: Any = sync(self.fs.loop, ask)
-        return WebAnswer(self.fs.loop, answer)
+        with _translating_errors():
+            response: Any = sync(self.fs.loop, request)
+        return WebResponse(self.fs.loop, response)
 
-    async def _ask(self, url: str, headers: dict[str, str]) -> aiohttp.ClientResponse:
+    async def _request(self, url: str, headers: dict[str, str]) -> aiohttp.ClientResponse:
         session = await self.fs.set_session()
         headers = {"Accept-Encoding": "identity", **headers}
         return await session.get(self.fs.encode_url(url), headers=headers)
 
 
-class WebAnswer:
-    """A whole file, coming. `size` is -1 where the server does not tell."""
+class WebResponse:
+    """A whole file, still arriving; an OpenResponse. size: -1 where the server reports none."""
 
-    def __init__(self, loop: Any, answer: aiohttp.ClientResponse) -> None:
-        self._loop, self._answer = loop, answer
-        self.size, self.version = _length(answer), _version(answer)
+    def __init__(self, loop: Any, response: aiohttp.ClientResponse) -> None:
+        self._loop, self._response = loop, response
+        self.size, self.version = _length(response), _version(response)
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes, none at the end; Passing where the answer breaks off."""
-        with _told():
-            data: Any = sync(self._loop, self._answer.content.read, size)
+        """Up to `size` bytes, none at the end; TransientError where the connection breaks."""
+        with _translating_errors():
+            data: Any = sync(self._loop, self._response.content.read, size)
         return data
 
     def close(self) -> None:
         async def close() -> None:
-            self._answer.close()
+            self._response.close()
 
         sync(self._loop, close)
 
 
-def _check(answer: aiohttp.ClientResponse) -> None:
-    status = answer.status
-    told = f"{status} {answer.reason or ''}".strip()
+def _check(response: aiohttp.ClientResponse) -> None:
+    status = response.status
+    line = f"{status} {response.reason or ''}".strip()
     if status in (404, 410):
-        raise NotFound(told)
+        raise NotFound(line)
     if (status >= 500 and status != 501) or status in (408, 425, 429):
-        raise TransientError(told)
+        raise TransientError(line)
     if status not in (200, 206):
-        raise Refused(told, "check ~/.netrc and the URL (docs/operations.md)")
+        raise Refused(line, "check ~/.netrc and the URL (docs/operations.md)")
 
 
-def _length(answer: aiohttp.ClientResponse) -> int:
-    return -1 if answer.content_length is None else answer.content_length
+def _length(response: aiohttp.ClientResponse) -> int:
+    return -1 if response.content_length is None else response.content_length
 
 
-def _total(told_range: str) -> int:
-    total = told_range.rpartition("/")[2]
+def _total(content_range: str) -> int:
+    total = content_range.rpartition("/")[2]
     return int(total) if total.isdigit() else -1
 
 
-def _version(answer: aiohttp.ClientResponse) -> str:
-    """The ETag, weak or not: it is compared with itself, byte by byte no server is asked to."""
-    etag = answer.headers.get("ETag", "").removeprefix("W/").strip('"')
-    return etag or answer.headers.get("Last-Modified", "")
+def _version(response: aiohttp.ClientResponse) -> str:
+    """The ETag, weak or not, since it is only compared with itself; else Last-Modified."""
+    etag = response.headers.get("ETag", "").removeprefix("W/").strip('"')
+    return etag or response.headers.get("Last-Modified", "")
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """What aiohttp raises, as StoreErrors."""
+def _translating_errors() -> Iterator[None]:
+    """Raise StoreErrors in place of what aiohttp raises."""
     try:
         yield
     except aiohttp.InvalidURL as error:
-        raise Refused(f"no URL: {one_line(error)}") from error
+        raise Refused(f"no URL: {one_line_message(error)}") from error
     except aiohttp.TooManyRedirects as error:
         raise Refused("more than ten redirects") from error
     except (TimeoutError, aiohttp.ClientError, FSTimeoutError, OSError) as error:
-        require_trusted(error, "SSL_CERT_FILE")
-        raise TransientError(one_line(error)) from error
+        raise_if_untrusted(error, "SSL_CERT_FILE")
+        raise TransientError(one_line_message(error)) from error

@@ -1,9 +1,9 @@
 """Files of this machine: the backend of `file://` URLs and of plain paths.
 
-What is read is opened in place. What is written gets a temporary name that carries the run's id, in
-the target's folder, is flushed to the disk, and is renamed: a name never stands for half a file,
-and a sweep knows whose temporaries it finds. Every OSError leaves here as one line: a SourceError
-when a shard was read, a StorageError in a collection.
+A file is written under a temporary name that carries the run's id, in the target's folder, flushed
+to the disk and renamed: a final name never belongs to half a file, and a sweep knows which run left
+a temporary. OSErrors become one line: a SourceError for a shard, a StorageError for a file of a
+collection.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ import pyarrow as pa
 from chiasm.pipeline.errors import SourceError, StorageError, UsageError
 from chiasm.pipeline.storage.backend import Stat
 
-# Each read of the file lets go of Python's lock, which the other decode threads then take: so few
-# large ones. The cost is a copy in memory.
+# Each read of the file releases the GIL, which other decode threads then take: so few large reads.
+# The cost is a copy in memory.
 STREAM_BUFFER = 1 << 20
 
 _TEMPORARY = re.compile(r"^\..+\.(?P<run>[^./]*)\.tmp$")
 
 
 def temporary_of(name: str, run_id: str) -> str:
-    """The name under which a run writes `name` until it is whole: `ledger/.a.json.<run id>.tmp`."""
+    """The name under which a run writes `name`, such as `ledger/.a.json.<run id>.tmp`; ValueError
+    for a run id with dots or slashes."""
     if not re.fullmatch(r"[^./]*", run_id):
         raise ValueError(f"expected a run id without dots and slashes, found {run_id!r}")
     folder, slash, base = name.rpartition("/")
@@ -41,12 +42,12 @@ def temporary_of(name: str, run_id: str) -> str:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether `name` is one that `temporary_of` gives."""
+    """Whether `name` is one that `temporary_of` returns."""
     return _TEMPORARY.match(name.rpartition("/")[2]) is not None
 
 
 def run_of_temporary(name: str) -> str:
-    """The id of the run that writes, or left, the temporary `name`."""
+    """The id of the run that wrote the temporary `name`; ValueError for other names."""
     found = _TEMPORARY.match(name.rpartition("/")[2])
     if found is None:
         raise ValueError(f"expected the name of a temporary, found {name!r}")
@@ -54,51 +55,51 @@ def run_of_temporary(name: str) -> str:
 
 
 class PendingLocalFile(io.BufferedWriter):
-    """A local file under its temporary name. `commit()` names it, leaving its `with` removes it."""
+    """A PendingFile on this machine, under its temporary name until its commit."""
 
     def __init__(self, target: Path, run_id: str) -> None:
         self.target = target
         self.temporary = Path(temporary_of(str(target), run_id))
-        with _told_as_storage_error(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            super().__init__(io.FileIO(self.temporary, "xb", opener=_open_anew), 1 << 20)
+        with _storage_errors(target):
+            _make_folders(target.parent)
+            super().__init__(io.FileIO(self.temporary, "xb", opener=_create_file), 1 << 20)
             self._inode = os.fstat(self.fileno()).st_ino
 
     def write(self, data) -> int:
-        with _told_as_storage_error(self.target):
+        with _storage_errors(self.target):
             return super().write(data)
 
     def flush(self) -> None:
-        with _told_as_storage_error(self.target):
+        with _storage_errors(self.target):
             super().flush()
 
     def commit(self) -> None:
-        """Flush to the disk, close, and give the file its final name."""
+        """Flush file and folder to the disk, close the file, give it its final name."""
         self.flush()
-        with _told_as_storage_error(self.target):
+        with _storage_errors(self.target):
             os.fsync(self.fileno())
             if os.stat(self.temporary).st_ino != self._inode:
-                # Another attempt of this run took the name over: its half-written file lies there.
+                # Another attempt of this run took the name over, and its file is half-written.
                 raise FileExistsError(errno.EEXIST, "taken over by another attempt", self.temporary)
             self.close()
             os.replace(self.temporary, self.target)
             _fsync_folder(self.target.parent)
 
     def commit_new(self) -> bool:
-        """Like `commit`, unless something bears the name already; says whether it got the name."""
+        """Like `commit`, unless the name is taken; returns whether the file got the name."""
         self.flush()
-        with _told_as_storage_error(self.target):
+        with _storage_errors(self.target):
             os.fsync(self.fileno())
             try:
-                os.link(self.temporary, self.target)  # the one way to name a whole file, if free
+                os.link(self.temporary, self.target)  # names a whole file in one step, or fails
             except FileExistsError:
                 return False
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise
-                # A disk without hard links (FAT, some mounts): nothing names a whole file if free
-                # in one step. A look before is not safe against another run in that very moment,
-                # but against a kill it is, and an empty file under the name would not be.
+                # A disk without hard links (FAT, some mounts) cannot name a file only if the name
+                # is free. A check before the rename is not safe against another run at the same
+                # moment, but it is against a kill, and an empty file under the name would not be.
                 if self.target.exists():
                     return False
                 self.close()
@@ -117,7 +118,7 @@ class PendingLocalFile(io.BufferedWriter):
         with contextlib.suppress(OSError):
             if os.stat(self.temporary).st_ino == self._inode:
                 os.unlink(self.temporary)
-        # A disk that was too full for the content still is.
+        # Closing flushes again, which fails again where the disk is full.
         with contextlib.suppress(StorageError):
             self.close()
 
@@ -147,7 +148,7 @@ class LocalFiles:
         return Path(_path_of(url))
 
     def stat(self, url: str) -> Stat:
-        with _told_as_source_error(url):
+        with _source_errors(url):
             found = os.stat(_path_of(url))
             if not modes.S_ISREG(found.st_mode):
                 kind = "a folder" if modes.S_ISDIR(found.st_mode) else "a device or a pipe"
@@ -158,11 +159,11 @@ class LocalFiles:
         return os.path.isdir(_path_of(url))
 
     def open_stream(self, url: str) -> io.BufferedReader:
-        with _told_as_source_error(url):
+        with _source_errors(url):
             return io.BufferedReader(io.FileIO(_path_of(url)), STREAM_BUFFER)
 
     def read_range(self, url: str, offset: int, size: int) -> bytes:
-        with _told_as_source_error(url), open(_path_of(url), "rb") as file:
+        with _source_errors(url), open(_path_of(url), "rb") as file:
             file.seek(offset)
             data = file.read(size)
         if len(data) < size:
@@ -174,8 +175,8 @@ class LocalFiles:
             )
         return data
 
-    def open_random(self, url: str) -> pa.NativeFile:
-        with _told_as_storage_error(_path_of(url)):
+    def open_seekable(self, url: str) -> pa.NativeFile:
+        with _storage_errors(_path_of(url)):
             return pa.memory_map(_path_of(url))
 
     def glob(self, pattern: str) -> list[str]:
@@ -183,7 +184,7 @@ class LocalFiles:
         return [self.canonical(found) for found in sorted(glob.glob(path, recursive=True))]
 
     def stat_or_none(self, url: str) -> Stat | None:
-        with _told_as_storage_error(_path_of(url)):
+        with _storage_errors(_path_of(url)):
             try:
                 found = os.stat(_path_of(url))
             except (FileNotFoundError, NotADirectoryError):
@@ -191,7 +192,7 @@ class LocalFiles:
         return Stat(found.st_size, str(found.st_mtime_ns))
 
     def folders(self, url: str) -> list[str]:
-        with _told_as_storage_error(_path_of(url)):
+        with _storage_errors(_path_of(url)):
             try:
                 with os.scandir(_path_of(url)) as entries:
                     return sorted(entry.name for entry in entries if entry.is_dir())
@@ -199,7 +200,7 @@ class LocalFiles:
                 return []
 
     def list(self, url: str) -> list[str]:
-        with _told_as_storage_error(_path_of(url)):
+        with _storage_errors(_path_of(url)):
             try:
                 with os.scandir(_path_of(url)) as entries:
                     return sorted(entry.name for entry in entries if entry.is_file())
@@ -207,28 +208,28 @@ class LocalFiles:
                 return []
 
     def read_bytes(self, url: str) -> bytes:
-        with _told_as_storage_error(_path_of(url)):
+        with _storage_errors(_path_of(url)):
             return Path(_path_of(url)).read_bytes()
 
     def create(self, url: str, run_id: str) -> PendingLocalFile:
         return PendingLocalFile(Path(_path_of(url)), run_id)
 
     def remove(self, url: str) -> None:
-        with _told_as_storage_error(_path_of(url)), contextlib.suppress(FileNotFoundError):
+        with _storage_errors(_path_of(url)), contextlib.suppress(FileNotFoundError):
             os.unlink(_path_of(url))
 
     def remove_folder(self, url: str) -> None:
         for base in self.list(url):
             self.remove(self.join(url, base))
-        with _told_as_storage_error(_path_of(url)), contextlib.suppress(FileNotFoundError):
+        with _storage_errors(_path_of(url)), contextlib.suppress(FileNotFoundError):
             os.rmdir(_path_of(url))
 
-    def end_uploads(self, url: str, dead: Callable[[str], bool]) -> Sequence[str]:
-        return ()  # what is not committed lies there as a temporary
+    def abort_uploads(self, url: str, is_dead: Callable[[str], bool]) -> Sequence[str]:
+        return ()  # a file that is not committed is a temporary
 
 
 def _path_of(path_or_url: str) -> str:
-    """`file:///a%20b` -> `/a b`; what is a path already stays as it is."""
+    """`file:///a%20b` -> `/a b`; a path stays as it is. UsageError for another host's file."""
     if not path_or_url.lower().startswith("file://"):
         return path_or_url
     host, slash, path = path_or_url[len("file://") :].partition("/")
@@ -237,8 +238,8 @@ def _path_of(path_or_url: str) -> str:
     return os.fsdecode(unquote_to_bytes(slash + path))
 
 
-def _open_anew(path: str, flags: int) -> int:
-    """Open a new file, never the one that a dead attempt of the same run may have left."""
+def _create_file(path: str, flags: int) -> int:
+    """Open a new file, in place of one that a dead attempt of the same run may have left."""
     try:
         return os.open(path, flags | os.O_CLOEXEC, 0o666)
     except FileExistsError:
@@ -246,15 +247,25 @@ def _open_anew(path: str, flags: int) -> int:
         return os.open(path, flags | os.O_CLOEXEC, 0o666)
 
 
+def _make_folders(folder: Path) -> None:
+    """Make a folder and its missing parents, each flushed to the disk in its own parent."""
+    if folder.is_dir():
+        return
+    _make_folders(folder.parent)
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, "a file where a folder should be") from None
+    _fsync_folder(folder.parent)
+
+
 def _fsync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (
-            errno.EINVAL,
-            errno.ENOTSUP,
-        ):  # some network file systems have no such thing
+        # Some network file systems cannot flush a folder.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
         os.close(handle)
@@ -262,7 +273,8 @@ def _fsync_folder(folder: Path) -> None:
 
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EMLINK}
 
-_FOUND = {  # errno -> (what was found, what to do)
+# errno -> (what was found, what to do)
+_MESSAGES = {
     errno.ENOENT: ("nothing there", "check the path"),
     errno.EACCES: ("no permission", "check its owner and mode"),
     errno.EISDIR: ("a folder", "name a file"),
@@ -277,18 +289,20 @@ _FOUND = {  # errno -> (what was found, what to do)
 
 
 @contextlib.contextmanager
-def _told_as_source_error(url: str) -> Iterator[None]:
+def _source_errors(url: str) -> Iterator[None]:
+    """Raise SourceError in place of OSError."""
     try:
         yield
     except OSError as error:
-        found, do = _FOUND.get(error.errno or 0, (error.strerror or str(error), ""))
+        found, do = _MESSAGES.get(error.errno or 0, (error.strerror or str(error), ""))
         raise SourceError(_path_of(url), expected="a file to read", found=found, do=do) from error
 
 
 @contextlib.contextmanager
-def _told_as_storage_error(path: Path | str) -> Iterator[None]:
+def _storage_errors(path: Path | str) -> Iterator[None]:
+    """Raise StorageError in place of OSError."""
     try:
         yield
     except OSError as error:
-        found, do = _FOUND.get(error.errno or 0, (error.strerror or str(error), ""))
+        found, do = _MESSAGES.get(error.errno or 0, (error.strerror or str(error), ""))
         raise StorageError(str(path), expected="a usable file", found=found, do=do) from error

@@ -1,12 +1,11 @@
-"""Objects of stores: the backend of `s3://`, `gs://`, `hf://` and `http(s)://` URLs.
+"""Files of object stores and web servers: the backends of `s3://`, `gs://`, `hf://` and
+`http(s)://`.
 
-Nothing here is a file of this machine. What is read comes by ranges
-(`chiasm.pipeline.storage.streams`); what is written is gathered, in memory and then in an unnamed
-temporary file, and is put whole: a name never stands for half an object, and a dead run leaves no
-temporaries, only uploads in parts that nobody completed, which a sweep ends. Every failure leaves
-here as one line: a SourceError when a shard was read, a StorageError in a collection; one that
-lasted for all attempts is an UnreachableError or says so. A URL is written into ledgers and logs,
-so one that carries a password is refused.
+Objects are read by ranges (`streams.py`) and uploaded whole (`uploads.py`): a name never belongs to
+half an object, and a dead run leaves no temporaries, only unfinished multipart uploads, which a
+sweep aborts. Failures are one line each: SourceError for a shard, StorageError for a file of a
+collection; one that lasted for all attempts is an UnreachableError or says so. URLs are written
+into ledgers and logs, so one that carries a password is refused.
 """
 
 from __future__ import annotations
@@ -16,32 +15,32 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from chiasm.pipeline.errors import SourceError, StorageError, UnreachableError, UsageError
-from chiasm.pipeline.storage import object_store as stores
+from chiasm.pipeline.storage import retry
 from chiasm.pipeline.storage.backend import Stat
-from chiasm.pipeline.storage.object_store import NoRanges, ReadableStore, Store, one_line, store_of
-from chiasm.pipeline.storage.retry import (
+from chiasm.pipeline.storage.object_store import RangesUnsupported, ReadableStore, Store
+from chiasm.pipeline.storage.store_errors import (
     NotFound,
-    PastEnd,
+    RangeNotSatisfiable,
     Refused,
     RetriesExhausted,
-    RetrySettings,
     StoreError,
     VersionChanged,
-    retry,
+    one_line_message,
 )
-from chiasm.pipeline.storage.streams import Seekable, read_ahead
+from chiasm.pipeline.storage.streams import SeekableReader, read_ahead
 from chiasm.pipeline.storage.uploads import PendingObject
 
+S = TypeVar("S", bound=ReadableStore)
 T = TypeVar("T")
 
-_WILD = re.compile(r"[*?\[]")
+_WILDCARD = re.compile(r"[*?\[]")
 
-# Parts of a query that stand for a password: those of AWS's, Google's, Azure's and CloudFront's
-# signed URLs, and what others call a token.
+# Query parameters that hold secrets: those of AWS's, Google's, Azure's and CloudFront's signed
+# URLs, and common names of tokens.
 _SECRETS = re.compile(
     r"(x-(amz|goog)-(signature|credential|security-token)|signature|sig|policy|key-pair-id"
     r"|awsaccesskeyid|googleaccessid|(access[_-]?|auth[_-]?|id[_-]?)?token|jwt|api[_-]?key|auth"
@@ -50,21 +49,17 @@ _SECRETS = re.compile(
 )
 
 
-class ReadFiles:
-    """What all of them have in common. A `path` is what the store calls the object."""
+class ReadableFiles(Generic[S]):
+    """The reading half of both backends. `get_store` returns the process's store."""
 
     concurrency = 16
 
-    def __init__(self, scheme: str) -> None:
-        self.scheme = scheme
+    def __init__(self, scheme: str, get_store: Callable[[], S]) -> None:
+        self.scheme, self._get_store = scheme, get_store
 
     @property
-    def store(self) -> ReadableStore:
-        return store_of(self.scheme)
-
-    @property
-    def retries(self) -> RetrySettings:
-        return stores.RETRIES
+    def store(self) -> S:
+        return self._get_store()
 
     def display_name(self, url: str) -> str:
         return url
@@ -76,38 +71,41 @@ class ReadFiles:
         return None
 
     def path(self, url: str) -> str:
+        """The object's path in its store."""
         return url.partition("://")[2]
 
     def stat(self, url: str) -> Stat:
-        with self._reading(url):
+        with self._source_errors(url):
             return self._retry(lambda: self.store.head(self.path(url)))
 
     def stat_or_none(self, url: str) -> Stat | None:
-        with self._keeping(url):
+        with self._storage_errors(url):
             try:
                 return self._retry(lambda: self.store.head(self.path(url)))
             except NotFound:
                 return None
 
     def open_stream(self, url: str) -> io.BufferedReader:
-        return read_ahead(self.store, self.path(url), self.retries, lambda: self._reading(url))
+        path, retries = self.path(url), retry.RETRIES
+        return read_ahead(self.store, path, retries, lambda: self._source_errors(url))
 
-    def open_random(self, url: str) -> io.RawIOBase:
-        return Seekable(self.store, self.path(url), self.retries, lambda: self._keeping(url))
+    def open_seekable(self, url: str) -> io.RawIOBase:
+        path, retries = self.path(url), retry.RETRIES
+        return SeekableReader(self.store, path, retries, lambda: self._storage_errors(url))
 
     def read_bytes(self, url: str) -> bytes:
-        return self.open_random(url).read()
+        return self.open_seekable(url).read()
 
     def read_range(self, url: str, offset: int, size: int) -> bytes:
         if not size:
             return b""
-        with self._reading(url):
+        with self._source_errors(url):
             try:
                 data = self._retry(lambda: self.store.get(self.path(url), offset, size)).data
-            except PastEnd:
+            except RangeNotSatisfiable:
                 data = b""
-            except NoRanges:
-                data = self._passed_over(url, offset, size)
+            except RangesUnsupported:
+                data = self._read_after_skipping(url, offset, size)
         if len(data) < size:
             raise SourceError(
                 url,
@@ -117,36 +115,33 @@ class ReadFiles:
             )
         return data
 
-    def _passed_over(self, url: str, offset: int, size: int) -> bytes:
+    def _read_after_skipping(self, url: str, offset: int, size: int) -> bytes:
         with self.open_stream(url) as stream:
-            while offset and (some := stream.read(min(offset, 1 << 20))):
-                offset -= len(some)
+            while offset and (skipped := stream.read(min(offset, 1 << 20))):
+                offset -= len(skipped)
             return b"" if offset else stream.read(size)
 
     def _retry(self, call: Callable[[], T]) -> T:
-        return retry(call, self.retries)
+        return retry.retry(call, retry.RETRIES)
 
-    def _reading(self, url: str) -> AbstractContextManager[None]:
-        return _told(url, SourceError, "a file to read")
+    def _source_errors(self, url: str) -> AbstractContextManager[None]:
+        return _translating_errors(url, SourceError, "a file to read")
 
-    def _keeping(self, url: str) -> AbstractContextManager[None]:
-        return _told(url, StorageError, "a usable file")
+    def _storage_errors(self, url: str) -> AbstractContextManager[None]:
+        return _translating_errors(url, StorageError, "a usable file")
 
 
-class RemoteFiles(ReadFiles):
-    """The backend of a scheme that has buckets, listings and puts."""
-
-    @property
-    def store(self) -> Store:
-        return store_of(self.scheme)
+class ObjectFiles(ReadableFiles[Store]):
+    """The backend of a scheme with buckets, listings and puts."""
 
     def canonical(self, url: str) -> str:
-        """As people write it: the key is not escaped, double slashes stay."""
+        """Keys are not escaped and double slashes stay, as S3 tools have it."""
         rest = url.partition("://")[2]
         # In hf:// an @ names a revision, and only a : before the first slash a password.
         password = r"[^/]*:.*@" if self.scheme == "hf" else r"(?!arn:)[^/]*[:@]"
         if re.match(password, rest):
-            raise _with_a_password(f"{self.scheme}://***", "docs/operations.md says where they go")
+            do = "docs/operations.md says where they go"
+            raise _credentials_error(f"{self.scheme}://***", do)
         if not rest.partition("/")[0]:
             raise UsageError(url, expected=f"{self.scheme}://bucket/key", found="no bucket")
         return f"{self.scheme}://{rest}"
@@ -155,48 +150,48 @@ class RemoteFiles(ReadFiles):
         return url.rpartition("/")[2]
 
     def is_folder(self, url: str) -> bool:
-        with self._reading(url):
+        with self._source_errors(url):
             return self._retry(lambda: self.store.is_folder(self.path(url)))
 
     def glob(self, pattern: str) -> Sequence[str]:
         from fsspec.utils import glob_translate  # fsspec is imported where such a URL is used
 
         path = self.path(self.canonical(pattern))
-        wild = _WILD.search(path)
-        if wild is None:
+        wildcard = _WILDCARD.search(path)
+        if wildcard is None:
             return [self.canonical(pattern)]
         try:
             matches = re.compile(glob_translate(path)).fullmatch
         except ValueError as error:
             expected = "a pattern such as folder/**/*.tar"
-            raise UsageError(pattern, expected=expected, found=one_line(error)) from error
-        fixed = path[: wild.start()]
-        deep = "/" in path[wild.start() :]
-        with self._reading(pattern):
-            folder = fixed if self.scheme == "s3" else fixed.rpartition("/")[0]
+            raise UsageError(pattern, expected=expected, found=one_line_message(error)) from error
+        prefix = path[: wildcard.start()]
+        deep = "/" in path[wildcard.start() :]
+        with self._source_errors(pattern):
+            folder = prefix if self.scheme == "s3" else prefix.rpartition("/")[0]
             listing = self._retry(lambda: self.store.list(folder, deep=deep))
         # A key that ends in / marks a folder.
         found = (key for key in listing.files if not key.endswith("/") and matches(key))
         return [f"{self.scheme}://{key}" for key in found]
 
     def folders(self, url: str) -> Sequence[str]:
-        with self._keeping(url):
+        with self._storage_errors(url):
             found = self._retry(lambda: self.store.list(self._folder(url)))
         return sorted(path.rpartition("/")[2] for path in found.folders)
 
     def list(self, url: str) -> Sequence[str]:
-        with self._keeping(url):
+        with self._storage_errors(url):
             found = self._retry(lambda: self.store.list(self._folder(url)))
         bases = (path.rpartition("/")[2] for path in found.files)
         return sorted(base for base in bases if base)  # a key that ends in / marks a folder
 
     def create(self, url: str, run_id: str) -> PendingObject:
         return PendingObject(
-            self.store, self.path(url), self.retries, lambda: self._keeping(url), url
+            self.store, self.path(url), retry.RETRIES, lambda: self._storage_errors(url), url
         )
 
     def remove(self, url: str) -> None:
-        with self._keeping(url):
+        with self._storage_errors(url):
             try:
                 self._retry(lambda: self.store.remove(self.path(url)))
             except NotFound:
@@ -206,16 +201,17 @@ class RemoteFiles(ReadFiles):
         for base in self.list(url):
             self.remove(self.join(url, base))
 
-    def end_uploads(self, url: str, dead: Callable[[str], bool]) -> Sequence[str]:
-        with self._keeping(url):
-            return self.store.end_uploads(self._folder(url), dead)
+    def abort_uploads(self, url: str, is_dead: Callable[[str], bool]) -> Sequence[str]:
+        with self._storage_errors(url):
+            return self.store.abort_uploads(self._folder(url), is_dead)
 
     def _folder(self, url: str) -> str:
         return f"{self.path(url).rstrip('/')}/"
 
 
-class WebFiles(ReadFiles):
-    """`http://` and `https://`: read only, no listings. A query string is part of the URL."""
+class WebFiles(ReadableFiles[ReadableStore]):
+    """The backend of `http://` and `https://`: read only, no listings. A query string is part of
+    the URL."""
 
     def canonical(self, url: str) -> str:
         try:
@@ -225,17 +221,17 @@ class WebFiles(ReadFiles):
             raise UsageError(
                 f"{self.scheme}://{rest}",
                 expected=f"{self.scheme}://host/path",
-                found=f"no URL ({one_line(error)})",
+                found=f"no URL ({one_line_message(error)})",
             ) from None
         plain = f"{self.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         if "@" in parts.netloc:
-            raise _with_a_password(plain, "put them into ~/.netrc")
+            raise _credentials_error(plain, "put them into ~/.netrc")
         if any(_SECRETS.fullmatch(name) for name, _ in parse_qsl(parts.query, True)):
-            raise _with_a_password(plain, "name the object by s3:// or gs://")
+            raise _credentials_error(plain, "name the object by s3:// or gs://")
         if not parts.netloc:
             raise UsageError(url, expected=f"{self.scheme}://host/path", found="no host")
         parts = parts._replace(scheme=self.scheme, netloc=parts.netloc.lower(), fragment="")
-        # What a request cannot carry is escaped, what is escaped already stays as it is.
+        # Characters that a request cannot hold are escaped; existing escapes stay.
         return quote(parts.geturl(), safe="!#$%&'()*+,/:;=?@[]~{}")
 
     def base_name(self, url: str) -> str:
@@ -246,71 +242,76 @@ class WebFiles(ReadFiles):
 
     def is_folder(self, url: str) -> bool:
         if urlsplit(url).path.endswith("/"):
-            raise self._unlisted(url)
+            raise self._listing_error(url)
         return False
 
     def glob(self, pattern: str) -> Sequence[str]:
         if not re.search(r"[*\[]", urlsplit(pattern).path):
-            return [self.canonical(pattern)]  # its `?` begins a query
-        raise self._unlisted(pattern)
+            return [self.canonical(pattern)]  # a `?` begins the query
+        raise self._listing_error(pattern)
 
     def list(self, url: str) -> Sequence[str]:
-        raise self._unlisted(url)
+        raise self._listing_error(url)
 
     def folders(self, url: str) -> Sequence[str]:
-        raise self._unlisted(url)
+        raise self._listing_error(url)
 
     def create(self, url: str, run_id: str) -> PendingObject:
-        raise self._unwritten(url)
+        raise self._read_only_error(url)
 
     def remove(self, url: str) -> None:
-        raise self._unwritten(url)
+        raise self._read_only_error(url)
 
     def remove_folder(self, url: str) -> None:
-        raise self._unwritten(url)
+        raise self._read_only_error(url)
 
-    def end_uploads(self, url: str, dead: Callable[[str], bool]) -> Sequence[str]:
-        raise self._unwritten(url)
+    def abort_uploads(self, url: str, is_dead: Callable[[str], bool]) -> Sequence[str]:
+        raise self._read_only_error(url)
 
-    def _unlisted(self, url: str) -> UsageError:
+    def _listing_error(self, url: str) -> UsageError:
         return UsageError(
             url,
             expected="the URL of a file, or a range such as {00000..00012}",
             found=f"a folder or a pattern, and {self.scheme}:// has no listing",
         )
 
-    def _unwritten(self, url: str) -> UsageError:
+    def _read_only_error(self, url: str) -> UsageError:
         return UsageError(
             url,
-            expected="a place that can be written",
+            expected="a URL that can be written to",
             found=f"{self.scheme}://",
             do="name a folder or s3://bucket/prefix",
         )
 
 
-def _with_a_password(shown: str, do: str) -> UsageError:
+def _credentials_error(url: str, do: str) -> UsageError:
     expected = "a URL that may be written into ledgers"
-    return UsageError(shown, expected=expected, found="credentials in it", do=do)
+    return UsageError(url, expected=expected, found="credentials in it", do=do)
 
 
 @contextmanager
-def _told(where: str, kind: type[SourceError | StorageError], expected: str) -> Iterator[None]:
+def _translating_errors(
+    url: str, error_type: type[SourceError | StorageError], expected: str
+) -> Iterator[None]:
+    """Raise `error_type` in place of StoreErrors; UnreachableError in place of a SourceError after
+    the last retry."""
     try:
         yield
     except RetriesExhausted as error:
-        lasting = UnreachableError if kind is SourceError else kind
+        exhausted = UnreachableError if error_type is SourceError else error_type
         do = "check the network and the endpoint, then run the same command again"
-        raise lasting(where, expected="an answer", found=str(error), do=do) from error
+        raise exhausted(url, expected="an answer", found=str(error), do=do) from error
     except VersionChanged as error:
-        raise kind(
-            where,
+        raise error_type(
+            url,
             expected=f"the object that was opened (version {error})",
             found="another: it changed while it was read",
             do="run the same command again",
         ) from error
     except NotFound as error:
-        raise kind(where, expected=expected, found="nothing there", do="check the name") from error
+        do = "check the name"
+        raise error_type(url, expected=expected, found="nothing there", do=do) from error
     except Refused as error:
-        raise kind(where, expected=expected, found=str(error), do=error.do) from error
+        raise error_type(url, expected=expected, found=str(error), do=error.do) from error
     except StoreError as error:
-        raise kind(where, expected=expected, found=str(error)) from error
+        raise error_type(url, expected=expected, found=str(error)) from error

@@ -1,10 +1,9 @@
-"""S3 and what speaks its language, by s3fs: its session, credentials and loop; requests as S3 has
-them.
+"""S3 and compatible stores: the session, credentials and event loop of s3fs, our own requests.
 
-s3fs's own files know no ETag, tell a broken upload only to `Exception`, and try again by rules of
-their own. Here every request is one attempt, each range is compared with its `Content-Range`, and
-what goes up in parts is aborted whatever ends it. Keys are taken as they are: no escapes, double
-slashes kept.
+s3fs's own files do not know ETags, clean up a failed upload only after an `Exception`, and retry by
+rules of their own. Here every request is one attempt, every range is compared with its
+`Content-Range`, and a multipart upload is aborted whatever ends it. Keys are used as they are: no
+escapes, double slashes kept.
 """
 
 from __future__ import annotations
@@ -31,34 +30,30 @@ from fsspec.asyn import sync
 from s3fs import S3FileSystem
 
 from chiasm.pipeline.storage.backend import Stat
-from chiasm.pipeline.storage.object_store import (
-    ByteRange,
-    Listing,
-    byte_range,
-    one_line,
-    require_trusted,
-    silence_loop,
-)
-from chiasm.pipeline.storage.retry import (
+from chiasm.pipeline.storage.object_store import ByteRange, Listing
+from chiasm.pipeline.storage.range_requests import checked_range, range_header, silence_loop
+from chiasm.pipeline.storage.retry import RetrySettings, retry
+from chiasm.pipeline.storage.store_errors import (
     AlreadyExists,
     Cancelled,
     NotFound,
-    PastEnd,
+    RangeNotSatisfiable,
     Refused,
-    RetrySettings,
     StoreError,
     TransientError,
-    retry,
+    Unsupported,
+    one_line_message,
+    raise_if_untrusted,
 )
 
-PART = 32 << 20  # bytes of a part; more for what would need over MOST_PARTS of them
-MOST_PARTS = 10_000
-PARTS_AT_ONCE = 4  # so an upload takes PART * PARTS_AT_ONCE bytes of memory
+PART = 32 << 20  # bytes of a part; more for objects that would need over MAX_PARTS of them
+MAX_PARTS = 10_000  # S3's limit
+CONCURRENT_PARTS = 4  # so an upload takes PART * CONCURRENT_PARTS bytes of memory
 
 Parts = list[dict[str, Any]]
 
-# Codes of S3 that a status below 500 does not say it of: they pass.
-_PASSING = {
+# Error codes of transient failures that come with a status below 500.
+_TRANSIENT_CODES = {
     "BadDigest",
     "ConditionalRequestConflict",
     "IncompleteBody",
@@ -71,15 +66,14 @@ _PASSING = {
     "XAmzContentSHA256Mismatch",
 }
 
-
-# How a page of a listing tells where the next one begins -> how that is asked for.
+# Where the next page of a listing begins: field of a page -> parameter of the next request.
 _NEXT_PAGE = {
     "NextContinuationToken": "ContinuationToken",
     "NextKeyMarker": "KeyMarker",
     "NextUploadIdMarker": "UploadIdMarker",
 }
 
-_BROKEN = (
+_CONNECTION_ERRORS = (
     HTTPClientError,
     NotConnected,
     ResponseParserError,
@@ -88,15 +82,11 @@ _BROKEN = (
 )
 
 
-class Unsupported(Refused):
-    """501: the store does not know what was asked for."""
-
-
 class S3Store:
-    """Buckets. Credentials and endpoint by boto's own means: environment, profile, role.
+    """Buckets. Credentials and endpoint are boto's: environment, profile, role.
 
-    A new name is put by If-None-Match. A store that answers it with 501 is asked for the name
-    before: there, of two writers of one moment both may think that they won."""
+    A new name is put by If-None-Match. A store that answers it with 501 is asked first whether the
+    name is free: there, two writers at the same moment may both succeed."""
 
     def __init__(self, retries: RetrySettings) -> None:
         self.retries = retries
@@ -113,27 +103,26 @@ class S3Store:
         silence_loop(self.fs.loop)
 
     def head(self, path: str) -> Stat:
-        """By its first byte: the length in a HEAD may lie, the total of a range is told apart."""
+        """By a range of one byte: the length in a HEAD may be wrong, a range's total is checked."""
         try:
             piece = self.get(path, 0, 1)
-        except PastEnd:
-            return Stat(0, _etag(self._call("head_object", path)))
+        except RangeNotSatisfiable:
+            return Stat(0, _etag(self._object_request("head_object", path)))
         return Stat(piece.total, piece.version or "")
 
     def get(self, path: str, start: int, size: int) -> ByteRange:
-        asked = f"bytes={start}" if start < 0 else f"bytes={start}-{start + size - 1}"
-        answer = self._call("get_object", path, Range=asked)
-        data, told_range = answer["Body"], answer.get("ContentRange")
-        if told_range is None and not data:
-            raise PastEnd(0)  # what some answer instead of 416 where the object is empty
-        return byte_range(data, told_range, start, size, _etag(answer))
+        response = self._object_request("get_object", path, Range=range_header(start, size))
+        data, content_range = response["Body"], response.get("ContentRange")
+        if content_range is None and not data:
+            raise RangeNotSatisfiable(0)  # how some stores answer for an empty object
+        return checked_range(data, content_range, start, size, _etag(response))
 
     def list(self, folder: str, *, deep: bool = False) -> Listing:
         bucket, _, prefix = folder.partition("/")
-        asked = {"Bucket": bucket, "Prefix": prefix} | ({} if deep else {"Delimiter": "/"})
+        params = {"Bucket": bucket, "Prefix": prefix} | ({} if deep else {"Delimiter": "/"})
         files: list[str] = []
         folders: list[str] = []
-        for page in self._pages("list_objects_v2", asked):
+        for page in self._pages("list_objects_v2", params):
             files += [f"{bucket}/{entry['Key']}" for entry in page.get("Contents", ())]
             folders += [f"{bucket}/{e['Prefix'][:-1]}" for e in page.get("CommonPrefixes", ())]
         return Listing(sorted(files), sorted(folders))
@@ -141,185 +130,190 @@ class S3Store:
     def is_folder(self, path: str) -> bool:
         bucket, _, key = path.rstrip("/").partition("/")
         prefix = f"{key}/" if key else ""
-        found = self._ask("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
+        found = self._request("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
         return bool(found.get("Contents")) or not key
 
-    def put(self, path: str, data: bytes, *, new: str = "") -> None:
+    def put(self, path: str, data: bytes, *, create_token: str = "") -> None:
+        metadata = _token_metadata(create_token)
         try:
-            self._call_new("put_object", path, new, Body=data, **_marked(new))
+            self._conditional_request("put_object", path, create_token, Body=data, **metadata)
         except AlreadyExists:
-            # An attempt before may have done it, and only its answer been lost.
-            if self._mark_of(path) != new:
+            # An earlier attempt may have put it, and only its answer been lost.
+            if self._token_of(path) != create_token:
                 raise
 
-    def send(self, path: str, file: IO[bytes], size: int, *, new: str = "") -> None:
-        """In parts, each tried again by itself; aborted on whatever is raised meanwhile, also by a
-        signal. Where it is not known whether the last step was done, its mark tells."""
-        mark, stop = new or secrets.token_hex(8), threading.Event()
-        begun = retry(
-            lambda: self._call("create_multipart_upload", path, **_marked(mark)),
+    def upload(self, path: str, file: IO[bytes], size: int, *, create_token: str = "") -> None:
+        """A multipart upload; every part is retried by itself. Whatever is raised meanwhile, also
+        by a signal, aborts it. Where the answer to the last request is lost, the token in the
+        object's metadata shows whether it succeeded."""
+        token, stop = create_token or secrets.token_hex(8), threading.Event()
+        created = retry(
+            lambda: self._object_request("create_multipart_upload", path, **_token_metadata(token)),
             self.retries,
         )
-        upload = begun["UploadId"]
+        upload_id = created["UploadId"]
         try:
-            parts = self._send_parts(path, upload, file, size, stop)
-            retry(lambda: self._complete(path, upload, parts, mark, new), self.retries)
+            parts = self._upload_parts(path, upload_id, file, size, stop)
+            retry(lambda: self._complete(path, upload_id, parts, token, create_token), self.retries)
         except BaseException:
             stop.set()
             # A store out of reach must not hide why this ends; a sweep aborts what is left.
             with suppress(StoreError):
-                retry(lambda: self._abort(path, upload), self.retries)
+                retry(lambda: self._abort(path, upload_id), self.retries)
             raise
 
-    def _send_parts(
-        self, path: str, upload: str, file: IO[bytes], size: int, stop: threading.Event
+    def _upload_parts(
+        self, path: str, upload_id: str, file: IO[bytes], size: int, stop: threading.Event
     ) -> Parts:
-        each = max(PART, -(-size // MOST_PARTS))
-        reading = threading.Lock()
+        part_size = max(PART, -(-size // MAX_PARTS))
+        file_lock = threading.Lock()
 
-        def part(number: int) -> dict[str, Any]:
+        def upload_part(number: int) -> dict[str, Any]:
             if stop.is_set():
                 raise Cancelled
-            with reading:
-                file.seek((number - 1) * each)
-                data = file.read(each)
-            told = {"UploadId": upload, "PartNumber": number, "Body": data}
-            sent = retry(lambda: self._call("upload_part", path, **told), self.retries, stop)
-            return {"PartNumber": number, "ETag": sent["ETag"]}
+            with file_lock:
+                file.seek((number - 1) * part_size)
+                data = file.read(part_size)
+            params = {"UploadId": upload_id, "PartNumber": number, "Body": data}
+            response = retry(
+                lambda: self._object_request("upload_part", path, **params), self.retries, stop
+            )
+            return {"PartNumber": number, "ETag": response["ETag"]}
 
-        # Parts in flight have ended when the `with` has: none arrives after an abort.
-        with ThreadPoolExecutor(PARTS_AT_ONCE, "chiasm-send") as sending:
+        # Leaving the `with` waits for parts in flight: none arrives after an abort.
+        with ThreadPoolExecutor(CONCURRENT_PARTS, "chiasm-upload") as pool:
             try:
-                return list(sending.map(part, range(1, -(-size // each) + 1)))
+                return list(pool.map(upload_part, range(1, -(-size // part_size) + 1)))
             except BaseException:
                 stop.set()
                 raise
 
-    def _complete(self, path: str, upload: str, parts: Parts, mark: str, new: str) -> None:
-        told = {"UploadId": upload, "MultipartUpload": {"Parts": parts}}
+    def _complete(
+        self, path: str, upload_id: str, parts: Parts, token: str, create_token: str
+    ) -> None:
+        params = {"UploadId": upload_id, "MultipartUpload": {"Parts": parts}}
         try:
-            self._call_new("complete_multipart_upload", path, new, **told)
+            self._conditional_request("complete_multipart_upload", path, create_token, **params)
         except (NotFound, AlreadyExists):
-            if self._mark_of(path) != mark:
+            if self._token_of(path) != token:
                 raise
 
-    def _mark_of(self, path: str) -> str:
-        return self._call("head_object", path).get("Metadata", {}).get("chiasm", "")
+    def _token_of(self, path: str) -> str:
+        return self._object_request("head_object", path).get("Metadata", {}).get("chiasm", "")
 
     def remove(self, path: str) -> None:
-        self._call("delete_object", path)
+        self._object_request("delete_object", path)
 
-    def end_uploads(self, folder: str, dead: Callable[[str], bool]) -> Sequence[str]:
+    def abort_uploads(self, folder: str, is_dead: Callable[[str], bool]) -> Sequence[str]:
         bucket, _, prefix = folder.partition("/")
         pages = self._pages("list_multipart_uploads", {"Bucket": bucket, "Prefix": prefix})
-        lying = [
+        unfinished = [
             (entry["Key"], entry["UploadId"])
             for page in pages
             for entry in page.get("Uploads", ())
             if entry["Key"].startswith(prefix)  # not every store heeds the prefix
         ]
-        ended = [(key, upload) for key, upload in lying if dead(f"s3://{bucket}/{key}")]
-        for key, upload in ended:
-            retry(partial(self._abort, f"{bucket}/{key}", upload), self.retries)
-        return [f"s3://{bucket}/{key}" for key, _ in ended]
+        dead = [(key, upload) for key, upload in unfinished if is_dead(f"s3://{bucket}/{key}")]
+        for key, upload_id in dead:
+            retry(partial(self._abort, f"{bucket}/{key}", upload_id), self.retries)
+        return [f"s3://{bucket}/{key}" for key, _ in dead]
 
-    def _abort(self, path: str, upload: str) -> None:
+    def _abort(self, path: str, upload_id: str) -> None:
         try:
-            self._call("abort_multipart_upload", path, UploadId=upload)
+            self._object_request("abort_multipart_upload", path, UploadId=upload_id)
         except NotFound:
             return  # completed or aborted already
 
-    def _call_new(self, method: str, path: str, new: str, **told: Any) -> None:
-        """Standing where `new` is told and something bears the name."""
-        if not new:
-            self._call(method, path, **told)
+    def _conditional_request(
+        self, method: str, path: str, create_token: str, **params: Any
+    ) -> None:
+        """A request that writes an object; AlreadyExists where a `create_token` is given and the
+        name is taken."""
+        if not create_token:
+            self._object_request(method, path, **params)
             return
         try:
-            self._call(method, path, IfNoneMatch="*", **told)
+            self._object_request(method, path, IfNoneMatch="*", **params)
         except Unsupported:
-            if self._stands(path):
+            if self._exists(path):
                 raise AlreadyExists(path) from None
-            self._call(method, path, **told)
+            self._object_request(method, path, **params)
 
-    def _stands(self, path: str) -> bool:
+    def _exists(self, path: str) -> bool:
         try:
-            self._call("head_object", path)
+            self._object_request("head_object", path)
         except NotFound:
             return False
         return True
 
-    def _call(self, method: str, path: str, **told: Any) -> dict[str, Any]:
-        return self._ask(method, **_named(path), **told)
+    def _object_request(self, method: str, path: str, **params: Any) -> dict[str, Any]:
+        bucket, _, key = path.partition("/")
+        return self._request(method, Bucket=bucket, Key=key, **params)
 
-    def _ask(self, method: str, **told: Any) -> dict[str, Any]:
-        """Not by `fs.call_s3`, which waits for longer after a failure than we would."""
+    def _request(self, method: str, **params: Any) -> dict[str, Any]:
+        """One attempt. Not by `fs.call_s3`, which retries with longer waits than ours."""
 
-        async def ask() -> dict[str, Any]:
+        async def request() -> dict[str, Any]:
             await self.fs.set_session()
-            call = getattr(await self.fs.get_s3(told["Bucket"]), method)
-            answer = await call(**self.fs._get_s3_method_kwargs(call, **told))
-            if "Body" in answer:
-                async with answer["Body"] as body:
-                    answer["Body"] = await body.read()
-            return answer
+            call = getattr(await self.fs.get_s3(params["Bucket"]), method)
+            response = await call(**self.fs._get_s3_method_kwargs(call, **params))
+            if "Body" in response:
+                async with response["Body"] as body:
+                    response["Body"] = await body.read()
+            return response
 
-        with _told():
-            found: Any = sync(self.fs.loop, ask)
-        return found
+        with _translating_errors():
+            response: Any = sync(self.fs.loop, request)
+        return response
 
-    def _pages(self, method: str, asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Pages of a listing: each is tried again by itself, or a long one would never end."""
+    def _pages(self, method: str, params: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Pages of a listing, every one retried by itself, or a long listing would never end."""
         page: dict[str, Any] = {"IsTruncated": True}
         while page.get("IsTruncated"):
-            page = retry(lambda: self._ask(method, **asked), self.retries)
+            page = retry(partial(self._request, method, **params), self.retries)
             yield page
-            asked.update({of: page[told] for told, of in _NEXT_PAGE.items() if told in page})
+            params |= {name: page[key] for key, name in _NEXT_PAGE.items() if key in page}
 
 
-def _named(path: str) -> dict[str, str]:
-    bucket, _, key = path.partition("/")
-    return {"Bucket": bucket, "Key": key}
+def _token_metadata(token: str) -> dict[str, Any]:
+    """Metadata by which a writer recognises the object that it put."""
+    return {"Metadata": {"chiasm": token}} if token else {}
 
 
-def _marked(mark: str) -> dict[str, Any]:
-    """Metadata by which the writer of an object knows it again."""
-    return {"Metadata": {"chiasm": mark}} if mark else {}
-
-
-def _etag(answer: dict[str, Any]) -> str:
-    return answer.get("ETag", "").strip('"') or str(answer.get("LastModified", ""))
+def _etag(response: dict[str, Any]) -> str:
+    return response.get("ETag", "").strip('"') or str(response.get("LastModified", ""))
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """What boto and aiohttp raise, as StoreErrors."""
+def _translating_errors() -> Iterator[None]:
+    """Raise StoreErrors in place of what boto and aiohttp raise."""
     try:
         yield
     except ClientError as error:
-        raise _kind(error) from error
-    except (OSError, *_BROKEN) as error:
-        require_trusted(error, "AWS_CA_BUNDLE")
-        raise TransientError(one_line(error)) from error
+        raise _store_error(error) from error
+    except (OSError, *_CONNECTION_ERRORS) as error:
+        raise_if_untrusted(error, "AWS_CA_BUNDLE")
+        raise TransientError(one_line_message(error)) from error
     except NoCredentialsError as error:
         do = "set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (docs/operations.md)"
         raise Refused("no credentials", do) from error
-    except (BotoCoreError, ValueError) as error:  # a name that no bucket has, a profile of nobody
-        raise Refused(one_line(error)) from error
+    except (BotoCoreError, ValueError) as error:  # an invalid bucket name, an unknown profile
+        raise Refused(one_line_message(error)) from error
 
 
-def _kind(error: ClientError) -> StoreError:
-    answer: Any = error.response
-    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    code = answer.get("Error", {}).get("Code", "")
-    if (status >= 500 and status != 501) or status in (408, 429) or code in _PASSING:
+def _store_error(error: ClientError) -> StoreError:
+    response: Any = error.response
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    code = response.get("Error", {}).get("Code", "")
+    if (status >= 500 and status != 501) or status in (408, 429) or code in _TRANSIENT_CODES:
         return TransientError(f"{status} {code}")
     if code == "NoSuchBucket":
         return Refused("no such bucket", "make it, or check its name")
     if status == 404:
         return NotFound(code)
     if status == 416:
-        return PastEnd()
+        return RangeNotSatisfiable()
     if status == 412:
         return AlreadyExists(code)
-    told = f"{status} {one_line(error)}"
-    return Unsupported(told) if status == 501 else Refused(told)
+    message = f"{status} {one_line_message(error)}"
+    return Unsupported(message) if status == 501 else Refused(message)

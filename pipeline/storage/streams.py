@@ -1,14 +1,14 @@
-"""Objects read from front to back, or here and there, by ranges that are tried again.
+"""Objects of stores as files: sequential with prefetching, or with random access.
 
-Front to back (`read_ahead`): the next few blocks are on their way while one is read. The first is
-small, so that the head of a tar comes fast. Each block is asked for by range and tried again by
-itself, so a broken connection goes on where it broke; a block of another length than asked for is
-such a break, never data. Memory: AHEAD + 1 blocks of BLOCK bytes, 32 MiB, and as much again while
-they arrive. A server that knows no ranges is read by one answer; where that breaks, another is
-begun and what was delivered already is passed over.
+Sequential (`read_ahead`): the next few blocks are requested while one is read. The first block is
+small, so that the head of a tar arrives fast. Every block is a range request that is retried by
+itself, so reading resumes where a connection broke; a block shorter than requested is a broken
+connection, never data. Memory: PREFETCH_BLOCKS + 1 blocks of BLOCK bytes, 32 MiB, and as much again
+while they arrive. A server without ranges is read as one response; where that breaks, a new one is
+started and the bytes that were read before are skipped.
 
-All raise the StoreErrors of `chiasm.pipeline.storage.retry`, through `told`, which makes them what
-callers know.
+A `translating_errors` argument is a context that raises callers' errors in place of the StoreErrors
+raised here.
 """
 
 from __future__ import annotations
@@ -22,201 +22,225 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from chiasm.pipeline.storage.backend import Stat
-from chiasm.pipeline.storage.object_store import ByteRange, NoRanges, OpenResponse, ReadableStore
-from chiasm.pipeline.storage.retry import (
-    PastEnd,
-    RetrySettings,
+from chiasm.pipeline.storage.object_store import (
+    ByteRange,
+    OpenResponse,
+    RangesUnsupported,
+    ReadableStore,
+)
+from chiasm.pipeline.storage.retry import RetrySettings, retry
+from chiasm.pipeline.storage.store_errors import (
+    RangeNotSatisfiable,
     TransientError,
     VersionChanged,
-    retry,
 )
 
 BLOCK = 8 << 20
-FIRST = 256 << 10  # then four times as much each, up to BLOCK
-AHEAD = 3
-TAIL = 128 << 10  # read with the size when a file is opened for reading here and there
+FIRST_BLOCK = 256 << 10  # every later one is four times as large, up to BLOCK
+PREFETCH_BLOCKS = 3
+TAIL = 128 << 10  # read together with the size when a file is opened for random access
 BUFFER = 1 << 20
 EMPTY = ByteRange(0, b"", 0, "")
 
-Told = Callable[[], AbstractContextManager[None]]
+ErrorContext = Callable[[], AbstractContextManager[None]]
 
 
 def read_ahead(
-    store: ReadableStore, path: str, retries: RetrySettings, told: Told
+    store: ReadableStore, path: str, retries: RetrySettings, translating_errors: ErrorContext
 ) -> io.BufferedReader:
-    """The object as a stream; its first bytes are there when this returns."""
-    with told():
+    """The object as a sequential stream; its first block has arrived when this returns."""
+    with translating_errors():
         try:
-            raw: io.RawIOBase = Ranges(store, path, retries, told)
-        except NoRanges as whole:
-            raw = OneAnswer(whole, retries, told)
+            raw: io.RawIOBase = PrefetchingReader(store, path, retries, translating_errors)
+        except RangesUnsupported as whole:
+            raw = ResponseReader(whole, retries, translating_errors)
     return io.BufferedReader(raw, BUFFER)
 
 
-class Ranges(io.RawIOBase):
-    """An object by ranges, some blocks ahead."""
+class PrefetchingReader(io.RawIOBase):
+    """An object by range requests, PREFETCH_BLOCKS of them ahead of the reader."""
 
-    def __init__(self, store: ReadableStore, path: str, retries: RetrySettings, told: Told) -> None:
-        self._store, self._path, self._retries, self._told = store, path, retries, told
+    def __init__(
+        self,
+        store: ReadableStore,
+        path: str,
+        retries: RetrySettings,
+        translating_errors: ErrorContext,
+    ) -> None:
+        self._store, self._path, self._retries = store, path, retries
+        self._translating_errors = translating_errors
         self._stop = threading.Event()
-        self._reading: ThreadPoolExecutor | None = None
-        self._coming: deque[Future[ByteRange]] = deque()
-        self._before: Stat | None = None  # of a store that tells no version with a range
+        self._pool: ThreadPoolExecutor | None = None
+        self._requested: deque[Future[ByteRange]] = deque()
+        self._stat_at_open: Stat | None = None  # of a store that reports no version with a range
         try:
-            self._opened = retry(lambda: store.get(path, 0, FIRST), retries)
-        except PastEnd:
-            self._opened = EMPTY
-        if self._opened.version is None:
-            self._before = retry(lambda: store.head(path), retries)
-        self._block, self._at = self._opened.data, 0
-        self._asked, self._next_size = len(self._block), FIRST
-        self._ask()
+            self._first = retry(lambda: store.get(path, 0, FIRST_BLOCK), retries)
+        except RangeNotSatisfiable:
+            self._first = EMPTY
+        if self._first.version is None:
+            self._stat_at_open = retry(lambda: store.head(path), retries)
+        self._block, self._position = self._first.data, 0
+        self._requested_bytes, self._request_size = len(self._block), FIRST_BLOCK
+        self._request_blocks()
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        if self._at == len(self._block) and not self._next():
+        if self._position == len(self._block) and not self._next_block():
             return 0
-        some = self._block[self._at : self._at + len(buffer)]
-        buffer[: len(some)] = some
-        self._at += len(some)
-        return len(some)
+        data = self._block[self._position : self._position + len(buffer)]
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
 
     def close(self) -> None:
         self._stop.set()
-        if self._reading is not None:
-            self._reading.shutdown(wait=False, cancel_futures=True)
-        self._coming.clear()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._requested.clear()
         super().close()
 
-    def _next(self) -> bool:
-        self._block, self._at = b"", 0
-        with self._told():
-            if self._coming:
-                self._block = self._coming.popleft().result().data
-            elif self._before is not None:
-                self._look_again(self._before)
-        self._ask()
+    def _next_block(self) -> bool:
+        self._block, self._position = b"", 0
+        with self._translating_errors():
+            if self._requested:
+                self._block = self._requested.popleft().result().data
+            elif self._stat_at_open is not None:
+                self._check_unchanged(self._stat_at_open)
+        self._request_blocks()
         return bool(self._block)
 
-    def _look_again(self, before: Stat) -> None:
-        self._before = None
-        if retry(lambda: self._store.head(self._path), self._retries) != before:
-            raise VersionChanged(before.version)
+    def _check_unchanged(self, expected: Stat) -> None:
+        self._stat_at_open = None
+        if retry(lambda: self._store.head(self._path), self._retries) != expected:
+            raise VersionChanged(expected.version)
 
-    def _ask(self) -> None:
-        while len(self._coming) < AHEAD and self._asked < self._opened.total:
-            if self._reading is None:
-                self._reading = ThreadPoolExecutor(AHEAD, "chiasm-fetch")
-            self._next_size = min(BLOCK, 4 * self._next_size)
-            size = min(self._next_size, self._opened.total - self._asked)
-            self._coming.append(self._reading.submit(self._fetch, self._asked, size))
-            self._asked += size
+    def _request_blocks(self) -> None:
+        while len(self._requested) < PREFETCH_BLOCKS and self._requested_bytes < self._first.total:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(PREFETCH_BLOCKS, "chiasm-fetch")
+            self._request_size = min(BLOCK, 4 * self._request_size)
+            size = min(self._request_size, self._first.total - self._requested_bytes)
+            self._requested.append(self._pool.submit(self._fetch, self._requested_bytes, size))
+            self._requested_bytes += size
 
     def _fetch(self, start: int, size: int) -> ByteRange:
-        opened, retries = self._opened, self._retries
-        return fetch(self._store, self._path, start, size, opened, retries, self._stop)
+        first, retries = self._first, self._retries
+        return fetch_range(self._store, self._path, start, size, first, retries, self._stop)
 
 
-def fetch(
+def fetch_range(
     store: ReadableStore,
     path: str,
     start: int,
     size: int,
-    opened: ByteRange,
+    same_as: ByteRange,
     retries: RetrySettings,
     stop: threading.Event | None = None,
 ) -> ByteRange:
-    """A range of the object of which `opened` is another; Changed where it is one no more."""
+    """A range of the object of which `same_as` is another range; VersionChanged where the object
+    has another size or version by now, Cancelled once `stop` is set."""
 
-    def once() -> ByteRange:
+    def request() -> ByteRange:
         try:
             piece = store.get(path, start, size)
-        except PastEnd as end:
-            raise VersionChanged(opened.version or "") from end
-        if (piece.total, piece.version) != (opened.total, opened.version):
-            raise VersionChanged(opened.version or "")
+        except RangeNotSatisfiable as error:
+            raise VersionChanged(same_as.version or "") from error
+        if (piece.total, piece.version) != (same_as.total, same_as.version):
+            raise VersionChanged(same_as.version or "")
         return piece
 
-    return retry(once, retries, stop)
+    return retry(request, retries, stop)
 
 
-class OneAnswer(io.RawIOBase):
-    """An object of a server that knows no ranges. Attempts count while nothing new comes; two
-    answers have to call it the same size, since nothing else shows that one lies."""
+class ResponseReader(io.RawIOBase):
+    """An object of a server without ranges, as one response, started anew where it breaks.
 
-    def __init__(self, first: NoRanges, retries: RetrySettings, told: Told) -> None:
-        self._again, self._retries, self._told = first.again, retries, told
+    Attempts are counted from the last new byte. Two responses have to report the same size before
+    it is believed, since nothing else shows a wrong one."""
+
+    def __init__(
+        self, first: RangesUnsupported, retries: RetrySettings, translating_errors: ErrorContext
+    ) -> None:
+        self._request, self._retries = first.request, retries
+        self._translating_errors = translating_errors
         self._delivered = 0
-        self._opened = Stat(first.size, first.version)
-        self._live: OpenResponse | None = None
-        self._live = retry(lambda: self._begin(), retries)
+        self._stat = Stat(first.size, first.version)
+        self._response: OpenResponse | None = None
+        self._response = retry(lambda: self._open(), retries)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        with self._told():
+        with self._translating_errors():
             data = retry(lambda: self._read(len(buffer)), self._retries)
         buffer[: len(data)] = data
         self._delivered += len(data)
         return len(data)
 
     def close(self) -> None:
-        if self._live is not None:
-            self._live.close()
-            self._live = None
+        if self._response is not None:
+            self._response.close()
+            self._response = None
         super().close()
 
-    def _begin(self) -> OpenResponse:
-        live = self._again()
-        before, found = self._opened, Stat(live.size, live.version)
-        if found == before:
-            return live
-        live.close()
-        if found.version != before.version:
-            raise VersionChanged(before.version)
+    def _open(self) -> OpenResponse:
+        response = self._request()
+        expected, found = self._stat, Stat(response.size, response.version)
+        if found == expected:
+            return response
+        response.close()
+        if found.version != expected.version:
+            raise VersionChanged(expected.version)
         if found.version or not self._delivered:
-            self._opened = found  # until another answer says otherwise
-        raise TransientError(f"told as {before.size} bytes, then as {found.size}")
+            self._stat = found  # until another response says otherwise
+        raise TransientError(f"reported as {expected.size} bytes, then as {found.size}")
 
     def _read(self, size: int) -> bytes:
         try:
-            if self._live is None:
-                self._live = self._begin()
-                self._pass_over(self._live)
-            data = self._live.read(size)
-            if not data and self._delivered < self._opened.size:
-                raise TransientError(f"{self._delivered} bytes of {self._opened.size}")
+            if self._response is None:
+                self._response = self._open()
+                self._skip_delivered(self._response)
+            data = self._response.read(size)
+            if not data and self._delivered < self._stat.size:
+                raise TransientError(f"{self._delivered} bytes of {self._stat.size}")
             return data
         except TransientError:
-            if self._live is not None:
-                self._live.close()
-                self._live = None
+            if self._response is not None:
+                self._response.close()
+                self._response = None
             raise
 
-    def _pass_over(self, live: OpenResponse) -> None:
-        left = self._delivered
-        while left:
-            data = live.read(min(left, BUFFER))
+    def _skip_delivered(self, response: OpenResponse) -> None:
+        remaining = self._delivered
+        while remaining:
+            data = response.read(min(remaining, BUFFER))
             if not data:
-                raise TransientError(
-                    f"{self._delivered - left} bytes of {self._delivered} read before"
-                )
-            left -= len(data)
+                skipped = self._delivered - remaining
+                raise TransientError(f"{skipped} bytes of the {self._delivered} read before")
+            remaining -= len(data)
 
 
-class Seekable(io.RawIOBase):
-    """An object for reading here and there, as Parquet wants it. Opening reads size and tail."""
+class SeekableReader(io.RawIOBase):
+    """An object with random access by range requests, as Parquet needs it. Opening it requests the
+    size and the last TAIL bytes."""
 
-    def __init__(self, store: ReadableStore, path: str, retries: RetrySettings, told: Told) -> None:
-        self._store, self._path, self._retries, self._told = store, path, retries, told
-        self._at = 0
-        with told():
+    def __init__(
+        self,
+        store: ReadableStore,
+        path: str,
+        retries: RetrySettings,
+        translating_errors: ErrorContext,
+    ) -> None:
+        self._store, self._path, self._retries = store, path, retries
+        self._translating_errors = translating_errors
+        self._position = 0
+        with translating_errors():
             try:
                 self._tail = retry(lambda: store.get(path, -TAIL, TAIL), retries)
-            except PastEnd:
+            except RangeNotSatisfiable:
                 self._tail = EMPTY
         self._size = self._tail.total
 
@@ -227,28 +251,28 @@ class Seekable(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def size(self) -> int:
         return self._size
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """All of `size` bytes, fewer only at the end; several blocks at once where it is many."""
-        left = max(0, self._size - self._at)
-        wanted = left if size is None or size < 0 else min(size, left)
-        ends = range(self._at, self._at + wanted, BLOCK)
-        ranges = [(start, min(BLOCK, self._at + wanted - start)) for start in ends]
-        self._at += wanted
-        with self._told():
+        """`size` bytes, fewer only at the end; more than a block is requested in parallel."""
+        remaining = max(0, self._size - self._position)
+        wanted = remaining if size is None or size < 0 else min(size, remaining)
+        starts = range(self._position, self._position + wanted, BLOCK)
+        ranges = [(start, min(BLOCK, self._position + wanted - start)) for start in starts]
+        self._position += wanted
+        with self._translating_errors():
             if len(ranges) < 2:
-                return b"".join(self._range(*where) for where in ranges)
-            with ThreadPoolExecutor(AHEAD, "chiasm-fetch") as reading:
-                return b"".join(reading.map(lambda where: self._range(*where), ranges))
+                return b"".join(self._range(*part) for part in ranges)
+            with ThreadPoolExecutor(PREFETCH_BLOCKS, "chiasm-fetch") as pool:
+                return b"".join(pool.map(lambda part: self._range(*part), ranges))
 
     def readinto(self, buffer: Any, /) -> int:
         data = self.read(len(buffer))
@@ -256,7 +280,7 @@ class Seekable(io.RawIOBase):
         return len(data)
 
     def _range(self, start: int, size: int) -> bytes:
-        inside = start - self._tail.start
-        if inside >= 0:
-            return self._tail.data[inside : inside + size]
-        return fetch(self._store, self._path, start, size, self._tail, self._retries).data
+        in_tail = start - self._tail.start
+        if in_tail >= 0:
+            return self._tail.data[in_tail : in_tail + size]
+        return fetch_range(self._store, self._path, start, size, self._tail, self._retries).data

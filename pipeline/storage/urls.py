@@ -1,4 +1,4 @@
-"""Files by URL or path: what is there, streams and ranges of it."""
+"""Functions on one file by URL or path: names, size and version, streams and ranges."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ B = TypeVar("B")
 
 
 def canonical_url(path_or_url: str) -> str:
-    """One name for one place: `a.tar` -> `file:///abs/real/a.tar`, symbolic links resolved.
+    """One URL for one file: `a.tar` -> `file:///abs/real/a.tar`, symbolic links resolved.
 
-    Raises UsageError for a scheme without a backend."""
+    Raises UsageError for a scheme without a backend and for a URL with credentials."""
     return backend_of(path_or_url).canonical(path_or_url)
 
 
 def display_name(url: str) -> str:
-    """What a person calls the place: the path of a local file, else the URL without its
-    password."""
+    """The name for messages: the path of a local file, else the URL."""
     return backend_of(url).display_name(url)
 
 
 def base_name(url: str) -> str:
-    """The file's own name, unescaped, without the query of an HTTP URL."""
+    """The last part of the path, unescaped, without the query of an HTTP URL."""
     return backend_of(url).base_name(url)
 
 
 def stat(url: str) -> Stat:
-    """Size and version of a file; SourceError when it is missing or no file."""
+    """Size and version of a file; SourceError when it is missing or not a file."""
     return backend_of(url).stat(url)
 
 
@@ -42,7 +41,7 @@ def is_folder(url: str) -> bool:
 
 
 def is_remote(url: str) -> bool:
-    """Whether each look at `url` is a request."""
+    """Whether reading `url`, or its size, is a request over a network."""
     return backend_of(url).concurrency > 1
 
 
@@ -62,9 +61,9 @@ def glob(pattern: str) -> list[str]:
 
 
 def map_concurrent(call: Callable[[str], B], urls: Sequence[str]) -> list[B]:
-    """`call` of each URL, in their order; several at once where a store takes its time."""
-    at_once = max((backend_of(url).concurrency for url in urls), default=1)
-    if at_once == 1:
+    """`call(url)` for every URL, in order; several calls at the same time where one is remote."""
+    workers = max((backend_of(url).concurrency for url in urls), default=1)
+    if workers == 1:
         return [call(url) for url in urls]
-    with ThreadPoolExecutor(at_once, "chiasm-each") as asking:
-        return list(asking.map(call, urls))
+    with ThreadPoolExecutor(workers, "chiasm-map") as pool:
+        return list(pool.map(call, urls))

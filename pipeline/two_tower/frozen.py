@@ -22,9 +22,9 @@ from torch.nn import functional
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device import PRECISIONS, resolve_device, resolve_precision
-from chiasm.pipeline.pretrained.hub import ModelFolder, find_model, loading
+from chiasm.pipeline.pretrained.hub import ModelFolder, find_model, translating_load_errors
 from chiasm.pipeline.pretrained.image_processing import Scale
-from chiasm.pipeline.pretrained.sentence_models import clean, load_network
+from chiasm.pipeline.pretrained.sentence_models import load_network, replace_surrogates
 
 WEIGHTS = "model*.safetensors"
 TOKEN_GRID = 4  # picture tokens a side: finer grids are averaged down to it
@@ -69,7 +69,7 @@ class ImageTower:
         self.preprocessing = {
             "resize": [self.side, self.side],
             "resample": Image.Resampling(self._resample).name.lower(),
-            **self._scale.described(),
+            **self._scale.describe(),
         }
         self.fingerprint = self.folder.fingerprint(self.preprocessing)
         probe = self([np.zeros((3, self.side, self.side), np.uint8)])
@@ -137,7 +137,9 @@ class TextTower:
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> TextFeatures:
         """B texts -> their features, on the tower's device."""
-        inputs = self._network.preprocess([clean(text) for text in texts], prompt=self._prompt)
+        inputs = self._network.preprocess(
+            [replace_surrogates(text) for text in texts], prompt=self._prompt
+        )
         inputs = {
             name: value.to(self.device) if isinstance(value, Tensor) else value
             for name, value in inputs.items()
@@ -173,7 +175,7 @@ def _device_and_precision(settings: EncoderSettings) -> tuple[torch.device, str]
 
 def _vision(folder: ModelFolder, dtype: torch.dtype) -> Any:
     """The network that takes pixel_values; of a model of pictures and texts its vision tower."""
-    with loading(folder.what, "an image model"):
+    with translating_load_errors(folder.what, "an image model"):
         network, report = transformers.AutoModel.from_pretrained(
             folder.path, dtype=dtype, use_safetensors=True, output_loading_info=True, **LOCAL
         )
@@ -195,7 +197,7 @@ def _vision(folder: ModelFolder, dtype: torch.dtype) -> Any:
 def _processor(folder: ModelFolder) -> tuple[int, int, Scale]:
     """(S, resampling, scale) as the model's own image processor has them."""
     folder.require_one_of(("preprocessor_config.json", "processor_config.json"), "image processor")
-    with loading(folder.what, "an image processor"):
+    with translating_load_errors(folder.what, "an image processor"):
         made: Any = transformers.AutoImageProcessor.from_pretrained(
             folder.path, backend="pil", **LOCAL
         )

@@ -119,7 +119,7 @@ class ShardCheck:
             counts = f"{entry.rows} rows + {len(entry.dropped)} dropped"
             fix = self._replace() if has_embeddings else self._embed_again()
             yield Finding(self.where, f"{counts} in the ledger, of {samples} samples", fix)
-        if not has_embeddings and entry.set_aside is None:
+        if not has_embeddings and entry.quarantined is None:
             yield Finding(self.where, "a ledger entry without embeddings", self._embed_again())
 
     def _disagreement(self, footer: Footer, entry: LedgerEntry) -> Finding:
@@ -130,7 +130,7 @@ class ShardCheck:
             "dropped": (footer.dropped, len(entry.dropped)),
         }
         unequal = "; ".join(f"{name} {a} and {b}" for name, (a, b) in pairs.items() if a != b)
-        unequal = unequal or f"the ledger says it was set aside: {entry.set_aside}"
+        unequal = unequal or f"the ledger says it was set aside: {entry.quarantined}"
         what = f"Parquet footer and ledger entry disagree ({unequal})"
         return Finding(self.where, what, self._embed_again())
 

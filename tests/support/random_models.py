@@ -16,7 +16,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from chiasm.pipeline.pretrained.hub import quiet
+from chiasm.pipeline.pretrained.hub import capture_warnings
 
 # fmt: off
 WORDS = (
@@ -28,7 +28,7 @@ WORDS = (
 # fmt: on
 
 
-@quiet()
+@capture_warnings()
 def clip_folder(
     folder: Path,
     *,
@@ -52,7 +52,7 @@ def clip_folder(
     return _save(folder, transformers.CLIPModel, config, seed, tokenizer, processor)
 
 
-@quiet()
+@capture_warnings()
 def siglip_folder(
     folder: Path,
     *,
@@ -73,7 +73,7 @@ def siglip_folder(
     return _save(folder, transformers.SiglipModel, config, seed, tokenizer, processor)
 
 
-@quiet()
+@capture_warnings()
 def naflex_folder(
     folder: Path,
     *,

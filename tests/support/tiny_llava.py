@@ -8,7 +8,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from chiasm.pipeline.pretrained.hub import quiet
+from chiasm.pipeline.pretrained.hub import capture_warnings
 
 TOWER = {
     "hidden_size": 32,
@@ -68,7 +68,7 @@ def llava_folder(folder: Path, network: type[transformers.PreTrainedModel]) -> P
         chat_template=TEMPLATE,
     )
     torch.manual_seed(0)
-    with quiet():
+    with capture_warnings():
         network(config).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

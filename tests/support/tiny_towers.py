@@ -16,7 +16,7 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
 
-from chiasm.pipeline.pretrained.hub import quiet
+from chiasm.pipeline.pretrained.hub import capture_warnings
 
 COLOURS = {
     "red": (220, 30, 30), "green": (30, 180, 40), "blue": (30, 60, 220), "yellow": (230, 220, 30),
@@ -27,7 +27,7 @@ PHRASES = ("{} and {}", "a picture of {} beside {}", "{} left , {} right")
 SIDE = 32
 
 
-@quiet()
+@capture_warnings()
 def image_folder(folder: Path) -> Path:
     """A residual network of 32-pixel pictures."""
     torch.manual_seed(0)
@@ -45,7 +45,7 @@ def _words() -> list[str]:
     return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *told, *COLOURS]
 
 
-@quiet()
+@capture_warnings()
 def static_text_folder(folder: Path) -> Path:
     """A vector for every word, averaged: it tells nothing of single words."""
     torch.manual_seed(0)
@@ -57,7 +57,7 @@ def static_text_folder(folder: Path) -> Path:
     return folder
 
 
-@quiet()
+@capture_warnings()
 def text_folder(folder: Path) -> Path:
     """A BERT of one block that knows the words of this world, as a SentenceTransformer."""
     torch.manual_seed(0)

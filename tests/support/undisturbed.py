@@ -20,7 +20,7 @@ def embed(shards: list[Shard], to: str) -> Folder:
     with Run(folder, "embed", {}) as run:
         create_or_check(folder, Identity.of(encoder), run.id)
         for shard in shards:
-            run.hold([shard.id])
+            run.claim([shard.id])
             embed_shard(shard, encoder, folder, SETTINGS, run_id=run.id)
         run.finish("done", {})
     return folder
