@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 
-import fake_encoder
 import numpy as np
 import pytest
 import transformers
