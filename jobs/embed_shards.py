@@ -131,7 +131,7 @@ def progress_of(request: EmbedRequest, work: WorkList, pool: Pool) -> Progress:
         shards=len(request.shards),
         done=len(work.done),
         skipped=len(work.skipped),
-        failed=len(work.set_aside),
+        failed=len(work.quarantined),
         samples=sum(entry.samples for entry in work.done.values()) + samples,
         dropped=sum(len(entry.dropped) for entry in work.done.values()) + dropped,
         workers_ready=pool.ready,

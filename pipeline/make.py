@@ -232,7 +232,7 @@ def summarize(
         skipped=len(work.skipped),
         failed=[
             {"shard": urls[shard_id], "reason": reason}
-            for shard_id, reason in work.set_aside.items()
+            for shard_id, reason in work.quarantined.items()
         ],
         pairs_per_second=round(rows / busy, 2) if busy else 0.0,
         seconds={stage: round(spent, 3) for stage, spent in seconds.items()}

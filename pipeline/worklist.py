@@ -51,7 +51,7 @@ class WorkList:
         self.fingerprint = ""
         self.done: dict[str, LedgerEntry] = {}
         self.skipped: dict[str, LedgerEntry] = {}
-        self.set_aside: dict[str, str] = {}
+        self.quarantined: dict[str, str] = {}
         self._pending = deque(Task(shard) for shard in shards)
         self._held_by_others: list[Task] = []
         self._out: dict[str, Task] = {}
@@ -101,7 +101,7 @@ class WorkList:
 
     def quarantine(self, task: Task, reason: str) -> None:
         """Write down that this shard was given up, and why, and go on with the rest."""
-        self.set_aside[task.shard.id] = reason
+        self.quarantined[task.shard.id] = reason
         entry = LedgerEntry(
             source=task.shard,
             edition=self._edition(task),

@@ -225,7 +225,7 @@ def test_the_whole_way_from_shards_to_answers(chiasm, shards, tmp_path):
     assert set(answer) == {"query", "results", "seconds"}
     assert [result["rank"] for result in answer["results"]] == [1, 2, 3]
     best = answer["results"][0]
-    assert set(best) == {"rank", "id", "key", "shard", "score", "scores", "caption", "meta"}
+    assert {"rank", "id", "key", "shard", "score", "scores", "caption", "meta"} < set(best)
     assert (best["caption"], best["key"]) == ("picture 7 of 1", "00100007")
     assert best["meta"] == {"number": 7, "even": False}
     assert best["id"].startswith(best["shard"] + "/7@")

@@ -1,8 +1,13 @@
-"""The documents tell what the code does: every reason, setting, command and column is in them."""
+"""The pages say what the code does: every reason, setting, column, module and figure is in them,
+and every link leads somewhere."""
 
 from __future__ import annotations
 
+import json
 import re
+import tomllib
+from collections import Counter
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -12,20 +17,28 @@ import yaml
 from conftest import ROOT, make_shard
 from fake_encoder import FakeEncoder
 
-from chiasm.index.build import build_index
-from chiasm.jobs.cli.app import COMMANDS
-from chiasm.jobs.config import Settings, keys, presets
-from chiasm.pipeline.collection import Identity, arrow_schema, create_or_check, embeddings
+from chiasm.jobs.config import Settings, keys
+from chiasm.pipeline.collection import arrow_schema, embeddings
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
-from chiasm.pipeline.encoders import ENCODERS
 from chiasm.pipeline.images import REASONS
 from chiasm.pipeline.shards import DROP_REASONS, NOTE_REASONS, list_shards
 from chiasm.pipeline.storage import Folder
 
 FORMATS = (ROOT / "docs/formats.md").read_text()
 OPERATIONS = (ROOT / "docs/operations.md").read_text()
-READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "pipeline/pocket/README.md",
+]
+MODULES = {
+    str(path.relative_to(ROOT))
+    for room in ("pipeline", "index", "jobs")
+    for path in (ROOT / room).rglob("*.py")
+    if path.name != "__init__.py"
+}
 
 
 @pytest.mark.parametrize("reasons", [DROP_REASONS, REASONS, NOTE_REASONS])
@@ -37,44 +50,6 @@ def test_every_reason_is_told_with_its_meaning(reasons):
 def test_every_parquet_column_is_told():
     for column in arrow_schema({"joint": 8}):
         assert f"`{column.name}`" in FORMATS
-
-
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
-def test_the_readme_names_every_command_encoder_and_preset(readme):
-    text = readme.read_text()
-    for name in COMMANDS:
-        assert f"chiasm {name}" in text or f"make {name}" in text, name
-    for family in ENCODERS.keys() - {"fake"}:
-        assert f"`{family}" in text, family
-    for preset in presets():
-        assert f"`{preset}`" in text, preset
-
-
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
-def test_every_link_of_the_readme_leads_somewhere(readme):
-    links = re.findall(r"\]\(([^)#]+)", readme.read_text())
-    assert links
-    for link in links:
-        assert link.startswith("https://") or (ROOT / link).exists(), link
-
-
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
-def test_the_python_of_the_readme_runs(readme, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    folder = Folder("photos.chiasm")
-    create_or_check(folder, Identity.of(FakeEncoder()), "r1")
-    (shard,) = list_shards([str(make_shard(tmp_path / "a.tar", 6))])
-    embed_shard(shard, FakeEncoder(), folder, EmbedSettings(), run_id="r1")
-    build_index("photos.chiasm")
-    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
-    told, pictures = "", []
-    for block in blocks:
-        found: dict[str, object] = {}
-        exec(block, found)
-        told += capsys.readouterr().out
-        pictures += [found["picture"]] if "picture" in found else []
-    assert re.match(r"-?0\.\d{3} picture \d of 0 a-\w+/\d@\w{8}\n", told)
-    assert pictures and all(picture[:2] == b"\xff\xd8" for picture in pictures)
 
 
 def test_pandas_reads_the_vectors_and_duckdb_the_rest(tmp_path):
@@ -99,9 +74,138 @@ def test_every_setting_is_told_with_its_default():
         assert yaml.safe_load(default) == value, key
 
 
-@pytest.mark.parametrize("page", ["docs/architecture.md"])
-def test_every_module_a_page_names_exists(page):
-    for name in re.findall(
-        r"`((?:pipeline|index|jobs|tests)/[\w/]+\.py)`", (ROOT / page).read_text()
-    ):
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_link_leads_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists() and target.is_relative_to(ROOT), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_path_of_the_repository_that_a_page_names_exists(page):
+    folders = "pipeline|index|jobs|tests|benchmarks|docs"
+    for name in re.findall(rf"`((?:{folders})/[\w./-]*)`", page.read_text()):
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_benchmark_that_a_page_names_exists(page):
+    for name in re.findall(r"python -m benchmarks\.(\w+)", page.read_text()):
+        assert name == "NAME" or (ROOT / f"benchmarks/{name}.py").exists(), name
+    assert "python benchmarks/" not in page.read_text()
+
+
+def test_architecture_names_each_module_once_or_its_folder():
+    folders, modules, folder = [], [], ""
+    for line in ARCHITECTURE.splitlines():
+        if line.startswith("#"):
+            heading = re.match(r"### `([\w/]+/)`", line)
+            folder = heading[1] if heading else ""
+            folders += [folder] if heading else []
+        elif folder and line.startswith("|"):
+            cell = line.split("|")[1]
+            modules += [folder + name for name in re.findall(r"`([\w]+\.py)`", cell)]
+    assert [name for name, count in Counter(modules + folders).items() if count > 1] == []
+    assert sorted(set(modules) - MODULES) == [], "named, but not there"
+    by_name = {"pipeline/", "index/", "jobs/"}  # whose modules are named one by one
+    covered = {
+        module
+        for module in MODULES
+        if module in modules or f"{Path(module).parent}/" in set(folders) - by_name
+    }
+    assert sorted(MODULES - covered) == [], "not named, and not in a folder that is"
+
+
+def test_architecture_names_every_folder_and_every_dependency():
+    rooms = {f"{Path(module).parent}/" for module in MODULES}
+    assert sorted(room for room in rooms if f"### `{room}`" not in ARCHITECTURE) == []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    table = ARCHITECTURE.partition("## Dependencies")[2].partition("\n## ")[0]
+    for requirement in (requirement for group in groups for requirement in group):
+        name = re.split(r"[\[>=<~! ]", requirement)[0]
+        assert re.search(rf"\b{re.escape(name)}\b", table), name
+
+
+def result(path: str) -> float:
+    """A figure of benchmarks/results: `two_tower.json:joint:r1`."""
+    name, *keys = path.split(":")
+    value = json.loads((ROOT / "benchmarks/results" / name).read_text())
+    for key in keys:
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return value
+
+
+RESULTS = {  # the beginning of a claim in docs/results.md -> its figures in benchmarks/results
+    "Embedding with CLIP ViT-B/32": ["throughput.json:encode:rounds:0:ours:pairs_per_second"],
+    "clip-retrieval 2.45.0 on the same": [
+        "throughput.json:encode:rounds:0:peer:pairs_per_second"
+    ],
+    "chiasm against clip-retrieval": ["throughput.json:encode:ours / peer"],
+    "All vectors of 100,000 rows": ["parquet_reading.json:MB_per_second:ours"],
+    "One row of them by shard and key": [
+        "parquet_reading.json:row_by_key_ms:median", "parquet_reading.json:row_by_key_ms:99 of 100"
+    ],
+    "All processes above the loaded worker": ["memory.json:free:growth:0:MB"],
+    "One shard of 50,000 samples": ["memory.json:free:growth:1:MB"],
+    "2,066 hostile picture files": ["hostile.json:of them opened by Pillow"],
+    "Text to image, English: R@1": ["pocket_recall.json:mean:text_to_image:en:r1"],
+    "Image to text, Chinese: R@1": ["pocket_recall.json:mean:image_to_text:zh:r1"],
+    "Hard twins, English": [
+        "pocket_joint.json:hard_twins:en:vectors_r1", "pocket_joint.json:hard_twins:en:matching_r1"
+    ],
+    "Is this caption true": ["pocket_joint.json:matching_accuracy:all"],
+    "The same, joint vector": [
+        "pocket_joint.json:joint:fusion_r1", "pocket_joint.json:joint:fusion_r10"
+    ],
+    "Picture vector: R@1": [
+        "two_tower.json:image:r1", "two_tower.json:image:r5", "two_tower.json:image:r10"
+    ],
+    "Joint vector (a weighted mean": [
+        "two_tower.json:joint:r1", "two_tower.json:joint:r5", "two_tower.json:joint:r10"
+    ],
+    "mean: R@1; R@10": ["two_tower_fusions.json:mean:r1", "two_tower_fusions.json:mean:r10"],
+    "Learned without the third doubted most: R@1 of the even mean": [
+        f"filtering.json:seeds:{seed}:filtered:mean:r1" for seed in range(3)
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("claim", RESULTS)
+def test_a_figure_is_that_of_its_benchmark(claim):
+    rows = [line for line in (ROOT / "docs/results.md").read_text().splitlines()
+            if line.startswith(f"| {claim}")]  # fmt: skip
+    assert len(rows) == 1
+    value = re.sub(r"\(.*?\)", "", rows[0].split("|")[2])
+    printed = re.findall(r"\d+(?:\.\d+)?", value)
+    for text, path in zip(printed, RESULTS[claim], strict=True):
+        digits = len(text.partition(".")[2])
+        assert float(text) == pytest.approx(result(path), abs=0.51 * 10**-digits), path
+
+
+def test_the_figures_of_the_readme_are_in_the_results():
+    page = (ROOT / "docs/results.md").read_text()
+    for name in "README.md", "README.zh-CN.md":
+        readme = (ROOT / name).read_text()
+        table = readme[readme.index("docs/results.md)") :].partition("\n## ")[0]
+        rows = [line.split("|") for line in table.splitlines() if line.startswith("|")][2:]
+        assert 1 <= len(rows) <= 3
+        for row in rows:
+            for figure in row[2].split(";"):
+                assert re.search(rf"(?<![\d.]){re.escape(figure.strip())}(?![\d.])", page), figure

@@ -130,9 +130,7 @@ def test_a_run_embeds_every_shard_and_a_second_run_none(shards, tmp_path):
     assert (first.samples, first.rows, first.dropped) == (60, 60, 0)
     assert (first.done, first.skipped, first.failed, first.exit_code) == (3, 0, [], 0)
     assert first.pairs_per_second > 0
-    assert {"read", "decode", "encode images", "encode texts", "write", "total"} <= set(
-        first.seconds
-    )
+    assert {"read", "decode", "encode image", "encode text", "write", "total"} <= set(first.seconds)
     before = contents(to)
     second = embed(shards, to)
     assert (second.samples, second.rows, second.done, second.skipped) == (60, 60, 0, 3)

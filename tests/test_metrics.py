@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from chiasm.index.plan import MAX_CELLS, MIN_PER_CELL, IndexSettings, Plan, plan_column
 from chiasm.pipeline.errors import UsageError
-from chiasm.pipeline.metrics import mean_reciprocal_rank, overlap_at, recall_at
+from chiasm.pipeline.metrics import (
+    mean_reciprocal_of_ranks,
+    mean_reciprocal_rank,
+    overlap_at,
+    ranks_of,
+    recall_at,
+    recalls,
+    recalls_of_ranks,
+    right_at,
+    top_k,
+)
 
 rankings = st.integers(1, 6).flatmap(
     lambda k: st.lists(st.lists(st.booleans(), min_size=k, max_size=k), min_size=1, max_size=8)
@@ -87,3 +97,38 @@ def test_settings_bend_the_plan():
     assert plan_column(20, IndexSettings(exact_below=0)).exact, "too few to learn one centroid from"
     with pytest.raises(UsageError, match=r"^index.segment_rows: expected 1 or more, found 0$"):
         IndexSettings(segment_rows=0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**31), st.integers(1, 8), st.integers(1, 12))
+def test_ranks_and_recall_of_one_right_item_are_brute_force(seed, queries, items):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 5, (queries, items)).astype(np.float32)  # ties on purpose
+    own = rng.integers(0, items, queries)
+    ranks = ranks_of(scores, own)
+    for row, column, rank in zip(scores, own, ranks, strict=True):
+        assert rank == sum(score >= row[column] for score in row) - 1
+    assert recalls_of_ranks(ranks) == {f"r{k}": np.mean(ranks < k) for k in (1, 5, 10)}
+    assert mean_reciprocal_of_ranks(ranks) == pytest.approx(np.mean([1 / (1 + r) for r in ranks]))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**31), st.integers(1, 8), st.integers(1, 12))
+def test_ranks_and_rankings_agree_where_no_scores_are_equal(seed, queries, items):
+    rng = np.random.default_rng(seed)
+    scores = rng.permuted(np.tile(np.arange(items, dtype=np.float32), (queries, 1)), axis=1)
+    own = rng.integers(0, items, queries)
+    relevant = np.arange(items) == own[:, None]
+    right = right_at(top_k(scores, 10), relevant)
+    ranks = ranks_of(scores, own)
+    assert recalls(right) == recalls_of_ranks(ranks)
+    if items <= 10:
+        assert mean_reciprocal_rank(right) == pytest.approx(mean_reciprocal_of_ranks(ranks))
+
+
+def test_short_lists_of_hits_and_empty_places_are_no_right_results():
+    relevant = np.array([[True, False, True], [False, False, True]])
+    assert right_at([[1, 0], [-1]], relevant).tolist() == [[False, True], [False, False]]
+    assert right_at([[2, 1, 0], [0, 1, 2]], relevant, k=1).tolist() == [[True], [False]]
+    assert math.isnan(recalls_of_ranks(np.empty(0, int))["r1"])
+    assert math.isnan(mean_reciprocal_of_ranks(np.empty(0, int)))

@@ -17,12 +17,11 @@ from faulty_server import FAULTS, Faults
 from test_storage import AWKWARD
 from test_tars import PLAIN, tar_of, zstd
 
-from chiasm.jobs.cluster import Pool
-from chiasm.jobs.config import WorkerSettings
 from chiasm.jobs.signals import Stopped
 from chiasm.pipeline.collection import Run
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.errors import SourceError, StorageError, UnreachableError, UsageError
+from chiasm.pipeline.make import record_failure
 from chiasm.pipeline.records import Dropped, Shard
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples, shard_id
 from chiasm.pipeline.storage import (
@@ -478,16 +477,15 @@ def test_a_shard_out_of_reach_is_tried_again_and_a_bad_one_is_not(s3, tmp_path):
     shard = Shard("s3://bucket/a.tar", "a-0123456789", 1, "1")
     with Run(Folder(str(tmp_path)), "embed", {}) as run:
         work = WorkList([shard], run, EmbedSettings())
-        pool = Pool(None, WorkerSettings(), on_worker_ready=lambda _: "", tick=lambda _: None)
         for attempt in (1, 2, 3):
             task: Task = work.take()
-            pool._settle_failure(task, UnreachableError("a", found="no answer"), work)
-            assert bool(work.set_aside) == (attempt == 3)
+            record_failure(work, task, UnreachableError("a", found="no answer"), attempts=3)
+            assert bool(work.quarantined) == (attempt == 3)
         told = "3 attempts failed, the last one: a: found no answer"
-        assert work.set_aside == {shard.id: told}
+        assert work.quarantined == {shard.id: told}
         work = WorkList([shard], run, EmbedSettings())
-        pool._settle_failure(work.take(), SourceError("a", found="no tar"), work)
-        assert work.set_aside == {shard.id: "a: found no tar"}
+        record_failure(work, work.take(), SourceError("a", found="no tar"), attempts=3)
+        assert work.quarantined == {shard.id: "a: found no tar"}
 
 
 def test_a_store_that_its_package_is_missing_for_says_what_to_install():

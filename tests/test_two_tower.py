@@ -22,6 +22,8 @@ from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.model.config import FusionConfig
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
+from chiasm.pipeline.training.curves import figure_of
+from chiasm.pipeline.training.progress import format_progress, read_log
 from chiasm.pipeline.training.two_tower import select as judging
 from chiasm.pipeline.training.two_tower.closed_form import fit_match_weights, solve
 from chiasm.pipeline.training.two_tower.features import compute
@@ -75,6 +77,19 @@ def test_it_learns_to_find_and_tells_so_of_samples_held_out(trained):
     assert report["image"]["r5"] > 0.7
     assert report["mean"]["r1"] >= report["image"]["r1"]
     assert report["matching"]["r1_after"] > 0.5
+
+
+def test_a_training_tells_what_it_found_how_it_goes_and_what_it_keeps(trained):
+    folder, _ = trained
+    records = read_log(folder)
+    assert {record["stage"] for record in records} == {"choosing", "all-samples"}
+    for record in records:
+        assert record["total"] == 40 and {"seconds_per_step", "seconds_left"} <= record.keys()
+        assert ("held_out_r1" in record) == (record["stage"] == "choosing")
+        assert format_progress(record).startswith(f"{record['stage']}  step {record['step']} of 40")
+    assert max(record.get("held_out_r1", 0) for record in records) > 0.2
+    assert figure_of(records).axes[-1].get_title() == "R@1 on held-out samples"
+    assert (folder / "curves.png").exists()
 
 
 def test_the_folder_is_an_encoder_that_finds_and_matches(trained):
@@ -320,7 +335,10 @@ def test_features_are_computed_once_and_again_where_something_changed(
     assert train_two_tower(settings_for(towers), shards, folder, told.append)["mean"]
     assert {path: path.stat().st_mtime_ns for path in (folder / "features").glob("*.tar")} == before
     assert not list((folder / "features").glob(".*"))
-    assert [set(record) for record in told] == [{"message"}] * 2  # nothing was done again
+    found, kept = told  # nothing was computed, trained or selected again
+    assert found == {"message": "found 360 pictures, 3.0 captions each"}
+    for name in ("features", "expanded", "choosing.safetensors", "all-samples.safetensors"):
+        assert f"{name} (" in kept["message"]
     with pytest.raises(UsageError, match="found others: "):
         train_two_tower(settings_for(towers), shards[:1], folder, told.append)
     image, text = (ImageTower(str(towers[0]), CPU), TextTower(str(towers[1]), CPU))

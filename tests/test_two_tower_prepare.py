@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
+import random
+import tarfile
+
 import numpy as np
 import pytest
 import tiny_towers
@@ -320,3 +325,62 @@ def test_a_preparation_that_was_killed_is_made_anew(features, tmp_path, monkeypa
         strict=True,
     ):
         assert torch.equal(ours.text, theirs.text)
+
+
+def captioned_shard(path, members):
+    """One picture with the given members: extension -> text."""
+    picture = io.BytesIO()
+    tiny_towers.picture("red", "blue", random.Random(0)).save(picture, "PNG")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in {"png": picture.getvalue(), **members}.items():
+            info = tarfile.TarInfo(f"a.{name}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return list_shards([str(path)], None)
+
+
+BOTH = {
+    "txt": b"red and blue",
+    "json": json.dumps(
+        {
+            "caption": "blue right",
+            "captions": ["red left , blue right", "red and blue", " blue right ", "", "pink"],
+            "other": ["green", "green"],
+        }
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize(
+    ("members", "field", "captions"),
+    [
+        (BOTH, "", ["red and blue", "blue right", "red left , blue right", "pink"]),
+        (BOTH, "captions", ["red left , blue right", "red and blue", "blue right", "pink"]),
+        (BOTH, "other", ["green"]),
+        (BOTH, "nowhere", ["red and blue"]),
+        ({"txt": b"red and blue"}, "", ["red and blue"]),
+        (
+            {"json": BOTH["json"]}, "",
+            ["blue right", "red left , blue right", "red and blue", "pink"],
+        ),
+        ({"txt": b"red", "json": b"no json"}, "", ["red"]),
+    ],
+)  # fmt: skip
+def test_a_training_takes_every_caption_once_in_order(loaded, tmp_path, members, field, captions):
+    shards = captioned_shard(tmp_path / "s" / "one.tar", members)
+    records = []
+    computed = compute(
+        shards, *loaded, tmp_path / "f", ReadSettings(caption_field=field), records.append
+    )
+    assert (computed.pairs, computed.captions) == (1, len(captions))
+    (pair,) = stream(computed.paths)
+    assert pair.ids == loaded[1](captions).ids
+    (record,) = records
+    assert f"1 picture, {len(captions)}.0 captions each, 0 samples lost" in record["message"]
+
+
+def test_one_picture_has_sixteen_captions_at_most(loaded, tmp_path):
+    told = json.dumps({"captions": [f"red {n}" for n in range(40)]}).encode()
+    shards = captioned_shard(tmp_path / "s" / "one.tar", {"json": told})
+    assert compute(shards, *loaded, tmp_path / "f", READ, lambda _: None).captions == 16

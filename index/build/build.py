@@ -50,8 +50,7 @@ from chiasm.pipeline.storage import display_name
 from chiasm.pipeline.timing import Stopwatch
 
 LOG = logging.getLogger(__name__)
-# Row groups that the training vectors are drawn from: enough variety, and quick to read.
-TRAIN_GROUPS = 512
+TRAIN_GROUPS = 512  # row groups that training vectors are sampled from: varied, quick to read
 
 Progress = Callable[[str, int, int], None]  # stage, rows done, rows in all
 

@@ -151,13 +151,13 @@ def _by_pairs(
 
     if query.words:
         usable = [i for i, row in enumerate(rows) if row.place is not None]
-        query_item = (TEXT, [matcher.preprocess(TEXT, query.words)])
+        query_side = (TEXT, [matcher.preprocess(TEXT, query.words)])
     else:
         assert query.image is not None
         usable = [i for i, row in enumerate(rows) if row.caption]
-        query_item = (IMAGE, [pixels(encoded_picture(query.image))])
+        query_side = (IMAGE, [pixels(encoded_picture(query.image))])
 
-    def other(i: int) -> Any:
+    def row_side(i: int) -> Any:
         if query.words:
             return pixels(_picture(rows[i]))
         return matcher.preprocess(TEXT, rows[i].caption or "")
@@ -167,10 +167,10 @@ def _by_pairs(
     with ThreadPoolExecutor(READERS) as readers:
         for start in range(0, len(usable), BATCH):
             batch = usable[start : start + BATCH]
-            items = list(readers.map(other, batch))
+            items = list(readers.map(row_side, batch))
             pairs = np.array([(0, number) for number in range(len(items))])
-            found = matcher.match(query_item, (modality, items), pairs)
-            for i, score in zip(batch, found.tolist(), strict=True):
+            matched = matcher.match(query_side, (modality, items), pairs)
+            for i, score in zip(batch, matched.tolist(), strict=True):
                 scores[i] = score
     return scores
 

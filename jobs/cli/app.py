@@ -33,7 +33,7 @@ COMMANDS: dict[str, str | Group] = {  # in the order of --help
         "",
         {"build": "Build the index of a collection and make it live."},
     ),
-    "search": "Search a collection by text, by a picture, or by both.",
+    "search": "Search a collection by a text, by a picture, or by both.",
     "match": "Score how well texts describe a picture.",
     "train": Group(
         "Train a model that embeds, fuses and matches.",

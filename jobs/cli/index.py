@@ -26,7 +26,7 @@ def build(
     collection: Collection,
     column: Annotated[
         list[str] | None,
-        typer.Option(help="image, text or joint; may be repeated. (default: all with vectors)"),
+        typer.Option(help="image, text or joint; can be repeated. (default: all with vectors)"),
     ] = None,
     preset: Preset = "laptop",
     assignments: Assignments = None,

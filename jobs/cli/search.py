@@ -35,7 +35,7 @@ def search(
     collection: Collection,
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[WORDS]", help="In quotes; - reads lines of stdin."),
+        typer.Argument(metavar="[TEXT]", help="In quotes; - reads lines of stdin."),
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 10,
     image: Annotated[
@@ -63,21 +63,16 @@ def search(
 ) -> None:
     text = _one_text(collection, words or [])
     if sheet is not None:
-        sheet_format(sheet)
-    stages = parse_stages(rerank or ())
+        sheet_format(sheet)  # refused now rather than after the search
+    stages = tuple(RerankStage.parse(stage) for stage in rerank or ())
+    check_stages(stages)
     searcher = open_collection(collection, allow_stale=allow_stale)
     from_stdin = text == "-" or (text is None and image is None)
     answers: list[Answer] = []
     make_query = partial(Query, image=image, column=column, k=k, rerank=stages)
     for queries in _batches(text, make_query, from_stdin):
         batch = searcher.search_many(queries)
-        for answer in batch:
-            print(
-                json.dumps(answer.as_json(), ensure_ascii=False, allow_nan=False)
-                if as_json
-                else format_answer(answer)
-            )
-        sys.stdout.flush()
+        _print_answers(batch, as_json)
         if sheet is not None:
             answers += batch
     if sheet is not None:
@@ -85,11 +80,13 @@ def search(
         print(f"drew {printable(sheet)}", file=sys.stderr)
 
 
-def parse_stages(stages: list[str] | tuple[()]) -> tuple[RerankStage, ...]:
-    """The stages of --rerank, refused before anything is loaded."""
-    parsed = tuple(RerankStage.parse(stage) for stage in stages)
-    check_stages(parsed)
-    return parsed
+def _print_answers(answers: list[Answer], as_json: bool) -> None:
+    for answer in answers:
+        if as_json:
+            print(json.dumps(answer.as_json(), ensure_ascii=False, allow_nan=False))
+        else:
+            print(format_answer(answer))
+    sys.stdout.flush()
 
 
 def _one_text(collection: str, words: list[str]) -> str | None:
@@ -97,7 +94,7 @@ def _one_text(collection: str, words: list[str]) -> str | None:
     if len(words) > 1:
         whole = " ".join(words)
         raise UsageError(
-            "WORDS",
+            "TEXT",
             expected="one text",
             found=f"{len(words)} words",
             do=f"put the words in quotes: chiasm search {shlex.quote(collection)} "

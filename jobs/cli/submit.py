@@ -33,7 +33,9 @@ def submit(
     ] = None,
     wait: Annotated[bool, typer.Option(help="Stay until the job ends.")] = True,
 ) -> None:
-    logging.getLogger("ray").setLevel(logging.WARNING)  # its client logs every package it uploads
+    # Ray's client logs every package that it uploads, by several loggers; this process logs nothing
+    # of its own below a warning.
+    logging.disable(logging.INFO)
     job = submit_job(command, address, files=file or (), excludes=(*EXCLUDES, *(exclude or ())))
     print(f"job {job}", file=sys.stderr)
     if not wait:

@@ -183,9 +183,9 @@ class Concat(nn.Module):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """M tokens (B, T_m, D), M masks (B, T_m) -> the same shapes."""
         x, mask = torch.cat(parts, dim=1), torch.cat(masks, dim=1)  # (B, T, D), (B, T)
-        seen = _unmask_empty_rows(mask)[:, None, None, :]
+        attended = _unmask_empty_rows(mask)[:, None, None, :]
         for block in self.blocks:
-            x = block(x, seen)
+            x = block(x, attended)
         return list(x.split([part.shape[1] for part in parts], dim=1)), masks
 
 
@@ -289,8 +289,8 @@ class CrossBlock(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, context: Tensor, context_mask: Tensor) -> Tensor:
         """x (B, T, D), mask (B, T), context (B, S, D), its mask (B, S) -> (B, T, D)."""
         x = x + self.attention(self.attention_norm(x), mask=mask[:, None, None, :])
-        seen = context_mask[:, None, None, :]
-        x = x + self.cross(self.cross_norm(x), self.context_norm(context), seen)
+        attended = context_mask[:, None, None, :]
+        x = x + self.cross(self.cross_norm(x), self.context_norm(context), attended)
         return x + self.mlp(self.mlp_norm(x))
 
 

@@ -47,12 +47,12 @@ def withheld(encoder: Encoder, seed: int, samples: int, language: str) -> dict[s
     """Recall by vectors of queries with a combination that training never shows
     (pipeline/scenes/unseen.py)."""
     scenes, claims = unseen_gallery(samples, seed)
-    asked = [n for n, scene in enumerate(scenes) if withheld_in(scene)]
+    query_rows = [n for n, scene in enumerate(scenes) if withheld_in(scene)]
     rng = random.Random(f"withheld {seed}")
-    texts = [render_caption(claims[n], rng, language) for n in asked]
+    texts = [render_caption(claims[n], rng, language) for n in query_rows]
     images = encoder.encode(IMAGE, pixels_of(encoder, scenes)).vectors
     scores = encoder.encode(TEXT, texts).vectors @ images.T
-    return recall_of_scores(scores, holds_matrix([claims[n] for n in asked], scenes))
+    return recall_of_scores(scores, holds_matrix([claims[n] for n in query_rows], scenes))
 
 
 def hard_twins(
@@ -114,8 +114,8 @@ def joint(encoder: MatchingEncoder, seed: int, samples: int) -> dict[str, float]
         for scene in scenes
     ]
     claims = [plan(scene, rng, complete=False) for scene in scenes]
-    asked = [render_caption(c, rng, rng.choice(LANGUAGES)) for c in claims]
-    queries = encoder.encode(TEXT, asked).vectors
+    query_texts = [render_caption(c, rng, rng.choice(LANGUAGES)) for c in claims]
+    queries = encoder.encode(TEXT, query_texts).vectors
     image = encoder.encode(IMAGE, pixels_of(encoder, scenes))
     text = encoder.encode(TEXT, fused)
     ways = {

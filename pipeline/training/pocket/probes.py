@@ -30,7 +30,7 @@ from chiasm.pipeline.scenes.claims import RELATIONS
 from chiasm.pipeline.scenes.world import BACKGROUNDS, KINDS
 from chiasm.pipeline.training.pocket.targets import CLASSES, READINGS, UNKNOWN, WORDS
 
-# Classes of what fused words tell of a kind: its row and column in the picture, the relation that
+# Classes that fused words predict of a kind: its row and column in the picture, the relation that
 # the text states, and to which kind.
 LOCATION_CLASSES = (3, 3, len(RELATIONS), len(KINDS))
 DISAGREEMENTS = len(READINGS) + 1  # ways in which a text and a picture can disagree about a kind

@@ -28,6 +28,7 @@ from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.model.checkpoint import write_file
 from chiasm.pipeline.records import IMAGE, TEXT, Batch, Decoded, Shard
 from chiasm.pipeline.shards import DAMAGES, ReadSettings, captions_of, read_samples
+from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.training.progress import Report
 from chiasm.pipeline.training.two_tower.stream import Pair, fold_of, held_out, pack
 from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower
@@ -107,8 +108,9 @@ def _shard(
     if path.exists() and counts_path.exists():
         return path, json.loads(counts_path.read_text())
     tally, pairs, captions = Tally(), 0, 0
-    partial = folder / f".{name}.{os.getpid()}.tmp"
-    with webdataset.TarWriter(str(partial)) as writer:
+    partial = Folder(str(folder)).create(path.name, str(os.getpid()))
+    target: Any = partial  # a file to write, as TarWriter takes one
+    with partial, webdataset.TarWriter(target) as writer:
         samples = read_samples(shard, read)
         inputs = TowerInputs(image)
         for batch in batches(samples, inputs, DecodeSettings(), BatchSettings(), tally=tally):
@@ -116,11 +118,12 @@ def _shard(
             for pair in _pairs(batch, image, text, read):
                 writer.write({"__key__": f"{pairs:08d}", "safetensors": pack(pair)})
                 pairs, captions = pairs + 1, captions + len(pair.text)
+        writer.close()
+        partial.commit()
     lost = Counter(each.reason for each in tally.dropped)
     lost += Counter({"no_pair": tally.rows - pairs})
     damaged = any(each.stage == "read" and each.reason in DAMAGES for each in tally.dropped)
     counts = {"pairs": pairs, "captions": captions, "lost": lost, "damaged": damaged}
-    os.replace(partial, path)
     write_file(counts_path, json.dumps(counts).encode())
     report(
         {
@@ -134,7 +137,7 @@ def _shard(
 def format_captions(pairs: int, captions: int) -> str:
     """How many pictures, and how many captions each has on average."""
     each = f"{captions / pairs:.1f} captions each" if pairs else "no captions"
-    return f"{pairs:,} pictures, {each}"
+    return f"{pairs:,} {'picture' if pairs == 1 else 'pictures'}, {each}"
 
 
 def training_captions(row: Decoded, read: ReadSettings) -> tuple[str, ...]:
@@ -154,9 +157,9 @@ def _pairs(batch: Batch, image: ImageTower, text: TextTower, read: ReadSettings)
         return
     pixels = [row.inputs[IMAGE] for row in rows]
     pictures = image(pixels)
-    held = [i for i, row in enumerate(rows) if held_out(row.key)]
-    augmented = image.augmented([pixels[i] for i in held], pictures.pooled[held])
-    of_held = dict(zip(held, augmented, strict=True))
+    held_rows = [i for i, row in enumerate(rows) if held_out(row.key)]
+    augmented = image.augmented([pixels[i] for i in held_rows], pictures.pooled[held_rows])
+    augmented_of = dict(zip(held_rows, augmented, strict=True))
     captions = [training_captions(row, read) for row in rows]
     texts = text([caption for each in captions for caption in each])
     at = 0
@@ -171,7 +174,7 @@ def _pairs(batch: Batch, image: ImageTower, text: TextTower, read: ReadSettings)
             lengths=lengths,
             ids=texts.ids[span],
             fold=fold_of(row.key),
-            augmented=of_held.get(i),
+            augmented=augmented_of.get(i),
         )
         at += len(own)
 

@@ -1,0 +1,178 @@
+"""Files keep the names that they have: of tensors, of config keys, of settings."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.model import JointModel
+from chiasm.pipeline.model.checkpoint import (
+    CONFIG_NAMES,
+    FILES,
+    SHIPPED,
+    TENSOR_NAMES,
+    load_model,
+    names_in_code,
+    names_in_files,
+    save_model,
+    tensors_in_code,
+    tensors_in_files,
+)
+from chiasm.pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
+from chiasm.pipeline.model.fusion import FUSIONS
+from chiasm.pipeline.model.joint import JointNetwork
+from chiasm.pipeline.training.pocket.data import DataSettings, learn_tokenizer, train_batch
+from chiasm.pipeline.training.pocket.trainer import STATE, Training, TrainSettings
+from chiasm.pipeline.training.two_tower import trainer as two_tower_trainer
+from chiasm.pipeline.two_tower import checkpoint as two_tower
+from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
+
+CPU = torch.device("cpu")
+TINY = ModelConfig(
+    ImageConfig(side=36, stem=(8, 16), width=32, depth=1, heads=2),
+    TextConfig(vocabulary=400, context=40, width=32, depth=1, heads=2),
+    dim=16,
+    fusion=FusionConfig(width=32, depth=1, heads=2),
+)
+TWO_TOWER = TwoTowerConfig(
+    "an image model", "1", "a text model", "2", image_width=6, patch_width=5, text_width=7,
+    word_width=4, landmarks=3, text_landmarks=2, query_bank=3, words=5, dim=9, image_hidden=6,
+    text_hidden=6, word_hidden=6,
+    fusion=FusionConfig(fusion="gated", width=8, depth=1, heads=2, slots=2),
+)  # fmt: skip
+
+
+def names_of(path):
+    with safe_open(path, framework="pt") as file:
+        return set(file.keys())
+
+
+def test_the_shipped_model_is_saved_to_the_byte_as_it_was_loaded(tmp_path):
+    network, tokenizer = load_model(SHIPPED)
+    save_model(tmp_path, network.state_dict(), network.config, tokenizer)
+    for name in FILES:
+        assert (tmp_path / name).read_bytes() == (SHIPPED / name).read_bytes(), name
+
+
+def test_a_joint_model_has_the_names_that_it_has_in_files(tmp_path):
+    tokenizer = learn_tokenizer(300, 20)
+    config = replace(TINY, text=replace(TINY.text, vocabulary=len(tokenizer)))
+    save_model(tmp_path, weights_of(config), config, tokenizer)
+    names = names_of(tmp_path / "model.safetensors")
+    assert {
+        "fusion.inward.0.weight", "fusion.inward.1.bias", "fusion.kind", "fusion.mix.nothing",
+        "fusion.mix.blocks.0.cross.query.weight", "fusion.weigh.weight", "fusion.residual.weight",
+        "matching.benefit", "matching.conflict.weight", "image.position", "log_scale",
+    } <= names  # fmt: skip
+    assert not [name for name in names if "input_projections" in name or "mixer" in name]
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert list(saved) == ["format", "image", "text", "dim", "fusion"]
+    assert list(saved["fusion"]) == ["how", "width", "depth", "heads", "slots"]
+    assert load_model(tmp_path)[0].config == config
+
+
+def weights_of(config):
+    torch.manual_seed(0)
+    return JointNetwork(config).state_dict()
+
+
+@pytest.mark.parametrize("fusion", [*FUSIONS, None])
+def test_names_of_every_model_come_back(fusion):
+    torch.manual_seed(0)
+    joint = replace(TINY, fusion=replace(TINY.fusion, fusion=fusion) if fusion else None)
+    towers = replace(TWO_TOWER, fusion=joint.fusion)
+    for weights, names in (
+        (weights_of(joint), TENSOR_NAMES),
+        (TwoTowerNetwork(towers).state_dict(), two_tower.TENSOR_NAMES),
+    ):
+        saved = tensors_in_files(weights, names)
+        assert len(saved) == len(weights)
+        back = tensors_in_code(saved, names)
+        assert list(back) == list(weights)
+        assert all(back[name] is weights[name] for name in weights)
+    assert names_in_code(names_in_files(joint.to_dict(), CONFIG_NAMES), CONFIG_NAMES) == (
+        joint.to_dict()
+    )
+    assert two_tower.config_from_json(json.loads(json.dumps(two_tower.config_to_json(towers)))) == (
+        towers
+    )
+
+
+def test_a_two_tower_model_has_the_names_that_it_has_in_files(tmp_path):
+    torch.manual_seed(0)
+    network = TwoTowerNetwork(TWO_TOWER)
+    two_tower.save_two_tower(tmp_path / "one", network)
+    names = names_of(tmp_path / "one" / "model.safetensors")
+    assert {
+        "usual", "evidence", "word_ids", "kernel.shift", "kernel.spread", "kernel.shares",
+        "kernel.vectors", "kernel.landmarks", "expansion.rarity", "expansion.meaning",
+        "expansion.words", "expansion.landmarks", "hubs.asked", "words.weight", "words.bias",
+        "words.net.1.weight", "heads.image.skip.weight", "fusion.inward.0.weight",
+        "fusion.mix.query", "fusion.mix.gate.weight",
+    } <= names  # fmt: skip
+    saved = json.loads((tmp_path / "one" / "config.json").read_text())
+    assert {"root", "asked", "hub_power"} <= set(saved) and saved["fusion"]["how"] == "gated"
+    two_tower.save_two_tower(tmp_path / "two", two_tower.load_two_tower(tmp_path / "one"))
+    for name in two_tower.FILES:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_trainings_keep_the_names_of_their_states_and_settings(tmp_path):
+    settings = TrainSettings(
+        steps=2, fusion_steps=1, fusion_batch=8, corpus=20, calibrated=4, model=TINY,
+        data=DataSettings(batch=8, side=36, context=40),
+    )  # fmt: skip
+    training = Training(settings, CPU, learn_tokenizer(300, 20))
+    training.train_step(train_batch(0, settings.data, training.tokenizer), torch.float32)
+    training.save(tmp_path)
+    names = names_of(tmp_path / STATE)
+    assert {
+        "weights.model.fusion.inward.0.weight", "average.matching.benefit",
+        "weights.probes.lies_of_vector.weight", "weights.probes.lies_of_tokens.answer.weight",
+        "weights.probes.discord.weight", "weights.probes.ground.weight",
+        "weights.probes.heard.attention.query.weight", "weights.probes.heard.answer.bias",
+        "weights.probes.telling.weight", "weights.probes.log_sharpness", "weights.model.log_scale",
+        "optimiser.0.exp_avg",
+    } <= names  # fmt: skip
+    saved = settings.to_json()
+    assert saved["rate"] == 1e-3 and saved["feed"]["batch"] == 8
+    assert saved["model"]["fusion"]["how"] == "cross_attention"
+    again = Training(settings, CPU, training.tokenizer)
+    again.resume(tmp_path)
+    for name, tensor in training.tensors().items():
+        assert torch.equal(again.tensors()[name], tensor), name
+
+
+def test_settings_of_two_towers_keep_their_names():
+    settings = two_tower_trainer.TrainSettings(learning_rate=0.5, token_mask_rate=0.25)
+    saved = settings.to_json()
+    assert (saved["rate"], saved["lost"]) == (0.5, 0.25) and "learning_rate" not in saved
+    assert two_tower_trainer.TrainSettings.from_json(saved) == settings
+
+
+def test_a_folder_of_two_towers_is_refused_as_a_joint_model_in_one_line(tmp_path):
+    torch.manual_seed(0)
+    two_tower.save_two_tower(tmp_path, TwoTowerNetwork(TWO_TOWER))
+    with pytest.raises(EncoderError) as caught:
+        JointModel.load(str(tmp_path))
+    assert str(caught.value) == (
+        f"model folder {tmp_path}: expected a chiasm joint model 1, as chiasm train pocket writes, "
+        f"found a chiasm two-tower model 6; load it as an encoder: two-tower:{tmp_path}"
+    )
+
+
+def test_the_folder_of_a_training_is_a_joint_model(tmp_path):
+    settings = TrainSettings(
+        steps=1, fusion_steps=0, corpus=20, model=replace(TINY, fusion=None),
+        data=DataSettings(batch=8, side=36, context=40),
+    )  # fmt: skip
+    training = Training(settings, CPU, learn_tokenizer(300, 20))
+    training.save(tmp_path)
+    assert JointModel.load(str(tmp_path)).get_embedding_dimension() == TINY.dim
+    with pytest.raises(EncoderError, match=r"found no model\.safetensors"):
+        JointModel.load(str(tmp_path / "nowhere"))
