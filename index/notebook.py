@@ -38,11 +38,11 @@ class Tile:
 def gallery(title: str, tiles: Sequence[Tile], side: int, *, left_out: int = 0) -> str:
     """The tiles in rows below their title. side: of a thumbnail, in pixels. left_out: how many more
     there are, said at the end."""
-    shown = "".join(_tile(tile, side) for tile in tiles)
+    visible = "".join(_tile(tile, side) for tile in tiles)
     rest = f"<div>... and {left_out:,} more</div>" if left_out else ""
     return (
         f"<div><div><b>{html.escape(title)}</b></div>"
-        f'<div style="display:flex;flex-wrap:wrap;gap:12px">{shown}</div>{rest}</div>'
+        f'<div style="display:flex;flex-wrap:wrap;gap:12px">{visible}</div>{rest}</div>'
     )
 
 

@@ -144,12 +144,12 @@ class Query:
 
 
 def _parse_stages(rerank: Sequence[RerankStage | str] | str) -> tuple[RerankStage, ...]:
-    listed = [rerank] if isinstance(rerank, str | RerankStage) else rerank
-    if not isinstance(listed, Sequence):
-        raise _no_stage(listed)
+    stages = [rerank] if isinstance(rerank, str | RerankStage) else rerank
+    if not isinstance(stages, Sequence):
+        raise _no_stage(stages)
     return tuple(
         RerankStage.parse(stage) if isinstance(stage, str) else _require_stage(stage)
-        for stage in listed
+        for stage in stages
     )
 
 

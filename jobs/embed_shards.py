@@ -106,10 +106,10 @@ def _embed_unfinished(
     show: Callable[[Progress], None],
 ) -> None:
     def on_worker_ready(identity: Identity) -> str:
-        standing = create_or_check(run.folder, identity, run.id)
+        existing = create_or_check(run.folder, identity, run.id)
         if not work.fingerprint:
-            work.skip_finished(standing)
-        return standing.precision
+            work.skip_finished(existing)
+        return existing.precision
 
     def tick(pool: Pool) -> None:
         STOPPING.check()

@@ -2,7 +2,7 @@
 
 As BLIP's filter has it (Li et al., 2022): a model that matches scores every pair of a shard, and
 what falls below a threshold is left out, or only flagged. Everything else of a sample is kept as it
-is, byte by byte; what was scored, and how, is told caption by caption in a file beside the shard.
+is, byte by byte; what was scored, and how, is record caption by caption in a file beside the shard.
 
     read_samples -> batches -> match -> <shard id>.scores.jsonl
     the shard's members again, with those scores -> <shard id>.tar
@@ -162,7 +162,7 @@ class LogitCounts:
         self.counts: Counter[int] = Counter()
 
     def add(self, scored: Iterable[Scored]) -> None:
-        self.counts.update(round(x * 10**DECIMALS) for each in scored for x in each.logits)
+        self.counts.update(round(x * 10**DECIMALS) for item in scored for x in item.logits)
 
     def update(self, other: LogitCounts) -> None:
         self.counts.update(other.counts)
@@ -274,16 +274,16 @@ def _without(name: str, data: bytes, dropped: set[str], first: str, fields: set[
     if extension == "txt":
         said = captions_of(data.decode("utf-8-sig", "replace"))
         return first.encode() if dropped.intersection(said) else data
-    told = _object(data) if extension == "json" else None
-    if told is None:
+    record = _object(data) if extension == "json" else None
+    if record is None:
         return data
-    for name in fields.intersection(told):
-        value = told[name]
+    for name in fields.intersection(record):
+        value = record[name]
         if isinstance(value, list):
-            told[name] = [v for v in value if not dropped.intersection(captions_of(v))]
+            record[name] = [v for v in value if not dropped.intersection(captions_of(v))]
         elif isinstance(value, str) and dropped.intersection(captions_of(value)):
-            told[name] = first
-    return json.dumps(told, ensure_ascii=False).encode()
+            record[name] = first
+    return json.dumps(record, ensure_ascii=False).encode()
 
 
 def _flagged(
@@ -296,12 +296,12 @@ def _flagged(
     ]
     flagged, found = [], False
     for name, data in members:
-        told: Any = None
+        record: Any = None
         if (split_member_name(name) or ("", ""))[1] == "json" and not found:
-            told = _object(data)
-        if told is not None:
+            record = _object(data)
+        if record is not None:
             found = True
-            data = json.dumps({**told, "match": match}, ensure_ascii=False).encode()
+            data = json.dumps({**record, "match": match}, ensure_ascii=False).encode()
         flagged.append((name, data))
     if not found:
         base = members[0][0][: members[0][0].index(scored.key) + len(scored.key)]
@@ -312,7 +312,7 @@ def _flagged(
 def _object(data: bytes) -> dict[str, Any] | None:
     """The json object in there, None where there is none."""
     try:
-        told = json.loads(data)
+        record = json.loads(data)
     except (ValueError, RecursionError):
         return None
-    return told if isinstance(told, dict) else None
+    return record if isinstance(record, dict) else None

@@ -28,7 +28,7 @@ def edition_of(
     and what they mean. The same shard embedded again the same way is the same edition; a changed
     one, or one read otherwise, is a new one. Batch size and threads decide neither, so they are
     left out."""
-    told = {
+    identity = {
         "size": shard.size,
         "version": shard.version,
         "fingerprint": fingerprint,
@@ -36,5 +36,5 @@ def edition_of(
         "decode": asdict(settings.decode),
         "limit": limit,
     }
-    digest = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=4)
+    digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=4)
     return digest.hexdigest()

@@ -59,7 +59,7 @@ class EmbedSummary:
     pairs_per_second: float
     seconds: dict[str, float]
     reasons: dict[str, int] = field(default_factory=dict)
-    lost: list[tuple[str, Dropped]] = field(default_factory=list)
+    dropped_samples: list[tuple[str, Dropped]] = field(default_factory=list)
     max_loss: float = MAX_LOSS
 
     @property
@@ -104,25 +104,25 @@ def make_collection(
     target that cannot be written.
     """
     started = time.monotonic()
-    listed, folder, settings = _listed(shards), Folder(str(to)), settings or EmbedSettings()
+    shard_list, folder, settings = _list(shards), Folder(str(to)), settings or EmbedSettings()
     if isinstance(encoder, str):
-        standing = read_identity(folder)
-        compute = EncoderSettings(precision=standing.precision if standing else "auto")
+        existing = read_identity(folder)
+        compute = EncoderSettings(precision=existing.precision if existing else "auto")
         encoder = load_encoder(absolute_name(encoder), compute)
     with Run(folder, "make_collection", {"encoder": encoder.name, "limit": limit}) as run:
         run.sweep(FOLDERS)
-        work = WorkList(listed, run, settings, limit)
+        work = WorkList(shard_list, run, settings, limit)
         work.skip_finished(create_or_check(folder, Identity.of(encoder), run.id))
         try:
             _embed_all(work, encoder, folder, settings)
         finally:
             run.sweep(SHARD_FOLDERS, own=True)
-        summary = summarize(listed, work, time.monotonic() - started)
+        summary = summarize(shard_list, work, time.monotonic() - started)
         run.finish("failed" if summary.exit_code else "done", summary.as_json())
     return summary
 
 
-def _listed(shards: str | Path | Sequence[str | Path | Shard]) -> list[Shard]:
+def _list(shards: str | Path | Sequence[str | Path | Shard]) -> list[Shard]:
     given = [shards] if isinstance(shards, str | Path) else list(shards)
     specs = [str(shard) for shard in given if not isinstance(shard, Shard)]
     return [shard for shard in given if isinstance(shard, Shard)] + (
@@ -238,7 +238,9 @@ def summarize(
         seconds={stage: round(spent, 3) for stage, spent in seconds.items()}
         | {"total": round(wall_seconds, 3)},
         reasons=dict(reasons.most_common()),
-        lost=[(entry.source.url, lost) for entry in all_entries for lost in entry.dropped],
+        dropped_samples=[
+            (entry.source.url, sample) for entry in all_entries for sample in entry.dropped
+        ],
         max_loss=max_loss,
     )
 

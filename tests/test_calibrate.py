@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 from chiasm.pipeline.scenes.unseen import withheld_in
-from chiasm.pipeline.training.logistic import fit_bias
+from chiasm.pipeline.training.logit_fits import fit_bias
 from chiasm.pipeline.training.pocket.calibrate import calibration_bias, calibration_pairs
 
 

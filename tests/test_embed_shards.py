@@ -49,12 +49,12 @@ def test_a_report_of_the_shard_before_counts_for_nothing(shards):
     first, second = list_shards([str(shard) for shard in shards[:2]])
     worker = Worker(None, None)
     assert worker.at_work() == (0, 0)
-    worker.holds.append((None, Task(second)))
+    worker.assigned.append((None, Task(second)))
     worker.report = Report(first.id, samples=20, dropped=1)  # its ledger entry counts already
     assert worker.at_work() == (0, 0)
     worker.report = Report(second.id, samples=8, dropped=1)
     assert worker.at_work() == (8, 1)
-    worker.holds.clear()
+    worker.assigned.clear()
     assert worker.at_work() == (0, 0)
 
 

@@ -80,7 +80,7 @@ def test_losses_have_reasons(tmp_path):
     shard = make_shard(tmp_path / "a.tar", 10, broken=2)
     summary = make_collection(shard, tmp_path / "c", "fake")
     assert (summary.samples, summary.rows, summary.reasons) == (10, 8, {"not_a_picture": 2})
-    assert [lost.key for _, lost in summary.lost] == ["00000008", "00000009"]
+    assert [sample.key for _, sample in summary.dropped_samples] == ["00000008", "00000009"]
     assert "at most 1.00% of samples dropped, found 2 of 10" in str(summary_error(summary))
 
 

@@ -433,7 +433,7 @@ def test_shards_that_are_cut_are_learned_from_and_told(towers, coloured, tmp_pat
             shards, tmp_path / "to", image, text, steps=2, fusion="add", device="cpu",
             precision="float32",
         )  # fmt: skip
-    assert "1 samples lost (1 truncated)" in capsys.readouterr().out
+    assert "1 samples dropped (1 truncated)" in capsys.readouterr().out
     report = json.loads((tmp_path / "to" / "report.json").read_text())
     assert len(report["damaged"]) == 1 and report["lost"] == {"truncated": 1}
     assert load_two_tower(tmp_path / "to") and (tmp_path / "to" / "curves.png").exists()

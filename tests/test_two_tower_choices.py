@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chiasm.pipeline.training.logistic import RIDGE_OF_SCALE, fit_conditional_logit, platt_scale
+from chiasm.pipeline.training.logit_fits import RIDGE_OF_SCALE, fit_conditional_logit, platt_scale
 from chiasm.pipeline.training.two_tower.select import wins_by_one_standard_error
 
 

@@ -218,7 +218,7 @@ def test_what_is_lost_is_counted_by_reason_and_shards_that_are_cut_are_told(
     told = []
     computed = compute(shards, *loaded, tmp_path / "features", READ, told.append)
     assert 30 < computed.pairs < 60 and sum(1 for _ in stream(computed.paths)) == computed.pairs
-    assert computed.lost == {"truncated": 1, "no_pair": 2, "not_a_picture": 1}
+    assert computed.dropped == {"truncated": 1, "no_pair": 2, "not_a_picture": 1}
     assert computed.damaged == [shards[0].id] and len(told) == 2
     again = compute(shards, *loaded, tmp_path / "features", READ, told.append)
     assert again == computed and len(told) == 2
@@ -379,7 +379,7 @@ def test_a_training_takes_every_caption_once_in_order(loaded, tmp_path, members,
     (pair,) = stream(computed.paths)
     assert pair.ids == loaded[1](captions).ids
     (record,) = records
-    assert f"1 picture, {len(captions)}.0 captions each, 0 samples lost" in record["message"]
+    assert f"1 picture, {len(captions)}.0 captions each, 0 samples dropped" in record["message"]
 
 
 def test_a_training_heeds_decode_and_batch_settings(loaded, tmp_path):

@@ -154,8 +154,8 @@ class Build:
         # Versions before footers: a file replaced in between then differs from its recorded
         # version.
         names = embedded_shard_ids(self.folder)
-        listed = self.folder.map_concurrent(lambda name: file_version(self.folder, name), names)
-        versions = dict(zip(names, listed, strict=True))
+        shard_ids = self.folder.map_concurrent(lambda name: file_version(self.folder, name), names)
+        versions = dict(zip(names, shard_ids, strict=True))
         for file in embeddings(self.folder):
             if file.footer.fingerprint != self.identity.fingerprint:
                 raise CollectionError(

@@ -86,11 +86,13 @@ def print_failures(summary: EmbedSummary) -> None:
         reason = failure["reason"].removeprefix(f"{where}: ")
         print(printable(f"quarantined {where}: {reason}"), file=sys.stderr)
     if summary.loss > summary.max_loss:
-        for url, lost in summary.lost[:MOST_LISTED]:
-            reason = f"{lost.reason} {lost.detail}".strip()
-            print(printable(f"dropped {display_name(url)} {lost.key}: {reason}"), file=sys.stderr)
-        if len(summary.lost) > MOST_LISTED:
-            left = len(summary.lost) - MOST_LISTED
+        for url, dropped in summary.dropped_samples[:MOST_LISTED]:
+            reason = f"{dropped.reason} {dropped.detail}".strip()
+            print(
+                printable(f"dropped {display_name(url)} {dropped.key}: {reason}"), file=sys.stderr
+            )
+        if len(summary.dropped_samples) > MOST_LISTED:
+            left = len(summary.dropped_samples) - MOST_LISTED
             print(f"and {left:,} more, in the ledger of each shard", file=sys.stderr)
 
 

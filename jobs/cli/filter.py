@@ -61,8 +61,8 @@ def filter_(
         "filter.threshold": threshold, "filter.drop": drop, "filter.flag": flag or None,
         "read.caption_field": caption_field, "encoder.device": device,
     })  # fmt: skip
-    listed = list_command_shards(shards)
-    request = FilterRequest(listed, to, encoder, settings, address)
+    shard_list = list_command_shards(shards)
+    request = FilterRequest(shard_list, to, encoder, settings, address)
     with contextlib.redirect_stdout(sys.stderr):  # what Ray prints is no result
         summary = filter_shards(request, print_progress)
     if as_json:
@@ -70,7 +70,7 @@ def filter_(
         print(json.dumps(found | asdict(summary.counts)))
     else:
         print("\n".join(format_summary(summary, settings.filter.flag, to)))
-    _require_whole(summary, len(listed))
+    _require_whole(summary, len(shard_list))
 
 
 def _require_whole(summary: FilterSummary, shards: int) -> None:

@@ -36,11 +36,13 @@ def status(
     print(printable(format_index(found.index)))
     for url in found.unfinished:
         print(printable(f"unfinished {display_name(url)}: run the same chiasm embed again"))
-    for lost in found.set_aside:
-        print(printable(f"quarantined {display_name(lost['shard'])}: {lost['reason']}"))
+    for quarantined in found.set_aside:
+        print(
+            printable(f"quarantined {display_name(quarantined['shard'])}: {quarantined['reason']}")
+        )
     for run in found.runs[-5:]:
-        held = f", holds {', '.join(run['holds'])}" if run["holds"] else ""
-        print(f"run {run['id']}: {run['command']} {run['state']}, {run['age']}{held}")
+        claims = f", holds {', '.join(run['holds'])}" if run["holds"] else ""
+        print(f"run {run['id']}: {run['command']} {run['state']}, {run['age']}{claims}")
 
 
 def format_index(index: IndexStatus) -> str:

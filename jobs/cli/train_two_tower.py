@@ -62,12 +62,12 @@ def train_two_tower(
     })  # fmt: skip
     require_target(to, settings.train.fusion)
     recipe = two_tower_settings(image_encoder, text_encoder, settings)
-    listed = list_command_shards(shards)
-    report = learn(recipe, listed, to, print_record)
+    shard_list = list_command_shards(shards)
+    report = learn(recipe, shard_list, to, print_record)
     for line in format_report(report):
         print(line)
     print(f"{to}: trained; use it with --encoder two-tower:{to}", flush=True)
-    require_whole(report, len(listed))
+    require_whole(report, len(shard_list))
 
 
 def require_whole(report: dict[str, Any], shards: int) -> None:
@@ -107,11 +107,15 @@ def two_tower_settings(image: str, text: str, settings: Settings) -> TwoTowerSet
 
 def format_report(report: dict[str, Any]) -> list[str]:
     """The report in lines for a person."""
-    lost, seconds = report["lost"], report["seconds_of_this_run"]
-    why = f" ({', '.join(f'{count:,} {reason}' for reason, count in lost.items())})" if lost else ""
+    dropped, seconds = report["lost"], report["seconds_of_this_run"]
+    why = (
+        f" ({', '.join(f'{count:,} {reason}' for reason, count in dropped.items())})"
+        if dropped
+        else ""
+    )
     lines = [
-        f"{report['pairs']:,} pairs, {sum(lost.values()):,} samples lost{why}; this run: features "
-        f"{seconds['features']:.0f} s, learning {seconds['learning']:.0f} s"
+        f"{report['pairs']:,} pairs, {sum(dropped.values()):,} samples dropped{why}; this run: "
+        f"features {seconds['features']:.0f} s, learning {seconds['learning']:.0f} s"
     ]
     if not report["queries"]:
         return [*lines, "one caption a picture: the mean ships, and nothing was left to judge by"]

@@ -43,7 +43,7 @@ class Worker:
 
     actor: ActorHandle[EmbedWorker]
     loading: ray.ObjectRef | None
-    holds: deque[tuple[ray.ObjectRef, Task]] = field(default_factory=deque)
+    assigned: deque[tuple[ray.ObjectRef, Task]] = field(default_factory=deque)
     precision_sent: bool = False
     head_since: float = 0.0
     report_ref: ray.ObjectRef | None = None
@@ -52,7 +52,7 @@ class Worker:
     def at_work(self) -> tuple[int, int]:
         """Samples and dropped of the shard at work, as last reported. A report of the shard before
         it, asked for while that was at work, does not count: its ledger entry does."""
-        if not self.holds or self.report.shard_id != self.holds[0][1].shard.id:
+        if not self.assigned or self.report.shard_id != self.assigned[0][1].shard.id:
             return 0, 0
         return self.report.samples, self.report.dropped
 
@@ -103,7 +103,7 @@ class Pool:
         try:
             while not work.over:
                 self._hire(work)
-                self._feed(work)
+                self._assign(work)
                 self._collect_outcomes(work)
                 self._kill_overdue(work)
                 self._collect_reports()
@@ -116,30 +116,32 @@ class Pool:
             self.workers = []
 
     def _hire(self, work: WorkList) -> None:
-        wanted = min(self.settings.count, work.left + sum(len(w.holds) > 0 for w in self.workers))
+        wanted = min(
+            self.settings.count, work.left + sum(len(w.assigned) > 0 for w in self.workers)
+        )
         while len(self.workers) < wanted:
             actor = self._kind.remote(self._recipe)
             self.workers.append(Worker(actor, actor.load.remote()))
 
-    def _feed(self, work: WorkList) -> None:
+    def _assign(self, work: WorkList) -> None:
         # One round for each shard a worker may hold: no worker gets its second before all have one.
         for count in range(self.settings.in_flight):
             for worker in self.workers:
-                if worker.loading is None and len(worker.holds) == count:
+                if worker.loading is None and len(worker.assigned) == count:
                     task = work.take()
                     if task is None:
                         return
                     self._give(worker, task)
 
     def _give(self, worker: Worker, task: Task) -> None:
-        if not worker.holds:
+        if not worker.assigned:
             worker.head_since = time.monotonic()
         ref = worker.actor.embed.remote(task.shard, task.limit)
-        worker.holds.append((ref, task))
+        worker.assigned.append((ref, task))
 
     def _collect_outcomes(self, work: WorkList) -> None:
         waiting = {worker.loading: worker for worker in self.workers if worker.loading is not None}
-        waiting |= {worker.holds[0][0]: worker for worker in self.workers if worker.holds}
+        waiting |= {worker.assigned[0][0]: worker for worker in self.workers if worker.assigned}
         if not waiting:
             time.sleep(TICK_SECONDS)
             return
@@ -185,7 +187,7 @@ class Pool:
             worker.loading = worker.actor.load.remote(precision)
 
     def _finish_shard(self, worker: Worker, work: WorkList) -> None:
-        ref, task = worker.holds[0]
+        ref, task = worker.assigned[0]
         try:
             entry = ray.get(ref)
         except RayTaskError as error:
@@ -198,13 +200,13 @@ class Pool:
             work.finish(task, entry)
 
     def _advance(self, worker: Worker) -> None:
-        worker.holds.popleft()
+        worker.assigned.popleft()
         worker.head_since = time.monotonic()
 
     def _lose(self, worker: Worker, why: str, work: WorkList) -> None:
         """A worker is gone: the shard at work loses an attempt, the others do not."""
         self._remove(worker)
-        (_, head), *rest = worker.holds
+        (_, head), *rest = worker.assigned
         LOG.warning("lost a worker at %s: %s", head.shard.id, why, extra={"shard": head.shard.id})
         for _, task in reversed(rest):
             work.requeue(task)
@@ -213,7 +215,7 @@ class Pool:
     def _kill_overdue(self, work: WorkList) -> None:
         deadline = self.settings.deadline_seconds
         for worker in list(self.workers):
-            if deadline and worker.holds and time.monotonic() - worker.head_since > deadline:
+            if deadline and worker.assigned and time.monotonic() - worker.head_since > deadline:
                 self._lose(worker, f"it passed its deadline of {deadline:g} s", work)
 
     def _remove(self, worker: Worker) -> None:

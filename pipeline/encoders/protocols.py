@@ -189,8 +189,8 @@ class BaseEncoder:
 def normalized_mean(vectors: Sequence[Array]) -> Array:
     """The normalised mean of unit vectors: M times (B, D) float32 -> (B, D) float32, unit rows."""
     total = vectors[0]
-    for each in vectors[1:]:
-        total = total + each
+    for entry in vectors[1:]:
+        total = total + entry
     return unit(total)
 
 

@@ -86,7 +86,7 @@ def split_encoder_name(name: str) -> tuple[str, str]:
     """`family:model` -> (family, model), loading nothing; UsageError for an unknown family."""
     family, _, model = name.partition(":")
     if family not in ENCODERS and family not in _installed():
-        known = [USAGES.get(each, each) for each in (*ENCODERS, *_installed())]
+        known = [USAGES.get(item, item) for item in (*ENCODERS, *_installed())]
         raise UsageError(
             f"encoder {name!r}",
             expected="one of " + ", ".join(known),

@@ -93,19 +93,19 @@ class TwoTowerEncoder(BaseEncoder):
         network = self._network
         if modality == IMAGE:
             pictures = [self._image(block) for block in blocks]
-            vectors = network.image_vectors(torch.cat([each.pooled for each in pictures]))
-            tokens = torch.cat([each.tokens for each in pictures])
+            vectors = network.image_vectors(torch.cat([item.pooled for item in pictures]))
+            tokens = torch.cat([item.tokens for item in pictures])
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         else:
             texts = [self._text(block) for block in blocks]
             vectors = torch.cat(
                 [
-                    network.text_vectors(each.pooled, network.bag_of_words(each.ids))
-                    for each in texts
+                    network.text_vectors(item.pooled, network.bag_of_words(item.ids))
+                    for item in texts
                 ]
             )
-            tokens = _padded([each.tokens for each in texts])
-            mask = _padded([each.mask for each in texts])
+            tokens = _padded([item.tokens for item in texts])
+            mask = _padded([item.mask for item in texts])
         state = Tokens(tokens, mask) if network.fusion is not None else None
         return Encoded(_with_hub_dimension(vectors), state=state)
 
@@ -151,8 +151,8 @@ class TwoTowerEncoder(BaseEncoder):
             self._text([texts[j] for j in strings[start : start + BLOCK]])
             for start in range(0, len(strings), BLOCK)
         ]
-        bags = network.bag_of_words([ids for each in features for ids in each.ids])
-        vectors = network.text_vectors(torch.cat([each.pooled for each in features]), bags)
+        bags = network.bag_of_words([ids for item in features for ids in item.ids])
+        vectors = network.text_vectors(torch.cat([item.pooled for item in features]), bags)
         logits = []
         for start in range(0, len(pairs), BLOCK):
             i = torch.from_numpy(image_rows[start : start + BLOCK]).to(bags.device)

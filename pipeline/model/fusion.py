@@ -104,7 +104,7 @@ class Fusion(nn.Module):
     def __init__(self, config: FusionConfig, widths: Sequence[int], dim: int) -> None:
         super().__init__()
         width = config.width
-        self.input_projections = nn.ModuleList(nn.Linear(each, width) for each in widths)
+        self.input_projections = nn.ModuleList(nn.Linear(item, width) for item in widths)
         self.type_embeddings = nn.Parameter(torch.randn(len(widths), width) * 0.02)
         self.mixer = FUSIONS[config.fusion](config)
         self.pool = Pool(width, config.heads)
@@ -133,16 +133,16 @@ class Fusion(nn.Module):
     def forward(self, modalities: Sequence[Modality | None]) -> Fused:
         """Each modality, None for one that no row has -> the fused batch. Shapes: `Modality`,
         `Fused`. ValueError where all are None."""
-        given = [(i, each) for i, each in enumerate(modalities) if each is not None]
+        given = [(i, item) for i, item in enumerate(modalities) if item is not None]
         if not given:
             raise ValueError("fusion of no modality at all")
-        parts = [self.project(i, each.tokens) for i, each in given]  # (B, T_m, D)
-        masks = [each.mask for _, each in given]
+        parts = [self.project(i, item.tokens) for i, item in given]  # (B, T_m, D)
+        masks = [item.mask for _, item in given]
         parts, masks = self.mixer(parts, masks)
         return Fused(
             torch.cat(parts, dim=1),
             torch.cat(masks, dim=1),
-            self._joint(parts, masks, [each for _, each in given]),
+            self._joint(parts, masks, [item for _, item in given]),
         )
 
     def project(self, i: int, tokens: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class Fusion(nn.Module):
 
     def _joint(self, parts: list[Tensor], masks: list[Tensor], given: Sequence[Modality]) -> Tensor:
         """Fused tokens, one part a modality or one for all of them -> (B, E) float32, unit rows."""
-        present = torch.stack([each.present for each in given], dim=1)[..., None]  # (B, M, 1)
+        present = torch.stack([item.present for item in given], dim=1)[..., None]  # (B, M, 1)
         pooled = [
             self.pool(part, _unmask_empty_rows(mask)[:, None, None, :])
             for part, mask in zip(parts, masks, strict=True)
@@ -163,7 +163,7 @@ class Fusion(nn.Module):
         if self.modality_score is not None:
             scores = self.modality_score(summaries).float()
         weights = scores.masked_fill(~present, torch.finfo(torch.float32).min).softmax(dim=1)
-        vectors = torch.stack([each.vector for each in given], dim=1)  # (B, M, E)
+        vectors = torch.stack([item.vector for item in given], dim=1)  # (B, M, E)
         base = (weights * vectors.masked_fill(~present, 0)).sum(1)
         return functional.normalize(base + self.residual(summary).float(), dim=-1)
 
@@ -209,7 +209,7 @@ class Add(nn.Module):
         present = torch.stack([mask.any(1) for mask in masks], dim=1)[
             ..., None, None
         ]  # (B, M, 1, 1)
-        found = [self._resample(*each) for each in zip(parts, masks, strict=True)]
+        found = [self._resample(*item) for item in zip(parts, masks, strict=True)]
         x = self.combine(torch.stack(found, dim=1), present)  # (B, K, D)
         for block in self.blocks:
             x = block(x)

@@ -25,7 +25,7 @@ def average_gradients(parameters: Sequence[Tensor]) -> None:
     _, count = rank_and_world_size()
     if count == 1:
         return
-    gradients = [each.grad for each in parameters if each.grad is not None]
+    gradients = [item.grad for item in parameters if item.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(flat)
     flat /= count

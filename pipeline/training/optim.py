@@ -95,7 +95,7 @@ class Optimiser:
 
     def __init__(self, groups: Sequence[ParameterGroup], learning_rate: float, clip: float) -> None:
         self.groups, self.learning_rate, self.clip = list(groups), learning_rate, clip
-        self.parameters = [each for group in self.groups for each in group.parameters]
+        self.parameters = [item for group in self.groups for item in group.parameters]
         self._adamw = torch.optim.AdamW(
             [{"params": g.parameters, "weight_decay": g.weight_decay} for g in self.groups],
             lr=learning_rate,
@@ -114,7 +114,7 @@ class Optimiser:
         """
         norms: dict[str, float] = {}
         for name in dict.fromkeys(group.name for group in self.groups):
-            of_name = [each for g in self.groups if g.name == name for each in g.parameters]
+            of_name = [item for g in self.groups if g.name == name for item in g.parameters]
             norms[name] = float(nn.utils.clip_grad_norm_(of_name, self.clip))
         for options, group in zip(self._adamw.param_groups, self.groups, strict=True):
             options["lr"] = self.learning_rate * factors[group.name]

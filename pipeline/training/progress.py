@@ -30,9 +30,9 @@ class Pace:
         """The fields `total`, `seconds_per_step` and `seconds_left` of a record, after `step` steps
         of `total`."""
         done = max(1, step - self._first)
-        each = (self._clock() - self._started) / done
-        left = each * max(0, total - step)
-        return {"total": total, "seconds_per_step": round(each, 3), "seconds_left": round(left)}
+        item = (self._clock() - self._started) / done
+        left = item * max(0, total - step)
+        return {"total": total, "seconds_per_step": round(item, 3), "seconds_left": round(left)}
 
 
 def append_log(folder: Path, record: Record) -> None:
@@ -100,8 +100,8 @@ def format_duration(seconds: float) -> str:
 def format_kept_files(folder: Path, names: Iterable[str]) -> str:
     """One line that names the intermediate files and folders of a training that are there."""
     kept = [(name, _size(folder / name)) for name in names if (folder / name).exists()]
-    listed = ", ".join(f"{name} ({size / 1e6:,.1f} MB)" for name, size in kept)
-    return f"kept in {folder}, to go on with this training; the model does not need them: {listed}"
+    records = ", ".join(f"{name} ({size / 1e6:,.1f} MB)" for name, size in kept)
+    return f"kept in {folder}, to go on with this training; the model does not need them: {records}"
 
 
 def _size(path: Path) -> int:

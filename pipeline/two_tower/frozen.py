@@ -95,8 +95,8 @@ class ImageTower:
         flip and an enlarged centre crop."""
         if not pixels:
             return pooled
-        flipped = self([np.ascontiguousarray(each[..., ::-1]) for each in pixels])
-        cropped = self([self._centre_crop(each) for each in pixels])
+        flipped = self([np.ascontiguousarray(item[..., ::-1]) for item in pixels])
+        cropped = self([self._centre_crop(item) for item in pixels])
         return (pooled + flipped.pooled + cropped.pooled) / 3
 
     def _centre_crop(self, pixels: np.ndarray) -> np.ndarray:

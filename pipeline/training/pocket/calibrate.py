@@ -17,7 +17,7 @@ import numpy as np
 from chiasm.pipeline.scenes.unseen import withheld_in
 from chiasm.pipeline.scenes.words import LANGUAGES, render_caption
 from chiasm.pipeline.scenes.world import Scene, stream
-from chiasm.pipeline.training.logistic import fit_bias
+from chiasm.pipeline.training.logit_fits import fit_bias
 from chiasm.pipeline.training.pocket.perturb import one_change
 
 

@@ -39,7 +39,7 @@ def pixels_of(encoder: Encoder, scenes: Sequence[Scene]) -> list[Any]:
 
 def encode_pictures(encoder: Encoder, pictures: Sequence[Image.Image]) -> np.ndarray:
     """B RGB pictures -> (B, D) float32 unit rows."""
-    pixels = [encoder.preprocess(IMAGE, np.asarray(each)) for each in pictures]
+    pixels = [encoder.preprocess(IMAGE, np.asarray(item)) for item in pictures]
     return encoder.encode(IMAGE, pixels).vectors
 
 

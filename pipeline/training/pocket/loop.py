@@ -146,7 +146,7 @@ def evaluate_average(training: Training, precision: torch.dtype) -> dict[str, An
 
 def _mean(done: list[dict[str, float]]) -> dict[str, float]:
     """The mean of each loss of the last step, rounded for people, over the steps that had them."""
-    same_stage = [each for each in done if each.keys() == done[-1].keys()]
+    same_stage = [item for item in done if item.keys() == done[-1].keys()]
     return {name: round(sum(d[name] for d in same_stage) / len(same_stage), 4) for name in done[-1]}
 
 

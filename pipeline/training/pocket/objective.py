@@ -43,7 +43,7 @@ class Objective(nn.Module):
             texts = [model.text_modality(_moved(c.ids, device)) for c in batch.captions]
         truths = [_moved(caption.also_true, device) for caption in batch.captions]
         first = batch.captions[0]
-        kinds = [_moved(each, device) for each in (first.kinds, batch.kinds, first.relations)]
+        kinds = [_moved(item, device) for item in (first.kinds, batch.kinds, first.relations)]
         return self.fusion_losses(texts, truths, image, kinds, generator)
 
     def tower_losses(self, batch: TrainBatch) -> dict[str, Tensor]:

@@ -152,7 +152,7 @@ class Probes(nn.Module):
         row, kind = (kinds[..., 0] == 1).nonzero(as_tuple=True)  # of all things of the batch
         place = kinds[row, kind, -2] * 3 + kinds[row, kind, -1]
         logits = self.patch_disagreement(by_place(patches)[row, place]).float()  # (things, ways)
-        differ, known = (each[row, kind] for each in pairs.disagreement)
+        differ, known = (item[row, kind] for item in pairs.disagreement)
         differ[:, 0], known[:, 0] = pairs.text_kinds[row, kind, 0] == 1, pairs.counted[row]
         return _mean_of_readings(logits, differ, known)
 
@@ -178,8 +178,8 @@ class Probes(nn.Module):
         """Late interaction of all captions with all pictures, of the fusion's input tokens.
         -> (B, C) logits. The weight of a word is learned; sums are divided by sqrt(length)."""
         words, patches = (
-            functional.normalize(fusion.project(i, each.tokens).float(), dim=-1)
-            for i, each in enumerate((text, image))
+            functional.normalize(fusion.project(i, item.tokens).float(), dim=-1)
+            for i, item in enumerate((text, image))
         )
         weight = functional.softplus(self.word_weight(text.tokens).squeeze(-1).float()) * text.mask
         weight = weight / text.mask.sum(1, keepdim=True).clamp(min=1).sqrt()
@@ -188,8 +188,8 @@ class Probes(nn.Module):
 
 def _mean_of_readings(logits: Tensor, true: Tensor, counted: Tensor) -> Tensor:
     """The mean of `matching_loss` over the last dimension, each with equal weight."""
-    each = zip(logits.unbind(-1), true.unbind(-1), counted.unbind(-1), strict=True)
-    return torch.stack([matching_loss(*reading) for reading in each]).mean()
+    item = zip(logits.unbind(-1), true.unbind(-1), counted.unbind(-1), strict=True)
+    return torch.stack([matching_loss(*reading) for reading in item]).mean()
 
 
 def by_place(tokens: Tensor) -> Tensor:
@@ -216,9 +216,9 @@ def disagreement(
     related = torch.stack(
         [column < other_column, column > other_column, row < other_row, row > other_row], dim=-1
     )
-    holds = related.gather(-1, relation.clamp(min=0)[..., None])
+    relation_holds = related.gather(-1, relation.clamp(min=0)[..., None])
     both = ((relation >= 0) & (row >= 0) & (other_row >= 0))[..., None]
     return (
-        torch.cat([text_kinds != image_kinds, ~holds], dim=-1),
+        torch.cat([text_kinds != image_kinds, ~relation_holds], dim=-1),
         torch.cat([known, both], dim=-1),
     )

@@ -73,7 +73,7 @@ def format_report(report: dict[str, Any]) -> list[str]:
         by_language["hard twins, vectors"] = {k: v["vectors_r1"] for k, v in twins.items()}
         by_language["hard twins, matched"] = {k: v["matching_r1"] for k, v in twins.items()}
     lines += [
-        f"  {name:<22}" + "".join(f"{recall[each]:8.3f}" for each in LANGUAGES)
+        f"  {name:<22}" + "".join(f"{recall[item]:8.3f}" for item in LANGUAGES)
         for name, recall in by_language.items()
     ]
     if "joint" in report:

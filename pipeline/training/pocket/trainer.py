@@ -150,7 +150,7 @@ class Training:
             self.objective.model.load_state_dict(self.ema.tensors)
         for name, parameter in self.objective.named_parameters():
             parameter.requires_grad_(name.startswith(OF_FUSION) == self.fusing)
-        trained = [each for each in self.objective.named_parameters() if each[1].requires_grad]
+        trained = [item for item in self.objective.named_parameters() if item[1].requires_grad]
         groups = decay_groups(trained, self.settings.weight_decay, _decays)
         groups.sort(key=lambda group: group.weight_decay, reverse=True)
         self.optimiser = Optimiser(groups, self.settings.learning_rate, self.settings.clip)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from chiasm.pipeline.training.logistic import fit_conditional_logit, platt_scale
+from chiasm.pipeline.training.logit_fits import fit_conditional_logit, platt_scale
 from chiasm.pipeline.training.two_tower.prepare import Statistics, evenly_drawn
 from chiasm.pipeline.training.two_tower.ridge import Ridge
 from chiasm.pipeline.training.two_tower.stream import (

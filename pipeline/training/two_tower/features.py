@@ -40,13 +40,13 @@ FORMAT = "features 4"
 @dataclass(frozen=True)
 class Computed:
     """Feature shards in the order of the shards that they were made of. pairs: pictures with
-    captions; captions: of all of them; lost: samples by reason; damaged: shards that are cut or
+    captions; captions: of all of them; dropped: samples by reason; damaged: shards that are cut or
     damaged, of which only the part before that is there."""
 
     paths: list[Path]
     pairs: int
     captions: int
-    lost: dict[str, int]
+    dropped: dict[str, int]
     damaged: list[str]
 
 
@@ -85,25 +85,25 @@ def compute(
     batch: BatchSettings | None = None,
 ) -> Computed:
     """Features of every sample with picture and caption, each shard once. Samples that lack either,
-    and pictures that cannot be decoded, are counted as lost. UsageError where no pair is left.
+    and pictures that cannot be decoded, are counted as dropped. UsageError where no pair is left.
     """
     settings = FeatureSettings(read, decode or DecodeSettings(), batch or BatchSettings())
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     computed = [_shard(shard, image, text, folder, settings, report) for shard in shards]
-    pairs, captions = (sum(each[name] for _, each in computed) for name in ("pairs", "captions"))
-    lost = Counter[str]()
+    pairs, captions = (sum(item[name] for _, item in computed) for name in ("pairs", "captions"))
+    dropped = Counter[str]()
     for _, entry in computed:
-        lost.update(entry["lost"])
+        dropped.update(entry["lost"])
     damaged = [
-        shard.id for shard, (_, each) in zip(shards, computed, strict=True) if each["damaged"]
+        shard.id for shard, (_, item) in zip(shards, computed, strict=True) if item["damaged"]
     ]
     if not pairs:
         raise UsageError(
             "SHARDS", expected="samples with a picture and a caption", found="none in all of them"
         )
     return Computed(
-        [path for path, _ in computed], pairs, captions, dict(lost.most_common()), damaged
+        [path for path, _ in computed], pairs, captions, dict(dropped.most_common()), damaged
     )
 
 
@@ -115,7 +115,7 @@ def _shard(
     settings: FeatureSettings,
     report: Report,
 ) -> tuple[Path, dict[str, Any]]:
-    """The feature shard of one shard, and its counts: pairs, captions, lost, damaged."""
+    """The feature shard of one shard, and its counts: pairs, captions, dropped, damaged."""
     name = f"{shard.id}-{_digest(shard, image, text, settings)}"
     path, counts_path = folder / f"{name}.tar", folder / f"{name}.json"
     if path.exists() and counts_path.exists():
@@ -133,15 +133,15 @@ def _shard(
                 pairs, captions = pairs + 1, captions + len(pair.text)
         writer.close()
         partial.commit()
-    lost = Counter(each.reason for each in tally.dropped)
-    lost += Counter({"no_pair": tally.rows - pairs})
-    damaged = any(each.stage == "read" and each.reason in DAMAGES for each in tally.dropped)
-    counts = {"pairs": pairs, "captions": captions, "lost": lost, "damaged": damaged}
+    dropped = Counter(item.reason for item in tally.dropped)
+    dropped += Counter({"no_pair": tally.rows - pairs})
+    damaged = any(item.stage == "read" and item.reason in DAMAGES for item in tally.dropped)
+    counts = {"pairs": pairs, "captions": captions, "lost": dropped, "damaged": damaged}
     write_file(counts_path, json.dumps(counts).encode())
     report(
         {
             "message": f"{shard.id}: features of {format_captions(pairs, captions)}, "
-            f"{lost.total():,} samples lost"
+            f"{dropped.total():,} samples dropped"
         }
     )
     return path, counts
@@ -149,8 +149,8 @@ def _shard(
 
 def format_captions(pairs: int, captions: int) -> str:
     """How many pictures, and how many captions each has on average."""
-    each = f"{captions / pairs:.1f} captions each" if pairs else "no captions"
-    return f"{pairs:,} {'picture' if pairs == 1 else 'pictures'}, {each}"
+    item = f"{captions / pairs:.1f} captions each" if pairs else "no captions"
+    return f"{pairs:,} {'picture' if pairs == 1 else 'pictures'}, {item}"
 
 
 def training_captions(row: Decoded, read: ReadSettings) -> tuple[str, ...]:
@@ -174,7 +174,7 @@ def _pairs(batch: Batch, image: ImageTower, text: TextTower, read: ReadSettings)
     augmented = image.augmented([pixels[i] for i in held_rows], pictures.pooled[held_rows])
     augmented_of = dict(zip(held_rows, augmented, strict=True))
     captions = [training_captions(row, read) for row in rows]
-    texts = text([caption for each in captions for caption in each])
+    texts = text([caption for item in captions for caption in item])
     at = 0
     for i, (row, own) in enumerate(zip(rows, captions, strict=True)):
         span = slice(at, at + len(own))

@@ -78,8 +78,8 @@ def train_two_tower(
     folder.mkdir(parents=True, exist_ok=True)
     image = ImageTower(settings.image, settings.encoder)
     text = TextTower(settings.text, settings.encoder)
-    for each in (folder, *folder.glob("expanded/*")):
-        sweep(each)
+    for item in (folder, *folder.glob("expanded/*")):
+        sweep(item)
     computed = compute(
         shards,
         image,
@@ -101,7 +101,7 @@ def train_two_tower(
     found = {
         "pairs": computed.pairs,
         "captions": computed.captions,
-        "lost": computed.lost,
+        "lost": computed.dropped,
         "damaged": computed.damaged,
         **selected["figures"],
         "seconds_of_this_run": {

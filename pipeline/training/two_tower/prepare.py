@@ -187,7 +187,7 @@ def _solve_expansion(
     network."""
     expansion, config, device = network.expansion, network.config, network.word_prior.device
     width, size = config.text_width, config.text_landmarks
-    kernel, words = (Ridge(each, width, FOLDS, device) for each in (size, config.words))
+    kernel, words = (Ridge(item, width, FOLDS, device) for item in (size, config.words))
     for block in blocks(learnable(stream(paths), every_sample), SOLVE_BLOCK):
         for fold in range(FOLDS):
             some = [pair for pair in block if pair.fold == fold and len(pair.text) > 1]

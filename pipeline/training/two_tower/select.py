@@ -104,7 +104,7 @@ def select_mean(network: TwoTowerNetwork, found: Gallery) -> np.ndarray:
         network.config = replace(network.config, text_weight=weight, hubness_power=power)
         of_mean = ranks(found, network.reduce_hubness(network.mean(found.text, found.image)))
         tried.append((mean_reciprocal_of_ranks(of_mean), network.config, of_mean))
-    _, network.config, of_mean = max(tried, key=lambda each: each[0])
+    _, network.config, of_mean = max(tried, key=lambda item: item[0])
     return of_mean
 
 
@@ -158,10 +158,10 @@ def rerank(network: TwoTowerNetwork, pairs: Sequence[Pair], found: Gallery) -> d
         fit_match_weights(network, pairs[1 - half :: 2])
         for i in (found.rows % 2 == half).nonzero()[:, 0].tolist():
             query, row, bag = found.queries[i], found.rows[i], bags[i]
-            similarity, chosen = (found.image @ query).topk(min(CANDIDATES, len(pairs)))
-            features = network.match_features(query[None], bag[None], evidence[chosen])[0]
+            similarity, selected = (found.image @ query).topk(min(CANDIDATES, len(pairs)))
+            features = network.match_features(query[None], bag[None], evidence[selected])[0]
             final = network.match_logits(features) + similarity
-            before += int(chosen[0] == row)
-            after += int(chosen[final.argmax()] == row)
+            before += int(selected[0] == row)
+            after += int(selected[final.argmax()] == row)
     total = max(1, len(found.rows))
     return {"r1_before": round(before / total, 4), "r1_after": round(after / total, 4)}

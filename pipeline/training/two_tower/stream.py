@@ -195,11 +195,11 @@ def patches_of(pairs: Sequence[Pair]) -> Tensor:
 
 def words_of(pairs: Sequence[Pair], captions: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Words (B, T, D') float32 of caption `captions[i]` of pair i, and their mask (B, T) bool."""
-    chosen = list(zip(pairs, captions, strict=True))
-    lengths = torch.stack([pair.lengths[c] for pair, c in chosen]).clamp(max=MAX_TOKENS)
+    selected = list(zip(pairs, captions, strict=True))
+    lengths = torch.stack([pair.lengths[c] for pair, c in selected]).clamp(max=MAX_TOKENS)
     longest = max(1, int(lengths.max()))
     words = torch.zeros(len(pairs), longest, pairs[0].words.shape[-1])
-    for row, (pair, c) in enumerate(chosen):
+    for row, (pair, c) in enumerate(selected):
         length = int(lengths[row])
         words[row, :length] = pair.words[c, :length].float()
     return words, torch.arange(longest)[None] < lengths[:, None]

@@ -208,7 +208,7 @@ class Training:
         counts = torch.tensor([len(pair.text) for pair in pairs])
         starts = counts.cumsum(0) - counts
         vectors = self.network.heads.texts(texts_of(pairs).to(self.device))  # (all captions, E)
-        one, other = (starts + torch.tensor(chosen) for chosen in (first, second))
+        one, other = (starts + torch.tensor(selected) for selected in (first, second))
         return (
             vectors[one.to(self.device)],
             vectors[other.to(self.device)],
