@@ -104,6 +104,14 @@ def _fake_encoder_is_known(monkeypatch):
     monkeypatch.setitem(ENCODERS, "fake", fake_encoder.load)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _logs_are_written_elsewhere(tmp_path_factory) -> Iterator[None]:
+    """Programs that tests start write no log into the home folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 def environment() -> dict[str, str]:
     """For programs that tests start: our packages and the family `fake` in every process."""
     path = os.pathsep.join(map(str, (ROOT, TESTS, TESTS / "support", TESTS / "site")))

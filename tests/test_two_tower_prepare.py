@@ -14,6 +14,8 @@ import torch
 from conftest import make_shard
 from tiny_towers import PHRASES
 
+from chiasm.pipeline.batches import BatchSettings
+from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
@@ -378,6 +380,19 @@ def test_a_training_takes_every_caption_once_in_order(loaded, tmp_path, members,
     assert pair.ids == loaded[1](captions).ids
     (record,) = records
     assert f"1 picture, {len(captions)}.0 captions each, 0 samples lost" in record["message"]
+
+
+def test_a_training_heeds_decode_and_batch_settings(loaded, tmp_path):
+    shards = captioned_shard(tmp_path / "s" / "one.tar", {"txt": b"red"})
+
+    def paths(**options):
+        return compute(shards, *loaded, tmp_path / "f", READ, lambda _: None, **options).paths
+
+    assert (
+        paths() == paths(batch=BatchSettings(size=1)) != paths(decode=DecodeSettings(scaled=False))
+    )
+    with pytest.raises(UsageError, match="found none in all of them"):
+        paths(decode=DecodeSettings(max_member_bytes=1))
 
 
 def test_one_picture_has_sixteen_captions_at_most(loaded, tmp_path):

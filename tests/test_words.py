@@ -143,7 +143,6 @@ PENDING = {
     "pipeline/training/two_tower/stream.py",
     "pipeline/training/two_tower/trainer.py",
     "pipeline/two_tower/frozen.py",
-    "pipeline/verify/reencode.py",
 }
 
 

@@ -97,6 +97,8 @@ def two_tower_settings(image: str, text: str, settings: Settings) -> TwoTowerSet
         fusion=fusion,
         train=train,
         read=settings.read,
+        decode=settings.decode,
+        batch=settings.batch,
         encoder=EncoderSettings(
             precision=settings.encoder.precision, device=settings.encoder.device
         ),

@@ -64,6 +64,15 @@ class TowerInputs:
         return raw if modality == TEXT else self._image.preprocess(Image.fromarray(raw))
 
 
+@dataclass(frozen=True)
+class FeatureSettings:
+    """How samples are read, decoded and batched for the towers."""
+
+    read: ReadSettings
+    decode: DecodeSettings
+    batch: BatchSettings
+
+
 def compute(
     shards: Sequence[Shard],
     image: ImageTower,
@@ -71,13 +80,17 @@ def compute(
     folder: Path,
     read: ReadSettings,
     report: Report,
+    *,
+    decode: DecodeSettings | None = None,
+    batch: BatchSettings | None = None,
 ) -> Computed:
     """Features of every sample with picture and caption, each shard once. Samples that lack either,
     and pictures that cannot be decoded, are counted as lost. UsageError where no pair is left.
     """
+    settings = FeatureSettings(read, decode or DecodeSettings(), batch or BatchSettings())
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
-    computed = [_shard(shard, image, text, folder, read, report) for shard in shards]
+    computed = [_shard(shard, image, text, folder, settings, report) for shard in shards]
     pairs, captions = (sum(each[name] for _, each in computed) for name in ("pairs", "captions"))
     lost = Counter[str]()
     for _, entry in computed:
@@ -99,11 +112,11 @@ def _shard(
     image: ImageTower,
     text: TextTower,
     folder: Path,
-    read: ReadSettings,
+    settings: FeatureSettings,
     report: Report,
 ) -> tuple[Path, dict[str, Any]]:
     """The feature shard of one shard, and its counts: pairs, captions, lost, damaged."""
-    name = f"{shard.id}-{_digest(shard, image, text, read)}"
+    name = f"{shard.id}-{_digest(shard, image, text, settings)}"
     path, counts_path = folder / f"{name}.tar", folder / f"{name}.json"
     if path.exists() and counts_path.exists():
         return path, json.loads(counts_path.read_text())
@@ -111,11 +124,11 @@ def _shard(
     partial = Folder(str(folder)).create(path.name, str(os.getpid()))
     target: Any = partial  # a file to write, as TarWriter takes one
     with partial, webdataset.TarWriter(target) as writer:
-        samples = read_samples(shard, read)
+        samples = read_samples(shard, settings.read)
         inputs = TowerInputs(image)
-        for batch in batches(samples, inputs, DecodeSettings(), BatchSettings(), tally=tally):
+        for batch in batches(samples, inputs, settings.decode, settings.batch, tally=tally):
             tally.keep(len(batch))
-            for pair in _pairs(batch, image, text, read):
+            for pair in _pairs(batch, image, text, settings.read):
                 writer.write({"__key__": f"{pairs:08d}", "safetensors": pack(pair)})
                 pairs, captions = pairs + 1, captions + len(pair.text)
         writer.close()
@@ -179,12 +192,16 @@ def _pairs(batch: Batch, image: ImageTower, text: TextTower, read: ReadSettings)
         at += len(own)
 
 
-def _digest(shard: Shard, image: ImageTower, text: TextTower, read: ReadSettings) -> str:
-    identity = {
+def _digest(shard: Shard, image: ImageTower, text: TextTower, settings: FeatureSettings) -> str:
+    identity: dict[str, Any] = {
         "format": FORMAT, "size": shard.size, "version": shard.version,
         "image": [image.fingerprint, image.precision], "text": [text.fingerprint, text.precision],
-        "read": asdict(read),
+        "read": asdict(settings.read),
     }  # fmt: skip
+    if (
+        settings.decode != DecodeSettings()
+    ):  # features made before they could be set keep their names
+        identity["decode"] = asdict(settings.decode)
     return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 

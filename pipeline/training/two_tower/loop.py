@@ -24,7 +24,9 @@ from typing import Any
 
 import torch
 
+from chiasm.pipeline.batches import BatchSettings
 from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.model.checkpoint import write_file
 from chiasm.pipeline.model.config import FusionConfig
 from chiasm.pipeline.pretrained import EncoderSettings
@@ -59,6 +61,8 @@ class TwoTowerSettings:
     )
     train: TrainSettings = field(default_factory=TrainSettings)
     read: ReadSettings = field(default_factory=ReadSettings)
+    decode: DecodeSettings = field(default_factory=DecodeSettings)
+    batch: BatchSettings = field(default_factory=BatchSettings)
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
 
 
@@ -76,7 +80,16 @@ def train_two_tower(
     text = TextTower(settings.text, settings.encoder)
     for each in (folder, *folder.glob("expanded/*")):
         sweep(each)
-    computed = compute(shards, image, text, folder / "features", settings.read, report)
+    computed = compute(
+        shards,
+        image,
+        text,
+        folder / "features",
+        settings.read,
+        report,
+        decode=settings.decode,
+        batch=settings.batch,
+    )
     report({"message": f"found {format_captions(computed.pairs, computed.captions)}"})
     cached = time.monotonic()
     statistics = survey(computed.paths)
