@@ -9,9 +9,19 @@ from dataclasses import replace
 import pytest
 from fake_encoder import FakeEncoder
 
-from chiasm.pipeline.collection import Collection, Identity, create_or_check, read_identity
+from chiasm.pipeline.collection import (
+    Collection,
+    Identity,
+    LedgerEntry,
+    create_or_check,
+    ledger_name,
+    read_entry,
+    read_identity,
+    write_entry,
+)
 from chiasm.pipeline.collection.identity import NAME
 from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.records import Dropped, Note, Shard
 from chiasm.pipeline.storage import Folder
 
 
@@ -75,3 +85,21 @@ def test_a_damaged_identity_is_told(tmp_path, content, found):
 def test_no_collection_says_what_to_type(tmp_path):
     with pytest.raises(CollectionError, match="make one: chiasm embed SHARDS --to"):
         Collection.open(str(tmp_path / "none"))
+
+
+def test_a_quarantined_shard_is_set_aside_in_its_ledger_file(tmp_path):
+    folder, shard = Folder(str(tmp_path)), Shard("file:///a.tar", "a-0123456789", 1, "1")
+    entry = LedgerEntry(
+        shard,
+        "0" * 8,
+        rows=0,
+        dropped=(Dropped("k", "read", "truncated"),),
+        notes=(Note("k", "no_caption"),),
+        quarantined="no tar",
+        attempts=3,
+    )
+    write_entry(folder, entry, "r1")
+    fields = json.loads(folder.read_bytes(ledger_name(shard.id)))
+    assert fields["set_aside"] == "no tar" and "quarantined" not in fields
+    assert list(fields)[:3] == ["schema", "samples", "source"]
+    assert read_entry(folder, shard.id) == entry

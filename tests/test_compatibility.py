@@ -130,7 +130,7 @@ def test_a_stored_ledger_is_read_whole(stored):
     assert first.reasons() == {"not_a_picture": 1}
     assert [(note.key, note.reason) for note in first.notes] == [("000002", "no_caption")]
     assert first.source.url == "s3://bucket/schema-1/scenes-00000.tar"
-    assert first.span is not None and first.set_aside is None and first.attempts == 1
+    assert first.span is not None and first.quarantined is None and first.attempts == 1
 
 
 def test_a_shard_embedded_today_gives_the_rows_that_are_stored(pocket, tmp_path, shard_urls):

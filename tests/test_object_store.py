@@ -565,3 +565,14 @@ def test_the_wait_between_attempts_doubles_and_is_drawn():
     for failed, longest in ((1, 1.0), (2, 2.0), (3, 4.0), (4, 5.0), (9, 5.0)):
         waits = [settings.wait(failed) for _ in range(50)]
         assert longest / 2 <= min(waits) < max(waits) <= longest
+
+
+def test_a_process_makes_one_store_of_a_scheme_and_a_forked_one_its_own(monkeypatch):
+    made: list[object] = []
+    get_store = schemes.PerProcess(lambda: made.append(object()) or made[-1])
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(lambda _: get_store(), range(50)))) == 1
+    monkeypatch.setattr(schemes.os, "getpid", lambda: -1)
+    assert get_store() is made[1] and get_store() is made[1]
+    get_store.replace(None)
+    assert get_store() is made[2]

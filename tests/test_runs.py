@@ -58,6 +58,7 @@ def test_a_run_is_told_while_it_lives_and_how_it_ended(tmp_path):
         assert told.settings == {"batch": {"size": 3}}
         assert told.alive()
         assert run.others() == []
+        assert json.loads(folder.read_bytes(f"runs/{run.id}.json"))["holds"] == ["a", "b"]
         run.finish("done", {"rows": 1})
     (told,) = runs(folder)
     assert (told.state, told.claimed, told.summary) == ("done", (), {"rows": 1})

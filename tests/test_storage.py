@@ -243,6 +243,24 @@ def test_errors_of_the_system_become_one_line(tmp_path, monkeypatch, number, tex
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_commit_flushes_the_file_its_folder_and_every_folder_that_it_made(tmp_path, monkeypatch):
+    flushed: list[str] = []
+    fsync = os.fsync
+
+    def record(handle: int) -> None:
+        flushed.append(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    monkeypatch.setattr(local_files.os, "fsync", record)
+    Folder(str(tmp_path / "c")).write_whole("ledger/a.json", b"x", "r1")
+    assert flushed == [
+        str(tmp_path),
+        str(tmp_path / "c"),
+        str(tmp_path / "c" / "ledger" / ".a.json.r1.tmp"),
+        str(tmp_path / "c" / "ledger"),
+    ]
+
+
 def test_a_file_in_the_way_of_a_folder_is_told(tmp_path):
     (tmp_path / "c").write_bytes(b"")
     with pytest.raises(StorageError, match="found a file where a folder should be"):
