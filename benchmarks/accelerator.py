@@ -1,6 +1,6 @@
 """Images a second on an accelerator, `pipeline/` alone, against the image tower's bare forward.
 
-    python benchmarks/accelerator.py [--device cuda] [--models NAME...] [--samples N] [--batch B]
+    python -m benchmarks.accelerator [--device cuda] [--models NAME...] [--samples N] [--batch B]
 
 No Ray, no FAISS: `embed_shard` from a shard on disk to its Parquet file, for CLIPs ViT-B/32 and
 ViT-L/14 with random weights, pictures of 640 x 480 without captions; in the same run the image
@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.bare import decode, forward, samples_of
 from benchmarks.machine import CORES, keep, machine, table

@@ -1,8 +1,8 @@
 """The limits that the pipeline is held against, each measured alone on work that is in memory.
 
-    python benchmarks/bare.py forward FOLDER SHARD [--pairs N] [--batch B]
-    python benchmarks/bare.py decode SHARD [--pairs N]
-    python benchmarks/bare.py stages ENCODER SHARD [--pairs N]
+    python -m benchmarks.bare forward FOLDER SHARD [--pairs N] [--batch B]
+    python -m benchmarks.bare decode SHARD [--pairs N]
+    python -m benchmarks.bare stages ENCODER SHARD [--pairs N]
 
 `forward`: the two towers of a CLIP as transformers runs them, on tensors, texts padded to the
 batch's longest; nothing of ours takes part. `decode`: our decode function and CLIP's preprocessing
@@ -16,20 +16,14 @@ import argparse
 import itertools
 import json
 import multiprocessing
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import transformers
-
-from tests.support.encoding import preprocess
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import free_encoder
 from benchmarks.machine import CORES
@@ -45,6 +39,7 @@ from chiasm.pipeline.records import Batch, Decoded, Origin, Sample
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.timing import Stopwatch
+from tests.support.encoding import preprocess
 
 T = TypeVar("T")
 TURNS = 4  # of threads and processes

@@ -1,6 +1,6 @@
 """How close chiasm's vectors are to those of the model's own processor and forward in float32.
 
-    python benchmarks/fidelity.py --photos SHARD... [--samples 200] [--device auto]
+    python -m benchmarks.fidelity --photos SHARD... [--samples 200] [--device auto]
 
 Makes a CLIP ViT-B/32 and a SigLIP base (16 px patches, 224 px) with random weights, and embeds
 real photographs and their captions through our path, in bfloat16 with scaled decoding and in
@@ -26,10 +26,6 @@ import torch
 import transformers
 from PIL import Image, ImageOps
 
-from tests.support.encoding import encode_images, encode_texts, preprocess
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from chiasm.pipeline.encoders import Encoder, load_encoder
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.pretrained import EncoderSettings
@@ -37,6 +33,7 @@ from chiasm.pipeline.pretrained.device import resolve_device
 from chiasm.pipeline.pretrained.hub import capture_warnings
 from chiasm.pipeline.records import Sample
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
+from tests.support.encoding import encode_images, encode_texts, preprocess
 from tests.support.random_models import clip_folder, siglip_folder
 
 RESULT = Path(__file__).parent / "results" / "fidelity.json"

@@ -1,6 +1,6 @@
 """Does leaving out what matching doubts help where a third of the captions are wrong?
 
-    python benchmarks/filtering.py RUN --measured DEV_RUN --seed 0 1 2
+    python -m benchmarks.filtering RUN --measured DEV_RUN --seed 0 1 2
 
 RUN and DEV_RUN are folders of `chiasm train two-tower` over photographs with several
 captions: their cached features are taken, so that towers run once for all of it. For each seed a
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -30,8 +29,6 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine, tell_and_keep
 from chiasm.pipeline.training.two_tower import loop as train

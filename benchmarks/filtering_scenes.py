@@ -1,6 +1,6 @@
 """Does leaving out what matching doubts help where a third of the captions are wrong? On scenes.
 
-    python benchmarks/filtering_scenes.py --seed 0 1 2 --steps 200
+    python -m benchmarks.filtering_scenes --seed 0 1 2 --steps 200
 
 Towers of the pocket's kind, smaller, learn from drawn pairs, a third of whose captions have changed
 places with each other: from all of them; from those that `pocket` says match, as `chiasm filter`
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine, tell_and_keep
 from chiasm.pipeline.encoders import Matcher, load_encoder, require_matcher

@@ -1,6 +1,6 @@
 """What becomes of broken and odd picture files: each a row or a drop, against plain Pillow.
 
-    python benchmarks/hostile.py --data FOLDER
+    python -m benchmarks.hostile --data FOLDER
 
 FOLDER holds shards of such files and, if it likes, `expected.jsonl`: what plain Pillow made of each
 elsewhere. The shards are embedded by the `chiasm embed` command; then each file is decoded alone by
@@ -32,8 +32,6 @@ from typing import Any
 
 import PIL
 from PIL import Image, features
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from chiasm.jobs.console import divert_c_output
 from chiasm.pipeline.collection import embeddings, entries
@@ -191,7 +189,15 @@ def measure(data: Path, shards: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         log = Path(place) / "c-output.log"
         run = embedded(shards, Path(place) / "collection")
-        command = [sys.executable, __file__, "--alone", str(log), "--data", str(data)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.hostile",
+            "--alone",
+            str(log),
+            "--data",
+            str(data),
+        ]
         ran = subprocess.run(command, capture_output=True, text=True)
         if ran.returncode:
             sys.exit(f"decoding one by one ended with {ran.returncode}:\n{ran.stderr[-3000:]}")

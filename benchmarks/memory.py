@@ -1,6 +1,6 @@
 """How much memory a run takes as its shard grows: 1,000, 10,000 and 50,000 pairs of 640 x 480.
 
-    python benchmarks/memory.py [--encoder NAME] [--samples N...] [--no-json]
+    python -m benchmarks.memory [--encoder NAME] [--samples N...] [--no-json]
 
 One `chiasm embed` for each size, of one shard; several times a second the proportional set sizes of
 its whole process tree (driver, Ray, worker) are added up, so that shared pages count once. Told are
@@ -26,8 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import RESULTS, environment, keep, machine, table
 from benchmarks.made_shards import CACHE, make_shards

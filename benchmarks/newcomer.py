@@ -1,6 +1,6 @@
 """How long a newcomer waits: a fresh clone, `make demo` twice, `make test`, and a search from cold.
 
-    python benchmarks/newcomer.py [--pip-args "..."]
+    python -m benchmarks.newcomer [--pip-args "..."]
 
 Clones this checkout's HEAD into a temporary folder and runs there what README tells. Writes
 benchmarks/results/newcomer.json: wall seconds of each step, on how many processors.

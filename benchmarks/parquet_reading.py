@@ -1,6 +1,6 @@
 """How fast a collection's vectors come back from Parquet, and one row by its key, on one core.
 
-    python benchmarks/parquet_reading.py [--rounds R] [--no-json]
+    python -m benchmarks.parquet_reading [--rounds R] [--no-json]
 
 100,000 rows of 512 numbers in 10 shards, written by our writer; the same table written by pyarrow
 as it comes, beside it. What is timed includes opening the files and ends with numpy arrays; the
@@ -22,8 +22,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import keep, machine, table
 from chiasm.pipeline.collection import (

@@ -1,6 +1,6 @@
 """How fast clip-retrieval embeds the same shards with the same weights on the same processor.
 
-    python benchmarks/peer_clip_retrieval.py --model FOLDER --shards SHARD... [--cores N]
+    python -m benchmarks.peer_clip_retrieval --model FOLDER --shards SHARD... [--cores N]
 
 Builds the peer's own environment in benchmarks/.cache/clip-retrieval when it is not there, runs its
 `inference` on local shards (jpg and txt members), float32, and prints a PeerRun as JSON. What is
@@ -26,8 +26,6 @@ from typing import Any
 
 import torch
 import transformers
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from chiasm.pipeline.errors import (
     ChiasmError,

@@ -1,6 +1,6 @@
 """What matching and fusion add to two towers, on scenes of fresh seeds, straight from the encoder.
 
-    python benchmarks/pocket_joint.py --encoder pocket:DIR --seed 9001 9002 9003 --samples 1000
+    python -m benchmarks.pocket_joint --encoder pocket:DIR --seed 9001 9002 9003 --samples 1000
 
 The trials of pipeline/training/pocket/evaluate_fusion.py: hard twins by vectors and by matching,
 matching accuracy on one change, joint vectors of captions that leave things unsaid. Prints JSON and
@@ -10,13 +10,10 @@ writes benchmarks/results/pocket_joint.json.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine, tell_and_keep
 from chiasm.pipeline.encoders import load_encoder, require_matcher

@@ -1,6 +1,6 @@
 """Recall of the pocket encoder on galleries of fresh seeds, straight from the encoder, without Ray.
 
-    python benchmarks/pocket_recall.py --seed 9001 --seed 9002 --samples 1000
+    python -m benchmarks.pocket_recall --seed 9001 --seed 9002 --samples 1000
 
 Each gallery's scenes have at least three others one attribute away. A hit is right if every claim
 of the caption is true of the picture's scene. The world is small enough for a training to have
@@ -17,16 +17,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 
 from benchmarks.machine import machine, tell_and_keep
 from chiasm.pipeline.encoders import Encoder, load_encoder

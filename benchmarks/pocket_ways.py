@@ -1,7 +1,7 @@
 """Ways to fuse, on the same towers: what is a joint vector worth, made in each of them?
 
     chiasm train pocket --towers pipeline/pocket --fusion concat --fusion-steps 1200 --to DIR
-    python benchmarks/pocket_ways.py DIR... --seed 9001 9002 9003 --samples 1000
+    python -m benchmarks.pocket_ways DIR... --seed 9001 9002 9003 --samples 1000
 
 Captions that leave things unsaid are fused with their pictures and asked for by other such captions
 of the same scenes (pipeline/training/pocket/evaluate_fusion.py). One row a model, named by its way
@@ -12,12 +12,9 @@ which all of them share. Prints JSON and writes benchmarks/results/pocket_ways.j
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine, tell_and_keep
 from chiasm.pipeline.encoders import load_encoder, require_matcher

@@ -1,6 +1,6 @@
 """Whether shards are read as the webdataset package reads them, and every picture decodes.
 
-    python benchmarks/reading.py --shards SHARD... [--target 224]
+    python -m benchmarks.reading --shards SHARD... [--target 224]
 
 Reads each shard through our path (samples, decode threads, batches) and through webdataset, and
 compares keys, pictures and captions (from txt, and from a list in json's `captions` where there is
@@ -25,8 +25,6 @@ import numpy as np
 import PIL
 import webdataset
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.free_encoder import FreeEncoder
 from chiasm.pipeline.batches import BatchSettings, batches

@@ -1,6 +1,6 @@
 """How near the pipeline comes to the limit of the machine, stage by stage, and beside the peer.
 
-    python benchmarks/throughput.py [--parts PART...] [--rounds R] [--no-peer] [--no-json]
+    python -m benchmarks.throughput [--parts PART...] [--rounds R] [--no-peer] [--no-json]
 
 Parts, each ours (`chiasm embed`: Ray, Parquet and all) against a bare limit of the same run:
 
@@ -34,8 +34,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import peer_clip_retrieval
 from benchmarks.machine import CORES, RESULTS, bare, chiasm, keep, machine, table

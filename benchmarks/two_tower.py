@@ -1,6 +1,6 @@
 """What a two-tower model is worth on photographs that it did not learn from.
 
-    python benchmarks/two_tower.py --encoder two-tower:DIR SHARD...
+    python -m benchmarks.two_tower --encoder two-tower:DIR SHARD...
 
 Pictures with several captions. In the index: the picture, its first caption, their even mean, the
 model's joint vector. Asked by: all other captions. Exact search, R@1, R@5, R@10; and pictures alone
@@ -11,14 +11,11 @@ search --rerank match:20`). Prints JSON and writes benchmarks/results/two_tower.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine, tell_and_keep
 from chiasm.pipeline.encoders import Matcher, load_encoder, require_matcher

@@ -1,6 +1,6 @@
 """What gates, attention over tokens and regularisation are worth to a fusion on two frozen towers.
 
-    python benchmarks/two_tower_fusions.py RUN
+    python -m benchmarks.two_tower_fusions RUN
 
 RUN is a folder of `chiasm train two-tower` over photographs with several captions; its
 features are taken and nothing is written to it. Heads and fusion learn as the preset has them,
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -26,8 +25,6 @@ from typing import Any
 
 import torch
 import webdataset
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine, tell_and_keep
 from chiasm.pipeline.model.config import FusionConfig
