@@ -28,12 +28,12 @@ from chiasm.pipeline.collection import (
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.encoders import Encoder, load_encoder, split_encoder_name
-from chiasm.pipeline.errors import ChiasmError, SourceError, UnreachableError
+from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Dropped, Shard
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder, display_name
-from chiasm.pipeline.worklist import RECHECK_SECONDS, Task, WorkList
+from chiasm.pipeline.worklist import RECHECK_SECONDS, WorkList, record_failure
 
 LOG = logging.getLogger(__name__)
 ATTEMPTS = 3
@@ -147,42 +147,6 @@ def _embed_all(work: WorkList, encoder: Encoder, folder: Folder, settings: Embed
             log_commit(LOG, entry)
 
 
-def record_failure(work: WorkList, task: Task, error: BaseException, attempts: int) -> None:
-    """What an error means for its shard: another attempt or quarantine. Raises a ChiasmError that
-    would meet every shard."""
-    if isinstance(error, UnreachableError):
-        requeue_or_quarantine(work, task, str(error), attempts)  # its store may answer later
-    elif isinstance(error, SourceError):
-        task.failures.append(str(error))
-        quarantine(work, task, str(error))  # reading it again would find the same
-    elif isinstance(error, ChiasmError):
-        raise error
-    else:
-        requeue_or_quarantine(work, task, f"{type(error).__name__}: {first_line(error)}", attempts)
-
-
-def requeue_or_quarantine(work: WorkList, task: Task, why: str, attempts: int) -> None:
-    """Another attempt, while there is one left."""
-    if len(task.failures) + 1 < attempts:
-        work.requeue(task, why)
-        LOG.warning(
-            "retrying %s, attempt %d of %d: %s",
-            display_name(task.shard.url), len(task.failures) + 1, attempts, why,
-            extra={"shard": task.shard.id},
-        )  # fmt: skip
-    else:
-        task.failures.append(why)
-        quarantine(work, task, f"{len(task.failures)} attempts failed, the last one: {why}")
-
-
-def quarantine(work: WorkList, task: Task, reason: str) -> None:
-    """Give the shard up, in its ledger."""
-    work.quarantine(task, reason)
-    LOG.warning(
-        "quarantined %s: %s", display_name(task.shard.url), reason, extra={"shard": task.shard.id}
-    )
-
-
 def log_commit(log: logging.Logger, entry: LedgerEntry) -> None:
     """The line of a shard that is done."""
     spent = entry.span[1] - entry.span[0] if entry.span else 0.0
@@ -192,12 +156,6 @@ def log_commit(log: logging.Logger, entry: LedgerEntry) -> None:
         extra={"shard": entry.source.id, "rows": entry.rows, "dropped": len(entry.dropped),
                "seconds": round(spent, 3)},
     )  # fmt: skip
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text that is not empty."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def absolute_name(name: str) -> str:

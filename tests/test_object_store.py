@@ -21,7 +21,6 @@ from chiasm.jobs.signals import Stopped
 from chiasm.pipeline.collection import Run
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.errors import SourceError, StorageError, UnreachableError, UsageError
-from chiasm.pipeline.make import record_failure
 from chiasm.pipeline.records import Dropped, Shard
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples, shard_id
 from chiasm.pipeline.storage import (
@@ -42,7 +41,7 @@ from chiasm.pipeline.storage import s3 as s3_store
 from chiasm.pipeline.storage.fsspec_store import FsspecStore
 from chiasm.pipeline.storage.remote import ObjectFiles
 from chiasm.pipeline.storage.retry import RetrySettings
-from chiasm.pipeline.worklist import Task, WorkList
+from chiasm.pipeline.worklist import Task, WorkList, record_failure
 
 PARTS = 5 << 20  # S3 takes no smaller ones but the last
 

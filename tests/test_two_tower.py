@@ -27,11 +27,11 @@ from chiasm.pipeline.training.progress import format_progress, read_log
 from chiasm.pipeline.training.two_tower import select as judging
 from chiasm.pipeline.training.two_tower.closed_form import fit_match_weights, solve
 from chiasm.pipeline.training.two_tower.features import compute
+from chiasm.pipeline.training.two_tower.held_out import held_out
 from chiasm.pipeline.training.two_tower.loop import TwoTowerSettings, train_two_tower
 from chiasm.pipeline.training.two_tower.prepare import prepare, survey
 from chiasm.pipeline.training.two_tower.stream import (
     augmented_of,
-    held_out,
     ids_of,
     images_of,
     patches_of,

@@ -22,12 +22,11 @@ from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
 from chiasm.pipeline.training.two_tower import closed_form as solving
 from chiasm.pipeline.training.two_tower import prepare as preparing
 from chiasm.pipeline.training.two_tower.features import compute
+from chiasm.pipeline.training.two_tower.held_out import FOLDS, held_out
 from chiasm.pipeline.training.two_tower.ridge import JITTER
 from chiasm.pipeline.training.two_tower.stream import (
     BUFFER,
-    FOLDS,
     augmented_of,
-    held_out,
     images_of,
     save_expanded,
     stream,

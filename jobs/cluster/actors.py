@@ -16,7 +16,7 @@ from chiasm.jobs.cluster.session import connected
 from chiasm.jobs.config import WorkerSettings
 from chiasm.jobs.signals import STOPPING
 from chiasm.pipeline.errors import ChiasmError
-from chiasm.pipeline.make import first_line
+from chiasm.pipeline.worklist import first_line
 
 TICK_SECONDS = 0.5
 

@@ -27,8 +27,13 @@ from chiasm.jobs.cluster.worker import EmbedWorker, Recipe, Report
 from chiasm.jobs.config import WorkerSettings
 from chiasm.pipeline.collection import Identity
 from chiasm.pipeline.errors import ChiasmError, EncoderError
-from chiasm.pipeline.make import first_line, record_failure, requeue_or_quarantine
-from chiasm.pipeline.worklist import Task, WorkList
+from chiasm.pipeline.worklist import (
+    Task,
+    WorkList,
+    first_line,
+    record_failure,
+    requeue_or_quarantine,
+)
 
 LOG = logging.getLogger(__name__)
 

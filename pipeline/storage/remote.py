@@ -21,6 +21,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from chiasm.pipeline.errors import SourceError, StorageError, UnreachableError, UsageError
 from chiasm.pipeline.storage import retry
 from chiasm.pipeline.storage.backend import Stat
+from chiasm.pipeline.storage.credentials import SECRET_PARAMETERS, credentials_error
 from chiasm.pipeline.storage.object_store import RangesUnsupported, ReadableStore, Store
 from chiasm.pipeline.storage.store_errors import (
     NotFound,
@@ -38,15 +39,6 @@ S = TypeVar("S", bound=ReadableStore)
 T = TypeVar("T")
 
 _WILDCARD = re.compile(r"[*?\[]")
-
-# Query parameters that hold secrets: those of AWS's, Google's, Azure's and CloudFront's signed
-# URLs, and common names of tokens.
-_SECRETS = re.compile(
-    r"(x-(amz|goog)-(signature|credential|security-token)|signature|sig|policy|key-pair-id"
-    r"|awsaccesskeyid|googleaccessid|(access[_-]?|auth[_-]?|id[_-]?)?token|jwt|api[_-]?key|auth"
-    r"|(client[_-]?)?secret|pwd|passwd|password)",
-    re.IGNORECASE,
-)
 
 
 class ReadableFiles(Generic[S]):
@@ -141,7 +133,7 @@ class ObjectFiles(ReadableFiles[Store]):
         password = r"[^/]*:.*@" if self.scheme == "hf" else r"(?!arn:)[^/]*[:@]"
         if re.match(password, rest):
             do = "docs/operations.md says where they go"
-            raise _credentials_error(f"{self.scheme}://***", do)
+            raise credentials_error(f"{self.scheme}://***", do)
         if not rest.partition("/")[0]:
             raise UsageError(url, expected=f"{self.scheme}://bucket/key", found="no bucket")
         return f"{self.scheme}://{rest}"
@@ -225,9 +217,9 @@ class WebFiles(ReadableFiles[ReadableStore]):
             ) from None
         plain = f"{self.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         if "@" in parts.netloc:
-            raise _credentials_error(plain, "put them into ~/.netrc")
-        if any(_SECRETS.fullmatch(name) for name, _ in parse_qsl(parts.query, True)):
-            raise _credentials_error(plain, "name the object by s3:// or gs://")
+            raise credentials_error(plain, "put them into ~/.netrc")
+        if any(SECRET_PARAMETERS.fullmatch(name) for name, _ in parse_qsl(parts.query, True)):
+            raise credentials_error(plain, "name the object by s3:// or gs://")
         if not parts.netloc:
             raise UsageError(url, expected=f"{self.scheme}://host/path", found="no host")
         parts = parts._replace(scheme=self.scheme, netloc=parts.netloc.lower(), fragment="")
@@ -282,11 +274,6 @@ class WebFiles(ReadableFiles[ReadableStore]):
             found=f"{self.scheme}://",
             do="name a folder or s3://bucket/prefix",
         )
-
-
-def _credentials_error(url: str, do: str) -> UsageError:
-    expected = "a URL that may be written into ledgers"
-    return UsageError(url, expected=expected, found="credentials in it", do=do)
 
 
 @contextmanager

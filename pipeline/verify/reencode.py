@@ -26,7 +26,7 @@ from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import COLUMNS, IMAGE, Batch, Decoded, Dropped, Place, Sample, Source
 from chiasm.pipeline.shards import ReadSettings, read_member
 from chiasm.pipeline.timing import Stopwatch
-from chiasm.pipeline.verify.shards import Finding
+from chiasm.pipeline.verify.embeddings import Finding
 
 MIN_COSINE = 0.999  # precision, device and batch may differ from those of the first time
 BATCH = 64

@@ -30,7 +30,8 @@ from chiasm.pipeline.records import IMAGE, TEXT, Batch, Decoded, Shard
 from chiasm.pipeline.shards import DAMAGES, ReadSettings, captions_of, read_samples
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.training.progress import Report
-from chiasm.pipeline.training.two_tower.stream import Pair, fold_of, held_out, pack
+from chiasm.pipeline.training.two_tower.held_out import fold_of, held_out
+from chiasm.pipeline.training.two_tower.stream import Pair, pack
 from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower
 
 MAX_CAPTIONS = 16  # of one picture

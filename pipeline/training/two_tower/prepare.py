@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from chiasm.pipeline.model.checkpoint import tensors_in_code, tensors_in_files, write_file
+from chiasm.pipeline.training.two_tower.held_out import FOLDS
 from chiasm.pipeline.training.two_tower.ridge import Ridge
 from chiasm.pipeline.training.two_tower.stream import (
-    FOLDS,
     Pair,
     blocks,
     ids_of,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from chiasm.pipeline.model.checkpoint import write_file
 from chiasm.pipeline.two_tower.frozen import MAX_TOKENS
 
 BUFFER = 2048  # samples of the shuffle buffer, 0.1 MB each
-HELD_OUT = 10  # one sample in so many is held out
-FOLDS = 4  # of the samples, by their keys, for cross-fitting
 PAIRS = 512  # of a block
 
 
@@ -47,20 +44,6 @@ class Pair:
     @property
     def held_out(self) -> bool:
         return self.augmented is not None
-
-
-def held_out(key: str) -> bool:
-    """Is the sample of this key held out? By its key alone."""
-    return _digest(key)[0] % HELD_OUT == 0
-
-
-def fold_of(key: str) -> int:
-    """Which of the FOLDS the sample of this key belongs to, by its key alone."""
-    return _digest(key)[1] % FOLDS
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.blake2b(key.encode(), digest_size=2).digest()
 
 
 def stream(
