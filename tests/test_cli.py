@@ -118,6 +118,8 @@ def test_the_shell_completes_names_and_options(chiasm, monkeypatch, words, compl
 
 def test_completion_can_be_installed(chiasm, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
+    # The shell is named here: none may have started the tests.
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
     ran = chiasm("--install-completion", "bash")
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / ".bashrc").read_text().strip()

@@ -19,8 +19,7 @@ from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.errors import SourceError, UsageError
 from chiasm.pipeline.shards import list_shards
-from chiasm.pipeline.storage import Folder
-from chiasm.pipeline.storage import object_store as stores
+from chiasm.pipeline.storage import Folder, retry, schemes
 from chiasm.pipeline.storage.retry import RetrySettings
 
 
@@ -61,7 +60,8 @@ def web(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
     monkeypatch.setattr(Pictures, "pictures", {})
     monkeypatch.setattr(Pictures, "release", threading.Event())
-    monkeypatch.setattr(stores, "RETRIES", RetrySettings(2, first_wait=0.005, longest_wait=0.01))
+    monkeypatch.setattr(retry, "RETRIES", RetrySettings(2, first_wait=0.005, longest_wait=0.01))
+    monkeypatch.setattr(schemes.WEB_STORE, "_stores", {})
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
