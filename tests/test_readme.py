@@ -228,7 +228,9 @@ def test_the_python_of_the_readme_runs(readme, tmp_path, monkeypatch, capsys):
         exec(block, names)
         printed += capsys.readouterr().out
         pictures += [names["picture"]] if "picture" in names else []
-    assert re.search(r"^-?0\.\d{3} picture \d of 0 scenes-00000-\w+/\d@\w{8}\n", printed, re.MULTILINE)
+    assert re.search(
+        r"^-?0\.\d{3} picture \d of 0 scenes-00000-\w+/\d@\w{8}\n", printed, re.MULTILINE
+    )
     assert pictures and all(picture[:2] == b"\xff\xd8" for picture in pictures)
 
 
