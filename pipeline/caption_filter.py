@@ -22,8 +22,9 @@ import numpy as np
 
 from chiasm.pipeline.batches import BatchSettings, batches
 from chiasm.pipeline.encoders import Matcher
+from chiasm.pipeline.errors import EncoderError, Undecodable
 from chiasm.pipeline.images import DecodeSettings
-from chiasm.pipeline.records import IMAGE, TEXT, Batch, Shard
+from chiasm.pipeline.records import IMAGE, TEXT, Batch, Decoded, Shard
 from chiasm.pipeline.shards import (
     Damaged,
     ReadSettings,
@@ -143,8 +144,10 @@ def _scored(
 
 def _score(batch: Batch, encoder: Matcher) -> Iterator[Scored]:
     rows = [row for row in batch.rows if IMAGE in row.inputs and row.captions]
+    if not rows:
+        return
     pixels = [row.inputs[IMAGE] for row in rows]
-    texts = [encoder.preprocess(TEXT, caption) for row in rows for caption in row.captions]
+    texts = [text for row in rows for text in _texts(row, encoder)]
     counts = [len(row.captions) for row in rows]
     pairs = np.stack([np.repeat(np.arange(len(rows)), counts), np.arange(len(texts))], axis=1)
     logits = encoder.match((IMAGE, pixels), (TEXT, texts), pairs).round(DECIMALS).tolist()
@@ -152,6 +155,19 @@ def _score(batch: Batch, encoder: Matcher) -> Iterator[Scored]:
     for row, count in zip(rows, counts, strict=True):
         yield Scored(row.key, row.captions, tuple(logits[at : at + count]))
         at += count
+
+
+def _texts(row: Decoded, encoder: Matcher) -> list[Any]:
+    """Every caption of a row as the matcher takes it; the first is preprocessed already."""
+    try:
+        return [row.inputs[TEXT], *(encoder.preprocess(TEXT, text) for text in row.captions[1:])]
+    except Undecodable as error:
+        raise EncoderError(
+            f"sample {row.key}",
+            expected="captions that the matcher takes",
+            found=str(error),
+            do="leave that caption out, or filter with another matcher",
+        ) from error
 
 
 class LogitCounts:
