@@ -10,6 +10,7 @@ a shard is done if and only if both are there and agree.
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -30,8 +31,10 @@ from chiasm.pipeline.encoders import JOINT, Encoded, Encoder
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.records import Batch, Dropped, Embedded, Note, Sample, Shard, VectorColumn
 from chiasm.pipeline.shards import read_samples
-from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.storage import Folder, display_name
 from chiasm.pipeline.timing import Stopwatch
+
+LOG = logging.getLogger(__name__)
 
 
 def embed_shard(
@@ -52,6 +55,7 @@ def embed_shard(
     name.
     """
     began = time.time()
+    LOG.info("opened %s", display_name(shard.url), extra={"shard": shard.id})
     tally, clock, first = Tally(), Stopwatch(), Limit(limit)
     wanted = {modality: given.extensions for modality, given in encoder.modalities.items()}
     samples = first.take(read_samples(shard, settings.read, wanted))
@@ -68,7 +72,20 @@ def embed_shard(
         entry = ledger_entry(shard, encoder, settings, tally, clock, first.limit_reached, began)
         write_entry(folder, entry, run_id)
         rows.commit(footer_of(entry, encoder))
-    return replace(entry, span=(began, time.time()))
+    entry = replace(entry, span=(began, time.time()))
+    _log_commit(entry)
+    return entry
+
+
+def _log_commit(entry: LedgerEntry) -> None:
+    """The line of a shard that is done."""
+    spent = entry.span[1] - entry.span[0] if entry.span else 0.0
+    LOG.info(
+        "committed %s: %d rows, %d dropped, %.2f s",
+        display_name(entry.source.url), entry.rows, len(entry.dropped), spent,
+        extra={"shard": entry.source.id, "rows": entry.rows, "dropped": len(entry.dropped),
+               "seconds": round(spent, 3)},
+    )  # fmt: skip
 
 
 def encode(batch: Batch, encoder: Encoder, clock: Stopwatch) -> Embedded:

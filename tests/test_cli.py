@@ -137,7 +137,7 @@ def test_log_lines_go_to_stderr_as_asked_and_to_a_file(chiasm, tmp_path, monkeyp
     assert {line["level"] for line in lines} == {"info"}
     (committed,) = [line for line in lines if line["message"].startswith("committed ")]
     assert (committed["rows"], committed["dropped"]) == (3, 0)
-    assert committed["logger"] == "chiasm.jobs.cluster.worker" and committed["worker"]
+    assert committed["logger"] == "chiasm.pipeline.embed" and committed["worker"]
     built = chiasm("--log-level", "info", "index", "build", tmp_path / "c")
     assert "info index.build.build: filled segment" in built.stderr
     loud = chiasm("--log-level", "info", "--log-format", "json", "index", "build", tmp_path / "c")

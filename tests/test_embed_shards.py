@@ -97,7 +97,7 @@ def test_the_lines_of_workers_and_of_the_driver_reach_the_drivers_log(shards, tm
     ):
         assert sum(line.startswith(begin) for line in lines) == times, (begin, lines)
     (opened,) = [record for record in caplog.records if record.msg == f"opened {shards[0]}"]
-    assert opened.name == "chiasm.jobs.cluster.worker" and "/" in vars(opened)["worker"]
+    assert opened.name == "chiasm.pipeline.embed" and "/" in vars(opened)["worker"]
 
 
 def test_a_worker_that_dies_is_logged(shards, tmp_path, caplog):

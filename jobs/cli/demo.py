@@ -59,7 +59,7 @@ def print_demo(found: Demo) -> None:
         f"""
 next:
   chiasm search {found.collection} "a red boat" --sheet boat.png
-  chiasm embed YOUR_SHARDS/*.tar --to mine.chiasm --encoder hf:google/siglip2-base-patch16-224
+  chiasm embed 'YOUR_SHARDS/*.tar' --to mine.chiasm --encoder hf:google/siglip2-base-patch16-224
   chiasm index build mine.chiasm
   chiasm search mine.chiasm "whatever you look for" --sheet hits.png"""
     )

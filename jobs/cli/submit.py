@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from ray.job_submission import JobStatus
 
-from chiasm.jobs.cluster import EXCLUDES, connect, follow, stop_command
+from chiasm.jobs.cluster import EXCLUDES, follow, status_command, stop_command
 from chiasm.jobs.cluster import submit as submit_job
 from chiasm.jobs.signals import Stopped
 from chiasm.pipeline.errors import ChiasmError
@@ -39,10 +39,12 @@ def submit(
     job = submit_job(command, address, files=file or (), excludes=(*EXCLUDES, *(exclude or ())))
     print(f"job {job}", file=sys.stderr)
     if not wait:
+        print(f"status: {status_command(address, job)}", file=sys.stderr)
+        print(f"stop: {stop_command(address, job)}", file=sys.stderr)
         print(job)
         return
     try:
-        ended = follow(connect(address), job, _write)
+        ended = follow(address, job, _write)
     except Stopped as stopped:
         stopped.message = f"no longer following; the job goes on; {stop_command(address, job)}"
         raise

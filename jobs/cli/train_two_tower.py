@@ -31,7 +31,7 @@ from chiasm.pipeline.training.two_tower.loop import TwoTowerSettings
 from chiasm.pipeline.training.two_tower.loop import train_two_tower as learn
 
 HELP = """
-  chiasm train two-tower photos/*.tar --image-encoder DIR --text-encoder DIR --to mine
+  chiasm train two-tower 'photos/*.tar' --image-encoder DIR --text-encoder DIR --to mine
 
 Any image model of transformers and any SentenceTransformer are joined by what is learned from your
 shards, in minutes on a CPU; both models stay as they are. Use the result with --encoder

@@ -158,9 +158,9 @@ class Pool:
             else:
                 self._finish_shard(worker, work)
 
-    def _finish_load(self, worker: Worker, loaded: ray.ObjectRef) -> None:
+    def _finish_load(self, worker: Worker, ref: ray.ObjectRef) -> None:
         try:
-            identity = ray.get(loaded)
+            loaded = ray.get(ref)
         except RayTaskError as error:
             cause = _cause(error)
             if isinstance(cause, ChiasmError):
@@ -183,6 +183,8 @@ class Pool:
                 ) from error
             return
         self._lost_loading = 0
+        relog(list(loaded.log_lines))
+        identity = loaded.identity
         precision = self._on_worker_ready(identity)
         if identity.precision == precision or worker.precision_sent:
             worker.loading = None

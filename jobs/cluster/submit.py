@@ -90,7 +90,16 @@ def dashboard_url(address: str) -> str:
 
 def stop_command(address: str, job: str) -> str:
     """A shell command that stops the job, as it is typed on this machine."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "stop"]
+    return _ray_job("stop", address, job)
+
+
+def status_command(address: str, job: str) -> str:
+    """A shell command that prints the job's status, as it is typed on this machine."""
+    return _ray_job("status", address, job)
+
+
+def _ray_job(verb: str, address: str, job: str) -> str:
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", verb]
     token = "RAY_AUTH_MODE=token " if authorization() else ""
     return token + shlex.join([*command, "--address", dashboard_url(address), job])
 
@@ -144,10 +153,11 @@ def pack(folder: Path, files: Sequence[str], excludes: Sequence[str]) -> None:
         )
 
 
-def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]) -> JobStatus:
+def follow(address: str, job: str, write: Callable[[str], object]) -> JobStatus:
     """Pass on the job's output as it comes until it ends; returns how it ended.
 
     Raises ChiasmError when the cluster stops answering; the job may go on."""
+    client = connect(address)
     written = 0
     try:
         while True:
@@ -163,5 +173,5 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]
             f"job {job}",
             expected="a cluster that reports its state",
             found=str(error).splitlines()[0],
-            do=f"the job may go on: ray job status {job}",
+            do=f"the job may go on: {status_command(address, job)}",
         ) from error

@@ -141,7 +141,7 @@ def _shard(
     write_file(counts_path, json.dumps(counts).encode())
     report(
         {
-            "message": f"{shard.id}: features of {format_captions(pairs, captions)}, "
+            "message": f"{shard.id}: features of {_format_pictures(pairs)}, "
             f"{dropped.total():,} samples dropped"
         }
     )
@@ -151,7 +151,11 @@ def _shard(
 def format_captions(pairs: int, captions: int) -> str:
     """How many pictures, and how many captions each has on average."""
     item = f"{captions / pairs:.1f} captions each" if pairs else "no captions"
-    return f"{pairs:,} {'picture' if pairs == 1 else 'pictures'}, {item}"
+    return f"{_format_pictures(pairs)}, {item}"
+
+
+def _format_pictures(pairs: int) -> str:
+    return f"{pairs:,} {'picture' if pairs == 1 else 'pictures'}"
 
 
 def training_captions(row: Decoded, read: ReadSettings) -> tuple[str, ...]:
