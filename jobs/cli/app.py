@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"chiasm: {message}", file=sys.stderr)
         _leave(stopped.exit_code)
     except BrokenPipeError:
-        _leave(1)  # whoever read our output has gone, and needs no word
+        _leave(1)  # stdout's reader is gone
     except OSError as error:
         print(f"chiasm: output: {error.strerror or error}", file=sys.stderr)
         _leave(1)
@@ -175,5 +175,5 @@ def options(
         LogFormat, typer.Option(help="Of log lines on stderr: text or JSON, one object a line.")
     ] = LogFormat.text,
 ) -> None:
-    """What stands before a command."""
+    """Options before the command."""
     set_up_logging(log_level, log_format)

@@ -128,5 +128,5 @@ def _load_entry_point(point: metadata.EntryPoint) -> Loader:
             f"encoder {point.name}",
             expected=f"the entry point {point.value} of an installed package",
             found=str(error),
-            do="mend or reinstall that package",
+            do="fix or reinstall that package",
         ) from error
