@@ -172,7 +172,8 @@ def options(
         LogLevel, typer.Option(help="The least severe log lines shown on stderr.")
     ] = LogLevel.warning,
     log_format: Annotated[
-        LogFormat, typer.Option(help="Of log lines on stderr: text or JSON, one object a line.")
+        LogFormat,
+        typer.Option(help="Format of log lines on stderr: text or JSON, one object a line."),
     ] = LogFormat.text,
 ) -> None:
     """Options before the command."""
