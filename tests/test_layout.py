@@ -292,17 +292,17 @@ def test_no_test_imports_benchmarks(path):
     ],
 )
 def test_a_command_loads_only_what_it_needs(statement, heavy):
-    told = f"{statement}; import sys; print(*sorted(set({heavy.split()!r}) & set(sys.modules)))"
+    code = f"{statement}; import sys; print(*sorted(set({heavy.split()!r}) & set(sys.modules)))"
     ran = subprocess.run(
-        [sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert ran.stdout.splitlines()[-1].split() == []
 
 
 def test_importing_the_three_packages_prints_nothing_and_starts_nothing():
-    told = (
+    code = (
         "import threading, chiasm.pipeline.embed, chiasm.index, chiasm.jobs.config;"
         "assert threading.active_count() == 1, threading.enumerate()"
     )
-    ran = subprocess.run([sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")

@@ -140,7 +140,7 @@ def embed_arrays(tmp_path, arrays):
 
 def test_a_modality_of_its_own_adds_its_columns_under_schema_2(tmp_path):
     shard, entry, file = embed_arrays(tmp_path, [AXES[0], AXES[1], None, b"no array", AXES[3]])
-    assert [(lost.key, lost.reason) for lost in entry.dropped] == [("00003", "corrupt")]
+    assert [(drop.key, drop.reason) for drop in entry.dropped] == [("00003", "corrupt")]
     assert [(note.key, note.reason, note.detail) for note in entry.notes] == [
         ("00002", "no_member", "array")
     ]

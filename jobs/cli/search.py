@@ -44,7 +44,9 @@ def search(
         str | None,
         typer.Option(help="A picture to search by: a path, or a URL of http, https or s3."),
     ] = None,
-    column: Annotated[str, typer.Option(help="image, text or joint.")] = "image",
+    column: Annotated[
+        str, typer.Option(help="image, text, joint, or another modality of the encoder.")
+    ] = "image",
     rerank: Annotated[
         list[str] | None,
         typer.Option(

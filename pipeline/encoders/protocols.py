@@ -209,7 +209,7 @@ def require_modality(encoder: Preprocessor, modality: str) -> None:
             f"encoder {encoder.name}",
             expected=f"one that takes {modality}",
             found="one for " + ", ".join(encoder.modalities),
-            do="ask with what it takes, or embed with another encoder",
+            do="query with one of these, or embed with another encoder",
         )
 
 
