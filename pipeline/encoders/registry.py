@@ -127,13 +127,8 @@ def _load_entry_point(point: metadata.EntryPoint) -> Loader:
         raise EncoderError(
             f"encoder {point.name}",
             expected=f"the entry point {point.value} of an installed package",
-<<<<<<< HEAD
             found=f"{type(error).__name__}: {error}",
             do="fix or reinstall that package",
-=======
-            found=str(error),
-            do="fix or reinstall that package",
->>>>>>> bc4e13684b94c655c4ca8a5f7c52c7a03501ff57
         ) from error
     if not callable(loader):
         raise EncoderError(
