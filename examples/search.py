@@ -27,7 +27,7 @@ pictures = collection.search(given.words, k=3)
 show(f"pictures for {given.words!r}:", pictures)
 
 best = pictures[0].picture()  # the encoded file, by one range read of its shard
-Path("best").write_bytes(best)
+Path("best").with_suffix(Path(pictures[0].place.member).suffix).write_bytes(best)
 show("pictures like the first:", collection.search(image=best, k=3))
 show("captions for the first:", collection.search(image=best, column="text", k=3))
 show("like the first, at night:", collection.search("at night", image=best, k=3))

@@ -179,8 +179,12 @@ class Result:
         }
 
     def __repr__(self) -> str:
+        return self.summary(f"{self.score:.3f}")
+
+    def summary(self, score_label: str) -> str:
+        """The result in one line, with the score as given."""
         caption = _shorten(self.caption or self.key, MAX_TITLE)
-        return f"<Result {self.rank}: {self.score:.3f} {caption!r} {self.id}>"
+        return f"<Result {self.rank}: {score_label} {caption!r} {self.id}>"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -235,7 +239,10 @@ class Answer(Sequence[Result]):
 
     def __repr__(self) -> str:
         lines = [f"<Answer to {self._title()}>"]
-        lines += [f"  {result!r}" for result in self.results[:REPR_RESULTS]]
+        lines += [
+            f"  {result.summary(self.score_label(result))}"
+            for result in self.results[:REPR_RESULTS]
+        ]
         if len(self) > REPR_RESULTS:
             lines.append(f"  ... and {len(self) - REPR_RESULTS} more")
         return "\n".join(lines)

@@ -29,6 +29,7 @@ from chiasm.index.query import (
 from chiasm.index.results import Answer, Hit, Result
 from chiasm.pipeline.collection import Collection
 from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.storage import display_name
 from chiasm.pipeline.timing import Stopwatch
 
 
@@ -87,6 +88,12 @@ def read_results(hits: Sequence[Sequence[Hit]], collection: OpenIndex) -> list[t
 
 class Searcher(OpenIndex):
     """A collection to be searched, as `open_collection` gives it."""
+
+    def __repr__(self) -> str:
+        where = display_name(self.collection.folder.url)
+        columns = ", ".join(self.generation.manifest.columns)
+        encoder = self.collection.identity.encoder
+        return f"<Searcher {where}: encoder {encoder}, {len(self):,} rows, columns {columns}>"
 
     def search(
         self,

@@ -205,7 +205,8 @@ def _yaml(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UsageError(where, expected="YAML", found=str(error)) from error
+        problem = getattr(error, "problem", None) or str(error)
+        raise UsageError(where, expected="YAML", found=problem) from error
 
 
 def _merge(

@@ -3,13 +3,14 @@
     read_samples -> batches (decode threads) -> encode -> ParquetWriter -> ledger entry -> commit
 
 One call embeds one shard in bounded memory, whatever the shard's size. The order at the end is what
-makes kills harmless: the ledger's account is put in place first, the Parquet file last, each whole;
-a shard is done if and only if both are there and agree.
+makes kills harmless: the ledger entry is put in place first, the Parquet file last, each whole; a
+shard is done if and only if both are there and agree.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -30,8 +31,10 @@ from chiasm.pipeline.encoders import JOINT, Encoded, Encoder
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.records import Batch, Dropped, Embedded, Note, Sample, Shard, VectorColumn
 from chiasm.pipeline.shards import read_samples
-from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.storage import Folder, display_name
 from chiasm.pipeline.timing import Stopwatch
+
+LOG = logging.getLogger(__name__)
 
 
 def embed_shard(
@@ -44,14 +47,15 @@ def embed_shard(
     limit: int | None = None,
     watch: Callable[[Tally], None] | None = None,
 ) -> LedgerEntry:
-    """Embed one shard into a collection and return its account.
+    """Embed one shard into a collection and return its ledger entry.
 
     limit: stop after that many samples (the edition then says so). watch: called after each batch.
     Raises SourceError when the shard cannot be read, StorageError when the target cannot be
-    written, EncoderError when the model gives no unit vectors; in each case nothing bears a final
-    name.
+    written, EncoderError when the model gives no unit vectors; in each case nothing has its
+    final name.
     """
     began = time.time()
+    LOG.info("opened %s", display_name(shard.url), extra={"shard": shard.id})
     tally, clock, first = Tally(), Stopwatch(), Limit(limit)
     wanted = {modality: given.extensions for modality, given in encoder.modalities.items()}
     samples = first.take(read_samples(shard, settings.read, wanted))
@@ -68,7 +72,20 @@ def embed_shard(
         entry = ledger_entry(shard, encoder, settings, tally, clock, first.limit_reached, began)
         write_entry(folder, entry, run_id)
         rows.commit(footer_of(entry, encoder))
-    return replace(entry, span=(began, time.time()))
+    entry = replace(entry, span=(began, time.time()))
+    _log_commit(entry)
+    return entry
+
+
+def _log_commit(entry: LedgerEntry) -> None:
+    """The line of a shard that is done."""
+    spent = entry.span[1] - entry.span[0] if entry.span else 0.0
+    LOG.info(
+        "committed %s: %d rows, %d dropped, %.2f s",
+        display_name(entry.source.url), entry.rows, len(entry.dropped), spent,
+        extra={"shard": entry.source.id, "rows": entry.rows, "dropped": len(entry.dropped),
+               "seconds": round(spent, 3)},
+    )  # fmt: skip
 
 
 def encode(batch: Batch, encoder: Encoder, clock: Stopwatch) -> Embedded:

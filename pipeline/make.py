@@ -8,7 +8,6 @@ beside the command: parallel workers, and a deadline for a shard that hangs or k
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -32,10 +31,9 @@ from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Dropped, Shard
 from chiasm.pipeline.shards import list_shards
-from chiasm.pipeline.storage import Folder, display_name
+from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.worklist import RECHECK_SECONDS, WorkList, record_failure
 
-LOG = logging.getLogger(__name__)
 ATTEMPTS = 3
 MAX_LOSS = 0.01
 
@@ -46,7 +44,7 @@ class EmbedSummary:
 
     failed: quarantined shards, `{"shard": URL, "reason"}`. pairs_per_second: this run's rows, from
     the opening of its first shard to its last commit. seconds: busy seconds by stage, summed over
-    this run's threads and workers, and `total`, the wall clock. lost: dropped samples with their
+    this run's threads and workers, and `total`, the wall clock. dropped_samples: with their
     shard's URL. max_loss: the share of samples that may be dropped.
     """
 
@@ -144,18 +142,6 @@ def _embed_all(work: WorkList, encoder: Encoder, folder: Folder, settings: Embed
             record_failure(work, task, error, ATTEMPTS)
         else:
             work.finish(task, entry)
-            log_commit(LOG, entry)
-
-
-def log_commit(log: logging.Logger, entry: LedgerEntry) -> None:
-    """The line of a shard that is done."""
-    spent = entry.span[1] - entry.span[0] if entry.span else 0.0
-    log.info(
-        "committed %s: %d rows, %d dropped, %.2f s",
-        display_name(entry.source.url), entry.rows, len(entry.dropped), spent,
-        extra={"shard": entry.source.id, "rows": entry.rows, "dropped": len(entry.dropped),
-               "seconds": round(spent, 3)},
-    )  # fmt: skip
 
 
 def absolute_name(name: str) -> str:
@@ -210,13 +196,13 @@ def summary_error(summary: EmbedSummary) -> ChiasmError | None:
             "embed",
             expected="every shard embedded",
             found=f"{len(summary.failed)} quarantined (listed above)",
-            do="mend them and run the same command again",
+            do="fix them and run the same command again",
         )
     if summary.loss > summary.max_loss:
         return ChiasmError(
             "embed",
             expected=f"at most {summary.max_loss:.2%} of samples dropped",
             found=f"{summary.dropped} of {summary.samples} ({summary.loss:.2%}), listed above",
-            do="mend them, or allow more with --max-loss",
+            do="fix them, or allow more with --max-loss",
         )
     return None

@@ -19,10 +19,31 @@ import platformdirs
 import typer
 
 from chiasm.jobs.cli.lazy import CONTEXT, Group, lazy_group
-from chiasm.jobs.cli.logs import LogFormat, LogLevel, set_up_logging
+from chiasm.jobs.cli.logs import LogFormat, LogLevel, set_up_logging, unseen_log_file
 from chiasm.jobs.console import divert_c_output, printable
 from chiasm.jobs.signals import STOPPING, Stopped
-from chiasm.pipeline.errors import ChiasmError
+from chiasm.pipeline.errors import ChiasmError, UsageError
+
+
+def _refuse_preset(ctx: typer.Context, value: str | None) -> None:
+    """UsageError for `train --preset`: of earlier versions, or before the recipe's name."""
+    if value is None:
+        return
+    earlier = value in ("pocket", "two-tower")
+    raise UsageError(
+        f"train --preset {value}",
+        expected="the recipe's name after train, options after that",
+        do=f"type: chiasm train {value if earlier else f'pocket --preset {value}'} ...",
+    )
+
+
+def _train_options(
+    preset: Annotated[
+        str | None, typer.Option(hidden=True, is_eager=True, callback=_refuse_preset)
+    ] = None,
+) -> None:
+    """`chiasm train` itself has no option; this one is hidden."""
+
 
 COMMANDS: dict[str, str | Group] = {  # in the order of --help
     "demo": "Make a small world of pictures, embed it, index it, search it.",
@@ -44,6 +65,7 @@ its quality on data that it did not learn from.""",
             "pocket": "Train the encoder that ships, from scenes drawn while it learns.",
             "two-tower": "Join an image model and a text model by what your shards teach.",
         },
+        _train_options,
     ),
     "filter": "Leave out captions that do not describe their pictures.",
     "check": "Verify a collection and its index.",
@@ -113,13 +135,15 @@ def main(argv: Sequence[str] | None = None) -> None:
                 sys.stdout.flush()  # here, where a full disk can still be reported
     except ChiasmError as error:
         print(f"chiasm: {printable(str(error))}", file=sys.stderr)
+        if error.exit_code == 1 and (log := unseen_log_file()) is not None:
+            print(f"log: {printable(str(log))}", file=sys.stderr)
         _leave(error.exit_code)
     except Stopped as stopped:
         message = stopped.message or "stopped; run the same command again to go on"
         print(f"chiasm: {message}", file=sys.stderr)
         _leave(stopped.exit_code)
     except BrokenPipeError:
-        _leave(1)  # whoever read our output has gone, and needs no word
+        _leave(1)  # stdout's reader is gone
     except OSError as error:
         print(f"chiasm: output: {error.strerror or error}", file=sys.stderr)
         _leave(1)
@@ -172,8 +196,9 @@ def options(
         LogLevel, typer.Option(help="The least severe log lines shown on stderr.")
     ] = LogLevel.warning,
     log_format: Annotated[
-        LogFormat, typer.Option(help="Of log lines on stderr: text or JSON, one object a line.")
+        LogFormat,
+        typer.Option(help="Format of log lines on stderr: text or JSON, one object a line."),
     ] = LogFormat.text,
 ) -> None:
-    """What stands before a command."""
+    """Options before the command."""
     set_up_logging(log_level, log_format)

@@ -22,7 +22,7 @@ again, the same demo reuses what is there."""
 
 
 def demo(
-    seed: Annotated[int, typer.Option(help="Of the world; any whole number.")] = 7,
+    seed: Annotated[int, typer.Option(help="Seed of the scenes; any whole number.")] = 7,
     samples: Annotated[int, typer.Option(help="How many scenes.")] = 1000,
     to: Annotated[
         Path | None, typer.Option(help="A folder for it. (default: demo/seed-SEED-SAMPLES)")
@@ -59,7 +59,7 @@ def print_demo(found: Demo) -> None:
         f"""
 next:
   chiasm search {found.collection} "a red boat" --sheet boat.png
-  chiasm embed YOUR_SHARDS/*.tar --to mine.chiasm --encoder hf:google/siglip2-base-patch16-224
+  chiasm embed 'YOUR_SHARDS/*.tar' --to mine.chiasm --encoder hf:google/siglip2-base-patch16-224
   chiasm index build mine.chiasm
   chiasm search mine.chiasm "whatever you look for" --sheet hits.png"""
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -26,13 +27,17 @@ from chiasm.pipeline.make import EmbedSummary, summary_error
 from chiasm.pipeline.storage import display_name
 
 HELP = """
-  chiasm embed photos/*.tar --to photos.chiasm
+  chiasm embed 'photos/*.tar' --to photos.chiasm
   chiasm embed 'laion/{00000..00099}.tar' --to laion --encoder hf:google/siglip2-base-patch16-224
 
 SHARDS are paths, folders, globs, brace ranges, or - for a list on stdin. More shards can be added
 to a collection; its encoder is then taken from it.
 
 Kill it and run it again: what is done is skipped."""
+NO_FAISS = (
+    "faiss is not installed, which chiasm index build will need: pip install 'chiasm[cpu]', "
+    "or 'chiasm[gpu]' on a machine with CUDA"
+)
 MOST_LISTED = 20  # dropped samples printed one by one
 
 
@@ -66,6 +71,8 @@ def embed(
         address=address,
         limit=limit,
     )
+    if find_spec("faiss") is None:
+        print_progress(NO_FAISS)
     # What Ray prints of its processes is no result, though it goes to stdout.
     with contextlib.redirect_stdout(sys.stderr), showing(Console(stderr=True)) as show:
         summary = embed_shards(request, show, report=print_progress)

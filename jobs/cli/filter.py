@@ -26,13 +26,14 @@ from chiasm.jobs.filter_shards import FilterRequest, FilterSummary, filter_shard
 from chiasm.pipeline.errors import ChiasmError, UsageError
 
 HELP = """
-  chiasm filter crawled/*.tar --to cleaned --encoder two-tower:mine
-  chiasm filter crawled/*.tar --to cleaned --encoder two-tower:mine --drop 0.3
+  chiasm filter 'crawled/*.tar' --to cleaned --encoder two-tower:mine
+  chiasm filter 'crawled/*.tar' --to cleaned --encoder two-tower:mine --drop 0.3
 
 A model that matches scores every caption with its picture. What falls below the threshold is left
 out of the shards written, or, with --flag, marked in their json; a sample without a caption left is
-left out whole. Beside each shard lies SHARD.scores.jsonl with every score. What was scored is not
-scored again: try other thresholds at no cost.
+left out whole. Nothing is written where nearly all captions would go (filter.max_noisy); --drop and
+--flag are not checked for that. Beside each shard lies SHARD.scores.jsonl with every score. What
+was scored is not scored again: try other thresholds at no cost.
 
 With --address, or more than one worker in the settings, shards are scored and written on Ray."""
 

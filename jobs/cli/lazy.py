@@ -9,28 +9,33 @@ this uses Typer's public API alone: a subclass of `typer.core.TyperGroup`, passe
 
 from __future__ import annotations
 
-import textwrap
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from chiasm.pipeline.errors import UsageError
+
 Loader = Callable[[str], tuple[Callable[..., None], str]]  # name -> (function, its HELP)
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 EXAMPLE_WIDTH = 76  # columns of an example line: a terminal of 80 shows it whole
+_OPTION_START = re.compile(r""" (?=--)(?=(?:[^"']|"[^"]*"|'[^']*')*$)""")
 
 
 @dataclass(frozen=True)
 class Group:
-    """A command that holds others. help: what follows the summary; commands: name -> summary."""
+    """A command that holds others. help: what follows the summary; commands: name -> summary;
+    options: a function with the group's own options."""
 
     summary: str
     help: str
     commands: Mapping[str, str]
+    options: Callable[..., None] | None = None
 
 
 def lazy_group(
@@ -73,13 +78,42 @@ def _command(name: str, known: str | Group, load: Loader, parent: str) -> Any:
             pretty_exceptions_enable=False,
             context_settings=CONTEXT,
         )
-        app.callback()(_group)
+        app.callback()(known.options or _group)
     else:
         function, details = load(full_name)
         app.command(name, help=help_text(known, details))(function)
     command = get_command(app)
     command.name = name
+    command.params += _options_of(_global_options)
     return command
+
+
+def _options_of(function: Callable[..., None]) -> list[Any]:
+    """The options of a function, to be added to those of a command."""
+    app = typer.Typer(add_completion=False)
+    app.command()(function)
+    return get_command(app).params
+
+
+def _refuse(ctx: typer.Context, param: typer.CallbackParam, value: str | None) -> None:
+    """UsageError for an option of `chiasm` itself that was given to a command."""
+    if value is None:
+        return
+    program, _, command = ctx.command_path.partition(" ")
+    given = f"--{(param.name or '').replace('_', '-')} {value}"
+    raise UsageError(
+        given, expected="it before the command", do=f"type: {program} {given} {command} ..."
+    )
+
+
+_Misplaced = Annotated[
+    str | None,
+    typer.Option(hidden=True, is_eager=True, expose_value=False, callback=_refuse),
+]
+
+
+def _global_options(log_level: _Misplaced = None, log_format: _Misplaced = None) -> None:
+    """Options of `chiasm` itself, hidden in a command: there they only say where they belong."""
 
 
 def _group() -> None:
@@ -100,11 +134,12 @@ def help_text(summary: str, details: str) -> str:
 
 
 def _example(line: str) -> str:
-    wrapped = textwrap.wrap(
-        line.strip(),
-        EXAMPLE_WIDTH - 4,
-        subsequent_indent="    ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    return "  " + " \\\n  ".join(wrapped)
+    """An example on lines of EXAMPLE_WIDTH, broken only before an option outside quotes."""
+    lines: list[str] = []
+    for part in _OPTION_START.split(line.strip()):
+        joined = f"{lines[-1]} {part}" if lines else part
+        if lines and len(joined) > EXAMPLE_WIDTH - 4:
+            lines.append(f"    {part}")
+        else:
+            lines[-1:] = [joined]
+    return "  " + " \\\n  ".join(lines)

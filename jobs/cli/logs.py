@@ -50,7 +50,11 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line |= {name: value for name, value in vars(record).items() if name not in _PLAIN}
+        line |= {
+            name: value
+            for name, value in vars(record).items()
+            if name not in _PLAIN and not name.startswith("_")  # Ray's own
+        }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)
@@ -113,6 +117,16 @@ def set_up_logging(level: LogLevel, log_format: LogFormat) -> None:
     logger.propagate = False
     logger.addHandler(to_stderr)
     logger.addHandler(to_file)
+
+
+def unseen_log_file() -> Path | None:
+    """The run's log file; None where it has no line, or stderr showed the same lines."""
+    handlers = logging.getLogger("chiasm").handlers
+    visible = [handler.level for handler in handlers if not isinstance(handler, LogFile)]
+    files = [handler for handler in handlers if isinstance(handler, LogFile) and handler.stream]
+    if not files or min(visible, default=logging.WARNING) <= logging.INFO:
+        return None
+    return Path(files[0].baseFilename)
 
 
 def remove_old_files(folder: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from typing import Annotated
 
 import numpy as np
@@ -17,8 +19,8 @@ from chiasm.pipeline.records import IMAGE, TEXT
 HELP = """
   chiasm match boat.png "a red boat at sea" "a blue boat at sea"
 
-For each text the log odds and the probability that it is true of the picture, by a model that reads
-both together, and the cosine of their two vectors beside it."""
+For each text: yes or no, the probability that it is true of the picture, by a model that reads both
+together, and the cosine of their two vectors. --json prints the log odds too."""
 
 
 def match(
@@ -27,6 +29,7 @@ def match(
     encoder: Annotated[str, typer.Option(help=MATCHERS)] = "pocket",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a text.")] = False,
 ) -> None:
+    _hint_quotes(image, texts)
     model = load_encoder(encoder)
     matcher = require_matcher(model)
     pixels = [pixels_of(image, model)]
@@ -48,3 +51,15 @@ def match(
         else:
             answer = "yes" if scores["match"] else "no "
             print(f"{answer}  {scores['probability']:.3f}  cosine {cosine:.3f}  {printable(text)}")
+
+
+def _hint_quotes(image: str, texts: list[str]) -> None:
+    """A hint on stderr where the texts look like one text that the shell has split. Only ASCII
+    words: Chinese has no spaces."""
+    if len(texts) < 2 or not all(text.isascii() and len(text.split()) == 1 for text in texts):
+        return
+    command = shlex.join(["chiasm", "match", image, " ".join(texts)])
+    print(
+        printable(f"scores {len(texts)} texts of one word; for one text use quotes: {command}"),
+        file=sys.stderr,
+    )

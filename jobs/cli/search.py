@@ -17,7 +17,9 @@ from chiasm.index.query import check_stages
 from chiasm.index.sheet import sheet_format, write_sheet
 from chiasm.jobs.cli.options import Collection
 from chiasm.jobs.console import printable
+from chiasm.pipeline.collection import read_identity
 from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.storage import Folder
 
 HELP = """
   chiasm search photos.chiasm "a red boat under a moon" -k 5 --sheet hits.png
@@ -42,7 +44,9 @@ def search(
         str | None,
         typer.Option(help="A picture to search by: a path, or a URL of http, https or s3."),
     ] = None,
-    column: Annotated[str, typer.Option(help="image, text or joint.")] = "image",
+    column: Annotated[
+        str, typer.Option(help="image, text, joint, or another modality of the encoder.")
+    ] = "image",
     rerank: Annotated[
         list[str] | None,
         typer.Option(
@@ -61,9 +65,10 @@ def search(
         bool, typer.Option(help="Search an index that does not cover all embeddings.")
     ] = False,
 ) -> None:
-    text = _one_text(collection, words or [])
     if sheet is not None:
         sheet_format(sheet)  # refused now rather than after the search
+    _require_collection_first(collection, words or [], image)
+    text = _one_text(collection, words or [])
     stages = tuple(RerankStage.parse(stage) for stage in rerank or ())
     check_stages(stages)
     searcher = open_collection(collection, allow_stale=allow_stale)
@@ -87,6 +92,26 @@ def _print_answers(answers: list[Answer], as_json: bool) -> None:
         else:
             print(format_answer(answer))
     sys.stdout.flush()
+
+
+def _require_collection_first(collection: str, words: list[str], image: str | None) -> None:
+    """UsageError where the first argument is a text: no such folder, and a space in its name or a
+    collection as the last argument."""
+    if "://" in collection or os.path.exists(collection):
+        return
+    last = words[-1] if words else ""
+    swapped = os.path.isdir(last) and read_identity(Folder(last)) is not None
+    if not swapped and " " not in collection:
+        return
+    place = last if swapped else "COLLECTION"
+    text = "TEXT" if words and not swapped else " ".join([collection, *words[:-1]])
+    options = ["--image", image] if image is not None else []
+    raise UsageError(
+        "COLLECTION",
+        expected="the collection first, then the text",
+        found=f"{collection!r}, which is no collection",
+        do=f"type: {shlex.join(['chiasm', 'search', place, text, *options])}",
+    )
 
 
 def _one_text(collection: str, words: list[str]) -> str | None:

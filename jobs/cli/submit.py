@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from ray.job_submission import JobStatus
 
-from chiasm.jobs.cluster import EXCLUDES, connect, follow, stop_command
+from chiasm.jobs.cluster import EXCLUDES, follow, status_command, stop_command
 from chiasm.jobs.cluster import submit as submit_job
 from chiasm.jobs.signals import Stopped
 from chiasm.pipeline.errors import ChiasmError
@@ -26,7 +26,8 @@ def submit(
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...")],
     address: Annotated[str, typer.Option(help="The cluster's dashboard, http://host:8265.")],
     file: Annotated[
-        list[str] | None, typer.Option(help="A file or folder to take along; may be repeated.")
+        list[str] | None,
+        typer.Option(help="A file or folder to upload with the job; may be repeated."),
     ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="A glob to leave out of folders; may be repeated.")
@@ -39,10 +40,12 @@ def submit(
     job = submit_job(command, address, files=file or (), excludes=(*EXCLUDES, *(exclude or ())))
     print(f"job {job}", file=sys.stderr)
     if not wait:
+        print(f"status: {status_command(address, job)}", file=sys.stderr)
+        print(f"stop: {stop_command(address, job)}", file=sys.stderr)
         print(job)
         return
     try:
-        ended = follow(connect(address), job, _write)
+        ended = follow(address, job, _write)
     except Stopped as stopped:
         stopped.message = f"no longer following; the job goes on; {stop_command(address, job)}"
         raise

@@ -31,7 +31,7 @@ from chiasm.pipeline.training.two_tower.loop import TwoTowerSettings
 from chiasm.pipeline.training.two_tower.loop import train_two_tower as learn
 
 HELP = """
-  chiasm train two-tower photos/*.tar --image-encoder DIR --text-encoder DIR --to mine
+  chiasm train two-tower 'photos/*.tar' --image-encoder DIR --text-encoder DIR --to mine
 
 Any image model of transformers and any SentenceTransformer are joined by what is learned from your
 shards, in minutes on a CPU; both models stay as they are. Use the result with --encoder
@@ -46,7 +46,9 @@ def train_two_tower(
     ],
     text_encoder: Annotated[str, typer.Option(help="A SentenceTransformer, folder or id.")],
     caption_field: CaptionField = None,
-    steps: Annotated[int | None, typer.Option(help="Of the heads. (default: the recipe's)")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Training steps of the heads. (default: the recipe's)")
+    ] = None,
     fusion: Fusion = None,
     learning_rate: LearningRate = None,
     seed: Seed = None,

@@ -3,7 +3,7 @@
 from chiasm.jobs.cluster.actors import actor_pool
 from chiasm.jobs.cluster.pool import Pool
 from chiasm.jobs.cluster.session import connected
-from chiasm.jobs.cluster.submit import EXCLUDES, connect, follow, stop_command, submit
+from chiasm.jobs.cluster.submit import EXCLUDES, follow, status_command, stop_command, submit
 from chiasm.jobs.cluster.worker import Recipe
 
 __all__ = [
@@ -11,9 +11,9 @@ __all__ = [
     "Pool",
     "Recipe",
     "actor_pool",
-    "connect",
     "connected",
     "follow",
+    "status_command",
     "stop_command",
     "submit",
 ]

@@ -1,10 +1,9 @@
 """A pool of Ray actors and the one loop that keeps them busy.
 
 Shards go out, outcomes come in as they happen (`ray.wait`). Each worker holds two shards: the one
-at work, and the next, so that it never waits for the driver. A worker's
-failure is not a shard's: only the shard at work when a worker dies, or passes its deadline, loses
-an attempt. Workers are asked for up to a maximum and join as they are placed, so an autoscaler sees
-the demand.
+at work, and the next, so that it never waits for the driver. A worker's failure is not a shard's:
+only the shard at work when a worker dies, or passes its deadline, loses an attempt. Workers are
+requested up to a maximum and join as they are placed, so an autoscaler sees the demand.
 """
 
 from __future__ import annotations
@@ -158,9 +157,9 @@ class Pool:
             else:
                 self._finish_shard(worker, work)
 
-    def _finish_load(self, worker: Worker, loaded: ray.ObjectRef) -> None:
+    def _finish_load(self, worker: Worker, ref: ray.ObjectRef) -> None:
         try:
-            identity = ray.get(loaded)
+            loaded = ray.get(ref)
         except RayTaskError as error:
             cause = _cause(error)
             if isinstance(cause, ChiasmError):
@@ -183,6 +182,8 @@ class Pool:
                 ) from error
             return
         self._lost_loading = 0
+        relog(list(loaded.log_lines))
+        identity = loaded.identity
         precision = self._on_worker_ready(identity)
         if identity.precision == precision or worker.precision_sent:
             worker.loading = None

@@ -20,7 +20,7 @@ from chiasm.jobs.cluster.session import packages
 from chiasm.pipeline.errors import ChiasmError, UsageError
 
 EXCLUDES = ("__pycache__", "*.pyc", ".git", ".venv", "*.tar", "*.tar.gz", "*.tar.zst", "*.parquet")
-LIMIT_BYTES = 100 * 2**20  # Ray refuses a larger working directory, and says so badly
+LIMIT_BYTES = 100 * 2**20  # Ray refuses a larger working directory, with an unclear message
 POLL_SECONDS = 1.0
 AGENT_SECONDS = 60.0
 
@@ -35,7 +35,7 @@ def submit(
     """Start `chiasm COMMAND` as a job; returns the job's id.
 
     address: the cluster's dashboard, `http://host:8265` or `host:8265`. files: more files and
-    folders to take along; the command finds them under their base names. Raises UsageError,
+    folders to upload; the command finds them under their base names. Raises UsageError,
     ChiasmError.
     """
     if not command:
@@ -90,7 +90,16 @@ def dashboard_url(address: str) -> str:
 
 def stop_command(address: str, job: str) -> str:
     """A shell command that stops the job, as it is typed on this machine."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "stop"]
+    return _ray_job("stop", address, job)
+
+
+def status_command(address: str, job: str) -> str:
+    """A shell command that prints the job's status, as it is typed on this machine."""
+    return _ray_job("status", address, job)
+
+
+def _ray_job(verb: str, address: str, job: str) -> str:
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", verb]
     token = "RAY_AUTH_MODE=token " if authorization() else ""
     return token + shlex.join([*command, "--address", dashboard_url(address), job])
 
@@ -133,7 +142,9 @@ def pack(folder: Path, files: Sequence[str], excludes: Sequence[str]) -> None:
         elif path.is_file():
             shutil.copy2(path, folder)
         else:
-            raise UsageError(source, expected="a file or folder to take along", found="none")
+            raise UsageError(
+                source, expected="a file or folder to upload with the job", found="none"
+            )
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > LIMIT_BYTES:
         raise UsageError(
@@ -144,10 +155,11 @@ def pack(folder: Path, files: Sequence[str], excludes: Sequence[str]) -> None:
         )
 
 
-def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]) -> JobStatus:
+def follow(address: str, job: str, write: Callable[[str], object]) -> JobStatus:
     """Pass on the job's output as it comes until it ends; returns how it ended.
 
     Raises ChiasmError when the cluster stops answering; the job may go on."""
+    client = connect(address)
     written = 0
     try:
         while True:
@@ -163,5 +175,5 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]
             f"job {job}",
             expected="a cluster that reports its state",
             found=str(error).splitlines()[0],
-            do=f"the job may go on: ray job status {job}",
+            do=f"the job may go on: {status_command(address, job)}",
         ) from error

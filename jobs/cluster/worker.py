@@ -22,10 +22,9 @@ from chiasm.pipeline.collection import Identity, LedgerEntry, Tally, process_ali
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.encoders import Encoder, load_encoder
-from chiasm.pipeline.make import log_commit
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Shard
-from chiasm.pipeline.storage import Folder, display_name
+from chiasm.pipeline.storage import Folder
 
 LOG = logging.getLogger(__name__)
 
@@ -48,6 +47,15 @@ class Report:
     samples: int = 0
     dropped: int = 0
     log_lines: tuple[Line, ...] = ()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a worker says when its model is in memory: the encoder's identity, and the log lines
+    since the last report."""
+
+    identity: Identity
+    log_lines: tuple[Line, ...]
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,7 @@ class EmbedWorker:
         _keep_freed_memory()
         threading.Thread(target=self._exit_with_driver, name="driver watch", daemon=True).start()
 
-    def load(self, precision: str | None = None) -> Identity:
+    def load(self, precision: str | None = None) -> Loaded:
         """Put the model in memory, in the precision that the collection turned out to have.
 
         Raises EncoderError, UsageError."""
@@ -109,15 +117,14 @@ class EmbedWorker:
         LOG.info("loaded encoder %s on %s", self.encoder.name, self.encoder.device)
         # Its first array costs pyarrow a search for pandas: a second, beside decode threads.
         pa.array([""])
-        return Identity.of(self.encoder)
+        return Loaded(Identity.of(self.encoder), tuple(self._log_lines.drain()))
 
     def embed(self, shard: Shard, limit: int | None) -> LedgerEntry:
         """Embed one shard; see `chiasm.pipeline.embed.embed_shard` for what it raises."""
         if self.encoder is None:
             raise RuntimeError("embed before load")
         self._report = Report(shard.id)
-        LOG.info("opened %s", display_name(shard.url), extra={"shard": shard.id})
-        entry = embed_shard(
+        return embed_shard(
             shard,
             self.encoder,
             Folder(self.recipe.collection),
@@ -126,8 +133,6 @@ class EmbedWorker:
             limit=limit,
             watch=self._watch,
         )
-        log_commit(LOG, entry)
-        return entry
 
     @ray.method(concurrency_group="control")
     def progress(self) -> Report:

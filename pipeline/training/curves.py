@@ -59,7 +59,13 @@ def _draw_losses(axes: Axes, records: list[Record], names: list[str], title: str
     for colour, name in enumerate(names):
         points = [(record["step"], record[name]) for record in records if name in record]
         if points:
-            axes.plot(*zip(*points, strict=True), label=name, linewidth=1.2, color=f"C{colour}")
+            axes.plot(
+                *zip(*points, strict=True),
+                marker=".",  # a short training has one point, which no line shows
+                label=name,
+                linewidth=1.2,
+                color=f"C{colour}",
+            )
     axes.set(title=title, xlabel="step", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3)
     if axes.lines:

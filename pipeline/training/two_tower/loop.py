@@ -14,6 +14,7 @@ preparation that was finished; each stage has its checkpoint, and a selection is
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -33,7 +34,13 @@ from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.shards import ReadSettings
 from chiasm.pipeline.training.curves import draw_curves
-from chiasm.pipeline.training.progress import Pace, Report, append_log, format_kept_files
+from chiasm.pipeline.training.progress import (
+    Pace,
+    Report,
+    append_log,
+    format_kept_files,
+    format_progress,
+)
 from chiasm.pipeline.training.two_tower.closed_form import solve
 from chiasm.pipeline.training.two_tower.features import compute, format_captions, sweep
 from chiasm.pipeline.training.two_tower.prepare import Statistics, prepare, survey
@@ -44,6 +51,7 @@ from chiasm.pipeline.two_tower.checkpoint import FORMAT, config_to_json, save_tw
 from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower
 from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 
+LOG = logging.getLogger(__name__)
 MIN_PAIRS, MIN_HELD_OUT = 20, 4
 REPORT, SELECTION, SETTINGS = "report.json", "judged.json", "settings.json"
 LOG_EVERY = 10  # steps
@@ -75,9 +83,10 @@ def train_two_tower(
     other settings, or too few pairs are left to train on.
     """
     started = time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
+    report = _logged(report)
     image = ImageTower(settings.image, settings.encoder)
     text = TextTower(settings.text, settings.encoder)
+    folder.mkdir(parents=True, exist_ok=True)  # not before: a refused training leaves no folder
     for item in (folder, *folder.glob("expanded/*")):
         sweep(item)
     computed = compute(
@@ -114,6 +123,22 @@ def train_two_tower(
     kept = ("features", "expanded", _state(SELECTING), _state(FINAL))
     report({"message": format_kept_files(folder, kept)})
     return found
+
+
+def _logged(report: Report) -> Report:
+    """Reports that are also logged."""
+
+    def report_and_log(record: dict[str, Any]) -> None:
+        LOG.info("%s", format_progress(record))
+        report(record)
+
+    return report_and_log
+
+
+def format_recall(figures: dict[str, Any]) -> str:
+    """The recall of the selection in one line; figures: of `select`, with at least one query."""
+    recall = ", ".join(f"{name} {figures[name]['r1']:.3f}" for name in ("image", "text", "mean"))
+    return f"R@1 on {figures['held_out']:,} held-out pictures: {recall}"
 
 
 def _state(stage: str) -> str:
@@ -154,7 +179,8 @@ class _Run:
             "evidence": network.match_weights.tolist(),
             "figures": selection.figures,
         }
-        self.report({"message": f"on held-out samples: {json.dumps(selection.figures)}"})
+        if selection.figures["queries"]:
+            self.report({"message": format_recall(selection.figures)})
         write_file(path, json.dumps(selected).encode())
         return selected
 
