@@ -181,7 +181,7 @@ def test_a_wrong_command_or_flag_exits_with_2(chiasm):
 def test_an_argument_in_the_wrong_place_gets_the_command_as_it_should_be(chiasm, tmp_path):
     made = tmp_path / "c"
     shard = make_shard(tmp_path / "a.tar", 2)
-    make_collection(shard, made, fake_encoder.load())
+    make_collection(shard, made, "fake")
     refused(chiasm("search", "a star", made), f"type: chiasm search {made} 'a star'", code=2)
     refused(chiasm("search", "a", "star", made), f"type: chiasm search {made} 'a star'", code=2)
     image = chiasm("search", "--image", "x.png", "a red star")
