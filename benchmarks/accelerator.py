@@ -50,12 +50,12 @@ def ours(model: Path, shard: Path, device: str, batch: int) -> dict[str, Any]:
     """One shard, opened to committed, with the model loaded and warm."""
     encoder = load_encoder(f"hf:{model}", EncoderSettings(device=device))
     settings = EmbedSettings(batch=BatchSettings(size=batch, decode_threads=CORES, queue=4 * batch))
-    (listed,) = list_shards([str(shard)])
+    (source,) = list_shards([str(shard)])
     with tempfile.TemporaryDirectory() as place:
         folder = Folder(place)
-        embed_shard(listed, encoder, folder, settings, run_id="warm", limit=batch)
+        embed_shard(source, encoder, folder, settings, run_id="warm", limit=batch)
         began = time.perf_counter()
-        entry = embed_shard(listed, encoder, folder, settings, run_id="benchmark")
+        entry = embed_shard(source, encoder, folder, settings, run_id="benchmark")
         seconds = time.perf_counter() - began
     return {"images_per_second": round(entry.rows / seconds, 1), "busy": entry.seconds}
 
@@ -94,8 +94,8 @@ def main() -> None:
             ("images/s", "ours", "bare forward"),
             [
                 (name, each["images_per_second"], each["bare"])
-                for name, told in figures["models"].items()
-                for each in told["rounds"]
+                for name, model_figures in figures["models"].items()
+                for each in model_figures["rounds"]
             ],
         )
     )

@@ -46,8 +46,8 @@ TURNS = 4  # of threads and processes
 
 
 def samples_of(shard: str, pairs: int) -> list[Sample]:
-    (listed,) = list_shards([shard])
-    found = (item for item in read_samples(listed, ReadSettings()) if isinstance(item, Sample))
+    (source,) = list_shards([shard])
+    found = (item for item in read_samples(source, ReadSettings()) if isinstance(item, Sample))
     return list(itertools.islice(found, pairs))
 
 
@@ -136,7 +136,7 @@ def decode_part(core: int, most: int | None = None) -> int:
 
 def stages(name: str, shard: str, pairs: int, batch: int) -> dict[str, Any]:
     """Milliseconds of processor time a pair, each stage alone on all the pairs."""
-    (listed,) = list_shards([shard])
+    (source,) = list_shards([shard])
     encoder = load_encoder(name, EncoderSettings(threads=1))
     settings, clock = DecodeSettings(), Stopwatch()
     spent: dict[str, float] = {}
@@ -176,7 +176,7 @@ def stages(name: str, shard: str, pairs: int, batch: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
 
         def write() -> None:
-            with ParquetWriter(Folder(place), listed, encoder.dims, "bare") as writer:
+            with ParquetWriter(Folder(place), source, encoder.dims, "bare") as writer:
                 for part in embedded:
                     writer.write(part)
 
@@ -193,13 +193,13 @@ def main() -> None:
     given = parser.parse_args()
     *model, shard = given.names
     if given.limit == "stages":
-        told = stages(model[0], shard, given.pairs, given.batch)
+        rates = stages(model[0], shard, given.pairs, given.batch)
     else:
         samples = samples_of(shard, given.pairs)
-        told = (
+        rates = (
             decode(samples) if given.limit == "decode" else forward(model[0], samples, given.batch)
         )
-    print(json.dumps(told))
+    print(json.dumps(rates))
 
 
 if __name__ == "__main__":

@@ -182,9 +182,9 @@ def compare(commit: str, samples: int, folder: Path) -> list[tuple[str, bool, st
     )
     stem = Path(added).stem
     from_added = sum(hit["shard"].startswith(stem) for hit in found["results"])
-    held = from_added == more["rows"] and len(found["results"]) == made["rows"] + more["rows"]
+    kept = from_added == more["rows"] and len(found["results"]) == made["rows"] + more["rows"]
     figures = f"{from_added} of its {more['rows']} rows among {len(found['results'])} found"
-    rows.append(("a shard is added and indexed", held, figures))
+    rows.append(("a shard is added and indexed", kept, figures))
 
     checked = json.loads(new.chiasm("check", collection, "--json", expected=(0, 1)))
     figures = ", ".join(f"{count} {what}" for what, count in checked["checked"].items())
@@ -258,9 +258,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="chiasm-compatibility-") as folder:
         rows = compare(given.commit, given.samples, Path(folder))
     width = max(len(what) for what, _, _ in rows)
-    for what, held, figures in rows:
-        print(f"{what:{width}}  {'held' if held else 'BROKEN':6}  {figures}")
-    return 0 if all(held for _, held, _ in rows) else 1
+    for what, kept, figures in rows:
+        print(f"{what:{width}}  {'held' if kept else 'BROKEN':6}  {figures}")
+    return 0 if all(kept for _, kept, _ in rows) else 1
 
 
 if __name__ == "__main__":

@@ -151,11 +151,11 @@ def report(found: dict[str, Any]) -> bool:
     for name, ways in found.items():
         for way, kinds in ways.items():
             bar = WAYS[way][2]
-            for kind, told in kinds.items():
-                met &= told["cosine_min"] >= bar and told["nearest_is_own"] == 1
+            for kind, measured in kinds.items():
+                met &= measured["cosine_min"] >= bar and measured["nearest_is_own"] == 1
                 print(
-                    f"{name:15}  {way:26}  {kind:5}  {told['cosine_min']:8.6f}  "
-                    f"{told['cosine_mean']:8.6f}  {bar:6}  {told['nearest_is_own']:.1%}"
+                    f"{name:15}  {way:26}  {kind:5}  {measured['cosine_min']:8.6f}  "
+                    f"{measured['cosine_mean']:8.6f}  {bar:6}  {measured['nearest_is_own']:.1%}"
                 )
     return met
 
@@ -172,7 +172,7 @@ def main() -> None:
     device = str(resolve_device(given.device))
     found = measure(pictures, texts, device)
     met = report(found)
-    told = {
+    result = {
         "pictures": len(pictures),
         "texts": len(texts),
         "device": device,
@@ -184,7 +184,7 @@ def main() -> None:
         "bars_met": met,
         "models": found,
     }
-    RESULT.write_text(json.dumps(told, indent=2) + "\n")
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
     sys.exit(0 if met else 1)
 
 

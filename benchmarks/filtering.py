@@ -55,10 +55,10 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=RESULT)
     given = parser.parse_args()
     started = time.perf_counter()
-    told = json.loads((given.run / "settings.json").read_text())
+    record = json.loads((given.run / "settings.json").read_text())
     # No fusion: what a filter does to heads, kernel and evidence is asked here.
-    config = replace(config_from_json(told["config"]), fusion=None)
-    pairs = list(stream([given.run / "features" / name for name in told["features"]]))
+    config = replace(config_from_json(record["config"]), fusion=None)
+    pairs = list(stream([given.run / "features" / name for name in record["features"]]))
     measured_on = json.loads((given.measured / "settings.json").read_text())["features"]
     clean = list(stream([given.measured / "features" / name for name in measured_on]))
     found = [one(seed, config, pairs, clean, given.steps) for seed in given.seed]
@@ -143,8 +143,8 @@ def learned(
             [path], surveyed, surveyed.fill(config), settings, every_sample=False,
             expanded=expanded, checkpoint=Path(folder) / "state", device=CPU,
         )  # fmt: skip
-        held = [pair for pair in stream([path], expanded=expanded) if pair.held_out]
-    fit_match_weights(network, held)
+        held_out = [pair for pair in stream([path], expanded=expanded) if pair.held_out]
+    fit_match_weights(network, held_out)
     return network
 
 
@@ -157,9 +157,9 @@ def scores(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> list[np.ndarray]:
         block = pairs[at : at + 256]
         seen = network.image_evidence(images_of(block))
         for row, pair in enumerate(block):
-            held, alone = network.bag_of_words(pair.ids), torch.tensor([row])
-            texts = network.text_vectors(pair.text.float(), held)
-            traits = network.match_features(texts, held, seen[alone])
+            bags, alone = network.bag_of_words(pair.ids), torch.tensor([row])
+            texts = network.text_vectors(pair.text.float(), bags)
+            traits = network.match_features(texts, bags, seen[alone])
             found.append(network.match_logits(traits)[:, 0].numpy())
     return found
 
@@ -171,11 +171,11 @@ def measured(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> dict[str, dict[
         replace(pair, text=network.expansion(pair.text.float(), network.bag_of_words(pair.ids)))
         for pair in pairs
     ]
-    shown = gallery(network, expanded)
-    mean = torch.nn.functional.normalize(shown.image + shown.text, dim=-1)
+    displayed = gallery(network, expanded)
+    mean = torch.nn.functional.normalize(displayed.image + displayed.text, dim=-1)
     return {
-        "image": rounded_recalls(ranks(shown, shown.image)),
-        "mean": rounded_recalls(ranks(shown, mean)),
+        "image": rounded_recalls(ranks(displayed, displayed.image)),
+        "mean": rounded_recalls(ranks(displayed, mean)),
     }
 
 

@@ -61,11 +61,11 @@ def main() -> None:
         str(seed): {way: one(way, seed, given.steps, judge, tokenizer) for way in WAYS}
         for seed in given.seed
     }
-    told = {
+    result = {
         "steps": given.steps, "batch": BATCH, "wrong": round(WRONG, 4), "seeds": found,
         "seconds": round(time.perf_counter() - started, 1), "machine": machine(),
     }  # fmt: skip
-    tell_and_keep(told, given.to)
+    tell_and_keep(result, given.to)
 
 
 def one(way: str, seed: int, steps: int, judge: Matcher, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -143,8 +143,10 @@ def loss_of(
     places, background = objective.probes(image.tokens)
     facts = torch.from_numpy(np.stack([scene_attributes(scene) for scene in scenes]))
     stage = torch.tensor([BACKGROUNDS.index(scene.background) for scene in scenes])
-    told = attribute_loss(places, facts) + functional.cross_entropy(background.float(), stage)
-    return info_nce(image.vector, text.vector, model.scale, none) + 0.5 * told
+    attribute_term = attribute_loss(places, facts) + functional.cross_entropy(
+        background.float(), stage
+    )
+    return info_nce(image.vector, text.vector, model.scale, none) + 0.5 * attribute_term
 
 
 if __name__ == "__main__":

@@ -74,8 +74,8 @@ def by_us(data: bytes) -> dict[str, Any]:
         reason, detail = None, ""
         picture = decode(data, LIMITS, TARGET)
         pixels = picture.width * picture.height
-    except Undecodable as lost:
-        reason, detail, pixels = lost.reason, lost.detail, 0
+    except Undecodable as failure:
+        reason, detail, pixels = failure.reason, failure.detail, 0
     seconds = time.thread_time() - began
     return {
         "reason": reason,
@@ -88,8 +88,8 @@ def by_us(data: bytes) -> dict[str, Any]:
 
 def memory(field: str) -> int:
     """Kilobytes, from Linux's account of this process."""
-    told = Path("/proc/self/status").read_text()
-    found = re.search(rf"{field}:\s+(\d+) kB", told)
+    status = Path("/proc/self/status").read_text()
+    found = re.search(rf"{field}:\s+(\d+) kB", status)
     assert found is not None
     return int(found[1])
 
@@ -124,7 +124,7 @@ def embedded(shards: list[str], folder: Path) -> dict[str, Any]:
     )
     if ran.returncode:
         sys.exit(f"chiasm embed ended with {ran.returncode}:\n{ran.stderr[-3000:]}")
-    told = json.loads(ran.stdout)  # nothing else is on descriptor 1, or this raises
+    summary = json.loads(ran.stdout)  # nothing else is on descriptor 1, or this raises
     collection = Folder(str(folder))
     vectors: dict[str, bool] = {}
     for file in embeddings(collection):
@@ -132,9 +132,9 @@ def embedded(shards: list[str], folder: Path) -> dict[str, Any]:
         vectors.update(
             zip(table["key"].to_pylist(), table["image"].is_valid().to_pylist(), strict=True)
         )
-    lost = [asdict(lost) for entry in entries(collection) for lost in entry.dropped]
+    drops = [asdict(drop) for entry in entries(collection) for drop in entry.dropped]
     foreign = [line for line in ran.stderr.splitlines() if not OURS.match(line)]
-    return {"told": told, "vectors": vectors, "lost": lost, "foreign": foreign}
+    return {"told": summary, "vectors": vectors, "lost": drops, "foreign": foreign}
 
 
 def keys_of(shards: list[str]) -> set[str]:
@@ -148,19 +148,19 @@ def keys_of(shards: list[str]) -> set[str]:
 
 def compared(run: dict[str, Any], alone: list[dict[str, Any]], keys: set[str]) -> dict[str, Any]:
     """Where the rows, the drops, and Pillow disagree; each list should be empty."""
-    vectors, lost = run["vectors"], {one["key"]: one for one in run["lost"]}
+    vectors, drops = run["vectors"], {one["key"]: one for one in run["lost"]}
     owed = [one for one in alone if one["pillow"]["outcome"] == "ok" and one["pillow"]["within"]]
     return {
-        "neither row nor drop, or both": sorted(keys ^ (vectors.keys() ^ lost.keys())),
+        "neither row nor drop, or both": sorted(keys ^ (vectors.keys() ^ drops.keys())),
         "opened by Pillow, not a row": [
-            {**lost.get(one["key"], {"key": one["key"]}), "pillow": one["pillow"]}
+            {**drops.get(one["key"], {"key": one["key"]}), "pillow": one["pillow"]}
             for one in owed
             if not vectors.get(one["key"])
         ],
         "dropped in the run, not alone, or otherwise": [
             one["key"]
             for one in alone
-            if lost.get(one["key"], {"reason": None})["reason"] != one["reason"]
+            if drops.get(one["key"], {"reason": None})["reason"] != one["reason"]
         ],
         "dearer than told": [
             one["key"]
@@ -176,13 +176,13 @@ def unlike_expected(data: Path, alone: list[dict[str, Any]]) -> dict[str, Any] |
     if not (data / "expected.jsonl").exists():
         return None
     lines = (data / "expected.jsonl").read_text().splitlines()
-    told = {one["key"]: one["outcome"] for one in map(json.loads, lines)}
+    outcomes = {one["key"]: one["outcome"] for one in map(json.loads, lines)}
     ways = Counter(
-        f"{told[one['key']]} there, {one['pillow']['outcome']} here"
+        f"{outcomes[one['key']]} there, {one['pillow']['outcome']} here"
         for one in alone
-        if told.get(one["key"], one["pillow"]["outcome"]) != one["pillow"]["outcome"]
+        if outcomes.get(one["key"], one["pillow"]["outcome"]) != one["pillow"]["outcome"]
     )
-    return {"files": len(told), "unlike": dict(ways)}
+    return {"files": len(outcomes), "unlike": dict(ways)}
 
 
 def measure(data: Path, shards: list[str]) -> dict[str, Any]:

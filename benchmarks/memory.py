@@ -99,21 +99,21 @@ def run(samples: int, encoder: str) -> dict[str, Any]:
         lines = out.read().splitlines()
     if started.returncode:
         sys.exit(f"chiasm embed of {shard.name} ended with {started.returncode}: {lines[-1:]}")
-    told = json.loads(lines[-1])
-    if told["rows"] != samples:
-        sys.exit(f"expected {samples} rows, found {told['rows']}")
+    record = json.loads(lines[-1])
+    if record["rows"] != samples:
+        sys.exit(f"expected {samples} rows, found {record['rows']}")
     return {
         "samples": samples,
         "at the opening": round(opened.total() / MB, 1),
         "highest": round(highest.total() / MB, 1),
         "of which": {name: round(size / MB, 1) for name, size in highest.most_common(9)},
-        "pairs_per_second": told["pairs_per_second"],
+        "pairs_per_second": record["pairs_per_second"],
     }
 
 
-def above(told: dict[str, Any]) -> float:
+def above(record: dict[str, Any]) -> float:
     """MB at the highest above what stood there when the shard was opened."""
-    return told["highest"] - told["at the opening"]
+    return record["highest"] - record["at the opening"]
 
 
 def main() -> None:

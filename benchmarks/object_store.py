@@ -97,9 +97,9 @@ class Side:
         self.share = share
         self.seconds: list[float] = []  # by round
         self.same_bytes = True
-        told = [s3, str(share), "1", *KINDS]  # 1: the seed
+        arguments = [s3, str(share), "1", *KINDS]  # 1: the seed
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.faulty_server", *told],
+            [sys.executable, "-m", "tests.support.faulty_server", *arguments],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -121,8 +121,8 @@ class Side:
 
     def end(self) -> dict[str, Any]:
         """How many requests there were, and the failed ones by kind."""
-        told, _ = self._server.communicate()
-        return json.loads(told)
+        output, _ = self._server.communicate()
+        return json.loads(output)
 
 
 def embed(sides: Sequence[Side], number: int) -> None:
@@ -176,8 +176,8 @@ def measure(s3: str, scratch: Path, given: argparse.Namespace) -> dict[str, Any]
         embed(sides, number)
         for side in sides:
             side.same_bytes &= digest(f"{BUCKET}/{number}-{side.share}") == expected
-        told = ", ".join(f"{side.share:.0%} failing {side.seconds[-1]:.2f} s" for side in sides)
-        print(f"round {number + 1}: {told}", flush=True)
+        line = ", ".join(f"{side.share:.0%} failing {side.seconds[-1]:.2f} s" for side in sides)
+        print(f"round {number + 1}: {line}", flush=True)
     none, some = sides
     slowdowns = [slow / fast - 1 for fast, slow in zip(none.seconds, some.seconds, strict=True)]
     without, failing = none.end(), some.end()

@@ -157,7 +157,7 @@ def run(shards: list[Path], model: Path, out: Path, *, cores: int) -> PeerRun:
             raise SourceError(str(shard), expected="a local tar", found="no such file")
     python = environment()
     _linked(shards, out / "shards")
-    _respelled(model, out / "model", json.loads(_told(python, VOCABULARY)))
+    _respelled(model, out / "model", json.loads(_output_of(python, VOCABULARY)))
     # A worker without a shard of its own fails, and the run with it.
     workers = min(cores, len(shards))
     began = time.monotonic()
@@ -172,7 +172,7 @@ def run(shards: list[Path], model: Path, out: Path, *, cores: int) -> PeerRun:
         batch=BATCH,
         workers=workers,
         cores=cores,
-        versions=json.loads(_told(python, VERSIONS)),
+        versions=json.loads(_output_of(python, VERSIONS)),
     )
 
 
@@ -296,7 +296,7 @@ def _failed(what: str, log: Path) -> ChiasmError:
     return ChiasmError(what, expected="a command that succeeds", found=last, do=f"see {log}")
 
 
-def _told(python: Path, code: str) -> str:
+def _output_of(python: Path, code: str) -> str:
     """What the peer's Python prints of `code`, which must succeed."""
     ended = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=False)
     if ended.returncode:
@@ -319,10 +319,10 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         try:
-            told = run(given.shards, given.model, given.out or Path(place), cores=given.cores)
+            result = run(given.shards, given.model, given.out or Path(place), cores=given.cores)
         except ChiasmError as error:
             sys.exit(str(error))
-    print(json.dumps(asdict(told), indent=1))
+    print(json.dumps(asdict(result), indent=1))
 
 
 if __name__ == "__main__":

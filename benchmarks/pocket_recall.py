@@ -109,11 +109,14 @@ def by_kind_of_query(
             right = right_at(top_k(texts @ images.T, 10), correct)
             for name, rows in _kinds(scenes, complete, trained).items():
                 ranked.setdefault(name, []).append(right[rows])
-    told = {}
+    figures = {}
     for name, parts in ranked.items():
         right = np.concatenate(parts)
-        told[name] = {"queries": len(right), **{k: round(r, 4) for k, r in recalls(right).items()}}
-    return told
+        figures[name] = {
+            "queries": len(right),
+            **{k: round(r, 4) for k, r in recalls(right).items()},
+        }
+    return figures
 
 
 Gallery = tuple[list[Scene], list[Claims], list[int]]  # scenes, claims of each, which to ask
@@ -135,12 +138,14 @@ def other_galleries(
     """Text to image over the galleries of all seeds together, in each language."""
     ranked: dict[str, list[np.ndarray]] = {language: [] for language in LANGUAGES}
     for seed in given.seed:
-        scenes, claims, asked = made(given.samples, seed)
+        scenes, claims, queries = made(given.samples, seed)
         pixels = [preprocess(encoder, picture(scene)) for scene in scenes]
         images, rng = encode_images(encoder, pixels), random.Random(f"tell {seed}")
-        correct = holds_matrix([claims[n] for n in asked], scenes)
+        correct = holds_matrix([claims[n] for n in queries], scenes)
         for language in LANGUAGES:
-            texts = encode_texts(encoder, [render_caption(claims[n], rng, language) for n in asked])
+            texts = encode_texts(
+                encoder, [render_caption(claims[n], rng, language) for n in queries]
+            )
             ranked[language].append(right_at(top_k(texts @ images.T, 10), correct))
     found: dict[str, Any] = {"queries": sum(map(len, ranked[LANGUAGES[0]]))}
     for language in LANGUAGES:

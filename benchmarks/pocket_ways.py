@@ -44,11 +44,11 @@ def main() -> None:
         found[way_of(folder)] = {
             name: round(sum(each[name] for each in trials) / len(trials), 4) for name in trials[0]
         }
-    told = {
+    result = {
         "seeds": given.seed, "samples": given.samples, "precision": given.precision, "ways": found,
         "seconds": round(time.perf_counter() - started, 1), "machine": machine(),
     }  # fmt: skip
-    tell_and_keep(told, given.to)
+    tell_and_keep(result, given.to)
 
 
 def way_of(folder: Path) -> str:

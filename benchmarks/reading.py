@@ -62,7 +62,7 @@ def differences(shard: Shard) -> Counter[str]:
     theirs = list(by_webdataset(shard))
     ours, ours_json = by_us(shard, "caption"), by_us(shard, "captions")
     found: Counter[str] = Counter({"number of samples": abs(len(theirs) - len(ours))})
-    for their, our, listed in zip(theirs, ours, ours_json, strict=False):
+    for their, our, with_json in zip(theirs, ours, ours_json, strict=False):
         picture = next((their[ending] for ending in PICTURE_EXTENSIONS if ending in their), None)
         text = their["txt"].decode().strip() if "txt" in their else None
         table = json.loads(their["json"]) if "json" in their else {}
@@ -72,7 +72,7 @@ def differences(shard: Shard) -> Counter[str]:
         found["key"] += their["__key__"] != our.key
         found["picture"] += picture != our.picture
         found["caption"] += text is not None and our.captions != (text,)
-        found["captions of json"] += [c.strip() for c in all_of_them] != list(listed.captions)
+        found["captions of json"] += [c.strip() for c in all_of_them] != list(with_json.captions)
         found["json"] += "json" in their and our.json != their["json"].decode()
         found["bytes at the offset"] += again != picture
     return found
@@ -113,7 +113,7 @@ def measure(shards: list[Shard], target: int) -> dict[str, Any]:
         "shards": len(shards),
         "samples": tally.samples,
         "rows": tally.rows,
-        "dropped": dict(Counter(lost.reason for lost in tally.dropped)),
+        "dropped": dict(Counter(drop.reason for drop in tally.dropped)),
         "notes": dict(Counter(note.reason for note in tally.notes)),
         "differences_from_webdataset": dict(differ),
         "rows_per_second": round(tally.rows / wall, 1),
@@ -133,10 +133,10 @@ def main() -> int:
     parser.add_argument("--target", type=int, default=224, help="side of what an encoder sees")
     arguments = parser.parse_args()
     result = measure(list_shards(arguments.shards), arguments.target)
-    told = json.dumps(result, indent=1)
+    text = json.dumps(result, indent=1)
     RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(told + "\n")
-    print(told)
+    RESULT.write_text(text + "\n")
+    print(text)
     return int(bool(result["dropped"]) or any(result["differences_from_webdataset"].values()))
 
 

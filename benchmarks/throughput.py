@@ -60,16 +60,16 @@ def ours(shards: list[Path], encoder: str) -> dict[str, Any]:
     sets = [word for setting in cores for word in ("--set", setting)]
     with tempfile.TemporaryDirectory() as place:
         began = time.monotonic()
-        told = chiasm("embed", *shards, "--to", Path(place) / "c", "--encoder", encoder, *sets)
+        summary = chiasm("embed", *shards, "--to", Path(place) / "c", "--encoder", encoder, *sets)
         wall = time.monotonic() - began
-    if told["dropped"]:
-        raise ChiasmError("made shards", expected="no drops", found=str(told["reasons"]))
-    rate = told["pairs_per_second"]
-    stages = {name: spent for name, spent in told["seconds"].items() if name != "total"}
+    if summary["dropped"]:
+        raise ChiasmError("made shards", expected="no drops", found=str(summary["reasons"]))
+    rate = summary["pairs_per_second"]
+    stages = {name: spent for name, spent in summary["seconds"].items() if name != "total"}
     return {
         "pairs_per_second": rate,
-        "start": round(wall - told["rows"] / rate, 1),
-        "busy": {name: round(1e3 * spent / told["rows"], 3) for name, spent in stages.items()},
+        "start": round(wall - summary["rows"] / rate, 1),
+        "busy": {name: round(1e3 * spent / summary["rows"], 3) for name, spent in stages.items()},
     }
 
 
@@ -101,8 +101,8 @@ def against_decode(shards: list[Path], rounds: int) -> dict[str, Any]:
 
 
 def decode_limit(shard: Path) -> dict[str, Any]:
-    told = bare("decode", shard)
-    return {"pairs_per_second": max(told.values()), **told}
+    rates = bare("decode", shard)
+    return {"pairs_per_second": max(rates.values()), **rates}
 
 
 def pocket(shards: list[Path], rounds: int) -> dict[str, Any]:
@@ -124,11 +124,11 @@ def shares(rounds: list[dict[str, float]]) -> dict[str, float]:
 def in_turn(contenders: list[tuple[str, Callable[[], Any]]], number: int) -> dict[str, Any]:
     """Each once; another one first every round."""
     turned = contenders[number % len(contenders) :] + contenders[: number % len(contenders)]
-    told = {}
+    results = {}
     for name, run in turned:
-        told[name] = run()
-        print(f"  {name}: {told[name]['pairs_per_second']} pairs/s", file=sys.stderr, flush=True)
-    return told
+        results[name] = run()
+        print(f"  {name}: {results[name]['pairs_per_second']} pairs/s", file=sys.stderr, flush=True)
+    return results
 
 
 def ratio(rounds: list[dict[str, Any]], above: str, below: str) -> float:
@@ -140,7 +140,7 @@ def median(values: list[float]) -> float:
     return round(statistics.median(values), 3)
 
 
-def shown(figures: dict[str, Any]) -> str:
+def format_tables(figures: dict[str, Any]) -> str:
     """The tables of what was measured."""
     rows: list[tuple[object, ...]] = []
     for part in ("encode", "small", "decode", "pocket"):
@@ -150,26 +150,26 @@ def shown(figures: dict[str, Any]) -> str:
             rows.append((f"{part}, {name}", median(rates), min(rates), max(rates)))
     ratios = [
         (f"{part}, {name}", figure)
-        for part, told in figures.items()
-        for name, figure in told.items()
+        for part, measured in figures.items()
+        for name, figure in measured.items()
         if " / " in name
     ]
     parts = [
         table(("pairs/s", "median", "least", "most"), rows),
         table(("median over rounds", "ratio"), ratios),
     ]
-    for name, told in figures.get("pocket", {}).items():
+    for name, measured in figures.get("pocket", {}).items():
         if name.startswith("shares"):
-            parts.append(table((f"pocket, {name}", ""), list(told.items())))
+            parts.append(table((f"pocket, {name}", ""), list(measured.items())))
     if "stages" in figures:
-        stages = {name: told for name, told in figures["stages"].items() if name != "on"}
+        stages = {name: measured for name, measured in figures["stages"].items() if name != "on"}
         names = list(next(iter(stages.values()))["milliseconds"])
         parts.append(
             table(
                 ("alone, ms a pair", *names),
                 [
-                    (name, *(told["milliseconds"][s] for s in names))
-                    for name, told in stages.items()
+                    (name, *(measured["milliseconds"][s] for s in names))
+                    for name, measured in stages.items()
                 ],
             )
         )
@@ -215,7 +215,7 @@ def main() -> None:
                 keep("throughput", figures)
     except ChiasmError as error:
         sys.exit(str(error))
-    print(shown(figures))
+    print(format_tables(figures))
 
 
 if __name__ == "__main__":

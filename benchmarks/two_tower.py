@@ -78,12 +78,12 @@ def measure(encoder: Matcher, samples: list[Sample]) -> dict[str, Any]:
     queries = [caption for s in samples for caption in s.captions[1:]]
     own = np.repeat(np.arange(len(samples)), [len(s.captions) - 1 for s in samples])
     image, text = encode_images(encoder, pixels), encode_texts(encoder, first)
-    asked = encode_texts(encoder, queries)
+    query_vectors = encode_texts(encoder, queries)
     joint = encode_joint(encoder, pixels, first)
     indexed = {"image": image, "caption": text, "even_mean": mean_of(image, text), "joint": joint}
     found: dict[str, Any] = {"queries": len(queries)}
-    found |= {name: recall(asked @ vectors.T, own) for name, vectors in indexed.items()}
-    found["image_matched"] = matched(encoder, asked @ image.T, own, pixels, queries)
+    found |= {name: recall(query_vectors @ vectors.T, own) for name, vectors in indexed.items()}
+    found["image_matched"] = matched(encoder, query_vectors @ image.T, own, pixels, queries)
     return found
 
 
@@ -102,9 +102,9 @@ def matched(
 ) -> dict[str, float]:
     """R@1 after the first RERANKED of each query were scored again."""
     order = top_k(scores, RERANKED)
-    shown = [pixels[i] for row in order for i in row]
+    displayed = [pixels[i] for row in order for i in row]
     said = [text for text in texts for _ in range(order.shape[1])]
-    logits = match_rows(encoder, shown, said).reshape(order.shape)
+    logits = match_rows(encoder, displayed, said).reshape(order.shape)
     final = logits + np.take_along_axis(scores, order, 1)
     first = np.take_along_axis(order, final.argmax(1)[:, None], 1)[:, 0]
     return {"r1": round(float((first == own).mean()), 4)}

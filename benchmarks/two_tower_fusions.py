@@ -52,10 +52,10 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=RESULT)
     given = parser.parse_args()
     started = time.perf_counter()
-    told = json.loads((given.run / "settings.json").read_text())
-    config, settings = config_from_json(told["config"]), TrainSettings.from_json(told["learn"])
+    record = json.loads((given.run / "settings.json").read_text())
+    config, settings = config_from_json(record["config"]), TrainSettings.from_json(record["learn"])
     assert config.fusion is not None, "a run without fusion"
-    paths = [given.run / "features" / name for name in told["features"]]
+    paths = [given.run / "features" / name for name in record["features"]]
     surveyed = survey(paths)
     bare = replace(settings, token_dropout=0.0, token_mask_rate=0.0)
     found: dict[str, Any] = {}
@@ -109,11 +109,11 @@ def measured(
             paths, surveyed, config, settings, every_sample=False, expanded=expanded,
             checkpoint=Path(folder) / "state", device=torch.device("cpu"),
         )  # fmt: skip
-    held = [pair for pair in stream(paths, expanded=expanded) if pair.held_out]
+    held_out = [pair for pair in stream(paths, expanded=expanded) if pair.held_out]
     with torch.inference_mode():
-        shown = gallery(network, held)
-        mean = select_mean(network, shown)
-        ours = ranks(shown, network.reduce_hubness(fused_vectors(network, held, shown)))
+        displayed = gallery(network, held_out)
+        mean = select_mean(network, displayed)
+        ours = ranks(displayed, network.reduce_hubness(fused_vectors(network, held_out, displayed)))
     won = {
         "only_fusion": int(((ours < 1) & (mean >= 1)).sum()),
         "only_mean": int(((mean < 1) & (ours >= 1)).sum()),

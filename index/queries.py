@@ -32,7 +32,7 @@ class RerankStage:
     @classmethod
     def parse(cls, text: str) -> RerankStage:
         """`match:20`, `st:MODEL:20`; UsageError for another form. Whether there is such a reranker
-        is checked by `chiasm.index.query.check_stage`."""
+        is checked by `chiasm.index.query.check_stages`."""
         head, _, depth = text.strip().rpartition(":")
         reranker, _, model = head.partition(":")
         if not reranker or not depth.isdecimal() or int(depth) < 1:
@@ -56,7 +56,7 @@ class RerankStage:
 class Query:
     """What to search for. Raises UsageError for values, TypeError for types that cannot be used.
 
-    text and image: either or both; both are searched by the normalised mean of their vectors.
+    text and image: either or both; both are searched by what `encode_joint_queries` gives.
     vector: (D,) float32 in the collection's space, instead of text and image.
     column: the vector column searched. k: results wanted, at least 1.
     nprobe: cells of an IVF index searched; None takes what the generation was built with.

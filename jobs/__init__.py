@@ -1,1 +1,1 @@
-"""Both on a cluster and in a person's hands. See docs/architecture.md."""
+"""Commands, on a cluster and on one machine. See docs/architecture.md."""

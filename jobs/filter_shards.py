@@ -154,7 +154,7 @@ def require_some_left(counts: LogitCounts, request: FilterRequest) -> None:
         "filter",
         expected=f"at most {options.max_noisy:.0%} of captions below {options.threshold:g}",
         found=f"{noisy:,} of {counts.captions:,}, and wrote no shard",
-        do=f"does {request.encoder} know such pictures? --drop 0.3 drops a share, --threshold "
+        do=f"was {request.encoder} trained on such pictures? --drop 0.3 drops a share, --threshold "
         "another part, --set filter.max_noisy=1 allows all",
     )
 

@@ -2,7 +2,7 @@
 
     decode threads: each reads a few samples, then decodes them -> chunks in tar order -> batches
 
-No thread only reads and none only hands out: on cores that all decode, each sample would cost the
+No thread only reads and none only distributes: on cores that all decode, each sample would cost the
 decoders a core and Python's lock for a moment, a twentieth of the whole. Instead the threads take
 turns at reading a chunk of consecutive samples, and each decodes its own (Pillow releases the
 lock). The caller's thread takes the chunks in the order of the tar and cuts batches over the kept
@@ -45,7 +45,7 @@ class BatchSettings:
     """How batches are cut and how much is in flight before them.
 
     size: rows of a batch. max_bytes: a batch is cut before the encoder's forward pass would take
-    more, as the encoder's `cost` tells; 16 GiB let 512 pictures of a large model with inputs of a
+    more, by the encoder's `cost`; 16 GiB let 512 pictures of a large model with inputs of a
     fixed size through, and bound those of models that take any size. decode_threads: threads that
     read and decode; each has at most a chunk of encoded pictures: 1 MiB of them and one more, of up
     to read.max_member_bytes. queue: samples read ahead of the batches, give or take a chunk.
@@ -158,15 +158,15 @@ class _Chunk:
         self._decoded.acquire()
 
     def decode(self, decoder: SampleDecoder, unwanted: threading.Event) -> None:
-        place = 0
+        index = 0
         try:
-            for place, item in enumerate(self.items):
+            for index, item in enumerate(self.items):
                 if unwanted.is_set():
                     return
                 if isinstance(item, Sample):
-                    self.items[place] = decoder(item)
+                    self.items[index] = decoder(item)
         except BaseException as error:  # noqa: BLE001  raised again in the thread that takes the rows
-            del self.items[place:]
+            del self.items[index:]
             self.error = error
         finally:
             self._decoded.release()

@@ -1,8 +1,8 @@
-"""Which captions do not tell of their pictures? Scores by matching, and shards without those.
+"""Which captions do not describe their pictures? Scores by matching, and shards without those.
 
 As BLIP's filter has it (Li et al., 2022): a model that matches scores every pair of a shard, and
 what falls below a threshold is left out, or only flagged. Everything else of a sample is kept as it
-is, byte by byte; what was scored, and how, is record caption by caption in a file beside the shard.
+is, byte by byte; the scores are recorded caption by caption in a file beside the shard.
 
     read_samples -> batches -> match -> <shard id>.scores.jsonl
     the shard's members again, with those scores -> <shard id>.tar
@@ -22,8 +22,9 @@ import numpy as np
 
 from chiasm.pipeline.batches import BatchSettings, batches
 from chiasm.pipeline.encoders import Matcher
+from chiasm.pipeline.errors import EncoderError, Undecodable
 from chiasm.pipeline.images import DecodeSettings
-from chiasm.pipeline.records import IMAGE, TEXT, Batch, Shard
+from chiasm.pipeline.records import IMAGE, TEXT, Batch, Decoded, Shard
 from chiasm.pipeline.shards import (
     Damaged,
     ReadSettings,
@@ -39,7 +40,7 @@ DECIMALS = 4  # of stored log odds
 
 @dataclass(frozen=True)
 class Scored:
-    """One sample's captions with the log odds that each tells of the picture."""
+    """One sample's captions with the log odds that each describes the picture."""
 
     key: str
     captions: tuple[str, ...]
@@ -74,23 +75,6 @@ class Filtered:
     def __add__(self, other: Filtered) -> Filtered:
         mine, theirs = asdict(self), asdict(other)
         return Filtered(**{name: mine[name] + theirs[name] for name in mine})
-
-
-def score_shard(
-    shard: Shard,
-    encoder: Matcher,
-    read: ReadSettings,
-    folder: Folder,
-    run_id: str,
-    *,
-    decode: DecodeSettings | None = None,
-    batch: BatchSettings | None = None,
-) -> list[Scored]:
-    """Scores of every sample with picture and caption: worked out and written to the folder, or
-    read from there where this shard was scored so before.
-    """
-    store_scores(shard, encoder, read, folder, run_id, batch=batch, decode=decode)
-    return list(read_scores(shard, folder))
 
 
 def store_scores(
@@ -143,8 +127,10 @@ def _scored(
 
 def _score(batch: Batch, encoder: Matcher) -> Iterator[Scored]:
     rows = [row for row in batch.rows if IMAGE in row.inputs and row.captions]
+    if not rows:
+        return
     pixels = [row.inputs[IMAGE] for row in rows]
-    texts = [encoder.preprocess(TEXT, caption) for row in rows for caption in row.captions]
+    texts = [text for row in rows for text in _texts(row, encoder)]
     counts = [len(row.captions) for row in rows]
     pairs = np.stack([np.repeat(np.arange(len(rows)), counts), np.arange(len(texts))], axis=1)
     logits = encoder.match((IMAGE, pixels), (TEXT, texts), pairs).round(DECIMALS).tolist()
@@ -152,6 +138,19 @@ def _score(batch: Batch, encoder: Matcher) -> Iterator[Scored]:
     for row, count in zip(rows, counts, strict=True):
         yield Scored(row.key, row.captions, tuple(logits[at : at + count]))
         at += count
+
+
+def _texts(row: Decoded, encoder: Matcher) -> list[Any]:
+    """Every caption of a row as the matcher takes it; the first is preprocessed already."""
+    try:
+        return [row.inputs[TEXT], *(encoder.preprocess(TEXT, text) for text in row.captions[1:])]
+    except Undecodable as error:
+        raise EncoderError(
+            f"sample {row.key}",
+            expected="captions that the matcher takes",
+            found=str(error),
+            do="leave that caption out, or filter with another matcher",
+        ) from error
 
 
 class LogitCounts:
@@ -206,7 +205,7 @@ def write_filtered(
                 scored = None
                 if following is not None and key == following.key:
                     scored, following = following, next(ahead, None)
-                kept, judged = _judged(members, scored, settings)
+                kept, judged = _apply_threshold(members, scored, settings)
                 counts += replace(judged if key is not None else Filtered(), oversized=oversized)
                 for name, data in kept:
                     info = tarfile.TarInfo(name)
@@ -246,7 +245,7 @@ def _grouped(
         yield key, members, oversized
 
 
-def _judged(
+def _apply_threshold(
     members: list[tuple[str, bytes]], scored: Scored | None, settings: FilterSettings
 ) -> tuple[list[tuple[str, bytes]], Filtered]:
     """The members as they go on, and the sample's counts."""
@@ -272,8 +271,8 @@ def _without(name: str, data: bytes, dropped: set[str], first: str, fields: set[
     that is one becomes the first caption that stays."""
     extension = (split_member_name(name) or ("", ""))[1]
     if extension == "txt":
-        said = captions_of(data.decode("utf-8-sig", "replace"))
-        return first.encode() if dropped.intersection(said) else data
+        captions = captions_of(data.decode("utf-8-sig", "replace"))
+        return first.encode() if dropped.intersection(captions) else data
     record = _object(data) if extension == "json" else None
     if record is None:
         return data

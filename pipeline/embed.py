@@ -3,8 +3,8 @@
     read_samples -> batches (decode threads) -> encode -> ParquetWriter -> ledger entry -> commit
 
 One call embeds one shard in bounded memory, whatever the shard's size. The order at the end is what
-makes kills harmless: the ledger's account is put in place first, the Parquet file last, each whole;
-a shard is done if and only if both are there and agree.
+makes kills harmless: the ledger entry is put in place first, the Parquet file last, each whole; a
+shard is done if and only if both are there and agree.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def embed_shard(
     limit: int | None = None,
     watch: Callable[[Tally], None] | None = None,
 ) -> LedgerEntry:
-    """Embed one shard into a collection and return its account.
+    """Embed one shard into a collection and return its ledger entry.
 
     limit: stop after that many samples (the edition then says so). watch: called after each batch.
     Raises SourceError when the shard cannot be read, StorageError when the target cannot be
-    written, EncoderError when the model gives no unit vectors; in each case nothing bears a final
-    name.
+    written, EncoderError when the model gives no unit vectors; in each case nothing has its
+    final name.
     """
     began = time.time()
     LOG.info("opened %s", display_name(shard.url), extra={"shard": shard.id})

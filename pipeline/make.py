@@ -196,13 +196,13 @@ def summary_error(summary: EmbedSummary) -> ChiasmError | None:
             "embed",
             expected="every shard embedded",
             found=f"{len(summary.failed)} quarantined (listed above)",
-            do="mend them and run the same command again",
+            do="fix them and run the same command again",
         )
     if summary.loss > summary.max_loss:
         return ChiasmError(
             "embed",
             expected=f"at most {summary.max_loss:.2%} of samples dropped",
             found=f"{summary.dropped} of {summary.samples} ({summary.loss:.2%}), listed above",
-            do="mend them, or allow more with --max-loss",
+            do="fix them, or allow more with --max-loss",
         )
     return None

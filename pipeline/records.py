@@ -58,7 +58,8 @@ class Sample:
 
     `sources`: by modality, those that are there; `image` is the encoded picture. `captions` may be
     empty. `json` is the sample's own json member, verbatim. `missing`: by modality, why it is not
-    there, a reason of `shards.NOTE_REASONS`.
+    there, a reason of `shards.NOTE_REASONS`. A member that is there and cannot be used is no
+    missing one: its sample is dropped, with the reason.
     """
 
     key: str

@@ -58,10 +58,10 @@ def make_shard(
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for number in range(samples):
-            told = captions[number] if number < len(captions) else f"picture {number} of {seed}"
+            caption = captions[number] if number < len(captions) else f"picture {number} of {seed}"
             members = {
                 "jpg": jpeg(rng) if number < samples - broken else b"not a picture",
-                "txt": told.encode(),
+                "txt": caption.encode(),
                 "json": json.dumps({"number": number, "even": number % 2 == 0}).encode(),
             }
             for extension, data in members.items():
@@ -206,9 +206,9 @@ class S3:
 
     def uploads(self) -> list[str]:
         """Keys of uploads in parts that nobody completed."""
-        told = self.direct.list_multipart_uploads(Bucket="bucket")
+        uploads = self.direct.list_multipart_uploads(Bucket="bucket")
         prefix = self.root.removeprefix("s3://bucket/")
-        return [u["Key"] for u in told.get("Uploads", ()) if u["Key"].startswith(prefix)]
+        return [u["Key"] for u in uploads.get("Uploads", ()) if u["Key"].startswith(prefix)]
 
 
 @pytest.fixture(scope="session")

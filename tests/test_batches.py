@@ -173,24 +173,24 @@ def test_an_exception_of_preprocess_names_the_sample():
             raise KeyError("size")
         return to_pixels(image)
 
-    with pytest.raises(EncoderError) as told:
+    with pytest.raises(EncoderError) as caught:
         run(map(sample, range(40)), preprocess)
     expected = "sample k6: expected an encoder that takes any picture, found for one of 4 x 4"
-    assert str(told.value) == f"{expected} KeyError: 'size'"
-    assert isinstance(told.value.__cause__, KeyError)
+    assert str(caught.value) == f"{expected} KeyError: 'size'"
+    assert isinstance(caught.value.__cause__, KeyError)
 
 
 class Endless:
     """An iterator of samples that remembers how many were asked for, and whether it was closed."""
 
     def __init__(self, data=None):
-        self.asked, self.closed, self.data = 0, threading.Event(), data
+        self.samples_taken, self.closed, self.data = 0, threading.Event(), data
 
     def items(self):
         try:
             while True:
-                self.asked += 1
-                yield sample(self.asked, self.data)
+                self.samples_taken += 1
+                yield sample(self.samples_taken, self.data)
         finally:
             self.closed.set()
 
@@ -217,12 +217,12 @@ def test_no_more_than_the_queue_is_in_flight(queue):
     chunk = max(1, min(CHUNK, queue // BatchSettings.decode_threads))
     for taken in (4, 8, 12):
         next(made)
-        assert settle(lambda: endless.asked, taken + 1) <= taken + queue + chunk
+        assert settle(lambda: endless.samples_taken, taken + 1) <= taken + queue + chunk
     made.close()
 
 
-@pytest.mark.parametrize(("size", "asked"), [(10, 2 * CHUNK), (400_000, 2 * 3), (2 << 20, 2)])
-def test_each_thread_has_few_encoded_pictures_and_of_large_ones_fewer(size, asked):
+@pytest.mark.parametrize(("size", "read"), [(10, 2 * CHUNK), (400_000, 2 * 3), (2 << 20, 2)])
+def test_each_thread_has_few_encoded_pictures_and_of_large_ones_fewer(size, read):
     gate = threading.Event()
 
     def preprocess(image):
@@ -233,7 +233,7 @@ def test_each_thread_has_few_encoded_pictures_and_of_large_ones_fewer(size, aske
     made = start(endless, preprocess, size=1)
     first = threading.Thread(target=lambda: next(made))
     first.start()
-    assert settle(lambda: endless.asked, asked) == asked
+    assert settle(lambda: endless.samples_taken, read) == read
     gate.set()
     first.join()
     made.close()
@@ -276,14 +276,14 @@ def test_closing_waits_for_the_pictures_at_work_and_for_no_others(monkeypatch):
         decoded.append(image)
         return to_pixels(image)
 
-    def told(thread, timeout=None):
+    def close_then_join(thread, timeout=None):
         closing.set()
         join(thread, timeout)
 
     made = start(Endless(), preprocess, decode_threads=2)
     next(made)
     until(lambda: len(begun) == CHUNK + 2)
-    monkeypatch.setattr(threading.Thread, "join", told)
+    monkeypatch.setattr(threading.Thread, "join", close_then_join)
     made.close()
     assert len(decoded) == len(begun) == CHUNK + 2
 

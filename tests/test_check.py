@@ -76,8 +76,8 @@ PARQUET = "embeddings/s1-0123456789.parquet"
 
 def change_ledger(**fields: object) -> Callable[[Path], None]:
     def change(path: Path) -> None:
-        told = json.loads((path / LEDGER).read_text())
-        (path / LEDGER).write_text(json.dumps({**told, **fields}))
+        record = json.loads((path / LEDGER).read_text())
+        (path / LEDGER).write_text(json.dumps({**record, **fields}))
 
     return change
 
@@ -92,12 +92,12 @@ def change_rows(column: str, changed: Callable[[list], list]) -> Callable[[Path]
 
 
 def rewrite(file: Path, column: str, changed: Callable[[list], list]) -> None:
-    told = pq.read_metadata(file).metadata[b"chiasm"]
+    footer = pq.read_metadata(file).metadata[b"chiasm"]
     table = pq.read_table(file)
     place = table.schema.get_field_index(column)
     field = table.schema.field(place)
     values = pa.array(changed(table[column].to_pylist()), type=field.type)
-    table = table.set_column(place, field, values).replace_schema_metadata({"chiasm": told})
+    table = table.set_column(place, field, values).replace_schema_metadata({"chiasm": footer})
     pq.write_table(table, file)
 
 
@@ -245,9 +245,9 @@ def test_a_damaged_file_hides_nothing_else(embedded, tmp_path):
 
 def test_a_quarantined_shard_is_no_finding(drawn, tmp_path):
     shutil.copytree(drawn, tmp_path / "c")
-    told = json.loads((tmp_path / "c" / LEDGER).read_text())
-    aside = {**told, "rows": 0, "samples": 0, "set_aside": "killed its worker", "attempts": 3}
-    aside["source"] = {**told["source"], "id": "bad-0123456789"}
+    record = json.loads((tmp_path / "c" / LEDGER).read_text())
+    aside = {**record, "rows": 0, "samples": 0, "set_aside": "killed its worker", "attempts": 3}
+    aside["source"] = {**record["source"], "id": "bad-0123456789"}
     (tmp_path / "c/ledger/bad-0123456789.json").write_text(json.dumps(aside))
     assert findings(tmp_path / "c") == []
 

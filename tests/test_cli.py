@@ -93,11 +93,11 @@ def test_every_command_has_help_with_examples_that_are_whole(helps, name):
     printed, details = helps[name]
     examples = [line.strip() for line in details.splitlines() if line.startswith("  ")]
     assert examples and all(example.startswith(f"chiasm {name}") for example in examples)
-    shown = printed.partition("Examples:")[2].splitlines()
+    visible = printed.partition("Examples:")[2].splitlines()
     for example in examples:  # each begins on a line of its own, alike, and no word is cut
         first, *rest = help_text("", f"  {example}").splitlines()[1:]
-        at = next(number for number, line in enumerate(shown) if line.rstrip() == f" {first}")
-        assert [line.rstrip() for line in shown[at + 1 : at + 1 + len(rest)]] == [
+        at = next(number for number, line in enumerate(visible) if line.rstrip() == f" {first}")
+        assert [line.rstrip() for line in visible[at + 1 : at + 1 + len(rest)]] == [
             f" {line}" for line in rest
         ]
 
@@ -144,8 +144,8 @@ def test_log_lines_go_to_stderr_as_asked_and_to_a_file(chiasm, tmp_path, monkeyp
     built = chiasm("--log-level", "info", "index", "build", tmp_path / "c")
     assert "info index.build.build: filled segment" in built.stderr
     loud = chiasm("--log-level", "info", "--log-format", "json", "index", "build", tmp_path / "c")
-    shown = [json.loads(line) for line in loud.stderr.splitlines() if line.startswith("{")]
-    assert "3 rows of 1 shards" in shown[0]["message"]
+    records = [json.loads(line) for line in loud.stderr.splitlines() if line.startswith("{")]
+    assert "3 rows of 1 shards" in records[0]["message"]
 
 
 def test_a_log_file_that_cannot_be_written_is_no_reason_to_stop(chiasm, tmp_path, monkeypatch):
@@ -304,11 +304,11 @@ def test_the_whole_way_from_shards_to_answers(chiasm, shards, tmp_path):
     assert found == ["picture 1 of 0", "picture 2 of 2"]
 
     ran = chiasm("status", to, "--json")
-    told = json.loads(ran.stdout)
-    assert (told["rows"], told["shards"], told["encoder"]) == (60, 3, "fake")
-    assert [run["state"] for run in told["runs"]] == ["done", "done"]
+    status = json.loads(ran.stdout)
+    assert (status["rows"], status["shards"], status["encoder"]) == (60, 3, "fake")
+    assert [run["state"] for run in status["runs"]] == ["done", "done"]
     kinds = dict.fromkeys(("image", "text", "joint"), "Flat")
-    assert told["index"] == {
+    assert status["index"] == {
         "state": "current", "generation": 1, "rows": 60, "columns": kinds, "stale_shards": {},
         "do": "",
     }  # fmt: skip
@@ -320,8 +320,8 @@ def test_the_whole_way_from_shards_to_answers(chiasm, shards, tmp_path):
     make_shard(shards[0].parent / "more.tar", 5, seed=9)
     assert chiasm("embed", shards[0].parent, "--to", to).returncode == 0  # its own encoder
     refused(chiasm("search", to, "x"), "chiasm index build")
-    told = json.loads(chiasm("status", to, "--json").stdout)["index"]
-    assert told["state"] == "stale" and list(told["stale_shards"].values()) == ["new"]
+    status = json.loads(chiasm("status", to, "--json").stdout)["index"]
+    assert status["state"] == "stale" and list(status["stale_shards"].values()) == ["new"]
     assert "stale (shards: 1 new); run chiasm index build" in chiasm("status", to).stdout
     (to / "index" / "CURRENT").write_text("no number")
     assert json.loads(chiasm("status", to, "--json").stdout)["index"]["state"] == "damaged"
@@ -353,10 +353,10 @@ def test_what_a_shard_holds_does_not_command_the_terminal(chiasm, tmp_path):
         tar.addfile(tarfile.TarInfo("k\x1b[31m.jpg"), io.BytesIO())
         # One field of two types: the index tells of it by its name.
         for key, value in (("y", "1"), ("z", '"one"')):
-            told = f'{{"caption": "c", "f\\u001b[5m": {value}}}'.encode()
+            member = f'{{"caption": "c", "f\\u001b[5m": {value}}}'.encode()
             info = tarfile.TarInfo(f"{key}.json")
-            info.size = len(told)
-            tar.addfile(info, io.BytesIO(told))
+            info.size = len(member)
+            tar.addfile(info, io.BytesIO(member))
     assert shard.read_bytes() != data
     to = tmp_path / "c"
     ran = chiasm("embed", shard, "--to", to, "--encoder", "fake")

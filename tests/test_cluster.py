@@ -43,9 +43,9 @@ def test_a_start_that_timed_out_is_tried_again(starts):
 
 def test_a_ray_that_does_not_start_is_told_in_one_line(starts):
     starts(99)
-    with pytest.raises(ChiasmError) as told:
+    with pytest.raises(ChiasmError) as caught:
         cluster._start_local(WorkerSettings())
-    assert str(told.value) == (
+    assert str(caught.value) == (
         "Ray on this machine: expected a start within 30 s, in 2 attempts, found The current node "
         "timed out during startup.; run the same command again when the machine is less busy"
     )
@@ -56,31 +56,31 @@ def nodes(monkeypatch):
     """A cluster of one living node of 4 cores and a dead one of 64 with accelerators."""
     small = {"CPU": 4.0, "memory": 8.0 * 2**30}
     large = {"CPU": 64.0, "GPU": 8.0, "memory": 512.0 * 2**30}
-    listed = [{"Alive": True, "Resources": small}, {"Alive": False, "Resources": large}]
-    monkeypatch.setattr(ray, "nodes", lambda: listed)
+    nodes = [{"Alive": True, "Resources": small}, {"Alive": False, "Resources": large}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
 
 
 def test_a_worker_that_fits_a_node_may_wait_for_it(nodes):
     placement.require_placeable(WorkerSettings(cpus=4, memory_gb=8))
 
 
-@pytest.mark.parametrize("asked", [{"cpus": 5}, {"gpus": 1}, {"memory_gb": 9}])
+@pytest.mark.parametrize("requested", [{"cpus": 5}, {"gpus": 1}, {"memory_gb": 9}])
 def test_a_worker_larger_than_every_node_is_refused_unless_there_is_an_autoscaler(
-    asked, nodes, monkeypatch, caplog
+    requested, nodes, monkeypatch, caplog
 ):
     monkeypatch.setattr(placement, "has_autoscaler", lambda: False)
-    with pytest.raises(ChiasmError) as told:
-        placement.require_placeable(WorkerSettings(**asked))
-    assert "found nodes with 4 cores, 0 accelerators, 8 GB, and no autoscaler" in str(told.value)
+    with pytest.raises(ChiasmError) as caught:
+        placement.require_placeable(WorkerSettings(**requested))
+    assert "found nodes with 4 cores, 0 accelerators, 8 GB, and no autoscaler" in str(caught.value)
     monkeypatch.setattr(placement, "has_autoscaler", lambda: True)
-    placement.require_placeable(WorkerSettings(**asked))
+    placement.require_placeable(WorkerSettings(**requested))
     assert "the nodes now there have 4 cores, 0 accelerators, 8 GB" in caplog.text
 
 
 @pytest.mark.parametrize(("types", "there"), [(["node_1", ""], False), (["node_1", "gpu"], True)])
 def test_nodes_of_a_type_of_their_own_are_those_of_no_autoscaler(types, there, monkeypatch):
-    listed = [SimpleNamespace(node_id="1", ray_node_type_name=name) for name in types]
-    status = SimpleNamespace(active_nodes=listed[:1], idle_nodes=listed[1:])
+    nodes = [SimpleNamespace(node_id="1", ray_node_type_name=name) for name in types]
+    status = SimpleNamespace(active_nodes=nodes[:1], idle_nodes=nodes[1:])
     monkeypatch.setattr(placement, "get_cluster_status", lambda address: status)
     context = SimpleNamespace(gcs_address="127.0.0.1:1")
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)

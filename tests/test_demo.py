@@ -25,15 +25,15 @@ def demo(tmp_path_factory, ray_session):
 
 def test_the_figures_have_the_promised_shape(demo):
     to, found = demo
-    told = json.loads(json.dumps(found.as_json()))
-    assert told["rows"] == 60
-    assert told["collection"] == str(to / "collection")
+    record = json.loads(json.dumps(found.as_json()))
+    assert record["rows"] == 60
+    assert record["collection"] == str(to / "collection")
     for direction, languages in (("text_to_image", {"en", "zh"}), ("image_to_text", {"en"})):
-        assert set(told["recall"][direction]) == languages
-        for recall in told["recall"][direction].values():
+        assert set(record["recall"][direction]) == languages
+        for recall in record["recall"][direction].values():
             assert set(recall) == {"r1", "r5", "r10"}
             assert 0 <= recall["r1"] <= recall["r5"] <= recall["r10"] <= 1
-    assert set(told["seconds"]) == {"shards", "embed", "index", "questions", "recall"}
+    assert set(record["seconds"]) == {"shards", "embed", "index", "questions", "recall"}
 
 
 def test_recall_is_what_brute_force_over_the_vectors_finds(demo):

@@ -65,9 +65,9 @@ def test_pandas_reads_the_vectors_and_duckdb_the_rest(tmp_path):
 
 
 def test_every_setting_is_told_with_its_default():
-    told = dict(re.findall(r"^\| `([\w.]+)` \| `([^`]*)` \|", OPERATIONS, re.MULTILINE))
-    assert sorted(told) == sorted(keys(Settings))
-    for key, default in told.items():
+    documented = dict(re.findall(r"^\| `([\w.]+)` \| `([^`]*)` \|", OPERATIONS, re.MULTILINE))
+    assert sorted(documented) == sorted(keys(Settings))
+    for key, default in documented.items():
         value: object = Settings()
         for part in key.split("."):
             value = getattr(value, part)

@@ -33,10 +33,10 @@ from chiasm.pipeline.timing import Stopwatch
 SMALL = EmbedSettings(batch=BatchSettings(size=4, decode_threads=2))
 
 
-def embed(path: Path, to: Path, how: EmbedSettings = SMALL, limit: int | None = None):
+def embed(path: Path, to: Path, settings: EmbedSettings = SMALL, limit: int | None = None):
     (shard,) = list_shards([str(path)])
     folder = Folder(str(to))
-    entry = embed_shard(shard, FakeEncoder(), folder, how, run_id="r1", limit=limit)
+    entry = embed_shard(shard, FakeEncoder(), folder, settings, run_id="r1", limit=limit)
     return shard, folder, entry
 
 
@@ -70,7 +70,7 @@ def test_every_sample_is_a_row_or_a_drop_and_vectors_stand_at_their_places(kinds
     shard, folder, entry = embed(mixed_shard(tmp / "a.tar", kinds), tmp / "c")
     kept = [number for number, kind in enumerate(kinds) if kind in "pit"]
     assert (entry.samples, entry.rows) == (len(kinds), len(kept))
-    assert [lost.key for lost in entry.dropped] == [
+    assert [drop.key for drop in entry.dropped] == [
         f"{number:04d}" for number, kind in enumerate(kinds) if kind in "be"
     ]
     assert read_entry(folder, shard.id).dropped == entry.dropped
@@ -109,9 +109,9 @@ def test_a_row_tells_where_its_picture_lies(tmp_path):
 @pytest.mark.parametrize("threads", [1, 4])
 def test_threads_change_no_byte(threads, tmp_path):
     path = make_shard(tmp_path / "a.tar", 30)
-    how = replace(SMALL, batch=replace(SMALL.batch, decode_threads=threads))
+    settings = replace(SMALL, batch=replace(SMALL.batch, decode_threads=threads))
     shard, folder, _ = embed(path, tmp_path / "one")
-    _, other, _ = embed(path, tmp_path / "other", how)
+    _, other, _ = embed(path, tmp_path / "other", settings)
     name = f"embeddings/{shard.id}.parquet"
     assert folder.read_bytes(name) == other.read_bytes(name)
 

@@ -25,18 +25,18 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 def embed(
     specs: list[Path], to: Path, *assignments: str, encoder: str = "fake", limit: int | None = None
 ) -> EmbedSummary:
-    listed = list_shards([str(spec) for spec in specs])
+    sources = list_shards([str(spec) for spec in specs])
     settings = compose(
         "laptop", ["batch.size=8", "workers.cpus=1", *assignments], {"encoder.name": encoder}
     )
-    return embed_shards(EmbedRequest(listed, str(to), settings, limit=limit))
+    return embed_shards(EmbedRequest(sources, str(to), settings, limit=limit))
 
 
 def test_progress_counts_every_sample_once(shards, tmp_path):
     seen: list[int] = []
     settings = compose("laptop", ["batch.size=8", "workers.cpus=1"], {"encoder.name": "fake"})
-    listed = list_shards([str(shard) for shard in shards])
-    request = EmbedRequest(listed, str(tmp_path / "c"), settings)
+    sources = list_shards([str(shard) for shard in shards])
+    request = EmbedRequest(sources, str(tmp_path / "c"), settings)
     embed_shards(request, lambda progress: seen.append(progress.samples))
     assert max(seen) <= 60 and seen == sorted(seen)
 
@@ -60,10 +60,12 @@ def test_a_report_of_the_shard_before_counts_for_nothing(shards):
 
 def test_shards_are_added_with_the_encoder_of_the_collection(shards, tmp_path):
     embed(shards[:1], tmp_path / "c", encoder="fake:other")
-    listed = list_shards([str(shard) for shard in shards])
+    sources = list_shards([str(shard) for shard in shards])
     lines: list[str] = []
     settings = compose("laptop", ["batch.size=8", "workers.cpus=1"])
-    summary = embed_shards(EmbedRequest(listed, str(tmp_path / "c"), settings), report=lines.append)
+    summary = embed_shards(
+        EmbedRequest(sources, str(tmp_path / "c"), settings), report=lines.append
+    )
     assert (summary.done, summary.skipped, lines) == (2, 1, [])
     files = embeddings(Folder(str(tmp_path / "c")))
     assert {file.footer.encoder for file in files} == {"fake:other"}
@@ -167,7 +169,7 @@ def test_losses_are_counted_and_above_the_limit_they_fail_the_run(tmp_path):
     assert embed([shard], tmp_path / "c", "max_loss=0.2").exit_code == 0
     folder = Folder(str(tmp_path / "c"))
     entry = read_entry(folder, list_shards([str(shard)])[0].id)
-    assert [lost.key for lost in entry.dropped] == ["00000008", "00000009"]
+    assert [drop.key for drop in entry.dropped] == ["00000008", "00000009"]
 
 
 def test_a_shard_that_kills_its_worker_each_time_is_quarantined_and_the_rest_is_done(

@@ -70,9 +70,9 @@ def test_the_fingerprint_is_that_of_any_copy(encoder, clip_copy):
     ],
 )
 def test_the_forms_of_older_checkpoints_mean_the_same(encoder, clip_copy, form):
-    told = json.loads((clip_copy / "preprocessor_config.json").read_text())
-    del told["image_processor_type"], told["size"]
-    (clip_copy / "preprocessor_config.json").write_text(json.dumps(told | form))
+    config = json.loads((clip_copy / "preprocessor_config.json").read_text())
+    del config["image_processor_type"], config["size"]
+    (clip_copy / "preprocessor_config.json").write_text(json.dumps(config | form))
     older = load_encoder(f"hf:{clip_copy}", FLOAT32)
     assert older.preprocessing == encoder.preprocessing
 
@@ -129,10 +129,10 @@ def test_importing_the_package_imports_no_model_library():
     [("config.json", False), ("config.json", True), ("preprocessor_config.json", True)],
 )
 def test_no_code_of_a_model_is_run(clip_copy, file, known, monkeypatch):
-    def asked(*_):
+    def refuse_input(*_):
         raise AssertionError("transformers asked at the terminal")
 
-    monkeypatch.setattr("builtins.input", asked)
+    monkeypatch.setattr("builtins.input", refuse_input)
     marker = clip_copy / "ran"
     (clip_copy / "evil.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Evil: pass\n")
     names = ("AutoConfig", "AutoModel", "AutoTokenizer", "AutoImageProcessor")
@@ -175,7 +175,7 @@ def overwritten(name, data):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (without("config.json"), "expected a model folder with config.json, found model.safet"),
         (without("model.safetensors"), "expected weights as model*.safetensors, found none;"),
@@ -195,17 +195,17 @@ def overwritten(name, data):
         ),
     ],
 )
-def test_a_bad_folder_gets_one_line(clip_copy, spoil, told):
+def test_a_bad_folder_gets_one_line(clip_copy, spoil, message):
     spoil(clip_copy)
     with pytest.raises(EncoderError) as caught:
         load_encoder(f"hf:{clip_copy}", FLOAT32)
     line = str(caught.value)
-    assert line.startswith(f"encoder hf:{clip_copy}: ") and told in line
+    assert line.startswith(f"encoder hf:{clip_copy}: ") and message in line
     assert "\n" not in line
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("hf:", "expected a folder or an id after the colon"),
         ("hf:/no/such/folder", "expected a model folder, found no such folder; check the path"),
@@ -215,42 +215,42 @@ def test_a_bad_folder_gets_one_line(clip_copy, spoil, told):
         ("hf:a/b/c", "an id reads owner/name"),
     ],
 )
-def test_a_bad_name_gets_one_line(name, told):
+def test_a_bad_name_gets_one_line(name, message):
     with pytest.raises(EncoderError) as caught:
         load_encoder(name, FLOAT32)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (hub_errors.LocalEntryNotFoundError("long\ntext"), "no answer from huggingface.co and no"),
         (OSError("\nConnection reset\nTraceback"), "from the hub: Connection reset; try again"),
     ],
 )
-def test_a_hub_that_does_not_answer_gets_one_line(monkeypatch, error, told):
+def test_a_hub_that_does_not_answer_gets_one_line(monkeypatch, error, message):
     def answer(*_, **__):
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
     with pytest.raises(EncoderError) as caught:
         load_encoder("hf:owner/name", FLOAT32)
-    assert str(caught.value).startswith("encoder hf:owner/name: ") and told in str(caught.value)
+    assert str(caught.value).startswith("encoder hf:owner/name: ") and message in str(caught.value)
 
 
 def test_an_id_is_fetched_at_its_revision_and_without_what_is_not_needed(
     monkeypatch, folder, encoder
 ):
-    asked = {}
+    requested = {}
 
     def answer(name, **arguments):
-        asked.update(arguments, name=name)
+        requested.update(arguments, name=name)
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
     fetched = load_encoder("hf:owner/name@refs/pr/3", FLOAT32)
     assert fetched.name == "hf:owner/name@refs/pr/3"
     assert fetched.fingerprint == encoder.fingerprint
-    assert (asked["name"], asked["revision"]) == ("owner/name", "refs/pr/3")
-    assert "model*.safetensors" in asked["allow_patterns"]
-    assert not [pattern for pattern in asked["allow_patterns"] if ".bin" in pattern]
+    assert (requested["name"], requested["revision"]) == ("owner/name", "refs/pr/3")
+    assert "model*.safetensors" in requested["allow_patterns"]
+    assert not [pattern for pattern in requested["allow_patterns"] if ".bin" in pattern]

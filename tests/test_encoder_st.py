@@ -166,9 +166,9 @@ def test_the_fingerprint_is_that_of_any_copy_and_sees_its_modules(saved, copy):
     (copy / "README.md").write_text("notes")
     before = load_encoder(f"st:{saved}", FLOAT32).fingerprint
     assert load_encoder(f"st:{copy}", FLOAT32).fingerprint == before
-    told = json.loads((copy / "config_sentence_transformers.json").read_text())
-    told |= {"prompts": {"query": "find: "}, "default_prompt_name": "query"}
-    (copy / "config_sentence_transformers.json").write_text(json.dumps(told))
+    config = json.loads((copy / "config_sentence_transformers.json").read_text())
+    config |= {"prompts": {"query": "find: "}, "default_prompt_name": "query"}
+    (copy / "config_sentence_transformers.json").write_text(json.dumps(config))
     prompted = load_encoder(f"st:{copy}", FLOAT32)
     assert prompted.fingerprint != before
     assert prompted.preprocessing["text"] == {"prompt": "find: "}
@@ -202,9 +202,9 @@ def test_a_model_for_texts_alone_is_refused(tmp_path):
 def test_no_code_of_a_model_is_run(copy):
     marker = copy / "ran"
     (copy / "evil.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Evil: pass\n")
-    listed = json.loads((copy / "modules.json").read_text())
-    listed[0]["type"] = "evil.Evil"
-    (copy / "modules.json").write_text(json.dumps(listed))
+    modules = json.loads((copy / "modules.json").read_text())
+    modules[0]["type"] = "evil.Evil"
+    (copy / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(EncoderError, match="expected a SentenceTransformer that can be loaded"):
         load_encoder(f"st:{copy}", FLOAT32)
     assert not marker.exists()
@@ -222,7 +222,7 @@ def lose_a_layer(folder):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (pickle_a_part, "found 1_Dense/pytorch_model.bin alone, a pickle, which is never read"),
         (lose_a_layer, "expected all weights of the model, found none for text_model.encoder.la"),
@@ -233,10 +233,10 @@ def lose_a_layer(folder):
         (shutil.rmtree, "expected a model folder, found no such folder; check the path"),
     ],
 )
-def test_a_bad_folder_gets_one_line(copy, spoil, told):
+def test_a_bad_folder_gets_one_line(copy, spoil, message):
     spoil(copy)
     with pytest.raises(EncoderError) as caught:
         load_encoder(f"st:{copy}", FLOAT32)
     line = str(caught.value)
-    assert line.startswith(f"encoder st:{copy}: ") and told in line
+    assert line.startswith(f"encoder st:{copy}: ") and message in line
     assert "\n" not in line

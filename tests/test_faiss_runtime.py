@@ -72,9 +72,9 @@ def test_without_faiss_the_error_names_both_extras(monkeypatch):
         return real(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", none_there)
-    with pytest.raises(ChiasmError) as told:
+    with pytest.raises(ChiasmError) as caught:
         faiss_runtime.load_faiss.__wrapped__()
-    assert str(told.value) == (
+    assert str(caught.value) == (
         "the package faiss: expected faiss-cpu or faiss-gpu-cuvs, exactly one of them, found No "
         "module named 'faiss'; pip install 'chiasm[cpu]', or 'chiasm[gpu]' on a machine with CUDA"
     )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import make_shard
 from fake_encoder import FakeEncoder
+from shard_scores import score_shard
 
 from chiasm.jobs.config import compose
 from chiasm.jobs.filter_shards import FilterRequest, filter_shards
@@ -17,7 +18,6 @@ from chiasm.pipeline.caption_filter import (
     Filtered,
     FilterSettings,
     LogitCounts,
-    score_shard,
     write_filtered,
 )
 from chiasm.pipeline.errors import EncoderError
@@ -31,11 +31,11 @@ class Judge(FakeEncoder):
 
     def __init__(self):
         super().__init__()
-        self.asked = 0
+        self.pairs_scored = 0
 
     def match(self, a, b, pairs):
         (_, texts) = b
-        self.asked += len(pairs)
+        self.pairs_scored += len(pairs)
         return np.array([float(texts[j].split()[-1]) for _, j in pairs], np.float32)
 
 
@@ -100,10 +100,10 @@ def test_marked_samples_keep_everything(samples, tmp_path):
     shard = tar_of(tmp_path / "s.tar", samples)
     left, counts = filtered(shard, tmp_path, flag=True, threshold=1.5)
     assert list(left) == list(samples) and counts.left_out == 0 and counts.noisy == 4
-    told = json.loads(left["some"]["json"])
-    assert told["captions"] == json.loads(samples["some"]["json"])["captions"]
-    assert [m["noisy"] for m in told["match"]] == [True, True, True, False]
-    assert [m["logit"] for m in told["match"]] == [-3, 1, -1, 4]
+    record = json.loads(left["some"]["json"])
+    assert record["captions"] == json.loads(samples["some"]["json"])["captions"]
+    assert [m["noisy"] for m in record["match"]] == [True, True, True, False]
+    assert [m["logit"] for m in record["match"]] == [-3, 1, -1, 4]
     assert json.loads(left["good"].pop("match.json")) == [
         {"caption": "odds 2", "logit": 2.0, "noisy": False}
     ]
@@ -114,15 +114,15 @@ def test_what_was_scored_is_not_scored_again(samples, tmp_path):
     shard = tar_of(tmp_path / "s.tar", samples)
     folder, judge, settings = Folder(str(tmp_path / "to")), Judge(), ReadSettings()
     first = score_shard(shard, judge, settings, folder, "run")
-    asked = judge.asked
-    assert asked == 3 and score_shard(shard, judge, settings, folder, "run") == first
-    assert judge.asked == asked
+    scored = judge.pairs_scored
+    assert scored == 3 and score_shard(shard, judge, settings, folder, "run") == first
+    assert judge.pairs_scored == scored
     other = ReadSettings(caption_field="captions")
     assert len(score_shard(shard, judge, other, folder, "run")[2].logits) == 4
-    assert judge.asked == asked + 6
+    assert judge.pairs_scored == scored + 6
     judge.fingerprint = "another"
     score_shard(shard, judge, other, folder, "run")
-    assert judge.asked == asked + 12
+    assert judge.pairs_scored == scored + 12
 
 
 def test_a_share_is_a_threshold(samples, tmp_path):
@@ -176,11 +176,11 @@ def test_scores_of_another_decoding_are_made_anew(samples, tmp_path):
 
 
 def test_scores_and_shards_are_the_same_on_ray(shards, tmp_path, ray_session):
-    listed = list_shards([str(shard) for shard in shards])
+    sources = list_shards([str(shard) for shard in shards])
     summaries = []
     for name, assignments in (("here", []), ("ray", ["workers.count=2", "workers.cpus=1"])):
         settings = compose("laptop", [*assignments, "filter.drop=0.4"])
-        request = FilterRequest(listed, str(tmp_path / name), "fake:matcher", settings)
+        request = FilterRequest(sources, str(tmp_path / name), "fake:matcher", settings)
         assert request.on_ray == (name == "ray")
         summaries.append(filter_shards(request))
     assert summaries[0] == summaries[1] and summaries[0].counts.captions == 60
@@ -192,9 +192,9 @@ def test_scores_and_shards_are_the_same_on_ray(shards, tmp_path, ray_session):
 
 
 def test_a_model_that_cannot_be_loaded_ends_a_filter_on_ray(shards, tmp_path, ray_session):
-    listed = list_shards([str(shard) for shard in shards])
+    sources = list_shards([str(shard) for shard in shards])
     settings = compose("laptop", ["workers.count=2", "workers.cpus=1"])
-    request = FilterRequest(listed, str(tmp_path / "to"), f"pocket:{tmp_path}", settings)
+    request = FilterRequest(sources, str(tmp_path / "to"), f"pocket:{tmp_path}", settings)
     with pytest.raises(EncoderError):
         filter_shards(request)
 
@@ -222,8 +222,8 @@ def test_the_folder_of_the_shards_is_no_target(tmp_path, chiasm):
 def test_a_filter_that_is_stopped_goes_on_from_its_scores(tmp_path):
     first = make_shard(tmp_path / "first.tar", 6)
     second = make_shard(tmp_path / "second.tar", 6, seed=1)
-    listed = list_shards([str(first), str(second)])
-    request = FilterRequest(listed, str(tmp_path / "to"), "fake:matcher", compose("laptop"))
+    sources = list_shards([str(first), str(second)])
+    request = FilterRequest(sources, str(tmp_path / "to"), "fake:matcher", compose("laptop"))
 
     def stop(line: str) -> None:
         raise KeyboardInterrupt
@@ -236,7 +236,7 @@ def test_a_filter_that_is_stopped_goes_on_from_its_scores(tmp_path):
     assert scores.stat().st_mtime_ns == made
     left = sorted(path.name for path in (tmp_path / "to").iterdir() if path.is_file())
     assert left == sorted(
-        f"{shard.id}.{end}" for shard in listed for end in ("scores.jsonl", "tar")
+        f"{shard.id}.{end}" for shard in sources for end in ("scores.jsonl", "tar")
     )
 
 
@@ -258,8 +258,8 @@ def test_at_the_prompt(chiasm, tmp_path):
         "--drop", 0.5, "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert (told["captions"], told["noisy"], told["left_out"]) == (6, 3, 3)
+    record = json.loads(done.stdout)
+    assert (record["captions"], record["noisy"], record["left_out"]) == (6, 3, 3)
     again = chiasm(
         "filter", tmp_path / "s.tar", "--to", tmp_path / "to", "--encoder", "fake:matcher",
         "--threshold", -100,
@@ -274,12 +274,12 @@ def test_a_shard_that_is_cut_is_counted_and_told(tmp_path, samples, chiasm):
     whole = (tmp_path / "in.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2 - 100])
     cut = list_shards([str(tmp_path / "cut.tar")], None)[0]
-    folder, how = Folder(str(tmp_path / "out")), ReadSettings(caption_field="captions")
-    settings = FilterSettings(read=how)
+    folder, read_settings = Folder(str(tmp_path / "out")), ReadSettings(caption_field="captions")
+    settings = FilterSettings(read=read_settings)
     for each, damaged in ((shard, 0), (cut, 1)):
-        scores = score_shard(each, Judge(), how, folder, "run")
+        scores = score_shard(each, Judge(), read_settings, folder, "run")
         assert write_filtered(each, scores, settings, folder, "run").damaged == damaged
-    told = chiasm(
+    ran = chiasm(
         "filter", tmp_path / "cut.tar", "--to", tmp_path / "new", "--encoder", "pocket", "--flag"
     )
-    assert told.returncode == 1 and "1 of 1 shards: expected whole tar files" in told.stderr
+    assert ran.returncode == 1 and "1 of 1 shards: expected whole tar files" in ran.stderr

@@ -67,7 +67,7 @@ def test_any_vision_tower_will_do(tmp_path, towers):
 def test_a_text_model_without_words_is_read_by_its_vector(tmp_path):
     """Averaged word vectors: no tokens to look at one by one, no ids to take for evidence."""
     tower = TextTower(str(tiny_towers.static_text_folder(tmp_path)), CPU)
-    told = tower(["red and blue", "pink"])
-    assert told.tokens.shape == (2, 1, 32) and torch.equal(told.tokens[:, 0], told.pooled)
-    assert told.mask.all() and told.ids == [[], []]
-    assert not torch.allclose(told.pooled[0], told.pooled[1])
+    encoded = tower(["red and blue", "pink"])
+    assert encoded.tokens.shape == (2, 1, 32) and torch.equal(encoded.tokens[:, 0], encoded.pooled)
+    assert encoded.mask.all() and encoded.ids == [[], []]
+    assert not torch.allclose(encoded.pooled[0], encoded.pooled[1])

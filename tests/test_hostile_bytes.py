@@ -57,9 +57,9 @@ def check_cut(read, dialect: str, cut: int) -> None:
         return
     marked = cut >= -(-ends(dialect)[-1] // 512) * 512 + 512  # one block of zeros is a mark
     assert [item for item in items if isinstance(item, Sample)] == whole[:kept], cut
-    lost = [item for item in items if isinstance(item, Dropped)]
-    assert [(item.stage, item.reason) for item in lost] == [("read", "truncated")] * (not marked)
-    assert len(items) == kept + len(lost) and (not lost or items[-1] is lost[0])
+    drops = [item for item in items if isinstance(item, Dropped)]
+    assert [(item.stage, item.reason) for item in drops] == [("read", "truncated")] * (not marked)
+    assert len(items) == kept + len(drops) and (not drops or items[-1] is drops[0])
 
 
 @pytest.mark.parametrize("dialect", WHOLE)

@@ -125,9 +125,9 @@ def test_text_without_a_picture_is_a_row_or_a_drop(made, key):
     if caption is not None:
         assert rows[f"a {key}"]["caption"] == caption and rows[f"a {key}"]["image"] is None
         return
-    [lost] = [lost for lost in entry.dropped if lost.key == f"a {key}"]
+    [drop] = [drop for drop in entry.dropped if drop.key == f"a {key}"]
     large = "member_too_large" in notes
-    assert (lost.stage, lost.reason) == ("read", "member_too_large" if large else "empty")
+    assert (drop.stage, drop.reason) == ("read", "member_too_large" if large else "empty")
 
 
 @pytest.mark.parametrize("key", JSONS)
@@ -178,7 +178,7 @@ def test_a_lone_surrogate_in_a_caption_is_replaced(tmp_path):
     entry, rows = embedded(tmp_path, texts)
     assert rows["a"]["captions"] == ["a?b"]
     assert rows["b"]["captions"] == ["?", "ok", "\N{GRINNING FACE}"]
-    assert [(lost.key, lost.reason) for lost in entry.dropped] == [("c", "empty"), ("d", "empty")]
+    assert [(drop.key, drop.reason) for drop in entry.dropped] == [("c", "empty"), ("d", "empty")]
 
 
 values = st.recursive(

@@ -51,8 +51,8 @@ def padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % 512)
 
 
-def by_hand(*members: tuple[str, bytes], **how: bytes) -> bytes:
-    return b"".join(header(name, len(data), **how) + padded(data) for name, data in members)
+def by_hand(*members: tuple[str, bytes], **fields: bytes) -> bytes:
+    return b"".join(header(name, len(data), **fields) + padded(data) for name, data in members)
 
 
 END = bytes(1024)
@@ -80,10 +80,10 @@ DIALECTS = {
 def read(tmp_path):
     """read(bytes of a shard) -> all that read_samples yields."""
 
-    def run(data: bytes, how: ReadSettings = ReadSettings()):  # noqa: B008  frozen
+    def run(data: bytes, settings: ReadSettings = ReadSettings()):  # noqa: B008  frozen
         (tmp_path / "a.tar").write_bytes(data)
         [shard] = list_shards([str(tmp_path / "a.tar")])
-        items = list(read_samples(shard, how))
+        items = list(read_samples(shard, settings))
         assert {i.reason for i in items if isinstance(i, Dropped)} <= set(DROP_REASONS)
         assert {i.reason for i in items if isinstance(i, Note)} <= set(NOTE_REASONS)
         assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]  # nothing is extracted
@@ -98,9 +98,10 @@ def read(tmp_path):
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_every_dialect_gives_the_same_samples(read, dialect):
     items = read(DIALECTS[dialect])
-    told = dict(MEMBERS)
+    contents = dict(MEMBERS)
     assert [(s.key, s.picture, s.captions[0]) for s in items] == [
-        (f"d/{n}", told[f"d/{n}.jpg"], told[f"d/{n}.txt"].decode().strip()) for n in range(3)
+        (f"d/{n}", contents[f"d/{n}.jpg"], contents[f"d/{n}.txt"].decode().strip())
+        for n in range(3)
     ]
     for one in items:
         place = one.sources["image"].place
@@ -110,8 +111,8 @@ def test_every_dialect_gives_the_same_samples(read, dialect):
 def gnu_tar(folder, *arguments: str) -> bytes:
     """What the program writes of a folder; skips where there is none."""
     program = shutil.which("tar")
-    told = program and subprocess.run([program, "--version"], capture_output=True, text=True)
-    if not told or "GNU tar" not in told.stdout:
+    version = program and subprocess.run([program, "--version"], capture_output=True, text=True)
+    if not version or "GNU tar" not in version.stdout:
         pytest.skip("no GNU tar on this machine")
     command = [program, "-c", "-C", folder, "--sort=name", *arguments, "."]
     return subprocess.run(command, capture_output=True, check=True).stdout
@@ -123,9 +124,9 @@ def test_what_gnu_tar_writes_is_read(read, tmp_path_factory, form):
     for name, data in MEMBERS:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
-    told = dict(MEMBERS)
+    contents = dict(MEMBERS)
     found = [(s.key, s.picture) for s in read(gnu_tar(folder, f"--format={form}"))]
-    assert found == [(f"./d/{n}", told[f"d/{n}.jpg"]) for n in range(3)]
+    assert found == [(f"./d/{n}", contents[f"d/{n}.jpg"]) for n in range(3)]
 
 
 # --- what is no file ------------------------------------------------------------------------------
@@ -227,7 +228,7 @@ def test_interleaved_keys_are_groups_of_neighbours(read):
 
 
 @pytest.mark.parametrize(
-    "how",
+    "options",
     [
         ("--format=gnu",),
         ("--format=posix", "--sparse-version=0.0"),
@@ -235,7 +236,7 @@ def test_interleaved_keys_are_groups_of_neighbours(read):
         ("--format=posix", "--sparse-version=1.0"),
     ],
 )
-def test_sparse_files_are_read_whole(read, tmp_path_factory, how):
+def test_sparse_files_are_read_whole(read, tmp_path_factory, options):
     folder = tmp_path_factory.mktemp("sparse")
     with open(folder / "a.jpg", "wb") as file:
         for piece in range(30):  # more than fit into one header
@@ -243,7 +244,7 @@ def test_sparse_files_are_read_whole(read, tmp_path_factory, how):
             file.write(bytes([piece + 1]) * 5000)
         file.truncate(2_000_000)
     (folder / "b.jpg").write_bytes(b"B")
-    data = gnu_tar(folder, "--sparse", *how)
+    data = gnu_tar(folder, "--sparse", *options)
     if len(data) > 1_000_000:
         pytest.skip("the file system makes no holes")
     first, second = samples(read(data))
@@ -283,8 +284,8 @@ def test_an_endless_map_of_pieces_is_refused(read):
     block[482], block[148:156] = 1, b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
     more = (b"%011o\0%011o\0" % (1, 1)) * 21 + b"\1" + bytes(7)
-    [lost] = read(bytes(block) + more * 5000)
-    assert lost == Dropped(
+    [drop] = read(bytes(block) + more * 5000)
+    assert drop == Dropped(
         "", "read", "damaged", f"more than {MAX_HEADER} bytes of headers for one member"
     )
     assert dropped(read(bytes(block) + more * 3)) == [("", "truncated")]
@@ -310,8 +311,8 @@ def test_a_long_extended_header_is_read_up_to_the_limit(read, kind):
     """64 KB, all headers of a member together; a longer one is damage, with what it is."""
     before, after = by_hand(*PAIR), by_hand(("b.jpg", b"B"), ("b.txt", b"two")) + END
     name = b"d/" * 4000 + b"long.jpg"
-    told = {b"x": record(b"path", name), b"L": name + b"\0", b"K": name + b"\0"}
-    fits = extended(kind, told.get(kind, record(b"comment", name)))
+    payloads = {b"x": record(b"path", name), b"L": name + b"\0", b"K": name + b"\0"}
+    fits = extended(kind, payloads.get(kind, record(b"comment", name)))
     renamed = [name.decode()[:-4]] if kind in (b"x", b"L") else []
     assert [s.key for s in samples(read(before + fits + after))] == ["a", *renamed, "b"]
     for size in (MAX_HEADER + 1, 1 << 20):
@@ -324,7 +325,7 @@ def test_a_long_extended_header_is_read_up_to_the_limit(read, kind):
 def test_headers_that_would_cost_memory_or_hours_are_refused(read):
     before, after = by_hand(*PAIR), by_hand(("b.jpg", b"B"), ("b.txt", b"two")) + END
     many = [extended(b"g", record(b"k%d" % n, b"v" * 900)) for n in range(100)]
-    for headers, told in (
+    for headers, detail in (
         (b"".join(many[:30]), "more than 16384 bytes of global headers"),
         (extended(b"x", b"1" * 60_000), "a pax header with a number of 1000 digits"),
         (extended(b"x", record(b"path", b"p.jpg")) * 200, "bytes of headers for one member"),
@@ -333,7 +334,7 @@ def test_headers_that_would_cost_memory_or_hours_are_refused(read):
     ):
         items = read(before + headers + after)
         assert [s.key for s in samples(items)] == ["a"]
-        assert dropped(items) == [("", "damaged")] and items[-1].detail.endswith(told)
+        assert dropped(items) == [("", "damaged")] and items[-1].detail.endswith(detail)
     few = samples(read(before + b"".join(many[:5]) + after))
     assert [s.key for s in few] == ["a", "b"]
 
@@ -379,8 +380,8 @@ def test_a_million_members_of_one_sample_are_told_in_few_notes(read, monkeypatch
     late = by_hand(("b.txt", b"two"), *[("a.jpg", b"C")] * 150)
     items = read(same + others + late + END)
     assert [(s.key, s.picture) for s in samples(items)] == [("a", b"A"), ("b", None)]
-    told = notes(items)
-    assert told.count(("a", "duplicate_member")) == 100 == told.count(("a", "late_member"))
+    found = notes(items)
+    assert found.count(("a", "duplicate_member")) == 100 == found.count(("a", "late_member"))
     assert [n for n in items if isinstance(n, Note) and n.reason == "many_notes"] == [
         Note("a", "many_notes", "50"),
         Note("", "many_notes", "50"),
@@ -439,5 +440,5 @@ def test_a_header_says_what_tarfile_makes_of_it(name, size, form, kind, flip):
             Header.frombuf(block, "utf-8", "backslashreplace")
         return
     found = Header.frombuf(block, "utf-8", "backslashreplace")
-    told = operator.attrgetter("name", "size", "type", "linkname", "sparse")
-    assert told(found) == told(expected)
+    fields = operator.attrgetter("name", "size", "type", "linkname", "sparse")
+    assert fields(found) == fields(expected)

@@ -125,9 +125,9 @@ def test_a_broken_connection_goes_on_where_it_broke(with_ranges):
         start = stream.read(10)
         with_ranges.faults = Faults(once=[("range", "cut"), ("range", "truncated")])
         assert start + stream.read() == LONG
-    asked = Counter(with_ranges.ranges)
-    assert sorted(asked.values()) == [1] * 12 + [2] * 2
-    assert asked["bytes=0-999"] == 1, "what was read before is not asked for again"
+    requested = Counter(with_ranges.ranges)
+    assert sorted(requested.values()) == [1] * 12 + [2] * 2
+    assert requested["bytes=0-999"] == 1, "what was read before is not asked for again"
 
 
 def test_faults_at_random_change_no_byte(with_ranges):
@@ -182,8 +182,8 @@ def test_nobody_on_the_way_unpacks_a_file(with_ranges):
     with_ranges.answer.files["/a.tar.gz"] = packed
     [shard] = list_shards([f"{with_ranges.url}/a.tar.gz"])
     assert [item.key for item in read_samples(shard, ReadSettings())] == ["a", "b"]
-    asked = {request.headers["accept-encoding"] for request in with_ranges.answer.asked}
-    assert asked == {"identity"}
+    encodings = {request.headers["accept-encoding"] for request in with_ranges.answer.requests}
+    assert encodings == {"identity"}
 
 
 def test_redirects_are_followed(with_ranges):
@@ -198,9 +198,9 @@ def test_ranges_of_names_are_expanded_and_what_needs_a_listing_is_refused(server
     shards = list_shards([f"{server.url}/{{0..1}}.tar"])
     assert [shard.url for shard in shards] == [f"{server.url}/0.tar", f"{server.url}/1.tar"]
     for spec in ("/*.tar", "/data/", "/[01].tar"):
-        with pytest.raises(UsageError) as told:
+        with pytest.raises(UsageError) as caught:
             list_shards([server.url + spec])
-        assert str(told.value) == (
+        assert str(caught.value) == (
             f"{server.url}{spec}: expected the URL of a file, or a range such as {{00000..00012}},"
             " found a folder or a pattern, and http:// has no listing"
         )
@@ -214,7 +214,7 @@ def test_the_query_belongs_to_the_url_and_not_to_the_name(with_ranges):
     [one], [two] = (list_shards([f"{with_ranges.url}/a.tar?version={v}"]) for v in (1, 2))
     assert one.id.startswith("a-") and two.id.startswith("a-") and one.id != two.id
     assert [item.key for item in read_samples(two, ReadSettings())] == ["a", "b"]
-    assert with_ranges.answer.asked[-1].path == "/a.tar?version=2"
+    assert with_ranges.answer.requests[-1].path == "/a.tar?version=2"
 
 
 def test_one_place_has_one_url():
@@ -227,7 +227,7 @@ def test_one_place_has_one_url():
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("http://ann:hush@host/a.tar", "http://host/a.tar: {}put them into ~/.netrc"),
         ("http://hush@host/a.tar?b=c", "http://host/a.tar: {}put them into ~/.netrc"),
@@ -240,8 +240,8 @@ def test_one_place_has_one_url():
         ),
     ],
 )
-def test_a_url_with_credentials_is_refused_before_it_is_written_anywhere(url, told):
-    expected = told.format(
+def test_a_url_with_credentials_is_refused_before_it_is_written_anywhere(url, message):
+    expected = message.format(
         "expected a URL that may be written into ledgers, found credentials in it; "
     )
     with pytest.raises(UsageError) as refused:
@@ -256,9 +256,9 @@ def test_a_query_that_says_no_password_is_taken():
 
 @pytest.mark.parametrize("url", ["http://[x/a.tar", "http://ann:hush@[x/a.tar?token=hush"])
 def test_what_is_no_url_is_told_in_one_line(url):
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as caught:
         list_shards([url])
-    assert str(told.value) == (
+    assert str(caught.value) == (
         "http://[x/a.tar: expected http://host/path, found no URL (Invalid IPv6 URL)"
     )
 
@@ -269,11 +269,11 @@ def test_what_netrc_holds_is_sent_and_never_told(with_ranges, tmp_path, monkeypa
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
     assert read(f"{with_ranges.url}/long") == LONG
-    assert with_ranges.answer.asked[0].headers["authorization"].startswith("Basic ")
+    assert with_ranges.answer.requests[0].headers["authorization"].startswith("Basic ")
     with_ranges.faults = Faults(always={"range": "403"})
-    with pytest.raises(SourceError) as told:
+    with pytest.raises(SourceError) as caught:
         list_shards([f"{with_ranges.url}/a.tar"])
-    assert str(told.value) == (
+    assert str(caught.value) == (
         f"{with_ranges.url}/a.tar: expected a file to read, found 403 Forbidden;"
         " check ~/.netrc and the URL (docs/operations.md)"
     )
@@ -284,9 +284,9 @@ def test_a_redirect_to_a_signed_url_does_not_tell_its_signature(with_ranges, mon
     with_ranges.answer.redirects["/a"] = "http://ann:hush@127.0.0.1:1/a?X-Amz-Signature=hush"
     with_ranges.answer.redirects["/b"] = "ftp://ann:hush@127.0.0.1/a?X-Amz-Signature=hush"
     for path in "ab":
-        with pytest.raises(SourceError) as told:
+        with pytest.raises(SourceError) as caught:
             stat(f"{with_ranges.url}/{path}")
-        assert "hush" not in str(told.value)
+        assert "hush" not in str(caught.value)
 
 
 def test_what_would_be_met_again_is_not_tried_again(with_ranges):

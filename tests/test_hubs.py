@@ -12,9 +12,9 @@ def unit(rows):
     return torch.nn.functional.normalize(rows, dim=-1)
 
 
-def hubs_of(asked):
-    hubs = HubnessReduction(*asked.shape)
-    hubs.query_bank.data.copy_(asked)
+def hubs_of(bank):
+    hubs = HubnessReduction(*bank.shape)
+    hubs.query_bank.data.copy_(bank)
     return hubs
 
 
@@ -22,12 +22,12 @@ def hubs_of(asked):
 def test_likeness_to_a_query_is_divided_by_nearness_to_what_is_asked(power):
     torch.manual_seed(0)
     common = torch.randn(16)
-    asked, joint, queries = (unit(common + torch.randn(n, 16)) for n in (50, 30, 20))
-    found = hubs_of(asked)(joint, power)
+    bank, joint, queries = (unit(common + torch.randn(n, 16)) for n in (50, 30, 20))
+    found = hubs_of(bank)(joint, power)
     assert torch.allclose(found.norm(dim=1), torch.ones(30), atol=1e-6)
     scores = torch.nn.functional.pad(queries, (0, 1)) @ found.T
     near = torch.stack(
-        [(asked @ each).sort(descending=True)[0][1 : NEAREST + 1].mean() for each in joint]
+        [(bank @ each).sort(descending=True)[0][1 : NEAREST + 1].mean() for each in joint]
     )
     divided = queries @ joint.T * (NEAR / near.clamp(min=NEAR)) ** power
     assert torch.allclose(scores, divided, atol=1e-6)
@@ -35,8 +35,8 @@ def test_likeness_to_a_query_is_divided_by_nearness_to_what_is_asked(power):
 
 
 def test_what_lies_near_nothing_keeps_its_length_and_few_captions_will_do():
-    asked = torch.eye(8)[:3]
-    found = hubs_of(asked)(torch.eye(8)[5:], 0.5)
+    bank = torch.eye(8)[:3]
+    found = hubs_of(bank)(torch.eye(8)[5:], 0.5)
     assert torch.equal(found[:, :-1], torch.eye(8)[5:]) and not found[:, -1].any()
 
 

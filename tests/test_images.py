@@ -27,18 +27,18 @@ def encode(image: Image.Image, form: str = "PNG", **options) -> bytes:
     return out.getvalue()
 
 
-def pixels(data: bytes, how: DecodeSettings = FULL, target: int | None = None) -> np.ndarray:
-    picture = decode(data, how, target)
+def pixels(data: bytes, settings: DecodeSettings = FULL, target: int | None = None) -> np.ndarray:
+    picture = decode(data, settings, target)
     assert picture.image.mode == "RGB"
     return np.asarray(picture.image)
 
 
-def reason(data: bytes, how: DecodeSettings = FULL, target: int | None = None) -> str:
-    with pytest.raises(Undecodable) as told:
-        decode(data, how, target)
-    assert told.value.reason in REASONS
-    assert " at 0x" not in told.value.detail  # the same bytes, the same words
-    return told.value.reason
+def reason(data: bytes, settings: DecodeSettings = FULL, target: int | None = None) -> str:
+    with pytest.raises(Undecodable) as caught:
+        decode(data, settings, target)
+    assert caught.value.reason in REASONS
+    assert " at 0x" not in caught.value.detail  # the same bytes, the same words
+    return caught.value.reason
 
 
 @pytest.fixture(scope="module")
@@ -253,8 +253,8 @@ def test_whatever_the_bytes_nothing_else_is_raised(photo, form):
                 broken[chance.randrange(min(len(broken), 400))] = chance.randrange(256)
         try:
             outcomes.add(pixels(bytes(broken), DecodeSettings(max_megapixels=1), 8).shape[2])
-        except Undecodable as lost:
-            outcomes.add(lost.reason)
+        except Undecodable as failure:
+            outcomes.add(failure.reason)
     assert outcomes <= {3, *REASONS} and len(outcomes) > 1
 
 
@@ -278,8 +278,8 @@ def test_scaled_decoding_keeps_twice_the_side_that_is_needed():
         picture = decode(data, FULL, target)
         assert picture.image.size == size and min(size) >= 2 * target
         assert (picture.width, picture.height) == (1600, 1200)
-    for how, target in ((FULL, 301), (FULL, None), (DecodeSettings(scaled=False), 64)):
-        assert decode(data, how, target).image.size == (1600, 1200)
+    for decode_settings, target in ((FULL, 301), (FULL, None), (DecodeSettings(scaled=False), 64)):
+        assert decode(data, decode_settings, target).image.size == (1600, 1200)
 
 
 def test_scaled_decoding_changes_less_than_another_filter_would():
@@ -288,8 +288,8 @@ def test_scaled_decoding_changes_less_than_another_filter_would():
     photo = rough.resize((1600, 1200), Image.Resampling.BICUBIC)
     data = encode(photo, "JPEG", quality=90)
 
-    def seen(image, how):
-        return np.asarray(image.resize((100, 75), how), np.float32)
+    def seen(image, resample):
+        return np.asarray(image.resize((100, 75), resample), np.float32)
 
     whole = decode(data, DecodeSettings(scaled=False), 75).image
     scaled = decode(data, FULL, 75).image

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from conftest import environment
 from fake_encoder import FakeEncoder
+from overlap import overlap_at
 from tiny_collection import add_shard, make_collection, unit_rows
 
 from chiasm.index import IndexSettings, Query, build_index, open_collection
@@ -20,7 +21,6 @@ from chiasm.index.query import search
 from chiasm.index.segments import open_current
 from chiasm.pipeline.collection import Identity, create_or_check, embeddings
 from chiasm.pipeline.errors import CollectionError, UsageError
-from chiasm.pipeline.metrics import overlap_at
 from chiasm.pipeline.records import COLUMNS
 from chiasm.pipeline.storage import Folder
 

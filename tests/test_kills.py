@@ -46,8 +46,8 @@ def undisturbed(slow_shards, tmp_path_factory) -> tuple[dict[str, bytes], float]
     to = tmp_path_factory.mktemp("undisturbed")
     began = time.monotonic()
     process = start(slow_shards, to)
-    told, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, told
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
     return contents(to), time.monotonic() - began
 
 
@@ -70,8 +70,8 @@ def test_killed_at_random_moments_and_rerun_at_once_the_bytes_are_the_same(
         process.communicate()
         moments.append(round(moment, 2))
     last = start(slow_shards, tmp_path)
-    told, _ = last.communicate(timeout=120)
-    assert last.returncode == 0, (moments, told)
+    output, _ = last.communicate(timeout=120)
+    assert last.returncode == 0, (moments, output)
     assert contents(tmp_path) == expected, moments
     assert temporaries(tmp_path) == [], moments
 
@@ -93,9 +93,9 @@ def test_a_run_that_is_asked_to_stop_stops_cleanly(signum, code, send, tmp_path)
     process = start(shards, to)
     until(lambda: contents(to) or process.poll() is not None, 140)  # Ray may be started twice
     send(process.pid, signum)
-    told, _ = process.communicate(timeout=120)
-    assert process.returncode == code, told
-    assert told.splitlines()[-1] == "chiasm: stopped; run the same command again to go on"
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == code, output
+    assert output.splitlines()[-1] == "chiasm: stopped; run the same command again to go on"
     assert len(contents(to)) == 1, "it was stopped in the middle"
     assert temporaries(to) == []
     stopped.touch()
@@ -114,9 +114,9 @@ def test_asked_to_stop_while_ray_starts_it_says_so_and_leaves_nothing(
     time.sleep(moment)
     started = ours.children(True)
     process.send_signal(signal.SIGTERM)
-    told, _ = process.communicate(timeout=100)
-    assert process.returncode == 143, told
-    assert told.splitlines()[-1] == "chiasm: stopped; run the same command again to go on"
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 143, output
+    assert output.splitlines()[-1] == "chiasm: stopped; run the same command again to go on"
     assert temporaries(tmp_path) == []
     _, alive = psutil.wait_procs(started, timeout=30)
     assert alive == []

@@ -38,8 +38,8 @@ def test_the_bytes_are_those_of_the_workers_on_ray(shards, tmp_path, ray_session
     assert (summary.samples, summary.rows, summary.done, summary.failed) == (60, 60, 3, [])
     assert summary_error(summary) is None and summary.pairs_per_second > 0
     settings = compose("laptop", ["batch.size=8", "workers.cpus=1"], {"encoder.name": "fake"})
-    listed = list_shards([str(shard) for shard in shards])
-    embed_shards(EmbedRequest(listed, str(tmp_path / "ray"), settings))
+    sources = list_shards([str(shard) for shard in shards])
+    embed_shards(EmbedRequest(sources, str(tmp_path / "ray"), settings))
     assert contents(tmp_path / "here") == contents(tmp_path / "ray")
 
 

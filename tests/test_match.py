@@ -61,8 +61,8 @@ def test_pairs_are_fused_and_matched_as_the_network_does(folder, encoder, pixels
     image = network.image_modality(torch.from_numpy(np.stack(pixels)))
     with torch.inference_mode():
         joint, logits = network.fuse(text, image).joint, network.match(text, image).logit
-    told = encode_joint(encoder, pixels, TEXTS)
-    np.testing.assert_allclose(told, joint.numpy(), atol=1e-5)
+    encoded = encode_joint(encoder, pixels, TEXTS)
+    np.testing.assert_allclose(encoded, joint.numpy(), atol=1e-5)
     np.testing.assert_allclose(match_rows(encoder, pixels, TEXTS), logits.numpy(), atol=1e-4)
     assert isinstance(encoder, Matcher) and logits.std() > 0.01
     assert match_rows(encoder, [], []).shape == (0,)
@@ -82,11 +82,11 @@ def test_the_command_tells_what_the_model_says(folder, encoder, tmp_path):
     drawn = tmp_path / "scene.png"
     picture(gallery(4, seed=1)[0]).save(drawn)
     done = match(drawn, *TEXTS[:2], "--encoder", f"pocket:{folder}", "--json")
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["text"] for line in told] == TEXTS[:2]
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["text"] for line in records] == TEXTS[:2]
     pixels = [preprocess(encoder, picture(gallery(4, seed=1)[0]))] * 2
     logits = match_rows(encoder, pixels, TEXTS[:2])
-    for line, logit in zip(told, logits.tolist(), strict=True):
+    for line, logit in zip(records, logits.tolist(), strict=True):
         assert line["logit"] == pytest.approx(logit, abs=0.02)
         assert line["probability"] == pytest.approx(1 / (1 + np.exp(-logit)), abs=0.01)
         assert line["match"] == (line["logit"] > 0)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from overlap import overlap_at
 
 from chiasm.index.plan import MAX_CELLS, MIN_PER_CELL, IndexSettings, Plan, plan_column
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.metrics import (
     mean_reciprocal_of_ranks,
     mean_reciprocal_rank,
-    overlap_at,
     ranks_of,
     recall_at,
     recalls,
@@ -47,8 +47,8 @@ def test_recall_grows_with_k_and_bounds_the_reciprocal_rank(right):
 @settings(deadline=None, max_examples=60)
 @given(rankings)
 def test_the_reciprocal_rank_is_that_of_the_first_right_one(right):
-    told = [1 / (ranking.index(True) + 1) if True in ranking else 0 for ranking in right]
-    assert mean_reciprocal_rank(np.array(right)) == pytest.approx(sum(told) / len(told))
+    reciprocal = [1 / (ranking.index(True) + 1) if True in ranking else 0 for ranking in right]
+    assert mean_reciprocal_rank(np.array(right)) == pytest.approx(sum(reciprocal) / len(reciprocal))
 
 
 @settings(deadline=None, max_examples=60)

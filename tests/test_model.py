@@ -90,9 +90,9 @@ def test_attention_is_the_formula(heads, masked):
     expected, expected_weights = written_out(q, k, v, heads, mask)
     spread = None if mask is None else mask[:, None, None, :]
     fused = multi_head_attention(q, k, v, heads, spread)
-    told, weights = multi_head_attention(q, k, v, heads, spread, return_weights=True)
+    output, weights = multi_head_attention(q, k, v, heads, spread, return_weights=True)
     torch.testing.assert_close(fused, expected, rtol=0, atol=1e-10)
-    torch.testing.assert_close(told, expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
     torch.testing.assert_close(weights, expected_weights, rtol=0, atol=1e-10)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, heads, 5, dtype=torch.float64))
 
@@ -118,8 +118,8 @@ def test_attention_is_that_of_torch_with_the_same_weights(masked):
     context = torch.randn(2, 6, 12, dtype=torch.float64)
     mask = torch.arange(6)[None] < torch.tensor([[6], [2]]) if masked else None
     expected, _ = theirs(x, context, context, key_padding_mask=None if mask is None else ~mask)
-    told = ours(x, context, None if mask is None else mask[:, None, None, :])
-    torch.testing.assert_close(told, expected, rtol=0, atol=1e-10)
+    output = ours(x, context, None if mask is None else mask[:, None, None, :])
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
 
 
 def test_one_module_attends_to_itself_and_to_others():
@@ -185,12 +185,12 @@ def test_a_caption_tells_part_of_what_its_picture_shows(seed, complete):
     rng = random.Random(seed)
     scene = random_scene(rng)
     claims = plan(scene, rng, complete)
-    for shown, told in (
+    for visible, stated in (
         (scene_words(scene), caption_words(claims, scene)),
         (scene_kinds(scene), caption_kinds(claims, scene)),
     ):
-        assert shown.shape == told.shape
-        assert ((told == UNKNOWN) | (told == shown)).all()
+        assert visible.shape == stated.shape
+        assert ((stated == UNKNOWN) | (stated == visible)).all()
     if complete:
         assert (caption_words(claims, scene) == scene_words(scene)).all()
     assert (scene_attributes(scene)[:, 0] < len(KINDS)).sum() == len(scene.things)
@@ -216,8 +216,8 @@ def test_a_batch_of_texts_is_padded_and_cut():
     assert ids.shape == (2, 16) and ids.dtype == np.int64
     assert ids[0].tolist()[0] == START and END in ids[0] and ids[0, -1] == PAD
     assert ids[1, -1] == END and PAD not in ids[1]
-    told = [i for i in ids[0].tolist() if i > END]
-    assert WORDS.decode(told) == normalise("A  BIG boat.") == "a big boat"
+    words = [i for i in ids[0].tolist() if i > END]
+    assert WORDS.decode(words) == normalise("A  BIG boat.") == "a big boat"
     assert WORDS.batch([], 16).shape == (0, 4)
 
 
@@ -242,8 +242,8 @@ def test_a_lesson_is_a_function_of_seed_and_step():
     ).all()
     assert (one.pixels != other.pixels).any()
     assert one.pixels.shape == (24, 3, 36, 36) and one.places.shape == (24, 9, 4)
-    for told in one.captions:
-        assert told.also_true.diagonal().all() and not told.also_true.all()
+    for targets in one.captions:
+        assert targets.also_true.diagonal().all() and not targets.also_true.all()
     assert (
         one.captions[0].ids.shape != one.captions[1].ids.shape
         or (one.captions[0].ids != one.captions[1].ids).any()
@@ -310,11 +310,11 @@ def test_late_interaction_is_the_formula():
 def test_patches_are_asked_of_the_thing_that_lies_there():
     rng = random.Random(5)
     scenes = [random_scene(rng) for _ in range(8)]
-    shown = torch.from_numpy(np.stack([scene_kinds(scene) for scene in scenes]))
-    told = torch.from_numpy(
+    visible = torch.from_numpy(np.stack([scene_kinds(scene) for scene in scenes]))
+    stated = torch.from_numpy(
         np.stack([caption_kinds(plan(scene, rng), scene) for scene in scenes])
     ).clone()
-    told[::2, :, 1] = (told[::2, :, 1] + 1) % 10  # every other text lies of colours
+    stated[::2, :, 1] = (stated[::2, :, 1] + 1) % 10  # every other text lies of colours
     probes = Probes(32, TINY.text, 16, TINY.fusion)
     probes.patch_disagreement = torch.nn.Identity()  # what the patches say is what the probe says
     relations = torch.full((8, 20, 2), -1)
@@ -326,7 +326,7 @@ def test_patches_are_asked_of_the_thing_that_lies_there():
             patches[n, at, 1:] = -9.0
             patches[n, at, 1] = -9.0 if n % 2 else 9.0
     counted = torch.ones(8, dtype=torch.bool)
-    pairs = Pairs(told, relations, shown, counted)
+    pairs = Pairs(stated, relations, visible, counted)
     assert probes.patch_loss(patches, pairs) < 0.01 < 1 < probes.patch_loss(-patches, pairs)
 
 
@@ -342,7 +342,7 @@ def test_a_text_disagrees_about_relations_where_they_do_not_hold():
         places = rng.sample(PLACES, len(scene.things))
         moved = [replace(t, place=p) for t, p in zip(scene.things, places, strict=True)]
         other = replace(scene, things=tuple(moved))
-        stated, relations, shown = (
+        stated, relations, visible = (
             torch.from_numpy(each)[None]
             for each in (
                 caption_kinds(claims, scene),
@@ -350,7 +350,7 @@ def test_a_text_disagrees_about_relations_where_they_do_not_hold():
                 scene_kinds(other),
             )
         )
-        differ, known = disagreement(stated, relations, shown)
+        differ, known = disagreement(stated, relations, visible)
         ((i, relation, j),) = claims.relations
         by_kind = {thing.kind: thing for thing in other.things}
         one, two = (by_kind[claims.things[n].kind] for n in (i, j))
@@ -444,8 +444,8 @@ def test_a_broken_model_folder_is_told_in_one_line(tmp_path):
     with pytest.raises(EncoderError, match="weights, config and tokenizer of one model"):
         checkpoint.load_model(tmp_path)
     weights.write_bytes(whole)
-    told = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(told | {"dim": 17}))
+    record = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(record | {"dim": 17}))
     with pytest.raises(EncoderError, match="size mismatch") as caught:
         checkpoint.load_model(tmp_path)
     assert "\n" not in str(caught.value)

@@ -133,20 +133,20 @@ def test_shards_are_found_by_ranges_globs_and_folders(s3):
         folder.write_whole(name, tar_of(*PLAIN))
     at = {name: folder.url_of(name) for name in names}
 
-    def listed(spec):
+    def urls_of(spec):
         return [shard.url for shard in list_shards([f"{s3.root}/{spec}"])]
 
     first = [at["x/0.tar"], at["x/1.tar"], at["x/2.tar"]]
-    assert listed("x/{0..2}.tar") == listed("x/[0-9].tar") == first
-    assert listed("x") == listed("x/*.tar") == [*first, at["x/[odd].tar"]]
-    assert listed("x/[odd].tar") == [at["x/[odd].tar"]]
-    assert set(listed("x/**/*.tar")) == set(at.values()) - {at["x/t.txt"]}
+    assert urls_of("x/{0..2}.tar") == urls_of("x/[0-9].tar") == first
+    assert urls_of("x") == urls_of("x/*.tar") == [*first, at["x/[odd].tar"]]
+    assert urls_of("x/[odd].tar") == [at["x/[odd].tar"]]
+    assert set(urls_of("x/**/*.tar")) == set(at.values()) - {at["x/t.txt"]}
     assert glob(f"{s3.root}/*/y/?.tar") == [at["x/y/4.tar"], at["x/y/5.tar"]]
     assert is_folder(f"{s3.root}/x") and not is_folder(at["x/0.tar"])
     with pytest.raises(SourceError, match="expected shards that match, found none"):
-        listed("x/no*.tar")
+        urls_of("x/no*.tar")
     with pytest.raises(SourceError, match=r"9\.tar: expected a file to read, found nothing there"):
-        listed("x/9.tar")
+        urls_of("x/9.tar")
 
 
 def test_a_glob_takes_one_listing_however_many_match(s3):
@@ -161,10 +161,10 @@ def test_a_glob_takes_one_listing_however_many_match(s3):
 
 
 def test_a_pattern_that_is_none_is_told_in_one_line(s3):
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as caught:
         list_shards([f"{s3.root}/a**.tar"])
     line = f"{s3.root}/a**.tar: expected a pattern such as folder/**/*.tar, found "
-    assert str(told.value).startswith(line) and "\n" not in str(told.value)
+    assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
 
 
 def test_of_many_writers_of_a_new_name_one_wins(s3):
@@ -247,8 +247,9 @@ def test_each_fault_of_each_kind_of_request_is_overcome(s3, kind, in_parts):
             s3.direct.create_multipart_upload(Bucket="bucket", Key=key)
         s3.server.faults = Faults(once=[(kind, fault)])
         request_of(kind, folder, data)
-        lies = kind == "head" and fault in ("long", "short")  # of a length that is not asked for
-        assert s3.server.faults.once == [] or lies, f"{fault} was not met"
+        # An answer to HEAD has no body whose length could be wrong.
+        wrong_length = kind == "head" and fault in ("long", "short")
+        assert s3.server.faults.once == [] or wrong_length, f"{fault} was not met"
     if kind == "abort":
         assert s3.uploads() == []
 
@@ -279,11 +280,11 @@ def test_a_broken_connection_goes_on_where_it_broke(s3, small_blocks):
         start = stream.read(10)
         s3.server.faults = Faults(once=[("range", "cut"), ("range", "truncated")])
         assert start + stream.read() == data
-    asked = Counter(s3.server.ranges)
+    requested = Counter(s3.server.ranges)
     blocks = [f"bytes={at}-{min(at + 3999, 29_999)}" for at in range(1000, 30_000, 4000)]
-    assert set(asked) == {"bytes=0-999", *blocks}
-    assert sorted(asked.values()) == [1] * 7 + [2] * 2
-    assert asked["bytes=0-999"] == 1, "what was read before is not asked for again"
+    assert set(requested) == {"bytes=0-999", *blocks}
+    assert sorted(requested.values()) == [1] * 7 + [2] * 2
+    assert requested["bytes=0-999"] == 1, "what was read before is not asked for again"
 
 
 def test_the_next_blocks_are_on_their_way_while_one_is_read(s3, small_blocks):
@@ -324,9 +325,9 @@ def test_a_store_without_an_answer_is_told_in_one_line(s3):
     folder = Folder(s3.root)
     folder.write_whole("a", b"1")
     s3.server.faults = Faults(always={"range": "503", "put": "reset"})
-    told = r"expected an answer, found 5 attempts failed, the last one: 503 SlowDown; check the"
+    message = r"expected an answer, found 5 attempts failed, the last one: 503 SlowDown; check the"
     for read in (stat, open_stream, lambda url: list_shards([url])):
-        with pytest.raises(UnreachableError, match=told):
+        with pytest.raises(UnreachableError, match=message):
             read(f"{s3.root}/a")
     s3.server.faults.always["list"] = "500"
     for use in (lambda: folder.read_bytes("a"), lambda: folder.stat("a"), lambda: folder.list()):
@@ -482,8 +483,8 @@ def test_a_shard_out_of_reach_is_tried_again_and_a_bad_one_is_not(s3, tmp_path):
             task: Task = work.take()
             record_failure(work, task, UnreachableError("a", found="no answer"), attempts=3)
             assert bool(work.quarantined) == (attempt == 3)
-        told = "3 attempts failed, the last one: a: found no answer"
-        assert work.quarantined == {shard.id: told}
+        message = "3 attempts failed, the last one: a: found no answer"
+        assert work.quarantined == {shard.id: message}
         work = WorkList([shard], run, EmbedSettings())
         record_failure(work, work.take(), SourceError("a", found="no tar"), attempts=3)
         assert work.quarantined == {shard.id: "a: found no tar"}
@@ -492,9 +493,9 @@ def test_a_shard_out_of_reach_is_tried_again_and_a_bad_one_is_not(s3, tmp_path):
 def test_a_store_that_its_package_is_missing_for_says_what_to_install():
     if importlib.util.find_spec("gcsfs"):
         pytest.skip("gcsfs is installed here")
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as caught:
         stat("gs://bucket/a.tar")
-    assert str(told.value) == (
+    assert str(caught.value) == (
         "package gcsfs: expected it for gs:// URLs, found none; pip install 'chiasm[gcs]'"
     )
 

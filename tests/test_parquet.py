@@ -66,8 +66,8 @@ def footer(rows: int, dropped: int = 0, edition: str = "00000001") -> Footer:
 
 
 def entry(rows: int, dropped: int = 0, edition: str = "00000001") -> LedgerEntry:
-    lost = tuple(Dropped(f"d{n}", "decode", "truncated") for n in range(dropped))
-    return LedgerEntry(SHARD, edition, rows, lost)
+    drops = tuple(Dropped(f"d{n}", "decode", "truncated") for n in range(dropped))
+    return LedgerEntry(SHARD, edition, rows, drops)
 
 
 def write(folder: Folder, batches: list[Embedded], run: str = "r1") -> None:

@@ -93,9 +93,9 @@ def test_what_runs_a_program_or_opens_what_lies_inside_is_never_tried():
     Image.new("RGB", (8, 8)).save(eps, "EPS")
     iptc = b"\x1c\x03\x3c\x00\x02\x01\x00" + b"\x1c\x08\x0a\x00\x04" + b"%!PS"
     for data in (eps.getvalue(), iptc, b"BLP2" + bytes(200), b"GRIB" + bytes(200), b"\0\0\1\xb3\1"):
-        with pytest.raises(Undecodable) as told:
+        with pytest.raises(Undecodable) as caught:
             decode(data, DecodeSettings(), None)
-        assert told.value.reason == "not_a_picture"
+        assert caught.value.reason == "not_a_picture"
     assert not {"EPS", "IPTC", "BLP", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"} & set(formats())
     assert set(formats()) == set(TRIED.split())  # or this build of Pillow lacks one
 
@@ -112,9 +112,9 @@ def test_bytes_changed_at_random_are_a_picture_or_a_reason(form):
         try:
             decode(bytes(broken), DecodeSettings(max_megapixels=4), 8)
             outcomes.add("row")
-        except Undecodable as lost:
-            outcomes.add(lost.reason)
-            if lost.reason not in ("too_many_pixels", "not_a_picture"):
+        except Undecodable as failure:
+            outcomes.add(failure.reason)
+            if failure.reason not in ("too_many_pixels", "not_a_picture"):
                 with pytest.raises(Exception):  # noqa: B017  Pillow raises nearly everything
                     plainly(bytes(broken))
     assert outcomes <= {"row", *REASONS} and len(outcomes) > 1
@@ -135,8 +135,8 @@ def test_any_file_is_a_picture_or_a_reason(form, edits, length, target):
     data = data[: max(1, int(length * len(data)))]
     try:
         picture = decode(data, DecodeSettings(max_megapixels=1, max_seconds=5), target)
-    except Undecodable as lost:
-        assert lost.reason in REASONS and " at 0x" not in lost.detail
+    except Undecodable as failure:
+        assert failure.reason in REASONS and " at 0x" not in failure.detail
         return
     assert picture.image.mode == "RGB" and min(picture.image.size) > 0
     assert picture.width * picture.height <= 1_000_000
@@ -154,10 +154,10 @@ def plainly(data: bytes) -> None:
 @pytest.mark.parametrize("form", ["PPM", "TGA", "SGI", "QOI", "PCX", "ICO", "DDS", "SUN", "PSD"])
 def test_other_formats_that_end_early_are_truncated(form):
     data = EVERY[form]
-    with pytest.raises(Undecodable) as told:
+    with pytest.raises(Undecodable) as caught:
         decode(data[: len(data) * 3 // 4], DecodeSettings(), None)
-    assert told.value.reason == "truncated"
-    assert told.value.detail.startswith(f"{form}: ")
+    assert caught.value.reason == "truncated"
+    assert caught.value.detail.startswith(f"{form}: ")
 
 
 def test_the_reason_is_what_happened():
@@ -177,6 +177,6 @@ def test_the_reason_is_what_happened():
         (b"\xff\xd8\xff", "truncated"),
         (b"hello", "not_a_picture"),
     ):
-        with pytest.raises(Undecodable) as told:
+        with pytest.raises(Undecodable) as caught:
             decode(data, DecodeSettings(), None)
-        assert (told.value.reason, data[:20]) == (reason, data[:20]), told.value.detail
+        assert (caught.value.reason, data[:20]) == (reason, data[:20]), caught.value.detail

@@ -29,10 +29,10 @@ def encode(image: Image.Image, form: str = "PNG", **options) -> bytes:
     return out.getvalue()
 
 
-def lost(data: bytes, how: DecodeSettings = FULL, target: int | None = 8) -> Undecodable:
-    with pytest.raises(Undecodable) as told:
-        decode(data, how, target)
-    return told.value
+def failure_of(data: bytes, settings: DecodeSettings = FULL, target: int | None = 8) -> Undecodable:
+    with pytest.raises(Undecodable) as caught:
+        decode(data, settings, target)
+    return caught.value
 
 
 def chunk(name: bytes, body: bytes) -> bytes:
@@ -75,7 +75,7 @@ def test_the_deadline_holds(name, monkeypatch):
     """The clock goes on by one each time it is looked at, and it is looked at again and again."""
     monkeypatch.setattr(bounded_file.time, "thread_time", itertools.count().__next__)
     seconds = 0.5 if name == "pixels of a PNG" else 10  # it packs so well that it is read at once
-    found = lost(SLOW[name], DecodeSettings(max_seconds=seconds), target=None)
+    found = failure_of(SLOW[name], DecodeSettings(max_seconds=seconds), target=None)
     assert found.reason == "too_slow" and found.detail.endswith(" seconds")
 
 
@@ -108,8 +108,8 @@ def test_asking_a_format_why_it_refused_gives_it_no_time_of_its_own(monkeypatch)
     """The clock goes on by one each time it is looked at, some 33 times while the GIF is opened."""
     data = comments_of_a_gif(1000)
     monkeypatch.setattr(bounded_file.time, "thread_time", itertools.count().__next__)
-    assert lost(data, DecodeSettings(max_seconds=100)).reason == "corrupt"
-    assert lost(data, DecodeSettings(max_seconds=50)).reason == "too_slow"
+    assert failure_of(data, DecodeSettings(max_seconds=100)).reason == "corrupt"
+    assert failure_of(data, DecodeSettings(max_seconds=50)).reason == "too_slow"
 
 
 def test_seconds_are_those_of_the_thread_that_decodes(monkeypatch):
@@ -130,26 +130,26 @@ def test_a_picture_of_countless_pieces_is_refused_before_they_fill_the_memory(mo
     body = chunk(b"IDAT", zlib.compress(b"\0\0")) + empty * 5200
     patient = DecodeSettings(max_seconds=0)
     for data in (png + body, png + empty * 5200):
-        assert lost(data, patient).reason == "too_much_metadata"
+        assert failure_of(data, patient).reason == "too_much_metadata"
     strips = struct.pack("<2sHI", b"II", 42, 8) + struct.pack("<H", 1)
     strips += struct.pack("<HHII", 273, 4, 300_000, 30) + bytes(1_300_000)
-    found = lost(strips, patient)
+    found = failure_of(strips, patient)
     assert (found.reason, found.detail) == ("too_much_metadata", "TIFF: 300000 strips or tiles")
     big = struct.pack("<2sHHHQQ", b"II", 43, 8, 0, 16, 100_000)
-    found = lost(big + bytes(2_000_000), patient)
+    found = failure_of(big + bytes(2_000_000), patient)
     assert (found.reason, found.detail) == ("too_much_metadata", "TIFF: 100000 entries")
     line = b"/* XPM */\n" + b"x" * (2 << 20)
-    assert lost(line, patient).reason == "too_much_metadata"
+    assert failure_of(line, patient).reason == "too_much_metadata"
 
 
 def test_a_jpeg_2000_in_crumbs_is_refused(monkeypatch):
     monkeypatch.setattr(picture_headers, "_MAX_BLOCKS", 10_000)
     image = Image.new("RGB", (300, 300))
     crumbs = encode(image, "JPEG2000", codeblock_size=(4, 4))
-    found = lost(crumbs)
+    found = failure_of(crumbs)
     assert found.reason == "too_much_metadata" and found.detail.endswith(" code blocks")
     bare = encode(image, "JPEG2000", codeblock_size=(4, 4), no_jp2=True)
-    assert lost(bare).detail == found.detail
+    assert failure_of(bare).detail == found.detail
     assert decode(encode(image, "JPEG2000"), DecodeSettings(), None).width == 300
 
 
@@ -160,11 +160,14 @@ def test_a_jpeg_2000_of_countless_segments_is_refused_before_they_are_weighed():
     for no_jp2 in (False, True):
         whole = encode(image, "JPEG2000", no_jp2=no_jp2)
         siz = whole.index(b"\xff\x4f\xff\x51") + 4 + 47
-        for row, told in ((style * 20_000, "10001 of them coding styles"), (tile * 70_000, "0 of")):
-            found = lost(whole[:siz] + row + whole[siz:])
-            assert found.reason == "too_much_metadata" and told in found.detail
+        for row, detail in (
+            (style * 20_000, "10001 of them coding styles"),
+            (tile * 70_000, "0 of"),
+        ):
+            found = failure_of(whole[:siz] + row + whole[siz:])
+            assert found.reason == "too_much_metadata" and detail in found.detail
         inside = whole[:siz] + style * 20_000 + whole[siz:]
-        assert "10001 of them" in lost(apple_icon(inside)).detail
+        assert "10001 of them" in failure_of(apple_icon(inside)).detail
     tiled = encode(Image.new("L", (1024, 1024)), "JPEG2000", tile_size=(8, 8))
     assert decode(tiled, FULL, None).width == 1024  # 16,384 tiles
 
@@ -186,7 +189,7 @@ def apple_icon(inner: bytes) -> bytes:
 @pytest.mark.parametrize("begins", [b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n", b""])
 def test_an_icon_of_what_no_icon_holds_is_refused_like_any_other(begins):
     for inner in (begins, begins + bytes(58 - len(begins))):
-        assert lost(icon(inner)).reason in ("corrupt", "truncated", "unsupported")
+        assert failure_of(icon(inner)).reason in ("corrupt", "truncated", "unsupported")
 
 
 def test_each_picture_in_an_icon_is_looked_at_once():
@@ -203,18 +206,18 @@ def test_the_size_of_a_bitmap_in_an_icon_is_read_as_pillow_reads_it(header, monk
     assert picture_headers.sizes_in_ico(data) == [(1000, 600)]
     assert decode(data, FULL, None).image.size == (1000, 600)
     monkeypatch.setattr(images, "_LARGE", 1000)
-    found = lost(data, DecodeSettings(max_megapixels=0.5))
+    found = failure_of(data, DecodeSettings(max_megapixels=0.5))
     assert (found.reason, found.detail) == ("too_many_pixels", "1000 x 600")
 
 
 def test_what_lies_in_an_icon_has_the_same_limit_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(images, "_LARGE", 1000)
-    how = DecodeSettings(max_megapixels=0.5)
+    settings = DecodeSettings(max_megapixels=0.5)
     inner = encode(Image.new("RGB", (1000, 600)))
     bitmap = struct.pack("<IiiHHIIiiII", 40, 1000, 1200, 1, 1, 0, 0, 0, 0, 0, 0)
     j2k = encode(Image.new("RGB", (1000, 600)), "JPEG2000")
     for data in (icon(inner), icon(bitmap + bytes(100)), apple_icon(inner), apple_icon(j2k)):
-        found = lost(data, how)
+        found = failure_of(data, settings)
         assert (found.reason, found.detail) == ("too_many_pixels", "1000 x 600")
     picture = decode(icon(inner), DecodeSettings(), None)
     assert (picture.width, picture.height) == (1000, 600)
@@ -240,8 +243,8 @@ def test_a_tag_that_claims_gigabytes_costs_none():
         for one in (data, bomb):
             try:
                 decode(one, DecodeSettings(), None)
-            except Undecodable as told:
-                assert told.reason in ("corrupt", "truncated", "unsupported")
+            except Undecodable as caught:
+                assert caught.reason in ("corrupt", "truncated", "unsupported")
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
@@ -294,4 +297,4 @@ def test_a_format_that_no_deadline_ends_has_a_limit_of_its_own():
     cards += ["NAXIS   =                    2", "NAXIS1  =                 5000"]
     cards += ["NAXIS2  =                 5000", "END"]
     data = "".join(card.ljust(80) for card in cards).ljust(2880).encode() + bytes(1000)
-    assert lost(data).reason == "too_many_pixels"
+    assert failure_of(data).reason == "too_many_pixels"

@@ -94,9 +94,9 @@ def test_the_fingerprint_covers_weights_and_tokenizer(pocket, tmp_path):
     same = load_encoder(f"pocket:{folder}", FLOAT32)
     assert same.fingerprint == pocket.fingerprint and same.name == f"pocket:{folder}"
     tokenizer = folder / "tokenizer.json"
-    told = json.loads(tokenizer.read_text(encoding="utf-8"))
-    told["merges"][0], told["merges"][1] = told["merges"][1], told["merges"][0]
-    tokenizer.write_text(json.dumps(told), encoding="utf-8")
+    record = json.loads(tokenizer.read_text(encoding="utf-8"))
+    record["merges"][0], record["merges"][1] = record["merges"][1], record["merges"][0]
+    tokenizer.write_text(json.dumps(record), encoding="utf-8")
     assert load_encoder(f"pocket:{folder}", FLOAT32).fingerprint != pocket.fingerprint
 
 
@@ -123,8 +123,8 @@ def test_loading_imports_nothing_heavy():
         "print([m for m in ('transformers', 'sentence_transformers', 'ray', 'faiss', 'webdataset')"
         " if m in sys.modules])"
     )
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert told.stdout.strip() == "[]", told.stderr
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ran.stdout.strip() == "[]", ran.stderr
 
 
 def test_the_weights_are_small():

@@ -7,15 +7,18 @@ import io
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from array_encoder import ArrayEncoder, make_arrays
-from conftest import environment, make_shard, samples
+from conftest import dropped, environment, make_shard, samples
 from fake_encoder import FakeEncoder, FakeMatcher
 
+from chiasm.index import Query
+from chiasm.index.query import encode_queries
 from chiasm.pipeline.batches import BatchSettings, batches
 from chiasm.pipeline.collection import Collection, Identity, create_or_check, embeddings
 from chiasm.pipeline.editions import EmbedSettings
@@ -23,6 +26,7 @@ from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.encoders import (
     ENCODERS,
     Encoded,
+    Input,
     Matcher,
     Ragged,
     load_encoder,
@@ -31,10 +35,11 @@ from chiasm.pipeline.encoders import (
     register_encoder,
     require_modality,
 )
-from chiasm.pipeline.errors import EncoderError, UsageError
+from chiasm.pipeline.errors import EncoderError, Undecodable, UsageError
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_member, read_samples
 from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.verify import check_pictures
 
 AXES = np.eye(4, 6, dtype=np.float32) + 0.1
 
@@ -135,7 +140,7 @@ def embed_arrays(tmp_path, arrays):
 
 def test_a_modality_of_its_own_adds_its_columns_under_schema_2(tmp_path):
     shard, entry, file = embed_arrays(tmp_path, [AXES[0], AXES[1], None, b"no array", AXES[3]])
-    assert [(lost.key, lost.reason) for lost in entry.dropped] == [("00003", "corrupt")]
+    assert [(drop.key, drop.reason) for drop in entry.dropped] == [("00003", "corrupt")]
     assert [(note.key, note.reason, note.detail) for note in entry.notes] == [
         ("00002", "no_member", "array")
     ]
@@ -201,3 +206,68 @@ def test_batches_are_cut_by_the_cost_of_the_forward_pass(tmp_path):
     assert sizes(settings) == [4, 3]
     assert sizes(replace(settings, max_bytes=2 * one)) == [2, 2, 2, 1]
     assert sizes(replace(settings, max_bytes=1)) == [1] * 7  # one always passes
+
+
+@pytest.mark.parametrize(
+    ("dims", "modalities", "found"),
+    [
+        ({"image": 8, "text": 4}, ("image", "text"), "image 8, text 4"),
+        ({}, ("image",), "found none"),
+        ({"image": 8, "joint": 8}, ("image", "text"), "modalities image, text, widths for image"),
+        ({"joint": 8}, ("joint",), "modalities joint"),
+        ({"key": 8}, ("key",), "found key"),
+        ({"../x": 8}, ("../x",), r"found \.\./x"),
+        ({"array": 8, "array_size": 8}, ("array", "array_size"), "found array_size"),
+    ],
+)
+def test_columns_that_a_collection_cannot_hold_are_refused(dims, modalities, found):
+    encoder = ArrayEncoder()
+    encoder.dims, encoder.modalities = dims, dict.fromkeys(modalities, Input())
+    with pytest.raises(EncoderError, match=found):
+        Identity.of(encoder)
+
+
+def test_the_extensions_of_pictures_and_texts_are_the_readers_own(tmp_path):
+    (shard,) = list_shards([str(make_shard(tmp_path / "a.tar", 3))])
+    plain = samples(read_samples(shard, ReadSettings()))
+    named = {"image": ("jpg",), "text": ("txt",)}
+    assert samples(read_samples(shard, ReadSettings(), named)) == plain
+
+
+def test_a_modality_may_have_the_extension_of_a_film(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("1.mp4", "1.txt", "2.depth.png", "2.txt"):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"x"))
+        link = tarfile.TarInfo("3.mp4")
+        link.type, link.linkname = tarfile.SYMTYPE, "1.mp4"
+        tar.addfile(link)
+    (shard,) = list_shards([str(tmp_path / "a.tar")])
+    wanted = {"image": (), "text": (), "film": ("mp4",), "depth": ("depth.png",)}
+    items = list(read_samples(shard, ReadSettings(), wanted))
+    assert [sorted(sample.sources) for sample in samples(items)] == [["film"], ["depth"]]
+    assert dropped(items) == [("3", "no_file")]
+
+
+def test_check_encodes_other_modalities_again(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENCODERS, "arrays", lambda model, settings: ArrayEncoder())
+    embed_arrays(tmp_path, [AXES[0], None, AXES[2]])
+    collection = Collection.open(str(tmp_path / "c"))
+    checked: Counter[str] = Counter()
+    assert list(check_pictures(collection, 10, checked)) == [] and checked == {"members": 2}
+    monkeypatch.setattr(ArrayEncoder, "preprocess", lambda self, modality, raw: AXES[3])
+    monkeypatch.setattr(
+        ArrayEncoder, "encode", lambda self, modality, items: Encoded(np.eye(4)[[3] * len(items)])
+    )
+    found = [str(finding) for finding in check_pictures(collection, 10, Counter())]
+    assert any("its array vector has cosine" in line for line in found)
+
+
+def test_a_query_that_the_encoder_cannot_use_is_one_line():
+    class Picky(FakeEncoder):
+        def preprocess(self, modality, raw):
+            raise Undecodable("corrupt", "no such words")
+
+    with pytest.raises(UsageError, match="no such words"):
+        encode_queries([Query("a red boat")], Picky(), 8)

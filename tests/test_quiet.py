@@ -56,8 +56,8 @@ def test_what_libtiff_prints_goes_to_the_log(loud, tmp_path):
     log = tmp_path / "c.log"
     open_mouthed = run(DECODE, tmp_path / "a.tif", "")
     assert SAID in open_mouthed.stderr and "from C\n" in open_mouthed.stdout
-    told = run(DECODE, tmp_path / "a.tif", log)
-    assert (told.returncode, told.stdout, told.stderr) == (0, "corrupt\n", "")
+    ran = run(DECODE, tmp_path / "a.tif", log)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "corrupt\n", "")
     assert SAID in log.read_text() and log.read_text().endswith("from C\n")
 
 
@@ -84,8 +84,8 @@ raise SystemExit("bye")
 def test_where_no_log_can_be_written_nothing_is(loud, tmp_path):
     (tmp_path / "a.tif").write_bytes(loud)
     (tmp_path / "file").touch()
-    told = run(DECODE, tmp_path / "a.tif", tmp_path / "file" / "c.log")
-    assert (told.returncode, told.stdout, told.stderr) == (0, "corrupt\n", "")
+    ran = run(DECODE, tmp_path / "a.tif", tmp_path / "file" / "c.log")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "corrupt\n", "")
 
 
 def test_a_log_does_not_grow_for_ever(tmp_path):
@@ -130,8 +130,8 @@ def test_a_run_and_a_search_print_only_their_own(loud, tmp_path, chiasm, monkeyp
     assert json.loads(done.stdout)["reasons"] == {"corrupt": 1}
     build_index(str(collection))
     (tmp_path / "query.tif").write_bytes(loud)
-    asked = chiasm("search", collection, "--image", tmp_path / "query.tif")
-    assert asked.returncode != 0 and asked.stdout == ""
-    [line] = asked.stderr.splitlines()
+    searched = chiasm("search", collection, "--image", tmp_path / "query.tif")
+    assert searched.returncode != 0 and searched.stdout == ""
+    [line] = searched.stderr.splitlines()
     assert line.startswith("chiasm: ") and "corrupt" in line
     assert SAID in (tmp_path / "cache" / "chiasm" / "c-output.log").read_text()

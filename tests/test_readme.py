@@ -220,7 +220,7 @@ def test_every_command_of_the_chinese_readme_runs(world):
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
 def test_the_python_of_the_readme_runs(readme, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    make_shard(tmp_path / "photos/00000.tar", 6)
+    make_shard(tmp_path / "demo/seed-7-1000/shards/scenes-00000.tar", 6)
     (tmp_path / "photos.chiasm").symlink_to(tmp_path / "few.chiasm")
     printed, pictures = "", []
     for block in re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL):
@@ -228,7 +228,9 @@ def test_the_python_of_the_readme_runs(readme, tmp_path, monkeypatch, capsys):
         exec(block, names)
         printed += capsys.readouterr().out
         pictures += [names["picture"]] if "picture" in names else []
-    assert re.search(r"^-?0\.\d{3} picture \d of 0 00000-\w+/\d@\w{8}\n", printed, re.MULTILINE)
+    assert re.search(
+        r"^-?0\.\d{3} picture \d of 0 scenes-00000-\w+/\d@\w{8}\n", printed, re.MULTILINE
+    )
     assert pictures and all(picture[:2] == b"\xff\xd8" for picture in pictures)
 
 

@@ -60,8 +60,8 @@ def test_landmarks_that_are_the_same_foretell_together_what_one_of_them_would():
     for landmarks in (few, few.repeat(4, 1)):
         kernel = lambda rows, z=landmarks: torch.exp(2 * (rows @ z.T - 1))  # noqa: E731
         ridge = Ridge(len(landmarks), 2, folds=1, device=CPU)
-        for block, told in zip(x.split(500), (y + x[:, :2]).split(500), strict=True):
-            ridge.add(kernel(block), told)
+        for block, targets in zip(x.split(500), (y + x[:, :2]).split(500), strict=True):
+            ridge.add(kernel(block), targets)
         foretold.append(kernel(x[:100]) @ ridge.solve(kernel(landmarks)))
     assert foretold[0].abs().max() > 0.5
     assert torch.allclose(*foretold, atol=2e-3)

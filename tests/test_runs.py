@@ -53,16 +53,16 @@ def test_a_run_is_told_while_it_lives_and_how_it_ended(tmp_path):
     folder = Folder(str(tmp_path))
     with Run(folder, "embed", {"batch": {"size": 3}}) as run:
         run.claim(["b", "a"])
-        (told,) = runs(folder)
-        assert (told.id, told.state, told.claimed) == (run.id, "running", ("a", "b"))
-        assert told.settings == {"batch": {"size": 3}}
-        assert told.alive()
+        (record,) = runs(folder)
+        assert (record.id, record.state, record.claimed) == (run.id, "running", ("a", "b"))
+        assert record.settings == {"batch": {"size": 3}}
+        assert record.alive()
         assert run.others() == []
         assert json.loads(folder.read_bytes(f"runs/{run.id}.json"))["holds"] == ["a", "b"]
         run.finish("done", {"rows": 1})
-    (told,) = runs(folder)
-    assert (told.state, told.claimed, told.summary) == ("done", (), {"rows": 1})
-    assert not told.alive()
+    (record,) = runs(folder)
+    assert (record.state, record.claimed, record.summary) == ("done", (), {"rows": 1})
+    assert not record.alive()
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_record_that_cannot_be_read_is_passed_over(tmp_path):
     folder = Folder(str(tmp_path))
     with Run(folder, "embed", {}) as run:
         folder.write_whole("runs/odd.json", json.dumps({"id": "odd"}).encode())
-        assert [told.id for told in runs(folder)] == [run.id]
+        assert [record.id for record in runs(folder)] == [run.id]
 
 
 def test_a_run_whose_first_temporary_is_swept_away_begins_all_the_same(tmp_path, monkeypatch):

@@ -48,10 +48,10 @@ def read(tmp_path_factory):
     """read(bytes of a shard) -> all that read_samples yields."""
     path = tmp_path_factory.mktemp("shards") / "a.tar"
 
-    def run(data: bytes, how: ReadSettings = DEFAULT, name: str = "a.tar"):
+    def run(data: bytes, settings: ReadSettings = DEFAULT, name: str = "a.tar"):
         path.with_name(name).write_bytes(data)
         [shard] = list_shards([str(path.with_name(name))])
-        items = list(read_samples(shard, how))
+        items = list(read_samples(shard, settings))
         assert {i.reason for i in items if isinstance(i, Dropped)} <= set(DROP_REASONS)
         assert {i.reason for i in items if isinstance(i, Note)} <= set(NOTE_REASONS)
         return items
@@ -157,9 +157,11 @@ def test_a_sparse_member_has_no_range(read, tmp_path):
 # --- what a sample is made of ---------------------------------------------------------------------
 
 
-def one(read, how=DEFAULT, **members):
+def one(read, settings=DEFAULT, **members):
     """Read a sample `k` of these members (`_` in a name is a dot)."""
-    return read(tar_of(*((f"k.{e.replace('_', '.')}", data) for e, data in members.items())), how)
+    return read(
+        tar_of(*((f"k.{e.replace('_', '.')}", data) for e, data in members.items())), settings
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scene_differences import differences
 
 from chiasm.pipeline.metrics import recalls, right_at, top_k
 from chiasm.pipeline.scenes import world
@@ -30,7 +31,7 @@ SCENE = Scene((BOAT, STAR), "sea", style_seed=1)
 
 def neighbours(scenes):
     """How many others lie exactly one attribute away, counted the slow way."""
-    return [sum(world.differences(a, b) == 1 for b in scenes) for a in scenes]
+    return [sum(differences(a, b) == 1 for b in scenes) for a in scenes]
 
 
 @settings(max_examples=8, deadline=None)
@@ -54,8 +55,8 @@ def test_a_gallery_of_three_is_refused():
 
 
 def test_few_scenes_of_a_gallery_share_a_caption():
-    told = [sample["txt"] for sample in samples_without_pictures(1000, seed=3)]
-    shared = sum(told.count(text) > 1 for text in told)
+    captions = [sample["txt"] for sample in samples_without_pictures(1000, seed=3)]
+    shared = sum(captions.count(text) > 1 for text in captions)
     assert shared <= 50
 
 
@@ -72,7 +73,7 @@ def test_facts_survive_json(seed):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"background": "moonbase"}, "background 'moonbase'"),
         ({"things": []}, "1 to 3 things"),
@@ -81,16 +82,16 @@ def test_facts_survive_json(seed):
         ({"look": "x"}, "whole number as look"),
     ],
 )
-def test_other_json_is_refused(change, told):
-    with pytest.raises(ValueError, match=told):
+def test_other_json_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
         Scene.from_json(SCENE.to_json() | change)
 
 
 def test_differences_do_not_depend_on_the_order_of_things():
-    assert world.differences(SCENE, replace(SCENE, things=(STAR, BOAT))) == 0
+    assert differences(SCENE, replace(SCENE, things=(STAR, BOAT))) == 0
     twin = replace(SCENE, things=(replace(STAR, colour="green"), BOAT))
-    assert world.differences(SCENE, twin) == 1
-    assert world.differences(SCENE, replace(SCENE, things=(BOAT,))) == 5
+    assert differences(SCENE, twin) == 1
+    assert differences(SCENE, replace(SCENE, things=(BOAT,))) == 5
 
 
 @settings(max_examples=40, deadline=None)
@@ -102,7 +103,7 @@ def test_an_edit_changes_one_attribute(seed):
     present, *others = world.options(scene, attribute)
     assert world.edited(scene, attribute, present) == scene
     edited = world.edited(scene, attribute, rng.choice(others))
-    assert world.differences(scene, edited) == 1
+    assert differences(scene, edited) == 1
     assert edited == Scene.from_json(edited.to_json())
 
 
@@ -110,10 +111,10 @@ def test_an_edit_changes_one_attribute(seed):
 @given(seed=SEEDS, language=st.sampled_from(LANGUAGES), complete=st.booleans())
 def test_captions_are_true_of_their_scenes(seed, language, complete):
     scene = world.random_scene(random.Random(seed))
-    told = caption(scene, seed, language, complete)
-    assert told == caption(scene, seed, language, complete)
-    assert holds(told.claims, scene)
-    assert Claims.from_json(json.loads(json.dumps(told.claims.to_json()))) == told.claims
+    rendered = caption(scene, seed, language, complete)
+    assert rendered == caption(scene, seed, language, complete)
+    assert holds(rendered.claims, scene)
+    assert Claims.from_json(json.loads(json.dumps(rendered.claims.to_json()))) == rendered.claims
 
 
 @settings(max_examples=30, deadline=None)
@@ -204,12 +205,12 @@ def test_samples_are_those_of_a_shard():
     assert list(sample) == ["__key__", "png", "txt", "json"]
     with Image.open(io.BytesIO(sample["png"])) as image:
         assert image.tobytes() == picture(SCENE).tobytes()
-    told = json.loads(json.dumps(sample["json"]))
-    scene, claims = facts_of_sample(told)
+    record = json.loads(json.dumps(sample["json"]))
+    scene, claims = facts_of_sample(record)
     assert scene == SCENE and holds(claims, scene)
-    assert sample["txt"] == told["captions"][0]
-    assert len(told["captions"]) == len(told["zh"]) == len(told["claims"]) == 3
-    assert all(holds(Claims.from_json(c), scene) for c in told["claims"])
+    assert sample["txt"] == record["captions"][0]
+    assert len(record["captions"]) == len(record["zh"]) == len(record["claims"]) == 3
+    assert all(holds(Claims.from_json(c), scene) for c in record["claims"])
     with pytest.raises(ValueError, match="without the claims"):
         facts_of_sample(SCENE.to_json())
 

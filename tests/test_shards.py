@@ -109,9 +109,9 @@ def test_size_and_version_tell_a_changed_shard(data):
     ],
 )
 def test_a_spec_that_names_nothing_says_so(data, spec, error, text):
-    with pytest.raises(error) as told:
+    with pytest.raises(error) as caught:
         list_shards([f"{data}/{spec}"])
-    assert text in str(told.value)
+    assert text in str(caught.value)
 
 
 def test_shard_ids_are_stable():
@@ -156,17 +156,17 @@ def test_names_split_where_webdataset_splits_them(name, split):
 
 
 def test_what_is_written_is_read_by_webdataset(tmp_path):
-    told = [
+    samples = [
         {"__key__": f"train/{n:03}", "jpg": bytes([n] * n), "txt": f"第 {n}", "json": {"n": n}}
         for n in range(3)
     ]
-    shard = write_shard(tmp_path / "new" / "a.tar", told)
+    shard = write_shard(tmp_path / "new" / "a.tar", samples)
     with open(tmp_path / "new" / "a.tar", "rb") as stream:
         read = list(group_by_keys(tar_file_expander([{"url": "a", "stream": stream}])))
     assert [(s["__key__"], s["jpg"], s["txt"].decode()) for s in read] == [
-        (s["__key__"], s["jpg"], s["txt"]) for s in told
+        (s["__key__"], s["jpg"], s["txt"]) for s in samples
     ]
-    again = write_shard(tmp_path / "b.tar", told)
+    again = write_shard(tmp_path / "b.tar", samples)
     assert (tmp_path / "b.tar").read_bytes() == (tmp_path / "new" / "a.tar").read_bytes()
     assert shard.size == again.size and shard.id != again.id
 

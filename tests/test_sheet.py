@@ -223,25 +223,33 @@ def test_a_script_without_a_font_is_looked_for_once(monkeypatch, no_font_known_y
     assert searches == ["月", "한", "ก"]
 
 
-def test_the_title_is_drawn_in_a_font_that_was_found(answer, monkeypatch):
-    """Characters are drawn where a font has them, else written as escapes, never left out."""
-    monkeypatch.setattr(typeface, "find_font", lambda character, size: None)
-    drawn: list[str] = []
+@pytest.fixture
+def drawn(monkeypatch) -> list[str]:
+    """The lines of text that a sheet draws, in their order."""
+    texts: list[str] = []
     draw = Typeface.draw
 
     def record(self, canvas, at, text, fill):
-        drawn.append(text)
+        texts.append(text)
         draw(self, canvas, at, text, fill)
 
     monkeypatch.setattr(Typeface, "draw", record)
-    chinese = replace(answer, query=Query("月光 moon"))
-    monkeypatch.setattr(typeface, "has_character", lambda font, character: character.isascii())
-    contact_sheet([chinese])
-    assert drawn[0] == r"\u6708\u5149 moon" and drawn[-1].startswith("No font here has some")
-    drawn.clear()
+    return texts
+
+
+def test_the_title_is_drawn_in_a_font_that_was_found(answer, drawn, monkeypatch):
     monkeypatch.setattr(typeface, "has_character", lambda font, character: True)
-    contact_sheet([chinese])
+    contact_sheet([replace(answer, query=Query("月光 moon"))])
     assert drawn[0] == "月光 moon"
+
+
+def test_without_a_font_the_title_is_drawn_transliterated(answer, drawn, no_font_but_latin):
+    contact_sheet([replace(answer, query=Query("夜空 moon é"))])
+    assert drawn[0] == "YeKong moon e" and drawn[-1].startswith("No font here has some")
+
+
+def test_a_character_without_a_transliteration_is_drawn_as_an_escape(no_font_but_latin):
+    assert Typeface(15).transliterated("月 \ue000") == r"Yue \ue000", "private use"
 
 
 @pytest.mark.parametrize(

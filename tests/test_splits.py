@@ -6,12 +6,13 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scene_differences import differences
 
 from chiasm.pipeline.scenes.claims import RELATIONS, holds
 from chiasm.pipeline.scenes.hard import hard_gallery, hard_group, swapped, without_last
 from chiasm.pipeline.scenes.unseen import unseen_gallery, withheld, withheld_in
 from chiasm.pipeline.scenes.words import plan
-from chiasm.pipeline.scenes.world import COLOURS, KINDS, differences, stream
+from chiasm.pipeline.scenes.world import COLOURS, KINDS, stream
 from chiasm.pipeline.training.pocket.data import DataSettings, scenes_of
 
 
@@ -121,7 +122,7 @@ def test_queries_of_the_unseen_gallery_tell_unseen_combinations():
         assert holds(claim, scene)
         if withheld_in(scene):
             ((i, relation, _),) = claim.relations
-            told = claim.things[i]
-            assert withheld(told.colour, told.kind, relation)
+            thing = claim.things[i]
+            assert withheld(thing.colour, thing.kind, relation)
             telling += 1
     assert telling > 60

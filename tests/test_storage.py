@@ -61,9 +61,9 @@ def test_one_place_has_one_url(tmp_path, monkeypatch):
 
 
 def test_an_unknown_scheme_lists_the_valid_ones():
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as caught:
         canonical_url("ftp://ann:hush@host/a.tar?token=hush")
-    assert str(told.value) == (
+    assert str(caught.value) == (
         "ftp://***: expected a path or one of file://, s3://, gs://, hf://, http://, https://,"
         " found another"
     )
@@ -213,13 +213,15 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(StorageError) as told:
+        with pytest.raises(StorageError) as caught:
             folder.write_whole("e/a.parquet", b"x" * 3_000_000)
         with pytest.raises(StorageError), folder.create("e/b.parquet", "run") as file:
             pq.write_table(pa.table({"a": [noise(3_000_000)]}), file)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert str(told.value).startswith(f"{tmp_path}/e/a.parquet: expected a usable file, found the")
+    assert str(caught.value).startswith(
+        f"{tmp_path}/e/a.parquet: expected a usable file, found the"
+    )
     assert folder.list("e") == []
 
 
@@ -237,9 +239,9 @@ def test_errors_of_the_system_become_one_line(tmp_path, monkeypatch, number, tex
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(local_files.os, "fsync", fail)
-    with pytest.raises(StorageError) as told:
+    with pytest.raises(StorageError) as caught:
         Folder(str(tmp_path)).write_whole("a", b"x")
-    assert str(told.value) == f"{tmp_path}/a: expected a usable file, {text}"
+    assert str(caught.value) == f"{tmp_path}/a: expected a usable file, {text}"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -29,12 +29,12 @@ SECRET = "hush-hush-hush"
 def test_embed_index_search_status_and_check_on_a_store(s3, chiasm, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     shards, there = put_shards(s3, tmp_path), f"{s3.root}/there"
-    told = []
+    outputs = []
 
     def run(*arguments):
         ran = chiasm(*arguments, timeout=120)
         assert ran.returncode == 0, ran.stderr
-        told.append(ran.stdout + ran.stderr)
+        outputs.append(ran.stdout + ran.stderr)
         return ran.stdout
 
     options = ("--encoder", "fake", "--set", "batch.size=8", "--json")
@@ -60,20 +60,20 @@ def test_embed_index_search_status_and_check_on_a_store(s3, chiasm, tmp_path, mo
         found["results"] == open_collection(here.url).search("picture 3", k=4).as_json()["results"]
     )
     assert status["rows"] == 60 and check["findings"] == []
-    assert not any(SECRET in one for one in told)
+    assert not any(SECRET in one for one in outputs)
     assert not any(SECRET.encode() in data for data in s3.keys().values())
 
 
 def loaded(*arguments: str) -> set[str]:
     """Which heavy packages a command has loaded when it ends well."""
-    told = (
+    code = (
         "import sys; from chiasm.jobs.cli.app import main\n"
         "try: main()\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "print(*({'torch', 'ray', 'fsspec', 's3fs', 'aiohttp'} & set(sys.modules)))"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", told, *arguments], env=environment(), capture_output=True, text=True
+        [sys.executable, "-c", code, *arguments], env=environment(), capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
     return set(ran.stdout.splitlines()[-1].split())
@@ -130,21 +130,21 @@ def anew(s3, monkeypatch):
 
 
 def error_of(call) -> str:
-    with pytest.raises(ChiasmError) as told:
+    with pytest.raises(ChiasmError) as caught:
         call()
-    assert "\n" not in str(told.value) and SECRET not in str(told.value)
-    return str(told.value)
+    assert "\n" not in str(caught.value) and SECRET not in str(caught.value)
+    return str(caught.value)
 
 
 def test_a_bucket_that_is_not_there(anew):
-    told = "{}: expected {}, found no such bucket; make it, or check its name"
+    message = "{}: expected {}, found no such bucket; make it, or check its name"
     folder = Folder("s3://nowhere/c")
-    assert error_of(lambda: list_shards(["s3://nowhere/a.tar"])) == told.format(
+    assert error_of(lambda: list_shards(["s3://nowhere/a.tar"])) == message.format(
         "s3://nowhere/a.tar", "a file to read"
     )
     for use in (folder.list, lambda: folder.exists("a"), lambda: folder.stat("a")):
         assert "found no such bucket" in error_of(use)
-    assert error_of(lambda: folder.write_whole("a", b"")) == told.format(
+    assert error_of(lambda: folder.write_whole("a", b"")) == message.format(
         "s3://nowhere/c/a", "a usable file"
     )
 
@@ -184,22 +184,22 @@ def test_credentials_in_a_url(anew):
 def test_a_bucket_that_is_forbidden(anew):
     anew.server.faults = Faults(always={"range": "403", "put": "403", "list": "403"})
     do = "; check the credentials and the endpoint (docs/operations.md)"
-    told = error_of(lambda: list_shards([f"{anew.root}/a.tar"]))
-    assert told.startswith(f"{anew.root}/a.tar: expected a file to read, found 403 ")
-    assert "AccessDenied" in told and told.endswith(do)
+    message = error_of(lambda: list_shards([f"{anew.root}/a.tar"]))
+    assert message.startswith(f"{anew.root}/a.tar: expected a file to read, found 403 ")
+    assert "AccessDenied" in message and message.endswith(do)
     assert "AccessDenied" in error_of(lambda: Folder(anew.root).write_whole("a", b""))
     assert "AccessDenied" in error_of(lambda: Folder(anew.root).list())
     assert anew.server.seen == {"range": 1, "put": 1, "list": 1}, "and not asked again"
 
 
 def test_a_host_out_of_reach(anew, monkeypatch):
-    told = "expected an answer, found 2 attempts failed, the last one: "
+    message = "expected an answer, found 2 attempts failed, the last one: "
     for endpoint in ("http://127.0.0.1:1", "http://no-such-host.invalid"):
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         monkeypatch.setattr(schemes.S3_STORE, "_stores", {})
         for url, words in ((endpoint, "Cannot connect"), ("s3://b", "Could not connect")):
             line = error_of(lambda url=url: list_shards([f"{url}/a.tar"]))
-            assert line.startswith(f"{url}/a.tar: {told}{words}")
+            assert line.startswith(f"{url}/a.tar: {message}{words}")
             assert line.endswith(
                 "; check the network and the endpoint, then run the same command again"
             )
@@ -223,12 +223,12 @@ def test_a_certificate_that_is_not_trusted(anew, untrusted, monkeypatch):
     monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
     monkeypatch.setattr(schemes.S3_STORE, "_stores", {})
     assert "found nothing there" in error_of(lambda: list_shards(["s3://bucket/a.tar"]))
-    told = (
+    code = (
         "from chiasm.pipeline.shards.listing import list_shards; "
         "list_shards([__import__('sys').argv[1]])"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", told, f"{endpoint}/a.tar"],
+        [sys.executable, "-c", code, f"{endpoint}/a.tar"],
         env={**environment(), "SSL_CERT_FILE": str(certificate)},
         capture_output=True,
         text=True,

@@ -48,8 +48,8 @@ def test_killed_at_random_moments_and_rerun_at_once_the_bytes_are_the_same(kills
         process.communicate()
         moments.append(round(moment, 2))
     last = start(s3, f"{s3.root}/there")
-    _, told = last.communicate(timeout=120)
-    assert last.returncode == 0, (moments, told)
+    _, errors = last.communicate(timeout=120)
+    assert last.returncode == 0, (moments, errors)
     assert s3.keys("there/embeddings/") == expected(s3, shards, tmp_path), moments
     assert s3.uploads() == []
 
@@ -67,8 +67,8 @@ def test_a_worker_killed_at_a_random_moment_costs_nothing(s3, tmp_path):
     assert worker is not None and run.poll() is None
     worker.send_signal(signal.SIGKILL)
     killed.touch()
-    out, told = run.communicate(timeout=120)
-    assert run.returncode == 0, (moment, told)
+    out, errors = run.communicate(timeout=120)
+    assert run.returncode == 0, (moment, errors)
     # What Ray tells of the death is no part of the result.
     assert json.loads(out)["shards"] == {"done": 4, "skipped": 0, "failed": []}
     assert s3.keys("there/embeddings/") == expected(s3, shards, tmp_path), moment
@@ -89,10 +89,10 @@ def test_a_run_that_is_asked_to_stop_stops_cleanly(signum, code, send, s3, tmp_p
     process = start(s3, f"{s3.root}/there")
     until(lambda: s3.keys("there/embeddings/") or process.poll() is not None, 140)
     send(process.pid, signum)
-    out, told = process.communicate(timeout=120)
+    out, errors = process.communicate(timeout=120)
     stopped.touch()
-    assert process.returncode == code, told
-    assert told.splitlines()[-1] == "chiasm: stopped; run the same command again to go on"
+    assert process.returncode == code, errors
+    assert errors.splitlines()[-1] == "chiasm: stopped; run the same command again to go on"
     assert out == ""
     left = s3.keys("there/embeddings/")
     assert left.items() <= expected(s3, shards, tmp_path).items()
@@ -111,8 +111,8 @@ def test_two_runs_at_once_share_the_shards(s3, tmp_path):
     (tmp_path / "there").mkdir()
     shards = put_shards(s3, tmp_path, 6, captions=[f"fault:meet {tmp_path / 'there'}"])
     both = [start(s3, f"{s3.root}/there") for _ in range(2)]
-    told = [run.communicate(timeout=150) for run in both]
-    assert [run.returncode for run in both] == [0, 0], told
-    done = [json.loads(out)["shards"]["done"] for out, _ in told]
+    outputs = [run.communicate(timeout=150) for run in both]
+    assert [run.returncode for run in both] == [0, 0], outputs
+    done = [json.loads(out)["shards"]["done"] for out, _ in outputs]
     assert sum(done) == 6 and min(done) > 0
     assert s3.keys("there/embeddings/") == expected(s3, shards, tmp_path)

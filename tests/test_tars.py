@@ -69,10 +69,10 @@ def test_a_tar_cut_anywhere_keeps_the_whole_samples_before(read):
             key: max(i.offset_data + i.size for i in infos if i.name[0] == key) for key in "abc"
         }
         kept = [key for key in "abc" if ends[key] <= cut]
-        lost = [key for key in sorted(set(begun)) if key not in kept]
+        dropped_keys = [key for key in sorted(set(begun)) if key not in kept]
         assert [s.key for s in samples(items)] == kept, cut
         assert samples(items) == whole[: len(kept)]
-        assert dropped(items) == [(lost[0] if lost else "", "truncated")], cut
+        assert dropped(items) == [(dropped_keys[0] if dropped_keys else "", "truncated")], cut
         assert isinstance(items[-1], Dropped) and items[-1].stage == "read"
 
 
@@ -195,15 +195,17 @@ def test_what_follows_the_end_is_noted(read):
     ],
 )
 def test_what_is_no_tar_is_told(read, data, found):
-    with pytest.raises(SourceError) as told:
+    with pytest.raises(SourceError) as caught:
         read(data)
-    assert f"a.tar: expected a tar of samples, found {found}" in str(told.value)
+    assert f"a.tar: expected a tar of samples, found {found}" in str(caught.value)
 
 
 def test_a_tar_without_samples_is_told(read):
-    with pytest.raises(SourceError) as told:
+    with pytest.raises(SourceError) as caught:
         read(tar_of(("README", b"x"), ("__meta__/a.jpg", b"x")))
-    assert "found no member called key.extension; name members such as 0001.jpg" in str(told.value)
+    assert "found no member called key.extension; name members such as 0001.jpg" in str(
+        caught.value
+    )
 
 
 def test_a_first_member_that_is_cut_is_still_a_tar(read):

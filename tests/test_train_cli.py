@@ -20,12 +20,12 @@ from chiasm.pipeline.training.progress import format_progress
 
 @pytest.mark.timeout(300)
 def test_a_model_from_nothing_is_an_encoder_that_matches(chiasm, tmp_path):
-    told = chiasm(
+    ran = chiasm(
         "train", "pocket", "--to", tmp_path, "--steps", 1, "--fusion-steps", 1,
         "--device", "cpu", "--precision", "float32", "--workers", 0, "--gallery", 30,
     )  # fmt: skip
-    assert told.returncode == 0, told.stderr
-    *report, last = told.stdout.splitlines()
+    assert ran.returncode == 0, ran.stderr
+    *report, last = ran.stdout.splitlines()
     assert last == f"{tmp_path}: trained; use it with --encoder pocket:{tmp_path}"
     assert report[0].startswith("on 30 scenes of a fresh seed")
     found = json.loads((tmp_path / "report.json").read_text())
@@ -35,9 +35,9 @@ def test_a_model_from_nothing_is_an_encoder_that_matches(chiasm, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 1, 2]
     assert "contrast" in lines[0] and "recall" in lines[1] and "match" in lines[2]
-    shown = told.stderr.splitlines()
-    assert [line for line in lines if format_progress(line) not in shown] == []
-    assert shown[0].startswith("towers  step 1 of 1  loss ") and shown[0].endswith(" left")
+    displayed = ran.stderr.splitlines()
+    assert [line for line in lines if format_progress(line) not in displayed] == []
+    assert displayed[0].startswith("towers  step 1 of 1  loss ") and displayed[0].endswith(" left")
     with Image.open(tmp_path / "curves.png") as curves:
         assert curves.format == "PNG" and len(curves.convert("L").getcolors() or []) > 10
     picture = tmp_path / "curves.png"
@@ -100,11 +100,11 @@ def test_settings_reach_both_recipes():
 
 
 def test_towers_alone_refuse_to_match(tmp_path, chiasm):
-    told = chiasm(
+    ran = chiasm(
         "train", "pocket", "--to", tmp_path, "--steps", 1, "--fusion-steps", 0,
         "--workers", 0, "--gallery", 30,
     )  # fmt: skip
-    assert told.returncode == 0, told.stderr
+    assert ran.returncode == 0, ran.stderr
     on_top = chiasm(
         "train", "pocket", "--to", tmp_path / "fused", "--towers", tmp_path, "--steps",
         1, "--fusion-steps", 1, "--fusion", "gated", "--workers", 0, "--gallery", 30,
@@ -137,9 +137,9 @@ def test_curves_show_each_stage_in_its_turn_and_lines_that_a_kill_tore_are_left_
         {"stage": "second to none", "step": 20, "image": 2.0},
         {"stage": "another", "step": 10, "image": 4.0, "text": 1.0},
     ]
-    told = [json.dumps(line) + "\n" for line in lines]
-    torn = told[1][:20] + told[1]  # what goes on after a kill goes on in the same line
-    (tmp_path / "log.jsonl").write_text(told[0] + torn + told[1] + told[2])
+    records = [json.dumps(line) + "\n" for line in lines]
+    torn = records[1][:20] + records[1]  # what goes on after a kill goes on in the same line
+    (tmp_path / "log.jsonl").write_text(records[0] + torn + records[1] + records[2])
     assert read_log(tmp_path) == lines
     drawn = figure_of(lines)
     assert [axes.get_title() for axes in drawn.axes] == [

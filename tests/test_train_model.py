@@ -78,8 +78,8 @@ def by_hand(settings, ranks):
 
 @pytest.mark.timeout(300)
 def test_two_processes_learn_by_the_mean_of_their_gradients(ray_session, tmp_path):
-    told = []
-    train_on_ray(job(tmp_path), told.append)
+    messages = []
+    train_on_ray(job(tmp_path), messages.append)
     saved, facts = load_state(tmp_path / STATE)
     tensors = tensors_in_code(saved, STATE_TENSOR_NAMES)
     assert facts["step"] == RUN.all_steps
@@ -88,7 +88,7 @@ def test_two_processes_learn_by_the_mean_of_their_gradients(ray_session, tmp_pat
     for name, value in hand.items():
         assert torch.allclose(tensors[name], value, atol=2e-4, rtol=1e-3), name
     assert [line["step"] for line in read_log(tmp_path)] == [2, 4, 4, 6]
-    assert len(told) >= 4 and '"step": 6' in told[-1]
+    assert len(messages) >= 4 and '"step": 6' in messages[-1]
     load_model(tmp_path)
 
 
@@ -129,13 +129,13 @@ def test_what_a_worker_cannot_do_is_told_in_one_line(ray_session, tmp_path, monk
 
 
 def test_a_file_is_followed_as_it_grows(tmp_path):
-    told = []
+    messages = []
     (tmp_path / "log").write_text("before\n")
-    with following(tmp_path / "log", told.append), (tmp_path / "log").open("a") as file:
+    with following(tmp_path / "log", messages.append), (tmp_path / "log").open("a") as file:
         file.write("one\ntw")
         file.flush()
-        until(lambda: told)
-        assert told == ["one"]
+        until(lambda: messages)
+        assert messages == ["one"]
         file.write("o\nthree\n")
         file.flush()
-    assert told == ["one", "two", "three"]
+    assert messages == ["one", "two", "three"]

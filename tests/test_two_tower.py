@@ -71,8 +71,8 @@ def test_it_learns_to_find_and_tells_so_of_samples_held_out(trained):
     folder, report = trained
     assert report == json.loads((folder / "report.json").read_text())
     assert (report["pairs"], report["lost"], report["damaged"]) == (360, {}, [])
-    held = report["held_out"]
-    assert 20 <= held <= 60 and report["queries"] == 2 * held
+    held_out = report["held_out"]
+    assert 20 <= held_out <= 60 and report["queries"] == 2 * held_out
     # 56 ordered pairs of colours: of some 36 pictures a few have twins, and no query can tell.
     assert report["image"]["r5"] > 0.7
     assert report["mean"]["r1"] >= report["image"]["r1"]
@@ -96,9 +96,9 @@ def test_the_folder_is_an_encoder_that_finds_and_matches(trained):
     folder, report = trained
     encoder = require_matcher(load_encoder(f"two-tower:{folder}", CPU))
     rng = random.Random(99)
-    told = [("red", "blue"), ("green", "white"), ("yellow", "black"), ("pink", "green")]
-    pixels = [preprocess(encoder, tiny_towers.picture(*each, rng)) for each in told]
-    texts = [PHRASES[0].format(*each) for each in told]
+    colours = [("red", "blue"), ("green", "white"), ("yellow", "black"), ("pink", "green")]
+    pixels = [preprocess(encoder, tiny_towers.picture(*each, rng)) for each in colours]
+    texts = [PHRASES[0].format(*each) for each in colours]
     image, text = encode_images(encoder, pixels), encode_texts(encoder, texts)
     assert image.shape == text.shape == (4, encoder.dims["joint"]) and image.dtype == np.float32
     assert np.allclose(np.linalg.norm(image, axis=1), 1, atol=1e-5)
@@ -186,8 +186,8 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(
 
 
 def config_of(trained):
-    told = json.loads((trained[0] / "settings.json").read_text())
-    return config_from_json(told["config"])
+    record = json.loads((trained[0] / "settings.json").read_text())
+    return config_from_json(record["config"])
 
 
 def learned(features, config, checkpoint, on_step=lambda training, losses: None, settings=SHORT):
@@ -237,10 +237,10 @@ def test_what_is_saved_is_what_was_learned(trained, features, tmp_path):
     with torch.inference_mode():
         for ours, theirs in zip(gallery_of(network, pairs), gallery_of(loaded, pairs), strict=True):
             assert ((ours * theirs).sum(-1) > 0.9999).all()
-        held = network.bag_of_words([pair.ids[0] for pair in pairs])
+        bags = network.bag_of_words([pair.ids[0] for pair in pairs])
         logits = [
             each.match_logits(
-                each.match_features(texts, held, each.image_evidence(augmented_of(pairs)))
+                each.match_features(texts, bags, each.image_evidence(augmented_of(pairs)))
             )
             for each in (network, loaded)
             for texts in [gallery_of(each, pairs)[1][:: len(PHRASES)]]
@@ -268,27 +268,28 @@ def test_pairs_match_as_they_were_judged(trained, features, coloured):
         for sample in read_samples(shard, ReadSettings())
         if held_out(sample.key)
     ]
-    held = [pair for pair in stream(features) if pair.held_out]
+    held_out_pairs = [pair for pair in stream(features) if pair.held_out]
     pixels = [
         preprocess(
             encoder, decode(s.picture, DecodeSettings(), encoder.modalities["image"].side).image
         )
         for s in samples
     ]
-    asked = [sample.captions[1] for sample in samples]
+    captions = [sample.captions[1] for sample in samples]
     with torch.inference_mode():
-        ids = [pair.ids[1] for pair in held]
+        ids = [pair.ids[1] for pair in held_out_pairs]
         vectors = network.text_vectors(
-            torch.stack([pair.text[1] for pair in held]).float(), network.bag_of_words(ids)
+            torch.stack([pair.text[1] for pair in held_out_pairs]).float(),
+            network.bag_of_words(ids),
         )
         traits = network.match_features(
-            vectors, network.bag_of_words(ids), network.image_evidence(augmented_of(held))
+            vectors, network.bag_of_words(ids), network.image_evidence(augmented_of(held_out_pairs))
         )
         logits = network.match_logits(traits).numpy()
-    assert len(samples) == len(held) > 20
-    ours = match_rows(encoder, pixels, asked)
+    assert len(samples) == len(held_out_pairs) > 20
+    ours = match_rows(encoder, pixels, captions)
     assert np.allclose(ours, logits.diagonal(), atol=0.05)
-    wrong = match_rows(encoder, pixels[1:] + pixels[:1], asked)
+    wrong = match_rows(encoder, pixels[1:] + pixels[:1], captions)
     assert np.allclose(wrong, np.roll(logits, -1, axis=1).diagonal(), atol=0.05)
     assert np.ptp(logits) > 2
 
@@ -297,29 +298,29 @@ def test_matching_is_judged_by_what_the_other_half_says_it_weighs(trained, featu
     network = load_two_tower(trained[0])
     expanded = trained[0] / "expanded" / "choosing"
     pairs = [pair for pair in stream(features, expanded=expanded) if pair.held_out]
-    halves, asked = [], []
+    halves, queries = [], []
 
     def weigh(network, half):
         halves.append({id(pair) for pair in half})
         fit_match_weights(network, half)
 
     def match_features(text, bag, image):
-        asked.append((len(halves) - 1, text[0]))
+        queries.append((len(halves) - 1, text[0]))
         return type(network).match_features(network, text, bag, image)
 
     with torch.inference_mode():
-        shown = judging.gallery(network, pairs)
+        gallery = judging.gallery(network, pairs)
         with monkeypatch.context() as patched:
             patched.setattr(judging, "fit_match_weights", weigh)
             patched.setattr(network, "match_features", match_features)
-            found = judging.rerank(network, pairs, shown)
-        chosen = (shown.queries @ shown.image.T).argmax(1)
-    of_rerank = [(half, text) for half, text in asked if (shown.queries == text).all(1).any()]
-    assert len(of_rerank) >= len(shown.queries)
+            found = judging.rerank(network, pairs, gallery)
+        chosen = (gallery.queries @ gallery.image.T).argmax(1)
+    of_rerank = [(half, text) for half, text in queries if (gallery.queries == text).all(1).any()]
+    assert len(of_rerank) >= len(gallery.queries)
     for half, text in of_rerank:
-        rows = shown.rows[(shown.queries == text).all(1)].tolist()
+        rows = gallery.rows[(gallery.queries == text).all(1)].tolist()
         assert any(id(pairs[row]) not in halves[half] for row in rows)
-    assert found["r1_before"] == round(float((chosen == shown.rows).float().mean()), 4)
+    assert found["r1_before"] == round(float((chosen == gallery.rows).float().mean()), 4)
     assert halves[0] | halves[1] == {id(pair) for pair in pairs} and not halves[0] & halves[1]
 
 
@@ -340,20 +341,20 @@ def test_features_are_computed_once_and_again_where_something_changed(
     before = {path: path.stat().st_mtime_ns for path in (folder / "features").glob("*.tar")}
     assert len(before) == 3
     (folder / "features" / ".x.99999999.tmp").write_bytes(b"left by a kill")
-    told = []
+    messages = []
     shards = list_shards([str(coloured)], None)
-    assert train_two_tower(settings_for(towers), shards, folder, told.append)["mean"]
+    assert train_two_tower(settings_for(towers), shards, folder, messages.append)["mean"]
     assert {path: path.stat().st_mtime_ns for path in (folder / "features").glob("*.tar")} == before
     assert not list((folder / "features").glob(".*"))
-    found, kept = told  # nothing was computed, trained or selected again
+    found, kept = messages  # nothing was computed, trained or selected again
     assert found == {"message": "found 360 pictures, 3.0 captions each"}
     for name in ("features", "expanded", "choosing.safetensors", "all-samples.safetensors"):
         assert f"{name} (" in kept["message"]
     with pytest.raises(UsageError, match="found others: "):
-        train_two_tower(settings_for(towers), shards[:1], folder, told.append)
+        train_two_tower(settings_for(towers), shards[:1], folder, messages.append)
     image, text = (ImageTower(str(towers[0]), CPU), TextTower(str(towers[1]), CPU))
     changed = compute(
-        shards[:1], image, text, folder / "features", settings_for(towers).read, told.append
+        shards[:1], image, text, folder / "features", settings_for(towers).read, messages.append
     )
     assert changed.paths[0] in before
 
@@ -382,7 +383,7 @@ def test_the_network_of_words_and_kernel_ridge_each_foretell_words_by_themselves
     pairs = [pair for pair in stream(features) if pair.held_out]
     with torch.inference_mode():
         x = network.sqrt_features(images_of(pairs))
-        held = network.bag_of_words(ids_of(pairs))[:: len(PHRASES)] > 0
+        present = network.bag_of_words(ids_of(pairs))[:: len(PHRASES)] > 0
         some = network.word_prior < 0.3  # colours: other words are of one phrase in three, or all
         assert some.sum() == len(COLOURS)
         for shares in (
@@ -390,7 +391,7 @@ def test_the_network_of_words_and_kernel_ridge_each_foretell_words_by_themselves
             network.word_prior + network.kernel(x) @ network.kernel.word_shares,
         ):
             lifts = (shares / network.word_prior)[:, some]
-            assert lifts[held[:, some]].mean() > 1.2 * lifts[~held[:, some]].mean()
+            assert lifts[present[:, some]].mean() > 1.2 * lifts[~present[:, some]].mean()
 
 
 def test_with_one_caption_a_picture_the_mean_ships(towers, tmp_path):
@@ -470,15 +471,17 @@ def test_from_shards_to_answers_at_the_prompt(chiasm, towers, coloured, tmp_path
     ):  # fmt: skip
         ran = chiasm(*command)
         assert ran.returncode == 0, ran.stderr
-    asked = chiasm("search", collection, "red and blue", "--rerank", "match:20", "--json", "-k", 3)
-    assert asked.returncode == 0, asked.stderr
-    first = json.loads(asked.stdout)["results"][0]
+    searched = chiasm(
+        "search", collection, "red and blue", "--rerank", "match:20", "--json", "-k", 3
+    )
+    assert searched.returncode == 0, searched.stderr
+    first = json.loads(searched.stdout)["results"][0]
     assert set(first["scores"]) == {"search", "match"}
 
 
 @pytest.mark.timeout(300)
 def test_what_two_towers_lack_is_told_in_one_line(chiasm, tmp_path, coloured, towers):
-    for options, told in (
+    for options, message in (
         (("two-tower", coloured, "--to", tmp_path / "x"), "'--image-encoder'"),
         (
             ("two-tower", "--to", tmp_path / "x", coloured, "--towers", tmp_path,
@@ -492,5 +495,5 @@ def test_what_two_towers_lack_is_told_in_one_line(chiasm, tmp_path, coloured, to
         ),
     ):  # fmt: skip
         ran = chiasm("train", *options)
-        assert ran.returncode in (1, 2) and told in ran.stderr, ran.stderr
+        assert ran.returncode in (1, 2) and message in ran.stderr, ran.stderr
         assert "Traceback" not in ran.stderr

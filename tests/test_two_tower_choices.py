@@ -93,10 +93,10 @@ def test_platt_scaling_is_at_the_minimum_of_its_loss(seed, size, separable):
 
 
 def test_a_fusion_has_to_win_by_more_than_chance():
-    answers = lambda won, lost: (  # noqa: E731
-        np.array([True] * won + [False] * lost + [True] * 50),
-        np.array([False] * won + [True] * lost + [True] * 50),
-        np.arange(won + lost + 50),
+    answers = lambda won, losses: (  # noqa: E731
+        np.array([True] * won + [False] * losses + [True] * 50),
+        np.array([False] * won + [True] * losses + [True] * 50),
+        np.arange(won + losses + 50),
     )
     assert wins_by_one_standard_error(*answers(30, 10))
     assert not wins_by_one_standard_error(*answers(11, 10))

@@ -57,14 +57,15 @@ def features_of(loaded, coloured, folder):
 
 
 def config_of(features, **changed):
-    told, first = preparing.survey(features), next(stream(features))
+    statistics, first = preparing.survey(features), next(stream(features))
     shapes = {
         "image": "an image model", "image_fingerprint": "1", "text": "a text model",
         "text_fingerprint": "2", "image_width": first.image.shape[-1],
         "patch_width": first.patches.shape[-1], "text_width": first.text.shape[-1],
-        "word_width": first.words.shape[-1], "sqrt_features": told.nonnegative,
+        "word_width": first.words.shape[-1], "sqrt_features": statistics.nonnegative,
         "landmarks": 50, "query_bank": 70,
-        "text_landmarks": 60 if told.expandable else 0, "words": len(told.words), "dim": 64,
+        "text_landmarks": 60 if statistics.expandable else 0, "words": len(statistics.words),
+        "dim": 64,
     }  # fmt: skip
     return TwoTowerConfig(**{**shapes, **changed})
 
@@ -95,14 +96,14 @@ def test_features_are_those_of_the_towers(features, loaded, coloured):
     sample = next(iter(read_samples(shard, READ)))
     pair = next(stream(features[:1]))
     seen = image([image.preprocess(decode(sample.picture, DecodeSettings(), image.side).image)])
-    told = text(sample.captions)
+    encoded = text(sample.captions)
     assert torch.allclose(pair.image.float(), seen.pooled[0], atol=2e-3)
     assert torch.allclose(pair.patches.float(), seen.tokens[0], atol=2e-3)
-    assert torch.allclose(pair.text.float(), told.pooled, atol=2e-3)
-    assert pair.ids == told.ids and len(pair.ids) == len(PHRASES)
+    assert torch.allclose(pair.text.float(), encoded.pooled, atol=2e-3)
+    assert pair.ids == encoded.ids and len(pair.ids) == len(PHRASES)
     words, mask = words_of([pair], [1])
-    assert mask.sum() == told.mask[1].sum()
-    assert torch.allclose(words[mask], told.tokens[1][told.mask[1]], atol=2e-3)
+    assert mask.sum() == encoded.mask[1].sum()
+    assert torch.allclose(words[mask], encoded.tokens[1][encoded.mask[1]], atol=2e-3)
 
 
 def test_with_every_picture_a_landmark_it_is_kernel_ridge_as_the_books_have_it(features, tmp_path):
@@ -117,8 +118,8 @@ def test_with_every_picture_a_landmark_it_is_kernel_ridge_as_the_books_have_it(f
     kernel = torch.exp(network.config.sharpness * (z @ z.T - 1))
     with torch.inference_mode():
         vectors = torch.stack([network.heads.texts(p.text.float()).mean(0) for p in pairs])
-        held = torch.stack([network.bag_of_words(p.ids).mean(0) for p in pairs])
-        target = torch.cat([vectors, held], dim=1).double()
+        bags = torch.stack([network.bag_of_words(p.ids).mean(0) for p in pairs])
+        target = torch.cat([vectors, bags], dim=1).double()
         books = torch.linalg.solve(
             kernel + solving.RIDGE * torch.eye(count), target - target.mean(0)
         )
@@ -126,9 +127,9 @@ def test_with_every_picture_a_landmark_it_is_kernel_ridge_as_the_books_have_it(f
         solved = torch.cat([network.kernel.vectors, network.kernel.word_shares], dim=1).double()
         assert torch.allclose(ours @ solved, kernel @ books, atol=5e-3)
     # By the way captions were drawn, one a picture, by which hubs are known.
-    asked = network.hubness.query_bank
-    alike = torch.stack([(network.heads.texts(p.text.float()) @ asked.T).amax(0) for p in pairs])
-    assert asked.shape == (70, 63) and (alike.amax(0) > 1 - 1e-5).all()
+    bank = network.hubness.query_bank
+    alike = torch.stack([(network.heads.texts(p.text.float()) @ bank.T).amax(0) for p in pairs])
+    assert bank.shape == (70, 63) and (alike.amax(0) > 1 - 1e-5).all()
     assert (alike > 1 - 1e-5).any(1).sum() >= 70
     assert torch.allclose(
         network.word_prior.double(), target.mean(0)[network.config.space :], atol=1e-5
@@ -164,7 +165,7 @@ def test_captions_are_expanded_by_what_was_solved_without_them(features, tmp_pat
     landmarks = network.expansion.landmarks.double()
     among = torch.exp(SHARPNESS * (landmarks @ landmarks.T - 1))
     kernels = [torch.exp(SHARPNESS * (each @ landmarks.T - 1)) for each in own]
-    held = [
+    bags = [
         unit((network.bag_of_words(pair.ids) * network.expansion.idf).double()) for pair in pairs
     ]
     learned = [every_sample or not pair.held_out for pair in pairs]
@@ -177,16 +178,16 @@ def test_captions_are_expanded_by_what_was_solved_without_them(features, tmp_pat
         rows = [i for i, yes in enumerate(learned) if yes and pairs[i].fold != without]
         y = torch.cat([others[i] for i in rows])
         y = y - y.mean(0)
-        k, b = torch.cat([kernels[i] for i in rows]), torch.cat([held[i] for i in rows])
+        k, b = torch.cat([kernels[i] for i in rows]), torch.cat([bags[i] for i in rows])
         meaning = by_the_books(k, y, preparing.KERNEL_RIDGE * among)
         words = by_the_books(b, y, preparing.WORD_RIDGE * torch.eye(b.shape[1]))
         for i in [i for i, part in enumerate(parts) if part == without]:
-            more = KERNEL_WEIGHT * unit(kernels[i] @ meaning) + WORD_WEIGHT * unit(held[i] @ words)
+            more = KERNEL_WEIGHT * unit(kernels[i] @ meaning) + WORD_WEIGHT * unit(bags[i] @ words)
             assert torch.allclose(expanded[i].text.double(), unit(own[i] + more), atol=1e-3)
             apart.append(ours_of(pairs[i]).double() - expanded[i].text.double())
         if without is None:
             pair = pairs[0]
-            more = KERNEL_WEIGHT * unit(kernels[0] @ meaning) + WORD_WEIGHT * unit(held[0] @ words)
+            more = KERNEL_WEIGHT * unit(kernels[0] @ meaning) + WORD_WEIGHT * unit(bags[0] @ words)
             assert torch.allclose(ours_of(pair).double(), unit(own[0] + more), atol=1e-3)
     # What was solved with a caption would have expanded it otherwise.
     assert torch.cat(apart).abs().max() > 0.01
@@ -214,17 +215,17 @@ def test_what_is_lost_is_counted_by_reason_and_shards_that_are_cut_are_told(
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 3])
     make_shard(tmp_path / "odd.tar", 6, captions=("", ""), broken=1)
     shards = list_shards([str(tmp_path)], None)
-    told = []
-    computed = compute(shards, *loaded, tmp_path / "features", READ, told.append)
+    messages = []
+    computed = compute(shards, *loaded, tmp_path / "features", READ, messages.append)
     assert 30 < computed.pairs < 60 and sum(1 for _ in stream(computed.paths)) == computed.pairs
     assert computed.dropped == {"truncated": 1, "no_pair": 2, "not_a_picture": 1}
-    assert computed.damaged == [shards[0].id] and len(told) == 2
-    again = compute(shards, *loaded, tmp_path / "features", READ, told.append)
-    assert again == computed and len(told) == 2
+    assert computed.damaged == [shards[0].id] and len(messages) == 2
+    again = compute(shards, *loaded, tmp_path / "features", READ, messages.append)
+    assert again == computed and len(messages) == 2
     # The account is written last, and a run that was killed before it has a shard to do.
     next((tmp_path / "features").glob("*cut*.json")).unlink()
-    assert compute(shards, *loaded, tmp_path / "features", READ, told.append) == computed
-    assert len(told) == 3
+    assert compute(shards, *loaded, tmp_path / "features", READ, messages.append) == computed
+    assert len(messages) == 3
 
 
 def test_expanded_captions_follow_their_pairs_into_any_order(features, tmp_path):
@@ -288,9 +289,9 @@ def test_captions_are_expanded_where_enough_pairs_have_others(loaded, tmp_path, 
     for seed, (count, captions) in enumerate([(150, 1), (several, 3)]):
         tiny_towers.make_pairs(tmp_path / "p" / f"{seed}.tar", count, seed, captions=captions)
     features = features_of(loaded, tmp_path / "p", tmp_path / "features")
-    told = preparing.survey(features)
-    assert told.fusible == (several > 1) and told.expandable == (several == 200)
-    assert sum(told.several) == sum(
+    statistics = preparing.survey(features)
+    assert statistics.fusible == (several > 1) and statistics.expandable == (several == 200)
+    assert sum(statistics.several) == sum(
         len(pair.text) > 1 and not pair.held_out for pair in stream(features)
     )
     network = prepared_of(config_of(features), features, tmp_path / "expanded", False)
@@ -298,8 +299,8 @@ def test_captions_are_expanded_where_enough_pairs_have_others(loaded, tmp_path, 
     expanded = [pair.text.float() for pair in stream(features, expanded=tmp_path / "expanded")]
     alike = torch.cat([(a * b).sum(-1) for a, b in zip(own, expanded, strict=True)])
     assert alike.isfinite().all()
-    assert (alike < 0.999).any() if told.expandable else (alike > 0.999).all()
-    assert (len(network.expansion.landmarks) > 0) == told.expandable
+    assert (alike < 0.999).any() if statistics.expandable else (alike > 0.999).all()
+    assert (len(network.expansion.landmarks) > 0) == statistics.expandable
 
 
 def test_a_preparation_that_was_killed_is_made_anew(features, tmp_path, monkeypatch):
@@ -395,6 +396,6 @@ def test_a_training_heeds_decode_and_batch_settings(loaded, tmp_path):
 
 
 def test_one_picture_has_sixteen_captions_at_most(loaded, tmp_path):
-    told = json.dumps({"captions": [f"red {n}" for n in range(40)]}).encode()
-    shards = captioned_shard(tmp_path / "s" / "one.tar", {"json": told})
+    record = json.dumps({"captions": [f"red {n}" for n in range(40)]}).encode()
+    shards = captioned_shard(tmp_path / "s" / "one.tar", {"json": record})
     assert compute(shards, *loaded, tmp_path / "f", READ, lambda _: None).captions == 16

@@ -1,4 +1,5 @@
-"""Names are the field's words: none of the old dialect is left in pipeline/, index/ and jobs/."""
+"""Names are the field's words: none of the old dialect is left in pipeline/, index/ and jobs/, and
+the worst of it not in tests/ and benchmarks/."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("pipeline", "index", "jobs")
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+TRIALS = sorted(path for room in ("tests", "benchmarks") for path in (ROOT / room).rglob("*.py"))
 
 # Old word -> the field's word, by what was meant.
 OLD_WORDS = {
@@ -87,6 +89,11 @@ OLD_WORDS = {
     "end_uploads": "abort_uploads",
 }
 
+# The words that tests and benchmarks do without too.
+WORST_WORDS = {
+    *("told", "lies", "how", "asked", "held", "shown", "lost", "listed", "look", "brought"),
+}
+
 # Where the standard library or a file on disk has the name: path -> names.
 ALLOWED = {
     # `tell` of files: the protocol of io.IOBase.
@@ -150,6 +157,12 @@ def old_words(path: Path) -> list[str]:
 @pytest.mark.parametrize("path", SOURCES, ids=named)
 def test_no_name_is_of_the_old_dialect(path):
     assert old_words(path) == []
+
+
+@pytest.mark.parametrize("path", TRIALS, ids=named)
+def test_no_name_of_tests_and_benchmarks_is_of_the_worst_words(path):
+    worst = [(line, name) for line, name in names_of(path) if name.strip("_") in WORST_WORDS]
+    assert worst == []
 
 
 def test_every_exception_is_still_needed():

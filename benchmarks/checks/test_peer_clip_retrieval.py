@@ -13,8 +13,8 @@ from chiasm.pipeline.errors import ChiasmError, SourceError, UsageError
 
 def test_finished_partitions_are_summed_and_those_at_work_are_not(tmp_path):
     for name, pairs in ("0", 100), ("1", 28), ("wip_1", 5):
-        told = {"sample_count": pairs, "total_duration": pairs / 8, "start_time": 1e9}
-        (tmp_path / f"{name}.json").write_text(json.dumps(told))
+        record = {"sample_count": pairs, "total_duration": pairs / 8, "start_time": 1e9}
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
     assert counted(tmp_path) == (128, 16.0)
 
 

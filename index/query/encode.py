@@ -59,7 +59,12 @@ def encode_queries(queries: Sequence[Query], encoder: Encoder | None, dim: int) 
 
 def _text(query: Query, encoder: Encoder) -> Any:
     require_modality(encoder, TEXT)
-    return encoder.preprocess(TEXT, query.words)
+    try:
+        return encoder.preprocess(TEXT, query.words)
+    except Undecodable as error:
+        raise UsageError(
+            "the query's text", expected="one that the encoder takes", found=str(error)
+        ) from error
 
 
 def _batches(items: list[T]) -> list[list[T]]:
@@ -83,7 +88,7 @@ def pixels_of(source: PictureSource, encoder: Preprocessor) -> Any:
     side = encoder.modalities[IMAGE].side
     try:
         decoded = decode(encoded_picture(source), DecodeSettings(), side)
+        return encoder.preprocess(IMAGE, np.asarray(decoded.image))
     except Undecodable as error:
         found = f"{error.reason}: {error.detail}" if error.detail else error.reason
         raise UsageError(source_name(source), expected="a picture", found=found) from error
-    return encoder.preprocess(IMAGE, np.asarray(decoded.image))

@@ -22,8 +22,8 @@ from chiasm.index.queries import Query, RerankStage
 from chiasm.index.query.open_index import OpenIndex
 from chiasm.index.query.query_picture import encoded_picture
 from chiasm.index.results import CatalogRow, Hit
-from chiasm.pipeline.encoders import Matcher, load_matcher, require_matcher
-from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.encoders import Matcher, load_matcher, require_matcher, require_modality
+from chiasm.pipeline.errors import Undecodable, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.records import IMAGE, TEXT
 from chiasm.pipeline.shards import read_checked
@@ -143,36 +143,56 @@ def _by_pairs(
         raise UsageError(f"rerank {stage}", expected="words or a picture", found="a vector")
     catalog = collection.rows({hit.position for hit in hits})
     rows = [catalog[hit.position] for hit in hits]
-    side = matcher.modalities[IMAGE].side
-
-    def pixels(data: bytes) -> Any:
-        image = decode(data, DecodeSettings(), side).image
-        return matcher.preprocess(IMAGE, np.asarray(image))
-
+    for modality in (IMAGE, TEXT):
+        require_modality(matcher, modality)
     if query.words:
         usable = [i for i, row in enumerate(rows) if row.place is not None]
-        query_side = (TEXT, [matcher.preprocess(TEXT, query.words)])
+        query_side = (TEXT, [_query_side(query, lambda: matcher.preprocess(TEXT, query.words))])
     else:
         assert query.image is not None
         usable = [i for i, row in enumerate(rows) if row.caption]
-        query_side = (IMAGE, [pixels(encoded_picture(query.image))])
+        picture = encoded_picture(query.image)
+        query_side = (IMAGE, [_query_side(query, lambda: _pixels(picture, matcher))])
 
     def row_side(i: int) -> Any:
-        if query.words:
-            return pixels(_picture(rows[i]))
-        return matcher.preprocess(TEXT, rows[i].caption or "")
+        try:
+            if query.words:
+                return _pixels(_picture(rows[i]), matcher)
+            return matcher.preprocess(TEXT, rows[i].caption or "")
+        except Undecodable:  # embedded under other limits, perhaps: it is not scored
+            return None
 
     modality = IMAGE if query.words else TEXT
     scores: list[float | None] = [None] * len(hits)
     with ThreadPoolExecutor(READERS) as readers:
         for start in range(0, len(usable), BATCH):
             batch = usable[start : start + BATCH]
-            items = list(readers.map(row_side, batch))
+            sides = dict(zip(batch, readers.map(row_side, batch), strict=True))
+            items = [side for side in sides.values() if side is not None]
+            if not items:
+                continue
             pairs = np.array([(0, number) for number in range(len(items))])
             matched = matcher.match(query_side, (modality, items), pairs)
-            for i, score in zip(batch, matched.tolist(), strict=True):
+            scored = [i for i, side in sides.items() if side is not None]
+            for i, score in zip(scored, matched.tolist(), strict=True):
                 scores[i] = score
     return scores
+
+
+def _pixels(data: bytes, matcher: Matcher) -> Any:
+    """An encoded picture as the matcher takes it. Raises Undecodable."""
+    image = decode(data, DecodeSettings(), matcher.modalities[IMAGE].side).image
+    return matcher.preprocess(IMAGE, np.asarray(image))
+
+
+def _query_side(query: Query, preprocess: Callable[[], Any]) -> Any:
+    """The query's own side; UsageError where the matcher does not take it."""
+    try:
+        return preprocess()
+    except Undecodable as error:
+        raise UsageError(
+            str(query), expected="a query that the reranker takes", found=str(error)
+        ) from error
 
 
 def _picture(row: CatalogRow) -> bytes:

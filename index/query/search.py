@@ -1,10 +1,9 @@
 """Vectors -> hits: every segment searched, candidates scored exactly, the best of all merged.
 
 FAISS gives more candidates than wanted, and each is scored again from the raw vectors on disk, in
-float32. A score therefore depends on the query and the row alone, never on the
-kind of index, the segment or the batch, and equal scores are ordered by position. The cost is
-reading a few hundred rows a query. Search parameters travel with the call; the shared index is
-never changed.
+float32. A score therefore depends on the query and the row alone, never on the kind of index, the
+segment or the batch, and equal scores are ordered by position. The cost is reading a few hundred
+rows a query. Search parameters travel with the call; the shared index is never changed.
 """
 
 from __future__ import annotations
@@ -38,9 +37,8 @@ def search(
     positions = [np.full((len(xq), k), -1, dtype=np.int64)]
     first = 0
     for segment in segments:
-        rows = candidate_rows(
-            segment, column, xq, k, nprobe
-        )  # (Q, <= EXTRA_CANDIDATES + OVERSAMPLE k)
+        # (Q, <= EXTRA_CANDIDATES + OVERSAMPLE k)
+        rows = candidate_rows(segment, column, xq, k, nprobe)
         scores.append(exact_scores(segment.raw(column), xq, rows))
         positions.append(np.where(rows < 0, -1, rows + first))
         first += len(segment)

@@ -132,14 +132,14 @@ class Section:
             left += TILE // 2 + GAP
         query = self.answer.query
         title = query.words or ("A picture" if query.image is not None else "A vector")
-        lines = self.title.wrap(self.title.escaped(title), self.width - left - GAP, 1)
+        lines = self.title.wrap(self.title.transliterated(title), self.width - left - GAP, 1)
         self.title.draw(canvas, (left, GAP), lines[0], INK)
         summary = f"{len(self.answer)} results by {query.column}"
         if self.answer.seconds:
             summary += f", {self.answer.time_label()}"
         if query.stages:
             summary += ", reranked by " + ", then ".join(map(str, query.stages))
-        (line, *_) = self.small.wrap(self.small.escaped(summary), self.width - left - GAP, 1)
+        (line, *_) = self.small.wrap(self.small.transliterated(summary), self.width - left - GAP, 1)
         self.small.draw(canvas, (left, GAP + self.title.height + 2), line, FAINT)
 
     def _draw_cell(

@@ -3,7 +3,8 @@
 Pillow draws with one font and shows boxes for what it lacks. Here each character is drawn with the
 first font that has it: a Latin one, the first Chinese, Japanese and Korean one found by its usual
 file names, then whatever `fonts.find_font` finds for the character's script. Characters that no
-font has are left out and remembered in `missing`, so that a sheet can say so.
+font has are remembered in `missing`, so that a sheet can say so: captions are drawn without them,
+`transliterated` writes them in Latin letters for a title.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import functools
 from itertools import groupby
 
+from anyascii import anyascii
 from PIL import ImageDraw, ImageFont
 
 from chiasm.index.sheet.fonts import find_font, has_character, open_font
@@ -58,12 +60,13 @@ class Typeface:
         kept = [character for character in collapsed if self._font_of(character) is not None]
         return " ".join("".join(kept).split())
 
-    def escaped(self, text: str) -> str:
-        """The text, with an escape such as `\\u6708` for each character that no font has."""
+    def transliterated(self, text: str) -> str:
+        """The text with Latin letters for each character that no font has (`Yue` for the Chinese
+        moon), by anyascii's table; an escape such as `\\u6708` for what the table lacks too."""
         return "".join(
             character
             if character.isspace() or self._font_of(character) is not None
-            else character.encode("unicode_escape").decode()
+            else anyascii(character) or character.encode("unicode_escape").decode()
             for character in text
         )
 

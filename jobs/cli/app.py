@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"chiasm: {message}", file=sys.stderr)
         _leave(stopped.exit_code)
     except BrokenPipeError:
-        _leave(1)  # whoever read our output has gone, and needs no word
+        _leave(1)  # stdout's reader is gone
     except OSError as error:
         print(f"chiasm: output: {error.strerror or error}", file=sys.stderr)
         _leave(1)
@@ -196,8 +196,9 @@ def options(
         LogLevel, typer.Option(help="The least severe log lines shown on stderr.")
     ] = LogLevel.warning,
     log_format: Annotated[
-        LogFormat, typer.Option(help="Of log lines on stderr: text or JSON, one object a line.")
+        LogFormat,
+        typer.Option(help="Format of log lines on stderr: text or JSON, one object a line."),
     ] = LogFormat.text,
 ) -> None:
-    """What stands before a command."""
+    """Options before the command."""
     set_up_logging(log_level, log_format)

@@ -22,7 +22,7 @@ again, the same demo reuses what is there."""
 
 
 def demo(
-    seed: Annotated[int, typer.Option(help="Of the world; any whole number.")] = 7,
+    seed: Annotated[int, typer.Option(help="Seed of the scenes; any whole number.")] = 7,
     samples: Annotated[int, typer.Option(help="How many scenes.")] = 1000,
     to: Annotated[
         Path | None, typer.Option(help="A folder for it. (default: demo/seed-SEED-SAMPLES)")

@@ -26,7 +26,10 @@ def build(
     collection: Collection,
     column: Annotated[
         list[str] | None,
-        typer.Option(help="image, text or joint; can be repeated. (default: all with vectors)"),
+        typer.Option(
+            help="image, text, joint, or another modality of the encoder; can be repeated. "
+            "(default: all with vectors)"
+        ),
     ] = None,
     preset: Preset = "laptop",
     assignments: Assignments = None,

@@ -44,7 +44,9 @@ def search(
         str | None,
         typer.Option(help="A picture to search by: a path, or a URL of http, https or s3."),
     ] = None,
-    column: Annotated[str, typer.Option(help="image, text or joint.")] = "image",
+    column: Annotated[
+        str, typer.Option(help="image, text, joint, or another modality of the encoder.")
+    ] = "image",
     rerank: Annotated[
         list[str] | None,
         typer.Option(
@@ -63,10 +65,10 @@ def search(
         bool, typer.Option(help="Search an index that does not cover all embeddings.")
     ] = False,
 ) -> None:
-    _require_collection_first(collection, words or [], image)
-    text = _one_text(collection, words or [])
     if sheet is not None:
         sheet_format(sheet)  # refused now rather than after the search
+    _require_collection_first(collection, words or [], image)
+    text = _one_text(collection, words or [])
     stages = tuple(RerankStage.parse(stage) for stage in rerank or ())
     check_stages(stages)
     searcher = open_collection(collection, allow_stale=allow_stale)

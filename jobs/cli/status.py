@@ -1,4 +1,4 @@
-"""`chiasm status`: what stands in a collection, read from its ledgers and runs, with no cluster."""
+"""`chiasm status`: the state of a collection, read from its ledgers and runs, with no cluster."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ def submit(
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...")],
     address: Annotated[str, typer.Option(help="The cluster's dashboard, http://host:8265.")],
     file: Annotated[
-        list[str] | None, typer.Option(help="A file or folder to take along; may be repeated.")
+        list[str] | None,
+        typer.Option(help="A file or folder to upload with the job; may be repeated."),
     ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="A glob to leave out of folders; may be repeated.")

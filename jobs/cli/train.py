@@ -23,7 +23,9 @@ Fusion = Annotated[
 LearningRate = Annotated[
     float | None, typer.Option(help="The highest learning rate. (default: the recipe's)")
 ]
-Seed = Annotated[int | None, typer.Option(help="Of weights and of what is drawn. (default: 0)")]
+Seed = Annotated[
+    int | None, typer.Option(help="Seed of weights and of what is drawn. (default: 0)")
+]
 Precision = Annotated[str | None, typer.Option(help="auto, float32 or bfloat16. (default: auto)")]
 
 

@@ -39,10 +39,14 @@ Pictures and captions are drawn while it learns; no shards are read. Use the res
 pocket:DIR. Kill it and run it again: it goes on from its last checkpoint."""
 
 
-Steps = Annotated[int | None, typer.Option(help="Of the two towers. (default: the recipe's)")]
+Steps = Annotated[
+    int | None, typer.Option(help="Training steps of the two towers. (default: the recipe's)")
+]
 FusionSteps = Annotated[
     int | None,
-    typer.Option(help="Of fusion and matching; 0: two towers alone. (default: the recipe's)"),
+    typer.Option(
+        help="Training steps of fusion and matching; 0: two towers alone. (default: the recipe's)"
+    ),
 ]
 Towers = Annotated[
     Path | None, typer.Option(help="A model folder; keep its towers, learn the rest alone.")
@@ -53,9 +57,7 @@ Gallery = Annotated[
 Workers = Annotated[
     int | None, typer.Option(help="Processes that draw; 0: this one draws too. (default: 1)")
 ]
-Processes = Annotated[
-    int | None, typer.Option(help="Learn in so many processes on Ray. (default: here)")
-]
+Processes = Annotated[int | None, typer.Option(help="Number of processes on Ray. (default: here)")]
 
 
 def train_pocket(

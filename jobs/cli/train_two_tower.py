@@ -46,7 +46,9 @@ def train_two_tower(
     ],
     text_encoder: Annotated[str, typer.Option(help="A SentenceTransformer, folder or id.")],
     caption_field: CaptionField = None,
-    steps: Annotated[int | None, typer.Option(help="Of the heads. (default: the recipe's)")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Training steps of the heads. (default: the recipe's)")
+    ] = None,
     fusion: Fusion = None,
     learning_rate: LearningRate = None,
     seed: Seed = None,

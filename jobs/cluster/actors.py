@@ -79,7 +79,7 @@ class _Pool:
 
 
 def _result(ref: Any) -> Any:
-    """The value, or the ChiasmError that the actor raised, or one that names what befell it."""
+    """The value, or the ChiasmError that the actor raised, or one that names the failure."""
     try:
         return ray.get(ref)
     except RayTaskError as error:

@@ -1,10 +1,9 @@
 """A pool of Ray actors and the one loop that keeps them busy.
 
 Shards go out, outcomes come in as they happen (`ray.wait`). Each worker holds two shards: the one
-at work, and the next, so that it never waits for the driver. A worker's
-failure is not a shard's: only the shard at work when a worker dies, or passes its deadline, loses
-an attempt. Workers are asked for up to a maximum and join as they are placed, so an autoscaler sees
-the demand.
+at work, and the next, so that it never waits for the driver. A worker's failure is not a shard's:
+only the shard at work when a worker dies, or passes its deadline, loses an attempt. Workers are
+requested up to a maximum and join as they are placed, so an autoscaler sees the demand.
 """
 
 from __future__ import annotations

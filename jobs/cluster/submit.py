@@ -20,7 +20,7 @@ from chiasm.jobs.cluster.session import packages
 from chiasm.pipeline.errors import ChiasmError, UsageError
 
 EXCLUDES = ("__pycache__", "*.pyc", ".git", ".venv", "*.tar", "*.tar.gz", "*.tar.zst", "*.parquet")
-LIMIT_BYTES = 100 * 2**20  # Ray refuses a larger working directory, and says so badly
+LIMIT_BYTES = 100 * 2**20  # Ray refuses a larger working directory, with an unclear message
 POLL_SECONDS = 1.0
 AGENT_SECONDS = 60.0
 
@@ -35,7 +35,7 @@ def submit(
     """Start `chiasm COMMAND` as a job; returns the job's id.
 
     address: the cluster's dashboard, `http://host:8265` or `host:8265`. files: more files and
-    folders to take along; the command finds them under their base names. Raises UsageError,
+    folders to upload; the command finds them under their base names. Raises UsageError,
     ChiasmError.
     """
     if not command:
@@ -142,7 +142,9 @@ def pack(folder: Path, files: Sequence[str], excludes: Sequence[str]) -> None:
         elif path.is_file():
             shutil.copy2(path, folder)
         else:
-            raise UsageError(source, expected="a file or folder to take along", found="none")
+            raise UsageError(
+                source, expected="a file or folder to upload with the job", found="none"
+            )
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > LIMIT_BYTES:
         raise UsageError(

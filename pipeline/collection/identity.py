@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from typing import Any
+from typing import Any, NoReturn
 
-from chiasm.pipeline.collection.parquet_schema import SCHEMAS, schema_version, vector_columns
-from chiasm.pipeline.encoders import Encoder
+from chiasm.pipeline.collection.parquet_schema import (
+    SCHEMAS,
+    arrow_schema,
+    schema_version,
+    vector_columns,
+)
+from chiasm.pipeline.encoders import JOINT, Encoder
 from chiasm.pipeline.errors import CollectionError, EncoderError
 from chiasm.pipeline.records import IMAGE
 from chiasm.pipeline.storage import Folder, display_name
@@ -50,13 +56,7 @@ class Identity:
     @classmethod
     def of(cls, encoder: Encoder) -> Identity:
         dims = dict(encoder.dims)
-        if len(set(dims.values())) != 1:
-            raise EncoderError(
-                f"encoder {encoder.name}",
-                expected="columns of one width, since they are searched with each other's vectors",
-                found=", ".join(f"{column} {width}" for column, width in dims.items()) or "none",
-                do="project them into one space",
-            )
+        _check_columns(encoder)
         version = schema_version(dims)
         picture = encoder.modalities.get(IMAGE)
         return cls(
@@ -110,6 +110,36 @@ class Collection:
                 do="make one: chiasm embed SHARDS --to " + path,
             )
         return cls(folder, identity)
+
+
+def _check_columns(encoder: Encoder) -> None:
+    """EncoderError for columns that a collection cannot hold."""
+    dims, modalities = dict(encoder.dims), set(encoder.modalities)
+
+    def refuse(expected: str, found: str, do: str) -> NoReturn:
+        raise EncoderError(f"encoder {encoder.name}", expected=expected, found=found, do=do)
+
+    if len(set(dims.values())) != 1:
+        refuse(
+            "columns of one width, since they are searched with each other's vectors",
+            ", ".join(f"{column} {width}" for column, width in dims.items()) or "none",
+            "project them into one space",
+        )
+    if set(dims) - {JOINT} != modalities or JOINT in modalities:
+        refuse(
+            "a width for each modality, and perhaps for joint",
+            f"modalities {', '.join(sorted(modalities))}, widths for {', '.join(dims)}",
+            "make dims and modalities agree",
+        )
+    names = arrow_schema(dims).names
+    odd = [name for name in modalities if not re.fullmatch("[a-z][a-z0-9_]*", name)]
+    twice = [name for name in names if names.count(name) > 1]
+    if odd or twice:
+        refuse(
+            "modalities named in lower-case letters, digits and underscores, unlike other columns",
+            ", ".join([*odd, *dict.fromkeys(twice)]),
+            "choose other names",
+        )
 
 
 def read_identity(folder: Folder) -> Identity | None:

@@ -1,9 +1,9 @@
 """Writes embeddings: one Parquet file a shard, in row groups.
 
-In come `Embedded` batches, out comes `embeddings/<shard id>.parquet`, which bears its name if and
-only if the shard is done. Vectors are float16 fixed-size lists, BYTE_STREAM_SPLIT and zstd without
-dictionaries: several times faster to read than pyarrow's defaults, and smaller. Nothing in a file
-depends on when or where it was written, so the same shard gives the same bytes.
+In come `Embedded` batches, out comes `embeddings/<shard id>.parquet`, which has its final name if
+and only if the shard is done. Vectors are float16 fixed-size lists, BYTE_STREAM_SPLIT and zstd
+without dictionaries: several times faster to read than pyarrow's defaults, and smaller. Nothing in
+a file depends on when or where it was written, so the same shard gives the same bytes.
 """
 
 from __future__ import annotations

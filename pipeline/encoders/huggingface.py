@@ -1,9 +1,10 @@
 """`hf:ID_OR_DIR`: CLIP, SigLIP and SigLIP2 models through transformers.
 
-Pictures follow the model's own image processor (pixels.py). Texts follow its tokenizer, padded as
-the model was trained: CLIP's to the longest of the batch, under a mask; SigLIP's always to full
-length, because it reads its vector off the last position, padding or not. Weights lie in the chosen
-precision; vectors come back in float32. All is read from one folder, and no code in it is run.
+Pictures follow the model's own image processor (pretrained/image_processing.py). Texts follow its
+tokenizer, padded as the model was trained: CLIP's to the longest of the batch, under a mask;
+SigLIP's always to full length, because it reads its vector off the last position, padding or not.
+Weights are in the chosen precision; vectors come back in float32. All is read from one folder, and
+no code in it is run.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from chiasm.pipeline.records import IMAGE, TEXT
 WEIGHTS = "model*.safetensors"
 TOKENIZERS = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-# Said aloud, because transformers asks at the terminal where it is left open.
+# Set explicitly, because transformers asks at the terminal where it is left open.
 OURS_ALONE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 

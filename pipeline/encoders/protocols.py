@@ -128,7 +128,7 @@ class Encoder(Preprocessor, Protocol):
         ...
 
     def encode(self, modality: str, items: Sequence[Any]) -> Encoded:
-        """B outputs of `preprocess` -> B rows."""
+        """B > 0 outputs of `preprocess` -> B rows."""
         ...
 
     def encode_queries(self, modality: str, items: Sequence[Any]) -> Encoded:
@@ -141,7 +141,8 @@ class Encoder(Preprocessor, Protocol):
         ...
 
     def encode_joint_queries(self, parts: Mapping[str, Encoded]) -> Array:
-        """The same of what `encode_queries` gave."""
+        """The same of what `encode_queries` gave, for two or more of its modalities: a query need
+        not have all of them."""
         ...
 
 
@@ -208,7 +209,7 @@ def require_modality(encoder: Preprocessor, modality: str) -> None:
             f"encoder {encoder.name}",
             expected=f"one that takes {modality}",
             found="one for " + ", ".join(encoder.modalities),
-            do="ask with what it takes, or embed with another encoder",
+            do="query with one of these, or embed with another encoder",
         )
 
 

@@ -122,11 +122,19 @@ def _installed() -> dict[str, metadata.EntryPoint]:
 
 def _load_entry_point(point: metadata.EntryPoint) -> Loader:
     try:
-        return point.load()
-    except (ImportError, AttributeError) as error:
+        loader = point.load()
+    except Exception as error:  # a package of somebody else may raise anything
         raise EncoderError(
             f"encoder {point.name}",
             expected=f"the entry point {point.value} of an installed package",
-            found=str(error),
-            do="mend or reinstall that package",
+            found=f"{type(error).__name__}: {error}",
+            do="fix or reinstall that package",
         ) from error
+    if not callable(loader):
+        raise EncoderError(
+            f"encoder {point.name}",
+            expected=f"a function at the entry point {point.value}",
+            found=type(loader).__name__,
+            do="fix or reinstall that package",
+        )
+    return loader

@@ -126,11 +126,11 @@ class TwoTowerEncoder(BaseEncoder):
         for start in range(0, len(text), BLOCK):
             some = slice(start, start + BLOCK)
             length = int(words.mask[some].any(0).sum())  # tokens come first, padding behind them
-            said = network.text_modality(
+            text_input = network.text_modality(
                 words.values[some, :length], words.mask[some, :length], text[some]
             )
             rows.append(
-                network.fuse(said, network.image_modality(patches.values[some], image[some]))
+                network.fuse(text_input, network.image_modality(patches.values[some], image[some]))
             )
         return network.reduce_hubness(torch.cat(rows)).cpu().numpy()
 

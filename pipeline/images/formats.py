@@ -69,7 +69,7 @@ def _opening_failure(error: Exception, data: bytes, opened: BoundedFile) -> Unde
         file = opened.reopened()
         try:
             factory(file, "").close()  # pyrefly: ignore  # reads and seeks
-        except Exception as said:  # noqa: BLE001  decoders raise nearly everything
-            return classify_failure(said, data, form, file.ran_out)
+        except Exception as decoder_error:  # noqa: BLE001  decoders raise nearly everything
+            return classify_failure(decoder_error, data, form, file.ran_out)
     begins = f"no decoder takes what begins with {data[:8].hex(' ')}" if data else "no bytes"
     return Undecodable("not_a_picture", begins)

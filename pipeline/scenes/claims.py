@@ -174,9 +174,8 @@ def _fitting(
 ) -> np.ndarray:
     """Is there a choice of things under which a block of claims holds? (Q, N) bool."""
     claimed, actual = said[:, None, :, None, :], facts[None, :, None, :, :]
-    match = ((claimed == UNSAID) | (claimed == actual)).all(
-        -1
-    )  # (Q, N, claimed thing, scene's thing)
+    # (Q, N, claimed thing, scene's thing)
+    match = ((claimed == UNSAID) | (claimed == actual)).all(-1)
     match &= (facts[None, :, None, :, 0] != ABSENT) | ~wanted[:, None, :, None]
     rows, columns = facts[..., 4], facts[..., 5]  # (N, 3)
     before = {

@@ -132,24 +132,6 @@ def edited(scene: Scene, attribute: Attribute, value: str, style_seed: int | Non
     return replace(scene, things=tuple(things), style_seed=style_seed)
 
 
-def differences(one: Scene, other: Scene) -> int:
-    """In how many attributes two scenes differ, things being compared in the order that fits best.
-
-    A thing too many or too few counts as all of its attributes.
-    """
-    longer, shorter = sorted((one.things, other.things), key=len, reverse=True)
-    missing = (len(longer) - len(shorter)) * len(VALUES)
-    best = min(
-        sum(
-            getattr(a, name) != getattr(b, name)
-            for a, b in zip(order, shorter, strict=False)
-            for name in VALUES
-        )
-        for order in itertools.permutations(longer, len(shorter))
-    )
-    return best + missing + (one.background != other.background)
-
-
 def random_scene(rng: random.Random) -> Scene:
     """One scene, each attribute drawn evenly."""
     count = rng.choices(range(1, MOST_THINGS + 1), COUNT_WEIGHTS)[0]

@@ -92,6 +92,7 @@ class Group:
         self.other = {
             extension: (modality, rank)
             for modality, extensions in modalities.items()
+            if modality not in (IMAGE, TEXT)  # whose members are known
             for rank, extension in enumerate(extensions)
         }
         self.others: dict[str, tuple[int, Place, bytes | None]] = {}
@@ -181,7 +182,10 @@ class Group:
 
     def _add_no_file(self, extension: str, detail: str) -> None:
         picture = extension.rpartition(".")[2] in _VISUAL_EXTENSIONS
-        what = "picture" if picture else "text" if extension in _TEXT_EXTENSIONS else None
+        if extension in self.other:
+            what = self.other[extension][0]
+        else:
+            what = "picture" if picture else "text" if extension in _TEXT_EXTENSIONS else None
         if what is not None and what not in self.no_files:
             self.no_files[what] = detail
             self._note("no_file", detail)
@@ -197,7 +201,7 @@ class Group:
         """(reason, detail) of a sample without a usable member."""
         if self.too_large:
             return "member_too_large", self.too_large[0]
-        return ("no_file", self.no_files["text"]) if self.no_files else ("empty", "")
+        return ("no_file", next(iter(self.no_files.values()))) if self.no_files else ("empty", "")
 
     def _unusable_picture(self) -> tuple[str, str] | None:
         """(reason, detail) of a sample that has a picture but none that can be used."""
@@ -211,7 +215,11 @@ class Group:
             return None
         if "picture" in self.no_files:
             return "no_file", self.no_files["picture"]
-        others = sorted(e for e in self.extensions if e.rpartition(".")[2] in _VISUAL_EXTENSIONS)
+        others = sorted(
+            extension
+            for extension in self.extensions - self.other.keys()
+            if extension.rpartition(".")[2] in _VISUAL_EXTENSIONS
+        )
         return ("extension", ", ".join(others[:5])) if others else None
 
     def _json(self) -> tuple[dict[str, Any], str | None]:

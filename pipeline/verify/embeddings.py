@@ -130,7 +130,7 @@ class ShardCheck:
             "dropped": (footer.dropped, len(entry.dropped)),
         }
         unequal = "; ".join(f"{name} {a} and {b}" for name, (a, b) in pairs.items() if a != b)
-        unequal = unequal or f"the ledger says it was set aside: {entry.quarantined}"
+        unequal = unequal or f"the ledger says it was quarantined: {entry.quarantined}"
         what = f"Parquet footer and ledger entry disagree ({unequal})"
         return Finding(self.where, what, self._embed_again())
 

@@ -4,7 +4,7 @@ again."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def check_pictures(collection: Collection, wanted: int, checked: Counter[str]) -
         )
         return
     settings = embed_settings(collection)
-    for file, rows in sample_rows(list(files_with_pictures(collection)), wanted):
+    for file, rows in sample_rows(list(files_with_members(collection)), wanted):
         decoding = decode_settings(file, settings)
         try:
             for start in range(0, len(rows), BATCH):
@@ -60,17 +60,25 @@ def check_pictures(collection: Collection, wanted: int, checked: Counter[str]) -
             continue  # a damaged file, which check_shards has reported
 
 
-def files_with_pictures(collection: Collection) -> Iterator[tuple[EmbeddingFile, np.ndarray]]:
-    """Every file that can be read, and the numbers of its rows that have a picture."""
+def member_columns(columns: Iterable[str]) -> dict[str, str]:
+    """By modality that is made from a member, what its columns' names begin with."""
+    others = {column: f"{column}_" for column in columns if column not in COLUMNS}
+    return {IMAGE: ""} | others
+
+
+def files_with_members(collection: Collection) -> Iterator[tuple[EmbeddingFile, np.ndarray]]:
+    """Every file that can be read, and the numbers of its rows that are made from a member."""
+    prefixes = member_columns(collection.identity.columns).values()
+    names = [f"{prefix}member" for prefix in prefixes]
     for shard_id in embedded_shard_ids(collection.folder):
         try:
             file = find_embedding(collection.folder, shard_id)
             if file is None:
                 continue
-            members = file.read(["member"])["member"]
+            members = file.read(names)
         except CollectionError:
             continue  # damaged, which check_shards has reported
-        yield file, np.flatnonzero(np.asarray(members.is_valid()))
+        yield file, np.flatnonzero(np.any([members[name].is_valid() for name in names], axis=0))
 
 
 def sample_rows(
@@ -116,14 +124,17 @@ def _check_batch(
     settings: DecodeSettings,
     checked: Counter[str],
 ) -> Iterator[Finding]:
-    names = ["key", "captions", "width", "height", "sha256", "member", "offset", "size"]
-    columns = [column for column in COLUMNS if column in encoder.dims]
+    columns = list(encoder.dims)
+    names = ["key", "captions", "width", "height"]
+    for prefix in member_columns(columns).values():
+        names += [f"{prefix}{name}" for name in ("sha256", "member", "offset", "size")]
+    kind = "pictures" if IMAGE in encoder.modalities else "members"
     table = file.read([*names, *columns]).take(rows)
     decoded: list[Decoded] = []
     numbers: list[int] = []  # of the decoded rows in the table
     for number, cells in enumerate(table.select(names).to_pylist()):
         where = f"shard {file.shard_id}, row {rows[number]}"
-        checked["pictures"] += 1
+        checked[kind] += 1
         try:
             item = _decode_again(file, cells, encoder, settings)
         except ChiasmError as error:
@@ -132,13 +143,9 @@ def _check_batch(
         if isinstance(item, Dropped):
             yield Finding(where, f"{item.reason} {item.detail}".strip())
             continue
-        origin = item.origins[IMAGE]
-        if origin.sha256 != cells["sha256"]:
-            yield Finding(where, f"the shard holds another picture at {cells['member']}")
-        elif origin.size != (cells["width"], cells["height"]):
-            width, height = origin.size or (0, 0)
-            found = f"{width} x {height} pixels"
-            yield Finding(where, f"{found}, embedded as {cells['width']} x {cells['height']}")
+        what = _changed_member(item, cells)
+        if what:
+            yield Finding(where, what)
         else:
             decoded.append(item)
             numbers.append(number)
@@ -157,12 +164,30 @@ def _check_batch(
             yield Finding(where, f"{what}, less than {MIN_COSINE}")
 
 
+def _changed_member(item: Decoded, cells: dict) -> str:
+    """What differs between the members of a row and its cells, "" where nothing does."""
+    for modality, origin in item.origins.items():
+        prefix = "" if modality == IMAGE else f"{modality}_"
+        if origin.sha256 != cells[f"{prefix}sha256"]:
+            what = "picture" if modality == IMAGE else modality
+            return f"the shard holds another {what} at {cells[f'{prefix}member']}"
+        if origin.size is not None and origin.size != (cells["width"], cells["height"]):
+            found = f"{origin.size[0]} x {origin.size[1]} pixels"
+            return f"{found}, embedded as {cells['width']} x {cells['height']}"
+    return ""
+
+
 def _decode_again(
     file: EmbeddingFile, cells: dict, encoder: Encoder, settings: DecodeSettings
 ) -> Decoded | Dropped:
     """The row as the decode threads of `embed` make it. Raises SourceError."""
-    place = Place(cells["member"], cells["offset"], cells["size"])
-    source = Source(read_member(file.footer.source.url, place), place)
+    sources = {}
+    for modality, prefix in member_columns(encoder.dims).items():
+        if cells[f"{prefix}member"] is not None and modality in encoder.modalities:
+            place = Place(
+                cells[f"{prefix}member"], cells[f"{prefix}offset"], cells[f"{prefix}size"]
+            )
+            sources[modality] = Source(read_member(file.footer.source.url, place), place)
     captions = tuple(cells["captions"] or ())
-    sample = Sample(cells["key"], {IMAGE: source}, captions, None)
+    sample = Sample(cells["key"], sources, captions, None)
     return SampleDecoder(encoder, settings, Stopwatch())(sample)

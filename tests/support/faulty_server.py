@@ -277,10 +277,10 @@ class Files:
     length: bool = True
     etags: dict[str, str] = field(default_factory=dict)
     redirects: dict[str, str] = field(default_factory=dict)
-    asked: list[Request] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
 
     def __call__(self, request: Request) -> Response:
-        self.asked.append(request)
+        self.requests.append(request)
         path = unquote(urlsplit(request.path).path)
         if path in self.redirects:
             return Response(302, {"Location": self.redirects[path]}, b"")

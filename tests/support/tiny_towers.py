@@ -41,8 +41,8 @@ def image_folder(folder: Path) -> Path:
 
 
 def _words() -> list[str]:
-    told = sorted({word for phrase in PHRASES for word in phrase.split()} - {"{}"})
-    return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *told, *COLOURS]
+    words = sorted({word for phrase in PHRASES for word in phrase.split()} - {"{}"})
+    return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *COLOURS]
 
 
 @capture_warnings()
@@ -102,10 +102,10 @@ def make_pairs(
                 untrue.append(key)
                 others = [colour for colour in COLOURS if colour not in (left, right)]
                 left, right = rng.sample(others, 2)
-            told = [phrase.format(left, right) for phrase in PHRASES[:captions]]
+            texts = [phrase.format(left, right) for phrase in PHRASES[:captions]]
             for extension, data in (
                 ("png", png.getvalue()),
-                ("json", json.dumps({"captions": told, "number": number}).encode()),
+                ("json", json.dumps({"captions": texts, "number": number}).encode()),
             ):
                 info = tarfile.TarInfo(f"{key}.{extension}")
                 info.size = len(data)

@@ -156,7 +156,7 @@ def train_batches(
 
 
 def _seed(seed: int, step: int) -> int:
-    """One stream a step; seeds of different trainings do not meet within a billion steps."""
+    """One stream a step; seeds of different trainings do not overlap within a billion steps."""
     return seed * 10**9 + step
 
 

@@ -203,15 +203,15 @@ def _digest(shard: Shard, image: ImageTower, text: TextTower, settings: FeatureS
         "image": [image.fingerprint, image.precision], "text": [text.fingerprint, text.precision],
         "read": asdict(settings.read),
     }  # fmt: skip
-    if (
-        settings.decode != DecodeSettings()
-    ):  # features made before they could be set keep their names
+    # Features made before decoding could be set keep their names.
+    if settings.decode != DecodeSettings():
         identity["decode"] = asdict(settings.decode)
     return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed runs left; another run's file in progress bears its living process."""
+    """Remove what killed runs left; another run's file in progress has the pid of a running
+    process in its name."""
     for path in folder.glob(".*.tmp"):
         pid = path.name.split(".")[-2]
         if not pid.isdecimal() or not Path(f"/proc/{pid}").exists():

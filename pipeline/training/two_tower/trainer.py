@@ -126,9 +126,8 @@ class Training:
             bias = torch.logit(prepared.word_prior, eps=1e-4)
             self.network.word_classifier.bias.copy_(bias)
         self.network.to(device).train()
-        self.scales = nn.Parameter(
-            torch.full((3,), math.log(INITIAL_SCALE), device=device)
-        )  # of image, text, joint
+        # Scales of image, text and joint vectors.
+        self.scales = nn.Parameter(torch.full((3,), math.log(INITIAL_SCALE), device=device))
         self.trained = {k: v for k, v in self.network.named_parameters() if v.requires_grad}
         self.ema = Ema(self.trained, settings.ema)
         groups = decay_groups(
