@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import tarfile
 import pytest
 from conftest import environment, make_shard
 
+from chiasm.jobs.cli import embed
 from chiasm.jobs.cli.app import COMMANDS
 from chiasm.jobs.cli.lazy import Group, help_text
-from chiasm.jobs.cli.logs import KEPT_FILES, remove_old_files
+from chiasm.jobs.cli.logs import KEPT_FILES, JsonFormatter, remove_old_files
+from chiasm.pipeline.make import EmbedSummary, make_collection
 
 
 def refused(ran: subprocess.CompletedProcess[str], *parts: str, code: int = 1) -> None:
@@ -175,6 +178,43 @@ def test_a_wrong_command_or_flag_exits_with_2(chiasm):
     assert chiasm("embed", "a.tar").returncode == 2
 
 
+def test_an_argument_in_the_wrong_place_gets_the_command_as_it_should_be(chiasm, tmp_path):
+    made = tmp_path / "c"
+    shard = make_shard(tmp_path / "a.tar", 2)
+    make_collection(shard, made, "fake")
+    refused(chiasm("search", "a star", made), f"type: chiasm search {made} 'a star'", code=2)
+    refused(chiasm("search", "a", "star", made), f"type: chiasm search {made} 'a star'", code=2)
+    image = chiasm("search", "--image", "x.png", "a red star")
+    refused(image, "type: chiasm search COLLECTION 'a red star' --image x.png", code=2)
+    refused(chiasm("train", "--preset", "pocket"), "type: chiasm train pocket ...", code=2)
+    embed = chiasm("embed", "--log-level", "info", shard, "--to", made)
+    refused(embed, "type: chiasm --log-level info embed ...", code=2)
+    assert "--log-level" not in chiasm("embed", "--help").stdout
+
+
+def test_an_example_breaks_before_an_option_outside_quotes_only():
+    words = "chiasm search photos.chiasm 'a long text -- with --dashes in it and more'"
+    assert help_text("", f"  {words} --column text --k 5").splitlines()[1:] == [
+        f"  {words} \\",
+        "      --column text --k 5",
+    ]
+
+
+def test_a_json_log_line_leaves_out_private_fields():
+    record = logging.makeLogRecord({"msg": "a", "_ray_timestamp_ns": 1, "shard": "b"})
+    line = json.loads(JsonFormatter().format(record))
+    assert set(line) == {"time", "level", "logger", "message", "shard"}
+
+
+def test_embed_says_when_faiss_is_not_installed(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(embed, "find_spec", lambda name: None)
+    summary = EmbedSummary(2, 2, 0, 1, 0, [], 1.0, {"total": 1.0})
+    monkeypatch.setattr(embed, "embed_shards", lambda *given, **options: summary)
+    embed.embed([str(make_shard(tmp_path / "a.tar", 2))], str(tmp_path / "c"))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "faiss" in line]
+    assert "which chiasm index build will need" in line
+
+
 def test_bad_input_is_one_line_and_leaves_nothing(chiasm, tmp_path):
     to = tmp_path / "c"
     good = make_shard(tmp_path / "good.tar", 3)
@@ -182,6 +222,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(chiasm, tmp_path):
     refused(chiasm(*embed, tmp_path / "none.tar"), "none.tar")
     refused(chiasm("embed", good, "--to", to, "--encoder", "clip"), "pocket, hf:ID_OR_DIR", code=2)
     refused(chiasm(*embed, good, "--set", "batch.sise=2"), "did you mean batch.size", code=2)
+    refused(chiasm(*embed, good, "--set", "batch.size=[1"), "found expected ',' or ']'", code=2)
     refused(chiasm(*embed, "ftp://host/a.tar"), "s3://", code=2)
     refused(chiasm(*embed, "https://ann:hush@host/a.tar"), "credentials in it", code=2)
     refused(chiasm(*embed, "-", input="\n"), "expected at least one shard", code=2)
@@ -293,11 +334,14 @@ def test_losses_and_quarantined_shards_are_told_and_fail(chiasm, tmp_path):
     assert ran.returncode == 1
     assert "3 rows of 4 samples" in ran.stdout
     assert "1 not_a_picture" in ran.stdout
-    aside, dropped, error = ran.stderr.splitlines()[-3:]  # progress may come before
+    aside, dropped, error, log = ran.stderr.splitlines()[-4:]  # progress may come before
     assert dropped.startswith(f"dropped {lossy} 00000003: not_a_picture")
     assert aside.startswith(f"quarantined {tmp_path / 'picture.tar'}: expected a tar")
     assert "a PNG picture" in aside
     assert "1 quarantined (listed above)" in error
+    assert log.startswith("log: ") and log.endswith(".jsonl")
+    loud = ("--log-level", "info", "embed", tmp_path / "*.tar", "--to", tmp_path / "c")
+    assert "log: " not in chiasm(*loud).stderr  # stderr showed the same lines
 
 
 def test_what_a_shard_holds_does_not_command_the_terminal(chiasm, tmp_path):

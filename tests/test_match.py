@@ -94,6 +94,16 @@ def test_the_command_tells_what_the_model_says(folder, encoder, tmp_path):
     assert plain.stdout.startswith(("yes", "no ")) and plain.stdout.endswith("a boat\n")
 
 
+def test_words_that_the_shell_has_split_get_a_hint_to_quote_them(folder, tmp_path):
+    drawn = tmp_path / "scene.png"
+    picture(gallery(4, seed=1)[0]).save(drawn)
+    split = match(drawn, "a", "white", "moon", "--encoder", f"pocket:{folder}")
+    assert split.returncode == 0 and len(split.stdout.splitlines()) == 3
+    assert f"use quotes: chiasm match {drawn} 'a white moon'" in split.stderr
+    for texts in (["boat"], ["a boat", "moon"], ["红船", "蓝船"]):
+        assert match(drawn, *texts, "--encoder", f"pocket:{folder}").stderr == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -227,6 +227,9 @@ def test_results_that_the_last_stage_did_not_score_are_marked(made):
     assert answer.score_label(answer[3]) == f"{answer[3].score:.3f}"
     assert answer.score_label(answer[4]) == f"{answer[4].score:.3f} (vectors)"
     assert answer.score_label(answer[5]) == f"{answer[5].score:.3f} (search)"
+    lines = repr(answer).splitlines()[1:]
+    for result, line in zip(answer, lines, strict=True):
+        assert line.startswith(f"  <Result {result.rank}: {answer.score_label(result)} '")
     lines = format_answer(answer).splitlines()
     assert lines[9] == "      not scored by match:4, ordered by vectors:"
     assert len(lines) == 1 + 2 * 6 + 1

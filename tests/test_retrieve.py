@@ -370,6 +370,20 @@ def test_the_representation_of_an_answer_lists_its_first_results_on_safe_lines(m
     assert repr(best) == f"<Result 1: {best.score:.3f} 'picture 7 of 1' {best.id}>"
 
 
+def test_the_representation_of_a_searcher_says_what_it_searches(made):
+    assert repr(open_collection(made)) == (
+        f"<Searcher {made}: encoder fake, 60 rows, columns image, text, joint>"
+    )
+
+
+def test_dir_lists_the_public_names_alone():
+    import chiasm
+    from chiasm import pipeline
+
+    assert set(dir(chiasm)) == {*chiasm.__all__, "index", "jobs", "pipeline"}
+    assert dir(pipeline) == sorted(pipeline.__all__)
+
+
 def test_a_notebook_shows_small_pictures_and_escaped_captions(made):
     answer = open_collection(made).search("a <b>red</b> boat", k=30)
     first = answer[0]

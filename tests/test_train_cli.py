@@ -71,6 +71,20 @@ def test_what_cannot_be_trained_is_told_in_one_line(chiasm, tmp_path):
     assert taken.returncode == 2 and "found a file" in taken.stderr
 
 
+def test_a_refused_training_leaves_no_folder(chiasm, shards, tmp_path):
+    to = tmp_path / "to"
+    joined = ("--image-encoder", tmp_path, "--text-encoder", tmp_path, "--to", to)
+    for command in (
+        ("two-tower", shards[0], *joined),
+        ("two-tower", shards[0], *joined, "--fusion", "magic"),
+        ("pocket", "--to", to, "--steps", 0),
+        ("pocket", "--to", to, "--towers", tmp_path),
+    ):
+        ran = chiasm("train", *command)
+        assert ran.returncode in (1, 2) and ran.stderr.startswith("chiasm: "), ran.stderr
+        assert not to.exists()
+
+
 def test_settings_reach_both_recipes():
     settings = compose("laptop", [
         "train.steps=3", "train.fusion=add", "train.learning_rate=0.01", "train.seed=5",
@@ -134,6 +148,7 @@ def test_curves_show_each_stage_in_its_turn_and_lines_that_a_kill_tore_are_left_
     first, second = ([line.get_label() for line in axes.lines] for axes in drawn.axes)
     assert (first, second) == (["image"], ["image", "text"])
     assert len({axes.lines[0].get_color() for axes in drawn.axes}) == 1  # of image in both
+    assert drawn.axes[1].lines[0].get_marker() == "."  # a single point is seen
     assert drawn.axes[0].lines[0].get_xydata().tolist() == [[10, 3.0], [20, 2.0]]
     with Image.open(draw_curves(tmp_path)) as curves:
         assert curves.format == "PNG"

@@ -28,7 +28,7 @@ from chiasm.pipeline.training.two_tower import select as judging
 from chiasm.pipeline.training.two_tower.closed_form import fit_match_weights, solve
 from chiasm.pipeline.training.two_tower.features import compute
 from chiasm.pipeline.training.two_tower.held_out import held_out
-from chiasm.pipeline.training.two_tower.loop import TwoTowerSettings, train_two_tower
+from chiasm.pipeline.training.two_tower.loop import TwoTowerSettings, format_recall, train_two_tower
 from chiasm.pipeline.training.two_tower.prepare import prepare, survey
 from chiasm.pipeline.training.two_tower.stream import (
     augmented_of,
@@ -322,6 +322,16 @@ def test_matching_is_judged_by_what_the_other_half_says_it_weighs(trained, featu
         assert any(id(pairs[row]) not in halves[half] for row in rows)
     assert found["r1_before"] == round(float((chosen == gallery.rows).float().mean()), 4)
     assert halves[0] | halves[1] == {id(pair) for pair in pairs} and not halves[0] & halves[1]
+
+
+def test_the_recall_of_the_selection_is_one_readable_line():
+    figures = {"held_out": 1200, "queries": 9}
+    figures |= {
+        name: {"r1": share} for name, share in (("image", 0.5), ("text", 0.25), ("mean", 1))
+    }
+    assert format_recall(figures) == (
+        "R@1 on 1,200 held-out pictures: image 0.500, text 0.250, mean 1.000"
+    )
 
 
 def test_features_are_computed_once_and_again_where_something_changed(
