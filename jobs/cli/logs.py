@@ -122,9 +122,9 @@ def set_up_logging(level: LogLevel, log_format: LogFormat) -> None:
 def unseen_log_file() -> Path | None:
     """The run's log file; None where it has no line, or stderr showed the same lines."""
     handlers = logging.getLogger("chiasm").handlers
-    shown = [handler.level for handler in handlers if not isinstance(handler, LogFile)]
+    stderr_levels = [handler.level for handler in handlers if not isinstance(handler, LogFile)]
     files = [handler for handler in handlers if isinstance(handler, LogFile) and handler.stream]
-    if not files or min(shown, default=logging.WARNING) <= logging.INFO:
+    if not files or min(stderr_levels, default=logging.WARNING) <= logging.INFO:
         return None
     return Path(files[0].baseFilename)
 
