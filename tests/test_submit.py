@@ -143,9 +143,12 @@ def test_the_command_that_stops_a_job_works_as_printed(head, tmp_path, monkeypat
     ran = run("submit", "--address", head[1], "--no-wait", "--", *command, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-    requested, hint = ran.stderr.splitlines()[-2:]
+    status_hint, hint = ran.stderr.splitlines()[-2:]
     status = subprocess.run(
-        ["sh", "-c", requested.removeprefix("status: ")], capture_output=True, text=True, check=False
+        ["sh", "-c", status_hint.removeprefix("status: ")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert status.returncode == 0 and ran.stdout.strip() in status.stdout + status.stderr, status
     typed = stop_command(head[1].removeprefix("http://"), ran.stdout.strip())
