@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,8 +19,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-SOURCES = ("chiasm", "pipeline", "index", "jobs", "pyproject.toml", "README.md", "LICENSE")
+from tests.support.source_tree import ROOT, copy_sources
+
 FACE = (
     "from chiasm import make_collection, open_collection, load_encoder; import chiasm.jobs.config"
 )
@@ -42,19 +41,6 @@ def step(name: str, command: Sequence[object], cwd: Path, environment: Mapping[s
     if ran.returncode:
         raise Failed(f"{ran.stdout[-3000:]}\n{ran.stderr[-3000:]}")
     return ran.stdout
-
-
-def copy_sources(target: Path) -> Path:
-    """What a wheel is built from: in the repository itself setuptools would take up what an earlier
-    build left."""
-    target.mkdir()
-    ignore = shutil.ignore_patterns("__pycache__")
-    for name in SOURCES:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, target / name, symlinks=True, ignore=ignore)
-        else:
-            shutil.copy(ROOT / name, target)
-    return target
 
 
 def wheel_check(python: str, folder: Path, pip_args: Sequence[str]) -> None:

@@ -152,13 +152,13 @@ class Result:
         Raises SourceError for a row without one, a shard that is gone, or one that has changed.
         """
         if self.place is None:
-            raise SourceError(self.id, expected="a picture", found="a row with a caption only")
+            raise SourceError(self.id, expected="a picture", found="a row without a picture")
         return read_checked(self.url, self.place, self.sha256)
 
     def thumbnail(self, side: int) -> Image.Image | str:
         """The picture as RGB of at most `side` x `side` pixels, or why there is none to show."""
         if self.place is None:
-            return "a caption without a picture"
+            return "a row without a picture"
         try:
             return shrink(self.picture(), side)
         except ChiasmError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -17,11 +16,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, make_shard
+from source_tree import ROOMS, copy_sources
 
 from chiasm.jobs.cluster.submit import EXCLUDES, pack
 
-ROOMS = ("pipeline", "index", "jobs")
-SOURCES = ("chiasm", *ROOMS, "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
 CAN_BUILD = (
     util.find_spec("pip") is not None
     and util.find_spec("setuptools") is not None
@@ -42,18 +40,6 @@ files = Counter(
 )
 assert len(files) > 40 and max(files.values()) == 1, files.most_common(3)
 """
-
-
-def copy_sources(target: Path) -> Path:
-    """The repository as a clone has it: our three folders, and links to them in `chiasm/`."""
-    target.mkdir()
-    ignore = shutil.ignore_patterns("__pycache__")
-    for name in SOURCES:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, target / name, symlinks=True, ignore=ignore)
-        else:
-            shutil.copy(ROOT / name, target)
-    return target
 
 
 def run(

@@ -337,7 +337,7 @@ def test_a_row_without_a_picture_has_none_to_read(tmp_path):
     answer = open_collection(tmp_path).search("x", column="text", k=30)
     alone = [result for result in answer if result.place is None]
     assert alone and all(result.caption for result in answer)
-    with pytest.raises(SourceError, match="expected a picture, found a row with a caption only"):
+    with pytest.raises(SourceError, match="expected a picture, found a row without a picture"):
         alone[0].picture()
 
 
@@ -394,7 +394,7 @@ def test_a_notebook_shows_small_pictures_and_escaped_captions(made):
     assert "a &lt;b&gt;red&lt;/b&gt; boat" in page and "&lt;script&gt;alert(1)" in page
     assert "<script>" not in page and "x" * 200 not in page
     assert "/nowhere/b.tar: expected a file to read, found nothing there" in page
-    assert "a caption without a picture" in page and "... and 10 more" in page
+    assert "a row without a picture" in page and "... and 10 more" in page
     pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
     assert len(pictures) == 18
     with Image.open(io.BytesIO(base64.b64decode(pictures[0]))) as image:
