@@ -131,12 +131,15 @@ def compose(
     preset: str = "laptop",
     assignments: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
+    *,
+    uses: Sequence[str] = (),
 ) -> Settings:
     """The settings in force.
 
     preset: the name of a shipped preset or the path of a YAML file. assignments: `batch.size=32`,
-    values read as YAML. flags: dotted key -> value, None where the flag was not given. Raises
-    UsageError.
+    values read as YAML. flags: dotted key -> value, None where the flag was not given. uses: keys
+    and groups that the command has a use for; others may stand in a YAML file, which serves all
+    commands, but not among the assignments. (): all. Raises UsageError.
     """
     values: dict[str, Any] = {}
     source: dict[str, str] = {}  # dotted key -> where it was set
@@ -145,7 +148,13 @@ def compose(
         key, equals, value = assignment.partition("=")
         if not equals:
             raise UsageError(f"--set {assignment}", expected="key=value, as in batch.size=32")
-        _put(values, source, key.strip(), _yaml(value, f"--set {assignment}"), "--set")
+        key = key.strip()
+        if uses and key in keys(Settings) and not _is_used(key, uses):
+            used = [known for known in keys(Settings) if _is_used(known, uses)]
+            raise UsageError(
+                f"--set {key}", expected="a setting of this command: " + ", ".join(used)
+            )
+        _put(values, source, key, _yaml(value, f"--set {assignment}"), "--set")
     for key, value in (flags or {}).items():
         if value is not None:
             _put(values, source, key, value, "the command line")
@@ -153,6 +162,10 @@ def compose(
         return TypeAdapter(Settings).validate_python(values)
     except ValidationError as error:
         raise _usage_error(error.errors()[0], source) from error
+
+
+def _is_used(key: str, uses: Sequence[str]) -> bool:
+    return any(key == use or key.startswith(f"{use}.") for use in uses)
 
 
 def _usage_error(first: ErrorDetails, source: Mapping[str, str]) -> UsageError:

@@ -184,6 +184,9 @@ def test_an_argument_in_the_wrong_place_gets_the_command_as_it_should_be(chiasm,
     make_collection(shard, made, "fake")
     refused(chiasm("search", "a star", made), f"type: chiasm search {made} 'a star'", code=2)
     refused(chiasm("search", "a", "star", made), f"type: chiasm search {made} 'a star'", code=2)
+    made.rename(tmp_path / "my two photos")
+    split = chiasm("search", "my", "two", "photos", "a", "star", cwd=tmp_path)
+    refused(split, "type: chiasm search 'my two photos' 'a star'", code=2)
     image = chiasm("search", "--image", "x.png", "a red star")
     refused(image, "type: chiasm search COLLECTION 'a red star' --image x.png", code=2)
     refused(chiasm("train", "--preset", "pocket"), "type: chiasm train pocket ...", code=2)
@@ -314,7 +317,8 @@ def test_the_whole_way_from_shards_to_answers(chiasm, shards, tmp_path):
     }  # fmt: skip
     assert "index: generation 1, 60 rows, columns image (Flat)" in chiasm("status", to).stdout
 
-    ran = chiasm("check", to, "--reencode", "5")
+    refused(chiasm("search", to, "x", "--set", "batch.size=3"), "a setting of this command", code=2)
+    ran = chiasm("check", to, "--reencode", "5", "--set", "encoder.threads=1")
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
     make_shard(shards[0].parent / "more.tar", 5, seed=9)

@@ -91,5 +91,16 @@ def test_settings_of_every_command_come_from_one_file(tmp_path):
     assert settings.filter.drop == 0.3 and settings.filter.threshold == 0
 
 
+def test_a_setting_that_the_command_does_not_use_is_refused_but_in_a_file(tmp_path):
+    uses = ("encoder.device", "index")
+    settings = compose("cluster", ["encoder.device=cpu", "index.nprobe=3"], uses=uses)
+    assert settings.index.nprobe == 3 and settings.encoder.device == "cpu"
+    message = "--set encoder.name: expected a setting of this command: encoder.device, index.ex"
+    with pytest.raises(UsageError, match=message):
+        compose("laptop", ["encoder.name=pocket"], uses=uses)
+    with pytest.raises(UsageError, match=r"did you mean batch\.size"):
+        compose("laptop", ["batch.sise=1"], uses=uses)
+
+
 def test_keys_are_dotted_and_complete():
     assert {"encoder.name", "batch.size", "workers.gpus", "max_loss"} <= set(keys(Settings))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from chiasm.index.verify.index import check_index
 from chiasm.pipeline.collection import Collection
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.verify import Finding, check_pictures, check_shards
 
 
@@ -38,8 +39,11 @@ class Report:
         return "do what each line says" if any(fixes) else ""
 
 
-def check(path: str | Path, *, reencode: int = 0) -> Report:
-    """Verify a collection; `reencode` rows with a picture are read and encoded again.
+def check(
+    path: str | Path, *, reencode: int = 0, encoding: EncoderSettings | None = None
+) -> Report:
+    """Verify a collection; `reencode` rows with a picture are read and encoded again, by the
+    encoder as `encoding` says, in the collection's precision.
 
     Raises CollectionError where there is no collection.
     """
@@ -48,5 +52,5 @@ def check(path: str | Path, *, reencode: int = 0) -> Report:
     findings = list(check_shards(collection, checked))
     findings += check_index(collection, checked)
     if reencode:
-        findings += check_pictures(collection, reencode, checked)
+        findings += check_pictures(collection, reencode, checked, encoding or EncoderSettings())
     return Report(findings, dict(checked))

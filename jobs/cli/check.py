@@ -10,7 +10,8 @@ import typer
 
 from chiasm.index.verify import Report
 from chiasm.index.verify import check as check_collection
-from chiasm.jobs.cli.options import Collection
+from chiasm.jobs.cli.options import Assignments, Collection, Device, Preset
+from chiasm.jobs.config import compose
 from chiasm.jobs.console import printable
 from chiasm.pipeline.errors import CollectionError
 
@@ -26,9 +27,18 @@ is one finding, with what to do about it; the exit code is then 1."""
 def check(
     collection: Collection,
     reencode: Annotated[int, typer.Option(min=0, help="Rows to read and encode again.")] = 0,
+    device: Device = None,
+    preset: Preset = "laptop",
+    assignments: Assignments = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    report = check_collection(collection, reencode=reencode)
+    settings = compose(
+        preset,
+        assignments or (),
+        {"encoder.device": device},
+        uses=("encoder.device", "encoder.threads"),  # the precision is the collection's
+    )
+    report = check_collection(collection, reencode=reencode, encoding=settings.encoder)
     if as_json:
         findings = [asdict(finding) for finding in report.findings]
         print(json.dumps({"ok": report.ok, "checked": report.checked, "findings": findings}))

@@ -15,6 +15,7 @@ from chiasm.jobs.cli.options import (
     Address,
     Assignments,
     CaptionField,
+    Device,
     Preset,
     Shards,
     list_command_shards,
@@ -39,18 +40,23 @@ NO_FAISS = (
     "or 'chiasm[gpu]' on a machine with CUDA"
 )
 MOST_LISTED = 20  # dropped samples printed one by one
+USES = ("encoder", "read", "decode", "batch", "workers", "max_loss")
+
+EncoderName = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder",
+        help="pocket, hf:ID_OR_DIR, st:ID_OR_DIR or two-tower:DIR. "
+        "(default: the collection's; pocket for a new one)",
+    ),
+]
 
 
 def embed(
     shards: Shards,
     to: Annotated[str, typer.Option(help="The collection's folder.")],
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            help="pocket, hf:ID_OR_DIR, st:ID_OR_DIR or two-tower:DIR. "
-            "(default: the collection's; pocket for a new one)"
-        ),
-    ] = None,
+    encoder: EncoderName = None,
+    device: Device = None,
     preset: Preset = "laptop",
     assignments: Assignments = None,
     address: Address = None,
@@ -63,11 +69,14 @@ def embed(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    flags = {"encoder.name": encoder, "read.caption_field": caption_field, "max_loss": max_loss}
+    flags = {
+        "encoder.name": encoder, "encoder.device": device, "read.caption_field": caption_field,
+        "max_loss": max_loss,
+    }  # fmt: skip
     request = EmbedRequest(
         shards=list_command_shards(shards),
         to=to,
-        settings=compose(preset, assignments or (), flags),
+        settings=compose(preset, assignments or (), flags, uses=USES),
         address=address,
         limit=limit,
     )

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from chiasm.jobs.cli.options import (
+    ENCODING,
     MATCHERS,
     Address,
     Assignments,
@@ -61,7 +62,7 @@ def filter_(
     settings = compose(preset, assignments or (), {
         "filter.threshold": threshold, "filter.drop": drop, "filter.flag": flag or None,
         "read.caption_field": caption_field, "encoder.device": device,
-    })  # fmt: skip
+    }, uses=(*ENCODING, "read", "decode", "batch", "workers", "filter"))  # fmt: skip
     shard_list = list_command_shards(shards)
     request = FilterRequest(shard_list, to, encoder, settings, address)
     with contextlib.redirect_stdout(sys.stderr):  # what Ray prints is no result

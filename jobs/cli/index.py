@@ -35,7 +35,7 @@ def build(
     assignments: Assignments = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was built as JSON.")] = False,
 ) -> None:
-    settings = compose(preset, assignments or ()).index
+    settings = compose(preset, assignments or (), uses=["index"]).index
     console = Console(stderr=True)
     with console.status("reading embeddings") as status:
 

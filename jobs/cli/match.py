@@ -11,7 +11,8 @@ import numpy as np
 import typer
 
 from chiasm.index.query import pixels_of
-from chiasm.jobs.cli.options import MATCHERS
+from chiasm.jobs.cli.options import ENCODING, MATCHERS, Assignments, Device, Preset
+from chiasm.jobs.config import compose
 from chiasm.jobs.console import printable
 from chiasm.pipeline.encoders import load_encoder, require_matcher
 from chiasm.pipeline.records import IMAGE, TEXT
@@ -27,10 +28,14 @@ def match(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture's file.")],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="In quotes.")],
     encoder: Annotated[str, typer.Option(help=MATCHERS)] = "pocket",
+    device: Device = None,
+    preset: Preset = "laptop",
+    assignments: Assignments = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a text.")] = False,
 ) -> None:
+    settings = compose(preset, assignments or (), {"encoder.device": device}, uses=ENCODING)
     _hint_quotes(image, texts)
-    model = load_encoder(encoder)
+    model = load_encoder(encoder, settings.encoder)
     matcher = require_matcher(model)
     pixels = [pixels_of(image, model)]
     words = [model.preprocess(TEXT, text) for text in texts]

@@ -25,6 +25,7 @@ CaptionField = Annotated[
     str | None, typer.Option(help="Take captions from this json field, before txt.")
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+ENCODING = ("encoder.precision", "encoder.device", "encoder.threads")  # how a model runs
 MATCHERS = "A model that matches: pocket, pocket:DIR or two-tower:DIR."
 
 

@@ -15,7 +15,8 @@ import typer
 from chiasm.index import Answer, Query, RerankStage, open_collection
 from chiasm.index.query import check_stages
 from chiasm.index.sheet import sheet_format, write_sheet
-from chiasm.jobs.cli.options import Collection
+from chiasm.jobs.cli.options import ENCODING, Assignments, Collection, Device, Preset
+from chiasm.jobs.config import compose
 from chiasm.jobs.console import printable
 from chiasm.pipeline.collection import read_identity
 from chiasm.pipeline.errors import UsageError
@@ -32,28 +33,32 @@ text finds captions, joint finds pairs. A text and a picture together are search
 their vectors."""
 BATCH = 64  # lines of stdin that are encoded together
 
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[TEXT]", help="In quotes; - reads lines of stdin."),
+]
+ImageQuery = Annotated[
+    str | None,
+    typer.Option(help="A picture to search by: a path, or a URL of http, https or s3."),
+]
+Rerank = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="STAGE",
+        help="vectors:N, match:N or st:MODEL:N: score the first N again. Can be repeated.",
+    ),
+]
+
 
 def search(
     collection: Collection,
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[TEXT]", help="In quotes; - reads lines of stdin."),
-    ] = None,
+    words: Words = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 10,
-    image: Annotated[
-        str | None,
-        typer.Option(help="A picture to search by: a path, or a URL of http, https or s3."),
-    ] = None,
+    image: ImageQuery = None,
     column: Annotated[
         str, typer.Option(help="image, text, joint, or another modality of the encoder.")
     ] = "image",
-    rerank: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="STAGE",
-            help="vectors:N, match:N or st:MODEL:N: score the first N again. Can be repeated.",
-        ),
-    ] = None,
+    rerank: Rerank = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a query.")] = False,
     sheet: Annotated[
         str | None,
@@ -64,17 +69,24 @@ def search(
     allow_stale: Annotated[
         bool, typer.Option(help="Search an index that does not cover all embeddings.")
     ] = False,
+    device: Device = None,
+    preset: Preset = "laptop",
+    assignments: Assignments = None,
 ) -> None:
+    settings = compose(
+        preset, assignments or (), {"encoder.device": device}, uses=(*ENCODING, "index.nprobe")
+    )
     if sheet is not None:
         sheet_format(sheet)  # refused now rather than after the search
     _require_collection_first(collection, words or [], image)
     text = _one_text(collection, words or [])
     stages = tuple(RerankStage.parse(stage) for stage in rerank or ())
     check_stages(stages)
-    searcher = open_collection(collection, allow_stale=allow_stale)
+    searcher = open_collection(collection, allow_stale=allow_stale, encoding=settings.encoder)
     from_stdin = text == "-" or (text is None and image is None)
     answers: list[Answer] = []
-    make_query = partial(Query, image=image, column=column, k=k, rerank=stages)
+    nprobe = settings.index.nprobe or None
+    make_query = partial(Query, image=image, column=column, k=k, nprobe=nprobe, rerank=stages)
     for queries in _batches(text, make_query, from_stdin):
         batch = searcher.search_many(queries)
         _print_answers(batch, as_json)
@@ -95,23 +107,38 @@ def _print_answers(answers: list[Answer], as_json: bool) -> None:
 
 
 def _require_collection_first(collection: str, words: list[str], image: str | None) -> None:
-    """UsageError where the first argument is a text: no such folder, and a space in its name or a
-    collection as the last argument."""
+    """UsageError where the first argument is a text, or a part of the collection's name: no such
+    folder, and a space in it, a collection as the last argument, or one whose name the shell has
+    split."""
     if "://" in collection or os.path.exists(collection):
         return
+    options = ["--image", image] if image is not None else []
+    for count in range(1, len(words) + 1):
+        whole = " ".join([collection, *words[:count]])
+        if _is_collection(whole):
+            text = [" ".join(words[count:])] if words[count:] else []
+            raise UsageError(
+                "COLLECTION",
+                expected="its name in quotes, as it has spaces",
+                found=f"{count + 1} words",
+                do=f"type: {shlex.join(['chiasm', 'search', whole, *text, *options])}",
+            )
     last = words[-1] if words else ""
-    swapped = os.path.isdir(last) and read_identity(Folder(last)) is not None
+    swapped = _is_collection(last)
     if not swapped and " " not in collection:
         return
     place = last if swapped else "COLLECTION"
     text = "TEXT" if words and not swapped else " ".join([collection, *words[:-1]])
-    options = ["--image", image] if image is not None else []
     raise UsageError(
         "COLLECTION",
         expected="the collection first, then the text",
         found=f"{collection!r}, which is no collection",
         do=f"type: {shlex.join(['chiasm', 'search', place, text, *options])}",
     )
+
+
+def _is_collection(path: str) -> bool:
+    return os.path.isdir(path) and read_identity(Folder(path)) is not None
 
 
 def _one_text(collection: str, words: list[str]) -> str | None:

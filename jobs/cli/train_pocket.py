@@ -82,7 +82,7 @@ def train_pocket(
         "train.learning_rate": learning_rate, "train.seed": seed, "train.gallery": gallery,
         "train.drawing_processes": workers, "train.processes": processes,
         "encoder.device": device, "encoder.precision": precision,
-    })  # fmt: skip
+    }, uses=("train", "encoder.precision", "encoder.device"))  # fmt: skip
     require_target(to, settings.train.fusion)
     recipe = train_settings(settings.train, towers)
     on_ray = bool(settings.train.processes or address)

@@ -38,6 +38,12 @@ shards, in minutes on a CPU; both models stay as they are. Use the result with -
 two-tower:DIR. Kill it and run it again: it goes on from its last checkpoint."""
 
 
+USES = (
+    *("train.steps", "train.fusion", "train.learning_rate", "train.seed"),
+    *("encoder.precision", "encoder.device", "read", "decode", "batch"),
+)
+
+
 def train_two_tower(
     shards: Shards,
     to: To,
@@ -61,7 +67,7 @@ def train_two_tower(
         "train.steps": steps, "train.fusion": fusion, "train.learning_rate": learning_rate,
         "train.seed": seed, "read.caption_field": caption_field, "encoder.device": device,
         "encoder.precision": precision,
-    })  # fmt: skip
+    }, uses=USES)  # fmt: skip
     require_target(to, settings.train.fusion)
     recipe = two_tower_settings(image_encoder, text_encoder, settings)
     shard_list = list_command_shards(shards)

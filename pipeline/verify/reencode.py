@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -32,11 +33,14 @@ MIN_COSINE = 0.999  # precision, device and batch may differ from those of the f
 BATCH = 64
 
 
-def check_pictures(collection: Collection, wanted: int, checked: Counter[str]) -> Iterator[Finding]:
-    """Encode `wanted` rows with a picture again, sampled evenly over all rows."""
+def check_pictures(
+    collection: Collection, wanted: int, checked: Counter[str], encoding: EncoderSettings
+) -> Iterator[Finding]:
+    """Encode `wanted` rows with a picture again, sampled evenly over all rows, in the collection's
+    precision."""
     identity = collection.identity
     try:
-        encoder = load_encoder(identity.encoder, EncoderSettings(precision=identity.precision))
+        encoder = load_encoder(identity.encoder, replace(encoding, precision=identity.precision))
     except ChiasmError as error:
         yield Finding.of(f"encoder {identity.encoder}", error)
         return
