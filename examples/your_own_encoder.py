@@ -91,7 +91,11 @@ print(f"{summary.rows} rows of {summary.samples} samples")
 build_index("waves.chiasm")
 
 collection = open_collection("waves.chiasm")
-show("waves for words:", collection.search("a fast wave", column="wave", k=3))
+waves = collection.search("a fast wave", column="wave", k=3)
+show("waves for words:", waves)
+
+first = np.load(io.BytesIO(waves[0].data("wave")))  # the member, by one range read of its shard
+print(f"the first is loudest at {np.abs(np.fft.rfft(first))[1:].argmax() + 1} Hz")
 
 encoder = WaveEncoder()
 wave = wave_of({"slow", "quick"}, rng)

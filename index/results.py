@@ -1,13 +1,13 @@
 """Hits, results and answers: plain data.
 
 A hit is a position of the live generation with its scores. A result is a hit with its row of the
-catalog; it can read its own picture from the shard. `Answer.as_json` is the shape that other
-programs rely on (docs/formats.md).
+catalog; it can read its own picture, and its members of other modalities, from the shard.
+`Answer.as_json` is the shape that other programs rely on (docs/formats.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, overload
@@ -18,7 +18,7 @@ from chiasm.index.notebook import Tile, gallery
 from chiasm.index.queries import Query
 from chiasm.pipeline.errors import ChiasmError, SourceError, Undecodable
 from chiasm.pipeline.images import DecodeSettings, decode
-from chiasm.pipeline.records import Place
+from chiasm.pipeline.records import IMAGE, TEXT, Origin, Place
 from chiasm.pipeline.shards import read_checked
 
 READERS = 8  # pictures read at once: reads of an object store mostly wait
@@ -60,7 +60,8 @@ class CatalogRow:
     the first of `captions`, None without any. `meta` is the sample's json in the collection's
     types, absent fields left out. `width` and `height` are in pixels, EXIF orientation applied.
     `url` is the shard's, `place` the picture's bytes in it, `sha256` their digest; `place` and
-    `sha256` are None for a row without a picture.
+    `sha256` are None for a row without a picture. `members`: of the other modalities that the row
+    was made from, where each one's bytes are and their digest.
     """
 
     id: str
@@ -74,6 +75,7 @@ class CatalogRow:
     height: int | None
     place: Place | None
     sha256: str | None
+    members: Mapping[str, Origin] = field(default_factory=dict)
 
 
 def row_id(shard_id: str, row: int, edition: str) -> str:
@@ -146,6 +148,10 @@ class Result:
     def sha256(self) -> str | None:
         return self.row.sha256
 
+    @property
+    def members(self) -> Mapping[str, Origin]:
+        return self.row.members
+
     def picture(self) -> bytes:
         """The encoded picture, read from its shard and compared with what was embedded.
 
@@ -154,6 +160,26 @@ class Result:
         if self.place is None:
             raise SourceError(self.id, expected="a picture", found="a row without a picture")
         return read_checked(self.url, self.place, self.sha256)
+
+    def data(self, modality: str) -> bytes:
+        """The bytes of the member that a modality was made from: `image`, or one of `members`. Read
+        and compared as by `picture`, which is `data("image")`; raises SourceError as it does.
+        """
+        if modality == IMAGE:
+            return self.picture()
+        member = self.members.get(modality)
+        if member is None:
+            found, do = "none in the index", "if its sample has one, run chiasm index build again"
+            if self.members:  # the index has the places of all modalities
+                known = [IMAGE, *self.members] if self.place else self.members
+                found, do = f"only {', '.join(known)}", ""
+            raise SourceError(
+                self.id,
+                expected=f"a member of {modality}",
+                found=found,
+                do="its texts are in captions" if modality == TEXT else do,
+            )
+        return read_checked(self.url, member.place, member.sha256)
 
     def thumbnail(self, side: int) -> Image.Image | str:
         """The picture as RGB of at most `side` x `side` pixels, or why there is none to show."""
@@ -168,15 +194,15 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         """rank, id, key, shard, score, scores, caption, meta; then where the picture's bytes are:
-        the shard's url, and member, offset and size in it, None for a row without a picture."""
+        the shard's url, and member, offset and size in it, None for a row without a picture. A row
+        with other modalities has `members`: member, offset and size of each."""
         names = ("rank", "id", "key", "shard", "score", "scores", "caption", "meta", "url")
-        place = self.place
-        return {
-            **{name: getattr(self, name) for name in names},
-            "member": place.member if place else None,
-            "offset": place.offset if place else None,
-            "size": place.size if place else None,
-        }
+        result = {**{name: getattr(self, name) for name in names}, **_place_as_json(self.place)}
+        if self.members:
+            result["members"] = {
+                modality: _place_as_json(origin.place) for modality, origin in self.members.items()
+            }
+        return result
 
     def __repr__(self) -> str:
         return self.summary(f"{self.score:.3f}")
@@ -266,6 +292,11 @@ class Answer(Sequence[Result]):
             for result, picture in zip(first, pictures, strict=True)
         ]
         return gallery(self._title(), tiles, HTML_SIDE, left_out=len(self) - len(first))
+
+
+def _place_as_json(place: Place | None) -> dict[str, Any]:
+    names = ("member", "offset", "size")
+    return {name: getattr(place, name) if place else None for name in names}
 
 
 def _shorten(text: str, length: int) -> str:

@@ -67,6 +67,7 @@ def test_an_encoder_of_ones_own_embeds_and_finds_waves(tmp_path):
     output = run_example("your_own_encoder.py", cwd=tmp_path)
     assert output.startswith("16 rows of 16 samples\n")
     assert captions_under("waves for words:", output)[0] == "a fast wave"
+    assert "\nthe first is loudest at 64 Hz\n" in output
     words = captions_under("words for a wave that is slow and quick:", output)
     assert set(words[:2]) == {"a slow wave on a quick one", "a quick wave on a slow one"}
 

@@ -195,6 +195,10 @@ def test_the_catalog_is_an_arrow_file_that_others_can_read(tmp_path):
     assert table.schema.field("meta").type == pa.struct({"number": pa.int64(), "odd": pa.bool_()})
     assert table["shard"].to_pylist() == ["s0-0123456789"] * 30 + ["s1-0123456789"] * 20
     assert table["row"].to_pylist() == [*range(30), *range(20)]
+    assert table.column_names == [
+        "key", "caption", "captions", "width", "height", "sha256", "member", "offset", "size",
+        "meta", "row", "shard", "edition", "url",
+    ]  # fmt: skip
 
 
 def test_only_columns_with_rows_are_indexed(tmp_path):

@@ -13,16 +13,14 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from array_encoder import ArrayEncoder, make_arrays
+from array_encoder import ArrayEncoder, embed_arrays, make_arrays
 from conftest import dropped, environment, make_shard, samples
 from fake_encoder import FakeEncoder, FakeMatcher
 
 from chiasm.index import Query
 from chiasm.index.query import encode_queries
 from chiasm.pipeline.batches import BatchSettings, batches
-from chiasm.pipeline.collection import Collection, Identity, create_or_check, embeddings
-from chiasm.pipeline.editions import EmbedSettings
-from chiasm.pipeline.embed import embed_shard
+from chiasm.pipeline.collection import Collection, Identity
 from chiasm.pipeline.encoders import (
     ENCODERS,
     Encoded,
@@ -39,7 +37,6 @@ from chiasm.pipeline.errors import EncoderError, Undecodable, UsageError
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_member, read_samples
-from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.verify import check_pictures
 
 AXES = np.eye(4, 6, dtype=np.float32) + 0.1
@@ -128,15 +125,6 @@ def test_an_installed_encoder_reaches_ray_workers_and_a_later_search(installed, 
     run("index", "build", tmp_path / "c")
     found = run("search", tmp_path / "c", "mostly three", "--column", "array", "-k", "2")
     assert "00002" in found and "00005" in found
-
-
-def embed_arrays(tmp_path, arrays):
-    folder = Folder(str(tmp_path / "c"))
-    create_or_check(folder, Identity.of(ArrayEncoder()), "r1")
-    (shard,) = list_shards([str(make_arrays(tmp_path / "a.tar", arrays))])
-    entry = embed_shard(shard, ArrayEncoder(), folder, EmbedSettings(), run_id="r1")
-    (file,) = embeddings(folder)
-    return shard, entry, file
 
 
 def test_a_modality_of_its_own_adds_its_columns_under_schema_2(tmp_path):

@@ -22,7 +22,6 @@ import numpy as np
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import IndexSettings, Plan, plan_column
 from chiasm.index.segments import (
-    COPIED_COLUMNS,
     TRAINED,
     Digest,
     IndexedShard,
@@ -32,6 +31,7 @@ from chiasm.index.segments import (
     SegmentWriter,
     TrainedEntry,
     build_command,
+    copied_columns,
     publish,
     sweep,
 )
@@ -145,6 +145,7 @@ class Build:
         self.files: list[EmbeddingFile] = []
         self.indexed_shards: dict[str, IndexedShard] = {}
         self.schema = SchemaInference()
+        self.copied = copied_columns(self.identity.columns)
         self.empty: dict[str, Any] = {}  # column -> the trained, empty index
         self.trained: dict[str, TrainedEntry] = {}
         self.rows_written = 0
@@ -240,6 +241,7 @@ class Build:
             self.run.id,
             shards=[self.indexed_shards[file.shard_id] for file in group],
             schema=self.schema,
+            copied=self.copied,
             indexes={column: faiss.clone_index(empty) for column, empty in self.empty.items()},
             dim=self.identity.dim,
         ) as segment:
@@ -251,7 +253,7 @@ class Build:
 
     def _add(self, segment: SegmentWriter, shard_number: int, file: EmbeddingFile) -> None:
         first = 0
-        for rows in file.groups([*COPIED_COLUMNS, "json", *self.empty]):
+        for rows in file.groups([*self.copied, "json", *self.empty]):
             segment.add(shard_number, first, rows)
             first += len(rows)
             self.rows_written += len(rows)

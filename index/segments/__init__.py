@@ -1,7 +1,7 @@
 """The index on disk: segments, their catalogs, generations, the cache of remote ones."""
 
 from chiasm.index.segments.advice import build_command
-from chiasm.index.segments.catalog import COPIED_COLUMNS, IndexedShard
+from chiasm.index.segments.catalog import IndexedShard, copied_columns
 from chiasm.index.segments.checksums import Digest, FileSum
 from chiasm.index.segments.generations import (
     Generation,
@@ -20,7 +20,6 @@ from chiasm.index.segments.segment import SEGMENTS, TRAINED, Segment, SegmentWri
 from chiasm.index.segments.sweep import sweep
 
 __all__ = [
-    "COPIED_COLUMNS",
     "SEGMENTS",
     "TRAINED",
     "Digest",
@@ -34,6 +33,7 @@ __all__ = [
     "SegmentWriter",
     "TrainedEntry",
     "build_command",
+    "copied_columns",
     "current_number",
     "numbers",
     "open_current",

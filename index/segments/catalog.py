@@ -1,18 +1,18 @@
-"""The catalog: key, captions, metadata and picture of each position, as one memory-mapped Arrow
+"""The catalog: key, captions, metadata and members of each position, as one memory-mapped Arrow
 file.
 
 Parquet rows of whole shards come in, in order; `rows.arrow` goes out: Arrow IPC without
 compression, so that opening it costs the same whatever its size, and reading a row touches a page
 or two. All record batches but the last have `BATCH` rows, so a position's batch is found by one
-division. A row has all that a preview needs: the shard's URL, and offset and size of the picture in
-it. The cost is disk: text is not compressed.
+division. A row has all that a preview needs: the shard's URL, and offset and size of the picture
+and of each other modality's member in it. The cost is disk: text is not compressed.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,23 +22,19 @@ import pyarrow as pa
 
 from chiasm.index.results import CatalogRow, row_id
 from chiasm.index.segments.json_columns import SchemaInference
+from chiasm.pipeline.collection import MEMBER_FIELDS, member_prefixes
 from chiasm.pipeline.errors import CollectionError
-from chiasm.pipeline.records import Place
+from chiasm.pipeline.records import IMAGE, Origin, Place
 
 BATCH = 4096  # rows of a record batch
 
-# Copied unchanged from the shard's Parquet file.
-COPIED_COLUMNS = [
-    "key",
-    "caption",
-    "captions",
-    "width",
-    "height",
-    "sha256",
-    "member",
-    "offset",
-    "size",
-]
+
+def copied_columns(columns: Iterable[str]) -> list[str]:
+    """What is copied unchanged from a shard's Parquet file, for a collection of these vector
+    columns: the members of all its modalities, the picture's first."""
+    prefixes = member_prefixes(columns).values()
+    members = [f"{prefix}{name}" for prefix in prefixes for name in MEMBER_FIELDS]
+    return ["key", "caption", "captions", "width", "height", *members]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +65,17 @@ class WritableFile(Protocol):
 
 
 class CatalogWriter:
-    """Writes `rows.arrow` to an open file. Rows come shard by shard, in the order of `shards`."""
+    """Writes `rows.arrow` to an open file. Rows come shard by shard, in the order of `shards`;
+    `copied` are the `copied_columns` of the collection."""
 
     def __init__(
-        self, file: WritableFile, shards: Sequence[IndexedShard], schema: SchemaInference
+        self,
+        file: WritableFile,
+        shards: Sequence[IndexedShard],
+        schema: SchemaInference,
+        copied: Sequence[str],
     ) -> None:
-        self._schema = schema
+        self._schema, self._copied = schema, list(copied)
         self._names = {
             "shard": pa.array([shard.shard for shard in shards], pa.string()),
             "edition": pa.array([shard.edition for shard in shards], pa.string()),
@@ -87,8 +88,8 @@ class CatalogWriter:
 
     def add(self, shard: int, first: int, rows: pa.Table) -> None:
         """Take consecutive rows of the shard at `shards[shard]`, the first being its row `first`.
-        `rows` has the COPIED_COLUMNS and `json`."""
-        table = rows.select(COPIED_COLUMNS)
+        `rows` has the copied columns and `json`."""
+        table = rows.select(self._copied)
         table = table.append_column("meta", self._schema.column(rows["json"].to_pylist()))
         row_numbers = np.arange(first, first + len(table), dtype=np.int32)
         table = table.append_column("row", pa.array(row_numbers))
@@ -150,6 +151,13 @@ class Catalog:
     def schema(self) -> pa.Schema:
         return self._reader.schema
 
+    @property
+    def modalities(self) -> list[str]:
+        """The modalities beyond pictures and texts whose members are in the catalog. None in one
+        that was written before they were copied."""
+        names = self._reader.schema.names
+        return [name.removesuffix("_member") for name in names if name.endswith("_member")]
+
     def table(self) -> pa.Table:
         """All rows, still in the mapped file."""
         return self._reader.read_all()
@@ -157,6 +165,7 @@ class Catalog:
     def rows(self, positions: Iterable[int]) -> dict[int, CatalogRow]:
         """The rows at positions of this segment, each read once."""
         wanted = np.unique(np.fromiter(positions, dtype=np.int64))
+        prefixes = member_prefixes(self.modalities)
         rows: dict[int, CatalogRow] = {}
         for number in np.unique(wanted // BATCH):
             in_batch = wanted[wanted // BATCH == number]
@@ -165,14 +174,21 @@ class Catalog:
                 pa.int64(), len(in_batch), [None, pa.py_buffer(in_batch % BATCH)]
             )
             taken = self._reader.get_batch(int(number)).take(indices)
-            rows.update(zip(in_batch.tolist(), map(_to_row, taken.to_pylist()), strict=True))
+            for position, cells in zip(in_batch.tolist(), taken.to_pylist(), strict=True):
+                rows[position] = _to_row(cells, prefixes)
         return rows
 
 
-def _to_row(cells: dict[str, Any]) -> CatalogRow:
-    place = None
-    if cells["member"] is not None:
-        place = Place(cells["member"], cells["offset"], cells["size"])
+def _to_row(cells: dict[str, Any], prefixes: Mapping[str, str]) -> CatalogRow:
+    members = {
+        modality: Origin(
+            Place(cells[f"{prefix}member"], cells[f"{prefix}offset"], cells[f"{prefix}size"]),
+            cells[f"{prefix}sha256"],
+        )
+        for modality, prefix in prefixes.items()
+        if cells[f"{prefix}member"] is not None
+    }
+    picture = members.pop(IMAGE, None)
     return CatalogRow(
         id=row_id(cells["shard"], cells["row"], cells["edition"]),
         key=cells["key"],
@@ -183,8 +199,9 @@ def _to_row(cells: dict[str, Any]) -> CatalogRow:
         meta=_to_meta(cells["meta"]),
         width=cells["width"],
         height=cells["height"],
-        place=place,
-        sha256=cells["sha256"],
+        place=None if picture is None else picture.place,
+        sha256=None if picture is None else picture.sha256,
+        members=members,
     )
 
 

@@ -76,8 +76,8 @@ def segment_file(segment_id: str, name: str) -> str:
 
 class SegmentWriter:
     """Writes a segment from Parquet rows; `commit` gives its files their names. Used in a `with`,
-    which leaves no temporary behind. indexes: for each column an empty FAISS index that takes ids,
-    trained where its kind needs it.
+    which leaves no temporary behind. copied: the catalog's `copied_columns`. indexes: for each
+    column an empty FAISS index that takes ids, trained where its kind needs it.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class SegmentWriter:
         *,
         shards: Sequence[IndexedShard],
         schema: SchemaInference,
+        copied: Sequence[str],
         indexes: dict[str, Any],
         dim: int,
     ) -> None:
@@ -97,7 +98,7 @@ class SegmentWriter:
         self._stack = ExitStack()
         self._files: dict[str, tuple[PendingFile, Digest]] = {}
         self._raw = {column: self._create(f"{column}.f16") for column in indexes}
-        self._catalog = CatalogWriter(self._create(CATALOG), shards, schema)
+        self._catalog = CatalogWriter(self._create(CATALOG), shards, schema, copied)
 
     def __enter__(self) -> SegmentWriter:
         return self

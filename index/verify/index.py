@@ -11,12 +11,12 @@ import numpy as np
 
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.segments import (
-    COPIED_COLUMNS,
     FileSum,
     Generation,
     IndexedShard,
     Segment,
     build_command,
+    copied_columns,
     current_number,
     numbers,
     open_generation,
@@ -117,9 +117,10 @@ def _differences(
     segment: Segment, shard: IndexedShard, first: int, file: EmbeddingFile, columns: list[str]
 ) -> Iterator[str]:
     """How the shard's part of a segment, from row `first` on, differs from its Parquet file."""
-    table = file.read([*COPIED_COLUMNS, *columns])
+    copied = copied_columns(segment.catalog.modalities)
+    table = file.read([*copied, *columns])
     catalog = segment.catalog.table().slice(first, shard.rows)
-    for name in COPIED_COLUMNS:
+    for name in copied:
         if not catalog[name].combine_chunks().equals(table[name].combine_chunks()):
             yield f"column {name} of the catalog differs from the embeddings"
     constants = {"shard": shard.shard, "edition": shard.edition, "url": file.footer.source.url}

@@ -26,8 +26,10 @@ from chiasm.pipeline.collection.ledger import (
     write_entry,
 )
 from chiasm.pipeline.collection.parquet_schema import (
+    MEMBER_FIELDS,
     Footer,
     arrow_schema,
+    member_prefixes,
     parquet_name,
     schema_version,
 )
@@ -36,6 +38,7 @@ from chiasm.pipeline.collection.runs import Run, RunRecord, process_alive, runs,
 
 __all__ = [
     "FOLDERS",
+    "MEMBER_FIELDS",
     "SHARD_FOLDERS",
     "Collection",
     "EmbeddingFile",
@@ -54,6 +57,7 @@ __all__ = [
     "file_version",
     "find_embedding",
     "ledger_name",
+    "member_prefixes",
     "parquet_name",
     "process_alive",
     "read_entry",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 
 from chiasm.pipeline.collection.ledger import LedgerEntry
-from chiasm.pipeline.records import COLUMNS, Shard
+from chiasm.pipeline.records import COLUMNS, IMAGE, Shard
 
 SCHEMAS = (1, 2)  # that are read
 
@@ -19,6 +19,15 @@ ROW_GROUP = 256  # read whole for a single row; a scan of larger ones is hardly 
 
 
 FOOTER_KEY = b"chiasm"
+
+
+# Where the member that a row was made from is, and its digest; `member_prefixes` names the columns.
+MEMBER_FIELDS = {
+    "sha256": pa.string(),
+    "member": pa.string(),
+    "offset": pa.int64(),
+    "size": pa.int64(),
+}
 
 
 @dataclass(frozen=True)
@@ -97,13 +106,13 @@ def _vector(width: int) -> pa.DataType:
 
 
 def _member_fields(prefix: str) -> list[tuple[str, pa.DataType]]:
-    """Where the member that a row was made from is, and its digest."""
-    return [
-        (f"{prefix}sha256", pa.string()),
-        (f"{prefix}member", pa.string()),
-        (f"{prefix}offset", pa.int64()),
-        (f"{prefix}size", pa.int64()),
-    ]
+    return [(f"{prefix}{name}", kind) for name, kind in MEMBER_FIELDS.items()]
+
+
+def member_prefixes(columns: Iterable[str]) -> dict[str, str]:
+    """By modality that is made from a member, what the names of its MEMBER_FIELDS begin with: ""
+    for pictures, `M_` for every other modality M among the vector columns."""
+    return {IMAGE: ""} | {column: f"{column}_" for column in columns if column not in COLUMNS}
 
 
 def storable(text: str) -> str:

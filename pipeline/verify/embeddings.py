@@ -19,13 +19,15 @@ from chiasm.pipeline.collection import (
     LedgerEntry,
     arrow_schema,
     ledger_name,
+    member_prefixes,
     parquet_name,
     read_entry,
     read_footer,
     vectors_of,
 )
+from chiasm.pipeline.encoders import JOINT
 from chiasm.pipeline.errors import ChiasmError
-from chiasm.pipeline.records import COLUMNS
+from chiasm.pipeline.records import COLUMNS, IMAGE, TEXT
 from chiasm.pipeline.storage import display_name, is_temporary
 
 NORM_TOLERANCE = 2e-3  # float16 rounds each number by up to 1/2048 of itself
@@ -61,12 +63,19 @@ def check_shards(collection: Collection, checked: Counter[str]) -> Iterator[Find
         for name in names
         if not is_temporary(name)
     }
+    filled: set[str] = set()  # columns that have a vector in any of the shards
+    empty: list[tuple[str, Finding]] = []  # a column without any in its shard, and the finding
     for shard_id in sorted(shard_ids):
         checked["shards"] += 1
         try:
-            yield from ShardCheck(collection, shard_id).run(checked)
+            shard = ShardCheck(collection, shard_id)
+            yield from shard.run(checked)
+            filled |= shard.filled
+            empty += shard.empty
         except ChiasmError as error:
             yield Finding.of(f"shard {shard_id}", error)
+    # The identity of schema 1 does not say which columns its encoder fills.
+    yield from (finding for column, finding in empty if column in filled)
 
 
 class ShardCheck:
@@ -76,6 +85,8 @@ class ShardCheck:
         self.folder, self.identity = collection.folder, collection.identity
         self.shard_id, self.where = shard_id, f"shard {shard_id}"
         self.source = "SHARD"  # its path or URL, once a ledger entry or a footer has named it
+        self.filled: set[str] = set()  # columns that have a vector here
+        self.empty: list[tuple[str, Finding]] = []  # those that have none and should
 
     def run(self, checked: Counter[str]) -> Iterator[Finding]:
         """Raises ChiasmError for a file that cannot be read."""
@@ -166,7 +177,7 @@ class ShardCheck:
         if len(table) and table["shard"].unique().to_pylist() != [file.shard_id]:
             yield Finding(self.where, "rows whose column shard names another", self._replace())
         has: dict[str, np.ndarray] = {}
-        for column in COLUMNS:
+        for column in self.identity.columns:
             vectors, has[column] = vectors_of(table[column])
             checked["vectors"] += int(has[column].sum())
             norms = np.linalg.norm(vectors[has[column]].astype(np.float32), axis=1)
@@ -177,27 +188,41 @@ class ShardCheck:
                 yield Finding(
                     self.where, f"{what}, the first in row {row}: {norm:.4g}", self._replace()
                 )
+        self.filled = {column for column, rows in has.items() if rows.any()}
         yield from self._check_nulls(table, has)
 
     def _check_nulls(self, table: pa.Table, has: dict[str, np.ndarray]) -> Iterator[Finding]:
-        """A cell is null where, and only where, the picture or caption behind it is missing."""
-        has_picture, has_caption = _is_valid(table["member"]), _is_valid(table["caption"])
-        columns = {
-            "image vector": (has["image"], has_picture),
-            "text vector": (has["text"], has_caption),
-            "joint vector": (has["joint"], has_picture & has_caption),
-            "width": (_is_valid(table["width"]), has_picture),
-            "height": (_is_valid(table["height"]), has_picture),
-            "sha256": (_is_valid(table["sha256"]), has_picture),
-            "size": (_is_valid(table["size"]), has_picture),
-        }
-        for name, (found, expected) in columns.items():
-            wrong = np.flatnonzero(found != expected)
-            if len(wrong):
-                row = int(wrong[0])
-                state = "is null" if expected[row] else "is not null, though its source is,"
-                what = f"{name} {state} in {len(wrong)} rows, the first {row}"
-                yield Finding(self.where, what, self._replace())
+        """A cell is null where, and only where, the member or caption behind it is missing; a joint
+        vector, where any modality of the encoder is."""
+        prefixes = member_prefixes(self.identity.columns)
+        present = {name: _is_valid(table[f"{prefix}member"]) for name, prefix in prefixes.items()}
+        present[TEXT] = _is_valid(table["caption"])
+        modalities = (self.identity.dims.keys() or set(COLUMNS)) - {JOINT}
+        joint = np.logical_and.reduce([present[modality] for modality in modalities])
+        for column, expected in {**present, JOINT: joint}.items():
+            finding = self._compare(f"{column} vector", has[column], expected)
+            if finding is not None and column not in self.filled:
+                self.empty.append((column, finding))
+            elif finding is not None:
+                yield finding
+        cells = [("width", IMAGE), ("height", IMAGE)]
+        cells += [
+            (prefix + name, of) for of, prefix in prefixes.items() for name in ("sha256", "size")
+        ]
+        for name, modality in cells:
+            finding = self._compare(name, _is_valid(table[name]), present[modality])
+            if finding is not None:
+                yield finding
+
+    def _compare(self, name: str, found: np.ndarray, expected: np.ndarray) -> Finding | None:
+        """A finding where cells are null that should not be, or the reverse; both (rows,) bool."""
+        wrong = np.flatnonzero(found != expected)
+        if not len(wrong):
+            return None
+        row = int(wrong[0])
+        state = "is null" if expected[row] else "is not null, though its source is,"
+        what = f"{name} {state} in {len(wrong)} rows, the first {row}"
+        return Finding(self.where, what, self._replace())
 
 
 def _is_valid(column: pa.ChunkedArray) -> np.ndarray:

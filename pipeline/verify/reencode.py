@@ -4,17 +4,19 @@ again."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from chiasm.pipeline.batches import SampleDecoder
 from chiasm.pipeline.collection import (
+    MEMBER_FIELDS,
     Collection,
     EmbeddingFile,
     embedded_shard_ids,
     find_embedding,
+    member_prefixes,
     runs,
     vectors_of,
 )
@@ -24,7 +26,7 @@ from chiasm.pipeline.encoders import Encoder, load_encoder
 from chiasm.pipeline.errors import ChiasmError, CollectionError
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.records import COLUMNS, IMAGE, Batch, Decoded, Dropped, Place, Sample, Source
+from chiasm.pipeline.records import IMAGE, Batch, Decoded, Dropped, Place, Sample, Source
 from chiasm.pipeline.shards import ReadSettings, read_member
 from chiasm.pipeline.timing import Stopwatch
 from chiasm.pipeline.verify.embeddings import Finding
@@ -64,15 +66,9 @@ def check_pictures(
             continue  # a damaged file, which check_shards has reported
 
 
-def member_columns(columns: Iterable[str]) -> dict[str, str]:
-    """By modality that is made from a member, what its columns' names begin with."""
-    others = {column: f"{column}_" for column in columns if column not in COLUMNS}
-    return {IMAGE: ""} | others
-
-
 def files_with_members(collection: Collection) -> Iterator[tuple[EmbeddingFile, np.ndarray]]:
     """Every file that can be read, and the numbers of its rows that are made from a member."""
-    prefixes = member_columns(collection.identity.columns).values()
+    prefixes = member_prefixes(collection.identity.columns).values()
     names = [f"{prefix}member" for prefix in prefixes]
     for shard_id in embedded_shard_ids(collection.folder):
         try:
@@ -130,8 +126,8 @@ def _check_batch(
 ) -> Iterator[Finding]:
     columns = list(encoder.dims)
     names = ["key", "captions", "width", "height"]
-    for prefix in member_columns(columns).values():
-        names += [f"{prefix}{name}" for name in ("sha256", "member", "offset", "size")]
+    for prefix in member_prefixes(columns).values():
+        names += [f"{prefix}{name}" for name in MEMBER_FIELDS]
     kind = "pictures" if IMAGE in encoder.modalities else "members"
     table = file.read([*names, *columns]).take(rows)
     decoded: list[Decoded] = []
@@ -186,7 +182,7 @@ def _decode_again(
 ) -> Decoded | Dropped:
     """The row as the decode threads of `embed` make it. Raises SourceError."""
     sources = {}
-    for modality, prefix in member_columns(encoder.dims).items():
+    for modality, prefix in member_prefixes(encoder.dims).items():
         if cells[f"{prefix}member"] is not None and modality in encoder.modalities:
             place = Place(
                 cells[f"{prefix}member"], cells[f"{prefix}offset"], cells[f"{prefix}size"]

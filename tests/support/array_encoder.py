@@ -10,8 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from chiasm.pipeline.collection import (
+    EmbeddingFile,
+    Identity,
+    LedgerEntry,
+    create_or_check,
+    find_embedding,
+)
+from chiasm.pipeline.editions import EmbedSettings
+from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.encoders import BaseEncoder, Encoded, EncoderSettings, Input, unit
 from chiasm.pipeline.errors import Undecodable
+from chiasm.pipeline.records import Shard
+from chiasm.pipeline.shards import list_shards
+from chiasm.pipeline.storage import Folder
 
 WIDTH = 4
 WORDS = ("one", "two", "three", "four")  # a text is the sum of the axes that it names
@@ -20,7 +32,8 @@ WORDS = ("one", "two", "three", "four")  # a text is the sum of the axes that it
 class ArrayEncoder(BaseEncoder):
     """The first WIDTH numbers of an array, and texts that name axes, in one space."""
 
-    name, fingerprint, precision, device = "arrays", "a" * 32, "float32", "cpu"
+    name, precision, device = "arrays", "float32", "cpu"
+    fingerprint: str = "a" * 32
 
     def __init__(self) -> None:
         self.preprocessing = {"array": f"the first {WIDTH} numbers"}
@@ -48,9 +61,9 @@ def load(model: str, settings: EncoderSettings) -> ArrayEncoder:
 
 def make_arrays(path: Path, arrays: Sequence[np.ndarray | bytes | None]) -> Path:
     """A shard of samples `00000`, ...: an array (or its bytes) where there is one, and a caption
-    that names its largest number's axis."""
+    that names its largest number's axis. Compressed where its name ends in `.gz`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
         for number, array in enumerate(arrays):
             members: dict[str, bytes] = {}
             if isinstance(array, bytes):
@@ -67,3 +80,16 @@ def make_arrays(path: Path, arrays: Sequence[np.ndarray | bytes | None]) -> Path
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     return path
+
+
+def embed_arrays(
+    root: Path, arrays: Sequence[np.ndarray | bytes | None], name: str = "a.tar"
+) -> tuple[Shard, LedgerEntry, EmbeddingFile]:
+    """The shard `root/name` of `make_arrays`, embedded into the collection `root/c`."""
+    folder = Folder(str(root / "c"))
+    create_or_check(folder, Identity.of(ArrayEncoder()), "r1")
+    (shard,) = list_shards([str(make_arrays(root / name, arrays))])
+    entry = embed_shard(shard, ArrayEncoder(), folder, EmbedSettings(), run_id="r1")
+    file = find_embedding(folder, shard.id)
+    assert file is not None
+    return shard, entry, file
