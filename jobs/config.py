@@ -71,9 +71,11 @@ class TrainOptions:
     """Settings of the recipes of `chiasm train`; None: the recipe's own.
 
     steps: of towers or heads. fusion: one of `pipeline.model.fusion.FUSIONS`. learning_rate: the
-    highest. fusion_steps, gallery, drawing_processes, processes: of `train pocket` alone; its
-    second stage, the scenes that it is measured on, the processes that draw (0: this one draws
-    too), the processes on Ray that learn together (0: this one learns).
+    highest. The others are of `train pocket` alone. fusion_steps: of its second stage. batch:
+    pictures of a step of its towers. corpus, calibrated, gallery: the scenes from whose captions
+    the tokenizer is learned, those that matching is calibrated on, and those that it is measured
+    on. drawing_processes: that draw; 0: this one draws too. processes: on Ray, that learn together;
+    0: this one learns.
     """
 
     steps: Annotated[int, Field(ge=1)] | None = None
@@ -81,6 +83,9 @@ class TrainOptions:
     fusion: str | None = None
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     seed: int = 0
+    batch: Annotated[int, Field(ge=2)] | None = None
+    corpus: Annotated[int, Field(ge=1)] | None = None
+    calibrated: Annotated[int, Field(ge=1)] | None = None
     gallery: Annotated[int, Field(ge=10)] | None = None
     drawing_processes: Annotated[int, Field(ge=0)] = 1
     processes: Annotated[int, Field(ge=0)] = 0

@@ -17,12 +17,18 @@ from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.training.curves import draw_curves, figure_of, read_log
 from chiasm.pipeline.training.progress import format_progress
 
+# A recipe of seconds.
+SMALL = (
+    *("--set", "train.batch=8", "--set", "train.corpus=100", "--set", "train.calibrated=8"),
+    *("--workers", 0, "--gallery", 30),
+)
+
 
 @pytest.mark.timeout(300)
 def test_a_model_from_nothing_is_an_encoder_that_matches(chiasm, tmp_path):
     ran = chiasm(
         "train", "pocket", "--to", tmp_path, "--steps", 1, "--fusion-steps", 1,
-        "--device", "cpu", "--precision", "float32", "--workers", 0, "--gallery", 30,
+        "--device", "cpu", "--precision", "float32", *SMALL,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     *report, last = ran.stdout.splitlines()
@@ -46,10 +52,10 @@ def test_a_model_from_nothing_is_an_encoder_that_matches(chiasm, tmp_path):
     before = (tmp_path / "model.safetensors").read_bytes()
     again = chiasm(
         "train", "pocket", "--to", tmp_path, "--steps", 1, "--fusion-steps", 1,
-        "--device", "cpu", "--precision", "float32", "--gallery", 30,
+        "--device", "cpu", "--precision", "float32", *SMALL,
     )  # fmt: skip
     assert again.returncode == 0 and (tmp_path / "model.safetensors").read_bytes() == before
-    other = chiasm("train", "pocket", "--to", tmp_path, "--steps", 7, "--gallery", 30)
+    other = chiasm("train", "pocket", "--to", tmp_path, "--steps", 7, *SMALL)
     assert other.returncode == 2
     assert (
         "found others for fusion_steps, steps" in other.stderr and "Traceback" not in other.stderr
@@ -88,10 +94,12 @@ def test_a_refused_training_leaves_no_folder(chiasm, shards, tmp_path):
 def test_settings_reach_both_recipes():
     settings = compose("laptop", [
         "train.steps=3", "train.fusion=add", "train.learning_rate=0.01", "train.seed=5",
-        "read.caption_field=zh", "encoder.precision=float32",
+        "read.caption_field=zh", "encoder.precision=float32", "train.batch=6", "train.corpus=7",
+        "train.calibrated=8", "train.gallery=11",
     ])  # fmt: skip
     pocket = train_settings(settings.train, None)
     assert (pocket.steps, pocket.learning_rate, pocket.data.seed) == (3, 0.01, 5)
+    assert (pocket.data.batch, pocket.corpus, pocket.calibrated, pocket.gallery) == (6, 7, 8, 11)
     assert pocket.model.fusion.fusion == "add"
     towers = two_tower_settings("image", "text", settings)
     assert (towers.train.steps, towers.train.learning_rate, towers.train.seed) == (3, 0.01, 5)
@@ -101,13 +109,12 @@ def test_settings_reach_both_recipes():
 
 def test_towers_alone_refuse_to_match(tmp_path, chiasm):
     ran = chiasm(
-        "train", "pocket", "--to", tmp_path, "--steps", 1, "--fusion-steps", 0,
-        "--workers", 0, "--gallery", 30,
+        "train", "pocket", "--to", tmp_path, "--steps", 1, "--fusion-steps", 0, *SMALL,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     on_top = chiasm(
         "train", "pocket", "--to", tmp_path / "fused", "--towers", tmp_path, "--steps",
-        1, "--fusion-steps", 1, "--fusion", "gated", "--workers", 0, "--gallery", 30,
+        1, "--fusion-steps", 1, "--fusion", "gated", *SMALL,
     )  # fmt: skip
     assert on_top.returncode == 0, on_top.stderr
     (line,) = read_log(tmp_path / "fused")

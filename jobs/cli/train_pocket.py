@@ -150,7 +150,9 @@ def train_settings(options: TrainOptions, towers: Path | None) -> TrainSettings:
         steps=options.steps or recipe.steps,
         fusion_steps=recipe.fusion_steps if fusion_steps is None else fusion_steps,
         learning_rate=options.learning_rate or recipe.learning_rate,
-        data=replace(recipe.data, seed=options.seed),
+        data=replace(recipe.data, seed=options.seed, batch=options.batch or recipe.data.batch),
+        corpus=options.corpus or recipe.corpus,
+        calibrated=options.calibrated or recipe.calibrated,
         gallery=options.gallery or recipe.gallery,
         model=replace(recipe.model, fusion=fusion),
     )
