@@ -26,7 +26,7 @@ together, and the cosine of their two vectors. --json prints the log odds too.""
 def match(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture's file.")],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="In quotes.")],
-    encoder: Annotated[str, typer.Option(help=MATCHERS)] = "pocket",
+    encoder: Annotated[str, typer.Option(help=f"{MATCHERS}.")] = "pocket",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a text.")] = False,
 ) -> None:
     _hint_quotes(image, texts)

@@ -25,7 +25,7 @@ CaptionField = Annotated[
     str | None, typer.Option(help="Take captions from this json field, before txt.")
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-MATCHERS = "A model that matches: pocket, pocket:DIR or two-tower:DIR."
+MATCHERS = "A model that matches: pocket, pocket:DIR or two-tower:DIR"
 
 
 def list_command_shards(specs: list[str]) -> list[Shard]:
