@@ -25,9 +25,9 @@ from chiasm.pipeline.caption_filter import (
     write_filtered,
 )
 from chiasm.pipeline.collection import Run
-from chiasm.pipeline.encoders import Matcher, load_encoder, require_matcher
+from chiasm.pipeline.encoders import Matcher, load_matcher, require_modality
 from chiasm.pipeline.errors import ChiasmError, UsageError
-from chiasm.pipeline.records import Shard
+from chiasm.pipeline.records import IMAGE, TEXT, Shard
 from chiasm.pipeline.storage import Folder, display_name
 
 LOG = logging.getLogger(__name__)
@@ -67,7 +67,10 @@ class ShardFilter:
 
     @functools.cached_property
     def model(self) -> Matcher:
-        return require_matcher(load_encoder(self.request.encoder, self.request.settings.encoder))
+        matcher = load_matcher(self.request.encoder, self.request.settings.encoder)
+        for modality in (IMAGE, TEXT):
+            require_modality(matcher, modality)
+        return matcher
 
     def load(self) -> str:
         """The model's name; raises what loading it raises."""

@@ -1,8 +1,9 @@
 """Which captions do not describe their pictures? Scores by matching, and shards without those.
 
-As BLIP's filter has it (Li et al., 2022): a model that matches scores every pair of a shard, and
-what falls below a threshold is left out, or only flagged. Everything else of a sample is kept as it
-is, byte by byte; the scores are recorded caption by caption in a file beside the shard.
+As BLIP's filter has it (Li et al., 2022): a model that matches scores every caption that a training
+would take, and what falls below a threshold is left out, or only flagged. Everything else of a
+sample is kept as it is, byte by byte; the scores are recorded caption by caption in a file beside
+the shard.
 
     read_samples -> batches -> match -> <shard id>.scores.jsonl
     the shard's members again, with those scores -> <shard id>.tar
@@ -11,6 +12,7 @@ is, byte by byte; the scores are recorded caption by caption in a file beside th
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import tarfile
 from collections import Counter
@@ -29,13 +31,18 @@ from chiasm.pipeline.shards import (
     Damaged,
     ReadSettings,
     Tar,
-    captions_of,
+    every_caption,
+    json_bytes,
+    json_object,
     read_samples,
     split_member_name,
+    without_captions,
 )
 from chiasm.pipeline.storage import Folder
 
 DECIMALS = 4  # of stored log odds
+FORMAT = "scores 2"  # of every caption; those before it were of the captions that `embed` reads
+PAIRS = 512  # matched at once
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ def store_scores(
     batch, decode = batch or BatchSettings(), decode or DecodeSettings()
     name = f"{shard.id}.scores.jsonl"
     head: dict[str, Any] = {
-        "size": shard.size, "version": shard.version, "encoder": encoder.name,
+        "format": FORMAT, "size": shard.size, "version": shard.version, "encoder": encoder.name,
         "fingerprint": encoder.fingerprint, "read": asdict(read),
     }  # fmt: skip
     if decode != DecodeSettings():
@@ -122,28 +129,37 @@ def _scored(
     shard: Shard, encoder: Matcher, read: ReadSettings, decode: DecodeSettings, batch: BatchSettings
 ) -> Iterator[Scored]:
     for rows in batches(read_samples(shard, read), encoder, decode, batch):
-        yield from _score(rows, encoder)
+        yield from _score(rows, encoder, read.caption_field)
 
 
-def _score(batch: Batch, encoder: Matcher) -> Iterator[Scored]:
+def _score(batch: Batch, encoder: Matcher, caption_field: str) -> Iterator[Scored]:
+    """The scores of a batch, PAIRS of them matched at a time.
+
+    A sample's captions are bounded by `read.max_text_bytes` alone, which a hundred thousand short
+    ones may fill. The blocks bound what the model takes of them. A limit on their number would let
+    those beyond it pass without a score."""
     rows = [row for row in batch.rows if IMAGE in row.inputs and row.captions]
-    if not rows:
-        return
-    pixels = [row.inputs[IMAGE] for row in rows]
-    texts = [text for row in rows for text in _texts(row, encoder)]
-    counts = [len(row.captions) for row in rows]
-    pairs = np.stack([np.repeat(np.arange(len(rows)), counts), np.arange(len(texts))], axis=1)
-    logits = encoder.match((IMAGE, pixels), (TEXT, texts), pairs).round(DECIMALS).tolist()
-    at = 0
-    for row, count in zip(rows, counts, strict=True):
-        yield Scored(row.key, row.captions, tuple(logits[at : at + count]))
-        at += count
+    captions = [every_caption(row, caption_field) for row in rows]
+    pairs = [(at, text) for at, texts in enumerate(captions) for text in texts]
+    logits: list[float] = []
+    for start in range(0, len(pairs), PAIRS):
+        block = pairs[start : start + PAIRS]
+        first, last = block[0][0], block[-1][0]
+        pixels = [row.inputs[IMAGE] for row in rows[first : last + 1]]
+        texts = [_text_input(rows[at], text, encoder) for at, text in block]
+        places = np.array([(at - first, number) for number, (at, _) in enumerate(block)])
+        found = encoder.match((IMAGE, pixels), (TEXT, texts), places)
+        # In float64: a stored 0.7 is 0.7, and no less than a threshold of 0.7.
+        logits += np.asarray(found, np.float64).round(DECIMALS).tolist()
+    left = iter(logits)
+    for row, texts in zip(rows, captions, strict=True):
+        yield Scored(row.key, texts, tuple(itertools.islice(left, len(texts))))
 
 
-def _texts(row: Decoded, encoder: Matcher) -> list[Any]:
-    """Every caption of a row as the matcher takes it; the first is preprocessed already."""
+def _text_input(row: Decoded, text: str, encoder: Matcher) -> Any:
+    """A caption of a row as the matcher takes it; the first is preprocessed already."""
     try:
-        return [row.inputs[TEXT], *(encoder.preprocess(TEXT, text) for text in row.captions[1:])]
+        return row.inputs[TEXT] if text == row.captions[0] else encoder.preprocess(TEXT, text)
     except Undecodable as error:
         raise EncoderError(
             f"sample {row.key}",
@@ -261,28 +277,12 @@ def _apply_threshold(
         return members, counts
     dropped = {caption for caption, bad in zip(scored.captions, noisy, strict=True) if bad}
     first = next(c for c, bad in zip(scored.captions, noisy, strict=True) if not bad)
-    fields = {settings.read.caption_field, "caption", "captions"}
-    left = [(name, _without(name, data, dropped, first, fields)) for name, data in members]
+    left = []
+    for name, data in members:
+        extension = (split_member_name(name) or ("", ""))[1]
+        kept = without_captions(extension, data, dropped, first, settings.read.caption_field)
+        left.append((name, kept))
     return left, counts
-
-
-def _without(name: str, data: bytes, dropped: set[str], first: str, fields: set[str]) -> bytes:
-    """A member without the captions that fell short: lists in json's `fields` lose them, a text
-    that is one becomes the first caption that stays."""
-    extension = (split_member_name(name) or ("", ""))[1]
-    if extension == "txt":
-        captions = captions_of(data.decode("utf-8-sig", "replace"))
-        return first.encode() if dropped.intersection(captions) else data
-    record = _object(data) if extension == "json" else None
-    if record is None:
-        return data
-    for name in fields.intersection(record):
-        value = record[name]
-        if isinstance(value, list):
-            record[name] = [v for v in value if not dropped.intersection(captions_of(v))]
-        elif isinstance(value, str) and dropped.intersection(captions_of(value)):
-            record[name] = first
-    return json.dumps(record, ensure_ascii=False).encode()
 
 
 def _flagged(
@@ -297,21 +297,12 @@ def _flagged(
     for name, data in members:
         record: Any = None
         if (split_member_name(name) or ("", ""))[1] == "json" and not found:
-            record = _object(data)
+            record = json_object(data)
         if record is not None:
             found = True
-            data = json.dumps({**record, "match": match}, ensure_ascii=False).encode()
+            data = json_bytes({**record, "match": match})
         flagged.append((name, data))
     if not found:
         base = members[0][0][: members[0][0].index(scored.key) + len(scored.key)]
-        flagged.append((f"{base}.match.json", json.dumps(match, ensure_ascii=False).encode()))
+        flagged.append((f"{base}.match.json", json_bytes(match)))
     return flagged
-
-
-def _object(data: bytes) -> dict[str, Any] | None:
-    """The json object in there, None where there is none."""
-    try:
-        record = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None

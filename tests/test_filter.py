@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import make_shard
+from conftest import samples as kept_samples
 from fake_encoder import FakeEncoder
-from shard_scores import score_shard
+from shard_scores import (
+    Judge,
+    filter_by_judge,
+    json_of,
+    read_tar,
+    score_shard,
+    write_tar,
+)
+from tiny_llava import cross_encoder_folder
 
 from chiasm.jobs.config import compose
 from chiasm.jobs.filter_shards import FilterRequest, filter_shards
@@ -18,76 +27,33 @@ from chiasm.pipeline.caption_filter import (
     Filtered,
     FilterSettings,
     LogitCounts,
+    read_scores,
     write_filtered,
 )
-from chiasm.pipeline.errors import EncoderError
-from chiasm.pipeline.images import DecodeSettings
-from chiasm.pipeline.shards import ReadSettings, list_shards
+from chiasm.pipeline.encoders import ENCODERS, Input, load_matcher
+from chiasm.pipeline.errors import EncoderError, UsageError
+from chiasm.pipeline.images import DecodeSettings, decode
+from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
 from chiasm.pipeline.storage import Folder
-
-
-class Judge(FakeEncoder):
-    """Log odds by what a caption says of itself: "odds 1.5"."""
-
-    def __init__(self):
-        super().__init__()
-        self.pairs_scored = 0
-
-    def match(self, a, b, pairs):
-        (_, texts) = b
-        self.pairs_scored += len(pairs)
-        return np.array([float(texts[j].split()[-1]) for _, j in pairs], np.float32)
-
-
-def tar_of(path, samples):
-    """key -> {extension: bytes}, in order."""
-    with tarfile.open(path, "w") as tar:
-        for key, members in samples.items():
-            for extension, data in members.items():
-                info = tarfile.TarInfo(f"{key}.{extension}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    return list_shards([str(path)], None)[0]
-
-
-def read(path):
-    found = {}
-    with tarfile.open(path) as tar:
-        for member in tar:
-            key, _, extension = member.name.partition(".")
-            found.setdefault(key, {})[extension] = tar.extractfile(member).read()
-    return found
-
-
-def encoded(captions, **more):
-    return json.dumps({"captions": captions, **more}).encode()
 
 
 @pytest.fixture
 def samples(tmp_path):
-    picture = read(make_shard(tmp_path / "one.tar", 1))["00000000"]["jpg"]
+    picture = read_tar(make_shard(tmp_path / "one.tar", 1))["00000000"]["jpg"]
     return {
         "good": {"jpg": picture, "txt": b"odds 2", "cls": b"7"},
         "bad": {"jpg": picture, "txt": b"odds -2", "json": b'{"n": 1}'},
         "some": {"jpg": picture, "txt": b"odds -3",
-                 "json": encoded(["odds -3", "odds 1", "odds -1", "odds 4"], zh=["..."])},
+                 "json": json_of(["odds -3", "odds 1", "odds -1", "odds 4"], zh=["..."])},
         "blind": {"txt": b"odds 9"},
         "mute": {"jpg": picture, "cls": b"1"},
         "broken": {"jpg": b"no picture", "txt": b"odds 5"},
     }  # fmt: skip
 
 
-def filtered(shard, tmp_path, **settings):
-    settings = FilterSettings(read=ReadSettings(caption_field="captions"), **settings)
-    folder = Folder(str(tmp_path / "to"))
-    scores = score_shard(shard, Judge(), settings.read, folder, "run")
-    counts = write_filtered(shard, scores, settings, folder, "run")
-    return read(tmp_path / "to" / f"{shard.id}.tar"), counts
-
-
 def test_what_falls_short_is_left_out_and_all_else_is_as_it_was(samples, tmp_path):
-    shard = tar_of(tmp_path / "s.tar", samples)
-    left, counts = filtered(shard, tmp_path)
+    shard = write_tar(tmp_path / "s.tar", samples)
+    left, counts = filter_by_judge(shard, tmp_path / "to")
     assert list(left) == ["good", "some", "blind", "mute", "broken"]
     for key in ("good", "blind", "mute", "broken"):
         assert left[key] == samples[key]
@@ -97,8 +63,8 @@ def test_what_falls_short_is_left_out_and_all_else_is_as_it_was(samples, tmp_pat
 
 
 def test_marked_samples_keep_everything(samples, tmp_path):
-    shard = tar_of(tmp_path / "s.tar", samples)
-    left, counts = filtered(shard, tmp_path, flag=True, threshold=1.5)
+    shard = write_tar(tmp_path / "s.tar", samples)
+    left, counts = filter_by_judge(shard, tmp_path / "to", flag=True, threshold=1.5)
     assert list(left) == list(samples) and counts.left_out == 0 and counts.noisy == 4
     record = json.loads(left["some"]["json"])
     assert record["captions"] == json.loads(samples["some"]["json"])["captions"]
@@ -111,11 +77,11 @@ def test_marked_samples_keep_everything(samples, tmp_path):
 
 
 def test_what_was_scored_is_not_scored_again(samples, tmp_path):
-    shard = tar_of(tmp_path / "s.tar", samples)
+    shard = write_tar(tmp_path / "s.tar", samples)
     folder, judge, settings = Folder(str(tmp_path / "to")), Judge(), ReadSettings()
     first = score_shard(shard, judge, settings, folder, "run")
     scored = judge.pairs_scored
-    assert scored == 3 and score_shard(shard, judge, settings, folder, "run") == first
+    assert scored == 6 and score_shard(shard, judge, settings, folder, "run") == first
     assert judge.pairs_scored == scored
     other = ReadSettings(caption_field="captions")
     assert len(score_shard(shard, judge, other, folder, "run")[2].logits) == 4
@@ -126,7 +92,7 @@ def test_what_was_scored_is_not_scored_again(samples, tmp_path):
 
 
 def test_a_share_is_a_threshold(samples, tmp_path):
-    shard = tar_of(tmp_path / "s.tar", samples)
+    shard = write_tar(tmp_path / "s.tar", samples)
     scores = score_shard(
         shard, Judge(), ReadSettings(caption_field="captions"), Folder(str(tmp_path / "to")), "run"
     )
@@ -142,33 +108,33 @@ def test_a_share_is_a_threshold(samples, tmp_path):
 
 
 def test_a_shard_that_is_cut_gives_what_was_read_of_it(samples, tmp_path):
-    shard = tar_of(tmp_path / "s.tar", samples)
+    shard = write_tar(tmp_path / "s.tar", samples)
     data = (tmp_path / "s.tar").read_bytes()
     with tarfile.open(tmp_path / "s.tar") as tar:
         inside = tar.getmember("some.json").offset_data + 3
     (tmp_path / "s.tar").write_bytes(data[:inside])
     shard = list_shards([str(tmp_path / "s.tar")], None)[0]
-    left, counts = filtered(shard, tmp_path)
+    left, counts = filter_by_judge(shard, tmp_path / "to")
     assert next(iter(left)) == "good" and counts.samples >= 2 and "blind" not in left
 
 
 def test_a_member_that_is_too_large_is_left_out_and_counted(samples, tmp_path):
     samples["good"]["bin"] = bytes(5000)
-    shard = tar_of(tmp_path / "s.tar", samples)
+    shard = write_tar(tmp_path / "s.tar", samples)
     settings = FilterSettings(
         read=ReadSettings(caption_field="captions", max_member_bytes=4000), threshold=-100
     )
     folder = Folder(str(tmp_path / "to"))
     scores = score_shard(shard, Judge(), settings.read, folder, "run")
     counts = write_filtered(shard, scores, settings, folder, "run")
-    left = read(tmp_path / "to" / f"{shard.id}.tar")
+    left = read_tar(tmp_path / "to" / f"{shard.id}.tar")
     assert counts.oversized == 1 and counts.left_out == 0
     assert left["good"] == {k: v for k, v in samples["good"].items() if k != "bin"}
     assert left["some"] == samples["some"]
 
 
 def test_scores_of_another_decoding_are_made_anew(samples, tmp_path):
-    shard = tar_of(tmp_path / "s.tar", samples)
+    shard = write_tar(tmp_path / "s.tar", samples)
     folder, judge, read_settings = Folder(str(tmp_path / "to")), Judge(), ReadSettings()
     small = DecodeSettings(max_megapixels=0.0001)  # none of the pictures is decoded
     assert len(score_shard(shard, judge, read_settings, folder, "run")) == 3
@@ -189,6 +155,60 @@ def test_scores_and_shards_are_the_same_on_ray(shards, tmp_path, ray_session):
         for name in ("here", "ray")
     ]
     assert made[0] == made[1] and len(made[0]) == 6
+
+
+def test_a_cross_encoder_for_pictures_filters(tmp_path):
+    captions = ["red", "a boat at sea, and a bird above it", "7", "?", "blue blue blue", "an oak"]
+    make_shard(tmp_path / "s.tar", 6, captions=captions)
+    (shard,) = list_shards([str(tmp_path / "s.tar")])
+    name = f"st:{cross_encoder_folder(tmp_path)}"
+    settings = compose("laptop", ["encoder.device=cpu", "encoder.precision=float32"])
+    matcher = load_matcher(name, settings.encoder)
+    expected = {}
+    for sample in kept_samples(read_samples(shard, ReadSettings())):
+        pixels = matcher.preprocess(
+            "image", np.asarray(decode(sample.picture, DecodeSettings(), None).image)
+        )
+        (score,) = matcher.match(("image", [pixels]), ("text", sample.captions), np.array([[0, 0]]))
+        expected[sample.key] = float(score)
+    ordered = sorted(expected.values())
+    noisy = 2 + int(np.diff(ordered)[1:4].argmax())
+    threshold = (ordered[noisy - 1] + ordered[noisy]) / 2
+    assert ordered[noisy] - ordered[noisy - 1] > 1e-3, "no near ties"
+    settings = replace(settings, filter=replace(settings.filter, threshold=threshold))
+    summary = filter_shards(FilterRequest([shard], str(tmp_path / "to"), name, settings))
+    assert summary.counts == Filtered(samples=6, captions=6, noisy=noisy, left_out=noisy)
+    for scored in read_scores(shard, Folder(str(tmp_path / "to"))):
+        assert scored.logits == (pytest.approx(expected[scored.key], abs=2e-4),)
+    (written,) = (tmp_path / "to").glob("*.tar")
+    assert set(read_tar(written)) == {key for key, score in expected.items() if score > threshold}
+
+
+class OnlyMatches:
+    """A matcher that is no encoder: a caption is as true as it is long."""
+
+    name, fingerprint = "long", "0"
+    cost = FakeEncoder.cost
+
+    def __init__(self, *modalities):
+        self.modalities = dict.fromkeys(modalities, Input())
+
+    def preprocess(self, modality, raw):
+        return raw
+
+    def match(self, a, b, pairs):
+        return np.array([len(b[1][j]) for _, j in pairs], np.float32)
+
+
+def test_a_registered_matcher_that_is_no_encoder_filters(tmp_path, monkeypatch):
+    make_shard(tmp_path / "s.tar", 4, captions=["ab", "abcd", "a", "abc"])
+    shards = list_shards([str(tmp_path / "s.tar")], None)
+    monkeypatch.setitem(ENCODERS, "long", lambda model, _: OnlyMatches(*model.split("+")))
+    settings = compose("laptop", ["filter.threshold=2.5"])
+    request = FilterRequest(shards, str(tmp_path / "to"), "long:image+text", settings)
+    assert filter_shards(request).counts == Filtered(samples=4, captions=4, noisy=2, left_out=2)
+    with pytest.raises(UsageError, match="expected one that takes image, found one for text"):
+        filter_shards(replace(request, encoder="long:text", to=str(tmp_path / "other")))
 
 
 def test_a_model_that_cannot_be_loaded_ends_a_filter_on_ray(shards, tmp_path, ray_session):
@@ -266,11 +286,11 @@ def test_at_the_prompt(chiasm, tmp_path):
     )  # fmt: skip
     assert again.stdout.splitlines()[1] == f"6 of 6 samples in {tmp_path / 'to'}"
     (shard,) = (tmp_path / "to").glob("*.tar")
-    assert read(shard) == read(tmp_path / "s.tar")
+    assert read_tar(shard) == read_tar(tmp_path / "s.tar")
 
 
 def test_a_shard_that_is_cut_is_counted_and_told(tmp_path, samples, chiasm):
-    shard = tar_of(tmp_path / "in.tar", samples)
+    shard = write_tar(tmp_path / "in.tar", samples)
     whole = (tmp_path / "in.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2 - 100])
     cut = list_shards([str(tmp_path / "cut.tar")], None)[0]

@@ -10,17 +10,14 @@ import sys
 
 import numpy as np
 import pytest
-import transformers
 from conftest import environment, make_shard
 from encoding import match_rows, preprocess
 from fake_encoder import FakeEncoder, FakeMatcher
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
-from sentence_transformers.base.modules import Transformer
-from sentence_transformers.cross_encoder.modules import LogitScore
 from tiny_collection import make_collection
-from tiny_llava import llava_folder
+from tiny_llava import cross_encoder_folder
 
 from chiasm.index import Query, RerankStage, build_index, open_collection
 from chiasm.index.query import check_stages
@@ -237,16 +234,7 @@ def test_results_that_the_last_stage_did_not_score_are_marked(made):
 
 @pytest.fixture(scope="module")
 def reranker(tmp_path_factory):
-    """A CrossEncoder of a tiny vision-language model: log odds of one next token to another."""
-    folder = llava_folder(
-        tmp_path_factory.mktemp("llava"), transformers.LlavaForConditionalGeneration
-    )
-    saved = tmp_path_factory.mktemp("reranker")
-    with capture_warnings():
-        modules = [Transformer(str(folder), transformer_task="any-to-any"), LogitScore(60, 61)]
-        network = CrossEncoder(modules=modules, device="cpu")
-        network.save_pretrained(str(saved), create_model_card=False)
-    return saved
+    return cross_encoder_folder(tmp_path_factory.mktemp("reranker"))
 
 
 def test_any_cross_encoder_for_pictures_reranks(made, reranker):

@@ -30,11 +30,13 @@ HELP = """
   chiasm filter 'crawled/*.tar' --to cleaned --encoder two-tower:mine
   chiasm filter 'crawled/*.tar' --to cleaned --encoder two-tower:mine --drop 0.3
 
-A model that matches scores every caption with its picture. What falls below the threshold is left
-out of the shards written, or, with --flag, marked in their json; a sample without a caption left is
-left out whole. Nothing is written where nearly all captions would go (filter.max_noisy); --drop and
---flag are not checked for that. Beside each shard lies SHARD.scores.jsonl with every score. What
-was scored is not scored again: try other thresholds at no cost.
+A model that matches scores every caption with its picture: txt, and json's caption and captions, as
+chiasm train two-tower takes them. What falls below the threshold is left out of the shards written,
+or, with --flag, marked in their json; a sample without a caption left is left out whole. Nothing is
+written where nearly all captions would go (filter.max_noisy); --drop and --flag are not checked for
+that. Beside each shard lies SHARD.scores.jsonl with every score. What was scored is not scored
+again: try other thresholds at no cost. A CrossEncoder has a scale of its own: give --threshold or
+--drop.
 
 With --address, or more than one worker in the settings, shards are scored and written on Ray."""
 
@@ -42,7 +44,10 @@ With --address, or more than one worker in the settings, shards are scored and w
 def filter_(
     shards: Shards,
     to: Annotated[str, typer.Option(help="Folder of the shards written.")],
-    encoder: Annotated[str, typer.Option(help=MATCHERS)],
+    encoder: Annotated[
+        str,
+        typer.Option(help=f"{MATCHERS}, or st:ID_OR_DIR of a CrossEncoder that takes pictures."),
+    ],
     threshold: Annotated[
         float | None, typer.Option(help="Log odds that a caption must reach. (default: 0)")
     ] = None,

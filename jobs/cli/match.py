@@ -27,7 +27,7 @@ together, and the cosine of their two vectors. --json prints the log odds too.""
 def match(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture's file.")],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="In quotes.")],
-    encoder: Annotated[str, typer.Option(help=MATCHERS)] = "pocket",
+    encoder: Annotated[str, typer.Option(help=f"{MATCHERS}.")] = "pocket",
     device: Device = None,
     preset: Preset = "laptop",
     assignments: Assignments = None,

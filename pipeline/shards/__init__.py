@@ -1,6 +1,12 @@
 """WebDataset shards: listing them, reading samples and single members, writing them."""
 
-from chiasm.pipeline.shards.group import PICTURE_EXTENSIONS, ReadSettings, captions_of
+from chiasm.pipeline.shards.captions import (
+    every_caption,
+    json_bytes,
+    json_object,
+    without_captions,
+)
+from chiasm.pipeline.shards.group import PICTURE_EXTENSIONS, ReadSettings
 from chiasm.pipeline.shards.listing import list_shards, shard_id
 from chiasm.pipeline.shards.members import read_checked, read_member, split_member_name
 from chiasm.pipeline.shards.samples import DROP_REASONS, NOTE_REASONS, read_samples
@@ -15,12 +21,15 @@ __all__ = [
     "Damaged",
     "ReadSettings",
     "Tar",
-    "captions_of",
+    "every_caption",
+    "json_bytes",
+    "json_object",
     "list_shards",
     "read_checked",
     "read_member",
     "read_samples",
     "shard_id",
     "split_member_name",
+    "without_captions",
     "write_shard",
 ]

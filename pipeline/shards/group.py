@@ -9,6 +9,7 @@ from typing import Any
 
 from chiasm.pipeline.errors import require_at_least
 from chiasm.pipeline.records import IMAGE, TEXT, Dropped, Note, Place, Sample, Source
+from chiasm.pipeline.shards.captions import first_captions
 from chiasm.pipeline.shards.tar import Member
 
 # Extensions that are read as pictures, in order of preference when a sample has several: common
@@ -238,11 +239,7 @@ class Group:
         return table, text
 
     def _captions(self, table: dict[str, Any]) -> tuple[str, ...]:
-        if self.settings.caption_field:
-            values = (table.get(self.settings.caption_field), self._text())
-        else:
-            values = (self._text(), table.get("caption"), table.get("captions"))
-        return next(filter(None, map(captions_of, values)), ())
+        return first_captions(self._text(), table, self.settings.caption_field)
 
     def _text(self) -> str | None:
         if "txt" not in self.texts:
@@ -276,11 +273,3 @@ class Group:
     def _note_large(self, detail: str) -> None:
         self._note("member_too_large", detail)
         self.too_large.append(detail)
-
-
-def captions_of(value: object) -> tuple[str, ...]:
-    """A string or a list of strings -> its captions, stripped, without empty ones."""
-    values = value if isinstance(value, list) else [value]
-    # JSON can contain lone surrogates, Parquet cannot.
-    texts = (v.encode("utf-8", "replace").decode().strip() for v in values if isinstance(v, str))
-    return tuple(text for text in texts if text)

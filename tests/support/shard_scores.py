@@ -1,13 +1,30 @@
-"""A shard's match scores as a list."""
+"""Shards scored and filtered, by captions that say how true they are."""
 
 from __future__ import annotations
 
+import io
+import json
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fake_encoder import FakeEncoder
+
 from chiasm.pipeline.batches import BatchSettings
-from chiasm.pipeline.caption_filter import Scored, read_scores, store_scores
+from chiasm.pipeline.caption_filter import (
+    Filtered,
+    FilterSettings,
+    Scored,
+    read_scores,
+    store_scores,
+    write_filtered,
+)
 from chiasm.pipeline.encoders import Matcher
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.records import Shard
-from chiasm.pipeline.shards import ReadSettings
+from chiasm.pipeline.shards import ReadSettings, list_shards
 from chiasm.pipeline.storage import Folder
 
 
@@ -25,3 +42,60 @@ def score_shard(
     read from there where this shard was scored so before."""
     store_scores(shard, encoder, read, folder, run_id, batch=batch, decode=decode)
     return list(read_scores(shard, folder))
+
+
+class Judge(FakeEncoder):
+    """Log odds by what a caption says of itself: "odds 1.5"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs_scored, self.most_pairs = 0, 0
+
+    def match(self, a, b, pairs) -> np.ndarray:
+        (_, texts) = b
+        self.pairs_scored += len(pairs)
+        self.most_pairs = max(self.most_pairs, len(pairs))
+        return np.array([odds(texts[j]) for _, j in pairs], np.float32)
+
+
+def odds(caption: str) -> float:
+    return float(caption.split()[-1])
+
+
+def filter_by_judge(
+    shard: Shard, folder: Path, caption_field: str = "captions", **options: Any
+) -> tuple[dict[str, dict[str, bytes]], Filtered]:
+    """What a shard has left, as `read_tar` gives it, and the counts. options: of FilterSettings."""
+    settings = FilterSettings(read=ReadSettings(caption_field=caption_field), **options)
+    to = Folder(str(folder))
+    scores = score_shard(shard, Judge(), settings.read, to, "run")
+    counts = write_filtered(shard, scores, settings, to, "run")
+    return read_tar(folder / f"{shard.id}.tar"), counts
+
+
+def write_tar(path: Path, samples: Mapping[str, Mapping[str, bytes]]) -> Shard:
+    """A tar of samples, key -> extension -> bytes, in their order."""
+    with tarfile.open(path, "w") as tar:
+        for key, members in samples.items():
+            for extension, data in members.items():
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return list_shards([str(path)])[0]
+
+
+def read_tar(path: Path) -> dict[str, dict[str, bytes]]:
+    """What `write_tar` was given."""
+    found: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            key, _, extension = member.name.partition(".")
+            file = tar.extractfile(member)
+            assert file is not None
+            found.setdefault(key, {})[extension] = file.read()
+    return found
+
+
+def json_of(captions: list[Any], **more: Any) -> bytes:
+    """A json member with `captions` and more."""
+    return json.dumps({"captions": captions, **more}).encode()

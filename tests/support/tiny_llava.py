@@ -6,6 +6,9 @@ from pathlib import Path
 
 import torch
 import transformers
+from sentence_transformers import CrossEncoder
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.cross_encoder.modules import LogitScore
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from chiasm.pipeline.pretrained.hub import capture_warnings
@@ -72,3 +75,14 @@ def llava_folder(folder: Path, network: type[transformers.PreTrainedModel]) -> P
         network(config).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def cross_encoder_folder(folder: Path) -> Path:
+    """A CrossEncoder of such a model: log odds of one next token to another."""
+    model = llava_folder(folder / "model", transformers.LlavaForConditionalGeneration)
+    saved = folder / "reranker"
+    with capture_warnings():
+        modules = [Transformer(str(model), transformer_task="any-to-any"), LogitScore(60, 61)]
+        network = CrossEncoder(modules=modules, device="cpu")
+        network.save_pretrained(str(saved), create_model_card=False)
+    return saved

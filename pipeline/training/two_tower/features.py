@@ -26,8 +26,8 @@ from chiasm.pipeline.encoders import BaseEncoder, Input
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.model.checkpoint import write_file
-from chiasm.pipeline.records import IMAGE, TEXT, Batch, Decoded, Shard
-from chiasm.pipeline.shards import DAMAGES, ReadSettings, captions_of, read_samples
+from chiasm.pipeline.records import IMAGE, TEXT, Batch, Shard
+from chiasm.pipeline.shards import DAMAGES, ReadSettings, every_caption, read_samples
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.training.progress import Report
 from chiasm.pipeline.training.two_tower.held_out import fold_of, held_out
@@ -158,16 +158,6 @@ def _format_pictures(pairs: int) -> str:
     return f"{pairs:,} {'picture' if pairs == 1 else 'pictures'}"
 
 
-def training_captions(row: Decoded, read: ReadSettings) -> tuple[str, ...]:
-    """Every caption of a row: those of `txt`, then those of json's `caption` and `captions`,
-    each text once; with `read.caption_field` those of that field alone. At most MAX_CAPTIONS."""
-    found = row.captions
-    if not read.caption_field and row.json is not None:
-        fields = json.loads(row.json)
-        found += captions_of(fields.get("caption")) + captions_of(fields.get("captions"))
-    return tuple(dict.fromkeys(found))[:MAX_CAPTIONS]
-
-
 def _pairs(batch: Batch, image: ImageTower, text: TextTower, read: ReadSettings) -> Iterator[Pair]:
     """The features of those samples of a batch that have both picture and caption."""
     rows = [row for row in batch.rows if IMAGE in row.inputs and row.captions]
@@ -178,7 +168,7 @@ def _pairs(batch: Batch, image: ImageTower, text: TextTower, read: ReadSettings)
     held_rows = [i for i, row in enumerate(rows) if held_out(row.key)]
     augmented = image.augmented([pixels[i] for i in held_rows], pictures.pooled[held_rows])
     augmented_of = dict(zip(held_rows, augmented, strict=True))
-    captions = [training_captions(row, read) for row in rows]
+    captions = [every_caption(row, read.caption_field)[:MAX_CAPTIONS] for row in rows]
     texts = text([caption for item in captions for caption in item])
     at = 0
     for i, (row, own) in enumerate(zip(rows, captions, strict=True)):
