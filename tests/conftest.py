@@ -20,6 +20,7 @@ from typing import Any
 import fake_encoder
 import numpy as np
 import pytest
+from commands import Finished, run_command
 from faulty_server import Faults, FaultyServer, forwarding_to, running_moto
 from hypothesis import settings
 from PIL import Image
@@ -32,6 +33,9 @@ from chiasm.pipeline.storage.retry import RetrySettings
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Of a Ray that a test starts: no process for each core beforehand, as in jobs/cluster/session.py.
+for name in "prestart_worker_first_driver", "enable_worker_prestart":
+    os.environ[f"RAY_{name}"] = "0"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; torch is not imported yet
 # Hypothesis draws the same examples each time; `--hypothesis-profile default` looks for new ones.
 settings.register_profile("seeded", derandomize=True, deadline=None)
@@ -147,17 +151,11 @@ def notes(items):
 
 @pytest.fixture
 def chiasm():
-    """Runs the command line as a program: chiasm("status", path) -> CompletedProcess."""
+    """Runs the command line in a process of its own: chiasm("status", path) -> CompletedProcess.
+    input: its stdin. cwd: the folder in which it works."""
 
-    def run(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "chiasm", *map(str, arguments)],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-            **options,
-        )
+    def run(*arguments: object, input: str = "", cwd: Path | None = None) -> Finished:
+        return run_command([*map(str, arguments)], environment(), input, cwd or Path.cwd())
 
     return run
 

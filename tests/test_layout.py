@@ -6,6 +6,7 @@ import ast
 import functools
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,17 @@ def named(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def findings(check: Callable[[Path], Iterable[str]], paths: Sequence[Path]) -> list[str]:
+    """What a check finds in files, each with the file's name. One test for all of them: they are
+    thousands, and each test costs its collection in every process."""
+    return [f"{named(path)}: {found}" for path in paths for found in check(path)]
+
+
 def imports(tree: ast.AST) -> list[tuple[ast.stmt, str]]:
     found: list[tuple[ast.stmt, str]] = []
     for node in ast.walk(tree):
@@ -100,69 +112,85 @@ def imports(tree: ast.AST) -> list[tuple[ast.stmt, str]]:
     return found
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=named)
-def test_arrows_point_from_jobs_to_index_to_pipeline(path):
-    room = path.relative_to(ROOT).parts[0]
-    for node, name in imports(ast.parse(path.read_text())):
-        head, _, rest = name.partition(".")
-        target = rest.split(".")[0] if head == "chiasm" else ""
-        # The face of chiasm leads to every room: it is for programs that use chiasm.
-        assert name != "chiasm" or isinstance(node, ast.Import), f"{room} imports from the face"
-        assert head not in ORDER, f"{name} is imported by a second name"
-        assert ORDER.get(target, -1) <= ORDER[room], f"{room} imports {name}"
-        assert room in HOME.get(head, {room}), f"{head} is not imported in {room}"
+def test_arrows_point_from_jobs_to_index_to_pipeline():
+    def check(path: Path) -> Iterator[str]:
+        room = path.relative_to(ROOT).parts[0]
+        for node, name in imports(parsed(path)):
+            head, _, rest = name.partition(".")
+            target = rest.split(".")[0] if head == "chiasm" else ""
+            # The face of chiasm leads to every room: it is for programs that use chiasm.
+            if name == "chiasm" and not isinstance(node, ast.Import):
+                yield "imports from the face of chiasm"
+            if head in ORDER:
+                yield f"{name} is imported by a second name"
+            if ORDER.get(target, -1) > ORDER[room]:
+                yield f"{room} imports {name}"
+            if room not in HOME.get(head, {room}):
+                yield f"{head} is not imported in {room}"
+
+    assert findings(check, SOURCES) == []
 
 
 def is_type_checking(node: ast.stmt) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=named)
-def test_our_own_packages_are_imported_at_the_top(path):
-    tree = ast.parse(path.read_text())
-    top = set(map(id, tree.body))
-    top |= {id(node) for each in tree.body if is_type_checking(each) for node in ast.walk(each)}
-    hidden = {name for node, name in imports(tree) if id(node) not in top}
-    assert {name for name in hidden if name.split(".")[0] == "chiasm"} <= LAZY_IMPORTS.get(
-        named(path), set()
-    )
+def test_our_own_packages_are_imported_at_the_top():
+    def check(path: Path) -> set[str]:
+        tree = parsed(path)
+        top = set(map(id, tree.body))
+        top |= {id(node) for each in tree.body if is_type_checking(each) for node in ast.walk(each)}
+        hidden = {name for node, name in imports(tree) if id(node) not in top}
+        ours = {name for name in hidden if name.split(".")[0] == "chiasm"}
+        return ours - LAZY_IMPORTS.get(named(path), set())
+
+    assert findings(check, SOURCES) == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=named)
-def test_no_module_is_imported_by_a_string(path):
+def test_no_module_is_imported_by_a_string():
     """Types, renames and the rules of this file do not see such an import."""
     by_string = {"import_module", "__import__", "resolve_name", "run_module", "run_path"}
-    found = [
-        ast.unparse(node)
-        for node in ast.walk(ast.parse(path.read_text()))
-        if (isinstance(node, ast.ImportFrom) and by_string & {name.name for name in node.names})
-        or (isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in by_string)
+
+    def check(path: Path) -> list[str]:
+        return [
+            ast.unparse(node)
+            for node in ast.walk(parsed(path))
+            if (isinstance(node, ast.ImportFrom) and by_string & {name.name for name in node.names})
+            or (isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in by_string)
+        ]
+
+    assert findings(check, SOURCES) == []
+
+
+def test_a_file_says_one_thing():
+    def check(path: Path) -> Iterator[str]:
+        lines = path.read_text().count("\n")
+        if lines > MOST_LINES:
+            yield f"{lines} lines"
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or 0) - node.lineno
+                if length > MOST_LINES_OF_A_FUNCTION:
+                    yield f"{node.name} has {length} lines"
+
+    assert findings(check, SOURCES) == []
+
+
+def test_every_file_opens_with_what_it_is_for():
+    silent = [
+        path for path in SOURCES if path.stat().st_size and not ast.get_docstring(parsed(path))
     ]
-    assert found == []
+    assert silent == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=named)
-def test_a_file_says_one_thing(path):
-    text = path.read_text()
-    assert text.count("\n") <= MOST_LINES
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = (node.end_lineno or 0) - node.lineno
-            assert length <= MOST_LINES_OF_A_FUNCTION, f"{node.name} has {length} lines"
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=named)
-def test_every_file_opens_with_what_it_is_for(path):
-    assert path.stat().st_size == 0 or ast.get_docstring(ast.parse(path.read_text()))
-
-
+@functools.cache
 def graph_of_modules() -> dict[str, set[str]]:
     """Module -> the modules of ours that it imports."""
     modules = {module_name(path): path for path in SOURCES}
     graph: dict[str, set[str]] = {}
     for module, path in modules.items():
         found = set()
-        for node, name in imports(ast.parse(path.read_text())):
+        for node, name in imports(parsed(path)):
             # A module taken from its package is that module; the package itself holds only a face.
             names = [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
             inside = {f"{name}.{each}" for each in names} & modules.keys()
@@ -203,6 +231,7 @@ def circle_in(graph: dict[str, set[str]]) -> list[str]:
     return next((circle for node in sorted(graph) if (circle := visit(node, ()))), [])
 
 
+@functools.cache
 def graph_of_rooms() -> dict[str, set[str]]:
     rooms: dict[str, set[str]] = {}
     for module, imported in graph_of_modules().items():
@@ -235,25 +264,26 @@ def test_rooms_import_what_the_table_allows():
     assert {room: names for room, names in wrong.items() if names} == {}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=named)
-def test_other_rooms_are_entered_by_their_face(path):
-    here = room_of(module_name(path))
-    wrong = []
-    for node, name in imports(ast.parse(path.read_text())):
-        room = room_of(name) if name.startswith("chiasm.") else ""
-        if room == here or room not in FACES:
-            continue
-        face = f"chiasm.{room.replace('/', '.')}"
-        names = {alias.name for alias in node.names} if isinstance(node, ast.ImportFrom) else set()
-        if name != face or names - names_of_face(room):
-            wrong.append(ast.unparse(node))
-    assert wrong == []
+def test_other_rooms_are_entered_by_their_face():
+    def check(path: Path) -> Iterator[str]:
+        here = room_of(module_name(path))
+        for node, name in imports(parsed(path)):
+            room = room_of(name) if name.startswith("chiasm.") else ""
+            if room == here or room not in FACES:
+                continue
+            face = f"chiasm.{room.replace('/', '.')}"
+            from_face = isinstance(node, ast.ImportFrom)
+            names = {alias.name for alias in node.names} if from_face else set()
+            if name != face or names - names_of_face(room):
+                yield ast.unparse(node)
+
+    assert findings(check, SOURCES) == []
 
 
 @functools.cache
 def names_of_face(room: str) -> set[str]:
     """What the `__all__` of a room's `__init__` lists."""
-    for node in ast.parse((ROOT / room / "__init__.py").read_text()).body:
+    for node in parsed(ROOT / room / "__init__.py").body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return set(ast.literal_eval(node.value))
     return set()
@@ -261,7 +291,7 @@ def names_of_face(room: str) -> set[str]:
 
 def test_every_lazy_import_is_still_made():
     for name, modules in LAZY_IMPORTS.items():
-        tree = ast.parse((ROOT / name).read_text())
+        tree = parsed(ROOT / name)
         top = set(map(id, tree.body))
         assert modules <= {module for node, module in imports(tree) if id(node) not in top}, name
 
@@ -270,11 +300,14 @@ def test_no_test_folder_becomes_a_package():
     assert list((ROOT / "tests").rglob("__init__.py")) == []
 
 
-@pytest.mark.parametrize("path", TESTS, ids=named)
-def test_no_test_imports_benchmarks(path):
+def test_no_test_imports_benchmarks():
     """Benchmarks use tests/support instead; what tests them lies in benchmarks/checks."""
-    found = [name for _, name in imports(ast.parse(path.read_text()))]
-    assert [name for name in found if name.split(".")[0] == "benchmarks"] == []
+
+    def check(path: Path) -> list[str]:
+        found = [name for _, name in imports(parsed(path))]
+        return [name for name in found if name.split(".")[0] == "benchmarks"]
+
+    assert findings(check, TESTS) == []
 
 
 @pytest.mark.parametrize(

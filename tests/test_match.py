@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import environment
 from encoding import encode_joint, match_rows, preprocess
 
 from chiasm.pipeline.encoders import Matcher, load_encoder
@@ -69,19 +66,10 @@ def test_pairs_are_fused_and_matched_as_the_network_does(folder, encoder, pixels
     assert encode_joint(encoder, [], []).shape == (0, 16)
 
 
-def match(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "chiasm", "match", *map(str, arguments)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_the_command_tells_what_the_model_says(folder, encoder, tmp_path):
+def test_the_command_tells_what_the_model_says(chiasm, folder, encoder, tmp_path):
     drawn = tmp_path / "scene.png"
     picture(gallery(4, seed=1)[0]).save(drawn)
-    done = match(drawn, *TEXTS[:2], "--encoder", f"pocket:{folder}", "--json")
+    done = chiasm("match", drawn, *TEXTS[:2], "--encoder", f"pocket:{folder}", "--json")
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["text"] for line in records] == TEXTS[:2]
     pixels = [preprocess(encoder, picture(gallery(4, seed=1)[0]))] * 2
@@ -90,18 +78,18 @@ def test_the_command_tells_what_the_model_says(folder, encoder, tmp_path):
         assert line["logit"] == pytest.approx(logit, abs=0.02)
         assert line["probability"] == pytest.approx(1 / (1 + np.exp(-logit)), abs=0.01)
         assert line["match"] == (line["logit"] > 0)
-    plain = match(drawn, "a boat", "--encoder", f"pocket:{folder}")
+    plain = chiasm("match", drawn, "a boat", "--encoder", f"pocket:{folder}")
     assert plain.stdout.startswith(("yes", "no ")) and plain.stdout.endswith("a boat\n")
 
 
-def test_words_that_the_shell_has_split_get_a_hint_to_quote_them(folder, tmp_path):
+def test_words_that_the_shell_has_split_get_a_hint_to_quote_them(chiasm, folder, tmp_path):
     drawn = tmp_path / "scene.png"
     picture(gallery(4, seed=1)[0]).save(drawn)
-    split = match(drawn, "a", "white", "moon", "--encoder", f"pocket:{folder}")
+    split = chiasm("match", drawn, "a", "white", "moon", "--encoder", f"pocket:{folder}")
     assert split.returncode == 0 and len(split.stdout.splitlines()) == 3
     assert f"use quotes: chiasm match {drawn} 'a white moon'" in split.stderr
     for texts in (["boat"], ["a boat", "moon"], ["红船", "蓝船"]):
-        assert match(drawn, *texts, "--encoder", f"pocket:{folder}").stderr == ""
+        assert chiasm("match", drawn, *texts, "--encoder", f"pocket:{folder}").stderr == ""
 
 
 @pytest.mark.parametrize(
@@ -111,6 +99,6 @@ def test_words_that_the_shell_has_split_get_a_hint_to_quote_them(folder, tmp_pat
         ((__file__, "a boat"), "expected a picture"),
     ],
 )
-def test_what_cannot_be_matched_is_told_in_one_line(folder, arguments, said):
-    done = match(*arguments, "--encoder", f"pocket:{folder}")
+def test_what_cannot_be_matched_is_told_in_one_line(chiasm, folder, arguments, said):
+    done = chiasm("match", *arguments, "--encoder", f"pocket:{folder}")
     assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import secrets
+import shlex
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import tiny_towers
+from commands import run_command
 from conftest import ROOT, environment, make_shard
 from random_models import siglip_folder
 
@@ -33,14 +35,6 @@ REDUCED = {  # beginning of a command -> what is added, so that it takes seconds
     "chiasm train two-tower": "--device cpu --precision float32 --steps 20",
 }
 REPLACED = {"make demo": "chiasm demo --samples 60 --to demo/seed-7-1000"}
-QUICK = ("chiasm search", "chiasm match", "chiasm index build", "chiasm status", "chiasm check")
-ONE_PROCESS = """
-import shlex, sys
-from chiasm.jobs.cli.app import application
-for line in sys.stdin.read().splitlines():
-    print(line, file=sys.stderr, flush=True)
-    application()(args=shlex.split(line)[1:], prog_name="chiasm", standalone_mode=False)
-"""
 SKIPPED = {  # beginning of a command -> why it is not run here; its options are looked up
     "make test": "it would run these tests",
     ". .venv/bin/activate": "a test installs nothing",
@@ -108,47 +102,32 @@ class World:
         }
 
     def run(self, command: str) -> None:
-        """Run a command as a person's shell would."""
+        """Run a command as a person's shell would; by the shell where it has anything to do."""
         line = self.here(command)
         for beginning, more in REDUCED.items():
             line = f"{line} {more}" if line.startswith(beginning) else line
-        self.outputs[command] = self.output_of(["bash", "-c", REPLACED.get(line, line)])
-
-    def run_together(self, quick: list[str]) -> None:
-        """Run commands one after the other in one process, which loads torch and FAISS once."""
-        lines = "\n".join(map(self.here, quick))
-        self.output_of([sys.executable, "-c", ONE_PROCESS], lines)
-        self.outputs.update(dict.fromkeys(quick, ""))
+        line = REPLACED.get(line, line)
+        if re.fullmatch(r"chiasm [^<>|&;$]*", line):
+            ran = run_command(shlex.split(line)[1:], self.environment, cwd=self.folder)
+        else:
+            ran = subprocess.run(
+                ["bash", "-c", line], cwd=self.folder, env=self.environment,
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+        assert ran.returncode == 0, f"{line}\n{ran.stdout}\n{ran.stderr}"
+        self.outputs[command] = ran.stdout
 
     def here(self, command: str) -> str:
         for name, local in self.names.items():
             command = command.replace(name, local)
         return command
 
-    def output_of(self, program: list[str], stdin: str = "") -> str:
-        ran = subprocess.run(
-            program, cwd=self.folder, env=self.environment, input=stdin,
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert ran.returncode == 0, f"{program}\n{ran.stdout}\n{ran.stderr}"
-        return ran.stdout
-
 
 def run_all(readme: Path, world: World) -> None:
     """Run what the README names and this world has not run yet, in the README's order."""
-    waiting: list[str] = []
     for command in sorted(commands(readme), key=lambda command: command != "make demo"):
-        if is_skipped(command) or command in world.outputs:
-            continue
-        if command.startswith(QUICK) and "<" not in command:
-            waiting.append(command)
-            continue
-        if waiting:
-            world.run_together(waiting)
-            waiting = []
-        world.run(command)
-    if waiting:
-        world.run_together(waiting)
+        if not is_skipped(command) and command not in world.outputs:
+            world.run(command)
 
 
 @pytest.fixture(scope="module")

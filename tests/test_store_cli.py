@@ -32,7 +32,7 @@ def test_embed_index_search_status_and_check_on_a_store(s3, chiasm, tmp_path, mo
     outputs = []
 
     def run(*arguments):
-        ran = chiasm(*arguments, timeout=120)
+        ran = chiasm(*arguments)
         assert ran.returncode == 0, ran.stderr
         outputs.append(ran.stdout + ran.stderr)
         return ran.stdout

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from dataclasses import replace
 
 import psutil
@@ -77,30 +76,16 @@ def by_hand(settings, ranks):
 
 
 @pytest.mark.timeout(300)
-def test_two_processes_learn_by_the_mean_of_their_gradients(ray_session, tmp_path):
-    messages = []
-    train_on_ray(job(tmp_path), messages.append)
-    saved, facts = load_state(tmp_path / STATE)
-    tensors = tensors_in_code(saved, STATE_TENSOR_NAMES)
-    assert facts["step"] == RUN.all_steps
-    hand = by_hand(RUN, 2).tensors()
-    assert tensors.keys() == hand.keys()
-    for name, value in hand.items():
-        assert torch.allclose(tensors[name], value, atol=2e-4, rtol=1e-3), name
-    assert [line["step"] for line in read_log(tmp_path)] == [2, 4, 4, 6]
-    assert len(messages) >= 4 and '"step": 6' in messages[-1]
-    load_model(tmp_path)
-
-
-@pytest.mark.timeout(300)
-def test_a_worker_that_dies_costs_no_step(ray_session, tmp_path):
-    """Killed after a checkpoint, the training goes on from it and ends with the same weights."""
-    settings = replace(RUN, steps=40, fusion_steps=0, model=replace(TINY, fusion=None))
+def test_two_processes_learn_by_the_mean_of_their_gradients_and_one_that_dies_costs_no_step(
+    ray_session, tmp_path
+):
+    """One is killed after a checkpoint; the training goes on from it, through both stages, and ends
+    with the weights of a training by hand."""
+    settings = replace(RUN, steps=40)
     killed = threading.Event()
 
     def kill_one():
-        while not (tmp_path / "killed" / STATE).exists():
-            time.sleep(0.02)
+        until((tmp_path / STATE).exists, 120)
         workers = [
             p
             for p in psutil.Process().children(recursive=True)  # not those of another test's
@@ -111,12 +96,19 @@ def test_a_worker_that_dies_costs_no_step(ray_session, tmp_path):
 
     thread = threading.Thread(target=kill_one, daemon=True)
     thread.start()
-    train_on_ray(job(tmp_path / "killed", settings), lambda line: None)
+    messages = []
+    train_on_ray(job(tmp_path, settings), messages.append)
     assert killed.is_set()
-    saved, _ = load_state(tmp_path / "killed" / STATE)
-    after = tensors_in_code(saved, STATE_TENSOR_NAMES)
-    for name, value in by_hand(settings, 2).tensors().items():
-        assert torch.allclose(after[name], value, atol=2e-4, rtol=1e-3), name
+    saved, facts = load_state(tmp_path / STATE)
+    tensors = tensors_in_code(saved, STATE_TENSOR_NAMES)
+    assert facts["step"] == settings.all_steps
+    hand = by_hand(settings, 2).tensors()
+    assert tensors.keys() == hand.keys()
+    for name, value in hand.items():
+        assert torch.allclose(tensors[name], value, atol=2e-4, rtol=1e-3), name
+    assert [line["step"] for line in read_log(tmp_path)] == [*range(2, 41, 2), 40, 42]
+    assert len(messages) >= 22 and '"step": 42' in messages[-1]
+    load_model(tmp_path)
 
 
 @pytest.mark.timeout(300)

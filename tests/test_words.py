@@ -7,8 +7,6 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 ROOMS = ("pipeline", "index", "jobs")
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
@@ -148,20 +146,23 @@ def names_of(path: Path) -> list[tuple[int, str]]:
 def old_words(path: Path) -> list[str]:
     allowed = ALLOWED.get(named(path), set())
     return [
-        f"line {line}: {name} -> {OLD_WORDS[name.strip('_')]}"
+        f"{named(path)}:{line}: {name} -> {OLD_WORDS[name.strip('_')]}"
         for line, name in names_of(path)
         if name.strip("_") in OLD_WORDS and name.strip("_") not in allowed
     ]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=named)
-def test_no_name_is_of_the_old_dialect(path):
-    assert old_words(path) == []
+def test_no_name_is_of_the_old_dialect():
+    assert [found for path in SOURCES for found in old_words(path)] == []
 
 
-@pytest.mark.parametrize("path", TRIALS, ids=named)
-def test_no_name_of_tests_and_benchmarks_is_of_the_worst_words(path):
-    worst = [(line, name) for line, name in names_of(path) if name.strip("_") in WORST_WORDS]
+def test_no_name_of_tests_and_benchmarks_is_of_the_worst_words():
+    worst = [
+        f"{named(path)}:{line}: {name}"
+        for path in TRIALS
+        for line, name in names_of(path)
+        if name.strip("_") in WORST_WORDS
+    ]
     assert worst == []
 
 

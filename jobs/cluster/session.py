@@ -23,6 +23,8 @@ from chiasm.pipeline.errors import ChiasmError, UsageError
 # Only shard names and ledger entries travel: Ray's least is enough.
 OBJECT_STORE_BYTES = 128 * 2**20
 STARTS = 2  # attempts to start a Ray of our own
+# Ray would start a process for each core beforehand, of which our actors take one or two.
+PRESTART = ("prestart_worker_first_driver", "enable_worker_prestart")
 
 
 @contextmanager
@@ -69,7 +71,8 @@ def _keeping_sigterm() -> Iterator[None]:
 
 
 def _start_local(workers: WorkerSettings) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name in ("USAGE_STATS_ENABLED", *PRESTART):
+        os.environ.setdefault(f"RAY_{name}", "0")
     # A worker on a laptop may reserve more cores than there are: Ray counts, it does not enforce.
     cpus = max(os.cpu_count() or 1, round(workers.cpus * workers.count + 0.5))
     for attempt in range(1, STARTS + 1):
