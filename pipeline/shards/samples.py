@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from chiasm.pipeline.errors import SourceError
 from chiasm.pipeline.records import IMAGE, TEXT, Dropped, Note, Sample, Shard
-from chiasm.pipeline.shards.group import CappedNotes, Group, ReadSettings
 from chiasm.pipeline.shards.members import split_member_name
+from chiasm.pipeline.shards.read_settings import ReadSettings
+from chiasm.pipeline.shards.sample_builder import CappedNotes, Group
 from chiasm.pipeline.shards.seen_keys import SeenKeys
 from chiasm.pipeline.shards.tar import Damaged, Tar
 from chiasm.pipeline.storage import display_name
