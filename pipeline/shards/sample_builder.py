@@ -56,8 +56,8 @@ class CappedNotes:
             yield Note(key, "many_notes", str(self._omitted))
 
 
-class Group:
-    """The members of one key while they are read."""
+class SampleBuilder:
+    """A sample while its members, those of one key, are read."""
 
     def __init__(
         self, key: str, settings: ReadSettings, modalities: Mapping[str, Sequence[str]]
