@@ -33,7 +33,7 @@ from chiasm.pipeline.encoders import load_encoder
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.images import decode as decode_picture
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.pretrained.device import PRECISIONS, resolve_precision
+from chiasm.pipeline.pretrained.device_and_precision import PRECISIONS, resolve_precision
 from chiasm.pipeline.pretrained.hub import capture_warnings
 from chiasm.pipeline.records import Batch, Decoded, Origin, Sample
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples

@@ -29,7 +29,7 @@ from PIL import Image, ImageOps
 from chiasm.pipeline.encoders import Encoder, load_encoder
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.pretrained.device import resolve_device
+from chiasm.pipeline.pretrained.device_and_precision import resolve_device
 from chiasm.pipeline.pretrained.hub import capture_warnings
 from chiasm.pipeline.records import Sample
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples

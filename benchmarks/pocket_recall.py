@@ -7,8 +7,8 @@ of the caption is true of the picture's scene. The world is small enough for a t
 drawn some scenes of any gallery, in other looks and words: with --trained-steps the training's
 scenes are listed again, and recall is told for those queries too whose scene was not among them.
 Two more galleries of each seed: combinations withheld from training (pipeline/scenes/unseen.py),
-asked for by those queries that tell one; hard twins (pipeline/scenes/hard.py), each scene among
-nine others one change away.
+asked for by those queries that tell one; hard twins (pipeline/scenes/hard_twins.py), each scene
+among nine others one change away.
 Prints JSON and writes benchmarks/results/pocket_recall.json.
 """
 
@@ -30,7 +30,7 @@ from chiasm.pipeline.metrics import recalls, right_at, top_k
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.scenes.claims import Claims, holds_matrix
 from chiasm.pipeline.scenes.draw import picture
-from chiasm.pipeline.scenes.hard import hard_gallery
+from chiasm.pipeline.scenes.hard_twins import hard_gallery
 from chiasm.pipeline.scenes.unseen import unseen_gallery, withheld_in
 from chiasm.pipeline.scenes.words import LANGUAGES, plan, render_caption
 from chiasm.pipeline.scenes.world import Scene, gallery

@@ -20,8 +20,8 @@ from benchmarks.machine import machine, tell_and_keep
 from chiasm.pipeline.encoders import load_encoder, require_matcher
 from chiasm.pipeline.model.checkpoint import load_model
 from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.training.log import read_log
 from chiasm.pipeline.training.pocket.evaluate_fusion import joint
-from chiasm.pipeline.training.progress import read_log
 
 RESULT = Path(__file__).parent / "results" / "pocket_ways.json"
 

@@ -23,8 +23,8 @@ from chiasm.jobs.config import DEFAULT_ENCODER, compose
 from chiasm.jobs.console import Progress
 from chiasm.jobs.embed_shards import EmbedRequest, embed_shards
 from chiasm.pipeline.collection import embeddings, vectors_of
+from chiasm.pipeline.embed_summary import summary_error
 from chiasm.pipeline.errors import UsageError
-from chiasm.pipeline.make import summary_error
 from chiasm.pipeline.metrics import KS, recalls, right_at
 from chiasm.pipeline.scenes.claims import Claims, holds, holds_matrix
 from chiasm.pipeline.scenes.recall import Recall

@@ -24,7 +24,8 @@ from chiasm.pipeline.collection import (
     create_or_check,
     read_identity,
 )
-from chiasm.pipeline.make import EmbedSummary, absolute_name, summarize
+from chiasm.pipeline.embed_summary import EmbedSummary, summarize
+from chiasm.pipeline.make import absolute_name
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.worklist import WorkList

@@ -21,12 +21,13 @@ from chiasm.pipeline.caption_filter import (
     FilterSettings,
     LogitCounts,
     read_scores,
+    require_some_left,
     store_scores,
     write_filtered,
 )
 from chiasm.pipeline.collection import Run
 from chiasm.pipeline.encoders import Matcher, load_matcher, require_modality
-from chiasm.pipeline.errors import ChiasmError, UsageError
+from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.records import IMAGE, TEXT, Shard
 from chiasm.pipeline.storage import Folder, display_name
 
@@ -123,8 +124,8 @@ def filter_shards(request: FilterRequest, report: Report = lambda line: None) ->
             threshold = options.threshold
             if options.drop is not None:
                 threshold = counts.quantile(options.drop)
-            else:
-                require_some_left(counts, request)
+            elif not options.flag:
+                require_some_left(counts, threshold, options.max_noisy, request.encoder)
             settings = FilterSettings(threshold, options.flag, request.settings.read)
             written = Filtered()
             for shard, one in apply("write", [(shard, settings) for shard in request.shards]):
@@ -144,22 +145,6 @@ def require_other_folder(shards: Sequence[Shard], to: str) -> None:
                 expected="another folder than that of the shards",
                 found=f"{display_name(shard.url)} in it",
             )
-
-
-def require_some_left(counts: LogitCounts, request: FilterRequest) -> None:
-    """ChiasmError where nearly all captions fall short: a threshold or a model that does not fit
-    these shards."""
-    options = request.settings.filter
-    noisy = counts.below(options.threshold)
-    if options.flag or not noisy or noisy <= options.max_noisy * counts.captions:
-        return
-    raise ChiasmError(
-        "filter",
-        expected=f"at most {options.max_noisy:.0%} of captions below {options.threshold:g}",
-        found=f"{noisy:,} of {counts.captions:,}, and wrote no shard",
-        do=f"was {request.encoder} trained on such pictures? --drop 0.3 drops a share, --threshold "
-        "another part, --set filter.max_noisy=1 allows all",
-    )
 
 
 @contextmanager

@@ -24,7 +24,7 @@ import numpy as np
 
 from chiasm.pipeline.batches import BatchSettings, batches
 from chiasm.pipeline.encoders import Matcher
-from chiasm.pipeline.errors import EncoderError, Undecodable
+from chiasm.pipeline.errors import ChiasmError, EncoderError, Undecodable
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.records import IMAGE, TEXT, Batch, Decoded, Shard
 from chiasm.pipeline.shards import (
@@ -201,6 +201,23 @@ class LogitCounts:
         low = values[np.searchsorted(last, np.floor(rank), side="right")]
         high = values[np.searchsorted(last, np.ceil(rank), side="right")]
         return float(low + (high - low) * (rank - np.floor(rank))) / 10**DECIMALS
+
+
+def require_some_left(
+    counts: LogitCounts, threshold: float, max_noisy: float, encoder: str
+) -> None:
+    """ChiasmError where nearly all captions fall short, a share above `max_noisy`: a threshold or
+    an encoder, here its name, that does not fit these shards."""
+    noisy = counts.below(threshold)
+    if not noisy or noisy <= max_noisy * counts.captions:
+        return
+    raise ChiasmError(
+        "filter",
+        expected=f"at most {max_noisy:.0%} of captions below {threshold:g}",
+        found=f"{noisy:,} of {counts.captions:,}, and wrote no shard",
+        do=f"was {encoder} trained on such pictures? --drop 0.3 drops a share, --threshold "
+        "another part, --set filter.max_noisy=1 allows all",
+    )
 
 
 def write_filtered(

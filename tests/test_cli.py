@@ -15,9 +15,10 @@ from conftest import environment, make_shard
 
 from chiasm.jobs.cli import embed
 from chiasm.jobs.cli.app import COMMANDS
-from chiasm.jobs.cli.lazy import Group, help_text
+from chiasm.jobs.cli.command_group import Group, help_text
 from chiasm.jobs.cli.logs import KEPT_FILES, JsonFormatter, remove_old_files
-from chiasm.pipeline.make import EmbedSummary, make_collection
+from chiasm.pipeline.embed_summary import EmbedSummary
+from chiasm.pipeline.make import make_collection
 
 
 def refused(ran: subprocess.CompletedProcess[str], *parts: str, code: int = 1) -> None:

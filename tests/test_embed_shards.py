@@ -14,8 +14,8 @@ from chiasm.jobs.cluster import pool
 from chiasm.jobs.config import compose
 from chiasm.jobs.embed_shards import EmbedRequest, embed_shards
 from chiasm.pipeline.collection import embeddings, parquet_name, read_entry, runs
+from chiasm.pipeline.embed_summary import EmbedSummary, summary_error
 from chiasm.pipeline.errors import ChiasmError, CollectionError, EncoderError, UsageError
-from chiasm.pipeline.make import EmbedSummary, summary_error
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder, is_temporary
 

@@ -27,11 +27,13 @@ from chiasm.pipeline.caption_filter import (
     Filtered,
     FilterSettings,
     LogitCounts,
+    Scored,
     read_scores,
+    require_some_left,
     write_filtered,
 )
 from chiasm.pipeline.encoders import ENCODERS, Input, load_matcher
-from chiasm.pipeline.errors import EncoderError, UsageError
+from chiasm.pipeline.errors import ChiasmError, EncoderError, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
 from chiasm.pipeline.storage import Folder
@@ -229,6 +231,16 @@ def test_what_would_leave_nearly_nothing_is_not_written(tmp_path, chiasm):
     assert list((tmp_path / "to").glob("*.tar")) == []
     assert chiasm(*command, "--threshold", 1000, "--flag").returncode == 0
     assert chiasm(*command, "--threshold", 1000, "--set", "filter.max_noisy=1").returncode == 0
+
+
+def test_a_share_of_captions_up_to_the_limit_may_fall_short():
+    counts = LogitCounts()
+    counts.add([Scored(str(odds), ("a caption",), (odds,)) for odds in (-2.0, -1.0, 0.0, 1.0)])
+    require_some_left(counts, 0.0, 0.5, "an encoder")
+    require_some_left(counts, -3.0, 0.0, "an encoder")  # none falls short
+    require_some_left(LogitCounts(), 0.0, 0.0, "an encoder")
+    with pytest.raises(ChiasmError, match="at most 50% of captions below 1, found 3 of 4, and"):
+        require_some_left(counts, 1.0, 0.5, "an encoder")
 
 
 def test_the_folder_of_the_shards_is_no_target(tmp_path, chiasm):

@@ -13,7 +13,7 @@ from random_models import clip_folder
 
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower
+from chiasm.pipeline.two_tower.frozen_towers import ImageTower, TextTower
 
 CPU = EncoderSettings(device="cpu", precision="float32")
 

@@ -25,8 +25,8 @@ from chiasm.pipeline.shards import (
     list_shards,
     read_member,
     read_samples,
+    sample_builder,
 )
-from chiasm.pipeline.shards import group as group_module
 from chiasm.pipeline.shards import tar_stream as tar_bytes
 from chiasm.pipeline.shards.seen_keys import SeenKeys
 from chiasm.pipeline.shards.tar_header import Header
@@ -374,7 +374,7 @@ def test_keys_are_known_again():
 
 
 def test_a_million_members_of_one_sample_are_told_in_few_notes(read, monkeypatch):
-    monkeypatch.setattr(group_module, "_MAX_EXTENSIONS", 50)
+    monkeypatch.setattr(sample_builder, "_MAX_EXTENSIONS", 50)
     same = by_hand(("a.jpg", b"A"), ("a.txt", b"one"), *[("a.jpg", b"B")] * 150)
     others = by_hand(*((f"a.{n}", b"") for n in range(3000)))
     late = by_hand(("b.txt", b"two"), *[("a.jpg", b"C")] * 150)

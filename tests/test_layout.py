@@ -49,7 +49,9 @@ ARROWS = {
     "editions": {"batches", "collection", "images", "shards"},
     **{each: READS | {"batches", "editions"} for each in ("embed", "caption_filter")},
     "worklist": {"collection", "editions", "storage"},
-    **{each: WRITES | {"pretrained"} for each in ("make", "verify")},
+    "embed_summary": {"collection", "worklist"},
+    "make": WRITES | {"pretrained", "embed_summary"},
+    "verify": WRITES | {"pretrained"},
     **dict.fromkeys(("training", "training/pocket", "training/two_tower"), TRAINS),
 }
 EVERYBODY_OF_INDEX = {

@@ -16,8 +16,9 @@ from chiasm.jobs.embed_shards import EmbedRequest, embed_shards
 from chiasm.pipeline.batches import BatchSettings
 from chiasm.pipeline.collection import read_entry, runs
 from chiasm.pipeline.editions import EmbedSettings
+from chiasm.pipeline.embed_summary import summary_error
 from chiasm.pipeline.errors import CollectionError, StorageError, UsageError
-from chiasm.pipeline.make import make_collection, summary_error
+from chiasm.pipeline.make import make_collection
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder, is_temporary
 

@@ -15,7 +15,7 @@ from chiasm.pipeline.encoders import load_encoder, unit
 from chiasm.pipeline.errors import EncoderError, UsageError
 from chiasm.pipeline.model.checkpoint import SHIPPED
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.pretrained.device import resolve_device, resolve_precision
+from chiasm.pipeline.pretrained.device_and_precision import resolve_device, resolve_precision
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.world import gallery
 from chiasm.pipeline.training.pocket.evaluate import gallery_recall

@@ -8,14 +8,11 @@ import pytest
 from PIL import Image
 
 from chiasm.pipeline.training.curves import draw_curves, figure_of
-from chiasm.pipeline.training.progress import (
-    Pace,
-    append_log,
+from chiasm.pipeline.training.log import Pace, append_log, held_out_r1, read_log
+from chiasm.pipeline.training.progress_lines import (
     format_duration,
     format_kept_files,
     format_progress,
-    held_out_r1,
-    read_log,
 )
 
 RECALL = {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scene_differences import differences
 
 from chiasm.pipeline.scenes.claims import RELATIONS, holds
-from chiasm.pipeline.scenes.hard import hard_gallery, hard_group, swapped, without_last
+from chiasm.pipeline.scenes.hard_twins import hard_gallery, hard_group, swapped, without_last
 from chiasm.pipeline.scenes.unseen import unseen_gallery, withheld, withheld_in
 from chiasm.pipeline.scenes.words import plan
 from chiasm.pipeline.scenes.world import COLOURS, KINDS, stream

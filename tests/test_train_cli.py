@@ -15,7 +15,7 @@ from chiasm.pipeline.encoders import load_encoder
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.training.curves import draw_curves, figure_of, read_log
-from chiasm.pipeline.training.progress import format_progress
+from chiasm.pipeline.training.progress_lines import format_progress
 
 # A recipe of seconds.
 SMALL = (

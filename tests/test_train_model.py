@@ -17,6 +17,7 @@ from chiasm.jobs.train_model import TrainJob, following, train_on_ray
 from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.model.checkpoint import load_model, load_state, tensors_in_code
 from chiasm.pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
+from chiasm.pipeline.training.log import read_log
 from chiasm.pipeline.training.pocket.data import DataSettings, learn_tokenizer, train_batches
 from chiasm.pipeline.training.pocket.loop import SEED_STRIDE, train
 from chiasm.pipeline.training.pocket.trainer import (
@@ -25,7 +26,6 @@ from chiasm.pipeline.training.pocket.trainer import (
     Training,
     TrainSettings,
 )
-from chiasm.pipeline.training.progress import read_log
 
 TINY = ModelConfig(
     image=ImageConfig(side=36, stem=(8, 8), width=32, depth=1, heads=2),

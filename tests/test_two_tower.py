@@ -23,7 +23,8 @@ from chiasm.pipeline.model.config import FusionConfig
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
 from chiasm.pipeline.training.curves import figure_of
-from chiasm.pipeline.training.progress import format_progress, read_log
+from chiasm.pipeline.training.log import read_log
+from chiasm.pipeline.training.progress_lines import format_progress
 from chiasm.pipeline.training.two_tower import select as judging
 from chiasm.pipeline.training.two_tower.closed_form import fit_match_weights, solve
 from chiasm.pipeline.training.two_tower.features import compute
@@ -41,7 +42,7 @@ from chiasm.pipeline.training.two_tower.stream import (
 )
 from chiasm.pipeline.training.two_tower.trainer import TrainSettings, train
 from chiasm.pipeline.two_tower.checkpoint import config_from_json, load_two_tower, save_two_tower
-from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower
+from chiasm.pipeline.two_tower.frozen_towers import ImageTower, TextTower
 from chiasm.pipeline.two_tower.network import TwoTowerNetwork
 
 CPU = EncoderSettings(device="cpu", precision="float32")

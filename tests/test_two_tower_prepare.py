@@ -33,7 +33,7 @@ from chiasm.pipeline.training.two_tower.stream import (
     words_of,
 )
 from chiasm.pipeline.two_tower.expansion import KERNEL_WEIGHT, SHARPNESS, WORD_WEIGHT
-from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower
+from chiasm.pipeline.two_tower.frozen_towers import ImageTower, TextTower
 from chiasm.pipeline.two_tower.network import TwoTowerConfig
 
 CPU = EncoderSettings(device="cpu", precision="float32")

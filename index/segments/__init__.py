@@ -13,10 +13,10 @@ from chiasm.index.segments.generations import (
     open_current,
     open_generation,
     publish,
-    stale_shards,
 )
 from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.index.segments.segment import SEGMENTS, TRAINED, Segment, SegmentWriter, segment_file
+from chiasm.index.segments.stale import stale_shards
 from chiasm.index.segments.sweep import sweep
 
 __all__ = [

@@ -26,9 +26,7 @@ from chiasm.index.segments import (
 from chiasm.pipeline.collection import Collection, EmbeddingFile, find_embedding
 from chiasm.pipeline.errors import ChiasmError, CollectionError
 from chiasm.pipeline.storage import Folder
-from chiasm.pipeline.verify import Finding
-
-MIN_COSINE = 0.999  # between vectors of one edition that were computed on different devices
+from chiasm.pipeline.verify import MIN_COSINE, Finding
 
 
 def check_index(collection: Collection, checked: Counter[str]) -> Iterator[Finding]:

@@ -1,9 +1,9 @@
 """The command line: which commands there are, and how they end. Each lives in a file of its own.
 
-A command's module is imported only when that command is called (`lazy.py`), so `chiasm --help` and
-shell completion of names load no torch, no Ray and no pyarrow. Results go to stdout; progress, log
-lines and errors to stderr. Exit codes: 0 done, 1 not all of it was done, 2 wrong usage, 130 and 143
-stopped by ctrl-C and SIGTERM.
+A command's module is imported only when that command is called (`command_group.py`), so `chiasm
+--help` and shell completion of names load no torch, no Ray and no pyarrow. Results go to stdout;
+progress, log lines and errors to stderr. Exit codes: 0 done, 1 not all of it was done, 2 wrong
+usage, 130 and 143 stopped by ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Annotated, NoReturn
 import platformdirs
 import typer
 
-from chiasm.jobs.cli.lazy import CONTEXT, Group, lazy_group
+from chiasm.jobs.cli.command_group import CONTEXT, Group, lazy_group
 from chiasm.jobs.cli.logs import LogFormat, LogLevel, set_up_logging, unseen_log_file
 from chiasm.jobs.console import divert_c_output, printable
 from chiasm.jobs.signals import STOPPING, Stopped

@@ -24,7 +24,7 @@ from chiasm.jobs.cli.options import (
 from chiasm.jobs.config import compose
 from chiasm.jobs.console import printable, showing
 from chiasm.jobs.embed_shards import EmbedRequest, embed_shards
-from chiasm.pipeline.make import EmbedSummary, summary_error
+from chiasm.pipeline.embed_summary import EmbedSummary, summary_error
 from chiasm.pipeline.storage import display_name
 
 HELP = """

@@ -14,7 +14,8 @@ from chiasm.jobs.cli.options import print_progress
 from chiasm.jobs.console import printable
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.fusion import FUSIONS
-from chiasm.pipeline.training.progress import Record, format_progress
+from chiasm.pipeline.training.log import Record
+from chiasm.pipeline.training.progress_lines import format_progress
 
 To = Annotated[Path, typer.Option(help="Folder of the model and of the training's state.")]
 Fusion = Annotated[

@@ -24,7 +24,7 @@ from chiasm.jobs.cli.train import (
 from chiasm.jobs.config import Settings, TrainOptions, compose
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.pretrained.device import resolve_device
+from chiasm.pipeline.pretrained.device_and_precision import resolve_device
 from chiasm.pipeline.training.curves import draw_curves
 from chiasm.pipeline.training.pocket.loop import train
 from chiasm.pipeline.training.pocket.report import format_report, write_report

@@ -20,8 +20,8 @@ from chiasm.pipeline.collection.parquet_schema import (
     SCHEMAS,
     Footer,
     parquet_name,
-    storable,
 )
+from chiasm.pipeline.collection.parquet_writer import storable
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.storage import Folder, display_name, is_temporary

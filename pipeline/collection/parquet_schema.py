@@ -13,13 +13,7 @@ from chiasm.pipeline.collection.ledger import LedgerEntry
 from chiasm.pipeline.records import COLUMNS, IMAGE, Shard
 
 SCHEMAS = (1, 2)  # that are read
-
-
-ROW_GROUP = 256  # read whole for a single row; a scan of larger ones is hardly faster
-
-
 FOOTER_KEY = b"chiasm"
-
 
 # Where the member that a row was made from is, and its digest; `member_prefixes` names the columns.
 MEMBER_FIELDS = {
@@ -113,15 +107,6 @@ def member_prefixes(columns: Iterable[str]) -> dict[str, str]:
     """By modality that is made from a member, what the names of its MEMBER_FIELDS begin with: ""
     for pictures, `M_` for every other modality M among the vector columns."""
     return {IMAGE: ""} | {column: f"{column}_" for column in columns if column not in COLUMNS}
-
-
-def storable(text: str) -> str:
-    """Text as UTF-8 can hold it: Parquet has no lone surrogates (names that are not UTF-8 have)."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "backslashreplace").decode()
-    return text
 
 
 def parquet_name(shard_id: str) -> str:

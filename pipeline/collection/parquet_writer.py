@@ -18,15 +18,15 @@ import pyarrow.parquet as pq
 
 from chiasm.pipeline.collection.parquet_schema import (
     FOOTER_KEY,
-    ROW_GROUP,
     Footer,
     arrow_schema,
     parquet_name,
-    storable,
     vector_columns,
 )
 from chiasm.pipeline.records import IMAGE, Decoded, Embedded, Shard, VectorColumn
 from chiasm.pipeline.storage import Folder
+
+ROW_GROUP = 256  # read whole for a single row; a scan of larger ones is hardly faster
 
 
 class ParquetWriter:
@@ -134,3 +134,12 @@ def _vector_array(column: VectorColumn | None, rows: int, kind: pa.FixedSizeList
         column = VectorColumn(np.zeros((rows, kind.list_size), np.float32), np.zeros(rows, bool))
     flat = pa.array(column.vectors.astype(np.float16).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=pa.array(~column.has))
+
+
+def storable(text: str) -> str:
+    """Text as UTF-8 can hold it: Parquet has no lone surrogates (names that are not UTF-8 have)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
+    return text

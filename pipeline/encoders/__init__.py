@@ -1,9 +1,15 @@
 """Encoders: items of a modality -> unit vectors of one space; matchers: pairs of items -> log
 odds."""
 
+from chiasm.pipeline.encoders.base import (
+    BaseEncoder,
+    normalized_mean,
+    require_matcher,
+    require_modality,
+    unit,
+)
 from chiasm.pipeline.encoders.protocols import (
     JOINT,
-    BaseEncoder,
     Encoded,
     Encoder,
     Input,
@@ -11,10 +17,6 @@ from chiasm.pipeline.encoders.protocols import (
     MatchingEncoder,
     Preprocessor,
     Ragged,
-    normalized_mean,
-    require_matcher,
-    require_modality,
-    unit,
 )
 from chiasm.pipeline.encoders.registry import (
     ENCODERS,

@@ -12,13 +12,8 @@ import numpy as np
 from PIL import Image
 from sentence_transformers import CrossEncoder
 
-from chiasm.pipeline.encoders.protocols import (
-    Array,
-    BaseEncoder,
-    Input,
-    image_and_text,
-    require_modality,
-)
+from chiasm.pipeline.encoders.base import BaseEncoder, image_and_text, require_modality
+from chiasm.pipeline.encoders.protocols import Array, Input
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.hub import ModelFolder

@@ -18,17 +18,15 @@ import torch
 import transformers
 from PIL import Image
 
-from chiasm.pipeline.encoders.protocols import (
-    JOINT,
-    BaseEncoder,
-    Encoded,
-    Input,
-    require_modality,
-    unit,
-)
+from chiasm.pipeline.encoders.base import BaseEncoder, require_modality, unit
+from chiasm.pipeline.encoders.protocols import JOINT, Encoded, Input
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.pretrained.device import PRECISIONS, resolve_device, resolve_precision
+from chiasm.pipeline.pretrained.device_and_precision import (
+    PRECISIONS,
+    resolve_device,
+    resolve_precision,
+)
 from chiasm.pipeline.pretrained.hub import ModelFolder, find_model, translating_load_errors
 from chiasm.pipeline.pretrained.image_processing import (
     ImageProcessing,

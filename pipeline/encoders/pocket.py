@@ -17,15 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from chiasm.pipeline.encoders.protocols import (
-    JOINT,
-    Array,
-    BaseEncoder,
-    Encoded,
-    Input,
-    image_and_text,
-    require_modality,
-)
+from chiasm.pipeline.encoders.base import BaseEncoder, image_and_text, require_modality
+from chiasm.pipeline.encoders.protocols import JOINT, Array, Encoded, Input
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.checkpoint import FILES, SHIPPED, load_model
 from chiasm.pipeline.model.fusion import Modality
@@ -37,7 +30,11 @@ from chiasm.pipeline.model.inference import (
 )
 from chiasm.pipeline.model.preprocess import RULE, to_pixels
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.pretrained.device import PRECISIONS, resolve_device, resolve_precision
+from chiasm.pipeline.pretrained.device_and_precision import (
+    PRECISIONS,
+    resolve_device,
+    resolve_precision,
+)
 from chiasm.pipeline.records import IMAGE, TEXT
 
 TEXT_RULE = "NFKC, lower case, single spaces, no final full stop; own byte-pair tokens"

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import metadata
 
-from chiasm.pipeline.encoders.protocols import Encoder, Matcher, require_matcher
+from chiasm.pipeline.encoders.base import require_matcher
+from chiasm.pipeline.encoders.protocols import Encoder, Matcher
 from chiasm.pipeline.errors import EncoderError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 

@@ -17,15 +17,8 @@ import torch
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
-from chiasm.pipeline.encoders.protocols import (
-    JOINT,
-    Array,
-    BaseEncoder,
-    Encoded,
-    Input,
-    require_modality,
-    unit,
-)
+from chiasm.pipeline.encoders.base import BaseEncoder, require_modality, unit
+from chiasm.pipeline.encoders.protocols import JOINT, Array, Encoded, Input
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.hub import ModelFolder

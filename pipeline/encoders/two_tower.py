@@ -17,20 +17,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from chiasm.pipeline.encoders.protocols import (
-    JOINT,
-    Array,
-    BaseEncoder,
-    Encoded,
-    Input,
-    image_and_text,
-    require_modality,
-)
+from chiasm.pipeline.encoders.base import BaseEncoder, image_and_text, require_modality
+from chiasm.pipeline.encoders.protocols import JOINT, Array, Encoded, Input
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import IMAGE, TEXT
 from chiasm.pipeline.two_tower.checkpoint import FILES, load_two_tower
-from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower
+from chiasm.pipeline.two_tower.frozen_towers import ImageTower, TextTower
 
 BLOCK = 64  # pictures or texts of one forward pass
 

@@ -9,7 +9,11 @@ from PIL import Image
 
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.pretrained.device import PRECISIONS, resolve_device, resolve_precision
+from chiasm.pipeline.pretrained.device_and_precision import (
+    PRECISIONS,
+    resolve_device,
+    resolve_precision,
+)
 from chiasm.pipeline.pretrained.hub import ModelFolder, find_model, translating_load_errors
 
 N = TypeVar("N")

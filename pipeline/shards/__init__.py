@@ -6,9 +6,10 @@ from chiasm.pipeline.shards.captions import (
     json_object,
     without_captions,
 )
-from chiasm.pipeline.shards.group import PICTURE_EXTENSIONS, ReadSettings
 from chiasm.pipeline.shards.listing import list_shards, shard_id
 from chiasm.pipeline.shards.members import read_checked, read_member, split_member_name
+from chiasm.pipeline.shards.read_settings import ReadSettings
+from chiasm.pipeline.shards.sample_builder import PICTURE_EXTENSIONS
 from chiasm.pipeline.shards.samples import DROP_REASONS, NOTE_REASONS, read_samples
 from chiasm.pipeline.shards.tar import DAMAGES, Damaged, Tar
 from chiasm.pipeline.shards.writer import write_shard

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from chiasm.pipeline.errors import SourceError
 from chiasm.pipeline.records import IMAGE, TEXT, Dropped, Note, Sample, Shard
-from chiasm.pipeline.shards.group import CappedNotes, Group, ReadSettings
 from chiasm.pipeline.shards.members import split_member_name
+from chiasm.pipeline.shards.read_settings import ReadSettings
+from chiasm.pipeline.shards.sample_builder import CappedNotes, SampleBuilder
 from chiasm.pipeline.shards.seen_keys import SeenKeys
 from chiasm.pipeline.shards.tar import Damaged, Tar
 from chiasm.pipeline.storage import display_name
@@ -61,7 +62,7 @@ def read_samples(
     `image` and `text` are fixed. A sample with any of them is a row. Raises SourceError for a shard
     that is no tar, is empty, or holds no sample at all."""
     seen, late = SeenKeys(), CappedNotes()
-    group: Group | None = None
+    group: SampleBuilder | None = None
     expected: set[str] = set()  # the extensions of the sample before the one in progress
     with Tar(shard.url) as tar:
         try:
@@ -77,7 +78,7 @@ def read_samples(
                     if not seen.add(key):
                         yield from late.take(Note(key, "late_member", member.name))
                         continue
-                    group = Group(key, settings, modalities)
+                    group = SampleBuilder(key, settings, modalities)
                 group.add(extension, member)
         except Damaged as damage:
             yield from late.rest()

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from chiasm.pipeline.model.checkpoint import write_file
-from chiasm.pipeline.training.progress import Record, held_out_r1, read_log
+from chiasm.pipeline.training.log import Record, held_out_r1, read_log
 
 CURVES = "curves.png"
 NOT_LOSSES = {

@@ -32,7 +32,7 @@ from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 FILES = (WEIGHTS, CONFIG)
 # Raised, too, where a constant changes that saved weights rely on: those of `expansion.py` and
 # `hubness.py`, CLAMP and BANDS of `network.py`, CROP_MARGIN, TOKEN_GRID and MAX_TOKENS of
-# `frozen.py`.
+# `frozen_towers.py`.
 FORMAT = "chiasm two-tower model 6"
 EXACT = ("match_weights", "word_prior", "word_ids", "expansion.idf")  # small, or whole numbers
 TENSOR_NAMES = {

@@ -31,7 +31,8 @@ from chiasm.pipeline.shards import ReadSettings, read_member
 from chiasm.pipeline.timing import Stopwatch
 from chiasm.pipeline.verify.embeddings import Finding
 
-MIN_COSINE = 0.999  # precision, device and batch may differ from those of the first time
+# Between two vectors that were computed of one row: precision, device and batch may differ.
+MIN_COSINE = 0.999
 BATCH = 64
 
 

@@ -18,7 +18,7 @@ from chiasm.pipeline.scenes.unseen import withheld_in
 from chiasm.pipeline.scenes.words import LANGUAGES, render_caption
 from chiasm.pipeline.scenes.world import Scene, stream
 from chiasm.pipeline.training.logit_fits import fit_bias
-from chiasm.pipeline.training.pocket.perturb import one_change
+from chiasm.pipeline.training.pocket.falsifying_changes import one_change
 
 
 def calibration_pairs(samples: int, seed: int) -> tuple[list[Scene], list[str], np.ndarray]:

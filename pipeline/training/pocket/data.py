@@ -21,7 +21,7 @@ from chiasm.pipeline.model.preprocess import to_pixels
 from chiasm.pipeline.model.tokenizer import Tokenizer, train
 from chiasm.pipeline.scenes.claims import holds_matrix
 from chiasm.pipeline.scenes.draw import picture
-from chiasm.pipeline.scenes.hard import hard_group
+from chiasm.pipeline.scenes.hard_twins import hard_group
 from chiasm.pipeline.scenes.unseen import withheld_in
 from chiasm.pipeline.scenes.words import LANGUAGES, plan, render_caption
 from chiasm.pipeline.scenes.world import BACKGROUNDS, Scene, stream
@@ -44,8 +44,8 @@ class DataSettings:
     """What batches are made of.
 
     side: S, pixels. context: longest text in tokens. hard: the chance of a group of hard twins
-    before each other scene, see `chiasm.pipeline.scenes.hard`; 0.08 makes some four tenths of a
-    batch. twins: share of scenes in twin groups among the others. partial: share of captions that
+    before each other scene, see `chiasm.pipeline.scenes.hard_twins`; 0.08 makes some four tenths of
+    a batch. twins: share of scenes in twin groups among the others. partial: share of captions that
     omit facts.
     """
 

@@ -1,6 +1,6 @@
 """What matching and fusion add to two towers, on scenes of a fresh seed, for any encoder.
 
-Hard twins: every scene has nine others one change away (pipeline/scenes/hard.py). R@1 of the
+Hard twins: every scene has nine others one change away (pipeline/scenes/hard_twins.py). R@1 of the
 vectors, R@1 after the first 20 were reranked by matching (its logit plus the cosine, as in ALBEF),
 and the accuracy of matching on complete captions with their picture and with a picture one change
 away of which they are false. Joint vectors: partial captions are fused with their pictures and
@@ -22,12 +22,12 @@ from chiasm.pipeline.metrics import recall_at, right_at, top_k
 from chiasm.pipeline.records import IMAGE, TEXT
 from chiasm.pipeline.scenes.claims import holds_matrix
 from chiasm.pipeline.scenes.draw import picture
-from chiasm.pipeline.scenes.hard import hard_gallery
+from chiasm.pipeline.scenes.hard_twins import hard_gallery
 from chiasm.pipeline.scenes.recall import recall_of_scores
 from chiasm.pipeline.scenes.unseen import unseen_gallery, withheld_in
 from chiasm.pipeline.scenes.words import LANGUAGES, plan, render_caption
 from chiasm.pipeline.scenes.world import Scene, gallery
-from chiasm.pipeline.training.pocket.perturb import CHANGES, one_change
+from chiasm.pipeline.training.pocket.falsifying_changes import CHANGES, one_change
 
 RERANKED = 20
 

@@ -18,19 +18,17 @@ import torch
 
 from chiasm.pipeline.model.inference import encode_images, encode_texts
 from chiasm.pipeline.model.joint import JointNetwork
-from chiasm.pipeline.pretrained.device import PRECISIONS, resolve_device, resolve_precision
+from chiasm.pipeline.pretrained.device_and_precision import (
+    PRECISIONS,
+    resolve_device,
+    resolve_precision,
+)
 from chiasm.pipeline.training.distributed import rank_and_world_size, wait_for_all
+from chiasm.pipeline.training.log import Pace, Record, Report, append_log
 from chiasm.pipeline.training.pocket.data import TrainBatch, learn_tokenizer, train_batches
 from chiasm.pipeline.training.pocket.evaluate import gallery_recall
 from chiasm.pipeline.training.pocket.trainer import STATE, Training, TrainSettings
-from chiasm.pipeline.training.progress import (
-    Pace,
-    Record,
-    Report,
-    append_log,
-    format_kept_files,
-    format_progress,
-)
+from chiasm.pipeline.training.progress_lines import format_kept_files, format_progress
 
 LOG = logging.getLogger(__name__)
 SEED_STRIDE = 1_000_000  # between the seeds of processes that train together

@@ -29,10 +29,10 @@ from chiasm.pipeline.model.checkpoint import write_file
 from chiasm.pipeline.records import IMAGE, TEXT, Batch, Shard
 from chiasm.pipeline.shards import DAMAGES, ReadSettings, every_caption, read_samples
 from chiasm.pipeline.storage import Folder
-from chiasm.pipeline.training.progress import Report
+from chiasm.pipeline.training.log import Report
 from chiasm.pipeline.training.two_tower.held_out import fold_of, held_out
 from chiasm.pipeline.training.two_tower.stream import Pair, pack
-from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower
+from chiasm.pipeline.two_tower.frozen_towers import ImageTower, TextTower
 
 MAX_CAPTIONS = 16  # of one picture
 FORMAT = "features 4"

@@ -34,13 +34,8 @@ from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.shards import ReadSettings
 from chiasm.pipeline.training.curves import draw_curves
-from chiasm.pipeline.training.progress import (
-    Pace,
-    Report,
-    append_log,
-    format_kept_files,
-    format_progress,
-)
+from chiasm.pipeline.training.log import Pace, Report, append_log
+from chiasm.pipeline.training.progress_lines import format_kept_files, format_progress
 from chiasm.pipeline.training.two_tower.closed_form import solve
 from chiasm.pipeline.training.two_tower.features import compute, format_captions, sweep
 from chiasm.pipeline.training.two_tower.prepare import Statistics, prepare, survey
@@ -48,7 +43,7 @@ from chiasm.pipeline.training.two_tower.select import MAX_GALLERY, select
 from chiasm.pipeline.training.two_tower.stream import Pair, stream
 from chiasm.pipeline.training.two_tower.trainer import Training, TrainSettings, train
 from chiasm.pipeline.two_tower.checkpoint import FORMAT, config_to_json, save_two_tower
-from chiasm.pipeline.two_tower.frozen import ImageTower, TextTower
+from chiasm.pipeline.two_tower.frozen_towers import ImageTower, TextTower
 from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 
 LOG = logging.getLogger(__name__)
@@ -79,7 +74,7 @@ def train_two_tower(
 ) -> dict[str, Any]:
     """Train to the end, or go on with the training in `folder`; -> the content of report.json.
 
-    report gets records of progress, see `training/progress.py`. UsageError where the folder is of
+    report gets records of progress, see `training/log.py`. UsageError where the folder is of
     other settings, or too few pairs are left to train on.
     """
     started = time.monotonic()

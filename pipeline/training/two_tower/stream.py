@@ -17,7 +17,7 @@ from torch import Tensor
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from chiasm.pipeline.model.checkpoint import write_file
-from chiasm.pipeline.two_tower.frozen import MAX_TOKENS
+from chiasm.pipeline.two_tower.frozen_towers import MAX_TOKENS
 
 BUFFER = 2048  # samples of the shuffle buffer, 0.1 MB each
 PAIRS = 512  # of a block

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from chiasm.pipeline.errors import require_at_least
 from chiasm.pipeline.records import IMAGE, TEXT, Dropped, Note, Place, Sample, Source
 from chiasm.pipeline.shards.captions import first_captions
+from chiasm.pipeline.shards.read_settings import ReadSettings
 from chiasm.pipeline.shards.tar import Member
 
 # Extensions that are read as pictures, in order of preference when a sample has several: common
@@ -37,29 +36,6 @@ _MAX_NOTES = 100  # of a kind of which a sample or a shard may have millions
 _MAX_EXTENSIONS = 1000  # of a sample, beside those that are read
 
 
-@dataclass(frozen=True)
-class ReadSettings:
-    """How members become samples.
-
-    caption_field: the json field with the caption, a string or a list of them; it comes before
-    `txt`. Without one, `txt` comes first, then json's `caption`, then json's `captions`.
-    max_member_bytes: larger members are not read into memory. max_text_bytes: nor is larger txt or
-    json, of which 256 rows wait in memory for their row group, and whose parsing takes twenty times
-    its size.
-    """
-
-    caption_field: str = ""
-    max_member_bytes: int = 64 << 20
-    max_text_bytes: int = 1 << 20
-
-    def __post_init__(self) -> None:
-        require_at_least(
-            1,
-            read__max_member_bytes=self.max_member_bytes,
-            read__max_text_bytes=self.max_text_bytes,
-        )
-
-
 class CappedNotes:
     """Passes on the first notes of a kind and only counts the rest: nobody reads a million."""
 
@@ -80,8 +56,8 @@ class CappedNotes:
             yield Note(key, "many_notes", str(self._omitted))
 
 
-class Group:
-    """The members of one key while they are read."""
+class SampleBuilder:
+    """A sample while its members, those of one key, are read."""
 
     def __init__(
         self, key: str, settings: ReadSettings, modalities: Mapping[str, Sequence[str]]

@@ -21,7 +21,11 @@ from torch.nn import functional
 
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.pretrained.device import PRECISIONS, resolve_device, resolve_precision
+from chiasm.pipeline.pretrained.device_and_precision import (
+    PRECISIONS,
+    resolve_device,
+    resolve_precision,
+)
 from chiasm.pipeline.pretrained.hub import ModelFolder, find_model, translating_load_errors
 from chiasm.pipeline.pretrained.image_processing import Scale
 from chiasm.pipeline.pretrained.sentence_models import load_network, replace_surrogates

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 
 from chiasm.pipeline.scenes.claims import Claims, holds
-from chiasm.pipeline.scenes.hard import swapped, without_last
+from chiasm.pipeline.scenes.hard_twins import swapped, without_last
 from chiasm.pipeline.scenes.words import plan
 from chiasm.pipeline.scenes.world import Scene, attributes, edited, options
 

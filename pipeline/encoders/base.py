@@ -1,0 +1,98 @@
+"""What encoders and matchers share: the defaults of `Encoder`, unit vectors and their mean, and the
+errors for a model that does not take a modality or does not match."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from chiasm.pipeline.encoders.protocols import (
+    Array,
+    Encoded,
+    Encoder,
+    Matcher,
+    MatchingEncoder,
+    Preprocessor,
+)
+from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.records import IMAGE, TEXT
+
+
+class BaseEncoder:
+    """The defaults of `Encoder`: queries are encoded as rows are, a joint vector is the normalised
+    mean, an item's cost is its size as float32."""
+
+    def cost(self, modality: str, item: Any) -> int:
+        if isinstance(item, np.ndarray):
+            return 4 * item.size
+        return 4 * len(item)
+
+    def encode(self, modality: str, items: Sequence[Any]) -> Encoded:
+        raise NotImplementedError
+
+    def encode_queries(self, modality: str, items: Sequence[Any]) -> Encoded:
+        return self.encode(modality, items)
+
+    def encode_joint(self, parts: Mapping[str, Encoded]) -> Array:
+        return normalized_mean([part.vectors for part in parts.values()])
+
+    def encode_joint_queries(self, parts: Mapping[str, Encoded]) -> Array:
+        return normalized_mean([part.vectors for part in parts.values()])
+
+
+def normalized_mean(vectors: Sequence[Array]) -> Array:
+    """The normalised mean of unit vectors: M times (B, D) float32 -> (B, D) float32, unit rows."""
+    total = vectors[0]
+    for entry in vectors[1:]:
+        total = total + entry
+    return unit(total)
+
+
+def unit(vectors: Array) -> Array:
+    """Rows scaled to unit length: (B, D) -> (B, D) float32; a zero row stays zero."""
+    vectors = np.asarray(vectors, dtype=np.float32)
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)
+
+
+def require_modality(encoder: Preprocessor, modality: str) -> None:
+    """UsageError where the model does not take that modality."""
+    if modality not in encoder.modalities:
+        raise UsageError(
+            f"encoder {encoder.name}",
+            expected=f"one that takes {modality}",
+            found="one for " + ", ".join(encoder.modalities),
+            do="query with one of these, or embed with another encoder",
+        )
+
+
+def require_matcher(encoder: Encoder) -> MatchingEncoder:
+    """The encoder, if it can match; UsageError for one that makes vectors only."""
+    if isinstance(encoder, Matcher):
+        return cast(MatchingEncoder, encoder)
+    raise UsageError(
+        f"encoder {encoder.name}",
+        expected="one that matches words with pictures",
+        found="one that makes vectors only",
+        do="take pocket, or a model that chiasm train made",
+    )
+
+
+def image_and_text(
+    model: Matcher,
+    a: tuple[str, Sequence[Any]],
+    b: tuple[str, Sequence[Any]],
+    pairs: Array,
+) -> tuple[Sequence[Any], Sequence[Any], Array]:
+    """The arguments of `match` as pictures, texts and pairs (P, 2) int64 of picture and text;
+    UsageError where they are others."""
+    if {a[0], b[0]} != {IMAGE, TEXT}:
+        raise UsageError(
+            f"encoder {model.name}",
+            expected="pictures and texts to match",
+            found=f"{a[0]} and {b[0]}",
+        )
+    pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
+    return (a[1], b[1], pairs) if a[0] == IMAGE else (b[1], a[1], pairs[:, ::-1])
