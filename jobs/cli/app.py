@@ -71,7 +71,6 @@ its quality on data that it did not learn from.""",
     "check": "Verify a collection and its index.",
     "submit": "Run a chiasm command as a job on a Ray cluster.",
 }
-C_OUTPUT = platformdirs.user_cache_path("chiasm", appauthor=False) / "c-output.log"
 
 
 def load_command(name: str) -> tuple[Callable[..., None], str]:
@@ -157,7 +156,7 @@ def prepare_process() -> None:
             stream.reconfigure(errors=errors)
     # Threads that wait in a loop take the cores from those that decode and from other processes.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    divert_c_output(C_OUTPUT)
+    divert_c_output(platformdirs.user_cache_path("chiasm", appauthor=False) / "c-output.log")
 
 
 def _leave(code: int) -> NoReturn:
