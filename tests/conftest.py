@@ -30,6 +30,8 @@ from chiasm.pipeline.records import Dropped, Note, Sample
 from chiasm.pipeline.storage import retry
 from chiasm.pipeline.storage.retry import RetrySettings
 
+# Files that take a minute or more begin first: else the last of them runs alone on one core.
+LONG_FILES = ("readme", "store_kills", "kills", "embed_shards", "cli", "train_model", "packaging")
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -95,6 +97,11 @@ def until(holds: Callable[[], object], seconds: float = 60) -> None:
 def noise(size: int, seed: int = 0) -> bytes:
     """Bytes that nothing packs, the same for the same arguments."""
     return random.Random(seed).randbytes(size)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    begin_first = [TESTS / f"test_{name}.py" for name in LONG_FILES]
+    items.sort(key=lambda item: item.path not in begin_first)
 
 
 @pytest.fixture
