@@ -60,6 +60,7 @@ class WorkList:
         self._pending = deque(Task(shard) for shard in shards)
         self._claimed_elsewhere: list[Task] = []
         self._in_flight: dict[str, Task] = {}
+        self._started: set[str] = set()  # shard ids that were handed out
         self._rechecked = -RECHECK_SECONDS
 
     def skip_finished(self, identity: Identity) -> None:
@@ -92,6 +93,7 @@ class WorkList:
             elif self._skip_if_done(task):  # no other run can finish it once we have claimed it
                 self._release(task)
             else:
+                self._started.add(task.shard.id)
                 return task
         return None
 
@@ -166,7 +168,9 @@ class WorkList:
             return False
         entry = read_entry(self.run.folder, task.shard.id)
         if entry is not None:
-            self.skipped[task.shard.id] = entry
+            # Where a worker dies between its commit and its answer, the shard comes back finished.
+            outcome = self.done if task.shard.id in self._started else self.skipped
+            outcome[task.shard.id] = entry
         return entry is not None
 
     def _edition(self, task: Task) -> str:

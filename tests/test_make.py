@@ -14,13 +14,15 @@ from fake_encoder import FakeEncoder
 from chiasm.jobs.config import compose
 from chiasm.jobs.embed_shards import EmbedRequest, embed_shards
 from chiasm.pipeline.batches import BatchSettings
-from chiasm.pipeline.collection import read_entry, runs
+from chiasm.pipeline.collection import Identity, Run, create_or_check, read_entry, runs
 from chiasm.pipeline.editions import EmbedSettings
+from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.embed_summary import summary_error
 from chiasm.pipeline.errors import CollectionError, StorageError, UsageError
 from chiasm.pipeline.make import make_collection
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder, is_temporary
+from chiasm.pipeline.worklist import WorkList
 
 SETTINGS = EmbedSettings(batch=BatchSettings(size=8))
 
@@ -53,6 +55,23 @@ def test_a_second_call_embeds_nothing_anew_and_a_third_adds_a_shard(shards, tmp_
     assert {path: path.stat().st_mtime_ns for path in before} == before
     records = list(runs(Folder(str(to))))
     assert [(run.command, run.state) for run in records] == [("make_collection", "done")] * 2
+
+
+def test_a_shard_that_is_committed_though_its_worker_died_counts_as_done(shards, tmp_path):
+    """The worker wrote the shard, and died on the next one before its answer arrived."""
+    folder, encoder = Folder(str(tmp_path / "c")), FakeEncoder()
+    identity = Identity.of(encoder)
+    with Run(folder, "test", {}) as run:
+        create_or_check(folder, identity, run.id)
+        work = WorkList(list_shards([str(shard) for shard in shards[:2]]), run, SETTINGS)
+        work.skip_finished(identity)
+        first = work.take()
+        assert first is not None
+        embed_shard(first.shard, encoder, folder, SETTINGS, run_id=run.id)
+        work.requeue(first)
+        second = work.take()
+        assert second is not None and second.shard != first.shard
+        assert [entry.rows for entry in work.done.values()] == [20] and work.skipped == {}
 
 
 def test_a_broken_shard_is_quarantined_with_its_reason_and_the_rest_is_done(shards, tmp_path):
