@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import environment, make_shard
+from conftest import environment, make_shard, until
 from fake_encoder import FakeEncoder
 
 from chiasm.jobs.config import compose
@@ -121,10 +121,11 @@ def test_what_would_meet_every_shard_is_raised(shards, tmp_path):
 
 
 SLOW = """
-import sys, fake_encoder
+import signal, sys, fake_encoder
 from chiasm.pipeline.batches import BatchSettings
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.make import make_collection
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
 fake_encoder.register()
 make_collection(sys.argv[2:], sys.argv[1], "fake", settings=EmbedSettings(batch=BatchSettings(8)))
 """
@@ -144,10 +145,14 @@ def test_stopped_by_a_signal_and_called_again_the_bytes_are_the_same(signum, tmp
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while not contents(to):  # the first is done, the second waits in its middle
-        assert process.poll() is None
-    process.send_signal(signum)
-    assert process.wait(60) != 0
+    try:
+        # The first is done, the second waits in its middle.
+        until(lambda: contents(to) or process.poll() is not None)
+        process.send_signal(signum)
+        assert process.wait(60) != 0
+    finally:
+        process.kill()
+        process.wait()
     assert len(contents(to)) == 1, "the second shard has no final name"
     go_on.touch()
     summary = make_collection(specs, to, "fake", settings=SETTINGS)
