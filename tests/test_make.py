@@ -125,7 +125,7 @@ import signal, sys, fake_encoder
 from chiasm.pipeline.batches import BatchSettings
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.make import make_collection
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+signal.signal(signal.SIGINT, signal.default_int_handler)  # else as the shell has it
 fake_encoder.register()
 make_collection(sys.argv[2:], sys.argv[1], "fake", settings=EmbedSettings(batch=BatchSettings(8)))
 """
