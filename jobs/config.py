@@ -72,10 +72,10 @@ class TrainOptions:
 
     steps: of towers or heads. fusion: one of `pipeline.model.fusion.FUSIONS`. learning_rate: the
     highest. The others are of `train pocket` alone. fusion_steps: of its second stage. batch:
-    pictures of a step of its towers. corpus, calibrated, gallery: the scenes from whose captions
-    the tokenizer is learned, those that matching is calibrated on, and those that it is measured
-    on. drawing_processes: that draw; 0: this one draws too. processes: on Ray, that learn together;
-    0: this one learns.
+    pictures of a step of its towers, in each process. corpus: scenes from whose captions its
+    tokenizer is learned. calibrated: scenes on which matching is calibrated. gallery: scenes that
+    it is measured on. drawing_processes: how many processes draw; 0: the training process draws.
+    processes: how many learn together on Ray; 0: this process learns alone.
     """
 
     steps: Annotated[int, Field(ge=1)] | None = None
@@ -144,7 +144,7 @@ def compose(
     preset: the name of a shipped preset or the path of a YAML file. assignments: `batch.size=32`,
     values read as YAML. flags: dotted key -> value, None where the flag was not given. uses: keys
     and groups that the command has a use for; others may stand in a YAML file, which serves all
-    commands, but not among the assignments. (): all. Raises UsageError.
+    commands, but not among the assignments. Empty: all keys. Raises UsageError.
     """
     values: dict[str, Any] = {}
     source: dict[str, str] = {}  # dotted key -> where it was set
@@ -155,9 +155,11 @@ def compose(
             raise UsageError(f"--set {assignment}", expected="key=value, as in batch.size=32")
         key = key.strip()
         if uses and key in keys(Settings) and not _is_used(key, uses):
-            used = [known for known in keys(Settings) if _is_used(known, uses)]
+            instead = "use --encoder" if key == "encoder.name" else ""
             raise UsageError(
-                f"--set {key}", expected="a setting of this command: " + ", ".join(used)
+                f"--set {key}",
+                expected="a setting that this command uses: " + ", ".join(uses),
+                do=instead,
             )
         _put(values, source, key, _yaml(value, f"--set {assignment}"), "--set")
     for key, value in (flags or {}).items():

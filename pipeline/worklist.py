@@ -60,7 +60,6 @@ class WorkList:
         self._pending = deque(Task(shard) for shard in shards)
         self._claimed_elsewhere: list[Task] = []
         self._in_flight: dict[str, Task] = {}
-        self._started: set[str] = set()  # shard ids that were handed out
         self._rechecked = -RECHECK_SECONDS
 
     def skip_finished(self, identity: Identity) -> None:
@@ -93,16 +92,20 @@ class WorkList:
             elif self._skip_if_done(task):  # no other run can finish it once we have claimed it
                 self._release(task)
             else:
-                self._started.add(task.shard.id)
                 return task
         return None
 
     def requeue(self, task: Task, failure: str = "") -> None:
         """Put a shard back after a failed attempt. failure: the reason, which counts as an attempt;
-        empty where the shard did not cause it."""
+        empty where the shard did not cause it. A shard that is committed though its worker died
+        before it answered is done."""
         if failure:
             task.failures.append(failure)
-        self._pending.appendleft(task)
+        entry = self._committed(task)  # by this run: the claim is still ours
+        if entry is not None:
+            self.done[task.shard.id] = entry
+        else:
+            self._pending.appendleft(task)
         self._release(task)
 
     def finish(self, task: Task, entry: LedgerEntry) -> None:
@@ -162,15 +165,15 @@ class WorkList:
             self._pending.extendleft(reversed(self._claimed_elsewhere))
             self._claimed_elsewhere = []
 
-    def _skip_if_done(self, task: Task) -> bool:
+    def _committed(self, task: Task) -> LedgerEntry | None:
+        """The ledger entry of a shard that is done, None for another."""
         file = find_done(task, self.run, self.settings, self.fingerprint)
-        if file is None:
-            return False
-        entry = read_entry(self.run.folder, task.shard.id)
+        return None if file is None else read_entry(self.run.folder, task.shard.id)
+
+    def _skip_if_done(self, task: Task) -> bool:
+        entry = self._committed(task)
         if entry is not None:
-            # Where a worker dies between its commit and its answer, the shard comes back finished.
-            outcome = self.done if task.shard.id in self._started else self.skipped
-            outcome[task.shard.id] = entry
+            self.skipped[task.shard.id] = entry
         return entry is not None
 
     def _edition(self, task: Task) -> str:

@@ -318,7 +318,11 @@ def test_the_whole_way_from_shards_to_answers(chiasm, shards, tmp_path):
     }  # fmt: skip
     assert "index: generation 1, 60 rows, columns image (Flat)" in chiasm("status", to).stdout
 
-    refused(chiasm("search", to, "x", "--set", "batch.size=3"), "a setting of this command", code=2)
+    refused(
+        chiasm("search", to, "x", "--set", "batch.size=3"),
+        "a setting that this command uses",
+        code=2,
+    )
     ran = chiasm("check", to, "--reencode", "5", "--set", "encoder.threads=1")
     assert ran.returncode == 0, ran.stdout + ran.stderr
 

@@ -95,7 +95,7 @@ def test_a_setting_that_the_command_does_not_use_is_refused_but_in_a_file(tmp_pa
     uses = ("encoder.device", "index")
     settings = compose("cluster", ["encoder.device=cpu", "index.nprobe=3"], uses=uses)
     assert settings.index.nprobe == 3 and settings.encoder.device == "cpu"
-    message = "--set encoder.name: expected a setting of this command: encoder.device, index.ex"
+    message = "--set encoder.name: expected a setting that this command uses: encoder.device, index"
     with pytest.raises(UsageError, match=message):
         compose("laptop", ["encoder.name=pocket"], uses=uses)
     with pytest.raises(UsageError, match=r"did you mean batch\.size"):

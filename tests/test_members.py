@@ -9,6 +9,7 @@ import json
 import random
 import tarfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.encoders import Input
 from chiasm.pipeline.errors import SourceError
+from chiasm.pipeline.make import make_collection
 from chiasm.pipeline.records import COLUMNS
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder
@@ -149,6 +151,14 @@ def test_check_compares_the_places_with_the_embeddings(tmp_path, name):
     assert f"column array_{name} of the catalog differs from the embeddings" in found
 
 
+def rewrite(path: Path, column: str, change: Callable[[pa.ChunkedArray], pa.Array]) -> None:
+    """One column of a Parquet file changed, the rest and the footer as they were."""
+    footer, table = pq.read_metadata(path).metadata[b"chiasm"], pq.read_table(path)
+    place = table.schema.get_field_index(column)
+    table = table.set_column(place, table.schema.field(place), change(table[column]))
+    pq.write_table(table.replace_schema_metadata({"chiasm": footer}), path)
+
+
 def first_is_null(column: pa.ChunkedArray) -> pa.Array:
     return pa.concat_arrays([pa.nulls(1, column.type), column.combine_chunks()[1:]])
 
@@ -172,11 +182,7 @@ def test_check_reads_the_rows_of_another_modality(tmp_path, column, change, mess
     _, _, file = embed_arrays(tmp_path, ARRAYS)
     collection = Collection.open(str(tmp_path / "c"))
     assert list(check_shards(collection, Counter())) == []
-    parquet = tmp_path / "c" / "embeddings" / f"{file.shard_id}.parquet"
-    footer, table = pq.read_metadata(parquet).metadata[b"chiasm"], pq.read_table(parquet)
-    place = table.schema.get_field_index(column)
-    table = table.set_column(place, table.schema.field(place), change(table[column]))
-    pq.write_table(table.replace_schema_metadata({"chiasm": footer}), parquet)
+    rewrite(tmp_path / "c" / "embeddings" / f"{file.shard_id}.parquet", column, change)
     (found,) = check_shards(collection, Counter())
     assert message in str(found)
 
@@ -191,12 +197,67 @@ class NoJoint(FakeEncoder):
 
 def test_a_column_that_the_encoder_does_not_fill_is_no_damage(tmp_path):
     make_shard(tmp_path / "a.tar", 3)
-    folder, encoder = Folder(str(tmp_path / "c")), NoJoint()
-    create_or_check(folder, Identity.of(encoder), "test")
-    (shard,) = list_shards([str(tmp_path / "a.tar")])
-    embed_shard(shard, encoder, folder, EmbedSettings(), run_id="test")
+    make_collection(tmp_path / "a.tar", tmp_path / "c", NoJoint())
     build_index(tmp_path / "c")
     assert check(tmp_path / "c").findings == []
+
+
+def all_null(column: pa.ChunkedArray) -> pa.Array:
+    return pa.nulls(len(column), column.type)
+
+
+@pytest.mark.parametrize("column", ["array", "text"])
+def test_a_column_that_is_lost_in_a_whole_collection_is_damage(tmp_path, column):
+    _, _, file = embed_arrays(tmp_path, ARRAYS)
+    rewrite(tmp_path / "c" / "embeddings" / f"{file.shard_id}.parquet", column, all_null)
+    (found,) = check_shards(Collection.open(str(tmp_path / "c")), Counter())
+    assert f"{column} vector is null in" in str(found)
+
+
+@pytest.mark.parametrize("gone", [["text"], ["image", "text", "joint"]])
+def test_a_column_of_pictures_or_texts_that_is_lost_in_a_shard_is_damage(tmp_path, gone):
+    """In all shards, where nothing is left: some are not filled by every encoder."""
+    shards = [make_shard(tmp_path / f"{n}.tar", 3, n) for n in range(2)]
+    make_collection(shards, tmp_path / "c", FakeEncoder())
+    files = sorted((tmp_path / "c" / "embeddings").iterdir())
+    for path in files[: len(gone)]:
+        for column in gone:
+            rewrite(path, column, all_null)
+    found = [
+        str(finding) for finding in check_shards(Collection.open(str(tmp_path / "c")), Counter())
+    ]
+    assert len(found) == len(files[: len(gone)]) * len(gone)
+    assert all("vector is null in 3 rows, the first 0" in finding for finding in found)
+
+
+class PicturesAlone(FakeEncoder):
+    """Pictures, and a joint vector that is made of them alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dims = dict.fromkeys(("image", "joint"), DIM)
+
+    @property
+    def modalities(self) -> dict[str, Input]:
+        return {"image": super().modalities["image"]}
+
+    def encode_joint(self, parts):
+        return parts["image"].vectors
+
+
+def test_the_joint_vectors_of_an_encoder_without_texts_are_no_damage(tmp_path):
+    shard = make_shard(tmp_path / "a.tar", 3)
+    make_collection(shard, tmp_path / "c", PicturesAlone())
+    assert list(check_shards(Collection.open(str(tmp_path / "c")), Counter())) == []
+
+
+def test_a_file_without_one_of_its_columns_is_a_finding(tmp_path):
+    make_collection(make_shard(tmp_path / "a.tar", 3), tmp_path / "c", FakeEncoder())
+    (path,) = (tmp_path / "c" / "embeddings").iterdir()
+    footer, table = pq.read_metadata(path).metadata[b"chiasm"], pq.read_table(path)
+    pq.write_table(table.drop_columns("image").replace_schema_metadata({"chiasm": footer}), path)
+    (found,) = check_shards(Collection.open(str(tmp_path / "c")), Counter())
+    assert "column types are not those of dim 8: image" in str(found)
 
 
 EXTENSIONS = {"image": "jpg", "raw": "bin", "raw_2": "aux.bin"}

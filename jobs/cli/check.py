@@ -20,8 +20,8 @@ HELP = """
   chiasm check photos.chiasm --reencode 20
 
 Ledgers against embeddings, embeddings against the index, dims, unit norm, fingerprints, checksums.
-With --reencode, so many rows are read again from their shards and encoded again. Each line printed
-is one finding, with what to do about it; the exit code is then 1."""
+With --reencode, so many rows are read again from their shards and encoded again, on --device. Each
+line printed is one finding, with what to do about it; the exit code is then 1."""
 
 
 def check(

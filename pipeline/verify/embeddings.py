@@ -18,6 +18,8 @@ from chiasm.pipeline.collection import (
     Footer,
     LedgerEntry,
     arrow_schema,
+    embedded_shard_ids,
+    find_embedding,
     ledger_name,
     member_prefixes,
     parquet_name,
@@ -26,7 +28,7 @@ from chiasm.pipeline.collection import (
     vectors_of,
 )
 from chiasm.pipeline.encoders import JOINT
-from chiasm.pipeline.errors import ChiasmError
+from chiasm.pipeline.errors import ChiasmError, CollectionError
 from chiasm.pipeline.records import COLUMNS, IMAGE, TEXT
 from chiasm.pipeline.storage import display_name, is_temporary
 
@@ -63,30 +65,48 @@ def check_shards(collection: Collection, checked: Counter[str]) -> Iterator[Find
         for name in names
         if not is_temporary(name)
     }
-    filled: set[str] = set()  # columns that have a vector in any of the shards
-    empty: list[tuple[str, Finding]] = []  # a column without any in its shard, and the finding
+    filled = filled_columns(collection)
     for shard_id in sorted(shard_ids):
         checked["shards"] += 1
         try:
-            shard = ShardCheck(collection, shard_id)
-            yield from shard.run(checked)
-            filled |= shard.filled
-            empty += shard.empty
+            yield from ShardCheck(collection, shard_id, filled).run(checked)
         except ChiasmError as error:
             yield Finding.of(f"shard {shard_id}", error)
-    # The identity of schema 1 does not say which columns its encoder fills.
-    yield from (finding for column, finding in empty if column in filled)
+
+
+def filled_columns(collection: Collection) -> set[str]:
+    """The vector columns that the collection's encoder fills.
+
+    The identity of schema 2 names them. That of schema 1 does not: they are those that have a
+    vector in any file, mostly all in the first, and all three where no file has a vector."""
+    if collection.identity.dims:
+        return set(collection.identity.dims)
+    found: set[str] = set()
+    for shard_id in embedded_shard_ids(collection.folder):
+        try:
+            file = find_embedding(collection.folder, shard_id)
+            if file is None:
+                continue
+            with file.open() as parquet:
+                left = [name for name in COLUMNS if name in set(parquet.schema_arrow.names) - found]
+            table = file.read(left)
+        except CollectionError:
+            continue  # damaged, which its own check reports
+        found |= {name for name in left if table[name].null_count < len(table)}
+        if found.issuperset(COLUMNS):
+            break
+    return found or set(COLUMNS)
 
 
 class ShardCheck:
     """The checks of one shard."""
 
-    def __init__(self, collection: Collection, shard_id: str) -> None:
+    def __init__(self, collection: Collection, shard_id: str, filled: set[str]) -> None:
+        """filled: the columns that the encoder fills."""
         self.folder, self.identity = collection.folder, collection.identity
+        self.filled = filled
         self.shard_id, self.where = shard_id, f"shard {shard_id}"
         self.source = "SHARD"  # its path or URL, once a ledger entry or a footer has named it
-        self.filled: set[str] = set()  # columns that have a vector here
-        self.empty: list[tuple[str, Finding]] = []  # those that have none and should
 
     def run(self, checked: Counter[str]) -> Iterator[Finding]:
         """Raises ChiasmError for a file that cannot be read."""
@@ -104,7 +124,10 @@ class ShardCheck:
                 yield self._disagreement(footer, entry)
             file = EmbeddingFile(self.folder, footer)
             yield from self._check_footer(file)
-            yield from self._check_rows(file, checked)
+            with file.open() as parquet:
+                names = set(parquet.schema_arrow.names)
+            if names.issuperset(arrow_schema(self.identity.columns).names):
+                yield from self._check_rows(file, checked)
 
     def _name_source(self, url: str) -> None:
         self.source = shlex.quote(display_name(url))
@@ -188,7 +211,6 @@ class ShardCheck:
                 yield Finding(
                     self.where, f"{what}, the first in row {row}: {norm:.4g}", self._replace()
                 )
-        self.filled = {column for column, rows in has.items() if rows.any()}
         yield from self._check_nulls(table, has)
 
     def _check_nulls(self, table: pa.Table, has: dict[str, np.ndarray]) -> Iterator[Finding]:
@@ -197,32 +219,26 @@ class ShardCheck:
         prefixes = member_prefixes(self.identity.columns)
         present = {name: _is_valid(table[f"{prefix}member"]) for name, prefix in prefixes.items()}
         present[TEXT] = _is_valid(table["caption"])
-        modalities = (self.identity.dims.keys() or set(COLUMNS)) - {JOINT}
-        joint = np.logical_and.reduce([present[modality] for modality in modalities])
-        for column, expected in {**present, JOINT: joint}.items():
-            finding = self._compare(f"{column} vector", has[column], expected)
-            if finding is not None and column not in self.filled:
-                self.empty.append((column, finding))
-            elif finding is not None:
-                yield finding
-        cells = [("width", IMAGE), ("height", IMAGE)]
-        cells += [
-            (prefix + name, of) for of, prefix in prefixes.items() for name in ("sha256", "size")
-        ]
-        for name, modality in cells:
-            finding = self._compare(name, _is_valid(table[name]), present[modality])
-            if finding is not None:
-                yield finding
+        modalities = [present[column] for column in self.filled - {JOINT}]
+        none = np.zeros(len(table), bool)
+        expected = {**present, JOINT: np.logical_and.reduce(modalities) if modalities else none}
+        for column, rows in expected.items():
+            wanted = rows if column in self.filled else none
+            yield from self._compare(f"{column} vector", has[column], wanted)
+        for name in ("width", "height"):
+            yield from self._compare(name, _is_valid(table[name]), present[IMAGE])
+        for modality, prefix in prefixes.items():
+            for name in (f"{prefix}sha256", f"{prefix}size"):
+                yield from self._compare(name, _is_valid(table[name]), present[modality])
 
-    def _compare(self, name: str, found: np.ndarray, expected: np.ndarray) -> Finding | None:
+    def _compare(self, name: str, found: np.ndarray, expected: np.ndarray) -> Iterator[Finding]:
         """A finding where cells are null that should not be, or the reverse; both (rows,) bool."""
         wrong = np.flatnonzero(found != expected)
-        if not len(wrong):
-            return None
-        row = int(wrong[0])
-        state = "is null" if expected[row] else "is not null, though its source is,"
-        what = f"{name} {state} in {len(wrong)} rows, the first {row}"
-        return Finding(self.where, what, self._replace())
+        if len(wrong):
+            row = int(wrong[0])
+            state = "is null" if expected[row] else "is not null, though its source is,"
+            what = f"{name} {state} in {len(wrong)} rows, the first {row}"
+            yield Finding(self.where, what, self._replace())
 
 
 def _is_valid(column: pa.ChunkedArray) -> np.ndarray:

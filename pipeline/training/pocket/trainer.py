@@ -261,7 +261,8 @@ class Training:
                 f"--towers {folder}",
                 expected="towers and tokens of this preset",
                 found="others",
-                do="train towers by this preset: --fusion-steps 0",
+                do="give the train.corpus that they were trained with, or train towers anew: "
+                "--fusion-steps 0",
             )
         weights = towers.state_dict()
         with torch.no_grad():
