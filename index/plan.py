@@ -24,9 +24,9 @@ class IndexSettings:
     """How an index is built.
 
     exact_below: with fewer rows than this, a column's index is exact. nprobe: cells of an IVF index
-    that a query searches unless it says otherwise; 0 chooses by the number of cells. `chiasm search`
-    takes it too; 0 is then what the index was built with. segment_rows: rows after which a segment
-    is closed (at the end of a shard). Memory while building is some segment_rows x dim bytes (IVF)
+    that a query searches unless it says otherwise; 0 chooses by the number of cells. A search takes
+    it too; 0 is then what the index was built with. segment_rows: rows after which a segment is
+    closed (at the end of a shard). Memory while building is some segment_rows x dim bytes (IVF)
     or 4 times that (exact), for each column. keep_generations, keep_seconds: older generations than
     the last few and younger ones are removed.
     """
