@@ -61,7 +61,8 @@ class CatalogRow:
     types, absent fields left out. `width` and `height` are in pixels, EXIF orientation applied.
     `url` is the shard's, `place` the picture's bytes in it, `sha256` their digest; `place` and
     `sha256` are None for a row without a picture. `members`: of the other modalities that the row
-    was made from, where each one's bytes are and their digest.
+    was made from, where each one's bytes are and their digest. `placed`: the other modalities whose
+    members the index places, in whatever row.
     """
 
     id: str
@@ -76,6 +77,7 @@ class CatalogRow:
     place: Place | None
     sha256: str | None
     members: Mapping[str, Origin] = field(default_factory=dict)
+    placed: frozenset[str] = frozenset()
 
 
 def row_id(shard_id: str, row: int, edition: str) -> str:
@@ -169,17 +171,21 @@ class Result:
             return self.picture()
         member = self.members.get(modality)
         if member is None:
-            found, do = "none in the index", "if its sample has one, run chiasm index build again"
-            if self.members:  # the index has the places of all modalities
-                known = [IMAGE, *self.members] if self.place else self.members
-                found, do = f"only {', '.join(known)}", ""
-            raise SourceError(
-                self.id,
-                expected=f"a member of {modality}",
-                found=found,
-                do="its texts are in captions" if modality == TEXT else do,
-            )
+            raise self._lacks(modality)
         return read_checked(self.url, member.place, member.sha256)
+
+    def _lacks(self, modality: str) -> SourceError:
+        """The error for a modality other than pictures of which the row has no member."""
+        known = [IMAGE, *self.members] if self.place else list(self.members)
+        found, do = f"only {', '.join(known)}" if known else "none", ""
+        if modality == TEXT:
+            do = "its texts are in captions"
+        elif modality in self.row.placed:
+            found = "a row without it"
+        elif not self.row.placed:  # nor has an index of pictures and texts alone any
+            found = "none in the index"
+            do = "an index of an earlier version lacks them: run chiasm index build"
+        return SourceError(self.id, expected=f"a member of {modality}", found=found, do=do)
 
     def thumbnail(self, side: int) -> Image.Image | str:
         """The picture as RGB of at most `side` x `side` pixels, or why there is none to show."""

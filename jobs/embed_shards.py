@@ -30,6 +30,7 @@ from chiasm.pipeline.records import Shard
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.worklist import WorkList
 
+USES = ("encoder", "read", "decode", "batch", "workers", "max_loss")  # groups of settings
 NEW_WITH_POCKET = (
     "new collection with the encoder pocket, which knows drawn scenes, not photographs; "
     "for photographs give --encoder hf:google/siglip2-base-patch16-224"
@@ -49,8 +50,7 @@ class EmbedRequest:
     def in_force(self) -> dict[str, Any]:
         """What the run's record keeps of it."""
         request = {"limit": self.limit, "address": self.address, "shards": len(self.shards)}
-        groups = ("encoder", "read", "decode", "batch", "workers", "max_loss")
-        return request | self.settings.of(*groups)
+        return request | self.settings.of(*USES)
 
 
 def embed_shards(

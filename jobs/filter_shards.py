@@ -34,6 +34,7 @@ from chiasm.pipeline.storage import Folder, display_name
 LOG = logging.getLogger(__name__)
 Report = Callable[[str], None]
 Apply = Callable[[str, Sequence[tuple]], Iterator[Any]]
+USES = ("read", "decode", "batch", "workers", "filter")  # groups of settings, beside the encoder's
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ class ShardFilter:
     def model(self) -> Matcher:
         matcher = load_matcher(self.request.encoder, self.request.settings.encoder)
         for modality in (IMAGE, TEXT):
-            require_modality(matcher, modality)
+            require_modality(
+                matcher, modality, do="filter with a matcher that takes pictures and texts"
+            )
         return matcher
 
     def load(self) -> str:
@@ -107,9 +110,9 @@ def filter_shards(request: FilterRequest, report: Report = lambda line: None) ->
     would go than `filter.max_noisy` allows; then no shard is written, and the scores stay."""
     require_other_folder(request.shards, request.to)
     options = request.settings.filter
-    record = {"encoder": request.encoder, "address": request.address}
-    groups = ("encoder", "read", "decode", "batch", "workers", "filter")
-    with Run(Folder(request.to), "filter", record | request.settings.of(*groups)) as run:
+    record = {"matcher": request.encoder, "address": request.address}
+    record |= request.settings.of("encoder", *USES)
+    with Run(Folder(request.to), "filter", record) as run:
         run.sweep([""])
         work = ShardFilter(request, run.id)
         with _workers(request, work) as apply:

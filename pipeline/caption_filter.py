@@ -41,7 +41,8 @@ from chiasm.pipeline.shards import (
 from chiasm.pipeline.storage import Folder
 
 DECIMALS = 4  # of stored log odds
-FORMAT = "scores 2"  # of every caption; those before it were of the captions that `embed` reads
+# scores 2: every caption; files without a format scored only those that `embed` reads.
+FORMAT = "scores 2"
 PAIRS = 512  # matched at once
 
 
@@ -207,7 +208,7 @@ def require_some_left(
     counts: LogitCounts, threshold: float, max_noisy: float, encoder: str
 ) -> None:
     """ChiasmError where nearly all captions fall short, a share above `max_noisy`: a threshold or
-    an encoder, here its name, that does not fit these shards."""
+    an encoder that does not fit these shards. encoder: its name, for the message."""
     noisy = counts.below(threshold)
     if not noisy or noisy <= max_noisy * counts.captions:
         return

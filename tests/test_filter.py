@@ -22,7 +22,7 @@ from shard_scores import (
 from tiny_llava import cross_encoder_folder
 
 from chiasm.jobs.config import compose
-from chiasm.jobs.filter_shards import FilterRequest, filter_shards
+from chiasm.jobs.filter_shards import USES, FilterRequest, filter_shards
 from chiasm.pipeline.caption_filter import (
     Filtered,
     FilterSettings,
@@ -32,6 +32,7 @@ from chiasm.pipeline.caption_filter import (
     require_some_left,
     write_filtered,
 )
+from chiasm.pipeline.collection import runs
 from chiasm.pipeline.encoders import ENCODERS, Input, load_matcher
 from chiasm.pipeline.errors import ChiasmError, EncoderError, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
@@ -209,7 +210,13 @@ def test_a_registered_matcher_that_is_no_encoder_filters(tmp_path, monkeypatch):
     settings = compose("laptop", ["filter.threshold=2.5"])
     request = FilterRequest(shards, str(tmp_path / "to"), "long:image+text", settings)
     assert filter_shards(request).counts == Filtered(samples=4, captions=4, noisy=2, left_out=2)
-    with pytest.raises(UsageError, match="expected one that takes image, found one for text"):
+    (run,) = runs(Folder(request.to))
+    assert run.settings["matcher"] == "long:image+text"
+    assert {"encoder", *USES} <= run.settings.keys()
+    message = (
+        "takes image, found one for text; filter with a matcher that takes pictures and texts$"
+    )
+    with pytest.raises(UsageError, match=message):
         filter_shards(replace(request, encoder="long:text", to=str(tmp_path / "other")))
 
 

@@ -37,7 +37,7 @@ from chiasm.pipeline.errors import EncoderError, Undecodable, UsageError
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_member, read_samples
-from chiasm.pipeline.verify import check_pictures
+from chiasm.pipeline.verify import check_members
 
 AXES = np.eye(4, 6, dtype=np.float32) + 0.1
 
@@ -244,7 +244,7 @@ def test_check_encodes_other_modalities_again(tmp_path, monkeypatch):
     embed_arrays(tmp_path, [AXES[0], None, AXES[2]])
     collection = Collection.open(str(tmp_path / "c"))
     checked: Counter[str] = Counter()
-    assert list(check_pictures(collection, 10, checked, EncoderSettings())) == [] and checked == {
+    assert list(check_members(collection, 10, checked, EncoderSettings())) == [] and checked == {
         "members": 2
     }
     monkeypatch.setattr(ArrayEncoder, "preprocess", lambda self, modality, raw: AXES[3])
@@ -252,7 +252,7 @@ def test_check_encodes_other_modalities_again(tmp_path, monkeypatch):
         ArrayEncoder, "encode", lambda self, modality, items: Encoded(np.eye(4)[[3] * len(items)])
     )
     found = [
-        str(finding) for finding in check_pictures(collection, 10, Counter(), EncoderSettings())
+        str(finding) for finding in check_members(collection, 10, Counter(), EncoderSettings())
     ]
     assert any("its array vector has cosine" in line for line in found)
 

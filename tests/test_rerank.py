@@ -260,6 +260,29 @@ def test_any_cross_encoder_for_pictures_reranks(made, reranker):
         assert result.scores[f"st:{reranker}"] == pytest.approx(scores[result.id], abs=1e-5)
 
 
+def test_pairs_of_a_picture_share_one_copy_of_it(reranker, monkeypatch):
+    matcher = load_matcher(f"st:{reranker}", FLOAT32)
+    pixels = [np.full((8, 8, 3), shade, np.uint8) for shade in (0, 90, 200)]
+    texts = [f"caption {number}" for number in range(4)]
+    pairs = np.array([(2, 0), (0, 1), (2, 2), (2, 3), (0, 0)])
+    given, predict = [], CrossEncoder.predict
+
+    def recorded(self, inputs, **options):
+        given.append([picture["image"] for _, picture in inputs])
+        return predict(self, inputs, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CrossEncoder, "predict", recorded)
+        scores = matcher.match(("image", pixels), ("text", texts), pairs)
+        turned = matcher.match(("text", texts), ("image", pixels), pairs[:, ::-1])
+    for pictures in given:
+        assert [np.asarray(picture)[0, 0, 0] for picture in pictures] == [200, 0, 200, 200, 0]
+        assert len(set(map(id, pictures))) == 2
+    singly = [matcher.match(("image", pixels), ("text", texts), pair[None])[0] for pair in pairs]
+    np.testing.assert_allclose(scores, singly, atol=1e-5)
+    np.testing.assert_array_equal(scores, turned)
+
+
 def test_a_cross_encoder_that_lacks_weights_is_refused(reranker, tmp_path):
     copy = shutil.copytree(reranker, tmp_path / "copy")
     weights = load_file(copy / "model.safetensors")

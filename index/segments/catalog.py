@@ -153,8 +153,8 @@ class Catalog:
 
     @property
     def modalities(self) -> list[str]:
-        """The modalities beyond pictures and texts whose members are in the catalog. None in one
-        that was written before they were copied."""
+        """The modalities beyond pictures and texts whose members are in the catalog. Empty for a
+        catalog written before they were copied."""
         names = self._reader.schema.names
         return [name.removesuffix("_member") for name in names if name.endswith("_member")]
 
@@ -165,6 +165,7 @@ class Catalog:
     def rows(self, positions: Iterable[int]) -> dict[int, CatalogRow]:
         """The rows at positions of this segment, each read once."""
         wanted = np.unique(np.fromiter(positions, dtype=np.int64))
+        placed = frozenset(self.modalities)
         prefixes = member_prefixes(self.modalities)
         rows: dict[int, CatalogRow] = {}
         for number in np.unique(wanted // BATCH):
@@ -175,11 +176,13 @@ class Catalog:
             )
             taken = self._reader.get_batch(int(number)).take(indices)
             for position, cells in zip(in_batch.tolist(), taken.to_pylist(), strict=True):
-                rows[position] = _to_row(cells, prefixes)
+                rows[position] = _to_row(cells, prefixes, placed)
         return rows
 
 
-def _to_row(cells: dict[str, Any], prefixes: Mapping[str, str]) -> CatalogRow:
+def _to_row(
+    cells: dict[str, Any], prefixes: Mapping[str, str], placed: frozenset[str]
+) -> CatalogRow:
     members = {
         modality: Origin(
             Place(cells[f"{prefix}member"], cells[f"{prefix}offset"], cells[f"{prefix}size"]),
@@ -202,6 +205,7 @@ def _to_row(cells: dict[str, Any], prefixes: Mapping[str, str]) -> CatalogRow:
         place=None if picture is None else picture.place,
         sha256=None if picture is None else picture.sha256,
         members=members,
+        placed=placed,
     )
 
 

@@ -2,7 +2,7 @@
 
     check_shards    ledgers against Parquet footers, rows + dropped = samples, keys, dims, unit norm
     check_index     CURRENT, checksums of segments, catalog and vectors against the Parquet files
-    check_pictures  on request: pictures read again by range, digests compared, encoded again
+    check_members   on request: members read again by range, digests compared, encoded again
 
 Only the last needs the encoder, hence torch. Nothing is changed and nothing is repaired.
 """
@@ -16,13 +16,13 @@ from pathlib import Path
 from chiasm.index.verify.index import check_index
 from chiasm.pipeline.collection import Collection
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.verify import Finding, check_pictures, check_shards
+from chiasm.pipeline.verify import Finding, check_members, check_shards
 
 
 @dataclass(frozen=True)
 class Report:
     """findings: what is wrong, empty where nothing is. checked: how many shards, rows, vectors,
-    segments and pictures were read."""
+    segments, and pictures or members were read."""
 
     findings: list[Finding]
     checked: dict[str, int]
@@ -42,8 +42,8 @@ class Report:
 def check(
     path: str | Path, *, reencode: int = 0, encoding: EncoderSettings | None = None
 ) -> Report:
-    """Verify a collection; `reencode` rows with a picture are read and encoded again, by the
-    encoder as `encoding` says, in the collection's precision.
+    """Verify a collection; `reencode` rows with a member are read and encoded again. encoding: how
+    the encoder runs, such as its device; its precision is the collection's.
 
     Raises CollectionError where there is no collection.
     """
@@ -52,5 +52,5 @@ def check(
     findings = list(check_shards(collection, checked))
     findings += check_index(collection, checked)
     if reencode:
-        findings += check_pictures(collection, reencode, checked, encoding or EncoderSettings())
+        findings += check_members(collection, reencode, checked, encoding or EncoderSettings())
     return Report(findings, dict(checked))

@@ -23,7 +23,7 @@ from chiasm.jobs.cli.options import (
 )
 from chiasm.jobs.config import compose
 from chiasm.jobs.console import printable, showing
-from chiasm.jobs.embed_shards import EmbedRequest, embed_shards
+from chiasm.jobs.embed_shards import USES, EmbedRequest, embed_shards
 from chiasm.pipeline.embed_summary import EmbedSummary, summary_error
 from chiasm.pipeline.storage import display_name
 
@@ -40,7 +40,6 @@ NO_FAISS = (
     "or 'chiasm[gpu]' on a machine with CUDA"
 )
 MOST_LISTED = 20  # dropped samples printed one by one
-USES = ("encoder", "read", "decode", "batch", "workers", "max_loss")
 
 EncoderName = Annotated[
     str | None,

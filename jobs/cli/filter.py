@@ -12,7 +12,7 @@ import typer
 
 from chiasm.jobs.cli.options import (
     ENCODING,
-    MATCHERS,
+    MATCHER_HELP,
     Address,
     Assignments,
     CaptionField,
@@ -23,7 +23,7 @@ from chiasm.jobs.cli.options import (
     print_progress,
 )
 from chiasm.jobs.config import compose
-from chiasm.jobs.filter_shards import FilterRequest, FilterSummary, filter_shards
+from chiasm.jobs.filter_shards import USES, FilterRequest, FilterSummary, filter_shards
 from chiasm.pipeline.errors import ChiasmError, UsageError
 
 HELP = """
@@ -31,12 +31,13 @@ HELP = """
   chiasm filter 'crawled/*.tar' --to cleaned --encoder two-tower:mine --drop 0.3
 
 A model that matches scores every caption with its picture: txt, and json's caption and captions, as
-chiasm train two-tower takes them. What falls below the threshold is left out of the shards written,
-or, with --flag, marked in their json; a sample without a caption left is left out whole. Nothing is
-written where nearly all captions would go (filter.max_noisy); --drop and --flag are not checked for
-that. Beside each shard lies SHARD.scores.jsonl with every score. What was scored is not scored
-again: try other thresholds at no cost. A CrossEncoder has a scale of its own: give --threshold or
---drop.
+chiasm train two-tower takes them. With --caption-field only the captions of that json field are
+judged, txt where a sample has none there; its other captions pass. What falls below the threshold
+is left out of the shards written, or, with --flag, marked in their json; a sample without a caption
+left is left out whole. Nothing is written where nearly all captions would go (filter.max_noisy);
+--drop and --flag are not checked for that. Beside each shard lies SHARD.scores.jsonl with every
+score. What was scored is not scored again: try other thresholds at no cost. A CrossEncoder has a
+scale of its own: give --threshold or --drop.
 
 With --address, or more than one worker in the settings, shards are scored and written on Ray."""
 
@@ -46,10 +47,13 @@ def filter_(
     to: Annotated[str, typer.Option(help="Folder of the shards written.")],
     encoder: Annotated[
         str,
-        typer.Option(help=f"{MATCHERS}, or st:ID_OR_DIR of a CrossEncoder that takes pictures."),
+        typer.Option(help=f"{MATCHER_HELP} Or st:ID_OR_DIR of a CrossEncoder that takes pictures."),
     ],
     threshold: Annotated[
-        float | None, typer.Option(help="Log odds that a caption must reach. (default: 0)")
+        float | None,
+        typer.Option(
+            help="Score (log odds of chiasm's models) that a caption must reach. (default: 0)"
+        ),
     ] = None,
     drop: Annotated[
         float | None, typer.Option(help="Share of all captions to drop, in place of a threshold.")
@@ -67,7 +71,7 @@ def filter_(
     settings = compose(preset, assignments or (), {
         "filter.threshold": threshold, "filter.drop": drop, "filter.flag": flag or None,
         "read.caption_field": caption_field, "encoder.device": device,
-    }, uses=(*ENCODING, "read", "decode", "batch", "workers", "filter"))  # fmt: skip
+    }, uses=(*ENCODING, *USES))  # fmt: skip
     shard_list = list_command_shards(shards)
     request = FilterRequest(shard_list, to, encoder, settings, address)
     with contextlib.redirect_stdout(sys.stderr):  # what Ray prints is no result

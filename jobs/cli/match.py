@@ -11,7 +11,7 @@ import numpy as np
 import typer
 
 from chiasm.index.query import pixels_of
-from chiasm.jobs.cli.options import ENCODING, MATCHERS, Assignments, Device, Preset
+from chiasm.jobs.cli.options import ENCODING, MATCHER_HELP, Assignments, Device, Preset
 from chiasm.jobs.config import compose
 from chiasm.jobs.console import printable
 from chiasm.pipeline.encoders import load_encoder, require_matcher
@@ -27,7 +27,7 @@ together, and the cosine of their two vectors. --json prints the log odds too.""
 def match(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture's file.")],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="In quotes.")],
-    encoder: Annotated[str, typer.Option(help=f"{MATCHERS}.")] = "pocket",
+    encoder: Annotated[str, typer.Option(help=MATCHER_HELP)] = "pocket",
     device: Device = None,
     preset: Preset = "laptop",
     assignments: Assignments = None,

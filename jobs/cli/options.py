@@ -26,7 +26,7 @@ CaptionField = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 ENCODING = ("encoder.precision", "encoder.device", "encoder.threads")  # how a model runs
-MATCHERS = "A model that matches: pocket, pocket:DIR or two-tower:DIR"
+MATCHER_HELP = "A model that matches: pocket, pocket:DIR or two-tower:DIR."
 
 
 def list_command_shards(specs: list[str]) -> list[Shard]:

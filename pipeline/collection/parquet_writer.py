@@ -20,6 +20,7 @@ from chiasm.pipeline.collection.parquet_schema import (
     FOOTER_KEY,
     Footer,
     arrow_schema,
+    member_prefixes,
     parquet_name,
     vector_columns,
 )
@@ -107,14 +108,15 @@ def table_of(embedded: Embedded, shard_id: str, schema: pa.Schema) -> pa.Table:
     sizes = [row.origins[IMAGE].size if IMAGE in row.origins else None for row in rows]
     plain["width"] = [size and size[0] for size in sizes]
     plain["height"] = [size and size[1] for size in sizes]
-    plain |= _members(rows, IMAGE, "")
+    vectors = [column.name for column in schema if pa.types.is_fixed_size_list(column.type)]
+    for modality, prefix in member_prefixes(vectors).items():
+        plain |= _members(rows, modality, prefix)
     arrays = []
     for column in schema:
         if column.name in plain:
             arrays.append(pa.array(plain[column.name], type=column.type))
-        elif pa.types.is_fixed_size_list(column.type):
+        else:
             arrays.append(_vector_array(embedded.columns.get(column.name), len(rows), column.type))
-            plain |= _members(rows, column.name, f"{column.name}_")
     return pa.Table.from_arrays(arrays, schema=schema)
 
 

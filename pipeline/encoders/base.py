@@ -57,14 +57,19 @@ def unit(vectors: Array) -> Array:
     return vectors / np.where(norms > 0, norms, 1)
 
 
-def require_modality(encoder: Preprocessor, modality: str) -> None:
-    """UsageError where the model does not take that modality."""
+def require_modality(
+    encoder: Preprocessor,
+    modality: str,
+    *,
+    do: str = "query with one of these, or embed with another encoder",
+) -> None:
+    """UsageError where the model does not take that modality; do: its advice."""
     if modality not in encoder.modalities:
         raise UsageError(
             f"encoder {encoder.name}",
             expected=f"one that takes {modality}",
             found="one for " + ", ".join(encoder.modalities),
-            do="query with one of these, or embed with another encoder",
+            do=do,
         )
 
 

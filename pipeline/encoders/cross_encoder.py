@@ -67,10 +67,8 @@ class CrossEncoderMatcher:
         """Pictures and texts, pairs (P, 2) of their indices -> (P,) float32."""
         pixels, texts, pairs = image_and_text(self, a, b, pairs)
         # Named by modality, as in `st:` encoders: a bare text could be read as a picture's address.
-        inputs = [
-            ({"text": replace_surrogates(texts[j])}, {"image": Image.fromarray(pixels[i])})
-            for i, j in pairs.tolist()
-        ]
+        pictures = {i: {"image": Image.fromarray(pixels[i])} for i in set(pairs[:, 0].tolist())}
+        inputs = [({"text": replace_surrogates(texts[j])}, pictures[i]) for i, j in pairs.tolist()]
         if not inputs:
             return np.zeros(0, dtype=np.float32)
         scores = self._network.predict(inputs, batch_size=BATCH, show_progress_bar=False)

@@ -1,4 +1,5 @@
-"""Which captions a sample has: those that `embed` reads, and all of them; members without some.
+"""Which captions a sample has: those that `embed` reads, and all of them; a member
+rewritten without captions that were dropped.
 
 A caption is a text without spaces around it. They stand in `txt`, in json's `caption` and
 `captions`, or in a json field of the reader's choice, `read.caption_field`.
@@ -45,9 +46,9 @@ def captions_of(value: object) -> tuple[str, ...]:
 def without_captions(
     extension: str, data: bytes, dropped: Set[str], first: str, field: str
 ) -> bytes:
-    """A member without the captions `dropped`, wherever one is all of a text: lists in json's
-    CAPTION_FIELDS and `field` lose it, a string and a `txt` become `first`. A member that has none
-    of them stays as it is."""
+    """A member without the captions `dropped`, wherever a text is exactly one of them: lists in
+    json's CAPTION_FIELDS and `field` lose it, a string and a `txt` become `first`. A member that
+    has none of them stays as it is."""
     if extension == "txt":
         captions = captions_of(data.decode("utf-8-sig", "replace"))
         return data if dropped.isdisjoint(captions) else first.encode()
@@ -65,8 +66,8 @@ def without_captions(
 
 
 def json_object(data: bytes) -> dict[str, Any] | None:
-    """The object in a json member, None where there is none: by the reader's rule, or because it is
-    nested deeper than the stack is high."""
+    """The object in a json member. None for what the reader does not read (no UTF-8, no object) and
+    for nesting too deep to parse."""
     try:
         table = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError):

@@ -36,11 +36,12 @@ MIN_COSINE = 0.999
 BATCH = 64
 
 
-def check_pictures(
+def check_members(
     collection: Collection, wanted: int, checked: Counter[str], encoding: EncoderSettings
 ) -> Iterator[Finding]:
-    """Encode `wanted` rows with a picture again, sampled evenly over all rows, in the collection's
-    precision."""
+    """Read and encode `wanted` rows with a member again, sampled evenly over all of them.
+
+    encoding: how the encoder runs, such as its device; its precision is the collection's."""
     identity = collection.identity
     try:
         encoder = load_encoder(identity.encoder, replace(encoding, precision=identity.precision))
@@ -167,8 +168,9 @@ def _check_batch(
 
 def _changed_member(item: Decoded, cells: dict) -> str:
     """What differs between the members of a row and its cells, "" where nothing does."""
+    prefixes = member_prefixes(item.origins)
     for modality, origin in item.origins.items():
-        prefix = "" if modality == IMAGE else f"{modality}_"
+        prefix = prefixes[modality]
         if origin.sha256 != cells[f"{prefix}sha256"]:
             what = "picture" if modality == IMAGE else modality
             return f"the shard holds another {what} at {cells[f'{prefix}member']}"
