@@ -20,7 +20,7 @@ from typing import Any
 import fake_encoder
 import numpy as np
 import pytest
-from commands import Finished, run_command
+from commands import Finished, choose_server, run_command
 from faulty_server import Faults, FaultyServer, forwarding_to, running_moto
 from hypothesis import settings
 from PIL import Image
@@ -36,8 +36,7 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # Of a Ray that a test starts: no process for each core beforehand, as in jobs/cluster/session.py.
-for name in "prestart_worker_first_driver", "enable_worker_prestart":
-    os.environ[f"RAY_{name}"] = "0"
+os.environ.update({"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"})
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; torch is not imported yet
 # Hypothesis draws the same examples each time; `--hypothesis-profile default` looks for new ones.
 settings.register_profile("seeded", derandomize=True, deadline=None)
@@ -123,6 +122,14 @@ def _logs_are_written_elsewhere(tmp_path_factory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _commands_are_alike(_logs_are_written_elsewhere, tmp_path_factory) -> None:
+    """What the commands of all tests import reads no home folder, and not that of one test."""
+    home = tmp_path_factory.mktemp("home")
+    folders = {"HOME": home, "XDG_CACHE_HOME": home / "cache", "HF_HOME": home / "huggingface"}
+    choose_server(environment() | {name: str(folder) for name, folder in folders.items()})
+
+
 def environment() -> dict[str, str]:
     """For programs that tests start: our packages and the family `fake` in every process."""
     path = os.pathsep.join(map(str, (ROOT, TESTS, TESTS / "support", TESTS / "site")))
@@ -162,7 +169,7 @@ def chiasm():
     input: its stdin. cwd: the folder in which it works."""
 
     def run(*arguments: object, input: str = "", cwd: Path | None = None) -> Finished:
-        return run_command([*map(str, arguments)], environment(), input, cwd or Path.cwd())
+        return run_command([*map(str, arguments)], environment(), input, cwd)
 
     return run
 

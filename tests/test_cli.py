@@ -6,13 +6,15 @@ import io
 import json
 import logging
 import os
+import random
 import subprocess
 import sys
 import tarfile
 
 import pytest
-from conftest import environment, make_shard
+from conftest import environment, jpeg, make_shard
 
+from chiasm.index import build_index
 from chiasm.jobs.cli import embed
 from chiasm.jobs.cli.app import COMMANDS
 from chiasm.jobs.cli.command_group import Group, help_text
@@ -254,6 +256,32 @@ def test_what_lies_in_a_persons_folder_is_not_imported_in_place_of_ours(tmp_path
         check=False,
     )
     refused(ran, "expected a collection")
+
+
+def test_programs_say_nothing_of_their_imports_and_exit(tmp_path):
+    """Real programs: the commands of other tests are forks, which import and exit otherwise."""
+    shard, to = make_shard(tmp_path / "a.tar", 3), tmp_path / "c"
+    make_collection(shard, to, "fake")
+    build_index(to)
+    (tmp_path / "a.jpg").write_bytes(jpeg(random.Random(0)))
+    commands = [
+        ("match", tmp_path / "a.jpg", "a boat", "--encoder", "fake:matcher"),
+        ("search", to, "a boat"),
+        ("check", to, "--reencode", "1"),
+        ("filter", shard, "--to", tmp_path / "f", "--encoder", "fake:matcher", "--drop", "0.3"),
+    ]
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "chiasm", *map(str, command)],
+            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for command in commands
+    ]  # fmt: skip
+    progress = {"filter": "scored 1 of 1 shards\n"}
+    for (name, *_), program in zip(commands, programs, strict=True):
+        out, errors = program.communicate()
+        assert (program.returncode, errors) == (0, progress.get(name, "")), name
+        assert out, name
 
 
 def test_output_that_cannot_be_written_is_one_line():

@@ -11,14 +11,8 @@ import pytest
 from conftest import make_shard
 from conftest import samples as kept_samples
 from fake_encoder import FakeEncoder
-from shard_scores import (
-    Judge,
-    filter_by_judge,
-    json_of,
-    read_tar,
-    score_shard,
-    write_tar,
-)
+from shard_scores import Judge, filter_by_judge, score_shard
+from tars import json_of, read_tar, write_tar
 from tiny_llava import cross_encoder_folder
 
 from chiasm.jobs.config import compose

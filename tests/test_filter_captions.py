@@ -10,7 +10,8 @@ from conftest import make_shard
 from conftest import samples as kept_samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shard_scores import Judge, filter_by_judge, json_of, odds, read_tar, score_shard, write_tar
+from shard_scores import Judge, filter_by_judge, odds, score_shard
+from tars import json_of, read_tar, write_tar
 
 from chiasm.pipeline.caption_filter import (
     PAIRS,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from conftest import LONG_FILES
 
 ROOT = Path(__file__).parent.parent
 ORDER = {"pipeline": 0, "index": 1, "jobs": 2}
@@ -300,6 +301,11 @@ def test_every_lazy_import_is_still_made():
 
 def test_no_test_folder_becomes_a_package():
     assert list((ROOT / "tests").rglob("__init__.py")) == []
+
+
+def test_every_long_file_of_tests_is_there():
+    names = {path.name for path in TESTS}
+    assert [name for name in LONG_FILES if f"test_{name}.py" not in names] == []
 
 
 def test_no_test_imports_benchmarks():

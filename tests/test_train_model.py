@@ -80,7 +80,8 @@ def test_two_processes_learn_by_the_mean_of_their_gradients_and_one_that_dies_co
     ray_session, tmp_path
 ):
     """One is killed after a checkpoint; the training goes on from it, through both stages, and ends
-    with the weights of a training by hand."""
+    with the weights of a training by hand. It is interrupted once, on purpose; one that nothing
+    disturbs is that of tests/test_train_cli.py, in one process."""
     settings = replace(RUN, steps=40)
     killed = threading.Event()
 

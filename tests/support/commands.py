@@ -2,7 +2,13 @@
 
 Importing torch and Ray takes longer than what most tests let a command do. So a server imports them
 once, and each command is a fork of it: with its own memory, descriptors, folder and environment,
-through the same `main`. What a command imports by itself is for tests that start Python.
+through the same `main`.
+
+What libraries read while they are imported is fixed, for all commands alike, by the environment
+that `choose_server` was given: the folders of huggingface_hub (HF_HOME) and of matplotlib, the
+number of threads, the path of imports. And a fork ends by multiprocessing's `os._exit`, not as an
+interpreter does: without `atexit` and without the end of modules. What imports and the exit print
+is for tests that start Python.
 """
 
 from __future__ import annotations
@@ -15,19 +21,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from multiprocessing import forkserver
 from pathlib import Path
 
 Finished = subprocess.CompletedProcess[str]
 
-IMPORTED = [  # without faiss, which comes after torch where a command uses both
-    "chiasm.jobs.cli.app",
-    "chiasm.jobs.cli.embed",
-    "chiasm.jobs.cli.search",
-    "chiasm.jobs.cli.train_pocket",
-    "chiasm.jobs.cli.train_two_tower",
-    "chiasm.pipeline.encoders.pocket",
-]
+SECONDS = 800  # after which a command hangs: tests may take up to 900
+_server_environment: dict[str, str] = {}
+
+
+def choose_server(environment: Mapping[str, str]) -> None:
+    """Choose in which environment the server starts; once, before the first command."""
+    assert not _server_environment, "the server's environment was chosen before"
+    _server_environment.update(environment)
 
 
 def run_command(
@@ -36,8 +43,8 @@ def run_command(
     stdin: str = "",
     cwd: Path | None = None,
 ) -> Finished:
-    """Run one command to its end."""
-    context = _server(environment)
+    """Run one command to its end. cwd: the folder in which it works, in place of this process's."""
+    context = _server()
     with (
         tempfile.TemporaryFile() as given,
         tempfile.TemporaryFile() as out,
@@ -51,26 +58,38 @@ def run_command(
             args=([*arguments], {**environment}, str(cwd or Path.cwd()), streams),
         )
         process.start()
-        process.join()
-        assert process.exitcode is not None
+        try:
+            process.join(SECONDS)
+            hangs = process.is_alive()
+        finally:
+            if process.is_alive():
+                process.kill()
+                process.join()
         texts: list[str] = []
         for file in (out, err):
             file.seek(0)
             texts.append(file.read().decode("utf-8", "replace"))
+    assert not hangs, f"chiasm {' '.join(arguments)}: no end after {SECONDS} s\n{texts}"
+    assert process.exitcode is not None
     return Finished(["chiasm", *arguments], process.exitcode, *texts)
 
 
-def _server(environment: Mapping[str, str]) -> multiprocessing.context.ForkServerContext:
-    """Starts the server once; it keeps this environment's PYTHONPATH."""
+@cache
+def _server() -> multiprocessing.context.ForkServerContext:
+    """Starts the server. Later calls leave this process's environment alone."""
+    assert _server_environment, "expected choose_server before the first command"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
+    context.set_forkserver_preload(["preloaded"])
     before = dict(os.environ)
-    os.environ.update(environment)
+    os.environ.update(_server_environment)
     try:
         forkserver.ensure_running()
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        for name in _server_environment:  # the rest stays: threads read it
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]
     return context
 
 
@@ -85,6 +104,8 @@ def _be_command(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdin = io.TextIOWrapper(io.FileIO(0), encoding="utf-8")
     sys.argv = ["chiasm", *arguments]
+    import preloaded  # noqa: F401  # the server is silent of what it cannot import; this is not
+
     from chiasm.jobs.cli.app import main
 
     main()

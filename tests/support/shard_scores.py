@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from fake_encoder import FakeEncoder
+from tars import read_tar
 
 from chiasm.pipeline.batches import BatchSettings
 from chiasm.pipeline.caption_filter import (
@@ -24,7 +21,7 @@ from chiasm.pipeline.caption_filter import (
 from chiasm.pipeline.encoders import Matcher
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.records import Shard
-from chiasm.pipeline.shards import ReadSettings, list_shards
+from chiasm.pipeline.shards import ReadSettings
 from chiasm.pipeline.storage import Folder
 
 
@@ -71,31 +68,3 @@ def filter_by_judge(
     scores = score_shard(shard, Judge(), settings.read, to, "run")
     counts = write_filtered(shard, scores, settings, to, "run")
     return read_tar(folder / f"{shard.id}.tar"), counts
-
-
-def write_tar(path: Path, samples: Mapping[str, Mapping[str, bytes]]) -> Shard:
-    """A tar of samples, key -> extension -> bytes, in their order."""
-    with tarfile.open(path, "w") as tar:
-        for key, members in samples.items():
-            for extension, data in members.items():
-                info = tarfile.TarInfo(f"{key}.{extension}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    return list_shards([str(path)])[0]
-
-
-def read_tar(path: Path) -> dict[str, dict[str, bytes]]:
-    """What `write_tar` was given."""
-    found: dict[str, dict[str, bytes]] = {}
-    with tarfile.open(path) as tar:
-        for member in tar:
-            key, _, extension = member.name.partition(".")
-            file = tar.extractfile(member)
-            assert file is not None
-            found.setdefault(key, {})[extension] = file.read()
-    return found
-
-
-def json_of(captions: list[Any], **more: Any) -> bytes:
-    """A json member with `captions` and more."""
-    return json.dumps({"captions": captions, **more}).encode()
