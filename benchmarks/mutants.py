@@ -17,7 +17,6 @@ import json
 import math
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +28,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
+
+from tests.support.source_tree import copy_sources
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("pipeline", "index", "jobs")
@@ -206,17 +207,6 @@ def related_tests(root: Path, package: str) -> list[str]:
     return sorted(imports, key=lambda path: -imports[path])
 
 
-def copy_tree(target: Path) -> Path:
-    target.mkdir()
-    ignore = shutil.ignore_patterns("__pycache__", ".cache")
-    for name in COPIED:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, target / name, symlinks=True, ignore=ignore)
-        else:
-            shutil.copy(ROOT / name, target)
-    return target
-
-
 def run_tests(tree: Path, tests: Sequence[str], timeout: float | None) -> str:
     """`survived`, `killed` or `timeout`: how the tests end in a copy of the tree."""
     environment = {
@@ -255,7 +245,7 @@ def outcomes(
     with tempfile.TemporaryDirectory(prefix="chiasm-mutants-") as folder:
         trees: SimpleQueue[Path] = SimpleQueue()
         for number in range(processes):
-            trees.put(copy_tree(Path(folder) / str(number)))
+            trees.put(copy_sources(Path(folder) / str(number), COPIED))
         tree = trees.get()
         began = time.monotonic()
         if run_tests(tree, tests, None) != "survived":

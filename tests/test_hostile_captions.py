@@ -3,10 +3,8 @@ or a drop with its reason."""
 
 from __future__ import annotations
 
-import io
 import json
 import random
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from conftest import jpeg
 from fake_encoder import FakeEncoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tars import write_tar
 
 from chiasm.index import build_index, open_collection
 from chiasm.index.verify import check
@@ -21,7 +20,7 @@ from chiasm.pipeline.collection import Identity, create_or_check, find_embedding
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.records import Dropped, Sample
-from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
+from chiasm.pipeline.shards import ReadSettings, read_samples
 from chiasm.pipeline.storage import Folder
 
 LIMIT = ReadSettings().max_text_bytes
@@ -69,19 +68,9 @@ JSONS = {  # key -> (json, whether it is kept, the caption of its row, what is n
 }
 
 
-def write(path: Path, samples: dict[str, dict[str, bytes]]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for key, members in samples.items():
-            for extension, data in members.items():
-                info = tarfile.TarInfo(f"{key}.{extension}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-
-
 def embedded(root: Path, samples: dict[str, dict[str, bytes]]):
     """The shard's ledger entry and its Parquet rows, by key."""
-    write(root / "a.tar", samples)
-    (shard,) = list_shards([str(root / "a.tar")])
+    shard = write_tar(root / "a.tar", samples)
     folder, encoder = Folder(str(root / "c")), FakeEncoder()
     create_or_check(folder, Identity.of(encoder), "r1")
     entry = embed_shard(shard, encoder, folder, EmbedSettings(), run_id="r1")
@@ -195,11 +184,10 @@ values = st.recursive(
 )
 def test_any_bytes_are_a_sample_or_a_drop(txt, json_bytes, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "any.tar"
-    write(
+    shard = write_tar(
         path,
         {"a": {"txt": txt, "json": json_bytes}, "b": {"jpg": b"x", "txt": txt, "json": json_bytes}},
     )
-    (shard,) = list_shards([str(path)])
     found = [i for i in read_samples(shard, ReadSettings()) if isinstance(i, Sample | Dropped)]
     assert [item.key for item in found] == ["a", "b"]
     assert isinstance(found[1], Sample)

@@ -165,8 +165,8 @@ class Catalog:
     def rows(self, positions: Iterable[int]) -> dict[int, CatalogRow]:
         """The rows at positions of this segment, each read once."""
         wanted = np.unique(np.fromiter(positions, dtype=np.int64))
-        placed = frozenset(self.modalities)
         prefixes = member_prefixes(self.modalities)
+        placed = frozenset(prefixes) - {IMAGE}
         rows: dict[int, CatalogRow] = {}
         for number in np.unique(wanted // BATCH):
             in_batch = wanted[wanted // BATCH == number]

@@ -1,21 +1,24 @@
-"""A copy of what a distribution is built from, as a clone has it: the three folders, and links to
-them in `chiasm/`. In the repository itself setuptools would take up what an earlier build left."""
+"""A copy of the sources as a clone has them: the three folders, and links to them in `chiasm/`.
+
+In the repository itself setuptools would take up what an earlier build left."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("pipeline", "index", "jobs")
+# What a distribution is built from.
 SOURCES = ("chiasm", *ROOMS, "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
 
 
-def copy_sources(target: Path) -> Path:
-    """Copy them into a new folder, links as links; returns the folder."""
+def copy_sources(target: Path, names: Sequence[str] = SOURCES) -> Path:
+    """Copy files and folders of the repository into a new folder, links as links; returns it."""
     target.mkdir()
-    ignore = shutil.ignore_patterns("__pycache__")
-    for name in SOURCES:
+    ignore = shutil.ignore_patterns("__pycache__", ".cache")
+    for name in names:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, target / name, symlinks=True, ignore=ignore)
         else:
