@@ -1,4 +1,4 @@
-"""A timer of stages that several threads work on."""
+"""The clock that promises rest on, and a timer of stages that several threads work on."""
 
 from __future__ import annotations
 
@@ -6,6 +6,32 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Time as seen by one process. Durations come from `monotonic`; `time` is for display alone,
+    since a person may set it. All in seconds."""
+
+    def time(self) -> float: ...
+    def monotonic(self) -> float: ...
+    def sleep(self, seconds: float, /) -> None: ...
+
+
+class SystemClock:
+    """The clock of this machine."""
+
+    def time(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float, /) -> None:
+        time.sleep(seconds)
+
+
+SYSTEM_CLOCK = SystemClock()
 
 
 class Stopwatch:

@@ -35,7 +35,7 @@ LAZY_IMPORTS = {
     },
 }
 # What a room of `pipeline/` may import, beside what everybody may.
-EVERYBODY = {"errors", "records", "timing", "metrics"}
+EVERYBODY = {"errors", "records", "stored_records", "timing", "metrics"}
 READS = {"collection", "encoders", "images", "shards", "storage"}
 WRITES = READS | {"batches", "editions", "embed", "worklist"}
 TRAINS = READS | {"batches", "pretrained", "model", "two_tower", "scenes", "training"}

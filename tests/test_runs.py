@@ -17,7 +17,7 @@ from chiasm.pipeline.collection import Run, process_alive, runs
 from chiasm.pipeline.collection.runs import STALE_SECONDS
 from chiasm.pipeline.errors import StorageError
 from chiasm.pipeline.storage import Folder
-from chiasm.pipeline.storage.local import temporary_of
+from chiasm.pipeline.storage.local import run_of_temporary, temporary_of
 
 HOLD_A_RUN = """
 import sys, time
@@ -78,7 +78,8 @@ def test_a_run_that_raises_says_so(tmp_path, error, state):
 def test_a_live_run_is_left_alone_and_a_killed_one_is_swept(tmp_path, other_run):
     process, run_id = other_run
     folder = Folder(str(tmp_path))
-    temporary = temporary_of("embeddings/a.parquet", run_id)
+    (temporary,) = folder.list("embeddings")
+    assert run_of_temporary(temporary) == run_id
     with Run(folder, "embed", {}) as run:
         assert [(other.id, other.claimed) for other in run.others()] == [(run_id, ("shard-1",))]
         assert run.sweep(["embeddings"]) == []
@@ -104,7 +105,8 @@ def test_files_with_final_names_and_of_the_own_run_are_never_swept(tmp_path):
 def test_a_temporary_whose_run_is_unknown_is_swept(tmp_path):
     folder = Folder(str(tmp_path))
     (tmp_path / "ledger").mkdir()
-    (tmp_path / temporary_of("ledger/x.json", "20200101T000000-00000000")).write_bytes(b"half")
+    temporary = temporary_of("ledger/x.json", "20200101T000000-00000000", "0a")
+    (tmp_path / temporary).write_bytes(b"half")
     with Run(folder, "embed", {}) as run:
         assert len(run.sweep(["ledger"])) == 1
 
@@ -157,11 +159,11 @@ def test_a_run_that_begins_during_a_sweep_loses_nothing(tmp_path, monkeypatch):
         if prefix == "ledger":
             late.__enter__()
             (tmp_path / "ledger").mkdir()
-            (tmp_path / temporary_of("ledger/a.json", late.id)).touch()
+            (tmp_path / temporary_of("ledger/a.json", late.id, "0a")).touch()
         return found
 
     with Run(folder, "embed", {}) as run:
         monkeypatch.setattr(Folder, "list", begins)
         assert run.sweep(["ledger"]) == []
-    assert (tmp_path / temporary_of("ledger/a.json", late.id)).exists()
+    assert (tmp_path / temporary_of("ledger/a.json", late.id, "0a")).exists()
     late.__exit__(None, None, None)

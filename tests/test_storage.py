@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import resource
 import threading
 
@@ -16,6 +17,7 @@ from chiasm.pipeline.errors import SourceError, StorageError, UsageError
 from chiasm.pipeline.storage import (
     Folder,
     canonical_url,
+    disk,
     display_name,
     glob,
     is_folder,
@@ -24,7 +26,6 @@ from chiasm.pipeline.storage import (
     read_range,
     stat,
 )
-from chiasm.pipeline.storage import local as local_files
 from chiasm.pipeline.storage.local import run_of_temporary, temporary_of
 
 AWKWARD = ["a b", "100%", "%20", "a#b?c", "图片", "a[1]", "a:b@c", "-", "a\nb"]
@@ -142,27 +143,12 @@ def test_a_file_without_commit_never_was(tmp_path):
     with folder.create("a", "run") as file:
         file.write(b"new")
         file.flush()
-        assert folder.list() == [".a.run.tmp", "a"]
+        temporary, final = folder.list()
+        assert final == "a" and is_temporary(temporary) and run_of_temporary(temporary) == "run"
     with pytest.raises(KeyError), folder.create("a", "run") as file:
         file.write(b"new")
         raise KeyError
     assert folder.list() == ["a"] and folder.read_bytes("a") == b"old"
-
-
-def test_an_attempt_never_names_the_half_written_file_of_another(tmp_path):
-    folder = Folder(str(tmp_path))
-    with folder.create("a", "run") as hung, folder.create("a", "run") as retry:
-        retry.write(b"half")
-        hung.write(b"whole")
-        with pytest.raises(StorageError, match="another file in its place"):
-            hung.commit()
-    assert folder.list() == []
-    with folder.create("a", "run") as hung:
-        hung.write(b"hung")
-        with folder.create("a", "run") as retry:
-            retry.write(b"retry")
-            retry.commit()
-    assert folder.list() == ["a"] and folder.read_bytes("a") == b"retry"
 
 
 def test_readers_see_the_whole_old_file_or_the_whole_new_one(tmp_path):
@@ -195,8 +181,11 @@ def test_parquet_goes_through_the_door(tmp_path):
     st.text("ab.-_é", min_size=1).filter(lambda s: s.strip(".")), st.from_regex(r"\A[a-z0-9-]*\Z")
 )
 def test_a_temporary_tells_its_run(base, run_id):
-    name = temporary_of(f"ledger/{base}", run_id)
-    assert is_temporary(name) and run_of_temporary(name) == run_id
+    for name in (
+        temporary_of(f"ledger/{base}", run_id, "00ff12ab"),
+        f"ledger/.{base}.{run_id}.tmp",  # of an earlier version
+    ):
+        assert is_temporary(name) and run_of_temporary(name) == run_id
     assert name.startswith("ledger/.") and not is_temporary(f"ledger/{base}")
 
 
@@ -205,7 +194,7 @@ def test_other_names_are_no_temporaries():
     with pytest.raises(ValueError, match=r"name of a temporary, found 'x\.tmp'"):
         run_of_temporary("x.tmp")
     with pytest.raises(ValueError, match="run id without dots"):
-        temporary_of("a", "1.5")
+        temporary_of("a", "1.5", "0a")
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
@@ -238,7 +227,7 @@ def test_errors_of_the_system_become_one_line(tmp_path, monkeypatch, number, tex
     def fail(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(local_files.os, "fsync", fail)
+    monkeypatch.setattr(disk.os, "fsync", fail)
     with pytest.raises(StorageError) as caught:
         Folder(str(tmp_path)).write_whole("a", b"x")
     assert str(caught.value) == f"{tmp_path}/a: expected a usable file, {text}"
@@ -253,12 +242,13 @@ def test_a_commit_flushes_the_file_its_folder_and_every_folder_that_it_made(tmp_
         flushed.append(os.readlink(f"/proc/self/fd/{handle}"))
         fsync(handle)
 
-    monkeypatch.setattr(local_files.os, "fsync", record)
+    monkeypatch.setattr(disk.os, "fsync", record)
     Folder(str(tmp_path / "c")).write_whole("ledger/a.json", b"x", "r1")
+    flushed[2] = re.sub("~[0-9a-f]{8}", "~attempt", flushed[2])
     assert flushed == [
         str(tmp_path),
         str(tmp_path / "c"),
-        str(tmp_path / "c" / "ledger" / ".a.json.r1.tmp"),
+        str(tmp_path / "c" / "ledger" / ".a.json.r1~attempt.tmp"),
         str(tmp_path / "c" / "ledger"),
     ]
 
@@ -271,13 +261,14 @@ def test_a_file_in_the_way_of_a_folder_is_told(tmp_path):
         Folder(str(tmp_path / "c")).list()
 
 
-@pytest.mark.parametrize("links", [True, False])
-def test_of_many_writers_of_a_new_name_one_stays_whole(tmp_path, monkeypatch, links):
+@pytest.mark.parametrize("refusal", [0, errno.EPERM, errno.EIO, errno.EACCES])
+def test_of_many_writers_of_a_new_name_one_stays_whole(tmp_path, monkeypatch, refusal):
     def no_links(*_: object) -> None:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        raise OSError(refusal, os.strerror(refusal))
 
+    links = not refusal
     if not links:
-        monkeypatch.setattr(local_files.os, "link", no_links)
+        monkeypatch.setattr(disk.os, "link", no_links)
     folder = Folder(str(tmp_path))
     won: list[bytes] = []
 
@@ -300,7 +291,57 @@ def test_folders_are_listed_and_removed_with_their_files(tmp_path):
     for name in ("s/b/x", "s/b/.y.run.tmp", "s/a/é ?", "s/file"):
         folder.write_whole(name, b"1")
     assert folder.folders("s") == ["s/a", "s/b"] and folder.folders("none") == []
-    folder.remove_folder("s/b")
-    folder.remove_folder("s/a")
-    folder.remove_folder("s/gone")
-    assert folder.folders("s") == [] and folder.list("s") == ["s/file"]
+    folder.write_whole("s/c/x", b"1")
+    folder.write_whole("s/c/notes", b"a person's own")
+    for name in ("s/b", "s/a", "s/gone", "s/c"):
+        folder.remove_folder(name, lambda base: base != "notes")
+    assert folder.folders("s") == ["s/c"] and folder.list("s") == ["s/file"]
+    assert folder.list("s/c") == ["s/c/notes"]
+
+
+@pytest.mark.parametrize("link", ["index/segments/a", "index/segments", "index"])
+def test_nothing_is_removed_through_a_symbolic_link(tmp_path, link):
+    behind = tmp_path / "elsewhere" / "segments" / "a"
+    behind.mkdir(parents=True)
+    (behind / "rows.arrow").write_bytes(b"precious")
+    target = {"index": behind.parent.parent, "index/segments": behind.parent}.get(link, behind)
+    (tmp_path / "c" / link).parent.mkdir(parents=True)
+    (tmp_path / "c" / link).symlink_to(target)
+    folder = Folder(str(tmp_path / "c"))
+    message = "found a symbolic link in the path; remove what is behind it by hand"
+    with pytest.raises(StorageError, match=message):
+        folder.remove_folder("index/segments/a", lambda base: True)
+    with pytest.raises(StorageError, match=message):
+        folder.remove("index/segments/a/rows.arrow")
+    assert (behind / "rows.arrow").read_bytes() == b"precious"
+
+
+def test_a_link_that_is_itself_removed_leaves_its_target(tmp_path):
+    (tmp_path / "target").write_bytes(b"precious")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "name").symlink_to(tmp_path / "target")
+    Folder(str(tmp_path / "c")).remove("name")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["c", "target"]
+
+
+def test_two_attempts_of_one_run_never_share_a_temporary(tmp_path):
+    folder = Folder(str(tmp_path))
+    with folder.create("a", "r1") as first, folder.create("a", "r1") as second:
+        first.write(b"whole")
+        second.write(b"ha")
+        first.commit()
+        assert folder.read_bytes("a") == b"whole"
+    assert folder.read_bytes("a") == b"whole" and folder.list() == ["a"]
+
+
+def test_a_link_whose_answer_was_lost_is_ours(tmp_path, monkeypatch):
+    real = os.link
+
+    def twice(old: str, new: str) -> None:
+        real(old, new)
+        real(old, new)
+
+    monkeypatch.setattr(disk.os, "link", twice)
+    folder = Folder(str(tmp_path))
+    assert folder.write_new("a", b"1", "r1") and not folder.write_new("a", b"2", "r2")
+    assert folder.read_bytes("a") == b"1" and folder.list() == ["a"]

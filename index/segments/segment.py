@@ -31,7 +31,7 @@ from chiasm.index.segments.checksums import Digest, FileSum
 from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.pipeline.collection import vectors_of
 from chiasm.pipeline.errors import CollectionError
-from chiasm.pipeline.storage import Folder, PendingFile, display_name
+from chiasm.pipeline.storage import Folder, PendingFile, display_name, is_temporary
 
 SCHEMA = 1
 CATALOG = "rows.arrow"
@@ -68,6 +68,12 @@ class SegmentRecord:
                 found=str(error),
                 do=f"run {build_command(folder)}",
             ) from error
+
+
+def is_segment_file(base: str) -> bool:
+    """Whether a segment, or a folder of trained indexes, may hold a file of this name."""
+    own = base in (CATALOG, "segment.json") or base.endswith((".faiss", ".f16"))
+    return own or is_temporary(base)
 
 
 def segment_file(segment_id: str, name: str) -> str:

@@ -21,7 +21,7 @@ from chiasm.index.segments.generations import (
     numbers,
     read_manifest,
 )
-from chiasm.index.segments.segment import SEGMENTS, TRAINED
+from chiasm.index.segments.segment import SEGMENTS, TRAINED, is_segment_file
 from chiasm.pipeline.collection import Run
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.storage import Folder
@@ -43,7 +43,7 @@ def sweep(folder: Folder, run: Run, settings: IndexSettings) -> list[str]:
     unnamed += [name for name in trained if _base(name) not in running]
     unnamed = [name for name in unnamed if name not in named]
     for name in unnamed:
-        folder.remove_folder(name)
+        folder.remove_folder(name, is_segment_file)
     return removed + unnamed
 
 

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from chiasm.pipeline.errors import StorageError
-from chiasm.pipeline.storage.backend import PendingFile, Stat
+from chiasm.pipeline.storage.backend import Backend, PendingFile, Stat
 from chiasm.pipeline.storage.schemes import backend_of
-from chiasm.pipeline.storage.urls import canonical_url
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -30,9 +29,10 @@ class Folder:
     Methods raise StorageError where the folder or a file of it cannot be used, and ValueError for a
     name that leads out of it."""
 
-    def __init__(self, root: str) -> None:
-        self.url = canonical_url(root)
-        self._backend = backend_of(self.url)
+    def __init__(self, root: str, backend: Backend | None = None) -> None:
+        """backend: in place of that of the URL's scheme."""
+        self._backend = backend_of(root) if backend is None else backend
+        self.url = self._backend.canonical(root)
 
     def __repr__(self) -> str:
         return f"Folder({self.url!r})"
@@ -107,12 +107,14 @@ class Folder:
         return self._backend.create(self.url_of(name), run_id)
 
     def remove(self, name: str) -> None:
-        """Remove a file; a missing one is no error, since two runs may sweep at the same time."""
+        """Remove a file; a missing one is no error, since two runs may sweep at the same time.
+        StorageError where a folder of its path is a symbolic link by now."""
         self._backend.remove(self.url_of(name))
 
-    def remove_folder(self, name: str) -> None:
-        """Remove a folder that holds files only; a missing one is no error."""
-        self._backend.remove_folder(self.url_of(name))
+    def remove_folder(self, name: str, is_ours: Callable[[str], bool]) -> None:
+        """Remove the files of a folder for whose names `is_ours` holds, and the folder if that
+        leaves it empty; a missing one is no error. Nothing is removed through a symbolic link."""
+        self._backend.remove_folder(self.url_of(name), is_ours)
 
     def abort_uploads(self, is_dead: Callable[[str], bool]) -> Sequence[str]:
         """Abort unfinished multipart uploads into this folder, at any depth, of objects for whose

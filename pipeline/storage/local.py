@@ -1,9 +1,9 @@
 """Files of this machine: the backend of `file://` URLs and of plain paths.
 
-A file is written under a temporary name that carries the run's id, in the target's folder, flushed
-to the disk and renamed: a final name never belongs to half a file, and a sweep knows which run left
-a temporary. OSErrors become one line: a SourceError for a shard, a StorageError for a file of a
-collection.
+A file is written under a temporary name that carries the ids of its run and of its attempt, in the
+target's folder, flushed to the disk and renamed: a final name never belongs to half a file, and a
+sweep knows which run left a temporary. Nothing is removed through a symbolic link. OSErrors become
+one line: a SourceError for a shard, a StorageError for a file of a collection.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import glob
 import io
 import os
 import re
+import secrets
 import stat as modes
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,21 +25,24 @@ import pyarrow as pa
 
 from chiasm.pipeline.errors import SourceError, StorageError, UsageError
 from chiasm.pipeline.storage.backend import Stat
+from chiasm.pipeline.storage.disk import Disk, Entry
 
 # Each read of the file releases the GIL, which other decode threads then take: so few large reads.
 # The cost is a copy in memory.
 STREAM_BUFFER = 1 << 20
 
-_TEMPORARY = re.compile(r"^\..+\.(?P<run>[^./]*)\.tmp$")
+_TEMPORARY = re.compile(r"^\..+\.(?P<run>[^./~]*)(~[0-9a-f]+)?\.tmp$", re.DOTALL)
 
 
-def temporary_of(name: str, run_id: str) -> str:
-    """The name under which a run writes `name`, such as `ledger/.a.json.<run id>.tmp`; ValueError
-    for a run id with dots or slashes."""
-    if not re.fullmatch(r"[^./]*", run_id):
-        raise ValueError(f"expected a run id without dots and slashes, found {run_id!r}")
+def temporary_of(name: str, run_id: str, attempt: str) -> str:
+    """The name under which an attempt of a run writes `name`, such as
+    `ledger/.a.json.<run id>~<attempt>.tmp`; ValueError for a run id with dots, slashes or tildes.
+
+    attempt: hex digits. Earlier versions wrote none."""
+    if not re.fullmatch(r"[^./~]*", run_id):
+        raise ValueError(f"expected a run id without dots, slashes and tildes, found {run_id!r}")
     folder, slash, base = name.rpartition("/")
-    return f"{folder}{slash}.{base}.{run_id}.tmp"
+    return f"{folder}{slash}.{base}.{run_id}~{attempt}.tmp"
 
 
 def is_temporary(name: str) -> bool:
@@ -55,15 +59,17 @@ def run_of_temporary(name: str) -> str:
 
 
 class PendingLocalFile(io.BufferedWriter):
-    """A PendingFile on this machine, under its temporary name until its commit."""
+    """A PendingFile on this machine, under its temporary name until its commit.
 
-    def __init__(self, target: Path, run_id: str) -> None:
-        self.target = target
-        self.temporary = Path(temporary_of(str(target), run_id))
+    Every attempt has a name of its own: none can name the half-written file of another."""
+
+    def __init__(self, disk: Disk, target: Path, run_id: str) -> None:
+        self.target, self._disk = target, disk
+        self.temporary = temporary_of(str(target), run_id, secrets.token_hex(4))
         with _storage_errors(target):
-            _make_folders(target.parent)
-            super().__init__(io.FileIO(self.temporary, "xb", opener=_create_file), 1 << 20)
-            self._inode = os.fstat(self.fileno()).st_ino
+            _make_folders(disk, target.parent)
+            self._file = disk.create(self.temporary)
+        super().__init__(self._file, 1 << 20)
 
     def write(self, data) -> int:
         with _storage_errors(self.target):
@@ -77,35 +83,39 @@ class PendingLocalFile(io.BufferedWriter):
         """Flush file and folder to the disk, close the file, give it its final name."""
         self.flush()
         with _storage_errors(self.target):
-            os.fsync(self.fileno())
-            if os.stat(self.temporary).st_ino != self._inode:
-                # Another attempt of this run took the name over, and its file is half-written.
-                raise FileExistsError(errno.EEXIST, "taken over by another attempt", self.temporary)
+            self._disk.flush_file(self._file)
             self.close()
-            os.replace(self.temporary, self.target)
-            _fsync_folder(self.target.parent)
+            self._disk.rename(self.temporary, str(self.target))
+            self._disk.flush_folder(str(self.target.parent))
 
     def commit_new(self) -> bool:
         """Like `commit`, unless the name is taken; returns whether the file got the name."""
         self.flush()
         with _storage_errors(self.target):
-            os.fsync(self.fileno())
-            try:
-                os.link(self.temporary, self.target)  # names a whole file in one step, or fails
-            except FileExistsError:
+            self._disk.flush_file(self._file)
+            taken = self._name_if_free()
+            self._disk.flush_folder(str(self.target.parent))
+        return taken
+
+    def _name_if_free(self) -> bool:
+        try:
+            self._disk.link(self.temporary, str(self.target))  # in one step, or not at all
+            return True
+        except FileExistsError:
+            # A network file system whose answer was lost repeats the call: then the name is ours.
+            return os.path.samestat(
+                self._disk.stat(self.temporary), self._disk.stat(str(self.target))
+            )
+        except OSError:
+            # A disk without hard links (FAT, many network and FUSE mounts, each with an errno of
+            # its own) cannot name a file only if the name is free. A check before the rename is not
+            # safe against another run at the same moment, but it is against a kill, and an empty
+            # file under the name would not be.
+            if _exists(self._disk, self.target):
                 return False
-            except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
-                # A disk without hard links (FAT, some mounts) cannot name a file only if the name
-                # is free. A check before the rename is not safe against another run at the same
-                # moment, but it is against a kill, and an empty file under the name would not be.
-                if self.target.exists():
-                    return False
-                self.close()
-                os.replace(self.temporary, self.target)
-            _fsync_folder(self.target.parent)
-        return True
+            self.close()
+            self._disk.rename(self.temporary, str(self.target))
+            return True
 
     def __exit__(
         self,
@@ -116,17 +126,19 @@ class PendingLocalFile(io.BufferedWriter):
         if self.closed:
             return
         with contextlib.suppress(OSError):
-            if os.stat(self.temporary).st_ino == self._inode:
-                os.unlink(self.temporary)
+            self._disk.remove(self.temporary)
         # Closing flushes again, which fails again where the disk is full.
         with contextlib.suppress(StorageError):
             self.close()
 
 
 class LocalFiles:
-    """The backend of `file://` URLs and of plain paths."""
+    """The backend of `file://` URLs and of plain paths. disk: the door to the file system."""
 
     concurrency = 1
+
+    def __init__(self, disk: Disk | None = None) -> None:
+        self.disk = disk or Disk()
 
     def canonical(self, url: str) -> str:
         path = _path_of(url)
@@ -177,7 +189,7 @@ class LocalFiles:
 
     def open_seekable(self, url: str) -> pa.NativeFile:
         with _storage_errors(_path_of(url)):
-            return pa.memory_map(_path_of(url))
+            return self.disk.map(_path_of(url))
 
     def glob(self, pattern: str) -> list[str]:
         path = os.path.expanduser(_path_of(pattern))
@@ -186,43 +198,45 @@ class LocalFiles:
     def stat_or_none(self, url: str) -> Stat | None:
         with _storage_errors(_path_of(url)):
             try:
-                found = os.stat(_path_of(url))
+                found = self.disk.stat(_path_of(url))
             except (FileNotFoundError, NotADirectoryError):
                 return None
         return Stat(found.st_size, str(found.st_mtime_ns))
 
-    def folders(self, url: str) -> list[str]:
+    def _entries(self, url: str) -> list[Entry]:
         with _storage_errors(_path_of(url)):
             try:
-                with os.scandir(_path_of(url)) as entries:
-                    return sorted(entry.name for entry in entries if entry.is_dir())
+                return self.disk.entries(_path_of(url))
             except FileNotFoundError:
                 return []
 
+    def folders(self, url: str) -> list[str]:
+        return sorted(entry.name for entry in self._entries(url) if entry.is_folder)
+
     def list(self, url: str) -> list[str]:
-        with _storage_errors(_path_of(url)):
-            try:
-                with os.scandir(_path_of(url)) as entries:
-                    return sorted(entry.name for entry in entries if entry.is_file())
-            except FileNotFoundError:
-                return []
+        return sorted(entry.name for entry in self._entries(url) if entry.is_file)
 
     def read_bytes(self, url: str) -> bytes:
         with _storage_errors(_path_of(url)):
-            return Path(_path_of(url)).read_bytes()
+            return self.disk.read(_path_of(url))
 
     def create(self, url: str, run_id: str) -> PendingLocalFile:
-        return PendingLocalFile(Path(_path_of(url)), run_id)
+        return PendingLocalFile(self.disk, Path(_path_of(url)), run_id)
 
     def remove(self, url: str) -> None:
-        with _storage_errors(_path_of(url)), contextlib.suppress(FileNotFoundError):
-            os.unlink(_path_of(url))
+        path = _path_of(url)
+        with _removal_errors(path), contextlib.suppress(FileNotFoundError):
+            self.disk.remove(path)
 
-    def remove_folder(self, url: str) -> None:
-        for base in self.list(url):
-            self.remove(self.join(url, base))
-        with _storage_errors(_path_of(url)), contextlib.suppress(FileNotFoundError):
-            os.rmdir(_path_of(url))
+    def remove_folder(self, url: str, is_ours: Callable[[str], bool]) -> None:
+        path = _path_of(url)
+        with _removal_errors(path), contextlib.suppress(FileNotFoundError):
+            entries = self.disk.entries(path)
+            for entry in entries:
+                if is_ours(entry.name):
+                    self.remove(self.join(url, entry.name))
+            if all(is_ours(entry.name) for entry in entries):
+                self.disk.remove_folder(path)
 
     def abort_uploads(self, url: str, is_dead: Callable[[str], bool]) -> Sequence[str]:
         return ()  # a file that is not committed is a temporary
@@ -238,40 +252,27 @@ def _path_of(path_or_url: str) -> str:
     return os.fsdecode(unquote_to_bytes(slash + path))
 
 
-def _create_file(path: str, flags: int) -> int:
-    """Open a new file, in place of one that a dead attempt of the same run may have left."""
+def _exists(disk: Disk, path: Path) -> bool:
     try:
-        return os.open(path, flags | os.O_CLOEXEC, 0o666)
-    except FileExistsError:
-        os.unlink(path)
-        return os.open(path, flags | os.O_CLOEXEC, 0o666)
+        disk.stat(str(path))
+    except FileNotFoundError:
+        return False
+    return True
 
 
-def _make_folders(folder: Path) -> None:
+def _make_folders(disk: Disk, folder: Path) -> None:
     """Make a folder and its missing parents, each flushed to the disk in its own parent."""
-    if folder.is_dir():
-        return
-    _make_folders(folder.parent)
     try:
-        folder.mkdir(exist_ok=True)
-    except FileExistsError:
-        raise NotADirectoryError(errno.ENOTDIR, "a file where a folder should be") from None
-    _fsync_folder(folder.parent)
+        if modes.S_ISDIR(disk.stat(str(folder)).st_mode):
+            return
+        raise NotADirectoryError(errno.ENOTDIR, "a file where a folder should be", str(folder))
+    except FileNotFoundError:
+        pass
+    _make_folders(disk, folder.parent)
+    with contextlib.suppress(FileExistsError):  # another run made it
+        disk.make_folder(str(folder))
+    disk.flush_folder(str(folder.parent))
 
-
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        # Some network file systems cannot flush a folder.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)
-
-
-_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EMLINK}
 
 # errno -> (what was found, what to do)
 _MESSAGES = {
@@ -306,3 +307,20 @@ def _storage_errors(path: Path | str) -> Iterator[None]:
     except OSError as error:
         found, do = _MESSAGES.get(error.errno or 0, (error.strerror or str(error), ""))
         raise StorageError(str(path), expected="a usable file", found=found, do=do) from error
+
+
+@contextlib.contextmanager
+def _removal_errors(path: str) -> Iterator[None]:
+    """Like `_storage_errors`, for removals, which never go through a symbolic link."""
+    with _storage_errors(path):
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                raise
+            raise StorageError(
+                path,
+                expected="a folder of its own",
+                found="a symbolic link in the path",
+                do="remove what is behind it by hand: nothing is removed through a link",
+            ) from error

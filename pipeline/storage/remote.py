@@ -189,9 +189,10 @@ class ObjectFiles(ReadableFiles[Store]):
             except NotFound:
                 return
 
-    def remove_folder(self, url: str) -> None:
+    def remove_folder(self, url: str, is_ours: Callable[[str], bool]) -> None:
         for base in self.list(url):
-            self.remove(self.join(url, base))
+            if is_ours(base):
+                self.remove(self.join(url, base))
 
     def abort_uploads(self, url: str, is_dead: Callable[[str], bool]) -> Sequence[str]:
         with self._storage_errors(url):
@@ -254,7 +255,7 @@ class WebFiles(ReadableFiles[ReadableStore]):
     def remove(self, url: str) -> None:
         raise self._read_only_error(url)
 
-    def remove_folder(self, url: str) -> None:
+    def remove_folder(self, url: str, is_ours: Callable[[str], bool]) -> None:
         raise self._read_only_error(url)
 
     def abort_uploads(self, url: str, is_dead: Callable[[str], bool]) -> Sequence[str]:
