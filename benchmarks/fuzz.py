@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import functools
 import gc
 import hashlib
 import json
@@ -95,7 +96,6 @@ class Meter:
         self._run, self._folder, self._seconds = run, folder, seconds
         self._sizes: dict[str, int] = {}
         self._began: float | None = None
-        self._status = os.open("/proc/self/status", os.O_RDONLY)
         self._base = self._reset_peak()
 
     def __call__(self, data: bytes) -> None:
@@ -109,7 +109,7 @@ class Meter:
             self.outcome.slowest_seconds, self.outcome.slowest_bytes = seconds, len(data)
         if seconds > self._seconds:
             self._keep("too slow", data, f"{seconds:.2f} s of processor time")
-        if self._read("VmHWM") - self._base > SUSPICIOUS_MEGABYTES:
+        if memory("VmHWM") - self._base > SUSPICIOUS_MEGABYTES:
             self.measure_memory(data)
 
     @contextlib.contextmanager
@@ -147,7 +147,7 @@ class Meter:
         ctypes.CDLL(None).malloc_trim(0)
         before = self._reset_peak()
         self._measured_seconds(data)
-        grown = self._read("VmHWM") - before
+        grown = memory("VmHWM") - before
         if grown > self.outcome.largest_megabytes:
             self.outcome.largest_megabytes, self.outcome.largest_bytes = grown, len(data)
         if grown > MOST_MEGABYTES:
@@ -157,12 +157,7 @@ class Meter:
     def _reset_peak(self) -> float:
         """Begin a new peak at what the process takes now, which is returned."""
         Path("/proc/self/clear_refs").write_text("5")
-        return self._read("VmRSS")
-
-    def _read(self, name: str) -> float:
-        status = os.pread(self._status, 8192, 0)
-        start = status.index(name.encode()) + len(name) + 1
-        return int(status[start : status.index(b"kB", start)]) / 1024
+        return memory("VmRSS")
 
     def _keep(self, place: str, data: bytes, detail: str) -> None:
         """Keep an input that failed, unless a smaller one failed at the same place."""
@@ -174,6 +169,19 @@ class Meter:
         (self._folder / f"{name}.input").write_bytes(data)
         (self._folder / f"{name}.txt").write_text(f"{place}\n{detail}\n", errors="replace")
         self.outcome.failures[place] = str(self._folder / f"{name}.input")
+
+
+@functools.cache
+def _status() -> int:
+    """Linux's account of this process: opening it for every input would take longer than most."""
+    return os.open("/proc/self/status", os.O_RDONLY)
+
+
+def memory(name: str) -> float:
+    """Megabytes that the process has (VmRSS), or has had at the most (VmHWM)."""
+    status = os.pread(_status(), 8192, 0)
+    start = status.index(name.encode()) + len(name) + 1
+    return int(status[start : status.index(b"kB", start)]) / 1024
 
 
 def _place_of(error: BaseException) -> str:

@@ -271,7 +271,7 @@ def _value_of(rng: Random, name: str, old: bytes, mutate_bytes: MutateBytes) -> 
 
 def _header_number(rng: Random) -> bytes:
     whole = [number for number in NUMBERS if isinstance(number, int)]
-    drawn = rng.choice((*whole, 100, 1000, 2000, 8 << 20, 16 << 20, 1 << 30))
+    drawn = rng.choice((*whole, 100, 1000, 2000, 4 << 20, 16 << 20, 1 << 30))
     odd = (b"\xff" * 12, b" " * 12, b"8" * 12, b"7" * 12, b"\x80" + b"\xff" * 11, b"-1" + bytes(10))
     return sized(drawn) if rng.random() < 0.8 else rng.choice(odd)
 
@@ -287,7 +287,7 @@ def _insert_member(rng: Random, data: bytes, mutate_bytes: MutateBytes) -> bytes
         lambda: bytes(BLOCK * rng.randint(1, 3)),
         lambda: member(b"x", mutate_bytes(pax_record(b"path", b"a.jpg")), kind=b"x"),
         lambda: member(b"b.json", mutate_bytes(b'{"caption": "one", "captions": ["two", 3]}')),
-        lambda: sparse_member([(rng.randrange(2000), 512)], rng.choice((600, 3000, 8 << 20))),
+        lambda: sparse_member([(rng.randrange(2000), 512)], rng.choice((600, 3000, 4 << 20))),
     )  # fmt: skip
     return data[:at] + rng.choice(inserted)() + data[at:]
 

@@ -79,7 +79,7 @@ class Target:
 # --- tars -----------------------------------------------------------------------------------------
 
 # What the settings allow is no fault, so they allow less than the limit of memory.
-READ = ReadSettings(max_member_bytes=8 << 20)
+READ = ReadSettings(max_member_bytes=4 << 20)
 MODALITIES: Mapping[str, tuple[str, ...]] = {"image": (), "text": (), "array": ("npy", "npz")}
 
 
