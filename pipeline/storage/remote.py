@@ -22,6 +22,7 @@ from chiasm.pipeline.errors import SourceError, StorageError, UnreachableError, 
 from chiasm.pipeline.storage import retry
 from chiasm.pipeline.storage.backend import Stat
 from chiasm.pipeline.storage.credentials import SECRET_PARAMETERS, credentials_error
+from chiasm.pipeline.storage.keys import glob_matcher, require_utf8
 from chiasm.pipeline.storage.object_store import RangesUnsupported, ReadableStore, Store
 from chiasm.pipeline.storage.store_errors import (
     NotFound,
@@ -136,8 +137,7 @@ class ObjectFiles(ReadableFiles[Store]):
             raise credentials_error(f"{self.scheme}://***", do)
         if not rest.partition("/")[0]:
             raise UsageError(url, expected=f"{self.scheme}://bucket/key", found="no bucket")
-        if not _is_utf8(rest):
-            raise UsageError(repr(url), expected="a URL in UTF-8", found="bytes that are none")
+        require_utf8(url)
         return f"{self.scheme}://{rest}"
 
     def base_name(self, url: str) -> str:
@@ -148,14 +148,12 @@ class ObjectFiles(ReadableFiles[Store]):
             return self._retry(lambda: self.store.is_folder(self.path(url)))
 
     def glob(self, pattern: str) -> Sequence[str]:
-        from fsspec.utils import glob_translate  # fsspec is imported where such a URL is used
-
         path = self.path(self.canonical(pattern))
         wildcard = _WILDCARD.search(path)
         if wildcard is None:
             return [self.canonical(pattern)]
         try:
-            matches = re.compile(glob_translate(path)).fullmatch
+            matches = glob_matcher(path)
         except ValueError as error:
             expected = "a pattern such as folder/**/*.tar"
             raise UsageError(pattern, expected=expected, found=one_line_message(error)) from error
@@ -277,15 +275,6 @@ class WebFiles(ReadableFiles[ReadableStore]):
             found=f"{self.scheme}://",
             do="name a folder or s3://bucket/prefix",
         )
-
-
-def _is_utf8(text: str) -> bool:
-    """Whether text can be encoded: bytes of a command line that are no UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _escape(url: str) -> str:
