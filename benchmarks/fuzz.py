@@ -22,6 +22,7 @@ import functools
 import gc
 import hashlib
 import json
+import logging
 import os
 import random
 import signal
@@ -187,6 +188,7 @@ def memory(name: str) -> float:
 def _place_of(error: BaseException) -> str:
     """`ValueError at pipeline/shards/tar.py:120`: the type, and the innermost line of ours."""
     frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in frames if frame.filename != __file__] or frames
     ours = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(ROOT)]
     frame = (ours or frames)[-1]
     path = Path(frame.filename).resolve()
@@ -197,10 +199,13 @@ def _place_of(error: BaseException) -> str:
 def drawn_inputs(target: Target, inputs: int, seed: int) -> Iterator[bytes]:
     """The seeds, then mutations of them and of each other: what is drawn without the engine."""
     rng = random.Random(seed)
-    pool = list(target.seeds())
-    yield from pool[:inputs]
-    for _ in range(inputs - len(pool)):
-        data = target.mutate(rng, rng.choice(pool), lambda plain: change_bytes(rng, plain))
+    seeds = list(target.seeds())
+    pool = [*seeds]
+    yield from seeds[:inputs]
+    for _ in range(inputs - len(seeds)):
+        # Without coverage, mutations of mutations lose their structure: half begin anew.
+        begun = rng.choice(rng.choice((seeds, pool)))
+        data = target.mutate(rng, begun, lambda plain: change_bytes(rng, plain))
         if len(data) <= target.longest:
             pool[rng.randrange(len(pool))] = data
             yield data
@@ -210,6 +215,7 @@ def work(name: str, inputs: int, seed: int, folder: Path, result: Path) -> None:
     """Feed a target from the engine, which never returns, and write the outcome to `result`."""
     import atheris  # pyrefly: ignore  # an extra
 
+    logging.disable()  # a million warnings would fill the disk
     target = TARGETS[name]
     for found in gc.get_objects():
         if isinstance(found, FunctionType) and (found.__module__ or "").split(".")[0] in GUIDING:
@@ -239,6 +245,7 @@ def work(name: str, inputs: int, seed: int, folder: Path, result: Path) -> None:
             "max_len": target.longest,
             "seed": seed % (1 << 32) or 1,  # 0 would be drawn by the clock
             "timeout": WATCHDOG_SECONDS,
+            "report_slow_units": WATCHDOG_SECONDS,  # by the wall clock, which says little here
             "rss_limit_mb": 4096,
             "artifact_prefix": f"{folder}/",
             "verbosity": 0,
