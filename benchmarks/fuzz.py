@@ -223,12 +223,13 @@ def work(name: str, inputs: int, seed: int, folder: Path, result: Path) -> None:
     meter = Meter(target.run, folder)
 
     def run(data: bytes) -> None:
+        failures = len(meter.outcome.failures)
         meter(data)
-        if meter.outcome.inputs % SAVED_EVERY == 0 or meter.outcome.inputs == inputs:
+        done = meter.outcome.inputs
+        if done % SAVED_EVERY == 0 or done == inputs or len(meter.outcome.failures) > failures:
             result.write_text(json.dumps(asdict(meter.outcome)))
-        if meter.outcome.inputs == inputs:
-            # The engine's own end would take the outcome for lack of one.
-            os._exit(0)
+        if done == inputs:
+            os._exit(0)  # the engine has no end of its own that leaves the exit code to us
 
     def mutate(data: bytes, most: int, drawn: int) -> bytes:
         def mutate_bytes(plain: bytes) -> bytes:
@@ -277,7 +278,7 @@ def fuzz(name: str, inputs: int, seed: int, folder: Path) -> Outcome:
         if code != 0 or outcome.inputs < inputs:
             # The engine names an input that ended the process after what happened.
             ended = [path for path in _artifacts(folder / name) if path.stat().st_mtime >= began]
-            place_of_end = f"the process ended with {code}: {_last_line(log)}"
+            place_of_end = f"the process ended with {code}: {_reason(log)}"
             outcome.failures[place_of_end] = str(ended[0]) if ended else ""
     return outcome
 
@@ -288,9 +289,10 @@ def _artifacts(folder: Path) -> list[Path]:
     ]
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "nothing said"
+def _reason(log: Path) -> str:
+    """What the engine says of the end of its process, else the last line."""
+    lines = log.read_text(errors="replace").strip().splitlines() or ["nothing said"]
+    return next((line for line in lines if line.startswith("SUMMARY: ")), lines[-1])
 
 
 def report(name: str, outcome: Outcome, minutes: float) -> str:
