@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from conftest import noise
-from faulty_server import FAULTS, Faults, FaultyServer, Files
+from faulty_server import FAULTS, Faults, FaultyServer, Files, Response
 from test_tars import PLAIN, tar_of
 
 from chiasm.pipeline.errors import ChiasmError, SourceError, UnreachableError, UsageError
@@ -16,6 +18,7 @@ from chiasm.pipeline.records import Dropped, Place, Sample
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_member, read_samples, shard_id
 from chiasm.pipeline.storage import (
     Folder,
+    Stat,
     canonical_url,
     display_name,
     glob,
@@ -61,6 +64,20 @@ def with_ranges():
     running = FaultyServer(Files({"/a.tar": TAR, "/long": LONG}))
     yield running
     running.close()
+
+
+@pytest.fixture
+def serve():
+    """Starts servers that end with the test."""
+    running = []
+
+    def start(answer):
+        running.append(FaultyServer(answer))
+        return running[-1]
+
+    yield start
+    for each in running:
+        each.close()
 
 
 def read(url):
@@ -185,6 +202,109 @@ def test_nobody_on_the_way_unpacks_a_file(with_ranges):
     assert [item.key for item in read_samples(shard, ReadSettings())] == ["a", "b"]
     encodings = {request.headers["accept-encoding"] for request in with_ranges.answer.requests}
     assert encodings == {"identity"}
+
+
+def odd(serve, change):
+    """A server with ranges, whose n-th answer (from 1 on) `change` may replace."""
+    files, count = Files({"/long": LONG}, etags={"/long": '"one"'}), itertools.count(1)
+    return serve(lambda request: change(next(count), request, files(request)))
+
+
+def with_total(response, total):
+    where = response.headers.get("Content-Range", "").partition("/")[0]
+    return replace(response, headers=response.headers | {"Content-Range": f"{where}/{total}"})
+
+
+@pytest.mark.parametrize("turn", range(1, 5))
+def test_a_whole_file_among_ranges_is_asked_for_again(serve, turn):
+    """As a mirror or a proxy sends it that ignores `Range` once."""
+
+    def change(number, request, response):
+        return Response(200, {"ETag": '"one"'}, LONG) if number == turn else response
+
+    assert read(f"{odd(serve, change).url}/long") == LONG
+    running = odd(serve, change)
+    assert read_range(f"{running.url}/long", 20_001, 999) == LONG[20_001:21_000]
+    assert running.seen["range"] == (1 if turn > 1 else 2)
+
+
+@pytest.mark.parametrize("size", ["told", "untold"])
+def test_ranges_of_an_untold_total_are_read(serve, size):
+    """`Content-Range: bytes 0-9/*`; the size is that of a whole response, whose body is left, and
+    where that does not tell it either, the file is read as one."""
+
+    def change(number, request, response):
+        if response.status == 206:
+            return with_total(response, "*")
+        told = {} if size == "told" else {"Transfer-Encoding": "chunked"}
+        return replace(response, headers=response.headers | told)
+
+    running = odd(serve, change)
+    url = f"{running.url}/long"
+    assert stat(url).size == (50_000 if size == "told" else -1)
+    assert stat(url).version == "one"
+    assert read(url) == LONG
+    assert read_range(url, 49_000, 1000) == LONG[49_000:]
+    with pytest.raises(SourceError, match="expected 9 bytes from byte 49999 on, found 1"):
+        read_range(url, 49_999, 9)
+
+
+def test_an_untold_total_of_another_version_is_asked_for_again(serve):
+    def change(number, request, response):
+        if response.status == 200 and number == 2:
+            return replace(response, headers=response.headers | {"ETag": '"two"'})
+        return with_total(response, "*") if response.status == 206 else response
+
+    running = odd(serve, change)
+    assert stat(f"{running.url}/long").size == 50_000
+    assert running.seen == {"range": 2, "get": 2}
+
+
+@pytest.mark.parametrize(
+    "total", ["*", "-5", "-1", "x", "²", "9" * 30, "9" * 5000, "50000/50000", ""]
+)
+def test_a_total_that_is_none_is_told_in_one_line(serve, total):
+    def change(number, request, response):
+        if response.status == 200:
+            return Response(206, {}, LONG)  # all of it, called a part
+        return with_total(response, total)
+
+    url = f"{odd(serve, change).url}/long"
+    for use in (stat, open_stream, lambda url: read_range(url, 7, 3)):
+        with pytest.raises(UnreachableError, match="4 attempts failed, the last one: ") as caught:
+            use(url)
+        assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("header", [{}, {"Content-Range": "bytes */*"}])
+def test_a_server_that_satisfies_no_range_is_read_whole(serve, header):
+    """Only `bytes */0` says that a file is empty."""
+
+    def change(number, request, response):
+        return response if response.status == 200 else Response(416, header, b"")
+
+    url = f"{odd(serve, change).url}/long"
+    assert stat(url) == Stat(50_000, "one") and read(url) == LONG
+    empty = serve(lambda r: Response(416 if "range" in r.headers else 200, header, b""))
+    assert stat(f"{empty.url}/a").size == 0 and read(f"{empty.url}/a") == b""
+
+
+def test_a_member_as_large_as_a_catalog_says_is_never_made_room_for(server):
+    for size in (60_000, 10**15):
+        found = r"found 49990"
+        with pytest.raises(SourceError, match=rf"expected {size} bytes from byte 10 on, {found}"):
+            read_range(f"{server.url}/long", 10, size)
+    for offset, size in ((-5, 5), (5, -5)):
+        with pytest.raises(SourceError, match=f"a range of bytes, found {size} from byte {offset}"):
+            read_range(f"{server.url}/long", offset, size)
+
+
+def test_what_a_server_says_is_printable(serve):
+    running = serve(lambda request: Response(403, {}, b""))
+    running.reason = "No\x1b[31m\x9bway" + 300 * "!"
+    with pytest.raises(SourceError, match=r"found 403 No\?\[31m.*!; check ~/\.netrc") as caught:
+        stat(f"{running.url}/a")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 350
 
 
 def test_redirects_are_followed(with_ranges):

@@ -12,7 +12,6 @@ from test_tars import PLAIN, tar_of
 from yarl import URL
 
 from chiasm.pipeline.errors import SourceError, UnreachableError
-from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
 from chiasm.pipeline.storage import (
     addresses,
     open_stream,
@@ -158,9 +157,6 @@ def test_a_redirect_leads_to_no_inner_server(serve, names):
                 use(f"{outer.url}/{number}")
             assert "secret" not in str(caught.value) and "\n" not in str(caught.value), target
     assert not secret.seen
-    assert str(caught.value).endswith("is not a canonical IPv4 address; check the credentials") or (
-        "found" in str(caught.value)
-    )
     with pytest.raises(SourceError) as caught:
         stat(f"{outer.url}/1")
     assert str(caught.value) == (

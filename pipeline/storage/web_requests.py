@@ -18,7 +18,6 @@ from typing import Any
 
 import aiohttp
 from aiohttp.helpers import get_env_proxy_for_url
-from fsspec.implementations.http import HTTPFileSystem
 from yarl import URL
 
 from chiasm.pipeline.storage.addresses import Address, address_of, is_public, may_lead_to
@@ -52,22 +51,29 @@ class WebRequests:
         """The response that the URL leads to, its body unread; Refused for a redirect that is not
         followed."""
         headers = {"Accept-Encoding": "identity", **headers}
-        target, origin = URL(url, encoded=True), None
+        target, session = URL(url, encoded=True), self._session(None)
         for _ in range(MAX_REDIRECTS):
-            proxied = await _is_proxied(target)
-            if origin is not None and proxied:
-                await self._check_proxied(target, origin)
-            session = self._session(None if proxied else origin)
-            session.check_literal(target)
             client = session.client
             response = await client.get(target, headers=headers, allow_redirects=False)
             location = response.headers.get("Location")
             if response.status not in REDIRECTS or location is None:
                 return response
             response.release()
-            origin = frozenset() if proxied else session.addresses(target)
+            known = frozenset() if await _is_proxied(target) else session.addresses(target)
             target = redirected(target, location)
+            session = await self._session_for(target, known)
         raise Refused("more than ten redirects", "name the URL of the file itself")
+
+    async def _session_for(self, target: URL, origin: frozenset[Address]) -> _Session:
+        """The session for the target of a redirect; Refused where it is known already that the
+        redirect is not followed."""
+        if await _is_proxied(target):
+            await self._check_proxied(target, origin)
+            return self._session(None)
+        host = target.raw_host or ""
+        if address_of(host) is not None:  # it is never resolved
+            _check(host, [host], origin)
+        return self._session(origin)
 
     def _session(self, origin: Origin) -> _Session:
         if origin is not None and any(map(is_public, origin)):
@@ -78,7 +84,7 @@ class WebRequests:
             jars = [session.client.cookie_jar for session in self._sessions.values()]
             jar = jars[0] if jars else None  # the sessions' one jar
             client = aiohttp.ClientSession(connector=connector, cookie_jar=jar, **self._options)
-            weakref.finalize(self, HTTPFileSystem.close_session, self._loop, client)
+            weakref.finalize(self, _close_later, self._loop, client)
             self._sessions[origin] = _Session(client, resolver)
         return self._sessions[origin]
 
@@ -96,12 +102,6 @@ class WebRequests:
 class _Session:
     client: aiohttp.ClientSession
     resolver: _CheckingResolver
-
-    def check_literal(self, url: URL) -> None:
-        """Refused for a host that is an address itself, so never resolved, and not allowed."""
-        host = url.raw_host or ""
-        if self.resolver.origin is not None and address_of(host) is not None:
-            _check(host, [host], self.resolver.origin)
 
     def addresses(self, url: URL) -> frozenset[Address]:
         """The addresses of a host that has answered."""
@@ -137,6 +137,12 @@ def _check(host: str, addresses: Iterable[str], origin: Collection[Address]) -> 
                 f"a redirect to {host[:100]}, which is inside a network or this machine",
                 "name the URL that it leads to, if that is what you want",
             )
+
+
+def _close_later(loop: Any, client: aiohttp.ClientSession) -> None:
+    """Without waiting: the garbage collector may call this while any lock is held."""
+    if loop.is_running():
+        asyncio.run_coroutine_threadsafe(client.close(), loop)
 
 
 async def _is_proxied(url: URL) -> bool:

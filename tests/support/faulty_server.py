@@ -146,6 +146,7 @@ class FaultyServer:
         self.seen: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.ranges: list[str] = []
+        self.reason: str | None = None  # in place of the status's own
         self._server = _Server((host, 0), _handler(self))
         self.url = f"http://{host}:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
@@ -202,7 +203,7 @@ def _handler(owner: FaultyServer) -> type[BaseHTTPRequestHandler]:
                 length = str(int(length) + 1000)
             elif fault == "short":
                 length = str(int(length) // 2)
-            self.send_response(response.status)
+            self.send_response(response.status, owner.reason)
             for name, value in response.headers.items():
                 if name.lower() not in ("content-length", "connection", "transfer-encoding"):
                     self.send_header(name, value)
