@@ -463,16 +463,29 @@ def test_a_sweep_ends_the_uploads_of_dead_runs_alone(s3):
     with Run(folder, "embed", {}) as other, Run(folder, "embed", {}) as run:
         other.claim(["held-0123456789"])
         names = ["embeddings/held-0123456789.parquet", f"index/segments/{other.id}-000/rows.arrow"]
-        left = ["embeddings/left-0123456789.parquet", "index/segments/gone-000/rows.arrow"]
-        for name in names + left:
+        gone = "20250101T000000-0123abcd"
+        left = ["embeddings/left-0123456789.parquet", f"index/segments/{gone}-000/rows.arrow"]
+        foreign = [
+            *("backup.parquet", "embeddings/backup.parquet", "embeddings/a/b-0123456789.parquet"),
+            *("index/segments/backup/rows.arrow", f"index/segments/{gone}-000/notes.txt"),
+            *("x/embeddings/left-0123456789.parquet", "index/generations/000001.json", "a.tar"),
+            "left-0123456789.tar",  # another run lives, and filters may write such
+        ]
+        for name in names + left + foreign:
             s3.direct.create_multipart_upload(Bucket="bucket", Key=f"{prefix}/{name}")
         assert run.sweep(["embeddings"]) == [folder.url_of(name) for name in left]
-        assert s3.uploads() == [f"{prefix}/{name}" for name in names]
+        assert set(s3.uploads()) == {f"{prefix}/{name}" for name in names + foreign}
+    s3.direct.create_multipart_upload(Bucket="bucket", Key=f"{prefix}x/a-0123456789.tar")
     with Run(folder, "embed", {}) as run:
         run.claim(["held-0123456789"])
-        assert len(run.sweep([])) == 1, "what this run itself holds goes only at its end"
-        assert len(run.sweep([], own=True)) == 1
-    assert s3.uploads() == []
+        assert run.sweep([]) == [folder.url_of(name) for name in (names[1], foreign[-1])], (
+            "what this run itself holds goes only at its end"
+        )
+        assert run.sweep([], own=True) == [folder.url_of(names[0])]
+    assert set(s3.uploads()) == {
+        f"{prefix}x/a-0123456789.tar",
+        *(f"{prefix}/{name}" for name in foreign[:-1]),
+    }
 
 
 def test_a_shard_out_of_reach_is_tried_again_and_a_bad_one_is_not(s3, tmp_path):
