@@ -177,7 +177,7 @@ class ObjectFiles(ReadableFiles[Store]):
             expected = "a pattern such as folder/**/*.tar"
             raise UsageError(pattern, expected=expected, found=one_line_message(error)) from error
         prefix = path[: wildcard.start()]
-        deep = "/" in path[wildcard.start() :]
+        deep = any(mark in path[wildcard.start() :] for mark in ("/", "**"))
         with self._source_errors(pattern):
             folder = prefix if self.scheme == "s3" else prefix.rpartition("/")[0]
             listing = self._retry(lambda: self.store.list(folder, deep=deep))

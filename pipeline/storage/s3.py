@@ -162,9 +162,12 @@ class S3Store:
                 file.seek((number - 1) * part_size)
                 data = file.read(part_size)
             params = {"UploadId": upload_id, "PartNumber": number, "Body": data}
-            response = retry(
-                lambda: self._object_request("upload_part", path, **params), self.retries, stop
-            )
+            try:
+                response = retry(
+                    lambda: self._object_request("upload_part", path, **params), self.retries, stop
+                )
+            except NotFound as failure:
+                raise _upload_gone() from failure
             etag = {"ETag": response["ETag"]} if "ETag" in response else {}
             return {"PartNumber": number, **etag}
 
@@ -192,8 +195,7 @@ class S3Store:
         except NotFound:
             if isinstance(failure, AlreadyExists):
                 raise TransientError("the name was taken, and is free again") from failure
-            do = "another program aborted it: run the same command again"
-            raise Refused("the upload gone before its end", do) from failure
+            raise _upload_gone() from failure
         # Some stores change the case of metadata's names.
         if token not in (value for name, value in metadata.items() if name.lower() == "chiasm"):
             raise failure
@@ -280,6 +282,11 @@ class S3Store:
             if page.get("IsTruncated") and following == params:
                 raise Refused("a listing that does not say how it goes on", "check the endpoint")
             params = following
+
+
+def _upload_gone() -> Refused:
+    do = "another program aborted it: run the same command again"
+    return Refused("the upload gone before its end", do)
 
 
 def _token_metadata(token: str) -> dict[str, Any]:
