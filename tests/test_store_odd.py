@@ -231,19 +231,6 @@ def test_a_new_name_that_is_taken_is_taken_whatever_the_store_says(
     assert folder.read_bytes("a") == bytes(size) and s3.uploads() == []
 
 
-def test_a_mark_is_known_in_any_case(s3, change):
-    def shouting(request, response):
-        token = response.headers.get("x-amz-meta-chiasm")
-        if token is None:
-            return response
-        silent = with_headers(response, x_amz_meta_chiasm=None)
-        return replace(silent, headers=silent.headers | {"X-Amz-Meta-Chiasm": token})
-
-    change(shouting)
-    s3.server.faults = Faults(once=[("put", "lost")])
-    assert Folder(s3.root).write_new("a", b"mine", "r1")
-
-
 def test_a_name_that_was_taken_and_is_free_again_is_put(s3, change):
     folder, left = Folder(s3.root), [True]
 

@@ -196,8 +196,7 @@ class S3Store:
             if isinstance(failure, AlreadyExists):
                 raise TransientError("the name was taken, and is free again") from failure
             raise _upload_gone() from failure
-        # Some stores change the case of metadata's names.
-        if token not in (value for name, value in metadata.items() if name.lower() == "chiasm"):
+        if metadata.get("chiasm") != token:
             raise failure
 
     def remove(self, path: str) -> None:
