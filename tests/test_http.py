@@ -236,8 +236,8 @@ def test_ranges_of_an_untold_total_are_read(serve, size):
     def change(number, request, response):
         if response.status == 206:
             return with_total(response, "*")
-        told = {} if size == "told" else {"Transfer-Encoding": "chunked"}
-        return replace(response, headers=response.headers | told)
+        extra = {} if size == "told" else {"Transfer-Encoding": "chunked"}
+        return replace(response, headers=response.headers | extra)
 
     running = odd(serve, change)
     url = f"{running.url}/long"
@@ -404,8 +404,8 @@ def test_any_query_is_taken_where_a_person_allows_it_and_its_values_are_never_to
     url = f"{with_ranges.url}/a.tar?version=2&token=hush;sig=%20hush&hush#hush"
     [shard] = list_shards([url], allow_query=True)
     assert shard.url == url.removesuffix("#hush")
-    shown = f"{with_ranges.url}/a.tar?version=2&token=***&sig=***&***"
-    assert display_name(shard.url) == shown
+    displayed = f"{with_ranges.url}/a.tar?version=2&token=***&sig=***&***"
+    assert display_name(shard.url) == displayed
     assert [item.key for item in read_samples(shard, ReadSettings())] == ["a", "b"]
     with_ranges.faults = Faults(always={"range": "403"})
     for fail in (

@@ -164,13 +164,13 @@ def test_curves_show_each_stage_in_its_turn_and_lines_that_a_kill_tore_are_left_
 
 
 def test_a_query_is_taken_where_the_command_allows_it(monkeypatch, tmp_path):
-    listed: list[tuple[list[str], bool]] = []
+    calls: list[tuple[list[str], bool]] = []
 
     class Listed(Exception):
         pass
 
     def list_shards(specs, stdin, *, allow_query):
-        listed.append((specs, allow_query))
+        calls.append((specs, allow_query))
         raise Listed
 
     monkeypatch.setattr(options, "list_shards", list_shards)
@@ -182,4 +182,4 @@ def test_a_query_is_taken_where_the_command_allows_it(monkeypatch, tmp_path):
             filter_command.filter_([url], to, "pocket", **allow)
         with pytest.raises(Listed):
             train_two_tower([url], tmp_path / "c", "image", "text", **allow)
-    assert listed == [([url], False)] * 3 + [([url], True)] * 3
+    assert calls == [([url], False)] * 3 + [([url], True)] * 3

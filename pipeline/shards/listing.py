@@ -46,8 +46,8 @@ def list_shards(
     allow_query: take HTTP URLs with any query. Ledgers keep URLs, so that without it one whose
     query may hold credentials is refused.
     """
-    listed = _with_stdin(specs, stdin)
-    urls = dict.fromkeys(url for spec in listed for url in _expand(spec, allow_query))
+    given = _with_stdin(specs, stdin)
+    urls = dict.fromkeys(url for spec in given for url in _expand(spec, allow_query))
     return map_concurrent(stat_shard, list(urls))
 
 

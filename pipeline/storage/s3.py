@@ -105,13 +105,13 @@ class S3Store:
             files += [entry["Key"] for entry in page.get("Contents", ())]
             folders += [entry["Prefix"][:-1] for entry in page.get("CommonPrefixes", ())]
 
-        def listed(keys: list[str]) -> list[str]:
+        def below_prefix(keys: list[str]) -> list[str]:
             # Not every store heeds prefix and delimiter.
             found = (key for key in keys if key.startswith(prefix))
             below = (key for key in found if deep or "/" not in key[len(prefix) :])
             return sorted(f"{bucket}/{key}" for key in below)
 
-        return Listing(listed(files), listed(folders))
+        return Listing(below_prefix(files), below_prefix(folders))
 
     def is_folder(self, path: str) -> bool:
         bucket, _, key = path.rstrip("/").partition("/")

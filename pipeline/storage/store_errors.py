@@ -80,7 +80,9 @@ class Cancelled(StoreError):
 def one_line(text: str) -> str:
     """Foreign text as one line of at most 200 printable characters."""
     text = " ".join(text.split())
-    return "".join(each if each.isprintable() else "?" for each in text[:_MAX_MESSAGE])
+    return "".join(
+        character if character.isprintable() else "?" for character in text[:_MAX_MESSAGE]
+    )
 
 
 def one_line_message(error: BaseException) -> str:
