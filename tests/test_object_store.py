@@ -561,6 +561,40 @@ def test_any_filesystem_of_fsspec_can_be_a_store(memory, monkeypatch, small_bloc
             stream.read()
 
 
+def test_a_new_name_that_a_filesystem_put_though_no_answer_came_is_won(memory, monkeypatch):
+    class PreconditionFailed(OSError):
+        code = 412
+
+    store, taken = schemes.GS_STORE(), False
+    assert isinstance(store, FsspecStore)
+    put = store.fs.pipe_file
+
+    def pipe_file(path: str, data: bytes, mode: str) -> None:
+        nonlocal taken
+        assert mode == "create"
+        if taken:
+            raise PreconditionFailed
+        taken = True
+        put(path, data)
+        raise ConnectionResetError
+
+    monkeypatch.setattr(store.fs, "pipe_file", pipe_file)
+    folder = Folder("gs://bucket/c")
+    assert folder.write_new("n", b"1", "r") and not folder.write_new("n", b"2", "r")
+    assert folder.read_bytes("n") == b"1"
+
+
+def test_an_object_of_a_filesystem_that_knows_no_size_is_not_read_as_empty(memory, monkeypatch):
+    store, folder = schemes.GS_STORE(), Folder("gs://bucket/c")
+    assert isinstance(store, FsspecStore)
+    folder.write_whole("n", b"1")
+    info = store.fs.info
+    monkeypatch.setattr(store.fs, "info", lambda path: info(path) | {"size": None})
+    assert stat(folder.url_of("n")).size == -1
+    with pytest.raises(SourceError, match="found an object whose size is not known"):
+        open_stream(folder.url_of("n"))
+
+
 def test_a_filesystem_that_refuses_a_look_is_told_in_one_line(memory, monkeypatch):
     def refuse(path: str) -> bool:
         raise PermissionError("not yours")

@@ -13,7 +13,16 @@ from faulty_server import Faults, Response
 
 from chiasm.pipeline.errors import SourceError, StorageError, UnreachableError
 from chiasm.pipeline.shards import list_shards
-from chiasm.pipeline.storage import Folder, glob, open_stream, read_range, schemes, stat, uploads
+from chiasm.pipeline.storage import (
+    Folder,
+    glob,
+    is_folder,
+    open_stream,
+    read_range,
+    schemes,
+    stat,
+    uploads,
+)
 from chiasm.pipeline.storage import s3 as s3_store
 from chiasm.pipeline.storage.object_store import Listing
 from chiasm.pipeline.storage.remote import ObjectFiles
@@ -140,6 +149,7 @@ def test_a_listing_that_heeds_neither_prefix_nor_delimiter_is_sorted_out_here(s3
     assert folder.list("l") == ["l/a"] and folder.folders("l") == ["l/c"]
     assert folder.list() == ["lower", "m"]
     assert set(glob(f"{s3.root}/l/**")) == {f"{s3.root}/l/a", f"{s3.root}/l/c/d"}
+    assert is_folder(f"{s3.root}/l") and not is_folder(f"{s3.root}/a.tar")
 
 
 @pytest.mark.parametrize("kind", ["list", "uploads"])

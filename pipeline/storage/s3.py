@@ -117,7 +117,8 @@ class S3Store:
         bucket, _, key = path.rstrip("/").partition("/")
         prefix = f"{key}/" if key else ""
         found = self._request("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
-        return bool(found.get("Contents")) or not key
+        keys = [entry["Key"] for entry in found.get("Contents", ())]
+        return any(found.startswith(prefix) for found in keys) or not key
 
     def put(self, path: str, data: bytes, *, create_token: str = "") -> None:
         metadata = _token_metadata(create_token)
@@ -189,15 +190,19 @@ class S3Store:
             self._require_token(path, token, failure)
 
     def _require_token(self, path: str, token: str, failure: StoreError) -> None:
-        """Raise `failure` unless the object is the one that was put with `token`."""
+        """Raise what `failure` means unless the object is the one that was put with `token`."""
+        taken = isinstance(failure, AlreadyExists)
         try:
             metadata = self._object_request("head_object", path).get("Metadata", {})
         except NotFound:
-            if isinstance(failure, AlreadyExists):
+            if taken:
                 raise TransientError("the name was taken, and is free again") from failure
-            raise _upload_gone() from failure
-        if metadata.get("chiasm") != token:
+            metadata = {}
+        if metadata.get("chiasm") == token:
+            return
+        if taken:
             raise failure
+        raise _upload_gone() from failure
 
     def remove(self, path: str) -> None:
         self._object_request("delete_object", path)
