@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
 import tracemalloc
 
@@ -207,6 +208,40 @@ def test_a_chain_of_redirects_is_checked_at_each_step(serve, names, outside):
         stat(f"{outer.url}/1")
     assert not secret.seen
     assert read(f"{outer.url}/4") == TAR
+
+
+def test_every_kind_of_redirect_is_followed_ten_times_at_most(serve):
+    def answer(request: Request) -> Response:
+        left = int(request.path.rpartition("/")[2])
+        if not left:
+            return Files({"/0": TAR})(request)
+        status = (301, 302, 303, 307, 308)[left % 5]
+        return Response(status, {"Location": f"/{left - 1}"}, b"")
+
+    server = serve(answer)
+    assert read(f"{server.url}/10") == TAR
+    with pytest.raises(SourceError, match="found more than ten redirects; name the URL of the"):
+        stat(f"{server.url}/11")
+
+
+@pytest.mark.parametrize("status", [300, 302, 304, 305])
+def test_what_is_no_redirect_is_told(serve, status):
+    location = {"Location": "/a.tar"} if status != 302 else {}
+    server = serve(lambda r: Response(status, location, b"") if r.path == "/x" else None)
+    with pytest.raises(SourceError, match=f"found {status} "):
+        stat(f"{server.url}/x")
+
+
+def test_a_file_comes_in_the_encoding_in_which_it_is_kept(serve):
+    packed = gzip.compress(TAR)
+
+    def answer(request: Request) -> Response:
+        response = Files({"/a": packed})(request)
+        return Response(
+            response.status, response.headers | {"Content-Encoding": "gzip"}, response.body
+        )
+
+    assert read(f"{serve(answer).url}/a") == packed
 
 
 def test_a_redirect_leads_to_web_servers_and_keeps_encryption():

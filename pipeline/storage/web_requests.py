@@ -52,7 +52,7 @@ class WebRequests:
         followed."""
         headers = {"Accept-Encoding": "identity", **headers}
         target, session = URL(url, encoded=True), self._session(None)
-        for _ in range(MAX_REDIRECTS):
+        for _ in range(1 + MAX_REDIRECTS):
             client = session.client
             response = await client.get(target, headers=headers, allow_redirects=False)
             location = response.headers.get("Location")
