@@ -261,7 +261,7 @@ def test_an_untold_total_of_another_version_is_asked_for_again(serve):
 
 
 @pytest.mark.parametrize(
-    "total", ["*", "-5", "-1", "x", "²", "9" * 30, "9" * 5000, "50000/50000", ""]
+    "total", ["*", "-5", "-1", "0", "x", "²", "9" * 30, "9" * 5000, "50000/50000", ""]
 )
 def test_a_total_that_is_none_is_told_in_one_line(serve, total):
     def change(number, request, response):
@@ -271,9 +271,41 @@ def test_a_total_that_is_none_is_told_in_one_line(serve, total):
 
     url = f"{odd(serve, change).url}/long"
     for use in (stat, open_stream, lambda url: read_range(url, 7, 3)):
-        with pytest.raises(UnreachableError, match="4 attempts failed, the last one: ") as caught:
+        cause = "a part of the file in place of all" if total == "*" else ".*a Content-Range of '"
+        message = f"4 attempts failed, the last one: {cause}"
+        with pytest.raises(UnreachableError, match=message) as caught:
             use(url)
         assert len(str(caught.value)) < 500
+
+
+def test_the_end_of_a_file_takes_one_request(serve):
+    running = serve(Files({"/a": b"1", "/empty": b""}))
+    for use in (
+        lambda: read_range(f"{running.url}/a", 1, 1),
+        lambda: read_range(f"{running.url}/empty", 0, 1),
+    ):
+        running.seen.clear()
+        with pytest.raises(SourceError, match=r"expected 1 bytes from byte . on, found 0"):
+            use()
+        assert running.seen == {"range": 1}
+
+
+@pytest.mark.parametrize(
+    ("status", "attempts", "found"),
+    [
+        *((status, 1, "found nothing there; check the name") for status in (404, 410)),
+        *((status, 4, f"found 4 attempts failed, the last one: {status}") for status in (408, 425)),
+        *((status, 4, f"found 4 attempts failed, the last one: {status}") for status in (429, 500)),
+        *((status, 1, rf"found {status} .*; check ~/\.netrc") for status in (204, 400, 401, 501)),
+    ],
+)
+def test_a_status_is_told_or_asked_again(serve, status, attempts, found):
+    running = serve(lambda request: Response(status, {}, b""))
+    for use in (stat, open_stream):
+        running.seen.clear()
+        with pytest.raises(SourceError, match=found):
+            use(f"{running.url}/a")
+        assert running.seen == {"range": attempts}
 
 
 @pytest.mark.parametrize("header", [{}, {"Content-Range": "bytes */*"}])
