@@ -29,7 +29,9 @@ from chiasm.pipeline.storage import (
     stat,
     streams,
 )
+from chiasm.pipeline.storage.range_requests import ContentRange, parse_content_range
 from chiasm.pipeline.storage.retry import RetrySettings
+from chiasm.pipeline.storage.store_errors import TransientError
 
 TAR = tar_of(*PLAIN)
 LONG = noise(50_000)
@@ -276,6 +278,15 @@ def test_a_total_that_is_none_is_told_in_one_line(serve, total):
         with pytest.raises(UnreachableError, match=message) as caught:
             use(url)
         assert len(str(caught.value)) < 500
+
+
+def test_a_size_fits_into_64_bits():
+    largest = (1 << 63) - 1
+    assert parse_content_range(f"bytes 0-0/{largest}").total == largest
+    assert parse_content_range("bytes 3-9/*") == ContentRange("bytes 3-9/*", 3, 9, -1)
+    for text in (f"bytes 0-0/{largest + 1}", "bytes 0-0/-1", "bytes 0/5", "0-0", None):
+        with pytest.raises(TransientError, match="a Content-Range of '"):
+            parse_content_range(text)
 
 
 def test_the_end_of_a_file_takes_one_request(serve):
