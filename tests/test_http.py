@@ -289,6 +289,13 @@ def test_a_size_fits_into_64_bits():
             parse_content_range(text)
 
 
+def test_a_whole_file_is_read_from_its_end(with_ranges, monkeypatch):
+    monkeypatch.setattr(streams, "TAIL", 1000)
+    for name, data in with_ranges.answer.files.items():
+        assert Folder(with_ranges.url).read_bytes(name[1:]) == data
+    assert with_ranges.ranges[0] == "bytes=-1000"
+
+
 def test_the_end_of_a_file_takes_one_request(serve):
     running = serve(Files({"/a": b"1", "/empty": b""}))
     for use in (
