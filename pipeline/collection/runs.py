@@ -23,6 +23,7 @@ from typing import Any
 
 import psutil
 
+from chiasm.pipeline.collection.uploads import is_dead_upload
 from chiasm.pipeline.errors import StorageError
 from chiasm.pipeline.storage import Folder, is_temporary, run_of_temporary
 
@@ -170,17 +171,19 @@ class Run:
         return stale
 
     def abort_uploads(self, *, own: bool = False) -> list[str]:
-        """Abort multipart uploads that dead runs left: listings do not show them, bills do. An
-        upload belongs to the run that has claimed its shard or, in the index, whose id is part of
-        its name."""
+        """Abort the multipart uploads that dead runs left, as `uploads.py` tells them from others;
+        returns their URLs."""
+        prefix = f"{self.folder.url.rstrip('/')}/"
 
-        @functools.cache
-        def live_ids() -> set[str]:
-            live = self.others() + ([] if own else [self.record])
-            return {part for run in live for part in (run.id, *run.claimed)}
+        @functools.cache  # read once there is an upload, and after these were listed
+        def live_ids() -> tuple[set[str], set[str]]:
+            others = {part for run in self.others() for part in (run.id, *run.claimed)}
+            return others, set() if own else {self.id, *self.record.claimed}
 
-        aborted = self.folder.abort_uploads(lambda url: not any(part in url for part in live_ids()))
-        return list(aborted)
+        def is_dead(url: str) -> bool:
+            return is_dead_upload(url.removeprefix(prefix), *live_ids())
+
+        return list(self.folder.abort_uploads(is_dead))
 
     def _write(self) -> None:
         with self._lock:
