@@ -238,24 +238,25 @@ def work(name: str, inputs: int, seed: int, folder: Path, result: Path) -> None:
         changed = target.mutate(random.Random(drawn), data, mutate_bytes)
         return changed if len(changed) <= most else mutate_bytes(data)[:most]
 
-    with tempfile.TemporaryDirectory(prefix="chiasm-fuzz-") as corpus, meter.watching():
-        for number, data in enumerate(target.seeds()):
-            (Path(corpus) / f"{number:04d}").write_bytes(data)
-        folder.mkdir(parents=True, exist_ok=True)
-        options = {
-            "max_len": target.longest,
-            "seed": seed % (1 << 32) or 1,  # 0 would be drawn by the clock
-            "timeout": WATCHDOG_SECONDS,
-            "report_slow_units": WATCHDOG_SECONDS,  # by the wall clock, which says little here
-            "rss_limit_mb": 4096,
-            "artifact_prefix": f"{folder}/",
-            "verbosity": 0,
-            "reload": 0,
-        }
-        flags = [f"-{option}={value}" for option, value in options.items()]
-        gc.collect()
-        gc.freeze()  # a collection over all that was imported would count as an input's time
-        atheris.Setup([sys.argv[0], *flags, corpus], run, custom_mutator=mutate)
+    corpus = Path(tempfile.mkdtemp())
+    for number, data in enumerate(target.seeds()):
+        (corpus / f"{number:04d}").write_bytes(data)
+    folder.mkdir(parents=True, exist_ok=True)
+    options = {
+        "max_len": target.longest,
+        "seed": seed % (1 << 32) or 1,  # 0 would be drawn by the clock
+        "timeout": WATCHDOG_SECONDS,
+        "report_slow_units": WATCHDOG_SECONDS,  # by the wall clock, which says little here
+        "rss_limit_mb": 4096,
+        "artifact_prefix": f"{folder}/",
+        "verbosity": 0,
+        "reload": 0,
+    }
+    flags = [f"-{option}={value}" for option, value in options.items()]
+    gc.collect()
+    gc.freeze()  # a collection over all that was imported would count as an input's time
+    with meter.watching():
+        atheris.Setup([sys.argv[0], *flags, str(corpus)], run, custom_mutator=mutate)
         atheris.Fuzz()
 
 
@@ -270,7 +271,8 @@ def fuzz(name: str, inputs: int, seed: int, folder: Path) -> Outcome:
             code = subprocess.run(
                 [*command, "--failures", str(folder)],
                 cwd=ROOT,
-                env={**os.environ, **ENVIRONMENT},
+                # The worker leaves without tidying up.
+                env={**os.environ, **ENVIRONMENT, "TMPDIR": place},
                 stdout=output,
                 stderr=output,
             ).returncode
