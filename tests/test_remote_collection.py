@@ -72,7 +72,7 @@ def test_the_bytes_are_those_of_local_disk(s3, both):
 def test_faults_at_random_change_no_byte(s3, tmp_path):
     shards = put_shards(s3, tmp_path)
     here = embed(shards, str(tmp_path / "here"))
-    s3.server.faults = Faults(share=0.05, seed=3)
+    s3.server.faults = Faults(share=0.1, seed=3)
     there = embed(shards, f"{s3.root}/there")
     build_index(there.url)
     assert sum(s3.server.failed.values()) > 3
