@@ -93,7 +93,7 @@ def read_status(path: str) -> Status:
         unfinished=unfinished,
         set_aside=quarantined,
         index=read_index_status(collection, path),
-        runs=[_run(seen) for seen in observer.look()],
+        runs=[_run(seen) for seen in observer.observe()],
     )
 
 

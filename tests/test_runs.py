@@ -185,10 +185,10 @@ def test_a_process_is_known_by_boot_namespace_and_start():
 )
 def test_a_name_with_parentheses_and_a_zombie_are_read_aright(tmp_path, monkeypatch, state, alive):
     me = THIS_MACHINE.this_process()
-    for pid, shown in (("self", me.pid), ("7", 7)):
+    for pid, number in (("self", me.pid), ("7", 7)):
         (tmp_path / pid / "ns").mkdir(parents=True)
-        fields = [str(number) for number in range(4, 22)] + ["4242", "23"]
-        line = f"{shown} (a) b (c) {state if pid == '7' else 'R'} {' '.join(fields)}"
+        fields = [str(field) for field in range(4, 22)] + ["4242", "23"]
+        line = f"{number} (a) b (c) {state if pid == '7' else 'R'} {' '.join(fields)}"
         (tmp_path / pid / "stat").write_text(line)
     (tmp_path / "self" / "ns" / "pid").symlink_to("pid:[1]")
     (tmp_path / "sys/kernel/random").mkdir(parents=True)
@@ -218,7 +218,7 @@ def test_a_run_of_another_machine_is_dead_once_it_stands_still_for_a_minute(tmp_
             assert run.sweep(["embeddings"]) == []
             clock.sleep(HEARTBEAT_SECONDS)
             other.beat()
-        run.look()
+        run.observe()
         clock.sleep(STALE_SECONDS - 0.5)
         run.beat()
         assert run.sweep(["embeddings"]) == []
@@ -334,7 +334,7 @@ def test_a_run_that_comes_back_is_not_overwritten_by_a_mark(tmp_path):
     other = fake_run(folder, "b", clock, "r1")
     other.__enter__()
     with fake_run(folder, "a", clock, "r2") as run:
-        run.look()
+        run.observe()
         clock.sleep(STALE_SECONDS + 1)
         assert run.others() == [], "found dead"
         other.beat()
@@ -352,7 +352,7 @@ def test_a_run_out_of_reach_for_long_looks_before_it_goes_on(tmp_path):
     other.confirm()
     assert other.lapses == 1, "whoever rests on its claims has to claim anew"
     with fake_run(folder, "a", clock, "r2") as run:
-        run.look()
+        run.observe()
         clock.sleep(STALE_SECONDS + 1)
         run.sweep(["embeddings"])
     for act in (other.confirm, other.beat, lambda: other.claim(["t"])):
@@ -367,7 +367,7 @@ def test_a_mark_is_noticed_by_the_next_heartbeat_even_if_no_time_passed_here(tmp
     other = fake_run(folder, "b", asleep, "r1")
     other.__enter__()
     with fake_run(folder, "a", clock, "r2") as run:
-        run.look()
+        run.observe()
         clock.sleep(STALE_SECONDS + 1)
         run.sweep([])
     with pytest.raises(CollectionError, match="another run that has taken over its work"):

@@ -71,8 +71,8 @@ def format_run(run: dict[str, Any]) -> str:
 
 def format_some(names: list[str]) -> str:
     """The first few of many names."""
-    shown = ", ".join(names[:MOST_NAMES])
-    return shown + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
+    first = ", ".join(names[:MOST_NAMES])
+    return first + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
 
 
 def _print_counts(what: str, counts: dict[str, int]) -> None:

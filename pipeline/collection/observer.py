@@ -93,11 +93,11 @@ class RunObserver:
         self._folder, self._clock, self._alive, self._own_id = folder, clock, alive, own_id
         self._sightings: dict[str, _Sighting] = {}
         # A run that has ended or is dead is read again only if its file changes all the same.
-        self._settled: dict[str, Stat] = {}
+        self._final: dict[str, Stat] = {}
         self._unmarked: dict[str, tuple[Seen, bytes]] = {}
         self.activity = 0
 
-    def look(self) -> list[Seen]:
+    def observe(self) -> list[Seen]:
         """The other runs that may live, and those found to have ended or died since the last look;
         oldest first."""
         began = self._clock.monotonic()
@@ -107,10 +107,10 @@ class RunObserver:
             if name.endswith(".json")
             and not is_temporary(name)
             and run_of_record(name) != self._own_id
-            and self._settled.get(name) != stat
+            and self._final.get(name) != stat
         }
         self._read_changed(stats, began)
-        seen = [self._judge(name, began) for name in stats if name in self._sightings]
+        seen = [self._assess(name, began) for name in stats if name in self._sightings]
         self.activity += bool(seen)
         return seen
 
@@ -158,7 +158,7 @@ class RunObserver:
             return True
         return known.read - known.since < TICK_OF_FILES
 
-    def _judge(self, name: str, began: float) -> Seen:
+    def _assess(self, name: str, began: float) -> Seen:
         sighting = self._sightings[name]
         record = sighting.record
         running = record is None or record.state == RUNNING
@@ -173,7 +173,7 @@ class RunObserver:
             life = Life.ALIVE if sighting.moved else Life.UNKNOWN
         seen = Seen(run_of_record(name), record, life, here is not None)
         if not seen.may_live:
-            self._settled[name] = sighting.stat
+            self._final[name] = sighting.stat
             del self._sightings[name]
             if life is Life.DEAD and record is not None:
                 self._unmarked[name] = (seen, sighting.digest)

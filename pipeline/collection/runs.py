@@ -160,14 +160,14 @@ class Run:
             if self._lapsed():
                 self.beat()
 
-    def look(self) -> list[Seen]:
+    def observe(self) -> list[Seen]:
         """The other runs that may be alive, and those found ended or dead since the last look."""
         with self._looking:
-            return self._observer.look()
+            return self._observer.observe()
 
     def others(self) -> list[Seen]:
         """The other runs of this collection that may be alive."""
-        return [seen for seen in self.look() if seen.may_live]
+        return [seen for seen in self.observe() if seen.may_live]
 
     def wait_for_verdicts(self, run_ids: Iterable[str]) -> set[str]:
         """Wait until every one of these runs is known to live or to be dead; returns those that
@@ -186,7 +186,7 @@ class Run:
 
         Workers outlive a killed driver by up to half a second and may still create a file: where a
         run of this machine has died that nobody has swept yet, they get the time to exit first."""
-        self.look()
+        self.observe()
         if self._observer.dead_here():
             self.clock.sleep(ORPHAN_SECONDS)
         removed = self.remove_temporaries(folders, own=own) + self.abort_uploads(own=own)
@@ -274,6 +274,6 @@ class Run:
 
 def runs(folder: Folder) -> Iterator[RunRecord]:
     """Every run of a collection whose record can be read, oldest first."""
-    for seen in RunObserver(folder, SYSTEM_CLOCK, THIS_MACHINE.alive).look():
+    for seen in RunObserver(folder, SYSTEM_CLOCK, THIS_MACHINE.alive).observe():
         if seen.record is not None:
             yield seen.record
