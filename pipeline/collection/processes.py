@@ -27,7 +27,24 @@ class ProcessId:
 
 
 class Machine:
-    """The machine that this process runs on, as /proc describes it."""
+    """The machine that this process runs on, as /proc describes it. `read` to `probe` are what it
+    asks of the system."""
+
+    def read(self, name: str) -> str:
+        """The text of a file of /proc; OSError where there is none."""
+        with open(f"{_PROC}/{name}", "rb") as file:
+            return file.read().decode("ascii", "replace")
+
+    def link(self, name: str) -> str:
+        """What a link of /proc leads to; OSError where there is none."""
+        return os.readlink(f"{_PROC}/{name}")
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def probe(self, pid: int) -> None:
+        """Raises ProcessLookupError where no process has this id."""
+        os.kill(pid, 0)  # signal 0 is sent to nobody
 
     def host(self) -> str:
         """Its name, for people: several machines may share one."""
@@ -36,14 +53,13 @@ class Machine:
     def this_process(self) -> ProcessId:
         """This process; with its pid alone where /proc does not show it under that pid."""
         try:
-            with open(f"{_PROC}/sys/kernel/random/boot_id") as file:
-                boot_id = file.read().strip()
-            namespace = os.readlink(f"{_PROC}/self/ns/pid")
-            shown_pid, _, ticks = _read_stat("self")
+            boot_id = self.read("sys/kernel/random/boot_id").strip()
+            namespace = self.link("self/ns/pid")
+            shown_pid, _, ticks = _parse_stat(self.read("self/stat"))
         except (OSError, ValueError):
-            return ProcessId(os.getpid())
-        if shown_pid != os.getpid():  # a /proc of another pid namespace
-            return ProcessId(os.getpid())
+            return ProcessId(self.pid())
+        if shown_pid != self.pid():  # a /proc of another pid namespace
+            return ProcessId(self.pid())
         return ProcessId(shown_pid, boot_id, namespace, ticks)
 
     def alive(self, process: ProcessId) -> bool | None:
@@ -54,36 +70,36 @@ class Machine:
         if not here.boot_id or where != (here.boot_id, here.pid_namespace):
             return None
         try:
-            _, state, ticks = _read_stat(str(process.pid))
+            _, state, ticks = _parse_stat(self.read(f"{process.pid}/stat"))
         except (FileNotFoundError, ProcessLookupError):
-            return _hidden(process.pid)
+            return self._hidden(process.pid)
         except (OSError, ValueError):
             return None
         return ticks == process.start_ticks and state not in "ZXx"
+
+    def _hidden(self, pid: int) -> bool | None:
+        """False where there is no such process, None where there is one that /proc does not show,
+        as with the mount option `hidepid`."""
+        if pid <= 0:
+            return False
+        try:
+            self.probe(pid)
+        except (ProcessLookupError, OverflowError):
+            return False
+        except PermissionError:
+            return None
+        # It ended between the two calls, or it began there and is another.
+        return False
 
 
 THIS_MACHINE = Machine()
 
 
-def _read_stat(pid: str) -> tuple[int, str, int]:
-    """Pid, state and start ticks from `/proc/PID/stat`. Raises OSError, ValueError."""
-    with open(f"{_PROC}/{pid}/stat", "rb") as file:
-        text = file.read().decode("ascii", "replace")
+def _parse_stat(text: str) -> tuple[int, str, int]:
+    """Pid, state and start ticks of the content of `/proc/PID/stat`; ValueError for another."""
     # The second field is the program's name, which may hold spaces and parentheses.
     first, rest = text[: text.index(" ")], text[text.rindex(")") + 1 :].split()
-    return int(first), rest[0], int(rest[19])
-
-
-def _hidden(pid: int) -> bool | None:
-    """False where there is no such process, None where there is one that /proc does not show, as
-    with the mount option `hidepid`."""
-    if pid <= 0:
-        return False
     try:
-        os.kill(pid, 0)  # signal 0 is sent to nobody
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return None
-    # It ended between the two calls, or it began there and is another.
-    return False
+        return int(first), rest[0], int(rest[19])
+    except IndexError as error:
+        raise ValueError("too few fields") from error

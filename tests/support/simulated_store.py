@@ -66,7 +66,11 @@ class SimulatedStore:
     def list(self, folder: str, *, deep: bool = False) -> Listing:
         with self._request("list", folder):
             names = [path for path in self.listed() if path.startswith(folder)]
-            files = [path for path in names if deep or "/" not in path[len(folder) :]]
+            files = {
+                path: self.objects[path].stat
+                for path in names
+                if deep or "/" not in path[len(folder) :]
+            }
             folders = {
                 folder + path[len(folder) :].partition("/")[0]
                 for path in names

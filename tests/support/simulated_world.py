@@ -28,11 +28,10 @@ class Killed(BaseException):
 
 @dataclass
 class Process:
-    """A simulated process. offset: what its machine's wall clock is wrong by, in seconds."""
+    """A simulated process. start_ticks: as in /proc."""
 
     name: str
-    pid: int
-    glet: greenlet
+    start_ticks: int = 0
     killed: bool = False
     ended: bool = False
     error: BaseException | None = None
@@ -78,11 +77,11 @@ class World:
                 process.ended = True
 
         glet = greenlet(body, parent=self._hub)
-        process = of or Process(name, 100 + len(self.processes), glet)
+        process = of or Process(name)
         if of is None:
             self.processes.append(process)
         self._by_glet[glet] = process
-        self._wake(glet, self.rng.uniform(0, 0.1))
+        self.wake(glet, self.rng.uniform(0, 0.1))
         return process
 
     def kill(self, process: Process) -> None:
@@ -95,10 +94,13 @@ class World:
 
     def pause(self, seconds: float) -> None:
         """The current process gives way and goes on so much later."""
-        glet = getcurrent()
-        self._wake(glet, seconds)
+        self.wake(getcurrent(), seconds)
+        self.wait()
+
+    def wait(self) -> None:
+        """The current process gives way until it is woken."""
         self._hub.switch()
-        if self._by_glet[glet].killed:
+        if self.current.killed:
             raise Killed
 
     def run(self, until: float = float("inf")) -> None:
@@ -114,7 +116,8 @@ class World:
         if until != float("inf"):
             self.now = max(self.now, until)
 
-    def _wake(self, glet: greenlet, seconds: float) -> None:
+    def wake(self, glet: greenlet, seconds: float = 0.0) -> None:
+        """Let a process that waits go on, so much later."""
         heapq.heappush(self._waiting, (self.now + seconds, next(self._order), glet))
 
     def _step(self, when: str, kind: str, path: str) -> None:

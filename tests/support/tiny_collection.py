@@ -77,10 +77,12 @@ def add_shard(
     json_of: Callable[[int], str | None] = plain_json,
     holes: float = 0.0,
     vectors: np.ndarray | None = None,
+    shard: Shard | None = None,
 ) -> dict[str, np.ndarray]:
-    """Add, or embed again, the shard `name`; `vectors` in place of drawn pictures."""
+    """Add, or embed again, the shard `name`; `vectors` in place of drawn pictures, `shard` in place
+    of one that is nowhere."""
     rng = np.random.default_rng(seed)
-    shard = Shard(f"file:///nowhere/{name}.tar", f"{name}-0123456789", 4096, "1")
+    shard = shard or Shard(f"file:///nowhere/{name}.tar", f"{name}-0123456789", 4096, "1")
     dice = rng.random(rows)
     has = {"image": dice >= holes, "text": dice < 1 - holes}
     has["joint"] = has["image"] & has["text"]
