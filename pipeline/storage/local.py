@@ -216,6 +216,14 @@ class LocalFiles:
     def list(self, url: str) -> list[str]:
         return sorted(entry.name for entry in self._entries(url) if entry.is_file)
 
+    def list_stats(self, url: str) -> dict[str, Stat]:
+        found: dict[str, Stat] = {}
+        for base in self.list(url):
+            stat = self.stat_or_none(self.join(url, base))
+            if stat is not None:
+                found[base] = stat
+        return found
+
     def read_bytes(self, url: str) -> bytes:
         with _storage_errors(_path_of(url)):
             return self.disk.read(_path_of(url))
