@@ -28,7 +28,6 @@ from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.records import IMAGE, Origin, Place
 
 BATCH = 4096  # rows of a record batch
-BATCH_BYTES = 64 << 20  # of rows that wait to be written; a text column of a batch ends at 2 GiB
 
 
 def copied_columns(columns: Iterable[str]) -> list[str]:
@@ -77,7 +76,7 @@ class CatalogWriter:
         shards: Sequence[IndexedShard],
         schema: SchemaInference,
         copied: Sequence[str],
-        batch_bytes: int = BATCH_BYTES,
+        batch_bytes: int,
     ) -> None:
         self._schema, self._copied, self._batch_bytes = schema, list(copied), batch_bytes
         self._names = {

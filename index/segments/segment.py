@@ -26,7 +26,7 @@ import pyarrow as pa
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.segments.advice import build_command
 from chiasm.index.segments.cache import open_cached
-from chiasm.index.segments.catalog import BATCH_BYTES, Catalog, CatalogWriter, IndexedShard
+from chiasm.index.segments.catalog import Catalog, CatalogWriter, IndexedShard
 from chiasm.index.segments.checksums import Count, Digest, FileSum
 from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.index.segments.names import (
@@ -96,7 +96,7 @@ class SegmentWriter:
     """Writes a segment from Parquet rows; `commit` gives its files their names. Used in a `with`,
     which leaves no temporary behind. shards: those whose rows may come, in this order. copied: the
     catalog's `copied_columns`. indexes: for each column an empty FAISS index that takes ids,
-    trained where its kind needs it.
+    trained where its kind needs it. batch_bytes: as the catalog's writer takes it.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class SegmentWriter:
         copied: Sequence[str],
         indexes: dict[str, Any],
         dim: int,
-        batch_bytes: int = BATCH_BYTES,
+        batch_bytes: int,
     ) -> None:
         self.id, self.dim, self.rows = segment_id, dim, 0
         self._folder, self._run_id = folder, run_id
