@@ -8,8 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chiasm.index.segments import open_current, stale_shards
-from chiasm.pipeline.collection import Collection, RunRecord, embeddings, entries, runs
+from chiasm.pipeline.collection import (
+    THIS_MACHINE,
+    Collection,
+    Life,
+    RunObserver,
+    RunRecord,
+    Seen,
+    embeddings,
+    entries,
+)
 from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.timing import SYSTEM_CLOCK
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,7 @@ class Status:
 def read_status(path: str) -> Status:
     """Raises CollectionError where there is no collection."""
     collection = Collection.open(path)
+    observer = RunObserver(collection.folder, SYSTEM_CLOCK, THIS_MACHINE.alive)
     done = {file.shard_id for file in embeddings(collection.folder)}
     reasons: Counter[str] = Counter()
     notes: Counter[str] = Counter()
@@ -82,7 +93,7 @@ def read_status(path: str) -> Status:
         unfinished=unfinished,
         set_aside=quarantined,
         index=read_index_status(collection, path),
-        runs=[_run(run) for run in runs(collection.folder)],
+        runs=[_run(seen) for seen in observer.observe()],
     )
 
 
@@ -110,17 +121,20 @@ def read_index_status(collection: Collection, path: str) -> IndexStatus:
     )
 
 
-def _run(run: RunRecord) -> dict[str, Any]:
-    killed = run.state == "running" and not run.alive()
+def _run(seen: Seen) -> dict[str, Any]:
+    """A run as JSON. foreign: whether another machine may run it: one look cannot tell."""
+    killed, foreign = seen.life is Life.DEAD, seen.life is Life.UNKNOWN
+    run = seen.record or RunRecord(seen.id, "", "", 0, 0.0, 0.0, state="unreadable")
     return {
         "id": run.id,
         "command": run.command,
         "state": "killed" if killed else run.state,
+        "foreign": foreign,
         "host": run.host,
         "pid": run.pid,
         "started": run.started,
-        "age": _ago(time.time() - run.started),
-        "holds": [] if killed else list(run.claimed),
+        "age": _ago(time.time() - run.started) if run.started else "",
+        "holds": list(run.claimed) if seen.may_live else [],
     }
 
 

@@ -72,7 +72,7 @@ def test_the_bytes_are_those_of_local_disk(s3, both):
 def test_faults_at_random_change_no_byte(s3, tmp_path):
     shards = put_shards(s3, tmp_path)
     here = embed(shards, str(tmp_path / "here"))
-    s3.server.faults = Faults(share=0.05, seed=3)
+    s3.server.faults = Faults(share=0.1, seed=3)
     there = embed(shards, f"{s3.root}/there")
     build_index(there.url)
     assert sum(s3.server.failed.values()) > 3
@@ -188,7 +188,7 @@ def test_runs_that_have_ended_are_not_read_again(s3):
         assert [found.claimed for found in run.others()] == [("a",)]
         s3.server.seen.clear()
         assert [found.claimed for found in run.others()] == [("a",)]
-        assert s3.server.seen["range"] == 2
+        assert s3.server.seen["range"] == 1, "that of the one that runs"
     assert [found.state for found in runs(folder)] == ["failed"] * 7
 
 

@@ -13,12 +13,11 @@ import threading
 import time
 from dataclasses import dataclass, replace
 
-import psutil
 import pyarrow as pa
 import ray
 
 from chiasm.jobs.cluster.logs import Line, LogBuffer
-from chiasm.pipeline.collection import Identity, LedgerEntry, Tally, process_alive, this_machine
+from chiasm.pipeline.collection import THIS_MACHINE, Identity, LedgerEntry, ProcessId, Tally
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.encoders import Encoder, load_encoder
@@ -67,9 +66,7 @@ class Recipe:
     collection: str
     run_id: str
     embedding: EmbedSettings
-    driver_host: str
-    driver_pid: int
-    driver_started: float
+    driver: ProcessId
 
     @classmethod
     def of_this_driver(
@@ -80,17 +77,8 @@ class Recipe:
         run_id: str,
         embedding: EmbedSettings,
     ) -> Recipe:
-        process = psutil.Process()
-        return cls(
-            encoder,
-            compute,
-            collection,
-            run_id,
-            embedding,
-            this_machine(),
-            process.pid,
-            process.create_time(),
-        )
+        driver = THIS_MACHINE.this_process()
+        return cls(encoder, compute, collection, run_id, embedding, driver)
 
 
 class EmbedWorker:
@@ -144,10 +132,11 @@ class EmbedWorker:
 
     def _exit_with_driver(self) -> None:
         """End this process when its driver is gone. Ray does so too, but only after some seconds,
-        in which a worker would go on writing in the name of a dead run."""
-        if self.recipe.driver_host != this_machine():
+        in which a worker would go on writing in the name of a dead run. On another machine than the
+        driver's only Ray knows."""
+        if THIS_MACHINE.alive(self.recipe.driver) is None:
             return
-        while process_alive(self.recipe.driver_pid, self.recipe.driver_started):
+        while THIS_MACHINE.alive(self.recipe.driver) is not False:
             time.sleep(DRIVER_CHECK_SECONDS)
         os._exit(1)
 

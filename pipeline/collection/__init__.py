@@ -25,6 +25,7 @@ from chiasm.pipeline.collection.ledger import (
     read_entry,
     write_entry,
 )
+from chiasm.pipeline.collection.observer import Life, RunObserver, Seen
 from chiasm.pipeline.collection.parquet_schema import (
     MEMBER_FIELDS,
     Footer,
@@ -34,20 +35,28 @@ from chiasm.pipeline.collection.parquet_schema import (
     schema_version,
 )
 from chiasm.pipeline.collection.parquet_writer import ParquetWriter
-from chiasm.pipeline.collection.runs import Run, RunRecord, process_alive, runs, this_machine
+from chiasm.pipeline.collection.processes import THIS_MACHINE, Machine, ProcessId
+from chiasm.pipeline.collection.run_record import RunRecord
+from chiasm.pipeline.collection.runs import Run, runs
 
 __all__ = [
     "FOLDERS",
     "MEMBER_FIELDS",
     "SHARD_FOLDERS",
+    "THIS_MACHINE",
     "Collection",
     "EmbeddingFile",
     "Footer",
     "Identity",
     "LedgerEntry",
+    "Life",
+    "Machine",
     "ParquetWriter",
+    "ProcessId",
     "Run",
+    "RunObserver",
     "RunRecord",
+    "Seen",
     "Tally",
     "arrow_schema",
     "create_or_check",
@@ -59,13 +68,11 @@ __all__ = [
     "ledger_name",
     "member_prefixes",
     "parquet_name",
-    "process_alive",
     "read_entry",
     "read_footer",
     "read_identity",
     "runs",
     "schema_version",
-    "this_machine",
     "vectors_of",
     "write_entry",
 ]
