@@ -20,8 +20,8 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import platformdirs
 
@@ -38,7 +38,7 @@ _owners: dict[str, weakref.WeakSet[object]] = {}  # by checksum, who has mapped 
 _lock = threading.Lock()
 
 
-def open_cached(folder: Folder, name: str, checksum: FileSum, owner: object) -> BinaryIO:
+def open_cached(folder: Folder, name: str, checksum: FileSum, owner: object) -> BufferedReader:
     """The local copy of a file of a collection, downloaded unless it is there unchanged; open, so
     that no other process can take it away before it is mapped. owner: what maps it. As long as it
     lives, the copy is not removed by this process.
@@ -82,7 +82,7 @@ def cache_limit_bytes() -> int:
     return int(gigabytes * 1e9)
 
 
-def _download(folder: Folder, name: str, checksum: FileSum, copy: Path) -> BinaryIO:
+def _download(folder: Folder, name: str, checksum: FileSum, copy: Path) -> BufferedReader:
     digest, size = hashlib.blake2b(digest_size=16), 0
     target = LocalFiles().create(str(copy), secrets.token_hex(4))
     with folder.open_stream(name) as source, target:
@@ -101,7 +101,7 @@ def _download(folder: Folder, name: str, checksum: FileSum, copy: Path) -> Binar
                 do=f"run {build_command(folder)}",
             )
         # Opened before it has the name by which another process may remove it.
-        file = open(target.temporary, "rb")
+        file = open(target.temporary, "rb")  # noqa: SIM115 (returned open)
         try:
             target.commit()
         except BaseException:
@@ -147,9 +147,9 @@ def _is_abandoned(path: Path, found: os.stat_result) -> bool:
     return True
 
 
-def _open_unchanged(copy: Path, checksum: FileSum) -> BinaryIO | None:
+def _open_unchanged(copy: Path, checksum: FileSum) -> BufferedReader | None:
     try:
-        file = open(copy, "rb")
+        file = open(copy, "rb")  # noqa: SIM115 (returned open)
     except OSError:
         return None
     found = os.fstat(file.fileno())

@@ -13,9 +13,11 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol
+from io import BufferedReader
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -145,7 +147,7 @@ class CatalogWriter:
 class Catalog:
     """A segment's `rows.arrow`, memory-mapped. `len` is the number of rows; safe to share."""
 
-    def __init__(self, file: BinaryIO, where: str, rebuild: str, rows: int) -> None:
+    def __init__(self, file: BufferedReader, where: str, rebuild: str, rows: int) -> None:
         """file: open; it may be closed afterwards. where, rebuild: its name, and the command that
         errors advise. rows: how many the segment has."""
         try:
@@ -222,13 +224,14 @@ def _to_row(
         if cells[f"{prefix}member"] is not None
     }
     picture = members.pop(IMAGE, None)
+    captions = tuple(cells["captions"] or ())
     return CatalogRow(
         id=row_id(cells["shard"], cells["row"], cells["edition"]),
         key=cells["key"],
-        shard=cells["shard"],
-        url=cells["url"],
-        caption=cells["caption"],
-        captions=tuple(cells["captions"] or ()),
+        shard=sys.intern(cells["shard"]),  # many rows share them
+        url=sys.intern(cells["url"]),
+        caption=captions[0] if captions[:1] == (cells["caption"],) else cells["caption"],
+        captions=captions,
         meta=_to_meta(cells["meta"]),
         width=cells["width"],
         height=cells["height"],

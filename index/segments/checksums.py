@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Annotated, Any, BinaryIO
+from io import BufferedReader
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -26,7 +27,7 @@ class FileSum:
         return cls(len(data), hashlib.blake2b(data, digest_size=16).hexdigest())
 
     @classmethod
-    def of_file(cls, file: BinaryIO) -> FileSum:
+    def of_file(cls, file: BufferedReader) -> FileSum:
         """Of an open file, from its start to its end."""
         file.seek(0)
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))

@@ -91,9 +91,13 @@ class Manifest:
         where, do = display_name(folder.url_of(name)), f"run {build_command(folder)}"
         manifest = read_record(data, where, cls, what="a generation", do=do, schema=SCHEMA)
         odd = [entry.id for entry in manifest.segments if not is_segment_id(entry.id)]
-        odd += [entry.file for entry in manifest.trained.values() if not is_trained_file(entry.file)]
+        odd += [
+            entry.file for entry in manifest.trained.values() if not is_trained_file(entry.file)
+        ]
         if odd:
-            raise CollectionError(where, expected="a generation", found=f"the name {odd[0]!r}", do=do)
+            raise CollectionError(
+                where, expected="a generation", found=f"the name {odd[0]!r}", do=do
+            )
         return manifest
 
 

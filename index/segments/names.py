@@ -1,10 +1,10 @@
 """The names that chiasm writes below `index/`. Nothing else there is read by a listing or removed.
 
-    index/CURRENT
-    index/generations/<number>.json       six digits or more
-    index/generations/<number>.replaced   present once another generation is live, see sweep.py
-    index/segments/<run id>-<number>/     files of `is_segment_file`
-    index/trained/<run id>/<column>.faiss
+index/CURRENT
+index/generations/<number>.json       six digits or more
+index/generations/<number>.replaced   present once another generation is live, see sweep.py
+index/segments/<run id>-<number>/     files of `is_segment_file`
+index/trained/<run id>/<column>.faiss
 """
 
 from __future__ import annotations

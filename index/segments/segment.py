@@ -18,7 +18,8 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -119,9 +120,7 @@ class SegmentWriter:
         self._stack = ExitStack()
         self._files: dict[str, tuple[PendingFile, Digest]] = {}
         self._raw = {column: self._create(f"{column}.f16") for column in indexes}
-        self._catalog = CatalogWriter(
-            self._create(CATALOG), shards, schema, copied, batch_bytes
-        )
+        self._catalog = CatalogWriter(self._create(CATALOG), shards, schema, copied, batch_bytes)
 
     def __enter__(self) -> SegmentWriter:
         return self
@@ -193,7 +192,7 @@ class Segment:
     @property
     def catalog(self) -> Catalog:
         return self._open_once(
-            CATALOG, lambda file, *names: Catalog(file, *names, self.record.rows)
+            CATALOG, lambda file, where, rebuild: Catalog(file, where, rebuild, self.record.rows)
         )
 
     def index(self, column: str) -> Any:
@@ -219,7 +218,7 @@ class Segment:
             if stat is None or stat.size not in (size, -1)
         ]
 
-    def _open_once(self, name: str, opener: Callable[[BinaryIO, str, str], Any]) -> Any:
+    def _open_once(self, name: str, opener: Callable[[BufferedReader, str, str], Any]) -> Any:
         with self._lock:
             if name not in self._open:
                 where = display_name(self._folder.url_of(segment_file(self.record.id, name)))
@@ -231,7 +230,7 @@ class Segment:
                     raise StorageError(where, expected="a usable file", found=found) from error
             return self._open[name]
 
-    def _open_file(self, name: str, where: str) -> BinaryIO:
+    def _open_file(self, name: str, where: str) -> BufferedReader:
         """A file whose content has its checksum; of an object store, its cached copy."""
         file, checksum = segment_file(self.record.id, name), self.record.files[name]
         if self._folder.local is None:
@@ -242,7 +241,7 @@ class Segment:
                     raise self._gone(where) from None
                 raise
         try:
-            local = open(self._folder.path(file), "rb")
+            local = open(self._folder.path(file), "rb")  # noqa: SIM115 (returned open)
         except FileNotFoundError:
             raise self._gone(where) from None
         if is_verified(local, checksum):
@@ -261,7 +260,7 @@ class Segment:
         return SegmentGone(where, expected="a file of the index", found="no such file", do=do)
 
 
-def _read_index(file: BinaryIO, where: str, rebuild: str) -> Any:
+def _read_index(file: BufferedReader, where: str, rebuild: str) -> Any:
     faiss = load_faiss()
     # By the open file, which stays the one that was verified whatever happens to its name.
     path = f"/dev/fd/{file.fileno()}"

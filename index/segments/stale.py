@@ -19,7 +19,7 @@ class EmbeddedShards:
 
     folder: Folder
     stats: dict[str, Stat]
-    _footers: dict[str, EmbeddingFile | None | CollectionError] = field(default_factory=dict)
+    _footers: dict[str, EmbeddingFile | CollectionError | None] = field(default_factory=dict)
 
     @classmethod
     def list(cls, folder: Folder) -> EmbeddedShards:
@@ -49,7 +49,7 @@ class EmbeddedShards:
         states.update(dict.fromkeys(indexed.keys() - self.stats.keys(), "gone"))
         return {shard_id: state for shard_id, state in states.items() if state}
 
-    def _read_footer(self, shard_id: str) -> EmbeddingFile | None | CollectionError:
+    def _read_footer(self, shard_id: str) -> EmbeddingFile | CollectionError | None:
         try:
             return find_embedding(self.folder, shard_id)
         except CollectionError as error:
@@ -72,4 +72,3 @@ def stale_shards(folder: Folder, indexed: dict[str, IndexedShard]) -> dict[str, 
     """Where `embeddings/` differs from what was indexed: shard id -> new, changed, damaged or
     gone."""
     return EmbeddedShards.list(folder).stale(indexed)
-

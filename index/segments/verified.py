@@ -12,8 +12,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import platformdirs
 
@@ -22,7 +22,7 @@ from chiasm.index.segments.checksums import FileSum
 KEPT = 20_000  # files that are remembered; the oldest half is forgotten beyond
 
 
-def is_verified(file: BinaryIO, checksum: FileSum) -> bool:
+def is_verified(file: BufferedReader, checksum: FileSum) -> bool:
     """Whether an open file has this checksum; it is read only where that is not remembered."""
     before = _identity(file)
     if before.st_size != checksum.size:
@@ -45,7 +45,7 @@ def verified_folder() -> Path:
     return platformdirs.user_cache_path("chiasm", appauthor=False) / "verified"
 
 
-def _identity(file: BinaryIO) -> os.stat_result:
+def _identity(file: BufferedReader) -> os.stat_result:
     return os.fstat(file.fileno())
 
 
