@@ -27,13 +27,16 @@ class IndexSettings:
     that a query searches unless it says otherwise; 0 chooses by the number of cells. A search takes
     it too; 0 is then what the index was built with. segment_rows: rows after which a segment is
     closed (at the end of a shard). Memory while building is some segment_rows x dim bytes (IVF)
-    or 4 times that (exact), for each column. keep_generations, keep_seconds: older generations than
-    the last few and younger ones are removed.
+    or 4 times that (exact), for each column. catalog_bytes: of captions, json and the like that
+    wait to be written together; a row group of the embeddings is read on top. keep_generations,
+    keep_seconds: a generation is removed once so many newer ones exist and it ceased to be live so
+    many seconds ago.
     """
 
     exact_below: int = 100_000
     nprobe: int = 0
     segment_rows: int = 1_000_000
+    catalog_bytes: int = 64 << 20
     keep_generations: int = 3
     keep_seconds: float = 3600
 
@@ -45,7 +48,10 @@ class IndexSettings:
             index__keep_seconds=self.keep_seconds,
         )
         require_at_least(
-            1, index__segment_rows=self.segment_rows, index__keep_generations=self.keep_generations
+            1,
+            index__segment_rows=self.segment_rows,
+            index__catalog_bytes=self.catalog_bytes,
+            index__keep_generations=self.keep_generations,
         )
 
 

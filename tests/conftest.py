@@ -25,6 +25,7 @@ from faulty_server import Faults, FaultyServer, forwarding_to, running_moto
 from hypothesis import settings
 from PIL import Image
 
+from chiasm.index.segments import verified
 from chiasm.pipeline.encoders import ENCODERS
 from chiasm.pipeline.records import Dropped, Note, Sample
 from chiasm.pipeline.storage import retry
@@ -116,9 +117,12 @@ def _fake_encoder_is_known(monkeypatch):
 
 @pytest.fixture(autouse=True, scope="session")
 def _logs_are_written_elsewhere(tmp_path_factory) -> Iterator[None]:
-    """Programs that tests start write no log into the home folder."""
+    """Programs that tests start write no log into the home folder; nor is it remembered there which
+    index files were verified."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        remembered = tmp_path_factory.mktemp("verified")
+        patch.setattr(verified, "verified_folder", lambda: remembered)
         yield
 
 

@@ -17,9 +17,10 @@ from tiny_collection import add_shard, make_collection, unit_rows
 
 from chiasm.index import IndexSettings, Query, build_index, open_collection
 from chiasm.index.build.build import training_vectors
+from chiasm.index.build.covered import CoveredShards
 from chiasm.index.query import search
 from chiasm.index.segments import open_current
-from chiasm.pipeline.collection import Identity, create_or_check, embeddings
+from chiasm.pipeline.collection import Collection, Identity, create_or_check, embeddings
 from chiasm.pipeline.errors import CollectionError, UsageError
 from chiasm.pipeline.records import COLUMNS
 from chiasm.pipeline.storage import Folder
@@ -230,9 +231,9 @@ def test_nothing_to_index_says_what_to_do(tmp_path):
 
 def test_training_vectors_are_sampled_from_the_whole_collection_reproducibly(tmp_path):
     vectors = make_collection(tmp_path / "c", (3000, 10, 2000), holes=0.3)["image"]
-    files = embeddings(Folder(str(tmp_path / "c")))
-    drawn = training_vectors(files, "image", 900)
-    assert np.array_equal(drawn, training_vectors(files, "image", 900))
+    covered = CoveredShards(Collection.open(str(tmp_path / "c")))
+    drawn = training_vectors(covered, "image", 900)
+    assert np.array_equal(drawn, training_vectors(covered, "image", 900))
     assert 600 < len(drawn) <= 1200 and drawn.dtype == np.float32
     where = {tuple(row): position for position, row in enumerate(vectors)}
     places = [where[tuple(row)] for row in drawn]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chiasm.index.segments import SchemaInference
-from chiasm.index.segments.json_columns import MAX_DEPTH, MAX_FIELDS, parse
+from chiasm.index.segments.json_columns import MAX_DEPTH, MAX_LEAVES, parse
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 values = st.recursive(
@@ -27,6 +27,7 @@ objects = st.lists(st.none() | st.dictionaries(st.sampled_from("abc"), values), 
 def infer(cells: list[str | None]) -> SchemaInference:
     inference = SchemaInference()
     inference.add(cells)
+    inference.finish()
     return inference
 
 
@@ -122,7 +123,7 @@ def test_each_widening_is_reported():
 
 
 def test_an_object_of_too_many_fields_stays_text():
-    cells = [json.dumps({"by_id": {f"k{row}": row}, "n": row}) for row in range(MAX_FIELDS + 1)]
+    cells = [json.dumps({"by_id": {f"k{row}": row}, "n": row}) for row in range(MAX_LEAVES + 1)]
     inference = infer(cells)
     assert inference.arrow_type() == pa.struct({"by_id": pa.string(), "n": pa.int64()})
     assert inference.column(cells[:1]).to_pylist() == [{"by_id": '{"k0": 0}', "n": 0}]
@@ -131,7 +132,7 @@ def test_an_object_of_too_many_fields_stays_text():
         "seen": ["object", "wide"],
         "kept_as": "string",
     }
-    wide = [json.dumps({f"k{n}": n for n in range(MAX_FIELDS + 1)})]
+    wide = [json.dumps({f"k{n}": n for n in range(MAX_LEAVES + 1)})]
     assert infer(wide).column(wide).to_pylist() == wide
 
 

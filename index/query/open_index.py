@@ -2,11 +2,14 @@
 
 The live generation's segments are memory-mapped column by column; the encoder named in the
 collection is loaded at the first query that has a text or a picture. Refused here: another encoder,
-an index of another encoder, an index older than its embeddings.
+an index of another encoder, an index older than its embeddings. A generation never changes once it
+is open; where a sweep has removed files of it that were not mapped yet, `reopen` opens the one that
+is live by then.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +25,8 @@ from chiasm.pipeline.errors import CollectionError, StaleIndexError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.storage import display_name
 
+LOG = logging.getLogger(__name__)
+
 
 class OpenIndex:
     """A collection and its live generation. Safe to use from any thread."""
@@ -30,10 +35,35 @@ class OpenIndex:
         self, collection: Collection, generation: Generation, encoding: EncoderSettings
     ) -> None:
         self.collection, self.generation = collection, generation
-        self.segments = generation.segments
         self.encoding = encoding
         self._encoder: Encoder | None = None
         self._loading = threading.Lock()
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        return self.generation.segments
+
+    def view(self) -> OpenIndex:
+        """This index with the generation that it has now, whatever is opened later: positions of a
+        query are those of one generation."""
+        return _View(self)
+
+    def reopen(self, instead_of: Generation) -> bool:
+        """Open the generation that is live now, unless that was done since `instead_of` was;
+        returns False where it is the same. An index older than its embeddings is taken, as
+        `instead_of` was one too."""
+        with self._loading:
+            if self.generation is instead_of:
+                generation = live_generation(self.collection, allow_stale=True)
+                if generation.number == instead_of.number:
+                    return False
+                LOG.info(
+                    "generation %06d is gone; %06d answers now",
+                    instead_of.number,
+                    generation.number,
+                )
+                self.generation = generation
+            return True
 
     def __len__(self) -> int:
         return self.generation.manifest.rows
@@ -126,6 +156,18 @@ class OpenIndex:
             if numbers:
                 yield segment, first, numbers
             first += len(segment)
+
+
+class _View(OpenIndex):
+    """An index at one generation. The encoder is that of the index, loaded once for all."""
+
+    def __init__(self, index: OpenIndex) -> None:
+        super().__init__(index.collection, index.generation, index.encoding)
+        self._index = index
+
+    @property
+    def encoder(self) -> Encoder:
+        return self._index.encoder
 
 
 def live_generation(collection: Collection, allow_stale: bool) -> Generation:

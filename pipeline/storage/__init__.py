@@ -6,7 +6,7 @@ which a file gets its final name only once it is whole.
 
 from chiasm.pipeline.storage.backend import Backend, PendingFile, Stat
 from chiasm.pipeline.storage.folder import Folder
-from chiasm.pipeline.storage.local import is_temporary, run_of_temporary
+from chiasm.pipeline.storage.local import LocalFiles, is_temporary, run_of_temporary
 from chiasm.pipeline.storage.urls import (
     base_name,
     canonical_url,
@@ -23,6 +23,7 @@ from chiasm.pipeline.storage.urls import (
 __all__ = [
     "Backend",
     "Folder",
+    "LocalFiles",
     "PendingFile",
     "Stat",
     "base_name",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -19,10 +19,13 @@ class Stat:
     """Size and version of a file.
 
     size: bytes, -1 where a server does not report it. version: changes with the content (local
-    files: modification time in ns; stores: the ETag, else the time of the last change, else "")."""
+    files: modification time in ns; stores: the ETag, else the time of the last change, else "").
+    modified: when it was last written, in seconds by the store's own clock, to be compared with
+    other files of the same store alone; None where that is not told. Listings tell it."""
 
     size: int
     version: str
+    modified: float | None = field(default=None, compare=False)
 
 
 class PendingFile(Protocol):

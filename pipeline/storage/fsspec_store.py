@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import IO, Any
 
 from chiasm.pipeline.storage.backend import Stat
@@ -111,7 +112,9 @@ class FsspecStore:
 
 def _stat(info: dict[str, Any]) -> Stat:
     size = info.get("size")
-    return Stat(-1 if size is None else int(size), _version(info))
+    changed = info.get("mtime") or info.get("last_modified") or info.get("created")
+    modified = changed.timestamp() if isinstance(changed, datetime) else None
+    return Stat(-1 if size is None else int(size), _version(info), modified)
 
 
 def _version(info: dict[str, Any]) -> str:

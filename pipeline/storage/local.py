@@ -165,7 +165,7 @@ class LocalFiles:
             if not modes.S_ISREG(found.st_mode):
                 kind = "a folder" if modes.S_ISDIR(found.st_mode) else "a device or a pipe"
                 raise SourceError(_path_of(url), expected="a file", found=kind)
-        return Stat(found.st_size, str(found.st_mtime_ns))
+        return Stat(found.st_size, str(found.st_mtime_ns), found.st_mtime)
 
     def is_folder(self, url: str) -> bool:
         return os.path.isdir(_path_of(url))
@@ -201,7 +201,7 @@ class LocalFiles:
                 found = self.disk.stat(_path_of(url))
             except (FileNotFoundError, NotADirectoryError):
                 return None
-        return Stat(found.st_size, str(found.st_mtime_ns))
+        return Stat(found.st_size, str(found.st_mtime_ns), found.st_mtime)
 
     def _entries(self, url: str) -> list[Entry]:
         with _storage_errors(_path_of(url)):

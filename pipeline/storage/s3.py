@@ -124,7 +124,9 @@ class S3Store:
         folders: list[str] = []
         for page in self._pages("list_objects_v2", params):
             for entry in page.get("Contents", ()):
-                stats[f"{bucket}/{entry['Key']}"] = Stat(entry.get("Size", -1), _etag(entry))
+                stats[f"{bucket}/{entry['Key']}"] = Stat(
+                    entry.get("Size", -1), _etag(entry), entry["LastModified"].timestamp()
+                )
             folders += [f"{bucket}/{e['Prefix'][:-1]}" for e in page.get("CommonPrefixes", ())]
         return Listing(stats, sorted(folders))
 
