@@ -8,6 +8,7 @@ Parquet file is prepared once) and filling a segment (its files are a few bytes)
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +20,24 @@ from simulated_store import SerialFiles, SimulatedStore
 from simulated_world import Process, SimulatedClock, World
 from tiny_collection import add_shard
 
+from chiasm.index.build.build import _sweeping
+from chiasm.index.build.covered import CoveredShards
+from chiasm.index.plan import IndexSettings
+from chiasm.index.segments import (
+    FileSum,
+    IndexedShard,
+    Manifest,
+    SegmentEntry,
+    live_number,
+    open_current,
+    publish,
+    segment_file,
+    sweep,
+)
+from chiasm.index.segments.segment import SegmentRecord
 from chiasm.pipeline.collection import (
     FOLDERS,
+    Collection,
     Identity,
     LedgerEntry,
     Run,
@@ -66,7 +83,8 @@ class SimulatedMachine(Machine):
         return NAMESPACE
 
     def pid(self) -> int:
-        return next(pid for pid, one in self.processes.items() if one is self.world.current)
+        current = self.world.current
+        return next(pid for pid, process in self.processes.items() if process is current)
 
     def probe(self, pid: int) -> None:
         raise ProcessLookupError
@@ -74,7 +92,13 @@ class SimulatedMachine(Machine):
     def host(self) -> str:
         return self.name
 
-    def start(self, name: str, command: Callable[[], Any], pid: int) -> Process:
+    def start(self, name: str, command: Callable[[], Any]) -> Process:
+        """A new process, under the first pid that is free: that of one that has ended, perhaps."""
+        pid = next(
+            pid
+            for pid in itertools.count(7)
+            if pid not in self.processes or not self.processes[pid].alive
+        )
         process = self.world.start(name, command)
         process.start_ticks = int(self.world.now * 100) + 1
         self.processes[pid] = process
@@ -206,6 +230,7 @@ class Building:
     settings: IndexSettings = IndexSettings()
     run: Run | None = None
     process: Process | None = None
+    covered: dict[str, str] = field(default_factory=dict)  # shard id -> edition
 
     def __call__(self) -> None:
         world, clock, folder = self.machine.world, self.machine.clock, self.folder
@@ -214,13 +239,14 @@ class Building:
         with self.run as run:
             heartbeats = start_heartbeats(self.machine, run)
             try:
-                with sweeping(run, self.settings):
+                with _sweeping(run, self.settings):
                     began_with = live_number(folder)
-                    shards = [_indexed(folder, file) for file in embeddings(folder)]
-                    if not shards:
+                    covered = CoveredShards(Collection(folder, IDENTITY))
+                    if not covered.indexed:
                         return
                     clock.sleep(world.rng.choice((0.1, 5.0)))
-                    manifest = self._fill(run, tuple(shards))
+                    self.covered = {id: one.edition for id, one in covered.indexed.items()}
+                    manifest = self._fill(run, tuple(covered.indexed.values()))
                     publish(folder, manifest, run, began_with)
                     sweep(folder, run, self.settings)
                 run.finish("done", {})
@@ -238,15 +264,6 @@ class Building:
         return Manifest(
             run.id, 0.0, IDENTITY.encoder, IDENTITY.fingerprint, 8, {}, {}, (entry,)
         )
-
-
-def _indexed(folder: Folder, file: EmbeddingFile) -> IndexedShard:
-    source = file.footer.source
-    stat = folder.stat(parquet_name(source.id))
-    assert stat is not None
-    return IndexedShard(
-        source.id, file.edition, source.url, file.rows, stat.size, stat.version
-    )
 
 
 @dataclass

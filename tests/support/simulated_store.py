@@ -24,16 +24,12 @@ from chiasm.pipeline.storage.store_errors import AlreadyExists, NotFound, RangeN
 BUCKET = "s3://bucket"
 
 
-@dataclass(frozen=True)
 class Object:
     """An object: its content, and the mark of the writer that wanted a new name for it."""
 
-    data: bytes
-    create_token: str = ""
-
-    @property
-    def stat(self) -> Stat:
-        return Stat(len(self.data), hashlib.blake2b(self.data, digest_size=8).hexdigest())
+    def __init__(self, data: bytes, create_token: str = "") -> None:
+        self.data, self.create_token = data, create_token
+        self.stat = Stat(len(data), hashlib.blake2b(data, digest_size=8).hexdigest())
 
 
 @dataclass

@@ -28,10 +28,15 @@ class Killed(BaseException):
 
 @dataclass
 class Process:
-    """A simulated process. start_ticks: as in /proc."""
+    """A simulated process. start_ticks: as in /proc. changes: requests that change
+    something, its record excepted, each counted on its way there and on its way back. at_change:
+    what happens then."""
 
     name: str
     start_ticks: int = 0
+    stalled_until: float = 0.0
+    changes: int = 0
+    at_change: dict[int, Callable[[], None]] = field(default_factory=dict)
     killed: bool = False
     ended: bool = False
     error: BaseException | None = None
@@ -59,7 +64,8 @@ class World:
         self.store = SimulatedStore(self._step)
         self._hub = getcurrent()
         self._order = itertools.count()
-        self._waiting: list[tuple[float, int, greenlet]] = []
+        self._waiting: list[tuple[float, int, Any]] = []
+        self.last: Process | None = None  # the process that went on last
         self._by_glet: dict[greenlet, Process] = {}
         self._changes = 0
 
@@ -87,6 +93,10 @@ class World:
     def kill(self, process: Process) -> None:
         process.killed = True
 
+    def stall(self, process: Process, seconds: float) -> None:
+        """The process stands still for a while, its heartbeats too."""
+        process.stalled_until = self.now + seconds
+
     @property
     def current(self) -> Process:
         """The process whose turn it is."""
@@ -106,10 +116,17 @@ class World:
     def run(self, until: float = float("inf")) -> None:
         """Go on until nobody waits any more, or until that moment."""
         while self._waiting and self._waiting[0][0] <= until:
-            moment, _, glet = heapq.heappop(self._waiting)
+            moment, _, waiting = heapq.heappop(self._waiting)
             self.now = max(self.now, moment)
-            if not glet.dead:
-                glet.switch()
+            if not isinstance(waiting, greenlet):
+                waiting()
+                continue
+            process = self._by_glet[waiting]
+            if process.stalled_until > self.now:
+                self._push(process.stalled_until, waiting)
+            elif not waiting.dead:
+                self.last = process
+                waiting.switch()
                 if len(self.store.log) != self._changes:
                     self._changes = len(self.store.log)
                     self.on_change()
@@ -118,14 +135,26 @@ class World:
 
     def wake(self, glet: greenlet, seconds: float = 0.0) -> None:
         """Let a process that waits go on, so much later."""
-        heapq.heappush(self._waiting, (self.now + seconds, next(self._order), glet))
+        self._push(self.now + seconds, glet)
+
+    def at(self, seconds: float, action: Callable[[], None]) -> None:
+        """`action` happens so much later."""
+        self._push(self.now + seconds, action)
+
+    def _push(self, moment: float, waiting: greenlet | Callable[[], None]) -> None:
+        heapq.heappush(self._waiting, (moment, next(self._order), waiting))
 
     def _step(self, when: str, kind: str, path: str) -> None:
         """A request, on its way there or back."""
         if getcurrent() is self._hub:
             return
-        if self.current.killed:
+        process = self.current
+        if process.killed:
             raise Killed
+        if kind in ("put", "remove") and "/runs/" not in path:
+            process.changes += 1
+            if process.changes in process.at_change:
+                process.at_change[process.changes]()
         self.pause(self.rng.uniform(0, self.longest_delay) ** 3 / self.longest_delay**2)
         if self.rng.random() < self.loss:
             raise TransientError(f"the {'request' if when == 'before' else 'answer'} was lost")
