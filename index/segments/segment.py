@@ -117,10 +117,12 @@ class SegmentWriter:
         self._folder, self._run_id = folder, run_id
         self._shards = dict(enumerate(shards))
         self._indexes = indexes
-        self._stack = ExitStack()
         self._files: dict[str, tuple[PendingFile, Digest]] = {}
-        self._raw = {column: self._create(f"{column}.f16") for column in indexes}
-        self._catalog = CatalogWriter(self._create(CATALOG), shards, schema, copied, batch_bytes)
+        with ExitStack() as self._stack:  # closes the first files where a later one fails
+            self._raw = {column: self._create(f"{column}.f16") for column in indexes}
+            catalog = self._create(CATALOG)
+            self._stack = self._stack.pop_all()
+        self._catalog = CatalogWriter(catalog, shards, schema, copied, batch_bytes)
 
     def __enter__(self) -> SegmentWriter:
         return self

@@ -58,6 +58,7 @@ class World:
     store: SimulatedStore = field(init=False)
     processes: list[Process] = field(default_factory=list)
     on_change: Callable[[], None] = lambda: None
+    trace: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -91,10 +92,12 @@ class World:
         return process
 
     def kill(self, process: Process) -> None:
+        self._trace(f"{process.name} is killed")
         process.killed = True
 
     def stall(self, process: Process, seconds: float) -> None:
         """The process stands still for a while, its heartbeats too."""
+        self._trace(f"{process.name} stands still for {seconds:g} s")
         process.stalled_until = self.now + seconds
 
     @property
@@ -144,6 +147,10 @@ class World:
     def _push(self, moment: float, waiting: greenlet | Callable[[], None]) -> None:
         heapq.heappush(self._waiting, (moment, next(self._order), waiting))
 
+    def _trace(self, line: str) -> None:
+        if self.trace is not None:
+            self.trace(f"{self.now:10.3f} s  {line}")
+
     def _step(self, when: str, kind: str, path: str) -> None:
         """A request, on its way there or back."""
         if getcurrent() is self._hub:
@@ -152,6 +159,7 @@ class World:
         if process.killed:
             raise Killed
         if kind in ("put", "remove") and "/runs/" not in path:
+            self._trace(f"{process.name}: {kind} {path}, {when}")
             process.changes += 1
             if process.changes in process.at_change:
                 process.at_change[process.changes]()

@@ -1,0 +1,208 @@
+"""Every state in which a crash can leave a collection, and what the command run again makes of it.
+
+A command is recorded once, on a disk (`recorded_disk.py`) or in a store (`simulated_store.py`). Each
+state that a kill, a loss of power or a failed call can leave is then written out and the command is
+run in it. It must leave the collection that nobody disturbed, to the byte, with nothing half-written
+and nothing of anybody else's touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from recorded_disk import RecordedDisk, Tree, distinct, killed, powerless, using
+from simulated_store import Object, SimulatedStore, using_store
+
+from chiasm.index.segments import numbers, run_of_folder
+from chiasm.index.segments.generations import read_manifest
+from chiasm.index.verify import check
+from chiasm.pipeline.collection.processes import Machine
+from chiasm.pipeline.errors import ChiasmError
+from chiasm.pipeline.storage import Folder, is_temporary
+from chiasm.pipeline.storage.disk import Disk
+from chiasm.pipeline.timing import SystemClock
+
+STORE_ROOT = "s3://bucket/c"
+FOREIGN = {  # a person's own: never read, never removed
+    "notes.txt": b"1",
+    "embeddings/.notes.swp.tmp": b"2",
+    "ledger/readme.md": b"3",
+    "index/segments/mine/data.f16": b"4",
+    "index/generations/old.json": b"5",
+}
+UNTIMED = ("seconds", "span", "attempts")  # of a ledger entry: what one run and another differ in
+
+
+class Lost(AssertionError):
+    """A crash has cost something."""
+
+
+class Unflushed(Disk):
+    """A disk that flushes nothing, for states whose recovery nobody interrupts."""
+
+    def flush_file(self, file: io.FileIO) -> None:
+        return
+
+    def flush_folder(self, path: str) -> None:
+        return
+
+
+@dataclass
+class DiskCrash:
+    """A recorded command on this machine's disk. expected: what it leaves for good."""
+
+    root: Path
+    command: Callable[[str], object]
+    recorded: RecordedDisk
+    expected: dict[str, bytes]
+
+    @classmethod
+    def record(cls, root: Path, command: Callable[[str], object]) -> DiskCrash:
+        for name, content in FOREIGN.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(content)
+        disk = RecordedDisk(root)
+        with using(disk):
+            command(str(root))
+        made = cls(root, command, disk, lasting(Tree.read(root).files()))
+        made._verify()
+        return made
+
+    def killed(self) -> list[Tree]:
+        """What a kill leaves, after each change and in the middle of each write."""
+        return list(distinct(killed(self.recorded.before, self.recorded.log)))
+
+    def powerless(self) -> list[Tree]:
+        """What a loss of power leaves, beyond that."""
+        before, log = self.recorded.before, self.recorded.log
+        return list(distinct(itertools.chain(killed(before, log), powerless(before, log))))[
+            len(self.killed()) :
+        ]
+
+    def recover(self, state: Tree) -> None:
+        state.write(self.root)
+        with using(Unflushed()):
+            self.command(str(self.root))
+        self._verify()
+
+    def fail(self, point: int, number: int) -> None:
+        """Change number `point` fails with an errno, and the command is run again."""
+        self.recorded.before.write(self.root)
+        with using(RecordedDisk(self.root, fail_at=point, error=number)):
+            try:
+                self.command(str(self.root))
+            except ChiasmError as error:
+                reasons = (os.strerror(number), "no space left")
+                if not any(reason in str(error) for reason in reasons):
+                    raise Lost(f"{error}: it does not say why") from error
+        self.recover(Tree.read(self.root))
+
+    def _verify(self) -> None:
+        verify(str(self.root), Tree.read(self.root).files(), self.expected)
+
+
+@dataclass
+class StoreCrash:
+    """The same in an object store."""
+
+    command: Callable[[str], object]
+    before: dict[str, Object]
+    log: list[tuple[str, Object | None]]
+    expected: dict[str, bytes]
+
+    @classmethod
+    def record(cls, before: dict[str, Object], command: Callable[[str], object]) -> StoreCrash:
+        own = {f"{_PREFIX}{name}": Object(content) for name, content in FOREIGN.items()}
+        store = SimulatedStore(objects={**before, **own})
+        start = dict(store.objects)
+        with using_store(store):
+            command(STORE_ROOT)
+            made = cls(command, start, store.log, lasting(_files(store)))
+            made._verify(store)
+        return made
+
+    def killed(self) -> Iterator[dict[str, Object]]:
+        """What a kill leaves: after each put and each removal."""
+        objects = dict(self.before)
+        yield dict(objects)
+        for path, new in self.log:
+            if new is None:
+                del objects[path]
+            else:
+                objects[path] = new
+            yield dict(objects)
+
+    def recover(self, state: dict[str, Object]) -> None:
+        store = SimulatedStore(objects=dict(state))
+        with using_store(store):
+            self.command(STORE_ROOT)
+            self._verify(store)
+
+    def _verify(self, store: SimulatedStore) -> None:
+        verify(STORE_ROOT, _files(store), self.expected)
+
+
+_PREFIX = STORE_ROOT.removeprefix("s3://") + "/"
+
+
+def _files(store: SimulatedStore) -> dict[str, bytes]:
+    return {path.removeprefix(_PREFIX): found.data for path, found in store.objects.items()}
+
+
+def verify(root: str, files: dict[str, bytes], expected: dict[str, bytes]) -> None:
+    """Raises Lost where the collection is not the one that nobody disturbed."""
+    found = lasting(files)
+    if found != expected:
+        differ = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+        raise Lost(f"{differ} differ from what an undisturbed run leaves")
+    halves = [name for name in files if is_temporary(name) and name not in FOREIGN]
+    if halves:
+        raise Lost(f"{halves} are left")
+    folder = Folder(root)
+    named: set[str] = set()
+    for number in numbers(folder):
+        manifest = read_manifest(folder, number)
+        named |= {f"index/segments/{entry.id}" for entry in manifest.segments}
+        named |= {entry.file.rpartition("/")[0] for entry in manifest.trained.values()}
+    folders = {name.rpartition("/")[0] for name in files}
+    unnamed = {name for name in folders if run_of_folder(name) is not None} - named
+    if unnamed:
+        raise Lost(f"{unnamed} are left, and no generation names them")
+    if findings := check(root).findings:
+        raise Lost(f"check finds {findings}")
+
+
+def lasting(files: dict[str, bytes]) -> dict[str, bytes]:
+    """What a collection holds for good: no runs, no summaries of runs, no times, nothing below
+    `index/` but a person's own."""
+    found: dict[str, bytes] = {}
+    for name, content in files.items():
+        ours_of_a_run = name.startswith(("runs/", "summaries/", "index/"))
+        if ours_of_a_run and name not in FOREIGN:
+            continue
+        if name.startswith("ledger/") and name.endswith(".json"):
+            entry = {k: v for k, v in json.loads(content).items() if k not in UNTIMED}
+            content = json.dumps(entry, sort_keys=True).encode()
+        found[name] = content
+    return found
+
+
+@contextmanager
+def recorded_runs_are_dead() -> Iterator[None]:
+    """Every other run of this machine counts as killed: a recorded one was this very process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Machine, "alive", lambda self, process: False)
+        patch.setattr(SystemClock, "sleep", lambda self, seconds: None)
+        yield
+
+
+FAILURES = (errno.ENOSPC, errno.EIO)
