@@ -7,8 +7,10 @@ from chiasm.pipeline.collection.embeddings import (
     file_version,
     find_embedding,
     read_footer,
+    stored_parquet_name,
     vectors_of,
 )
+from chiasm.pipeline.collection.footer_rewrite import rewrite_footer
 from chiasm.pipeline.collection.identity import (
     FOLDERS,
     SHARD_FOLDERS,
@@ -23,22 +25,34 @@ from chiasm.pipeline.collection.ledger import (
     entries,
     ledger_name,
     read_entry,
+    rewrite_entry,
     write_entry,
 )
 from chiasm.pipeline.collection.parquet_schema import (
     MEMBER_FIELDS,
     Footer,
     arrow_schema,
+    earlier_parquet_name,
     member_prefixes,
     parquet_name,
     schema_version,
+    shard_id_of,
 )
 from chiasm.pipeline.collection.parquet_writer import ParquetWriter
+from chiasm.pipeline.collection.relocations import (
+    RELOCATE,
+    Relocations,
+    known_shards,
+    read_relocations,
+    require_no_relocation,
+    write_relocations,
+)
 from chiasm.pipeline.collection.runs import Run, RunRecord, process_alive, runs, this_machine
 
 __all__ = [
     "FOLDERS",
     "MEMBER_FIELDS",
+    "RELOCATE",
     "SHARD_FOLDERS",
     "Collection",
     "EmbeddingFile",
@@ -46,16 +60,19 @@ __all__ = [
     "Identity",
     "LedgerEntry",
     "ParquetWriter",
+    "Relocations",
     "Run",
     "RunRecord",
     "Tally",
     "arrow_schema",
     "create_or_check",
+    "earlier_parquet_name",
     "embedded_shard_ids",
     "embeddings",
     "entries",
     "file_version",
     "find_embedding",
+    "known_shards",
     "ledger_name",
     "member_prefixes",
     "parquet_name",
@@ -63,9 +80,16 @@ __all__ = [
     "read_entry",
     "read_footer",
     "read_identity",
+    "read_relocations",
+    "require_no_relocation",
+    "rewrite_entry",
+    "rewrite_footer",
     "runs",
     "schema_version",
+    "shard_id_of",
+    "stored_parquet_name",
     "this_machine",
     "vectors_of",
     "write_entry",
+    "write_relocations",
 ]

@@ -7,6 +7,7 @@ which a file gets its final name only once it is whole.
 from chiasm.pipeline.storage.backend import Backend, PendingFile, Stat
 from chiasm.pipeline.storage.folder import Folder
 from chiasm.pipeline.storage.local import is_temporary, run_of_temporary
+from chiasm.pipeline.storage.prefixes import below, folder_url, folder_urls, replace_prefix
 from chiasm.pipeline.storage.urls import (
     base_name,
     canonical_url,
@@ -18,6 +19,7 @@ from chiasm.pipeline.storage.urls import (
     open_stream,
     read_range,
     stat,
+    stat_or_none,
 )
 
 __all__ = [
@@ -26,8 +28,11 @@ __all__ = [
     "PendingFile",
     "Stat",
     "base_name",
+    "below",
     "canonical_url",
     "display_name",
+    "folder_url",
+    "folder_urls",
     "glob",
     "is_folder",
     "is_remote",
@@ -35,6 +40,8 @@ __all__ = [
     "map_concurrent",
     "open_stream",
     "read_range",
+    "replace_prefix",
     "run_of_temporary",
     "stat",
+    "stat_or_none",
 ]
