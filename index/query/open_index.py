@@ -7,16 +7,18 @@ an index of another encoder, an index older than its embeddings.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from chiasm.index.queries import Query
 from chiasm.index.results import CatalogRow
 from chiasm.index.segments import Generation, Segment, build_command, open_current, stale_shards
-from chiasm.pipeline.collection import Collection
+from chiasm.pipeline.collection import Collection, Relocations, read_relocations
 from chiasm.pipeline.encoders import Encoder, load_encoder
 from chiasm.pipeline.errors import CollectionError, StaleIndexError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
@@ -97,12 +99,17 @@ class OpenIndex:
             )
 
     def rows(self, positions: Iterable[int]) -> dict[int, CatalogRow]:
-        """The catalog's rows at positions of the generation."""
+        """The catalog's rows at positions of the generation; the URL of each is where its shard
+        is now, which may have been relocated since the build."""
         return {
-            first + number: row
+            first + number: replace(row, url=self._relocations.url_of(row.shard, row.url))
             for segment, first, numbers in self._by_segment(positions)
             for number, row in segment.catalog.rows(numbers).items()
         }
+
+    @functools.cached_property
+    def _relocations(self) -> Relocations:
+        return read_relocations(self.collection.folder)
 
     def vectors(self, column: str, positions: Sequence[int]) -> np.ndarray:
         """The stored vectors of a column, in the order of the positions: (n, D) float32, zero

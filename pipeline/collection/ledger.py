@@ -126,11 +126,9 @@ def rewrite_entry(folder: Folder, shard_id: str, changes: Mapping[str, Any], run
     version does not know are kept. Atomic."""
     name = ledger_name(shard_id)
     fields = json.loads(folder.read_bytes(name).decode("utf-8", "surrogatepass"))
-    fields |= changes
-    left_out = [key for key, value in changes.items() if value is None]
-    folder.write_whole(
-        name, _to_bytes({k: v for k, v in fields.items() if k not in left_out}), run_id
-    )
+    kept = {key: value for key, value in fields.items() if key not in changes}
+    changed = {key: value for key, value in changes.items() if value is not None}
+    folder.write_whole(name, _to_bytes(kept | changed), run_id)
 
 
 def _to_bytes(fields: Mapping[str, Any]) -> bytes:
@@ -153,3 +151,10 @@ def entries(folder: Folder) -> Iterator[LedgerEntry]:
     for entry in folder.map_concurrent(lambda shard_id: read_entry(folder, shard_id), shard_ids):
         if entry is not None:
             yield entry
+
+
+def own_entries(folder: Folder) -> dict[str, LedgerEntry]:
+    """By shard id, every entry but copies under other names."""
+    found = {entry.source.id: entry for entry in entries(folder)}
+    names = {name.removeprefix("ledger/").removesuffix(".json") for name in folder.list("ledger")}
+    return {shard_id: entry for shard_id, entry in found.items() if shard_id in names}

@@ -64,7 +64,12 @@ class Relocations:
 
     def with_moves(self, moves: Mapping[str, tuple[Shard, str]]) -> Relocations:
         """The record after more moves: shard id -> the shard until now, and its new URL."""
-        moved = dict(self.shards)
+        urls = {url for _, url in moves.values()}
+        # A shard that was at such a URL has been forgotten since. Its id stays taken.
+        moved = {
+            shard_id: replace(each, url="") if each.url in urls else each
+            for shard_id, each in self.shards.items()
+        }
         for shard_id, (before, url) in moves.items():
             former = moved[shard_id].former if shard_id in moved else ()
             moved[shard_id] = Relocated(url, tuple(dict.fromkeys((*former, before))))

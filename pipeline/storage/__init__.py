@@ -7,7 +7,14 @@ which a file gets its final name only once it is whole.
 from chiasm.pipeline.storage.backend import Backend, PendingFile, Stat
 from chiasm.pipeline.storage.folder import Folder
 from chiasm.pipeline.storage.local import is_temporary, run_of_temporary
-from chiasm.pipeline.storage.prefixes import below, folder_url, folder_urls, replace_prefix
+from chiasm.pipeline.storage.prefixes import (
+    below,
+    folder_url,
+    folder_urls,
+    has_wildcard,
+    replace_prefix,
+    url_matcher,
+)
 from chiasm.pipeline.storage.urls import (
     base_name,
     canonical_url,
@@ -34,6 +41,7 @@ __all__ = [
     "folder_url",
     "folder_urls",
     "glob",
+    "has_wildcard",
     "is_folder",
     "is_remote",
     "is_temporary",
@@ -44,4 +52,5 @@ __all__ = [
     "run_of_temporary",
     "stat",
     "stat_or_none",
+    "url_matcher",
 ]

@@ -7,10 +7,15 @@ all in object stores. Between two URLs of one kind the rest is taken as it is, e
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
+from glob import escape
 from pathlib import Path
 from urllib.parse import quote, quote_from_bytes, unquote, unquote_to_bytes, urlsplit
 
 from chiasm.pipeline.storage.urls import canonical_url, display_name
+
+_WILDCARD = re.compile(r"[*?\[]")
 
 
 def folder_url(path_or_url: str) -> str:
@@ -41,6 +46,28 @@ def replace_prefix(url: str, folder: str, target: str) -> str:
     if _kind(url) != _kind(target):
         rest = _escape(_unescape(rest, _kind(url)), _kind(target))
     return canonical_url(f"{target}/{rest}")
+
+
+def has_wildcard(path_or_url: str) -> bool:
+    """Whether it can be read as a glob."""
+    return _WILDCARD.search(path_or_url) is not None
+
+
+def url_matcher(pattern: str) -> Callable[[str], bool]:
+    """Whether a canonical URL matches a glob (`*`, `?`, `[...]`, `**`) of paths or URLs, wherever
+    its file is by now."""
+    from fsspec.utils import glob_translate  # 80 ms, for globs alone
+
+    fixed, rest = pattern[: (cut := _fixed_length(pattern))], pattern[cut:]
+    names = [display_name(url) for url in folder_urls(fixed or os.curdir)]
+    patterns = [re.compile(glob_translate(f"{escape(name)}/{rest}")) for name in names]
+    return lambda url: any(each.fullmatch(display_name(url)) for each in patterns)
+
+
+def _fixed_length(pattern: str) -> int:
+    """How long the part before the first name with a wildcard is, its slash included."""
+    found = _WILDCARD.search(pattern)
+    return pattern.rfind("/", 0, found.start() if found else None) + 1
 
 
 def _kind(url: str) -> str:

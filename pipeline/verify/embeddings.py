@@ -68,13 +68,11 @@ def _check_names(folder: Folder) -> Iterator[Finding]:
             continue
         what = "pandas, pyarrow and Spark pass over a file with such a name"
         if folder.exists(parquet_name(shard_id)):
+            what = f"{what}; newer rows of the shard are in {parquet_name(shard_id)}"
             path = shlex.quote(display_name(folder.url_of(name)))
-            yield Finding(
-                name, f"{what}; its rows are in {parquet_name(shard_id)}", f"delete {path}"
-            )
+            yield Finding(name, what, f"delete {path}")
             continue
-        path = shlex.quote(display_name(folder.url))
-        # An id may begin with a dash.
+        path = shlex.quote(display_name(folder.url))  # after --, since an id may begin with a dash
         fix = f"run chiasm forget {path} -- {shard_id} and embed the shard again"
         yield Finding(name, what, f"{fix}: it gets a name that they read")
 
@@ -129,11 +127,8 @@ class ShardCheck:
             elif not footer.agrees_with(entry):
                 yield self._disagreement(footer, entry)
             file = EmbeddingFile(self.folder, footer)
-            if (
-                entry is not None
-                and footer.agrees_with(entry)
-                and footer.source.id == self.shard_id
-            ):
+            named = footer.source.id == self.shard_id
+            if entry is not None and named and footer.agrees_with(entry):
                 self.done = entry, file
                 if footer.source != entry.source:
                     yield self._half_relocated(footer)
@@ -152,6 +147,10 @@ class ShardCheck:
         encoder = shlex.quote(self.identity.encoder)
         return f"run chiasm embed {self.source} --to {collection} --encoder {encoder}"
 
+    def _forget(self) -> str:
+        path = shlex.quote(display_name(self.folder.url))
+        return f"run chiasm forget {path} -- {shlex.quote(self.shard_id)}"
+
     def _replace(self) -> str:
         """Embedding alone would skip the shard, because its ledger and footer agree."""
         stored = stored_parquet_name(self.folder, self.shard_id)
@@ -160,9 +159,8 @@ class ShardCheck:
 
     def _check_entry(self, entry: LedgerEntry, has_embeddings: bool) -> Iterator[Finding]:
         if entry.source.id != self.shard_id:
-            yield Finding(
-                self.where, f"its ledger entry names shard {entry.source.id}", self._embed_again()
-            )
+            what = f"its ledger entry names shard {entry.source.id}: it is a copy"
+            yield Finding(self.where, what, self._forget())
         samples = json.loads(self.folder.read_bytes(ledger_name(self.shard_id))).get("samples")
         if entry.rows + len(entry.dropped) != samples:
             counts = f"{entry.rows} rows + {len(entry.dropped)} dropped"
@@ -191,9 +189,8 @@ class ShardCheck:
     def _check_footer(self, file: EmbeddingFile) -> Iterator[Finding]:
         footer = file.footer
         if footer.source.id != self.shard_id:
-            yield Finding(
-                self.where, f"its Parquet footer names shard {footer.source.id}", self._replace()
-            )
+            what = f"its Parquet footer names shard {footer.source.id}: it is a copy"
+            yield Finding(self.where, what, self._forget())
         if footer.fingerprint != self.identity.fingerprint:
             encoder = f"{footer.encoder} ({footer.fingerprint[:12]})"
             what = f"embedded by {encoder}, not by the collection's {self.identity.encoder}"

@@ -22,7 +22,14 @@ from chiasm.pipeline.collection import MEMBER_FIELDS, EmbeddingFile, LedgerEntry
 from chiasm.pipeline.errors import ChiasmError, StorageError
 from chiasm.pipeline.records import Dropped, Place, Sample, Shard
 from chiasm.pipeline.shards import Damaged, ReadSettings, Tar, read_member, read_samples
-from chiasm.pipeline.storage import Folder, Stat, display_name, map_concurrent, stat_or_none
+from chiasm.pipeline.storage import (
+    Folder,
+    Stat,
+    base_name,
+    display_name,
+    map_concurrent,
+    stat_or_none,
+)
 from chiasm.pipeline.verify.findings import Finding
 
 MEMBERS = 4  # compared of each modality of a shard: the first, the last and two between
@@ -88,7 +95,7 @@ def check_sources(
         elif (stat.size, stat.version) != (entry.source.size, entry.source.version):
             yield from _changed(collection, entry, file, stat)
     for folder, urls in missing.items():
-        names = ", ".join(url.rpartition("/")[2] for url in urls[:3])
+        names = ", ".join(map(base_name, urls[:3]))
         more = ", ..." if len(urls) > 3 else ""
         what = f"{len(urls)} of its {folders[folder]} shards are not there any more"
         where = f"shards of {display_name(folder)}"
@@ -196,7 +203,7 @@ def _spread(total: int, wanted: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, total - 1, min(total, wanted))})
 
 
-def _stat(url: str) -> Stat | None | ChiasmError:
+def _stat(url: str) -> Stat | ChiasmError | None:
     try:
         return stat_or_none(url)
     except StorageError as error:
