@@ -22,6 +22,7 @@ from chiasm.pipeline.collection import (
     Identity,
     Run,
     create_or_check,
+    known_shards,
     read_identity,
 )
 from chiasm.pipeline.embed_summary import EmbedSummary, summarize
@@ -72,6 +73,7 @@ def embed_shards(
     request = replace(request, settings=settings)
     with Run(folder, "embed", request.in_force()) as run:
         run.sweep(FOLDERS)
+        request = replace(request, shards=known_shards(run, request.shards))
         work = WorkList(request.shards, run, settings.embedding, request.limit)
         if identity is not None and identity.encoder == encoder:
             work.skip_finished(identity)  # that needs no worker

@@ -18,6 +18,7 @@ from chiasm.pipeline.collection import (
     Identity,
     Run,
     create_or_check,
+    known_shards,
     read_identity,
 )
 from chiasm.pipeline.editions import EmbedSettings
@@ -60,6 +61,7 @@ def make_collection(
         encoder = load_encoder(absolute_name(encoder), compute)
     with Run(folder, "make_collection", {"encoder": encoder.name, "limit": limit}) as run:
         run.sweep(FOLDERS)
+        shard_list = known_shards(run, shard_list)
         work = WorkList(shard_list, run, settings, limit)
         work.skip_finished(create_or_check(folder, Identity.of(encoder), run.id))
         try:

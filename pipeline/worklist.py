@@ -188,8 +188,11 @@ def find_done(
         file = find_embedding(run.folder, task.shard.id)
     except CollectionError:
         return None  # damaged: written again under the same name
-    wanted = {edition_of(task.shard, fingerprint, settings, limit) for limit in {None, task.limit}}
-    return file if file is not None and file.edition in wanted else None
+    if file is None:
+        return None
+    shard = file.footer.made_of(task.shard)
+    wanted = {edition_of(shard, fingerprint, settings, limit) for limit in {None, task.limit}}
+    return file if file.edition in wanted else None
 
 
 def record_failure(work: WorkList, task: Task, error: BaseException, attempts: int) -> None:

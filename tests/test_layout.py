@@ -53,6 +53,8 @@ ARROWS = {
     "embed_summary": {"collection", "worklist"},
     "make": WRITES | {"pretrained", "embed_summary"},
     "verify": WRITES | {"pretrained"},
+    "relocate": {"collection", "storage", "verify"},
+    "forget": {"collection", "storage"},
     **dict.fromkeys(("training", "training/pocket", "training/two_tower"), TRAINS),
 }
 EVERYBODY_OF_INDEX = {

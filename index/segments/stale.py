@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from chiasm.index.segments.catalog import IndexedShard
-from chiasm.pipeline.collection import EmbeddingFile, find_embedding
+from chiasm.pipeline.collection import EmbeddingFile, find_embedding, parquet_name, shard_id_of
 from chiasm.pipeline.errors import CollectionError
-from chiasm.pipeline.storage import Folder, Stat, is_temporary
-
-_SUFFIX = ".parquet"
+from chiasm.pipeline.storage import Folder, Stat
 
 
 @dataclass
@@ -24,15 +22,13 @@ class EmbeddedShards:
     @classmethod
     def list(cls, folder: Folder) -> EmbeddedShards:
         """By one listing."""
-        found = folder.list_stats("embeddings")
-        return cls(
-            folder,
-            {
-                name.removeprefix("embeddings/").removesuffix(_SUFFIX): stat
-                for name, stat in sorted(found.items())
-                if name.endswith(_SUFFIX) and not is_temporary(name)
-            },
-        )
+        stats: dict[str, Stat] = {}
+        for name, stat in folder.list_stats("embeddings").items():
+            shard_id = shard_id_of(name)
+            # A shard may have a file of an earlier name as well, which does not count then.
+            if shard_id and (shard_id not in stats or name == parquet_name(shard_id)):
+                stats[shard_id] = stat
+        return cls(folder, dict(sorted(stats.items())))
 
     def stale(self, indexed: dict[str, IndexedShard]) -> dict[str, str]:
         """Where they differ from what was indexed: shard id -> new, changed, damaged or gone. Only

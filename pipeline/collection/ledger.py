@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.records import Dropped, Note, Shard
@@ -49,7 +50,7 @@ class LedgerEntry:
     source: the shard as it was listed. edition: see `chiasm.pipeline.editions.edition_of`. seconds:
     busy seconds by stage. span: wall clock (opening, commit) in seconds since the epoch.
     quarantined: why the shard could not be embedded, None when it was; attempts: how many were
-    made.
+    made. embedded_from: the shard as it was embedded, stored where it has been relocated since.
     """
 
     source: Shard
@@ -61,6 +62,12 @@ class LedgerEntry:
     span: tuple[float, float] | None = None
     quarantined: str | None = None  # `set_aside` in the file
     attempts: int = 1
+    embedded_from: Shard | None = None
+
+    @property
+    def as_embedded(self) -> Shard:
+        """The shard as it was when its rows were made; its edition is of that."""
+        return self.embedded_from or self.source
 
     @property
     def samples(self) -> int:
@@ -75,8 +82,9 @@ class LedgerEntry:
         fields = {"schema": SCHEMA, "samples": self.samples}
         for key, value in asdict(self).items():
             fields["set_aside" if key == "quarantined" else key] = value
-        text = json.dumps(fields, ensure_ascii=False, indent=1)
-        return text.encode("utf-8", "surrogatepass") + b"\n"
+        if self.embedded_from is None:
+            del fields["embedded_from"]
+        return _to_bytes(fields)
 
     @classmethod
     def from_json(cls, data: bytes, name: str) -> LedgerEntry:
@@ -93,6 +101,7 @@ class LedgerEntry:
                 span=tuple(fields["span"]) if fields["span"] else None,
                 quarantined=fields["set_aside"],
                 attempts=fields["attempts"],
+                embedded_from=Shard(**before) if (before := fields.get("embedded_from")) else None,
             )
         except (ValueError, KeyError, TypeError) as error:
             raise CollectionError(
@@ -112,6 +121,21 @@ def write_entry(folder: Folder, entry: LedgerEntry, run_id: str) -> None:
     folder.write_whole(ledger_name(entry.source.id), entry.to_json(), run_id)
 
 
+def rewrite_entry(folder: Folder, shard_id: str, changes: Mapping[str, Any], run_id: str) -> None:
+    """Write a shard's entry again with other fields, None for those to leave out. Fields that this
+    version does not know are kept. Atomic."""
+    name = ledger_name(shard_id)
+    fields = json.loads(folder.read_bytes(name).decode("utf-8", "surrogatepass"))
+    kept = {key: value for key, value in fields.items() if key not in changes}
+    changed = {key: value for key, value in changes.items() if value is not None}
+    folder.write_whole(name, _to_bytes(kept | changed), run_id)
+
+
+def _to_bytes(fields: Mapping[str, Any]) -> bytes:
+    text = json.dumps(fields, ensure_ascii=False, indent=1)
+    return text.encode("utf-8", "surrogatepass") + b"\n"
+
+
 def read_entry(folder: Folder, shard_id: str) -> LedgerEntry | None:
     """The entry of a shard, None where there is none; raises CollectionError for a damaged one."""
     name = ledger_name(shard_id)
@@ -127,3 +151,10 @@ def entries(folder: Folder) -> Iterator[LedgerEntry]:
     for entry in folder.map_concurrent(lambda shard_id: read_entry(folder, shard_id), shard_ids):
         if entry is not None:
             yield entry
+
+
+def own_entries(folder: Folder) -> dict[str, LedgerEntry]:
+    """By shard id, every entry but copies under other names."""
+    found = {entry.source.id: entry for entry in entries(folder)}
+    names = {name.removeprefix("ledger/").removesuffix(".json") for name in folder.list("ledger")}
+    return {shard_id: entry for shard_id, entry in found.items() if shard_id in names}
