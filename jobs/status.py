@@ -28,7 +28,8 @@ class IndexStatus:
 
     state: current; stale, where it does not cover the embeddings beside it; other_encoder; missing;
     damaged. columns: name -> kind of its index. stale_shards: shard id -> new, changed, damaged or
-    gone. do: what to run, empty where the index is current.
+    gone. do: what to run, empty where the index is current. instead_of: why another generation
+    answers than the one that CURRENT names, else empty.
     """
 
     state: str
@@ -37,6 +38,7 @@ class IndexStatus:
     columns: dict[str, str] = field(default_factory=dict)
     stale_shards: dict[str, str] = field(default_factory=dict)
     do: str = ""
+    instead_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ def read_index_status(collection: Collection, path: str) -> IndexStatus:
         rows=manifest.rows,
         columns={name: plan.kind for name, plan in manifest.columns.items()},
         stale_shards=stale,
-        do="" if state == "current" else rebuild,
+        do="" if state == "current" and not generation.instead_of else rebuild,
+        instead_of=generation.instead_of,
     )
 
 

@@ -139,13 +139,19 @@ def open_current(folder: Folder) -> Generation | None:
     try:
         number = current_number(folder)
         if number is not None:
-            return open_generation(folder, number)
+            return open_whole(folder, number)
     except CollectionError as error:
         damage = error
-    generation = newest_whole(folder, f"{damage or f'{CURRENT} is missing'}", number)
+    generation = newest_whole(folder, _without_advice(damage), number)
     if generation is None and damage is not None:
         raise damage
     return generation
+
+
+def _without_advice(error: CollectionError | None) -> str:
+    if error is None:
+        return f"{CURRENT} is missing"
+    return str(CollectionError(error.what, expected=error.expected, found=error.found))
 
 
 def newest_whole(folder: Folder, why: str, damaged: int | None = None) -> Generation | None:

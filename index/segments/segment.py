@@ -33,6 +33,7 @@ from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.index.segments.names import (
     CATALOG,
     RECORD,
+    SEGMENTS,
     is_final_file,
     is_segment_id,
     segment_file,
@@ -209,14 +210,14 @@ class Segment:
 
     def missing_files(self) -> list[str]:
         """The names of files that are not there with their sizes."""
-        names = [segment_file(self.record.id, name) for name in self.record.files]
-        found = self._folder.map_concurrent(self._folder.stat, names)
-        sizes = [checksum.size for checksum in self.record.files.values()]
-        return [
-            name
-            for name, size, stat in zip(names, sizes, found, strict=True)
-            if stat is None or stat.size not in (size, -1)
-        ]
+        listed = self._folder.list_stats(f"{SEGMENTS}/{self.record.id}")
+        missing: list[str] = []
+        for base, checksum in self.record.files.items():
+            name = segment_file(self.record.id, base)
+            found = listed.get(name) or self._folder.stat(name)  # a listing may be late
+            if found is None or found.size not in (checksum.size, -1):
+                missing.append(name)
+        return missing
 
     def _open_once(self, name: str, opener: Callable[[BufferedReader, str, str], Any]) -> Any:
         with self._lock:
