@@ -81,7 +81,7 @@ def test_a_manifest_that_cannot_be_read_stops_no_build_and_loses_no_segment(tmp_
     )
     folder.write_whole("index/generations/000001.json", newer)
     with pytest.raises(
-        CollectionError, match="found schema version 99, of which this chiasm reads 1"
+        CollectionError, match="schema version 99, of which this chiasm reads 1"
     ):
         open_collection(tmp_path)
     summary = build_index(str(tmp_path))
