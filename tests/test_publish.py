@@ -169,9 +169,7 @@ def test_what_a_killed_build_left_is_removed_before_the_next_one_needs_the_room(
     for name in left:
         folder.write_whole(name, b"left")
     seen: list[bool] = []
-    build_index(
-        str(tmp_path), progress=lambda *step: seen.append(any(map(folder.exists, left)))
-    )
+    build_index(str(tmp_path), progress=lambda *step: seen.append(any(map(folder.exists, left))))
     assert seen and not any(seen)
 
 

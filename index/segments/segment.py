@@ -198,7 +198,7 @@ class Segment:
 
     def index(self, column: str) -> Any:
         """The column's FAISS index, mapped. Shared: a search must not change it."""
-        return self._open_once(f"{column}.faiss", _read_index)
+        return self._open_once(f"{column}.faiss", read_index)
 
     def raw(self, column: str) -> np.ndarray:
         """(rows, dim) float16, mapped, zero where a row has no vector."""
@@ -261,7 +261,9 @@ class Segment:
         return SegmentGone(where, expected="a file of the index", found="no such file", do=do)
 
 
-def _read_index(file: BufferedReader, where: str, rebuild: str) -> Any:
+def read_index(file: BufferedReader, where: str, rebuild: str) -> Any:
+    """An open FAISS index, mapped; the file may be closed afterwards. where, rebuild: its name, and
+    the command that errors advise."""
     faiss = load_faiss()
     # By the open file, which stays the one that was verified whatever happens to its name.
     path = f"/dev/fd/{file.fileno()}"
