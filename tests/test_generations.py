@@ -114,18 +114,18 @@ def test_beside_a_damaged_current_the_newest_whole_generation_answers_and_says_s
     assert check(str(tmp_path)).ok and open_collection(tmp_path).generation.instead_of == ""
 
 
-@pytest.mark.parametrize("lost", ["rows.arrow", "segment.json", "image.f16"])
-def test_beside_a_generation_without_its_files_the_one_before_answers(tmp_path, lost, caplog):
+@pytest.mark.parametrize("missing", ["rows.arrow", "segment.json", "image.f16"])
+def test_beside_a_generation_without_its_files_the_one_before_answers(tmp_path, missing, caplog):
     make_collection(tmp_path, (20,))
     for _ in range(2):
         build_index(str(tmp_path))
     (live,) = live_segments(Folder(str(tmp_path)))
-    (tmp_path / live / lost).unlink()
+    (tmp_path / live / missing).unlink()
     collection = open_collection(tmp_path)
     assert collection.generation.number == 1 and "generation 000001 answers" in caplog.text
     assert len(collection.search_many([QUERY])[0]) == 10
     (tmp_path / "index/generations/000001.json").unlink()
-    with pytest.raises(CollectionError, match=f"{lost}: expected .*, found no such file"):
+    with pytest.raises(CollectionError, match=f"{missing}: expected .*, found no such file"):
         open_collection(tmp_path)
 
 

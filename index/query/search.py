@@ -3,7 +3,7 @@
 FAISS gives more candidates than wanted, and each is scored again from the raw vectors on disk, in
 float32. A score therefore depends on the query and the row alone, never on the kind of index, the
 segment or the batch, and equal scores are ordered by position: where FAISS cut its candidates among
-equal ones, more are asked for. Where the cells that were searched hold fewer than k rows, more
+equal ones, more are requested for. Where the cells that were searched hold fewer than k rows, more
 cells are. Search parameters travel with the call; the shared index is never changed.
 
 The cost is reading a few hundred rows a query. Memory is bounded by the candidates of the queries
@@ -93,10 +93,10 @@ def candidate_rows(
     if not cut.all():
         yield np.flatnonzero(~cut), rows[~cut]
     for query in np.flatnonzero(cut):  # alone: so many candidates take memory
-        asked = wanted
+        requested = wanted
         while True:
-            asked = min(4 * asked, index.ntotal)
-            near, rows = index.search(xq[query, None], asked, params=parameters)
+            requested = min(4 * requested, index.ntotal)
+            near, rows = index.search(xq[query, None], requested, params=parameters)
             if not _is_cut(near, rows, k, index.ntotal).any():
                 break
         yield np.array([query]), rows

@@ -210,11 +210,11 @@ class Segment:
 
     def missing_files(self) -> list[str]:
         """The names of files that are not there with their sizes."""
-        listed = self._folder.list_stats(f"{SEGMENTS}/{self.record.id}")
+        stats = self._folder.list_stats(f"{SEGMENTS}/{self.record.id}")
         missing: list[str] = []
         for base, checksum in self.record.files.items():
             name = segment_file(self.record.id, base)
-            found = listed.get(name) or self._folder.stat(name)  # a listing may be late
+            found = stats.get(name) or self._folder.stat(name)  # a listing may be late
             if found is None or found.size not in (checksum.size, -1):
                 missing.append(name)
         return missing
