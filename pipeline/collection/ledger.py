@@ -126,9 +126,9 @@ def rewrite_entry(folder: Folder, shard_id: str, changes: Mapping[str, Any], run
     version does not know are kept. Atomic."""
     name = ledger_name(shard_id)
     fields = json.loads(folder.read_bytes(name).decode("utf-8", "surrogatepass"))
-    kept = {key: value for key, value in fields.items() if key not in changes}
-    changed = {key: value for key, value in changes.items() if value is not None}
-    folder.write_whole(name, _to_bytes(kept | changed), run_id)
+    left_out = {key for key, value in changes.items() if value is None}
+    fields = {key: value for key, value in (fields | changes).items() if key not in left_out}
+    folder.write_whole(name, _to_bytes(fields), run_id)
 
 
 def _to_bytes(fields: Mapping[str, Any]) -> bytes:
