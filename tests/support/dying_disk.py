@@ -19,15 +19,19 @@ class DyingDisk(Disk):
 
     def __init__(self, lives: int) -> None:
         self.lives, self.changes = lives, 0
+        self._files: list[io.FileIO] = []
 
     def _change(self) -> None:
         self.changes += 1
         if self.changes > self.lives:
+            for file in self._files:
+                file.close()  # as the system does for a process that is gone
             raise Killed
 
     def create(self, path: str) -> io.FileIO:
         self._change()
-        return super().create(path)
+        self._files.append(super().create(path))
+        return self._files[-1]
 
     def flush_file(self, file: io.FileIO) -> None:
         self._change()
