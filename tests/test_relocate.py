@@ -42,7 +42,7 @@ def files(path: Path) -> dict[str, bytes]:
     }
 
 
-def urls(path: Path) -> list[str]:
+def urls(path: Path | str) -> list[str]:
     """Where ledgers and footers say that the shards are; both have to say the same."""
     ledgers = sorted(entry.source.url for entry in entries(Folder(str(path))))
     footers = sorted(file.footer.source.url for file in embeddings(Folder(str(path))))
@@ -136,7 +136,9 @@ def test_a_folder_inside_the_other_and_the_command_twice(tmp_path, source, targe
 
 def test_to_a_store_and_back(tmp_path, s3):
     names = ["a b%20.tar", "红/c.tar"]
-    path = embedded(tmp_path, *names)
+    path = f"{s3.root}/c"  # the collection, too
+    shards = [make_shard(tmp_path / "old" / name, 5, seed=n) for n, name in enumerate(names)]
+    make_collection(shards, path, "fake")
     for name in names:
         Folder(f"{s3.root}/there").write_whole(name, (tmp_path / "old" / name).read_bytes())
     relocate(Folder(str(path)), f"{tmp_path}/old", f"{s3.root}/there/")

@@ -146,15 +146,23 @@ def read_entry(folder: Folder, shard_id: str) -> LedgerEntry | None:
 
 def entries(folder: Folder) -> Iterator[LedgerEntry]:
     """Every entry of a collection, by shard id."""
-    names = [name for name in folder.list("ledger") if name.endswith(".json")]
-    shard_ids = [name.removeprefix("ledger/").removesuffix(".json") for name in names]
-    for entry in folder.map_concurrent(lambda shard_id: read_entry(folder, shard_id), shard_ids):
+    found = folder.map_concurrent(lambda shard_id: read_entry(folder, shard_id), _shard_ids(folder))
+    for entry in found:
         if entry is not None:
             yield entry
 
 
 def own_entries(folder: Folder) -> dict[str, LedgerEntry]:
     """By shard id, every entry but copies under other names."""
-    found = {entry.source.id: entry for entry in entries(folder)}
-    names = {name.removeprefix("ledger/").removesuffix(".json") for name in folder.list("ledger")}
-    return {shard_id: entry for shard_id, entry in found.items() if shard_id in names}
+    shard_ids = _shard_ids(folder)
+    found = folder.map_concurrent(lambda shard_id: read_entry(folder, shard_id), shard_ids)
+    return {
+        shard_id: entry
+        for shard_id, entry in zip(shard_ids, found, strict=True)
+        if entry is not None and entry.source.id == shard_id
+    }
+
+
+def _shard_ids(folder: Folder) -> list[str]:
+    names = [name for name in folder.list("ledger") if name.endswith(".json")]
+    return [name.removeprefix("ledger/").removesuffix(".json") for name in names]
