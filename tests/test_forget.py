@@ -1,4 +1,4 @@
-"""Rows of shards taken out: all of a shard's files or none, by any of its names, never another's."""
+"""Rows of shards taken out: all of a shard's files, by any of its names, and never another's."""
 
 from __future__ import annotations
 
