@@ -21,9 +21,14 @@ from chiasm.pipeline.collection.ledger import (
     LedgerEntry,
     Tally,
     entries,
+    failure_name,
     ledger_name,
     read_entry,
+    read_failure,
+    shard_of_entry,
+    shard_of_failure,
     write_entry,
+    write_failure,
 )
 from chiasm.pipeline.collection.observer import Life, RunObserver, Seen
 from chiasm.pipeline.collection.parquet_schema import (
@@ -38,6 +43,13 @@ from chiasm.pipeline.collection.parquet_writer import ParquetWriter
 from chiasm.pipeline.collection.processes import THIS_MACHINE, Machine, ProcessId
 from chiasm.pipeline.collection.run_record import RunRecord
 from chiasm.pipeline.collection.runs import Run, runs
+from chiasm.pipeline.collection.summaries import (
+    ShardFiles,
+    ShardSummary,
+    SummaryWriter,
+    Survey,
+    stat_files,
+)
 
 __all__ = [
     "FOLDERS",
@@ -57,22 +69,32 @@ __all__ = [
     "RunObserver",
     "RunRecord",
     "Seen",
+    "ShardFiles",
+    "ShardSummary",
+    "SummaryWriter",
+    "Survey",
     "Tally",
     "arrow_schema",
     "create_or_check",
     "embedded_shard_ids",
     "embeddings",
     "entries",
+    "failure_name",
     "file_version",
     "find_embedding",
     "ledger_name",
     "member_prefixes",
     "parquet_name",
     "read_entry",
+    "read_failure",
     "read_footer",
     "read_identity",
     "runs",
     "schema_version",
+    "shard_of_entry",
+    "shard_of_failure",
+    "stat_files",
     "vectors_of",
     "write_entry",
+    "write_failure",
 ]
