@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,8 @@ HELP = """
   chiasm status photos.chiasm --json
 
 Read from ledgers, runs and the index's own files, with no cluster and no model."""
+
+MOST_NAMES = 4  # of shards in one line
 
 
 def status(
@@ -41,8 +43,7 @@ def status(
             printable(f"quarantined {display_name(quarantined['shard'])}: {quarantined['reason']}")
         )
     for run in found.runs[-5:]:
-        claims = f", holds {', '.join(run['holds'])}" if run["holds"] else ""
-        print(f"run {run['id']}: {run['command']} {run['state']}, {run['age']}{claims}")
+        print(printable(format_run(run)))
 
 
 def format_index(index: IndexStatus) -> str:
@@ -57,6 +58,21 @@ def format_index(index: IndexStatus) -> str:
     stale = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
     why = f"stale (shards: {stale})" if stale else "of another encoder"
     return f"{line}; {why}; {index.do}"
+
+
+def format_run(run: dict[str, Any]) -> str:
+    """One run in one line. What a run of another machine is at cannot be known in one look."""
+    if run["state"] == "unreadable":
+        return f"run {run['id']}: its record cannot be read; perhaps a newer version wrote it"
+    where = f" on {run['host']}, if it still lives" if run["foreign"] else ""
+    claims = f", holds {format_some(run['holds'])}" if run["holds"] else ""
+    return f"run {run['id']}: {run['command']} {run['state']}{where}, {run['age']}{claims}"
+
+
+def format_some(names: list[str]) -> str:
+    """The first few of many names."""
+    first = ", ".join(names[:MOST_NAMES])
+    return first + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
 
 
 def _print_counts(what: str, counts: dict[str, int]) -> None:

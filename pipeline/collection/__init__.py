@@ -23,12 +23,18 @@ from chiasm.pipeline.collection.ledger import (
     LedgerEntry,
     Tally,
     entries,
+    failure_name,
     ledger_name,
     own_entries,
     read_entry,
+    read_failure,
     rewrite_entry,
+    shard_of_entry,
+    shard_of_failure,
     write_entry,
+    write_failure,
 )
+from chiasm.pipeline.collection.observer import Life, RunObserver, Seen
 from chiasm.pipeline.collection.parquet_schema import (
     MEMBER_FIELDS,
     Footer,
@@ -40,6 +46,7 @@ from chiasm.pipeline.collection.parquet_schema import (
     shard_id_of,
 )
 from chiasm.pipeline.collection.parquet_writer import ParquetWriter
+from chiasm.pipeline.collection.processes import THIS_MACHINE, Machine, ProcessId
 from chiasm.pipeline.collection.relocations import (
     RELOCATE,
     Relocations,
@@ -48,22 +55,40 @@ from chiasm.pipeline.collection.relocations import (
     require_no_relocation,
     write_relocations,
 )
-from chiasm.pipeline.collection.runs import Run, RunRecord, process_alive, runs, this_machine
+from chiasm.pipeline.collection.run_record import RunRecord
+from chiasm.pipeline.collection.runs import Run, runs
+from chiasm.pipeline.collection.summaries import (
+    ShardFiles,
+    ShardSummary,
+    SummaryWriter,
+    Survey,
+    stat_files,
+)
 
 __all__ = [
     "FOLDERS",
     "MEMBER_FIELDS",
     "RELOCATE",
     "SHARD_FOLDERS",
+    "THIS_MACHINE",
     "Collection",
     "EmbeddingFile",
     "Footer",
     "Identity",
     "LedgerEntry",
+    "Life",
+    "Machine",
     "ParquetWriter",
+    "ProcessId",
     "Relocations",
     "Run",
+    "RunObserver",
     "RunRecord",
+    "Seen",
+    "ShardFiles",
+    "ShardSummary",
+    "SummaryWriter",
+    "Survey",
     "Tally",
     "arrow_schema",
     "create_or_check",
@@ -71,6 +96,7 @@ __all__ = [
     "embedded_shard_ids",
     "embeddings",
     "entries",
+    "failure_name",
     "file_version",
     "find_embedding",
     "known_shards",
@@ -78,8 +104,8 @@ __all__ = [
     "member_prefixes",
     "own_entries",
     "parquet_name",
-    "process_alive",
     "read_entry",
+    "read_failure",
     "read_footer",
     "read_identity",
     "read_relocations",
@@ -89,9 +115,12 @@ __all__ = [
     "runs",
     "schema_version",
     "shard_id_of",
+    "shard_of_entry",
+    "shard_of_failure",
+    "stat_files",
     "stored_parquet_name",
-    "this_machine",
     "vectors_of",
     "write_entry",
+    "write_failure",
     "write_relocations",
 ]

@@ -65,6 +65,12 @@ class Folder:
             return [*self._backend.list(self.url)]
         return [f"{prefix}/{base}" for base in self._backend.list(self.url_of(prefix))]
 
+    def list_stats(self, prefix: str) -> dict[str, Stat]:
+        """Size and version of every file directly under `prefix`, temporaries included; in a store
+        by its listing alone."""
+        found = self._backend.list_stats(self.url_of(prefix))
+        return {f"{prefix}/{base}": stat for base, stat in found.items()}
+
     def stat(self, name: str) -> Stat | None:
         """Size and version, None where there is no such file."""
         return self._backend.stat_or_none(self.url_of(name))

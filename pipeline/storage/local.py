@@ -216,6 +216,15 @@ class LocalFiles:
     def list(self, url: str) -> list[str]:
         return sorted(entry.name for entry in self._entries(url) if entry.is_file)
 
+    def list_stats(self, url: str) -> dict[str, Stat]:
+        folder, found = _path_of(url), dict[str, Stat]()
+        with _storage_errors(folder):
+            for base in self.list(url):
+                with contextlib.suppress(FileNotFoundError):  # removed since
+                    stat = self.disk.stat(os.path.join(folder, base))
+                    found[base] = Stat(stat.st_size, str(stat.st_mtime_ns))
+        return found
+
     def read_bytes(self, url: str) -> bytes:
         with _storage_errors(_path_of(url)):
             return self.disk.read(_path_of(url))

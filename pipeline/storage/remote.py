@@ -177,6 +177,13 @@ class ObjectFiles(ReadableFiles[Store]):
         bases = (path.rpartition("/")[2] for path in found.files)
         return sorted(base for base in bases if base)  # a key that ends in / marks a folder
 
+    def list_stats(self, url: str) -> dict[str, Stat]:
+        with self._storage_errors(url):
+            found = self._retry(lambda: self.store.list(self._folder(url)))
+        stats = {path.rpartition("/")[2]: stat for path, stat in found.stats.items()}
+        stats.pop("", None)
+        return stats
+
     def create(self, url: str, run_id: str) -> PendingObject:
         return PendingObject(
             self.store, self.path(url), retry.RETRIES, lambda: self._storage_errors(url), url
@@ -244,6 +251,9 @@ class WebFiles(ReadableFiles[ReadableStore]):
         raise self._listing_error(pattern)
 
     def list(self, url: str) -> Sequence[str]:
+        raise self._listing_error(url)
+
+    def list_stats(self, url: str) -> dict[str, Stat]:
         raise self._listing_error(url)
 
     def folders(self, url: str) -> Sequence[str]:

@@ -120,12 +120,13 @@ class S3Store:
     def list(self, folder: str, *, deep: bool = False) -> Listing:
         bucket, _, prefix = folder.partition("/")
         params = {"Bucket": bucket, "Prefix": prefix} | ({} if deep else {"Delimiter": "/"})
-        files: list[str] = []
+        stats: dict[str, Stat] = {}
         folders: list[str] = []
         for page in self._pages("list_objects_v2", params):
-            files += [f"{bucket}/{entry['Key']}" for entry in page.get("Contents", ())]
+            for entry in page.get("Contents", ()):
+                stats[f"{bucket}/{entry['Key']}"] = Stat(entry.get("Size", -1), _etag(entry))
             folders += [f"{bucket}/{e['Prefix'][:-1]}" for e in page.get("CommonPrefixes", ())]
-        return Listing(sorted(files), sorted(folders))
+        return Listing(stats, sorted(folders))
 
     def is_folder(self, path: str) -> bool:
         bucket, _, key = path.rstrip("/").partition("/")
