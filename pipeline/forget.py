@@ -17,12 +17,15 @@ from chiasm.pipeline.collection import (
     Run,
     earlier_parquet_name,
     embedded_shard_ids,
+    failure_name,
     ledger_name,
     parquet_name,
     read_entry,
     read_footer,
     require_no_relocation,
     runs,
+    shard_of_entry,
+    shard_of_failure,
 )
 from chiasm.pipeline.errors import ChiasmError, CollectionError, UsageError
 from chiasm.pipeline.storage import (
@@ -31,7 +34,6 @@ from chiasm.pipeline.storage import (
     display_name,
     folder_urls,
     has_wildcard,
-    is_temporary,
     url_matcher,
 )
 
@@ -88,29 +90,35 @@ def forget(folder: Folder, specs: Sequence[str], *, dry_run: bool = False) -> Fo
 
 def _remove(folder: Folder, shard_id: str) -> None:
     earlier = earlier_parquet_name(shard_id)
-    for name in (parquet_name(shard_id), earlier, ledger_name(shard_id)):
+    for name in (
+        parquet_name(shard_id),
+        earlier,
+        failure_name(shard_id),
+        ledger_name(shard_id),
+    ):
         if name is not None:
             folder.remove(name)
 
 
 def _require_unclaimed(run: Run) -> None:
-    for other in run.others():
-        claimed = sorted(set(run.record.claimed) & set(other.claimed))
-        if claimed:
-            raise CollectionError(
-                f"shard {claimed[0]}",
-                expected="no other run at work on it",
-                found=f"run {other.id} ({other.command}) on {other.host}",
-                do="run the same command again when it has ended",
-            )
+    mine = set(run.record.claimed)
+    # A record that cannot be read may claim anything.
+    holders = {seen.id for seen in run.others() if seen.record is None or mine & {*seen.claimed}}
+    for run_id in run.wait_for_verdicts(holders):
+        raise CollectionError(
+            display_name(run.folder.url),
+            expected="no other run at work on these shards",
+            found=f"run {run_id}",
+            do="run the same command again when it has ended",
+        )
 
 
 def select(folder: Folder, specs: Sequence[str]) -> tuple[list[Forgotten], list[str]]:
     """The shards that the specs name, by id, and those specs of which an earlier run has taken out
     all. Raises UsageError for a spec that names none."""
-    ledgers = [name for name in folder.list("ledger") if not is_temporary(name)]
-    ids = {name.removeprefix("ledger/").removesuffix(".json") for name in ledgers}
-    ids |= set(embedded_shard_ids(folder))
+    names = folder.list("ledger")
+    found = [*map(shard_of_entry, names), *map(shard_of_failure, names)]
+    ids = {*embedded_shard_ids(folder), *filter(None, found)}
     urls: dict[str, str] = {}
     if not ids.issuperset(specs):  # only then a shard's URL has to be known
         ordered = sorted(ids)

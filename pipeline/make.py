@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from chiasm.pipeline.attempts import record_failure
 from chiasm.pipeline.collection import (
     FOLDERS,
     SHARD_FOLDERS,
@@ -29,7 +30,7 @@ from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder
-from chiasm.pipeline.worklist import RECHECK_SECONDS, WorkList, record_failure
+from chiasm.pipeline.worklist import RECHECK_SECONDS, WorkList
 
 ATTEMPTS = 3
 
@@ -68,6 +69,7 @@ def make_collection(
             _embed_all(work, encoder, folder, settings)
         finally:
             run.sweep(SHARD_FOLDERS, own=True)
+            work.write_summaries()
         summary = summarize(shard_list, work, time.monotonic() - started)
         run.finish("failed" if summary.exit_code else "done", summary.as_json())
     return summary
@@ -85,7 +87,7 @@ def _embed_all(work: WorkList, encoder: Encoder, folder: Folder, settings: Embed
     while not work.over:
         task = work.take()
         if task is None:  # what is left is held by another run
-            time.sleep(RECHECK_SECONDS)
+            work.run.clock.sleep(RECHECK_SECONDS)
             continue
         try:
             entry = embed_shard(

@@ -23,8 +23,11 @@ from chiasm.pipeline.collection import (
     EmbeddingFile,
     LedgerEntry,
     Run,
+    failure_name,
     find_embedding,
+    ledger_name,
     own_entries,
+    read_failure,
     read_relocations,
     rewrite_entry,
     rewrite_footer,
@@ -49,12 +52,13 @@ Progress = Callable[[str, int, int], None]  # what, shards done, shards in all
 
 @dataclass(frozen=True)
 class Move:
-    """A shard on its way: its ledger entry, its rows (None where it has none), and the shard as it
-    was found at its new place."""
+    """A shard on its way: its ledger entry, its rows (None where it has none), the shard as it was
+    found at its new place, and the account of a failure beside the entry, where there is one."""
 
     entry: LedgerEntry
     file: EmbeddingFile | None
     found: Shard
+    failure: LedgerEntry | None = None
 
     @property
     def is_written(self) -> bool:
@@ -73,7 +77,10 @@ class Move:
         }
         if self.file is not None and self.file.footer.source != self.found:
             rewrite_footer(folder, self.file, changes, run_id)
-        rewrite_entry(folder, self.found.id, changes, run_id)
+        if self.failure is not None:
+            source = {**asdict(self.failure.source), "url": self.found.url}
+            rewrite_entry(folder, failure_name(self.found.id), {"source": source}, run_id)
+        rewrite_entry(folder, ledger_name(self.found.id), changes, run_id)
 
 
 @dataclass(frozen=True)
@@ -134,12 +141,11 @@ def relocate(
 def _require_alone(run: Run) -> None:
     """Raises CollectionError while another run is alive: it may have listed shards by their old
     URLs. One that begins later sees this run, and waits or refuses."""
-    others = run.others()
-    if others:
+    for run_id in run.wait_for_verdicts(seen.id for seen in run.others()):
         raise CollectionError(
             display_name(run.folder.url),
             expected="no other run at work",
-            found=f"run {others[0].id} ({others[0].command}) on {others[0].host}",
+            found=f"run {run_id}",
             do="run the same command again when it has ended",
         )
 
@@ -261,4 +267,6 @@ def proven(folder: Folder, entry: LedgerEntry, url: str) -> Move | str:
         return "nothing there"
     found = Shard(url, entry.source.id, stat.size, stat.version)
     what = difference(entry, file, found)
-    return f"another shard: {what}" if what else Move(entry, file, found)
+    if what:
+        return f"another shard: {what}"
+    return Move(entry, file, found, read_failure(folder, found.id))

@@ -23,11 +23,16 @@ from chiasm.pipeline.collection.ledger import (
     LedgerEntry,
     Tally,
     entries,
+    failure_name,
     ledger_name,
     own_entries,
     read_entry,
+    read_failure,
     rewrite_entry,
+    shard_of_entry,
+    shard_of_failure,
     write_entry,
+    write_failure,
 )
 from chiasm.pipeline.collection.observer import Life, RunObserver, Seen
 from chiasm.pipeline.collection.parquet_schema import (
@@ -52,6 +57,13 @@ from chiasm.pipeline.collection.relocations import (
 )
 from chiasm.pipeline.collection.run_record import RunRecord
 from chiasm.pipeline.collection.runs import Run, runs
+from chiasm.pipeline.collection.summaries import (
+    ShardFiles,
+    ShardSummary,
+    SummaryWriter,
+    Survey,
+    stat_files,
+)
 
 __all__ = [
     "FOLDERS",
@@ -73,6 +85,10 @@ __all__ = [
     "RunObserver",
     "RunRecord",
     "Seen",
+    "ShardFiles",
+    "ShardSummary",
+    "SummaryWriter",
+    "Survey",
     "Tally",
     "arrow_schema",
     "create_or_check",
@@ -80,6 +96,7 @@ __all__ = [
     "embedded_shard_ids",
     "embeddings",
     "entries",
+    "failure_name",
     "file_version",
     "find_embedding",
     "known_shards",
@@ -88,6 +105,7 @@ __all__ = [
     "own_entries",
     "parquet_name",
     "read_entry",
+    "read_failure",
     "read_footer",
     "read_identity",
     "read_relocations",
@@ -97,8 +115,12 @@ __all__ = [
     "runs",
     "schema_version",
     "shard_id_of",
+    "shard_of_entry",
+    "shard_of_failure",
+    "stat_files",
     "stored_parquet_name",
     "vectors_of",
     "write_entry",
+    "write_failure",
     "write_relocations",
 ]

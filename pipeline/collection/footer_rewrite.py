@@ -48,9 +48,8 @@ def _metadata_bytes(
     # The schema that Arrow stores is among the pairs already.
     with pq.ParquetWriter(empty, schema, store_schema=False) as writer:
         # Reversed, since pyarrow reverses them: what moves back has the bytes that it had.
-        writer.add_key_value_metadata(
-            {k.decode(): v.decode() for k, v in reversed(list(pairs.items()))}
-        )
+        texts = {k.decode(): v.decode() for k, v in reversed(list(pairs.items()))}
+        writer.add_key_value_metadata(texts)
     changed = pq.read_metadata(pa.BufferReader(empty.getvalue()))
     changed.append_row_groups(metadata)
     out = pa.BufferOutputStream()

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 
-from chiasm.pipeline.collection.ledger import LedgerEntry
+from chiasm.pipeline.collection.ledger import LedgerEntry, made_of
 from chiasm.pipeline.records import COLUMNS, IMAGE, Shard
 from chiasm.pipeline.storage import is_temporary
 
@@ -55,11 +55,9 @@ class Footer:
         """The shard as it was when its rows were made; its edition is of that."""
         return self.embedded_from or self.source
 
-    def made_of(self, shard: Shard) -> Shard:
-        """The shard that decides the edition of what is embedded of `shard` now: as it was
-        embedded, where it is the one that was relocated, unchanged since; else `shard`."""
-        unchanged = (shard.size, shard.version) == (self.source.size, self.source.version)
-        return self.as_embedded if unchanged else shard
+    def made_of(self, listed: Shard) -> Shard:
+        """The shard that decides the edition of what is embedded of `listed` now."""
+        return made_of(listed, self.source, self.embedded_from)
 
     def agrees_with(self, entry: LedgerEntry | None) -> bool:
         # Of a shard that is being relocated only one of the two may name the new place yet.

@@ -127,11 +127,14 @@ def known_shards(run: Run, shards: Sequence[Shard]) -> list[Shard]:
 
 def require_no_relocation(run: Run) -> None:
     """Raises CollectionError while another run relocates shards of the collection."""
-    at_work = [other for other in run.others() if other.command == RELOCATE]
-    if at_work:
+    # A record that cannot be read, or that a newer version wrote, may be of any command.
+    relocating = {
+        seen.id for seen in run.others() if seen.record is None or seen.record.command == RELOCATE
+    }
+    for run_id in run.wait_for_verdicts(relocating):
         raise CollectionError(
             display_name(run.folder.url),
             expected="no shards being relocated",
-            found=f"run {at_work[0].id} on {at_work[0].host}",
+            found=f"run {run_id}, which does that",
             do="run the same command again when it has ended",
         )

@@ -26,6 +26,7 @@ from chiasm.pipeline.collection import (
     read_entry,
     read_footer,
     shard_id_of,
+    shard_of_entry,
     stored_parquet_name,
     vectors_of,
 )
@@ -43,8 +44,7 @@ def check_shards(collection: Collection, checked: Counter[str]) -> Iterator[Find
     """Every shard that has a ledger entry, a Parquet file, or both. Counts what it read in
     `checked`: shards, rows, vectors."""
     folder = collection.folder
-    names = [name for name in folder.list("ledger") if not is_temporary(name)]
-    shard_ids = {name.rpartition("/")[2].removesuffix(".json") for name in names}
+    shard_ids = filter(None, map(shard_of_entry, folder.list("ledger")))
     filled = filled_columns(collection)
     done: list[tuple[LedgerEntry, EmbeddingFile]] = []
     for shard_id in sorted({*shard_ids, *embedded_shard_ids(folder)}):

@@ -1,7 +1,10 @@
-"""Collections made from numbers, for tests of the index: vectors are drawn, no tar is read."""
+"""Collections made from numbers, for tests of the index: vectors are drawn, no tar is read. Their
+shards are in `SHARDS`, files of no meaning, so that `check` finds them where they were."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,6 +31,9 @@ from chiasm.pipeline.records import (
     VectorColumn,
 )
 from chiasm.pipeline.storage import Folder
+
+_KEPT = tempfile.TemporaryDirectory(prefix="chiasm-shards-")
+SHARDS = Path(_KEPT.name).resolve()
 
 
 def unit_rows(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
@@ -80,7 +86,10 @@ def add_shard(
 ) -> dict[str, np.ndarray]:
     """Add, or embed again, the shard `name`; `vectors` in place of drawn pictures."""
     rng = np.random.default_rng(seed)
-    shard = Shard(f"file:///nowhere/{name}.tar", f"{name}-0123456789", 4096, "1")
+    path = SHARDS / f"{name}.tar"
+    path.write_bytes(bytes(4096))
+    os.utime(path, ns=(1, 1))
+    shard = Shard(path.as_uri(), f"{name}-0123456789", 4096, "1")
     dice = rng.random(rows)
     has = {"image": dice >= holes, "text": dice < 1 - holes}
     has["joint"] = has["image"] & has["text"]
