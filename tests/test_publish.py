@@ -245,6 +245,9 @@ HOSTILE = {
     "a trained index that leads out": {"trained": {"image": {"file": "index/trained/../../x"}}},
     "a trained index of another name": {"trained": {"image": {"file": "collection.json"}}},
     "columns that are a list": {"columns": []},
+    "a column that no segment has": {"columns": {"joint2": {"kind": "Flat"}}},
+    "cells below 0": {"columns": {"image": {"cells": -1}}},
+    "another width": {"dim": 3},
     "a newer schema": {"schema": 2},
 }
 

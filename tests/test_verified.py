@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_collection import make_collection
+from tiny_collection import add_shard, make_collection
 
 from chiasm.index import IndexSettings, Query, build_index, open_collection
-from chiasm.index.segments import FileSum, verified
-from chiasm.pipeline.errors import CollectionError
+from chiasm.index.segments import FileSum, stale, verified
+from chiasm.pipeline.errors import CollectionError, StaleIndexError
+from chiasm.pipeline.storage import Folder
 
 QUERY = Query(vector=np.ones(8))
 
@@ -103,3 +104,24 @@ def test_the_oldest_are_forgotten(path, hashed, monkeypatch):
         file_of(path, file).chmod(0o400)  # another file, as far as its times tell
     search(path)
     assert len(hashed) == 6 and len(os.listdir(verified.verified_folder())) <= 2
+
+
+def test_a_collection_copied_without_its_times_has_its_footers_read_once(path, monkeypatch):
+    results = search(path)
+    shutil.copytree(path, path.parent / "copy", copy_function=shutil.copy)
+    for file in (path.parent / "copy/embeddings").iterdir():
+        os.utime(file, (1, 1))
+    footers: list[str] = []
+    real = stale.find_embedding
+
+    def find_embedding(folder, shard_id):
+        footers.append(shard_id)
+        return real(folder, shard_id)
+
+    monkeypatch.setattr(stale, "find_embedding", find_embedding)
+    assert search(path.parent / "copy") == results and len(footers) == 1
+    assert search(path.parent / "copy") == results and len(footers) == 1
+    add_shard(Folder(str(path.parent / "copy")), "s0", 40, edition="0000000b")
+    for _ in range(2):
+        with pytest.raises(StaleIndexError, match="1 changed"):
+            open_collection(path.parent / "copy")

@@ -190,11 +190,12 @@ def live_generation(collection: Collection, allow_stale: bool) -> Generation:
     generation = open_current(collection.folder)
     if generation is None:
         raise CollectionError(path, expected="an index", found="none", do=f"run {command}")
-    if generation.manifest.fingerprint != collection.identity.fingerprint:
+    manifest, identity = generation.manifest, collection.identity
+    if (manifest.fingerprint, manifest.dim) != (identity.fingerprint, identity.dim):
         raise CollectionError(
             path,
-            expected=f"an index of encoder {collection.identity.encoder}",
-            found=f"one of {generation.manifest.encoder}",
+            expected=f"an index of encoder {identity.encoder} ({identity.fingerprint[:12]})",
+            found=f"one of {manifest.encoder} ({manifest.fingerprint[:12]}), width {manifest.dim}",
             do=f"run {command}",
         )
     if not allow_stale:

@@ -42,7 +42,8 @@ def search(
     scores = np.full((len(xq), k), -np.inf, dtype=np.float32)
     positions = np.full((len(xq), k), -1, dtype=np.int64)
     available = sum(segment.index(column).ntotal for segment in segments)
-    cells = max((segment.index(column).nlist for segment in segments), default=0) if nprobe else 0
+    cells = max((getattr(segment.index(column), "nlist", 0) for segment in segments), default=0)
+    nprobe = min(nprobe, cells)
     step = max(1, MAX_CANDIDATES // max(1, _wanted(k, nprobe)))
     for start in range(0, len(xq), step):
         waiting, probed = np.arange(start, min(start + step, len(xq))), nprobe
@@ -51,7 +52,7 @@ def search(
             scores[waiting], positions[waiting] = found
             full = min(k, available)
             short = (found[1][:, :full] < 0).any(axis=1)
-            if probed >= cells:
+            if not probed or probed >= cells:
                 break
             waiting, probed = waiting[short], min(2 * probed, cells)
     return scores, positions

@@ -25,10 +25,11 @@ import numpy as np
 import pyarrow as pa
 
 from chiasm.index.faiss_runtime import load_faiss
+from chiasm.index.plan import Count
 from chiasm.index.segments.advice import build_command
 from chiasm.index.segments.cache import open_cached
 from chiasm.index.segments.catalog import Catalog, CatalogWriter, IndexedShard
-from chiasm.index.segments.checksums import Count, Digest, FileSum
+from chiasm.index.segments.checksums import Digest, FileSum
 from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.index.segments.names import (
     CATALOG,

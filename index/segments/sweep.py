@@ -56,7 +56,10 @@ def remove_unnamed(folder: Folder, run: Run) -> list[str]:
     live has written; returns the folders' names."""
     writers = {name: run_of_folder(name) for name in leftovers(folder)}
     running = {other.id for other in run.others()}
-    run.mark_dead()
+    try:
+        run.mark_dead()
+    except StorageError as error:  # of a full disk, in which room is to be made now
+        LOG.warning("dead runs are not marked: %s", error)
     named: set[str] = set()
     for number in numbers_in(folder.list(GENERATIONS), "json"):
         manifest = _read_or_none(folder, number)

@@ -222,7 +222,7 @@ class LocalFiles:
             for base in self.list(url):
                 with contextlib.suppress(FileNotFoundError):  # removed since
                     stat = self.disk.stat(os.path.join(folder, base))
-                    found[base] = Stat(stat.st_size, str(stat.st_mtime_ns))
+                    found[base] = Stat(stat.st_size, str(stat.st_mtime_ns), stat.st_mtime)
         return found
 
     def read_bytes(self, url: str) -> bytes:
