@@ -21,7 +21,7 @@ from chiasm.index import IndexSettings, Query, build_index, open_collection
 from chiasm.index.build.build import training_vectors
 from chiasm.index.build.covered import CoveredShards
 from chiasm.index.query import search
-from chiasm.index.segments import open_current
+from chiasm.index.segments import Segment, open_current
 from chiasm.index.segments.catalog import Catalog
 from chiasm.index.verify import check
 from chiasm.pipeline.collection import Collection, Identity, create_or_check, embeddings
@@ -149,8 +149,21 @@ def test_more_cells_are_searched_where_those_asked_for_hold_fewer_than_k(tmp_pat
     assert (search_index(tmp_path / "c", "image", xq, 1001, 1)[1][:, there:] == -1).all()
 
 
-def test_equal_scores_are_ordered_by_position_however_many_there_are(tmp_path):
-    """A placeholder that a fifth of all rows have: FAISS alone keeps any of them."""
+class LastOfEqual:
+    """An exact index that keeps the last of equal candidates: FAISS promises none."""
+
+    def __init__(self, vectors: np.ndarray) -> None:
+        self.vectors, self.ntotal = vectors, len(vectors)
+
+    def search(self, xq: np.ndarray, k: int, params=None) -> tuple[np.ndarray, np.ndarray]:
+        scores = xq @ self.vectors.T
+        order = np.lexsort((-np.arange(self.ntotal)[None].repeat(len(xq), 0), -scores))[:, :k]
+        return np.take_along_axis(scores, order, 1), order
+
+
+@pytest.mark.parametrize("stub", [False, True], ids=["FAISS", "the worst index"])
+def test_equal_scores_are_ordered_by_position_however_many_there_are(tmp_path, monkeypatch, stub):
+    """A placeholder that a fifth of all rows have."""
     rng, dim = np.random.default_rng(3), 8
     same = unit_rows(rng, 1, dim)
     make_collection(tmp_path, ())
@@ -158,6 +171,11 @@ def test_equal_scores_are_ordered_by_position_however_many_there_are(tmp_path):
         vectors = unit_rows(rng, 500, dim)
         vectors[::5] = same
         add_shard(Folder(str(tmp_path)), name, 500, vectors=vectors)
+    if stub:
+        raw = Segment.raw
+        monkeypatch.setattr(
+            Segment, "index", lambda *which: LastOfEqual(raw(*which).astype(np.float32))
+        )
     expected = list(range(0, 1000, 5))
     others = unit_rows(rng, 40, dim)
     for settings in (IndexSettings(), IndexSettings(segment_rows=500), CELLS):

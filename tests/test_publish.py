@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from chiasm.index import IndexSettings, Query, build_index, open_collection
 from chiasm.index.segments import SEGMENTS, TRAINED, current_number, numbers
 from chiasm.index.segments.names import CURRENT, replaced_name
 from chiasm.index.verify import check
+from chiasm.pipeline.collection import Run
+from chiasm.pipeline.collection.run_record import marked_killed
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.storage import Folder
 
@@ -322,3 +325,20 @@ def test_a_current_that_is_no_number_is_one_line(tmp_path, content, caplog):
     (tmp_path / CURRENT).write_bytes(content)
     assert len(open_collection(tmp_path)) == 20
     assert "expected a generation's number, found" in caplog.text
+
+
+def test_a_build_that_another_run_has_found_dead_leaves_current_alone(tmp_path, monkeypatch):
+    """Its segments may be swept at this moment: it looks at its own record before it goes on."""
+    folder = Folder(str(tmp_path))
+    make_collection(tmp_path, (20,))
+    build_index(str(tmp_path))
+    monkeypatch.setattr(sys.modules[Run.__module__], "LAPSE_SECONDS", 0.0)
+
+    def found_dead() -> None:
+        (name,) = {name for name in folder.list("runs") if b'"running"' in folder.read_bytes(name)}
+        folder.write_whole(name, marked_killed(folder.read_bytes(name)))
+
+    Once(monkeypatch, "write_new", "index/generations", found_dead, after=True)
+    with pytest.raises(CollectionError, match="another run that has taken over its work"):
+        build_index(str(tmp_path))
+    assert current_number(folder) == 1 and len(open_collection(tmp_path)) == 20
