@@ -11,8 +11,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from chiasm.pipeline.errors import require_at_least
+
+Count = Annotated[int, Field(ge=0)]
 
 MAX_CELLS = 32_768  # k-means over more takes hours, and 1.3 million training vectors
 TRAIN_PER_CELL = 64  # FAISS asks for 39 to 256; the gain from more is below what can be measured
@@ -61,9 +66,9 @@ class Plan:
     Flat."""
 
     kind: str
-    cells: int = 0
-    nprobe: int = 0
-    train_rows: int = 0
+    cells: Count = 0
+    nprobe: Count = 0
+    train_rows: Count = 0
 
     @property
     def exact(self) -> bool:

@@ -22,6 +22,7 @@ from chiasm.pipeline.collection import (
     Identity,
     Run,
     create_or_check,
+    known_shards,
     read_identity,
 )
 from chiasm.pipeline.embed_summary import EmbedSummary, summarize
@@ -72,6 +73,7 @@ def embed_shards(
     request = replace(request, settings=settings)
     with Run(folder, "embed", request.in_force()) as run:
         run.sweep(FOLDERS)
+        request = replace(request, shards=known_shards(run, request.shards))
         work = WorkList(request.shards, run, settings.embedding, request.limit)
         if identity is not None and identity.encoder == encoder:
             work.skip_finished(identity)  # that needs no worker
@@ -80,6 +82,7 @@ def embed_shards(
                 _embed_unfinished(request, encoder, run, work, show)
         finally:
             run.sweep(SHARD_FOLDERS, own=True)
+            work.write_summaries()
         wall = time.monotonic() - started
         summary = summarize(request.shards, work, wall, settings.max_loss)
         run.finish("failed" if summary.exit_code else "done", summary.as_json())
@@ -130,11 +133,11 @@ def progress_of(request: EmbedRequest, work: WorkList, pool: Pool) -> Progress:
     samples, dropped = pool.at_work()
     return Progress(
         shards=len(request.shards),
-        done=len(work.done),
-        skipped=len(work.skipped),
+        done=work.done.shards,
+        skipped=work.skipped.shards,
         failed=len(work.quarantined),
-        samples=sum(entry.samples for entry in work.done.values()) + samples,
-        dropped=sum(len(entry.dropped) for entry in work.done.values()) + dropped,
+        samples=work.done.samples + samples,
+        dropped=work.done.dropped.total() + dropped,
         workers_ready=pool.ready,
         workers_asked=len(pool.workers),
         each_reserves=request.settings.workers.resources(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +15,15 @@ from chiasm.pipeline.collection import (
     RunObserver,
     RunRecord,
     Seen,
-    embeddings,
-    entries,
+    ShardFiles,
+    ShardSummary,
+    Survey,
+    read_failure,
 )
 from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.timing import SYSTEM_CLOCK
+from chiasm.pipeline.totals import Totals
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class IndexStatus:
 
     state: current; stale, where it does not cover the embeddings beside it; other_encoder; missing;
     damaged. columns: name -> kind of its index. stale_shards: shard id -> new, changed, damaged or
-    gone. do: what to run, empty where the index is current.
+    gone. do: what to run, empty where the index is current. instead_of: why another generation
+    answers than the one that CURRENT names, else empty.
     """
 
     state: str
@@ -37,6 +42,7 @@ class IndexStatus:
     columns: dict[str, str] = field(default_factory=dict)
     stale_shards: dict[str, str] = field(default_factory=dict)
     do: str = ""
+    instead_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,38 +69,59 @@ class Status:
 def read_status(path: str) -> Status:
     """Raises CollectionError where there is no collection."""
     collection = Collection.open(path)
-    observer = RunObserver(collection.folder, SYSTEM_CLOCK, THIS_MACHINE.alive)
-    done = {file.shard_id for file in embeddings(collection.folder)}
-    reasons: Counter[str] = Counter()
-    notes: Counter[str] = Counter()
-    unfinished, quarantined = [], []
-    rows = dropped = 0
-    for entry in entries(collection.folder):
-        if entry.quarantined is not None:
-            quarantined.append({"shard": entry.source.url, "reason": entry.quarantined})
-        elif entry.source.id not in done:
-            unfinished.append(entry.source.url)
+    folder = collection.folder
+    observer = RunObserver(folder, SYSTEM_CLOCK, THIS_MACHINE.alive)
+    survey = Survey(folder, ShardFiles.list(folder))
+    totals, unfinished, quarantined = Totals(), list[str](), list[dict[str, str]]()
+    editions: dict[str, str] = {}  # of done shards that were given up when embedded anew
+    for summary in all_summaries(survey):
+        url = summary.source.url
+        if summary.quarantined is not None:
+            quarantined.append({"shard": url, "reason": summary.quarantined})
+        elif summary.unfinished:
+            unfinished.append(url)
         else:
-            rows += entry.rows
-            dropped += len(entry.dropped)
-            reasons.update(entry.reasons())
-            notes.update(note.reason for note in entry.notes)
+            totals.add(summary)
+            if summary.source.id in survey.files.failures:
+                editions[summary.source.id] = summary.edition
+    quarantined += failures(folder, editions)
     return Status(
         path=path,
         encoder=collection.identity.encoder,
         dim=collection.identity.dim,
         precision=collection.identity.precision,
-        shards=len(done),
-        rows=rows,
-        samples=rows + dropped,
-        dropped=dropped,
-        reasons=dict(reasons.most_common()),
-        notes=dict(notes.most_common()),
-        unfinished=unfinished,
-        set_aside=quarantined,
+        shards=totals.shards,
+        rows=totals.rows,
+        samples=totals.samples,
+        dropped=totals.dropped.total(),
+        reasons=dict(totals.dropped.most_common()),
+        notes=dict(totals.notes.most_common()),
+        unfinished=sorted(unfinished),
+        set_aside=sorted(quarantined, key=lambda each: each["shard"]),
         index=read_index_status(collection, path),
         runs=[_run(seen) for seen in observer.observe()],
     )
+
+
+def all_summaries(survey: Survey) -> Iterator[ShardSummary]:
+    """Those of every shard that has a ledger entry; raises CollectionError for a damaged one."""
+    known: set[str] = set()
+    for summary in survey.summaries():
+        known.add(summary.source.id)
+        yield summary
+    left = [shard_id for shard_id in survey.files.ledgers if shard_id not in known]
+    for summary in survey.read(left, skip_damaged=False):
+        if summary is not None:
+            yield summary
+
+
+def failures(folder: Folder, editions: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Why shards were given up whose rows, of these editions, are whole all the same."""
+    for entry in folder.map_concurrent(lambda shard_id: read_failure(folder, shard_id), editions):
+        # One of the very edition that is there has been made good since.
+        if entry is not None and entry.edition != editions[entry.source.id]:
+            reason = f"{entry.quarantined} (the rows that it had are kept)"
+            yield {"shard": entry.source.url, "reason": reason}
 
 
 def read_index_status(collection: Collection, path: str) -> IndexStatus:
@@ -117,7 +144,8 @@ def read_index_status(collection: Collection, path: str) -> IndexStatus:
         rows=manifest.rows,
         columns={name: plan.kind for name, plan in manifest.columns.items()},
         stale_shards=stale,
-        do="" if state == "current" else rebuild,
+        do="" if state == "current" and not generation.instead_of else rebuild,
+        instead_of=generation.instead_of,
     )
 
 

@@ -3,12 +3,10 @@ with."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from chiasm.pipeline.collection import LedgerEntry
 from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.records import Dropped, Shard
 from chiasm.pipeline.worklist import WorkList
@@ -22,8 +20,9 @@ class EmbedSummary:
 
     failed: quarantined shards, `{"shard": URL, "reason"}`. pairs_per_second: this run's rows, from
     the opening of its first shard to its last commit. seconds: busy seconds by stage, summed over
-    this run's threads and workers, and `total`, the wall clock. dropped_samples: with their
-    shard's URL. max_loss: the share of samples that may be dropped.
+    this run's threads and workers, and `total`, the wall clock. dropped_samples: the first of
+    them, with their shard's URL; the ledgers have all. max_loss: the share of samples that may be
+    dropped.
     """
 
     samples: int
@@ -64,35 +63,26 @@ def summarize(
     shards: Sequence[Shard], work: WorkList, wall_seconds: float, max_loss: float = MAX_LOSS
 ) -> EmbedSummary:
     """The summary of a run over these shards, which took so long."""
-    mine: list[LedgerEntry] = list(work.done.values())
-    all_entries = mine + list(work.skipped.values())
-    seconds: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
-    for entry in mine:
-        seconds.update(entry.seconds)
-    for entry in all_entries:
-        reasons.update(entry.reasons())
-    spans = [entry.span for entry in mine if entry.span is not None]
-    busy = max(last for _, last in spans) - min(first for first, _ in spans) if spans else 0.0
-    rows = sum(entry.rows for entry in mine)
-    urls = {shard.id: shard.url for shard in shards}
+    done, skipped = work.done, work.skipped
+    first, last = done.span or (0.0, 0.0)
+    rows, busy = done.rows, last - first
+    reasons = done.dropped + skipped.dropped
+    urls = {shard.id: shard.url for shard in shards if shard.id in work.quarantined}
     return EmbedSummary(
-        samples=sum(entry.samples for entry in all_entries),
-        rows=sum(entry.rows for entry in all_entries),
-        dropped=sum(len(entry.dropped) for entry in all_entries),
-        done=len(work.done),
-        skipped=len(work.skipped),
+        samples=work.samples(),
+        rows=done.rows + skipped.rows,
+        dropped=reasons.total(),
+        done=done.shards,
+        skipped=skipped.shards,
         failed=[
             {"shard": urls[shard_id], "reason": reason}
             for shard_id, reason in work.quarantined.items()
         ],
         pairs_per_second=round(rows / busy, 2) if busy else 0.0,
-        seconds={stage: round(spent, 3) for stage, spent in seconds.items()}
+        seconds={stage: round(spent, 3) for stage, spent in done.seconds.items()}
         | {"total": round(wall_seconds, 3)},
         reasons=dict(reasons.most_common()),
-        dropped_samples=[
-            (entry.source.url, sample) for entry in all_entries for sample in entry.dropped
-        ],
+        dropped_samples=work.dropped_samples(),
         max_loss=max_loss,
     )
 

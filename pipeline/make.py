@@ -12,12 +12,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from chiasm.pipeline.attempts import record_failure
 from chiasm.pipeline.collection import (
     FOLDERS,
     SHARD_FOLDERS,
     Identity,
     Run,
     create_or_check,
+    known_shards,
     read_identity,
 )
 from chiasm.pipeline.editions import EmbedSettings
@@ -28,7 +30,7 @@ from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder
-from chiasm.pipeline.worklist import RECHECK_SECONDS, WorkList, record_failure
+from chiasm.pipeline.worklist import RECHECK_SECONDS, WorkList
 
 ATTEMPTS = 3
 
@@ -60,12 +62,14 @@ def make_collection(
         encoder = load_encoder(absolute_name(encoder), compute)
     with Run(folder, "make_collection", {"encoder": encoder.name, "limit": limit}) as run:
         run.sweep(FOLDERS)
+        shard_list = known_shards(run, shard_list)
         work = WorkList(shard_list, run, settings, limit)
         work.skip_finished(create_or_check(folder, Identity.of(encoder), run.id))
         try:
             _embed_all(work, encoder, folder, settings)
         finally:
             run.sweep(SHARD_FOLDERS, own=True)
+            work.write_summaries()
         summary = summarize(shard_list, work, time.monotonic() - started)
         run.finish("failed" if summary.exit_code else "done", summary.as_json())
     return summary
@@ -83,7 +87,7 @@ def _embed_all(work: WorkList, encoder: Encoder, folder: Folder, settings: Embed
     while not work.over:
         task = work.take()
         if task is None:  # what is left is held by another run
-            time.sleep(RECHECK_SECONDS)
+            work.run.clock.sleep(RECHECK_SECONDS)
             continue
         try:
             entry = embed_shard(

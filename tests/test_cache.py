@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import subprocess
@@ -10,13 +11,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import environment, noise
 
-from chiasm.index.segments import FileSum, cache
+from chiasm.index.faiss_runtime import load_faiss
+from chiasm.index.segments import FileSum, cache, segment
 from chiasm.index.segments.cache import cache_folder, open_cached
 from chiasm.pipeline.errors import CollectionError, StorageError, UsageError
 from chiasm.pipeline.storage import Folder, local
+from chiasm.pipeline.storage.local import PendingLocalFile
 
 
 @pytest.fixture
@@ -121,7 +125,7 @@ def test_threads_and_processes_download_side_by_side(folder, tmp_path):
     with ThreadPoolExecutor(8) as threads:
         copies = set(threads.map(lambda _: fetch_to_cache(folder, "a", checksum), range(8)))
     out, _ = other.communicate(timeout=120)
-    assert len(copies) == 1 and int(out) == noise(1)[0]
+    assert len(copies) == 1 and int(out) == noise(3_000_000)[0]
     assert names() == {checksum.blake2b}
     assert FileSum.of(copies.pop().read_bytes()) == checksum
 
@@ -164,3 +168,34 @@ def test_temporaries_of_dead_downloads_are_removed(folder):
 def test_the_cache_lies_below_xdg_cache_home(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     assert cache_folder() == tmp_path / "elsewhere" / "chiasm" / "segments"
+
+
+def test_a_copy_that_another_process_takes_away_is_still_read_and_mapped(folder, monkeypatch):
+    faiss = load_faiss()
+    index = faiss.index_factory(4, "IDMap2,Flat", faiss.METRIC_INNER_PRODUCT)
+    index.add_with_ids(np.eye(4, dtype=np.float32), np.arange(10, 14))
+    checksum = write_file(folder, "a", faiss.serialize_index(index).tobytes())
+    commit = PendingLocalFile.commit
+
+    def taken_away(pending) -> None:
+        commit(pending)
+        (cache_folder() / checksum.blake2b).unlink()
+
+    monkeypatch.setattr(PendingLocalFile, "commit", taken_away)
+    with open_cached(folder, "a", checksum, Owner()) as file:
+        assert names() == set()
+        mapped = segment.read_index(file, "a", "")
+    assert mapped.search(np.eye(4, dtype=np.float32)[:1], 1)[1].tolist() == [[10]]
+
+
+def test_a_temporary_of_a_download_that_lives_stays_however_old_it_seems(folder):
+    sums = [write_file(folder, name, name.encode()) for name in "ab"]
+    fetch_to_cache(folder, "a", sums[0])
+    lives = cache_folder() / ".lives.0.tmp"
+    with lives.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        os.utime(lives, (0, 0))
+        fetch_to_cache(folder, "b", sums[1])
+        assert lives.name in names()
+    fetch_to_cache(folder, "a", sums[0])
+    assert lives.name not in names()

@@ -49,10 +49,14 @@ ARROWS = {
     "batches": {"collection", "encoders", "images", "shards"},
     "editions": {"batches", "collection", "images", "shards"},
     **{each: READS | {"batches", "editions"} for each in ("embed", "caption_filter")},
-    "worklist": {"collection", "editions", "storage"},
-    "embed_summary": {"collection", "worklist"},
-    "make": WRITES | {"pretrained", "embed_summary"},
+    "totals": {"collection"},
+    "worklist": {"collection", "editions", "storage", "totals"},
+    "attempts": {"storage", "worklist"},
+    "embed_summary": {"worklist"},
+    "make": WRITES | {"attempts", "pretrained", "embed_summary"},
     "verify": WRITES | {"pretrained"},
+    "relocate": {"collection", "storage", "verify"},
+    "forget": {"collection", "storage"},
     **dict.fromkeys(("training", "training/pocket", "training/two_tower"), TRAINS),
 }
 EVERYBODY_OF_INDEX = {

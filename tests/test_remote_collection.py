@@ -139,15 +139,17 @@ def test_two_runs_share_the_shards_and_embed_none_twice(s3, tmp_path):
             work = WorkList(shards, run, SETTINGS)
             work.skip_finished(create_or_check(folder, Identity.of(encoder), run.id))
             start.wait()
+            done: set[str] = set()
             while not work.over:
                 if (task := work.take()) is None:
                     time.sleep(0.05)
                     continue
-                if not work.done:
+                if not done:
                     both_have_one.wait(60)
                 entry = embed_shard(task.shard, encoder, folder, SETTINGS, run_id=run.id)
                 work.finish(task, entry)
-            return set(work.done)
+                done.add(task.shard.id)
+            return done
 
     with ThreadPoolExecutor(2) as working:
         one, other = working.map(work, range(2))

@@ -21,7 +21,7 @@ from chiasm.pipeline.collection import (
     EmbeddingFile,
     file_version,
     find_embedding,
-    parquet_name,
+    stored_parquet_name,
 )
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.storage import display_name
@@ -60,7 +60,7 @@ class CoveredShards:
     def _index(self, file: EmbeddingFile, version: tuple[int, str]) -> None:
         if file.footer.fingerprint != self.identity.fingerprint:
             raise CollectionError(
-                display_name(self.folder.url_of(parquet_name(file.shard_id))),
+                display_name(self.folder.url_of(stored_parquet_name(self.folder, file.shard_id))),
                 expected=f"rows of encoder {self.identity.encoder}",
                 found=f"rows of {file.footer.encoder} ({file.footer.fingerprint[:12]})",
                 do="embed the shard again, or into another collection",

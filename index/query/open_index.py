@@ -13,13 +13,14 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from chiasm.index.queries import Query
 from chiasm.index.results import CatalogRow
 from chiasm.index.segments import Generation, Segment, build_command, open_current, stale_shards
-from chiasm.pipeline.collection import Collection
+from chiasm.pipeline.collection import Collection, Relocations, read_relocations
 from chiasm.pipeline.encoders import Encoder, load_encoder
 from chiasm.pipeline.errors import CollectionError, StaleIndexError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
@@ -37,6 +38,7 @@ class OpenIndex:
         self.collection, self.generation = collection, generation
         self.encoding = encoding
         self._encoder: Encoder | None = None
+        self._relocations: Relocations | None = None
         self._loading = threading.Lock()
 
     @property
@@ -62,7 +64,7 @@ class OpenIndex:
                     instead_of.number,
                     generation.number,
                 )
-                self.generation = generation
+                self.generation, self._relocations = generation, None
             return True
 
     def __len__(self) -> int:
@@ -127,12 +129,20 @@ class OpenIndex:
             )
 
     def rows(self, positions: Iterable[int]) -> dict[int, CatalogRow]:
-        """The catalog's rows at positions of the generation."""
+        """The catalog's rows at positions of the generation; the URL of each is where its shard
+        is now, which may have been relocated since the build."""
         return {
-            first + number: row
+            first + number: replace(row, url=self.relocations.url_of(row.shard, row.url))
             for segment, first, numbers in self._by_segment(positions)
             for number, row in segment.catalog.rows(numbers).items()
         }
+
+    @property
+    def relocations(self) -> Relocations:
+        """Where the shards are now; read once a generation."""
+        if self._relocations is None:
+            self._relocations = read_relocations(self.collection.folder)
+        return self._relocations
 
     def vectors(self, column: str, positions: Sequence[int]) -> np.ndarray:
         """The stored vectors of a column, in the order of the positions: (n, D) float32, zero
@@ -169,6 +179,10 @@ class _View(OpenIndex):
     def encoder(self) -> Encoder:
         return self._index.encoder
 
+    @property
+    def relocations(self) -> Relocations:
+        return self._index.relocations
+
 
 def live_generation(collection: Collection, allow_stale: bool) -> Generation:
     """The generation to search; raises CollectionError where there is none, StaleIndexError."""
@@ -176,11 +190,12 @@ def live_generation(collection: Collection, allow_stale: bool) -> Generation:
     generation = open_current(collection.folder)
     if generation is None:
         raise CollectionError(path, expected="an index", found="none", do=f"run {command}")
-    if generation.manifest.fingerprint != collection.identity.fingerprint:
+    manifest, identity = generation.manifest, collection.identity
+    if (manifest.fingerprint, manifest.dim) != (identity.fingerprint, identity.dim):
         raise CollectionError(
             path,
-            expected=f"an index of encoder {collection.identity.encoder}",
-            found=f"one of {generation.manifest.encoder}",
+            expected=f"an index of encoder {identity.encoder} ({identity.fingerprint[:12]})",
+            found=f"one of {manifest.encoder} ({manifest.fingerprint[:12]}), width {manifest.dim}",
             do=f"run {command}",
         )
     if not allow_stale:

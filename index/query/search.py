@@ -3,7 +3,7 @@
 FAISS gives more candidates than wanted, and each is scored again from the raw vectors on disk, in
 float32. A score therefore depends on the query and the row alone, never on the kind of index, the
 segment or the batch, and equal scores are ordered by position: where FAISS cut its candidates among
-equal ones, more are asked for. Where the cells that were searched hold fewer than k rows, more
+equal ones, more are requested for. Where the cells that were searched hold fewer than k rows, more
 cells are. Search parameters travel with the call; the shared index is never changed.
 
 The cost is reading a few hundred rows a query. Memory is bounded by the candidates of the queries
@@ -42,7 +42,8 @@ def search(
     scores = np.full((len(xq), k), -np.inf, dtype=np.float32)
     positions = np.full((len(xq), k), -1, dtype=np.int64)
     available = sum(segment.index(column).ntotal for segment in segments)
-    cells = max((segment.index(column).nlist for segment in segments), default=0) if nprobe else 0
+    cells = max((getattr(segment.index(column), "nlist", 0) for segment in segments), default=0)
+    nprobe = min(nprobe, cells)
     step = max(1, MAX_CANDIDATES // max(1, _wanted(k, nprobe)))
     for start in range(0, len(xq), step):
         waiting, probed = np.arange(start, min(start + step, len(xq))), nprobe
@@ -51,7 +52,7 @@ def search(
             scores[waiting], positions[waiting] = found
             full = min(k, available)
             short = (found[1][:, :full] < 0).any(axis=1)
-            if probed >= cells:
+            if not probed or probed >= cells:
                 break
             waiting, probed = waiting[short], min(2 * probed, cells)
     return scores, positions
@@ -93,10 +94,10 @@ def candidate_rows(
     if not cut.all():
         yield np.flatnonzero(~cut), rows[~cut]
     for query in np.flatnonzero(cut):  # alone: so many candidates take memory
-        asked = wanted
+        requested = wanted
         while True:
-            asked = min(4 * asked, index.ntotal)
-            near, rows = index.search(xq[query, None], asked, params=parameters)
+            requested = min(4 * requested, index.ntotal)
+            near, rows = index.search(xq[query, None], requested, params=parameters)
             if not _is_cut(near, rows, k, index.ntotal).any():
                 break
         yield np.array([query]), rows

@@ -47,7 +47,7 @@ def open_cached(folder: Folder, name: str, checksum: FileSum, owner: object) -> 
     """
     cache = cache_folder()
     copy = cache / checksum.blake2b
-    _hold(owner, checksum.blake2b)
+    _claim(owner, checksum.blake2b)
     file = _open_unchanged(copy, checksum)
     if file is None:
         with _naming_the_cache(cache):
@@ -60,7 +60,7 @@ def open_cached(folder: Folder, name: str, checksum: FileSum, owner: object) -> 
     return file
 
 
-def _hold(owner: object, blake2b: str) -> None:
+def _claim(owner: object, blake2b: str) -> None:
     with _lock:
         _owners.setdefault(blake2b, weakref.WeakSet()).add(owner)
 

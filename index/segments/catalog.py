@@ -22,8 +22,8 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from chiasm.index.plan import Count
 from chiasm.index.results import CatalogRow, row_id
-from chiasm.index.segments.checksums import Count
 from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.pipeline.collection import MEMBER_FIELDS, member_prefixes
 from chiasm.pipeline.errors import CollectionError

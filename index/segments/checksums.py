@@ -10,9 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from chiasm.index.plan import Count
 from chiasm.pipeline.storage import PendingFile
-
-Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from chiasm.index.plan import Plan
+from chiasm.index.plan import Count, Plan
 from chiasm.index.segments.advice import build_command
 from chiasm.index.segments.catalog import IndexedShard
-from chiasm.index.segments.checksums import Count, FileSum
+from chiasm.index.segments.checksums import FileSum
 from chiasm.index.segments.names import (
     CURRENT,
     GENERATIONS,
@@ -139,13 +139,19 @@ def open_current(folder: Folder) -> Generation | None:
     try:
         number = current_number(folder)
         if number is not None:
-            return open_generation(folder, number)
+            return open_whole(folder, number)
     except CollectionError as error:
         damage = error
-    generation = newest_whole(folder, f"{damage or f'{CURRENT} is missing'}", number)
+    generation = newest_whole(folder, _without_advice(damage), number)
     if generation is None and damage is not None:
         raise damage
     return generation
+
+
+def _without_advice(error: CollectionError | None) -> str:
+    if error is None:
+        return f"{CURRENT} is missing"
+    return str(CollectionError(error.what, expected=error.expected, found=error.found))
 
 
 def newest_whole(folder: Folder, why: str, damaged: int | None = None) -> Generation | None:
@@ -177,9 +183,20 @@ def open_generation(folder: Folder, number: int) -> Generation:
 
 
 def open_segments(folder: Folder, manifest: Manifest) -> tuple[Segment, ...]:
-    """Raises CollectionError where a record is missing or damaged."""
-    opened = folder.map_concurrent(lambda entry: _open_segment(folder, entry), manifest.segments)
-    return tuple(opened)
+    """Raises CollectionError where a record is missing, damaged, or of another index."""
+    segments = tuple(
+        folder.map_concurrent(lambda entry: _open_segment(folder, entry), manifest.segments)
+    )
+    for segment in segments:
+        record = segment.record
+        if record.dim != manifest.dim or not manifest.columns.keys() <= record.vectors.keys():
+            raise CollectionError(
+                display_name(folder.url_of(segment_file(record.id, RECORD))),
+                expected=f"columns {', '.join(manifest.columns)} of width {manifest.dim}",
+                found=f"{', '.join(record.vectors)} of width {record.dim}",
+                do=f"run {build_command(folder)}",
+            )
+    return segments
 
 
 def require_whole(folder: Folder, segments: tuple[Segment, ...]) -> None:

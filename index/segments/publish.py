@@ -36,9 +36,10 @@ from chiasm.pipeline.storage import Folder, display_name
 def live_number(folder: Folder) -> int:
     """The live generation's number, 0 where there is none or CURRENT is damaged."""
     try:
-        return current_number(folder) or 0
+        number = current_number(folder)
     except CollectionError:
         return 0
+    return number if number and folder.exists(manifest_name(number)) else 0
 
 
 def publish(folder: Folder, manifest: Manifest, run: Run, began_with: int) -> int:
@@ -69,7 +70,11 @@ def _settle(folder: Folder, number: int, new: Generation, began_with: int, run: 
         if live_number(folder) != number:
             folder.write_whole(CURRENT, f"{number:06d}\n".encode(), run.id)
         candidates = _rivals(folder, new, began_with)
-        best = _best(folder, [*candidates, new] if new.number else candidates)
+        if new.number:
+            candidates.append(new)
+        if not candidates:
+            return number
+        best = _best(folder, candidates)
         if best.number == live_number(folder):
             return best.number
         number = best.number

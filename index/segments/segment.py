@@ -25,14 +25,16 @@ import numpy as np
 import pyarrow as pa
 
 from chiasm.index.faiss_runtime import load_faiss
+from chiasm.index.plan import Count
 from chiasm.index.segments.advice import build_command
 from chiasm.index.segments.cache import open_cached
 from chiasm.index.segments.catalog import Catalog, CatalogWriter, IndexedShard
-from chiasm.index.segments.checksums import Count, Digest, FileSum
+from chiasm.index.segments.checksums import Digest, FileSum
 from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.index.segments.names import (
     CATALOG,
     RECORD,
+    SEGMENTS,
     is_final_file,
     is_segment_id,
     segment_file,
@@ -199,7 +201,7 @@ class Segment:
 
     def index(self, column: str) -> Any:
         """The column's FAISS index, mapped. Shared: a search must not change it."""
-        return self._open_once(f"{column}.faiss", _read_index)
+        return self._open_once(f"{column}.faiss", read_index)
 
     def raw(self, column: str) -> np.ndarray:
         """(rows, dim) float16, mapped, zero where a row has no vector."""
@@ -211,14 +213,14 @@ class Segment:
 
     def missing_files(self) -> list[str]:
         """The names of files that are not there with their sizes."""
-        names = [segment_file(self.record.id, name) for name in self.record.files]
-        found = self._folder.map_concurrent(self._folder.stat, names)
-        sizes = [checksum.size for checksum in self.record.files.values()]
-        return [
-            name
-            for name, size, stat in zip(names, sizes, found, strict=True)
-            if stat is None or stat.size not in (size, -1)
-        ]
+        stats = self._folder.list_stats(f"{SEGMENTS}/{self.record.id}")
+        missing: list[str] = []
+        for base, checksum in self.record.files.items():
+            name = segment_file(self.record.id, base)
+            found = stats.get(name) or self._folder.stat(name)  # a listing may be late
+            if found is None or found.size not in (checksum.size, -1):
+                missing.append(name)
+        return missing
 
     def _open_once(self, name: str, opener: Callable[[BufferedReader, str, str], Any]) -> Any:
         with self._lock:
@@ -262,7 +264,9 @@ class Segment:
         return SegmentGone(where, expected="a file of the index", found="no such file", do=do)
 
 
-def _read_index(file: BufferedReader, where: str, rebuild: str) -> Any:
+def read_index(file: BufferedReader, where: str, rebuild: str) -> Any:
+    """An open FAISS index, mapped; the file may be closed afterwards. where, rebuild: its name, and
+    the command that errors advise."""
     faiss = load_faiss()
     # By the open file, which stays the one that was verified whatever happens to its name.
     path = f"/dev/fd/{file.fileno()}"

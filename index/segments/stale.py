@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from chiasm.index.segments import verified
 from chiasm.index.segments.catalog import IndexedShard
-from chiasm.pipeline.collection import EmbeddingFile, find_embedding
+from chiasm.pipeline.collection import EmbeddingFile, find_embedding, parquet_name, shard_id_of
 from chiasm.pipeline.errors import CollectionError
-from chiasm.pipeline.storage import Folder, Stat, is_temporary
-
-_SUFFIX = ".parquet"
+from chiasm.pipeline.storage import Folder, Stat
 
 
 @dataclass
@@ -24,30 +23,35 @@ class EmbeddedShards:
     @classmethod
     def list(cls, folder: Folder) -> EmbeddedShards:
         """By one listing."""
-        found = folder.list_stats("embeddings")
-        return cls(
-            folder,
-            {
-                name.removeprefix("embeddings/").removesuffix(_SUFFIX): stat
-                for name, stat in sorted(found.items())
-                if name.endswith(_SUFFIX) and not is_temporary(name)
-            },
-        )
+        stats: dict[str, Stat] = {}
+        for name, stat in folder.list_stats("embeddings").items():
+            shard_id = shard_id_of(name)
+            # A shard may have a file of an earlier name as well, which does not count then.
+            if shard_id and (shard_id not in stats or name == parquet_name(shard_id)):
+                stats[shard_id] = stat
+        return cls(folder, dict(sorted(stats.items())))
 
     def stale(self, indexed: dict[str, IndexedShard]) -> dict[str, str]:
         """Where they differ from what was indexed: shard id -> new, changed, damaged or gone. Only
-        files that have changed have their footers read."""
+        files that have changed have their footers read; that none of them differs is remembered,
+        since a copy of a collection has other times in all of them."""
         changed = [
             shard_id
             for shard_id, stat in self.stats.items()
             if shard_id not in indexed or (stat.size, stat.version) != indexed[shard_id].file
         ]
+        gone = dict.fromkeys(indexed.keys() - self.stats.keys(), "gone")
+        name = verified.name_of(self.folder.url, *self.stats.items(), *sorted(indexed.items()))
+        if changed and not gone and verified.is_remembered(name):
+            return {}
         missing = [shard_id for shard_id in changed if shard_id not in self._footers]
         footers = self.folder.map_concurrent(self._read_footer, missing)
         self._footers.update(zip(missing, footers, strict=True))
         states = {shard_id: self._state(shard_id, indexed.get(shard_id)) for shard_id in changed}
-        states.update(dict.fromkeys(indexed.keys() - self.stats.keys(), "gone"))
-        return {shard_id: state for shard_id, state in states.items() if state}
+        stale = {shard_id: state for shard_id, state in (states | gone).items() if state}
+        if changed and not stale:
+            verified.remember(name)
+        return stale
 
     def _read_footer(self, shard_id: str) -> EmbeddingFile | CollectionError | None:
         try:

@@ -56,7 +56,10 @@ def remove_unnamed(folder: Folder, run: Run) -> list[str]:
     live has written; returns the folders' names."""
     writers = {name: run_of_folder(name) for name in leftovers(folder)}
     running = {other.id for other in run.others()}
-    run.mark_dead()
+    try:
+        run.mark_dead()
+    except StorageError as error:  # of a full disk, in which room is to be made now
+        LOG.warning("dead runs are not marked: %s", error)
     named: set[str] = set()
     for number in numbers_in(folder.list(GENERATIONS), "json"):
         manifest = _read_or_none(folder, number)
@@ -72,7 +75,7 @@ def remove_unnamed(folder: Folder, run: Run) -> list[str]:
         folder.remove(f"{name}/{RECORD}")  # first: a segment that has its record is whole
         folder.remove_folder(name, is_segment_file)
 
-    return _each(unnamed, remove)
+    return _remove_all(unnamed, remove)
 
 
 def leftovers(folder: Folder) -> list[str]:
@@ -104,9 +107,9 @@ def _remove_old_generations(folder: Folder, run: Run, settings: IndexSettings) -
         if aged and number not in kept:
             old.append(manifest_name(number))
     gone = [replaced_name(number) for number in marks if number == live or number not in existing]
-    _each(gone, folder.remove)
-    removed = _each(old, folder.remove)
-    _each([name.removesuffix(".json") + ".replaced" for name in removed], folder.remove)
+    _remove_all(gone, folder.remove)
+    removed = _remove_all(old, folder.remove)
+    _remove_all([name.removesuffix(".json") + ".replaced" for name in removed], folder.remove)
     return removed
 
 
@@ -130,7 +133,7 @@ def _read_or_none(folder: Folder, number: int) -> Manifest | None:
         return None
 
 
-def _each(names: Iterable[str], remove: Callable[[str], None]) -> list[str]:
+def _remove_all(names: Iterable[str], remove: Callable[[str], None]) -> list[str]:
     """Remove each; returns those that were. One that cannot be removed, such as a link that
     somebody has put there, keeps nobody from the rest."""
     removed: list[str] = []

@@ -69,6 +69,8 @@ its quality on data that it did not learn from.""",
     ),
     "filter": "Leave out captions that do not describe their pictures.",
     "check": "Verify a collection and its index.",
+    "relocate": "Follow shards that were moved, without embedding them again.",
+    "forget": "Take the rows of shards out of a collection.",
     "submit": "Run a chiasm command as a job on a Ray cluster.",
 }
 
@@ -112,14 +114,28 @@ def load_command(name: str) -> tuple[Callable[..., None], str]:
             from chiasm.jobs.cli import filter
 
             return filter.filter_, filter.HELP
-        case "check":
-            from chiasm.jobs.cli import check
-
-            return check.check, check.HELP
         case "submit":
             from chiasm.jobs.cli import submit
 
             return submit.submit, submit.HELP
+    return _load_upkeep(name)
+
+
+def _load_upkeep(name: str) -> tuple[Callable[..., None], str]:
+    """The same of the commands that keep a collection true."""
+    match name:
+        case "check":
+            from chiasm.jobs.cli import check
+
+            return check.check, check.HELP
+        case "relocate":
+            from chiasm.jobs.cli import relocate
+
+            return relocate.relocate_, relocate.HELP
+        case "forget":
+            from chiasm.jobs.cli import forget
+
+            return forget.forget_, forget.HELP
     raise LookupError(name)
 
 

@@ -106,8 +106,8 @@ def print_failures(summary: EmbedSummary) -> None:
             print(
                 printable(f"dropped {display_name(url)} {dropped.key}: {reason}"), file=sys.stderr
             )
-        if len(summary.dropped_samples) > MOST_LISTED:
-            left = len(summary.dropped_samples) - MOST_LISTED
+        left = summary.dropped - min(MOST_LISTED, len(summary.dropped_samples))
+        if left:
             print(f"and {left:,} more, in the ledger of each shard", file=sys.stderr)
 
 

@@ -20,6 +20,7 @@ HELP = """
 
 Below 100,000 rows a column is searched exactly; above, by an IVF index of 8-bit codes whose
 candidates are scored again exactly. The live index answers until the new one is complete."""
+SHOWN_FIELDS = 20  # fields of the json whose types were widened
 
 
 def build(
@@ -55,7 +56,9 @@ def print_summary(summary: BuildSummary) -> None:
     print(f"generation {summary.generation} is live: {rows} of {shards}")
     for column, kind in summary.columns.items():
         print(f"  {column:<6}{summary.vectors[column]:>12,} vectors  {kind}")
-    for field in summary.meta:
+    for field in summary.meta[:SHOWN_FIELDS]:
         values = ", ".join(f"{name} {value}" for name, value in field.items())
         print(printable(f"  meta {values}"))
+    if len(summary.meta) > SHOWN_FIELDS:
+        print(f"  meta: {len(summary.meta) - SHOWN_FIELDS} more, see --json")
     print("  " + ", ".join(f"{stage} {spent:.1f} s" for stage, spent in summary.seconds.items()))

@@ -52,8 +52,12 @@ def format_index(index: IndexStatus) -> str:
         return f"index: {index.state}; {index.do}"
     columns = ", ".join(f"{name} ({kind})" for name, kind in index.columns.items())
     line = f"index: generation {index.generation}, {index.rows:,} rows, columns {columns}"
-    if index.state == "current":
+    if index.instead_of:
+        line = f"{line}, in place of the live one ({index.instead_of})"
+    if not index.do:
         return line
+    if index.state == "current":
+        return f"{line}; {index.do}"
     counts = Counter(index.stale_shards.values())
     stale = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
     why = f"stale (shards: {stale})" if stale else "of another encoder"

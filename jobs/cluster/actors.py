@@ -15,8 +15,8 @@ from chiasm.jobs.cluster.placement import PLACEMENT_SECONDS, require_placeable
 from chiasm.jobs.cluster.session import connected
 from chiasm.jobs.config import WorkerSettings
 from chiasm.jobs.signals import STOPPING
+from chiasm.pipeline.attempts import first_line
 from chiasm.pipeline.errors import ChiasmError
-from chiasm.pipeline.worklist import first_line
 
 TICK_SECONDS = 0.5
 

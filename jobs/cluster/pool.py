@@ -24,15 +24,10 @@ from chiasm.jobs.cluster.logs import relog
 from chiasm.jobs.cluster.placement import PLACEMENT_SECONDS, require_placeable
 from chiasm.jobs.cluster.worker import EmbedWorker, Recipe, Report
 from chiasm.jobs.config import WorkerSettings
+from chiasm.pipeline.attempts import first_line, record_failure, requeue_or_quarantine
 from chiasm.pipeline.collection import Identity
 from chiasm.pipeline.errors import ChiasmError, EncoderError
-from chiasm.pipeline.worklist import (
-    Task,
-    WorkList,
-    first_line,
-    record_failure,
-    requeue_or_quarantine,
-)
+from chiasm.pipeline.worklist import Task, WorkList
 
 LOG = logging.getLogger(__name__)
 
@@ -195,7 +190,7 @@ class Pool:
     def _finish_shard(self, worker: Worker, work: WorkList) -> None:
         ref, task = worker.assigned[0]
         try:
-            entry = ray.get(ref)
+            entry, files = ray.get(ref)
         except RayTaskError as error:
             self._advance(worker)
             record_failure(work, task, _cause(error), self.settings.attempts)
@@ -203,7 +198,7 @@ class Pool:
             self._lose(worker, f"its worker died: {first_line(error)}", work)
         else:
             self._advance(worker)
-            work.finish(task, entry)
+            work.finish(task, entry, files)
 
     def _advance(self, worker: Worker) -> None:
         worker.assigned.popleft()

@@ -17,13 +17,21 @@ import pyarrow as pa
 import ray
 
 from chiasm.jobs.cluster.logs import Line, LogBuffer
-from chiasm.pipeline.collection import THIS_MACHINE, Identity, LedgerEntry, ProcessId, Tally
+from chiasm.pipeline.collection import (
+    THIS_MACHINE,
+    Identity,
+    LedgerEntry,
+    ProcessId,
+    Tally,
+    stat_files,
+)
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.encoders import Encoder, load_encoder
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.worklist import Files
 
 LOG = logging.getLogger(__name__)
 
@@ -107,20 +115,23 @@ class EmbedWorker:
         pa.array([""])
         return Loaded(Identity.of(self.encoder), tuple(self._log_lines.drain()))
 
-    def embed(self, shard: Shard, limit: int | None) -> LedgerEntry:
-        """Embed one shard; see `chiasm.pipeline.embed.embed_shard` for what it raises."""
+    def embed(self, shard: Shard, limit: int | None) -> tuple[LedgerEntry, Files]:
+        """Embed one shard; returns its ledger entry, and its files as they are then. See
+        `chiasm.pipeline.embed.embed_shard` for what it raises."""
         if self.encoder is None:
             raise RuntimeError("embed before load")
         self._report = Report(shard.id)
-        return embed_shard(
+        folder = Folder(self.recipe.collection)
+        entry = embed_shard(
             shard,
             self.encoder,
-            Folder(self.recipe.collection),
+            folder,
             self.recipe.embedding,
             run_id=self.recipe.run_id,
             limit=limit,
             watch=self._watch,
         )
+        return entry, stat_files(folder, shard.id)
 
     @ray.method(concurrency_group="control")
     def progress(self) -> Report:

@@ -24,6 +24,7 @@ from chiasm.pipeline.encoders import JOINT, Encoder
 from chiasm.pipeline.errors import CollectionError, EncoderError
 from chiasm.pipeline.records import IMAGE
 from chiasm.pipeline.storage import Folder, display_name
+from chiasm.pipeline.stored_records import read_record
 
 NAME = "collection.json"
 SHARD_FOLDERS = ("ledger", "embeddings")  # written by workers
@@ -146,21 +147,8 @@ def read_identity(folder: Folder) -> Identity | None:
     """The identity, None where there is no collection yet; CollectionError for a damaged one."""
     if not folder.exists(NAME):
         return None
-    where = display_name(folder.url_of(NAME))
-    try:
-        fields = json.loads(folder.read_bytes(NAME))
-        if fields.get("schema") not in SCHEMAS:
-            raise CollectionError(
-                where,
-                expected="schema version " + " or ".join(map(str, SCHEMAS)),
-                found=str(fields.get("schema")),
-                do="read it with the version of chiasm that wrote it",
-            )
-        return Identity(**fields)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CollectionError(
-            where, expected="the identity of a collection", found=f"{error}"
-        ) from error
+    where, what = display_name(folder.url_of(NAME)), "the identity of a collection"
+    return read_record(folder.read_bytes(NAME), where, Identity, what=what, schema=max(SCHEMAS))
 
 
 def create_or_check(folder: Folder, identity: Identity, run_id: str) -> Identity:

@@ -4,20 +4,27 @@
 as `ledger/<shard id>.json`. rows + dropped = samples, always. The entry is written before the
 Parquet file is renamed into place, so a Parquet file never exists without its entry; a pair that
 disagrees (a kill between the two writes, or a changed shard) counts as not done.
+
+Where a shard that has whole rows is embedded anew and given up, its entry stays that of its rows.
+Why it was given up is written beside it, as `ledger/<shard id>.failed.json`, until it is embedded.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
 
-from chiasm.pipeline.errors import CollectionError
+from pydantic import Field
+
 from chiasm.pipeline.records import Dropped, Note, Shard
-from chiasm.pipeline.storage import Folder, display_name
+from chiasm.pipeline.storage import Folder, display_name, is_temporary
+from chiasm.pipeline.stored_records import read_record
 
 SCHEMA = 1
+_SUFFIX, _FAILED = ".json", ".failed.json"
 
 
 class Tally:
@@ -49,7 +56,7 @@ class LedgerEntry:
     source: the shard as it was listed. edition: see `chiasm.pipeline.editions.edition_of`. seconds:
     busy seconds by stage. span: wall clock (opening, commit) in seconds since the epoch.
     quarantined: why the shard could not be embedded, None when it was; attempts: how many were
-    made.
+    made. embedded_from: the shard as it was embedded, stored where it has been relocated since.
     """
 
     source: Shard
@@ -59,8 +66,14 @@ class LedgerEntry:
     notes: tuple[Note, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     span: tuple[float, float] | None = None
-    quarantined: str | None = None  # `set_aside` in the file
+    quarantined: Annotated[str | None, Field(alias="set_aside")] = None
     attempts: int = 1
+    embedded_from: Shard | None = None
+
+    @property
+    def as_embedded(self) -> Shard:
+        """The shard as it was when its rows were made; its edition is of that."""
+        return self.embedded_from or self.source
 
     @property
     def samples(self) -> int:
@@ -70,41 +83,53 @@ class LedgerEntry:
         """How many samples were dropped under each reason, most frequent first."""
         return dict(Counter(dropped.reason for dropped in self.dropped).most_common())
 
+    def note_counts(self) -> dict[str, int]:
+        """How many notes there are of each reason."""
+        return dict(Counter(note.reason for note in self.notes))
+
     def to_json(self) -> bytes:
         """The file's content."""
         fields = {"schema": SCHEMA, "samples": self.samples}
         for key, value in asdict(self).items():
             fields["set_aside" if key == "quarantined" else key] = value
-        text = json.dumps(fields, ensure_ascii=False, indent=1)
-        return text.encode("utf-8", "surrogatepass") + b"\n"
+        if self.embedded_from is None:
+            del fields["embedded_from"]
+        return _to_bytes(fields)
 
     @classmethod
     def from_json(cls, data: bytes, name: str) -> LedgerEntry:
         """The entry in a file; CollectionError, which names `name`, for a damaged one."""
-        try:
-            fields = json.loads(data)
-            return cls(
-                source=Shard(**fields["source"]),
-                edition=fields["edition"],
-                rows=fields["rows"],
-                dropped=tuple(Dropped(**dropped) for dropped in fields["dropped"]),
-                notes=tuple(Note(**note) for note in fields["notes"]),
-                seconds=fields["seconds"],
-                span=tuple(fields["span"]) if fields["span"] else None,
-                quarantined=fields["set_aside"],
-                attempts=fields["attempts"],
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise CollectionError(
-                name,
-                expected="a ledger entry",
-                found=f"{type(error).__name__}: {error}",
-                do="delete the file and run chiasm embed again",
-            ) from error
+        do = "delete the file and run chiasm embed again"
+        return read_record(data, name, cls, what="a ledger entry", do=do, schema=SCHEMA)
+
+
+def made_of(listed: Shard, source: Shard, embedded_from: Shard | None) -> Shard:
+    """The shard that decides the edition of what is embedded of `listed` now: the one that was
+    embedded, where `listed` is what that was relocated to (`source`), unchanged; else itself."""
+    unchanged = (listed.size, listed.version) == (source.size, source.version)
+    return embedded_from if embedded_from is not None and unchanged else listed
 
 
 def ledger_name(shard_id: str) -> str:
-    return f"ledger/{shard_id}.json"
+    return f"ledger/{shard_id}{_SUFFIX}"
+
+
+def failure_name(shard_id: str) -> str:
+    return f"ledger/{shard_id}{_FAILED}"
+
+
+def shard_of_entry(name: str) -> str | None:
+    """The id of the shard whose entry a file of `ledger/` is; None for other files."""
+    base = name.rpartition("/")[2]
+    if base.endswith(_FAILED) or not base.endswith(_SUFFIX) or is_temporary(name):
+        return None
+    return base.removesuffix(_SUFFIX)
+
+
+def shard_of_failure(name: str) -> str | None:
+    """The same for the file beside it, which says why the shard was given up."""
+    base = name.rpartition("/")[2]
+    return base.removesuffix(_FAILED) if base.endswith(_FAILED) else None
 
 
 def write_entry(folder: Folder, entry: LedgerEntry, run_id: str) -> None:
@@ -112,9 +137,37 @@ def write_entry(folder: Folder, entry: LedgerEntry, run_id: str) -> None:
     folder.write_whole(ledger_name(entry.source.id), entry.to_json(), run_id)
 
 
+def rewrite_entry(folder: Folder, name: str, changes: Mapping[str, Any], run_id: str) -> None:
+    """Write an entry, by its file's name, again with other fields, None for those to leave out.
+    Fields that this version does not know are kept. Atomic."""
+    fields = json.loads(folder.read_bytes(name).decode("utf-8", "surrogatepass"))
+    left_out = {key for key, value in changes.items() if value is None}
+    fields = {key: value for key, value in (fields | changes).items() if key not in left_out}
+    folder.write_whole(name, _to_bytes(fields), run_id)
+
+
+def _to_bytes(fields: Mapping[str, Any]) -> bytes:
+    text = json.dumps(fields, ensure_ascii=False, indent=1)
+    return text.encode("utf-8", "surrogatepass") + b"\n"
+
+
+def write_failure(folder: Folder, entry: LedgerEntry, run_id: str) -> None:
+    """Write why a shard that has whole rows was given up, beside its entry."""
+    folder.write_whole(failure_name(entry.source.id), entry.to_json(), run_id)
+
+
 def read_entry(folder: Folder, shard_id: str) -> LedgerEntry | None:
     """The entry of a shard, None where there is none; raises CollectionError for a damaged one."""
-    name = ledger_name(shard_id)
+    return _read(folder, ledger_name(shard_id))
+
+
+def read_failure(folder: Folder, shard_id: str) -> LedgerEntry | None:
+    """Why a shard that has whole rows was given up, None where it was not. Raises as
+    `read_entry`."""
+    return _read(folder, failure_name(shard_id))
+
+
+def _read(folder: Folder, name: str) -> LedgerEntry | None:
     if not folder.exists(name):
         return None
     return LedgerEntry.from_json(folder.read_bytes(name), display_name(folder.url_of(name)))
@@ -122,8 +175,22 @@ def read_entry(folder: Folder, shard_id: str) -> LedgerEntry | None:
 
 def entries(folder: Folder) -> Iterator[LedgerEntry]:
     """Every entry of a collection, by shard id."""
-    names = [name for name in folder.list("ledger") if name.endswith(".json")]
-    shard_ids = [name.removeprefix("ledger/").removesuffix(".json") for name in names]
-    for entry in folder.map_concurrent(lambda shard_id: read_entry(folder, shard_id), shard_ids):
+    found = folder.map_concurrent(lambda shard_id: read_entry(folder, shard_id), _shard_ids(folder))
+    for entry in found:
         if entry is not None:
             yield entry
+
+
+def own_entries(folder: Folder) -> dict[str, LedgerEntry]:
+    """By shard id, every entry but copies under other names."""
+    shard_ids = _shard_ids(folder)
+    found = folder.map_concurrent(lambda shard_id: read_entry(folder, shard_id), shard_ids)
+    return {
+        shard_id: entry
+        for shard_id, entry in zip(shard_ids, found, strict=True)
+        if entry is not None and entry.source.id == shard_id
+    }
+
+
+def _shard_ids(folder: Folder) -> list[str]:
+    return [shard_id for name in folder.list("ledger") if (shard_id := shard_of_entry(name))]

@@ -127,17 +127,15 @@ class Run:
     def claim(self, shard_ids: Iterable[str]) -> None:
         """Set the shards that this run works on, in place of those claimed before; written to its
         file at once. Raises as `confirm`."""
-        claimed = tuple(sorted(shard_ids))
-        if claimed != self.record.claimed:
-            with self._lock:
-                self.record = replace(self.record, claimed=claimed)
-                self._renew()
+        with self._lock:
+            self.record = replace(self.record, claimed=tuple(sorted(shard_ids)))
+            self._renew()
 
     def release(self, shard_ids: Iterable[str]) -> None:
         """Set the shards that this run works on, all of them claimed before. Written with the next
         claim or heartbeat: until then others only leave alone what they need not."""
         with self._lock:
-            self.record = replace(self.record, claimed=tuple(sorted(shard_ids)))
+            self.record = replace(self.record, claimed=tuple(shard_ids))
 
     def finish(self, state: str, summary: dict[str, Any]) -> None:
         """Set the final state, `done` or `failed`; written when the `with` is left."""

@@ -217,11 +217,12 @@ class LocalFiles:
         return sorted(entry.name for entry in self._entries(url) if entry.is_file)
 
     def list_stats(self, url: str) -> dict[str, Stat]:
-        found: dict[str, Stat] = {}
-        for base in self.list(url):
-            stat = self.stat_or_none(self.join(url, base))
-            if stat is not None:
-                found[base] = stat
+        folder, found = _path_of(url), dict[str, Stat]()
+        with _storage_errors(folder):
+            for base in self.list(url):
+                with contextlib.suppress(FileNotFoundError):  # removed since
+                    stat = self.disk.stat(os.path.join(folder, base))
+                    found[base] = Stat(stat.st_size, str(stat.st_mtime_ns), stat.st_mtime)
         return found
 
     def read_bytes(self, url: str) -> bytes:

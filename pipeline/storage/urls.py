@@ -35,6 +35,11 @@ def stat(url: str) -> Stat:
     return backend_of(url).stat(url)
 
 
+def stat_or_none(url: str) -> Stat | None:
+    """Size and version, None where there is nothing; StorageError where that cannot be known."""
+    return backend_of(url).stat_or_none(url)
+
+
 def is_folder(url: str) -> bool:
     """Whether `url` is a folder that can be listed."""
     return backend_of(url).is_folder(url)

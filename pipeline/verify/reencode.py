@@ -29,7 +29,7 @@ from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import IMAGE, Batch, Decoded, Dropped, Place, Sample, Source
 from chiasm.pipeline.shards import ReadSettings, read_member
 from chiasm.pipeline.timing import Stopwatch
-from chiasm.pipeline.verify.embeddings import Finding
+from chiasm.pipeline.verify.findings import Finding
 
 # Between two vectors that were computed of one row: precision, device and batch may differ.
 MIN_COSINE = 0.999
@@ -110,7 +110,7 @@ def embed_settings(collection: Collection) -> list[EmbedSettings]:
 def decode_settings(file: EmbeddingFile, candidates: list[EmbedSettings]) -> DecodeSettings:
     """How a file's pictures were decoded: by the run whose settings give its edition; by the last
     run for a shard that --limit cut short; by the defaults where no run is recorded."""
-    source, fingerprint = file.footer.source, file.footer.fingerprint
+    source, fingerprint = file.footer.as_embedded, file.footer.fingerprint
     matching = (
         settings.decode
         for settings in candidates

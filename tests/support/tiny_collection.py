@@ -1,7 +1,10 @@
-"""Collections made from numbers, for tests of the index: vectors are drawn, no tar is read."""
+"""Collections made from numbers, for tests of the index: vectors are drawn, no tar is read. Their
+shards are in `SHARDS`, files of no meaning, so that `check` finds them where they were."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,6 +31,9 @@ from chiasm.pipeline.records import (
     VectorColumn,
 )
 from chiasm.pipeline.storage import Folder
+
+_KEPT = tempfile.TemporaryDirectory(prefix="chiasm-shards-")
+SHARDS = Path(_KEPT.name).resolve()
 
 
 def unit_rows(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
@@ -82,7 +88,11 @@ def add_shard(
     """Add, or embed again, the shard `name`; `vectors` in place of drawn pictures, `shard` in place
     of one that is nowhere."""
     rng = np.random.default_rng(seed)
-    shard = shard or Shard(f"file:///nowhere/{name}.tar", f"{name}-0123456789", 4096, "1")
+    if shard is None:
+        path = SHARDS / f"{name}.tar"
+        path.write_bytes(bytes(4096))
+        os.utime(path, ns=(1, 1))
+        shard = Shard(path.as_uri(), f"{name}-0123456789", 4096, "1")
     dice = rng.random(rows)
     has = {"image": dice >= holes, "text": dice < 1 - holes}
     has["joint"] = has["image"] & has["text"]
