@@ -101,7 +101,11 @@ class Collection:
     @classmethod
     def open(cls, path: str) -> Collection:
         """Raises CollectionError where there is none, or one that this version cannot read."""
-        folder = Folder(path)
+        return cls.of(Folder(path), path)
+
+    @classmethod
+    def of(cls, folder: Folder, path: str) -> Collection:
+        """The same for a folder that is called `path` in messages."""
         identity = read_identity(folder)
         if identity is None:
             raise CollectionError(
