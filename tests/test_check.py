@@ -123,7 +123,7 @@ DAMAGE = {
     "ledger gone": (gone(LEDGER), "shard s1-0123456789: embeddings without a ledger entry"),
     "ledger cut": (
         lambda path: (path / LEDGER).write_text("{"),
-        f"{LEDGER}: expected a ledger entry, found JSONDecodeError",
+        f"{LEDGER}: expected a ledger entry, found no valid JSON",
     ),
     "embeddings gone": (gone(PARQUET), "shard s1-0123456789: a ledger entry without embeddings"),
     "embeddings cut": (

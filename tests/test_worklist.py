@@ -6,7 +6,7 @@ Workers are simulated: `commit` puts what one leaves. Requests are counted, neve
 from __future__ import annotations
 
 import json
-from collections import deque
+from collections import Counter, deque
 
 import pytest
 from counting_store import CountingStore
@@ -40,6 +40,7 @@ from chiasm.pipeline.records import Dropped, Note, Shard
 from chiasm.pipeline.shards import ReadSettings
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.tasks import Task
+from chiasm.pipeline.verify import check_shards
 from chiasm.pipeline.worklist import WorkList
 
 SETTINGS = EmbedSettings()
@@ -79,9 +80,7 @@ def work_of(folder: Folder, shards: list[Shard], run: Run, limit: int | None = N
     return work
 
 
-def embed_all(
-    store: CountingStore, shards: list[Shard], run_id: str, in_flight: int = 8
-) -> WorkList:
+def embed_all(store: CountingStore, shards: list[Shard], run_id: str, most: int = 8) -> WorkList:
     folder, clock = store.folder(), FakeClock()
     with new_run(folder, run_id, clock) as run:
         run.sweep(("", "runs", "ledger", "embeddings"))
@@ -348,6 +347,7 @@ def test_whole_rows_keep_their_entry_when_an_attempt_to_embed_them_anew_fails(wh
     quarantine(folder, shard, EmbedSettings(read=ReadSettings(caption_field="title")))
     assert folder.read_bytes(ledger_name(shard.id)) == before
     assert [file.rows for file in embeddings(folder)] == [50]
+    assert list(check_shards(Collection.of(folder, "c"), Counter())) == []
     status = read_status(str(folder.local))
     (failed,) = status.set_aside
     assert (status.rows, status.shards) == (50, 1)

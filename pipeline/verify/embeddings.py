@@ -25,12 +25,13 @@ from chiasm.pipeline.collection import (
     parquet_name,
     read_entry,
     read_footer,
+    shard_of_entry,
     vectors_of,
 )
 from chiasm.pipeline.encoders import JOINT
 from chiasm.pipeline.errors import ChiasmError, CollectionError
 from chiasm.pipeline.records import COLUMNS, IMAGE, TEXT
-from chiasm.pipeline.storage import display_name, is_temporary
+from chiasm.pipeline.storage import display_name
 
 NORM_TOLERANCE = 2e-3  # float16 rounds each number by up to 1/2048 of itself
 
@@ -59,12 +60,8 @@ def check_shards(collection: Collection, checked: Counter[str]) -> Iterator[Find
     """Every shard that has a ledger entry, a Parquet file, or both. Counts what it read in
     `checked`: shards, rows, vectors."""
     folder = collection.folder
-    names = [*folder.list("ledger"), *folder.list("embeddings")]
-    shard_ids = {
-        name.rpartition("/")[2].removesuffix(".json").removesuffix(".parquet")
-        for name in names
-        if not is_temporary(name)
-    }
+    shard_ids = {shard_id for name in folder.list("ledger") if (shard_id := shard_of_entry(name))}
+    shard_ids.update(embedded_shard_ids(folder))
     filled = filled_columns(collection)
     for shard_id in sorted(shard_ids):
         checked["shards"] += 1
