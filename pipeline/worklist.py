@@ -4,9 +4,8 @@ The list hands out tasks and takes their outcomes. A shard is done where its Par
 its ledger entry agrees, and the edition is the one this run would make. Shards claimed by another
 run are checked again later, so that two runs share the work and no shard is embedded twice.
 
-Shards are claimed in blocks, since a claim costs a write and a look at the other runs, of however
-many shards it is. A block is what was used up in BLOCK_SECONDS of late, and at most a fourth of
-what is left, so that a run that joins finds something to do.
+Shards are claimed in blocks, since a claim costs a write and a look at the other runs. A block is
+what was used up in BLOCK_SECONDS of late, and at most a fourth of what is left, for other runs.
 """
 
 from __future__ import annotations
@@ -14,11 +13,9 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 
 from chiasm.pipeline.collection import (
-    EmbeddingFile,
     Identity,
     LedgerEntry,
     Run,
@@ -27,7 +24,6 @@ from chiasm.pipeline.collection import (
     SummaryWriter,
     Survey,
     failure_name,
-    find_embedding,
     parquet_name,
     read_entry,
     stat_files,
@@ -35,29 +31,14 @@ from chiasm.pipeline.collection import (
     write_failure,
 )
 from chiasm.pipeline.editions import EmbedSettings, edition_of
-from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.records import Dropped, Shard
 from chiasm.pipeline.storage import Stat
+from chiasm.pipeline.tasks import Files, Task, editions_of, find_done, find_whole
 from chiasm.pipeline.totals import DROPS_KEPT, Totals
 
 RECHECK_SECONDS = 1.0  # for shards that another run has claimed, before they are tried again
 BLOCK_SECONDS = 2.0
 MOST_CLAIMED = 512  # shards of one block: a record that names them is still small
-
-Files = tuple[Stat | None, Stat | None]  # a shard's ledger entry and its Parquet file
-
-
-@dataclass(slots=True)
-class Task:
-    """One shard to embed. limit: the most samples to read, None for all. failures: the reason of
-    every failed attempt so far. returned: whether it was handed out before. lapses: those of the
-    run when it was handed out."""
-
-    shard: Shard
-    limit: int | None = None
-    failures: list[str] = field(default_factory=list)
-    returned: bool = False
-    lapses: int = 0
 
 
 class WorkList:
@@ -162,7 +143,7 @@ class WorkList:
         CollectionError where another run has found this one dead."""
         self.run.confirm()
         if self.run.lapses != self._lapses:
-            # Others may have taken this run for dead, and what it had claimed for free.
+            # Others may have taken this run for dead, and its claims for free.
             self._lapses = self.run.lapses
             self._pending.extendleft(reversed(self._block))
             self._block.clear()
@@ -243,6 +224,8 @@ class WorkList:
         return True
 
     def _next_block(self) -> list[Task]:
+        if not self._pending:
+            return []
         now = self.run.clock.monotonic()
         fast = now - self._block_claimed < BLOCK_SECONDS
         self._block_size = self._block_size * 2 if fast else self._block_size // 2
@@ -269,11 +252,11 @@ class WorkList:
             self._claimed_elsewhere.append(task)
         return []
 
-    def _claims(self, block: Sequence[Task]) -> list[str]:
+    def _claims(self, block: Iterable[Task]) -> list[str]:
         return [*self._in_flight, *(task.shard.id for task in block)]
 
     def _claims_elsewhere(self, newer_than: float) -> set[str]:
-        """What other runs have claimed; asked for again where that was not seen since a moment."""
+        """What other runs have claimed, as it was seen after that moment."""
         if self._looked_at < newer_than:
             self._looked_at = self.run.clock.monotonic()
             self._elsewhere = {shard for run in self.run.others() for shard in run.claimed}
@@ -325,26 +308,3 @@ class WorkList:
         """The ledger entry of a shard that is done, None for another."""
         file = find_done(task, self.run, self.settings, self.fingerprint)
         return None if file is None else read_entry(self.run.folder, task.shard.id)
-
-
-def find_done(
-    task: Task, run: Run, settings: EmbedSettings, fingerprint: str
-) -> EmbeddingFile | None:
-    """The shard's file, if it exists, is whole, and has the edition that this task would make."""
-    file = find_whole(run, task)
-    shard = task.shard if file is None else file.footer.made_of(task.shard)
-    editions = editions_of(task, shard, settings, fingerprint)
-    return file if file is not None and file.edition in editions else None
-
-
-def find_whole(run: Run, task: Task) -> EmbeddingFile | None:
-    """The shard's file, if it exists and is whole, of whatever edition."""
-    try:
-        return find_embedding(run.folder, task.shard.id)
-    except CollectionError:
-        return None  # damaged: written again under the same name
-
-
-def editions_of(task: Task, shard: Shard, settings: EmbedSettings, fingerprint: str) -> set[str]:
-    """The editions that this task would make of a shard."""
-    return {edition_of(shard, fingerprint, settings, limit) for limit in {None, task.limit}}

@@ -1,64 +1,108 @@
-"""Every crash point of a sample; `python -m benchmarks.crash_points` tries all.
+"""Every crash point, of a sample; `python -m benchmarks.crash_points` tries all.
 
-SHARE says of how many states the fast suite tries one.
+TRIED says how many states of each kind the fast suite tries, spread evenly over all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+import errno
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import pytest
-from conftest import make_shard
-from crash_points import FAILURES, DiskCrash, StoreCrash, recorded_runs_are_dead
-from fake_encoder import FakeEncoder
-from recorded_disk import Change, Tree, killed, powerless, unflushed
+from crash_points import COMMANDS, DiskCrash, Lost, StoreCrash, recorded_runs_are_dead
+from recorded_disk import FOLDER, Change, Tree, killed, powerless, unflushed
 
-from chiasm.index import build_index
-from chiasm.pipeline.make import make_collection
-
-SHARE = 1
+T = TypeVar("T")
+TRIED = 10
+BEFORE = Tree({"a": 0}, {0: b"old"})
+REPLACED = [  # how a file is replaced: written aside, flushed, renamed, its folder flushed
+    Change("create", ".a.tmp", 1),
+    Change("write", ".a.tmp", 1, data=b"new"),
+    Change("flush_file", ".a.tmp", 1),
+    Change("rename", "a", 1, old=".a.tmp"),
+    Change("flush_folder", "."),
+]
 
 
 @pytest.fixture(autouse=True)
-def _dead() -> Iterator[None]:
+def _runs_are_dead(monkeypatch, tmp_path) -> Iterator[None]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with recorded_runs_are_dead():
         yield
 
 
-@pytest.fixture
-def shards(tmp_path) -> list[Path]:
-    return [make_shard(tmp_path / "shards" / f"s{n}.tar", 3, seed=n) for n in range(2)]
+def some(items: Sequence[T]) -> list[T]:
+    """The first, the last, and others evenly between them."""
+    step = max(1, (len(items) - 1) // (TRIED - 1))
+    return [*items[:-1:step], items[-1]]
 
 
-def try_all(crash):
-    if isinstance(crash, DiskCrash):
-        k,p=crash.killed(), crash.powerless()
-        print(len(crash.recorded.log), len(k), len(p))
-        for state in k+p: crash.recover(state)
-        for number in FAILURES:
-            for point in range(len(crash.recorded.log)): crash.fail(point, number)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_crash_costs_nothing_on_a_disk(name, tmp_path):
+    crash = DiskCrash.record(tmp_path, COMMANDS[name])
+    for state in (*some(crash.killed()), *some(crash.powerless())):
+        crash.recover(state)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_crash_costs_nothing_in_a_store(name, tmp_path):
+    crash = StoreCrash.record(tmp_path, COMMANDS[name])
+    for state in some(list(crash.killed())):
+        crash.recover(state)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_call_that_fails_costs_nothing(name, tmp_path):
+    crash = DiskCrash.record(tmp_path, COMMANDS[name])
+    points = some(range(len(crash.recorded.log)))
+    for point, number in zip(points, [errno.ENOSPC, errno.EIO] * len(points), strict=False):
+        crash.fail(point, number)
+
+
+def test_a_file_that_is_not_flushed_before_its_rename_is_lost():
+    unflushed_rename = [change for change in REPLACED if change.kind != "flush_file"]
+    for log, torn in ((REPLACED, False), (unflushed_rename, True)):
+        contents = [tree.files().get("a") for tree in powerless(BEFORE, log)]
+        assert set(contents) == {b"old", b"new"} | ({b""} if torn else set())
+
+
+def test_a_name_lasts_once_its_folder_is_flushed():
+    assert unflushed(REPLACED) == []
+    assert unflushed(REPLACED[:4]) == [0, 3]
+    assert {tree.files()["a"] for tree in killed(BEFORE, REPLACED)} == {b"old", b"new"}
+    folder = [Change("make_folder", "b", FOLDER), Change("create", "b/c", 2)]
+    assert {frozenset(tree.names) for tree in powerless(BEFORE, folder)} == {
+        frozenset({"a"}), frozenset({"a", "b"}),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", ["no flush of files", "Parquet before its ledger entry"])
+def test_faults_that_are_put_in_are_found(fault, tmp_path, monkeypatch):
+    from chiasm.pipeline import embed
+    from chiasm.pipeline.collection import ParquetWriter
+    from chiasm.pipeline.storage.local import PendingLocalFile
+
+    if fault == "no flush of files":
+
+        def commit(self: PendingLocalFile) -> None:
+            self.flush()
+            self.close()
+            self._disk.rename(self.temporary, str(self.target))
+            self._disk.flush_folder(str(self.target.parent))
+
+        monkeypatch.setattr(PendingLocalFile, "commit", commit)
     else:
-        k=list(crash.killed()); print(len(k))
-        for s in k: crash.recover(s)
+        waiting = []
+        commit_file, write_entry = ParquetWriter.commit, embed.write_entry
+        monkeypatch.setattr(embed, "write_entry", lambda *entry: waiting.append(entry))
 
+        def commit_first(self: ParquetWriter, footer) -> None:
+            commit_file(self, footer)
+            write_entry(*waiting.pop())
 
-def test_embed(tmp_path, shards):
-    command = lambda to: make_collection(shards, to, FakeEncoder())
-    try_all(StoreCrash.record({}, command))
-    try_all(DiskCrash.record(tmp_path / "c", command))
-
-def test_anew(tmp_path, shards):
-    command = lambda to: make_collection(shards, to, FakeEncoder())
-    (tmp_path/"c").mkdir()
-    command(tmp_path/"c")
-    for n, shard in enumerate(shards):
-        make_shard(shard, 4, seed=10 + n)
-    try_all(DiskCrash.record(tmp_path / "c", command))
-
-def test_build(tmp_path, shards, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    command = lambda to: build_index(to)
-    make_collection(shards, tmp_path/"c", FakeEncoder())
-    try_all(DiskCrash.record(tmp_path / "c", command))
-
+        monkeypatch.setattr(ParquetWriter, "commit", commit_first)
+    crash = DiskCrash.record(tmp_path, COMMANDS["embed anew"])
+    with pytest.raises(Lost):
+        for state in (*crash.killed(), *crash.powerless()):
+            crash.recover(state)

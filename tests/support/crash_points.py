@@ -19,14 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import make_shard
+from fake_encoder import FakeEncoder
 from recorded_disk import RecordedDisk, Tree, distinct, killed, powerless, using
 from simulated_store import Object, SimulatedStore, using_store
 
+from chiasm.index import build_index
+from chiasm.index.plan import IndexSettings
 from chiasm.index.segments import numbers, run_of_folder
 from chiasm.index.segments.generations import read_manifest
 from chiasm.index.verify import check
 from chiasm.pipeline.collection.processes import Machine
 from chiasm.pipeline.errors import ChiasmError
+from chiasm.pipeline.make import make_collection
 from chiasm.pipeline.storage import Folder, is_temporary
 from chiasm.pipeline.storage.disk import Disk
 from chiasm.pipeline.timing import SystemClock
@@ -40,6 +45,10 @@ FOREIGN = {  # a person's own: never read, never removed
     "index/generations/old.json": b"5",
 }
 UNTIMED = ("seconds", "span", "attempts")  # of a ledger entry: what one run and another differ in
+
+
+# Makes what a command needs in a folder and in the collection; returns the command.
+Story = Callable[[Path, str], Callable[[], object]]
 
 
 class Lost(AssertionError):
@@ -61,18 +70,21 @@ class DiskCrash:
     """A recorded command on this machine's disk. expected: what it leaves for good."""
 
     root: Path
-    command: Callable[[str], object]
+    command: Callable[[], object]
     recorded: RecordedDisk
     expected: dict[str, bytes]
 
     @classmethod
-    def record(cls, root: Path, command: Callable[[str], object]) -> DiskCrash:
+    def record(cls, folder: Path, story: Story) -> DiskCrash:
+        """folder: an empty one, for the collection and its shards."""
+        root = folder / "c"
         for name, content in FOREIGN.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(content)
+        command = story(folder, str(root))
         disk = RecordedDisk(root)
         with using(disk):
-            command(str(root))
+            command()
         made = cls(root, command, disk, lasting(Tree.read(root).files()))
         made._verify()
         return made
@@ -91,7 +103,7 @@ class DiskCrash:
     def recover(self, state: Tree) -> None:
         state.write(self.root)
         with using(Unflushed()):
-            self.command(str(self.root))
+            self.command()
         self._verify()
 
     def fail(self, point: int, number: int) -> None:
@@ -99,7 +111,7 @@ class DiskCrash:
         self.recorded.before.write(self.root)
         with using(RecordedDisk(self.root, fail_at=point, error=number)):
             try:
-                self.command(str(self.root))
+                self.command()
             except ChiasmError as error:
                 reasons = (os.strerror(number), "no space left")
                 if not any(reason in str(error) for reason in reasons):
@@ -114,19 +126,22 @@ class DiskCrash:
 class StoreCrash:
     """The same in an object store."""
 
-    command: Callable[[str], object]
+    command: Callable[[], object]
     before: dict[str, Object]
     log: list[tuple[str, Object | None]]
     expected: dict[str, bytes]
 
     @classmethod
-    def record(cls, before: dict[str, Object], command: Callable[[str], object]) -> StoreCrash:
+    def record(cls, folder: Path, story: Story) -> StoreCrash:
+        """folder: an empty one, for the shards."""
         own = {f"{_PREFIX}{name}": Object(content) for name, content in FOREIGN.items()}
-        store = SimulatedStore(objects={**before, **own})
-        start = dict(store.objects)
+        store = SimulatedStore(objects=own)
         with using_store(store):
-            command(STORE_ROOT)
-            made = cls(command, start, store.log, lasting(_files(store)))
+            command = story(folder, STORE_ROOT)
+            before = dict(store.objects)
+            store.log.clear()
+            command()
+            made = cls(command, before, store.log, lasting(_files(store)))
             made._verify(store)
         return made
 
@@ -144,7 +159,7 @@ class StoreCrash:
     def recover(self, state: dict[str, Object]) -> None:
         store = SimulatedStore(objects=dict(state))
         with using_store(store):
-            self.command(STORE_ROOT)
+            self.command()
             self._verify(store)
 
     def _verify(self, store: SimulatedStore) -> None:
@@ -162,7 +177,9 @@ def verify(root: str, files: dict[str, bytes], expected: dict[str, bytes]) -> No
     """Raises Lost where the collection is not the one that nobody disturbed."""
     found = lasting(files)
     if found != expected:
-        differ = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+        differ = sorted(
+            name for name in {*found, *expected} if found.get(name) != expected.get(name)
+        )
         raise Lost(f"{differ} differ from what an undisturbed run leaves")
     halves = [name for name in files if is_temporary(name) and name not in FOREIGN]
     if halves:
@@ -206,3 +223,39 @@ def recorded_runs_are_dead() -> Iterator[None]:
 
 
 FAILURES = (errno.ENOSPC, errno.EIO)
+
+
+def _shards(folder: Path, samples: int = 3, seed: int = 0) -> list[Path]:
+    return [make_shard(folder / "shards" / f"s{n}.tar", samples, seed=seed + n) for n in range(2)]
+
+
+def _embed(folder: Path, to: str) -> Callable[[], object]:
+    shards = _shards(folder)
+    return lambda: make_collection(shards, to, FakeEncoder())
+
+
+def _embed_anew(folder: Path, to: str) -> Callable[[], object]:
+    _embed(folder, to)()
+    shards = _shards(folder, 4, seed=10)
+    return lambda: make_collection(shards, to, FakeEncoder())
+
+
+def _build(folder: Path, to: str) -> Callable[[], object]:
+    _embed(folder, to)()
+    return lambda: build_index(to)
+
+
+def _build_again(folder: Path, to: str) -> Callable[[], object]:
+    """Publishing beside a live generation, and sweeping what it replaces."""
+    _build(folder, to)()
+    _embed_anew(folder, to)()
+    settings = IndexSettings(keep_generations=1, keep_seconds=0)
+    return lambda: build_index(to, settings=settings)
+
+
+COMMANDS: dict[str, Story] = {
+    "embed": _embed,
+    "embed anew": _embed_anew,
+    "index build": _build,
+    "index build again": _build_again,
+}

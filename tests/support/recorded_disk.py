@@ -89,7 +89,7 @@ class RecordedDisk(Disk):
 
     def change(self, change: Change, action: Callable[[], object]) -> object:
         needs_room = change.kind in ("create", "write", "make_folder")
-        if len(self.log) == self.fail_at and not self._failed or (
+        if (len(self.log) == self.fail_at and not self._failed) or (
             self._failed and self.error == errno.ENOSPC and needs_room
         ):
             self._failed = True

@@ -164,9 +164,7 @@ class Embedding:
             try:
                 run.sweep(FOLDERS)
                 work = WorkList(self.shards, run, SETTINGS)
-                work.skip_finished(
-                    create_or_check(self.folder, IDENTITY, run.id)
-                )
+                work.skip_finished(create_or_check(self.folder, IDENTITY, run.id))
                 while not work.over:
                     task = work.take()
                     if task is None:
@@ -261,9 +259,7 @@ class Building:
         record = SegmentRecord(segment_id, rows, 8, {}, shards, files).to_json()
         self.folder.write_whole(segment_file(segment_id, "segment.json"), record, run.id)
         entry = SegmentEntry(segment_id, rows, FileSum.of(record))
-        return Manifest(
-            run.id, 0.0, IDENTITY.encoder, IDENTITY.fingerprint, 8, {}, {}, (entry,)
-        )
+        return Manifest(run.id, 0.0, IDENTITY.encoder, IDENTITY.fingerprint, 8, {}, {}, (entry,))
 
 
 @dataclass
