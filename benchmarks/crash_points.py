@@ -4,8 +4,8 @@
 
 For each command: the states that a kill and a loss of power can leave on a disk, those that a kill
 can leave in an object store, and each call of the file system failing for want of room and with an
-input/output error (`tests/support/crash_points.py`). In each the command is run again; it must leave
-what an undisturbed run leaves. Exits 1 where one does not.
+input/output error (`tests/support/crash_points.py`). In each the command is run again; it must
+leave what an undisturbed run leaves. Exits 1 where one does not.
 """
 
 from __future__ import annotations

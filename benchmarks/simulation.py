@@ -3,8 +3,8 @@
     python -m benchmarks.simulation --seeds 10000
     python -m benchmarks.simulation --replay 823
 
-Each seed is one story (`tests/support/simulated_scenarios.py`): two embedding runs, one or two builds
-and a searcher on two machines of one name, with wrong and changing clocks, lost requests and
+Each seed is one story (`tests/support/simulated_scenarios.py`): two embedding runs, one or two
+builds and a searcher on two machines of one name, with wrong and changing clocks, lost requests and
 answers, processes that stall or are killed. Printed are the seeds at which a promise was broken;
 one of them replays the same story with each change of the store. Exits 1 where one was broken.
 """
