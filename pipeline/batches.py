@@ -79,7 +79,7 @@ def batches(
 
     tally: gets drops and notes, in order. clock: gets the seconds of `read`, `decode` and
     `preprocess`. An exception of `items` comes out after the full batches before it; one of
-    `preprocess` drops its sample. Closing the generator ends all its threads.
+    the encoder's drops its sample. Closing the generator ends all its threads.
     """
     tally, clock = tally or Tally(), clock or Stopwatch()
     rows: list[Decoded] = []
@@ -87,7 +87,12 @@ def batches(
     decoder = SampleDecoder(encoder, decode, clock)
     with closing(_in_order(items, decoder, batch, clock)) as results:
         for row in _kept(results, tally):
-            cost = sum(encoder.cost(modality, item) for modality, item in row.inputs.items())
+            try:
+                cost = sum(encoder.cost(modality, item) for modality, item in row.inputs.items())
+            except Exception as error:  # noqa: BLE001  an encoder of others may raise anything
+                fault = Fault.of(error, "cost")
+                tally.drop(Dropped(row.key, "encode", fault.reason, fault.detail))
+                continue
             if rows and total + cost > batch.max_bytes:
                 yield Batch(rows)
                 rows, total = [], 0

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from chiasm.pipeline.encoders.protocols import Array, Matcher
-from chiasm.pipeline.errors import ChiasmError
+from chiasm.pipeline.errors import ChiasmError, Undecodable
 
 ENCODE_REASONS = {  # every reason of stage "encode", and its description
     "refused": "the encoder raised an error for it alone, or gave no vector",
@@ -66,6 +66,8 @@ def describe(error: BaseException) -> str:
     """An exception as one line: its class and the first line of its text, which is cut."""
     if isinstance(error, ChiasmError):
         return str(error)[:MAX_DETAIL]
+    if isinstance(error, Undecodable):  # an encoder's own word
+        return f"{error.reason}: {error.detail}"[:MAX_DETAIL]
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return line[:MAX_DETAIL].encode("utf-8", "backslashreplace").decode()

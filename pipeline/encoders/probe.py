@@ -15,6 +15,7 @@ import numpy as np
 from chiasm.pipeline.encoders.faults import Fault, match_checked, require_unit_vectors
 from chiasm.pipeline.encoders.protocols import JOINT, Encoded, Encoder, Matcher, Preprocessor
 from chiasm.pipeline.errors import ChiasmError, EncoderError, Undecodable
+from chiasm.pipeline.pretrained import mend_model
 from chiasm.pipeline.records import IMAGE, TEXT
 
 TEXTS = ("a", "a red square beside a blue one, seen from above")
@@ -94,10 +95,8 @@ def _advice(fault: Fault, model: Any) -> str:
     """What a person can do about a fault of the model."""
     if fault.reason == "out_of_memory":
         return "free memory, or take a smaller model or another --device"
-    if "padding token" in fault.detail:
-        return 'name its padding token as "pad_token" in the model\'s tokenizer_config.json'
     if fault.reason != "refused" and getattr(model, "precision", "float32") != "float32":
         return "try --set encoder.precision=float32"
     if fault.reason == "not_finite":
         return "its weights are damaged: fetch or train them again"
-    return "check that all files are of one model and that its libraries fit it"
+    return mend_model(fault.detail)

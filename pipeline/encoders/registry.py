@@ -19,7 +19,7 @@ from chiasm.pipeline.encoders.faults import describe
 from chiasm.pipeline.encoders.probe import probe_encoder, probe_matcher
 from chiasm.pipeline.encoders.protocols import Encoder, Matcher
 from chiasm.pipeline.errors import ChiasmError, EncoderError, UsageError
-from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.pretrained import EncoderSettings, mend_model
 
 ENTRY_POINTS = "chiasm.encoders"
 
@@ -114,7 +114,7 @@ def load_encoder(name: str, settings: EncoderSettings | None = None) -> Encoder:
             f"encoder {name}",
             expected="a model that can be loaded",
             found=describe(error),
-            do="check that all files are of one model and that its libraries fit it",
+            do=mend_model(str(error)),
         ) from error
     probe_encoder(encoder)
     return encoder
