@@ -112,7 +112,7 @@ def _encode_together(rows: Sequence[Decoded], encoder: Encoder, clock: Stopwatch
         having = np.flatnonzero([modality in row.inputs for row in rows])
         if not len(having):
             continue
-        items = [rows[number].inputs[modality] for number in having]
+        items = [rows[number].inputs[modality] for number in having.tolist()]
         with clock.stage(f"encode {modality}"), _naming(modality):
             encoded[modality] = (having, encoder.encode(modality, items))
             vectors = encoded[modality][1].vectors

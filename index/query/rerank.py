@@ -172,8 +172,23 @@ def _by_pairs(
         except Exception:  # noqa: BLE001  embedded under other limits, or by a model that takes it
             return None  # it is not scored
 
-    modality = IMAGE if query.words else TEXT
-    scores: list[float | None] = [None] * len(hits)
+    scores, faults = _match(query_side, row_side, usable, matcher)
+    if faults and not scores:
+        probe_matcher(matcher)
+        raise query_refused(str(query), matcher, faults[0])
+    return [scores.get(i) for i in range(len(hits))]
+
+
+def _match(
+    query_side: tuple[str, list[Any]],
+    row_side: Callable[[int], Any],
+    usable: Sequence[int],
+    matcher: Matcher,
+) -> tuple[dict[int, float], list[Fault]]:
+    """The scores of those of the `usable` hits that the matcher takes, and the faults of others;
+    row_side: a hit's item, None for one that has none."""
+    modality = IMAGE if query_side[0] == TEXT else TEXT
+    scores: dict[int, float] = {}
     faults: list[Fault] = []
     with ThreadPoolExecutor(READERS) as readers:
         for start in range(0, len(usable), BATCH):
@@ -184,12 +199,12 @@ def _by_pairs(
             other_side = (modality, list(items.values()))
             matched, refused = match_each(matcher, query_side, other_side, pairs)
             faults += refused.values()
-            for i, score in zip(items, matched.tolist(), strict=True):
-                scores[i] = None if np.isnan(score) else score
-    if faults and all(score is None for score in scores):
-        probe_matcher(matcher)
-        raise query_refused(str(query), matcher, faults[0])
-    return scores
+            scores |= {
+                i: score
+                for number, (i, score) in enumerate(zip(items, matched.tolist(), strict=True))
+                if number not in refused
+            }
+    return scores, faults
 
 
 def _pixels(data: bytes, matcher: Matcher) -> Any:

@@ -31,25 +31,20 @@ FAULTY = {b"fault:nan": np.nan, b"fault:zero": 0.0, b"fault:inf": np.inf, b"faul
 class FakeEncoder(BaseEncoder):
     device = "cpu"
     side: int | None = 16
+    _bug = False
 
     def __init__(self, model: str = "", precision: str = "float32") -> None:
         self.precision = precision
         self.name = f"fake:{model}" if model else "fake"
-        self._fingerprint = hashlib.blake2b(model.encode(), digest_size=16).hexdigest()
-        self._bug = False
+        self.fingerprint = hashlib.blake2b(model.encode(), digest_size=16).hexdigest()
         self.preprocessing = {"resize": 16}
         self.dims = dict.fromkeys(("image", "text", "joint"), DIM)
 
-    @property
-    def fingerprint(self) -> str:
-        if self._bug:
+    def __getattribute__(self, name: str) -> Any:
+        if name == "fingerprint" and self._bug:  # asked for when the ledger entry is made
             self._bug = False
             raise ZeroDivisionError("a fault was asked for")
-        return self._fingerprint
-
-    @fingerprint.setter
-    def fingerprint(self, value: str) -> None:
-        self._fingerprint = value
+        return super().__getattribute__(name)
 
     @property
     def modalities(self) -> dict[str, Input]:
