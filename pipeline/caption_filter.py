@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import logging
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -23,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from chiasm.pipeline.batches import BatchSettings, batches
-from chiasm.pipeline.encoders import Matcher
-from chiasm.pipeline.errors import ChiasmError, EncoderError, Undecodable
+from chiasm.pipeline.encoders import Fault, Matcher, match_each, probe_matcher
+from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.records import IMAGE, TEXT, Batch, Decoded, Shard
 from chiasm.pipeline.shards import (
@@ -38,8 +39,9 @@ from chiasm.pipeline.shards import (
     split_member_name,
     without_captions,
 )
-from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.storage import Folder, display_name
 
+LOG = logging.getLogger(__name__)
 DECIMALS = 4  # of stored log odds
 # scores 2: every caption; files without a format scored only those that `embed` reads.
 FORMAT = "scores 2"
@@ -129,12 +131,14 @@ def read_scores(shard: Shard, folder: Folder) -> Iterator[Scored]:
 def _scored(
     shard: Shard, encoder: Matcher, read: ReadSettings, decode: DecodeSettings, batch: BatchSettings
 ) -> Iterator[Scored]:
+    where = display_name(shard.url)
     for rows in batches(read_samples(shard, read), encoder, decode, batch):
-        yield from _score(rows, encoder, read.caption_field)
+        yield from _score(rows, encoder, read.caption_field, where)
 
 
-def _score(batch: Batch, encoder: Matcher, caption_field: str) -> Iterator[Scored]:
-    """The scores of a batch, PAIRS of them matched at a time.
+def _score(batch: Batch, encoder: Matcher, caption_field: str, where: str) -> Iterator[Scored]:
+    """The scores of a batch, PAIRS of them matched at a time. A sample with a caption that the
+    matcher refuses has none, and is named in the log; EncoderError for a matcher that is broken.
 
     A sample's captions are bounded by `read.max_text_bytes` alone, which a hundred thousand short
     ones may fill. The blocks bound what the model takes of them. A limit on their number would let
@@ -143,31 +147,39 @@ def _score(batch: Batch, encoder: Matcher, caption_field: str) -> Iterator[Score
     captions = [every_caption(row, caption_field) for row in rows]
     pairs = [(at, text) for at, texts in enumerate(captions) for text in texts]
     logits: list[float] = []
+    refused: dict[int, Fault] = {}  # by row
     for start in range(0, len(pairs), PAIRS):
         block = pairs[start : start + PAIRS]
         first, last = block[0][0], block[-1][0]
         pixels = [row.inputs[IMAGE] for row in rows[first : last + 1]]
-        texts = [_text_input(rows[at], text, encoder) for at, text in block]
-        places = np.array([(at - first, number) for number, (at, _) in enumerate(block)])
-        found = encoder.match((IMAGE, pixels), (TEXT, texts), places)
+        texts: dict[int, Any] = {}  # by number in the block
+        for number, (at, text) in enumerate(block):
+            try:
+                texts[number] = _text_input(rows[at], text, encoder)
+            except Exception as error:  # noqa: BLE001  models raise anything
+                refused[at] = Fault.of(error, TEXT)
+        places = np.array([(block[n][0] - first, place) for place, n in enumerate(texts)])
+        sides = (IMAGE, pixels), (TEXT, list(texts.values()))
+        found, faults = match_each(encoder, *sides, places)
+        refused |= {block[list(texts)[place]][0]: fault for place, fault in faults.items()}
+        scores = np.full(len(block), np.nan)
         # In float64: a stored 0.7 is 0.7, and no less than a threshold of 0.7.
-        logits += np.asarray(found, np.float64).round(DECIMALS).tolist()
+        scores[list(texts)] = np.asarray(found, np.float64).round(DECIMALS)
+        logits += scores.tolist()
+    if rows and len(refused) == len(rows):
+        probe_matcher(encoder)
     left = iter(logits)
-    for row, texts in zip(rows, captions, strict=True):
-        yield Scored(row.key, texts, tuple(itertools.islice(left, len(texts))))
+    for at, (row, texts_of_row) in enumerate(zip(rows, captions, strict=True)):
+        own = tuple(itertools.islice(left, len(texts_of_row)))
+        if at in refused:
+            LOG.warning("not scored: sample %s of %s: %s", row.key, where, refused[at])
+        else:
+            yield Scored(row.key, texts_of_row, own)
 
 
 def _text_input(row: Decoded, text: str, encoder: Matcher) -> Any:
     """A caption of a row as the matcher takes it; the first is preprocessed already."""
-    try:
-        return row.inputs[TEXT] if text == row.captions[0] else encoder.preprocess(TEXT, text)
-    except Undecodable as error:
-        raise EncoderError(
-            f"sample {row.key}",
-            expected="captions that the matcher takes",
-            found=str(error),
-            do="leave that caption out, or filter with another matcher",
-        ) from error
+    return row.inputs[TEXT] if text == row.captions[0] else encoder.preprocess(TEXT, text)
 
 
 class LogitCounts:

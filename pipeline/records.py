@@ -77,8 +77,8 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A sample that became no row. `stage` is read or decode; `reason` is one of a short closed
-    list."""
+    """A sample that became no row. `stage` is read, decode or encode; `reason` is one of a short
+    closed list."""
 
     key: str
     stage: str
@@ -142,7 +142,9 @@ class VectorColumn:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A batch and its vector columns."""
+    """The rows of a batch that have vectors, with their vector columns, and those samples of it
+    that the encoder does not take."""
 
     batch: Batch
     columns: Mapping[str, VectorColumn]
+    dropped: tuple[Dropped, ...] = ()

@@ -154,8 +154,13 @@ def test_an_edition_follows_what_decides_the_rows_and_nothing_else():
 def test_an_encoder_that_gives_no_unit_vectors_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
     nan = np.full((4, 8), np.nan, np.float32)
     monkeypatch.setattr(FakeEncoder, "encode", lambda self, _, items: Encoded(nan[: len(items)]))
-    with pytest.raises(EncoderError, match=r"expected 4 unit vectors of width 8, found .* nan"):
+    with pytest.raises(EncoderError) as caught:
         embed(make_shard(tmp_path / "a.tar", 4), tmp_path / "c")
+    assert str(caught.value) == (
+        "encoder fake: expected unit vectors for two texts and two pictures, as a trial, found "
+        f"image: NaN or infinity (at 00000000 to 00000003 of {tmp_path / 'a.tar'}); its weights "
+        "are damaged: fetch or train them again"
+    )
     assert embeddings(Folder(str(tmp_path / "c"))) == []
     assert list((tmp_path / "c").rglob("*.tmp")) == []
 

@@ -106,7 +106,7 @@ def format_summary(summary: FilterSummary, flag: bool, to: str) -> list[str]:
         f"{counts.samples - counts.left_out:,} of {counts.samples:,} samples in {to}",
     ]
     if counts.unscored:
-        lines.append(f"{counts.unscored:,} without picture or caption passed as they are")
+        lines.append(f"{counts.unscored:,} without picture, caption or score passed as they are")
     if counts.oversized:
         lines.append(f"{counts.oversized:,} members above read.max_member_bytes left out")
     return lines

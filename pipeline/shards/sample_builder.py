@@ -17,13 +17,13 @@ PICTURE_EXTENSIONS = (
     *("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ico", "avif"),
     *("jpe", "jfif", "jif", "pjpeg", "pjp", "apng", "mpo", "jp2", "j2k", "j2c", "jpf", "jpx"),
     *("ppm", "pgm", "pbm", "pnm", "pfm", "tga", "qoi", "dds", "psd", "pcx", "dcx", "sgi", "icns"),
-    *("cur", "dib", "xbm", "xpm", "fli"),
+    *("cur", "dib", "xbm", "xpm", "fli", "heic", "heif", "hif"),
 )
 
 # Pictures and films that are not read: a sample without another picture is dropped, so that it is
 # not taken for a caption without a picture. Other extensions (cls, npy, html) are ignored.
 _UNREAD = """
-    arw avi cr2 cr3 dcm dng eps exr ff flif flv hdr heic heics heif heifs image img jls jpm jxl jxr
+    arw avi cr2 cr3 dcm dng eps exr ff flif flv hdr heics heifs image img jls jpm jxl jxr
     m4v mkv mov mp4 mpeg mpg nef orf pam psb raf raw rw2 svg svgz wbmp webm wmf wmv xcf
 """
 UNREAD_EXTENSIONS = frozenset(_UNREAD.split())

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 
 from chiasm.pipeline.batches import SampleDecoder
 from chiasm.pipeline.collection import (
@@ -21,7 +22,7 @@ from chiasm.pipeline.collection import (
     vectors_of,
 )
 from chiasm.pipeline.editions import EmbedSettings, edition_of
-from chiasm.pipeline.embed import encode
+from chiasm.pipeline.encode_batch import encode
 from chiasm.pipeline.encoders import Encoder, load_encoder
 from chiasm.pipeline.errors import ChiasmError, CollectionError
 from chiasm.pipeline.images import DecodeSettings
@@ -153,17 +154,28 @@ def _check_batch(
             numbers.append(number)
     if not decoded:
         return
+    where = [f"shard {file.shard_id}, row {rows[number]}" for number in numbers]
+    yield from _compare(decoded, table.select(columns).take(numbers), where, encoder)
+
+
+def _compare(
+    decoded: list[Decoded], stored_columns: pa.Table, where: list[str], encoder: Encoder
+) -> Iterator[Finding]:
+    """Rows encoded again, compared with their stored vectors; where: what each is called."""
     embedded = encode(Batch(decoded), encoder, Stopwatch())
-    for column in columns:
-        stored, has = vectors_of(table[column].take(numbers))
-        if column not in embedded.columns:
-            continue
-        again = embedded.columns[column]
+    refused = {lost.key: lost for lost in embedded.dropped}
+    kept = [number for number, row in enumerate(decoded) if row.key not in refused]
+    for number, row in enumerate(decoded):
+        if row.key in refused:
+            lost = refused[row.key]
+            what = f"the encoder does not take it: {lost.reason}: {lost.detail}"
+            yield Finding(where[number], what)
+    for column, again in embedded.columns.items():
+        stored, has = vectors_of(stored_columns[column].take(kept))
         cosine = np.einsum("nd,nd->n", stored.astype(np.float32), again.vectors)
         for i in np.flatnonzero((has | again.has) & ~(cosine >= MIN_COSINE)):
-            where = f"shard {file.shard_id}, row {rows[numbers[i]]}"
             what = f"its {column} vector has cosine {cosine[i]:.4f} to the one encoded again"
-            yield Finding(where, f"{what}, less than {MIN_COSINE}")
+            yield Finding(where[kept[i]], f"{what}, less than {MIN_COSINE}")
 
 
 def _changed_member(item: Decoded, cells: dict) -> str:
