@@ -231,6 +231,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(chiasm, tmp_path):
     refused(chiasm(*embed, good, "--set", "batch.size=[1"), "found expected ',' or ']'", code=2)
     refused(chiasm(*embed, "ftp://host/a.tar"), "s3://", code=2)
     refused(chiasm(*embed, "https://ann:hush@host/a.tar"), "credentials in it", code=2)
+    refused(chiasm(*embed, "https://host/a.tar?key=hush"), "give --allow-query", code=2)
     refused(chiasm(*embed, "-", input="\n"), "expected at least one shard", code=2)
     assert not to.exists()
 

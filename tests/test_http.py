@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from conftest import noise
-from faulty_server import FAULTS, Faults, FaultyServer, Files
+from faulty_server import FAULTS, Faults, FaultyServer, Files, Response
 from test_tars import PLAIN, tar_of
 
-from chiasm.pipeline.errors import SourceError, UnreachableError, UsageError
+from chiasm.pipeline.errors import ChiasmError, SourceError, UnreachableError, UsageError
 from chiasm.pipeline.records import Dropped, Place, Sample
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_member, read_samples, shard_id
 from chiasm.pipeline.storage import (
     Folder,
+    Stat,
     canonical_url,
     display_name,
+    glob,
     open_stream,
     read_range,
     retry,
@@ -60,6 +64,20 @@ def with_ranges():
     running = FaultyServer(Files({"/a.tar": TAR, "/long": LONG}))
     yield running
     running.close()
+
+
+@pytest.fixture
+def serve():
+    """Starts servers that end with the test."""
+    running = []
+
+    def start(answer):
+        running.append(FaultyServer(answer))
+        return running[-1]
+
+    yield start
+    for each in running:
+        each.close()
 
 
 def read(url):
@@ -186,6 +204,109 @@ def test_nobody_on_the_way_unpacks_a_file(with_ranges):
     assert encodings == {"identity"}
 
 
+def odd(serve, change):
+    """A server with ranges, whose n-th answer (from 1 on) `change` may replace."""
+    files, count = Files({"/long": LONG}, etags={"/long": '"one"'}), itertools.count(1)
+    return serve(lambda request: change(next(count), request, files(request)))
+
+
+def with_total(response, total):
+    where = response.headers.get("Content-Range", "").partition("/")[0]
+    return replace(response, headers=response.headers | {"Content-Range": f"{where}/{total}"})
+
+
+@pytest.mark.parametrize("turn", range(1, 5))
+def test_a_whole_file_among_ranges_is_asked_for_again(serve, turn):
+    """As a mirror or a proxy sends it that ignores `Range` once."""
+
+    def change(number, request, response):
+        return Response(200, {"ETag": '"one"'}, LONG) if number == turn else response
+
+    assert read(f"{odd(serve, change).url}/long") == LONG
+    running = odd(serve, change)
+    assert read_range(f"{running.url}/long", 20_001, 999) == LONG[20_001:21_000]
+    assert running.seen["range"] == (1 if turn > 1 else 2)
+
+
+@pytest.mark.parametrize("size", ["told", "untold"])
+def test_ranges_of_an_untold_total_are_read(serve, size):
+    """`Content-Range: bytes 0-9/*`; the size is that of a whole response, whose body is left, and
+    where that does not tell it either, the file is read as one."""
+
+    def change(number, request, response):
+        if response.status == 206:
+            return with_total(response, "*")
+        extra = {} if size == "told" else {"Transfer-Encoding": "chunked"}
+        return replace(response, headers=response.headers | extra)
+
+    running = odd(serve, change)
+    url = f"{running.url}/long"
+    assert stat(url).size == (50_000 if size == "told" else -1)
+    assert stat(url).version == "one"
+    assert read(url) == LONG
+    assert read_range(url, 49_000, 1000) == LONG[49_000:]
+    with pytest.raises(SourceError, match="expected 9 bytes from byte 49999 on, found 1"):
+        read_range(url, 49_999, 9)
+
+
+def test_an_untold_total_of_another_version_is_asked_for_again(serve):
+    def change(number, request, response):
+        if response.status == 200 and number == 2:
+            return replace(response, headers=response.headers | {"ETag": '"two"'})
+        return with_total(response, "*") if response.status == 206 else response
+
+    running = odd(serve, change)
+    assert stat(f"{running.url}/long").size == 50_000
+    assert running.seen == {"range": 2, "get": 2}
+
+
+@pytest.mark.parametrize(
+    "total", ["*", "-5", "-1", "x", "²", "9" * 30, "9" * 5000, "50000/50000", ""]
+)
+def test_a_total_that_is_none_is_told_in_one_line(serve, total):
+    def change(number, request, response):
+        if response.status == 200:
+            return Response(206, {}, LONG)  # all of it, called a part
+        return with_total(response, total)
+
+    url = f"{odd(serve, change).url}/long"
+    for use in (stat, open_stream, lambda url: read_range(url, 7, 3)):
+        with pytest.raises(UnreachableError, match="4 attempts failed, the last one: ") as caught:
+            use(url)
+        assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("header", [{}, {"Content-Range": "bytes */*"}])
+def test_a_server_that_satisfies_no_range_is_read_whole(serve, header):
+    """Only `bytes */0` says that a file is empty."""
+
+    def change(number, request, response):
+        return response if response.status == 200 else Response(416, header, b"")
+
+    url = f"{odd(serve, change).url}/long"
+    assert stat(url) == Stat(50_000, "one") and read(url) == LONG
+    empty = serve(lambda r: Response(416 if "range" in r.headers else 200, header, b""))
+    assert stat(f"{empty.url}/a").size == 0 and read(f"{empty.url}/a") == b""
+
+
+def test_a_member_as_large_as_a_catalog_says_is_never_made_room_for(server):
+    for size in (60_000, 10**15):
+        found = r"found 49990"
+        with pytest.raises(SourceError, match=rf"expected {size} bytes from byte 10 on, {found}"):
+            read_range(f"{server.url}/long", 10, size)
+    for offset, size in ((-5, 5), (5, -5)):
+        with pytest.raises(SourceError, match=f"a range of bytes, found {size} from byte {offset}"):
+            read_range(f"{server.url}/long", offset, size)
+
+
+def test_what_a_server_says_is_printable(serve):
+    running = serve(lambda request: Response(403, {}, b""))
+    running.reason = "No\x1b[31m\x9bway" + 300 * "!"
+    with pytest.raises(SourceError, match=r"found 403 No\?\[31m.*!; check ~/\.netrc") as caught:
+        stat(f"{running.url}/a")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 350
+
+
 def test_redirects_are_followed(with_ranges):
     with_ranges.answer.redirects["/old.tar"] = f"{with_ranges.url}/a.tar"
     assert read(f"{with_ranges.url}/old.tar") == TAR
@@ -204,8 +325,8 @@ def test_ranges_of_names_are_expanded_and_what_needs_a_listing_is_refused(server
             f"{server.url}{spec}: expected the URL of a file, or a range such as {{00000..00012}},"
             " found a folder or a pattern, and http:// has no listing"
         )
-    with pytest.raises(SourceError, match=r"x\.tar\?key=1: expected a file to read, found nothing"):
-        list_shards([f"{server.url}/x.tar?key=1"])
+    with pytest.raises(SourceError, match=r"x\.tar\?rev=1: expected a file to read, found nothing"):
+        list_shards([f"{server.url}/x.tar?rev=1"])
     with pytest.raises(UsageError, match="expected a URL that can be written to, found http://"):
         Folder(server.url).write_whole("a", b"")
 
@@ -218,8 +339,8 @@ def test_the_query_belongs_to_the_url_and_not_to_the_name(with_ranges):
 
 
 def test_one_place_has_one_url():
-    url = canonical_url("HTTPS://Data.Example/x y/%20é.tar?size=a%2Fb&c=[1]#part")
-    assert url == "https://data.example/x%20y/%20%C3%A9.tar?size=a%2Fb&c=[1]"
+    url = canonical_url("HTTPS://Data.Example/x y/%20é.tar?version=a%2Fb&ref=[1]#part")
+    assert url == "https://data.example/x%20y/%20%C3%A9.tar?version=a%2Fb&ref=[1]"
     assert canonical_url(url) == display_name(url) == url
     assert shard_id(url).startswith("__-")
     with pytest.raises(UsageError, match="expected http://host/path, found no host"):
@@ -229,29 +350,79 @@ def test_one_place_has_one_url():
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("http://ann:hush@host/a.tar", "http://host/a.tar: {}put them into ~/.netrc"),
-        ("http://hush@host/a.tar?b=c", "http://host/a.tar: {}put them into ~/.netrc"),
-        ("https://host/a.tar?X-Amz-Signature=hush", "https://host/a.tar: {}name the object by"),
-        ("https://host/a.tar?sv=1&sig=hush", "https://host/a.tar: {}name the object by"),
-        ("https://host/{1..2}.tar?token=hush", "https://host/{{1..2}}.tar: {}name the object by"),
+        ("http://ann:hush@host/a.tar", "http://host/a.tar: {}credentials in it; put them into"),
+        ("http://hush@host/a.tar?b=c", "http://host/a.tar: {}credentials in it; put them into"),
         *(
-            (f"https://host/a.tar?{name}=hush", "https://host/a.tar: {}name the object by")
-            for name in ("auth", "secret", "client_secret", "JWT", "pwd", "passwd", "password")
+            (
+                f"https://host/{{1..2}}.tar?{query}",
+                "https://host/{{1..2}}.tar: {}a query that may hold credentials"
+                f" ({names}); name the object by s3:// or gs://; or, if this is no secret, give"
+                " --allow-query (list_shards: allow_query=True)",
+            )
+            for query, names in {
+                "X-Amz-Date=1&X-Amz-Signature=hush": "X-Amz-Date, X-Amz-Signature",
+                "sv=1&sig=hush": "sv, sig",
+                "x-oss-credential=1&x-oss-signature=hush": "x-oss-credential, x-oss-signature",
+                "security-token=hush": "security-token",
+                "q-ak=1&q-signature=hush": "q-ak, q-signature",
+                "X-Tos-Signature=hush": "X-Tos-Signature",
+                "Authorization=hush": "Authorization",
+                "hdnts=exp=1~acl=/*~hmac=hush": "hdnts",
+                "alt=media&key=hush": "key",
+                "alt=hush": "alt",
+                "private_token=hush": "private_token",
+                "rlkey=hush&dl=1": "rlkey",
+                "version=1;token=hush": "token",
+                "%74oken=hush": "token",
+                "hush": "***",
+                "hush%20hush=1&code=hush": "***, code",
+                f"{'hush' * 11}=1": "***",
+            }.items()
         ),
     ],
 )
 def test_a_url_with_credentials_is_refused_before_it_is_written_anywhere(url, message):
-    expected = message.format(
-        "expected a URL that may be written into ledgers, found credentials in it; "
-    )
+    expected = message.format("expected a URL that may be written into ledgers, found ")
     with pytest.raises(UsageError) as refused:
         list_shards([url])
     assert str(refused.value).startswith(expected) and "hush" not in str(refused.value)
 
 
-def test_a_query_that_says_no_password_is_taken():
-    url = "https://host/a.tar?code=1&author=2&secretary=3&v=jwt"
-    assert canonical_url(url) == url
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("download", "download=true", "raw=1", "ref=main", "rev=a&revision=b", "format=tar"),
+        *("version=2", "versionId=3%2F", "dl=1", "alt=media&generation=17", "", "&"),
+    ],
+)
+def test_a_query_that_is_known_to_be_harmless_is_taken(query):
+    url = f"https://host/a.tar?{query}"
+    assert canonical_url(url).rstrip("?") == url.rstrip("?")
+
+
+def test_any_query_is_taken_where_a_person_allows_it_and_its_values_are_never_told(with_ranges):
+    url = f"{with_ranges.url}/a.tar?version=2&token=hush;sig=%20hush&hush#hush"
+    [shard] = list_shards([url], allow_query=True)
+    assert shard.url == url.removesuffix("#hush")
+    displayed = f"{with_ranges.url}/a.tar?version=2&token=***&sig=***&***"
+    assert display_name(shard.url) == displayed
+    assert [item.key for item in read_samples(shard, ReadSettings())] == ["a", "b"]
+    with_ranges.faults = Faults(always={"range": "403"})
+    for fail in (
+        lambda: stat(shard.url),
+        lambda: read_range(shard.url, 1 << 40, 1),
+        lambda: read_range(shard.url, -1, 1),
+        lambda: list_shards([shard.url.replace("a.tar", "*.tar")], allow_query=True),
+        lambda: list_shards([shard.url.replace("a.tar", "{1..2.tar")], allow_query=True),
+        lambda: list_shards([shard.url.replace("/a.tar", "/")], allow_query=True),
+        lambda: Folder(shard.url).write_whole("a", b""),
+        lambda: canonical_url(f"http:///a.tar{url.partition('.tar')[2]}", allow_query=True),
+    ):
+        with pytest.raises(ChiasmError) as caught:
+            fail()
+        assert "hush" not in str(caught.value)
+    with pytest.raises(UsageError, match="a query that may hold credentials"):
+        glob(url)
 
 
 @pytest.mark.parametrize("url", ["http://[x/a.tar", "http://ann:hush@[x/a.tar?token=hush"])

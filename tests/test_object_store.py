@@ -465,16 +465,29 @@ def test_a_sweep_ends_the_uploads_of_dead_runs_alone(s3):
     with Run(folder, "embed", {}) as other, Run(folder, "embed", {}) as run:
         other.claim(["held-0123456789"])
         names = ["embeddings/held-0123456789.parquet", f"index/segments/{other.id}-000/rows.arrow"]
-        left = ["embeddings/left-0123456789.parquet", "index/segments/gone-000/rows.arrow"]
-        for name in names + left:
+        gone = "20250101T000000-0123abcd"
+        left = ["embeddings/left-0123456789.parquet", f"index/segments/{gone}-000/rows.arrow"]
+        foreign = [
+            *("backup.parquet", "embeddings/backup.parquet", "embeddings/a/b-0123456789.parquet"),
+            *("index/segments/backup/rows.arrow", f"index/segments/{gone}-000/notes.txt"),
+            *("x/embeddings/left-0123456789.parquet", "index/generations/000001.json", "a.tar"),
+            "left-0123456789.tar",  # another run lives, and filters may write such
+        ]
+        for name in names + left + foreign:
             s3.direct.create_multipart_upload(Bucket="bucket", Key=f"{prefix}/{name}")
         assert run.sweep(["embeddings"]) == [folder.url_of(name) for name in left]
-        assert s3.uploads() == [f"{prefix}/{name}" for name in names]
+        assert set(s3.uploads()) == {f"{prefix}/{name}" for name in names + foreign}
+    s3.direct.create_multipart_upload(Bucket="bucket", Key=f"{prefix}x/a-0123456789.tar")
     with Run(folder, "embed", {}) as run:
         run.claim(["held-0123456789"])
-        assert len(run.sweep([])) == 1, "what this run itself holds goes only at its end"
-        assert len(run.sweep([], own=True)) == 1
-    assert s3.uploads() == []
+        assert run.sweep([]) == [folder.url_of(name) for name in (names[1], foreign[-1])], (
+            "what this run itself holds goes only at its end"
+        )
+        assert run.sweep([], own=True) == [folder.url_of(names[0])]
+    assert set(s3.uploads()) == {
+        f"{prefix}x/a-0123456789.tar",
+        *(f"{prefix}/{name}" for name in foreign[:-1]),
+    }
 
 
 def test_a_shard_out_of_reach_is_tried_again_and_a_bad_one_is_not(s3, tmp_path):
@@ -548,6 +561,40 @@ def test_any_filesystem_of_fsspec_can_be_a_store(memory, monkeypatch, small_bloc
         folder.write_whole("e/a", data[::-1])
         with pytest.raises(SourceError, match="it changed while it was read"):
             stream.read()
+
+
+def test_a_new_name_that_a_filesystem_put_though_no_answer_came_is_won(memory, monkeypatch):
+    class PreconditionFailed(OSError):
+        code = 412
+
+    store, taken = schemes.GS_STORE(), False
+    assert isinstance(store, FsspecStore)
+    put = store.fs.pipe_file
+
+    def pipe_file(path: str, data: bytes, mode: str) -> None:
+        nonlocal taken
+        assert mode == "create"
+        if taken:
+            raise PreconditionFailed
+        taken = True
+        put(path, data)
+        raise ConnectionResetError
+
+    monkeypatch.setattr(store.fs, "pipe_file", pipe_file)
+    folder = Folder("gs://bucket/c")
+    assert folder.write_new("n", b"1", "r") and not folder.write_new("n", b"2", "r")
+    assert folder.read_bytes("n") == b"1"
+
+
+def test_an_object_of_a_filesystem_that_knows_no_size_is_not_read_as_empty(memory, monkeypatch):
+    store, folder = schemes.GS_STORE(), Folder("gs://bucket/c")
+    assert isinstance(store, FsspecStore)
+    folder.write_whole("n", b"1")
+    info = store.fs.info
+    monkeypatch.setattr(store.fs, "info", lambda path: info(path) | {"size": None})
+    assert stat(folder.url_of("n")).size == -1
+    with pytest.raises(SourceError, match="found an object whose size is not known"):
+        open_stream(folder.url_of("n"))
 
 
 def test_a_filesystem_that_refuses_a_look_is_told_in_one_line(memory, monkeypatch):

@@ -201,8 +201,9 @@ from chiasm.pipeline.collection.runs import Run
 from chiasm.pipeline.storage.folder import Folder
 uploads.SINGLE_PUT_BYTES = s3.PART = 5 << 20
 folder = Folder(sys.argv[1])
-with Run(folder, "test", {}) as run, folder.create("embeddings/a-0.parquet", run.id) as file:
-    run.claim(["a-0"])
+name = "embeddings/a-0123456789.parquet"
+with Run(folder, "test", {}) as run, folder.create(name, run.id) as file:
+    run.claim(["a-0123456789"])
     file.write(bytes(11 << 20))
     print(run.id, flush=True)
     file.commit()
@@ -225,5 +226,5 @@ def test_a_run_killed_in_the_middle_of_an_upload_leaves_nothing_that_is_paid_for
         assert len(s3.uploads()) == 1
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert run.sweep(["embeddings"]) == [folder.url_of("embeddings/a-0.parquet")]
+        assert run.sweep(["embeddings"]) == [folder.url_of("embeddings/a-0123456789.parquet")]
     assert s3.uploads() == []

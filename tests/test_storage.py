@@ -4,7 +4,9 @@ import errno
 import os
 import re
 import resource
+import socket
 import threading
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -101,6 +103,38 @@ def test_a_range_past_the_end_is_an_error(tmp_path):
     assert read_range(url, 3, 4) == b"3456"
     with pytest.raises(SourceError, match="expected 4 bytes from byte 8 on, found 2"):
         read_range(url, 8, 4)
+
+
+def test_only_regular_files_are_read_and_no_more_than_they_hold(tmp_path):
+    """A catalog that others wrote may name any path and any size."""
+    (tmp_path / "a").write_bytes(b"0123456789")
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(tmp_path / "socket"))
+    for read in (open_stream, lambda url: read_range(url, 0, 1_500_000_000)):
+        for path in (str(tmp_path / "pipe"), "/dev/zero", "/dev/null"):
+            with pytest.raises(SourceError) as caught:
+                read(f"file://{path}")
+            assert str(caught.value) == (
+                f"{path}: expected a file to read, found a device or a pipe"
+            )
+        with pytest.raises(SourceError, match="found No such device"):
+            read(f"file://{tmp_path}/socket")
+        with pytest.raises(SourceError, match="expected a file to read, found a folder; name a"):
+            read(f"file://{tmp_path}")
+    opened = len(os.listdir("/proc/self/fd"))
+    tracemalloc.start()
+    for offset, size, found in ((0, 1 << 40, 10), (4, 10**15, 6), (99, 1 << 30, 0)):
+        message = f"expected {size} bytes from byte {offset} on, found {found}; it is shorter"
+        with pytest.raises(SourceError, match=message):
+            read_range(f"file://{tmp_path}/a", offset, size)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    for offset, size in ((-5, 5), (5, -5)):
+        with pytest.raises(SourceError, match=f"a range of bytes, found {size} from byte {offset}"):
+            read_range(f"file://{tmp_path}/a", offset, size)
+    assert read_range(f"file://{tmp_path}/a", 10, 0) == b""
+    assert len(os.listdir("/proc/self/fd")) == opened
 
 
 def test_find_is_sorted_and_canonical(tmp_path):

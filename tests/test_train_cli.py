@@ -8,8 +8,10 @@ import pytest
 from encoding import match_rows, preprocess
 from PIL import Image
 
+from chiasm.jobs.cli import embed, options
+from chiasm.jobs.cli import filter as filter_command
 from chiasm.jobs.cli.train_pocket import train_settings
-from chiasm.jobs.cli.train_two_tower import two_tower_settings
+from chiasm.jobs.cli.train_two_tower import train_two_tower, two_tower_settings
 from chiasm.jobs.config import compose
 from chiasm.pipeline.encoders import load_encoder
 from chiasm.pipeline.errors import UsageError
@@ -159,3 +161,25 @@ def test_curves_show_each_stage_in_its_turn_and_lines_that_a_kill_tore_are_left_
     assert drawn.axes[0].lines[0].get_xydata().tolist() == [[10, 3.0], [20, 2.0]]
     with Image.open(draw_curves(tmp_path)) as curves:
         assert curves.format == "PNG"
+
+
+def test_a_query_is_taken_where_the_command_allows_it(monkeypatch, tmp_path):
+    calls: list[tuple[list[str], bool]] = []
+
+    class Listed(Exception):
+        pass
+
+    def list_shards(specs, stdin, *, allow_query):
+        calls.append((specs, allow_query))
+        raise Listed
+
+    monkeypatch.setattr(options, "list_shards", list_shards)
+    to, url = str(tmp_path / "c"), "https://host/a.tar?key=hush"
+    for allow in ({}, {"allow_query": True}):
+        with pytest.raises(Listed):
+            embed.embed([url], to, **allow)
+        with pytest.raises(Listed):
+            filter_command.filter_([url], to, "pocket", **allow)
+        with pytest.raises(Listed):
+            train_two_tower([url], tmp_path / "c", "image", "text", **allow)
+    assert calls == [([url], False)] * 3 + [([url], True)] * 3

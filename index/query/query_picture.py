@@ -73,7 +73,7 @@ def _read_url(url: str, scheme: str) -> bytes:
             found=f"{scheme}://",
             do="download the picture and name the file",
         )
-    url = canonical_url(url)
+    url = canonical_url(url, allow_query=True)  # nothing keeps it
     result: list[bytes | BaseException] = []
     deadline = time.monotonic() + URL_SECONDS
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from chiasm.jobs.cli.options import (
     Address,
+    AllowQuery,
     Assignments,
     CaptionField,
     Device,
@@ -66,6 +67,7 @@ def embed(
     max_loss: Annotated[
         float | None, typer.Option(help="Share of samples that may be dropped. (default: 0.01)")
     ] = None,
+    allow_query: AllowQuery = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     flags = {
@@ -73,7 +75,7 @@ def embed(
         "max_loss": max_loss,
     }  # fmt: skip
     request = EmbedRequest(
-        shards=list_command_shards(shards),
+        shards=list_command_shards(shards, allow_query),
         to=to,
         settings=compose(preset, assignments or (), flags, uses=USES),
         address=address,

@@ -14,6 +14,7 @@ from chiasm.jobs.cli.options import (
     ENCODING,
     MATCHER_HELP,
     Address,
+    AllowQuery,
     Assignments,
     CaptionField,
     Device,
@@ -64,6 +65,7 @@ def filter_(
     preset: Preset = "laptop",
     assignments: Assignments = None,
     address: Address = None,
+    allow_query: AllowQuery = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     if threshold is not None and drop is not None:
@@ -72,7 +74,7 @@ def filter_(
         "filter.threshold": threshold, "filter.drop": drop, "filter.flag": flag or None,
         "read.caption_field": caption_field, "encoder.device": device,
     }, uses=(*ENCODING, *USES))  # fmt: skip
-    shard_list = list_command_shards(shards)
+    shard_list = list_command_shards(shards, allow_query)
     request = FilterRequest(shard_list, to, encoder, settings, address)
     with contextlib.redirect_stdout(sys.stderr):  # what Ray prints is no result
         summary = filter_shards(request, print_progress)

@@ -24,14 +24,21 @@ Address = Annotated[
 CaptionField = Annotated[
     str | None, typer.Option(help="Take captions from this json field, before txt.")
 ]
+AllowQuery = Annotated[
+    bool,
+    typer.Option(
+        "--allow-query",
+        help="Take URLs with any query. Ledgers keep them, so none may be a secret.",
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 ENCODING = ("encoder.precision", "encoder.device", "encoder.threads")  # how a model runs
 MATCHER_HELP = "A model that matches: pocket, pocket:DIR or two-tower:DIR."
 
 
-def list_command_shards(specs: list[str]) -> list[Shard]:
+def list_command_shards(specs: list[str], allow_query: bool) -> list[Shard]:
     """The shards of the command line, `-` read from stdin; UsageError where there is none."""
-    shards = list_shards(specs, sys.stdin)
+    shards = list_shards(specs, sys.stdin, allow_query=allow_query)
     if not shards:
         raise UsageError("SHARDS", expected="at least one shard", found="an empty list on stdin")
     return shards

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from chiasm.jobs.cli.options import (
+    AllowQuery,
     Assignments,
     CaptionField,
     Device,
@@ -62,6 +63,7 @@ def train_two_tower(
     precision: Precision = None,
     preset: Preset = "laptop",
     assignments: Assignments = None,
+    allow_query: AllowQuery = False,
 ) -> None:
     settings = compose(preset, assignments or (), {
         "train.steps": steps, "train.fusion": fusion, "train.learning_rate": learning_rate,
@@ -70,7 +72,7 @@ def train_two_tower(
     }, uses=USES)  # fmt: skip
     require_target(to, settings.train.fusion)
     recipe = two_tower_settings(image_encoder, text_encoder, settings)
-    shard_list = list_command_shards(shards)
+    shard_list = list_command_shards(shards, allow_query)
     report = learn(recipe, shard_list, to, print_record)
     for line in format_report(report):
         print(line)

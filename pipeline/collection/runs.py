@@ -35,6 +35,7 @@ from chiasm.pipeline.collection.run_record import (
     is_marked_killed,
     record_name,
 )
+from chiasm.pipeline.collection.uploads import is_dead_upload
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.storage import Folder, display_name, is_temporary, run_of_temporary
 from chiasm.pipeline.timing import SYSTEM_CLOCK, Clock
@@ -211,21 +212,21 @@ class Run:
         return stale
 
     def abort_uploads(self, *, own: bool = False) -> list[str]:
-        """Abort multipart uploads that dead runs left: listings do not show them, bills do. An
-        upload belongs to the run that has claimed its shard or, in the index, whose id is part of
-        its name. Where the claims of a live run cannot be read, it may be any."""
+        """Abort the multipart uploads that dead runs left, as `uploads.py` tells them from others;
+        returns their URLs. Where the claims of a live run cannot be read, an upload may be its."""
+        prefix = f"{self.folder.url.rstrip('/')}/"
 
-        @functools.cache
-        def live_ids() -> set[str] | None:
+        @functools.cache  # read once there is an upload, and after these were listed
+        def live_ids() -> tuple[set[str], set[str]] | None:
             live = self.others()
             if any(seen.record is None for seen in live):
                 return None
-            mine = set() if own else {self.id, *self.record.claimed}
-            return mine | {part for seen in live for part in (seen.id, *seen.claimed)}
+            others = {part for seen in live for part in (seen.id, *seen.claimed)}
+            return others, set() if own else {self.id, *self.record.claimed}
 
         def is_dead(url: str) -> bool:
             ids = live_ids()
-            return ids is not None and not any(part in url for part in ids)
+            return ids is not None and is_dead_upload(url.removeprefix(prefix), *ids)
 
         return list(self.folder.abort_uploads(is_dead))
 

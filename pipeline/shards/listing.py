@@ -34,14 +34,20 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 _MAX_STEM = 120
 
 
-def list_shards(specs: Sequence[str], stdin: TextIO | None = None) -> list[Shard]:
+def list_shards(
+    specs: Sequence[str], stdin: TextIO | None = None, *, allow_query: bool = False
+) -> list[Shard]:
     """Every shard that the specs name, each once, in their order; sorted inside a glob or folder.
 
     A spec is a path or URL of a shard, a brace range (`{00000..00012}`, `{a,b}`), a glob, a folder
     (its *.tar, *.tar.gz, *.tgz and *.tar.zst), or `-` for one spec a line from `stdin`. Raises
     SourceError where a spec matches nothing, UsageError for a malformed one.
+
+    allow_query: take HTTP URLs with any query. Ledgers keep URLs, so that without it one whose
+    query may hold credentials is refused.
     """
-    urls = dict.fromkeys(url for spec in _with_stdin(specs, stdin) for url in _expand(spec))
+    given = _with_stdin(specs, stdin)
+    urls = dict.fromkeys(url for spec in given for url in _expand(spec, allow_query))
     return map_concurrent(stat_shard, list(urls))
 
 
@@ -64,9 +70,9 @@ def _with_stdin(specs: Sequence[str], stdin: TextIO | None) -> Iterator[str]:
             yield from filter(None, map(str.strip, stdin))
 
 
-def _expand(spec: str) -> Iterator[str]:
+def _expand(spec: str, allow_query: bool) -> Iterator[str]:
     """One spec -> canonical URLs of files."""
-    url = canonical_url(spec)
+    url = canonical_url(spec, allow_query=allow_query)
     plain = not re.search(r"[{*?\[]", spec)
     if plain and is_remote(url) and url.lower().endswith(SUFFIXES):
         yield url  # a request for each of thousands of names in a store would take minutes
@@ -74,9 +80,9 @@ def _expand(spec: str) -> Iterator[str]:
         yield from _in_folder(url)
     elif "{" in spec and not _is_file(url):
         for expanded in _braces(spec):
-            yield from _expand(expanded)
+            yield from _expand(expanded, allow_query)
     elif re.search(r"[*?\[]", spec) and not _is_file(url):
-        yield from _matching(spec)
+        yield from _matching(spec, allow_query)
     else:
         yield url
 
@@ -94,13 +100,15 @@ def _in_folder(url: str) -> list[str]:
     return [canonical_url(folder.url_of(name)) for name in names]
 
 
-def _matching(pattern: str) -> list[str]:
-    matched = glob(pattern)
+def _matching(pattern: str, allow_query: bool) -> list[str]:
+    matched = glob(pattern, allow_query=allow_query)
     # A store's matches are objects already, and checking each would be a request.
     files = matched if is_remote(pattern) else [url for url in matched if not is_folder(url)]
     if not files:
         found = f"{len(matched)} folders only" if matched else "none"
-        raise SourceError(pattern, expected="shards that match", found=found, do="check the path")
+        raise SourceError(
+            display_name(pattern), expected="shards that match", found=found, do="check the path"
+        )
     return files
 
 
@@ -109,8 +117,9 @@ def _braces(spec: str) -> Iterator[str]:
         expanded = braceexpand(spec)
         first = next(expanded)
     except ValueError as error:
+        found = str(error).partition(": ")[0]  # then it repeats the spec
         raise UsageError(
-            display_name(spec), expected="a range such as {00000..00012}", found=str(error)
+            display_name(spec), expected="a range such as {00000..00012}", found=found
         ) from error
     if first == spec:
         raise SourceError(

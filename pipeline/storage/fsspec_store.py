@@ -46,6 +46,8 @@ class FsspecStore:
 
     def get(self, path: str, start: int, size: int) -> ByteRange:
         total = self.head(path).size
+        if total < 0:
+            raise Refused("an object whose size is not known", "copy it elsewhere")
         first = max(0, total + start) if start < 0 else start
         if first >= total:
             raise RangeNotSatisfiable(total)
@@ -80,12 +82,14 @@ class FsspecStore:
             return bool(self.fs.isdir(path))
 
     def put(self, path: str, data: bytes, *, create_token: str = "") -> None:
-        with _translating_errors():
-            try:
+        try:
+            with _translating_errors():
                 self.fs.pipe_file(path, data, mode="create" if create_token else "overwrite")
-            except FileExistsError:
-                if self.fs.cat_file(path) != data:
-                    raise
+        except AlreadyExists:
+            with _translating_errors():
+                found = self.fs.cat_file(path)
+            if found != data:
+                raise
 
     def upload(self, path: str, file: IO[bytes], size: int, *, create_token: str = "") -> None:
         with _translating_errors():

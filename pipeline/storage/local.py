@@ -172,20 +172,23 @@ class LocalFiles:
 
     def open_stream(self, url: str) -> io.BufferedReader:
         with _source_errors(url):
-            return io.BufferedReader(io.FileIO(_path_of(url)), STREAM_BUFFER)
+            return io.BufferedReader(_open_regular(_path_of(url)), STREAM_BUFFER)
 
     def read_range(self, url: str, offset: int, size: int) -> bytes:
-        with _source_errors(url), open(_path_of(url), "rb") as file:
-            file.seek(offset)
-            data = file.read(size)
-        if len(data) < size:
-            raise SourceError(
-                _path_of(url),
-                expected=f"{size} bytes from byte {offset} on",
-                found=f"{len(data)}",
-                do="it is shorter than when it was listed: embed it again",
-            )
-        return data
+        with _source_errors(url), io.BufferedReader(_open_regular(_path_of(url))) as file:
+            found = max(0, os.fstat(file.fileno()).st_size - offset)
+            if found >= size:  # else the size is no reason to allocate as much
+                file.seek(offset)
+                data = file.read(size)
+                if len(data) == size:
+                    return data
+                found = len(data)
+        raise SourceError(
+            _path_of(url),
+            expected=f"{size} bytes from byte {offset} on",
+            found=f"{found}",
+            do="it is shorter than when it was listed: embed it again",
+        )
 
     def open_seekable(self, url: str) -> pa.NativeFile:
         with _storage_errors(_path_of(url)):
@@ -249,6 +252,23 @@ class LocalFiles:
 
     def abort_uploads(self, url: str, is_dead: Callable[[str], bool]) -> Sequence[str]:
         return ()  # a file that is not committed is a temporary
+
+
+def _open_regular(path: str) -> io.FileIO:
+    """A regular file for reading. A pipe or a device is refused: it may wait for ever, or have no
+    end. The path may come from a catalog that others wrote."""
+    # Without O_NONBLOCK a pipe would already wait here.
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        mode = os.fstat(handle).st_mode
+        if modes.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not modes.S_ISREG(mode):
+            raise SourceError(path, expected="a file to read", found="a device or a pipe")
+        return io.FileIO(handle)
+    except BaseException:
+        os.close(handle)
+        raise
 
 
 def _path_of(path_or_url: str) -> str:

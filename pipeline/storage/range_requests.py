@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from chiasm.pipeline.storage.object_store import ByteRange
 from chiasm.pipeline.storage.store_errors import TransientError
+
+
+@dataclass(frozen=True, slots=True)
+class ContentRange:
+    """The header `Content-Range: bytes first-last/total`. total: -1 where it is `*`."""
+
+    text: str
+    first: int
+    last: int
+    total: int
 
 
 def range_header(start: int, size: int) -> str:
@@ -13,25 +25,44 @@ def range_header(start: int, size: int) -> str:
     return f"bytes={start}" if start < 0 else f"bytes={start}-{start + size - 1}"
 
 
+def parse_content_range(text: str | None) -> ContentRange:
+    """TransientError for what is no range of bytes."""
+    first_last, _, total = (text or "").removeprefix("bytes").strip().partition("/")
+    try:
+        first, last = map(int, first_last.split("-"))
+        size = -1 if total == "*" else int(total)
+        if size < -1 or size >= 1 << 63:
+            raise ValueError
+    except ValueError:
+        raise TransientError(f"a Content-Range of {(text or '')[:100]!r}") from None
+    return ContentRange(text or "", first, last, size)
+
+
 def checked_range(
-    data: bytes, content_range: str | None, start: int, size: int, version: str
+    data: bytes, found: ContentRange, start: int, size: int, version: str
 ) -> ByteRange:
     """A response to `range_header(start, size)`, compared with its `Content-Range`; TransientError
-    where it is another range or not whole."""
-    try:
-        first_last, _, total_text = (
-            (content_range or "").removeprefix("bytes").strip().partition("/")
+    where it is another range or not whole.
+
+    data: at most size + 1 bytes of the response, whose total is known."""
+    expected = max(0, found.total + start) if start < 0 else start
+    wanted = min(size, found.total - expected)
+    if (found.first, found.last) != (expected, expected + wanted - 1) or len(data) != wanted:
+        more = "more than " if len(data) > size else ""
+        received = (
+            f"{more}{min(len(data), size)} bytes with a Content-Range of {found.text[:100]!r}"
         )
-        first, last = map(int, first_last.split("-"))
-        total = int(total_text)
-    except ValueError:
-        raise TransientError(f"a Content-Range of {content_range!r}") from None
-    expected = max(0, total + start) if start < 0 else start
-    wanted = min(size, total - expected)
-    if (first, last) != (expected, expected + wanted - 1) or len(data) != wanted:
-        found = f"{len(data)} bytes with a Content-Range of {content_range!r}"
-        raise TransientError(f"{found} in place of {wanted} bytes from byte {expected} on")
-    return ByteRange(expected, data, total, version)
+        raise TransientError(f"{received} in place of {wanted} bytes from byte {expected} on")
+    return ByteRange(expected, data, found.total, version)
+
+
+async def read_at_most(read: Callable[[int], Awaitable[bytes]], size: int) -> bytes:
+    """The first `size` bytes of a body that `read` reads in chunks; fewer only at its end."""
+    chunks: list[bytes] = []
+    while size > 0 and (chunk := await read(size)):
+        chunks.append(chunk)
+        size -= len(chunk)
+    return b"".join(chunks)
 
 
 def silence_loop(loop: Any) -> None:

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from chiasm.pipeline.errors import SourceError, StorageError, UnreachableError, UsageError
 from chiasm.pipeline.storage import retry
 from chiasm.pipeline.storage.backend import Stat
-from chiasm.pipeline.storage.credentials import SECRET_PARAMETERS, credentials_error
+from chiasm.pipeline.storage.credentials import credentials_error, hide_query
 from chiasm.pipeline.storage.object_store import RangesUnsupported, ReadableStore, Store
 from chiasm.pipeline.storage.store_errors import (
     NotFound,
@@ -96,35 +96,54 @@ class ReadableFiles(Generic[S]):
         if not size:
             return b""
         with self._source_errors(url):
+            # All that comes is kept in memory. A size that is worth a request of its own is
+            # compared with the file's first.
+            total = self.stat(url).size if size > BLOCK else -1
+            if total < 0 or offset + size <= total:
+                data = self._read_range(url, offset, size)
+                if len(data) == size:
+                    return data
+                found = len(data)
+            else:
+                found = max(0, total - offset)
+        raise SourceError(
+            self.display_name(url),
+            expected=f"{size} bytes from byte {offset} on",
+            found=f"{found}",
+            do="it is shorter than when it was listed: embed it again",
+        )
+
+    def _read_range(self, url: str, offset: int, size: int) -> bytes:
+        """Fewer bytes only where the file ends."""
+
+        def request() -> bytes:
             try:
-                data = self._retry(lambda: self.store.get(self.path(url), offset, size)).data
+                return self._retry(lambda: self.store.get(self.path(url), offset, size)).data
             except RangeNotSatisfiable:
-                data = b""
+                return b""
+
+        try:
+            return request()
+        except RangesUnsupported:
+            try:
+                return request()  # a mirror or proxy may have ignored that one range
             except RangesUnsupported:
-                data = self._read_after_skipping(url, offset, size)
-        if len(data) < size:
-            raise SourceError(
-                url,
-                expected=f"{size} bytes from byte {offset} on",
-                found=f"{len(data)}",
-                do="it is shorter than when it was listed: embed it again",
-            )
-        return data
+                return self._read_after_skipping(url, offset, size)
 
     def _read_after_skipping(self, url: str, offset: int, size: int) -> bytes:
         with self.open_stream(url) as stream:
-            while offset and (skipped := stream.read(min(offset, 1 << 20))):
-                offset -= len(skipped)
-            return b"" if offset else stream.read(size)
+            for _ in _chunks(stream, offset):
+                pass
+            return b"".join(_chunks(stream, size))
 
     def _retry(self, call: Callable[[], T]) -> T:
         return retry.retry(call, retry.RETRIES)
 
     def _source_errors(self, url: str) -> AbstractContextManager[None]:
-        return _translating_errors(url, SourceError, "a file to read")
+        return _translating_errors(self.display_name(url), SourceError, "a file to read")
 
     def _storage_errors(self, url: str) -> AbstractContextManager[None]:
-        return _translating_errors(url, StorageError, "a usable file")
+        return _translating_errors(self.display_name(url), StorageError, "a usable file")
 
 
 class ObjectFiles(ReadableFiles[Store]):
@@ -162,7 +181,7 @@ class ObjectFiles(ReadableFiles[Store]):
             expected = "a pattern such as folder/**/*.tar"
             raise UsageError(pattern, expected=expected, found=one_line_message(error)) from error
         prefix = path[: wildcard.start()]
-        deep = "/" in path[wildcard.start() :]
+        deep = any(mark in path[wildcard.start() :] for mark in ("/", "**"))
         with self._source_errors(pattern):
             folder = prefix if self.scheme == "s3" else prefix.rpartition("/")[0]
             listing = self._retry(lambda: self.store.list(folder, deep=deep))
@@ -172,14 +191,11 @@ class ObjectFiles(ReadableFiles[Store]):
 
     def folders(self, url: str) -> Sequence[str]:
         with self._storage_errors(url):
-            found = self._retry(lambda: self.store.list(self._folder(url)))
-        return sorted(path.rpartition("/")[2] for path in found.folders)
+            return _base_names(self._retry(lambda: self.store.list(self._folder(url))).folders)
 
     def list(self, url: str) -> Sequence[str]:
         with self._storage_errors(url):
-            found = self._retry(lambda: self.store.list(self._folder(url)))
-        bases = (path.rpartition("/")[2] for path in found.files)
-        return sorted(base for base in bases if base)  # a key that ends in / marks a folder
+            return _base_names(self._retry(lambda: self.store.list(self._folder(url))).files)
 
     def list_stats(self, url: str) -> dict[str, Stat]:
         with self._storage_errors(url):
@@ -230,13 +246,14 @@ class WebFiles(ReadableFiles[ReadableStore]):
         plain = f"{self.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         if "@" in parts.netloc:
             raise credentials_error(plain, "put them into ~/.netrc")
-        if any(SECRET_PARAMETERS.fullmatch(name) for name, _ in parse_qsl(parts.query, True)):
-            raise credentials_error(plain, "name the object by s3:// or gs://")
         if not parts.netloc:
-            raise UsageError(url, expected=f"{self.scheme}://host/path", found="no host")
+            raise UsageError(plain, expected=f"{self.scheme}://host/path", found="no host")
         parts = parts._replace(scheme=self.scheme, netloc=parts.netloc.lower(), fragment="")
         # Characters that a request cannot hold are escaped; existing escapes stay.
         return quote(parts.geturl(), safe="!#$%&'()*+,/:;=?@[]~{}")
+
+    def display_name(self, url: str) -> str:
+        return hide_query(url)
 
     def base_name(self, url: str) -> str:
         return unquote(urlsplit(url).path.rpartition("/")[2])
@@ -277,18 +294,32 @@ class WebFiles(ReadableFiles[ReadableStore]):
 
     def _listing_error(self, url: str) -> UsageError:
         return UsageError(
-            url,
+            self.display_name(url),
             expected="the URL of a file, or a range such as {00000..00012}",
             found=f"a folder or a pattern, and {self.scheme}:// has no listing",
         )
 
     def _read_only_error(self, url: str) -> UsageError:
         return UsageError(
-            url,
+            self.display_name(url),
             expected="a URL that can be written to",
             found=f"{self.scheme}://",
             do="name a folder or s3://bucket/prefix",
         )
+
+
+def _chunks(stream: io.BufferedReader, size: int) -> Iterator[bytes]:
+    """The next `size` bytes of a stream, fewer where it ends."""
+    while size and (chunk := stream.read(min(size, 1 << 20))):
+        size -= len(chunk)
+        yield chunk
+
+
+def _base_names(paths: Iterable[str]) -> list[str]:
+    """Sorted last parts of paths. A key that ends in / only marks a folder, and one that ends in
+    /. or /.. has no name inside a folder: other tools' keys, which a store may hold."""
+    bases = (path.rpartition("/")[2] for path in paths)
+    return sorted(base for base in bases if base not in ("", ".", ".."))
 
 
 @contextmanager

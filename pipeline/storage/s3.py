@@ -12,38 +12,34 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import IO, Any
 
-import aiohttp
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    FlexibleChecksumError,
-    HTTPClientError,
-    NoCredentialsError,
-)
-from botocore.exceptions import ConnectionError as NotConnected
-from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
 from s3fs import S3FileSystem
 
 from chiasm.pipeline.storage.backend import Stat
 from chiasm.pipeline.storage.object_store import ByteRange, Listing
-from chiasm.pipeline.storage.range_requests import checked_range, range_header, silence_loop
+from chiasm.pipeline.storage.range_requests import (
+    checked_range,
+    parse_content_range,
+    range_header,
+    read_at_most,
+    silence_loop,
+)
 from chiasm.pipeline.storage.retry import RetrySettings, retry
+from chiasm.pipeline.storage.s3_errors import translating_errors
 from chiasm.pipeline.storage.store_errors import (
     AlreadyExists,
     Cancelled,
+    Conflict,
     NotFound,
     RangeNotSatisfiable,
     Refused,
     StoreError,
     TransientError,
     Unsupported,
-    one_line_message,
-    raise_if_untrusted,
 )
 
 PART = 32 << 20  # bytes of a part; more for objects that would need over MAX_PARTS of them
@@ -52,34 +48,12 @@ CONCURRENT_PARTS = 4  # so an upload takes PART * CONCURRENT_PARTS bytes of memo
 
 Parts = list[dict[str, Any]]
 
-# Error codes of transient failures that come with a status below 500.
-_TRANSIENT_CODES = {
-    "BadDigest",
-    "ConditionalRequestConflict",
-    "IncompleteBody",
-    "InternalError",
-    "OperationAborted",
-    "RequestTimeout",
-    "RequestTimeTooSkewed",
-    "ServiceUnavailable",
-    "SlowDown",
-    "XAmzContentSHA256Mismatch",
-}
-
 # Where the next page of a listing begins: field of a page -> parameter of the next request.
 _NEXT_PAGE = {
     "NextContinuationToken": "ContinuationToken",
     "NextKeyMarker": "KeyMarker",
     "NextUploadIdMarker": "UploadIdMarker",
 }
-
-_CONNECTION_ERRORS = (
-    HTTPClientError,
-    NotConnected,
-    ResponseParserError,
-    FlexibleChecksumError,
-    aiohttp.ClientError,
-)
 
 
 class S3Store:
@@ -111,11 +85,16 @@ class S3Store:
         return Stat(piece.total, piece.version or "")
 
     def get(self, path: str, start: int, size: int) -> ByteRange:
-        response = self._object_request("get_object", path, Range=range_header(start, size))
+        bucket, _, key = path.partition("/")
+        params = {"Bucket": bucket, "Key": key, "Range": range_header(start, size)}
+        response = self._request("get_object", body_bytes=size + 1, **params)
         data, content_range = response["Body"], response.get("ContentRange")
         if content_range is None and not data:
             raise RangeNotSatisfiable(0)  # how some stores answer for an empty object
-        return checked_range(data, content_range, start, size, _etag(response))
+        found = parse_content_range(content_range)
+        if found.total < 0:
+            raise TransientError(f"a Content-Range of {found.text!r}")
+        return checked_range(data, found, start, size, _etag(response))
 
     def list(self, folder: str, *, deep: bool = False) -> Listing:
         bucket, _, prefix = folder.partition("/")
@@ -124,26 +103,31 @@ class S3Store:
         folders: list[str] = []
         for page in self._pages("list_objects_v2", params):
             for entry in page.get("Contents", ()):
-                stats[f"{bucket}/{entry['Key']}"] = Stat(
-                    entry.get("Size", -1), _etag(entry), entry["LastModified"].timestamp()
-                )
-            folders += [f"{bucket}/{e['Prefix'][:-1]}" for e in page.get("CommonPrefixes", ())]
-        return Listing(stats, sorted(folders))
+                modified = entry["LastModified"].timestamp() if "LastModified" in entry else None
+                stats[entry["Key"]] = Stat(entry.get("Size", -1), _etag(entry), modified)
+            folders += [entry["Prefix"][:-1] for entry in page.get("CommonPrefixes", ())]
+
+        def is_below(key: str) -> bool:
+            # Not every store heeds prefix and delimiter.
+            return key.startswith(prefix) and (deep or "/" not in key[len(prefix) :])
+
+        found = {f"{bucket}/{key}": stat for key, stat in stats.items() if is_below(key)}
+        return Listing(found, sorted(f"{bucket}/{key}" for key in folders if is_below(key)))
 
     def is_folder(self, path: str) -> bool:
         bucket, _, key = path.rstrip("/").partition("/")
         prefix = f"{key}/" if key else ""
         found = self._request("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
-        return bool(found.get("Contents")) or not key
+        keys = [entry["Key"] for entry in found.get("Contents", ())]
+        return any(found.startswith(prefix) for found in keys) or not key
 
     def put(self, path: str, data: bytes, *, create_token: str = "") -> None:
         metadata = _token_metadata(create_token)
         try:
             self._conditional_request("put_object", path, create_token, Body=data, **metadata)
-        except AlreadyExists:
+        except AlreadyExists as taken:
             # An earlier attempt may have put it, and only its answer been lost.
-            if self._token_of(path) != create_token:
-                raise
+            self._require_token(path, create_token, taken)
 
     def upload(self, path: str, file: IO[bytes], size: int, *, create_token: str = "") -> None:
         """A multipart upload; every part is retried by itself. Whatever is raised meanwhile, also
@@ -154,7 +138,9 @@ class S3Store:
             lambda: self._object_request("create_multipart_upload", path, **_token_metadata(token)),
             self.retries,
         )
-        upload_id = created["UploadId"]
+        upload_id = created.get("UploadId")
+        if not upload_id:
+            raise Refused("a multipart upload without an id", "check the endpoint")
         try:
             parts = self._upload_parts(path, upload_id, file, size, stop)
             retry(lambda: self._complete(path, upload_id, parts, token, create_token), self.retries)
@@ -178,10 +164,14 @@ class S3Store:
                 file.seek((number - 1) * part_size)
                 data = file.read(part_size)
             params = {"UploadId": upload_id, "PartNumber": number, "Body": data}
-            response = retry(
-                lambda: self._object_request("upload_part", path, **params), self.retries, stop
-            )
-            return {"PartNumber": number, "ETag": response["ETag"]}
+            try:
+                response = retry(
+                    lambda: self._object_request("upload_part", path, **params), self.retries, stop
+                )
+            except NotFound as failure:
+                raise _upload_gone() from failure
+            etag = {"ETag": response["ETag"]} if "ETag" in response else {}
+            return {"PartNumber": number, **etag}
 
         # Leaving the `with` waits for parts in flight: none arrives after an abort.
         with ThreadPoolExecutor(CONCURRENT_PARTS, "chiasm-upload") as pool:
@@ -197,12 +187,23 @@ class S3Store:
         params = {"UploadId": upload_id, "MultipartUpload": {"Parts": parts}}
         try:
             self._conditional_request("complete_multipart_upload", path, create_token, **params)
-        except (NotFound, AlreadyExists):
-            if self._token_of(path) != token:
-                raise
+        except (NotFound, AlreadyExists) as failure:
+            self._require_token(path, token, failure)
 
-    def _token_of(self, path: str) -> str:
-        return self._object_request("head_object", path).get("Metadata", {}).get("chiasm", "")
+    def _require_token(self, path: str, token: str, failure: StoreError) -> None:
+        """Raise what `failure` means unless the object is the one that was put with `token`."""
+        taken = isinstance(failure, AlreadyExists)
+        try:
+            metadata = self._object_request("head_object", path).get("Metadata", {})
+        except NotFound:
+            if taken:
+                raise TransientError("the name was taken, and is free again") from failure
+            metadata = {}
+        if metadata.get("chiasm") == token:
+            return
+        if taken:
+            raise failure
+        raise _upload_gone() from failure
 
     def remove(self, path: str) -> None:
         self._object_request("delete_object", path)
@@ -241,6 +242,10 @@ class S3Store:
             if self._exists(path):
                 raise AlreadyExists(path) from None
             self._object_request(method, path, **params)
+        except Conflict:
+            if self._exists(path):
+                raise AlreadyExists(path) from None
+            raise
 
     def _exists(self, path: str) -> bool:
         try:
@@ -253,8 +258,9 @@ class S3Store:
         bucket, _, key = path.partition("/")
         return self._request(method, Bucket=bucket, Key=key, **params)
 
-    def _request(self, method: str, **params: Any) -> dict[str, Any]:
-        """One attempt. Not by `fs.call_s3`, which retries with longer waits than ours."""
+    def _request(self, method: str, *, body_bytes: int = 0, **params: Any) -> dict[str, Any]:
+        """One attempt. Not by `fs.call_s3`, which retries with longer waits than ours. body_bytes:
+        the most that is read of an object."""
 
         async def request() -> dict[str, Any]:
             await self.fs.set_session()
@@ -262,10 +268,10 @@ class S3Store:
             response = await call(**self.fs._get_s3_method_kwargs(call, **params))
             if "Body" in response:
                 async with response["Body"] as body:
-                    response["Body"] = await body.read()
+                    response["Body"] = await read_at_most(body.read, body_bytes)
             return response
 
-        with _translating_errors():
+        with translating_errors():
             response: Any = sync(self.fs.loop, request)
         return response
 
@@ -275,7 +281,17 @@ class S3Store:
         while page.get("IsTruncated"):
             page = retry(partial(self._request, method, **params), self.retries)
             yield page
-            params |= {name: page[key] for key, name in _NEXT_PAGE.items() if key in page}
+            following = params | {
+                name: page[key] for key, name in _NEXT_PAGE.items() if key in page
+            }
+            if page.get("IsTruncated") and following == params:
+                raise Refused("a listing that does not say how it goes on", "check the endpoint")
+            params = following
+
+
+def _upload_gone() -> Refused:
+    do = "another program aborted it: run the same command again"
+    return Refused("the upload gone before its end", do)
 
 
 def _token_metadata(token: str) -> dict[str, Any]:
@@ -285,38 +301,3 @@ def _token_metadata(token: str) -> dict[str, Any]:
 
 def _etag(response: dict[str, Any]) -> str:
     return response.get("ETag", "").strip('"') or str(response.get("LastModified", ""))
-
-
-@contextmanager
-def _translating_errors() -> Iterator[None]:
-    """Raise StoreErrors in place of what boto and aiohttp raise."""
-    try:
-        yield
-    except ClientError as error:
-        raise _store_error(error) from error
-    except (OSError, *_CONNECTION_ERRORS) as error:
-        raise_if_untrusted(error, "AWS_CA_BUNDLE")
-        raise TransientError(one_line_message(error)) from error
-    except NoCredentialsError as error:
-        do = "set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (docs/operations.md)"
-        raise Refused("no credentials", do) from error
-    except (BotoCoreError, ValueError) as error:  # an invalid bucket name, an unknown profile
-        raise Refused(one_line_message(error)) from error
-
-
-def _store_error(error: ClientError) -> StoreError:
-    response: Any = error.response
-    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    code = response.get("Error", {}).get("Code", "")
-    if (status >= 500 and status != 501) or status in (408, 429) or code in _TRANSIENT_CODES:
-        return TransientError(f"{status} {code}")
-    if code == "NoSuchBucket":
-        return Refused("no such bucket", "make it, or check its name")
-    if status == 404:
-        return NotFound(code)
-    if status == 416:
-        return RangeNotSatisfiable()
-    if status == 412:
-        return AlreadyExists(code)
-    message = f"{status} {one_line_message(error)}"
-    return Unsupported(message) if status == 501 else Refused(message)

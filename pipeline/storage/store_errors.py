@@ -3,6 +3,7 @@ the errors of `chiasm.pipeline.errors`.
 
     StoreError
     |-- TransientError      500, 503, 429, a broken connection, a body that is too short: retried
+    |   `-- Conflict        409: another request for the same name is under way
     |-- RetriesExhausted    every attempt ended in a TransientError
     |-- NotFound            404
     |-- Refused             401, 403 and whatever else is the same at every attempt
@@ -27,6 +28,10 @@ class StoreError(Exception):
 
 class TransientError(StoreError):
     """A failure that the next attempt may not meet."""
+
+
+class Conflict(TransientError):
+    """409: another request for the same name is under way. At some stores: the name is taken."""
 
 
 class RetriesExhausted(StoreError):
@@ -72,12 +77,20 @@ class Cancelled(StoreError):
     """The answer is not wanted any more."""
 
 
+def one_line(text: str) -> str:
+    """Foreign text as one line of at most 200 printable characters."""
+    text = " ".join(text.split())
+    return "".join(
+        character if character.isprintable() else "?" for character in text[:_MAX_MESSAGE]
+    )
+
+
 def one_line_message(error: BaseException) -> str:
-    """An error's text in one line of at most 200 characters, or its type where it has none. URLs in
-    it lose user and query, which can hold passwords and signatures."""
+    """An error's text by `one_line`, or its type where it has none. URLs in it lose user and query,
+    which can hold passwords and signatures."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = re.sub(r"(\w+://)[^/@\s]*@", r"\1", text)
-    return re.sub(r"(\w+://[^?\s]*)\?[^\s\"')]*", r"\1", text)[:_MAX_MESSAGE]
+    return one_line(re.sub(r"(\w+://[^?\s]*)\?[^\s\"')]*", r"\1", text))
 
 
 def raise_if_untrusted(error: BaseException | None, variable: str) -> None:

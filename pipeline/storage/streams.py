@@ -147,6 +147,9 @@ def fetch_range(
             piece = store.get(path, start, size)
         except RangeNotSatisfiable as error:
             raise VersionChanged(same_as.version or "") from error
+        except RangesUnsupported as error:
+            # The server did send a range before: something on the way ignored this one.
+            raise TransientError("the whole file in place of a range") from error
         if (piece.total, piece.version) != (same_as.total, same_as.version):
             raise VersionChanged(same_as.version or "")
         return piece

@@ -7,21 +7,28 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from chiasm.pipeline.errors import SourceError
 from chiasm.pipeline.storage.backend import Stat
+from chiasm.pipeline.storage.credentials import require_harmless_query
 from chiasm.pipeline.storage.schemes import backend_of
 
 B = TypeVar("B")
 
 
-def canonical_url(path_or_url: str) -> str:
+def canonical_url(path_or_url: str, *, allow_query: bool = False) -> str:
     """One URL for one file: `a.tar` -> `file:///abs/real/a.tar`, symbolic links resolved.
 
-    Raises UsageError for a scheme without a backend and for a URL with credentials."""
-    return backend_of(path_or_url).canonical(path_or_url)
+    Raises UsageError for a scheme without a backend, for a URL with credentials and, without
+    `allow_query`, for an HTTP URL whose query may hold some."""
+    url = backend_of(path_or_url).canonical(path_or_url)
+    if not allow_query:
+        require_harmless_query(url)
+    return url
 
 
 def display_name(url: str) -> str:
-    """The name for messages: the path of a local file, else the URL."""
+    """The name for messages: the path of a local file, else the URL. Values in an HTTP URL's query
+    that may be credentials are `***`."""
     return backend_of(url).display_name(url)
 
 
@@ -56,12 +63,19 @@ def open_stream(url: str) -> io.BufferedReader:
 
 
 def read_range(url: str, offset: int, size: int) -> bytes:
-    """Exactly `size` bytes from `offset` on; SourceError when the file ends before."""
+    """Exactly `size` bytes from `offset` on; SourceError when the file ends before. Memory is
+    bounded by the file's size, whatever `size` is."""
+    if offset < 0 or size < 0:
+        found = f"{size} from byte {offset} on"
+        raise SourceError(display_name(url), expected="a range of bytes", found=found)
     return backend_of(url).read_range(url, offset, size)
 
 
-def glob(pattern: str) -> list[str]:
-    """Canonical URLs of what matches a glob (`*`, `?`, `[...]`, `**`), sorted by path."""
+def glob(pattern: str, *, allow_query: bool = False) -> list[str]:
+    """Canonical URLs of what matches a glob (`*`, `?`, `[...]`, `**`), sorted by path. allow_query:
+    as in `canonical_url`."""
+    if not allow_query:
+        require_harmless_query(pattern)
     return list(backend_of(pattern).glob(pattern))
 
 

@@ -140,14 +140,15 @@ class FaultyServer:
     """Answers requests by `answer`, spoiled by `faults`; counts them by kind in `seen`, faults in
     `failed`, and keeps what ranges were asked for, in their order."""
 
-    def __init__(self, answer: Callable[[Request], Response]) -> None:
+    def __init__(self, answer: Callable[[Request], Response], host: str = "127.0.0.1") -> None:
         self.answer = answer
         self.faults = Faults()
         self.seen: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.ranges: list[str] = []
-        self._server = _Server(("127.0.0.1", 0), _handler(self))
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.reason: str | None = None  # in place of the status's own
+        self._server = _Server((host, 0), _handler(self))
+        self.url = f"http://{host}:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:
@@ -202,7 +203,7 @@ def _handler(owner: FaultyServer) -> type[BaseHTTPRequestHandler]:
                 length = str(int(length) + 1000)
             elif fault == "short":
                 length = str(int(length) // 2)
-            self.send_response(response.status)
+            self.send_response(response.status, owner.reason)
             for name, value in response.headers.items():
                 if name.lower() not in ("content-length", "connection", "transfer-encoding"):
                     self.send_header(name, value)

@@ -1,0 +1,292 @@
+"""Object stores that answer otherwise than S3 does, and keys that are no names in a folder."""
+
+from __future__ import annotations
+
+import re
+import threading
+import tracemalloc
+from dataclasses import replace
+
+import pytest
+from conftest import noise
+from faulty_server import Faults, Response
+
+from chiasm.pipeline.errors import SourceError, StorageError, UnreachableError
+from chiasm.pipeline.shards import list_shards
+from chiasm.pipeline.storage import (
+    Folder,
+    glob,
+    is_folder,
+    open_stream,
+    read_range,
+    schemes,
+    stat,
+    uploads,
+)
+from chiasm.pipeline.storage import s3 as s3_store
+from chiasm.pipeline.storage.object_store import Listing
+from chiasm.pipeline.storage.remote import ObjectFiles
+
+PARTS = 5 << 20
+
+
+@pytest.fixture
+def change(s3, monkeypatch):
+    """Changes the answers of this test's store: by `spoil(request, response)`, and by what
+    `instead(request)` returns in place of doing it."""
+    answer = s3.server.answer
+
+    def install(spoil=lambda request, response: response, instead=lambda request: None):
+        def changed(request):
+            return instead(request) or spoil(request, answer(request))
+
+        monkeypatch.setattr(s3.server, "answer", changed)
+
+    return install
+
+
+@pytest.fixture
+def in_parts(monkeypatch):
+    """Objects of more than a part go up in parts."""
+    monkeypatch.setattr(uploads, "SINGLE_PUT_BYTES", PARTS)
+    monkeypatch.setattr(s3_store, "PART", PARTS)
+
+
+def with_headers(response: Response, **changed: str | None) -> Response:
+    """The response with headers changed, without those that are None; `_` stands for `-`."""
+    names = {name.replace("_", "-").lower(): value for name, value in changed.items()}
+    kept = {name: value for name, value in response.headers.items() if name.lower() not in names}
+    return replace(response, headers=kept | {n: v for n, v in names.items() if v is not None})
+
+
+def with_body(response: Response, body: bytes) -> Response:
+    return replace(with_headers(response, Content_Length=None), body=body)
+
+
+def error(status: int, code: str = "") -> Response:
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>" if code else ""
+    return Response(status, {"Content-Type": "application/xml"}, body.encode())
+
+
+def test_no_more_is_read_of_an_object_than_was_asked_for(s3, change):
+    folder = Folder(s3.root)
+    folder.write_whole("a", b"0123456789")
+    whole = bytes(64 << 20)
+
+    def all_of_it(request, response):
+        return with_body(response, whole) if request.kind == "range" else response
+
+    change(all_of_it)
+    tracemalloc.start()
+    with pytest.raises(UnreachableError, match="the last one: more than 1 bytes with a Content-R"):
+        stat(folder.url_of("a"))
+    with pytest.raises(UnreachableError, match="more than 3 bytes with a Content-Range of 'bytes"):
+        read_range(folder.url_of("a"), 2, 3)
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("total", ["*", "x", None])
+def test_a_range_whose_total_is_not_told_is_asked_for_again(s3, change, total):
+    folder, first = Folder(s3.root), threading.Event()
+    folder.write_whole("a", b"0123456789")
+
+    def star(request, response):
+        if request.kind != "range" or first.is_set():
+            return response
+        first.set()
+        where = None if total is None else f"bytes 0-0/{total}"
+        return with_headers(response, Content_Range=where)
+
+    change(star)
+    assert stat(folder.url_of("a")).size == 10 and first.is_set()
+    first.clear()
+    change(lambda request, response: with_headers(response, Content_Range=f"bytes 0-0/{total}"))
+    with pytest.raises(UnreachableError, match="attempts failed, the last one: a Content-Range of"):
+        stat(folder.url_of("a"))
+
+
+def test_keys_that_are_no_names_in_a_folder_are_passed_over(s3):
+    prefix, folder = s3.root.removeprefix("s3://bucket/"), Folder(s3.root)
+    for key in ("a", "/a", "//a", ".", "..", "./a", "../a", "b/", "c/a", "d//a", "", " ", "e."):
+        s3.direct.put_object(Bucket="bucket", Key=f"{prefix}/l/{key}", Body=b"x")
+    assert folder.list("l") == ["l/ ", "l/a", "l/e."]
+    assert folder.folders("l") == ["l/b", "l/c", "l/d"]
+    folder.remove_folder("l", lambda base: True)
+    assert set(s3.keys()) == {
+        f"l/{key}" for key in ("/a", "//a", ".", "..", "./a", "../a", "b/", "c/a", "d//a", "")
+    }
+
+
+def test_shards_under_odd_keys_are_each_that_object(s3):
+    prefix = s3.root.removeprefix("s3://bucket/")
+    odd = ["x//a.tar", "x/./a.tar", "x/../a.tar", "x/a.tar", "x/%2e%2e/a.tar", "x/é b.tar"]
+    for number, key in enumerate(odd):
+        s3.direct.put_object(Bucket="bucket", Key=f"{prefix}/{key}", Body=b"%d" % number)
+    s3.direct.put_object(Bucket="bucket", Key=f"{prefix}/x/y.tar/", Body=b"")
+    assert glob(f"{s3.root}/x/**") == sorted(f"{s3.root}/{key}" for key in odd)
+    for number, key in enumerate(odd):
+        [shard] = list_shards([f"{s3.root}/{key}"])
+        assert read_range(shard.url, 0, 1) == b"%d" % number, key
+
+
+def test_a_listing_that_heeds_neither_prefix_nor_delimiter_is_sorted_out_here(s3, change):
+    prefix, folder = s3.root.removeprefix("s3://bucket/"), Folder(s3.root)
+    for name in ("l/a", "l/c/d", "m"):
+        folder.write_whole(name, b"")
+
+    def careless(request, response):
+        if request.kind != "list":
+            return response
+        keys = [f"{prefix}/{name}" for name in ("l/a", "l/c/d", "m", "lower")] + ["other/l/x"]
+        entries = "".join(f"<Contents><Key>{key}</Key></Contents>" for key in keys)
+        entries += "<CommonPrefixes><Prefix>other/</Prefix></CommonPrefixes>"
+        entries += f"<CommonPrefixes><Prefix>{prefix}/l/c/</Prefix></CommonPrefixes>"
+        body = f"<ListBucketResult>{entries}<IsTruncated>false</IsTruncated></ListBucketResult>"
+        return Response(200, {"Content-Type": "application/xml"}, body.encode())
+
+    change(careless)
+    assert folder.list("l") == ["l/a"] and folder.folders("l") == ["l/c"]
+    assert folder.list() == ["lower", "m"]
+    assert set(glob(f"{s3.root}/l/**")) == {f"{s3.root}/l/a", f"{s3.root}/l/c/d"}
+    assert is_folder(f"{s3.root}/l") and not is_folder(f"{s3.root}/a.tar")
+
+
+@pytest.mark.parametrize("kind", ["list", "uploads"])
+@pytest.mark.parametrize("mark", [True, False])
+def test_a_listing_that_never_goes_on_ends(s3, change, kind, mark):
+    folder, pages = Folder(s3.root), []
+
+    def truncated(request, response):
+        if request.kind != kind:
+            return response
+        pages.append(request.path)
+        marks = "<NextContinuationToken>1</NextContinuationToken>" * mark
+        marks += "<NextKeyMarker>1</NextKeyMarker>" * mark
+        root = "ListBucketResult" if kind == "list" else "ListMultipartUploadsResult"
+        body = f"<{root}><IsTruncated>true</IsTruncated>{marks}</{root}>"
+        return Response(200, {"Content-Type": "application/xml"}, body.encode())
+
+    change(truncated)
+    with pytest.raises(StorageError, match="found a listing that does not say how it goes on"):
+        folder.list() if kind == "list" else folder.abort_uploads(lambda url: True)
+    assert len(pages) == 1 + mark
+
+
+def test_a_store_without_etags_is_read_and_written(s3, change, in_parts, monkeypatch):
+    """What is left is the time of the last change, or nothing."""
+    monkeypatch.setattr(schemes.S3_STORE, "_stores", {})
+    folder, data = Folder(s3.root), noise(PARTS + 9)
+    etags: dict[str, str] = {}
+
+    def without(request, response):
+        if request.kind == "part":
+            number = re.search(r"partNumber=(\d+)", request.path)
+            etags[number[1] if number else ""] = response.headers.get("ETag", "")
+        return with_headers(response, ETag=None)
+
+    change(without)
+    folder.write_whole("a", b"0123456789")
+    assert stat(folder.url_of("a")).version not in ("", None)
+    with open_stream(folder.url_of("a")) as stream:
+        assert stream.read() == b"0123456789"
+    change(lambda q, response: with_headers(response, ETag=None, Last_Modified=None))
+    assert stat(folder.url_of("a")) == stat(folder.url_of("a")) and folder.exists("a")
+    assert stat(folder.url_of("a")).version == ""
+    assert folder.read_bytes("a") == b"0123456789"
+    assert folder.write_new("b", b"1", "r") and not folder.write_new("b", b"2", "r")
+    change(without)
+    with pytest.raises(StorageError):
+        folder.write_whole("big", data)  # this store wants the ETags that it does not tell
+    assert len(etags) == 2 and s3.uploads() == []
+
+
+@pytest.mark.parametrize("code", ["ConditionalRequestConflict", "OperationAborted", "Odd", ""])
+@pytest.mark.parametrize("kind", ["put", "complete"])
+def test_a_conflict_over_a_new_name_is_asked_again(s3, change, in_parts, kind, code):
+    """409: somebody else writes the name at the same moment, and may yet fail."""
+    folder, size = Folder(s3.root), 9 if kind == "put" else PARTS + 9
+    left = 2
+
+    def conflict(request):
+        nonlocal left
+        if request.kind != kind or not left:
+            return None
+        left -= 1
+        return error(409, code)
+
+    change(instead=conflict)
+    assert folder.write_new("a", bytes(size), "r1") and left == 0
+    assert not folder.write_new("a", b"1" * size, "r2")
+    assert folder.read_bytes("a") == bytes(size) and s3.uploads() == []
+
+
+@pytest.mark.parametrize("status", [409, 412])
+@pytest.mark.parametrize("kind", ["put", "complete"])
+def test_a_new_name_that_is_taken_is_taken_whatever_the_store_says(
+    s3, change, in_parts, kind, status
+):
+    """Some stores answer 409 in place of 412, also to the writer whose answer was lost."""
+    folder, size = Folder(s3.root), 9 if kind == "put" else PARTS + 9
+
+    def taken(request, response):
+        if response.status == 412 and status == 409:
+            return error(409, "FileAlreadyExists")
+        return response
+
+    change(taken)
+    s3.server.faults = Faults(once=[(kind, "lost")])
+    assert folder.write_new("a", bytes(size), "r1") and s3.server.faults.once == []
+    assert not folder.write_new("a", b"1" * size, "r2")
+    assert folder.read_bytes("a") == bytes(size) and s3.uploads() == []
+
+
+def test_a_name_that_was_taken_and_is_free_again_is_put(s3, change):
+    folder, left = Folder(s3.root), [True]
+
+    def gone(request, response):
+        if request.kind == "put" and left:
+            left.clear()
+            s3.direct.delete_object(Bucket="bucket", Key=f"{s3.root[12:]}/a")
+            return error(412, "PreconditionFailed")
+        return response
+
+    change(gone)
+    assert folder.write_new("a", b"mine", "r1") and folder.read_bytes("a") == b"mine"
+
+
+@pytest.mark.parametrize("kind", ["part", "complete"])
+def test_an_upload_that_another_program_aborts_is_told(s3, change, in_parts, kind):
+    folder, data = Folder(s3.root), noise(PARTS + 9)
+
+    change(instead=lambda q: error(404, "NoSuchUpload") if q.kind == kind else None)
+    with pytest.raises(StorageError) as caught:
+        folder.write_whole("a", data)
+    assert s3.uploads() == [] and s3.keys() == {}
+    assert "found the upload gone before its end; another program aborted it" in str(caught.value)
+
+
+def test_an_upload_without_an_id_is_told(s3, change, in_parts):
+    body = b"<InitiateMultipartUploadResult><Bucket>bucket</Bucket></InitiateMultipartUploadResult>"
+    change(lambda q, r: with_body(r, body) if q.kind == "begin" else r)
+    with pytest.raises(StorageError, match="found a multipart upload without an id; check the end"):
+        Folder(s3.root).write_whole("a", noise(PARTS + 9))
+
+
+def test_a_store_is_asked_for_the_files_of_a_folder_alone():
+    """Of stores that list otherwise than S3: names that would lead out of the folder."""
+
+    class Store:
+        def list(self, folder: str, *, deep: bool = False) -> Listing:
+            return Listing(["b/l/a", "b/l/..", "b/l/."], ["b/l/c", "b/l/..", "b/l"[:1] + "/l/"])
+
+    files = ObjectFiles("gs", Store)  # pyrefly: ignore
+    assert files.list("gs://b/l") == ["a"] and files.folders("gs://b/l") == ["c"]
+
+
+def test_damage_in_an_error_is_told_in_one_line(s3, change):
+    text = "no\x85\x9b31m way " + "!" * 300
+    change(lambda q, r: error(400, text) if q.kind == "range" else r)
+    with pytest.raises(SourceError) as caught:
+        stat(f"{s3.root}/a")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 500
