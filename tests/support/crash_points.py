@@ -1,9 +1,9 @@
 """Every state in which a crash can leave a collection, and what the command run again makes of it.
 
-A command is recorded once, on a disk (`recorded_disk.py`) or in a store (`simulated_store.py`). Each
-state that a kill, a loss of power or a failed call can leave is then written out and the command is
-run in it. It must leave the collection that nobody disturbed, to the byte, with nothing half-written
-and nothing of anybody else's touched.
+A command is recorded once, on a disk (`recorded_disk.py`) or in a store (`simulated_store.py`).
+Each state that a kill, a loss of power or a failed call can leave is then written out and the
+command is run in it. It must leave the collection that nobody disturbed, to the byte, with nothing
+half-written and nothing of anybody else's touched.
 """
 
 from __future__ import annotations

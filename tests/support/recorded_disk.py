@@ -1,9 +1,9 @@
 """A disk that records every change, and the states in which a crash may leave it.
 
-`RecordedDisk` stands at the door to the file system (`pipeline/storage/disk.py`). Its log holds each
-change of names or contents in order. A process killed after n of them leaves the first n. A machine
-that loses power leaves, beside what was flushed, any part of the rest: `surviving` builds that tree.
-The model is stricter than most file systems: a flush of a file does not flush its name, and changes
+`RecordedDisk` stands at the door to the file system (`pipeline/storage/disk.py`). Its log holds
+each change of names or contents in order. A process killed after n of them leaves the first n. A
+machine that loses power leaves, beside what was flushed, any part of the rest: `surviving` builds
+that tree. The model is stricter than most file systems: a flush of a file does not flush its name, and changes
 of names in one folder reach the disk in any order.
 """
 

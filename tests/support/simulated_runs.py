@@ -225,7 +225,7 @@ class Building:
 
     machine: SimulatedMachine
     folder: Folder
-    settings: IndexSettings = IndexSettings()
+    settings: IndexSettings = field(default_factory=IndexSettings)
     run: Run | None = None
     process: Process | None = None
     covered: dict[str, str] = field(default_factory=dict)  # shard id -> edition

@@ -1,4 +1,4 @@
-"""One seed, one story: who runs when, what fails, and what must hold at every change and at the end.
+"""One seed, one story: who runs when, what fails, and what must hold at every change.
 
 `python -m benchmarks.simulation` tells ten thousand of them.
 """

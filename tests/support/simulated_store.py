@@ -1,8 +1,9 @@
 """An object store in memory, for tests that run the product's own code against every fault of one.
 
 `SimulatedStore` is a `Store` (`pipeline/storage/object_store.py`): what a backend asks of S3, it
-asks of this. Before and after each request `step` is called with its kind and path: it may let others
-go on, or raise, so that a request, or its answer alone, is lost. `log` holds the changes in order.
+asks of this. Before and after each request `step` is called with its kind and path: it may let
+others go on, or raise, so that a request, or its answer alone, is lost. `log` holds the changes in
+order.
 """
 
 from __future__ import annotations
