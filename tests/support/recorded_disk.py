@@ -3,8 +3,8 @@
 `RecordedDisk` stands at the door to the file system (`pipeline/storage/disk.py`). Its log holds
 each change of names or contents in order. A process killed after n of them leaves the first n. A
 machine that loses power leaves, beside what was flushed, any part of the rest: `surviving` builds
-that tree. The model is stricter than most file systems: a flush of a file does not flush its name, and changes
-of names in one folder reach the disk in any order.
+that tree. The model is stricter than most file systems: a flush of a file does not flush its name,
+and changes of names in one folder reach the disk in any order.
 """
 
 from __future__ import annotations
