@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
+from ray import _raylet
 from ray._private import services
-from ray._raylet import GcsClient
 
 from chiasm.jobs.signals import STOPPING
 from chiasm.pipeline.errors import ChiasmError, UsageError
@@ -40,9 +41,9 @@ class Address:
     def is_local(self) -> bool:
         return self.text == "local"
 
-    def refuse(self, found: str, do: str = "", expected: str = "a running Ray") -> NoReturn:
+    def refuse(self, found: str, do: str) -> NoReturn:
         raise ChiasmError(
-            self.name, expected=expected, found=found, do=f"{do}, or {self.without}".lstrip(", or ")
+            self.name, expected="a running Ray", found=found, do=f"{do}, or {self.without}"
         )
 
 
@@ -59,8 +60,10 @@ def chosen_address(given: str | None) -> Address:
 
 def require_ray(address: Address) -> None:
     """Raise ChiasmError unless a Ray answers at the address, within half a minute; UsageError for
-    what is no address of a Ray."""
+    what is no address of a Ray. Says on stderr what is joined: that takes seconds."""
     host, port = _host_and_port(address)
+    sys.stderr.write(f"joining Ray at {ascii(address.text)[1:-1]}\n")
+    sys.stderr.flush()
     why = _within(PORT_SECONDS, lambda: _connect_error(host, port))
     if why is _NO_ANSWER:
         why = f"no answer within {PORT_SECONDS:g} s"
@@ -80,31 +83,38 @@ _NO_ANSWER = object()
 
 def _host_and_port(address: Address) -> tuple[str, int]:
     """Where Ray would connect to."""
-    text = address.text
-    scheme, _, rest = text.rpartition("://")
-    if scheme not in ("", "ray") or not rest or set(rest) & set("/?#@ "):
-        dashboard = scheme in ("http", "https")
+    if address.text == "auto":
+        try:
+            return _split(services.canonicalize_bootstrap_address_or_die("auto"))
+        except ConnectionError:
+            address.refuse("none on this machine", "start one with `ray start --head`")
+    scheme, _, rest = address.text.rpartition("://")
+    if scheme not in ("", "ray"):
+        do = address.without
+        if scheme in ("http", "https"):
+            do = f"chiasm submit takes the dashboard's address; here {do}"
         raise UsageError(
             address.name,
             expected=FORMS,
-            found=f"an address of {scheme}://" if scheme else "none of them",
-            do="chiasm submit takes the dashboard's address" if dashboard else address.without,
+            found=f"an address of {scheme}://",
+            do=do,
         )
-    if not scheme:
-        try:  # by Ray: it finds its own for auto, and takes this machine's name for localhost
-            rest = services.canonicalize_bootstrap_address_or_die(text)
-        except ConnectionError:
-            address.refuse("no Ray on this machine", "start one with `ray start --head`")
-        except ValueError:
-            rest = text
     try:
-        parts = urlsplit(f"//{rest}")
-        host, port = parts.hostname, parts.port
+        host, port = _split(rest)
     except ValueError:
-        host, port = None, None
-    if host is None or port is None:
-        raise UsageError(address.name, expected=FORMS, found="no port in it", do=address.without)
-    return host, port
+        raise UsageError(
+            address.name, expected=FORMS, found="neither", do=address.without
+        ) from None
+    # Ray takes this machine's own address for localhost.
+    return (host, port) if scheme else _split(services.canonicalize_bootstrap_address_or_die(rest))
+
+
+def _split(text: str) -> tuple[str, int]:
+    """Host and port; ValueError where either is missing."""
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname or not parts.port or parts.netloc != text or "@" in text:
+        raise ValueError(text)
+    return parts.hostname, parts.port
 
 
 def _connect_error(host: str, port: int) -> str:
@@ -121,8 +131,8 @@ def _first_request(host: str, port: int) -> None:
     says why."""
     name = f"[{host}]" if ":" in host else host
     try:
-        GcsClient(address=f"{name}:{port}")
-    except Exception:  # Ray has no class for what it raises here
+        _raylet.GcsClient(address=f"{name}:{port}")  # pyrefly: ignore  a compiled module
+    except Exception:  # noqa: BLE001  Ray has no class for what it raises here
         return
 
 

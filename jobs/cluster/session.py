@@ -7,7 +7,6 @@ import os
 import secrets
 import signal
 import socket
-import sys
 import sysconfig
 import tempfile
 import threading
@@ -161,8 +160,6 @@ def _provide_token() -> None:
 
 
 def _join(address: Address) -> None:
-    # This takes seconds, or as long as a cluster needs to say no.
-    print(f"joining Ray at {ascii(address.text)[1:-1]}", file=sys.stderr, flush=True)
     require_ray(address)
     try:
         options = {
@@ -190,7 +187,7 @@ def _join_advice(found: str) -> str:
             "run this on a machine of the cluster, give ray://HEAD:10001, or send the command "
             "with chiasm submit"
         )
-    return "see `ray status` on the cluster"
+    return "start one there with `ray start --head`"
 
 
 def _init(folder: Path | None, *, runtime_env: dict[str, Any], **options: Any) -> None:
