@@ -181,7 +181,7 @@ def numbers(folder: Folder) -> list[int]:
     """The generations in the folder, oldest first."""
     bases = [name.rpartition("/")[2] for name in folder.list(GENERATIONS) if not is_temporary(name)]
     return sorted(
-        int(base[:-5]) for base in bases if base.endswith(".json") and base[:-5].isdigit()
+        int(base[:-5]) for base in bases if base.endswith(".json") and base[:-5].isdecimal()
     )
 
 

@@ -131,7 +131,7 @@ def _length(response: aiohttp.ClientResponse) -> int:
 
 def _total(content_range: str) -> int:
     total = content_range.rpartition("/")[2]
-    return int(total) if total.isdigit() else -1
+    return int(total) if total.isdecimal() and len(total) < 20 else -1
 
 
 def _version(response: aiohttp.ClientResponse) -> str:
