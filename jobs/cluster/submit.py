@@ -51,9 +51,10 @@ def entrypoint(command: Sequence[str]) -> str:
     may be on no path at all."""
     pythons = shlex.join(["python", "python3", sys.executable])
     run = shlex.join(["-m", "chiasm", *command])
+    has_ray = '"$p" -c "import ray" 2>/dev/null'
     return (
-        f'export PYTHONPATH="$PWD${{PYTHONPATH:+:$PYTHONPATH}}"; '
-        f'for p in {pythons}; do "$p" -c "import ray" 2>/dev/null && cd {FILES} && exec "$p" {run}; done; '
+        'export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"; '
+        f'for p in {pythons}; do {has_ray} && cd {FILES} && exec "$p" {run}; done; '
         "echo chiasm: the cluster has no Python with Ray on its PATH >&2; exit 1"
     )
 
