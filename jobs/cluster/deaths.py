@@ -16,8 +16,6 @@ from pathlib import Path
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RuntimeEnvSetupError
 
-from chiasm.pipeline.worklist import first_line
-
 MORE_MEMORY = "give workers more memory (workers.memory_gb), or have fewer (workers.count)"
 GO_ON = "run the same command again to go on"
 _TAIL_BYTES = 1 << 16  # of a log: a crash writes the stack of every thread
@@ -62,7 +60,7 @@ def death_of(error: RayError) -> Death:
     if ended:
         return Death(f"ended by {ended[2]}" if ended[2] else f"exit code {ended[1]}", GO_ON)
     if _SILENT not in text:
-        return Death(first_line(error), GO_ON)
+        return Death(text.partition("\n")[0], GO_ON)
     return _crash(_written(text))
 
 
