@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from chiasm.index.segments import open_current, stale_shards
+from chiasm.index.segments import build_command, open_current, stale_shards
 from chiasm.pipeline.collection import Collection, RunRecord, embeddings, entries, runs
 from chiasm.pipeline.errors import CollectionError
 
@@ -81,14 +81,15 @@ def read_status(path: str) -> Status:
         notes=dict(notes.most_common()),
         unfinished=unfinished,
         set_aside=quarantined,
-        index=read_index_status(collection, path),
+        index=read_index_status(collection, rows),
         runs=[_run(run) for run in runs(collection.folder)],
     )
 
 
-def read_index_status(collection: Collection, path: str) -> IndexStatus:
-    """The state of the live index; a damaged one is a state, not an error."""
-    rebuild = f"run chiasm index build {path}"
+def read_index_status(collection: Collection, rows: int) -> IndexStatus:
+    """The state of the live index; a damaged one is a state, not an error. rows: how many can be
+    indexed."""
+    rebuild = f"run {build_command(collection.folder) if rows else 'chiasm embed first'}"
     try:
         generation = open_current(collection.folder)
     except CollectionError:

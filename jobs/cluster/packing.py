@@ -91,7 +91,7 @@ def pack(folder: Path, files: Sequence[str], excludes: Sequence[str]) -> Packed:
 
 
 def _pack_folder(
-    root: Path, target: Path, shown: str, excludes: Sequence[str], packed: Packed
+    root: Path, target: Path, label: str, excludes: Sequence[str], packed: Packed
 ) -> None:
     """Copy a folder's regular files, without what is not meant to travel."""
     for path, why in _walk(root, root, excludes):
@@ -99,10 +99,10 @@ def _pack_folder(
         if why == "excluded":
             packed.excluded += 1
         elif why:
-            packed.left_out.append(f"{os.path.join(shown, name)}: {why}")
+            packed.left_out.append(f"{os.path.join(label, name)}: {why}")
         else:
             source = path.resolve() if path.is_symlink() else path
-            _copy(source, target / name, os.path.join(shown, name), packed)
+            _copy(source, target / name, os.path.join(label, name), packed)
 
 
 def _walk(folder: Path, root: Path, excludes: Sequence[str]) -> Iterator[tuple[Path, str]]:

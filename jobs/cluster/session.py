@@ -45,12 +45,12 @@ def connected(address: str | None, workers: WorkerSettings) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    chosen = chosen_address(address)
+    resolved = chosen_address(address)
     with STOPPING.deferred(), _keeping_sigterm():
-        if chosen.is_local:
+        if resolved.is_local:
             _start_local(workers)
         else:
-            _join(chosen)
+            _join(resolved)
     try:
         yield
     finally:
@@ -112,7 +112,7 @@ def _start_local(workers: WorkerSettings) -> None:
             "workers.gpus",
             expected=f"an accelerator for each worker ({workers.gpus:g})",
             found=f"{found:g} on this machine",
-            do="use --preset laptop, or --address of a cluster",
+            do="give --set workers.gpus=0, or --address of a cluster",
         )
 
 
