@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "support")]
+sys.path.append(str(ROOT / "tests" / "support"))
 
 
 def main() -> int:

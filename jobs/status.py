@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from chiasm.index.segments import open_current, stale_shards
+from chiasm.index.segments import build_command, open_current, stale_shards
 from chiasm.pipeline.collection import (
     THIS_MACHINE,
     Collection,
@@ -102,7 +102,7 @@ def status_of(collection: Collection, path: str) -> Status:
         notes=dict(totals.notes.most_common()),
         unfinished=sorted(unfinished),
         set_aside=sorted(quarantined, key=lambda failed: failed["shard"]),
-        index=read_index_status(collection, path),
+        index=read_index_status(collection, totals.rows),
         runs=[_run(seen) for seen in observer.observe()],
     )
 
@@ -129,9 +129,10 @@ def failures(folder: Folder, editions: dict[str, str]) -> Iterator[dict[str, str
             yield {"shard": entry.source.url, "reason": reason}
 
 
-def read_index_status(collection: Collection, path: str) -> IndexStatus:
-    """The state of the live index; a damaged one is a state, not an error."""
-    rebuild = f"run chiasm index build {path}"
+def read_index_status(collection: Collection, rows: int) -> IndexStatus:
+    """The state of the live index; a damaged one is a state, not an error. rows: how many can be
+    indexed."""
+    rebuild = f"run {build_command(collection.folder) if rows else 'chiasm embed first'}"
     try:
         generation = open_current(collection.folder)
     except CollectionError:

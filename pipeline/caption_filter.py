@@ -37,6 +37,7 @@ from chiasm.pipeline.shards import (
     json_object,
     read_samples,
     split_member_name,
+    with_values,
     without_captions,
 )
 from chiasm.pipeline.storage import Folder, display_name
@@ -330,7 +331,7 @@ def _flagged(
             record = json_object(data)
         if record is not None:
             found = True
-            data = json_bytes({**record, "match": match})
+            data = with_values(data, {"match": match})
         flagged.append((name, data))
     if not found:
         base = members[0][0][: members[0][0].index(scored.key) + len(scored.key)]

@@ -298,7 +298,8 @@ def test_another_encoder_of_the_same_name_is_a_finding(embedded, monkeypatch):
     monkeypatch.setitem(ENCODERS, "fake", lambda model, settings: Retrained())
     (found,) = findings(embedded, reencode=5)
     expected = f"fingerprint 000000000000, in the collection {FakeEncoder().fingerprint[:12]}"
-    assert found == f"encoder fake: {expected}; restore its weights, or embed the shards again"
+    advice = "restore its weights, or embed the shards into another collection"
+    assert found == f"encoder fake: {expected}; {advice}"
 
 
 def test_an_encoder_that_cannot_be_loaded_is_a_finding(embedded, monkeypatch):

@@ -79,7 +79,8 @@ def installed(wheel, tmp_path_factory) -> Path:
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A person's folder, whose files bear names of ours and of a library, and must not be run."""
-    for name in ("index.py", "safetensors.py", "pipeline/__init__.py", "jobs/__init__.py"):
+    libraries = ("safetensors.py", "random.py", "typing.py", "logging.py", "yaml.py")
+    for name in ("index.py", "pipeline/__init__.py", "jobs/__init__.py", *libraries):
         path = tmp_path / "mine" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"raise AssertionError('{name} of the current folder was imported')\n")

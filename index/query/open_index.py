@@ -19,7 +19,14 @@ import numpy as np
 
 from chiasm.index.queries import Query
 from chiasm.index.results import CatalogRow
-from chiasm.index.segments import Generation, Segment, build_command, open_current, stale_shards
+from chiasm.index.segments import (
+    Generation,
+    Segment,
+    build_command,
+    column_advice,
+    open_current,
+    stale_shards,
+)
 from chiasm.pipeline.collection import Collection, Relocations, read_relocations
 from chiasm.pipeline.encoders import Encoder, load_encoder
 from chiasm.pipeline.errors import CollectionError, StaleIndexError, UsageError
@@ -86,7 +93,7 @@ class OpenIndex:
                         display_name(self.collection.folder.url),
                         expected=f"encoder {identity.encoder} ({identity.fingerprint[:12]})",
                         found=f"another of that name ({encoder.fingerprint[:12]})",
-                        do="restore its weights, or embed the shards again",
+                        do="restore its weights, or embed the shards into another collection",
                     )
                 self._encoder = encoder
             return self._encoder
@@ -125,7 +132,7 @@ class OpenIndex:
                 f"column {column} of {display_name(self.collection.folder.url)}",
                 expected="an indexed column, one of " + ", ".join(columns),
                 found="none",
-                do=f"run {build_command(self.collection.folder)} --column {column}",
+                do=column_advice(self.collection.folder, column),
             )
 
     def rows(self, positions: Iterable[int]) -> dict[int, CatalogRow]:

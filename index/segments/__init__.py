@@ -1,6 +1,6 @@
 """The index on disk: segments, their catalogs, generations, the cache of remote ones."""
 
-from chiasm.index.segments.advice import build_command
+from chiasm.index.segments.advice import build_command, column_advice
 from chiasm.index.segments.catalog import IndexedShard, copied_columns
 from chiasm.index.segments.checksums import Digest, FileSum
 from chiasm.index.segments.generations import (
@@ -37,6 +37,7 @@ __all__ = [
     "SegmentWriter",
     "TrainedEntry",
     "build_command",
+    "column_advice",
     "copied_columns",
     "current_number",
     "leftovers",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from importlib.util import find_spec
 from typing import Annotated
@@ -23,7 +22,7 @@ from chiasm.jobs.cli.options import (
     print_progress,
 )
 from chiasm.jobs.config import compose
-from chiasm.jobs.console import printable, showing
+from chiasm.jobs.console import json_line, printable, showing
 from chiasm.jobs.embed_shards import USES, EmbedRequest, embed_shards
 from chiasm.pipeline.embed_summary import EmbedSummary, summary_error
 from chiasm.pipeline.storage import display_name
@@ -87,7 +86,7 @@ def embed(
     with contextlib.redirect_stdout(sys.stderr), showing(Console(stderr=True)) as show:
         summary = embed_shards(request, show, report=print_progress)
     if as_json:
-        print(json.dumps(summary.as_json(), ensure_ascii=False))
+        print(json_line(summary.as_json()))
     else:
         print_summary(summary, to)
     error = summary_error(summary)
@@ -110,21 +109,21 @@ def print_failures(summary: EmbedSummary) -> None:
             )
         left = summary.dropped - min(MOST_LISTED, len(summary.dropped_samples))
         if left:
-            print(f"and {left:,} more, in the ledger of each shard", file=sys.stderr)
+            print(printable(f"and {left:,} more, in the ledger of each shard"), file=sys.stderr)
 
 
 def print_summary(summary: EmbedSummary, to: str) -> None:
     """The run in a few lines, for a person."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary.reasons.items())
-    print(
-        f"{summary.rows:,} rows of {summary.samples:,} samples in {to}"
-        + (f"; {summary.dropped:,} dropped ({reasons})" if summary.dropped else "; none dropped")
-    )
+    dropped = f"{summary.dropped:,} dropped ({reasons})" if summary.dropped else "none dropped"
+    print(printable(f"{summary.rows:,} rows of {summary.samples:,} samples in {to}; {dropped}"))
     counted = f"shards: {summary.done} done, {summary.skipped} were done already"
-    print(counted + (f", {len(summary.failed)} quarantined" if summary.failed else ""))
+    counted += f", {len(summary.failed)} quarantined" if summary.failed else ""
+    print(printable(counted))
     stages = {stage: spent for stage, spent in summary.seconds.items() if stage != "total"}
     if stages:
-        print(f"{summary.pairs_per_second:,.1f} pairs/s; busy seconds by stage, all threads:")
+        rate = f"{summary.pairs_per_second:,.1f} pairs/s"
+        print(printable(f"{rate}; busy seconds by stage, all threads:"))
         for stage, spent in sorted(stages.items(), key=lambda item: -item[1]):
-            print(f"  {stage:<15}{spent:9.2f}")
-    print(f"{summary.seconds['total']:.1f} s in all")
+            print(printable(f"  {stage:<15}{spent:9.2f}"))
+    print(printable(f"{summary.seconds['total']:.1f} s in all"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from typing import Annotated
@@ -13,7 +12,7 @@ import typer
 from chiasm.index.query import encode_each, pixels_of, query_refused, text_of
 from chiasm.jobs.cli.options import ENCODING, MATCHER_HELP, Assignments, Device, Preset
 from chiasm.jobs.config import compose
-from chiasm.jobs.console import printable
+from chiasm.jobs.console import json_line, printable
 from chiasm.pipeline.encoders import load_encoder, match_each, probe_matcher, require_matcher
 from chiasm.pipeline.records import IMAGE, TEXT
 
@@ -57,10 +56,11 @@ def match(
             "cosine": cosine,
         }
         if as_json:
-            print(json.dumps(scores, ensure_ascii=False))
+            print(json_line(scores))
         else:
             answer = "yes" if scores["match"] else "no "
-            print(f"{answer}  {scores['probability']:.3f}  cosine {cosine:.3f}  {printable(text)}")
+            line = f"{answer}  {scores['probability']:.3f}  cosine {cosine:.3f}  {text}"
+            print(printable(line))
 
 
 def _hint_quotes(image: str, texts: list[str]) -> None:

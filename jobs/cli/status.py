@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from chiasm.jobs.cli.options import Collection
-from chiasm.jobs.console import printable
+from chiasm.jobs.console import json_line, printable
 from chiasm.jobs.status import IndexStatus, read_status
 from chiasm.pipeline.storage import display_name
 
@@ -29,10 +28,11 @@ def status(
 ) -> None:
     found = read_status(collection)
     if as_json:
-        print(json.dumps(asdict(found), ensure_ascii=False))
+        print(json_line(asdict(found)))
         return
-    print(f"{found.path}: {found.encoder}, width {found.dim}, {found.precision}")
-    print(f"{found.rows:,} rows of {found.samples:,} samples from {found.shards:,} shards")
+    print(printable(f"{found.path}: {found.encoder}, width {found.dim}, {found.precision}"))
+    rows, samples = f"{found.rows:,} rows", f"{found.samples:,} samples"
+    print(printable(f"{rows} of {samples} from {found.shards:,} shards"))
     _print_counts("dropped", found.reasons)
     _print_counts("notes", found.notes)
     print(printable(format_index(found.index)))
@@ -81,4 +81,5 @@ def format_some(names: list[str]) -> str:
 
 def _print_counts(what: str, counts: dict[str, int]) -> None:
     if counts:
-        print(f"{what}: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.items()))
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+        print(printable(f"{what}: {reasons}"))

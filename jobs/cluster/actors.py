@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from chiasm.jobs.cluster.deaths import death_of
 from chiasm.jobs.cluster.placement import PLACEMENT_SECONDS, require_placeable
 from chiasm.jobs.cluster.session import connected
 from chiasm.jobs.config import WorkerSettings
@@ -90,9 +91,10 @@ def _result(ref: Any) -> Any:
             "a worker", expected="a result", found=first_line(error.cause or error)
         ) from error
     except RayError as error:
+        death = death_of(error)
         raise ChiasmError(
             "a worker",
             expected="one that lives to the end of its shard",
-            found=first_line(error),
-            do="give workers more memory, or run the same command again to go on",
+            found=death.cause,
+            do=death.advice,
         ) from error

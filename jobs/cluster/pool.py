@@ -24,6 +24,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
+from chiasm.jobs.cluster.deaths import death_of
 from chiasm.jobs.cluster.logs import relog
 from chiasm.jobs.cluster.placement import PLACEMENT_SECONDS, require_placeable
 from chiasm.jobs.cluster.worker import EmbedWorker, Recipe, Report
@@ -195,13 +196,14 @@ class Pool:
         except RayError as error:
             self._remove(worker)
             self._lost_loading += 1
-            LOG.warning("lost a worker that was loading: %s", first_line(error))
+            death = death_of(error)
+            LOG.warning("lost a worker that was loading: %s", death.cause)
             if self._lost_loading == LOADS:
                 raise ChiasmError(
                     f"encoder {self._recipe.encoder}",
                     expected="a worker that loads it",
-                    found=f"{LOADS} workers that died loading it ({first_line(error)})",
-                    do="give workers more memory, or choose a smaller model",
+                    found=f"{LOADS} workers that died loading it ({death.cause})",
+                    do=death.advice,
                 ) from error
             return
         self._lost_loading = 0
@@ -226,7 +228,7 @@ class Pool:
             self._advance(worker)
             record_failure(work, task, _cause(error), self.settings.attempts)
         except RayError as error:
-            self._lose(worker, f"its worker died: {first_line(error)}", work)
+            self._lose(worker, f"its worker died: {death_of(error).cause}", work)
         else:
             self._advance(worker)
             work.finish(task, entry, files)

@@ -6,6 +6,7 @@ from chiasm.pipeline.shards.captions import (
     json_object,
     without_captions,
 )
+from chiasm.pipeline.shards.json_text import with_values
 from chiasm.pipeline.shards.listing import list_shards, shard_id
 from chiasm.pipeline.shards.members import read_checked, read_member, split_member_name
 from chiasm.pipeline.shards.read_settings import ReadSettings
@@ -31,6 +32,7 @@ __all__ = [
     "read_samples",
     "shard_id",
     "split_member_name",
+    "with_values",
     "without_captions",
     "write_shard",
 ]

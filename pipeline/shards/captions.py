@@ -12,6 +12,7 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 from chiasm.pipeline.records import Decoded, Sample
+from chiasm.pipeline.shards.json_text import with_values
 
 CAPTION_FIELDS = ("caption", "captions")  # of json, in the order in which they are read
 
@@ -62,7 +63,7 @@ def without_captions(
                 changed[name] = left
         elif not dropped.isdisjoint(captions_of(value)):
             changed[name] = first
-    return json_bytes(table | changed) if changed else data
+    return with_values(data, changed) if changed else data
 
 
 def json_object(data: bytes) -> dict[str, Any] | None:

@@ -54,7 +54,7 @@ def check_members(
             f"encoder {identity.encoder}",
             f"fingerprint {encoder.fingerprint[:12]}, in the collection "
             f"{identity.fingerprint[:12]}",
-            "restore its weights, or embed the shards again",
+            "restore its weights, or embed the shards into another collection",
         )
         return
     settings = embed_settings(collection)

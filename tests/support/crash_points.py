@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import make_shard
 from fake_encoder import FakeEncoder
 from recorded_disk import RecordedDisk, Tree, distinct, killed, powerless, using
 from simulated_store import Object, SimulatedStore, using_store
+from tiny_shards import make_shard
 
 from chiasm.index import build_index
 from chiasm.index.plan import IndexSettings

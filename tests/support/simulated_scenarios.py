@@ -195,6 +195,7 @@ class Story:
     def _check_removed(self, name: str) -> None:
         """Nothing of a build is removed by another while it may still publish it."""
         remover = self.world.last
+        assert remover is not None
         for build in self.builds:
             process = build.process
             if process is None or process is remover or not process.alive or build.run is None:
