@@ -10,6 +10,7 @@ from typing import Any
 from chiasm.index.segments import open_current, stale_shards
 from chiasm.pipeline.collection import Collection, RunRecord, embeddings, entries, runs
 from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.shards import RULES
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class IndexStatus:
 @dataclass(frozen=True)
 class Status:
     """A collection as its files describe it. `reasons` counts dropped samples, `notes` odd rows;
-    `set_aside`: quarantined shards."""
+    `set_aside`: quarantined shards; `damaged`: shards that are cut or damaged, of which only what
+    came before is there; `earlier_rules`: how many shards were read by earlier rules."""
 
     path: str
     encoder: str
@@ -48,6 +50,8 @@ class Status:
     set_aside: list[dict[str, str]]
     index: IndexStatus
     runs: list[dict[str, Any]]
+    damaged: list[dict[str, str]] = field(default_factory=list)
+    earlier_rules: int = 0
 
 
 def read_status(path: str) -> Status:
@@ -56,8 +60,8 @@ def read_status(path: str) -> Status:
     done = {file.shard_id for file in embeddings(collection.folder)}
     reasons: Counter[str] = Counter()
     notes: Counter[str] = Counter()
-    unfinished, quarantined = [], []
-    rows = dropped = 0
+    unfinished, quarantined, damaged = [], [], []
+    rows = dropped = earlier_rules = 0
     for entry in entries(collection.folder):
         if entry.quarantined is not None:
             quarantined.append({"shard": entry.source.url, "reason": entry.quarantined})
@@ -65,9 +69,12 @@ def read_status(path: str) -> Status:
             unfinished.append(entry.source.url)
         else:
             rows += entry.rows
-            dropped += len(entry.dropped)
+            dropped += entry.dropped_count
             reasons.update(entry.reasons())
-            notes.update(note.reason for note in entry.notes)
+            notes.update(entry.note_reasons())
+            earlier_rules += entry.rules < RULES
+            if entry.damage is not None:
+                damaged.append({"shard": entry.source.url, "reason": entry.damage})
     return Status(
         path=path,
         encoder=collection.identity.encoder,
@@ -83,6 +90,8 @@ def read_status(path: str) -> Status:
         set_aside=quarantined,
         index=read_index_status(collection, path),
         runs=[_run(run) for run in runs(collection.folder)],
+        damaged=damaged,
+        earlier_rules=earlier_rules,
     )
 
 

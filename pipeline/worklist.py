@@ -22,7 +22,7 @@ from chiasm.pipeline.collection import (
     read_entry,
     write_entry,
 )
-from chiasm.pipeline.editions import EmbedSettings, edition_of
+from chiasm.pipeline.editions import EmbedSettings, accepted_editions, edition_of
 from chiasm.pipeline.errors import ChiasmError, CollectionError, SourceError, UnreachableError
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.storage import display_name
@@ -46,13 +46,20 @@ class WorkList:
     were done before, `quarantined` (shard id -> reason) because they were given up.
 
     limit: the most samples of all shards together; shards are then embedded one at a time, since
-    the limit of each depends on those before it.
+    the limit of each depends on those before it. reembed: shards that were read by earlier rules
+    are not done.
     """
 
     def __init__(
-        self, shards: Sequence[Shard], run: Run, settings: EmbedSettings, limit: int | None = None
+        self,
+        shards: Sequence[Shard],
+        run: Run,
+        settings: EmbedSettings,
+        limit: int | None = None,
+        *,
+        reembed: bool = False,
     ) -> None:
-        self.run, self.settings, self.limit = run, settings, limit
+        self.run, self.settings, self.limit, self.reembed = run, settings, limit, reembed
         self.fingerprint = ""
         self.done: dict[str, LedgerEntry] = {}
         self.skipped: dict[str, LedgerEntry] = {}
@@ -167,7 +174,7 @@ class WorkList:
 
     def _committed(self, task: Task) -> LedgerEntry | None:
         """The ledger entry of a shard that is done, None for another."""
-        file = find_done(task, self.run, self.settings, self.fingerprint)
+        file = find_done(task, self.run, self.settings, self.fingerprint, reembed=self.reembed)
         return None if file is None else read_entry(self.run.folder, task.shard.id)
 
     def _skip_if_done(self, task: Task) -> bool:
@@ -181,14 +188,14 @@ class WorkList:
 
 
 def find_done(
-    task: Task, run: Run, settings: EmbedSettings, fingerprint: str
+    task: Task, run: Run, settings: EmbedSettings, fingerprint: str, *, reembed: bool = False
 ) -> EmbeddingFile | None:
-    """The shard's file, if it exists, is whole, and has the edition that this task would make."""
+    """The shard's file, if it exists, is whole, and has an edition that counts as this task's."""
     try:
         file = find_embedding(run.folder, task.shard.id)
     except CollectionError:
         return None  # damaged: written again under the same name
-    wanted = {edition_of(task.shard, fingerprint, settings, limit) for limit in {None, task.limit}}
+    wanted = accepted_editions(task.shard, fingerprint, settings, task.limit, reembed=reembed)
     return file if file is not None and file.edition in wanted else None
 
 

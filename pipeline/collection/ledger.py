@@ -14,32 +14,53 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 from chiasm.pipeline.errors import CollectionError
-from chiasm.pipeline.records import Dropped, Note, Shard
+from chiasm.pipeline.records import DAMAGES, Dropped, Note, Shard
 from chiasm.pipeline.storage import Folder, display_name
 
 SCHEMA = 1
 
 
+MOST_TOLD = 100  # dropped samples, or notes, of one reason of a shard: the rest is counted
+
+
 class Tally:
-    """Counts of one shard's samples. Used by one thread, the one that writes the rows."""
+    """Counts of one shard's samples. Used by one thread, the one that writes the rows.
+
+    dropped, notes: the first MOST_TOLD of each reason; drop_counts, note_counts: all, by reason."""
 
     def __init__(self) -> None:
         self.rows = 0
         self.dropped: list[Dropped] = []
         self.notes: list[Note] = []
+        self.drop_counts: Counter[str] = Counter()
+        self.note_counts: Counter[str] = Counter()
+        self._told: Counter[tuple[str, str]] = Counter()
+
+    @property
+    def dropped_count(self) -> int:
+        """How many samples were dropped."""
+        return self.drop_counts.total()
 
     @property
     def samples(self) -> int:
-        return self.rows + len(self.dropped)
+        return self.rows + self.dropped_count
 
     def keep(self, rows: int) -> None:
         self.rows += rows
 
     def drop(self, dropped: Dropped) -> None:
-        self.dropped.append(dropped)
+        self.drop_counts[dropped.reason] += 1
+        if self._is_told(dropped.stage, dropped.reason):
+            self.dropped.append(dropped)
 
     def note(self, note: Note) -> None:
-        self.notes.append(note)
+        self.note_counts[note.reason] += 1
+        if self._is_told("note", note.reason):
+            self.notes.append(note)
+
+    def _is_told(self, kind: str, reason: str) -> bool:
+        self._told[kind, reason] += 1
+        return self._told[kind, reason] <= MOST_TOLD
 
 
 @dataclass(frozen=True)
@@ -49,7 +70,8 @@ class LedgerEntry:
     source: the shard as it was listed. edition: see `chiasm.pipeline.editions.edition_of`. seconds:
     busy seconds by stage. span: wall clock (opening, commit) in seconds since the epoch.
     quarantined: why the shard could not be embedded, None when it was; attempts: how many were
-    made.
+    made. dropped, notes: at most MOST_TOLD of a reason; drop_counts, note_counts: how many there
+    are by reason, empty in entries that tell all. rules: the version of the rules of reading.
     """
 
     source: Shard
@@ -61,14 +83,38 @@ class LedgerEntry:
     span: tuple[float, float] | None = None
     quarantined: str | None = None  # `set_aside` in the file
     attempts: int = 1
+    drop_counts: dict[str, int] = field(default_factory=dict)
+    note_counts: dict[str, int] = field(default_factory=dict)
+    rules: int = 1
 
     @property
     def samples(self) -> int:
-        return self.rows + len(self.dropped)
+        return self.rows + self.dropped_count
+
+    @property
+    def dropped_count(self) -> int:
+        """How many samples were dropped."""
+        return sum(self.reasons().values())
+
+    @property
+    def damage(self) -> str | None:
+        """Why the rest of the shard is lost, None where nothing is."""
+        for dropped in self.dropped:
+            if dropped.stage == "read" and dropped.reason in DAMAGES:
+                # Rules 1 dropped a sample where only the end mark was missing.
+                if dropped.detail.startswith("no end mark at byte"):
+                    return None
+                where = f" in sample {dropped.key}" if dropped.key else ""
+                return f"{dropped.reason}{where}: {dropped.detail}"
+        return None
 
     def reasons(self) -> dict[str, int]:
         """How many samples were dropped under each reason, most frequent first."""
-        return dict(Counter(dropped.reason for dropped in self.dropped).most_common())
+        return _counts(self.drop_counts, self.dropped)
+
+    def note_reasons(self) -> dict[str, int]:
+        """How many notes there are of each reason, most frequent first."""
+        return _counts(self.note_counts, self.notes)
 
     def to_json(self) -> bytes:
         """The file's content."""
@@ -93,6 +139,9 @@ class LedgerEntry:
                 span=tuple(fields["span"]) if fields["span"] else None,
                 quarantined=fields["set_aside"],
                 attempts=fields["attempts"],
+                drop_counts=fields.get("drop_counts", {}),
+                note_counts=fields.get("note_counts", {}),
+                rules=fields.get("rules", 1),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise CollectionError(
@@ -101,6 +150,10 @@ class LedgerEntry:
                 found=f"{type(error).__name__}: {error}",
                 do="delete the file and run chiasm embed again",
             ) from error
+
+
+def _counts(counts: dict[str, int], told: tuple[Dropped, ...] | tuple[Note, ...]) -> dict[str, int]:
+    return dict(Counter(counts or (item.reason for item in told)).most_common())
 
 
 def ledger_name(shard_id: str) -> str:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from chiasm.pipeline.records import Decoded, Sample
 
@@ -29,8 +28,7 @@ _ALL_MARKS = tuple(_MARKS)
 _MAX_TOLD = 500  # characters of the names of fields, where the one asked for is missing
 
 
-@dataclass(frozen=True, slots=True)
-class Texts:
+class Texts(NamedTuple):
     """What the text members of a sample say. captions: those that `embed` reads. json: the json
     member as text, None where it is no object. notes: (reason, detail). too_large: texts that grew
     beyond the limit when they were decoded."""
@@ -77,8 +75,8 @@ def read_texts(members: Mapping[str, bytes], field: str, max_bytes: int) -> Text
 def decode_text(data: bytes) -> tuple[str, str]:
     """A text member as text, and what is wrong with it, "" for nothing.
 
-    UTF-8 or, where it says so by a byte order mark, UTF-16 or UTF-32. What cannot be read, and the
-    NUL characters of UTF-16 without such a mark, are shown as U+FFFD."""
+    UTF-8 or, where it says so by a byte order mark, UTF-16 or UTF-32. What cannot be read is shown as
+    U+FFFD. NUL characters are told, and stay."""
     encoding, mark = "utf-8", b""
     if data.startswith(_ALL_MARKS):
         mark, encoding = next(item for item in _MARKS.items() if data.startswith(item[0]))
@@ -87,8 +85,7 @@ def decode_text(data: bytes) -> tuple[str, str]:
     except UnicodeDecodeError as error:
         text, fault = data[len(mark) :].decode(encoding, "replace"), str(error)
     if "\0" in text:
-        fault = fault or f"a NUL character at {text.index(chr(0))}"
-        text = text.replace("\0", "\ufffd")
+        fault = fault or f"a NUL character at {text.index(chr(0))}: UTF-16 without a mark?"
     return text, fault
 
 

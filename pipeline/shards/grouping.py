@@ -68,16 +68,20 @@ class Grouping:
         expected: set[str] = set()  # the extensions of the group before the one at hand
         try:
             for member in self._tar:
+                if group is not None and group.is_next(member.name):
+                    group.add(member.name[len(group.key) + 1 :].lower(), member)
+                    continue
                 name = split_member_name(member.name)
                 if name is None:
                     yield Passed(member, "", "no_sample" if is_junk(member.name) else "")
                     continue
                 key, extension = name
-                if group is None or (key != group.key and comparable(key) != group.compared):
+                if group is None or comparable(key) != group.compared:
                     if group is not None:
                         expected = group.extensions
                         yield from self._close(group)
-                    yield from self._enter_folder(folder_of(key))
+                    if folder_of(key) != self._folder:
+                        yield from self._enter_folder(folder_of(key))
                     group = self._begin(key)
                 if group is not None:
                     group.add(extension, member)
@@ -108,6 +112,10 @@ class Grouping:
     def _close(self, group: SampleBuilder) -> Iterator[SampleBuilder]:
         """Other members follow the group's."""
         whole = group.is_whole()
+        if whole and not group.waited and not self._held:
+            self._is_sample = False
+            yield group
+            return
         if not whole:
             self._gather(group)
             whole = group.is_whole()
@@ -139,8 +147,6 @@ class Grouping:
 
     def _enter_folder(self, folder: str) -> Iterator[SampleBuilder]:
         """What was held of the folder before goes on: as one sample, or each by itself."""
-        if folder == self._folder:
-            return
         held = list(self._held.values())
         pictures = [group for group in held if group.has_picture]
         others = [group for group in held if not group.has_picture]

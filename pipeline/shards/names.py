@@ -20,17 +20,16 @@ _JUNK = re.compile(
       | (?:__macosx|\$recycle\.bin|system\ volume\ information|@eadir|\#recycle|lost\+found)/
       | (?:thumbs|ehthumbs(?:_vista)?)\.db(?::[^/]*)?$
       | (?:desktop|picasa)\.ini$
-      | (?:readme|license|licence|copying|notice|changelog)(?:\.[a-z]{2})?(?:\.(?:md|txt|rst|html?|rtf|pdf))?$
+      | (?:readme|license|licence|copying|notice|changelog)
+        (?:\.[a-z]{2})?(?:\.(?:md|txt|rst|html?|rtf|pdf))?$
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
 
 # Extensions of files about a data set. A key that has only these is no sample.
-_DOCUMENTS = frozenset(
-    """
-    cfg conf csv db doc docx html htm ini ipynb lnk lock log markdown md md5 parquet pdf ps1 py rst
-    rtf sh sha1 sha256 sqlite sqlite3 tmp toml tsv url xls xlsx yaml yml
-    """.split()
+_DOCUMENTS = re.compile(
+    "cfg|conf|csv|db|docx?|html?|ini|ipynb|lnk|lock|log|markdown|md|md5|parquet|pdf|py|rst|rtf|sh|"
+    "sha1|sha256|sqlite3?|toml|tsv|url|xlsx?|ya?ml"
 )
 # Files about a data set whose extension is read. A key of such a name without picture and caption
 # is no sample.
@@ -58,7 +57,7 @@ def is_junk(name: str) -> bool:
 
 def is_about_dataset(key: str, extensions: set[str]) -> bool:
     """Whether a key without picture and caption is no sample but a file about the data set."""
-    read = extensions - _DOCUMENTS
+    read = {extension for extension in extensions if not _DOCUMENTS.fullmatch(extension)}
     return not read or (read <= {"json", "txt"} and _ABOUT.fullmatch(key) is not None)
 
 
@@ -69,5 +68,5 @@ def comparable(key: str) -> str:
 
 def folder_of(key: str) -> str:
     """The folder that a key lies in, "" for none, and for that which the tar is of (`./0001`)."""
-    folder = key.rpartition("/")[0]
+    folder = key.rpartition("/")[0] if "/" in key else ""
     return "" if folder == "." else folder

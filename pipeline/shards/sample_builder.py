@@ -21,6 +21,8 @@ PICTURE_EXTENSIONS = (
     *("cur", "dib", "xbm", "xpm", "fli"),
 )
 
+_RANKS = {extension: rank for rank, extension in enumerate(PICTURE_EXTENSIONS)}
+
 # Pictures and films that are not read: a sample without another picture is dropped, so that it is
 # not taken for a caption without a picture. Other extensions (cls, npy, html) are ignored.
 _UNREAD = """
@@ -29,7 +31,7 @@ _UNREAD = """
 """
 UNREAD_EXTENSIONS = frozenset(_UNREAD.split())
 # Compared with the last part of an extension: seg.png is an extension of its own.
-_VISUAL_EXTENSIONS = UNREAD_EXTENSIONS.union(PICTURE_EXTENSIONS)
+_VISUAL_EXTENSIONS = UNREAD_EXTENSIONS.union(_RANKS)
 
 _TEXT_EXTENSIONS = (*CAPTION_EXTENSIONS, "json")
 
@@ -64,9 +66,9 @@ class SampleBuilder:
     """A sample while its members, those of one key, are read.
 
     compared: the key as it is compared with others. number: rises in the order of the tar. waited:
-    whether it has waited for members behind those of other keys. size: bytes of its members, without those that
-    are too large to read. kept: (name, bytes) of its members, if those are wanted, without
-    `oversized` ones."""
+    whether it has waited for members behind those of other keys. size: bytes of its members,
+    without the `oversized`, those that are too large to read. kept: (name, bytes) of its members,
+    where those are wanted."""
 
     def __init__(self, key: str, wanted: Wanted, number: int = 0) -> None:
         self.key, self.compared = key, comparable(key)
@@ -86,6 +88,11 @@ class SampleBuilder:
         self.kept: list[tuple[str, bytes]] = []
         self._reading = False
         self._parsed: Texts | None = None
+
+    def is_next(self, name: str) -> bool:
+        """Whether a member's name is surely one of this key, without splitting it."""
+        end = len(self.key)
+        return name.startswith(self.key) and name.startswith(".", end) and "/" not in name[end:]
 
     def is_complete(self, expected: set[str]) -> bool:
         """Whether a tar that is cut after the last member probably has all of this sample: no
@@ -134,7 +141,12 @@ class SampleBuilder:
             self._add_no_file(extension, f"{member.name}: {member.kind}")
             return
         self._reading = True  # until its bytes are read: a cut raises in between
-        self._keep(member)
+        if member.size > self.settings.max_member_bytes:
+            self.oversized += 1
+        else:
+            self.size += member.size
+            if self.wanted.keep:
+                self.kept.append((member.name, member.read()))
         if extension in self.extensions:
             self._note_duplicate(member.name)
         else:
@@ -179,14 +191,6 @@ class SampleBuilder:
             dropped = self._unusable_text()
         yield Dropped(self.key, "read", *dropped)
 
-    def _keep(self, member: Member) -> None:
-        if member.size <= self.settings.max_member_bytes:
-            self.size += member.size
-            if self.wanted.keep:
-                self.kept.append((member.name, member.read()))
-        else:
-            self.oversized += 1
-
     def _note_duplicate(self, name: str) -> None:
         """Of a kind of which a sample may have millions: the first are told, the rest counted."""
         self.duplicates += 1
@@ -194,16 +198,17 @@ class SampleBuilder:
             self.notes.append(("duplicate_member", name))
 
     def _add_new(self, extension: str, member: Member) -> None:
-        picture = extension in PICTURE_EXTENSIONS and IMAGE in self.wanted.modalities
         other = self.wanted.other
-        read = picture or extension in _TEXT_EXTENSIONS or extension in other
-        if read or len(self.extensions) < _MAX_EXTENSIONS:
+        rank = _RANKS.get(extension) if IMAGE in self.wanted.modalities else None
+        text = extension in _TEXT_EXTENSIONS
+        known = text or rank is not None or extension in other
+        if known or len(self.extensions) < _MAX_EXTENSIONS:
             self.extensions.add(extension)
         if extension in other:
             self._add_other(*other[extension], member)
-        elif picture:
-            self._add_picture(PICTURE_EXTENSIONS.index(extension), member)
-        elif read:
+        elif rank is not None:
+            self._add_picture(rank, member)
+        elif text:
             self._add_text(extension, member)
 
     def _add_picture(self, rank: int, member: Member) -> None:
@@ -263,7 +268,7 @@ class SampleBuilder:
         if self.place is not None:
             if self.picture is None:
                 return "member_too_large", f"{self.place.member}: {self.place.size} bytes"
-            if sum(extension in PICTURE_EXTENSIONS for extension in self.extensions) > 1:
+            if len(self.extensions & _RANKS.keys()) > 1:
                 self._note("several_pictures", f"{self.place.member} stands")
             return None
         if "picture" in self.no_files:

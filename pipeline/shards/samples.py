@@ -38,7 +38,7 @@ NOTE_REASONS = {
     "no_caption": "a picture without a caption",
     "no_member": "no member of another modality that the encoder takes",
     "no_caption_field": "json has no field read.caption_field; captions of txt stand, if any",
-    "bad_text": "txt is neither UTF-8 nor UTF-16 with a mark; what cannot be read is U+FFFD",
+    "bad_text": "a text is no UTF-8, nor UTF-16 with a mark, or has NUL characters",
     "bad_json": "json is no JSON object that can be read; the column is null",
     "member_too_large": "txt or json is larger than read.max_text_bytes, and was not read",
     "no_file": "a member is no regular file: a link, a device, a pipe; the sample does without it",

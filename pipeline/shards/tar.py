@@ -25,7 +25,7 @@ from chiasm.pipeline.shards.tar_header import (
     kind_of,
     sparse_extents,
 )
-from chiasm.pipeline.shards.tar_stream import BAD_BYTES, Bomb, Content
+from chiasm.pipeline.shards.tar_stream import BAD_BYTES, SEEK_OVER, Bomb, Content
 from chiasm.pipeline.storage import Stat, Stream, display_name, open_stream
 
 _CHUNK = 1 << 16
@@ -105,7 +105,8 @@ class Tar:
             found = self._raw.stat()
             self._check_unchanged(found)
             magic = self._raw.peek(tarfile.BLOCKSIZE)[: tarfile.BLOCKSIZE]
-            self._content = Content(files, self._raw, magic, found.size if found else -1)
+            size, seek_over = found.size if found else -1, SEEK_OVER if stream is None else 0
+            self._content = Content(files, self._raw, magic, size, seek_over)
             self._open(files, magic)
             self._files = files.pop_all()
 

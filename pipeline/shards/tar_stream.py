@@ -41,7 +41,7 @@ BAD_BYTES = (
 
 _UNBOUNDED = float("inf")
 # A smaller gap is mostly in a buffer already.
-_SEEK_OVER = 1 << 20
+SEEK_OVER = 1 << 20
 _CHUNK = 1 << 16
 _GZIP = re.compile(rb"\x1f\x8b", re.DOTALL)
 # The second form is a skippable frame, with which parallel compressors begin.
@@ -57,10 +57,13 @@ class Content:
 
     compressed: whether the shard is, so that a member's bytes are no range of it."""
 
-    def __init__(self, files: ExitStack, raw: Stream, magic: bytes, size: int) -> None:
-        """size: of the file in bytes, -1 where it is not known."""
+    def __init__(
+        self, files: ExitStack, raw: Stream, magic: bytes, size: int, seek_over: int = SEEK_OVER
+    ) -> None:
+        """size: of the file in bytes, -1 where it is not known. seek_over: gaps of more bytes are
+        not read through, where the file can be sought in."""
         self.compressed = True
-        self._raw, self._size = raw, size
+        self._raw, self._size, self._seek_over = raw, size, seek_over
         self._compressed_file = _CountingFile(raw)
         if _GZIP.match(magic):
             self._read_some = files.enter_context(
@@ -84,7 +87,7 @@ class Content:
         """Go forward to an offset, or to the end; tarfile.ReadError for an earlier offset."""
         if to < self._position:
             raise tarfile.ReadError("a header that points back")
-        if self._seekable and to - self._position > _SEEK_OVER:
+        if self._seekable and to - self._position > self._seek_over:
             self.go_to(min(to, self._size))
         while self._position < to and self.read(min(_CHUNK, to - self._position)):
             pass

@@ -19,14 +19,14 @@ import stat as modes
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 from urllib.parse import quote_from_bytes, unquote, unquote_to_bytes
 
 import pyarrow as pa
 
 from chiasm.pipeline.errors import SourceError, StorageError, UsageError
-from chiasm.pipeline.storage.backend import Stat, Stream
+from chiasm.pipeline.storage.backend import Stat
 from chiasm.pipeline.storage.disk import Disk, Entry
+from chiasm.pipeline.storage.local_stream import LocalStream
 
 # Each read of the file releases the GIL, which other decode threads then take: so few large reads.
 # The cost is a copy in memory.
@@ -131,42 +131,6 @@ class PendingLocalFile(io.BufferedWriter):
         # Closing flushes again, which fails again where the disk is full.
         with contextlib.suppress(StorageError):
             self.close()
-
-
-class LocalStream(Stream):
-    """A file of this machine, open for reading."""
-
-    def stat(self) -> Stat:
-        found = os.fstat(self.fileno())
-        return Stat(found.st_size, str(found.st_mtime_ns))
-
-    def second_reader(self) -> Stream:
-        return Stream(_SecondReader(self.fileno()), io.DEFAULT_BUFFER_SIZE)
-
-
-class _SecondReader(io.RawIOBase):
-    """The file of a descriptor with a position of its own; closing it leaves that one open."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor, self._position = descriptor, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position}.get(whence)
-        if base is None:
-            base = os.fstat(self._descriptor).st_size
-        self._position = base + offset
-        return self._position
-
-    def readinto(self, buffer: Any, /) -> int:
-        size = os.preadv(self._descriptor, [buffer], self._position)
-        self._position += size
-        return size
 
 
 class LocalFiles:
