@@ -20,13 +20,13 @@ from chiasm.pipeline.storage import Folder, display_name
 SCHEMA = 1
 
 
-MOST_TOLD = 100  # dropped samples, or notes, of one reason of a shard: the rest is counted
+MOST_KEPT = 100  # dropped samples, or notes, kept of one reason of a shard: the rest is counted
 
 
 class Tally:
     """Counts of one shard's samples. Used by one thread, the one that writes the rows.
 
-    dropped, notes: the first MOST_TOLD of each reason; drop_counts, note_counts: all, by reason."""
+    dropped, notes: the first MOST_KEPT of each reason; drop_counts, note_counts: all, by reason."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -34,7 +34,7 @@ class Tally:
         self.notes: list[Note] = []
         self.drop_counts: Counter[str] = Counter()
         self.note_counts: Counter[str] = Counter()
-        self._told: Counter[tuple[str, str]] = Counter()
+        self._kept: Counter[tuple[str, str]] = Counter()
 
     @property
     def dropped_count(self) -> int:
@@ -50,17 +50,17 @@ class Tally:
 
     def drop(self, dropped: Dropped) -> None:
         self.drop_counts[dropped.reason] += 1
-        if self._is_told(dropped.stage, dropped.reason):
+        if self._is_kept(dropped.stage, dropped.reason):
             self.dropped.append(dropped)
 
     def note(self, note: Note) -> None:
         self.note_counts[note.reason] += 1
-        if self._is_told("note", note.reason):
+        if self._is_kept("note", note.reason):
             self.notes.append(note)
 
-    def _is_told(self, kind: str, reason: str) -> bool:
-        self._told[kind, reason] += 1
-        return self._told[kind, reason] <= MOST_TOLD
+    def _is_kept(self, kind: str, reason: str) -> bool:
+        self._kept[kind, reason] += 1
+        return self._kept[kind, reason] <= MOST_KEPT
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class LedgerEntry:
     source: the shard as it was listed. edition: see `chiasm.pipeline.editions.edition_of`. seconds:
     busy seconds by stage. span: wall clock (opening, commit) in seconds since the epoch.
     quarantined: why the shard could not be embedded, None when it was; attempts: how many were
-    made. dropped, notes: at most MOST_TOLD of a reason; drop_counts, note_counts: how many there
-    are by reason, empty in entries that tell all. rules: the version of the rules of reading.
+    made. dropped, notes: at most MOST_KEPT of a reason; drop_counts, note_counts: how many there
+    are by reason, empty in entries that have all. rules: the version of the rules of reading.
     """
 
     source: Shard
@@ -152,8 +152,10 @@ class LedgerEntry:
             ) from error
 
 
-def _counts(counts: dict[str, int], told: tuple[Dropped, ...] | tuple[Note, ...]) -> dict[str, int]:
-    return dict(Counter(counts or (item.reason for item in told)).most_common())
+def _counts(
+    counts: dict[str, int], records: tuple[Dropped, ...] | tuple[Note, ...]
+) -> dict[str, int]:
+    return dict(Counter(counts or (item.reason for item in records)).most_common())
 
 
 def ledger_name(shard_id: str) -> str:

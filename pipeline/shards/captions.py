@@ -75,8 +75,8 @@ def read_texts(members: Mapping[str, bytes], field: str, max_bytes: int) -> Text
 def decode_text(data: bytes) -> tuple[str, str]:
     """A text member as text, and what is wrong with it, "" for nothing.
 
-    UTF-8 or, where it says so by a byte order mark, UTF-16 or UTF-32. What cannot be read is shown as
-    U+FFFD. NUL characters are told, and stay."""
+    UTF-8 or, where it says so by a byte order mark, UTF-16 or UTF-32. What cannot be read is shown
+    as U+FFFD. NUL characters stay."""
     encoding, mark = "utf-8", b""
     if data.startswith(_ALL_MARKS):
         mark, encoding = next(item for item in _MARKS.items() if data.startswith(item[0]))

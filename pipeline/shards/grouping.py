@@ -51,7 +51,7 @@ class Grouping:
         self._runs: KeyRuns | None = None
         self._waiting = Waiting()
         self._folder, self._is_sample = "", False  # the folder at hand; may it be one sample?
-        self._held: dict[str, SampleBuilder] = {}  # its groups, until that is known
+        self._in_folder: dict[str, SampleBuilder] = {}  # its groups, until that is known
         self._files = ExitStack()
 
     def __enter__(self) -> Grouping:
@@ -107,21 +107,22 @@ class Grouping:
             return SampleBuilder(key, self._wanted, number=len(self._seen))
         if compared in self._gathered:
             return None
-        return self._held.pop(compared, None) or self._waiting.pop(compared)
+        return self._in_folder.pop(compared, None) or self._waiting.pop(compared)
 
     def _close(self, group: SampleBuilder) -> Iterator[SampleBuilder]:
         """Other members follow the group's."""
         whole = group.is_whole()
-        if whole and not group.waited and not self._held:
+        if whole and not group.waited and not self._in_folder:
             self._is_sample = False
             yield group
             return
         if not whole:
             self._gather(group)
             whole = group.is_whole()
-        pictures = group.has_picture + sum(held.has_picture for held in self._held.values())
-        if self._is_sample and not whole and pictures < 2 and len(self._held) < _FOLDER_KEYS:
-            self._held[group.compared] = group
+        pictures = [other for other in self._in_folder.values() if other.has_picture]
+        second = bool(pictures) and group.has_picture
+        if self._is_sample and not (whole or second) and len(self._in_folder) < _FOLDER_KEYS:
+            self._in_folder[group.compared] = group
             return
         self._is_sample = False
         yield from self._release()
@@ -146,20 +147,20 @@ class Grouping:
             pass  # it is met again, and told, where the tar is read on
 
     def _enter_folder(self, folder: str) -> Iterator[SampleBuilder]:
-        """What was held of the folder before goes on: as one sample, or each by itself."""
-        held = list(self._held.values())
-        pictures = [group for group in held if group.has_picture]
-        others = [group for group in held if not group.has_picture]
+        """What waited in the folder before goes on: as one sample, or each by itself."""
+        groups = list(self._in_folder.values())
+        pictures = [group for group in groups if group.has_picture]
+        others = [group for group in groups if not group.has_picture]
         joined = self._is_sample and pictures and any(group.has_others for group in others)
         if joined and self._seen.add(comparable(self._folder)):
-            self._held = {}
+            self._in_folder = {}
             yield pictures[0].join(self._folder, others)
         yield from self._release()
         self._folder, self._is_sample = folder, bool(folder)
 
     def _release(self) -> Iterator[SampleBuilder]:
-        held, self._held = self._held, {}
-        for group in held.values():
+        groups, self._in_folder = self._in_folder, {}
+        for group in groups.values():
             yield from self._go_on(group)
 
 

@@ -88,14 +88,14 @@ class Tar:
 
     Opening raises SourceError for a file that is no tar and for an empty tar; iterating raises
     Damaged. `odd_end`, after the last member: the (reason, detail) of a note about the end, or
-    None. listed: the shard as it was listed; ChangedError where it is another when it is opened or,
+    None. as_listed: the shard's record; ChangedError where it is another when it is opened or,
     at the latest when the `with` ends, was changed meanwhile.
     """
 
     def __init__(
-        self, url: str, listed: Shard | None = None, *, stream: Stream | None = None
+        self, url: str, as_listed: Shard | None = None, *, stream: Stream | None = None
     ) -> None:
-        self.url, self._listed = url, listed
+        self.url, self._as_listed = url, as_listed
         self.odd_end: tuple[str, str] | None = None
         self._archive: tarfile.TarFile | None = None
         self._broken: Damaged | None = None
@@ -142,6 +142,7 @@ class Tar:
         """The members from one on, by the offset of its header; of a `second_reader` that was
         iterated over."""
         assert self._archive is not None
+        self.odd_end = None  # where the iteration ended before
         self._archive.offset = header
         self._content.go_to(header)
         return self._members(self._archive)
@@ -155,11 +156,11 @@ class Tar:
                 return
 
     def _check_unchanged(self, found: Stat | None, *, reading: bool = False) -> None:
-        listed = self._listed
-        if listed is None or found is None:
+        shard = self._as_listed
+        if shard is None or found is None:
             return
-        sizes = {listed.size, found.size} - {-1}
-        if listed.version == found.version and len(sizes) < 2:
+        sizes = {shard.size, found.size} - {-1}
+        if shard.version == found.version and len(sizes) < 2:
             return
         error = ChangedError(
             display_name(self.url),
@@ -168,8 +169,8 @@ class Tar:
             do="run the same command again",
         )
         if not reading:
-            size = found.size if found.size >= 0 else listed.size
-            error.now = replace(listed, size=size, version=found.version)
+            size = found.size if found.size >= 0 else shard.size
+            error.now = replace(shard, size=size, version=found.version)
         raise error
 
     def read(self, info: tarfile.TarInfo) -> bytes:
