@@ -186,7 +186,7 @@ def ledger_entry(
 ) -> LedgerEntry:
     return LedgerEntry(
         source=shard,
-        edition=edition_of(shard, encoder.fingerprint, settings, limit_reached),
+        edition=edition_of(shard, encoder.fingerprint, settings, limit_reached, rules=RULES),
         rows=tally.rows,
         dropped=tuple(tally.dropped),
         notes=tuple(tally.notes),

@@ -22,7 +22,7 @@ from chiasm.pipeline.collection import (
     read_entry,
     write_entry,
 )
-from chiasm.pipeline.editions import EmbedSettings, accepted_editions, edition_of
+from chiasm.pipeline.editions import RULES, EmbedSettings, accepted_editions, edition_of
 from chiasm.pipeline.errors import ChiasmError, CollectionError, SourceError, UnreachableError
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.storage import display_name
@@ -184,7 +184,7 @@ class WorkList:
         return entry is not None
 
     def _edition(self, task: Task) -> str:
-        return edition_of(task.shard, self.fingerprint, self.settings)
+        return edition_of(task.shard, self.fingerprint, self.settings, rules=RULES)
 
 
 def find_done(

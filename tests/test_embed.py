@@ -33,7 +33,7 @@ from chiasm.pipeline.encoders import Encoded
 from chiasm.pipeline.errors import EncoderError, SourceError
 from chiasm.pipeline.make import make_collection
 from chiasm.pipeline.records import Dropped, Note, Sample, Shard
-from chiasm.pipeline.shards import ReadSettings, list_shards, read_member, read_samples
+from chiasm.pipeline.shards import RULES, ReadSettings, list_shards, read_member, read_samples
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.timing import Stopwatch
 
@@ -213,15 +213,15 @@ def test_a_stopwatch_adds_up_over_threads():
 
 def test_a_shard_replaced_after_it_was_listed_is_embedded_as_it_is(tmp_path):
     path = make_shard(tmp_path / "a.tar", 3)
-    (listed,) = list_shards([str(path)])
+    (before,) = list_shards([str(path)])
     make_shard(path, 5, seed=1)
     os.utime(path, ns=(1, 1))
     (now,) = list_shards([str(path)])
     folder = Folder(str(tmp_path / "c"))
-    entry = embed_shard(listed, FakeEncoder(), folder, SMALL, run_id="r1")
-    assert (entry.source, entry.rows) == (now, 5) and now != listed
-    assert entry.edition == edition_of(now, FakeEncoder().fingerprint, SMALL)
-    file = find_embedding(folder, listed.id)
+    entry = embed_shard(before, FakeEncoder(), folder, SMALL, run_id="r1")
+    assert (entry.source, entry.rows) == (now, 5) and now != before
+    assert entry.edition == edition_of(now, FakeEncoder().fingerprint, SMALL, rules=RULES)
+    file = find_embedding(folder, before.id)
     assert file is not None and (file.footer.source, file.edition) == (now, entry.edition)
 
 
@@ -260,12 +260,12 @@ def test_a_ledger_keeps_a_hundred_records_of_a_reason_and_counts_the_rest(tmp_pa
 
 def test_rules_of_reading_are_in_the_edition_but_for_the_first():
     shard = Shard("file:///a.tar", "a-1", 10, "1")
-    first = edition_of(shard, "f", EmbedSettings(), rules=1)
+    first = edition_of(shard, "f", EmbedSettings())
     assert first == "d3c0ee2e"  # as it was before rules had a version
-    now = edition_of(shard, "f", EmbedSettings())
+    now = edition_of(shard, "f", EmbedSettings(), rules=RULES)
     assert accepted_editions(shard, "f", EmbedSettings()) == {first, now} and first != now
     assert accepted_editions(shard, "f", EmbedSettings(), reembed=True) == {now}
-    with_limit = edition_of(shard, "f", EmbedSettings(), 7)
+    with_limit = edition_of(shard, "f", EmbedSettings(), 7, rules=RULES)
     assert with_limit in accepted_editions(shard, "f", EmbedSettings(), 7)
 
 

@@ -5,8 +5,9 @@ group that lacks a picture or a caption when another key begins waits for the re
 
 - of a local tar that is not compressed, they are read by their places, which one look at all
   headers has told (`KeyRuns`);
-- of a stream, the group is kept, up to WAITING_BYTES of such groups. When there are more, groups
-  go on as they are.
+- of a stream, the group is kept, and what comes behind it, up to WAITING_BYTES; or up to
+  BEHIND_BYTES of groups that lack nothing, which tell that members are neighbours here. Then it
+  goes on as it is.
 
 What comes after that is a late member. A folder is one sample (`0001/image.jpg` with
 `0001/caption.txt`) where its members are neighbours, one key of it has a picture, others have what
@@ -28,6 +29,7 @@ from chiasm.pipeline.shards.tar import Damaged, Member, Tar
 
 # Enough for a hundred thousand small pictures, or some hundred large ones, before their captions.
 WAITING_BYTES = 128 << 20
+BEHIND_BYTES = 16 << 20  # a second of decoding
 _GROUP_BYTES = 1 << 10  # about what a waiting group takes beside its members
 _FOLDER_KEYS = 16  # a folder with more keys is no sample
 
@@ -61,7 +63,7 @@ class Grouping:
         self._files.close()
 
     def __iter__(self) -> Iterator[SampleBuilder | Passed | Dropped]:
-        """Groups in the order in which they are whole, members that belong to none, and a `Dropped`
+        """Groups in the order of their first members, members that belong to none, and a `Dropped`
         at the end where the tar is damaged: it stands for the group at hand or, where that looks
         whole, for the one behind it."""
         group: SampleBuilder | None = None
@@ -91,6 +93,8 @@ class Grouping:
             if group is not None and group.is_complete(expected):
                 yield from self._close(group)
                 group = None
+            if group is not None:
+                self._waiting.remove(group)
             yield from self._enter_folder("")
             yield from self._waiting.all()
             yield Dropped(group.key if group else "", "read", damage.reason, damage.detail)
@@ -104,15 +108,18 @@ class Grouping:
         """The group of a key, a new one or one that waits; None for one that has gone on."""
         compared = comparable(key)
         if self._seen.add(compared):
-            return SampleBuilder(key, self._wanted, number=len(self._seen))
+            return SampleBuilder(key, self._wanted)
         if compared in self._gathered:
             return None
-        return self._in_folder.pop(compared, None) or self._waiting.pop(compared)
+        return self._in_folder.pop(compared, None) or self._waiting.get(compared)
 
     def _close(self, group: SampleBuilder) -> Iterator[SampleBuilder]:
         """Other members follow the group's."""
+        if group.waits:
+            yield from self._waiting.put(group)
+            return
         whole = group.is_whole()
-        if whole and not group.waited and not self._in_folder:
+        if whole and not self._in_folder and not self._waiting:
             self._is_sample = False
             yield group
             return
@@ -129,7 +136,7 @@ class Grouping:
         yield from self._go_on(group)
 
     def _go_on(self, group: SampleBuilder) -> Iterator[SampleBuilder]:
-        waits = self._runs is None and (group.waited or not group.is_whole())
+        waits = self._runs is None and (self._waiting or not group.is_whole())
         yield from self._waiting.put(group) if waits else (group,)
 
     def _gather(self, group: SampleBuilder) -> None:
@@ -165,32 +172,43 @@ class Grouping:
 
 
 class Waiting:
-    """Groups that wait for members, in bounded memory."""
+    """Groups of a stream that wait for members, and those behind them, in the order of the tar."""
 
     def __init__(self) -> None:
-        self._whole: dict[str, SampleBuilder] = {}  # which wait for what they do without
-        self._others: dict[str, SampleBuilder] = {}
-        self._bytes = 0
+        self._groups: dict[str, SampleBuilder] = {}
+        self._bytes = self._whole_bytes = 0  # of all; of those that only wait for others
 
-    def pop(self, compared: str) -> SampleBuilder | None:
-        group = self._whole.pop(compared, None) or self._others.pop(compared, None)
-        if group is not None:
-            self._bytes -= group.size + _GROUP_BYTES
-        return group
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def get(self, compared: str) -> SampleBuilder | None:
+        return self._groups.get(compared)
 
     def put(self, group: SampleBuilder) -> Iterator[SampleBuilder]:
-        """Let a group wait; yields those that there is no room for: whole ones, then those that
-        wait longest."""
-        group.waited = True
-        (self._whole if group.is_whole() else self._others)[group.compared] = group
-        self._bytes += group.size + _GROUP_BYTES
-        while self._bytes > WAITING_BYTES:
-            first = self.pop(next(iter(self._whole or self._others)))
-            assert first is not None
+        """Let a group wait, or go on waiting; yields those that have waited enough."""
+        if group.compared not in self._groups:
+            group.waits = not group.is_whole()
+            self._groups[group.compared] = group
+        else:
+            self._count(group, -1)
+        group.waiting_bytes = group.size + _GROUP_BYTES
+        self._count(group, 1)
+        while self._bytes > WAITING_BYTES or self._whole_bytes > BEHIND_BYTES or self._may_go():
+            first = next(iter(self._groups.values()))
+            self.remove(first)
             yield first
 
+    def remove(self, group: SampleBuilder) -> None:
+        if self._groups.pop(group.compared, None) is not None:
+            self._count(group, -1)
+
     def all(self) -> Iterator[SampleBuilder]:
-        """Every group, in the order of their first members."""
-        yield from sorted(
-            (*self._whole.values(), *self._others.values()), key=lambda group: group.number
-        )
+        yield from self._groups.values()
+
+    def _may_go(self) -> bool:
+        """Whether the first group waits for nothing."""
+        return bool(self._groups) and not next(iter(self._groups.values())).waits
+
+    def _count(self, group: SampleBuilder, sign: int) -> None:
+        self._bytes += sign * group.waiting_bytes
+        self._whole_bytes += 0 if group.waits else sign * group.waiting_bytes

@@ -65,14 +65,13 @@ class Wanted:
 class SampleBuilder:
     """A sample while its members, those of one key, are read.
 
-    compared: the key as it is compared with others. number: rises in the order of the tar. waited:
-    whether it has waited for members behind those of other keys. size: bytes of its members,
-    without the `oversized`, those that are too large to read. kept: (name, bytes) of its members,
-    where those are wanted."""
+    compared: the key as it is compared with others. waits: for members behind those of other keys,
+    with `waiting_bytes` of memory. size: bytes of its members without the `oversized`, those that
+    are too large to read. kept: (name, bytes) of its members, where those are wanted."""
 
-    def __init__(self, key: str, wanted: Wanted, number: int = 0) -> None:
+    def __init__(self, key: str, wanted: Wanted) -> None:
         self.key, self.compared = key, comparable(key)
-        self.number, self.waited = number, False
+        self.waits, self.waiting_bytes = False, 0
         self.wanted, self.settings = wanted, wanted.settings
         self.others: dict[str, tuple[int, Place, bytes | None]] = {}
         self.extensions: set[str] = set()
