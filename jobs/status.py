@@ -21,6 +21,7 @@ from chiasm.pipeline.collection import (
     read_failure,
 )
 from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.shards import RULES
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.timing import SYSTEM_CLOCK
 from chiasm.pipeline.totals import Totals
@@ -48,7 +49,8 @@ class IndexStatus:
 @dataclass(frozen=True)
 class Status:
     """A collection as its files describe it. `reasons` counts dropped samples, `notes` odd rows;
-    `set_aside`: quarantined shards."""
+    `set_aside`: quarantined shards; `damaged`: shards that are cut or damaged, of which only what
+    came before is there; `earlier_rules`: how many shards were read by earlier rules."""
 
     path: str
     encoder: str
@@ -64,6 +66,8 @@ class Status:
     set_aside: list[dict[str, str]]
     index: IndexStatus
     runs: list[dict[str, Any]]
+    damaged: list[dict[str, str]] = field(default_factory=list)
+    earlier_rules: int = 0
 
 
 def read_status(path: str) -> Status:
@@ -77,6 +81,7 @@ def status_of(collection: Collection, path: str) -> Status:
     observer = RunObserver(folder, SYSTEM_CLOCK, THIS_MACHINE.alive)
     survey = Survey(folder, ShardFiles.list(folder))
     totals, unfinished, quarantined = Totals(), list[str](), list[dict[str, str]]()
+    earlier_rules = 0
     editions: dict[str, str] = {}  # of done shards that were given up when embedded anew
     for summary in all_summaries(survey):
         url = summary.source.url
@@ -86,6 +91,7 @@ def status_of(collection: Collection, path: str) -> Status:
             unfinished.append(url)
         else:
             totals.add(summary)
+            earlier_rules += summary.rules < RULES
             if summary.source.id in survey.files.failures:
                 editions[summary.source.id] = summary.edition
     quarantined += failures(folder, editions)
@@ -104,6 +110,8 @@ def status_of(collection: Collection, path: str) -> Status:
         set_aside=sorted(quarantined, key=lambda failed: failed["shard"]),
         index=read_index_status(collection, totals.rows),
         runs=[_run(seen) for seen in observer.observe()],
+        damaged=totals.damaged,
+        earlier_rules=earlier_rules,
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 
 from chiasm.pipeline.batches import batches
@@ -24,10 +24,10 @@ from chiasm.pipeline.collection import (
     write_entry,
 )
 from chiasm.pipeline.editions import EmbedSettings, edition_of
-from chiasm.pipeline.encode_batch import STAGE, encode, require_some_taken
+from chiasm.pipeline.encode_batch import encode, require_some_taken
 from chiasm.pipeline.encoders import Encoder
 from chiasm.pipeline.records import Dropped, Note, Sample, Shard
-from chiasm.pipeline.shards import read_samples
+from chiasm.pipeline.shards import RULES, ChangedError, read_samples
 from chiasm.pipeline.storage import Folder, display_name
 from chiasm.pipeline.timing import Stopwatch
 
@@ -47,9 +47,29 @@ def embed_shard(
     """Embed one shard into a collection and return its ledger entry.
 
     limit: stop after that many samples (the edition then says so). watch: called after each batch.
-    Raises SourceError when the shard cannot be read, StorageError when the target cannot be
-    written, EncoderError when the model takes no sample; in each case nothing has its final name.
+    A shard that was replaced after it was listed is embedded as it is now: source and edition of
+    the entry say so. Raises SourceError when the shard cannot be read, or changes while it is,
+    StorageError when the target cannot be written, EncoderError when the model takes no sample; in
+    each case nothing has its final name.
     """
+    try:
+        return _embed(shard, encoder, folder, settings, run_id, limit, watch)
+    except ChangedError as error:
+        if error.now is None:
+            raise
+        LOG.info("%s", error, extra={"shard": shard.id})
+        return _embed(error.now, encoder, folder, settings, run_id, limit, watch)
+
+
+def _embed(
+    shard: Shard,
+    encoder: Encoder,
+    folder: Folder,
+    settings: EmbedSettings,
+    run_id: str,
+    limit: int | None,
+    watch: Callable[[Tally], None] | None,
+) -> LedgerEntry:
     began = time.time()
     where = display_name(shard.url)
     LOG.info("opened %s", where, extra={"shard": shard.id})
@@ -65,7 +85,7 @@ def embed_shard(
                 rows.write(embedded)
             tally.keep(len(embedded.batch))
             for lost in embedded.dropped:
-                tally.drop(lost)
+                tally.refuse(lost)
             require_some_taken(tally, encoder, where)
             if watch is not None:
                 watch(tally)
@@ -83,8 +103,8 @@ def _log_commit(entry: LedgerEntry) -> None:
     spent = entry.span[1] - entry.span[0] if entry.span else 0.0
     LOG.info(
         "committed %s: %d rows, %d dropped, %.2f s",
-        display_name(entry.source.url), entry.rows, len(entry.dropped), spent,
-        extra={"shard": entry.source.id, "rows": entry.rows, "dropped": len(entry.dropped),
+        display_name(entry.source.url), entry.rows, entry.dropped_count, spent,
+        extra={"shard": entry.source.id, "rows": entry.rows, "dropped": entry.dropped_count,
                "seconds": round(spent, 3)},
     )  # fmt: skip
 
@@ -98,13 +118,17 @@ class Limit:
 
     def take(self, items: Iterator[Sample | Dropped | Note]) -> Iterator[Sample | Dropped | Note]:
         passed = 0
-        for item in items:
-            if not isinstance(item, Note):
-                if passed == self.limit:
-                    self.limit_reached = self.limit
-                    return
-                passed += 1
-            yield item
+        try:
+            for item in items:
+                if not isinstance(item, Note):
+                    if passed == self.limit:
+                        self.limit_reached = self.limit
+                        return
+                    passed += 1
+                yield item
+        finally:
+            if isinstance(items, Generator):
+                items.close()  # which looks whether the shard has changed
 
 
 def ledger_entry(
@@ -116,14 +140,15 @@ def ledger_entry(
     limit_reached: int | None,
     began: float,
 ) -> LedgerEntry:
-    # Notes of a sample came before the encoder refused it; only a row has notes.
-    refused = {lost.key for lost in tally.dropped if lost.stage == STAGE}
     return LedgerEntry(
         source=shard,
-        edition=edition_of(shard, encoder.fingerprint, settings, limit_reached),
+        edition=edition_of(shard, encoder.fingerprint, settings, limit_reached, rules=RULES),
         rows=tally.rows,
         dropped=tuple(tally.dropped),
-        notes=tuple(note for note in tally.notes if note.key not in refused),
+        notes=tuple(tally.notes),
+        drop_counts=dict(tally.drop_counts),
+        note_counts=dict(+tally.note_counts),
+        rules=RULES,
         seconds={stage: round(seconds, 4) for stage, seconds in clock.seconds.items()},
         span=(began, time.time()),
     )
@@ -134,7 +159,7 @@ def footer_of(entry: LedgerEntry, encoder: Encoder) -> Footer:
         source=entry.source,
         edition=entry.edition,
         rows=entry.rows,
-        dropped=len(entry.dropped),
+        dropped=entry.dropped_count,
         encoder=encoder.name,
         fingerprint=encoder.fingerprint,
         dim=max(encoder.dims.values()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from chiasm.pipeline.collection import EmbeddingFile, Run, find_embedding
-from chiasm.pipeline.editions import EmbedSettings, edition_of
+from chiasm.pipeline.editions import EmbedSettings, accepted_editions
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.storage import Stat
@@ -27,14 +27,15 @@ class Task:
 
 
 def find_done(
-    task: Task, run: Run, settings: EmbedSettings, fingerprint: str
+    task: Task, run: Run, settings: EmbedSettings, fingerprint: str, *, reembed: bool = False
 ) -> EmbeddingFile | None:
-    """The shard's file, if it exists, is whole, and has the edition that this task would make."""
+    """The shard's file, if it exists, is whole, and has an edition that counts as this task's."""
     file = find_whole(run, task)
     if file is None:
         return None
     shard = file.footer.made_of(task.shard)
-    return file if file.edition in editions_of(task, shard, settings, fingerprint) else None
+    accepted = accepted_editions(shard, fingerprint, settings, task.limit, reembed=reembed)
+    return file if file.edition in accepted else None
 
 
 def find_whole(run: Run, task: Task) -> EmbeddingFile | None:
@@ -43,8 +44,3 @@ def find_whole(run: Run, task: Task) -> EmbeddingFile | None:
         return find_embedding(run.folder, task.shard.id)
     except CollectionError:
         return None  # damaged: written again under the same name
-
-
-def editions_of(task: Task, shard: Shard, settings: EmbedSettings, fingerprint: str) -> set[str]:
-    """The editions that this task would make of a shard."""
-    return {edition_of(shard, fingerprint, settings, limit) for limit in {None, task.limit}}

@@ -14,14 +14,18 @@ DROPS_KEPT = 100  # dropped samples that are kept with their details; more are o
 @dataclass
 class Totals:
     """shards, rows: how many. dropped, notes: how many by reason. drops: the first dropped samples,
-    with the URL of their shard. seconds: busy seconds by stage. span: opening of the first shard
-    and commit of the last, in seconds since the epoch."""
+    with the URL of their shard. damaged: shards that are cut or damaged, as `{"shard": URL,
+    "reason"}`. details: that of the first note of each reason, where it is known. seconds: busy
+    seconds by stage. span: opening of the first shard and commit of the last, in seconds since the
+    epoch."""
 
     shards: int = 0
     rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     drops: list[tuple[str, Dropped]] = field(default_factory=list)
+    damaged: list[dict[str, str]] = field(default_factory=list)
+    details: dict[str, str] = field(default_factory=dict)
     seconds: Counter[str] = field(default_factory=Counter)
     span: tuple[float, float] | None = None
 
@@ -35,10 +39,14 @@ class Totals:
         self.rows += summary.rows
         self.dropped.update(summary.dropped)
         self.notes.update(summary.notes)
+        if summary.damage is not None:
+            self.damaged.append({"shard": summary.source.url, "reason": summary.damage})
 
     def add_details(self, entry: LedgerEntry) -> None:
         """Add what a summary does not have: seconds, span and dropped samples."""
         self.seconds.update(entry.seconds)
+        for note in entry.notes:
+            self.details.setdefault(note.reason, note.detail)
         if entry.span is not None:
             first, last = self.span or entry.span
             self.span = (min(first, entry.span[0]), max(last, entry.span[1]))

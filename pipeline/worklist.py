@@ -30,10 +30,10 @@ from chiasm.pipeline.collection import (
     write_entry,
     write_failure,
 )
-from chiasm.pipeline.editions import EmbedSettings, edition_of
+from chiasm.pipeline.editions import RULES, EmbedSettings, accepted_editions, edition_of
 from chiasm.pipeline.records import Dropped, Shard
 from chiasm.pipeline.storage import Stat
-from chiasm.pipeline.tasks import Files, Task, editions_of, find_done, find_whole
+from chiasm.pipeline.tasks import Files, Task, find_done, find_whole
 from chiasm.pipeline.totals import DROPS_KEPT, Totals
 
 RECHECK_SECONDS = 1.0  # for shards that another run has claimed, before they are tried again
@@ -46,13 +46,20 @@ class WorkList:
     before; `quarantined` (shard id -> reason), because they were given up.
 
     limit: the most samples of all shards together; shards are then embedded one at a time, since
-    the limit of each depends on those before it.
+    the limit of each depends on those before it. reembed: shards that were read by earlier rules
+    are not done.
     """
 
     def __init__(
-        self, shards: Sequence[Shard], run: Run, settings: EmbedSettings, limit: int | None = None
+        self,
+        shards: Sequence[Shard],
+        run: Run,
+        settings: EmbedSettings,
+        limit: int | None = None,
+        *,
+        reembed: bool = False,
     ) -> None:
-        self.run, self.settings, self.limit = run, settings, limit
+        self.run, self.settings, self.limit, self.reembed = run, settings, limit, reembed
         self.fingerprint = ""
         self.done, self.skipped = Totals(), Totals()
         self.quarantined: dict[str, str] = {}
@@ -102,7 +109,13 @@ class WorkList:
 
     def _skip_if_wanted(self, wanted: dict[str, Task], summary: ShardSummary) -> bool:
         task = wanted[summary.source.id]
-        editions = editions_of(task, summary.made_of(task.shard), self.settings, self.fingerprint)
+        editions = accepted_editions(
+            summary.made_of(task.shard),
+            self.fingerprint,
+            self.settings,
+            task.limit,
+            reembed=self.reembed,
+        )
         if not summary.done or summary.edition not in editions:
             return False
         self._skip_task(task, summary)
@@ -185,7 +198,7 @@ class WorkList:
         self.quarantined[task.shard.id] = reason
         entry = LedgerEntry(
             source=task.shard,
-            edition=edition_of(task.shard, self.fingerprint, self.settings),
+            edition=edition_of(task.shard, self.fingerprint, self.settings, rules=RULES),
             rows=0,
             quarantined=reason,
             attempts=len(task.failures),
@@ -306,5 +319,5 @@ class WorkList:
 
     def _committed(self, task: Task) -> LedgerEntry | None:
         """The ledger entry of a shard that is done, None for another."""
-        file = find_done(task, self.run, self.settings, self.fingerprint)
+        file = find_done(task, self.run, self.settings, self.fingerprint, reembed=self.reembed)
         return None if file is None else read_entry(self.run.folder, task.shard.id)

@@ -65,7 +65,7 @@ class Footer:
             entry is not None
             and entry.quarantined is None
             and (entry.as_embedded, entry.edition) == (self.as_embedded, self.edition)
-            and (entry.rows, len(entry.dropped)) == (self.rows, self.dropped)
+            and (entry.rows, entry.dropped_count) == (self.rows, self.dropped)
         )
 
     def to_json(self) -> str:

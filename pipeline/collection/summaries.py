@@ -56,7 +56,7 @@ class ShardSummary:
     """A ledger entry as counts, and the files that it was made from. dropped, notes: how many by
     reason. quarantined: why the shard was given up, None where it is done. ledger, embeddings: its
     entry and its Parquet file. unfinished: whether the two do not agree; such a summary is never
-    stored. embedded_from: see `LedgerEntry`."""
+    stored. embedded_from, rules, damage: see `LedgerEntry`."""
 
     source: Shard
     edition: str
@@ -68,6 +68,8 @@ class ShardSummary:
     embeddings: ShardFile | None = None
     unfinished: bool = False
     embedded_from: Shard | None = None
+    rules: int = 1
+    damage: str | None = None
 
     @classmethod
     def of(cls, entry: LedgerEntry) -> ShardSummary:
@@ -76,9 +78,11 @@ class ShardSummary:
             entry.edition,
             entry.rows,
             entry.reasons(),
-            entry.note_counts(),
+            entry.note_reasons(),
             entry.quarantined,
             embedded_from=entry.embedded_from,
+            rules=entry.rules,
+            damage=entry.damage,
         )
 
     def with_files(self, ledger: Stat | None, embeddings: Stat | None) -> ShardSummary:
@@ -250,11 +254,13 @@ def _fields(summary: ShardSummary) -> dict[str, Any]:
         "edition": summary.edition,
         "rows": summary.rows,
     }
-    for name in ("dropped", "notes", "quarantined"):
+    for name in ("dropped", "notes", "quarantined", "damage"):
         if value := getattr(summary, name):
             fields[name] = value
     if summary.embedded_from is not None:
         fields["embedded_from"] = asdict(summary.embedded_from)
+    if summary.rules > 1:
+        fields["rules"] = summary.rules
     for name, file in (("ledger", summary.ledger), ("embeddings", summary.embeddings)):
         if file is not None:
             fields[name] = {"size": file.size, "version": file.version}

@@ -162,8 +162,8 @@ class ShardCheck:
             what = f"its ledger entry names shard {entry.source.id}: it is a copy"
             yield Finding(self.where, what, self._forget())
         samples = json.loads(self.folder.read_bytes(ledger_name(self.shard_id))).get("samples")
-        if entry.rows + len(entry.dropped) != samples:
-            counts = f"{entry.rows} rows + {len(entry.dropped)} dropped"
+        if entry.samples != samples:
+            counts = f"{entry.rows} rows + {entry.dropped_count} dropped"
             fix = self._replace() if has_embeddings else self._embed_again()
             yield Finding(self.where, f"{counts} in the ledger, of {samples} samples", fix)
         if not has_embeddings and entry.quarantined is None:
@@ -179,7 +179,7 @@ class ShardCheck:
             "source": (footer.as_embedded, entry.as_embedded),
             "edition": (footer.edition, entry.edition),
             "rows": (footer.rows, entry.rows),
-            "dropped": (footer.dropped, len(entry.dropped)),
+            "dropped": (footer.dropped, entry.dropped_count),
         }
         unequal = "; ".join(f"{name} {a} and {b}" for name, (a, b) in pairs.items() if a != b)
         unequal = unequal or f"the ledger says it was quarantined: {entry.quarantined}"
