@@ -450,7 +450,7 @@ def test_the_whole_way_from_shards_to_answers(chiasm, shards, tmp_path):
     kinds = dict.fromkeys(("image", "text", "joint"), "Flat")
     assert status["index"] == {
         "state": "current", "generation": 1, "rows": 60, "columns": kinds, "stale_shards": {},
-        "do": "",
+        "do": "", "instead_of": "",
     }  # fmt: skip
     assert "index: generation 1, 60 rows, columns image (Flat)" in chiasm("status", to).stdout
 

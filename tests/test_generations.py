@@ -178,8 +178,16 @@ def ids_found(path: Path, rows: int) -> set[str]:
     return {result.id for result in answer[0]}
 
 
-@pytest.mark.parametrize("settings", [IndexSettings(), IndexSettings(segment_rows=20), CELLS])
-@pytest.mark.parametrize("when", [("survey", 20), ("survey", 50), ("fill", 20), ("fill", 50)])
+@pytest.mark.parametrize(
+    ("when", "settings"),
+    [
+        (("survey", 20), IndexSettings()),
+        (("survey", 50), CELLS),
+        (("train image", 0), CELLS),
+        (("fill", 20), IndexSettings(segment_rows=20)),
+        (("fill", 50), IndexSettings()),
+    ],
+)
 def test_a_shard_embedded_anew_while_it_is_indexed_is_taken_from_its_new_file(
     tmp_path, when, settings
 ):

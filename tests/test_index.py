@@ -161,8 +161,7 @@ class LastOfEqual:
         return np.take_along_axis(scores, order, 1), order
 
 
-@pytest.mark.parametrize("stub", [False, True], ids=["FAISS", "the worst index"])
-def test_equal_scores_are_ordered_by_position_however_many_there_are(tmp_path, monkeypatch, stub):
+def test_equal_scores_are_ordered_by_position_however_many_there_are(tmp_path, monkeypatch):
     """A placeholder that a fifth of all rows have."""
     rng, dim = np.random.default_rng(3), 8
     same = unit_rows(rng, 1, dim)
@@ -171,21 +170,19 @@ def test_equal_scores_are_ordered_by_position_however_many_there_are(tmp_path, m
         vectors = unit_rows(rng, 500, dim)
         vectors[::5] = same
         add_shard(Folder(str(tmp_path)), name, 500, vectors=vectors)
-    if stub:
-        raw = Segment.raw
-        monkeypatch.setattr(
-            Segment, "index", lambda *which: LastOfEqual(raw(*which).astype(np.float32))
-        )
-    expected = list(range(0, 1000, 5))
-    others = unit_rows(rng, 40, dim)
-    for settings in (IndexSettings(), IndexSettings(segment_rows=500), CELLS):
+    batch = np.concatenate((same, unit_rows(rng, 40, dim)))
+    for settings in (IndexSettings(), IndexSettings(exact_below=1, segment_rows=500)):
         build_index(str(tmp_path), columns=["image"], settings=settings)
-        nprobe = 2 if settings is CELLS else 0
+        nprobe = 2 if settings.exact_below == 1 else 0
         for k in (10, 60, 150):
-            alone = search_index(tmp_path, "image", same, k, nprobe)[1]
-            assert alone[0].tolist() == expected[:k]
-            batch = search_index(tmp_path, "image", np.concatenate((same, others)), k, nprobe)[1]
-            assert batch[0].tolist() == expected[:k]
+            for xq in (same, batch):
+                positions = search_index(tmp_path, "image", xq, k, nprobe)[1]
+                assert positions[0].tolist() == list(range(0, 5 * k, 5))
+    raw = Segment.raw
+    monkeypatch.setattr(Segment, "index", lambda *of: LastOfEqual(raw(*of).astype(np.float32)))
+    for k in (10, 150):
+        positions = search_index(tmp_path, "image", batch, k)[1]
+        assert positions[0].tolist() == list(range(0, 5 * k, 5))
 
 
 def test_memory_is_bounded_however_many_results_are_wanted(tmp_path, monkeypatch):
@@ -288,7 +285,8 @@ def large_rows(row: int) -> str:
 def test_a_batch_of_the_catalog_is_bounded_in_bytes(tmp_path):
     """A text column of one batch ends at 2 GiB; what would be beyond goes to batches of its own."""
     make_collection(tmp_path, (300, 700), json_of=large_rows)
-    build_index(str(tmp_path), settings=IndexSettings(catalog_bytes=100_000))
+    small = IndexSettings(catalog_bytes=100_000)
+    build_index(str(tmp_path), columns=["image"], settings=small)
     collection = open_collection(tmp_path)
     (segment,) = collection.segments
     with pa.memory_map(str(next(tmp_path.glob("index/segments/*/rows.arrow")))) as mapped:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from tiny_collection import add_shard, make_collection
 
 from chiasm.index import IndexSettings, Query, build_index, open_collection
-from chiasm.index.segments import SEGMENTS, TRAINED, current_number, numbers
+from chiasm.index.segments import SEGMENTS, TRAINED, Manifest, current_number, numbers, segment
 from chiasm.index.segments.names import CURRENT, replaced_name
 from chiasm.index.verify import check
 from chiasm.pipeline.collection import Run
@@ -264,18 +265,36 @@ def merged(old, new):
     return new
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A collection with an index; tests that change it take a copy, or change it back."""
+    path = tmp_path_factory.mktemp("publish")
+    make_collection(path, (20,))
+    build_index(str(path), settings=CELLS)
+    return path
+
+
 @pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_manifest_is_one_line_and_leads_nowhere(tmp_path, change):
-    make_collection(tmp_path / "c", (20,))
-    build_index(str(tmp_path / "c"), settings=CELLS)
+def test_a_hostile_manifest_is_one_line(made, change):
+    manifest = made / "index/generations/000001.json"
+    content = manifest.read_bytes()
+    manifest.write_text(json.dumps(merged(json.loads(content), change)))
+    try:
+        with pytest.raises(CollectionError) as error:
+            open_collection(made)
+    finally:
+        manifest.write_bytes(content)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("change", ["an id that leads out", "a trained index that leads out"])
+def test_a_hostile_manifest_leads_nowhere(made, tmp_path, change):
+    shutil.copytree(made, tmp_path / "c")
     precious = tmp_path / "x"
     precious.mkdir()
     (precious / "rows.arrow").write_text("precious")
     manifest = tmp_path / "c/index/generations/000001.json"
-    manifest.write_text(json.dumps(merged(json.loads(manifest.read_text()), change)))
-    with pytest.raises(CollectionError) as error:
-        open_collection(tmp_path / "c")
-    assert "\n" not in str(error.value)
+    manifest.write_text(json.dumps(merged(json.loads(manifest.read_text()), HOSTILE[change])))
     assert not check(str(tmp_path / "c")).ok
     for _ in range(2):
         build_index(str(tmp_path / "c"), settings=NO_MERCY)
@@ -297,34 +316,30 @@ HOSTILE_SEGMENTS = [
 
 
 @pytest.mark.parametrize("change", HOSTILE_SEGMENTS, ids=map(str, HOSTILE_SEGMENTS))
-def test_a_hostile_segment_is_one_line(tmp_path, change):
-    from chiasm.index.segments import segment
-
-    make_collection(tmp_path, (20,))
-    build_index(str(tmp_path))
-    (file,) = tmp_path.glob(f"{SEGMENTS}/*/segment.json")
+def test_a_hostile_segment_is_one_line(made, change):
+    (file,) = made.glob(f"{SEGMENTS}/*/segment.json")
     content = json.dumps(merged(json.loads(file.read_text()), change)).encode()
     with pytest.raises(CollectionError) as error:
-        segment.SegmentRecord.from_json(content, Folder(str(tmp_path)), "index/segments/x")
+        segment.SegmentRecord.from_json(content, Folder(str(made)), "index/segments/x")
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"[]", b"\xff\xfe", b"null", b""])
-def test_a_manifest_that_is_no_object_is_one_line(tmp_path, content):
-    make_collection(tmp_path, (20,))
-    build_index(str(tmp_path))
-    (tmp_path / "index/generations/000001.json").write_bytes(content)
+def test_a_manifest_that_is_no_object_is_one_line(made, content):
     with pytest.raises(CollectionError, match="expected a generation, found"):
-        open_collection(tmp_path)
+        Manifest.from_json(content, Folder(str(made)), "index/generations/000001.json")
 
 
 @pytest.mark.parametrize("content", [b"-1", b"1" * 5000, b"1e3", "\u0661".encode(), b"1 2"])
-def test_a_current_that_is_no_number_is_one_line(tmp_path, content, caplog):
-    make_collection(tmp_path, (20,))
-    build_index(str(tmp_path))
-    (tmp_path / CURRENT).write_bytes(content)
-    assert len(open_collection(tmp_path)) == 20
-    assert "expected a generation's number, found" in caplog.text
+def test_a_current_that_is_no_number_is_one_line(made, content):
+    current = made / CURRENT
+    before = current.read_bytes()
+    current.write_bytes(content)
+    try:
+        with pytest.raises(CollectionError, match="expected a generation's number, found"):
+            current_number(Folder(str(made)))
+    finally:
+        current.write_bytes(before)
 
 
 def test_a_build_that_another_run_has_found_dead_leaves_current_alone(tmp_path, monkeypatch):

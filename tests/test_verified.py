@@ -18,13 +18,20 @@ from chiasm.pipeline.storage import Folder
 QUERY = Query(vector=np.ones(8))
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """An index of IVF cells; tests take a copy."""
+    path = tmp_path_factory.mktemp("verified")
+    make_collection(path, (40,))
+    build_index(path, columns=["image"], settings=IndexSettings(exact_below=1))
+    return path
+
+
 @pytest.fixture
-def path(tmp_path, monkeypatch) -> Path:
-    """An index of IVF cells; nothing is remembered yet."""
+def path(made, tmp_path, monkeypatch) -> Path:
+    """A copy; nothing is remembered yet."""
     monkeypatch.setattr(verified, "verified_folder", lambda: tmp_path / "cache/verified")
-    make_collection(tmp_path / "c", (40,))
-    build_index(tmp_path / "c", columns=["image"], settings=IndexSettings(exact_below=1))
-    return tmp_path / "c"
+    return Path(shutil.copytree(made, tmp_path / "c"))
 
 
 @pytest.fixture
