@@ -13,6 +13,7 @@ from random_models import clip_folder
 from safetensors.torch import load_file, save_file
 
 from chiasm.pipeline.encoders import ENCODERS, Encoded, Input, load_encoder, load_matcher
+from chiasm.pipeline.encoders.probe import TEXTS
 from chiasm.pipeline.errors import EncoderError, Undecodable, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 
@@ -181,3 +182,34 @@ def test_a_folder_with_a_fault_is_refused_before_a_shard_is_read(clip, tmp_path,
     spoil(folder)
     with pytest.raises(EncoderError, match=said):
         load_encoder(f"hf:{folder}", EncoderSettings(precision="float32", device="cpu"))
+
+
+def test_a_model_that_refuses_one_of_the_trial_alone_is_not_at_fault(monkeypatch):
+    """It takes others: what it refuses is found sample by sample."""
+
+    def of_first(change):
+        def changed(vectors):
+            made = vectors.copy()
+            first = (made == FakeEncoder().encode("text", [TEXTS[0]]).vectors).all(1)
+            if first.any():
+                made[first] = change(made[first])
+            return made
+
+        return changed
+
+    for change in (refuse, lambda vectors: vectors * np.nan):
+        encoder = Odd(of_first(change), "text")
+        monkeypatch.setitem(ENCODERS, "theirs", lambda model, settings, made=encoder: made)
+        assert load_encoder("theirs") is encoder
+
+
+def test_a_model_that_takes_texts_one_by_one_alone_is_at_fault(monkeypatch):
+    def change(vectors):
+        if len(vectors) > 1:
+            raise ValueError("Asking to pad but the tokenizer does not have a padding token.")
+        return vectors
+
+    line = line_of(monkeypatch, Odd(change, "text"))
+    assert line.endswith(
+        'name its padding token as "pad_token" in the model\'s tokenizer_config.json'
+    )
