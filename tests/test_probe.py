@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-
 import numpy as np
 import pytest
-import torch
 from fake_encoder import FakeEncoder, FakeMatcher
-from random_models import clip_folder
-from safetensors.torch import load_file, save_file
 
 from chiasm.pipeline.encoders import ENCODERS, Encoded, Input, load_encoder, load_matcher
+from chiasm.pipeline.encoders.probe import TEXTS
 from chiasm.pipeline.errors import EncoderError, Undecodable, UsageError
-from chiasm.pipeline.pretrained import EncoderSettings
 
-TOWER = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
-}  # fmt: skip
 TRIAL = "encoder fake: expected unit vectors for two texts and two pictures, as a trial, found "
 
 
@@ -145,39 +136,32 @@ def test_a_model_of_two_towers_alone_says_so_itself(monkeypatch):
         load_matcher("theirs")
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clip")
-    return clip_folder(folder, side=32, width=24, tower=TOWER, vision={"patch_size": 16})
+def test_a_model_that_refuses_one_of_the_trial_alone_is_not_at_fault(monkeypatch):
+    """It takes others: what it refuses is found sample by sample."""
+
+    def of_first(change):
+        def changed(vectors):
+            made = vectors.copy()
+            first = (made == FakeEncoder().encode("text", [TEXTS[0]]).vectors).all(1)
+            if first.any():
+                made[first] = change(made[first])
+            return made
+
+        return changed
+
+    for change in (refuse, lambda vectors: vectors * np.nan):
+        encoder = Odd(of_first(change), "text")
+        monkeypatch.setitem(ENCODERS, "theirs", lambda model, settings, made=encoder: made)
+        assert load_encoder("theirs") is encoder
 
 
-def lose_padding(folder):
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / name).exists():
-            fields = json.loads((folder / name).read_text())
-            fields["pad_token"] = None
-            (folder / name).write_text(json.dumps(fields))
+def test_a_model_that_takes_texts_one_by_one_alone_is_at_fault(monkeypatch):
+    def change(vectors):
+        if len(vectors) > 1:
+            raise ValueError("Asking to pad but the tokenizer does not have a padding token.")
+        return vectors
 
-
-def spoil_pictures(folder):
-    weights = load_file(folder / "model.safetensors")
-    weights["visual_projection.weight"][:] = torch.nan
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-
-
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (
-            lose_padding,
-            'padding token. Please .*; name its padding token as "pad_token" in the model\'s '
-            r"tokenizer_config\.json$",
-        ),
-        (spoil_pictures, "image: NaN or infinity; its weights are damaged"),
-    ],
-)
-def test_a_folder_with_a_fault_is_refused_before_a_shard_is_read(clip, tmp_path, spoil, said):
-    folder = shutil.copytree(clip, tmp_path / "copy")
-    spoil(folder)
-    with pytest.raises(EncoderError, match=said):
-        load_encoder(f"hf:{folder}", EncoderSettings(precision="float32", device="cpu"))
+    line = line_of(monkeypatch, Odd(change, "text"))
+    assert line.endswith(
+        'name its padding token as "pad_token" in the model\'s tokenizer_config.json'
+    )

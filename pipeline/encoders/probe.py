@@ -2,13 +2,17 @@
 
 What is wrong with the model itself is found here, in one line, before a shard is read: a tokenizer
 without a padding token, vectors of another width than it says, NaN for everything. It costs one
-forward pass of two small pictures, two texts and their joint vectors; docs/results.md has figures.
+forward pass of two pictures, two texts and their joint vectors: of one core 0.02 s for `pocket`,
+0.33 s for CLIP ViT-B/32, whose loading takes 0.5 s beside it.
 Modalities other than pictures and texts are not probed: nobody but their encoder knows their bytes.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,12 +22,15 @@ from chiasm.pipeline.errors import ChiasmError, EncoderError, Undecodable
 from chiasm.pipeline.pretrained import mend_model
 from chiasm.pipeline.records import IMAGE, TEXT
 
-TEXTS = ("a", "a red square beside a blue one, seen from above")
+T = TypeVar("T")
+
+# Words that say nothing of what pictures show: a model may well have a fault in one of those.
+TEXTS = ("a note", "something that somebody once wrote about what was there")
 
 
 def probe_encoder(encoder: Encoder) -> None:
     """Raise EncoderError where the encoder does not give unit vectors of its widths for two texts
-    and two pictures."""
+    and two pictures. One of two that it refuses alone is that item's fault, not the model's."""
     encoded: dict[str, Encoded] = {}
     part = ""
     try:
@@ -31,14 +38,13 @@ def probe_encoder(encoder: Encoder) -> None:
             part = modality
             items = _preprocessed(encoder, modality, raws)
             if items is not None:
-                encoded[modality] = encoder.encode(modality, items)
-                require_unit_vectors(
-                    encoded[modality].vectors, len(items), encoder.dims[modality], modality
-                )
+                encode = functools.partial(_encode, encoder, modality)
+                made = _trial(encode, items)
+                if made is not None:
+                    encoded[modality] = made
         part = JOINT
         if JOINT in encoder.dims and encoded.keys() == encoder.modalities.keys():
-            joint = encoder.encode_joint(encoded)
-            require_unit_vectors(joint, len(TEXTS), encoder.dims[JOINT], JOINT)
+            _trial(functools.partial(_encode_joint, encoder, encoded), range(len(TEXTS)))
     except ChiasmError:
         raise
     except Exception as error:
@@ -52,15 +58,21 @@ def probe_encoder(encoder: Encoder) -> None:
 
 
 def probe_matcher(matcher: Matcher) -> None:
-    """Raise EncoderError where the matcher does not score two texts with two pictures."""
+    """Raise EncoderError where the matcher does not score two texts with two pictures; one of two
+    pairs may be refused."""
     try:
         sides = {
             modality: _preprocessed(matcher, modality, raws) for modality, raws in _inputs().items()
         }
         pictures, texts = sides[IMAGE], sides[TEXT]
         if pictures is not None and texts is not None:
-            pairs = np.array([(0, 0), (1, 1)])
-            match_checked(matcher, (IMAGE, pictures), (TEXT, texts), pairs)
+
+            def match(rows: Sequence[int]) -> np.ndarray:
+                picked = [pictures[row] for row in rows], [texts[row] for row in rows]
+                pairs = np.stack([np.arange(len(rows))] * 2, axis=1)
+                return match_checked(matcher, (IMAGE, picked[0]), (TEXT, picked[1]), pairs)
+
+            _trial(match, range(len(TEXTS)))
     except ChiasmError:
         raise
     except Exception as error:
@@ -71,6 +83,34 @@ def probe_matcher(matcher: Matcher) -> None:
             found=fault.detail,
             do=_advice(fault, matcher),
         ) from error
+
+
+def _trial(encode: Callable[[Sequence[Any]], T], items: Sequence[Any]) -> T | None:
+    """What `encode` makes of both items; None where it takes one of them and not the other. Raises
+    what it raises where it takes neither, or each alone and not both together."""
+    try:
+        return encode(items)
+    except Exception:
+        taken = 0
+        for item in items:
+            with contextlib.suppress(Exception):
+                encode([item])
+                taken += 1
+        if taken != 1:
+            raise
+    return None
+
+
+def _encode(encoder: Encoder, modality: str, items: Sequence[Any]) -> Encoded:
+    encoded = encoder.encode(modality, items)
+    require_unit_vectors(encoded.vectors, len(items), encoder.dims[modality], modality)
+    return encoded
+
+
+def _encode_joint(encoder: Encoder, encoded: Mapping[str, Encoded], rows: Sequence[int]) -> None:
+    parts = {modality: made.take(np.array(rows)) for modality, made in encoded.items()}
+    joint = encoder.encode_joint(parts)
+    require_unit_vectors(joint, len(rows), encoder.dims[JOINT], JOINT)
 
 
 def _inputs() -> dict[str, tuple[Any, Any]]:

@@ -101,12 +101,19 @@ def split_encoder_name(name: str) -> tuple[str, str]:
 def load_encoder(name: str, settings: EncoderSettings | None = None) -> Encoder:
     """The encoder called `name`, after a trial with one pair (`probe.py`); UsageError for an
     unknown family, EncoderError for a model that cannot be loaded or fails the trial."""
+    encoder = _load(name, settings)
+    probe_encoder(encoder)
+    return encoder
+
+
+def _load(name: str, settings: EncoderSettings | None) -> Encoder:
+    """What the family's loader makes; whatever it raises becomes an EncoderError."""
     family, model = split_encoder_name(name)
     loader = ENCODERS.get(family)
     if loader is None:
         loader = _load_entry_point(_installed()[family])
     try:
-        encoder = loader(model, settings or EncoderSettings())
+        return loader(model, settings or EncoderSettings())
     except ChiasmError:
         raise
     except Exception as error:  # libraries of models, and encoders of others, raise anything
@@ -116,8 +123,6 @@ def load_encoder(name: str, settings: EncoderSettings | None = None) -> Encoder:
             found=describe(error),
             do=mend_model(str(error)),
         ) from error
-    probe_encoder(encoder)
-    return encoder
 
 
 def load_matcher(name: str, settings: EncoderSettings | None = None) -> Matcher:
@@ -129,7 +134,7 @@ def load_matcher(name: str, settings: EncoderSettings | None = None) -> Matcher:
     family, _, model = name.partition(":")
     if family in MATCHERS:
         return MATCHERS[family](model, settings or EncoderSettings())
-    matcher = require_matcher(load_encoder(name, settings))
+    matcher = require_matcher(_load(name, settings))  # which need not be an encoder
     probe_matcher(matcher)
     return matcher
 
