@@ -29,7 +29,9 @@ from chiasm.pipeline.storage import (
     stat,
     streams,
 )
+from chiasm.pipeline.storage.range_requests import ContentRange, parse_content_range
 from chiasm.pipeline.storage.retry import RetrySettings
+from chiasm.pipeline.storage.store_errors import TransientError
 
 TAR = tar_of(*PLAIN)
 LONG = noise(50_000)
@@ -262,7 +264,7 @@ def test_an_untold_total_of_another_version_is_asked_for_again(serve):
 
 
 @pytest.mark.parametrize(
-    "total", ["*", "-5", "-1", "x", "²", "9" * 30, "9" * 5000, "50000/50000", ""]
+    "total", ["*", "-5", "-1", "0", "x", "²", "9" * 30, "9" * 5000, "50000/50000", ""]
 )
 def test_a_total_that_is_none_is_told_in_one_line(serve, total):
     def change(number, request, response):
@@ -272,9 +274,57 @@ def test_a_total_that_is_none_is_told_in_one_line(serve, total):
 
     url = f"{odd(serve, change).url}/long"
     for use in (stat, open_stream, lambda url: read_range(url, 7, 3)):
-        with pytest.raises(UnreachableError, match="4 attempts failed, the last one: ") as caught:
+        cause = "a part of the file in place of all" if total == "*" else ".*a Content-Range of '"
+        message = f"4 attempts failed, the last one: {cause}"
+        with pytest.raises(UnreachableError, match=message) as caught:
             use(url)
         assert len(str(caught.value)) < 500
+
+
+def test_a_size_fits_into_64_bits():
+    largest = (1 << 63) - 1
+    assert parse_content_range(f"bytes 0-0/{largest}").total == largest
+    assert parse_content_range("bytes 3-9/*") == ContentRange("bytes 3-9/*", 3, 9, -1)
+    for text in (f"bytes 0-0/{largest + 1}", "bytes 0-0/-1", "bytes 0/5", "0-0", None):
+        with pytest.raises(TransientError, match="a Content-Range of '"):
+            parse_content_range(text)
+
+
+def test_a_whole_file_is_read_from_its_end(with_ranges, monkeypatch):
+    monkeypatch.setattr(streams, "TAIL", 1000)
+    for name, data in with_ranges.answer.files.items():
+        assert Folder(with_ranges.url).read_bytes(name[1:]) == data
+    assert with_ranges.ranges[0] == "bytes=-1000"
+
+
+def test_the_end_of_a_file_takes_one_request(serve):
+    running = serve(Files({"/a": b"1", "/empty": b""}))
+    for use in (
+        lambda: read_range(f"{running.url}/a", 1, 1),
+        lambda: read_range(f"{running.url}/empty", 0, 1),
+    ):
+        running.seen.clear()
+        with pytest.raises(SourceError, match=r"expected 1 bytes from byte . on, found 0"):
+            use()
+        assert running.seen == {"range": 1}
+
+
+@pytest.mark.parametrize(
+    ("status", "attempts", "found"),
+    [
+        *((status, 1, "found nothing there; check the name") for status in (404, 410)),
+        *((status, 4, f"found 4 attempts failed, the last one: {status}") for status in (408, 425)),
+        *((status, 4, f"found 4 attempts failed, the last one: {status}") for status in (429, 500)),
+        *((status, 1, rf"found {status} .*; check ~/\.netrc") for status in (204, 400, 401, 501)),
+    ],
+)
+def test_a_status_is_told_or_asked_again(serve, status, attempts, found):
+    running = serve(lambda request: Response(status, {}, b""))
+    for use in (stat, open_stream):
+        running.seen.clear()
+        with pytest.raises(SourceError, match=found):
+            use(f"{running.url}/a")
+        assert running.seen == {"range": attempts}
 
 
 @pytest.mark.parametrize("header", [{}, {"Content-Range": "bytes */*"}])

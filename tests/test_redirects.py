@@ -232,6 +232,13 @@ def test_what_is_no_redirect_is_told(serve, status):
         stat(f"{server.url}/x")
 
 
+def test_escapes_of_a_url_are_sent_as_they_are(serve):
+    files = Files({"/a/b~c+d.tar": TAR})
+    path = "/a%2Fb%7Ec%2Bd.tar?version=%7E+%2B"
+    assert read(f"{serve(files).url}{path}") == TAR
+    assert {request.path for request in files.requests} == {path}
+
+
 def test_a_file_comes_in_the_encoding_in_which_it_is_kept(serve):
     packed = gzip.compress(TAR)
 

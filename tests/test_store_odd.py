@@ -86,6 +86,20 @@ def test_no_more_is_read_of_an_object_than_was_asked_for(s3, change):
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize("answer", [Response(416, {}, b""), Response(200, {}, b"")])
+def test_an_object_is_empty_only_if_its_length_says_so(s3, change, answer):
+    folder = Folder(s3.root)
+    for name, data in {"a": b"0123456789", "empty": b""}.items():
+        folder.write_whole(name, data)
+    change(instead=lambda request: answer if request.kind == "range" else None)
+    for use in (stat, open_stream, lambda url: read_range(url, 0, 5)):
+        with pytest.raises(UnreachableError, match="one: no bytes of an object of 10; check the n"):
+            use(folder.url_of("a"))
+    with pytest.raises(StorageError, match="no bytes of an object of 10"):
+        folder.read_bytes("a")
+    assert stat(folder.url_of("empty")).size == 0 and folder.read_bytes("empty") == b""
+
+
 @pytest.mark.parametrize("total", ["*", "x", None])
 def test_a_range_whose_total_is_not_told_is_asked_for_again(s3, change, total):
     folder, first = Folder(s3.root), threading.Event()
@@ -201,8 +215,10 @@ def test_a_store_without_etags_is_read_and_written(s3, change, in_parts, monkeyp
     assert len(etags) == 2 and s3.uploads() == []
 
 
-@pytest.mark.parametrize("code", ["ConditionalRequestConflict", "OperationAborted", "Odd", ""])
-@pytest.mark.parametrize("kind", ["put", "complete"])
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [("put", "ConditionalRequestConflict"), ("put", ""), ("complete", "OperationAborted")],
+)
 def test_a_conflict_over_a_new_name_is_asked_again(s3, change, in_parts, kind, code):
     """409: somebody else writes the name at the same moment, and may yet fail."""
     folder, size = Folder(s3.root), 9 if kind == "put" else PARTS + 9

@@ -50,7 +50,7 @@ class FsspecStore:
             raise Refused("an object whose size is not known", "copy it elsewhere")
         first = max(0, total + start) if start < 0 else start
         if first >= total:
-            raise RangeNotSatisfiable(total)
+            raise RangeNotSatisfiable
         wanted = min(size, total - first)
         with _translating_errors():
             data = self.fs.cat_file(path, start=first, end=first + wanted)

@@ -76,7 +76,7 @@ class WebStore:
         if response.status == 416:
             total = _total(content_range or "")
             if start > 0 or total == 0:
-                raise RangeNotSatisfiable(total)
+                raise RangeNotSatisfiable
             raise self._whole_only(path)
         if response.status == 200:
             raise RangesUnsupported(_length(response), version, lambda: self._open(path))
@@ -96,7 +96,7 @@ class WebStore:
         response = self._open(path)
         response.close()
         if response.size == 0:
-            raise RangeNotSatisfiable(0)
+            raise RangeNotSatisfiable
         return RangesUnsupported(response.size, response.version, lambda: self._open(path))
 
     def _open(self, path: str) -> WebResponse:

@@ -31,7 +31,7 @@ def parse_content_range(text: str | None) -> ContentRange:
     try:
         first, last = map(int, first_last.split("-"))
         size = -1 if total == "*" else int(total)
-        if size < -1 or size >= 1 << 63:
+        if (size < 0) != (total == "*") or size >= 1 << 63:
             raise ValueError
     except ValueError:
         raise TransientError(f"a Content-Range of {(text or '')[:100]!r}") from None

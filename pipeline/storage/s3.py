@@ -87,14 +87,25 @@ class S3Store:
     def get(self, path: str, start: int, size: int) -> ByteRange:
         bucket, _, key = path.partition("/")
         params = {"Bucket": bucket, "Key": key, "Range": range_header(start, size)}
-        response = self._request("get_object", body_bytes=size + 1, **params)
-        data, content_range = response["Body"], response.get("ContentRange")
-        if content_range is None and not data:
-            raise RangeNotSatisfiable(0)  # how some stores answer for an empty object
+        try:
+            response = self._request("get_object", body_bytes=size + 1, **params)
+            data, content_range = response["Body"], response.get("ContentRange")
+            if content_range is None and not data:
+                raise RangeNotSatisfiable  # how some stores answer for an empty object
+        except RangeNotSatisfiable:
+            if start <= 0:
+                self._require_empty(path)
+            raise
         found = parse_content_range(content_range)
         if found.total < 0:
             raise TransientError(f"a Content-Range of {found.text!r}")
         return checked_range(data, found, start, size, _etag(response))
+
+    def _require_empty(self, path: str) -> None:
+        """TransientError for an object with bytes: a store that fails is no empty file."""
+        length = self._object_request("head_object", path).get("ContentLength")
+        if length:
+            raise TransientError(f"no bytes of an object of {length}")
 
     def list(self, folder: str, *, deep: bool = False) -> Listing:
         bucket, _, prefix = folder.partition("/")

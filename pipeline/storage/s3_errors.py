@@ -82,7 +82,7 @@ def _store_error(error: ClientError) -> StoreError:
     if status == 404:
         return NotFound(code)
     if status == 416:
-        return RangeNotSatisfiable()
+        return RangeNotSatisfiable(code)
     if status == 412:
         return AlreadyExists(code)
     message = f"{status} {one_line_message(error)}"

@@ -57,12 +57,7 @@ class Unsupported(Refused):
 
 
 class RangeNotSatisfiable(StoreError):
-    """416: the object ends before the first byte of the range. `total`: its size in bytes, -1 where
-    the store does not report it."""
-
-    def __init__(self, total: int = -1) -> None:
-        super().__init__("the object ends before the range")
-        self.total = total
+    """416: the object ends before the first byte of the range."""
 
 
 class AlreadyExists(StoreError):
