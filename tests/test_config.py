@@ -11,6 +11,7 @@ import yaml
 from chiasm.index.plan import IndexSettings
 from chiasm.jobs.config import Settings, compose, keys, presets
 from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.model.config import ModelConfig
 
 
 def test_flags_win_over_set_and_set_over_the_preset(tmp_path):
@@ -154,3 +155,13 @@ def test_a_setting_that_the_command_does_not_use_is_refused_but_in_a_file(tmp_pa
 
 def test_keys_are_dotted_and_complete():
     assert {"encoder.name", "batch.size", "workers.gpus", "max_loss"} <= set(keys(Settings))
+
+
+def test_the_config_of_a_model_refuses_fields_that_it_does_not_know():
+    fields = ModelConfig().to_dict()
+    assert ModelConfig.from_dict(fields) == ModelConfig()
+    for part in (fields, fields["image"], fields["text"], fields["fusion"]):
+        part["of a later version"] = 1
+        with pytest.raises(TypeError, match="of a later version"):
+            ModelConfig.from_dict(fields)
+        del part["of a later version"]

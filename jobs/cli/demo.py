@@ -18,6 +18,12 @@ HELP = """
 
 Nothing is downloaded: the pictures are drawn from a seed, and the encoder ships with chiasm. Run
 again, the same demo reuses what is there."""
+NEXT = (
+    "  chiasm embed 'YOUR_SHARDS/*.tar' --to mine.chiasm "
+    "--encoder hf:google/siglip2-base-patch16-224",
+    "  chiasm index build mine.chiasm",
+    '  chiasm search mine.chiasm "whatever you look for" --sheet hits.png',
+)
 
 
 def demo(
@@ -45,9 +51,8 @@ def print_demo(found: Demo) -> None:
         for result, true in zip(answer, right, strict=True):
             verdict = "true " if true else "false"
             print(printable(f"  {result.score:6.3f}  {verdict}  {result.caption}"))
-    print(
-        f"\nrecall on {found.rows:,} scenes, each with three or more that differ in one attribute:"
-    )
+    about = "each with three or more that differ in one attribute"
+    print("\n" + printable(f"recall on {found.rows:,} scenes, {about}:"))
     for direction, languages in found.recall.items():
         for language, recall in languages.items():
             shares = "  ".join(f"R@{name[1:]} {share:.3f}" for name, share in recall.items())
@@ -55,11 +60,7 @@ def print_demo(found: Demo) -> None:
     stages = ", ".join(f"{stage} {spent:.1f} s" for stage, spent in found.seconds.items())
     print("\n" + printable(stages))
     print(printable(f"the answers as a picture: {found.sheet}"))
-    print(
-        f"""
-next:
-  chiasm search {printable(found.collection)} "a red boat" --sheet boat.png
-  chiasm embed 'YOUR_SHARDS/*.tar' --to mine.chiasm --encoder hf:google/siglip2-base-patch16-224
-  chiasm index build mine.chiasm
-  chiasm search mine.chiasm "whatever you look for" --sheet hits.png"""
-    )
+    print("\nnext:")
+    print(printable(f'  chiasm search {found.collection} "a red boat" --sheet boat.png'))
+    for line in NEXT:
+        print(printable(line))
