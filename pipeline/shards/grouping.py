@@ -16,6 +16,7 @@ belongs to it, and none has both.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -175,7 +176,8 @@ class Waiting:
     """Groups of a stream that wait for members, and those behind them, in the order of the tar."""
 
     def __init__(self) -> None:
-        self._groups: dict[str, SampleBuilder] = {}
+        # Whose first is found at once, however many have gone.
+        self._groups: OrderedDict[str, SampleBuilder] = OrderedDict()
         self._bytes = self._whole_bytes = 0  # of all; of those that only wait for others
 
     def __len__(self) -> int:
