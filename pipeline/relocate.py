@@ -158,7 +158,7 @@ class Plan:
         self.relocations = read_relocations(folder)
         self.entries = own_entries(folder)
         self.already = {shard_id for shard_id in self.entries if self._was_moved(shard_id)}
-        urls = {each: self._new_url(entry.source.url) for each, entry in self.entries.items()}
+        urls = {k: self._new_url(entry.source.url) for k, entry in self.entries.items()}
         self.urls = {k: url for k, url in urls.items() if url and k not in self.already}
         self.moves: dict[str, Move] = {}
         self.refused: list[Refusal] = []
@@ -169,10 +169,10 @@ class Plan:
         """Look at every shard's new place; fills `moves` and `refused`."""
         against = self._conflicts()
         shard_ids = {url: shard_id for shard_id, url in self.urls.items()}
-        looked = itertools.count(1)
+        numbers = itertools.count(1)
 
         def prove_one(url: str) -> Move | str:
-            progress("compared", next(looked), len(shard_ids))
+            progress("compared", next(numbers), len(shard_ids))
             shard_id = shard_ids[url]
             if shard_id in against:
                 return against[shard_id]
@@ -193,7 +193,7 @@ class Plan:
 
     def write(self, run_id: str, progress: Progress) -> None:
         """Carry the moves out; killed anywhere, the same command does the rest."""
-        moved = {each: (move.entry.source, move.found.url) for each, move in self.moves.items()}
+        moved = {k: (move.entry.source, move.found.url) for k, move in self.moves.items()}
         write_relocations(self.folder, self.relocations.with_moves(moved), run_id)
         written = itertools.count(1)
 

@@ -27,6 +27,7 @@ from chiasm.pipeline.collection import (
     read_relocations,
 )
 from chiasm.pipeline.errors import CollectionError, UsageError
+from chiasm.pipeline.forget import forget
 from chiasm.pipeline.make import make_collection
 from chiasm.pipeline.relocate import relocate
 from chiasm.pipeline.storage import Folder, canonical_url
@@ -144,8 +145,8 @@ def test_to_a_store_and_back(tmp_path, s3):
         Folder(f"{s3.root}/there").write_whole(name, (tmp_path / "old" / name).read_bytes())
     relocate(Folder(str(path)), f"{tmp_path}/old", f"{s3.root}/there/")
     assert urls(path) == sorted(f"{s3.root}/there/{name}" for name in names)
-    listed = [f"{s3.root}/there/{name}" for name in names]
-    assert make_collection(listed, path, "fake").skipped == 2
+    new = [f"{s3.root}/there/{name}" for name in names]
+    assert make_collection(new, path, "fake").skipped == 2
     os.rename(tmp_path / "old", tmp_path / "back")
     relocate(Folder(str(path)), f"{s3.root}/there", f"{tmp_path}/back")
     assert urls(path) == sorted(canonical_url(f"{tmp_path}/back/{name}") for name in names)
@@ -170,16 +171,16 @@ def test_what_is_not_proven_stays_and_nothing_is_written(tmp_path, capsys):
     assert files(path) == kept
     with pytest.raises(CollectionError, match="found 4 that are not, listed above, and none was"):
         relocate_(str(path), command[1], command[2])
-    told = dict(
+    reasons = dict(
         line.removeprefix(f"not moved {tmp_path}/old/").split(": ", 1)
         for line in capsys.readouterr().out.splitlines()
         if line.startswith("not moved")
     )
-    assert told["gone.tar"].endswith("new/gone.tar: nothing there")
-    assert f"another shard: another {last['member']} than was embedded" in told["other.tar"]
-    assert "bytes, embedded were" in told["short.tar"]
-    assert "the collection holds that shard already, as held-" in told["held.tar"]
-    assert "chiasm forget" in told["held.tar"]
+    assert reasons["gone.tar"].endswith("new/gone.tar: nothing there")
+    assert f"another shard: another {last['member']} than was embedded" in reasons["other.tar"]
+    assert "bytes, embedded were" in reasons["short.tar"]
+    assert "the collection holds that shard already, as held-" in reasons["held.tar"]
+    assert "chiasm forget" in reasons["held.tar"]
 
     summary = relocate(*command, partial=True)
     assert [Path(url).name for url in summary.moved] == ["same.tar"] and len(summary.refused) == 4
@@ -252,6 +253,36 @@ def test_a_copy_left_behind_is_the_same_shard_and_another_one_at_its_url_is_not(
     shutil.move(tmp_path / "old/a.tar", tmp_path / "b.tar")
     relocate(Folder(str(path)), f"{tmp_path}/old/a.tar", f"{tmp_path}/b.tar")
     assert make_collection([tmp_path / "b.tar", both[1]], path, "fake").skipped == 2
+
+
+def test_moved_back_without_a_word_the_command_is_named(tmp_path):
+    path = embedded(tmp_path, "a.tar")
+    os.rename(tmp_path / "old", tmp_path / "new")
+    relocate(Folder(str(path)), f"{tmp_path}/old", f"{tmp_path}/new")
+    os.rename(tmp_path / "new", tmp_path / "old")
+    fix = f"chiasm relocate {path} --from {tmp_path}/new/a.tar --to {tmp_path}/old/a.tar"
+    with pytest.raises(CollectionError, match=fix):
+        make_collection(tmp_path / "old", path, "fake")
+    relocate(Folder(str(path)), f"{tmp_path}/new/a.tar", f"{tmp_path}/old/a.tar")
+    assert make_collection(tmp_path / "old", path, "fake").skipped == 1 and check(path).ok
+
+
+def test_a_forgotten_shard_whose_place_another_has_taken_gets_an_id_of_its_own(tmp_path):
+    path = embedded(tmp_path, "a.tar")
+    copy = shutil.copy2(tmp_path / "old/a.tar", tmp_path / "kept.tar")
+    command = (f"{tmp_path}/old/a.tar", f"{tmp_path}/b.tar")
+    shutil.move(*command)
+    relocate(Folder(str(path)), *command)
+    forget(Folder(str(path)), [command[1]])
+    make_shard(tmp_path / "c.tar", 4, seed=5)
+    make_collection(tmp_path / "c.tar", path, "fake")
+    os.replace(tmp_path / "c.tar", tmp_path / "b.tar")
+    relocate(Folder(str(path)), f"{tmp_path}/c.tar", f"{tmp_path}/b.tar")
+    shutil.copy2(copy, command[0])
+    for done in (1, 0):
+        summary = make_collection([command[0], tmp_path / "b.tar"], path, "fake")
+        assert (summary.done, summary.skipped, summary.rows) == (done, 2 - done, 9)
+    assert check(path).ok
 
 
 def test_new_times_alone_are_taken_over_by_the_same_folder_twice(tmp_path):

@@ -84,9 +84,9 @@ class ShardSummary:
     def with_files(self, ledger: Stat | None, embeddings: Stat | None) -> ShardSummary:
         return replace(self, ledger=ShardFile.of(ledger), embeddings=ShardFile.of(embeddings))
 
-    def made_of(self, listed: Shard) -> Shard:
-        """The shard that decides the edition of what is embedded of `listed` now."""
-        return made_of(listed, self.source, self.embedded_from)
+    def made_of(self, shard: Shard) -> Shard:
+        """The shard that decides the edition of what is embedded of `shard` now."""
+        return made_of(shard, self.source, self.embedded_from)
 
     @property
     def done(self) -> bool:

@@ -34,16 +34,16 @@ from chiasm.pipeline.verify.findings import Finding
 
 MEMBERS = 4  # compared of each modality of a shard: the first, the last and two between
 KEYS = 16  # compared where no member was embedded
-LOOKED_AT = 8  # shards that `look_at_sources` asks for
+MOST_CHECKED = 8  # shards that `look_at_sources` asks for
 
 
 @dataclass(frozen=True)
 class SourcesSeen:
-    """What a look at some of a collection's shards found. looked, total: how many were looked at,
+    """What a look at some of a collection's shards found. checked, total: how many were looked at,
     of how many. missing: URLs where nothing is any more. unreachable: how many it could not be
     known of, since their store did not answer or refused."""
 
-    looked: int
+    checked: int
     total: int
     missing: tuple[str, ...] = ()
     unreachable: int = 0
@@ -53,18 +53,18 @@ class SourcesSeen:
         if not self.missing:
             return ""
         first, fix = display_name(self.missing[0]), missing_fix(collection, self.missing[0])
-        found = f"{len(self.missing)} of {self.looked} shards looked at, of {self.total:,} in all"
+        found = f"{len(self.missing)} of {self.checked} shards looked at, of {self.total:,} in all"
         return f"{found}, are not where they were, such as {first}; {fix}"
 
 
-def look_at_sources(urls: Sequence[str], at_most: int = LOOKED_AT) -> SourcesSeen:
+def look_at_sources(urls: Sequence[str], at_most: int = MOST_CHECKED) -> SourcesSeen:
     """Look whether shards are still at their URLs: at no more than `at_most` of them, spread over
     the list, by one request each. Never an error: a store out of reach is a state."""
-    chosen = [urls[i] for i in _spread(len(urls), at_most)]
-    found = map_concurrent(_stat, chosen)
-    missing = tuple(url for url, stat in zip(chosen, found, strict=True) if stat is None)
+    some = [urls[i] for i in _evenly(len(urls), at_most)]
+    found = map_concurrent(_stat, some)
+    missing = tuple(url for url, stat in zip(some, found, strict=True) if stat is None)
     unreachable = sum(isinstance(stat, ChiasmError) for stat in found)
-    return SourcesSeen(len(chosen), len(urls), missing, unreachable)
+    return SourcesSeen(len(some), len(urls), missing, unreachable)
 
 
 def missing_fix(collection: Folder, url: str) -> str:
@@ -143,7 +143,7 @@ def _embedded_members(file: EmbeddingFile) -> list[tuple[Place, str]]:
     for prefix in prefixes:
         table = file.read([f"{prefix}{field}" for field in MEMBER_FIELDS])
         rows = np.flatnonzero(table[f"{prefix}member"].is_valid())
-        for cells in table.take(rows[_spread(len(rows), MEMBERS)]).to_pylist():
+        for cells in table.take(rows[_evenly(len(rows), MEMBERS)]).to_pylist():
             name, offset, size, digest = (
                 cells[f"{prefix}{field}"] for field in ("member", "offset", "size", "sha256")
             )
@@ -197,7 +197,7 @@ def _normal(key: str) -> str:
     return unicodedata.normalize("NFC", key.encode("utf-8", "backslashreplace").decode())
 
 
-def _spread(total: int, wanted: int) -> list[int]:
+def _evenly(total: int, wanted: int) -> list[int]:
     """`wanted` of `total` numbers from 0 on, the first and the last among them; all where there
     are fewer."""
     return sorted({int(i) for i in np.linspace(0, total - 1, min(total, wanted))})
