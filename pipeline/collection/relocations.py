@@ -147,8 +147,7 @@ def _where_it_is(folder: Folder, relocations: Relocations, shard: Shard) -> Shar
         display_name(shard.url),
         expected=f"it at {display_name(relocated.url)}, where it was relocated to",
         found="nothing there",
-        do=f"run chiasm relocate {collection} --from {there} --to {here}, or the same of the folders "
-        "that they are in",
+        do=f"run chiasm relocate {collection} --from {there} --to {here}, or that of their folders",
     )
 
 
