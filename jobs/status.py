@@ -66,7 +66,11 @@ class Status:
 
 def read_status(path: str) -> Status:
     """Raises CollectionError where there is no collection."""
-    collection = Collection.open(path)
+    return status_of(Collection.open(path), path)
+
+
+def status_of(collection: Collection, path: str) -> Status:
+    """The same for an opened collection that is called `path` in messages."""
     folder = collection.folder
     observer = RunObserver(folder, SYSTEM_CLOCK, THIS_MACHINE.alive)
     survey = Survey(folder, ShardFiles.list(folder))
@@ -115,9 +119,10 @@ def all_summaries(survey: Survey) -> Iterator[ShardSummary]:
 
 def failures(folder: Folder, editions: dict[str, str]) -> Iterator[dict[str, str]]:
     """Why shards were given up whose rows, of these editions, are whole all the same."""
-    for entry in folder.map_concurrent(lambda shard_id: read_failure(folder, shard_id), editions):
+    found = folder.map_concurrent(lambda shard_id: read_failure(folder, shard_id), editions)
+    for edition, entry in zip(editions.values(), found, strict=True):
         # One of the very edition that is there has been made good since.
-        if entry is not None and entry.edition != editions[entry.source.id]:
+        if entry is not None and entry.edition != edition:
             reason = f"{entry.quarantined} (the rows that it had are kept)"
             yield {"shard": entry.source.url, "reason": reason}
 

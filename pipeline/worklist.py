@@ -4,9 +4,8 @@ The list hands out tasks and takes their outcomes. A shard is done where its Par
 its ledger entry agrees, and the edition is the one this run would make. Shards claimed by another
 run are checked again later, so that two runs share the work and no shard is embedded twice.
 
-Shards are claimed in blocks, since a claim costs a write and a look at the other runs, of however
-many shards it is. A block is what was used up in BLOCK_SECONDS of late, and at most a fourth of
-what is left, so that a run that joins finds something to do.
+Shards are claimed in blocks, since a claim costs a write and a look at the other runs. A block is
+what was used up in BLOCK_SECONDS of late, and at most a fourth of what is left, for other runs.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from chiasm.pipeline.collection import (
@@ -162,7 +161,7 @@ class WorkList:
         CollectionError where another run has found this one dead."""
         self.run.confirm()
         if self.run.lapses != self._lapses:
-            # Others may have taken this run for dead, and what it had claimed for free.
+            # Others may have taken this run for dead, and its claims for free.
             self._lapses = self.run.lapses
             self._pending.extendleft(reversed(self._block))
             self._block.clear()
@@ -243,6 +242,8 @@ class WorkList:
         return True
 
     def _next_block(self) -> list[Task]:
+        if not self._pending:
+            return []
         now = self.run.clock.monotonic()
         fast = now - self._block_claimed < BLOCK_SECONDS
         self._block_size = self._block_size * 2 if fast else self._block_size // 2
@@ -269,11 +270,11 @@ class WorkList:
             self._claimed_elsewhere.append(task)
         return []
 
-    def _claims(self, block: Sequence[Task]) -> list[str]:
+    def _claims(self, block: Iterable[Task]) -> list[str]:
         return [*self._in_flight, *(task.shard.id for task in block)]
 
     def _claims_elsewhere(self, newer_than: float) -> set[str]:
-        """What other runs have claimed; asked for again where that was not seen since a moment."""
+        """What other runs have claimed, as it was seen after that moment."""
         if self._looked_at < newer_than:
             self._looked_at = self.run.clock.monotonic()
             self._elsewhere = {shard for run in self.run.others() for shard in run.claimed}

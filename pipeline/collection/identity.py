@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any, NoReturn
 
+from chiasm.pipeline.collection.ledger import read_or_none
 from chiasm.pipeline.collection.parquet_schema import (
     SCHEMAS,
     arrow_schema,
@@ -101,7 +102,11 @@ class Collection:
     @classmethod
     def open(cls, path: str) -> Collection:
         """Raises CollectionError where there is none, or one that this version cannot read."""
-        folder = Folder(path)
+        return cls.of(Folder(path), path)
+
+    @classmethod
+    def of(cls, folder: Folder, path: str) -> Collection:
+        """The same for a folder that is called `path` in messages."""
         identity = read_identity(folder)
         if identity is None:
             raise CollectionError(
@@ -145,10 +150,11 @@ def _check_columns(encoder: Encoder) -> None:
 
 def read_identity(folder: Folder) -> Identity | None:
     """The identity, None where there is no collection yet; CollectionError for a damaged one."""
-    if not folder.exists(NAME):
+    data = read_or_none(folder, NAME)
+    if data is None:
         return None
     where, what = display_name(folder.url_of(NAME)), "the identity of a collection"
-    return read_record(folder.read_bytes(NAME), where, Identity, what=what, schema=max(SCHEMAS))
+    return read_record(data, where, Identity, what=what, schema=max(SCHEMAS))
 
 
 def create_or_check(folder: Folder, identity: Identity, run_id: str) -> Identity:

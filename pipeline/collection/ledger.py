@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from chiasm.pipeline.errors import StorageError
 from chiasm.pipeline.records import Dropped, Note, Shard
 from chiasm.pipeline.storage import Folder, display_name, is_temporary
 from chiasm.pipeline.stored_records import read_record
@@ -168,9 +169,20 @@ def read_failure(folder: Folder, shard_id: str) -> LedgerEntry | None:
 
 
 def _read(folder: Folder, name: str) -> LedgerEntry | None:
-    if not folder.exists(name):
+    data = read_or_none(folder, name)
+    if data is None:
         return None
-    return LedgerEntry.from_json(folder.read_bytes(name), display_name(folder.url_of(name)))
+    return LedgerEntry.from_json(data, display_name(folder.url_of(name)))
+
+
+def read_or_none(folder: Folder, name: str) -> bytes | None:
+    """A file's content, None where there is no such file: one request where it is there."""
+    try:
+        return folder.read_bytes(name)
+    except StorageError:
+        if folder.exists(name):
+            raise
+        return None
 
 
 def entries(folder: Folder) -> Iterator[LedgerEntry]:

@@ -32,7 +32,7 @@ from chiasm.pipeline.storage.store_errors import (
     VersionChanged,
     one_line_message,
 )
-from chiasm.pipeline.storage.streams import SeekableReader, read_ahead
+from chiasm.pipeline.storage.streams import BLOCK, SeekableReader, read_ahead
 from chiasm.pipeline.storage.uploads import PendingObject
 
 S = TypeVar("S", bound=ReadableStore)
@@ -82,11 +82,15 @@ class ReadableFiles(Generic[S]):
         return read_ahead(self.store, path, retries, lambda: self._source_errors(url))
 
     def open_seekable(self, url: str) -> io.RawIOBase:
+        return self._seekable(url)
+
+    def _seekable(self, url: str, tail: int = 0) -> SeekableReader:
         path, retries = self.path(url), retry.RETRIES
-        return SeekableReader(self.store, path, retries, lambda: self._storage_errors(url))
+        return SeekableReader(self.store, path, retries, lambda: self._storage_errors(url), tail)
 
     def read_bytes(self, url: str) -> bytes:
-        return self.open_seekable(url).read()
+        # What is read whole is mostly small: one request.
+        return self._seekable(url, BLOCK).read()
 
     def read_range(self, url: str, offset: int, size: int) -> bytes:
         if not size:

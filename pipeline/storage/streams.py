@@ -225,7 +225,7 @@ class ResponseReader(io.RawIOBase):
 
 class SeekableReader(io.RawIOBase):
     """An object with random access by range requests, as Parquet needs it. Opening it requests the
-    size and the last TAIL bytes."""
+    size and the last `tail` bytes, TAIL where that is 0."""
 
     def __init__(
         self,
@@ -233,13 +233,14 @@ class SeekableReader(io.RawIOBase):
         path: str,
         retries: RetrySettings,
         translating_errors: ErrorContext,
+        tail: int = 0,
     ) -> None:
         self._store, self._path, self._retries = store, path, retries
         self._translating_errors = translating_errors
-        self._position = 0
+        self._position, tail = 0, tail or TAIL
         with translating_errors():
             try:
-                self._tail = retry(lambda: store.get(path, -TAIL, TAIL), retries)
+                self._tail = retry(lambda: store.get(path, -tail, tail), retries)
             except RangeNotSatisfiable:
                 self._tail = EMPTY
         self._size = self._tail.total
