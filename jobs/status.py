@@ -24,6 +24,7 @@ from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.timing import SYSTEM_CLOCK
 from chiasm.pipeline.totals import Totals
+from chiasm.pipeline.verify import SourcesSeen, look_at_sources
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class IndexStatus:
 @dataclass(frozen=True)
 class Status:
     """A collection as its files describe it. `reasons` counts dropped samples, `notes` odd rows;
-    `set_aside`: quarantined shards."""
+    `set_aside`: quarantined shards. `sources`: whether some done shards are where they were."""
 
     path: str
     encoder: str
@@ -62,6 +63,7 @@ class Status:
     set_aside: list[dict[str, str]]
     index: IndexStatus
     runs: list[dict[str, Any]]
+    sources: SourcesSeen
 
 
 def read_status(path: str) -> Status:
@@ -75,6 +77,7 @@ def status_of(collection: Collection, path: str) -> Status:
     observer = RunObserver(folder, SYSTEM_CLOCK, THIS_MACHINE.alive)
     survey = Survey(folder, ShardFiles.list(folder))
     totals, unfinished, quarantined = Totals(), list[str](), list[dict[str, str]]()
+    sources: list[str] = []  # of done shards
     editions: dict[str, str] = {}  # of done shards that were given up when embedded anew
     for summary in all_summaries(survey):
         url = summary.source.url
@@ -84,6 +87,7 @@ def status_of(collection: Collection, path: str) -> Status:
             unfinished.append(url)
         else:
             totals.add(summary)
+            sources.append(url)
             if summary.source.id in survey.files.failures:
                 editions[summary.source.id] = summary.edition
     quarantined += failures(folder, editions)
@@ -102,6 +106,7 @@ def status_of(collection: Collection, path: str) -> Status:
         set_aside=sorted(quarantined, key=lambda each: each["shard"]),
         index=read_index_status(collection, path),
         runs=[_run(seen) for seen in observer.observe()],
+        sources=look_at_sources(sources),
     )
 
 

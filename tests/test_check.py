@@ -19,6 +19,8 @@ from tiny_collection import SHARDS, add_shard, make_collection
 
 from chiasm.index import IndexSettings, build_index
 from chiasm.index.verify import check
+from chiasm.jobs.cli.status import status
+from chiasm.jobs.status import read_status
 from chiasm.pipeline.collection import Identity, create_or_check, find_embedding
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
@@ -281,7 +283,7 @@ def test_a_shard_with_other_bytes_is_found_by_its_digests(embedded, tmp_path):
     assert len(rows) == 15 and len(found) == 16
 
 
-def test_every_shard_is_looked_for_and_only_another_one_is_a_change(embedded, tmp_path):
+def test_every_shard_is_looked_for_and_only_another_one_is_a_change(embedded, tmp_path, capsys):
     path = copied(embedded, tmp_path / "x")
     first, second = tmp_path / "x/s-0.tar", tmp_path / "x/s-1.tar"
     os.utime(first)
@@ -305,6 +307,9 @@ def test_every_shard_is_looked_for_and_only_another_one_is_a_change(embedded, tm
         "2 of its 2 shards are not there any more (s-0.tar, s-1.tar)",
     )
     assert f"chiasm relocate {path} --from {tmp_path}/x --to FOLDER" in found.fix
+    status(str(path))
+    message = "2 of 2 shards looked at, of 2 in all, are not where they were, such as"
+    assert f"{message} {first}; {found.fix}\n" in capsys.readouterr().out
 
 
 def test_a_store_out_of_reach_is_no_finding(embedded, tmp_path, monkeypatch):
@@ -316,18 +321,20 @@ def test_a_store_out_of_reach_is_no_finding(embedded, tmp_path, monkeypatch):
     assert report.ok and report.checked["sources out of reach"] == 2
     seen = sources.look_at_sources(["s3://b/1.tar", "s3://b/2.tar"])
     assert seen == sources.SourcesSeen(2, 2, (), 2)
+    assert seen.describe("c") == "2 of 2 shards looked at, of 2 in all, are out of reach"
+    assert read_status(str(embedded)).sources == seen
 
 
-def test_a_look_at_sources_asks_for_few_of_them_and_says_so(tmp_path, monkeypatch):
+def test_a_look_at_sources_asks_for_few_of_them_and_says_so(monkeypatch):
     requests: list[str] = []
     monkeypatch.setattr(sources, "stat_or_none", lambda url: requests.append(url))
     urls = [f"file:///old/{n:06d}.tar" for n in range(100_000)]
     seen = sources.look_at_sources(urls)
     assert sorted(requests) == sorted(seen.missing) and len(requests) == seen.checked == 8
     assert {urls[0], urls[-1]} < set(requests)
-    assert seen.describe(Folder(str(tmp_path))).startswith(
+    assert seen.describe("c d").startswith(
         "8 of 8 shards looked at, of 100,000 in all, are not where they were, such as "
-        f"/old/000000.tar; if they were moved, run chiasm relocate {tmp_path} --from /old --to "
+        "/old/000000.tar; if they were moved, run chiasm relocate 'c d' --from /old --to FOLDER; "
     )
     assert sources.look_at_sources([]) == sources.SourcesSeen(0, 0)
 

@@ -42,6 +42,8 @@ def status(
         print(
             printable(f"quarantined {display_name(quarantined['shard'])}: {quarantined['reason']}")
         )
+    if sources := found.sources.describe(found.path):
+        print(printable(sources))
     for run in found.runs[-5:]:
         print(printable(format_run(run)))
 

@@ -48,13 +48,15 @@ class SourcesSeen:
     missing: tuple[str, ...] = ()
     unreachable: int = 0
 
-    def describe(self, collection: Folder) -> str:
-        """What is missing and what to do, in one line; "" where nothing is."""
-        if not self.missing:
-            return ""
-        first, fix = display_name(self.missing[0]), missing_fix(collection, self.missing[0])
-        found = f"{len(self.missing)} of {self.checked} shards looked at, of {self.total:,} in all"
-        return f"{found}, are not where they were, such as {first}; {fix}"
+    def describe(self, collection: str) -> str:
+        """What is missing or out of reach and what to do, in one line; "" where nothing is.
+        collection: its path or URL."""
+        looked_at = f"of {self.checked} shards looked at, of {self.total:,} in all,"
+        if self.missing:
+            first, fix = display_name(self.missing[0]), missing_fix(collection, self.missing[0])
+            found = f"{len(self.missing)} {looked_at} are not where they were, such as {first}"
+            return f"{found}; {fix}"
+        return f"{self.unreachable} {looked_at} are out of reach" if self.unreachable else ""
 
 
 def look_at_sources(urls: Sequence[str], at_most: int = MOST_CHECKED) -> SourcesSeen:
@@ -67,9 +69,9 @@ def look_at_sources(urls: Sequence[str], at_most: int = MOST_CHECKED) -> Sources
     return SourcesSeen(len(some), len(urls), missing, unreachable)
 
 
-def missing_fix(collection: Folder, url: str) -> str:
-    """What to do about a shard that is not at its URL."""
-    path = shlex.quote(display_name(collection.url))
+def missing_fix(collection: str, url: str) -> str:
+    """What to do about a shard of a collection that is not at its URL."""
+    path = shlex.quote(collection)
     place = shlex.quote(display_name(url.rpartition("/")[0]))
     return (
         f"if they were moved, run chiasm relocate {path} --from {place} --to FOLDER; "
@@ -99,7 +101,9 @@ def check_sources(
         more = ", ..." if len(urls) > 3 else ""
         what = f"{len(urls)} of its {folders[folder]} shards are not there any more"
         where = f"shards of {display_name(folder)}"
-        yield Finding(where, f"{what} ({names}{more})", missing_fix(collection, urls[0]))
+        yield Finding(
+            where, f"{what} ({names}{more})", missing_fix(display_name(collection.url), urls[0])
+        )
 
 
 def _changed(
