@@ -9,7 +9,6 @@ tar that was changed in between has its later members elsewhere. Where no member
 from __future__ import annotations
 
 import hashlib
-import itertools
 import shlex
 import unicodedata
 from collections import Counter, defaultdict
@@ -184,16 +183,16 @@ def _other_packed_member(url: str, digests: dict[tuple[str, int], str]) -> str:
 
 
 def _other_key(entry: LedgerEntry, file: EmbeddingFile, found: Shard) -> str:
-    """A sample among the first that was neither embedded nor dropped, "" where there is none."""
-    keys = file.read(["key"])["key"].to_pylist() + [dropped.key for dropped in entry.dropped]
-    known = {_normal(key) for key in keys if key}
-    items = read_samples(found, ReadSettings(), {})
-    seen = (item.key for item in items if isinstance(item, Sample | Dropped) and item.key)
-    # A limit may have cut the shard: later samples are not known.
-    for key in itertools.islice(seen, min(KEYS, len(known))):
-        if _normal(key) not in known:
-            return f"a sample {key}, which was not embedded"
-    return ""
+    """A sample among the first that were embedded, or dropped where none was, that the shard does
+    not have; "" where it has all."""
+    keys = file.read(["key"])["key"].to_pylist() or [dropped.key for dropped in entry.dropped]
+    left = {_normal(key): key for key in keys[:KEYS] if key}
+    for item in read_samples(found, ReadSettings(), {}) if left else ():
+        if isinstance(item, Sample | Dropped):
+            left.pop(_normal(item.key), None)
+        if not left:
+            return ""
+    return f"no sample {next(iter(left.values()))}, which was embedded" if left else ""
 
 
 def _normal(key: str) -> str:
