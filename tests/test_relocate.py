@@ -30,7 +30,7 @@ from chiasm.pipeline.errors import CollectionError, UsageError
 from chiasm.pipeline.forget import forget
 from chiasm.pipeline.make import make_collection
 from chiasm.pipeline.relocate import relocate
-from chiasm.pipeline.storage import Folder, canonical_url
+from chiasm.pipeline.storage import Folder, below, canonical_url, replace_prefix
 from chiasm.pipeline.storage.local import LocalFiles
 
 
@@ -336,6 +336,38 @@ def test_fields_of_later_versions_are_kept(tmp_path):
     assert fields["later"] == [1] and fields["embedded_from"]["url"].endswith("/old/a.tar")
     (moved,) = read_relocations(Folder(str(path))).shards.values()
     assert moved.url == fields["source"]["url"]
+
+
+@pytest.mark.parametrize(
+    ("url", "folder", "target", "expected"),
+    [
+        ("file:///a/b%25/%E7%BA%A2%20.tar", "file:///a", "s3://b/k", "s3://b/k/b%/红 .tar"),
+        ("s3://b/k/b%/红 .tar", "s3://b/k", "file:///a", "file:///a/b%25/%E7%BA%A2%20.tar"),
+        ("s3://b/x//y.tar", "s3://b", "gs://c", "gs://c/x//y.tar"),
+        ("file:///a/%FF%3F.tar", "file:///a", "file:///b/c", "file:///b/c/%FF%3F.tar"),
+        ("file:///a/x%3Fy%23.tar", "file:///a", "https://h/p", "https://h/p/x%3Fy%23.tar"),
+        ("https://h/p/x%3Fy.tar?v=1", "https://h/p", "file:///a", "file:///a/x%3Fy.tar"),
+        ("https://h/p/x%20y.tar?v=1", "https://h", "http://g", "http://g/p/x%20y.tar?v=1"),
+        ("file:///a.tar", "file://", "s3://b", "s3://b/a.tar"),
+        ("s3://b/a.tar", "s3://b/a.tar", "s3://c/d.tar", "s3://c/d.tar"),
+    ],
+)
+def test_a_name_is_the_same_below_another_folder(url, folder, target, expected):
+    assert below(url, folder) and not below(url, folder[:-1] + "~")
+    assert replace_prefix(url, folder, target) == expected
+
+
+def test_of_a_shard_half_relocated_check_says_how_to_go_on(tmp_path):
+    path = embedded(tmp_path, "a.tar")
+    move(tmp_path)
+    command = (Folder(str(path)), f"{tmp_path}/old", f"{tmp_path}/new")
+    (ledger,) = (path / "ledger").glob("*.json")
+    kept = ledger.read_bytes()
+    relocate(*command)
+    ledger.write_bytes(kept)
+    found = [str(finding) for finding in check(path).findings]
+    assert any("run the chiasm relocate that was killed once more" in one for one in found)
+    assert len(relocate(*command).moved) == 1 and check(path).ok
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"shards": 3}', '{"schema": 2, "shards": {}}'])
