@@ -21,6 +21,8 @@ from chiasm.jobs.cli.relocate import relocate_
 from chiasm.pipeline.collection import (
     RELOCATE,
     Run,
+    ShardFiles,
+    Survey,
     embeddings,
     entries,
     parquet_name,
@@ -35,11 +37,11 @@ from chiasm.pipeline.storage.local import LocalFiles
 
 
 def files(path: Path) -> dict[str, bytes]:
-    """The content of a collection, without its runs."""
+    """The content of a collection, without its runs and what they sum up."""
     return {
         str(file.relative_to(path)): file.read_bytes()
         for file in sorted(path.rglob("*"))
-        if file.is_file() and file.parent.name != "runs"
+        if file.is_file() and file.parent.name not in ("runs", "summaries")
     }
 
 
@@ -86,6 +88,8 @@ def test_rows_ids_and_index_stay_and_the_new_place_is_done(tmp_path):
     assert result.url.startswith(f"file://{tmp_path}/new/") and result.picture()
     assert check(path, reencode=10).findings == []
 
+    survey = Survey(Folder(str(path)), ShardFiles.list(Folder(str(path))))
+    assert {summary.source.url for summary in survey.summaries()} == set(urls(path))
     again = make_collection(tmp_path / "new", path, "fake")
     assert (again.done, again.skipped, again.rows) == (0, 2, 10)
     make_shard(tmp_path / "new/a.tar", 6, seed=7)
