@@ -28,7 +28,8 @@ from chiasm.pipeline.collection import (
 )
 from chiasm.pipeline.editions import EmbedSettings, edition_of
 from chiasm.pipeline.records import Dropped, Shard
-from chiasm.pipeline.worklist import Task, WorkList
+from chiasm.pipeline.tasks import Task
+from chiasm.pipeline.worklist import WorkList
 from tests.support.counting_store import CountingStore
 from tests.support.fake_encoder import FakeEncoder
 
@@ -38,7 +39,7 @@ WORKERS, HELD = 64, 2
 OURS = "*/pipeline/*"
 
 
-def listed(count: int) -> list[Shard]:
+def shards_of(count: int) -> list[Shard]:
     return [
         Shard(f"s3://bucket/tars/{n:06d}.tar", f"{n:06d}-{n:010x}", 1 << 30, f"{n:032x}")
         for n in range(count)
@@ -112,7 +113,7 @@ def main() -> None:
     options = parser.parse_args()
     print("| | requests | rounds | seconds | shards/s | ms of CPU a shard |")
     print("|---|---|---|---|---|---|")
-    store, shards, count = CountingStore(), listed(options.shards), options.shards
+    store, shards, count = CountingStore(), shards_of(options.shards), options.shards
     with measured(store, f"{count:,} shards embedded by {WORKERS} workers", count, options.seconds):
         embed(store, shards)
     with measured(store, "the same command again", count, options.seconds):
@@ -122,7 +123,7 @@ def main() -> None:
         found = status_of(Collection.of(store.folder(), "c"), "c")
     assert found.shards == count
     for count in (2_000, 20_000):
-        store, shards = CountingStore(), listed(count)
+        store, shards = CountingStore(), shards_of(count)
         with measured(store, f"{count:,} shards, no wait", count, 0.0):
             embed(store, shards)
         print(f"{count:,} shards: {driver_memory(count):.1f} MB in the driver at most")
@@ -133,11 +134,11 @@ def driver_memory(count: int) -> float:
     store."""
     most = 0.0
     store = CountingStore(forgets=("/ledger/", "/embeddings/"))
-    shards = listed(count)
+    shards = shards_of(count)
     tracemalloc.start()
     for _ in embedding(store, shards, every=count // 8):
-        held = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, OURS)])
-        most = max(most, sum(trace.size for trace in held.traces) / 1e6)
+        traced = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, OURS)])
+        most = max(most, sum(trace.size for trace in traced.traces) / 1e6)
     tracemalloc.stop()
     return most
 

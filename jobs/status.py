@@ -103,7 +103,7 @@ def status_of(collection: Collection, path: str) -> Status:
         reasons=dict(totals.dropped.most_common()),
         notes=dict(totals.notes.most_common()),
         unfinished=sorted(unfinished),
-        set_aside=sorted(quarantined, key=lambda each: each["shard"]),
+        set_aside=sorted(quarantined, key=lambda failed: failed["shard"]),
         index=read_index_status(collection, path),
         runs=[_run(seen) for seen in observer.observe()],
         sources=look_at_sources(sources),

@@ -6,7 +6,8 @@ import logging
 
 from chiasm.pipeline.errors import ChiasmError, SourceError, UnreachableError
 from chiasm.pipeline.storage import display_name
-from chiasm.pipeline.worklist import Task, WorkList
+from chiasm.pipeline.tasks import Task
+from chiasm.pipeline.worklist import WorkList
 
 LOG = logging.getLogger(__name__)
 

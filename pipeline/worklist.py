@@ -14,10 +14,8 @@ import math
 import random
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 from chiasm.pipeline.collection import (
-    EmbeddingFile,
     Identity,
     LedgerEntry,
     Run,
@@ -26,7 +24,6 @@ from chiasm.pipeline.collection import (
     SummaryWriter,
     Survey,
     failure_name,
-    find_embedding,
     parquet_name,
     read_entry,
     stat_files,
@@ -34,29 +31,14 @@ from chiasm.pipeline.collection import (
     write_failure,
 )
 from chiasm.pipeline.editions import EmbedSettings, edition_of
-from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.records import Dropped, Shard
 from chiasm.pipeline.storage import Stat
+from chiasm.pipeline.tasks import Files, Task, editions_of, find_done, find_whole
 from chiasm.pipeline.totals import DROPS_KEPT, Totals
 
 RECHECK_SECONDS = 1.0  # for shards that another run has claimed, before they are tried again
 BLOCK_SECONDS = 2.0
 MOST_CLAIMED = 512  # shards of one block: a record that names them is still small
-
-Files = tuple[Stat | None, Stat | None]  # a shard's ledger entry and its Parquet file
-
-
-@dataclass(slots=True)
-class Task:
-    """One shard to embed. limit: the most samples to read, None for all. failures: the reason of
-    every failed attempt so far. returned: whether it was handed out before. lapses: those of the
-    run when it was handed out."""
-
-    shard: Shard
-    limit: int | None = None
-    failures: list[str] = field(default_factory=list)
-    returned: bool = False
-    lapses: int = 0
 
 
 class WorkList:
@@ -326,26 +308,3 @@ class WorkList:
         """The ledger entry of a shard that is done, None for another."""
         file = find_done(task, self.run, self.settings, self.fingerprint)
         return None if file is None else read_entry(self.run.folder, task.shard.id)
-
-
-def find_done(
-    task: Task, run: Run, settings: EmbedSettings, fingerprint: str
-) -> EmbeddingFile | None:
-    """The shard's file, if it exists, is whole, and has the edition that this task would make."""
-    file = find_whole(run, task)
-    shard = task.shard if file is None else file.footer.made_of(task.shard)
-    editions = editions_of(task, shard, settings, fingerprint)
-    return file if file is not None and file.edition in editions else None
-
-
-def find_whole(run: Run, task: Task) -> EmbeddingFile | None:
-    """The shard's file, if it exists and is whole, of whatever edition."""
-    try:
-        return find_embedding(run.folder, task.shard.id)
-    except CollectionError:
-        return None  # damaged: written again under the same name
-
-
-def editions_of(task: Task, shard: Shard, settings: EmbedSettings, fingerprint: str) -> set[str]:
-    """The editions that this task would make of a shard."""
-    return {edition_of(shard, fingerprint, settings, limit) for limit in {None, task.limit}}

@@ -44,7 +44,7 @@ def test_progress_counts_every_sample_once(shards, tmp_path):
 def test_a_report_of_the_shard_before_counts_for_nothing(shards):
     from chiasm.jobs.cluster.pool import Worker
     from chiasm.jobs.cluster.worker import Report
-    from chiasm.pipeline.worklist import Task
+    from chiasm.pipeline.tasks import Task
 
     first, second = list_shards([str(shard) for shard in shards[:2]])
     worker = Worker(None, None)

@@ -18,6 +18,7 @@ from test_storage import AWKWARD
 from test_tars import PLAIN, tar_of, zstd
 
 from chiasm.jobs.signals import Stopped
+from chiasm.pipeline.attempts import record_failure
 from chiasm.pipeline.collection import Run
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.errors import SourceError, StorageError, UnreachableError, UsageError
@@ -41,7 +42,8 @@ from chiasm.pipeline.storage import s3 as s3_store
 from chiasm.pipeline.storage.fsspec_store import FsspecStore
 from chiasm.pipeline.storage.remote import ObjectFiles
 from chiasm.pipeline.storage.retry import RetrySettings
-from chiasm.pipeline.worklist import Task, WorkList, record_failure
+from chiasm.pipeline.tasks import Task
+from chiasm.pipeline.worklist import WorkList
 
 PARTS = 5 << 20  # S3 takes no smaller ones but the last
 

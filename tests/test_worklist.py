@@ -6,7 +6,7 @@ Workers are simulated: `commit` puts what one leaves. Requests are counted, neve
 from __future__ import annotations
 
 import json
-from collections import deque
+from collections import Counter, deque
 
 import pytest
 from counting_store import CountingStore
@@ -14,6 +14,7 @@ from fake_encoder import FakeEncoder
 from test_runs import FakeClock, FakeMachine
 from tiny_collection import add_shard
 
+from chiasm.jobs.cli.status import format_run
 from chiasm.jobs.status import read_status, status_of
 from chiasm.pipeline import worklist
 from chiasm.pipeline.collection import (
@@ -38,13 +39,15 @@ from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.records import Dropped, Note, Shard
 from chiasm.pipeline.shards import ReadSettings
 from chiasm.pipeline.storage import Folder
-from chiasm.pipeline.worklist import Task, WorkList
+from chiasm.pipeline.tasks import Task
+from chiasm.pipeline.verify import check_shards
+from chiasm.pipeline.worklist import WorkList
 
 SETTINGS = EmbedSettings()
 ENCODER = FakeEncoder()
 
 
-def listed(count: int) -> list[Shard]:
+def shards_of(count: int) -> list[Shard]:
     return [Shard(f"s3://b/{n}.tar", f"{n}-{n:010x}", 1000, f"v{n}") for n in range(count)]
 
 
@@ -77,14 +80,14 @@ def work_of(folder: Folder, shards: list[Shard], run: Run, limit: int | None = N
     return work
 
 
-def embed_all(store: CountingStore, shards: list[Shard], run_id: str, held: int = 8) -> WorkList:
+def embed_all(store: CountingStore, shards: list[Shard], run_id: str, most: int = 8) -> WorkList:
     folder, clock = store.folder(), FakeClock()
     with new_run(folder, run_id, clock) as run:
         run.sweep(("", "runs", "ledger", "embeddings"))
         work = work_of(folder, shards, run)
         at_work: deque[Task] = deque()
         while not work.over:
-            while len(at_work) < held and (task := work.take()):
+            while len(at_work) < most and (task := work.take()):
                 at_work.append(task)
             task = at_work.popleft()
             work.finish(task, *commit(store, task))
@@ -98,7 +101,7 @@ def test_what_a_driver_asks_of_a_store_does_not_grow_with_the_shards():
     counts = []
     for shards in (100, 900):
         store = CountingStore()
-        work = embed_all(store, listed(shards), "r1")
+        work = embed_all(store, shards_of(shards), "r1")
         assert (work.done.shards, work.done.rows, work.done.samples) == (
             shards,
             9 * shards,
@@ -106,7 +109,7 @@ def test_what_a_driver_asks_of_a_store_does_not_grow_with_the_shards():
         )
         first = store.total
         store.reset()
-        again = embed_all(store, listed(shards), "r2")
+        again = embed_all(store, shards_of(shards), "r2")
         assert (again.skipped.shards, again.done.shards, again.samples()) == (
             shards,
             0,
@@ -121,24 +124,24 @@ def test_what_a_driver_asks_of_a_store_does_not_grow_with_the_shards():
             {"no_caption": shards},
         )
         counts.append((first, resumed, rounds, store.total))
-    (few, *_), (first, resumed, rounds, asked) = counts
+    (few, *_), (first, resumed, rounds, requested) = counts
     assert first - few < 40, "a claim for every block, and blocks that grow"
     assert resumed <= 60 and rounds <= 20
-    assert asked <= 16
+    assert requested <= 16
 
 
 def test_an_old_collection_is_read_shard_by_shard_once():
     """Without summaries, as an earlier version left it; then with those of the first new run."""
     store = CountingStore()
-    embed_all(store, listed(12), "r1")
+    embed_all(store, shards_of(12), "r1")
     folder = store.folder()
     for name in folder.list("summaries"):
         folder.remove(name)
-    for shard in listed(12):
+    for shard in shards_of(12):
         add_rows(store, shard)
-    embed_all(store, listed(12), "r2")
+    embed_all(store, shards_of(12), "r2")
     store.reset()
-    assert embed_all(store, listed(12), "r3").skipped.shards == 12
+    assert embed_all(store, shards_of(12), "r3").skipped.shards == 12
     assert store.total <= 20
 
 
@@ -151,7 +154,7 @@ def add_rows(store: CountingStore, shard: Shard) -> LedgerEntry:
 
 @pytest.mark.parametrize("change", ["ledger", "rows", "ledger gone", "rows gone"])
 def test_a_summary_counts_only_for_the_files_that_it_was_made_from(change):
-    store, shards = CountingStore(), listed(6)
+    store, shards = CountingStore(), shards_of(6)
     embed_all(store, shards, "r1")
     folder, victim = store.folder(), shards[3].id
     if change == "ledger":
@@ -184,7 +187,7 @@ def test_damaged_summaries_cost_requests_and_nothing_else(tmp_path):
 
 
 def test_many_small_files_of_summaries_are_put_together(monkeypatch):
-    store, shards = CountingStore(), listed(24)
+    store, shards = CountingStore(), shards_of(24)
     for number in range(12):
         embed_all(store, shards[2 * number : 2 * number + 2], f"r{number:02d}")
     folder = store.folder()
@@ -203,7 +206,7 @@ def test_parts_have_a_size_and_only_the_last_is_written_again(monkeypatch):
     monkeypatch.setattr(summaries, "SHARDS_OF_A_PART", 10)
     monkeypatch.setattr(summaries, "SHARDS_OF_A_WRITE", 4)
     store = CountingStore()
-    embed_all(store, listed(25), "r1")
+    embed_all(store, shards_of(25), "r1")
     folder = store.folder()
     parts = [json.loads(folder.read_bytes(name)) for name in folder.list("summaries")]
     assert [len(part["shards"]) for part in parts] == [10, 10, 5]
@@ -213,7 +216,7 @@ def test_parts_have_a_size_and_only_the_last_is_written_again(monkeypatch):
 def test_two_runs_share_shards_whatever_they_claim_at_the_same_moment():
     """Steps of two drivers in turn: no shard is handed out twice, and both get some."""
     for first in (0, 1):
-        store, shards = CountingStore(), listed(40)
+        store, shards = CountingStore(), shards_of(40)
         folder, clock = store.folder(), FakeClock()
         runs = [new_run(folder, f"r{n}", clock, f"m{n}").__enter__() for n in range(2)]
         works = [work_of(folder, shards, run) for run in runs]
@@ -237,7 +240,7 @@ def test_two_runs_share_shards_whatever_they_claim_at_the_same_moment():
 
 def test_of_two_that_claim_at_the_same_moment_one_at_least_yields(monkeypatch):
     """The other run's claim arrives between our first look and our write."""
-    store, shards = CountingStore(), listed(4)
+    store, shards = CountingStore(), shards_of(4)
     folder, clock = store.folder(), FakeClock()
     with new_run(folder, "r1", clock) as one, new_run(folder, "r2", clock) as other:
         work = work_of(folder, shards, one)
@@ -255,7 +258,7 @@ def test_of_two_that_claim_at_the_same_moment_one_at_least_yields(monkeypatch):
 
 
 def test_a_block_is_no_more_than_what_others_need_too():
-    store, shards = CountingStore(), listed(64)
+    store, shards = CountingStore(), shards_of(64)
     folder, clock = store.folder(), FakeClock()
     with new_run(folder, "r1", clock) as run:
         work = work_of(folder, shards, run)
@@ -267,7 +270,7 @@ def test_a_block_is_no_more_than_what_others_need_too():
         assert max(sizes) <= 16
         assert run.record.claimed == ()
     with new_run(folder, "r2", clock) as slow:
-        work = work_of(folder, listed(200)[64:], slow)
+        work = work_of(folder, shards_of(200)[64:], slow)
         for _ in range(20):
             task = work.take()
             assert len(json.loads(folder.read_bytes("runs/r2.json"))["holds"]) == 1
@@ -291,20 +294,20 @@ def test_a_shard_that_another_run_finished_meanwhile_is_skipped(tmp_path):
 
 
 def test_a_run_that_others_took_for_dead_claims_again_what_it_has_not_begun():
-    store, shards = CountingStore(), listed(16)
+    store, shards = CountingStore(), shards_of(16)
     folder, clock = store.folder(), FakeClock()
     one = new_run(folder, "r1", clock, "m1").__enter__()
     work = work_of(folder, shards, one)
     begun = [work.take(), work.take()]
     assert len(one.record.claimed) > 2, "a block is claimed beyond what is handed out"
-    held = set(one.record.claimed) - {task.shard.id for task in begun}
+    not_begun = set(one.record.claimed) - {task.shard.id for task in begun}
     with new_run(folder, "r2", clock, "m2") as other:
         other.others()
         clock.sleep(STALE_SECONDS + 1)
         assert other.others() == []
-        other.claim(held)  # it takes over; the first is out of reach, and not yet marked
+        other.claim(not_begun)  # it takes over; the first is out of reach, and not yet marked
         task = work.take()
-        assert task is not None and task.shard.id not in held
+        assert task is not None and task.shard.id not in not_begun
         entry, files = commit(store, begun[0])
         work.finish(begun[0], entry, files)
         work.write_summaries()
@@ -344,6 +347,7 @@ def test_whole_rows_keep_their_entry_when_an_attempt_to_embed_them_anew_fails(wh
     quarantine(folder, shard, EmbedSettings(read=ReadSettings(caption_field="title")))
     assert folder.read_bytes(ledger_name(shard.id)) == before
     assert [file.rows for file in embeddings(folder)] == [50]
+    assert list(check_shards(Collection.of(folder, "c"), Counter())) == []
     status = read_status(str(folder.local))
     (failed,) = status.set_aside
     assert (status.rows, status.shards) == (50, 1)
@@ -380,8 +384,24 @@ def test_a_shard_without_whole_rows_is_given_up_in_its_entry(tmp_path):
     assert find_embedding(folder, shard.id) is None
 
 
+def test_status_claims_no_death_of_a_run_elsewhere():
+    store = CountingStore()
+    embed_all(store, shards_of(2), "r1")
+    folder = store.folder()
+    new_run(folder, "r2", FakeClock(), "elsewhere").__enter__().claim([f"s{n}" for n in range(9)])
+    folder.write_whole("runs/r3.json", b'{"schema": 2}')
+    runs = status_of(Collection.of(folder, "c"), "c").runs
+    assert [(run["id"], run["state"], run["foreign"]) for run in runs] == [
+        ("r1", "done", False), ("r2", "running", True), ("r3", "unreadable", True),
+    ]  # fmt: skip
+    lines = [format_run(run) for run in runs]
+    assert "r2: embed running on worker-0, if it still lives, " in lines[1]
+    assert lines[1].endswith("holds s0, s1, s2, s3 and 5 more")
+    assert "its record cannot be read" in lines[2]
+
+
 def test_a_killed_runs_claims_are_waited_for_and_then_taken():
-    store, shards = CountingStore(), listed(3)
+    store, shards = CountingStore(), shards_of(3)
     folder, clock = store.folder(), FakeClock()
     killed = new_run(folder, "r1", clock, "elsewhere").__enter__()
     killed.claim([shards[0].id])
@@ -400,7 +420,7 @@ def test_a_killed_runs_claims_are_waited_for_and_then_taken():
 
 
 def test_claims_beside_many_killed_runs_read_none_of_them():
-    store, shards = CountingStore(), listed(200)
+    store, shards = CountingStore(), shards_of(200)
     folder, clock = store.folder(), FakeClock()
     machine = FakeMachine("a")
     for number in range(100):

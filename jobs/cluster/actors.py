@@ -64,7 +64,8 @@ class _Pool:
                 actor = self.idle.popleft()
                 running[getattr(actor, method).remote(*waiting.popleft())] = actor
             refs = [*self.loading, *running]
-            ready, _ = ray.wait(refs, num_returns=1, timeout=TICK_SECONDS)
+            ray.wait(refs, num_returns=1, timeout=TICK_SECONDS)
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
             for ref in ready:
                 result = _result(ref)
                 self.placed = True

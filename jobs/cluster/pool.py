@@ -31,7 +31,8 @@ from chiasm.jobs.config import WorkerSettings
 from chiasm.pipeline.attempts import first_line, record_failure, requeue_or_quarantine
 from chiasm.pipeline.collection import Identity
 from chiasm.pipeline.errors import ChiasmError, EncoderError
-from chiasm.pipeline.worklist import Task, WorkList
+from chiasm.pipeline.tasks import Task
+from chiasm.pipeline.worklist import WorkList
 
 LOG = logging.getLogger(__name__)
 

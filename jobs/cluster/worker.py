@@ -31,7 +31,7 @@ from chiasm.pipeline.encoders import Encoder, load_encoder
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.storage import Folder
-from chiasm.pipeline.worklist import Files
+from chiasm.pipeline.tasks import Files
 
 LOG = logging.getLogger(__name__)
 
