@@ -25,6 +25,7 @@ from chiasm.pipeline.shards import RULES
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.timing import SYSTEM_CLOCK
 from chiasm.pipeline.totals import Totals
+from chiasm.pipeline.verify import SourcesSeen, look_at_sources
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class IndexStatus:
 @dataclass(frozen=True)
 class Status:
     """A collection as its files describe it. `reasons` counts dropped samples, `notes` odd rows;
-    `set_aside`: quarantined shards; `damaged`: shards that are cut or damaged, of which only what
-    came before is there; `earlier_rules`: how many shards were read by earlier rules."""
+    `set_aside`: quarantined shards. `sources`: whether some done shards are where they were.
+    `damaged`: shards that are cut or damaged, of which only what came before is there.
+    `earlier_rules`: how many shards were read by earlier rules."""
 
     path: str
     encoder: str
@@ -66,6 +68,7 @@ class Status:
     set_aside: list[dict[str, str]]
     index: IndexStatus
     runs: list[dict[str, Any]]
+    sources: SourcesSeen
     damaged: list[dict[str, str]] = field(default_factory=list)
     earlier_rules: int = 0
 
@@ -82,6 +85,7 @@ def status_of(collection: Collection, path: str) -> Status:
     survey = Survey(folder, ShardFiles.list(folder))
     totals, unfinished, quarantined = Totals(), list[str](), list[dict[str, str]]()
     earlier_rules = 0
+    sources: list[str] = []  # of done shards
     editions: dict[str, str] = {}  # of done shards that were given up when embedded anew
     for summary in all_summaries(survey):
         url = summary.source.url
@@ -92,6 +96,7 @@ def status_of(collection: Collection, path: str) -> Status:
         else:
             totals.add(summary)
             earlier_rules += summary.rules < RULES
+            sources.append(url)
             if summary.source.id in survey.files.failures:
                 editions[summary.source.id] = summary.edition
     quarantined += failures(folder, editions)
@@ -112,6 +117,7 @@ def status_of(collection: Collection, path: str) -> Status:
         runs=[_run(seen) for seen in observer.observe()],
         damaged=totals.damaged,
         earlier_rules=earlier_rules,
+        sources=look_at_sources(sources),
     )
 
 

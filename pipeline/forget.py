@@ -133,10 +133,10 @@ def select(folder: Folder, specs: Sequence[str]) -> tuple[list[Forgotten], list[
             if not any(match(spec, before) for before in _forgotten_before(folder)):
                 raise _matches_nothing(folder, spec, urls)
             already.append(spec)
-    chosen = sorted(selected)
-    rows = folder.map_concurrent(lambda shard_id: _rows_of(folder, shard_id), chosen)
-    known = (urls.get(shard_id) or _url_of(folder, shard_id) for shard_id in chosen)
-    return [Forgotten(*each) for each in zip(chosen, known, rows, strict=True)], already
+    ordered = sorted(selected)
+    rows = folder.map_concurrent(lambda shard_id: _rows_of(folder, shard_id), ordered)
+    known = (urls.get(shard_id) or _url_of(folder, shard_id) for shard_id in ordered)
+    return [Forgotten(*fields) for fields in zip(ordered, known, rows, strict=True)], already
 
 
 def match(spec: str, urls: Mapping[str, str]) -> list[str]:
@@ -186,7 +186,7 @@ def _rows_of(folder: Folder, shard_id: str) -> int:
 
 def _matches_nothing(folder: Folder, spec: str, urls: Mapping[str, str]) -> UsageError:
     some = next((url for url in urls.values() if url), "")
-    inside = any(below(url, each) for each in folder_urls(spec) for url in urls.values())
+    inside = any(below(url, place) for place in folder_urls(spec) for url in urls.values())
     do = f"name its shards: '{spec.rstrip('/')}/*'" if inside else ""
     if some and not do:
         do = f"give an id, a path or a URL, such as {shlex.quote(display_name(some))}, or a glob"

@@ -15,7 +15,7 @@ import itertools
 import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from chiasm.pipeline.collection import (
     FOLDERS,
@@ -23,6 +23,8 @@ from chiasm.pipeline.collection import (
     EmbeddingFile,
     LedgerEntry,
     Run,
+    ShardSummary,
+    SummaryWriter,
     failure_name,
     find_embedding,
     ledger_name,
@@ -31,6 +33,7 @@ from chiasm.pipeline.collection import (
     read_relocations,
     rewrite_entry,
     rewrite_footer,
+    stat_files,
     write_relocations,
 )
 from chiasm.pipeline.errors import ChiasmError, CollectionError, UsageError
@@ -67,13 +70,20 @@ class Move:
             self.file is None or self.file.footer.source == self.found
         )
 
+    @property
+    def moved(self) -> LedgerEntry:
+        """The entry after the move."""
+        before = self.entry.as_embedded
+        embedded_from = None if before == self.found else before
+        return replace(self.entry, source=self.found, embedded_from=embedded_from)
+
     def write(self, folder: Folder, run_id: str) -> None:
         """Name the new place in the footer, then in the entry. The entry is written last, since it
         is what says that a shard is still to be moved."""
-        before = self.entry.as_embedded
+        before = self.moved.embedded_from
         changes = {
             "source": asdict(self.found),
-            "embedded_from": None if before == self.found else asdict(before),
+            "embedded_from": None if before is None else asdict(before),
         }
         if self.file is not None and self.file.footer.source != self.found:
             rewrite_footer(folder, self.file, changes, run_id)
@@ -132,7 +142,7 @@ def relocate(
         plan.prove(progress)
         written = bool(plan.moves) and (partial or not plan.refused)
         if written:
-            plan.write(run.id, progress)
+            plan.write(run, progress)
         summary = plan.summary(written=written)
         run.finish("failed" if summary.refused else "done", asdict(summary))
     return summary
@@ -158,7 +168,7 @@ class Plan:
         self.relocations = read_relocations(folder)
         self.entries = own_entries(folder)
         self.already = {shard_id for shard_id in self.entries if self._was_moved(shard_id)}
-        urls = {each: self._new_url(entry.source.url) for each, entry in self.entries.items()}
+        urls = {k: self._new_url(entry.source.url) for k, entry in self.entries.items()}
         self.urls = {k: url for k, url in urls.items() if url and k not in self.already}
         self.moves: dict[str, Move] = {}
         self.refused: list[Refusal] = []
@@ -169,10 +179,10 @@ class Plan:
         """Look at every shard's new place; fills `moves` and `refused`."""
         against = self._conflicts()
         shard_ids = {url: shard_id for shard_id, url in self.urls.items()}
-        looked = itertools.count(1)
+        numbers = itertools.count(1)
 
         def prove_one(url: str) -> Move | str:
-            progress("compared", next(looked), len(shard_ids))
+            progress("compared", next(numbers), len(shard_ids))
             shard_id = shard_ids[url]
             if shard_id in against:
                 return against[shard_id]
@@ -191,18 +201,25 @@ class Plan:
             else:
                 self.moves[shard_id] = found
 
-    def write(self, run_id: str, progress: Progress) -> None:
+    def write(self, run: Run, progress: Progress) -> None:
         """Carry the moves out; killed anywhere, the same command does the rest."""
-        moved = {each: (move.entry.source, move.found.url) for each, move in self.moves.items()}
-        write_relocations(self.folder, self.relocations.with_moves(moved), run_id)
+        moved = {k: (move.entry.source, move.found.url) for k, move in self.moves.items()}
+        write_relocations(self.folder, self.relocations.with_moves(moved), run.id)
+        summaries = SummaryWriter(self.folder, run.id, run.clock)
         written = itertools.count(1)
 
-        def write_one(shard_id: str) -> None:
-            self.moves[shard_id].write(self.folder, run_id)
+        def write_one(shard_id: str) -> ShardSummary | None:
+            move = self.moves[shard_id]
+            move.write(self.folder, run.id)
             progress("moved", next(written), len(self.moves))
+            if move.file is None and move.entry.quarantined is None:
+                return None  # it is not done, which no summary says
+            return ShardSummary.of(move.moved).with_files(*stat_files(self.folder, shard_id))
 
-        for _ in self.folder.map_concurrent(write_one, sorted(self.moves)):
-            pass
+        for summary in self.folder.map_concurrent(write_one, sorted(self.moves)):
+            if summary is not None:
+                summaries.add(summary)
+        summaries.write()
 
     def summary(self, *, written: bool) -> RelocateSummary:
         moves = self.moves.values()

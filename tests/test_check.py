@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,13 +19,16 @@ from tiny_collection import SHARDS, add_shard, make_collection
 
 from chiasm.index import IndexSettings, build_index
 from chiasm.index.verify import check
+from chiasm.jobs.cli.status import status
+from chiasm.jobs.status import read_status
 from chiasm.pipeline.collection import Identity, create_or_check, find_embedding
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.encoders import ENCODERS
-from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.verify import sources
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +281,62 @@ def test_a_shard_with_other_bytes_is_found_by_its_digests(embedded, tmp_path):
     found = findings(path, reencode=100)
     rows = [line for line in found if "found nothing there; check the path" in line]
     assert len(rows) == 15 and len(found) == 16
+
+
+def test_every_shard_is_looked_for_and_only_another_one_is_a_change(embedded, tmp_path, capsys):
+    path = copied(embedded, tmp_path / "x")
+    first, second = tmp_path / "x/s-0.tar", tmp_path / "x/s-1.tar"
+    os.utime(first)
+    report = check(path)
+    assert report.ok and report.checked["sources"] == 2, "new times, the same bytes"
+    (file,) = (path / "embeddings").glob("s-1-*.parquet")
+    offset = pq.read_table(file, columns=["offset"])["offset"].to_pylist()[-1]
+    data = bytearray(second.read_bytes())
+    data[offset + 20] ^= 1
+    second.write_bytes(data)
+    (found,) = check(path).findings
+    assert found.where == f"shard {file.stem}" and "it has changed since it was" in found.what
+    assert found.fix == f"run chiasm embed {second} --to {path}"
+    first.write_bytes(first.read_bytes() + bytes(512))
+    assert "bytes, embedded were" in findings(path)[0]
+    first.unlink()
+    second.unlink()
+    (found,) = check(path).findings
+    assert (found.where, found.what) == (
+        f"shards of {tmp_path}/x",
+        "2 of its 2 shards are not there any more (s-0.tar, s-1.tar)",
+    )
+    assert f"chiasm relocate {path} --from {tmp_path}/x --to FOLDER" in found.fix
+    status(str(path))
+    message = "2 of 2 shards looked at, of 2 in all, are not where they were, such as"
+    assert f"{message} {first}; {found.fix}\n" in capsys.readouterr().out
+
+
+def test_a_store_out_of_reach_is_no_finding(embedded, tmp_path, monkeypatch):
+    def out_of_reach(url: str) -> None:
+        raise StorageError(url, expected="an answer", found="none")
+
+    monkeypatch.setattr(sources, "stat_or_none", out_of_reach)
+    report = check(embedded)
+    assert report.ok and report.checked["sources out of reach"] == 2
+    seen = sources.look_at_sources(["s3://b/1.tar", "s3://b/2.tar"])
+    assert seen == sources.SourcesSeen(2, 2, (), 2)
+    assert seen.describe("c") == "2 of 2 shards looked at, of 2 in all, are out of reach"
+    assert read_status(str(embedded)).sources == seen
+
+
+def test_a_look_at_sources_asks_for_few_of_them_and_says_so(monkeypatch):
+    requests: list[str] = []
+    monkeypatch.setattr(sources, "stat_or_none", lambda url: requests.append(url))
+    urls = [f"file:///old/{n:06d}.tar" for n in range(100_000)]
+    seen = sources.look_at_sources(urls)
+    assert sorted(requests) == sorted(seen.missing) and len(requests) == seen.checked == 8
+    assert {urls[0], urls[-1]} < set(requests)
+    assert seen.describe("c d").startswith(
+        "8 of 8 shards looked at, of 100,000 in all, are not where they were, such as "
+        "/old/000000.tar; if they were moved, run chiasm relocate 'c d' --from /old --to FOLDER; "
+    )
+    assert sources.look_at_sources([]) == sources.SourcesSeen(0, 0)
 
 
 def test_vectors_of_other_pictures_are_found_by_encoding_them_again(embedded, tmp_path):

@@ -21,24 +21,27 @@ from chiasm.jobs.cli.relocate import relocate_
 from chiasm.pipeline.collection import (
     RELOCATE,
     Run,
+    ShardFiles,
+    Survey,
     embeddings,
     entries,
     parquet_name,
     read_relocations,
 )
 from chiasm.pipeline.errors import CollectionError, UsageError
+from chiasm.pipeline.forget import forget
 from chiasm.pipeline.make import make_collection
 from chiasm.pipeline.relocate import relocate
-from chiasm.pipeline.storage import Folder, canonical_url
+from chiasm.pipeline.storage import Folder, below, canonical_url, replace_prefix
 from chiasm.pipeline.storage.local import LocalFiles
 
 
 def files(path: Path) -> dict[str, bytes]:
-    """The content of a collection, without its runs."""
+    """The content of a collection, without its runs and what they sum up."""
     return {
         str(file.relative_to(path)): file.read_bytes()
         for file in sorted(path.rglob("*"))
-        if file.is_file() and file.parent.name != "runs"
+        if file.is_file() and file.parent.name not in ("runs", "summaries")
     }
 
 
@@ -85,6 +88,8 @@ def test_rows_ids_and_index_stay_and_the_new_place_is_done(tmp_path):
     assert result.url.startswith(f"file://{tmp_path}/new/") and result.picture()
     assert check(path, reencode=10).findings == []
 
+    survey = Survey(Folder(str(path)), ShardFiles.list(Folder(str(path))))
+    assert {summary.source.url for summary in survey.summaries()} == set(urls(path))
     again = make_collection(tmp_path / "new", path, "fake")
     assert (again.done, again.skipped, again.rows) == (0, 2, 10)
     make_shard(tmp_path / "new/a.tar", 6, seed=7)
@@ -144,8 +149,8 @@ def test_to_a_store_and_back(tmp_path, s3):
         Folder(f"{s3.root}/there").write_whole(name, (tmp_path / "old" / name).read_bytes())
     relocate(Folder(str(path)), f"{tmp_path}/old", f"{s3.root}/there/")
     assert urls(path) == sorted(f"{s3.root}/there/{name}" for name in names)
-    listed = [f"{s3.root}/there/{name}" for name in names]
-    assert make_collection(listed, path, "fake").skipped == 2
+    new = [f"{s3.root}/there/{name}" for name in names]
+    assert make_collection(new, path, "fake").skipped == 2
     os.rename(tmp_path / "old", tmp_path / "back")
     relocate(Folder(str(path)), f"{s3.root}/there", f"{tmp_path}/back")
     assert urls(path) == sorted(canonical_url(f"{tmp_path}/back/{name}") for name in names)
@@ -170,16 +175,16 @@ def test_what_is_not_proven_stays_and_nothing_is_written(tmp_path, capsys):
     assert files(path) == kept
     with pytest.raises(CollectionError, match="found 4 that are not, listed above, and none was"):
         relocate_(str(path), command[1], command[2])
-    told = dict(
+    reasons = dict(
         line.removeprefix(f"not moved {tmp_path}/old/").split(": ", 1)
         for line in capsys.readouterr().out.splitlines()
         if line.startswith("not moved")
     )
-    assert told["gone.tar"].endswith("new/gone.tar: nothing there")
-    assert f"another shard: another {last['member']} than was embedded" in told["other.tar"]
-    assert "bytes, embedded were" in told["short.tar"]
-    assert "the collection holds that shard already, as held-" in told["held.tar"]
-    assert "chiasm forget" in told["held.tar"]
+    assert reasons["gone.tar"].endswith("new/gone.tar: nothing there")
+    assert f"another shard: another {last['member']} than was embedded" in reasons["other.tar"]
+    assert "bytes, embedded were" in reasons["short.tar"]
+    assert "the collection holds that shard already, as held-" in reasons["held.tar"]
+    assert "chiasm forget" in reasons["held.tar"]
 
     summary = relocate(*command, partial=True)
     assert [Path(url).name for url in summary.moved] == ["same.tar"] and len(summary.refused) == 4
@@ -206,7 +211,7 @@ def test_a_shard_without_members_is_known_by_its_keys_and_one_without_rows_by_it
     shutil.copy(tmp_path / "twin.tar", tmp_path / "new/text.tar")
     summary = relocate(Folder(str(path)), str(old), f"{tmp_path}/new", partial=True)
     assert [refusal.reason for refusal in summary.refused] == [
-        "another shard: a sample d, which was not embedded"
+        "another shard: no sample c, which was embedded"
     ]
     assert len(summary.moved) == 3
     other = gzip.compress(make_shard(tmp_path / "packed.tar", 9, seed=4).read_bytes(), 0, mtime=0)
@@ -252,6 +257,36 @@ def test_a_copy_left_behind_is_the_same_shard_and_another_one_at_its_url_is_not(
     shutil.move(tmp_path / "old/a.tar", tmp_path / "b.tar")
     relocate(Folder(str(path)), f"{tmp_path}/old/a.tar", f"{tmp_path}/b.tar")
     assert make_collection([tmp_path / "b.tar", both[1]], path, "fake").skipped == 2
+
+
+def test_moved_back_without_a_word_the_command_is_named(tmp_path):
+    path = embedded(tmp_path, "a.tar")
+    os.rename(tmp_path / "old", tmp_path / "new")
+    relocate(Folder(str(path)), f"{tmp_path}/old", f"{tmp_path}/new")
+    os.rename(tmp_path / "new", tmp_path / "old")
+    fix = f"chiasm relocate {path} --from {tmp_path}/new/a.tar --to {tmp_path}/old/a.tar"
+    with pytest.raises(CollectionError, match=fix):
+        make_collection(tmp_path / "old", path, "fake")
+    relocate(Folder(str(path)), f"{tmp_path}/new/a.tar", f"{tmp_path}/old/a.tar")
+    assert make_collection(tmp_path / "old", path, "fake").skipped == 1 and check(path).ok
+
+
+def test_a_forgotten_shard_whose_place_another_has_taken_gets_an_id_of_its_own(tmp_path):
+    path = embedded(tmp_path, "a.tar")
+    copy = shutil.copy2(tmp_path / "old/a.tar", tmp_path / "kept.tar")
+    command = (f"{tmp_path}/old/a.tar", f"{tmp_path}/b.tar")
+    shutil.move(*command)
+    relocate(Folder(str(path)), *command)
+    forget(Folder(str(path)), [command[1]])
+    make_shard(tmp_path / "c.tar", 4, seed=5)
+    make_collection(tmp_path / "c.tar", path, "fake")
+    os.replace(tmp_path / "c.tar", tmp_path / "b.tar")
+    relocate(Folder(str(path)), f"{tmp_path}/c.tar", f"{tmp_path}/b.tar")
+    shutil.copy2(copy, command[0])
+    for done in (1, 0):
+        summary = make_collection([command[0], tmp_path / "b.tar"], path, "fake")
+        assert (summary.done, summary.skipped, summary.rows) == (done, 2 - done, 9)
+    assert check(path).ok
 
 
 def test_new_times_alone_are_taken_over_by_the_same_folder_twice(tmp_path):
@@ -305,6 +340,38 @@ def test_fields_of_later_versions_are_kept(tmp_path):
     assert fields["later"] == [1] and fields["embedded_from"]["url"].endswith("/old/a.tar")
     (moved,) = read_relocations(Folder(str(path))).shards.values()
     assert moved.url == fields["source"]["url"]
+
+
+@pytest.mark.parametrize(
+    ("url", "folder", "target", "expected"),
+    [
+        ("file:///a/b%25/%E7%BA%A2%20.tar", "file:///a", "s3://b/k", "s3://b/k/b%/红 .tar"),
+        ("s3://b/k/b%/红 .tar", "s3://b/k", "file:///a", "file:///a/b%25/%E7%BA%A2%20.tar"),
+        ("s3://b/x//y.tar", "s3://b", "gs://c", "gs://c/x//y.tar"),
+        ("file:///a/%FF%3F.tar", "file:///a", "file:///b/c", "file:///b/c/%FF%3F.tar"),
+        ("file:///a/x%3Fy%23.tar", "file:///a", "https://h/p", "https://h/p/x%3Fy%23.tar"),
+        ("https://h/p/x%3Fy.tar?v=1", "https://h/p", "file:///a", "file:///a/x%3Fy.tar"),
+        ("https://h/p/x%20y.tar?v=1", "https://h", "http://g", "http://g/p/x%20y.tar?v=1"),
+        ("file:///a.tar", "file://", "s3://b", "s3://b/a.tar"),
+        ("s3://b/a.tar", "s3://b/a.tar", "s3://c/d.tar", "s3://c/d.tar"),
+    ],
+)
+def test_a_name_is_the_same_below_another_folder(url, folder, target, expected):
+    assert below(url, folder) and not below(url, folder[:-1] + "~")
+    assert replace_prefix(url, folder, target) == expected
+
+
+def test_of_a_shard_half_relocated_check_says_how_to_go_on(tmp_path):
+    path = embedded(tmp_path, "a.tar")
+    move(tmp_path)
+    command = (Folder(str(path)), f"{tmp_path}/old", f"{tmp_path}/new")
+    (ledger,) = (path / "ledger").glob("*.json")
+    kept = ledger.read_bytes()
+    relocate(*command)
+    ledger.write_bytes(kept)
+    found = [str(finding) for finding in check(path).findings]
+    assert any("run the chiasm relocate that was killed once more" in one for one in found)
+    assert len(relocate(*command).moved) == 1 and check(path).ok
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"shards": 3}', '{"schema": 2, "shards": {}}'])

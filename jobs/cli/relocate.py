@@ -51,12 +51,12 @@ def relocate_(
     else:
         print_summary(summary, dry_run=dry_run)
     if summary.refused:
-        more = "" if summary.written or dry_run else ", and none was moved"
+        more = ", and none was moved" if not summary.written and not dry_run else ""
         raise CollectionError(
             f"relocate {collection}",
             expected="every shard the same at its new place",
             found=f"{len(summary.refused):,} that are not, listed above{more}",
-            do="" if summary.written or dry_run else "--partial moves the others",
+            do="--partial moves the others" if summary.moved and not summary.written else "",
         )
 
 
@@ -72,7 +72,7 @@ def print_summary(summary: RelocateSummary, *, dry_run: bool) -> None:
         print(f"moved {shards}{already}")
     elif dry_run:
         print(f"would move {shards}{already}; nothing was changed")
-    elif summary.moved:
+    elif summary.moved or summary.refused:
         print(f"proven {shards}{already}")
     else:
         print(f"nothing to move{already}")

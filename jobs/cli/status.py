@@ -45,7 +45,9 @@ def status(
     for damaged in found.damaged:
         print(printable(f"damaged {display_name(damaged['shard'])}: {damaged['reason']}"))
     if found.earlier_rules:
-        print(f"{found.earlier_rules:,} shards read by earlier rules; renew with --reembed")
+        print(printable(f"{found.earlier_rules:,} shards read by earlier rules; renew with --reembed"))
+    if sources := found.sources.describe(found.path):
+        print(printable(sources))
     for run in found.runs[-5:]:
         print(printable(format_run(run)))
 

@@ -82,7 +82,7 @@ class Tally:
 class LedgerEntry:
     """What became of one shard.
 
-    source: the shard as it was listed. edition: see `chiasm.pipeline.editions.edition_of`. seconds:
+    source: the shard as it was shard. edition: see `chiasm.pipeline.editions.edition_of`. seconds:
     busy seconds by stage. span: wall clock (opening, commit) in seconds since the epoch.
     quarantined: why the shard could not be embedded, None when it was; attempts: how many were
     made. embedded_from: the shard as it was embedded, stored where it has been relocated since.
@@ -154,11 +154,11 @@ class LedgerEntry:
         return read_record(data, name, cls, what="a ledger entry", do=do, schema=SCHEMA)
 
 
-def made_of(listed: Shard, source: Shard, embedded_from: Shard | None) -> Shard:
-    """The shard that decides the edition of what is embedded of `listed` now: the one that was
-    embedded, where `listed` is what that was relocated to (`source`), unchanged; else itself."""
-    unchanged = (listed.size, listed.version) == (source.size, source.version)
-    return embedded_from if embedded_from is not None and unchanged else listed
+def made_of(shard: Shard, source: Shard, embedded_from: Shard | None) -> Shard:
+    """The shard that decides the edition of what is embedded of `shard` now: the one that was
+    embedded, where `shard` is what that was relocated to (`source`), unchanged; else itself."""
+    unchanged = (shard.size, shard.version) == (source.size, source.version)
+    return embedded_from if embedded_from is not None and unchanged else shard
 
 
 def _counts(

@@ -55,9 +55,9 @@ class Footer:
         """The shard as it was when its rows were made; its edition is of that."""
         return self.embedded_from or self.source
 
-    def made_of(self, listed: Shard) -> Shard:
-        """The shard that decides the edition of what is embedded of `listed` now."""
-        return made_of(listed, self.source, self.embedded_from)
+    def made_of(self, shard: Shard) -> Shard:
+        """The shard that decides the edition of what is embedded of `shard` now."""
+        return made_of(shard, self.source, self.embedded_from)
 
     def agrees_with(self, entry: LedgerEntry | None) -> bool:
         # Of a shard that is being relocated only one of the two may name the new place yet.

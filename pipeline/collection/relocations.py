@@ -5,7 +5,8 @@ files, ids of rows and the index stay as they are. This record says which URL an
 Ids are only ever added to it, so that a shard listed later always gets the same one:
 
     where the shard was relocated to                 the relocated shard's id
-    where it was before, size and version unchanged  the same: it is a copy left behind
+    where it was before, size and version unchanged  the same: it is a copy left behind, and read
+                                                     from the new place
     the same URL, but another shard by now           an id of its own, since the first is taken
     any other URL                                    the id that the URL gives
 
@@ -17,13 +18,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from chiasm.pipeline.collection.runs import Run
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.records import Shard
-from chiasm.pipeline.storage import Folder, display_name
+from chiasm.pipeline.storage import Folder, display_name, stat_or_none
 from chiasm.pipeline.stored_records import read_record
 
 NAME = "relocated.json"
@@ -46,16 +48,16 @@ class Relocations:
     shards: Mapping[str, Relocated] = field(default_factory=dict)
     schema: int = SCHEMA
 
-    def of(self, listed: Shard) -> Shard:
+    def of(self, shard: Shard) -> Shard:
         """A shard as it was listed, with the id that it has in this collection."""
-        place = (listed.url, listed.size, listed.version)
-        shard_id = self._ids.get(listed.url) or self._former_ids.get(place) or listed.id
-        stem, taken = listed.id.rpartition("-")[0], 0
+        place = (shard.url, shard.size, shard.version)
+        shard_id = self._ids.get(shard.url) or self._former_ids.get(place) or shard.id
+        stem, taken = shard.id.rpartition("-")[0], 0
         while shard_id in self.shards and not self._is_at(shard_id, place):
             taken += 1
-            digest = hashlib.blake2b(f"{listed.url}\n{taken}".encode(), digest_size=5)
+            digest = hashlib.blake2b(f"{shard.url}\n{taken}".encode(), digest_size=5)
             shard_id = f"{stem}-{digest.hexdigest()}"
-        return replace(listed, id=shard_id)
+        return replace(shard, id=shard_id)
 
     def url_of(self, shard_id: str, url: str) -> str:
         """Where a shard is now; `url`, which was recorded of it once, where it never moved."""
@@ -67,8 +69,8 @@ class Relocations:
         urls = {url for _, url in moves.values()}
         # A shard that was at such a URL has been forgotten since. Its id stays taken.
         moved = {
-            shard_id: replace(each, url="") if each.url in urls else each
-            for shard_id, each in self.shards.items()
+            shard_id: replace(moved, url="") if moved.url in urls else moved
+            for shard_id, moved in self.shards.items()
         }
         for shard_id, (before, url) in moves.items():
             former = moved[shard_id].former if shard_id in moved else ()
@@ -93,6 +95,7 @@ class Relocations:
             (before.url, before.size, before.version): shard_id
             for shard_id, moved in self.shards.items()
             for before in moved.former
+            if moved.url
         }
 
 
@@ -121,8 +124,31 @@ def known_shards(run: Run, shards: Sequence[Shard]) -> list[Shard]:
     relocations = read_relocations(run.folder)
     if not relocations.shards:
         return list(shards)
-    known = map(relocations.of, shards)
-    return list({shard.id: shard for shard in reversed([*known])}.values())[::-1]
+    known: dict[str, Shard] = {}
+    for shard in shards:
+        found = _where_it_is(run.folder, relocations, shard)
+        known.setdefault(found.id, found)
+    return list(known.values())
+
+
+def _where_it_is(folder: Folder, relocations: Relocations, shard: Shard) -> Shard:
+    """A listed shard with its id; in place of a copy left behind, the shard that was relocated,
+    since the collection can say of one place alone that its rows are from there."""
+    known = relocations.of(shard)
+    relocated = relocations.shards.get(known.id)
+    if relocated is None or relocated.url == shard.url:
+        return known
+    found = stat_or_none(relocated.url)
+    if found is not None:
+        return Shard(relocated.url, known.id, found.size, found.version)
+    urls = (folder.url, relocated.url, shard.url)
+    collection, there, here = (shlex.quote(display_name(url)) for url in urls)
+    raise CollectionError(
+        display_name(shard.url),
+        expected=f"it at {display_name(relocated.url)}, where it was relocated to",
+        found="nothing there",
+        do=f"run chiasm relocate {collection} --from {there} --to {here}, or that of their folders",
+    )
 
 
 def require_no_relocation(run: Run) -> None:

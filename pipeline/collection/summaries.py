@@ -14,7 +14,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from chiasm.pipeline.collection.embeddings import find_embedding
+from chiasm.pipeline.collection.embeddings import find_embedding, stored_parquet_name
 from chiasm.pipeline.collection.ledger import (
     LedgerEntry,
     ledger_name,
@@ -23,7 +23,7 @@ from chiasm.pipeline.collection.ledger import (
     shard_of_entry,
     shard_of_failure,
 )
-from chiasm.pipeline.collection.parquet_schema import parquet_name, shard_id_of
+from chiasm.pipeline.collection.parquet_schema import shard_id_of
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.storage import Folder, Stat, is_temporary
@@ -88,9 +88,9 @@ class ShardSummary:
     def with_files(self, ledger: Stat | None, embeddings: Stat | None) -> ShardSummary:
         return replace(self, ledger=ShardFile.of(ledger), embeddings=ShardFile.of(embeddings))
 
-    def made_of(self, listed: Shard) -> Shard:
-        """The shard that decides the edition of what is embedded of `listed` now."""
-        return made_of(listed, self.source, self.embedded_from)
+    def made_of(self, shard: Shard) -> Shard:
+        """The shard that decides the edition of what is embedded of `shard` now."""
+        return made_of(shard, self.source, self.embedded_from)
 
     @property
     def done(self) -> bool:
@@ -243,7 +243,7 @@ def run_of_part(name: str) -> str:
 def stat_files(folder: Folder, shard_id: str) -> tuple[Stat | None, Stat | None]:
     """A shard's ledger entry and its Parquet file as they are now."""
     ledger, embeddings = folder.map_concurrent(
-        folder.stat, [ledger_name(shard_id), parquet_name(shard_id)]
+        folder.stat, [ledger_name(shard_id), stored_parquet_name(folder, shard_id)]
     )
     return ledger, embeddings
 

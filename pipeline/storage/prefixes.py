@@ -61,7 +61,7 @@ def url_matcher(pattern: str) -> Callable[[str], bool]:
     fixed, rest = pattern[: (cut := _fixed_length(pattern))], pattern[cut:]
     names = [display_name(url) for url in folder_urls(fixed or os.curdir)]
     patterns = [re.compile(glob_translate(f"{escape(name)}/{rest}")) for name in names]
-    return lambda url: any(each.fullmatch(display_name(url)) for each in patterns)
+    return lambda url: any(regex.fullmatch(display_name(url)) for regex in patterns)
 
 
 def _fixed_length(pattern: str) -> int:

@@ -9,7 +9,6 @@ tar that was changed in between has its later members elsewhere. Where no member
 from __future__ import annotations
 
 import hashlib
-import itertools
 import shlex
 import unicodedata
 from collections import Counter, defaultdict
@@ -34,42 +33,44 @@ from chiasm.pipeline.verify.findings import Finding
 
 MEMBERS = 4  # compared of each modality of a shard: the first, the last and two between
 KEYS = 16  # compared where no member was embedded
-LOOKED_AT = 8  # shards that `look_at_sources` asks for
+MOST_CHECKED = 8  # shards that `look_at_sources` asks for
 
 
 @dataclass(frozen=True)
 class SourcesSeen:
-    """What a look at some of a collection's shards found. looked, total: how many were looked at,
+    """What a look at some of a collection's shards found. checked, total: how many were looked at,
     of how many. missing: URLs where nothing is any more. unreachable: how many it could not be
     known of, since their store did not answer or refused."""
 
-    looked: int
+    checked: int
     total: int
     missing: tuple[str, ...] = ()
     unreachable: int = 0
 
-    def describe(self, collection: Folder) -> str:
-        """What is missing and what to do, in one line; "" where nothing is."""
-        if not self.missing:
-            return ""
-        first, fix = display_name(self.missing[0]), missing_fix(collection, self.missing[0])
-        found = f"{len(self.missing)} of {self.looked} shards looked at, of {self.total:,} in all"
-        return f"{found}, are not where they were, such as {first}; {fix}"
+    def describe(self, collection: str) -> str:
+        """What is missing or out of reach and what to do, in one line; "" where nothing is.
+        collection: its path or URL."""
+        looked_at = f"of {self.checked} shards looked at, of {self.total:,} in all,"
+        if self.missing:
+            first, fix = display_name(self.missing[0]), missing_fix(collection, self.missing[0])
+            found = f"{len(self.missing)} {looked_at} are not where they were, such as {first}"
+            return f"{found}; {fix}"
+        return f"{self.unreachable} {looked_at} are out of reach" if self.unreachable else ""
 
 
-def look_at_sources(urls: Sequence[str], at_most: int = LOOKED_AT) -> SourcesSeen:
+def look_at_sources(urls: Sequence[str], at_most: int = MOST_CHECKED) -> SourcesSeen:
     """Look whether shards are still at their URLs: at no more than `at_most` of them, spread over
     the list, by one request each. Never an error: a store out of reach is a state."""
-    chosen = [urls[i] for i in _spread(len(urls), at_most)]
-    found = map_concurrent(_stat, chosen)
-    missing = tuple(url for url, stat in zip(chosen, found, strict=True) if stat is None)
+    some = [urls[i] for i in _evenly(len(urls), at_most)]
+    found = map_concurrent(_stat, some)
+    missing = tuple(url for url, stat in zip(some, found, strict=True) if stat is None)
     unreachable = sum(isinstance(stat, ChiasmError) for stat in found)
-    return SourcesSeen(len(chosen), len(urls), missing, unreachable)
+    return SourcesSeen(len(some), len(urls), missing, unreachable)
 
 
-def missing_fix(collection: Folder, url: str) -> str:
-    """What to do about a shard that is not at its URL."""
-    path = shlex.quote(display_name(collection.url))
+def missing_fix(collection: str, url: str) -> str:
+    """What to do about a shard of a collection that is not at its URL."""
+    path = shlex.quote(collection)
     place = shlex.quote(display_name(url.rpartition("/")[0]))
     return (
         f"if they were moved, run chiasm relocate {path} --from {place} --to FOLDER; "
@@ -99,7 +100,9 @@ def check_sources(
         more = ", ..." if len(urls) > 3 else ""
         what = f"{len(urls)} of its {folders[folder]} shards are not there any more"
         where = f"shards of {display_name(folder)}"
-        yield Finding(where, f"{what} ({names}{more})", missing_fix(collection, urls[0]))
+        yield Finding(
+            where, f"{what} ({names}{more})", missing_fix(display_name(collection.url), urls[0])
+        )
 
 
 def _changed(
@@ -143,7 +146,7 @@ def _embedded_members(file: EmbeddingFile) -> list[tuple[Place, str]]:
     for prefix in prefixes:
         table = file.read([f"{prefix}{field}" for field in MEMBER_FIELDS])
         rows = np.flatnonzero(table[f"{prefix}member"].is_valid())
-        for cells in table.take(rows[_spread(len(rows), MEMBERS)]).to_pylist():
+        for cells in table.take(rows[_evenly(len(rows), MEMBERS)]).to_pylist():
             name, offset, size, digest = (
                 cells[f"{prefix}{field}"] for field in ("member", "offset", "size", "sha256")
             )
@@ -180,16 +183,16 @@ def _other_packed_member(url: str, digests: dict[tuple[str, int], str]) -> str:
 
 
 def _other_key(entry: LedgerEntry, file: EmbeddingFile, found: Shard) -> str:
-    """A sample among the first that was neither embedded nor dropped, "" where there is none."""
-    keys = file.read(["key"])["key"].to_pylist() + [dropped.key for dropped in entry.dropped]
-    known = {_normal(key) for key in keys if key}
-    items = read_samples(found, ReadSettings(), {})
-    seen = (item.key for item in items if isinstance(item, Sample | Dropped) and item.key)
-    # A limit may have cut the shard: later samples are not known.
-    for key in itertools.islice(seen, min(KEYS, len(known))):
-        if _normal(key) not in known:
-            return f"a sample {key}, which was not embedded"
-    return ""
+    """A sample among the first that were embedded, or dropped where none was, that the shard does
+    not have; "" where it has all."""
+    keys = file.read(["key"])["key"].to_pylist() or [dropped.key for dropped in entry.dropped]
+    left = {_normal(key): key for key in keys[:KEYS] if key}
+    for item in read_samples(found, ReadSettings(), {}) if left else ():
+        if isinstance(item, Sample | Dropped):
+            left.pop(_normal(item.key), None)
+        if not left:
+            return ""
+    return f"no sample {next(iter(left.values()))}, which was embedded" if left else ""
 
 
 def _normal(key: str) -> str:
@@ -197,7 +200,7 @@ def _normal(key: str) -> str:
     return unicodedata.normalize("NFC", key.encode("utf-8", "backslashreplace").decode())
 
 
-def _spread(total: int, wanted: int) -> list[int]:
+def _evenly(total: int, wanted: int) -> list[int]:
     """`wanted` of `total` numbers from 0 on, the first and the last among them; all where there
     are fewer."""
     return sorted({int(i) for i in np.linspace(0, total - 1, min(total, wanted))})

@@ -90,11 +90,7 @@ def add_shard(
     """Add, or embed again, the shard `name`; `vectors` in place of drawn pictures, `shard` in place
     of one that is made from the name; so many samples `dropped`."""
     rng = np.random.default_rng(seed)
-    if shard is None:
-        path = SHARDS / f"{name}.tar"
-        path.write_bytes(bytes(4096))
-        os.utime(path, ns=(1, 1))
-        shard = Shard(path.as_uri(), f"{name}-0123456789", 4096, "1")
+    shard = shard or _shard(name)
     drops = tuple(Dropped(f"dropped {n}", "decode", "corrupt") for n in range(dropped))
     dice = rng.random(rows)
     has = {"image": dice >= holes, "text": dice < 1 - holes}
@@ -130,6 +126,13 @@ def add_shard(
         write_entry(folder, LedgerEntry(shard, edition, rows, drops), "test")
         writer.commit(Footer(shard, edition, rows, dropped, "fake", fingerprint, dim))
     return stored
+
+
+def _shard(name: str) -> Shard:
+    path = SHARDS / f"{name}.tar"
+    path.write_bytes(bytes(4096))
+    os.utime(path, ns=(1, 1))
+    return Shard(path.as_uri(), f"{name}-0123456789", 4096, "1")
 
 
 def _row(shard: str, row: int, pictured: bool, captioned: bool, json: str | None) -> Decoded:
