@@ -45,7 +45,8 @@ def status(
     for damaged in found.damaged:
         print(printable(f"damaged {display_name(damaged['shard'])}: {damaged['reason']}"))
     if found.earlier_rules:
-        print(printable(f"{found.earlier_rules:,} shards read by earlier rules; renew with --reembed"))
+        count = f"{found.earlier_rules:,} shards read by earlier rules"
+        print(printable(f"{count}; chiasm embed --reembed reads them again"))
     if sources := found.sources.describe(found.path):
         print(printable(sources))
     for run in found.runs[-5:]:
