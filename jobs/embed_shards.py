@@ -39,13 +39,17 @@ NEW_WITH_POCKET = (
 
 @dataclass(frozen=True)
 class EmbedRequest:
-    """What to embed into what. `limit`: embed only the first samples, that many in all."""
+    """What to embed into what. limit: embed only the first samples, that many in all. reembed:
+    shards that were read by earlier rules are embedded again. allow_damaged: shards that are cut or
+    damaged are no failure."""
 
     shards: Sequence[Shard]
     to: str
     settings: Settings
     address: str | None = None
     limit: int | None = None
+    reembed: bool = False
+    allow_damaged: bool = False
 
     def in_force(self) -> dict[str, Any]:
         """What the run's record keeps of it."""
@@ -72,7 +76,9 @@ def embed_shards(
     request = replace(request, settings=settings)
     with Run(folder, "embed", request.in_force()) as run:
         run.sweep(FOLDERS)
-        work = WorkList(request.shards, run, settings.embedding, request.limit)
+        work = WorkList(
+            request.shards, run, settings.embedding, request.limit, reembed=request.reembed
+        )
         if identity is not None and identity.encoder == encoder:
             work.skip_finished(identity)  # that needs no worker
         try:
@@ -82,7 +88,9 @@ def embed_shards(
             run.sweep(SHARD_FOLDERS, own=True)
             work.write_summaries()
         wall = time.monotonic() - started
-        summary = summarize(request.shards, work, wall, settings.max_loss)
+        summary = summarize(
+            request.shards, work, wall, settings.max_loss, allow_damaged=request.allow_damaged
+        )
         run.finish("failed" if summary.exit_code else "done", summary.as_json())
     return summary
 

@@ -21,6 +21,7 @@ from chiasm.pipeline.collection import (
     read_failure,
 )
 from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.shards import RULES
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.timing import SYSTEM_CLOCK
 from chiasm.pipeline.totals import Totals
@@ -46,7 +47,8 @@ class IndexStatus:
 @dataclass(frozen=True)
 class Status:
     """A collection as its files describe it. `reasons` counts dropped samples, `notes` odd rows;
-    `set_aside`: quarantined shards."""
+    `set_aside`: quarantined shards; `damaged`: shards that are cut or damaged, of which only what
+    came before is there; `earlier_rules`: how many shards were read by earlier rules."""
 
     path: str
     encoder: str
@@ -62,6 +64,8 @@ class Status:
     set_aside: list[dict[str, str]]
     index: IndexStatus
     runs: list[dict[str, Any]]
+    damaged: list[dict[str, str]] = field(default_factory=list)
+    earlier_rules: int = 0
 
 
 def read_status(path: str) -> Status:
@@ -102,6 +106,8 @@ def status_of(collection: Collection, path: str) -> Status:
         set_aside=sorted(quarantined, key=lambda failed: failed["shard"]),
         index=read_index_status(collection, path),
         runs=[_run(seen) for seen in observer.observe()],
+        damaged=totals.damaged,
+        earlier_rules=sum(n for rules, n in totals.rules.items() if rules < RULES),
     )
 
 

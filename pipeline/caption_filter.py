@@ -26,11 +26,15 @@ from chiasm.pipeline.batches import BatchSettings, batches
 from chiasm.pipeline.encoders import Matcher
 from chiasm.pipeline.errors import ChiasmError, EncoderError, Undecodable
 from chiasm.pipeline.images import DecodeSettings
-from chiasm.pipeline.records import IMAGE, TEXT, Batch, Decoded, Shard
+from chiasm.pipeline.records import IMAGE, TEXT, Batch, Decoded, Dropped, Shard
 from chiasm.pipeline.shards import (
-    Damaged,
+    IMAGE_AND_TEXT,
+    RULES,
+    Grouping,
     ReadSettings,
+    SampleBuilder,
     Tar,
+    Wanted,
     every_caption,
     json_bytes,
     json_object,
@@ -101,7 +105,7 @@ def store_scores(
     name = f"{shard.id}.scores.jsonl"
     head: dict[str, Any] = {
         "format": FORMAT, "size": shard.size, "version": shard.version, "encoder": encoder.name,
-        "fingerprint": encoder.fingerprint, "read": asdict(read),
+        "fingerprint": encoder.fingerprint, "read": asdict(read), "rules": RULES,
     }  # fmt: skip
     if decode != DecodeSettings():
         head["decode"] = asdict(decode)
@@ -231,11 +235,11 @@ def write_filtered(
     read of it, and is counted as damaged. In memory is one sample."""
     ahead = iter(scores)
     following = next(ahead, None)
-    counts, damage = Filtered(), list[Damaged]()
+    counts, damage = Filtered(), list[Dropped]()
     with folder.create(f"{shard.id}.tar", run_id) as file:
         target: Any = file
         with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT) as out:
-            for key, members, oversized in _grouped(shard, settings.read.max_member_bytes, damage):
+            for key, members, oversized in _grouped(shard, settings.read, damage):
                 scored = None
                 if following is not None and key == following.key:
                     scored, following = following, next(ahead, None)
@@ -250,33 +254,22 @@ def write_filtered(
 
 
 def _grouped(
-    shard: Shard, max_member_bytes: int, damage: list[Damaged]
+    shard: Shard, read: ReadSettings, damage: list[Dropped]
 ) -> Iterator[tuple[str | None, list[tuple[str, bytes]], int]]:
-    """Neighbouring members of one key, as `read_samples` groups them, and how many of them were too
-    large to read; None as the key of other files. What ends the tar before its end goes to
-    `damage`."""
-    key: str | None = None
-    members: list[tuple[str, bytes]] = []
-    oversized = 0
-    with Tar(shard.url) as tar:
-        try:
-            for member in tar:
-                if member.kind:
-                    continue
-                named = split_member_name(member.name)
-                of = named[0] if named else None
-                if (members or oversized) and of != key:
-                    yield key, members, oversized
-                    members, oversized = [], 0
-                key = of
-                if member.size > max_member_bytes:
-                    oversized += 1
-                else:
-                    members.append((member.name, member.read()))
-        except Damaged as error:
-            damage.append(error)  # what came before it is whole
-    if members or oversized:
-        yield key, members, oversized
+    """The members of each key, as `read_samples` groups them, and how many of them were too large
+    to read; None as the key of other files. What ends the tar before its end goes to `damage`."""
+    wanted = Wanted(read, IMAGE_AND_TEXT, keep=True)
+    with Tar(shard.url, shard) as tar, Grouping(tar, wanted) as groups:
+        for group in groups:
+            if isinstance(group, Dropped):
+                damage.append(group)  # what came before it is whole
+            elif isinstance(group, SampleBuilder):
+                key = None if group.is_about_dataset else group.key
+                yield key, group.kept, group.oversized
+            elif not group.member.kind:
+                small = group.member.size <= read.max_member_bytes
+                kept = [(group.member.name, group.member.read())] if small else []
+                yield None, kept, int(not small)
 
 
 def _apply_threshold(
@@ -321,6 +314,8 @@ def _flagged(
             data = json_bytes({**record, "match": match})
         flagged.append((name, data))
     if not found:
-        base = members[0][0][: members[0][0].index(scored.key) + len(scored.key)]
+        name = members[0][0]
+        inside = name.startswith(f"{scored.key}/")  # of a folder that is a sample
+        base = f"{scored.key}/scores" if inside else name[: name.index(".", len(scored.key))]
         flagged.append((f"{base}.match.json", json_bytes(match)))
     return flagged

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -30,7 +30,7 @@ from chiasm.pipeline.editions import EmbedSettings, edition_of
 from chiasm.pipeline.encoders import JOINT, Encoded, Encoder
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.records import Batch, Dropped, Embedded, Note, Sample, Shard, VectorColumn
-from chiasm.pipeline.shards import read_samples
+from chiasm.pipeline.shards import RULES, ChangedError, read_samples
 from chiasm.pipeline.storage import Folder, display_name
 from chiasm.pipeline.timing import Stopwatch
 
@@ -50,10 +50,29 @@ def embed_shard(
     """Embed one shard into a collection and return its ledger entry.
 
     limit: stop after that many samples (the edition then says so). watch: called after each batch.
-    Raises SourceError when the shard cannot be read, StorageError when the target cannot be
-    written, EncoderError when the model gives no unit vectors; in each case nothing has its
-    final name.
+    A shard that was replaced after it was listed is embedded as it is now: source and edition of
+    the entry say so. Raises SourceError when the shard cannot be read, or changes while it is,
+    StorageError when the target cannot be written, EncoderError when the model gives no unit
+    vectors; in each case nothing has its final name.
     """
+    try:
+        return _embed(shard, encoder, folder, settings, run_id, limit, watch)
+    except ChangedError as error:
+        if error.now is None:
+            raise
+        LOG.info("%s", error, extra={"shard": shard.id})
+        return _embed(error.now, encoder, folder, settings, run_id, limit, watch)
+
+
+def _embed(
+    shard: Shard,
+    encoder: Encoder,
+    folder: Folder,
+    settings: EmbedSettings,
+    run_id: str,
+    limit: int | None,
+    watch: Callable[[Tally], None] | None,
+) -> LedgerEntry:
     began = time.time()
     LOG.info("opened %s", display_name(shard.url), extra={"shard": shard.id})
     tally, clock, first = Tally(), Stopwatch(), Limit(limit)
@@ -82,8 +101,8 @@ def _log_commit(entry: LedgerEntry) -> None:
     spent = entry.span[1] - entry.span[0] if entry.span else 0.0
     LOG.info(
         "committed %s: %d rows, %d dropped, %.2f s",
-        display_name(entry.source.url), entry.rows, len(entry.dropped), spent,
-        extra={"shard": entry.source.id, "rows": entry.rows, "dropped": len(entry.dropped),
+        display_name(entry.source.url), entry.rows, entry.dropped_count, spent,
+        extra={"shard": entry.source.id, "rows": entry.rows, "dropped": entry.dropped_count,
                "seconds": round(spent, 3)},
     )  # fmt: skip
 
@@ -143,13 +162,17 @@ class Limit:
 
     def take(self, items: Iterator[Sample | Dropped | Note]) -> Iterator[Sample | Dropped | Note]:
         passed = 0
-        for item in items:
-            if not isinstance(item, Note):
-                if passed == self.limit:
-                    self.limit_reached = self.limit
-                    return
-                passed += 1
-            yield item
+        try:
+            for item in items:
+                if not isinstance(item, Note):
+                    if passed == self.limit:
+                        self.limit_reached = self.limit
+                        return
+                    passed += 1
+                yield item
+        finally:
+            if isinstance(items, Generator):
+                items.close()  # which looks whether the shard has changed
 
 
 def ledger_entry(
@@ -163,10 +186,13 @@ def ledger_entry(
 ) -> LedgerEntry:
     return LedgerEntry(
         source=shard,
-        edition=edition_of(shard, encoder.fingerprint, settings, limit_reached),
+        edition=edition_of(shard, encoder.fingerprint, settings, limit_reached, rules=RULES),
         rows=tally.rows,
         dropped=tuple(tally.dropped),
         notes=tuple(tally.notes),
+        drop_counts=dict(tally.drop_counts),
+        note_counts=dict(tally.note_counts),
+        rules=RULES,
         seconds={stage: round(seconds, 4) for stage, seconds in clock.seconds.items()},
         span=(began, time.time()),
     )
@@ -177,7 +203,7 @@ def footer_of(entry: LedgerEntry, encoder: Encoder) -> Footer:
         source=entry.source,
         edition=entry.edition,
         rows=entry.rows,
-        dropped=len(entry.dropped),
+        dropped=entry.dropped_count,
         encoder=encoder.name,
         fingerprint=encoder.fingerprint,
         dim=max(encoder.dims.values()),

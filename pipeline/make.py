@@ -41,12 +41,15 @@ def make_collection(
     *,
     settings: EmbedSettings | None = None,
     limit: int | None = None,
+    reembed: bool = False,
+    allow_damaged: bool = False,
 ) -> EmbedSummary:
     """Embed shards into a collection, one after the other in this process.
 
     shards: paths, folders, globs, brace ranges and URLs, or `Shard`s. to: the collection's folder
     or URL; shards are added to what is there. encoder: a name as in `--encoder`, or an object.
-    limit: embed only the first samples, that many in all.
+    limit: embed only the first samples, that many in all. reembed: shards that were read by earlier
+    rules are embedded again. allow_damaged: shards that are cut or damaged are no failure.
 
     A shard that cannot be read is quarantined in its ledger, with the reason, and the rest goes on:
     see `EmbedSummary.failed`, and `summary_error` of `embed_summary.py` for an exception to raise.
@@ -61,14 +64,15 @@ def make_collection(
         encoder = load_encoder(absolute_name(encoder), compute)
     with Run(folder, "make_collection", {"encoder": encoder.name, "limit": limit}) as run:
         run.sweep(FOLDERS)
-        work = WorkList(shard_list, run, settings, limit)
+        work = WorkList(shard_list, run, settings, limit, reembed=reembed)
         work.skip_finished(create_or_check(folder, Identity.of(encoder), run.id))
         try:
             _embed_all(work, encoder, folder, settings)
         finally:
             run.sweep(SHARD_FOLDERS, own=True)
             work.write_summaries()
-        summary = summarize(shard_list, work, time.monotonic() - started)
+        wall = time.monotonic() - started
+        summary = summarize(shard_list, work, wall, allow_damaged=allow_damaged)
         run.finish("failed" if summary.exit_code else "done", summary.as_json())
     return summary
 

@@ -18,6 +18,10 @@ import numpy as np
 IMAGE, TEXT = "image", "text"
 COLUMNS = ("image", "text", "joint")  # the vector columns, in the order in which they are written
 
+# Reasons of stage `read` with which the rest of a shard is lost: bytes are missing, bytes are
+# wrong, a small file unpacks to too many bytes.
+DAMAGES = ("truncated", "damaged", "bomb")
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:

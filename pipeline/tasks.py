@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from chiasm.pipeline.collection import EmbeddingFile, Run, find_embedding
-from chiasm.pipeline.editions import EmbedSettings, edition_of
+from chiasm.pipeline.editions import EmbedSettings, accepted_editions
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.storage import Stat
@@ -26,14 +26,10 @@ class Task:
     lapses: int = 0
 
 
-def find_done(
-    task: Task, run: Run, settings: EmbedSettings, fingerprint: str
-) -> EmbeddingFile | None:
-    """The shard's file, if it exists, is whole, and has the edition that this task would make."""
+def find_done(task: Task, run: Run, editions: set[str]) -> EmbeddingFile | None:
+    """The shard's file, if it exists, is whole, and has one of these editions."""
     file = find_whole(run, task)
-    if file is None:
-        return None
-    return file if file.edition in editions_of(task, task.shard, settings, fingerprint) else None
+    return file if file is not None and file.edition in editions else None
 
 
 def find_whole(run: Run, task: Task) -> EmbeddingFile | None:
@@ -44,6 +40,8 @@ def find_whole(run: Run, task: Task) -> EmbeddingFile | None:
         return None  # damaged: written again under the same name
 
 
-def editions_of(task: Task, shard: Shard, settings: EmbedSettings, fingerprint: str) -> set[str]:
-    """The editions that this task would make of a shard."""
-    return {edition_of(shard, fingerprint, settings, limit) for limit in {None, task.limit}}
+def editions_of(
+    task: Task, settings: EmbedSettings, fingerprint: str, *, reembed: bool
+) -> set[str]:
+    """The editions that count as this task's."""
+    return accepted_editions(task.shard, fingerprint, settings, task.limit, reembed=reembed)

@@ -30,7 +30,7 @@ from chiasm.pipeline.collection import (
     write_entry,
     write_failure,
 )
-from chiasm.pipeline.editions import EmbedSettings, edition_of
+from chiasm.pipeline.editions import RULES, EmbedSettings, edition_of
 from chiasm.pipeline.records import Dropped, Shard
 from chiasm.pipeline.storage import Stat
 from chiasm.pipeline.tasks import Files, Task, editions_of, find_done, find_whole
@@ -46,13 +46,20 @@ class WorkList:
     before; `quarantined` (shard id -> reason), because they were given up.
 
     limit: the most samples of all shards together; shards are then embedded one at a time, since
-    the limit of each depends on those before it.
+    the limit of each depends on those before it. reembed: shards that were read by earlier rules
+    are not done.
     """
 
     def __init__(
-        self, shards: Sequence[Shard], run: Run, settings: EmbedSettings, limit: int | None = None
+        self,
+        shards: Sequence[Shard],
+        run: Run,
+        settings: EmbedSettings,
+        limit: int | None = None,
+        *,
+        reembed: bool = False,
     ) -> None:
-        self.run, self.settings, self.limit = run, settings, limit
+        self.run, self.settings, self.limit, self.reembed = run, settings, limit, reembed
         self.fingerprint = ""
         self.done, self.skipped = Totals(), Totals()
         self.quarantined: dict[str, str] = {}
@@ -62,6 +69,7 @@ class WorkList:
         self._in_flight: dict[str, Task] = {}
         self._summaries = SummaryWriter(run.folder, run.id, run.clock)
         self._with_drops: list[str] = []  # skipped shards whose entries name dropped samples
+        self._with_notes: dict[str, str] = {}  # by reason, a skipped shard that has such notes
         self._files: dict[str, Stat] = {}  # Parquet files, as listed, of shards that are not done
         self._failures: set[str] = set()  # shards with a failure beside their entry
         self._activity = -1  # of other runs when files were listed; none yet
@@ -102,14 +110,15 @@ class WorkList:
 
     def _skip_if_wanted(self, wanted: dict[str, Task], summary: ShardSummary) -> bool:
         task = wanted[summary.source.id]
-        editions = editions_of(task, task.shard, self.settings, self.fingerprint)
-        if not summary.done or summary.edition not in editions:
+        if not summary.done or summary.edition not in self._editions(task):
             return False
         self._skip_task(task, summary)
         return True
 
     def _skip_task(self, task: Task, summary: ShardSummary) -> None:
         self.skipped.add(summary)
+        for reason in summary.notes:
+            self._with_notes.setdefault(reason, task.shard.id)
         if summary.dropped and len(self._with_drops) < DROPS_KEPT:
             self._with_drops.append(task.shard.id)
         self._remove_failure(task)
@@ -137,6 +146,16 @@ class WorkList:
             if entry is not None:
                 found.add_drops(entry)
         return found.drops
+
+    def note_details(self) -> dict[str, str]:
+        """By reason, the detail of a note of a shard done or skipped."""
+        details = dict(self.done.note_details)
+        folder = self.run.folder
+        missing = {self._with_notes[why] for why in self._with_notes.keys() - details.keys()}
+        for entry in folder.map_concurrent(lambda name: read_entry(folder, name), missing):
+            for note in () if entry is None else entry.notes:
+                details.setdefault(note.reason, note.detail)
+        return details
 
     def take(self) -> Task | None:
         """The next shard to embed, claimed for this run; None when there is none just now. Raises
@@ -185,7 +204,7 @@ class WorkList:
         self.quarantined[task.shard.id] = reason
         entry = LedgerEntry(
             source=task.shard,
-            edition=edition_of(task.shard, self.fingerprint, self.settings),
+            edition=edition_of(task.shard, self.fingerprint, self.settings, rules=RULES),
             rows=0,
             quarantined=reason,
             attempts=len(task.failures),
@@ -306,5 +325,8 @@ class WorkList:
 
     def _committed(self, task: Task) -> LedgerEntry | None:
         """The ledger entry of a shard that is done, None for another."""
-        file = find_done(task, self.run, self.settings, self.fingerprint)
+        file = find_done(task, self.run, self._editions(task))
         return None if file is None else read_entry(self.run.folder, task.shard.id)
+
+    def _editions(self, task: Task) -> set[str]:
+        return editions_of(task, self.settings, self.fingerprint, reembed=self.reembed)

@@ -145,7 +145,7 @@ def test_the_captions_left_are_exactly_those_that_reach_the_threshold(
 
 
 def test_json_that_the_reader_does_not_read_is_not_made_readable(picture, tmp_path):
-    unread = json.dumps({"captions": ["odds -1"]}).encode("utf-16")
+    unread = json.dumps({"captions": ["odds -1"]}).encode("utf-16-le")
     samples = {"a": {"jpg": picture, "txt": b"odds 1", "json": unread}}
     shard = write_tar(tmp_path / "s.tar", samples)
     left, counts = filter_by_judge(shard, tmp_path / "to", caption_field="", flag=True)

@@ -148,7 +148,8 @@ def test_an_answer_that_breaks_is_begun_again_and_passed_over():
 
 
 def test_a_network_that_fails_is_never_told_as_damage():
-    members = [(f"{n}.jpg", noise(9000, n)) for n in range(20)]
+    pairs = (((f"{n}.jpg", noise(9000, n)), (f"{n}.txt", b"text")) for n in range(20))
+    members = [member for pair in pairs for member in pair]
     for ranges, kind in ((True, "range"), (False, "get")):
         running = FaultyServer(Files({"/a.tar": tar_of(*members)}, ranges=ranges))
         [shard] = list_shards([f"{running.url}/a.tar"])

@@ -352,7 +352,8 @@ def test_an_object_that_changes_while_it_is_read_is_told(s3, small_blocks):
 
 @pytest.mark.parametrize("pack", [bytes, zstd, gzip.compress], ids=["tar", "zstd", "gz"])
 def test_a_network_that_fails_is_never_told_as_damage(s3, pack, small_blocks):
-    members = [(f"{n}.jpg", noise(30_000, n)) for n in range(20)]
+    pairs = (((f"{n}.jpg", noise(30_000, n)), (f"{n}.txt", b"text")) for n in range(20))
+    members = [member for pair in pairs for member in pair]
     folder = Folder(s3.root)
     folder.write_whole("a.tar", pack(tar_of(*members)))
     [shard] = list_shards([folder.url_of("a.tar")])

@@ -66,6 +66,12 @@ def embed(
     max_loss: Annotated[
         float | None, typer.Option(help="Share of samples that may be dropped. (default: 0.01)")
     ] = None,
+    reembed: Annotated[
+        bool, typer.Option("--reembed", help="Embed shards again that earlier rules have read.")
+    ] = False,
+    allow_damaged: Annotated[
+        bool, typer.Option("--allow-damaged", help="Shards that are cut or damaged are no failure.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     flags = {
@@ -78,6 +84,8 @@ def embed(
         settings=compose(preset, assignments or (), flags, uses=USES),
         address=address,
         limit=limit,
+        reembed=reembed,
+        allow_damaged=allow_damaged,
     )
     if find_spec("faiss") is None:
         print_progress(NO_FAISS)
@@ -88,10 +96,20 @@ def embed(
         print(json.dumps(summary.as_json(), ensure_ascii=False))
     else:
         print_summary(summary, to)
+    print_odd(summary)
     error = summary_error(summary)
     if error is not None:
         print_failures(summary)
         raise error
+
+
+def print_odd(summary: EmbedSummary) -> None:
+    """Shards that are damaged, and what most rows lack."""
+    for damaged in summary.damaged:
+        where = display_name(damaged["shard"])
+        print(printable(f"damaged {where}: {damaged['reason']}"), file=sys.stderr)
+    for hint in summary.hints:
+        print(printable(f"chiasm: {hint}"), file=sys.stderr)
 
 
 def print_failures(summary: EmbedSummary) -> None:
@@ -118,7 +136,11 @@ def print_summary(summary: EmbedSummary, to: str) -> None:
         f"{summary.rows:,} rows of {summary.samples:,} samples in {to}"
         + (f"; {summary.dropped:,} dropped ({reasons})" if summary.dropped else "; none dropped")
     )
+    if summary.notes:
+        notes = ", ".join(f"{count:,} {reason}" for reason, count in summary.notes.items())
+        print(f"notes: {notes}")
     counted = f"shards: {summary.done} done, {summary.skipped} were done already"
+    counted += f", {len(summary.damaged)} damaged" if summary.damaged else ""
     print(counted + (f", {len(summary.failed)} quarantined" if summary.failed else ""))
     stages = {stage: spent for stage, spent in summary.seconds.items() if stage != "total"}
     if stages:

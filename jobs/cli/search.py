@@ -167,7 +167,8 @@ def _batches(
             "search", expected="a text, --image FILE, or queries on stdin", found="none of them"
         )
     for lines in _stdin_lines(sys.stdin.fileno()):
-        texts = [line.strip() for line in lines if line.strip()]
+        # The first of a file of Windows begins with a byte order mark, which is none of the text.
+        texts = list(filter(None, (line.removeprefix("\ufeff").strip() for line in lines)))
         for start in range(0, len(texts), BATCH):
             yield [make_query(line) for line in texts[start : start + BATCH]]
 

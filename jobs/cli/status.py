@@ -42,6 +42,10 @@ def status(
         print(
             printable(f"quarantined {display_name(quarantined['shard'])}: {quarantined['reason']}")
         )
+    for damaged in found.damaged:
+        print(printable(f"damaged {display_name(damaged['shard'])}: {damaged['reason']}"))
+    if found.earlier_rules:
+        print(f"{found.earlier_rules:,} shards read by earlier rules; renew with --reembed")
     for run in found.runs[-5:]:
         print(printable(format_run(run)))
 

@@ -139,7 +139,7 @@ class EmbedWorker:
         return replace(self._report, log_lines=tuple(self._log_lines.drain()))
 
     def _watch(self, tally: Tally) -> None:
-        self._report = replace(self._report, samples=tally.samples, dropped=len(tally.dropped))
+        self._report = replace(self._report, samples=tally.samples, dropped=tally.dropped_count)
 
     def _exit_with_driver(self) -> None:
         """End this process when its driver is gone. Ray does so too, but only after some seconds,

@@ -20,7 +20,7 @@ from typing import Annotated
 from pydantic import Field
 
 from chiasm.pipeline.errors import StorageError
-from chiasm.pipeline.records import Dropped, Note, Shard
+from chiasm.pipeline.records import DAMAGES, Dropped, Note, Shard
 from chiasm.pipeline.storage import Folder, display_name, is_temporary
 from chiasm.pipeline.stored_records import read_record
 
@@ -28,26 +28,47 @@ SCHEMA = 1
 _SUFFIX, _FAILED = ".json", ".failed.json"
 
 
+MOST_KEPT = 100  # dropped samples, or notes, kept of one reason of a shard: the rest is counted
+
+
 class Tally:
-    """Counts of one shard's samples. Used by one thread, the one that writes the rows."""
+    """Counts of one shard's samples. Used by one thread, the one that writes the rows.
+
+    dropped, notes: the first MOST_KEPT of each reason; drop_counts, note_counts: all, by reason."""
 
     def __init__(self) -> None:
         self.rows = 0
         self.dropped: list[Dropped] = []
         self.notes: list[Note] = []
+        self.drop_counts: Counter[str] = Counter()
+        self.note_counts: Counter[str] = Counter()
+        self._kept: Counter[tuple[str, str]] = Counter()
+
+    @property
+    def dropped_count(self) -> int:
+        """How many samples were dropped."""
+        return self.drop_counts.total()
 
     @property
     def samples(self) -> int:
-        return self.rows + len(self.dropped)
+        return self.rows + self.dropped_count
 
     def keep(self, rows: int) -> None:
         self.rows += rows
 
     def drop(self, dropped: Dropped) -> None:
-        self.dropped.append(dropped)
+        self.drop_counts[dropped.reason] += 1
+        if self._is_kept(dropped.stage, dropped.reason):
+            self.dropped.append(dropped)
 
     def note(self, note: Note) -> None:
-        self.notes.append(note)
+        self.note_counts[note.reason] += 1
+        if self._is_kept("note", note.reason):
+            self.notes.append(note)
+
+    def _is_kept(self, kind: str, reason: str) -> bool:
+        self._kept[kind, reason] += 1
+        return self._kept[kind, reason] <= MOST_KEPT
 
 
 @dataclass(frozen=True)
@@ -57,7 +78,8 @@ class LedgerEntry:
     source: the shard as it was listed. edition: see `chiasm.pipeline.editions.edition_of`. seconds:
     busy seconds by stage. span: wall clock (opening, commit) in seconds since the epoch.
     quarantined: why the shard could not be embedded, None when it was; attempts: how many were
-    made.
+    made. dropped, notes: at most MOST_KEPT of a reason; drop_counts, note_counts: how many there
+    are by reason, empty in entries that have all. rules: the version of the rules of reading.
     """
 
     source: Shard
@@ -69,18 +91,38 @@ class LedgerEntry:
     span: tuple[float, float] | None = None
     quarantined: Annotated[str | None, Field(alias="set_aside")] = None
     attempts: int = 1
+    drop_counts: dict[str, int] = field(default_factory=dict)
+    note_counts: dict[str, int] = field(default_factory=dict)
+    rules: int = 1
 
     @property
     def samples(self) -> int:
-        return self.rows + len(self.dropped)
+        return self.rows + self.dropped_count
+
+    @property
+    def dropped_count(self) -> int:
+        """How many samples were dropped."""
+        return sum(self.reasons().values())
+
+    @property
+    def damage(self) -> str | None:
+        """Why the rest of the shard is lost, None where nothing is."""
+        for dropped in self.dropped:
+            if dropped.stage == "read" and dropped.reason in DAMAGES:
+                # Rules 1 dropped a sample where only the end mark was missing.
+                if dropped.detail.startswith("no end mark at byte"):
+                    return None
+                where = f" in sample {dropped.key}" if dropped.key else ""
+                return f"{dropped.reason}{where}: {dropped.detail}"
+        return None
 
     def reasons(self) -> dict[str, int]:
         """How many samples were dropped under each reason, most frequent first."""
-        return dict(Counter(dropped.reason for dropped in self.dropped).most_common())
+        return _counts(self.drop_counts, self.dropped)
 
-    def note_counts(self) -> dict[str, int]:
-        """How many notes there are of each reason."""
-        return dict(Counter(note.reason for note in self.notes))
+    def note_reasons(self) -> dict[str, int]:
+        """How many notes there are of each reason, most frequent first."""
+        return _counts(self.note_counts, self.notes)
 
     def to_json(self) -> bytes:
         """The file's content."""
@@ -95,6 +137,12 @@ class LedgerEntry:
         """The entry in a file; CollectionError, which names `name`, for a damaged one."""
         do = "delete the file and run chiasm embed again"
         return read_record(data, name, cls, what="a ledger entry", do=do, schema=SCHEMA)
+
+
+def _counts(
+    counts: dict[str, int], records: tuple[Dropped, ...] | tuple[Note, ...]
+) -> dict[str, int]:
+    return dict(Counter(counts or (item.reason for item in records)).most_common())
 
 
 def ledger_name(shard_id: str) -> str:

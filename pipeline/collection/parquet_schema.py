@@ -48,7 +48,7 @@ class Footer:
             entry is not None
             and entry.quarantined is None
             and (entry.source, entry.edition) == (self.source, self.edition)
-            and (entry.rows, len(entry.dropped)) == (self.rows, self.dropped)
+            and (entry.rows, entry.dropped_count) == (self.rows, self.dropped)
         )
 
     def to_json(self) -> str:

@@ -53,8 +53,9 @@ class ShardFile:
 @dataclass(frozen=True, slots=True)
 class ShardSummary:
     """A ledger entry as counts, and the files that it was made from. dropped, notes: how many by
-    reason. quarantined: why the shard was given up, None where it is done. ledger, embeddings: its
-    entry and its Parquet file. unfinished: whether the two do not agree; such a summary is never
+    reason. quarantined: why the shard was given up, None where it is done. damage: why the rest of
+    it is lost, None where it is whole. rules: of reading. ledger, embeddings: its entry and its
+    Parquet file. unfinished: whether the two do not agree; such a summary is never
     stored."""
 
     source: Shard
@@ -63,6 +64,8 @@ class ShardSummary:
     dropped: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
     quarantined: str | None = None
+    damage: str | None = None
+    rules: int = 1
     ledger: ShardFile | None = None
     embeddings: ShardFile | None = None
     unfinished: bool = False
@@ -74,8 +77,10 @@ class ShardSummary:
             entry.edition,
             entry.rows,
             entry.reasons(),
-            entry.note_counts(),
+            entry.note_reasons(),
             entry.quarantined,
+            entry.damage,
+            entry.rules,
         )
 
     def with_files(self, ledger: Stat | None, embeddings: Stat | None) -> ShardSummary:
@@ -248,7 +253,7 @@ def _fields(summary: ShardSummary) -> dict[str, Any]:
         "edition": summary.edition,
         "rows": summary.rows,
     }
-    for name in ("dropped", "notes", "quarantined"):
+    for name in ("dropped", "notes", "quarantined", "damage", "rules"):
         if value := getattr(summary, name):
             fields[name] = value
     for name, file in (("ledger", summary.ledger), ("embeddings", summary.embeddings)):

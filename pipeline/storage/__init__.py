@@ -4,7 +4,7 @@ Shards are read by URL (`stat`, `open_stream`, `read_range`, `glob`). A collecti
 which a file gets its final name only once it is whole.
 """
 
-from chiasm.pipeline.storage.backend import Backend, PendingFile, Stat
+from chiasm.pipeline.storage.backend import Backend, PendingFile, Stat, Stream
 from chiasm.pipeline.storage.folder import Folder
 from chiasm.pipeline.storage.local import is_temporary, run_of_temporary
 from chiasm.pipeline.storage.urls import (
@@ -25,6 +25,7 @@ __all__ = [
     "Folder",
     "PendingFile",
     "Stat",
+    "Stream",
     "base_name",
     "canonical_url",
     "display_name",

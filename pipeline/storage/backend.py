@@ -25,6 +25,22 @@ class Stat:
     version: str
 
 
+class Stream(io.BufferedReader):
+    """A file that is read from front to back.
+
+    Where it is `seekable`, seeking forward leaves out bytes without reading them."""
+
+    def stat(self) -> Stat | None:
+        """Size (-1 where not reported) and version of what is read: of a local file as it is now,
+        of an object as it was opened, after which it cannot change unnoticed. None: unknown."""
+        return None
+
+    def second_reader(self) -> Stream | None:
+        """Another reader of the same open file, at its beginning, for small pieces here and there;
+        None where each would be a request. To be closed before this one."""
+        return None
+
+
 class PendingFile(Protocol):
     """A file being written. `commit()` gives it its name; leaving the `with` block without a commit
     removes it. `commit_new()` does not replace a file: it returns False where the name is taken."""
@@ -63,7 +79,7 @@ class Backend(Protocol):
     def local(self, url: str) -> Path | None: ...
     def stat(self, url: str) -> Stat: ...
     def is_folder(self, url: str) -> bool: ...
-    def open_stream(self, url: str) -> io.BufferedReader: ...
+    def open_stream(self, url: str) -> Stream: ...
     def open_seekable(self, url: str) -> Any: ...
     def read_range(self, url: str, offset: int, size: int) -> bytes: ...
     def glob(self, pattern: str) -> Sequence[str]: ...

@@ -9,14 +9,13 @@ that is read, StorageError for a file of the folder.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from chiasm.pipeline.errors import StorageError
-from chiasm.pipeline.storage.backend import Backend, PendingFile, Stat
+from chiasm.pipeline.storage.backend import Backend, PendingFile, Stat, Stream
 from chiasm.pipeline.storage.schemes import backend_of
 
 A = TypeVar("A")
@@ -83,7 +82,7 @@ class Folder:
         with ThreadPoolExecutor(self._backend.concurrency, "chiasm-map") as pool:
             yield from pool.map(call, names)
 
-    def open_stream(self, name: str) -> io.BufferedReader:
+    def open_stream(self, name: str) -> Stream:
         """A file for reading from front to back; SourceError when it cannot be opened."""
         return self._backend.open_stream(self.url_of(name))
 

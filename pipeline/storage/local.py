@@ -26,6 +26,7 @@ import pyarrow as pa
 from chiasm.pipeline.errors import SourceError, StorageError, UsageError
 from chiasm.pipeline.storage.backend import Stat
 from chiasm.pipeline.storage.disk import Disk, Entry
+from chiasm.pipeline.storage.local_stream import LocalStream
 
 # Each read of the file releases the GIL, which other decode threads then take: so few large reads.
 # The cost is a copy in memory.
@@ -170,9 +171,9 @@ class LocalFiles:
     def is_folder(self, url: str) -> bool:
         return os.path.isdir(_path_of(url))
 
-    def open_stream(self, url: str) -> io.BufferedReader:
+    def open_stream(self, url: str) -> LocalStream:
         with _source_errors(url):
-            return io.BufferedReader(io.FileIO(_path_of(url)), STREAM_BUFFER)
+            return LocalStream(io.FileIO(_path_of(url)), STREAM_BUFFER)
 
     def read_range(self, url: str, offset: int, size: int) -> bytes:
         with _source_errors(url), open(_path_of(url), "rb") as file:

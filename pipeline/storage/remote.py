@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from chiasm.pipeline.errors import SourceError, StorageError, UnreachableError, UsageError
 from chiasm.pipeline.storage import retry
-from chiasm.pipeline.storage.backend import Stat
+from chiasm.pipeline.storage.backend import Stat, Stream
 from chiasm.pipeline.storage.credentials import SECRET_PARAMETERS, credentials_error
 from chiasm.pipeline.storage.object_store import RangesUnsupported, ReadableStore, Store
 from chiasm.pipeline.storage.store_errors import (
@@ -77,7 +77,7 @@ class ReadableFiles(Generic[S]):
             except NotFound:
                 return None
 
-    def open_stream(self, url: str) -> io.BufferedReader:
+    def open_stream(self, url: str) -> Stream:
         path, retries = self.path(url), retry.RETRIES
         return read_ahead(self.store, path, retries, lambda: self._source_errors(url))
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from chiasm.pipeline.storage.backend import Stat
+from chiasm.pipeline.storage.backend import Stat, Stream
 from chiasm.pipeline.storage.schemes import backend_of
 
 B = TypeVar("B")
@@ -45,7 +44,7 @@ def is_remote(url: str) -> bool:
     return backend_of(url).concurrency > 1
 
 
-def open_stream(url: str) -> io.BufferedReader:
+def open_stream(url: str) -> Stream:
     """A file for reading from front to back; SourceError when it cannot be opened."""
     return backend_of(url).open_stream(url)
 

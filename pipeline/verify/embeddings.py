@@ -146,8 +146,8 @@ class ShardCheck:
                 self.where, f"its ledger entry names shard {entry.source.id}", self._embed_again()
             )
         samples = json.loads(self.folder.read_bytes(ledger_name(self.shard_id))).get("samples")
-        if entry.rows + len(entry.dropped) != samples:
-            counts = f"{entry.rows} rows + {len(entry.dropped)} dropped"
+        if entry.samples != samples:
+            counts = f"{entry.rows} rows + {entry.dropped_count} dropped"
             fix = self._replace() if has_embeddings else self._embed_again()
             yield Finding(self.where, f"{counts} in the ledger, of {samples} samples", fix)
         if not has_embeddings and entry.quarantined is None:
@@ -158,7 +158,7 @@ class ShardCheck:
             "source": (footer.source, entry.source),
             "edition": (footer.edition, entry.edition),
             "rows": (footer.rows, entry.rows),
-            "dropped": (footer.dropped, len(entry.dropped)),
+            "dropped": (footer.dropped, entry.dropped_count),
         }
         unequal = "; ".join(f"{name} {a} and {b}" for name, (a, b) in pairs.items() if a != b)
         unequal = unequal or f"the ledger says it was quarantined: {entry.quarantined}"

@@ -20,7 +20,7 @@ from chiasm.pipeline.collection import (
     runs,
     vectors_of,
 )
-from chiasm.pipeline.editions import EmbedSettings, edition_of
+from chiasm.pipeline.editions import EmbedSettings, accepted_editions
 from chiasm.pipeline.embed import encode
 from chiasm.pipeline.encoders import Encoder, load_encoder
 from chiasm.pipeline.errors import ChiasmError, CollectionError
@@ -114,7 +114,7 @@ def decode_settings(file: EmbeddingFile, candidates: list[EmbedSettings]) -> Dec
     matching = (
         settings.decode
         for settings in candidates
-        if edition_of(source, fingerprint, settings) == file.edition
+        if file.edition in accepted_editions(source, fingerprint, settings)
     )
     return next(matching, candidates[0].decode if candidates else DecodeSettings())
 

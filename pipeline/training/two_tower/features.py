@@ -26,8 +26,8 @@ from chiasm.pipeline.encoders import BaseEncoder, Input
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.model.checkpoint import write_file
-from chiasm.pipeline.records import IMAGE, TEXT, Batch, Shard
-from chiasm.pipeline.shards import DAMAGES, ReadSettings, every_caption, read_samples
+from chiasm.pipeline.records import DAMAGES, IMAGE, TEXT, Batch, Shard
+from chiasm.pipeline.shards import RULES, ReadSettings, every_caption, read_samples
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.training.log import Report
 from chiasm.pipeline.training.two_tower.held_out import fold_of, held_out
@@ -134,7 +134,7 @@ def _shard(
                 pairs, captions = pairs + 1, captions + len(pair.text)
         writer.close()
         partial.commit()
-    dropped = Counter(item.reason for item in tally.dropped)
+    dropped = tally.drop_counts
     dropped += Counter({"no_pair": tally.rows - pairs})
     damaged = any(item.stage == "read" and item.reason in DAMAGES for item in tally.dropped)
     counts = {"pairs": pairs, "captions": captions, "lost": dropped, "damaged": damaged}
@@ -191,7 +191,7 @@ def _digest(shard: Shard, image: ImageTower, text: TextTower, settings: FeatureS
     identity: dict[str, Any] = {
         "format": FORMAT, "size": shard.size, "version": shard.version,
         "image": [image.fingerprint, image.precision], "text": [text.fingerprint, text.precision],
-        "read": asdict(settings.read),
+        "read": asdict(settings.read), "rules": RULES,
     }  # fmt: skip
     # Features made before decoding could be set keep their names.
     if settings.decode != DecodeSettings():
