@@ -84,7 +84,6 @@ def status_of(collection: Collection, path: str) -> Status:
     observer = RunObserver(folder, SYSTEM_CLOCK, THIS_MACHINE.alive)
     survey = Survey(folder, ShardFiles.list(folder))
     totals, unfinished, quarantined = Totals(), list[str](), list[dict[str, str]]()
-    earlier_rules = 0
     sources: list[str] = []  # of done shards
     editions: dict[str, str] = {}  # of done shards that were given up when embedded anew
     for summary in all_summaries(survey):
@@ -95,7 +94,6 @@ def status_of(collection: Collection, path: str) -> Status:
             unfinished.append(url)
         else:
             totals.add(summary)
-            earlier_rules += summary.rules < RULES
             sources.append(url)
             if summary.source.id in survey.files.failures:
                 editions[summary.source.id] = summary.edition
@@ -116,7 +114,7 @@ def status_of(collection: Collection, path: str) -> Status:
         index=read_index_status(collection, totals.rows),
         runs=[_run(seen) for seen in observer.observe()],
         damaged=totals.damaged,
-        earlier_rules=earlier_rules,
+        earlier_rules=sum(count for rules, count in totals.rules.items() if rules < RULES),
         sources=look_at_sources(sources),
     )
 

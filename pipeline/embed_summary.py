@@ -21,11 +21,11 @@ class EmbedSummary:
 
     failed: quarantined shards, `{"shard": URL, "reason"}`. pairs_per_second: this run's rows, from
     the opening of its first shard to its last commit. seconds: busy seconds by stage, summed over
-    this run's threads and workers, and `total`, the wall clock. dropped_samples: the first of
-    them, with their shard's URL; the ledgers have more. max_loss: the share of samples that may be
-    dropped. notes: how many there are of each reason. damaged: shards that are cut or damaged, of
-    which only what came before is there, `{"shard": URL, "reason"}`. hints: what most rows lack,
-    and what to do, a line each.
+    this run's threads and workers, and `total`, the wall clock. dropped_samples: the first
+    hundred, with their shard's URL. max_loss: the share of samples that may be dropped. notes: how
+    many there are of each reason. damaged: shards that are cut or damaged, of which only what came
+    before is there, `{"shard": URL, "reason"}`. hints: what most rows lack, and what to do, a line
+    each.
     """
 
     samples: int
@@ -107,7 +107,7 @@ def summarize(
         notes=dict(notes.most_common()),
         damaged=done.damaged + skipped.damaged,
         allow_damaged=allow_damaged,
-        hints=reading_hints(done.rows + skipped.rows, notes, skipped.details | done.details),
+        hints=reading_hints(done.rows + skipped.rows, notes, work.note_details()),
     )
 
 
@@ -128,12 +128,13 @@ HINTS = {  # reason of a note -> what is odd about so many, and what to do
 }
 
 
-def reading_hints(rows: int, counts: Counter[str], details: Mapping[str, str]) -> list[str]:
-    """What is odd about more than half of the rows, a line each. counts: notes by reason; details:
-    that of the first note of each reason, where it is known."""
+def reading_hints(rows: int, notes: Counter[str], details: Mapping[str, str]) -> list[str]:
+    """What is odd about more than half of the rows, a line each. notes: how many there are of each
+    reason; details: of the first of each."""
+    counts = Counter(notes)
     most = {reason for reason in HINTS if counts[reason] * 2 > rows}
     if not most & {"no_caption", "no_picture"}:
-        counts = counts | Counter(no_pair=counts["no_caption"] + counts["no_picture"])
+        counts["no_pair"] = counts["no_caption"] + counts["no_picture"]
         most |= {"no_pair"} if counts["no_pair"] * 2 > rows else set()
     if "no_caption_field" in most:
         most -= {"no_caption"}  # whose cause that is

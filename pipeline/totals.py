@@ -13,19 +13,20 @@ DROPS_KEPT = 100  # dropped samples that are kept with their details; more are o
 
 @dataclass
 class Totals:
-    """shards, rows: how many. dropped, notes: how many by reason. drops: the first dropped samples,
-    with the URL of their shard. damaged: shards that are cut or damaged, as `{"shard": URL,
-    "reason"}`. details: that of the first note of each reason, where it is known. seconds: busy
-    seconds by stage. span: opening of the first shard and commit of the last, in seconds since the
-    epoch."""
+    """shards, rows: how many. dropped, notes: how many by reason. rules: shards by their rules of
+    reading. damaged: shards of which the rest is lost, `{"shard": URL, "reason"}`. note_details: by
+    reason, that of the first note. drops: the first dropped samples, with the URL of their shard.
+    seconds: busy seconds by stage. span: opening of the first shard and commit of the last, in
+    seconds since the epoch."""
 
     shards: int = 0
     rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
-    drops: list[tuple[str, Dropped]] = field(default_factory=list)
+    rules: Counter[int] = field(default_factory=Counter)
     damaged: list[dict[str, str]] = field(default_factory=list)
-    details: dict[str, str] = field(default_factory=dict)
+    note_details: dict[str, str] = field(default_factory=dict)
+    drops: list[tuple[str, Dropped]] = field(default_factory=list)
     seconds: Counter[str] = field(default_factory=Counter)
     span: tuple[float, float] | None = None
 
@@ -39,17 +40,18 @@ class Totals:
         self.rows += summary.rows
         self.dropped.update(summary.dropped)
         self.notes.update(summary.notes)
+        self.rules[summary.rules] += 1
         if summary.damage is not None:
             self.damaged.append({"shard": summary.source.url, "reason": summary.damage})
 
     def add_details(self, entry: LedgerEntry) -> None:
-        """Add what a summary does not have: seconds, span and dropped samples."""
+        """Add what a summary does not have: seconds, span, dropped samples and details of notes."""
         self.seconds.update(entry.seconds)
-        for note in entry.notes:
-            self.details.setdefault(note.reason, note.detail)
         if entry.span is not None:
             first, last = self.span or entry.span
             self.span = (min(first, entry.span[0]), max(last, entry.span[1]))
+        for note in entry.notes:
+            self.note_details.setdefault(note.reason, note.detail)
         self.add_drops(entry)
 
     def add_drops(self, entry: LedgerEntry) -> None:

@@ -69,6 +69,7 @@ class WorkList:
         self._in_flight: dict[str, Task] = {}
         self._summaries = SummaryWriter(run.folder, run.id, run.clock)
         self._with_drops: list[str] = []  # skipped shards whose entries name dropped samples
+        self._with_notes: dict[str, str] = {}  # by reason, a skipped shard that has such notes
         self._files: dict[str, Stat] = {}  # Parquet files, as listed, of shards that are not done
         self._failures: set[str] = set()  # shards with a failure beside their entry
         self._activity = -1  # of other runs when files were listed; none yet
@@ -123,6 +124,8 @@ class WorkList:
 
     def _skip_task(self, task: Task, summary: ShardSummary) -> None:
         self.skipped.add(summary)
+        for reason in summary.notes:
+            self._with_notes.setdefault(reason, task.shard.id)
         if summary.dropped and len(self._with_drops) < DROPS_KEPT:
             self._with_drops.append(task.shard.id)
         self._remove_failure(task)
@@ -150,6 +153,16 @@ class WorkList:
             if entry is not None:
                 found.add_drops(entry)
         return found.drops
+
+    def note_details(self) -> dict[str, str]:
+        """By reason, the detail of a note of a shard done or skipped."""
+        details = dict(self.done.note_details)
+        folder = self.run.folder
+        missing = {self._with_notes[why] for why in self._with_notes.keys() - details.keys()}
+        for entry in folder.map_concurrent(lambda name: read_entry(folder, name), missing):
+            for note in () if entry is None else entry.notes:
+                details.setdefault(note.reason, note.detail)
+        return details
 
     def take(self) -> Task | None:
         """The next shard to embed, claimed for this run; None when there is none just now. Raises
