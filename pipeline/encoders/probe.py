@@ -67,10 +67,12 @@ def probe_matcher(matcher: Matcher) -> None:
         pictures, texts = sides[IMAGE], sides[TEXT]
         if pictures is not None and texts is not None:
 
-            def match(rows: Sequence[int]) -> np.ndarray:
-                picked = [pictures[row] for row in rows], [texts[row] for row in rows]
+            def match(
+                rows: Sequence[int], pictures: list[Any] = pictures, texts: list[Any] = texts
+            ) -> np.ndarray:
+                some = [pictures[row] for row in rows], [texts[row] for row in rows]
                 pairs = np.stack([np.arange(len(rows))] * 2, axis=1)
-                return match_checked(matcher, (IMAGE, picked[0]), (TEXT, picked[1]), pairs)
+                return match_checked(matcher, (IMAGE, some[0]), (TEXT, some[1]), pairs)
 
             _trial(match, range(len(TEXTS)))
     except ChiasmError:
