@@ -244,22 +244,24 @@ class Building:
                         return
                     clock.sleep(world.rng.choice((0.1, 5.0)))
                     self.covered = {id: one.edition for id, one in covered.indexed.items()}
-                    manifest = self._fill(run, tuple(covered.indexed.values()))
+                    manifest = filled_segment(folder, run, tuple(covered.indexed.values()))
                     publish(folder, manifest, run, began_with)
                     sweep(folder, run, self.settings)
                 run.finish("done", {})
             finally:
                 heartbeats.over = True
 
-    def _fill(self, run: Run, shards: tuple[IndexedShard, ...]) -> Manifest:
-        segment_id, content = f"{run.id}-000", b"rows"
-        rows = sum(shard.rows for shard in shards)
-        self.folder.write_whole(segment_file(segment_id, "rows.arrow"), content, run.id)
-        files = {"rows.arrow": FileSum.of(content)}
-        record = SegmentRecord(segment_id, rows, 8, {}, shards, files).to_json()
-        self.folder.write_whole(segment_file(segment_id, "segment.json"), record, run.id)
-        entry = SegmentEntry(segment_id, rows, FileSum.of(record))
-        return Manifest(run.id, 0.0, IDENTITY.encoder, IDENTITY.fingerprint, 8, {}, {}, (entry,))
+
+def filled_segment(folder: Folder, run: Run, shards: tuple[IndexedShard, ...]) -> Manifest:
+    """Write one segment of these shards; returns the manifest of a generation of it."""
+    segment_id, content = f"{run.id}-000", b"rows"
+    rows = sum(shard.rows for shard in shards)
+    folder.write_whole(segment_file(segment_id, "rows.arrow"), content, run.id)
+    files = {"rows.arrow": FileSum.of(content)}
+    record = SegmentRecord(segment_id, rows, 8, {}, shards, files).to_json()
+    folder.write_whole(segment_file(segment_id, "segment.json"), record, run.id)
+    entry = SegmentEntry(segment_id, rows, FileSum.of(record))
+    return Manifest(run.id, 0.0, IDENTITY.encoder, IDENTITY.fingerprint, 8, {}, {}, (entry,))
 
 
 @dataclass

@@ -28,18 +28,21 @@ BUCKET = "s3://bucket"
 class Object:
     """An object: its content, and the mark of the writer that wanted a new name for it."""
 
-    def __init__(self, data: bytes, create_token: str = "") -> None:
+    def __init__(self, data: bytes, create_token: str = "", modified: float = 0.0) -> None:
         self.data, self.create_token = data, create_token
-        self.stat = Stat(len(data), hashlib.blake2b(data, digest_size=8).hexdigest())
+        version = hashlib.blake2b(data, digest_size=8).hexdigest()
+        self.stat = Stat(len(data), version, modified)
 
 
 @dataclass
 class SimulatedStore:
-    """objects: by path, `bucket/key`. log: each change as (path, object or None)."""
+    """objects: by path, `bucket/key`. log: each change as (path, object or None). now: the store's
+    clock, in seconds."""
 
     step: Callable[[str, str, str], None] = lambda when, kind, path: None
     objects: dict[str, Object] = field(default_factory=dict)
     log: list[tuple[str, Object | None]] = field(default_factory=list)
+    now: float = 0.0
 
     @contextmanager
     def _request(self, kind: str, path: str) -> Iterator[None]:
@@ -89,7 +92,7 @@ class SimulatedStore:
                 if existing.create_token != create_token:
                     raise AlreadyExists(path)
                 return
-            self._change(path, Object(bytes(data), create_token))
+            self._change(path, Object(bytes(data), create_token, self.now))
 
     def upload(self, path: str, file: IO[bytes], size: int, *, create_token: str = "") -> None:
         file.seek(0)
