@@ -18,6 +18,7 @@ from chiasm.jobs.cli.status import format_run
 from chiasm.jobs.status import read_status, status_of
 from chiasm.pipeline import worklist
 from chiasm.pipeline.collection import (
+    FOLDERS,
     Collection,
     Identity,
     LedgerEntry,
@@ -39,6 +40,7 @@ from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.records import Dropped, Note, Shard
 from chiasm.pipeline.shards import ReadSettings
 from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.storage.local import temporary_of
 from chiasm.pipeline.tasks import Task
 from chiasm.pipeline.verify import check_shards
 from chiasm.pipeline.worklist import WorkList
@@ -200,6 +202,15 @@ def test_many_small_files_of_summaries_are_put_together(monkeypatch):
     store.reset()
     assert embed_all(store, shards, "again").skipped.shards == 24
     assert store.requests["get"] < 24
+
+
+def test_half_written_summaries_are_swept(tmp_path):
+    folder = Folder(str(tmp_path))
+    (tmp_path / "summaries").mkdir()
+    name = temporary_of("summaries/x-0000.json", "x", "0")
+    folder.path(name).touch()
+    with Run(folder, "embed", {}, heartbeats=False) as run:
+        assert run.sweep(FOLDERS) == [name]
 
 
 def test_parts_have_a_size_and_only_the_last_is_written_again(monkeypatch):

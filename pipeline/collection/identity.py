@@ -29,7 +29,7 @@ from chiasm.pipeline.stored_records import read_record
 
 NAME = "collection.json"
 SHARD_FOLDERS = ("ledger", "embeddings")  # written by workers
-FOLDERS = ("", "runs", *SHARD_FOLDERS)  # where a run can leave temporaries
+FOLDERS = ("", "runs", "summaries", *SHARD_FOLDERS)  # where a run can leave temporaries
 
 
 @dataclass(frozen=True)
