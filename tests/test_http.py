@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
+import io
 import itertools
 from collections import Counter
 from dataclasses import replace
@@ -29,7 +31,13 @@ from chiasm.pipeline.storage import (
     stat,
     streams,
 )
-from chiasm.pipeline.storage.range_requests import ContentRange, parse_content_range
+from chiasm.pipeline.storage.object_store import ByteRange
+from chiasm.pipeline.storage.range_requests import (
+    ContentRange,
+    checked_range,
+    parse_content_range,
+    read_at_most,
+)
 from chiasm.pipeline.storage.retry import RetrySettings
 from chiasm.pipeline.storage.store_errors import TransientError
 
@@ -297,6 +305,30 @@ def test_a_whole_file_is_read_from_its_end(with_ranges, monkeypatch):
     assert with_ranges.ranges[0] == "bytes=-1000"
 
 
+def test_another_range_than_was_asked_for_is_told_with_its_size():
+    found = parse_content_range("bytes 3-5/10")
+    assert checked_range(b"abc", found, 3, 3, "v") == ByteRange(3, b"abc", 10, "v")
+    assert checked_range(b"abc", parse_content_range("bytes 7-9/10"), -3, 3, "v").start == 7
+    assert checked_range(b"abc", parse_content_range("bytes 0-2/3"), -9, 9, "v").start == 0
+    for data, start, what in ((b"abc", 4, "3"), (b"abcd", 3, "more than 3"), (b"ab", 3, "2")):
+        with pytest.raises(
+            TransientError, match=rf"^{what} bytes .* 3 bytes from byte {start} on$"
+        ):
+            checked_range(data, found, start, 3, "v")
+
+
+def test_a_body_is_read_to_a_limit_however_it_arrives():
+    async def read_from(body: io.BytesIO, chunk: int, limit: int) -> bytes:
+        async def read(size: int) -> bytes:
+            return body.read(min(size, chunk))
+
+        return await read_at_most(read, limit)
+
+    for chunk in (1, 3, 100):
+        for limit, expected in ((0, b""), (1, b"a"), (4, b"abcd"), (9, b"abcde")):
+            assert asyncio.run(read_from(io.BytesIO(b"abcde"), chunk, limit)) == expected
+
+
 def test_the_end_of_a_file_takes_one_request(serve):
     running = serve(Files({"/a": b"1", "/empty": b""}))
     for use in (
@@ -307,6 +339,7 @@ def test_the_end_of_a_file_takes_one_request(serve):
         with pytest.raises(SourceError, match=r"expected 1 bytes from byte . on, found 0"):
             use()
         assert running.seen == {"range": 1}
+    assert read_range(f"{running.url}/none", 0, 0) == b"" and running.seen == {"range": 1}
 
 
 @pytest.mark.parametrize(
