@@ -64,8 +64,8 @@ def embed_shard(
             with clock.stage("write"):
                 rows.write(embedded)
             tally.keep(len(embedded.batch))
-            for lost in embedded.dropped:
-                tally.drop(lost)
+            for drop in embedded.dropped:
+                tally.drop(drop)
             require_some_taken(tally, encoder, where)
             if watch is not None:
                 watch(tally)
@@ -117,7 +117,7 @@ def ledger_entry(
     began: float,
 ) -> LedgerEntry:
     # Notes of a sample came before the encoder refused it; only a row has notes.
-    refused = {lost.key for lost in tally.dropped if lost.stage == STAGE}
+    refused = {drop.key for drop in tally.dropped if drop.stage == STAGE}
     return LedgerEntry(
         source=shard,
         edition=edition_of(shard, encoder.fingerprint, settings, limit_reached),
