@@ -84,8 +84,8 @@ def _embed(
             with clock.stage("write"):
                 rows.write(embedded)
             tally.keep(len(embedded.batch))
-            for lost in embedded.dropped:
-                tally.refuse(lost)
+            for drop in embedded.dropped:
+                tally.refuse(drop)
             require_some_taken(tally, encoder, where)
             if watch is not None:
                 watch(tally)

@@ -65,7 +65,7 @@ def encode(batch: Batch, encoder: Encoder, clock: Stopwatch, where: str = "") ->
 def require_some_taken(tally: Tally, encoder: Encoder, where: str) -> None:
     """Raise EncoderError where an encoder took no sample of a shard so far, and either fails its
     trial too or refused MOST_REFUSED of them."""
-    refused = () if tally.rows else [lost for lost in tally.dropped if lost.stage == STAGE]
+    refused = () if tally.rows else [drop for drop in tally.dropped if drop.stage == STAGE]
     if not refused:
         return
     probe_encoder(encoder)

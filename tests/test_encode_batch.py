@@ -71,10 +71,10 @@ def test_bad_samples_are_found_wherever_they_are_and_the_others_keep_their_vecto
         assert [row.key for row in made.batch.rows] == [f"k{number}" for number in kept]
         reason = {"raise": "refused", "memory": "out_of_memory", "nan": "not_finite",
                   "inf": "not_finite", "zero": "not_unit", "long": "not_unit"}[fault]  # fmt: skip
-        assert [(lost.key, lost.stage, lost.reason) for lost in made.dropped] == [
+        assert [(drop.key, drop.stage, drop.reason) for drop in made.dropped] == [
             (f"k{number}", "encode", reason) for number in sorted(bad)
         ]
-        assert all(lost.detail.startswith("text: ") for lost in made.dropped)
+        assert all(drop.detail.startswith("text: ") for drop in made.dropped)
         if not kept:
             assert made.columns == {}
             continue
@@ -144,7 +144,7 @@ def test_a_sample_that_does_not_fit_alone_is_dropped_and_none_that_fits_is_the_m
 ):
     monkeypatch.setattr(encode_batch, "probe_encoder", lambda encoder: None)
     made = encoded(["one", "a caption of many words", "three"], Small(2))
-    assert [(lost.key, lost.reason) for lost in made.dropped] == [("k1", "out_of_memory")]
+    assert [(drop.key, drop.reason) for drop in made.dropped] == [("k1", "out_of_memory")]
     with pytest.raises(EncoderError) as caught:
         encoded(["a", "b", "c"], Small(0))
     assert str(caught.value) == (
@@ -177,7 +177,7 @@ def test_an_encoder_that_leaves_out_what_it_does_not_take_shifts_no_row():
             return super().encode(modality, taken)
 
     made = encoded([f"text {number}" for number in range(5)], Skipping())
-    assert [(lost.key, lost.detail) for lost in made.dropped] == [
+    assert [(drop.key, drop.detail) for drop in made.dropped] == [
         ("k2", "text: shape (0, 8), not (1, 8)")
     ]
     wanted = encode_texts(FakeEncoder(), ["text 0", "text 1", "text 3", "text 4"])
@@ -196,7 +196,7 @@ def test_a_shard_with_samples_that_are_refused_is_whole_but_for_them(tmp_path, s
     captions = ["one", "fault:raise", "three", "fault:nan", "fault:zero", "six"]
     path = make_shard(tmp_path / "a.tar", 7, captions=captions)
     shard, folder, entry = embed(path, tmp_path / "c", FakeEncoder(), size)
-    assert [(lost.key[-1], lost.reason) for lost in entry.dropped] == [
+    assert [(drop.key[-1], drop.reason) for drop in entry.dropped] == [
         ("1", "refused"), ("3", "not_finite"), ("4", "not_unit"),
     ]  # fmt: skip
     assert entry.dropped[0].detail == "text: ZeroDivisionError: a fault was asked for"
@@ -217,8 +217,8 @@ def test_a_sample_that_is_refused_ends_no_run_and_is_told_by_shard_and_key(shard
     summary = make_collection([shards[0], odd, shards[1]], tmp_path / "c", "fake")
     assert (summary.done, summary.rows, summary.dropped) == (3, 43, 1)
     assert summary.reasons == {"refused": 1} and summary.failed == []
-    ((url, lost),) = summary.dropped_samples
-    assert url.endswith("/odd.tar") and lost.key == "00900000"
+    ((url, drop),) = summary.dropped_samples
+    assert url.endswith("/odd.tar") and drop.key == "00900000"
 
 
 def test_a_refused_sample_has_no_notes(tmp_path, monkeypatch):
@@ -296,10 +296,10 @@ def test_what_the_encoder_cannot_use_by_its_own_word_is_dropped_too():
             return super().encode(modality, items)
 
     made = encoded(["one", "\ud83d", "empty"], Choosy())
-    assert [(lost.key, lost.reason) for lost in made.dropped] == [
+    assert [(drop.key, drop.reason) for drop in made.dropped] == [
         ("k1", "refused"), ("k2", "refused"),
     ]  # fmt: skip
-    assert all(lost.detail.isascii() and lost.detail for lost in made.dropped)
+    assert all(drop.detail.isascii() and drop.detail for drop in made.dropped)
 
 
 def test_check_tells_of_a_row_that_the_encoder_does_not_take_any_more(tmp_path, monkeypatch):

@@ -87,7 +87,7 @@ def test_the_name_is_in_the_drops_of_a_shard_and_in_the_line_of_a_query(tmp_path
     folder = Folder(str(tmp_path / "c"))
     entry = embed_shard(shard, FakeEncoder(), folder, EmbedSettings(), run_id="r1")
     heic = "HEIC: convert it to JPEG or PNG, or install pillow-heif"
-    assert [(lost.key, lost.stage, lost.reason, lost.detail) for lost in entry.dropped] == [
+    assert [(drop.key, drop.stage, drop.reason, drop.detail) for drop in entry.dropped] == [
         ("1", "decode", "unsupported", heic),
         ("2", "decode", "unsupported", heic),
         ("3", "decode", "not_a_picture", "SVG: draw it as PNG"),

@@ -61,20 +61,12 @@ def probe_matcher(matcher: Matcher) -> None:
     """Raise EncoderError where the matcher does not score two texts with two pictures; one of two
     pairs may be refused."""
     try:
-        sides = {
-            modality: _preprocessed(matcher, modality, raws) for modality, raws in _inputs().items()
-        }
-        pictures, texts = sides[IMAGE], sides[TEXT]
-        if pictures is not None and texts is not None:
-
-            def match(
-                rows: Sequence[int], pictures: list[Any] = pictures, texts: list[Any] = texts
-            ) -> np.ndarray:
-                some = [pictures[row] for row in rows], [texts[row] for row in rows]
-                pairs = np.stack([np.arange(len(rows))] * 2, axis=1)
-                return match_checked(matcher, (IMAGE, some[0]), (TEXT, some[1]), pairs)
-
-            _trial(match, range(len(TEXTS)))
+        sides = [
+            (modality, _preprocessed(matcher, modality, raws))
+            for modality, raws in _inputs().items()
+        ]
+        if all(items is not None for _, items in sides):
+            _trial(functools.partial(_match, matcher, sides), range(len(TEXTS)))
     except ChiasmError:
         raise
     except Exception as error:
@@ -113,6 +105,12 @@ def _encode_joint(encoder: Encoder, encoded: Mapping[str, Encoded], rows: Sequen
     parts = {modality: made.take(np.array(rows)) for modality, made in encoded.items()}
     joint = encoder.encode_joint(parts)
     require_unit_vectors(joint, len(rows), encoder.dims[JOINT], JOINT)
+
+
+def _match(matcher: Matcher, sides: Sequence[tuple[str, Any]], rows: Sequence[int]) -> None:
+    """Row by row, the items of one side with those of the other."""
+    first, second = ((modality, [items[row] for row in rows]) for modality, items in sides)
+    match_checked(matcher, first, second, np.stack([np.arange(len(rows))] * 2, axis=1))
 
 
 def _inputs() -> dict[str, tuple[Any, Any]]:

@@ -163,12 +163,12 @@ def _compare(
 ) -> Iterator[Finding]:
     """Rows encoded again, compared with their stored vectors; where: what each is called."""
     embedded = encode(Batch(decoded), encoder, Stopwatch())
-    refused = {lost.key: lost for lost in embedded.dropped}
+    refused = {drop.key: drop for drop in embedded.dropped}
     kept = [number for number, row in enumerate(decoded) if row.key not in refused]
     for number, row in enumerate(decoded):
         if row.key in refused:
-            lost = refused[row.key]
-            what = f"the encoder does not take it: {lost.reason}: {lost.detail}"
+            drop = refused[row.key]
+            what = f"the encoder does not take it: {drop.reason}: {drop.detail}"
             yield Finding(where[number], what)
     for column, again in embedded.columns.items():
         stored, has = vectors_of(stored_columns[column].take(kept))

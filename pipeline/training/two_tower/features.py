@@ -132,8 +132,8 @@ def _shard(
             if refused and len(refused) == len(batch) > 1 and not pairs:
                 raise _takes_nothing(shard, image, text, refused[-1])
             tally.keep(len(batch) - len(refused))
-            for lost in refused:
-                tally.drop(lost)
+            for drop in refused:
+                tally.drop(drop)
             for pair in found:
                 writer.write({"__key__": f"{pairs:08d}", "safetensors": pack(pair)})
                 pairs, captions = pairs + 1, captions + len(pair.text)
