@@ -431,6 +431,19 @@ def test_one_place_has_one_url():
         canonical_url("http:///a.tar")
 
 
+def test_a_byte_that_is_no_utf8_is_escaped_as_it_is():
+    url = canonical_url("http://host/\udcff.tar")
+    assert url == canonical_url(url) == "http://host/%FF.tar"
+    url = canonical_url("http://\N{LATIN SMALL LETTER E WITH ACUTE}/%FF.tar")
+    assert url == canonical_url(url) == "http://%c3%a9/%FF.tar"
+
+
+def test_a_glob_of_what_is_no_url_is_told_in_one_line():
+    with pytest.raises(UsageError, match="expected http://host/path, found no URL"):
+        glob("http://[x")
+    assert glob("http://host/\udcff.tar") == ["http://host/%FF.tar"]
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [

@@ -68,6 +68,11 @@ def test_urls_are_as_people_write_them():
     assert canonical_url("S3://b/k") == "s3://b/k"
     with pytest.raises(UsageError, match=r"s3:///k: expected s3://bucket/key, found no bucket"):
         canonical_url("s3:///k")
+    with pytest.raises(UsageError) as caught:
+        canonical_url("s3://b/\udcff")
+    assert str(caught.value) == (
+        "'s3://b/\\udcff': expected a URL in UTF-8, found bytes that are none"
+    )
     assert shard_id("s3://b/x/a%20b.tar").startswith("a_20b-")
     assert Folder("s3://b/c/").url_of("a/b 1") == "s3://b/c/a/b 1"
 

@@ -49,7 +49,8 @@ def test_names_of_undecodable_bytes_survive(tmp_path):
     path = os.path.join(os.fsencode(tmp_path), b"\xff\xfe.tar")
     with open(path, "wb") as file:
         file.write(b"x")
-    assert stat(canonical_url(os.fsdecode(path))).size == 1
+    for url in (os.fsdecode(path), f"file://{os.fsdecode(path)}"):
+        assert stat(canonical_url(url)).size == 1
 
 
 def test_one_place_has_one_url(tmp_path, monkeypatch):

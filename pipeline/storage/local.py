@@ -280,7 +280,7 @@ def _path_of(path_or_url: str) -> str:
     host, slash, path = path_or_url[len("file://") :].partition("/")
     if host not in ("", "localhost") or not slash:
         raise UsageError(path_or_url, expected="file:///path", found=f"the host {host!r}")
-    return os.fsdecode(unquote_to_bytes(slash + path))
+    return os.fsdecode(unquote_to_bytes(os.fsencode(slash + path)))
 
 
 def _exists(disk: Disk, path: Path) -> bool:

@@ -159,6 +159,8 @@ class ObjectFiles(ReadableFiles[Store]):
             raise credentials_error(f"{self.scheme}://***", do)
         if not rest.partition("/")[0]:
             raise UsageError(url, expected=f"{self.scheme}://bucket/key", found="no bucket")
+        if not _is_utf8(rest):
+            raise UsageError(repr(url), expected="a URL in UTF-8", found="bytes that are none")
         return f"{self.scheme}://{rest}"
 
     def base_name(self, url: str) -> str:
@@ -248,9 +250,8 @@ class WebFiles(ReadableFiles[ReadableStore]):
             raise credentials_error(plain, "put them into ~/.netrc")
         if not parts.netloc:
             raise UsageError(plain, expected=f"{self.scheme}://host/path", found="no host")
-        parts = parts._replace(scheme=self.scheme, netloc=parts.netloc.lower(), fragment="")
-        # Characters that a request cannot hold are escaped; existing escapes stay.
-        return quote(parts.geturl(), safe="!#$%&'()*+,/:;=?@[]~{}")
+        netloc = _escape(parts.netloc).lower()
+        return _escape(parts._replace(scheme=self.scheme, netloc=netloc, fragment="").geturl())
 
     def display_name(self, url: str) -> str:
         return hide_query(url)
@@ -267,8 +268,9 @@ class WebFiles(ReadableFiles[ReadableStore]):
         return False
 
     def glob(self, pattern: str) -> Sequence[str]:
-        if not re.search(r"[*\[]", urlsplit(pattern).path):
-            return [self.canonical(pattern)]  # a `?` begins the query
+        url = self.canonical(pattern)
+        if not re.search(r"[*\[]", urlsplit(url).path):  # a `?` begins the query
+            return [url]
         raise self._listing_error(pattern)
 
     def list(self, url: str) -> Sequence[str]:
@@ -320,6 +322,21 @@ def _base_names(paths: Iterable[str]) -> list[str]:
     /. or /.. has no name inside a folder: other tools' keys, which a store may hold."""
     bases = (path.rpartition("/")[2] for path in paths)
     return sorted(base for base in bases if base not in ("", ".", ".."))
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether text can be encoded: bytes of a command line that are no UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _escape(url: str) -> str:
+    """A URL with escapes for characters that a request cannot hold, and for bytes of a command line
+    that are no UTF-8; existing escapes stay."""
+    return quote(url, safe="!#$%&'()*+,/:;=?@[]~{}", errors="surrogateescape")
 
 
 @contextmanager

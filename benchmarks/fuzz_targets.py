@@ -1,0 +1,326 @@
+"""What is fuzzed: the readers of bytes that others have written, each as a function of one input.
+
+A target passes over the errors that its readers declare, and lets any other exception out; it
+asserts what must hold of whatever was read. Stored records are read by the functions that commands
+use, from a folder that exists in memory alone.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from benchmarks import fuzz_inputs as inputs
+from chiasm.index.plan import Plan
+from chiasm.index.segments import (
+    FileSum,
+    IndexedShard,
+    Manifest,
+    SchemaInference,
+    SegmentEntry,
+    TrainedEntry,
+    current_number,
+    open_current,
+    open_generation,
+)
+from chiasm.index.segments.segment import SegmentRecord
+from chiasm.pipeline.collection import (
+    Identity,
+    LedgerEntry,
+    RunRecord,
+    read_entry,
+    read_identity,
+    runs,
+    this_machine,
+)
+from chiasm.pipeline.errors import ChiasmError, CollectionError, SourceError, UsageError
+from chiasm.pipeline.records import Dropped, Note, Sample, Shard
+from chiasm.pipeline.shards import (
+    DROP_REASONS,
+    NOTE_REASONS,
+    ReadSettings,
+    read_samples,
+    shard_id,
+    split_member_name,
+)
+from chiasm.pipeline.storage import (
+    Stat,
+    base_name,
+    canonical_url,
+    display_name,
+    glob,
+    is_remote,
+)
+from chiasm.pipeline.storage.folder import Folder
+from chiasm.pipeline.storage.object_store import Listing
+from chiasm.pipeline.storage.remote import ObjectFiles
+from chiasm.pipeline.storage.schemes import GS_STORE, HF_STORE, S3_STORE
+
+
+@dataclass(frozen=True)
+class Target:
+    """run: reads one input. seeds: inputs to begin with. mutate: an input changed in its structure.
+    longest: bytes of an input."""
+
+    run: Callable[[bytes], None]
+    seeds: Callable[[], Iterable[bytes]]
+    mutate: Callable[[Random, bytes, inputs.MutateBytes], bytes]
+    longest: int
+
+
+# --- tars -----------------------------------------------------------------------------------------
+
+# What the settings allow is no fault, so they allow less than the limit of memory.
+READ = ReadSettings(max_member_bytes=4 << 20)
+MODALITIES: Mapping[str, tuple[str, ...]] = {"image": (), "text": (), "array": ("npy", "npz")}
+
+
+class _Shard:
+    """A file in memory with a path, whose content each input is: a disk would take longer than the
+    reader."""
+
+    @functools.cached_property
+    def _file(self) -> int:
+        return os.memfd_create("shard")
+
+    def write(self, data: bytes) -> Shard:
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, data, 0)
+        return Shard(f"file:///proc/self/fd/{self._file}", "a", len(data), "1")
+
+
+_SHARD = _Shard()
+
+
+def read_tar(data: bytes) -> None:
+    """All samples of a shard with these bytes: each group of members is one row or one drop."""
+    shard = _SHARD.write(data)
+    keys: list[str] = []
+    with suppress(SourceError):
+        for item in read_samples(shard, READ, MODALITIES):
+            if isinstance(item, Sample):
+                keys.append(item.key)
+                _check_sample(item, data)
+            else:
+                _check_reason(item)
+    assert len(keys) == len(set(keys)), "a key twice"
+
+
+def _check_sample(sample: Sample, data: bytes) -> None:
+    for modality, source in sample.sources.items():
+        place = source.place
+        assert modality in MODALITIES and len(source.data) == place.size
+        if place.offset is not None:
+            assert data[place.offset :][: place.size] == source.data, "another place"
+        assert split_member_name(place.member) is not None
+        place.member.encode()
+    assert sample.sources or sample.captions, "an empty row"
+    for text in (sample.key, sample.json or "", *sample.captions):
+        text.encode()  # Parquet holds no lone surrogates
+
+
+def _check_reason(item: Dropped | Note) -> None:
+    reasons = DROP_REASONS if isinstance(item, Dropped) else NOTE_REASONS
+    assert item.reason in reasons, item.reason
+    item.key.encode()
+
+
+# --- json columns ---------------------------------------------------------------------------------
+
+
+def survey_json(data: bytes) -> None:
+    """Every line is a json cell; all cells become one column, as those of shards do."""
+    cells: list[str | None] = [line or None for line in data.decode("utf-8", "replace").split("\n")]
+    schema = SchemaInference()
+    schema.add(cells)
+    column = schema.column(cells)
+    assert column.type == schema.arrow_type() and len(column) == len(cells)
+    column.validate(full=True)
+    backwards = SchemaInference()
+    backwards.add(reversed(cells))
+    assert backwards.arrow_type() == schema.arrow_type(), "the order of rows decides the type"
+    assert backwards.report() == schema.report()
+    json.dumps(schema.report())
+
+
+def json_cells() -> list[bytes]:
+    rows: list[list[Any]] = [
+        [{"a": 1, "b": "x", "c": [1, 2], "d": {"e": None, "f": True}}, {"a": 1.5, "b": None}],
+        [{"a": 1 << 53}, {"a": (1 << 53) + 1}, {"a": 0.5}],
+        [{"a": 1 << 63}, {"a": -1}],
+        [{"a": []}, {"a": [[1], [2.5]]}, {"a": [None]}],
+        [{"a": {}}, {"a": {"b": {"c": {"d": 1}}}}, {"a": "text"}],
+        [{f"x{number}": number for number in range(300)}, {"x0": "text"}],
+        [{"\ud800": "\udc00", "": "\0"}, [], "text", 1, None, True],
+    ]
+    return [b"", b"\n", *(b"\n".join(json.dumps(row).encode() for row in each) for each in rows)]
+
+
+# --- stored records -------------------------------------------------------------------------------
+
+
+class _InMemory(ObjectFiles):
+    """A store that holds `files`, name below the collection -> content, and answers at once."""
+
+    concurrency = 1
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        super().__init__("s3", S3_STORE)
+        self._files = files
+
+    def stat_or_none(self, url: str) -> Stat | None:
+        data = self._files.get(self._name(url))
+        return None if data is None else Stat(len(data), "1")
+
+    def read_bytes(self, url: str) -> bytes:
+        return self._files[self._name(url)]
+
+    def list(self, url: str) -> list[str]:
+        folder = f"{self._name(url)}/"
+        names = [name.removeprefix(folder) for name in self._files if name.startswith(folder)]
+        return sorted(name for name in names if "/" not in name)
+
+    def _name(self, url: str) -> str:
+        return self.path(url).removeprefix("bucket/collection/")
+
+
+def folder_of(**files: bytes) -> Folder:
+    """A collection in memory: ledger__a -> the file ledger/a.json."""
+    named = {f"{name.replace('__', '/')}.json": data for name, data in files.items()}
+    named["index/CURRENT"] = named.pop("index/CURRENT.json", b"000001\n")
+    return Folder("s3://bucket/collection", _InMemory(named))
+
+
+def read_ledger(data: bytes) -> None:
+    """The input as a ledger entry, as a run's record and as collection.json."""
+    folder = folder_of(ledger__a=data, runs__a=data, collection=data)
+    with _Allowing(CollectionError):
+        entry = read_entry(folder, "a")
+        assert entry is not None and sum(entry.reasons().values()) == entry.samples - entry.rows
+        assert read_entry(folder_of(ledger__a=entry.to_json()), "a") == entry
+    with _Allowing(CollectionError):
+        for run in runs(folder):
+            run.alive()
+            assert list(runs(folder_of(runs__a=run.to_json()))) == [run]
+    with _Allowing(CollectionError):
+        identity = read_identity(folder)
+        assert identity is not None and identity.columns
+        assert read_identity(folder_of(collection=identity.to_json())) == identity
+
+
+class _Allowing:
+    """A context for readers: passes over errors of one kind, each of which is one printable line.
+
+    A class, since making a generator's context would take longer than what it surrounds."""
+
+    def __init__(self, kind: type[ChiasmError]) -> None:
+        self._kind = kind
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, self._kind):
+            return False
+        message = str(error)
+        assert message and "\n" not in message and len(message) < 2000
+        return True
+
+
+def stored_records() -> list[bytes]:
+    shard = Shard("file:///a.tar", "a-0123456789", 512, "1")
+    dropped = (Dropped("k", "read", "empty"), Dropped("\u00e9", "decode", "corrupt", "why"))
+    entry = LedgerEntry(shard, "0000000a", 3, dropped, (Note("k", "no_caption"),), {"read": 0.5})
+    identity = Identity("pocket", "f" * 64, 8, 72, "float32", {"side": 72}, "cpu", {"torch": "2"})
+    wide = Identity("e", "f", 16, None, "f", {}, "cpu", {}, 2, {"image": 16, "array": 8})
+    run = RunRecord("20260101T000000-00000000", "embed", this_machine(), 1, 1.0, 2.0, 3.0)
+    quarantined = LedgerEntry(shard, "", 0, quarantined="why", span=(1.0, 2.5), attempts=3)
+    return [record.to_json() for record in (entry, quarantined, identity, wide, run)]
+
+
+SUM = FileSum(3, "0" * 32)
+
+
+def _manifest(segment: bytes) -> Manifest:
+    """A generation of one segment, whose segment.json is these bytes."""
+    entry = SegmentEntry("a", 3, FileSum.of(segment), (1,))
+    columns = {"image": Plan("Flat"), "text": Plan("IVF4,SQ8", 4, 2, 256)}
+    trained = {"text": TrainedEntry("a/text.faiss", SUM)}
+    return Manifest("run", 1.0, "pocket", "f", 8, columns, trained, (entry,))
+
+
+def read_index(data: bytes) -> None:
+    """The input as a generation's manifest, as a segment's record and as CURRENT."""
+    with _Allowing(CollectionError):
+        open_generation(folder_of(index__generations__000001=data), 1)
+    with _Allowing(CollectionError):
+        manifest = _manifest(data).to_json()
+        generation = open_current(
+            folder_of(index__generations__000001=manifest, index__segments__a__segment=data)
+        )
+        assert generation is not None and generation.manifest.rows == 3
+        generation.indexed_shards()
+    with _Allowing(CollectionError):
+        current_number(folder_of(index__CURRENT=data))
+
+
+def index_records() -> list[bytes]:
+    shards = (IndexedShard("s0", "0000000a", "file:///a.tar", 3, 100, "1"),)
+    files = {"rows.arrow": SUM, "image.faiss": SUM, "image.f16": SUM}
+    segment = SegmentRecord("a", 3, 8, {"image": 3}, shards, files).to_json()
+    return [segment, _manifest(segment).to_json(), b"000001\n"]
+
+
+# --- URLs -----------------------------------------------------------------------------------------
+
+_KEYS = ("bucket/a.tar", "bucket/b/c.tar", "bucket/" + "a" * 40, "bucket/[x", "bucket/é/", "host/a")
+
+
+@functools.cache
+def _empty_folder() -> str:
+    made = tempfile.TemporaryDirectory(prefix="chiasm-fuzz-")
+    atexit.register(made.cleanup)
+    return made.name
+
+
+class _Keys:
+    """The part of a store that globs use."""
+
+    def list(self, folder: str, *, deep: bool = False) -> Listing:
+        return Listing(list(_KEYS), ["bucket/b"])
+
+
+def read_url(data: bytes) -> None:
+    """The input as a path or URL as a command line may hold it; whatever it is, its canonical form
+    is stable and has an id, and it can be globbed."""
+    for store in (S3_STORE, GS_STORE, HF_STORE):
+        store.replace(_Keys())  # pyrefly: ignore  # globs list, and do nothing else
+    text = data.decode("utf-8", "surrogateescape").replace("\0", "")  # no argument holds a null
+    with _Allowing(UsageError):
+        url = canonical_url(text)
+        assert canonical_url(url) == url, "not stable"
+        assert url.isprintable() or is_remote(url), "not escaped"
+        shard_id(url).encode()
+        display_name(url), base_name(url)
+    with _Allowing(UsageError):
+        # A local glob that leaves the folder would walk the whole disk.
+        local = f"{_empty_folder()}/{text.replace('..', '')}"
+        for found in glob(text if is_remote(text) else local):
+            assert canonical_url(found) == found
+
+
+TARGETS = {
+    "tar": Target(read_tar, inputs.tars, inputs.mutate_tar, 1 << 14),
+    "json": Target(survey_json, json_cells, inputs.mutate_lines, 1 << 12),
+    "ledger": Target(read_ledger, stored_records, inputs.mutate_json, 1 << 12),
+    "index": Target(read_index, index_records, inputs.mutate_json, 1 << 12),
+    "url": Target(read_url, inputs.urls, inputs.mutate_url, 1 << 9),
+}
