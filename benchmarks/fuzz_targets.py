@@ -38,10 +38,15 @@ from chiasm.pipeline.collection import (
     RunRecord,
     read_entry,
     read_identity,
-    runs,
-    this_machine,
 )
-from chiasm.pipeline.errors import ChiasmError, CollectionError, SourceError, UsageError
+from chiasm.pipeline.collection.run_record import record_name
+from chiasm.pipeline.errors import (
+    ChiasmError,
+    CollectionError,
+    SourceError,
+    StorageError,
+    UsageError,
+)
 from chiasm.pipeline.records import Dropped, Note, Sample, Shard
 from chiasm.pipeline.shards import (
     DROP_REASONS,
@@ -94,7 +99,8 @@ class _Shard:
     def write(self, data: bytes) -> Shard:
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, data, 0)
-        return Shard(f"file:///proc/self/fd/{self._file}", "a", len(data), "1")
+        version = str(os.fstat(self._file).st_mtime_ns)
+        return Shard(f"file:///proc/self/fd/{self._file}", "a", len(data), version)
 
 
 _SHARD = _Shard()
@@ -141,11 +147,13 @@ def survey_json(data: bytes) -> None:
     cells: list[str | None] = [line or None for line in data.decode("utf-8", "replace").split("\n")]
     schema = SchemaInference()
     schema.add(cells)
+    schema.finish()
     column = schema.column(cells)
     assert column.type == schema.arrow_type() and len(column) == len(cells)
     column.validate(full=True)
     backwards = SchemaInference()
     backwards.add(reversed(cells))
+    backwards.finish()
     assert backwards.arrow_type() == schema.arrow_type(), "the order of rows decides the type"
     assert backwards.report() == schema.report()
     json.dumps(schema.report())
@@ -181,7 +189,10 @@ class _InMemory(ObjectFiles):
         return None if data is None else Stat(len(data), "1")
 
     def read_bytes(self, url: str) -> bytes:
-        return self._files[self._name(url)]
+        name = self._name(url)
+        if name not in self._files:
+            raise StorageError(name, expected="a usable file", found="nothing there")
+        return self._files[name]
 
     def list(self, url: str) -> list[str]:
         folder = f"{self._name(url)}/"
@@ -190,6 +201,9 @@ class _InMemory(ObjectFiles):
 
     def _name(self, url: str) -> str:
         return self.path(url).removeprefix("bucket/collection/")
+
+
+RUN = "20260101T000000-0123abcd"
 
 
 def folder_of(**files: bytes) -> Folder:
@@ -201,15 +215,14 @@ def folder_of(**files: bytes) -> Folder:
 
 def read_ledger(data: bytes) -> None:
     """The input as a ledger entry, as a run's record and as collection.json."""
-    folder = folder_of(ledger__a=data, runs__a=data, collection=data)
+    folder = folder_of(ledger__a=data, collection=data)
     with _Allowing(CollectionError):
         entry = read_entry(folder, "a")
         assert entry is not None and sum(entry.reasons().values()) == entry.samples - entry.rows
         assert read_entry(folder_of(ledger__a=entry.to_json()), "a") == entry
     with _Allowing(CollectionError):
-        for run in runs(folder):
-            run.alive()
-            assert list(runs(folder_of(runs__a=run.to_json()))) == [run]
+        run = RunRecord.from_json(data, record_name(RUN))
+        assert RunRecord.from_json(run.to_json(), record_name(RUN)) == run
     with _Allowing(CollectionError):
         identity = read_identity(folder)
         assert identity is not None and identity.columns
@@ -241,19 +254,20 @@ def stored_records() -> list[bytes]:
     entry = LedgerEntry(shard, "0000000a", 3, dropped, (Note("k", "no_caption"),), {"read": 0.5})
     identity = Identity("pocket", "f" * 64, 8, 72, "float32", {"side": 72}, "cpu", {"torch": "2"})
     wide = Identity("e", "f", 16, None, "f", {}, "cpu", {}, 2, {"image": 16, "array": 8})
-    run = RunRecord("20260101T000000-00000000", "embed", this_machine(), 1, 1.0, 2.0, 3.0)
+    run = RunRecord(RUN, "embed", "host", 1, 1.0, 2.0, claimed=("a-0123456789",))
     quarantined = LedgerEntry(shard, "", 0, quarantined="why", span=(1.0, 2.5), attempts=3)
     return [record.to_json() for record in (entry, quarantined, identity, wide, run)]
 
 
 SUM = FileSum(3, "0" * 32)
+SEGMENT = f"{RUN}-000"
 
 
 def _manifest(segment: bytes) -> Manifest:
     """A generation of one segment, whose segment.json is these bytes."""
-    entry = SegmentEntry("a", 3, FileSum.of(segment), (1,))
+    entry = SegmentEntry(SEGMENT, 3, FileSum.of(segment), (1,))
     columns = {"image": Plan("Flat"), "text": Plan("IVF4,SQ8", 4, 2, 256)}
-    trained = {"text": TrainedEntry("a/text.faiss", SUM)}
+    trained = {"text": TrainedEntry(f"index/trained/{RUN}/text.faiss", SUM)}
     return Manifest("run", 1.0, "pocket", "f", 8, columns, trained, (entry,))
 
 
@@ -263,8 +277,9 @@ def read_index(data: bytes) -> None:
         open_generation(folder_of(index__generations__000001=data), 1)
     with _Allowing(CollectionError):
         manifest = _manifest(data).to_json()
+        files = {"index__generations__000001": manifest}
         generation = open_current(
-            folder_of(index__generations__000001=manifest, index__segments__a__segment=data)
+            folder_of(**files, **{f"index__segments__{SEGMENT}__segment": data})
         )
         assert generation is not None and generation.manifest.rows == 3
         generation.indexed_shards()
@@ -275,7 +290,7 @@ def read_index(data: bytes) -> None:
 def index_records() -> list[bytes]:
     shards = (IndexedShard("s0", "0000000a", "file:///a.tar", 3, 100, "1"),)
     files = {"rows.arrow": SUM, "image.faiss": SUM, "image.f16": SUM}
-    segment = SegmentRecord("a", 3, 8, {"image": 3}, shards, files).to_json()
+    segment = SegmentRecord(SEGMENT, 3, 8, {"image": 3}, shards, files).to_json()
     return [segment, _manifest(segment).to_json(), b"000001\n"]
 
 
@@ -295,7 +310,7 @@ class _Keys:
     """The part of a store that globs use."""
 
     def list(self, folder: str, *, deep: bool = False) -> Listing:
-        return Listing(list(_KEYS), ["bucket/b"])
+        return Listing(dict.fromkeys(_KEYS, Stat(1, "1")), ["bucket/b"])
 
 
 def read_url(data: bytes) -> None:
