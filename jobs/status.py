@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from chiasm.index.segments import build_command, open_current, stale_shards
+from chiasm.index.segments import EmbeddedShards, build_command, open_current
 from chiasm.pipeline.collection import (
     THIS_MACHINE,
     Collection,
@@ -111,7 +111,7 @@ def status_of(collection: Collection, path: str) -> Status:
         notes=dict(totals.notes.most_common()),
         unfinished=sorted(unfinished),
         set_aside=sorted(quarantined, key=lambda failed: failed["shard"]),
-        index=read_index_status(collection, totals.rows),
+        index=read_index_status(collection, totals.rows, survey.files),
         runs=[_run(seen) for seen in observer.observe()],
         damaged=totals.damaged,
         earlier_rules=sum(count for rules, count in totals.rules.items() if rules < RULES),
@@ -141,9 +141,9 @@ def failures(folder: Folder, editions: dict[str, str]) -> Iterator[dict[str, str
             yield {"shard": entry.source.url, "reason": reason}
 
 
-def read_index_status(collection: Collection, rows: int) -> IndexStatus:
+def read_index_status(collection: Collection, rows: int, files: ShardFiles) -> IndexStatus:
     """The state of the live index; a damaged one is a state, not an error. rows: how many can be
-    indexed."""
+    indexed. files: those of all shards."""
     rebuild = f"run {build_command(collection.folder) if rows else 'chiasm embed first'}"
     try:
         generation = open_current(collection.folder)
@@ -152,7 +152,8 @@ def read_index_status(collection: Collection, rows: int) -> IndexStatus:
     if generation is None:
         return IndexStatus("missing", do=rebuild)
     manifest = generation.manifest
-    stale = stale_shards(collection.folder, generation.indexed_shards())
+    embedded = EmbeddedShards(collection.folder, files.embeddings)
+    stale = embedded.stale(generation.indexed_shards())
     state = "stale" if stale else "current"
     if manifest.fingerprint != collection.identity.fingerprint:
         state = "other_encoder"

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 
 from chiasm.pipeline.collection import (
+    FOLDERS,
     Run,
     earlier_parquet_name,
     embedded_shard_ids,
@@ -80,6 +81,7 @@ def forget(folder: Folder, specs: Sequence[str], *, dry_run: bool = False) -> Fo
     settings = {"shards": {shard.id: shard.url for shard in shards}}
     with Run(folder, FORGET, settings) as run:
         require_no_relocation(run)
+        run.sweep(FOLDERS)
         run.claim(shard.id for shard in shards)
         _require_unclaimed(run)
         for shard in shards:

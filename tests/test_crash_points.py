@@ -13,6 +13,9 @@ import pytest
 from crash_points import COMMANDS, DiskCrash, Lost, StoreCrash, recorded_runs_are_dead
 from recorded_disk import FOLDER, Change, Tree, killed, powerless, unflushed
 
+from chiasm.pipeline.collection import Run
+from chiasm.pipeline.storage.local import PendingLocalFile
+
 T = TypeVar("T")
 TRIED = 10
 BEFORE = Tree({"a": 0}, {0: b"old"})
@@ -35,7 +38,7 @@ def _runs_are_dead(monkeypatch, tmp_path) -> Iterator[None]:
 def some(items: Sequence[T]) -> list[T]:
     """The first, the last, and others evenly between them."""
     step = max(1, (len(items) - 1) // (TRIED - 1))
-    return [*items[:-1:step], items[-1]]
+    return [*items[:-1:step], *items[-1:]]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -77,31 +80,22 @@ def test_a_name_lasts_once_its_folder_is_flushed():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", ["no flush of files", "Parquet before its ledger entry"])
-def test_faults_that_are_put_in_are_found(fault, tmp_path, monkeypatch):
-    from chiasm.pipeline import embed
-    from chiasm.pipeline.collection import ParquetWriter
-    from chiasm.pipeline.storage.local import PendingLocalFile
+def commit_without_flush(self: PendingLocalFile) -> None:
+    self.flush()
+    self.close()
+    self._disk.rename(self.temporary, str(self.target))
+    self._disk.flush_folder(str(self.target.parent))
 
-    if fault == "no flush of files":
 
-        def commit(self: PendingLocalFile) -> None:
-            self.flush()
-            self.close()
-            self._disk.rename(self.temporary, str(self.target))
-            self._disk.flush_folder(str(self.target.parent))
-
-        monkeypatch.setattr(PendingLocalFile, "commit", commit)
-    else:
-        waiting = []
-        commit_file, write_entry = ParquetWriter.commit, embed.write_entry
-        monkeypatch.setattr(embed, "write_entry", lambda *entry: waiting.append(entry))
-
-        def commit_first(self: ParquetWriter, footer) -> None:
-            commit_file(self, footer)
-            write_entry(*waiting.pop())
-
-        monkeypatch.setattr(ParquetWriter, "commit", commit_first)
+@pytest.mark.parametrize(
+    "where, name, fault",
+    [
+        (PendingLocalFile, "commit", commit_without_flush),
+        (Run, "remove_temporaries", lambda self, folders, own=False: []),
+    ],
+)
+def test_faults_that_are_put_in_are_found(where, name, fault, tmp_path, monkeypatch):
+    monkeypatch.setattr(where, name, fault)
     crash = DiskCrash.record(tmp_path, COMMANDS["embed anew"])
     with pytest.raises(Lost):
         for state in (*crash.killed(), *crash.powerless()):

@@ -67,6 +67,7 @@ class PendingLocalFile(io.BufferedWriter):
 
     def __init__(self, disk: Disk, target: Path, run_id: str) -> None:
         self.target, self._disk = target, disk
+        self._named = False
         self.temporary = temporary_of(str(target), run_id, secrets.token_hex(4))
         with storage_errors(target):
             _make_folders(disk, target.parent)
@@ -87,17 +88,21 @@ class PendingLocalFile(io.BufferedWriter):
         with storage_errors(self.target):
             self._disk.flush_file(self._file)
             self.close()
-            self._disk.rename(self.temporary, str(self.target))
+            self._rename()
             self._disk.flush_folder(str(self.target.parent))
+
+    def _rename(self) -> None:
+        self._disk.rename(self.temporary, str(self.target))
+        self._named = True
 
     def commit_new(self) -> bool:
         """Like `commit`, unless the name is taken; returns whether the file got the name."""
         self.flush()
         with storage_errors(self.target):
             self._disk.flush_file(self._file)
-            taken = self._name_if_free()
+            named = self._name_if_free()
             self._disk.flush_folder(str(self.target.parent))
-        return taken
+        return named
 
     def _name_if_free(self) -> bool:
         try:
@@ -116,7 +121,7 @@ class PendingLocalFile(io.BufferedWriter):
             if _exists(self._disk, self.target):
                 return False
             self.close()
-            self._disk.rename(self.temporary, str(self.target))
+            self._rename()
             return True
 
     def __exit__(
@@ -125,10 +130,9 @@ class PendingLocalFile(io.BufferedWriter):
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
     ) -> None:
-        if self.closed:
-            return
-        with contextlib.suppress(OSError):
-            self._disk.remove(self.temporary)
+        if not self._named:
+            with contextlib.suppress(OSError):
+                self._disk.remove(self.temporary)
         # Closing flushes again, which fails again where the disk is full.
         with contextlib.suppress(StorageError):
             self.close()

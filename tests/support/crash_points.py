@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,9 @@ from chiasm.index.segments.generations import read_manifest
 from chiasm.index.verify import check
 from chiasm.pipeline.collection.processes import Machine
 from chiasm.pipeline.errors import ChiasmError
+from chiasm.pipeline.forget import forget
 from chiasm.pipeline.make import make_collection
+from chiasm.pipeline.relocate import relocate
 from chiasm.pipeline.storage import Folder, is_temporary
 from chiasm.pipeline.storage.disk import Disk
 from chiasm.pipeline.timing import SystemClock
@@ -253,9 +256,23 @@ def _build_again(folder: Path, to: str) -> Callable[[], object]:
     return lambda: build_index(to, settings=settings)
 
 
+def _relocate(folder: Path, to: str) -> Callable[[], object]:
+    _build(folder, to)()
+    old, new = folder / "shards", folder / "elsewhere"
+    shutil.copytree(old, new, copy_function=shutil.copy2)
+    return lambda: relocate(Folder(to), str(old), str(new))
+
+
+def _forget(folder: Path, to: str) -> Callable[[], object]:
+    _embed(folder, to)()
+    return lambda: forget(Folder(to), [str(folder / "shards" / "s0.tar")])
+
+
 COMMANDS: dict[str, Story] = {
     "embed": _embed,
     "embed anew": _embed_anew,
     "index build": _build,
     "index build again": _build_again,
+    "relocate": _relocate,
+    "forget": _forget,
 }
