@@ -25,7 +25,7 @@ def main() -> int:
     from crash_points import COMMANDS, recorded_runs_are_dead
 
     logging.disable(logging.CRITICAL)
-    tried, lost, began = 0, 0, time.monotonic()
+    tried, failed, began = 0, 0, time.monotonic()
     with recorded_runs_are_dead():
         for name in COMMANDS:
             for kind, points in _kinds(name):
@@ -33,9 +33,9 @@ def main() -> int:
                 for point in points:
                     failures += not _holds(point, f"{name}, {kind}")
                 print(f"{name:20} {kind:28} {len(points):6,} points {failures} lost", flush=True)
-                tried, lost = tried + len(points), lost + failures
-    print(f"{tried:,} points in {time.monotonic() - began:.0f} s, {lost} lost something")
-    return min(lost, 1)
+                tried, failed = tried + len(points), failed + failures
+    print(f"{tried:,} points in {time.monotonic() - began:.0f} s, {failed} lost something")
+    return min(failed, 1)
 
 
 def _kinds(name: str) -> Iterator[tuple[str, list[Callable[[], None]]]]:

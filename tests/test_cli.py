@@ -412,7 +412,7 @@ def test_the_whole_way_from_shards_to_answers(chiasm, shards, tmp_path):
     summary = json.loads(ran.stdout)
     assert summary["samples"] == summary["rows"] == 60
     assert summary["dropped"] == 0
-    assert summary["shards"] == {"done": 3, "skipped": 0, "failed": []}
+    assert summary["shards"] == {"done": 3, "skipped": 0, "failed": [], "damaged": []}
     assert summary["pairs_per_second"] > 0
     assert "total" in summary["seconds"]
 

@@ -26,6 +26,7 @@ from chiasm.pipeline.storage import (
     glob,
     open_stream,
     read_range,
+    remote,
     retry,
     schemes,
     stat,
@@ -299,7 +300,7 @@ def test_a_size_fits_into_64_bits():
 
 
 def test_a_whole_file_is_read_from_its_end(with_ranges, monkeypatch):
-    monkeypatch.setattr(streams, "TAIL", 1000)
+    monkeypatch.setattr(remote, "BLOCK", 1000)
     for name, data in with_ranges.answer.files.items():
         assert Folder(with_ranges.url).read_bytes(name[1:]) == data
     assert with_ranges.ranges[0] == "bytes=-1000"

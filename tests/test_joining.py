@@ -59,6 +59,7 @@ def test_the_address_in_force_and_where_it_was_given(given, variable, text, name
 
 
 def test_an_address_that_nobody_answers_is_told_at_once_and_the_variable_named(monkeypatch, capsys):
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: False)  # another test's may be on
     for form in (f"127.0.0.1:{closed_port()}", f"ray://127.0.0.1:{closed_port()}"):
         monkeypatch.setenv("RAY_ADDRESS", form)
         with pytest.raises(ChiasmError) as raised, session.connected(None, WorkerSettings()):

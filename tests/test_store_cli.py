@@ -83,8 +83,11 @@ def loaded(*arguments: str) -> set[str]:
 def test_looking_at_a_collection_loads_what_its_place_needs(s3, command, tmp_path):
     shards = put_shards(s3, tmp_path, 1)
     here, there = embed(shards, str(tmp_path / "here")), embed(shards, f"{s3.root}/there")
-    assert loaded(command, str(tmp_path / "here")) == set(), here
-    assert loaded(command, there.url) == {"fsspec", "s3fs", "aiohttp"}
+    libraries = {"fsspec", "s3fs", "aiohttp"}
+    assert loaded(command, there.url) == libraries
+    assert loaded(command, str(tmp_path / "here")) == libraries  # whether the shards are there
+    local = embed([tmp_path / "shards"], str(tmp_path / "local"))
+    assert loaded(command, local) == set()
 
 
 @pytest.fixture

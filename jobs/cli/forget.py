@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import asdict
 from typing import Annotated
@@ -10,7 +9,7 @@ from typing import Annotated
 import typer
 
 from chiasm.jobs.cli.options import Collection
-from chiasm.jobs.console import printable
+from chiasm.jobs.console import json_line, printable
 from chiasm.pipeline.collection import Collection as OpenCollection
 from chiasm.pipeline.forget import ForgetSummary, forget
 from chiasm.pipeline.storage import Folder, display_name
@@ -38,7 +37,7 @@ def forget_(
     folder = OpenCollection.open(collection).folder
     summary = forget(folder, shards, dry_run=dry_run)
     if as_json:
-        print(json.dumps({**asdict(summary), "rows": summary.rows}, ensure_ascii=False))
+        print(json_line({**asdict(summary), "rows": summary.rows}))
     else:
         print_summary(summary, folder)
 
@@ -51,7 +50,7 @@ def print_summary(summary: ForgetSummary, folder: Folder) -> None:
         print(printable(f"{did} {name}: {shard.rows:,} rows"))
     for spec in summary.already:
         print(printable(f"forgotten before: {spec}"))
-    print(f"{did} {len(summary.shards):,} shards, {summary.rows:,} rows")
+    print(printable(f"{did} {len(summary.shards):,} shards, {summary.rows:,} rows"))
     if summary.shards and summary.written and summary.indexed:
         command = f"chiasm index build {shlex.quote(display_name(folder.url))}"
         print(printable(f"the index is stale now: run {command}"))

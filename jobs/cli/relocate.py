@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import typer
 from rich.console import Console
 
 from chiasm.jobs.cli.options import Collection
-from chiasm.jobs.console import printable
+from chiasm.jobs.console import json_line, printable
 from chiasm.pipeline.collection import Collection as OpenCollection
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.relocate import RelocateSummary, relocate
@@ -47,7 +46,7 @@ def relocate_(
             folder, source, target, partial=partial, dry_run=dry_run, progress=report
         )
     if as_json:
-        print(json.dumps(asdict(summary), ensure_ascii=False))
+        print(json_line(asdict(summary)))
     else:
         print_summary(summary, dry_run=dry_run)
     if summary.refused:
@@ -69,10 +68,10 @@ def print_summary(summary: RelocateSummary, *, dry_run: bool) -> None:
     already = f"; {summary.already:,} were moved before" if summary.already else ""
     shards = f"{len(summary.moved):,} shards, {summary.rows:,} rows"
     if summary.written:
-        print(f"moved {shards}{already}")
+        print(printable(f"moved {shards}{already}"))
     elif dry_run:
-        print(f"would move {shards}{already}; nothing was changed")
+        print(printable(f"would move {shards}{already}; nothing was changed"))
     elif summary.moved or summary.refused:
-        print(f"proven {shards}{already}")
+        print(printable(f"proven {shards}{already}"))
     else:
-        print(f"nothing to move{already}")
+        print(printable(f"nothing to move{already}"))

@@ -39,13 +39,14 @@ def below(url: str, folder: str) -> bool:
 
 
 def replace_prefix(url: str, folder: str, target: str) -> str:
-    """The canonical URL below `target` of what is at `url` below `folder`."""
+    """The canonical URL below `target` of what is at `url` below `folder`. A query that `url` has
+    was allowed when it was embedded, and stays."""
     rest = url[len(folder) + 1 :]
     if not rest:
-        return canonical_url(target)
+        return canonical_url(target, allow_query=True)
     if _kind(url) != _kind(target):
         rest = _escape(_unescape(rest, _kind(url)), _kind(target))
-    return canonical_url(f"{target}/{rest}")
+    return canonical_url(f"{target}/{rest}", allow_query=True)
 
 
 def has_wildcard(path_or_url: str) -> bool:

@@ -167,11 +167,11 @@ class RecordedFile(io.FileIO):
         return len(content)
 
 
-def surviving(before: Tree, log: Sequence[Change], lost: frozenset[int] = frozenset()) -> Tree:
-    """The tree after the changes of `log`, without those whose numbers are in `lost`."""
+def surviving(before: Tree, log: Sequence[Change], undone: frozenset[int] = frozenset()) -> Tree:
+    """The tree after the changes of `log`, without those whose numbers are in `undone`."""
     names, contents = dict(before.names), dict(before.contents)
     for number, change in enumerate(log):
-        if number in lost:
+        if number in undone:
             continue
         if change.kind == "write":
             content = contents.get(change.file, b"").ljust(change.offset, b"\0")
@@ -238,8 +238,8 @@ def powerless(before: Tree, log: Sequence[Change], seed: int = 0) -> Iterator[Tr
             drawn = (rng.sample(pending, rng.randint(1, len(pending))) for _ in range(SUBSETS))
             prefixes = (pending[start:] for start in range(len(pending)))
             subsets = itertools.chain(prefixes, ([one] for one in pending), drawn)
-        for lost in subsets:
-            yield surviving(before, part, frozenset(lost))
+        for undone in subsets:
+            yield surviving(before, part, frozenset(undone))
 
 
 def distinct(trees: Iterator[Tree]) -> Iterator[Tree]:

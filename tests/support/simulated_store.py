@@ -65,7 +65,7 @@ class SimulatedStore:
 
     def list(self, folder: str, *, deep: bool = False) -> Listing:
         with self._request("list", folder):
-            names = [path for path in self.listed() if path.startswith(folder)]
+            names = [path for path in self.visible_paths() if path.startswith(folder)]
             files = {
                 path: self.objects[path].stat
                 for path in names
@@ -78,7 +78,7 @@ class SimulatedStore:
             }
             return Listing(files, sorted(folders))
 
-    def listed(self) -> Sequence[str]:
+    def visible_paths(self) -> Sequence[str]:
         """The paths that a listing shows, sorted."""
         return sorted(self.objects)
 
