@@ -22,6 +22,7 @@ import functools
 import gc
 import hashlib
 import json
+import logging
 import os
 import random
 import signal
@@ -187,6 +188,7 @@ def memory(name: str) -> float:
 def _place_of(error: BaseException) -> str:
     """`ValueError at pipeline/shards/tar.py:120`: the type, and the innermost line of ours."""
     frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in frames if frame.filename != __file__] or frames
     ours = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(ROOT)]
     frame = (ours or frames)[-1]
     path = Path(frame.filename).resolve()
@@ -197,10 +199,13 @@ def _place_of(error: BaseException) -> str:
 def drawn_inputs(target: Target, inputs: int, seed: int) -> Iterator[bytes]:
     """The seeds, then mutations of them and of each other: what is drawn without the engine."""
     rng = random.Random(seed)
-    pool = list(target.seeds())
-    yield from pool[:inputs]
-    for _ in range(inputs - len(pool)):
-        data = target.mutate(rng, rng.choice(pool), lambda plain: change_bytes(rng, plain))
+    seeds = list(target.seeds())
+    pool = [*seeds]
+    yield from seeds[:inputs]
+    for _ in range(inputs - len(seeds)):
+        # Without coverage, mutations of mutations lose their structure: half begin anew.
+        begun = rng.choice(rng.choice((seeds, pool)))
+        data = target.mutate(rng, begun, lambda plain: change_bytes(rng, plain))
         if len(data) <= target.longest:
             pool[rng.randrange(len(pool))] = data
             yield data
@@ -210,6 +215,7 @@ def work(name: str, inputs: int, seed: int, folder: Path, result: Path) -> None:
     """Feed a target from the engine, which never returns, and write the outcome to `result`."""
     import atheris  # pyrefly: ignore  # an extra
 
+    logging.disable()  # a million warnings would fill the disk
     target = TARGETS[name]
     for found in gc.get_objects():
         if isinstance(found, FunctionType) and (found.__module__ or "").split(".")[0] in GUIDING:
@@ -217,12 +223,13 @@ def work(name: str, inputs: int, seed: int, folder: Path, result: Path) -> None:
     meter = Meter(target.run, folder)
 
     def run(data: bytes) -> None:
+        failures = len(meter.outcome.failures)
         meter(data)
-        if meter.outcome.inputs % SAVED_EVERY == 0 or meter.outcome.inputs == inputs:
+        done = meter.outcome.inputs
+        if done % SAVED_EVERY == 0 or done == inputs or len(meter.outcome.failures) > failures:
             result.write_text(json.dumps(asdict(meter.outcome)))
-        if meter.outcome.inputs == inputs:
-            # The engine's own end would take the outcome for lack of one.
-            os._exit(0)
+        if done == inputs:
+            os._exit(0)  # the engine has no end of its own that leaves the exit code to us
 
     def mutate(data: bytes, most: int, drawn: int) -> bytes:
         def mutate_bytes(plain: bytes) -> bytes:
@@ -239,6 +246,7 @@ def work(name: str, inputs: int, seed: int, folder: Path, result: Path) -> None:
             "max_len": target.longest,
             "seed": seed % (1 << 32) or 1,  # 0 would be drawn by the clock
             "timeout": WATCHDOG_SECONDS,
+            "report_slow_units": WATCHDOG_SECONDS,  # by the wall clock, which says little here
             "rss_limit_mb": 4096,
             "artifact_prefix": f"{folder}/",
             "verbosity": 0,
@@ -270,7 +278,7 @@ def fuzz(name: str, inputs: int, seed: int, folder: Path) -> Outcome:
         if code != 0 or outcome.inputs < inputs:
             # The engine names an input that ended the process after what happened.
             ended = [path for path in _artifacts(folder / name) if path.stat().st_mtime >= began]
-            place_of_end = f"the process ended with {code}: {_last_line(log)}"
+            place_of_end = f"the process ended with {code}: {_reason(log)}"
             outcome.failures[place_of_end] = str(ended[0]) if ended else ""
     return outcome
 
@@ -281,9 +289,10 @@ def _artifacts(folder: Path) -> list[Path]:
     ]
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "nothing said"
+def _reason(log: Path) -> str:
+    """What the engine says of the end of its process, else the last line."""
+    lines = log.read_text(errors="replace").strip().splitlines() or ["nothing said"]
+    return next((line for line in lines if line.startswith("SUMMARY: ")), lines[-1])
 
 
 def report(name: str, outcome: Outcome, minutes: float) -> str:

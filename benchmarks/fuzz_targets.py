@@ -63,6 +63,7 @@ from chiasm.pipeline.storage import (
     display_name,
     glob,
     is_remote,
+    stat,
 )
 from chiasm.pipeline.storage.folder import Folder
 from chiasm.pipeline.storage.object_store import Listing
@@ -99,8 +100,9 @@ class _Shard:
     def write(self, data: bytes) -> Shard:
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, data, 0)
-        version = str(os.fstat(self._file).st_mtime_ns)
-        return Shard(f"file:///proc/self/fd/{self._file}", "a", len(data), version)
+        url = f"file:///proc/self/fd/{self._file}"
+        found = stat(url)
+        return Shard(url, "a", found.size, found.version)
 
 
 _SHARD = _Shard()

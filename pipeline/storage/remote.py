@@ -21,6 +21,7 @@ from chiasm.pipeline.errors import SourceError, StorageError, UnreachableError, 
 from chiasm.pipeline.storage import retry
 from chiasm.pipeline.storage.backend import Stat, Stream
 from chiasm.pipeline.storage.credentials import credentials_error
+from chiasm.pipeline.storage.keys import glob_matcher, require_utf8
 from chiasm.pipeline.storage.object_store import RangesUnsupported, ReadableStore, Store
 from chiasm.pipeline.storage.store_errors import (
     NotFound,
@@ -158,8 +159,7 @@ class ObjectFiles(ReadableFiles[Store]):
             raise credentials_error(f"{self.scheme}://***", do)
         if not rest.partition("/")[0]:
             raise UsageError(url, expected=f"{self.scheme}://bucket/key", found="no bucket")
-        if not _is_utf8(rest):
-            raise UsageError(repr(url), expected="a URL in UTF-8", found="bytes that are none")
+        require_utf8(url)
         return f"{self.scheme}://{rest}"
 
     def base_name(self, url: str) -> str:
@@ -170,14 +170,12 @@ class ObjectFiles(ReadableFiles[Store]):
             return self._retry(lambda: self.store.is_folder(self.path(url)))
 
     def glob(self, pattern: str) -> Sequence[str]:
-        from fsspec.utils import glob_translate  # fsspec is imported where such a URL is used
-
         path = self.path(self.canonical(pattern))
         wildcard = _WILDCARD.search(path)
         if wildcard is None:
             return [self.canonical(pattern)]
         try:
-            matches = re.compile(glob_translate(path)).fullmatch
+            matches = glob_matcher(path)
         except ValueError as error:
             expected = "a pattern such as folder/**/*.tar"
             raise UsageError(pattern, expected=expected, found=one_line_message(error)) from error
@@ -242,15 +240,6 @@ def _base_names(paths: Iterable[str]) -> list[str]:
     /. or /.. has no name inside a folder: other tools' keys, which a store may hold."""
     bases = (path.rpartition("/")[2] for path in paths)
     return sorted(base for base in bases if base not in ("", ".", ".."))
-
-
-def _is_utf8(text: str) -> bool:
-    """Whether text can be encoded: bytes of a command line that are no UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @contextmanager
