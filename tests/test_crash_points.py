@@ -6,6 +6,7 @@ TRIED says how many states of each kind the fast suite tries, spread evenly over
 from __future__ import annotations
 
 import errno
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -44,7 +45,7 @@ def some(items: Sequence[T]) -> list[T]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_crash_costs_nothing_on_a_disk(name, tmp_path):
     crash = DiskCrash.record(tmp_path, COMMANDS[name])
-    for state in (*some(crash.killed()), *some(crash.powerless())):
+    for state in (*some(crash.killed()), *some(list(crash.powerless()))):
         crash.recover(state)
 
 
@@ -98,5 +99,5 @@ def test_faults_that_are_put_in_are_found(where, name, fault, tmp_path, monkeypa
     monkeypatch.setattr(where, name, fault)
     crash = DiskCrash.record(tmp_path, COMMANDS["embed anew"])
     with pytest.raises(Lost):
-        for state in (*crash.killed(), *crash.powerless()):
+        for state in itertools.chain(crash.killed(), crash.powerless()):
             crash.recover(state)

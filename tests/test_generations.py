@@ -20,8 +20,8 @@ from chiasm.index import IndexSettings, Query, build_index, open_collection
 from chiasm.index.segments import SEGMENTS, TRAINED, current_number, numbers, open_current
 from chiasm.index.verify import check
 from chiasm.jobs.cli.status import format_index
-from chiasm.jobs.status import read_index_status
-from chiasm.pipeline.collection import Collection, parquet_name
+from chiasm.jobs.status import read_status
+from chiasm.pipeline.collection import parquet_name
 from chiasm.pipeline.errors import CollectionError, StaleIndexError
 from chiasm.pipeline.storage import Folder, is_temporary
 
@@ -106,7 +106,7 @@ def test_beside_a_damaged_current_the_newest_whole_generation_answers_and_says_s
     collection = open_collection(tmp_path)
     assert collection.generation.number == 2 and len(collection.search_many([QUERY])[0]) == 10
     assert message in caplog.text and "generation 000002 answers instead" in caplog.text
-    status = read_index_status(Collection.open(str(tmp_path)), str(tmp_path))
+    status = read_status(str(tmp_path)).index
     assert (status.state, status.generation) == ("current", 2)
     assert message in format_index(status) and status.do in format_index(status) != ""
     assert [message in str(finding) for finding in check(str(tmp_path)).findings] == [True]

@@ -10,13 +10,16 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
 
 from chiasm.jobs.cluster.packing import EXCLUDES, FILES, pack
 from chiasm.pipeline.errors import ChiasmError, UsageError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobStatus, JobSubmissionClient
 
 POLL_SECONDS = 1.0
 AGENT_SECONDS = 60.0
@@ -108,6 +111,9 @@ def _ray_job(verb: str, address: str, job: str) -> str:
 
 def connect(address: str) -> JobSubmissionClient:
     """A client of the cluster's job server; with the cluster's token, where it asks for one."""
+    # Here: every worker imports this package, and the job server's client takes a sixth of a second.
+    from ray.job_submission import JobSubmissionClient
+
     address = dashboard_url(address)
     try:
         try:

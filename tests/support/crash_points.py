@@ -30,6 +30,7 @@ from chiasm.index.plan import IndexSettings
 from chiasm.index.segments import numbers, run_of_folder
 from chiasm.index.segments.generations import read_manifest
 from chiasm.index.verify import check
+from chiasm.pipeline.collection import FOLDERS, Run
 from chiasm.pipeline.collection.processes import Machine
 from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.forget import forget
@@ -96,12 +97,11 @@ class DiskCrash:
         """What a kill leaves, after each change and in the middle of each write."""
         return list(distinct(killed(self.recorded.before, self.recorded.log)))
 
-    def powerless(self) -> list[Tree]:
+    def powerless(self) -> Iterator[Tree]:
         """What a loss of power leaves, beyond that."""
         before, log = self.recorded.before, self.recorded.log
-        return list(distinct(itertools.chain(killed(before, log), powerless(before, log))))[
-            len(self.killed()) :
-        ]
+        states = distinct(itertools.chain(killed(before, log), powerless(before, log)))
+        return itertools.islice(states, len(self.killed()), None)
 
     def recover(self, state: Tree) -> None:
         state.write(self.root)
@@ -265,7 +265,15 @@ def _relocate(folder: Path, to: str) -> Callable[[], object]:
 
 def _forget(folder: Path, to: str) -> Callable[[], object]:
     _embed(folder, to)()
-    return lambda: forget(Folder(to), [str(folder / "shards" / "s0.tar")])
+
+    def command() -> None:
+        forget(Folder(to), [str(folder / "shards" / "s0.tar")])
+        # Called again when all is done it does not begin a run: the next run sweeps.
+        with Run(Folder(to), "embed", {}) as run:
+            run.sweep(FOLDERS)
+            run.finish("done", {})
+
+    return command
 
 
 COMMANDS: dict[str, Story] = {
