@@ -111,7 +111,7 @@ def _ray_job(verb: str, address: str, job: str) -> str:
 
 def connect(address: str) -> JobSubmissionClient:
     """A client of the cluster's job server; with the cluster's token, where it asks for one."""
-    # Here: every worker imports this package, and the job server's client takes a sixth of a second.
+    # Here: every worker imports this package, and this takes a sixth of a second.
     from ray.job_submission import JobSubmissionClient
 
     address = dashboard_url(address)
