@@ -28,7 +28,7 @@ import transformers
 from benchmarks import free_encoder
 from benchmarks.machine import CORES
 from chiasm.pipeline.collection import ParquetWriter
-from chiasm.pipeline.embed import encode
+from chiasm.pipeline.encode_batch import encode
 from chiasm.pipeline.encoders import load_encoder
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.images import decode as decode_picture

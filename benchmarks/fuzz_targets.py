@@ -8,7 +8,9 @@ use, from a folder that exists in memory alone.
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import functools
+import io
 import json
 import os
 import tempfile
@@ -17,6 +19,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from benchmarks import fuzz_inputs as inputs
 from chiasm.index.plan import Plan
@@ -27,21 +32,38 @@ from chiasm.index.segments import (
     SchemaInference,
     SegmentEntry,
     TrainedEntry,
-    current_number,
     open_current,
     open_generation,
 )
+from chiasm.index.segments.generations import require_whole
 from chiasm.index.segments.segment import SegmentRecord
 from chiasm.pipeline.collection import (
+    THIS_MACHINE,
+    Footer,
     Identity,
     LedgerEntry,
+    ProcessId,
+    Relocations,
+    RunObserver,
     RunRecord,
+    ShardFiles,
+    ShardSummary,
+    Survey,
     read_entry,
+    read_footer,
     read_identity,
-    runs,
-    this_machine,
+    read_relocations,
 )
-from chiasm.pipeline.errors import ChiasmError, CollectionError, SourceError, UsageError
+from chiasm.pipeline.collection.parquet_schema import FOOTER_KEY
+from chiasm.pipeline.collection.relocations import Relocated
+from chiasm.pipeline.collection.run_record import is_marked_killed, marked_killed
+from chiasm.pipeline.errors import (
+    ChiasmError,
+    CollectionError,
+    SourceError,
+    StorageError,
+    UsageError,
+)
 from chiasm.pipeline.records import Dropped, Note, Sample, Shard
 from chiasm.pipeline.shards import (
     DROP_REASONS,
@@ -64,6 +86,7 @@ from chiasm.pipeline.storage.folder import Folder
 from chiasm.pipeline.storage.object_store import Listing
 from chiasm.pipeline.storage.remote import ObjectFiles
 from chiasm.pipeline.storage.schemes import GS_STORE, HF_STORE, S3_STORE
+from chiasm.pipeline.timing import SYSTEM_CLOCK
 
 
 @dataclass(frozen=True)
@@ -144,14 +167,17 @@ def survey_json(data: bytes) -> None:
     cells: list[str | None] = [line or None for line in data.decode("utf-8", "replace").split("\n")]
     schema = SchemaInference()
     schema.add(cells)
+    schema.finish()
     column = schema.column(cells)
     assert column.type == schema.arrow_type() and len(column) == len(cells)
     column.validate(full=True)
     backwards = SchemaInference()
     backwards.add(reversed(cells))
+    backwards.finish()
     assert backwards.arrow_type() == schema.arrow_type(), "the order of rows decides the type"
     assert backwards.report() == schema.report()
     json.dumps(schema.report())
+    assert schema.covers(cells)
 
 
 def json_cells() -> list[bytes]:
@@ -184,7 +210,17 @@ class _InMemory(ObjectFiles):
         return None if data is None else Stat(len(data), "1")
 
     def read_bytes(self, url: str) -> bytes:
-        return self._files[self._name(url)]
+        data = self._files.get(self._name(url))
+        if data is None:
+            raise StorageError(url, found="nothing there")
+        return data
+
+    def list_stats(self, url: str) -> dict[str, Stat]:
+        names = {name: f"{self._name(url)}/{name}" for name in self.list(url)}
+        return {name: Stat(len(self._files[path]), "1") for name, path in names.items()}
+
+    def open_seekable(self, url: str) -> io.BytesIO:
+        return io.BytesIO(self.read_bytes(url))
 
     def list(self, url: str) -> list[str]:
         folder = f"{self._name(url)}/"
@@ -195,28 +231,56 @@ class _InMemory(ObjectFiles):
         return self.path(url).removeprefix("bucket/collection/")
 
 
-def folder_of(**files: bytes) -> Folder:
-    """A collection in memory: ledger__a -> the file ledger/a.json."""
-    named = {f"{name.replace('__', '/')}.json": data for name, data in files.items()}
-    named["index/CURRENT"] = named.pop("index/CURRENT.json", b"000001\n")
-    return Folder("s3://bucket/collection", _InMemory(named))
+def _folder_of(files: Mapping[str, bytes]) -> Folder:
+    """A collection in memory."""
+    return Folder("s3://bucket/collection", _InMemory(files))
+
+
+def _read_again(read: Callable[[Folder], Any], name: str, record: Any) -> None:
+    """A record that is written and read again is the same."""
+    data = record.to_json()  # compared as bytes, since NaN, which settings may have, is no NaN
+    assert read(_folder_of({name: data})).to_json() == data, "read again it is another"
+
+
+def _alive(process: ProcessId) -> bool | None:
+    """Whether a process with that id and those ticks runs here, whatever machine it is of."""
+    here = THIS_MACHINE.this_process()
+    where = {"boot_id": here.boot_id, "pid_namespace": here.pid_namespace}
+    return THIS_MACHINE.alive(dataclasses.replace(process, **where))
 
 
 def read_ledger(data: bytes) -> None:
-    """The input as a ledger entry, as a run's record and as collection.json."""
-    folder = folder_of(ledger__a=data, runs__a=data, collection=data)
+    """The input as every record that lies beside the rows of a collection."""
+    names = ("ledger/a", "collection", "relocated", "runs/a", "summaries/a")
+    folder = _folder_of({f"{name}.json": data for name in names})
     with _Allowing(CollectionError):
         entry = read_entry(folder, "a")
         assert entry is not None and sum(entry.reasons().values()) == entry.samples - entry.rows
-        assert read_entry(folder_of(ledger__a=entry.to_json()), "a") == entry
-    with _Allowing(CollectionError):
-        for run in runs(folder):
-            run.alive()
-            assert list(runs(folder_of(runs__a=run.to_json()))) == [run]
+        ShardSummary.of(entry)
+        _read_again(lambda folder: read_entry(folder, "a"), "ledger/a.json", entry)
     with _Allowing(CollectionError):
         identity = read_identity(folder)
         assert identity is not None and identity.columns
-        assert read_identity(folder_of(collection=identity.to_json())) == identity
+        _read_again(read_identity, "collection.json", identity)
+    with _Allowing(CollectionError):
+        relocations = read_relocations(folder)
+        relocations.of(SHARD)
+        _read_again(read_relocations, "relocated.json", relocations)
+    with _Allowing(CollectionError):
+        read_footer(_folder_of({"embeddings/a.parquet": parquet_with(data)}), "a").made_of(SHARD)
+    for run in RunObserver(folder, SYSTEM_CLOCK, _alive).observe():
+        if run.record is not None:
+            assert is_marked_killed(marked_killed(run.record.to_json()))
+    is_marked_killed(data)
+    list(Survey(folder, ShardFiles.list(folder)).summaries())
+
+
+def parquet_with(footer: bytes) -> bytes:
+    """A Parquet file with this footer of ours."""
+    buffer = io.BytesIO()
+    schema = pa.schema([("key", pa.string())], {FOOTER_KEY: footer})
+    pq.write_table(schema.empty_table(), buffer)
+    return buffer.getvalue()
 
 
 class _Allowing:
@@ -238,48 +302,71 @@ class _Allowing:
         return True
 
 
+SHARD = Shard("file:///a.tar", "a-0123456789", 512, "1")
+
+
 def stored_records() -> list[bytes]:
-    shard = Shard("file:///a.tar", "a-0123456789", 512, "1")
+    shard = SHARD
     dropped = (Dropped("k", "read", "empty"), Dropped("\u00e9", "decode", "corrupt", "why"))
     entry = LedgerEntry(shard, "0000000a", 3, dropped, (Note("k", "no_caption"),), {"read": 0.5})
     identity = Identity("pocket", "f" * 64, 8, 72, "float32", {"side": 72}, "cpu", {"torch": "2"})
     wide = Identity("e", "f", 16, None, "f", {}, "cpu", {}, 2, {"image": 16, "array": 8})
-    run = RunRecord("20260101T000000-00000000", "embed", this_machine(), 1, 1.0, 2.0, 3.0)
+    process = {"pid": 1, "boot_id": "b", "pid_namespace": "n", "start_ticks": 7}
+    run = RunRecord("a", "embed", "host", started=1.0, heartbeat=2.0, claimed=("a",), **process)
+    footer = Footer(shard, "0000000a", 3, 2, "pocket", "f", 8)
+    moved = Relocations({"a": Relocated("file:///b.tar", (shard,))})
     quarantined = LedgerEntry(shard, "", 0, quarantined="why", span=(1.0, 2.5), attempts=3)
-    return [record.to_json() for record in (entry, quarantined, identity, wide, run)]
+    records = [entry, quarantined, identity, wide, run, moved]
+    return [*(record.to_json() for record in records), footer.to_json().encode()]
 
 
-SUM = FileSum(3, "0" * 32)
+RUN = "20260101T000000-00000000"
+SEGMENT = f"{RUN}-000"
+SUM = FileSum(48, "0" * 32)  # 3 rows of 8 numbers of 2 bytes
 
 
-def _manifest(segment: bytes) -> Manifest:
+def _segment() -> bytes:
+    shards = (IndexedShard("s0", "0000000a", "file:///a.tar", 3, 100, "1"),)
+    names = ("rows.arrow", "image.faiss", "image.f16", "text.faiss", "text.f16")
+    vectors = {"image": 3, "text": 2}
+    return SegmentRecord(SEGMENT, 3, 8, vectors, shards, dict.fromkeys(names, SUM)).to_json()
+
+
+def _manifest(segment: bytes) -> bytes:
     """A generation of one segment, whose segment.json is these bytes."""
-    entry = SegmentEntry("a", 3, FileSum.of(segment), (1,))
+    entry = SegmentEntry(SEGMENT, 3, FileSum.of(segment), (1,))
     columns = {"image": Plan("Flat"), "text": Plan("IVF4,SQ8", 4, 2, 256)}
-    trained = {"text": TrainedEntry("a/text.faiss", SUM)}
-    return Manifest("run", 1.0, "pocket", "f", 8, columns, trained, (entry,))
+    trained = {"text": TrainedEntry(f"index/trained/{RUN}/text.faiss", SUM)}
+    return Manifest(RUN, 1.0, "pocket", "f", 8, columns, trained, (entry,)).to_json()
+
+
+def _index(manifest: bytes, segment: bytes, current: bytes = b"000001\n") -> Folder:
+    files = {
+        "index/CURRENT": current,
+        "index/generations/000001.json": manifest,
+        f"index/segments/{SEGMENT}/segment.json": segment,
+    }
+    return _folder_of(files)
 
 
 def read_index(data: bytes) -> None:
     """The input as a generation's manifest, as a segment's record and as CURRENT."""
+    whole = _segment()
     with _Allowing(CollectionError):
-        open_generation(folder_of(index__generations__000001=data), 1)
-    with _Allowing(CollectionError):
-        manifest = _manifest(data).to_json()
-        generation = open_current(
-            folder_of(index__generations__000001=manifest, index__segments__a__segment=data)
-        )
-        assert generation is not None and generation.manifest.rows == 3
+        generation = open_generation(_index(data, whole), 1)
         generation.indexed_shards()
+        manifest = generation.manifest.to_json()
+        assert open_generation(_index(manifest, whole), 1).manifest.to_json() == manifest
     with _Allowing(CollectionError):
-        current_number(folder_of(index__CURRENT=data))
+        generation = open_generation(_index(_manifest(data), data), 1)
+        assert generation.manifest.rows == 3
+        require_whole(_index(b"", b""), generation.segments)
+    with _Allowing(CollectionError):
+        open_current(_index(_manifest(whole), whole, data))
 
 
 def index_records() -> list[bytes]:
-    shards = (IndexedShard("s0", "0000000a", "file:///a.tar", 3, 100, "1"),)
-    files = {"rows.arrow": SUM, "image.faiss": SUM, "image.f16": SUM}
-    segment = SegmentRecord("a", 3, 8, {"image": 3}, shards, files).to_json()
-    return [segment, _manifest(segment).to_json(), b"000001\n"]
+    return [_segment(), _manifest(_segment()), b"000001\n"]
 
 
 # --- URLs -----------------------------------------------------------------------------------------
@@ -298,7 +385,7 @@ class _Keys:
     """The part of a store that globs use."""
 
     def list(self, folder: str, *, deep: bool = False) -> Listing:
-        return Listing(list(_KEYS), ["bucket/b"])
+        return Listing(dict.fromkeys(_KEYS, Stat(1, "1")), ["bucket/b"])
 
 
 def read_url(data: bytes) -> None:

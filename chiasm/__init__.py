@@ -4,14 +4,15 @@
 
 In this folder are links to the repository's own: `chiasm.pipeline` (shards -> embeddings),
 `chiasm.index` (embeddings -> answers) and `chiasm.jobs` (both, on a cluster and at a prompt). The
-names here load what they need when they are asked for: `import chiasm` itself loads nothing.
+names here load what they need when they are asked for: `import chiasm` itself loads nothing, not
+even of Python's own modules: `python -m chiasm` imports it while the current folder is still first
+on `sys.path`.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # what type checkers take for that of `typing`
 if TYPE_CHECKING:
+    from typing import Any
+
     from chiasm.index import Answer, Query, Result, build_index, open_collection
     from chiasm.pipeline import (
         Collection,
@@ -47,7 +48,7 @@ def __dir__() -> list[str]:
     return sorted([*__all__, "index", "jobs", "pipeline"])
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "JointModel":

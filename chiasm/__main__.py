@@ -1,17 +1,16 @@
 """`python -m chiasm` is `chiasm`.
 
 Python puts the current folder first on `sys.path` here. Unless chiasm itself lies there, it is
-taken away again: a file such as safetensors.py in it must not stand before the library.
+taken away again before anything is imported: a file such as safetensors.py or typing.py in it must
+not stand before the library.
 """
 
 import sys
-from pathlib import Path
-
-import chiasm
 
 if __name__ == "__main__":
-    here = Path.cwd()
-    if Path(sys.path[0]) == here != Path(str(chiasm.__file__)).parent.parent:
+    # Of a folder that is gone Python puts no path there; with -P none at all.
+    here = sys.path[0] if sys.path and not sys.flags.safe_path else None
+    if here is not None and __file__ != f"{here}/chiasm/__main__.py":
         del sys.path[0]
 
     from chiasm.jobs.cli.app import main

@@ -11,8 +11,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from chiasm.pipeline.errors import require_at_least
+
+Count = Annotated[int, Field(ge=0)]
 
 MAX_CELLS = 32_768  # k-means over more takes hours, and 1.3 million training vectors
 TRAIN_PER_CELL = 64  # FAISS asks for 39 to 256; the gain from more is below what can be measured
@@ -27,13 +32,16 @@ class IndexSettings:
     that a query searches unless it says otherwise; 0 chooses by the number of cells. A search takes
     it too; 0 is then what the index was built with. segment_rows: rows after which a segment is
     closed (at the end of a shard). Memory while building is some segment_rows x dim bytes (IVF)
-    or 4 times that (exact), for each column. keep_generations, keep_seconds: older generations than
-    the last few and younger ones are removed.
+    or 4 times that (exact), for each column. catalog_bytes: of captions, json and the like that
+    wait to be written together; a row group of the embeddings is read on top. keep_generations,
+    keep_seconds: a generation is removed once so many newer ones exist and it ceased to be live so
+    many seconds ago.
     """
 
     exact_below: int = 100_000
     nprobe: int = 0
     segment_rows: int = 1_000_000
+    catalog_bytes: int = 64 << 20
     keep_generations: int = 3
     keep_seconds: float = 3600
 
@@ -45,7 +53,10 @@ class IndexSettings:
             index__keep_seconds=self.keep_seconds,
         )
         require_at_least(
-            1, index__segment_rows=self.segment_rows, index__keep_generations=self.keep_generations
+            1,
+            index__segment_rows=self.segment_rows,
+            index__catalog_bytes=self.catalog_bytes,
+            index__keep_generations=self.keep_generations,
         )
 
 
@@ -55,9 +66,9 @@ class Plan:
     Flat."""
 
     kind: str
-    cells: int = 0
-    nprobe: int = 0
-    train_rows: int = 0
+    cells: Count = 0
+    nprobe: Count = 0
+    train_rows: Count = 0
 
     @property
     def exact(self) -> bool:

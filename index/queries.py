@@ -3,6 +3,7 @@ hits."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +36,12 @@ class RerankStage:
         is checked by `chiasm.index.query.check_stages`."""
         head, _, depth = text.strip().rpartition(":")
         reranker, _, model = head.partition(":")
-        if not reranker or not depth.isdecimal() or int(depth) < 1:
+        number = re.fullmatch("[0-9]{1,9}", depth)  # what int() takes is far more
+        if not reranker or not number or int(depth) < 1:
             raise UsageError(
                 f"rerank {text!r}",
                 expected="RERANKER:N with N at least 1, such as match:20",
-                found=f"N = {depth}" if depth.isdecimal() else "no number at its end",
+                found=f"N = {depth}" if number else "no such number at its end",
             )
         return cls(reranker, int(depth), model)
 

@@ -2,10 +2,10 @@
 
     Query -> encoder -> search -> rerank -> results
 
-`retrieve` is the path, each stage timed. `open_collection` gives a `Searcher`, which holds what
-stays between queries (index/query/open_index.py) and is what programs use. A query changes nothing
-shared, so one `Searcher` serves any number of threads, and a query's answer does not depend on its
-batch.
+`retrieve_from` is the path, each stage timed. `open_collection` gives a `Searcher`, which holds
+what stays between queries (index/query/open_index.py) and is what programs use. A query changes
+nothing shared, so one `Searcher` serves any number of threads, and a query's answer does not depend
+on its batch.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from chiasm.index.query import (
     search,
 )
 from chiasm.index.results import Answer, Hit, Result
+from chiasm.index.segments import SegmentGone
 from chiasm.pipeline.collection import Collection
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.storage import display_name
@@ -34,8 +35,22 @@ from chiasm.pipeline.timing import Stopwatch
 
 
 def retrieve(queries: Sequence[Query], collection: OpenIndex) -> list[Answer]:
-    """Answer a batch of queries, in their order."""
+    """Answer a batch of queries, in their order.
+
+    Where a sweep has removed files of the generation that is open, they are answered from the one
+    that is live by now."""
     check_stages(stage for query in queries for stage in query.stages)
+    while True:
+        view = collection.view()
+        try:
+            return retrieve_from(queries, view)
+        except SegmentGone:
+            if not collection.reopen(view.generation):
+                raise
+
+
+def retrieve_from(queries: Sequence[Query], collection: OpenIndex) -> list[Answer]:
+    """Answer a batch of queries from one generation."""
     clock = Stopwatch()
     with clock.stage("load"):
         encoder = collection.prepare(queries)

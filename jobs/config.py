@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from chiasm.pipeline.shards import ReadSettings
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_ENCODER = "pocket"  # of a new collection
 
+MOST_SETTINGS_BYTES = 1 << 20  # of a file of settings; all of ours are far below
+MOST = 1_000_000  # of anything that Ray counts: far above any cluster, far below its limits
 _CHECKED = ConfigDict(extra="forbid")
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -52,13 +55,13 @@ class WorkerSettings:
     deadline_seconds: how long one shard may take before its worker is killed; 0 is for ever.
     """
 
-    count: Annotated[int, Field(ge=1)] = 1
-    cpus: Annotated[float, Field(ge=0)] = 1
-    gpus: Annotated[float, Field(ge=0)] = 0
-    memory_gb: Annotated[float, Field(ge=0)] = 0
-    in_flight: Annotated[int, Field(ge=1)] = 2
-    attempts: Annotated[int, Field(ge=1)] = 3
-    deadline_seconds: Annotated[float, Field(ge=0)] = 3600
+    count: Annotated[int, Field(ge=1, le=MOST)] = 1
+    cpus: Annotated[float, Field(ge=0, le=MOST)] = 1
+    gpus: Annotated[float, Field(ge=0, le=MOST)] = 0
+    memory_gb: Annotated[float, Field(ge=0, le=MOST)] = 0
+    in_flight: Annotated[int, Field(ge=1, le=MOST)] = 2
+    attempts: Annotated[int, Field(ge=1, le=MOST)] = 3
+    deadline_seconds: Annotated[float, Field(ge=0, le=1e9)] = 3600
 
     def resources(self) -> str:
         """What one worker reserves, in words."""
@@ -187,7 +190,9 @@ def _usage_error(first: ErrorDetails, source: Mapping[str, str]) -> UsageError:
         expected = "a share from 0 to 1" if share else f"{bounds['ge']:g} or more"
         return UsageError(key, expected=expected, found=f"{found}")
     if first["type"] == "less_than_equal":
-        return UsageError(key, expected="a share from 0 to 1", found=f"{found}")
+        share = bounds["le"] == 1
+        expected = "a share from 0 to 1" if share else f"{bounds['le']:g} or less"
+        return UsageError(key, expected=expected, found=f"{found}")
     if first["type"] == "greater_than":
         return UsageError(key, expected=f"more than {bounds['gt']:g}", found=f"{found}")
     message = first["msg"].removeprefix("Input should be ")
@@ -208,25 +213,55 @@ def presets() -> list[str]:
 
 
 def _read_preset(preset: str) -> dict[str, Any]:
-    path = PRESETS / f"{preset}.yaml"
-    if not path.is_file():
-        path = Path(preset)
-    if not path.is_file():
+    path = PRESETS / f"{preset}.yaml" if preset in presets() else Path(preset)
+    try:
+        if not path.is_file():  # a pipe may never end
+            found = "a folder" if path.is_dir() else "a device" if path.exists() else "no such file"
+            raise FileNotFoundError(errno.ENOENT, found)
+        with path.open("rb") as file:
+            data = file.read(MOST_SETTINGS_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
         raise UsageError(
-            f"preset {preset!r}", expected=f"{', '.join(presets())} or the path of a YAML file"
+            f"preset {preset!r}",
+            expected=f"{', '.join(presets())} or the path of a YAML file",
+            found=getattr(error, "strerror", None) or str(error),
+        ) from error
+    if len(data) > MOST_SETTINGS_BYTES:
+        raise UsageError(
+            str(path), expected=f"settings of at most {MOST_SETTINGS_BYTES >> 20} MiB", found="more"
         )
-    values = _yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            str(path), expected="YAML in UTF-8", found=f"other bytes at position {error.start}"
+        ) from error
+    values = _yaml(text, str(path))
     if values is not None and not isinstance(values, dict):
         raise UsageError(str(path), expected="settings by key", found=type(values).__name__)
     return values or {}
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases: a few lines of them can stand for more values than memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias (*name), which settings do not need")
+        return super().compose_node(parent, index)
+
+
 def _yaml(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)  # a subclass of the safe loader
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error)
         raise UsageError(where, expected="YAML", found=problem) from error
+    except RecursionError as error:
+        raise UsageError(where, expected="YAML", found="nesting that is too deep") from error
+    # What YAML's own constructors raise for a value such as 2026-13-45 or a key that is a list.
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UsageError(where, expected="YAML", found=str(error)) from error
 
 
 def _merge(
@@ -237,6 +272,8 @@ def _merge(
     prefix: str = "",
 ) -> None:
     for key, value in more.items():
+        if not isinstance(key, str):
+            raise _unknown(f"{prefix}{key}", where)
         if isinstance(value, Mapping):
             _merge(values, source, value, where, f"{prefix}{key}.")
         else:

@@ -22,6 +22,7 @@ from chiasm.pipeline.collection import (
     Identity,
     Run,
     create_or_check,
+    known_shards,
     read_identity,
 )
 from chiasm.pipeline.embed_summary import EmbedSummary, summarize
@@ -39,13 +40,17 @@ NEW_WITH_POCKET = (
 
 @dataclass(frozen=True)
 class EmbedRequest:
-    """What to embed into what. `limit`: embed only the first samples, that many in all."""
+    """What to embed into what. limit: embed only the first samples, that many in all. reembed:
+    shards that were read by earlier rules are embedded again. allow_damaged: shards that are cut or
+    damaged are no failure."""
 
     shards: Sequence[Shard]
     to: str
     settings: Settings
     address: str | None = None
     limit: int | None = None
+    reembed: bool = False
+    allow_damaged: bool = False
 
     def in_force(self) -> dict[str, Any]:
         """What the run's record keeps of it."""
@@ -72,7 +77,10 @@ def embed_shards(
     request = replace(request, settings=settings)
     with Run(folder, "embed", request.in_force()) as run:
         run.sweep(FOLDERS)
-        work = WorkList(request.shards, run, settings.embedding, request.limit)
+        request = replace(request, shards=known_shards(run, request.shards))
+        work = WorkList(
+            request.shards, run, settings.embedding, request.limit, reembed=request.reembed
+        )
         if identity is not None and identity.encoder == encoder:
             work.skip_finished(identity)  # that needs no worker
         try:
@@ -80,8 +88,11 @@ def embed_shards(
                 _embed_unfinished(request, encoder, run, work, show)
         finally:
             run.sweep(SHARD_FOLDERS, own=True)
+            work.write_summaries()
         wall = time.monotonic() - started
-        summary = summarize(request.shards, work, wall, settings.max_loss)
+        summary = summarize(
+            request.shards, work, wall, settings.max_loss, allow_damaged=request.allow_damaged
+        )
         run.finish("failed" if summary.exit_code else "done", summary.as_json())
     return summary
 
@@ -130,11 +141,11 @@ def progress_of(request: EmbedRequest, work: WorkList, pool: Pool) -> Progress:
     samples, dropped = pool.at_work()
     return Progress(
         shards=len(request.shards),
-        done=len(work.done),
-        skipped=len(work.skipped),
+        done=work.done.shards,
+        skipped=work.skipped.shards,
         failed=len(work.quarantined),
-        samples=sum(entry.samples for entry in work.done.values()) + samples,
-        dropped=sum(len(entry.dropped) for entry in work.done.values()) + dropped,
+        samples=work.done.samples + samples,
+        dropped=work.done.dropped.total() + dropped,
         workers_ready=pool.ready,
         workers_asked=len(pool.workers),
         each_reserves=request.settings.workers.resources(),

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from chiasm.index.segments import open_current, stale_shards
-from chiasm.pipeline.collection import Collection, RunRecord, embeddings, entries, runs
+from chiasm.index.segments import EmbeddedShards, build_command, open_current
+from chiasm.pipeline.collection import (
+    THIS_MACHINE,
+    Collection,
+    Life,
+    RunObserver,
+    RunRecord,
+    Seen,
+    ShardFiles,
+    ShardSummary,
+    Survey,
+    read_failure,
+)
 from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.shards import RULES
+from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.timing import SYSTEM_CLOCK
+from chiasm.pipeline.totals import Totals
+from chiasm.pipeline.verify import SourcesSeen, look_at_sources
 
 
 @dataclass(frozen=True)
@@ -18,7 +34,8 @@ class IndexStatus:
 
     state: current; stale, where it does not cover the embeddings beside it; other_encoder; missing;
     damaged. columns: name -> kind of its index. stale_shards: shard id -> new, changed, damaged or
-    gone. do: what to run, empty where the index is current.
+    gone. do: what to run, empty where the index is current. instead_of: why another generation
+    answers than the one that CURRENT names, else empty.
     """
 
     state: str
@@ -27,12 +44,15 @@ class IndexStatus:
     columns: dict[str, str] = field(default_factory=dict)
     stale_shards: dict[str, str] = field(default_factory=dict)
     do: str = ""
+    instead_of: str = ""
 
 
 @dataclass(frozen=True)
 class Status:
     """A collection as its files describe it. `reasons` counts dropped samples, `notes` odd rows;
-    `set_aside`: quarantined shards."""
+    `set_aside`: quarantined shards. `sources`: whether some done shards are where they were.
+    `damaged`: shards that are cut or damaged, of which only what came before is there.
+    `earlier_rules`: how many shards were read by earlier rules."""
 
     path: str
     encoder: str
@@ -48,47 +68,83 @@ class Status:
     set_aside: list[dict[str, str]]
     index: IndexStatus
     runs: list[dict[str, Any]]
+    sources: SourcesSeen
+    damaged: list[dict[str, str]] = field(default_factory=list)
+    earlier_rules: int = 0
 
 
 def read_status(path: str) -> Status:
     """Raises CollectionError where there is no collection."""
-    collection = Collection.open(path)
-    done = {file.shard_id for file in embeddings(collection.folder)}
-    reasons: Counter[str] = Counter()
-    notes: Counter[str] = Counter()
-    unfinished, quarantined = [], []
-    rows = dropped = 0
-    for entry in entries(collection.folder):
-        if entry.quarantined is not None:
-            quarantined.append({"shard": entry.source.url, "reason": entry.quarantined})
-        elif entry.source.id not in done:
-            unfinished.append(entry.source.url)
+    return status_of(Collection.open(path), path)
+
+
+def status_of(collection: Collection, path: str) -> Status:
+    """The same for an opened collection that is called `path` in messages."""
+    folder = collection.folder
+    observer = RunObserver(folder, SYSTEM_CLOCK, THIS_MACHINE.alive)
+    survey = Survey(folder, ShardFiles.list(folder))
+    totals, unfinished, quarantined = Totals(), list[str](), list[dict[str, str]]()
+    sources: list[str] = []  # of done shards
+    editions: dict[str, str] = {}  # of done shards that were given up when embedded anew
+    for summary in all_summaries(survey):
+        url = summary.source.url
+        if summary.quarantined is not None:
+            quarantined.append({"shard": url, "reason": summary.quarantined})
+        elif summary.unfinished:
+            unfinished.append(url)
         else:
-            rows += entry.rows
-            dropped += len(entry.dropped)
-            reasons.update(entry.reasons())
-            notes.update(note.reason for note in entry.notes)
+            totals.add(summary)
+            sources.append(url)
+            if summary.source.id in survey.files.failures:
+                editions[summary.source.id] = summary.edition
+    quarantined += failures(folder, editions)
     return Status(
         path=path,
         encoder=collection.identity.encoder,
         dim=collection.identity.dim,
         precision=collection.identity.precision,
-        shards=len(done),
-        rows=rows,
-        samples=rows + dropped,
-        dropped=dropped,
-        reasons=dict(reasons.most_common()),
-        notes=dict(notes.most_common()),
-        unfinished=unfinished,
-        set_aside=quarantined,
-        index=read_index_status(collection, path),
-        runs=[_run(run) for run in runs(collection.folder)],
+        shards=totals.shards,
+        rows=totals.rows,
+        samples=totals.samples,
+        dropped=totals.dropped.total(),
+        reasons=dict(totals.dropped.most_common()),
+        notes=dict(totals.notes.most_common()),
+        unfinished=sorted(unfinished),
+        set_aside=sorted(quarantined, key=lambda failed: failed["shard"]),
+        index=read_index_status(collection, totals.rows, survey.files),
+        runs=[_run(seen) for seen in observer.observe()],
+        damaged=totals.damaged,
+        earlier_rules=sum(count for rules, count in totals.rules.items() if rules < RULES),
+        sources=look_at_sources(sources),
     )
 
 
-def read_index_status(collection: Collection, path: str) -> IndexStatus:
-    """The state of the live index; a damaged one is a state, not an error."""
-    rebuild = f"run chiasm index build {path}"
+def all_summaries(survey: Survey) -> Iterator[ShardSummary]:
+    """Those of every shard that has a ledger entry; raises CollectionError for a damaged one."""
+    known: set[str] = set()
+    for summary in survey.summaries():
+        known.add(summary.source.id)
+        yield summary
+    left = [shard_id for shard_id in survey.files.ledgers if shard_id not in known]
+    for summary in survey.read(left, skip_damaged=False):
+        if summary is not None:
+            yield summary
+
+
+def failures(folder: Folder, editions: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Why shards were given up whose rows, of these editions, are whole all the same."""
+    found = folder.map_concurrent(lambda shard_id: read_failure(folder, shard_id), editions)
+    for edition, entry in zip(editions.values(), found, strict=True):
+        # One of the very edition that is there has been made good since.
+        if entry is not None and entry.edition != edition:
+            reason = f"{entry.quarantined} (the rows that it had are kept)"
+            yield {"shard": entry.source.url, "reason": reason}
+
+
+def read_index_status(collection: Collection, rows: int, files: ShardFiles) -> IndexStatus:
+    """The state of the live index; a damaged one is a state, not an error. rows: how many can be
+    indexed. files: those of all shards."""
+    rebuild = f"run {build_command(collection.folder) if rows else 'chiasm embed first'}"
     try:
         generation = open_current(collection.folder)
     except CollectionError:
@@ -96,7 +152,8 @@ def read_index_status(collection: Collection, path: str) -> IndexStatus:
     if generation is None:
         return IndexStatus("missing", do=rebuild)
     manifest = generation.manifest
-    stale = stale_shards(collection.folder, generation.indexed_shards())
+    embedded = EmbeddedShards(collection.folder, files.embeddings)
+    stale = embedded.stale(generation.indexed_shards())
     state = "stale" if stale else "current"
     if manifest.fingerprint != collection.identity.fingerprint:
         state = "other_encoder"
@@ -106,21 +163,25 @@ def read_index_status(collection: Collection, path: str) -> IndexStatus:
         rows=manifest.rows,
         columns={name: plan.kind for name, plan in manifest.columns.items()},
         stale_shards=stale,
-        do="" if state == "current" else rebuild,
+        do="" if state == "current" and not generation.instead_of else rebuild,
+        instead_of=generation.instead_of,
     )
 
 
-def _run(run: RunRecord) -> dict[str, Any]:
-    killed = run.state == "running" and not run.alive()
+def _run(seen: Seen) -> dict[str, Any]:
+    """A run as JSON. foreign: whether another machine may run it: one look cannot tell."""
+    killed, foreign = seen.life is Life.DEAD, seen.life is Life.UNKNOWN
+    run = seen.record or RunRecord(seen.id, "", "", 0, 0.0, 0.0, state="unreadable")
     return {
         "id": run.id,
         "command": run.command,
         "state": "killed" if killed else run.state,
+        "foreign": foreign,
         "host": run.host,
         "pid": run.pid,
         "started": run.started,
-        "age": _ago(time.time() - run.started),
-        "holds": [] if killed else list(run.claimed),
+        "age": _ago(time.time() - run.started) if run.started else "",
+        "holds": list(run.claimed) if seen.may_live else [],
     }
 
 

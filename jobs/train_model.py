@@ -78,7 +78,7 @@ def train_on_ray(job: TrainJob, write_line: Callable[[str], None]) -> None:
                 f"training in {job.folder}",
                 expected="workers that learn to the end",
                 found=_cause(error),
-                do="see the workers' logs, then run the same command again to go on",
+                do="mend that, then run the same command again to go on",
             ) from error
 
 

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from chiasm.pipeline.collection import Tally
-from chiasm.pipeline.encoders import Preprocessor
-from chiasm.pipeline.errors import EncoderError, Undecodable, require_at_least
+from chiasm.pipeline.encoders import Fault, Preprocessor
+from chiasm.pipeline.errors import Undecodable, require_at_least
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.images import decode as decode_picture
 from chiasm.pipeline.records import IMAGE, TEXT, Batch, Decoded, Dropped, Note, Origin, Sample
@@ -78,9 +78,8 @@ def batches(
     """Decode what `items` yields for `encoder` and cut it into batches.
 
     tally: gets drops and notes, in order. clock: gets the seconds of `read`, `decode` and
-    `preprocess`. An exception of `items` comes out after the full batches before it, one of
-    `preprocess` as an EncoderError that names the sample: it is a bug, no bad input. Closing the
-    generator ends all its threads.
+    `preprocess`. An exception of `items` comes out after the full batches before it; one of
+    the encoder's drops its sample. Closing the generator ends all its threads.
     """
     tally, clock = tally or Tally(), clock or Stopwatch()
     rows: list[Decoded] = []
@@ -88,7 +87,12 @@ def batches(
     decoder = SampleDecoder(encoder, decode, clock)
     with closing(_in_order(items, decoder, batch, clock)) as results:
         for row in _kept(results, tally):
-            cost = sum(encoder.cost(modality, item) for modality, item in row.inputs.items())
+            try:
+                cost = sum(encoder.cost(modality, item) for modality, item in row.inputs.items())
+            except Exception as error:  # noqa: BLE001  an encoder of others may raise anything
+                fault = Fault.of(error, "cost")
+                tally.drop(Dropped(row.key, "encode", fault.reason, fault.detail))
+                continue
             if rows and total + cost > batch.max_bytes:
                 yield Batch(rows)
                 rows, total = [], 0
@@ -117,12 +121,14 @@ class SampleDecoder:
                 with self.clock.stage("decode"):
                     raw, size = self._decode(modality, source.data)
                     sha256 = hashlib.sha256(source.data).hexdigest()
-                inputs[modality] = self._preprocess(sample.key, modality, raw, size)
+                inputs[modality] = self._preprocess(modality, raw, size)
                 origins[modality] = Origin(source.place, sha256, size)
             if sample.captions and TEXT in self.encoder.modalities:
-                inputs[TEXT] = self._preprocess(sample.key, TEXT, sample.captions[0], None)
+                inputs[TEXT] = self._preprocess(TEXT, sample.captions[0], None)
         except Undecodable as error:
             return Dropped(sample.key, "decode", error.reason, error.detail)
+        except Fault as error:
+            return Dropped(sample.key, "encode", error.reason, error.detail)
         return Decoded(sample.key, sample.captions, sample.json, inputs, origins, sample.missing)
 
     def _decode(self, modality: str, data: bytes) -> tuple[Any, tuple[int, int] | None]:
@@ -132,20 +138,17 @@ class SampleDecoder:
         picture = decode_picture(data, self.settings, self.encoder.modalities[IMAGE].side)
         return np.asarray(picture.image), (picture.width, picture.height)
 
-    def _preprocess(self, key: str, modality: str, raw: Any, size: tuple[int, int] | None) -> Any:
+    def _preprocess(self, modality: str, raw: Any, size: tuple[int, int] | None) -> Any:
+        """Raises Undecodable for what the encoder says that it cannot use, Fault for what it raises
+        beside that."""
         with self.clock.stage("preprocess"):
             try:
                 return self.encoder.preprocess(modality, raw)
             except Undecodable:
                 raise
             except Exception as error:
-                what = "picture" if modality == IMAGE else modality
-                which = f"for one of {size[0]} x {size[1]} " if size else ""
-                raise EncoderError(
-                    f"sample {key}",
-                    expected=f"an encoder that takes any {what}",
-                    found=f"{which}{type(error).__name__}: {error}",
-                ) from error
+                part = f"{modality} of {size[0]} x {size[1]}" if size else modality
+                raise Fault.of(error, part) from error
 
 
 class _Chunk:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import logging
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -23,23 +24,29 @@ from typing import Any
 import numpy as np
 
 from chiasm.pipeline.batches import BatchSettings, batches
-from chiasm.pipeline.encoders import Matcher
-from chiasm.pipeline.errors import ChiasmError, EncoderError, Undecodable
+from chiasm.pipeline.encoders import Fault, Matcher, match_each, probe_matcher
+from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.images import DecodeSettings
-from chiasm.pipeline.records import IMAGE, TEXT, Batch, Decoded, Shard
+from chiasm.pipeline.records import IMAGE, TEXT, Batch, Decoded, Dropped, Shard
 from chiasm.pipeline.shards import (
-    Damaged,
+    IMAGE_AND_TEXT,
+    RULES,
+    Grouping,
     ReadSettings,
+    SampleBuilder,
     Tar,
+    Wanted,
     every_caption,
     json_bytes,
     json_object,
     read_samples,
     split_member_name,
+    with_values,
     without_captions,
 )
-from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.storage import Folder, display_name
 
+LOG = logging.getLogger(__name__)
 DECIMALS = 4  # of stored log odds
 # scores 2: every caption; files without a format scored only those that `embed` reads.
 FORMAT = "scores 2"
@@ -101,7 +108,7 @@ def store_scores(
     name = f"{shard.id}.scores.jsonl"
     head: dict[str, Any] = {
         "format": FORMAT, "size": shard.size, "version": shard.version, "encoder": encoder.name,
-        "fingerprint": encoder.fingerprint, "read": asdict(read),
+        "fingerprint": encoder.fingerprint, "read": asdict(read), "rules": RULES,
     }  # fmt: skip
     if decode != DecodeSettings():
         head["decode"] = asdict(decode)
@@ -129,12 +136,14 @@ def read_scores(shard: Shard, folder: Folder) -> Iterator[Scored]:
 def _scored(
     shard: Shard, encoder: Matcher, read: ReadSettings, decode: DecodeSettings, batch: BatchSettings
 ) -> Iterator[Scored]:
+    where = display_name(shard.url)
     for rows in batches(read_samples(shard, read), encoder, decode, batch):
-        yield from _score(rows, encoder, read.caption_field)
+        yield from _score(rows, encoder, read.caption_field, where)
 
 
-def _score(batch: Batch, encoder: Matcher, caption_field: str) -> Iterator[Scored]:
-    """The scores of a batch, PAIRS of them matched at a time.
+def _score(batch: Batch, encoder: Matcher, caption_field: str, where: str) -> Iterator[Scored]:
+    """The scores of a batch, PAIRS of them matched at a time. A sample with a caption that the
+    matcher refuses has none, and is named in the log; EncoderError for a matcher that is broken.
 
     A sample's captions are bounded by `read.max_text_bytes` alone, which a hundred thousand short
     ones may fill. The blocks bound what the model takes of them. A limit on their number would let
@@ -143,31 +152,39 @@ def _score(batch: Batch, encoder: Matcher, caption_field: str) -> Iterator[Score
     captions = [every_caption(row, caption_field) for row in rows]
     pairs = [(at, text) for at, texts in enumerate(captions) for text in texts]
     logits: list[float] = []
+    refused: dict[int, Fault] = {}  # by row
     for start in range(0, len(pairs), PAIRS):
         block = pairs[start : start + PAIRS]
         first, last = block[0][0], block[-1][0]
         pixels = [row.inputs[IMAGE] for row in rows[first : last + 1]]
-        texts = [_text_input(rows[at], text, encoder) for at, text in block]
-        places = np.array([(at - first, number) for number, (at, _) in enumerate(block)])
-        found = encoder.match((IMAGE, pixels), (TEXT, texts), places)
+        texts: dict[int, Any] = {}  # by number in the block
+        for number, (at, text) in enumerate(block):
+            try:
+                texts[number] = _text_input(rows[at], text, encoder)
+            except Exception as error:  # noqa: BLE001  models raise anything
+                refused[at] = Fault.of(error, TEXT)
+        places = np.array([(block[n][0] - first, place) for place, n in enumerate(texts)])
+        sides = (IMAGE, pixels), (TEXT, list(texts.values()))
+        found, faults = match_each(encoder, *sides, places)
+        refused |= {block[list(texts)[place]][0]: fault for place, fault in faults.items()}
+        scores = np.full(len(block), np.nan)
         # In float64: a stored 0.7 is 0.7, and no less than a threshold of 0.7.
-        logits += np.asarray(found, np.float64).round(DECIMALS).tolist()
+        scores[list(texts)] = np.asarray(found, np.float64).round(DECIMALS)
+        logits += scores.tolist()
+    if rows and len(refused) == len(rows):
+        probe_matcher(encoder)
     left = iter(logits)
-    for row, texts in zip(rows, captions, strict=True):
-        yield Scored(row.key, texts, tuple(itertools.islice(left, len(texts))))
+    for at, (row, texts_of_row) in enumerate(zip(rows, captions, strict=True)):
+        own = tuple(itertools.islice(left, len(texts_of_row)))
+        if at in refused:
+            LOG.warning("not scored: sample %s of %s: %s", row.key, where, refused[at])
+        else:
+            yield Scored(row.key, texts_of_row, own)
 
 
 def _text_input(row: Decoded, text: str, encoder: Matcher) -> Any:
     """A caption of a row as the matcher takes it; the first is preprocessed already."""
-    try:
-        return row.inputs[TEXT] if text == row.captions[0] else encoder.preprocess(TEXT, text)
-    except Undecodable as error:
-        raise EncoderError(
-            f"sample {row.key}",
-            expected="captions that the matcher takes",
-            found=str(error),
-            do="leave that caption out, or filter with another matcher",
-        ) from error
+    return row.inputs[TEXT] if text == row.captions[0] else encoder.preprocess(TEXT, text)
 
 
 class LogitCounts:
@@ -231,11 +248,11 @@ def write_filtered(
     read of it, and is counted as damaged. In memory is one sample."""
     ahead = iter(scores)
     following = next(ahead, None)
-    counts, damage = Filtered(), list[Damaged]()
+    counts, damage = Filtered(), list[Dropped]()
     with folder.create(f"{shard.id}.tar", run_id) as file:
         target: Any = file
         with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT) as out:
-            for key, members, oversized in _grouped(shard, settings.read.max_member_bytes, damage):
+            for key, members, oversized in _grouped(shard, settings.read, damage):
                 scored = None
                 if following is not None and key == following.key:
                     scored, following = following, next(ahead, None)
@@ -250,33 +267,22 @@ def write_filtered(
 
 
 def _grouped(
-    shard: Shard, max_member_bytes: int, damage: list[Damaged]
+    shard: Shard, read: ReadSettings, damage: list[Dropped]
 ) -> Iterator[tuple[str | None, list[tuple[str, bytes]], int]]:
-    """Neighbouring members of one key, as `read_samples` groups them, and how many of them were too
-    large to read; None as the key of other files. What ends the tar before its end goes to
-    `damage`."""
-    key: str | None = None
-    members: list[tuple[str, bytes]] = []
-    oversized = 0
-    with Tar(shard.url) as tar:
-        try:
-            for member in tar:
-                if member.kind:
-                    continue
-                named = split_member_name(member.name)
-                of = named[0] if named else None
-                if (members or oversized) and of != key:
-                    yield key, members, oversized
-                    members, oversized = [], 0
-                key = of
-                if member.size > max_member_bytes:
-                    oversized += 1
-                else:
-                    members.append((member.name, member.read()))
-        except Damaged as error:
-            damage.append(error)  # what came before it is whole
-    if members or oversized:
-        yield key, members, oversized
+    """The members of each key, as `read_samples` groups them, and how many of them were too large
+    to read; None as the key of other files. What ends the tar before its end goes to `damage`."""
+    wanted = Wanted(read, IMAGE_AND_TEXT, keep=True)
+    with Tar(shard.url, shard) as tar, Grouping(tar, wanted) as groups:
+        for group in groups:
+            if isinstance(group, Dropped):
+                damage.append(group)  # what came before it is whole
+            elif isinstance(group, SampleBuilder):
+                key = None if group.is_about_dataset else group.key
+                yield key, group.kept, group.oversized
+            elif not group.member.kind:
+                small = group.member.size <= read.max_member_bytes
+                kept = [(group.member.name, group.member.read())] if small else []
+                yield None, kept, int(not small)
 
 
 def _apply_threshold(
@@ -318,9 +324,11 @@ def _flagged(
             record = json_object(data)
         if record is not None:
             found = True
-            data = json_bytes({**record, "match": match})
+            data = with_values(data, {"match": match})
         flagged.append((name, data))
     if not found:
-        base = members[0][0][: members[0][0].index(scored.key) + len(scored.key)]
+        name = members[0][0]
+        inside = name.startswith(f"{scored.key}/")  # of a folder that is a sample
+        base = f"{scored.key}/scores" if inside else name[: name.index(".", len(scored.key))]
         flagged.append((f"{base}.match.json", json_bytes(match)))
     return flagged

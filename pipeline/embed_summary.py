@@ -4,11 +4,10 @@ with."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from chiasm.pipeline.collection import LedgerEntry
 from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.records import Dropped, Shard
 from chiasm.pipeline.worklist import WorkList
@@ -22,8 +21,11 @@ class EmbedSummary:
 
     failed: quarantined shards, `{"shard": URL, "reason"}`. pairs_per_second: this run's rows, from
     the opening of its first shard to its last commit. seconds: busy seconds by stage, summed over
-    this run's threads and workers, and `total`, the wall clock. dropped_samples: with their
-    shard's URL. max_loss: the share of samples that may be dropped.
+    this run's threads and workers, and `total`, the wall clock. dropped_samples: the first
+    hundred, with their shard's URL. max_loss: the share of samples that may be dropped. notes: how
+    many there are of each reason. damaged: shards that are cut or damaged, of which only what came
+    before is there, `{"shard": URL, "reason"}`. hints: what most rows lack, and what to do, a line
+    each.
     """
 
     samples: int
@@ -37,6 +39,10 @@ class EmbedSummary:
     reasons: dict[str, int] = field(default_factory=dict)
     dropped_samples: list[tuple[str, Dropped]] = field(default_factory=list)
     max_loss: float = MAX_LOSS
+    notes: dict[str, int] = field(default_factory=dict)
+    damaged: list[dict[str, str]] = field(default_factory=list)
+    allow_damaged: bool = False
+    hints: list[str] = field(default_factory=list)
 
     @property
     def loss(self) -> float:
@@ -45,7 +51,8 @@ class EmbedSummary:
 
     @property
     def exit_code(self) -> int:
-        return 1 if self.failed or self.loss > self.max_loss else 0
+        damaged = self.damaged and not self.allow_damaged
+        return 1 if self.failed or damaged or self.loss > self.max_loss else 0
 
     def as_json(self) -> dict[str, Any]:
         """The shape that docs/formats.md promises."""
@@ -54,47 +61,88 @@ class EmbedSummary:
             "rows": self.rows,
             "dropped": self.dropped,
             "reasons": self.reasons,
-            "shards": {"done": self.done, "skipped": self.skipped, "failed": self.failed},
+            "notes": self.notes,
+            "hints": self.hints,
+            "shards": {
+                "done": self.done,
+                "skipped": self.skipped,
+                "failed": self.failed,
+                "damaged": self.damaged,
+            },
             "pairs_per_second": self.pairs_per_second,
             "seconds": self.seconds,
         }
 
 
 def summarize(
-    shards: Sequence[Shard], work: WorkList, wall_seconds: float, max_loss: float = MAX_LOSS
+    shards: Sequence[Shard],
+    work: WorkList,
+    wall_seconds: float,
+    max_loss: float = MAX_LOSS,
+    *,
+    allow_damaged: bool = False,
 ) -> EmbedSummary:
     """The summary of a run over these shards, which took so long."""
-    mine: list[LedgerEntry] = list(work.done.values())
-    all_entries = mine + list(work.skipped.values())
-    seconds: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
-    for entry in mine:
-        seconds.update(entry.seconds)
-    for entry in all_entries:
-        reasons.update(entry.reasons())
-    spans = [entry.span for entry in mine if entry.span is not None]
-    busy = max(last for _, last in spans) - min(first for first, _ in spans) if spans else 0.0
-    rows = sum(entry.rows for entry in mine)
-    urls = {shard.id: shard.url for shard in shards}
+    done, skipped = work.done, work.skipped
+    first, last = done.span or (0.0, 0.0)
+    rows, busy = done.rows, last - first
+    reasons, notes = done.dropped + skipped.dropped, done.notes + skipped.notes
+    urls = {shard.id: shard.url for shard in shards if shard.id in work.quarantined}
     return EmbedSummary(
-        samples=sum(entry.samples for entry in all_entries),
-        rows=sum(entry.rows for entry in all_entries),
-        dropped=sum(len(entry.dropped) for entry in all_entries),
-        done=len(work.done),
-        skipped=len(work.skipped),
+        samples=work.samples(),
+        rows=done.rows + skipped.rows,
+        dropped=reasons.total(),
+        done=done.shards,
+        skipped=skipped.shards,
         failed=[
             {"shard": urls[shard_id], "reason": reason}
             for shard_id, reason in work.quarantined.items()
         ],
         pairs_per_second=round(rows / busy, 2) if busy else 0.0,
-        seconds={stage: round(spent, 3) for stage, spent in seconds.items()}
+        seconds={stage: round(spent, 3) for stage, spent in done.seconds.items()}
         | {"total": round(wall_seconds, 3)},
         reasons=dict(reasons.most_common()),
-        dropped_samples=[
-            (entry.source.url, sample) for entry in all_entries for sample in entry.dropped
-        ],
+        dropped_samples=work.dropped_samples(),
         max_loss=max_loss,
+        notes=dict(notes.most_common()),
+        damaged=done.damaged + skipped.damaged,
+        allow_damaged=allow_damaged,
+        hints=reading_hints(done.rows + skipped.rows, notes, work.note_details()),
     )
+
+
+HINTS = {  # reason of a note -> what is odd about so many, and what to do
+    "no_caption_field": "rows whose json has not the field asked for ({detail}); name one that it "
+    "has by --caption-field",
+    "no_caption": "rows have no caption; captions are read from .txt, .caption and .text members "
+    "and from json's caption and captions, others by --caption-field",
+    "no_picture": "rows have no picture; picture and caption belong together where their names are "
+    "the same up to the first dot (0001.jpg, 0001.txt)",
+    "no_pair": "rows have a picture or a caption alone; both belong together where their names are "
+    "the same up to the first dot (0001.jpg, 0001.txt), or in a folder for each sample",
+    "bad_text": "texts are neither UTF-8 nor UTF-16 with a mark ({detail}); convert them, as by "
+    "iconv -f GBK -t UTF-8",
+    "bad_json": "json members cannot be read ({detail}); check how they were written",
+    "late_member": "members came after their sample had gone on ({detail}); write the members of a "
+    "sample one behind the other, or unpack compressed shards",
+}
+
+
+def reading_hints(rows: int, notes: Counter[str], details: Mapping[str, str]) -> list[str]:
+    """What is odd about more than half of the rows, a line each. notes: how many there are of each
+    reason; details: of the first of each."""
+    counts = Counter(notes)
+    most = {reason for reason in HINTS if counts[reason] * 2 > rows}
+    if not most & {"no_caption", "no_picture"}:
+        counts["no_pair"] = counts["no_caption"] + counts["no_picture"]
+        most |= {"no_pair"} if counts["no_pair"] * 2 > rows else set()
+    if "no_caption_field" in most:
+        most -= {"no_caption"}  # whose cause that is
+    return [
+        f"{counts[reason]:,} {hint.format(detail=details.get(reason, ''))} ({rows:,} rows in all)"
+        for reason, hint in HINTS.items()
+        if reason in most
+    ]
 
 
 def summary_error(summary: EmbedSummary) -> ChiasmError | None:
@@ -105,6 +153,15 @@ def summary_error(summary: EmbedSummary) -> ChiasmError | None:
             expected="every shard embedded",
             found=f"{len(summary.failed)} quarantined (listed above)",
             do="fix them and run the same command again",
+        )
+    if summary.damaged and not summary.allow_damaged:
+        return ChiasmError(
+            "embed",
+            expected="whole shards",
+            found=f"{len(summary.damaged)} cut or damaged (listed above): what came before is "
+            "embedded, the rest is lost",
+            do="fetch them again and run the same command, or take what there is with "
+            "--allow-damaged",
         )
     if summary.loss > summary.max_loss:
         return ChiasmError(

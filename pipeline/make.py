@@ -12,12 +12,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from chiasm.pipeline.attempts import record_failure
 from chiasm.pipeline.collection import (
     FOLDERS,
     SHARD_FOLDERS,
     Identity,
     Run,
     create_or_check,
+    known_shards,
     read_identity,
 )
 from chiasm.pipeline.editions import EmbedSettings
@@ -28,7 +30,7 @@ from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder
-from chiasm.pipeline.worklist import RECHECK_SECONDS, WorkList, record_failure
+from chiasm.pipeline.worklist import RECHECK_SECONDS, WorkList
 
 ATTEMPTS = 3
 
@@ -40,12 +42,15 @@ def make_collection(
     *,
     settings: EmbedSettings | None = None,
     limit: int | None = None,
+    reembed: bool = False,
+    allow_damaged: bool = False,
 ) -> EmbedSummary:
     """Embed shards into a collection, one after the other in this process.
 
     shards: paths, folders, globs, brace ranges and URLs, or `Shard`s. to: the collection's folder
     or URL; shards are added to what is there. encoder: a name as in `--encoder`, or an object.
-    limit: embed only the first samples, that many in all.
+    limit: embed only the first samples, that many in all. reembed: shards that were read by earlier
+    rules are embedded again. allow_damaged: shards that are cut or damaged are no failure.
 
     A shard that cannot be read is quarantined in its ledger, with the reason, and the rest goes on:
     see `EmbedSummary.failed`, and `summary_error` of `embed_summary.py` for an exception to raise.
@@ -60,13 +65,16 @@ def make_collection(
         encoder = load_encoder(absolute_name(encoder), compute)
     with Run(folder, "make_collection", {"encoder": encoder.name, "limit": limit}) as run:
         run.sweep(FOLDERS)
-        work = WorkList(shard_list, run, settings, limit)
+        shard_list = known_shards(run, shard_list)
+        work = WorkList(shard_list, run, settings, limit, reembed=reembed)
         work.skip_finished(create_or_check(folder, Identity.of(encoder), run.id))
         try:
             _embed_all(work, encoder, folder, settings)
         finally:
             run.sweep(SHARD_FOLDERS, own=True)
-        summary = summarize(shard_list, work, time.monotonic() - started)
+            work.write_summaries()
+        wall = time.monotonic() - started
+        summary = summarize(shard_list, work, wall, allow_damaged=allow_damaged)
         run.finish("failed" if summary.exit_code else "done", summary.as_json())
     return summary
 
@@ -83,7 +91,7 @@ def _embed_all(work: WorkList, encoder: Encoder, folder: Folder, settings: Embed
     while not work.over:
         task = work.take()
         if task is None:  # what is left is held by another run
-            time.sleep(RECHECK_SECONDS)
+            work.run.clock.sleep(RECHECK_SECONDS)
             continue
         try:
             entry = embed_shard(

@@ -18,6 +18,10 @@ import numpy as np
 IMAGE, TEXT = "image", "text"
 COLUMNS = ("image", "text", "joint")  # the vector columns, in the order in which they are written
 
+# Reasons of stage `read` with which the rest of a shard is lost: bytes are missing, bytes are
+# wrong, a small file unpacks to too many bytes.
+DAMAGES = ("truncated", "damaged", "bomb")
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:
@@ -77,8 +81,8 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A sample that became no row. `stage` is read or decode; `reason` is one of a short closed
-    list."""
+    """A sample that became no row. `stage` is read, decode or encode; `reason` is one of a short
+    closed list."""
 
     key: str
     stage: str
@@ -142,7 +146,9 @@ class VectorColumn:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A batch and its vector columns."""
+    """The rows of a batch that have vectors, with their vector columns, and those samples of it
+    that the encoder does not take."""
 
     batch: Batch
     columns: Mapping[str, VectorColumn]
+    dropped: tuple[Dropped, ...] = ()

@@ -3,75 +3,137 @@
 The list hands out tasks and takes their outcomes. A shard is done where its Parquet file exists,
 its ledger entry agrees, and the edition is the one this run would make. Shards claimed by another
 run are checked again later, so that two runs share the work and no shard is embedded twice.
+
+Shards are claimed in blocks, since a claim costs a write and a look at the other runs. A block is
+what was used up in BLOCK_SECONDS of late, and at most a fourth of what is left, for other runs.
 """
 
 from __future__ import annotations
 
-import logging
-import time
+import math
+import random
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 
 from chiasm.pipeline.collection import (
-    EmbeddingFile,
     Identity,
     LedgerEntry,
     Run,
-    find_embedding,
+    ShardFiles,
+    ShardSummary,
+    SummaryWriter,
+    Survey,
+    failure_name,
+    parquet_name,
     read_entry,
+    stat_files,
     write_entry,
+    write_failure,
 )
-from chiasm.pipeline.editions import EmbedSettings, edition_of
-from chiasm.pipeline.errors import ChiasmError, CollectionError, SourceError, UnreachableError
-from chiasm.pipeline.records import Shard
-from chiasm.pipeline.storage import display_name
+from chiasm.pipeline.editions import RULES, EmbedSettings, accepted_editions, edition_of
+from chiasm.pipeline.records import Dropped, Shard
+from chiasm.pipeline.storage import Stat
+from chiasm.pipeline.tasks import Files, Task, find_done, find_whole
+from chiasm.pipeline.totals import DROPS_KEPT, Totals
 
-LOG = logging.getLogger(__name__)
-RECHECK_SECONDS = 1.0  # for shards that another run has claimed
-
-
-@dataclass
-class Task:
-    """One shard to embed. limit: the most samples to read, None for all. failures: the reason of
-    every failed attempt so far."""
-
-    shard: Shard
-    limit: int | None = None
-    failures: list[str] = field(default_factory=list)
+RECHECK_SECONDS = 1.0  # for shards that another run has claimed, before they are tried again
+BLOCK_SECONDS = 2.0
+MOST_CLAIMED = 512  # shards of one block: a record that names them is still small
 
 
 class WorkList:
-    """Shards in order, and their outcomes by shard id: `done` by this run, `skipped` because they
-    were done before, `quarantined` (shard id -> reason) because they were given up.
+    """Shards in order, and their outcomes: `done` by this run; `skipped`, because they were done
+    before; `quarantined` (shard id -> reason), because they were given up.
 
     limit: the most samples of all shards together; shards are then embedded one at a time, since
-    the limit of each depends on those before it.
+    the limit of each depends on those before it. reembed: shards that were read by earlier rules
+    are not done.
     """
 
     def __init__(
-        self, shards: Sequence[Shard], run: Run, settings: EmbedSettings, limit: int | None = None
+        self,
+        shards: Sequence[Shard],
+        run: Run,
+        settings: EmbedSettings,
+        limit: int | None = None,
+        *,
+        reembed: bool = False,
     ) -> None:
-        self.run, self.settings, self.limit = run, settings, limit
+        self.run, self.settings, self.limit, self.reembed = run, settings, limit, reembed
         self.fingerprint = ""
-        self.done: dict[str, LedgerEntry] = {}
-        self.skipped: dict[str, LedgerEntry] = {}
+        self.done, self.skipped = Totals(), Totals()
         self.quarantined: dict[str, str] = {}
         self._pending = deque(Task(shard) for shard in shards)
+        self._block: deque[Task] = deque()  # claimed, and not yet handed out
         self._claimed_elsewhere: list[Task] = []
         self._in_flight: dict[str, Task] = {}
-        self._rechecked = -RECHECK_SECONDS
+        self._summaries = SummaryWriter(run.folder, run.id, run.clock)
+        self._with_drops: list[str] = []  # skipped shards whose entries name dropped samples
+        self._with_notes: dict[str, str] = {}  # by reason, a skipped shard that has such notes
+        self._files: dict[str, Stat] = {}  # Parquet files, as listed, of shards that are not done
+        self._failures: set[str] = set()  # shards with a failure beside their entry
+        self._activity = -1  # of other runs when files were listed; none yet
+        self._lapses = run.lapses
+        self._block_size, self._block_claimed = 1, -math.inf
+        self._elsewhere: set[str] = set()  # what others had claimed
+        self._looked_at = self._rechecked = -math.inf
+        self._dice = random.Random(run.id)
 
     def skip_finished(self, identity: Identity) -> None:
         """Skip shards that are done already. Called once the encoder's fingerprint is known."""
         self.fingerprint = identity.fingerprint
+        live = {seen.id for seen in self.run.others()}
+        activity = self.run.activity
+        files = ShardFiles.list(self.run.folder)
+        self._failures = files.failures
         if self.limit is None:
-            self._pending = deque(task for task in self._pending if not self._skip_if_done(task))
+            self._skip(Survey(self.run.folder, files), live)
+            left = {task.shard.id for task in self._pending}
+            self._files = {k: stat for k, stat in files.embeddings.items() if k in left}
+            self._activity = activity
+
+    def _skip(self, survey: Survey, live: set[str]) -> None:
+        wanted = {task.shard.id: task for task in self._pending}
+        unknown, left = set(wanted), set(wanted)
+        for summary in survey.summaries():
+            unknown.discard(summary.source.id)
+            if summary.source.id in wanted and self._skip_if_wanted(wanted, summary):
+                left.discard(summary.source.id)
+        self._summaries.put_together(survey, live.__contains__)
+        there = [name for name in wanted if name in unknown and name in survey.files.ledgers]
+        for summary in survey.read(there, skip_damaged=True):
+            if summary is not None and not summary.unfinished:
+                self._summaries.add(summary)
+                if self._skip_if_wanted(wanted, summary):
+                    left.discard(summary.source.id)
+        self._pending = deque(task for task in self._pending if task.shard.id in left)
+
+    def _skip_if_wanted(self, wanted: dict[str, Task], summary: ShardSummary) -> bool:
+        task = wanted[summary.source.id]
+        editions = accepted_editions(
+            summary.made_of(task.shard),
+            self.fingerprint,
+            self.settings,
+            task.limit,
+            reembed=self.reembed,
+        )
+        if not summary.done or summary.edition not in editions:
+            return False
+        self._skip_task(task, summary)
+        return True
+
+    def _skip_task(self, task: Task, summary: ShardSummary) -> None:
+        self.skipped.add(summary)
+        for reason in summary.notes:
+            self._with_notes.setdefault(reason, task.shard.id)
+        if summary.dropped and len(self._with_drops) < DROPS_KEPT:
+            self._with_drops.append(task.shard.id)
+        self._remove_failure(task)
 
     @property
     def left(self) -> int:
         """How many shards are neither finished nor in flight."""
-        return len(self._pending) + len(self._claimed_elsewhere)
+        return len(self._pending) + len(self._block) + len(self._claimed_elsewhere)
 
     @property
     def over(self) -> bool:
@@ -80,20 +142,45 @@ class WorkList:
 
     def samples(self) -> int:
         """Samples of the shards done or skipped so far."""
-        entries = (*self.done.values(), *self.skipped.values())
-        return sum(entry.samples for entry in entries)
+        return self.done.samples + self.skipped.samples
+
+    def dropped_samples(self) -> list[tuple[str, Dropped]]:
+        """The first dropped samples of shards done or skipped, with their shards' URLs."""
+        found = Totals(drops=list(self.done.drops))
+        folder, missing = self.run.folder, DROPS_KEPT - len(found.drops)
+        names = self._with_drops[:missing]  # each has one at least
+        for entry in folder.map_concurrent(lambda name: read_entry(folder, name), names):
+            if entry is not None:
+                found.add_drops(entry)
+        return found.drops
+
+    def note_details(self) -> dict[str, str]:
+        """By reason, the detail of a note of a shard done or skipped."""
+        details = dict(self.done.note_details)
+        folder = self.run.folder
+        missing = {self._with_notes[why] for why in self._with_notes.keys() - details.keys()}
+        for entry in folder.map_concurrent(lambda name: read_entry(folder, name), missing):
+            for note in () if entry is None else entry.notes:
+                details.setdefault(note.reason, note.detail)
+        return details
 
     def take(self) -> Task | None:
-        """The next shard to embed, claimed for this run; None when there is none just now."""
+        """The next shard to embed, claimed for this run; None when there is none just now. Raises
+        CollectionError where another run has found this one dead."""
+        self.run.confirm()
+        if self.run.lapses != self._lapses:
+            # Others may have taken this run for dead, and its claims for free.
+            self._lapses = self.run.lapses
+            self._pending.extendleft(reversed(self._block))
+            self._block.clear()
         self._recheck_claimed()
-        for task in self._candidates():
-            if not self._claim(task):
-                self._claimed_elsewhere.append(task)
-            elif self._skip_if_done(task):  # no other run can finish it once we have claimed it
-                self._release(task)
-            else:
-                return task
-        return None
+        while not self._block:
+            if not self._claim_block():
+                return None
+        task = self._block.popleft()
+        task.lapses = self._lapses
+        self._in_flight[task.shard.id] = task
+        return task
 
     def requeue(self, task: Task, failure: str = "") -> None:
         """Put a shard back after a failed attempt. failure: the reason, which counts as an attempt;
@@ -103,132 +190,147 @@ class WorkList:
             task.failures.append(failure)
         entry = self._committed(task)  # by this run: the claim is still ours
         if entry is not None:
-            self.done[task.shard.id] = entry
-        else:
-            self._pending.appendleft(task)
+            self.finish(task, entry)
+            return
+        task.returned = True
+        self._pending.appendleft(task)
         self._release(task)
 
-    def finish(self, task: Task, entry: LedgerEntry) -> None:
-        """A shard is done."""
-        self.done[task.shard.id] = entry
+    def finish(self, task: Task, entry: LedgerEntry, files: Files | None = None) -> None:
+        """A shard is done. files: as they are after the commit; None where they are not known."""
+        summary = ShardSummary.of(entry)
+        self.done.add(summary)
+        self.done.add_details(entry)
+        self._remove_failure(task)
+        self._summarize(task, summary, files)
         self._release(task)
 
     def quarantine(self, task: Task, reason: str) -> None:
-        """Give a shard up and record why in its ledger entry; the rest goes on."""
+        """Give a shard up and record why: in its ledger entry, or beside that of whole rows, which
+        stay. The rest goes on."""
         self.quarantined[task.shard.id] = reason
         entry = LedgerEntry(
             source=task.shard,
-            edition=self._edition(task),
+            edition=edition_of(task.shard, self.fingerprint, self.settings, rules=RULES),
             rows=0,
             quarantined=reason,
             attempts=len(task.failures),
         )
-        write_entry(self.run.folder, entry, self.run.id)
+        if find_whole(self.run, task) is not None:
+            write_failure(self.run.folder, entry, self.run.id)
+        else:
+            write_entry(self.run.folder, entry, self.run.id)
+            self._remove_failure(task)
+            self._summarize(task, ShardSummary.of(entry), None)
         self._release(task)
 
-    def _candidates(self) -> Iterator[Task]:
-        while self._pending:
-            if self.limit is not None:
-                if self._in_flight or self._claimed_elsewhere:
-                    return
-                if self.samples() >= self.limit:
-                    self._pending.clear()
-                    return
-                self._pending[0].limit = self.limit - self.samples()
-            yield self._pending.popleft()
+    def write_summaries(self) -> None:
+        """Write the summaries that wait to be written with others; called when a run ends."""
+        self._summaries.write()
 
-    def _claim(self, task: Task) -> bool:
-        """Claim the shard for this run unless another one has; returns whether it is ours now.
+    def _claim_block(self) -> bool:
+        """Claim the next shards that no other run has claimed; whether there was one to try.
 
-        The other runs' claims are read again after ours is written: of two runs that claim it at
-        the same moment at least one sees the other and releases it. If both do, both try again
-        later, hardly at the same moment."""
-        if task.shard.id in self._claims_elsewhere():
+        The other runs' claims are read again after ours are written: of two runs that claim a shard
+        at the same moment at least one sees the other and releases it. If both do, both try again
+        later, and begin at other places among what is left."""
+        block = self._next_limited() if self.limit is not None else self._next_block()
+        if not block:
             return False
-        self._in_flight[task.shard.id] = task
-        self.run.claim(self._in_flight)
-        if task.shard.id in self._claims_elsewhere():
-            self._release(task)
-            return False
+        self.run.claim(self._claims(block))
+        elsewhere = self._claims_elsewhere(newer_than=math.inf)
+        conflicts = [task for task in block if task.shard.id in elsewhere]
+        if conflicts:
+            self._claimed_elsewhere += conflicts
+            block = [task for task in block if task.shard.id not in elsewhere]
+            self.run.claim(self._claims(block))  # at once: another run waits for the rest
+            if self._pending and self.limit is None:
+                self._pending.rotate(self._dice.randrange(len(self._pending)))
+        self._block.extend(self._skip_finished_since(block))
         return True
+
+    def _next_block(self) -> list[Task]:
+        if not self._pending:
+            return []
+        now = self.run.clock.monotonic()
+        fast = now - self._block_claimed < BLOCK_SECONDS
+        self._block_size = self._block_size * 2 if fast else self._block_size // 2
+        self._block_size = min(max(1, self._block_size), MOST_CLAIMED)
+        self._block_claimed = now
+        size = min(self._block_size, math.ceil(len(self._pending) / 4))
+        block: list[Task] = []
+        while self._pending and len(block) < size:
+            task = self._pending.popleft()
+            others = self._claims_elsewhere(now - RECHECK_SECONDS)
+            (self._claimed_elsewhere if task.shard.id in others else block).append(task)
+        return block
+
+    def _next_limited(self) -> list[Task]:
+        while self._pending and not self._in_flight and not self._claimed_elsewhere:
+            assert self.limit is not None
+            if self.samples() >= self.limit:
+                self._pending.clear()
+                break
+            task = self._pending.popleft()
+            task.limit = self.limit - self.samples()
+            if task.shard.id not in self._claims_elsewhere(newer_than=math.inf):
+                return [task]
+            self._claimed_elsewhere.append(task)
+        return []
+
+    def _claims(self, block: Iterable[Task]) -> list[str]:
+        return [*self._in_flight, *(task.shard.id for task in block)]
+
+    def _claims_elsewhere(self, newer_than: float) -> set[str]:
+        """What other runs have claimed, as it was seen after that moment."""
+        if self._looked_at < newer_than:
+            self._looked_at = self.run.clock.monotonic()
+            self._elsewhere = {shard for run in self.run.others() for shard in run.claimed}
+        return self._elsewhere
+
+    def _skip_finished_since(self, block: list[Task]) -> list[Task]:
+        """The shards of a block that no other run has finished since files were listed; from now on
+        none can, since we have claimed them."""
+        folder = self.run.folder
+        if self.limit is not None:
+            suspects = block
+        elif self.run.activity != self._activity:
+            names = [parquet_name(task.shard.id) for task in block]
+            stats = zip(block, folder.map_concurrent(folder.stat, names), strict=True)
+            suspects = [t for t, stat in stats if t.returned or stat != self._files.get(t.shard.id)]
+        else:
+            suspects = [task for task in block if task.returned]
+        finished: set[str] = set()
+        for task in suspects:
+            entry = self._committed(task)
+            if entry is not None:
+                finished.add(task.shard.id)
+                self._skip_task(task, ShardSummary.of(entry))
+        return [task for task in block if task.shard.id not in finished]
+
+    def _summarize(self, task: Task, summary: ShardSummary, files: Files | None) -> None:
+        # After a lapse the files may be those that another run has written meanwhile.
+        if task.lapses == self.run.lapses:
+            found = files or stat_files(self.run.folder, task.shard.id)
+            self._summaries.add(summary.with_files(*found))
 
     def _release(self, task: Task) -> None:
         self._in_flight.pop(task.shard.id)
-        self.run.claim(self._in_flight)
-
-    def _claims_elsewhere(self) -> set[str]:
-        return {shard for run in self.run.others() for shard in run.claimed}
+        self.run.release(self._claims(self._block))
 
     def _recheck_claimed(self) -> None:
-        if time.monotonic() - self._rechecked >= RECHECK_SECONDS:
-            self._rechecked = time.monotonic()
+        now = self.run.clock.monotonic()
+        if self._claimed_elsewhere and now - self._rechecked >= RECHECK_SECONDS:
+            self._rechecked = now
             self._pending.extendleft(reversed(self._claimed_elsewhere))
             self._claimed_elsewhere = []
 
+    def _remove_failure(self, task: Task) -> None:
+        if task.shard.id in self._failures:
+            self._failures.remove(task.shard.id)
+            self.run.folder.remove(failure_name(task.shard.id))
+
     def _committed(self, task: Task) -> LedgerEntry | None:
         """The ledger entry of a shard that is done, None for another."""
-        file = find_done(task, self.run, self.settings, self.fingerprint)
+        file = find_done(task, self.run, self.settings, self.fingerprint, reembed=self.reembed)
         return None if file is None else read_entry(self.run.folder, task.shard.id)
-
-    def _skip_if_done(self, task: Task) -> bool:
-        entry = self._committed(task)
-        if entry is not None:
-            self.skipped[task.shard.id] = entry
-        return entry is not None
-
-    def _edition(self, task: Task) -> str:
-        return edition_of(task.shard, self.fingerprint, self.settings)
-
-
-def find_done(
-    task: Task, run: Run, settings: EmbedSettings, fingerprint: str
-) -> EmbeddingFile | None:
-    """The shard's file, if it exists, is whole, and has the edition that this task would make."""
-    try:
-        file = find_embedding(run.folder, task.shard.id)
-    except CollectionError:
-        return None  # damaged: written again under the same name
-    wanted = {edition_of(task.shard, fingerprint, settings, limit) for limit in {None, task.limit}}
-    return file if file is not None and file.edition in wanted else None
-
-
-def record_failure(work: WorkList, task: Task, error: BaseException, attempts: int) -> None:
-    """What an error means for its shard: another attempt or quarantine. Raises a ChiasmError that
-    would meet every shard."""
-    if isinstance(error, UnreachableError):
-        requeue_or_quarantine(work, task, str(error), attempts)  # its store may answer later
-    elif isinstance(error, SourceError):
-        task.failures.append(str(error))
-        quarantine(work, task, str(error))  # reading it again would find the same
-    elif isinstance(error, ChiasmError):
-        raise error
-    else:
-        requeue_or_quarantine(work, task, f"{type(error).__name__}: {first_line(error)}", attempts)
-
-
-def requeue_or_quarantine(work: WorkList, task: Task, why: str, attempts: int) -> None:
-    """Another attempt, while there is one left."""
-    if len(task.failures) + 1 < attempts:
-        work.requeue(task, why)
-        LOG.warning(
-            "retrying %s, attempt %d of %d: %s",
-            display_name(task.shard.url), len(task.failures) + 1, attempts, why,
-            extra={"shard": task.shard.id},
-        )  # fmt: skip
-    else:
-        task.failures.append(why)
-        quarantine(work, task, f"{len(task.failures)} attempts failed, the last one: {why}")
-
-
-def quarantine(work: WorkList, task: Task, reason: str) -> None:
-    """Give the shard up, in its ledger."""
-    work.quarantine(task, reason)
-    LOG.warning(
-        "quarantined %s: %s", display_name(task.shard.url), reason, extra={"shard": task.shard.id}
-    )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text that is not empty."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

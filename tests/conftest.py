@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import random
 import secrets
 import subprocess
 import sys
-import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fake_encoder
-import numpy as np
 import pytest
 from commands import Finished, choose_server, run_command
 from faulty_server import Faults, FaultyServer, forwarding_to, running_moto
 from hypothesis import settings
-from PIL import Image
+from tiny_shards import jpeg as jpeg
+from tiny_shards import make_shard
 
+from chiasm.index.segments import verified
 from chiasm.pipeline.encoders import ENCODERS
 from chiasm.pipeline.records import Dropped, Note, Sample
 from chiasm.pipeline.storage import retry
@@ -41,39 +39,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; torch i
 # Hypothesis draws the same examples each time; `--hypothesis-profile default` looks for new ones.
 settings.register_profile("seeded", derandomize=True, deadline=None)
 settings.load_profile("seeded")
-
-
-def jpeg(rng: random.Random, side: int = 32) -> bytes:
-    """A picture of coloured blocks, as a JPEG."""
-    pixels = np.frombuffer(rng.randbytes(48), np.uint8).reshape(4, 4, 3)
-    image = Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=90)
-    return out.getvalue()
-
-
-def make_shard(
-    path: Path, samples: int, seed: int = 0, captions: Sequence[str] = (), broken: int = 0
-) -> Path:
-    """A tar of pictures with captions and json, the same for the same arguments.
-
-    captions: in place of the first samples' own. broken: so many pictures at the end are none.
-    """
-    rng = random.Random(seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for number in range(samples):
-            caption = captions[number] if number < len(captions) else f"picture {number} of {seed}"
-            members = {
-                "jpg": jpeg(rng) if number < samples - broken else b"not a picture",
-                "txt": caption.encode(),
-                "json": json.dumps({"number": number, "even": number % 2 == 0}).encode(),
-            }
-            for extension, data in members.items():
-                info = tarfile.TarInfo(f"{seed:03d}{number:05d}.{extension}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 class HandClock(threading.local):
@@ -116,9 +81,12 @@ def _fake_encoder_is_known(monkeypatch):
 
 @pytest.fixture(autouse=True, scope="session")
 def _logs_are_written_elsewhere(tmp_path_factory) -> Iterator[None]:
-    """Programs that tests start write no log into the home folder."""
+    """Programs that tests start write no log into the home folder; nor is it remembered there which
+    index files were verified."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        remembered = tmp_path_factory.mktemp("verified")
+        patch.setattr(verified, "verified_folder", lambda: remembered)
         yield
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from chiasm.pipeline.batches import CHUNK, BatchSettings, batches
 from chiasm.pipeline.collection import Tally
 from chiasm.pipeline.encoders import BaseEncoder, Input
-from chiasm.pipeline.errors import EncoderError, SourceError
+from chiasm.pipeline.errors import SourceError
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.records import Dropped, Note, Place, Sample, Source
 from chiasm.pipeline.timing import Stopwatch
@@ -167,17 +167,26 @@ def test_an_exception_of_the_reader_comes_out_after_the_rows_before_it():
     assert [len(batch) for batch in seen] == [4]
 
 
-def test_an_exception_of_preprocess_names_the_sample():
+def test_what_preprocess_or_cost_raises_for_a_sample_drops_it_by_name():
     def preprocess(image):
         if image[0, 0, 0] == 6:
             raise KeyError("size")
         return to_pixels(image)
 
-    with pytest.raises(EncoderError) as caught:
-        run(map(sample, range(40)), preprocess)
-    expected = "sample k6: expected an encoder that takes any picture, found for one of 4 x 4"
-    assert str(caught.value) == f"{expected} KeyError: 'size'"
-    assert isinstance(caught.value.__cause__, KeyError)
+    class Costly(Pixels):
+        def cost(self, modality, item):
+            if modality == "image" and item[0, 0, 0] == 9:
+                raise MemoryError
+            return super().cost(modality, item)
+
+    tally = Tally()
+    cut = BatchSettings(size=4)
+    made = batches(map(sample, range(12)), Costly(preprocess), DecodeSettings(), cut, tally=tally)
+    assert [len(batch) for batch in made] == [4, 4, 2]
+    assert tally.dropped == [
+        Dropped("k6", "encode", "refused", "image of 4 x 4: KeyError: 'size'"),
+        Dropped("k9", "encode", "out_of_memory", "cost: MemoryError"),
+    ]
 
 
 class Endless:

@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import environment, noise
 
-from chiasm.index.segments import FileSum, cache
-from chiasm.index.segments.cache import cache_folder, fetch_to_cache
+from chiasm.index.faiss_runtime import load_faiss
+from chiasm.index.segments import FileSum, cache, segment
+from chiasm.index.segments.cache import cache_folder, open_cached
 from chiasm.pipeline.errors import CollectionError, StorageError, UsageError
 from chiasm.pipeline.storage import Folder, local
+from chiasm.pipeline.storage.local import PendingLocalFile
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A collection's folder; the cache is a folder beside it, and nothing is open yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(cache, "_open", set())
+    monkeypatch.setattr(cache, "_owners", {})
     return Folder(str(tmp_path / "c"))
 
 
 def write_file(folder, name: str, data: bytes) -> FileSum:
     folder.write_whole(name, data)
     return FileSum.of(data)
+
+
+class Owner:
+    """Who maps a copy."""
+
+
+def fetch_to_cache(folder: Folder, name: str, checksum: FileSum, owner: object = None) -> Path:
+    """The path of a copy, let go at once unless `owner` holds it."""
+    with open_cached(folder, name, checksum, owner or Owner()) as file:
+        assert FileSum.of(file.read()) == checksum
+    return cache_folder() / checksum.blake2b
 
 
 def names() -> set[str]:
@@ -75,25 +91,30 @@ def test_other_content_in_the_store_is_an_error_and_is_not_kept(folder, found):
 def test_the_least_recently_used_copies_make_room_but_never_open_ones(folder, monkeypatch):
     monkeypatch.setenv("CHIASM_CACHE_GB", "0.0000035")  # three files of 1,000 bytes
     sums = [write_file(folder, str(n), bytes([n]) * 1000) for n in range(5)]
-    for number in (0, 1, 2):
+    owners = [Owner(), Owner()]
+    fetch_to_cache(folder, "0", sums[0], owners[0])
+    for number in (1, 2):
         fetch_to_cache(folder, str(number), sums[number])
-    monkeypatch.setattr(cache, "_open", {sums[0].blake2b})
     times = [path.stat().st_atime_ns for path in (cache_folder() / s.blake2b for s in sums[:3])]
     assert times == sorted(times)
     fetch_to_cache(folder, "1", sums[1])
-    fetch_to_cache(folder, "3", sums[3])
+    fetch_to_cache(folder, "3", sums[3], owners[1])
     assert names() == {sums[number].blake2b for number in (0, 1, 3)}
+    big = write_file(folder, "big", noise(3000))
+    fetch_to_cache(folder, "big", big, owners[1])
+    assert names() == {sums[0].blake2b, sums[3].blake2b, big.blake2b}, "all of them mapped"
+    owners.clear()
     fetch_to_cache(folder, "4", sums[4])
-    assert names() == {sums[number].blake2b for number in (0, 1, 3, 4)}, "all of them open"
+    assert names() == {sums[4].blake2b}, "nobody has mapped the others any more"
 
 
 def test_threads_and_processes_download_side_by_side(folder, tmp_path):
     checksum = write_file(folder, "a", noise(3_000_000))
     program = (
         "import sys; from chiasm.index.segments import FileSum;"
-        "from chiasm.index.segments.cache import fetch_to_cache;"
+        "from chiasm.index.segments.cache import open_cached;"
         "from chiasm.pipeline.storage import Folder;"
-        f"print(fetch_to_cache(Folder(sys.argv[1]), 'a', {checksum!r}))"
+        f"print(open_cached(Folder(sys.argv[1]), 'a', {checksum!r}, Folder).peek(1)[0])"
     )
     other = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path / "c")],
@@ -104,7 +125,7 @@ def test_threads_and_processes_download_side_by_side(folder, tmp_path):
     with ThreadPoolExecutor(8) as threads:
         copies = set(threads.map(lambda _: fetch_to_cache(folder, "a", checksum), range(8)))
     out, _ = other.communicate(timeout=120)
-    assert {out.strip()} == {str(copy) for copy in copies}
+    assert len(copies) == 1 and int(out) == noise(3_000_000)[0]
     assert names() == {checksum.blake2b}
     assert FileSum.of(copies.pop().read_bytes()) == checksum
 
@@ -147,3 +168,34 @@ def test_temporaries_of_dead_downloads_are_removed(folder):
 def test_the_cache_lies_below_xdg_cache_home(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     assert cache_folder() == tmp_path / "elsewhere" / "chiasm" / "segments"
+
+
+def test_a_copy_that_another_process_takes_away_is_still_read_and_mapped(folder, monkeypatch):
+    faiss = load_faiss()
+    index = faiss.index_factory(4, "IDMap2,Flat", faiss.METRIC_INNER_PRODUCT)
+    index.add_with_ids(np.eye(4, dtype=np.float32), np.arange(10, 14))
+    checksum = write_file(folder, "a", faiss.serialize_index(index).tobytes())
+    commit = PendingLocalFile.commit
+
+    def taken_away(pending) -> None:
+        commit(pending)
+        (cache_folder() / checksum.blake2b).unlink()
+
+    monkeypatch.setattr(PendingLocalFile, "commit", taken_away)
+    with open_cached(folder, "a", checksum, Owner()) as file:
+        assert names() == set()
+        mapped = segment.read_index(file, "a", "")
+    assert mapped.search(np.eye(4, dtype=np.float32)[:1], 1)[1].tolist() == [[10]]
+
+
+def test_a_temporary_of_a_download_that_lives_stays_however_old_it_seems(folder):
+    sums = [write_file(folder, name, name.encode()) for name in "ab"]
+    fetch_to_cache(folder, "a", sums[0])
+    lives = cache_folder() / ".lives.0.tmp"
+    with lives.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        os.utime(lives, (0, 0))
+        fetch_to_cache(folder, "b", sums[1])
+        assert lives.name in names()
+    fetch_to_cache(folder, "a", sums[0])
+    assert lives.name not in names()

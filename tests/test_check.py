@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,17 +15,20 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import environment, make_shard
 from fake_encoder import FakeEncoder
-from tiny_collection import add_shard, make_collection
+from tiny_collection import SHARDS, add_shard, make_collection
 
 from chiasm.index import IndexSettings, build_index
 from chiasm.index.verify import check
+from chiasm.jobs.cli.status import status
+from chiasm.jobs.status import read_status
 from chiasm.pipeline.collection import Identity, create_or_check, find_embedding
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.encoders import ENCODERS
-from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.verify import sources
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,7 @@ def findings(path: Path, **options) -> list[str]:
 def test_an_undamaged_collection_has_no_findings(drawn, embedded):
     report = check(str(drawn))
     assert report.ok and report.findings == []
-    counted = {"shards": 2, "rows": 110, "vectors": 297, "segments": 2}
+    counted = {"shards": 2, "rows": 110, "vectors": 297, "sources": 2, "segments": 2}
     assert {**report.checked, "vectors": 297} == counted and report.checked["vectors"] > 250
     assert check(str(embedded), reencode=10).checked["pictures"] == 10
     report = check(str(embedded), reencode=1000)
@@ -123,7 +127,7 @@ DAMAGE = {
     "ledger gone": (gone(LEDGER), "shard s1-0123456789: embeddings without a ledger entry"),
     "ledger cut": (
         lambda path: (path / LEDGER).write_text("{"),
-        f"{LEDGER}: expected a ledger entry, found JSONDecodeError",
+        f"{LEDGER}: expected a ledger entry, found no valid JSON",
     ),
     "embeddings gone": (gone(PARQUET), "shard s1-0123456789: a ledger entry without embeddings"),
     "embeddings cut": (
@@ -141,7 +145,7 @@ DAMAGE = {
     "rows": (
         change_ledger(rows=49, samples=49),
         "shard s1-0123456789: Parquet footer and ledger entry disagree (rows 50 and 49); "
-        "run chiasm embed /nowhere/s1.tar --to",
+        f"run chiasm embed {SHARDS}/s1.tar --to",
     ),
     "edition": (
         change_ledger(edition="0000000b"),
@@ -275,7 +279,64 @@ def test_a_shard_with_other_bytes_is_found_by_its_digests(embedded, tmp_path):
     assert f"holds another picture at {place['member']}" in found[0] or "corrupt" in found[0]
     shard.unlink()
     found = findings(path, reencode=100)
-    assert len(found) == 15 and all("found nothing there; check the path" in line for line in found)
+    rows = [line for line in found if "found nothing there; check the path" in line]
+    assert len(rows) == 15 and len(found) == 16
+
+
+def test_every_shard_is_looked_for_and_only_another_one_is_a_change(embedded, tmp_path, capsys):
+    path = copied(embedded, tmp_path / "x")
+    first, second = tmp_path / "x/s-0.tar", tmp_path / "x/s-1.tar"
+    os.utime(first)
+    report = check(path)
+    assert report.ok and report.checked["sources"] == 2, "new times, the same bytes"
+    (file,) = (path / "embeddings").glob("s-1-*.parquet")
+    offset = pq.read_table(file, columns=["offset"])["offset"].to_pylist()[-1]
+    data = bytearray(second.read_bytes())
+    data[offset + 20] ^= 1
+    second.write_bytes(data)
+    (found,) = check(path).findings
+    assert found.where == f"shard {file.stem}" and "it has changed since it was" in found.what
+    assert found.fix == f"run chiasm embed {second} --to {path}"
+    first.write_bytes(first.read_bytes() + bytes(512))
+    assert "bytes, embedded were" in findings(path)[0]
+    first.unlink()
+    second.unlink()
+    (found,) = check(path).findings
+    assert (found.where, found.what) == (
+        f"shards of {tmp_path}/x",
+        "2 of its 2 shards are not there any more (s-0.tar, s-1.tar)",
+    )
+    assert f"chiasm relocate {path} --from {tmp_path}/x --to FOLDER" in found.fix
+    status(str(path))
+    message = "2 of 2 shards looked at, of 2 in all, are not where they were, such as"
+    assert f"{message} {first}; {found.fix}\n" in capsys.readouterr().out
+
+
+def test_a_store_out_of_reach_is_no_finding(embedded, tmp_path, monkeypatch):
+    def out_of_reach(url: str) -> None:
+        raise StorageError(url, expected="an answer", found="none")
+
+    monkeypatch.setattr(sources, "stat_or_none", out_of_reach)
+    report = check(embedded)
+    assert report.ok and report.checked["sources out of reach"] == 2
+    seen = sources.look_at_sources(["s3://b/1.tar", "s3://b/2.tar"])
+    assert seen == sources.SourcesSeen(2, 2, (), 2)
+    assert seen.describe("c") == "2 of 2 shards looked at, of 2 in all, are out of reach"
+    assert read_status(str(embedded)).sources == seen
+
+
+def test_a_look_at_sources_asks_for_few_of_them_and_says_so(monkeypatch):
+    requests: list[str] = []
+    monkeypatch.setattr(sources, "stat_or_none", lambda url: requests.append(url))
+    urls = [f"file:///old/{n:06d}.tar" for n in range(100_000)]
+    seen = sources.look_at_sources(urls)
+    assert sorted(requests) == sorted(seen.missing) and len(requests) == seen.checked == 8
+    assert {urls[0], urls[-1]} < set(requests)
+    assert seen.describe("c d").startswith(
+        "8 of 8 shards looked at, of 100,000 in all, are not where they were, such as "
+        "/old/000000.tar; if they were moved, run chiasm relocate 'c d' --from /old --to FOLDER; "
+    )
+    assert sources.look_at_sources([]) == sources.SourcesSeen(0, 0)
 
 
 def test_vectors_of_other_pictures_are_found_by_encoding_them_again(embedded, tmp_path):
@@ -297,7 +358,8 @@ def test_another_encoder_of_the_same_name_is_a_finding(embedded, monkeypatch):
     monkeypatch.setitem(ENCODERS, "fake", lambda model, settings: Retrained())
     (found,) = findings(embedded, reencode=5)
     expected = f"fingerprint 000000000000, in the collection {FakeEncoder().fingerprint[:12]}"
-    assert found == f"encoder fake: {expected}; restore its weights, or embed the shards again"
+    advice = "restore its weights, or embed the shards into another collection"
+    assert found == f"encoder fake: {expected}; {advice}"
 
 
 def test_an_encoder_that_cannot_be_loaded_is_a_finding(embedded, monkeypatch):

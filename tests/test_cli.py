@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import errno
 import io
 import json
 import logging
@@ -12,14 +14,23 @@ import sys
 import tarfile
 
 import pytest
-from conftest import environment, jpeg, make_shard
+from conftest import ROOT, environment, jpeg, make_shard
 
-from chiasm.index import build_index
-from chiasm.jobs.cli import embed
+from chiasm.index import RerankStage, build_index
+from chiasm.jobs.cli import app, embed
 from chiasm.jobs.cli.app import COMMANDS
 from chiasm.jobs.cli.command_group import Group, help_text
-from chiasm.jobs.cli.logs import KEPT_FILES, JsonFormatter, remove_old_files
+from chiasm.jobs.cli.logs import (
+    KEPT_FILES,
+    JsonFormatter,
+    LogFormat,
+    LogLevel,
+    remove_old_files,
+    set_up_logging,
+)
+from chiasm.jobs.console import json_line, printable
 from chiasm.pipeline.embed_summary import EmbedSummary
+from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.make import make_collection
 
 
@@ -247,7 +258,8 @@ def test_what_lies_in_a_persons_folder_is_not_imported_in_place_of_ours(tmp_path
     for name in ("pipeline", "jobs"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError('not ours')")
-    (tmp_path / "index.py").write_text("raise ImportError('not ours')")
+    for name in ("index", "typing", "random", "logging", "contextlib", "safetensors", "yaml"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('not ours')")
     ran = subprocess.run(
         [sys.executable, "-m", "chiasm", "status", "x"],
         env=environment(),
@@ -285,6 +297,101 @@ def test_programs_say_nothing_of_their_imports_and_exit(tmp_path):
         assert out, name
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_json_is_ascii_where_stdout_is_not_utf8_and_commands_no_terminal(encoding, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    value = {"字": "é \x1b[2J \x9b2J \u202e \ud800 \U000e0041"}
+    line = json_line(value)
+    assert line.isascii() == (encoding != "utf-8")
+    assert json.loads(line) == value
+    assert not {"\x1b", "\x9b", "\u202e", "\ud800", "\U000e0041"} & set(line)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json_line(float("nan"))
+
+
+def test_what_no_line_shows_is_escaped():
+    assert printable("a\nb\x9b\u061c\u200e\u202e\u2066\ufeff\ud800 字é") == (
+        r"a\nb\x9b\u061c\u200e\u202e\u2066\ufeff\ud800 字é"
+    )
+
+
+def test_all_that_a_command_prints_is_made_printable():
+    """Every `print` of a command is given a constant, or what `printable` or `json_line` made."""
+
+    def is_safe(node: ast.expr) -> bool:
+        if isinstance(node, ast.BinOp):
+            return is_safe(node.left) and is_safe(node.right)
+        made = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        return isinstance(node, ast.Constant) or (
+            made and node.func.id in ("printable", "json_line")
+        )
+
+    folder = ROOT / "jobs/cli"
+    raw = [
+        f"{path.name}:{node.lineno}"
+        for path in sorted(folder.glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        if node.func.id == "print" and not (len(node.args) == 1 and is_safe(node.args[0]))
+    ]
+    assert raw == []
+
+
+def test_a_fault_of_ours_is_one_line_and_its_traceback_is_in_the_log(monkeypatch, capsys, tmp_path):
+    def broken():
+        set_up_logging(LogLevel.warning, LogFormat.text)
+        raise KeyError("a\x1b[2J\nb")
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(app, "prepare_process", lambda: None)
+    monkeypatch.setattr(app, "application", broken)
+    with pytest.raises(SystemExit) as left:
+        app.main(["status"])
+    (log,) = (tmp_path / "chiasm/logs").iterdir()
+    assert left.value.code == 1 and "Traceback" in json.loads(log.read_text())["message"]
+    assert capsys.readouterr().err == (
+        f"chiasm: a fault of chiasm: KeyError: 'a\\x1b[2J\\nb'; please report it with {log}\n"
+    )
+    for handler in list(logging.getLogger("chiasm").handlers):
+        logging.getLogger("chiasm").removeHandler(handler)
+        handler.close()
+
+
+CLOSED = """
+import os, sys
+from chiasm.jobs.console import open_closed_streams
+open_closed_streams()
+assert os.open(os.devnull, os.O_RDONLY) > 2
+print("lost", file=sys.stderr)
+print("a result")
+try:
+    sys.stdout.flush()
+except OSError as error:
+    os._exit(error.errno)
+"""
+
+
+def test_a_closed_stdout_is_an_output_that_fails_and_no_file_takes_its_number():
+    command = f'exec "{sys.executable}" -c "$1" <&- >&- 2>&-'
+    ran = subprocess.run(["sh", "-c", command, "sh", CLOSED], env=environment(), check=False)
+    assert ran.returncode == errno.EBADF
+
+
+@pytest.mark.parametrize("stage", ["match:²", "match:٣", "match:" + "9" * 5000, "match:-1", "²"])
+def test_a_depth_of_reranking_is_written_in_digits(stage):
+    with pytest.raises(UsageError, match="expected RERANKER:N with N at least 1"):
+        RerankStage.parse(stage)
+
+
+def test_a_folder_that_is_gone_is_one_line(monkeypatch):
+    def gone():
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(os, "getcwd", gone)
+    with pytest.raises(UsageError, match="the current folder: expected one that is there"):
+        app._require_folder()
+
+
 def test_output_that_cannot_be_written_is_one_line():
     with open("/dev/full", "w") as full:
         ran = subprocess.run(
@@ -305,7 +412,7 @@ def test_the_whole_way_from_shards_to_answers(chiasm, shards, tmp_path):
     summary = json.loads(ran.stdout)
     assert summary["samples"] == summary["rows"] == 60
     assert summary["dropped"] == 0
-    assert summary["shards"] == {"done": 3, "skipped": 0, "failed": []}
+    assert summary["shards"] == {"done": 3, "skipped": 0, "failed": [], "damaged": []}
     assert summary["pairs_per_second"] > 0
     assert "total" in summary["seconds"]
 
@@ -343,7 +450,7 @@ def test_the_whole_way_from_shards_to_answers(chiasm, shards, tmp_path):
     kinds = dict.fromkeys(("image", "text", "joint"), "Flat")
     assert status["index"] == {
         "state": "current", "generation": 1, "rows": 60, "columns": kinds, "stale_shards": {},
-        "do": "",
+        "do": "", "instead_of": "",
     }  # fmt: skip
     assert "index: generation 1, 60 rows, columns image (Flat)" in chiasm("status", to).stdout
 
@@ -362,7 +469,8 @@ def test_the_whole_way_from_shards_to_answers(chiasm, shards, tmp_path):
     assert status["state"] == "stale" and list(status["stale_shards"].values()) == ["new"]
     assert "stale (shards: 1 new); run chiasm index build" in chiasm("status", to).stdout
     (to / "index" / "CURRENT").write_text("no number")
-    assert json.loads(chiasm("status", to, "--json").stdout)["index"]["state"] == "damaged"
+    status = json.loads(chiasm("status", to, "--json").stdout)["index"]
+    assert status["state"] == "stale" and "CURRENT" in status["instead_of"]
 
 
 def test_losses_and_quarantined_shards_are_told_and_fail(chiasm, tmp_path):

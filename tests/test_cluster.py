@@ -9,6 +9,7 @@ import ray
 
 from chiasm.jobs.cluster import placement
 from chiasm.jobs.cluster import session as cluster
+from chiasm.jobs.cluster.ray_folder import ray_folder
 from chiasm.jobs.config import WorkerSettings
 from chiasm.pipeline.errors import ChiasmError
 
@@ -47,7 +48,8 @@ def test_a_ray_that_does_not_start_is_told_in_one_line(starts):
         cluster._start_local(WorkerSettings())
     assert str(caught.value) == (
         "Ray on this machine: expected a start within 30 s, in 2 attempts, found The current node "
-        "timed out during startup.; run the same command again when the machine is less busy"
+        "timed out during startup.; run the same command again when the machine is less busy; what "
+        f"Ray says is in {ray_folder()}/session_latest/logs"
     )
 
 

@@ -71,7 +71,10 @@ def test_of_many_encoders_at_once_exactly_one_makes_the_collection(tmp_path):
     [
         (b"{", "the identity of a collection"),
         (b"[]", "the identity of a collection"),
-        (json.dumps({"schema": 99}).encode(), "expected schema version 1 or 2, found 99"),
+        (
+            json.dumps({"schema": 99}).encode(),
+            "found schema version 99, of which .* reads 2",
+        ),
         (json.dumps({"schema": 1, "odd": 2}).encode(), "the identity of a collection"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from chiasm.index.plan import IndexSettings
 from chiasm.jobs.config import Settings, compose, keys, presets
 from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.model.config import ModelConfig
 
 
 def test_flags_win_over_set_and_set_over_the_preset(tmp_path):
@@ -60,6 +62,9 @@ def test_the_settings_in_force_compose_to_themselves(tmp_path):
         (["train.learning_rate=0"], "train.learning_rate: expected more than 0, found 0"),
         (["filter.drop=3"], "filter.drop: expected a share from 0 to 1, found 3"),
         (["filter.flag=perhaps"], "setting filter.flag: expected a valid boolean"),
+        (["batch.size=*a"], "--set batch.size=*a: expected YAML, found an alias (*name)"),
+        (["batch.size=" + "[" * 20000], "expected YAML, found nesting that is too deep"),
+        (["workers.cpus=.inf"], "workers.cpus: expected 1e+06 or less, found inf"),
         (["batch.size.x=3"], "unknown setting 'batch.size.x' in --set; did you mean batch.size?"),
     ],
 )
@@ -80,6 +85,52 @@ def test_a_preset_with_an_unknown_key_names_the_file(tmp_path):
     preset.write_text("batch: {sizes: 8}\n")
     with pytest.raises(UsageError, match=re.escape(f"'batch.sizes' in {preset}")):
         compose(str(preset))
+
+
+ODD_FILES = {
+    "not utf-8": b"max_loss: 0.1 # caf\xe9",
+    "utf-16": "max_loss: 0.2".encode("utf-16"),
+    "a bomb": b"a: &a [x, x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (n + 1, n + 1, n, n)
+                                         for n in range(97, 121)),
+    "itself": b"&a {b: *a}",
+    "deep": b"{a: " * 2000,
+    "no month": b"max_loss: 2026-13-45",
+    "long number": b"batch: {size: " + b"9" * 5000 + b"}",
+    "number as key": b"1: 2",
+    "list as key": b"? [a]\n: 1",
+    "a list": b"- a",
+    "null": b"\0",
+    "python": b"max_loss: !!python/object/apply:os.system ['exit']",
+    "null group": b"batch: null",
+    "infinite": b"workers: {cpus: .inf}",
+    "too large": b"#" * (1 << 20) + b"\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_FILES)
+def test_an_odd_file_of_settings_is_one_line(name, tmp_path):
+    (tmp_path / "odd.yaml").write_bytes(ODD_FILES[name])
+    with pytest.raises(UsageError) as raised:
+        compose(str(tmp_path / "odd.yaml"))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "preset", ["folder", "pipe", "/dev/zero", "a\0b", "x" * 5000, "\ud800", ""]
+)
+def test_what_is_no_file_of_settings_is_one_line_and_is_not_waited_for(
+    preset, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match=r"laptop, one_gpu or the path of a YAML file, found"):
+        compose(preset)
+
+
+def test_a_file_of_settings_may_begin_with_a_mark(tmp_path):
+    (tmp_path / "mine.yaml").write_bytes(b"\xef\xbb\xbfmax_loss: 0.2\n")
+    assert compose(str(tmp_path / "mine.yaml")).max_loss == 0.2
 
 
 def test_settings_of_every_command_come_from_one_file(tmp_path):
@@ -104,3 +155,13 @@ def test_a_setting_that_the_command_does_not_use_is_refused_but_in_a_file(tmp_pa
 
 def test_keys_are_dotted_and_complete():
     assert {"encoder.name", "batch.size", "workers.gpus", "max_loss"} <= set(keys(Settings))
+
+
+def test_the_config_of_a_model_refuses_fields_that_it_does_not_know():
+    fields = ModelConfig().to_dict()
+    assert ModelConfig.from_dict(fields) == ModelConfig()
+    for part in (fields, fields["image"], fields["text"], fields["fusion"]):
+        part["of a later version"] = 1
+        with pytest.raises(TypeError, match="of a later version"):
+            ModelConfig.from_dict(fields)
+        del part["of a later version"]

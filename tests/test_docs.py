@@ -21,6 +21,7 @@ from chiasm.jobs.config import Settings, keys
 from chiasm.pipeline.collection import arrow_schema, embeddings
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
+from chiasm.pipeline.encoders import ENCODE_REASONS
 from chiasm.pipeline.images import REASONS
 from chiasm.pipeline.shards import DROP_REASONS, NOTE_REASONS, list_shards
 from chiasm.pipeline.storage import Folder
@@ -41,7 +42,7 @@ MODULES = {
 }
 
 
-@pytest.mark.parametrize("reasons", [DROP_REASONS, REASONS, NOTE_REASONS])
+@pytest.mark.parametrize("reasons", [DROP_REASONS, REASONS, ENCODE_REASONS, NOTE_REASONS])
 def test_every_reason_is_told_with_its_meaning(reasons):
     for reason, meaning in reasons.items():
         assert f"| `{reason}` | {meaning} |" in FORMATS

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import re
 import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -18,15 +20,20 @@ from encoding import encode_texts, mean_of
 from fake_encoder import FakeEncoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tars import tar_bytes
 
+from chiasm.jobs.cli import embed as cli
+from chiasm.jobs.status import read_status
 from chiasm.pipeline.batches import BatchSettings
 from chiasm.pipeline.collection import embeddings, find_embedding, read_entry
-from chiasm.pipeline.editions import EmbedSettings, edition_of
+from chiasm.pipeline.editions import EmbedSettings, accepted_editions, edition_of
 from chiasm.pipeline.embed import Limit, embed_shard
+from chiasm.pipeline.embed_summary import summary_error
 from chiasm.pipeline.encoders import Encoded
 from chiasm.pipeline.errors import EncoderError, SourceError
+from chiasm.pipeline.make import make_collection
 from chiasm.pipeline.records import Dropped, Note, Sample, Shard
-from chiasm.pipeline.shards import ReadSettings, list_shards, read_member
+from chiasm.pipeline.shards import RULES, ReadSettings, list_shards, read_member, read_samples
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.timing import Stopwatch
 
@@ -154,8 +161,13 @@ def test_an_edition_follows_what_decides_the_rows_and_nothing_else():
 def test_an_encoder_that_gives_no_unit_vectors_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
     nan = np.full((4, 8), np.nan, np.float32)
     monkeypatch.setattr(FakeEncoder, "encode", lambda self, _, items: Encoded(nan[: len(items)]))
-    with pytest.raises(EncoderError, match=r"expected 4 unit vectors of width 8, found .* nan"):
+    with pytest.raises(EncoderError) as caught:
         embed(make_shard(tmp_path / "a.tar", 4), tmp_path / "c")
+    assert str(caught.value) == (
+        "encoder fake: expected unit vectors for two texts and two pictures, as a trial, found "
+        f"image: NaN or infinity (at 00000000 to 00000003 of {tmp_path / 'a.tar'}); its weights "
+        "are damaged: fetch or train them again"
+    )
     assert embeddings(Folder(str(tmp_path / "c"))) == []
     assert list((tmp_path / "c").rglob("*.tmp")) == []
 
@@ -199,3 +211,155 @@ def test_a_stopwatch_adds_up_over_threads():
     with ThreadPoolExecutor(4) as working:
         list(working.map(work, range(4)))
     assert clock.seconds == {"work": 2.0}
+
+
+# --- shards that change, are cut, or lack much ----------------------------------------------------
+
+
+def test_a_shard_replaced_after_it_was_listed_is_embedded_as_it_is(tmp_path):
+    path = make_shard(tmp_path / "a.tar", 3)
+    (before,) = list_shards([str(path)])
+    make_shard(path, 5, seed=1)
+    os.utime(path, ns=(1, 1))
+    (now,) = list_shards([str(path)])
+    folder = Folder(str(tmp_path / "c"))
+    entry = embed_shard(before, FakeEncoder(), folder, SMALL, run_id="r1")
+    assert (entry.source, entry.rows) == (now, 5) and now != before
+    assert entry.edition == edition_of(now, FakeEncoder().fingerprint, SMALL, rules=RULES)
+    file = find_embedding(folder, before.id)
+    assert file is not None and (file.footer.source, file.edition) == (now, entry.edition)
+
+
+def test_a_shard_that_changes_while_it_is_read_leaves_nothing(tmp_path):
+    path = make_shard(tmp_path / "a.tar", 8)
+    (shard,) = list_shards([str(path)])
+    folder = Folder(str(tmp_path / "c"))
+    small = replace(SMALL, batch=BatchSettings(size=1, decode_threads=1, queue=1))
+    message = "it changed while it was read; run the same command"
+    with pytest.raises(SourceError, match=message):
+        embed_shard(
+            shard, FakeEncoder(), folder, small, run_id="r1",
+            watch=lambda tally: os.utime(path, ns=(1, 1)),
+        )  # fmt: skip
+    assert list((tmp_path / "c").rglob("*.*")) == []
+    (shard,) = list_shards([str(path)])
+    few = Limit(2).take(read_samples(shard, ReadSettings()))
+    next(few)
+    os.utime(path, ns=(2, 2))
+    with pytest.raises(SourceError, match=message):
+        list(few)
+
+
+def test_a_ledger_keeps_a_hundred_records_of_a_reason_and_counts_the_rest(tmp_path):
+    path = mixed_shard(tmp_path / "a.tar", "t" * 250 + "e" * 120 + "p")
+    shard, folder, entry = embed(path, tmp_path / "c")
+    stored = read_entry(folder, shard.id)
+    assert stored is not None
+    for one in (entry, stored):
+        assert (one.samples, one.rows, one.dropped_count) == (371, 251, 120)
+        assert (len(one.dropped), one.reasons()) == (100, {"empty": 120})
+        assert (len(one.notes), one.note_reasons()) == (100, {"no_picture": 250})
+    file = find_embedding(folder, shard.id)
+    assert file is not None and file.footer.agrees_with(stored)
+
+
+def test_rules_of_reading_are_in_the_edition_but_for_the_first():
+    shard = Shard("file:///a.tar", "a-1", 10, "1")
+    first = edition_of(shard, "f", EmbedSettings())
+    assert first == "d3c0ee2e"  # as it was before rules had a version
+    now = edition_of(shard, "f", EmbedSettings(), rules=RULES)
+    assert accepted_editions(shard, "f", EmbedSettings()) == {first, now} and first != now
+    assert accepted_editions(shard, "f", EmbedSettings(), reembed=True) == {now}
+    with_limit = edition_of(shard, "f", EmbedSettings(), 7, rules=RULES)
+    assert with_limit in accepted_editions(shard, "f", EmbedSettings(), 7)
+
+
+def of_rules_1(folder: Folder, shard: Shard) -> None:
+    """Make a shard's files those of the first rules."""
+    entry, name = read_entry(folder, shard.id), f"embeddings/{shard.id}.parquet"
+    assert entry is not None
+    edition = edition_of(shard, FakeEncoder().fingerprint, EmbedSettings(), rules=1)
+    folder.write_whole(
+        name, folder.read_bytes(name).replace(entry.edition.encode(), edition.encode())
+    )
+    fields = json.loads(entry.to_json()) | {"edition": edition}
+    for added in ("rules", "drop_counts", "note_counts"):
+        del fields[added]
+    folder.write_whole(f"ledger/{shard.id}.json", json.dumps(fields).encode())
+
+
+def test_shards_of_earlier_rules_are_done_and_renewed_when_asked(tmp_path):
+    path, to = make_shard(tmp_path / "a.tar", 3), tmp_path / "c"
+    make_collection(path, to, FakeEncoder())
+    (shard,) = list_shards([str(path)])
+    assert read_status(str(to)).earlier_rules == 0
+    of_rules_1(Folder(str(to)), shard)
+    assert read_status(str(to)).earlier_rules == 1
+    assert make_collection(path, to, FakeEncoder()).skipped == 1
+    again = make_collection(path, to, FakeEncoder(), reembed=True)
+    assert (again.done, again.skipped) == (1, 0) and read_status(str(to)).earlier_rules == 0
+    assert make_collection(path, to, FakeEncoder(), reembed=True).skipped == 1
+
+
+def test_a_shard_that_is_cut_is_named_and_fails(tmp_path, capsys):
+    path, to = make_shard(tmp_path / "a.tar", 20), tmp_path / "c"
+    with tarfile.open(path) as tar:
+        inside = tar.getmember("00000007.jpg").offset_data + 100
+    data = path.read_bytes()
+    path.write_bytes(data[:inside])
+    summary = make_collection(path, to, FakeEncoder())
+    (damaged,) = summary.damaged
+    assert damaged["shard"].endswith("a.tar")
+    assert damaged["reason"] == "truncated in sample 00000007: unexpected end of data"
+    assert summary.exit_code == 1 and summary.as_json()["shards"]["damaged"] == [damaged]
+    summary = replace(summary, max_loss=1.0)
+    assert re.search("1 cut or damaged .*--allow-damaged", str(summary_error(summary)))
+    assert read_status(str(to)).damaged == [damaged]
+    cli.print_odd(summary)
+    assert capsys.readouterr().err.startswith(f"damaged {path}: truncated in sample")
+    allowed = make_collection(path, to, FakeEncoder(), allow_damaged=True)
+    assert summary_error(replace(allowed, max_loss=1.0)) is None and allowed.skipped == 1
+
+
+def test_a_shard_without_its_end_mark_has_a_note(tmp_path):
+    path = make_shard(tmp_path / "a.tar", 200)
+    with tarfile.open(path) as tar:
+        behind = tar.getmembers()[-1].offset
+    path.write_bytes(path.read_bytes()[:behind])
+    summary = make_collection(path, tmp_path / "c", FakeEncoder())
+    assert (summary.exit_code, summary.rows, summary.dropped, summary.damaged) == (0, 200, 0, [])
+    assert summary.notes["no_end_mark"] == 1 and summary_error(summary) is None
+
+
+@pytest.mark.parametrize(
+    "members, field, hints",
+    [
+        ({"jpg": b"", "txt": b"a"}, "", []),
+        ({"jpg": b""}, "", ["6 rows have no caption; captions are read from .txt"]),
+        ({"jpg": b"", "json": b'{"caption": "a", "n": 1}'}, "", []),
+        (
+            {"jpg": b"", "json": b'{"caption": "a", "n": 1}'},
+            "captoin",
+            ["6 rows whose json has not the field asked for (captoin: the fields of json are "
+             "caption, n); name one"],
+        ),
+        ({"jpg": b"", "txt": "红色".encode("gbk")}, "", ["6 texts are neither UTF-8"]),
+        ({"txt": b"a"}, "", ["6 rows have no picture"]),
+        ({"1.jpg": b"", "2.txt": b"a"}, "", ["12 rows have a picture or a caption alone"]),
+    ],
+)  # fmt: skip
+def test_what_most_rows_lack_is_told(tmp_path, members, field, hints):
+    import random
+
+    rng = random.Random(0)
+    files = {}
+    for key in "abcdef":
+        for name, data in members.items():
+            member = f"{key}{name}" if name[0].isdigit() else f"{key}.{name}"
+            files[member] = jpeg(rng) if name.endswith("jpg") else data
+    (tmp_path / "a.tar").write_bytes(tar_bytes(files))
+    settings = EmbedSettings(read=ReadSettings(caption_field=field))
+    summary = make_collection(tmp_path / "a.tar", tmp_path / "c", FakeEncoder(), settings=settings)
+    assert len(summary.hints) == len(hints) and summary.as_json()["hints"] == summary.hints
+    for found, expected in zip(summary.hints, hints, strict=True):
+        assert found.startswith(expected)

@@ -44,7 +44,7 @@ def test_progress_counts_every_sample_once(shards, tmp_path):
 def test_a_report_of_the_shard_before_counts_for_nothing(shards):
     from chiasm.jobs.cluster.pool import Worker
     from chiasm.jobs.cluster.worker import Report
-    from chiasm.pipeline.worklist import Task
+    from chiasm.pipeline.tasks import Task
 
     first, second = list_shards([str(shard) for shard in shards[:2]])
     worker = Worker(None, None)
@@ -83,7 +83,7 @@ def test_a_new_collection_without_an_encoder_says_what_pocket_knows(tmp_path):
 def test_the_lines_of_workers_and_of_the_driver_reach_the_drivers_log(shards, tmp_path, caplog):
     picture = tmp_path / "picture.tar"
     picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(600))
-    odd = make_shard(tmp_path / "odd.tar", 4, seed=9, captions=["fault:raise"])
+    odd = make_shard(tmp_path / "odd.tar", 4, seed=9, captions=["fault:bug"])
     with caplog.at_level("INFO", "chiasm"):
         embed([shards[0], picture, odd], tmp_path / "c")
     lines = caplog.messages
@@ -209,7 +209,7 @@ def test_a_shard_that_hangs_meets_its_deadline(shards, tmp_path, monkeypatch):
 
 
 def test_an_unexpected_error_is_tried_again_then_quarantined_with_its_name(shards, tmp_path):
-    odd = make_shard(tmp_path / "odd.tar", 4, seed=9, captions=["fault:raise"])
+    odd = make_shard(tmp_path / "odd.tar", 4, seed=9, captions=["fault:bug"])
     summary = embed([odd, shards[0]], tmp_path / "c")
     assert summary.done == 1
     reason = summary.failed[0]["reason"]
@@ -327,4 +327,4 @@ def test_a_worker_that_chose_another_precision_loads_again_in_the_collections(tm
             work
         )
     assert seen == ["float32", "bfloat16"]
-    assert [entry.rows for entry in work.done.values()] == [4]
+    assert (work.done.shards, work.done.rows) == (1, 4)

@@ -166,6 +166,18 @@ def widen(folder):
     edit_json(folder / "preprocessor_config.json", size={"shortest_edge": 40}, crop_size=size)
 
 
+def lose_padding(folder):
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).exists():
+            edit_json(folder / name, pad_token=None)
+
+
+def spoil_pictures(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["visual_projection.weight"][:] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def without(name):
     return lambda folder: (folder / name).unlink()
 
@@ -193,6 +205,8 @@ def overwritten(name, data):
             lambda folder: edit_json(folder / "preprocessor_config.json", do_resize=False),
             "expected an image processor that resizes, or resizes and crops, to a square, found",
         ),
+        (lose_padding, '; name its padding token as "pad_token" in the model\'s tokenizer_config.'),
+        (spoil_pictures, "found image: NaN or infinity; its weights are damaged: fetch or train"),
     ],
 )
 def test_a_bad_folder_gets_one_line(clip_copy, spoil, message):

@@ -20,6 +20,7 @@ from chiasm.pipeline.caption_filter import (
     Scored,
     read_scores,
 )
+from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.shards import ReadSettings, every_caption, read_samples
 from chiasm.pipeline.storage import Folder
 
@@ -145,7 +146,7 @@ def test_the_captions_left_are_exactly_those_that_reach_the_threshold(
 
 
 def test_json_that_the_reader_does_not_read_is_not_made_readable(picture, tmp_path):
-    unread = json.dumps({"captions": ["odds -1"]}).encode("utf-16")
+    unread = json.dumps({"captions": ["odds -1"]}).encode("utf-16-le")
     samples = {"a": {"jpg": picture, "txt": b"odds 1", "json": unread}}
     shard = write_tar(tmp_path / "s.tar", samples)
     left, counts = filter_by_judge(shard, tmp_path / "to", caption_field="", flag=True)
@@ -193,3 +194,27 @@ def test_scores_of_the_older_rule_are_made_anew(picture, tmp_path):
     assert list(read_scores(shard, folder)) == [old]
     assert score_shard(shard, judge, ReadSettings(), folder, "run") == scores
     assert judge.pairs_scored == 2 * 2
+
+
+def test_a_sample_that_the_matcher_refuses_passes_unscored_and_is_named(picture, tmp_path, caplog):
+    texts = ["odds 1", "odds none", "odds -1", "odds nan", "odds 2"]
+    samples = {f"k{n}": {"jpg": picture, "txt": text.encode()} for n, text in enumerate(texts)}
+    shard = write_tar(tmp_path / "s.tar", samples)
+    left, counts = filter_by_judge(shard, tmp_path / "to", caption_field="")
+    assert counts == Filtered(samples=5, unscored=2, captions=3, noisy=1, left_out=1)
+    assert left == {key: samples[key] for key in ("k0", "k1", "k3", "k4")}
+    assert caplog.messages == [
+        f"not scored: sample k1 of {tmp_path / 's.tar'}: refused: match: ValueError: could not "
+        "convert string to float: 'none'",
+        f"not scored: sample k3 of {tmp_path / 's.tar'}: not_finite: match: NaN or infinity",
+    ]
+
+
+def test_a_matcher_that_is_broken_ends_the_filter(picture, tmp_path):
+    class Dead(Judge):
+        def match(self, a, b, pairs):
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    shard = write_tar(tmp_path / "s.tar", {"k": {"jpg": picture, "txt": b"odds 1"}})
+    with pytest.raises(EncoderError, match="as a trial, found RuntimeError: CUDA error"):
+        score_shard(shard, Dead(), ReadSettings(), Folder(str(tmp_path / "to")), "run")

@@ -19,12 +19,15 @@ from tiny_collection import add_shard, make_collection
 from chiasm.index import IndexSettings, Query, build_index, open_collection
 from chiasm.index.segments import SEGMENTS, TRAINED, current_number, numbers, open_current
 from chiasm.index.verify import check
+from chiasm.jobs.cli.status import format_index
+from chiasm.jobs.status import read_status
 from chiasm.pipeline.collection import parquet_name
 from chiasm.pipeline.errors import CollectionError, StaleIndexError
 from chiasm.pipeline.storage import Folder, is_temporary
 
 NO_MERCY = IndexSettings(keep_generations=1, keep_seconds=0)
 CELLS = IndexSettings(exact_below=1, segment_rows=40)
+QUERY = Query(vector=np.ones(8))
 
 
 def files_on_disk(folder: Folder) -> tuple[list[str], list[str]]:
@@ -77,7 +80,7 @@ def test_a_manifest_that_cannot_be_read_stops_no_build_and_loses_no_segment(tmp_
         b'"schema": 1', b'"schema": 99'
     )
     folder.write_whole("index/generations/000001.json", newer)
-    with pytest.raises(CollectionError, match="generation of schema version 1, found schema ver"):
+    with pytest.raises(CollectionError, match="schema version 99, of which this chiasm reads 1"):
         open_collection(tmp_path)
     summary = build_index(str(tmp_path))
     assert summary.generation == 2 and len(files_on_disk(folder)[0]) == 2
@@ -93,15 +96,44 @@ def test_a_manifest_that_cannot_be_read_stops_no_build_and_loses_no_segment(tmp_
         (b"000009\n", "000009.json: expected the generation that index/CURRENT names"),
     ],
 )
-def test_a_damaged_current_is_an_error_until_the_next_build(tmp_path, content, message):
+def test_beside_a_damaged_current_the_newest_whole_generation_answers_and_says_so(
+    tmp_path, content, message, caplog
+):
     make_collection(tmp_path, (20,))
-    build_index(str(tmp_path))
+    for _ in range(2):
+        build_index(str(tmp_path))
     (tmp_path / "index/CURRENT").write_bytes(content)
-    with pytest.raises(CollectionError, match=message + rf".*; run chiasm index build {tmp_path}$"):
-        open_collection(tmp_path)
+    collection = open_collection(tmp_path)
+    assert collection.generation.number == 2 and len(collection.search_many([QUERY])[0]) == 10
+    assert message in caplog.text and "generation 000002 answers instead" in caplog.text
+    status = read_status(str(tmp_path)).index
+    assert (status.state, status.generation) == ("current", 2)
+    assert message in format_index(status) and status.do in format_index(status) != ""
     assert [message in str(finding) for finding in check(str(tmp_path)).findings] == [True]
     build_index(str(tmp_path))
-    assert check(str(tmp_path)).ok and len(open_collection(tmp_path)) == 20
+    assert check(str(tmp_path)).ok and open_collection(tmp_path).generation.instead_of == ""
+
+
+@pytest.mark.parametrize("missing", ["rows.arrow", "segment.json", "image.f16"])
+def test_beside_a_generation_without_its_files_the_one_before_answers(tmp_path, missing, caplog):
+    make_collection(tmp_path, (20,))
+    for _ in range(2):
+        build_index(str(tmp_path))
+    (live,) = live_segments(Folder(str(tmp_path)))
+    (tmp_path / live / missing).unlink()
+    collection = open_collection(tmp_path)
+    assert collection.generation.number == 1 and "generation 000001 answers" in caplog.text
+    assert len(collection.search_many([QUERY])[0]) == 10
+    (tmp_path / "index/generations/000001.json").unlink()
+    with pytest.raises(CollectionError, match=f"{missing}: expected .*, found no such file"):
+        open_collection(tmp_path)
+
+
+def test_without_current_the_newest_whole_generation_answers(tmp_path, caplog):
+    make_collection(tmp_path, (20,))
+    build_index(str(tmp_path))
+    (tmp_path / "index/CURRENT").unlink()
+    assert len(open_collection(tmp_path)) == 20 and "index/CURRENT is missing" in caplog.text
 
 
 def test_an_index_older_than_its_embeddings_is_refused_unless_allowed(tmp_path):
@@ -141,20 +173,84 @@ def test_a_shard_that_is_not_done_makes_no_index_stale(tmp_path):
     assert len(open_collection(tmp_path)) == 20
 
 
-def test_a_file_replaced_while_it_is_indexed_ends_the_build(tmp_path):
+def ids_found(path: Path, rows: int) -> set[str]:
+    answer = open_collection(path, allow_stale=True).search_many([Query(vector=np.ones(8), k=rows)])
+    return {result.id for result in answer[0]}
+
+
+@pytest.mark.parametrize(
+    ("when", "settings"),
+    [
+        (("survey", 20), IndexSettings()),
+        (("survey", 50), CELLS),
+        (("train image", 0), CELLS),
+        (("fill", 20), IndexSettings(segment_rows=20)),
+        (("fill", 50), IndexSettings()),
+    ],
+)
+def test_a_shard_embedded_anew_while_it_is_indexed_is_taken_from_its_new_file(
+    tmp_path, when, settings
+):
+    folder = Folder(str(tmp_path))
+    make_collection(tmp_path, (20, 30, 10))
+    replaced: list[bool] = []
+
+    def replace(stage: str, done: int, total: int) -> None:
+        if (stage, done) == when and not replaced:
+            replaced.append(True)
+            add_shard(folder, "s1", 31, edition="0000000b", seed=7)
+
+    summary = build_index(str(tmp_path), settings=settings, progress=replace)
+    assert (summary.rows, summary.shards, summary.vectors["image"]) == (61, 3, 61)
+    assert len(open_collection(tmp_path)) == 61, "it is not stale"
+    ids = ids_found(tmp_path, 61)
+    assert len(ids) == 61 and {f"s1-0123456789/{row}@0000000b" for row in range(31)} < ids
+    assert check(str(tmp_path)).ok and temporaries(tmp_path) == []
+
+
+def test_a_shard_embedded_anew_again_and_again_is_left_out_and_the_index_says_so(tmp_path, caplog):
+    folder = Folder(str(tmp_path))
+    make_collection(tmp_path, (20, 30, 10))
+    editions = iter(range(11, 99))
+
+    def replace(stage: str, done: int, total: int) -> None:
+        if stage == "fill":
+            add_shard(folder, "s1", 30, edition=f"{next(editions):08x}")
+
+    summary = build_index(str(tmp_path), progress=replace)
+    assert (summary.rows, summary.shards) == (30, 2)
+    assert "shard s1-0123456789 is not in this index" in caplog.text
+    with pytest.raises(StaleIndexError, match="1 new"):
+        open_collection(tmp_path)
+    assert {name.partition("/")[0] for name in ids_found(tmp_path, 30)} == {
+        "s0-0123456789",
+        "s2-0123456789",
+    }
+
+
+def test_a_shard_whose_new_json_has_other_types_is_left_out(tmp_path, caplog):
     folder = Folder(str(tmp_path))
     make_collection(tmp_path, (20, 30))
-    build_index(str(tmp_path))
 
     def replace(stage: str, done: int, total: int) -> None:
         if (stage, done) == ("fill", 20):
-            add_shard(folder, "s1", 31, edition="0000000b")
+            add_shard(folder, "s1", 30, edition="0000000b", json_of=lambda row: '{"number": "x"}')
 
-    with pytest.raises(
-        CollectionError, match=f"found another; run chiasm index build {tmp_path} again when"
-    ):
-        build_index(str(tmp_path), progress=replace)
-    assert current_number(folder) == 1 and temporaries(tmp_path) == []
+    assert build_index(str(tmp_path), progress=replace).rows == 20
+    assert "its json has other types" in caplog.text
+
+
+def test_a_shard_removed_while_it_is_indexed_is_not_in_the_index(tmp_path):
+    folder = Folder(str(tmp_path))
+    make_collection(tmp_path, (20, 30))
+
+    def forget(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("fill", 20):
+            folder.remove(parquet_name("s1-0123456789"))
+            folder.remove("ledger/s1-0123456789.json")
+
+    assert build_index(str(tmp_path), progress=forget).rows == 20
+    assert len(open_collection(tmp_path)) == 20
 
 
 BUILDERS = """

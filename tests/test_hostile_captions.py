@@ -26,6 +26,7 @@ from chiasm.pipeline.storage import Folder
 LIMIT = ReadSettings().max_text_bytes
 DEEP = 100_000
 RIGHT_TO_LEFT = "\u202eقطة على السرير\u202c \u2067חתול\u2069"
+GBK = "红色的猫".encode("gbk")
 
 TEXTS = {  # key -> (txt, the caption of its row, what is noted)
     "empty": (b"", None, ["no_caption"]),
@@ -33,11 +34,15 @@ TEXTS = {  # key -> (txt, the caption of its row, what is noted)
     "megabyte": (b"ab " * (LIMIT // 3), ("ab " * (LIMIT // 3)).strip(), []),
     "larger": (b"a" * (LIMIT + 1), None, ["member_too_large", "no_caption"]),
     "larger as text": (b"\xff" * LIMIT, None, ["bad_text", "member_too_large", "no_caption"]),
-    "nul": (b"a\0b\0", "a\0b\0", []),
+    "nul": (b"a\0b\0", "a\0b\0", ["bad_text"]),
     "raw surrogate": (b"a\xed\xa0\x80b", "a\ufffd\ufffd\ufffdb", ["bad_text"]),
     "raw pair": (b"\xed\xa0\xbd\xed\xb8\x80", "\ufffd" * 6, ["bad_text"]),
     "right to left": (RIGHT_TO_LEFT.encode(), RIGHT_TO_LEFT, []),
-    "utf-16": ("cat".encode("utf-16"), "\ufffd\ufffdc\0a\0t\0", ["bad_text"]),
+    "utf-16": ("cat".encode("utf-16"), "cat", []),
+    "utf-16, big end first": ("\ufeffcät 猫".encode("utf-16-be"), "cät 猫", []),
+    "utf-16, cut": ("cow".encode("utf-16")[:-1], "co\ufffd", ["bad_text"]),
+    "utf-32": ("hund".encode("utf-32"), "hund", []),
+    "gbk": (GBK, GBK.decode("utf-8", "replace"), ["bad_text"]),
     "escapes": (b"\x1b[31mred\x1b[0m\x07", "\x1b[31mred\x1b[0m\x07", []),
     "combining": ("a\u0301".encode() * 500, "a\u0301" * 500, []),
 }
@@ -64,7 +69,8 @@ JSONS = {  # key -> (json, whether it is kept, the caption of its row, what is n
     "nul in a text": (rb'{"s": "a\u0000b", "\u0000": 1}', True, "said", []),
     "same name twice": (b'{"t": 1, "t": "two", "": 3}', True, "said", []),
     "with a mark": (b'\xef\xbb\xbf{"z": 1}', True, "said", []),
-    "utf-16": ('{"z": 1}'.encode("utf-16"), False, "said", ["bad_json"]),
+    "utf-16": ('{"z": 1}'.encode("utf-16"), True, "said", []),
+    "utf-16 without a mark": ('{"z": 1}'.encode("utf-16-le"), False, "said", ["bad_json"]),
 }
 
 
@@ -124,7 +130,8 @@ def test_any_json_is_kept_verbatim_or_has_a_note(made, key):
     _, entry, rows = made
     text, kept, caption, notes = JSONS[key]
     row = rows[f"j {key}"]
-    assert row["json"] == (text.decode("utf-8-sig") if kept else None)
+    encoding = "utf-16" if key == "utf-16" else "utf-8-sig"
+    assert row["json"] == (text.decode(encoding) if kept else None)
     assert (row["caption"], notes_of(entry, f"j {key}")) == (caption, notes)
 
 

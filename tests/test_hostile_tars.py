@@ -191,7 +191,7 @@ def test_absolute_and_parent_names_are_only_text(read, tmp_path, monkeypatch):
         ("d.1/e.2/a.jpg", "d.1/e.2/a"),
         ("./a.jpg", "./a"),
         (".hidden.jpg", None),
-        ("d/.jpg", "d/"),
+        ("d/.jpg", None),
         ("jpg", None),
         ("a.", None),
         ("\N{CAT FACE} \n\t.jpg", "\N{CAT FACE} \n\t"),
@@ -214,14 +214,9 @@ def test_names_that_are_no_utf8_are_kept_apart(read):
     assert [s.key for s in samples(read(pax + by_hand(("y.jpg", b"Y")) + END))] == [r"\xff\xfe"]
 
 
-def test_interleaved_keys_are_groups_of_neighbours(read):
+def test_interleaved_keys_are_samples(read):
     data = by_hand(("a.jpg", b"A"), ("b.jpg", b"B"), ("a.txt", b"one"), ("b.txt", b"two")) + END
-    items = read(data)
-    assert [(s.key, s.captions) for s in samples(items)] == [("a", ()), ("b", ())]
-    assert [note for note in notes(items) if note[1] == "late_member"] == [
-        ("a", "late_member"),
-        ("b", "late_member"),
-    ]
+    assert [(s.key, s.captions) for s in read(data)] == [("a", ("one",)), ("b", ("two",))]
 
 
 # --- sparse files ---------------------------------------------------------------------------------
@@ -381,11 +376,9 @@ def test_a_million_members_of_one_sample_are_told_in_few_notes(read, monkeypatch
     items = read(same + others + late + END)
     assert [(s.key, s.picture) for s in samples(items)] == [("a", b"A"), ("b", None)]
     found = notes(items)
-    assert found.count(("a", "duplicate_member")) == 100 == found.count(("a", "late_member"))
-    assert [n for n in items if isinstance(n, Note) and n.reason == "many_notes"] == [
-        Note("a", "many_notes", "50"),
-        Note("", "many_notes", "50"),
-    ]
+    assert found.count(("a", "duplicate_member")) == 100
+    assert found.count(("a", "late_member")) == 150  # of which a shard's tally keeps few
+    assert Note("a", "many_notes", "50") in items
 
 
 @pytest.mark.parametrize("pack", ["gzip", "zstd"])

@@ -26,6 +26,7 @@ from chiasm.pipeline.storage import (
     glob,
     open_stream,
     read_range,
+    remote,
     retry,
     schemes,
     stat,
@@ -176,7 +177,8 @@ def test_an_answer_that_breaks_is_begun_again_and_passed_over():
 
 
 def test_a_network_that_fails_is_never_told_as_damage():
-    members = [(f"{n}.jpg", noise(9000, n)) for n in range(20)]
+    pairs = (((f"{n}.jpg", noise(9000, n)), (f"{n}.txt", b"text")) for n in range(20))
+    members = [member for pair in pairs for member in pair]
     for ranges, kind in ((True, "range"), (False, "get")):
         running = FaultyServer(Files({"/a.tar": tar_of(*members)}, ranges=ranges))
         [shard] = list_shards([f"{running.url}/a.tar"])
@@ -298,7 +300,7 @@ def test_a_size_fits_into_64_bits():
 
 
 def test_a_whole_file_is_read_from_its_end(with_ranges, monkeypatch):
-    monkeypatch.setattr(streams, "TAIL", 1000)
+    monkeypatch.setattr(remote, "BLOCK", 1000)
     for name, data in with_ranges.answer.files.items():
         assert Folder(with_ranges.url).read_bytes(name[1:]) == data
     assert with_ranges.ranges[0] == "bytes=-1000"

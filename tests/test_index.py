@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +15,16 @@ import pytest
 from conftest import environment
 from fake_encoder import FakeEncoder
 from overlap import overlap_at
-from tiny_collection import add_shard, make_collection, unit_rows
+from tiny_collection import SHARDS, add_shard, make_collection, unit_rows
 
 from chiasm.index import IndexSettings, Query, build_index, open_collection
 from chiasm.index.build.build import training_vectors
+from chiasm.index.build.covered import CoveredShards
 from chiasm.index.query import search
-from chiasm.index.segments import open_current
-from chiasm.pipeline.collection import Identity, create_or_check, embeddings
+from chiasm.index.segments import Segment, open_current
+from chiasm.index.segments.catalog import Catalog
+from chiasm.index.verify import check
+from chiasm.pipeline.collection import Collection, Identity, create_or_check, embeddings
 from chiasm.pipeline.errors import CollectionError, UsageError
 from chiasm.pipeline.records import COLUMNS
 from chiasm.pipeline.storage import Folder
@@ -125,6 +130,78 @@ def test_fewer_rows_than_wanted(tmp_path):
     assert len(answer) == found.sum()
 
 
+@pytest.mark.parametrize("segment_rows", [10_000, 400])
+def test_more_cells_are_searched_where_those_asked_for_hold_fewer_than_k(tmp_path, segment_rows):
+    vectors = make_collection(tmp_path / "c", (400, 300, 300), holes=0.1)["image"]
+    settings = IndexSettings(exact_below=1, segment_rows=segment_rows)
+    build_index(str(tmp_path / "c"), columns=["image"], settings=settings)
+    xq = unit_rows(np.random.default_rng(7), 6, 8)
+    there = int(vectors.any(axis=1).sum())
+    few, all_cells = (search_index(tmp_path / "c", "image", xq, there, n) for n in (1, 16))
+    assert np.array_equal(few[1], all_cells[1]) and (few[1] >= 0).all()
+    assert all(set(row) == set(np.flatnonzero(vectors.any(axis=1))) for row in few[1])
+    for k in (5, 200, 600):
+        positions = search_index(tmp_path / "c", "image", xq, k, 1)[1]
+        assert (positions >= 0).all() and all(len(set(row)) == k for row in positions.tolist())
+        for number, query in enumerate(xq):
+            alone = search_index(tmp_path / "c", "image", query[None], k, 1)
+            assert np.array_equal(alone[1][0], positions[number])
+    assert (search_index(tmp_path / "c", "image", xq, 1001, 1)[1][:, there:] == -1).all()
+
+
+class LastOfEqual:
+    """An exact index that keeps the last of equal candidates: FAISS promises none."""
+
+    def __init__(self, vectors: np.ndarray) -> None:
+        self.vectors, self.ntotal = vectors, len(vectors)
+
+    def search(self, xq: np.ndarray, k: int, params=None) -> tuple[np.ndarray, np.ndarray]:
+        scores = xq @ self.vectors.T
+        order = np.lexsort((-np.arange(self.ntotal)[None].repeat(len(xq), 0), -scores))[:, :k]
+        return np.take_along_axis(scores, order, 1), order
+
+
+def test_equal_scores_are_ordered_by_position_however_many_there_are(tmp_path, monkeypatch):
+    """A placeholder that a fifth of all rows have."""
+    rng, dim = np.random.default_rng(3), 8
+    same = unit_rows(rng, 1, dim)
+    make_collection(tmp_path, ())
+    for name in ("a", "b"):
+        vectors = unit_rows(rng, 500, dim)
+        vectors[::5] = same
+        add_shard(Folder(str(tmp_path)), name, 500, vectors=vectors)
+    batch = np.concatenate((same, unit_rows(rng, 40, dim)))
+    for settings in (IndexSettings(), IndexSettings(exact_below=1, segment_rows=500)):
+        build_index(str(tmp_path), columns=["image"], settings=settings)
+        nprobe = 2 if settings.exact_below == 1 else 0
+        for k in (10, 60, 150):
+            for xq in (same, batch):
+                positions = search_index(tmp_path, "image", xq, k, nprobe)[1]
+                assert positions[0].tolist() == list(range(0, 5 * k, 5))
+    raw = Segment.raw
+    monkeypatch.setattr(Segment, "index", lambda *of: LastOfEqual(raw(*of).astype(np.float32)))
+    for k in (10, 150):
+        positions = search_index(tmp_path, "image", batch, k)[1]
+        assert positions[0].tolist() == list(range(0, 5 * k, 5))
+
+
+def test_memory_is_bounded_however_many_results_are_wanted(tmp_path, monkeypatch):
+    vectors = make_collection(tmp_path, (6000,), dim=64)["image"]
+    build_index(str(tmp_path), columns=["image"], settings=CELLS)
+    xq = unit_rows(np.random.default_rng(7), 8, 64)
+    truth = search_index(tmp_path, "image", xq, 6000, 4)
+    module = sys.modules[search.__module__]
+    monkeypatch.setattr(module, "MAX_GATHERED", 1 << 14)
+    monkeypatch.setattr(module, "MAX_CANDIDATES", 1 << 12)
+    tracemalloc.start()
+    found = search_index(tmp_path, "image", xq, 6000, 4)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(found[0], truth[0]) and np.array_equal(found[1], truth[1])
+    results = sum(part.nbytes for part in found)
+    assert peak - results < vectors.nbytes, "the vectors of one query are not in memory at once"
+
+
 def test_no_query_changes_the_shared_index(tmp_path):
     make_collection(tmp_path / "c", (600,))
     build_index(str(tmp_path / "c"), columns=["image"], settings=CELLS)
@@ -175,7 +252,7 @@ def test_the_catalog_has_each_row_as_it_was_embedded(tmp_path):
         assert (row.key, row.shard, row.caption) == (cell["key"], cell["shard"], cell["caption"])
         assert row.captions == tuple(cell["captions"] or ())
         assert row.meta == metas[local % 4]
-        assert row.url == f"file:///nowhere/{cell['key'][:2]}.tar"
+        assert row.url == (SHARDS / f"{cell['key'][:2]}.tar").as_uri()
         if cell["member"] is None:
             assert row.place is row.width is row.sha256 is None
         else:
@@ -199,6 +276,59 @@ def test_the_catalog_is_an_arrow_file_that_others_can_read(tmp_path):
         "key", "caption", "captions", "width", "height", "sha256", "member", "offset", "size",
         "meta", "row", "shard", "edition", "url",
     ]  # fmt: skip
+
+
+def large_rows(row: int) -> str:
+    return json.dumps({"n": row, "text": "x" * (9000 if row % 100 < 40 else 10)})
+
+
+def test_a_batch_of_the_catalog_is_bounded_in_bytes(tmp_path):
+    """A text column of one batch ends at 2 GiB; what would be beyond goes to batches of its own."""
+    make_collection(tmp_path, (300, 700), json_of=large_rows)
+    small = IndexSettings(catalog_bytes=100_000)
+    build_index(str(tmp_path), columns=["image"], settings=small)
+    collection = open_collection(tmp_path)
+    (segment,) = collection.segments
+    with pa.memory_map(str(next(tmp_path.glob("index/segments/*/rows.arrow")))) as mapped:
+        reader = pa.ipc.open_file(mapped)
+        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        texts = [batch["meta"].field("text").nbytes for batch in batches]
+    assert len({batch.num_rows for batch in batches}) > 2 and max(texts) <= 100_000
+    assert len(segment.catalog) == 1000
+    rows = collection.rows(range(1000))
+    for position, row in rows.items():
+        number = position if position < 300 else position - 300
+        assert row.meta["n"] == number and row.id.endswith(f"/{number}@0000000a")
+
+
+def test_a_catalog_whose_batches_were_split_by_an_earlier_version_shows_the_right_rows(tmp_path):
+    make_collection(tmp_path, (9000,))
+    build_index(str(tmp_path), columns=["image"])
+    (file,) = tmp_path.glob("index/segments/*/rows.arrow")
+    with pa.memory_map(str(file)) as mapped:
+        table = pa.ipc.open_file(mapped).read_all()
+    split = tmp_path / "split.arrow"
+    with pa.ipc.new_file(split, table.schema) as writer:
+        for first, last in ((0, 4000), (4000, 4096), (4096, 8192), (8192, 9000)):
+            writer.write_table(table.slice(first, last - first))
+    with split.open("rb") as opened:
+        catalog = Catalog(opened, str(split), "", 9000)
+    wanted = (0, 3999, 4000, 4095, 4096, 5000, 8191, 8192, 8999)
+    assert len(catalog) == 9000
+    assert [catalog.rows([n])[n].meta["number"] for n in wanted] == list(wanted)
+
+
+def test_a_copy_of_a_parquet_file_under_another_name_is_left_out(tmp_path, caplog):
+    make_collection(tmp_path, (50, 30))
+    for folder, suffix in (("embeddings", "parquet"), ("ledger", "json")):
+        source = tmp_path / folder / f"s0-0123456789.{suffix}"
+        shutil.copy(source, tmp_path / folder / f"s0-0123456789.backup.{suffix}")
+    assert build_index(str(tmp_path)).rows == 80
+    said = "s0-0123456789.backup.parquet is left out: it holds the rows of shard s0-0123456789"
+    assert said in caplog.text
+    answer = open_collection(tmp_path).search_many([Query(vector=np.ones(8), k=200)])[0]
+    assert len(answer) == len({row.id for row in answer}) == 80
+    assert any("backup" in str(finding) for finding in check(str(tmp_path)).findings)
 
 
 def test_only_columns_with_rows_are_indexed(tmp_path):
@@ -230,9 +360,9 @@ def test_nothing_to_index_says_what_to_do(tmp_path):
 
 def test_training_vectors_are_sampled_from_the_whole_collection_reproducibly(tmp_path):
     vectors = make_collection(tmp_path / "c", (3000, 10, 2000), holes=0.3)["image"]
-    files = embeddings(Folder(str(tmp_path / "c")))
-    drawn = training_vectors(files, "image", 900)
-    assert np.array_equal(drawn, training_vectors(files, "image", 900))
+    covered = CoveredShards(Collection.open(str(tmp_path / "c")))
+    drawn = training_vectors(covered, "image", 900)
+    assert np.array_equal(drawn, training_vectors(covered, "image", 900))
     assert 600 < len(drawn) <= 1200 and drawn.dtype == np.float32
     where = {tuple(row): position for position, row in enumerate(vectors)}
     places = [where[tuple(row)] for row in drawn]

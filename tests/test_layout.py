@@ -37,7 +37,7 @@ LAZY_IMPORTS = {
 # What a room of `pipeline/` may import, beside what everybody may.
 EVERYBODY = {"errors", "records", "stored_records", "timing", "metrics"}
 READS = {"collection", "encoders", "images", "shards", "storage"}
-WRITES = READS | {"batches", "editions", "embed", "worklist"}
+WRITES = READS | {"batches", "editions", "embed", "encode_batch", "worklist"}
 TRAINS = READS | {"batches", "pretrained", "model", "two_tower", "scenes", "training"}
 NOTHING: set[str] = set()
 ARROWS = {
@@ -48,11 +48,18 @@ ARROWS = {
     "collection": {"storage", "encoders"},
     "batches": {"collection", "encoders", "images", "shards"},
     "editions": {"batches", "collection", "images", "shards"},
-    **{each: READS | {"batches", "editions"} for each in ("embed", "caption_filter")},
-    "worklist": {"collection", "editions", "storage"},
-    "embed_summary": {"collection", "worklist"},
-    "make": WRITES | {"pretrained", "embed_summary"},
+    "encode_batch": {"collection", "encoders"},
+    "embed": READS | {"batches", "editions", "encode_batch"},
+    "caption_filter": READS | {"batches", "editions"},
+    "totals": {"collection"},
+    "tasks": {"collection", "editions", "storage"},
+    "worklist": {"collection", "editions", "storage", "tasks", "totals"},
+    "attempts": {"storage", "tasks", "worklist"},
+    "embed_summary": {"worklist"},
+    "make": WRITES | {"attempts", "pretrained", "embed_summary"},
     "verify": WRITES | {"pretrained"},
+    "relocate": {"collection", "storage", "verify"},
+    "forget": {"collection", "storage"},
     **dict.fromkeys(("training", "training/pocket", "training/two_tower"), TRAINS),
 }
 EVERYBODY_OF_INDEX = {

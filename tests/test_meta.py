@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chiasm.index.segments import SchemaInference
-from chiasm.index.segments.json_columns import MAX_DEPTH, MAX_FIELDS, parse
+from chiasm.index.segments import SchemaInference, json_columns
+from chiasm.index.segments.json_columns import MAX_DEPTH, MAX_LEAVES, parse
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 values = st.recursive(
@@ -27,6 +27,7 @@ objects = st.lists(st.none() | st.dictionaries(st.sampled_from("abc"), values), 
 def infer(cells: list[str | None]) -> SchemaInference:
     inference = SchemaInference()
     inference.add(cells)
+    inference.finish()
     return inference
 
 
@@ -122,7 +123,7 @@ def test_each_widening_is_reported():
 
 
 def test_an_object_of_too_many_fields_stays_text():
-    cells = [json.dumps({"by_id": {f"k{row}": row}, "n": row}) for row in range(MAX_FIELDS + 1)]
+    cells = [json.dumps({"by_id": {f"k{row}": row}, "n": row}) for row in range(MAX_LEAVES + 1)]
     inference = infer(cells)
     assert inference.arrow_type() == pa.struct({"by_id": pa.string(), "n": pa.int64()})
     assert inference.column(cells[:1]).to_pylist() == [{"by_id": '{"k0": 0}', "n": 0}]
@@ -131,8 +132,72 @@ def test_an_object_of_too_many_fields_stays_text():
         "seen": ["object", "wide"],
         "kept_as": "string",
     }
-    wide = [json.dumps({f"k{n}": n for n in range(MAX_FIELDS + 1)})]
+    wide = [json.dumps({f"k{n}": n for n in range(MAX_LEAVES + 1)})]
     assert infer(wide).column(wide).to_pylist() == wide
+
+
+def leaves(kind: pa.DataType) -> int:
+    if pa.types.is_struct(kind):
+        return sum(leaves(part.type) for part in kind)
+    return leaves(kind.value_type) if pa.types.is_list(kind) else 1
+
+
+def two_levels(outer: int, inner: int) -> dict:
+    return {f"d{a}": {f"u{b}": a + b for b in range(inner)} for a in range(outer)}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        two_levels(250, 25),
+        two_levels(2, 250),
+        {"in": two_levels(250, 250)},
+        [[two_levels(200, 30)]],
+        {"a": {"b": {"c": {"d": two_levels(100, 100)}}}},
+    ],
+    ids=["wide", "two large", "below the root", "in lists", "far below"],
+)
+def test_the_whole_type_has_one_budget_of_leaves(value):
+    rows = [{"n": 1, "place": {"x": 1.5}, "odd": value}, *({"n": n} for n in range(50))]
+    cells = [json.dumps(row) for row in rows]
+    inference = infer(cells)
+    assert leaves(inference.arrow_type()) <= MAX_LEAVES
+    stored = inference.column(cells)
+    assert stored.nbytes < 2 * len(cells[0]) + len(cells) * MAX_LEAVES * 9
+    assert [row["n"] for row in stored.to_pylist()] == [row["n"] for row in rows]
+    assert stored.to_pylist()[0]["place"] == {"x": 1.5} and keeps(stored.to_pylist()[0], rows[0])
+    wide = [line for line in inference.report() if "wide" in line["seen"]]
+    assert wide and all(line["kept_as"] == "string" for line in wide)
+    assert all(line["field"].startswith("meta.odd") for line in wide)
+    shuffled = infer(cells[::-1])
+    assert (shuffled.arrow_type(), shuffled.report()) == (
+        inference.arrow_type(),
+        inference.report(),
+    )
+
+
+def test_objects_of_few_fields_get_room_first():
+    row = {"big": {f"k{n}": n for n in range(MAX_LEAVES - 1)}, "small": {"a": 1, "b": {"c": True}}}
+    kind = infer([json.dumps(row)]).arrow_type()
+    assert kind.field("big").type == pa.string()
+    small = pa.struct({"a": pa.int64(), "b": pa.struct({"c": pa.bool_()})})
+    assert kind.field("small").type == small
+
+
+def test_memory_is_bounded_while_json_is_read(monkeypatch):
+    monkeypatch.setattr(json_columns, "MAX_SEEN", 500)
+    inference = SchemaInference()
+    for number in range(200):
+        inference.add([json.dumps({f"d{number}": {f"u{n}": 1 for n in range(100)}})])
+        assert inference.room.seen == inference.root.size() <= 500 + MAX_LEAVES
+    inference.finish()
+    assert leaves(inference.arrow_type()) <= MAX_LEAVES
+
+
+def test_a_type_covers_cells_that_do_not_change_it():
+    inference = infer(['{"a": 1, "b": {"c": "x"}}'])
+    assert inference.covers(['{"a": 2}', None, "{}"]) and inference.covers([])
+    assert not inference.covers(['{"a": 1.5}']) and not inference.covers(['{"d": 1}'])
 
 
 def test_a_deep_value_stays_text():

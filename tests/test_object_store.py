@@ -18,6 +18,7 @@ from test_storage import AWKWARD
 from test_tars import PLAIN, tar_of, zstd
 
 from chiasm.jobs.signals import Stopped
+from chiasm.pipeline.attempts import record_failure
 from chiasm.pipeline.collection import Run
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.errors import SourceError, StorageError, UnreachableError, UsageError
@@ -41,7 +42,8 @@ from chiasm.pipeline.storage import s3 as s3_store
 from chiasm.pipeline.storage.fsspec_store import FsspecStore
 from chiasm.pipeline.storage.remote import ObjectFiles
 from chiasm.pipeline.storage.retry import RetrySettings
-from chiasm.pipeline.worklist import Task, WorkList, record_failure
+from chiasm.pipeline.tasks import Task
+from chiasm.pipeline.worklist import WorkList
 
 PARTS = 5 << 20  # S3 takes no smaller ones but the last
 
@@ -355,7 +357,8 @@ def test_an_object_that_changes_while_it_is_read_is_told(s3, small_blocks):
 
 @pytest.mark.parametrize("pack", [bytes, zstd, gzip.compress], ids=["tar", "zstd", "gz"])
 def test_a_network_that_fails_is_never_told_as_damage(s3, pack, small_blocks):
-    members = [(f"{n}.jpg", noise(30_000, n)) for n in range(20)]
+    pairs = (((f"{n}.jpg", noise(30_000, n)), (f"{n}.txt", b"text")) for n in range(20))
+    members = [member for pair in pairs for member in pair]
     folder = Folder(s3.root)
     folder.write_whole("a.tar", pack(tar_of(*members)))
     [shard] = list_shards([folder.url_of("a.tar")])

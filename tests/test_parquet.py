@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
+from pathlib import Path
+
+import duckdb
 import numpy as np
+import pandas
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from conftest import make_shard
+from fake_encoder import FakeEncoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chiasm.index import build_index
+from chiasm.index.verify import check
 from chiasm.pipeline.collection import (
     Footer,
     LedgerEntry,
@@ -20,6 +32,8 @@ from chiasm.pipeline.collection import (
     write_entry,
 )
 from chiasm.pipeline.errors import CollectionError, StorageError
+from chiasm.pipeline.forget import forget
+from chiasm.pipeline.make import make_collection
 from chiasm.pipeline.records import (
     COLUMNS,
     Batch,
@@ -31,7 +45,8 @@ from chiasm.pipeline.records import (
     Shard,
     VectorColumn,
 )
-from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.shards import list_shards, shard_id
+from chiasm.pipeline.storage import Folder, canonical_url
 
 DIM = 6
 DIMS = dict.fromkeys(COLUMNS, DIM)
@@ -181,6 +196,101 @@ def test_a_foreign_file_is_told_in_one_line(tmp_path):
     pq.write_table(pa.table({"a": [1]}), tmp_path / "embeddings" / "x-1.parquet")
     with pytest.raises(CollectionError, match="found no chiasm footer"):
         read_footer(folder, "x-1")
+
+
+FIELDS = {
+    "source": {"url": "file:///data/a.tar", "id": "a-0123456789", "size": 4096, "version": "17"},
+    "edition": "00000001",
+    "rows": 1,
+    "dropped": 0,
+    "encoder": "fake",
+    "fingerprint": "f" * 32,
+    "dim": DIM,
+    "schema": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"later": [1], "source": {**FIELDS["source"], "mtime": 3}}, ""),
+        ({"source": None}, "found source: "),
+        ({"source": {"url": 3}}, "found source.url: "),
+        ({"rows": "many"}, "found rows: "),
+        ({"edition": ...}, "found edition: Field required"),
+        ({"schema": 3}, "schema version 3, of which this chiasm reads 2"),
+        ({"schema": "x"}, "found schema version 'x'"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_fields_of_a_footer_that_are_new_are_passed_over_and_wrong_ones_are_one_line(
+    tmp_path, change, found
+):
+    fields = {name: value for name, value in {**FIELDS, **change}.items() if value is not ...}
+    table = pa.table({"a": [1]}).replace_schema_metadata({"chiasm": json.dumps(fields)})
+    (tmp_path / "embeddings").mkdir()
+    pq.write_table(table, tmp_path / parquet_name(SHARD.id))
+    if not found:
+        assert read_footer(Folder(str(tmp_path)), SHARD.id) == footer(1)
+        return
+    with pytest.raises(CollectionError) as error:
+        read_footer(Folder(str(tmp_path)), SHARD.id)
+    assert f"{SHARD.id}.parquet: expected a Parquet file written by chiasm, " in str(error.value)
+    assert found in str(error.value) and "\n" not in str(error.value)
+
+
+ODD = ("红.tar", ".hidden.tar", "-dash.tar", "a=b.tar", "a.b.c.tar", "x.tar", "___.tar.gz")
+
+
+def read_back(folder: Path) -> list[tuple[list[str], list[str]]]:
+    """Keys and shard ids, by each program that the README names."""
+    columns = ["key", "shard", "image"]
+    frame = pandas.read_parquet(folder, columns=columns, partitioning=None)
+    tables = [ds.dataset(folder).to_table(columns=columns), pq.read_table(folder, columns=columns)]
+    files = f"read_parquet('{folder}/*.parquet', hive_partitioning=false)"
+    rows = duckdb.sql(f"select key, shard from {files}").fetchall()
+    found = [(list(frame["key"]), list(frame["shard"])), tuple(map(list, zip(*rows, strict=True)))]
+    found += [(table["key"].to_pylist(), table["shard"].to_pylist()) for table in tables]
+    return [(sorted(keys), sorted(shards)) for keys, shards in found]
+
+
+def test_pandas_pyarrow_and_duckdb_read_every_row_whatever_the_shards_are_called(tmp_path):
+    """In folders that look like partitions, too."""
+    shards = [make_shard(tmp_path / name, 2, seed=n) for n, name in enumerate(ODD)]
+    path = tmp_path / "lang=en/shard=3/key=7/c"
+    make_collection(shards, path, FakeEncoder())
+    names = [file.name for file in (path / "embeddings").iterdir()]
+    assert len(names) == 7 and all(re.match("[A-Za-z0-9]", name) for name in names)
+    files = embeddings(Folder(str(path)))
+    keys = sorted(key for file in files for key in file.read(["key"])["key"].to_pylist())
+    ids = sorted(file.shard_id for file in files for _ in range(file.rows))
+    assert sorted({*ids}) == sorted(shard_id(canonical_url(str(path))) for path in shards)
+    assert read_back(path / "embeddings") == [(keys, ids)] * 4
+
+
+def test_a_file_with_the_name_of_earlier_versions_is_done_and_named_until_it_is_renewed(tmp_path):
+    shards = [make_shard(tmp_path / name, 2, seed=n) for n, name in enumerate(ODD[:2])]
+    path = tmp_path / "c"
+    make_collection(shards, path, FakeEncoder())
+    for shard in list_shards(list(map(str, shards))):
+        (path / parquet_name(shard.id)).rename(path / f"embeddings/{shard.id}.parquet")
+    folder = Folder(str(path))
+    assert build_index(path).rows == 4
+    assert make_collection(shards, path, FakeEncoder()).skipped == 2
+    found = [finding for finding in check(path).findings if "pass over" in finding.what]
+    assert [finding.where for finding in found] == [
+        f"embeddings/{file.shard_id}.parquet" for file in embeddings(folder)
+    ]
+    # One is renewed as the finding says, one because its shard has changed.
+    fix = shlex.split(found[0].fix)
+    assert fix[:4] == ["run", "chiasm", "forget", str(path)]
+    forget(folder, [fix[5]])
+    make_shard(shards[0], 3, seed=9)
+    make_shard(shards[1], 3, seed=10)
+    assert make_collection(shards, path, FakeEncoder()).done == 2
+    names = [file.name for file in (path / "embeddings").iterdir()]
+    assert len(names) == 2 and all(re.match("[A-Za-z0-9]", name) for name in names)
+    assert build_index(path).rows == 6 and check(path).ok
 
 
 def test_a_full_disk_is_a_storage_error_and_leaves_nothing(tmp_path):

@@ -107,7 +107,7 @@ def test_what_cannot_be_loaded_is_told_in_one_line(tmp_path):
         load_encoder("pocket", EncoderSettings(precision="int8"))
     with pytest.raises(UsageError, match="device 'tpu': expected auto, cpu, cuda or cuda:N"):
         load_encoder("pocket", EncoderSettings(device="tpu"))
-    with pytest.raises(EncoderError, match="use device auto or cpu"):
+    with pytest.raises(EncoderError, match="use --device auto or cpu"):
         load_encoder("pocket", EncoderSettings(device="cuda:99"))
 
 

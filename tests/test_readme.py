@@ -8,6 +8,7 @@ import random
 import re
 import secrets
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -167,6 +168,7 @@ def world(tmp_path_factory, s3_server, towers, web) -> World:
         shard = folder / "photos" / f"{number:05d}.tar"
         tiny_towers.make_pairs(shard, 12, number)
         direct.upload_file(str(shard), "bucket", f"{prefix}/shards/{shard.name}")
+    shutil.copytree(folder / "photos", folder / "moved" / "photos")
     tiny_towers.make_pairs(folder / "crawled" / "00000.tar", 30, 11, wrong=0.3)
     for name in "dog.jpg", "boat.png":
         tiny_towers.picture("red", "blue", random.Random(0)).save(folder / name)
@@ -177,6 +179,7 @@ def world(tmp_path_factory, s3_server, towers, web) -> World:
         "sentence-transformers/all-MiniLM-L6-v2": str(text),
         "s3://bucket/": f"s3://bucket/{prefix}/",
         "https://host": web,
+        "/mnt/new/": f"{folder}/moved/",
     }
     return World(folder, names)
 

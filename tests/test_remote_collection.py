@@ -72,7 +72,7 @@ def test_the_bytes_are_those_of_local_disk(s3, both):
 def test_faults_at_random_change_no_byte(s3, tmp_path):
     shards = put_shards(s3, tmp_path)
     here = embed(shards, str(tmp_path / "here"))
-    s3.server.faults = Faults(share=0.05, seed=3)
+    s3.server.faults = Faults(share=0.1, seed=3)
     there = embed(shards, f"{s3.root}/there")
     build_index(there.url)
     assert sum(s3.server.failed.values()) > 3
@@ -139,15 +139,17 @@ def test_two_runs_share_the_shards_and_embed_none_twice(s3, tmp_path):
             work = WorkList(shards, run, SETTINGS)
             work.skip_finished(create_or_check(folder, Identity.of(encoder), run.id))
             start.wait()
+            done: set[str] = set()
             while not work.over:
                 if (task := work.take()) is None:
                     time.sleep(0.05)
                     continue
-                if not work.done:
+                if not done:
                     both_have_one.wait(60)
                 entry = embed_shard(task.shard, encoder, folder, SETTINGS, run_id=run.id)
                 work.finish(task, entry)
-            return set(work.done)
+                done.add(task.shard.id)
+            return done
 
     with ThreadPoolExecutor(2) as working:
         one, other = working.map(work, range(2))
@@ -188,7 +190,7 @@ def test_runs_that_have_ended_are_not_read_again(s3):
         assert [found.claimed for found in run.others()] == [("a",)]
         s3.server.seen.clear()
         assert [found.claimed for found in run.others()] == [("a",)]
-        assert s3.server.seen["range"] == 2
+        assert s3.server.seen["range"] == 1, "that of the one that runs"
     assert [found.state for found in runs(folder)] == ["failed"] * 7
 
 

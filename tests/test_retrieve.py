@@ -28,6 +28,7 @@ from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.encoders import ENCODERS
 from chiasm.pipeline.errors import CollectionError, SourceError, UsageError
+from chiasm.pipeline.make import make_collection as embed_into_collection
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder
 
@@ -250,6 +251,19 @@ def test_a_column_without_an_index_is_refused_before_the_encoder_is_loaded(
     )
 
 
+def test_a_column_of_which_no_row_has_a_vector_is_not_to_be_built(tmp_path):
+    """Building the index again would not help."""
+    shard = make_shard(tmp_path / "a.tar", 3, captions=["", "", ""])
+    embed_into_collection(shard, tmp_path / "c", "fake")
+    build_index(tmp_path / "c")
+    with pytest.raises(CollectionError) as error:
+        open_collection(tmp_path / "c").search("x", column="text")
+    assert str(error.value).endswith(
+        "found none; no row has such a vector: embed samples with captions, or search another "
+        "--column"
+    )
+
+
 def test_another_encoder_of_the_same_name_is_refused(made, monkeypatch):
     class Retrained(FakeEncoder):
         def __init__(self) -> None:
@@ -262,7 +276,7 @@ def test_another_encoder_of_the_same_name_is_refused(made, monkeypatch):
         collection.search("x")
     assert str(error.value) == (
         f"{made}: expected encoder fake ({FakeEncoder().fingerprint[:12]}), found another of that "
-        "name (000000000000); restore its weights, or embed the shards again"
+        "name (000000000000); restore its weights, or embed the shards into another collection"
     )
     assert len(collection.search_many([Query(vector=np.ones(8))])[0]) == 10
 
@@ -300,7 +314,7 @@ def test_an_index_of_another_encoder_is_refused(made, tmp_path):
     name = "index/generations/000001.json"
     manifest = (path / name).read_text().replace(FakeEncoder().fingerprint, "0" * 32)
     (path / name).write_text(manifest)
-    with pytest.raises(CollectionError, match="expected an index of encoder fake, found one of"):
+    with pytest.raises(CollectionError, match=r"of encoder fake \(.*, found one of fake \(0000"):
         open_collection(path)
 
 

@@ -7,15 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
-import psutil
 import pytest
 
-from chiasm.pipeline.collection import Run, process_alive, runs
-from chiasm.pipeline.collection.runs import STALE_SECONDS
-from chiasm.pipeline.errors import StorageError
+from chiasm.pipeline.collection import THIS_MACHINE, ProcessId, Run, RunRecord, processes, runs
+from chiasm.pipeline.collection.observer import HEARTBEAT_SECONDS, STALE_SECONDS
+from chiasm.pipeline.collection.runs import LAPSE_SECONDS
+from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.storage.local import run_of_temporary, temporary_of
 
@@ -56,13 +55,11 @@ def test_a_run_is_told_while_it_lives_and_how_it_ended(tmp_path):
         (record,) = runs(folder)
         assert (record.id, record.state, record.claimed) == (run.id, "running", ("a", "b"))
         assert record.settings == {"batch": {"size": 3}}
-        assert record.alive()
         assert run.others() == []
         assert json.loads(folder.read_bytes(f"runs/{run.id}.json"))["holds"] == ["a", "b"]
         run.finish("done", {"rows": 1})
     (record,) = runs(folder)
     assert (record.state, record.claimed, record.summary) == ("done", (), {"rows": 1})
-    assert not record.alive()
 
 
 @pytest.mark.parametrize(
@@ -111,27 +108,309 @@ def test_a_temporary_whose_run_is_unknown_is_swept(tmp_path):
         assert len(run.sweep(["ledger"])) == 1
 
 
-def test_a_run_elsewhere_lives_by_its_heartbeat(tmp_path):
+class FakeClock:
+    """A clock that stands still but for `sleep`; `wall` may be set at will."""
+
+    def __init__(self) -> None:
+        self.now, self.wall = 1000.0, 1.7e9
+
+    def time(self) -> float:
+        return self.wall
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class FakeMachine:
+    """A machine of its own, whose processes live until they are killed."""
+
+    def __init__(self, boot_id: str, pid: int = 7) -> None:
+        self.process, self.dead = ProcessId(pid, boot_id, "pid:[4026531836]", 12345), set()
+
+    def host(self) -> str:
+        return "worker-0"  # as every pod of a set is called on its own node
+
+    def this_process(self) -> ProcessId:
+        return self.process
+
+    def alive(self, process: ProcessId) -> bool | None:
+        if process.boot_id != self.process.boot_id:
+            return None
+        return process not in self.dead
+
+
+def fake_run(folder: Folder, machine: str, clock: FakeClock, run_id: str = "") -> Run:
+    return Run(
+        folder, "embed", {}, clock=clock, machine=FakeMachine(machine), heartbeats=False,
+        run_id=run_id,
+    )  # fmt: skip
+
+
+def half_a_file(folder: Folder, run: Run) -> None:
+    """As a run leaves it that is killed."""
+    path = folder.path(temporary_of("embeddings/a.parquet", run.id, "0"))
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"half")
+
+
+@pytest.mark.parametrize("step", [-3600, -61, -1, 1, 61, 3600])
+def test_a_clock_that_is_set_kills_nobody(tmp_path, monkeypatch, step):
+    """The time since the boot stays; the boot's time of day, and all heartbeats, move."""
+    folder, clock = Folder(str(tmp_path)), FakeClock()
+    with Run(folder, "embed", {}, clock=clock, heartbeats=False) as one:
+        half_a_file(folder, one)
+        clock.wall += step
+        monkeypatch.setattr("time.time", lambda: clock.wall)
+        with Run(folder, "embed", {}, clock=clock, heartbeats=False) as other:
+            assert [seen.id for seen in other.others()] == [one.id]
+            assert other.sweep(["embeddings", "runs"]) == []
+
+
+def test_a_process_is_known_by_boot_namespace_and_start():
+    me = THIS_MACHINE.this_process()
+    assert me.pid == os.getpid() and me.boot_id and me.start_ticks
+    assert THIS_MACHINE.alive(me) is True
+    assert THIS_MACHINE.alive(replace(me, start_ticks=me.start_ticks - 1)) is False
+    for gone in (2**22 + 1, 2**40, 0, -1):
+        assert THIS_MACHINE.alive(replace(me, pid=gone)) is False
+    for elsewhere in ({"boot_id": "b"}, {"pid_namespace": "pid:[1]"}, {"boot_id": ""}):
+        assert THIS_MACHINE.alive(replace(me, **elsewhere)) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "alive"), [("S", True), ("R", True), ("D", True), ("Z", False), ("X", False)]
+)
+def test_a_name_with_parentheses_and_a_zombie_are_read_aright(tmp_path, monkeypatch, state, alive):
+    me = THIS_MACHINE.this_process()
+    for pid, number in (("self", me.pid), ("7", 7)):
+        (tmp_path / pid / "ns").mkdir(parents=True)
+        fields = [str(field) for field in range(4, 22)] + ["4242", "23"]
+        line = f"{number} (a) b (c) {state if pid == '7' else 'R'} {' '.join(fields)}"
+        (tmp_path / pid / "stat").write_text(line)
+    (tmp_path / "self" / "ns" / "pid").symlink_to("pid:[1]")
+    (tmp_path / "sys/kernel/random").mkdir(parents=True)
+    (tmp_path / "sys/kernel/random/boot_id").write_text("b\n")
+    monkeypatch.setattr(processes, "_PROC", str(tmp_path))
+    assert THIS_MACHINE.this_process() == ProcessId(me.pid, "b", "pid:[1]", 4242)
+    assert THIS_MACHINE.alive(ProcessId(7, "b", "pid:[1]", 4242)) is alive
+
+
+def test_without_proc_nothing_is_claimed(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_PROC", str(tmp_path))
+    me = THIS_MACHINE.this_process()
+    assert me == ProcessId(os.getpid()) and THIS_MACHINE.alive(me) is None
+
+
+@pytest.mark.parametrize("skew", [-3600.0, -61.0, 0.0, 3600.0])
+def test_a_run_of_another_machine_is_dead_once_it_stands_still_for_a_minute(tmp_path, skew):
+    """Whatever its clock says, and though both machines have one name."""
+    folder, clock, theirs = Folder(str(tmp_path)), FakeClock(), FakeClock()
+    theirs.wall += skew
+    other = fake_run(folder, "b", theirs, "r1")
+    other.__enter__()
+    half_a_file(folder, other)
+    with fake_run(folder, "a", clock, "r2") as run:
+        for _ in range(40):  # it beats: it lives
+            assert [seen.id for seen in run.others()] == ["r1"]
+            assert run.sweep(["embeddings"]) == []
+            clock.sleep(HEARTBEAT_SECONDS)
+            other.beat()
+        run.observe()
+        clock.sleep(STALE_SECONDS - 0.5)
+        run.beat()
+        assert run.sweep(["embeddings"]) == []
+        clock.sleep(1)
+        assert len(run.sweep(["embeddings"])) == 1
+        assert run.others() == []
+    assert {record.id: record.state for record in runs(folder)}["r1"] == "killed"
+
+
+def test_a_new_process_has_seen_nobody_stand_still(tmp_path):
+    folder, clock = Folder(str(tmp_path)), FakeClock()
+    other = fake_run(folder, "b", FakeClock(), "r1")
+    other.__enter__()
+    half_a_file(folder, other)
+    for number in range(3):
+        clock.sleep(10 * STALE_SECONDS)
+        with fake_run(folder, "a", clock, f"r2-{number}") as run:
+            assert run.sweep(["embeddings"]) == []
+
+
+def newer(content: bytes) -> bytes:
+    return json.dumps(json.loads(content) | {"schema": 2, "holds": {"s": 1}}).encode()
+
+
+@pytest.mark.parametrize(
+    "spoil", [newer, lambda content: b"", lambda content: content[:40], lambda content: b"[" * 9999]
+)
+def test_a_record_that_cannot_be_read_is_alive_while_young(tmp_path, spoil):
+    folder, clock = Folder(str(tmp_path)), FakeClock()
+    other = fake_run(folder, "a", clock, "r1")
+    other.__enter__()
+    half_a_file(folder, other)
+    name = "runs/r1.json"
+    folder.write_whole(name, spoil(folder.read_bytes(name)))
+    with fake_run(folder, "b", clock, "r2") as run:
+        assert [(seen.id, seen.claimed) for seen in run.others()] == [("r1", ())]
+        assert run.sweep(["embeddings"]) == []
+        clock.sleep(STALE_SECONDS + 1)
+        assert len(run.sweep(["embeddings"])) == 1
+    assert [record.id for record in runs(folder)] == ["r2"]
+
+
+def test_a_record_with_fields_of_a_later_release_is_read(tmp_path):
+    folder, clock = Folder(str(tmp_path)), FakeClock()
+    with fake_run(folder, "a", clock, "r1") as one, fake_run(folder, "a", clock, "r2") as run:
+        one.claim(["s"])
+        name = "runs/r1.json"
+        folder.write_whole(
+            name, json.dumps(json.loads(folder.read_bytes(name)) | {"x": 3}).encode()
+        )
+        assert [seen.claimed for seen in run.others()] == [("s",)]
+
+
+def test_a_disk_that_fails_at_one_read_kills_nobody(tmp_path, monkeypatch):
     folder = Folder(str(tmp_path))
-    with Run(folder, "embed", {}) as run:
-        pass
-    elsewhere = replace(run.record, host="elsewhere", state="running", heartbeat=1000.0)
-    assert elsewhere.alive(now=1000.0 + STALE_SECONDS - 1)
-    assert not elsewhere.alive(now=1000.0 + STALE_SECONDS + 1)
+    real = Folder.read_bytes
+    with Run(folder, "embed", {}) as one, Run(folder, "embed", {}) as run:
+        half_a_file(folder, one)
+
+        def stale(self: Folder, name: str) -> bytes:
+            if one.id in name:
+                raise StorageError(name, found="Stale file handle")
+            return real(self, name)
+
+        monkeypatch.setattr(Folder, "read_bytes", stale)
+        assert run.sweep(["embeddings"]) == []
+        monkeypatch.undo()
 
 
-def test_a_pid_with_a_new_owner_is_not_the_old_process():
-    me = psutil.Process()
-    assert process_alive(me.pid, me.create_time())
-    assert not process_alive(me.pid, me.create_time() - 100)
-    assert not process_alive(2**22 + 1, time.time())
+def test_records_of_earlier_versions_are_read(tmp_path):
+    folder, clock = Folder(str(tmp_path)), FakeClock()
+    fields = {
+        "id": "r1", "command": "embed", "host": "h/pid:[4026531836]", "pid": os.getpid(),
+        "process_started": 1.0, "started": 1.0, "heartbeat": 2.0, "state": "running",
+        "holds": ["s"], "settings": {}, "summary": {},
+    }  # fmt: skip
+    folder.write_whole("runs/r1.json", json.dumps(fields).encode())
+    with fake_run(folder, "a", clock, "r2") as run:
+        assert [seen.claimed for seen in run.others()] == [("s",)], "perhaps it lives elsewhere"
+        clock.sleep(STALE_SECONDS + 1)
+        assert run.others() == []
 
 
-def test_a_record_that_cannot_be_read_is_passed_over(tmp_path):
+def test_a_dead_run_is_marked_and_never_read_again(tmp_path, monkeypatch):
+    folder, clock = Folder(str(tmp_path)), FakeClock()
+    machine = FakeMachine("a")
+    for number in range(5):
+        dead = Run(
+            folder, "embed", {}, clock=clock, machine=FakeMachine("a", 100 + number),
+            heartbeats=False,
+        ).__enter__()  # fmt: skip
+        machine.dead.add(dead.record.process)
+    reads: list[str] = []
+    real = Folder.read_bytes
+    monkeypatch.setattr(Folder, "read_bytes", lambda f, name: reads.append(name) or real(f, name))
+    with Run(folder, "embed", {}, clock=clock, machine=machine, heartbeats=False) as run:
+        assert run.others() == []
+        assert len(reads) == 5
+        assert run.others() == [] and len(reads) == 5
+        before = clock.now
+        run.sweep(["embeddings"])
+        assert clock.now > before, "their workers get the time to exit"
+        reads.clear()
+        assert run.others() == []
+        run.sweep(["embeddings"])
+        assert len(reads) == 5, "the marks, once"
+    states = sorted(record.state for record in runs(folder))
+    assert states == ["failed", *["killed"] * 5]
+
+
+def test_a_run_that_comes_back_is_not_overwritten_by_a_mark(tmp_path):
+    folder, clock = Folder(str(tmp_path)), FakeClock()
+    other = fake_run(folder, "b", clock, "r1")
+    other.__enter__()
+    with fake_run(folder, "a", clock, "r2") as run:
+        run.observe()
+        clock.sleep(STALE_SECONDS + 1)
+        assert run.others() == [], "found dead"
+        other.beat()
+        run.mark_dead()
+        assert [seen.id for seen in run.others()] == ["r1"], "and alive again"
+
+
+def test_a_run_out_of_reach_for_long_looks_before_it_goes_on(tmp_path):
+    folder, clock = Folder(str(tmp_path)), FakeClock()
+    other = fake_run(folder, "b", clock, "r1")
+    other.__enter__()
+    other.claim(["s"])
+    clock.sleep(LAPSE_SECONDS)
+    assert other.lapses == 0
+    other.confirm()
+    assert other.lapses == 1, "whoever rests on its claims has to claim anew"
+    with fake_run(folder, "a", clock, "r2") as run:
+        run.observe()
+        clock.sleep(STALE_SECONDS + 1)
+        run.sweep(["embeddings"])
+    for act in (other.confirm, other.beat, lambda: other.claim(["t"])):
+        with pytest.raises(CollectionError, match=r"run r1 .* run the same command again"):
+            act()
+    assert {record.id: record.state for record in runs(folder)}["r1"] == "killed"
+
+
+def test_a_mark_is_noticed_by_the_next_heartbeat_even_if_no_time_passed_here(tmp_path):
+    """As on a machine that slept: its monotonic clock stood still."""
+    folder, clock, asleep = Folder(str(tmp_path)), FakeClock(), FakeClock()
+    other = fake_run(folder, "b", asleep, "r1")
+    other.__enter__()
+    with fake_run(folder, "a", clock, "r2") as run:
+        run.observe()
+        clock.sleep(STALE_SECONDS + 1)
+        run.sweep([])
+    with pytest.raises(CollectionError, match="another run that has taken over its work"):
+        other.beat()
+
+
+def test_verdicts_are_waited_for(tmp_path):
+    folder, clock = Folder(str(tmp_path)), FakeClock()
+    dead, alive = fake_run(folder, "b", clock, "r1"), fake_run(folder, "c", clock, "r2")
+    dead.__enter__()
+    alive.__enter__()
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+        alive.beat()
+
+    clock.sleep = sleep
+    with fake_run(folder, "a", clock, "r3") as run:
+        assert run.wait_for_verdicts(["r2", "never there"]) == {"r2"}
+        assert clock.now < 1000 + 2 * HEARTBEAT_SECONDS
+        assert run.wait_for_verdicts(["r1", "r2"]) == {"r2"}
+        assert clock.now >= 1000 + STALE_SECONDS
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"pid": 10**40}, {"pid": -1}, {"start_ticks": -5}, {"heartbeat": 1e308},
+        {"holds": ["\x1b[31m", "\ud800"]}, {"host": "\n"}, {"id": "another"}, {"state": 3},
+    ],
+)  # fmt: skip
+def test_hostile_records_are_no_traceback(tmp_path, record):
     folder = Folder(str(tmp_path))
-    with Run(folder, "embed", {}) as run:
-        folder.write_whole("runs/odd.json", json.dumps({"id": "odd"}).encode())
-        assert [record.id for record in runs(folder)] == [run.id]
+    me = THIS_MACHINE.this_process()
+    base = json.loads(
+        RunRecord(
+            "r1", "embed", "h", 1, 1.0, 1.0, boot_id=me.boot_id, pid_namespace=me.pid_namespace
+        ).to_json()
+    )
+    folder.write_whole("runs/r1.json", json.dumps(base | record).encode())
+    with Run(folder, "embed", {}, clock=FakeClock(), heartbeats=False) as run:
+        run.sweep(["embeddings"])
+        run.others()
 
 
 def test_a_run_whose_first_temporary_is_swept_away_begins_all_the_same(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import environment
+from conftest import environment, make_shard
 from faulty_server import Faults
 from test_remote_collection import put_shards
 from undisturbed import embed
@@ -82,9 +82,15 @@ def loaded(*arguments: str) -> set[str]:
 @pytest.mark.parametrize("command", ["status", "check"])
 def test_looking_at_a_collection_loads_what_its_place_needs(s3, command, tmp_path):
     shards = put_shards(s3, tmp_path, 1)
-    here, there = embed(shards, str(tmp_path / "here")), embed(shards, f"{s3.root}/there")
-    assert loaded(command, str(tmp_path / "here")) == set(), here
-    assert loaded(command, there.url) == {"fsspec", "s3fs", "aiohttp"}
+    there, here = f"{s3.root}/there", str(tmp_path / "here")
+    embed(shards, there)
+    embed(shards, here)
+    libraries = {"fsspec", "s3fs", "aiohttp"}
+    assert loaded(command, there) == libraries
+    assert loaded(command, here) == libraries  # whether the shards are there
+    own = list_shards([str(make_shard(tmp_path / "own" / "a.tar", 3))])
+    local = embed(own, str(tmp_path / "local"))
+    assert loaded(command, str(tmp_path / "local")) == set(), local
 
 
 @pytest.fixture

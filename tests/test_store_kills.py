@@ -70,7 +70,7 @@ def test_a_worker_killed_at_a_random_moment_costs_nothing(s3, tmp_path):
     out, errors = run.communicate(timeout=120)
     assert run.returncode == 0, (moment, errors)
     # What Ray tells of the death is no part of the result.
-    assert json.loads(out)["shards"] == {"done": 4, "skipped": 0, "failed": []}
+    assert json.loads(out)["shards"] == {"done": 4, "skipped": 0, "failed": [], "damaged": []}
     assert s3.keys("there/embeddings/") == expected(s3, shards, tmp_path), moment
     assert s3.uploads() == []
 

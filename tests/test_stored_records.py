@@ -11,7 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
+from chiasm.index.segments import IndexedShard, Manifest
+from chiasm.index.segments.segment import SegmentRecord
+from chiasm.pipeline.collection import Identity, LedgerEntry, RunRecord
+from chiasm.pipeline.collection.run_record import is_marked_killed
 from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.records import Shard
 from chiasm.pipeline.stored_records import read_record
 
 
@@ -66,6 +71,33 @@ def test_damage_is_one_line(data, found):
         read(data)
     assert str(caught.value).startswith(f"a.json: expected an example, found {found}")
     assert str(caught.value).endswith("; delete it") and "\n" not in str(caught.value)
+
+
+def test_a_path_that_is_no_utf8_is_written_into_every_record():
+    """An encoder's name holds the path of its folder, as a command line gave it."""
+    encoder = "st:/models/\udcff"
+    identity = Identity(encoder, "f", 8, None, "float32", {}, "cpu", {})
+    manifest = Manifest("run", 1.0, encoder, "f", 8, {}, {}, ())
+    segment = SegmentRecord("a", 0, 8, {}, (IndexedShard("\udcff", "", "", 0, 0, ""),), {})
+    for record in (identity, manifest, segment):
+        again = read_record(record.to_json(), "a.json", type(record), what="a record")
+        assert again == record
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e999", '"nan"'])
+def test_times_are_finite(number):
+    """They would be printed as JSON, which has no such numbers."""
+    run = RunRecord("a", "embed", "host", 1, 123.5, 2.0)
+    entry = LedgerEntry(Shard("file:///a.tar", "a", 1, "1"), "", 0, span=(123.5, 2.0))
+    for record, name in ((run, "runs/a.json"), (entry, "ledger/a.json")):
+        data = record.to_json().replace(b"123.5", number.encode())
+        with pytest.raises(CollectionError, match="finite number"):
+            type(record).from_json(data, name)
+
+
+def test_whatever_a_record_holds_a_mark_is_looked_for():
+    assert is_marked_killed(b'{"state": "killed"}') and not is_marked_killed(b'{"state": "done"}')
+    assert not any(map(is_marked_killed, (b"", b"[", b"\xff", b"[]", b"[" * 100_000)))
 
 
 @given(st.binary() | st.text().map(str.encode) | st.recursive(

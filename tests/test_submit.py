@@ -15,7 +15,8 @@ import pytest
 import yaml
 from conftest import ROOT, make_shard
 
-from chiasm.jobs.cluster.submit import LIMIT_BYTES, dashboard_url, pack, stop_command
+from chiasm.jobs.cluster.packing import EXCLUDES, LIMIT_BYTES, pack
+from chiasm.jobs.cluster.submit import dashboard_url, stop_command
 from chiasm.pipeline.collection import embeddings
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.storage import Folder
@@ -85,11 +86,15 @@ def run(*arguments: object, cwd: Path, **variables: str) -> subprocess.Completed
 def test_a_job_embeds_on_the_cluster_with_files_that_travel_along(head, tmp_path):
     shard = make_shard(tmp_path / "a.tar", 5)
     (tmp_path / "mine.yaml").write_text("workers: {cpus: 1}\nbatch: {size: 4}\n")
+    for name in ("random.py", "safetensors.py"):  # of the person's, and run by nobody
+        (tmp_path / name).write_text("raise AssertionError('a file of the person was imported')")
     command = ("embed", shard, "--to", tmp_path / "c", "--preset", "mine.yaml")
-    ran = run("submit", "--address", head[1], "--file", "mine.yaml", "--", *command, cwd=tmp_path)
+    files = ("--file", "mine.yaml", "--file", "random.py", "--file", "safetensors.py")
+    ran = run("submit", "--address", head[1], *files, "--", *command, cwd=tmp_path)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "5 rows of 5 samples" in ran.stdout
-    assert ran.stderr.startswith("job ")
+    packed, job = ran.stderr.splitlines()[:2]
+    assert packed.startswith("packed ") and job.startswith("job ")
     assert [file.rows for file in embeddings(Folder(str(tmp_path / "c")))] == [5]
 
     # The same collection from this machine, joining the cluster as a driver: nothing left to do,
@@ -98,6 +103,7 @@ def test_a_job_embeds_on_the_cluster_with_files_that_travel_along(head, tmp_path
     command = ("embed", tmp_path, "--to", tmp_path / "c", "--address", head[0])
     ran = run(*command, cwd=tmp_path, RAY_AUTH_MODE="token")
     assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stderr.startswith(f"joining Ray at {head[0]}\n")
     assert "8 rows of 8 samples" in ran.stdout
     assert "1 done, 1 were done already" in ran.stdout
 
@@ -157,31 +163,104 @@ def test_the_command_that_stops_a_job_works_as_printed(head, tmp_path, monkeypat
     assert stopped.returncode == 0 and "was stopped" in stopped.stdout, stopped
 
 
-def test_a_working_directory_holds_our_packages_and_not_what_is_excluded(tmp_path):
+@pytest.fixture
+def target(tmp_path) -> Path:
+    """The folder into which a job is packed."""
+    (tmp_path / "packed").mkdir()
+    return tmp_path / "packed"
+
+
+def names(target: Path) -> set[str]:
+    """What was packed of a person's files."""
+    folder = target / "submitted"
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+
+
+def test_a_job_holds_our_package_by_content_and_not_what_is_excluded(tmp_path, target):
     (tmp_path / "extra").mkdir()
-    (tmp_path / "extra" / "notes.txt").write_text("x")
-    (tmp_path / "extra" / "big.tar").write_text("x")
-    target = tmp_path / "packed"
-    target.mkdir()
-    pack(target, [str(tmp_path / "extra")], ["*.tar", "__pycache__"])
-    found = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
-    assert {
-        "chiasm/jobs/cli/app.py",
-        "chiasm/pipeline/embed.py",
-        "chiasm/__main__.py",
-        "extra/notes.txt",
-    } <= found
-    assert {"chiasm/pipeline/pocket/model.safetensors", "chiasm/jobs/presets/laptop.yaml"} <= found
-    assert not any(name.endswith((".tar", ".pyc")) for name in found)
+    for name in ("notes.txt", "big.tar", "settings.yaml"):
+        (tmp_path / "extra" / name).write_text("x")
+    packed = pack(target, [str(tmp_path / "extra")], [*EXCLUDES, "*.yaml"])
+    assert names(target) == {"extra/notes.txt"} and packed.excluded == 2
+    ours = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
+    assert {"chiasm/jobs/cli/app.py", "chiasm/pipeline/embed.py", "chiasm/__main__.py"} <= ours
+    assert {"chiasm/pipeline/pocket/model.safetensors", "chiasm/jobs/presets/laptop.yaml"} <= ours
+    assert not any(name.endswith((".tar", ".pyc")) for name in ours)
+    assert not any(path.is_symlink() for path in target.rglob("*"))
 
 
-def test_a_working_directory_that_is_too_large_is_refused_here(tmp_path):
+def test_dotfiles_and_links_out_of_a_folder_stay_and_are_named(tmp_path, target):
+    project, home = tmp_path / "project", tmp_path / "home"
+    for path in (project / ".env", project / "sub/.aws/credentials", home / "id_rsa"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("secret")
+    (project / "sub" / "model.py").write_text("good")
+    os.mkfifo(project / "pipe")
+    links = {
+        "key": home / "id_rsa", "home": home, "nowhere": home / "none", "dotted": project / ".env",
+        "up": project / "..", "circle": project / "circle", "inside": project / "sub/model.py",
+        "sub/again": project / "sub",
+    }  # fmt: skip
+    for name, leads_to in links.items():
+        (project / name).symlink_to(leads_to)
+    packed = pack(target, [str(project)], EXCLUDES)
+    assert names(target) == {"project/sub/model.py", "project/inside"}
+    assert (target / "submitted/project/inside").read_text() == "good"
+    found = dict(line.rpartition("/project/")[2].split(": ", 1) for line in packed.left_out)
+    dotfile = "a dotfile; name it itself with --file where the job needs it"
+    assert found == {
+        ".env": dotfile, "sub/.aws": dotfile, "pipe": "no regular file",
+        "key": "a link out of the folder", "home": "a link out of the folder",
+        "up": "a link out of the folder", "nowhere": "a link that leads nowhere",
+        "circle": "a link that leads nowhere", "dotted": "a link to a dotfile",
+        "sub/again": "a link to a folder",
+    }  # fmt: skip
+
+
+def test_what_is_named_itself_travels_and_what_was_packed_is_told(tmp_path, target):
+    (tmp_path / ".env").write_text("meant")
+    (tmp_path / "link").symlink_to(tmp_path / ".env")
+    (tmp_path / "folder").mkdir()
+    for number in range(12):
+        (tmp_path / "folder" / f".{number:02d}").touch()
+    named = [str(tmp_path / name) for name in (".env", "folder")]
+    packed = pack(target, named, EXCLUDES)
+    assert names(target) == {".env"}
+    first, *rest = packed.lines()
+    assert re.fullmatch(
+        r"packed [\d,]+ files, [\d.]+ MiB; the largest is "
+        r"chiasm/pipeline/pocket/model.safetensors, "
+        r"[\d.]+ MiB",
+        first,
+    )
+    assert len(rest) == 11 and rest[0].startswith(f"left out {tmp_path}/folder/.00: a dotfile")
+    assert rest[-1] == "left out 2 more such names"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [(["none"], "--file none: expected a file or folder to upload with the job, found none"),
+     (["/"], "found the whole file system"),
+     (["a/x", "b/x"], "--file b/x: expected names that differ: the job finds them side by side, "
+                      "found two called x")],
+)  # fmt: skip
+def test_what_cannot_be_packed_is_one_line(files, message, tmp_path, target, monkeypatch):
+    for name in ("a/x", "b/x"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as raised:
+        pack(target, files, EXCLUDES)
+    assert message in str(raised.value)
+
+
+def test_a_job_that_is_too_large_is_refused_here_and_its_largest_files_named(tmp_path, target):
     large = tmp_path / "large.bin"
     with large.open("wb") as file:
         file.truncate(LIMIT_BYTES + 1)
-    target = tmp_path / "packed"
-    target.mkdir()
-    with pytest.raises(UsageError, match="expected at most 100 MiB, found 1"):
+    message = (
+        r"expected at most 100 MiB.*found 11\d\.\d MiB or more, the largest large.bin \(100.0 MiB"
+    )
+    with pytest.raises(UsageError, match=message):
         pack(target, [str(large)], [])
 
 
@@ -189,3 +268,14 @@ def test_cluster_yaml_is_what_ray_accepts():
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     validate_config(prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text())))
+
+
+def test_the_dashboard_of_cluster_yaml_is_open_to_its_own_machine_alone():
+    (started,) = [
+        command
+        for command in yaml.safe_load((ROOT / "cluster.yaml").read_text())[
+            "head_start_ray_commands"
+        ]
+        if "ray start" in command
+    ]
+    assert "--dashboard-host=127.0.0.1" in started

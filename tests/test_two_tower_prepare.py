@@ -6,6 +6,7 @@ import io
 import json
 import random
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from conftest import make_shard
 from tiny_towers import PHRASES
 
 from chiasm.pipeline.batches import BatchSettings
-from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.errors import EncoderError, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
@@ -399,3 +400,34 @@ def test_one_picture_has_sixteen_captions_at_most(loaded, tmp_path):
     record = json.dumps({"captions": [f"red {n}" for n in range(40)]}).encode()
     shards = captioned_shard(tmp_path / "s" / "one.tar", {"json": record})
     assert compute(shards, *loaded, tmp_path / "f", READ, lambda _: None).captions == 16
+
+
+class Refusing:
+    """A text tower that refuses one caption and has NaN for another."""
+
+    def __init__(self, tower, refused, nan):
+        self.tower, self.refused, self.nan = tower, refused, nan
+
+    def __getattr__(self, name):
+        return getattr(self.tower, name)
+
+    def __call__(self, texts):
+        if any(self.refused in text for text in texts):
+            raise ValueError("no such text")
+        made = self.tower(texts)
+        bad = torch.tensor([self.nan in text for text in texts])
+        return replace(made, pooled=made.pooled.where(~bad[:, None], torch.nan))
+
+
+def test_samples_that_a_tower_refuses_are_dropped_and_the_training_goes_on(loaded, tmp_path):
+    captions = [f"a picture of {c} beside red" for c in ("green", "pink", "blue", "white", "black")]
+    shards = list_shards([str(make_shard(tmp_path / "a.tar", 5, captions=captions))])
+    image, text = loaded
+    tower = Refusing(text, "pink", "white")
+    made = compute(shards, image, tower, tmp_path / "f", READ, lambda line: None)
+    assert (made.pairs, made.dropped) == (3, {"refused": 1, "not_finite": 1})
+    kept = text([captions[number] for number in (0, 2, 4)]).pooled
+    found = torch.stack([pair.text[0] for pair in stream(made.paths)]).float()
+    assert torch.allclose(found, kept, atol=2e-3)
+    with pytest.raises(EncoderError, match=r"features of some samples of .*a\.tar, found none of"):
+        compute(shards, image, Refusing(text, "", "x"), tmp_path / "g", READ, lambda line: None)

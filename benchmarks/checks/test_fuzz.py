@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import tarfile
 from pathlib import Path
@@ -13,7 +14,7 @@ from benchmarks.fuzz_targets import TARGETS
 from chiasm.index.segments import generations, json_columns
 from chiasm.pipeline.collection import ledger
 from chiasm.pipeline.shards import tar
-from chiasm.pipeline.storage import remote
+from chiasm.pipeline.storage import web_files
 
 INPUTS = 300
 
@@ -45,17 +46,17 @@ def fault_in_json(patch):
 
 def fault_in_ledger(patch):
     """Records are taken as they come."""
-    patch.setattr(ledger, "Dropped", lambda **fields: fields)
+    patch.setattr(ledger, "read_record", lambda data, *rest, **named: json.loads(data))
 
 
 def fault_in_index(patch):
     """A damaged manifest is no error of ours."""
-    patch.setattr(generations, "CollectionError", KeyError)
+    patch.setattr(generations, "read_record", lambda data, *rest, **named: json.loads(data))
 
 
 def fault_in_url(patch):
     """Escaped characters are escaped again."""
-    patch.setattr(remote, "quote", lambda url, safe: url.replace("%", "%25"))
+    patch.setattr(web_files, "quote", lambda url, **named: url.replace("%", "%25"))
 
 
 FAULTS = {

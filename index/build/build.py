@@ -3,7 +3,8 @@
 The Parquet files of all done shards come in, a new generation goes out. Memory is bounded by one
 open segment, not by the collection: rows are read by row group, and a segment is closed at the end
 of the shard that fills it. Nothing live is changed before the last step, so a kill at any moment
-costs only the work. The cost: an index is built anew, not added to.
+costs only the work, and what it left is swept by the next build. The cost: an index is built anew,
+not added to.
 """
 
 from __future__ import annotations
@@ -13,39 +14,34 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from chiasm.index.build.covered import CoveredShards, ShardReplaced, vector_counts
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import IndexSettings, Plan, plan_column
 from chiasm.index.segments import (
     TRAINED,
     Digest,
-    IndexedShard,
     Manifest,
     SchemaInference,
     SegmentEntry,
     SegmentWriter,
     TrainedEntry,
-    build_command,
     copied_columns,
+    leftovers,
+    live_number,
     publish,
+    remove_unnamed,
+    run_of_folder,
     sweep,
 )
-from chiasm.pipeline.collection import (
-    Collection,
-    EmbeddingFile,
-    Run,
-    embedded_shard_ids,
-    embeddings,
-    file_version,
-    parquet_name,
-    vectors_of,
-)
-from chiasm.pipeline.errors import CollectionError, UsageError
+from chiasm.pipeline.collection import Collection, EmbeddingFile, Run, vectors_of
+from chiasm.pipeline.errors import CollectionError, StorageError, UsageError
 from chiasm.pipeline.storage import display_name
 from chiasm.pipeline.timing import Stopwatch
 
@@ -87,7 +83,8 @@ def build_index(
     settings = settings or IndexSettings()
     collection = Collection.open(str(path))
     clock = Stopwatch()
-    with Run(collection.folder, "index build", asdict(settings)) as run:
+    with Run(collection.folder, "index build", asdict(settings)) as run, _sweeping(run, settings):
+        began_with = live_number(collection.folder)
         build = Build(collection, run, settings, progress)
         with clock.stage("survey"):
             counts = build.infer_schema()
@@ -98,25 +95,39 @@ def build_index(
         with clock.stage("train"):
             build.train(plans)
         with clock.stage("fill"):
-            segments = [
-                build.write_segment(number, group) for number, group in enumerate(build.groups())
-            ]
+            segments = build.write_segments()
         with clock.stage("publish"):
             manifest = build.manifest(plans, segments)
-            number = publish(collection.folder, manifest)
+            number = publish(collection.folder, manifest, run, began_with)
             sweep(collection.folder, run, settings)
         summary = BuildSummary(
             generation=number,
             rows=manifest.rows,
-            shards=len(build.files),
+            shards=len(build.covered.indexed),
             segments=len(segments),
             columns={column: plan.kind for column, plan in plans.items()},
-            vectors={column: counts[column] for column in plans},
+            vectors={column: build.vectors[column] for column in plans},
             meta=manifest.meta,
             seconds={stage: round(spent, 4) for stage, spent in clock.seconds.items()},
         )
         run.finish("done", asdict(summary))
     return summary
+
+
+@contextmanager
+def _sweeping(run: Run, settings: IndexSettings) -> Iterator[None]:
+    """Room is made before a build, and what it has written is removed where it fails: a disk that
+    was full once must not stay so."""
+    run.wait_for_verdicts(filter(None, map(run_of_folder, leftovers(run.folder))))
+    sweep(run.folder, run, settings)
+    try:
+        yield
+    except BaseException:
+        try:
+            remove_unnamed(run.folder, run)
+        except (CollectionError, StorageError) as error:
+            LOG.warning("left for the next build to remove: %s", error)
+        raise
 
 
 def select_columns(columns: Sequence[str] | None, counts: dict[str, int]) -> list[str]:
@@ -135,66 +146,49 @@ def select_columns(columns: Sequence[str] | None, counts: dict[str, int]) -> lis
 
 
 class Build:
-    """One build: the files it covers, the inferred json schema, the trained indexes."""
+    """One build: the files it covers, the inferred json schema, the trained indexes. vectors: how
+    many each column's index has."""
 
     def __init__(
         self, collection: Collection, run: Run, settings: IndexSettings, progress: Progress
     ) -> None:
         self.folder, self.identity = collection.folder, collection.identity
         self.run, self.settings, self.progress = run, settings, progress
-        self.files: list[EmbeddingFile] = []
-        self.indexed_shards: dict[str, IndexedShard] = {}
+        self.covered = CoveredShards(collection)
         self.schema = SchemaInference()
         self.copied = copied_columns(self.identity.columns)
         self.empty: dict[str, Any] = {}  # column -> the trained, empty index
         self.trained: dict[str, TrainedEntry] = {}
+        self.vectors: Counter[str] = Counter()
         self.rows_written = 0
-        self._list_files()
+        self._require_rows()
 
-    def _list_files(self) -> None:
-        # Versions before footers: a file replaced in between then differs from its recorded
-        # version.
-        names = embedded_shard_ids(self.folder)
-        shard_ids = self.folder.map_concurrent(lambda name: file_version(self.folder, name), names)
-        versions = dict(zip(names, shard_ids, strict=True))
-        for file in embeddings(self.folder):
-            if file.footer.fingerprint != self.identity.fingerprint:
-                raise CollectionError(
-                    display_name(self.folder.url_of(parquet_name(file.shard_id))),
-                    expected=f"rows of encoder {self.identity.encoder}",
-                    found=f"rows of {file.footer.encoder} ({file.footer.fingerprint[:12]})",
-                    do="embed the shard again, or into another collection",
-                )
-            version = versions.get(file.shard_id)
-            if version is not None:
-                source = file.footer.source
-                self.files.append(file)
-                self.indexed_shards[file.shard_id] = IndexedShard(
-                    file.shard_id, file.edition, source.url, file.rows, *version
-                )
-        if not self.rows:
+    def _require_rows(self) -> None:
+        if not self.covered.rows:
             raise CollectionError(
                 display_name(self.folder.url),
                 expected="embedded rows",
-                found=f"none in {len(self.files)} shards",
+                found=f"none in {len(self.covered.files)} shards",
                 do="run chiasm embed first",
             )
-
-    @property
-    def rows(self) -> int:
-        return sum(file.rows for file in self.files)
 
     def infer_schema(self) -> dict[str, int]:
         """Read every json cell; returns how many rows each vector column has."""
         counts = dict.fromkeys(self.identity.columns, 0)
-        done = 0
-        for file in self.files:
-            for column, vectors in _vector_counts(file, counts).items():
-                counts[column] += vectors
-            for rows in file.groups(["json"]):
-                self.schema.add(rows["json"].to_pylist())
-                done += len(rows)
-            self.progress("survey", done, self.rows)
+        covered, done = self.covered, 0
+        for file in list(covered.files):
+            try:
+                with covered.replaced_errors(file):
+                    for column, vectors in vector_counts(file, counts).items():
+                        counts[column] += vectors
+                for rows in covered.groups(file, ["json"]):
+                    self.schema.add(rows["json"].to_pylist())
+                    done += len(rows)
+            except ShardReplaced:
+                covered.files.remove(file)
+                covered.put_off_shard(file)
+            self.progress("survey", done, covered.rows)
+        self.schema.finish()
         return counts
 
     def train(self, plans: dict[str, Plan]) -> None:
@@ -210,7 +204,7 @@ class Build:
             index = faiss.index_factory(
                 self.identity.columns[column], plan.kind, faiss.METRIC_INNER_PRODUCT
             )
-            index.train(training_vectors(self.files, column, plan.train_rows))
+            index.train(training_vectors(self.covered, column, plan.train_rows))
             name = f"{TRAINED}/{self.run.id}/{column}.faiss"
             with self.folder.create(name, self.run.id) as pending:
                 digest = Digest(pending)
@@ -220,52 +214,78 @@ class Build:
             self.trained[column] = TrainedEntry(name, digest.sum())
             self.progress(f"train {column}", plan.train_rows, plan.train_rows)
 
-    def groups(self) -> Iterator[list[EmbeddingFile]]:
+    def write_segments(self) -> list[SegmentEntry]:
+        """Write all segments; the shards that were replaced meanwhile come last."""
+        segments: list[SegmentEntry] = []
+        for group in self.groups(self.covered.files):
+            segments += self._write_segment(len(segments), group)
+        for group in self.groups(list(self.covered.take_again(self.schema))):
+            segments += self._write_segment(len(segments), group)
+        for shard_id in self.covered.put_off:
+            LOG.warning("shard %s is not in this index: it is embedded anew now", shard_id)
+        if not segments:
+            raise _all_replaced(self.covered)
+        return segments
+
+    def groups(self, files: Iterable[EmbeddingFile]) -> Iterator[list[EmbeddingFile]]:
         """Whole shards, in order, for one segment each."""
         group: list[EmbeddingFile] = []
         rows = 0
-        for file in self.files:
+        for file in files:
             if rows and file.rows and rows + file.rows > self.settings.segment_rows:
                 yield group
                 group, rows = [], 0
             group.append(file)
             rows += file.rows
-        yield group
+        if group:
+            yield group
 
-    def write_segment(self, number: int, group: list[EmbeddingFile]) -> SegmentEntry:
-        """Write one segment from whole shards."""
+    def _write_segment(self, number: int, group: list[EmbeddingFile]) -> list[SegmentEntry]:
+        """Write one segment from whole shards; none where no rows are left of them. Where a shard
+        is replaced after some of its rows were taken, the segment is begun again without it."""
+        rows_before = self.rows_written
+        while True:
+            try:
+                return self._fill_segment(number, group)
+            except ShardReplaced as replaced:
+                group = [file for file in group if file is not replaced.file]
+                self.covered.put_off_shard(replaced.file)
+                self.rows_written = rows_before
+
+    def _fill_segment(self, number: int, group: list[EmbeddingFile]) -> list[SegmentEntry]:
         faiss = load_faiss()
+        group = [file for file in group if file.shard_id in self.covered.indexed]
         with SegmentWriter(
             self.folder,
             f"{self.run.id}-{number:03d}",
             self.run.id,
-            shards=[self.indexed_shards[file.shard_id] for file in group],
+            shards=[self.covered.indexed[file.shard_id] for file in group],
             schema=self.schema,
             copied=self.copied,
             indexes={column: faiss.clone_index(empty) for column, empty in self.empty.items()},
             dim=self.identity.dim,
+            batch_bytes=self.settings.catalog_bytes,
         ) as segment:
             for shard_number, file in enumerate(group):
-                self._add(segment, shard_number, file)
+                if self.covered.is_same(file):
+                    self._add(segment, shard_number, file)
+                else:
+                    segment.leave_out(shard_number)
+                    self.covered.put_off_shard(file)
+            if not segment.rows:
+                return []
             record, checksum = segment.commit()
+        self.vectors.update(record.vectors)
         LOG.info("filled segment %s: %d rows of %d shards", record.id, record.rows, len(group))
-        return SegmentEntry(record.id, record.rows, checksum)
+        return [SegmentEntry(record.id, record.rows, checksum)]
 
     def _add(self, segment: SegmentWriter, shard_number: int, file: EmbeddingFile) -> None:
         first = 0
-        for rows in file.groups([*self.copied, "json", *self.empty]):
+        for rows in self.covered.groups(file, [*self.copied, "json", *self.empty]):
             segment.add(shard_number, first, rows)
             first += len(rows)
             self.rows_written += len(rows)
-            self.progress("fill", self.rows_written, self.rows)
-        known = self.indexed_shards[file.shard_id]
-        if first != file.rows or file_version(self.folder, file.shard_id) != known.file:
-            raise CollectionError(
-                display_name(self.folder.url_of(parquet_name(file.shard_id))),
-                expected="the file that was there when the build began",
-                found="another",
-                do=f"run {build_command(self.folder)} again when chiasm embed has ended",
-            )
+            self.progress("fill", self.rows_written, self.covered.rows)
 
     def manifest(self, plans: dict[str, Plan], segments: list[SegmentEntry]) -> Manifest:
         return Manifest(
@@ -281,38 +301,47 @@ class Build:
         )
 
 
-def _vector_counts(file: EmbeddingFile, columns: Iterable[str]) -> Counter[str]:
-    """How many rows of a Parquet file have each vector, from its statistics alone."""
-    counts: Counter[str] = Counter()
-    with file.open() as parquet:
-        metadata = parquet.metadata
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        for leaf in map(group.column, range(group.num_columns)):
-            column = leaf.path_in_schema.partition(".")[0]
-            if column in columns:
-                counts[column] += group.num_rows - leaf.statistics.null_count
-    return counts
-
-
-def training_vectors(files: Sequence[EmbeddingFile], column: str, wanted: int) -> np.ndarray:
+def training_vectors(covered: CoveredShards, column: str, wanted: int) -> np.ndarray:
     """About `wanted` vectors of a column, sampled from the whole collection: (n, D) float32.
 
     The same files give the same vectors. About TRAIN_GROUPS row groups are read, more where rows
     lack the column.
     """
-    groups = [(file, number) for file in files for number in range(file.group_count())]
+    groups = [(file, number) for file in covered.files for number in _group_numbers(covered, file)]
     rng = np.random.default_rng(0)
     rng.shuffle(groups)
-    per_group = math.ceil(wanted / min(len(groups), TRAIN_GROUPS))
+    per_group = math.ceil(wanted / max(1, min(len(groups), TRAIN_GROUPS)))
     samples: list[np.ndarray] = []
     rows = 0
     for file, number in groups:
-        (group,) = file.groups([column], [number])
+        try:
+            with covered.replaced_errors(file):
+                (group,) = file.groups([column], [number])
+        except ShardReplaced:
+            continue
         vectors, has = vectors_of(group[column])
         sampled = rng.permutation(np.flatnonzero(has))[:per_group]
         samples.append(vectors[sampled].astype(np.float32))
         rows += len(sampled)
         if rows >= wanted:
             break
+    if not samples:
+        raise _all_replaced(covered)
     return np.concatenate(samples)
+
+
+def _group_numbers(covered: CoveredShards, file: EmbeddingFile) -> range:
+    try:
+        with covered.replaced_errors(file):
+            return range(file.group_count())
+    except ShardReplaced:
+        return range(0)
+
+
+def _all_replaced(covered: CoveredShards) -> CollectionError:
+    return CollectionError(
+        display_name(covered.folder.url),
+        expected="embedded rows",
+        found="only shards that are embedded anew at this moment",
+        do="run the same command again",
+    )

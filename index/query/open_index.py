@@ -2,25 +2,38 @@
 
 The live generation's segments are memory-mapped column by column; the encoder named in the
 collection is loaded at the first query that has a text or a picture. Refused here: another encoder,
-an index of another encoder, an index older than its embeddings.
+an index of another encoder, an index older than its embeddings. A generation never changes once it
+is open; where a sweep has removed files of it that were not mapped yet, `reopen` opens the one that
+is live by then.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from chiasm.index.queries import Query
 from chiasm.index.results import CatalogRow
-from chiasm.index.segments import Generation, Segment, build_command, open_current, stale_shards
-from chiasm.pipeline.collection import Collection
+from chiasm.index.segments import (
+    Generation,
+    Segment,
+    build_command,
+    column_advice,
+    open_current,
+    stale_shards,
+)
+from chiasm.pipeline.collection import Collection, Relocations, read_relocations
 from chiasm.pipeline.encoders import Encoder, load_encoder
 from chiasm.pipeline.errors import CollectionError, StaleIndexError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.storage import display_name
+
+LOG = logging.getLogger(__name__)
 
 
 class OpenIndex:
@@ -30,10 +43,36 @@ class OpenIndex:
         self, collection: Collection, generation: Generation, encoding: EncoderSettings
     ) -> None:
         self.collection, self.generation = collection, generation
-        self.segments = generation.segments
         self.encoding = encoding
         self._encoder: Encoder | None = None
+        self._relocations: Relocations | None = None
         self._loading = threading.Lock()
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        return self.generation.segments
+
+    def view(self) -> OpenIndex:
+        """This index with the generation that it has now, whatever is opened later: positions of a
+        query are those of one generation."""
+        return _View(self)
+
+    def reopen(self, instead_of: Generation) -> bool:
+        """Open the generation that is live now, unless that was done since `instead_of` was;
+        returns False where it is the same. An index older than its embeddings is taken, as
+        `instead_of` was one too."""
+        with self._loading:
+            if self.generation is instead_of:
+                generation = live_generation(self.collection, allow_stale=True)
+                if generation.number == instead_of.number:
+                    return False
+                LOG.info(
+                    "generation %06d is gone; %06d answers now",
+                    instead_of.number,
+                    generation.number,
+                )
+                self.generation, self._relocations = generation, None
+            return True
 
     def __len__(self) -> int:
         return self.generation.manifest.rows
@@ -54,7 +93,7 @@ class OpenIndex:
                         display_name(self.collection.folder.url),
                         expected=f"encoder {identity.encoder} ({identity.fingerprint[:12]})",
                         found=f"another of that name ({encoder.fingerprint[:12]})",
-                        do="restore its weights, or embed the shards again",
+                        do="restore its weights, or embed the shards into another collection",
                     )
                 self._encoder = encoder
             return self._encoder
@@ -93,16 +132,24 @@ class OpenIndex:
                 f"column {column} of {display_name(self.collection.folder.url)}",
                 expected="an indexed column, one of " + ", ".join(columns),
                 found="none",
-                do=f"run {build_command(self.collection.folder)} --column {column}",
+                do=column_advice(self.collection.folder, column),
             )
 
     def rows(self, positions: Iterable[int]) -> dict[int, CatalogRow]:
-        """The catalog's rows at positions of the generation."""
+        """The catalog's rows at positions of the generation; the URL of each is where its shard
+        is now, which may have been relocated since the build."""
         return {
-            first + number: row
+            first + number: replace(row, url=self.relocations.url_of(row.shard, row.url))
             for segment, first, numbers in self._by_segment(positions)
             for number, row in segment.catalog.rows(numbers).items()
         }
+
+    @property
+    def relocations(self) -> Relocations:
+        """Where the shards are now; read once a generation."""
+        if self._relocations is None:
+            self._relocations = read_relocations(self.collection.folder)
+        return self._relocations
 
     def vectors(self, column: str, positions: Sequence[int]) -> np.ndarray:
         """The stored vectors of a column, in the order of the positions: (n, D) float32, zero
@@ -128,17 +175,34 @@ class OpenIndex:
             first += len(segment)
 
 
+class _View(OpenIndex):
+    """An index at one generation. The encoder is that of the index, loaded once for all."""
+
+    def __init__(self, index: OpenIndex) -> None:
+        super().__init__(index.collection, index.generation, index.encoding)
+        self._index = index
+
+    @property
+    def encoder(self) -> Encoder:
+        return self._index.encoder
+
+    @property
+    def relocations(self) -> Relocations:
+        return self._index.relocations
+
+
 def live_generation(collection: Collection, allow_stale: bool) -> Generation:
     """The generation to search; raises CollectionError where there is none, StaleIndexError."""
     path, command = display_name(collection.folder.url), build_command(collection.folder)
     generation = open_current(collection.folder)
     if generation is None:
         raise CollectionError(path, expected="an index", found="none", do=f"run {command}")
-    if generation.manifest.fingerprint != collection.identity.fingerprint:
+    manifest, identity = generation.manifest, collection.identity
+    if (manifest.fingerprint, manifest.dim) != (identity.fingerprint, identity.dim):
         raise CollectionError(
             path,
-            expected=f"an index of encoder {collection.identity.encoder}",
-            found=f"one of {generation.manifest.encoder}",
+            expected=f"an index of encoder {identity.encoder} ({identity.fingerprint[:12]})",
+            found=f"one of {manifest.encoder} ({manifest.fingerprint[:12]}), width {manifest.dim}",
             do=f"run {command}",
         )
     if not allow_stale:

@@ -19,11 +19,19 @@ from typing import Any
 import numpy as np
 
 from chiasm.index.queries import Query, RerankStage
+from chiasm.index.query.encode import pixels_of, query_refused, text_of
 from chiasm.index.query.open_index import OpenIndex
-from chiasm.index.query.query_picture import encoded_picture
 from chiasm.index.results import CatalogRow, Hit
-from chiasm.pipeline.encoders import Matcher, load_matcher, require_matcher, require_modality
-from chiasm.pipeline.errors import Undecodable, UsageError
+from chiasm.pipeline.encoders import (
+    Fault,
+    Matcher,
+    load_matcher,
+    match_each,
+    probe_matcher,
+    require_matcher,
+    require_modality,
+)
+from chiasm.pipeline.errors import ChiasmError, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.records import IMAGE, TEXT
 from chiasm.pipeline.shards import read_checked
@@ -137,7 +145,8 @@ def _by_pairs(
     matcher: Matcher,
 ) -> list[float | None]:
     """Scores of the query's text with each hit's picture, or of the query's picture with each hit's
-    caption, BATCH pairs at a time; None for hits without.
+    caption, BATCH pairs at a time; None for hits without, and for those that the matcher does not
+    take. UsageError where it takes none: then it is the query that it refuses.
     """
     if not query.words and query.image is None:
         raise UsageError(f"rerank {stage}", expected="words or a picture", found="a vector")
@@ -147,52 +156,61 @@ def _by_pairs(
         require_modality(matcher, modality)
     if query.words:
         usable = [i for i, row in enumerate(rows) if row.place is not None]
-        query_side = (TEXT, [_query_side(query, lambda: matcher.preprocess(TEXT, query.words))])
+        query_side = (TEXT, [text_of(query.words, matcher)])
     else:
         assert query.image is not None
         usable = [i for i, row in enumerate(rows) if row.caption]
-        picture = encoded_picture(query.image)
-        query_side = (IMAGE, [_query_side(query, lambda: _pixels(picture, matcher))])
+        query_side = (IMAGE, [pixels_of(query.image, matcher)])
 
     def row_side(i: int) -> Any:
         try:
             if query.words:
                 return _pixels(_picture(rows[i]), matcher)
             return matcher.preprocess(TEXT, rows[i].caption or "")
-        except Undecodable:  # embedded under other limits, perhaps: it is not scored
-            return None
+        except ChiasmError:  # the row's shard is gone, or holds another picture
+            raise
+        except Exception:  # noqa: BLE001  embedded under other limits, or by a model that takes it
+            return None  # it is not scored
 
-    modality = IMAGE if query.words else TEXT
-    scores: list[float | None] = [None] * len(hits)
+    scores, faults = _match(query_side, row_side, usable, matcher)
+    if faults and not scores:
+        probe_matcher(matcher)
+        raise query_refused(str(query), matcher, faults[0])
+    return [scores.get(i) for i in range(len(hits))]
+
+
+def _match(
+    query_side: tuple[str, list[Any]],
+    row_side: Callable[[int], Any],
+    usable: Sequence[int],
+    matcher: Matcher,
+) -> tuple[dict[int, float], list[Fault]]:
+    """The scores of those of the `usable` hits that the matcher takes, and the faults of others;
+    row_side: a hit's item, None for one that has none."""
+    modality = IMAGE if query_side[0] == TEXT else TEXT
+    scores: dict[int, float] = {}
+    faults: list[Fault] = []
     with ThreadPoolExecutor(READERS) as readers:
         for start in range(0, len(usable), BATCH):
             batch = usable[start : start + BATCH]
             sides = dict(zip(batch, readers.map(row_side, batch), strict=True))
-            items = [side for side in sides.values() if side is not None]
-            if not items:
-                continue
+            items = {i: side for i, side in sides.items() if side is not None}
             pairs = np.array([(0, number) for number in range(len(items))])
-            matched = matcher.match(query_side, (modality, items), pairs)
-            scored = [i for i, side in sides.items() if side is not None]
-            for i, score in zip(scored, matched.tolist(), strict=True):
-                scores[i] = score
-    return scores
+            other_side = (modality, list(items.values()))
+            matched, refused = match_each(matcher, query_side, other_side, pairs)
+            faults += refused.values()
+            scores |= {
+                i: score
+                for number, (i, score) in enumerate(zip(items, matched.tolist(), strict=True))
+                if number not in refused
+            }
+    return scores, faults
 
 
 def _pixels(data: bytes, matcher: Matcher) -> Any:
     """An encoded picture as the matcher takes it. Raises Undecodable."""
     image = decode(data, DecodeSettings(), matcher.modalities[IMAGE].side).image
     return matcher.preprocess(IMAGE, np.asarray(image))
-
-
-def _query_side(query: Query, preprocess: Callable[[], Any]) -> Any:
-    """The query's own side; UsageError where the matcher does not take it."""
-    try:
-        return preprocess()
-    except Undecodable as error:
-        raise UsageError(
-            str(query), expected="a query that the reranker takes", found=str(error)
-        ) from error
 
 
 def _picture(row: CatalogRow) -> bytes:

@@ -1,6 +1,6 @@
 """The index on disk: segments, their catalogs, generations, the cache of remote ones."""
 
-from chiasm.index.segments.advice import build_command
+from chiasm.index.segments.advice import build_command, column_advice
 from chiasm.index.segments.catalog import IndexedShard, copied_columns
 from chiasm.index.segments.checksums import Digest, FileSum
 from chiasm.index.segments.generations import (
@@ -9,20 +9,23 @@ from chiasm.index.segments.generations import (
     SegmentEntry,
     TrainedEntry,
     current_number,
+    newest_whole,
     numbers,
     open_current,
     open_generation,
-    publish,
 )
 from chiasm.index.segments.json_columns import SchemaInference
-from chiasm.index.segments.segment import SEGMENTS, TRAINED, Segment, SegmentWriter, segment_file
-from chiasm.index.segments.stale import stale_shards
-from chiasm.index.segments.sweep import sweep
+from chiasm.index.segments.names import SEGMENTS, TRAINED, run_of_folder, segment_file
+from chiasm.index.segments.publish import live_number, publish
+from chiasm.index.segments.segment import Segment, SegmentGone, SegmentWriter
+from chiasm.index.segments.stale import EmbeddedShards, stale_shards
+from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep
 
 __all__ = [
     "SEGMENTS",
     "TRAINED",
     "Digest",
+    "EmbeddedShards",
     "FileSum",
     "Generation",
     "IndexedShard",
@@ -30,15 +33,22 @@ __all__ = [
     "SchemaInference",
     "Segment",
     "SegmentEntry",
+    "SegmentGone",
     "SegmentWriter",
     "TrainedEntry",
     "build_command",
+    "column_advice",
     "copied_columns",
     "current_number",
+    "leftovers",
+    "live_number",
+    "newest_whole",
     "numbers",
     "open_current",
     "open_generation",
     "publish",
+    "remove_unnamed",
+    "run_of_folder",
     "segment_file",
     "stale_shards",
     "sweep",

@@ -4,20 +4,23 @@ A copy is named by its checksum in the segment, downloaded under a temporary nam
 checksum and renamed. So any number of collections and processes share the folder, and two that
 download one file at once are both right. A copy's modification time is derived from its checksum:
 whoever writes to it changes that time, and it is downloaded again. Beyond the size limit the least
-recently used copies are removed, never one that this process has open. The cost: damage that
+recently used copies are removed, never one that this process has mapped. The cost: damage that
 changes no modification time is not seen here; `chiasm check` reads the store itself.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 
 import platformdirs
@@ -25,33 +28,41 @@ import platformdirs
 from chiasm.index.segments.advice import build_command
 from chiasm.index.segments.checksums import FileSum
 from chiasm.pipeline.errors import CollectionError, StorageError, UsageError
-from chiasm.pipeline.storage import Folder, display_name, is_temporary
+from chiasm.pipeline.storage import Folder, LocalFiles, display_name, is_temporary
 
 DEFAULT_CACHE_GB = 20.0
 CHUNK = 1 << 20
-ABANDONED_SECONDS = 86400.0  # a temporary older than this belongs to a download that died
+ABANDONED_SECONDS = 86400.0  # a temporary older than this is looked at: did its download die?
 
-_open: set[str] = set()  # checksums of the files that this process has mapped
+_owners: dict[str, weakref.WeakSet[object]] = {}  # by checksum, who has mapped it in this process
 _lock = threading.Lock()
 
 
-def fetch_to_cache(folder: Folder, name: str, checksum: FileSum) -> Path:
-    """The local copy of a file of a collection, downloaded unless it is there unchanged.
+def open_cached(folder: Folder, name: str, checksum: FileSum, owner: object) -> BufferedReader:
+    """The local copy of a file of a collection, downloaded unless it is there unchanged; open, so
+    that no other process can take it away before it is mapped. owner: what maps it. As long as it
+    lives, the copy is not removed by this process.
 
     Raises CollectionError where the store holds other content, StorageError where there is no room.
     """
     cache = cache_folder()
     copy = cache / checksum.blake2b
-    with _lock:
-        _open.add(checksum.blake2b)
-    if not _is_unchanged(copy, checksum):
+    _claim(owner, checksum.blake2b)
+    file = _open_unchanged(copy, checksum)
+    if file is None:
         with _naming_the_cache(cache):
             cache.mkdir(parents=True, exist_ok=True)
             _make_room(cache, checksum.size)
-            _download(folder, name, checksum, copy)
-    with suppress(OSError):  # in another user's cache: then its times stay
-        os.utime(copy, ns=(time.time_ns(), _mtime_of(checksum)))
-    return copy
+            file = _download(folder, name, checksum, copy)
+    with suppress(OSError):  # in another user's cache: then it stays as it is
+        os.utime(file.fileno(), ns=(time.time_ns(), _mtime_of(checksum)))
+        _make_room(cache, 0)
+    return file
+
+
+def _claim(owner: object, blake2b: str) -> None:
+    with _lock:
+        _owners.setdefault(blake2b, weakref.WeakSet()).add(owner)
 
 
 def cache_folder() -> Path:
@@ -71,10 +82,12 @@ def cache_limit_bytes() -> int:
     return int(gigabytes * 1e9)
 
 
-def _download(folder: Folder, name: str, checksum: FileSum, copy: Path) -> None:
+def _download(folder: Folder, name: str, checksum: FileSum, copy: Path) -> BufferedReader:
     digest, size = hashlib.blake2b(digest_size=16), 0
-    target = Folder(str(copy.parent)).create(copy.name, secrets.token_hex(4))
+    target = LocalFiles().create(str(copy), secrets.token_hex(4))
     with folder.open_stream(name) as source, target:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(target.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         while chunk := source.read(CHUNK):
             digest.update(chunk)
             size += len(chunk)
@@ -87,36 +100,63 @@ def _download(folder: Folder, name: str, checksum: FileSum, copy: Path) -> None:
                 found=f"{found.blake2b}, {found.size} bytes",
                 do=f"run {build_command(folder)}",
             )
-        target.commit()
+        # Opened before it has the name by which another process may remove it.
+        file = open(target.temporary, "rb")  # noqa: SIM115 (returned open)
+        try:
+            target.commit()
+        except BaseException:
+            file.close()
+            raise
+    return file
 
 
 def _make_room(cache: Path, size: int) -> None:
-    """Remove the least recently used copies until `size` more bytes are within the limit."""
+    """Remove the least recently used copies until `size` more bytes are within the limit, or only
+    copies that this process has open are left."""
     copies: list[tuple[int, int, Path]] = []
+    used = 0
     for path in cache.iterdir():
         with suppress(FileNotFoundError):  # another process makes room too
             found = path.stat()
-            if is_temporary(path.name):
-                if time.time() - found.st_mtime > ABANDONED_SECONDS:
-                    path.unlink()
-            else:
+            if is_temporary(path.name) and _is_abandoned(path, found):
+                path.unlink()
+                continue
+            used += found.st_size
+            if not is_temporary(path.name):
                 copies.append((found.st_atime_ns, found.st_size, path))
-    excess = sum(size for _, size, _ in copies) + size - cache_limit_bytes()
+    excess = used + size - cache_limit_bytes()
     with _lock:
         for _, freed, path in sorted(copies):
             if excess <= 0:
                 return
-            if path.name not in _open:
+            if not _owners.get(path.name):
                 path.unlink(missing_ok=True)
                 excess -= freed
 
 
-def _is_unchanged(copy: Path, checksum: FileSum) -> bool:
-    try:
-        found = copy.stat()
-    except OSError:
+def _is_abandoned(path: Path, found: os.stat_result) -> bool:
+    """Whether a temporary is one of a download that died: its download would hold the lock. That it
+    must be old as well covers the moment between creating and locking it."""
+    if time.time() - found.st_mtime < ABANDONED_SECONDS:
         return False
-    return (found.st_size, found.st_mtime_ns) == (checksum.size, _mtime_of(checksum))
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
+
+
+def _open_unchanged(copy: Path, checksum: FileSum) -> BufferedReader | None:
+    try:
+        file = open(copy, "rb")  # noqa: SIM115 (returned open)
+    except OSError:
+        return None
+    found = os.fstat(file.fileno())
+    if (found.st_size, found.st_mtime_ns) == (checksum.size, _mtime_of(checksum)):
+        return file
+    file.close()
+    return None
 
 
 def _mtime_of(checksum: FileSum) -> int:

@@ -2,24 +2,27 @@
 file.
 
 Parquet rows of whole shards come in, in order; `rows.arrow` goes out: Arrow IPC without
-compression, so that opening it costs the same whatever its size, and reading a row touches a page
-or two. All record batches but the last have `BATCH` rows, so a position's batch is found by one
-division. A row has all that a preview needs: the shard's URL, and offset and size of the picture
-and of each other modality's member in it. The cost is disk: text is not compressed.
+compression, so that reading a row touches a page or two. A record batch has `BATCH` rows, or fewer
+where they are large; a position's batch is found by the sums of their numbers of rows. A row has
+all that a preview needs: the shard's URL, and offset and size of the picture and of each other
+modality's member in it. The cost is disk: text is not compressed.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import mmap
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from io import BufferedReader
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
+from chiasm.index.plan import Count
 from chiasm.index.results import CatalogRow, row_id
 from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.pipeline.collection import MEMBER_FIELDS, member_prefixes
@@ -45,7 +48,7 @@ class IndexedShard:
     shard: str
     edition: str
     url: str
-    rows: int
+    rows: Count
     size: int
     version: str
 
@@ -66,7 +69,8 @@ class WritableFile(Protocol):
 
 class CatalogWriter:
     """Writes `rows.arrow` to an open file. Rows come shard by shard, in the order of `shards`;
-    `copied` are the `copied_columns` of the collection."""
+    `copied` are the `copied_columns` of the collection. batch_bytes: of rows that wait for each
+    other in memory; a single row may be larger."""
 
     def __init__(
         self,
@@ -74,8 +78,9 @@ class CatalogWriter:
         shards: Sequence[IndexedShard],
         schema: SchemaInference,
         copied: Sequence[str],
+        batch_bytes: int,
     ) -> None:
-        self._schema, self._copied = schema, list(copied)
+        self._schema, self._copied, self._batch_bytes = schema, list(copied), batch_bytes
         self._names = {
             "shard": pa.array([shard.shard for shard in shards], pa.string()),
             "edition": pa.array([shard.edition for shard in shards], pa.string()),
@@ -84,7 +89,7 @@ class CatalogWriter:
         self._file = pa.PythonFile(file, mode="w")
         self._ipc: pa.RecordBatchFileWriter | None = None
         self._pending: list[pa.Table] = []
-        self._pending_rows = 0
+        self._pending_rows = self._pending_bytes = 0
 
     def add(self, shard: int, first: int, rows: pa.Table) -> None:
         """Take consecutive rows of the shard at `shards[shard]`, the first being its row `first`.
@@ -96,26 +101,38 @@ class CatalogWriter:
         table = table.append_column("code", pa.array(np.full(len(table), shard, dtype=np.int32)))
         self._pending.append(table)
         self._pending_rows += len(table)
-        if self._pending_rows >= BATCH:
-            self._flush(last=False)
+        self._pending_bytes += table.nbytes
+        if self._pending_bytes >= self._batch_bytes:
+            self._flush(1)
+        elif self._pending_rows >= BATCH:
+            self._flush(BATCH)
 
     def close(self) -> None:
         """Write what is left and the footer; the file itself stays open."""
-        self._flush(last=True)
+        self._flush(1)
         if self._ipc is not None:
             self._ipc.close()
 
-    def _flush(self, *, last: bool) -> None:
-        table = pa.concat_tables(self._pending) if self._pending else None
-        if table is None:
+    def _flush(self, multiple: int) -> None:
+        """Write all rows that wait but the last few beyond a multiple of so many."""
+        if not self._pending:
             return
-        complete = len(table) if last else len(table) // BATCH * BATCH
+        table = pa.concat_tables(self._pending)
+        complete = len(table) // multiple * multiple
         for start in range(0, complete, BATCH):
-            self._write(table.slice(start, min(BATCH, complete - start)).combine_chunks())
-        self._pending = [table.slice(complete)] if complete < len(table) else []
-        self._pending_rows = len(table) - complete
+            self._write(table.slice(start, min(BATCH, complete - start)))
+        rest = table.slice(complete)
+        self._pending = [rest] if len(rest) else []
+        self._pending_rows, self._pending_bytes = len(rest), rest.nbytes
 
     def _write(self, table: pa.Table) -> None:
+        """Write rows as one batch, or by halves as several that are small enough."""
+        if len(table) > 1 and table.nbytes > self._batch_bytes:
+            middle = len(table) // 2
+            self._write(table.slice(0, middle))
+            self._write(table.slice(middle))
+            return
+        table = table.combine_chunks()
         # An Arrow file has one dictionary for each column: every batch gets all names of the
         # segment.
         codes = table["code"].combine_chunks()
@@ -130,22 +147,34 @@ class CatalogWriter:
 class Catalog:
     """A segment's `rows.arrow`, memory-mapped. `len` is the number of rows; safe to share."""
 
-    def __init__(self, path: Path, rebuild: str) -> None:
-        """rebuild: the command that errors advise."""
+    def __init__(self, file: BufferedReader, where: str, rebuild: str, rows: int) -> None:
+        """file: open; it may be closed afterwards. where, rebuild: its name, and the command that
+        errors advise. rows: how many the segment has."""
         try:
-            self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        except (pa.ArrowInvalid, OSError) as error:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped)))
+        except (pa.ArrowInvalid, OSError, ValueError) as error:
             raise CollectionError(
-                str(path),
+                where,
                 expected="a segment's catalog",
                 found=str(error).splitlines()[0],
                 do=f"run {rebuild}",
             ) from error
+        self._ends = np.cumsum(self._batch_rows(rows), dtype=np.int64)  # of each batch, exclusive
+
+    def _batch_rows(self, rows: int) -> list[int]:
+        """How many rows each batch has. Where all but the last must have BATCH, they are not looked
+        at: each costs some microseconds."""
         last = self._reader.num_record_batches - 1
-        self._rows = 0 if last < 0 else last * BATCH + self._reader.get_batch(last).num_rows
+        if last < 0:
+            return []
+        rest = self._reader.get_batch(last).num_rows
+        if last * BATCH + rest == rows:
+            return [BATCH] * last + [rest]
+        return [self._reader.get_batch(number).num_rows for number in range(last)] + [rest]
 
     def __len__(self) -> int:
-        return self._rows
+        return int(self._ends[-1]) if len(self._ends) else 0
 
     @property
     def schema(self) -> pa.Schema:
@@ -165,16 +194,19 @@ class Catalog:
     def rows(self, positions: Iterable[int]) -> dict[int, CatalogRow]:
         """The rows at positions of this segment, each read once."""
         wanted = np.unique(np.fromiter(positions, dtype=np.int64))
+        batches = np.searchsorted(self._ends, wanted, side="right")
         prefixes = member_prefixes(self.modalities)
         placed = frozenset(prefixes) - {IMAGE}
         rows: dict[int, CatalogRow] = {}
-        for number in np.unique(wanted // BATCH):
-            in_batch = wanted[wanted // BATCH == number]
+        for number in np.unique(batches):
+            in_batch = wanted[batches == number]
+            batch = self._reader.get_batch(int(number))
             # Not by `pa.array`, which imports pandas where it is installed: half a second.
+            first = self._ends[number] - batch.num_rows
             indices = pa.Array.from_buffers(
-                pa.int64(), len(in_batch), [None, pa.py_buffer(in_batch % BATCH)]
+                pa.int64(), len(in_batch), [None, pa.py_buffer(in_batch - first)]
             )
-            taken = self._reader.get_batch(int(number)).take(indices)
+            taken = batch.take(indices)
             for position, cells in zip(in_batch.tolist(), taken.to_pylist(), strict=True):
                 rows[position] = _to_row(cells, prefixes, placed)
         return rows
@@ -192,13 +224,14 @@ def _to_row(
         if cells[f"{prefix}member"] is not None
     }
     picture = members.pop(IMAGE, None)
+    captions = tuple(cells["captions"] or ())
     return CatalogRow(
         id=row_id(cells["shard"], cells["row"], cells["edition"]),
         key=cells["key"],
-        shard=cells["shard"],
-        url=cells["url"],
-        caption=cells["caption"],
-        captions=tuple(cells["captions"] or ()),
+        shard=sys.intern(cells["shard"]),  # many rows share them
+        url=sys.intern(cells["url"]),
+        caption=captions[0] if captions[:1] == (cells["caption"],) else cells["caption"],
+        captions=captions,
         meta=_to_meta(cells["meta"]),
         width=cells["width"],
         height=cells["height"],

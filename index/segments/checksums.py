@@ -1,11 +1,16 @@
-"""Checksums of index files: of bytes in memory, and of files while they are written."""
+"""Checksums of index files: of bytes in memory, of files while they are written, and of files read
+again."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from io import BufferedReader
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from chiasm.index.plan import Count
 from chiasm.pipeline.storage import PendingFile
 
 
@@ -13,12 +18,19 @@ from chiasm.pipeline.storage import PendingFile
 class FileSum:
     """A file's size in bytes and the blake2b (16 bytes, hex) of its content."""
 
-    size: int
-    blake2b: str
+    size: Count
+    blake2b: Annotated[str, Field(pattern=r"^[0-9a-f]{32}\z")]
 
     @classmethod
     def of(cls, data: bytes) -> FileSum:
         return cls(len(data), hashlib.blake2b(data, digest_size=16).hexdigest())
+
+    @classmethod
+    def of_file(cls, file: BufferedReader) -> FileSum:
+        """Of an open file, from its start to its end."""
+        file.seek(0)
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+        return cls(file.tell(), digest.hexdigest())
 
 
 class Digest:

@@ -3,30 +3,41 @@
     index/CURRENT                   "000007": the live generation
     index/generations/000007.json   its segments in order: checksums, and what is deleted in each
 
-A build writes its segments under names of its own, then puts the manifest under the next free
-number (an atomic put-if-absent), then points CURRENT at it by a rename. Killed anywhere before the
-last step, the old generation stays live. Two builds at once get two numbers; CURRENT ends at the
-higher one. The cost: the work of the build that loses the race.
+Where the generation that CURRENT names cannot be opened, the newest whole one answers, and says so.
+`publish.py` makes a generation live.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from chiasm.index.plan import Plan
+from pydantic import FiniteFloat
+
+from chiasm.index.plan import Count, Plan
 from chiasm.index.segments.advice import build_command
 from chiasm.index.segments.catalog import IndexedShard
 from chiasm.index.segments.checksums import FileSum
-from chiasm.index.segments.segment import Segment, SegmentRecord, segment_file
-from chiasm.index.segments.stale import stale_shards
-from chiasm.pipeline.errors import CollectionError
-from chiasm.pipeline.storage import Folder, display_name, is_temporary
+from chiasm.index.segments.names import (
+    CURRENT,
+    GENERATIONS,
+    RECORD,
+    is_segment_id,
+    is_trained_file,
+    manifest_name,
+    numbers_in,
+    segment_file,
+)
+from chiasm.index.segments.segment import Segment, SegmentRecord
+from chiasm.pipeline.errors import CollectionError, StorageError
+from chiasm.pipeline.storage import Folder, display_name
+from chiasm.pipeline.stored_records import read_record
 
+LOG = logging.getLogger(__name__)
 SCHEMA = 1
-CURRENT = "index/CURRENT"
-GENERATIONS = "index/generations"
 
 
 @dataclass(frozen=True)
@@ -35,9 +46,9 @@ class SegmentEntry:
     leave out."""
 
     id: str
-    rows: int
+    rows: Count
     checksum: FileSum
-    deleted: tuple[int, ...] = ()
+    deleted: tuple[Count, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,10 +69,10 @@ class Manifest:
     """
 
     run: str
-    created: float
+    created: FiniteFloat
     encoder: str
     fingerprint: str
-    dim: int
+    dim: Count
     columns: dict[str, Plan]
     trained: dict[str, TrainedEntry]
     segments: tuple[SegmentEntry, ...]
@@ -73,45 +84,35 @@ class Manifest:
         return sum(entry.rows for entry in self.segments)
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self), ensure_ascii=False, indent=1).encode() + b"\n"
+        text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
+        return text.encode("utf-8", "surrogatepass") + b"\n"
 
     @classmethod
     def from_json(cls, data: bytes, folder: Folder, name: str) -> Manifest:
-        try:
-            fields = json.loads(data)
-            if fields["schema"] != SCHEMA:
-                raise ValueError(f"schema version {fields['schema']}")
-            fields["columns"] = {column: Plan(**plan) for column, plan in fields["columns"].items()}
-            fields["trained"] = {
-                column: TrainedEntry(entry["file"], FileSum(**entry["checksum"]))
-                for column, entry in fields["trained"].items()
-            }
-            fields["segments"] = tuple(
-                SegmentEntry(
-                    entry["id"],
-                    entry["rows"],
-                    FileSum(**entry["checksum"]),
-                    tuple(entry["deleted"]),
-                )
-                for entry in fields["segments"]
-            )
-            return cls(**fields)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        """Raises CollectionError for a damaged manifest, and for names that chiasm does not
+        write."""
+        where, do = display_name(folder.url_of(name)), f"run {build_command(folder)}"
+        manifest = read_record(data, where, cls, what="a generation", do=do, schema=SCHEMA)
+        odd = [entry.id for entry in manifest.segments if not is_segment_id(entry.id)]
+        odd += [
+            entry.file for entry in manifest.trained.values() if not is_trained_file(entry.file)
+        ]
+        if odd:
             raise CollectionError(
-                display_name(folder.url_of(name)),
-                expected=f"a generation of schema version {SCHEMA}",
-                found=f"{error}",
-                do=f"run {build_command(folder)}",
-            ) from error
+                where, expected="a generation", found=f"the name {odd[0]!r}", do=do
+            )
+        return manifest
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A manifest with its number and its opened segments."""
+    """A manifest with its number and its opened segments. instead_of: why it answers though CURRENT
+    does not name it, "" where it does."""
 
     number: int
     manifest: Manifest
     segments: tuple[Segment, ...]
+    instead_of: str = ""
 
     def indexed_shards(self) -> dict[str, IndexedShard]:
         """By shard id, what the segments were built from."""
@@ -124,100 +125,136 @@ def current_number(folder: Folder) -> int | None:
     if not folder.exists(CURRENT):
         return None
     content = folder.read_bytes(CURRENT)
-    try:
-        return int(content)
-    except ValueError as error:
+    if not re.fullmatch(rb"[0-9]{1,18}\s*", content):
         raise CollectionError(
             display_name(folder.url_of(CURRENT)),
             expected="a generation's number",
             found=repr(content[:40].decode(errors="replace")),
             do=f"run {build_command(folder)}",
-        ) from error
+        )
+    return int(content)
 
 
 def open_current(folder: Folder) -> Generation | None:
-    """The live generation, None before the first; CollectionError where it is damaged."""
-    number = current_number(folder)
-    return None if number is None else open_generation(folder, number)
+    """The generation that answers: the live one, or the newest whole one where that cannot be
+    opened. None before the first; CollectionError where there are only damaged ones."""
+    number, damage = None, None
+    try:
+        number = current_number(folder)
+        if number is not None:
+            return open_whole(folder, number)
+    except CollectionError as error:
+        damage = error
+    generation = newest_whole(folder, _without_advice(damage), number)
+    if generation is None and damage is not None:
+        raise damage
+    return generation
+
+
+def _without_advice(error: CollectionError | None) -> str:
+    if error is None:
+        return f"{CURRENT} is missing"
+    return str(CollectionError(error.what, expected=error.expected, found=error.found))
+
+
+def newest_whole(folder: Folder, why: str, damaged: int | None = None) -> Generation | None:
+    """The newest generation that is whole, None where there is none. why: it answers though CURRENT
+    does not name it. damaged: a number that is known not to be."""
+    for number in reversed(numbers(folder)):
+        if number == damaged:
+            continue
+        try:
+            generation = open_whole(folder, number)
+        except CollectionError:
+            continue
+        LOG.warning("%s; generation %06d answers instead", why, number)
+        return Generation(number, generation.manifest, generation.segments, why)
+    return None
+
+
+def open_whole(folder: Folder, number: int) -> Generation:
+    """A generation all of whose files are there; CollectionError where one is missing."""
+    generation = open_generation(folder, number)
+    require_whole(folder, generation.segments)
+    return generation
 
 
 def open_generation(folder: Folder, number: int) -> Generation:
     """A generation by its number; CollectionError where it is missing or damaged."""
     manifest = read_manifest(folder, number)
-    segments = tuple(_open_segment(folder, entry) for entry in manifest.segments)
-    return Generation(number, manifest, segments)
+    return Generation(number, manifest, open_segments(folder, manifest))
+
+
+def open_segments(folder: Folder, manifest: Manifest) -> tuple[Segment, ...]:
+    """Raises CollectionError where a record is missing, damaged, or of another index."""
+    segments = tuple(
+        folder.map_concurrent(lambda entry: _open_segment(folder, entry), manifest.segments)
+    )
+    for segment in segments:
+        record = segment.record
+        if record.dim != manifest.dim or not manifest.columns.keys() <= record.vectors.keys():
+            raise CollectionError(
+                display_name(folder.url_of(segment_file(record.id, RECORD))),
+                expected=f"columns {', '.join(manifest.columns)} of width {manifest.dim}",
+                found=f"{', '.join(record.vectors)} of width {record.dim}",
+                do=f"run {build_command(folder)}",
+            )
+    return segments
+
+
+def require_whole(folder: Folder, segments: tuple[Segment, ...]) -> None:
+    """Raises CollectionError where a file of a segment is missing."""
+    missing = [name for segment in segments for name in segment.missing_files()]
+    if missing:
+        raise CollectionError(
+            display_name(folder.url_of(missing[0])),
+            expected="a file of the index",
+            found="no such file, or one of another size",
+            do=f"run {build_command(folder)}",
+        )
 
 
 def read_manifest(folder: Folder, number: int) -> Manifest:
+    """Raises CollectionError where it is missing or damaged."""
     name = manifest_name(number)
-    if not folder.exists(name):
+    content = read_if_there(folder, name)
+    if content is None:
         raise CollectionError(
             display_name(folder.url_of(name)),
             expected="the generation that index/CURRENT names",
             found="no such file",
             do=f"run {build_command(folder)}",
         )
-    return Manifest.from_json(folder.read_bytes(name), folder, name)
+    return Manifest.from_json(content, folder, name)
+
+
+def read_if_there(folder: Folder, name: str) -> bytes | None:
+    """A file's content, None where there is no such file (any more)."""
+    try:
+        return folder.read_bytes(name)
+    except StorageError:
+        if folder.exists(name):
+            raise
+        return None
 
 
 def _open_segment(folder: Folder, entry: SegmentEntry) -> Segment:
-    name = segment_file(entry.id, "segment.json")
-    content = folder.read_bytes(name) if folder.exists(name) else None
-    if content is None or FileSum.of(content) != entry.checksum:
-        raise CollectionError(
-            display_name(folder.url_of(name)),
-            expected=f"blake2b {entry.checksum.blake2b[:12]}",
-            found="no such file" if content is None else FileSum.of(content).blake2b[:12],
-            do=f"run {build_command(folder)}",
-        )
-    return Segment(folder, SegmentRecord.from_json(content, folder, name))
-
-
-def manifest_name(number: int) -> str:
-    return f"{GENERATIONS}/{number:06d}.json"
+    name = segment_file(entry.id, RECORD)
+    content = read_if_there(folder, name)
+    found = "no such file" if content is None else FileSum.of(content).blake2b[:12]
+    if content is not None and FileSum.of(content) == entry.checksum:
+        record = SegmentRecord.from_json(content, folder, name)
+        if (record.id, record.rows) == (entry.id, entry.rows):
+            return Segment(folder, record, entry.deleted)
+        found = f"segment {record.id} of {record.rows} rows"
+    raise CollectionError(
+        display_name(folder.url_of(name)),
+        expected=f"blake2b {entry.checksum.blake2b[:12]}",
+        found=found,
+        do=f"run {build_command(folder)}",
+    )
 
 
 def numbers(folder: Folder) -> list[int]:
     """The generations in the folder, oldest first."""
-    bases = [name.rpartition("/")[2] for name in folder.list(GENERATIONS) if not is_temporary(name)]
-    return sorted(
-        int(base[:-5]) for base in bases if base.endswith(".json") and base[:-5].isdigit()
-    )
-
-
-def publish(folder: Folder, manifest: Manifest) -> int:
-    """Make the manifest the live generation and return its number.
-
-    Where another build has meanwhile published one over the same columns that covers more of the
-    collection's shards, that one stays live and its number is returned.
-    """
-    segments = tuple(_open_segment(folder, entry) for entry in manifest.segments)
-    other = _live_covering_more(folder, Generation(0, manifest, segments))
-    if other is not None:
-        return other
-    number = max(numbers(folder), default=0) + 1
-    while not folder.write_new(manifest_name(number), manifest.to_json(), manifest.run):
-        number += 1
-    # Whoever writes CURRENT lists again afterwards: of two at once, the lower cannot stay.
-    written = 0
-    while written < (highest := max(numbers(folder))):
-        folder.write_whole(CURRENT, f"{highest:06d}\n".encode(), manifest.run)
-        written = highest
-    return number
-
-
-def _live_covering_more(folder: Folder, new: Generation) -> int | None:
-    """The live generation's number where it has the same columns as `new` and fewer stale
-    shards."""
-    try:
-        live = open_current(folder)
-    except CollectionError:  # damaged: any new one is better
-        return None
-    if live is None or live.manifest.fingerprint != new.manifest.fingerprint:
-        return None
-    if live.manifest.columns.keys() != new.manifest.columns.keys():
-        return None
-    live_stale, new_stale = (
-        len(stale_shards(folder, generation.indexed_shards())) for generation in (live, new)
-    )
-    return live.number if live_stale < new_stale else None
+    return numbers_in(folder.list(GENERATIONS), "json")

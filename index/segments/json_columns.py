@@ -3,13 +3,15 @@
 A first pass reads all rows and infers the type, a second converts each value to it. Types widen
 only where nothing is lost: int -> float -> string, where an int that a float cannot represent goes
 straight to string; values of other different types (a bool and a number, an object and a text)
-become JSON text. Each widening is reported. Objects with hundreds of different fields and very deep
-values stay JSON text, so that one shard cannot make the schema arbitrarily large. The cost: each
-json is parsed twice.
+become JSON text. Each widening is reported. The type has at most MAX_LEAVES leaves, since each
+costs memory in every row: objects for whose fields there is no room stay JSON text, and so do very
+deep values. Room is given to objects near the root first, and there to those of few fields. The
+cost: each json is parsed twice.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections import Counter
@@ -19,7 +21,8 @@ from typing import Any
 
 import pyarrow as pa
 
-MAX_FIELDS = 256  # of one object; a struct column costs memory and open time for each
+MAX_LEAVES = 256  # of the whole type; each costs some 8 bytes a row, whether the row has it or not
+MAX_SEEN = 16_384  # fields of nested objects that are kept in mind until room is given
 MAX_DEPTH = 8  # nested objects and lists kept as Arrow types
 MAX_NESTING = 200  # far below the depth at which Python's own json raises a RecursionError
 
@@ -34,14 +37,16 @@ class Field:
 
     seen: kinds among bool, int, long (exact in 64 bits, not in a float), huge, float, string,
     object, list, wide (an object of too many fields), deep. Sets only grow, so the order of rows is
-    immaterial.
+    immaterial, unless there are more than MAX_SEEN fields. fits: whether an object's fields have
+    room in the type.
     """
 
     seen: set[str] = field(default_factory=set)
     fields: dict[str, Field] = field(default_factory=dict)
     element: Field | None = None
+    fits: bool = False
 
-    def add(self, value: Any, depth: int = 0) -> None:
+    def add(self, value: Any, room: Room, depth: int = 0) -> None:
         kind = _kind_of(value)
         if kind in ("object", "list") and depth == MAX_DEPTH:
             kind = "deep"
@@ -50,18 +55,34 @@ class Field:
         if kind == "list":
             self.element = self.element or Field()
             for item in value:
-                self.element.add(item, depth + 1)
+                self.element.add(item, room, depth + 1)
         elif kind == "object" and "wide" not in self.seen:
             for name, item in value.items():
-                self.fields.setdefault(name, Field()).add(item, depth + 1)
-            if len(self.fields) > MAX_FIELDS:
+                if name not in self.fields:
+                    self.fields[name] = Field()
+                    room.seen += 1
+                self.fields[name].add(item, room, depth + 1)
+            if len(self.fields) > MAX_LEAVES or (depth and room.seen > MAX_SEEN):
                 self.seen.add("wide")
+                room.seen -= self.size()
                 self.fields.clear()
+
+    def size(self) -> int:
+        """How many fields there are below, at any depth."""
+        below = sum(1 + part.size() for part in self.fields.values())
+        return below + (self.element.size() if self.element else 0)
+
+    def objects(self) -> Iterator[Field]:
+        """The objects that this value is, or holds through lists alone."""
+        if self.seen == {"object"} and self.fields:
+            yield self
+        elif self.seen == {"list"} and self.element:
+            yield from self.element.objects()
 
     @property
     def kind(self) -> str:
         """The type that all values are stored as: bool, int, float, string, object or list."""
-        if self.seen == {"object"} and self.fields:
+        if self.seen == {"object"} and self.fits:
             return "object"
         if len(self.seen) == 1 and self.seen <= {"bool", "string", "list", "float"}:
             return next(iter(self.seen))
@@ -102,7 +123,29 @@ class Field:
         elif kind == "list":
             yield from (self.element or Field()).widened(f"{path}[]")
         elif self.seen - {kind} - ({"long"} if kind == "int" else set()):
-            yield {"field": path, "seen": sorted(self.seen), "kept_as": kind}
+            wide = {"wide"} if self.seen == {"object"} and self.fields else set()
+            yield {"field": path, "seen": sorted(self.seen | wide), "kept_as": kind}
+
+
+@dataclass
+class Room:
+    """seen: fields of all objects that are kept in mind."""
+
+    seen: int = 0
+
+
+def give_room(root: Field) -> None:
+    """Choose the objects whose fields are in the type: level by level from the root, those of few
+    fields first, as long as there are at most MAX_LEAVES leaves."""
+    leaves, level = 1, [root]
+    while level:
+        objects = [found for part in level for found in part.objects()]
+        level = []
+        for found in sorted(objects, key=lambda found: len(found.fields)):
+            found.fits = leaves - 1 + len(found.fields) <= MAX_LEAVES
+            if found.fits:
+                leaves += len(found.fields) - 1
+                level += [part for _, part in sorted(found.fields.items())]
 
 
 _PLAIN = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "string": pa.string()}
@@ -140,6 +183,7 @@ class SchemaInference:
 
     def __init__(self) -> None:
         self.root = Field()
+        self.room = Room()
         self.invalid: Counter[str] = Counter()
 
     def add(self, cells: Iterable[str | None]) -> None:
@@ -148,7 +192,18 @@ class SchemaInference:
             if problem:
                 self.invalid[problem] += 1
             elif value is not None:
-                self.root.add(value)
+                self.root.add(value, self.room)
+
+    def finish(self) -> None:
+        """All cells were added: the type is settled."""
+        give_room(self.root)
+
+    def covers(self, cells: Iterable[str | None]) -> bool:
+        """Whether the settled type is also that of cells that were not added."""
+        more = copy.deepcopy(self)
+        more.add(cells)
+        more.finish()
+        return more.arrow_type() == self.arrow_type()
 
     def arrow_type(self) -> pa.DataType:
         """A struct; string (JSON text) where no row has fields, or the rows have too many."""

@@ -13,30 +13,43 @@ chain of checksums runs from the live generation to every byte it answers from.
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from io import BufferedReader
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from chiasm.index.faiss_runtime import load_faiss
+from chiasm.index.plan import Count
 from chiasm.index.segments.advice import build_command
-from chiasm.index.segments.cache import fetch_to_cache
+from chiasm.index.segments.cache import open_cached
 from chiasm.index.segments.catalog import Catalog, CatalogWriter, IndexedShard
 from chiasm.index.segments.checksums import Digest, FileSum
 from chiasm.index.segments.json_columns import SchemaInference
+from chiasm.index.segments.names import (
+    CATALOG,
+    RECORD,
+    SEGMENTS,
+    is_final_file,
+    is_segment_id,
+    segment_file,
+)
+from chiasm.index.segments.verified import is_verified
 from chiasm.pipeline.collection import vectors_of
-from chiasm.pipeline.errors import CollectionError
-from chiasm.pipeline.storage import Folder, PendingFile, display_name, is_temporary
+from chiasm.pipeline.errors import CollectionError, SourceError, StorageError
+from chiasm.pipeline.storage import Folder, PendingFile, display_name
+from chiasm.pipeline.stored_records import read_record
 
 SCHEMA = 1
-CATALOG = "rows.arrow"
-SEGMENTS = "index/segments"
-TRAINED = "index/trained"
+
+
+class SegmentGone(CollectionError):
+    """A file of a segment is not there any more: a later build may have swept it."""
 
 
 @dataclass(frozen=True)
@@ -44,46 +57,50 @@ class SegmentRecord:
     """What `segment.json` holds. vectors: how many each column's index has."""
 
     id: str
-    rows: int
-    dim: int
-    vectors: dict[str, int]
+    rows: Count
+    dim: Count
+    vectors: dict[str, Count]
     shards: tuple[IndexedShard, ...]
     files: dict[str, FileSum]
     schema: int = SCHEMA
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self), ensure_ascii=False, indent=1).encode() + b"\n"
+        text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
+        return text.encode("utf-8", "surrogatepass") + b"\n"
 
     @classmethod
     def from_json(cls, data: bytes, folder: Folder, name: str) -> SegmentRecord:
-        try:
-            fields = json.loads(data)
-            fields["shards"] = tuple(IndexedShard(**shard) for shard in fields["shards"])
-            fields["files"] = {file: FileSum(**entry) for file, entry in fields["files"].items()}
-            return cls(**fields)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CollectionError(
-                display_name(folder.url_of(name)),
-                expected="a segment",
-                found=str(error),
-                do=f"run {build_command(folder)}",
-            ) from error
+        """Raises CollectionError for a damaged record, and for names that chiasm does not write."""
+        where, do = display_name(folder.url_of(name)), f"run {build_command(folder)}"
+        record = read_record(data, where, cls, what="a segment", do=do, schema=SCHEMA)
+        fault = record.fault()
+        if fault:
+            raise CollectionError(where, expected="a segment", found=fault, do=do)
+        return record
 
-
-def is_segment_file(base: str) -> bool:
-    """Whether a segment, or a folder of trained indexes, may hold a file of this name."""
-    own = base in (CATALOG, "segment.json") or base.endswith((".faiss", ".f16"))
-    return own or is_temporary(base)
-
-
-def segment_file(segment_id: str, name: str) -> str:
-    return f"{SEGMENTS}/{segment_id}/{name}"
+    def fault(self) -> str:
+        """What does not fit together, "" where everything does."""
+        if not is_segment_id(self.id):
+            return f"the id {self.id!r}"
+        if odd := [name for name in self.files if not is_final_file(name)]:
+            return f"a file {odd[0]!r}"
+        if CATALOG not in self.files:
+            return f"no file {CATALOG}"
+        if sum(shard.rows for shard in self.shards) != self.rows:
+            return f"{self.rows} rows of shards that have another number"
+        raw = {column: self.files.get(f"{column}.f16") for column in self.vectors}
+        for column, checksum in raw.items():
+            size = None if checksum is None else checksum.size
+            if size != self.rows * self.dim * 2 or f"{column}.faiss" not in self.files:
+                return f"no files for {self.rows} vectors of column {column!r}"
+        return ""
 
 
 class SegmentWriter:
     """Writes a segment from Parquet rows; `commit` gives its files their names. Used in a `with`,
-    which leaves no temporary behind. copied: the catalog's `copied_columns`. indexes: for each
-    column an empty FAISS index that takes ids, trained where its kind needs it.
+    which leaves no temporary behind. shards: those whose rows may come, in this order. copied: the
+    catalog's `copied_columns`. indexes: for each column an empty FAISS index that takes ids,
+    trained where its kind needs it. batch_bytes: as the catalog's writer takes it.
     """
 
     def __init__(
@@ -97,14 +114,18 @@ class SegmentWriter:
         copied: Sequence[str],
         indexes: dict[str, Any],
         dim: int,
+        batch_bytes: int,
     ) -> None:
         self.id, self.dim, self.rows = segment_id, dim, 0
-        self._folder, self._run_id, self._shards = folder, run_id, tuple(shards)
+        self._folder, self._run_id = folder, run_id
+        self._shards = dict(enumerate(shards))
         self._indexes = indexes
-        self._stack = ExitStack()
         self._files: dict[str, tuple[PendingFile, Digest]] = {}
-        self._raw = {column: self._create(f"{column}.f16") for column in indexes}
-        self._catalog = CatalogWriter(self._create(CATALOG), shards, schema, copied)
+        with ExitStack() as self._stack:  # closes the first files where a later one fails
+            self._raw = {column: self._create(f"{column}.f16") for column in indexes}
+            catalog = self._create(CATALOG)
+            self._stack = self._stack.pop_all()
+        self._catalog = CatalogWriter(catalog, shards, schema, copied, batch_bytes)
 
     def __enter__(self) -> SegmentWriter:
         return self
@@ -123,6 +144,10 @@ class SegmentWriter:
             index.add_with_ids(vectors[has].astype(np.float32), positions.astype(np.int64))
         self.rows += len(rows)
 
+    def leave_out(self, shard: int) -> None:
+        """The shard at `shards[shard]`, of which no rows were added, is not part of the segment."""
+        del self._shards[shard]
+
     def commit(self) -> tuple[SegmentRecord, FileSum]:
         """Name every file, `segment.json` last; returns the record and its checksum."""
         faiss = load_faiss()
@@ -138,11 +163,11 @@ class SegmentWriter:
             rows=self.rows,
             dim=self.dim,
             vectors={column: int(index.ntotal) for column, index in self._indexes.items()},
-            shards=self._shards,
+            shards=tuple(self._shards.values()),
             files={name: digest.sum() for name, (_, digest) in sorted(self._files.items())},
         )
         content = record.to_json()
-        self._folder.write_whole(segment_file(self.id, "segment.json"), content, self._run_id)
+        self._folder.write_whole(segment_file(self.id, RECORD), content, self._run_id)
         return record, FileSum.of(content)
 
     def _create(self, name: str) -> Digest:
@@ -154,10 +179,14 @@ class SegmentWriter:
 
 
 class Segment:
-    """A committed segment, open for searching. Files are mapped when first used; safe to share."""
+    """A committed segment, open for searching. Files are compared with their checksums and mapped
+    when first used; safe to share. deleted: positions that searches leave out.
 
-    def __init__(self, folder: Folder, record: SegmentRecord) -> None:
+    Using a file raises CollectionError where it is damaged, SegmentGone where it was removed."""
+
+    def __init__(self, folder: Folder, record: SegmentRecord, deleted: Sequence[int] = ()) -> None:
         self.record = record
+        self.deleted = np.array(deleted, dtype=np.int64)
         self._folder = folder
         self._lock = threading.Lock()
         self._open: dict[str, Any] = {}
@@ -167,50 +196,89 @@ class Segment:
 
     @property
     def catalog(self) -> Catalog:
-        return self._open_once(CATALOG, Catalog)
+        return self._open_once(
+            CATALOG, lambda file, where, rebuild: Catalog(file, where, rebuild, self.record.rows)
+        )
 
     def index(self, column: str) -> Any:
         """The column's FAISS index, mapped. Shared: a search must not change it."""
-        return self._open_once(f"{column}.faiss", _read_index)
+        return self._open_once(f"{column}.faiss", read_index)
 
     def raw(self, column: str) -> np.ndarray:
         """(rows, dim) float16, mapped, zero where a row has no vector."""
         shape = (self.record.rows, self.record.dim)
         return self._open_once(
             f"{column}.f16",
-            lambda path, rebuild: np.memmap(path, dtype="<f2", mode="r", shape=shape),
+            lambda file, where, rebuild: np.memmap(file, dtype="<f2", mode="r", shape=shape),
         )
 
-    def _open_once(self, name: str, opener: Callable[[Path, str], Any]) -> Any:
+    def missing_files(self) -> list[str]:
+        """The names of files that are not there with their sizes."""
+        stats = self._folder.list_stats(f"{SEGMENTS}/{self.record.id}")
+        missing: list[str] = []
+        for base, checksum in self.record.files.items():
+            name = segment_file(self.record.id, base)
+            found = stats.get(name) or self._folder.stat(name)  # a listing may be late
+            if found is None or found.size not in (checksum.size, -1):
+                missing.append(name)
+        return missing
+
+    def _open_once(self, name: str, opener: Callable[[BufferedReader, str, str], Any]) -> Any:
         with self._lock:
             if name not in self._open:
-                self._open[name] = opener(self._local_path(name), build_command(self._folder))
+                where = display_name(self._folder.url_of(segment_file(self.record.id, name)))
+                try:
+                    with self._open_file(name, where) as file:
+                        self._open[name] = opener(file, where, build_command(self._folder))
+                except OSError as error:
+                    found = error.strerror or str(error)
+                    raise StorageError(where, expected="a usable file", found=found) from error
             return self._open[name]
 
-    def _local_path(self, name: str) -> Path:
-        """The path of a file that has its recorded size; of an object store, of its cached copy."""
-        file = segment_file(self.record.id, name)
+    def _open_file(self, name: str, where: str) -> BufferedReader:
+        """A file whose content has its checksum; of an object store, its cached copy."""
+        file, checksum = segment_file(self.record.id, name), self.record.files[name]
         if self._folder.local is None:
-            return fetch_to_cache(self._folder, file, self.record.files[name])
-        path = self._folder.path(file)
-        size = path.stat().st_size if path.exists() else None
-        if size != self.record.files[name].size:
-            raise CollectionError(
-                str(path),
-                expected=f"{self.record.files[name].size} bytes",
-                found="no such file" if size is None else f"{size}",
-                do=f"run {build_command(self._folder)}",
-            )
-        return path
+            try:
+                return open_cached(self._folder, file, checksum, self)
+            except (SourceError, StorageError):
+                if self._folder.stat(file) is None:
+                    raise self._gone(where) from None
+                raise
+        try:
+            local = open(self._folder.path(file), "rb")  # noqa: SIM115 (returned open)
+        except FileNotFoundError:
+            raise self._gone(where) from None
+        if is_verified(local, checksum):
+            return local
+        with local:
+            found = FileSum.of_file(local)
+        raise CollectionError(
+            where,
+            expected=f"checksum {checksum.blake2b}, {checksum.size} bytes",
+            found=f"{found.blake2b}, {found.size} bytes",
+            do=f"run {build_command(self._folder)}",
+        )
+
+    def _gone(self, where: str) -> SegmentGone:
+        do = f"run {build_command(self._folder)}"
+        return SegmentGone(where, expected="a file of the index", found="no such file", do=do)
 
 
-def _read_index(path: Path, rebuild: str) -> Any:
+def read_index(file: BufferedReader, where: str, rebuild: str) -> Any:
+    """An open FAISS index, mapped; the file may be closed afterwards. where, rebuild: its name, and
+    the command that errors advise."""
     faiss = load_faiss()
+    # By the open file, which stays the one that was verified whatever happens to its name.
+    path = f"/dev/fd/{file.fileno()}"
     try:
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
+        return faiss.read_index(
+            path if os.path.exists(path) else file.name,
+            faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY,
+        )
     except RuntimeError as error:
         raise CollectionError(
-            str(path),
+            where,
             expected="a FAISS index",
             found=str(error).strip().splitlines()[-1],
             do=f"run {rebuild}",

@@ -1,79 +1,146 @@
-"""Sweeping: removes old generations, segments that no generation names, and temporaries of dead
-builds.
+"""Sweeping: removes what builds have left that no generation needs any more.
 
-Kept are the live generation, the last few and the young ones (readers may have just opened them),
-every segment those name, and whatever a running build has written so far. The order makes this safe
-beside other builds: first the folders are listed, then the running builds, then the generations. A
-build that ends between the first two has published its generation by the third.
+Kept are the live generation, the last few, those that ceased to be live a while ago at most
+(readers may have them open), every segment those name, and whatever a build that may live has
+written so far. Removed are only files and folders of names that chiasm writes (`names.py`).
+
+The order makes this safe beside other builds: first the folders are listed, then the builds that
+live, and those found dead are marked, then the generations are read. A build that ends between the
+first two has published its generation by the third. A build that was taken for dead and lives finds
+the mark, or its segments gone, before it moves CURRENT.
+
+How long ago a generation ceased to be live is told by two files of the same store, hence by one
+clock: the mark that the first sweep to find it replaced has written, and the latest of all such
+marks and CURRENT. A clock that is set can shorten that time; a searcher that is open then opens the
+live generation and answers from that.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterable
 
 from chiasm.index.plan import IndexSettings
-from chiasm.index.segments.generations import (
+from chiasm.index.segments.generations import Manifest, read_manifest
+from chiasm.index.segments.names import (
+    CURRENT,
     GENERATIONS,
-    Manifest,
-    current_number,
+    RECORD,
+    SEGMENTS,
+    TRAINED,
+    is_segment_file,
     manifest_name,
-    numbers,
-    read_manifest,
+    numbers_in,
+    replaced_name,
+    run_of_folder,
 )
-from chiasm.index.segments.segment import SEGMENTS, TRAINED, is_segment_file
+from chiasm.index.segments.publish import live_number
 from chiasm.pipeline.collection import Run
-from chiasm.pipeline.errors import CollectionError
-from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.errors import CollectionError, StorageError
+from chiasm.pipeline.storage import Folder, Stat
+
+LOG = logging.getLogger(__name__)
 
 
 def sweep(folder: Folder, run: Run, settings: IndexSettings) -> list[str]:
-    """Remove what is not needed any more; returns the names of what was removed."""
-    segments, trained = folder.folders(SEGMENTS), folder.folders(TRAINED)
-    temporaries = run.remove_temporaries(["index", GENERATIONS, "runs"])
+    """Remove what is not needed any more, of this run too; returns the names of what was
+    removed."""
+    removed = run.remove_temporaries(["index", GENERATIONS, "runs"]) + run.abort_uploads()
+    removed += remove_unnamed(folder, run)  # first: that makes room for the marks
+    old = _remove_old_generations(folder, run, settings)
+    return removed + old + (remove_unnamed(folder, run) if old else [])
+
+
+def remove_unnamed(folder: Folder, run: Run) -> list[str]:
+    """Remove the segments and trained indexes that no generation names and no other run that may
+    live has written; returns the folders' names."""
+    writers = {name: run_of_folder(name) for name in leftovers(folder)}
     running = {other.id for other in run.others()}
-    kept, old = _generations(folder, settings)
-    for name in old:
-        folder.remove(name)
-    removed = old + temporaries + run.abort_uploads()
-    if None in kept:
-        return removed  # a newer version's, perhaps: the segments that it names are not known
-    named = {name for manifest in kept if manifest for name in _folders_of(manifest)}
-    unnamed = [name for name in segments if _base(name).rpartition("-")[0] not in running]
-    unnamed += [name for name in trained if _base(name) not in running]
-    unnamed = [name for name in unnamed if name not in named]
-    for name in unnamed:
+    try:
+        run.mark_dead()
+    except StorageError as error:  # of a full disk, in which room is to be made now
+        LOG.warning("dead runs are not marked: %s", error)
+    named: set[str] = set()
+    for number in numbers_in(folder.list(GENERATIONS), "json"):
+        manifest = _read_or_none(folder, number)
+        if manifest is None:
+            return []  # a newer version's, perhaps: the segments that it names are not known
+        named |= {f"{SEGMENTS}/{entry.id}" for entry in manifest.segments}
+        named |= {entry.file.rpartition("/")[0] for entry in manifest.trained.values()}
+    unnamed = [
+        name for name, writer in writers.items() if name not in named and writer not in running
+    ]
+
+    def remove(name: str) -> None:
+        folder.remove(f"{name}/{RECORD}")  # first: a segment that has its record is whole
         folder.remove_folder(name, is_segment_file)
-    return removed + unnamed
+
+    return _remove_all(unnamed, remove)
 
 
-def _folders_of(manifest: Manifest) -> Iterator[str]:
-    for entry in manifest.segments:
-        yield f"{SEGMENTS}/{entry.id}"
-    for trained in manifest.trained.values():
-        yield trained.file.rpartition("/")[0]
+def leftovers(folder: Folder) -> list[str]:
+    """The folders of segments and of trained indexes that chiasm has written."""
+    found = folder.folders(SEGMENTS) + folder.folders(TRAINED)
+    return [name for name in found if run_of_folder(name) is not None]
 
 
-def _base(name: str) -> str:
-    return name.rpartition("/")[2]
-
-
-def _generations(
-    folder: Folder, settings: IndexSettings
-) -> tuple[list[Manifest | None], list[str]]:
-    """The manifests to keep (None: one that cannot be read) and the names of those to remove."""
-    existing = numbers(folder)
-    last = {*existing[-settings.keep_generations :], current_number(folder)}
-    kept: list[Manifest | None] = []
+def _remove_old_generations(folder: Folder, run: Run, settings: IndexSettings) -> list[str]:
+    """Remove the manifests of generations that nobody needs, and mark those that were replaced."""
+    found = folder.list_stats(GENERATIONS)
+    existing, marks = (numbers_in([*found], kind) for kind in ("json", "replaced"))
+    live = live_number(folder)
+    if live not in existing:
+        return []  # CURRENT is damaged: any of them may have to answer
+    kept = {live, *existing[-settings.keep_generations :]}
+    now = _latest({**found, **folder.list_stats("index")})
     old: list[str] = []
     for number in existing:
-        try:
-            manifest = read_manifest(folder, number)
-        except CollectionError:
-            manifest = None
-        young = manifest is not None and time.time() - manifest.created < settings.keep_seconds
-        if number in last or young:
-            kept.append(manifest)
+        mark = replaced_name(number)
+        if number == live:
+            continue
+        if number not in marks:
+            folder.write_whole(mark, b"", run.id)
+            aged = settings.keep_seconds == 0
         else:
+            age = _age(found[mark].modified, now)
+            aged = age is None or age >= settings.keep_seconds
+        if aged and number not in kept:
             old.append(manifest_name(number))
-    return kept, old
+    gone = [replaced_name(number) for number in marks if number == live or number not in existing]
+    _remove_all(gone, folder.remove)
+    removed = _remove_all(old, folder.remove)
+    _remove_all([name.removesuffix(".json") + ".replaced" for name in removed], folder.remove)
+    return removed
+
+
+def _latest(found: dict[str, Stat]) -> float | None:
+    """When CURRENT or any of the marks was last written, by the store's clock; None where the store
+    does not tell."""
+    marks = map(replaced_name, numbers_in([*found], "replaced"))
+    times = [found[name].modified for name in (CURRENT, *marks)]
+    return max((time for time in times if time is not None), default=None)
+
+
+def _age(modified: float | None, now: float | None) -> float | None:
+    """None where the store tells no times: then the number of generations decides alone."""
+    return None if modified is None or now is None else now - modified
+
+
+def _read_or_none(folder: Folder, number: int) -> Manifest | None:
+    try:
+        return read_manifest(folder, number)
+    except CollectionError:
+        return None
+
+
+def _remove_all(names: Iterable[str], remove: Callable[[str], None]) -> list[str]:
+    """Remove each; returns those that were. One that cannot be removed, such as a link that
+    somebody has put there, keeps nobody from the rest."""
+    removed: list[str] = []
+    for name in names:
+        try:
+            remove(name)
+            removed.append(name)
+        except StorageError as error:
+            LOG.warning("not removed: %s", error)
+    return removed

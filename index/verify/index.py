@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,12 @@ from chiasm.index.segments import (
     segment_file,
     stale_shards,
 )
-from chiasm.pipeline.collection import Collection, EmbeddingFile, find_embedding
+from chiasm.pipeline.collection import (
+    Collection,
+    EmbeddingFile,
+    find_embedding,
+    read_relocations,
+)
 from chiasm.pipeline.errors import ChiasmError, CollectionError
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.verify import MIN_COSINE, Finding
@@ -99,12 +104,13 @@ def _check_segment(
             what = f"{len(ids)} {column} vectors in the FAISS index, {len(expected)} stored"
             yield Finding(where, f"{what}, at other positions", rebuild)
     first = 0
+    relocated = read_relocations(folder).shards
     for shard in record.shards:
         try:
             file = None if shard.shard in stale else find_embedding(folder, shard.shard)
             if file is not None:
                 columns = list(generation.manifest.columns)
-                for what in _differences(segment, shard, first, file, columns):
+                for what in _differences(segment, shard, first, file, columns, relocated):
                     yield Finding(f"{where}, shard {shard.shard}", what, rebuild)
         except CollectionError:
             pass  # a damaged file or ledger entry, which check_shards has reported
@@ -112,7 +118,12 @@ def _check_segment(
 
 
 def _differences(
-    segment: Segment, shard: IndexedShard, first: int, file: EmbeddingFile, columns: list[str]
+    segment: Segment,
+    shard: IndexedShard,
+    first: int,
+    file: EmbeddingFile,
+    columns: list[str],
+    relocated: Container[str],
 ) -> Iterator[str]:
     """How the shard's part of a segment, from row `first` on, differs from its Parquet file."""
     copied = copied_columns(segment.catalog.modalities)
@@ -121,10 +132,14 @@ def _differences(
     for name in copied:
         if not catalog[name].combine_chunks().equals(table[name].combine_chunks()):
             yield f"column {name} of the catalog differs from the embeddings"
-    constants = {"shard": shard.shard, "edition": shard.edition, "url": file.footer.source.url}
+    constants = {"shard": shard.shard, "edition": shard.edition}
     for name, value in constants.items():
         if set(catalog[name].to_pylist()) - {value}:
             yield f"rows of the catalog whose {name} is not {value}"
+    url = file.footer.source.url
+    # A row of a relocated shard is read where that is now, whatever URL the catalog has.
+    if shard.shard not in relocated and set(catalog["url"].to_pylist()) - {url}:
+        yield f"rows of the catalog whose url is not {url}"
     if catalog["row"].to_pylist() != list(range(shard.rows)):
         yield "row numbers of the catalog are not consecutive: ids name other rows"
     for column in columns:

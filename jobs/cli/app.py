@@ -8,11 +8,14 @@ usage, 130 and 143 stopped by ctrl-C and SIGTERM.
 
 from __future__ import annotations
 
-import io
+import contextlib
+import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import platformdirs
@@ -20,9 +23,16 @@ import typer
 
 from chiasm.jobs.cli.command_group import CONTEXT, Group, lazy_group
 from chiasm.jobs.cli.logs import LogFormat, LogLevel, set_up_logging, unseen_log_file
-from chiasm.jobs.console import divert_c_output, printable
+from chiasm.jobs.console import (
+    divert_c_output,
+    open_closed_streams,
+    printable,
+    take_any_text,
+)
 from chiasm.jobs.signals import STOPPING, Stopped
 from chiasm.pipeline.errors import ChiasmError, UsageError
+
+LOG = logging.getLogger(__name__)
 
 
 def _refuse_preset(ctx: typer.Context, value: str | None) -> None:
@@ -69,6 +79,8 @@ its quality on data that it did not learn from.""",
     ),
     "filter": "Leave out captions that do not describe their pictures.",
     "check": "Verify a collection and its index.",
+    "relocate": "Follow shards that were moved, without embedding them again.",
+    "forget": "Take the rows of shards out of a collection.",
     "submit": "Run a chiasm command as a job on a Ray cluster.",
 }
 
@@ -112,56 +124,98 @@ def load_command(name: str) -> tuple[Callable[..., None], str]:
             from chiasm.jobs.cli import filter
 
             return filter.filter_, filter.HELP
-        case "check":
-            from chiasm.jobs.cli import check
-
-            return check.check, check.HELP
         case "submit":
             from chiasm.jobs.cli import submit
 
             return submit.submit, submit.HELP
+    return _load_upkeep(name)
+
+
+def _load_upkeep(name: str) -> tuple[Callable[..., None], str]:
+    """The same of the commands that keep a collection true."""
+    match name:
+        case "check":
+            from chiasm.jobs.cli import check
+
+            return check.check, check.HELP
+        case "relocate":
+            from chiasm.jobs.cli import relocate
+
+            return relocate.relocate_, relocate.HELP
+        case "forget":
+            from chiasm.jobs.cli import forget
+
+            return forget.forget_, forget.HELP
     raise LookupError(name)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit."""
-    prepare_process()
     try:
+        prepare_process()
         try:
             application()(args=None if argv is None else list(argv), prog_name="chiasm")
         finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()  # here, where a full disk can still be reported
+            sys.stdout.flush()  # here, where a full disk can still be reported
     except ChiasmError as error:
-        print(f"chiasm: {printable(str(error))}", file=sys.stderr)
+        _print_error(str(error))
         if error.exit_code == 1 and (log := unseen_log_file()) is not None:
-            print(f"log: {printable(str(log))}", file=sys.stderr)
+            print(printable(f"log: {log}"), file=sys.stderr)
         _leave(error.exit_code)
     except Stopped as stopped:
-        message = stopped.message or "stopped; run the same command again to go on"
-        print(f"chiasm: {message}", file=sys.stderr)
+        _print_error(stopped.message or "stopped; run the same command again to go on")
         _leave(stopped.exit_code)
     except BrokenPipeError:
         _leave(1)  # stdout's reader is gone
     except OSError as error:
-        print(f"chiasm: output: {error.strerror or error}", file=sys.stderr)
+        _print_error(f"{error.filename or 'output'}: {error.strerror or error}")
+        _leave(1)
+    except MemoryError:
+        _print_error("this command: expected memory to go on, found none left")
+        _leave(1)
+    except Exception as error:  # noqa: BLE001  a fault of ours: its traceback goes to the log file
+        LOG.info("%s", traceback.format_exc())
+        where = unseen_log_file()
+        _print_error(
+            f"a fault of chiasm: {type(error).__name__}: {error}; please report it"
+            + (f" with {where}" if where else "")
+        )
         _leave(1)
 
 
 def prepare_process() -> None:
     """Signals, text streams that take any text, and C libraries' output; once, before all else."""
+    open_closed_streams()
     STOPPING.install()
-    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):
-        if isinstance(stream, io.TextIOWrapper):  # None where it is closed
-            stream.reconfigure(errors=errors)
+    take_any_text()
+    try:
+        Path.home()
+    except RuntimeError:  # a user without a home: a place where nothing can be kept, not ./~
+        os.environ["HOME"] = "/nonexistent"
+    _require_folder()
     # Threads that wait in a loop take the cores from those that decode and from other processes.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     divert_c_output(platformdirs.user_cache_path("chiasm", appauthor=False) / "c-output.log")
 
 
+def _require_folder() -> None:
+    """UsageError where the current folder is gone: no relative path leads anywhere."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError(
+            "the current folder", expected="one that is there", found=str(error.strerror), do="cd"
+        ) from error
+
+
+def _print_error(message: str) -> None:
+    with contextlib.suppress(OSError):  # stderr is gone too
+        print(printable(f"chiasm: {message}"), file=sys.stderr, flush=True)
+
+
 def _leave(code: int) -> NoReturn:
     """Exit without a second try to write what stdout still holds."""
-    if sys.stdout is not None:
+    with contextlib.suppress(OSError, ValueError):  # not on a descriptor
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
@@ -183,7 +237,7 @@ def application() -> typer.Typer:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"chiasm {metadata.version('chiasm')}")
+        print(printable(f"chiasm {metadata.version('chiasm')}"))
         raise typer.Exit
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
@@ -12,7 +11,7 @@ from chiasm.index.verify import Report
 from chiasm.index.verify import check as check_collection
 from chiasm.jobs.cli.options import Assignments, Collection, Device, Preset
 from chiasm.jobs.config import compose
-from chiasm.jobs.console import printable
+from chiasm.jobs.console import json_line, printable
 from chiasm.pipeline.errors import CollectionError
 
 HELP = """
@@ -41,7 +40,7 @@ def check(
     report = check_collection(collection, reencode=reencode, encoding=settings.encoder)
     if as_json:
         findings = [asdict(finding) for finding in report.findings]
-        print(json.dumps({"ok": report.ok, "checked": report.checked, "findings": findings}))
+        print(json_line({"ok": report.ok, "checked": report.checked, "findings": findings}))
     else:
         print_report(report)
     if not report.ok:
@@ -56,6 +55,7 @@ def check(
 def print_report(report: Report) -> None:
     for finding in report.findings:
         print(printable(str(finding)))
-    print("checked " + ", ".join(f"{count:,} {kind}" for kind, count in report.checked.items()))
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in report.checked.items())
+    print(printable(f"checked {counts}"))
     if report.ok:
         print("no findings")

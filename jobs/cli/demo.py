@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import typer
 from rich.console import Console
 
 from chiasm.jobs.cli.options import print_progress
-from chiasm.jobs.console import showing
+from chiasm.jobs.console import json_line, printable, showing
 from chiasm.jobs.demo import Demo, run_demo
 
 HELP = """
@@ -19,6 +18,12 @@ HELP = """
 
 Nothing is downloaded: the pictures are drawn from a seed, and the encoder ships with chiasm. Run
 again, the same demo reuses what is there."""
+NEXT = (
+    "  chiasm embed 'YOUR_SHARDS/*.tar' --to mine.chiasm "
+    "--encoder hf:google/siglip2-base-patch16-224",
+    "  chiasm index build mine.chiasm",
+    '  chiasm search mine.chiasm "whatever you look for" --sheet hits.png',
+)
 
 
 def demo(
@@ -34,7 +39,7 @@ def demo(
     with showing(console) as show:
         found = run_demo(seed, samples, folder, report=print_progress, show=show)
     if as_json:
-        print(json.dumps(found.as_json()))
+        print(json_line(found.as_json()))
     else:
         print_demo(found)
 
@@ -42,24 +47,20 @@ def demo(
 def print_demo(found: Demo) -> None:
     """Questions, answers, figures, and what to type next."""
     for answer, right in found.questions:
-        print(f"\n{answer.query}")
+        print("\n" + printable(answer.query))
         for result, true in zip(answer, right, strict=True):
-            print(f"  {result.score:6.3f}  {'true ' if true else 'false'}  {result.caption}")
-    print(
-        f"\nrecall on {found.rows:,} scenes, each with three or more that differ in one attribute:"
-    )
+            verdict = "true " if true else "false"
+            print(printable(f"  {result.score:6.3f}  {verdict}  {result.caption}"))
+    about = "each with three or more that differ in one attribute"
+    print("\n" + printable(f"recall on {found.rows:,} scenes, {about}:"))
     for direction, languages in found.recall.items():
         for language, recall in languages.items():
             shares = "  ".join(f"R@{name[1:]} {share:.3f}" for name, share in recall.items())
-            print(f"  {direction.replace('_', ' ')}, {language}: {shares}")
+            print(printable(f"  {direction.replace('_', ' ')}, {language}: {shares}"))
     stages = ", ".join(f"{stage} {spent:.1f} s" for stage, spent in found.seconds.items())
-    print(f"\n{stages}")
-    print(f"the answers as a picture: {found.sheet}")
-    print(
-        f"""
-next:
-  chiasm search {found.collection} "a red boat" --sheet boat.png
-  chiasm embed 'YOUR_SHARDS/*.tar' --to mine.chiasm --encoder hf:google/siglip2-base-patch16-224
-  chiasm index build mine.chiasm
-  chiasm search mine.chiasm "whatever you look for" --sheet hits.png"""
-    )
+    print("\n" + printable(stages))
+    print(printable(f"the answers as a picture: {found.sheet}"))
+    print("\nnext:")
+    print(printable(f'  chiasm search {found.collection} "a red boat" --sheet boat.png'))
+    for line in NEXT:
+        print(printable(line))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from importlib.util import find_spec
 from typing import Annotated
@@ -23,7 +22,7 @@ from chiasm.jobs.cli.options import (
     print_progress,
 )
 from chiasm.jobs.config import compose
-from chiasm.jobs.console import printable, showing
+from chiasm.jobs.console import json_line, printable, showing
 from chiasm.jobs.embed_shards import USES, EmbedRequest, embed_shards
 from chiasm.pipeline.embed_summary import EmbedSummary, summary_error
 from chiasm.pipeline.storage import display_name
@@ -67,6 +66,12 @@ def embed(
     max_loss: Annotated[
         float | None, typer.Option(help="Share of samples that may be dropped. (default: 0.01)")
     ] = None,
+    reembed: Annotated[
+        bool, typer.Option("--reembed", help="Embed shards again that earlier rules have read.")
+    ] = False,
+    allow_damaged: Annotated[
+        bool, typer.Option("--allow-damaged", help="Shards that are cut or damaged are no failure.")
+    ] = False,
     allow_query: AllowQuery = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
@@ -80,6 +85,8 @@ def embed(
         settings=compose(preset, assignments or (), flags, uses=USES),
         address=address,
         limit=limit,
+        reembed=reembed,
+        allow_damaged=allow_damaged,
     )
     if find_spec("faiss") is None:
         print_progress(NO_FAISS)
@@ -87,13 +94,23 @@ def embed(
     with contextlib.redirect_stdout(sys.stderr), showing(Console(stderr=True)) as show:
         summary = embed_shards(request, show, report=print_progress)
     if as_json:
-        print(json.dumps(summary.as_json(), ensure_ascii=False))
+        print(json_line(summary.as_json()))
     else:
         print_summary(summary, to)
+    print_odd(summary)
     error = summary_error(summary)
     if error is not None:
         print_failures(summary)
         raise error
+
+
+def print_odd(summary: EmbedSummary) -> None:
+    """Shards that are damaged, and what most rows lack."""
+    for damaged in summary.damaged:
+        where = display_name(damaged["shard"])
+        print(printable(f"damaged {where}: {damaged['reason']}"), file=sys.stderr)
+    for hint in summary.hints:
+        print(printable(f"chiasm: {hint}"), file=sys.stderr)
 
 
 def print_failures(summary: EmbedSummary) -> None:
@@ -108,23 +125,27 @@ def print_failures(summary: EmbedSummary) -> None:
             print(
                 printable(f"dropped {display_name(url)} {dropped.key}: {reason}"), file=sys.stderr
             )
-        if len(summary.dropped_samples) > MOST_LISTED:
-            left = len(summary.dropped_samples) - MOST_LISTED
-            print(f"and {left:,} more, in the ledger of each shard", file=sys.stderr)
+        left = summary.dropped - min(MOST_LISTED, len(summary.dropped_samples))
+        if left:
+            print(printable(f"and {left:,} more, in the ledger of each shard"), file=sys.stderr)
 
 
 def print_summary(summary: EmbedSummary, to: str) -> None:
     """The run in a few lines, for a person."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary.reasons.items())
-    print(
-        f"{summary.rows:,} rows of {summary.samples:,} samples in {to}"
-        + (f"; {summary.dropped:,} dropped ({reasons})" if summary.dropped else "; none dropped")
-    )
+    dropped = f"{summary.dropped:,} dropped ({reasons})" if summary.dropped else "none dropped"
+    print(printable(f"{summary.rows:,} rows of {summary.samples:,} samples in {to}; {dropped}"))
+    if summary.notes:
+        notes = ", ".join(f"{count:,} {reason}" for reason, count in summary.notes.items())
+        print(printable(f"notes: {notes}"))
     counted = f"shards: {summary.done} done, {summary.skipped} were done already"
-    print(counted + (f", {len(summary.failed)} quarantined" if summary.failed else ""))
+    counted += f", {len(summary.damaged)} damaged" if summary.damaged else ""
+    counted += f", {len(summary.failed)} quarantined" if summary.failed else ""
+    print(printable(counted))
     stages = {stage: spent for stage, spent in summary.seconds.items() if stage != "total"}
     if stages:
-        print(f"{summary.pairs_per_second:,.1f} pairs/s; busy seconds by stage, all threads:")
+        rate = f"{summary.pairs_per_second:,.1f} pairs/s"
+        print(printable(f"{rate}; busy seconds by stage, all threads:"))
         for stage, spent in sorted(stages.items(), key=lambda item: -item[1]):
-            print(f"  {stage:<15}{spent:9.2f}")
-    print(f"{summary.seconds['total']:.1f} s in all")
+            print(printable(f"  {stage:<15}{spent:9.2f}"))
+    print(printable(f"{summary.seconds['total']:.1f} s in all"))

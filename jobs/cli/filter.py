@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from dataclasses import asdict
 from typing import Annotated
@@ -24,6 +23,7 @@ from chiasm.jobs.cli.options import (
     print_progress,
 )
 from chiasm.jobs.config import compose
+from chiasm.jobs.console import json_line, printable
 from chiasm.jobs.filter_shards import USES, FilterRequest, FilterSummary, filter_shards
 from chiasm.pipeline.errors import ChiasmError, UsageError
 
@@ -80,9 +80,10 @@ def filter_(
         summary = filter_shards(request, print_progress)
     if as_json:
         found = {"threshold": summary.threshold, "flag": settings.filter.flag}
-        print(json.dumps(found | asdict(summary.counts)))
+        print(json_line(found | asdict(summary.counts)))
     else:
-        print("\n".join(format_summary(summary, settings.filter.flag, to)))
+        for line in format_summary(summary, settings.filter.flag, to):
+            print(printable(line))
     _require_whole(summary, len(shard_list))
 
 
@@ -108,7 +109,7 @@ def format_summary(summary: FilterSummary, flag: bool, to: str) -> list[str]:
         f"{counts.samples - counts.left_out:,} of {counts.samples:,} samples in {to}",
     ]
     if counts.unscored:
-        lines.append(f"{counts.unscored:,} without picture or caption passed as they are")
+        lines.append(f"{counts.unscored:,} without picture, caption or score passed as they are")
     if counts.oversized:
         lines.append(f"{counts.oversized:,} members above read.max_member_bytes left out")
     return lines

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
@@ -12,7 +11,7 @@ from rich.console import Console
 from chiasm.index import BuildSummary, build_index
 from chiasm.jobs.cli.options import Assignments, Collection, Preset
 from chiasm.jobs.config import compose
-from chiasm.jobs.console import printable
+from chiasm.jobs.console import json_line, printable
 
 HELP = """
   chiasm index build photos.chiasm
@@ -20,6 +19,7 @@ HELP = """
 
 Below 100,000 rows a column is searched exactly; above, by an IVF index of 8-bit codes whose
 candidates are scored again exactly. The live index answers until the new one is complete."""
+SHOWN_FIELDS = 20  # fields of the json whose types were widened
 
 
 def build(
@@ -44,7 +44,7 @@ def build(
 
         summary = build_index(collection, columns=column, settings=settings, progress=report)
     if as_json:
-        print(json.dumps(asdict(summary), ensure_ascii=False))
+        print(json_line(asdict(summary)))
     else:
         print_summary(summary)
 
@@ -52,10 +52,13 @@ def build(
 def print_summary(summary: BuildSummary) -> None:
     """What was built, in a few lines."""
     rows, shards = f"{summary.rows:,} rows", f"{summary.shards:,} shards"
-    print(f"generation {summary.generation} is live: {rows} of {shards}")
+    print(printable(f"generation {summary.generation} is live: {rows} of {shards}"))
     for column, kind in summary.columns.items():
-        print(f"  {column:<6}{summary.vectors[column]:>12,} vectors  {kind}")
-    for field in summary.meta:
+        print(printable(f"  {column:<6}{summary.vectors[column]:>12,} vectors  {kind}"))
+    for field in summary.meta[:SHOWN_FIELDS]:
         values = ", ".join(f"{name} {value}" for name, value in field.items())
         print(printable(f"  meta {values}"))
-    print("  " + ", ".join(f"{stage} {spent:.1f} s" for stage, spent in summary.seconds.items()))
+    if len(summary.meta) > SHOWN_FIELDS:
+        print(printable(f"  meta: {len(summary.meta) - SHOWN_FIELDS} more, see --json"))
+    stages = ", ".join(f"{stage} {spent:.1f} s" for stage, spent in summary.seconds.items())
+    print(printable(f"  {stages}"))

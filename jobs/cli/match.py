@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from typing import Annotated
@@ -10,11 +9,11 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from chiasm.index.query import pixels_of
+from chiasm.index.query import encode_each, pixels_of, query_refused, text_of
 from chiasm.jobs.cli.options import ENCODING, MATCHER_HELP, Assignments, Device, Preset
 from chiasm.jobs.config import compose
-from chiasm.jobs.console import printable
-from chiasm.pipeline.encoders import load_encoder, require_matcher
+from chiasm.jobs.console import json_line, printable
+from chiasm.pipeline.encoders import load_encoder, match_each, probe_matcher, require_matcher
 from chiasm.pipeline.records import IMAGE, TEXT
 
 HELP = """
@@ -38,11 +37,16 @@ def match(
     model = load_encoder(encoder, settings.encoder)
     matcher = require_matcher(model)
     pixels = [pixels_of(image, model)]
-    words = [model.preprocess(TEXT, text) for text in texts]
+    words = [text_of(text, model) for text in texts]
     pairs = np.array([(0, number) for number in range(len(texts))])
-    logits = matcher.match((IMAGE, pixels), (TEXT, words), pairs).tolist()
-    cosines = model.encode(TEXT, words).vectors @ model.encode(IMAGE, pixels).vectors[0]
-    for text, logit, cosine in zip(texts, logits, cosines.tolist(), strict=True):
+    logits, faults = match_each(matcher, (IMAGE, pixels), (TEXT, words), pairs)
+    for number, fault in sorted(faults.items()):
+        probe_matcher(matcher)
+        raise query_refused(f'{image} with "{texts[number]}"', model, fault)
+    (of_image,) = encode_each(model.encode, IMAGE, pixels, [image], model)
+    of_texts = encode_each(model.encode, TEXT, words, [f'"{text}"' for text in texts], model)
+    cosines = [float(of_text.vectors[0] @ of_image.vectors[0]) for of_text in of_texts]
+    for text, logit, cosine in zip(texts, logits.tolist(), cosines, strict=True):
         scores = {
             "image": image,
             "text": text,
@@ -52,10 +56,11 @@ def match(
             "cosine": cosine,
         }
         if as_json:
-            print(json.dumps(scores, ensure_ascii=False))
+            print(json_line(scores))
         else:
             answer = "yes" if scores["match"] else "no "
-            print(f"{answer}  {scores['probability']:.3f}  cosine {cosine:.3f}  {printable(text)}")
+            line = f"{answer}  {scores['probability']:.3f}  cosine {cosine:.3f}  {text}"
+            print(printable(line))
 
 
 def _hint_quotes(image: str, texts: list[str]) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from chiasm.jobs.console import printable
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.shards import list_shards
@@ -46,4 +47,4 @@ def list_command_shards(specs: list[str], allow_query: bool) -> list[Shard]:
 
 def print_progress(line: str) -> None:
     """One line of progress, on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -17,7 +16,7 @@ from chiasm.index.query import check_stages
 from chiasm.index.sheet import sheet_format, write_sheet
 from chiasm.jobs.cli.options import ENCODING, Assignments, Collection, Device, Preset
 from chiasm.jobs.config import compose
-from chiasm.jobs.console import printable
+from chiasm.jobs.console import json_line, printable
 from chiasm.pipeline.collection import read_identity
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.storage import Folder
@@ -94,15 +93,16 @@ def search(
             answers += batch
     if sheet is not None:
         write_sheet(answers, sheet)
-        print(f"drew {printable(sheet)}", file=sys.stderr)
+        print(printable(f"drew {sheet}"), file=sys.stderr)
 
 
 def _print_answers(answers: list[Answer], as_json: bool) -> None:
     for answer in answers:
         if as_json:
-            print(json.dumps(answer.as_json(), ensure_ascii=False, allow_nan=False))
+            print(json_line(answer.as_json()))
         else:
-            print(format_answer(answer))
+            for line in format_answer(answer).splitlines():
+                print(printable(line))
     sys.stdout.flush()
 
 
@@ -167,7 +167,8 @@ def _batches(
             "search", expected="a text, --image FILE, or queries on stdin", found="none of them"
         )
     for lines in _stdin_lines(sys.stdin.fileno()):
-        texts = [line.strip() for line in lines if line.strip()]
+        # The first of a file of Windows begins with a byte order mark, which is none of the text.
+        texts = list(filter(None, (line.removeprefix("\ufeff").strip() for line in lines)))
         for start in range(0, len(texts), BATCH):
             yield [make_query(line) for line in texts[start : start + BATCH]]
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from chiasm.jobs.cli.options import Collection
-from chiasm.jobs.console import printable
+from chiasm.jobs.console import json_line, printable
 from chiasm.jobs.status import IndexStatus, read_status
 from chiasm.pipeline.storage import display_name
 
@@ -20,6 +19,8 @@ HELP = """
 
 Read from ledgers, runs and the index's own files, with no cluster and no model."""
 
+MOST_NAMES = 4  # of shards in one line
+
 
 def status(
     collection: Collection,
@@ -27,10 +28,11 @@ def status(
 ) -> None:
     found = read_status(collection)
     if as_json:
-        print(json.dumps(asdict(found), ensure_ascii=False))
+        print(json_line(asdict(found)))
         return
-    print(f"{found.path}: {found.encoder}, width {found.dim}, {found.precision}")
-    print(f"{found.rows:,} rows of {found.samples:,} samples from {found.shards:,} shards")
+    print(printable(f"{found.path}: {found.encoder}, width {found.dim}, {found.precision}"))
+    rows, samples = f"{found.rows:,} rows", f"{found.samples:,} samples"
+    print(printable(f"{rows} of {samples} from {found.shards:,} shards"))
     _print_counts("dropped", found.reasons)
     _print_counts("notes", found.notes)
     print(printable(format_index(found.index)))
@@ -40,9 +42,15 @@ def status(
         print(
             printable(f"quarantined {display_name(quarantined['shard'])}: {quarantined['reason']}")
         )
+    for damaged in found.damaged:
+        print(printable(f"damaged {display_name(damaged['shard'])}: {damaged['reason']}"))
+    if found.earlier_rules:
+        count = f"{found.earlier_rules:,} shards read by earlier rules"
+        print(printable(f"{count}; chiasm embed --reembed reads them again"))
+    if sources := found.sources.describe(found.path):
+        print(printable(sources))
     for run in found.runs[-5:]:
-        claims = f", holds {', '.join(run['holds'])}" if run["holds"] else ""
-        print(f"run {run['id']}: {run['command']} {run['state']}, {run['age']}{claims}")
+        print(printable(format_run(run)))
 
 
 def format_index(index: IndexStatus) -> str:
@@ -51,14 +59,34 @@ def format_index(index: IndexStatus) -> str:
         return f"index: {index.state}; {index.do}"
     columns = ", ".join(f"{name} ({kind})" for name, kind in index.columns.items())
     line = f"index: generation {index.generation}, {index.rows:,} rows, columns {columns}"
-    if index.state == "current":
+    if index.instead_of:
+        line = f"{line}, in place of the live one ({index.instead_of})"
+    if not index.do:
         return line
+    if index.state == "current":
+        return f"{line}; {index.do}"
     counts = Counter(index.stale_shards.values())
     stale = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
     why = f"stale (shards: {stale})" if stale else "of another encoder"
     return f"{line}; {why}; {index.do}"
 
 
+def format_run(run: dict[str, Any]) -> str:
+    """One run in one line. What a run of another machine is at cannot be known in one look."""
+    if run["state"] == "unreadable":
+        return f"run {run['id']}: its record cannot be read; perhaps a newer version wrote it"
+    where = f" on {run['host']}, if it still lives" if run["foreign"] else ""
+    claims = f", holds {format_some(run['holds'])}" if run["holds"] else ""
+    return f"run {run['id']}: {run['command']} {run['state']}{where}, {run['age']}{claims}"
+
+
+def format_some(names: list[str]) -> str:
+    """The first few of many names."""
+    first = ", ".join(names[:MOST_NAMES])
+    return first + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
+
+
 def _print_counts(what: str, counts: dict[str, int]) -> None:
     if counts:
-        print(f"{what}: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.items()))
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+        print(printable(f"{what}: {reasons}"))

@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 from ray.job_submission import JobStatus
 
+from chiasm.jobs.cli.options import print_progress
 from chiasm.jobs.cluster import EXCLUDES, follow, status_command, stop_command
 from chiasm.jobs.cluster import submit as submit_job
+from chiasm.jobs.console import printable
 from chiasm.jobs.signals import Stopped
 from chiasm.pipeline.errors import ChiasmError
 
@@ -18,8 +20,9 @@ HELP = """
   chiasm submit --address http://head:8265 -- embed '/data/*.tar' --to /data/c --preset cluster
   chiasm submit --address head:8265 --no-wait -- index build /data/c
 
-Our packages travel with the job; the paths in the command are the cluster's. What the job prints is
-printed here until it ends, and its success is this command's."""
+Our package travels with the job, and what --file names: of folders without dotfiles and links that
+lead out of them. The paths in the command are the cluster's. What the job prints is printed here
+until it ends, and its success is this command's."""
 
 
 def submit(
@@ -37,12 +40,18 @@ def submit(
     # Ray's client logs every package that it uploads, by several loggers; this process logs nothing
     # of its own below a warning.
     logging.disable(logging.INFO)
-    job = submit_job(command, address, files=file or (), excludes=(*EXCLUDES, *(exclude or ())))
-    print(f"job {job}", file=sys.stderr)
+    job = submit_job(
+        command,
+        address,
+        files=file or (),
+        excludes=(*EXCLUDES, *(exclude or ())),
+        report=print_progress,
+    )
+    print_progress(f"job {job}")
     if not wait:
-        print(f"status: {status_command(address, job)}", file=sys.stderr)
-        print(f"stop: {stop_command(address, job)}", file=sys.stderr)
-        print(job)
+        print_progress(f"status: {status_command(address, job)}")
+        print_progress(f"stop: {stop_command(address, job)}")
+        print(printable(job))
         return
     try:
         ended = follow(address, job, _write)
@@ -59,5 +68,6 @@ def submit(
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    # Line ends are the job's own; whatever else commands a terminal is shown.
+    sys.stdout.write("\n".join(map(printable, text.split("\n"))))
     sys.stdout.flush()

@@ -22,6 +22,7 @@ from chiasm.jobs.cli.train import (
     require_target,
 )
 from chiasm.jobs.config import Settings, TrainOptions, compose
+from chiasm.jobs.console import printable
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device_and_precision import resolve_device
@@ -103,8 +104,8 @@ def train_pocket(
     where = "auto" if on_ray else settings.encoder.device
     encoding = EncoderSettings(precision=settings.encoder.precision, device=where)
     for line in format_report(write_report(to, recipe.gallery, encoding)):
-        print(line)
-    print(f"{to}: trained; use it with --encoder pocket:{to}")
+        print(printable(line))
+    print(printable(f"{to}: trained; use it with --encoder pocket:{to}"))
 
 
 def _train_on_ray(

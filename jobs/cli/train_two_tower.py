@@ -26,6 +26,7 @@ from chiasm.jobs.cli.train import (
     require_target,
 )
 from chiasm.jobs.config import Settings, compose
+from chiasm.jobs.console import printable
 from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.training.two_tower.loop import TwoTowerSettings
@@ -75,8 +76,8 @@ def train_two_tower(
     shard_list = list_command_shards(shards, allow_query)
     report = learn(recipe, shard_list, to, print_record)
     for line in format_report(report):
-        print(line)
-    print(f"{to}: trained; use it with --encoder two-tower:{to}", flush=True)
+        print(printable(line))
+    print(printable(f"{to}: trained; use it with --encoder two-tower:{to}"), flush=True)
     require_whole(report, len(shard_list))
 
 

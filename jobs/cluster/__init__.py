@@ -1,9 +1,10 @@
 """Ray: the session, the pool of workers, jobs on a running cluster."""
 
 from chiasm.jobs.cluster.actors import actor_pool
+from chiasm.jobs.cluster.packing import EXCLUDES
 from chiasm.jobs.cluster.pool import Pool
 from chiasm.jobs.cluster.session import connected
-from chiasm.jobs.cluster.submit import EXCLUDES, follow, status_command, stop_command, submit
+from chiasm.jobs.cluster.submit import follow, status_command, stop_command, submit
 from chiasm.jobs.cluster.worker import Recipe
 
 __all__ = [

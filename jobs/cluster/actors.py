@@ -11,12 +11,13 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from chiasm.jobs.cluster.deaths import death_of
 from chiasm.jobs.cluster.placement import PLACEMENT_SECONDS, require_placeable
 from chiasm.jobs.cluster.session import connected
 from chiasm.jobs.config import WorkerSettings
 from chiasm.jobs.signals import STOPPING
+from chiasm.pipeline.attempts import first_line
 from chiasm.pipeline.errors import ChiasmError
-from chiasm.pipeline.worklist import first_line
 
 TICK_SECONDS = 0.5
 
@@ -64,7 +65,8 @@ class _Pool:
                 actor = self.idle.popleft()
                 running[getattr(actor, method).remote(*waiting.popleft())] = actor
             refs = [*self.loading, *running]
-            ready, _ = ray.wait(refs, num_returns=1, timeout=TICK_SECONDS)
+            ray.wait(refs, num_returns=1, timeout=TICK_SECONDS)
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
             for ref in ready:
                 result = _result(ref)
                 self.placed = True
@@ -89,9 +91,10 @@ def _result(ref: Any) -> Any:
             "a worker", expected="a result", found=first_line(error.cause or error)
         ) from error
     except RayError as error:
+        death = death_of(error)
         raise ChiasmError(
             "a worker",
             expected="one that lives to the end of its shard",
-            found=first_line(error),
-            do="give workers more memory, or run the same command again to go on",
+            found=death.cause,
+            do=death.advice,
         ) from error

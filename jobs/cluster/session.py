@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
+import socket
 import sysconfig
 import tempfile
 import threading
@@ -14,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 import chiasm
+from chiasm.jobs.cluster.address import Address, chosen_address, require_ray
+from chiasm.jobs.cluster.ray_folder import ray_folder
 from chiasm.jobs.config import WorkerSettings
 from chiasm.jobs.signals import STOPPING
 from chiasm.pipeline.errors import ChiasmError, UsageError
@@ -23,6 +28,7 @@ from chiasm.pipeline.errors import ChiasmError, UsageError
 # Only shard names and ledger entries travel: Ray's least is enough.
 OBJECT_STORE_BYTES = 128 * 2**20
 STARTS = 2  # attempts to start a Ray of our own
+LOOPBACK_SECONDS = 5.0  # in which a busy machine too reaches itself
 # Ray would start a process for each core beforehand, of which our actors take one or two.
 PRESTART = ("prestart_worker_first_driver", "enable_worker_prestart")
 
@@ -31,19 +37,20 @@ PRESTART = ("prestart_worker_first_driver", "enable_worker_prestart")
 def connected(address: str | None, workers: WorkerSettings) -> Iterator[None]:
     """A Ray to run workers on, for the length of the `with`.
 
-    address: `host:port`, `auto` or `ray://...` of a running cluster; None takes RAY_ADDRESS where
-    that is set (as it is inside a submitted job), else starts a Ray on this machine, for this run
-    alone. A Ray that this process has already joined is used and left as it is.
+    address: `host:port`, `auto`, `local` or `ray://...`; None takes RAY_ADDRESS where that is set
+    (as it is inside a submitted job), else starts a Ray on this machine, for this run alone. A Ray
+    that this process has already joined is used and left as it is. Raises ChiasmError, for an
+    address that nobody answers within half a minute.
     """
     if ray.is_initialized():
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    resolved = chosen_address(address)
     with STOPPING.deferred(), _keeping_sigterm():
-        if address == "local":
+        if resolved.is_local:
             _start_local(workers)
         else:
-            _join(address)
+            _join(resolved)
     try:
         yield
     finally:
@@ -73,11 +80,16 @@ def _keeping_sigterm() -> Iterator[None]:
 def _start_local(workers: WorkerSettings) -> None:
     for name in ("USAGE_STATS_ENABLED", *PRESTART):
         os.environ.setdefault(f"RAY_{name}", "0")
+    _require_loopback()
+    _provide_token()
+    folder = ray_folder()
     # A worker on a laptop may reserve more cores than there are: Ray counts, it does not enforce.
     cpus = max(os.cpu_count() or 1, round(workers.cpus * workers.count + 0.5))
     for attempt in range(1, STARTS + 1):
+        STOPPING.check()
         try:
             _init(
+                folder,
                 address="local",
                 runtime_env={"env_vars": {"PYTHONPATH": worker_path()}},
                 num_cpus=cpus,
@@ -85,18 +97,14 @@ def _start_local(workers: WorkerSettings) -> None:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                _temp_dir=str(folder),
             )
             break
         # Ray gives itself 30 s, and raises a bare Exception where a busy machine took more.
         except Exception as error:
             ray.shutdown()
             if attempt == STARTS:
-                raise ChiasmError(
-                    "Ray on this machine",
-                    expected=f"a start within 30 s, in {STARTS} attempts",
-                    found=str(error).splitlines()[0] if str(error) else type(error).__name__,
-                    do="run the same command again when the machine is less busy",
-                ) from error
+                raise _start_error(error, folder) from error
     found = ray.cluster_resources().get("GPU", 0)
     if workers.gpus > found:
         ray.shutdown()
@@ -104,31 +112,89 @@ def _start_local(workers: WorkerSettings) -> None:
             "workers.gpus",
             expected=f"an accelerator for each worker ({workers.gpus:g})",
             found=f"{found:g} on this machine",
-            do="use --preset laptop, or --address of a cluster",
+            do="give --set workers.gpus=0, or --address of a cluster",
         )
 
 
-def _join(address: str) -> None:
+def _start_error(error: Exception, folder: Path) -> ChiasmError:
+    found = str(error).splitlines()[0] if str(error) else type(error).__name__
+    # Ray's own words for what takes longer than it gives itself.
+    slow = "timed out" in found.lower()
+    busy = "run the same command again when the machine is less busy; what Ray says is"
+    return ChiasmError(
+        "Ray on this machine",
+        expected=f"a start within 30 s, in {STARTS} attempts",
+        found=found,
+        do=f"{busy if slow else 'what else Ray says is'} in {folder}/session_latest/logs",
+    )
+
+
+def _require_loopback() -> None:
+    """ChiasmError where this machine cannot reach itself, as in a container whose loopback
+    interface is down: Ray's processes would wait for each other for ever."""
     try:
-        options = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
-        if _inside_a_job():  # it has brought its packages and a working directory
-            ray.init(**options)
-        else:
-            _init(runtime_env={"py_modules": packages()}, **options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            socket.create_connection(("127.0.0.1", port), timeout=LOOPBACK_SECONDS).close()
+    except OSError as error:
         raise ChiasmError(
-            f"--address {address}",
-            expected="a running Ray",
-            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            do="start one with `ray start --head`, leave --address out, or, if the cluster asks "
-            "for a token, export RAY_AUTH_MODE=token",
+            "Ray on this machine",
+            expected="a network of its own, 127.0.0.1, for its processes",
+            found=error.strerror or str(error),
+            do="run `ip link set lo up` as root, or embed by make_collection(), without Ray",
         ) from error
 
 
-def _init(*, runtime_env: dict[str, Any], **options: Any) -> None:
+def _provide_token() -> None:
+    """A token for a Ray of our own where Ray cannot keep one at home: it would end there."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    try:
+        kept = Path.home() / ".ray"
+        kept.mkdir(parents=True, exist_ok=True)
+        writable = (kept / "auth_token").is_file() or os.access(kept, os.W_OK | os.X_OK)
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home
+        writable = False
+    if not writable:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _join(address: Address) -> None:
+    require_ray(address)
+    try:
+        options = {
+            "address": address.text,
+            "log_to_driver": False,
+            "logging_level": logging.ERROR,
+        }
+        if _inside_a_job():  # it has brought its packages and a working directory
+            ray.init(**options)
+        else:
+            _init(None, runtime_env={"py_modules": packages()}, **options)
+    except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
+        found = str(error).splitlines()[0] if str(error) else type(error).__name__
+        address.refuse(found, _join_advice(found))
+
+
+def _join_advice(found: str) -> str:
+    """What helps against Ray's words for why it cannot be joined."""
+    if "token" in found.lower() or "auth" in found.lower():
+        return "export RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN"
+    if "version" in found.lower():
+        return "use the cluster's version of Ray and Python here"
+    if "node" in found.lower():  # the driver needs a node of the cluster on its own machine
+        return (
+            "run this on a machine of the cluster, give ray://HEAD:10001, or send the command "
+            "with chiasm submit"
+        )
+    return "start one there with `ray start --head`"
+
+
+def _init(folder: Path | None, *, runtime_env: dict[str, Any], **options: Any) -> None:
     """`ray.init` with an empty working directory. Without one Ray puts the current folder first on
-    the workers' `sys.path`, where a person's safetensors.py stands before the library."""
-    with tempfile.TemporaryDirectory(prefix="chiasm-ray-") as empty:  # Ray takes a copy
+    the workers' `sys.path`, where a person's safetensors.py stands before the library. folder: in
+    which that is made; None: where temporary files are."""
+    with tempfile.TemporaryDirectory(prefix="chiasm-ray-", dir=folder) as empty:  # Ray copies it
         ray.init(runtime_env={"working_dir": empty, **runtime_env}, **options)
 
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
 
-from chiasm.jobs.cluster.session import packages
+from chiasm.jobs.cluster.packing import EXCLUDES, FILES, pack
 from chiasm.pipeline.errors import ChiasmError, UsageError
 
-EXCLUDES = ("__pycache__", "*.pyc", ".git", ".venv", "*.tar", "*.tar.gz", "*.tar.zst", "*.parquet")
-LIMIT_BYTES = 100 * 2**20  # Ray refuses a larger working directory, with an unclear message
+if TYPE_CHECKING:
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
 POLL_SECONDS = 1.0
 AGENT_SECONDS = 60.0
 
@@ -31,28 +31,33 @@ def submit(
     *,
     files: Sequence[str] = (),
     excludes: Sequence[str] = EXCLUDES,
+    report: Callable[[str], None] = lambda line: None,
 ) -> str:
     """Start `chiasm COMMAND` as a job; returns the job's id.
 
     address: the cluster's dashboard, `http://host:8265` or `host:8265`. files: more files and
-    folders to upload; the command finds them under their base names. Raises UsageError,
-    ChiasmError.
+    folders to upload; the command finds them under their base names. report: called with what was
+    packed, and what of it was left out. Raises UsageError, ChiasmError.
     """
     if not command:
         raise UsageError("submit", expected="a chiasm command after --", found="none")
     client = connect(address)
     with tempfile.TemporaryDirectory(prefix="chiasm-submit-") as folder:
-        pack(Path(folder), files, excludes)
+        for line in pack(Path(folder), files, excludes).lines():
+            report(line)
         return _start(client, entrypoint(command), folder)
 
 
 def entrypoint(command: Sequence[str]) -> str:
-    """`python -m chiasm COMMAND`, by the first Python on the cluster that has Ray: a bare Debian
-    calls it python3, and where the cluster is this machine, Ray may be on no path at all."""
+    """`python -m chiasm COMMAND` in the folder of the person's files, by the first Python on the
+    cluster that has Ray: a bare Debian calls it python3, and where the cluster is this machine, Ray
+    may be on no path at all."""
     pythons = shlex.join(["python", "python3", sys.executable])
     run = shlex.join(["-m", "chiasm", *command])
+    has_ray = '"$p" -c "import ray" 2>/dev/null'
     return (
-        f'for p in {pythons}; do "$p" -c "import ray" 2>/dev/null && exec "$p" {run}; done; '
+        'export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"; '
+        f'for p in {pythons}; do {has_ray} && cd {FILES} && exec "$p" {run}; done; '
         "echo chiasm: the cluster has no Python with Ray on its PATH >&2; exit 1"
     )
 
@@ -106,6 +111,9 @@ def _ray_job(verb: str, address: str, job: str) -> str:
 
 def connect(address: str) -> JobSubmissionClient:
     """A client of the cluster's job server; with the cluster's token, where it asks for one."""
+    # Here: every worker imports this package, and this takes a sixth of a second.
+    from ray.job_submission import JobSubmissionClient
+
     address = dashboard_url(address)
     try:
         try:
@@ -118,7 +126,8 @@ def connect(address: str) -> JobSubmissionClient:
             f"--address {address}",
             expected="the dashboard of a running Ray cluster",
             found=str(error).splitlines()[0],
-            do="it is http://HEAD:8265; on this machine: ray start --head --include-dashboard true",
+            do="of a cluster of `ray up` it is http://127.0.0.1:8265 while `ray dashboard CONFIG` "
+            "runs; on this machine: ray start --head --include-dashboard true",
         ) from error
 
 
@@ -130,29 +139,6 @@ def authorization() -> dict[str, str]:
     if not token and path.is_file():
         token = path.read_text(encoding="utf-8").strip()
     return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-def pack(folder: Path, files: Sequence[str], excludes: Sequence[str]) -> None:
-    """Copy our packages and `files` into `folder`, leaving out what `excludes` names."""
-    for source in [*packages(), *files]:
-        path = Path(source)
-        if path.is_dir():
-            target = folder / path.resolve().name
-            shutil.copytree(path, target, ignore=shutil.ignore_patterns(*excludes))
-        elif path.is_file():
-            shutil.copy2(path, folder)
-        else:
-            raise UsageError(
-                source, expected="a file or folder to upload with the job", found="none"
-            )
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    if size > LIMIT_BYTES:
-        raise UsageError(
-            "the job's working directory",
-            expected=f"at most {LIMIT_BYTES >> 20} MiB",
-            found=f"{size / 2**20:.0f} MiB",
-            do="leave large files where the cluster can read them, or --exclude them",
-        )
 
 
 def follow(address: str, job: str, write: Callable[[str], object]) -> JobStatus:

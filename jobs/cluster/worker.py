@@ -13,18 +13,25 @@ import threading
 import time
 from dataclasses import dataclass, replace
 
-import psutil
 import pyarrow as pa
 import ray
 
 from chiasm.jobs.cluster.logs import Line, LogBuffer
-from chiasm.pipeline.collection import Identity, LedgerEntry, Tally, process_alive, this_machine
+from chiasm.pipeline.collection import (
+    THIS_MACHINE,
+    Identity,
+    LedgerEntry,
+    ProcessId,
+    Tally,
+    stat_files,
+)
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.encoders import Encoder, load_encoder
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.tasks import Files
 
 LOG = logging.getLogger(__name__)
 
@@ -67,9 +74,7 @@ class Recipe:
     collection: str
     run_id: str
     embedding: EmbedSettings
-    driver_host: str
-    driver_pid: int
-    driver_started: float
+    driver: ProcessId
 
     @classmethod
     def of_this_driver(
@@ -80,17 +85,8 @@ class Recipe:
         run_id: str,
         embedding: EmbedSettings,
     ) -> Recipe:
-        process = psutil.Process()
-        return cls(
-            encoder,
-            compute,
-            collection,
-            run_id,
-            embedding,
-            this_machine(),
-            process.pid,
-            process.create_time(),
-        )
+        driver = THIS_MACHINE.this_process()
+        return cls(encoder, compute, collection, run_id, embedding, driver)
 
 
 class EmbedWorker:
@@ -119,20 +115,23 @@ class EmbedWorker:
         pa.array([""])
         return Loaded(Identity.of(self.encoder), tuple(self._log_lines.drain()))
 
-    def embed(self, shard: Shard, limit: int | None) -> LedgerEntry:
-        """Embed one shard; see `chiasm.pipeline.embed.embed_shard` for what it raises."""
+    def embed(self, shard: Shard, limit: int | None) -> tuple[LedgerEntry, Files]:
+        """Embed one shard; returns its ledger entry, and its files as they are then. See
+        `chiasm.pipeline.embed.embed_shard` for what it raises."""
         if self.encoder is None:
             raise RuntimeError("embed before load")
         self._report = Report(shard.id)
-        return embed_shard(
+        folder = Folder(self.recipe.collection)
+        entry = embed_shard(
             shard,
             self.encoder,
-            Folder(self.recipe.collection),
+            folder,
             self.recipe.embedding,
             run_id=self.recipe.run_id,
             limit=limit,
             watch=self._watch,
         )
+        return entry, stat_files(folder, shard.id)
 
     @ray.method(concurrency_group="control")
     def progress(self) -> Report:
@@ -140,14 +139,15 @@ class EmbedWorker:
         return replace(self._report, log_lines=tuple(self._log_lines.drain()))
 
     def _watch(self, tally: Tally) -> None:
-        self._report = replace(self._report, samples=tally.samples, dropped=len(tally.dropped))
+        self._report = replace(self._report, samples=tally.samples, dropped=tally.dropped_count)
 
     def _exit_with_driver(self) -> None:
         """End this process when its driver is gone. Ray does so too, but only after some seconds,
-        in which a worker would go on writing in the name of a dead run."""
-        if self.recipe.driver_host != this_machine():
+        in which a worker would go on writing in the name of a dead run. On another machine than the
+        driver's only Ray knows."""
+        if THIS_MACHINE.alive(self.recipe.driver) is None:
             return
-        while process_alive(self.recipe.driver_pid, self.recipe.driver_started):
+        while THIS_MACHINE.alive(self.recipe.driver) is not False:
             time.sleep(DRIVER_CHECK_SECONDS)
         os._exit(1)
 

@@ -2,6 +2,15 @@
 
 from chiasm.jobs.console.c_output import divert_c_output
 from chiasm.jobs.console.progress import Progress, showing
-from chiasm.jobs.console.terminal import printable
+from chiasm.jobs.console.streams import open_closed_streams, take_any_text
+from chiasm.jobs.console.terminal import json_line, printable
 
-__all__ = ["Progress", "divert_c_output", "printable", "showing"]
+__all__ = [
+    "Progress",
+    "divert_c_output",
+    "json_line",
+    "open_closed_streams",
+    "printable",
+    "showing",
+    "take_any_text",
+]

@@ -1,13 +1,29 @@
-"""Text that came from a shard, before it meets a terminal."""
+"""Text of others before it meets a terminal: of shards, models, stores, other programs."""
 
 from __future__ import annotations
 
+import json
 import re
+import sys
+from typing import Any
 
-# What moves the cursor, changes colours, titles and keys, or turns the order of a line around.
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+# What moves the cursor, changes colours, titles and keys, turns the order of a line around or hides
+# in it; and lone surrogates, which no encoding has.
+_CONTROLS = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e0fff]"
+)
 
 
-def printable(text: str) -> str:
+def printable(text: object) -> str:
     """One line that leaves the terminal as it is: control characters are shown as escapes."""
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+
+
+def json_line(value: Any) -> str:
+    """A value as one line of JSON: as people read it where stdout is UTF-8, else in ASCII. What a
+    terminal must not see is escaped either way. ValueError for a number that JSON does not have."""
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    ascii_alone = encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "utf-8-sig")
+    text = json.dumps(value, ensure_ascii=ascii_alone, allow_nan=False)
+    return _CONTROLS.sub(lambda found: json.dumps(found[0])[1:-1], text)

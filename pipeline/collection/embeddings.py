@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,15 +15,20 @@ import pyarrow.parquet as pq
 
 from chiasm.pipeline.collection.ledger import read_entry
 from chiasm.pipeline.collection.parquet_schema import (
+    FOLDER,
     FOOTER_KEY,
     SCHEMAS,
     Footer,
+    earlier_parquet_name,
     parquet_name,
+    shard_id_of,
 )
 from chiasm.pipeline.collection.parquet_writer import storable
 from chiasm.pipeline.errors import CollectionError, StorageError
-from chiasm.pipeline.records import Shard
-from chiasm.pipeline.storage import Folder, display_name, is_temporary
+from chiasm.pipeline.storage import Folder, display_name
+from chiasm.pipeline.stored_records import read_record
+
+LOG = logging.getLogger(__name__)
 
 _ROWS_PER_READ = 64
 
@@ -130,18 +134,22 @@ def _groups_with(metadata: pq.FileMetaData, key: str) -> Iterator[int]:
 def embeddings(folder: Folder) -> list[EmbeddingFile]:
     """The files of the shards that are done, by shard id. A file whose ledger disagrees is left
     out."""
-    names = [name for name in folder.list("embeddings") if name.endswith(".parquet")]
-    shard_ids = [name.removeprefix("embeddings/").removesuffix(".parquet") for name in names]
+    shard_ids = embedded_shard_ids(folder)
     found = folder.map_concurrent(lambda shard_id: find_embedding(folder, shard_id), shard_ids)
     return [file for file in found if file is not None]
 
 
 def find_embedding(folder: Folder, shard_id: str) -> EmbeddingFile | None:
-    """The shard's file if the shard is done: the file is there and its ledger agrees with its
-    footer."""
-    if not folder.exists(parquet_name(shard_id)):
+    """The shard's file if the shard is done: the file is there, and its name and its ledger agree
+    with its footer."""
+    if not folder.exists(stored_parquet_name(folder, shard_id)):
         return None
     footer = read_footer(folder, shard_id)
+    if footer.source.id != shard_id:
+        # A copy beside the original, perhaps: its rows would be there twice.
+        where = display_name(folder.url_of(stored_parquet_name(folder, shard_id)))
+        LOG.warning("%s is left out: it holds the rows of shard %s", where, footer.source.id)
+        return None
     if not footer.agrees_with(read_entry(folder, shard_id)):
         return None
     return EmbeddingFile(folder, footer)
@@ -149,26 +157,31 @@ def find_embedding(folder: Folder, shard_id: str) -> EmbeddingFile | None:
 
 def read_footer(folder: Folder, shard_id: str) -> Footer:
     """The footer of a shard's file; CollectionError when it is damaged or not ours."""
-    where = display_name(folder.url_of(parquet_name(shard_id)))
     with _open(folder, shard_id) as file:
-        footer = (file.metadata.metadata or {}).get(FOOTER_KEY)
+        return footer_of_file(file, display_name(folder.url_of(parquet_name(shard_id))))
+
+
+def footer_of_file(file: pq.ParquetFile, where: str) -> Footer:
+    """The footer of an open file; CollectionError, which names `where`, when it is not ours."""
+    footer = (file.metadata.metadata or {}).get(FOOTER_KEY)
+    what = "a Parquet file written by chiasm"
     if footer is None:
-        raise CollectionError(
-            where, expected="a Parquet file written by chiasm", found="no chiasm footer"
-        )
-    fields: dict[str, Any] = json.loads(footer)
-    if fields.get("schema") not in SCHEMAS:
-        raise CollectionError(
-            where,
-            expected="schema version " + " or ".join(map(str, SCHEMAS)),
-            found=str(fields.get("schema")),
-        )
-    return Footer(source=Shard(**fields.pop("source")), **fields)
+        raise CollectionError(where, expected=what, found="no chiasm footer")
+    do = "delete it and run chiasm embed again"
+    return read_record(footer, where, Footer, what=what, do=do, schema=max(SCHEMAS))
+
+
+def stored_parquet_name(folder: Folder, shard_id: str) -> str:
+    """The name of a shard's file as it is there: an earlier version may have written it."""
+    name, earlier = parquet_name(shard_id), earlier_parquet_name(shard_id)
+    if earlier is not None and not folder.exists(name) and folder.exists(earlier):
+        return earlier
+    return name
 
 
 def _open(folder: Folder, shard_id: str) -> pq.ParquetFile:
     with _damage_errors(folder, shard_id):
-        file = folder.open_seekable(parquet_name(shard_id))
+        file = folder.open_seekable(stored_parquet_name(folder, shard_id))
         # From a store, the columns of a row group are read in few ranges, not one for each column.
         remote = folder.local is None
         return pq.ParquetFile(file, pre_buffer=remote, page_checksum_verification=True)
@@ -178,10 +191,10 @@ def _open(folder: Folder, shard_id: str) -> pq.ParquetFile:
 def _damage_errors(folder: Folder, shard_id: str) -> Iterator[None]:
     """CollectionError for damage, StorageError for a failing disk. For reading only: Arrow raises
     ArrowInvalid for damage or an OSError, which has no errno then."""
-    where = display_name(folder.url_of(parquet_name(shard_id)))
     try:
         yield
     except (pa.ArrowInvalid, OSError) as error:
+        where = display_name(folder.url_of(stored_parquet_name(folder, shard_id)))
         if isinstance(error, OSError) and error.errno is not None:
             raise StorageError(where, found=str(error)) from error
         raise CollectionError(
@@ -194,15 +207,10 @@ def _damage_errors(folder: Folder, shard_id: str) -> Iterator[None]:
 
 def embedded_shard_ids(folder: Folder) -> list[str]:
     """The ids of the shards that have a Parquet file, done or not."""
-    names = [name.removeprefix("embeddings/") for name in folder.list("embeddings")]
-    return [
-        name.removesuffix(".parquet")
-        for name in names
-        if name.endswith(".parquet") and not is_temporary(name)
-    ]
+    return sorted({shard_id for name in folder.list(FOLDER) if (shard_id := shard_id_of(name))})
 
 
 def file_version(folder: Folder, shard_id: str) -> tuple[int, str] | None:
     """Size and version of a shard's Parquet file, None where it is gone."""
-    found = folder.stat(parquet_name(shard_id))
+    found = folder.stat(stored_parquet_name(folder, shard_id))
     return None if found is None else (found.size, found.version)

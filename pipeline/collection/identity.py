@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any, NoReturn
 
+from chiasm.pipeline.collection.ledger import read_or_none
 from chiasm.pipeline.collection.parquet_schema import (
     SCHEMAS,
     arrow_schema,
@@ -24,10 +25,11 @@ from chiasm.pipeline.encoders import JOINT, Encoder
 from chiasm.pipeline.errors import CollectionError, EncoderError
 from chiasm.pipeline.records import IMAGE
 from chiasm.pipeline.storage import Folder, display_name
+from chiasm.pipeline.stored_records import read_record
 
 NAME = "collection.json"
 SHARD_FOLDERS = ("ledger", "embeddings")  # written by workers
-FOLDERS = ("", "runs", *SHARD_FOLDERS)  # where a run can leave temporaries
+FOLDERS = ("", "runs", "summaries", *SHARD_FOLDERS)  # where a run can leave temporaries
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ class Identity:
         fields = asdict(self)
         if self.schema == 1:
             del fields["dims"]
-        return json.dumps(fields, ensure_ascii=False, indent=1).encode() + b"\n"
+        # The path of an encoder may be no UTF-8.
+        text = json.dumps(fields, ensure_ascii=False, indent=1)
+        return text.encode("utf-8", "surrogatepass") + b"\n"
 
     def require(self, fingerprint: str, name: str, where: str) -> None:
         """Raise CollectionError for an encoder with another fingerprint. where: the collection."""
@@ -100,7 +104,11 @@ class Collection:
     @classmethod
     def open(cls, path: str) -> Collection:
         """Raises CollectionError where there is none, or one that this version cannot read."""
-        folder = Folder(path)
+        return cls.of(Folder(path), path)
+
+    @classmethod
+    def of(cls, folder: Folder, path: str) -> Collection:
+        """The same for a folder that is called `path` in messages."""
         identity = read_identity(folder)
         if identity is None:
             raise CollectionError(
@@ -144,23 +152,11 @@ def _check_columns(encoder: Encoder) -> None:
 
 def read_identity(folder: Folder) -> Identity | None:
     """The identity, None where there is no collection yet; CollectionError for a damaged one."""
-    if not folder.exists(NAME):
+    data = read_or_none(folder, NAME)
+    if data is None:
         return None
-    where = display_name(folder.url_of(NAME))
-    try:
-        fields = json.loads(folder.read_bytes(NAME))
-        if fields.get("schema") not in SCHEMAS:
-            raise CollectionError(
-                where,
-                expected="schema version " + " or ".join(map(str, SCHEMAS)),
-                found=str(fields.get("schema")),
-                do="read it with the version of chiasm that wrote it",
-            )
-        return Identity(**fields)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CollectionError(
-            where, expected="the identity of a collection", found=f"{error}"
-        ) from error
+    where, what = display_name(folder.url_of(NAME)), "the identity of a collection"
+    return read_record(data, where, Identity, what=what, schema=max(SCHEMAS))
 
 
 def create_or_check(folder: Folder, identity: Identity, run_id: str) -> Identity:

@@ -4,42 +4,78 @@
 as `ledger/<shard id>.json`. rows + dropped = samples, always. The entry is written before the
 Parquet file is renamed into place, so a Parquet file never exists without its entry; a pair that
 disagrees (a kill between the two writes, or a changed shard) counts as not done.
+
+Where a shard that has whole rows is embedded anew and given up, its entry stays that of its rows.
+Why it was given up is written beside it, as `ledger/<shard id>.failed.json`, until it is embedded.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
 
-from chiasm.pipeline.errors import CollectionError
-from chiasm.pipeline.records import Dropped, Note, Shard
-from chiasm.pipeline.storage import Folder, display_name
+from pydantic import Field, FiniteFloat
+
+from chiasm.pipeline.errors import StorageError
+from chiasm.pipeline.records import DAMAGES, Dropped, Note, Shard
+from chiasm.pipeline.storage import Folder, display_name, is_temporary
+from chiasm.pipeline.stored_records import read_record
 
 SCHEMA = 1
+_SUFFIX, _FAILED = ".json", ".failed.json"
+
+
+MOST_KEPT = 100  # dropped samples, or notes, kept of one reason of a shard: the rest is counted
 
 
 class Tally:
-    """Counts of one shard's samples. Used by one thread, the one that writes the rows."""
+    """Counts of one shard's samples. Used by one thread, the one that writes the rows.
+
+    dropped, notes: the first MOST_KEPT of each reason; drop_counts, note_counts: all, by reason."""
 
     def __init__(self) -> None:
         self.rows = 0
         self.dropped: list[Dropped] = []
         self.notes: list[Note] = []
+        self.drop_counts: Counter[str] = Counter()
+        self.note_counts: Counter[str] = Counter()
+        self._kept: Counter[tuple[str, str]] = Counter()
+
+    @property
+    def dropped_count(self) -> int:
+        """How many samples were dropped."""
+        return self.drop_counts.total()
 
     @property
     def samples(self) -> int:
-        return self.rows + len(self.dropped)
+        return self.rows + self.dropped_count
 
     def keep(self, rows: int) -> None:
         self.rows += rows
 
     def drop(self, dropped: Dropped) -> None:
-        self.dropped.append(dropped)
+        self.drop_counts[dropped.reason] += 1
+        if self._is_kept(dropped.stage, dropped.reason):
+            self.dropped.append(dropped)
+
+    def refuse(self, dropped: Dropped) -> None:
+        """Drop a sample that was kept so far: its notes go with it, since only a row has notes."""
+        self.drop(dropped)
+        for note in [note for note in self.notes if note.key == dropped.key]:
+            self.notes.remove(note)
+            self.note_counts[note.reason] -= 1
 
     def note(self, note: Note) -> None:
-        self.notes.append(note)
+        self.note_counts[note.reason] += 1
+        if self._is_kept("note", note.reason):
+            self.notes.append(note)
+
+    def _is_kept(self, kind: str, reason: str) -> bool:
+        self._kept[kind, reason] += 1
+        return self._kept[kind, reason] <= MOST_KEPT
 
 
 @dataclass(frozen=True)
@@ -49,7 +85,9 @@ class LedgerEntry:
     source: the shard as it was listed. edition: see `chiasm.pipeline.editions.edition_of`. seconds:
     busy seconds by stage. span: wall clock (opening, commit) in seconds since the epoch.
     quarantined: why the shard could not be embedded, None when it was; attempts: how many were
-    made.
+    made. embedded_from: the shard as it was embedded, stored where it has been relocated since.
+    dropped, notes: at most MOST_KEPT of a reason; drop_counts, note_counts: how many there are by
+    reason, empty in entries that have all. rules: the version of the rules of reading.
     """
 
     source: Shard
@@ -57,54 +95,98 @@ class LedgerEntry:
     rows: int
     dropped: tuple[Dropped, ...] = ()
     notes: tuple[Note, ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
-    span: tuple[float, float] | None = None
-    quarantined: str | None = None  # `set_aside` in the file
+    seconds: dict[str, FiniteFloat] = field(default_factory=dict)
+    span: tuple[FiniteFloat, FiniteFloat] | None = None
+    quarantined: Annotated[str | None, Field(alias="set_aside")] = None
     attempts: int = 1
+    embedded_from: Shard | None = None
+    drop_counts: dict[str, int] = field(default_factory=dict)
+    note_counts: dict[str, int] = field(default_factory=dict)
+    rules: int = 1
+
+    @property
+    def as_embedded(self) -> Shard:
+        """The shard as it was when its rows were made; its edition is of that."""
+        return self.embedded_from or self.source
 
     @property
     def samples(self) -> int:
-        return self.rows + len(self.dropped)
+        return self.rows + self.dropped_count
+
+    @property
+    def dropped_count(self) -> int:
+        """How many samples were dropped."""
+        return sum(self.reasons().values())
+
+    @property
+    def damage(self) -> str | None:
+        """Why the rest of the shard is lost, None where nothing is."""
+        for dropped in self.dropped:
+            if dropped.stage == "read" and dropped.reason in DAMAGES:
+                # Rules 1 dropped a sample where only the end mark was missing.
+                if dropped.detail.startswith("no end mark at byte"):
+                    return None
+                where = f" in sample {dropped.key}" if dropped.key else ""
+                return f"{dropped.reason}{where}: {dropped.detail}"
+        return None
 
     def reasons(self) -> dict[str, int]:
         """How many samples were dropped under each reason, most frequent first."""
-        return dict(Counter(dropped.reason for dropped in self.dropped).most_common())
+        return _counts(self.drop_counts, self.dropped)
+
+    def note_reasons(self) -> dict[str, int]:
+        """How many notes there are of each reason, most frequent first."""
+        return _counts(self.note_counts, self.notes)
 
     def to_json(self) -> bytes:
         """The file's content."""
         fields = {"schema": SCHEMA, "samples": self.samples}
         for key, value in asdict(self).items():
             fields["set_aside" if key == "quarantined" else key] = value
-        text = json.dumps(fields, ensure_ascii=False, indent=1)
-        return text.encode("utf-8", "surrogatepass") + b"\n"
+        if self.embedded_from is None:
+            del fields["embedded_from"]
+        return _to_bytes(fields)
 
     @classmethod
     def from_json(cls, data: bytes, name: str) -> LedgerEntry:
         """The entry in a file; CollectionError, which names `name`, for a damaged one."""
-        try:
-            fields = json.loads(data)
-            return cls(
-                source=Shard(**fields["source"]),
-                edition=fields["edition"],
-                rows=fields["rows"],
-                dropped=tuple(Dropped(**dropped) for dropped in fields["dropped"]),
-                notes=tuple(Note(**note) for note in fields["notes"]),
-                seconds=fields["seconds"],
-                span=tuple(fields["span"]) if fields["span"] else None,
-                quarantined=fields["set_aside"],
-                attempts=fields["attempts"],
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise CollectionError(
-                name,
-                expected="a ledger entry",
-                found=f"{type(error).__name__}: {error}",
-                do="delete the file and run chiasm embed again",
-            ) from error
+        do = "delete the file and run chiasm embed again"
+        return read_record(data, name, cls, what="a ledger entry", do=do, schema=SCHEMA)
+
+
+def made_of(shard: Shard, source: Shard, embedded_from: Shard | None) -> Shard:
+    """The shard that decides the edition of what is embedded of `shard` now: the one that was
+    embedded, where `shard` is what that was relocated to (`source`), unchanged; else itself."""
+    unchanged = (shard.size, shard.version) == (source.size, source.version)
+    return embedded_from if embedded_from is not None and unchanged else shard
+
+
+def _counts(
+    counts: dict[str, int], records: tuple[Dropped, ...] | tuple[Note, ...]
+) -> dict[str, int]:
+    return dict(Counter(counts or (item.reason for item in records)).most_common())
 
 
 def ledger_name(shard_id: str) -> str:
-    return f"ledger/{shard_id}.json"
+    return f"ledger/{shard_id}{_SUFFIX}"
+
+
+def failure_name(shard_id: str) -> str:
+    return f"ledger/{shard_id}{_FAILED}"
+
+
+def shard_of_entry(name: str) -> str | None:
+    """The id of the shard whose entry a file of `ledger/` is; None for other files."""
+    base = name.rpartition("/")[2]
+    if base.endswith(_FAILED) or not base.endswith(_SUFFIX) or is_temporary(name):
+        return None
+    return base.removesuffix(_SUFFIX)
+
+
+def shard_of_failure(name: str) -> str | None:
+    """The same for the file beside it, which says why the shard was given up."""
+    base = name.rpartition("/")[2]
+    return base.removesuffix(_FAILED) if base.endswith(_FAILED) else None
 
 
 def write_entry(folder: Folder, entry: LedgerEntry, run_id: str) -> None:
@@ -112,18 +194,71 @@ def write_entry(folder: Folder, entry: LedgerEntry, run_id: str) -> None:
     folder.write_whole(ledger_name(entry.source.id), entry.to_json(), run_id)
 
 
+def rewrite_entry(folder: Folder, name: str, changes: Mapping[str, Any], run_id: str) -> None:
+    """Write an entry, by its file's name, again with other fields, None for those to leave out.
+    Fields that this version does not know are kept. Atomic."""
+    fields = json.loads(folder.read_bytes(name).decode("utf-8", "surrogatepass"))
+    left_out = {key for key, value in changes.items() if value is None}
+    fields = {key: value for key, value in (fields | changes).items() if key not in left_out}
+    folder.write_whole(name, _to_bytes(fields), run_id)
+
+
+def _to_bytes(fields: Mapping[str, Any]) -> bytes:
+    text = json.dumps(fields, ensure_ascii=False, indent=1)
+    return text.encode("utf-8", "surrogatepass") + b"\n"
+
+
+def write_failure(folder: Folder, entry: LedgerEntry, run_id: str) -> None:
+    """Write why a shard that has whole rows was given up, beside its entry."""
+    folder.write_whole(failure_name(entry.source.id), entry.to_json(), run_id)
+
+
 def read_entry(folder: Folder, shard_id: str) -> LedgerEntry | None:
     """The entry of a shard, None where there is none; raises CollectionError for a damaged one."""
-    name = ledger_name(shard_id)
-    if not folder.exists(name):
+    return _read(folder, ledger_name(shard_id))
+
+
+def read_failure(folder: Folder, shard_id: str) -> LedgerEntry | None:
+    """Why a shard that has whole rows was given up, None where it was not. Raises as
+    `read_entry`."""
+    return _read(folder, failure_name(shard_id))
+
+
+def _read(folder: Folder, name: str) -> LedgerEntry | None:
+    data = read_or_none(folder, name)
+    if data is None:
         return None
-    return LedgerEntry.from_json(folder.read_bytes(name), display_name(folder.url_of(name)))
+    return LedgerEntry.from_json(data, display_name(folder.url_of(name)))
+
+
+def read_or_none(folder: Folder, name: str) -> bytes | None:
+    """A file's content, None where there is no such file: one request where it is there."""
+    try:
+        return folder.read_bytes(name)
+    except StorageError:
+        if folder.exists(name):
+            raise
+        return None
 
 
 def entries(folder: Folder) -> Iterator[LedgerEntry]:
     """Every entry of a collection, by shard id."""
-    names = [name for name in folder.list("ledger") if name.endswith(".json")]
-    shard_ids = [name.removeprefix("ledger/").removesuffix(".json") for name in names]
-    for entry in folder.map_concurrent(lambda shard_id: read_entry(folder, shard_id), shard_ids):
+    found = folder.map_concurrent(lambda shard_id: read_entry(folder, shard_id), _shard_ids(folder))
+    for entry in found:
         if entry is not None:
             yield entry
+
+
+def own_entries(folder: Folder) -> dict[str, LedgerEntry]:
+    """By shard id, every entry but copies under other names."""
+    shard_ids = _shard_ids(folder)
+    found = folder.map_concurrent(lambda shard_id: read_entry(folder, shard_id), shard_ids)
+    return {
+        shard_id: entry
+        for shard_id, entry in zip(shard_ids, found, strict=True)
+        if entry is not None and entry.source.id == shard_id
+    }
+
+
+def _shard_ids(folder: Folder) -> list[str]:
+    return [shard_id for name in folder.list("ledger") if (shard_id := shard_of_entry(name))]

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 
-from chiasm.pipeline.collection.ledger import LedgerEntry
+from chiasm.pipeline.collection.ledger import LedgerEntry, made_of
 from chiasm.pipeline.records import COLUMNS, IMAGE, Shard
+from chiasm.pipeline.storage import is_temporary
 
 SCHEMAS = (1, 2)  # that are read
 FOOTER_KEY = b"chiasm"
+FOLDER = "embeddings"
+
+_MARK, _SUFFIX = "s~", ".parquet"
 
 # Where the member that a row was made from is, and its digest; `member_prefixes` names the columns.
 MEMBER_FIELDS = {
@@ -30,7 +35,8 @@ class Footer:
 
     `rows` and `dropped` count samples; source, edition and counts repeat the ledger's, and the two
     have to agree. `encoder`, `fingerprint`, `dim` and `dims` repeat collection.json; `dims` is
-    stored where `schema` is 2.
+    stored where `schema` is 2. `embedded_from`: the shard as it was embedded, stored where it has
+    been relocated since.
     """
 
     source: Shard
@@ -42,19 +48,32 @@ class Footer:
     dim: int
     schema: int = 1
     dims: Mapping[str, int] = field(default_factory=dict)
+    embedded_from: Shard | None = None
+
+    @property
+    def as_embedded(self) -> Shard:
+        """The shard as it was when its rows were made; its edition is of that."""
+        return self.embedded_from or self.source
+
+    def made_of(self, shard: Shard) -> Shard:
+        """The shard that decides the edition of what is embedded of `shard` now."""
+        return made_of(shard, self.source, self.embedded_from)
 
     def agrees_with(self, entry: LedgerEntry | None) -> bool:
+        # Of a shard that is being relocated only one of the two may name the new place yet.
         return (
             entry is not None
             and entry.quarantined is None
-            and (entry.source, entry.edition) == (self.source, self.edition)
-            and (entry.rows, len(entry.dropped)) == (self.rows, self.dropped)
+            and (entry.as_embedded, entry.edition) == (self.as_embedded, self.edition)
+            and (entry.rows, entry.dropped_count) == (self.rows, self.dropped)
         )
 
     def to_json(self) -> str:
         fields = asdict(self)
         if self.schema == 1:
             del fields["dims"]
+        if self.embedded_from is None:
+            del fields["embedded_from"]
         return json.dumps(fields, sort_keys=True)
 
 
@@ -110,4 +129,24 @@ def member_prefixes(columns: Iterable[str]) -> dict[str, str]:
 
 
 def parquet_name(shard_id: str) -> str:
-    return f"embeddings/{shard_id}.parquet"
+    """The name of a shard's file. pandas, pyarrow and Spark pass over files whose names begin with
+    `_` or `.`, so a mark stands before an id that begins with neither a letter nor a digit. No id
+    has a `~`, so a name always tells the id."""
+    return f"{FOLDER}/{_MARK if _is_passed_over(shard_id) else ''}{shard_id}{_SUFFIX}"
+
+
+def earlier_parquet_name(shard_id: str) -> str | None:
+    """The name that earlier versions gave the file, None where it was the same."""
+    return f"{FOLDER}/{shard_id}{_SUFFIX}" if _is_passed_over(shard_id) else None
+
+
+def shard_id_of(name: str) -> str | None:
+    """The shard whose file has this name, today's or the earlier one; None for other names."""
+    base = name.removeprefix(f"{FOLDER}/")
+    if not base.endswith(_SUFFIX) or is_temporary(name):
+        return None
+    return base.removesuffix(_SUFFIX).removeprefix(_MARK)
+
+
+def _is_passed_over(shard_id: str) -> bool:
+    return re.match("[A-Za-z0-9]", shard_id) is None

@@ -20,6 +20,7 @@ from chiasm.pipeline.collection.parquet_schema import (
     FOOTER_KEY,
     Footer,
     arrow_schema,
+    earlier_parquet_name,
     member_prefixes,
     parquet_name,
     vector_columns,
@@ -37,7 +38,7 @@ class ParquetWriter:
     """
 
     def __init__(self, folder: Folder, shard: Shard, dims: Mapping[str, int], run_id: str) -> None:
-        self.shard, self.rows = shard, 0
+        self.shard, self.rows, self._folder = shard, 0, folder
         self._schema = arrow_schema(dims)
         self._file = folder.create(parquet_name(shard.id), run_id)
         self._parquet = pq.ParquetWriter(
@@ -82,6 +83,9 @@ class ParquetWriter:
         self._parquet.add_key_value_metadata({FOOTER_KEY.decode(): footer.to_json()})
         self._parquet.close()
         self._file.commit()
+        earlier = earlier_parquet_name(self.shard.id)
+        if earlier is not None:  # an older edition, which no reader takes any more
+            self._folder.remove(earlier)
 
     def _flush(self, *, everything: bool) -> None:
         if not self._waiting:

@@ -1,108 +1,107 @@
 """Runs: which commands write to a collection now, and what dead ones left behind.
 
 A run is one command that writes. It keeps `runs/<run id>.json` with its settings, a heartbeat and
-the shards that it has claimed, and removes the temporaries of dead runs: on the same machine, runs
-whose process is gone; on another one, runs whose heartbeat is older than a minute. Two live runs
-share the work by skipping shards that the other has claimed. The cost: a run killed on another
-machine is noticed only after that minute.
+the shards that it has claimed, and removes the temporaries of dead runs; `observer.py` says which
+are dead. Two live runs share the work by skipping shards that the other has claimed.
+
+A run that others may take for dead must not go on as if it lived: where its record could not be
+renewed for LAPSE_SECONDS, the next write looks first whether another run has marked it killed. If
+so, it ends with an error; if not, its `lapses` grow, and whoever rests on its claims claims anew.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-import psutil
-
+from chiasm.pipeline.collection.observer import (
+    HEARTBEAT_SECONDS,
+    STALE_SECONDS,
+    Life,
+    RunObserver,
+    Seen,
+    read_content,
+)
+from chiasm.pipeline.collection.processes import THIS_MACHINE, Machine
+from chiasm.pipeline.collection.run_record import (
+    RUNNING,
+    RunRecord,
+    is_marked_killed,
+    record_name,
+)
 from chiasm.pipeline.collection.uploads import is_dead_upload
-from chiasm.pipeline.errors import StorageError
-from chiasm.pipeline.storage import Folder, is_temporary, run_of_temporary
+from chiasm.pipeline.errors import CollectionError, StorageError
+from chiasm.pipeline.storage import Folder, display_name, is_temporary, run_of_temporary
+from chiasm.pipeline.timing import SYSTEM_CLOCK, Clock
 
-HEARTBEAT_SECONDS = 2.0
-STALE_SECONDS = 60.0
 ORPHAN_SECONDS = 1.5  # workers check for their driver twice a second and have exited by then
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """The content of `runs/<run id>.json`. Times are seconds since the epoch."""
-
-    id: str
-    command: str
-    host: str
-    pid: int
-    process_started: float
-    started: float
-    heartbeat: float
-    state: str = "running"  # running, done, failed, stopped
-    claimed: tuple[str, ...] = ()  # shard ids in flight; `holds` in the file
-    settings: dict[str, Any] = field(default_factory=dict)
-    summary: dict[str, Any] = field(default_factory=dict)
-
-    def alive(self, now: float | None = None) -> bool:
-        """Whether this run may still write: its process runs, or its heartbeat is recent."""
-        if self.state != "running":
-            return False
-        if self.host == this_machine():
-            return process_alive(self.pid, self.process_started)
-        return (now or time.time()) - self.heartbeat < STALE_SECONDS
-
-    def died_after(self, moment: float) -> bool:
-        """Whether this run was killed, and later than `moment`."""
-        return self.state == "running" and self.heartbeat > moment and not self.alive()
-
-    def to_json(self) -> bytes:
-        """The file's content."""
-        fields = {("holds" if key == "claimed" else key): v for key, v in asdict(self).items()}
-        return json.dumps(fields, ensure_ascii=False, indent=1).encode() + b"\n"
-
-    @classmethod
-    def from_json(cls, data: bytes) -> RunRecord:
-        """Raises ValueError, TypeError or KeyError where `data` is no record of this version."""
-        fields: dict[str, Any] = json.loads(data)
-        return cls(claimed=tuple(fields.pop("holds")), **fields)
+# Half of what others wait: the rest is for a write that is under way, and for clocks' rates.
+LAPSE_SECONDS = STALE_SECONDS / 2
 
 
 class Run:
     """This process's own run, used in a `with`: registers itself, writes heartbeats, ends with a
     state.
 
-    Only this object writes the run's file; `claim` and `finish` may be called from any thread.
+    Only this object writes the run's file, but for the mark `killed`; `claim` and `finish` may be
+    called from any thread. lapses: how often others may have taken it for dead.
     """
 
-    def __init__(self, folder: Folder, command: str, settings: dict[str, Any]) -> None:
-        now = time.time()
+    def __init__(
+        self,
+        folder: Folder,
+        command: str,
+        settings: dict[str, Any],
+        *,
+        run_id: str = "",
+        clock: Clock = SYSTEM_CLOCK,
+        machine: Machine = THIS_MACHINE,
+        heartbeats: bool = True,
+    ) -> None:
+        """run_id: made from time and chance where it is empty. heartbeats: by a thread; without it
+        the caller calls `beat` every HEARTBEAT_SECONDS."""
+        now, process = clock.time(), machine.this_process()
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now))
-        self.folder = folder
+        self.folder, self.clock = folder, clock
         self.record = RunRecord(
-            id=f"{stamp}-{secrets.token_hex(4)}",
+            id=run_id or f"{stamp}-{secrets.token_hex(4)}",
             command=command,
-            host=this_machine(),
-            pid=os.getpid(),
-            process_started=psutil.Process().create_time(),
+            host=machine.host(),
+            pid=process.pid,
+            boot_id=process.boot_id,
+            pid_namespace=process.pid_namespace,
+            start_ticks=process.start_ticks,
             started=now,
             heartbeat=now,
             settings=settings,
         )
-        self._lock = threading.Lock()
-        self._ended: set[str] = set()  # files of runs that have ended, which change no more
+        self.lapses = 0
+        self._renewed = clock.monotonic()
+        self._marked: CollectionError | None = None
+        self._observer = RunObserver(folder, clock, machine.alive, self.id)
+        self._lock = threading.RLock()  # of the record; a long look must not hold up heartbeats
+        self._looking = threading.Lock()
         self._stop = threading.Event()
-        self._heartbeat = threading.Thread(
-            target=self._send_heartbeats, name="heartbeat", daemon=True
-        )
+        self._heartbeat: threading.Thread | None = None
+        if heartbeats:
+            self._heartbeat = threading.Thread(
+                target=self._send_heartbeats, name="heartbeat", daemon=True
+            )
 
     @property
     def id(self) -> str:
         return self.record.id
+
+    @property
+    def activity(self) -> int:
+        """Changes with every look at the other runs that finds one that may have written."""
+        return self._observer.activity
 
     def __enter__(self) -> Run:
         try:
@@ -110,13 +109,15 @@ class Run:
         except StorageError:
             # Until this file exists the run counts as dead, and a sweep may remove its temporary.
             self._write()
-        self._heartbeat.start()
+        if self._heartbeat is not None:
+            self._heartbeat.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         self._stop.set()
-        self._heartbeat.join()
-        if self.record.state == "running":
+        if self._heartbeat is not None:
+            self._heartbeat.join()
+        if self.record.state == RUNNING:
             stopped = kind is not None and not issubclass(kind, Exception)
             self.record = replace(self.record, state="stopped" if stopped else "failed")
         # A full disk must not hide the error that ends the run: a record in state `running` whose
@@ -126,40 +127,80 @@ class Run:
 
     def claim(self, shard_ids: Iterable[str]) -> None:
         """Set the shards that this run works on, in place of those claimed before; written to its
-        file at once."""
-        claimed = tuple(sorted(shard_ids))
-        if claimed != self.record.claimed:
-            with self._lock:
-                self.record = replace(self.record, claimed=claimed)
-            self._write()
+        file at once. Raises as `confirm`."""
+        with self._lock:
+            self.record = replace(self.record, claimed=tuple(sorted(shard_ids)))
+            self._renew()
+
+    def release(self, shard_ids: Iterable[str]) -> None:
+        """Set the shards that this run works on, all of them claimed before. Written with the next
+        claim or heartbeat: until then others only leave alone what they need not."""
+        with self._lock:
+            self.record = replace(self.record, claimed=tuple(shard_ids))
 
     def finish(self, state: str, summary: dict[str, Any]) -> None:
         """Set the final state, `done` or `failed`; written when the `with` is left."""
         with self._lock:
             self.record = replace(self.record, state=state, summary=summary, claimed=())
 
-    def others(self) -> list[RunRecord]:
-        """The other runs of this collection that are alive."""
-        names = [name for name in _names(self.folder) if name not in self._ended]
-        records = [run for run in _read_all(self.folder, names) if run.id != self.id]
-        self._ended |= {_name(run.id) for run in records if run.state != "running"}
-        return [run for run in records if run.alive()]
+    def beat(self) -> None:
+        """Renew the record. Raises StorageError where it cannot be written, CollectionError where
+        another run has found this one dead."""
+        with self._lock:
+            self._check_mark()
+            self._renew()
+
+    def confirm(self) -> None:
+        """Return if no other run can have taken this one for dead, else renew the record first;
+        raises as `beat`. To be called before anything that rests on being alive."""
+        with self._lock:
+            if self._marked is not None:
+                raise self._marked
+            if self._lapsed():
+                self.beat()
+
+    def observe(self) -> list[Seen]:
+        """The other runs that may be alive, and those found ended or dead since the last look."""
+        with self._looking:
+            return self._observer.observe()
+
+    def others(self) -> list[Seen]:
+        """The other runs of this collection that may be alive."""
+        return [seen for seen in self.observe() if seen.may_live]
+
+    def wait_for_verdicts(self, run_ids: Iterable[str]) -> set[str]:
+        """Wait until every one of these runs is known to live or to be dead; returns those that
+        live. Takes up to STALE_SECONDS where a run of another machine was killed."""
+        wanted = set(run_ids)
+        while True:
+            others = [seen for seen in self.others() if seen.id in wanted]
+            if all(seen.life is Life.ALIVE for seen in others):
+                return {seen.id for seen in others}
+            self.clock.sleep(HEARTBEAT_SECONDS)
 
     def sweep(self, folders: Iterable[str], *, own: bool = False) -> list[str]:
         """Remove the temporaries of dead runs in `folders`, with `own` also this run's (whose
         workers have exited by then, some of them killed), and in object stores abort their uploads;
-        returns the names removed.
+        returns the names removed. The dead runs are marked as killed.
 
         Workers outlive a killed driver by up to half a second and may still create a file: where a
-        run died just now, they get the time to exit first."""
-        now = time.time()
-        if any(run.died_after(now - 10 * ORPHAN_SECONDS) for run in runs(self.folder)):
-            time.sleep(ORPHAN_SECONDS)
-        return self.remove_temporaries(folders, own=own) + self.abort_uploads(own=own)
+        run of this machine has died that nobody has swept yet, they get the time to exit first."""
+        self.observe()
+        if self._observer.dead_here():
+            self.clock.sleep(ORPHAN_SECONDS)
+        removed = self.remove_temporaries(folders, own=own) + self.abort_uploads(own=own)
+        self.mark_dead()
+        return removed
+
+    def mark_dead(self) -> None:
+        """Mark the runs that were found dead as killed, in their files."""
+        self._observer.mark_dead(self.id)
 
     def remove_temporaries(self, folders: Iterable[str], *, own: bool = False) -> list[str]:
         """Remove the temporaries in `folders` whose runs are dead, with `own` also this run's;
         returns their names."""
+        if self.folder.local is None:
+            return []  # a store has none, and its listings are long
         # Files are listed before live runs: a run that starts in between has no file in the list.
         names = [name for folder in folders for name in self.folder.list(folder)]
         live = {run.id for run in self.others()} | (set() if own else {self.id})
@@ -172,83 +213,66 @@ class Run:
 
     def abort_uploads(self, *, own: bool = False) -> list[str]:
         """Abort the multipart uploads that dead runs left, as `uploads.py` tells them from others;
-        returns their URLs."""
+        returns their URLs. Where the claims of a live run cannot be read, an upload may be its."""
         prefix = f"{self.folder.url.rstrip('/')}/"
 
         @functools.cache  # read once there is an upload, and after these were listed
-        def live_ids() -> tuple[set[str], set[str]]:
-            others = {part for run in self.others() for part in (run.id, *run.claimed)}
+        def live_ids() -> tuple[set[str], set[str]] | None:
+            live = self.others()
+            if any(seen.record is None for seen in live):
+                return None
+            others = {part for seen in live for part in (seen.id, *seen.claimed)}
             return others, set() if own else {self.id, *self.record.claimed}
 
         def is_dead(url: str) -> bool:
-            return is_dead_upload(url.removeprefix(prefix), *live_ids())
+            ids = live_ids()
+            return ids is not None and is_dead_upload(url.removeprefix(prefix), *ids)
 
         return list(self.folder.abort_uploads(is_dead))
 
     def _write(self) -> None:
         with self._lock:
-            self.folder.write_whole(_name(self.id), self.record.to_json(), self.id)
+            began = self.clock.monotonic()
+            self.folder.write_whole(record_name(self.id), self.record.to_json(), self.id)
+            self._renewed = began
+
+    def _renew(self) -> None:
+        """Write the record, with a look at it first where others may have taken us for dead."""
+        lapsed = self._lapsed()
+        if lapsed or self._marked is not None:
+            self._check_mark()
+        self.record = replace(self.record, heartbeat=self.clock.time(), beats=self.record.beats + 1)
+        self._write()
+        self.lapses += lapsed
+
+    def _lapsed(self) -> bool:
+        return self.clock.monotonic() - self._renewed >= LAPSE_SECONDS
+
+    def _check_mark(self) -> None:
+        """CollectionError where another run has marked this one as killed."""
+        if self._marked is None:
+            if not is_marked_killed(read_content(self.folder, record_name(self.id))):
+                return
+            self._marked = CollectionError(
+                f"run {self.id} in {display_name(self.folder.url)}",
+                expected=f"its record renewed at least every {STALE_SECONDS:.0f} s",
+                found="none for longer, and another run that has taken over its work",
+                do="run the same command again",
+            )
+        raise self._marked
 
     def _send_heartbeats(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            with self._lock:
-                self.record = replace(self.record, heartbeat=time.time())
-            # A missed heartbeat is no failure: a run counts as stale only after many.
-            with contextlib.suppress(StorageError):
-                self._write()
+            try:
+                self.beat()
+            except CollectionError:
+                return  # raised again by the next claim
+            except StorageError:
+                continue  # one missed heartbeat is no failure: a run counts as dead after many
 
 
 def runs(folder: Folder) -> Iterator[RunRecord]:
-    """Every run of a collection, oldest first. A record that cannot be read is skipped: records are
-    written atomically, so only a newer version can have written it."""
-    return _read_all(folder, _names(folder))
-
-
-def _names(folder: Folder) -> list[str]:
-    return [
-        name for name in folder.list("runs") if name.endswith(".json") and not is_temporary(name)
-    ]
-
-
-def _read_all(folder: Folder, names: Iterable[str]) -> Iterator[RunRecord]:
-    for record in folder.map_concurrent(lambda name: _read(folder, name), names):
-        if record is not None:
-            yield record
-
-
-def _read(folder: Folder, name: str) -> RunRecord | None:
-    try:
-        return RunRecord.from_json(folder.read_bytes(name))
-    except StorageError:
-        # A store that does not answer proves no run dead: uploads of a live one must stay.
-        if folder.local is None and folder.stat(name) is not None:
-            raise
-        return None
-    except (ValueError, TypeError, KeyError):
-        return None
-
-
-def this_machine() -> str:
-    """Host name and pid namespace, within which a pid is one process: containers may share a host
-    name."""
-    try:
-        return f"{socket.gethostname()}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # only Linux has pid namespaces
-        return socket.gethostname()
-
-
-def process_alive(pid: int, started: float) -> bool:
-    """Whether the process that started at `started` (seconds since the epoch) still runs: its pid
-    alone may belong to a new process."""
-    try:
-        process = psutil.Process(pid)
-        # Two readings of the start time may differ by a clock tick.
-        return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:
-        return True
-
-
-def _name(run_id: str) -> str:
-    return f"runs/{run_id}.json"
+    """Every run of a collection whose record can be read, oldest first."""
+    for seen in RunObserver(folder, SYSTEM_CLOCK, THIS_MACHINE.alive).observe():
+        if seen.record is not None:
+            yield seen.record

@@ -19,6 +19,7 @@ _OWNED = re.compile(
     rf"embeddings/({_SHARD})\.parquet"
     rf"|ledger/({_SHARD})\.json"
     rf"|runs/({_RUN})\.json"
+    rf"|summaries/({_RUN})-[0-9]+\.json"
     rf"|index/segments/({_RUN})-[0-9]+/{_BASE}\.(?:arrow|faiss|f16|json)"
     rf"|index/trained/({_RUN})/{_BASE}\.faiss"
 )

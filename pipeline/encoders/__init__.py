@@ -8,6 +8,15 @@ from chiasm.pipeline.encoders.base import (
     require_modality,
     unit,
 )
+from chiasm.pipeline.encoders.faults import (
+    ENCODE_REASONS,
+    Fault,
+    describe,
+    is_out_of_memory,
+    match_each,
+    require_unit_vectors,
+)
+from chiasm.pipeline.encoders.probe import probe_encoder, probe_matcher
 from chiasm.pipeline.encoders.protocols import (
     JOINT,
     Encoded,
@@ -29,22 +38,30 @@ from chiasm.pipeline.pretrained import EncoderSettings
 
 __all__ = [
     "ENCODERS",
+    "ENCODE_REASONS",
     "JOINT",
     "BaseEncoder",
     "Encoded",
     "Encoder",
     "EncoderSettings",
+    "Fault",
     "Input",
     "Matcher",
     "MatchingEncoder",
     "Preprocessor",
     "Ragged",
+    "describe",
+    "is_out_of_memory",
     "load_encoder",
     "load_matcher",
+    "match_each",
     "normalized_mean",
+    "probe_encoder",
+    "probe_matcher",
     "register_encoder",
     "require_matcher",
     "require_modality",
+    "require_unit_vectors",
     "split_encoder_name",
     "unit",
 ]

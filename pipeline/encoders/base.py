@@ -51,10 +51,12 @@ def normalized_mean(vectors: Sequence[Array]) -> Array:
 
 
 def unit(vectors: Array) -> Array:
-    """Rows scaled to unit length: (B, D) -> (B, D) float32; a zero row stays zero."""
-    vectors = np.asarray(vectors, dtype=np.float32)
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, 1)
+    """Rows scaled to unit length: (B, D) -> (B, D) float32; a zero row stays zero, one with NaN or
+    infinity has NaN."""
+    with np.errstate(all="ignore"):
+        vectors = np.asarray(vectors, dtype=np.float32)
+        norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+        return vectors / np.where(norms == 0, np.float32(1), norms)
 
 
 def require_modality(

@@ -13,6 +13,7 @@ from PIL import Image
 from sentence_transformers import CrossEncoder
 
 from chiasm.pipeline.encoders.base import BaseEncoder, image_and_text, require_modality
+from chiasm.pipeline.encoders.probe import probe_matcher
 from chiasm.pipeline.encoders.protocols import Array, Input
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
@@ -40,7 +41,9 @@ def load(model: str, settings: EncoderSettings) -> CrossEncoderMatcher:
             found="one for " + ", ".join(map(str, network.modalities)),
             do="take one for both, such as st:Qwen/Qwen3-VL-Reranker-2B",
         )
-    return CrossEncoderMatcher(folder, network)
+    matcher = CrossEncoderMatcher(folder, network)
+    probe_matcher(matcher)
+    return matcher
 
 
 class CrossEncoderMatcher:

@@ -15,9 +15,11 @@ from collections.abc import Callable
 from importlib import metadata
 
 from chiasm.pipeline.encoders.base import require_matcher
+from chiasm.pipeline.encoders.faults import describe
+from chiasm.pipeline.encoders.probe import probe_encoder, probe_matcher
 from chiasm.pipeline.encoders.protocols import Encoder, Matcher
-from chiasm.pipeline.errors import EncoderError, UsageError
-from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.errors import ChiasmError, EncoderError, UsageError
+from chiasm.pipeline.pretrained import EncoderSettings, mend_model
 
 ENTRY_POINTS = "chiasm.encoders"
 
@@ -97,23 +99,44 @@ def split_encoder_name(name: str) -> tuple[str, str]:
 
 
 def load_encoder(name: str, settings: EncoderSettings | None = None) -> Encoder:
-    """The encoder called `name`; UsageError for an unknown family, EncoderError for a bad model."""
+    """The encoder called `name`, after a trial with one pair (`probe.py`); UsageError for an
+    unknown family, EncoderError for a model that cannot be loaded or fails the trial."""
+    encoder = _load(name, settings)
+    probe_encoder(encoder)
+    return encoder
+
+
+def _load(name: str, settings: EncoderSettings | None) -> Encoder:
+    """What the family's loader makes; whatever it raises becomes an EncoderError."""
     family, model = split_encoder_name(name)
     loader = ENCODERS.get(family)
     if loader is None:
         loader = _load_entry_point(_installed()[family])
-    return loader(model, settings or EncoderSettings())
+    try:
+        return loader(model, settings or EncoderSettings())
+    except ChiasmError:
+        raise
+    except Exception as error:  # libraries of models, and encoders of others, raise anything
+        raise EncoderError(
+            f"encoder {name}",
+            expected="a model that can be loaded",
+            found=describe(error),
+            do=mend_model(str(error)),
+        ) from error
 
 
 def load_matcher(name: str, settings: EncoderSettings | None = None) -> Matcher:
-    """The matcher called `name`: a CrossEncoder for `st:`, else an encoder that also matches.
+    """The matcher called `name`: a CrossEncoder for `st:`, else an encoder that also matches; after
+    a trial with one pair.
 
     UsageError for an unknown family and for an encoder that makes vectors only, EncoderError for a
-    bad model."""
+    model that cannot be loaded or fails the trial."""
     family, _, model = name.partition(":")
     if family in MATCHERS:
         return MATCHERS[family](model, settings or EncoderSettings())
-    return require_matcher(load_encoder(name, settings))
+    matcher = require_matcher(_load(name, settings))  # which need not be an encoder
+    probe_matcher(matcher)
+    return matcher
 
 
 def _installed() -> dict[str, metadata.EntryPoint]:

@@ -19,12 +19,14 @@ from PIL.TiffImagePlugin import (
 )
 
 from chiasm.pipeline.errors import Undecodable
+from chiasm.pipeline.images.headers import tiff_tags
+from chiasm.pipeline.images.known_formats import camera_raw
 
 REASONS = {  # every reason of stage "decode", and its description
     "not_a_picture": "its bytes begin like no format that is read",
     "truncated": "its bytes end before the picture does",
     "corrupt": "a decoder refused its bytes",
-    "unsupported": "a variant of its format that the decoder does not know",
+    "unsupported": "a format that no decoder here knows, or a variant of one; the detail names it",
     "too_many_pixels": "more pixels than decode.max_megapixels, or than its slow format may have",
     "too_much_metadata": "more pieces around the pixels than a picture has",
     "too_slow": "decoding it took longer than decode.max_seconds",
@@ -53,12 +55,17 @@ def classify_failure(
         return Undecodable("out_of_memory", detail)
     if form == "WEBP":
         truncated = _riff_ends_early(data)
+    elif form == "HEIF":
+        truncated = _boxes_end_early(data)
     elif isinstance(image, TiffImageFile):  # Pillow reads tags again after the pixels
         truncated = "truncated" in str(error) or _tiff_ends_early(image, len(data))
     elif _REFUSED.search(str(error)):
         truncated = False
     else:
         truncated = ran_out or isinstance(error, EOFError) or "truncated" in str(error).lower()
+    raw = camera_raw(data, tiff_tags(data)) if form == "TIFF" else None
+    if raw is not None:
+        return raw
     if truncated:
         return Undecodable("truncated", detail)
     if isinstance(error, NotImplementedError) or _UNSUPPORTED.search(str(error)):
@@ -77,6 +84,19 @@ def _riff_ends_early(data: bytes) -> bool:
             return False
         at += 8 + size + size % 2
     return len(data) < 8 + int.from_bytes(data[4:8], "little")
+
+
+def _boxes_end_early(data: bytes) -> bool:
+    """Whether a HEIC ends inside one of its outermost boxes."""
+    at = 0
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        if size == 1:  # 64 bits
+            size = int.from_bytes(data[at + 8 : at + 16], "big")
+        if size < 8:  # 0: to the end of the file; else no size at all
+            return False
+        at += size
+    return at != len(data)
 
 
 def _tiff_ends_early(image: TiffImageFile, size: int) -> bool:

@@ -9,6 +9,9 @@ does not matter, since files have wrong extensions. Not tried are
     WMF, BUFR, GRIB, HDF5, MPEG  only recognised: Pillow has no decoder for them here
     FPX, MIC                     need another package
 
+HEIC, for which Pillow has no decoder, is opened by the package pillow-heif where it is installed.
+The package's own class is used; nothing is registered with Pillow.
+
 The order is Pillow's own, so that ambiguous bytes give the same format as elsewhere: formats with a
 signature before those without, which accept too much (TGA above all).
 """
@@ -25,6 +28,7 @@ from chiasm.pipeline.errors import Undecodable
 from chiasm.pipeline.images.bounded_file import BoundedFile
 from chiasm.pipeline.images.failures import classify_failure
 from chiasm.pipeline.images.headers import check_pieces, is_plain_jpeg
+from chiasm.pipeline.images.known_formats import is_heif, unknown_format
 
 TRIED = """
     BMP DIB GIF JPEG PPM PNG AVIF CUR PCX DCX DDS FITS FLI FTEX GBR JPEG2000 ICNS ICO IM IMT MCIDAS
@@ -48,12 +52,32 @@ def open_picture(data: bytes, seconds: float) -> tuple[ImageFile, BoundedFile]:
         with contextlib.suppress(Exception):  # on failure it is opened as any other
             file = BoundedFile(data, seconds, unbounded=True)
             return Image.open(file, formats=("JPEG",)), file  # pyrefly: ignore  # reads and seeks
+    if is_heif(data, hevc=True):
+        return _open_heif(data, seconds)
     check_pieces(data)
     file = BoundedFile(data, seconds)
     try:
         return Image.open(file, formats=formats()), file  # pyrefly: ignore  # reads and seeks
     except Exception as error:
+        if is_heif(data):  # of an unknown kind, and no AVIF
+            return _open_heif(data, seconds)
         raise _opening_failure(error, data, file) from error
+
+
+def _open_heif(data: bytes, seconds: float) -> tuple[ImageFile, BoundedFile]:
+    """A HEIF with its header read, by pillow-heif; raises Undecodable, also where it is not
+    installed. libheif refuses pictures whose pixels are more than the header says."""
+    try:
+        import pillow_heif
+    except ImportError:
+        named = unknown_format(data)
+        assert named is not None  # it has a brand of HEIF
+        raise named from None
+    file = BoundedFile(data, seconds)
+    try:
+        return pillow_heif.HeifImageFile(file), file
+    except Exception as error:
+        raise classify_failure(error, data, "HEIF", file.ran_out) from error
 
 
 def _opening_failure(error: Exception, data: bytes, opened: BoundedFile) -> Undecodable:
@@ -71,5 +95,8 @@ def _opening_failure(error: Exception, data: bytes, opened: BoundedFile) -> Unde
             factory(file, "").close()  # pyrefly: ignore  # reads and seeks
         except Exception as decoder_error:  # noqa: BLE001  decoders raise nearly everything
             return classify_failure(decoder_error, data, form, file.ran_out)
+    named = unknown_format(data)
+    if named is not None:
+        return named
     begins = f"no decoder takes what begins with {data[:8].hex(' ')}" if data else "no bytes"
     return Undecodable("not_a_picture", begins)

@@ -43,6 +43,11 @@ def check_pieces(data: bytes) -> None:
         _check_jpeg2000(data, 0)
 
 
+def tiff_tags(data: bytes) -> set[int]:
+    """The tags of a TIFF's first directory; none of another format."""
+    return {struct.unpack_from(f"{order}H", entry)[0] for entry, order, _ in _tiff_entries(data)}
+
+
 def is_plain_jpeg(data: bytes) -> bool:
     """Whether this is a JPEG of one scan after few segments, as cameras and web sites write them:
     its work depends on its pixels alone."""

@@ -69,12 +69,13 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
         """Inverse of `to_dict`; TypeError or KeyError for unknown or missing fields."""
-        image = dict(fields["image"])
+        plain = dict(fields)
+        image, text, fusion = dict(plain.pop("image")), plain.pop("text"), plain.pop("fusion", None)
         image["stem"] = tuple(image["stem"])
-        fusion = fields.get("fusion")
         return cls(
-            ImageConfig(**image),
-            TextConfig(**fields["text"]),
-            fields["dim"],
-            FusionConfig(**fusion) if fusion else None,
+            image=ImageConfig(**image),
+            text=TextConfig(**text),
+            dim=plain.pop("dim"),
+            fusion=FusionConfig(**fusion) if fusion else None,
+            **plain,
         )

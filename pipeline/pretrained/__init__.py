@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 from chiasm.pipeline.errors import require_at_least
 
-__all__ = ["EncoderSettings"]
+__all__ = ["EncoderSettings", "mend_model"]
+
+
+def mend_model(message: str) -> str:
+    """What a person can do about a model that failed with this message of its library."""
+    if "padding token" in message:
+        return 'name its padding token as "pad_token" in the model\'s tokenizer_config.json'
+    return "check that all files are of one model and that its libraries fit it"
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def resolve_device(wanted: str) -> torch.device:
             f"device {wanted!r}",
             expected="a CUDA device of this process",
             found=f"{count} of them",
-            do="give workers one with --set workers.gpus=1, or use device auto or cpu",
+            do="use --device auto or cpu; workers of embed and filter see one with workers.gpus=1",
         )
     return torch.device(wanted)
 

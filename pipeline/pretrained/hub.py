@@ -25,6 +25,7 @@ from huggingface_hub import errors
 from transformers.utils import logging as transformers_logging
 
 from chiasm.pipeline.errors import ChiasmError, EncoderError
+from chiasm.pipeline.pretrained import mend_model
 
 # The files of a model besides its weights. Model cards and training leftovers do not belong to it:
 # vectors do not depend on them.
@@ -207,7 +208,7 @@ def translating_load_errors(what: str, role: str) -> Iterator[list[str]]:
             f"encoder {what}",
             expected=f"{role} that can be loaded",
             found=first_sentence(error),
-            do="install what it needs" if missing else "check that all files are of one model",
+            do="install what it needs" if missing else mend_model(str(error)),
         ) from error
 
 

@@ -6,22 +6,35 @@ from chiasm.pipeline.shards.captions import (
     json_object,
     without_captions,
 )
+from chiasm.pipeline.shards.grouping import Grouping
+from chiasm.pipeline.shards.json_text import with_values
 from chiasm.pipeline.shards.listing import list_shards, shard_id
-from chiasm.pipeline.shards.members import read_checked, read_member, split_member_name
-from chiasm.pipeline.shards.read_settings import ReadSettings
-from chiasm.pipeline.shards.sample_builder import PICTURE_EXTENSIONS
-from chiasm.pipeline.shards.samples import DROP_REASONS, NOTE_REASONS, read_samples
-from chiasm.pipeline.shards.tar import DAMAGES, Damaged, Tar
+from chiasm.pipeline.shards.members import read_checked, read_member
+from chiasm.pipeline.shards.names import split_member_name
+from chiasm.pipeline.shards.read_settings import RULES, ReadSettings
+from chiasm.pipeline.shards.sample_builder import PICTURE_EXTENSIONS, SampleBuilder, Wanted
+from chiasm.pipeline.shards.samples import (
+    DROP_REASONS,
+    IMAGE_AND_TEXT,
+    NOTE_REASONS,
+    read_samples,
+)
+from chiasm.pipeline.shards.tar import ChangedError, Damaged, Tar
 from chiasm.pipeline.shards.writer import write_shard
 
 __all__ = [
-    "DAMAGES",
     "DROP_REASONS",
+    "IMAGE_AND_TEXT",
     "NOTE_REASONS",
     "PICTURE_EXTENSIONS",
+    "RULES",
+    "ChangedError",
     "Damaged",
+    "Grouping",
     "ReadSettings",
+    "SampleBuilder",
     "Tar",
+    "Wanted",
     "every_caption",
     "json_bytes",
     "json_object",
@@ -31,6 +44,7 @@ __all__ = [
     "read_samples",
     "shard_id",
     "split_member_name",
+    "with_values",
     "without_captions",
     "write_shard",
 ]

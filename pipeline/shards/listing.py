@@ -67,7 +67,8 @@ def _with_stdin(specs: Sequence[str], stdin: TextIO | None) -> Iterator[str]:
         elif stdin is None:
             raise UsageError("-", expected="shards on standard input", found="no standard input")
         else:
-            yield from filter(None, map(str.strip, stdin))
+            # A list of Windows may begin with a byte order mark, which is none of its first line.
+            yield from filter(None, (line.removeprefix("\ufeff").strip() for line in stdin))
 
 
 def _expand(spec: str, allow_query: bool) -> Iterator[str]:

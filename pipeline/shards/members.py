@@ -1,16 +1,13 @@
-"""Members of a shard: how their names are split, and reading one again by its offset."""
+"""One member of a shard read again, by its place."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 
 from chiasm.pipeline.errors import SourceError
 from chiasm.pipeline.records import Place
 from chiasm.pipeline.shards.tar import Damaged, Tar
 from chiasm.pipeline.storage import display_name, read_range
-
-_KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)$")
 
 
 def read_member(shard_url: str, place: Place) -> bytes:
@@ -43,13 +40,3 @@ def read_checked(shard_url: str, place: Place, sha256: str | None) -> bytes:
             do="the shard has changed: run chiasm embed and chiasm index build again",
         )
     return data
-
-
-def split_member_name(name: str) -> tuple[str, str] | None:
-    """A member's name -> (key, extension in lower case), as webdataset's `base_plus_ext` has it:
-    the key ends at the first dot of the base name. None for a name without extension, and for those
-    that webdataset skips (`__meta__`, and all in a folder so called)."""
-    if name.startswith("__") and re.match(r"__[^/]*__($|/)", name):
-        return None
-    found = _KEY_AND_EXTENSION.match(name)
-    return (found[1], found[2].lower()) if found else None

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from chiasm.pipeline.errors import require_at_least
 
+# The version of the rules by which members become samples: it rises when the same shard gives other
+# rows. 2: members of a key anywhere in the shard, keys compared in NFC; `caption` and `text`;
+# UTF-16; folders that are samples; files that are none; a tar without its end mark.
+RULES = 2
+
 
 @dataclass(frozen=True)
 class ReadSettings:

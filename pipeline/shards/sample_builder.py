@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
 
 from chiasm.pipeline.records import IMAGE, TEXT, Dropped, Note, Place, Sample, Source
-from chiasm.pipeline.shards.captions import first_captions
+from chiasm.pipeline.shards.captions import CAPTION_EXTENSIONS, Texts, read_texts
+from chiasm.pipeline.shards.names import comparable, is_about_dataset
 from chiasm.pipeline.shards.read_settings import ReadSettings
 from chiasm.pipeline.shards.tar import Member
 
@@ -17,61 +18,61 @@ PICTURE_EXTENSIONS = (
     *("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ico", "avif"),
     *("jpe", "jfif", "jif", "pjpeg", "pjp", "apng", "mpo", "jp2", "j2k", "j2c", "jpf", "jpx"),
     *("ppm", "pgm", "pbm", "pnm", "pfm", "tga", "qoi", "dds", "psd", "pcx", "dcx", "sgi", "icns"),
-    *("cur", "dib", "xbm", "xpm", "fli"),
+    *("cur", "dib", "xbm", "xpm", "fli", "heic", "heif", "hif"),
 )
+
+_RANKS = {extension: rank for rank, extension in enumerate(PICTURE_EXTENSIONS)}
 
 # Pictures and films that are not read: a sample without another picture is dropped, so that it is
 # not taken for a caption without a picture. Other extensions (cls, npy, html) are ignored.
 _UNREAD = """
-    arw avi cr2 cr3 dcm dng eps exr ff flif flv hdr heic heics heif heifs image img jls jpm jxl jxr
+    arw avi cr2 cr3 dcm dng eps exr ff flif flv hdr heics heifs image img jls jpm jxl jxr
     m4v mkv mov mp4 mpeg mpg nef orf pam psb raf raw rw2 svg svgz wbmp webm wmf wmv xcf
 """
 UNREAD_EXTENSIONS = frozenset(_UNREAD.split())
 # Compared with the last part of an extension: seg.png is an extension of its own.
-_VISUAL_EXTENSIONS = UNREAD_EXTENSIONS.union(PICTURE_EXTENSIONS)
+_VISUAL_EXTENSIONS = UNREAD_EXTENSIONS.union(_RANKS)
 
-_TEXT_EXTENSIONS = ("txt", "json")
+_TEXT_EXTENSIONS = (*CAPTION_EXTENSIONS, "json")
 
-_MAX_NOTES = 100  # of a kind of which a sample or a shard may have millions
+_MAX_NOTES = 100  # of a kind of which a sample may have millions
 _MAX_EXTENSIONS = 1000  # of a sample, beside those that are read
 
 
-class CappedNotes:
-    """Passes on the first notes of a kind and only counts the rest: nobody reads a million."""
+@dataclass(frozen=True)
+class Wanted:
+    """Which members are read, and how. keep: all of them, as they are, for a copy."""
 
-    def __init__(self) -> None:
-        self._passed = self._omitted = 0
+    settings: ReadSettings
+    modalities: Mapping[str, Sequence[str]]
+    keep: bool = False
 
-    def take(self, note: Note) -> Iterator[Note]:
-        """The note itself while there are few, then nothing."""
-        self._passed += 1
-        if self._passed <= _MAX_NOTES:
-            yield note
-        else:
-            self._omitted += 1
-
-    def rest(self, key: str = "") -> Iterator[Note]:
-        """One note with the number of omitted ones, if there are any."""
-        if self._omitted:
-            yield Note(key, "many_notes", str(self._omitted))
-
-
-class SampleBuilder:
-    """A sample while its members, those of one key, are read."""
-
-    def __init__(
-        self, key: str, settings: ReadSettings, modalities: Mapping[str, Sequence[str]]
-    ) -> None:
-        self.key = key
-        self.settings = settings
-        self.modalities = modalities
-        # Extension -> the other modality that it belongs to, and its rank there.
-        self.other = {
+    @cached_property
+    def other(self) -> dict[str, tuple[str, int]]:
+        """Extension -> the modality beyond pictures and texts that it belongs to, and its rank."""
+        return {
             extension: (modality, rank)
-            for modality, extensions in modalities.items()
+            for modality, extensions in self.modalities.items()
             if modality not in (IMAGE, TEXT)  # whose members are known
             for rank, extension in enumerate(extensions)
         }
+
+    @cached_property
+    def other_modalities(self) -> set[str]:
+        return set(self.modalities) - {IMAGE, TEXT}
+
+
+class SampleBuilder:
+    """A sample while its members, those of one key, are read.
+
+    compared: the key as it is compared with others. waits: for members behind those of other keys,
+    with `waiting_bytes` of memory. size: bytes of its members without the `oversized`, those that
+    are too large to read. kept: (name, bytes) of its members, where those are wanted."""
+
+    def __init__(self, key: str, wanted: Wanted) -> None:
+        self.key, self.compared = key, comparable(key)
+        self.waits, self.waiting_bytes = False, 0
+        self.wanted, self.settings = wanted, wanted.settings
         self.others: dict[str, tuple[int, Place, bytes | None]] = {}
         self.extensions: set[str] = set()
         self.picture: bytes | None = None
@@ -80,9 +81,17 @@ class SampleBuilder:
         self.texts: dict[str, bytes] = {}
         self.too_large: list[str] = []
         self.no_files: dict[str, str] = {}  # picture or text -> its first member that is no file
-        self.notes: list[Note] = []
-        self._duplicates = CappedNotes()
+        self.notes: list[tuple[str, str]] = []  # reason, detail
+        self.duplicates = 0
+        self.size = self.oversized = 0
+        self.kept: list[tuple[str, bytes]] = []
         self._reading = False
+        self._parsed: Texts | None = None
+
+    def is_next(self, name: str) -> bool:
+        """Whether a member's name is surely one of this key, without splitting it."""
+        end = len(self.key)
+        return name.startswith(self.key) and name.startswith(".", end) and "/" not in name[end:]
 
     def is_complete(self, expected: set[str]) -> bool:
         """Whether a tar that is cut after the last member probably has all of this sample: no
@@ -92,43 +101,114 @@ class SampleBuilder:
         alike = expected <= self.extensions if expected else has_both
         return alike and not self._reading
 
+    @property
+    def has_picture(self) -> bool:
+        """Whether it has a member that is a picture, whether it can be read or not."""
+        return self.place is not None or bool(self._unread())
+
+    @property
+    def has_others(self) -> bool:
+        """Whether it has a text, or a member of another modality that the encoder takes."""
+        return bool(self.texts or self.others)
+
+    @property
+    def is_about_dataset(self) -> bool:
+        """Whether it is no sample, but a file about the data set: metadata.csv, classes.txt."""
+        if self.place is not None or self.others or self.no_files or self.too_large:
+            return False
+        if self.has_picture:
+            return False
+        alone = self.texts and IMAGE not in self.wanted.modalities  # a sample that is a text
+        return not alone and is_about_dataset(self.key, self.extensions)
+
+    def is_whole(self) -> bool:
+        """Whether it has a member of every modality that the encoder takes and, if captions are in
+        a json field, json: then it waits for no more."""
+        modalities = self.wanted.modalities
+        if IMAGE in modalities and not self.has_picture:
+            return False
+        if not self.others.keys() >= self.wanted.other_modalities:
+            return False
+        if TEXT not in modalities:
+            return True
+        has_field = not self.settings.caption_field or "json" in self.extensions
+        return has_field and bool(self._read().captions)
+
     def add(self, extension: str, member: Member) -> None:
         """Add a member; its bytes are read only where they are needed."""
         if member.kind:
             self._add_no_file(extension, f"{member.name}: {member.kind}")
             return
-        if extension in self.extensions:
-            note = Note(self.key, "duplicate_member", member.name)
-            self.notes.extend(self._duplicates.take(note))
-            return
-        picture = extension in PICTURE_EXTENSIONS and IMAGE in self.modalities
-        read = picture or extension in _TEXT_EXTENSIONS or extension in self.other
-        if read or len(self.extensions) < _MAX_EXTENSIONS:
-            self.extensions.add(extension)
         self._reading = True  # until its bytes are read: a cut raises in between
-        if extension in self.other:
-            self._add_other(*self.other[extension], member)
-        elif picture:
-            self._add_picture(PICTURE_EXTENSIONS.index(extension), member)
-        elif read:
-            self._add_text(extension, member)
+        if member.size > self.settings.max_member_bytes:
+            self.oversized += 1
+        else:
+            self.size += member.size
+            if self.wanted.keep:
+                self.kept.append((member.name, member.read()))
+        if extension in self.extensions:
+            self._note_duplicate(member.name)
+        else:
+            self._add_new(extension, member)
         self._reading = False
+
+    def join(self, folder: str, others: Sequence[SampleBuilder]) -> SampleBuilder:
+        """The sample of a folder: itself, which has the picture, and the others in it."""
+        self.key, self.compared, self._parsed = folder, comparable(folder), None
+        for other in others:
+            for extension in sorted(other.extensions & self.extensions):
+                self._note_duplicate(f"{other.key}.{extension}")
+            self.texts = other.texts | self.texts
+            self.others = other.others | self.others
+            self.no_files = other.no_files | self.no_files
+            self.extensions = self.extensions | other.extensions
+            self.too_large += other.too_large
+            self.notes += other.notes
+            self.duplicates += other.duplicates
+            self.oversized += other.oversized
+            self.kept += other.kept
+        return self
 
     def items(self) -> Iterator[Sample | Dropped | Note]:
         """The sample and its notes, or why it was dropped."""
+        if self.is_about_dataset:
+            yield Note(self.key, "no_sample", ", ".join(sorted(self.extensions)[:5]))
+            return
         dropped = self._unusable_picture()
         if dropped is None:
-            table, json_text = self._json()
-            captions = self._captions(table)
-            sources = self._sources()
-            if sources or (captions and TEXT in self.modalities):
-                missing = self._missing(sources, captions)
-                yield Sample(self.key, sources, captions, json_text, missing)
-                yield from self.notes
-                yield from self._duplicates.rest(self.key)
+            texts, sources = self._read(), self._sources()
+            if sources or (texts.captions and TEXT in self.wanted.modalities):
+                self.notes += texts.notes
+                missing = self._missing(sources, texts.captions)
+                yield Sample(self.key, sources, texts.captions, texts.json, missing)
+                for reason, detail in self.notes:
+                    yield Note(self.key, reason, detail)
+                if self.duplicates > _MAX_NOTES:
+                    yield Note(self.key, "many_notes", str(self.duplicates - _MAX_NOTES))
                 return
+            self.too_large += texts.too_large
             dropped = self._unusable_text()
         yield Dropped(self.key, "read", *dropped)
+
+    def _note_duplicate(self, name: str) -> None:
+        """Of a kind of which a sample may have millions: the first are told, the rest counted."""
+        self.duplicates += 1
+        if self.duplicates <= _MAX_NOTES:
+            self.notes.append(("duplicate_member", name))
+
+    def _add_new(self, extension: str, member: Member) -> None:
+        other = self.wanted.other
+        rank = _RANKS.get(extension) if IMAGE in self.wanted.modalities else None
+        text = extension in _TEXT_EXTENSIONS
+        known = text or rank is not None or extension in other
+        if known or len(self.extensions) < _MAX_EXTENSIONS:
+            self.extensions.add(extension)
+        if extension in other:
+            self._add_other(*other[extension], member)
+        elif rank is not None:
+            self._add_picture(rank, member)
+        elif text:
+            self._add_text(extension, member)
 
     def _add_picture(self, rank: int, member: Member) -> None:
         if rank >= self.rank:
@@ -159,8 +239,8 @@ class SampleBuilder:
 
     def _add_no_file(self, extension: str, detail: str) -> None:
         picture = extension.rpartition(".")[2] in _VISUAL_EXTENSIONS
-        if extension in self.other:
-            what = self.other[extension][0]
+        if extension in self.wanted.other:
+            what = self.wanted.other[extension][0]
         else:
             what = "picture" if picture else "text" if extension in _TEXT_EXTENSIONS else None
         if what is not None and what not in self.no_files:
@@ -172,7 +252,7 @@ class SampleBuilder:
         if member.size > most:
             self._note_large(f"{member.name}: {member.size} bytes")
         else:
-            self.texts[extension] = member.read()
+            self.texts[extension], self._parsed = member.read(), None
 
     def _unusable_text(self) -> tuple[str, str]:
         """(reason, detail) of a sample without a usable member."""
@@ -182,61 +262,39 @@ class SampleBuilder:
 
     def _unusable_picture(self) -> tuple[str, str] | None:
         """(reason, detail) of a sample that has a picture but none that can be used."""
-        if IMAGE not in self.modalities:
+        if IMAGE not in self.wanted.modalities:
             return None
         if self.place is not None:
             if self.picture is None:
                 return "member_too_large", f"{self.place.member}: {self.place.size} bytes"
-            if sum(extension in PICTURE_EXTENSIONS for extension in self.extensions) > 1:
+            if len(self.extensions & _RANKS.keys()) > 1:
                 self._note("several_pictures", f"{self.place.member} stands")
             return None
         if "picture" in self.no_files:
             return "no_file", self.no_files["picture"]
-        others = sorted(
-            extension
-            for extension in self.extensions - self.other.keys()
-            if extension.rpartition(".")[2] in _VISUAL_EXTENSIONS
-        )
+        others = sorted(self._unread())
         return ("extension", ", ".join(others[:5])) if others else None
 
-    def _json(self) -> tuple[dict[str, Any], str | None]:
-        """The json member, parsed and as text; ({}, None) for none or an invalid one."""
-        if "json" not in self.texts:
-            return {}, None
-        try:
-            text = self.texts["json"].decode("utf-8-sig")
-            table = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            self._note("bad_json", str(error))
-            return {}, None
-        if not isinstance(table, dict):
-            self._note("bad_json", f"a {type(table).__name__}, not an object")
-            return {}, None
-        return table, text
+    def _unread(self) -> list[str]:
+        """Extensions of its pictures and films that are not read."""
+        return [
+            extension
+            for extension in self.extensions - self.wanted.other.keys()
+            if extension.rpartition(".")[2] in _VISUAL_EXTENSIONS
+        ]
 
-    def _captions(self, table: dict[str, Any]) -> tuple[str, ...]:
-        return first_captions(self._text(), table, self.settings.caption_field)
-
-    def _text(self) -> str | None:
-        if "txt" not in self.texts:
-            return None
-        try:
-            return self.texts["txt"].decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            self._note("bad_text", str(error))
-            text = self.texts["txt"].decode("utf-8", "replace")
-        size = len(text.encode())  # an invalid byte has become three
-        if size <= self.settings.max_text_bytes:
-            return text
-        self._note_large(f"txt: {size} bytes")
-        return None
+    def _read(self) -> Texts:
+        if self._parsed is None:
+            field, most = self.settings.caption_field, self.settings.max_text_bytes
+            self._parsed = read_texts(self.texts, field, most)
+        return self._parsed
 
     def _missing(self, sources: Mapping[str, Source], captions: tuple[str, ...]) -> dict[str, str]:
         """Modality -> why it is missing; each reason becomes a note as well."""
         reasons = {IMAGE: "no_picture", TEXT: "no_caption"}
         missing = {
             modality: reasons.get(modality, "no_member")
-            for modality in self.modalities
+            for modality in self.wanted.modalities
             if modality not in sources and not (modality == TEXT and captions)
         }
         for modality, reason in missing.items():
@@ -244,7 +302,7 @@ class SampleBuilder:
         return missing
 
     def _note(self, reason: str, detail: str) -> None:
-        self.notes.append(Note(self.key, reason, detail))
+        self.notes.append((reason, detail))
 
     def _note_large(self, detail: str) -> None:
         self._note("member_too_large", detail)

@@ -1,12 +1,12 @@
-"""A shard -> its samples in tar order, what was dropped, and notes.
+"""A shard -> its samples, what was dropped, and notes.
 
-Members are grouped as webdataset groups them: consecutive members with the same key are a sample.
-In memory are only the sample in progress (of it the picture in use, other members that the encoder
-takes, `txt` and `json`), and 8 bytes for each key, to recognise late members. Every group becomes
-exactly one `Sample` or `Dropped`; the `Note`s of a sample follow it. A truncated tar ends with one
-`Dropped`, wherever it was cut: the sample in progress or, where that looks complete, the one that
-must have come after it. The cost: a tar without an end mark counts one loss even if it lost
-nothing.
+`Grouping` finds the members of a sample, mostly neighbours. In memory are only the sample in
+progress (of it the picture in use, other members that the encoder takes, and texts), those that
+wait for members of theirs, within a bound, and 8 bytes for each key, to recognise late members.
+Every group becomes exactly one `Sample` or `Dropped`; the `Note`s of a sample follow it. A tar that
+is cut inside a member or a header, or damaged, ends with one `Dropped`: the sample in progress or,
+where that looks complete, the one that must have come after it. One that ends behind a whole
+member without the mark of its end has a note.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from chiasm.pipeline.errors import SourceError
 from chiasm.pipeline.records import IMAGE, TEXT, Dropped, Note, Sample, Shard
-from chiasm.pipeline.shards.members import split_member_name
+from chiasm.pipeline.shards.grouping import Grouping, Passed
 from chiasm.pipeline.shards.read_settings import ReadSettings
-from chiasm.pipeline.shards.sample_builder import CappedNotes, SampleBuilder
-from chiasm.pipeline.shards.seen_keys import SeenKeys
-from chiasm.pipeline.shards.tar import Damaged, Tar
+from chiasm.pipeline.shards.sample_builder import Wanted
+from chiasm.pipeline.shards.tar import Tar
 from chiasm.pipeline.storage import display_name
 
 DROP_REASONS = {  # every reason of stage "read", and its description
@@ -32,18 +31,20 @@ DROP_REASONS = {  # every reason of stage "read", and its description
     "empty": "neither a picture nor a caption, nor anything else that the encoder takes",
 }
 NOTE_REASONS = {
-    "late_member": "a member of a sample that was closed already; the first group stands",
+    "late_member": "a member that came after its sample had gone on; the sample does without it",
     "duplicate_member": "a second member with the same key and extension; the first stands",
     "several_pictures": "the one whose extension comes first in the list stands",
     "no_picture": "a caption without a picture",
     "no_caption": "a picture without a caption",
     "no_member": "no member of another modality that the encoder takes",
-    "bad_text": "txt is no UTF-8; what could not be read is shown as U+FFFD",
+    "no_caption_field": "json has no field read.caption_field; captions of txt stand, if any",
+    "bad_text": "a text is no UTF-8, nor UTF-16 with a mark, or has NUL characters",
     "bad_json": "json is no JSON object that can be read; the column is null",
     "member_too_large": "txt or json is larger than read.max_text_bytes, and was not read",
     "no_file": "a member is no regular file: a link, a device, a pipe; the sample does without it",
     "many_notes": "so many more notes of the same kind, left out here",
-    "no_end_mark": "a compressed shard is cut behind the end of its tar; no member is lost",
+    "no_sample": "a file of a desktop, or about the data set (README.md), not read",
+    "no_end_mark": "the shard ends behind a whole member, without the mark of its end",
     "data_after_end": "bytes after the end of the tar, not read",
 }
 
@@ -56,46 +57,33 @@ def read_samples(
     settings: ReadSettings,
     modalities: Mapping[str, Sequence[str]] = IMAGE_AND_TEXT,
 ) -> Iterator[Sample | Dropped | Note]:
-    """Stream a shard. A truncated or damaged one ends with a `Dropped` that says where and why.
+    """Stream a shard. A cut or damaged one ends with a `Dropped` that says where and why.
 
     modalities: name -> the extensions of its members, in order of preference; those of
     `image` and `text` are fixed. A sample with any of them is a row. Raises SourceError for a shard
-    that is no tar, is empty, or holds no sample at all."""
-    seen, late = SeenKeys(), CappedNotes()
-    group: SampleBuilder | None = None
-    expected: set[str] = set()  # the extensions of the sample before the one in progress
-    with Tar(shard.url) as tar:
-        try:
-            for member in tar:
-                name = split_member_name(member.name)
-                if name is None:
-                    continue
-                key, extension = name
-                if group is not None and key != group.key:
-                    yield from group.items()
-                    group, expected = None, group.extensions
-                if group is None:
-                    if not seen.add(key):
-                        yield from late.take(Note(key, "late_member", member.name))
-                        continue
-                    group = SampleBuilder(key, settings, modalities)
-                group.add(extension, member)
-        except Damaged as damage:
-            yield from late.rest()
-            if group is not None and group.is_complete(expected):
-                yield from group.items()
-                group = None
-            yield Dropped(group.key if group else "", "read", damage.reason, damage.detail)
-            return
-        if group is not None:
-            yield from group.items()
-        yield from late.rest()
+    that is no tar, is empty, or holds no sample at all, and ChangedError, one of its kind, for one
+    that is not as it was listed."""
+    found, passed = 0, ""
+    with Tar(shard.url, shard) as tar, Grouping(tar, Wanted(settings, modalities)) as groups:
+        for group in groups:
+            if isinstance(group, Passed):
+                passed = passed or group.member.name
+                if group.reason:
+                    yield Note(group.key, group.reason, group.member.name)
+            elif isinstance(group, Dropped):
+                found += 1
+                yield group
+            else:
+                for item in group.items():
+                    found += not isinstance(item, Note)
+                    yield item
         if tar.odd_end is not None:
             yield Note("", *tar.odd_end)
-    if not seen:
+    if not found:
         raise SourceError(
             display_name(shard.url),
             expected="a tar of samples",
-            found="no member called key.extension",
+            found="no member called key.extension"
+            + (f", only others such as {passed}" if passed else ""),
             do="name members such as 0001.jpg and 0001.txt",
         )

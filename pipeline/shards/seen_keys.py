@@ -14,6 +14,12 @@ import numpy as np
 _MERGE_SIZE = 1 << 14
 
 
+def digest_of(key: str) -> int:
+    """A key in 64 bits."""
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
 class SeenKeys:
     """A set of strings that only grows; false while it is empty."""
 
@@ -26,17 +32,21 @@ class SeenKeys:
 
     def add(self, key: str) -> bool:
         """Add a key; returns whether it is new."""
-        digest_bytes = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        digest = int.from_bytes(digest_bytes, "little")
-        if digest in self._unmerged:
+        digest = digest_of(key)
+        if self._has(digest):
             return False
-        if len(self._sorted):
-            position = int(self._sorted.searchsorted(np.uint64(digest)))
-            if position < len(self._sorted) and int(self._sorted[position]) == digest:
-                return False
         self._unmerged.add(digest)
         if len(self._unmerged) > max(_MERGE_SIZE, len(self._sorted) >> 3):
             new = np.fromiter(self._unmerged, np.uint64, len(self._unmerged))
             self._sorted = np.sort(np.concatenate([self._sorted, new]), kind="stable")
             self._unmerged.clear()
         return True
+
+    def __contains__(self, key: str) -> bool:
+        return self._has(digest_of(key))
+
+    def _has(self, digest: int) -> bool:
+        if digest in self._unmerged:
+            return True
+        position = int(self._sorted.searchsorted(np.uint64(digest))) if len(self._sorted) else 0
+        return position < len(self._sorted) and int(self._sorted[position]) == digest

@@ -12,9 +12,11 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 
 from chiasm.pipeline.errors import SourceError
+from chiasm.pipeline.records import Shard
 from chiasm.pipeline.shards.tar_header import (
     EndMark,
     Header,
@@ -23,8 +25,8 @@ from chiasm.pipeline.shards.tar_header import (
     kind_of,
     sparse_extents,
 )
-from chiasm.pipeline.shards.tar_stream import BAD_BYTES, Bomb, Content
-from chiasm.pipeline.storage import display_name, open_stream
+from chiasm.pipeline.shards.tar_stream import BAD_BYTES, SEEK_OVER, Bomb, Content
+from chiasm.pipeline.storage import Stat, Stream, display_name, open_stream
 
 _CHUNK = 1 << 16
 _TRUNCATED = re.compile("truncated|unexpected end|empty header", re.IGNORECASE)
@@ -46,32 +48,39 @@ _FILE_TYPES = {  # first bytes of files that are mistaken for shards -> their na
 }
 
 
-DAMAGES = ("truncated", "damaged", "bomb")
-
-
 class Damaged(Exception):
-    """A tar cannot be read to its end. `reason` is one of DAMAGES: truncated (bytes are missing),
-    damaged (bytes are wrong) or bomb (a small file unpacks to too many bytes)."""
+    """A tar cannot be read to its end. `reason` is one of `records.DAMAGES`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
 
 
+class ChangedError(SourceError):
+    """A shard is not as it was listed. now: how it is, None where it changed while it was read."""
+
+    now: Shard | None = None
+
+
 class Member:
     """A member of the tar that is no folder.
 
-    offset: of its first data byte, None where its bytes are no range of the shard. kind: what it is
-    in place of a file (a link, a device, ...), "" for a file."""
+    offset: of its first data byte, None where its bytes are no range of the shard. header: the
+    offset of its first header. kind: what it is in place of a file (a link, a device, ...), "" for
+    a file."""
 
     def __init__(self, tar: Tar, info: tarfile.TarInfo) -> None:
         self.name, self.size, self.kind = info.name, info.size, kind_of(info)
         self.offset = None if tar.compressed or info.issparse() else info.offset_data
+        self.header = info.offset
         self._tar, self._info = tar, info
+        self._data: bytes | None = None
 
     def read(self) -> bytes:
         """All its bytes; raises Damaged. To be called before the next member is requested."""
-        return self._tar.read(self._info)
+        if self._data is None:
+            self._data = self._tar.read(self._info)
+        return self._data
 
 
 class Tar:
@@ -79,19 +88,25 @@ class Tar:
 
     Opening raises SourceError for a file that is no tar and for an empty tar; iterating raises
     Damaged. `odd_end`, after the last member: the (reason, detail) of a note about the end, or
-    None.
+    None. as_listed: the shard's record; ChangedError where it is another when it is opened or,
+    at the latest when the `with` ends, was changed meanwhile.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(
+        self, url: str, as_listed: Shard | None = None, *, stream: Stream | None = None
+    ) -> None:
+        self.url, self._as_listed = url, as_listed
         self.odd_end: tuple[str, str] | None = None
         self._archive: tarfile.TarFile | None = None
         self._broken: Damaged | None = None
         self._translating_errors = _TranslatingErrors(self._translate)
         with ExitStack() as files:
-            raw = files.enter_context(open_stream(url))
-            magic = raw.peek(tarfile.BLOCKSIZE)[: tarfile.BLOCKSIZE]
-            self._content = Content(files, raw, magic)
+            self._raw = files.enter_context(stream or open_stream(url))
+            found = self._raw.stat()
+            self._check_unchanged(found)
+            magic = self._raw.peek(tarfile.BLOCKSIZE)[: tarfile.BLOCKSIZE]
+            size, seek_over = found.size if found else -1, SEEK_OVER if stream is None else 0
+            self._content = Content(files, self._raw, magic, size, seek_over)
             self._open(files, magic)
             self._files = files.pop_all()
 
@@ -102,19 +117,61 @@ class Tar:
     def __enter__(self) -> Tar:
         return self
 
-    def __exit__(self, *raised: object) -> None:
-        self._files.close()
+    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
+        try:
+            if kind is None or issubclass(kind, GeneratorExit):
+                self._check_unchanged(self._raw.stat(), reading=True)
+        finally:
+            self._files.close()
 
     def __iter__(self) -> Iterator[Member]:
         if self._archive is None:
             assert self._broken is not None
             raise self._broken
-        while (info := self._next(self._archive)) is not None:
-            if not info.isdir():
-                yield Member(self, info)
-            self._skip_to(self._archive.offset)
+        yield from self._members(self._archive)
         if self.odd_end is None:
             self._check_padding(self._archive)
+
+    def second_reader(self) -> Tar | None:
+        """The same open file as another tar, for `members_from`; to be closed before this one.
+        None where going to and fro would be costly."""
+        stream = None if self.compressed else self._raw.second_reader()
+        return None if stream is None else Tar(self.url, stream=stream)
+
+    def members_from(self, header: int) -> Iterator[Member]:
+        """The members from one on, by the offset of its header; of a `second_reader` that was
+        iterated over."""
+        assert self._archive is not None
+        self.odd_end = None  # where the iteration ended before
+        self._archive.offset = header
+        self._content.go_to(header)
+        return self._members(self._archive)
+
+    def _members(self, archive: tarfile.TarFile) -> Iterator[Member]:
+        while (info := self._next(archive)) is not None:
+            if not info.isdir():
+                yield Member(self, info)
+            self._skip_to(archive.offset, info)
+            if self.odd_end is not None:
+                return
+
+    def _check_unchanged(self, found: Stat | None, *, reading: bool = False) -> None:
+        shard = self._as_listed
+        if shard is None or found is None:
+            return
+        sizes = {shard.size, found.size} - {-1}
+        if shard.version == found.version and len(sizes) < 2:
+            return
+        error = ChangedError(
+            display_name(self.url),
+            expected="the file that was listed",
+            found="another: it changed while it was read" if reading else "another by now",
+            do="run the same command again",
+        )
+        if not reading:
+            size = found.size if found.size >= 0 else shard.size
+            error.now = replace(shard, size=size, version=found.version)
+        raise error
 
     def read(self, info: tarfile.TarInfo) -> bytes:
         """The bytes of the member that came last; raises Damaged."""
@@ -173,15 +230,24 @@ class Tar:
         except EndMark:
             return None
         except NoBlock:
-            raise Damaged("truncated", f"no end mark at byte {archive.offset}") from None
+            self._ends_without_mark(archive.offset)
+            return None
 
-    def _skip_to(self, offset: int) -> None:
-        """Go to the next header; checks that the bytes before it exist."""
+    def _skip_to(self, offset: int, info: tarfile.TarInfo) -> None:
+        """Go to the header behind a member; checks that the bytes before it exist."""
         with self._translating_errors:
-            if offset != self._content.tell():
-                self._content.seek(offset)
-                if self._content.tell() < offset:
-                    raise tarfile.ReadError("unexpected end of data")
+            if offset == self._content.tell():
+                return
+            self._content.seek(offset)
+            reached = self._content.tell()
+            if reached >= offset:
+                return
+            if info.issparse() or reached < info.offset_data + info.size:
+                raise tarfile.ReadError("unexpected end of data")
+            self._ends_without_mark(reached)  # only zeros behind the member are missing
+
+    def _ends_without_mark(self, offset: int) -> None:
+        self.odd_end = ("no_end_mark", f"the file ends at byte {offset}, behind a whole member")
 
     def _check_padding(self, archive: tarfile.TarFile) -> None:
         """Read to the end of the file: zeros and, in a compressed shard, its checksum."""

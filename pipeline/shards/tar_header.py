@@ -106,7 +106,7 @@ def is_header(block: bytes) -> bool:
 
 def kind_of(info: tarfile.TarInfo) -> str:
     """The name of a member's type for messages, "" for files and folders."""
-    if info.isreg() or info.isdir():
+    if info.type == tarfile.REGTYPE or info.isreg() or info.isdir():
         return ""
     return _KINDS.get(
         info.type, f"a member of type {info.type.decode('ascii', 'backslashreplace')}"

@@ -17,6 +17,8 @@ from contextlib import ExitStack
 
 import pyarrow as pa
 
+from chiasm.pipeline.storage import Stream
+
 # Headers are read into memory, long names and pax records included. Real ones have some hundred
 # bytes; file names have at most 4,096.
 MAX_HEADER = 1 << 16
@@ -38,6 +40,8 @@ BAD_BYTES = (
 )
 
 _UNBOUNDED = float("inf")
+# A smaller gap is mostly in a buffer already.
+SEEK_OVER = 1 << 20
 _CHUNK = 1 << 16
 _GZIP = re.compile(rb"\x1f\x8b", re.DOTALL)
 # The second form is a skippable frame, with which parallel compressors begin.
@@ -53,8 +57,13 @@ class Content:
 
     compressed: whether the shard is, so that a member's bytes are no range of it."""
 
-    def __init__(self, files: ExitStack, raw: io.BufferedReader, magic: bytes) -> None:
+    def __init__(
+        self, files: ExitStack, raw: Stream, magic: bytes, size: int, seek_over: int = SEEK_OVER
+    ) -> None:
+        """size: of the file in bytes, -1 where it is not known. seek_over: gaps of more bytes are
+        not read through, where the file can be sought in."""
         self.compressed = True
+        self._raw, self._size, self._seek_over = raw, size, seek_over
         self._compressed_file = _CountingFile(raw)
         if _GZIP.match(magic):
             self._read_some = files.enter_context(
@@ -64,6 +73,7 @@ class Content:
             self._read_some = _zstd_blocks(files, self._compressed_file)
         else:
             self.compressed, self._read_some = False, raw.read
+        self._seekable = not self.compressed and size >= 0 and raw.seekable()
         self._peeked = b""
         self._position = self._decompressed = 0
         self.header_bytes_left = _UNBOUNDED  # of the member whose headers are read
@@ -74,12 +84,19 @@ class Content:
         return self._position
 
     def seek(self, to: int) -> int:
-        """Read forward to an offset, or to the end; tarfile.ReadError for an earlier offset."""
+        """Go forward to an offset, or to the end; tarfile.ReadError for an earlier offset."""
         if to < self._position:
             raise tarfile.ReadError("a header that points back")
+        if self._seekable and to - self._position > self._seek_over:
+            self.go_to(min(to, self._size))
         while self._position < to and self.read(min(_CHUNK, to - self._position)):
             pass
         return self._position
+
+    def go_to(self, offset: int) -> None:
+        """Go to any offset of a file that is not compressed and can be sought in."""
+        self._peeked = b""
+        self._position = self._raw.seek(offset)
 
     def peek(self, size: int) -> bytes:
         data = self._take(size)

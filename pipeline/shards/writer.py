@@ -8,7 +8,7 @@ from typing import Any
 
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.shards.listing import stat_shard
-from chiasm.pipeline.shards.members import split_member_name
+from chiasm.pipeline.shards.names import split_member_name
 from chiasm.pipeline.storage import Folder, canonical_url
 
 

@@ -4,9 +4,17 @@ Shards are read by URL (`stat`, `open_stream`, `read_range`, `glob`). A collecti
 which a file gets its final name only once it is whole.
 """
 
-from chiasm.pipeline.storage.backend import Backend, PendingFile, Stat
+from chiasm.pipeline.storage.backend import Backend, PendingFile, Stat, Stream
 from chiasm.pipeline.storage.folder import Folder
-from chiasm.pipeline.storage.local import is_temporary, run_of_temporary
+from chiasm.pipeline.storage.local import LocalFiles, is_temporary, run_of_temporary
+from chiasm.pipeline.storage.prefixes import (
+    below,
+    folder_url,
+    folder_urls,
+    has_wildcard,
+    replace_prefix,
+    url_matcher,
+)
 from chiasm.pipeline.storage.urls import (
     base_name,
     canonical_url,
@@ -18,23 +26,33 @@ from chiasm.pipeline.storage.urls import (
     open_stream,
     read_range,
     stat,
+    stat_or_none,
 )
 
 __all__ = [
     "Backend",
     "Folder",
+    "LocalFiles",
     "PendingFile",
     "Stat",
+    "Stream",
     "base_name",
+    "below",
     "canonical_url",
     "display_name",
+    "folder_url",
+    "folder_urls",
     "glob",
+    "has_wildcard",
     "is_folder",
     "is_remote",
     "is_temporary",
     "map_concurrent",
     "open_stream",
     "read_range",
+    "replace_prefix",
     "run_of_temporary",
     "stat",
+    "stat_or_none",
+    "url_matcher",
 ]

@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -19,10 +19,29 @@ class Stat:
     """Size and version of a file.
 
     size: bytes, -1 where a server does not report it. version: changes with the content (local
-    files: modification time in ns; stores: the ETag, else the time of the last change, else "")."""
+    files: modification time in ns; stores: the ETag, else the time of the last change, else "").
+    modified: when it was last written, in seconds by the store's own clock, to be compared with
+    other files of the same store alone; None where that is not told. Listings tell it."""
 
     size: int
     version: str
+    modified: float | None = field(default=None, compare=False)
+
+
+class Stream(io.BufferedReader):
+    """A file that is read from front to back.
+
+    Where it is `seekable`, seeking forward leaves out bytes without reading them."""
+
+    def stat(self) -> Stat | None:
+        """Size (-1 where not reported) and version of what is read: of a local file as it is now,
+        of an object as it was opened, after which it cannot change unnoticed. None: unknown."""
+        return None
+
+    def second_reader(self) -> Stream | None:
+        """Another reader of the same open file, at its beginning, for small pieces here and there;
+        None where each would be a request. To be closed before this one."""
+        return None
 
 
 class PendingFile(Protocol):
@@ -63,13 +82,14 @@ class Backend(Protocol):
     def local(self, url: str) -> Path | None: ...
     def stat(self, url: str) -> Stat: ...
     def is_folder(self, url: str) -> bool: ...
-    def open_stream(self, url: str) -> io.BufferedReader: ...
+    def open_stream(self, url: str) -> Stream: ...
     def open_seekable(self, url: str) -> Any: ...
     def read_range(self, url: str, offset: int, size: int) -> bytes: ...
     def glob(self, pattern: str) -> Sequence[str]: ...
     def stat_or_none(self, url: str) -> Stat | None: ...
     def folders(self, url: str) -> Sequence[str]: ...
     def list(self, url: str) -> Sequence[str]: ...
+    def list_stats(self, url: str) -> Mapping[str, Stat]: ...
     def read_bytes(self, url: str) -> bytes: ...
     def create(self, url: str, run_id: str) -> PendingFile: ...
     def remove(self, url: str) -> None: ...

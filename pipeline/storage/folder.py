@@ -9,14 +9,13 @@ that is read, StorageError for a file of the folder.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from chiasm.pipeline.errors import StorageError
-from chiasm.pipeline.storage.backend import Backend, PendingFile, Stat
+from chiasm.pipeline.storage.backend import Backend, PendingFile, Stat, Stream
 from chiasm.pipeline.storage.schemes import backend_of
 
 A = TypeVar("A")
@@ -65,6 +64,12 @@ class Folder:
             return [*self._backend.list(self.url)]
         return [f"{prefix}/{base}" for base in self._backend.list(self.url_of(prefix))]
 
+    def list_stats(self, prefix: str) -> dict[str, Stat]:
+        """Size and version of every file directly under `prefix`, temporaries included; in a store
+        by its listing alone."""
+        found = self._backend.list_stats(self.url_of(prefix))
+        return {f"{prefix}/{base}": stat for base, stat in found.items()}
+
     def stat(self, name: str) -> Stat | None:
         """Size and version, None where there is no such file."""
         return self._backend.stat_or_none(self.url_of(name))
@@ -77,7 +82,7 @@ class Folder:
         with ThreadPoolExecutor(self._backend.concurrency, "chiasm-map") as pool:
             yield from pool.map(call, names)
 
-    def open_stream(self, name: str) -> io.BufferedReader:
+    def open_stream(self, name: str) -> Stream:
         """A file for reading from front to back; SourceError when it cannot be opened."""
         return self._backend.open_stream(self.url_of(name))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import IO, Any
 
 from chiasm.pipeline.storage.backend import Stat
@@ -41,8 +42,7 @@ class FsspecStore:
             found = self.fs.info(path)
         if found["type"] != "file":
             raise NotFound(path)
-        size = found.get("size")
-        return Stat(-1 if size is None else int(size), _version(found))
+        return _stat(found)
 
     def get(self, path: str, start: int, size: int) -> ByteRange:
         total = self.head(path).size
@@ -65,11 +65,17 @@ class FsspecStore:
                 entries = list(found.values()) if found is not None else self.fs.ls(folder, True)
         except NotFound:
             entries = []
-        names: dict[str, list[str]] = {"file": [], "directory": []}
+        stats: dict[str, Stat] = {}
+        folders: list[str] = []
         for entry in entries:
-            if entry["name"].strip("/") != folder.strip("/"):
-                names[entry["type"]].append(entry["name"].lstrip("/"))
-        return Listing(sorted(names["file"]), sorted(names["directory"]))
+            name = entry["name"].lstrip("/")
+            if name.strip("/") == folder.strip("/"):
+                continue
+            if entry["type"] == "file":
+                stats[name] = _stat(entry)
+            else:
+                folders.append(name)
+        return Listing(stats, sorted(folders))
 
     def is_folder(self, path: str) -> bool:
         with _translating_errors():
@@ -106,6 +112,13 @@ class FsspecStore:
 
     def abort_uploads(self, folder: str, is_dead: Callable[[str], bool]) -> Sequence[str]:
         return ()  # unfinished uploads expire by themselves
+
+
+def _stat(info: dict[str, Any]) -> Stat:
+    size = info.get("size")
+    changed = info.get("mtime") or info.get("last_modified") or info.get("created")
+    modified = changed.timestamp() if isinstance(changed, datetime) else None
+    return Stat(-1 if size is None else int(size), _version(info), modified)
 
 
 def _version(info: dict[str, Any]) -> str:

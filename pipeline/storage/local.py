@@ -16,7 +16,7 @@ import os
 import re
 import secrets
 import stat as modes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote_from_bytes, unquote, unquote_to_bytes
@@ -26,6 +26,8 @@ import pyarrow as pa
 from chiasm.pipeline.errors import SourceError, StorageError, UsageError
 from chiasm.pipeline.storage.backend import Stat
 from chiasm.pipeline.storage.disk import Disk, Entry
+from chiasm.pipeline.storage.disk_errors import removal_errors, source_errors, storage_errors
+from chiasm.pipeline.storage.local_stream import LocalStream
 
 # Each read of the file releases the GIL, which other decode threads then take: so few large reads.
 # The cost is a copy in memory.
@@ -65,37 +67,42 @@ class PendingLocalFile(io.BufferedWriter):
 
     def __init__(self, disk: Disk, target: Path, run_id: str) -> None:
         self.target, self._disk = target, disk
+        self._named = False
         self.temporary = temporary_of(str(target), run_id, secrets.token_hex(4))
-        with _storage_errors(target):
+        with storage_errors(target):
             _make_folders(disk, target.parent)
             self._file = disk.create(self.temporary)
         super().__init__(self._file, 1 << 20)
 
     def write(self, data) -> int:
-        with _storage_errors(self.target):
+        with storage_errors(self.target):
             return super().write(data)
 
     def flush(self) -> None:
-        with _storage_errors(self.target):
+        with storage_errors(self.target):
             super().flush()
 
     def commit(self) -> None:
         """Flush file and folder to the disk, close the file, give it its final name."""
         self.flush()
-        with _storage_errors(self.target):
+        with storage_errors(self.target):
             self._disk.flush_file(self._file)
             self.close()
-            self._disk.rename(self.temporary, str(self.target))
+            self._rename()
             self._disk.flush_folder(str(self.target.parent))
+
+    def _rename(self) -> None:
+        self._disk.rename(self.temporary, str(self.target))
+        self._named = True
 
     def commit_new(self) -> bool:
         """Like `commit`, unless the name is taken; returns whether the file got the name."""
         self.flush()
-        with _storage_errors(self.target):
+        with storage_errors(self.target):
             self._disk.flush_file(self._file)
-            taken = self._name_if_free()
+            named = self._name_if_free()
             self._disk.flush_folder(str(self.target.parent))
-        return taken
+        return named
 
     def _name_if_free(self) -> bool:
         try:
@@ -114,7 +121,7 @@ class PendingLocalFile(io.BufferedWriter):
             if _exists(self._disk, self.target):
                 return False
             self.close()
-            self._disk.rename(self.temporary, str(self.target))
+            self._rename()
             return True
 
     def __exit__(
@@ -123,10 +130,9 @@ class PendingLocalFile(io.BufferedWriter):
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
     ) -> None:
-        if self.closed:
-            return
-        with contextlib.suppress(OSError):
-            self._disk.remove(self.temporary)
+        if not self._named:
+            with contextlib.suppress(OSError):
+                self._disk.remove(self.temporary)
         # Closing flushes again, which fails again where the disk is full.
         with contextlib.suppress(StorageError):
             self.close()
@@ -160,22 +166,22 @@ class LocalFiles:
         return Path(_path_of(url))
 
     def stat(self, url: str) -> Stat:
-        with _source_errors(url):
+        with source_errors(_path_of(url)):
             found = os.stat(_path_of(url))
             if not modes.S_ISREG(found.st_mode):
                 kind = "a folder" if modes.S_ISDIR(found.st_mode) else "a device or a pipe"
                 raise SourceError(_path_of(url), expected="a file", found=kind)
-        return Stat(found.st_size, str(found.st_mtime_ns))
+        return Stat(found.st_size, str(found.st_mtime_ns), found.st_mtime)
 
     def is_folder(self, url: str) -> bool:
         return os.path.isdir(_path_of(url))
 
-    def open_stream(self, url: str) -> io.BufferedReader:
-        with _source_errors(url):
-            return io.BufferedReader(_open_regular(_path_of(url)), STREAM_BUFFER)
+    def open_stream(self, url: str) -> LocalStream:
+        with source_errors(_path_of(url)):
+            return LocalStream(_open_regular(_path_of(url)), STREAM_BUFFER)
 
     def read_range(self, url: str, offset: int, size: int) -> bytes:
-        with _source_errors(url), io.BufferedReader(_open_regular(_path_of(url))) as file:
+        with source_errors(_path_of(url)), io.BufferedReader(_open_regular(_path_of(url))) as file:
             found = max(0, os.fstat(file.fileno()).st_size - offset)
             if found >= size:  # else the size is no reason to allocate as much
                 file.seek(offset)
@@ -191,7 +197,7 @@ class LocalFiles:
         )
 
     def open_seekable(self, url: str) -> pa.NativeFile:
-        with _storage_errors(_path_of(url)):
+        with storage_errors(_path_of(url)):
             return self.disk.map(_path_of(url))
 
     def glob(self, pattern: str) -> list[str]:
@@ -199,15 +205,15 @@ class LocalFiles:
         return [self.canonical(found) for found in sorted(glob.glob(path, recursive=True))]
 
     def stat_or_none(self, url: str) -> Stat | None:
-        with _storage_errors(_path_of(url)):
+        with storage_errors(_path_of(url)):
             try:
                 found = self.disk.stat(_path_of(url))
             except (FileNotFoundError, NotADirectoryError):
                 return None
-        return Stat(found.st_size, str(found.st_mtime_ns))
+        return Stat(found.st_size, str(found.st_mtime_ns), found.st_mtime)
 
     def _entries(self, url: str) -> list[Entry]:
-        with _storage_errors(_path_of(url)):
+        with storage_errors(_path_of(url)):
             try:
                 return self.disk.entries(_path_of(url))
             except FileNotFoundError:
@@ -219,8 +225,17 @@ class LocalFiles:
     def list(self, url: str) -> list[str]:
         return sorted(entry.name for entry in self._entries(url) if entry.is_file)
 
+    def list_stats(self, url: str) -> dict[str, Stat]:
+        folder, found = _path_of(url), dict[str, Stat]()
+        with storage_errors(folder):
+            for base in self.list(url):
+                with contextlib.suppress(FileNotFoundError):  # removed since
+                    stat = self.disk.stat(os.path.join(folder, base))
+                    found[base] = Stat(stat.st_size, str(stat.st_mtime_ns), stat.st_mtime)
+        return found
+
     def read_bytes(self, url: str) -> bytes:
-        with _storage_errors(_path_of(url)):
+        with storage_errors(_path_of(url)):
             return self.disk.read(_path_of(url))
 
     def create(self, url: str, run_id: str) -> PendingLocalFile:
@@ -228,12 +243,12 @@ class LocalFiles:
 
     def remove(self, url: str) -> None:
         path = _path_of(url)
-        with _removal_errors(path), contextlib.suppress(FileNotFoundError):
+        with removal_errors(path), contextlib.suppress(FileNotFoundError):
             self.disk.remove(path)
 
     def remove_folder(self, url: str, is_ours: Callable[[str], bool]) -> None:
         path = _path_of(url)
-        with _removal_errors(path), contextlib.suppress(FileNotFoundError):
+        with removal_errors(path), contextlib.suppress(FileNotFoundError):
             entries = self.disk.entries(path)
             for entry in entries:
                 if is_ours(entry.name):
@@ -292,55 +307,3 @@ def _make_folders(disk: Disk, folder: Path) -> None:
     with contextlib.suppress(FileExistsError):  # another run made it
         disk.make_folder(str(folder))
     disk.flush_folder(str(folder.parent))
-
-
-# errno -> (what was found, what to do)
-_MESSAGES = {
-    errno.ENOENT: ("nothing there", "check the path"),
-    errno.EACCES: ("no permission", "check its owner and mode"),
-    errno.EISDIR: ("a folder", "name a file"),
-    errno.ENOTDIR: ("a file where a folder should be", "check the path"),
-    errno.EEXIST: ("another file in its place", "let one run finish before the next"),
-    errno.EROFS: ("a read-only file system", "choose another target"),
-    errno.ENOSPC: ("no space left on the disk", "free some and run the same command again"),
-    errno.EDQUOT: ("the disk quota used up", "free some and run the same command again"),
-    errno.EFBIG: ("the limit of a file's size reached", "raise the limit (ulimit -f)"),
-    errno.ENAMETOOLONG: ("a name too long for the file system", "choose a shorter one"),
-}
-
-
-@contextlib.contextmanager
-def _source_errors(url: str) -> Iterator[None]:
-    """Raise SourceError in place of OSError."""
-    try:
-        yield
-    except OSError as error:
-        found, do = _MESSAGES.get(error.errno or 0, (error.strerror or str(error), ""))
-        raise SourceError(_path_of(url), expected="a file to read", found=found, do=do) from error
-
-
-@contextlib.contextmanager
-def _storage_errors(path: Path | str) -> Iterator[None]:
-    """Raise StorageError in place of OSError."""
-    try:
-        yield
-    except OSError as error:
-        found, do = _MESSAGES.get(error.errno or 0, (error.strerror or str(error), ""))
-        raise StorageError(str(path), expected="a usable file", found=found, do=do) from error
-
-
-@contextlib.contextmanager
-def _removal_errors(path: str) -> Iterator[None]:
-    """Like `_storage_errors`, for removals, which never go through a symbolic link."""
-    with _storage_errors(path):
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in (errno.ELOOP, errno.ENOTDIR):
-                raise
-            raise StorageError(
-                path,
-                expected="a folder of its own",
-                found="a symbolic link in the path",
-                do="remove what is behind it by hand: nothing is removed through a link",
-            ) from error

@@ -28,10 +28,16 @@ class ByteRange:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What is under a prefix: keys of objects, and the common prefixes that count as folders."""
+    """What is under a prefix: keys of objects with their stats, and the common prefixes that count
+    as folders."""
 
-    files: list[str]
+    stats: dict[str, Stat]
     folders: list[str]
+
+    @property
+    def files(self) -> list[str]:
+        """The keys, sorted."""
+        return sorted(self.stats)
 
 
 class OpenResponse(Protocol):

@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
-from urllib.parse import quote, unquote, urlsplit
 
 from chiasm.pipeline.errors import SourceError, StorageError, UnreachableError, UsageError
 from chiasm.pipeline.storage import retry
-from chiasm.pipeline.storage.backend import Stat
-from chiasm.pipeline.storage.credentials import credentials_error, hide_query
+from chiasm.pipeline.storage.backend import Stat, Stream
+from chiasm.pipeline.storage.credentials import credentials_error
 from chiasm.pipeline.storage.keys import glob_matcher, require_utf8
 from chiasm.pipeline.storage.object_store import RangesUnsupported, ReadableStore, Store
 from chiasm.pipeline.storage.store_errors import (
@@ -78,16 +77,20 @@ class ReadableFiles(Generic[S]):
             except NotFound:
                 return None
 
-    def open_stream(self, url: str) -> io.BufferedReader:
+    def open_stream(self, url: str) -> Stream:
         path, retries = self.path(url), retry.RETRIES
         return read_ahead(self.store, path, retries, lambda: self._source_errors(url))
 
     def open_seekable(self, url: str) -> io.RawIOBase:
+        return self._seekable(url)
+
+    def _seekable(self, url: str, tail: int = 0) -> SeekableReader:
         path, retries = self.path(url), retry.RETRIES
-        return SeekableReader(self.store, path, retries, lambda: self._storage_errors(url))
+        return SeekableReader(self.store, path, retries, lambda: self._storage_errors(url), tail)
 
     def read_bytes(self, url: str) -> bytes:
-        return self.open_seekable(url).read()
+        # What is read whole is mostly small: one request.
+        return self._seekable(url, BLOCK).read()
 
     def read_range(self, url: str, offset: int, size: int) -> bytes:
         if not size:
@@ -193,6 +196,13 @@ class ObjectFiles(ReadableFiles[Store]):
         with self._storage_errors(url):
             return _base_names(self._retry(lambda: self.store.list(self._folder(url))).files)
 
+    def list_stats(self, url: str) -> dict[str, Stat]:
+        with self._storage_errors(url):
+            found = self._retry(lambda: self.store.list(self._folder(url)))
+        stats = {path.rpartition("/")[2]: stat for path, stat in found.stats.items()}
+        stats.pop("", None)
+        return stats
+
     def create(self, url: str, run_id: str) -> PendingObject:
         return PendingObject(
             self.store, self.path(url), retry.RETRIES, lambda: self._storage_errors(url), url
@@ -216,88 +226,6 @@ class ObjectFiles(ReadableFiles[Store]):
 
     def _folder(self, url: str) -> str:
         return f"{self.path(url).rstrip('/')}/"
-
-
-class WebFiles(ReadableFiles[ReadableStore]):
-    """The backend of `http://` and `https://`: read only, no listings. A query string is part of
-    the URL."""
-
-    def canonical(self, url: str) -> str:
-        try:
-            parts = urlsplit(url)
-        except ValueError as error:
-            rest = url.partition("://")[2].partition("?")[0].rpartition("@")[2]
-            raise UsageError(
-                f"{self.scheme}://{rest}",
-                expected=f"{self.scheme}://host/path",
-                found=f"no URL ({one_line_message(error)})",
-            ) from None
-        plain = f"{self.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-        if "@" in parts.netloc:
-            raise credentials_error(plain, "put them into ~/.netrc")
-        if not parts.netloc:
-            raise UsageError(plain, expected=f"{self.scheme}://host/path", found="no host")
-        netloc = _escape(parts.netloc).lower()
-        return _escape(parts._replace(scheme=self.scheme, netloc=netloc, fragment="").geturl())
-
-    def display_name(self, url: str) -> str:
-        return hide_query(url)
-
-    def base_name(self, url: str) -> str:
-        return unquote(urlsplit(url).path.rpartition("/")[2])
-
-    def path(self, url: str) -> str:
-        return url
-
-    def is_folder(self, url: str) -> bool:
-        if urlsplit(url).path.endswith("/"):
-            raise self._listing_error(url)
-        return False
-
-    def glob(self, pattern: str) -> Sequence[str]:
-        url = self.canonical(pattern)
-        if not re.search(r"[*\[]", urlsplit(url).path):  # a `?` begins the query
-            return [url]
-        raise self._listing_error(pattern)
-
-    def list(self, url: str) -> Sequence[str]:
-        raise self._listing_error(url)
-
-    def folders(self, url: str) -> Sequence[str]:
-        raise self._listing_error(url)
-
-    def create(self, url: str, run_id: str) -> PendingObject:
-        raise self._read_only_error(url)
-
-    def remove(self, url: str) -> None:
-        raise self._read_only_error(url)
-
-    def remove_folder(self, url: str, is_ours: Callable[[str], bool]) -> None:
-        raise self._read_only_error(url)
-
-    def abort_uploads(self, url: str, is_dead: Callable[[str], bool]) -> Sequence[str]:
-        raise self._read_only_error(url)
-
-    def _listing_error(self, url: str) -> UsageError:
-        return UsageError(
-            self.display_name(url),
-            expected="the URL of a file, or a range such as {00000..00012}",
-            found=f"a folder or a pattern, and {self.scheme}:// has no listing",
-        )
-
-    def _read_only_error(self, url: str) -> UsageError:
-        return UsageError(
-            self.display_name(url),
-            expected="a URL that can be written to",
-            found=f"{self.scheme}://",
-            do="name a folder or s3://bucket/prefix",
-        )
-
-
-def _escape(url: str) -> str:
-    """A URL with escapes for characters that a request cannot hold, and for bytes of a command line
-    that are no UTF-8; existing escapes stay."""
-    return quote(url, safe="!#$%&'()*+,/:;=?@[]~{}", errors="surrogateescape")
 
 
 def _chunks(stream: io.BufferedReader, size: int) -> Iterator[bytes]:

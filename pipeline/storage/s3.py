@@ -110,19 +110,20 @@ class S3Store:
     def list(self, folder: str, *, deep: bool = False) -> Listing:
         bucket, _, prefix = folder.partition("/")
         params = {"Bucket": bucket, "Prefix": prefix} | ({} if deep else {"Delimiter": "/"})
-        files: list[str] = []
+        stats: dict[str, Stat] = {}
         folders: list[str] = []
         for page in self._pages("list_objects_v2", params):
-            files += [entry["Key"] for entry in page.get("Contents", ())]
+            for entry in page.get("Contents", ()):
+                modified = entry["LastModified"].timestamp() if "LastModified" in entry else None
+                stats[entry["Key"]] = Stat(entry.get("Size", -1), _etag(entry), modified)
             folders += [entry["Prefix"][:-1] for entry in page.get("CommonPrefixes", ())]
 
-        def below_prefix(keys: list[str]) -> list[str]:
+        def is_below(key: str) -> bool:
             # Not every store heeds prefix and delimiter.
-            found = (key for key in keys if key.startswith(prefix))
-            below = (key for key in found if deep or "/" not in key[len(prefix) :])
-            return sorted(f"{bucket}/{key}" for key in below)
+            return key.startswith(prefix) and (deep or "/" not in key[len(prefix) :])
 
-        return Listing(below_prefix(files), below_prefix(folders))
+        found = {f"{bucket}/{key}": stat for key, stat in stats.items() if is_below(key)}
+        return Listing(found, sorted(f"{bucket}/{key}" for key in folders if is_below(key)))
 
     def is_folder(self, path: str) -> bool:
         bucket, _, key = path.rstrip("/").partition("/")

@@ -18,7 +18,8 @@ from chiasm.pipeline.storage import retry
 from chiasm.pipeline.storage.backend import Backend
 from chiasm.pipeline.storage.local import LocalFiles
 from chiasm.pipeline.storage.object_store import ReadableStore, Store
-from chiasm.pipeline.storage.remote import ObjectFiles, WebFiles
+from chiasm.pipeline.storage.remote import ObjectFiles
+from chiasm.pipeline.storage.web_files import WebFiles
 
 S = TypeVar("S", bound=ReadableStore)
 

@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
-from chiasm.pipeline.storage.backend import Stat
+from chiasm.pipeline.storage.backend import Stat, Stream
 from chiasm.pipeline.storage.object_store import (
     ByteRange,
     OpenResponse,
@@ -47,14 +47,24 @@ ErrorContext = Callable[[], AbstractContextManager[None]]
 
 def read_ahead(
     store: ReadableStore, path: str, retries: RetrySettings, translating_errors: ErrorContext
-) -> io.BufferedReader:
+) -> Stream:
     """The object as a sequential stream; its first block has arrived when this returns."""
     with translating_errors():
         try:
-            raw: io.RawIOBase = PrefetchingReader(store, path, retries, translating_errors)
+            return RemoteStream(PrefetchingReader(store, path, retries, translating_errors))
         except RangesUnsupported as whole:
-            raw = ResponseReader(whole, retries, translating_errors)
-    return io.BufferedReader(raw, BUFFER)
+            return RemoteStream(ResponseReader(whole, retries, translating_errors))
+
+
+class RemoteStream(Stream):
+    """An object, open for reading."""
+
+    def __init__(self, reader: PrefetchingReader | ResponseReader) -> None:
+        super().__init__(reader, BUFFER)
+        self._reader = reader
+
+    def stat(self) -> Stat | None:
+        return self._reader.stat()
 
 
 class PrefetchingReader(io.RawIOBase):
@@ -71,7 +81,7 @@ class PrefetchingReader(io.RawIOBase):
         self._translating_errors = translating_errors
         self._stop = threading.Event()
         self._pool: ThreadPoolExecutor | None = None
-        self._requested: deque[Future[ByteRange]] = deque()
+        self._requested: deque[tuple[int, Future[ByteRange]]] = deque()  # where each ends
         self._stat_at_open: Stat | None = None  # of a store that reports no version with a range
         try:
             self._first = retry(lambda: store.get(path, 0, FIRST_BLOCK), retries)
@@ -79,12 +89,40 @@ class PrefetchingReader(io.RawIOBase):
             self._first = EMPTY
         if self._first.version is None:
             self._stat_at_open = retry(lambda: store.head(path), retries)
-        self._block, self._position = self._first.data, 0
+        self._opened = self._stat_at_open or Stat(self._first.total, self._first.version or "")
+        # The block that is being read, where it starts in the object, and the place in it.
+        self._block, self._start, self._position = self._first.data, 0, 0
         self._requested_bytes, self._request_size = len(self._block), FIRST_BLOCK
         self._request_blocks()
 
     def readable(self) -> bool:
         return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def stat(self) -> Stat | None:
+        """As it was opened; every later block is compared with that. None for an empty object, of
+        which no range was read."""
+        return None if self._first is EMPTY else self._opened
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Forward only. Blocks that are passed over are not waited for, and not requested where
+        they were not yet."""
+        position = self._start + self._position
+        offset += position if whence == io.SEEK_CUR else 0
+        if whence == io.SEEK_END or offset < position:
+            raise io.UnsupportedOperation("a stream goes forward only")
+        if offset <= self._start + len(self._block):
+            self._position = offset - self._start
+            return offset
+        while self._requested and self._requested[0][0] <= offset:
+            self._requested.popleft()[1].cancel()
+        if not self._requested:
+            self._requested_bytes = max(self._requested_bytes, min(offset, self._first.total))
+        self._block, self._start, self._position = b"", offset, 0
+        self._request_blocks()
+        return offset
 
     def readinto(self, buffer: Any, /) -> int:
         if self._position == len(self._block) and not self._next_block():
@@ -102,10 +140,13 @@ class PrefetchingReader(io.RawIOBase):
         super().close()
 
     def _next_block(self) -> bool:
-        self._block, self._position = b"", 0
+        position = self._start + self._position
+        self._block, self._start, self._position = b"", position, 0
         with self._translating_errors():
             if self._requested:
-                self._block = self._requested.popleft().result().data
+                piece = self._requested.popleft()[1].result()
+                self._block, self._start = piece.data, piece.start
+                self._position = position - piece.start
             elif self._stat_at_open is not None:
                 self._check_unchanged(self._stat_at_open)
         self._request_blocks()
@@ -122,8 +163,9 @@ class PrefetchingReader(io.RawIOBase):
                 self._pool = ThreadPoolExecutor(PREFETCH_BLOCKS, "chiasm-fetch")
             self._request_size = min(BLOCK, 4 * self._request_size)
             size = min(self._request_size, self._first.total - self._requested_bytes)
-            self._requested.append(self._pool.submit(self._fetch, self._requested_bytes, size))
+            fetch = self._pool.submit(self._fetch, self._requested_bytes, size)
             self._requested_bytes += size
+            self._requested.append((self._requested_bytes, fetch))
 
     def _fetch(self, start: int, size: int) -> ByteRange:
         first, retries = self._first, self._retries
@@ -175,6 +217,10 @@ class ResponseReader(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def stat(self) -> Stat:
+        """Without the size, which is believed only once two responses agree on it."""
+        return Stat(-1, self._stat.version)
 
     def readinto(self, buffer: Any, /) -> int:
         with self._translating_errors():
@@ -228,7 +274,7 @@ class ResponseReader(io.RawIOBase):
 
 class SeekableReader(io.RawIOBase):
     """An object with random access by range requests, as Parquet needs it. Opening it requests the
-    size and the last TAIL bytes."""
+    size and the last `tail` bytes, TAIL where that is 0."""
 
     def __init__(
         self,
@@ -236,13 +282,14 @@ class SeekableReader(io.RawIOBase):
         path: str,
         retries: RetrySettings,
         translating_errors: ErrorContext,
+        tail: int = 0,
     ) -> None:
         self._store, self._path, self._retries = store, path, retries
         self._translating_errors = translating_errors
-        self._position = 0
+        self._position, tail = 0, tail or TAIL
         with translating_errors():
             try:
-                self._tail = retry(lambda: store.get(path, -TAIL, TAIL), retries)
+                self._tail = retry(lambda: store.get(path, -tail, tail), retries)
             except RangeNotSatisfiable:
                 self._tail = EMPTY
         self._size = self._tail.total

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from chiasm.pipeline.errors import SourceError
-from chiasm.pipeline.storage.backend import Stat
+from chiasm.pipeline.storage.backend import Stat, Stream
 from chiasm.pipeline.storage.credentials import require_harmless_query
 from chiasm.pipeline.storage.schemes import backend_of
 
@@ -42,6 +41,11 @@ def stat(url: str) -> Stat:
     return backend_of(url).stat(url)
 
 
+def stat_or_none(url: str) -> Stat | None:
+    """Size and version, None where there is nothing; StorageError where that cannot be known."""
+    return backend_of(url).stat_or_none(url)
+
+
 def is_folder(url: str) -> bool:
     """Whether `url` is a folder that can be listed."""
     return backend_of(url).is_folder(url)
@@ -52,7 +56,7 @@ def is_remote(url: str) -> bool:
     return backend_of(url).concurrency > 1
 
 
-def open_stream(url: str) -> io.BufferedReader:
+def open_stream(url: str) -> Stream:
     """A file for reading from front to back; SourceError when it cannot be opened."""
     return backend_of(url).open_stream(url)
 

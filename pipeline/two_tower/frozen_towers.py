@@ -37,6 +37,7 @@ MAX_TOKENS = 24  # text tokens that a fusion attends to; the pooled vector is of
 # Pictures of a forward pass on a CPU: the activations of 64 are mapped anew for every layer, which
 # took a MobileNetV2 2.8 times as long a picture as those of 8 (torch 2.13, two cores).
 CPU_BATCH = 8
+PROBE_TEXTS = ("a note", "something that somebody once wrote")  # of different length, so padded
 LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
@@ -76,7 +77,11 @@ class ImageTower:
             **self._scale.describe(),
         }
         self.fingerprint = self.folder.fingerprint(self.preprocessing)
-        probe = self([np.zeros((3, self.side, self.side), np.uint8)])
+        ramp = np.arange(self.side, dtype=np.float32)[None, :, None] * (255 / self.side)
+        pixels = np.broadcast_to(ramp, (3, self.side, self.side)).astype(np.uint8)
+        with translating_load_errors(self.folder.what, "an image model that encodes pictures"):
+            probe = self([pixels, 255 - pixels])
+        _require_finite(self.folder, probe.pooled, self.precision)
         self.width, self.token_width = probe.pooled.shape[-1], probe.tokens.shape[-1]
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
@@ -135,14 +140,21 @@ class TextTower:
         self.fingerprint = self.folder.fingerprint(self.preprocessing)
         special = getattr(network.tokenizer, "all_special_ids", None)
         self._special = frozenset(special or ())
-        probe = self(["a"])
+        # A bare text that reads like the path or the URL of a picture is opened or fetched by
+        # models that take pictures too. Modules for texts alone read it as it is, and some of them
+        # know no other form.
+        self._named = any(kind != "text" for kind in network.modalities)
+        with translating_load_errors(self.folder.what, "a text model that encodes texts"):
+            probe = self(PROBE_TEXTS)
+        _require_finite(self.folder, probe.pooled, self.precision)
         self.width, self.token_width = probe.pooled.shape[-1], probe.tokens.shape[-1]
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> TextFeatures:
         """B texts -> their features, on the tower's device."""
+        clean = [replace_surrogates(text) for text in texts]
         inputs = self._network.preprocess(
-            [replace_surrogates(text) for text in texts], prompt=self._prompt
+            [{"text": text} for text in clean] if self._named else clean, prompt=self._prompt
         )
         inputs = {
             name: value.to(self.device) if isinstance(value, Tensor) else value
@@ -168,6 +180,18 @@ class TextTower:
         return [
             i for i, unmasked in zip(ids, mask, strict=True) if unmasked and i not in self._special
         ]
+
+
+def _require_finite(folder: ModelFolder, pooled: Tensor, precision: str) -> None:
+    """Raise EncoderError for a tower that gives NaN for everything."""
+    if not pooled.isfinite().all(dim=1).any():
+        wide = precision == "float32"
+        raise EncoderError(
+            f"encoder {folder.what}",
+            expected="finite features, as a trial",
+            found="NaN or infinity",
+            do="fetch its weights again" if wide else "try --set encoder.precision=float32",
+        )
 
 
 def _device_and_precision(settings: EncoderSettings) -> tuple[torch.device, str]:

@@ -7,7 +7,6 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ from chiasm.pipeline.collection import (
     Footer,
     LedgerEntry,
     arrow_schema,
+    earlier_parquet_name,
     embedded_shard_ids,
     find_embedding,
     ledger_name,
@@ -25,53 +25,56 @@ from chiasm.pipeline.collection import (
     parquet_name,
     read_entry,
     read_footer,
+    shard_id_of,
+    shard_of_entry,
+    stored_parquet_name,
     vectors_of,
 )
 from chiasm.pipeline.encoders import JOINT
 from chiasm.pipeline.errors import ChiasmError, CollectionError
 from chiasm.pipeline.records import COLUMNS, IMAGE, TEXT
-from chiasm.pipeline.storage import display_name, is_temporary
+from chiasm.pipeline.storage import Folder, display_name, is_temporary
+from chiasm.pipeline.verify.findings import Finding
+from chiasm.pipeline.verify.sources import check_sources
 
 NORM_TOLERANCE = 2e-3  # float16 rounds each number by up to 1/2048 of itself
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something wrong in a collection. where: the file, shard or row. what: the difference between
-    expected and found. fix: what to do, "" where nothing is known to help."""
-
-    where: str
-    what: str
-    fix: str = ""
-
-    @classmethod
-    def of(cls, where: str, error: ChiasmError) -> Finding:
-        """An error as a finding: its advice is the fix."""
-        what = ChiasmError(error.what, expected=error.expected, found=error.found)
-        return cls(where, str(what), error.do)
-
-    def __str__(self) -> str:
-        line = f"{self.where}: {self.what}"
-        return " ".join((f"{line}; {self.fix}" if self.fix else line).split())
 
 
 def check_shards(collection: Collection, checked: Counter[str]) -> Iterator[Finding]:
     """Every shard that has a ledger entry, a Parquet file, or both. Counts what it read in
     `checked`: shards, rows, vectors."""
     folder = collection.folder
-    names = [*folder.list("ledger"), *folder.list("embeddings")]
-    shard_ids = {
-        name.rpartition("/")[2].removesuffix(".json").removesuffix(".parquet")
-        for name in names
-        if not is_temporary(name)
-    }
+    shard_ids = filter(None, map(shard_of_entry, folder.list("ledger")))
     filled = filled_columns(collection)
-    for shard_id in sorted(shard_ids):
+    done: list[tuple[LedgerEntry, EmbeddingFile]] = []
+    for shard_id in sorted({*shard_ids, *embedded_shard_ids(folder)}):
         checked["shards"] += 1
+        shard = ShardCheck(collection, shard_id, filled)
         try:
-            yield from ShardCheck(collection, shard_id, filled).run(checked)
+            yield from shard.run(checked)
         except ChiasmError as error:
             yield Finding.of(f"shard {shard_id}", error)
+        if shard.done is not None:
+            done.append(shard.done)
+    yield from _check_names(folder)
+    yield from check_sources(folder, done, checked)
+
+
+def _check_names(folder: Folder) -> Iterator[Finding]:
+    """Files that pandas, pyarrow and Spark pass over."""
+    for name in folder.list("embeddings"):
+        shard_id = None if is_temporary(name) else shard_id_of(name)
+        if shard_id is None or name != earlier_parquet_name(shard_id):
+            continue
+        what = "pandas, pyarrow and Spark pass over a file with such a name"
+        if folder.exists(parquet_name(shard_id)):
+            what = f"{what}; newer rows of the shard are in {parquet_name(shard_id)}"
+            path = shlex.quote(display_name(folder.url_of(name)))
+            yield Finding(name, what, f"delete {path}")
+            continue
+        path = shlex.quote(display_name(folder.url))  # after --, since an id may begin with a dash
+        fix = f"run chiasm forget {path} -- {shard_id} and embed the shard again"
+        yield Finding(name, what, f"{fix}: it gets a name that they read")
 
 
 def filled_columns(collection: Collection) -> set[str]:
@@ -107,11 +110,12 @@ class ShardCheck:
         self.filled = filled
         self.shard_id, self.where = shard_id, f"shard {shard_id}"
         self.source = "SHARD"  # its path or URL, once a ledger entry or a footer has named it
+        self.done: tuple[LedgerEntry, EmbeddingFile] | None = None  # where both agree
 
     def run(self, checked: Counter[str]) -> Iterator[Finding]:
         """Raises ChiasmError for a file that cannot be read."""
         entry = read_entry(self.folder, self.shard_id)
-        has_embeddings = self.folder.exists(parquet_name(self.shard_id))
+        has_embeddings = self.folder.exists(stored_parquet_name(self.folder, self.shard_id))
         if entry is not None:
             self._name_source(entry.source.url)
             yield from self._check_entry(entry, has_embeddings)
@@ -123,6 +127,11 @@ class ShardCheck:
             elif not footer.agrees_with(entry):
                 yield self._disagreement(footer, entry)
             file = EmbeddingFile(self.folder, footer)
+            named = footer.source.id == self.shard_id
+            if entry is not None and named and footer.agrees_with(entry):
+                self.done = entry, file
+                if footer.source != entry.source:
+                    yield self._half_relocated(footer)
             yield from self._check_footer(file)
             with file.open() as parquet:
                 names = set(parquet.schema_arrow.names)
@@ -138,30 +147,39 @@ class ShardCheck:
         encoder = shlex.quote(self.identity.encoder)
         return f"run chiasm embed {self.source} --to {collection} --encoder {encoder}"
 
+    def _forget(self) -> str:
+        path = shlex.quote(display_name(self.folder.url))
+        return f"run chiasm forget {path} -- {shlex.quote(self.shard_id)}"
+
     def _replace(self) -> str:
         """Embedding alone would skip the shard, because its ledger and footer agree."""
-        name = shlex.quote(display_name(self.folder.url_of(parquet_name(self.shard_id))))
+        stored = stored_parquet_name(self.folder, self.shard_id)
+        name = shlex.quote(display_name(self.folder.url_of(stored)))
         return f"delete {name} and {self._embed_again()}"
 
     def _check_entry(self, entry: LedgerEntry, has_embeddings: bool) -> Iterator[Finding]:
         if entry.source.id != self.shard_id:
-            yield Finding(
-                self.where, f"its ledger entry names shard {entry.source.id}", self._embed_again()
-            )
+            what = f"its ledger entry names shard {entry.source.id}: it is a copy"
+            yield Finding(self.where, what, self._forget())
         samples = json.loads(self.folder.read_bytes(ledger_name(self.shard_id))).get("samples")
-        if entry.rows + len(entry.dropped) != samples:
-            counts = f"{entry.rows} rows + {len(entry.dropped)} dropped"
+        if entry.samples != samples:
+            counts = f"{entry.rows} rows + {entry.dropped_count} dropped"
             fix = self._replace() if has_embeddings else self._embed_again()
             yield Finding(self.where, f"{counts} in the ledger, of {samples} samples", fix)
         if not has_embeddings and entry.quarantined is None:
             yield Finding(self.where, "a ledger entry without embeddings", self._embed_again())
 
+    def _half_relocated(self, footer: Footer) -> Finding:
+        what = f"its footer names {display_name(footer.source.url)}, its ledger entry another place"
+        fix = "run the chiasm relocate that was killed once more"
+        return Finding(self.where, what, fix)
+
     def _disagreement(self, footer: Footer, entry: LedgerEntry) -> Finding:
         pairs = {
-            "source": (footer.source, entry.source),
+            "source": (footer.as_embedded, entry.as_embedded),
             "edition": (footer.edition, entry.edition),
             "rows": (footer.rows, entry.rows),
-            "dropped": (footer.dropped, len(entry.dropped)),
+            "dropped": (footer.dropped, entry.dropped_count),
         }
         unequal = "; ".join(f"{name} {a} and {b}" for name, (a, b) in pairs.items() if a != b)
         unequal = unequal or f"the ledger says it was quarantined: {entry.quarantined}"
@@ -171,9 +189,8 @@ class ShardCheck:
     def _check_footer(self, file: EmbeddingFile) -> Iterator[Finding]:
         footer = file.footer
         if footer.source.id != self.shard_id:
-            yield Finding(
-                self.where, f"its Parquet footer names shard {footer.source.id}", self._replace()
-            )
+            what = f"its Parquet footer names shard {footer.source.id}: it is a copy"
+            yield Finding(self.where, what, self._forget())
         if footer.fingerprint != self.identity.fingerprint:
             encoder = f"{footer.encoder} ({footer.fingerprint[:12]})"
             what = f"embedded by {encoder}, not by the collection's {self.identity.encoder}"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 
 from chiasm.pipeline.batches import SampleDecoder
 from chiasm.pipeline.collection import (
@@ -20,8 +21,8 @@ from chiasm.pipeline.collection import (
     runs,
     vectors_of,
 )
-from chiasm.pipeline.editions import EmbedSettings, edition_of
-from chiasm.pipeline.embed import encode
+from chiasm.pipeline.editions import EmbedSettings, accepted_editions
+from chiasm.pipeline.encode_batch import encode
 from chiasm.pipeline.encoders import Encoder, load_encoder
 from chiasm.pipeline.errors import ChiasmError, CollectionError
 from chiasm.pipeline.images import DecodeSettings
@@ -29,7 +30,7 @@ from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import IMAGE, Batch, Decoded, Dropped, Place, Sample, Source
 from chiasm.pipeline.shards import ReadSettings, read_member
 from chiasm.pipeline.timing import Stopwatch
-from chiasm.pipeline.verify.embeddings import Finding
+from chiasm.pipeline.verify.findings import Finding
 
 # Between two vectors that were computed of one row: precision, device and batch may differ.
 MIN_COSINE = 0.999
@@ -53,7 +54,7 @@ def check_members(
             f"encoder {identity.encoder}",
             f"fingerprint {encoder.fingerprint[:12]}, in the collection "
             f"{identity.fingerprint[:12]}",
-            "restore its weights, or embed the shards again",
+            "restore its weights, or embed the shards into another collection",
         )
         return
     settings = embed_settings(collection)
@@ -110,11 +111,11 @@ def embed_settings(collection: Collection) -> list[EmbedSettings]:
 def decode_settings(file: EmbeddingFile, candidates: list[EmbedSettings]) -> DecodeSettings:
     """How a file's pictures were decoded: by the run whose settings give its edition; by the last
     run for a shard that --limit cut short; by the defaults where no run is recorded."""
-    source, fingerprint = file.footer.source, file.footer.fingerprint
+    source, fingerprint = file.footer.as_embedded, file.footer.fingerprint
     matching = (
         settings.decode
         for settings in candidates
-        if edition_of(source, fingerprint, settings) == file.edition
+        if file.edition in accepted_editions(source, fingerprint, settings)
     )
     return next(matching, candidates[0].decode if candidates else DecodeSettings())
 
@@ -153,17 +154,28 @@ def _check_batch(
             numbers.append(number)
     if not decoded:
         return
+    where = [f"shard {file.shard_id}, row {rows[number]}" for number in numbers]
+    yield from _compare(decoded, table.select(columns).take(numbers), where, encoder)
+
+
+def _compare(
+    decoded: list[Decoded], stored_columns: pa.Table, where: list[str], encoder: Encoder
+) -> Iterator[Finding]:
+    """Rows encoded again, compared with their stored vectors; where: what each is called."""
     embedded = encode(Batch(decoded), encoder, Stopwatch())
-    for column in columns:
-        stored, has = vectors_of(table[column].take(numbers))
-        if column not in embedded.columns:
-            continue
-        again = embedded.columns[column]
+    refused = {drop.key: drop for drop in embedded.dropped}
+    kept = [number for number, row in enumerate(decoded) if row.key not in refused]
+    for number, row in enumerate(decoded):
+        if row.key in refused:
+            drop = refused[row.key]
+            what = f"the encoder does not take it: {drop.reason}: {drop.detail}"
+            yield Finding(where[number], what)
+    for column, again in embedded.columns.items():
+        stored, has = vectors_of(stored_columns[column].take(kept))
         cosine = np.einsum("nd,nd->n", stored.astype(np.float32), again.vectors)
         for i in np.flatnonzero((has | again.has) & ~(cosine >= MIN_COSINE)):
-            where = f"shard {file.shard_id}, row {rows[numbers[i]]}"
             what = f"its {column} vector has cosine {cosine[i]:.4f} to the one encoded again"
-            yield Finding(where, f"{what}, less than {MIN_COSINE}")
+            yield Finding(where[kept[i]], f"{what}, less than {MIN_COSINE}")
 
 
 def _changed_member(item: Decoded, cells: dict) -> str:

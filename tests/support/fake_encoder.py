@@ -2,9 +2,10 @@
 
 Vectors are a function of the bytes alone: equal inputs, equal vectors. A caption that begins with
 `fault:` makes the process that encodes it misbehave: `fault:die`, `fault:hang`, `fault:raise`,
-`fault:slow SECONDS`, `fault:die-once FILE` (dies unless FILE exists, and makes it), `fault:hang
-FILE` (makes FILE first), `fault:until FILE` (waits for FILE), or `fault:meet FOLDER` (waits until
-two processes are there).
+`fault:memory` (raises as CUDA does), `fault:bug` (raises where no sample is to blame, when the
+shard's ledger entry is made), `fault:slow SECONDS`, `fault:die-once FILE` (dies unless FILE exists,
+and makes it), `fault:hang FILE` (makes FILE first), `fault:until FILE` (waits for FILE), or
+`fault:meet FOLDER` (waits until two processes are there). FAULTY are captions of odd vectors.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from chiasm.pipeline.encoders import BaseEncoder, Encoded, Input, register_encod
 from chiasm.pipeline.pretrained import EncoderSettings
 
 DIM = 8
+FAULTY = {b"fault:nan": np.nan, b"fault:zero": 0.0, b"fault:inf": np.inf, b"fault:long": 1.0}
 
 
 class FakeEncoder(BaseEncoder):
     device = "cpu"
     side: int | None = 16
+    _bug = False
 
     def __init__(self, model: str = "", precision: str = "float32") -> None:
         self.precision = precision
@@ -36,6 +39,12 @@ class FakeEncoder(BaseEncoder):
         self.fingerprint = hashlib.blake2b(model.encode(), digest_size=16).hexdigest()
         self.preprocessing = {"resize": 16}
         self.dims = dict.fromkeys(("image", "text", "joint"), DIM)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "fingerprint" and self._bug:  # asked for when the ledger entry is made
+            self._bug = False
+            raise ZeroDivisionError("a fault was asked for")
+        return super().__getattribute__(name)
 
     @property
     def modalities(self) -> dict[str, Input]:
@@ -50,12 +59,15 @@ class FakeEncoder(BaseEncoder):
         if modality == "text":
             for text in items:
                 misbehave(text)
+            self._bug |= "fault:bug" in items
             items = [text.encode("utf-8", "surrogatepass") for text in items]
         else:
             items = [one.tobytes() for one in items]
         return Encoded(np.stack([self._vector(item) for item in items]))
 
     def _vector(self, data: bytes) -> np.ndarray:
+        if data in FAULTY:
+            return np.full(DIM, FAULTY[data], np.float32)
         digest = hashlib.blake2b(data, key=self.name.encode(), digest_size=8).digest()
         drawn = np.random.default_rng(int.from_bytes(digest, "big")).normal(size=DIM)
         return (drawn / np.linalg.norm(drawn)).astype(np.float32)
@@ -90,6 +102,8 @@ def misbehave(text: str) -> None:
             time.sleep(0.01)
     elif fault == "raise":
         raise ZeroDivisionError("a fault was asked for")
+    elif fault == "memory":
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
     elif fault == "slow":
         time.sleep(float(argument))
 

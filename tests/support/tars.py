@@ -24,6 +24,17 @@ def write_tar(path: Path, samples: Mapping[str, Mapping[str, bytes]]) -> Shard:
     return list_shards([str(path)])[0]
 
 
+def tar_bytes(members: Mapping[str, bytes]) -> bytes:
+    """A tar of members, name -> bytes, in their order."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
 def read_tar(path: Path) -> dict[str, dict[str, bytes]]:
     """What `write_tar` was given."""
     found: dict[str, dict[str, bytes]] = {}

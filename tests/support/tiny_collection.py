@@ -1,7 +1,10 @@
-"""Collections made from numbers, for tests of the index: vectors are drawn, no tar is read."""
+"""Collections made from numbers, for tests of the index: vectors are drawn, no tar is read. Their
+shards are in `SHARDS`, files of no meaning, so that `check` finds them where they were."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from chiasm.pipeline.records import (
     COLUMNS,
     Batch,
     Decoded,
+    Dropped,
     Embedded,
     Origin,
     Place,
@@ -28,6 +32,9 @@ from chiasm.pipeline.records import (
     VectorColumn,
 )
 from chiasm.pipeline.storage import Folder
+
+_KEPT = tempfile.TemporaryDirectory(prefix="chiasm-shards-")
+SHARDS = Path(_KEPT.name).resolve()
 
 
 def unit_rows(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
@@ -77,10 +84,14 @@ def add_shard(
     json_of: Callable[[int], str | None] = plain_json,
     holes: float = 0.0,
     vectors: np.ndarray | None = None,
+    shard: Shard | None = None,
+    dropped: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Add, or embed again, the shard `name`; `vectors` in place of drawn pictures."""
+    """Add, or embed again, the shard `name`; `vectors` in place of drawn pictures, `shard` in place
+    of one that is made from the name; so many samples `dropped`."""
     rng = np.random.default_rng(seed)
-    shard = Shard(f"file:///nowhere/{name}.tar", f"{name}-0123456789", 4096, "1")
+    shard = shard or _shard(name)
+    drops = tuple(Dropped(f"dropped {n}", "decode", "corrupt") for n in range(dropped))
     dice = rng.random(rows)
     has = {"image": dice >= holes, "text": dice < 1 - holes}
     has["joint"] = has["image"] & has["text"]
@@ -112,9 +123,16 @@ def add_shard(
                     },
                 )
             )
-        write_entry(folder, LedgerEntry(shard, edition, rows), "test")
-        writer.commit(Footer(shard, edition, rows, 0, "fake", fingerprint, dim))
+        write_entry(folder, LedgerEntry(shard, edition, rows, drops), "test")
+        writer.commit(Footer(shard, edition, rows, dropped, "fake", fingerprint, dim))
     return stored
+
+
+def _shard(name: str) -> Shard:
+    path = SHARDS / f"{name}.tar"
+    path.write_bytes(bytes(4096))
+    os.utime(path, ns=(1, 1))
+    return Shard(path.as_uri(), f"{name}-0123456789", 4096, "1")
 
 
 def _row(shard: str, row: int, pictured: bool, captioned: bool, json: str | None) -> Decoded:

@@ -22,13 +22,13 @@ from PIL import Image
 
 from chiasm.pipeline.batches import BatchSettings, batches
 from chiasm.pipeline.collection import Tally
-from chiasm.pipeline.encoders import BaseEncoder, Input
-from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.encoders import BaseEncoder, Fault, Input
+from chiasm.pipeline.errors import EncoderError, UsageError
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.model.checkpoint import write_file
-from chiasm.pipeline.records import IMAGE, TEXT, Batch, Shard
-from chiasm.pipeline.shards import DAMAGES, ReadSettings, every_caption, read_samples
-from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.records import DAMAGES, IMAGE, TEXT, Batch, Dropped, Shard
+from chiasm.pipeline.shards import RULES, ReadSettings, every_caption, read_samples
+from chiasm.pipeline.storage import Folder, display_name
 from chiasm.pipeline.training.log import Report
 from chiasm.pipeline.training.two_tower.held_out import fold_of, held_out
 from chiasm.pipeline.training.two_tower.stream import Pair, pack
@@ -128,13 +128,18 @@ def _shard(
         samples = read_samples(shard, settings.read)
         inputs = TowerInputs(image)
         for batch in batches(samples, inputs, settings.decode, settings.batch, tally=tally):
-            tally.keep(len(batch))
-            for pair in _pairs(batch, image, text, settings.read):
+            found, refused = _pairs_in_halves(batch, image, text, settings.read)
+            if refused and len(refused) == len(batch) > 1 and not pairs:
+                raise _takes_nothing(shard, image, text, refused[-1])
+            tally.keep(len(batch) - len(refused))
+            for drop in refused:
+                tally.drop(drop)
+            for pair in found:
                 writer.write({"__key__": f"{pairs:08d}", "safetensors": pack(pair)})
                 pairs, captions = pairs + 1, captions + len(pair.text)
         writer.close()
         partial.commit()
-    dropped = Counter(item.reason for item in tally.dropped)
+    dropped = tally.drop_counts
     dropped += Counter({"no_pair": tally.rows - pairs})
     damaged = any(item.stage == "read" and item.reason in DAMAGES for item in tally.dropped)
     counts = {"pairs": pairs, "captions": captions, "lost": dropped, "damaged": damaged}
@@ -156,6 +161,38 @@ def format_captions(pairs: int, captions: int) -> str:
 
 def _format_pictures(pairs: int) -> str:
     return f"{pairs:,} {'picture' if pairs == 1 else 'pictures'}"
+
+
+def _pairs_in_halves(
+    batch: Batch, image: ImageTower, text: TextTower, read: ReadSettings
+) -> tuple[list[Pair], list[Dropped]]:
+    """The features of a batch, and the samples that a tower refuses or has NaN for: a batch with
+    such a sample is halved until it is alone."""
+    try:
+        pairs = list(_pairs(batch, image, text, read))
+        for pair in pairs:
+            if not all(part.isfinite().all() for part in (pair.image, pair.text, pair.words)):
+                raise Fault("not_finite", "features: NaN or infinity")
+        return pairs, []
+    except Exception as error:  # noqa: BLE001  models raise anything
+        fault = Fault.of(error, "features")
+    if len(batch) == 1:
+        return [], [Dropped(batch.rows[0].key, "encode", fault.reason, fault.detail)]
+    middle = len(batch) // 2
+    halves = [
+        _pairs_in_halves(Batch(rows), image, text, read)
+        for rows in (batch.rows[:middle], batch.rows[middle:])
+    ]
+    return halves[0][0] + halves[1][0], halves[0][1] + halves[1][1]
+
+
+def _takes_nothing(shard: Shard, image: ImageTower, text: TextTower, last: Dropped) -> EncoderError:
+    return EncoderError(
+        f"towers {image.folder.name} and {text.folder.name}",
+        expected=f"features of some samples of {display_name(shard.url)}",
+        found=f"none of a whole batch, the last one {last.key}: {last.reason}: {last.detail}",
+        do="take other towers, or try --set encoder.precision=float32",
+    )
 
 
 def _pairs(batch: Batch, image: ImageTower, text: TextTower, read: ReadSettings) -> Iterator[Pair]:
@@ -191,7 +228,7 @@ def _digest(shard: Shard, image: ImageTower, text: TextTower, settings: FeatureS
     identity: dict[str, Any] = {
         "format": FORMAT, "size": shard.size, "version": shard.version,
         "image": [image.fingerprint, image.precision], "text": [text.fingerprint, text.precision],
-        "read": asdict(settings.read),
+        "read": asdict(settings.read), "rules": RULES,
     }  # fmt: skip
     # Features made before decoding could be set keep their names.
     if settings.decode != DecodeSettings():

@@ -1,0 +1,81 @@
+"""The names that chiasm writes below `index/`. Nothing else there is read by a listing or removed.
+
+index/CURRENT
+index/generations/<number>.json       six digits or more
+index/generations/<number>.replaced   present once another generation is live, see sweep.py
+index/segments/<run id>-<number>/     files of `is_segment_file`
+index/trained/<run id>/<column>.faiss
+"""
+
+from __future__ import annotations
+
+import re
+
+from chiasm.pipeline.storage import is_temporary
+
+CURRENT = "index/CURRENT"
+GENERATIONS = "index/generations"
+SEGMENTS = "index/segments"
+TRAINED = "index/trained"
+CATALOG = "rows.arrow"
+RECORD = "segment.json"
+
+_RUN = "[0-9]{8}T[0-9]{6}-[0-9a-f]{8}"
+_COLUMN = "[a-z][a-z0-9_]*"
+_SEGMENT = re.compile(f"({_RUN})-[0-9]{{3,9}}")
+_TRAINED = re.compile(_RUN)
+_TRAINED_FILE = re.compile(f"{TRAINED}/{_RUN}/{_COLUMN}\\.faiss")
+_FILE = re.compile(f"{re.escape(CATALOG)}|{re.escape(RECORD)}|{_COLUMN}\\.(faiss|f16)")
+_GENERATION = re.compile("([0-9]{6,18})\\.(json|replaced)")
+
+
+def segment_file(segment_id: str, name: str) -> str:
+    return f"{SEGMENTS}/{segment_id}/{name}"
+
+
+def run_of_folder(name: str) -> str | None:
+    """The run that wrote a folder of segments or of trained indexes; None for a folder that is none
+    of ours."""
+    parent, _, base = name.rpartition("/")
+    if parent == SEGMENTS and (found := _SEGMENT.fullmatch(base)):
+        return found[1]
+    return base if parent == TRAINED and _TRAINED.fullmatch(base) else None
+
+
+def is_segment_id(text: str) -> bool:
+    return _SEGMENT.fullmatch(text) is not None
+
+
+def is_trained_file(name: str) -> bool:
+    """Whether `name` is the file of a trained index, below `index/trained/`."""
+    return _TRAINED_FILE.fullmatch(name) is not None
+
+
+def is_final_file(base: str) -> bool:
+    """Whether a whole segment may hold a file of this name."""
+    return _FILE.fullmatch(base) is not None
+
+
+def is_segment_file(base: str) -> bool:
+    """Whether a segment, or a folder of trained indexes, may hold a file of this name."""
+    return is_final_file(base) or is_temporary(base)
+
+
+def manifest_name(number: int) -> str:
+    return f"{GENERATIONS}/{number:06d}.json"
+
+
+def replaced_name(number: int) -> str:
+    """The mark of a generation that was live and is no more."""
+    return f"{GENERATIONS}/{number:06d}.replaced"
+
+
+def numbers_in(names: list[str], kind: str) -> list[int]:
+    """The numbers of the generations whose manifests (kind json) or marks (kind replaced) are among
+    `names`, in rising order."""
+    found = (_GENERATION.fullmatch(name.rpartition("/")[2]) for name in names)
+    return sorted(int(one[1]) for one in found if one and one[2] == kind and _is_plain(one[1]))
+
+
+def _is_plain(digits: str) -> bool:
+    return digits == f"{int(digits):06d}" and int(digits) > 0

@@ -1,0 +1,87 @@
+"""The content of `runs/<run id>.json`: what a run says of itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
+
+from pydantic import Field, FiniteFloat
+
+from chiasm.pipeline.collection.processes import ProcessId
+from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.stored_records import read_record
+
+SCHEMA = 1
+RUNNING, KILLED = "running", "killed"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run. started, heartbeat: seconds since the epoch by its own clock, for display alone.
+    beats: how often the record was renewed. boot_id, pid_namespace, start_ticks: see `ProcessId`;
+    empty in records of earlier versions."""
+
+    id: str
+    command: str
+    host: str
+    pid: int
+    started: FiniteFloat
+    heartbeat: FiniteFloat
+    state: str = RUNNING  # running, done, failed, stopped; killed, as another run found it
+    claimed: Annotated[tuple[str, ...], Field(alias="holds")] = ()  # shard ids
+    settings: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    boot_id: str = ""
+    pid_namespace: str = ""
+    start_ticks: int = 0
+    beats: int = 0
+
+    @property
+    def process(self) -> ProcessId:
+        return ProcessId(self.pid, self.boot_id, self.pid_namespace, self.start_ticks)
+
+    def to_json(self) -> bytes:
+        """The file's content."""
+        fields: dict[str, Any] = {"schema": SCHEMA}
+        for key, value in asdict(self).items():
+            fields["holds" if key == "claimed" else key] = value
+        text = json.dumps(fields, ensure_ascii=False, indent=1)
+        return text.encode("utf-8", "surrogatepass") + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes, name: str) -> RunRecord:
+        """The record in the file `runs/<run id>.json`, which `name` is; CollectionError where it is
+        damaged or was written by a newer version."""
+        record = read_record(data, name, cls, what="the record of a run", schema=SCHEMA)
+        if name != record_name(record.id):
+            raise CollectionError(name, expected="the record of that run", found=f"{record.id!r}")
+        return record
+
+
+def record_name(run_id: str) -> str:
+    return f"runs/{run_id}.json"
+
+
+def run_of_record(name: str) -> str:
+    """The id of the run whose record the file `name` is."""
+    return name.removeprefix("runs/").removesuffix(".json")
+
+
+def is_marked_killed(data: bytes | None) -> bool:
+    """Whether this is the content of a record that another run has marked as killed."""
+    if not data:
+        return False
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(fields, dict) and fields.get("state") == KILLED
+
+
+def marked_killed(data: bytes) -> bytes:
+    """A record's content with the state `killed` and everything else as it was, fields of other
+    versions included."""
+    fields = json.loads(data.decode("utf-8", "surrogatepass"))
+    text = json.dumps(fields | {"state": KILLED}, ensure_ascii=False, indent=1)
+    return text.encode("utf-8", "surrogatepass") + b"\n"

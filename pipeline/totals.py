@@ -1,0 +1,60 @@
+"""Counts over the shards of a run, in memory that does not grow with them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from chiasm.pipeline.collection import LedgerEntry, ShardSummary
+from chiasm.pipeline.records import Dropped
+
+DROPS_KEPT = 100  # dropped samples that are kept with their details; more are only counted
+
+
+@dataclass
+class Totals:
+    """shards, rows: how many. dropped, notes: how many by reason. rules: shards by their rules of
+    reading. damaged: shards of which the rest is lost, `{"shard": URL, "reason"}`. note_details: by
+    reason, that of the first note. drops: the first dropped samples, with the URL of their shard.
+    seconds: busy seconds by stage. span: opening of the first shard and commit of the last, in
+    seconds since the epoch."""
+
+    shards: int = 0
+    rows: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    rules: Counter[int] = field(default_factory=Counter)
+    damaged: list[dict[str, str]] = field(default_factory=list)
+    note_details: dict[str, str] = field(default_factory=dict)
+    drops: list[tuple[str, Dropped]] = field(default_factory=list)
+    seconds: Counter[str] = field(default_factory=Counter)
+    span: tuple[float, float] | None = None
+
+    @property
+    def samples(self) -> int:
+        return self.rows + self.dropped.total()
+
+    def add(self, summary: ShardSummary) -> None:
+        """Add a shard by its counts."""
+        self.shards += 1
+        self.rows += summary.rows
+        self.dropped.update(summary.dropped)
+        self.notes.update(summary.notes)
+        self.rules[summary.rules] += 1
+        if summary.damage is not None:
+            self.damaged.append({"shard": summary.source.url, "reason": summary.damage})
+
+    def add_details(self, entry: LedgerEntry) -> None:
+        """Add what a summary does not have: seconds, span, dropped samples and details of notes."""
+        self.seconds.update(entry.seconds)
+        if entry.span is not None:
+            first, last = self.span or entry.span
+            self.span = (min(first, entry.span[0]), max(last, entry.span[1]))
+        for note in entry.notes:
+            self.note_details.setdefault(note.reason, note.detail)
+        self.add_drops(entry)
+
+    def add_drops(self, entry: LedgerEntry) -> None:
+        """Add dropped samples, up to DROPS_KEPT in all."""
+        kept = entry.dropped[: max(0, DROPS_KEPT - len(self.drops))]
+        self.drops += [(entry.source.url, dropped) for dropped in kept]
