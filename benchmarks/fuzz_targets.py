@@ -219,7 +219,7 @@ class _InMemory(ObjectFiles):
         names = {name: f"{self._name(url)}/{name}" for name in self.list(url)}
         return {name: Stat(len(self._files[path]), "1") for name, path in names.items()}
 
-    def open_seekable(self, url: str) -> io.BytesIO:
+    def open_seekable(self, url: str) -> Any:
         return io.BytesIO(self.read_bytes(url))
 
     def list(self, url: str) -> list[str]:
