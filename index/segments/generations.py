@@ -82,7 +82,8 @@ class Manifest:
         return sum(entry.rows for entry in self.segments)
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self), ensure_ascii=False, indent=1).encode() + b"\n"
+        text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
+        return text.encode("utf-8", "surrogatepass") + b"\n"
 
     @classmethod
     def from_json(cls, data: bytes, folder: Folder, name: str) -> Manifest:

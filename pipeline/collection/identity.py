@@ -79,7 +79,8 @@ class Identity:
         fields = asdict(self)
         if self.schema == 1:
             del fields["dims"]
-        return json.dumps(fields, ensure_ascii=False, indent=1).encode() + b"\n"
+        text = json.dumps(fields, ensure_ascii=False, indent=1)
+        return text.encode("utf-8", "surrogatepass") + b"\n"
 
     def require(self, fingerprint: str, name: str, where: str) -> None:
         """Raise CollectionError for an encoder with another fingerprint. where: the collection."""
