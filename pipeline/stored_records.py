@@ -17,7 +17,7 @@ from chiasm.pipeline.errors import CollectionError
 
 T = TypeVar("T")
 
-MOST_NESTED = 100  # ours have four levels; what is checked, copied or written again must not recurse
+MOST_NESTED = 100  # ours have four levels; whoever checks or copies a record recurses into it
 _MAX_FOUND = 120  # characters of a message about a damaged file
 
 
