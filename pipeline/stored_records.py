@@ -17,6 +17,7 @@ from chiasm.pipeline.errors import CollectionError
 
 T = TypeVar("T")
 
+MOST_NESTED = 100  # ours have four levels; whoever checks or copies a record recurses into it
 _MAX_FOUND = 120  # characters of a message about a damaged file
 
 
@@ -38,6 +39,8 @@ def read_record(
         fields = _parse(data)
     except (ValueError, RecursionError) as error:
         raise refuse(f"no valid JSON ({_one_line(error)})") from error
+    if _nested_deeper(fields, MOST_NESTED):
+        raise refuse("values nested too deeply")
     if not isinstance(fields, dict):
         raise refuse(f"a JSON {type(fields).__name__} where an object belongs")
     version = fields.get("schema", 1)
@@ -50,13 +53,20 @@ def read_record(
         return _adapter(kind).validate_python(fields)
     except ValidationError as error:
         raise refuse(_first_fault(error)) from error
-    except RecursionError as error:
-        raise refuse("values nested too deeply") from error
 
 
 def _parse(data: bytes) -> Any:
     # Paths that are no UTF-8 reach a file as lone surrogates.
     return json.loads(data.decode("utf-8", "surrogatepass"))
+
+
+def _nested_deeper(value: Any, most: int) -> bool:
+    """Whether lists and objects lie in each other more than `most` deep."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(most):
+        parts = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [item for part in parts for item in part if isinstance(item, dict | list)]
+    return bool(level)
 
 
 @functools.cache

@@ -103,7 +103,7 @@ def test_what_is_no_address_of_a_ray_is_refused_before_anything_is_asked(form, m
 WAITS = """
 import ctypes
 from chiasm.jobs import signals
-signals.REPEAT_SECONDS = 0
+signals.REPEAT_SECONDS = -1
 signals.STOPPING.install()
 with signals.STOPPING.deferred():
     print("inside", flush=True)
@@ -122,7 +122,8 @@ def test_a_second_signal_ends_a_process_that_is_inside_compiled_code():
         assert process.stdout is not None and process.stdout.readline() == "inside\n"
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGINT)
-        assert process.wait() == 128 + signal.SIGINT
+        # Of two that wait at the same moment the system delivers either first.
+        assert process.wait() in (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])

@@ -57,6 +57,7 @@ def test_a_later_version_is_refused_by_its_number():
         (b"\xff", "no valid JSON"),
         (b"[" * 100_000, "no valid JSON"),
         (b'{"rows": ' + b"9" * 5000 + b"}", "no valid JSON"),
+        (b'{"rows": 1, "extra": ' + b"[" * 200 + b"]" * 200 + b"}", "values nested too deeply"),
         (b"[1]", "a JSON list where an object belongs"),
         (b'{"schema": "1", "rows": 1}', "schema version '1'"),
         (b'{"schema": true, "rows": 1}', "schema version True"),

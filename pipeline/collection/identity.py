@@ -79,7 +79,6 @@ class Identity:
         fields = asdict(self)
         if self.schema == 1:
             del fields["dims"]
-        # The path of an encoder may be no UTF-8.
         text = json.dumps(fields, ensure_ascii=False, indent=1)
         return text.encode("utf-8", "surrogatepass") + b"\n"
 
