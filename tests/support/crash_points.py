@@ -30,7 +30,7 @@ from chiasm.index.plan import IndexSettings
 from chiasm.index.segments import numbers, run_of_folder
 from chiasm.index.segments.generations import read_manifest
 from chiasm.index.verify import check
-from chiasm.pipeline.collection import FOLDERS, Run
+from chiasm.pipeline.collection import FOLDERS, Run, embeddings
 from chiasm.pipeline.collection.processes import Machine
 from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.forget import forget
@@ -71,12 +71,14 @@ class Unflushed(Disk):
 
 @dataclass
 class DiskCrash:
-    """A recorded command on this machine's disk. expected: what it leaves for good."""
+    """A recorded command on this machine's disk. expected: what it leaves for good.
+    lasting_shards: those that are done before it and after it."""
 
     root: Path
     command: Callable[[], object]
     recorded: RecordedDisk
     expected: dict[str, bytes]
+    lasting_shards: set[str]
 
     @classmethod
     def record(cls, folder: Path, story: Story) -> DiskCrash:
@@ -86,10 +88,11 @@ class DiskCrash:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(content)
         command = story(folder, str(root))
-        disk = RecordedDisk(root)
+        disk, done = RecordedDisk(root), done_shards(str(root))
         with using(disk):
             command()
-        made = cls(root, command, disk, lasting(Tree.read(root).files()))
+        done &= done_shards(str(root))
+        made = cls(root, command, disk, lasting(Tree.read(root).files()), done)
         made._verify()
         return made
 
@@ -105,7 +108,10 @@ class DiskCrash:
 
     def recover(self, state: Tree) -> None:
         state.write(self.root)
+        for path in self.root.glob("runs/.*.tmp"):  # some time ago: no run is about to begin
+            os.utime(path, (0, 0))
         with using(Unflushed()):
+            require_rows(str(self.root), self.lasting_shards)
             self.command()
         self._verify()
 
@@ -133,6 +139,7 @@ class StoreCrash:
     before: dict[str, Object]
     log: list[tuple[str, Object | None]]
     expected: dict[str, bytes]
+    lasting_shards: set[str]
 
     @classmethod
     def record(cls, folder: Path, story: Story) -> StoreCrash:
@@ -141,10 +148,11 @@ class StoreCrash:
         store = SimulatedStore(objects=own)
         with using_store(store):
             command = story(folder, STORE_ROOT)
-            before = dict(store.objects)
+            before, done = dict(store.objects), done_shards(STORE_ROOT)
             store.log.clear()
             command()
-            made = cls(command, before, store.log, lasting(_files(store)))
+            done &= done_shards(STORE_ROOT)
+            made = cls(command, before, store.log, lasting(_files(store)), done)
             made._verify(store)
         return made
 
@@ -162,6 +170,7 @@ class StoreCrash:
     def recover(self, state: dict[str, Object]) -> None:
         store = SimulatedStore(objects=dict(state))
         with using_store(store):
+            require_rows(STORE_ROOT, self.lasting_shards)
             self.command()
             self._verify(store)
 
@@ -174,6 +183,17 @@ _PREFIX = STORE_ROOT.removeprefix("s3://") + "/"
 
 def _files(store: SimulatedStore) -> dict[str, bytes]:
     return {path.removeprefix(_PREFIX): found.data for path, found in store.objects.items()}
+
+
+def done_shards(root: str) -> set[str]:
+    """The ids of the shards whose rows are there, and their accounts with them."""
+    return {file.shard_id for file in embeddings(Folder(root))}
+
+
+def require_rows(root: str, shards: set[str]) -> None:
+    """Raises Lost where the rows of a shard, old or new, are not there without a second run."""
+    if missing := shards - done_shards(root):
+        raise Lost(f"shards {missing} have neither their old rows nor their new ones")
 
 
 def verify(root: str, files: dict[str, bytes], expected: dict[str, bytes]) -> None:
