@@ -27,8 +27,9 @@ from tiny_shards import make_shard
 
 from chiasm.index import build_index
 from chiasm.index.plan import IndexSettings
-from chiasm.index.segments import numbers, run_of_folder
+from chiasm.index.segments import numbers, run_of_folder, segment_file
 from chiasm.index.segments.generations import read_manifest
+from chiasm.index.segments.names import CURRENT, manifest_name
 from chiasm.index.verify import check
 from chiasm.pipeline.collection import FOLDERS, Run, embeddings
 from chiasm.pipeline.collection.processes import Machine
@@ -225,9 +226,9 @@ def verify(root: str, files: dict[str, bytes], expected: dict[str, bytes]) -> No
 
 
 def lasting(files: dict[str, bytes]) -> dict[str, bytes]:
-    """What a collection holds for good: no runs, no summaries of runs, no times, nothing below
-    `index/` but a person's own."""
-    found: dict[str, bytes] = {}
+    """What a collection holds for good: no runs, no summaries of runs, no times; below `index/` a
+    person's own, and the live segments, whose names are of their run, by their order."""
+    found = live_segments(files)
     for name, content in files.items():
         ours_of_a_run = name.startswith(("runs/", "summaries/", "index/"))
         if ours_of_a_run and name not in FOREIGN:
@@ -236,6 +237,20 @@ def lasting(files: dict[str, bytes]) -> dict[str, bytes]:
             entry = {k: v for k, v in json.loads(content).items() if k not in UNTIMED}
             content = json.dumps(entry, sort_keys=True).encode()
         found[name] = content
+    return found
+
+
+def live_segments(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The files of the live generation's segments, but for those that say which run wrote them."""
+    if CURRENT not in files:
+        return {}
+    manifest = json.loads(files[manifest_name(int(files[CURRENT]))])
+    found: dict[str, bytes] = {}
+    for number, segment in enumerate(manifest["segments"]):
+        folder = segment_file(segment["id"], "")
+        for name, content in files.items():
+            if name.startswith(folder) and not name.endswith("/segment.json"):
+                found[f"segment {number}/{name.removeprefix(folder)}"] = content
     return found
 
 
