@@ -20,29 +20,28 @@ def current_entry(folder: Folder, shard_id: str) -> LedgerEntry | None:
     """The entry of a shard, or the one that it replaces where the rows are still of that; None
     where there is no entry. Raises CollectionError for a damaged one."""
     entry = read_entry(folder, shard_id)
-    if entry is None or entry.replaced is None:
+    if entry is None or entry.replaced is None or not _has_rows(folder, shard_id):
         return entry
-    return _entry_of_rows(folder, shard_id, entry) or entry
+    try:
+        return read_footer(folder, shard_id).agreeing(entry) or entry
+    except CollectionError:
+        return entry
 
 
 def entry_to_replace(folder: Folder, shard_id: str) -> LedgerEntry | None:
     """The current entry of a shard's whole rows, for the entry that is to replace it; None where no
     rows are there, or they are damaged."""
+    if not _has_rows(folder, shard_id):  # first: it is one request where nothing is there
+        return None
     try:
-        entry = read_entry(folder, shard_id)
+        current = read_footer(folder, shard_id).agreeing(read_entry(folder, shard_id))
     except CollectionError:
         return None
-    current = None if entry is None else _entry_of_rows(folder, shard_id, entry)
     return None if current is None else replace(current, replaced=None)
 
 
-def _entry_of_rows(folder: Folder, shard_id: str, entry: LedgerEntry) -> LedgerEntry | None:
-    if not folder.exists(stored_parquet_name(folder, shard_id)):
-        return None
-    try:
-        return read_footer(folder, shard_id).agreeing(entry)
-    except CollectionError:
-        return None
+def _has_rows(folder: Folder, shard_id: str) -> bool:
+    return folder.exists(stored_parquet_name(folder, shard_id))
 
 
 def entries(folder: Folder) -> Iterator[LedgerEntry]:
