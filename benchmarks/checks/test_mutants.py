@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 
 import pytest
-from source_tree import parse
 
 from benchmarks.mutants import draw, mutants_of, related_tests, wilson
+from tests.support.source_tree import parse
 
 SOURCE = b'''"""A module's own words."""
 

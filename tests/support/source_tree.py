@@ -28,7 +28,7 @@ def copy_sources(target: Path, names: Sequence[str] = SOURCES) -> Path:
     return target
 
 
-def parse(source: str) -> ast.Module:
+def parse(source: str | bytes) -> ast.Module:
     """`ast.parse`, in which no collection of garbage runs other Python code. Where that code parses
     too, as the formatting of a traceback does, CPython 3.11 raises SystemError ("AST constructor
     recursion depth mismatch", python/cpython#106905)."""
