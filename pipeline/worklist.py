@@ -89,6 +89,8 @@ class WorkList:
         if self.limit is None:
             self._skip(Survey(self.run.folder, files), live)
             left = {task.shard.id for task in self._pending}
+            # A file whose entry was not listed is another run's, which has ended the shard since.
+            left &= files.ledgers.keys()
             self._files = {k: stat for k, stat in files.embeddings.items() if k in left}
             self._activity = activity
 
@@ -253,6 +255,9 @@ class WorkList:
             if self._pending and self.limit is None:
                 self._pending.rotate(self._dice.randrange(len(self._pending)))
         self._block.extend(self._skip_finished_since(block))
+        if len(self._block) < len(block):
+            # Where nothing is left to claim, this claim would stay, and others would wait for it.
+            self.run.release(self._claims(self._block))
         return True
 
     def _next_block(self) -> list[Task]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import Field, FiniteFloat
@@ -44,7 +44,7 @@ class RunRecord:
     def to_json(self) -> bytes:
         """The file's content."""
         fields: dict[str, Any] = {"schema": SCHEMA}
-        for key, value in asdict(self).items():
+        for key, value in vars(self).items():  # as they are: it is written every few seconds
             fields["holds" if key == "claimed" else key] = value
         text = json.dumps(fields, ensure_ascii=False, indent=1)
         return text.encode("utf-8", "surrogatepass") + b"\n"
