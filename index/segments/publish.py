@@ -25,7 +25,7 @@ from chiasm.index.segments.generations import (
     open_whole,
     require_whole,
 )
-from chiasm.index.segments.names import CURRENT, manifest_name, replaced_name
+from chiasm.index.segments.names import CURRENT, manifest_name
 from chiasm.index.segments.segment import Segment
 from chiasm.index.segments.stale import EmbeddedShards
 from chiasm.pipeline.collection import Run
@@ -67,14 +67,11 @@ def publish(folder: Folder, manifest: Manifest, run: Run, began_with: int) -> in
 def _settle(folder: Folder, number: int, new: Generation, began_with: int, run: Run) -> int:
     """Point CURRENT at generation `number`, then at better ones until there is none."""
     while True:
-        live = live_number(folder)
-        if live != number:
-            # It is replaced from now on; a sweep may have marked it before it was live.
-            folder.remove(replaced_name(live))
+        if live_number(folder) != number:
             folder.write_whole(CURRENT, f"{number:06d}\n".encode(), run.id)
         candidates = _rivals(folder, new, began_with)
-        if new.number:
-            candidates.append(new)
+        if new.number and folder.exists(manifest_name(new.number)):
+            candidates.append(new)  # not swept, as that of a build that stood still for too long
         if not candidates:
             return number
         best = _best(folder, candidates)

@@ -31,7 +31,8 @@ class Promises:
     _checked: int = 0  # changes of the store
     _live: int = 0
     _replaced: dict[int, float] = field(default_factory=dict)  # when a generation ceased to be live
-    _manifests: dict[str, bytes] = field(default_factory=dict)
+    _manifests: dict[str, bytes] = field(default_factory=dict)  # the last of each name
+    _there: set[str] = field(default_factory=set)  # manifests that were not removed
     _published: set[str] = field(default_factory=set)  # runs
     _rows_are_whole: dict[str, bool] = field(default_factory=dict)
 
@@ -67,7 +68,7 @@ class Promises:
         """The changes until now were a person's."""
         for path, new in self.world.store.log[self._checked :]:
             if new is None:
-                self._manifests.pop(path[len(COLLECTION) :], None)
+                self._there.discard(path[len(COLLECTION) :])
         self._checked = len(self.world.store.log)
 
     def _hear(self, name: str) -> None:
@@ -85,8 +86,10 @@ class Promises:
             self._live = int(new.data)
             self._replaced.pop(self._live, None)
         elif name.startswith(f"{GENERATIONS}/") and name.endswith(".json"):
-            if self._manifests.setdefault(name, new.data) != new.data:
+            if name in self._there and self._manifests[name] != new.data:
                 self.fail(f"{name} was put over another")
+            self._manifests[name] = new.data
+            self._there.add(name)
             run = json.loads(new.data)["run"]
             if run in self._published:
                 self.fail(f"{run} has published twice, at last {name}")
@@ -121,23 +124,33 @@ class Promises:
                 continue
             if build.run.id in name and not self.world.may_be_dead(process):
                 self.fail(f"{remover.name} removed {name} of {process.name}, which lives")
-        self._manifests.pop(name, None)
         segment = name.rpartition("/")[0]
         if name.endswith("rows.arrow") and self.object(f"{segment}/segment.json") is not None:
             self.fail(f"{segment} has a record and no rows")
+        self._there.discard(name)
         for number in numbers_in([name], "json") if name.startswith(f"{GENERATIONS}/") else []:
             kept = max(one.settings.keep_seconds for one in self.builds if one.process is remover)
             age = self.world.now - self._replaced.get(number, self.world.now)
-            if number == self._live or age < kept:
+            if (number == self._live or age < kept) and not self._may_be_dead(number):
                 self.fail(f"{name} was removed {age:.1f} s after it was replaced, before {kept} s")
 
+    def _may_be_dead(self, number: int) -> bool:
+        """Whether the build that made a generation may have been taken for dead."""
+        made = json.loads(self._manifests[manifest_name(number)])["run"]
+        builders = [one.process for one in self.builds if one.run and one.run.id == made]
+        return any(one is not None and self.world.may_be_dead(one) for one in builders)
+
     def _check_current(self) -> None:
-        """There is an index to open: CURRENT names a generation that is whole."""
+        """There is an index to open: CURRENT names a generation that is whole. Where its build may
+        have been taken for dead at the very last step, another that is whole."""
         current = self.object(CURRENT)
         if current is None:
             self.fail("CURRENT is gone")
         elif missing := self.missing(int(current.data)):
-            self.fail(f"CURRENT names generation {int(current.data)}, without {missing}")
+            others = numbers_in(self.names(GENERATIONS), "json")
+            other = self._may_be_dead(int(current.data)) and not all(map(self.missing, others))
+            if not other:
+                self.fail(f"CURRENT names generation {int(current.data)}, without {missing}")
 
     def missing(self, number: int) -> str:
         """A file that a generation lacks, "" where it is whole."""

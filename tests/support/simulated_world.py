@@ -89,7 +89,8 @@ class World:
 
         def body() -> None:
             try:
-                command()
+                if not process.killed:
+                    command()
             except Killed:
                 pass
             except Exception as error:  # noqa: BLE001  # checked by whoever started it
