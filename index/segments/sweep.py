@@ -57,7 +57,7 @@ def remove_unnamed(folder: Folder, run: Run) -> list[str]:
     writers = {name: run_of_folder(name) for name in leftovers(folder)}
     running = {other.id for other in run.others()}
     try:
-        run.mark_dead()
+        running |= run.mark_dead()
     except StorageError as error:  # of a full disk, in which room is to be made now
         LOG.warning("dead runs are not marked: %s", error)
     named: set[str] = set()

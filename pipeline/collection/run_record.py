@@ -63,6 +63,12 @@ def record_name(run_id: str) -> str:
     return f"runs/{run_id}.json"
 
 
+def mark_name(run_id: str) -> str:
+    """A file that is there once another run has found this one dead. The record says so too, but
+    its run may be writing it at that moment."""
+    return f"runs/{run_id}.killed"
+
+
 def run_of_record(name: str) -> str:
     """The id of the run whose record the file `name` is."""
     return name.removeprefix("runs/").removesuffix(".json")

@@ -73,6 +73,8 @@ class Promises:
 
     def _hear(self, name: str) -> None:
         """A record was renewed, by its own run or by one that marks it."""
+        if not name.endswith(".json"):
+            return
         process = self.world.last
         for command in (*self.embeddings, *self.builds):
             if command.process is process and command.run is not None and command.run.id in name:

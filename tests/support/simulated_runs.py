@@ -48,7 +48,7 @@ from chiasm.pipeline.collection import (
     read_entry,
 )
 from chiasm.pipeline.collection.ledger import ledger_name
-from chiasm.pipeline.collection.run_record import RunRecord, is_marked_killed, record_name
+from chiasm.pipeline.collection.run_record import RunRecord, mark_name
 from chiasm.pipeline.editions import EmbedSettings, edition_of
 from chiasm.pipeline.embed import commit_shard
 from chiasm.pipeline.errors import SourceError, StorageError
@@ -177,8 +177,7 @@ class Embedding:
         self.working_on = ""
 
     def _is_marked(self, run: Run) -> bool:
-        record = self.machine.world.store.objects.get(f"{COLLECTION}{record_name(run.id)}")
-        return record is not None and is_marked_killed(record.data)
+        return f"{COLLECTION}{mark_name(run.id)}" in self.machine.world.store.objects
 
 
 class NewerRecord(RunRecord):
