@@ -74,17 +74,6 @@ def run_of_record(name: str) -> str:
     return name.removeprefix("runs/").removesuffix(".json")
 
 
-def is_marked_killed(data: bytes | None) -> bool:
-    """Whether this is the content of a record that another run has marked as killed."""
-    if not data:
-        return False
-    try:
-        fields = json.loads(data)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(fields, dict) and fields.get("state") == KILLED
-
-
 def marked_killed(data: bytes) -> bytes:
     """A record's content with the state `killed` and everything else as it was, fields of other
     versions included."""

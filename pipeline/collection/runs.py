@@ -27,13 +27,11 @@ from chiasm.pipeline.collection.observer import (
     Life,
     RunObserver,
     Seen,
-    read_content,
 )
 from chiasm.pipeline.collection.processes import THIS_MACHINE, Machine
 from chiasm.pipeline.collection.run_record import (
     RUNNING,
     RunRecord,
-    is_marked_killed,
     mark_name,
     record_name,
 )
@@ -259,8 +257,7 @@ class Run:
     def _check_mark(self) -> None:
         """CollectionError where another run has marked this one as killed."""
         if self._marked is None:
-            killed = is_marked_killed(read_content(self.folder, record_name(self.id)))
-            if not killed and not self.folder.exists(mark_name(self.id)):
+            if not self.folder.exists(mark_name(self.id)):
                 return
             self._marked = CollectionError(
                 f"run {self.id} in {display_name(self.folder.url)}",

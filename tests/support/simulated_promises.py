@@ -11,8 +11,7 @@ from simulated_world import Process, World
 
 from chiasm.index.segments import segment_file
 from chiasm.index.segments.names import CURRENT, GENERATIONS, SEGMENTS, manifest_name, numbers_in
-from chiasm.pipeline.collection import parquet_name
-from chiasm.pipeline.collection.ledger import ledger_name, shard_of_entry
+from chiasm.pipeline.collection.ledger import shard_of_entry
 from chiasm.pipeline.collection.parquet_schema import shard_id_of
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.tasks import Task
@@ -110,9 +109,9 @@ class Promises:
         mine = [one for one in self.embeddings if one.process is self.world.last]
         writers = [one for one in self.embeddings if one.working_on == shard_id]
         shards = [shard for one in mine for shard in one.shards if shard.id == shard_id]
-        if not any(is_done(self.world.store, shard) for shard in shards):
-            if len(writers) == 1 and not self._doubted():
-                self.fail(f"the rows of {shard_id} are there before their ledger entry")
+        done = any(is_done(self.world.store, shard) for shard in shards)
+        if not done and len(writers) == 1 and not self._doubted():
+            self.fail(f"the rows of {shard_id} are there before their ledger entry")
         self._rows_are_whole[shard_id] = True
 
     def _check_removed(self, name: str) -> None:

@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from fake_encoder import FakeEncoder
+from pyarrow.parquet import ParquetFile
 from simulated_machine import GreenletEvent, GreenletLock, SimulatedMachine
 from simulated_store import COLLECTION, Object, SerialFiles, SimulatedStore
 from simulated_world import Process
@@ -29,6 +35,7 @@ from chiasm.index.segments import (
     IndexedShard,
     Manifest,
     SegmentEntry,
+    generations,
     live_number,
     open_current,
     publish,
@@ -44,8 +51,10 @@ from chiasm.pipeline.collection import (
     LedgerEntry,
     Run,
     create_or_check,
+    ledger,
     parquet_name,
     read_entry,
+    run_record,
 )
 from chiasm.pipeline.collection.ledger import ledger_name
 from chiasm.pipeline.collection.run_record import RunRecord, mark_name
@@ -101,6 +110,43 @@ def is_done(store: SimulatedStore, shard: Shard) -> bool:
         and account is not None
         and json.loads(account.data)["edition"] == entry.edition
     )
+
+
+class ParsedParquet:
+    """Stands for `pq.ParquetFile`, of whose files only the footer is read."""
+
+    def __init__(self, file: Any, **options: object) -> None:
+        self.metadata = _footer(file.read())
+
+    def __enter__(self) -> ParsedParquet:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        pass
+
+
+@functools.lru_cache(100)
+def _footer(parquet: bytes) -> pq.FileMetaData:
+    return ParquetFile(pa.BufferReader(parquet)).metadata
+
+
+@contextmanager
+def parsing_once() -> Iterator[None]:
+    """Files of the same content are parsed once, and JSON is written by the encoder in C, which
+    does not indent."""
+    compact = SimpleNamespace(loads=json.loads, dumps=_compact)
+    with ExitStack() as stack:
+        for kind in (RunRecord, LedgerEntry, Manifest, SegmentRecord):
+            parse = functools.lru_cache(200)(kind.from_json)
+            stack.enter_context(patch.object(kind, "from_json", parse))
+        for module in (run_record, ledger, generations):
+            stack.enter_context(patch.object(module, "json", compact))
+        stack.enter_context(patch.object(pq, "ParquetFile", ParsedParquet))
+        yield
+
+
+def _compact(value: object, **options: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 @dataclass

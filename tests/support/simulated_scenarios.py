@@ -26,6 +26,7 @@ from simulated_runs import (
     Searching,
     answer_from,
     is_done,
+    parsing_once,
     put_prepared,
     shard_number,
 )
@@ -154,12 +155,13 @@ class Story:
 
     @contextmanager
     def _surroundings(self) -> Iterator[None]:
-        """Waits are the world's, nothing is remembered outside it."""
+        """Waits are the world's, and nothing is remembered outside it."""
         waits = SimpleNamespace(sleep=self.world.pause)
         with (
             patch.multiple(retry, time=waits, random=self.world.rng),
             patch.multiple(verified, is_remembered=lambda name: False, remember=lambda name: None),
             patch.object(retrieving, "retrieve_from", answer_from),
+            parsing_once(),
         ):
             yield
 
