@@ -3,8 +3,6 @@ find them. An edit that fits no longer fails, so the list follows the product.""
 
 from __future__ import annotations
 
-import __future__
-
 import inspect
 import textwrap
 from collections.abc import Callable
@@ -55,7 +53,7 @@ FAULTS: dict[str, list[Edit]] = {
     "dead after five seconds": [(RunObserver._assess, "STALE_SECONDS", "5.0")],
     "what is not known is dead": [(Seen.may_live, "(Life.ALIVE, Life.UNKNOWN)", "(Life.ALIVE,)")],
     "records of newer versions are dead": [
-        (RunObserver._assess, "record is None or", "record is not None and")
+        (RunObserver._assess, "running = record is None or", "running = record is not None and")
     ],
     "the mark of a killed run is ignored": [
         (Run._check_mark, "not self.folder.exists(mark_name(self.id))", "True")
@@ -161,8 +159,7 @@ def put_back(patch: pytest.MonkeyPatch, name: str) -> None:
         source = textwrap.dedent(_source(function))
         assert source.count(old) == 1, f"{name}: {source.count(old)} times {old!r}"
         names = dict(function.__globals__)
-        flags = __future__.annotations.compiler_flag
-        exec(compile(source.replace(old, new), name, "exec", flags), names)
+        exec(compile(source.replace(old, new), name, "exec"), names)  # with our own __future__
         edited = _plain(names[function.__name__]).__code__
         _sources[edited] = source.replace(old, new)
         patch.setattr(function, "__code__", edited)

@@ -164,13 +164,14 @@ class PreparedRows:
 @dataclass
 class Embedding:
     """`chiasm embed` in a simulated world. failures: by shard id, what happens to its attempts.
-    on_take: called with each shard that is to be embedded. working_on: the shard that it embeds
+    seconds: what a shard takes, one of these.     on_take: called with each shard that is to be embedded. working_on: the shard that it embeds
     just now; taken: since when."""
 
     machine: SimulatedMachine
     shards: Sequence[Shard]
     folder: Folder
     failures: dict[str, list[str]] = field(default_factory=dict)
+    seconds: Sequence[float] = (0.1, 1.0, 5.0)
     on_take: Callable[[Embedding, Task, bool], None] = lambda embedding, task, marked: None
     run: Run | None = None
     working_on: str = ""
@@ -203,7 +204,7 @@ class Embedding:
             return
         self.working_on, self.taken = task.shard.id, world.now
         self.on_take(self, task, marked)
-        self.machine.clock.sleep(world.rng.choice((0.1, 1.0, 5.0)))
+        self.machine.clock.sleep(world.rng.choice(self.seconds))
         failures = self.failures.get(task.shard.id)
         what = failures.pop(0) if failures else ""
         if what == RAISES:
@@ -255,13 +256,15 @@ def start_heartbeats(machine: SimulatedMachine, run: Run) -> None:
 @dataclass
 class Building:
     """`chiasm index build` in a simulated world: one segment of everything that is embedded.
-    fails: after that was written. newer: a later version of chiasm does it."""
+    fails: after that was written. newer: a later version of chiasm does it.
+    lost: whether a person has removed a file of it."""
 
     machine: SimulatedMachine
     folder: Folder
     settings: IndexSettings = field(default_factory=IndexSettings)
     fails: bool = False
     newer: bool = False
+    lost: bool = False
     run: Run | None = None
     process: Process | None = None
     covered: dict[str, str] = field(default_factory=dict)  # shard id -> edition

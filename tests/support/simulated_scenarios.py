@@ -36,16 +36,14 @@ from simulated_world import Moment, Process, SimulatedClock, World
 from chiasm.index import retrieve as retrieving
 from chiasm.index.plan import IndexSettings
 from chiasm.index.segments import numbers, open_current, segment_file, verified
-from chiasm.index.segments.names import CURRENT, manifest_name
+from chiasm.index.segments.names import CURRENT, GENERATIONS, manifest_name
 from chiasm.pipeline.collection import find_embedding, parquet_name
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.storage import Folder, retry
 
 FOREIGN = ("notes.txt", "index/segments/mine/data.f16", "ledger/readme.md", "runs/list.csv")
-SHARDS = 3
+Action = Callable[[], None]
 LONGEST = 3000.0  # seconds after which a story that goes on never ends
-NAMED = [shard_number(number) for number in range(SHARDS)]
-NEWER = [shard_number(0, "2"), *NAMED[1:]]  # the first was replaced since
 LAGGING = ("embeddings", "ledger", "summaries", "index/segments")
 
 
@@ -70,47 +68,73 @@ SEARCH = moments("get index/CURRENT", "get index/generations", "get index/segmen
 
 @dataclass(frozen=True)
 class Plot:
-    """What kind of story. embeds, builds, searches: how many there are. ready: shards that are
-    embedded before. within: seconds in which they begin. builds_stop, embeds_stop: where they
-    stand still or are killed. stall, kill: how often. long: how often a stall is so long that
-    others may take the process for dead. apart: whether each process has a machine of its own."""
+    """What kind of story. shards: how many. embeds, builds, searches: how many there are. ready:
+    shards that are embedded before. within: seconds in which they begin. seconds: what a shard
+    takes. builds_stop, embeds_stop: where they stand still or are killed; until: where another one
+    is that they wait for. stall, kill: how often. long: how often a stall is so long that others
+    may take the process for dead. unreachable: how often the store answers nobody for a while.
+    loses: how often a file of a build is lost while that stands still. keep: seconds for which
+    generations are kept, one of these. apart: whether each process has a machine of its own."""
 
+    shards: int = 3
     embeds: tuple[int, ...] = (2,)
     builds: tuple[int, ...] = (1, 2)
     searches: int = 1
     ready: int = 0
     within: float = 20.0
+    seconds: tuple[float, ...] = (0.1, 1.0, 5.0)
     embeds_stop: tuple[Moment, ...] = (*CLAIM, *COMMIT)
     builds_stop: tuple[Moment, ...] = (*PUBLISH, *SWEEP)
+    until: tuple[Moment, ...] = (*CLAIM, *COMMIT, *PUBLISH, *SWEEP)
     stall: float = 0.5
     kill: float = 0.25
     long: float = 0.25
+    unreachable: float = 0.05
+    loses: float = 0.0
+    keep: tuple[float, ...] = (3600, 3600, 20, 0)
     apart: bool = False
 
 
 PLOTS = {
     "anything": Plot(),
     "claims": Plot(
-        embeds=(2, 3), builds=(1,), searches=0, within=5, embeds_stop=tuple(CLAIM), kill=0.1
-    ),
-    "dead builds": Plot(
-        embeds=(0,),
-        builds=(2, 3),
+        shards=8,
+        embeds=(2, 3),
+        builds=(0,),
         searches=0,
-        ready=SHARDS,
-        within=40,
-        builds_stop=(*PUBLISH, *PUBLISH, *SWEEP),
-        stall=0.9,
+        within=5,
+        seconds=(0.1, 0.1, 0.1, 5.0),
+        embeds_stop=tuple(CLAIM),
+        until=(*CLAIM, *COMMIT),
+        stall=0.7,
         kill=0.1,
+        apart=True,
+    ),
+    "long shards": Plot(
+        embeds=(2,), builds=(0,), within=5, seconds=(90.0,), stall=0.2, unreachable=0.7, apart=True
+    ),
+    "publish race": Plot(
+        embeds=(0,),
+        builds=(2,),
+        searches=0,
+        ready=3,
+        within=40,
+        builds_stop=(("before", "put", "index/generations"),) * 4 + (*PUBLISH,),
+        until=(*moments("list index/generations", "remove index/segments"),),
+        stall=0.9,
+        kill=0.0,
         long=0.7,
+        loses=0.2,
         apart=True,
     ),
     "two builds": Plot(
         embeds=(1,), builds=(2, 3), searches=0, ready=2, within=10, stall=0.8, kill=0.0, long=0.0
     ),
-    "generations": Plot(embeds=(1,), builds=(3,), searches=2, ready=2, within=90, stall=0.3),
+    "generations": Plot(
+        embeds=(1,), builds=(3,), searches=2, ready=2, within=90, stall=0.3, keep=(20, 20, 0, 3600)
+    ),
 }
-CHOICES = ("anything", "anything", *PLOTS)
+CHOICES = ("anything", *PLOTS, "publish race", "anything")
 
 
 class Story:
@@ -126,20 +150,16 @@ class Story:
         self.folder = Folder(ROOT, SerialFiles("s3", lambda: self.store))
         for name in FOREIGN:
             self.store.objects[f"{COLLECTION}{name}"] = Object(b"a person's own")
-        for shard in NAMED[: self.plot.ready]:
+        self.shards = [shard_number(number) for number in range(self.plot.shards)]
+        self.newer = [shard_number(0, "2"), *self.shards[1:]]  # the first was replaced since
+        for shard in self.shards[: self.plot.ready]:
             put_prepared(self.store, shard)
         if rng.random() < 0.2:
             self.store.lag, self.store.lagging = rng.uniform(0, 10), LAGGING
         self.promises = Promises(self.world)
         self.world.on_change = self.promises.check_changes
-        self.settings = rng.choice(
-            (
-                IndexSettings(),
-                IndexSettings(keep_generations=1),
-                IndexSettings(keep_generations=1, keep_seconds=20),
-                IndexSettings(keep_generations=1, keep_seconds=0),
-            )
-        )
+        keep = rng.choice(self.plot.keep)
+        self.settings = IndexSettings(keep_generations=rng.choice((1, 3)), keep_seconds=keep)
         count = 4 if self.plot.apart else 2
         self.machines = [self._machine(number) for number in range(count)]
         self.unreachable = 0.0  # seconds for which the store answers nobody
@@ -187,8 +207,8 @@ class Story:
             return next(machines) if machines else rng.choice(self.machines)
 
         for number in range(rng.choice(plot.embeds)):
-            shards = rng.choice((NAMED, NAMED, NEWER))
-            embedding = Embedding(machine(), shards, folder, self._failures())
+            shards = rng.choice((self.shards, self.shards, self.newer))
+            embedding = Embedding(machine(), shards, folder, self._failures(), plot.seconds)
             embedding.on_take = self.promises.check_taken
             self.promises.embeddings.append(embedding)
             self._start(f"embed {number}", embedding, plot.embeds_stop)
@@ -206,7 +226,7 @@ class Story:
         rng = self.rng
         return {
             shard.id: [rng.choice((RAISES, RAISES, DIES, RETURNED, UNREADABLE)) for _ in range(3)]
-            for shard in NAMED
+            for shard in self.shards
             if rng.random() < 0.15
         }
 
@@ -218,7 +238,7 @@ class Story:
                 world.at(rng.uniform(0, 60), lambda clock=machine.clock: self._set(clock))
             if rng.random() < 0.05:
                 world.at(rng.uniform(0, 60), machine.reboot)
-        if rng.random() < 0.1:
+        if rng.random() < self.plot.unreachable:
             self.unreachable = seconds = rng.choice((5.0, 30.0))
             world.at(rng.uniform(0, 40), lambda: world.be_unreachable(seconds))
 
@@ -231,24 +251,43 @@ class Story:
         def begin() -> None:
             process = command.machine.start(name, command)
             if rng.random() < plot.stall:
-                self._plan(process, rng.choice(stop), self._stall(process))
+                self._plan(process, rng.choice(stop), self._stall(process, command))
             if rng.random() < plot.kill:
                 self._plan(process, rng.choice(stop), lambda: world.kill(process))
 
         world.at(rng.uniform(0, plot.within), begin)
 
-    def _plan(self, process: Process, moment: Moment, action: Callable[[], None]) -> None:
+    def _plan(self, process: Process, moment: Moment, action: Action) -> None:
         process.plans[moment] = (self.rng.choice((1, 1, 1, 2, 3, 5)), action)
 
-    def _stall(self, process: Process) -> Callable[[], None]:
+    def _stall(self, process: Process, command: Embedding | Building | Searching) -> Action:
         """It stands still for a while, or until another one comes to some point."""
-        rng, world = self.rng, self.world
-        seconds = 100.0 if rng.random() < self.plot.long else rng.choice((2.0, 10.0, 29.0, 45.0))
-        if rng.random() < 0.6:
-            return lambda: world.stall(process, seconds)
-        moment = rng.choice(self.plot.builds_stop if rng.random() < 0.5 else self.plot.embeds_stop)
+        rng, world, plot = self.rng, self.world, self.plot
+        long, short = (62.0, 75.0, 100.0), (2.0, 10.0, 29.0, 45.0)
+        seconds = rng.choice(long if rng.random() < plot.long else short)
+        loses = rng.random() < plot.loses
+        moment = rng.choice(plot.until) if rng.random() < 0.4 else None
         other = rng.choice((0.0, 1.0, 10.0, 29.0))
-        return lambda: world.stall_until(process, moment, seconds, other)
+
+        def stall() -> None:
+            if loses and isinstance(command, Building):
+                self._lose_rows(command)
+            if moment is None:
+                world.stall(process, seconds)
+            else:
+                world.stall_until(process, moment, seconds, other)
+
+        return stall
+
+    def _lose_rows(self, build: Building) -> None:
+        """A file of a build that is not published yet is gone."""
+        segment = f"{build.run.id if build.run else 'none'}-000"
+        manifests = [self.promises.object(name) for name in self.promises.names(GENERATIONS)]
+        published = any(one is not None and segment.encode() in one.data for one in manifests)
+        path = COLLECTION + segment_file(segment, "rows.arrow")
+        if path in self.store.objects and not published:
+            del self.store.objects[path]
+            build.lost = True
 
     def _set(self, clock: SimulatedClock) -> None:
         clock.wrong += self.rng.choice((1.0, -1.0, 61.0, -61.0, 3600.0, -3600.0))
@@ -260,7 +299,7 @@ class Story:
         self.world.loss = self.store.lag = 0.0
         self._damage()
         other = SimulatedMachine(self.world, "boot-9", "other", SimulatedClock(self.world))
-        embedding = Embedding(rng.choice((*self.machines, other)), NEWER, self.folder)
+        embedding = Embedding(rng.choice((*self.machines, other)), self.newer, self.folder)
         embedding.on_take = promises.check_taken
         settings = replace(self.settings, keep_seconds=0)
         building = Building(rng.choice((*self.machines, other)), self.folder, settings)
@@ -270,11 +309,11 @@ class Story:
             process = command.machine.start(name, command)
             self._run()
             promises.check_error(process, unreachable=False)
-        for shard in NEWER:
+        for shard in self.newer:
             if find_embedding(self.folder, shard.id) is None or not is_done(self.store, shard):
                 promises.fail(f"{shard.id} is not embedded in its last version")
         generation = open_current(self.folder)
-        if generation is None or len(generation.indexed_shards()) != SHARDS:
+        if generation is None or len(generation.indexed_shards()) != len(self.shards):
             promises.fail("the index does not cover every shard")
         promises.check_leftovers()
         for name in FOREIGN:
@@ -282,19 +321,21 @@ class Story:
                 promises.fail(f"{name} is a person's own and was removed")
 
     def _check_ends(self) -> None:
-        failed = {build.process: build for build in self.promises.builds if build.fails}
+        builds = {build.process: build for build in self.promises.builds}
         for process in self.world.processes:
+            build = builds.get(process)
             if isinstance(process.error, InjectedFailure):
+                assert build is not None
                 if not (self.unreachable or process.killed or self.store.lag):
-                    self.promises.check_failed_build(failed[process])
-            else:
+                    self.promises.check_failed_build(build)
+            elif not (build and build.lost and isinstance(process.error, CollectionError)):
                 self.promises.check_error(process, unreachable=self.unreachable > 10)
 
     def _check_best(self) -> None:
         """Of all that builds have published to the end, nothing covers more than what is live.
         Where a shard was embedded anew meanwhile, that depends on the moment."""
         promises = self.promises
-        if any(one.shards is NEWER for one in promises.embeddings) or self.store.lag:
+        if any(one.shards is self.newer for one in promises.embeddings) or self.store.lag:
             return
         live = open_current(self.folder)
         for build in promises.builds:
@@ -310,7 +351,7 @@ class Story:
         rng, promises, store = self.rng, self.promises, self.store
         what = rng.choice(("", "", "rows", "rows", CURRENT, "manifest", "segment"))
         if what == "rows":
-            path = f"{COLLECTION}{parquet_name(rng.choice(NAMED).id)}"
+            path = f"{COLLECTION}{parquet_name(rng.choice(self.shards).id)}"
             if path in store.objects:
                 store.remove(path)
             promises.pass_over()
