@@ -179,6 +179,9 @@ class WorkList:
         while not self._block:
             if not self._claim_block():
                 return None
+        self.run.confirm()  # this took time too
+        if self.run.lapses != self._lapses:
+            return self.take()
         task = self._block.popleft()
         task.lapses = self._lapses
         self._in_flight[task.shard.id] = task

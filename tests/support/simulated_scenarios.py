@@ -63,6 +63,11 @@ SWEEP = moments(
     "remove index/segments",
     "get index/generations",
 )
+LAST_LOOK: Moment = (
+    "before",
+    "put",
+    "index/generations",
+)  # it has seen that its segments are there
 SEARCH = moments("get index/CURRENT", "get index/generations", "get index/segments")
 
 
@@ -74,7 +79,8 @@ class Plot:
     is that they wait for. stall, kill: how often. long: how often a stall is so long that others
     may take the process for dead. unreachable: how often the store answers nobody for a while.
     loses: how often a file of a build is lost while that stands still. keep: seconds for which
-    generations are kept, one of these. apart: whether each process has a machine of its own."""
+    generations are kept, one of these. meet: how often they wait for another. apart: whether each process
+    has a machine of its own. first_only: whether only the first build stands still."""
 
     shards: int = 3
     embeds: tuple[int, ...] = (2,)
@@ -89,10 +95,12 @@ class Plot:
     stall: float = 0.5
     kill: float = 0.25
     long: float = 0.25
+    meet: float = 0.4
     unreachable: float = 0.05
     loses: float = 0.0
     keep: tuple[float, ...] = (3600, 3600, 20, 0)
     apart: bool = False
+    first_only: bool = False
 
 
 PLOTS = {
@@ -118,14 +126,16 @@ PLOTS = {
         builds=(2,),
         searches=0,
         ready=3,
-        within=40,
-        builds_stop=(("before", "put", "index/generations"),) * 4 + (*PUBLISH,),
-        until=(*moments("list index/generations", "remove index/segments"),),
+        within=30,
+        builds_stop=(LAST_LOOK, LAST_LOOK, LAST_LOOK, *PUBLISH),
+        until=(*moments("list index/generations"), ("before", "remove", "index/segments")),
         stall=0.9,
         kill=0.0,
         long=0.7,
-        loses=0.2,
+        meet=0.7,
+        loses=0.3,
         apart=True,
+        first_only=True,
     ),
     "two builds": Plot(
         embeds=(1,), builds=(2, 3), searches=0, ready=2, within=10, stall=0.8, kill=0.0, long=0.0
@@ -216,7 +226,8 @@ class Story:
             building = Building(machine(), folder, self.settings)
             building.newer, building.fails = rng.random() < 0.15, rng.random() < 0.1
             self.promises.builds.append(building)
-            self._start(f"build {number}", building, plot.builds_stop)
+            stop = () if number and plot.first_only else plot.builds_stop
+            self._start(f"build {number}", building, stop)
         for number in range(plot.searches):
             self._start(f"search {number}", Searching(machine(), folder), tuple(SEARCH))
         self._disturb()
@@ -250,23 +261,24 @@ class Story:
 
         def begin() -> None:
             process = command.machine.start(name, command)
-            if rng.random() < plot.stall:
+            if stop and rng.random() < plot.stall:
                 self._plan(process, rng.choice(stop), self._stall(process, command))
-            if rng.random() < plot.kill:
+            if stop and rng.random() < plot.kill:
                 self._plan(process, rng.choice(stop), lambda: world.kill(process))
 
         world.at(rng.uniform(0, plot.within), begin)
 
     def _plan(self, process: Process, moment: Moment, action: Action) -> None:
-        process.plans[moment] = (self.rng.choice((1, 1, 1, 2, 3, 5)), action)
+        count = 1 if moment == LAST_LOOK else self.rng.choice((1, 1, 1, 2, 3, 5))
+        process.plans[moment] = (count, action)
 
     def _stall(self, process: Process, command: Embedding | Building | Searching) -> Action:
         """It stands still for a while, or until another one comes to some point."""
         rng, world, plot = self.rng, self.world, self.plot
-        long, short = (62.0, 75.0, 100.0), (2.0, 10.0, 29.0, 45.0)
+        long, short = (62.0, 75.0, 100.0, 120.0), (2.0, 10.0, 29.0, 45.0)
         seconds = rng.choice(long if rng.random() < plot.long else short)
         loses = rng.random() < plot.loses
-        moment = rng.choice(plot.until) if rng.random() < 0.4 else None
+        moment = rng.choice(plot.until) if rng.random() < plot.meet else None
         other = rng.choice((0.0, 1.0, 10.0, 29.0))
 
         def stall() -> None:
@@ -329,7 +341,7 @@ class Story:
                 if not (self.unreachable or process.killed or self.store.lag):
                     self.promises.check_failed_build(build)
             elif not (build and build.lost and isinstance(process.error, CollectionError)):
-                self.promises.check_error(process, unreachable=self.unreachable > 10)
+                self.promises.check_error(process, unreachable=self.unreachable > 0)
 
     def _check_best(self) -> None:
         """Of all that builds have published to the end, nothing covers more than what is live.
