@@ -164,8 +164,8 @@ class PreparedRows:
 @dataclass
 class Embedding:
     """`chiasm embed` in a simulated world. failures: by shard id, what happens to its attempts.
-    seconds: what a shard takes, one of these.     on_take: called with each shard that is to be embedded. working_on: the shard that it embeds
-    just now; taken: since when."""
+    seconds: what a shard takes, one of these. on_take: called with each shard that is to be
+    embedded. working_on: the shard that it embeds just now; taken: since when."""
 
     machine: SimulatedMachine
     shards: Sequence[Shard]

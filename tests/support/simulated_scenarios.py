@@ -74,77 +74,92 @@ SEARCH = moments("get index/CURRENT", "get index/generations", "get index/segmen
 @dataclass(frozen=True)
 class Plot:
     """What kind of story. shards: how many. embeds, builds, searches: how many there are. ready:
-    shards that are embedded before. within: seconds in which they begin. seconds: what a shard
-    takes. builds_stop, embeds_stop: where they stand still or are killed; until: where another one
-    is that they wait for. stall, kill: how often. long: how often a stall is so long that others
-    may take the process for dead. unreachable: how often the store answers nobody for a while.
+    shards that are embedded before. within: seconds in which they begin; later: in which all
+    builds but the first do. seconds: what a shard takes. embeds_stop, builds_stop: where they stand
+    still or are killed, of the builds the first alone where `later` is given. stalls: seconds for
+    which they stand. until: where another one is that they wait for instead; meet: how often.
+    stall, kill, fail: how often. unreachable: how often the store answers nobody for a while.
     loses: how often a file of a build is lost while that stands still. keep: seconds for which
-    generations are kept, one of these. meet: how often they wait for another. apart: whether each process
-    has a machine of its own. first_only: whether only the first build stands still."""
+    generations are kept. apart: whether each process has a machine of its own."""
 
     shards: int = 3
     embeds: tuple[int, ...] = (2,)
     builds: tuple[int, ...] = (1, 2)
     searches: int = 1
     ready: int = 0
-    within: float = 20.0
+    within: tuple[float, float] = (0, 20)
+    later: tuple[float, float] | None = None
     seconds: tuple[float, ...] = (0.1, 1.0, 5.0)
     embeds_stop: tuple[Moment, ...] = (*CLAIM, *COMMIT)
     builds_stop: tuple[Moment, ...] = (*PUBLISH, *SWEEP)
+    stalls: tuple[float, ...] = (2, 10, 29, 45, 10, 29, 45, 62, 100)
     until: tuple[Moment, ...] = (*CLAIM, *COMMIT, *PUBLISH, *SWEEP)
+    meet: float = 0.4
     stall: float = 0.5
     kill: float = 0.25
-    long: float = 0.25
-    meet: float = 0.4
+    fail: float = 0.1
     unreachable: float = 0.05
     loses: float = 0.0
     keep: tuple[float, ...] = (3600, 3600, 20, 0)
     apart: bool = False
-    first_only: bool = False
 
 
+ANYTHING = Plot()
 PLOTS = {
-    "anything": Plot(),
-    "claims": Plot(
+    "anything": ANYTHING,
+    "claims": replace(
+        ANYTHING,
         shards=8,
         embeds=(2, 3),
         builds=(0,),
         searches=0,
-        within=5,
+        within=(0, 5),
         seconds=(0.1, 0.1, 0.1, 5.0),
         embeds_stop=tuple(CLAIM),
+        stalls=(2, 29, 45, 62, 75),
         until=(*CLAIM, *COMMIT),
-        stall=0.7,
+        stall=0.8,
         kill=0.1,
         apart=True,
     ),
-    "long shards": Plot(
-        embeds=(2,), builds=(0,), within=5, seconds=(90.0,), stall=0.2, unreachable=0.7, apart=True
+    "long shards": replace(
+        ANYTHING, builds=(0,), searches=0, within=(0, 5), seconds=(90,), stall=0.2, unreachable=0.7
     ),
-    "publish race": Plot(
+    "publish race": replace(
+        ANYTHING,
         embeds=(0,),
         builds=(2,),
         searches=0,
         ready=3,
-        within=30,
-        builds_stop=(LAST_LOOK, LAST_LOOK, LAST_LOOK, *PUBLISH),
-        until=(*moments("list index/generations"), ("before", "remove", "index/segments")),
-        stall=0.9,
+        within=(0, 3),
+        later=(15, 40),
+        builds_stop=(LAST_LOOK, LAST_LOOK, LAST_LOOK, LAST_LOOK, *PUBLISH),
+        stalls=(10, 10, 45, 150, 150, 150),
+        until=(("before", "remove", "index/segments"), ("after", "list", "index/generations")),
+        meet=0.8,
+        stall=1.0,
         kill=0.0,
-        long=0.7,
-        meet=0.7,
-        loses=0.3,
+        fail=0.0,
+        loses=0.4,
         apart=True,
-        first_only=True,
     ),
-    "two builds": Plot(
-        embeds=(1,), builds=(2, 3), searches=0, ready=2, within=10, stall=0.8, kill=0.0, long=0.0
+    "two builds": replace(
+        ANYTHING,
+        embeds=(1,),
+        builds=(2, 3),
+        searches=0,
+        ready=2,
+        within=(0, 10),
+        stalls=(2, 10, 29, 45),
+        stall=0.8,
+        kill=0.0,
+        fail=0.0,
     ),
-    "generations": Plot(
-        embeds=(1,), builds=(3,), searches=2, ready=2, within=90, stall=0.3, keep=(20, 20, 0, 3600)
+    "generations": replace(
+        ANYTHING, embeds=(1,), builds=(3,), searches=2, ready=2, within=(0, 90), keep=(20, 0, 3600)
     ),
 }
-CHOICES = ("anything", *PLOTS, "publish race", "anything")
+CHOICES = ("anything", "anything", *PLOTS, "two builds")
 
 
 class Story:
@@ -224,9 +239,9 @@ class Story:
             self._start(f"embed {number}", embedding, plot.embeds_stop)
         for number in range(rng.choice(plot.builds)):
             building = Building(machine(), folder, self.settings)
-            building.newer, building.fails = rng.random() < 0.15, rng.random() < 0.1
+            building.newer, building.fails = rng.random() < 0.15, rng.random() < plot.fail
             self.promises.builds.append(building)
-            stop = () if number and plot.first_only else plot.builds_stop
+            stop = () if number and plot.later else plot.builds_stop
             self._start(f"build {number}", building, stop)
         for number in range(plot.searches):
             self._start(f"search {number}", Searching(machine(), folder), tuple(SEARCH))
@@ -266,17 +281,16 @@ class Story:
             if stop and rng.random() < plot.kill:
                 self._plan(process, rng.choice(stop), lambda: world.kill(process))
 
-        world.at(rng.uniform(0, plot.within), begin)
+        world.at(rng.uniform(*(plot.later if plot.later and not stop else plot.within)), begin)
 
     def _plan(self, process: Process, moment: Moment, action: Action) -> None:
-        count = 1 if moment == LAST_LOOK else self.rng.choice((1, 1, 1, 2, 3, 5))
+        count = 1 if moment in PUBLISH else self.rng.choice((1, 1, 1, 2, 3, 5))
         process.plans[moment] = (count, action)
 
     def _stall(self, process: Process, command: Embedding | Building | Searching) -> Action:
         """It stands still for a while, or until another one comes to some point."""
         rng, world, plot = self.rng, self.world, self.plot
-        long, short = (62.0, 75.0, 100.0, 120.0), (2.0, 10.0, 29.0, 45.0)
-        seconds = rng.choice(long if rng.random() < plot.long else short)
+        seconds = rng.choice(plot.stalls)
         loses = rng.random() < plot.loses
         moment = rng.choice(plot.until) if rng.random() < plot.meet else None
         other = rng.choice((0.0, 1.0, 10.0, 29.0))
