@@ -2,11 +2,14 @@
 
     python -m benchmarks.simulation --seeds 10000
     python -m benchmarks.simulation --replay 823
+    python -m benchmarks.simulation --faults --seeds 200
 
-Each seed is one story (`tests/support/simulated_scenarios.py`): two embedding runs, one or two
-builds and a searcher on two machines of one name, with wrong and changing clocks, lost requests and
-answers, processes that stall or are killed. Printed are the seeds at which a promise was broken;
-one of them replays the same story with each change of the store. Exits 1 where one was broken.
+Each seed is one story (`tests/support/simulated_scenarios.py`): embedding runs, builds and
+searchers on machines of one name, with wrong and changing clocks, lost requests and answers, stale
+lists, attempts that fail, processes that stand still or are killed. Printed are the seeds at which
+a promise was broken; one of them replays the same story with each change of the store. Exits 1
+where one was broken. With `--faults` the faults of `tests/support/simulated_faults.py` are put back
+one by one; printed is how many stories find each. Exits 1 where one is found by none.
 """
 
 from __future__ import annotations
@@ -28,13 +31,15 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=10_000, help="how many stories")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--replay", type=int, help="one seed, with every change of the store")
+    parser.add_argument("--faults", action="store_true", help="put each fault back")
     arguments = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != "0":
         return _split(arguments)
     logging.disable(logging.CRITICAL)
     if arguments.replay is not None:
         return _replay(arguments.replay)
-    return _tell(range(arguments.first, arguments.first + arguments.seeds))
+    seeds = range(arguments.first, arguments.first + arguments.seeds)
+    return _put_back(seeds) if arguments.faults else _tell(seeds)
 
 
 def _split(arguments: argparse.Namespace) -> int:
@@ -43,6 +48,9 @@ def _split(arguments: argparse.Namespace) -> int:
     count = 1 if arguments.replay is not None else len(os.sched_getaffinity(0))
     each = -(-arguments.seeds // count)
     command = [sys.executable, "-m", "benchmarks.simulation"]
+    if arguments.faults:
+        count, command = 1, [*command, "--faults"]
+        each = arguments.seeds
     parts = [
         [*command, "--replay", str(arguments.replay)]
         if arguments.replay is not None
@@ -52,7 +60,7 @@ def _split(arguments: argparse.Namespace) -> int:
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
     processes = [subprocess.Popen(part, env=environment, cwd=ROOT) for part in parts]
     failed = sum(process.wait() != 0 for process in processes)
-    if arguments.replay is None:
+    if arguments.replay is None and not arguments.faults:
         seconds = time.monotonic() - began
         print(f"{each * count:,} stories in {seconds:.0f} s by {count} processes")
     return min(failed, 1)
@@ -68,6 +76,21 @@ def _tell(seeds: range) -> int:
             print(f"{broken[0]} (and {len(broken) - 1} more)", flush=True)
     print(f"seeds {seeds.start} to {seeds.stop - 1}: {failures} with a broken promise", flush=True)
     return min(failures, 1)
+
+
+def _put_back(seeds: range) -> int:
+    import pytest
+    from simulated_faults import FAULTS, put_back
+    from simulated_scenarios import Story
+
+    missed = 0
+    for name in FAULTS:
+        with pytest.MonkeyPatch.context() as patch:
+            put_back(patch, name)
+            found = sum(bool(Story(seed).tell()) for seed in seeds)
+        missed += not found
+        print(f"{found:5} of {len(seeds)}  {name}", flush=True)
+    return min(missed, 1)
 
 
 def _replay(seed: int) -> int:

@@ -94,11 +94,20 @@ def _embed(
                 watch(tally)
         require_some_taken(tally, encoder, where)  # where every sample was refused, none came here
         entry = ledger_entry(shard, encoder, settings, tally, clock, first.limit_reached, began)
-        write_entry(folder, replace(entry, replaced=entry_to_replace(folder, shard.id)), run_id)
-        rows.commit(footer_of(entry, encoder))
+        commit_shard(folder, entry, rows, footer_of(entry, encoder), run_id)
     entry = replace(entry, span=(began, time.time()))
     _log_commit(entry)
     return entry
+
+
+def commit_shard(
+    folder: Folder, entry: LedgerEntry, rows: ParquetWriter, footer: Footer, run_id: str
+) -> None:
+    """The entry first: no Parquet file is ever there without its entry. It carries that of the rows
+    which are there now."""
+    replaced = entry_to_replace(folder, entry.source.id)
+    write_entry(folder, replace(entry, replaced=replaced), run_id)
+    rows.commit(footer)
 
 
 def _log_commit(entry: LedgerEntry) -> None:

@@ -89,6 +89,8 @@ class WorkList:
         if self.limit is None:
             self._skip(Survey(self.run.folder, files), live)
             left = {task.shard.id for task in self._pending}
+            # A file whose entry was not listed is another run's, which has ended the shard since.
+            left &= files.ledgers.keys()
             self._files = {k: stat for k, stat in files.embeddings.items() if k in left}
             self._activity = activity
 
@@ -177,6 +179,9 @@ class WorkList:
         while not self._block:
             if not self._claim_block():
                 return None
+        self.run.confirm()  # this took time too
+        if self.run.lapses != self._lapses:
+            return self.take()
         task = self._block.popleft()
         task.lapses = self._lapses
         self._in_flight[task.shard.id] = task
@@ -253,6 +258,9 @@ class WorkList:
             if self._pending and self.limit is None:
                 self._pending.rotate(self._dice.randrange(len(self._pending)))
         self._block.extend(self._skip_finished_since(block))
+        if len(self._block) < len(block):
+            # Where nothing is left to claim, this claim would stay, and others would wait for it.
+            self.run.release(self._claims(self._block))
         return True
 
     def _next_block(self) -> list[Task]:

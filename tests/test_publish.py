@@ -17,7 +17,7 @@ from chiasm.index.segments import SEGMENTS, TRAINED, Manifest, current_number, n
 from chiasm.index.segments.names import CURRENT, replaced_name
 from chiasm.index.verify import check
 from chiasm.pipeline.collection import Run
-from chiasm.pipeline.collection.run_record import marked_killed
+from chiasm.pipeline.collection.run_record import mark_name, run_of_record
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.storage import Folder
 
@@ -343,7 +343,7 @@ def test_a_current_that_is_no_number_is_one_line(made, content):
 
 
 def test_a_build_that_another_run_has_found_dead_leaves_current_alone(tmp_path, monkeypatch):
-    """Its segments may be swept at this moment: it looks at its own record before it goes on."""
+    """Its segments may be swept at this moment: it looks for a mark before it goes on."""
     folder = Folder(str(tmp_path))
     make_collection(tmp_path, (20,))
     build_index(str(tmp_path))
@@ -351,7 +351,7 @@ def test_a_build_that_another_run_has_found_dead_leaves_current_alone(tmp_path, 
 
     def found_dead() -> None:
         (name,) = {name for name in folder.list("runs") if b'"running"' in folder.read_bytes(name)}
-        folder.write_whole(name, marked_killed(folder.read_bytes(name)))
+        folder.write_whole(mark_name(run_of_record(name)), b"")
 
     Once(monkeypatch, "write_new", "index/generations", found_dead, after=True)
     with pytest.raises(CollectionError, match="another run that has taken over its work"):

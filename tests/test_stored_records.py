@@ -14,7 +14,6 @@ from pydantic import Field
 from chiasm.index.segments import IndexedShard, Manifest
 from chiasm.index.segments.segment import SegmentRecord
 from chiasm.pipeline.collection import Identity, LedgerEntry, RunRecord
-from chiasm.pipeline.collection.run_record import is_marked_killed
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.stored_records import read_record
@@ -94,11 +93,6 @@ def test_times_are_finite(number):
         data = record.to_json().replace(b"123.5", number.encode())
         with pytest.raises(CollectionError, match="finite number"):
             type(record).from_json(data, name)
-
-
-def test_whatever_a_record_holds_a_mark_is_looked_for():
-    assert is_marked_killed(b'{"state": "killed"}') and not is_marked_killed(b'{"state": "done"}')
-    assert not any(map(is_marked_killed, (b"", b"[", b"\xff", b"[]", b"[" * 100_000)))
 
 
 @given(st.binary() | st.text().map(str.encode) | st.recursive(

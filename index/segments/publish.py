@@ -25,7 +25,7 @@ from chiasm.index.segments.generations import (
     open_whole,
     require_whole,
 )
-from chiasm.index.segments.names import CURRENT, manifest_name
+from chiasm.index.segments.names import CURRENT, manifest_name, replaced_name
 from chiasm.index.segments.segment import Segment
 from chiasm.index.segments.stale import EmbeddedShards
 from chiasm.pipeline.collection import Run
@@ -58,7 +58,7 @@ def publish(folder: Folder, manifest: Manifest, run: Run, began_with: int) -> in
     while not folder.write_new(manifest_name(number), manifest.to_json(), run.id):
         number += 1
     # Where one of these fails the manifest stays: another build may have pointed CURRENT at it.
-    run.confirm()
+    run.beat()  # a sweep that marks this run after that finds the manifest
     _require_own(folder, manifest)
     new = Generation(number, manifest, segments)
     return _settle(folder, number, new, began_with, run)
@@ -67,11 +67,15 @@ def publish(folder: Folder, manifest: Manifest, run: Run, began_with: int) -> in
 def _settle(folder: Folder, number: int, new: Generation, began_with: int, run: Run) -> int:
     """Point CURRENT at generation `number`, then at better ones until there is none."""
     while True:
-        if live_number(folder) != number:
+        live = live_number(folder)
+        if live and live != number:
+            # It ceases to be live now, whatever a sweep has noted before it was.
+            folder.remove(replaced_name(live))
+        if live != number:
             folder.write_whole(CURRENT, f"{number:06d}\n".encode(), run.id)
         candidates = _rivals(folder, new, began_with)
-        if new.number:
-            candidates.append(new)
+        if new.number and folder.exists(manifest_name(new.number)):
+            candidates.append(new)  # not swept, as that of a build that stood still for too long
         if not candidates:
             return number
         best = _best(folder, candidates)

@@ -57,7 +57,7 @@ def remove_unnamed(folder: Folder, run: Run) -> list[str]:
     writers = {name: run_of_folder(name) for name in leftovers(folder)}
     running = {other.id for other in run.others()}
     try:
-        run.mark_dead()
+        running |= run.mark_dead()
     except StorageError as error:  # of a full disk, in which room is to be made now
         LOG.warning("dead runs are not marked: %s", error)
     named: set[str] = set()
@@ -95,10 +95,11 @@ def _remove_old_generations(folder: Folder, run: Run, settings: IndexSettings) -
         return []  # CURRENT is damaged: any of them may have to answer
     kept = {live, *existing[-settings.keep_generations :]}
     now = _latest({**found, **folder.list_stats("index")})
+    needed = {live} | _of_running(folder, run, existing)
     old: list[str] = []
     for number in existing:
         mark = replaced_name(number)
-        if number == live:
+        if number in needed:
             continue
         if number not in marks:
             folder.write_whole(mark, b"", run.id)
@@ -113,6 +114,15 @@ def _remove_old_generations(folder: Folder, run: Run, settings: IndexSettings) -
     removed = _remove_all(old, folder.remove)
     _remove_all([name.removesuffix(".json") + ".replaced" for name in removed], folder.remove)
     return removed
+
+
+def _of_running(folder: Folder, run: Run, existing: list[int]) -> set[int]:
+    """The generations of other builds that may live: one that is not live may be about to be."""
+    running = {other.id for other in run.others()}
+    if not running:
+        return set()
+    manifests = {number: _read_or_none(folder, number) for number in existing}
+    return {number for number, one in manifests.items() if one is not None and one.run in running}
 
 
 def _latest(found: dict[str, Stat]) -> float | None:

@@ -20,6 +20,7 @@ from chiasm.pipeline.collection.processes import ProcessId
 from chiasm.pipeline.collection.run_record import (
     RUNNING,
     RunRecord,
+    mark_name,
     marked_killed,
     record_name,
     run_of_record,
@@ -126,19 +127,24 @@ class RunObserver:
         """Whether a run of this machine was found dead that is not marked so yet."""
         return any(seen.here for seen, _ in self._unmarked.values())
 
-    def mark_dead(self, run_id: str) -> None:
-        """Write `killed` into the records of runs that were found dead, so that no later run has to
-        find out again. A record that has changed since is left alone. run_id: of the writer."""
+    def mark_dead(self, run_id: str) -> set[str]:
+        """Mark the runs that were found dead as killed, for themselves and so that no later run has
+        to find out again; returns those that are not marked, since their records have changed since
+        or cannot be read: they may live after all. run_id: of the writer."""
 
-        def mark(dead: tuple[Seen, bytes]) -> None:
+        def mark(dead: tuple[Seen, bytes]) -> str:
             name = record_name(dead[0].id)
             content = read_content(self._folder, name)
-            if content and _digest(content) == dead[1]:
-                self._folder.write_whole(name, marked_killed(content), run_id)
+            if content is not None and (not content or _digest(content) != dead[1]):
+                return dead[0].id
+            if content:
+                self._folder.write_whole(mark_name(dead[0].id), b"", run_id)
+                if dead[0].record is not None:
+                    self._folder.write_whole(name, marked_killed(content), run_id)
+            return ""
 
         unmarked, self._unmarked = list(self._unmarked.values()), {}
-        for _ in self._folder.map_concurrent(mark, unmarked):
-            pass
+        return {name for name in self._folder.map_concurrent(mark, unmarked) if name}
 
     def _read_changed(self, stats: dict[str, Stat], began: float) -> None:
         changed = [name for name, stat in stats.items() if self._may_have_changed(name, stat)]
@@ -183,7 +189,7 @@ class RunObserver:
         if not seen.may_live:
             self._final[name] = sighting.stat
             del self._sightings[name]
-            if life is Life.DEAD and record is not None:
+            if life is Life.DEAD:
                 self._unmarked[name] = (seen, sighting.digest)
         return seen
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import Field, FiniteFloat
@@ -44,7 +44,7 @@ class RunRecord:
     def to_json(self) -> bytes:
         """The file's content."""
         fields: dict[str, Any] = {"schema": SCHEMA}
-        for key, value in asdict(self).items():
+        for key, value in vars(self).items():  # as they are: it is written every few seconds
             fields["holds" if key == "claimed" else key] = value
         text = json.dumps(fields, ensure_ascii=False, indent=1)
         return text.encode("utf-8", "surrogatepass") + b"\n"
@@ -63,20 +63,15 @@ def record_name(run_id: str) -> str:
     return f"runs/{run_id}.json"
 
 
+def mark_name(run_id: str) -> str:
+    """A file that is there once another run has found this one dead. The record says so too, but
+    its run may be writing it at that moment."""
+    return f"runs/{run_id}.killed"
+
+
 def run_of_record(name: str) -> str:
     """The id of the run whose record the file `name` is."""
     return name.removeprefix("runs/").removesuffix(".json")
-
-
-def is_marked_killed(data: bytes | None) -> bool:
-    """Whether this is the content of a record that another run has marked as killed."""
-    if not data:
-        return False
-    try:
-        fields = json.loads(data)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(fields, dict) and fields.get("state") == KILLED
 
 
 def marked_killed(data: bytes) -> bytes:

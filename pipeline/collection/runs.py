@@ -27,13 +27,12 @@ from chiasm.pipeline.collection.observer import (
     Life,
     RunObserver,
     Seen,
-    read_content,
 )
 from chiasm.pipeline.collection.processes import THIS_MACHINE, Machine
 from chiasm.pipeline.collection.run_record import (
     RUNNING,
     RunRecord,
-    is_marked_killed,
+    mark_name,
     record_name,
 )
 from chiasm.pipeline.collection.uploads import is_dead_upload
@@ -196,9 +195,9 @@ class Run:
         self.mark_dead()
         return removed
 
-    def mark_dead(self) -> None:
-        """Mark the runs that were found dead as killed, in their files."""
-        self._observer.mark_dead(self.id)
+    def mark_dead(self) -> set[str]:
+        """Mark the runs that were found dead as killed; returns those that may live after all."""
+        return self._observer.mark_dead(self.id)
 
     def remove_temporaries(self, folders: Iterable[str], *, own: bool = False) -> list[str]:
         """Remove the temporaries in `folders` whose runs are dead, with `own` also this run's;
@@ -272,7 +271,7 @@ class Run:
     def _check_mark(self) -> None:
         """CollectionError where another run has marked this one as killed."""
         if self._marked is None:
-            if not is_marked_killed(read_content(self.folder, record_name(self.id))):
+            if not self.folder.exists(mark_name(self.id)):
                 return
             self._marked = CollectionError(
                 f"run {self.id} in {display_name(self.folder.url)}",

@@ -195,8 +195,12 @@ class Survey:
         if entry is None or entry.source.id != shard_id:
             return None
         summary = ShardSummary.of(entry).with_files(ledger, embeddings)
-        whole = entry.quarantined is None and find_embedding(self.folder, shard_id) is not None
-        return summary if whole or entry.quarantined else replace(summary, unfinished=True)
+        if entry.quarantined is not None:
+            return summary
+        # A Parquet file that has come since would be missing in the summary, which would go on to
+        # hold once that file is gone.
+        whole = embeddings is not None and find_embedding(self.folder, shard_id) is not None
+        return summary if whole else replace(summary, unfinished=True)
 
 
 class SummaryWriter:

@@ -5,245 +5,401 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from unittest.mock import patch
 
+from simulated_machine import SimulatedMachine
+from simulated_promises import Promises
 from simulated_runs import (
+    DIES,
+    RAISES,
+    RETURNED,
     ROOT,
+    UNREADABLE,
     Building,
     Embedding,
+    InjectedFailure,
     Searching,
-    SimulatedMachine,
-    prepared,
+    answer_from,
+    is_done,
+    parsing_once,
+    put_prepared,
     shard_number,
 )
-from simulated_store import Object, SerialFiles
-from simulated_world import Process, SimulatedClock, World
+from simulated_store import COLLECTION, Object, SerialFiles
+from simulated_world import Moment, Process, SimulatedClock, World
 
-from chiasm.index.segments import SegmentEntry, numbers, open_current, segment_file
-from chiasm.index.segments.generations import read_manifest
-from chiasm.index.segments.names import CURRENT, manifest_name
-from chiasm.pipeline.collection import find_embedding, parquet_name, read_entry
-from chiasm.pipeline.records import Shard
+from chiasm.index import retrieve as retrieving
+from chiasm.index.plan import IndexSettings
+from chiasm.index.segments import numbers, open_current, segment_file, verified
+from chiasm.index.segments.names import CURRENT, GENERATIONS, manifest_name
+from chiasm.pipeline.collection import find_embedding, parquet_name
+from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.storage import Folder, retry
 
-BUCKET_ROOT = ROOT.removeprefix("s3://")
 FOREIGN = ("notes.txt", "index/segments/mine/data.f16", "ledger/readme.md", "runs/list.csv")
-SHARDS = 3
-CHANGES = 16  # a process makes about half as many: before or after one it is killed, or stalls
+Action = Callable[[], None]
+LONGEST = 3000.0  # seconds after which a story that goes on never ends
+LAGGING = ("embeddings", "ledger", "summaries", "index/segments")
 
 
-class Broken(AssertionError):
-    """A promise was broken."""
+def moments(*requests: str) -> list[Moment]:
+    """Before and after each of these requests, such as `put index/CURRENT`."""
+    parts = [request.split() for request in requests]
+    return [(when, kind, area) for kind, area in parts for when in ("before", "after")]
 
 
-@dataclass
+CLAIM = moments("put runs", "list runs", "get runs", "head embeddings")
+COMMIT = moments("put ledger", "put embeddings", "list embeddings", "list ledger", "get ledger")
+PUBLISH = moments("put index/generations", "put index/CURRENT", "put index/segments")
+SWEEP = moments(
+    "list runs",
+    "list index/segments",
+    "list index/generations",
+    "remove index/segments",
+    "get index/generations",
+)
+LAST_LOOK: Moment = (
+    "before",
+    "put",
+    "index/generations",
+)  # it has seen that its segments are there
+SEARCH = moments("get index/CURRENT", "get index/generations", "get index/segments")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """What kind of story. shards: how many. embeds, builds, searches: how many there are. ready:
+    shards that are embedded before. within: seconds in which they begin; later: in which all
+    builds but the first do. seconds: what a shard takes. embeds_stop, builds_stop: where they stand
+    still or are killed, of the builds the first alone where `later` is given. stalls: seconds for
+    which they stand. until: where another one is that they wait for instead; meet: how often.
+    stall, kill, fail: how often. unreachable: how often the store answers nobody for a while.
+    loses: how often a file of a build is lost while that stands still. keep: seconds for which
+    generations are kept. apart: whether each process has a machine of its own."""
+
+    shards: int = 3
+    embeds: tuple[int, ...] = (2,)
+    builds: tuple[int, ...] = (1, 2)
+    searches: int = 1
+    ready: int = 0
+    within: tuple[float, float] = (0, 20)
+    later: tuple[float, float] | None = None
+    seconds: tuple[float, ...] = (0.1, 1.0, 5.0)
+    embeds_stop: tuple[Moment, ...] = (*CLAIM, *COMMIT)
+    builds_stop: tuple[Moment, ...] = (*PUBLISH, *SWEEP)
+    stalls: tuple[float, ...] = (2, 10, 29, 45, 10, 29, 45, 62, 100)
+    until: tuple[Moment, ...] = (*CLAIM, *COMMIT, *PUBLISH, *SWEEP)
+    meet: float = 0.4
+    stall: float = 0.5
+    kill: float = 0.25
+    fail: float = 0.1
+    unreachable: float = 0.05
+    loses: float = 0.0
+    keep: tuple[float, ...] = (3600, 3600, 20, 0)
+    apart: bool = False
+
+
+ANYTHING = Plot()
+PLOTS = {
+    "anything": ANYTHING,
+    "claims": replace(
+        ANYTHING,
+        shards=8,
+        embeds=(2, 3),
+        builds=(0,),
+        searches=0,
+        within=(0, 5),
+        seconds=(0.1, 0.1, 0.1, 5.0),
+        embeds_stop=tuple(CLAIM),
+        stalls=(2, 29, 45, 62, 75),
+        until=(*CLAIM, *COMMIT),
+        stall=0.8,
+        kill=0.1,
+        apart=True,
+    ),
+    "long shards": replace(
+        ANYTHING, builds=(0,), searches=0, within=(0, 5), seconds=(90,), stall=0.2, unreachable=0.7
+    ),
+    "publish race": replace(
+        ANYTHING,
+        embeds=(0,),
+        builds=(2,),
+        searches=0,
+        ready=3,
+        within=(0, 3),
+        later=(15, 40),
+        builds_stop=(LAST_LOOK, LAST_LOOK, LAST_LOOK, LAST_LOOK, *PUBLISH),
+        stalls=(10, 10, 45, 150, 150, 150),
+        until=(("before", "remove", "index/segments"), ("after", "list", "index/generations")),
+        meet=0.8,
+        stall=1.0,
+        kill=0.0,
+        fail=0.0,
+        loses=0.4,
+        apart=True,
+    ),
+    "two builds": replace(
+        ANYTHING,
+        embeds=(1,),
+        builds=(2, 3),
+        searches=0,
+        ready=2,
+        within=(0, 10),
+        stalls=(2, 10, 29, 45),
+        stall=0.8,
+        kill=0.0,
+        fail=0.0,
+    ),
+    "generations": replace(
+        ANYTHING, embeds=(1,), builds=(3,), searches=2, ready=2, within=(0, 90), keep=(20, 0, 3600)
+    ),
+}
+CHOICES = ("anything", "anything", *PLOTS, "two builds")
+
+
 class Story:
-    """seed: decides everything. broken: the promises that were."""
+    """seed: decides everything. plot: the name of one of PLOTS; the seed decides where it is
+    empty."""
 
-    seed: int
-    embeddings: list[Embedding] = field(default_factory=list)
-    builds: list[Building] = field(default_factory=list)
-    searches: list[Searching] = field(default_factory=list)
-    broken: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.rng = random.Random(f"story {self.seed}")
-        self.world = World(self.seed, loss=self.rng.choice((0.0, 0.02, 0.1)))
-        self.folder = Folder(ROOT, SerialFiles("s3", lambda: self.world.store))
+    def __init__(self, seed: int, plot: str = "") -> None:
+        self.seed = seed
+        self.rng = rng = random.Random(f"story {seed}")
+        self.plot = PLOTS[plot or CHOICES[seed % len(CHOICES)]]
+        self.world = World(seed, loss=rng.choice((0.0, 0.02, 0.1)))
+        self.store = self.world.store
+        self.folder = Folder(ROOT, SerialFiles("s3", lambda: self.store))
         for name in FOREIGN:
-            self.world.store.objects[f"{BUCKET_ROOT}/{name}"] = Object(b"a person's own")
-        self._published = False
-        self._seen = 0
-        self.world.on_change = self._check_changes
-        self.machines = [self._machine(number) for number in range(2)]
-        self.stalled: set[str] = set()  # names of processes that others may take for dead
+            self.store.objects[f"{COLLECTION}{name}"] = Object(b"a person's own")
+        self.shards = [shard_number(number) for number in range(self.plot.shards)]
+        self.newer = [shard_number(0, "2"), *self.shards[1:]]  # the first was replaced since
+        for shard in self.shards[: self.plot.ready]:
+            put_prepared(self.store, shard)
+        if rng.random() < 0.2:
+            self.store.lag, self.store.lagging = rng.uniform(0, 10), LAGGING
+        self.promises = Promises(self.world)
+        self.world.on_change = self.promises.check_changes
+        keep = rng.choice(self.plot.keep)
+        self.settings = IndexSettings(keep_generations=rng.choice((1, 3)), keep_seconds=keep)
+        count = 4 if self.plot.apart else 2
+        self.machines = [self._machine(number) for number in range(count)]
+        self.unreachable = 0.0  # seconds for which the store answers nobody
 
     def tell(self) -> list[str]:
         """Everything happens; returns the promises that were broken."""
-        waits = SimpleNamespace(sleep=self.world.pause)
-        with patch.multiple(retry, time=waits, random=self.world.rng):
+        with self._surroundings():
             self._begin()
-            self.world.run()
-        self._check_best()
-        self._finish()
-        return self.broken
+            self._run()
+            self._check_best()
+            self._finish()
+        return self.promises.broken
+
+    @contextmanager
+    def _surroundings(self) -> Iterator[None]:
+        """Waits are the world's, and nothing is remembered outside it."""
+        waits = SimpleNamespace(sleep=self.world.pause)
+        with (
+            patch.multiple(retry, time=waits, random=self.world.rng),
+            patch.multiple(verified, is_remembered=lambda name: False, remember=lambda name: None),
+            patch.object(retrieving, "retrieve_from", answer_from),
+            parsing_once(),
+        ):
+            yield
+
+    def _run(self) -> None:
+        self.world.run(LONGEST)
+        for process in self.world.processes:
+            if process.alive:
+                self.promises.fail(f"{process.name} never ends")
+                process.killed = True
 
     def _machine(self, number: int) -> SimulatedMachine:
-        wrong = self.rng.choice((0.0, 0.0, self.rng.uniform(-90, 90), self.rng.uniform(-1e5, 1e5)))
-        clock = SimulatedClock(self.world, wrong, self.rng.uniform(0.999, 1.001))
-        # Two machines of one name: a stateful set's pods in two clusters.
+        rng = self.rng
+        wrong = rng.choice((0.0, rng.uniform(-90, 90), rng.uniform(-1e5, 1e5)))
+        clock = SimulatedClock(self.world, wrong, rng.uniform(0.999, 1.001))
+        # Machines of one name: a stateful set's pods in two clusters.
         return SimulatedMachine(self.world, f"boot-{number}", "worker-0", clock)
 
     def _begin(self) -> None:
+        rng, plot, folder = self.rng, self.plot, self.folder
+        machines = iter([*self.machines, *self.machines]) if plot.apart else None
+
+        def machine() -> SimulatedMachine:
+            return next(machines) if machines else rng.choice(self.machines)
+
+        for number in range(rng.choice(plot.embeds)):
+            shards = rng.choice((self.shards, self.shards, self.newer))
+            embedding = Embedding(machine(), shards, folder, self._failures(), plot.seconds)
+            embedding.on_take = self.promises.check_taken
+            self.promises.embeddings.append(embedding)
+            self._start(f"embed {number}", embedding, plot.embeds_stop)
+        for number in range(rng.choice(plot.builds)):
+            building = Building(machine(), folder, self.settings)
+            building.newer, building.fails = rng.random() < 0.15, rng.random() < plot.fail
+            self.promises.builds.append(building)
+            stop = () if number and plot.later else plot.builds_stop
+            self._start(f"build {number}", building, stop)
+        for number in range(plot.searches):
+            self._start(f"search {number}", Searching(machine(), folder), tuple(SEARCH))
+        self._disturb()
+
+    def _failures(self) -> dict[str, list[str]]:
+        """What happens to the attempts at some shards."""
         rng = self.rng
-        shards = [shard_number(number) for number in range(SHARDS)]
-        newer = [shard_number(0, "2"), *shards[1:]]
-        for number in range(2):
-            machine = rng.choice(self.machines)
-            embedding = Embedding(machine, rng.choice((shards, shards, newer)), self.folder)
-            self.embeddings.append(embedding)
-            self._start(f"embed {number}", machine, embedding)
-        for number in range(rng.choice((1, 2, 2))):
-            machine = rng.choice(self.machines)
-            building = Building(machine, self.folder)
-            self.builds.append(building)
-            self._start(f"build {number}", machine, building)
-        machine = rng.choice(self.machines)
-        search = Searching(machine, self.folder)
-        self.searches.append(search)
-        self._start("search", machine, search)
+        return {
+            shard.id: [rng.choice((RAISES, RAISES, DIES, RETURNED, UNREADABLE)) for _ in range(3)]
+            for shard in self.shards
+            if rng.random() < 0.15
+        }
+
+    def _disturb(self) -> None:
+        """What happens to machines and to the store."""
+        rng, world = self.rng, self.world
         for machine in self.machines:
             if rng.random() < 0.5:
-                self._at(rng.uniform(0, 60), lambda clock=machine.clock: self._set(clock))
+                world.at(rng.uniform(0, 60), lambda clock=machine.clock: self._set(clock))
+            if rng.random() < 0.05:
+                world.at(rng.uniform(0, 60), machine.reboot)
+        if rng.random() < self.plot.unreachable:
+            self.unreachable = seconds = rng.choice((5.0, 30.0))
+            world.at(rng.uniform(0, 40), lambda: world.be_unreachable(seconds))
 
-    def _start(self, name: str, machine: SimulatedMachine, command: Callable[[], None]) -> None:
+    def _start(
+        self, name: str, command: Embedding | Building | Searching, stop: tuple[Moment, ...]
+    ) -> None:
         """Start a process some time; perhaps it stops for a while, perhaps it is killed."""
-        rng = self.rng
-        begins = rng.uniform(0, 20)
+        rng, plot, world = self.rng, self.plot, self.world
 
         def begin() -> None:
-            process = machine.start(name, command)
-            if rng.random() < 0.3:
-                process.at_change[rng.randint(1, CHANGES)] = lambda: self.world.kill(process)
-            if rng.random() < 0.5:
-                seconds = rng.choice((2.0, 10.0, 29.0, 100.0))
-                if seconds > 30:
-                    self.stalled.add(name)
-                process.at_change[rng.randint(1, CHANGES)] = lambda: self.world.stall(
-                    process, seconds
-                )
+            process = command.machine.start(name, command)
+            if stop and rng.random() < plot.stall:
+                self._plan(process, rng.choice(stop), self._stall(process, command))
+            if stop and rng.random() < plot.kill:
+                self._plan(process, rng.choice(stop), lambda: world.kill(process))
 
-        self._at(begins, begin)
+        world.at(rng.uniform(*(plot.later if plot.later and not stop else plot.within)), begin)
 
-    def _at(self, seconds: float, action: Callable[[], None]) -> None:
-        self.world.at(seconds, action)
+    def _plan(self, process: Process, moment: Moment, action: Action) -> None:
+        count = 1 if moment in PUBLISH else self.rng.choice((1, 1, 1, 2, 3, 5))
+        process.plans[moment] = (count, action)
+
+    def _stall(self, process: Process, command: Embedding | Building | Searching) -> Action:
+        """It stands still for a while, or until another one comes to some point."""
+        rng, world, plot = self.rng, self.world, self.plot
+        seconds = rng.choice(plot.stalls)
+        loses = rng.random() < plot.loses
+        moment = rng.choice(plot.until) if rng.random() < plot.meet else None
+        other = rng.choice((0.0, 1.0, 10.0, 29.0))
+
+        def stall() -> None:
+            if loses and isinstance(command, Building):
+                self._lose_rows(command)
+            if moment is None:
+                world.stall(process, seconds)
+            else:
+                world.stall_until(process, moment, seconds, other)
+
+        return stall
+
+    def _lose_rows(self, build: Building) -> None:
+        """A file of a build that is not published yet is gone."""
+        segment = f"{build.run.id if build.run else 'none'}-000"
+        manifests = [self.promises.object(name) for name in self.promises.names(GENERATIONS)]
+        published = any(one is not None and segment.encode() in one.data for one in manifests)
+        path = COLLECTION + segment_file(segment, "rows.arrow")
+        if path in self.store.objects and not published:
+            del self.store.objects[path]
+            build.lost = True
 
     def _set(self, clock: SimulatedClock) -> None:
         clock.wrong += self.rng.choice((1.0, -1.0, 61.0, -61.0, 3600.0, -3600.0))
 
     def _finish(self) -> None:
         """Whatever happened, one more run of each command, undisturbed, leaves all in order."""
-        self.world.loss = 0.0
-        machine = SimulatedMachine(self.world, "boot-9", "other", SimulatedClock(self.world))
-        shards = [shard_number(0, "2"), *(shard_number(number) for number in range(1, SHARDS))]
-        for name, command in (
-            ("last embed", Embedding(machine, shards, self.folder)),
-            ("last build", Building(machine, self.folder)),
-        ):
-            machine.start(name, command)
-            self.world.run()
-        for process in self.world.processes:
-            if process.error is not None and not self._excused(process):
-                self._fail(f"{process.name} ended with {process.error!r}")
-        for shard in shards:
-            self._check_shard(shard)
+        rng, promises = self.rng, self.promises
+        self._check_ends()
+        self.world.loss = self.store.lag = 0.0
+        self._damage()
+        other = SimulatedMachine(self.world, "boot-9", "other", SimulatedClock(self.world))
+        embedding = Embedding(rng.choice((*self.machines, other)), self.newer, self.folder)
+        embedding.on_take = promises.check_taken
+        settings = replace(self.settings, keep_seconds=0)
+        building = Building(rng.choice((*self.machines, other)), self.folder, settings)
+        promises.embeddings.append(embedding)
+        promises.builds.append(building)
+        for name, command in (("last embed", embedding), ("last build", building)):
+            process = command.machine.start(name, command)
+            self._run()
+            promises.check_error(process, unreachable=False)
+        for shard in self.newer:
+            if find_embedding(self.folder, shard.id) is None or not is_done(self.store, shard):
+                promises.fail(f"{shard.id} is not embedded in its last version")
         generation = open_current(self.folder)
-        if generation is None or len(generation.indexed_shards()) != SHARDS:
-            self._fail("the index does not cover every shard")
-        self._check_leftovers()
+        if generation is None or len(generation.indexed_shards()) != len(self.shards):
+            promises.fail("the index does not cover every shard")
+        promises.check_leftovers()
         for name in FOREIGN:
-            if f"{BUCKET_ROOT}/{name}" not in self.world.store.objects:
-                self._fail(f"{name} is a person's own and was removed")
+            if promises.object(name) is None:
+                promises.fail(f"{name} is a person's own and was removed")
 
-    def _check_shard(self, shard: Shard) -> None:
-        entry, embedding = read_entry(self.folder, shard.id), find_embedding(self.folder, shard.id)
-        expected, parquet = prepared(shard)
-        if entry is None or embedding is None or embedding.edition != expected.edition:
-            self._fail(f"{shard.id} is not embedded in its last version")
-        elif self.folder.read_bytes(parquet_name(shard.id)) != parquet:
-            self._fail(f"{shard.id} has other rows than its ledger tells")
+    def _check_ends(self) -> None:
+        builds = {build.process: build for build in self.promises.builds}
+        for process in self.world.processes:
+            build = builds.get(process)
+            if isinstance(process.error, InjectedFailure):
+                assert build is not None
+                if not (self.unreachable or process.killed or self.store.lag):
+                    self.promises.check_failed_build(build)
+            elif not (build and build.lost and isinstance(process.error, CollectionError)):
+                self.promises.check_error(process, unreachable=self.unreachable > 0)
 
     def _check_best(self) -> None:
         """Of all that builds have published to the end, nothing covers more than what is live.
         Where a shard was embedded anew meanwhile, that depends on the moment."""
-        if any(embedding.shards != self.embeddings[0].shards for embedding in self.embeddings):
+        promises = self.promises
+        if any(one.shards is self.newer for one in promises.embeddings) or self.store.lag:
             return
         live = open_current(self.folder)
-        for build in self.builds:
+        for build in promises.builds:
             if build.run is None or build.run.record.state != "done" or live is None:
                 continue
             covered = set(build.covered.items())
             answering = {id: one.edition for id, one in live.indexed_shards().items()}
             if covered > set(answering.items()):
-                self._fail(f"{build.run.id} covers more than what is live")
+                promises.fail(f"{build.run.id} covers more than what is live")
 
-    def _check_leftovers(self) -> None:
-        named = {entry.id for number in numbers(self.folder) for entry in self._segments(number)}
-        for name in self._names("index/segments/2"):
-            if name.split("/")[2] not in named:
-                self._fail(f"{name} is left, and no generation names it")
-
-    def _check_changes(self) -> None:
-        """What must hold after every change."""
-        log = self.world.store.log
-        for path, new in log[self._seen :]:
-            name = path.removeprefix(f"{BUCKET_ROOT}/")
-            if new is None:
-                self._check_removed(name)
-            elif name == CURRENT:
-                self._published = True
-        self._seen = len(log)
-        if self._published:
-            self._check_current()
-        self._check_claims()
-
-    def _check_removed(self, name: str) -> None:
-        """Nothing of a build is removed by another while it may still publish it."""
-        remover = self.world.last
-        assert remover is not None
-        for build in self.builds:
-            process = build.process
-            if process is None or process is remover or not process.alive or build.run is None:
-                continue
-            if build.run.id in name and not self._excused(process):
-                self._fail(f"{remover.name} removed {name} of {process.name}, which lives")
-
-    def _check_current(self) -> None:
-        """There is an index to open: CURRENT names a generation that is whole."""
-        objects = self.world.store.objects
-        current = objects.get(f"{BUCKET_ROOT}/{CURRENT}")
-        if current is None:
-            self._fail("CURRENT is gone")
+    def _damage(self) -> None:
+        """Perhaps a person removes or damages a file; what can be opened then must be."""
+        rng, promises, store = self.rng, self.promises, self.store
+        what = rng.choice(("", "", "rows", "rows", CURRENT, "manifest", "segment"))
+        if what == "rows":
+            path = f"{COLLECTION}{parquet_name(rng.choice(self.shards).id)}"
+            if path in store.objects:
+                store.remove(path)
+            promises.pass_over()
             return
-        manifest = objects.get(f"{BUCKET_ROOT}/{manifest_name(int(current.data))}")
-        if manifest is None:
-            self._fail(f"CURRENT names generation {int(current.data)}, which is not there")
+        live = open_current(self.folder)
+        if live is None or not what:
             return
-        for entry in json.loads(manifest.data)["segments"]:
-            for base in ("rows.arrow", "segment.json"):
-                if f"{BUCKET_ROOT}/{segment_file(entry['id'], base)}" not in objects:
-                    self._fail(f"CURRENT names segment {entry['id']}, whose {base} is gone")
-
-    def _check_claims(self) -> None:
-        """No shard is embedded by two runs at the same moment."""
-        at_work = [
-            embedding
-            for embedding in self.embeddings
-            if embedding.working_on
-            and embedding.process is not None
-            and embedding.process.alive
-            and not self._excused(embedding.process)
-        ]
-        shards = [embedding.working_on for embedding in at_work]
-        if len(shards) != len(set(shards)):
-            self._fail(f"two live runs embed {shards[0]}")
-
-    def _excused(self, process: Process) -> bool:
-        """Whether others may take it for dead: it stands still for longer than they wait."""
-        return process.name in self.stalled
-
-    def _segments(self, number: int) -> tuple[SegmentEntry, ...]:
-        return read_manifest(self.folder, number).segments
-
-    def _names(self, under: str) -> list[str]:
-        prefix = f"{BUCKET_ROOT}/"
-        names = (path.removeprefix(prefix) for path in self.world.store.objects)
-        return [name for name in names if name.startswith(under)]
-
-    def _fail(self, what: str) -> None:
-        self.broken.append(f"seed {self.seed}, {self.world.now:.3f} s: {what}")
+        promises.damaged = True
+        name = {
+            CURRENT: CURRENT,
+            "manifest": manifest_name(live.number),
+            "segment": segment_file(live.segments[0].record.id, "rows.arrow"),
+        }[what]
+        if what == CURRENT:
+            store.put(COLLECTION + name, b"seven")
+        else:
+            store.remove(COLLECTION + name)
+        promises.pass_over()
+        whole = [number for number in numbers(self.folder) if not promises.missing(number)]
+        try:
+            opened = open_current(self.folder)
+        except CollectionError:
+            opened = None
+        if whole and (opened is None or opened.number not in whole):
+            promises.fail(f"{name} is damaged, and none of generations {whole} is opened")

@@ -23,6 +23,7 @@ from chiasm.pipeline.storage.remote import ObjectFiles
 from chiasm.pipeline.storage.store_errors import AlreadyExists, NotFound, RangeNotSatisfiable
 
 BUCKET = "s3://bucket"
+COLLECTION = "bucket/c/"  # of a simulation
 
 
 class Object:
@@ -34,74 +35,92 @@ class Object:
         self.stat = Stat(len(data), version, modified)
 
 
+def area(path: str) -> str:
+    """The part of a collection that a path is in, such as `runs` or `index/generations`."""
+    first, _, rest = path.removeprefix(COLLECTION).partition("/")
+    return f"{first}/{rest.partition('/')[0]}" if first == "index" else first
+
+
 @dataclass
 class SimulatedStore:
     """objects: by path, `bucket/key`. log: each change as (path, object or None). now: the store's
-    clock, in seconds."""
+    clock, in seconds. lag: for so long a listing of `lagging` areas may show what was there before;
+    all else is seen at once."""
 
     step: Callable[[str, str, str], None] = lambda when, kind, path: None
     objects: dict[str, Object] = field(default_factory=dict)
     log: list[tuple[str, Object | None]] = field(default_factory=list)
     now: float = 0.0
-
-    @contextmanager
-    def _request(self, kind: str, path: str) -> Iterator[None]:
-        self.step("before", kind, path)
-        yield
-        self.step("after", kind, path)
+    lag: float = 0.0
+    lagging: Sequence[str] = ()
+    _replaced: list[tuple[float, str, Object | None]] = field(default_factory=list)
 
     def head(self, path: str) -> Stat:
-        with self._request("head", path):
-            return self._object(path).stat
+        self.step("before", "head", path)
+        found = self._object(path).stat
+        self.step("after", "head", path)
+        return found
 
     def get(self, path: str, start: int, size: int) -> ByteRange:
-        with self._request("get", path):
-            found = self._object(path)
-            total = len(found.data)
-            first = max(0, total + start) if start < 0 else start
-            if first >= total:
-                raise RangeNotSatisfiable(total)
-            return ByteRange(first, found.data[first : first + size], total, found.stat.version)
+        self.step("before", "get", path)
+        found = self._object(path)
+        total = len(found.data)
+        first = max(0, total + start) if start < 0 else start
+        if first >= total:
+            raise RangeNotSatisfiable(total)
+        self.step("after", "get", path)
+        return ByteRange(first, found.data[first : first + size], total, found.stat.version)
 
     def list(self, folder: str, *, deep: bool = False) -> Listing:
-        with self._request("list", folder):
-            names = [path for path in self.visible_paths() if path.startswith(folder)]
-            files = {
-                path: self.objects[path].stat
-                for path in names
-                if deep or "/" not in path[len(folder) :]
-            }
-            folders = {
-                folder + path[len(folder) :].partition("/")[0]
-                for path in names
-                if "/" in path[len(folder) :]
-            }
-            return Listing(files, sorted(folders))
+        self.step("before", "list", folder)
+        objects, start = self._visible(folder), len(folder)
+        files: dict[str, Stat] = {}
+        folders: set[str] = set()
+        for path in sorted(path for path in objects if path.startswith(folder)):
+            slash = path.find("/", start)
+            if slash >= 0:
+                folders.add(path[:slash])
+            if deep or slash < 0:
+                files[path] = objects[path].stat
+        self.step("after", "list", folder)
+        return Listing(files, sorted(folders))
 
-    def visible_paths(self) -> Sequence[str]:
-        """The paths that a listing shows, sorted."""
-        return sorted(self.objects)
+    def _visible(self, folder: str) -> dict[str, Object]:
+        """The objects that a listing shows."""
+        if not self.lag or area(folder) not in self.lagging:
+            return self.objects
+        objects = dict(self.objects)
+        for time, path, old in reversed(self._replaced):
+            if time <= self.now - self.lag:
+                break
+            if old is None:
+                objects.pop(path, None)
+            else:
+                objects[path] = old
+        return objects
 
     def is_folder(self, path: str) -> bool:
         return bool(self.list(path.rstrip("/") + "/", deep=True).files)
 
     def put(self, path: str, data: bytes, *, create_token: str = "") -> None:
-        with self._request("put", path):
-            existing = self.objects.get(path)
-            if create_token and existing is not None:
-                if existing.create_token != create_token:
-                    raise AlreadyExists(path)
-                return
+        self.step("before", "put", path)
+        existing = self.objects.get(path)
+        if create_token and existing is not None:
+            if existing.create_token != create_token:
+                raise AlreadyExists(path)
+        else:
             self._change(path, Object(bytes(data), create_token, self.now))
+        self.step("after", "put", path)
 
     def upload(self, path: str, file: IO[bytes], size: int, *, create_token: str = "") -> None:
         file.seek(0)
         self.put(path, file.read(), create_token=create_token)
 
     def remove(self, path: str) -> None:
-        with self._request("remove", path):
-            if path in self.objects:
-                self._change(path, None)
+        self.step("before", "remove", path)
+        if path in self.objects:
+            self._change(path, None)
+        self.step("after", "remove", path)
 
     def abort_uploads(self, folder: str, is_dead: Callable[[str], bool]) -> Sequence[str]:
         return ()
@@ -113,6 +132,7 @@ class SimulatedStore:
 
     def _change(self, path: str, new: Object | None) -> None:
         self.log.append((path, new))
+        self._replaced.append((self.now, path, self.objects.get(path)))
         if new is None:
             del self.objects[path]
         else:

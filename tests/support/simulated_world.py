@@ -3,8 +3,8 @@
 Each process is a greenlet that runs the product's own code. It gives way at every request to the
 simulated store and whenever it sleeps; the world then goes on with the one that wakes first. So one
 seed is one order of events, whatever the real machine does, and a failing seed replays. Faults:
-requests and answers that are lost, requests that take long, processes that stop for a while or are
-killed, and wall clocks that are wrong, run fast, or are set.
+requests and answers that are lost, requests that take long, a store that answers nobody for a
+while, processes that stop for a while or are killed, and wall clocks that are wrong or are set.
 """
 
 from __future__ import annotations
@@ -12,31 +12,42 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from greenlet import getcurrent, greenlet
-from simulated_store import SimulatedStore
+from simulated_store import SimulatedStore, area
 
 from chiasm.pipeline.storage.store_errors import TransientError
+
+# A process whose record was not renewed for so long may be taken for dead: others wait for 60 s,
+# and a heartbeat comes late by its interval and by the requests that were lost.
+PATIENCE = 50.0
+Moment = tuple[str, str, str]  # before or after, kind of request, area of the store
 
 
 class Killed(BaseException):
     """The process is killed: nothing it does from here on has an effect."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Process:
-    """A simulated process. start_ticks: as in /proc. changes: requests that change
-    something, its record excepted, each counted on its way there and on its way back. at_change:
-    what happens then."""
+    """A simulated process. start_ticks: as in /proc. plans: what happens at its n-th request of a
+    kind. stands_since: when it stopped, None while it goes on. silent: seconds for which it stood,
+    or the store did not answer, since its record was renewed. doubted: whether others may have
+    taken it for dead; woke: when it went on after that."""
 
     name: str
     start_ticks: int = 0
-    stalled_until: float = 0.0
-    changes: int = 0
-    at_change: dict[int, Callable[[], None]] = field(default_factory=dict)
+    plans: dict[Moment, tuple[int, Callable[[], None]]] = field(default_factory=dict)
+    seen: Counter[Moment] = field(default_factory=Counter)
+    stands_since: float | None = None
+    parked: list[greenlet] = field(default_factory=list)
+    silent: float = 0.0
+    doubted: bool = False
+    woke: float = 0.0
     killed: bool = False
     ended: bool = False
     error: BaseException | None = None
@@ -59,6 +70,7 @@ class World:
     processes: list[Process] = field(default_factory=list)
     on_change: Callable[[], None] = lambda: None
     trace: Callable[[str], None] | None = None
+    silent_until: float = 0.0  # the store answers nobody
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -69,16 +81,19 @@ class World:
         self.last: Process | None = None  # the process that went on last
         self._by_glet: dict[greenlet, Process] = {}
         self._changes = 0
+        self._limit = float("inf")
+        self._awaited: dict[Moment, list[tuple[Process, float]]] = {}
 
     def start(self, name: str, command: Callable[[], Any], *, of: Process | None = None) -> Process:
         """A new process, or a thread `of` one; `command` runs when its turn comes."""
 
         def body() -> None:
             try:
-                command()
+                if not process.killed:
+                    command()
             except Killed:
                 pass
-            except Exception as error:  # noqa: BLE001  # looked at by whoever started it
+            except Exception as error:  # noqa: BLE001  # checked by whoever started it
                 process.error = error
             if of is None:
                 process.ended = True
@@ -97,8 +112,43 @@ class World:
 
     def stall(self, process: Process, seconds: float) -> None:
         """The process stands still for a while, its heartbeats too."""
-        self._trace(f"{process.name} stands still for {seconds:g} s")
-        process.stalled_until = self.now + seconds
+        if process.stands_since is None and process.alive:
+            self._trace(f"{process.name} stands still for {seconds:g} s")
+            process.stands_since = began = self.now
+            self.at(seconds, lambda: self._resume(process, began))
+
+    def stall_until(self, process: Process, moment: Moment, seconds: float, other: float) -> None:
+        """It stands still until another process comes to `moment`, which then stands still for
+        `other` seconds; at most for so many seconds."""
+        self._awaited.setdefault(moment, []).append((process, other))
+        self.stall(process, seconds)
+
+    def _resume(self, process: Process, began: float) -> None:
+        if process.stands_since != began:
+            return  # it went on before
+        self._trace(f"{process.name} goes on")
+        self.be_silent(process, self.now - began)
+        process.stands_since, process.woke = None, self.now
+        for glet in process.parked:
+            self._push(self.now, glet)
+        process.parked.clear()
+
+    def be_silent(self, process: Process, seconds: float) -> None:
+        """It could not renew its record for so long."""
+        process.silent += seconds
+        process.doubted |= process.silent >= PATIENCE
+
+    def may_be_dead(self, process: Process) -> bool:
+        """Whether others may have taken it for dead."""
+        stood = 0.0 if process.stands_since is None else self.now - process.stands_since
+        return process.doubted or process.silent + stood >= PATIENCE
+
+    def be_unreachable(self, seconds: float) -> None:
+        """The store answers nobody for a while."""
+        self._trace(f"the store does not answer for {seconds:g} s")
+        self.silent_until = self.now + seconds
+        for process in self.processes:
+            self.be_silent(process, seconds)
 
     @property
     def current(self) -> Process:
@@ -107,34 +157,45 @@ class World:
 
     def pause(self, seconds: float) -> None:
         """The current process gives way and goes on so much later."""
-        self.wake(getcurrent(), seconds)
+        glet, moment = getcurrent(), self.now + seconds
+        process = self._by_glet[glet]
+        waiting = self._waiting
+        alone = not waiting or waiting[0][0] > moment
+        if alone and moment <= self._limit and process.stands_since is None and not process.killed:
+            self.now = self.store.now = moment  # nobody else's turn comes before
+            self.last = process
+            self._check_changes()
+            return
+        self._push(moment, glet)
         self.wait()
 
     def wait(self) -> None:
         """The current process gives way until it is woken."""
         self._hub.switch()
-        if self.current.killed:
+        if self._by_glet[getcurrent()].killed:
             raise Killed
 
-    def run(self, until: float = float("inf")) -> None:
-        """Go on until nobody waits any more, or until that moment."""
-        while self._waiting and self._waiting[0][0] <= until:
+    def run(self, seconds: float) -> None:
+        """Go on until nobody waits any more; for so many seconds at most."""
+        self._limit = self.now + seconds
+        while self._waiting and self._waiting[0][0] <= self._limit:
             moment, _, waiting = heapq.heappop(self._waiting)
             self.now = self.store.now = max(self.now, moment)
             if not isinstance(waiting, greenlet):
                 waiting()
                 continue
             process = self._by_glet[waiting]
-            if process.stalled_until > self.now:
-                self._push(process.stalled_until, waiting)
+            if process.stands_since is not None and not process.killed:
+                process.parked.append(waiting)
             elif not waiting.dead:
                 self.last = process
                 waiting.switch()
-                if len(self.store.log) != self._changes:
-                    self._changes = len(self.store.log)
-                    self.on_change()
-        if until != float("inf"):
-            self.now = max(self.now, until)
+                self._check_changes()
+
+    def _check_changes(self) -> None:
+        if len(self.store.log) != self._changes:
+            self._changes = len(self.store.log)
+            self.on_change()
 
     def wake(self, glet: greenlet, seconds: float = 0.0) -> None:
         """Let a process that waits go on, so much later."""
@@ -153,19 +214,33 @@ class World:
 
     def _step(self, when: str, kind: str, path: str) -> None:
         """A request, on its way there or back."""
-        if getcurrent() is self._hub:
+        glet = getcurrent()
+        if glet is self._hub:
             return
-        process = self.current
+        process = self._by_glet[glet]
         if process.killed:
             raise Killed
-        if kind in ("put", "remove") and "/runs/" not in path:
+        if self.trace is not None and kind in ("put", "remove") and "/runs/" not in path:
             self._trace(f"{process.name}: {kind} {path}, {when}")
-            process.changes += 1
-            if process.changes in process.at_change:
-                process.at_change[process.changes]()
-        self.pause(self.rng.uniform(0, self.longest_delay) ** 3 / self.longest_delay**2)
-        if self.rng.random() < self.loss:
+        if process.plans or self._awaited:
+            self._meet(process, (when, kind, area(path)))
+        rng = self.rng
+        self.pause(rng.random() ** 3 * self.longest_delay)
+        if rng.random() < self.loss or self.now < self.silent_until:
             raise TransientError(f"the {'request' if when == 'before' else 'answer'} was lost")
+
+    def _meet(self, process: Process, moment: Moment) -> None:
+        if moment in process.plans:
+            process.seen[moment] += 1
+            count, action = process.plans[moment]
+            if process.seen[moment] == count:
+                action()
+        for waiting, seconds in self._awaited.get(moment, ()):
+            if waiting is not process and waiting.stands_since is not None:
+                self._resume(waiting, waiting.stands_since)
+                self._awaited[moment].remove((waiting, seconds))
+                self.stall(process, seconds)
+                break
 
 
 @dataclass
