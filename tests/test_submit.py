@@ -16,7 +16,7 @@ import yaml
 from conftest import ROOT, make_shard
 
 from chiasm.jobs.cluster.packing import EXCLUDES, LIMIT_BYTES, pack
-from chiasm.jobs.cluster.submit import dashboard_url, stop_command
+from chiasm.jobs.cluster.submit import dashboard_url, stop_command, submit
 from chiasm.pipeline.collection import embeddings
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.storage import Folder
@@ -237,16 +237,97 @@ def test_what_is_named_itself_travels_and_what_was_packed_is_told(tmp_path, targ
     assert rest[-1] == "left out 2 more such names"
 
 
+def test_a_link_brings_out_nothing_that_is_left_out(tmp_path, target):
+    project = tmp_path / "project"
+    for name in ("private/key.pem", "private/deep/key", "data.parquet", "conf/a.yaml", "b.yaml"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(name)
+    links = ("private/key.pem", "private/deep/key", "data.parquet", "conf/a.yaml", "b.yaml")
+    for number, leads_to in enumerate(links):
+        (project / f"link{number}").symlink_to(leads_to)
+    packed = pack(target, [str(project)], [*EXCLUDES, "private", "./conf/*"])
+    assert names(target) == {"project/b.yaml", "project/link4"}
+    assert packed.excluded == 3  # two folders' content, and the parquet file
+    assert packed.left_out == [
+        f"{project}/link{number}: a link to what is excluded" for number in range(4)
+    ]
+
+
+def test_a_name_that_a_job_cannot_hold_is_left_out_or_refused(tmp_path, target):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("good", "odd\udcff"):
+        (folder / name).write_text("x")
+    (folder / "link").symlink_to("odd\udcff")
+    packed = pack(target, [str(folder)], EXCLUDES)
+    assert names(target) == {"folder/good"}
+    assert [line.rpartition(": ")[2] for line in packed.left_out] == [
+        "a link to a name that is no UTF-8",
+        "a name that is no UTF-8",
+    ]
+    with pytest.raises(UsageError, match=r"expected a name in UTF-8: .*, found other bytes"):
+        pack(tmp_path, [str(folder / "odd\udcff")], EXCLUDES)
+    with pytest.raises(UsageError, match=r"expected words in UTF-8: .*, found other bytes"):
+        submit(["embed", "odd\udcff.tar"], "127.0.0.1:1")
+
+
+SIGNED = "https://h/{1..2}.tar?X-Amz-Date=1&X-Amz-Signature=hush"
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        (SIGNED, "a query that may hold credentials (X-Amz-Date, X-Amz-Signature)"),
+        (f"--image={SIGNED}", "a query that may hold credentials (X-Amz-Date, X-Amz-Signature)"),
+        (f"encoder.name=hf:{SIGNED}", "credentials (X-Amz-Date, X-Amz-Signature)"),
+        ("{http,HTTPS}://h/a.tar?hush", "a query that may hold credentials (***)"),
+        ("s3://b/c,https://h/a b.tar?raw&sig=hush", "a query that may hold credentials (sig)"),
+        ("--to=s3://AKIA:hush@b/c", "s3://***: {}credentials in it"),
+        ("https://ann:hush@h/a.tar", "https://***: {}credentials in it"),
+        ("https://hush@h/a.tar?raw", "https://***: {}credentials in it"),
+        ("ray://ann:hush@head:1", "ray://***: {}credentials in it"),
+    ],
+)
+def test_no_credentials_are_sent_with_a_command(word, found):
+    with pytest.raises(UsageError) as refused:
+        submit(["embed", word, "--to", "c"], "127.0.0.1:1")
+    told = found.format("expected a URL that may be kept and shown by the cluster, found ")
+    assert told in str(refused.value) and "hush" not in str(refused.value)
+
+
+def test_a_command_is_sent_with_what_a_person_allows(monkeypatch):
+    class Connected(Exception):
+        pass
+
+    def connect(address):
+        raise Connected
+
+    monkeypatch.setattr(sys.modules["chiasm.jobs.cluster.submit"], "connect", connect)
+    plain = ["https://h/a.tar?download=1", "s3://b/a?b=c", "hf://datasets/a@b/c.tar", "a://b @c"]
+    for command, allow in (
+        (plain, False),
+        ([SIGNED, "--allow-query"], False),
+        ([SIGNED], True),
+    ):
+        with pytest.raises(Connected):
+            submit(["embed", *command], "127.0.0.1:1", allow_query=allow)
+    with pytest.raises(UsageError, match="credentials in it"):
+        submit(["embed", "https://ann:hush@h/a.tar"], "127.0.0.1:1", allow_query=True)
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [(["none"], "--file none: expected a file or folder to upload with the job, found none"),
      (["/"], "found the whole file system"),
+     (["x" * 300], "found File name too long"),
+     (["a/pipe"], "found a device or a pipe"),
      (["a/x", "b/x"], "--file b/x: expected names that differ: the job finds them side by side, "
                       "found two called x")],
 )  # fmt: skip
 def test_what_cannot_be_packed_is_one_line(files, message, tmp_path, target, monkeypatch):
     for name in ("a/x", "b/x"):
         (tmp_path / name).mkdir(parents=True)
+    os.mkfifo(tmp_path / "a" / "pipe")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError) as raised:
         pack(target, files, EXCLUDES)

@@ -33,8 +33,17 @@ def submit(
         typer.Option(help="A file or folder to upload with the job; may be repeated."),
     ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option(help="A glob to leave out of folders; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="A glob of names, or of paths in a folder, to leave out; may be repeated."
+        ),
     ] = None,
+    allow_query: Annotated[
+        bool,
+        typer.Option(
+            "--allow-query", help="Send URLs with any query. The cluster keeps and shows them."
+        ),
+    ] = False,
     wait: Annotated[bool, typer.Option(help="Stay until the job ends.")] = True,
 ) -> None:
     # Ray's client logs every package that it uploads, by several loggers; this process logs nothing
@@ -45,6 +54,7 @@ def submit(
         address,
         files=file or (),
         excludes=(*EXCLUDES, *(exclude or ())),
+        allow_query=allow_query,
         report=print_progress,
     )
     print_progress(f"job {job}")

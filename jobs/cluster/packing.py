@@ -1,8 +1,9 @@
 """What travels with a job: our package by content, and what a person names, without what they did
 not mean to send.
 
-A folder of a project holds more than it shows: `.env`, `.aws`, links into a home. So dotfiles, and
-links that lead out of the folder, stay; a file that is named itself travels whatever its name is.
+A folder of a project holds more than it shows: `.env`, `.aws`, links into a home. So dotfiles stay,
+what is excluded, and links to either or out of the folder; a file that is named itself travels
+whatever its name is.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ LIMIT_BYTES = 100 * 2**20
 FILES = "submitted"
 ROOMS = ("pipeline", "index", "jobs")  # links in a checkout, folders where chiasm is installed
 MOST_NAMED = 10  # of what was left out
+EXCLUDED = "excluded"
 
 
 @dataclass
@@ -55,8 +57,10 @@ class Packed:
 
 def pack(folder: Path, files: Sequence[str], excludes: Sequence[str]) -> Packed:
     """Copy our package into `folder` and what a person names into `folder/FILES`. excludes: globs
-    of names within folders. Raises UsageError for what is not there, twice, or too much."""
+    of names, or of paths, within folders. Raises UsageError for what is not there, twice, or too
+    much."""
     packed = Packed()
+    excludes = [glob.removeprefix("./").rstrip("/") for glob in excludes]
     (folder / FILES).mkdir()
     ours = Path(packages()[0])
     _pack_folder(ours, folder / "chiasm", "chiasm", EXCLUDES[:2], Packed(sizes=packed.sizes))
@@ -67,13 +71,21 @@ def pack(folder: Path, files: Sequence[str], excludes: Sequence[str]) -> Packed:
             _pack_folder((ours / room).resolve(), target, f"chiasm/{room}", EXCLUDES[:2], unseen)
     for source in files:
         path = Path(source)
+        kind = _kind(path)
         name = path.name if path.name not in ("", "..") else path.resolve().name
         target = folder / FILES / name
-        if not name or not (path.is_dir() or path.is_file()):
+        if kind not in ("a folder", "a file") or not name:
             raise UsageError(
                 f"--file {source}",
                 expected="a file or folder to upload with the job",
-                found="the whole file system" if not name else "none",
+                found=kind if name else "the whole file system",
+            )
+        if not is_utf8(name):
+            raise UsageError(
+                f"--file {source}",
+                expected="a name in UTF-8: the job is packed as a zip file",
+                found="other bytes",
+                do="rename it",
             )
         if target.exists():
             raise UsageError(
@@ -82,12 +94,29 @@ def pack(folder: Path, files: Sequence[str], excludes: Sequence[str]) -> Packed:
                 found=f"two called {name}",
                 do="rename one, or name the folder that holds both",
             )
-        if path.is_dir():
+        if kind == "a folder":
             target.mkdir()
             _pack_folder(path, target, source, excludes, packed)
         else:
             _copy(path.resolve(), target, name, packed)
     return packed
+
+
+def _kind(path: Path) -> str:
+    """What is at a path, links followed, or why that is not known."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "none"
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        return getattr(error, "strerror", None) or str(error)
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFREG: "a file"}
+    return kinds.get(stat.S_IFMT(mode), "a device or a pipe")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a name or word of a command line is UTF-8, as a zip file's and a job's have to be."""
+    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _pack_folder(
@@ -96,7 +125,7 @@ def _pack_folder(
     """Copy a folder's regular files, without what is not meant to travel."""
     for path, why in _walk(root, root, excludes):
         name = path.relative_to(root)
-        if why == "excluded":
+        if why == EXCLUDED:
             packed.excluded += 1
         elif why:
             packed.left_out.append(f"{os.path.join(label, name)}: {why}")
@@ -114,19 +143,26 @@ def _walk(folder: Path, root: Path, excludes: Sequence[str]) -> Iterator[tuple[P
         return
     for entry in entries:
         path = Path(entry.path)
-        if any(fnmatch(entry.name, glob) for glob in excludes):
-            yield path, "excluded"
-        elif entry.name.startswith("."):
-            yield path, "a dotfile; give it a --file of its own where the job needs it"
+        if why := _why_left_out(path.relative_to(root), excludes):
+            yield path, why
         elif entry.is_symlink():
-            yield path, _link_problem(path, root)
+            yield path, _link_problem(path, root, excludes)
         elif entry.is_dir():
             yield from _walk(path, root, excludes)
         else:
             yield path, "" if entry.is_file() else "no regular file"
 
 
-def _link_problem(link: Path, root: Path) -> str:
+def _why_left_out(path: Path, excludes: Sequence[str]) -> str:
+    """Why a path within a folder does not travel by its name; empty for one that does."""
+    if any(fnmatch(name, glob) for glob in excludes for name in (path.name, str(path))):
+        return EXCLUDED
+    if path.name.startswith("."):
+        return "a dotfile; give it a --file of its own where the job needs it"
+    return "" if is_utf8(path.name) else "a name that is no UTF-8"
+
+
+def _link_problem(link: Path, root: Path, excludes: Sequence[str]) -> str:
     """Why a link is left out; empty for one to a file of the same folder that travels itself."""
     try:
         leads_to = link.resolve(strict=True).relative_to(root.resolve())
@@ -134,8 +170,9 @@ def _link_problem(link: Path, root: Path) -> str:
         return "a link that leads nowhere"
     except ValueError:
         return "a link out of the folder"
-    if any(part.startswith(".") for part in leads_to.parts):
-        return "a link to a dotfile"
+    for path in (leads_to, *leads_to.parents[:-1]):
+        if why := _why_left_out(path, excludes):
+            return f"a link to {'what is excluded' if why == EXCLUDED else why.split(';')[0]}"
     return "" if (root / leads_to).is_file() else "a link to a folder"
 
 

@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 
 from ray.exceptions import AuthenticationError
 
-from chiasm.jobs.cluster.packing import EXCLUDES, FILES, pack
+from chiasm.jobs.cluster.packing import EXCLUDES, FILES, is_utf8, pack
 from chiasm.pipeline.errors import ChiasmError, UsageError
+from chiasm.pipeline.storage import require_no_credentials
 
 if TYPE_CHECKING:
     from ray.job_submission import JobStatus, JobSubmissionClient
@@ -31,21 +32,40 @@ def submit(
     *,
     files: Sequence[str] = (),
     excludes: Sequence[str] = EXCLUDES,
+    allow_query: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> str:
     """Start `chiasm COMMAND` as a job; returns the job's id.
 
     address: the cluster's dashboard, `http://host:8265` or `host:8265`. files: more files and
-    folders to upload; the command finds them under their base names. report: called with what was
-    packed, and what of it was left out. Raises UsageError, ChiasmError.
+    folders to upload; the command finds them under their base names. allow_query: send URLs with
+    any query; the command's own --allow-query does too. report: called with what was packed, and
+    what of it was left out. Raises UsageError, ChiasmError.
     """
-    if not command:
-        raise UsageError("submit", expected="a chiasm command after --", found="none")
+    _require_sendable(command, allow_query or "--allow-query" in command)
     client = connect(address)
     with tempfile.TemporaryDirectory(prefix="chiasm-submit-") as folder:
         for line in pack(Path(folder), files, excludes).lines():
             report(line)
         return _start(client, entrypoint(command), folder)
+
+
+def _require_sendable(command: Sequence[str], allow_query: bool) -> None:
+    """UsageError for a command that the cluster cannot run, or should not keep: it stores the words
+    of a job and shows them to all who see its dashboard."""
+    if not command:
+        raise UsageError("submit", expected="a chiasm command after --", found="none")
+    expected = "a URL that may be kept and shown by the cluster"
+    for word in command:
+        if not is_utf8(word):
+            raise UsageError(
+                f"submit {word!a}",
+                expected="words in UTF-8: the cluster takes no others",
+                found="other bytes",
+                do="rename the file, or name it by a glob",
+            )
+        allow = "--allow-query to submit"
+        require_no_credentials(word, expected, allow, allow_query=allow_query)
 
 
 def entrypoint(command: Sequence[str]) -> str:

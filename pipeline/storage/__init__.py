@@ -5,6 +5,7 @@ which a file gets its final name only once it is whole.
 """
 
 from chiasm.pipeline.storage.backend import Backend, PendingFile, Stat, Stream
+from chiasm.pipeline.storage.credentials import require_no_credentials
 from chiasm.pipeline.storage.folder import Folder
 from chiasm.pipeline.storage.local import (
     LocalFiles,
@@ -56,6 +57,7 @@ __all__ = [
     "open_stream",
     "read_range",
     "replace_prefix",
+    "require_no_credentials",
     "run_of_temporary",
     "stat",
     "stat_or_none",

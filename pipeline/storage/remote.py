@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 from chiasm.pipeline.errors import SourceError, StorageError, UnreachableError, UsageError
 from chiasm.pipeline.storage import retry
 from chiasm.pipeline.storage.backend import Stat, Stream
-from chiasm.pipeline.storage.credentials import credentials_error
+from chiasm.pipeline.storage.credentials import credentials_error, has_user
 from chiasm.pipeline.storage.keys import glob_matcher, require_utf8
 from chiasm.pipeline.storage.object_store import RangesUnsupported, ReadableStore, Store
 from chiasm.pipeline.storage.store_errors import (
@@ -152,9 +152,7 @@ class ObjectFiles(ReadableFiles[Store]):
     def canonical(self, url: str) -> str:
         """Keys are not escaped and double slashes stay, as S3 tools have it."""
         rest = url.partition("://")[2]
-        # In hf:// an @ names a revision, and only a : before the first slash a password.
-        password = r"[^/]*:.*@" if self.scheme == "hf" else r"(?!arn:)[^/]*[:@]"
-        if re.match(password, rest):
+        if has_user(f"{self.scheme}://{rest}"):
             do = "docs/operations.md says where they go"
             raise credentials_error(f"{self.scheme}://***", do)
         if not rest.partition("/")[0]:
