@@ -9,9 +9,11 @@ import json
 import logging
 import os
 import random
+import signal
 import subprocess
 import sys
 import tarfile
+import tomllib
 
 import pytest
 from conftest import ROOT, environment, jpeg, make_shard
@@ -183,6 +185,33 @@ def test_the_console_script_is_the_same_program():
     script = os.path.join(os.path.dirname(sys.executable), "chiasm")
     ran = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
     assert ran.stdout.startswith("chiasm ")
+
+
+INTERRUPTS = """
+import os, signal, sys
+class Interrupts:
+    def find_spec(name, path=None, target=None):
+        if name == "chiasm.jobs":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts)
+"""
+
+
+@pytest.mark.parametrize("way", ["module", "script"])
+def test_a_command_that_is_interrupted_while_it_begins_says_nothing(way, tmp_path):
+    """The signal comes with the first import of a room: what a person can meet is any later."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTS)
+    entry = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["chiasm"]
+    module, _, function = entry.partition(":")
+    script = ["-c", f"import sys; from {module} import {function}; sys.exit({function}())"]
+    ran = subprocess.run(
+        [sys.executable, *(script if way == "script" else ["-m", "chiasm"]), "--version"],
+        env={**environment(), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_a_wrong_command_or_flag_exits_with_2(chiasm):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from itertools import chain
 from typing import Annotated
 
 import typer
 
-from chiasm.jobs.console import printable
+from chiasm.jobs.console import lines_of, printable
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.shards import list_shards
@@ -39,7 +40,11 @@ MATCHER_HELP = "A model that matches: pocket, pocket:DIR or two-tower:DIR."
 
 def list_command_shards(specs: list[str], allow_query: bool) -> list[Shard]:
     """The shards of the command line, `-` read from stdin; UsageError where there is none."""
-    shards = list_shards(specs, sys.stdin, allow_query=allow_query)
+    listed = None
+    if "-" in specs and sys.stdin is not None:
+        # A path may have any bytes.
+        listed = chain.from_iterable(lines_of(sys.stdin.fileno(), "surrogateescape"))
+    shards = list_shards(specs, listed, allow_query=allow_query)
     if not shards:
         raise UsageError("SHARDS", expected="at least one shard", found="an empty list on stdin")
     return shards

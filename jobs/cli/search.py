@@ -16,7 +16,7 @@ from chiasm.index.query import check_stages
 from chiasm.index.sheet import sheet_format, write_sheet
 from chiasm.jobs.cli.options import ENCODING, Assignments, Collection, Device, Preset
 from chiasm.jobs.config import compose
-from chiasm.jobs.console import json_line, printable
+from chiasm.jobs.console import json_line, lines_of, printable
 from chiasm.pipeline.collection import read_identity
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.storage import Folder
@@ -166,20 +166,10 @@ def _batches(
         raise UsageError(
             "search", expected="a text, --image FILE, or queries on stdin", found="none of them"
         )
-    for lines in _stdin_lines(sys.stdin.fileno()):
-        # The first of a file of Windows begins with a byte order mark, which is none of the text.
-        texts = list(filter(None, (line.removeprefix("\ufeff").strip() for line in lines)))
+    for lines in lines_of(sys.stdin.fileno(), "replace"):
+        texts = list(filter(None, map(str.strip, lines)))
         for start in range(0, len(texts), BATCH):
             yield [make_query(line) for line in texts[start : start + BATCH]]
-
-
-def _stdin_lines(stdin: int) -> Iterator[list[str]]:
-    """Whole lines as they arrive, so that a program that writes one query and waits is answered."""
-    rest = b""
-    while chunk := os.read(stdin, 1 << 16):
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield [line.decode("utf-8", "replace") for line in lines]
-    yield [rest.decode("utf-8", "replace")]
 
 
 def format_answer(answer: Answer) -> str:

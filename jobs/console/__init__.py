@@ -2,13 +2,14 @@
 
 from chiasm.jobs.console.c_output import divert_c_output
 from chiasm.jobs.console.progress import Progress, showing
-from chiasm.jobs.console.streams import open_closed_streams, take_any_text
+from chiasm.jobs.console.streams import lines_of, open_closed_streams, take_any_text
 from chiasm.jobs.console.terminal import json_line, printable
 
 __all__ = [
     "Progress",
     "divert_c_output",
     "json_line",
+    "lines_of",
     "open_closed_streams",
     "printable",
     "showing",

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
-from typing import TextIO
+from collections.abc import Iterable, Iterator, Sequence
 
 from braceexpand import braceexpand
 
@@ -35,12 +34,12 @@ _MAX_STEM = 120
 
 
 def list_shards(
-    specs: Sequence[str], stdin: TextIO | None = None, *, allow_query: bool = False
+    specs: Sequence[str], stdin: Iterable[str] | None = None, *, allow_query: bool = False
 ) -> list[Shard]:
     """Every shard that the specs name, each once, in their order; sorted inside a glob or folder.
 
     A spec is a path or URL of a shard, a brace range (`{00000..00012}`, `{a,b}`), a glob, a folder
-    (its *.tar, *.tar.gz, *.tgz and *.tar.zst), or `-` for one spec a line from `stdin`. Raises
+    (its *.tar, *.tar.gz, *.tgz and *.tar.zst), or `-` for one spec a line of `stdin`. Raises
     SourceError where a spec matches nothing, UsageError for a malformed one.
 
     allow_query: take HTTP URLs with any query. Ledgers keep URLs, so that without it one whose
@@ -60,7 +59,7 @@ def shard_id(url: str) -> str:
     return f"{stem}-{hashlib.blake2b(url.encode(), digest_size=5).hexdigest()}"
 
 
-def _with_stdin(specs: Sequence[str], stdin: TextIO | None) -> Iterator[str]:
+def _with_stdin(specs: Sequence[str], stdin: Iterable[str] | None) -> Iterator[str]:
     for spec in specs:
         if spec != "-":
             yield spec
