@@ -188,8 +188,10 @@ def _rows_of(folder: Folder, shard_id: str) -> int:
 
 def _matches_nothing(folder: Folder, spec: str, urls: Mapping[str, str]) -> UsageError:
     some = next((url for url in urls.values() if url), "")
-    inside = any(below(url, place) for place in folder_urls(spec) for url in urls.values())
-    do = f"name its shards: '{spec.rstrip('/')}/*'" if inside else ""
+    places = folder_urls(spec)
+    inside = [url[len(place) + 1 :] for place in places for url in urls.values() if below(url, place)]
+    glob = f"{spec.rstrip('/')}/{'**' if any('/' in rest for rest in inside) else '*'}"
+    do = f"name its shards: {shlex.quote(glob)}" if inside else ""
     if some and not do:
         do = f"give an id, a path or a URL, such as {shlex.quote(display_name(some))}, or a glob"
     return UsageError(

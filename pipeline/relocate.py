@@ -105,13 +105,15 @@ class Refusal:
 @dataclass(frozen=True)
 class RelocateSummary:
     """What was moved, or would be where `written` is False. moved: URL before -> URL now; rows of
-    them. already: how many shards the same command had moved before."""
+    them. already: how many shards the same command had moved before. unchanged: how many are where
+    they were embedded, which is also their new place."""
 
     moved: dict[str, str]
     rows: int
     already: int
     refused: list[Refusal]
     written: bool
+    unchanged: int = 0
 
 
 def relocate(
@@ -130,15 +132,17 @@ def relocate(
     though others are not; else nothing is written. Raises UsageError where no shard is below
     `source`, CollectionError while another run is at work in the collection.
     """
+    places = folder_urls(source), folder_url(target)  # refused before anything is written
     if dry_run:
-        plan = Plan(folder, folder_urls(source), folder_url(target))
+        plan = Plan(folder, *places)
         plan.prove(progress)
         return plan.summary(written=False)
-    settings = {"from": source, "to": target, "partial": partial}
-    with Run(folder, RELOCATE, settings) as run:
+    # As they are shown: a query may hold credentials.
+    settings = {"from": display_name(places[0][0]), "to": display_name(places[1])}
+    with Run(folder, RELOCATE, {**settings, "partial": partial}) as run:
         _require_alone(run)
         run.sweep(FOLDERS)
-        plan = Plan(folder, folder_urls(source), folder_url(target))
+        plan = Plan(folder, *places)
         plan.prove(progress)
         written = bool(plan.moves) and (partial or not plan.refused)
         if written:
@@ -172,6 +176,7 @@ class Plan:
         self.urls = {k: url for k, url in urls.items() if url and k not in self.already}
         self.moves: dict[str, Move] = {}
         self.refused: list[Refusal] = []
+        self.unchanged = 0
         if not self.urls and not self.already:
             raise self._nothing_below()
 
@@ -196,8 +201,10 @@ class Plan:
             shard_id = shard_ids[url]
             if not isinstance(found, Move):
                 self.refused.append(Refusal(self.entries[shard_id].source.url, url, found))
-            elif found.is_written:
+            elif found.is_written and shard_id in self.relocations.shards:
                 self.already.add(shard_id)
+            elif found.is_written:
+                self.unchanged += 1
             else:
                 self.moves[shard_id] = found
 
@@ -229,6 +236,7 @@ class Plan:
             already=len(self.already),
             refused=self.refused,
             written=written,
+            unchanged=self.unchanged,
         )
 
     def _new_url(self, url: str) -> str | None:

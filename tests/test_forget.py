@@ -99,13 +99,25 @@ def test_one_name_that_is_no_shards_and_nothing_is_removed(made, collection):
     folder = Folder(str(collection))
     for spec, message in {
         f"{made}/shards/b.tar": "found none of that name; give an id, a path or a URL",
-        f"{made}/shards": f"found a folder of shards; name its shards: '{made}/shards/\\*'",
+        f"{made}/shards": f"found a folder of shards; name its shards: '{made}/shards/\\*\\*'",
+        f"{made}/shards/deep/": f"name its shards: '{made}/shards/deep/\\*'$",
+        "": "'': expected a path or a URL, found an empty one",
         "a": "none of that name",
         "s3://bucket/*.tar": "none of that name",
     }.items():
         with pytest.raises(UsageError, match=message):
             forget(folder, [f"{made}/shards/a.tar", spec])
     assert left(collection) == [1, 2, 3, 4, 5]
+
+
+def test_the_glob_that_is_advised_takes_out_what_is_in_a_folder(made, collection):
+    folder = Folder(str(collection))
+    for spec, rows in ((f"{made}/shards/deep", 3), (f"{made}/shards", 12)):
+        with pytest.raises(UsageError) as refused:
+            forget(folder, [spec])
+        glob = refused.value.do.partition("'")[2].removesuffix("'")
+        assert forget(folder, [glob]).rows == rows
+    assert left(collection) == []
 
 
 def test_a_shard_that_a_live_run_holds_stays(made, collection):

@@ -323,6 +323,46 @@ def test_a_folder_without_shards_is_wrong_usage(tmp_path):
         relocate(Folder(str(path)), f"{tmp_path}/ol", f"{tmp_path}/new")
 
 
+def test_what_never_moved_is_not_said_to_have_moved(tmp_path, capsys):
+    path = embedded(tmp_path, "a.tar")
+    place = f"{tmp_path}/old"
+    relocate_(str(path), place, place)
+    assert capsys.readouterr().out == "nothing to move; 1 are where they were\n"
+    os.utime(tmp_path / "old/a.tar")
+    for printed in ("moved 1 shards, 5 rows\n", "nothing to move; 1 were moved before\n"):
+        relocate_(str(path), place, place)
+        assert capsys.readouterr().out == printed
+
+
+def test_no_place_is_named_by_an_empty_text(tmp_path, monkeypatch):
+    path = embedded(tmp_path, "a.tar")
+    monkeypatch.chdir(tmp_path / "old")
+    kept = sorted(tmp_path.rglob("*"))
+    refused = pytest.raises(UsageError, match="'': expected a path or a URL, found an empty one")
+    for source, target in (("", ""), ("", "/new"), (f"{tmp_path}/old", ""), ("file://", "x")):
+        with pytest.raises(UsageError):
+            relocate(Folder(str(path)), source, target)
+    with refused:
+        make_collection("", tmp_path / "d", "fake")
+    with pytest.raises(UsageError):
+        make_collection(tmp_path / "old", "", "fake")
+    assert sorted(tmp_path.rglob("*")) == kept
+
+
+def test_a_run_keeps_no_credentials(tmp_path):
+    """A shard that was embedded by a query that a person allowed, and one that is refused."""
+    path = embedded(tmp_path, "a.tar")
+    place = f"{tmp_path}/old"
+    for source, target in (
+        ("http://h/a.tar?sig=hush", place),
+        (place, "http://h/a.tar?sig=hush"),
+        (place, "http://ann:hush@h/a.tar"),
+    ):
+        with pytest.raises(UsageError):
+            relocate(Folder(str(path)), source, target)
+    assert not any(b"hush" in file.read_bytes() for file in path.rglob("*") if file.is_file())
+
+
 def test_a_link_may_have_the_old_name(tmp_path):
     path = embedded(tmp_path, "a.tar")
     os.rename(tmp_path / "old", tmp_path / "new")

@@ -66,6 +66,7 @@ def print_summary(summary: RelocateSummary, *, dry_run: bool) -> None:
         reason = refusal.reason.removeprefix(f"{place}: ")
         print(printable(f"not moved {shard}: {place}: {reason}"))
     already = f"; {summary.already:,} were moved before" if summary.already else ""
+    already += f"; {summary.unchanged:,} are where they were" if summary.unchanged else ""
     shards = f"{len(summary.moved):,} shards, {summary.rows:,} rows"
     if summary.written:
         print(printable(f"moved {shards}{already}"))

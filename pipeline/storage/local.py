@@ -163,6 +163,8 @@ class LocalFiles:
 
     def canonical(self, url: str) -> str:
         path = _path_of(url)
+        if not path:  # of a variable that is not set; as a path it would be the current folder
+            raise UsageError(repr(url), expected="a path or a URL", found="an empty one")
         if "\0" in path:
             raise UsageError(repr(url), expected="a path", found="a null byte in it")
         path = os.path.realpath(os.path.expanduser(path))
