@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import errno
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, cast, get_args, get_type_hints
 
-import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 from pydantic_core import ErrorDetails
 
 from chiasm.index.plan import IndexSettings
+from chiasm.jobs.preset_files import read_preset, read_yaml
 from chiasm.pipeline.batches import BatchSettings
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.errors import UsageError
@@ -28,11 +27,13 @@ from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.shards import ReadSettings
 
-PRESETS = Path(__file__).parent / "presets"
 DEFAULT_ENCODER = "pocket"  # of a new collection
 
-MOST_SETTINGS_BYTES = 1 << 20  # of a file of settings; all of ours are far below
 MOST = 1_000_000  # of anything that Ray counts: far above any cluster, far below its limits
+# Of rows, bytes, steps: above any data set's. A seed times a million is one of 64 bits as well.
+MOST_OF_ANY = 10**12
+MOST_THREADS = 4096  # above the cores of any machine; each takes memory
+THREADS = ("encoder.threads", "batch.decode_threads", "train.drawing_processes")
 _CHECKED = ConfigDict(extra="forbid")
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -85,13 +86,13 @@ class TrainOptions:
     fusion_steps: Annotated[int, Field(ge=0)] | None = None
     fusion: str | None = None
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     batch: Annotated[int, Field(ge=2)] | None = None
     corpus: Annotated[int, Field(ge=1)] | None = None
     calibrated: Annotated[int, Field(ge=1)] | None = None
     gallery: Annotated[int, Field(ge=10)] | None = None
     drawing_processes: Annotated[int, Field(ge=0)] = 1
-    processes: Annotated[int, Field(ge=0)] = 0
+    processes: Annotated[int, Field(ge=0, le=MOST)] = 0
 
 
 @checked_dataclass(frozen=True, config=_CHECKED)
@@ -151,7 +152,7 @@ def compose(
     """
     values: dict[str, Any] = {}
     source: dict[str, str] = {}  # dotted key -> where it was set
-    _merge(values, source, _read_preset(preset), preset)
+    _merge(values, source, read_preset(preset), preset)
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals:
@@ -164,14 +165,44 @@ def compose(
                 expected="a setting that this command uses: " + ", ".join(uses),
                 do=instead,
             )
-        _put(values, source, key, _yaml(value, f"--set {assignment}"), "--set")
+        _put(values, source, key, read_yaml(value, f"--set {assignment}"), "--set")
     for key, value in (flags or {}).items():
         if value is not None:
             _put(values, source, key, value, "the command line")
+    _require_kinds({key: _value_at(values, key) for key in source})
     try:
-        return TypeAdapter(Settings).validate_python(values)
+        settings = TypeAdapter(Settings).validate_python(values)
     except ValidationError as error:
         raise _usage_error(error.errors()[0], source) from error
+    _require_bounds(settings, source)
+    return settings
+
+
+def _require_kinds(given: Mapping[str, Any]) -> None:
+    """UsageError for a value that pydantic would turn into one of another kind (`true` into 1).
+    given: dotted key -> value."""
+    kinds = _kinds(Settings)
+    for key, value in given.items():
+        kind = kinds.get(key)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if kind is bool and not isinstance(value, bool | None):
+            raise UsageError(f"setting {key}", expected="true or false", found=repr(value))
+        if kind is int and isinstance(value, bool | float | str):
+            raise UsageError(f"setting {key}", expected="a whole number", found=repr(value))
+        if kind is float and (isinstance(value, bool) or value != value):
+            raise UsageError(f"setting {key}", expected="a number", found=repr(value))
+        if is_number and isinstance(value, int) and value.bit_length() > 63:
+            found = f"one of {value.bit_length()} bits"  # too long to be written out
+            raise UsageError(f"setting {key}", expected="a number", found=found)
+
+
+def _require_bounds(settings: Settings, given: Iterable[str]) -> None:
+    """UsageError for a number so large that nothing can work with it."""
+    for key in given:
+        value = functools.reduce(getattr, key.split("."), settings)
+        most = MOST_THREADS if key in THREADS else MOST_OF_ANY
+        if isinstance(value, int | float) and value > most:
+            raise UsageError(key, expected=f"{most:g} or less", found=f"{value:g}")
 
 
 def _is_used(key: str, uses: Sequence[str]) -> bool:
@@ -208,62 +239,6 @@ def _unknown(key: str, where: str) -> UsageError:
     )
 
 
-def presets() -> list[str]:
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
-
-
-def _read_preset(preset: str) -> dict[str, Any]:
-    path = PRESETS / f"{preset}.yaml" if preset in presets() else Path(preset)
-    try:
-        if not path.is_file():  # a pipe may never end
-            found = "a folder" if path.is_dir() else "a device" if path.exists() else "no such file"
-            raise FileNotFoundError(errno.ENOENT, found)
-        with path.open("rb") as file:
-            data = file.read(MOST_SETTINGS_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a name with a null character
-        raise UsageError(
-            f"preset {preset!r}",
-            expected=f"{', '.join(presets())} or the path of a YAML file",
-            found=getattr(error, "strerror", None) or str(error),
-        ) from error
-    if len(data) > MOST_SETTINGS_BYTES:
-        raise UsageError(
-            str(path), expected=f"settings of at most {MOST_SETTINGS_BYTES >> 20} MiB", found="more"
-        )
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            str(path), expected="YAML in UTF-8", found=f"other bytes at position {error.start}"
-        ) from error
-    values = _yaml(text, str(path))
-    if values is not None and not isinstance(values, dict):
-        raise UsageError(str(path), expected="settings by key", found=type(values).__name__)
-    return values or {}
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without aliases: a few lines of them can stand for more values than memory holds."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("an alias (*name), which settings do not need")
-        return super().compose_node(parent, index)
-
-
-def _yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)  # a subclass of the safe loader
-    except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or str(error)
-        raise UsageError(where, expected="YAML", found=problem) from error
-    except RecursionError as error:
-        raise UsageError(where, expected="YAML", found="nesting that is too deep") from error
-    # What YAML's own constructors raise for a value such as 2026-13-45 or a key that is a list.
-    except (ValueError, TypeError, OverflowError) as error:
-        raise UsageError(where, expected="YAML", found=str(error)) from error
-
-
 def _merge(
     values: dict[str, Any],
     source: dict[str, str],
@@ -276,6 +251,8 @@ def _merge(
             raise _unknown(f"{prefix}{key}", where)
         if isinstance(value, Mapping):
             _merge(values, source, value, where, f"{prefix}{key}.")
+        elif f"{prefix}{key}" in source:  # by a dot and in a group
+            raise UsageError(where, expected="each key once", found=f"{prefix}{key} twice")
         else:
             _put(values, source, f"{prefix}{key}", value, where)
 
@@ -296,18 +273,30 @@ def _put(
     source[dotted] = where
 
 
+def _value_at(values: Mapping[str, Any], dotted: str) -> Any:
+    return functools.reduce(lambda group, name: group[name], dotted.split("."), values)
+
+
 def _groups() -> set[str]:
     return {key.rpartition(".")[0] for key in keys(Settings)} - {""}
 
 
-def keys(kind: type, prefix: str = "") -> list[str]:
+def keys(kind: type) -> list[str]:
     """Every key of a settings dataclass, dotted."""
+    return list(_kinds(kind))
+
+
+@functools.cache
+def _kinds(kind: type) -> dict[str, type]:
+    """The same, each with its type: of an optional one the type that it has where it is given."""
     hints = get_type_hints(kind)
-    found: list[str] = []
+    found: dict[str, type] = {}
     for entry in fields(kind):
         inner = hints[entry.name]
         if is_dataclass(inner):
-            found += keys(inner, f"{prefix}{entry.name}.")
+            nested = _kinds(cast(type, inner))
+            found |= {f"{entry.name}.{key}": known for key, known in nested.items()}
         else:
-            found.append(prefix + entry.name)
+            given = [each for each in get_args(inner) if each is not type(None)]
+            found[entry.name] = given[0] if given else inner
     return found

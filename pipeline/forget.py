@@ -189,7 +189,9 @@ def _rows_of(folder: Folder, shard_id: str) -> int:
 def _matches_nothing(folder: Folder, spec: str, urls: Mapping[str, str]) -> UsageError:
     some = next((url for url in urls.values() if url), "")
     places = folder_urls(spec)
-    inside = [url[len(place) + 1 :] for place in places for url in urls.values() if below(url, place)]
+    inside = [
+        url[len(place) + 1 :] for place in places for url in urls.values() if below(url, place)
+    ]
     glob = f"{spec.rstrip('/')}/{'**' if any('/' in rest for rest in inside) else '*'}"
     do = f"name its shards: {shlex.quote(glob)}" if inside else ""
     if some and not do:

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from chiasm.index.plan import IndexSettings
-from chiasm.jobs.config import Settings, compose, keys, presets
+from chiasm.jobs.config import Settings, compose, keys
+from chiasm.jobs.preset_files import presets
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.config import ModelConfig
 
@@ -48,7 +49,22 @@ def test_the_settings_in_force_compose_to_themselves(tmp_path):
         (["batch.sise=3"], "unknown setting 'batch.sise' in --set; did you mean batch.size?"),
         (["batch=3"], "unknown setting 'batch' in --set"),
         (["batch.size"], "--set batch.size: expected key=value, as in batch.size=32"),
-        (["batch.size=many"], "setting batch.size: expected a valid integer"),
+        (["batch.size=many"], "setting batch.size: expected a whole number, found 'many'"),
+        (["batch.size=true"], "setting batch.size: expected a whole number, found True"),
+        (["batch.size=32.0"], "setting batch.size: expected a whole number, found 32.0"),
+        (["batch.size='32'"], "setting batch.size: expected a whole number, found '32'"),
+        (["workers.cpus=yes"], "setting workers.cpus: expected a number, found True"),
+        (["train.learning_rate=false"], "setting train.learning_rate: expected a number, found Fa"),
+        (["decode.max_seconds=.nan"], "setting decode.max_seconds: expected a number, found nan"),
+        (["decode.scaled=1"], "setting decode.scaled: expected true or false, found 1"),
+        (["batch.size=99999999999999999999"], "size: expected a number, found one of 67 bits"),
+        (["index.nprobe=-0x" + "f" * 9999], "nprobe: expected a number, found one of 39996 bits"),
+        (["batch.queue=1000000000001"], "batch.queue: expected 1e+12 or less, found 1e+12"),
+        (["decode.max_seconds=.inf"], "decode.max_seconds: expected 1e+12 or less, found inf"),
+        (["encoder.threads=5000"], "encoder.threads: expected 4096 or less, found 5000"),
+        (["batch.decode_threads=5000"], "batch.decode_threads: expected 4096 or less, found 5000"),
+        (["train.drawing_processes=5000"], "processes: expected 4096 or less, found 5000"),
+        (["train.seed=-1"], "train.seed: expected 0 or more, found -1"),
         (["workers.count=0"], "workers.count: expected 1 or more, found 0"),
         (["batch.size=0"], "batch.size: expected 1 or more, found 0"),
         (["batch.decode_threads=-1"], "batch.decode_threads: expected 1 or more, found -1"),
@@ -61,7 +77,7 @@ def test_the_settings_in_force_compose_to_themselves(tmp_path):
         (["train.steps=0"], "train.steps: expected 1 or more, found 0"),
         (["train.learning_rate=0"], "train.learning_rate: expected more than 0, found 0"),
         (["filter.drop=3"], "filter.drop: expected a share from 0 to 1, found 3"),
-        (["filter.flag=perhaps"], "setting filter.flag: expected a valid boolean"),
+        (["filter.flag=perhaps"], "setting filter.flag: expected true or false, found 'perhaps'"),
         (["batch.size=*a"], "--set batch.size=*a: expected YAML, found an alias (*name)"),
         (["batch.size=" + "[" * 20000], "expected YAML, found nesting that is too deep"),
         (["workers.cpus=.inf"], "workers.cpus: expected 1e+06 or less, found inf"),
@@ -103,6 +119,9 @@ ODD_FILES = {
     "python": b"max_loss: !!python/object/apply:os.system ['exit']",
     "null group": b"batch: null",
     "infinite": b"workers: {cpus: .inf}",
+    "a key twice": b"batch:\n  size: 1\n  size: 2\n",
+    "a group twice": b"batch: {size: 1}\nindex: {nprobe: 2}\nbatch: {queue: 3}\n",
+    "a key by a dot and in a group": b"batch.size: 1\nbatch: {size: 2}\n",
     "too large": b"#" * (1 << 20) + b"\n",
 }  # fmt: skip
 
@@ -113,6 +132,27 @@ def test_an_odd_file_of_settings_is_one_line(name, tmp_path):
     with pytest.raises(UsageError) as raised:
         compose(str(tmp_path / "odd.yaml"))
     assert "\n" not in str(raised.value)
+
+
+def test_a_key_that_is_given_twice_is_named_with_its_line(tmp_path):
+    path = tmp_path / "mine.yaml"
+    for name, found in {
+        "a key twice": "expected YAML, found the key 'size' twice in line 3",
+        "a group twice": "expected YAML, found the key 'batch' twice in line 3",
+        "a key by a dot and in a group": "expected each key once, found batch.size twice",
+    }.items():
+        path.write_bytes(ODD_FILES[name])
+        with pytest.raises(UsageError) as raised:
+            compose(str(path))
+        assert str(raised.value) == f"{path}: {found}"
+    assert compose("laptop", ["batch.size=1", "batch.size=2"]).batch.size == 2
+
+
+def test_numbers_are_taken_as_people_write_them():
+    written = ["train.learning_rate=1e-4", "workers.cpus=2", "max_loss=0", "train.steps=null"]
+    settings = compose("laptop", [*written, "batch.size=1_000"])
+    assert (settings.train.learning_rate, settings.train.steps) == (1e-4, None)
+    assert (settings.workers.cpus, settings.max_loss, settings.batch.size) == (2, 0, 1000)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,8 @@ JOBS = {f"jobs/{path.stem}" for path in (ROOT / "jobs").glob("*.py") if path.ste
 EVERY_JOB = {*JOBS, "jobs/cluster", "jobs/console"}
 JOBS_ARROWS = {
     **dict.fromkeys((*JOBS, "jobs/cli"), EVERY_JOB),
-    **dict.fromkeys(("jobs/config", "jobs/signals", "jobs/console"), NOTHING),
+    **dict.fromkeys(("jobs/preset_files", "jobs/signals", "jobs/console"), NOTHING),
+    "jobs/config": {"jobs/preset_files"},
     "jobs/cluster": {"jobs/config", "jobs/signals"},
 }
 # Rooms whose `__init__` says what others may import. In model, two_tower, scenes and training the
