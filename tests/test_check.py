@@ -26,6 +26,7 @@ from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.encoders import ENCODERS
 from chiasm.pipeline.errors import CollectionError, StorageError
+from chiasm.pipeline.forget import forget
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.verify import sources
@@ -411,6 +412,35 @@ def test_the_fix_of_damaged_rows_can_be_followed(embedded, tmp_path):
     assert find_embedding(folder, shard.id) is None
     embed_shard(shard, FakeEncoder(), folder, EmbedSettings(), run_id="test")
     assert findings(path) == []
+
+
+def test_every_file_that_other_programs_would_read_is_named(embedded, tmp_path):
+    path = copied(embedded, tmp_path / "x")
+    (file,) = (path / "embeddings").glob("s-0-*.parquet")
+    rows = len(pq.read_table(path / "embeddings"))
+    (path / "embeddings/old").mkdir()
+    for name in (f"s~{file.name}", f"{file.stem} (1).parquet", f"{file.name}.bak", "old/a.parquet"):
+        shutil.copy(file, path / "embeddings" / name)
+    for name in (".hidden", "_SUCCESS"):
+        (path / "embeddings" / name).touch()
+    assert len(pq.read_table(path / "embeddings")) == rows + 4 * len(pq.read_table(file))
+    folder = f"{path}/embeddings"
+    other = "pandas, pyarrow and Spark read all of this folder; this is no shard's; move"
+    assert findings(path) == [
+        f"shard {file.stem} (1): its Parquet footer names shard {file.stem}: it is a copy; "
+        f"run chiasm forget {path} -- '{file.stem} (1)'",
+        f"embeddings/{file.name}.bak: {other} {folder}/{file.name}.bak elsewhere",
+        f"embeddings/s~{file.name}: a second file of shard {file.stem}, which pandas, pyarrow and "
+        f"Spark read too; delete '{folder}/s~{file.name}'",
+        f"embeddings/old: {other} {folder}/old elsewhere",
+    ]
+    forget(Folder(str(path)), [f"{file.stem} (1)"])
+    (path / "embeddings" / f"{file.name}.bak").unlink()
+    shutil.rmtree(path / "embeddings/old")
+    os.rename(path / "embeddings" / f"s~{file.name}", file)
+    assert findings(path) == [] and len(pq.read_table(path / "embeddings")) == rows
+    os.rename(file, path / "embeddings" / f"s~{file.name}")
+    assert findings(path)[-1].endswith(f"it never has; rename it to embeddings/{file.name}")
 
 
 def test_findings_with_different_fixes_are_advised_line_by_line(drawn, tmp_path):

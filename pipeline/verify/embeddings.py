@@ -61,20 +61,33 @@ def check_shards(collection: Collection, checked: Counter[str]) -> Iterator[Find
 
 
 def _check_names(folder: Folder) -> Iterator[Finding]:
-    """Files that pandas, pyarrow and Spark pass over."""
-    for name in folder.list("embeddings"):
+    """What programs that read the folder pass over, and what they read that chiasm does not."""
+    for name in [*folder.list("embeddings"), *folder.folders("embeddings")]:
         shard_id = None if is_temporary(name) else shard_id_of(name)
-        if shard_id is None or name != earlier_parquet_name(shard_id):
-            continue
-        what = "pandas, pyarrow and Spark pass over a file with such a name"
-        if folder.exists(parquet_name(shard_id)):
-            what = f"{what}; newer rows of the shard are in {parquet_name(shard_id)}"
-            path = shlex.quote(display_name(folder.url_of(name)))
-            yield Finding(name, what, f"delete {path}")
-            continue
-        path = shlex.quote(display_name(folder.url))  # after --, since an id may begin with a dash
-        fix = f"run chiasm forget {path} -- {shard_id} and embed the shard again"
-        yield Finding(name, what, f"{fix}: it gets a name that they read")
+        path = shlex.quote(display_name(folder.url_of(name)))
+        if shard_id is None:
+            if not name.rpartition("/")[2].startswith(("_", ".")):
+                what = "pandas, pyarrow and Spark read all of this folder; this is no shard's"
+                yield Finding(name, what, f"move {path} elsewhere")
+        elif name == earlier_parquet_name(shard_id):
+            yield _passed_over(folder, name, shard_id)
+        elif name != parquet_name(shard_id):
+            what = f"a second file of shard {shard_id}, which pandas, pyarrow and Spark read too"
+            if folder.exists(stored_parquet_name(folder, shard_id)):
+                yield Finding(name, what, f"delete {path}")
+            else:
+                what = f"a file of shard {shard_id} under a name that it never has"
+                yield Finding(name, what, f"rename it to {parquet_name(shard_id)}")
+
+
+def _passed_over(folder: Folder, name: str, shard_id: str) -> Finding:
+    what = "pandas, pyarrow and Spark pass over a file with such a name"
+    if folder.exists(parquet_name(shard_id)):
+        what = f"{what}; newer rows of the shard are in {parquet_name(shard_id)}"
+        return Finding(name, what, f"delete {shlex.quote(display_name(folder.url_of(name)))}")
+    path = shlex.quote(display_name(folder.url))  # after --, since an id may begin with a dash
+    fix = f"run chiasm forget {path} -- {shlex.quote(shard_id)} and embed the shard again"
+    return Finding(name, what, f"{fix}: it gets a name that they read")
 
 
 def filled_columns(collection: Collection) -> set[str]:
@@ -121,6 +134,10 @@ class ShardCheck:
             yield from self._check_entry(entry, has_embeddings)
         if has_embeddings:
             footer = read_footer(self.folder, self.shard_id)
+            if footer.source.id != self.shard_id:
+                what = f"its Parquet footer names shard {footer.source.id}: it is a copy"
+                yield Finding(self.where, what, self._forget())
+                return  # no other advice helps
             self._name_source(footer.source.url)
             if entry is None:
                 yield Finding(self.where, "embeddings without a ledger entry", self._embed_again())
@@ -128,7 +145,7 @@ class ShardCheck:
                 yield self._disagreement(footer, entry)
             file = EmbeddingFile(self.folder, footer)
             agreeing = footer.agreeing(entry)
-            if agreeing is not None and footer.source.id == self.shard_id:
+            if agreeing is not None:
                 self.done = agreeing, file
                 if footer.source != agreeing.source:
                     yield self._half_relocated(footer)
@@ -188,9 +205,6 @@ class ShardCheck:
 
     def _check_footer(self, file: EmbeddingFile) -> Iterator[Finding]:
         footer = file.footer
-        if footer.source.id != self.shard_id:
-            what = f"its Parquet footer names shard {footer.source.id}: it is a copy"
-            yield Finding(self.where, what, self._forget())
         if footer.fingerprint != self.identity.fingerprint:
             encoder = f"{footer.encoder} ({footer.fingerprint[:12]})"
             what = f"embedded by {encoder}, not by the collection's {self.identity.encoder}"
