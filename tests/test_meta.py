@@ -87,7 +87,11 @@ def test_the_order_of_rows_does_not_matter(rows, dice):
         ([2**63], [str(2**63)], pa.string()),
         ([-(2**63)], [-(2**63)], pa.int64()),
         ([None], [None], pa.string()),
-        ([{}], ["{}"], pa.string()),
+        ([{}], [{}], pa.struct([])),
+        ([{}, None], [{}, None], pa.struct([])),
+        ([[{}], []], [[{}], []], pa.list_(pa.struct([]))),
+        ([{"a": {}}, {}], [{"a": {}}, {"a": None}], pa.struct({"a": pa.struct([])})),
+        ([{}, "a"], ["{}", "a"], pa.string()),
         ([[], [1]], [[], [1]], pa.list_(pa.int64())),
         ([[], None], [[], None], pa.list_(pa.string())),
         ([[1, "a"]], [["1", "a"]], pa.list_(pa.string())),
@@ -101,6 +105,19 @@ def test_the_order_of_rows_does_not_matter(rows, dice):
 )
 def test_different_types_in_one_field_become_one_type(values, kept, kind):
     assert column(*values) == (kept, kind)
+
+
+def test_objects_without_fields_are_objects_in_an_answer(tmp_path):
+    """They come back from the Arrow file as they were."""
+    cells = ['{"x": {}, "n": 1}', None, "{}"]
+    kept = infer(cells).column(cells)
+    with pa.OSFile(str(tmp_path / "rows"), "wb") as file:
+        table = pa.table({"meta": kept})
+        with pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    read = pa.ipc.open_file(pa.memory_map(str(tmp_path / "rows"))).read_all()["meta"].to_pylist()
+    assert read == [{"n": 1, "x": {}}, None, {"n": None, "x": None}]
+    assert infer(["{}"]).arrow_type() == pa.string()
 
 
 def test_each_widening_is_reported():

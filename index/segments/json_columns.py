@@ -74,7 +74,7 @@ class Field:
 
     def objects(self) -> Iterator[Field]:
         """The objects that this value is, or holds through lists alone."""
-        if self.seen == {"object"} and self.fields:
+        if self.seen == {"object"}:
             yield self
         elif self.seen == {"list"} and self.element:
             yield from self.element.objects()
@@ -137,7 +137,7 @@ class Room:
 def give_room(root: Field) -> None:
     """Choose the objects whose fields are in the type: level by level from the root, those of few
     fields first, as long as there are at most MAX_LEAVES leaves."""
-    leaves, level = 1, [root]
+    leaves, level = 1, [root] if root.fields else []
     while level:
         objects = [found for part in level for found in part.objects()]
         level = []
