@@ -4,6 +4,7 @@ URL of a picture is neither opened nor fetched."""
 from __future__ import annotations
 
 import base64
+import builtins
 import io
 import socket
 import tarfile
@@ -12,16 +13,23 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from fake_encoder import FakeEncoder, FakeMatcher
 from PIL import Image
 from random_models import clip_folder
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tiny_llava import TOWER, cross_encoder_folder, llava_folder
 
+from chiasm.index import Query, build_index, open_collection
+from chiasm.index.query.encode import encode_queries
+from chiasm.jobs.cli import search
+from chiasm.pipeline.caption_filter import read_scores, store_scores
 from chiasm.pipeline.encoders import load_encoder, load_matcher
+from chiasm.pipeline.make import make_collection
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.hub import capture_warnings
 from chiasm.pipeline.shards import ReadSettings, list_shards
+from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.training.two_tower.features import compute
 from chiasm.pipeline.training.two_tower.stream import stream
 from chiasm.pipeline.two_tower.checkpoint import save_two_tower
@@ -42,6 +50,8 @@ ADDRESSES = (
     "http://127.0.0.1:9/x.png",
     "https://example.invalid/cat.jpg",
     "data:image/png;base64," + base64.b64encode(PICTURE).decode()[:120],
+    "http://169.254.169.254/latest/meta-data/",
+    "file:///etc/passwd",
     "/etc/passwd",
 )
 
@@ -104,9 +114,15 @@ def reranker(root):
 
 
 def vectors_of(name):
-    """Texts -> their vectors, by an encoder."""
+    """Texts -> their vectors as captions, then as queries, by an encoder."""
     encoder = load_encoder(name, CPU)
-    return lambda texts: encoder.encode("text", [encoder.preprocess("text", t) for t in texts])
+
+    def both(texts):
+        rows = encoder.encode("text", [encoder.preprocess("text", text) for text in texts])
+        queries = encode_queries([Query(text) for text in texts], encoder, encoder.dims["text"])
+        return np.concatenate([rows.vectors, queries])
+
+    return both
 
 
 def pairs_of(name):
@@ -163,6 +179,15 @@ def closed(monkeypatch):
         monkeypatch.setattr(Image, "open", refuse)
         monkeypatch.setattr(socket.socket, "connect", refuse)
         monkeypatch.setattr(socket, "getaddrinfo", refuse)
+        opened = io.open
+        for module in (builtins, io):
+            monkeypatch.setattr(
+                module,
+                "open",
+                lambda file, *options, **named: (
+                    refuse(file) if "passwd" in str(file) else opened(file, *options, **named)
+                ),
+            )
 
     return close
 
@@ -186,16 +211,59 @@ def test_a_caption_that_reads_like_a_picture_is_encoded_as_text(way, request, tm
     assert np.isfinite(before).all() and np.unique(before.round(6), axis=0).shape[0] > 1
 
 
-def test_a_training_reads_captions_as_texts_alone(clip, sentences, tmp_path, monkeypatch):
+def test_an_encoder_of_anybody_gets_captions_and_queries_as_texts(tmp_path, monkeypatch):
+    """As they are, whatever they read like: when shards are embedded and filtered, by a query, and
+    by a list of them."""
     path = tmp_path / "there.png"
     path.write_bytes(PICTURE)
-    captions = [str(path), ADDRESSES[0], ADDRESSES[2]]
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+    texts = [str(path), path.as_uri(), *ADDRESSES]
+    shard = shard_of(tmp_path / "a.tar", texts)
+    encoder, got = FakeEncoder(), []
+    encode = FakeEncoder.encode
+
+    def seen(self, modality, items):
+        got.extend(items if modality == "text" else ())
+        return encode(self, modality, items)
+
+    monkeypatch.setattr(FakeEncoder, "encode", seen)
+    assert make_collection(shard, tmp_path / "c", encoder).rows == len(texts)
+    assert [text for text in got if text in texts] == texts
+    build_index(tmp_path / "c")
+    searcher = open_collection(tmp_path / "c")
+    for ask in (
+        lambda: [searcher.search(text, k=1, column="text") for text in texts],
+        lambda: searcher.search_many([Query(text, k=1, column="text") for text in texts]),
+    ):
+        got.clear()
+        assert [answer[0].caption for answer in ask()] == texts
+        assert [text for text in got if text in texts] == texts
+    make_query = search.partial(Query, k=1, column="text")
+    (query,) = next(search._batches(str(path), make_query, from_stdin=False))
+    assert searcher.search_many([query])[0][0].caption == query.words == str(path)
+    got.clear()
+    (listed,) = list_shards([str(shard)])
+    folder = Folder(str(tmp_path / "filtered"))
+    store_scores(listed, FakeMatcher("matcher"), ReadSettings(), folder, "r")
+    scored = [caption for one in read_scores(listed, folder) for caption in one.captions]
+    assert scored == texts and set(texts) <= set(got)
+
+
+def shard_of(path, captions):
+    """A shard of one picture under each caption."""
+    with tarfile.open(path, "w") as tar:
         for number, caption in enumerate(captions):
             for name, data in ((f"{number}.png", PICTURE), (f"{number}.txt", caption.encode())):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_a_training_reads_captions_as_texts_alone(clip, sentences, tmp_path, monkeypatch):
+    path = tmp_path / "there.png"
+    path.write_bytes(PICTURE)
+    captions = [str(path), ADDRESSES[0], ADDRESSES[2]]
+    shard_of(tmp_path / "a.tar", captions)
     image, text = ImageTower(str(clip), CPU), TextTower(str(sentences), CPU)
     shards = list_shards([str(tmp_path / "a.tar")])
     made = compute(shards, image, text, tmp_path / "f", ReadSettings(), lambda line: None)
