@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import io
 import itertools
+import threading
 from collections import Counter
 from dataclasses import replace
 
@@ -25,16 +26,19 @@ from chiasm.pipeline.storage import (
     display_name,
     glob,
     open_stream,
+    range_requests,
     read_range,
     remote,
     retry,
     schemes,
     stat,
     streams,
+    web_requests,
 )
 from chiasm.pipeline.storage.object_store import ByteRange
 from chiasm.pipeline.storage.range_requests import (
     ContentRange,
+    Pace,
     checked_range,
     parse_content_range,
     read_at_most,
@@ -328,6 +332,67 @@ def test_a_body_is_read_to_a_limit_however_it_arrives():
     for chunk in (1, 3, 100):
         for limit, expected in ((0, b""), (1, b"a"), (4, b"abcd"), (9, b"abcde")):
             assert asyncio.run(read_from(io.BytesIO(b"abcde"), chunk, limit)) == expected
+
+
+class Dripping:
+    """A body and the clock that its reader sees: each read takes `seconds` and brings `size`."""
+
+    def __init__(self, seconds: float, size: int, count: int = 200) -> None:
+        self.seconds, self.size, self.count, self.now = seconds, size, count, 0.0
+
+    async def read(self, most: int) -> bytes:
+        self.now += self.seconds
+        self.count -= 1
+        return b"x" * min(most, self.size) if self.count >= 0 else b""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "size", "found"),
+    [
+        (1, 1, "60 bytes in 60 s"),
+        (29, 15_000, "45000 bytes in 87 s"),
+        (1, 1 << 10, None),
+        (0.1, 200, None),  # slow, and at its end within the minute
+    ],
+)
+def test_a_body_that_drips_is_given_up(seconds, size, found):
+    body = Dripping(seconds, size)
+    reading = read_at_most(body.read, 1 << 20, Pace(lambda: body.now))
+    if found is None:
+        assert len(asyncio.run(reading)) == 200 * size
+    else:
+        with pytest.raises(TransientError, match=f"^{found}$"):
+            asyncio.run(reading)
+
+
+def test_a_reader_may_be_slow_itself():
+    body = Dripping(1, 1, count=90)
+    pace = Pace(lambda: body.now)
+
+    async def read() -> None:
+        for number in range(59):
+            assert await pace.read(body.read, 9) == b"x"
+            body.now += 3600 * number
+
+    asyncio.run(read())
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_server_that_drips_is_no_shard_that_is_cut(ranges, serve, monkeypatch):
+    """A response that is read as a whole is held to the same pace, and begun again."""
+    monkeypatch.setattr(range_requests, "PACE_SECONDS", 0.0)
+    server = serve(Files({"/a": bytes(1000)}, ranges=ranges))
+    with pytest.raises(UnreachableError, match="attempts failed, the last one: 1000 bytes in 0 s"):
+        read(f"{server.url}/a")
+
+
+def test_headers_that_drip_are_given_up(serve, monkeypatch):
+    monkeypatch.setattr(web_requests, "HEADERS_SECONDS", 0.02)
+    asked = threading.Event()
+    server = serve(lambda request: asked.wait(30) and None)
+    with pytest.raises(UnreachableError, match=r"the last one: no whole answer in 0\.02 s"):
+        stat(f"{server.url}/a")
+    asked.set()
 
 
 def test_the_end_of_a_file_takes_one_request(serve):

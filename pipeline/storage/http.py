@@ -22,6 +22,7 @@ from fsspec.exceptions import FSTimeoutError
 from chiasm.pipeline.storage.backend import Stat
 from chiasm.pipeline.storage.object_store import ByteRange, RangesUnsupported
 from chiasm.pipeline.storage.range_requests import (
+    Pace,
     checked_range,
     parse_content_range,
     range_header,
@@ -122,11 +123,13 @@ class WebResponse:
     def __init__(self, loop: Any, response: aiohttp.ClientResponse) -> None:
         self._loop, self._response = loop, response
         self.size, self.version = _length(response), _version(response)
+        self._pace = Pace()
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes, none at the end; TransientError where the connection breaks."""
+        """Up to `size` bytes, none at the end; TransientError where the connection breaks, or the
+        server lets it drip."""
         with _translating_errors():
-            data: Any = sync(self._loop, self._response.content.read, size)
+            data: Any = sync(self._loop, self._pace.read, self._response.content.read, size)
         return data
 
     def close(self) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from chiasm.pipeline.storage.object_store import ByteRange
 from chiasm.pipeline.storage.store_errors import TransientError
+
+# At 1 KiB/s a shard of 1 GB would take twelve days, at three requests at once still four.
+PACE_SECONDS = 60.0
+PACE_BYTES = 60 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +61,36 @@ def checked_range(
     return ByteRange(expected, data, found.total, version)
 
 
-async def read_at_most(read: Callable[[int], Awaitable[bytes]], size: int) -> bytes:
-    """The first `size` bytes of a body that `read` reads in chunks; fewer only at its end."""
+class Pace:
+    """How fast a response comes in. One that drips is never silent, and could hold its reader for
+    ever. What counts is the time of waiting: a reader may be slow itself."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._waited, self._received = 0.0, 0
+
+    async def read(self, read: Callable[[int], Awaitable[bytes]], size: int) -> bytes:
+        """What `read(size)` returns; TransientError once PACE_SECONDS of waiting have brought fewer
+        than PACE_BYTES."""
+        began = self._clock()
+        data = await read(size)
+        self._waited += self._clock() - began
+        self._received += len(data)
+        if data and self._waited >= PACE_SECONDS:
+            if self._received < PACE_BYTES:
+                raise TransientError(f"{self._received} bytes in {self._waited:.0f} s")
+            self._waited, self._received = 0.0, 0
+        return data
+
+
+async def read_at_most(
+    read: Callable[[int], Awaitable[bytes]], size: int, pace: Pace | None = None
+) -> bytes:
+    """The first `size` bytes of a body that `read` reads in chunks; fewer only at its end.
+    TransientError where it comes in too slowly."""
+    pace = pace or Pace()
     chunks: list[bytes] = []
-    while size > 0 and (chunk := await read(size)):
+    while size > 0 and (chunk := await pace.read(read, size)):
         chunks.append(chunk)
         size -= len(chunk)
     return b"".join(chunks)

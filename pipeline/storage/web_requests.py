@@ -22,9 +22,10 @@ from yarl import URL
 
 from chiasm.pipeline.storage.addresses import Address, address_of, is_public, may_lead_to
 from chiasm.pipeline.storage.retry import RetrySettings
-from chiasm.pipeline.storage.store_errors import Refused
+from chiasm.pipeline.storage.store_errors import Refused, TransientError
 
 MAX_REDIRECTS = 10
+HEADERS_SECONDS = 60.0  # names, connection and headers, of which each line may come just in time
 REDIRECTS = (301, 302, 303, 307, 308)
 
 # The addresses of the server whose redirect is followed; None: no redirect, a person's own URL.
@@ -53,8 +54,7 @@ class WebRequests:
         headers = {"Accept-Encoding": "identity", **headers}
         target, session = URL(url, encoded=True), self._session(None)
         for _ in range(1 + MAX_REDIRECTS):
-            client = session.client
-            response = await client.get(target, headers=headers, allow_redirects=False)
+            response = await _answer(session.client, target, headers)
             location = response.headers.get("Location")
             if response.status not in REDIRECTS or location is None:
                 return response
@@ -96,6 +96,20 @@ class WebRequests:
         except OSError:
             return  # a name that only the proxy can resolve
         _check(host, (str(entry[4][0]) for entry in found), origin)
+
+
+async def _answer(
+    client: aiohttp.ClientSession, url: URL, headers: dict[str, str]
+) -> aiohttp.ClientResponse:
+    """A response with its headers; TransientError where they are not there in time."""
+    try:
+        async with asyncio.timeout(HEADERS_SECONDS) as limit:
+            return await client.get(url, headers=headers, allow_redirects=False)
+    except TimeoutError as error:  # aiohttp raises some of its own
+        if limit.expired():
+            found = f"no whole answer in {HEADERS_SECONDS:g} s"
+            raise TransientError(found) from error
+        raise
 
 
 @dataclass(frozen=True)
