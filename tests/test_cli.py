@@ -31,6 +31,7 @@ from chiasm.jobs.cli.logs import (
     remove_old_files,
     set_up_logging,
 )
+from chiasm.jobs.cli.options import folder_path
 from chiasm.jobs.console import json_line, printable
 from chiasm.pipeline.embed_summary import EmbedSummary
 from chiasm.pipeline.errors import UsageError
@@ -365,6 +366,19 @@ def test_all_that_a_command_prints_is_made_printable():
         if node.func.id == "print" and not (len(node.args) == 1 and is_safe(node.args[0]))
     ]
     assert raw == []
+
+
+def test_no_folder_is_named_by_an_empty_text():
+    """An empty path is the current folder; each option that is a path has to refuse it."""
+    with pytest.raises(UsageError, match="'': expected a folder's path, found an empty one"):
+        folder_path("")
+    paths = [
+        ast.unparse(node)
+        for path in sorted((ROOT / "jobs/cli").glob("*.py"))
+        for node in ast.walk(parse(path.read_text()))
+        if isinstance(node, ast.Subscript) and ast.unparse(node).startswith("Annotated[Path")
+    ]
+    assert len(paths) == 3 and all("parser=folder_path" in each for each in paths)
 
 
 def test_a_fault_of_ours_is_one_line_and_its_traceback_is_in_the_log(monkeypatch, capsys, tmp_path):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from chiasm.jobs.cli.options import print_progress
+from chiasm.jobs.cli.options import folder_path, print_progress
 from chiasm.jobs.console import json_line, printable, showing
 from chiasm.jobs.demo import Demo, run_demo
 
@@ -30,7 +30,12 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the scenes; any whole number.")] = 7,
     samples: Annotated[int, typer.Option(help="How many scenes.")] = 1000,
     to: Annotated[
-        Path | None, typer.Option(help="A folder for it. (default: demo/seed-SEED-SAMPLES)")
+        Path | None,
+        typer.Option(
+            parser=folder_path,
+            metavar="PATH",
+            help="A folder for it. (default: demo/seed-SEED-SAMPLES)",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:

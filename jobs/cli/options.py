@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from itertools import chain
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,6 +37,13 @@ AllowQuery = Annotated[
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 ENCODING = ("encoder.precision", "encoder.device", "encoder.threads")  # how a model runs
 MATCHER_HELP = "A model that matches: pocket, pocket:DIR or two-tower:DIR."
+
+
+def folder_path(text: str) -> Path:
+    """The path of a folder; UsageError for none: it would be the current folder."""
+    if not text:
+        raise UsageError(repr(text), expected="a folder's path", found="an empty one")
+    return Path(text)
 
 
 def list_command_shards(specs: list[str], allow_query: bool) -> list[Shard]:

@@ -10,14 +10,19 @@ from typing import Annotated
 
 import typer
 
-from chiasm.jobs.cli.options import print_progress
+from chiasm.jobs.cli.options import folder_path, print_progress
 from chiasm.jobs.console import printable
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.fusion import FUSIONS
 from chiasm.pipeline.training.log import Record
 from chiasm.pipeline.training.progress_lines import format_progress
 
-To = Annotated[Path, typer.Option(help="Folder of the model and of the training's state.")]
+To = Annotated[
+    Path,
+    typer.Option(
+        parser=folder_path, metavar="PATH", help="Folder of the model and of the training's state."
+    ),
+]
 Fusion = Annotated[
     str | None, typer.Option(help="Fuse by " + ", ".join(FUSIONS) + ". (default: the recipe's)")
 ]

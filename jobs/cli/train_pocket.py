@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from chiasm.jobs.cli.options import Address, Assignments, Device, Preset
+from chiasm.jobs.cli.options import Address, Assignments, Device, Preset, folder_path
 from chiasm.jobs.cli.train import (
     Fusion,
     LearningRate,
@@ -50,7 +50,12 @@ FusionSteps = Annotated[
     ),
 ]
 Towers = Annotated[
-    Path | None, typer.Option(help="A model folder; keep its towers, learn the rest alone.")
+    Path | None,
+    typer.Option(
+        parser=folder_path,
+        metavar="PATH",
+        help="A model folder; keep its towers, learn the rest alone.",
+    ),
 ]
 Gallery = Annotated[
     int | None, typer.Option(help="Scenes that it is measured on. (default: the recipe's)")
