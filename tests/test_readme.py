@@ -24,7 +24,7 @@ from conftest import ROOT, environment, make_shard
 from random_models import siglip_folder
 
 from chiasm.jobs.cli.app import COMMANDS
-from chiasm.jobs.config import presets
+from chiasm.jobs.preset_files import presets
 from chiasm.pipeline.encoders import ENCODERS
 
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
