@@ -113,7 +113,7 @@ def filter_shards(request: FilterRequest, report: Report = lambda line: None) ->
     record = {"matcher": request.encoder, "address": request.address}
     record |= request.settings.of("encoder", *USES)
     with Run(Folder(request.to), "filter", record) as run:
-        run.sweep([""])
+        run.sweep([""], filtered=[shard.id for shard in request.shards])
         work = ShardFilter(request, run.id)
         with _workers(request, work) as apply:
             counts = LogitCounts()

@@ -259,7 +259,7 @@ class WorkList:
                 self._pending.rotate(self._dice.randrange(len(self._pending)))
         self._block.extend(self._skip_finished_since(block))
         if len(self._block) < len(block):
-            # Where nothing is left to claim, this claim would stay, and others would wait for it.
+            # Without another block this claim would stay, and others would wait for it.
             self.run.release(self._claims(self._block))
         return True
 
@@ -309,7 +309,7 @@ class WorkList:
         if self.limit is not None:
             suspects = block
         elif self.run.activity != self._activity:
-            names = [parquet_name(task.shard.id) for task in block]
+            names = (parquet_name(task.shard.id) for task in block)
             stats = zip(block, folder.map_concurrent(folder.stat, names), strict=True)
             suspects = [t for t, stat in stats if t.returned or stat != self._files.get(t.shard.id)]
         else:

@@ -64,7 +64,8 @@ class OpenIndex:
         with self._loading:
             if self.generation is instead_of:
                 generation = live_generation(self.collection, allow_stale=True)
-                if generation.number == instead_of.number:
+                before, now = instead_of.manifest, generation.manifest
+                if (instead_of.number, before.run) == (generation.number, now.run):
                     return False
                 LOG.info(
                     "generation %06d is gone; %06d answers now",

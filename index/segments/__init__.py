@@ -19,7 +19,7 @@ from chiasm.index.segments.names import SEGMENTS, TRAINED, run_of_folder, segmen
 from chiasm.index.segments.publish import live_number, publish
 from chiasm.index.segments.segment import Segment, SegmentGone, SegmentWriter
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
-from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep
+from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep, sweep_published, sweeping
 
 __all__ = [
     "SEGMENTS",
@@ -52,4 +52,6 @@ __all__ = [
     "segment_file",
     "stale_shards",
     "sweep",
+    "sweep_published",
+    "sweeping",
 ]

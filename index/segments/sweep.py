@@ -18,7 +18,8 @@ live generation and answers from that.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 
 from chiasm.index.plan import IndexSettings
 from chiasm.index.segments.generations import Manifest, read_manifest
@@ -35,11 +36,40 @@ from chiasm.index.segments.names import (
     run_of_folder,
 )
 from chiasm.index.segments.publish import live_number
-from chiasm.pipeline.collection import Run
+from chiasm.pipeline.collection import Run, read_identity
 from chiasm.pipeline.errors import CollectionError, StorageError
+from chiasm.pipeline.records import COLUMNS
 from chiasm.pipeline.storage import Folder, Stat
 
 LOG = logging.getLogger(__name__)
+
+
+@contextmanager
+def sweeping(run: Run, settings: IndexSettings) -> Iterator[None]:
+    """Room is made before a build, and what it has written is removed where it fails: a disk that
+    was full once must not stay so."""
+    run.wait_for_verdicts(filter(None, map(run_of_folder, leftovers(run.folder))))
+    sweep(run.folder, run, settings)
+    try:
+        yield
+    except BaseException:
+        with _left_for_the_next():
+            remove_unnamed(run.folder, run)
+        raise
+
+
+def sweep_published(folder: Folder, run: Run, settings: IndexSettings) -> None:
+    """`sweep` after a build has published: that it fails changes nothing of that."""
+    with _left_for_the_next():
+        sweep(folder, run, settings)
+
+
+@contextmanager
+def _left_for_the_next() -> Iterator[None]:
+    try:
+        yield
+    except (CollectionError, StorageError) as error:
+        LOG.warning("left for the next build to remove: %s", error)
 
 
 def sweep(folder: Folder, run: Run, settings: IndexSettings) -> list[str]:
@@ -73,11 +103,22 @@ def remove_unnamed(folder: Folder, run: Run) -> list[str]:
         name for name, writer in writers.items() if name not in named and writer not in running
     ]
 
+    columns = _columns(folder) if unnamed else ()
+
     def remove(name: str) -> None:
         folder.remove(f"{name}/{RECORD}")  # first: a segment that has its record is whole
-        folder.remove_folder(name, is_segment_file)
+        folder.remove_folder(name, lambda base: is_segment_file(base, columns))
 
     return _remove_all(unnamed, remove)
+
+
+def _columns(folder: Folder) -> Collection[str]:
+    """The vector columns that a segment of the collection may have files of."""
+    try:
+        identity = read_identity(folder)
+    except CollectionError:
+        identity = None
+    return COLUMNS if identity is None else {*COLUMNS, *identity.columns}
 
 
 def leftovers(folder: Folder) -> list[str]:

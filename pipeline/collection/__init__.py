@@ -53,14 +53,13 @@ from chiasm.pipeline.collection.parquet_schema import (
 from chiasm.pipeline.collection.parquet_writer import ParquetWriter
 from chiasm.pipeline.collection.processes import THIS_MACHINE, Machine, ProcessId
 from chiasm.pipeline.collection.relocations import (
-    RELOCATE,
     Relocations,
     known_shards,
     read_relocations,
     require_no_relocation,
     write_relocations,
 )
-from chiasm.pipeline.collection.run_record import RunRecord
+from chiasm.pipeline.collection.run_record import RELOCATE, RunRecord
 from chiasm.pipeline.collection.runs import Run, runs
 from chiasm.pipeline.collection.summaries import (
     ShardFiles,

@@ -22,6 +22,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
+from chiasm.pipeline.collection.run_record import RELOCATE
 from chiasm.pipeline.collection.runs import Run
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.records import Shard
@@ -29,7 +30,6 @@ from chiasm.pipeline.storage import Folder, display_name, stat_or_none
 from chiasm.pipeline.stored_records import read_record
 
 NAME = "relocated.json"
-RELOCATE = "relocate"  # the command of a run that moves shards
 SCHEMA = 1
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from chiasm.index import retrieve as retrieving
-from chiasm.index.build import build
 from chiasm.index.segments import generations, publish, sweep
 from chiasm.pipeline import embed
 from chiasm.pipeline.collection.observer import RunObserver, Seen
@@ -29,7 +28,8 @@ _RUNNING = "    running = {other.id for other in run.others()}\n"
 _LISTED = 'numbers_in(folder.list(GENERATIONS), "json")'
 _BEAT = "    run.beat()  # a sweep that marks this run after that finds the manifest\n"
 _LOOK = "    _require_own(folder, manifest)\n"
-_ENTRY, _ROWS = "    write_entry(folder, entry, run_id)\n", "    rows.commit(footer)\n"
+_ENTRY = "    write_entry(folder, replace(entry, replaced=replaced), run_id)\n"
+_ROWS = "    rows.commit(footer)\n"
 
 Edit = tuple[Any, str, str]  # a function, a piece of its text, what stands there instead
 
@@ -135,9 +135,9 @@ FAULTS: dict[str, list[Edit]] = {
         (_sweep.leftovers, " if run_of_folder(name) is not None", "")
     ],
     "a failed build leaves its segments": [
-        (build._sweeping, "remove_unnamed(run.folder, run)", "pass")
+        (_sweep.sweeping, "remove_unnamed(run.folder, run)", "pass")
     ],
-    "a build does not wait for verdicts": [(build._sweeping, "run.wait_for_verdicts(", "list(")],
+    "a build does not wait for verdicts": [(_sweep.sweeping, "run.wait_for_verdicts(", "list(")],
     # Opening
     "opening does not fall back": [
         (

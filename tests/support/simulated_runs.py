@@ -26,7 +26,6 @@ from simulated_world import Process
 from tiny_collection import add_shard
 
 from chiasm.index import retrieve as retrieving
-from chiasm.index.build.build import _sweeping
 from chiasm.index.build.covered import CoveredShards
 from chiasm.index.plan import IndexSettings
 from chiasm.index.query.open_index import OpenIndex
@@ -41,6 +40,7 @@ from chiasm.index.segments import (
     publish,
     segment_file,
     sweep,
+    sweeping,
 )
 from chiasm.index.segments.segment import SegmentGone, SegmentRecord
 from chiasm.pipeline.attempts import record_failure, requeue_or_quarantine
@@ -275,7 +275,7 @@ class Building:
         self.run = new_run(self.machine, folder, "index build", newer=self.newer)
         with self.run as run:
             start_heartbeats(self.machine, run)
-            with _sweeping(run, self.settings):
+            with sweeping(run, self.settings):
                 began_with = live_number(folder)
                 covered = CoveredShards(Collection(folder, IDENTITY))
                 if not covered.indexed:
