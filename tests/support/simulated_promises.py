@@ -126,7 +126,10 @@ class Promises:
             if build.run.id in name and not self.world.may_be_dead(process):
                 self.fail(f"{remover.name} removed {name} of {process.name}, which lives")
         segment = name.rpartition("/")[0]
-        if name.endswith("rows.arrow") and self.object(f"{segment}/segment.json") is not None:
+        writers = [one.process for one in self.builds if one.run and one.run.id in name]
+        late = any(one is not None and self.world.may_be_dead(one) for one in writers)
+        record = self.object(f"{segment}/segment.json")
+        if name.endswith("rows.arrow") and record is not None and not late:
             self.fail(f"{segment} has a record and no rows")
         self._there.discard(name)
         for number in numbers_in([name], "json") if name.startswith(f"{GENERATIONS}/") else []:

@@ -80,10 +80,12 @@ class Plot:
     which they stand. until: where another one is that they wait for instead; meet: how often.
     stall, kill, fail: how often. unreachable: how often the store answers nobody for a while.
     loses: how often a file of a build is lost while that stands still. keep: seconds for which
-    generations are kept. apart: whether each process has a machine of its own."""
+    generations are kept. delay: of a request, at most. apart: whether each process has a machine of
+    its own. renewed: how often a run sees the newer version of the first shard."""
 
     shards: int = 3
     embeds: tuple[int, ...] = (2,)
+    renewed: float = 0.33
     builds: tuple[int, ...] = (1, 2)
     searches: int = 1
     ready: int = 0
@@ -101,6 +103,7 @@ class Plot:
     unreachable: float = 0.05
     loses: float = 0.0
     keep: tuple[float, ...] = (3600, 3600, 20, 0)
+    delay: float = 0.5
     apart: bool = False
 
 
@@ -109,21 +112,30 @@ PLOTS = {
     "anything": ANYTHING,
     "claims": replace(
         ANYTHING,
-        shards=8,
+        shards=6,
         embeds=(2, 3),
         builds=(0,),
         searches=0,
         within=(0, 5),
-        seconds=(0.1, 0.1, 0.1, 5.0),
-        embeds_stop=tuple(CLAIM),
-        stalls=(2, 29, 45, 62, 75),
+        seconds=(0.1, 0.1, 5.0),
+        embeds_stop=(*CLAIM, *COMMIT),
+        stalls=(2, 29, 45, 62, 66, 70, 75),
         until=(*CLAIM, *COMMIT),
         stall=0.8,
         kill=0.1,
+        delay=0.1,
         apart=True,
     ),
     "long shards": replace(
-        ANYTHING, builds=(0,), searches=0, within=(0, 5), seconds=(90,), stall=0.2, unreachable=0.7
+        ANYTHING,
+        builds=(0,),
+        searches=0,
+        within=(0, 3),
+        seconds=(150,),
+        stall=0.1,
+        kill=0.0,
+        unreachable=0.8,
+        apart=True,
     ),
     "publish race": replace(
         ANYTHING,
@@ -146,17 +158,37 @@ PLOTS = {
     "two builds": replace(
         ANYTHING,
         embeds=(1,),
+        renewed=0.0,
         builds=(2, 3),
         searches=0,
         ready=2,
         within=(0, 10),
         stalls=(2, 10, 29, 45),
+        until=(*PUBLISH, *SWEEP),
         stall=0.8,
         kill=0.0,
         fail=0.0,
+        keep=(0, 20),
+    ),
+    "late build": replace(
+        ANYTHING,
+        embeds=(0,),
+        builds=(2,),
+        searches=0,
+        ready=3,
+        within=(0, 1),
+        later=(1, 8),
+        builds_stop=(("after", "list", "runs"),),
+        stalls=(29, 45),
+        until=(("after", "put", "index/segments"),),
+        meet=0.8,
+        stall=1.0,
+        kill=0.0,
+        fail=0.0,
+        apart=True,
     ),
     "generations": replace(
-        ANYTHING, embeds=(1,), builds=(3,), searches=2, ready=2, within=(0, 90), keep=(20, 0, 3600)
+        ANYTHING, embeds=(1,), builds=(4,), searches=2, ready=2, within=(0, 70), keep=(20, 40, 0)
     ),
 }
 CHOICES = ("anything", "anything", *PLOTS, "two builds")
@@ -170,7 +202,7 @@ class Story:
         self.seed = seed
         self.rng = rng = random.Random(f"story {seed}")
         self.plot = PLOTS[plot or CHOICES[seed % len(CHOICES)]]
-        self.world = World(seed, loss=rng.choice((0.0, 0.02, 0.1)))
+        self.world = World(seed, rng.choice((0.0, 0.02, 0.1)), self.plot.delay)
         self.store = self.world.store
         self.folder = Folder(ROOT, SerialFiles("s3", lambda: self.store))
         for name in FOREIGN:
@@ -232,7 +264,7 @@ class Story:
             return next(machines) if machines else rng.choice(self.machines)
 
         for number in range(rng.choice(plot.embeds)):
-            shards = rng.choice((self.shards, self.shards, self.newer))
+            shards = self.newer if rng.random() < plot.renewed else self.shards
             embedding = Embedding(machine(), shards, folder, self._failures(), plot.seconds)
             embedding.on_take = self.promises.check_taken
             self.promises.embeddings.append(embedding)
