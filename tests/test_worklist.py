@@ -393,7 +393,7 @@ def test_a_shard_that_is_finished_between_two_listings_is_skipped(tmp_path, monk
         return real(folder, prefix)
 
     monkeypatch.setattr(Folder, "list_stats", list_stats)
-    with new_run(folder, "r1", clock) as run:
+    with new_run(folder, "r1", clock) as run, new_run(folder, "r2", clock):
         work = work_of(folder, [shard], run)
         assert work.take() is None and work.skipped.rows == 20
 
@@ -403,8 +403,8 @@ def test_a_summary_is_of_rows_that_were_listed(whole):
     folder, shard = whole
     files = ShardFiles.list(folder)
     early = ShardFiles(files.ledgers, {}, set())
-    for listed, unfinished in ((files, False), (early, True)):
-        (summary,) = Survey(folder, listed).read([shard.id], skip_damaged=False)
+    for known, unfinished in ((files, False), (early, True)):
+        (summary,) = Survey(folder, known).read([shard.id], skip_damaged=False)
         assert summary is not None and summary.unfinished == unfinished
 
 
