@@ -259,8 +259,7 @@ class WorkList:
                 self._pending.rotate(self._dice.randrange(len(self._pending)))
         self._block.extend(self._skip_finished_since(block))
         if len(self._block) < len(block):
-            # Without another block this claim would stay, and others would wait for it.
-            self.run.release(self._claims(self._block))
+            self.run.release(self._claims(self._block))  # there may be no next claim
         return True
 
     def _next_block(self) -> list[Task]:

@@ -86,6 +86,35 @@ def test_of_two_builds_the_one_that_covers_more_stays_live(
     assert len(on_disk(folder)) == 1 and check(str(tmp_path)).ok
 
 
+def test_a_generation_is_kept_while_its_build_may_point_current_at_it(tmp_path, monkeypatch):
+    folder = Folder(str(tmp_path))
+    make_collection(tmp_path, (20,))
+    build_index(str(tmp_path))
+
+    def overtake() -> None:
+        assert build_index(str(tmp_path), settings=NO_MERCY).generation == 3
+        assert 2 in numbers(folder)
+
+    Once(monkeypatch, "write_whole", CURRENT, overtake)
+    build_index(str(tmp_path))
+    assert current_number(folder) in numbers(folder) and len(open_collection(tmp_path)) == 20
+
+
+def test_a_generation_is_kept_from_when_it_was_last_live(tmp_path, monkeypatch):
+    """A sweep may have marked it before it was live, while its build stood still."""
+    folder = Folder(str(tmp_path))
+    make_collection(tmp_path, (20,))
+    build_index(str(tmp_path))
+
+    def mark() -> None:
+        folder.write_whole(replaced_name(1), b"")
+        os.utime(tmp_path / replaced_name(1), (1e9, 1e9))
+
+    Once(monkeypatch, "write_new", "index/generations", mark)
+    build_index(str(tmp_path), settings=IndexSettings(keep_generations=1))
+    assert numbers(folder) == [1, 2]
+
+
 def test_a_build_of_other_columns_replaces_the_one_before(tmp_path):
     make_collection(tmp_path, (20,))
     build_index(str(tmp_path))

@@ -373,6 +373,62 @@ def test_whole_rows_keep_their_entry_when_an_attempt_to_embed_them_anew_fails(wh
     assert read_status(str(folder.local)).set_aside == []
 
 
+def test_a_run_that_has_nothing_left_to_claim_holds_nothing(tmp_path):
+    """Two runs that both kept claims of shards which they had skipped waited for each other."""
+    folder, clock = Folder(str(tmp_path)), FakeClock()
+    shard = Shard("file:///nowhere/s0.tar", "s0-0123456789", 4096, "1")
+    with new_run(folder, "r1", clock) as run:
+        work = work_of(folder, [shard], run)
+        with new_run(folder, "r2", clock):
+            add_shard(folder, "s0", 20, edition=edition_of(shard, ENCODER.fingerprint, SETTINGS))
+        assert work.take() is None and work.over
+        assert run.record.claimed == ()
+
+
+def test_a_shard_that_is_finished_between_two_listings_is_skipped(tmp_path, monkeypatch):
+    folder, clock = Folder(str(tmp_path)), FakeClock()
+    shard = Shard("file:///nowhere/s0.tar", "s0-0123456789", 4096, "1")
+    edition, real = edition_of(shard, ENCODER.fingerprint, SETTINGS), Folder.list_stats
+
+    def list_stats(folder: Folder, prefix: str):
+        if prefix == "embeddings":
+            add_shard(folder, "s0", 20, edition=edition)
+        return real(folder, prefix)
+
+    monkeypatch.setattr(Folder, "list_stats", list_stats)
+    with new_run(folder, "r1", clock) as run, new_run(folder, "r2", clock):
+        work = work_of(folder, [shard], run)
+        assert work.take() is None and work.skipped.rows == 20
+
+
+def test_a_summary_is_of_rows_that_were_listed(whole):
+    """One without rows would hold again once they are gone."""
+    folder, shard = whole
+    files = ShardFiles.list(folder)
+    early = ShardFiles(files.ledgers, {}, set())
+    for known, unfinished in ((files, False), (early, True)):
+        (summary,) = Survey(folder, known).read([shard.id], skip_damaged=False)
+        assert summary is not None and summary.unfinished == unfinished
+
+
+def test_a_claim_that_took_so_long_that_others_took_it_over_is_made_again(monkeypatch):
+    store, shards = CountingStore(), shards_of(2)
+    folder, clock = store.folder(), FakeClock()
+    with new_run(folder, "r1", clock, "m1") as one, new_run(folder, "r2", clock, "m2") as other:
+        work = work_of(folder, shards, one)
+        real = WorkList._skip_finished_since
+
+        def skip_finished_since(work: WorkList, block: list[Task]) -> list[Task]:
+            if not other.record.claimed:
+                clock.sleep(STALE_SECONDS + 1)  # in which the other finds this run dead
+                other.claim([task.shard.id for task in block])
+            return real(work, block)
+
+        monkeypatch.setattr(WorkList, "_skip_finished_since", skip_finished_since)
+        task = work.take()
+        assert task is not None and [task.shard.id] != list(other.record.claimed)
+
+
 def test_success_removes_the_reason_beside(whole):
     folder, shard = whole
     other = EmbedSettings(read=ReadSettings(caption_field="title"))

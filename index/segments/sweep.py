@@ -7,7 +7,8 @@ written so far. Removed are only files and folders of names that chiasm writes (
 The order makes this safe beside other builds: first the folders are listed, then the builds that
 live, and those found dead are marked, then the generations are read. A build that ends between the
 first two has published its generation by the third. A build that was taken for dead and lives finds
-the mark, or its segments gone, before it moves CURRENT.
+the mark, or its segments gone, before it moves CURRENT. The generation of a build that may live is
+kept and not marked: CURRENT may be about to name it.
 
 How long ago a generation ceased to be live is told by two files of the same store, hence by one
 clock: the mark that the first sweep to find it replaced has written, and the latest of all such

@@ -58,9 +58,6 @@ FAULTS: dict[str, list[Edit]] = {
     "the mark of a killed run is ignored": [
         (Run._check_mark, "not self.folder.exists(mark_name(self.id))", "True")
     ],
-    "the mark is in the record alone, which its run writes": [
-        (RunObserver.mark_dead, 'self._folder.write_whole(mark_name(dead[0].id), b"", run_id)', "0")
-    ],
     "heartbeats end at the first error": [(Run._send_heartbeats, "continue", "return")],
     # Work that is shared
     "claims of others are ignored": [

@@ -257,14 +257,14 @@ def start_heartbeats(machine: SimulatedMachine, run: Run) -> None:
 class Building:
     """`chiasm index build` in a simulated world: one segment of everything that is embedded.
     fails: after that was written. newer: a later version of chiasm does it.
-    lost: whether a person has removed a file of it."""
+    incomplete: whether a person has removed a file of it."""
 
     machine: SimulatedMachine
     folder: Folder
     settings: IndexSettings = field(default_factory=IndexSettings)
     fails: bool = False
     newer: bool = False
-    lost: bool = False
+    incomplete: bool = False
     run: Run | None = None
     process: Process | None = None
     covered: dict[str, str] = field(default_factory=dict)  # shard id -> edition
