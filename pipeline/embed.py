@@ -84,8 +84,9 @@ def _embed(
             with clock.stage("write"):
                 rows.write(embedded)
             tally.keep(len(embedded.batch))
+            rows_by_key = {row.key: row for row in batch.rows} if embedded.dropped else {}
             for drop in embedded.dropped:
-                tally.refuse(drop)
+                tally.refuse(drop, rows_by_key[drop.key].missing.values())
             require_some_taken(tally, encoder, where)
             if watch is not None:
                 watch(tally)

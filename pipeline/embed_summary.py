@@ -112,16 +112,16 @@ def summarize(
 
 
 HINTS = {  # reason of a note -> what is odd about so many, and what to do
-    "no_caption_field": "rows whose json has not the field asked for ({detail}); name one that it "
-    "has by --caption-field",
+    "no_caption_field": "rows lack the field asked for ({detail}); name one that json has by "
+    "--caption-field, or leave that out",
     "no_caption": "rows have no caption; captions are read from .txt, .caption and .text members "
     "and from json's caption and captions, others by --caption-field",
     "no_picture": "rows have no picture; picture and caption belong together where their names are "
     "the same up to the first dot (0001.jpg, 0001.txt)",
     "no_pair": "rows have a picture or a caption alone; both belong together where their names are "
     "the same up to the first dot (0001.jpg, 0001.txt), or in a folder for each sample",
-    "bad_text": "texts are neither UTF-8 nor UTF-16 with a mark ({detail}); convert them, as by "
-    "iconv -f GBK -t UTF-8",
+    "bad_text": "texts are neither UTF-8 nor UTF-16 with a mark ({detail}); convert them by iconv "
+    "-f ENCODING -t UTF-8, such as GBK, BIG5 or UTF-16LE",
     "bad_json": "json members cannot be read ({detail}); check how they were written",
     "late_member": "members came after their sample had gone on ({detail}); write the members of a "
     "sample one behind the other, or unpack compressed shards",

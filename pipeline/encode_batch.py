@@ -65,16 +65,16 @@ def encode(batch: Batch, encoder: Encoder, clock: Stopwatch, where: str = "") ->
 def require_some_taken(tally: Tally, encoder: Encoder, where: str) -> None:
     """Raise EncoderError where an encoder took no sample of a shard so far, and either fails its
     trial too or refused MOST_REFUSED of them."""
-    refused = () if tally.rows else [drop for drop in tally.dropped if drop.stage == STAGE]
+    refused = 0 if tally.rows else tally.dropped_in(STAGE)
     if not refused:
         return
     probe_encoder(encoder)
-    if len(refused) >= MOST_REFUSED:
-        last = refused[-1]
+    if refused >= MOST_REFUSED:
+        last = next(drop for drop in reversed(tally.dropped) if drop.stage == STAGE)
         raise EncoderError(
             f"encoder {encoder.name}",
             expected=f"vectors for some samples of {where}",
-            found=f"none for {len(refused)}, the last one {last.key}: {last.reason}: {last.detail}",
+            found=f"none for {refused}, such as {last.key}: {last.reason}: {last.detail}",
             do="take another encoder, or leave this shard out",
         )
 

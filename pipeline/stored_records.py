@@ -64,7 +64,7 @@ def _nested_deeper(value: Any, most: int) -> bool:
     """Whether lists and objects lie in each other more than `most` deep."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(most):
-        parts = (each.values() if isinstance(each, dict) else each for each in level)
+        parts = (outer.values() if isinstance(outer, dict) else outer for outer in level)
         level = [item for part in parts for item in part if isinstance(item, dict | list)]
     return bool(level)
 

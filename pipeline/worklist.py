@@ -207,7 +207,13 @@ class WorkList:
 
     def quarantine(self, task: Task, reason: str) -> None:
         """Give a shard up and record why: in its ledger entry, or beside that of whole rows, which
-        stay. The rest goes on."""
+        stay. The rest goes on. After a lapse, in which another run may have begun the shard, it is
+        put back instead."""
+        self.run.confirm()
+        if task.lapses != self.run.lapses:
+            self._pending.appendleft(task)
+            self._release(task)
+            return
         self.quarantined[task.shard.id] = reason
         entry = LedgerEntry(
             source=task.shard,
@@ -309,9 +315,10 @@ class WorkList:
         return [task for task in block if task.shard.id not in finished]
 
     def _summarize(self, task: Task, summary: ShardSummary, files: Files | None) -> None:
+        found = files or stat_files(self.run.folder, task.shard.id)
         # After a lapse the files may be those that another run has written meanwhile.
+        self.run.confirm()
         if task.lapses == self.run.lapses:
-            found = files or stat_files(self.run.folder, task.shard.id)
             self._summaries.add(summary.with_files(*found))
 
     def _release(self, task: Task) -> None:

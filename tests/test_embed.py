@@ -340,7 +340,7 @@ def test_a_shard_without_its_end_mark_has_a_note(tmp_path):
         (
             {"jpg": b"", "json": b'{"caption": "a", "n": 1}'},
             "captoin",
-            ["6 rows whose json has not the field asked for (captoin: the fields of json are "
+            ["6 rows lack the field asked for (captoin: the fields of json are "
              "caption, n); name one"],
         ),
         ({"jpg": b"", "txt": "红色".encode("gbk")}, "", ["6 texts are neither UTF-8"]),

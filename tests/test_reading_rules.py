@@ -287,7 +287,7 @@ def test_a_field_that_json_has_not_is_noted_with_those_that_it_has(read):
     found = [(n.key, n.detail) for n in items if isinstance(n, Note) and "field" in n.reason]
     assert found == [
         ("a", "captoin: the fields of json are caption, url"),
-        ("b", "captoin: the fields of json are none"),
+        ("b", "captoin: there is no json beside it"),
     ]
     assert not any("field" in r for _, r in notes(read(data, ReadSettings(caption_field=""))))
 

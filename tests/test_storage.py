@@ -216,16 +216,16 @@ def test_parquet_goes_through_the_door(tmp_path):
     st.text("ab.-_é", min_size=1).filter(lambda s: s.strip(".")), st.from_regex(r"\A[a-z0-9-]*\Z")
 )
 def test_a_temporary_tells_its_run(base, run_id):
-    for name in (
-        temporary_of(f"ledger/{base}", run_id, "00ff12ab"),
-        f"ledger/.{base}.{run_id}.tmp",  # of an earlier version
-    ):
-        assert is_temporary(name) and run_of_temporary(name) == run_id
+    name = temporary_of(f"ledger/{base}", run_id, "00ff12ab")
+    assert is_temporary(name) and run_of_temporary(name) == run_id
+    earlier = f"ledger/.{base}.20260101T000000-0123abcd.tmp"
+    assert is_temporary(earlier) and run_of_temporary(earlier) == "20260101T000000-0123abcd"
     assert name.startswith("ledger/.") and not is_temporary(f"ledger/{base}")
 
 
 def test_other_names_are_no_temporaries():
-    assert not any(map(is_temporary, ["a.json", "x.tmp", ".hidden", ".tmp", ".a.tmp/b"]))
+    others = ["a.json", "x.tmp", ".hidden", ".tmp", ".a.tmp/b", ".notes.swp.tmp"]
+    assert not any(map(is_temporary, others))
     with pytest.raises(ValueError, match=r"name of a temporary, found 'x\.tmp'"):
         run_of_temporary("x.tmp")
     with pytest.raises(ValueError, match="run id without dots"):

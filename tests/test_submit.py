@@ -207,7 +207,7 @@ def test_dotfiles_and_links_out_of_a_folder_stay_and_are_named(tmp_path, target)
     assert names(target) == {"project/sub/model.py", "project/inside"}
     assert (target / "submitted/project/inside").read_text() == "good"
     found = dict(line.rpartition("/project/")[2].split(": ", 1) for line in packed.left_out)
-    dotfile = "a dotfile; name it itself with --file where the job needs it"
+    dotfile = "a dotfile; give it a --file of its own where the job needs it"
     assert found == {
         ".env": dotfile, "sub/.aws": dotfile, "pipe": "no regular file",
         "key": "a link out of the folder", "home": "a link out of the folder",

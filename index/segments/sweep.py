@@ -63,6 +63,8 @@ def remove_unnamed(folder: Folder, run: Run) -> list[str]:
     named: set[str] = set()
     for number in numbers_in(folder.list(GENERATIONS), "json"):
         manifest = _read_or_none(folder, number)
+        if manifest is None and not folder.exists(manifest_name(number)):
+            continue  # another sweep has just removed it
         if manifest is None:
             return []  # a newer version's, perhaps: the segments that it names are not known
         named |= {f"{SEGMENTS}/{entry.id}" for entry in manifest.segments}

@@ -67,7 +67,7 @@ def pack(folder: Path, files: Sequence[str], excludes: Sequence[str]) -> Packed:
             _pack_folder((ours / room).resolve(), target, f"chiasm/{room}", EXCLUDES[:2], unseen)
     for source in files:
         path = Path(source)
-        name = path.resolve().name
+        name = path.name if path.name not in ("", "..") else path.resolve().name
         target = folder / FILES / name
         if not name or not (path.is_dir() or path.is_file()):
             raise UsageError(
@@ -117,7 +117,7 @@ def _walk(folder: Path, root: Path, excludes: Sequence[str]) -> Iterator[tuple[P
         if any(fnmatch(entry.name, glob) for glob in excludes):
             yield path, "excluded"
         elif entry.name.startswith("."):
-            yield path, "a dotfile; name it itself with --file where the job needs it"
+            yield path, "a dotfile; give it a --file of its own where the job needs it"
         elif entry.is_symlink():
             yield path, _link_problem(path, root)
         elif entry.is_dir():

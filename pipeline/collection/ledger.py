@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
@@ -61,12 +61,17 @@ class Tally:
         if self._is_kept(dropped.stage, dropped.reason):
             self.dropped.append(dropped)
 
-    def refuse(self, dropped: Dropped) -> None:
-        """Drop a sample that was kept so far: its notes go with it, since only a row has notes."""
+    def dropped_in(self, stage: str) -> int:
+        """How many samples were dropped in a stage."""
+        return sum(count for (kind, _), count in self._kept.items() if kind == stage)
+
+    def refuse(self, dropped: Dropped, missing: Iterable[str]) -> None:
+        """Drop a sample that was kept so far. Its notes go with it, since only a row has notes.
+        missing: the reasons why it has no input of some modalities, each of which was noted."""
         self.drop(dropped)
-        for note in [note for note in self.notes if note.key == dropped.key]:
-            self.notes.remove(note)
-            self.note_counts[note.reason] -= 1
+        own = [note for note in self.notes if note.key == dropped.key]
+        self.notes = [note for note in self.notes if note.key != dropped.key]
+        self.note_counts.subtract({note.reason for note in own} | set(missing))
 
     def note(self, note: Note) -> None:
         self.note_counts[note.reason] += 1

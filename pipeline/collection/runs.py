@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import secrets
 import threading
 import time
@@ -40,6 +41,7 @@ from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.storage import Folder, display_name, is_temporary, run_of_temporary
 from chiasm.pipeline.timing import SYSTEM_CLOCK, Clock
 
+LOG = logging.getLogger(__name__)
 ORPHAN_SECONDS = 1.5  # workers check for their driver twice a second and have exited by then
 # Half of what others wait: the rest is for a write that is under way, and for clocks' rates.
 LAPSE_SECONDS = STALE_SECONDS / 2
@@ -204,12 +206,16 @@ class Run:
         # Files are listed before live runs: a run that starts in between has no file in the list.
         names = [name for folder in folders for name in self.folder.list(folder)]
         live = {run.id for run in self.others()} | (set() if own else {self.id})
-        stale = [
-            name for name in names if is_temporary(name) and run_of_temporary(name) not in live
-        ]
-        for name in stale:
-            self.folder.remove(name)
-        return stale
+        removed: list[str] = []
+        for name in names:
+            if not is_temporary(name) or run_of_temporary(name) in live:
+                continue
+            try:
+                self.folder.remove(name)
+                removed.append(name)
+            except StorageError as error:  # behind a link, say: it keeps nobody from the rest
+                LOG.warning("not removed: %s", error)
+        return removed
 
     def abort_uploads(self, *, own: bool = False) -> list[str]:
         """Abort the multipart uploads that dead runs left, as `uploads.py` tells them from others;
@@ -226,7 +232,8 @@ class Run:
 
         def is_dead(url: str) -> bool:
             ids = live_ids()
-            return ids is not None and is_dead_upload(url.removeprefix(prefix), *ids)
+            name, filters = url.removeprefix(prefix), self.record.command == "filter"
+            return ids is not None and is_dead_upload(name, *ids, of_filter=filters)
 
         return list(self.folder.abort_uploads(is_dead))
 

@@ -9,6 +9,8 @@ by size and version. Of any other shard the files themselves are read.
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -23,15 +25,17 @@ from chiasm.pipeline.collection.ledger import (
     shard_of_entry,
     shard_of_failure,
 )
-from chiasm.pipeline.collection.parquet_schema import shard_id_of
+from chiasm.pipeline.collection.parquet_schema import parquet_name, shard_id_of
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.records import Shard
-from chiasm.pipeline.storage import Folder, Stat, is_temporary
+from chiasm.pipeline.storage import Folder, Stat
 from chiasm.pipeline.stored_records import read_record
 from chiasm.pipeline.timing import Clock
 
 FOLDER = "summaries"
 SCHEMA = 1
+LOG = logging.getLogger(__name__)
+_PART = re.compile(rf"{FOLDER}/[^./]+-[0-9]{{4,}}\.json")
 # Few enough files for `status`, and so small that rewriting the last one costs little.
 SHARDS_OF_A_PART = 5_000
 SHARDS_OF_A_WRITE = 512  # a killed run leaves at most so many without a summary,
@@ -124,7 +128,7 @@ class ShardFiles:
         ledgers, embeddings = folder.map_concurrent(folder.list_stats, ["ledger", "embeddings"])
         return cls(
             {shard: stat for name, stat in ledgers.items() if (shard := shard_of_entry(name))},
-            {shard: stat for name, stat in embeddings.items() if (shard := shard_id_of(name))},
+            _by_shard(embeddings),
             {shard for name in ledgers if (shard := shard_of_failure(name))},
         )
 
@@ -135,6 +139,16 @@ class ShardFiles:
             ShardFile.of(self.ledgers.get(shard_id)),
             ShardFile.of(self.embeddings.get(shard_id)),
         )
+
+
+def _by_shard(embeddings: dict[str, Stat]) -> dict[str, Stat]:
+    found: dict[str, Stat] = {}
+    for name, stat in embeddings.items():
+        shard_id = shard_id_of(name)
+        # A shard may have a file of an earlier name as well, which does not count then.
+        if shard_id and (shard_id not in found or name == parquet_name(shard_id)):
+            found[shard_id] = stat
+    return found
 
 
 @dataclass
@@ -149,13 +163,11 @@ class Survey:
     def summaries(self) -> Iterator[ShardSummary]:
         """Those of the files in `summaries/`, each shard once."""
         seen: set[str] = set()
-        names = [
-            name
-            for name in self.folder.list(FOLDER)
-            if name.endswith(".json") and not is_temporary(name)
-        ]
+        names = [name for name in self.folder.list(FOLDER) if _PART.fullmatch(name)]
         parts = self.folder.map_concurrent(lambda name: _read_part(self.folder, name), names)
         for name, part in zip(names, parts, strict=True):
+            if part is None:
+                continue
             self.parts[name] = 0
             for summary in part.shards:
                 if summary.source.id not in seen and self.files.match(summary):
@@ -214,7 +226,10 @@ class SummaryWriter:
             head = json.dumps({"schema": SCHEMA, "run": self._run_id})
             text = f'{head[:-1]}, "shards": [\n' + ",\n".join(self._lines) + "\n]}\n"
             name = f"{FOLDER}/{self._run_id}-{self._number:04d}.json"
-            self._folder.write_whole(name, text.encode("utf-8", "surrogatepass"), self._run_id)
+            try:
+                self._folder.write_whole(name, text.encode("utf-8", "surrogatepass"), self._run_id)
+            except StorageError as error:  # nothing rests on it; the part is written again
+                LOG.warning("summaries are not written: %s", error)
         self._unwritten, self._written = 0, self._clock.monotonic()
 
     def put_together(self, survey: Survey, is_live: Callable[[str], bool]) -> None:
@@ -228,7 +243,7 @@ class SummaryWriter:
         if len(small) <= FEW_PARTS:
             return
         for part in self._folder.map_concurrent(lambda n: _read_part(self._folder, n), small):
-            for summary in filter(survey.files.match, part.shards):
+            for summary in filter(survey.files.match, () if part is None else part.shards):
                 self.add(summary)
         self.write()
         for name in small:
@@ -267,9 +282,10 @@ def _fields(summary: ShardSummary) -> dict[str, Any]:
     return fields
 
 
-def _read_part(folder: Folder, name: str) -> Part:
+def _read_part(folder: Folder, name: str) -> Part | None:
+    """None where it is damaged, newer or gone: the shards' own files are read instead."""
     try:
         what = "summaries of shards"
         return read_record(folder.read_bytes(name), name, Part, what=what, schema=SCHEMA)
     except (CollectionError, StorageError):
-        return Part("", ())  # damaged, newer or gone: the shards' own files are read instead
+        return None

@@ -27,12 +27,13 @@ _OWNED = re.compile(
 _UNCLAIMED = re.compile(rf"{_SHARD}\.(tar|scores\.jsonl)")
 
 
-def is_dead_upload(name: str, others: set[str], mine: set[str]) -> bool:
+def is_dead_upload(name: str, others: set[str], mine: set[str], *, of_filter: bool = False) -> bool:
     """Whether an unfinished upload of the file `name` was left by a run that is dead.
 
     others, mine: ids of the other runs that live, and of this one where it still writes, each with
-    the shards that it has claimed."""
+    the shards that it has claimed. of_filter: whether `chiasm filter` asks, which alone writes
+    shards into its folder."""
     if _UNCLAIMED.fullmatch(name):
-        return not others
+        return of_filter and not others
     owned = _OWNED.fullmatch(name)
     return owned is not None and owned[owned.lastindex or 0] not in others | mine

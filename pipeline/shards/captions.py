@@ -68,8 +68,9 @@ def read_texts(members: Mapping[str, bytes], field: str, max_bytes: int) -> Text
 
     captions = next(filter(None, map(captions_of, sources())), ())
     if field and field not in table:
-        has = ", ".join(table)[:_MAX_TOLD] or "none"
-        notes.append(("no_caption_field", f"{field}: the fields of json are {has}"))
+        has = ", ".join(table)[:_MAX_TOLD]
+        detail = f"the fields of json are {has}" if has else "there is no json beside it"
+        notes.append(("no_caption_field", f"{field}: {detail}"))
     return Texts(captions, json_text, tuple(notes), tuple(too_large))
 
 

@@ -16,8 +16,9 @@ belongs to it, and none has both.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -160,6 +161,7 @@ class Grouping:
         pictures = [group for group in groups if group.has_picture]
         others = [group for group in groups if not group.has_picture]
         joined = self._is_sample and pictures and any(group.has_others for group in others)
+        joined = joined and _are_roles([group.key for group in groups])
         if joined and self._seen.add(comparable(self._folder)):
             self._in_folder = {}
             yield pictures[0].join(self._folder, others)
@@ -170,6 +172,14 @@ class Grouping:
         groups, self._in_folder = self._in_folder, {}
         for group in groups.values():
             yield from self._go_on(group)
+
+
+def _are_roles(keys: Sequence[str]) -> bool:
+    """Whether keys say what their members are (image, caption), not which sample they are of: those
+    differ in their digits alone (0001, 0002)."""
+    bases = [key.rpartition("/")[2] for key in keys]
+    shapes = {re.sub(r"\d+", "#", base) for base in bases}
+    return len(shapes) == len(bases)
 
 
 class Waiting:

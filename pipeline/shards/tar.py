@@ -28,6 +28,7 @@ from chiasm.pipeline.shards.tar_header import (
 from chiasm.pipeline.shards.tar_stream import BAD_BYTES, SEEK_OVER, Bomb, Content
 from chiasm.pipeline.storage import Stat, Stream, display_name, open_stream
 
+_MOST_PADDING = 1 << 20  # bytes behind the end mark; tar pads to its record, 10 KiB by default
 _CHUNK = 1 << 16
 _TRUNCATED = re.compile("truncated|unexpected end|empty header", re.IGNORECASE)
 
@@ -253,11 +254,16 @@ class Tar:
         """Read to the end of the file: zeros and, in a compressed shard, its checksum."""
         try:
             with self._translating_errors:
+                zeros = 0
                 while chunk := self._content.read(_CHUNK):
+                    zeros += len(chunk)
                     if chunk.count(0) != len(chunk):
                         detail = f"more follows the end mark at byte {archive.offset}"
                         self.odd_end = ("data_after_end", detail)
                         return
+                if zeros > _MOST_PADDING:
+                    detail = f"{zeros:,} zeros follow, as of a download that was cut off"
+                    self.odd_end = ("zeros_after_end", detail)
         except Damaged as damage:
             if damage.reason == "damaged":
                 raise

@@ -46,7 +46,7 @@ class Disk:
 
     def map(self, path: str) -> pa.NativeFile:
         """A file for random access, memory-mapped."""
-        return pa.memory_map(path)
+        return pa.memory_map(os.fsencode(path))  # pyarrow encodes text as UTF-8, whatever it is
 
     def create(self, path: str) -> io.FileIO:
         """A new file to write to; FileExistsError where the name is taken."""
@@ -83,6 +83,10 @@ class Disk:
         """Remove a name; ELOOP or ENOTDIR where a folder of the path is a symbolic link."""
         with _folder_without_links(os.path.dirname(path)) as folder:
             os.unlink(os.path.basename(path), dir_fd=folder)
+
+    def discard(self, path: str) -> None:
+        """Remove a file that this process has just made, wherever its folder leads to."""
+        os.unlink(path)
 
     def remove_folder(self, path: str) -> None:
         """Remove an empty folder; ELOOP or ENOTDIR where it, or one above it, is a symbolic

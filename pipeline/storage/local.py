@@ -33,7 +33,11 @@ from chiasm.pipeline.storage.local_stream import LocalStream
 # The cost is a copy in memory.
 STREAM_BUFFER = 1 << 20
 
-_TEMPORARY = re.compile(r"^\..+\.(?P<run>[^./~]*)(~[0-9a-f]+)?\.tmp$", re.DOTALL)
+# Earlier versions wrote no attempt; other programs' names (.notes.swp.tmp) are none of ours.
+_TEMPORARY = re.compile(
+    r"^\..+\.((?P<run>[^./~]*)~[0-9a-f]+|(?P<earlier>[0-9]{8}T[0-9]{6}-[0-9a-f]{8}))\.tmp$",
+    re.DOTALL,
+)
 
 
 def temporary_of(name: str, run_id: str, attempt: str) -> str:
@@ -57,7 +61,7 @@ def run_of_temporary(name: str) -> str:
     found = _TEMPORARY.match(name.rpartition("/")[2])
     if found is None:
         raise ValueError(f"expected the name of a temporary, found {name!r}")
-    return found["run"]
+    return found["run"] if found["earlier"] is None else found["earlier"]
 
 
 class PendingLocalFile(io.BufferedWriter):
@@ -132,7 +136,7 @@ class PendingLocalFile(io.BufferedWriter):
     ) -> None:
         if not self._named:
             with contextlib.suppress(OSError):
-                self._disk.remove(self.temporary)
+                self._disk.discard(self.temporary)
         # Closing flushes again, which fails again where the disk is full.
         with contextlib.suppress(StorageError):
             self.close()

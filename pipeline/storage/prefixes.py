@@ -18,15 +18,17 @@ from chiasm.pipeline.storage.urls import canonical_url, display_name
 _WILDCARD = re.compile(r"[*?\[]")
 
 
-def folder_url(path_or_url: str) -> str:
-    """The canonical URL of a folder, a bucket or a file, without a slash at its end."""
-    return canonical_url(path_or_url).rstrip("/")
+def folder_url(path_or_url: str, *, allow_query: bool = False) -> str:
+    """The canonical URL of a folder, a bucket or a file, without a slash at its end. allow_query:
+    see `canonical_url`."""
+    return canonical_url(path_or_url, allow_query=allow_query).rstrip("/")
 
 
 def folder_urls(path_or_url: str) -> list[str]:
     """The same, and for a path of this machine also with symbolic links left as they are: of a
-    folder that was moved away, a link may have its old name now."""
-    url = folder_url(path_or_url)
+    folder that was moved away, a link may have its old name now. Any query: the URLs are only
+    compared with those of a collection."""
+    url = folder_url(path_or_url, allow_query=True)
     if not url.startswith("file:"):
         return [url]
     plain = Path(os.path.abspath(os.path.expanduser(display_name(path_or_url)))).as_uri()

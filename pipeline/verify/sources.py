@@ -74,7 +74,7 @@ def missing_fix(collection: str, url: str) -> str:
     place = shlex.quote(display_name(url.rpartition("/")[0]))
     return (
         f"if they were moved, run chiasm relocate {path} --from {place} --to FOLDER; "
-        f"if they are gone for good, chiasm forget {path} takes out their rows"
+        f"if they are gone for good, chiasm forget {path} SHARD takes out the rows of one"
     )
 
 

@@ -184,6 +184,9 @@ def verify(root: str, files: dict[str, bytes], expected: dict[str, bytes]) -> No
             name for name in {*found, *expected} if found.get(name) != expected.get(name)
         )
         raise Lost(f"{differ} differ from what an undisturbed run leaves")
+    touched = [name for name, content in FOREIGN.items() if files.get(name) != content]
+    if touched:
+        raise Lost(f"{touched} are a person's own and are not what they were")
     halves = [name for name in files if is_temporary(name) and name not in FOREIGN]
     if halves:
         raise Lost(f"{halves} are left")

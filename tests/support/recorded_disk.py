@@ -139,6 +139,9 @@ class RecordedDisk(Disk):
         else:
             super().remove(path)
 
+    def discard(self, path: str) -> None:
+        self.remove(path)
+
     def remove_folder(self, path: str) -> None:
         change = Change("remove_folder", self._name(path))
         self.change(change, lambda: super(RecordedDisk, self).remove_folder(path))

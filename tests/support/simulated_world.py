@@ -120,7 +120,7 @@ class World:
         """Go on until nobody waits any more, or until that moment."""
         while self._waiting and self._waiting[0][0] <= until:
             moment, _, waiting = heapq.heappop(self._waiting)
-            self.now = max(self.now, moment)
+            self.now = self.store.now = max(self.now, moment)
             if not isinstance(waiting, greenlet):
                 waiting()
                 continue
