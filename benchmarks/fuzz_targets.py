@@ -177,7 +177,8 @@ def survey_json(data: bytes) -> None:
     assert backwards.arrow_type() == schema.arrow_type(), "the order of rows decides the type"
     assert backwards.report() == schema.report()
     json.dumps(schema.report())
-    assert schema.covers(cells)
+    if len(data) < 1000:  # it copies the schema, which would double the time of long ones
+        assert schema.covers(cells)
 
 
 def json_cells() -> list[bytes]:
