@@ -110,12 +110,9 @@ class WorkList:
 
     def _skip_if_wanted(self, wanted: dict[str, Task], summary: ShardSummary) -> bool:
         task = wanted[summary.source.id]
+        shard = summary.made_of(task.shard)
         editions = accepted_editions(
-            summary.made_of(task.shard),
-            self.fingerprint,
-            self.settings,
-            task.limit,
-            reembed=self.reembed,
+            shard, self.fingerprint, self.settings, task.limit, reembed=self.reembed
         )
         if not summary.done or summary.edition not in editions:
             return False
@@ -133,7 +130,12 @@ class WorkList:
     @property
     def left(self) -> int:
         """How many shards are neither finished nor in flight."""
-        return len(self._pending) + len(self._block) + len(self._claimed_elsewhere)
+        return self.free + len(self._claimed_elsewhere)
+
+    @property
+    def free(self) -> int:
+        """Those of them that no other run has claimed, as far as was seen."""
+        return len(self._pending) + len(self._block)
 
     @property
     def over(self) -> bool:
@@ -167,6 +169,15 @@ class WorkList:
     def take(self) -> Task | None:
         """The next shard to embed, claimed for this run; None when there is none just now. Raises
         CollectionError where another run has found this one dead."""
+        if not self.claim_next():
+            return None
+        task = self._block.popleft()
+        task.lapses = self._lapses
+        self._in_flight[task.shard.id] = task
+        return task
+
+    def claim_next(self) -> bool:
+        """Claim shards for `take`, and skip those finished elsewhere; whether there is any."""
         self.run.confirm()
         if self.run.lapses != self._lapses:
             # Others may have taken this run for dead, and its claims for free.
@@ -176,11 +187,8 @@ class WorkList:
         self._recheck_claimed()
         while not self._block:
             if not self._claim_block():
-                return None
-        task = self._block.popleft()
-        task.lapses = self._lapses
-        self._in_flight[task.shard.id] = task
-        return task
+                return False
+        return True
 
     def requeue(self, task: Task, failure: str = "") -> None:
         """Put a shard back after a failed attempt. failure: the reason, which counts as an attempt;
@@ -188,8 +196,7 @@ class WorkList:
         before it answered is done."""
         if failure:
             task.failures.append(failure)
-        entry = self._committed(task)  # by this run: the claim is still ours
-        if entry is not None:
+        if (entry := self._committed(task)) is not None:  # by this run: the claim is still ours
             self.finish(task, entry)
             return
         task.returned = True
@@ -240,7 +247,7 @@ class WorkList:
         The other runs' claims are read again after ours are written: of two runs that claim a shard
         at the same moment at least one sees the other and releases it. If both do, both try again
         later, and begin at other places among what is left."""
-        block = self._next_limited() if self.limit is not None else self._next_block()
+        block = self._next_block() if self.limit is None else self._next_limited(self.limit)
         if not block:
             return False
         self.run.claim(self._claims(block))
@@ -271,14 +278,13 @@ class WorkList:
             (self._claimed_elsewhere if task.shard.id in others else block).append(task)
         return block
 
-    def _next_limited(self) -> list[Task]:
+    def _next_limited(self, limit: int) -> list[Task]:
         while self._pending and not self._in_flight and not self._claimed_elsewhere:
-            assert self.limit is not None
-            if self.samples() >= self.limit:
+            if self.samples() >= limit:
                 self._pending.clear()
                 break
             task = self._pending.popleft()
-            task.limit = self.limit - self.samples()
+            task.limit = limit - self.samples()
             if task.shard.id not in self._claims_elsewhere(newer_than=math.inf):
                 return [task]
             self._claimed_elsewhere.append(task)
@@ -308,8 +314,7 @@ class WorkList:
             suspects = [task for task in block if task.returned]
         finished: set[str] = set()
         for task in suspects:
-            entry = self._committed(task)
-            if entry is not None:
+            if (entry := self._committed(task)) is not None:
                 finished.add(task.shard.id)
                 self._skip_task(task, ShardSummary.of(entry))
         return [task for task in block if task.shard.id not in finished]
@@ -329,8 +334,10 @@ class WorkList:
         now = self.run.clock.monotonic()
         if self._claimed_elsewhere and now - self._rechecked >= RECHECK_SECONDS:
             self._rechecked = now
-            self._pending.extendleft(reversed(self._claimed_elsewhere))
-            self._claimed_elsewhere = []
+            others = self._claims_elsewhere(now - RECHECK_SECONDS)
+            free = [task for task in self._claimed_elsewhere if task.shard.id not in others]
+            self._claimed_elsewhere = [t for t in self._claimed_elsewhere if t.shard.id in others]
+            self._pending.extendleft(reversed(free))
 
     def _remove_failure(self, task: Task) -> None:
         if task.shard.id in self._failures:
