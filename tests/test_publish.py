@@ -246,6 +246,8 @@ HOSTILE = {
     "a size below 0": {"segments": [{"checksum": {"size": -1}}]},
     "a checksum that is a path": {"segments": [{"checksum": {"blake2b": "../../x"}}]},
     "deleted that is no list": {"segments": [{"deleted": 7}]},
+    "deleted that no integer of 64 bits holds": {"segments": [{"deleted": (10**25,)}]},
+    "deleted beyond the rows": {"segments": [{"deleted": (20,)}]},
     "a trained index that leads out": {"trained": {"image": {"file": "index/trained/../../x"}}},
     "a trained index of another name": {"trained": {"image": {"file": "collection.json"}}},
     "columns that are a list": {"columns": []},

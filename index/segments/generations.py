@@ -97,10 +97,14 @@ class Manifest:
         odd += [
             entry.file for entry in manifest.trained.values() if not is_trained_file(entry.file)
         ]
-        if odd:
-            raise CollectionError(
-                where, expected="a generation", found=f"the name {odd[0]!r}", do=do
-            )
+        faults = [f"the name {name!r}" for name in odd]
+        faults += [
+            f"segment {entry.id} of {entry.rows} rows without position {max(entry.deleted)}"
+            for entry in manifest.segments
+            if entry.deleted and max(entry.deleted) >= entry.rows
+        ]
+        if faults:
+            raise CollectionError(where, expected="a generation", found=faults[0], do=do)
         return manifest
 
 
