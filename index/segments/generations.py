@@ -126,9 +126,9 @@ class Generation:
 def current_number(folder: Folder) -> int | None:
     """The live generation's number, None before the first; CollectionError for a damaged
     CURRENT."""
-    if not folder.exists(CURRENT):
+    content = read_if_there(folder, CURRENT)
+    if content is None:
         return None
-    content = folder.read_bytes(CURRENT)
     if not re.fullmatch(rb"[0-9]{1,18}\s*", content):
         raise CollectionError(
             display_name(folder.url_of(CURRENT)),
@@ -208,8 +208,8 @@ def open_segments(folder: Folder, manifest: Manifest) -> tuple[Segment, ...]:
 
 def require_whole(folder: Folder, segments: tuple[Segment, ...]) -> None:
     """Raises CollectionError where a file of a segment is missing."""
-    missing = [name for segment in segments for name in segment.missing_files()]
-    if missing:
+    found = folder.map_concurrent(lambda segment: segment.missing_files(), segments)
+    if missing := [name for names in found for name in names]:
         raise CollectionError(
             display_name(folder.url_of(missing[0])),
             expected="a file of the index",
