@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import os
 import sys
 import tempfile
@@ -43,14 +44,13 @@ from chiasm.pipeline.tasks import Task
 from chiasm.pipeline.worklist import WorkList
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support"))
-from counting_store import CountingStore  # noqa: E402
-from fake_encoder import FakeEncoder  # noqa: E402
-from tiny_collection import add_shard  # noqa: E402
+from counting_store import CountingStore
+from fake_encoder import FakeEncoder
+from tiny_collection import add_shard
 
 SETTINGS = EmbedSettings()
 ENCODER = FakeEncoder()
 WORKERS, HELD = 64, 2
-OURS = "*/pipeline/*"
 
 
 def shards_of(count: int) -> list[Shard]:
@@ -198,21 +198,33 @@ def main() -> None:
         store, shards = CountingStore(), shards_of(count)
         with measured(store, f"{count:,} shards, no wait", count, 0.0):
             embed(store, shards)
-        print(f"{count:,} shards: {driver_memory(count):.1f} MB in the driver at most")
+        at_first, at_last, resuming = driver_memory(count)
+        print(
+            f"{count:,} shards: MB in the driver after a tenth {at_first:.2f}, after all"
+            f" {at_last:.2f}, at the most while it looks which are done {resuming:.1f}"
+        )
 
 
-def driver_memory(count: int) -> float:
-    """The most MB that the driver holds while it embeds so many shards, beside their names and the
-    store."""
-    most = 0.0
-    store = CountingStore(forgets=("/ledger/", "/embeddings/"))
+def driver_memory(count: int) -> tuple[float, float, float]:
+    """MB that the driver holds beside its shards and the store: after a tenth of so many shards,
+    after all of them, and at the most when the same command is given again."""
     shards = shards_of(count)
+    store = CountingStore(forgets=("/ledger/", "/embeddings/"))
     tracemalloc.start()
-    for _ in embedding(store, shards, every=count // 8):
-        traced = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, OURS)])
-        most = max(most, sum(trace.size for trace in traced.traces) / 1e6)
+    held = [_held(store) for _ in embedding(store, shards, every=count // 10)]
     tracemalloc.stop()
-    return most
+    store = CountingStore()
+    embed(store, shards)
+    tracemalloc.start()
+    embed(store, shards)
+    resuming = tracemalloc.get_traced_memory()[1] / 1e6
+    tracemalloc.stop()
+    return held[0], held[-1], resuming
+
+
+def _held(store: CountingStore) -> float:
+    gc.collect()
+    return (tracemalloc.get_traced_memory()[0] - sum(map(len, store.objects.values()))) / 1e6
 
 
 if __name__ == "__main__":

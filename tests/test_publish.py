@@ -10,10 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from counting_store import CountingStore
 from tiny_collection import add_shard, make_collection
 
 from chiasm.index import IndexSettings, Query, build_index, open_collection
-from chiasm.index.segments import SEGMENTS, TRAINED, Manifest, current_number, numbers, segment
+from chiasm.index.segments import (
+    SEGMENTS,
+    TRAINED,
+    Manifest,
+    current_number,
+    numbers,
+    open_current,
+    segment,
+)
 from chiasm.index.segments.names import CURRENT, replaced_name
 from chiasm.index.verify import check
 from chiasm.pipeline.collection import Run
@@ -220,6 +229,18 @@ def test_a_searcher_whose_files_are_gone_without_another_generation_says_so(tmp_
     file.unlink()
     with pytest.raises(CollectionError, match=r"image\.faiss: expected a file of the index"):
         searcher.search_many([Query(vector=np.ones(8))])
+
+
+def test_opening_waits_no_longer_for_many_segments(tmp_path):
+    make_collection(tmp_path, (4,) * 7)
+    build_index(str(tmp_path), columns=["image"], settings=IndexSettings(segment_rows=4))
+    store = CountingStore()
+    for name, content in below(tmp_path).items():
+        store.keep(f"bucket/c/{Path(name).relative_to(tmp_path)}", content)
+    generation = open_current(store.folder())
+    assert generation is not None and len(generation.segments) == 7
+    assert store.rounds == 3, "CURRENT, the manifest, and all that is asked of segments at once"
+    assert store.total == 2 + 2 * 7
 
 
 def test_deleted_positions_are_not_found(tmp_path):
