@@ -4,7 +4,8 @@
 
 The store is in memory and answers at once but for that wait. Workers are simulated: they write a
 ledger entry and some bytes for a Parquet file. Run, work list, summaries and status are the
-product's own. Prints the table of docs/results.md.
+product's own. Then an index with one row of each shard is opened and searched. Prints the table of
+docs/results.md.
 """
 
 from __future__ import annotations
@@ -211,7 +212,7 @@ def driver_memory(count: int) -> tuple[float, float, float]:
     shards = shards_of(count)
     store = CountingStore(forgets=("/ledger/", "/embeddings/"))
     tracemalloc.start()
-    held = [_held(store) for _ in embedding(store, shards, every=count // 10)]
+    sizes = [_megabytes(store) for _ in embedding(store, shards, every=count // 10)]
     tracemalloc.stop()
     store = CountingStore()
     embed(store, shards)
@@ -219,10 +220,10 @@ def driver_memory(count: int) -> tuple[float, float, float]:
     embed(store, shards)
     resuming = tracemalloc.get_traced_memory()[1] / 1e6
     tracemalloc.stop()
-    return held[0], held[-1], resuming
+    return sizes[0], sizes[-1], resuming
 
 
-def _held(store: CountingStore) -> float:
+def _megabytes(store: CountingStore) -> float:
     gc.collect()
     return (tracemalloc.get_traced_memory()[0] - sum(map(len, store.objects.values()))) / 1e6
 
