@@ -23,9 +23,11 @@ from chiasm.index.segments import (
     open_current,
     segment,
 )
+from chiasm.index.segments.generations import read_if_there
 from chiasm.index.segments.names import CURRENT, replaced_name
 from chiasm.index.verify import check
 from chiasm.pipeline.collection import Run
+from chiasm.pipeline.collection.ledger import read_or_none
 from chiasm.pipeline.collection.run_record import marked_killed
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.storage import Folder
@@ -241,6 +243,14 @@ def test_opening_waits_no_longer_for_many_segments(tmp_path):
     assert generation is not None and len(generation.segments) == 7
     assert store.rounds == 3, "CURRENT, the manifest, and all that is asked of segments at once"
     assert store.total == 2 + 2 * 7
+
+
+@pytest.mark.parametrize("read", [read_if_there, read_or_none])
+def test_a_file_that_is_put_while_it_is_looked_for_is_read(monkeypatch, read):
+    folder = CountingStore().folder()
+    Once(monkeypatch, "exists", "a", lambda: folder.write_whole("a", b"content"))
+    assert read(folder, "a") == b"content"
+    assert read(folder, "b") is None
 
 
 def test_deleted_positions_are_not_found(tmp_path):

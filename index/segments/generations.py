@@ -237,9 +237,8 @@ def read_if_there(folder: Folder, name: str) -> bytes | None:
     try:
         return folder.read_bytes(name)
     except StorageError:
-        if folder.exists(name):
-            raise
-        return None
+        # Where it is there by now, it was put in between, or it cannot be read this time either.
+        return folder.read_bytes(name) if folder.exists(name) else None
 
 
 def _open_segment(folder: Folder, entry: SegmentEntry) -> Segment:
