@@ -12,13 +12,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from counting_store import CountingStore
 from tiny_collection import add_shard, make_collection
 
 from chiasm.index import IndexSettings, Query, build_index, open_collection
-from chiasm.index.segments import SEGMENTS, TRAINED, Manifest, current_number, numbers, segment
+from chiasm.index.segments import (
+    SEGMENTS,
+    TRAINED,
+    Manifest,
+    current_number,
+    numbers,
+    open_current,
+    segment,
+)
+from chiasm.index.segments.generations import read_if_there
 from chiasm.index.segments.names import CURRENT, GENERATIONS, replaced_name
 from chiasm.index.verify import check
 from chiasm.pipeline.collection import Run, runs
+from chiasm.pipeline.collection.ledger import read_or_none
 from chiasm.pipeline.collection.run_record import mark_name, run_of_record
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.storage import Folder, LocalFiles, schemes
@@ -321,6 +332,26 @@ def test_a_searcher_whose_files_are_gone_without_another_generation_says_so(tmp_
         searcher.search_many([Query(vector=np.ones(8))])
 
 
+def test_opening_waits_no_longer_for_many_segments(tmp_path):
+    make_collection(tmp_path, (4,) * 7)
+    build_index(str(tmp_path), columns=["image"], settings=IndexSettings(segment_rows=4))
+    store = CountingStore()
+    for name, content in below(tmp_path).items():
+        store.keep(f"bucket/c/{Path(name).relative_to(tmp_path)}", content)
+    generation = open_current(store.folder())
+    assert generation is not None and len(generation.segments) == 7
+    assert store.rounds == 3, "CURRENT, the manifest, and all that is asked of segments at once"
+    assert store.total == 2 + 2 * 7
+
+
+@pytest.mark.parametrize("read", [read_if_there, read_or_none])
+def test_a_file_that_is_put_while_it_is_looked_for_is_read(monkeypatch, read):
+    folder = CountingStore().folder()
+    Once(monkeypatch, "exists", "a", lambda: folder.write_whole("a", b"content"))
+    assert read(folder, "a") == b"content"
+    assert read(folder, "b") is None
+
+
 def test_deleted_positions_are_not_found(tmp_path):
     vectors = make_collection(tmp_path, (200,))["image"]
     xq = np.ones(8, np.float32)
@@ -345,6 +376,8 @@ HOSTILE = {
     "a size below 0": {"segments": [{"checksum": {"size": -1}}]},
     "a checksum that is a path": {"segments": [{"checksum": {"blake2b": "../../x"}}]},
     "deleted that is no list": {"segments": [{"deleted": 7}]},
+    "deleted that no integer of 64 bits holds": {"segments": [{"deleted": (10**25,)}]},
+    "deleted beyond the rows": {"segments": [{"deleted": (20,)}]},
     "a trained index that leads out": {"trained": {"image": {"file": "index/trained/../../x"}}},
     "a trained index of another name": {"trained": {"image": {"file": "collection.json"}}},
     "columns that are a list": {"columns": []},
