@@ -35,6 +35,7 @@ from chiasm.index.segments import (
     copied_columns,
     leftovers,
     live_number,
+    numbers,
     publish,
     remove_unnamed,
     run_of_folder,
@@ -118,13 +119,14 @@ def build_index(
 def _sweeping(run: Run, settings: IndexSettings) -> Iterator[None]:
     """Room is made before a build, and what it has written is removed where it fails: a disk that
     was full once must not stay so."""
+    before = numbers(run.folder)
     run.wait_for_verdicts(filter(None, map(run_of_folder, leftovers(run.folder))))
-    sweep(run.folder, run, settings)
+    sweep(run.folder, run, settings, warn=False)  # the one at the end does
     try:
         yield
     except BaseException:
         try:
-            remove_unnamed(run.folder, run)
+            remove_unnamed(run.folder, run, before)
         except (CollectionError, StorageError) as error:
             LOG.warning("left for the next build to remove: %s", error)
         raise
