@@ -53,6 +53,7 @@ from chiasm.pipeline.collection.relocations import (
     known_shards,
     read_relocations,
     require_no_relocation,
+    stat_relocations,
     write_relocations,
 )
 from chiasm.pipeline.collection.run_record import RunRecord
@@ -122,5 +123,6 @@ __all__ = [
     "vectors_of",
     "write_entry",
     "write_failure",
+    "stat_relocations",
     "write_relocations",
 ]
