@@ -116,11 +116,10 @@ def store_scores(
     if decode != DecodeSettings():
         head["decode"] = asdict(decode)
     if folder.exists(name):
-        with folder.open_stream(name) as file:
-            # One that cannot be read is of no use: the file is written anew.
-            with contextlib.suppress(ValueError, RecursionError):
-                if json.loads(file.readline()) == head:
-                    return False
+        # Where the first line cannot be read, the file is written anew.
+        with folder.open_stream(name) as file, contextlib.suppress(ValueError, RecursionError):
+            if json.loads(file.readline()) == head:
+                return False
     with folder.create(name, run_id) as file:
         file.write(json.dumps(head).encode() + b"\n")
         for scored in _scored(shard, encoder, read, decode, batch):

@@ -119,10 +119,10 @@ __all__ = [
     "shard_of_entry",
     "shard_of_failure",
     "stat_files",
+    "stat_relocations",
     "stored_parquet_name",
     "vectors_of",
     "write_entry",
     "write_failure",
-    "stat_relocations",
     "write_relocations",
 ]
