@@ -46,4 +46,5 @@ class BoundedSession(AIOHTTPSession):
         except BaseException:
             response.raw.close()
             raise
-        return AioAWSResponse(response.url, response.status_code, response.headers, _Body(data))
+        headers: Any = response.headers
+        return AioAWSResponse(response.url, response.status_code, headers, _Body(data))
