@@ -80,7 +80,7 @@ def fail_to_load(*arguments: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "message"),
     [
         (("embed", "--address", "PORT"), "expected a running Ray"),
         (("filter", "--encoder", "pocket", "--address", "PORT"), "expected a running Ray"),
@@ -89,12 +89,12 @@ def fail_to_load(*arguments: object) -> None:
         (("embed", "--preset", "absent.yaml"), "preset 'absent.yaml'"),
     ],
 )
-def test_what_is_refused_early_leaves_nothing_behind(command, told, tmp_path, monkeypatch, capsys):
+def test_what_is_refused_early_leaves_nothing_behind(command, message, tmp_path, monkeypatch):
     monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(filter_shards, "load_matcher", fail_to_load)
     shard = make_shard(tmp_path / "a.tar", 1)
     options = [f"127.0.0.1:{closed_port()}" if word == "PORT" else word for word in command[1:]]
-    with pytest.raises(ChiasmError, match=re.escape(told)):
+    with pytest.raises(ChiasmError, match=re.escape(message)):
         application()([command[0], str(shard), "--to", str(tmp_path / "to"), *options])
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
 

@@ -61,7 +61,7 @@ def connected(address: str | Address | None, workers: WorkerSettings) -> Iterato
         if resolved.is_local:
             _start_local(workers)
         else:
-            _join(resolved, tell=not found)
+            _join(resolved, announce=not found)
     try:
         yield
     finally:
@@ -170,8 +170,8 @@ def _provide_token() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _join(address: Address, *, tell: bool) -> None:
-    require_ray(address, tell=tell)  # again: hours may have passed since it answered
+def _join(address: Address, *, announce: bool) -> None:
+    require_ray(address, announce=announce)  # again: hours may have passed since it answered
     try:
         options = {
             "address": address.text,
