@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from chiasm.pipeline.collection import LedgerEntry, ShardSummary, current_entry
+from chiasm.pipeline.collection import LedgerEntry, ShardSummary
 from chiasm.pipeline.records import Dropped
-from chiasm.pipeline.storage import Folder
 
+# The entries of shards, by their ids.
+ReadEntries = Callable[[Sequence[str]], Iterator[LedgerEntry | None]]
 DROPS_KEPT = 100  # dropped samples that are kept with their details; more are only counted
 
 
@@ -80,22 +81,22 @@ class SkippedTotals(Totals):
             self.with_drops.append(summary.source.id)
 
     def read_drops(
-        self, folder: Folder, known: Sequence[tuple[str, Dropped]]
+        self, known: Sequence[tuple[str, Dropped]], read: ReadEntries
     ) -> list[tuple[str, Dropped]]:
         """The known dropped samples and, up to DROPS_KEPT in all, those of these shards."""
         found = Totals(drops=[*known])
         missing = self.with_drops[: DROPS_KEPT - len(known)]  # each has one at least
-        for entry in folder.map_concurrent(lambda name: current_entry(folder, name), missing):
+        for entry in read(missing):
             if entry is not None:
                 found.add_drops(entry)
         return found.drops
 
-    def read_note_details(self, folder: Folder, known: Mapping[str, str]) -> dict[str, str]:
+    def read_note_details(self, known: Mapping[str, str], read: ReadEntries) -> dict[str, str]:
         """By reason, the detail of a note: those known, and of other reasons those of these
         shards."""
         details = {**known}
         missing = {self.with_notes[why] for why in self.with_notes.keys() - details.keys()}
-        for entry in folder.map_concurrent(lambda name: current_entry(folder, name), missing):
+        for entry in read(sorted(missing)):
             for note in () if entry is None else entry.notes:
                 details.setdefault(note.reason, note.detail)
         return details

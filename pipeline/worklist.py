@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from chiasm.pipeline.collection import (
     Identity,
@@ -144,11 +144,15 @@ class WorkList:
 
     def dropped_samples(self) -> list[tuple[str, Dropped]]:
         """The first dropped samples of shards done or skipped, with their shards' URLs."""
-        return self.skipped.read_drops(self.run.folder, self.done.drops)
+        return self.skipped.read_drops(self.done.drops, self._read_entries)
 
     def note_details(self) -> dict[str, str]:
         """By reason, the detail of a note of a shard done or skipped."""
-        return self.skipped.read_note_details(self.run.folder, self.done.note_details)
+        return self.skipped.read_note_details(self.done.note_details, self._read_entries)
+
+    def _read_entries(self, shard_ids: Sequence[str]) -> Iterator[LedgerEntry | None]:
+        folder = self.run.folder
+        return folder.map_concurrent(lambda shard_id: current_entry(folder, shard_id), shard_ids)
 
     def take(self) -> Task | None:
         """The next shard to embed, claimed for this run; None when there is none just now. Raises

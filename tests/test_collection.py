@@ -66,6 +66,17 @@ def test_of_many_encoders_at_once_exactly_one_makes_the_collection(tmp_path):
     assert accepted == [read_identity(folder).encoder]
 
 
+@pytest.mark.parametrize("dim", [0, -1, 1 << 31, 10**30])
+@pytest.mark.parametrize("name", ["dim", "dims"])
+def test_a_width_that_no_vector_has_is_told(tmp_path, dim, name):
+    fields = json.loads(Identity.of(FakeEncoder()).to_json())
+    fields |= {"schema": 2, "dims": {"image": 8, "text": 8}}
+    fields[name] = dim if name == "dim" else {"image": dim, "text": 8}
+    (tmp_path / NAME).write_text(json.dumps(fields))
+    with pytest.raises(CollectionError, match=rf"{name}.*: Input should be .* than or equal to"):
+        Collection.open(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("content", "found"),
     [

@@ -13,7 +13,7 @@ import pytest
 from counting_store import CountingStore
 from fake_encoder import FakeEncoder
 from ray.exceptions import RayError
-from test_runs import FakeClock
+from test_runs import R1, R2, FakeClock
 from test_worklist import SETTINGS, add_rows, commit, new_run, shards_of, work_of
 
 from chiasm.jobs.cluster import pool
@@ -105,7 +105,7 @@ def run_pool(
     folder = store.folder()
     ray = FakeRay(answer or (lambda shard: commit(store, Task(shard))))
     monkeypatch.setattr(pool, "ray", ray)
-    with new_run(folder, "r1", clock) as run:
+    with new_run(folder, R1, clock) as run:
         work = work_of(folder, shards_of(shards), run)
         recipe = Recipe.of_this_driver("fake", EncoderSettings(), folder.url, run.id, SETTINGS)
 
@@ -136,7 +136,7 @@ def test_workers_without_anything_left_to_do_are_ended_while_others_work(monkeyp
 
 def other_run(store: CountingStore, clock: FakeClock, shards: list[Shard]) -> Run:
     """A run of another machine that has claimed these shards."""
-    run = new_run(store.folder(), "r2", clock, "elsewhere").__enter__()
+    run = new_run(store.folder(), R2, clock, "elsewhere").__enter__()
     run.claim(shard.id for shard in shards)
     return run
 
@@ -198,7 +198,7 @@ def test_a_limit_keeps_one_worker(monkeypatch, clock):
     store = CountingStore()
     folder = store.folder()
     monkeypatch.setattr(pool, "ray", FakeRay(lambda shard: commit(store, Task(shard))))
-    with new_run(folder, "r1", clock) as run:
+    with new_run(folder, R1, clock) as run:
         work = work_of(folder, shards_of(9), run, limit=25)
         recipe = Recipe.of_this_driver("fake", EncoderSettings(), folder.url, run.id, SETTINGS)
 

@@ -10,10 +10,12 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import make_shard
 from dying_disk import DyingDisk, Killed, bury
+from shard_scores import Judge
 
 from chiasm.index import build_index, open_collection
 from chiasm.index.verify import check
@@ -67,9 +69,12 @@ def move(root: Path, target: str = "new") -> None:
         os.utime(file)
 
 
-def test_rows_ids_and_index_stay_and_the_new_place_is_done(tmp_path):
+def test_rows_ids_and_index_stay_and_the_new_place_is_done(tmp_path, monkeypatch):
     path = embedded(tmp_path, "a.tar", "b.tar")
     build_index(path)
+    searchers = [open_collection(path), open_collection(path)]
+    for searcher in searchers:
+        assert searcher.search("picture 1 of 0")
     before = {file.shard_id: file.read() for file in embeddings(Folder(str(path)))}
     kept = files(path)
     move(tmp_path)
@@ -86,6 +91,18 @@ def test_rows_ids_and_index_stay_and_the_new_place_is_done(tmp_path):
         assert (path / name).read_bytes()[:rows] == kept[name][:rows], "row groups are copied"
     (result, *_) = open_collection(path).search("picture 1 of 0", column="text", k=10)
     assert result.url.startswith(f"file://{tmp_path}/new/") and result.picture()
+    (result, *_) = searchers[0].search("picture 1 of 0")
+    assert result.url.startswith(f"file://{tmp_path}/new/"), "it is open since before"
+    with monkeypatch.context() as patch:  # of a store nothing is asked before a picture is missed
+        patch.setattr(Folder, "local", None)
+        patch.setattr(Folder, "stat", lambda *_: pytest.fail("a request"))
+        (result, *_) = searchers[1].search("picture 1 of 0")
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "local", None)
+        searchers[1]._encoder = judge = Judge()
+        patch.setattr(judge, "match", lambda a, b, pairs: np.zeros(len(pairs), np.float32))
+        (result, *_) = searchers[1].search("picture 1 of 0", rerank="match:3")
+    assert result.url.startswith(f"file://{tmp_path}/new/") and "match" in result.scores
     assert check(path, reencode=10).findings == []
 
     survey = Survey(Folder(str(path)), ShardFiles.list(Folder(str(path))))

@@ -366,27 +366,27 @@ def test_a_run_out_of_reach_for_long_looks_before_it_goes_on(tmp_path):
 def test_a_mark_outlasts_a_record_that_was_being_written(tmp_path):
     """As where a process stopped between its look for a mark and its write, and went on later."""
     folder, clock = Folder(str(tmp_path)), FakeClock()
-    other = fake_run(folder, "b", clock, "r1")
+    other = fake_run(folder, "b", clock, R1)
     other.__enter__()
-    with fake_run(folder, "a", clock, "r2") as run:
+    with fake_run(folder, "a", clock, R2) as run:
         run.observe()
         clock.sleep(STALE_SECONDS + 1)
         run.sweep([])
-    folder.write_whole("runs/r1.json", other.record.to_json())
+    folder.write_whole(f"runs/{R1}.json", other.record.to_json())
     with pytest.raises(CollectionError, match="another run that has taken over its work"):
         other.beat()
 
 
 def test_a_run_that_came_back_before_its_mark_is_told(tmp_path):
     folder, clock = Folder(str(tmp_path)), FakeClock()
-    other = fake_run(folder, "b", clock, "r1")
+    other = fake_run(folder, "b", clock, R1)
     other.__enter__()
-    with fake_run(folder, "a", clock, "r2") as run:
+    with fake_run(folder, "a", clock, R2) as run:
         run.observe()
         clock.sleep(STALE_SECONDS + 1)
         assert run.others() == []
         other.beat()
-        assert run.mark_dead() == {"r1"} and not folder.exists("runs/r1.killed")
+        assert run.mark_dead() == {R1} and not folder.exists(f"runs/{R1}.killed")
 
 
 def test_a_mark_is_noticed_by_the_next_heartbeat_even_if_no_time_passed_here(tmp_path):

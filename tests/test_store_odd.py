@@ -19,6 +19,7 @@ from chiasm.pipeline.storage import (
     is_folder,
     open_stream,
     read_range,
+    s3_session,
     schemes,
     stat,
     uploads,
@@ -82,6 +83,28 @@ def test_no_more_is_read_of_an_object_than_was_asked_for(s3, change):
         stat(folder.url_of("a"))
     with pytest.raises(UnreachableError, match="more than 3 bytes with a Content-Range of 'bytes"):
         read_range(folder.url_of("a"), 2, 3)
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"), [("range", 403), ("put", 403), ("list", 200), ("list", 403)]
+)
+def test_no_more_is_read_of_an_answer_than_one_can_have(s3, change, kind, status, monkeypatch):
+    """Of a store that says much in an error or a listing."""
+    folder = Folder(s3.root)
+    folder.write_whole("a", b"0123456789")
+    much = Response(status, {"Content-Type": "application/xml"}, b" " * (48 << 20))
+    monkeypatch.setattr(s3_session, "MAX_BODY", 1 << 20)
+    change(instead=lambda request: much if request.kind == kind else None)
+    calls = {
+        "range": lambda: stat(folder.url_of("a")),
+        "put": lambda: folder.write_whole("b", b"x"),
+        "list": lambda: folder.list(""),
+    }
+    tracemalloc.start()
+    with pytest.raises((SourceError, StorageError), match=f"{status} with more than 1 MiB of text"):
+        calls[kind]()
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
     tracemalloc.stop()
 

@@ -377,9 +377,9 @@ def test_a_run_that_has_nothing_left_to_claim_holds_nothing(tmp_path):
     """Two runs that both kept claims of shards which they had skipped waited for each other."""
     folder, clock = Folder(str(tmp_path)), FakeClock()
     shard = Shard("file:///nowhere/s0.tar", "s0-0123456789", 4096, "1")
-    with new_run(folder, "r1", clock) as run:
+    with new_run(folder, R1, clock) as run:
         work = work_of(folder, [shard], run)
-        with new_run(folder, "r2", clock):
+        with new_run(folder, R2, clock):
             add_shard(folder, "s0", 20, edition=edition_of(shard, ENCODER.fingerprint, SETTINGS))
         assert work.take() is None and work.over
         assert run.record.claimed == ()
@@ -396,7 +396,7 @@ def test_a_shard_that_is_finished_between_two_listings_is_skipped(tmp_path, monk
         return real(folder, prefix)
 
     monkeypatch.setattr(Folder, "list_stats", list_stats)
-    with new_run(folder, "r1", clock) as run, new_run(folder, "r2", clock):
+    with new_run(folder, R1, clock) as run, new_run(folder, R2, clock):
         work = work_of(folder, [shard], run)
         assert work.take() is None and work.skipped.rows == 20
 
@@ -414,7 +414,7 @@ def test_a_summary_is_of_rows_that_were_listed(whole):
 def test_a_claim_that_took_so_long_that_others_took_it_over_is_made_again(monkeypatch):
     store, shards = CountingStore(), shards_of(2)
     folder, clock = store.folder(), FakeClock()
-    with new_run(folder, "r1", clock, "m1") as one, new_run(folder, "r2", clock, "m2") as other:
+    with new_run(folder, R1, clock, "m1") as one, new_run(folder, R2, clock, "m2") as other:
         work = work_of(folder, shards, one)
         real = WorkList._skip_finished_since
 

@@ -9,13 +9,21 @@ from chiasm.index.segments.generations import (
     SegmentEntry,
     TrainedEntry,
     current_number,
+    keeping_segments,
     newest_whole,
     numbers,
     open_current,
     open_generation,
+    read_manifest,
 )
 from chiasm.index.segments.json_columns import SchemaInference
-from chiasm.index.segments.names import SEGMENTS, TRAINED, run_of_folder, segment_file
+from chiasm.index.segments.names import (
+    SEGMENTS,
+    TRAINED,
+    manifest_name,
+    run_of_folder,
+    segment_file,
+)
 from chiasm.index.segments.publish import live_number, publish
 from chiasm.index.segments.segment import Segment, SegmentGone, SegmentWriter
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
@@ -40,13 +48,16 @@ __all__ = [
     "column_advice",
     "copied_columns",
     "current_number",
+    "keeping_segments",
     "leftovers",
     "live_number",
+    "manifest_name",
     "newest_whole",
     "numbers",
     "open_current",
     "open_generation",
     "publish",
+    "read_manifest",
     "remove_unnamed",
     "run_of_folder",
     "segment_file",

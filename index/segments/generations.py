@@ -232,6 +232,16 @@ def read_manifest(folder: Folder, number: int) -> Manifest:
     return Manifest.from_json(content, folder, name)
 
 
+def keeping_segments(error: CollectionError) -> CollectionError:
+    """What is said of a generation that cannot be read beside the live one. error: why."""
+    return CollectionError(
+        error.what,
+        expected=error.expected,
+        found=f"{error.found}: all segments are kept, since it may name them",
+        do="if no newer chiasm wrote it, remove that file; a build does once it is old",
+    )
+
+
 def read_if_there(folder: Folder, name: str) -> bytes | None:
     """A file's content, None where there is no such file (any more)."""
     try:

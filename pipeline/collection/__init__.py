@@ -57,6 +57,7 @@ from chiasm.pipeline.collection.relocations import (
     known_shards,
     read_relocations,
     require_no_relocation,
+    stat_relocations,
     write_relocations,
 )
 from chiasm.pipeline.collection.run_record import RELOCATE, RunRecord
@@ -125,6 +126,7 @@ __all__ = [
     "shard_of_entry",
     "shard_of_failure",
     "stat_files",
+    "stat_relocations",
     "stored_parquet_name",
     "vectors_of",
     "write_entry",

@@ -112,17 +112,17 @@ class RunObserver:
         """The other runs that may live, and those found to have ended or died since the last look;
         oldest first."""
         began = self._clock.monotonic()
-        listed = self._folder.list_stats("runs")
+        stats_of_all = self._folder.list_stats("runs")
         stats = {
             name: stat
-            for name, stat in sorted(listed.items())
+            for name, stat in sorted(stats_of_all.items())
             if run_of_record(name) not in (None, self._own_id) and self._final.get(name) != stat
         }
         self._read_changed(stats, began)
-        times = [stat.modified for stat in listed.values() if stat.modified is not None]
+        times = [stat.modified for stat in stats_of_all.values() if stat.modified is not None]
         newest = max(times, default=0.0)
         seen = [
-            self._assess(name, began, marked=mark_name(run_id) in listed, newest=newest)
+            self._assess(name, began, marked=mark_name(run_id) in stats_of_all, newest=newest)
             for name in stats
             if name in self._sightings and (run_id := run_of_record(name))
         ]

@@ -95,6 +95,7 @@ class Run:
             settings=settings,
         )
         self.lapses = 0
+        self._withdrawn = False
         self._renewed = clock.monotonic()
         self._marked: CollectionError | None = None
         self._observer = RunObserver(folder, clock, machine.alive, self.id)
@@ -141,7 +142,11 @@ class Run:
         # A full disk must not hide the error that ends the run: a record in state `running` whose
         # process is gone reads as killed.
         with contextlib.suppress(StorageError) if kind else contextlib.nullcontext():
-            self._write()
+            if self._withdrawn:
+                self.folder.remove(record_name(self.id))
+                self.folder.remove_folder("runs", lambda name: False)  # an empty one
+            else:
+                self._write()
 
     def claim(self, shard_ids: Iterable[str]) -> None:
         """Set the shards that this run works on, in place of those claimed before; written to its
@@ -160,6 +165,10 @@ class Run:
         """Set the final state, `done` or `failed`; written when the `with` is left."""
         with self._lock:
             self.record = replace(self.record, state=state, summary=summary, claimed=())
+
+    def withdraw(self) -> None:
+        """Leave no record behind: nothing was written, and nothing could be."""
+        self._withdrawn = True
 
     def beat(self) -> None:
         """Renew the record. Raises StorageError where it cannot be written, CollectionError where

@@ -43,7 +43,7 @@ FAULTS: dict[str, list[Edit]] = {
         )
     ],
     "clock step: processes are known by when they began": [
-        (Machine.this_process, "namespace, ticks)", "namespace, ticks + int(self.clock.wrong))"),
+        (Machine.this_process, "namespace, ticks,", "namespace, ticks + int(self.clock.wrong),"),
         (Machine.alive, "ticks ==", "ticks + int(self.clock.wrong) =="),
     ],
     "equal host names: the boot id is ignored": [
@@ -53,7 +53,7 @@ FAULTS: dict[str, list[Edit]] = {
     "dead after five seconds": [(RunObserver._assess, "STALE_SECONDS", "5.0")],
     "what is not known is dead": [(Seen.may_live, "(Life.ALIVE, Life.UNKNOWN)", "(Life.ALIVE,)")],
     "records of newer versions are dead": [
-        (RunObserver._assess, "running = record is None or", "running = record is not None and")
+        (RunObserver._assess, "not marked if record is None", "False if record is None")
     ],
     "the mark of a killed run is ignored": [
         (Run._check_mark, "not self.folder.exists(mark_name(self.id))", "True")
@@ -102,13 +102,13 @@ FAULTS: dict[str, list[Edit]] = {
         )
     ],
     # Sweeping
-    "living builds are forgotten": [(_sweep.remove_unnamed, _RUNNING, "    running = set()\n")],
+    "living builds are forgotten": [(_sweep._remove_unnamed, _RUNNING, "    running = set()\n")],
     "living builds are listed before folders": [
-        (_sweep.remove_unnamed, _FOLDERS + _RUNNING, _RUNNING + _FOLDERS)
+        (_sweep._remove_unnamed, _FOLDERS + _RUNNING, _RUNNING + _FOLDERS)
     ],
     "generations are listed before living builds": [
-        (_sweep.remove_unnamed, f"in {_LISTED}:", "in listed:"),
-        (_sweep.remove_unnamed, _RUNNING, f"    listed = {_LISTED}\n{_RUNNING}"),
+        (_sweep._remove_unnamed, f"in {_LISTED}:", "in listed:"),
+        (_sweep._remove_unnamed, _RUNNING, f"    listed = {_LISTED}\n{_RUNNING}"),
     ],
     "generations of living builds are removed": [
         (_sweep._remove_old_generations, " | _of_running(folder, run, existing)", "")
@@ -126,13 +126,13 @@ FAULTS: dict[str, list[Edit]] = {
         (_sweep._remove_old_generations, "live not in existing", "False")
     ],
     "a segment's record goes last": [
-        (_sweep.remove_unnamed, 'folder.remove(f"{name}/{RECORD}")', "pass")
+        (_sweep._remove_unnamed, 'folder.remove(f"{name}/{RECORD}")', "pass")
     ],
     "folders of others are removed": [
         (_sweep.leftovers, " if run_of_folder(name) is not None", "")
     ],
     "a failed build leaves its segments": [
-        (_sweep.sweeping, "remove_unnamed(run.folder, run)", "pass")
+        (_sweep.sweeping, "remove_unnamed(run.folder, run, before)", "pass")
     ],
     "a build does not wait for verdicts": [(_sweep.sweeping, "run.wait_for_verdicts(", "list(")],
     # Opening
