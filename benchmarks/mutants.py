@@ -8,10 +8,10 @@ condition changed, a returned value lost, a statement left out. Strings stay as 
 One run of the test files that import the package records which test executes which line of it
 (coverage.py). Then, for each mutant, in a copy of the tree, the tests that execute its statement
 run until one fails: those that execute the fewest lines of the package first, 10 CPU seconds of
-tests at most. For a statement that runs at import: those that execute any line of its file. A mutant that
-no test executes counts as survived ("not executed"). Tests that are marked slow, and those that run
-the product in other processes (commands, Ray) or run models, take no part: what they alone notice
-counts as survived, so the score is a lower bound.
+tests at most. For a statement that runs at import: those that execute any line of its file. A
+mutant that no test executes counts as survived ("not executed"). Tests that are marked slow, and
+those that run the product in other processes (commands, Ray) or run models, take no part: what they
+alone notice counts as survived, so the score is a lower bound.
 
 Prints how many were killed, timed out, survived and were not executed, the score with its 95 %
 interval (Wilson), and those that no test noticed. The same seed gives the same mutants of the same
