@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from coverage import Coverage
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = [
@@ -51,6 +50,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 class _Recorder:
     def __init__(self, config: pytest.Config) -> None:
+        from coverage import Coverage  # the choice of tests by a record needs none
+
         self.root = config.rootpath
         self.target = Path(config.getoption("--lines-to"))
         place = self.root / config.getoption("--lines-of")
