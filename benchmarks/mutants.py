@@ -8,10 +8,10 @@ condition changed, a returned value lost, a statement left out. Strings stay as 
 One run of the test files that import the package records which test executes which line of it
 (coverage.py). Then, for each mutant, in a copy of the tree, the tests that execute its statement
 run until one fails: those that execute the fewest lines of the package first, 10 CPU seconds of
-tests at most. For a statement that runs at import: those that execute any line of its file. A
-mutant that no test executes counts as survived ("not executed"). Tests that are marked slow, and
-those that run the product in other processes (commands, Ray) or run models, take no part: what they
-alone notice counts as survived, so the score is a lower bound.
+tests at most. For a statement that runs at import, or that no test is seen to execute: those that
+execute any line of its file. What they do not notice counts as survived, or as "not executed".
+Tests that are marked slow, and those that run the product in other processes (commands, Ray) or run
+models, take no part: what they alone notice counts as survived, so the score is a lower bound.
 
 Prints how many were killed, timed out, survived and were not executed, the score with its 95 %
 interval (Wilson), and those that no test noticed. The same seed gives the same mutants of the same
@@ -218,17 +218,18 @@ def outcome(mutant: Mutant, tree: Path, executed: Executed) -> str:
     """How the nearest tests end with the fault in a copy of the tree."""
     path = tree / mutant.path
     source = path.read_bytes()
-    tests = executed.nearest(mutant.path, source, mutant.line, BUDGET_SECONDS)
-    if not tests:
-        return "not executed"
+    seen = executed.of_statement(mutant.path, source, mutant.line)
+    # Not every line is seen: in a coroutine none is after an exception came out of an `await`.
+    tests = executed.nearest(seen or executed.of_file(mutant.path), BUDGET_SECONDS)
     chosen = tree / "chosen.txt"
     chosen.write_text("\n".join(tests))
     seconds = sum(executed.seconds[test] for test in tests)
     try:
         path.write_bytes(mutant.apply(source))
-        return run_tests(tree, [f"@{chosen}"], 10 + 4 * seconds)
+        ended = run_tests(tree, [f"@{chosen}"], 10 + 4 * seconds) if tests else "survived"
     finally:
         path.write_bytes(source)
+    return "not executed" if ended == "survived" and not seen else ended
 
 
 def outcomes(

@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ TRACE_SECONDS = 1800.0
 # Fixtures and files of tests that run commands, Ray or models: seconds each, and most of what they
 # execute lies in other processes.
 SLOW_FIXTURES = {"chiasm", "ray_session", "towers", "coloured", "head"}
-SLOW_FILES = ("demo", "filter", "kills", "query_picture", "rerank", "retrieve", "store_kills")
+SLOW_FILES = "demo filter kills query_picture rerank retrieve store_kills submit".split()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -110,21 +110,23 @@ class Executed:
         }
         return cls(data["seconds"], lines)
 
-    def nearest(self, path: str, source: bytes, line: int, budget: float) -> list[str]:
-        """The tests that execute the statement at a line of a file, or any line of the file where
-        the statement runs at import: those that execute the fewest lines of the package first, as
-        many as take `budget` seconds of CPU in all. Empty where no test does."""
-        of_lines = self.lines.get(path, {})
+    def of_statement(self, path: str, source: bytes, line: int) -> set[str]:
+        """The tests that execute the statement at a line of a file; where it runs at import, any
+        line of the file."""
         wanted = _lines_of_statement(ast.parse(source), line)
-        found = {
-            test
-            for number, tests in of_lines.items()
-            if not wanted or number in wanted
-            for test in tests
-        }
+        of_lines = self.lines.get(path, {})
+        return {test for number in wanted or of_lines for test in of_lines.get(number, ())}
+
+    def of_file(self, path: str) -> set[str]:
+        """The tests that execute any line of a file."""
+        return {test for tests in self.lines.get(path, {}).values() for test in tests}
+
+    def nearest(self, tests: Collection[str], budget: float) -> list[str]:
+        """Those of the tests that execute the fewest lines of the package first, as many as take
+        `budget` seconds of CPU in all."""
         sizes = self._sizes()
         chosen, left = [], budget
-        for test in sorted(found, key=lambda test: (sizes[test], self.seconds[test], test)):
+        for test in sorted(tests, key=lambda test: (sizes[test], self.seconds[test], test)):
             if self.seconds[test] <= left or not chosen:
                 chosen.append(test)
                 left -= self.seconds[test]

@@ -113,7 +113,8 @@ def test_the_nearest_tests_execute_the_statement_and_little_else(line, budget, e
             "y": {1: ["large", "slow"], 2: ["large", "slow"]},
         },
     )
-    assert executed.nearest("x", SOURCE, line, budget) == expected
+    assert executed.nearest(executed.of_statement("x", SOURCE, line), budget) == expected
+    assert executed.of_file("x") == {"small", "slow", "large"} and not executed.of_file("z")
 
 
 def test_the_interval_is_wilsons():
