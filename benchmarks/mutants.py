@@ -10,8 +10,8 @@ One run of the test files that import the package records which test executes wh
 run until one fails: those that execute the fewest lines of the package first, 10 CPU seconds of
 tests at most. For a statement that runs at import, or that no test is seen to execute: those that
 execute any line of its file. What they do not notice counts as survived, or as "not executed".
-Tests that are marked slow, and those that run the product in other processes (commands, Ray) or run
-models, take no part: what they alone notice counts as survived, so the score is a lower bound.
+Tests that are marked slow, and those that start processes (commands, Ray) or run models, take no
+part: what they alone notice counts as survived, so the score is a lower bound.
 
 Prints how many were killed, timed out, survived and were not executed, the score with its 95 %
 interval (Wilson), and those that no test noticed. The same seed gives the same mutants of the same

@@ -1,8 +1,8 @@
 """Which tests execute a line of a package: a plugin of pytest, and the choice by its record.
 
 As a plugin (`-p benchmarks.nearest_tests --lines-of pipeline/storage --lines-to FILE`) it measures
-line coverage of a folder with one context for each test, and leaves out tests whose product runs in
-other processes, where lines are not seen.
+line coverage of a folder with one context for each test. Tests that start processes are left out:
+lines are not seen there, and a busy machine can make them fail.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ PRELOADED = ("hypothesis", "pyarrow.parquet", "pydantic", "pytest", "s3fs", "tor
 
 TRACE_SECONDS = 1800.0
 
-# Fixtures and files of tests that run commands, Ray or models: seconds each, and most of what they
-# execute lies in other processes.
+# Fixtures and files of tests that run commands, Ray or models are left out beforehand: they take
+# seconds each.
 SLOW_FIXTURES = {"chiasm", "ray_session", "towers", "coloured", "head"}
-SLOW_FILES = "demo filter kills query_picture rerank retrieve store_kills submit".split()
+SLOW_FILES = ("demo", "filter", "kills", "query_picture", "rerank", "retrieve")
+SLOW_FILES += ("store_kills", "submit")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,7 +61,14 @@ class _Recorder:
             data_file=None, config_file=False, include=[included], concurrency=["thread"]
         )
         self.seconds: dict[str, float] = {}
+        self.test = ""
+        self.of_processes = {""}  # tests that start processes, and no test
+        sys.addaudithook(self._hear)
         self.coverage.start()
+
+    def _hear(self, event: str, arguments: object) -> None:
+        if event == "subprocess.Popen":
+            self.of_processes.add(self.test)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -73,12 +81,14 @@ class _Recorder:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        self.test = item.nodeid
         self.coverage.switch_context(item.nodeid)
         began = time.process_time()
         try:
             return (yield)
         finally:
             self.seconds[item.nodeid] = time.process_time() - began
+            self.test = ""
             self.coverage.switch_context("")
 
     def pytest_sessionfinish(self) -> None:
@@ -86,7 +96,7 @@ class _Recorder:
         data = self.coverage.get_data()
         lines = {
             str(Path(path).relative_to(self.root)): {
-                line: [test for test in tests if test]
+                line: [test for test in tests if test not in self.of_processes]
                 for line, tests in data.contexts_by_lineno(path).items()
             }
             for path in data.measured_files()

@@ -13,14 +13,24 @@ from chiasm.pipeline.collection import (
     Collection,
     Identity,
     LedgerEntry,
+    ShardSummary,
+    Tally,
     create_or_check,
+    earlier_parquet_name,
+    failure_name,
     ledger_name,
+    parquet_name,
     read_entry,
     read_identity,
+    schema_version,
+    shard_id_of,
+    shard_of_entry,
+    shard_of_failure,
     write_entry,
 )
 from chiasm.pipeline.collection.identity import NAME
-from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.collection.ledger import MOST_KEPT
+from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.records import Dropped, Note, Shard
 from chiasm.pipeline.storage import Folder
 
@@ -106,3 +116,94 @@ def test_a_quarantined_shard_is_set_aside_in_its_ledger_file(tmp_path):
     assert fields["set_aside"] == "no tar" and "quarantined" not in fields
     assert list(fields)[:3] == ["schema", "samples", "source"]
     assert read_entry(folder, shard.id) == entry
+
+
+def test_schema_1_holds_no_widths_of_columns_and_schema_2_does():
+    identity = Identity.of(FakeEncoder())
+    assert identity.schema == 1 and "dims" not in json.loads(identity.to_json())
+    wider = replace(identity, schema=2, dims={"image": 4, "depth": 4})
+    assert json.loads(wider.to_json())["dims"] == {"image": 4, "depth": 4}
+
+
+def test_an_identity_that_is_removed_meanwhile_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(Folder, "write_new", lambda *_: True)
+    with pytest.raises(CollectionError, match="expected an identity, found none any more"):
+        create_or_check(Folder(str(tmp_path)), Identity.of(FakeEncoder()), "r1")
+
+
+def test_a_tally_counts_all_and_keeps_some_of_each_reason():
+    tally = Tally()
+    tally.keep(3)
+    for number in range(MOST_KEPT + 5):
+        tally.drop(Dropped(str(number), "decode", "a"))
+        tally.note(Note(str(number), "n"))
+    tally.drop(Dropped("x", "read", "b"))
+    assert (tally.rows, tally.dropped_count, tally.samples) == (3, MOST_KEPT + 6, MOST_KEPT + 9)
+    assert tally.drop_counts == {"a": MOST_KEPT + 5, "b": 1} and tally.note_counts["n"] == 105
+    assert [kept.key for kept in tally.dropped] == [*map(str, range(MOST_KEPT)), "x"]
+    assert [kept.key for kept in tally.notes] == [*map(str, range(MOST_KEPT))]
+    assert (tally.dropped_in("decode"), tally.dropped_in("read")) == (MOST_KEPT + 5, 1)
+
+
+def test_notes_of_a_sample_go_with_it():
+    tally = Tally()
+    for key, reason in (("a", "no_caption"), ("a", "odd"), ("b", "odd"), ("b", "no_caption")):
+        tally.note(Note(key, reason))
+    tally.refuse(Dropped("a", "encode", "refused"), ["no_caption", "no_picture"])
+    assert tally.note_counts == {"odd": 1, "no_caption": 1, "no_picture": -1}
+    assert [(note.key, note.reason) for note in tally.notes] == [("b", "odd"), ("b", "no_caption")]
+    assert tally.drop_counts == {"refused": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "failure", "parquet"),
+    [
+        ("a-01.json", "a-01", None, None),
+        ("a-01.failed.json", None, "a-01", None),
+        ("a-01.parquet", None, None, "a-01"),
+        ("s~_a-01.parquet", None, None, "_a-01"),
+        ("a-01.txt", None, None, None),
+        (".a-01.json.r1~0a.tmp", None, None, None),
+        (".a-01.parquet.r1~0a.tmp", None, None, None),
+    ],
+)
+def test_a_name_tells_the_shard_whose_file_it_is(name, entry, failure, parquet):
+    for folder in ("", "ledger/"):
+        assert shard_of_entry(folder + name) == entry
+        assert shard_of_failure(folder + name) == failure
+    for folder in ("", "embeddings/"):
+        assert shard_id_of(folder + name) == parquet
+
+
+def test_a_shard_has_one_name_for_each_of_its_files():
+    assert ledger_name("a-01") == "ledger/a-01.json"
+    assert failure_name("a-01") == "ledger/a-01.failed.json"
+    assert parquet_name("a-01") == "embeddings/a-01.parquet" and not earlier_parquet_name("a-01")
+    assert parquet_name("_a-01") == "embeddings/s~_a-01.parquet"
+    assert earlier_parquet_name("_a-01") == "embeddings/_a-01.parquet"
+
+
+def test_an_entry_that_is_there_and_cannot_be_read_is_not_taken_for_missing(tmp_path):
+    folder = Folder(str(tmp_path))
+    assert read_entry(folder, "a-01") is None
+    (tmp_path / ledger_name("a-01")).mkdir(parents=True)
+    with pytest.raises(StorageError, match="found a folder"):
+        read_entry(folder, "a-01")
+
+
+def test_the_version_of_a_schema_is_1_for_pictures_and_texts_of_one_width():
+    for dims, version in [
+        ({"image": 4, "text": 4, "joint": 4}, 1),
+        ({"image": 4}, 1),
+        ({"image": 4, "text": 5}, 2),
+        ({"image": 4, "depth": 4}, 2),
+    ]:
+        assert schema_version(dims) == version
+
+
+def test_a_summary_is_done_only_if_it_is_neither_given_up_nor_unfinished():
+    shard = Shard("file:///a.tar", "a-0123456789", 1, "1")
+    summary = ShardSummary(shard, "0" * 8, 5, {"a": 2, "b": 1})
+    assert summary.done and summary.samples == 8
+    assert not replace(summary, quarantined="no tar").done
+    assert not replace(summary, unfinished=True).done

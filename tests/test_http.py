@@ -416,6 +416,26 @@ def test_ranges_of_names_are_expanded_and_what_needs_a_listing_is_refused(server
         Folder(server.url).write_whole("a", b"")
 
 
+def test_a_web_server_is_listed_and_changed_by_nobody():
+    folder = Folder("https://host/c")
+    listed = (lambda: folder.list("l"), lambda: folder.list_stats("l"), lambda: folder.folders("l"))
+    for act in listed:
+        with pytest.raises(UsageError, match=r"c/l: .* found a folder or a pattern, and https:"):
+            act()
+    changed = (
+        lambda: folder.remove("a"),
+        lambda: folder.remove_folder("a", bool),
+        lambda: folder.create("a", "r1"),
+    )
+    for act in changed:
+        with pytest.raises(
+            UsageError, match=r"c/a: expected a URL that can be written to, found ht"
+        ):
+            act()
+    with pytest.raises(UsageError, match="host/c: expected a URL that can be written to"):
+        folder.abort_uploads(bool)
+
+
 def test_the_query_belongs_to_the_url_and_not_to_the_name(with_ranges):
     [one], [two] = (list_shards([f"{with_ranges.url}/a.tar?version={v}"]) for v in (1, 2))
     assert one.id.startswith("a-") and two.id.startswith("a-") and one.id != two.id

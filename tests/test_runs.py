@@ -11,7 +11,15 @@ from dataclasses import replace
 
 import pytest
 
-from chiasm.pipeline.collection import THIS_MACHINE, ProcessId, Run, RunRecord, processes, runs
+from chiasm.pipeline.collection import (
+    THIS_MACHINE,
+    Machine,
+    ProcessId,
+    Run,
+    RunRecord,
+    processes,
+    runs,
+)
 from chiasm.pipeline.collection.observer import HEARTBEAT_SECONDS, STALE_SECONDS
 from chiasm.pipeline.collection.runs import LAPSE_SECONDS
 from chiasm.pipeline.errors import CollectionError, StorageError
@@ -355,7 +363,7 @@ def test_a_run_out_of_reach_for_long_looks_before_it_goes_on(tmp_path):
         run.observe()
         clock.sleep(STALE_SECONDS + 1)
         run.sweep(["embeddings"])
-    for act in (other.confirm, other.beat, lambda: other.claim(["t"])):
+    for act in (other.confirm, other.beat, lambda: other.claim(["t"]), other.confirm):
         with pytest.raises(CollectionError, match=r"run r1 .* run the same command again"):
             act()
     assert {record.id: record.state for record in runs(folder)}["r1"] == "killed"
@@ -446,3 +454,100 @@ def test_a_run_that_begins_during_a_sweep_loses_nothing(tmp_path, monkeypatch):
         assert run.sweep(["ledger"]) == []
     assert (tmp_path / temporary_of("ledger/a.json", late.id, "0a")).exists()
     late.__exit__(None, None, None)
+
+
+class OddMachine(Machine):
+    """Shows what a test says of processes. files: in /proc, an exception in place of one that
+    cannot be read. probed: what looking for a process raises."""
+
+    def __init__(self, stat: str | Exception, probed: Exception | None = None) -> None:
+        boot, me = "sys/kernel/random/boot_id", f"7 (a) R {' '.join('1' * 18)} 42 0"
+        self.files, self.probed = {boot: "b\n", "self/stat": me, "9/stat": stat}, probed
+
+    def read(self, name: str) -> str:
+        found = self.files[name]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def link(self, name: str) -> str:
+        return "pid:[1]"
+
+    def pid(self) -> int:
+        return 7
+
+    def probe(self, pid: int) -> None:
+        if self.probed is not None:
+            raise self.probed
+
+
+@pytest.mark.parametrize(
+    ("stat", "probed", "alive"),
+    [
+        (f"9 (a) S {' '.join('1' * 18)} 5 0", None, True),
+        (f"9 (a) S {' '.join('1' * 18)} 6 0", None, False),
+        ("9 (a) S 1 2", None, None),
+        ("none", None, None),
+        (PermissionError(), None, None),
+        (FileNotFoundError(), ProcessLookupError(), False),
+        (FileNotFoundError(), OverflowError(), False),
+        (FileNotFoundError(), PermissionError(), None),
+        (ProcessLookupError(), None, False),
+    ],
+)
+def test_a_process_that_proc_does_not_show_may_be_anothers(stat, probed, alive):
+    machine = OddMachine(stat, probed)
+    assert machine.this_process() == ProcessId(7, "b", "pid:[1]", 42)
+    assert machine.alive(ProcessId(9, "b", "pid:[1]", 5)) is alive
+
+
+@pytest.mark.parametrize(
+    "shown", [f"8 (a) R {' '.join('1' * 18)} 42 0", "7 (a) R 1", "?", OSError()]
+)
+def test_of_a_proc_that_shows_another_process_nothing_is_believed(shown):
+    machine = OddMachine("")
+    machine.files["self/stat"] = shown
+    assert machine.this_process() == ProcessId(7)
+
+
+def test_a_missed_heartbeat_is_no_failure_and_a_mark_ends_them(tmp_path, monkeypatch):
+    with fake_run(Folder(str(tmp_path)), "a", FakeClock(), "r1") as run:
+        failures = [StorageError("a", found="b"), None, CollectionError("a", found="killed"), None]
+        waits: list[float] = []
+
+        def beat() -> None:
+            if failure := failures.pop(0):
+                raise failure
+
+        monkeypatch.setattr(run, "beat", beat)
+        monkeypatch.setattr(run._stop, "wait", lambda seconds: bool(waits.append(seconds)))
+        run._send_heartbeats()
+        assert len(failures) == 1 and waits == [HEARTBEAT_SECONDS] * 3
+
+
+def test_a_record_that_goes_between_the_listing_and_its_reading_is_none(tmp_path, monkeypatch):
+    folder, clock = Folder(str(tmp_path)), FakeClock()
+    fake_run(folder, "b", clock, "r1").__enter__()
+    fake_run(folder, "c", clock, "r3").__enter__()
+    real = Folder.read_bytes
+
+    def goes(self: Folder, name: str) -> bytes:
+        (tmp_path / "runs/r1.json").unlink(missing_ok=True)
+        return real(self, name)
+
+    with fake_run(folder, "a", clock, "r2") as run:
+        monkeypatch.setattr(Folder, "read_bytes", goes)
+        assert [seen.id for seen in run.others()] == ["r3"]
+
+
+def test_a_temporary_that_cannot_be_removed_keeps_nobody_from_the_rest(tmp_path, caplog):
+    names = [temporary_of(f"ledger/{base}", "20200101T000000-00000000", "0a") for base in "ab"]
+    (tmp_path / "real").mkdir()
+    (tmp_path / "ledger").symlink_to("real")
+    (tmp_path / "runs").mkdir()
+    for name in (names[0], names[1].replace("ledger", "runs")):
+        (tmp_path / name).touch()
+    with fake_run(Folder(str(tmp_path)), "a", FakeClock()) as run:
+        removed = run.sweep(["ledger", "runs"])
+    assert removed == [names[1].replace("ledger", "runs")] and "not removed: " in caplog.text
+    assert (tmp_path / names[0]).exists()

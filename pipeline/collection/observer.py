@@ -62,14 +62,6 @@ class Seen:
     def claimed(self) -> tuple[str, ...]:
         return () if self.record is None else self.record.claimed
 
-    @property
-    def command(self) -> str:
-        return "" if self.record is None else self.record.command
-
-    @property
-    def host(self) -> str:
-        return "" if self.record is None else self.record.host
-
 
 @dataclass(frozen=True, slots=True)
 class _Sighting:
