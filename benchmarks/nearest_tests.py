@@ -34,7 +34,7 @@ TRACE_SECONDS = 1800.0
 
 # Fixtures and files of tests that run commands, Ray or models are left out beforehand: they take
 # seconds each.
-SLOW_FIXTURES = {"chiasm", "ray_session", "towers", "coloured", "head"}
+SLOW_FIXTURES = {"builders", "chiasm", "coloured", "head", "other_run", "ray_session", "towers"}
 SLOW_FILES = ("demo", "filter", "kills", "query_picture", "rerank", "retrieve")
 SLOW_FILES += ("store_kills", "submit")
 
@@ -91,8 +91,10 @@ class _Recorder:
             self.test = ""
             self.coverage.switch_context("")
 
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
         self.coverage.stop()
+        if exitstatus:
+            return
         data = self.coverage.get_data()
         lines = {
             str(Path(path).relative_to(self.root)): {
