@@ -13,7 +13,10 @@ from chiasm.pipeline.collection import (
     Collection,
     Identity,
     LedgerEntry,
+    ShardFiles,
     ShardSummary,
+    SummaryWriter,
+    Survey,
     Tally,
     create_or_check,
     earlier_parquet_name,
@@ -26,13 +29,15 @@ from chiasm.pipeline.collection import (
     shard_id_of,
     shard_of_entry,
     shard_of_failure,
+    summaries,
     write_entry,
 )
 from chiasm.pipeline.collection.identity import NAME
 from chiasm.pipeline.collection.ledger import MOST_KEPT
+from chiasm.pipeline.collection.summaries import ShardFile, run_of_part
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.records import Dropped, Note, Shard
-from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.storage import Folder, Stat
 
 
 def test_the_first_run_writes_the_identity_and_later_ones_keep_it(tmp_path):
@@ -207,3 +212,103 @@ def test_a_summary_is_done_only_if_it_is_neither_given_up_nor_unfinished():
     assert summary.done and summary.samples == 8
     assert not replace(summary, quarantined="no tar").done
     assert not replace(summary, unfinished=True).done
+
+
+class HandClock:
+    """A Clock that goes on where a test says so."""
+
+    now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_summaries_are_written_after_so_many_shards_or_seconds_and_read_back(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(summaries, "SHARDS_OF_A_WRITE", 3)
+    monkeypatch.setattr(summaries, "SHARDS_OF_A_PART", 4)
+    folder, clock = Folder(str(tmp_path)), HandClock()
+    writer = SummaryWriter(folder, "r-1", clock)
+    given = [
+        ShardSummary(
+            Shard(f"file:///{n}.tar", f"s{n}-0123456789", 1, "1"),
+            "0" * 8,
+            n,
+            {"a": 2} if n == 1 else {},
+            {"\udcff": 1} if n == 2 else {},
+            "no tar" if n == 3 else None,
+            ShardFile(5, "l"),
+            ShardFile(6, "e") if n else None,
+            embedded_from=Shard("file:///b.tar", "b-0123456789", 2, "2") if n == 4 else None,
+            rules=1 + n % 2,
+            damage="cut" if n == 5 else None,
+        )
+        for n in range(6)
+    ]
+
+    def stored() -> list[list[ShardSummary]]:
+        parts = [summaries._read_part(folder, name) for name in folder.list("summaries")]
+        return [[*part.shards] for part in parts]
+
+    writer.write()
+    assert folder.list("summaries") == []
+    clock.now = summaries.SECONDS_OF_A_WRITE - 0.1  # a write of nothing counts as one
+    writer.write()
+    clock.now += summaries.SECONDS_OF_A_WRITE - 0.1
+    writer.add(given[0])
+    assert stored() == []
+    clock.now += 0.1
+    writer.add(given[1])
+    assert stored() == [given[:2]]
+    writer.add(given[2])
+    assert stored() == [given[:2]]
+    writer.add(given[3])  # the part is full
+    writer.add(given[4])
+    writer.add(given[5])
+    assert stored() == [given[:4]]
+    writer.write()
+    assert stored() == [given[:4], given[4:]]
+    names = folder.list("summaries")
+    assert names == ["summaries/r-1-0000.json", "summaries/r-1-0001.json"]
+    assert [run_of_part(name) for name in names] == ["r-1", "r-1"]
+    monkeypatch.setattr(Folder, "write_whole", lambda *_: folder.read_bytes("nothing"))
+    writer.add(given[0])
+    writer.write()
+    assert "summaries are not written: " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("valid", "live", "few", "removed"),
+    [(1, (), 2, 3), (2, (), 2, 0), (1, ("r1",), 2, 0), (1, (), 3, 0), (1, ("r1",), 1, 2)],
+)
+def test_small_parts_of_ended_runs_are_put_together_where_they_are_many(
+    tmp_path, monkeypatch, valid, live, few, removed
+):
+    """A part is small where less than half of a part's shards hold."""
+    monkeypatch.setattr(summaries, "SHARDS_OF_A_PART", 4)
+    monkeypatch.setattr(summaries, "FEW_PARTS", few)
+    folder, stats = Folder(str(tmp_path)), {}
+    for run in range(3):
+        writer = SummaryWriter(folder, f"r{run}", HandClock())
+        for number in range(3):
+            shard = Shard("file:///a.tar", f"s{run}{number}-0123456789", 1, "1")
+            stat = Stat(7, "l" if number < valid else "another")
+            stats[shard.id] = Stat(7, "l")
+            writer.add(ShardSummary(shard, "0" * 8, number).with_files(stat, None))
+        writer.write()
+    survey = Survey(folder, ShardFiles(stats, {}, set()))
+    held = {summary.source.id for summary in survey.summaries()}
+    assert len(held) == 3 * valid
+    assert survey.parts == {f"summaries/r{run}-0000.json": valid for run in range(3)}
+    SummaryWriter(folder, "new", HandClock()).put_together(survey, lambda run: run in live)
+    left = [run_of_part(name) for name in folder.list("summaries")]
+    assert len(left) == 3 - removed + (removed > 0) and ("new" in left) == (removed > 0)
+    again = Survey(folder, survey.files)
+    assert {summary.source.id for summary in again.summaries()} == held

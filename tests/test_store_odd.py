@@ -12,6 +12,8 @@ import types
 from dataclasses import replace
 
 import pytest
+from botocore.exceptions import ClientError, NoCredentialsError, ProfileNotFound
+from botocore.parsers import ResponseParserError
 from conftest import noise
 from faulty_server import Faults, Response
 
@@ -34,12 +36,18 @@ from chiasm.pipeline.storage import s3 as s3_store
 from chiasm.pipeline.storage.object_store import ByteRange, Listing
 from chiasm.pipeline.storage.remote import ObjectFiles
 from chiasm.pipeline.storage.retry import RetrySettings
+from chiasm.pipeline.storage.s3_errors import translating_errors
 from chiasm.pipeline.storage.store_errors import (
     AlreadyExists,
+    Cancelled,
+    Conflict,
     NotFound,
     RangeNotSatisfiable,
     Refused,
+    RetriesExhausted,
+    StoreError,
     TransientError,
+    Unsupported,
     VersionChanged,
 )
 
@@ -432,3 +440,92 @@ def test_filesystems_of_other_stores_are_made_without_caches(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UsageError, match=r"package gcsfs: .* pip install 'chiasm\[gcs\]'"):
         schemes._gs()
+
+
+@pytest.mark.parametrize("size", [1, 9, 10, 11, 39, 40, 41, 200])
+def test_parts_are_of_the_sizes_that_s3_takes_and_hold_every_byte(monkeypatch, size):
+    assert 5 << 20 <= s3_store.PART <= 5 << 30 and s3_store.MAX_PARTS == 10_000  # S3's own limits
+    assert uploads.MEMORY_BYTES < uploads.SINGLE_PUT_BYTES <= 5 << 30
+    monkeypatch.setattr(s3_store, "PART", 10)
+    monkeypatch.setattr(s3_store, "MAX_PARTS", 4)
+    sent: dict[int, bytes] = {}
+
+    def request(method: str, path: str, **params) -> dict[str, str]:
+        assert (method, path, params["UploadId"]) == ("upload_part", "b/a", "u")
+        sent[params["PartNumber"]] = params["Body"]
+        return {"ETag": "e"} if params["PartNumber"] % 2 else {}
+
+    store = s3_store.S3Store(RetrySettings(attempts=1))
+    monkeypatch.setattr(store, "_object_request", request)
+    data = noise(size)
+    parts = store._upload_parts("b/a", "u", io.BytesIO(data), size, threading.Event())
+    length = max(10, -(-size // 4))
+    assert sent == {n + 1: data[n * length :][:length] for n in range(-(-size // length))}
+    assert parts == [{"PartNumber": n} | ({"ETag": "e"} if n % 2 else {}) for n in sorted(sent)]
+    stopped = threading.Event()
+    stopped.set()
+    with pytest.raises(Cancelled):
+        store._upload_parts("b/a", "u", io.BytesIO(data), size, stopped)
+
+
+def client_error(status: int, code: str = "") -> ClientError:
+    response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(response, "GetObject")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (client_error(409), Conflict),
+        (client_error(500), TransientError),
+        (client_error(501), Unsupported),
+        (client_error(502), TransientError),
+        (client_error(408), TransientError),
+        (client_error(429), TransientError),
+        (client_error(400, "SlowDown"), TransientError),
+        (client_error(403, "RequestTimeTooSkewed"), TransientError),
+        (client_error(404, "NoSuchBucket"), Refused),
+        (client_error(404, "NoSuchKey"), NotFound),
+        (client_error(416), RangeNotSatisfiable),
+        (client_error(412), AlreadyExists),
+        (client_error(403, "AccessDenied"), Refused),
+        (ClientError({}, "GetObject"), Refused),
+        (OSError("reset"), TransientError),
+        (ResponseParserError("no xml"), TransientError),
+        (NoCredentialsError(), Refused),
+        (ProfileNotFound(profile="p"), Refused),
+        (ValueError("bucket"), Refused),
+    ],
+)
+def test_what_boto_raises_is_an_error_of_a_store(raised, expected):
+    with pytest.raises(StoreError) as caught, translating_errors():
+        raise raised
+    assert type(caught.value) is expected
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_attempts_are_so_many_and_wait_in_between(monkeypatch, stops):
+    waits: list[float] = []
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout or 0)
+            return False
+
+    def fail() -> None:
+        attempts.append(1)
+        raise TransientError("503")
+
+    monkeypatch.setattr(retry.time, "sleep", waits.append)
+    stop, attempts = Stop() if stops else None, []
+    settings = RetrySettings(4, first_wait=1.0, longest_wait=3.0)
+    with pytest.raises(RetriesExhausted, match="4 attempts failed, the last one: 503"):
+        retry.retry(fail, settings, stop)
+    assert len(attempts) == 4 and len(waits) == 3
+    for wait, longest in zip(waits, (1.0, 2.0, 3.0), strict=True):
+        assert longest / 2 <= wait <= longest
+    if stop is not None:
+        stop.set()
+        with pytest.raises(Cancelled):
+            retry.retry(fail, settings, stop)
+        assert len(attempts) == 4

@@ -52,7 +52,7 @@ class Seen:
     id: str
     record: RunRecord | None
     life: Life
-    here: bool = False
+    here: bool
 
     @property
     def may_live(self) -> bool:
