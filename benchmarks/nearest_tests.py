@@ -171,13 +171,13 @@ def _lines_of_statement(tree: ast.AST, line: int) -> range:
 
 def run_tests(tree: Path, arguments: Sequence[str], seconds: float) -> str:
     """`survived`, `killed` or `timeout`: how the tests end in a copy of the tree. seconds: of CPU
-    after which they hang; waiting, ten times as much and two minutes."""
+    after which they hang; waiting, ten times as much and a minute."""
     # A fork of a process that has loaded what the tests import, but for our own packages.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOADED])
     process = context.Process(target=_be_pytest, args=(tree, [*OPTIONS, *arguments], seconds))
     process.start()
-    process.join(120 + 10 * seconds)
+    process.join(60 + 10 * seconds)
     try:
         if process.is_alive() or process.exitcode == -signal.SIGXCPU:
             return "timeout"

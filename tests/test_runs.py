@@ -22,6 +22,7 @@ from chiasm.pipeline.collection import (
 )
 from chiasm.pipeline.collection.observer import HEARTBEAT_SECONDS, STALE_SECONDS
 from chiasm.pipeline.collection.runs import LAPSE_SECONDS
+from chiasm.pipeline.collection.uploads import is_dead_upload
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.storage.local import run_of_temporary, temporary_of
@@ -551,3 +552,28 @@ def test_a_temporary_that_cannot_be_removed_keeps_nobody_from_the_rest(tmp_path,
         removed = run.sweep(["ledger", "runs"])
     assert removed == [names[1].replace("ledger", "runs")] and "not removed: " in caplog.text
     assert (tmp_path / names[0]).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "owner"),
+    [
+        ("embeddings/a-0123456789.parquet", "a-0123456789"),
+        ("ledger/a-0123456789.json", "a-0123456789"),
+        ("runs/20260101T000000-01234567.json", "20260101T000000-01234567"),
+        ("summaries/20260101T000000-01234567-0003.json", "20260101T000000-01234567"),
+        ("index/segments/20260101T000000-01234567-3/image.faiss", "20260101T000000-01234567"),
+        ("index/trained/20260101T000000-01234567/image.faiss", "20260101T000000-01234567"),
+        ("a-0123456789.tar", None),
+        ("collection.json", ""),
+        ("other/a-0123456789.parquet", ""),
+        ("embeddings/a-0123456789.parquet.part", ""),
+    ],
+)
+def test_an_upload_is_dead_if_its_name_is_ours_and_its_owner_works_no_more(name, owner):
+    """owner: None for shards of `chiasm filter`, "" for names that tell none."""
+    none: set[str] = set()
+    assert is_dead_upload(name, none, none) is bool(owner)
+    assert is_dead_upload(name, none, none, of_filter=True) is (owner != "")
+    assert is_dead_upload(name, {"x"}, {"y"}, of_filter=True) is bool(owner)
+    if owner:
+        assert not is_dead_upload(name, {owner}, none) and not is_dead_upload(name, none, {owner})
