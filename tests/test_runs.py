@@ -577,3 +577,15 @@ def test_an_upload_is_dead_if_its_name_is_ours_and_its_owner_works_no_more(name,
     assert is_dead_upload(name, {"x"}, {"y"}, of_filter=True) is bool(owner)
     if owner:
         assert not is_dead_upload(name, {owner}, none) and not is_dead_upload(name, none, {owner})
+
+
+@pytest.mark.parametrize("pid", [0, -1])
+def test_no_group_of_processes_is_looked_for(monkeypatch, pid):
+    """To the system the ids 0 and -1 mean many processes, and a signal of 0 alone asks only."""
+    machine = OddMachine("", PermissionError())
+    machine.files[f"{pid}/stat"] = FileNotFoundError()
+    assert machine.alive(ProcessId(pid, "b", "pid:[1]", 5)) is False
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(processes.os, "kill", lambda *arguments: asked.append(arguments))
+    THIS_MACHINE.probe(7)
+    assert asked == [(7, 0)]
