@@ -304,11 +304,11 @@ def test_small_parts_of_ended_runs_are_put_together_where_they_are_many(
             writer.add(ShardSummary(shard, "0" * 8, number).with_files(stat, None))
         writer.write()
     survey = Survey(folder, ShardFiles(stats, {}, set()))
-    held = {summary.source.id for summary in survey.summaries()}
-    assert len(held) == 3 * valid
+    described = {summary.source.id for summary in survey.summaries()}
+    assert len(described) == 3 * valid
     assert survey.parts == {f"summaries/r{run}-0000.json": valid for run in range(3)}
     SummaryWriter(folder, "new", HandClock()).put_together(survey, lambda run: run in live)
     left = [run_of_part(name) for name in folder.list("summaries")]
     assert len(left) == 3 - removed + (removed > 0) and ("new" in left) == (removed > 0)
     again = Survey(folder, survey.files)
-    assert {summary.source.id for summary in again.summaries()} == held
+    assert {summary.source.id for summary in again.summaries()} == described

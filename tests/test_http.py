@@ -418,8 +418,12 @@ def test_ranges_of_names_are_expanded_and_what_needs_a_listing_is_refused(server
 
 def test_a_web_server_is_listed_and_changed_by_nobody():
     folder = Folder("https://host/c")
-    listed = (lambda: folder.list("l"), lambda: folder.list_stats("l"), lambda: folder.folders("l"))
-    for act in listed:
+    listings = (
+        lambda: folder.list("l"),
+        lambda: folder.list_stats("l"),
+        lambda: folder.folders("l"),
+    )
+    for act in listings:
         with pytest.raises(UsageError, match=r"c/l: .* found a folder or a pattern, and https:"):
             act()
     changed = (

@@ -505,9 +505,9 @@ def test_a_process_that_proc_does_not_show_may_be_anothers(stat, probed, alive):
 @pytest.mark.parametrize(
     "shown", [f"8 (a) R {' '.join('1' * 18)} 42 0", "7 (a) R 1", "?", OSError()]
 )
-def test_of_a_proc_that_shows_another_process_nothing_is_believed(shown):
+def test_of_a_proc_that_shows_another_process_nothing_is_believed(stat):
     machine = OddMachine("")
-    machine.files["self/stat"] = shown
+    machine.files["self/stat"] = stat
     assert machine.this_process() == ProcessId(7)
 
 
@@ -585,7 +585,7 @@ def test_no_group_of_processes_is_looked_for(monkeypatch, pid):
     machine = OddMachine("", PermissionError())
     machine.files[f"{pid}/stat"] = FileNotFoundError()
     assert machine.alive(ProcessId(pid, "b", "pid:[1]", 5)) is False
-    asked: list[tuple[int, int]] = []
-    monkeypatch.setattr(processes.os, "kill", lambda *arguments: asked.append(arguments))
+    signals: list[tuple[int, int]] = []
+    monkeypatch.setattr(processes.os, "kill", lambda *arguments: signals.append(arguments))
     THIS_MACHINE.probe(7)
-    assert asked == [(7, 0)]
+    assert signals == [(7, 0)]

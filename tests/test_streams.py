@@ -108,8 +108,10 @@ def test_a_stream_does_not_go_back_nor_request_what_is_passed_over():
     assert reader.seek(2900) == 2900
     assert b"".join(iter(lambda: reader.read(64), b"")) == DATA[2900:]
     reader.close()
-    asked = sorted(store.requests)
-    assert asked[:4] == [(0, 50), (50, 200), (250, 300), (550, 300)] and asked[4:] == [(2900, 100)]
+    requested = sorted(store.requests)
+    assert requested[:4] == [(0, 50), (50, 200), (250, 300), (550, 300)] and requested[4:] == [
+        (2900, 100)
+    ]
     past = PrefetchingReader(Memory(DATA), "a", RETRIES, nullcontext)
     assert past.seek(5000) == 5000 and past.read(1) == b""
     past.close()
