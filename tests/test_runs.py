@@ -503,7 +503,7 @@ def test_a_process_that_proc_does_not_show_may_be_anothers(stat, probed, alive):
 
 
 @pytest.mark.parametrize(
-    "shown", [f"8 (a) R {' '.join('1' * 18)} 42 0", "7 (a) R 1", "?", OSError()]
+    "stat", [f"8 (a) R {' '.join('1' * 18)} 42 0", "7 (a) R 1", "?", OSError()]
 )
 def test_of_a_proc_that_shows_another_process_nothing_is_believed(stat):
     machine = OddMachine("")
