@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from fake_encoder import FakeEncoder
@@ -32,10 +33,11 @@ from chiasm.pipeline.collection import (
     summaries,
     write_entry,
 )
+from chiasm.pipeline.collection import identity as identity_module
 from chiasm.pipeline.collection.identity import NAME
 from chiasm.pipeline.collection.ledger import MOST_KEPT
 from chiasm.pipeline.collection.summaries import ShardFile, run_of_part
-from chiasm.pipeline.errors import CollectionError, StorageError
+from chiasm.pipeline.errors import CollectionError, EncoderError, StorageError
 from chiasm.pipeline.records import Dropped, Note, Shard
 from chiasm.pipeline.storage import Folder, Stat
 
@@ -128,6 +130,38 @@ def test_schema_1_holds_no_widths_of_columns_and_schema_2_does():
     assert identity.schema == 1 and "dims" not in json.loads(identity.to_json())
     wider = replace(identity, schema=2, dims={"image": 4, "depth": 4})
     assert json.loads(wider.to_json())["dims"] == {"image": 4, "depth": 4}
+
+
+def test_an_identity_is_text_as_people_write_it():
+    identity = replace(Identity.of(FakeEncoder()), encoder="hf:图\udcff")
+    assert "hf:图".encode() in identity.to_json() and identity.to_json().endswith(b"}\n")
+
+
+@pytest.mark.parametrize(
+    ("dims", "modalities", "message"),
+    [
+        ({"image": 4, "text": 4, "joint": 4}, "image text", ""),
+        ({"image": 4, "depth": 4}, "image depth", ""),
+        ({"image": 4, "text": 5}, "image text", "one width.* found image 4, text 5; project"),
+        ({}, "", "columns of one width.* found none"),
+        (
+            {"image": 4},
+            "image text",
+            "a width for each .* modalities image, text, widths for image",
+        ),
+        ({"image": 4, "joint": 4}, "image joint", "a width for each modality"),
+        ({"image": 4, "Depth": 4}, "image Depth", "modalities named in .* found Depth; choose"),
+        ({"image": 4, "key": 4}, "image key", "modalities named in .* found key; choose"),
+    ],
+)
+def test_columns_that_a_collection_cannot_hold_are_refused(dims, modalities, message):
+    known = dict.fromkeys(modalities.split())
+    encoder = SimpleNamespace(name="e", dims=dims, modalities=known)
+    if not message:
+        identity_module._check_columns(encoder)
+        return
+    with pytest.raises(EncoderError, match=message):
+        identity_module._check_columns(encoder)
 
 
 def test_an_identity_that_is_removed_meanwhile_is_told(tmp_path, monkeypatch):

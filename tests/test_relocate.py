@@ -32,7 +32,7 @@ from chiasm.pipeline.errors import CollectionError, UsageError
 from chiasm.pipeline.forget import forget
 from chiasm.pipeline.make import make_collection
 from chiasm.pipeline.relocate import relocate
-from chiasm.pipeline.storage import Folder, below, canonical_url, replace_prefix
+from chiasm.pipeline.storage import Folder, below, canonical_url, folder_url, replace_prefix
 from chiasm.pipeline.storage.local import LocalFiles
 
 
@@ -354,11 +354,18 @@ def test_fields_of_later_versions_are_kept(tmp_path):
         ("https://h/p/x%20y.tar?v=1", "https://h", "http://g", "http://g/p/x%20y.tar?v=1"),
         ("file:///a.tar", "file://", "s3://b", "s3://b/a.tar"),
         ("s3://b/a.tar", "s3://b/a.tar", "s3://c/d.tar", "s3://c/d.tar"),
+        ("http://h/a?t=1", "http://h/a?t=1", "http://g/a?t=1", "http://g/a?t=1"),
     ],
 )
 def test_a_name_is_the_same_below_another_folder(url, folder, target, expected):
     assert below(url, folder) and not below(url, folder[:-1] + "~")
     assert replace_prefix(url, folder, target) == expected
+
+
+def test_a_query_is_for_those_who_say_so():
+    with pytest.raises(UsageError, match="a query that may hold credentials"):
+        folder_url("http://h/c?t=1")
+    assert folder_url("http://h/c?t=1", allow_query=True) == "http://h/c?t=1"
 
 
 def test_of_a_shard_half_relocated_check_says_how_to_go_on(tmp_path):
