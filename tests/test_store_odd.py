@@ -468,6 +468,10 @@ def test_parts_are_of_the_sizes_that_s3_takes_and_hold_every_byte(monkeypatch, s
         store._upload_parts("b/a", "u", io.BytesIO(data), size, stopped)
 
 
+class Untrusted(OSError):
+    verify_message = "self-signed certificate"
+
+
 def client_error(status: int, code: str = "") -> ClientError:
     response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
     return ClientError(response, "GetObject")  # type: ignore[arg-type]
@@ -491,6 +495,7 @@ def client_error(status: int, code: str = "") -> ClientError:
         (client_error(403, "AccessDenied"), Refused),
         (ClientError({}, "GetObject"), Refused),
         (OSError("reset"), TransientError),
+        (Untrusted("certificate"), Refused),
         (ResponseParserError("no xml"), TransientError),
         (NoCredentialsError(), Refused),
         (ProfileNotFound(profile="p"), Refused),
