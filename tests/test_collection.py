@@ -14,6 +14,8 @@ from chiasm.pipeline.collection import (
     Collection,
     Identity,
     LedgerEntry,
+    Relocations,
+    RunRecord,
     ShardFiles,
     ShardSummary,
     SummaryWriter,
@@ -36,6 +38,7 @@ from chiasm.pipeline.collection import (
 from chiasm.pipeline.collection import identity as identity_module
 from chiasm.pipeline.collection.identity import NAME
 from chiasm.pipeline.collection.ledger import MOST_KEPT
+from chiasm.pipeline.collection.run_record import marked_killed
 from chiasm.pipeline.collection.summaries import ShardFile, run_of_part
 from chiasm.pipeline.errors import CollectionError, EncoderError, StorageError
 from chiasm.pipeline.records import Dropped, Note, Shard
@@ -132,9 +135,21 @@ def test_schema_1_holds_no_widths_of_columns_and_schema_2_does():
     assert json.loads(wider.to_json())["dims"] == {"image": 4, "depth": 4}
 
 
-def test_an_identity_is_text_as_people_write_it():
-    identity = replace(Identity.of(FakeEncoder()), encoder="hf:图\udcff")
-    assert "hf:图".encode() in identity.to_json() and identity.to_json().endswith(b"}\n")
+def test_every_file_is_text_as_people_write_it_one_field_a_line():
+    shard = Shard("file:///图\udcff.tar", "a-0123456789", 1, "1")
+    record = RunRecord("r1", "图\udcff", "h", 1, 1.0, 2.0).to_json()
+    for data in (
+        replace(Identity.of(FakeEncoder()), encoder="图\udcff").to_json(),
+        LedgerEntry(shard, "0" * 8, rows=0).to_json(),
+        record,
+        marked_killed(record),
+    ):
+        fields = json.loads(data.decode("utf-8", "surrogatepass"))
+        text = json.dumps(fields, ensure_ascii=False, indent=1) + "\n"
+        assert data == text.encode("utf-8", "surrogatepass") and "图".encode() in data
+    relocated = Relocations().with_moves({shard.id: (shard, "file:///b.tar")}).to_json()
+    assert relocated == json.dumps(json.loads(relocated), indent=1).encode() + b"\n"
+    assert json.loads(marked_killed(record))["state"] == "killed"
 
 
 @pytest.mark.parametrize(

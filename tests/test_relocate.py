@@ -4,10 +4,12 @@ touched."""
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -20,6 +22,7 @@ from chiasm.index.verify import check
 from chiasm.jobs.cli.relocate import relocate_
 from chiasm.pipeline.collection import (
     RELOCATE,
+    Relocations,
     Run,
     ShardFiles,
     Survey,
@@ -31,6 +34,7 @@ from chiasm.pipeline.collection import (
 from chiasm.pipeline.errors import CollectionError, UsageError
 from chiasm.pipeline.forget import forget
 from chiasm.pipeline.make import make_collection
+from chiasm.pipeline.records import Shard
 from chiasm.pipeline.relocate import relocate
 from chiasm.pipeline.storage import Folder, below, canonical_url, folder_url, replace_prefix
 from chiasm.pipeline.storage.local import LocalFiles
@@ -360,6 +364,18 @@ def test_fields_of_later_versions_are_kept(tmp_path):
 def test_a_name_is_the_same_below_another_folder(url, folder, target, expected):
     assert below(url, folder) and not below(url, folder[:-1] + "~")
     assert replace_prefix(url, folder, target) == expected
+
+
+def test_the_id_of_a_shard_whose_own_is_taken_never_changes():
+    """Ids are in ledgers and indexes: a later version has to give the same one."""
+    shard = Shard("file:///new/a.tar", "a-0123456789", 1, "1")
+    second = "a-" + hashlib.blake2b(b"file:///new/a.tar\n1", digest_size=5).hexdigest()
+    third = "a-" + hashlib.blake2b(b"file:///new/a.tar\n2", digest_size=5).hexdigest()
+    moves = {shard.id: (replace(shard, url="file:///old/a.tar"), "file:///elsewhere/a.tar")}
+    relocations = Relocations().with_moves(moves)
+    assert relocations.of(shard).id == second
+    moves = {second: (replace(shard, url="file:///old/b.tar"), "file:///elsewhere/b.tar")}
+    assert relocations.with_moves(moves).of(shard).id == third
 
 
 def test_a_query_is_for_those_who_say_so():

@@ -589,3 +589,19 @@ def test_no_group_of_processes_is_looked_for(monkeypatch, pid):
     monkeypatch.setattr(processes.os, "kill", lambda *arguments: signals.append(arguments))
     THIS_MACHINE.probe(7)
     assert signals == [(7, 0)]
+
+
+def test_activity_changes_with_each_look_while_another_run_may_write(tmp_path):
+    folder, clock = Folder(str(tmp_path)), FakeClock()
+    with fake_run(folder, "a", clock, "r1") as run:
+
+        def changes() -> bool:
+            before = run.activity
+            run.observe()
+            return run.activity != before
+
+        assert not changes() and not changes()
+        with fake_run(folder, "b", clock, "r2"):
+            assert changes() and changes()
+        assert changes(), "what it wrote before its end"
+        assert not changes() and not changes()
