@@ -361,3 +361,13 @@ def test_small_parts_of_ended_runs_are_put_together_where_they_are_many(
     assert len(left) == 3 - removed + (removed > 0) and ("new" in left) == (removed > 0)
     again = Survey(folder, survey.files)
     assert {summary.source.id for summary in again.summaries()} == described
+
+
+def test_an_entry_of_another_shard_or_that_has_gone_is_no_summary(tmp_path):
+    folder, shard = Folder(str(tmp_path)), Shard("file:///a.tar", "a-0123456789", 1, "1")
+    write_entry(folder, LedgerEntry(shard, "0" * 8, rows=0, quarantined="no tar"), "r1")
+    folder.write_whole(ledger_name("copy"), folder.read_bytes(ledger_name(shard.id)))
+    files = ShardFiles({name: Stat(1, "1") for name in (shard.id, "copy", "gone")}, {}, set())
+    shard_ids = [shard.id, "copy", "gone", "never"]
+    own, *others = Survey(folder, files).read(shard_ids, skip_damaged=False)
+    assert own is not None and own.quarantined == "no tar" and others == [None] * 3

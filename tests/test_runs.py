@@ -605,3 +605,16 @@ def test_activity_changes_with_each_look_while_another_run_may_write(tmp_path):
             assert changes() and changes()
         assert changes(), "what it wrote before its end"
         assert not changes() and not changes()
+
+
+def test_a_full_disk_hides_no_error_and_is_one_where_there_is_no_other(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise StorageError("a", found="no space left on the disk")
+
+    folder = Folder(str(tmp_path))
+    with pytest.raises(KeyError, match="why it ends"), fake_run(folder, "a", FakeClock()):
+        monkeypatch.setattr(Folder, "write_whole", full)
+        raise KeyError("why it ends")
+    monkeypatch.undo()
+    with pytest.raises(StorageError, match="no space"), fake_run(folder, "a", FakeClock()):
+        monkeypatch.setattr(Folder, "write_whole", full)
