@@ -176,7 +176,7 @@ def test_columns_that_a_collection_cannot_hold_are_refused(dims, modalities, mes
         identity_module._check_columns(encoder)
         return
     with pytest.raises(EncoderError, match=message):
-        identity_module._check_columns(encoder)
+        Identity.of(encoder)
 
 
 def test_an_identity_that_is_removed_meanwhile_is_told(tmp_path, monkeypatch):
@@ -371,3 +371,14 @@ def test_an_entry_of_another_shard_or_that_has_gone_is_no_summary(tmp_path):
     shard_ids = [shard.id, "copy", "gone", "never"]
     own, *others = Survey(folder, files).read(shard_ids, skip_damaged=False)
     assert own is not None and own.quarantined == "no tar" and others == [None] * 3
+
+
+def test_damage_is_what_the_reader_of_a_shard_reports_and_no_other_drop():
+    shard = Shard("file:///a.tar", "a-0123456789", 1, "1")
+    for stage, reason, damaged in [
+        ("read", "truncated", True),
+        ("decode", "truncated", False),
+        ("read", "no_caption", False),
+    ]:
+        entry = LedgerEntry(shard, "0" * 8, 1, (Dropped("k", stage, reason, "at byte 9"),))
+        assert entry.damage == (f"{reason} in sample k: at byte 9" if damaged else None)

@@ -286,6 +286,9 @@ def test_a_commit_flushes_the_file_its_folder_and_every_folder_that_it_made(tmp_
         str(tmp_path / "c" / "ledger" / ".a.json.r1~attempt.tmp"),
         str(tmp_path / "c" / "ledger"),
     ]
+    flushed.clear()
+    assert Folder(str(tmp_path / "c")).write_new("ledger/b.json", b"x", "r1")
+    assert len(flushed) == 2 and flushed[1] == str(tmp_path / "c" / "ledger")
 
 
 def test_a_file_in_the_way_of_a_folder_is_told(tmp_path):
