@@ -3,9 +3,10 @@
     python -m benchmarks.crash_points
 
 For each command: the states that a kill and a loss of power can leave on a disk, those that a kill
-can leave in an object store, and each call of the file system failing for want of room and with an
-input/output error (`tests/support/crash_points.py`). In each the command is run again; it must
-leave what an undisturbed run leaves. Exits 1 where one does not.
+can leave in an object store; each call of the file system failing for want of room and with an
+input/output error; each answer of the store lost, and the store out of reach from each request on
+(`tests/support/crash_points.py`). In each the command is run again; it must leave what an
+undisturbed run leaves. Exits 1 where one does not.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ sys.path.append(str(ROOT / "tests" / "support"))
 
 
 def main() -> int:
-    from crash_points import COMMANDS, recorded_runs_are_dead
+    from crash_commands import COMMANDS
+    from crash_points import recorded_runs_are_dead
 
     logging.disable(logging.CRITICAL)
     tried, failed, began = 0, 0, time.monotonic()
@@ -40,7 +42,8 @@ def main() -> int:
 
 def _kinds(name: str) -> Iterator[tuple[str, list[Callable[[], None]]]]:
     """Each kind of crash of a command, and its points."""
-    from crash_points import COMMANDS, FAILURES, DiskCrash, StoreCrash
+    from crash_commands import COMMANDS
+    from crash_points import FAILURES, DiskCrash, StoreCrash
 
     with tempfile.TemporaryDirectory() as folder:
         crash = DiskCrash.record(Path(folder).resolve(), COMMANDS[name])
@@ -52,6 +55,9 @@ def _kinds(name: str) -> Iterator[tuple[str, list[Callable[[], None]]]]:
     with tempfile.TemporaryDirectory() as folder:
         stored = StoreCrash.record(Path(folder).resolve(), COMMANDS[name])
         yield "killed, in a store", [_bind(stored.recover, state) for state in stored.killed()]
+        requests = range(stored.requests)
+        yield "an answer lost", [_bind(stored.lose_answer, number) for number in requests]
+        yield "a store out of reach", [_bind(stored.lose_store, number) for number in requests]
 
 
 def _bind(call: Callable[..., None], *arguments: object) -> Callable[[], None]:

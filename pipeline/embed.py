@@ -4,7 +4,8 @@
 
 One call embeds one shard in bounded memory, whatever the shard's size. The order at the end is what
 makes kills harmless: the ledger entry is put in place first, the Parquet file last, each whole; a
-shard is done if and only if both are there and agree.
+shard is done if and only if both are there and agree. The entry also carries that of whole rows
+which are there before: these stay done until their file is replaced.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from chiasm.pipeline.collection import (
     LedgerEntry,
     ParquetWriter,
     Tally,
+    entry_to_replace,
     schema_version,
     write_entry,
 )
@@ -92,7 +94,7 @@ def _embed(
                 watch(tally)
         require_some_taken(tally, encoder, where)  # where every sample was refused, none came here
         entry = ledger_entry(shard, encoder, settings, tally, clock, first.limit_reached, began)
-        write_entry(folder, entry, run_id)
+        write_entry(folder, replace(entry, replaced=entry_to_replace(folder, shard.id)), run_id)
         rows.commit(footer_of(entry, encoder))
     entry = replace(entry, span=(began, time.time()))
     _log_commit(entry)

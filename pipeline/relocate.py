@@ -27,10 +27,10 @@ from chiasm.pipeline.collection import (
     SummaryWriter,
     failure_name,
     find_embedding,
-    ledger_name,
     own_entries,
     read_failure,
     read_relocations,
+    rewrite_current_entry,
     rewrite_entry,
     rewrite_footer,
     stat_files,
@@ -90,7 +90,7 @@ class Move:
         if self.failure is not None:
             source = {**asdict(self.failure.source), "url": self.found.url}
             rewrite_entry(folder, failure_name(self.found.id), {"source": source}, run_id)
-        rewrite_entry(folder, ledger_name(self.found.id), changes, run_id)
+        rewrite_current_entry(folder, self.entry, changes, run_id)
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from chiasm.pipeline.collection import (
     ShardSummary,
     SummaryWriter,
     Survey,
+    current_entry,
     failure_name,
     parquet_name,
-    read_entry,
     stat_files,
     write_entry,
     write_failure,
@@ -149,7 +149,7 @@ class WorkList:
         found = Totals(drops=list(self.done.drops))
         folder, missing = self.run.folder, DROPS_KEPT - len(found.drops)
         names = self._with_drops[:missing]  # each has one at least
-        for entry in folder.map_concurrent(lambda name: read_entry(folder, name), names):
+        for entry in folder.map_concurrent(lambda name: current_entry(folder, name), names):
             if entry is not None:
                 found.add_drops(entry)
         return found.drops
@@ -159,7 +159,7 @@ class WorkList:
         details = dict(self.done.note_details)
         folder = self.run.folder
         missing = {self._with_notes[why] for why in self._with_notes.keys() - details.keys()}
-        for entry in folder.map_concurrent(lambda name: read_entry(folder, name), missing):
+        for entry in folder.map_concurrent(lambda name: current_entry(folder, name), missing):
             for note in () if entry is None else entry.notes:
                 details.setdefault(note.reason, note.detail)
         return details
@@ -340,4 +340,4 @@ class WorkList:
     def _committed(self, task: Task) -> LedgerEntry | None:
         """The ledger entry of a shard that is done, None for another."""
         file = find_done(task, self.run, self.settings, self.fingerprint, reembed=self.reembed)
-        return None if file is None else read_entry(self.run.folder, task.shard.id)
+        return None if file is None else current_entry(self.run.folder, task.shard.id)

@@ -15,6 +15,7 @@ import tarfile
 
 import pytest
 from conftest import ROOT, environment, jpeg, make_shard
+from source_tree import parse
 
 from chiasm.index import RerankStage, build_index
 from chiasm.jobs.cli import app, embed
@@ -330,7 +331,7 @@ def test_all_that_a_command_prints_is_made_printable():
     raw = [
         f"{path.name}:{node.lineno}"
         for path in sorted(folder.glob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parse(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         if node.func.id == "print" and not (len(node.args) == 1 and is_safe(node.args[0]))
     ]

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import pytest
-from crash_points import COMMANDS, DiskCrash, Lost, StoreCrash, recorded_runs_are_dead
+from crash_commands import COMMANDS
+from crash_points import DiskCrash, Lost, StoreCrash, recorded_runs_are_dead
 from recorded_disk import FOLDER, Change, Tree, killed, powerless, unflushed
 
 from chiasm.pipeline.collection import Run
@@ -52,6 +53,9 @@ def test_a_crash_costs_nothing_in_a_store(name, tmp_path):
     crash = StoreCrash.record(tmp_path, COMMANDS[name])
     for state in some(list(crash.killed())):
         crash.recover(state)
+    for number in some(range(crash.requests)):
+        crash.lose_answer(number)
+        crash.lose_store(number)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

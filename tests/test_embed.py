@@ -22,17 +22,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tars import tar_bytes
 
+from chiasm.index.verify import check
 from chiasm.jobs.cli import embed as cli
 from chiasm.jobs.status import read_status
 from chiasm.pipeline.batches import BatchSettings
-from chiasm.pipeline.collection import embeddings, find_embedding, read_entry
+from chiasm.pipeline.collection import (
+    ParquetWriter,
+    embeddings,
+    entries,
+    find_embedding,
+    read_entry,
+)
 from chiasm.pipeline.editions import EmbedSettings, accepted_editions, edition_of
 from chiasm.pipeline.embed import Limit, embed_shard
 from chiasm.pipeline.embed_summary import summary_error
 from chiasm.pipeline.encoders import Encoded
-from chiasm.pipeline.errors import EncoderError, SourceError
+from chiasm.pipeline.errors import EncoderError, SourceError, StorageError
 from chiasm.pipeline.make import make_collection
 from chiasm.pipeline.records import Dropped, Note, Sample, Shard
+from chiasm.pipeline.relocate import relocate
 from chiasm.pipeline.shards import RULES, ReadSettings, list_shards, read_member, read_samples
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.timing import Stopwatch
@@ -248,6 +256,57 @@ def test_a_shard_that_changes_while_it_is_read_leaves_nothing(tmp_path):
     os.utime(path, ns=(2, 2))
     with pytest.raises(SourceError, match=message):
         list(few)
+
+
+def full_disk(*_: object) -> None:
+    raise StorageError("embeddings", expected="space", found="no space left on the disk")
+
+
+def test_rows_keep_their_entry_until_the_new_ones_are_in_place(tmp_path, monkeypatch):
+    path, to = make_shard(tmp_path / "old" / "a.tar", 3), str(tmp_path / "c")
+    make_collection(path, to, FakeEncoder())
+    folder, (before,) = Folder(to), entries(Folder(to))
+    make_shard(path, 4, seed=1)
+    for _ in range(2):  # what the second attempt finds is what the first one left
+        with monkeypatch.context() as patch, pytest.raises(StorageError, match="no space"):
+            patch.setattr(ParquetWriter, "commit", full_disk)
+            (shard,) = list_shards([str(path)])
+            embed_shard(shard, FakeEncoder(), folder, SMALL, run_id="r1")
+        stored = read_entry(folder, shard.id)
+        assert stored is not None and (stored.rows, stored.replaced) == (4, before)
+        (file,) = embeddings(folder)
+        assert (file.rows, file.edition) == (3, before.edition)
+        assert list(entries(folder)) == [before]
+    assert read_status(to).rows == 3
+    (finding,) = check(to).findings
+    assert finding.what.startswith("it has changed since it was embedded"), "the shard has"
+
+    content = path.read_bytes()
+    path.write_bytes(b"no tar" * 100)  # the shard is lost: the rows are not
+    assert make_collection(path, to, FakeEncoder()).failed
+    assert read_status(to).rows == 3 and [file.rows for file in embeddings(folder)] == [3]
+
+    path.write_bytes(content)
+    assert make_collection(path, to, FakeEncoder()).rows == 4
+    assert [entry.rows for entry in entries(folder)] == [4] and check(to).findings == []
+
+
+def test_rows_whose_new_entry_waits_can_be_relocated(tmp_path, monkeypatch):
+    path, to = make_shard(tmp_path / "old" / "a.tar", 3), str(tmp_path / "c")
+    content = path.read_bytes()
+    make_collection(path, to, FakeEncoder())
+    make_shard(path, 4, seed=1)
+    with monkeypatch.context() as patch, pytest.raises(StorageError, match="no space"):
+        patch.setattr(ParquetWriter, "commit", full_disk)
+        embed_shard(*list_shards([str(path)]), FakeEncoder(), Folder(to), SMALL, run_id="r1")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "a.tar").write_bytes(content)
+    summary = relocate(Folder(to), str(tmp_path / "old"), str(tmp_path / "new"))
+    assert (len(summary.moved), summary.refused) == (1, [])
+    (entry,) = entries(Folder(to))
+    assert (entry.rows, entry.replaced) == (3, None) and entry.source.url.endswith("new/a.tar")
+    assert make_collection(tmp_path / "new", to, FakeEncoder()).skipped == 1
+    assert check(to).findings == []
 
 
 def test_a_ledger_keeps_a_hundred_records_of_a_reason_and_counts_the_rest(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import LONG_FILES
+from source_tree import parse
 
 ROOT = Path(__file__).parent.parent
 ORDER = {"pipeline": 0, "index": 1, "jobs": 2}
@@ -102,7 +103,7 @@ def named(path: Path) -> str:
 
 @functools.cache
 def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
+    return parse(path.read_text())
 
 
 def findings(check: Callable[[Path], Iterable[str]], paths: Sequence[Path]) -> list[str]:

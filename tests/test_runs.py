@@ -25,6 +25,7 @@ from chiasm.pipeline.collection.runs import LAPSE_SECONDS
 from chiasm.pipeline.collection.uploads import is_dead_upload
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.storage.disk import Disk
 from chiasm.pipeline.storage.local import run_of_temporary, temporary_of
 
 HOLD_A_RUN = """
@@ -422,19 +423,32 @@ def test_hostile_records_are_no_traceback(tmp_path, record):
         run.others()
 
 
-def test_a_run_whose_first_temporary_is_swept_away_begins_all_the_same(tmp_path, monkeypatch):
-    folder = Folder(str(tmp_path))
-    real, tries = Folder.write_whole, []
-
-    def swept_once(self: Folder, name: str, data: bytes, run_id: str = "") -> None:
-        tries.append(name)
-        if len(tries) == 1:
-            raise StorageError(name, expected="a usable file", found="nothing there")
-        real(self, name, data, run_id)
-
-    monkeypatch.setattr(Folder, "write_whole", swept_once)
+def test_a_sweep_leaves_the_first_record_of_a_run_that_begins(tmp_path, monkeypatch):
+    folder, real = Folder(str(tmp_path)), Disk.rename
     with Run(folder, "embed", {}) as run:
-        assert [found.id for found in runs(folder)] == [run.id]
+        late = Run(folder, "embed", {})
+
+        def swept_before(self: Disk, old: str, new: str) -> None:
+            if late.id in old:
+                run.sweep(["runs"])
+            real(self, old, new)
+
+        monkeypatch.setattr(Disk, "rename", swept_before)
+        with late:
+            assert [other.id for other in run.others()] == [late.id]
+
+
+@pytest.mark.parametrize("seconds", [-61.0, 61.0])
+def test_the_first_record_of_a_run_killed_while_it_began_is_swept(tmp_path, seconds):
+    folder = Folder(str(tmp_path))
+    temporary = temporary_of("runs/20260101T000000-0123abcd.json", "20260101T000000-0123abcd", "0a")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / temporary).write_bytes(b"half")
+    with Run(folder, "embed", {}, heartbeats=False) as run:
+        assert run.sweep(["runs"]) == [], "it may begin just now"
+        own = (tmp_path / "runs" / f"{run.id}.json").stat().st_mtime
+        os.utime(tmp_path / temporary, (own + seconds, own + seconds))
+        assert run.sweep(["runs"]) == [temporary]
 
 
 def test_a_run_that_begins_during_a_sweep_loses_nothing(tmp_path, monkeypatch):

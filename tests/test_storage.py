@@ -28,7 +28,7 @@ from chiasm.pipeline.storage import (
     read_range,
     stat,
 )
-from chiasm.pipeline.storage.local import run_of_temporary, temporary_of
+from chiasm.pipeline.storage.local import run_of_temporary, target_of_temporary, temporary_of
 
 AWKWARD = ["a b", "100%", "%20", "a#b?c", "图片", "a[1]", "a:b@c", "-", "a\nb"]
 
@@ -218,8 +218,10 @@ def test_parquet_goes_through_the_door(tmp_path):
 def test_a_temporary_tells_its_run(base, run_id):
     name = temporary_of(f"ledger/{base}", run_id, "00ff12ab")
     assert is_temporary(name) and run_of_temporary(name) == run_id
+    assert target_of_temporary(name) == f"ledger/{base}"
     earlier = f"ledger/.{base}.20260101T000000-0123abcd.tmp"
     assert is_temporary(earlier) and run_of_temporary(earlier) == "20260101T000000-0123abcd"
+    assert target_of_temporary(earlier) == f"ledger/{base}"
     assert name.startswith("ledger/.") and not is_temporary(f"ledger/{base}")
 
 

@@ -75,7 +75,7 @@ def by_hand(settings, ranks):
     return several[0]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_two_processes_learn_by_the_mean_of_their_gradients_and_one_that_dies_costs_no_step(
     ray_session, tmp_path
 ):
@@ -112,7 +112,7 @@ def test_two_processes_learn_by_the_mean_of_their_gradients_and_one_that_dies_co
     load_model(tmp_path)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_what_a_worker_cannot_do_is_told_in_one_line(ray_session, tmp_path, monkeypatch):
     monkeypatch.setattr(train_model, "ATTEMPTS", 0)
     towers = replace(RUN, steps=1, fusion_steps=0, model=replace(TINY, fusion=None))

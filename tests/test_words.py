@@ -7,6 +7,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from source_tree import parse
+
 ROOT = Path(__file__).parent.parent
 ROOMS = ("pipeline", "index", "jobs")
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
@@ -140,7 +142,7 @@ def defined_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 def names_of(path: Path) -> list[tuple[int, str]]:
     parts = path.relative_to(ROOT).with_suffix("").parts
-    return [*((0, part) for part in parts), *defined_names(ast.parse(path.read_text()))]
+    return [*((0, part) for part in parts), *defined_names(parse(path.read_text()))]
 
 
 def old_words(path: Path) -> list[str]:
@@ -168,7 +170,7 @@ def test_no_name_of_tests_and_benchmarks_is_of_the_worst_words():
 
 def test_every_exception_is_still_needed():
     for name, words in ALLOWED.items():
-        tree = ast.parse((ROOT / name).read_text())
+        tree = parse((ROOT / name).read_text())
         assert words <= {found.strip("_") for _, found in defined_names(tree)}
 
 
@@ -182,7 +184,7 @@ self.standing = [held for held in y]
 try: pass
 except E as lost: pass
 """
-    found = {name.strip("_") for _, name in defined_names(ast.parse(source))}
+    found = {name.strip("_") for _, name in defined_names(parse(source))}
     assert {
         *("look", "told", "shown", "Live", "tell", "lies", "how", "each", "standing", "held"),
         "lost",

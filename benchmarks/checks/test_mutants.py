@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.mutants import draw, mutants_of, related_tests, wilson
 from benchmarks.nearest_tests import Executed
+from tests.support.source_tree import parse
 
 SOURCE = b'''"""A module's own words."""
 
@@ -63,12 +64,12 @@ def test_every_mutant_of_a_file_is_one_fault_that_parses():
     for mutant in mutants_of("x", SOURCE):
         changed = mutant.apply(SOURCE)
         assert changed != SOURCE
-        ast.parse(changed)
+        parse(changed)
 
 
 def test_no_mutant_changes_a_string():
     def strings(source: bytes) -> set[str]:
-        found = ast.walk(ast.parse(source))
+        found = ast.walk(parse(source))
         constants = (node.value for node in found if isinstance(node, ast.Constant))
         return {value for value in constants if isinstance(value, str)}
 

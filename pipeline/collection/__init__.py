@@ -1,5 +1,11 @@
 """A collection on disk: its identity, Parquet file and ledger entry of each shard, runs."""
 
+from chiasm.pipeline.collection.current_entries import (
+    current_entry,
+    entries,
+    entry_to_replace,
+    own_entries,
+)
 from chiasm.pipeline.collection.embeddings import (
     EmbeddingFile,
     embedded_shard_ids,
@@ -22,12 +28,11 @@ from chiasm.pipeline.collection.identity import (
 from chiasm.pipeline.collection.ledger import (
     LedgerEntry,
     Tally,
-    entries,
     failure_name,
     ledger_name,
-    own_entries,
     read_entry,
     read_failure,
+    rewrite_current_entry,
     rewrite_entry,
     shard_of_entry,
     shard_of_failure,
@@ -92,10 +97,12 @@ __all__ = [
     "Tally",
     "arrow_schema",
     "create_or_check",
+    "current_entry",
     "earlier_parquet_name",
     "embedded_shard_ids",
     "embeddings",
     "entries",
+    "entry_to_replace",
     "failure_name",
     "file_version",
     "find_embedding",
@@ -110,6 +117,7 @@ __all__ = [
     "read_identity",
     "read_relocations",
     "require_no_relocation",
+    "rewrite_current_entry",
     "rewrite_entry",
     "rewrite_footer",
     "runs",

@@ -146,7 +146,7 @@ def find_embedding(folder: Folder, shard_id: str) -> EmbeddingFile | None:
         where = display_name(folder.url_of(stored_parquet_name(folder, shard_id)))
         LOG.warning("%s is left out: it holds the rows of shard %s", where, footer.source.id)
         return None
-    if not footer.agrees_with(read_entry(folder, shard_id)):
+    if footer.agreeing(read_entry(folder, shard_id)) is None:
         return None
     return EmbeddingFile(folder, footer)
 

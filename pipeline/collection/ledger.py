@@ -3,7 +3,8 @@
 `Tally` counts what `read_samples` and the decoder yield; a `LedgerEntry` for each shard is stored
 as `ledger/<shard id>.json`. rows + dropped = samples, always. The entry is written before the
 Parquet file is renamed into place, so a Parquet file never exists without its entry; a pair that
-disagrees (a kill between the two writes, or a changed shard) counts as not done.
+disagrees (a kill between the two writes, or a changed shard) counts as not done, unless the entry's
+`replaced` agrees with the rows: `current_entries.py`.
 
 Where a shard that has whole rows is embedded anew and given up, its entry stays that of its rows.
 Why it was given up is written beside it, as `ledger/<shard id>.failed.json`, until it is embedded.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
@@ -105,6 +106,7 @@ class LedgerEntry:
     quarantined: Annotated[str | None, Field(alias="set_aside")] = None
     attempts: int = 1
     embedded_from: Shard | None = None
+    replaced: LedgerEntry | None = None
     drop_counts: dict[str, int] = field(default_factory=dict)
     note_counts: dict[str, int] = field(default_factory=dict)
     rules: int = 1
@@ -145,12 +147,18 @@ class LedgerEntry:
 
     def to_json(self) -> bytes:
         """The file's content."""
-        fields = {"schema": SCHEMA, "samples": self.samples}
+        return _to_bytes(self._fields())
+
+    def _fields(self) -> dict[str, Any]:
+        fields: dict[str, Any] = {"schema": SCHEMA, "samples": self.samples}
         for key, value in asdict(self).items():
             fields["set_aside" if key == "quarantined" else key] = value
         if self.embedded_from is None:
             del fields["embedded_from"]
-        return _to_bytes(fields)
+        del fields["replaced"]
+        if self.replaced is not None:
+            fields["replaced"] = self.replaced._fields()
+        return fields
 
     @classmethod
     def from_json(cls, data: bytes, name: str) -> LedgerEntry:
@@ -202,9 +210,32 @@ def write_entry(folder: Folder, entry: LedgerEntry, run_id: str) -> None:
 def rewrite_entry(folder: Folder, name: str, changes: Mapping[str, Any], run_id: str) -> None:
     """Write an entry, by its file's name, again with other fields, None for those to leave out.
     Fields that this version does not know are kept. Atomic."""
-    fields = json.loads(folder.read_bytes(name).decode("utf-8", "surrogatepass"))
+    _write_changed(folder, name, _stored_fields(folder, name), changes, run_id)
+
+
+def rewrite_current_entry(
+    folder: Folder, current: LedgerEntry, changes: Mapping[str, Any], run_id: str
+) -> None:
+    """The same for the entry of a shard: what is changed is `current`, the stored entry or the one
+    that it replaces."""
+    name = ledger_name(current.source.id)
+    fields = _stored_fields(folder, name)
+    stored = read_entry(folder, current.source.id)
+    replaced = fields.pop("replaced", None)
+    if stored is not None and current == stored.replaced:
+        fields = replaced
+    _write_changed(folder, name, fields, changes, run_id)
+
+
+def _stored_fields(folder: Folder, name: str) -> dict[str, Any]:
+    return json.loads(folder.read_bytes(name).decode("utf-8", "surrogatepass"))
+
+
+def _write_changed(
+    folder: Folder, name: str, fields: dict[str, Any], changes: Mapping[str, Any], run_id: str
+) -> None:
     left_out = {key for key, value in changes.items() if value is None}
-    fields = {key: value for key, value in (fields | changes).items() if key not in left_out}
+    fields = {key: value for key, value in {**fields, **changes}.items() if key not in left_out}
     folder.write_whole(name, _to_bytes(fields), run_id)
 
 
@@ -246,24 +277,6 @@ def read_or_none(folder: Folder, name: str) -> bytes | None:
         return None
 
 
-def entries(folder: Folder) -> Iterator[LedgerEntry]:
-    """Every entry of a collection, by shard id."""
-    found = folder.map_concurrent(lambda shard_id: read_entry(folder, shard_id), _shard_ids(folder))
-    for entry in found:
-        if entry is not None:
-            yield entry
-
-
-def own_entries(folder: Folder) -> dict[str, LedgerEntry]:
-    """By shard id, every entry but copies under other names."""
-    shard_ids = _shard_ids(folder)
-    found = folder.map_concurrent(lambda shard_id: read_entry(folder, shard_id), shard_ids)
-    return {
-        shard_id: entry
-        for shard_id, entry in zip(shard_ids, found, strict=True)
-        if entry is not None and entry.source.id == shard_id
-    }
-
-
-def _shard_ids(folder: Folder) -> list[str]:
+def entry_ids(folder: Folder) -> list[str]:
+    """The ids of the shards that have an entry, sorted."""
     return [shard_id for name in folder.list("ledger") if (shard_id := shard_of_entry(name))]

@@ -68,6 +68,14 @@ class Footer:
             and (entry.rows, entry.dropped_count) == (self.rows, self.dropped)
         )
 
+    def agreeing(self, entry: LedgerEntry | None) -> LedgerEntry | None:
+        """The entry of these rows: `entry`, or the one that it replaces; None where neither
+        agrees."""
+        for one in (entry, None if entry is None else entry.replaced):
+            if self.agrees_with(one):
+                return one
+        return None
+
     def to_json(self) -> str:
         fields = asdict(self)
         if self.schema == 1:

@@ -38,7 +38,13 @@ from chiasm.pipeline.collection.run_record import (
 )
 from chiasm.pipeline.collection.uploads import is_dead_upload
 from chiasm.pipeline.errors import CollectionError, StorageError
-from chiasm.pipeline.storage import Folder, display_name, is_temporary, run_of_temporary
+from chiasm.pipeline.storage import (
+    Folder,
+    display_name,
+    is_temporary,
+    run_of_temporary,
+    target_of_temporary,
+)
 from chiasm.pipeline.timing import SYSTEM_CLOCK, Clock
 
 LOG = logging.getLogger(__name__)
@@ -106,11 +112,7 @@ class Run:
         return self._observer.activity
 
     def __enter__(self) -> Run:
-        try:
-            self._write()
-        except StorageError:
-            # Until this file exists the run counts as dead, and a sweep may remove its temporary.
-            self._write()
+        self._write()
         if self._heartbeat is not None:
             self._heartbeat.start()
         return self
@@ -208,7 +210,7 @@ class Run:
         live = {run.id for run in self.others()} | (set() if own else {self.id})
         removed: list[str] = []
         for name in names:
-            if not is_temporary(name) or run_of_temporary(name) in live:
+            if not is_temporary(name) or run_of_temporary(name) in live or self._may_begin(name):
                 continue
             try:
                 self.folder.remove(name)
@@ -216,6 +218,18 @@ class Run:
             except StorageError as error:  # behind a link, say: it keeps nobody from the rest
                 LOG.warning("not removed: %s", error)
         return removed
+
+    def _may_begin(self, temporary: str) -> bool:
+        """Whether this may be the first record of a run that begins just now: no record says yet
+        that it lives. Its age is the time from its last change to that of our own record, both by
+        the file system's clock."""
+        record = record_name(run_of_temporary(temporary))
+        if target_of_temporary(temporary) != record or self.folder.exists(record):
+            return False
+        begun, own = self.folder.stat(temporary), self.folder.stat(record_name(self.id))
+        if begun is None or own is None or begun.modified is None or own.modified is None:
+            return begun is not None
+        return abs(own.modified - begun.modified) < STALE_SECONDS
 
     def abort_uploads(self, *, own: bool = False) -> list[str]:
         """Abort the multipart uploads that dead runs left, as `uploads.py` tells them from others;

@@ -16,12 +16,12 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from chiasm.pipeline.collection.current_entries import current_entry
 from chiasm.pipeline.collection.embeddings import find_embedding, stored_parquet_name
 from chiasm.pipeline.collection.ledger import (
     LedgerEntry,
     ledger_name,
     made_of,
-    read_entry,
     shard_of_entry,
     shard_of_failure,
 )
@@ -191,7 +191,7 @@ class Survey:
     def _read(self, shard_id: str) -> ShardSummary | None:
         # The files as they were listed: where one was replaced since, the summary holds for none.
         ledger, embeddings = self.files.ledgers.get(shard_id), self.files.embeddings.get(shard_id)
-        entry = None if ledger is None else read_entry(self.folder, shard_id)
+        entry = None if ledger is None else current_entry(self.folder, shard_id)
         if entry is None or entry.source.id != shard_id:
             return None
         summary = ShardSummary.of(entry).with_files(ledger, embeddings)

@@ -6,7 +6,12 @@ which a file gets its final name only once it is whole.
 
 from chiasm.pipeline.storage.backend import Backend, PendingFile, Stat, Stream
 from chiasm.pipeline.storage.folder import Folder
-from chiasm.pipeline.storage.local import LocalFiles, is_temporary, run_of_temporary
+from chiasm.pipeline.storage.local import (
+    LocalFiles,
+    is_temporary,
+    run_of_temporary,
+    target_of_temporary,
+)
 from chiasm.pipeline.storage.prefixes import (
     below,
     folder_url,
@@ -54,5 +59,6 @@ __all__ = [
     "run_of_temporary",
     "stat",
     "stat_or_none",
+    "target_of_temporary",
     "url_matcher",
 ]

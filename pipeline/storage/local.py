@@ -35,7 +35,7 @@ STREAM_BUFFER = 1 << 20
 
 # Earlier versions wrote no attempt; other programs' names (.notes.swp.tmp) are none of ours.
 _TEMPORARY = re.compile(
-    r"^\..+\.((?P<run>[^./~]*)~[0-9a-f]+|(?P<earlier>[0-9]{8}T[0-9]{6}-[0-9a-f]{8}))\.tmp$",
+    r"^\.(?P<base>.+)\.((?P<run>[^./~]*)~[0-9a-f]+|(?P<earlier>[0-9]{8}T[0-9]{6}-[0-9a-f]{8}))\.tmp$",
     re.DOTALL,
 )
 
@@ -58,10 +58,21 @@ def is_temporary(name: str) -> bool:
 
 def run_of_temporary(name: str) -> str:
     """The id of the run that wrote the temporary `name`; ValueError for other names."""
+    found = _parts_of_temporary(name)
+    return found["run"] if found["earlier"] is None else found["earlier"]
+
+
+def target_of_temporary(name: str) -> str:
+    """The file that the temporary `name` is to become; ValueError for other names."""
+    folder, slash, _ = name.rpartition("/")
+    return f"{folder}{slash}{_parts_of_temporary(name)['base']}"
+
+
+def _parts_of_temporary(name: str) -> re.Match[str]:
     found = _TEMPORARY.match(name.rpartition("/")[2])
     if found is None:
         raise ValueError(f"expected the name of a temporary, found {name!r}")
-    return found["run"] if found["earlier"] is None else found["earlier"]
+    return found
 
 
 class PendingLocalFile(io.BufferedWriter):

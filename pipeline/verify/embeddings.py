@@ -124,13 +124,13 @@ class ShardCheck:
             self._name_source(footer.source.url)
             if entry is None:
                 yield Finding(self.where, "embeddings without a ledger entry", self._embed_again())
-            elif not footer.agrees_with(entry):
+            elif footer.agreeing(entry) is None:
                 yield self._disagreement(footer, entry)
             file = EmbeddingFile(self.folder, footer)
-            named = footer.source.id == self.shard_id
-            if entry is not None and named and footer.agrees_with(entry):
-                self.done = entry, file
-                if footer.source != entry.source:
+            agreeing = footer.agreeing(entry)
+            if agreeing is not None and footer.source.id == self.shard_id:
+                self.done = agreeing, file
+                if footer.source != agreeing.source:
                     yield self._half_relocated(footer)
             yield from self._check_footer(file)
             with file.open() as parquet:

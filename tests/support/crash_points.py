@@ -13,31 +13,26 @@ import io
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from fake_encoder import FakeEncoder
 from recorded_disk import RecordedDisk, Tree, distinct, killed, powerless, using
 from simulated_store import Object, SimulatedStore, using_store
-from tiny_shards import make_shard
 
-from chiasm.index import build_index
-from chiasm.index.plan import IndexSettings
-from chiasm.index.segments import numbers, run_of_folder
+from chiasm.index.segments import numbers, run_of_folder, segment_file
 from chiasm.index.segments.generations import read_manifest
+from chiasm.index.segments.names import CURRENT, manifest_name
 from chiasm.index.verify import check
-from chiasm.pipeline.collection import FOLDERS, Run
+from chiasm.pipeline.collection import embeddings
 from chiasm.pipeline.collection.processes import Machine
 from chiasm.pipeline.errors import ChiasmError
-from chiasm.pipeline.forget import forget
-from chiasm.pipeline.make import make_collection
-from chiasm.pipeline.relocate import relocate
-from chiasm.pipeline.storage import Folder, is_temporary
+from chiasm.pipeline.storage import Folder, is_temporary, retry
 from chiasm.pipeline.storage.disk import Disk
+from chiasm.pipeline.storage.store_errors import TransientError
 from chiasm.pipeline.timing import SystemClock
 
 STORE_ROOT = "s3://bucket/c"
@@ -52,7 +47,7 @@ UNTIMED = ("seconds", "span", "attempts")  # of a ledger entry: what one run and
 
 
 # Makes what a command needs in a folder and in the collection; returns the command.
-Story = Callable[[Path, str], Callable[[], object]]
+Prepare = Callable[[Path, str], Callable[[], object]]
 
 
 class Lost(AssertionError):
@@ -71,25 +66,28 @@ class Unflushed(Disk):
 
 @dataclass
 class DiskCrash:
-    """A recorded command on this machine's disk. expected: what it leaves for good."""
+    """A recorded command on this machine's disk. expected: what it leaves for good.
+    lasting_shards: those that are done before it and after it."""
 
     root: Path
     command: Callable[[], object]
     recorded: RecordedDisk
     expected: dict[str, bytes]
+    lasting_shards: set[str]
 
     @classmethod
-    def record(cls, folder: Path, story: Story) -> DiskCrash:
+    def record(cls, folder: Path, prepare: Prepare) -> DiskCrash:
         """folder: an empty one, for the collection and its shards."""
         root = folder / "c"
         for name, content in FOREIGN.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(content)
-        command = story(folder, str(root))
-        disk = RecordedDisk(root)
+        command = prepare(folder, str(root))
+        disk, done = RecordedDisk(root), done_shards(str(root))
         with using(disk):
             command()
-        made = cls(root, command, disk, lasting(Tree.read(root).files()))
+        done &= done_shards(str(root))
+        made = cls(root, command, disk, lasting(Tree.read(root).files()), done)
         made._verify()
         return made
 
@@ -105,7 +103,10 @@ class DiskCrash:
 
     def recover(self, state: Tree) -> None:
         state.write(self.root)
+        for path in self.root.glob("runs/.*.tmp"):  # some time ago: no run is about to begin
+            os.utime(path, (0, 0))
         with using(Unflushed()):
+            require_rows(str(self.root), self.lasting_shards)
             self.command()
         self._verify()
 
@@ -133,18 +134,25 @@ class StoreCrash:
     before: dict[str, Object]
     log: list[tuple[str, Object | None]]
     expected: dict[str, bytes]
+    lasting_shards: set[str]
+    requests: int  # that it makes
 
     @classmethod
-    def record(cls, folder: Path, story: Story) -> StoreCrash:
+    def record(cls, folder: Path, prepare: Prepare) -> StoreCrash:
         """folder: an empty one, for the shards."""
         own = {f"{_PREFIX}{name}": Object(content) for name, content in FOREIGN.items()}
         store = SimulatedStore(objects=own)
         with using_store(store):
-            command = story(folder, STORE_ROOT)
-            before = dict(store.objects)
+            command = prepare(folder, STORE_ROOT)
+            before, done = dict(store.objects), done_shards(STORE_ROOT)
             store.log.clear()
+            requests: list[str] = []
+            store.step = lambda when, kind, path: requests.append(when)
             command()
-            made = cls(command, before, store.log, lasting(_files(store)))
+            store.step = lambda when, kind, path: None
+            done &= done_shards(STORE_ROOT)
+            count = requests.count("before")
+            made = cls(command, before, store.log, lasting(_files(store)), done, count)
             made._verify(store)
         return made
 
@@ -159,9 +167,28 @@ class StoreCrash:
                 objects[path] = new
             yield dict(objects)
 
+    def lose_answer(self, number: int) -> None:
+        """The answer to request `number` is lost: the command asks again, and all is as usual."""
+        store = SimulatedStore(_fault("after", lambda count: count == number), dict(self.before))
+        with using_store(store), _no_waits():
+            self.command()
+            self._verify(store)
+
+    def lose_store(self, number: int) -> None:
+        """From request `number` on none reaches the store, until the command is run again."""
+        store = SimulatedStore(_fault("before", lambda count: count >= number), dict(self.before))
+        with using_store(store), _no_waits():
+            try:
+                self.command()
+            except ChiasmError as error:
+                if UNREACHABLE not in str(error):
+                    raise Lost(f"{error}: it does not say why") from error
+        self.recover(store.objects)
+
     def recover(self, state: dict[str, Object]) -> None:
         store = SimulatedStore(objects=dict(state))
         with using_store(store):
+            require_rows(STORE_ROOT, self.lasting_shards)
             self.command()
             self._verify(store)
 
@@ -169,11 +196,43 @@ class StoreCrash:
         verify(STORE_ROOT, _files(store), self.expected)
 
 
+UNREACHABLE = "the store does not answer"
+
+
+def _fault(moment: str, when: Callable[[int], bool]) -> Callable[[str, str, str], None]:
+    """A step of a store that raises before or after those requests whose number `when` picks."""
+    numbers = itertools.count()
+
+    def step(at: str, kind: str, path: str) -> None:
+        if at == moment and when(next(numbers)):
+            raise TransientError(UNREACHABLE)
+
+    return step
+
+
+@contextmanager
+def _no_waits() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retry, "time", SimpleNamespace(sleep=lambda seconds: None))
+        yield
+
+
 _PREFIX = STORE_ROOT.removeprefix("s3://") + "/"
 
 
 def _files(store: SimulatedStore) -> dict[str, bytes]:
     return {path.removeprefix(_PREFIX): found.data for path, found in store.objects.items()}
+
+
+def done_shards(root: str) -> set[str]:
+    """The ids of the shards whose rows are there, and their accounts with them."""
+    return {file.shard_id for file in embeddings(Folder(root))}
+
+
+def require_rows(root: str, shards: set[str]) -> None:
+    """Raises Lost where the rows of a shard, old or new, are not there without a second run."""
+    if missing := shards - done_shards(root):
+        raise Lost(f"shards {missing} have neither their old rows nor their new ones")
 
 
 def verify(root: str, files: dict[str, bytes], expected: dict[str, bytes]) -> None:
@@ -205,9 +264,9 @@ def verify(root: str, files: dict[str, bytes], expected: dict[str, bytes]) -> No
 
 
 def lasting(files: dict[str, bytes]) -> dict[str, bytes]:
-    """What a collection holds for good: no runs, no summaries of runs, no times, nothing below
-    `index/` but a person's own."""
-    found: dict[str, bytes] = {}
+    """What a collection holds for good: no runs, no summaries of runs, no times; below `index/` a
+    person's own, and the live segments, whose names are of their run, by their order."""
+    found = live_segments(files)
     for name, content in files.items():
         ours_of_a_run = name.startswith(("runs/", "summaries/", "index/"))
         if ours_of_a_run and name not in FOREIGN:
@@ -216,6 +275,20 @@ def lasting(files: dict[str, bytes]) -> dict[str, bytes]:
             entry = {k: v for k, v in json.loads(content).items() if k not in UNTIMED}
             content = json.dumps(entry, sort_keys=True).encode()
         found[name] = content
+    return found
+
+
+def live_segments(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The files of the live generation's segments, but for those that say which run wrote them."""
+    if CURRENT not in files:
+        return {}
+    manifest = json.loads(files[manifest_name(int(files[CURRENT]))])
+    found: dict[str, bytes] = {}
+    for number, segment in enumerate(manifest["segments"]):
+        folder = segment_file(segment["id"], "")
+        for name, content in files.items():
+            if name.startswith(folder) and not name.endswith("/segment.json"):
+                found[f"segment {number}/{name.removeprefix(folder)}"] = content
     return found
 
 
@@ -229,61 +302,3 @@ def recorded_runs_are_dead() -> Iterator[None]:
 
 
 FAILURES = (errno.ENOSPC, errno.EIO)
-
-
-def _shards(folder: Path, samples: int = 3, seed: int = 0) -> list[Path]:
-    return [make_shard(folder / "shards" / f"s{n}.tar", samples, seed=seed + n) for n in range(2)]
-
-
-def _embed(folder: Path, to: str) -> Callable[[], object]:
-    shards = _shards(folder)
-    return lambda: make_collection(shards, to, FakeEncoder())
-
-
-def _embed_anew(folder: Path, to: str) -> Callable[[], object]:
-    _embed(folder, to)()
-    shards = _shards(folder, 4, seed=10)
-    return lambda: make_collection(shards, to, FakeEncoder())
-
-
-def _build(folder: Path, to: str) -> Callable[[], object]:
-    _embed(folder, to)()
-    return lambda: build_index(to)
-
-
-def _build_again(folder: Path, to: str) -> Callable[[], object]:
-    """Publishing beside a live generation, and sweeping what it replaces."""
-    _build(folder, to)()
-    _embed_anew(folder, to)()
-    settings = IndexSettings(keep_generations=1, keep_seconds=0)
-    return lambda: build_index(to, settings=settings)
-
-
-def _relocate(folder: Path, to: str) -> Callable[[], object]:
-    _build(folder, to)()
-    old, new = folder / "shards", folder / "elsewhere"
-    shutil.copytree(old, new, copy_function=shutil.copy2)
-    return lambda: relocate(Folder(to), str(old), str(new))
-
-
-def _forget(folder: Path, to: str) -> Callable[[], object]:
-    _embed(folder, to)()
-
-    def command() -> None:
-        forget(Folder(to), [str(folder / "shards" / "s0.tar")])
-        # Called again when all is done it does not begin a run: the next run sweeps.
-        with Run(Folder(to), "embed", {}) as run:
-            run.sweep(FOLDERS)
-            run.finish("done", {})
-
-    return command
-
-
-COMMANDS: dict[str, Story] = {
-    "embed": _embed,
-    "embed anew": _embed_anew,
-    "index build": _build,
-    "index build again": _build_again,
-    "relocate": _relocate,
-    "forget": _forget,
-}

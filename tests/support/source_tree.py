@@ -1,9 +1,11 @@
-"""A copy of the sources as a clone has them: the three folders, and links to them in `chiasm/`.
-
-In the repository itself setuptools would take up what an earlier build left."""
+"""The sources as trees of syntax, and a copy of them as a clone has them: the three folders, and
+links to them in `chiasm/`. In the repository itself setuptools would take up what an earlier build
+left."""
 
 from __future__ import annotations
 
+import ast
+import gc
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,3 +26,16 @@ def copy_sources(target: Path, names: Sequence[str] = SOURCES) -> Path:
         else:
             shutil.copy(ROOT / name, target)
     return target
+
+
+def parse(source: str | bytes) -> ast.Module:
+    """`ast.parse`, in which no collection of garbage runs other Python code. Where that code parses
+    too, as the formatting of a traceback does, CPython 3.11 raises SystemError ("AST constructor
+    recursion depth mismatch", python/cpython#106905)."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return ast.parse(source)
+    finally:
+        if enabled:
+            gc.enable()
