@@ -4,10 +4,12 @@ touched."""
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from chiasm.index.verify import check
 from chiasm.jobs.cli.relocate import relocate_
 from chiasm.pipeline.collection import (
     RELOCATE,
+    Relocations,
     Run,
     ShardFiles,
     Survey,
@@ -33,8 +36,9 @@ from chiasm.pipeline.collection import (
 from chiasm.pipeline.errors import CollectionError, UsageError
 from chiasm.pipeline.forget import forget
 from chiasm.pipeline.make import make_collection
+from chiasm.pipeline.records import Shard
 from chiasm.pipeline.relocate import relocate
-from chiasm.pipeline.storage import Folder, below, canonical_url, replace_prefix
+from chiasm.pipeline.storage import Folder, below, canonical_url, folder_url, replace_prefix
 from chiasm.pipeline.storage.local import LocalFiles
 
 
@@ -371,11 +375,30 @@ def test_fields_of_later_versions_are_kept(tmp_path):
         ("https://h/p/x%20y.tar?v=1", "https://h", "http://g", "http://g/p/x%20y.tar?v=1"),
         ("file:///a.tar", "file://", "s3://b", "s3://b/a.tar"),
         ("s3://b/a.tar", "s3://b/a.tar", "s3://c/d.tar", "s3://c/d.tar"),
+        ("http://h/a?t=1", "http://h/a?t=1", "http://g/a?t=1", "http://g/a?t=1"),
     ],
 )
 def test_a_name_is_the_same_below_another_folder(url, folder, target, expected):
     assert below(url, folder) and not below(url, folder[:-1] + "~")
     assert replace_prefix(url, folder, target) == expected
+
+
+def test_the_id_of_a_shard_whose_own_is_taken_never_changes():
+    """Ids are in ledgers and indexes: a later version has to give the same one."""
+    shard = Shard("file:///new/a.tar", "a-0123456789", 1, "1")
+    second = "a-" + hashlib.blake2b(b"file:///new/a.tar\n1", digest_size=5).hexdigest()
+    third = "a-" + hashlib.blake2b(b"file:///new/a.tar\n2", digest_size=5).hexdigest()
+    moves = {shard.id: (replace(shard, url="file:///old/a.tar"), "file:///elsewhere/a.tar")}
+    relocations = Relocations().with_moves(moves)
+    assert relocations.of(shard).id == second
+    moves = {second: (replace(shard, url="file:///old/b.tar"), "file:///elsewhere/b.tar")}
+    assert relocations.with_moves(moves).of(shard).id == third
+
+
+def test_a_query_is_for_those_who_say_so():
+    with pytest.raises(UsageError, match="a query that may hold credentials"):
+        folder_url("http://h/c?t=1")
+    assert folder_url("http://h/c?t=1", allow_query=True) == "http://h/c?t=1"
 
 
 def test_of_a_shard_half_relocated_check_says_how_to_go_on(tmp_path):

@@ -11,9 +11,18 @@ from dataclasses import replace
 
 import pytest
 
-from chiasm.pipeline.collection import THIS_MACHINE, ProcessId, Run, RunRecord, processes, runs
+from chiasm.pipeline.collection import (
+    THIS_MACHINE,
+    Machine,
+    ProcessId,
+    Run,
+    RunRecord,
+    processes,
+    runs,
+)
 from chiasm.pipeline.collection.observer import HEARTBEAT_SECONDS, STALE_SECONDS
 from chiasm.pipeline.collection.runs import LAPSE_SECONDS
+from chiasm.pipeline.collection.uploads import filtered_shard, is_dead_upload, owner_of_upload
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.storage.disk import Disk
@@ -357,7 +366,7 @@ def test_a_run_out_of_reach_for_long_looks_before_it_goes_on(tmp_path):
         run.observe()
         clock.sleep(STALE_SECONDS + 1)
         run.sweep(["embeddings"])
-    for act in (other.confirm, other.beat, lambda: other.claim(["t"])):
+    for act in (other.confirm, other.beat, lambda: other.claim(["t"]), other.confirm):
         with pytest.raises(CollectionError, match=rf"run {R1} .* run the same command again"):
             act()
     assert {record.id: record.state for record in runs(folder)}[R1] == "killed"
@@ -472,7 +481,7 @@ def test_files_that_are_no_records_are_no_runs_and_old_damage_costs_no_wait(tmp_
         assert caplog.text == ""
         assert run.wait_for_verdicts([R1, R2]) == set()
         assert clock.monotonic() - began >= STALE_SECONDS
-        assert f"waiting up to 60 s to see which live: {R2} (unknown)" in caplog.text
+        assert f"waiting up to 60 s to see which live: {R2} of an unknown machine" in caplog.text
         run.mark_dead()
     with fake_run(folder, "a", clock, "20260101T000000-00000009") as run:
         assert run.others() == [], "the mark spares the next run that wait"
@@ -524,3 +533,166 @@ def test_a_run_that_begins_during_a_sweep_loses_nothing(tmp_path, monkeypatch):
         assert run.sweep(["ledger"]) == []
     assert (tmp_path / temporary_of("ledger/a.json", late.id, "0a0a0a0a")).exists()
     late.__exit__(None, None, None)
+
+
+class OddMachine(Machine):
+    """Shows what a test says of processes. files: in /proc, an exception in place of one that
+    cannot be read. probed: what looking for a process raises."""
+
+    def __init__(self, stat: str | Exception, probed: Exception | None = None) -> None:
+        boot, me = "sys/kernel/random/boot_id", f"7 (a) R {' '.join('1' * 18)} 42 0"
+        self.files, self.probed = {boot: "b\n", "self/stat": me, "9/stat": stat}, probed
+
+    def read(self, name: str) -> str:
+        found = self.files[name]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def link(self, name: str) -> str:
+        return "pid:[1]" if name.endswith("pid") else "time:[1]"
+
+    def pid(self) -> int:
+        return 7
+
+    def probe(self, pid: int) -> None:
+        if self.probed is not None:
+            raise self.probed
+
+
+@pytest.mark.parametrize(
+    ("stat", "probed", "alive"),
+    [
+        (f"9 (a) S {' '.join('1' * 18)} 5 0", None, True),
+        (f"9 (a) S {' '.join('1' * 18)} 6 0", None, False),
+        ("9 (a) S 1 2", None, None),
+        ("none", None, None),
+        (PermissionError(), None, None),
+        (FileNotFoundError(), ProcessLookupError(), False),
+        (FileNotFoundError(), OverflowError(), False),
+        (FileNotFoundError(), PermissionError(), None),
+        (ProcessLookupError(), None, False),
+    ],
+)
+def test_a_process_that_proc_does_not_show_may_be_anothers(stat, probed, alive):
+    machine = OddMachine(stat, probed)
+    assert machine.this_process() == ProcessId(7, "b", "pid:[1]", 42, "time:[1]")
+    assert machine.alive(ProcessId(9, "b", "pid:[1]", 5, "time:[1]")) is alive
+
+
+@pytest.mark.parametrize(
+    "stat", [f"8 (a) R {' '.join('1' * 18)} 42 0", "7 (a) R 1", "?", OSError()]
+)
+def test_of_a_proc_that_shows_another_process_nothing_is_believed(stat):
+    machine = OddMachine("")
+    machine.files["self/stat"] = stat
+    assert machine.this_process() == ProcessId(7)
+
+
+def test_a_missed_heartbeat_is_no_failure_and_a_mark_ends_them(tmp_path, monkeypatch):
+    with fake_run(Folder(str(tmp_path)), "a", FakeClock(), R1) as run:
+        failures = [StorageError("a", found="b"), None, CollectionError("a", found="killed"), None]
+        waits: list[float] = []
+
+        def beat() -> None:
+            if failure := failures.pop(0):
+                raise failure
+
+        monkeypatch.setattr(run, "beat", beat)
+        monkeypatch.setattr(run._stop, "wait", lambda seconds: bool(waits.append(seconds)))
+        run._send_heartbeats()
+        assert len(failures) == 1 and waits == [HEARTBEAT_SECONDS] * 3
+
+
+def test_a_record_that_goes_between_the_listing_and_its_reading_is_none(tmp_path, monkeypatch):
+    folder, clock = Folder(str(tmp_path)), FakeClock()
+    fake_run(folder, "b", clock, R1).__enter__()
+    fake_run(folder, "c", clock, R3).__enter__()
+    real = Folder.read_bytes
+
+    def goes(self: Folder, name: str) -> bytes:
+        (tmp_path / f"runs/{R1}.json").unlink(missing_ok=True)
+        return real(self, name)
+
+    with fake_run(folder, "a", clock, R2) as run:
+        monkeypatch.setattr(Folder, "read_bytes", goes)
+        assert [seen.id for seen in run.others()] == [R3]
+
+
+def test_a_temporary_that_cannot_be_removed_keeps_nobody_from_the_rest(tmp_path, caplog):
+    names = [temporary_of(f"ledger/{base}", R1, "0a0a0a0a") for base in "ab"]
+    (tmp_path / "real").mkdir()
+    (tmp_path / "ledger").symlink_to("real")
+    (tmp_path / "runs").mkdir()
+    for name in (names[0], names[1].replace("ledger", "runs")):
+        (tmp_path / name).touch()
+    with fake_run(Folder(str(tmp_path)), "a", FakeClock()) as run:
+        removed = run.sweep(["ledger", "runs"])
+    assert removed == [names[1].replace("ledger", "runs")] and "not removed: " in caplog.text
+    assert (tmp_path / names[0]).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "owner"),
+    [
+        ("embeddings/a-0123456789.parquet", "a-0123456789"),
+        ("ledger/a-0123456789.json", "a-0123456789"),
+        ("runs/20260101T000000-01234567.json", "20260101T000000-01234567"),
+        ("summaries/20260101T000000-01234567-0003.json", "20260101T000000-01234567"),
+        ("index/segments/20260101T000000-01234567-3/image.faiss", "20260101T000000-01234567"),
+        ("index/trained/20260101T000000-01234567/image.faiss", "20260101T000000-01234567"),
+        ("embeddings/s~_a-0123456789.parquet", "_a-0123456789"),
+        ("a-0123456789.tar", None),
+        ("collection.json", None),
+        ("other/a-0123456789.parquet", None),
+        ("embeddings/a-0123456789.parquet.part", None),
+    ],
+)
+def test_an_upload_is_dead_if_its_owner_is_known_and_works_no_more(name, owner):
+    """owner: None for names that tell none."""
+    assert owner_of_upload(name) == owner
+    assert is_dead_upload(name, {owner or ""}, {"x"}) is (owner is not None)
+    assert not is_dead_upload(name, {"x"}, set()), "of nobody who is known"
+    assert not is_dead_upload(name, {owner or ""}, {owner or ""})
+    assert filtered_shard(name) == ("a-0123456789" if name.endswith(".tar") else None)
+
+
+@pytest.mark.parametrize("pid", [0, -1])
+def test_no_group_of_processes_is_looked_for(monkeypatch, pid):
+    """To the system the ids 0 and -1 mean many processes, and a signal of 0 alone asks only."""
+    machine = OddMachine("", PermissionError())
+    machine.files[f"{pid}/stat"] = FileNotFoundError()
+    assert machine.alive(ProcessId(pid, "b", "pid:[1]", 5, "time:[1]")) is False
+    signals: list[tuple[int, int]] = []
+    monkeypatch.setattr(processes.os, "kill", lambda *arguments: signals.append(arguments))
+    THIS_MACHINE.probe(7)
+    assert signals == [(7, 0)]
+
+
+def test_activity_changes_with_each_look_while_another_run_may_write(tmp_path):
+    folder, clock = Folder(str(tmp_path)), FakeClock()
+    with fake_run(folder, "a", clock, R1) as run:
+
+        def changes() -> bool:
+            before = run.activity
+            run.observe()
+            return run.activity != before
+
+        assert not changes() and not changes()
+        with fake_run(folder, "b", clock, R2):
+            assert changes() and changes()
+        assert changes(), "what it wrote before its end"
+        assert not changes() and not changes()
+
+
+def test_a_full_disk_hides_no_error_and_is_one_where_there_is_no_other(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise StorageError("a", found="no space left on the disk")
+
+    folder = Folder(str(tmp_path))
+    with pytest.raises(KeyError, match="why it ends"), fake_run(folder, "a", FakeClock()):
+        monkeypatch.setattr(Folder, "write_whole", full)
+        raise KeyError("why it ends")
+    monkeypatch.undo()
+    with pytest.raises(StorageError, match="no space"), fake_run(folder, "a", FakeClock()):
+        monkeypatch.setattr(Folder, "write_whole", full)

@@ -288,6 +288,9 @@ def test_a_commit_flushes_the_file_its_folder_and_every_folder_that_it_made(tmp_
         str(tmp_path / "c" / "ledger" / ".a.json.r1~attempt.tmp"),
         str(tmp_path / "c" / "ledger"),
     ]
+    flushed.clear()
+    assert Folder(str(tmp_path / "c")).write_new("ledger/b.json", b"x", "r1")
+    assert len(flushed) == 2 and flushed[1] == str(tmp_path / "c" / "ledger")
 
 
 def test_a_file_in_the_way_of_a_folder_is_told(tmp_path):
@@ -295,7 +298,31 @@ def test_a_file_in_the_way_of_a_folder_is_told(tmp_path):
     with pytest.raises(StorageError, match="found a file where a folder should be"):
         Folder(str(tmp_path / "c")).write_whole("ledger/a.json", b"")
     with pytest.raises(StorageError, match="found a file where a folder should be"):
+        Folder(str(tmp_path / "c")).write_whole("a.json", b"")
+    with pytest.raises(StorageError, match="found a file where a folder should be"):
         Folder(str(tmp_path / "c")).list()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_folder_that_cannot_be_flushed_is_no_failure_unless_the_disk_fails(
+    tmp_path, monkeypatch, number
+):
+    fsync = os.fsync
+
+    def refuse_folders(handle: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(number, os.strerror(number))
+        fsync(handle)
+
+    monkeypatch.setattr(disk.os, "fsync", refuse_folders)
+    opened = len(os.listdir("/proc/self/fd"))
+    if number == errno.EIO:
+        with pytest.raises(StorageError, match="Input/output error"):
+            Folder(str(tmp_path)).write_whole("a", b"1")
+    else:
+        Folder(str(tmp_path)).write_whole("a", b"1")
+    assert (tmp_path / "a").read_bytes() == b"1"
+    assert len(os.listdir("/proc/self/fd")) == opened
 
 
 @pytest.mark.parametrize("refusal", [0, errno.EPERM, errno.EIO, errno.EACCES])
@@ -382,3 +409,15 @@ def test_a_link_whose_answer_was_lost_is_ours(tmp_path, monkeypatch):
     folder = Folder(str(tmp_path))
     assert folder.write_new("a", b"1", "r1") and not folder.write_new("a", b"2", "r2")
     assert folder.read_bytes("a") == b"1" and folder.list() == ["a"]
+
+
+def test_a_name_that_is_taken_is_lost_without_hard_links_too(tmp_path, monkeypatch):
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(disk.os, "link", no_links)
+    folder = Folder(str(tmp_path))
+    assert folder.write_new("a", b"1", "r1") is True
+    assert folder.write_new("a", b"2", "r2") is False
+    assert folder.read_bytes("a") == b"1" and folder.list() == ["a"]
+    assert repr(folder) == f"Folder('file://{tmp_path}')"

@@ -55,7 +55,7 @@ class Seen:
     id: str
     record: RunRecord | None
     life: Life
-    here: bool = False
+    here: bool
 
     @property
     def may_live(self) -> bool:
@@ -64,14 +64,6 @@ class Seen:
     @property
     def claimed(self) -> tuple[str, ...]:
         return () if self.record is None else self.record.claimed
-
-    @property
-    def command(self) -> str:
-        return "" if self.record is None else self.record.command
-
-    @property
-    def host(self) -> str:
-        return "" if self.record is None else self.record.host
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,7 +205,10 @@ class Run:
             if not unknown:
                 return {seen.id for seen in others}
             if not waiting:
-                names = ", ".join(f"{seen.id} ({seen.host or 'unknown'})" for seen in unknown)
+                names = ", ".join(
+                    f"{seen.id} of {seen.record.host if seen.record else 'an unknown machine'}"
+                    for seen in unknown
+                )
                 LOG.warning("waiting up to %.0f s to see which live: %s", STALE_SECONDS, names)
                 waiting = True
             self.clock.sleep(HEARTBEAT_SECONDS)
@@ -271,7 +274,7 @@ class Run:
         @functools.cache  # read once there is an upload, and after these were listed
         def ids() -> tuple[set[str], set[str]] | None:
             live = self.others()
-            if any(seen.record is None or seen.command == RELOCATE for seen in live):
+            if any(seen.record is None or seen.record.command == RELOCATE for seen in live):
                 return None
             known = {part for record in runs(self.folder) for part in (record.id, *record.claimed)}
             living = {part for seen in live for part in (seen.id, *seen.claimed)}
