@@ -297,6 +297,6 @@ def _kinds(kind: type) -> dict[str, type]:
             nested = _kinds(cast(type, inner))
             found |= {f"{entry.name}.{key}": known for key, known in nested.items()}
         else:
-            given = [each for each in get_args(inner) if each is not type(None)]
+            given = [argument for argument in get_args(inner) if argument is not type(None)]
             found[entry.name] = given[0] if given else inner
     return found

@@ -256,10 +256,10 @@ def test_an_encoder_of_anybody_gets_captions_and_queries_as_texts(tmp_path, monk
     (query,) = next(search._batches(str(path), make_query, from_stdin=False))
     assert searcher.search_many([query])[0][0].caption == query.words == str(path)
     got.clear()
-    (listed,) = list_shards([str(shard)])
+    (filtered,) = list_shards([str(shard)])
     folder = Folder(str(tmp_path / "filtered"))
-    store_scores(listed, FakeMatcher("matcher"), ReadSettings(), folder, "r")
-    scored = [caption for one in read_scores(listed, folder) for caption in one.captions]
+    store_scores(filtered, FakeMatcher("matcher"), ReadSettings(), folder, "r")
+    scored = [caption for one in read_scores(filtered, folder) for caption in one.captions]
     assert scored == texts and set(texts) <= set(got)
 
 

@@ -390,11 +390,11 @@ def test_a_server_that_drips_is_no_shard_that_is_cut(ranges, serve, monkeypatch)
 
 def test_headers_that_drip_are_given_up(serve, monkeypatch):
     monkeypatch.setattr(web_requests, "HEADERS_SECONDS", 0.02)
-    asked = threading.Event()
-    server = serve(lambda request: asked.wait(30) and None)
+    answering = threading.Event()
+    server = serve(lambda request: answering.wait(30) and None)
     with pytest.raises(UnreachableError, match=r"the last one: no whole answer in 0\.02 s"):
         stat(f"{server.url}/a")
-    asked.set()
+    answering.set()
 
 
 def test_the_end_of_a_file_takes_one_request(serve):

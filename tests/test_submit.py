@@ -291,8 +291,8 @@ SIGNED = "https://h/{1..2}.tar?X-Amz-Date=1&X-Amz-Signature=hush"
 def test_no_credentials_are_sent_with_a_command(word, found):
     with pytest.raises(UsageError) as refused:
         submit(["embed", word, "--to", "c"], "127.0.0.1:1")
-    told = found.format("expected a URL that may be kept and shown by the cluster, found ")
-    assert told in str(refused.value) and "hush" not in str(refused.value)
+    expected = found.format("expected a URL that may be kept and shown by the cluster, found ")
+    assert expected in str(refused.value) and "hush" not in str(refused.value)
 
 
 def test_a_command_is_sent_with_what_a_person_allows(monkeypatch):

@@ -48,11 +48,11 @@ def folder_path(text: str) -> Path:
 
 def list_command_shards(specs: list[str], allow_query: bool) -> list[Shard]:
     """The shards of the command line, `-` read from stdin; UsageError where there is none."""
-    listed = None
+    lines = None
     if "-" in specs and sys.stdin is not None:
         # A path may have any bytes.
-        listed = chain.from_iterable(lines_of(sys.stdin.fileno(), "surrogateescape"))
-    shards = list_shards(specs, listed, allow_query=allow_query)
+        lines = chain.from_iterable(lines_of(sys.stdin.fileno(), "surrogateescape"))
+    shards = list_shards(specs, lines, allow_query=allow_query)
     if not shards:
         raise UsageError("SHARDS", expected="at least one shard", found="an empty list on stdin")
     return shards

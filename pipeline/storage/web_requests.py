@@ -102,8 +102,9 @@ async def _answer(
     client: aiohttp.ClientSession, url: URL, headers: dict[str, str]
 ) -> aiohttp.ClientResponse:
     """A response with its headers; TransientError where they are not there in time."""
+    limit = asyncio.timeout(HEADERS_SECONDS)
     try:
-        async with asyncio.timeout(HEADERS_SECONDS) as limit:
+        async with limit:
             return await client.get(url, headers=headers, allow_redirects=False)
     except TimeoutError as error:  # aiohttp raises some of its own
         if limit.expired():
