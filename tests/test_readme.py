@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import tiny_towers
-from commands import run_command
+from commands import preload, run_command
 from conftest import ROOT, environment, make_shard
 from random_models import siglip_folder
 
@@ -157,6 +157,7 @@ def web(tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, s3_server, towers, web) -> World:
+    preload("chiasm.pipeline.encoders.huggingface", "sentence_transformers")
     folder = tmp_path_factory.mktemp("readme")
     image, text = towers
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,

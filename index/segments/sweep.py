@@ -22,7 +22,7 @@ live generation and answers from that.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
 
 from chiasm.index.plan import IndexSettings
@@ -40,7 +40,7 @@ from chiasm.index.segments.names import (
     run_of_folder,
 )
 from chiasm.index.segments.publish import live_number
-from chiasm.pipeline.collection import Run, read_identity
+from chiasm.pipeline.collection import STALE_SECONDS, Run, read_identity
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.records import COLUMNS
 from chiasm.pipeline.storage import Folder, Stat
@@ -167,7 +167,10 @@ def _remove_old_generations(
         return []  # CURRENT is damaged: any of them may have to answer
     kept = {live, *existing[-settings.keep_generations :]}
     now = _latest({**found, **folder.list_stats("index")})
-    needed = {live} | _of_running(folder, run, existing)
+    running = {other.id for other in run.others()}
+    needed = {live} | _of_running(folder, running, existing)
+    # Beside another build none goes at once: that one may be about to make it live.
+    keep_seconds = max(settings.keep_seconds, STALE_SECONDS if running else 0.0)
     if now is not None:
         # The newest stays, whatever it is: no number is given twice.
         kept -= {number for number in unreadable if number < live}
@@ -178,10 +181,10 @@ def _remove_old_generations(
             continue
         if number not in marks:
             folder.write_whole(mark, b"", run.id)
-            aged = settings.keep_seconds == 0
+            aged = keep_seconds == 0
         else:
             age = _age(found[mark].modified, now)
-            aged = age is None or age >= settings.keep_seconds
+            aged = age is None or age >= keep_seconds
         if aged and number not in kept:
             old.append(manifest_name(number))
     gone = [replaced_name(number) for number in marks if number == live or number not in existing]
@@ -191,9 +194,8 @@ def _remove_old_generations(
     return removed
 
 
-def _of_running(folder: Folder, run: Run, existing: list[int]) -> set[int]:
+def _of_running(folder: Folder, running: Set[str], existing: list[int]) -> set[int]:
     """The generations of other builds that may live: one that is not live may be about to be."""
-    running = {other.id for other in run.others()}
     if not running:
         return set()
     needed: set[int] = set()

@@ -39,7 +39,7 @@ from chiasm.pipeline.collection.ledger import (
     write_entry,
     write_failure,
 )
-from chiasm.pipeline.collection.observer import Life, RunObserver, Seen
+from chiasm.pipeline.collection.observer import STALE_SECONDS, Life, RunObserver, Seen
 from chiasm.pipeline.collection.parquet_schema import (
     MEMBER_FIELDS,
     Footer,
@@ -75,6 +75,7 @@ __all__ = [
     "MEMBER_FIELDS",
     "RELOCATE",
     "SHARD_FOLDERS",
+    "STALE_SECONDS",
     "THIS_MACHINE",
     "Collection",
     "EmbeddingFile",

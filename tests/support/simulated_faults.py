@@ -111,13 +111,13 @@ FAULTS: dict[str, list[Edit]] = {
         (_sweep._remove_unnamed, _RUNNING, f"    listed = {_LISTED}\n{_RUNNING}"),
     ],
     "generations of living builds are removed": [
-        (_sweep._remove_old_generations, " | _of_running(folder, run, existing)", "")
+        (_sweep._remove_old_generations, " | _of_running(folder, running, existing)", "")
     ],
     "a generation ages from when it was made": [
         (_sweep._remove_old_generations, "found[mark]", "found[manifest_name(number)]")
     ],
     "a generation goes once it is replaced": [
-        (_sweep._remove_old_generations, "aged = settings.keep_seconds == 0", "aged = True")
+        (_sweep._remove_old_generations, "aged = keep_seconds == 0", "aged = True")
     ],
     "a mark from before a generation was live counts": [
         (_publish._settle, "live and live != number", "False")

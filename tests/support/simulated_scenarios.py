@@ -208,7 +208,8 @@ class Story:
         """Whatever happened, one more run of each command, undisturbed, leaves all in order."""
         rng, promises = self.rng, self.promises
         self._check_ends()
-        self.world.loss = self.store.lag = 0.0
+        self.world.be_calm()
+        self.store.lag = 0.0
         self._damage()
         other = SimulatedMachine(self.world, "boot-9", "other", SimulatedClock(self.world))
         embedding = Embedding(rng.choice((*self.machines, other)), self.newer, self.folder)

@@ -71,6 +71,7 @@ class World:
     on_change: Callable[[], None] = lambda: None
     trace: Callable[[str], None] | None = None
     silent_until: float = 0.0  # the store answers nobody
+    is_calm: bool = False
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -143,8 +144,14 @@ class World:
         stood = 0.0 if process.stands_since is None else self.now - process.stands_since
         return process.doubted or process.silent + stood >= PATIENCE
 
+    def be_calm(self) -> None:
+        """From now on no request is lost, and the store answers."""
+        self.loss, self.silent_until, self.is_calm = 0.0, self.now, True
+
     def be_unreachable(self, seconds: float) -> None:
         """The store answers nobody for a while."""
+        if self.is_calm:
+            return
         self._trace(f"the store does not answer for {seconds:g} s")
         self.silent_until = self.now + seconds
         for process in self.processes:
