@@ -86,7 +86,7 @@ def test_two_processes_learn_by_the_mean_of_their_gradients_and_one_that_dies_co
     killed = threading.Event()
 
     def kill_one():
-        until((tmp_path / STATE).exists, 120)
+        until((tmp_path / STATE).exists, 500)
         workers = [
             p
             for p in psutil.Process().children(recursive=True)  # not those of another test's
