@@ -114,8 +114,8 @@ def summarize(
 HINTS = {  # reason of a note -> what is odd about so many, and what to do
     "no_caption_field": "rows lack the field asked for ({detail}); name one that json has by "
     "--caption-field, or leave that out",
-    "no_caption": "rows have no caption; captions are read from .txt, .caption and .text members "
-    "and from json's caption and captions, others by --caption-field",
+    "no_caption": "rows have no caption{members}; captions are read from .txt, .caption and .text "
+    "members and from json's caption and captions, others by --caption-field",
     "no_picture": "rows have no picture; picture and caption belong together where their names are "
     "the same up to the first dot (0001.jpg, 0001.txt)",
     "no_pair": "rows have a picture or a caption alone; both belong together where their names are "
@@ -138,8 +138,11 @@ def reading_hints(rows: int, notes: Counter[str], details: Mapping[str, str]) ->
         most |= {"no_pair"} if counts["no_pair"] * 2 > rows else set()
     if "no_caption_field" in most:
         most -= {"no_caption"}  # whose cause that is
+    extensions = details.get("no_caption", "")
+    members = f" (the first has members {extensions})" if extensions else ""
     return [
-        f"{counts[reason]:,} {hint.format(detail=details.get(reason, ''))} ({rows:,} rows in all)"
+        f"{counts[reason]:,} {hint.format(detail=details.get(reason, ''), members=members)} "
+        f"({rows:,} rows in all)"
         for reason, hint in HINTS.items()
         if reason in most
     ]

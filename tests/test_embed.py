@@ -394,7 +394,8 @@ def test_a_shard_without_its_end_mark_has_a_note(tmp_path):
     "members, field, hints",
     [
         ({"jpg": b"", "txt": b"a"}, "", []),
-        ({"jpg": b""}, "", ["6 rows have no caption; captions are read from .txt"]),
+        ({"jpg": b""}, "", ["6 rows have no caption (the first has members jpg); captions are"]),
+        ({"jpg": b"", "md": b"a"}, "", ["6 rows have no caption (the first has members jpg, md)"]),
         ({"jpg": b"", "json": b'{"caption": "a", "n": 1}'}, "", []),
         (
             {"jpg": b"", "json": b'{"caption": "a", "n": 1}'},

@@ -257,6 +257,33 @@ def test_other_folders_are_no_samples(read, names, keys):
         assert sorted(s.key for s in samples(items)) == keys.split() and dropped(items) == []
 
 
+@pytest.mark.parametrize(
+    "names",
+    [("image.jpg", "caption.txt"), ("caption.txt", "image.jpg"), ("a.json", "b.jpg", "c.txt")],
+)
+def test_a_folder_that_is_cut_is_a_row_or_a_drop(read, names):
+    """Wherever the cut is: every sample is whole or dropped, and none of them is both."""
+    contents = {"jpg": b"P", "json": b"{}"}
+    files = {
+        f"{n}/{name}": contents.get(name.rpartition(".")[2], b"a text") for n in range(3)
+        for name in names
+    }  # fmt: skip
+    whole = tar_bytes(files)
+    kinds = set()
+    for end in range(600, 1024 * len(files), 200):
+        items = read(whole[:end])
+        if ("", "no_end_mark") in notes(items):
+            continue  # behind a whole member
+        (drop,) = (item for item in items if isinstance(item, Dropped))
+        if end < 1024 * len(names):  # the first of all: what belongs to it is not known
+            assert len(samples(items)) + bool(drop.key) == 1
+            continue
+        assert all(s.picture and s.captions and "/" not in s.key for s in samples(items)), end
+        assert drop.key in ("", str(len(samples(items)))) and drop.reason == "truncated"
+        kinds.add(drop.key)
+    assert kinds == {"", "1", "2"}
+
+
 # --- captions -------------------------------------------------------------------------------------
 
 

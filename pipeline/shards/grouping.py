@@ -56,6 +56,7 @@ class Grouping:
         self._waiting = Waiting()
         self._folder, self._is_sample = "", False  # the folder at hand; may it be one sample?
         self._in_folder: dict[str, SampleBuilder] = {}  # its groups, until that is known
+        self._joined: set[str] = set()  # extensions of the last folder that was one sample
         self._files = ExitStack()
 
     def __enter__(self) -> Grouping:
@@ -92,19 +93,40 @@ class Grouping:
                 elif comparable(key) not in self._gathered:
                     yield Passed(member, key, "late_member")
         except Damaged as damage:
-            if group is not None and group.is_complete(expected):
-                yield from self._close(group)
-                group = None
-            if group is not None:
-                self._waiting.remove(group)
-            yield from self._enter_folder("")
-            yield from self._waiting.all()
-            yield Dropped(group.key if group else "", "read", damage.reason, damage.detail)
+            yield from self._end(group, expected, damage)
             return
         if group is not None:
             yield from self._close(group)
         yield from self._enter_folder("")
         yield from self._waiting.all()
+
+    def _end(
+        self, group: SampleBuilder | None, expected: set[str], damage: Damaged
+    ) -> Iterator[SampleBuilder | Dropped]:
+        """What there is where the tar is damaged behind or within the group at hand."""
+        key = ""
+        if group is not None:
+            in_folder = self._is_sample and bool(self._joined)
+            others = self._same_sample(group)
+            if group.is_complete(self._joined if others or in_folder else expected, others):
+                yield from self._close(group)
+            else:
+                key = self._folder if others or in_folder else group.key
+                self._waiting.remove(group)
+                for other in others:
+                    del self._in_folder[other.compared]
+        yield from self._enter_folder("")
+        yield from self._waiting.all()
+        yield Dropped(key, "read", damage.reason, damage.detail)
+
+    def _same_sample(self, group: SampleBuilder) -> list[SampleBuilder]:
+        """The groups of the folder at hand that would be one sample with the one at hand."""
+        others = list(self._in_folder.values())
+        parts = [*others, group]
+        one = self._is_sample and not (group.waits or group.is_whole())
+        one = one and comparable(self._folder) not in self._seen
+        one = one and sum(part.has_picture for part in parts) < 2
+        return others if one and _are_roles([part.key for part in parts]) else []
 
     def _begin(self, key: str) -> SampleBuilder | None:
         """The group of a key, a new one or one that waits; None for one that has gone on."""
@@ -164,7 +186,9 @@ class Grouping:
         joined = joined and _are_roles([group.key for group in groups])
         if joined and self._seen.add(comparable(self._folder)):
             self._in_folder = {}
-            yield pictures[0].join(self._folder, others)
+            sample = pictures[0].join(self._folder, others)
+            self._joined = sample.extensions
+            yield sample
         yield from self._release()
         self._folder, self._is_sample = folder, bool(folder)
 

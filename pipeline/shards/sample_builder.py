@@ -93,12 +93,16 @@ class SampleBuilder:
         end = len(self.key)
         return name.startswith(self.key) and name.startswith(".", end) and "/" not in name[end:]
 
-    def is_complete(self, expected: set[str]) -> bool:
-        """Whether a tar that is cut after the last member probably has all of this sample: no
-        member of it was cut, and it has the extensions of the sample before it, `expected` (the
-        first sample of a shard: a picture and a caption)."""
-        has_both = self.place is not None and bool(self.texts)
-        alike = expected <= self.extensions if expected else has_both
+    def is_complete(self, expected: set[str], others: Sequence[SampleBuilder] = ()) -> bool:
+        """Whether a tar that is cut after the last member, which is of this group, probably has all
+        of its sample: no member of it was cut, and it has the extensions of the sample before it,
+        `expected` (the first sample of a shard: a picture and a caption). others: the groups of the
+        same sample, where a folder is one."""
+        parts = (self, *others)
+        if expected:
+            alike = expected <= {extension for part in parts for extension in part.extensions}
+        else:
+            alike = any(part.place for part in parts) and any(part.texts for part in parts)
         return alike and not self._reading
 
     @property
@@ -172,7 +176,7 @@ class SampleBuilder:
     def items(self) -> Iterator[Sample | Dropped | Note]:
         """The sample and its notes, or why it was dropped."""
         if self.is_about_dataset:
-            yield Note(self.key, "no_sample", ", ".join(sorted(self.extensions)[:5]))
+            yield Note(self.key, "no_sample", self._some_extensions())
             return
         dropped = self._unusable_picture()
         if dropped is None:
@@ -298,8 +302,13 @@ class SampleBuilder:
             if modality not in sources and not (modality == TEXT and captions)
         }
         for modality, reason in missing.items():
-            self._note(reason, "" if modality in reasons else modality)
+            detail = {IMAGE: "", TEXT: self._some_extensions()}
+            self._note(reason, detail.get(modality, modality))
         return missing
+
+    def _some_extensions(self) -> str:
+        """Of its members, for whoever looks for its captions."""
+        return ", ".join(sorted(self.extensions)[:5])
 
     def _note(self, reason: str, detail: str) -> None:
         self.notes.append((reason, detail))
