@@ -222,7 +222,7 @@ class Waiting:
 
     def put(self, group: SampleBuilder) -> Iterator[SampleBuilder]:
         """Let a group wait, or go on waiting; yields those that have waited enough."""
-        if group.compared not in self._groups:
+        if group.compared not in self._groups:  # once it waits, then for its json too: that is last
             group.waits = not group.is_whole()
             self._groups[group.compared] = group
         else:
