@@ -57,6 +57,7 @@ class Grouping:
         self._folder, self._is_sample = "", False  # the folder at hand; may it be one sample?
         self._in_folder: dict[str, SampleBuilder] = {}  # its groups, until that is known
         self._joined: set[str] = set()  # extensions of the last folder that was one sample
+        self._cut: Dropped | None = None  # a sample whose later member is cut
         self._files = ExitStack()
 
     def __enter__(self) -> Grouping:
@@ -99,6 +100,8 @@ class Grouping:
             yield from self._close(group)
         yield from self._enter_folder("")
         yield from self._waiting.all()
+        if self._cut is not None:
+            yield self._cut
 
     def _end(
         self, group: SampleBuilder | None, expected: set[str], damage: Damaged
@@ -108,7 +111,10 @@ class Grouping:
         if group is not None:
             in_folder = self._is_sample and bool(self._joined)
             others = self._same_sample(group)
-            if group.is_complete(self._joined if others or in_folder else expected, others):
+            complete = group.is_complete(
+                self._joined if others or in_folder else expected, others
+            )
+            if complete if damage.last_is_cut is None else not damage.last_is_cut:
                 yield from self._close(group)
             else:
                 key = self._folder if others or in_folder else group.key
@@ -117,7 +123,7 @@ class Grouping:
                     del self._in_folder[other.compared]
         yield from self._enter_folder("")
         yield from self._waiting.all()
-        yield Dropped(key, "read", damage.reason, damage.detail)
+        yield self._cut or Dropped(key, "read", damage.reason, damage.detail)
 
     def _same_sample(self, group: SampleBuilder) -> list[SampleBuilder]:
         """The groups of the folder at hand that would be one sample with the one at hand."""
@@ -149,6 +155,8 @@ class Grouping:
             return
         if not whole:
             self._gather(group)
+            if self._cut is not None and self._cut.key == group.key:
+                return
             whole = group.is_whole()
         pictures = [other for other in self._in_folder.values() if other.has_picture]
         second = bool(pictures) and group.has_picture
@@ -174,8 +182,9 @@ class Grouping:
         try:
             for extension, member in self._runs.later_members(group.compared):
                 group.add(extension, member)
-        except Damaged:
-            pass  # it is met again, and told, where the tar is read on
+        except Damaged as damage:  # it is met again, and told, where the tar is read on
+            if damage.last_is_cut:
+                self._cut = Dropped(group.key, "read", damage.reason, damage.detail)
 
     def _enter_folder(self, folder: str) -> Iterator[SampleBuilder]:
         """What waited in the folder before goes on: as one sample, or each by itself."""

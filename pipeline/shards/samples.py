@@ -78,8 +78,8 @@ def read_samples(
                 for item in group.items():
                     found += not isinstance(item, Note)
                     yield item
-        if tar.odd_end is not None:
-            yield Note("", *tar.odd_end)
+        for note in tar.notes:
+            yield Note("", *note)
     if not found:
         raise SourceError(
             display_name(shard.url),

@@ -98,6 +98,16 @@ class Content:
         self._peeked = b""
         self._position = self._raw.seek(offset)
 
+    def skip_zeros(self) -> int:
+        """Go over whole blocks of zeros, and over zeros at the end; returns the offset."""
+        while chunk := self.peek(_CHUNK):
+            zeros = len(chunk) - len(chunk.lstrip(b"\0"))
+            whole = zeros == len(chunk)
+            self.read(zeros if whole else zeros // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE)
+            if not whole:
+                break
+        return self._position
+
     def peek(self, size: int) -> bytes:
         data = self._take(size)
         self._peeked = data + self._peeked
