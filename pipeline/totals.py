@@ -50,9 +50,14 @@ class Totals:
         if entry.span is not None:
             first, last = self.span or entry.span
             self.span = (min(first, entry.span[0]), max(last, entry.span[1]))
-        for note in entry.notes:
-            self.note_details.setdefault(note.reason, note.detail)
+        self.add_note_details(entry)
         self.add_drops(entry)
+
+    def add_note_details(self, entry: LedgerEntry) -> None:
+        """Add the detail of the first note of each reason; with its shard where it is about that."""
+        for note in entry.notes:
+            detail = note.detail if note.key else f"{entry.source.url}: {note.detail}"
+            self.note_details.setdefault(note.reason, detail)
 
     def add_drops(self, entry: LedgerEntry) -> None:
         """Add dropped samples, up to DROPS_KEPT in all."""

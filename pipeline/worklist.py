@@ -158,13 +158,13 @@ class WorkList:
 
     def note_details(self) -> dict[str, str]:
         """By reason, the detail of a note of a shard done or skipped."""
-        details = dict(self.done.note_details)
-        folder = self.run.folder
-        missing = {self._with_notes[why] for why in self._with_notes.keys() - details.keys()}
+        found = Totals(note_details=dict(self.done.note_details))
+        folder, reasons = self.run.folder, self._with_notes.keys() - found.note_details.keys()
+        missing = {self._with_notes[reason] for reason in reasons}
         for entry in folder.map_concurrent(lambda name: current_entry(folder, name), missing):
-            for note in () if entry is None else entry.notes:
-                details.setdefault(note.reason, note.detail)
-        return details
+            if entry is not None:
+                found.add_note_details(entry)
+        return found.note_details
 
     def take(self) -> Task | None:
         """The next shard to embed, claimed for this run; None when there is none just now. Raises

@@ -11,20 +11,28 @@ group that lacks a picture or a caption when another key begins waits for the re
 
 What comes after that is a late member. A folder is one sample (`0001/image.jpg` with
 `0001/caption.txt`) where its members are neighbours, one key of it has a picture, others have what
-belongs to it, and none has both.
+belongs to it, none has both, and the names of picture or texts say that they are.
 """
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from chiasm.pipeline.records import Dropped
+from chiasm.pipeline.shards.captions import CAPTION_EXTENSIONS
 from chiasm.pipeline.shards.key_runs import KeyRuns
-from chiasm.pipeline.shards.names import comparable, folder_of, is_junk, split_member_name
+from chiasm.pipeline.shards.names import (
+    NO_ROLE,
+    comparable,
+    folder_of,
+    is_junk,
+    picture_role,
+    split_member_name,
+    text_role,
+)
 from chiasm.pipeline.shards.sample_builder import SampleBuilder, Wanted
 from chiasm.pipeline.shards.seen_keys import SeenKeys
 from chiasm.pipeline.shards.tar import Damaged, Member, Tar
@@ -86,8 +94,9 @@ class Grouping:
                     if group is not None:
                         expected = group.extensions
                         yield from self._close(group)
-                    if folder_of(key) != self._folder:
-                        yield from self._enter_folder(folder_of(key))
+                    folder = folder_of(key)
+                    if comparable(folder) != comparable(self._folder):
+                        yield from self._enter_folder(folder)
                     group = self._begin(key)
                 if group is not None:
                     group.add(extension, member)
@@ -111,9 +120,7 @@ class Grouping:
         if group is not None:
             in_folder = self._is_sample and bool(self._joined)
             others = self._same_sample(group)
-            complete = group.is_complete(
-                self._joined if others or in_folder else expected, others
-            )
+            complete = group.is_complete(self._joined if others or in_folder else expected, others)
             if complete if damage.last_is_cut is None else not damage.last_is_cut:
                 yield from self._close(group)
             else:
@@ -132,7 +139,7 @@ class Grouping:
         one = self._is_sample and not (group.waits or group.is_whole())
         one = one and comparable(self._folder) not in self._seen
         one = one and sum(part.has_picture for part in parts) < 2
-        return others if one and _are_roles([part.key for part in parts]) else []
+        return others if one and _have_roles(parts) else []
 
     def _begin(self, key: str) -> SampleBuilder | None:
         """The group of a key, a new one or one that waits; None for one that has gone on."""
@@ -192,9 +199,10 @@ class Grouping:
         pictures = [group for group in groups if group.has_picture]
         others = [group for group in groups if not group.has_picture]
         joined = self._is_sample and pictures and any(group.has_others for group in others)
-        joined = joined and _are_roles([group.key for group in groups])
+        joined = joined and _have_roles(groups)
         if joined and self._seen.add(comparable(self._folder)):
             self._in_folder = {}
+            others.sort(key=lambda other: text_role(other.key))
             sample = pictures[0].join(self._folder, others)
             self._joined = sample.extensions
             yield sample
@@ -207,12 +215,14 @@ class Grouping:
             yield from self._go_on(group)
 
 
-def _are_roles(keys: Sequence[str]) -> bool:
-    """Whether keys say what their members are (image, caption), not which sample they are of: those
-    differ in their digits alone (0001, 0002)."""
-    bases = [key.rpartition("/")[2] for key in keys]
-    shapes = {re.sub(r"\d+", "#", base) for base in bases}
-    return len(shapes) == len(bases)
+def _have_roles(parts: Sequence[SampleBuilder]) -> bool:
+    """Whether the name of the picture in a folder, or those of all texts that may be its caption,
+    say what they are (image, caption), not what is on them (cat, sources)."""
+    if any(picture_role(part.key) for part in parts if part.has_picture):
+        return True
+    captions = [part for part in parts if part.texts.keys() & set(CAPTION_EXTENSIONS)]
+    texts = captions or [part for part in parts if part.texts]
+    return bool(texts) and all(text_role(part.key) < NO_ROLE for part in texts)
 
 
 class Waiting:

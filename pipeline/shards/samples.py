@@ -45,10 +45,14 @@ NOTE_REASONS = {
     "many_notes": "so many more notes of the same kind, left out here",
     "no_sample": "a file of a desktop, or about the data set (README.md), not read",
     "no_end_mark": "the shard ends behind a whole member, without the mark of its end",
+    "archives_joined": "another tar follows the end of the first, and is read (cat a.tar b.tar)",
     "zeros_after_end": "more zeros after the end than tar writes, as of a download cut off",
     "data_after_end": "bytes after the end of the tar, not read",
 }
 
+
+# Ends the detail of a late member that would not be late in a tar that is not compressed.
+IN_COMPRESSED = ", in a compressed shard"
 
 IMAGE_AND_TEXT: Mapping[str, Sequence[str]] = {IMAGE: (), TEXT: ()}
 
@@ -70,7 +74,9 @@ def read_samples(
             if isinstance(group, Passed):
                 passed = passed or group.member.name
                 if group.reason:
-                    yield Note(group.key, group.reason, group.member.name)
+                    late = group.reason == "late_member" and tar.compressed
+                    detail = group.member.name + (IN_COMPRESSED if late else "")
+                    yield Note(group.key, group.reason, detail)
             elif isinstance(group, Dropped):
                 found += 1
                 yield group
