@@ -128,8 +128,8 @@ HINTS = {  # reason of a note -> what is odd about so many, and what to do
     "sample one behind the other{unpack}",
 }
 SHARD_HINTS = {  # the same for what is odd about one shard already
-    "zeros_after_end": "shards end in more zeros than tar writes ({detail}); their downloads may be "
-    "cut: compare size and checksum with the source",
+    "zeros_after_end": "shards end in more zeros than tar writes ({detail}); their downloads may "
+    "be cut: compare size and checksum with the source",
     "data_after_end": "shards have data behind their end, which is not read ({detail}); fetch them "
     "again if it should be members",
     "archives_joined": "shards are several tars in one, all of them read ({detail}); if nobody "

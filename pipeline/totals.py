@@ -53,8 +53,10 @@ class Totals:
         self.add_note_details(entry)
         self.add_drops(entry)
 
-    def add_note_details(self, entry: LedgerEntry) -> None:
-        """Add the detail of the first note of each reason; with its shard where it is about that."""
+    def add_note_details(self, entry: LedgerEntry | None) -> None:
+        """Add the detail of each reason's first note, with the shard where it is about that."""
+        if entry is None:
+            return
         for note in entry.notes:
             detail = note.detail if note.key else f"{entry.source.url}: {note.detail}"
             self.note_details.setdefault(note.reason, detail)

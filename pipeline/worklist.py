@@ -158,13 +158,12 @@ class WorkList:
 
     def note_details(self) -> dict[str, str]:
         """By reason, the detail of a note of a shard done or skipped."""
-        found = Totals(note_details=dict(self.done.note_details))
-        folder, reasons = self.run.folder, self._with_notes.keys() - found.note_details.keys()
-        missing = {self._with_notes[reason] for reason in reasons}
+        known = dict(self.done.note_details)
+        found, folder = Totals(note_details=known), self.run.folder
+        missing = {name for why, name in self._with_notes.items() if why not in known}
         for entry in folder.map_concurrent(lambda name: current_entry(folder, name), missing):
-            if entry is not None:
-                found.add_note_details(entry)
-        return found.note_details
+            found.add_note_details(entry)
+        return known
 
     def take(self) -> Task | None:
         """The next shard to embed, claimed for this run; None when there is none just now. Raises

@@ -218,7 +218,9 @@ def test_a_picture_makes_a_sample_of_any_key(read):
         ("caption.txt", "image.jpg"),
         ("0001.png", "label.cls", "metadata.json", "text.txt"),
         ("photo.jpg", "photo.json", "prompt.caption"),
-        ("readme.txt", "x.jpg", "y.text"),
+        ("readme.txt", "Photo.jpg", "y.text"),
+        ("cat.jpg", "caption_en.txt", "prompt.txt"),
+        ("cat.jpg", "prompt.txt", "Caption.txt", "sizes.json"),
     ],
 )
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
@@ -249,6 +251,10 @@ def test_a_folder_whose_members_have_names_of_their_own_is_a_sample(read, names,
         ("d/1.jpg", "d/1"),
         ("d.jpg d.txt d/1.jpg d/2.txt", "d d/1 d/2"),  # its name is a key
         ("cat/1.jpg cat/2.jpg dog/1.jpg", "cat/1 cat/2 dog/1"),
+        ("train/cat.jpg train/notes.txt", "train/cat train/notes"),  # names say what is on them
+        ("a/cat.jpg a/dog.txt b/cat.jpg b/dog.txt", "a/cat a/dog b/cat b/dog"),
+        ("a/cat.jpg a/meta.json a/dog.txt", "a/cat a/dog"),
+        ("d/image.jpg d/mask.png d/caption.txt", "d/caption d/image d/mask"),  # which picture?
     ],
 )
 def test_other_folders_are_no_samples(read, names, keys):
@@ -259,7 +265,7 @@ def test_other_folders_are_no_samples(read, names, keys):
 
 @pytest.mark.parametrize(
     "names",
-    [("image.jpg", "caption.txt"), ("caption.txt", "image.jpg"), ("a.json", "b.jpg", "c.txt")],
+    [("image.jpg", "caption.txt"), ("caption.txt", "image.jpg"), ("a.json", "img.jpg", "c.txt")],
 )
 def test_a_folder_that_is_cut_is_a_row_or_a_drop(read, names):
     """Wherever the cut is: every sample is whole or dropped, and none of them is both."""

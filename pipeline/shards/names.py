@@ -35,13 +35,14 @@ _DOCUMENTS = re.compile(
     "rar|rst|rtf|sh|sha1|sha256|shp|sqlite3?|tar|tgz|tfrecords?|tmp|toml|topojson|tsv|url|xlsx?|"
     r"xz|ya?ml|zip|zst|(?:csv|jsonl?|tar|tsv|txt)\.(?:bz2|gz|xz|zst)"
 )
-# Extensions that samples have as well. A key with only these, and neither picture nor caption, is
-# no sample if it is called as files about a data set are or, without txt, if its name has no digit:
-# sizes.json, labels.npy. 0007.json is a sample that lost its picture.
-_BESIDE = {"h5", "hdf5", "json", "mat", "npy", "npz", "pickle", "pkl", "pt", "pth", "xml"}
+# Extensions that samples have as well. A key with these, without a picture, is no sample if it is
+# called as files about a data set are (sizes.json, labels.npy). Others (0007.json) lost theirs.
+_BESIDE = {"h5", "hdf5", "json", "mat", "npy", "npz", "pickle", "pkl", "pt", "pth", "txt", "xml"}
 _ABOUT = re.compile(
     r"(?:.*/)?(?:_?metadata|meta|dataset_infos?|info|index|manifest|stats|state|config|schema|"
-    r"classes|categories|labels|annotations?|sizes|splits?|vocab|_success)",
+    r"classes|categories|labels|annotations?|captions|prompts|sizes|splits?|vocab|mapping|urls|"
+    r"sources|filelist|files|train|val|valid|validation|test|report|summary|_success|"
+    r"(?:captions|image_info|instances|panoptic|person_keypoints)_[a-z0-9]+)",  # COCO
     re.IGNORECASE,
 )
 
@@ -74,15 +75,10 @@ def is_junk(name: str) -> bool:
     return _JUNK.search(name) is not None
 
 
-def is_about_dataset(key: str, extensions: set[str], has_text: bool) -> bool:
-    """Whether a key without picture is no sample but a file about the data set. has_text: whether
-    it has a caption."""
+def is_about_dataset(key: str, extensions: set[str]) -> bool:
+    """Whether a key without picture is no sample but a file about the data set."""
     read = {extension for extension in extensions if not _DOCUMENTS.fullmatch(extension)}
-    if not read:
-        return True
-    if read <= {"txt", *_BESIDE} and _ABOUT.fullmatch(key):
-        return True
-    return read <= _BESIDE and not has_text and not re.search(r"\d", key.rpartition("/")[2])
+    return not read or (read <= _BESIDE and _ABOUT.fullmatch(key) is not None)
 
 
 def comparable(key: str) -> str:

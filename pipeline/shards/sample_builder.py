@@ -119,9 +119,7 @@ class SampleBuilder:
         if self.has_picture:
             return False
         alone = self.texts and IMAGE not in self.wanted.modalities  # a sample that is a text
-        if alone:
-            return False
-        return is_about_dataset(self.key, self.extensions, bool(self._read().captions))
+        return not alone and is_about_dataset(self.key, self.extensions)
 
     def is_whole(self) -> bool:
         """Whether it has a member of every modality that the encoder takes and, if captions are in
