@@ -132,6 +132,8 @@ SHARD_HINTS = {  # the same for what is odd about one shard already
     "be cut: compare size and checksum with the source",
     "data_after_end": "shards have data behind their end, which is not read ({detail}); fetch them "
     "again if it should be members",
+    "cut_after_end": "compressed shards are cut behind their last member ({detail}); what was "
+    "joined to them would be lost: compare size and checksum with the source",
     "archives_joined": "shards are several tars in one, all of them read ({detail}); if nobody "
     "joined them, members may be missing: compare size and checksum with the source",
 }

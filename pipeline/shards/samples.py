@@ -45,6 +45,7 @@ NOTE_REASONS = {
     "many_notes": "so many more notes of the same kind, left out here",
     "no_sample": "a file of a desktop, or about the data set (README.md), not read",
     "no_end_mark": "the shard ends behind a whole member, without the mark of its end",
+    "cut_after_end": "a compressed shard is cut, but behind the last member of its tar",
     "archives_joined": "another tar follows the end of the first, and is read (cat a.tar b.tar)",
     "zeros_after_end": "more zeros after the end than tar writes, as of a download cut off",
     "data_after_end": "bytes after the end of the tar, not read",

@@ -185,7 +185,8 @@ class Tar:
             archive = self._begin(files)
         except (Damaged, NoBlock) as damage:
             cut = isinstance(damage, Damaged) and damage.reason == "truncated"
-            begun = is_header(head) or (cut and (not head or begins_header(head)))
+            name_alone = self._content.error is not None and len(head) <= 100
+            begun = is_header(head) or (cut and (name_alone or begins_header(head)))
             hole = bool(head) and head.count(0) == len(head)
             if not isinstance(damage, Damaged) or not (begun or hole):
                 raise self._no_samples(file_type(magic)) from damage
@@ -250,7 +251,7 @@ class Tar:
                 raise
             # All members were read: a cut is a note here, and so are too many zeros.
             truncated = damage.reason == "truncated"
-            self.notes.append(("no_end_mark" if truncated else "data_after_end", damage.detail))
+            self.notes.append(("cut_after_end" if truncated else "data_after_end", damage.detail))
             return False
         last = self._last
         if last is not None and last.data is not None:

@@ -154,7 +154,7 @@ class LastBytes:
         end = next((end for begin, end in _PICTURE_ENDS.items() if data.startswith(begin)), None)
         if end is not None:
             return 0 if rest.endswith(end) else zeros
-        return zeros if cut or text or not rest else 0
+        return zeros if cut or text or len(rest) <= _FEW_ZEROS else 0
 
 
 def _extension(name: str) -> str:

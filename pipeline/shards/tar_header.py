@@ -111,7 +111,7 @@ def begins_header(head: bytes) -> bool:
     if len(head) >= tarfile.BLOCKSIZE or not name or (len(head) <= 100 and name == head):
         return False
     return (
-        b"\0" not in name
+        min(name) >= 32  # no control characters, nor zeros in the middle
         and not numbers.strip(b"01234567 \0")
         and (magic == bytes(len(magic)) or b"ustar".startswith(magic))
     )
