@@ -95,7 +95,7 @@ class Grouping:
                         expected = group.extensions
                         yield from self._close(group)
                     folder = folder_of(key)
-                    if comparable(folder) != comparable(self._folder):
+                    if folder != self._folder and not self._is_at_hand(folder):
                         yield from self._enter_folder(folder)
                     group = self._begin(key)
                 if group is not None:
@@ -111,6 +111,9 @@ class Grouping:
         yield from self._waiting.all()
         if self._cut is not None:
             yield self._cut
+
+    def _is_at_hand(self, folder: str) -> bool:
+        return comparable(folder) == comparable(self._folder)
 
     def _end(
         self, group: SampleBuilder | None, expected: set[str], damage: Damaged

@@ -92,7 +92,9 @@ def comparable(key: str) -> str:
 
 def folder_of(key: str) -> str:
     """The folder that a key lies in, "" for none, and for that which the tar is of (`./0001`)."""
-    folder = key.rpartition("/")[0] if "/" in key else ""
+    if "/" not in key:
+        return ""
+    folder = key.rpartition("/")[0]
     return folder if comparable(f"{folder}/") else ""
 
 
