@@ -175,6 +175,9 @@ JUNK = [
     *("__MACOSX/d/._a.jpg", "__MACOSX/a.jpg", "d/@eaDir/a.jpg", "$RECYCLE.BIN/a.jpg", ".git/a.txt"),
     *("captions.tsv", "metadata.json", "dataset_info.json", "classes.txt", "index.html", "a.b/.x"),
     *("d/.ipynb_checkpoints/a.jpg", "sub/metadata.csv", "files.parquet", "sums.md5"),
+    *("metadata.jsonl", "train/metadata.jsonl", "annotations.xml", "labels.npy", "meta.npz"),
+    *("a.zip", "shapes.geojson", "sizes.json", "thumb.jpg~", "d/~$foo.txt", "#a.txt#", "t.idx"),
+    *("coco.names", "refs.bib", "all.ndjson", "train.txt", "instances_val2017.json", "x.csv.gz"),
 ]
 
 
@@ -201,6 +204,29 @@ def test_a_tar_made_on_a_mac_is_the_same_samples(read, folder):
     items = read(tar_bytes({f"{folder}.DS_Store": b"Bud1", **files}))
     assert table(items) == table(read(tar_bytes(clean))) and dropped(items) == []
     assert Counter(reason for _, reason in notes(items)) == {"no_sample": 11}
+
+
+@pytest.mark.parametrize("name", ["0007.json", "0007.xml", "d/cat.npy"])
+def test_what_is_left_of_a_sample_is_one_that_is_dropped(read, name):
+    items = read(tar_bytes({**members(["x"], "jpg txt"), name: b"{}"}))
+    assert dropped(items) == [(name.partition(".")[0], "empty")]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize(
+    "first, second", [("./", ""), ("", "./"), ("/d/", "d/"), (".//d/", "./d/"), ("d/", "/d/")]
+)
+def test_keys_are_the_same_wherever_the_tar_was_made(read, first, second, pack):
+    for order in (list, by_extension):
+        files = {}
+        for n in range(3):
+            files |= {f"{first}{n}.jpg": b"P%d" % n, f"{second}{n}.txt": b"text %d" % n}
+        items = read(pack(tar_bytes({name: files[name] for name in order(list(files))})))
+        assert [(s.key, s.picture, s.captions) for s in items] == [
+            (f"{first}{n}", b"P%d" % n, (f"text {n}",)) for n in range(3)
+        ]
+    folders = {f"{first}0/image.jpg": b"P", f"{second}0/caption.txt": b"t"}
+    assert [s.captions for s in read(pack(tar_bytes(folders)))] == [("t",)]
 
 
 def test_a_picture_makes_a_sample_of_any_key(read):

@@ -137,9 +137,9 @@ def test_members_that_zeros_took_the_place_of_are_damage(read, pack, hole):
         return
     assert len(found) == 1 and found[0][1] in ("damaged", "truncated")
     assert isinstance(items[-1], Dropped) and items[-1].detail
-    lost = {"the first header": "0000", "the last header": "0005"}.get(hole, "0002")
-    before = [f"{n:04d}" for n in range(int(lost))]
-    assert keys(items)[: len(before)] == before and lost not in keys(items)
+    gone = {"the first header": "0000", "the last header": "0005"}.get(hole, "0002")
+    before = [f"{n:04d}" for n in range(int(gone))]
+    assert keys(items)[: len(before)] == before and gone not in keys(items)
 
 
 def test_a_hole_with_a_header_behind_it_is_read_over(read):
@@ -281,3 +281,11 @@ def test_odd_ends_are_in_the_summary_with_what_to_do():
     hints = reading_hints(1000, notes, details)
     assert [hint.split(" shards ")[0] for hint in hints] == ["2", "1", "4 compressed", "3"]
     assert "(file:///a.tar: 9 zeros follow); their downloads may be cut: compare size" in hints[0]
+
+
+def test_compressed_shards_alone_are_to_be_unpacked(read):
+    again = tar(0, 1) + tar(0, 1)
+    for pack, advice in ((bytes, False), (gzip.compress, True)):
+        late = [i.detail for i in read(pack(again)) if getattr(i, "reason", "") == "late_member"]
+        [hint] = reading_hints(1, Counter(late_member=2), {"late_member": late[0]})
+        assert late[0].startswith("0000.jpg") and ("unpack" in hint) == advice
