@@ -57,8 +57,12 @@ class Zeros:
         filled = (self.end - self.archive) % record == 0
         return filled and _MARK <= self.size < _MARK + record
 
+    def are_mark(self) -> bool:
+        """Whether they can be the end of an archive that others follow."""
+        return self.size == _MARK or self.are_record()
+
     def are_end(self) -> bool:
-        """Whether they are the end of a file, by their number."""
+        """Whether they can be the end of a file."""
         few = self.size < _MARK + _RECORD
         return few or any(self.are_record(record) for record in _OTHER_RECORDS)
 
@@ -92,7 +96,7 @@ class ZerosInTar:
             self._archive = zeros.end
             return True
         header = self._find_header()
-        if header is None and (zeros.size == _MARK or zeros.are_record()):
+        if header is None and zeros.are_mark():
             detail = f"more follows the end mark at byte {zeros.first}"
             self.notes.append(("data_after_end", detail))
             return False
@@ -102,13 +106,14 @@ class ZerosInTar:
     def are_too_many(self, zeros: Zeros) -> bool:
         """Whether they are more than the end of an archive."""
         at_end = not self._content.peek(_BLOCK)
-        return not (zeros.are_end() if at_end else zeros.are_record())
+        return not (zeros.are_end() if at_end else zeros.are_mark())
 
     def check_joined(self) -> None:
         """At the end of the file: note that archives were joined, or raise Damaged where zeros with
         members behind them are the end of none. Some programs write the mark alone; then it is so
-        at the end of the file as well."""
-        marks_alone = self._final is not None and self._final.size == _MARK
+        at the end of the file as well, and does not fill a record there."""
+        final = self._final
+        marks_alone = final is not None and final.size == _MARK and final.end % _RECORD != 0
         for zeros in self._between:
             if not (zeros.are_record() or (marks_alone and zeros.size == _MARK)):
                 detail = f"{zeros.size:,} zeros in place of members at byte {zeros.first}"
