@@ -1,12 +1,21 @@
 """How many small faults in a package do its tests notice?
 
-    python -m benchmarks.mutants pipeline.shards --mutants 300 --seed 0
+    python -m benchmarks.mutants pipeline.shards --mutants 300 --seed 0 --processes 2
 
 Draws mutants of the package, each with one fault: a comparison, an operator, a number or a
-condition changed, a returned value lost, a statement left out. Strings stay as they are. For each,
-the tests that import the package run in a copy of the tree until one fails. Prints killed, survived
-and timed out, the score with its 95 % interval (Wilson), and the survivors. The same seed gives the
-same mutants of the same code.
+condition changed, a returned value lost, a statement left out. Strings stay as they are.
+
+One run of the test files that import the package records which test executes which line of it
+(coverage.py). Then, for each mutant, in a copy of the tree, the tests that execute its statement
+run until one fails: those that execute the fewest lines of the package first, 10 CPU seconds of
+tests at most. For a statement that runs at import, or that no test is seen to execute: those that
+execute any line of its file. What they do not notice counts as survived, or as "not executed".
+Tests that are marked slow, and those that start processes (commands, Ray) or run models, take no
+part: what they alone notice counts as survived, so the score is a lower bound.
+
+Prints how many were killed, timed out, survived and were not executed, the score with its 95 %
+interval (Wilson), and those that no test noticed. The same seed gives the same mutants of the same
+code.
 """
 
 from __future__ import annotations
@@ -15,13 +24,9 @@ import argparse
 import ast
 import json
 import math
-import os
 import random
-import signal
-import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,9 +34,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
+from benchmarks.nearest_tests import ROOT, Executed, executed_lines, run_tests
 from tests.support.source_tree import copy_sources
 
-ROOT = Path(__file__).parent.parent
 ROOMS = ("pipeline", "index", "jobs")
 COPIED = ("chiasm", *ROOMS, "tests", "benchmarks", "docs", "pyproject.toml", "README.md")
 OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
@@ -60,7 +65,9 @@ OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Or: ast.And,
 }
 REMOVED = (ast.AugAssign, ast.Raise, ast.Delete, ast.Continue, ast.Break)
-MIN_TIMEOUT_SECONDS = 20.0
+BUDGET_SECONDS = 10.0  # of tests for one mutant, by what they took without a fault
+UNNOTICED = ("survived", "not executed")
+OUTCOMES = ("killed", "timeout", *UNNOTICED)
 
 
 @dataclass(frozen=True)
@@ -207,67 +214,46 @@ def related_tests(root: Path, package: str) -> list[str]:
     return sorted(imports, key=lambda path: -imports[path])
 
 
-def run_tests(tree: Path, tests: Sequence[str], timeout: float | None) -> str:
-    """`survived`, `killed` or `timeout`: how the tests end in a copy of the tree."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(tree),
-        # A mutant may have the size and, within a second, the time of the file that it replaces.
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    options = ("-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-p", "no:randomly")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", *options, *tests],
-        cwd=tree,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+def outcome(mutant: Mutant, tree: Path, executed: Executed) -> str:
+    """How the nearest tests end with the fault in a copy of the tree."""
+    path = tree / mutant.path
+    source = path.read_bytes()
+    seen = executed.of_statement(mutant.path, source, mutant.line)
+    # Not every line is seen: in a coroutine none is after an exception came out of an `await`.
+    tests = executed.nearest(seen or executed.of_file(mutant.path), BUDGET_SECONDS)
+    chosen = tree / "chosen.txt"
+    chosen.write_text("\n".join(tests))
+    seconds = sum(executed.seconds[test] for test in tests)
     try:
-        return "survived" if process.wait(timeout) == 0 else "killed"
-    except subprocess.TimeoutExpired:
-        return "timeout"
+        path.write_bytes(mutant.apply(source))
+        ended = run_tests(tree, [f"@{chosen}"], 10 + 4 * seconds) if tests else "survived"
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        path.write_bytes(source)
+    return "not executed" if ended == "survived" and not seen else ended
 
 
 def outcomes(
     mutants: Sequence[Mutant],
-    tests: Sequence[str],
-    processes: int,
+    executed: Executed,
+    trees: Sequence[Path],
     report: Callable[[Mutant, str], None],
 ) -> list[str]:
-    """How each mutant ended. Each process has a copy of the tree of its own."""
-    with tempfile.TemporaryDirectory(prefix="chiasm-mutants-") as folder:
-        trees: SimpleQueue[Path] = SimpleQueue()
-        for number in range(processes):
-            trees.put(copy_sources(Path(folder) / str(number), COPIED))
-        tree = trees.get()
-        began = time.monotonic()
-        if run_tests(tree, tests, None) != "survived":
-            raise SystemExit("mutants: expected tests that pass without a fault, found a failure")
-        timeout = max(MIN_TIMEOUT_SECONDS, 4 * processes * (time.monotonic() - began))
-        trees.put(tree)
+    """How each mutant ended, one at a time in each copy of the tree."""
+    free: SimpleQueue[Path] = SimpleQueue()
+    for tree in trees:
+        free.put(tree)
 
-        def outcome(mutant: Mutant) -> str:
-            tree = trees.get()
-            path = tree / mutant.path
-            source = path.read_bytes()
-            try:
-                path.write_bytes(mutant.apply(source))
-                ended = run_tests(tree, tests, timeout)
-            finally:
-                path.write_bytes(source)
-                trees.put(tree)
-            report(mutant, ended)
-            return ended
+    def run(mutant: Mutant) -> str:
+        tree = free.get()
+        try:
+            ended = outcome(mutant, tree, executed)
+        finally:
+            free.put(tree)
+        report(mutant, ended)
+        return ended
 
-        with ThreadPoolExecutor(processes) as pool:
-            return list(pool.map(outcome, mutants))
+    with ThreadPoolExecutor(len(trees)) as pool:
+        return list(pool.map(run, mutants))
 
 
 def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
@@ -288,6 +274,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tests", nargs="*", help="instead of those that import the package")
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--executed", type=Path, help="which test executes what: kept, reused")
     parser.add_argument("--list", action="store_true", help="print the draw and run nothing")
     parser.add_argument("--json", type=Path, help="write every mutant and how it ended")
     given = parser.parse_args()
@@ -301,23 +288,32 @@ def main() -> None:
         raise SystemExit(f"mutants: expected tests that import {given.package}, found none")
 
     def report(mutant: Mutant, ended: str) -> None:
-        print(f"{ended:8}  {mutant}", file=sys.stderr, flush=True)
+        print(f"{ended:12}  {mutant}", file=sys.stderr, flush=True)
 
-    ended = outcomes(mutants, tests, given.processes, report)
-    counts = Counter(ended)
-    noticed = counts["killed"] + counts["timeout"]
-    low, high = wilson(noticed, len(mutants))
-    print(f"killed {counts['killed']}, survived {counts['survived']}, timeout {counts['timeout']}")
-    print(f"score {noticed / len(mutants):.3f} ({low:.3f} to {high:.3f})")
-    for mutant, outcome in zip(mutants, ended, strict=True):
-        if outcome == "survived":
-            print(f"survived  {mutant}")
+    with tempfile.TemporaryDirectory(prefix="chiasm-mutants-") as folder:
+        trees = [copy_sources(Path(folder) / str(n), COPIED) for n in range(given.processes)]
+        record = (given.executed or Path(folder) / "executed.json").absolute()
+        executed = executed_lines(trees[0], given.package, tests, record)
+        ended = outcomes(mutants, executed, trees, report)
+    show(mutants, ended)
     if given.json is not None:
         rows = [
             asdict(mutant) | {"outcome": outcome}
             for mutant, outcome in zip(mutants, ended, strict=True)
         ]
         given.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def show(mutants: Sequence[Mutant], ended: Sequence[str]) -> None:
+    """Counts, the score with its interval, and the mutants that no test noticed."""
+    counts = Counter(ended)
+    noticed = counts["killed"] + counts["timeout"]
+    low, high = wilson(noticed, len(mutants))
+    print(", ".join(f"{name} {counts[name]}" for name in OUTCOMES))
+    print(f"score {noticed / len(mutants):.3f} ({low:.3f} to {high:.3f})")
+    for mutant, outcome in zip(mutants, ended, strict=True):
+        if outcome in UNNOTICED:
+            print(f"{outcome:12}  {mutant}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from chiasm.pipeline.errors import require_at_least
 
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 MAX_CELLS = 32_768  # k-means over more takes hours, and 1.3 million training vectors
 TRAIN_PER_CELL = 64  # FAISS asks for 39 to 256; the gain from more is below what can be measured

@@ -29,6 +29,7 @@ from chiasm.index.query import (
 from chiasm.index.results import Answer, Hit, Result
 from chiasm.index.segments import SegmentGone
 from chiasm.pipeline.collection import Collection
+from chiasm.pipeline.errors import SourceError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.storage import display_name
 from chiasm.pipeline.timing import Stopwatch
@@ -38,7 +39,7 @@ def retrieve(queries: Sequence[Query], collection: OpenIndex) -> list[Answer]:
     """Answer a batch of queries, in their order.
 
     Where a sweep has removed files of the generation that is open, they are answered from the one
-    that is live by now."""
+    that is live by now; where a shard is gone from its place, from where it was relocated to."""
     check_stages(stage for query in queries for stage in query.stages)
     while True:
         view = collection.view()
@@ -46,6 +47,9 @@ def retrieve(queries: Sequence[Query], collection: OpenIndex) -> list[Answer]:
             return retrieve_from(queries, view)
         except SegmentGone:
             if not collection.reopen(view.generation):
+                raise
+        except SourceError:
+            if not collection.look_for_relocations():
                 raise
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from chiasm.jobs.cluster import Pool, Recipe, connected
+from chiasm.jobs.cluster import Address, Pool, Recipe, connected, require_address
 from chiasm.jobs.config import DEFAULT_ENCODER, Settings
 from chiasm.jobs.console import Progress
 from chiasm.jobs.signals import STOPPING
@@ -75,6 +75,7 @@ def embed_shards(
         report(NEW_WITH_POCKET)
     settings, encoder = resolve_settings(request.settings, identity)
     request = replace(request, settings=settings)
+    address = require_address(request.address)
     with Run(folder, "embed", request.in_force()) as run:
         run.sweep(FOLDERS)
         request = replace(request, shards=known_shards(run, request.shards))
@@ -85,7 +86,11 @@ def embed_shards(
             work.skip_finished(identity)  # that needs no worker
         try:
             if not work.over:
-                _embed_unfinished(request, encoder, run, work, show)
+                _embed_unfinished(request, address, encoder, run, work, show)
+        except BaseException:
+            if identity is None and not work.fingerprint:
+                run.withdraw()  # no worker was ever ready: there is no collection
+            raise
         finally:
             run.sweep(SHARD_FOLDERS, own=True)
             work.write_summaries()
@@ -112,6 +117,7 @@ def resolve_settings(settings: Settings, identity: Identity | None) -> tuple[Set
 
 def _embed_unfinished(
     request: EmbedRequest,
+    address: Address,
     encoder: str,
     run: Run,
     work: WorkList,
@@ -131,7 +137,7 @@ def _embed_unfinished(
     recipe = Recipe.of_this_driver(
         encoder, settings.encoder, run.folder.url, run.id, settings.embedding
     )
-    with STOPPING.deferred(), connected(request.address, settings.workers):
+    with STOPPING.deferred(), connected(address, settings.workers):
         STOPPING.check()
         Pool(recipe, settings.workers, on_worker_ready=on_worker_ready, tick=tick).run(work)
 

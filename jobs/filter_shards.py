@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -112,10 +112,12 @@ def filter_shards(request: FilterRequest, report: Report = lambda line: None) ->
     options = request.settings.filter
     record = {"matcher": request.encoder, "address": request.address}
     record |= request.settings.of("encoder", *USES)
-    with Run(Folder(request.to), "filter", record) as run:
-        run.sweep([""])
-        work = ShardFilter(request, run.id)
-        with _workers(request, work) as apply:
+    run = Run(Folder(request.to), "filter", record)
+    work = ShardFilter(request, run.id)
+    workers = _workers(request, work)  # before anything is written
+    with run:
+        run.sweep([""], filtered=[shard.id for shard in request.shards])
+        with workers as apply:
             counts = LogitCounts()
             total = len(request.shards)
             scored = apply("score", [(shard,) for shard in request.shards])
@@ -150,18 +152,18 @@ def require_other_folder(shards: Sequence[Shard], to: str) -> None:
             )
 
 
-@contextmanager
-def _workers(request: FilterRequest, work: ShardFilter) -> Iterator[Apply]:
-    """`apply(method, argument_tuples)` of `work`: in this process, or on Ray actors."""
+def _workers(request: FilterRequest, work: ShardFilter) -> AbstractContextManager[Apply]:
+    """`apply(method, argument_tuples)` of `work`: in this process, or on Ray actors. Raises what
+    loading the model here raises, or the Ray that does not answer."""
     if not request.on_ray:
         work.load()
-        yield lambda method, argument_tuples: (
-            getattr(work, method)(*arguments) for arguments in argument_tuples
+        return nullcontext(
+            lambda method, argument_tuples: (
+                getattr(work, method)(*arguments) for arguments in argument_tuples
+            )
         )
-        return
-    from chiasm.jobs.cluster import actor_pool
+    from chiasm.jobs.cluster import actor_pool, require_address
 
-    workers = request.settings.workers
+    workers, address = request.settings.workers, require_address(request.address)
     count = min(workers.count, len(request.shards))
-    with actor_pool(ShardFilter, (request, work.run_id), count, workers, request.address) as apply:
-        yield apply
+    return actor_pool(ShardFilter, (request, work.run_id), count, workers, address)

@@ -11,6 +11,7 @@ the shard.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -22,10 +23,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from pydantic import FiniteFloat
 
 from chiasm.pipeline.batches import BatchSettings, batches
 from chiasm.pipeline.encoders import Fault, Matcher, match_each, probe_matcher
-from chiasm.pipeline.errors import ChiasmError
+from chiasm.pipeline.errors import ChiasmError, CollectionError
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.records import IMAGE, TEXT, Batch, Decoded, Dropped, Shard
 from chiasm.pipeline.shards import (
@@ -45,6 +47,7 @@ from chiasm.pipeline.shards import (
     without_captions,
 )
 from chiasm.pipeline.storage import Folder, display_name
+from chiasm.pipeline.stored_records import read_record
 
 LOG = logging.getLogger(__name__)
 DECIMALS = 4  # of stored log odds
@@ -59,7 +62,7 @@ class Scored:
 
     key: str
     captions: tuple[str, ...]
-    logits: tuple[float, ...]
+    logits: tuple[FiniteFloat, ...]
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ def store_scores(
     if decode != DecodeSettings():
         head["decode"] = asdict(decode)
     if folder.exists(name):
-        with folder.open_stream(name) as file:
+        # Where the first line cannot be read, the file is written anew.
+        with folder.open_stream(name) as file, contextlib.suppress(ValueError, RecursionError):
             if json.loads(file.readline()) == head:
                 return False
     with folder.create(name, run_id) as file:
@@ -125,12 +129,19 @@ def store_scores(
 
 
 def read_scores(shard: Shard, folder: Folder) -> Iterator[Scored]:
-    """The scores that `store_scores` wrote, in the order of the tar."""
-    with folder.open_stream(f"{shard.id}.scores.jsonl") as file:
+    """The scores that `store_scores` wrote, in the order of the tar; CollectionError for a line
+    that is damaged."""
+    name = f"{shard.id}.scores.jsonl"
+    where, what = display_name(folder.url_of(name)), "a score for each caption of a sample"
+    do = "remove that file and run the same command again, which scores the shard anew"
+    with folder.open_stream(name) as file:
         file.readline()
-        for line in file:
-            record = json.loads(line)
-            yield Scored(record["key"], tuple(record["captions"]), tuple(record["logits"]))
+        for number, line in enumerate(file, 2):
+            scored = read_record(line, f"{where}, line {number}", Scored, what=what, do=do)
+            if len(scored.captions) != len(scored.logits):
+                found = f"{len(scored.captions)} captions, {len(scored.logits)} scores"
+                raise CollectionError(f"{where}, line {number}", expected=what, found=found, do=do)
+            yield scored
 
 
 def _scored(

@@ -62,12 +62,11 @@ def _parse(data: bytes) -> Any:
 
 def _nested_deeper(value: Any, most: int) -> bool:
     """Whether lists and objects lie in each other more than `most` deep."""
-    level = [value] if isinstance(value, dict | list) else []
-    for _ in range(most):
-        if not level:
-            return False
+    level, depth = [value] if isinstance(value, dict | list) else [], 0
+    while level and depth < most:
         parts = (outer.values() if isinstance(outer, dict) else outer for outer in level)
         level = [item for part in parts for item in part if isinstance(item, dict | list)]
+        depth += 1
     return bool(level)
 
 

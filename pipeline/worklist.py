@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from chiasm.pipeline.collection import (
     Identity,
@@ -34,7 +34,7 @@ from chiasm.pipeline.editions import RULES, EmbedSettings, accepted_editions, ed
 from chiasm.pipeline.records import Dropped, Shard
 from chiasm.pipeline.storage import Stat
 from chiasm.pipeline.tasks import Files, Task, find_done, find_whole
-from chiasm.pipeline.totals import DROPS_KEPT, Totals
+from chiasm.pipeline.totals import SkippedTotals, Totals
 
 RECHECK_SECONDS = 1.0  # for shards that another run has claimed, before they are tried again
 BLOCK_SECONDS = 2.0
@@ -61,15 +61,13 @@ class WorkList:
     ) -> None:
         self.run, self.settings, self.limit, self.reembed = run, settings, limit, reembed
         self.fingerprint = ""
-        self.done, self.skipped = Totals(), Totals()
+        self.done, self.skipped = Totals(), SkippedTotals()
         self.quarantined: dict[str, str] = {}
         self._pending = deque(Task(shard) for shard in shards)
         self._block: deque[Task] = deque()  # claimed, and not yet handed out
         self._claimed_elsewhere: list[Task] = []
         self._in_flight: dict[str, Task] = {}
         self._summaries = SummaryWriter(run.folder, run.id, run.clock)
-        self._with_drops: list[str] = []  # skipped shards whose entries name dropped samples
-        self._with_notes: dict[str, str] = {}  # by reason, a skipped shard that has such notes
         self._files: dict[str, Stat] = {}  # Parquet files, as listed, of shards that are not done
         self._failures: set[str] = set()  # shards with a failure beside their entry
         self._activity = -1  # of other runs when files were listed; none yet
@@ -112,12 +110,9 @@ class WorkList:
 
     def _skip_if_wanted(self, wanted: dict[str, Task], summary: ShardSummary) -> bool:
         task = wanted[summary.source.id]
+        shard = summary.made_of(task.shard)
         editions = accepted_editions(
-            summary.made_of(task.shard),
-            self.fingerprint,
-            self.settings,
-            task.limit,
-            reembed=self.reembed,
+            shard, self.fingerprint, self.settings, task.limit, reembed=self.reembed
         )
         if not summary.done or summary.edition not in editions:
             return False
@@ -126,16 +121,17 @@ class WorkList:
 
     def _skip_task(self, task: Task, summary: ShardSummary) -> None:
         self.skipped.add(summary)
-        for reason in summary.notes:
-            self._with_notes.setdefault(reason, task.shard.id)
-        if summary.dropped and len(self._with_drops) < DROPS_KEPT:
-            self._with_drops.append(task.shard.id)
         self._remove_failure(task)
 
     @property
     def left(self) -> int:
         """How many shards are neither finished nor in flight."""
-        return len(self._pending) + len(self._block) + len(self._claimed_elsewhere)
+        return self.free + len(self._claimed_elsewhere)
+
+    @property
+    def free(self) -> int:
+        """Those of them that no other run has claimed, as far as was seen."""
+        return len(self._pending) + len(self._block)
 
     @property
     def over(self) -> bool:
@@ -148,26 +144,31 @@ class WorkList:
 
     def dropped_samples(self) -> list[tuple[str, Dropped]]:
         """The first dropped samples of shards done or skipped, with their shards' URLs."""
-        found = Totals(drops=list(self.done.drops))
-        folder, missing = self.run.folder, DROPS_KEPT - len(found.drops)
-        names = self._with_drops[:missing]  # each has one at least
-        for entry in folder.map_concurrent(lambda name: current_entry(folder, name), names):
-            if entry is not None:
-                found.add_drops(entry)
-        return found.drops
+        return self.skipped.read_drops(self.done.drops, self._read_entries)
 
     def note_details(self) -> dict[str, str]:
         """By reason, the detail of a note of a shard done or skipped."""
-        known = dict(self.done.note_details)
-        found, folder = Totals(note_details=known), self.run.folder
-        missing = {name for why, name in self._with_notes.items() if why not in known}
-        for entry in folder.map_concurrent(lambda name: current_entry(folder, name), missing):
-            found.add_note_details(entry)
-        return known
+        return self.skipped.read_note_details(self.done.note_details, self._read_entries)
+
+    def _read_entries(self, shard_ids: Sequence[str]) -> Iterator[LedgerEntry | None]:
+        folder = self.run.folder
+        return folder.map_concurrent(lambda shard_id: current_entry(folder, shard_id), shard_ids)
 
     def take(self) -> Task | None:
         """The next shard to embed, claimed for this run; None when there is none just now. Raises
         CollectionError where another run has found this one dead."""
+        if not self.claim_next():
+            return None
+        self.run.confirm()  # that took time too
+        if self.run.lapses != self._lapses:
+            return self.take()
+        task = self._block.popleft()
+        task.lapses = self._lapses
+        self._in_flight[task.shard.id] = task
+        return task
+
+    def claim_next(self) -> bool:
+        """Claim shards for `take`, and skip those finished elsewhere; whether there is any."""
         self.run.confirm()
         if self.run.lapses != self._lapses:
             # Others may have taken this run for dead, and its claims for free.
@@ -177,14 +178,8 @@ class WorkList:
         self._recheck_claimed()
         while not self._block:
             if not self._claim_block():
-                return None
-        self.run.confirm()  # this took time too
-        if self.run.lapses != self._lapses:
-            return self.take()
-        task = self._block.popleft()
-        task.lapses = self._lapses
-        self._in_flight[task.shard.id] = task
-        return task
+                return False
+        return True
 
     def requeue(self, task: Task, failure: str = "") -> None:
         """Put a shard back after a failed attempt. failure: the reason, which counts as an attempt;
@@ -192,8 +187,7 @@ class WorkList:
         before it answered is done."""
         if failure:
             task.failures.append(failure)
-        entry = self._committed(task)  # by this run: the claim is still ours
-        if entry is not None:
+        if (entry := self._committed(task)) is not None:  # by this run: the claim is still ours
             self.finish(task, entry)
             return
         task.returned = True
@@ -244,7 +238,7 @@ class WorkList:
         The other runs' claims are read again after ours are written: of two runs that claim a shard
         at the same moment at least one sees the other and releases it. If both do, both try again
         later, and begin at other places among what is left."""
-        block = self._next_limited() if self.limit is not None else self._next_block()
+        block = self._next_block() if self.limit is None else self._next_limited(self.limit)
         if not block:
             return False
         self.run.claim(self._claims(block))
@@ -258,8 +252,7 @@ class WorkList:
                 self._pending.rotate(self._dice.randrange(len(self._pending)))
         self._block.extend(self._skip_finished_since(block))
         if len(self._block) < len(block):
-            # Where nothing is left to claim, this claim would stay, and others would wait for it.
-            self.run.release(self._claims(self._block))
+            self.run.release(self._claims(self._block))  # there may be no next claim
         return True
 
     def _next_block(self) -> list[Task]:
@@ -278,14 +271,13 @@ class WorkList:
             (self._claimed_elsewhere if task.shard.id in others else block).append(task)
         return block
 
-    def _next_limited(self) -> list[Task]:
+    def _next_limited(self, limit: int) -> list[Task]:
         while self._pending and not self._in_flight and not self._claimed_elsewhere:
-            assert self.limit is not None
-            if self.samples() >= self.limit:
+            if self.samples() >= limit:
                 self._pending.clear()
                 break
             task = self._pending.popleft()
-            task.limit = self.limit - self.samples()
+            task.limit = limit - self.samples()
             if task.shard.id not in self._claims_elsewhere(newer_than=math.inf):
                 return [task]
             self._claimed_elsewhere.append(task)
@@ -308,15 +300,14 @@ class WorkList:
         if self.limit is not None:
             suspects = block
         elif self.run.activity != self._activity:
-            names = [parquet_name(task.shard.id) for task in block]
+            names = (parquet_name(task.shard.id) for task in block)
             stats = zip(block, folder.map_concurrent(folder.stat, names), strict=True)
             suspects = [t for t, stat in stats if t.returned or stat != self._files.get(t.shard.id)]
         else:
             suspects = [task for task in block if task.returned]
         finished: set[str] = set()
         for task in suspects:
-            entry = self._committed(task)
-            if entry is not None:
+            if (entry := self._committed(task)) is not None:
                 finished.add(task.shard.id)
                 self._skip_task(task, ShardSummary.of(entry))
         return [task for task in block if task.shard.id not in finished]
@@ -336,8 +327,10 @@ class WorkList:
         now = self.run.clock.monotonic()
         if self._claimed_elsewhere and now - self._rechecked >= RECHECK_SECONDS:
             self._rechecked = now
-            self._pending.extendleft(reversed(self._claimed_elsewhere))
-            self._claimed_elsewhere = []
+            others = self._claims_elsewhere(now - RECHECK_SECONDS)
+            free = [task for task in self._claimed_elsewhere if task.shard.id not in others]
+            self._claimed_elsewhere = [t for t in self._claimed_elsewhere if t.shard.id in others]
+            self._pending.extendleft(reversed(free))
 
     def _remove_failure(self, task: Task) -> None:
         if task.shard.id in self._failures:

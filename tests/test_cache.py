@@ -157,12 +157,12 @@ def test_a_limit_that_is_no_number_is_refused(folder, monkeypatch):
 def test_temporaries_of_dead_downloads_are_removed(folder):
     sums = [write_file(folder, name, name.encode()) for name in "ab"]
     fetch_to_cache(folder, "a", sums[0])
-    old, young = (cache_folder() / f".{name}.0~0a.tmp" for name in ("old", "young"))
+    old, young = (cache_folder() / f".{name}.~0a0a0a0a.tmp" for name in ("old", "young"))
     old.touch()
     young.touch()
-    os.utime(old, (0, time.time() - 2 * cache.ABANDONED_SECONDS))
+    os.utime(old, (0, time.time() - 61))
     fetch_to_cache(folder, "b", sums[1])
-    assert names() == {sums[0].blake2b, sums[1].blake2b, ".young.0~0a.tmp"}
+    assert names() == {sums[0].blake2b, sums[1].blake2b, ".young.~0a0a0a0a.tmp"}
 
 
 def test_the_cache_lies_below_xdg_cache_home(monkeypatch, tmp_path):
@@ -191,7 +191,7 @@ def test_a_copy_that_another_process_takes_away_is_still_read_and_mapped(folder,
 def test_a_temporary_of_a_download_that_lives_stays_however_old_it_seems(folder):
     sums = [write_file(folder, name, name.encode()) for name in "ab"]
     fetch_to_cache(folder, "a", sums[0])
-    lives = cache_folder() / ".lives.0~0a.tmp"
+    lives = cache_folder() / ".lives.~0a0a0a0a.tmp"
     with lives.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         os.utime(lives, (0, 0))

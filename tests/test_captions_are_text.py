@@ -10,6 +10,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import tiny_towers
 import torch
 import transformers
 from PIL import Image
@@ -67,6 +68,18 @@ def saved(modules, folder):
 def sentences(clip, root):
     """CLIP as a SentenceTransformer: of texts and of pictures."""
     return saved([Transformer(str(clip))], root / "sentences")
+
+
+@pytest.fixture(scope="module")
+def words(root):
+    """A model of texts alone, of a network that knows the names of kinds."""
+    return tiny_towers.text_folder(root / "words")
+
+
+@pytest.fixture(scope="module")
+def word_vectors(root):
+    """A model of texts alone that takes them bare and in no other form."""
+    return tiny_towers.static_text_folder(root / "static")
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +159,8 @@ WAYS = {
     "two-tower": (lambda folder: vectors_of(f"two-tower:{folder}"), "two_tower"),
     "joint of two-tower": (lambda folder: pairs_of(f"two-tower:{folder}"), "two_tower"),
     "text tower": (by_tower, "sentences"),
+    "text tower of texts alone": (by_tower, "words"),
+    "text tower of word vectors": (by_tower, "word_vectors"),
     "pocket matches": (lambda _: scores_of("pocket"), None),
     "two-tower matches": (lambda folder: scores_of(f"two-tower:{folder}"), "two_tower"),
     "cross-encoder": (lambda folder: scores_of(f"st:{folder}"), "reranker"),

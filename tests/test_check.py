@@ -308,7 +308,7 @@ def test_every_shard_is_looked_for_and_only_another_one_is_a_change(embedded, tm
     )
     assert f"chiasm relocate {path} --from {tmp_path}/x --to FOLDER" in found.fix
     status(str(path))
-    message = "2 of 2 shards looked at, of 2 in all, are not where they were, such as"
+    message = "2 of its 2 shards are not where they were, such as"
     assert f"{message} {first}; {found.fix}\n" in capsys.readouterr().out
 
 
@@ -321,7 +321,7 @@ def test_a_store_out_of_reach_is_no_finding(embedded, tmp_path, monkeypatch):
     assert report.ok and report.checked["sources out of reach"] == 2
     seen = sources.look_at_sources(["s3://b/1.tar", "s3://b/2.tar"])
     assert seen == sources.SourcesSeen(2, 2, (), 2)
-    assert seen.describe("c") == "2 of 2 shards looked at, of 2 in all, are out of reach"
+    assert seen.describe("c") == "2 of its 2 shards are out of reach"
     assert read_status(str(embedded)).sources == seen
 
 
@@ -333,7 +333,7 @@ def test_a_look_at_sources_asks_for_few_of_them_and_says_so(monkeypatch):
     assert sorted(requests) == sorted(seen.missing) and len(requests) == seen.checked == 8
     assert {urls[0], urls[-1]} < set(requests)
     assert seen.describe("c d").startswith(
-        "8 of 8 shards looked at, of 100,000 in all, are not where they were, such as "
+        "8 of its 100,000 shards were looked at, 8 of which are not where they were, such as "
         "/old/000000.tar; if they were moved, run chiasm relocate 'c d' --from /old --to FOLDER; "
     )
     assert sources.look_at_sources([]) == sources.SourcesSeen(0, 0)

@@ -28,7 +28,7 @@ from chiasm.pipeline.caption_filter import (
 )
 from chiasm.pipeline.collection import runs
 from chiasm.pipeline.encoders import ENCODERS, Input, load_matcher
-from chiasm.pipeline.errors import ChiasmError, EncoderError, UsageError
+from chiasm.pipeline.errors import ChiasmError, CollectionError, EncoderError, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
 from chiasm.pipeline.storage import Folder
@@ -128,6 +128,33 @@ def test_a_member_that_is_too_large_is_left_out_and_counted(samples, tmp_path):
     assert counts.oversized == 1 and counts.left_out == 0
     assert left["good"] == {k: v for k, v in samples["good"].items() if k != "bin"}
     assert left["some"] == samples["some"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"", b"\n", b"\xff\xfe\n", b"7\n", b'{"key": "a"}\n', b"[" * 100_000,
+        b'{"key": "a", "captions": ["b"], "logits": [NaN]}\n',
+        b'{"key": "a", "captions": ["b"], "logits": [1' + b"0" * 400 + b"]}\n",
+        b'{"key": "a", "captions": ["b"], "logits": []}\n',
+        b'{"key": "a", "captions": "b", "logits": [1]}\n',
+    ],
+)  # fmt: skip
+def test_scores_that_cannot_be_read_are_named_by_file_and_line(samples, tmp_path, line):
+    shard = write_tar(tmp_path / "s.tar", samples)
+    folder, settings = Folder(str(tmp_path / "to")), ReadSettings(caption_field="captions")
+    scores = score_shard(shard, Judge(), settings, folder, "run")
+    (path,) = (tmp_path / "to").glob("*.scores.jsonl")
+    head, *lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(line + b"".join(lines))
+    assert score_shard(shard, Judge(), settings, folder, "run") == scores, "they are made anew"
+    assert path.read_bytes().splitlines(keepends=True)[0] == head
+    if line:
+        path.write_bytes(head + lines[0] + line)
+        with pytest.raises(CollectionError) as error:
+            score_shard(shard, Judge(), settings, folder, "run")
+        assert str(error.value).startswith(f"{path}, line 3: expected a score for each caption")
+        assert "remove that file" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_scores_of_another_decoding_are_made_anew(samples, tmp_path):

@@ -88,6 +88,37 @@ def test_a_manifest_that_cannot_be_read_stops_no_build_and_loses_no_segment(tmp_
     assert numbers(folder) == [3]
 
 
+def test_a_manifest_that_cannot_be_read_is_named_and_goes_once_it_is_old(tmp_path, caplog):
+    """Until then every segment stays, which it may name, but for those of a build that fails."""
+    folder = Folder(str(tmp_path))
+    make_collection(tmp_path, (20,))
+    for _ in range(2):
+        build_index(str(tmp_path))
+    damaged = tmp_path / "index/generations/000001.json"
+    damaged.write_bytes(b"{")
+    caplog.clear()
+    build_index(str(tmp_path))
+    (warning,) = [line for line in caplog.messages if "000001.json" in line]
+    assert "no valid JSON" in warning and "all segments are kept, since it may name" in warning
+    assert "remove that file" in warning
+    (finding,) = check(str(tmp_path)).findings
+    assert "000001.json" in str(finding) and "remove that file" in finding.fix
+
+    def fail(stage: str, done: int, total: int) -> None:
+        if stage == "fill":
+            raise KeyboardInterrupt
+
+    before = files_on_disk(folder)
+    with pytest.raises(KeyboardInterrupt):
+        build_index(str(tmp_path), progress=fail)
+    assert files_on_disk(folder) == before and len(before[0]) == 3
+    mark = tmp_path / "index/generations/000001.replaced"
+    os.utime(mark, (mark.stat().st_mtime - 3600,) * 2)
+    build_index(str(tmp_path), settings=IndexSettings(keep_generations=9))
+    assert numbers(folder) == [2, 3, 4] and len(files_on_disk(folder)[0]) == 3
+    assert check(str(tmp_path)).ok
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -9,6 +9,7 @@ import io
 import itertools
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from conftest import noise
@@ -32,6 +33,7 @@ from chiasm.pipeline.storage import (
     stat,
     streams,
 )
+from chiasm.pipeline.storage.http import WebStore
 from chiasm.pipeline.storage.object_store import ByteRange
 from chiasm.pipeline.storage.range_requests import (
     ContentRange,
@@ -40,7 +42,7 @@ from chiasm.pipeline.storage.range_requests import (
     read_at_most,
 )
 from chiasm.pipeline.storage.retry import RetrySettings
-from chiasm.pipeline.storage.store_errors import TransientError
+from chiasm.pipeline.storage.store_errors import RangeNotSatisfiable, TransientError
 
 TAR = tar_of(*PLAIN)
 LONG = noise(50_000)
@@ -416,6 +418,30 @@ def test_ranges_of_names_are_expanded_and_what_needs_a_listing_is_refused(server
         Folder(server.url).write_whole("a", b"")
 
 
+def test_a_web_server_is_listed_and_changed_by_nobody():
+    folder = Folder("https://host/c")
+    listings = (
+        lambda: folder.list("l"),
+        lambda: folder.list_stats("l"),
+        lambda: folder.folders("l"),
+    )
+    for act in listings:
+        with pytest.raises(UsageError, match=r"c/l: .* found a folder or a pattern, and https:"):
+            act()
+    changed = (
+        lambda: folder.remove("a"),
+        lambda: folder.remove_folder("a", bool),
+        lambda: folder.create("a", "r1"),
+    )
+    for act in changed:
+        with pytest.raises(
+            UsageError, match=r"c/a: expected a URL that can be written to, found ht"
+        ):
+            act()
+    with pytest.raises(UsageError, match="host/c: expected a URL that can be written to"):
+        folder.abort_uploads(bool)
+
+
 def test_the_query_belongs_to_the_url_and_not_to_the_name(with_ranges):
     [one], [two] = (list_shards([f"{with_ranges.url}/a.tar?version={v}"]) for v in (1, 2))
     assert one.id.startswith("a-") and two.id.startswith("a-") and one.id != two.id
@@ -571,3 +597,18 @@ def test_a_picture_is_one_range_read(with_ranges):
     with_ranges.seen.clear()
     assert read_member(shard.url, place) == b"A"
     assert with_ranges.seen == {"range": 1}
+
+
+@pytest.mark.parametrize("size", [9, 0, -1])
+def test_a_response_that_only_tells_a_size_is_closed(monkeypatch, size):
+    closed: list[bool] = []
+    store = WebStore(retry.RETRIES)
+    response = SimpleNamespace(size=size, version="v", close=lambda: closed.append(True))
+    monkeypatch.setattr(store, "_open", lambda path: response)
+    if size:
+        whole = store._whole_only("http://host/a")
+        assert (whole.size, whole.version) == (size, "v") and whole.request() is response
+    else:
+        with pytest.raises(RangeNotSatisfiable):
+            store._whole_only("http://host/a")
+    assert closed == [True]

@@ -18,13 +18,16 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RuntimeEnvSetupError
+from tiny_shards import make_shard
 
-from chiasm.jobs import signals
+from chiasm.jobs import embed_shards, filter_shards, signals
+from chiasm.jobs.cli.app import application
 from chiasm.jobs.cluster import address as addresses
 from chiasm.jobs.cluster import deaths, ray_folder, session
 from chiasm.jobs.cluster.address import chosen_address, require_ray
-from chiasm.jobs.config import WorkerSettings
-from chiasm.pipeline.errors import ChiasmError, UsageError
+from chiasm.jobs.config import Settings, WorkerSettings
+from chiasm.pipeline.errors import ChiasmError, EncoderError, UsageError
+from chiasm.pipeline.shards import list_shards
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +73,40 @@ def test_an_address_that_nobody_answers_is_told_at_once_and_the_variable_named(m
         )
         assert str(raised.value).endswith("or unset RAY_ADDRESS to start a Ray here")
         assert capsys.readouterr().err == f"joining Ray at {form}\n"
+
+
+def fail_to_load(*arguments: object) -> None:
+    raise EncoderError("encoder hf:x", expected="a model that can be loaded")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("embed", "--address", "PORT"), "expected a running Ray"),
+        (("filter", "--encoder", "pocket", "--address", "PORT"), "expected a running Ray"),
+        (("filter", "--encoder", "pocket:absent"), "encoder hf:x"),
+        (("embed", "--encoder", "nobody:x"), "encoder 'nobody:x'"),
+        (("embed", "--preset", "absent.yaml"), "preset 'absent.yaml'"),
+    ],
+)
+def test_what_is_refused_early_leaves_nothing_behind(command, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(filter_shards, "load_matcher", fail_to_load)
+    shard = make_shard(tmp_path / "a.tar", 1)
+    options = [f"127.0.0.1:{closed_port()}" if word == "PORT" else word for word in command[1:]]
+    with pytest.raises(ChiasmError, match=re.escape(message)):
+        application()([command[0], str(shard), "--to", str(tmp_path / "to"), *options])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+
+
+def test_a_run_without_any_worker_leaves_no_record_in_a_new_collection(tmp_path, monkeypatch):
+    shards = list_shards([str(make_shard(tmp_path / "a.tar", 1))])
+
+    monkeypatch.setattr(embed_shards, "_embed_unfinished", fail_to_load)
+    request = embed_shards.EmbedRequest(shards, str(tmp_path / "to"), Settings())
+    with pytest.raises(EncoderError):
+        embed_shards.embed_shards(request)
+    assert list((tmp_path / "to").iterdir()) == []
 
 
 def test_a_host_that_is_not_found_and_a_port_that_is_silent_are_bounded_in_time(monkeypatch):

@@ -19,7 +19,7 @@ from test_tars import PLAIN, tar_of, zstd
 
 from chiasm.jobs.signals import Stopped
 from chiasm.pipeline.attempts import record_failure
-from chiasm.pipeline.collection import Run
+from chiasm.pipeline.collection import Run, RunRecord
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.errors import SourceError, StorageError, UnreachableError, UsageError
 from chiasm.pipeline.records import Dropped, Shard
@@ -468,16 +468,25 @@ def test_a_large_object_waits_in_a_file_without_a_name(s3, monkeypatch, tmp_path
 
 def test_a_sweep_ends_the_uploads_of_dead_runs_alone(s3):
     prefix, folder = s3.root.removeprefix("s3://bucket/"), Folder(s3.root)
+    gone = "20250101T000000-0123abcd"
+    claimed = ("left-0123456789", "_x-0123456789")
+    record = RunRecord(gone, "embed", "host", 1, 0.0, 0.0, state="killed", claimed=claimed)
+    folder.write_whole(f"runs/{gone}.json", record.to_json())
     with Run(folder, "embed", {}) as other, Run(folder, "embed", {}) as run:
         other.claim(["held-0123456789"])
         names = ["embeddings/held-0123456789.parquet", f"index/segments/{other.id}-000/rows.arrow"]
-        gone = "20250101T000000-0123abcd"
-        left = ["embeddings/left-0123456789.parquet", f"index/segments/{gone}-000/rows.arrow"]
+        left = [
+            *("embeddings/left-0123456789.parquet", "embeddings/s~_x-0123456789.parquet"),
+            f"index/segments/{gone}-000/rows.arrow",
+        ]
         foreign = [
             *("backup.parquet", "embeddings/backup.parquet", "embeddings/a/b-0123456789.parquet"),
             *("index/segments/backup/rows.arrow", f"index/segments/{gone}-000/notes.txt"),
             *("x/embeddings/left-0123456789.parquet", "index/generations/000001.json", "a.tar"),
-            "left-0123456789.tar",  # another run lives, and filters may write such
+            # By their names a shard's or a run's; but none that is known here.
+            *("embeddings/events-1764360000.parquet", "logs-2026112820.tar"),
+            "index/segments/20250101T000000-ffffffff-000/rows.arrow",
+            "left-0123456789.tar",  # another run lives, and may write such
         ]
         for name in names + left + foreign:
             s3.direct.create_multipart_upload(Bucket="bucket", Key=f"{prefix}/{name}")
@@ -490,8 +499,13 @@ def test_a_sweep_ends_the_uploads_of_dead_runs_alone(s3):
             "what this run itself holds goes only at its end"
         )
         assert run.sweep([], own=True) == [folder.url_of(names[0])]
-    with Run(folder, "filter", {}) as run:  # which alone writes shards there
-        assert run.sweep([]) == [folder.url_of(foreign[-1])]
+    with Run(folder, "relocate", {}), Run(folder, "embed", {}) as run:
+        again = f"{prefix}/{left[0]}"
+        s3.direct.create_multipart_upload(Bucket="bucket", Key=again)
+        assert run.sweep([]) == [], "who relocates may write any shard"
+    with Run(folder, "filter", {}) as run:
+        assert run.sweep([]) == [folder.url_of(left[0])]
+        assert run.sweep([], filtered=["left-0123456789"]) == [folder.url_of(foreign[-1])]
     assert set(s3.uploads()) == {
         f"{prefix}x/a-0123456789.tar",
         *(f"{prefix}/{name}" for name in foreign[:-1]),

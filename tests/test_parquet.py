@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shlex
@@ -360,3 +361,12 @@ def test_one_row_by_key_is_the_row_that_a_whole_read_has(tmp_path_factory, order
         one = file.row(keys[place], ["image", "key"])
         assert one is not None and one.equals(whole.slice(place, 1).select(["image", "key"]))
     assert file.row("00600x") is None and file.row("") is None
+
+
+def test_a_disk_that_fails_is_not_called_damage(tmp_path, monkeypatch):
+    def fail(self: Folder, name: str) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Folder, "open_seekable", fail)
+    with pytest.raises(StorageError, match="Input/output error"):
+        read_footer(Folder(str(tmp_path)), "a-0123456789")

@@ -13,14 +13,14 @@ import pytest
 from counting_store import CountingStore
 from fake_encoder import FakeEncoder
 from ray.exceptions import RayError
-from test_runs import FakeClock
-from test_worklist import SETTINGS, commit, new_run, shards_of, work_of
+from test_runs import R1, R2, FakeClock
+from test_worklist import SETTINGS, add_rows, commit, new_run, shards_of, work_of
 
 from chiasm.jobs.cluster import pool
 from chiasm.jobs.cluster.pool import REPORTS, Pool, Recipe
 from chiasm.jobs.cluster.worker import Loaded, Report
 from chiasm.jobs.config import WorkerSettings
-from chiasm.pipeline.collection import Identity
+from chiasm.pipeline.collection import Identity, Run
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.tasks import Task
@@ -92,13 +92,20 @@ def clock(monkeypatch) -> FakeClock:
 
 
 def run_pool(
-    monkeypatch, clock: FakeClock, shards: int, workers: int, *, tick=lambda *_: None, answer=None
+    monkeypatch,
+    clock: FakeClock,
+    shards: int,
+    workers: int,
+    *,
+    tick=lambda *_: None,
+    answer=None,
+    store: CountingStore | None = None,
 ) -> tuple[FakeRay, Any]:
-    store = CountingStore()
+    store = store or CountingStore()
     folder = store.folder()
     ray = FakeRay(answer or (lambda shard: commit(store, Task(shard))))
     monkeypatch.setattr(pool, "ray", ray)
-    with new_run(folder, "r1", clock) as run:
+    with new_run(folder, R1, clock) as run:
         work = work_of(folder, shards_of(shards), run)
         recipe = Recipe.of_this_driver("fake", EncoderSettings(), folder.url, run.id, SETTINGS)
 
@@ -125,6 +132,38 @@ def test_workers_without_anything_left_to_do_are_ended_while_others_work(monkeyp
     last = [workers for shards, workers in seen if shards == 1]
     assert last and max(last) <= 2, "as many as had shards a turn before"
     assert sorted(ray.killed) == [0, 1, 2, 3]
+
+
+def other_run(store: CountingStore, clock: FakeClock, shards: list[Shard]) -> Run:
+    """A run of another machine that has claimed these shards."""
+    run = new_run(store.folder(), R2, clock, "elsewhere").__enter__()
+    run.claim(shard.id for shard in shards)
+    return run
+
+
+@pytest.mark.parametrize("ends", ["done", "killed"])
+def test_workers_do_not_wait_for_shards_of_another_run(monkeypatch, clock, ends):
+    """They are ended; when the other run is done none is hired, when it is dead all are."""
+    store, shards = CountingStore(), shards_of(12)
+    other = other_run(store, clock, shards[4:])
+    seen: list[tuple[int, int]] = []  # shards that this run has done, workers that are there
+
+    def tick(pool: Pool, work: WorkList) -> None:
+        if ends == "done" or clock.now < 1030:
+            other.beat()
+        if ends == "done" and clock.now >= 1030 and other.record.claimed:
+            for shard in shards[4:]:
+                add_rows(store, shard)
+            other.claim([])
+        seen.append((work.done.shards, len(pool.workers)))
+
+    ray, work = run_pool(monkeypatch, clock, 12, 4, tick=tick, store=store)
+    assert (4, 0) in seen, "all that is left is another run's"
+    hired = 1 + max(ray.killed)
+    if ends == "done":
+        assert (work.done.shards, work.skipped.shards, hired) == (4, 8, 4)
+    else:
+        assert (work.done.shards, work.skipped.shards, hired) == (12, 0, 8)
 
 
 def test_a_worker_that_dies_leaves_its_next_shard_to_another(monkeypatch, clock):
@@ -159,7 +198,7 @@ def test_a_limit_keeps_one_worker(monkeypatch, clock):
     store = CountingStore()
     folder = store.folder()
     monkeypatch.setattr(pool, "ray", FakeRay(lambda shard: commit(store, Task(shard))))
-    with new_run(folder, "r1", clock) as run:
+    with new_run(folder, R1, clock) as run:
         work = work_of(folder, shards_of(9), run, limit=25)
         recipe = Recipe.of_this_driver("fake", EncoderSettings(), folder.url, run.id, SETTINGS)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import shutil
@@ -10,16 +12,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from counting_store import CountingStore
 from tiny_collection import add_shard, make_collection
 
 from chiasm.index import IndexSettings, Query, build_index, open_collection
-from chiasm.index.segments import SEGMENTS, TRAINED, Manifest, current_number, numbers, segment
-from chiasm.index.segments.names import CURRENT, replaced_name
+from chiasm.index.segments import (
+    SEGMENTS,
+    TRAINED,
+    Manifest,
+    current_number,
+    numbers,
+    open_current,
+    segment,
+)
+from chiasm.index.segments.generations import read_if_there
+from chiasm.index.segments.names import CURRENT, GENERATIONS, replaced_name
 from chiasm.index.verify import check
-from chiasm.pipeline.collection import Run
+from chiasm.pipeline.collection import Run, runs
+from chiasm.pipeline.collection.ledger import read_or_none
 from chiasm.pipeline.collection.run_record import mark_name, run_of_record
 from chiasm.pipeline.errors import CollectionError, StorageError
-from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.storage import Folder, LocalFiles, schemes
+from chiasm.pipeline.storage.disk import Disk
 
 NO_MERCY = IndexSettings(keep_generations=1, keep_seconds=0)
 CELLS = IndexSettings(exact_below=1)
@@ -83,6 +97,35 @@ def test_of_two_builds_the_one_that_covers_more_stays_live(
     assert len(on_disk(folder)) == 1 and check(str(tmp_path)).ok
 
 
+def test_a_generation_is_kept_while_its_build_may_point_current_at_it(tmp_path, monkeypatch):
+    folder = Folder(str(tmp_path))
+    make_collection(tmp_path, (20,))
+    build_index(str(tmp_path))
+
+    def overtake() -> None:
+        assert build_index(str(tmp_path), settings=NO_MERCY).generation == 3
+        assert 2 in numbers(folder)
+
+    Once(monkeypatch, "write_whole", CURRENT, overtake)
+    build_index(str(tmp_path))
+    assert current_number(folder) in numbers(folder) and len(open_collection(tmp_path)) == 20
+
+
+def test_a_generation_is_kept_from_when_it_was_last_live(tmp_path, monkeypatch):
+    """A sweep may have marked it before it was live, while its build stood still."""
+    folder = Folder(str(tmp_path))
+    make_collection(tmp_path, (20,))
+    build_index(str(tmp_path))
+
+    def mark() -> None:
+        folder.write_whole(replaced_name(1), b"")
+        os.utime(tmp_path / replaced_name(1), (1e9, 1e9))
+
+    Once(monkeypatch, "write_new", "index/generations", mark)
+    build_index(str(tmp_path), settings=IndexSettings(keep_generations=1))
+    assert numbers(folder) == [1, 2]
+
+
 def test_a_build_of_other_columns_replaces_the_one_before(tmp_path):
     make_collection(tmp_path, (20,))
     build_index(str(tmp_path))
@@ -119,7 +162,7 @@ def test_nothing_is_removed_through_a_link(tmp_path, caplog):
     (collection / SEGMENTS).mkdir(parents=True)
     (collection / TRAINED).mkdir()
     precious.mkdir()
-    for name in ("id_ed25519", "rows.arrow", "segment.json", "image.faiss", ".x.0~1.tmp"):
+    for name in ("id_ed25519", "rows.arrow", "segment.json", "image.faiss", ".x.txt~2.tmp"):
         (precious / name).write_text("precious")
     links = [collection / SEGMENTS / f"{DEAD}-000", collection / TRAINED / DEAD]
     for link in links:
@@ -131,12 +174,79 @@ def test_nothing_is_removed_through_a_link(tmp_path, caplog):
     assert "a symbolic link in the path" in caplog.text
 
 
+class FullDisk(Disk):
+    """A disk without room as long as some files are there."""
+
+    def __init__(self, *files: Path) -> None:
+        self.files = files
+
+    def create(self, path: str) -> io.FileIO:
+        if any(file.exists() for file in self.files):
+            raise OSError(errno.ENOSPC, "no space left", path)
+        return super().create(path)
+
+
+def test_a_disk_that_dead_runs_have_filled_is_swept_before_the_record_is_written(
+    tmp_path, monkeypatch
+):
+    make_collection(tmp_path, (20,))
+    left = [f"{SEGMENTS}/{DEAD}-000/rows.arrow", f"embeddings/.a.parquet.{DEAD}~0a0a0a0a.tmp"]
+    for name in left:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"half")
+    disk = FullDisk(*(tmp_path / name for name in left))
+    monkeypatch.setitem(schemes.BACKENDS, "file", LocalFiles(disk))
+    assert build_index(str(tmp_path)).rows == 20
+    disk.files = (tmp_path / "CURRENT",)
+    (tmp_path / "CURRENT").touch()
+    with pytest.raises(StorageError, match="no space left on the disk; free some"):
+        build_index(str(tmp_path))
+
+
+def test_a_sweep_that_fails_after_publishing_fails_no_build(tmp_path, monkeypatch, caplog):
+    make_collection(tmp_path, (20,))
+    build_index(str(tmp_path))
+    real = Folder.write_whole
+
+    def full(self: Folder, name: str, data: bytes, run_id: str = "") -> None:
+        if name.endswith(".replaced"):
+            raise StorageError(name, found="no space left on the disk")
+        real(self, name, data, run_id)
+
+    monkeypatch.setattr(Folder, "write_whole", full)
+    assert build_index(str(tmp_path)).generation == current_number(Folder(str(tmp_path))) == 2
+    assert "left for the next build to remove" in caplog.text
+    assert [record.state for record in runs(Folder(str(tmp_path)))] == ["done", "done"]
+
+
+def test_a_link_that_leads_back_to_itself_stops_nobody(tmp_path):
+    make_collection(tmp_path, (20,))
+    for folder in ("", "runs", "embeddings", "ledger", "index", SEGMENTS, GENERATIONS):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "loop").symlink_to("loop")
+    build_index(str(tmp_path))
+    assert len(open_collection(tmp_path)) == 20 and check(str(tmp_path)).ok
+
+
+def test_an_index_made_anew_under_the_same_number_is_opened(tmp_path):
+    make_collection(tmp_path, (20,))
+    build_index(str(tmp_path))
+    searcher = open_collection(tmp_path)
+    before = searcher.generation
+    shutil.rmtree(tmp_path / "index")
+    build_index(str(tmp_path))
+    assert searcher.reopen(before) and searcher.generation is not before
+    assert searcher.generation.number == before.number == 1
+
+
 def test_only_names_that_chiasm_writes_are_removed(tmp_path):
     make_collection(tmp_path, (20,))
     foreign = [
         *(f"{SEGMENTS}/{name}/rows.arrow" for name in ("backup", f"{DEAD}-000 (copy)", DEAD)),
         *(f"{TRAINED}/{name}/image.faiss" for name in ("backup", f"{DEAD}-000")),
-        f"{SEGMENTS}/{DEAD}-001/notes.txt",
+        *(f"{SEGMENTS}/{DEAD}-001/{name}" for name in ("notes.txt", "backup.faiss", "notes.f16")),
+        f"{SEGMENTS}/{DEAD}-001/.x.txt~2.tmp",
+        *("index/.report.txt~1.tmp", "runs/.report.txt~1.tmp"),
         "index/generations/000001.json.bak",
         "index/generations/7.json",
         "index/generations/000000.replaced",
@@ -222,6 +332,26 @@ def test_a_searcher_whose_files_are_gone_without_another_generation_says_so(tmp_
         searcher.search_many([Query(vector=np.ones(8))])
 
 
+def test_opening_waits_no_longer_for_many_segments(tmp_path):
+    make_collection(tmp_path, (4,) * 7)
+    build_index(str(tmp_path), columns=["image"], settings=IndexSettings(segment_rows=4))
+    store = CountingStore()
+    for name, content in below(tmp_path).items():
+        store.keep(f"bucket/c/{Path(name).relative_to(tmp_path)}", content)
+    generation = open_current(store.folder())
+    assert generation is not None and len(generation.segments) == 7
+    assert store.rounds == 3, "CURRENT, the manifest, and all that is asked of segments at once"
+    assert store.total == 2 + 2 * 7
+
+
+@pytest.mark.parametrize("read", [read_if_there, read_or_none])
+def test_a_file_that_is_put_while_it_is_looked_for_is_read(monkeypatch, read):
+    folder = CountingStore().folder()
+    Once(monkeypatch, "exists", "a", lambda: folder.write_whole("a", b"content"))
+    assert read(folder, "a") == b"content"
+    assert read(folder, "b") is None
+
+
 def test_deleted_positions_are_not_found(tmp_path):
     vectors = make_collection(tmp_path, (200,))["image"]
     xq = np.ones(8, np.float32)
@@ -246,6 +376,8 @@ HOSTILE = {
     "a size below 0": {"segments": [{"checksum": {"size": -1}}]},
     "a checksum that is a path": {"segments": [{"checksum": {"blake2b": "../../x"}}]},
     "deleted that is no list": {"segments": [{"deleted": 7}]},
+    "deleted that no integer of 64 bits holds": {"segments": [{"deleted": (10**25,)}]},
+    "deleted beyond the rows": {"segments": [{"deleted": (20,)}]},
     "a trained index that leads out": {"trained": {"image": {"file": "index/trained/../../x"}}},
     "a trained index of another name": {"trained": {"image": {"file": "collection.json"}}},
     "columns that are a list": {"columns": []},

@@ -4,22 +4,27 @@ touched."""
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import make_shard
 from dying_disk import DyingDisk, Killed, bury
+from shard_scores import Judge
 
 from chiasm.index import build_index, open_collection
 from chiasm.index.verify import check
 from chiasm.jobs.cli.relocate import relocate_
 from chiasm.pipeline.collection import (
     RELOCATE,
+    Relocations,
     Run,
     ShardFiles,
     Survey,
@@ -31,8 +36,9 @@ from chiasm.pipeline.collection import (
 from chiasm.pipeline.errors import CollectionError, UsageError
 from chiasm.pipeline.forget import forget
 from chiasm.pipeline.make import make_collection
+from chiasm.pipeline.records import Shard
 from chiasm.pipeline.relocate import relocate
-from chiasm.pipeline.storage import Folder, below, canonical_url, replace_prefix
+from chiasm.pipeline.storage import Folder, below, canonical_url, folder_url, replace_prefix
 from chiasm.pipeline.storage.local import LocalFiles
 
 
@@ -67,9 +73,12 @@ def move(root: Path, target: str = "new") -> None:
         os.utime(file)
 
 
-def test_rows_ids_and_index_stay_and_the_new_place_is_done(tmp_path):
+def test_rows_ids_and_index_stay_and_the_new_place_is_done(tmp_path, monkeypatch):
     path = embedded(tmp_path, "a.tar", "b.tar")
     build_index(path)
+    searchers = [open_collection(path), open_collection(path)]
+    for searcher in searchers:
+        assert searcher.search("picture 1 of 0")
     before = {file.shard_id: file.read() for file in embeddings(Folder(str(path)))}
     kept = files(path)
     move(tmp_path)
@@ -86,6 +95,18 @@ def test_rows_ids_and_index_stay_and_the_new_place_is_done(tmp_path):
         assert (path / name).read_bytes()[:rows] == kept[name][:rows], "row groups are copied"
     (result, *_) = open_collection(path).search("picture 1 of 0", column="text", k=10)
     assert result.url.startswith(f"file://{tmp_path}/new/") and result.picture()
+    (result, *_) = searchers[0].search("picture 1 of 0")
+    assert result.url.startswith(f"file://{tmp_path}/new/"), "it is open since before"
+    with monkeypatch.context() as patch:  # of a store nothing is asked before a picture is missed
+        patch.setattr(Folder, "local", None)
+        patch.setattr(Folder, "stat", lambda *_: pytest.fail("a request"))
+        (result, *_) = searchers[1].search("picture 1 of 0")
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "local", None)
+        searchers[1]._encoder = judge = Judge()
+        patch.setattr(judge, "match", lambda a, b, pairs: np.zeros(len(pairs), np.float32))
+        (result, *_) = searchers[1].search("picture 1 of 0", rerank="match:3")
+    assert result.url.startswith(f"file://{tmp_path}/new/") and "match" in result.scores
     assert check(path, reencode=10).findings == []
 
     survey = Survey(Folder(str(path)), ShardFiles.list(Folder(str(path))))
@@ -354,11 +375,30 @@ def test_fields_of_later_versions_are_kept(tmp_path):
         ("https://h/p/x%20y.tar?v=1", "https://h", "http://g", "http://g/p/x%20y.tar?v=1"),
         ("file:///a.tar", "file://", "s3://b", "s3://b/a.tar"),
         ("s3://b/a.tar", "s3://b/a.tar", "s3://c/d.tar", "s3://c/d.tar"),
+        ("http://h/a?t=1", "http://h/a?t=1", "http://g/a?t=1", "http://g/a?t=1"),
     ],
 )
 def test_a_name_is_the_same_below_another_folder(url, folder, target, expected):
     assert below(url, folder) and not below(url, folder[:-1] + "~")
     assert replace_prefix(url, folder, target) == expected
+
+
+def test_the_id_of_a_shard_whose_own_is_taken_never_changes():
+    """Ids are in ledgers and indexes: a later version has to give the same one."""
+    shard = Shard("file:///new/a.tar", "a-0123456789", 1, "1")
+    second = "a-" + hashlib.blake2b(b"file:///new/a.tar\n1", digest_size=5).hexdigest()
+    third = "a-" + hashlib.blake2b(b"file:///new/a.tar\n2", digest_size=5).hexdigest()
+    moves = {shard.id: (replace(shard, url="file:///old/a.tar"), "file:///elsewhere/a.tar")}
+    relocations = Relocations().with_moves(moves)
+    assert relocations.of(shard).id == second
+    moves = {second: (replace(shard, url="file:///old/b.tar"), "file:///elsewhere/b.tar")}
+    assert relocations.with_moves(moves).of(shard).id == third
+
+
+def test_a_query_is_for_those_who_say_so():
+    with pytest.raises(UsageError, match="a query that may hold credentials"):
+        folder_url("http://h/c?t=1")
+    assert folder_url("http://h/c?t=1", allow_query=True) == "http://h/c?t=1"
 
 
 def test_of_a_shard_half_relocated_check_says_how_to_go_on(tmp_path):

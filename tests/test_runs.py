@@ -11,14 +11,24 @@ from dataclasses import replace
 
 import pytest
 
-from chiasm.pipeline.collection import THIS_MACHINE, ProcessId, Run, RunRecord, processes, runs
+from chiasm.pipeline.collection import (
+    THIS_MACHINE,
+    Machine,
+    ProcessId,
+    Run,
+    RunRecord,
+    processes,
+    runs,
+)
 from chiasm.pipeline.collection.observer import HEARTBEAT_SECONDS, STALE_SECONDS
 from chiasm.pipeline.collection.runs import LAPSE_SECONDS
+from chiasm.pipeline.collection.uploads import filtered_shard, is_dead_upload, owner_of_upload
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.storage.disk import Disk
-from chiasm.pipeline.storage.local import run_of_temporary, temporary_of
+from chiasm.pipeline.storage.temporaries import run_of_temporary, temporary_of
 
+R1, R2, R3 = (f"20260101T000000-0000000{number}" for number in range(1, 4))
 HOLD_A_RUN = """
 import sys, time
 from chiasm.pipeline.collection.runs import Run
@@ -103,7 +113,7 @@ def test_files_with_final_names_and_of_the_own_run_are_never_swept(tmp_path):
 def test_a_temporary_whose_run_is_unknown_is_swept(tmp_path):
     folder = Folder(str(tmp_path))
     (tmp_path / "ledger").mkdir()
-    temporary = temporary_of("ledger/x.json", "20200101T000000-00000000", "0a")
+    temporary = temporary_of("ledger/x.json", "20200101T000000-00000000", "0a0a0a0a")
     (tmp_path / temporary).write_bytes(b"half")
     with Run(folder, "embed", {}) as run:
         assert len(run.sweep(["ledger"])) == 1
@@ -152,7 +162,7 @@ def fake_run(folder: Folder, machine: str, clock: FakeClock, run_id: str = "") -
 
 def half_a_file(folder: Folder, run: Run) -> None:
     """As a run leaves it that is killed."""
-    path = folder.path(temporary_of("embeddings/a.parquet", run.id, "0"))
+    path = folder.path(temporary_of("embeddings/a.parquet", run.id, "0a0a0a0a"))
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"half")
 
@@ -210,12 +220,12 @@ def test_a_run_of_another_machine_is_dead_once_it_stands_still_for_a_minute(tmp_
     """Whatever its clock says, and though both machines have one name."""
     folder, clock, theirs = Folder(str(tmp_path)), FakeClock(), FakeClock()
     theirs.wall += skew
-    other = fake_run(folder, "b", theirs, "r1")
+    other = fake_run(folder, "b", theirs, R1)
     other.__enter__()
     half_a_file(folder, other)
-    with fake_run(folder, "a", clock, "r2") as run:
+    with fake_run(folder, "a", clock, R2) as run:
         for _ in range(40):  # it beats: it lives
-            assert [seen.id for seen in run.others()] == ["r1"]
+            assert [seen.id for seen in run.others()] == [R1]
             assert run.sweep(["embeddings"]) == []
             clock.sleep(HEARTBEAT_SECONDS)
             other.beat()
@@ -226,12 +236,12 @@ def test_a_run_of_another_machine_is_dead_once_it_stands_still_for_a_minute(tmp_
         clock.sleep(1)
         assert len(run.sweep(["embeddings"])) == 1
         assert run.others() == []
-    assert {record.id: record.state for record in runs(folder)}["r1"] == "killed"
+    assert {record.id: record.state for record in runs(folder)}[R1] == "killed"
 
 
 def test_a_new_process_has_seen_nobody_stand_still(tmp_path):
     folder, clock = Folder(str(tmp_path)), FakeClock()
-    other = fake_run(folder, "b", FakeClock(), "r1")
+    other = fake_run(folder, "b", FakeClock(), R1)
     other.__enter__()
     half_a_file(folder, other)
     for number in range(3):
@@ -249,24 +259,24 @@ def newer(content: bytes) -> bytes:
 )
 def test_a_record_that_cannot_be_read_is_alive_while_young(tmp_path, spoil):
     folder, clock = Folder(str(tmp_path)), FakeClock()
-    other = fake_run(folder, "a", clock, "r1")
+    other = fake_run(folder, "a", clock, R1)
     other.__enter__()
     half_a_file(folder, other)
-    name = "runs/r1.json"
+    name = f"runs/{R1}.json"
     folder.write_whole(name, spoil(folder.read_bytes(name)))
-    with fake_run(folder, "b", clock, "r2") as run:
-        assert [(seen.id, seen.claimed) for seen in run.others()] == [("r1", ())]
+    with fake_run(folder, "b", clock, R2) as run:
+        assert [(seen.id, seen.claimed) for seen in run.others()] == [(R1, ())]
         assert run.sweep(["embeddings"]) == []
         clock.sleep(STALE_SECONDS + 1)
         assert len(run.sweep(["embeddings"])) == 1
-    assert [record.id for record in runs(folder)] == ["r2"]
+    assert [record.id for record in runs(folder)] == [R2]
 
 
 def test_a_record_with_fields_of_a_later_release_is_read(tmp_path):
     folder, clock = Folder(str(tmp_path)), FakeClock()
-    with fake_run(folder, "a", clock, "r1") as one, fake_run(folder, "a", clock, "r2") as run:
+    with fake_run(folder, "a", clock, R1) as one, fake_run(folder, "a", clock, R2) as run:
         one.claim(["s"])
-        name = "runs/r1.json"
+        name = f"runs/{R1}.json"
         folder.write_whole(
             name, json.dumps(json.loads(folder.read_bytes(name)) | {"x": 3}).encode()
         )
@@ -292,12 +302,12 @@ def test_a_disk_that_fails_at_one_read_kills_nobody(tmp_path, monkeypatch):
 def test_records_of_earlier_versions_are_read(tmp_path):
     folder, clock = Folder(str(tmp_path)), FakeClock()
     fields = {
-        "id": "r1", "command": "embed", "host": "h/pid:[4026531836]", "pid": os.getpid(),
+        "id": R1, "command": "embed", "host": "h/pid:[4026531836]", "pid": os.getpid(),
         "process_started": 1.0, "started": 1.0, "heartbeat": 2.0, "state": "running",
         "holds": ["s"], "settings": {}, "summary": {},
     }  # fmt: skip
-    folder.write_whole("runs/r1.json", json.dumps(fields).encode())
-    with fake_run(folder, "a", clock, "r2") as run:
+    folder.write_whole(f"runs/{R1}.json", json.dumps(fields).encode())
+    with fake_run(folder, "a", clock, R2) as run:
         assert [seen.claimed for seen in run.others()] == [("s",)], "perhaps it lives elsewhere"
         clock.sleep(STALE_SECONDS + 1)
         assert run.others() == []
@@ -332,42 +342,68 @@ def test_a_dead_run_is_marked_and_never_read_again(tmp_path, monkeypatch):
 
 def test_a_run_that_comes_back_is_not_overwritten_by_a_mark(tmp_path):
     folder, clock = Folder(str(tmp_path)), FakeClock()
-    other = fake_run(folder, "b", clock, "r1")
+    other = fake_run(folder, "b", clock, R1)
     other.__enter__()
-    with fake_run(folder, "a", clock, "r2") as run:
+    with fake_run(folder, "a", clock, R2) as run:
         run.observe()
         clock.sleep(STALE_SECONDS + 1)
         assert run.others() == [], "found dead"
         other.beat()
         run.mark_dead()
-        assert [seen.id for seen in run.others()] == ["r1"], "and alive again"
+        assert [seen.id for seen in run.others()] == [R1], "and alive again"
 
 
 def test_a_run_out_of_reach_for_long_looks_before_it_goes_on(tmp_path):
     folder, clock = Folder(str(tmp_path)), FakeClock()
-    other = fake_run(folder, "b", clock, "r1")
+    other = fake_run(folder, "b", clock, R1)
     other.__enter__()
     other.claim(["s"])
     clock.sleep(LAPSE_SECONDS)
     assert other.lapses == 0
     other.confirm()
     assert other.lapses == 1, "whoever rests on its claims has to claim anew"
-    with fake_run(folder, "a", clock, "r2") as run:
+    with fake_run(folder, "a", clock, R2) as run:
         run.observe()
         clock.sleep(STALE_SECONDS + 1)
         run.sweep(["embeddings"])
-    for act in (other.confirm, other.beat, lambda: other.claim(["t"])):
-        with pytest.raises(CollectionError, match=r"run r1 .* run the same command again"):
+    for act in (other.confirm, other.beat, lambda: other.claim(["t"]), other.confirm):
+        with pytest.raises(CollectionError, match=rf"run {R1} .* run the same command again"):
             act()
-    assert {record.id: record.state for record in runs(folder)}["r1"] == "killed"
+    assert {record.id: record.state for record in runs(folder)}[R1] == "killed"
+
+
+def test_a_mark_outlasts_a_record_that_was_being_written(tmp_path):
+    """As where a process stopped between its look for a mark and its write, and went on later."""
+    folder, clock = Folder(str(tmp_path)), FakeClock()
+    other = fake_run(folder, "b", clock, R1)
+    other.__enter__()
+    with fake_run(folder, "a", clock, R2) as run:
+        run.observe()
+        clock.sleep(STALE_SECONDS + 1)
+        run.sweep([])
+    folder.write_whole(f"runs/{R1}.json", other.record.to_json())
+    with pytest.raises(CollectionError, match="another run that has taken over its work"):
+        other.beat()
+
+
+def test_a_run_that_came_back_before_its_mark_is_told(tmp_path):
+    folder, clock = Folder(str(tmp_path)), FakeClock()
+    other = fake_run(folder, "b", clock, R1)
+    other.__enter__()
+    with fake_run(folder, "a", clock, R2) as run:
+        run.observe()
+        clock.sleep(STALE_SECONDS + 1)
+        assert run.others() == []
+        other.beat()
+        assert run.mark_dead() == {R1} and not folder.exists(f"runs/{R1}.killed")
 
 
 def test_a_mark_is_noticed_by_the_next_heartbeat_even_if_no_time_passed_here(tmp_path):
     """As on a machine that slept: its monotonic clock stood still."""
     folder, clock, asleep = Folder(str(tmp_path)), FakeClock(), FakeClock()
-    other = fake_run(folder, "b", asleep, "r1")
+    other = fake_run(folder, "b", asleep, R1)
     other.__enter__()
-    with fake_run(folder, "a", clock, "r2") as run:
+    with fake_run(folder, "a", clock, R2) as run:
         run.observe()
         clock.sleep(STALE_SECONDS + 1)
         run.sweep([])
@@ -377,7 +413,7 @@ def test_a_mark_is_noticed_by_the_next_heartbeat_even_if_no_time_passed_here(tmp
 
 def test_verdicts_are_waited_for(tmp_path):
     folder, clock = Folder(str(tmp_path)), FakeClock()
-    dead, alive = fake_run(folder, "b", clock, "r1"), fake_run(folder, "c", clock, "r2")
+    dead, alive = fake_run(folder, "b", clock, R1), fake_run(folder, "c", clock, R2)
     dead.__enter__()
     alive.__enter__()
 
@@ -386,10 +422,10 @@ def test_verdicts_are_waited_for(tmp_path):
         alive.beat()
 
     clock.sleep = sleep
-    with fake_run(folder, "a", clock, "r3") as run:
-        assert run.wait_for_verdicts(["r2", "never there"]) == {"r2"}
+    with fake_run(folder, "a", clock, R3) as run:
+        assert run.wait_for_verdicts([R2, "never there"]) == {R2}
         assert clock.now < 1000 + 2 * HEARTBEAT_SECONDS
-        assert run.wait_for_verdicts(["r1", "r2"]) == {"r2"}
+        assert run.wait_for_verdicts([R1, R2]) == {R2}
         assert clock.now >= 1000 + STALE_SECONDS
 
 
@@ -405,13 +441,50 @@ def test_hostile_records_are_no_traceback(tmp_path, record):
     me = THIS_MACHINE.this_process()
     base = json.loads(
         RunRecord(
-            "r1", "embed", "h", 1, 1.0, 1.0, boot_id=me.boot_id, pid_namespace=me.pid_namespace
+            R1, "embed", "h", 1, 1.0, 1.0, boot_id=me.boot_id, pid_namespace=me.pid_namespace
         ).to_json()
     )
-    folder.write_whole("runs/r1.json", json.dumps(base | record).encode())
+    folder.write_whole(f"runs/{R1}.json", json.dumps(base | record).encode())
     with Run(folder, "embed", {}, clock=FakeClock(), heartbeats=False) as run:
         run.sweep(["embeddings"])
         run.others()
+
+
+@pytest.mark.parametrize("state", ["paused", "", "RUNNING"])
+def test_a_state_that_is_not_known_is_no_end(tmp_path, state):
+    folder = Folder(str(tmp_path))
+    with Run(folder, "embed", {}) as other, Run(folder, "embed", {}) as run:
+        for process, expected in ((other.record, [R1]), (replace(other.record, pid=1), [])):
+            record = replace(process, id=R1, state=state)
+            folder.write_whole(f"runs/{R1}.json", record.to_json())
+            others = [seen.id for seen in run.others() if seen.id == R1]
+            assert others == expected
+
+
+def test_a_process_of_another_time_namespace_is_not_judged_by_its_ticks():
+    me = THIS_MACHINE.this_process()
+    assert THIS_MACHINE.alive(replace(me, time_namespace="time:[1]")) is None
+    assert THIS_MACHINE.alive(me) is True
+
+
+def test_files_that_are_no_records_are_no_runs_and_old_damage_costs_no_wait(tmp_path, caplog):
+    folder, clock = Folder(str(tmp_path)), FakeClock()
+    for name in ("notes.json", "r1.json", f"{R1} (copy).json"):
+        folder.write_whole(f"runs/{name}", b'{"my": "notes"}')
+    folder.write_whole(f"runs/{R1}.json", b'{"id": ')
+    folder.write_whole(f"runs/{R2}.json", b'{"id": ')
+    os.utime(tmp_path / "runs" / f"{R1}.json", (0, 0))
+    with fake_run(folder, "a", clock, R3) as run:
+        assert [seen.id for seen in run.others()] == [R2], "which is young"
+        began = clock.monotonic()
+        assert run.wait_for_verdicts([R1]) == set() and clock.monotonic() == began
+        assert caplog.text == ""
+        assert run.wait_for_verdicts([R1, R2]) == set()
+        assert clock.monotonic() - began >= STALE_SECONDS
+        assert f"waiting up to 60 s to see which live: {R2} of an unknown machine" in caplog.text
+        run.mark_dead()
+    with fake_run(folder, "a", clock, "20260101T000000-00000009") as run:
+        assert run.others() == [], "the mark spares the next run that wait"
 
 
 def test_a_sweep_leaves_the_first_record_of_a_run_that_begins(tmp_path, monkeypatch):
@@ -432,7 +505,7 @@ def test_a_sweep_leaves_the_first_record_of_a_run_that_begins(tmp_path, monkeypa
 @pytest.mark.parametrize("seconds", [-61.0, 61.0])
 def test_the_first_record_of_a_run_killed_while_it_began_is_swept(tmp_path, seconds):
     folder = Folder(str(tmp_path))
-    temporary = temporary_of("runs/20260101T000000-0123abcd.json", "20260101T000000-0123abcd", "0a")
+    temporary = temporary_of(f"runs/{R1}.json", R1, "0a0a0a0a")
     (tmp_path / "runs").mkdir()
     (tmp_path / temporary).write_bytes(b"half")
     with Run(folder, "embed", {}, heartbeats=False) as run:
@@ -452,11 +525,174 @@ def test_a_run_that_begins_during_a_sweep_loses_nothing(tmp_path, monkeypatch):
         if prefix == "ledger":
             late.__enter__()
             (tmp_path / "ledger").mkdir()
-            (tmp_path / temporary_of("ledger/a.json", late.id, "0a")).touch()
+            (tmp_path / temporary_of("ledger/a.json", late.id, "0a0a0a0a")).touch()
         return found
 
     with Run(folder, "embed", {}) as run:
         monkeypatch.setattr(Folder, "list", begins)
         assert run.sweep(["ledger"]) == []
-    assert (tmp_path / temporary_of("ledger/a.json", late.id, "0a")).exists()
+    assert (tmp_path / temporary_of("ledger/a.json", late.id, "0a0a0a0a")).exists()
     late.__exit__(None, None, None)
+
+
+class OddMachine(Machine):
+    """Shows what a test says of processes. files: in /proc, an exception in place of one that
+    cannot be read. probed: what looking for a process raises."""
+
+    def __init__(self, stat: str | Exception, probed: Exception | None = None) -> None:
+        boot, me = "sys/kernel/random/boot_id", f"7 (a) R {' '.join('1' * 18)} 42 0"
+        self.files, self.probed = {boot: "b\n", "self/stat": me, "9/stat": stat}, probed
+
+    def read(self, name: str) -> str:
+        found = self.files[name]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def link(self, name: str) -> str:
+        return "pid:[1]" if name.endswith("pid") else "time:[1]"
+
+    def pid(self) -> int:
+        return 7
+
+    def probe(self, pid: int) -> None:
+        if self.probed is not None:
+            raise self.probed
+
+
+@pytest.mark.parametrize(
+    ("stat", "probed", "alive"),
+    [
+        (f"9 (a) S {' '.join('1' * 18)} 5 0", None, True),
+        (f"9 (a) S {' '.join('1' * 18)} 6 0", None, False),
+        ("9 (a) S 1 2", None, None),
+        ("none", None, None),
+        (PermissionError(), None, None),
+        (FileNotFoundError(), ProcessLookupError(), False),
+        (FileNotFoundError(), OverflowError(), False),
+        (FileNotFoundError(), PermissionError(), None),
+        (ProcessLookupError(), None, False),
+    ],
+)
+def test_a_process_that_proc_does_not_show_may_be_anothers(stat, probed, alive):
+    machine = OddMachine(stat, probed)
+    assert machine.this_process() == ProcessId(7, "b", "pid:[1]", 42, "time:[1]")
+    assert machine.alive(ProcessId(9, "b", "pid:[1]", 5, "time:[1]")) is alive
+
+
+@pytest.mark.parametrize(
+    "stat", [f"8 (a) R {' '.join('1' * 18)} 42 0", "7 (a) R 1", "?", OSError()]
+)
+def test_of_a_proc_that_shows_another_process_nothing_is_believed(stat):
+    machine = OddMachine("")
+    machine.files["self/stat"] = stat
+    assert machine.this_process() == ProcessId(7)
+
+
+def test_a_missed_heartbeat_is_no_failure_and_a_mark_ends_them(tmp_path, monkeypatch):
+    with fake_run(Folder(str(tmp_path)), "a", FakeClock(), R1) as run:
+        failures = [StorageError("a", found="b"), None, CollectionError("a", found="killed"), None]
+        waits: list[float] = []
+
+        def beat() -> None:
+            if failure := failures.pop(0):
+                raise failure
+
+        monkeypatch.setattr(run, "beat", beat)
+        monkeypatch.setattr(run._stop, "wait", lambda seconds: bool(waits.append(seconds)))
+        run._send_heartbeats()
+        assert len(failures) == 1 and waits == [HEARTBEAT_SECONDS] * 3
+
+
+def test_a_record_that_goes_between_the_listing_and_its_reading_is_none(tmp_path, monkeypatch):
+    folder, clock = Folder(str(tmp_path)), FakeClock()
+    fake_run(folder, "b", clock, R1).__enter__()
+    fake_run(folder, "c", clock, R3).__enter__()
+    real = Folder.read_bytes
+
+    def goes(self: Folder, name: str) -> bytes:
+        (tmp_path / f"runs/{R1}.json").unlink(missing_ok=True)
+        return real(self, name)
+
+    with fake_run(folder, "a", clock, R2) as run:
+        monkeypatch.setattr(Folder, "read_bytes", goes)
+        assert [seen.id for seen in run.others()] == [R3]
+
+
+def test_a_temporary_that_cannot_be_removed_keeps_nobody_from_the_rest(tmp_path, caplog):
+    names = [temporary_of(f"ledger/{base}", R1, "0a0a0a0a") for base in "ab"]
+    (tmp_path / "real").mkdir()
+    (tmp_path / "ledger").symlink_to("real")
+    (tmp_path / "runs").mkdir()
+    for name in (names[0], names[1].replace("ledger", "runs")):
+        (tmp_path / name).touch()
+    with fake_run(Folder(str(tmp_path)), "a", FakeClock()) as run:
+        removed = run.sweep(["ledger", "runs"])
+    assert removed == [names[1].replace("ledger", "runs")] and "not removed: " in caplog.text
+    assert (tmp_path / names[0]).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "owner"),
+    [
+        ("embeddings/a-0123456789.parquet", "a-0123456789"),
+        ("ledger/a-0123456789.json", "a-0123456789"),
+        ("runs/20260101T000000-01234567.json", "20260101T000000-01234567"),
+        ("summaries/20260101T000000-01234567-0003.json", "20260101T000000-01234567"),
+        ("index/segments/20260101T000000-01234567-3/image.faiss", "20260101T000000-01234567"),
+        ("index/trained/20260101T000000-01234567/image.faiss", "20260101T000000-01234567"),
+        ("embeddings/s~_a-0123456789.parquet", "_a-0123456789"),
+        ("a-0123456789.tar", None),
+        ("collection.json", None),
+        ("other/a-0123456789.parquet", None),
+        ("embeddings/a-0123456789.parquet.part", None),
+    ],
+)
+def test_an_upload_is_dead_if_its_owner_is_known_and_works_no_more(name, owner):
+    """owner: None for names that tell none."""
+    assert owner_of_upload(name) == owner
+    assert is_dead_upload(name, {owner or ""}, {"x"}) is (owner is not None)
+    assert not is_dead_upload(name, {"x"}, set()), "of nobody who is known"
+    assert not is_dead_upload(name, {owner or ""}, {owner or ""})
+    assert filtered_shard(name) == ("a-0123456789" if name.endswith(".tar") else None)
+
+
+@pytest.mark.parametrize("pid", [0, -1])
+def test_no_group_of_processes_is_looked_for(monkeypatch, pid):
+    """To the system the ids 0 and -1 mean many processes, and a signal of 0 alone asks only."""
+    machine = OddMachine("", PermissionError())
+    machine.files[f"{pid}/stat"] = FileNotFoundError()
+    assert machine.alive(ProcessId(pid, "b", "pid:[1]", 5, "time:[1]")) is False
+    signals: list[tuple[int, int]] = []
+    monkeypatch.setattr(processes.os, "kill", lambda *arguments: signals.append(arguments))
+    THIS_MACHINE.probe(7)
+    assert signals == [(7, 0)]
+
+
+def test_activity_changes_with_each_look_while_another_run_may_write(tmp_path):
+    folder, clock = Folder(str(tmp_path)), FakeClock()
+    with fake_run(folder, "a", clock, R1) as run:
+
+        def changes() -> bool:
+            before = run.activity
+            run.observe()
+            return run.activity != before
+
+        assert not changes() and not changes()
+        with fake_run(folder, "b", clock, R2):
+            assert changes() and changes()
+        assert changes(), "what it wrote before its end"
+        assert not changes() and not changes()
+
+
+def test_a_full_disk_hides_no_error_and_is_one_where_there_is_no_other(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise StorageError("a", found="no space left on the disk")
+
+    folder = Folder(str(tmp_path))
+    with pytest.raises(KeyError, match="why it ends"), fake_run(folder, "a", FakeClock()):
+        monkeypatch.setattr(Folder, "write_whole", full)
+        raise KeyError("why it ends")
+    monkeypatch.undo()
+    with pytest.raises(StorageError, match="no space"), fake_run(folder, "a", FakeClock()):
+        monkeypatch.setattr(Folder, "write_whole", full)

@@ -7,7 +7,8 @@ import logging
 
 import pytest
 from simulated_faults import FAULTS, put_back
-from simulated_scenarios import PLOTS, Story
+from simulated_plots import PLOTS
+from simulated_scenarios import Story
 
 STORIES = 60
 # By fault, the plot that is about it; any twenty of its stories find it.

@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import re
+import sys
 import threading
 import tracemalloc
+import types
 from dataclasses import replace
 
 import pytest
+from botocore.exceptions import ClientError, NoCredentialsError, ProfileNotFound
+from botocore.parsers import ResponseParserError
 from conftest import noise
 from faulty_server import Faults, Response
 
-from chiasm.pipeline.errors import SourceError, StorageError, UnreachableError
+from chiasm.pipeline.errors import SourceError, StorageError, UnreachableError, UsageError
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import (
     Folder,
+    Stat,
     glob,
     is_folder,
     open_stream,
     read_range,
+    remote,
+    retry,
+    s3_session,
     schemes,
     stat,
     uploads,
 )
 from chiasm.pipeline.storage import s3 as s3_store
-from chiasm.pipeline.storage.object_store import Listing
+from chiasm.pipeline.storage.object_store import ByteRange, Listing
 from chiasm.pipeline.storage.remote import ObjectFiles
+from chiasm.pipeline.storage.retry import RetrySettings
+from chiasm.pipeline.storage.s3_errors import translating_errors
+from chiasm.pipeline.storage.store_errors import (
+    AlreadyExists,
+    Cancelled,
+    Conflict,
+    NotFound,
+    RangeNotSatisfiable,
+    Refused,
+    RetriesExhausted,
+    StoreError,
+    TransientError,
+    Unsupported,
+    VersionChanged,
+)
 
 PARTS = 5 << 20
 
@@ -82,6 +107,28 @@ def test_no_more_is_read_of_an_object_than_was_asked_for(s3, change):
         stat(folder.url_of("a"))
     with pytest.raises(UnreachableError, match="more than 3 bytes with a Content-Range of 'bytes"):
         read_range(folder.url_of("a"), 2, 3)
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"), [("range", 403), ("put", 403), ("list", 200), ("list", 403)]
+)
+def test_no_more_is_read_of_an_answer_than_one_can_have(s3, change, kind, status, monkeypatch):
+    """Of a store that says much in an error or a listing."""
+    folder = Folder(s3.root)
+    folder.write_whole("a", b"0123456789")
+    much = Response(status, {"Content-Type": "application/xml"}, b" " * (48 << 20))
+    monkeypatch.setattr(s3_session, "MAX_BODY", 1 << 20)
+    change(instead=lambda request: much if request.kind == kind else None)
+    calls = {
+        "range": lambda: stat(folder.url_of("a")),
+        "put": lambda: folder.write_whole("b", b"x"),
+        "list": lambda: folder.list(""),
+    }
+    tracemalloc.start()
+    with pytest.raises((SourceError, StorageError), match=f"{status} with more than 1 MiB of text"):
+        calls[kind]()
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
     tracemalloc.stop()
 
@@ -306,3 +353,207 @@ def test_damage_in_an_error_is_told_in_one_line(s3, change):
     with pytest.raises(SourceError) as caught:
         stat(f"{s3.root}/a")
     assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+class Answers:
+    """A store whose every request ends in `error`, or in an object of these bytes."""
+
+    def __init__(self, error: Exception | None = None, data: bytes = b"") -> None:
+        self.error, self.data, self.requests = error, data, 0
+
+    def head(self, path: str) -> Stat:
+        return Stat(self.get(path, 0, 1).total, "v")
+
+    def get(self, path: str, start: int, size: int) -> ByteRange:
+        self.requests += 1
+        if self.error is not None:
+            raise self.error
+        if start >= len(self.data):
+            raise RangeNotSatisfiable
+        return ByteRange(start, self.data[start : start + size], len(self.data), "v")
+
+    def put(self, path: str, data: bytes, *, create_token: str = "") -> None:
+        self.get(path, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (TransientError("503"), "1 attempts failed, the last one: 503; check the network"),
+        (VersionChanged("v"), "another: it changed while it was read; run the same command"),
+        (NotFound("a"), "nothing there; check the name"),
+        (Refused("403", "log in"), "403; log in"),
+        (AlreadyExists("taken"), "taken"),
+    ],
+)
+def test_each_end_of_a_request_is_one_line_of_its_own(monkeypatch, error, found):
+    monkeypatch.setattr(retry, "RETRIES", RetrySettings(attempts=1))
+    files = ObjectFiles("gs", lambda: Answers(error))  # pyrefly: ignore
+    with pytest.raises(SourceError) as caught:
+        files.stat("gs://b/a")
+    assert f" found {found}" in str(caught.value) and str(caught.value).startswith("gs://b/a: exp")
+    assert isinstance(caught.value, UnreachableError) == isinstance(error, TransientError)
+    with pytest.raises(StorageError) as put, files.create("gs://b/a", "r1") as file:
+        file.write(b"1")
+        file.commit()
+    assert f" found {found}" in str(put.value)
+
+
+def test_a_range_is_whole_or_told_and_a_size_is_compared_before_much_is_read(monkeypatch):
+    monkeypatch.setattr(remote, "BLOCK", 4)
+    store = Answers(data=b"0123456789")
+    files = ObjectFiles("gs", lambda: store)  # pyrefly: ignore
+    for offset, size, requests in ((0, 0, 0), (2, 4, 1), (9, 1, 1), (0, 10, 2), (5, 5, 2)):
+        store.requests = 0
+        assert files.read_range("gs://b/a", offset, size) == store.data[offset : offset + size]
+        assert store.requests == requests
+    for offset, size, found, requests in ((8, 4, 2, 1), (12, 2, 0, 1), (2, 9, 8, 1), (20, 9, 0, 1)):
+        store.requests = 0
+        with pytest.raises(
+            SourceError, match=f"{size} bytes from byte {offset} on, found {found};"
+        ):
+            files.read_range("gs://b/a", offset, size)
+        assert store.requests == requests
+
+
+def test_a_name_without_a_wildcard_is_itself_and_asks_for_nothing():
+    store = Answers(NotFound("a"))
+    files = ObjectFiles("gs", lambda: store)  # pyrefly: ignore
+    assert files.glob("GS://b/a b") == ["gs://b/a b"] and not store.requests
+
+
+def test_what_cannot_be_kept_until_its_upload_is_told(monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, data) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(uploads.tempfile, "SpooledTemporaryFile", lambda size: Full())
+    files = ObjectFiles("gs", Answers)  # pyrefly: ignore
+    message = "room for 0 bytes, found No space left on device; free some, or set TMPDIR"
+    with pytest.raises(StorageError, match=message), files.create("gs://b/a", "r1") as file:
+        file.write(b"1")
+
+
+def test_an_object_being_written_is_a_writable_file_that_counts_its_bytes():
+    put: list[tuple[str, bytes, bool]] = []
+
+    class Store:
+        def put(self, path: str, data: bytes, *, create_token: str = "") -> None:
+            put.append((path, data, bool(create_token)))
+
+    files = ObjectFiles("gs", Store)  # pyrefly: ignore
+    with files.create("gs://b/a", "r1") as file:
+        assert file.writable() and file.write(b"12") == 2 and file.tell() == 2
+        assert file.write(memoryview(b"abcdefgh").cast("I")) == 8 and file.tell() == 10
+        file.commit()
+    with files.create("gs://b/n", "r1") as file:
+        assert file.commit_new() is True and file.closed
+    with files.create("gs://b/never", "r1") as file:
+        file.write(b"1")
+    assert put == [("b/a", b"12abcdefgh", False), ("b/n", b"", True)]
+
+
+def test_filesystems_of_other_stores_are_made_without_caches(monkeypatch):
+    options = {"use_listings_cache": False, "skip_instance_cache": True}
+    gcsfs = types.SimpleNamespace(GCSFileSystem=dict)
+    monkeypatch.setitem(sys.modules, "gcsfs", gcsfs)
+    monkeypatch.setattr("huggingface_hub.HfFileSystem", dict)
+    for make in (schemes._gs, schemes._hf):
+        assert make().fs == options  # pyrefly: ignore
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UsageError, match=r"package gcsfs: .* pip install 'chiasm\[gcs\]'"):
+        schemes._gs()
+
+
+@pytest.mark.parametrize("size", [1, 9, 10, 11, 39, 40, 41, 200])
+def test_parts_are_of_the_sizes_that_s3_takes_and_hold_every_byte(monkeypatch, size):
+    assert 5 << 20 <= s3_store.PART <= 5 << 30 and s3_store.MAX_PARTS == 10_000  # S3's own limits
+    assert uploads.MEMORY_BYTES < uploads.SINGLE_PUT_BYTES <= 5 << 30
+    monkeypatch.setattr(s3_store, "PART", 10)
+    monkeypatch.setattr(s3_store, "MAX_PARTS", 4)
+    sent: dict[int, bytes] = {}
+
+    def request(method: str, path: str, **params) -> dict[str, str]:
+        assert (method, path, params["UploadId"]) == ("upload_part", "b/a", "u")
+        sent[params["PartNumber"]] = params["Body"]
+        return {"ETag": "e"} if params["PartNumber"] % 2 else {}
+
+    store = s3_store.S3Store(RetrySettings(attempts=1))
+    monkeypatch.setattr(store, "_object_request", request)
+    data = noise(size)
+    parts = store._upload_parts("b/a", "u", io.BytesIO(data), size, threading.Event())
+    length = max(10, -(-size // 4))
+    assert sent == {n + 1: data[n * length :][:length] for n in range(-(-size // length))}
+    assert parts == [{"PartNumber": n} | ({"ETag": "e"} if n % 2 else {}) for n in sorted(sent)]
+    stopped = threading.Event()
+    stopped.set()
+    with pytest.raises(Cancelled):
+        store._upload_parts("b/a", "u", io.BytesIO(data), size, stopped)
+
+
+class Untrusted(OSError):
+    verify_message = "self-signed certificate"
+
+
+def client_error(status: int, code: str = "") -> ClientError:
+    response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(response, "GetObject")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (client_error(409), Conflict),
+        (client_error(500), TransientError),
+        (client_error(501), Unsupported),
+        (client_error(502), TransientError),
+        (client_error(408), TransientError),
+        (client_error(429), TransientError),
+        (client_error(400, "SlowDown"), TransientError),
+        (client_error(403, "RequestTimeTooSkewed"), TransientError),
+        (client_error(404, "NoSuchBucket"), Refused),
+        (client_error(404, "NoSuchKey"), NotFound),
+        (client_error(416), RangeNotSatisfiable),
+        (client_error(412), AlreadyExists),
+        (client_error(403, "AccessDenied"), Refused),
+        (ClientError({}, "GetObject"), Refused),
+        (OSError("reset"), TransientError),
+        (Untrusted("certificate"), Refused),
+        (ResponseParserError("no xml"), TransientError),
+        (NoCredentialsError(), Refused),
+        (ProfileNotFound(profile="p"), Refused),
+        (ValueError("bucket"), Refused),
+    ],
+)
+def test_what_boto_raises_is_an_error_of_a_store(raised, expected):
+    with pytest.raises(StoreError) as caught, translating_errors():
+        raise raised
+    assert type(caught.value) is expected
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_attempts_are_so_many_and_wait_in_between(monkeypatch, stops):
+    waits: list[float] = []
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout or 0)
+            return False
+
+    def fail() -> None:
+        attempts.append(1)
+        raise TransientError("503")
+
+    monkeypatch.setattr(retry.time, "sleep", waits.append)
+    stop, attempts = Stop() if stops else None, []
+    settings = RetrySettings(4, first_wait=1.0, longest_wait=3.0)
+    with pytest.raises(RetriesExhausted, match="4 attempts failed, the last one: 503"):
+        retry.retry(fail, settings, stop)
+    assert len(attempts) == 4 and len(waits) == 3
+    for wait, longest in zip(waits, (1.0, 2.0, 3.0), strict=True):
+        assert longest / 2 <= wait <= longest
+    if stop is not None:
+        stop.set()
+        with pytest.raises(Cancelled):
+            retry.retry(fail, settings, stop)
+        assert len(attempts) == 4

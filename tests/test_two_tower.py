@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from dataclasses import replace
@@ -341,12 +342,19 @@ def test_features_are_computed_once_and_again_where_something_changed(
     folder = shutil.copytree(trained[0], tmp_path / "trained")  # times of its files and all
     before = {path: path.stat().st_mtime_ns for path in (folder / "features").glob("*.tar")}
     assert len(before) == 3
-    (folder / "features" / ".x.99999999.tmp").write_bytes(b"left by a kill")
+    left, young, foreign = (
+        folder / "features" / name
+        for name in (".x.tar.~0a0a0a0a.tmp", ".y.tar.~0a0a0a0a.tmp", ".notes.txt~1.tmp")
+    )
+    for path in (left, young, foreign):
+        path.write_bytes(b"half")
+    for path in (left, foreign):
+        os.utime(path, (0, 0))
     messages = []
     shards = list_shards([str(coloured)], None)
     assert train_two_tower(settings_for(towers), shards, folder, messages.append)["mean"]
     assert {path: path.stat().st_mtime_ns for path in (folder / "features").glob("*.tar")} == before
-    assert not list((folder / "features").glob(".*"))
+    assert sorted((folder / "features").glob(".*")) == [foreign, young]
     found, kept = messages  # nothing was computed, trained or selected again
     assert found == {"message": "found 360 pictures, 3.0 captions each"}
     for name in ("features", "expanded", "choosing.safetensors", "all-samples.safetensors"):

@@ -40,11 +40,13 @@ from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.records import Dropped, Note, Shard
 from chiasm.pipeline.shards import ReadSettings
 from chiasm.pipeline.storage import Folder
-from chiasm.pipeline.storage.local import temporary_of
+from chiasm.pipeline.storage.temporaries import temporary_of
 from chiasm.pipeline.tasks import Task
 from chiasm.pipeline.verify import check_shards
 from chiasm.pipeline.worklist import WorkList
 
+RUNS = [f"20260101T000000-{number:08x}" for number in range(20)]
+R1, R2, R3 = RUNS[1:4]
 SETTINGS = EmbedSettings()
 ENCODER = FakeEncoder()
 
@@ -103,7 +105,7 @@ def test_what_a_driver_asks_of_a_store_does_not_grow_with_the_shards():
     counts = []
     for shards in (100, 900):
         store = CountingStore()
-        work = embed_all(store, shards_of(shards), "r1")
+        work = embed_all(store, shards_of(shards), R1)
         assert (work.done.shards, work.done.rows, work.done.samples) == (
             shards,
             9 * shards,
@@ -111,7 +113,7 @@ def test_what_a_driver_asks_of_a_store_does_not_grow_with_the_shards():
         )
         first = store.total
         store.reset()
-        again = embed_all(store, shards_of(shards), "r2")
+        again = embed_all(store, shards_of(shards), R2)
         assert (again.skipped.shards, again.done.shards, again.samples()) == (
             shards,
             0,
@@ -135,15 +137,15 @@ def test_what_a_driver_asks_of_a_store_does_not_grow_with_the_shards():
 def test_an_old_collection_is_read_shard_by_shard_once():
     """Without summaries, as an earlier version left it; then with those of the first new run."""
     store = CountingStore()
-    embed_all(store, shards_of(12), "r1")
+    embed_all(store, shards_of(12), R1)
     folder = store.folder()
     for name in folder.list("summaries"):
         folder.remove(name)
     for shard in shards_of(12):
         add_rows(store, shard)
-    embed_all(store, shards_of(12), "r2")
+    embed_all(store, shards_of(12), R2)
     store.reset()
-    assert embed_all(store, shards_of(12), "r3").skipped.shards == 12
+    assert embed_all(store, shards_of(12), R3).skipped.shards == 12
     assert store.total <= 20
 
 
@@ -157,7 +159,7 @@ def add_rows(store: CountingStore, shard: Shard) -> LedgerEntry:
 @pytest.mark.parametrize("change", ["ledger", "rows", "ledger gone", "rows gone"])
 def test_a_summary_counts_only_for_the_files_that_it_was_made_from(change):
     store, shards = CountingStore(), shards_of(6)
-    embed_all(store, shards, "r1")
+    embed_all(store, shards, R1)
     folder, victim = store.folder(), shards[3].id
     if change == "ledger":
         folder.write_whole(ledger_name(victim), b"{}")
@@ -169,7 +171,7 @@ def test_a_summary_counts_only_for_the_files_that_it_was_made_from(change):
     assert {summary.source.id for summary in survey.summaries()} == {
         shard.id for shard in shards if shard.id != victim
     }
-    with new_run(folder, "r2", FakeClock()) as run:
+    with new_run(folder, R2, FakeClock()) as run:
         work = work_of(folder, shards, run)
         assert work.skipped.shards == 5 and work.take().shard.id == victim
 
@@ -191,14 +193,15 @@ def test_damaged_summaries_cost_requests_and_nothing_else(tmp_path):
 def test_many_small_files_of_summaries_are_put_together(monkeypatch):
     store, shards = CountingStore(), shards_of(24)
     for number in range(12):
-        embed_all(store, shards[2 * number : 2 * number + 2], f"r{number:02d}")
+        embed_all(store, shards[2 * number : 2 * number + 2], RUNS[4 + number])
     folder = store.folder()
     assert len(folder.list("summaries")) < 12
-    live = new_run(folder, "live", FakeClock())
+    live = new_run(folder, R1, FakeClock())
     live.__enter__()
-    folder.write_whole("summaries/live-0000.json", b'{"run": "live", "shards": []}')
+    name = f"summaries/{R1}-0000.json"
+    folder.write_whole(name, json.dumps({"run": R1, "shards": []}).encode())
     embed_all(store, shards, "last")
-    assert "summaries/live-0000.json" in folder.list("summaries"), "it may be written again"
+    assert name in folder.list("summaries"), "it may be written again"
     store.reset()
     assert embed_all(store, shards, "again").skipped.shards == 24
     assert store.requests["get"] < 24
@@ -207,7 +210,7 @@ def test_many_small_files_of_summaries_are_put_together(monkeypatch):
 def test_half_written_summaries_are_swept(tmp_path):
     folder = Folder(str(tmp_path))
     (tmp_path / "summaries").mkdir()
-    name = temporary_of("summaries/x-0000.json", "x", "0")
+    name = temporary_of(f"summaries/{R1}-0000.json", R1, "0a0a0a0a")
     folder.path(name).touch()
     with Run(folder, "embed", {}, heartbeats=False) as run:
         assert run.sweep(FOLDERS) == [name]
@@ -217,11 +220,11 @@ def test_parts_have_a_size_and_only_the_last_is_written_again(monkeypatch):
     monkeypatch.setattr(summaries, "SHARDS_OF_A_PART", 10)
     monkeypatch.setattr(summaries, "SHARDS_OF_A_WRITE", 4)
     store = CountingStore()
-    embed_all(store, shards_of(25), "r1")
+    embed_all(store, shards_of(25), R1)
     folder = store.folder()
     parts = [json.loads(folder.read_bytes(name)) for name in folder.list("summaries")]
     assert [len(part["shards"]) for part in parts] == [10, 10, 5]
-    assert all(part["run"] == "r1" for part in parts)
+    assert all(part["run"] == R1 for part in parts)
 
 
 def test_two_runs_share_shards_whatever_they_claim_at_the_same_moment():
@@ -229,7 +232,7 @@ def test_two_runs_share_shards_whatever_they_claim_at_the_same_moment():
     for first in (0, 1):
         store, shards = CountingStore(), shards_of(40)
         folder, clock = store.folder(), FakeClock()
-        runs = [new_run(folder, f"r{n}", clock, f"m{n}").__enter__() for n in range(2)]
+        runs = [new_run(folder, RUNS[n], clock, f"m{n}").__enter__() for n in range(2)]
         works = [work_of(folder, shards, run) for run in runs]
         taken: list[list[str]] = [[], []]
         turn = first
@@ -253,7 +256,7 @@ def test_of_two_that_claim_at_the_same_moment_one_at_least_yields(monkeypatch):
     """The other run's claim arrives between our first look and our write."""
     store, shards = CountingStore(), shards_of(4)
     folder, clock = store.folder(), FakeClock()
-    with new_run(folder, "r1", clock) as one, new_run(folder, "r2", clock) as other:
+    with new_run(folder, R1, clock) as one, new_run(folder, R2, clock) as other:
         work = work_of(folder, shards, one)
         real = Run.claim
 
@@ -265,26 +268,26 @@ def test_of_two_that_claim_at_the_same_moment_one_at_least_yields(monkeypatch):
         monkeypatch.setattr(Run, "claim", claim)
         task = work.take()
         assert task is not None and task.shard.id != shards[0].id
-        assert shards[0].id not in json.loads(folder.read_bytes("runs/r1.json"))["holds"]
+        assert shards[0].id not in json.loads(folder.read_bytes(f"runs/{R1}.json"))["holds"]
 
 
 def test_a_block_is_no_more_than_what_others_need_too():
     store, shards = CountingStore(), shards_of(64)
     folder, clock = store.folder(), FakeClock()
-    with new_run(folder, "r1", clock) as run:
+    with new_run(folder, R1, clock) as run:
         work = work_of(folder, shards, run)
         sizes = []
         while (task := work.take()) is not None:
-            claimed = json.loads(folder.read_bytes("runs/r1.json"))["holds"]
+            claimed = json.loads(folder.read_bytes(f"runs/{R1}.json"))["holds"]
             sizes.append(len(claimed))
             work.finish(task, *commit(store, task))
         assert max(sizes) <= 16
         assert run.record.claimed == ()
-    with new_run(folder, "r2", clock) as slow:
+    with new_run(folder, R2, clock) as slow:
         work = work_of(folder, shards_of(200)[64:], slow)
         for _ in range(20):
             task = work.take()
-            assert len(json.loads(folder.read_bytes("runs/r2.json"))["holds"]) == 1
+            assert len(json.loads(folder.read_bytes(f"runs/{R2}.json"))["holds"]) == 1
             clock.sleep(60)
             slow.beat()
             work.finish(task, *commit(store, task))
@@ -294,9 +297,9 @@ def test_a_shard_that_another_run_finished_meanwhile_is_skipped(tmp_path):
     folder = Folder(str(tmp_path))
     shards = [Shard(f"file:///nowhere/s{n}.tar", f"s{n}-0123456789", 4096, "1") for n in range(2)]
     clock = FakeClock()
-    with new_run(folder, "r1", clock) as run:
+    with new_run(folder, R1, clock) as run:
         work = work_of(folder, shards, run)
-        with new_run(folder, "r2", clock):
+        with new_run(folder, R2, clock):
             edition = edition_of(shards[0], ENCODER.fingerprint, SETTINGS)
             add_shard(folder, "s0", 20, edition=edition)
         task = work.take()
@@ -307,12 +310,12 @@ def test_a_shard_that_another_run_finished_meanwhile_is_skipped(tmp_path):
 def test_a_run_that_others_took_for_dead_claims_again_what_it_has_not_begun():
     store, shards = CountingStore(), shards_of(16)
     folder, clock = store.folder(), FakeClock()
-    one = new_run(folder, "r1", clock, "m1").__enter__()
+    one = new_run(folder, R1, clock, "m1").__enter__()
     work = work_of(folder, shards, one)
     begun = [work.take(), work.take()]
     assert len(one.record.claimed) > 2, "a block is claimed beyond what is handed out"
     not_begun = set(one.record.claimed) - {task.shard.id for task in begun}
-    with new_run(folder, "r2", clock, "m2") as other:
+    with new_run(folder, R2, clock, "m2") as other:
         other.others()
         clock.sleep(STALE_SECONDS + 1)
         assert other.others() == []
@@ -370,6 +373,62 @@ def test_whole_rows_keep_their_entry_when_an_attempt_to_embed_them_anew_fails(wh
     assert read_status(str(folder.local)).set_aside == []
 
 
+def test_a_run_that_has_nothing_left_to_claim_holds_nothing(tmp_path):
+    """Two runs that both kept claims of shards which they had skipped waited for each other."""
+    folder, clock = Folder(str(tmp_path)), FakeClock()
+    shard = Shard("file:///nowhere/s0.tar", "s0-0123456789", 4096, "1")
+    with new_run(folder, R1, clock) as run:
+        work = work_of(folder, [shard], run)
+        with new_run(folder, R2, clock):
+            add_shard(folder, "s0", 20, edition=edition_of(shard, ENCODER.fingerprint, SETTINGS))
+        assert work.take() is None and work.over
+        assert run.record.claimed == ()
+
+
+def test_a_shard_that_is_finished_between_two_listings_is_skipped(tmp_path, monkeypatch):
+    folder, clock = Folder(str(tmp_path)), FakeClock()
+    shard = Shard("file:///nowhere/s0.tar", "s0-0123456789", 4096, "1")
+    edition, real = edition_of(shard, ENCODER.fingerprint, SETTINGS), Folder.list_stats
+
+    def list_stats(folder: Folder, prefix: str):
+        if prefix == "embeddings":
+            add_shard(folder, "s0", 20, edition=edition)
+        return real(folder, prefix)
+
+    monkeypatch.setattr(Folder, "list_stats", list_stats)
+    with new_run(folder, R1, clock) as run, new_run(folder, R2, clock):
+        work = work_of(folder, [shard], run)
+        assert work.take() is None and work.skipped.rows == 20
+
+
+def test_a_summary_is_of_rows_that_were_listed(whole):
+    """One without rows would hold again once they are gone."""
+    folder, shard = whole
+    files = ShardFiles.list(folder)
+    early = ShardFiles(files.ledgers, {}, set())
+    for known, unfinished in ((files, False), (early, True)):
+        (summary,) = Survey(folder, known).read([shard.id], skip_damaged=False)
+        assert summary is not None and summary.unfinished == unfinished
+
+
+def test_a_claim_that_took_so_long_that_others_took_it_over_is_made_again(monkeypatch):
+    store, shards = CountingStore(), shards_of(2)
+    folder, clock = store.folder(), FakeClock()
+    with new_run(folder, R1, clock, "m1") as one, new_run(folder, R2, clock, "m2") as other:
+        work = work_of(folder, shards, one)
+        real = WorkList._skip_finished_since
+
+        def skip_finished_since(work: WorkList, block: list[Task]) -> list[Task]:
+            if not other.record.claimed:
+                clock.sleep(STALE_SECONDS + 1)  # in which the other finds this run dead
+                other.claim([task.shard.id for task in block])
+            return real(work, block)
+
+        monkeypatch.setattr(WorkList, "_skip_finished_since", skip_finished_since)
+        task = work.take()
+        assert task is not None and [task.shard.id] != list(other.record.claimed)
+
+
 def test_success_removes_the_reason_beside(whole):
     folder, shard = whole
     other = EmbedSettings(read=ReadSettings(caption_field="title"))
@@ -397,16 +456,16 @@ def test_a_shard_without_whole_rows_is_given_up_in_its_entry(tmp_path):
 
 def test_status_claims_no_death_of_a_run_elsewhere():
     store = CountingStore()
-    embed_all(store, shards_of(2), "r1")
+    embed_all(store, shards_of(2), R1)
     folder = store.folder()
-    new_run(folder, "r2", FakeClock(), "elsewhere").__enter__().claim([f"s{n}" for n in range(9)])
-    folder.write_whole("runs/r3.json", b'{"schema": 2}')
+    new_run(folder, R2, FakeClock(), "elsewhere").__enter__().claim([f"s{n}" for n in range(9)])
+    folder.write_whole(f"runs/{R3}.json", b'{"schema": 2}')
     runs = status_of(Collection.of(folder, "c"), "c").runs
     assert [(run["id"], run["state"], run["foreign"]) for run in runs] == [
-        ("r1", "done", False), ("r2", "running", True), ("r3", "unreadable", True),
+        (R1, "done", False), (R2, "running", True), (R3, "unreadable", True),
     ]  # fmt: skip
     lines = [format_run(run) for run in runs]
-    assert "r2: embed running on worker-0, if it still lives, " in lines[1]
+    assert f"{R2}: embed running on worker-0, if it still lives, " in lines[1]
     assert lines[1].endswith("holds s0, s1, s2, s3 and 5 more")
     assert "its record cannot be read" in lines[2]
 
@@ -414,9 +473,9 @@ def test_status_claims_no_death_of_a_run_elsewhere():
 def test_a_killed_runs_claims_are_waited_for_and_then_taken():
     store, shards = CountingStore(), shards_of(3)
     folder, clock = store.folder(), FakeClock()
-    killed = new_run(folder, "r1", clock, "elsewhere").__enter__()
+    killed = new_run(folder, R1, clock, "elsewhere").__enter__()
     killed.claim([shards[0].id])
-    with new_run(folder, "r2", clock) as run:
+    with new_run(folder, R2, clock) as run:
         work = work_of(folder, shards, run)
         order = []
         while not work.over:
@@ -436,11 +495,11 @@ def test_claims_beside_many_killed_runs_read_none_of_them():
     machine = FakeMachine("a")
     for number in range(100):
         run = Run(
-            folder, "embed", {}, run_id=f"k{number:04d}", clock=clock,
+            folder, "embed", {}, run_id=f"20250101T000000-{number:08x}", clock=clock,
             machine=FakeMachine("a", 100 + number), heartbeats=False,
         ).__enter__()  # fmt: skip
         machine.dead.add(run.record.process)
-    for run_id, reads in (("r1", 300), ("r2", 100)):  # the first marks them
+    for run_id, reads in ((R1, 300), (R2, 100)):  # the first marks them
         with Run(
             folder, "embed", {}, run_id=run_id, clock=clock, machine=machine, heartbeats=False
         ) as run:

@@ -7,6 +7,7 @@ import ast
 import pytest
 
 from benchmarks.mutants import draw, mutants_of, related_tests, wilson
+from benchmarks.nearest_tests import Executed
 from tests.support.source_tree import parse
 
 SOURCE = b'''"""A module's own words."""
@@ -92,6 +93,29 @@ def test_a_module_is_drawn_from_alone_and_whole_where_it_has_fewer(tree):
 
 def test_the_related_tests_a_package_are_those_that_import_it(tree):
     assert related_tests(tree, "pipeline.toy") == ["tests/test_b.py", "tests/test_a.py"]
+
+
+@pytest.mark.parametrize(
+    ("line", "budget", "expected"),
+    [
+        (10, 9.0, ["small", "large"]),  # the head of an `if`, and not its body
+        (11, 9.0, ["large"]),
+        (13, 9.0, ["small", "slow", "large"]),
+        (13, 4.0, ["small", "large"]),
+        (12, 9.0, []),
+        (8, 9.0, ["small", "slow", "large"]),  # at import: whoever executes the file
+    ],
+)
+def test_the_nearest_tests_execute_the_statement_and_little_else(line, budget, expected):
+    executed = Executed(
+        {"small": 1.0, "slow": 4.0, "large": 2.0},
+        {
+            "x": {10: ["large", "small"], 11: ["large"], 13: ["slow", "large", "small"]},
+            "y": {1: ["large", "slow"], 2: ["large", "slow"]},
+        },
+    )
+    assert executed.nearest(executed.of_statement("x", SOURCE, line), budget) == expected
+    assert executed.of_file("x") == {"small", "slow", "large"} and not executed.of_file("z")
 
 
 def test_the_interval_is_wilsons():

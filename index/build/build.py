@@ -14,8 +14,8 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,14 @@ from chiasm.index.segments import (
     SegmentWriter,
     TrainedEntry,
     copied_columns,
-    leftovers,
     live_number,
     publish,
     remove_unnamed,
-    run_of_folder,
-    sweep,
+    sweep_published,
+    sweeping,
 )
 from chiasm.pipeline.collection import Collection, EmbeddingFile, Run, vectors_of
-from chiasm.pipeline.errors import CollectionError, StorageError, UsageError
+from chiasm.pipeline.errors import CollectionError, UsageError
 from chiasm.pipeline.storage import display_name
 from chiasm.pipeline.timing import Stopwatch
 
@@ -83,8 +82,12 @@ def build_index(
     settings = settings or IndexSettings()
     collection = Collection.open(str(path))
     clock = Stopwatch()
-    with Run(collection.folder, "index build", asdict(settings)) as run, _sweeping(run, settings):
-        began_with = live_number(collection.folder)
+    folder, record = collection.folder, asdict(settings)
+    with (
+        Run(folder, "index build", record, make_room=partial(remove_unnamed, folder)) as run,
+        sweeping(run, settings),
+    ):
+        began_with = live_number(folder)
         build = Build(collection, run, settings, progress)
         with clock.stage("survey"):
             counts = build.infer_schema()
@@ -98,8 +101,8 @@ def build_index(
             segments = build.write_segments()
         with clock.stage("publish"):
             manifest = build.manifest(plans, segments)
-            number = publish(collection.folder, manifest, run, began_with)
-            sweep(collection.folder, run, settings)
+            number = publish(folder, manifest, run, began_with)
+            sweep_published(folder, run, settings)
         summary = BuildSummary(
             generation=number,
             rows=manifest.rows,
@@ -112,22 +115,6 @@ def build_index(
         )
         run.finish("done", asdict(summary))
     return summary
-
-
-@contextmanager
-def _sweeping(run: Run, settings: IndexSettings) -> Iterator[None]:
-    """Room is made before a build, and what it has written is removed where it fails: a disk that
-    was full once must not stay so."""
-    run.wait_for_verdicts(filter(None, map(run_of_folder, leftovers(run.folder))))
-    sweep(run.folder, run, settings)
-    try:
-        yield
-    except BaseException:
-        try:
-            remove_unnamed(run.folder, run)
-        except (CollectionError, StorageError) as error:
-            LOG.warning("left for the next build to remove: %s", error)
-        raise
 
 
 def select_columns(columns: Sequence[str] | None, counts: dict[str, int]) -> list[str]:

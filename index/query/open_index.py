@@ -27,11 +27,16 @@ from chiasm.index.segments import (
     open_current,
     stale_shards,
 )
-from chiasm.pipeline.collection import Collection, Relocations, read_relocations
+from chiasm.pipeline.collection import (
+    Collection,
+    Relocations,
+    read_relocations,
+    stat_relocations,
+)
 from chiasm.pipeline.encoders import Encoder, load_encoder
 from chiasm.pipeline.errors import CollectionError, StaleIndexError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.storage import display_name
+from chiasm.pipeline.storage import Stat, display_name
 
 LOG = logging.getLogger(__name__)
 
@@ -45,7 +50,7 @@ class OpenIndex:
         self.collection, self.generation = collection, generation
         self.encoding = encoding
         self._encoder: Encoder | None = None
-        self._relocations: Relocations | None = None
+        self._relocated: tuple[Stat | None, Relocations] | None = None
         self._loading = threading.Lock()
 
     @property
@@ -64,14 +69,15 @@ class OpenIndex:
         with self._loading:
             if self.generation is instead_of:
                 generation = live_generation(self.collection, allow_stale=True)
-                if generation.number == instead_of.number:
+                before, now = instead_of.manifest, generation.manifest
+                if (instead_of.number, before.run) == (generation.number, now.run):
                     return False
                 LOG.info(
                     "generation %06d is gone; %06d answers now",
                     instead_of.number,
                     generation.number,
                 )
-                self.generation, self._relocations = generation, None
+                self.generation, self._relocated = generation, None
             return True
 
     def __len__(self) -> int:
@@ -138,18 +144,30 @@ class OpenIndex:
     def rows(self, positions: Iterable[int]) -> dict[int, CatalogRow]:
         """The catalog's rows at positions of the generation; the URL of each is where its shard
         is now, which may have been relocated since the build."""
+        relocations = self.relocations
         return {
-            first + number: replace(row, url=self.relocations.url_of(row.shard, row.url))
+            first + number: replace(row, url=relocations.url_of(row.shard, row.url))
             for segment, first, numbers in self._by_segment(positions)
             for number, row in segment.catalog.rows(numbers).items()
         }
 
     @property
     def relocations(self) -> Relocations:
-        """Where the shards are now; read once a generation."""
-        if self._relocations is None:
-            self._relocations = read_relocations(self.collection.folder)
-        return self._relocations
+        """Where the shards are now. The record of a local collection is looked at each time; that
+        of a store, where it would be a request, once and where `look_for_relocations` is called."""
+        if self._relocated is None or self.collection.folder.local is not None:
+            self.look_for_relocations()
+        assert self._relocated is not None
+        return self._relocated[1]
+
+    def look_for_relocations(self) -> bool:
+        """Read where the shards are now, if that has changed; returns whether it has."""
+        folder, known = self.collection.folder, self._relocated
+        found = stat_relocations(folder)
+        if known is not None and known[0] == found:
+            return False
+        self._relocated = found, Relocations() if found is None else read_relocations(folder)
+        return known is not None
 
     def vectors(self, column: str, positions: Sequence[int]) -> np.ndarray:
         """The stored vectors of a column, in the order of the positions: (n, D) float32, zero

@@ -11,10 +11,10 @@ changes no modification time is not seen here; `chiasm check` reads the store it
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
-import secrets
+import re
+import stat as modes
 import threading
 import time
 import weakref
@@ -28,11 +28,17 @@ import platformdirs
 from chiasm.index.segments.advice import build_command
 from chiasm.index.segments.checksums import FileSum
 from chiasm.pipeline.errors import CollectionError, StorageError, UsageError
-from chiasm.pipeline.storage import Folder, LocalFiles, display_name, is_temporary
+from chiasm.pipeline.storage import (
+    Folder,
+    LocalFiles,
+    display_name,
+    is_abandoned,
+    is_temporary,
+)
 
 DEFAULT_CACHE_GB = 20.0
 CHUNK = 1 << 20
-ABANDONED_SECONDS = 86400.0  # a temporary older than this is looked at: did its download die?
+_COPY = re.compile("[0-9a-f]{32}")
 
 _owners: dict[str, weakref.WeakSet[object]] = {}  # by checksum, who has mapped it in this process
 _lock = threading.Lock()
@@ -84,10 +90,8 @@ def cache_limit_bytes() -> int:
 
 def _download(folder: Folder, name: str, checksum: FileSum, copy: Path) -> BufferedReader:
     digest, size = hashlib.blake2b(digest_size=16), 0
-    target = LocalFiles().create(str(copy), secrets.token_hex(4))
+    target = LocalFiles().create(str(copy), "")
     with folder.open_stream(name) as source, target:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(target.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         while chunk := source.read(CHUNK):
             digest.update(chunk)
             size += len(chunk)
@@ -112,17 +116,19 @@ def _download(folder: Folder, name: str, checksum: FileSum, copy: Path) -> Buffe
 
 def _make_room(cache: Path, size: int) -> None:
     """Remove the least recently used copies until `size` more bytes are within the limit, or only
-    copies that this process has open are left."""
+    copies that this process has open are left. Files of other names are left alone."""
     copies: list[tuple[int, int, Path]] = []
     used = 0
     for path in cache.iterdir():
         with suppress(FileNotFoundError):  # another process makes room too
-            found = path.stat()
-            if is_temporary(path.name) and _is_abandoned(path, found):
+            if is_abandoned(path):
                 path.unlink()
                 continue
+            is_copy, found = _COPY.fullmatch(path.name), path.lstat()
+            if not modes.S_ISREG(found.st_mode) or not (is_copy or is_temporary(path.name)):
+                continue
             used += found.st_size
-            if not is_temporary(path.name):
+            if is_copy:
                 copies.append((found.st_atime_ns, found.st_size, path))
     excess = used + size - cache_limit_bytes()
     with _lock:
@@ -132,19 +138,6 @@ def _make_room(cache: Path, size: int) -> None:
             if not _owners.get(path.name):
                 path.unlink(missing_ok=True)
                 excess -= freed
-
-
-def _is_abandoned(path: Path, found: os.stat_result) -> bool:
-    """Whether a temporary is one of a download that died: its download would hold the lock. That it
-    must be old as well covers the moment between creating and locking it."""
-    if time.time() - found.st_mtime < ABANDONED_SECONDS:
-        return False
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-    return True
 
 
 def _open_unchanged(copy: Path, checksum: FileSum) -> BufferedReader | None:

@@ -97,10 +97,14 @@ class Manifest:
         odd += [
             entry.file for entry in manifest.trained.values() if not is_trained_file(entry.file)
         ]
-        if odd:
-            raise CollectionError(
-                where, expected="a generation", found=f"the name {odd[0]!r}", do=do
-            )
+        faults = [f"the name {name!r}" for name in odd]
+        faults += [
+            f"segment {entry.id} of {entry.rows} rows without position {max(entry.deleted)}"
+            for entry in manifest.segments
+            if entry.deleted and max(entry.deleted) >= entry.rows
+        ]
+        if faults:
+            raise CollectionError(where, expected="a generation", found=faults[0], do=do)
         return manifest
 
 
@@ -122,9 +126,9 @@ class Generation:
 def current_number(folder: Folder) -> int | None:
     """The live generation's number, None before the first; CollectionError for a damaged
     CURRENT."""
-    if not folder.exists(CURRENT):
+    content = read_if_there(folder, CURRENT)
+    if content is None:
         return None
-    content = folder.read_bytes(CURRENT)
     if not re.fullmatch(rb"[0-9]{1,18}\s*", content):
         raise CollectionError(
             display_name(folder.url_of(CURRENT)),
@@ -204,8 +208,8 @@ def open_segments(folder: Folder, manifest: Manifest) -> tuple[Segment, ...]:
 
 def require_whole(folder: Folder, segments: tuple[Segment, ...]) -> None:
     """Raises CollectionError where a file of a segment is missing."""
-    missing = [name for segment in segments for name in segment.missing_files()]
-    if missing:
+    found = folder.map_concurrent(lambda segment: segment.missing_files(), segments)
+    if missing := [name for names in found for name in names]:
         raise CollectionError(
             display_name(folder.url_of(missing[0])),
             expected="a file of the index",
@@ -228,14 +232,23 @@ def read_manifest(folder: Folder, number: int) -> Manifest:
     return Manifest.from_json(content, folder, name)
 
 
+def keeping_segments(error: CollectionError) -> CollectionError:
+    """What is said of a generation that cannot be read beside the live one. error: why."""
+    return CollectionError(
+        error.what,
+        expected=error.expected,
+        found=f"{error.found}: all segments are kept, since it may name them",
+        do="if no newer chiasm wrote it, remove that file; a build does once it is old",
+    )
+
+
 def read_if_there(folder: Folder, name: str) -> bytes | None:
     """A file's content, None where there is no such file (any more)."""
     try:
         return folder.read_bytes(name)
     except StorageError:
-        if folder.exists(name):
-            raise
-        return None
+        # Where it is there by now, it was put in between, or it cannot be read this time either.
+        return folder.read_bytes(name) if folder.exists(name) else None
 
 
 def _open_segment(folder: Folder, entry: SegmentEntry) -> Segment:

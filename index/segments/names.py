@@ -10,8 +10,9 @@ index/trained/<run id>/<column>.faiss
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
-from chiasm.pipeline.storage import is_temporary
+from chiasm.pipeline.storage import RUN_ID, is_temporary, target_of_temporary
 
 CURRENT = "index/CURRENT"
 GENERATIONS = "index/generations"
@@ -20,11 +21,10 @@ TRAINED = "index/trained"
 CATALOG = "rows.arrow"
 RECORD = "segment.json"
 
-_RUN = "[0-9]{8}T[0-9]{6}-[0-9a-f]{8}"
 _COLUMN = "[a-z][a-z0-9_]*"
-_SEGMENT = re.compile(f"({_RUN})-[0-9]{{3,9}}")
-_TRAINED = re.compile(_RUN)
-_TRAINED_FILE = re.compile(f"{TRAINED}/{_RUN}/{_COLUMN}\\.faiss")
+_SEGMENT = re.compile(f"({RUN_ID})-[0-9]{{3,9}}")
+_TRAINED = re.compile(RUN_ID)
+_TRAINED_FILE = re.compile(f"{TRAINED}/{RUN_ID}/{_COLUMN}\\.faiss")
 _FILE = re.compile(f"{re.escape(CATALOG)}|{re.escape(RECORD)}|{_COLUMN}\\.(faiss|f16)")
 _GENERATION = re.compile("([0-9]{6,18})\\.(json|replaced)")
 
@@ -56,9 +56,12 @@ def is_final_file(base: str) -> bool:
     return _FILE.fullmatch(base) is not None
 
 
-def is_segment_file(base: str) -> bool:
-    """Whether a segment, or a folder of trained indexes, may hold a file of this name."""
-    return is_final_file(base) or is_temporary(base)
+def is_segment_file(base: str, columns: Iterable[str]) -> bool:
+    """Whether a segment, or a folder of trained indexes, of these columns may hold a file of this
+    name."""
+    final = target_of_temporary(base) if is_temporary(base) else base
+    stem, _, kind = final.rpartition(".")
+    return final in (CATALOG, RECORD) or (kind in ("faiss", "f16") and stem in columns)
 
 
 def manifest_name(number: int) -> str:

@@ -4,8 +4,8 @@ A build puts its manifest under the next free number (an atomic put-if-absent), 
 at it. Killed anywhere before the last step, the old generation stays live. Three things are looked
 at in this order, each after the step that makes the look worth something:
 
-  1. The manifest is there: from now on every sweep keeps its segments. Are they whole? A sweep that
-     took this build for dead may have removed them before.
+  1. The manifest is there: from now on every sweep keeps its segments. Has one marked this build as
+     dead before? Then it may not know the manifest. Are the segments whole?
   2. CURRENT was put: is there a generation, published since this build began, that covers more of
      the collection's shards? Then CURRENT is put again, to that one. Every build looks after its
      last put, and all see the same manifests and the same order, so the last look leaves the best.

@@ -4,10 +4,14 @@ Kept are the live generation, the last few, those that ceased to be live a while
 (readers may have them open), every segment those name, and whatever a build that may live has
 written so far. Removed are only files and folders of names that chiasm writes (`names.py`).
 
+A generation that cannot be read may name any segment: until it is removed none is, and a warning
+names it. It goes once it is old, as others do.
+
 The order makes this safe beside other builds: first the folders are listed, then the builds that
 live, and those found dead are marked, then the generations are read. A build that ends between the
 first two has published its generation by the third. A build that was taken for dead and lives finds
-the mark, or its segments gone, before it moves CURRENT.
+the mark, or its segments gone, before it moves CURRENT. The generation of a build that may live is
+kept and not marked: CURRENT may be about to name it.
 
 How long ago a generation ceased to be live is told by two files of the same store, hence by one
 clock: the mark that the first sweep to find it replaced has written, and the latest of all such
@@ -18,10 +22,11 @@ live generation and answers from that.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 from chiasm.index.plan import IndexSettings
-from chiasm.index.segments.generations import Manifest, read_manifest
+from chiasm.index.segments.generations import keeping_segments, read_manifest
 from chiasm.index.segments.names import (
     CURRENT,
     GENERATIONS,
@@ -35,25 +40,71 @@ from chiasm.index.segments.names import (
     run_of_folder,
 )
 from chiasm.index.segments.publish import live_number
-from chiasm.pipeline.collection import Run
+from chiasm.pipeline.collection import Run, read_identity
 from chiasm.pipeline.errors import CollectionError, StorageError
+from chiasm.pipeline.records import COLUMNS
 from chiasm.pipeline.storage import Folder, Stat
 
 LOG = logging.getLogger(__name__)
 
 
-def sweep(folder: Folder, run: Run, settings: IndexSettings) -> list[str]:
+@contextmanager
+def sweeping(run: Run, settings: IndexSettings) -> Iterator[None]:
+    """Room is made before a build, and what it has written is removed where it fails: a disk that
+    was full once must not stay so."""
+    before = numbers_in(run.folder.list(GENERATIONS), "json")
+    run.wait_for_verdicts(filter(None, map(run_of_folder, leftovers(run.folder))))
+    sweep(run.folder, run, settings, warn=False)  # the one at the end does
+    try:
+        yield
+    except BaseException:
+        with _left_for_the_next():
+            remove_unnamed(run.folder, run, before)
+        raise
+
+
+def sweep_published(folder: Folder, run: Run, settings: IndexSettings) -> None:
+    """`sweep` after a build has published: that it fails changes nothing of that."""
+    with _left_for_the_next():
+        sweep(folder, run, settings)
+
+
+@contextmanager
+def _left_for_the_next() -> Iterator[None]:
+    try:
+        yield
+    except (CollectionError, StorageError) as error:
+        LOG.warning("left for the next build to remove: %s", error)
+
+
+def sweep(folder: Folder, run: Run, settings: IndexSettings, *, warn: bool = True) -> list[str]:
     """Remove what is not needed any more, of this run too; returns the names of what was
-    removed."""
+    removed. warn: of generations that keep it from doing so."""
     removed = run.remove_temporaries(["index", GENERATIONS, "runs"]) + run.abort_uploads()
-    removed += remove_unnamed(folder, run)  # first: that makes room for the marks
-    old = _remove_old_generations(folder, run, settings)
-    return removed + old + (remove_unnamed(folder, run) if old else [])
+    unnamed, unreadable = _remove_unnamed(folder, run)  # first: that makes room for the marks
+    old = _remove_old_generations(folder, run, settings, unreadable)
+    if old:
+        more, unreadable = _remove_unnamed(folder, run)
+        unnamed += more
+    if warn:
+        _warn(unreadable)
+    return removed + old + unnamed
 
 
-def remove_unnamed(folder: Folder, run: Run) -> list[str]:
+def remove_unnamed(folder: Folder, run: Run, before: Collection[int] = ()) -> list[str]:
     """Remove the segments and trained indexes that no generation names and no other run that may
-    live has written; returns the folders' names."""
+    live has written; returns the folders' names. before: the generations that were there when this
+    run began, which name nothing of what it has written."""
+    removed, unreadable = _remove_unnamed(folder, run, before)
+    _warn(unreadable)
+    return removed
+
+
+def _remove_unnamed(
+    folder: Folder, run: Run, before: Collection[int] = ()
+) -> tuple[list[str], dict[int, CollectionError]]:
+    """The same, and the generations that cannot be read. What these name is not known, not even by
+    its age (clocks are set): all segments stay, but for those of this run."""
     writers = {name: run_of_folder(name) for name in leftovers(folder)}
     running = {other.id for other in run.others()}
     try:
@@ -61,23 +112,41 @@ def remove_unnamed(folder: Folder, run: Run) -> list[str]:
     except StorageError as error:  # of a full disk, in which room is to be made now
         LOG.warning("dead runs are not marked: %s", error)
     named: set[str] = set()
+    unreadable: dict[int, CollectionError] = {}
     for number in numbers_in(folder.list(GENERATIONS), "json"):
-        manifest = _read_or_none(folder, number)
-        if manifest is None and not folder.exists(manifest_name(number)):
-            continue  # another sweep has just removed it
-        if manifest is None:
-            return []  # a newer version's, perhaps: the segments that it names are not known
+        try:
+            manifest = read_manifest(folder, number)
+        except CollectionError as error:
+            if folder.exists(manifest_name(number)):  # else another sweep has just removed it
+                unreadable[number] = error
+            continue
         named |= {f"{SEGMENTS}/{entry.id}" for entry in manifest.segments}
         named |= {entry.file.rpartition("/")[0] for entry in manifest.trained.values()}
+    own = bool(unreadable)
+    if not unreadable.keys() <= set(before):
+        return [], unreadable
     unnamed = [
-        name for name, writer in writers.items() if name not in named and writer not in running
+        name
+        for name, writer in writers.items()
+        if name not in named and writer not in running and (not own or writer == run.id)
     ]
+
+    columns = _columns(folder) if unnamed else ()
 
     def remove(name: str) -> None:
         folder.remove(f"{name}/{RECORD}")  # first: a segment that has its record is whole
-        folder.remove_folder(name, is_segment_file)
+        folder.remove_folder(name, lambda base: is_segment_file(base, columns))
 
-    return _remove_all(unnamed, remove)
+    return _remove_all(unnamed, remove), unreadable
+
+
+def _columns(folder: Folder) -> Collection[str]:
+    """The vector columns that a segment of the collection may have files of."""
+    try:
+        identity = read_identity(folder)
+    except CollectionError:
+        identity = None
+    return COLUMNS if identity is None else {*COLUMNS, *identity.columns}
 
 
 def leftovers(folder: Folder) -> list[str]:
@@ -86,8 +155,11 @@ def leftovers(folder: Folder) -> list[str]:
     return [name for name in found if run_of_folder(name) is not None]
 
 
-def _remove_old_generations(folder: Folder, run: Run, settings: IndexSettings) -> list[str]:
-    """Remove the manifests of generations that nobody needs, and mark those that were replaced."""
+def _remove_old_generations(
+    folder: Folder, run: Run, settings: IndexSettings, unreadable: Collection[int]
+) -> list[str]:
+    """Remove the manifests of generations that nobody needs, and mark those that were replaced. One
+    that cannot be read could not answer instead of the live one: it goes by its age alone."""
     found = folder.list_stats(GENERATIONS)
     existing, marks = (numbers_in([*found], kind) for kind in ("json", "replaced"))
     live = live_number(folder)
@@ -96,6 +168,9 @@ def _remove_old_generations(folder: Folder, run: Run, settings: IndexSettings) -
     kept = {live, *existing[-settings.keep_generations :]}
     now = _latest({**found, **folder.list_stats("index")})
     needed = {live} | _of_running(folder, run, existing)
+    if now is not None:
+        # The newest stays, whatever it is: no number is given twice.
+        kept -= {number for number in unreadable if number < live}
     old: list[str] = []
     for number in existing:
         mark = replaced_name(number)
@@ -121,8 +196,12 @@ def _of_running(folder: Folder, run: Run, existing: list[int]) -> set[int]:
     running = {other.id for other in run.others()}
     if not running:
         return set()
-    manifests = {number: _read_or_none(folder, number) for number in existing}
-    return {number for number, one in manifests.items() if one is not None and one.run in running}
+    needed: set[int] = set()
+    for number in existing:
+        with suppress(CollectionError):  # its run is not known; it has an age all the same
+            if read_manifest(folder, number).run in running:
+                needed.add(number)
+    return needed
 
 
 def _latest(found: dict[str, Stat]) -> float | None:
@@ -138,11 +217,11 @@ def _age(modified: float | None, now: float | None) -> float | None:
     return None if modified is None or now is None else now - modified
 
 
-def _read_or_none(folder: Folder, number: int) -> Manifest | None:
-    try:
-        return read_manifest(folder, number)
-    except CollectionError:
-        return None
+def _warn(unreadable: dict[int, CollectionError]) -> None:
+    """One line, however many there are."""
+    for _, error in sorted(unreadable.items())[:1]:
+        more = f" (and {len(unreadable) - 1} more)" if len(unreadable) > 1 else ""
+        LOG.warning("%s%s", keeping_segments(error), more)
 
 
 def _remove_all(names: Iterable[str], remove: Callable[[str], None]) -> list[str]:

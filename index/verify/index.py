@@ -18,8 +18,11 @@ from chiasm.index.segments import (
     build_command,
     copied_columns,
     current_number,
+    keeping_segments,
+    manifest_name,
     numbers,
     open_generation,
+    read_manifest,
     segment_file,
     stale_shards,
 )
@@ -45,6 +48,7 @@ def check_index(collection: Collection, checked: Counter[str]) -> Iterator[Findi
             if numbers(folder):
                 yield Finding("index/CURRENT", "missing, though generations exist", rebuild)
             return
+        yield from _check_others(folder, number)
         generation = open_generation(folder, number)
     except ChiasmError as error:
         yield Finding.of("index", error)
@@ -63,6 +67,18 @@ def check_index(collection: Collection, checked: Counter[str]) -> Iterator[Findi
         yield from damaged
         if not damaged:
             yield from _check_segment(folder, segment, generation, set(stale))
+
+
+def _check_others(folder: Folder, live: int) -> Iterator[Finding]:
+    """Generations beside the live one that cannot be read, which keep a sweep from its work."""
+    for number in numbers(folder):
+        if number == live:
+            continue
+        try:
+            read_manifest(folder, number)
+        except CollectionError as error:
+            if folder.exists(manifest_name(number)):  # else a sweep has just removed it
+                yield Finding.of("index", keeping_segments(error))
 
 
 def _check_trained(folder: Folder, generation: Generation) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from chiasm.jobs.cluster.address import Address
 from chiasm.jobs.cluster.deaths import death_of
 from chiasm.jobs.cluster.placement import PLACEMENT_SECONDS, require_placeable
 from chiasm.jobs.cluster.session import connected
@@ -26,7 +27,7 @@ Apply = Callable[[str, Sequence[tuple]], Iterator[Any]]
 
 @contextmanager
 def actor_pool(
-    kind: type, arguments: tuple, count: int, workers: WorkerSettings, address: str | None
+    kind: type, arguments: tuple, count: int, workers: WorkerSettings, address: str | Address | None
 ) -> Iterator[Apply]:
     """`apply(method, argument_tuples)` on up to `count` actors `kind(*arguments)`.
 

@@ -58,12 +58,13 @@ def chosen_address(given: str | None) -> Address:
     return Address("local", "", "")
 
 
-def require_ray(address: Address) -> None:
+def require_ray(address: Address, *, announce: bool = True) -> None:
     """Raise ChiasmError unless a Ray answers at the address, within half a minute; UsageError for
-    what is no address of a Ray. Says on stderr what is joined: that takes seconds."""
+    what is no address of a Ray. announce: say on stderr what is joined: that takes seconds."""
     host, port = _host_and_port(address)
-    sys.stderr.write(f"joining Ray at {ascii(address.text)[1:-1]}\n")
-    sys.stderr.flush()
+    if announce:
+        sys.stderr.write(f"joining Ray at {ascii(address.text)[1:-1]}\n")
+        sys.stderr.flush()
     why = _within(PORT_SECONDS, lambda: _connect_error(host, port))
     if why is _NO_ANSWER:
         why = f"no answer within {PORT_SECONDS:g} s"

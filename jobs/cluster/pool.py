@@ -40,6 +40,7 @@ LOG = logging.getLogger(__name__)
 TICK_SECONDS = 0.5
 REPORTS = 64  # asked for in one tick, so that a thousand workers do not hold up the loop
 LOADS = 3  # workers that may die while loading, one after the other, before the run gives up
+IDLE_SECONDS = 5.0  # two runs that claim the same shards at once have settled it by then
 LAST_LINES_SECONDS = 2.0  # a worker has for its last log lines when all is done
 
 
@@ -87,7 +88,7 @@ class Pool:
         self._ticked = -math.inf
         self._recipe, self._on_worker_ready, self._tick = recipe, on_worker_ready, tick
         self._lost_loading = 0
-        self._began = time.monotonic()
+        self._began = self._had_free = time.monotonic()
         self._placeable = False  # not known yet
         options: dict[str, Any] = {
             "num_cpus": settings.cpus,
@@ -130,16 +131,23 @@ class Pool:
             self.workers = []
 
     def _hire_or_end(self, work: WorkList) -> None:
-        """As many workers as have a shard or could be given one."""
+        """As many workers as have a shard or could be given one. Shards that another run has
+        claimed are none: idle workers do not wait for its end, but are hired again if it dies."""
         busy = sum(len(worker.assigned) > 0 for worker in self.workers)
         most = self.settings.count if work.limit is None else 1  # one shard after the other
-        wanted = min(most, work.left + busy)
+        if work.fingerprint and len(self.workers) < most:
+            work.claim_next()  # no worker is hired for what another run has finished
+        if work.free:
+            self._had_free = time.monotonic()
+        wanted = min(most, work.free + busy)
         while len(self.workers) < wanted:
             actor = self._kind.remote(self._recipe)
             loading = actor.load.remote()
             worker = Worker(actor, loading)
             self.workers.append(worker)
             self._waiting[loading] = worker
+        if time.monotonic() - self._had_free < IDLE_SECONDS:
+            wanted = min(most, work.left + busy)
         surplus = len(self.workers) - wanted
         if surplus > 0:
             idle = [worker for worker in self.workers if not worker.assigned]
@@ -212,6 +220,7 @@ class Pool:
         precision = self._on_worker_ready(identity)
         if identity.precision == precision or worker.precision_sent:
             worker.loading = None
+            self._placeable = True
             self._hungry[worker] = None
             self._to_report.append(worker)
             LOG.info("worker ready: %s in %s", identity.encoder, precision)
@@ -284,6 +293,8 @@ class Pool:
         """What workers logged since their last report, before they are ended."""
         refs = [ref for ref, worker in self._reports.items() if worker in workers]
         refs += [worker.actor.progress.remote() for worker in workers if worker.loading is None]
+        if not refs:
+            return
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=LAST_LINES_SECONDS)
         for ref in ready:
             with contextlib.suppress(RayError):  # it died meanwhile; its work is done
@@ -294,9 +305,9 @@ class Pool:
         Ray itself would wait for ever."""
         if self._placeable or time.monotonic() - self._began < PLACEMENT_SECONDS:
             return
-        if not self.ready:
+        if self.workers:
             require_placeable(self.settings)
-        self._placeable = True
+            self._placeable = True
 
 
 def _cause(error: RayTaskError) -> BaseException:

@@ -33,24 +33,35 @@ LOOPBACK_SECONDS = 5.0  # in which a busy machine too reaches itself
 PRESTART = ("prestart_worker_first_driver", "enable_worker_prestart")
 
 
+def require_address(given: str | None) -> Address:
+    """The address in force, for `connected`. Raises ChiasmError where a Ray is to be joined that
+    does not answer: to be called before anything is written."""
+    address = chosen_address(given)
+    if not (address.is_local or ray.is_initialized()):
+        require_ray(address)
+    return address
+
+
 @contextmanager
-def connected(address: str | None, workers: WorkerSettings) -> Iterator[None]:
+def connected(address: str | Address | None, workers: WorkerSettings) -> Iterator[None]:
     """A Ray to run workers on, for the length of the `with`.
 
     address: `host:port`, `auto`, `local` or `ray://...`; None takes RAY_ADDRESS where that is set
-    (as it is inside a submitted job), else starts a Ray on this machine, for this run alone. A Ray
+    (as it is inside a submitted job), else starts a Ray on this machine, for this run alone; or
+    what `require_address` has returned. A Ray
     that this process has already joined is used and left as it is. Raises ChiasmError, for an
     address that nobody answers within half a minute.
     """
     if ray.is_initialized():
         yield
         return
-    resolved = chosen_address(address)
+    found = isinstance(address, Address)
+    resolved = address if found else chosen_address(address)
     with STOPPING.deferred(), _keeping_sigterm():
         if resolved.is_local:
             _start_local(workers)
         else:
-            _join(resolved)
+            _join(resolved, announce=not found)
     try:
         yield
     finally:
@@ -159,8 +170,8 @@ def _provide_token() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _join(address: Address) -> None:
-    require_ray(address)
+def _join(address: Address, *, announce: bool) -> None:
+    require_ray(address, announce=announce)  # again: hours may have passed since it answered
     try:
         options = {
             "address": address.text,

@@ -53,14 +53,14 @@ from chiasm.pipeline.collection.parquet_schema import (
 from chiasm.pipeline.collection.parquet_writer import ParquetWriter
 from chiasm.pipeline.collection.processes import THIS_MACHINE, Machine, ProcessId
 from chiasm.pipeline.collection.relocations import (
-    RELOCATE,
     Relocations,
     known_shards,
     read_relocations,
     require_no_relocation,
+    stat_relocations,
     write_relocations,
 )
-from chiasm.pipeline.collection.run_record import RunRecord
+from chiasm.pipeline.collection.run_record import RELOCATE, RunRecord
 from chiasm.pipeline.collection.runs import Run, runs
 from chiasm.pipeline.collection.summaries import (
     ShardFiles,
@@ -126,6 +126,7 @@ __all__ = [
     "shard_of_entry",
     "shard_of_failure",
     "stat_files",
+    "stat_relocations",
     "stored_parquet_name",
     "vectors_of",
     "write_entry",

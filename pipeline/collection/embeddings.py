@@ -100,10 +100,6 @@ class EmbeddingFile:
 def vectors_of(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """A vector column as (n, D) float16, zero where null, and which rows have one, (n,) bool."""
     array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # an empty column stays chunked
-        array = (
-            pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=array.type)
-        )
     has = np.asarray(array.is_valid())
     flat = array.values.slice(
         array.offset * array.type.list_size, len(array) * array.type.list_size

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from chiasm.pipeline.collection.ledger import read_or_none
 from chiasm.pipeline.collection.parquet_schema import (
     SCHEMAS,
+    Width,
     arrow_schema,
     schema_version,
     vector_columns,
@@ -41,14 +42,14 @@ class Identity:
 
     encoder: str
     fingerprint: str
-    dim: int
+    dim: Width
     image_size: int | None
     precision: str
     preprocessing: dict[str, Any]
     device: str
     versions: dict[str, str]
     schema: int = 1
-    dims: dict[str, int] = field(default_factory=dict)
+    dims: dict[str, Width] = field(default_factory=dict)
 
     @property
     def columns(self) -> dict[str, int]:

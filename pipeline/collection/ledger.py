@@ -272,9 +272,8 @@ def read_or_none(folder: Folder, name: str) -> bytes | None:
     try:
         return folder.read_bytes(name)
     except StorageError:
-        if folder.exists(name):
-            raise
-        return None
+        # Where it is there by now, it was put in between, or it cannot be read this time either.
+        return folder.read_bytes(name) if folder.exists(name) else None
 
 
 def entry_ids(folder: Folder) -> list[str]:

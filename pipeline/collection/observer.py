@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 from chiasm.pipeline.collection.processes import ProcessId
 from chiasm.pipeline.collection.run_record import (
-    RUNNING,
     RunRecord,
     mark_name,
     marked_killed,
@@ -26,11 +25,14 @@ from chiasm.pipeline.collection.run_record import (
     run_of_record,
 )
 from chiasm.pipeline.errors import CollectionError, StorageError
-from chiasm.pipeline.storage import Folder, Stat, is_temporary
+from chiasm.pipeline.storage import Folder, Stat
 from chiasm.pipeline.timing import Clock
 
 HEARTBEAT_SECONDS = 2.0
 STALE_SECONDS = 60.0
+# Of a record that cannot be read, beside the newest file there: so that a damaged one does not cost
+# every command the wait for STALE_SECONDS. Long, since the store's clock may be set.
+OLD_SECONDS = 3600.0
 # Two writes of a file within one tick of its file system's clock show one time: at most 2 s (FAT).
 TICK_OF_FILES = 2.0
 
@@ -53,7 +55,7 @@ class Seen:
     id: str
     record: RunRecord | None
     life: Life
-    here: bool = False
+    here: bool
 
     @property
     def may_live(self) -> bool:
@@ -62,14 +64,6 @@ class Seen:
     @property
     def claimed(self) -> tuple[str, ...]:
         return () if self.record is None else self.record.claimed
-
-    @property
-    def command(self) -> str:
-        return "" if self.record is None else self.record.command
-
-    @property
-    def host(self) -> str:
-        return "" if self.record is None else self.record.host
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +104,20 @@ class RunObserver:
         """The other runs that may live, and those found to have ended or died since the last look;
         oldest first."""
         began = self._clock.monotonic()
+        stats_of_all = self._folder.list_stats("runs")
         stats = {
             name: stat
-            for name, stat in sorted(self._folder.list_stats("runs").items())
-            if name.endswith(".json")
-            and not is_temporary(name)
-            and run_of_record(name) != self._own_id
-            and self._final.get(name) != stat
+            for name, stat in sorted(stats_of_all.items())
+            if run_of_record(name) not in (None, self._own_id) and self._final.get(name) != stat
         }
         self._read_changed(stats, began)
-        seen = [self._assess(name, began) for name in stats if name in self._sightings]
+        times = [stat.modified for stat in stats_of_all.values() if stat.modified is not None]
+        newest = max(times, default=0.0)
+        seen = [
+            self._assess(name, began, marked=mark_name(run_id) in stats_of_all, newest=newest)
+            for name in stats
+            if name in self._sightings and (run_id := run_of_record(name))
+        ]
         self.activity += bool(seen)
         return seen
 
@@ -172,20 +170,23 @@ class RunObserver:
             return True
         return known.read - known.since < TICK_OF_FILES
 
-    def _assess(self, name: str, began: float) -> Seen:
+    def _assess(self, name: str, began: float, *, marked: bool, newest: float) -> Seen:
+        """marked: whether a run has marked it as killed. newest: when any file of `runs/` was last
+        written, by the store's clock."""
         sighting = self._sightings[name]
-        record = sighting.record
-        running = record is None or record.state == RUNNING
+        record, written = sighting.record, sighting.stat.modified
+        running = not marked if record is None else not record.is_ended
         here = None if record is None or not running else self._alive(record.process)
+        old = record is None and written is not None and newest - written >= OLD_SECONDS
         if not running:
             life = Life.ENDED
         elif here is not None:
             life = Life.ALIVE if here else Life.DEAD
-        elif began - sighting.since >= STALE_SECONDS:
+        elif old or began - sighting.since >= STALE_SECONDS:
             life = Life.DEAD
         else:
             life = Life.ALIVE if sighting.moved else Life.UNKNOWN
-        seen = Seen(run_of_record(name), record, life, here is not None)
+        seen = Seen(run_of_record(name) or "", record, life, here is not None)
         if not seen.may_live:
             self._final[name] = sighting.stat
             del self._sightings[name]

@@ -7,14 +7,17 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Annotated
 
 import pyarrow as pa
+from pydantic import Field
 
 from chiasm.pipeline.collection.ledger import LedgerEntry, made_of
 from chiasm.pipeline.records import COLUMNS, IMAGE, Shard
 from chiasm.pipeline.storage import is_temporary
 
 SCHEMAS = (1, 2)  # that are read
+Width = Annotated[int, Field(ge=1, le=1 << 20)]  # of a vector; more than any model has
 FOOTER_KEY = b"chiasm"
 FOLDER = "embeddings"
 
@@ -45,9 +48,9 @@ class Footer:
     dropped: int
     encoder: str
     fingerprint: str
-    dim: int
+    dim: Width
     schema: int = 1
-    dims: Mapping[str, int] = field(default_factory=dict)
+    dims: Mapping[str, Width] = field(default_factory=dict)
     embedded_from: Shard | None = None
 
     @property

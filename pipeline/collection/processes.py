@@ -2,8 +2,9 @@
 clock.
 
 A process is known by the boot of its machine, its pid namespace, its id and the ticks between that
-boot and its start. They are compared for equality, so a clock that is set changes nothing. Where
-boot or namespace is another's, or not known (other systems than Linux), nothing is claimed.
+boot and its start, as its time namespace counts them. They are compared for equality, so a clock
+that is set changes nothing. Where boot or a namespace is another's, or not known (other systems
+than Linux), nothing is claimed.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ _PROC = "/proc"
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
-    """One process among those of all machines. boot_id, pid_namespace: "" where not known.
-    start_ticks: clock ticks from the boot to its start."""
+    """One process among those of all machines. boot_id, pid_namespace, time_namespace: "" where not
+    known. start_ticks: clock ticks from the boot to its start."""
 
     pid: int
     boot_id: str = ""
     pid_namespace: str = ""
     start_ticks: int = 0
+    time_namespace: str = ""
 
 
 class Machine:
@@ -54,20 +56,27 @@ class Machine:
         """This process; with its pid alone where /proc does not show it under that pid."""
         try:
             boot_id = self.read("sys/kernel/random/boot_id").strip()
-            namespace = self.link("self/ns/pid")
+            namespace, times = self.link("self/ns/pid"), self._time_namespace()
             shown_pid, _, ticks = _parse_stat(self.read("self/stat"))
         except (OSError, ValueError):
             return ProcessId(self.pid())
         if shown_pid != self.pid():  # a /proc of another pid namespace
             return ProcessId(self.pid())
-        return ProcessId(shown_pid, boot_id, namespace, ticks)
+        return ProcessId(shown_pid, boot_id, namespace, ticks, times)
+
+    def _time_namespace(self) -> str:
+        try:
+            return self.link("self/ns/time")
+        except OSError:
+            return ""  # Linux before 5.6
 
     def alive(self, process: ProcessId) -> bool | None:
         """Whether a process still runs; None where that cannot be known from here. A zombie does
         not: it will never write again."""
         here = self.this_process()
-        where = (process.boot_id, process.pid_namespace)
-        if not here.boot_id or where != (here.boot_id, here.pid_namespace):
+        # Start ticks are shown as the reader's time namespace has them.
+        where = (process.boot_id, process.pid_namespace, process.time_namespace)
+        if not here.boot_id or where != (here.boot_id, here.pid_namespace, here.time_namespace):
             return None
         try:
             _, state, ticks = _parse_stat(self.read(f"{process.pid}/stat"))

@@ -22,14 +22,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
+from chiasm.pipeline.collection.run_record import RELOCATE
 from chiasm.pipeline.collection.runs import Run
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.records import Shard
-from chiasm.pipeline.storage import Folder, display_name, stat_or_none
+from chiasm.pipeline.storage import Folder, Stat, display_name, stat_or_none
 from chiasm.pipeline.stored_records import read_record
 
 NAME = "relocated.json"
-RELOCATE = "relocate"  # the command of a run that moves shards
 SCHEMA = 1
 
 
@@ -107,6 +107,11 @@ def read_relocations(folder: Folder) -> Relocations:
     where = display_name(folder.url_of(NAME))
     what, do = "the record of relocated shards", "restore it from a copy of the collection"
     return read_record(folder.read_bytes(NAME), where, Relocations, what=what, do=do, schema=SCHEMA)
+
+
+def stat_relocations(folder: Folder) -> Stat | None:
+    """What tells whether the record has changed; None where there is none."""
+    return folder.stat(NAME)
 
 
 def write_relocations(folder: Folder, relocations: Relocations, run_id: str) -> None:

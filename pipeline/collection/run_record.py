@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -10,17 +11,21 @@ from pydantic import Field, FiniteFloat
 
 from chiasm.pipeline.collection.processes import ProcessId
 from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.storage import RUN_ID
 from chiasm.pipeline.stored_records import read_record
 
 SCHEMA = 1
 RUNNING, KILLED = "running", "killed"
+_RECORD = re.compile(rf"runs/({RUN_ID})\.json")
+ENDED = ("done", "failed", "stopped", KILLED)
+RELOCATE = "relocate"  # the command of a run that moves shards: it may write any, and claims none
 
 
 @dataclass(frozen=True)
 class RunRecord:
     """One run. started, heartbeat: seconds since the epoch by its own clock, for display alone.
-    beats: how often the record was renewed. boot_id, pid_namespace, start_ticks: see `ProcessId`;
-    empty in records of earlier versions."""
+    beats: how often the record was renewed. boot_id, pid_namespace, start_ticks, time_namespace:
+    see `ProcessId`; empty in records of earlier versions."""
 
     id: str
     command: str
@@ -36,10 +41,18 @@ class RunRecord:
     pid_namespace: str = ""
     start_ticks: int = 0
     beats: int = 0
+    time_namespace: str = ""
 
     @property
     def process(self) -> ProcessId:
-        return ProcessId(self.pid, self.boot_id, self.pid_namespace, self.start_ticks)
+        return ProcessId(
+            self.pid, self.boot_id, self.pid_namespace, self.start_ticks, self.time_namespace
+        )
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether it says that it has ended, in a state that this version knows."""
+        return self.state in ENDED
 
     def to_json(self) -> bytes:
         """The file's content."""
@@ -69,9 +82,10 @@ def mark_name(run_id: str) -> str:
     return f"runs/{run_id}.killed"
 
 
-def run_of_record(name: str) -> str:
-    """The id of the run whose record the file `name` is."""
-    return name.removeprefix("runs/").removesuffix(".json")
+def run_of_record(name: str) -> str | None:
+    """The id of the run whose record the file `name` is; None for a file that is none."""
+    found = _RECORD.fullmatch(name)
+    return None if found is None else found[1]
 
 
 def marked_killed(data: bytes) -> bytes:

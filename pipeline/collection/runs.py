@@ -17,10 +17,12 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from chiasm.pipeline.collection.identity import FOLDERS
+from chiasm.pipeline.collection.ledger import entry_ids
 from chiasm.pipeline.collection.observer import (
     HEARTBEAT_SECONDS,
     STALE_SECONDS,
@@ -30,12 +32,13 @@ from chiasm.pipeline.collection.observer import (
 )
 from chiasm.pipeline.collection.processes import THIS_MACHINE, Machine
 from chiasm.pipeline.collection.run_record import (
+    RELOCATE,
     RUNNING,
     RunRecord,
     mark_name,
     record_name,
 )
-from chiasm.pipeline.collection.uploads import is_dead_upload
+from chiasm.pipeline.collection.uploads import filtered_shard, is_dead_upload, owner_of_upload
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.storage import (
     Folder,
@@ -70,12 +73,14 @@ class Run:
         clock: Clock = SYSTEM_CLOCK,
         machine: Machine = THIS_MACHINE,
         heartbeats: bool = True,
+        make_room: Callable[[Run], object] = lambda run: None,
     ) -> None:
         """run_id: made from time and chance where it is empty. heartbeats: by a thread; without it
-        the caller calls `beat` every HEARTBEAT_SECONDS."""
+        the caller calls `beat` every HEARTBEAT_SECONDS. make_room: removes what dead runs have left
+        beside temporaries; called where the disk is too full for this run's record."""
         now, process = clock.time(), machine.this_process()
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now))
-        self.folder, self.clock = folder, clock
+        self.folder, self.clock, self._make_room = folder, clock, make_room
         self.record = RunRecord(
             id=run_id or f"{stamp}-{secrets.token_hex(4)}",
             command=command,
@@ -84,11 +89,13 @@ class Run:
             boot_id=process.boot_id,
             pid_namespace=process.pid_namespace,
             start_ticks=process.start_ticks,
+            time_namespace=process.time_namespace,
             started=now,
             heartbeat=now,
             settings=settings,
         )
         self.lapses = 0
+        self._withdrawn = False
         self._renewed = clock.monotonic()
         self._marked: CollectionError | None = None
         self._observer = RunObserver(folder, clock, machine.alive, self.id)
@@ -111,7 +118,16 @@ class Run:
         return self._observer.activity
 
     def __enter__(self) -> Run:
-        self._write()
+        try:
+            self._write()
+        except StorageError:
+            if self.folder.local is None:
+                raise
+            # Of a full disk, perhaps: a run without room for its record would never remove what
+            # dead runs have left.
+            self.remove_temporaries(FOLDERS)
+            self._make_room(self)
+            self._write()
         if self._heartbeat is not None:
             self._heartbeat.start()
         return self
@@ -126,7 +142,11 @@ class Run:
         # A full disk must not hide the error that ends the run: a record in state `running` whose
         # process is gone reads as killed.
         with contextlib.suppress(StorageError) if kind else contextlib.nullcontext():
-            self._write()
+            if self._withdrawn:
+                self.folder.remove(record_name(self.id))
+                self.folder.remove_folder("runs", lambda name: False)  # an empty one
+            else:
+                self._write()
 
     def claim(self, shard_ids: Iterable[str]) -> None:
         """Set the shards that this run works on, in place of those claimed before; written to its
@@ -145,6 +165,10 @@ class Run:
         """Set the final state, `done` or `failed`; written when the `with` is left."""
         with self._lock:
             self.record = replace(self.record, state=state, summary=summary, claimed=())
+
+    def withdraw(self) -> None:
+        """Leave no record behind: nothing was written, and nothing could be."""
+        self._withdrawn = True
 
     def beat(self) -> None:
         """Renew the record. Raises StorageError where it cannot be written, CollectionError where
@@ -174,24 +198,35 @@ class Run:
     def wait_for_verdicts(self, run_ids: Iterable[str]) -> set[str]:
         """Wait until every one of these runs is known to live or to be dead; returns those that
         live. Takes up to STALE_SECONDS where a run of another machine was killed."""
-        wanted = set(run_ids)
+        wanted, waiting = set(run_ids), False
         while True:
             others = [seen for seen in self.others() if seen.id in wanted]
-            if all(seen.life is Life.ALIVE for seen in others):
+            unknown = [seen for seen in others if seen.life is not Life.ALIVE]
+            if not unknown:
                 return {seen.id for seen in others}
+            if not waiting:
+                names = ", ".join(
+                    f"{seen.id} of {seen.record.host if seen.record else 'an unknown machine'}"
+                    for seen in unknown
+                )
+                LOG.warning("waiting up to %.0f s to see which live: %s", STALE_SECONDS, names)
+                waiting = True
             self.clock.sleep(HEARTBEAT_SECONDS)
 
-    def sweep(self, folders: Iterable[str], *, own: bool = False) -> list[str]:
+    def sweep(
+        self, folders: Iterable[str], *, own: bool = False, filtered: Iterable[str] = ()
+    ) -> list[str]:
         """Remove the temporaries of dead runs in `folders`, with `own` also this run's (whose
-        workers have exited by then, some of them killed), and in object stores abort their uploads;
-        returns the names removed. The dead runs are marked as killed.
+        workers have exited by then, some of them killed), and in object stores abort their uploads,
+        see there; returns the names removed. The dead runs are marked as killed.
 
         Workers outlive a killed driver by up to half a second and may still create a file: where a
         run of this machine has died that nobody has swept yet, they get the time to exit first."""
         self.observe()
         if self._observer.dead_here():
             self.clock.sleep(ORPHAN_SECONDS)
-        removed = self.remove_temporaries(folders, own=own) + self.abort_uploads(own=own)
+        removed = self.remove_temporaries(folders, own=own)
+        removed += self.abort_uploads(own=own, filtered=filtered)
         self.mark_dead()
         return removed
 
@@ -230,23 +265,30 @@ class Run:
             return begun is not None
         return abs(own.modified - begun.modified) < STALE_SECONDS
 
-    def abort_uploads(self, *, own: bool = False) -> list[str]:
+    def abort_uploads(self, *, own: bool = False, filtered: Iterable[str] = ()) -> list[str]:
         """Abort the multipart uploads that dead runs left, as `uploads.py` tells them from others;
-        returns their URLs. Where the claims of a live run cannot be read, an upload may be its."""
-        prefix = f"{self.folder.url.rstrip('/')}/"
+        returns their URLs. filtered: shards that `chiasm filter` writes into this folder. Where a
+        run that may live has not said what it writes, an upload may be its."""
+        prefix, shards = f"{self.folder.url.rstrip('/')}/", frozenset(filtered)
 
         @functools.cache  # read once there is an upload, and after these were listed
-        def live_ids() -> tuple[set[str], set[str]] | None:
+        def ids() -> tuple[set[str], set[str]] | None:
             live = self.others()
-            if any(seen.record is None for seen in live):
+            if any(seen.record is None or seen.record.command == RELOCATE for seen in live):
                 return None
-            others = {part for seen in live for part in (seen.id, *seen.claimed)}
-            return others, set() if own else {self.id, *self.record.claimed}
+            known = {part for record in runs(self.folder) for part in (record.id, *record.claimed)}
+            living = {part for seen in live for part in (seen.id, *seen.claimed)}
+            own_ids = set[str]() if own else {self.id, *self.record.claimed}
+            return known | {*entry_ids(self.folder)}, living | own_ids
 
         def is_dead(url: str) -> bool:
-            ids = live_ids()
-            name, filters = url.removeprefix(prefix), self.record.command == "filter"
-            return ids is not None and is_dead_upload(name, *ids, of_filter=filters)
+            name = url.removeprefix(prefix)
+            if filtered_shard(name) in shards:
+                return not self.others()
+            if owner_of_upload(name) is None:
+                return False
+            found = ids()
+            return found is not None and is_dead_upload(name, *found)
 
         return list(self.folder.abort_uploads(is_dead))
 

@@ -11,7 +11,6 @@ names in code: TENSOR_NAMES and CONFIG_NAMES are the only places that translate.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -152,9 +151,9 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a local file whole or not at all, flushed to the disk before it gets its name; its
-    temporary name carries this process's id. StorageError where that cannot be done."""
-    Folder(str(path.parent)).write_whole(path.name, data, str(os.getpid()))
+    """Write a local file whole or not at all, flushed to the disk before it gets its name.
+    StorageError where that cannot be done."""
+    Folder(str(path.parent)).write_whole(path.name, data)
 
 
 def tensors_in_files(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:

@@ -4,14 +4,10 @@ Shards are read by URL (`stat`, `open_stream`, `read_range`, `glob`). A collecti
 which a file gets its final name only once it is whole.
 """
 
+from chiasm.pipeline.storage.abandoned import is_abandoned, remove_abandoned
 from chiasm.pipeline.storage.backend import Backend, PendingFile, Stat, Stream
 from chiasm.pipeline.storage.folder import Folder
-from chiasm.pipeline.storage.local import (
-    LocalFiles,
-    is_temporary,
-    run_of_temporary,
-    target_of_temporary,
-)
+from chiasm.pipeline.storage.local import LocalFiles
 from chiasm.pipeline.storage.prefixes import (
     below,
     folder_url,
@@ -19,6 +15,12 @@ from chiasm.pipeline.storage.prefixes import (
     has_wildcard,
     replace_prefix,
     url_matcher,
+)
+from chiasm.pipeline.storage.temporaries import (
+    RUN_ID,
+    is_temporary,
+    run_of_temporary,
+    target_of_temporary,
 )
 from chiasm.pipeline.storage.urls import (
     base_name,
@@ -35,6 +37,7 @@ from chiasm.pipeline.storage.urls import (
 )
 
 __all__ = [
+    "RUN_ID",
     "Backend",
     "Folder",
     "LocalFiles",
@@ -49,12 +52,14 @@ __all__ = [
     "folder_urls",
     "glob",
     "has_wildcard",
+    "is_abandoned",
     "is_folder",
     "is_remote",
     "is_temporary",
     "map_concurrent",
     "open_stream",
     "read_range",
+    "remove_abandoned",
     "replace_prefix",
     "run_of_temporary",
     "stat",

@@ -39,7 +39,7 @@ class Disk:
     def entries(self, path: str) -> list[Entry]:
         """What is in a folder, in no order."""
         with os.scandir(path) as found:
-            return [Entry(entry.name, entry.is_file(), entry.is_dir()) for entry in found]
+            return [_entry(one) for one in found]
 
     def read(self, path: str) -> bytes:
         return Path(path).read_bytes()
@@ -93,6 +93,13 @@ class Disk:
         link."""
         with _folder_without_links(os.path.dirname(path)) as folder:
             os.rmdir(os.path.basename(path), dir_fd=folder)
+
+
+def _entry(found: os.DirEntry[str]) -> Entry:
+    try:
+        return Entry(found.name, found.is_file(), found.is_dir())
+    except OSError:  # a link that leads back to itself, or to where nobody may look
+        return Entry(found.name, is_file=False, is_folder=False)
 
 
 @contextmanager

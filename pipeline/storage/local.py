@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import glob
 import io
 import os
-import re
 import secrets
 import stat as modes
 from collections.abc import Callable, Sequence
@@ -28,57 +28,18 @@ from chiasm.pipeline.storage.backend import Stat
 from chiasm.pipeline.storage.disk import Disk, Entry
 from chiasm.pipeline.storage.disk_errors import removal_errors, source_errors, storage_errors
 from chiasm.pipeline.storage.local_stream import LocalStream
+from chiasm.pipeline.storage.temporaries import temporary_of
 
 # Each read of the file releases the GIL, which other decode threads then take: so few large reads.
 # The cost is a copy in memory.
 STREAM_BUFFER = 1 << 20
 
-# Earlier versions wrote no attempt; other programs' names (.notes.swp.tmp) are none of ours.
-_TEMPORARY = re.compile(
-    r"^\.(?P<base>.+)\.((?P<run>[^./~]*)~[0-9a-f]+|(?P<earlier>[0-9]{8}T[0-9]{6}-[0-9a-f]{8}))\.tmp$",
-    re.DOTALL,
-)
-
-
-def temporary_of(name: str, run_id: str, attempt: str) -> str:
-    """The name under which an attempt of a run writes `name`, such as
-    `ledger/.a.json.<run id>~<attempt>.tmp`; ValueError for a run id with dots, slashes or tildes.
-
-    attempt: hex digits. Earlier versions wrote none."""
-    if not re.fullmatch(r"[^./~]*", run_id):
-        raise ValueError(f"expected a run id without dots, slashes and tildes, found {run_id!r}")
-    folder, slash, base = name.rpartition("/")
-    return f"{folder}{slash}.{base}.{run_id}~{attempt}.tmp"
-
-
-def is_temporary(name: str) -> bool:
-    """Whether `name` is one that `temporary_of` returns."""
-    return _TEMPORARY.match(name.rpartition("/")[2]) is not None
-
-
-def run_of_temporary(name: str) -> str:
-    """The id of the run that wrote the temporary `name`; ValueError for other names."""
-    found = _parts_of_temporary(name)
-    return found["run"] if found["earlier"] is None else found["earlier"]
-
-
-def target_of_temporary(name: str) -> str:
-    """The file that the temporary `name` is to become; ValueError for other names."""
-    folder, slash, _ = name.rpartition("/")
-    return f"{folder}{slash}{_parts_of_temporary(name)['base']}"
-
-
-def _parts_of_temporary(name: str) -> re.Match[str]:
-    found = _TEMPORARY.match(name.rpartition("/")[2])
-    if found is None:
-        raise ValueError(f"expected the name of a temporary, found {name!r}")
-    return found
-
 
 class PendingLocalFile(io.BufferedWriter):
     """A PendingFile on this machine, under its temporary name until its commit.
 
-    Every attempt has a name of its own: none can name the half-written file of another."""
+    Every attempt has a name of its own: none can name the half-written file of another. What
+    belongs to no run is locked, so that others see whether its writer lives."""
 
     def __init__(self, disk: Disk, target: Path, run_id: str) -> None:
         self.target, self._disk = target, disk
@@ -88,6 +49,9 @@ class PendingLocalFile(io.BufferedWriter):
             _make_folders(disk, target.parent)
             self._file = disk.create(self.temporary)
         super().__init__(self._file, 1 << 20)
+        if not run_id:  # see abandoned.py
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def write(self, data) -> int:
         with storage_errors(self.target):

@@ -30,6 +30,7 @@ from chiasm.pipeline.storage.range_requests import (
 )
 from chiasm.pipeline.storage.retry import RetrySettings, retry
 from chiasm.pipeline.storage.s3_errors import translating_errors
+from chiasm.pipeline.storage.s3_session import BoundedSession
 from chiasm.pipeline.storage.store_errors import (
     AlreadyExists,
     Cancelled,
@@ -72,6 +73,7 @@ class S3Store:
                 "connect_timeout": min(10.0, retries.timeout),
                 "read_timeout": retries.timeout,
                 "max_pool_connections": 64,
+                "http_session_cls": BoundedSession,
             },
         )
         silence_loop(self.fs.loop)

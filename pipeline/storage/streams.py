@@ -308,9 +308,6 @@ class SeekableReader(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
-    def size(self) -> int:
-        return self._size
-
     def read(self, size: int | None = -1, /) -> bytes:
         """`size` bytes, fewer only at the end; more than a block is requested in parallel."""
         remaining = max(0, self._size - self._position)

@@ -141,8 +141,8 @@ class TextTower:
         special = getattr(network.tokenizer, "all_special_ids", None)
         self._special = frozenset(special or ())
         # A bare text that reads like the path or the URL of a picture is opened or fetched by
-        # models that take pictures too. Modules for texts alone read it as it is, and some of them
-        # know no other form.
+        # models that take pictures too. Models of texts alone open nothing, and most kinds of
+        # modules (StaticEmbedding, BoW, WordEmbeddings) fail at a text that is named.
         self._named = any(kind != "text" for kind in network.modalities)
         with translating_load_errors(self.folder.what, "a text model that encodes texts"):
             probe = self(PROBE_TEXTS)

@@ -50,12 +50,18 @@ class SourcesSeen:
     def describe(self, collection: str) -> str:
         """What is missing or out of reach and what to do, in one line; "" where nothing is.
         collection: its path or URL."""
-        looked_at = f"of {self.checked} shards looked at, of {self.total:,} in all,"
         if self.missing:
             first, fix = display_name(self.missing[0]), missing_fix(collection, self.missing[0])
-            found = f"{len(self.missing)} {looked_at} are not where they were, such as {first}"
-            return f"{found}; {fix}"
-        return f"{self.unreachable} {looked_at} are out of reach" if self.unreachable else ""
+            one = len(self.missing) == 1
+            state = "is not where it was" if one else "are not where they were"
+            return f"{self._of_all(len(self.missing))} {state}, such as {first}; {fix}"
+        state = "is out of reach" if self.unreachable == 1 else "are out of reach"
+        return f"{self._of_all(self.unreachable)} {state}" if self.unreachable else ""
+
+    def _of_all(self, count: int) -> str:
+        if self.checked == self.total:
+            return f"{count} of its {self.total} shards"
+        return f"{self.checked} of its {self.total:,} shards were looked at, {count} of which"
 
 
 def look_at_sources(urls: Sequence[str], at_most: int = MOST_CHECKED) -> SourcesSeen:

@@ -100,7 +100,8 @@ class Promises:
             self._check_pair(shard_id)
         elif shard_id := shard_of_entry(name) if name.startswith("ledger/") else None:
             entry = json.loads(new.data)
-            if entry.get("set_aside") and self._rows_are_whole.get(shard_id):
+            whole = self._rows_are_whole.get(shard_id) and not self._doubted()
+            if entry.get("set_aside") and whole:
                 self.fail(f"the ledger entry of {shard_id}, whose rows are whole, is gone")
             self._rows_are_whole[shard_id] = False
 
@@ -126,7 +127,10 @@ class Promises:
             if build.run.id in name and not self.world.may_be_dead(process):
                 self.fail(f"{remover.name} removed {name} of {process.name}, which lives")
         segment = name.rpartition("/")[0]
-        if name.endswith("rows.arrow") and self.object(f"{segment}/segment.json") is not None:
+        writers = [one.process for one in self.builds if one.run and one.run.id in name]
+        late = any(one is not None and self.world.may_be_dead(one) for one in writers)
+        record = self.object(f"{segment}/segment.json")
+        if name.endswith("rows.arrow") and record is not None and not late:
             self.fail(f"{segment} has a record and no rows")
         self._there.discard(name)
         for number in numbers_in([name], "json") if name.startswith(f"{GENERATIONS}/") else []:

@@ -26,7 +26,6 @@ from simulated_world import Process
 from tiny_collection import add_shard
 
 from chiasm.index import retrieve as retrieving
-from chiasm.index.build.build import _sweeping
 from chiasm.index.build.covered import CoveredShards
 from chiasm.index.plan import IndexSettings
 from chiasm.index.query.open_index import OpenIndex
@@ -41,6 +40,7 @@ from chiasm.index.segments import (
     publish,
     segment_file,
     sweep,
+    sweeping,
 )
 from chiasm.index.segments.segment import SegmentGone, SegmentRecord
 from chiasm.pipeline.attempts import record_failure, requeue_or_quarantine
@@ -103,13 +103,12 @@ def is_done(store: SimulatedStore, shard: Shard) -> bool:
     """Whether its files are those of this shard, looked at from outside."""
     entry, parquet = prepared(shard)
     file = store.objects.get(f"{COLLECTION}{parquet_name(shard.id)}")
-    account = store.objects.get(f"{COLLECTION}{ledger_name(shard.id)}")
-    return (
-        file is not None
-        and file.data == parquet
-        and account is not None
-        and json.loads(account.data)["edition"] == entry.edition
-    )
+    stored = store.objects.get(f"{COLLECTION}{ledger_name(shard.id)}")
+    if file is None or file.data != parquet or stored is None:
+        return False
+    fields = json.loads(stored.data)
+    # Another run may have begun to replace it.
+    return entry.edition in (fields["edition"], fields.get("replaced", {}).get("edition"))
 
 
 class ParsedParquet:
@@ -257,14 +256,14 @@ def start_heartbeats(machine: SimulatedMachine, run: Run) -> None:
 class Building:
     """`chiasm index build` in a simulated world: one segment of everything that is embedded.
     fails: after that was written. newer: a later version of chiasm does it.
-    lost: whether a person has removed a file of it."""
+    incomplete: whether a person has removed a file of it."""
 
     machine: SimulatedMachine
     folder: Folder
     settings: IndexSettings = field(default_factory=IndexSettings)
     fails: bool = False
     newer: bool = False
-    lost: bool = False
+    incomplete: bool = False
     run: Run | None = None
     process: Process | None = None
     covered: dict[str, str] = field(default_factory=dict)  # shard id -> edition
@@ -275,7 +274,7 @@ class Building:
         self.run = new_run(self.machine, folder, "index build", newer=self.newer)
         with self.run as run:
             start_heartbeats(self.machine, run)
-            with _sweeping(run, self.settings):
+            with sweeping(run, self.settings):
                 began_with = live_number(folder)
                 covered = CoveredShards(Collection(folder, IDENTITY))
                 if not covered.indexed:
@@ -337,5 +336,7 @@ def answer_from(queries: Sequence[object], index: OpenIndex) -> list[Any]:
         try:
             index.collection.folder.read_bytes(name)
         except StorageError as error:
+            if index.collection.folder.exists(name):
+                raise  # the store did not answer
             raise SegmentGone(name, found="no such file") from error
     return []

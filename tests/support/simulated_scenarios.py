@@ -8,11 +8,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import patch
 
 from simulated_machine import SimulatedMachine
+from simulated_plots import CHOICES, PLOTS, PUBLISH, SEARCH
 from simulated_promises import Promises
 from simulated_runs import (
     DIES,
@@ -47,121 +48,6 @@ LONGEST = 3000.0  # seconds after which a story that goes on never ends
 LAGGING = ("embeddings", "ledger", "summaries", "index/segments")
 
 
-def moments(*requests: str) -> list[Moment]:
-    """Before and after each of these requests, such as `put index/CURRENT`."""
-    parts = [request.split() for request in requests]
-    return [(when, kind, area) for kind, area in parts for when in ("before", "after")]
-
-
-CLAIM = moments("put runs", "list runs", "get runs", "head embeddings")
-COMMIT = moments("put ledger", "put embeddings", "list embeddings", "list ledger", "get ledger")
-PUBLISH = moments("put index/generations", "put index/CURRENT", "put index/segments")
-SWEEP = moments(
-    "list runs",
-    "list index/segments",
-    "list index/generations",
-    "remove index/segments",
-    "get index/generations",
-)
-LAST_LOOK: Moment = (
-    "before",
-    "put",
-    "index/generations",
-)  # it has seen that its segments are there
-SEARCH = moments("get index/CURRENT", "get index/generations", "get index/segments")
-
-
-@dataclass(frozen=True)
-class Plot:
-    """What kind of story. shards: how many. embeds, builds, searches: how many there are. ready:
-    shards that are embedded before. within: seconds in which they begin; later: in which all
-    builds but the first do. seconds: what a shard takes. embeds_stop, builds_stop: where they stand
-    still or are killed, of the builds the first alone where `later` is given. stalls: seconds for
-    which they stand. until: where another one is that they wait for instead; meet: how often.
-    stall, kill, fail: how often. unreachable: how often the store answers nobody for a while.
-    loses: how often a file of a build is lost while that stands still. keep: seconds for which
-    generations are kept. apart: whether each process has a machine of its own."""
-
-    shards: int = 3
-    embeds: tuple[int, ...] = (2,)
-    builds: tuple[int, ...] = (1, 2)
-    searches: int = 1
-    ready: int = 0
-    within: tuple[float, float] = (0, 20)
-    later: tuple[float, float] | None = None
-    seconds: tuple[float, ...] = (0.1, 1.0, 5.0)
-    embeds_stop: tuple[Moment, ...] = (*CLAIM, *COMMIT)
-    builds_stop: tuple[Moment, ...] = (*PUBLISH, *SWEEP)
-    stalls: tuple[float, ...] = (2, 10, 29, 45, 10, 29, 45, 62, 100)
-    until: tuple[Moment, ...] = (*CLAIM, *COMMIT, *PUBLISH, *SWEEP)
-    meet: float = 0.4
-    stall: float = 0.5
-    kill: float = 0.25
-    fail: float = 0.1
-    unreachable: float = 0.05
-    loses: float = 0.0
-    keep: tuple[float, ...] = (3600, 3600, 20, 0)
-    apart: bool = False
-
-
-ANYTHING = Plot()
-PLOTS = {
-    "anything": ANYTHING,
-    "claims": replace(
-        ANYTHING,
-        shards=8,
-        embeds=(2, 3),
-        builds=(0,),
-        searches=0,
-        within=(0, 5),
-        seconds=(0.1, 0.1, 0.1, 5.0),
-        embeds_stop=tuple(CLAIM),
-        stalls=(2, 29, 45, 62, 75),
-        until=(*CLAIM, *COMMIT),
-        stall=0.8,
-        kill=0.1,
-        apart=True,
-    ),
-    "long shards": replace(
-        ANYTHING, builds=(0,), searches=0, within=(0, 5), seconds=(90,), stall=0.2, unreachable=0.7
-    ),
-    "publish race": replace(
-        ANYTHING,
-        embeds=(0,),
-        builds=(2,),
-        searches=0,
-        ready=3,
-        within=(0, 3),
-        later=(15, 40),
-        builds_stop=(LAST_LOOK, LAST_LOOK, LAST_LOOK, LAST_LOOK, *PUBLISH),
-        stalls=(10, 10, 45, 150, 150, 150),
-        until=(("before", "remove", "index/segments"), ("after", "list", "index/generations")),
-        meet=0.8,
-        stall=1.0,
-        kill=0.0,
-        fail=0.0,
-        loses=0.4,
-        apart=True,
-    ),
-    "two builds": replace(
-        ANYTHING,
-        embeds=(1,),
-        builds=(2, 3),
-        searches=0,
-        ready=2,
-        within=(0, 10),
-        stalls=(2, 10, 29, 45),
-        stall=0.8,
-        kill=0.0,
-        fail=0.0,
-    ),
-    "generations": replace(
-        ANYTHING, embeds=(1,), builds=(3,), searches=2, ready=2, within=(0, 90), keep=(20, 0, 3600)
-    ),
-}
-CHOICES = ("anything", "anything", *PLOTS, "two builds")
-
-
 class Story:
     """seed: decides everything. plot: the name of one of PLOTS; the seed decides where it is
     empty."""
@@ -170,7 +56,7 @@ class Story:
         self.seed = seed
         self.rng = rng = random.Random(f"story {seed}")
         self.plot = PLOTS[plot or CHOICES[seed % len(CHOICES)]]
-        self.world = World(seed, loss=rng.choice((0.0, 0.02, 0.1)))
+        self.world = World(seed, rng.choice((0.0, 0.02, 0.1)), self.plot.delay)
         self.store = self.world.store
         self.folder = Folder(ROOT, SerialFiles("s3", lambda: self.store))
         for name in FOREIGN:
@@ -232,7 +118,7 @@ class Story:
             return next(machines) if machines else rng.choice(self.machines)
 
         for number in range(rng.choice(plot.embeds)):
-            shards = rng.choice((self.shards, self.shards, self.newer))
+            shards = self.newer if rng.random() < plot.renewed else self.shards
             embedding = Embedding(machine(), shards, folder, self._failures(), plot.seconds)
             embedding.on_take = self.promises.check_taken
             self.promises.embeddings.append(embedding)
@@ -313,7 +199,7 @@ class Story:
         path = COLLECTION + segment_file(segment, "rows.arrow")
         if path in self.store.objects and not published:
             del self.store.objects[path]
-            build.lost = True
+            build.incomplete = True
 
     def _set(self, clock: SimulatedClock) -> None:
         clock.wrong += self.rng.choice((1.0, -1.0, 61.0, -61.0, 3600.0, -3600.0))
@@ -354,7 +240,7 @@ class Story:
                 assert build is not None
                 if not (self.unreachable or process.killed or self.store.lag):
                     self.promises.check_failed_build(build)
-            elif not (build and build.lost and isinstance(process.error, CollectionError)):
+            elif not (build and build.incomplete and isinstance(process.error, CollectionError)):
                 self.promises.check_error(process, unreachable=self.unreachable > 0)
 
     def _check_best(self) -> None:

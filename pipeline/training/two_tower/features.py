@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.model.checkpoint import write_file
 from chiasm.pipeline.records import DAMAGES, IMAGE, TEXT, Batch, Dropped, Shard
 from chiasm.pipeline.shards import RULES, ReadSettings, every_caption, read_samples
-from chiasm.pipeline.storage import Folder, display_name
+from chiasm.pipeline.storage import Folder, display_name, remove_abandoned
 from chiasm.pipeline.training.log import Report
 from chiasm.pipeline.training.two_tower.held_out import fold_of, held_out
 from chiasm.pipeline.training.two_tower.stream import Pair, pack
@@ -90,7 +88,7 @@ def compute(
     """
     settings = FeatureSettings(read, decode or DecodeSettings(), batch or BatchSettings())
     folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
+    remove_abandoned(folder)
     computed = [_shard(shard, image, text, folder, settings, report) for shard in shards]
     pairs, captions = (sum(item[name] for _, item in computed) for name in ("pairs", "captions"))
     dropped = Counter[str]()
@@ -122,7 +120,7 @@ def _shard(
     if path.exists() and counts_path.exists():
         return path, json.loads(counts_path.read_text())
     tally, pairs, captions = Tally(), 0, 0
-    partial = Folder(str(folder)).create(path.name, str(os.getpid()))
+    partial = Folder(str(folder)).create(path.name, "")
     target: Any = partial  # a file to write, as TarWriter takes one
     with partial, webdataset.TarWriter(target) as writer:
         samples = read_samples(shard, settings.read)
@@ -234,13 +232,3 @@ def _digest(shard: Shard, image: ImageTower, text: TextTower, settings: FeatureS
     if settings.decode != DecodeSettings():
         identity["decode"] = asdict(settings.decode)
     return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=6).hexdigest()
-
-
-def sweep(folder: Path) -> None:
-    """Remove what killed runs left; another run's file in progress has the pid of a running
-    process in its name."""
-    for path in folder.glob(".*.tmp"):
-        pid = path.name.split(".")[-2]
-        if not pid.isdecimal() or not Path(f"/proc/{pid}").exists():
-            with suppress(FileNotFoundError):
-                path.unlink()

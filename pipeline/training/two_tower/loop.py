@@ -33,11 +33,12 @@ from chiasm.pipeline.model.config import FusionConfig
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.shards import ReadSettings
+from chiasm.pipeline.storage import remove_abandoned
 from chiasm.pipeline.training.curves import draw_curves
 from chiasm.pipeline.training.log import Pace, Report, append_log
 from chiasm.pipeline.training.progress_lines import format_kept_files, format_progress
 from chiasm.pipeline.training.two_tower.closed_form import solve
-from chiasm.pipeline.training.two_tower.features import compute, format_captions, sweep
+from chiasm.pipeline.training.two_tower.features import compute, format_captions
 from chiasm.pipeline.training.two_tower.prepare import Statistics, prepare, survey
 from chiasm.pipeline.training.two_tower.select import MAX_GALLERY, select
 from chiasm.pipeline.training.two_tower.stream import Pair, stream
@@ -83,7 +84,7 @@ def train_two_tower(
     text = TextTower(settings.text, settings.encoder)
     folder.mkdir(parents=True, exist_ok=True)  # not before: a refused training leaves no folder
     for item in (folder, *folder.glob("expanded/*")):
-        sweep(item)
+        remove_abandoned(item)
     computed = compute(
         shards,
         image,
