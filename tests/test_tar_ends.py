@@ -107,6 +107,14 @@ def test_members_apart_are_found_across_joined_tars(read):
         assert keys(read(pack(halves[0] + halves[1]))) == ["0000", "0001", "0002"]
 
 
+def test_of_very_many_joined_tars_few_are_told(read):
+    items = read(b"".join(tar(n) for n in range(50)))
+    assert len(keys(items)) == 50
+    assert items[-1] == Note(
+        "", "archives_joined",
+        "others begin at byte " + ", ".join(str(n * RECORD) for n in range(1, 6)))  # fmt: skip
+
+
 # --- lost -----------------------------------------------------------------------------------------
 
 WHOLE = tar(*range(6))

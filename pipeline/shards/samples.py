@@ -23,7 +23,7 @@ from chiasm.pipeline.storage import display_name
 
 DROP_REASONS = {  # every reason of stage "read", and its description
     "truncated": "the shard ends inside this sample",
-    "damaged": "the shard cannot be read on from here",
+    "damaged": "the shard cannot be read on from here, or zeros stand in place of members",
     "bomb": "the shard unpacks to more than 500 times its bytes, and is not read on from here",
     "extension": "its only picture has an extension that is not read",
     "member_too_large": "its picture, or all it has, is larger than read.max_member_bytes",

@@ -22,6 +22,7 @@ _RECORD = tarfile.RECORDSIZE  # to whose multiples tar, bsdtar and Python fill u
 # of a download that was cut would pass for one.
 _OTHER_RECORDS = tuple(1 << n for n in range(14, 21))
 _CHUNK = 1 << 16
+_MOST_TOLD = 5  # archives of one file
 
 _TEXTS = (*CAPTION_EXTENSIONS, "json")
 # First bytes of pictures that say where they end -> their last bytes.
@@ -74,7 +75,11 @@ class ZerosInTar:
         self.notes: list[tuple[str, str]] = []
         self._content = content
         self._archive = 0
-        self._between: list[Zeros] = []  # with a header directly behind them
+        # With a header directly behind them, the first of each kind: ends of archives if the file
+        # ends so too, ends of none. Of others, which are ends, some offsets.
+        self._mark_alone: Zeros | None = None
+        self._no_end: Zeros | None = None
+        self._others_begin: list[int] = []
         self._final: Zeros | None = None
 
     def pass_over(self, first: int) -> Zeros:
@@ -92,8 +97,7 @@ class ZerosInTar:
                 self.notes.append(("zeros_after_end", detail))
             return False
         if is_header(head) or begins_header(head):
-            self._between.append(zeros)
-            self._archive = zeros.end
+            self._add_joint(zeros)
             return True
         header = self._find_header()
         if header is None and zeros.are_mark():
@@ -114,13 +118,22 @@ class ZerosInTar:
         at the end of the file as well, and does not fill a record there."""
         final = self._final
         marks_alone = final is not None and final.size == _MARK and final.end % _RECORD != 0
-        for zeros in self._between:
-            if not (zeros.are_record() or (marks_alone and zeros.size == _MARK)):
-                detail = f"{zeros.size:,} zeros in place of members at byte {zeros.first}"
-                raise Damaged("damaged", detail, last_is_cut=False)
-        if self._between:
-            places = ", ".join(str(zeros.end) for zeros in self._between[:5])
+        zeros = self._no_end or (None if marks_alone else self._mark_alone)
+        if zeros is not None:
+            detail = f"{zeros.size:,} zeros in place of members at byte {zeros.first}"
+            raise Damaged("damaged", detail, last_is_cut=False)
+        if self._others_begin:
+            places = ", ".join(map(str, self._others_begin))
             self.notes.append(("archives_joined", f"others begin at byte {places}"))
+
+    def _add_joint(self, zeros: Zeros) -> None:
+        self._archive = zeros.end
+        if len(self._others_begin) < _MOST_TOLD:
+            self._others_begin.append(zeros.end)
+        if not zeros.are_mark():
+            self._no_end = self._no_end or zeros
+        elif not zeros.are_record():
+            self._mark_alone = self._mark_alone or zeros
 
     def _find_header(self) -> int | None:
         """The offset of the next header; None where there is none up to the end of the file."""
