@@ -122,6 +122,8 @@ HOLES = {
     "a header": (place(WHOLE, "0002.jpg")[0], place(WHOLE, "0002.jpg")[1]),
     "the header of a caption": place(WHOLE, "0002.txt")[:2],
     "the last header": place(WHOLE, "0005.txt")[:2],
+    "the last header and what follows": (place(WHOLE, "0005.txt")[0],
+                                         place(WHOLE, "0005.txt")[1] + 512),
     "the first header": (0, 512),
     "a member": place(WHOLE, "0002.jpg")[::2],
     "a caption": place(WHOLE, "0002.txt")[::2],
@@ -145,7 +147,11 @@ def test_members_that_zeros_took_the_place_of_are_damage(read, pack, hole):
         return
     assert len(found) == 1 and found[0][1] in ("damaged", "truncated")
     assert isinstance(items[-1], Dropped) and items[-1].detail
-    gone = {"the first header": "0000", "the last header": "0005"}.get(hole, "0002")
+    gone = {
+        "the first header": "0000",
+        "the last header": "0005",
+        "the last header and what follows": "0005",
+    }.get(hole, "0002")
     before = [f"{n:04d}" for n in range(int(gone))]
     assert keys(items)[: len(before)] == before and gone not in keys(items)
 
@@ -216,7 +222,7 @@ def test_zeros_that_are_content_are_no_cut(read):
     assert dropped(read(tar_bytes(bitmap))) == []
 
 
-@pytest.mark.parametrize("record", [512, RECORD, 1 << 14, 1 << 16, 1 << 20])
+@pytest.mark.parametrize("record", [512, RECORD, 1 << 16, 1 << 18, 1 << 20])
 def test_zeros_up_to_the_end_of_a_record_are_no_news(read, record):
     data = bare(0, 1)
     assert notes(read(data + bytes(-len(data) % record))) == []

@@ -18,9 +18,9 @@ from chiasm.pipeline.shards.tar_stream import Content
 _BLOCK = tarfile.BLOCKSIZE
 _MARK = 2 * _BLOCK
 _RECORD = tarfile.RECORDSIZE  # to whose multiples tar, bsdtar and Python fill up
-# Other records (`tar -b`, tapes), at the end of a file alone: the larger they are, the more zeros
-# of a download that was cut would pass for one.
-_OTHER_RECORDS = tuple(1 << n for n in range(14, 21))
+# Records for tapes and large disks (`tar -b 128`), at the end of a file alone: every size that is
+# allowed here lets more files pass that end in the zeros of a download that was cut.
+_OTHER_RECORDS = tuple(1 << n for n in range(16, 21))
 _CHUNK = 1 << 16
 _MOST_TOLD = 5  # archives of one file
 
@@ -100,7 +100,8 @@ class ZerosInTar:
             self._add_joint(zeros)
             return True
         header = self._find_header()
-        if header is None and zeros.are_mark():
+        in_record = self._content.tell() % _RECORD == 0  # as a tar ends that wants a header
+        if header is None and (zeros.are_record() or (zeros.are_mark() and not in_record)):
             detail = f"more follows the end mark at byte {zeros.first}"
             self.notes.append(("data_after_end", detail))
             return False
