@@ -10,6 +10,7 @@ from typing import Any
 
 from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.records import Dropped, Shard
+from chiasm.pipeline.shards import IN_COMPRESSED
 from chiasm.pipeline.worklist import WorkList
 
 MAX_LOSS = 0.01
@@ -114,38 +115,71 @@ def summarize(
 HINTS = {  # reason of a note -> what is odd about so many, and what to do
     "no_caption_field": "rows lack the field asked for ({detail}); name one that json has by "
     "--caption-field, or leave that out",
-    "no_caption": "rows have no caption{members}; captions are read from .txt, .caption and .text "
-    "members and from json's caption and captions, others by --caption-field",
+    "no_caption": "rows have no caption{cause}",
     "no_picture": "rows have no picture; picture and caption belong together where their names are "
     "the same up to the first dot (0001.jpg, 0001.txt)",
     "no_pair": "rows have a picture or a caption alone; both belong together where their names are "
-    "the same up to the first dot (0001.jpg, 0001.txt), or in a folder for each sample",
+    "the same up to the first dot (0001.jpg, 0001.txt), or in a folder for each sample with one "
+    "picture (0001/image.jpg, 0001/caption.txt)",
     "bad_text": "texts are neither UTF-8 nor UTF-16 with a mark ({detail}); convert them by iconv "
     "-f ENCODING -t UTF-8, such as GBK, BIG5 or UTF-16LE",
     "bad_json": "json members cannot be read ({detail}); check how they were written",
     "late_member": "members came after their sample had gone on ({detail}); write the members of a "
-    "sample one behind the other, or unpack compressed shards",
+    "sample one behind the other{unpack}",
 }
+SHARD_HINTS = {  # the same for what is odd about one shard already
+    "zeros_after_end": "shards end in more zeros than tar writes ({detail}); their downloads may "
+    "be cut: compare size and checksum with the source",
+    "data_after_end": "shards have data behind their end, which is not read ({detail}); fetch them "
+    "again if it should be members",
+    "cut_after_end": "compressed shards are cut behind their last member ({detail}); what was "
+    "joined to them would be lost: compare size and checksum with the source",
+    "archives_joined": "shards are several tars in one, all of them read ({detail}); if nobody "
+    "joined them, members may be missing: compare size and checksum with the source",
+}
+_WITH_TEXT = {"txt", "caption", "text"}  # extensions
+_SOME = 10  # of rows of which a tenth lacks the one and most lack the other, the pairs are apart
 
 
 def reading_hints(rows: int, notes: Counter[str], details: Mapping[str, str]) -> list[str]:
-    """What is odd about more than half of the rows, a line each. notes: how many there are of each
-    reason; details: of the first of each."""
+    """What is odd about more than half of the rows, or about a shard, a line each. notes: how many
+    there are of each reason; details: of the first of each."""
     counts = Counter(notes)
     most = {reason for reason in HINTS if counts[reason] * 2 > rows}
-    if not most & {"no_caption", "no_picture"}:
-        counts["no_pair"] = counts["no_caption"] + counts["no_picture"]
-        most |= {"no_pair"} if counts["no_pair"] * 2 > rows else set()
+    lack_one = counts["no_caption"], counts["no_picture"]
+    if sum(lack_one) * 2 > rows and (max(lack_one) * 2 <= rows or min(lack_one) * _SOME >= rows):
+        counts["no_pair"] = sum(lack_one)
+        most = most - {"no_caption", "no_picture"} | {"no_pair"}
     if "no_caption_field" in most:
         most -= {"no_caption"}  # whose cause that is
-    extensions = details.get("no_caption", "")
-    members = f" (the first has members {extensions})" if extensions else ""
+    late = details.get("late_member", "").endswith(IN_COMPRESSED)
+    values = {
+        "cause": _cause_of_no_caption(details.get("no_caption", "")),
+        "unpack": ", or unpack the shards" if late else "",
+    }
     return [
-        f"{counts[reason]:,} {hint.format(detail=details.get(reason, ''), members=members)} "
+        f"{counts[reason]:,} {hint.format(detail=details.get(reason, ''), **values)} "
         f"({rows:,} rows in all)"
         for reason, hint in HINTS.items()
         if reason in most
+    ] + [
+        f"{counts[reason]:,} {hint.format(detail=details.get(reason, ''))}"
+        for reason, hint in SHARD_HINTS.items()
+        if counts[reason]
     ]
+
+
+def _cause_of_no_caption(extensions: str) -> str:
+    """extensions: of the first row without caption."""
+    if _WITH_TEXT & set(extensions.split(", ")):
+        return (
+            f": the texts beside their pictures ({extensions}) are empty, or too large to be read"
+        )
+    members = f" (the first has members {extensions})" if extensions else ""
+    return (
+        f"{members}; captions are read from .txt, .caption and .text members and from json's "
+        "caption and captions, others by --caption-field"
+    )
 
 
 def summary_error(summary: EmbedSummary) -> ChiasmError | None:

@@ -53,9 +53,14 @@ class Totals:
         if entry.span is not None:
             first, last = self.span or entry.span
             self.span = (min(first, entry.span[0]), max(last, entry.span[1]))
-        for note in entry.notes:
-            self.note_details.setdefault(note.reason, note.detail)
+        self.add_note_details(entry)
         self.add_drops(entry)
+
+    def add_note_details(self, entry: LedgerEntry) -> None:
+        """Add the detail of each reason's first note, with the shard where it is about that."""
+        for note in entry.notes:
+            detail = note.detail if note.key else f"{entry.source.url}: {note.detail}"
+            self.note_details.setdefault(note.reason, detail)
 
     def add_drops(self, entry: LedgerEntry) -> None:
         """Add dropped samples, up to DROPS_KEPT in all."""
@@ -94,9 +99,9 @@ class SkippedTotals(Totals):
     def read_note_details(self, known: Mapping[str, str], read: ReadEntries) -> dict[str, str]:
         """By reason, the detail of a note: those known, and of other reasons those of these
         shards."""
-        details = {**known}
-        missing = {self.with_notes[why] for why in self.with_notes.keys() - details.keys()}
+        found = Totals(note_details={**known})
+        missing = {self.with_notes[why] for why in self.with_notes.keys() - known.keys()}
         for entry in read(sorted(missing)):
-            for note in () if entry is None else entry.notes:
-                details.setdefault(note.reason, note.detail)
-        return details
+            if entry is not None:
+                found.add_note_details(entry)
+        return found.note_details

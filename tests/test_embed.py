@@ -406,6 +406,9 @@ def test_a_shard_without_its_end_mark_has_a_note(tmp_path):
         ({"jpg": b"", "txt": "红色".encode("gbk")}, "", ["6 texts are neither UTF-8"]),
         ({"txt": b"a"}, "", ["6 rows have no picture"]),
         ({"1.jpg": b"", "2.txt": b"a"}, "", ["12 rows have a picture or a caption alone"]),
+        ({"1.jpg": b"", "3.jpg": b"", "2.txt": b"a"}, "", ["18 rows have a picture or a cap"]),
+        ({"jpg": b"", "txt": b" "}, "",
+         ["6 rows have no caption: the texts beside their pictures (jpg, txt) are empty"]),
     ],
 )  # fmt: skip
 def test_what_most_rows_lack_is_told(tmp_path, members, field, hints):

@@ -18,7 +18,8 @@ from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.errors import Undecodable, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
-from chiasm.pipeline.shards import list_shards
+from chiasm.pipeline.records import Dropped
+from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
 from chiasm.pipeline.storage import Folder
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(400)
@@ -53,6 +54,7 @@ def no_plugin(monkeypatch):
         (SVG, "not_a_picture", "SVG: draw it as PNG"),
         (b"<?xml version='1.0'?>\n<!-- x -->" + SVG, "not_a_picture", "SVG: draw it as PNG"),
         (b"8BPS\0\1" + bytes(30), "", "PSD: "),  # Pillow's own decoder says what it is
+        (b"8BPS\0\2" + bytes(200), "unsupported", "PSB: convert it to JPEG or PNG"),
         (b"%PDF-1.7\n" + bytes(99), "not_a_picture", "PDF"),
         (MP4, "not_a_picture", "video or sound (MP4 or MOV)"),
         (b"\x1a\x45\xdf\xa3" + bytes(99), "not_a_picture", "video (Matroska or WebM)"),
@@ -66,6 +68,32 @@ def test_what_has_no_decoder_is_named(data, reason, named, no_plugin):
     failure = refused(data)
     assert failure.reason == reason or not reason
     assert failure.detail.startswith(named)
+
+
+@pytest.mark.parametrize(
+    ("extension", "named"),
+    [
+        ("jxl", "jxl (JPEG XL: convert it to JPEG or PNG)"),
+        ("svg", "svg (SVG: draw it as PNG)"),
+        ("psb", "psb (PSB: convert it to JPEG or PNG)"),
+        ("exr", "exr (OpenEXR: convert it to JPEG or PNG)"),
+        ("xcf", "xcf (XCF: convert it to JPEG or PNG)"),
+        ("CR2", "cr2 (camera raw (Canon CR2): convert it to JPEG or PNG)"),
+        ("nef", "nef (camera raw (Nikon): convert it to JPEG or PNG)"),
+        ("dng", "dng (camera raw (DNG): convert it to JPEG or PNG)"),
+        ("mp4", "mp4 (video or sound (MP4 or MOV))"),
+    ],
+)
+def test_what_is_not_read_by_its_extension_is_named(extension, named, tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in (f"0.{extension}", "0.txt"):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"x"))
+    [shard] = list_shards([str(tmp_path / "a.tar")])
+    [item] = read_samples(shard, ReadSettings())
+    assert isinstance(item, Dropped)
+    assert (item.reason, item.detail) == ("extension", named)
 
 
 def test_names_never_hide_a_decoder():

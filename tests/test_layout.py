@@ -42,8 +42,10 @@ WRITES = READS | {"batches", "editions", "embed", "encode_batch", "worklist"}
 TRAINS = READS | {"batches", "pretrained", "model", "two_tower", "scenes", "training"}
 NOTHING: set[str] = set()
 ARROWS = {
-    **dict.fromkeys((*EVERYBODY, "images", "scenes", "storage"), NOTHING),
-    **{each: {"storage"} for each in ("pretrained", "shards", "model")},
+    **dict.fromkeys((*EVERYBODY, "known_formats", "scenes", "storage"), NOTHING),
+    "images": {"known_formats"},
+    "shards": {"storage", "known_formats"},
+    **{each: {"storage"} for each in ("pretrained", "model")},
     "two_tower": {"model", "pretrained", "storage"},
     "encoders": {"two_tower", "model", "pretrained", "storage"},
     "collection": {"storage", "encoders"},
@@ -56,7 +58,7 @@ ARROWS = {
     "tasks": {"collection", "editions", "storage"},
     "worklist": {"collection", "editions", "storage", "tasks", "totals"},
     "attempts": {"storage", "tasks", "worklist"},
-    "embed_summary": {"worklist"},
+    "embed_summary": {"shards", "worklist"},
     "make": WRITES | {"attempts", "pretrained", "embed_summary"},
     "verify": WRITES | {"pretrained"},
     "relocate": {"collection", "storage", "verify"},

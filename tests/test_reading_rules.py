@@ -175,6 +175,9 @@ JUNK = [
     *("__MACOSX/d/._a.jpg", "__MACOSX/a.jpg", "d/@eaDir/a.jpg", "$RECYCLE.BIN/a.jpg", ".git/a.txt"),
     *("captions.tsv", "metadata.json", "dataset_info.json", "classes.txt", "index.html", "a.b/.x"),
     *("d/.ipynb_checkpoints/a.jpg", "sub/metadata.csv", "files.parquet", "sums.md5"),
+    *("metadata.jsonl", "train/metadata.jsonl", "annotations.xml", "labels.npy", "meta.npz"),
+    *("a.zip", "shapes.geojson", "sizes.json", "thumb.jpg~", "d/~$foo.txt", "#a.txt#", "t.idx"),
+    *("coco.names", "refs.bib", "all.ndjson", "train.txt", "instances_val2017.json", "x.csv.gz"),
 ]
 
 
@@ -203,6 +206,29 @@ def test_a_tar_made_on_a_mac_is_the_same_samples(read, folder):
     assert Counter(reason for _, reason in notes(items)) == {"no_sample": 11}
 
 
+@pytest.mark.parametrize("name", ["0007.json", "0007.xml", "d/cat.npy"])
+def test_what_is_left_of_a_sample_is_one_that_is_dropped(read, name):
+    items = read(tar_bytes({**members(["x"], "jpg txt"), name: b"{}"}))
+    assert dropped(items) == [(name.partition(".")[0], "empty")]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize(
+    "first, second", [("./", ""), ("", "./"), ("/d/", "d/"), (".//d/", "./d/"), ("d/", "/d/")]
+)
+def test_keys_are_the_same_wherever_the_tar_was_made(read, first, second, pack):
+    for order in (list, by_extension):
+        files = {}
+        for n in range(3):
+            files |= {f"{first}{n}.jpg": b"P%d" % n, f"{second}{n}.txt": b"text %d" % n}
+        items = read(pack(tar_bytes({name: files[name] for name in order(list(files))})))
+        assert [(s.key, s.picture, s.captions) for s in items] == [
+            (f"{first}{n}", b"P%d" % n, (f"text {n}",)) for n in range(3)
+        ]
+    folders = {f"{first}0/image.jpg": b"P", f"{second}0/caption.txt": b"t"}
+    assert [s.captions for s in read(pack(tar_bytes(folders)))] == [("t",)]
+
+
 def test_a_picture_makes_a_sample_of_any_key(read):
     files = members(["metadata", "classes", "d/info"], "jpg txt")
     assert len(samples(read(tar_bytes(files)))) == 3
@@ -218,7 +244,9 @@ def test_a_picture_makes_a_sample_of_any_key(read):
         ("caption.txt", "image.jpg"),
         ("0001.png", "label.cls", "metadata.json", "text.txt"),
         ("photo.jpg", "photo.json", "prompt.caption"),
-        ("readme.txt", "x.jpg", "y.text"),
+        ("readme.txt", "Photo.jpg", "y.text"),
+        ("cat.jpg", "caption_en.txt", "prompt.txt"),
+        ("cat.jpg", "prompt.txt", "Caption.txt", "sizes.json"),
     ],
 )
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
@@ -249,6 +277,10 @@ def test_a_folder_whose_members_have_names_of_their_own_is_a_sample(read, names,
         ("d/1.jpg", "d/1"),
         ("d.jpg d.txt d/1.jpg d/2.txt", "d d/1 d/2"),  # its name is a key
         ("cat/1.jpg cat/2.jpg dog/1.jpg", "cat/1 cat/2 dog/1"),
+        ("train/cat.jpg train/notes.txt", "train/cat train/notes"),  # names say what is on them
+        ("a/cat.jpg a/dog.txt b/cat.jpg b/dog.txt", "a/cat a/dog b/cat b/dog"),
+        ("a/cat.jpg a/meta.json a/dog.txt", "a/cat a/dog"),
+        ("d/image.jpg d/mask.png d/caption.txt", "d/caption d/image d/mask"),  # which picture?
     ],
 )
 def test_other_folders_are_no_samples(read, names, keys):
@@ -259,7 +291,7 @@ def test_other_folders_are_no_samples(read, names, keys):
 
 @pytest.mark.parametrize(
     "names",
-    [("image.jpg", "caption.txt"), ("caption.txt", "image.jpg"), ("a.json", "b.jpg", "c.txt")],
+    [("image.jpg", "caption.txt"), ("caption.txt", "image.jpg"), ("a.json", "img.jpg", "c.txt")],
 )
 def test_a_folder_that_is_cut_is_a_row_or_a_drop(read, names):
     """Wherever the cut is: every sample is whole or dropped, and none of them is both."""

@@ -72,14 +72,15 @@ NAMES = st.builds(
 
 
 def by_webdataset(data: bytes) -> dict[str, dict[str, bytes]]:
-    """key -> extension -> bytes as webdataset groups neighbours, the groups of one key together;
-    the first of duplicates stands. Hidden files are none of a sample."""
+    """key -> extension -> bytes as webdataset groups neighbours, the groups of one key, with `./`
+    or without, together; the first of duplicates stands. Hidden files are none of a sample."""
     stream = tar_file_expander([{"url": "a", "stream": io.BytesIO(data)}])
     found: dict[str, dict[str, bytes]] = {}
     for group in group_by_keys(stream, handler=ignore_and_continue):
         members = {k: v for k, v in group.items() if k[:2] != "__"}
         if not group["__key__"].endswith("/"):
-            found[group["__key__"]] = members | found.get(group["__key__"], {})
+            key = group["__key__"].removeprefix("./")
+            found[key] = members | found.get(key, {})
     return found
 
 
@@ -93,9 +94,10 @@ def test_samples_are_those_of_webdataset_wherever_their_members_lie(read, names,
             read(data)
         return
     items = read(gzip.compress(data, 1) if packed else data)
-    found = {item.key: item for item in items if not isinstance(item, Note)}
-    assert sorted(i.key for i in items if not isinstance(i, Note)) == sorted(expected)
-    late = {key for key, reason in notes(items) if reason == "late_member"}
+    found = {item.key.removeprefix("./"): item for item in items if not isinstance(item, Note)}
+    assert len(found) == sum(not isinstance(item, Note) for item in items)
+    assert sorted(found) == sorted(expected)
+    late = {key.removeprefix("./") for key, reason in notes(items) if reason == "late_member"}
     for key, item in found.items():
         members = expected[key]
         picture = next((members[e] for e in PICTURE_EXTENSIONS if e in members), None)

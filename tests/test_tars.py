@@ -175,11 +175,12 @@ def test_endless_extended_headers_are_damage(read):
 
 
 def test_what_follows_the_end_is_noted(read):
-    data = tar_of(*PLAIN)
-    items = read(data + tar_of(("c.jpg", b"C")))
+    items = read(tar_of(*PLAIN) + b"a signature" * 99)
     assert [s.key for s in samples(items)] == ["a", "b"]
     assert notes(items) == [("", "data_after_end")]
-    assert notes(read(data + bytes(100_000))) == []
+
+
+LINES = b"".join(b"line %d\n" % n for n in range(2000))
 
 
 @pytest.mark.parametrize(
@@ -197,9 +198,9 @@ def test_what_follows_the_end_is_noted(read):
             "an xz file (of the compressed tars, .tar.gz and .tar.zst are read)",
         ),
         (gzip.compress(b"hello", mtime=0), "a gzip file without a tar in it"),
-        (gzip.compress(b"hello" * 999, mtime=0)[:-30], "a gzip file without a tar in it"),
+        (gzip.compress(LINES, mtime=0)[:-30], "a gzip file without a tar in it"),
         (zstd(b"hello" * 999), "a zstd file without a tar in it"),
-        (tar_of(*PLAIN)[:511], "a file that begins with 'a.jpg"),
+        (b"a.jpg", "a file that begins with 'a.jpg"),
     ],
 )
 def test_what_is_no_tar_is_told(read, data, found):

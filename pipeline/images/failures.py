@@ -20,7 +20,7 @@ from PIL.TiffImagePlugin import (
 
 from chiasm.pipeline.errors import Undecodable
 from chiasm.pipeline.images.headers import tiff_tags
-from chiasm.pipeline.images.known_formats import camera_raw
+from chiasm.pipeline.known_formats import camera_raw, large_photoshop
 
 REASONS = {  # every reason of stage "decode", and its description
     "not_a_picture": "its bytes begin like no format that is read",
@@ -63,9 +63,11 @@ def classify_failure(
         truncated = False
     else:
         truncated = ran_out or isinstance(error, EOFError) or "truncated" in str(error).lower()
-    raw = camera_raw(data, tiff_tags(data)) if form == "TIFF" else None
-    if raw is not None:
-        return raw
+    named = camera_raw(data, tiff_tags(data)) if form == "TIFF" else None
+    if form == "PSD":
+        named = large_photoshop(data)
+    if named is not None:
+        return named
     if truncated:
         return Undecodable("truncated", detail)
     if isinstance(error, NotImplementedError) or _UNSUPPORTED.search(str(error)):

@@ -28,7 +28,7 @@ from chiasm.pipeline.errors import Undecodable
 from chiasm.pipeline.images.bounded_file import BoundedFile
 from chiasm.pipeline.images.failures import classify_failure
 from chiasm.pipeline.images.headers import check_pieces, is_plain_jpeg
-from chiasm.pipeline.images.known_formats import is_heif, unknown_format
+from chiasm.pipeline.known_formats import is_heif, unknown_format
 
 TRIED = """
     BMP DIB GIF JPEG PPM PNG AVIF CUR PCX DCX DDS FITS FLI FTEX GBR JPEG2000 ICNS ICO IM IMT MCIDAS

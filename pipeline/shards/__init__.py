@@ -16,6 +16,7 @@ from chiasm.pipeline.shards.sample_builder import PICTURE_EXTENSIONS, SampleBuil
 from chiasm.pipeline.shards.samples import (
     DROP_REASONS,
     IMAGE_AND_TEXT,
+    IN_COMPRESSED,
     NOTE_REASONS,
     read_samples,
 )
@@ -25,6 +26,7 @@ from chiasm.pipeline.shards.writer import write_shard
 __all__ = [
     "DROP_REASONS",
     "IMAGE_AND_TEXT",
+    "IN_COMPRESSED",
     "NOTE_REASONS",
     "PICTURE_EXTENSIONS",
     "RULES",

@@ -11,20 +11,28 @@ group that lacks a picture or a caption when another key begins waits for the re
 
 What comes after that is a late member. A folder is one sample (`0001/image.jpg` with
 `0001/caption.txt`) where its members are neighbours, one key of it has a picture, others have what
-belongs to it, and none has both.
+belongs to it, none has both, and the names of picture or texts say that they are.
 """
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from chiasm.pipeline.records import Dropped
+from chiasm.pipeline.shards.captions import CAPTION_EXTENSIONS
 from chiasm.pipeline.shards.key_runs import KeyRuns
-from chiasm.pipeline.shards.names import comparable, folder_of, is_junk, split_member_name
+from chiasm.pipeline.shards.names import (
+    NO_ROLE,
+    comparable,
+    folder_of,
+    is_junk,
+    picture_role,
+    split_member_name,
+    text_role,
+)
 from chiasm.pipeline.shards.sample_builder import SampleBuilder, Wanted
 from chiasm.pipeline.shards.seen_keys import SeenKeys
 from chiasm.pipeline.shards.tar import Damaged, Member, Tar
@@ -57,6 +65,7 @@ class Grouping:
         self._folder, self._is_sample = "", False  # the folder at hand; may it be one sample?
         self._in_folder: dict[str, SampleBuilder] = {}  # its groups, until that is known
         self._joined: set[str] = set()  # extensions of the last folder that was one sample
+        self._cut: Dropped | None = None  # a sample whose later member is cut
         self._files = ExitStack()
 
     def __enter__(self) -> Grouping:
@@ -85,8 +94,9 @@ class Grouping:
                     if group is not None:
                         expected = group.extensions
                         yield from self._close(group)
-                    if folder_of(key) != self._folder:
-                        yield from self._enter_folder(folder_of(key))
+                    folder = folder_of(key)
+                    if folder != self._folder and not self._is_at_hand(folder):
+                        yield from self._enter_folder(folder)
                     group = self._begin(key)
                 if group is not None:
                     group.add(extension, member)
@@ -99,6 +109,11 @@ class Grouping:
             yield from self._close(group)
         yield from self._enter_folder("")
         yield from self._waiting.all()
+        if self._cut is not None:
+            yield self._cut
+
+    def _is_at_hand(self, folder: str) -> bool:
+        return comparable(folder) == comparable(self._folder)
 
     def _end(
         self, group: SampleBuilder | None, expected: set[str], damage: Damaged
@@ -108,7 +123,8 @@ class Grouping:
         if group is not None:
             in_folder = self._is_sample and bool(self._joined)
             others = self._same_sample(group)
-            if group.is_complete(self._joined if others or in_folder else expected, others):
+            complete = group.is_complete(self._joined if others or in_folder else expected, others)
+            if complete if damage.last_is_cut is None else not damage.last_is_cut:
                 yield from self._close(group)
             else:
                 key = self._folder if others or in_folder else group.key
@@ -117,7 +133,7 @@ class Grouping:
                     del self._in_folder[other.compared]
         yield from self._enter_folder("")
         yield from self._waiting.all()
-        yield Dropped(key, "read", damage.reason, damage.detail)
+        yield self._cut or Dropped(key, "read", damage.reason, damage.detail)
 
     def _same_sample(self, group: SampleBuilder) -> list[SampleBuilder]:
         """The groups of the folder at hand that would be one sample with the one at hand."""
@@ -126,7 +142,7 @@ class Grouping:
         one = self._is_sample and not (group.waits or group.is_whole())
         one = one and comparable(self._folder) not in self._seen
         one = one and sum(part.has_picture for part in parts) < 2
-        return others if one and _are_roles([part.key for part in parts]) else []
+        return others if one and _have_roles(parts) else []
 
     def _begin(self, key: str) -> SampleBuilder | None:
         """The group of a key, a new one or one that waits; None for one that has gone on."""
@@ -149,6 +165,8 @@ class Grouping:
             return
         if not whole:
             self._gather(group)
+            if self._cut is not None and self._cut.key == group.key:
+                return
             whole = group.is_whole()
         pictures = [other for other in self._in_folder.values() if other.has_picture]
         second = bool(pictures) and group.has_picture
@@ -174,8 +192,9 @@ class Grouping:
         try:
             for extension, member in self._runs.later_members(group.compared):
                 group.add(extension, member)
-        except Damaged:
-            pass  # it is met again, and told, where the tar is read on
+        except Damaged as damage:  # it is met again, and told, where the tar is read on
+            if damage.last_is_cut:
+                self._cut = Dropped(group.key, "read", damage.reason, damage.detail)
 
     def _enter_folder(self, folder: str) -> Iterator[SampleBuilder]:
         """What waited in the folder before goes on: as one sample, or each by itself."""
@@ -183,9 +202,10 @@ class Grouping:
         pictures = [group for group in groups if group.has_picture]
         others = [group for group in groups if not group.has_picture]
         joined = self._is_sample and pictures and any(group.has_others for group in others)
-        joined = joined and _are_roles([group.key for group in groups])
+        joined = joined and _have_roles(groups)
         if joined and self._seen.add(comparable(self._folder)):
             self._in_folder = {}
+            others.sort(key=lambda other: text_role(other.key))
             sample = pictures[0].join(self._folder, others)
             self._joined = sample.extensions
             yield sample
@@ -198,12 +218,14 @@ class Grouping:
             yield from self._go_on(group)
 
 
-def _are_roles(keys: Sequence[str]) -> bool:
-    """Whether keys say what their members are (image, caption), not which sample they are of: those
-    differ in their digits alone (0001, 0002)."""
-    bases = [key.rpartition("/")[2] for key in keys]
-    shapes = {re.sub(r"\d+", "#", base) for base in bases}
-    return len(shapes) == len(bases)
+def _have_roles(parts: Sequence[SampleBuilder]) -> bool:
+    """Whether the name of the picture in a folder, or those of all texts that may be its caption,
+    say what they are (image, caption), not what is on them (cat, sources)."""
+    if any(picture_role(part.key) for part in parts if part.has_picture):
+        return True
+    captions = [part for part in parts if part.texts.keys() & set(CAPTION_EXTENSIONS)]
+    texts = captions or [part for part in parts if part.texts]
+    return bool(texts) and all(text_role(part.key) < NO_ROLE for part in texts)
 
 
 class Waiting:

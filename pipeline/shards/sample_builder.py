@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from chiasm.pipeline.known_formats import UNREAD_EXTENSIONS
 from chiasm.pipeline.records import IMAGE, TEXT, Dropped, Note, Place, Sample, Source
 from chiasm.pipeline.shards.captions import CAPTION_EXTENSIONS, Texts, read_texts
 from chiasm.pipeline.shards.names import comparable, is_about_dataset
@@ -23,15 +24,10 @@ PICTURE_EXTENSIONS = (
 
 _RANKS = {extension: rank for rank, extension in enumerate(PICTURE_EXTENSIONS)}
 
-# Pictures and films that are not read: a sample without another picture is dropped, so that it is
-# not taken for a caption without a picture. Other extensions (cls, npy, html) are ignored.
-_UNREAD = """
-    arw avi cr2 cr3 dcm dng eps exr ff flif flv hdr heics heifs image img jls jpm jxl jxr
-    m4v mkv mov mp4 mpeg mpg nef orf pam psb raf raw rw2 svg svgz wbmp webm wmf wmv xcf
-"""
-UNREAD_EXTENSIONS = frozenset(_UNREAD.split())
-# Compared with the last part of an extension: seg.png is an extension of its own.
-_VISUAL_EXTENSIONS = UNREAD_EXTENSIONS.union(_RANKS)
+# A sample that has only a picture or film that is not read is dropped, so that it is not taken for
+# a caption without a picture. Other extensions (cls, npy, html) are ignored. Compared with the last
+# part of an extension: seg.png is an extension of its own.
+_VISUAL_EXTENSIONS = {*UNREAD_EXTENSIONS, *_RANKS}
 
 _TEXT_EXTENSIONS = (*CAPTION_EXTENSIONS, "json")
 
@@ -277,7 +273,7 @@ class SampleBuilder:
         if "picture" in self.no_files:
             return "no_file", self.no_files["picture"]
         others = sorted(self._unread())
-        return ("extension", ", ".join(others[:5])) if others else None
+        return ("extension", ", ".join(map(_named, others[:5]))) if others else None
 
     def _unread(self) -> list[str]:
         """Extensions of its pictures and films that are not read."""
@@ -316,3 +312,9 @@ class SampleBuilder:
     def _note_large(self, detail: str) -> None:
         self._note("member_too_large", detail)
         self.too_large.append(detail)
+
+
+def _named(extension: str) -> str:
+    """An extension that is not read, with the format that it stands for."""
+    form = UNREAD_EXTENSIONS.get(extension.rpartition(".")[2])
+    return f"{extension} ({form})" if form else extension

@@ -23,7 +23,7 @@ from chiasm.pipeline.storage import display_name
 
 DROP_REASONS = {  # every reason of stage "read", and its description
     "truncated": "the shard ends inside this sample",
-    "damaged": "the shard cannot be read on from here",
+    "damaged": "the shard cannot be read on from here, or zeros stand in place of members",
     "bomb": "the shard unpacks to more than 500 times its bytes, and is not read on from here",
     "extension": "its only picture has an extension that is not read",
     "member_too_large": "its picture, or all it has, is larger than read.max_member_bytes",
@@ -45,10 +45,15 @@ NOTE_REASONS = {
     "many_notes": "so many more notes of the same kind, left out here",
     "no_sample": "a file of a desktop, or about the data set (README.md), not read",
     "no_end_mark": "the shard ends behind a whole member, without the mark of its end",
+    "cut_after_end": "a compressed shard is cut, but behind the last member of its tar",
+    "archives_joined": "another tar follows the end of the first, and is read (cat a.tar b.tar)",
     "zeros_after_end": "more zeros after the end than tar writes, as of a download cut off",
     "data_after_end": "bytes after the end of the tar, not read",
 }
 
+
+# Ends the detail of a late member that would not be late in a tar that is not compressed.
+IN_COMPRESSED = ", in a compressed shard"
 
 IMAGE_AND_TEXT: Mapping[str, Sequence[str]] = {IMAGE: (), TEXT: ()}
 
@@ -70,7 +75,9 @@ def read_samples(
             if isinstance(group, Passed):
                 passed = passed or group.member.name
                 if group.reason:
-                    yield Note(group.key, group.reason, group.member.name)
+                    late = group.reason == "late_member" and tar.compressed
+                    detail = group.member.name + (IN_COMPRESSED if late else "")
+                    yield Note(group.key, group.reason, detail)
             elif isinstance(group, Dropped):
                 found += 1
                 yield group
@@ -78,8 +85,8 @@ def read_samples(
                 for item in group.items():
                     found += not isinstance(item, Note)
                     yield item
-        if tar.odd_end is not None:
-            yield Note("", *tar.odd_end)
+        for note in tar.notes:
+            yield Note("", *note)
     if not found:
         raise SourceError(
             display_name(shard.url),

@@ -17,10 +17,13 @@ from types import TracebackType
 
 from chiasm.pipeline.errors import SourceError
 from chiasm.pipeline.records import Shard
+from chiasm.pipeline.shards.file_types import file_type
+from chiasm.pipeline.shards.tar_end import Damaged, LastBytes, ZerosInTar
 from chiasm.pipeline.shards.tar_header import (
     EndMark,
     Header,
     NoBlock,
+    begins_header,
     is_header,
     kind_of,
     sparse_extents,
@@ -28,33 +31,7 @@ from chiasm.pipeline.shards.tar_header import (
 from chiasm.pipeline.shards.tar_stream import BAD_BYTES, SEEK_OVER, Bomb, Content
 from chiasm.pipeline.storage import Stat, Stream, display_name, open_stream
 
-_MOST_PADDING = 1 << 20  # bytes behind the end mark; tar pads to its record, 10 KiB by default
-_CHUNK = 1 << 16
 _TRUNCATED = re.compile("truncated|unexpected end|empty header", re.IGNORECASE)
-
-_FILE_TYPES = {  # first bytes of files that are mistaken for shards -> their name in messages
-    b"\x1f\x8b": "a gzip file without a tar in it",
-    b"\x28\xb5\x2f\xfd": "a zstd file without a tar in it",
-    b"\xfd7zXZ\x00": "an xz file (of the compressed tars, .tar.gz and .tar.zst are read)",
-    b"BZh": "a bzip2 file (of the compressed tars, .tar.gz and .tar.zst are read)",
-    b"\x89PNG": "a PNG picture",
-    b"\xff\xd8\xff": "a JPEG picture",
-    b"GIF8": "a GIF picture",
-    b"RIFF": "a RIFF file (WebP, WAV or AVI)",
-    b"PK\x03\x04": "a zip file",
-    b"PAR1": "a Parquet file",
-    b"%PDF": "a PDF document",
-    b"\x89HDF": "an HDF5 file",
-    b"version https://git-lfs": "a Git LFS pointer (git lfs pull fetches the file itself)",
-}
-
-
-class Damaged(Exception):
-    """A tar cannot be read to its end. `reason` is one of `records.DAMAGES`."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
 
 
 class ChangedError(SourceError):
@@ -75,29 +52,31 @@ class Member:
         self.offset = None if tar.compressed or info.issparse() else info.offset_data
         self.header = info.offset
         self._tar, self._info = tar, info
-        self._data: bytes | None = None
+        self.data: bytes | None = None  # once they were read
 
     def read(self) -> bytes:
         """All its bytes; raises Damaged. To be called before the next member is requested."""
-        if self._data is None:
-            self._data = self._tar.read(self._info)
-        return self._data
+        if self.data is None:
+            self.data = self._tar.read(self._info)
+        return self.data
 
 
 class Tar:
     """An open tar: iterate over it once, in a `with`.
 
     Opening raises SourceError for a file that is no tar and for an empty tar; iterating raises
-    Damaged. `odd_end`, after the last member: the (reason, detail) of a note about the end, or
-    None. as_listed: the shard's record; ChangedError where it is another when it is opened or,
-    at the latest when the `with` ends, was changed meanwhile.
+    Damaged. `notes`, after the last member: the (reason, detail) of each note about the end.
+    as_listed: the shard's record; ChangedError where it is another when it is opened or, at the
+    latest when the `with` ends, was changed meanwhile.
     """
 
     def __init__(
         self, url: str, as_listed: Shard | None = None, *, stream: Stream | None = None
     ) -> None:
         self.url, self._as_listed = url, as_listed
-        self.odd_end: tuple[str, str] | None = None
+        self._ended = False
+        self._last: Member | None = None  # the one that came last, if it is no folder
+        self._last_bytes = LastBytes()
         self._archive: tarfile.TarFile | None = None
         self._broken: Damaged | None = None
         self._translating_errors = _TranslatingErrors(self._translate)
@@ -108,12 +87,17 @@ class Tar:
             magic = self._raw.peek(tarfile.BLOCKSIZE)[: tarfile.BLOCKSIZE]
             size, seek_over = found.size if found else -1, SEEK_OVER if stream is None else 0
             self._content = Content(files, self._raw, magic, size, seek_over)
+            self._zeros = ZerosInTar(self._content)
             self._open(files, magic)
             self._files = files.pop_all()
 
     @property
     def compressed(self) -> bool:
         return self._content.compressed
+
+    @property
+    def notes(self) -> list[tuple[str, str]]:
+        return self._zeros.notes
 
     def __enter__(self) -> Tar:
         return self
@@ -130,8 +114,7 @@ class Tar:
             assert self._broken is not None
             raise self._broken
         yield from self._members(self._archive)
-        if self.odd_end is None:
-            self._check_padding(self._archive)
+        self._zeros.check_joined()
 
     def second_reader(self) -> Tar | None:
         """The same open file as another tar, for `members_from`; to be closed before this one.
@@ -143,17 +126,18 @@ class Tar:
         """The members from one on, by the offset of its header; of a `second_reader` that was
         iterated over."""
         assert self._archive is not None
-        self.odd_end = None  # where the iteration ended before
+        self._ended = False
         self._archive.offset = header
         self._content.go_to(header)
         return self._members(self._archive)
 
     def _members(self, archive: tarfile.TarFile) -> Iterator[Member]:
         while (info := self._next(archive)) is not None:
-            if not info.isdir():
-                yield Member(self, info)
+            self._last = None if info.isdir() else Member(self, info)
+            if self._last is not None:
+                yield self._last
             self._skip_to(archive.offset, info)
-            if self.odd_end is not None:
+            if self._ended:
                 return
 
     def _check_unchanged(self, found: Stat | None, *, reading: bool = False) -> None:
@@ -179,7 +163,9 @@ class Tar:
         with self._translating_errors:
             self._content.seek(info.offset_data)
             if info.sparse is None:
-                return self._read_exactly(info.size)
+                data = self._read_exactly(info.size)
+                self._last_bytes.add(info.name, info.offset, data)
+                return data
             extents, data = sparse_extents(info), bytearray(info.size)
             for start, size in extents:
                 data[start : start + size] = self._read_exactly(size)
@@ -196,43 +182,85 @@ class Tar:
         try:
             with self._translating_errors:
                 head = self._content.peek(tarfile.BLOCKSIZE)
+            archive = self._begin(files)
+        except (Damaged, NoBlock) as damage:
+            cut = isinstance(damage, Damaged) and damage.reason == "truncated"
+            name_alone = self._content.error is not None and len(head) <= 100
+            begun = is_header(head) or (cut and (name_alone or begins_header(head)))
+            hole = bool(head) and head.count(0) == len(head)
+            if not isinstance(damage, Damaged) or not (begun or hole):
+                raise self._no_samples(file_type(magic)) from damage
+            self._broken = damage  # it is a tar, but cut or damaged in its first member
+        else:
+            if archive is None:
+                raise self._no_samples("an empty tar")
+            self._archive = archive
+
+    def _begin(self, files: ExitStack) -> tarfile.TarFile | None:
+        """The archive with its first header read, behind zeros too; None for zeros alone."""
+        while True:
+            first = self._content.tell()
+            try:
                 # Names that are not UTF-8 become backslash escapes: lone surrogates could not be
                 # written.
-                with self._content.header:
+                with self._translating_errors, self._content.header:
                     archive = tarfile.TarFile(  # closed by `files`
                         fileobj=self._content,  # pyrefly: ignore  # it needs no more of a file
                         tarinfo=Header,
                         encoding="utf-8",
                         errors="backslashreplace",
                     )
-        except EndMark as end:
-            raise self._no_samples("an empty tar") from end
-        except (Damaged, NoBlock) as damage:
-            if not is_header(head) or not isinstance(damage, Damaged):
-                raise self._no_samples(_file_type(magic)) from damage
-            self._broken = damage  # it is a tar, but cut or damaged in its first member
-        else:
-            self._archive = files.enter_context(archive)
+                return files.enter_context(archive)
+            except EndMark:
+                if not self._goes_on(first):
+                    return None
 
     def _no_samples(self, found: str) -> SourceError:
         do = "name shards, each a tar of members such as 0001.jpg and 0001.txt"
         return SourceError(display_name(self.url), expected="a tar of samples", found=found, do=do)
 
     def _next(self, archive: tarfile.TarFile) -> tarfile.TarInfo | None:
-        archive.members = []  # pyrefly: ignore  # else tarfile keeps every header of the shard
+        while True:
+            archive.members = []  # pyrefly: ignore  # else tarfile keeps every header of the shard
+            try:
+                with self._translating_errors, self._content.header:
+                    info = archive.next()
+                    if info is None:  # tarfile returns None for an invalid header
+                        raise tarfile.ReadError("bad header")
+                    if info.size < 0:
+                        raise tarfile.ReadError(f"a size of {info.size} bytes")
+                    return info
+            except EndMark:
+                if not self._goes_on(archive.offset):
+                    return None
+                archive.offset = self._content.tell()
+                archive.pax_headers = {}  # those of the archive before
+            except NoBlock:
+                self._ends_without_mark(archive.offset)
+                return None
+
+    def _goes_on(self, first: int) -> bool:
+        """Whether members follow zeros that begin at an offset; to the end of the file, where none
+        do: a compressed shard has its checksum there."""
         try:
-            with self._translating_errors, self._content.header:
-                info = archive.next()
-                if info is None:  # tarfile returns None for an invalid header
-                    raise tarfile.ReadError("bad header")
-                if info.size < 0:
-                    raise tarfile.ReadError(f"a size of {info.size} bytes")
-                return info
-        except EndMark:
-            return None
-        except NoBlock:
-            self._ends_without_mark(archive.offset)
-            return None
+            with self._translating_errors:
+                zeros = self._zeros.pass_over(first)
+                too_many = self._zeros.are_too_many(zeros)
+        except Damaged as damage:
+            if damage.reason == "damaged":
+                raise
+            # All members were read: a cut is a note here, and so are too many zeros.
+            truncated = damage.reason == "truncated"
+            self.notes.append(("cut_after_end" if truncated else "data_after_end", damage.detail))
+            return False
+        last = self._last
+        if last is not None and last.data is not None:
+            missing = self._last_bytes.missing(last.name, last.header, last.data, cut=too_many)
+            if missing:
+                detail = f"{last.name} ends in {missing:,} zeros, and zeros follow it"
+                raise Damaged("truncated", detail, last_is_cut=True)
+        with self._translating_errors:
+            return self._zeros.are_followed(zeros)
 
     def _skip_to(self, offset: int, info: tarfile.TarInfo) -> None:
         """Go to the header behind a member; checks that the bytes before it exist."""
@@ -248,28 +276,15 @@ class Tar:
             self._ends_without_mark(reached)  # only zeros behind the member are missing
 
     def _ends_without_mark(self, offset: int) -> None:
-        self.odd_end = ("no_end_mark", f"the file ends at byte {offset}, behind a whole member")
-
-    def _check_padding(self, archive: tarfile.TarFile) -> None:
-        """Read to the end of the file: zeros and, in a compressed shard, its checksum."""
+        self._ended = True
+        detail = f"the file ends at byte {offset}, behind a whole member"
+        self.notes.append(("no_end_mark", detail))
         try:
             with self._translating_errors:
-                zeros = 0
-                while chunk := self._content.read(_CHUNK):
-                    zeros += len(chunk)
-                    if chunk.count(0) != len(chunk):
-                        detail = f"more follows the end mark at byte {archive.offset}"
-                        self.odd_end = ("data_after_end", detail)
-                        return
-                if zeros > _MOST_PADDING:
-                    detail = f"{zeros:,} zeros follow, as of a download that was cut off"
-                    self.odd_end = ("zeros_after_end", detail)
+                self._content.read(1)
         except Damaged as damage:
-            if damage.reason == "damaged":
+            if damage.reason == "damaged":  # the checksum of a compressed shard
                 raise
-            # All members were read: a cut is a note here, and so are too many zeros.
-            truncated = damage.reason == "truncated"
-            self.odd_end = ("no_end_mark" if truncated else "data_after_end", damage.detail)
 
     def _translate(self, error: Exception) -> Exception:
         """The exception for callers where reading raised `error`."""
@@ -290,16 +305,6 @@ class Tar:
             return "damaged" if self._content.read(1) else "truncated"
         except BAD_BYTES:
             return "damaged"
-
-
-def _file_type(head: bytes) -> str:
-    if not head:
-        return "an empty file"
-    for magic, kind in _FILE_TYPES.items():
-        if head.startswith(magic):
-            return kind
-    begins = head[:16].decode("ascii", "backslashreplace")
-    return f"a file that begins with {begins!r}"
 
 
 class _TranslatingErrors:

@@ -104,6 +104,19 @@ def is_header(block: bytes) -> bool:
     return True
 
 
+def begins_header(head: bytes) -> bool:
+    """Whether fewer than 512 bytes are the beginning of a tar header: a name with zeros behind it,
+    as no text has them, then numbers and, in most dialects, `ustar`."""
+    name, numbers, magic = head[:100].rstrip(b"\0"), head[100:156], head[257:262]
+    if len(head) >= tarfile.BLOCKSIZE or not name or (len(head) <= 100 and name == head):
+        return False
+    return (
+        min(name) >= 32  # no control characters, nor zeros in the middle
+        and not numbers.strip(b"01234567 \0")
+        and (magic == bytes(len(magic)) or b"ustar".startswith(magic))
+    )
+
+
 def kind_of(info: tarfile.TarInfo) -> str:
     """The name of a member's type for messages, "" for files and folders."""
     if info.type == tarfile.REGTYPE or info.isreg() or info.isdir():

@@ -55,7 +55,8 @@ class Bomb(tarfile.ReadError):
 class Content:
     """The bytes of a tar as a forward-only file for tarfile.
 
-    compressed: whether the shard is, so that a member's bytes are no range of it."""
+    compressed: whether the shard is, so that a member's bytes are no range of it. error: that of
+    decompressing, once all before it was read."""
 
     def __init__(
         self, files: ExitStack, raw: Stream, magic: bytes, size: int, seek_over: int = SEEK_OVER
@@ -78,7 +79,7 @@ class Content:
         self._position = self._decompressed = 0
         self.header_bytes_left = _UNBOUNDED  # of the member whose headers are read
         self.header = _HeaderLimit(self)
-        self._error: Exception | None = None
+        self.error: Exception | None = None
 
     def tell(self) -> int:
         return self._position
@@ -97,6 +98,16 @@ class Content:
         """Go to any offset of a file that is not compressed and can be sought in."""
         self._peeked = b""
         self._position = self._raw.seek(offset)
+
+    def skip_zeros(self) -> int:
+        """Go over whole blocks of zeros, and over zeros at the end; returns the offset."""
+        while chunk := self.peek(_CHUNK):
+            zeros = len(chunk) - len(chunk.lstrip(b"\0"))
+            whole = zeros == len(chunk)
+            self.read(zeros if whole else zeros // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE)
+            if not whole:
+                break
+        return self._position
 
     def peek(self, size: int) -> bytes:
         data = self._take(size)
@@ -117,21 +128,21 @@ class Content:
             return self._read_some(size)
         parts, self._peeked = [self._peeked[:size]], self._peeked[size:]
         missing = size - len(parts[0])
-        while missing and self._error is None:
+        while missing and self.error is None:
             try:
                 part = self._read_some(missing)
                 self._check_expansion(len(part))
             except BAD_BYTES as error:
                 if isinstance(error, OSError) and error.errno:  # the disk failed, not the content
                     raise
-                self._error = error
+                self.error = error
                 break
             if not part:
                 break
             parts.append(part)
             missing -= len(part)
-        if self._error is not None and missing == size:
-            raise self._error
+        if self.error is not None and missing == size:
+            raise self.error
         return b"".join(parts)
 
     def _check_expansion(self, size: int) -> None:
