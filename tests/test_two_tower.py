@@ -16,10 +16,12 @@ from encoding import encode_images, encode_joint, encode_texts, match_rows, mean
 from PIL import Image
 from tiny_towers import COLOURS, PHRASES
 
+from chiasm.index import build_index, open_collection
 from chiasm.jobs.cli.train_two_tower import train_two_tower as train_command
 from chiasm.pipeline.encoders import load_encoder, require_matcher
 from chiasm.pipeline.errors import ChiasmError, EncoderError, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
+from chiasm.pipeline.make import make_collection
 from chiasm.pipeline.model.config import FusionConfig
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
@@ -460,32 +462,22 @@ def test_shards_that_are_cut_are_learned_from_and_told(towers, coloured, tmp_pat
 
 
 @pytest.mark.timeout(300)
-def test_from_shards_to_answers_at_the_prompt(chiasm, towers, coloured, tmp_path):
-    image, text = towers
-    made = chiasm(
-        "train", "two-tower", "--image-encoder", image, "--text-encoder", text,
-        coloured, "--to", tmp_path / "mine", "--steps", 20, "--device", "cpu",
-        "--precision", "float32",
+def test_from_shards_to_answers(towers, coloured, tmp_path, capsys):
+    image, text = map(str, towers)
+    train_command(
+        [str(coloured)], tmp_path / "mine", image, text, steps=20, device="cpu",
+        precision="float32",
     )  # fmt: skip
-    assert made.returncode == 0, made.stderr
-    assert "pictures held out" in made.stdout
-    assert made.stdout.endswith(f"use it with --encoder two-tower:{tmp_path / 'mine'}\n")
+    printed = capsys.readouterr().out
+    assert "pictures held out" in printed
+    assert printed.endswith(f"use it with --encoder two-tower:{tmp_path / 'mine'}\n")
     with Image.open(tmp_path / "mine" / "curves.png") as curves:
         assert curves.format == "PNG" and len(curves.convert("L").getcolors() or []) > 10
-    collection = tmp_path / "c"
-    for command in (
-        ("embed", coloured / "p-00000.tar", "--to", collection,
-         "--encoder", f"two-tower:{tmp_path / 'mine'}"),
-        ("index", "build", collection),
-    ):  # fmt: skip
-        ran = chiasm(*command)
-        assert ran.returncode == 0, ran.stderr
-    searched = chiasm(
-        "search", collection, "red and blue", "--rerank", "match:20", "--json", "-k", 3
-    )
-    assert searched.returncode == 0, searched.stderr
-    first = json.loads(searched.stdout)["results"][0]
-    assert set(first["scores"]) == {"search", "match"}
+    # At the prompt, and on Ray, tests/test_readme.py goes on from here.
+    make_collection(coloured / "p-00000.tar", tmp_path / "c", f"two-tower:{tmp_path / 'mine'}")
+    build_index(tmp_path / "c")
+    first, *_ = open_collection(tmp_path / "c").search("red and blue", rerank="match:20", k=3)
+    assert set(first.scores) == {"search", "match"}
 
 
 @pytest.mark.timeout(300)
