@@ -38,7 +38,8 @@ from benchmarks.nearest_tests import ROOT, Executed, executed_lines, run_tests
 from tests.support.source_tree import copy_sources
 
 ROOMS = ("pipeline", "index", "jobs")
-COPIED = ("chiasm", *ROOMS, "tests", "benchmarks", "docs", "pyproject.toml", "README.md")
+COPIED = ("chiasm", *ROOMS, "tests", "benchmarks", "docs", "examples")
+COPIED += tuple(path.name for path in ROOT.iterdir() if path.is_file())  # documents link to them
 OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE,
     ast.LtE: ast.Lt,

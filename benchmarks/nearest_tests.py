@@ -169,13 +169,17 @@ def _lines_of_statement(tree: ast.AST, line: int) -> range:
     return wanted
 
 
-def run_tests(tree: Path, arguments: Sequence[str], seconds: float) -> str:
+def run_tests(
+    tree: Path, arguments: Sequence[str], seconds: float, output: str = os.devnull
+) -> str:
     """`survived`, `killed` or `timeout`: how the tests end in a copy of the tree. seconds: of CPU
-    after which they hang; waiting, ten times as much and a minute."""
+    after which they hang; waiting, ten times as much and a minute. output: where they print."""
     # A fork of a process that has loaded what the tests import, but for our own packages.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOADED])
-    process = context.Process(target=_be_pytest, args=(tree, [*OPTIONS, *arguments], seconds))
+    process = context.Process(
+        target=_be_pytest, args=(tree, [*OPTIONS, *arguments], seconds, output)
+    )
     process.start()
     process.join(60 + 10 * seconds)
     try:
@@ -188,13 +192,14 @@ def run_tests(tree: Path, arguments: Sequence[str], seconds: float) -> str:
         process.join()
 
 
-def _be_pytest(tree: Path, arguments: Sequence[str], seconds: float) -> None:
+def _be_pytest(tree: Path, arguments: Sequence[str], seconds: float, output: str) -> None:
     os.setsid()  # what the tests start ends with them
     resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, resource.RLIM_INFINITY))
     os.chdir(tree)
-    silence = os.open(os.devnull, os.O_RDWR)
-    for stream in range(3):
-        os.dup2(silence, stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    printed = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(printed, stream)
     for name, module in [*sys.modules.items()]:
         if (getattr(module, "__file__", None) or "").startswith(f"{ROOT}/"):
             del sys.modules[name]
@@ -211,6 +216,10 @@ def executed_lines(tree: Path, package: str, tests: Sequence[str], record: Path)
     place = package.replace(".", "/")
     place += "" if (tree / place).is_dir() else ".py"
     plugin = ("-p", "benchmarks.nearest_tests", "--lines-of", place, "--lines-to", str(record))
-    if not record.exists() and run_tests(tree, [*plugin, *tests], TRACE_SECONDS) != "survived":
-        raise SystemExit("mutants: expected tests that pass without a fault, found a failure")
+    printed = record.with_suffix(".log")
+    if not record.exists() and (
+        run_tests(tree, [*plugin, *tests], TRACE_SECONDS, str(printed)) != "survived"
+    ):
+        last = "\n".join(printed.read_text().splitlines()[-5:])
+        raise SystemExit(f"mutants: expected tests that pass without a fault, found\n{last}")
     return Executed.read(record)
