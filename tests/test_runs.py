@@ -283,6 +283,15 @@ def test_a_record_with_fields_of_a_later_release_is_read(tmp_path):
         assert [seen.claimed for seen in run.others()] == [("s",)]
 
 
+def test_a_record_of_another_run_or_of_a_newer_version_is_not_believed():
+    record, name = RunRecord(R1, "embed", "host", 1, 0.0, 0.0), f"runs/{R1}.json"
+    assert RunRecord.from_json(record.to_json(), name) == record
+    newer = record.to_json().replace(b'"schema": 1', b'"schema": 2')
+    for data, found in ((replace(record, id=R2).to_json(), R2), (newer, "2")):
+        with pytest.raises(CollectionError, match=f"{name}: .*{found}"):
+            RunRecord.from_json(data, name)
+
+
 def test_a_disk_that_fails_at_one_read_kills_nobody(tmp_path, monkeypatch):
     folder = Folder(str(tmp_path))
     real = Folder.read_bytes
