@@ -210,6 +210,17 @@ def test_a_chain_of_redirects_is_checked_at_each_step(serve, names, outside):
     assert read(f"{outer.url}/4") == TAR
 
 
+def test_a_server_of_this_machine_that_is_called_by_a_name_redirects_to_itself(serve, names):
+    files = Files({"/b.tar": TAR})
+    server = serve(files)
+    names["home.test"] = ["127.0.0.1"]
+    files.redirects["/a.tar"] = f"http://127.0.0.1:{port_of(server)}/b.tar"
+    assert read(f"http://home.test:{port_of(server)}/a.tar") == TAR
+    files.redirects["/a.tar"] = f"{inner(serve).url}/a.tar"
+    with pytest.raises(SourceError, match=r"a redirect to 127\.0\.0\.2"):
+        stat(f"http://home.test:{port_of(server)}/a.tar")
+
+
 def test_every_kind_of_redirect_is_followed_ten_times_at_most(serve):
     def answer(request: Request) -> Response:
         left = int(request.path.rpartition("/")[2])
