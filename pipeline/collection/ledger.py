@@ -210,7 +210,7 @@ def write_entry(folder: Folder, entry: LedgerEntry, run_id: str) -> None:
 def rewrite_entry(folder: Folder, name: str, changes: Mapping[str, Any], run_id: str) -> None:
     """Write an entry, by its file's name, again with other fields, None for those to leave out.
     Fields that this version does not know are kept. Atomic."""
-    _write_changed(folder, name, _stored_fields(folder, name), changes, run_id)
+    _write_changed(folder, name, _fields_of(folder.read_bytes(name)), changes, run_id)
 
 
 def rewrite_current_entry(
@@ -219,16 +219,16 @@ def rewrite_current_entry(
     """The same for the entry of a shard: what is changed is `current`, the stored entry or the one
     that it replaces."""
     name = ledger_name(current.source.id)
-    fields = _stored_fields(folder, name)
-    stored = read_entry(folder, current.source.id)
+    data = folder.read_bytes(name)
+    fields = _fields_of(data)
     replaced = fields.pop("replaced", None)
-    if stored is not None and current == stored.replaced:
+    if current == LedgerEntry.from_json(data, display_name(folder.url_of(name))).replaced:
         fields = replaced
     _write_changed(folder, name, fields, changes, run_id)
 
 
-def _stored_fields(folder: Folder, name: str) -> dict[str, Any]:
-    return json.loads(folder.read_bytes(name).decode("utf-8", "surrogatepass"))
+def _fields_of(data: bytes) -> dict[str, Any]:
+    return json.loads(data.decode("utf-8", "surrogatepass"))
 
 
 def _write_changed(

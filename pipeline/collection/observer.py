@@ -108,7 +108,7 @@ class RunObserver:
         stats = {
             name: stat
             for name, stat in sorted(stats_of_all.items())
-            if run_of_record(name) not in (None, self._own_id) and self._final.get(name) != stat
+            if self._final.get(name) != stat and run_of_record(name) not in (None, self._own_id)
         }
         self._read_changed(stats, began)
         times = [stat.modified for stat in stats_of_all.values() if stat.modified is not None]

@@ -84,7 +84,7 @@ def is_about_dataset(key: str, extensions: set[str]) -> bool:
 def comparable(key: str) -> str:
     """The form in which keys are compared: without `./` and `/` at their beginning, which depend on
     the folder that the tar was made in, and in NFC: a Mac writes names in NFD, others in NFC."""
-    key = key.lstrip("/") if key[:1] == "/" else key
+    key = key.lstrip("/")
     while key[:2] == "./":
         key = key[2:].lstrip("/")
     return key if key.isascii() else unicodedata.normalize("NFC", key)
