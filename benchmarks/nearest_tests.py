@@ -201,7 +201,8 @@ def _be_pytest(tree: Path, arguments: Sequence[str], seconds: float, output: str
     for stream in (1, 2):
         os.dup2(printed, stream)
     for name, module in [*sys.modules.items()]:
-        if (getattr(module, "__file__", None) or "").startswith(f"{ROOT}/"):
+        ours = (getattr(module, "__file__", None) or "").startswith(f"{ROOT}/")
+        if ours and name not in ("__main__", "__mp_main__"):
             del sys.modules[name]
     sys.path[:] = [str(tree), *(path for path in sys.path if path not in ("", str(ROOT)))]
     # A mutant may have the size and, within a second, the time of the file that it replaces.
