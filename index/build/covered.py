@@ -90,19 +90,26 @@ class ReadFiles:
         return OpenedFile(file, metadata, tuple(ranges_of(sizes, most)))
 
     def read(self, opened: OpenedFile, columns: list[str], groups: range) -> pa.Table:
-        """These row groups; ShardReplaced where the file is not, or no longer, that was listed."""
-        file = opened.file
-        with self.replaced_errors(file):
-            table = file.read_groups(columns, groups, opened.metadata)
-        if groups.stop == opened.metadata.num_row_groups and not self.is_same(file):
-            raise ShardReplaced(file)  # then none of what was read can be trusted
-        return table
+        """These row groups. They can be trusted once the file is found to be the same after
+        that."""
+        with self.replaced_errors(opened.file):
+            return opened.file.read_groups(columns, groups, opened.metadata)
+
+    def require_same(self, files: Iterable[EmbeddingFile]) -> None:
+        """Raises ShardReplaced where one of the files is not the one that was listed."""
+        stats = EmbeddedShards.list(self.folder).stats
+        for file in files:
+            stat = stats.get(file.shard_id)
+            if stat is None or (stat.size, stat.version) != self.indexed[file.shard_id].file:
+                raise ShardReplaced(file)
 
     def groups(self, file: EmbeddingFile, columns: list[str]) -> Iterator[pa.Table]:
         """Columns of a file, some row groups at a time; ShardReplaced, at the end or before it,
         where the file is not the one that was listed."""
         for opened, _, groups in self.open(file, columns, READ_BYTES).reads():
             yield self.read(opened, columns, groups)
+        if not self.is_same(file):
+            raise ShardReplaced(file)
 
 
 class CoveredShards(ReadFiles):

@@ -113,6 +113,7 @@ def _fill(task: SegmentTask, folder: Folder, progress: Callable[[int], None]) ->
         for number, first, rows in read_ahead(files, folder, task.footers, columns):
             segment.add(number, first, rows)
             progress(segment.rows)
+        files.require_same(EmbeddingFile(folder, footer) for footer in task.footers)
         if not segment.rows:
             return Filled(None, {})
         record, checksum = segment.commit()
@@ -124,8 +125,8 @@ def read_ahead(
     files: ReadFiles, folder: Folder, footers: Sequence[Footer], columns: list[str]
 ) -> Iterator[tuple[int, int, pa.Table]]:
     """The rows of each file, some row groups at a time: the file's number, the number of the first
-    row in it, and the rows. Raises ShardReplaced where a file is not the one that was listed, at
-    its end at the latest."""
+    row in it, and the rows. Raises ShardReplaced where a file that is opened is not the one that
+    was listed."""
     with ThreadPoolExecutor(READS_AHEAD + 1) as readers:
         opened = _ahead(
             (
