@@ -1,0 +1,153 @@
+"""Words -> rows whose captions have them, by BM25 over all segments; fused with what vectors found.
+
+The score of a row is BM25 as Lucene computes it (Robertson and Zaragoza, 2009; Kamphuis et al.,
+2020): for each term of the query, weight * idf * (k1 + 1) tf / (tf + k1 (1 - b + b length / mean)),
+where idf = ln(1 + (N - n + 0.5) / (n + 0.5)). N, n and the mean are those of all rows of the
+generation that are not deleted and have words: a score depends neither on how rows are cut into
+segments nor on a filter, and rows that were deleted leave no trace. Ties are ordered by position.
+
+Fused by reciprocal rank (Cormack et al., 2009): a row gets 1 / (60 + rank) by each of the two
+lists that it is in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from chiasm.index.results import Hit
+from chiasm.index.segments import Keywords, query_terms
+from chiasm.pipeline.errors import UsageError
+
+K1, B = 1.2, 0.75  # Lucene's; on captions others find no more (benchmarks/hybrid.py)
+RANK_CONSTANT = 60  # of Cormack et al.
+KEYWORD_WEIGHT = 1.0
+FUSED_DEPTH = 100  # of either list at the least: a row that both have may be far down in one
+
+Rows = Sequence[np.ndarray | None]  # of every segment (rows,) bool, None for all or for none
+
+
+def search_keywords(
+    segments: Sequence[Keywords],
+    texts: Sequence[str],
+    k: int,
+    deleted: Rows,
+    allowed: Sequence[np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k rows of each text with the best scores: (Q, k) float32, best first, and their positions
+    (Q, k) int64; -inf and -1 where fewer rows have any of its words.
+
+    deleted, allowed: rows of each segment that are never found, and those that alone may be. Raises
+    UsageError for a text without words.
+    """
+    alive = [None if rows is None else ~rows for rows in deleted]
+    corpus = _Corpus.of(segments, alive)
+    usable: Rows = alive
+    if allowed is not None:
+        usable = [
+            rows if living is None else rows & living
+            for rows, living in zip(allowed, alive, strict=True)
+        ]
+    scores = np.full((len(texts), k), -np.inf, dtype=np.float32)
+    positions = np.full((len(texts), k), -1, dtype=np.int64)
+    for number, text in enumerate(texts):
+        terms = query_terms(text)
+        if not terms:
+            raise UsageError(
+                "hybrid", expected="a text with words", found=f"{text!r}", do="leave --hybrid away"
+            )
+        found = _best_rows(segments, corpus, terms, k, alive, usable)
+        scores[number, : len(found[0])], positions[number, : len(found[1])] = found
+    return scores, positions
+
+
+@dataclass(frozen=True, slots=True)
+class _Corpus:
+    """documents: rows that have words. mean: their words, on average."""
+
+    documents: int
+    mean: float
+
+    @classmethod
+    def of(cls, segments: Sequence[Keywords], alive: Rows) -> _Corpus:
+        documents = words = 0
+        for segment, living in zip(segments, alive, strict=True):
+            for run in segment.runs:
+                lengths = run.lengths
+                if living is not None:
+                    lengths = lengths[living[run.first : run.first + len(lengths)]]
+                documents += int(np.count_nonzero(lengths))
+                words += int(lengths.sum(dtype=np.int64))
+        return cls(documents, words / documents if documents else 1.0)
+
+    def idf(self, rows: int) -> float:
+        """Of a term that so many rows have."""
+        return math.log1p((self.documents - rows + 0.5) / (rows + 0.5))
+
+
+def _best_rows(
+    segments: Sequence[Keywords],
+    corpus: _Corpus,
+    terms: dict[str, float],
+    k: int,
+    alive: Rows,
+    usable: Rows,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (n,) float32 and positions (n,) int64 of the n <= k best rows, in order."""
+    runs = [(at, run) for at, segment in enumerate(segments) for run in segment.runs]
+    firsts = np.cumsum([0, *map(len, segments)])
+    postings = [[run.postings(term) for term in terms] for _, run in runs]
+    frequencies = np.zeros(len(terms), np.int64)
+    for (at, run), found in zip(runs, postings, strict=True):
+        living = alive[at]
+        frequencies += [
+            len(rows) if living is None else np.count_nonzero(living[run.first + rows])
+            for rows, _ in found
+        ]
+    weights = [
+        weight * corpus.idf(int(rows))
+        for weight, rows in zip(terms.values(), frequencies, strict=True)
+    ]
+    best = np.empty(0, np.float32), np.empty(0, np.int64)
+    for (at, run), found in zip(runs, postings, strict=True):
+        scores = np.zeros(len(run.lengths))
+        for weight, (rows, counts) in zip(weights, found, strict=True):
+            norm = K1 * (1 - B + B / corpus.mean * run.lengths[rows])
+            scores[rows] += weight * (K1 + 1) * counts / (counts + norm)
+        allowed = usable[at]
+        if allowed is not None:
+            scores *= allowed[run.first : run.first + len(scores)]
+        rows = np.flatnonzero(scores)
+        best = _merged(best, (scores[rows].astype(np.float32), firsts[at] + run.first + rows), k)
+    return best
+
+
+def _merged(
+    best: tuple[np.ndarray, np.ndarray], more: tuple[np.ndarray, np.ndarray], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first k of both by falling score, then rising position."""
+    scores, positions = (np.concatenate(parts) for parts in zip(best, more, strict=True))
+    if len(scores) > k:
+        kept = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
+        scores, positions = scores[kept], positions[kept]
+    order = np.lexsort((positions, -scores))[:k]
+    return scores[order], positions[order]
+
+
+def fuse(hits: Sequence[Hit], by_words: Sequence[Hit], weight: float = KEYWORD_WEIGHT) -> list[Hit]:
+    """The hits of both lists by their reciprocal ranks, those of `by_words` times `weight`, then by
+    position. The score `hybrid` is scaled so that the first of both lists has 1."""
+    merged: dict[int, Hit] = {}
+    sums: dict[int, float] = {}
+    for ranked, factor in ((hits, 1.0), (by_words, weight)):
+        for rank, hit in enumerate(ranked, 1):
+            before = merged.get(hit.position)
+            scores = hit.scores if before is None else {**before.scores, **hit.scores}
+            merged[hit.position] = Hit(hit.position, scores)
+            share = factor * (RANK_CONSTANT + 1) / (RANK_CONSTANT + rank) / (1 + weight)
+            sums[hit.position] = sums.get(hit.position, 0.0) + share
+    fused = [hit.scored("hybrid", sums[hit.position]) for hit in merged.values()]
+    return sorted(fused, key=lambda hit: (-hit.score, hit.position))
