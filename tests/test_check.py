@@ -37,7 +37,7 @@ def drawn(tmp_path_factory) -> Path:
     """Two shards of vectors, indexed in cells and in two segments."""
     path = tmp_path_factory.mktemp("check") / "c"
     make_collection(path, (60, 50), holes=0.1)
-    build_index(str(path), settings=IndexSettings(exact_below=1, segment_rows=60))
+    build_index(str(path), settings=IndexSettings(tune=False, exact_below=1, segment_rows=60))
     return path
 
 

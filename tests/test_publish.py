@@ -36,7 +36,7 @@ from chiasm.pipeline.storage import Folder, LocalFiles, schemes
 from chiasm.pipeline.storage.disk import Disk
 
 NO_MERCY = IndexSettings(keep_generations=1, keep_seconds=0)
-CELLS = IndexSettings(exact_below=1)
+CELLS = IndexSettings(tune=False, exact_below=1)
 DEAD = "20260101T000000-00000000"  # a run that has left no record
 
 
@@ -265,7 +265,7 @@ def test_only_names_that_chiasm_writes_are_removed(tmp_path):
 def test_a_build_that_fails_leaves_nothing(tmp_path, fails):
     folder = Folder(str(tmp_path))
     make_collection(tmp_path, (20, 30))
-    settings = IndexSettings(exact_below=1, segment_rows=20)
+    settings = IndexSettings(tune=False, exact_below=1, segment_rows=20)
 
     def fail(stage: str, done: int, total: int) -> None:
         if (stage, done) == ("fill", 50):  # one segment is whole, one is half-written

@@ -23,7 +23,7 @@ def made(tmp_path_factory) -> Path:
     """An index of IVF cells; tests take a copy."""
     path = tmp_path_factory.mktemp("verified")
     make_collection(path, (40,))
-    build_index(path, columns=["image"], settings=IndexSettings(exact_below=1))
+    build_index(path, columns=["image"], settings=IndexSettings(tune=False, exact_below=1))
     return path
 
 
@@ -88,7 +88,7 @@ def test_a_flipped_bit_is_an_error_though_size_and_time_stay(path, name, place):
 def test_another_index_of_the_same_size_is_an_error(path):
     other = path.parent / "other"
     make_collection(other, (40,), seed=9)
-    build_index(other, columns=["image"], settings=IndexSettings(exact_below=1))
+    build_index(other, columns=["image"], settings=IndexSettings(tune=False, exact_below=1))
     for name in ("image.faiss", "image.f16"):
         assert file_of(path, name).stat().st_size == file_of(other, name).stat().st_size
         shutil.copy2(file_of(other, name), file_of(path, name))

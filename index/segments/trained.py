@@ -1,4 +1,4 @@
-"""What the segments of a column share: the projection, the lists' centroids, the ranges of the codes.
+"""What the segments of a column share: projection, centroids of the lists, ranges of the codes.
 
 It is learned once and stored once, so that a query is projected and its lists are ranked once,
 however many segments there are. `Trained` is plain arrays; `empty_index` makes the FAISS index that
@@ -15,6 +15,16 @@ import numpy as np
 
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
+from chiasm.pipeline.errors import CollectionError
+
+# On disk float16 is enough for what only ranks and assigns; what is used is what was stored.
+_STORED = {
+    "centroids": "<f2",
+    "list_bias": "<f4",
+    "ranges": "<f4",
+    "project_rows": "<f4",
+    "project_queries": "<f4",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +58,16 @@ class Trained:
         return self._assigner.search(np.ascontiguousarray(x, dtype=np.float32), 1)[1][:, 0]
 
     def rank(self, xq: np.ndarray, projected: np.ndarray, nprobe: int) -> np.ndarray:
-        """The best lists of each query, (Q, nprobe) int64, in no order. xq, projected: the queries,
+        """The best lists of each query, best first: (Q, nprobe) int64. xq, projected: the queries,
         and the same in the space of the codes."""
         x = projected if self.plan.space == "projected" else xq
         scores = x @ self.centroids.T
         scores += self.list_bias
-        if nprobe >= scores.shape[1]:
-            return np.broadcast_to(np.arange(scores.shape[1]), scores.shape).copy()
-        return np.argpartition(scores, -nprobe, axis=1)[:, -nprobe:]
+        if nprobe < scores.shape[1]:
+            lists = np.argpartition(scores, -nprobe, axis=1)[:, -nprobe:]
+            scores = np.take_along_axis(scores, lists, 1)
+            return np.take_along_axis(lists, np.argsort(-scores, axis=1), 1)
+        return np.argsort(-scores, axis=1)
 
     @cached_property
     def _assigner(self) -> Any:
@@ -92,6 +104,41 @@ class Trained:
         index.referenced_objects = [quantizer]  # the C++ object only points to it
         index.is_trained = True
         return index
+
+    def to_bytes(self) -> bytes:
+        """The arrays as a safetensors file."""
+        from safetensors.numpy import save
+
+        return save(
+            {
+                name: np.ascontiguousarray(value.astype(dtype))
+                for name, dtype in _STORED.items()
+                if (value := getattr(self, name)) is not None
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, plan: Plan, dim: int, where: str, do: str) -> Trained:
+        """Raises CollectionError for arrays that are not those of the plan. dim: of the vectors."""
+        from safetensors.numpy import load
+
+        def refuse(found: str) -> CollectionError:
+            return CollectionError(where, expected=f"arrays of {plan}", found=found, do=do)
+
+        try:
+            arrays = {name: value.astype(np.float32) for name, value in load(data).items()}
+        except Exception as error:  # safetensors raises its own, whose type it does not export
+            raise refuse(str(error)) from error
+        side = plan.dims if plan.space == "projected" else dim
+        expected = {"centroids": (plan.lists, side), "list_bias": (plan.lists,)}
+        if plan.codes == "SQ8":
+            expected["ranges"] = (2, plan.dims)
+        if plan.family == "projected":
+            expected |= dict.fromkeys(("project_rows", "project_queries"), (dim, plan.dims))
+        found = {name: value.shape for name, value in arrays.items()}
+        if found != expected:
+            raise refuse(", ".join(f"{name} {shape}" for name, shape in sorted(found.items())))
+        return cls(plan, **arrays)
 
 
 def code_ranges(coded: np.ndarray) -> np.ndarray:
