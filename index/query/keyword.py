@@ -18,6 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from chiasm.index.queries import Query
+from chiasm.index.query.open_index import OpenIndex
+from chiasm.index.query.search import Allowed
 from chiasm.index.results import Hit
 from chiasm.index.segments import Keywords, query_terms
 from chiasm.pipeline.errors import UsageError
@@ -25,9 +28,70 @@ from chiasm.pipeline.errors import UsageError
 K1, B = 1.2, 0.75  # Lucene's; on captions others find no more (benchmarks/hybrid.py)
 RANK_CONSTANT = 60  # of Cormack et al.
 KEYWORD_WEIGHT = 1.0
-FUSED_DEPTH = 100  # of either list at the least: a row that both have may be far down in one
 
-Rows = Sequence[np.ndarray | None]  # of every segment (rows,) bool, None for all or for none
+Rows = Sequence[np.ndarray | None]  # of each segment (rows,) bool, None where none is left out
+
+
+def open_keywords(queries: Sequence[Query], collection: OpenIndex) -> None:
+    """Open what hybrid queries need. Raises UsageError for one without words, CollectionError for
+    an index without keywords."""
+    hybrid = [query for query in queries if query.hybrid]
+    for query in hybrid:
+        _terms(query.words)
+    for segment in collection.segments if hybrid else ():
+        _ = segment.keywords
+
+
+def add_keywords(
+    queries: Sequence[Query],
+    xq: np.ndarray,
+    hits: Sequence[list[Hit]],
+    collection: OpenIndex,
+    allowed: Allowed | None = None,
+) -> list[list[Hit]]:
+    """The hits of each query by its vector, those of hybrid queries fused with the rows that have
+    their words. xq: (Q, D) float32, the queries' vectors. allowed: the rows that may be found."""
+    numbers = [number for number, query in enumerate(queries) if query.hybrid]
+    fused = list(hits)
+    scores, positions = search_keywords(
+        [segment.keywords for segment in collection.segments],
+        [queries[number].words for number in numbers],
+        max((queries[number].candidates for number in numbers), default=1),
+        [segment.deleted() for segment in collection.segments],
+        allowed,
+    )
+    for place, number in enumerate(numbers):
+        query = queries[number]
+        found = positions[place, : query.candidates]
+        found = found[found >= 0]
+        known = {hit.position: hit.scores["search"] for hit in hits[number]}
+        new = [position for position in found.tolist() if position not in known]
+        vectors = collection.vectors(query.column, new)  # (n, D), zero where a row has none
+        known |= {
+            position: float(vector @ xq[number])
+            for position, vector in zip(new, vectors, strict=True)
+            if vector.any()
+        }
+        by_words = [
+            Hit(position, {"search": known[position]} if position in known else {}).scored(
+                "keywords", score
+            )
+            for position, score in zip(found.tolist(), scores[place].tolist(), strict=False)
+        ]
+        fused[number] = fuse(hits[number], by_words)
+    return fused
+
+
+def _terms(text: str) -> dict[str, float]:
+    terms = query_terms(text)
+    if not terms:
+        raise UsageError(
+            "hybrid",
+            expected="words to find in captions",
+            found=f"{text!r}",
+            do="search without hybrid",
+        )
+    return terms
 
 
 def search_keywords(
@@ -35,33 +99,27 @@ def search_keywords(
     texts: Sequence[str],
     k: int,
     deleted: Rows,
-    allowed: Sequence[np.ndarray] | None = None,
+    allowed: Allowed | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k rows of each text with the best scores: (Q, k) float32, best first, and their positions
     (Q, k) int64; -inf and -1 where fewer rows have any of its words.
 
-    deleted, allowed: rows of each segment that are never found, and those that alone may be. Raises
-    UsageError for a text without words.
+    deleted: the rows of each segment that count for nothing. allowed: those that may be found.
+    Raises UsageError for a text without words.
     """
     alive = [None if rows is None else ~rows for rows in deleted]
     corpus = _Corpus.of(segments, alive)
-    usable: Rows = alive
-    if allowed is not None:
-        usable = [
-            rows if living is None else rows & living
-            for rows, living in zip(allowed, alive, strict=True)
-        ]
+    usable = alive if allowed is None else list(map(_both, allowed, alive))
     scores = np.full((len(texts), k), -np.inf, dtype=np.float32)
     positions = np.full((len(texts), k), -1, dtype=np.int64)
     for number, text in enumerate(texts):
-        terms = query_terms(text)
-        if not terms:
-            raise UsageError(
-                "hybrid", expected="a text with words", found=f"{text!r}", do="leave --hybrid away"
-            )
-        found = _best_rows(segments, corpus, terms, k, alive, usable)
+        found = _best_rows(segments, corpus, _terms(text), k, alive, usable)
         scores[number, : len(found[0])], positions[number, : len(found[1])] = found
     return scores, positions
+
+
+def _both(some: np.ndarray | None, others: np.ndarray | None) -> np.ndarray | None:
+    return others if some is None else some if others is None else some & others
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +161,9 @@ def _best_rows(
     frequencies = np.zeros(len(terms), np.int64)
     for (at, run), found in zip(runs, postings, strict=True):
         living = alive[at]
-        frequencies += [
-            len(rows) if living is None else np.count_nonzero(living[run.first + rows])
-            for rows, _ in found
-        ]
+        for number, (rows, _) in enumerate(found):
+            counted = rows if living is None else rows[living[run.first + rows]]
+            frequencies[number] += len(counted)
     weights = [
         weight * corpus.idf(int(rows))
         for weight, rows in zip(terms.values(), frequencies, strict=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import mmap
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 
@@ -175,37 +175,39 @@ class Keywords:
         """file: open; it may be closed afterwards. where, rebuild: its name, and the command that
         errors advise. rows: how many the segment has. Raises CollectionError for another file, and
         for one whose terms were made by other rules."""
-        fault = ""
         try:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped)))
-            if not reader.schema.equals(SCHEMA):
-                fault = "other columns"
+            self.runs, made_by = _read_runs(file)
         except (pa.ArrowInvalid, OSError, ValueError) as error:
+            self.runs, made_by = [], ""
             fault = str(error).splitlines()[0]
+        else:
+            fault = f"{len(self)} rows" if len(self) != rows else ""
+            fault = f"those of {made_by}" if made_by != rules() else fault
         if fault:
             raise CollectionError(
-                where, expected="a segment's keywords", found=fault, do=f"run {rebuild}"
-            )
-        made_by = (reader.schema.metadata or {}).get(b"rules", b"").decode(errors="replace")
-        self.runs = list(_runs(reader)) if made_by == rules() else []
-        if made_by != rules() or len(self) != rows:
-            found = f"terms by {made_by}" if made_by != rules() else f"{len(self)} rows"
-            raise CollectionError(
-                where, expected=f"{rows} rows of terms by {rules()}", found=found,
+                where,
+                expected=f"keywords of {rows} rows, of {rules()}",
+                found=fault,
                 do=f"run {rebuild}",
-            )  # fmt: skip
+            )
 
     def __len__(self) -> int:
         return sum(len(run.lengths) for run in self.runs)
 
 
-def _runs(reader: pa.RecordBatchFileReader) -> Iterator[Run]:
+def _read_runs(file: BufferedReader) -> tuple[list[Run], str]:
+    """The runs, mapped, and by which rules their terms were made."""
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped)))
+    if not reader.schema.equals(SCHEMA):
+        raise ValueError("other columns")
+    runs: list[Run] = []
     first = 0
     for number in range(reader.num_record_batches):
         batch = reader.get_batch(number)
         lists = {name: batch[name][0].values for name in _LISTS}
         terms = lists.pop("terms")
         arrays = {name: values.to_numpy(zero_copy_only=True) for name, values in lists.items()}
-        yield Run(first=first, terms=terms, **arrays)
+        runs.append(Run(first=first, terms=terms, **arrays))
         first += len(arrays["lengths"])
+    return runs, (reader.schema.metadata or {}).get(b"rules", b"").decode(errors="replace")
