@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from chiasm.index import Hit, Query, build_index, open_collection
 from chiasm.index.query import search_keywords
-from chiasm.index.query.keyword import RANK_CONSTANT, fuse
+from chiasm.index.query.keyword import KEYWORD_WEIGHT, RANK_CONSTANT, fuse
 from chiasm.index.segments import Keywords, KeywordWriter, query_terms
 from chiasm.index.segments import terms as terms_module
 from chiasm.index.segments.names import is_final_file, is_segment_file
@@ -125,7 +125,7 @@ def test_a_word_is_found_whatever_its_form(folder, query, caption):
 
 @pytest.mark.parametrize("query", ["boat", "大海", "7"])
 def test_other_words_are_not_found(folder, query):
-    assert find(["a dog", "70 x", "一只狗", "", "boating_house"], query, folder) == []
+    assert find(["a dog", "70 x", "一只狗", "", "boathouse_1"], query, folder) == []
 
 
 def test_two_characters_together_are_before_the_same_apart(folder):
@@ -275,12 +275,23 @@ def made(tmp_path_factory) -> Path:
     return root / "c"
 
 
-def test_a_hybrid_query_finds_the_caption_that_its_vector_does_not(made):
+def test_a_hybrid_query_ranks_by_its_vector_and_by_its_words(made):
     index = open_collection(made)
     plain = index.search("Pictures: ７ of 1!", k=40)
     answer = index.search("Pictures: ７ of 1!", k=40, hybrid=True)
-    wanted = next(result for result in plain if result.caption == "picture 7 of 1")
-    assert answer[0].caption == "picture 7 of 1" and wanted.rank > 1
+    by_words = sorted(answer, key=lambda hit: (-hit.scores["keywords"], hit.hit.position))
+    assert by_words[0].caption == "picture 7 of 1"
+    ranks = {result.id: result.rank for result in plain}
+    expected = {
+        found.id: (1 / (60 + ranks[found.id]) + KEYWORD_WEIGHT / (60 + rank))
+        * 61
+        / (1 + KEYWORD_WEIGHT)
+        for rank, found in enumerate(by_words, 1)
+    }
+    assert [result.score for result in answer] == sorted(
+        [result.score for result in answer], reverse=True
+    )
+    assert all(result.score == pytest.approx(expected[result.id]) for result in answer)
     assert list(answer[0].scores) == ["search", "keywords", "hybrid"]
     vector_scores = {result.id: result.score for result in plain}
     for result in answer:
@@ -354,8 +365,9 @@ def test_damaged_keywords_are_found_by_their_checksum(made, tmp_path):
 
 
 def test_the_command_searches_by_words_too(made, capsys):
+    expected = open_collection(made).search("picture 7 of 1", k=2, hybrid=True)
     command(str(made), ["picture 7 of 1"], k=2, hybrid=True, as_json=True)
     answer = json.loads(capsys.readouterr().out)
     assert answer["query"]["hybrid"] is True
-    assert answer["results"][0]["caption"] == "picture 7 of 1"
+    assert [result["id"] for result in answer["results"]] == [result.id for result in expected]
     assert list(answer["results"][0]["scores"]) == ["search", "keywords", "hybrid"]
