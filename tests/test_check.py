@@ -198,8 +198,12 @@ DAMAGE = {
     ),
     "catalog": (flip_a_byte("index/segments/*/rows.arrow"), "rows.arrow: expected checksum"),
     "vectors": (flip_a_byte("index/segments/*/image.f16"), "image.f16: expected checksum"),
-    "FAISS": (flip_a_byte("index/segments/*/joint.faiss"), "joint.faiss: expected checksum"),
-    "trained": (flip_a_byte("index/trained/*/text.faiss"), "text.faiss: expected checksum"),
+    "lists": (flip_a_byte("index/segments/*/joint.lists"), "joint.lists: expected checksum"),
+    "sizes": (flip_a_byte("index/segments/*/joint.sizes"), "joint.sizes: expected checksum"),
+    "trained": (
+        flip_a_byte("index/trained/*/text.safetensors"),
+        "text.safetensors: expected checksum",
+    ),
     "segment.json": (
         flip_a_byte("index/segments/*/segment.json"),
         "segment.json: expected blake2b",

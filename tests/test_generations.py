@@ -77,10 +77,10 @@ def test_a_manifest_that_cannot_be_read_stops_no_build_and_loses_no_segment(tmp_
     make_collection(tmp_path, (20,))
     build_index(str(tmp_path))
     newer = folder.read_bytes("index/generations/000001.json").replace(
-        b'"schema": 1', b'"schema": 99'
+        b'"schema": 2', b'"schema": 99'
     )
     folder.write_whole("index/generations/000001.json", newer)
-    with pytest.raises(CollectionError, match="schema version 99, of which this chiasm reads 1"):
+    with pytest.raises(CollectionError, match="schema version 99, of which this chiasm reads 2"):
         open_collection(tmp_path)
     summary = build_index(str(tmp_path))
     assert summary.generation == 2 and len(files_on_disk(folder)[0]) == 2

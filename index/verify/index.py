@@ -59,7 +59,10 @@ def check_index(collection: Collection, checked: Counter[str]) -> Iterator[Findi
     stale = stale_shards(folder, generation.indexed_shards())
     for shard_id, state in stale.items():
         yield Finding(where, f"stale: shard {shard_id} is {state} since the build", rebuild)
-    yield from _check_shared(folder, generation)
+    shared = list(_check_shared(folder, generation))
+    yield from shared
+    if shared:
+        return  # without these the segments cannot be read
     for segment in generation.segments:
         checked["segments"] += 1
         damaged = list(_check_files(folder, segment))
