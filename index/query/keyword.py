@@ -27,6 +27,8 @@ from chiasm.pipeline.errors import UsageError
 
 K1, B = 1.2, 0.75  # Lucene's; on captions others find no more (benchmarks/hybrid.py)
 RANK_CONSTANT = 60  # of Cormack et al.
+# Of the keywords' list beside 1 for the vectors'. Less finds more sentences by vectors of captions,
+# and less of everything else: pictures, other languages, rare words (benchmarks/hybrid.py).
 KEYWORD_WEIGHT = 1.0
 
 Rows = Sequence[np.ndarray | None]  # of each segment (rows,) bool, None where none is left out

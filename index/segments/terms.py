@@ -73,7 +73,9 @@ class Stems(dict[str, str]):
         self._stem = EnglishStemmer().stemWord
 
     def __missing__(self, word: str) -> str:
-        term = self._stem(word[:MAX_TERM])
+        term = word[:MAX_TERM]
+        if term.isascii() and term.isalpha():  # numbers are many, and have no stem
+            term = self._stem(term)
         self[word] = term
         return term
 
