@@ -19,6 +19,7 @@ and writes benchmarks/results/hybrid.json.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import io
 import json
@@ -28,11 +29,11 @@ import tarfile
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -241,13 +242,18 @@ def recalls(found: np.ndarray, truth: np.ndarray) -> list[float]:
     return [round(float((found[:, :k] == truth[:, None]).any(axis=1).mean()), 4) for k in (1, 10)]
 
 
+def write(path: Path, parts: Iterable[Sequence[str]]) -> None:
+    with open(path, "wb") as file:
+        writer = KeywordWriter(cast("Any", file))
+        for texts in parts:
+            writer.add_texts(texts)
+        writer.close()
+
+
 def indexed(texts: Sequence[str], scratch: Path) -> Keywords:
     path = scratch / "keywords.arrow"
     path.unlink(missing_ok=True)
-    with open(path, "wb") as file:
-        writer = KeywordWriter(file)
-        writer.add_texts(texts)
-        writer.close()
+    write(path, [texts])
     with open(path, "rb") as file:
         return Keywords(file, str(path), "", len(texts))
 
@@ -305,9 +311,7 @@ class _Unchanged(dict[str, str]):
 def _dictionary() -> Callable[[str], list[str]] | None:
     if importlib.util.find_spec("rjieba") is None:
         return None
-    import rjieba
-
-    return rjieba.cut_for_search
+    return importlib.import_module("rjieba").cut_for_search
 
 
 def _latin(text: str, words: Callable[[str], list[str]]) -> str:
@@ -340,12 +344,13 @@ def cost(photos: Photos, shards: Sequence[str], scratch: Path, language: str) ->
     path = scratch / f"{language}.arrow"
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.process_time()
-    with open(path, "wb") as file:
-        writer = KeywordWriter(file)
-        for start in range(0, MILLION, 1000):
-            some = drawn[start : start + 1000]
-            writer.add_texts([f"{captions[at]} {start + n}" for n, at in enumerate(some)])
-        writer.close()
+    write(
+        path,
+        (
+            [f"{captions[at]} {start + n}" for n, at in enumerate(drawn[start : start + 1000])]
+            for start in range(0, MILLION, 1000)
+        ),
+    )
     spent = time.process_time() - began
     more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     with open(path, "rb") as file:
