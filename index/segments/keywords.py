@@ -27,8 +27,9 @@ from chiasm.index.segments.catalog import WritableFile
 from chiasm.index.segments.terms import BREAK, Stems, joined, pairs_of, rules, words_of
 from chiasm.pipeline.errors import CollectionError
 
-RUN_TOKENS = 1 << 20  # words and pairs of a run: its writer takes some 50 MB
-RUN_WORDS = 1 << 17  # different words of a run: some 30 MB where nearly all differ
+# Words and pairs of a run, of which one in 8 may be a new word. What a writer takes for them is
+# measured by benchmarks/hybrid.py.
+RUN_TOKENS = 1 << 19
 BLOCK = 1024  # rows taken apart together
 MAX_COUNT = 255  # of a term in a row; more of it adds nothing to the score
 
@@ -65,7 +66,10 @@ class KeywordWriter:
         """Take consecutive rows; a text is all that a row says."""
         for start in range(0, len(texts), BLOCK):
             self._run.add(texts[start : start + BLOCK])
-            if self._run.tokens >= self._run_tokens or len(self._run.numbers) >= RUN_WORDS:
+            if (
+                self._run.tokens >= self._run_tokens
+                or 8 * len(self._run.numbers) >= self._run_tokens
+            ):
                 self._flush()
 
     def close(self) -> None:
@@ -139,7 +143,7 @@ class _Numbers(dict[str, int]):
         self._of_terms: dict[str, int] = {}
 
     def __missing__(self, word: str) -> int:
-        term = self._stems[word]
+        term = self._stems.term(word)
         number = self._of_terms.setdefault(term, len(self.terms))
         if number == len(self.terms):
             self.terms.append(term)

@@ -65,26 +65,24 @@ def pairs_of(text: str) -> list[str]:
     return [] if text.isascii() else _PAIR.findall(text)
 
 
-class Stems(dict[str, str]):
-    """Word or pair -> its term; made once for each word. Not for several threads."""
+class Stems:
+    """Word or pair -> its term. Not for several threads."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._stem = EnglishStemmer().stemWord
 
-    def __missing__(self, word: str) -> str:
-        term = word[:MAX_TERM]
-        if term.isascii() and term.isalpha():  # numbers are many, and have no stem
-            term = self._stem(term)
-        self[word] = term
-        return term
+    def term(self, word: str) -> str:
+        word = word[:MAX_TERM]
+        if word.isascii() and word.isalpha():  # numbers are many, and have no stem
+            return self._stem(word)
+        return word
 
 
 def query_terms(text: str) -> dict[str, float]:
     """The terms of a query, in its order, with their weights: how often, less for pairs."""
     folded, stems = joined([text]), Stems()
-    counts = Counter(stems[word] for word in words_of(folded))
-    pairs = Counter(stems[pair] for pair in pairs_of(folded))
+    counts = Counter(stems.term(word) for word in words_of(folded))
+    pairs = Counter(stems.term(pair) for pair in pairs_of(folded))
     return {
         **{term: float(count) for term, count in counts.items()},
         **{pair: PAIR_WEIGHT * count for pair, count in pairs.items()},
