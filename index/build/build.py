@@ -138,11 +138,17 @@ class Build:
     many each column's index has."""
 
     def __init__(
-        self, collection: Collection, run: Run, settings: IndexSettings, progress: Progress
+        self,
+        collection: Collection,
+        run: Run,
+        settings: IndexSettings,
+        progress: Progress,
+        covered: CoveredShards | None = None,
     ) -> None:
+        """covered: the shards to index, None for all; CollectionError where they have no rows."""
         self.folder, self.identity = collection.folder, collection.identity
         self.run, self.settings, self.progress = run, settings, progress
-        self.covered = CoveredShards(collection)
+        self.covered = covered or CoveredShards(collection)
         self.schema = SchemaInference()
         self.copied = copied_columns(self.identity.columns)
         self.trained: dict[str, Trained | None] = {}  # by column, None where it is exact
@@ -199,13 +205,14 @@ class Build:
             content, trained.plan, self.identity.dim, display_name(name), ""
         )
 
-    def write_segments(self) -> list[SegmentEntry]:
-        """Write all segments; the shards that were replaced meanwhile come last."""
+    def write_segments(self, first: int = 0) -> list[SegmentEntry]:
+        """Write all segments; the shards that were replaced meanwhile come last. first: the number
+        of the first one in the run."""
         segments: list[SegmentEntry] = []
         for group in self.groups(self.covered.files):
-            segments += self._write_segment(len(segments), group)
+            segments += self._write_segment(first + len(segments), group)
         for group in self.groups(list(self.covered.take_again(self.schema))):
-            segments += self._write_segment(len(segments), group)
+            segments += self._write_segment(first + len(segments), group)
         for shard_id in self.covered.put_off:
             LOG.warning("shard %s is not in this index: it is embedded anew now", shard_id)
         if not segments:

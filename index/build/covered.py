@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 
 import pyarrow as pa
@@ -41,12 +41,21 @@ class CoveredShards:
     """Files of done shards. files: those to index, by shard id. put_off: shards whose files were
     replaced."""
 
-    def __init__(self, collection: Collection) -> None:
+    def __init__(
+        self,
+        collection: Collection,
+        embedded: EmbeddedShards | None = None,
+        only: Set[str] | None = None,
+    ) -> None:
+        """embedded: the files, None to list them. only: the ids of the shards to index, None for
+        all."""
         self.folder, self.identity = collection.folder, collection.identity
         self.indexed: dict[str, IndexedShard] = {}
         self.put_off: list[str] = []
         # Versions before footers: a file replaced in between differs from its recorded version.
-        stats = EmbeddedShards.list(self.folder).stats
+        stats = (embedded or EmbeddedShards.list(self.folder)).stats
+        if only is not None:
+            stats = {name: stat for name, stat in stats.items() if name in only}
         found = self.folder.map_concurrent(lambda name: find_embedding(self.folder, name), stats)
         self.files = [file for file in found if file is not None]
         for file in self.files:

@@ -87,13 +87,24 @@ class SegmentWriter:
         """Take consecutive rows of the shard at `shards[shard]`, the first being its row
         `first`."""
         self._catalog.add(shard, first, rows)
-        for column, lists in self._lists.items():
-            vectors, has = vectors_of(rows[column])
-            self._raw[column].write(vectors.tobytes())
-            self._vectors[column] += int(has.sum())
-            if lists is not None:
-                lists.add(vectors[has], self.rows + np.flatnonzero(has))
+        for column in self._lists:
+            self._add_vectors(column, *vectors_of(rows[column]))
         self.rows += len(rows)
+
+    def copy(self, shard: int, rows: pa.Table, vectors: dict[str, np.ndarray]) -> None:
+        """Take rows of another segment, of the shard at `shards[shard]`: its catalog's, as
+        `CatalogWriter.copy` takes them, and of each column its vectors (n, D) float16, zero where a
+        row has none."""
+        self._catalog.copy(shard, rows)
+        for column, copied in vectors.items():
+            self._add_vectors(column, copied, np.any(copied, axis=1))
+        self.rows += len(rows)
+
+    def _add_vectors(self, column: str, vectors: np.ndarray, has: np.ndarray) -> None:
+        self._raw[column].write(vectors.tobytes())
+        self._vectors[column] += int(has.sum())
+        if (lists := self._lists[column]) is not None:
+            lists.add(vectors[has], self.rows + np.flatnonzero(has))
 
     def leave_out(self, shard: int) -> None:
         """The shard at `shards[shard]`, of which no rows were added, is not part of the segment."""
@@ -138,6 +149,14 @@ class DeletedRows(Protocol):
     def checksum(self) -> FileSum: ...
 
 
+class OpenFiles:
+    """What is made of a segment's files, by use; of one segment in several generations once."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.made: dict[object, Any] = {}
+
+
 class Segment:
     """A committed segment, open for searching. Files are compared with their checksums and mapped
     when first used; safe to share. deletions: of rows that searches leave out.
@@ -145,12 +164,24 @@ class Segment:
     Using a file raises CollectionError where it is damaged, SegmentGone where it was removed."""
 
     def __init__(
-        self, folder: Folder, record: SegmentRecord, deletions: DeletedRows | None = None
+        self,
+        folder: Folder,
+        record: SegmentRecord,
+        deletions: DeletedRows | None = None,
+        files: OpenFiles | None = None,
     ) -> None:
+        """files: those of the same segment that are open already."""
         self.record, self.deletions = record, deletions
         self._folder = folder
-        self._lock = threading.RLock()
-        self._open: dict[object, Any] = {}
+        self._files = OpenFiles() if files is None else files
+        self._lock, self._open = self._files.lock, self._files.made
+        self._deleted: np.ndarray | None = None
+
+    def with_deletions(self, deletions: DeletedRows | None) -> Segment:
+        """The same segment in another generation; the two share what either has open."""
+        if deletions == self.deletions:
+            return self
+        return Segment(self._folder, self.record, deletions, self._files)
 
     def __len__(self) -> int:
         return self.record.rows
@@ -212,10 +243,10 @@ class Segment:
             return deleted
 
         with self._lock:
-            if "deleted" not in self._open:
+            if self._deleted is None:
                 with self._opened(deletions.file, deletions.checksum) as (file, where):
-                    self._open["deleted"] = opened(file, where, build_command(self._folder))
-            return self._open["deleted"]
+                    self._deleted = opened(file, where, build_command(self._folder))
+            return self._deleted
 
     def raw(self, column: str) -> np.ndarray:
         """(rows, dim) float16, mapped, zero where a row has no vector."""
@@ -263,7 +294,7 @@ class Segment:
         """A file whose content has its checksum; of an object store, its cached copy."""
         if self._folder.local is None:
             try:
-                return open_cached(self._folder, file, checksum, self)
+                return open_cached(self._folder, file, checksum, self._files)
             except (SourceError, StorageError):
                 if self._folder.stat(file) is None:
                     raise self._gone(where) from None
