@@ -74,14 +74,14 @@ class Compaction:
     def __call__(self, base: Generation) -> Manifest | None:
         ids = {entry.id for entry in base.manifest.segments}
         if self._done is None or not self._done.ids <= ids:
-            chosen = self._choose(base)
+            numbers = self._select(base)
             self.counts = {"read": 0, "written": 0, "rows": 0, "removed": 0}
-            if not chosen:
+            if not numbers:
                 return None
-            self._done = self._write(base, chosen)
+            self._done = self._write(base, numbers)
         return self._replaced(base, self._done)
 
-    def _choose(self, base: Generation) -> list[int]:
+    def _select(self, base: Generation) -> list[int]:
         """Which segments to write anew, none where that would make nothing better."""
         entries = base.manifest.segments
         sparse = {
@@ -96,8 +96,8 @@ class Compaction:
         }
         return sorted(sparse | small) if sparse or len(small) > 1 else []
 
-    def _write(self, base: Generation, chosen: Sequence[int]) -> Compacted:
-        pairs = [(base.manifest.segments[number], base.segments[number]) for number in chosen]
+    def _write(self, base: Generation, numbers: Sequence[int]) -> Compacted:
+        pairs = [(base.manifest.segments[number], base.segments[number]) for number in numbers]
         sources = [source for entry, segment in pairs for source in _sources(entry, segment)]
         total = sum(len(source.rows) for source in sources)
         entries: list[SegmentEntry] = []
@@ -106,7 +106,7 @@ class Compaction:
             self.progress("compact", sum(entry.rows for entry in entries), total)
         read = sum(entry.rows for entry, _ in pairs)
         self.counts = {
-            "read": len(chosen),
+            "read": len(numbers),
             "written": len(entries),
             "rows": total,
             "removed": read - total,

@@ -33,8 +33,8 @@ def measure_drift(base: Generation, added: Sequence[Segment]) -> dict[str, Drift
                 continue
             before = Drift(float(np.quantile(distances, 1 - FAR)), 0, 0)
         distances = _distances(added, column, trained)
-        far = int(np.count_nonzero(distances > before.limit))
-        drift[column] = Drift(before.limit, before.rows + len(distances), before.far + far)
+        beyond = int(np.count_nonzero(distances > before.limit))
+        drift[column] = Drift(before.limit, before.rows + len(distances), before.beyond + beyond)
     return drift
 
 

@@ -55,6 +55,16 @@ class ColumnIndex:
         rows = [len(segment) for segment in self.segments]
         object.__setattr__(self, "starts", np.cumsum([0, *rows], dtype=np.int64))
 
+    def open(self) -> None:
+        """Map what searches and their results use."""
+        for segment in self.segments:
+            self.scanner(segment)
+            segment.raw(self.column)
+            segment.deleted()
+            if self.trained is None:
+                segment.has(self.column)
+            _ = segment.catalog
+
     def scanner(self, segment: Segment) -> Any:
         if self.trained is None:
             return segment.exact(self.column)

@@ -19,9 +19,11 @@ from chiasm.index.segments.generations import (
     open_generation,
     open_segments,
     open_whole,
+    read_current,
     read_manifest,
     read_shared,
 )
+from chiasm.index.segments.history import PastGeneration, read_history
 from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.index.segments.lists import rows_in_lists
 from chiasm.index.segments.manifest import (
@@ -61,6 +63,7 @@ __all__ = [
     "Generation",
     "IndexedShard",
     "Manifest",
+    "PastGeneration",
     "SchemaInference",
     "Segment",
     "SegmentEntry",
@@ -89,6 +92,8 @@ __all__ = [
     "open_whole",
     "publish",
     "publish_edit",
+    "read_current",
+    "read_history",
     "read_manifest",
     "read_shared",
     "remove_unnamed",

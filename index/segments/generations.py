@@ -75,7 +75,7 @@ class Generation:
 def current_number(folder: Folder) -> int | None:
     """The live generation's number, None before the first; CollectionError for a damaged
     CURRENT."""
-    content = read_if_there(folder, CURRENT)
+    content = read_current(folder)
     if content is None:
         return None
     number = content.partition(b"\n")[0]
@@ -87,6 +87,11 @@ def current_number(folder: Folder) -> int | None:
             do=f"run {build_command(folder)}",
         )
     return int(number)
+
+
+def read_current(folder: Folder) -> bytes | None:
+    """What CURRENT holds; None before the first generation."""
+    return read_if_there(folder, CURRENT)
 
 
 def open_current(folder: Folder, known: Generation | None = None) -> Generation | None:

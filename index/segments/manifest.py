@@ -59,15 +59,15 @@ class SegmentEntry:
 class Drift:
     """How well rows that were added fit the centroids of their column. limit: the 99th percentile
     of the distances between rows that were there at training and their centroids. rows: how many
-    added ones were measured, far: how many of them are farther."""
+    added ones were measured, beyond: how many of them are farther."""
 
     limit: FiniteFloat
     rows: Count
-    far: Count
+    beyond: Count
 
     @property
     def share(self) -> float:
-        return self.far / max(1, self.rows)
+        return self.beyond / max(1, self.rows)
 
 
 @dataclass(frozen=True)

@@ -179,13 +179,13 @@ def _settle(folder: Folder, new: Generation, began_with: int, run: Run) -> int:
         live = live_number(folder)
         if not candidates:
             return live
-        chosen = _best(folder, candidates)
-        if live == chosen.number:
+        best = _best(folder, candidates)
+        if live == best.number:
             return live
         if live:
             # It ceases to be live now, whatever a sweep has noted before it was.
             folder.remove(replaced_name(live))
-        content = f"{chosen.number:06d}\n".encode() + chosen.manifest.to_json()
+        content = f"{best.number:06d}\n".encode() + best.manifest.to_json()
         folder.write_whole(CURRENT, content, run.id)
 
 
