@@ -150,7 +150,7 @@ def _edit(
     folder, record = collection.folder, asdict(settings)
     with (
         Run(folder, command, record, make_room=partial(remove_unnamed, folder)) as run,
-        sweeping(run, settings),
+        sweeping(run, settings, make_room=False),
     ):
         edit = make(collection, run)
         made: list[Manifest | None] = []

@@ -47,11 +47,11 @@ class ByKey:
         found = np.zeros(len(segment), bool)
         keys, column = _strings(self.keys), segment.catalog.table()["key"]
         if self.shards is None:
-            return pc.is_in(column, keys).to_numpy()
+            return _is_in(column, keys)
         for shard, rows in rows_of_shards(segment):
             if shard.shard in self.shards:
                 part = column.slice(rows.start, shard.rows)
-                found[rows] = pc.is_in(part, keys).to_numpy()
+                found[rows] = _is_in(part, keys)
         return found
 
     def __str__(self) -> str:
@@ -91,6 +91,11 @@ def shards_named(generation: Generation, spec: str) -> frozenset[str]:
     where it names none."""
     urls = {shard.shard: shard.url for shard in generation.indexed_shards().values()}
     return frozenset(match(spec, urls))
+
+
+def _is_in(column: pa.ChunkedArray, values: pa.Array) -> np.ndarray:
+    """Which cells are among the values: (n,) bool."""
+    return pc.call_function("is_in", [column], pc.SetLookupOptions(values)).to_numpy()
 
 
 def _strings(texts: Iterable[str]) -> pa.Array:

@@ -165,7 +165,8 @@ class Scan:
         else:
             coded = np.ascontiguousarray(trained.queries(xq))
             lists = np.ascontiguousarray(trained.rank(xq, coded, nprobe))
-        for part in self.parts:
+        # FAISS first: it adds to heaps, in whose order the other scan leaves nothing.
+        for part in sorted(self.parts, key=lambda part: part.rows is not None):
             if part.rows is None:
                 _scan_codes(part, coded, lists, trained is None, scores, packed)
                 packed[(packed >= 0) & (packed <= _ROW)] += (part.number + 1) << ROW_BITS

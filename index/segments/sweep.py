@@ -50,12 +50,13 @@ LOG = logging.getLogger(__name__)
 
 
 @contextmanager
-def sweeping(run: Run, settings: IndexSettings) -> Iterator[None]:
+def sweeping(run: Run, settings: IndexSettings, *, make_room: bool = True) -> Iterator[None]:
     """Room is made before a build, and what it has written is removed where it fails: a disk that
-    was full once must not stay so."""
+    was full once must not stay so. make_room: an edit, which is small, need not wait for that."""
     before = numbers_in(run.folder.list(GENERATIONS), "json")
-    run.wait_for_verdicts(filter(None, map(run_of_folder, leftovers(run.folder))))
-    sweep(run.folder, run, settings, warn=False)  # the one at the end does
+    if make_room:
+        run.wait_for_verdicts(filter(None, map(run_of_folder, leftovers(run.folder))))
+        sweep(run.folder, run, settings, warn=False)  # the one at the end does
     try:
         yield
     except BaseException:
