@@ -229,24 +229,33 @@ class Segment:
         deletions = self.deletions
         if deletions is None:
             return None
-
-        def opened(file: BufferedReader, where: str, rebuild: str) -> np.ndarray:
-            bits = np.frombuffer(file.read(), np.uint8)
-            deleted = np.unpackbits(bits, bitorder="little")[: self.record.rows].astype(bool)
-            if len(deleted) != self.record.rows or int(deleted.sum()) != deletions.rows:
-                raise CollectionError(
-                    where,
-                    expected=f"{deletions.rows} deleted of {self.record.rows} rows",
-                    found=f"{int(deleted.sum())} of {len(deleted)}",
-                    do=f"run {rebuild}",
-                )
-            return deleted
-
         with self._lock:
             if self._deleted is None:
-                with self._opened(deletions.file, deletions.checksum) as (file, where):
-                    self._deleted = opened(file, where, build_command(self._folder))
+                where = display_name(self._folder.url_of(deletions.file))
+                bits = np.frombuffer(self._read(deletions.file, deletions.checksum), np.uint8)
+                deleted = np.unpackbits(bits, bitorder="little")[: len(self)].astype(bool)
+                if len(deleted) != len(self) or int(deleted.sum()) != deletions.rows:
+                    raise CollectionError(
+                        where,
+                        expected=f"{deletions.rows} deleted of {len(self)} rows",
+                        found=f"{int(deleted.sum())} of {len(deleted)}",
+                        do=f"run {build_command(self._folder)}",
+                    )
+                self._deleted = deleted
             return self._deleted
+
+    def _read(self, name: str, checksum: FileSum) -> bytes:
+        """The content of a small file, compared at every reading: remembering what was right would
+        cost as much."""
+        try:
+            content = self._folder.read_bytes(name)
+        except StorageError:
+            if self._folder.stat(name) is None:
+                raise self._gone(display_name(self._folder.url_of(name))) from None
+            raise
+        if (found := FileSum.of(content)) != checksum:
+            raise self._damaged(found, checksum, display_name(self._folder.url_of(name)))
+        return content
 
     def raw(self, column: str) -> np.ndarray:
         """(rows, dim) float16, mapped, zero where a row has no vector."""
@@ -307,8 +316,10 @@ class Segment:
             local.seek(0)
             return local
         with local:
-            found = FileSum.of_file(local)
-        raise CollectionError(
+            raise self._damaged(FileSum.of_file(local), checksum, where)
+
+    def _damaged(self, found: FileSum, checksum: FileSum, where: str) -> CollectionError:
+        return CollectionError(
             where,
             expected=f"checksum {checksum.blake2b}, {checksum.size} bytes",
             found=f"{found.blake2b}, {found.size} bytes",
