@@ -231,11 +231,13 @@ class Rollback:
         self.counts: dict[str, int] = {}
 
     def __call__(self, base: Generation) -> Manifest | None:
+        live = (base.number, base.manifest.restores)
+        if self.to is not None and self.to in live:  # it may be swept by now
+            self.counts = {"restored": self.to}
+            return None
         now = base.manifest.restores or base.number
         target = self._newest_before(now) if self.to is None else self._generation(self.to)
         self.counts = {"restored": target.number}
-        if target.number in (base.number, base.manifest.restores):
-            return None
         mine, its = base.manifest, target.manifest
         if (its.fingerprint, its.dim) != (mine.fingerprint, mine.dim):
             raise CollectionError(

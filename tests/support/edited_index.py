@@ -10,6 +10,7 @@ import copy
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -130,15 +131,10 @@ class EditedIndex(RuleBasedStateMachine):
     @rule(data=st.data(), with_edit=st.booleans())
     def build(self, data: st.DataObject, with_edit: bool) -> None:
         """Perhaps with a deletion while it runs: what is deleted then stays so."""
-        gone: list[str] = []
-        edit = None
-        if with_edit and (gone := self._draw_ids(data)):
-            edit = lambda: self._run_deletion(ById(gone))  # noqa: E731
-        number = self._interleaved(
-            lambda: build_index(
-                self.path, columns=["image"], settings=self.settings
-            ).generation, edit,
-        )  # fmt: skip
+        gone = self._draw_ids(data) if with_edit else []
+        self._remove(self.indexed, gone)
+        build = partial(build_index, self.path, columns=["image"], settings=self.settings)
+        number = self._interleaved(lambda: build().generation, gone)
         self.indexed = copy.deepcopy(self.embedded)
         self._remove(self.indexed, gone)
         self._made(number)
@@ -155,7 +151,7 @@ class EditedIndex(RuleBasedStateMachine):
             "compact": self._compact,
             "delete": lambda: self._delete(data),
         }[first]()
-        number = self._interleaved(command, lambda: self._run_deletion(ById(gone)))
+        number = self._interleaved(command, gone)
         self.indexed = model()
         self._made(number)
 
@@ -229,22 +225,19 @@ class EditedIndex(RuleBasedStateMachine):
             self.indexed = model()
             self._made(number)
 
-    def _interleaved(
-        self, command: Callable[[], int | None], second: Callable[[], object] | None
-    ) -> int:
-        """Run `command`, and `second` when it is about to put its manifest."""
-        real, left = Folder.write_new, [second] if second else []
+    def _interleaved(self, command: Callable[[], int | None], gone: list[str]) -> int:
+        """Run `command`, and delete rows when it is about to put its manifest."""
+        real, left = Folder.write_new, [gone] if gone else []
 
         def write_new(folder: Folder, name: str, data: bytes, run_id: str) -> bool:
             if left and name.startswith("index/generations/"):
-                left.pop()()
+                self._made(self._run_deletion(ById(left.pop())))
             return real(folder, name, data, run_id)
 
         with patch.object(Folder, "write_new", write_new):
             number = command()
         if left:  # there was nothing to change
-            left.pop()()
-            number = None
+            number = self._run_deletion(ById(left.pop()))
         return numbers(self.folder)[-1] if number is None else number
 
     def _made(self, number: int) -> None:
