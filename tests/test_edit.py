@@ -25,10 +25,13 @@ from chiasm.index.build import (
     roll_back_index,
     shards_named,
 )
+from chiasm.index.build.compact import last_to_merge
 from chiasm.index.segments import (
     DELETED,
     SEGMENTS,
     TRAINED,
+    FileSum,
+    SegmentEntry,
     current_number,
     numbers,
     open_current,
@@ -285,7 +288,7 @@ def test_deleted_rows_stay_so_until_a_build(path):
 
 
 def test_compacting_leaves_every_answer_as_it_was(path):
-    for number in range(2, 6):
+    for number in range(2, 5):
         add_shard(Folder(path), f"s{number}", 20, seed=number, holes=0.3)
         add_to_index(path, settings=LISTS)
     gone = ids_of("s1", *range(50)) + ids_of("s3", 0, 5, 19)
@@ -295,7 +298,7 @@ def test_compacting_leaves_every_answer_as_it_was(path):
     before = {row.id: row for row in rows.values() if row.id not in gone}
     answers = [found(path, column) for column in ("image", "text")]
     summary = compact_index(path, settings=LISTS)
-    assert summary.counts == {"read": 5, "written": 1, "rows": 137, "removed": 53}
+    assert summary.counts == {"read": 4, "written": 1, "rows": 117, "removed": 53}
     assert summary.segments == 1 and summary.deleted == 0
     assert [found(path, column) for column in ("image", "text")] == answers
     index = open_collection(path)
@@ -303,6 +306,21 @@ def test_compacting_leaves_every_answer_as_it_was(path):
     assert [shard.shard for shard in manifest(path).without_rows] == [f"s1{SUFFIX}"]
     assert check(path).ok and not compact_index(path, settings=LISTS).changed
     assert not add_to_index(path, settings=LISTS).changed, "the shard is covered, without rows"
+
+
+def test_adding_keeps_the_number_of_segments_small(path):
+    entries = [SegmentEntry("", rows, FileSum(0, "")) for rows in (900, 30, 10, 10, 10, 10)]
+    assert last_to_merge(entries, 1, 1000) == [1, 2, 3, 4, 5]
+    assert last_to_merge(entries, 0, 1000) == last_to_merge(entries, 1, 60) == []
+    assert last_to_merge(entries[:-1], 1, 1000) == [], "they are few"
+    gone = ids_of("s0", 0) + ids_of("s3", 1)
+    for number in range(2, 12):
+        add_shard(Folder(path), f"s{number}", 5, seed=number)
+        add_to_index(path, settings=LISTS)
+        if number == 3:
+            delete(path, *gone)
+    assert len(manifest(path).segments) <= 6
+    assert found(path) == embedded(path, without=gone) and check(path).ok
 
 
 def test_compacting_what_is_deleted_altogether(lists):

@@ -3,7 +3,8 @@
 Their rows are written into segments of their own, by the plans and centroids that the index has.
 Rows of shards that changed or are gone are deleted, and the shards are retired in the old segment's
 entry: what that says of them does not count any more. The json of the added rows gets a type of its
-own: the types of two segments may differ.
+own: the types of two segments may differ. Where many small segments have come together, they are
+merged with the new one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from chiasm.index.build.build import Build, Progress
+from chiasm.index.build.compact import Compaction, last_to_merge
 from chiasm.index.build.covered import CoveredShards
 from chiasm.index.build.drift import measure_drift
 from chiasm.index.plan import IndexSettings
@@ -78,7 +80,23 @@ class Addition:
             meta=[*manifest.meta, *(one for one in added.meta if one not in manifest.meta)],
         )
         opened = open_segments(self.collection.folder, replace(manifest, segments=added.segments))
-        return replace(manifest, drift=measure_drift(base, opened))
+        manifest = replace(manifest, drift=measure_drift(base, opened))
+        return self._with_last_merged(base, manifest, len(added.segments))
+
+    def _with_last_merged(self, base: Generation, manifest: Manifest, added: int) -> Manifest:
+        """Each segment costs a search some microseconds: many small ones become one."""
+        most = self.settings.segment_rows
+        numbers = last_to_merge(manifest.segments, added, most)
+        if not numbers:
+            return manifest
+        folder = self.collection.folder
+        segments = open_segments(folder, manifest, base)
+        compaction = Compaction(
+            self.collection, self.run, self.settings, self.progress, self._segments
+        )
+        merged = compaction.merged(Generation(0, manifest, segments, folder), numbers)
+        self._segments = compaction.next
+        return merged
 
     def _write(self, base: Generation, embedded: EmbeddedShards, wanted: Set[str]) -> Added:
         """The rows of these shards as segments; those of an earlier call, if it wrote the same."""

@@ -38,6 +38,9 @@ from chiasm.pipeline.collection import Collection, Run
 SPARSE = 0.2  # deleted share from which a segment is written anew: a scan passes over all its rows
 SMALL = 4  # segments that this many of would fill one are merged: each costs a search some 10 us
 
+TAIL = 4  # of that size a search among 100,000 rows pays a tenth for them
+GROWTH = 4
+
 
 @dataclass(frozen=True)
 class Source:
@@ -63,13 +66,19 @@ class Compaction:
     """Compacts a generation. counts: segments read and written, rows written and left out."""
 
     def __init__(
-        self, collection: Collection, run: Run, settings: IndexSettings, progress: Progress
+        self,
+        collection: Collection,
+        run: Run,
+        settings: IndexSettings,
+        progress: Progress,
+        first: int = 0,
     ) -> None:
+        """first: the number of the first segment that it writes."""
         self.folder, self.identity, self.run = collection.folder, collection.identity, run
         self.settings, self.progress = settings, progress
         self.counts: dict[str, int] = {}
         self._done: Compacted | None = None
-        self._segments = 0  # that this run has written
+        self.next = first  # the number of the next segment
 
     def __call__(self, base: Generation) -> Manifest | None:
         ids = {entry.id for entry in base.manifest.segments}
@@ -80,6 +89,10 @@ class Compaction:
                 return None
             self._done = self._write(base, numbers)
         return self._replaced(base, self._done)
+
+    def merged(self, base: Generation, numbers: Sequence[int]) -> Manifest:
+        """The manifest of `base` with these segments as one."""
+        return self._replaced(base, self._write(base, numbers))
 
     def _select(self, base: Generation) -> list[int]:
         """Which segments to write anew, none where that would make nothing better."""
@@ -140,7 +153,7 @@ class Compaction:
         types = {str(one.field("meta").type) for one in catalogs}
         schema = _common_schema(group) if len(types) > 1 else None
         columns = {column: base.trained(column) for column in base.manifest.columns}
-        number, self._segments = self._segments, self._segments + 1
+        number, self.next = self.next, self.next + 1
         with SegmentWriter(
             self.folder,
             f"{self.run.id}-{number:03d}",
@@ -199,6 +212,22 @@ class Compaction:
             segments=(*before, *written.segments, *after),
             without_rows=(*base.manifest.without_rows, *without),
         )
+
+
+def last_to_merge(entries: Sequence[SegmentEntry], added: int, most: int) -> list[int]:
+    """Which of the last segments are to be merged after `added` ones came to their end, none where
+    that is not worth it yet: each is smaller than GROWTH times all behind it, together they have at
+    most so many rows, and they are more than TAIL. So there are few small ones at any time, and a
+    row is written anew a few times for each factor of GROWTH."""
+    rows, first = sum(entry.live_rows for entry in entries[len(entries) - added :]), 0
+    for number in range(len(entries) - added - 1, -1, -1):
+        live = entries[number].live_rows
+        if live >= GROWTH * rows or rows + live > most:
+            first = number + 1
+            break
+        rows += live
+    numbers = list(range(first, len(entries)))
+    return numbers if added and rows <= most and len(numbers) > TAIL else []
 
 
 def _sources(entry: SegmentEntry, segment: Segment) -> Iterator[Source]:

@@ -71,7 +71,10 @@ def _delete(folder: Path, to: str) -> Callable[[], object]:
 
 
 def _compact(folder: Path, to: str) -> Callable[[], object]:
-    _add(folder, to)()
+    """Two segments, rows of one deleted."""
+    _delete(folder, to)()
+    make_collection([make_shard(folder / "shards" / "s2.tar", 4, seed=22)], to, FakeEncoder())
+    add_to_index(to, settings=SWEPT)
     return lambda: compact_index(to, settings=SWEPT)
 
 
