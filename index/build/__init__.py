@@ -9,6 +9,7 @@ from chiasm.index.build.edit import (
     delete_from_index,
     roll_back_index,
 )
+from chiasm.index.build.fill import Filled, SegmentTask, fill_segment
 from chiasm.index.build.select_rows import ById, ByKey, Selection, shards_named
 
 __all__ = [
@@ -17,11 +18,14 @@ __all__ = [
     "ById",
     "ByKey",
     "EditSummary",
+    "Filled",
+    "SegmentTask",
     "Selection",
     "add_to_index",
     "build_index",
     "compact_index",
     "delete_from_index",
+    "fill_segment",
     "roll_back_index",
     "shards_named",
 ]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from chiasm.index.build.build import Build, Progress
+from chiasm.index.build.build import Build, Progress, fill_here
 from chiasm.index.build.compact import Compaction, last_to_merge
 from chiasm.index.build.covered import CoveredShards
 from chiasm.index.build.drift import measure_drift
@@ -112,8 +112,8 @@ class Addition:
         if covered.rows:
             build = Build(self.collection, self.run, self.settings, self.progress, covered)
             build.infer_schema()
-            build.trained = {column: base.trained(column) for column in base.manifest.columns}
-            segments = build.write_segments(self._segments)
+            build.shared = dict(base.manifest.trained)
+            segments = build.write_segments(base.manifest.columns, fill_here, self._segments)
             self._segments += len(segments)
             added = Added(tuple(segments), dict(covered.indexed), build.schema.report())
         self._written = what, added

@@ -164,6 +164,7 @@ class Compaction:
             columns=columns,
             dim=base.manifest.dim,
             batch_bytes=self.settings.catalog_bytes,
+            capacity=sum(len(source.rows) for source in group),
         ) as writer:
             for shard, source in enumerate(group):
                 for part, rows in _parts(source):

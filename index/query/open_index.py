@@ -18,7 +18,8 @@ from dataclasses import replace
 import numpy as np
 
 from chiasm.index.queries import Query
-from chiasm.index.query.search import Allowed, ColumnIndex, search
+from chiasm.index.query.scan import Allowed, ColumnIndex
+from chiasm.index.query.search import search
 from chiasm.index.results import CatalogRow
 from chiasm.index.segments import (
     FileSum,
@@ -56,7 +57,6 @@ class OpenIndex:
         self._encoder: Encoder | None = None
         self._relocated: tuple[Stat | None, Relocations] | None = None
         self._loading = threading.Lock()
-        self._used: set[str] = set()  # columns that were searched
         self._current: FileSum | None = None  # of CURRENT, at the last `refresh`
 
     @property
@@ -98,8 +98,8 @@ class OpenIndex:
         generation = live_generation(self.collection, allow_stale=True, known=before)
         same = (before.number, before.manifest.run) == (generation.number, generation.manifest.run)
         if not same:
-            for column in self._used.copy() & generation.manifest.columns.keys():
-                _column_of(generation, column).open()
+            for column in {*before.opened.copy()} & generation.manifest.columns.keys():
+                _open_all(_column_of(generation, column))
         with self._loading:
             self._current = found
             if same or self.generation is not before:
@@ -112,9 +112,10 @@ class OpenIndex:
 
     def column(self, name: str) -> ColumnIndex:
         """A column's index; UsageError and CollectionError as by `require_column`."""
-        self.require_column(name)
-        self._used.add(name)
-        return _column_of(self.generation, name)
+        generation = self.generation
+        if name not in generation.opened:
+            self.require_column(name)
+        return _column_of(generation, name)
 
     def search_vectors(
         self,
@@ -139,8 +140,8 @@ class OpenIndex:
                 "query vectors", expected=f"shape (Q, {self.dim})", found=f"shape {xq.shape}"
             )
         squares = np.einsum("qd,qd->q", xq, xq)
-        if not (np.isfinite(squares) & (squares > 0)).all():
-            number = int(np.flatnonzero(~(np.isfinite(squares) & (squares > 0)))[0])
+        if len(xq) and not 0 < squares.min() <= squares.max() < np.inf:  # NaN fails as well
+            number = int(np.flatnonzero(~((squares > 0) & (squares < np.inf)))[0])
             raise UsageError(
                 f"query vector {number}",
                 expected="finite numbers, not all zero",
@@ -191,9 +192,7 @@ class OpenIndex:
         # index/faiss_runtime.py.
         encoder = self.encoder if any(query.vector is None for query in queries) else None
         for column in {query.column for query in queries}:
-            index = self.column(column)
-            for segment in self.segments:
-                index.scanner(segment)
+            self.column(column).open()
         return encoder
 
     def lists_to_scan(self, column: str, nprobe: int | None = None) -> int:
@@ -275,7 +274,7 @@ class _View(OpenIndex):
 
     def __init__(self, index: OpenIndex) -> None:
         super().__init__(index.collection, index.generation, index.encoding)
-        self._index, self._used = index, index._used
+        self._index = index
 
     def reopen(self, instead_of: Generation) -> bool:
         """Positions of the one would be taken for those of the other."""
@@ -294,8 +293,19 @@ class _View(OpenIndex):
 
 
 def _column_of(generation: Generation, name: str) -> ColumnIndex:
-    plan = generation.manifest.columns[name]
-    return ColumnIndex(generation.segments, name, plan, generation.trained(name))
+    """A column of a generation that has it; two threads may both open it, to the same end."""
+    if name not in generation.opened:
+        plan, trained = generation.manifest.columns[name], generation.trained(name)
+        generation.opened[name] = ColumnIndex(generation.segments, name, plan, trained)
+    return generation.opened[name]
+
+
+def _open_all(index: ColumnIndex) -> None:
+    """What searches of a column and their results need, so that no file of it can go."""
+    index.open()
+    for segment in index.segments:
+        segment.raw(index.column)
+        _ = segment.catalog
 
 
 def live_generation(

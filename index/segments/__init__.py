@@ -25,7 +25,8 @@ from chiasm.index.segments.generations import (
 )
 from chiasm.index.segments.history import PastGeneration, read_history
 from chiasm.index.segments.json_columns import SchemaInference
-from chiasm.index.segments.lists import rows_in_lists
+from chiasm.index.segments.keywords import Keywords, KeywordWriter
+from chiasm.index.segments.lists import merge_lists, rows_in_lists
 from chiasm.index.segments.manifest import (
     Deletions,
     Drift,
@@ -48,6 +49,7 @@ from chiasm.index.segments.publish import live_number, publish, publish_edit
 from chiasm.index.segments.segment import Segment, SegmentGone, SegmentWriter
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
 from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep, sweep_published, sweeping
+from chiasm.index.segments.terms import query_terms
 from chiasm.index.segments.trained import Trained, code_ranges
 
 __all__ = [
@@ -62,6 +64,8 @@ __all__ = [
     "FileSum",
     "Generation",
     "IndexedShard",
+    "KeywordWriter",
+    "Keywords",
     "Manifest",
     "PastGeneration",
     "SchemaInference",
@@ -83,6 +87,7 @@ __all__ = [
     "leftovers",
     "live_number",
     "manifest_name",
+    "merge_lists",
     "meta_as_json",
     "newest_whole",
     "numbers",
@@ -92,6 +97,7 @@ __all__ = [
     "open_whole",
     "publish",
     "publish_edit",
+    "query_terms",
     "read_current",
     "read_history",
     "read_manifest",

@@ -153,9 +153,8 @@ class Promises:
             self.fail("CURRENT is gone")
         elif missing := self.missing(self._number_of(current)):
             others = numbers_in(self.names(GENERATIONS), "json")
-            other = self._may_be_dead(self._number_of(current)) and not all(
-                map(self.missing, others)
-            )
+            dead = self._may_be_dead(self._number_of(current))
+            other = dead and not all(map(self.missing, others))
             if not other:
                 self.fail(f"CURRENT names generation {self._number_of(current)}, without {missing}")
 
