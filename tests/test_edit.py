@@ -505,7 +505,7 @@ def test_an_open_searcher_moves_on_without_a_pause(lists):
     assert searcher.refresh() and not searcher.refresh()
     assert searcher.generation.number == 3 and len(searcher) == 129
     assert searcher.generation.segments[0]._files is generation.segments[0]._files, "mapped once"
-    assert searcher.generation.trained("image") is generation.trained("image")
+    assert searcher.column("image").trained is generation.opened["image"].trained
     for folder in (SEGMENTS, DELETED, TRAINED):
         shutil.rmtree(Path(lists) / folder)
     _, positions = searcher.search_vectors(xq, 129)
@@ -606,8 +606,8 @@ def test_the_commands(lists, tmp_path, capsys, monkeypatch):
     assert lines[2] == "       3  index delete of 2: 129 rows (1 deleted), 2 segments"
     assert lines[5] == "*      6  index rollback to 3: 129 rows (1 deleted), 2 segments"
     assert "image: " in lines[6] and "of 20 added rows are farther" in lines[6]
-    shown = json.loads(printed(index_edit.status, as_json=True))["generations"]
-    assert [one["number"] for one in shown if one["live"]] == [6]
+    listing = json.loads(printed(index_edit.status, as_json=True))["generations"]
+    assert [one["number"] for one in listing if one["live"]] == [6]
     refused = [
         ({}, "expected either --key or --ids-from, found neither"),
         ({"key": ["a"], "ids_from": "b"}, "found both"),

@@ -99,7 +99,7 @@ class OpenIndex:
         same = (before.number, before.manifest.run) == (generation.number, generation.manifest.run)
         if not same:
             for column in {*before.opened.copy()} & generation.manifest.columns.keys():
-                _open_all(_column_of(generation, column))
+                _open_all(_column_of(generation, column, before))
         with self._loading:
             self._current = found
             if same or self.generation is not before:
@@ -292,10 +292,16 @@ class _View(OpenIndex):
         return self._index.relocations
 
 
-def _column_of(generation: Generation, name: str) -> ColumnIndex:
-    """A column of a generation that has it; two threads may both open it, to the same end."""
+def _column_of(generation: Generation, name: str, known: Generation | None = None) -> ColumnIndex:
+    """A column of a generation that has it; two threads may both open it, to the same end. known:
+    a generation that has it open."""
     if name not in generation.opened:
-        plan, trained = generation.manifest.columns[name], generation.trained(name)
+        manifest = generation.manifest
+        plan, shared = manifest.columns[name], manifest.trained.get(name)
+        if known is not None and known.manifest.trained.get(name) == shared:
+            trained = known.opened[name].trained
+        else:
+            trained = generation.trained(name)
         generation.opened[name] = ColumnIndex(generation.segments, name, plan, trained)
     return generation.opened[name]
 

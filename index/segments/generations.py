@@ -141,11 +141,7 @@ def open_generation(folder: Folder, number: int, known: Generation | None = None
     """A generation by its number; CollectionError where it is missing or damaged."""
     manifest = read_manifest(folder, number)
     segments = open_segments(folder, manifest, known)
-    trained = known is not None and (known.manifest.trained, known.manifest.columns)
-    same = trained == (manifest.trained, manifest.columns)
-    return Generation(
-        number, manifest, segments, folder, _trained=known._trained if known and same else {}
-    )
+    return Generation(number, manifest, segments, folder)
 
 
 def open_segments(

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from io import BufferedReader
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,7 @@ from chiasm.index.segments.checksums import Digest, FileSum
 from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.index.segments.keywords import Keywords, KeywordWriter
 from chiasm.index.segments.lists import ListsWriter, open_exact, open_lists
+from chiasm.index.segments.manifest import Deletions
 from chiasm.index.segments.names import CATALOG, KEYWORDS, RECORD, SEGMENTS, segment_file
 from chiasm.index.segments.record import SegmentRecord
 from chiasm.index.segments.trained import Trained
@@ -141,17 +142,6 @@ class SegmentWriter:
         return digest
 
 
-class DeletedRows(Protocol):
-    """Where the deletions of a segment are stored."""
-
-    @property
-    def rows(self) -> int: ...
-    @property
-    def file(self) -> str: ...
-    @property
-    def checksum(self) -> FileSum: ...
-
-
 class OpenFiles:
     """What is made of a segment's files, by use; of one segment in several generations once."""
 
@@ -170,7 +160,7 @@ class Segment:
         self,
         folder: Folder,
         record: SegmentRecord,
-        deletions: DeletedRows | None = None,
+        deletions: Deletions | None = None,
         files: OpenFiles | None = None,
     ) -> None:
         """files: those of the same segment that are open already."""
@@ -180,7 +170,7 @@ class Segment:
         self._lock, self._open = self._files.lock, self._files.made
         self._deleted: np.ndarray | None = None
 
-    def with_deletions(self, deletions: DeletedRows | None) -> Segment:
+    def with_deletions(self, deletions: Deletions | None) -> Segment:
         """The same segment in another generation; the two share what either has open."""
         if deletions == self.deletions:
             return self
