@@ -149,6 +149,7 @@ class Build:
         self.shared: dict[str, SharedFile] = {}
         self.vectors: Counter[str] = Counter()
         self.rows_written = self._reported = 0
+        self.numbered = 0  # segments that have got a number
         self._require_rows()
 
     def __enter__(self) -> Build:
@@ -216,15 +217,18 @@ class Build:
         self.folder.write_whole(name, content, self.run.id)
         self.shared[column] = SharedFile(name, FileSum.of(content))
 
-    def write_segments(self, plans: dict[str, Plan], fill: Fill) -> list[SegmentEntry]:
-        """Write all segments; the shards that were replaced meanwhile come last."""
+    def write_segments(
+        self, plans: dict[str, Plan], fill: Fill, first: int = 0
+    ) -> list[SegmentEntry]:
+        """Write all segments; the shards that were replaced meanwhile come last. first: the number
+        of the first one in the run."""
         segments: list[SegmentEntry] = []
-        count = 0
+        count = first
         for files in (self.covered.files, None):
             if files is None:
                 files = list(self.covered.take_again(self.schema))
             tasks = self.tasks(count, files, plans)
-            count += len(tasks)
+            count = self.numbered = count + len(tasks)
             whole = {task.segment_id: self.earlier.take_segment(task) for task in tasks}
             left = [task for task in tasks if whole[task.segment_id] is None]
             for filled in chain(filter(None, whole.values()), fill(left, self._filling)):

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from io import BufferedReader
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,7 @@ from chiasm.index.segments.checksums import Digest, FileSum
 from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.index.segments.keywords import Keywords, KeywordWriter
 from chiasm.index.segments.lists import ListsWriter, open_exact, open_lists
+from chiasm.index.segments.manifest import Deletions
 from chiasm.index.segments.names import CATALOG, KEYWORDS, RECORD, SEGMENTS, segment_file
 from chiasm.index.segments.record import SegmentRecord
 from chiasm.index.segments.trained import Trained
@@ -92,13 +93,25 @@ class SegmentWriter:
         `first`."""
         self._catalog.add(shard, first, rows)
         self._keywords.add(rows)
-        for column, lists in self._lists.items():
-            vectors, has = vectors_of(rows[column])
-            self._raw[column].write(vectors.tobytes())
-            self._vectors[column] += int(has.sum())
-            if lists is not None:
-                lists.add(vectors[has], self.rows + np.flatnonzero(has))
+        for column in self._lists:
+            self._add_vectors(column, *vectors_of(rows[column]))
         self.rows += len(rows)
+
+    def copy(self, shard: int, rows: pa.Table, vectors: dict[str, np.ndarray]) -> None:
+        """Take rows of another segment, of the shard at `shards[shard]`: its catalog's, as
+        `CatalogWriter.copy` takes them, and of each column its vectors (n, D) float16, zero where a
+        row has none."""
+        self._catalog.copy(shard, rows)
+        self._keywords.add(rows)
+        for column, copied in vectors.items():
+            self._add_vectors(column, copied, np.any(copied, axis=1))
+        self.rows += len(rows)
+
+    def _add_vectors(self, column: str, vectors: np.ndarray, has: np.ndarray) -> None:
+        self._raw[column].write(vectors.tobytes())
+        self._vectors[column] += int(has.sum())
+        if (lists := self._lists[column]) is not None:
+            lists.add(vectors[has], self.rows + np.flatnonzero(has))
 
     def commit(self) -> tuple[SegmentRecord, FileSum]:
         """Name every file, `segment.json` last; returns the record and its checksum."""
@@ -129,15 +142,12 @@ class SegmentWriter:
         return digest
 
 
-class DeletedRows(Protocol):
-    """Where the deletions of a segment are stored."""
+class OpenFiles:
+    """What is made of a segment's files, by use; of one segment in several generations once."""
 
-    @property
-    def rows(self) -> int: ...
-    @property
-    def file(self) -> str: ...
-    @property
-    def checksum(self) -> FileSum: ...
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.made: dict[object, Any] = {}
 
 
 class Segment:
@@ -147,12 +157,24 @@ class Segment:
     Using a file raises CollectionError where it is damaged, SegmentGone where it was removed."""
 
     def __init__(
-        self, folder: Folder, record: SegmentRecord, deletions: DeletedRows | None = None
+        self,
+        folder: Folder,
+        record: SegmentRecord,
+        deletions: Deletions | None = None,
+        files: OpenFiles | None = None,
     ) -> None:
+        """files: those of the same segment that are open already."""
         self.record, self.deletions = record, deletions
         self._folder = folder
-        self._lock = threading.RLock()
-        self._open: dict[object, Any] = {}
+        self._files = OpenFiles() if files is None else files
+        self._lock, self._open = self._files.lock, self._files.made
+        self._deleted: np.ndarray | None = None
+
+    def with_deletions(self, deletions: Deletions | None) -> Segment:
+        """The same segment in another generation; the two share what either has open."""
+        if deletions == self.deletions:
+            return self
+        return Segment(self._folder, self.record, deletions, self._files)
 
     def __len__(self) -> int:
         return self.record.rows
@@ -214,24 +236,33 @@ class Segment:
         deletions = self.deletions
         if deletions is None:
             return None
-
-        def opened(file: BufferedReader, where: str, rebuild: str) -> np.ndarray:
-            bits = np.frombuffer(file.read(), np.uint8)
-            deleted = np.unpackbits(bits, bitorder="little")[: self.record.rows].astype(bool)
-            if len(deleted) != self.record.rows or int(deleted.sum()) != deletions.rows:
-                raise CollectionError(
-                    where,
-                    expected=f"{deletions.rows} deleted of {self.record.rows} rows",
-                    found=f"{int(deleted.sum())} of {len(deleted)}",
-                    do=f"run {rebuild}",
-                )
-            return deleted
-
         with self._lock:
-            if "deleted" not in self._open:
-                with self._opened(deletions.file, deletions.checksum) as (file, where):
-                    self._open["deleted"] = opened(file, where, build_command(self._folder))
-            return self._open["deleted"]
+            if self._deleted is None:
+                where = display_name(self._folder.url_of(deletions.file))
+                bits = np.frombuffer(self._read(deletions.file, deletions.checksum), np.uint8)
+                deleted = np.unpackbits(bits, bitorder="little")[: len(self)].astype(bool)
+                if len(deleted) != len(self) or int(deleted.sum()) != deletions.rows:
+                    raise CollectionError(
+                        where,
+                        expected=f"{deletions.rows} deleted of {len(self)} rows",
+                        found=f"{int(deleted.sum())} of {len(deleted)}",
+                        do=f"run {build_command(self._folder)}",
+                    )
+                self._deleted = deleted
+            return self._deleted
+
+    def _read(self, name: str, checksum: FileSum) -> bytes:
+        """The content of a small file, compared at every reading: remembering what was right would
+        cost as much."""
+        try:
+            content = self._folder.read_bytes(name)
+        except StorageError:
+            if self._folder.stat(name) is None:
+                raise self._gone(display_name(self._folder.url_of(name))) from None
+            raise
+        if (found := FileSum.of(content)) != checksum:
+            raise self._damaged(found, checksum, display_name(self._folder.url_of(name)))
+        return content
 
     def raw(self, column: str) -> np.ndarray:
         """(rows, dim) float16, mapped, zero where a row has no vector."""
@@ -279,7 +310,7 @@ class Segment:
         """A file whose content has its checksum; of an object store, its cached copy."""
         if self._folder.local is None:
             try:
-                return open_cached(self._folder, file, checksum, self)
+                return open_cached(self._folder, file, checksum, self._files)
             except (SourceError, StorageError):
                 if self._folder.stat(file) is None:
                     raise self._gone(where) from None
@@ -292,8 +323,10 @@ class Segment:
             local.seek(0)
             return local
         with local:
-            found = FileSum.of_file(local)
-        raise CollectionError(
+            raise self._damaged(FileSum.of_file(local), checksum, where)
+
+    def _damaged(self, found: FileSum, checksum: FileSum, where: str) -> CollectionError:
+        return CollectionError(
             where,
             expected=f"checksum {checksum.blake2b}, {checksum.size} bytes",
             found=f"{found.blake2b}, {found.size} bytes",

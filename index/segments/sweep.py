@@ -51,13 +51,19 @@ LOG = logging.getLogger(__name__)
 
 @contextmanager
 def sweeping(
-    run: Run, settings: IndexSettings, keep: Callable[[], Set[str]] = frozenset
+    run: Run,
+    settings: IndexSettings,
+    keep: Callable[[], Set[str]] = frozenset,
+    *,
+    make_room: bool = True,
 ) -> Iterator[None]:
     """Room is made before a build, and what it has written is removed where it fails: a disk that
-    was full once must not stay so. keep: folders of dead builds that this one may take up."""
+    was full once must not stay so. keep: folders of dead builds that this one may take up.
+    make_room: an edit, which is small, need not wait for that."""
     before = numbers_in(run.folder.list(GENERATIONS), "json")
-    run.wait_for_verdicts(filter(None, map(run_of_folder, leftovers(run.folder))))
-    sweep(run.folder, run, settings, warn=False, keep=keep())  # the one at the end warns
+    if make_room:
+        run.wait_for_verdicts(filter(None, map(run_of_folder, leftovers(run.folder))))
+        sweep(run.folder, run, settings, warn=False, keep=keep())  # the one at the end warns
     try:
         yield
     except BaseException:

@@ -59,6 +59,14 @@ class Trained:
         x = coded if self.plan.space == "projected" else xb
         return self._assigner.search(np.ascontiguousarray(x, dtype=np.float32), 1)[1][:, 0]
 
+    def distances(self, xb: np.ndarray) -> np.ndarray:
+        """Of rows (N, D) to the centroids of their lists, in the space of the lists: (N,)
+        float32."""
+        x = coded = np.ascontiguousarray(self.rows(xb))
+        if self.plan.space == "full":
+            x = xb
+        return np.linalg.norm(x - self.centroids[self.assign(xb, coded)], axis=1)
+
     def rank(self, xq: np.ndarray, projected: np.ndarray, nprobe: int) -> np.ndarray:
         """The best lists of each query, best first: (Q, nprobe) int64. xq, projected: the queries,
         and the same in the space of the codes."""
