@@ -95,6 +95,14 @@ class CoveredShards:
         if rows != file.rows or not self.is_same(file):
             raise ShardReplaced(file)
 
+    def group_numbers(self, file: EmbeddingFile) -> range:
+        """The numbers of a file's row groups; none where it was replaced."""
+        try:
+            with self.replaced_errors(file):
+                return range(file.group_count())
+        except ShardReplaced:
+            return range(0)
+
     def put_off_shard(self, file: EmbeddingFile) -> None:
         """Its rows are taken at the end, from its new file."""
         LOG.info("shard %s was embedded anew while it was indexed", file.shard_id)

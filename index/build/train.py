@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from chiasm.index.plan import TRAIN_PER_LIST, Plan
 from chiasm.index.segments import Trained, code_ranges
 
 ITERATIONS = 10  # of k-means: more change no recall that can be measured
+DEVIATION_ROWS = 16  # a list: a deviation to a sixth of itself
 # Of the range of a dimension in the sample, on both sides. Unseen rows lie beyond the sample's
 # extremes by a little; codes get that much coarser.
 MARGIN = 0.05
@@ -26,13 +28,14 @@ def train(
     *,
     seed: int = 1,
     projection: Projection | None = None,
+    centroids: np.ndarray | None = None,
     iterations: int = ITERATIONS,
 ) -> Trained:
     """What the segments of a column of this plan share.
 
     sample (n, D) float32: rows, drawn evenly. queries (m, D) float32: such as will be asked; None:
     the sample stands in. projection: one that was fitted to them, of as many dimensions as the plan
-    says or more.
+    says or more. centroids: of the lists, where they are known.
     """
     queries = sample if queries is None else queries
     coded, seen = sample, queries
@@ -43,7 +46,8 @@ def train(
     else:
         projection = None
     x, xq = (coded, seen) if plan.space == "projected" else (sample, queries)
-    centroids = cluster(x, plan.lists, seed, iterations)
+    if centroids is None:
+        centroids = cluster(x, plan.lists, seed, iterations)
     trained = Trained(
         plan,
         centroids,
@@ -52,7 +56,8 @@ def train(
         *(projection or (None, None)),
     )
     if plan.spread:
-        deviations = list_deviations(trained, sample, coded, second_moment(xq))
+        some = slice(0, DEVIATION_ROWS * plan.lists)
+        deviations = list_deviations(trained, sample[some], coded[some], second_moment(xq))
         trained = replace(trained, list_bias=np.float32(plan.spread) * deviations)
     return trained
 
@@ -92,6 +97,18 @@ def list_deviations(
     sums = np.bincount(lists, squares, trained.plan.lists)
     counts = np.bincount(lists, minlength=trained.plan.lists)
     return np.sqrt(sums / np.maximum(counts, 1)).astype(np.float32)
+
+
+def encoded_index(trained: Trained, coded: np.ndarray, lists: np.ndarray) -> Any:
+    """A FAISS index in memory of rows in the space of the codes (n, d) float32, in these lists (n,)
+    int64; their numbers are 0 to n - 1."""
+    faiss = load_faiss()
+    index = trained.empty_index()
+    numbers = np.arange(len(coded))
+    index.add_core(
+        len(coded), faiss.swig_ptr(coded), faiss.swig_ptr(numbers), faiss.swig_ptr(lists)
+    )
+    return index
 
 
 def _ranges(coded: np.ndarray) -> np.ndarray:

@@ -63,9 +63,7 @@ def _merge(near: np.ndarray, first: int, scores: np.ndarray, rows: np.ndarray) -
     scores[touched], rows[touched] = best, ids
 
 
-def _keep_best(
-    scores: np.ndarray, rows: np.ndarray, more: np.ndarray, numbers: np.ndarray
-) -> None:
+def _keep_best(scores: np.ndarray, rows: np.ndarray, more: np.ndarray, numbers: np.ndarray) -> None:
     """Merge further scores and rows into the best ones so far, in place."""
     both = np.concatenate([scores, more], axis=1)
     order = np.argsort(-both, axis=1, kind="stable")[:, : scores.shape[1]]

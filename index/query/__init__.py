@@ -10,10 +10,11 @@ from chiasm.index.query.encode import (
 from chiasm.index.query.open_index import OpenIndex, live_generation
 from chiasm.index.query.query_picture import encoded_picture
 from chiasm.index.query.rerank import check_stages, rerank
-from chiasm.index.query.scan import ColumnIndex, as_float32
+from chiasm.index.query.scan import Allowed, ColumnIndex, as_float32
 from chiasm.index.query.search import search
 
 __all__ = [
+    "Allowed",
     "ColumnIndex",
     "OpenIndex",
     "as_float32",
