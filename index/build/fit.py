@@ -84,19 +84,16 @@ class _Fit:
         if plan.exact or self.settings.nprobe:
             return replace(plan, nprobe=min(plan.lists, self.settings.nprobe))
         plan = self._cheapest(plan)
-        nprobe = self._enough(plan, self.report[self.kind], plan.nprobe)
+        nprobe = self._enough(plan, _plain(self.report), plan.nprobe)
         plan = replace(plan, nprobe=nprobe)
-        if FILTERED in self.tune:
-            filtered = self._least(plan, self.tune[FILTERED], nprobe) or plan.lists
-            filtered = self._enough(plan, self.report[FILTERED], max(filtered, nprobe))
-            plan = replace(plan, filtered_nprobe=filtered)
-        return plan
+        filtered = self._least(plan, [self.tune[FILTERED]], nprobe) or plan.lists
+        filtered = self._enough(plan, [self.report[FILTERED]], max(filtered, nprobe))
+        return replace(plan, filtered_nprobe=filtered)
 
     def _cheapest(self, plan: Plan) -> Plan:
         """The cheapest of the number of candidates that the sample chose and its neighbours, each
         with the lists that it needs; more candidates where these do not do."""
-        main = self.tune[self.kind]
-        xq = main.queries.vectors
+        cases, xq = _plain(self.tune), self.tune[self.kind].queries.vectors
         place = HARDER.index(plan.oversample)
         costs: list[tuple[float, Plan]] = []
         for number, oversample in enumerate(HARDER):
@@ -104,14 +101,14 @@ class _Fit:
             if not near and (costs or number < place):
                 continue
             tried = replace(plan, oversample=oversample)
-            nprobe = self._least(tried, main, costs[-1][1].nprobe if costs else plan.nprobe)
+            nprobe = self._least(tried, cases, costs[-1][1].nprobe if costs else plan.nprobe)
             if nprobe is not None:
                 index = replace(self.index, plan=tried)
                 cost = seconds_per_query(index, xq, self.settings.at, nprobe)
                 costs.append((cost, replace(tried, nprobe=nprobe)))
         if costs:
             return min(costs, key=lambda one: one[0])[1]
-        most = self._promised(replace(plan, oversample=HARDER[-1]), main, plan.lists)
+        most = self._promised(replace(plan, oversample=HARDER[-1]), cases, plan.lists)
         raise ChiasmError(
             f"index of column {self.index.column}",
             expected=f"a promised recall@{self.settings.at} of {self.settings.recall:g}",
@@ -119,23 +116,35 @@ class _Fit:
             do=f"give up the recall (--recall {math.floor(most * 100) / 100:g}), or --index exact",
         )
 
-    def _promised(self, plan: Plan, case: Case, nprobe: int) -> float:
-        index = replace(self.index, plan=plan)
-        return promised_recall(recalls(index, case, self.settings.at, nprobe))
+    def _promised(self, plan: Plan, cases: list[Case], nprobe: int) -> float:
+        """The least of the promises of these kinds of query; what comes after one that
+        falls short is not looked at."""
+        index, promised = replace(self.index, plan=plan), 1.0
+        for case in cases:
+            found = recalls(index, case, self.settings.at, nprobe)
+            promised = min(promised, promised_recall(found))
+            if promised < self.settings.recall:
+                break
+        return promised
 
-    def _least(self, plan: Plan, case: Case, guess: int) -> int | None:
+    def _least(self, plan: Plan, cases: list[Case], guess: int) -> int | None:
         return least_nprobe(
-            lambda nprobe: self._promised(plan, case, nprobe),
+            lambda nprobe: self._promised(plan, cases, nprobe),
             self.settings.recall,
             guess,
             plan.lists,
         )
 
-    def _enough(self, plan: Plan, case: Case, nprobe: int) -> int:
+    def _enough(self, plan: Plan, cases: list[Case], nprobe: int) -> int:
         """So many lists or more, until the promise suffices."""
-        while nprobe < plan.lists and self._promised(plan, case, nprobe) < self.settings.recall:
+        while nprobe < plan.lists and self._promised(plan, cases, nprobe) < self.settings.recall:
             nprobe = min(plan.lists, math.ceil(nprobe * STEP))
         return nprobe
+
+
+def _plain(cases: dict[str, Case]) -> list[Case]:
+    """Those without a filter."""
+    return [case for kind, case in cases.items() if kind != FILTERED]
 
 
 def _cases(tuned: TunedColumn, index: ColumnIndex, deepest: int) -> dict[str, dict[str, Case]]:
@@ -143,7 +152,7 @@ def _cases(tuned: TunedColumn, index: ColumnIndex, deepest: int) -> dict[str, di
     the rows answers all that have no filter."""
     sets = tuned.sets
     assert sets is not None
-    uses = {"tune": {sets.kind: sets.tune[sets.kind]}, "report": sets.report}
+    uses = {"tune": sets.tune, "report": sets.report}
     plain = [
         (use, kind, queries)
         for use, kinds in uses.items()

@@ -35,7 +35,11 @@ from chiasm.pipeline.storage import display_name
 
 SAMPLE_GROUPS = 512  # row groups that rows are sampled from: varied, quick to read
 TUNE = REPORT = 1000  # queries; the promise's width falls with the square root of their number
+TUNE_PICTURES = 500
 LEARN = 20_000  # queries that cost no encoding; more change no recall that can be measured
+# Pictures for ten queries to learn from. A projection that was fitted to texts alone may keep
+# nothing of what pictures differ in; a tenth of pictures costs text queries nothing measurable.
+LEARN_PICTURES = 0.1
 LEARN_ENCODED = 4000  # queries that have to be encoded, some seconds on a processor
 ENCODED_AT_ONCE = 64
 LEAST_LINES = 300  # of a file of queries: a third of them for each use
@@ -64,8 +68,8 @@ class Queries:
 
 @dataclass(frozen=True)
 class QuerySets:
-    """learn (m, D) float32. tune, report: by kind, text and picture; the first kind is what the
-    recall is promised for. source: where text queries come from, for people."""
+    """learn (m, D) float32, texts and some pictures. tune, report: by kind, text and picture; costs
+    are those of the first kind. source: where text queries come from, for people."""
 
     learn: np.ndarray
     tune: dict[str, Queries]
@@ -109,7 +113,9 @@ class CollectionView:
     def sample(self, wanted: int) -> np.ndarray:
         """The same files give the same vectors."""
         tables = sampled_rows(self.covered, self.column, wanted, [self.column], seed=0)
-        return np.concatenate([_vectors(table, self.column) for table in tables])
+        rows = np.concatenate([_vectors(table, self.column) for table in tables])
+        np.random.default_rng(0).shuffle(rows)  # so that any part of it is a sample, too
+        return rows
 
     def query_sets(self) -> QuerySets:
         """Raises UsageError for a file of queries that cannot be used."""
@@ -269,12 +275,14 @@ def _split(
     tune, report, learn = _thirds(rows, TUNE, REPORT)
 
     def kinds(some: np.ndarray) -> dict[str, Queries]:
-        seen = some[has_picture[some]]
+        seen = some[has_picture[some]][: TUNE_PICTURES if some is tune else None]
         picture = {"picture": Queries(pictured.vectors[seen], pictured.own[seen])}
         return ({"text": Queries.of(texts[some])} if has.any() else {}) | picture
 
-    source_vectors = texts if has.any() else pictured.vectors
-    return QuerySets(source_vectors[learn[:LEARN]], kinds(tune), kinds(report), source)
+    learn = learn[:LEARN]
+    some = pictured.vectors[learn[has_picture[learn]]]
+    learned = _with_pictures(texts[learn], some) if has.any() else some
+    return QuerySets(learned, kinds(tune), kinds(report), source)
 
 
 def _split_apart(texts: Queries, pictures: tuple[Queries, np.ndarray], source: str) -> QuerySets:
@@ -282,15 +290,19 @@ def _split_apart(texts: Queries, pictures: tuple[Queries, np.ndarray], source: s
     rng = np.random.default_rng(3)
     pictured, has_picture = pictures
     tune, report, learn = _thirds(rng.permutation(len(texts)), TUNE, REPORT)
-    seen_tune, seen_report, _ = _thirds(np.flatnonzero(has_picture), TUNE, REPORT)
+    seen_tune, seen_report, others = _thirds(np.flatnonzero(has_picture), TUNE_PICTURES, REPORT)
 
     def kinds(some: np.ndarray, seen: np.ndarray) -> dict[str, Queries]:
         picture = Queries(pictured.vectors[seen], pictured.own[seen])
         return {"text": Queries.of(texts.vectors[some]), "picture": picture}
 
-    return QuerySets(
-        texts.vectors[learn], kinds(tune, seen_tune), kinds(report, seen_report), source
-    )
+    learned = _with_pictures(texts.vectors[learn], pictured.vectors[others])
+    return QuerySets(learned, kinds(tune, seen_tune), kinds(report, seen_report), source)
+
+
+def _with_pictures(texts: np.ndarray, pictures: np.ndarray) -> np.ndarray:
+    count = math.ceil(LEARN_PICTURES * len(texts))
+    return np.concatenate([texts, pictures[:count]])
 
 
 def _thirds(

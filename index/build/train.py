@@ -14,6 +14,7 @@ from chiasm.index.segments import Trained, code_ranges
 
 ITERATIONS = 10  # of k-means: more change no recall that can be measured
 DEVIATION_ROWS = 16  # a list: a deviation to a sixth of itself
+MOMENT_QUERIES = 4096
 # Of the range of a dimension in the sample, on both sides. Unseen rows lie beyond the sample's
 # extremes by a little; codes get that much coarser.
 MARGIN = 0.05
@@ -30,12 +31,14 @@ def train(
     projection: Projection | None = None,
     centroids: np.ndarray | None = None,
     iterations: int = ITERATIONS,
+    per_list: int = TRAIN_PER_LIST,
 ) -> Trained:
     """What the segments of a column of this plan share.
 
     sample (n, D) float32: rows, drawn evenly. queries (m, D) float32: such as will be asked; None:
     the sample stands in. projection: one that was fitted to them, of as many dimensions as the plan
-    says or more. centroids: of the lists, where they are known.
+    says or more. centroids: of the lists, where they are known. iterations, per_list: of k-means,
+    and the rows a list that it takes.
     """
     queries = sample if queries is None else queries
     coded, seen = sample, queries
@@ -47,7 +50,7 @@ def train(
         projection = None
     x, xq = (coded, seen) if plan.space == "projected" else (sample, queries)
     if centroids is None:
-        centroids = cluster(x, plan.lists, seed, iterations)
+        centroids = cluster(x[: per_list * plan.lists], plan.lists, seed, iterations)
     trained = Trained(
         plan,
         centroids,
@@ -57,7 +60,9 @@ def train(
     )
     if plan.spread:
         some = slice(0, DEVIATION_ROWS * plan.lists)
-        deviations = list_deviations(trained, sample[some], coded[some], second_moment(xq))
+        deviations = list_deviations(
+            trained, sample[some], coded[some], second_moment(xq[:MOMENT_QUERIES])
+        )
         trained = replace(trained, list_bias=np.float32(plan.spread) * deviations)
     return trained
 

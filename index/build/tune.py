@@ -24,7 +24,7 @@ from chiasm.index.plan import MIN_PER_LIST, TRAIN_PER_LIST, IndexSettings, Plan,
 from chiasm.index.segments import Trained
 from chiasm.pipeline.errors import ChiasmError, UsageError
 
-SAMPLE_ROWS = 100_000
+SAMPLE_ROWS = 65_536
 SAMPLE_SHARE = 0.25  # of the memory of a build: rows as float32, beside which there are copies
 DIMS = (32, 48, 64, 96, 128)
 FIRST_DIMS = 64
