@@ -15,6 +15,7 @@ counts neither as an answer nor as a miss (`without_own` in truth.py).
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,12 +28,13 @@ import pyarrow as pa
 from chiasm.index.build.covered import CoveredShards, ShardReplaced
 from chiasm.index.queries import Query
 from chiasm.index.query import encode_queries
-from chiasm.pipeline.collection import vectors_of
+from chiasm.pipeline.collection import EmbeddingFile, vectors_of
 from chiasm.pipeline.encoders import JOINT, Encoder
-from chiasm.pipeline.errors import CollectionError, UsageError
+from chiasm.pipeline.errors import CollectionError, EncoderError, UsageError
 from chiasm.pipeline.records import IMAGE, TEXT
 from chiasm.pipeline.storage import display_name
 
+LOG = logging.getLogger(__name__)
 SAMPLE_GROUPS = 512  # row groups that rows are sampled from: varied, quick to read
 TUNE = REPORT = 1000  # queries; the promise's width falls with the square root of their number
 TUNE_PICTURES = 500
@@ -159,8 +161,8 @@ class CollectionView:
             texts, source = [next(iter(own or []), "") for own in captions], "captions of rows"
             if TEXT in rows.column_names:
                 vectors, has = vectors_of(rows[TEXT])
-                if has.any() and self._are_queries(texts, vectors, has):
-                    return vectors.astype(np.float32), has, f"text queries: {source}"
+                if has.any() and (note := self._stored_are_queries(texts, vectors, has)):
+                    return vectors.astype(np.float32), has, f"text queries: {source}{note}"
         has = np.array([text.strip() != "" for text in texts])
         if not has.any():
             return (
@@ -173,14 +175,20 @@ class CollectionView:
         vectors[numbers] = self._encoded([texts[number] for number in numbers], keep=True)
         return vectors, vectors.any(axis=1), f"text queries: {source}, encoded"
 
-    def _are_queries(self, texts: list[str], vectors: np.ndarray, has: np.ndarray) -> bool:
-        """Whether the stored vectors of captions are those that the encoder gives queries."""
+    def _stored_are_queries(self, texts: list[str], vectors: np.ndarray, has: np.ndarray) -> str:
+        """A note on the stored vectors of captions where they are those that the encoder gives
+        queries, "" where it gives others."""
         numbers = [number for number in np.flatnonzero(has) if texts[number].strip()][:CHECKED]
         if not numbers:
-            return False
-        encoded = self._encoded([texts[number] for number in numbers], keep=True)
+            return ""
+        try:
+            encoded = self._encoded([texts[number] for number in numbers], keep=True)
+        except EncoderError as error:
+            LOG.warning("%s; the stored vectors of captions stand in for text queries", error)
+            return ", as they are stored: the encoder could not be loaded"
         stored = vectors[numbers].astype(np.float32)
-        return bool((np.einsum("nd,nd->n", encoded, stored) >= SAME_COSINE).all())
+        same = (np.einsum("nd,nd->n", encoded, stored) >= SAME_COSINE).all()
+        return ", as they are stored" if same else ""
 
     def _encoded(self, texts: Sequence[str], keep: bool = False) -> np.ndarray:
         """Query vectors of texts; of one that the encoder refuses zeros, or none without `keep`."""
@@ -231,7 +239,7 @@ def sampled_rows(
 
     The same files and seed give the same rows. About SAMPLE_GROUPS row groups are read, more where
     rows lack the column. CollectionError where every shard is embedded anew now."""
-    groups = [(file, number) for file in covered.files for number in covered.group_numbers(file)]
+    groups = [(file, number) for file in covered.files for number in _group_numbers(covered, file)]
     rng = np.random.default_rng(seed)
     rng.shuffle(groups)
     per_group = math.ceil(wanted / max(1, min(len(groups), SAMPLE_GROUPS)))
@@ -251,6 +259,14 @@ def sampled_rows(
     if not rows:
         raise all_replaced(covered)
     return samples
+
+
+def _group_numbers(covered: CoveredShards, file: EmbeddingFile) -> range:
+    try:
+        with covered.replaced_errors(file):
+            return range(file.group_count())
+    except ShardReplaced:
+        return range(0)
 
 
 def all_replaced(covered: CoveredShards) -> CollectionError:

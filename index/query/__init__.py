@@ -7,6 +7,7 @@ from chiasm.index.query.encode import (
     query_refused,
     text_of,
 )
+from chiasm.index.query.keyword import add_keywords, open_keywords, search_keywords
 from chiasm.index.query.open_index import OpenIndex, live_generation
 from chiasm.index.query.query_picture import encoded_picture
 from chiasm.index.query.rerank import check_stages, rerank
@@ -17,15 +18,18 @@ __all__ = [
     "Allowed",
     "ColumnIndex",
     "OpenIndex",
+    "add_keywords",
     "as_float32",
     "check_stages",
     "encode_each",
     "encode_queries",
     "encoded_picture",
     "live_generation",
+    "open_keywords",
     "pixels_of",
     "query_refused",
     "rerank",
     "search",
+    "search_keywords",
     "text_of",
 ]

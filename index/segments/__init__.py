@@ -11,10 +11,12 @@ from chiasm.index.segments.generations import (
     numbers,
     open_current,
     open_generation,
+    open_segments,
     read_manifest,
     read_shared,
 )
 from chiasm.index.segments.json_columns import SchemaInference
+from chiasm.index.segments.keywords import Keywords, KeywordWriter
 from chiasm.index.segments.lists import merge_lists, rows_in_lists
 from chiasm.index.segments.manifest import Deletions, Manifest, SegmentEntry, SharedFile
 from chiasm.index.segments.names import (
@@ -32,6 +34,7 @@ from chiasm.index.segments.publish import live_number, publish
 from chiasm.index.segments.segment import Segment, SegmentGone, SegmentWriter
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
 from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep, sweep_published, sweeping
+from chiasm.index.segments.terms import query_terms
 from chiasm.index.segments.trained import Trained, code_ranges
 
 __all__ = [
@@ -44,6 +47,8 @@ __all__ = [
     "FileSum",
     "Generation",
     "IndexedShard",
+    "KeywordWriter",
+    "Keywords",
     "Manifest",
     "SchemaInference",
     "Segment",
@@ -67,7 +72,9 @@ __all__ = [
     "numbers",
     "open_current",
     "open_generation",
+    "open_segments",
     "publish",
+    "query_terms",
     "read_manifest",
     "read_shared",
     "remove_unnamed",

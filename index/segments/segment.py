@@ -1,6 +1,7 @@
 """A segment: an immutable piece of the index, written once, memory-mapped ever after.
 
     index/segments/<id>/rows.arrow      the catalog: key, caption, metadata, ... of each position
+                        keywords.arrow  which rows have a term in their captions
                         image.f16       the raw vectors, (rows, dim) float16, zero where none is
                         image.lists     codes of the vectors, list by list, for FAISS (lists.py)
                         image.sizes     sizes and checksums of the lists
@@ -28,8 +29,9 @@ from chiasm.index.segments.cache import open_cached
 from chiasm.index.segments.catalog import Catalog, CatalogWriter, IndexedShard
 from chiasm.index.segments.checksums import Digest, FileSum
 from chiasm.index.segments.json_columns import SchemaInference
+from chiasm.index.segments.keywords import Keywords, KeywordWriter
 from chiasm.index.segments.lists import ListsWriter, open_exact, open_lists
-from chiasm.index.segments.names import CATALOG, RECORD, SEGMENTS, segment_file
+from chiasm.index.segments.names import CATALOG, KEYWORDS, RECORD, SEGMENTS, segment_file
 from chiasm.index.segments.record import SegmentRecord
 from chiasm.index.segments.trained import Trained
 from chiasm.index.segments.verified import is_verified
@@ -46,7 +48,7 @@ class SegmentWriter:
     """Writes a segment from Parquet rows; `commit` gives its files their names. Used in a `with`,
     which leaves no temporary behind. shards: those whose rows may come, in this order. copied: the
     catalog's `copied_columns`. columns: for each vector column what its segments share, None where
-    it is exact. batch_bytes: as the catalog's writer takes it.
+    it is exact. batch_bytes: as the catalog's writer takes it. capacity: how many rows may come.
     """
 
     def __init__(
@@ -61,21 +63,23 @@ class SegmentWriter:
         columns: dict[str, Trained | None],
         dim: int,
         batch_bytes: int,
+        capacity: int,
     ) -> None:
         self.id, self.dim, self.rows = segment_id, dim, 0
         self._folder, self._run_id = folder, run_id
         self._shards = dict(enumerate(shards))
         self._lists = {
-            column: None if trained is None else ListsWriter(trained)
+            column: None if trained is None else ListsWriter(trained, capacity)
             for column, trained in columns.items()
         }
         self._vectors = dict.fromkeys(columns, 0)
         self._files: dict[str, tuple[PendingFile, Digest]] = {}
         with ExitStack() as self._stack:  # closes the first files where a later one fails
             self._raw = {column: self._create(f"{column}.f16") for column in columns}
-            catalog = self._create(CATALOG)
+            catalog, keywords = self._create(CATALOG), self._create(KEYWORDS)
             self._stack = self._stack.pop_all()
         self._catalog = CatalogWriter(catalog, shards, schema, copied, batch_bytes)
+        self._keywords = KeywordWriter(keywords)
 
     def __enter__(self) -> SegmentWriter:
         return self
@@ -87,6 +91,7 @@ class SegmentWriter:
         """Take consecutive rows of the shard at `shards[shard]`, the first being its row
         `first`."""
         self._catalog.add(shard, first, rows)
+        self._keywords.add(rows)
         for column, lists in self._lists.items():
             vectors, has = vectors_of(rows[column])
             self._raw[column].write(vectors.tobytes())
@@ -95,13 +100,10 @@ class SegmentWriter:
                 lists.add(vectors[has], self.rows + np.flatnonzero(has))
         self.rows += len(rows)
 
-    def leave_out(self, shard: int) -> None:
-        """The shard at `shards[shard]`, of which no rows were added, is not part of the segment."""
-        del self._shards[shard]
-
     def commit(self) -> tuple[SegmentRecord, FileSum]:
         """Name every file, `segment.json` last; returns the record and its checksum."""
         self._catalog.close()
+        self._keywords.close()
         for column, lists in self._lists.items():
             if lists is not None:
                 lists.write(self._create(f"{column}.lists"), self._create(f"{column}.sizes"))
@@ -159,6 +161,20 @@ class Segment:
     def catalog(self) -> Catalog:
         return self._open_once(
             CATALOG, lambda file, where, rebuild: Catalog(file, where, rebuild, self.record.rows)
+        )
+
+    @property
+    def keywords(self) -> Keywords:
+        """Raises CollectionError where the index was built without them."""
+        if KEYWORDS not in self.record.files:
+            raise CollectionError(
+                display_name(self._folder.url),
+                expected="an index with keywords",
+                found="one of an earlier version, without them",
+                do=f"run {build_command(self._folder)}",
+            )
+        return self._open_once(
+            KEYWORDS, lambda file, where, rebuild: Keywords(file, where, rebuild, self.record.rows)
         )
 
     def exact(self, column: str) -> Any:
