@@ -29,7 +29,7 @@ def fit_projection(
     """
     moment = second_moment(queries)
     values, vectors = np.linalg.eigh(moment)
-    values = np.maximum(values, max(values[-1] * RIDGE, np.finfo(np.float64).tiny))
+    values = np.maximum(values, values[-1] * RIDGE if values[-1] > 0 else 1.0)
     root = (vectors * np.sqrt(values)) @ vectors.T
     inverse = (vectors / np.sqrt(values)) @ vectors.T
     leading = np.linalg.eigh(root @ second_moment(rows[:MOMENT_ROWS]) @ root)[1][:, ::-1][:, :dims]
