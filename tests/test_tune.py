@@ -16,14 +16,14 @@ from chiasm.index.build.plot import draw_reports
 from chiasm.index.build.report import Report
 from chiasm.index.build.samples import Queries, QuerySets, query_lines
 from chiasm.index.build.train import encoded_index, list_deviations, train
-from chiasm.index.build.trials import SAMPLE, SampleSegment, full_plan, plan_bytes
+from chiasm.index.build.trials import SAMPLE, SampleSegment, Trial, Trials, full_plan, plan_bytes
 from chiasm.index.build.truth import exact_top, recall_of
 from chiasm.index.build.tune import PlanSpace, TunedColumn, tune_column
 from chiasm.index.plan import IndexSettings, Plan, lists_for
 from chiasm.index.query import ColumnIndex, search
 from chiasm.pipeline.errors import ChiasmError, CollectionError, UsageError
 
-ROWS, DIM, INNER = 3000, 32, 6
+ROWS, DIM, INNER = 2000, 32, 6
 MEASURED = IndexSettings(exact_below=100, recall=0.9)
 
 
@@ -49,8 +49,8 @@ class ArrayView:
         self.rng = np.random.default_rng(0)
         vectors = _world(self.rng)
         self.stored = vectors(ROWS, 0).astype(np.float16)
-        texts = [Queries.of(vectors(300, 1)) for _ in range(2)]
-        pictures = [self.pictures(some) for some in np.split(self.rng.permutation(ROWS)[:400], 2)]
+        texts = [Queries.of(vectors(200, 1)) for _ in range(2)]
+        pictures = [self.pictures(some) for some in np.split(self.rng.permutation(ROWS)[:200], 2)]
         learn = np.concatenate([vectors(500, 1), vectors(50, 0)])
         tune, report = (
             {"text": text, "picture": picture}
@@ -80,6 +80,13 @@ def built(view: ArrayView, tuned: TunedColumn, parts: int = 2) -> ColumnIndex:
             index = encoded_index(trained, coded, lists)
         segments.append(SampleSegment(part, index))
     return ColumnIndex(segments, SAMPLE, tuned.plan, trained)
+
+
+class Unmapped(ColumnIndex):
+    """An exact column whose vectors no file has, for FAISS to map: it is scanned by row numbers."""
+
+    def rows_of(self, number: int, allowed: np.ndarray | None) -> np.ndarray:
+        return np.ones(len(self.segments[number]), bool) if allowed is None else allowed
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +128,7 @@ def test_a_filter_gets_the_lists_that_it_needs(tuned):
 def test_a_report_has_every_candidate_and_is_read_back(tuned):
     _, column, _ = tuned
     report = column.report
-    assert report.queries == {"learn from": 550, "tune on": 300, "report on": 300}
+    assert report.queries == {"learn from": 550, "tune on": 200, "report on": 200}
     assert report.measured.rows == report.rows == ROWS and report.measured.build_seconds == 1.5
     plans = [one.plan for one in report.candidates]
     assert len(plans) >= 6 and any(plan.startswith("ivf") for plan in plans)
@@ -147,9 +154,10 @@ def test_a_report_has_every_candidate_and_is_read_back(tuned):
 
 
 def test_more_recall_scans_more_lists(tuned):
-    view, column, index = tuned
-    more = fit_column(replace(column, report=None), index, replace(MEASURED, recall=0.97), 0)
-    assert more.plan.nprobe * more.plan.oversample > column.plan.nprobe * column.plan.oversample
+    _, column, index = tuned
+    more = fit_column(replace(column, report=None), index, replace(MEASURED, recall=0.95), 0)
+    assert more.plan.nprobe >= column.plan.nprobe
+    assert more.report.promise["text"] >= 0.95
     fixed = fit_column(column, index, replace(MEASURED, nprobe=1), 0)
     assert fixed.plan.nprobe == 1 and not fixed.report.measured.reached
 
@@ -160,8 +168,8 @@ def test_limits_that_no_index_keeps_are_named(tuned):
         tune_column(view, replace(MEASURED, memory_gb=1e-6))
     with pytest.raises(ChiasmError, match=r"within 1e-06 ms .* give up the latency \(--latency"):
         fit_column(column, index, replace(MEASURED, latency_ms=1e-6), 0)
-    with pytest.raises(ChiasmError, match=r"promised recall@10 of 0.9999, found 0.98.*--index ex"):
-        fit_column(column, index, replace(MEASURED, recall=0.9999), 0)
+    with pytest.raises(ChiasmError, match=r"promised recall@10 of 0.999, found 0.98.*--index ex"):
+        fit_column(column, index, replace(MEASURED, recall=0.999), 0)
     for settings in (
         replace(MEASURED, dims=33),
         replace(MEASURED, dims=8, kind="ivf"),
@@ -170,17 +178,28 @@ def test_limits_that_no_index_keeps_are_named(tuned):
             tune_column(view, settings)
 
 
-def test_an_exact_index_is_taken_where_no_other_reaches_the_recall(tuned):
+def test_an_exact_index_is_taken_where_no_other_reaches_the_recall(tuned, monkeypatch):
     view, _, _ = tuned
-    all_of_them = replace(MEASURED, recall=1 - 1e-9)
-    column = tune_column(view, all_of_them)
-    assert column.plan.exact and column.trained is None and column.candidates
-    with pytest.raises(ChiasmError, match=r"found 0.99. at the most, by .*give up the recall, or"):
-        tune_column(view, replace(all_of_them, kind="projected"))
+
+    def run(trials: Trials, plan: Plan) -> Trial:
+        return Trial(plan, 1.0, SimpleNamespace(plan=str(plan), reached=False), 0.5)
+
+    monkeypatch.setattr(Trials, "run", run)
+    column = tune_column(view, MEASURED)
+    assert column.plan.exact and column.trained is None
+    segment: Any = SampleSegment(view.stored, SimpleNamespace(code_size=0))
+    index = Unmapped([segment], SAMPLE, column.plan, None)
+    report = fit_column(column, index, MEASURED, 0).report
+    assert report.measured.plan == "exact" and set(report.promise.values()) == {1.0}
+    assert report.measured.recall["text"] == {1: 1.0, 10: 1.0, 100: 1.0}
+    with pytest.raises(ChiasmError, match=r"found 0.500 at the most, by projected .*give up the r"):
+        tune_column(view, replace(MEASURED, kind="projected"))
+    with pytest.raises(ChiasmError, match=r"0.9 within 0.0001 GB, .*give up the limit of memory"):
+        tune_column(view, replace(MEASURED, memory_gb=1e-4))
 
 
 def test_a_kind_and_dimensions_that_are_wanted_are_what_is_tried(tuned):
-    view, _, _ = tuned
+    _view, _, _ = tuned
     space = PlanSpace(50, ROWS, DIM, replace(MEASURED, kind="projected", dims=8))
     assert {(plan.family, plan.dims) for plan in space.first()} == {("projected", 8)}
     near = [p for ladder in space.ladders() for p in space.neighbours(space.first()[0], *ladder)]
@@ -217,7 +236,7 @@ def test_trained_lists_find_what_brute_force_finds(codes, spread):
 
 def test_deviations_of_lists_are_those_of_scores_within_them():
     view = ArrayView()
-    rows, xq = view.sample(3000), view.sets.learn
+    rows, xq = view.sample(ROWS), view.sets.learn
     trained = train(Plan("ivf", 5, 1, "full", DIM, "SQ8"), rows)
     lists = trained.assign(rows, rows)
     moment = xq.T.astype(float) @ xq / len(xq)
@@ -248,7 +267,7 @@ def test_few_rows_are_exact_and_nothing_is_measured():
     made = tune_column(view, projected)
     assert str(made.plan) == f"projected {lists_for(ROWS)} x SQ8, 8 dimensions"
     assert made.trained.project_rows.shape == (DIM, 8)
-    with pytest.raises(ChiasmError, match=r"0.000192 GB or more for 3,000 rows.*--memory 1MB"):
+    with pytest.raises(ChiasmError, match=r"0.000128 GB or more for 2,000 rows.*--memory 1MB"):
         tune_column(view, IndexSettings(memory_gb=1e-6))
 
 
@@ -275,7 +294,7 @@ def test_a_file_of_queries_that_cannot_be_used_is_one_line(tmp_path):
     with pytest.raises(UsageError, match="found bytes that are no UTF-8"):
         query_lines(str(file))
     file.write_text("one\n\n two \none\n")
-    with pytest.raises(UsageError, match="expected 300 different queries or more.*found 2$"):
+    with pytest.raises(UsageError, match=r"expected 300 different queries or more.*found 2$"):
         query_lines(str(file))
     file.write_text("\n".join(f"query {number}" for number in range(300)))
     assert query_lines(str(file))[299] == "query 299"
