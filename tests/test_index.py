@@ -388,7 +388,7 @@ def test_progress_counts_rows(tmp_path):
         ("fill", 1500, 1800),
         ("fill", 1800, 1800),
     ]
-    assert {stage for stage, _, _ in steps} == {"survey", "train image", "fill"}
+    assert {stage for stage, _, _ in steps} == {"survey", "tune image", "fill", "measure"}
     run = json.loads(next((tmp_path / "c" / "runs").glob("*.json")).read_text())
     assert (run["command"], run["state"]) == ("index build", "done")
 

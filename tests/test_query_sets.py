@@ -1,4 +1,4 @@
-"""Which queries a column is tuned with; and a build that is tuned, from a collection to a report."""
+"""Which queries a column is tuned with; a build that is tuned, from collection to report."""
 
 from __future__ import annotations
 

@@ -142,11 +142,11 @@ class CollectionView:
     def _pictures(self, rows: pa.Table) -> tuple[Queries, np.ndarray]:
         """The queries that the rows' pictures are, in their order, and which rows have one, (n,)
         bool; for a column of no pictures its own vectors."""
-        asked = IMAGE if IMAGE in rows.column_names else self.column
-        vectors, has = vectors_of(rows[asked])
+        source = IMAGE if IMAGE in rows.column_names else self.column
+        vectors, has = vectors_of(rows[source])
         vectors = vectors.astype(np.float32)
         own = np.full(len(vectors), np.nan, np.float32)
-        if self.column in (asked, JOINT):
+        if self.column in (source, JOINT):
             stored = _vectors(rows, self.column)
             own = np.einsum("nd,nd->n", vectors, stored).astype(np.float32)
         return Queries(vectors, own), has
@@ -173,7 +173,8 @@ class CollectionView:
         numbers = np.flatnonzero(has)[: LEARN_ENCODED + TUNE + REPORT]
         vectors = np.zeros((len(texts), self.dim), np.float32)
         vectors[numbers] = self._encoded([texts[number] for number in numbers], keep=True)
-        return vectors, vectors.any(axis=1), f"text queries: {source}, encoded"
+        has = np.any(vectors, axis=1)
+        return vectors, has, f"text queries: {source}, encoded"
 
     def _stored_are_queries(self, texts: list[str], vectors: np.ndarray, has: np.ndarray) -> str:
         """A note on the stored vectors of captions where they are those that the encoder gives

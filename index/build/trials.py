@@ -151,8 +151,9 @@ class Trials:
         lists = index.plan.lists
         found: int | None = min(settings.nprobe, lists)
         if not found:
-            guess = [one.plan.nprobe * lists // one.plan.lists for one in self.tried[-1:]]
-            found = least_nprobe(recall_at, settings.recall, *(guess or [lists // 16]), lists)
+            before = self.tried[-1].plan if self.tried else replace(index.plan, nprobe=lists // 16)
+            guess = before.nprobe * lists // before.lists
+            found = least_nprobe(recall_at, settings.recall, guess, lists)
         nprobe = found or lists
         recall = recall_by_nprobe.get(nprobe) or recall_at(nprobe)
         index = replace(index, plan=replace(index.plan, nprobe=nprobe))

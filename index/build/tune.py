@@ -70,16 +70,16 @@ def tune_column(view: ColumnView, settings: IndexSettings) -> TunedColumn:
     trials = Trials(sample[:SAMPLE_ROWS], sets, view.rows, settings)
     best = _choose(trials, view, settings)
     small = trials.small_vectors(best.plan.dims if best else FIRST_DIMS)
-    chosen = Plan() if best is None else trials.full_plan(best.plan)
+    plan = Plan() if best is None else trials.full_plan(best.plan)
     tried = time.perf_counter()
     trained = None
-    if not chosen.exact:
-        lists = min(chosen.lists, max(1, len(sample) // MIN_PER_LIST))
+    if not plan.exact:
+        lists = min(plan.lists, max(1, len(sample) // MIN_PER_LIST))
         train_rows = min(len(sample), lists * TRAIN_PER_LIST)
-        chosen = replace(chosen, lists=lists, train_rows=train_rows)
-        trained = train(chosen, sample, sets.learn, projection=trials.projection)
+        plan = replace(plan, lists=lists, train_rows=train_rows)
+        trained = train(plan, sample, sets.learn, projection=trials.projection)
     return TunedColumn(
-        chosen,
+        plan,
         trained,
         sets,
         tuple(trial.measured for trial in trials.tried),
