@@ -22,13 +22,12 @@ from chiasm.index.query import (
     OpenIndex,
     check_stages,
     encode_queries,
-    live_generation,
+    open_live,
     rerank,
     search,
 )
 from chiasm.index.results import Answer, Hit, Result
 from chiasm.index.segments import SegmentGone
-from chiasm.pipeline.collection import Collection
 from chiasm.pipeline.errors import SourceError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.storage import display_name
@@ -85,7 +84,9 @@ def search_queries(
         groups[query.column, k, nprobe].append(number)
     hits: dict[int, list[Hit]] = {}
     for (column, k, nprobe), numbers in groups.items():
-        scores, positions = search(collection.column(column), xq[numbers], k, nprobe)
+        scores, positions = search(
+            collection.column(column, with_rows=True), xq[numbers], k, nprobe
+        )
         for number, row_scores, row_positions in zip(
             numbers, scores.tolist(), positions.tolist(), strict=True
         ):
@@ -153,6 +154,5 @@ def open_collection(
     allow_stale: search an index that does not cover the embeddings beside it. encoding: how the
     encoder runs. Raises CollectionError where there is no collection or no index, StaleIndexError.
     """
-    collection = Collection.open(str(path))
-    generation = live_generation(collection, allow_stale)
-    return Searcher(collection, generation, encoding or EncoderSettings())
+    collection, generation, relocated = open_live(str(path), allow_stale)
+    return Searcher(collection, generation, encoding or EncoderSettings(), relocated)

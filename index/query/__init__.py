@@ -7,7 +7,8 @@ from chiasm.index.query.encode import (
     query_refused,
     text_of,
 )
-from chiasm.index.query.open_index import OpenIndex, live_generation
+from chiasm.index.query.open_index import OpenIndex
+from chiasm.index.query.opening import live_generation, open_live
 from chiasm.index.query.query_picture import encoded_picture
 from chiasm.index.query.rerank import check_stages, rerank
 from chiasm.index.query.search import ColumnIndex, search
@@ -20,6 +21,7 @@ __all__ = [
     "encode_queries",
     "encoded_picture",
     "live_generation",
+    "open_live",
     "pixels_of",
     "query_refused",
     "rerank",

@@ -11,31 +11,28 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from chiasm.index.queries import Query
+from chiasm.index.query.opening import live_generation, read_relocated
 from chiasm.index.query.search import Allowed, ColumnIndex, search
 from chiasm.index.results import CatalogRow
 from chiasm.index.segments import (
     Generation,
     Segment,
-    build_command,
     column_advice,
-    open_current,
-    stale_shards,
+    fetch,
 )
 from chiasm.pipeline.collection import (
     Collection,
     Relocations,
-    read_relocations,
     stat_relocations,
 )
 from chiasm.pipeline.encoders import Encoder, load_encoder
-from chiasm.pipeline.errors import CollectionError, StaleIndexError, UsageError
+from chiasm.pipeline.errors import CollectionError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.storage import Stat, display_name
 
@@ -46,12 +43,16 @@ class OpenIndex:
     """A collection and its live generation. Safe to use from any thread."""
 
     def __init__(
-        self, collection: Collection, generation: Generation, encoding: EncoderSettings
+        self,
+        collection: Collection,
+        generation: Generation,
+        encoding: EncoderSettings,
+        relocated: tuple[Stat | None, Relocations] | None = None,
     ) -> None:
         self.collection, self.generation = collection, generation
         self.encoding = encoding
         self._encoder: Encoder | None = None
-        self._relocated: tuple[Stat | None, Relocations] | None = None
+        self._relocated = relocated
         self._loading = threading.Lock()
 
     @property
@@ -84,12 +85,20 @@ class OpenIndex:
     def __len__(self) -> int:
         return self.generation.manifest.rows
 
-    def column(self, name: str) -> ColumnIndex:
-        """A column's index; UsageError and CollectionError as by `require_column`."""
+    def column(self, name: str, with_rows: bool = False) -> ColumnIndex:
+        """A column's index; UsageError and CollectionError as by `require_column`. with_rows:
+        whether the rows of what is found will be read."""
         self.require_column(name)
         generation = self.generation
-        plan = generation.manifest.columns[name]
-        return ColumnIndex(generation.segments, name, plan, generation.trained(name))
+        generation.load(name)
+        return ColumnIndex(
+            generation.segments,
+            name,
+            generation.manifest.columns[name],
+            generation.trained(name),
+            in_store=generation.folder.local is None,
+            with_rows=with_rows,
+        )
 
     def search_vectors(
         self,
@@ -190,10 +199,12 @@ class OpenIndex:
         """The catalog's rows at positions of the generation; the URL of each is where its shard
         is now, which may have been relocated since the build."""
         relocations = self.relocations
+        wanted = list(self._by_segment(positions))
+        fetch([part for segment, _, numbers in wanted for part in segment.wanted_rows(numbers)])
         return {
             first + number: replace(row, url=relocations.url_of(row.shard, row.url))
-            for segment, first, numbers in self._by_segment(positions)
-            for number, row in segment.catalog.rows(numbers).items()
+            for segment, first, numbers in wanted
+            for number, row in segment.rows(numbers).items()
         }
 
     @property
@@ -211,7 +222,7 @@ class OpenIndex:
         found = stat_relocations(folder)
         if known is not None and known[0] == found:
             return False
-        self._relocated = found, Relocations() if found is None else read_relocations(folder)
+        self._relocated = read_relocated(folder, found)
         return known is not None
 
     def vectors(self, column: str, positions: Sequence[int]) -> np.ndarray:
@@ -220,8 +231,11 @@ class OpenIndex:
         self.require_column(column)
         vectors = np.zeros((len(positions), self.dim), np.float32)
         order = {position: number for number, position in enumerate(positions)}
-        for segment, first, numbers in self._by_segment(positions):
-            vectors[[order[first + row] for row in numbers]] = segment.raw(column)[numbers]
+        wanted = list(self._by_segment(positions))
+        parts = [one.wanted_vectors(column, np.array(numbers)) for one, _, numbers in wanted]
+        fetch([part for of_segment in parts for part in of_segment])
+        for segment, first, numbers in wanted:
+            vectors[[order[first + row] for row in numbers]] = segment.vectors(column)[numbers]
         return vectors
 
     def _by_segment(self, positions: Iterable[int]) -> Iterator[tuple[Segment, int, list[int]]]:
@@ -252,36 +266,3 @@ class _View(OpenIndex):
     @property
     def relocations(self) -> Relocations:
         return self._index.relocations
-
-
-def live_generation(collection: Collection, allow_stale: bool) -> Generation:
-    """The generation to search; raises CollectionError where there is none, StaleIndexError."""
-    path, command = display_name(collection.folder.url), build_command(collection.folder)
-    generation = open_current(collection.folder)
-    if generation is None:
-        raise CollectionError(path, expected="an index", found="none", do=f"run {command}")
-    manifest, identity = generation.manifest, collection.identity
-    if (manifest.fingerprint, manifest.dim) != (identity.fingerprint, identity.dim):
-        raise CollectionError(
-            path,
-            expected=f"an index of encoder {identity.encoder} ({identity.fingerprint[:12]})",
-            found=f"one of {manifest.encoder} ({manifest.fingerprint[:12]}), width {manifest.dim}",
-            do=f"run {command}",
-        )
-    if not allow_stale:
-        _require_fresh(collection, generation)
-    return generation
-
-
-def _require_fresh(collection: Collection, generation: Generation) -> None:
-    """Raises StaleIndexError where shards were added, changed or removed since the build."""
-    folder = collection.folder
-    counts = Counter(stale_shards(folder, generation.indexed_shards()).values())
-    if counts:
-        stale = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-        raise StaleIndexError(
-            display_name(folder.url),
-            expected="an index of the embeddings beside it",
-            found=f"an older one (shards: {stale})",
-            do=f"run {build_command(folder)}",
-        )

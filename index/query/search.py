@@ -24,13 +24,14 @@ import numpy as np
 
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
-from chiasm.index.segments import Segment, Trained
+from chiasm.index.segments import Segment, Trained, fetch
 
 # Candidates beyond k: so many equal scores around rank k cost no second scan.
 EXTRA_CANDIDATES = 8
 MAX_CANDIDATES = 1 << 20  # of all queries that are searched together
 # Floats of candidates that are scored at once: they fit a processor's cache.
 SCORED_AT_ONCE = 1 << 16
+MAX_ROWS_AHEAD = 128  # candidates whose rows are requested with their vectors
 ROWS_AT_ONCE = 1 << 20  # floats of rows that are scored for all queries at once: 4 MiB
 # Two sums of the same products in another order differ by less, for unit vectors in float32.
 SAME_SCORE = 1e-6
@@ -43,12 +44,16 @@ Allowed = Sequence[np.ndarray | None]  # for each segment (rows,) bool, None whe
 
 @dataclass(frozen=True)
 class ColumnIndex:
-    """One column of a generation: its segments, its plan and what its segments share."""
+    """One column of a generation: its segments, its plan and what its segments share. in_store:
+    whether what a search reads of them has to be requested. with_rows: whether the rows of the
+    catalog will be read, too: those of candidates come with their vectors then."""
 
     segments: Sequence[Segment]
     column: str
     plan: Plan
     trained: Trained | None
+    in_store: bool = False
+    with_rows: bool = False
     starts: np.ndarray = field(init=False)  # the position of each segment's first row, int64
 
     def __post_init__(self) -> None:
@@ -59,6 +64,25 @@ class ColumnIndex:
         if self.trained is None:
             return segment.exact(self.column)
         return segment.lists(self.column, self.trained)
+
+    def fetch_lists(self, lists: np.ndarray) -> None:
+        """Request lists of every segment that are not here yet."""
+        if self.in_store and self.trained is not None:
+            wanted = [one.wanted_lists(self.column, self.trained, lists) for one in self.segments]
+            fetch([part for parts in wanted for part in parts])
+
+    def fetch_candidates(self, numbers: np.ndarray, rows: np.ndarray) -> None:
+        """Request vectors, and what else will be read, of rows (n,) of segments `numbers` (n,)."""
+        if not self.in_store:
+            return
+        # For more, a second round for the rows of those that are best costs less.
+        with_rows = self.with_rows and len(rows) <= MAX_ROWS_AHEAD
+        wanted = []
+        for number in np.unique(numbers).tolist():
+            segment, of_segment = self.segments[number], rows[numbers == number]
+            wanted += segment.wanted_vectors(self.column, of_segment)
+            wanted += segment.wanted_rows(of_segment) if with_rows else []
+        fetch(wanted)
 
     def rows_of(self, segment: Segment, allowed: np.ndarray | None) -> np.ndarray | None:
         """The rows of a segment that may be found, (rows,) bool, None for all in its index."""
@@ -155,6 +179,7 @@ class Scan:
         else:
             coded = np.ascontiguousarray(trained.queries(xq))
             lists = np.ascontiguousarray(trained.rank(xq, coded, nprobe))
+            self.index.fetch_lists(lists.ravel())
         for part in self.parts:
             if part.rows is None:
                 _scan_codes(part, coded, lists, trained is None, scores, packed)
@@ -257,11 +282,12 @@ def score(index: ColumnIndex, xq: np.ndarray, packed: np.ndarray) -> tuple[np.nd
     scores = np.full(flat.shape, -np.inf, dtype=np.float32)
     positions = np.full(flat.shape, -1, dtype=np.int64)
     positions[ordered] = rows + index.starts[numbers]
+    index.fetch_candidates(numbers, rows)
     ends = np.searchsorted(numbers, np.arange(len(index.segments)), side="right")
     at_once = max(1, SCORED_AT_ONCE // xq.shape[1])
     start = 0
     for segment, end in zip(index.segments, ends.tolist(), strict=True):
-        raw = segment.raw(index.column) if end > start else None
+        raw = segment.vectors(index.column) if end > start else None
         for left in range(start, end, at_once):
             assert raw is not None
             block = slice(left, min(end, left + at_once))

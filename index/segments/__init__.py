@@ -28,8 +28,9 @@ from chiasm.index.segments.names import (
     segment_file,
     trained_file,
 )
+from chiasm.index.segments.partial import SegmentGone, fetch
 from chiasm.index.segments.publish import live_number, publish
-from chiasm.index.segments.segment import Segment, SegmentGone, SegmentWriter
+from chiasm.index.segments.segment import Segment, SegmentWriter
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
 from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep, sweep_published, sweeping
 from chiasm.index.segments.trained import Trained, code_ranges
@@ -58,6 +59,7 @@ __all__ = [
     "copied_columns",
     "current_number",
     "deleted_file",
+    "fetch",
     "keeping_segments",
     "leftovers",
     "live_number",

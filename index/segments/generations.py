@@ -3,7 +3,8 @@
     index/CURRENT                   "000007": the live generation
     index/generations/000007.json   its segments in order: checksums, and what is deleted in each
 
-CURRENT carries the manifest as well, so that a reader of a distant store needs one request less.
+CURRENT carries the manifest as well, so that a reader of a distant store needs one request less. It
+is taken there where it is whole; else, and on this machine, the file in `generations/` is.
 
 Where the generation that CURRENT names cannot be opened, the newest whole one answers, and says so.
 `publish.py` makes a generation live.
@@ -13,7 +14,10 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 from chiasm.index.segments.advice import build_command
 from chiasm.index.segments.catalog import IndexedShard
@@ -23,6 +27,7 @@ from chiasm.index.segments.names import (
     CURRENT,
     GENERATIONS,
     RECORD,
+    SEGMENTS,
     manifest_name,
     numbers_in,
     segment_file,
@@ -31,7 +36,7 @@ from chiasm.index.segments.record import SegmentRecord
 from chiasm.index.segments.segment import Segment
 from chiasm.index.segments.trained import Trained
 from chiasm.pipeline.errors import CollectionError, StorageError
-from chiasm.pipeline.storage import Folder, display_name
+from chiasm.pipeline.storage import Folder, Stat, display_name
 
 LOG = logging.getLogger(__name__)
 
@@ -47,6 +52,7 @@ class Generation:
     folder: Folder
     instead_of: str = ""
     _trained: dict[str, Trained] = field(default_factory=dict)
+    _loaded: set[str] = field(default_factory=set)
 
     def trained(self, column: str) -> Trained | None:
         """What the segments of a column share, read when first needed; None where it is exact."""
@@ -56,6 +62,16 @@ class Generation:
         if column not in self._trained:  # two threads may both read it, to the same end
             self._trained[column] = read_trained(self.folder, self.manifest, column)
         return self._trained[column]
+
+    def load(self, column: str) -> None:
+        """Request what searches of a column need, of all segments in a store at once."""
+        if self.folder.local is not None or column in self._loaded:
+            return
+        exact = self.manifest.columns[column].exact
+        calls = [call for one in self.segments for call in one.loading(column, exact)]
+        calls.append(lambda: self.trained(column))
+        _concurrent(self.folder, calls)
+        self._loaded.add(column)
 
     def indexed_shards(self) -> dict[str, IndexedShard]:
         """By shard id, what the segments were built from, without what is retired."""
@@ -70,10 +86,16 @@ class Generation:
 def current_number(folder: Folder) -> int | None:
     """The live generation's number, None before the first; CollectionError for a damaged
     CURRENT."""
+    return _read_current(folder)[0]
+
+
+def _read_current(folder: Folder) -> tuple[int | None, bytes]:
+    """The live generation's number, and the manifest that CURRENT carries, b"" where it has
+    none."""
     content = read_if_there(folder, CURRENT)
     if content is None:
-        return None
-    number = content.partition(b"\n")[0]
+        return None, b""
+    number, _, manifest = content.partition(b"\n")
     if not re.fullmatch(rb"[0-9]{1,18}\s*", number):
         raise CollectionError(
             display_name(folder.url_of(CURRENT)),
@@ -81,7 +103,7 @@ def current_number(folder: Folder) -> int | None:
             found=repr(content[:40].decode(errors="replace")),
             do=f"run {build_command(folder)}",
         )
-    return int(number)
+    return int(number), manifest
 
 
 def open_current(folder: Folder) -> Generation | None:
@@ -89,9 +111,9 @@ def open_current(folder: Folder) -> Generation | None:
     opened. None before the first; CollectionError where there are only damaged ones."""
     number, damage = None, None
     try:
-        number = current_number(folder)
+        number, carried = _read_current(folder)
         if number is not None:
-            return open_whole(folder, number)
+            return open_whole(folder, number, carried if folder.local is None else b"")
     except CollectionError as error:
         damage = error
     generation = newest_whole(folder, _without_advice(damage), number)
@@ -121,11 +143,14 @@ def newest_whole(folder: Folder, why: str, damaged: int | None = None) -> Genera
     return None
 
 
-def open_whole(folder: Folder, number: int) -> Generation:
-    """A generation all of whose files are there; CollectionError where one is missing."""
-    generation = open_generation(folder, number)
-    require_whole(folder, generation.segments)
-    return generation
+def open_whole(folder: Folder, number: int, carried: bytes = b"") -> Generation:
+    """A generation all of whose files are there; CollectionError where one is missing. carried: its
+    manifest as CURRENT has it."""
+    manifest = _carried_manifest(folder, carried) or read_manifest(folder, number)
+    listing = [partial(_stats_of, folder, entry.id) for entry in manifest.segments]
+    segments, *stats = _concurrent(folder, [partial(open_segments, folder, manifest), *listing])
+    _require_files(folder, segments, stats)
+    return Generation(number, manifest, segments, folder)
 
 
 def open_generation(folder: Folder, number: int) -> Generation:
@@ -153,7 +178,25 @@ def open_segments(folder: Folder, manifest: Manifest) -> tuple[Segment, ...]:
 
 def require_whole(folder: Folder, segments: tuple[Segment, ...]) -> None:
     """Raises CollectionError where a file of a segment is missing."""
-    found = folder.map_concurrent(lambda segment: segment.missing_files(), segments)
+    listing = [partial(_stats_of, folder, segment.record.id) for segment in segments]
+    _require_files(folder, segments, _concurrent(folder, listing))
+
+
+def _stats_of(folder: Folder, segment_id: str) -> dict[str, Stat]:
+    return folder.list_stats(f"{SEGMENTS}/{segment_id}")
+
+
+def _concurrent(folder: Folder, calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What each call returns; in a store they run at the same time."""
+    return list(folder.map_concurrent(lambda call: call(), calls))
+
+
+def _require_files(
+    folder: Folder, segments: Sequence[Segment], stats: Sequence[dict[str, Stat]]
+) -> None:
+    found = folder.map_concurrent(
+        lambda pair: pair[0].missing_files(pair[1]), zip(segments, stats, strict=True)
+    )
     if missing := [name for names in found for name in names]:
         raise CollectionError(
             display_name(folder.url_of(missing[0])),
@@ -161,6 +204,13 @@ def require_whole(folder: Folder, segments: tuple[Segment, ...]) -> None:
             found="no such file, or one of another size",
             do=f"run {build_command(folder)}",
         )
+
+
+def _carried_manifest(folder: Folder, content: bytes) -> Manifest | None:
+    try:
+        return Manifest.from_json(content, folder, CURRENT) if content else None
+    except CollectionError:
+        return None  # the file in `generations/` says what is wrong, or is whole
 
 
 def read_manifest(folder: Folder, number: int) -> Manifest:

@@ -31,8 +31,16 @@ _TRAINED_FILE = re.compile(f"{TRAINED}/{RUN_ID}/{_COLUMN}\\.(safetensors|json|fa
 _DELETED_FILE = re.compile(f"{DELETED}/{RUN_ID}/{_SEGMENT.pattern}\\.bits")
 # `faiss` is of segments that an earlier version wrote.
 _KINDS = ("lists", "sizes", "f16", "faiss")
-_FILE = re.compile(f"{re.escape(CATALOG)}|{re.escape(RECORD)}|{_COLUMN}\\.({'|'.join(_KINDS)})")
+_FILE = re.compile(
+    f"{re.escape(RECORD)}|({re.escape(CATALOG)}|{_COLUMN}\\.f16)(\\.blocks)?|"
+    f"{_COLUMN}\\.({'|'.join(_KINDS)})"
+)
 _GENERATION = re.compile("([0-9]{6,18})\\.(json|replaced)")
+
+
+def blocks_file(name: str) -> str:
+    """The file of a segment that has the checksums of blocks of its file `name`."""
+    return f"{name}.blocks"
 
 
 def segment_file(segment_id: str, name: str) -> str:
@@ -82,6 +90,8 @@ def is_segment_file(base: str, columns: Iterable[str]) -> bool:
     """Whether a segment, or a folder of trained indexes or deletions, of these columns may hold a
     file of this name."""
     final = target_of_temporary(base) if is_temporary(base) else base
+    if final.endswith((f"{CATALOG}.blocks", ".f16.blocks")):
+        final = final.removesuffix(".blocks")
     stem, _, kind = final.rpartition(".")
     if kind == "bits":
         return is_segment_id(stem)

@@ -94,6 +94,10 @@ class Folder:
         """A whole file."""
         return self._backend.read_bytes(self.url_of(name))
 
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """`size` bytes from byte `offset` on; SourceError where there are fewer."""
+        return self._backend.read_range(self.url_of(name), offset, size)
+
     def write_whole(self, name: str, data: bytes, run_id: str = "") -> None:
         """Write a file atomically: readers see all of the old content or all of the new."""
         with self.create(name, run_id) as file:
