@@ -84,9 +84,7 @@ def search_queries(
         groups[query.column, k, nprobe].append(number)
     hits: dict[int, list[Hit]] = {}
     for (column, k, nprobe), numbers in groups.items():
-        scores, positions = search(
-            collection.column(column, with_rows=True), xq[numbers], k, nprobe
-        )
+        scores, positions = search(collection.column(column), xq[numbers], k, nprobe)
         for number, row_scores, row_positions in zip(
             numbers, scores.tolist(), positions.tolist(), strict=True
         ):

@@ -11,7 +11,8 @@ from chiasm.index.query.open_index import OpenIndex
 from chiasm.index.query.opening import live_generation, open_live
 from chiasm.index.query.query_picture import encoded_picture
 from chiasm.index.query.rerank import check_stages, rerank
-from chiasm.index.query.search import ColumnIndex, search
+from chiasm.index.query.scan import ColumnIndex
+from chiasm.index.query.search import search
 
 __all__ = [
     "ColumnIndex",

@@ -194,7 +194,7 @@ class CatalogParts:
         self._ends = np.cumsum(copy.blocks.rows)  # of each block, exclusive
         self._firsts = self._ends - copy.blocks.rows
 
-    def blocks_of(self, numbers: Sequence[int]) -> np.ndarray:
+    def blocks_of(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """The blocks that hold these rows, and the first."""
         return np.append(np.searchsorted(self._ends, numbers, side="right"), 0)
 

@@ -51,27 +51,20 @@ class Generation:
     segments: tuple[Segment, ...]
     folder: Folder
     instead_of: str = ""
-    _trained: dict[str, Trained] = field(default_factory=dict)
-    _loaded: set[str] = field(default_factory=set)
+    opened: dict[str, Any] = field(default_factory=dict, compare=False)  # by column, for searches
 
     def trained(self, column: str) -> Trained | None:
-        """What the segments of a column share, read when first needed; None where it is exact."""
-        plan = self.manifest.columns[column]
-        if plan.exact:
+        """What the segments of a column share; None where it is exact."""
+        if self.manifest.columns[column].exact:
             return None
-        if column not in self._trained:  # two threads may both read it, to the same end
-            self._trained[column] = read_trained(self.folder, self.manifest, column)
-        return self._trained[column]
+        return read_trained(self.folder, self.manifest, column)
 
-    def load(self, column: str) -> None:
-        """Request what searches of a column need, of all segments in a store at once."""
-        if self.folder.local is not None or column in self._loaded:
-            return
+    def load(self, column: str) -> Trained | None:
+        """The same; what else searches of the column need of segments in a store is requested
+        together with it."""
         exact = self.manifest.columns[column].exact
         calls = [call for one in self.segments for call in one.loading(column, exact)]
-        calls.append(lambda: self.trained(column))
-        _concurrent(self.folder, calls)
-        self._loaded.add(column)
+        return _concurrent(self.folder, [*calls, lambda: self.trained(column)])[-1]
 
     def indexed_shards(self) -> dict[str, IndexedShard]:
         """By shard id, what the segments were built from, without what is retired."""

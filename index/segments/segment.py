@@ -162,6 +162,11 @@ class Segment:
     def __len__(self) -> int:
         return self.record.rows
 
+    @property
+    def in_store(self) -> bool:
+        """Whether parts of its files have to be requested before they are read."""
+        return self._files.in_store
+
     def loading(self, column: str, exact: bool) -> list[Callable[[], object]]:
         """What reads the small files that searches of a column need, and all of an exact one; for a
         segment in a store, where each is a request."""
@@ -184,7 +189,7 @@ class Segment:
         parts = self._files.parts(CATALOG)
         return (self.catalog if parts is None else CatalogParts(parts)).rows(numbers)
 
-    def wanted_rows(self, numbers: Sequence[int]) -> list[Wanted]:
+    def wanted_rows(self, numbers: Sequence[int] | np.ndarray) -> list[Wanted]:
         """The parts that `rows` reads."""
         parts = self._files.parts(CATALOG)
         return [] if parts is None else [(parts, CatalogParts(parts).blocks_of(numbers))]
@@ -240,7 +245,9 @@ class Segment:
         return self._files.open_once(f"{column}.f16", lambda file, *_: self._map_vectors(file))
 
     def _map_vectors(self, file: Any) -> np.ndarray:
-        return np.memmap(file, "<f2", "r", shape=(self.record.rows, self.record.dim))
+        shape = (self.record.rows, self.record.dim)
+        # As a plain array: `memmap` costs microseconds an access.
+        return np.memmap(file, "<f2", "r", shape=shape).view(np.ndarray)
 
     def _list_sizes(self, column: str, trained: Trained) -> ListSizes:
         name = f"{column}.sizes"

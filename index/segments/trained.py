@@ -63,11 +63,12 @@ class Trained:
         x = projected if self.plan.space == "projected" else xq
         scores = x @ self.centroids.T
         scores += self.list_bias
-        if nprobe < scores.shape[1]:
-            lists = np.argpartition(scores, -nprobe, axis=1)[:, -nprobe:]
-            scores = np.take_along_axis(scores, lists, 1)
-            return np.take_along_axis(lists, np.argsort(-scores, axis=1), 1)
-        return np.argsort(-scores, axis=1)
+        np.negative(scores, out=scores)  # least first: the order of argpartition
+        if nprobe >= scores.shape[1]:
+            return np.argsort(scores, axis=1)
+        lists = np.argpartition(scores, nprobe, axis=1)[:, :nprobe]
+        rows = np.arange(len(x))[:, None]
+        return np.ascontiguousarray(lists[rows, np.argsort(scores[rows, lists], axis=1)])
 
     @cached_property
     def _assigner(self) -> Any:
