@@ -3,8 +3,8 @@
 Codes of moderate size are read into memory and merged: one FAISS index whose row numbers are the
 positions of the generation, so that the number of segments costs nothing. Beyond RESIDENT_BYTES
 each segment's lists stay in their mapped file and are scanned one segment after the other, all
-adding to one heap a query. An exact column is always mapped. Of segments in a store the lists that a
-query scans are requested before, and so are the vectors of its candidates.
+adding to one heap a query. An exact column is always mapped. Of segments in a store the lists that
+a query scans are requested before, and so are the vectors of its candidates.
 """
 
 from __future__ import annotations
@@ -59,10 +59,12 @@ class ColumnIndex:
     starts: np.ndarray = field(init=False)
     _scan: Scan | None = None
     _merged: Any = None
+    _in_store: bool = False
     _opening: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.starts = np.cumsum([0, *map(len, self.segments)], dtype=np.int64)
+        self._in_store = any(segment.in_store for segment in self.segments)
 
     def open(self) -> None:
         """Map or read what a search needs, so that the first one does not wait for it."""
@@ -84,10 +86,6 @@ class ColumnIndex:
             masks.append(segment.has(self.column))
         masks = [mask for mask in masks if mask is not None]
         return np.logical_and.reduce(masks) if masks else None
-
-    @property
-    def _in_store(self) -> bool:
-        return any(segment.in_store for segment in self.segments)
 
     def fetch_lists(self, lists: np.ndarray) -> None:
         """Request lists of every segment in a store that are not here yet."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -27,9 +28,9 @@ from chiasm.index.segments.checksums import FileSum
 from chiasm.pipeline.errors import CollectionError, SourceError
 from chiasm.pipeline.storage import Folder, display_name
 
-MOST_READS = 128  # requests of a file at once: two rounds of AT_ONCE
-AT_ONCE = 64  # as many connections as a store keeps open
-READ_BYTES = 1 << 20  # of one request, so that AT_ONCE of them take 64 MiB
+AT_ONCE = 128  # requests: vectors and rows of a query's candidates are some hundred
+MOST_READS = 128
+READ_BYTES = 1 << 20  # of one request, so that AT_ONCE of them take 128 MiB
 
 
 class SegmentGone(CollectionError):
@@ -51,6 +52,7 @@ class PartialCopy:
         self.blocks = blocks
         self._folder, self._name = folder, name
         self.file, self._cache = open_sparse(checksum, owner)
+        weakref.finalize(self, self.file.close)
         self._known = np.diff(blocks.offsets) == 0
 
     def fetched(self, first: int, last: int) -> bytes:
