@@ -194,11 +194,15 @@ class OpenIndex:
         relocations = self.relocations
         wanted = list(self._by_segment(positions))
         fetch([part for segment, _, numbers in wanted for part in segment.wanted_rows(numbers)])
-        return {
-            first + number: replace(row, url=relocations.url_of(row.shard, row.url))
+        rows = {
+            first + number: row
             for segment, first, numbers in wanted
             for number, row in segment.rows(numbers).items()
         }
+        for position, row in rows.items():
+            if (url := relocations.url_of(row.shard, row.url)) != row.url:
+                rows[position] = replace(row, url=url)
+        return rows
 
     @property
     def relocations(self) -> Relocations:
