@@ -225,8 +225,9 @@ def test_a_segment_without_checksums_of_blocks_is_read_whole(both):
     here, there = both.open()
     assert there.generation.number == 2 and ask(there, 1) == ask(here, 1)
     for name in ("rows.arrow", "image.f16"):
-        read = sum(size for found, _, size in both.store.read if found == name)
-        assert read == sum(segment.record.files[name].size for segment in there.segments)
+        sizes = {segment.record.files[name].size for segment in there.segments}
+        read = {size for found, _, size in both.store.read if found == name}
+        assert read and read <= sizes, "files, not parts"
 
 
 def test_CURRENT_carries_the_manifest_and_the_file_answers_where_it_is_cut(both):
