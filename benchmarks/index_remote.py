@@ -294,9 +294,9 @@ def answer(url: str, dim: str, queries: str) -> None:
     grown = resident_bytes() - before
     more = []
     for vector in xq[1:]:
-        asked = time.perf_counter()
+        begun = time.perf_counter()
         index.search_many([Query(vector=vector)])
-        more.append(time.perf_counter() - asked)
+        more.append(time.perf_counter() - begun)
     result = {
         "results": [(one["id"], one["scores"]) for one in found],
         "open_s": round(opened - began, 3),
@@ -310,9 +310,9 @@ def answer(url: str, dim: str, queries: str) -> None:
         rng, spent, cpu = np.random.default_rng(0), [], []
         for _ in range(7):
             positions = rng.choice(len(index), 1000, replace=False)
-            asked, before = time.perf_counter(), time.process_time()
+            begun, before = time.perf_counter(), time.process_time()
             index.rows(positions.tolist())
-            spent.append(time.perf_counter() - asked)
+            spent.append(time.perf_counter() - begun)
             cpu.append(time.process_time() - before)
         result["rows_of_1000_hits_ms"] = round(1e3 * statistics.median(spent), 1)
         result["rows_of_1000_hits_cpu_ms"] = round(1e3 * statistics.median(cpu), 1)
