@@ -45,7 +45,7 @@ class SegmentWriter:
     """Writes a segment from Parquet rows; `commit` gives its files their names. Used in a `with`,
     which leaves no temporary behind. shards: those whose rows may come, in this order. copied: the
     catalog's `copied_columns`. columns: for each vector column what its segments share, None where
-    it is exact. batch_bytes: as the catalog's writer takes it.
+    it is exact. batch_bytes: as the catalog's writer takes it. capacity: how many rows may come.
     """
 
     def __init__(
@@ -60,12 +60,13 @@ class SegmentWriter:
         columns: dict[str, Trained | None],
         dim: int,
         batch_bytes: int,
+        capacity: int,
     ) -> None:
         self.id, self.dim, self.rows = segment_id, dim, 0
         self._folder, self._run_id = folder, run_id
         self._shards = dict(enumerate(shards))
         self._lists = {
-            column: None if trained is None else ListsWriter(trained)
+            column: None if trained is None else ListsWriter(trained, capacity)
             for column, trained in columns.items()
         }
         self._vectors = dict.fromkeys(columns, 0)
@@ -96,10 +97,6 @@ class SegmentWriter:
             if lists is not None:
                 lists.add(vectors[has], self.rows + np.flatnonzero(has))
         self.rows += len(rows)
-
-    def leave_out(self, shard: int) -> None:
-        """The shard at `shards[shard]`, of which no rows were added, is not part of the segment."""
-        del self._shards[shard]
 
     def commit(self) -> tuple[SegmentRecord, FileSum]:
         """Name every file, `segment.json` last; returns the record and its checksum."""
