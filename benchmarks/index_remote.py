@@ -19,7 +19,6 @@ import json
 import os
 import platform
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -284,14 +283,14 @@ def answer(url: str, dim: str, queries: str) -> None:
     more."""
     load_faiss()
     xq = vectors_of(20, int(dim), 3)[: int(queries)]
-    before = resident_bytes()
+    before = of_status("RssAnon")
     began, cpu = time.perf_counter(), time.process_time()
     # The versions of the shards' files are those that the store tells.
     index = open_collection(url, allow_stale=not url.startswith("s3:"))
     opened = time.perf_counter()
     found = index.search_many([Query(vector=xq[0])])[0].as_json()["results"]
     answered, cpu = time.perf_counter(), time.process_time() - cpu
-    grown = resident_bytes() - before
+    grown = of_status("RssAnon") - before
     more = []
     for vector in xq[1:]:
         begun = time.perf_counter()
@@ -304,7 +303,8 @@ def answer(url: str, dim: str, queries: str) -> None:
         "cpu_s": round(cpu, 3),
         "later_answers_s": round(statistics.median(more), 4) if more else None,
         "grown_mb": round(grown / 1e6, 1),
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1),
+        "resident_mb": round(of_status("VmRSS") / 1e6, 1),
+        "peak_mb": round(of_status("VmHWM") / 1e6, 1),
     }
     if not url.startswith("s3:"):
         rng, spent, cpu = np.random.default_rng(0), [], []
@@ -319,10 +319,10 @@ def answer(url: str, dim: str, queries: str) -> None:
     print(json.dumps(result))
 
 
-def resident_bytes() -> int:
-    """Of this process, without pages of files that it has mapped."""
+def of_status(name: str) -> int:
+    """Bytes of this process, as Linux has them: VmRSS resident, RssAnon those of no file."""
     text = Path("/proc/self/status").read_text()
-    found = re.search(r"RssAnon:\s+(\d+)", text)
+    found = re.search(rf"{name}:\s+(\d+)", text)
     return int(found[1]) << 10 if found else 0
 
 
