@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -154,8 +155,8 @@ def make_index(folder: Folder, given: argparse.Namespace) -> None:
             segments=tuple(entries),
         )
         nprobe = least_nprobe(folder, manifest, trained, xb, given)
-        plan = Plan(**{**vars(trained.plan), "nprobe": nprobe})
-        publish(folder, Manifest(**{**vars(manifest), "columns": {"image": plan}}), run, 0)
+        plan = replace(trained.plan, nprobe=nprobe)
+        publish(folder, replace(manifest, columns={"image": plan}), run, 0)
         run.finish("done", {})
 
 
@@ -185,6 +186,7 @@ def write_segment(
         columns={"image": trained},
         dim=xb.shape[1],
         batch_bytes=64 << 20,
+        capacity=sum(shard.rows for shard in shards),
     ) as writer:
         for shard, start in enumerate(starts):
             vectors = xb[start : start + SHARD_ROWS]

@@ -220,7 +220,7 @@ def test_a_segment_without_checksums_of_blocks_is_read_whole(both):
             return digest
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("chiasm.index.build.build.SegmentWriter", Unaware)
+        patch.setattr("chiasm.index.build.fill.SegmentWriter", Unaware)
         build_index(URL, settings=SETTINGS)
     here, there = both.open()
     assert there.generation.number == 2 and ask(there, 1) == ask(here, 1)
