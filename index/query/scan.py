@@ -88,12 +88,11 @@ class ColumnIndex:
         return np.logical_and.reduce(masks) if masks else None
 
     def fetch_lists(self, lists: np.ndarray) -> None:
-        """Request lists of every segment in a store that are not here yet."""
+        """Request lists (Q, nprobe) of every segment in a store that are not here yet."""
         trained = self.trained
         if trained is not None and self._in_store:
-            wanted = [
-                segment.wanted_lists(self.column, trained, lists) for segment in self.segments
-            ]
+            numbers = lists.ravel()
+            wanted = [one.wanted_lists(self.column, trained, numbers) for one in self.segments]
             fetch([part for parts in wanted for part in parts])
 
     def fetch_candidates(self, positions: np.ndarray) -> None:
@@ -191,7 +190,7 @@ class Scan:
         else:
             coded = trained.queries(xq)
             lists = trained.rank(xq, coded, nprobe)
-            self.index.fetch_lists(lists.ravel())
+            self.index.fetch_lists(lists)
         for number, part in enumerate(self.parts):
             if part.rows is None:
                 _scan_codes(part, coded, lists, scores, rows)

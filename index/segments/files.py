@@ -88,9 +88,9 @@ class SegmentFiles:
     ) -> Any:
         """What `opener` makes of a file of the segment, made once. use: apart from other uses.
         divided: how the file is, of one that may be used in parts."""
-        file, rebuild = segment_file(self._record.id, name), build_command(self._folder)
 
         def make() -> Any:
+            file, rebuild = segment_file(self._record.id, name), build_command(self._folder)
             copy = None if divided is None else self.parts(name, divided)
             if copy is not None:
                 return opener(copy.file, display_name(self._folder.url_of(file)), rebuild)

@@ -224,7 +224,7 @@ class Segment:
 
     def vectors(self, column: str) -> np.ndarray:
         """As `raw`, but only rows that were fetched may be read, see `wanted_vectors`."""
-        parts = self._files.parts(f"{column}.f16")
+        parts = self._files.parts(f"{column}.f16") if self.in_store else None
         if parts is None:
             return self.raw(column)
         return self._files.once((column, "parts"), lambda: self._map_vectors(parts.file))
