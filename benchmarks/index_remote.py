@@ -9,7 +9,8 @@ process opens the collection and answers one query, with an empty cache folder; 
 seconds are those of both. Rounds are counted by a second such process: its requests are answered
 together, once none has come for QUIET seconds. On this machine: opening and the first answer, with
 files that were never verified and with files that were; memory beyond the imports; the rows of
-1,000 hits. Prints a table and writes benchmarks/results/index_remote.json.
+1,000 hits. Prints benchmarks/results/index_remote.json and writes it; exits 1 where two
+answers differ.
 """
 
 from __future__ import annotations
@@ -285,11 +286,11 @@ def answer(url: str, dim: str, queries: str) -> None:
     more."""
     load_faiss()
     xq = vectors_of(20, int(dim), 3)[: int(queries)]
-    before = of_status("RssAnon")
+    before, resident = of_status("RssAnon"), of_status("VmRSS")
     began, cpu = time.perf_counter(), time.process_time()
     # The versions of the shards' files are those that the store tells.
     index = open_collection(url, allow_stale=not url.startswith("s3:"))
-    opened = time.perf_counter()
+    opened, open_grown = time.perf_counter(), of_status("VmRSS") - resident
     found = index.search_many([Query(vector=xq[0])])[0].as_json()["results"]
     answered, cpu = time.perf_counter(), time.process_time() - cpu
     grown = of_status("RssAnon") - before
@@ -304,6 +305,7 @@ def answer(url: str, dim: str, queries: str) -> None:
         "answer_s": round(answered - opened, 3),
         "cpu_s": round(cpu, 3),
         "later_answers_s": round(statistics.median(more), 4) if more else None,
+        "open_grown_resident_mb": round(open_grown / 1e6, 1),
         "grown_mb": round(grown / 1e6, 1),
         "resident_mb": round(of_status("VmRSS") / 1e6, 1),
         "peak_mb": round(of_status("VmHWM") / 1e6, 1),
