@@ -17,7 +17,6 @@ import hashlib
 import os
 import weakref
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -50,7 +49,7 @@ class PartialCopy:
         self, folder: Folder, name: str, checksum: FileSum, blocks: Blocks, owner: object
     ) -> None:
         self.blocks = blocks
-        self._folder, self._name = folder, name
+        self.folder, self._name = folder, name
         self.file, self._cache = open_sparse(checksum, owner)
         weakref.finalize(self, self.file.close)
         self._known = np.diff(blocks.offsets) == 0
@@ -104,22 +103,22 @@ class PartialCopy:
 
     def _request(self, start: int, size: int) -> bytes:
         try:
-            return self._folder.read_range(self._name, start, size)
+            return self.folder.read_range(self._name, start, size)
         except SourceError:
-            found, whole = self._folder.stat(self._name), int(self.blocks.offsets[-1])
+            found, whole = self.folder.stat(self._name), int(self.blocks.offsets[-1])
             if found is None:
-                raise gone(self._folder, self._where) from None
+                raise gone(self.folder, self._where) from None
             if found.size not in (whole, -1):
                 raise self._damaged(f"{whole} bytes", str(found.size)) from None
             raise
 
     def _damaged(self, expected: str, found: str) -> CollectionError:
-        do = f"run {build_command(self._folder)}"
+        do = f"run {build_command(self.folder)}"
         return CollectionError(self._where, expected=expected, found=found, do=do)
 
     @property
     def _where(self) -> str:
-        return display_name(self._folder.url_of(self._name))
+        return display_name(self.folder.url_of(self._name))
 
     def _is_right(self, number: int, data: bytes | memoryview) -> bool:
         digest = self.blocks.digests[number].tobytes()
@@ -140,10 +139,6 @@ def fetch(wanted: Sequence[Wanted]) -> None:
         if len(missing := copy.missing(numbers))
         for read in copy.reads(missing)
     ]
-    if len(reads) < 2:
-        for copy, first, last in reads:
-            copy.read(first, last)
-        return
-    with ThreadPoolExecutor(min(AT_ONCE, len(reads)), "chiasm-map") as pool:
-        for _ in pool.map(lambda read: read[0].read(*read[1:]), reads):
-            pass
+    if reads:
+        folder = reads[0][0].folder
+        list(folder.map_concurrent(lambda read: read[0].read(*read[1:]), reads, AT_ONCE))
