@@ -14,6 +14,9 @@ from PIL import Image
 
 from chiasm.pipeline.errors import UsageError
 
+# Of vectors and of keywords at the least: a row that both lists have may be far down in one.
+FUSED_DEPTH = 100
+
 # A path or URL, an encoded file, a PIL picture, or uint8 pixels of shape (H, W, 3) or (H, W).
 PictureSource = str | Path | bytes | Image.Image | np.ndarray
 
@@ -64,6 +67,7 @@ class Query:
     nprobe: cells of an IVF index searched; None takes what the generation was built with.
     rerank: stages that score the first hits again, one after the other; strings such as "match:20"
     are parsed, and one string is one stage.
+    hybrid: search the captions for the text's words too, and fuse the two lists of hits.
     """
 
     text: str | None = None
@@ -73,6 +77,7 @@ class Query:
     k: int = 10
     nprobe: int | None = None
     rerank: Sequence[RerankStage | str] | str = ()
+    hybrid: bool = False
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -83,6 +88,11 @@ class Query:
             raise UsageError("query", expected="some words or a picture", found=found)
         if has_input and self.vector is not None:
             raise UsageError("query", expected="either a vector or words and picture", found="both")
+        if self.hybrid and not self.words:
+            found = "a vector" if self.image is None else "a picture alone"
+            raise UsageError(
+                "hybrid", expected="words to find in captions", found=found, do="add a text"
+            )
         for name, number in (("k", self.k), ("nprobe", self.nprobe)):
             if number is not None and (not isinstance(number, int | np.integer) or number < 1):
                 raise UsageError(name, expected="a whole number from 1 up", found=repr(number))
@@ -118,8 +128,10 @@ class Query:
 
     @property
     def candidates(self) -> int:
-        """How many hits the search has to give: k, or the depth of the deepest stage."""
-        return max([self.k, *(stage.depth for stage in self.stages)])
+        """How many hits the search has to give: k, or the depth of the deepest stage; to be fused,
+        FUSED_DEPTH at the least."""
+        least = FUSED_DEPTH if self.hybrid else 1
+        return max([self.k, least, *(stage.depth for stage in self.stages)])
 
     @property
     def words(self) -> str:
@@ -127,7 +139,7 @@ class Query:
         return (self.text or "").strip()
 
     def as_json(self) -> dict[str, Any]:
-        """Without bytes and pixels: {"text", "image", "column", "k", "rerank"}."""
+        """Without bytes and pixels: {"text", "image", "column", "k", "rerank", "hybrid"}."""
         image = str(self.image) if isinstance(self.image, str | Path) else None
         if self.image is not None and image is None:
             image = "(given as bytes)" if isinstance(self.image, bytes) else "(given as pixels)"
@@ -137,6 +149,7 @@ class Query:
             "column": self.column,
             "k": int(self.k),
             "rerank": [str(stage) for stage in self.stages],
+            "hybrid": self.hybrid,
         }
 
     def __str__(self) -> str:

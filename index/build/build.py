@@ -46,7 +46,8 @@ from chiasm.pipeline.timing import Stopwatch
 LOG = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]  # stage, rows done, rows in all
-# Fills segments, in any order of its own; yields what it made in the order of the tasks.
+# Fills segments and yields what it made, in any order. The function is called with the rows that
+# the segment at work has so far.
 Fill = Callable[[Sequence[SegmentTask], Callable[[int], None]], Iterator[Filled]]
 
 
@@ -214,7 +215,7 @@ class Build:
             LOG.warning("shard %s is not in this index: it is embedded anew now", shard_id)
         if not segments:
             raise all_replaced(self.covered)
-        return segments
+        return sorted(segments, key=lambda entry: (len(entry.id), entry.id))
 
     def _filling(self, rows: int) -> None:
         """rows: of the segment at work."""

@@ -7,6 +7,7 @@ from chiasm.index.query.encode import (
     query_refused,
     text_of,
 )
+from chiasm.index.query.keyword import add_keywords, open_keywords, search_keywords
 from chiasm.index.query.open_index import OpenIndex
 from chiasm.index.query.opening import live_generation, open_live
 from chiasm.index.query.query_picture import encoded_picture
@@ -17,15 +18,18 @@ from chiasm.index.query.search import search
 __all__ = [
     "ColumnIndex",
     "OpenIndex",
+    "add_keywords",
     "check_stages",
     "encode_each",
     "encode_queries",
     "encoded_picture",
     "live_generation",
+    "open_keywords",
     "open_live",
     "pixels_of",
     "query_refused",
     "rerank",
     "search",
+    "search_keywords",
     "text_of",
 ]

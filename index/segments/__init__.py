@@ -15,6 +15,7 @@ from chiasm.index.segments.generations import (
     read_shared,
 )
 from chiasm.index.segments.json_columns import SchemaInference
+from chiasm.index.segments.keywords import Keywords, KeywordWriter
 from chiasm.index.segments.lists import merge_lists, rows_in_lists
 from chiasm.index.segments.manifest import Deletions, Manifest, SegmentEntry, SharedFile
 from chiasm.index.segments.names import (
@@ -33,6 +34,7 @@ from chiasm.index.segments.publish import live_number, publish
 from chiasm.index.segments.segment import Segment, SegmentWriter
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
 from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep, sweep_published, sweeping
+from chiasm.index.segments.terms import query_terms
 from chiasm.index.segments.trained import Trained, code_ranges
 
 __all__ = [
@@ -45,6 +47,8 @@ __all__ = [
     "FileSum",
     "Generation",
     "IndexedShard",
+    "KeywordWriter",
+    "Keywords",
     "Manifest",
     "SchemaInference",
     "Segment",
@@ -70,6 +74,7 @@ __all__ = [
     "open_current",
     "open_generation",
     "publish",
+    "query_terms",
     "read_manifest",
     "read_shared",
     "remove_unnamed",

@@ -1,6 +1,7 @@
 """A segment: an immutable piece of the index, written once, memory-mapped ever after.
 
     index/segments/<id>/rows.arrow      the catalog: key, caption, metadata, ... of each position
+                        keywords.arrow  which rows have a term in their captions
                         image.f16       the raw vectors, (rows, dim) float16, zero where none is
                         image.lists     codes of the vectors, list by list, for FAISS (lists.py)
                         image.sizes     sizes and checksums of the lists
@@ -31,8 +32,9 @@ from chiasm.index.segments.catalog import Catalog, CatalogParts, CatalogWriter, 
 from chiasm.index.segments.checksums import Digest, FileSum
 from chiasm.index.segments.files import SegmentFiles
 from chiasm.index.segments.json_columns import SchemaInference
+from chiasm.index.segments.keywords import Keywords, KeywordWriter
 from chiasm.index.segments.lists import ListSizes, ListsWriter, open_exact, open_lists
-from chiasm.index.segments.names import CATALOG, RECORD, blocks_file, segment_file
+from chiasm.index.segments.names import CATALOG, KEYWORDS, RECORD, blocks_file, segment_file
 from chiasm.index.segments.partial import Wanted
 from chiasm.index.segments.record import SegmentRecord
 from chiasm.index.segments.trained import Trained
@@ -74,9 +76,10 @@ class SegmentWriter:
         self._files: dict[str, tuple[PendingFile, Digest]] = {}
         with ExitStack() as self._stack:  # closes the first files where a later one fails
             self._raw = {column: self._create(f"{column}.f16") for column in columns}
-            catalog = self._create(CATALOG)
+            catalog, keywords = self._create(CATALOG), self._create(KEYWORDS)
             self._stack = self._stack.pop_all()
         self._catalog = CatalogWriter(catalog, shards, schema, copied, batch_bytes)
+        self._keywords = KeywordWriter(keywords)
 
     def __enter__(self) -> SegmentWriter:
         return self
@@ -88,6 +91,7 @@ class SegmentWriter:
         """Take consecutive rows of the shard at `shards[shard]`, the first being its row
         `first`."""
         self._catalog.add(shard, first, rows)
+        self._keywords.add(rows)
         for column, lists in self._lists.items():
             vectors, has = vectors_of(rows[column])
             data = vectors.tobytes()
@@ -104,6 +108,7 @@ class SegmentWriter:
         self._create(blocks_file(CATALOG)).write(self._catalog.blocks.to_bytes())
         for column, blocks in self._blocks.items():
             self._create(blocks_file(f"{column}.f16")).write(blocks.to_bytes())
+        self._keywords.close()
         for column, lists in self._lists.items():
             if lists is not None:
                 lists.write(self._create(f"{column}.lists"), self._create(f"{column}.sizes"))
@@ -190,6 +195,20 @@ class Segment:
         """The parts that `rows` reads."""
         parts = self._files.parts(CATALOG)
         return [] if parts is None else [(parts, CatalogParts(parts).blocks_of(numbers))]
+
+    @property
+    def keywords(self) -> Keywords:
+        """Raises CollectionError where the index was built without them."""
+        if KEYWORDS not in self.record.files:
+            raise CollectionError(
+                display_name(self._folder.url),
+                expected="an index with keywords",
+                found="one of an earlier version, without them",
+                do=f"run {build_command(self._folder)}",
+            )
+        return self._files.open_once(
+            KEYWORDS, lambda file, where, rebuild: Keywords(file, where, rebuild, self.record.rows)
+        )
 
     def exact(self, column: str) -> Any:
         """A FAISS index of one list that scans all vectors of a column, those of zeros too where a
