@@ -113,9 +113,10 @@ def test_the_first_answer_takes_five_dependent_reads(both, monkeypatch):
 
     monkeypatch.setattr(scan, "fetch", counted)
     there = open_collection(URL, allow_stale=True)
-    # collection.json, CURRENT and whether shards were relocated, then records and listings.
+    # collection.json, CURRENT and whether shards were relocated; then records, listings and
+    # whether the manifest is there.
     assert there.generation.number == 1
-    assert both.store.requests == {"get": 2 + 3, "head": 1, "list": 3}
+    assert both.store.requests == {"get": 2 + 3, "head": 2, "list": 3}
     both.store.reset()
     there.column("image")
     # Trained, and of each segment the sizes of the lists and the checksums of two files' blocks.

@@ -139,9 +139,25 @@ def newest_whole(folder: Folder, why: str, damaged: int | None = None) -> Genera
 def open_whole(folder: Folder, number: int, carried: bytes = b"") -> Generation:
     """A generation all of whose files are there; CollectionError where one is missing. carried: its
     manifest as CURRENT has it."""
-    manifest = _carried_manifest(folder, carried) or read_manifest(folder, number)
-    listing = [partial(_stats_of, folder, entry.id) for entry in manifest.segments]
-    segments, *stats = _concurrent(folder, [partial(open_segments, folder, manifest), *listing])
+    if carried:
+        try:
+            manifest = Manifest.from_json(carried, folder, CURRENT)
+            return _open_whole(
+                folder, number, manifest, [partial(_require_manifest, folder, number)]
+            )
+        except CollectionError as error:
+            # It is cut, or its file was lost and a build has used the number again.
+            LOG.debug("the manifest in %s is of no use: %s", CURRENT, error)
+    return _open_whole(folder, number, read_manifest(folder, number), [])
+
+
+def _open_whole(
+    folder: Folder, number: int, manifest: Manifest, calls: list[Callable[[], Any]]
+) -> Generation:
+    """calls: what is to be done at the same time."""
+    calls.append(partial(open_segments, folder, manifest))
+    calls += [partial(_stats_of, folder, entry.id) for entry in manifest.segments]
+    segments, *stats = _concurrent(folder, calls)[-1 - len(manifest.segments) :]
     _require_files(folder, segments, stats)
     return Generation(number, manifest, segments, folder)
 
@@ -199,25 +215,28 @@ def _require_files(
         )
 
 
-def _carried_manifest(folder: Folder, content: bytes) -> Manifest | None:
-    try:
-        return Manifest.from_json(content, folder, CURRENT) if content else None
-    except CollectionError:
-        return None  # the file in `generations/` says what is wrong, or is whole
-
-
 def read_manifest(folder: Folder, number: int) -> Manifest:
     """Raises CollectionError where it is missing or damaged."""
     name = manifest_name(number)
     content = read_if_there(folder, name)
     if content is None:
-        raise CollectionError(
-            display_name(folder.url_of(name)),
-            expected="the generation that index/CURRENT names",
-            found="no such file",
-            do=f"run {build_command(folder)}",
-        )
+        raise _no_manifest(folder, number)
     return Manifest.from_json(content, folder, name)
+
+
+def _require_manifest(folder: Folder, number: int) -> None:
+    """Raises CollectionError where the file is gone: a sweep does not keep its segments then."""
+    if not folder.exists(manifest_name(number)):
+        raise _no_manifest(folder, number)
+
+
+def _no_manifest(folder: Folder, number: int) -> CollectionError:
+    return CollectionError(
+        display_name(folder.url_of(manifest_name(number))),
+        expected="the generation that index/CURRENT names",
+        found="no such file",
+        do=f"run {build_command(folder)}",
+    )
 
 
 def read_shared(folder: Folder, name: str, checksum: FileSum) -> bytes:

@@ -23,6 +23,7 @@ from chiasm.index.segments.generations import (
     numbers,
     open_segments,
     open_whole,
+    read_if_there,
     require_whole,
 )
 from chiasm.index.segments.names import CURRENT, manifest_name, replaced_name
@@ -71,8 +72,9 @@ def _settle(folder: Folder, chosen: Generation, new: Generation, began_with: int
         if live and live != number:
             # It ceases to be live now, whatever a sweep has noted before it was.
             folder.remove(replaced_name(live))
-        if live != number:
-            content = f"{number:06d}\n".encode() + chosen.manifest.to_json()
+        content = f"{number:06d}\n".encode() + chosen.manifest.to_json()
+        # The number of a manifest that was lost is given again.
+        if live != number or read_if_there(folder, CURRENT) != content:
             folder.write_whole(CURRENT, content, run.id)
         candidates = _rivals(folder, new, began_with)
         if new.number and folder.exists(manifest_name(new.number)):

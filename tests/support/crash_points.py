@@ -282,7 +282,7 @@ def live_segments(files: dict[str, bytes]) -> dict[str, bytes]:
     """The files of the live generation's segments, but for those that say which run wrote them."""
     if CURRENT not in files:
         return {}
-    manifest = json.loads(files[manifest_name(int(files[CURRENT]))])
+    manifest = json.loads(files[manifest_name(int(files[CURRENT].partition(b"\n")[0]))])
     found: dict[str, bytes] = {}
     for number, segment in enumerate(manifest["segments"]):
         folder = segment_file(segment["id"], "")

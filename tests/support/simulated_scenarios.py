@@ -288,7 +288,5 @@ class Story:
             opened = open_current(self.folder)
         except CollectionError:
             opened = None
-        if what == "manifest" and whole:
-            whole.append(live.number)  # CURRENT carries it as well
         if whole and (opened is None or opened.number not in whole):
             promises.fail(f"{name} is damaged, and none of generations {whole} is opened")
