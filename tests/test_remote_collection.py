@@ -108,8 +108,9 @@ def test_index_files_are_pulled_once_and_only_those_that_are_needed(s3, both):
     )
     s3.server.seen.clear()
     open_collection(there.url).search("picture 4", column="text")
-    # The collection, CURRENT with the manifest, the segment, and that nothing was relocated.
-    assert s3.server.seen["range"] == 4
+    # The collection, CURRENT with the manifest, that it is there, the segment, and that nothing was
+    # relocated.
+    assert s3.server.seen["range"] == 5
 
 
 def test_what_is_wrong_in_the_bucket_is_found_there(s3, both):
