@@ -11,6 +11,7 @@ from chiasm.index.segments.generations import (
     numbers,
     open_current,
     open_generation,
+    read_if_there,
     read_manifest,
     read_shared,
 )
@@ -31,7 +32,12 @@ from chiasm.index.segments.names import (
 )
 from chiasm.index.segments.partial import SegmentGone, fetch
 from chiasm.index.segments.publish import live_number, publish
+<<<<<<< HEAD
 from chiasm.index.segments.segment import Segment, SegmentWriter
+=======
+from chiasm.index.segments.record import SegmentRecord
+from chiasm.index.segments.segment import Segment, SegmentGone, SegmentWriter
+>>>>>>> 8cb7f844d0efe754c42cb26dda91c30b8a18a4cf
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
 from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep, sweep_published, sweeping
 from chiasm.index.segments.terms import query_terms
@@ -54,6 +60,7 @@ __all__ = [
     "Segment",
     "SegmentEntry",
     "SegmentGone",
+    "SegmentRecord",
     "SegmentWriter",
     "SharedFile",
     "Trained",
@@ -75,6 +82,7 @@ __all__ = [
     "open_generation",
     "publish",
     "query_terms",
+    "read_if_there",
     "read_manifest",
     "read_shared",
     "remove_unnamed",
