@@ -32,12 +32,8 @@ from chiasm.index.segments.names import (
 )
 from chiasm.index.segments.partial import SegmentGone, fetch
 from chiasm.index.segments.publish import live_number, publish
-<<<<<<< HEAD
-from chiasm.index.segments.segment import Segment, SegmentWriter
-=======
 from chiasm.index.segments.record import SegmentRecord
-from chiasm.index.segments.segment import Segment, SegmentGone, SegmentWriter
->>>>>>> 8cb7f844d0efe754c42cb26dda91c30b8a18a4cf
+from chiasm.index.segments.segment import Segment, SegmentWriter
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
 from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep, sweep_published, sweeping
 from chiasm.index.segments.terms import query_terms
