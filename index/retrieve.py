@@ -23,14 +23,13 @@ from chiasm.index.query import (
     add_keywords,
     check_stages,
     encode_queries,
-    live_generation,
     open_keywords,
+    open_live,
     rerank,
     search,
 )
 from chiasm.index.results import Answer, Hit, Result
 from chiasm.index.segments import SegmentGone
-from chiasm.pipeline.collection import Collection
 from chiasm.pipeline.errors import SourceError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.storage import display_name
@@ -161,6 +160,5 @@ def open_collection(
     allow_stale: search an index that does not cover the embeddings beside it. encoding: how the
     encoder runs. Raises CollectionError where there is no collection or no index, StaleIndexError.
     """
-    collection = Collection.open(str(path))
-    generation = live_generation(collection, allow_stale)
-    return Searcher(collection, generation, encoding or EncoderSettings())
+    collection, generation, relocated = open_live(str(path), allow_stale)
+    return Searcher(collection, generation, encoding or EncoderSettings(), relocated)

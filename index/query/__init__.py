@@ -8,7 +8,8 @@ from chiasm.index.query.encode import (
     text_of,
 )
 from chiasm.index.query.keyword import add_keywords, open_keywords, search_keywords
-from chiasm.index.query.open_index import OpenIndex, live_generation
+from chiasm.index.query.open_index import OpenIndex
+from chiasm.index.query.opening import live_generation, open_live
 from chiasm.index.query.query_picture import encoded_picture
 from chiasm.index.query.rerank import check_stages, rerank
 from chiasm.index.query.scan import Allowed, ColumnIndex, as_float32
@@ -26,6 +27,7 @@ __all__ = [
     "encoded_picture",
     "live_generation",
     "open_keywords",
+    "open_live",
     "pixels_of",
     "query_refused",
     "rerank",

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from chiasm.index.queries import Query
+from chiasm.index.query.opening import live_generation, read_relocated
 from chiasm.index.query.scan import Allowed, ColumnIndex
 from chiasm.index.query.search import search
 from chiasm.index.results import CatalogRow
@@ -26,20 +26,17 @@ from chiasm.index.segments import (
     Generation,
     Segment,
     SegmentGone,
-    build_command,
     column_advice,
-    open_current,
+    fetch,
     read_current,
-    stale_shards,
 )
 from chiasm.pipeline.collection import (
     Collection,
     Relocations,
-    read_relocations,
     stat_relocations,
 )
 from chiasm.pipeline.encoders import Encoder, load_encoder
-from chiasm.pipeline.errors import CollectionError, StaleIndexError, UsageError
+from chiasm.pipeline.errors import CollectionError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.storage import Stat, display_name
 
@@ -50,12 +47,16 @@ class OpenIndex:
     """A collection and its live generation. Safe to use from any thread."""
 
     def __init__(
-        self, collection: Collection, generation: Generation, encoding: EncoderSettings
+        self,
+        collection: Collection,
+        generation: Generation,
+        encoding: EncoderSettings,
+        relocated: tuple[Stat | None, Relocations] | None = None,
     ) -> None:
         self.collection, self.generation = collection, generation
         self.encoding = encoding
         self._encoder: Encoder | None = None
-        self._relocated: tuple[Stat | None, Relocations] | None = None
+        self._relocated = relocated
         self._loading = threading.Lock()
         self._current: FileSum | None = None  # of CURRENT, at the last `refresh`
 
@@ -221,11 +222,17 @@ class OpenIndex:
         """The catalog's rows at positions of the generation; the URL of each is where its shard
         is now, which may have been relocated since the build."""
         relocations = self.relocations
-        return {
-            first + number: replace(row, url=relocations.url_of(row.shard, row.url))
-            for segment, first, numbers in self._by_segment(positions)
-            for number, row in segment.catalog.rows(numbers).items()
+        wanted = list(self._by_segment(positions))
+        fetch([part for segment, _, numbers in wanted for part in segment.wanted_rows(numbers)])
+        rows = {
+            first + number: row
+            for segment, first, numbers in wanted
+            for number, row in segment.rows(numbers).items()
         }
+        for position, row in rows.items():
+            if (url := relocations.url_of(row.shard, row.url)) != row.url:
+                rows[position] = replace(row, url=url)
+        return rows
 
     @property
     def relocations(self) -> Relocations:
@@ -242,7 +249,7 @@ class OpenIndex:
         found = stat_relocations(folder)
         if known is not None and known[0] == found:
             return False
-        self._relocated = found, Relocations() if found is None else read_relocations(folder)
+        self._relocated = read_relocated(folder, found)
         return known is not None
 
     def vectors(self, column: str, positions: Sequence[int]) -> np.ndarray:
@@ -251,8 +258,11 @@ class OpenIndex:
         self.require_column(column)
         vectors = np.zeros((len(positions), self.dim), np.float32)
         order = {position: number for number, position in enumerate(positions)}
-        for segment, first, numbers in self._by_segment(positions):
-            vectors[[order[first + row] for row in numbers]] = segment.raw(column)[numbers]
+        wanted = list(self._by_segment(positions))
+        parts = [one.wanted_vectors(column, np.array(numbers)) for one, _, numbers in wanted]
+        fetch([part for of_segment in parts for part in of_segment])
+        for segment, first, numbers in wanted:
+            vectors[[order[first + row] for row in numbers]] = segment.vectors(column)[numbers]
         return vectors
 
     def _by_segment(self, positions: Iterable[int]) -> Iterator[tuple[Segment, int, list[int]]]:
@@ -301,7 +311,7 @@ def _column_of(generation: Generation, name: str, known: Generation | None = Non
         if known is not None and known.manifest.trained.get(name) == shared:
             trained = known.opened[name].trained
         else:
-            trained = generation.trained(name)
+            trained = generation.load(name)
         generation.opened[name] = ColumnIndex(generation.segments, name, plan, trained)
     return generation.opened[name]
 
@@ -310,41 +320,6 @@ def _open_all(index: ColumnIndex) -> None:
     """What searches of a column and their results need, so that no file of it can go."""
     index.open()
     for segment in index.segments:
-        segment.raw(index.column)
-        _ = segment.catalog
-
-
-def live_generation(
-    collection: Collection, allow_stale: bool, known: Generation | None = None
-) -> Generation:
-    """The generation to search; raises CollectionError where there is none, StaleIndexError. known:
-    one that is open, whose segments are not opened again."""
-    path, command = display_name(collection.folder.url), build_command(collection.folder)
-    generation = open_current(collection.folder, known)
-    if generation is None:
-        raise CollectionError(path, expected="an index", found="none", do=f"run {command}")
-    manifest, identity = generation.manifest, collection.identity
-    if (manifest.fingerprint, manifest.dim) != (identity.fingerprint, identity.dim):
-        raise CollectionError(
-            path,
-            expected=f"an index of encoder {identity.encoder} ({identity.fingerprint[:12]})",
-            found=f"one of {manifest.encoder} ({manifest.fingerprint[:12]}), width {manifest.dim}",
-            do=f"run {command}",
-        )
-    if not allow_stale:
-        _require_fresh(collection, generation)
-    return generation
-
-
-def _require_fresh(collection: Collection, generation: Generation) -> None:
-    """Raises StaleIndexError where shards were added, changed or removed since the build."""
-    folder = collection.folder
-    counts = Counter(stale_shards(folder, generation.indexed_shards()).values())
-    if counts:
-        stale = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-        raise StaleIndexError(
-            display_name(folder.url),
-            expected="an index of the embeddings beside it",
-            found=f"an older one (shards: {stale})",
-            do=f"run {build_command(folder)}",
-        )
+        if not segment.in_store:
+            segment.raw(index.column)
+            _ = segment.catalog

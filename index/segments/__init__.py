@@ -46,9 +46,10 @@ from chiasm.index.segments.names import (
     segment_file,
     trained_file,
 )
+from chiasm.index.segments.partial import SegmentGone, fetch
 from chiasm.index.segments.publish import live_number, publish, publish_edit
 from chiasm.index.segments.record import SegmentRecord
-from chiasm.index.segments.segment import Segment, SegmentGone, SegmentWriter
+from chiasm.index.segments.segment import Segment, SegmentWriter
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
 from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep, sweep_published, sweeping
 from chiasm.index.segments.terms import query_terms
@@ -86,6 +87,7 @@ __all__ = [
     "current_number",
     "deleted_file",
     "deleted_rows",
+    "fetch",
     "keeping_segments",
     "leftovers",
     "live_number",

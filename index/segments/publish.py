@@ -48,6 +48,7 @@ from chiasm.index.segments.generations import (
     open_generation,
     open_segments,
     open_whole,
+    read_if_there,
     require_whole,
 )
 from chiasm.index.segments.names import CURRENT, manifest_name, replaced_name
@@ -180,12 +181,13 @@ def _settle(folder: Folder, new: Generation, began_with: int, run: Run) -> int:
         if not candidates:
             return live
         best = _best(folder, candidates)
-        if live == best.number:
+        content = f"{best.number:06d}\n".encode() + best.manifest.to_json()
+        # The number of a manifest that was lost is given again.
+        if live == best.number and read_if_there(folder, CURRENT) == content:
             return live
-        if live:
+        if live and live != best.number:
             # It ceases to be live now, whatever a sweep has noted before it was.
             folder.remove(replaced_name(live))
-        content = f"{best.number:06d}\n".encode() + best.manifest.to_json()
         folder.write_whole(CURRENT, content, run.id)
 
 

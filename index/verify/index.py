@@ -18,6 +18,7 @@ from chiasm.index.segments import (
     build_command,
     copied_columns,
     current_number,
+    fetch,
     keeping_segments,
     manifest_name,
     numbers,
@@ -155,6 +156,7 @@ def _check_segment(
                 what = f"{record.vectors[column]} {column} vectors by its record"
                 yield Finding(where, f"{what}, {len(expected)} stored", rebuild)
             continue
+        fetch(segment.wanted_lists(column, trained))
         rows = np.concatenate(
             [np.empty(0, np.int64), *rows_in_lists(segment.lists(column, trained))]
         )

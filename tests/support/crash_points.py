@@ -301,8 +301,7 @@ def live_segments(files: dict[str, bytes]) -> dict[str, bytes]:
     what is deleted in each."""
     if CURRENT not in files:
         return {}
-    number = int(files[CURRENT].partition(b"\n")[0])
-    manifest = json.loads(files[manifest_name(number)])
+    manifest = json.loads(files[manifest_name(int(files[CURRENT].partition(b"\n")[0]))])
     found: dict[str, bytes] = {}
     for number, segment in enumerate(manifest["segments"]):
         if deletions := segment["deletions"]:
