@@ -14,6 +14,8 @@ from PIL import Image
 
 from chiasm.pipeline.errors import UsageError
 
+CALIBRATED_HITS = 10  # whose scores and captions a p-value is made of
+
 # A path or URL, an encoded file, a PIL picture, or uint8 pixels of shape (H, W, 3) or (H, W).
 PictureSource = str | Path | bytes | Image.Image | np.ndarray
 
@@ -62,6 +64,7 @@ class Query:
     vector: (D,) float32 in the collection's space, instead of text and image.
     column: the vector column searched. k: results wanted, at least 1.
     nprobe: cells of an IVF index searched; None takes what the generation was built with.
+    calibrated: whether the answer has the p-value that nothing here matches; of words alone.
     rerank: stages that score the first hits again, one after the other; strings such as "match:20"
     are parsed, and one string is one stage.
     """
@@ -73,6 +76,7 @@ class Query:
     k: int = 10
     nprobe: int | None = None
     rerank: Sequence[RerankStage | str] | str = ()
+    calibrated: bool = False
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -118,8 +122,10 @@ class Query:
 
     @property
     def candidates(self) -> int:
-        """How many hits the search has to give: k, or the depth of the deepest stage."""
-        return max([self.k, *(stage.depth for stage in self.stages)])
+        """How many hits the search has to give: k, the depth of the deepest stage, or what a
+        p-value is made of."""
+        calibrated = [CALIBRATED_HITS] if self.calibrated else []
+        return max([self.k, *calibrated, *(stage.depth for stage in self.stages)])
 
     @property
     def words(self) -> str:

@@ -23,6 +23,8 @@ from chiasm.index.query import (
     check_stages,
     encode_queries,
     live_generation,
+    p_absent,
+    require_words,
     rerank,
     search,
 )
@@ -41,6 +43,9 @@ def retrieve(queries: Sequence[Query], collection: OpenIndex) -> list[Answer]:
     Where a sweep has removed files of the generation that is open, they are answered from the one
     that is live by now; where a shard is gone from its place, from where it was relocated to."""
     check_stages(stage for query in queries for stage in query.stages)
+    for query in queries:
+        if query.calibrated:
+            require_words(query)
     while True:
         view = collection.view()
         try:
@@ -62,6 +67,11 @@ def retrieve_from(queries: Sequence[Query], collection: OpenIndex) -> list[Answe
         xq = encode_queries(queries, encoder, collection.dim)  # (Q, D) float32, unit rows
     with clock.stage("search"):
         hits = search_queries(queries, xq, collection)  # for each query, best first
+    with clock.stage("calibrate"):
+        absent = [
+            p_absent(query, vector, found, collection) if query.calibrated else None
+            for query, vector, found in zip(queries, xq, hits, strict=True)
+        ]
     with clock.stage("rerank"):
         hits = [
             rerank(query, vector, candidates, collection)[: query.k]
@@ -70,7 +80,10 @@ def retrieve_from(queries: Sequence[Query], collection: OpenIndex) -> list[Answe
     with clock.stage("results"):
         results = read_results(hits, collection)
     share = {stage: seconds / max(1, len(queries)) for stage, seconds in clock.seconds.items()}
-    return [Answer(query, ranked, share) for query, ranked in zip(queries, results, strict=True)]
+    return [
+        Answer(query, ranked, share, p)
+        for query, ranked, p in zip(queries, results, absent, strict=True)
+    ]
 
 
 def search_queries(

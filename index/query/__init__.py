@@ -1,5 +1,7 @@
 """A query's way: opened index, encoded query, search, rerank."""
 
+from chiasm.index.query.calibrate import Calibration
+from chiasm.index.query.calibrated import calibrate_index, p_absent, require_words
 from chiasm.index.query.encode import (
     encode_each,
     encode_queries,
@@ -14,15 +16,19 @@ from chiasm.index.query.scan import ColumnIndex
 from chiasm.index.query.search import search
 
 __all__ = [
+    "Calibration",
     "ColumnIndex",
     "OpenIndex",
+    "calibrate_index",
     "check_stages",
     "encode_each",
     "encode_queries",
     "encoded_picture",
     "live_generation",
+    "p_absent",
     "pixels_of",
     "query_refused",
+    "require_words",
     "rerank",
     "search",
     "text_of",

@@ -9,11 +9,11 @@ half of the sample, by logistic regression, and compared with the other half:
 - `absence`, of the best score and of the rarest word of the query that no hit's captions name. Its
   split-conformal p-value against the absent half is at most `a` with probability at most `a` for an
   exchangeable query (Vovk et al., Algorithmic Learning in a Random World, 2005).
-- `likeness`, of all features, fitted against rows that lack two words together. A query below all
-  but FLOOR of the captions whose row is there has the p-value 1: parts of it are here, not together.
-  This only adds to the p-value, so the stated rate stays an upper bound.
+- `likeness`, of all features, fitted against captions that lack a word or two words together. A
+  query below all but FLOOR of the captions whose row is there has the p-value 1: its parts may be
+  here, but not together. This only raises p-values, so the stated rate stays an upper bound.
 
-`chiasm.index.build.calibrate` draws the sample. Everything here is arithmetic on arrays.
+calibration_sample.py draws the sample. Everything here is arithmetic on arrays.
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ import numpy as np
 from pydantic import FiniteFloat
 
 from chiasm.index.plan import Count
-from chiasm.pipeline.errors import CollectionError, UsageError
+from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.stored_records import read_record
 
-HITS = 10  # best hits that features are made of; 20 separated no better
 FEATURES = ("best", "last", "uncovered", "other_best", "other_last")
 ABSENCE = (0, 2)  # best and uncovered: with more, the rate differed between topics
-FLOOR = 0.03  # of the queries whose row is here, that may be answered "nothing" by `likeness`
+FLOOR = 0.05  # of the queries whose row is here, that `likeness` may answer "nothing"
 MIN_SAMPLE = 200  # captions; half of them are compared with, so that rates below 1 % can be stated
 SHRINK = 1e-3  # L2 penalty on weights of standardised features, against features that separate
 NEWTON_STEPS = 25  # penalised, so it converges in about ten
@@ -65,7 +64,7 @@ def features(
 ) -> np.ndarray:
     """FEATURES of one query: (5,) float64.
 
-    scores: (n,) of its first HITS hits by vectors, best first; n may be less. hit_words: the words
+    scores: (n,) of its first hits by vectors, best first; n may be less. hit_words: the words
     of each hit's captions. query_words: each word of the query with its weight. other: (n,) inner
     products of the query with the hits' joint vectors, zeros where there are none.
     """
@@ -144,9 +143,9 @@ def fit(
         )
     absence = np.zeros(len(FEATURES))
     columns = list(ABSENCE)
-    absence[columns] = logistic(present[::2][:, columns], without_word[::2][:, columns])
+    absence[columns] = separating_weights(present[::2][:, columns], without_word[::2][:, columns])
     lacking = np.concatenate((without_word[::2], without_pair[::2]))
-    likeness = logistic(present[::2], lacking)
+    likeness = separating_weights(present[::2], lacking)
     typical = np.sort(present[1::2] @ likeness)
     return Calibration(
         rows=rows,
@@ -158,7 +157,7 @@ def fit(
     )
 
 
-def logistic(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+def separating_weights(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
     """Weights (F,) that separate two samples (n, F), each of the same weight in all, by Newton's
     method; without the intercept, which moves no rank. A feature that never varies gets 0."""
     x = np.concatenate((positive, negative))
@@ -175,12 +174,3 @@ def logistic(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
         curvature = (z * (weight * p * (1 - p))[:, None]).T @ z + np.diag(penalty)
         w -= np.linalg.solve(curvature, gradient)
     return w[:-1] / scale
-
-
-def check_rate(false_alarms: float) -> float:
-    """The rate itself; UsageError for one that is not above 0 and below 1."""
-    if not 0 < false_alarms < 1:
-        raise UsageError(
-            "false alarms", expected="a rate above 0 and below 1", found=repr(false_alarms)
-        )
-    return false_alarms

@@ -14,7 +14,7 @@ import json
 import math
 import mmap
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from typing import Any, Protocol
@@ -190,6 +190,11 @@ class Catalog:
     def table(self) -> pa.Table:
         """All rows, still in the mapped file."""
         return self._reader.read_all()
+
+    def column(self, name: str) -> Iterator[Any]:
+        """The cells of one column, row after row; one batch in memory at a time."""
+        for number in range(self._reader.num_record_batches):
+            yield from self._reader.get_batch(number).column(name).to_pylist()
 
     def rows(self, positions: Iterable[int]) -> dict[int, CatalogRow]:
         """The rows at positions of this segment, each read once."""

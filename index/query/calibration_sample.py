@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chiasm.index.query.calibrate import HITS, Calibration, features, fit, word_weight, words_of
+from chiasm.index.queries import CALIBRATED_HITS
+from chiasm.index.query.calibrate import Calibration, features, fit, word_weight, words_of
 
 SAMPLE = 2000  # captions: half are compared with, so a rate of 5 % is off by 0.7 points
 # Share of rows whose captions name a word. Rarer ones are names and slips; with commoner ones too
@@ -123,10 +124,10 @@ def draw(captions: Captions, counts: Counter[str], rows: int, first: int) -> lis
             pair = tuple(str(word) for word in rng.choice(paired, 2, replace=False))
             drawn.append((row, texts[number], others, str(rng.choice(single)), pair))
     drawn = [drawn[i] for i in rng.permutation(len(drawn))[:SAMPLE]]
-    asked_for = {word for *_, word, pair in drawn for word in (word, *pair)}
-    postings: dict[str, list[int]] = {word: [] for word in asked_for}
+    wanted = {word for *_, word, pair in drawn for word in (word, *pair)}
+    postings: dict[str, list[int]] = {word: [] for word in wanted}
     for row, texts in enumerate(captions()):
-        for word in _words(texts) & asked_for:
+        for word in _words(texts) & wanted:
             postings[word].append(row)
     naming = {word: np.array(found, np.int64) for word, found in postings.items()}
     return [
@@ -145,13 +146,11 @@ def _left_out(
 def exact_hits(
     vectors: Vectors, xq: np.ndarray, sample: Sequence[Sampled]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The HITS best of all rows, of those without each caption's word, and of those without its
-    pair: three times scores (Q, HITS) float32, best first, and positions, -1 where there are
+    """The CALIBRATED_HITS best of all rows, of those without each caption's word, and of those without its
+    pair: three times scores (Q, CALIBRATED_HITS) float32, best first, and positions, -1 where there are
     fewer."""
-    shape = (len(xq), HITS)
-    best = [
-        (np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64)) for _ in range(3)
-    ]
+    shape = (len(xq), CALIBRATED_HITS)
+    best = [(np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64)) for _ in range(3)]
     for start, block in _blocks(vectors):
         scores = xq @ block.T
         scores[:, ~block.any(axis=1)] = -np.inf
@@ -159,16 +158,18 @@ def exact_hits(
             left = scores if variant == 0 else _without(scores, start, sample, variant - 1)
             for query in np.flatnonzero((left > top[:, -1:]).any(axis=1)):
                 both = np.concatenate((top[query], left[query]))
-                order = np.argpartition(-both, HITS)[:HITS]
+                order = np.argpartition(-both, CALIBRATED_HITS)[:CALIBRATED_HITS]
                 order = order[np.argsort(-both[order], kind="stable")]
-                places = np.where(order < HITS, positions[query][order % HITS], order - HITS + start)
+                places = np.where(
+                    order < CALIBRATED_HITS,
+                    positions[query][order % CALIBRATED_HITS],
+                    order - CALIBRATED_HITS + start,
+                )
                 top[query], positions[query] = both[order], places
     return best
 
 
-def _without(
-    scores: np.ndarray, start: int, sample: Sequence[Sampled], which: int
-) -> np.ndarray:
+def _without(scores: np.ndarray, start: int, sample: Sequence[Sampled], which: int) -> np.ndarray:
     left = scores.copy()
     for query, one in enumerate(sample):
         out = one.left_out[which]
