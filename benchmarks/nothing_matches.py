@@ -1,6 +1,6 @@
 """Is "nothing here matches" right, and at the rate of false alarms that it states?
 
-    python -m benchmarks.nothing_matches --photos SHARD... --encoder st:DIR
+    python -m benchmarks.nothing_matches --photos SHARD... --model DIR
 
 A topic is left out of a collection, which is then calibrated from its own captions alone. A false
 alarm is a query about what is gone that is answered as if something matched. Kept are the true
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sentence_transformers import SentenceTransformer
 
 from benchmarks.machine import machine, tell_and_keep
 from chiasm.index.queries import CALIBRATED_HITS
@@ -145,17 +146,17 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", nargs="+", default=[], help="shards with json captions")
-    parser.add_argument("--encoder", default="", help="of texts, for --photos")
+    parser.add_argument("--model", default="", help="a SentenceTransformer of texts")
     parser.add_argument("--scenes", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=2700)
     parser.add_argument("--to", type=Path, default=RESULT)
     given = parser.parse_args()
     started = time.perf_counter()
     found: dict[str, Any] = {"stated_rate": RATE, "scenes": scenes(given.scenes, given.seed)}
-    if given.photos and given.encoder:
-        found["photographs"] = photographs(given.photos, given.encoder)
+    if given.photos and given.model:
+        found["photographs"] = photographs(given.photos, given.model)
     else:
-        found["photographs"] = "skipped: --photos and --encoder were not given"
+        found["photographs"] = "skipped: --photos and --model were not given"
     found |= {"seconds": round(time.perf_counter() - started, 1), "machine": machine()}
     tell_and_keep(found, given.to)
 
@@ -169,11 +170,13 @@ def scenes(count: int, seed: int) -> dict[str, Any]:
         rng = random.Random(f"nothing matches {seed} {number}")
         claims.append([plan(scene, rng, complete) for complete in (*COMPLETE, *COMPLETE)])
         captions.append([render_caption(claim, rng) for claim in claims[-1]])
-    shown = _scene_vectors(encoder, drawn, [texts[0] for texts in captions])
+    picture_vectors = _scene_vectors(encoder, drawn, [texts[0] for texts in captions])
     vectors = _texts(encoder, list(itertools.chain(*captions))).reshape(count, 6, -1)
     known = [texts[:3] for texts in captions]
     queries = [texts[3:] for texts in captions]
-    rows = Gallery(*shown, known, vectors[:, :3], queries, vectors[:, 3:], indexed_caption=False)
+    rows = Gallery(
+        *picture_vectors, known, vectors[:, :3], queries, vectors[:, 3:], indexed_caption=False
+    )
     rng = random.Random(seed)
     kinds = [(kind, None) for kind in rng.sample(KINDS, 12)]
     pairs = [(rng.choice(KINDS), rng.choice(COLOURS)) for _ in range(24)]
@@ -187,16 +190,17 @@ def scenes(count: int, seed: int) -> dict[str, Any]:
     return {"rows": count, "all": _mean(list(means.values())), **means}
 
 
-def photographs(shards: Sequence[str], encoder_name: str) -> dict[str, Any]:
+def photographs(shards: Sequence[str], model: str) -> dict[str, Any]:
     """Topics left out of photographs, over vectors of their captions."""
-    encoder = load_encoder(encoder_name, EncoderSettings())
     texts = [
         list(json.loads(sample.json or "{}")["captions"])
         for shard in list_shards(shards)
         for sample in read_samples(shard, ReadSettings())
         if isinstance(sample, Sample)
     ]
-    vectors = _texts(encoder, list(itertools.chain(*texts))).reshape(len(texts), 5, -1)
+    sentences = SentenceTransformer(model, device="cpu", local_files_only=True)
+    vectors = sentences.encode(list(itertools.chain(*texts)), normalize_embeddings=True)
+    vectors = np.asarray(vectors, np.float32).reshape(len(texts), 5, -1)
     known, queries = [row[:3] for row in texts], [row[3:] for row in texts]
     first = vectors[:, 0]
     rows = Gallery(

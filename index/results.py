@@ -320,12 +320,13 @@ class Answer(Sequence[Result]):
         return gallery(self._title(), tiles, HTML_SIDE, left_out=len(self) - len(first))
 
 
-def check_rate(false_alarms: float) -> None:
-    """UsageError for a rate that is not above 0 and below 1."""
+def check_rate(false_alarms: float) -> bool:
+    """True for a rate above 0 and below 1; UsageError for another."""
     if not 0 < false_alarms < 1:
         raise UsageError(
             "false alarms", expected="a rate above 0 and below 1", found=repr(false_alarms)
         )
+    return True
 
 
 def _place_as_json(place: Place | None) -> dict[str, Any]:

@@ -132,15 +132,8 @@ def fit(
 ) -> Calibration:
     """A calibration of the features (n, 5) of captions whose row is there, of those whose word was
     left out, and of those that lack two words together, in random order. Even rows are fitted on,
-    odd ones are compared with. CollectionError below MIN_SAMPLE of the first or the second.
+    odd ones are compared with.
     """
-    fewest = min(len(present), len(without_word))
-    if fewest < MIN_SAMPLE:
-        raise CollectionError(
-            "calibration",
-            expected=f"at least {MIN_SAMPLE} captions with a word to leave out",
-            found=str(fewest),
-        )
     absence = np.zeros(len(FEATURES))
     columns = list(ABSENCE)
     absence[columns] = separating_weights(present[::2][:, columns], without_word[::2][:, columns])

@@ -17,6 +17,7 @@ from chiasm.index.query.open_index import OpenIndex
 from chiasm.index.results import Hit
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.records import TEXT
+from chiasm.pipeline.storage import display_name
 
 JOINT = "joint"
 
@@ -25,6 +26,7 @@ def calibrate_index(collection: OpenIndex, column: str) -> Calibration:
     """The calibration of a column from all captions of the generation that is open. Raises
     CollectionError where too few captions can ask: of `text` and `joint`, whose vectors hold a
     row's first caption, only its others can."""
+    collection.require_column(column)
     has_joint = JOINT in collection.generation.manifest.columns and column != JOINT
 
     def captions() -> Iterator[Sequence[str]]:
@@ -56,6 +58,7 @@ def calibrate_index(collection: OpenIndex, column: str) -> Calibration:
         encode,
         joint if has_joint else None,
         indexed_caption=column in (TEXT, JOINT),
+        where=f"column {column} of {display_name(collection.collection.folder.url)}",
     )
 
 

@@ -17,7 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from chiasm.index.queries import CALIBRATED_HITS
-from chiasm.index.query.calibrate import Calibration, features, fit, word_weight, words_of
+from chiasm.index.query.calibrate import (
+    MIN_SAMPLE,
+    Calibration,
+    features,
+    fit,
+    word_weight,
+    words_of,
+)
+from chiasm.pipeline.errors import CollectionError
 
 SAMPLE = 2000  # captions: half are compared with, so a rate of 5 % is off by 0.7 points
 # Share of rows whose captions name a word. Rarer ones are names and slips; with commoner ones too
@@ -49,16 +57,26 @@ def calibrate(
     joint: Callable[[np.ndarray], np.ndarray] | None = None,
     *,
     indexed_caption: bool = False,
+    where: str = "calibration",
 ) -> Calibration:
     """The calibration of one column.
 
     captions: the captions of every row. vectors: the column's, in blocks. encode: texts as queries,
     (n, D) float32. joint: vectors (n, D) of the joint column at positions; None where there is
     none. indexed_caption: whether a row's first caption is in its vector, as in `text` and `joint`:
-    then it does not ask. Raises CollectionError where too few captions can ask.
+    then it does not ask. where: for messages. Raises CollectionError where too few captions can
+    ask.
     """
     counts, rows = _count_words(captions)
     sample = draw(captions, counts, rows, 1 if indexed_caption else 0)
+    if len(sample) < MIN_SAMPLE:
+        others = ", beside the first of a row, which is in its vector" if indexed_caption else ""
+        raise CollectionError(
+            where,
+            expected=f"at least {MIN_SAMPLE} captions to calibrate by{others}",
+            found=str(len(sample)),
+            do="search without a false-alarm rate",
+        )
     xq = encode([one.text for one in sample])
     own, word, pair = exact_hits(vectors, xq, sample)
     wanted = {int(p) for _, positions in (own, word, pair) for p in positions.ravel() if p >= 0}
@@ -146,11 +164,14 @@ def _left_out(
 def exact_hits(
     vectors: Vectors, xq: np.ndarray, sample: Sequence[Sampled]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The CALIBRATED_HITS best of all rows, of those without each caption's word, and of those without its
-    pair: three times scores (Q, CALIBRATED_HITS) float32, best first, and positions, -1 where there are
-    fewer."""
-    shape = (len(xq), CALIBRATED_HITS)
-    best = [(np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64)) for _ in range(3)]
+    """The k = CALIBRATED_HITS best of all rows, of those without each caption's word, and of those
+    without its pair: three times scores (Q, k) float32, best first, and positions, -1 where there
+    are fewer."""
+    k = CALIBRATED_HITS
+    best = [
+        (np.full((len(xq), k), -np.inf, np.float32), np.full((len(xq), k), -1, np.int64))
+        for _ in range(3)
+    ]
     for start, block in _blocks(vectors):
         scores = xq @ block.T
         scores[:, ~block.any(axis=1)] = -np.inf
@@ -158,14 +179,11 @@ def exact_hits(
             left = scores if variant == 0 else _without(scores, start, sample, variant - 1)
             for query in np.flatnonzero((left > top[:, -1:]).any(axis=1)):
                 both = np.concatenate((top[query], left[query]))
-                order = np.argpartition(-both, CALIBRATED_HITS)[:CALIBRATED_HITS]
+                order = np.argpartition(-both, k)[:k]
                 order = order[np.argsort(-both[order], kind="stable")]
-                places = np.where(
-                    order < CALIBRATED_HITS,
-                    positions[query][order % CALIBRATED_HITS],
-                    order - CALIBRATED_HITS + start,
-                )
-                top[query], positions[query] = both[order], places
+                places = np.where(order < k, positions[query][order % k], order - k + start)
+                positions[query] = np.where(np.isinf(both[order]), -1, places)
+                top[query] = both[order]
     return best
 
 

@@ -49,6 +49,16 @@ Rerank = Annotated[
 ]
 
 
+FalseAlarms = Annotated[
+    float | None,
+    typer.Option(
+        metavar="RATE",
+        help="Say where nothing here matches. RATE, such as 0.05: the share of queries without a "
+        "match for which it is not said. The first such query calibrates the column.",
+    ),
+]
+
+
 def search(
     collection: Collection,
     words: Words = None,
@@ -59,14 +69,7 @@ def search(
     ] = "image",
     rerank: Rerank = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a query.")] = False,
-    false_alarms: Annotated[
-        float | None,
-        typer.Option(
-            metavar="RATE",
-            help="Say where nothing here matches; such as 0.05: the share of queries without a "
-            "match for which it is not said. The first such query calibrates.",
-        ),
-    ] = None,
+    false_alarms: FalseAlarms = None,
     sheet: Annotated[
         str | None,
         typer.Option(
@@ -85,8 +88,7 @@ def search(
     )
     if sheet is not None:
         sheet_format(sheet)  # refused now rather than after the search
-    if false_alarms is not None:
-        check_rate(false_alarms)
+    calibrated = false_alarms is not None and check_rate(false_alarms)
     _require_collection_first(collection, words or [], image)
     text = _one_text(collection, words or [])
     stages = tuple(RerankStage.parse(stage) for stage in rerank or ())
@@ -95,7 +97,6 @@ def search(
     from_stdin = text == "-" or (text is None and image is None)
     answers: list[Answer] = []
     nprobe = settings.index.nprobe or None
-    calibrated = false_alarms is not None
     make_query = partial(
         Query, image=image, column=column, k=k, nprobe=nprobe, rerank=stages, calibrated=calibrated
     )
