@@ -67,11 +67,11 @@ def retrieve_from(queries: Sequence[Query], collection: OpenIndex) -> list[Answe
         xq = encode_queries(queries, encoder, collection.dim)  # (Q, D) float32, unit rows
     with clock.stage("search"):
         hits = search_queries(queries, xq, collection)  # for each query, best first
-    with clock.stage("calibrate"):
-        absent = [
-            p_absent(query, vector, found, collection) if query.calibrated else None
-            for query, vector, found in zip(queries, xq, hits, strict=True)
-        ]
+    absent: list[float | None] = [None] * len(queries)
+    for number, query in enumerate(queries):
+        if query.calibrated:
+            with clock.stage("calibrate"):
+                absent[number] = p_absent(query, xq[number], hits[number], collection)
     with clock.stage("rerank"):
         hits = [
             rerank(query, vector, candidates, collection)[: query.k]
