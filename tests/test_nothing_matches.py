@@ -190,7 +190,8 @@ def test_a_calibration_is_read_back_and_a_damaged_one_is_refused():
     fields = json.loads(data)
     for damage in (
         {"absence": fields["absence"][:-1]},
-        {"absent": fields["absent"][::-1]},
+        {"absent": [2.0, 1.0]},
+        {"compared": 0, "absent": [1.0]},
         {"floor": "NaN"},
         {"schema": 9},
     ):

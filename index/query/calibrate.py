@@ -11,7 +11,7 @@ half of the sample, by logistic regression, and compared with the other half:
   exchangeable query (Vovk et al., Algorithmic Learning in a Random World, 2005).
 - `likeness`, of all features, fitted against captions that lack a word or two words together. A
   query below all but FLOOR of the captions whose row is there has the p-value 1: its parts may be
-  here, but not together. This only raises p-values, so the stated rate stays an upper bound.
+  here, but not together. The absent half goes through the same gate before p-values are counted.
 
 calibration_sample.py draws the sample. Everything here is arithmetic on arrays.
 """
@@ -86,16 +86,17 @@ class Calibration:
 
     rows: of the collection. words: in how many rows each word of the sampled captions occurs;
     a word that is not among them counts as unknown. absence, likeness: one weight for each of
-    FEATURES. absent: `absence` of the queries whose word was left out, in rising order. floor: the
-    lowest `likeness` of a query that may match.
+    FEATURES. floor: the lowest `likeness` of a query that may match. compared: how many queries
+    whose word was left out; absent: `absence` of those that reach the floor, in rising order.
     """
 
     rows: Count
     words: dict[str, Count]
     absence: tuple[FiniteFloat, ...]
     likeness: tuple[FiniteFloat, ...]
-    absent: tuple[FiniteFloat, ...]
     floor: FiniteFloat
+    compared: Count
+    absent: tuple[FiniteFloat, ...]
     schema: int = SCHEMA
 
     def p_value(self, query_features: np.ndarray) -> float:
@@ -104,7 +105,7 @@ class Calibration:
             return 1.0
         statistic = float(query_features @ np.array(self.absence))
         as_high = len(self.absent) - int(np.searchsorted(self.absent, statistic, side="left"))
-        return (1 + as_high) / (1 + len(self.absent))
+        return (1 + as_high) / (1 + self.compared)
 
     def query_words(self, text: str) -> dict[str, float]:
         """Each word of a query with its weight."""
@@ -118,7 +119,8 @@ class Calibration:
         """Raises CollectionError for anything that `to_json` did not write."""
         found = read_record(data, where, cls, what="a calibration", do=do, schema=SCHEMA)
         widths = {len(found.absence), len(found.likeness)}
-        if widths != {len(FEATURES)} or list(found.absent) != sorted(found.absent):
+        in_order = list(found.absent) == sorted(found.absent)
+        if widths != {len(FEATURES)} or not in_order or found.compared < len(found.absent):
             raise CollectionError(where, expected="a calibration", found="another", do=do)
         return found
 
@@ -140,13 +142,17 @@ def fit(
     lacking = np.concatenate((without_word[::2], without_pair[::2]))
     likeness = separating_weights(present[::2], lacking)
     typical = np.sort(present[1::2] @ likeness)
+    floor = float(typical[int(FLOOR * len(typical))])
+    compared = without_word[1::2]
+    reaching = compared[compared @ likeness >= floor]
     return Calibration(
         rows=rows,
         words=dict(words),
         absence=tuple(absence.tolist()),
         likeness=tuple(likeness.tolist()),
-        absent=tuple(np.sort(without_word[1::2] @ absence).tolist()),
-        floor=float(typical[int(FLOOR * len(typical))]),
+        floor=floor,
+        compared=len(compared),
+        absent=tuple(np.sort(reaching @ absence).tolist()),
     )
 
 
