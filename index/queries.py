@@ -16,6 +16,7 @@ from chiasm.pipeline.errors import UsageError
 
 # Of vectors and of keywords at the least: a row that both lists have may be far down in one.
 FUSED_DEPTH = 100
+CALIBRATED_HITS = 10  # whose scores and captions a p-value is made of
 
 # A path or URL, an encoded file, a PIL picture, or uint8 pixels of shape (H, W, 3) or (H, W).
 PictureSource = str | Path | bytes | Image.Image | np.ndarray
@@ -65,6 +66,7 @@ class Query:
     vector: (D,) float32 in the collection's space, instead of text and image.
     column: the vector column searched. k: results wanted, at least 1.
     nprobe: cells of an IVF index searched; None takes what the generation was built with.
+    calibrated: whether the answer has the p-value that nothing here matches; of words alone.
     rerank: stages that score the first hits again, one after the other; strings such as "match:20"
     are parsed, and one string is one stage.
     hybrid: search the captions for the text's words too, and fuse the two lists of hits.
@@ -78,6 +80,7 @@ class Query:
     nprobe: int | None = None
     rerank: Sequence[RerankStage | str] | str = ()
     hybrid: bool = False
+    calibrated: bool = False
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -128,10 +131,11 @@ class Query:
 
     @property
     def candidates(self) -> int:
-        """How many hits the search has to give: k, or the depth of the deepest stage; to be fused,
-        FUSED_DEPTH at the least."""
-        least = FUSED_DEPTH if self.hybrid else 1
-        return max([self.k, least, *(stage.depth for stage in self.stages)])
+        """How many hits the search has to give: k, the depth of the deepest stage, what a p-value
+        is made of, or, to be fused, FUSED_DEPTH at the least."""
+        least = [FUSED_DEPTH] if self.hybrid else []
+        least += [CALIBRATED_HITS] if self.calibrated else []
+        return max([self.k, *least, *(stage.depth for stage in self.stages)])
 
     @property
     def words(self) -> str:

@@ -25,6 +25,8 @@ from chiasm.index.query import (
     encode_queries,
     open_keywords,
     open_live,
+    p_absent,
+    require_words,
     rerank,
     search,
 )
@@ -42,6 +44,9 @@ def retrieve(queries: Sequence[Query], collection: OpenIndex) -> list[Answer]:
     Where a sweep has removed files of the generation that is open, they are answered from the one
     that is live by now; where a shard is gone from its place, from where it was relocated to."""
     check_stages(stage for query in queries for stage in query.stages)
+    for query in queries:
+        if query.calibrated:
+            require_words(query)
     while True:
         view = collection.view()
         try:
@@ -64,6 +69,11 @@ def retrieve_from(queries: Sequence[Query], collection: OpenIndex) -> list[Answe
         xq = encode_queries(queries, encoder, collection.dim)  # (Q, D) float32, unit rows
     with clock.stage("search"):
         hits = search_queries(queries, xq, collection)  # for each query, best first
+    absent: list[float | None] = [None] * len(queries)
+    for number, query in enumerate(queries):
+        if query.calibrated:
+            with clock.stage("calibrate"):
+                absent[number] = p_absent(query, xq[number], hits[number], collection)
     if any(query.hybrid for query in queries):
         with clock.stage("keywords"):
             hits = add_keywords(queries, xq, hits, collection)
@@ -75,7 +85,10 @@ def retrieve_from(queries: Sequence[Query], collection: OpenIndex) -> list[Answe
     with clock.stage("results"):
         results = read_results(hits, collection)
     share = {stage: seconds / max(1, len(queries)) for stage, seconds in clock.seconds.items()}
-    return [Answer(query, ranked, share) for query, ranked in zip(queries, results, strict=True)]
+    return [
+        Answer(query, ranked, share, p)
+        for query, ranked, p in zip(queries, results, absent, strict=True)
+    ]
 
 
 def search_queries(

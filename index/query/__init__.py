@@ -1,5 +1,7 @@
 """A query's way: opened index, encoded query, search, rerank."""
 
+from chiasm.index.query.calibrate import Calibration
+from chiasm.index.query.calibrated import calibrate_index, p_absent, require_words
 from chiasm.index.query.encode import (
     encode_each,
     encode_queries,
@@ -17,10 +19,12 @@ from chiasm.index.query.search import search
 
 __all__ = [
     "Allowed",
+    "Calibration",
     "ColumnIndex",
     "OpenIndex",
     "add_keywords",
     "as_float32",
+    "calibrate_index",
     "check_stages",
     "encode_each",
     "encode_queries",
@@ -28,8 +32,10 @@ __all__ = [
     "live_generation",
     "open_keywords",
     "open_live",
+    "p_absent",
     "pixels_of",
     "query_refused",
+    "require_words",
     "rerank",
     "search",
     "search_keywords",

@@ -15,7 +15,7 @@ import json
 import math
 import mmap
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from typing import Any, Protocol
@@ -276,6 +276,11 @@ class Catalog:
     def row_numbers(self, rows: slice) -> np.ndarray:
         """The numbers that these rows of the segment have in their shards: int32."""
         return self.table()["row"].slice(rows.start, rows.stop - rows.start).to_numpy()
+
+    def column(self, name: str) -> Iterator[Any]:
+        """The cells of one column, row after row; one batch in memory at a time."""
+        for number in range(self._reader.num_record_batches):
+            yield from self._reader.get_batch(number).column(name).to_pylist()
 
     def rows(self, positions: Iterable[int]) -> dict[int, CatalogRow]:
         """The rows at positions of this segment, each read once."""
