@@ -2,7 +2,7 @@
 
 from chiasm.index.build import BuildSummary, build_index
 from chiasm.index.plan import IndexSettings
-from chiasm.index.queries import PictureSource, Query, RerankStage
+from chiasm.index.queries import PictureSource, Query, RerankStage, Term
 from chiasm.index.results import Answer, Hit, Result, row_id
 from chiasm.index.retrieve import Searcher, open_collection
 
@@ -16,6 +16,7 @@ __all__ = [
     "RerankStage",
     "Result",
     "Searcher",
+    "Term",
     "build_index",
     "open_collection",
     "row_id",

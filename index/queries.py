@@ -1,5 +1,5 @@
-"""What is searched for: a text, a picture, both, weighted terms or a vector; and what becomes of the
-hits: stages that rerank them, near duplicates folded, diversity."""
+"""What is searched for: a text, a picture, both, weighted terms or a vector; and what becomes of
+the hits: stages that rerank them, near duplicates folded, diversity."""
 
 from __future__ import annotations
 
@@ -141,9 +141,7 @@ class Query:
         """UsageError where there is nothing to search for, or where it is said in two ways."""
         plain = self.words != "" or self.image is not None
         if plain and self.terms:
-            raise UsageError(
-                "query", expected="either terms or words and picture", found="both"
-            )
+            raise UsageError("query", expected="either terms or words and picture", found="both")
         if (plain or self.terms) and self.vector is not None:
             raise UsageError("query", expected="either a vector or words and picture", found="both")
         if not plain and not self.terms and self.vector is None:

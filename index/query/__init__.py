@@ -1,5 +1,6 @@
-"""A query's way: opened index, encoded query, search, rerank."""
+"""A query's way: opened index, encoded query, search, rerank, diversify."""
 
+from chiasm.index.query.diversify import diversify
 from chiasm.index.query.encode import (
     encode_each,
     encode_queries,
@@ -15,6 +16,7 @@ from chiasm.index.query.search import search
 __all__ = [
     "OpenIndex",
     "check_stages",
+    "diversify",
     "encode_each",
     "encode_queries",
     "encoded_picture",

@@ -1,8 +1,8 @@
 """Queries -> vectors, by the collection's own encoder.
 
-The words of all queries of a batch are encoded together, and so are their pictures, each by the same
-decoder that read the shards. A query with both is what the encoder's `encode_joint_queries` makes of
-the two, one of weighted terms the normalised weighted sum of their vectors.
+The words of all queries of a batch are encoded together, and so are their pictures, each by the
+same decoder that read the shards. A query with both is what the encoder's `encode_joint_queries`
+makes of the two, one of weighted terms the normalised weighted sum of their vectors.
 """
 
 from __future__ import annotations
