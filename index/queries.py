@@ -16,6 +16,9 @@ from PIL import Image
 
 from chiasm.pipeline.errors import UsageError
 
+# Of vectors and of keywords at the least: a row that both lists have may be far down in one.
+FUSED_DEPTH = 100
+
 # A path or URL, an encoded file, a PIL picture, or uint8 pixels of shape (H, W, 3) or (H, W).
 PictureSource = str | Path | bytes | Image.Image | np.ndarray
 
@@ -107,6 +110,7 @@ class Query:
     nprobe: cells of an IVF index searched; None takes what the generation was built with.
     rerank: stages that score the first hits again, one after the other; strings such as "match:20"
     are parsed, and one string is one stage.
+    hybrid: search the captions for the text's words too, and fuse the two lists of hits.
     dedup: hits whose stored vectors have at least this cosine with a better hit are folded under
     it, None for no folding. diversity: how much results that are like better ones give way to
     others, from 0 to 1; both see index/query/diversify.py.
@@ -119,6 +123,7 @@ class Query:
     k: int = 10
     nprobe: int | None = None
     rerank: Sequence[RerankStage | str] | str = ()
+    hybrid: bool = False
     terms: Sequence[Term] = ()
     dedup: float | None = None
     diversity: float = 0.0
@@ -130,6 +135,13 @@ class Query:
         object.__setattr__(self, "rerank", _parse_stages(self.rerank))
         object.__setattr__(self, "terms", _require_terms(self.terms))
         self._require_one_input()
+        if self.hybrid and not self.words:
+            found = (
+                "terms" if self.terms else "a vector" if self.image is None else "a picture alone"
+            )
+            raise UsageError(
+                "hybrid", expected="words to find in captions", found=found, do="add a text"
+            )
         for name, number in (("k", self.k), ("nprobe", self.nprobe)):
             if number is not None and (not isinstance(number, int | np.integer) or number < 1):
                 raise UsageError(name, expected="a whole number from 1 up", found=repr(number))
@@ -171,9 +183,10 @@ class Query:
     @property
     def candidates(self) -> int:
         """How many hits the search has to give at first: those wanted, some for folding, or the
-        depth of the deepest stage."""
+        depth of the deepest stage; to be fused, FUSED_DEPTH at the least."""
         wanted = self.distinct * (1 if self.dedup is None else 2)
-        return max([wanted, *(stage.depth for stage in self.stages)])
+        least = FUSED_DEPTH if self.hybrid else 1
+        return max([wanted, least, *(stage.depth for stage in self.stages)])
 
     @property
     def words(self) -> str:
@@ -181,14 +194,15 @@ class Query:
         return (self.text or "").strip()
 
     def as_json(self) -> dict[str, Any]:
-        """Without bytes and pixels: {"text", "image", "column", "k", "rerank"}, and `terms`,
-        `dedup` and `diversity` where they are given."""
+        """Without bytes and pixels: {"text", "image", "column", "k", "rerank", "hybrid"}, and
+        `terms`, `dedup` and `diversity` where they are given."""
         fields: dict[str, Any] = {
             "text": self.text,
             "image": _picture_name(self.image),
             "column": self.column,
             "k": int(self.k),
             "rerank": [str(stage) for stage in self.stages],
+            "hybrid": self.hybrid,
         }
         if self.terms:
             fields["terms"] = [term.as_json() for term in self.terms]

@@ -1,6 +1,6 @@
 """The read path on one screen.
 
-    Query -> encoder -> search -> rerank -> fold and diversify -> results
+    Query -> encoder -> search -> keywords -> rerank -> fold and diversify -> results
 
 `retrieve_from` is the path, each stage timed. `open_collection` gives a `Searcher`, which holds
 what stays between queries (index/query/open_index.py) and is what programs use. A query changes
@@ -20,10 +20,12 @@ import numpy as np
 from chiasm.index.queries import PictureSource, Query, RerankStage
 from chiasm.index.query import (
     OpenIndex,
+    add_keywords,
     check_stages,
     diversify,
     encode_queries,
     live_generation,
+    open_keywords,
     rerank,
     search,
 )
@@ -58,11 +60,15 @@ def retrieve_from(queries: Sequence[Query], collection: OpenIndex) -> list[Answe
     """Answer a batch of queries from one generation."""
     clock = Stopwatch()
     with clock.stage("load"):
+        open_keywords(queries, collection)
         encoder = collection.prepare(queries)
     with clock.stage("encode"):
         xq = encode_queries(queries, encoder, collection.dim)  # (Q, D) float32, unit rows
     with clock.stage("search"):
         hits = search_queries(queries, xq, collection)  # for each query, best first
+    if any(query.hybrid for query in queries):
+        with clock.stage("keywords"):
+            hits = add_keywords(queries, xq, hits, collection)
     with clock.stage("rerank"):
         hits = rerank(queries, xq, hits, collection)
     if any(query.dedup is not None or query.diversity for query in queries):
@@ -90,10 +96,11 @@ def search_queries(
     groups: dict[tuple[str, int, int], list[int]] = defaultdict(list)
     for number, query in enumerate(queries):
         k = min(counts[number] if counts else query.candidates, len(collection))
-        groups[query.column, k, collection.nprobe_for(query)].append(number)
+        nprobe = collection.lists_to_scan(query.column, query.nprobe)
+        groups[query.column, k, nprobe].append(number)
     hits: dict[int, list[Hit]] = {}
     for (column, k, nprobe), numbers in groups.items():
-        scores, positions = search(collection.segments, column, xq[numbers], k, nprobe)
+        scores, positions = search(collection.column(column), xq[numbers], k, nprobe)
         for number, row_scores, row_positions in zip(
             numbers, scores.tolist(), positions.tolist(), strict=True
         ):
@@ -135,6 +142,7 @@ class Searcher(OpenIndex):
         column: str | None = None,
         k: int = 10,
         rerank: Sequence[RerankStage | str] | str = (),
+        hybrid: bool = False,
         dedup: float | None = None,
         diversity: float = 0.0,
     ) -> Answer:
@@ -143,10 +151,11 @@ class Searcher(OpenIndex):
         image: a path, a URL of http, https or s3, an encoded file as bytes, a PIL picture, or an
         array of uint8 (H, W, 3) or (H, W). column: `image` finds pictures and is the default,
         `text` finds captions, `joint` pairs. rerank: one stage such as "match:20", or a list of
-        them, see index/query/rerank.py. dedup: the cosine from which on hits are folded under a
-        better one, such as 0.97. diversity: from 0 to 1, see index/query/diversify.py; weighted
-        queries are `Query(terms=[...])` for `search_many`. Raises UsageError for values and
-        TypeError for types that cannot be used, SourceError for a URL that cannot be read.
+        them, see index/query/rerank.py. hybrid: find captions that have the text's words too, see
+        index/query/keyword.py. dedup: the cosine from which on hits are folded under a better one,
+        such as 0.97. diversity: from 0 to 1, see index/query/diversify.py. Weighted queries are
+        `Query(terms=[...])` for `search_many`. Raises UsageError for values and TypeError for types
+        that cannot be used, SourceError for a URL that cannot be read.
         """
         query = Query(
             text,
@@ -154,6 +163,7 @@ class Searcher(OpenIndex):
             column=column or "image",
             k=k,
             rerank=rerank,
+            hybrid=hybrid,
             dedup=dedup,
             diversity=diversity,
         )

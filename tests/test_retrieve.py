@@ -138,7 +138,7 @@ def test_a_text_with_a_picture_is_searched_by_the_mean_of_their_vectors(made):
         image.draft(None, (32, 32))
         pixels = preprocess(encoder, image.convert("RGB"))
     xq = mean_of(encode_images(encoder, [pixels]), encode_texts(encoder, ["a red boat"]))
-    scores, _ = search(collection.segments, "image", xq, 5, 0)
+    scores, _ = search(collection.column("image"), xq, 5, 0)
     assert [result.score for result in answer] == pytest.approx(scores[0].tolist(), abs=1e-6)
     assert str(answer.query) == '"a red boat" + picture (given as bytes)'
 
@@ -169,7 +169,7 @@ def test_the_json_of_an_answer_has_the_documented_shape(made):
     value = json.loads(json.dumps(answer.as_json()))
     assert list(value) == ["query", "results", "seconds"]
     query = {"text": "a red boat", "image": None, "column": "image", "k": 2, "rerank": []}
-    assert value["query"] == query
+    assert value["query"] == {**query, "hybrid": False}
     assert list(value["seconds"]) == ["load", "encode", "search", "rerank", "results"]
     assert all(isinstance(seconds, float) for seconds in value["seconds"].values())
     first = value["results"][0]

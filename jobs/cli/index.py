@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from chiasm.index import BuildSummary, build_index
-from chiasm.jobs.cli.options import Assignments, Collection, Preset
+from chiasm.jobs.cli.options import Address, Assignments, Collection, Preset
 from chiasm.jobs.config import compose
 from chiasm.jobs.console import json_line, printable
 
@@ -31,18 +31,32 @@ def build(
             "(default: all with vectors)"
         ),
     ] = None,
+    address: Address = None,
     preset: Preset = "laptop",
     assignments: Assignments = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was built as JSON.")] = False,
 ) -> None:
-    settings = compose(preset, assignments or (), uses=["index"]).index
+    composed = compose(preset, assignments or (), uses=["index", "workers"])
+    settings = composed.index
     console = Console(stderr=True)
     with console.status("reading embeddings") as status:
 
         def report(stage: str, done: int, total: int) -> None:
             status.update(f"{stage}: {done:,} of {total:,} rows")
 
-        summary = build_index(collection, columns=column, settings=settings, progress=report)
+        if address is None and composed.workers.count == 1:
+            summary = build_index(collection, columns=column, settings=settings, progress=report)
+        else:
+            from chiasm.jobs.build_index import build_on_cluster
+
+            summary = build_on_cluster(
+                collection,
+                address=address,
+                workers=composed.workers,
+                columns=column,
+                settings=settings,
+                progress=report,
+            )
     if as_json:
         print(json_line(asdict(summary)))
     else:

@@ -26,6 +26,7 @@ HELP = """
   chiasm search photos.chiasm --image boat.jpg --column text
   chiasm search photos.chiasm --json < queries.txt
   chiasm search photos.chiasm "a red boat" --rerank match:20
+  chiasm search photos.chiasm "bus 42 at the station" --hybrid
 
 Without text and picture, queries are read from stdin, one a line. Columns: image finds pictures,
 text finds captions, joint finds pairs. A text and a picture together are searched by the mean of
@@ -58,6 +59,9 @@ def search(
         str, typer.Option(help="image, text, joint, or another modality of the encoder.")
     ] = "image",
     rerank: Rerank = None,
+    hybrid: Annotated[
+        bool, typer.Option("--hybrid", help="Find captions that have the words, too.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a query.")] = False,
     sheet: Annotated[
         str | None,
@@ -85,7 +89,9 @@ def search(
     from_stdin = text == "-" or (text is None and image is None)
     answers: list[Answer] = []
     nprobe = settings.index.nprobe or None
-    make_query = partial(Query, image=image, column=column, k=k, nprobe=nprobe, rerank=stages)
+    make_query = partial(
+        Query, image=image, column=column, k=k, nprobe=nprobe, rerank=stages, hybrid=hybrid
+    )
     for queries in _batches(text, make_query, from_stdin):
         batch = searcher.search_many(queries)
         _print_answers(batch, as_json)
