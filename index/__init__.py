@@ -1,8 +1,10 @@
 """Embeddings -> answers. `open_collection(path).search("a red boat")`; see index/retrieve.py."""
 
 from chiasm.index.build import BuildSummary, build_index
+from chiasm.index.hit_files import HitCounts, search_file
 from chiasm.index.plan import IndexSettings
 from chiasm.index.queries import PictureSource, Query, RerankStage, Term
+from chiasm.index.query_files import read_queries
 from chiasm.index.results import Answer, Hit, Result, row_id
 from chiasm.index.retrieve import Searcher, open_collection
 
@@ -10,6 +12,7 @@ __all__ = [
     "Answer",
     "BuildSummary",
     "Hit",
+    "HitCounts",
     "IndexSettings",
     "PictureSource",
     "Query",
@@ -19,5 +22,7 @@ __all__ = [
     "Term",
     "build_index",
     "open_collection",
+    "read_queries",
     "row_id",
+    "search_file",
 ]

@@ -132,6 +132,8 @@ class Query:
         _check_input(self.text, self.image)
         if not isinstance(self.column, str):
             raise TypeError(f"column: expected str, found {type(self.column).__name__}")
+        if not isinstance(self.hybrid, bool):
+            raise TypeError(f"hybrid: expected bool, found {type(self.hybrid).__name__}")
         object.__setattr__(self, "rerank", _parse_stages(self.rerank))
         object.__setattr__(self, "terms", _require_terms(self.terms))
         self._require_one_input()
