@@ -143,7 +143,7 @@ def marginal_relevance(query: Query, hits: Sequence[Hit], collection: OpenIndex)
     stage scored fewer; the hits behind it stay where they are.
     """
     first = hits[: query.distinct]
-    pool = list(takewhile(lambda hit: hit.scored_by == first[0].scored_by, first))
+    pool = list(takewhile(lambda hit: _scale(hit) == _scale(first[0]), first))
     if len(pool) < 2:
         return list(hits)
     scores = np.array([hit.score for hit in pool])
@@ -163,3 +163,8 @@ def marginal_relevance(query: Query, hits: Sequence[Hit], collection: OpenIndex)
         waiting[best] = False
     order += np.flatnonzero(waiting).tolist()
     return [pool[number] for number in order] + list(hits[len(pool) :])
+
+
+def _scale(hit: Hit) -> tuple[str, int | None]:
+    """What gave the hit its score; scores of one stage alone can be compared."""
+    return hit.scored_by, hit.rerank_step
