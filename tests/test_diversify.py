@@ -79,7 +79,9 @@ def test_hits_are_folded_under_the_first_that_they_are_like(made, seed, least):
     if near < 1e-5:
         return  # rounding would decide
     query = Query(vector=xq, k=200, dedup=least)
-    found = open_collection(made).search_many([query])[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "BLOCK", 50)
+        found = open_collection(made).search_many([query])[0]
     assert [(r.id, list(r.duplicates)) for r in found] == folded(answer, vectors, least)
 
 
@@ -193,7 +195,7 @@ def test_folding_and_diversity_come_after_reranking(made):
     reranked = [found.is_reranked(result) for result in found]
     expected = {r.id for r in again[:30]}
     assert reranked == [r.id in expected for r in found] == sorted(reranked, reverse=True)
-    # Diversity chooses among those that the last stage scored; its scores have a scale of their own.
+    # Diversity chooses among those that the last stage scored.
     varied = collection.search_many([Query(**{**query, "k": 10}, diversity=0.7)])[0]
     ids, margin = marginal(again[:30], stored(made, again[:30]), 10, 0.7)
     assert margin > 1e-6 and [r.id for r in varied] == ids

@@ -69,7 +69,7 @@ def test_texts_and_pictures_of_all_queries_are_encoded_together():
             return super().encode(modality, items)
 
         def encode_joint_queries(self, parts):
-            return parts["text"].vectors  # not the mean: a plain query of both keeps what this gives
+            return parts["text"].vectors  # not the mean: plain use keeps it
 
     queries = [
         Query(terms=[Term("a"), Term(image=PIXELS, weight=0.5), Term("b", weight=-1)]),
@@ -120,7 +120,10 @@ def test_a_term_that_the_encoder_refuses_is_named_by_its_text():
         (lambda: Term("a", weight="2"), "weight: expected a finite number, found '2'"),
         (lambda: Query(terms=[]), "query: expected some words or a picture, found neither"),
         (lambda: Query(terms=[Term("a", weight=0)]), "query: expected a term with a weight other"),
-        (lambda: Query("a", terms=[Term("b")]), "query: expected either terms or words and picture"),
+        (
+            lambda: Query("a", terms=[Term("b")]),
+            "query: expected either terms or words and pi",
+        ),
         (lambda: Query(vector=[1], terms=[Term("b")]), "query: expected either a vector or words"),
         (lambda: Query(terms=[Term("b")], hybrid=True), "hybrid: expected words to find in captio"),
     ],

@@ -21,6 +21,7 @@ from chiasm.index.results import Hit
 from chiasm.pipeline.encoders import unit
 
 GROWTH = 4  # so many times the candidates are searched for where too few are distinct
+BLOCK = 256  # hits compared with each other at once
 MAX_CANDIDATES = 10_000  # of one query that folds, unless it wants more
 ROUNDING = 1e-6  # two unit vectors in float32 that are the same have a cosine of 1 - 1e-7
 
@@ -112,15 +113,19 @@ class Fold:
         """Take more hits, best first; those that were given before are passed over."""
         new = [hit for hit in hits if hit.position not in self._seen]
         self._seen.update(hit.position for hit in new)
-        positions = [hit.position for hit in new]
-        vectors = unit(self._collection.vectors(self._column, positions))
+        vectors = self._collection.vectors(self._column, [hit.position for hit in new])
+        for start in range(0, len(new), BLOCK):
+            self._add(new[start : start + BLOCK], unit(vectors[start : start + BLOCK]))
+
+    def _add(self, hits: Sequence[Hit], vectors: np.ndarray) -> None:
+        like_before = vectors @ self._vectors.T >= self._least  # (hits, kept before)
+        like_here = vectors @ vectors.T >= self._least
         before = len(self.kept)
-        like = vectors @ self._vectors.T >= self._least  # (new, kept before)
-        apart: list[int] = []  # rows of `vectors` that are kept
-        for row, hit in enumerate(new):
-            same = np.flatnonzero(like[row])
+        apart: list[int] = []  # the rows that are kept
+        for row, hit in enumerate(hits):
+            same = np.flatnonzero(like_before[row])
             if not len(same):
-                same = before + np.flatnonzero(vectors[apart] @ vectors[row] >= self._least)
+                same = before + np.flatnonzero(like_here[row, apart])
             if len(same):
                 self._folded[same[0]].append(hit.position)
             else:
