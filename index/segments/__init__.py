@@ -11,6 +11,7 @@ from chiasm.index.segments.generations import (
     numbers,
     open_current,
     open_generation,
+    read_if_there,
     read_manifest,
     read_shared,
 )
@@ -30,6 +31,7 @@ from chiasm.index.segments.names import (
     trained_file,
 )
 from chiasm.index.segments.publish import live_number, publish
+from chiasm.index.segments.record import SegmentRecord
 from chiasm.index.segments.segment import Segment, SegmentGone, SegmentWriter
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
 from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep, sweep_published, sweeping
@@ -53,6 +55,7 @@ __all__ = [
     "Segment",
     "SegmentEntry",
     "SegmentGone",
+    "SegmentRecord",
     "SegmentWriter",
     "SharedFile",
     "Trained",
@@ -73,6 +76,7 @@ __all__ = [
     "open_generation",
     "publish",
     "query_terms",
+    "read_if_there",
     "read_manifest",
     "read_shared",
     "remove_unnamed",
