@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from chiasm.index import Answer, Query, RerankStage, Searcher, open_collection, search_file
 from chiasm.index.query import check_stages
@@ -94,15 +95,8 @@ def search(
     text = _one_text(collection, words or [])
     stages = tuple(RerankStage.parse(stage) for stage in rerank or ())
     check_stages(stages)
-    fields = {
-        "column": column,
-        "k": k,
-        "nprobe": settings.index.nprobe or None,
-        "rerank": stages,
-        "hybrid": hybrid,
-        "dedup": dedup,
-        "diversity": diversity,
-    }
+    fields: dict[str, Any] = {"column": column, "k": k, "rerank": stages, "hybrid": hybrid}
+    fields |= {"dedup": dedup, "diversity": diversity, "nprobe": settings.index.nprobe or None}
     from_file = queries is not None or to is not None
     if from_file:
         _require_file_alone(queries, to, text is not None or bool(parts.options()), sheet, as_json)
