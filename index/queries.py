@@ -1,11 +1,13 @@
-"""What is searched for: a text, a picture, both or a vector; and the stages that rerank the
-hits."""
+"""What is searched for: a text, a picture, both, weighted terms or a vector; and what becomes of
+the hits: stages that rerank them, near duplicates folded, diversity."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,10 @@ CALIBRATED_HITS = 10  # whose scores and captions a p-value is made of
 
 # A path or URL, an encoded file, a PIL picture, or uint8 pixels of shape (H, W, 3) or (H, W).
 PictureSource = str | Path | bytes | Image.Image | np.ndarray
+
+# Candidates a result that diversity chooses from: with as many as results it could only reorder
+# them, and with far more they stray from the query.
+DIVERSITY_POOL = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +65,57 @@ class RerankStage:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Term:
+    """A part of a weighted query: a text or a picture, and its weight, below zero to search away
+    from it. Raises UsageError for values, TypeError for types that cannot be used."""
+
+    text: str | None = None
+    image: PictureSource | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_input(self.text, self.image)
+        if bool(self.words) == (self.image is not None):
+            found = "both" if self.words else "neither"
+            raise UsageError("term", expected="some words or a picture", found=found)
+        _require_number("weight", self.weight, -math.inf, math.inf)
+
+    @property
+    def words(self) -> str:
+        """The text to encode, "" where there is none."""
+        return (self.text or "").strip()
+
+    def as_json(self) -> dict[str, Any]:
+        """{"text", "image", "weight"}, without bytes and pixels."""
+        return {
+            "text": self.text,
+            "image": _picture_name(self.image),
+            "weight": float(self.weight),
+        }
+
+    def __str__(self) -> str:
+        """`2 x "a red boat"`, without the sign of the weight."""
+        name = f'"{self.words}"' if self.words else f"picture {_picture_name(self.image)}"
+        weight = abs(self.weight)
+        return name if weight == 1 else f"{weight:g} x {name}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Query:
     """What to search for. Raises UsageError for values, TypeError for types that cannot be used.
 
     text and image: either or both; both are searched by what `encode_joint_queries` gives.
-    vector: (D,) float32 in the collection's space, instead of text and image.
+    terms: weighted texts and pictures instead; searched by the normalised weighted sum of their
+    vectors. vector: (D,) float32 in the collection's space, instead of all of these.
     column: the vector column searched. k: results wanted, at least 1.
     nprobe: cells of an IVF index searched; None takes what the generation was built with.
     calibrated: whether the answer has the p-value that nothing here matches; of words alone.
     rerank: stages that score the first hits again, one after the other; strings such as "match:20"
     are parsed, and one string is one stage.
     hybrid: search the captions for the text's words too, and fuse the two lists of hits.
+    dedup: hits whose stored vectors have at least this cosine with a better hit are folded under
+    it, None for no folding. diversity: how much results that are like better ones give way to
+    others, from 0 to 1; both see index/query/diversify.py.
     """
 
     text: str | None = None
@@ -81,48 +127,53 @@ class Query:
     rerank: Sequence[RerankStage | str] | str = ()
     hybrid: bool = False
     calibrated: bool = False
+    terms: Sequence[Term] = ()
+    dedup: float | None = None
+    diversity: float = 0.0
 
     def __post_init__(self) -> None:
-        self._check_types()
+        _check_input(self.text, self.image)
+        if not isinstance(self.column, str):
+            raise TypeError(f"column: expected str, found {type(self.column).__name__}")
+        if not isinstance(self.hybrid, bool):
+            raise TypeError(f"hybrid: expected bool, found {type(self.hybrid).__name__}")
         object.__setattr__(self, "rerank", _parse_stages(self.rerank))
-        has_input = self.words != "" or self.image is not None
-        if not has_input and self.vector is None:
-            found = "neither" if self.text is None else f"the text {self.text!r}"
-            raise UsageError("query", expected="some words or a picture", found=found)
-        if has_input and self.vector is not None:
-            raise UsageError("query", expected="either a vector or words and picture", found="both")
+        object.__setattr__(self, "terms", _require_terms(self.terms))
+        self._require_one_input()
         if self.hybrid and not self.words:
-            found = "a vector" if self.image is None else "a picture alone"
+            found = (
+                "terms" if self.terms else "a vector" if self.image is None else "a picture alone"
+            )
             raise UsageError(
                 "hybrid", expected="words to find in captions", found=found, do="add a text"
             )
         for name, number in (("k", self.k), ("nprobe", self.nprobe)):
             if number is not None and (not isinstance(number, int | np.integer) or number < 1):
                 raise UsageError(name, expected="a whole number from 1 up", found=repr(number))
+        if self.dedup is not None:
+            _require_number("dedup", self.dedup, 0, 1)
+        _require_number("diversity", self.diversity, 0, 1)
 
-    def _check_types(self) -> None:
-        if self.text is not None and not isinstance(self.text, str):
-            raise TypeError(
-                f"text: expected str, found {type(self.text).__name__}; "
-                "search_many([...]) answers several texts or queries at once"
-            )
-        if self.image is None or isinstance(self.image, str | Path | bytes | Image.Image):
-            return
-        if not isinstance(self.image, np.ndarray):
-            found = type(self.image).__name__
-        elif self.image.dtype == np.uint8 and self.image.size and self._has_picture_shape:
-            return
-        else:
-            found = f"an array of {self.image.dtype} {self.image.shape}"
-        raise TypeError(
-            "image: expected a path, a URL, an encoded file as bytes, a PIL picture or an array of "
-            f"uint8 (H, W, 3) or (H, W), found {found}"
-        )
+    def _require_one_input(self) -> None:
+        """UsageError where there is nothing to search for, or where it is said in two ways."""
+        plain = self.words != "" or self.image is not None
+        if plain and self.terms:
+            raise UsageError("query", expected="either terms or words and picture", found="both")
+        if (plain or self.terms) and self.vector is not None:
+            raise UsageError("query", expected="either a vector or words and picture", found="both")
+        if not plain and not self.terms and self.vector is None:
+            found = "neither" if self.text is None else f"the text {self.text!r}"
+            raise UsageError("query", expected="some words or a picture", found=found)
+        if self.terms and not any(term.weight for term in self.terms):
+            raise UsageError("query", expected="a term with a weight other than 0", found="none")
 
     @property
-    def _has_picture_shape(self) -> bool:
-        assert isinstance(self.image, np.ndarray)
-        return self.image.ndim == 2 or (self.image.ndim == 3 and self.image.shape[2] == 3)
+    def inputs(self) -> tuple[Term, ...]:
+        """What is encoded: the terms, or the text and the picture; () for a vector."""
+        if self.terms:
+            return tuple(self.terms)
+        texts = (Term(self.text),) if self.words else ()
+        return texts if self.image is None else (*texts, Term(image=self.image))
 
     @property
     def stages(self) -> tuple[RerankStage, ...]:
@@ -130,12 +181,18 @@ class Query:
         return _parse_stages(self.rerank)
 
     @property
+    def distinct(self) -> int:
+        """How many hits are wanted after folding: k, or those that diversity chooses from."""
+        return int(self.k) * (DIVERSITY_POOL if self.diversity else 1)
+
+    @property
     def candidates(self) -> int:
-        """How many hits the search has to give: k, the depth of the deepest stage, what a p-value
-        is made of, or, to be fused, FUSED_DEPTH at the least."""
-        least = [FUSED_DEPTH] if self.hybrid else []
+        """How many hits the search has to give at first: those wanted, some for folding, the depth
+        of the deepest stage, what a p-value is made of; to be fused, FUSED_DEPTH at the least."""
+        least = [self.distinct * (1 if self.dedup is None else 2)]
+        least += [FUSED_DEPTH] if self.hybrid else []
         least += [CALIBRATED_HITS] if self.calibrated else []
-        return max([self.k, *least, *(stage.depth for stage in self.stages)])
+        return max([*least, *(stage.depth for stage in self.stages)])
 
     @property
     def words(self) -> str:
@@ -143,23 +200,93 @@ class Query:
         return (self.text or "").strip()
 
     def as_json(self) -> dict[str, Any]:
-        """Without bytes and pixels: {"text", "image", "column", "k", "rerank", "hybrid"}."""
-        image = str(self.image) if isinstance(self.image, str | Path) else None
-        if self.image is not None and image is None:
-            image = "(given as bytes)" if isinstance(self.image, bytes) else "(given as pixels)"
-        return {
+        """Without bytes and pixels: {"text", "image", "column", "k", "rerank", "hybrid"}, and
+        `terms`, `dedup` and `diversity` where they are given."""
+        fields: dict[str, Any] = {
             "text": self.text,
-            "image": image,
+            "image": _picture_name(self.image),
             "column": self.column,
             "k": int(self.k),
             "rerank": [str(stage) for stage in self.stages],
             "hybrid": self.hybrid,
         }
+        if self.terms:
+            fields["terms"] = [term.as_json() for term in self.terms]
+        if self.dedup is not None:
+            fields["dedup"] = float(self.dedup)
+        if self.diversity:
+            fields["diversity"] = float(self.diversity)
+        return fields
 
     def __str__(self) -> str:
-        image = self.as_json()["image"]
-        parts = [f'"{self.words}"' if self.words else "", f"picture {image}" if image else ""]
-        return " + ".join(part for part in parts if part) or "a vector"
+        """`"a red boat" + picture boat.jpg`, `2 x "a red boat" - "night"`, `a vector`."""
+        line = ""
+        for term in self.inputs:
+            minus = term.weight < 0
+            sign = (" - " if minus else " + ") if line else ("-" if minus else "")
+            line += f"{sign}{term}"
+        return line or "a vector"
+
+
+def _check_input(text: object, image: object) -> None:
+    """Raises TypeError for a text or a picture of a type that cannot be used."""
+    if text is not None and not isinstance(text, str):
+        raise TypeError(
+            f"text: expected str, found {type(text).__name__}; "
+            "search_many([...]) answers several texts or queries at once"
+        )
+    if image is None or isinstance(image, str | Path | bytes | Image.Image):
+        return
+    if not isinstance(image, np.ndarray):
+        found = type(image).__name__
+    elif image.dtype == np.uint8 and image.size and _has_picture_shape(image):
+        return
+    else:
+        found = f"an array of {image.dtype} {image.shape}"
+    raise TypeError(
+        "image: expected a path, a URL, an encoded file as bytes, a PIL picture or an array of "
+        f"uint8 (H, W, 3) or (H, W), found {found}"
+    )
+
+
+def _has_picture_shape(image: np.ndarray) -> bool:
+    return image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
+
+
+def _picture_name(image: PictureSource | None) -> str | None:
+    if image is None or isinstance(image, str | Path):
+        return None if image is None else str(image)
+    return "(given as bytes)" if isinstance(image, bytes) else "(given as pixels)"
+
+
+def _require_number(name: str, number: object, least: float, most: float) -> None:
+    """UsageError for anything but a finite number from `least` to `most`."""
+    real = isinstance(number, Real) and not isinstance(number, bool)
+    try:
+        if real and math.isfinite(number) and least <= number <= most:  # type: ignore[arg-type]
+            return
+    except OverflowError:  # a whole number that no float holds
+        pass
+    limits = "" if math.isinf(most) else f" from {least:g} to {most:g}"
+    raise UsageError(name, expected=f"a finite number{limits}", found=repr(number)[:40])
+
+
+def _require_terms(terms: Sequence[Term]) -> tuple[Term, ...]:
+    if not isinstance(terms, Sequence) or not all(isinstance(term, Term) for term in terms):
+        found = type(terms).__name__
+        if isinstance(terms, Sequence) and not isinstance(terms, str):
+            found = next(type(term).__name__ for term in terms if not isinstance(term, Term))
+        raise TypeError(f"terms: expected Term(text=..., weight=...) in a list, found {found}")
+    return tuple(terms)
+
+
+def check_rate(false_alarms: float) -> bool:
+    """True for a rate above 0 and below 1; UsageError for another."""
+    if not 0 < false_alarms < 1:
+        raise UsageError(
+            "false alarms", expected="a rate above 0 and below 1", found=repr(false_alarms)
+        )
+    return True
 
 
 def _parse_stages(rerank: Sequence[RerankStage | str] | str) -> tuple[RerankStage, ...]:

@@ -15,7 +15,7 @@ from typing import Any, overload
 from PIL import Image, ImageOps
 
 from chiasm.index.notebook import Tile, gallery
-from chiasm.index.queries import Query
+from chiasm.index.queries import Query, check_rate
 from chiasm.pipeline.errors import ChiasmError, SourceError, Undecodable, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.records import IMAGE, TEXT, Origin, Place
@@ -32,10 +32,14 @@ MIN_LOAD_SECONDS = 0.05  # loading that took less is not mentioned
 @dataclass(frozen=True, slots=True)
 class Hit:
     """A row that was found: its position in the live generation, and the score of each stage that
-    scored it by the stage's name, in their order, `search` first. Higher is better."""
+    scored it by the stage's name, in their order, `search` first. Higher is better. rerank_step:
+    the number of the last stage of reranking that scored it, from 0, None for none. folded: the
+    positions of near duplicates that are folded under it, best first."""
 
     position: int
     scores: dict[str, float]
+    rerank_step: int | None = None
+    folded: tuple[int, ...] = ()
 
     @property
     def score(self) -> float:
@@ -48,10 +52,11 @@ class Hit:
         """The name of the last stage that scored it."""
         return next(reversed(self.scores))
 
-    def scored(self, stage: str, score: float) -> Hit:
-        """The hit with the score of one more stage."""
+    def scored(self, stage: str, score: float, rerank_step: int | None = None) -> Hit:
+        """The hit with the score of one more stage; rerank_step: its number, of one that
+        reranks."""
         before = {name: value for name, value in self.scores.items() if name != stage}
-        return Hit(self.position, {**before, stage: score})
+        return Hit(self.position, {**before, stage: score}, rerank_step, self.folded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +92,14 @@ def row_id(shard_id: str, row: int, edition: str) -> str:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Result:
-    """A hit with its row. `rank` counts from 1. The fields of both are attributes."""
+    """A hit with its row. `rank` counts from 1. The fields of both are attributes. `duplicates`:
+    the ids of the near duplicates that are folded under it, best first, where the query has
+    `dedup`."""
 
     rank: int
     hit: Hit
     row: CatalogRow
+    duplicates: tuple[str, ...] = ()
 
     @property
     def score(self) -> float:
@@ -208,6 +216,8 @@ class Result:
             result["members"] = {
                 modality: _place_as_json(origin.place) for modality, origin in self.members.items()
             }
+        if self.duplicates:
+            result["duplicates"] = list(self.duplicates)
         return result
 
     def __repr__(self) -> str:
@@ -216,7 +226,12 @@ class Result:
     def summary(self, score_label: str) -> str:
         """The result in one line, with the score as given."""
         caption = _shorten(self.caption or self.key, MAX_TITLE)
-        return f"<Result {self.rank}: {score_label} {caption!r} {self.id}>"
+        return f"<Result {self.rank}: {score_label} {caption!r} {self.id}{self.duplicates_label()}>"
+
+    def duplicates_label(self) -> str:
+        """` + 3 near duplicates`, "" without."""
+        count = len(self.duplicates)
+        return f" + {count} near duplicate{'s' if count > 1 else ''}" if count else ""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -259,10 +274,8 @@ class Answer(Sequence[Result]):
     def is_reranked(self, result: Result) -> bool:
         """Whether the query's last stage of reranking scored this result; False without stages.
         Results that it did not score follow, with an earlier stage's score, on another scale."""
-        if not self.query.stages:
-            return False
-        last = self.query.stages[-1]  # what it scored comes first; an earlier one may have its name
-        return result.rank <= last.depth and last.name in result.scores
+        stages = self.query.stages  # by number: an earlier one may have the name of the last
+        return bool(stages) and result.hit.rerank_step == len(stages) - 1
 
     def score_label(self, result: Result) -> str:
         """The score for people; of a result that the last stage did not score also whose score it
@@ -318,15 +331,6 @@ class Answer(Sequence[Result]):
             for result, picture in zip(first, pictures, strict=True)
         ]
         return gallery(self._title(), tiles, HTML_SIDE, left_out=len(self) - len(first))
-
-
-def check_rate(false_alarms: float) -> bool:
-    """True for a rate above 0 and below 1; UsageError for another."""
-    if not 0 < false_alarms < 1:
-        raise UsageError(
-            "false alarms", expected="a rate above 0 and below 1", found=repr(false_alarms)
-        )
-    return True
 
 
 def _place_as_json(place: Place | None) -> dict[str, Any]:

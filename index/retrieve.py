@@ -1,6 +1,6 @@
 """The read path on one screen.
 
-    Query -> encoder -> search -> keywords -> rerank -> results
+    Query -> encoder -> search -> keywords -> rerank -> fold and diversify -> results
 
 `retrieve_from` is the path, each stage timed. `open_collection` gives a `Searcher`, which holds
 what stays between queries (index/query/open_index.py) and is what programs use. A query changes
@@ -22,6 +22,7 @@ from chiasm.index.query import (
     OpenIndex,
     add_keywords,
     check_stages,
+    diversify,
     encode_queries,
     open_keywords,
     open_live,
@@ -78,12 +79,17 @@ def retrieve_from(queries: Sequence[Query], collection: OpenIndex) -> list[Answe
         with clock.stage("keywords"):
             hits = add_keywords(queries, xq, hits, collection)
     with clock.stage("rerank"):
-        hits = [
-            rerank(query, vector, candidates, collection)[: query.k]
-            for query, vector, candidates in zip(queries, xq, hits, strict=True)
-        ]
+        hits = rerank(queries, xq, hits, collection)
+    if any(query.dedup is not None or query.diversity for query in queries):
+        with clock.stage("diversify"):
+
+            def search_more(some: Sequence[int], counts: Sequence[int]) -> list[list[Hit]]:
+                return search_queries([queries[n] for n in some], xq[some], collection, counts)
+
+            hits = diversify(queries, hits, collection, search_more)
     with clock.stage("results"):
-        results = read_results(hits, collection)
+        wanted = [ranked[: query.k] for query, ranked in zip(queries, hits, strict=True)]
+        results = read_results(wanted, collection)
     share = {stage: seconds / max(1, len(queries)) for stage, seconds in clock.seconds.items()}
     return [
         Answer(query, ranked, share, p)
@@ -92,13 +98,16 @@ def retrieve_from(queries: Sequence[Query], collection: OpenIndex) -> list[Answe
 
 
 def search_queries(
-    queries: Sequence[Query], xq: np.ndarray, collection: OpenIndex
+    queries: Sequence[Query],
+    xq: np.ndarray,
+    collection: OpenIndex,
+    counts: Sequence[int] | None = None,
 ) -> list[list[Hit]]:
     """The hits of each query; those that differ in nothing but their vector are searched at
-    once."""
+    once. counts: how many of each query, `Query.candidates` by default."""
     groups: dict[tuple[str, int, int], list[int]] = defaultdict(list)
     for number, query in enumerate(queries):
-        k = min(query.candidates, len(collection))
+        k = min(counts[number] if counts else query.candidates, len(collection))
         nprobe = collection.lists_to_scan(query.column, query.nprobe)
         groups[query.column, k, nprobe].append(number)
     hits: dict[int, list[Hit]] = {}
@@ -117,9 +126,13 @@ def search_queries(
 
 def read_results(hits: Sequence[Sequence[Hit]], collection: OpenIndex) -> list[tuple[Result, ...]]:
     """The hits of each query with their rows of the catalog; each row is read once."""
-    rows = collection.rows({hit.position for hit in chain.from_iterable(hits)})
+    every_hit = list(chain.from_iterable(hits))
+    rows = collection.rows({p for hit in every_hit for p in (hit.position, *hit.folded)})
     return [
-        tuple(Result(rank, hit, rows[hit.position]) for rank, hit in enumerate(ranked, 1))
+        tuple(
+            Result(rank, hit, rows[hit.position], tuple(rows[p].id for p in hit.folded))
+            for rank, hit in enumerate(ranked, 1)
+        )
         for ranked in hits
     ]
 
@@ -142,6 +155,8 @@ class Searcher(OpenIndex):
         k: int = 10,
         rerank: Sequence[RerankStage | str] | str = (),
         hybrid: bool = False,
+        dedup: float | None = None,
+        diversity: float = 0.0,
     ) -> Answer:
         """The k rows nearest to a text, a picture, or both.
 
@@ -149,10 +164,21 @@ class Searcher(OpenIndex):
         array of uint8 (H, W, 3) or (H, W). column: `image` finds pictures and is the default,
         `text` finds captions, `joint` pairs. rerank: one stage such as "match:20", or a list of
         them, see index/query/rerank.py. hybrid: find captions that have the text's words too, see
-        index/query/keyword.py. Raises UsageError for values and TypeError for types that
-        cannot be used, SourceError for a URL that cannot be read.
+        index/query/keyword.py. dedup: the cosine from which on hits are folded under a better one,
+        such as 0.97. diversity: from 0 to 1, see index/query/diversify.py. Weighted queries are
+        `Query(terms=[...])` for `search_many`. Raises UsageError for values and TypeError for types
+        that cannot be used, SourceError for a URL that cannot be read.
         """
-        query = Query(text, image, column=column or "image", k=k, rerank=rerank, hybrid=hybrid)
+        query = Query(
+            text,
+            image,
+            column=column or "image",
+            k=k,
+            rerank=rerank,
+            hybrid=hybrid,
+            dedup=dedup,
+            diversity=diversity,
+        )
         return self.search_many([query])[0]
 
     def search_many(self, queries: Sequence[Query | str]) -> list[Answer]:

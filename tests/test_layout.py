@@ -78,6 +78,8 @@ INDEX_ARROWS = {
     "index/query": {"index/segments"},
     **{each: {"index/query", "index/segments"} for each in ("index/build", "index/retrieve")},
     "index/sheet": {"index/retrieve", "index/query"},
+    "index/query_files": NOTHING,
+    "index/hit_files": {"index/retrieve", "index/query_files"},
     "index/verify": {"index/segments", "index/build"},
 }
 JOBS = {f"jobs/{path.stem}" for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__"}

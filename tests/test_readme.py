@@ -213,7 +213,7 @@ def test_every_command_of_the_readme_runs(world):
     run_all(ENGLISH, world)
     for sheet in "answer.png", "hits.png":
         assert (world.folder / sheet).read_bytes()[:4] == b"\x89PNG"
-    queries = [out for command, out in world.outputs.items() if "queries.txt" in command]
+    queries = [out for command, out in world.outputs.items() if "< queries.txt" in command]
     assert [out.count("\n") for out in queries] == [2]
     assert list((world.folder / "cleaned").glob("*.scores.jsonl"))
 

@@ -20,7 +20,7 @@ from tiny_collection import make_collection
 from tiny_llava import cross_encoder_folder
 
 from chiasm.index import Query, RerankStage, build_index, open_collection
-from chiasm.index.query import check_stages
+from chiasm.index.query import OpenIndex, check_stages, pairs, rerank
 from chiasm.jobs.cli.search import format_answer
 from chiasm.pipeline.collection import Identity, create_or_check
 from chiasm.pipeline.editions import EmbedSettings
@@ -33,6 +33,7 @@ from chiasm.pipeline.pretrained.hub import capture_warnings
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.storage import Folder
 
+rerank_module = sys.modules[rerank.__module__]  # the function has the name of its module
 FLOAT32 = EncoderSettings(device="cpu", precision="float32")
 
 
@@ -290,3 +291,78 @@ def test_a_cross_encoder_that_lacks_weights_is_refused(reranker, tmp_path):
     save_file({n: t for n, t in weights.items() if n != gone}, copy / "model.safetensors")
     with pytest.raises(EncoderError, match=r"expected all weights of the model, found none for"):
         load_matcher(f"st:{copy}", EncoderSettings())
+
+
+class Recorded(FakeMatcher):
+    """Records how many pairs, and how many items of each side, it matches at once."""
+
+    def __init__(self):
+        super().__init__("matcher")
+        self.calls: list[tuple[int, int, int]] = []
+
+    def match(self, a, b, pairs):
+        self.calls.append((len(pairs), len(a[1]), len(b[1])))
+        return super().match(a, b, pairs)
+
+
+def test_the_pairs_of_all_queries_are_matched_together_and_pictures_are_read_once(
+    made, monkeypatch
+):
+    matcher, reads, decoded = Recorded(), [], []
+    monkeypatch.setattr(pairs, "read_checked", recording(reads, pairs.read_checked))
+    monkeypatch.setattr(pairs, "decode", recording(decoded, pairs.decode))
+    collection = open_collection(made)
+    monkeypatch.setattr(collection, "_encoder", matcher)
+    picture = collection.search("x", k=1)[0].picture()
+    queries = [
+        *(Query(f"text {n}", k=40, rerank=f"match:{20 + n}") for n in range(6)),
+        Query("text 0", k=40, rerank=["vectors:40", "match:12"]),
+        *(Query(image=picture, k=40, column="text", rerank="match:7") for _ in range(2)),
+        Query("unranked", k=5),
+    ]
+    together = collection.search_many(queries)
+    hits = [{(r.url, r.place) for r in collection.search(f"text {n}", k=20 + n)} for n in range(6)]
+    texts = sum(20 + n for n in range(6))
+    first = [*(min(32, texts - start) for start in range(0, texts, 32)), 14]
+    assert [count for count, _, _ in matcher.calls] == [*first, 12]  # then the second stage
+    assert max(texts for _, texts, _ in matcher.calls[: len(first) - 1]) > 1
+    rows = [args[:2] for args in reads[: len(set.union(*hits))]]
+    assert set(rows) == set.union(*hits) and len(rows) < texts
+    assert len(reads) == len(rows) + 12  # whichever queries have it, a picture is read once
+    assert len(decoded) == len(reads)
+    for query, answer in zip(queries, together, strict=True):  # its batch changes nothing
+        assert collection.search_many([query])[0].results == answer.results
+
+
+def recording(calls, function):
+    def recorded(*args):
+        calls.append(args)
+        return function(*args)
+
+    return recorded
+
+
+def test_rows_of_few_queries_are_in_memory_at_once(made, monkeypatch):
+    collection = open_collection(made)
+    queries = [Query(f"text {n}", k=12, rerank=f"match:{5 + n}") for n in range(5)]
+    expected = [answer.results for answer in collection.search_many(queries)]
+    monkeypatch.setattr(rerank_module, "MAX_ROWS", 12)
+    rows = []
+    monkeypatch.setattr(OpenIndex, "rows", recording(rows, OpenIndex.rows))
+    assert [answer.results for answer in collection.search_many(queries)] == expected
+    assert len(rows) == 5  # of 5 + 6, of 7, of 8 and of 9 hits; and of the results
+
+
+def test_a_query_whose_every_pair_is_refused_is_named_though_others_are_scored(made, monkeypatch):
+    class Deaf(FakeMatcher):
+        def match(self, a, b, pairs):
+            if any(isinstance(item, str) and item == "unheard" for item in a[1]):
+                raise ValueError("no such word")
+            return super().match(a, b, pairs)
+
+    collection = open_collection(made)
+    monkeypatch.setattr(collection, "_encoder", Deaf("matcher"))
+    queries = [Query("boat", rerank="match:9"), Query("unheard", rerank="match:9")]
+    assert collection.search_many(queries[:1])
+    with pytest.raises(UsageError, match=r'^"unheard": expected a query that .*no such word'):
+        collection.search_many(queries)

@@ -302,7 +302,7 @@ def test_a_sheet_that_cannot_be_written_leaves_the_one_before(answer, tmp_path):
 
 
 def test_results_that_were_not_reranked_say_by_what_they_were_scored(answer, monkeypatch):
-    first = replace(answer[0], hit=answer[0].hit.scored("match", 5.25))
+    first = replace(answer[0], hit=answer[0].hit.scored("match", 5.25, 0))
     reranked = replace(
         answer, query=Query("a", rerank="match:1"), results=(first, *answer.results[1:])
     )

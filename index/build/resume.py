@@ -43,11 +43,11 @@ def recipe_of(
     covered: CoveredShards, settings: IndexSettings, columns: Sequence[str] | None
 ) -> str:
     """A digest of all that decides what a build writes."""
-    chosen = {
+    facts_of_settings = {
         name: value for name, value in asdict(settings).items() if name not in _NOT_OF_A_RECIPE
     }
     shards = [asdict(covered.indexed[file.shard_id]) for file in covered.files]
-    facts = [chosen, sorted(columns or ()), covered.identity.fingerprint, shards]
+    facts = [facts_of_settings, sorted(columns or ()), covered.identity.fingerprint, shards]
     text = json.dumps(facts, sort_keys=True).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(text, digest_size=16).hexdigest()
 

@@ -1,7 +1,8 @@
-"""A query's way: opened index, encoded query, search, rerank."""
+"""A query's way: opened index, encoded query, search, rerank, diversify."""
 
 from chiasm.index.query.calibrate import Calibration
 from chiasm.index.query.calibrated import calibrate_index, p_absent, require_words
+from chiasm.index.query.diversify import diversify
 from chiasm.index.query.encode import (
     encode_each,
     encode_queries,
@@ -26,6 +27,7 @@ __all__ = [
     "as_float32",
     "calibrate_index",
     "check_stages",
+    "diversify",
     "encode_each",
     "encode_queries",
     "encoded_picture",

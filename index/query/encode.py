@@ -1,17 +1,20 @@
 """Queries -> vectors, by the collection's own encoder.
 
-Words and pictures are encoded in batches, each picture by the same decoder that read the shards. A
-query with both is what the encoder's `encode_joint_queries` makes of the two.
+The words of all queries of a batch are encoded together, and so are their pictures, each by the
+same decoder that read the shards. A query with both is what the encoder's `encode_joint_queries`
+makes of the two, one of weighted terms the normalised weighted sum of their vectors.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
-from chiasm.index.queries import PictureSource, Query
+from chiasm.index.queries import PictureSource, Query, Term
 from chiasm.index.query.query_picture import encoded_picture, source_name
 from chiasm.pipeline.encoders import (
     JOINT,
@@ -32,6 +35,9 @@ T = TypeVar("T")
 Encode = Callable[[str, Sequence[Any]], Encoded]
 
 BATCH = 64  # texts or pictures encoded at once
+# A weighted sum that is shorter than this, as a share of the sum of the weights, is no direction: a
+# vector differs by some 1e-6 from batch to batch, in bfloat16 by 4e-3.
+MIN_SUM = 1e-3
 
 
 def encode_queries(queries: Sequence[Query], encoder: Encoder | None, dim: int) -> np.ndarray:
@@ -45,31 +51,85 @@ def encode_queries(queries: Sequence[Query], encoder: Encoder | None, dim: int) 
     for number, query in enumerate(queries):
         if query.vector is not None:
             xq[number] = _given(query.vector, dim)
-    worded = [number for number, query in enumerate(queries) if query.words]
-    pictured = [
-        (number, query.image) for number, query in enumerate(queries) if query.image is not None
+    inputs = [
+        Input(number, term, _name(term, query))
+        for number, query in enumerate(queries)
+        for term in query.inputs
     ]
     if encoder is None:
-        assert not worded and not pictured
+        assert not inputs
         return xq
-    texts: dict[int, Encoded] = {}
-    for some in _batches(worded):
-        items = [text_of(queries[number].words, encoder) for number in some]
-        names = [str(queries[number]) for number in some]
-        rows = encode_each(encoder.encode_queries, TEXT, items, names, encoder)
-        for row, number in zip(rows, some, strict=True):
-            xq[number], texts[number] = row.vectors[0], row
-    for some in _batches(pictured):
-        items = [pixels_of(source, encoder) for _, source in some]
-        names = [source_name(source) for _, source in some]
-        rows = encode_each(encoder.encode_queries, IMAGE, items, names, encoder)
-        for image, (number, _) in zip(rows, some, strict=True):
-            if number in texts:
-                parts = {IMAGE: image, TEXT: texts[number]}
-                xq[number] = _joint(parts, queries[number], encoder)
-            else:
-                xq[number] = image.vectors[0]
+    parts: dict[int, list[Encoded]] = defaultdict(list)  # of each query, in the order of its inputs
+    for entry, row in zip(inputs, _encode_inputs(inputs, encoder), strict=True):
+        parts[entry.query].append(row)
+    for number, rows in parts.items():
+        xq[number] = _query_vector(queries[number], rows, encoder)
     return xq
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A text or a picture to encode. query: the number of its query. name: for errors."""
+
+    query: int
+    term: Term
+    name: str
+
+
+def _name(term: Term, query: Query) -> str:
+    if term.image is not None:
+        return source_name(term.image)
+    return f'"{term.words}"' if query.terms else str(query)
+
+
+def _encode_inputs(inputs: Sequence[Input], encoder: Encoder) -> list[Encoded]:
+    """What the encoder makes of each input, BATCH texts or pictures at a time."""
+    rows: dict[int, Encoded] = {}
+    texts = [number for number, entry in enumerate(inputs) if entry.term.image is None]
+    pictures = [number for number, entry in enumerate(inputs) if entry.term.image is not None]
+    for some in _batches(texts):
+        items = [text_of(inputs[number].term.words, encoder) for number in some]
+        names = [inputs[number].name for number in some]
+        encoded = encode_each(encoder.encode_queries, TEXT, items, names, encoder)
+        rows.update(zip(some, encoded, strict=True))
+    for some in _batches(pictures):
+        items = [pixels_of(_picture_of(inputs[number].term), encoder) for number in some]
+        names = [inputs[number].name for number in some]
+        encoded = encode_each(encoder.encode_queries, IMAGE, items, names, encoder)
+        rows.update(zip(some, encoded, strict=True))
+    return [rows[number] for number in range(len(inputs))]
+
+
+def _picture_of(term: Term) -> PictureSource:
+    assert term.image is not None
+    return term.image
+
+
+def _query_vector(query: Query, rows: Sequence[Encoded], encoder: Encoder) -> np.ndarray:
+    """The vector (D,) of a query from what the encoder made of its inputs."""
+    if query.terms:
+        weights = [float(term.weight) for term in query.terms]
+        return weighted_sum(np.concatenate([row.vectors for row in rows]), weights, str(query))
+    if len(rows) == 1:
+        return rows[0].vectors[0]
+    text, image = rows
+    return _joint({IMAGE: image, TEXT: text}, query, encoder)
+
+
+def weighted_sum(vectors: np.ndarray, weights: Sequence[float], name: str) -> np.ndarray:
+    """The normalised weighted sum of unit vectors: (n, D) float32 -> (D,) float32, summed in
+    float64. UsageError, with the query's name, where nothing but rounding is left of it."""
+    share = np.array(weights, np.float64)
+    share /= np.abs(share).max()  # weights may be of any size
+    total = share @ vectors.astype(np.float64)
+    if np.linalg.norm(total) < MIN_SUM * np.abs(share).sum():
+        raise UsageError(
+            name,
+            expected="terms that do not cancel each other out",
+            found="a weighted sum of about zero",
+            do="change a weight or a term",
+        )
+    return (total / np.linalg.norm(total)).astype(np.float32)
 
 
 def encode_each(

@@ -7,45 +7,71 @@
 
 Stages follow one another, each on the first N hits of the stage before. Hits beyond N, and hits
 that a stage cannot score because they have no picture, keep their order behind those it scored.
+
+The queries of a batch take a stage together: their pairs are matched in one order, by picture, so
+that each picture is fetched and decoded once, whichever queries have it among their hits
+(index/query/pairs.py). A hit's score depends on its query alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
 
 import numpy as np
 
-from chiasm.index.queries import Query, RerankStage
-from chiasm.index.query.encode import pixels_of, query_refused, text_of
+from chiasm.index.queries import Query, RerankStage, Term
+from chiasm.index.query.encode import query_refused
 from chiasm.index.query.open_index import OpenIndex
-from chiasm.index.results import CatalogRow, Hit
+from chiasm.index.query.pairs import (
+    Outcome,
+    Pair,
+    match_pairs,
+    side_of_query,
+    side_of_row,
+)
+from chiasm.index.results import Hit
 from chiasm.pipeline.encoders import (
     Fault,
     Matcher,
     load_matcher,
-    match_each,
     probe_matcher,
     require_matcher,
     require_modality,
 )
-from chiasm.pipeline.errors import ChiasmError, UsageError
-from chiasm.pipeline.images import DecodeSettings, decode
+from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.records import IMAGE, TEXT
-from chiasm.pipeline.shards import read_checked
 
-READERS = 8  # pictures fetched at once: reads of an object store mostly wait
-BATCH = 32  # pairs matched at once
+MAX_ROWS = 1 << 14  # rows of the catalog in memory at once, beyond those of one query
 
-Scorer = Callable[[Query, np.ndarray, Sequence[Hit], OpenIndex, RerankStage], list[float | None]]
+Scores = list[float | None]  # of the hits of one query, None for a hit that cannot be scored
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """Hits of one query that a stage scores; xq (D,) float32 is the query's vector."""
+
+    query: Query
+    xq: np.ndarray
+    hits: Sequence[Hit]
+    stage: RerankStage
+
+    @classmethod
+    def of(cls, query: Query, xq: np.ndarray, ranked: Sequence[Hit], step: int) -> Candidates:
+        """Those of one of the query's stages, by its number."""
+        stage = query.stages[step]
+        return cls(query, xq, ranked[: stage.depth], stage)
+
+
+Scorer = Callable[[Sequence[Candidates], OpenIndex], list[Scores]]
 
 
 @dataclass(frozen=True, slots=True)
 class Reranker:
-    """score: one score for each hit, None for a hit that it cannot score. takes_model: written
-    `NAME:MODEL:N`, else `NAME:N`."""
+    """score: the scores of the hits of several queries, whose stages differ in depth alone.
+    takes_model: written `NAME:MODEL:N`, else `NAME:N`."""
 
     score: Scorer
     takes_model: bool = False
@@ -67,67 +93,86 @@ def _syntax(name: str) -> str:
     return f"{name}:MODEL:N" if RERANKERS[name].takes_model else f"{name}:N"
 
 
-def rerank(query: Query, xq: np.ndarray, hits: list[Hit], collection: OpenIndex) -> list[Hit]:
-    """The hits of one query through all of its stages; xq (D,) float32 is its vector.
+def rerank(
+    queries: Sequence[Query], xq: np.ndarray, hits: Sequence[list[Hit]], collection: OpenIndex
+) -> list[list[Hit]]:
+    """The hits of each query through all of its stages; xq (Q, D) float32 are their vectors.
 
-    Raises UsageError for a stage that the query or the encoder cannot serve, SourceError for
+    Raises UsageError for a stage that a query or the encoder cannot serve, SourceError for
     pictures that are gone.
     """
-    for stage in query.stages:
-        first, rest = hits[: stage.depth], hits[stage.depth :]
-        scores = RERANKERS[stage.reranker].score(query, xq, first, collection, stage)
-        scored = [
-            hit.scored(stage.name, score)
-            for hit, score in zip(first, scores, strict=True)
-            if score is not None
-        ]
-        scored.sort(key=lambda hit: (-hit.score, hit.position))
-        unscored = [hit for hit, score in zip(first, scores, strict=True) if score is None]
-        hits = scored + unscored + rest
-    return hits
+    ranked = list(hits)
+    for step in range(max((len(query.stages) for query in queries), default=0)):
+        together: dict[str, list[int]] = defaultdict(list)  # queries by the name of the stage
+        for number, query in enumerate(queries):
+            if step < len(query.stages):
+                together[query.stages[step].name].append(number)
+        for numbers in chain.from_iterable(
+            _blocks(group, [queries[number].stages[step].depth for number in group])
+            for group in together.values()
+        ):
+            batch = [Candidates.of(queries[n], xq[n], ranked[n], step) for n in numbers]
+            scores = RERANKERS[batch[0].stage.reranker].score(batch, collection)
+            for number, candidates, scored in zip(numbers, batch, scores, strict=True):
+                rest = ranked[number][candidates.stage.depth :]
+                ranked[number] = _in_order(candidates, scored, step) + rest
+    return ranked
 
 
-def by_vectors(
-    query: Query,
-    xq: np.ndarray,
-    hits: Sequence[Hit],
-    collection: OpenIndex,
-    stage: RerankStage,
-) -> list[float | None]:
+def _blocks(numbers: Sequence[int], depths: Sequence[int]) -> Iterator[list[int]]:
+    """The numbers in their order, cut where the depths exceed MAX_ROWS."""
+    block: list[int] = []
+    rows = 0
+    for number, depth in zip(numbers, depths, strict=True):
+        if block and rows + depth > MAX_ROWS:
+            yield block
+            block, rows = [], 0
+        block.append(number)
+        rows += depth
+    if block:
+        yield block
+
+
+def _in_order(candidates: Candidates, scores: Scores, step: int) -> list[Hit]:
+    """The hits that were scored, best first, then the others as they were."""
+    pairs = list(zip(candidates.hits, scores, strict=True))
+    scored = [
+        hit.scored(candidates.stage.name, score, step) for hit, score in pairs if score is not None
+    ]
+    scored.sort(key=lambda hit: (-hit.score, hit.position))
+    return scored + [hit for hit, score in pairs if score is None]
+
+
+def by_vectors(batch: Sequence[Candidates], collection: OpenIndex) -> list[Scores]:
     """Inner products with the stored joint vectors, in float32; None for rows without one."""
-    joint = collection.vectors("joint", [hit.position for hit in hits])
-    return [float(vector @ xq) if vector.any() else None for vector in joint]
+    scores = []
+    for one in batch:  # no more vectors in memory than one query needs
+        joint = collection.vectors("joint", [hit.position for hit in one.hits])
+        scores.append([float(vector @ one.xq) if vector.any() else None for vector in joint])
+    return scores
 
 
-def by_matching(
-    query: Query,
-    xq: np.ndarray,
-    hits: Sequence[Hit],
-    collection: OpenIndex,
-    stage: RerankStage,
-) -> list[float | None]:
+def by_matching(batch: Sequence[Candidates], collection: OpenIndex) -> list[Scores]:
     """Matching logit of the query's words with each picture, or of the query's picture with each
-    caption, plus the score before; None for rows without.
+    caption, plus the score before; None for rows without. Of a query of terms the mean logit of
+    its texts, or without texts of its pictures, by their weights: sum(w x) / sum(|w|).
     """
-    logits = _by_pairs(query, hits, collection, stage, require_matcher(collection.encoder))
+    logits = _by_pairs(batch, collection, require_matcher(collection.encoder))
     return [
-        None if logit is None else logit + hit.score
-        for logit, hit in zip(logits, hits, strict=True)
+        [
+            None if logit is None else logit + hit.score
+            for logit, hit in zip(row, one.hits, strict=True)
+        ]
+        for row, one in zip(logits, batch, strict=True)
     ]
 
 
-def by_cross_encoder(
-    query: Query,
-    xq: np.ndarray,
-    hits: Sequence[Hit],
-    collection: OpenIndex,
-    stage: RerankStage,
-) -> list[float | None]:
+def by_cross_encoder(batch: Sequence[Candidates], collection: OpenIndex) -> list[Scores]:
     """Scores of a CrossEncoder for words and pictures, paired as in `by_matching`; None for rows
     without.
     """
-    matcher = load_matcher(f"st:{stage.model}", collection.encoding)
-    return _by_pairs(query, hits, collection, stage, matcher)
+    matcher = load_matcher(f"st:{batch[0].stage.model}", collection.encoding)
+    return _by_pairs(batch, collection, matcher)
 
 
 RERANKERS: dict[str, Reranker] = {
@@ -137,82 +182,58 @@ RERANKERS: dict[str, Reranker] = {
 }
 
 
-def _by_pairs(
-    query: Query,
-    hits: Sequence[Hit],
-    collection: OpenIndex,
-    stage: RerankStage,
-    matcher: Matcher,
-) -> list[float | None]:
-    """Scores of the query's text with each hit's picture, or of the query's picture with each hit's
-    caption, BATCH pairs at a time; None for hits without, and for those that the matcher does not
-    take. UsageError where it takes none: then it is the query that it refuses.
+def _by_pairs(batch: Sequence[Candidates], collection: OpenIndex, matcher: Matcher) -> list[Scores]:
+    """Scores of each query's texts with its hits' pictures, or of its pictures with its hits'
+    captions; None for hits without, and for those that the matcher does not take. UsageError where
+    it takes none of them: then it is the query that it refuses.
     """
-    if not query.words and query.image is None:
-        raise UsageError(f"rerank {stage}", expected="words or a picture", found="a vector")
-    catalog = collection.rows({hit.position for hit in hits})
-    rows = [catalog[hit.position] for hit in hits]
     for modality in (IMAGE, TEXT):
         require_modality(matcher, modality)
-    if query.words:
-        usable = [i for i, row in enumerate(rows) if row.place is not None]
-        query_side = (TEXT, [text_of(query.words, matcher)])
-    else:
-        assert query.image is not None
-        usable = [i for i, row in enumerate(rows) if row.caption]
-        query_side = (IMAGE, [pixels_of(query.image, matcher)])
+    catalog = collection.rows({hit.position for one in batch for hit in one.hits})
+    terms = [_matched_terms(one) for one in batch]
+    pairs: dict[tuple[int, int, int], Pair] = {}  # by query, term of the query, hit of the query
+    for number, one in enumerate(batch):
+        for at, term in enumerate(terms[number]):
+            query_side = side_of_query(term, (number, at))
+            for place, hit in enumerate(one.hits):
+                row_side = side_of_row(term, hit.position, catalog[hit.position])
+                if row_side is not None:
+                    pairs[number, at, place] = query_side, row_side
+    outcomes = dict(zip(pairs, match_pairs(list(pairs.values()), matcher), strict=True))
+    scores = []
+    for number, one in enumerate(batch):
+        rows = [
+            [outcomes.get((number, at, place)) for place in range(len(one.hits))]
+            for at in range(len(terms[number]))
+        ]
+        for term, row in zip(terms[number], rows, strict=True):
+            _require_taken(row, str(term if one.query.terms else one.query), matcher)
+        scores.append(_mean_scores(rows, [float(term.weight) for term in terms[number]]))
+    return scores
 
-    def row_side(i: int) -> Any:
-        try:
-            if query.words:
-                return _pixels(_picture(rows[i]), matcher)
-            return matcher.preprocess(TEXT, rows[i].caption or "")
-        except ChiasmError:  # the row's shard is gone, or holds another picture
-            raise
-        except Exception:  # noqa: BLE001  embedded under other limits, or by a model that takes it
-            return None  # it is not scored
 
-    scores, faults = _match(query_side, row_side, usable, matcher)
-    if faults and not scores:
+def _matched_terms(one: Candidates) -> list[Term]:
+    """The query's texts or, where it has none, its pictures; UsageError without either."""
+    terms = [term for term in one.query.inputs if term.weight]
+    if not terms:
+        raise UsageError(f"rerank {one.stage}", expected="words or a picture", found="a vector")
+    return [term for term in terms if term.words] or terms
+
+
+def _require_taken(outcomes: Sequence[Outcome], name: str, matcher: Matcher) -> None:
+    """UsageError where the matcher refuses every pair of a query's text or picture."""
+    tried = [outcome for outcome in outcomes if outcome is not None]
+    if tried and isinstance(tried[0], Fault) and all(isinstance(x, Fault) for x in tried):
         probe_matcher(matcher)
-        raise query_refused(str(query), matcher, faults[0])
-    return [scores.get(i) for i in range(len(hits))]
+        raise query_refused(name, matcher, tried[0])
 
 
-def _match(
-    query_side: tuple[str, list[Any]],
-    row_side: Callable[[int], Any],
-    usable: Sequence[int],
-    matcher: Matcher,
-) -> tuple[dict[int, float], list[Fault]]:
-    """The scores of those of the `usable` hits that the matcher takes, and the faults of others;
-    row_side: a hit's item, None for one that has none."""
-    modality = IMAGE if query_side[0] == TEXT else TEXT
-    scores: dict[int, float] = {}
-    faults: list[Fault] = []
-    with ThreadPoolExecutor(READERS) as readers:
-        for start in range(0, len(usable), BATCH):
-            batch = usable[start : start + BATCH]
-            sides = dict(zip(batch, readers.map(row_side, batch), strict=True))
-            items = {i: side for i, side in sides.items() if side is not None}
-            pairs = np.array([(0, number) for number in range(len(items))])
-            other_side = (modality, list(items.values()))
-            matched, refused = match_each(matcher, query_side, other_side, pairs)
-            faults += refused.values()
-            scores |= {
-                i: score
-                for number, (i, score) in enumerate(zip(items, matched.tolist(), strict=True))
-                if number not in refused
-            }
-    return scores, faults
-
-
-def _pixels(data: bytes, matcher: Matcher) -> Any:
-    """An encoded picture as the matcher takes it. Raises Undecodable."""
-    image = decode(data, DecodeSettings(), matcher.modalities[IMAGE].side).image
-    return matcher.preprocess(IMAGE, np.asarray(image))
-
-
-def _picture(row: CatalogRow) -> bytes:
-    assert row.place is not None
-    return read_checked(row.url, row.place, row.sha256)
+def _mean_scores(rows: Sequence[Sequence[Outcome]], weights: Sequence[float]) -> Scores:
+    """For each hit sum(w x) / sum(|w|) over the terms; None where a term has no score for it."""
+    total = sum(map(abs, weights))
+    return [
+        sum(weight * score for weight, score in zip(weights, column, strict=True)) / total
+        if all(isinstance(score, float) for score in column)
+        else None
+        for column in zip(*rows, strict=True)
+    ]

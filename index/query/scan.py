@@ -213,8 +213,8 @@ def _scan_codes(
 ) -> None:
     """Add what FAISS finds in these lists to the heaps of each query."""
     faiss = load_faiss()
-    chosen = {} if part.selector is None else {"sel": part.selector}
-    parameters = faiss.SearchParametersIVF(nprobe=lists.shape[1], **chosen)
+    selection = {} if part.selector is None else {"sel": part.selector}
+    parameters = faiss.SearchParametersIVF(nprobe=lists.shape[1], **selection)
     unused = np.zeros(lists.shape, np.float32)  # the lists' scores: codes are of no residuals
     part.scanner.search_preassigned_c(
         len(coded),

@@ -86,8 +86,8 @@ def _is_cut(near: np.ndarray, k: int) -> np.ndarray:
     """Which queries may have lost one of the k best by a cut among equal scores: FAISS keeps any of
     those, and the ones of the lowest positions are wanted. (Q,) bool."""
     last = near.min(axis=1)
-    better = (near > last[:, None] + SAME_SCORE).sum(axis=1)
-    return (better < min(k, near.shape[1])) & (last > -np.inf)
+    above = (near > last[:, None] + SAME_SCORE).sum(axis=1)
+    return (above < min(k, near.shape[1])) & (last > -np.inf)
 
 
 def score(index: ColumnIndex, xq: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

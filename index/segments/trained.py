@@ -74,8 +74,8 @@ class Trained:
         scores = x @ self.centroids.T
         scores += self.list_bias
         lists = best_columns(scores, nprobe)
-        chosen = scores[np.arange(len(scores))[:, None], lists]
-        order = np.argsort(-chosen, axis=1, kind="stable")
+        best = scores[np.arange(len(scores))[:, None], lists]
+        order = np.argsort(-best, axis=1, kind="stable")
         return np.ascontiguousarray(np.take_along_axis(lists, order, 1))
 
     @cached_property

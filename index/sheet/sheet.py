@@ -131,7 +131,8 @@ class Section:
             paper.paste(_pad_to_square(picture, TILE // 2), (GAP, GAP))
             left += TILE // 2 + GAP
         query = self.answer.query
-        title = query.words or ("A picture" if query.image is not None else "A vector")
+        unnamed = "A picture" if query.image is not None else "A vector"
+        title = str(query) if query.terms else query.words or unnamed
         lines = self.title.wrap(self.title.transliterated(title), self.width - left - GAP, 1)
         self.title.draw(canvas, (left, GAP), lines[0], INK)
         summary = f"{len(self.answer)} results by {query.column}"

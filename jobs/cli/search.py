@@ -5,16 +5,47 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Annotated
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
-import typer
-
-from chiasm.index import Answer, Query, RerankStage, check_rate, open_collection
+from chiasm.index import (
+    Answer,
+    Query,
+    RerankStage,
+    Searcher,
+    check_rate,
+    open_collection,
+    search_file,
+)
 from chiasm.index.query import check_stages
 from chiasm.index.sheet import sheet_format, write_sheet
-from chiasm.jobs.cli.options import ENCODING, Assignments, Collection, Device, Preset
+from chiasm.jobs.cli.options import (
+    ENCODING,
+    Assignments,
+    Collection,
+    Device,
+    Preset,
+    print_progress,
+)
+from chiasm.jobs.cli.search_options import (
+    AllowStale,
+    AsJson,
+    Column,
+    Count,
+    Dedup,
+    Diversity,
+    FalseAlarms,
+    HitsFile,
+    Hybrid,
+    Minus,
+    Pictures,
+    Plus,
+    QueryFile,
+    Rerank,
+    SheetFile,
+    Words,
+)
+from chiasm.jobs.cli.search_terms import Parts, query_maker
 from chiasm.jobs.config import compose
 from chiasm.jobs.console import json_line, lines_of, printable
 from chiasm.pipeline.collection import read_identity
@@ -27,62 +58,39 @@ HELP = """
   chiasm search photos.chiasm --json < queries.txt
   chiasm search photos.chiasm "a red boat" --rerank match:20
   chiasm search photos.chiasm "bus 42 at the station" --hybrid
+  chiasm search photos.chiasm "2: red boat" --image x.jpg --minus night
+  chiasm search photos.chiasm --queries queries.jsonl --to hits.parquet
 
 Without text and picture, queries are read from stdin, one a line. Columns: image finds pictures,
 text finds captions, joint finds pairs. A text and a picture together are searched by the mean of
-their vectors."""
+their vectors.
+
+With --plus, --minus or --image, texts and pictures may begin with a weight: a number below 100, a
+colon and, for a text, a space. The query is then their weighted sum. Before a text that begins with
+a digit a weight needs a decimal point: "12: 30 train" is a text, "2.0: 3 boats" is twice a text. A
+text alone, and lines of stdin or of a file, never have a weight. --image -0.5:PICTURE searches
+away from a picture; a file whose name looks like that is ./0.5:boat.jpg."""
 BATCH = 64  # lines of stdin that are encoded together
-
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[TEXT]", help="In quotes; - reads lines of stdin."),
-]
-ImageQuery = Annotated[
-    str | None,
-    typer.Option(help="A picture to search by: a path, or a URL of http, https or s3."),
-]
-Rerank = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="STAGE",
-        help="vectors:N, match:N or st:MODEL:N: score the first N again. Can be repeated.",
-    ),
-]
-
-
-FalseAlarms = Annotated[
-    float | None,
-    typer.Option(
-        metavar="RATE",
-        help="Say where nothing here matches. RATE, such as 0.05: the share of queries without a "
-        "match for which it is not said. The first such query calibrates the column.",
-    ),
-]
 
 
 def search(
     collection: Collection,
     words: Words = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 10,
-    image: ImageQuery = None,
-    column: Annotated[
-        str, typer.Option(help="image, text, joint, or another modality of the encoder.")
-    ] = "image",
+    k: Count = 10,
+    image: Pictures = None,
+    plus: Plus = None,
+    minus: Minus = None,
+    column: Column = "image",
     rerank: Rerank = None,
-    hybrid: Annotated[
-        bool, typer.Option("--hybrid", help="Find captions that have the words, too.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a query.")] = False,
+    hybrid: Hybrid = False,
+    dedup: Dedup = None,
+    diversity: Diversity = 0.0,
+    as_json: AsJson = False,
     false_alarms: FalseAlarms = None,
-    sheet: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="Draw the results as one picture: .png, .jpg, .jpeg or .webp."
-        ),
-    ] = None,
-    allow_stale: Annotated[
-        bool, typer.Option(help="Search an index that does not cover all embeddings.")
-    ] = False,
+    sheet: SheetFile = None,
+    queries: QueryFile = None,
+    to: HitsFile = None,
+    allow_stale: AllowStale = False,
     device: Device = None,
     preset: Preset = "laptop",
     assignments: Assignments = None,
@@ -93,32 +101,57 @@ def search(
     if sheet is not None:
         sheet_format(sheet)  # refused now rather than after the search
     calibrated = false_alarms is not None and check_rate(false_alarms)
-    _require_collection_first(collection, words or [], image)
+    parts = Parts(image or (), plus or (), minus or ())
+    _require_collection_first(collection, words or [], parts.options())
     text = _one_text(collection, words or [])
     stages = tuple(RerankStage.parse(stage) for stage in rerank or ())
     check_stages(stages)
+    fields: dict[str, Any] = {"column": column, "k": k, "rerank": stages, "hybrid": hybrid}
+    fields["calibrated"] = calibrated
+    fields |= {"dedup": dedup, "diversity": diversity, "nprobe": settings.index.nprobe or None}
+    from_file = queries is not None or to is not None
+    if from_file:
+        _require_file_alone(queries, to, text is not None or bool(parts.options()), sheet, as_json)
     searcher = open_collection(collection, allow_stale=allow_stale, encoding=settings.encoder)
-    from_stdin = text == "-" or (text is None and image is None)
+    if from_file:
+        counts = search_file(searcher, queries or "", to or "", **fields)
+        print_progress(f"wrote {to}: {counts.queries:,} queries, {counts.hits:,} results")
+        return
+    from_stdin = text == "-" or (text is None and not parts.options())
+    make_query = query_maker(parts, is_data=from_stdin, **fields)
+    _answer(searcher, _batches(text, make_query, from_stdin), as_json, false_alarms, sheet)
+
+
+def _require_file_alone(
+    queries: str | None, to: str | None, has_query: bool, sheet: str | None, as_json: bool
+) -> None:
+    """UsageError where --queries and --to do not come together, or beside what they exclude."""
+    if queries is None or to is None:
+        found = "--queries" if to is None else "--to"
+        raise UsageError("search", expected="--queries and --to together", found=f"{found} alone")
+    given = {"a query": has_query, "--sheet": sheet is not None, "--json": as_json}
+    others = [name for name, is_given in given.items() if is_given]
+    if others:
+        raise UsageError("--queries", expected="no other query or output", found=others[0])
+
+
+def _answer(
+    searcher: Searcher,
+    batches: Iterable[list[Query]],
+    as_json: bool,
+    false_alarms: float | None,
+    sheet: str | None,
+) -> None:
+    """Print the answers as they come; draw all of them where there is a sheet."""
     answers: list[Answer] = []
-    nprobe = settings.index.nprobe or None
-    make_query = partial(
-        Query,
-        image=image,
-        column=column,
-        k=k,
-        nprobe=nprobe,
-        rerank=stages,
-        hybrid=hybrid,
-        calibrated=calibrated,
-    )
-    for queries in _batches(text, make_query, from_stdin):
+    for queries in batches:
         batch = searcher.search_many(queries)
         _print_answers(batch, as_json, false_alarms)
         if sheet is not None:
             answers += batch
     if sheet is not None:
         write_sheet(answers, sheet)
-        print(printable(f"drew {sheet}"), file=sys.stderr)
+        print_progress(f"drew {sheet}")
 
 
 def _print_answers(answers: list[Answer], as_json: bool, false_alarms: float | None) -> None:
@@ -133,13 +166,12 @@ def _print_answers(answers: list[Answer], as_json: bool, false_alarms: float | N
     sys.stdout.flush()
 
 
-def _require_collection_first(collection: str, words: list[str], image: str | None) -> None:
+def _require_collection_first(collection: str, words: list[str], options: list[str]) -> None:
     """UsageError where the first argument is a text, or a part of the collection's name: no such
     folder, and a space in it, a collection as the last argument, or one whose name the shell has
     split."""
     if "://" in collection or os.path.exists(collection):
         return
-    options = ["--image", image] if image is not None else []
     for count in range(1, len(words) + 1):
         whole = " ".join([collection, *words[:count]])
         if _is_collection(whole):
@@ -211,5 +243,5 @@ def format_answer(answer: Answer) -> str:
             separated = True
         caption = result.caption if result.caption is not None else "(no caption)"
         lines.append(f"{result.rank:4d}  {result.score:6.3f}  {caption}")
-        lines.append(f"              {result.key}  {result.id}")
+        lines.append(f"              {result.key}  {result.id}{result.duplicates_label()}")
     return "\n".join(map(printable, lines))

@@ -1,0 +1,83 @@
+"""Options of `chiasm search`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[TEXT]", help="In quotes; - reads lines of stdin."),
+]
+Count = Annotated[int, typer.Option("-k", min=1, help="How many results.")]
+Pictures = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image",
+        metavar="[WEIGHT:]PICTURE",
+        help="A picture to search by: a path, or a URL of http, https or s3. Can be repeated.",
+    ),
+]
+Plus = Annotated[
+    list[str] | None,
+    typer.Option(metavar="[WEIGHT: ]TEXT", help="Search by this text, too. Can be repeated."),
+]
+Minus = Annotated[
+    list[str] | None,
+    typer.Option(metavar="[WEIGHT: ]TEXT", help="Search away from this text. Can be repeated."),
+]
+Column = Annotated[
+    str, typer.Option(help="image, text, joint, or another modality of the encoder.")
+]
+Rerank = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="STAGE",
+        help="vectors:N, match:N or st:MODEL:N: score the first N again. Can be repeated.",
+    ),
+]
+Hybrid = Annotated[bool, typer.Option("--hybrid", help="Find captions that have the words, too.")]
+Dedup = Annotated[
+    float | None,
+    typer.Option(
+        metavar="COSINE",
+        help="Fold results under a better one that they are so like, as in 0.97.",
+    ),
+]
+Diversity = Annotated[
+    float,
+    typer.Option(
+        metavar="D",
+        help="From 0 to 1: how far results like better ones give way to others, as in 0.3.",
+    ),
+]
+QueryFile = Annotated[
+    str | None,
+    typer.Option(
+        "--queries",
+        metavar="FILE",
+        help="Answer the queries of a .txt, .jsonl or .parquet file. Needs --to.",
+    ),
+]
+HitsFile = Annotated[
+    str | None, typer.Option("--to", metavar="FILE", help="The .parquet file of their results.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a query.")]
+SheetFile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="Draw the results as one picture: .png, .jpg, .jpeg or .webp."
+    ),
+]
+AllowStale = Annotated[
+    bool, typer.Option(help="Search an index that does not cover all embeddings.")
+]
+FalseAlarms = Annotated[
+    float | None,
+    typer.Option(
+        metavar="RATE",
+        help="Say where nothing here matches. RATE, such as 0.05: the share of queries without a "
+        "match for which it is not said. The first such query calibrates the column.",
+    ),
+]
