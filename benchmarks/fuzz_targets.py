@@ -32,7 +32,7 @@ from chiasm.index.segments import (
     Manifest,
     SchemaInference,
     SegmentEntry,
-    TrainedEntry,
+    SharedFile,
     open_current,
     open_generation,
 )
@@ -336,9 +336,9 @@ def _segment() -> bytes:
 
 def _manifest(segment: bytes) -> bytes:
     """A generation of one segment, whose segment.json is these bytes."""
-    entry = SegmentEntry(SEGMENT, 3, FileSum.of(segment), (1,))
-    columns = {"image": Plan("Flat"), "text": Plan("IVF4,SQ8", 4, 2, 256)}
-    trained = {"text": TrainedEntry(f"index/trained/{RUN}/text.faiss", SUM)}
+    entry = SegmentEntry(SEGMENT, 3, FileSum.of(segment))
+    columns = {"image": Plan(), "text": Plan("ivf", 4, 2, dims=8, codes="SQ8")}
+    trained = {"text": SharedFile(f"index/trained/{RUN}/text.safetensors", SUM)}
     return Manifest(RUN, 1.0, "pocket", "f", 8, columns, trained, (entry,)).to_json()
 
 

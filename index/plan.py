@@ -1,46 +1,59 @@
-"""Which FAISS index for how many vectors? A pure function of the numbers.
+"""Which index for a column? What a plan says, and the plan of a column that nobody tunes.
 
-Below `exact_below` rows the index is exact inner product ("Flat"). From there on it is IVF with
-8-bit codes ("IVF1024,SQ8"): vectors are put into cells around centroids, a query searches the
-nearest `nprobe` of them, and the best candidates are scored again from the raw vectors. Scalar
-codes of 8 bits lose almost no recall for text queries, where product codes lose a lot; the cost is
-dim bytes a row.
+Three families. `exact`: every vector is scored. `ivf`: vectors are put into lists around centroids,
+a query scans the codes in the best `nprobe` of them. `projected`: the same with codes of a
+projection that was fitted to the queries, of fewer dimensions (build/project.py). Whatever is
+scanned, the best candidates are scored again from the stored vectors (query/search.py).
+
+`build/tune.py` chooses among plans by what it measures; these are the sizes it starts from.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from chiasm.pipeline.errors import require_at_least
+from chiasm.pipeline.errors import UsageError, require_at_least
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
-MAX_CELLS = 32_768  # k-means over more takes hours, and 1.3 million training vectors
-TRAIN_PER_CELL = 64  # FAISS asks for 39 to 256; the gain from more is below what can be measured
-MIN_PER_CELL = 39  # below it FAISS warns that the centroids are guesses
+MAX_LISTS = 32_768  # k-means over more takes hours, and 1.3 million training vectors
+TRAIN_PER_LIST = 64  # FAISS asks for 39 to 256; the gain from more is below what can be measured
+MIN_PER_LIST = 39  # below it FAISS warns that the centroids are guesses
+KINDS = ("exact", "ivf", "projected")
 
 
 @dataclass(frozen=True)
 class IndexSettings:
     """How an index is built.
 
-    exact_below: with fewer rows than this, a column's index is exact. nprobe: cells of an IVF index
-    that a query searches unless it says otherwise; 0 chooses by the number of cells. A search takes
-    it too; 0 is then what the index was built with. segment_rows: rows after which a segment is
-    closed (at the end of a shard). Memory while building is some segment_rows x dim bytes (IVF)
-    or 4 times that (exact), for each column. catalog_bytes: of captions, json and the like that
-    wait to be written together; a row group of the embeddings is read on top. keep_generations,
-    keep_seconds: a generation is removed once so many newer ones exist and it ceased to be live so
-    many seconds ago.
+    kind: the family to build, "" for the one that the tuner chooses. recall, at: the share of the
+    `at` best rows that text queries must get. memory_gb, latency_ms: limits that the choice keeps,
+    0 for none: of an open index, and of the 99th percentile of single queries. dims: of the codes,
+    0 for what the tuner chooses. nprobe: lists that a query searches, 0 for what the recall needs;
+    a search takes it too. exact_below: with fewer rows than this, a column's index is exact.
+    tune: whether plans are measured; without, the default plan is built. segment_rows: rows after
+    which a segment is closed (at the end of a shard). build_memory_mb: what a build may take beyond
+    its libraries. catalog_bytes: of captions, json and the like that wait to be written together; a
+    row group of the embeddings is read on top. keep_generations, keep_seconds: a generation is
+    removed once so many newer ones exist and it ceased to be live so many seconds ago.
     """
 
-    exact_below: int = 100_000
+    kind: str = ""
+    recall: float = 0.95
+    at: int = 10
+    memory_gb: float = 0.0
+    latency_ms: float = 0.0
+    dims: int = 0
     nprobe: int = 0
+    exact_below: int = 10_000
+    tune: bool = True
     segment_rows: int = 1_000_000
+    build_memory_mb: int = 1024
     catalog_bytes: int = 64 << 20
     keep_generations: int = 3
     keep_seconds: float = 3600
@@ -50,51 +63,97 @@ class IndexSettings:
             0,
             index__exact_below=self.exact_below,
             index__nprobe=self.nprobe,
+            index__dims=self.dims,
+            index__memory_gb=self.memory_gb,
+            index__latency_ms=self.latency_ms,
             index__keep_seconds=self.keep_seconds,
         )
         require_at_least(
             1,
+            index__at=self.at,
             index__segment_rows=self.segment_rows,
+            index__build_memory_mb=self.build_memory_mb,
             index__catalog_bytes=self.catalog_bytes,
             index__keep_generations=self.keep_generations,
         )
+        if self.kind and self.kind not in KINDS:
+            kinds = ", ".join(KINDS)
+            raise UsageError("index.kind", expected=f"one of {kinds}", found=repr(self.kind))
+        if not 0 < self.recall < 1:
+            raise UsageError(
+                "index.recall", expected="a share above 0 and below 1", found=f"{self.recall:g}"
+            )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A column's index: `kind` is a FAISS factory string; cells, nprobe and train_rows are 0 for
-    Flat."""
+    """A column's index. An exact one has the defaults.
 
-    kind: str
-    cells: Count = 0
+    lists: of the inverted file; nprobe: how many of them a query scans. space: in which the lists
+    were made and are ranked, of the vectors or of the projection. dims: of the codes. codes: "SQ8",
+    8 bits a dimension, or "RaBitQn", n bits. spread: how many standard deviations of the scores
+    within a list are added to its centroid's score when lists are ranked (Bruch et al., 2024,
+    "optimistic" ranking; 0 ranks by centroids alone). oversample: candidates a result that are
+    scored again. train_rows: how many rows it was trained on.
+    """
+
+    family: Literal["exact", "ivf", "projected"] = "exact"
+    lists: Count = 0
     nprobe: Count = 0
+    space: Literal["full", "projected"] = "full"
+    dims: Count = 0
+    codes: Annotated[str, Field(pattern=r"^(SQ8|RaBitQ[1-8])?\z")] = ""
+    spread: float = 0.0
+    oversample: Count = 1
     train_rows: Count = 0
 
     @property
     def exact(self) -> bool:
-        return self.cells == 0
+        return self.family == "exact"
+
+    @property
+    def code_size(self) -> int:
+        """Bytes of one row's code; 0 for an exact index."""
+        if self.exact:
+            return 0
+        if self.codes == "SQ8":
+            return self.dims
+        bits = int(re.sub("[^0-9]", "", self.codes))
+        # FAISS, RaBitQUtils.h: packed bits, then 8 bytes of factors, 16 more beyond one bit
+        return (self.dims * bits + 7) // 8 + (8 if bits == 1 else 24)
+
+    def __str__(self) -> str:
+        """`exact`, `ivf 2048 x SQ8`, `projected 2048 x SQ8, 48 of the projection`."""
+        if self.exact:
+            return "exact"
+        text = f"{self.family} {self.lists} x {self.codes}"
+        return text if self.family == "ivf" else f"{text}, {self.dims} dimensions"
 
 
-def plan_column(rows: int, settings: IndexSettings) -> Plan:
-    """The index for `rows` vectors of one column."""
-    cells = cells_for(rows)
-    if rows < settings.exact_below or cells < 1:
-        return Plan("Flat")
+def default_plan(rows: int, dim: int, settings: IndexSettings) -> Plan:
+    """The index for `rows` vectors of width `dim` of one column, unmeasured."""
+    lists = lists_for(rows)
+    few = rows < settings.exact_below and settings.kind in ("", "exact")
+    if settings.kind == "exact" or few or lists < 1:
+        return Plan()
     return Plan(
-        kind=f"IVF{cells},SQ8",
-        cells=cells,
-        nprobe=min(cells, settings.nprobe or nprobe_for(cells)),
-        train_rows=min(rows, cells * TRAIN_PER_CELL),
+        family="ivf",
+        lists=lists,
+        nprobe=min(lists, settings.nprobe or nprobe_for(lists)),
+        dims=dim,
+        codes="SQ8",
+        oversample=4,
+        train_rows=min(rows, lists * TRAIN_PER_LIST),
     )
 
 
-def cells_for(rows: int) -> int:
+def lists_for(rows: int) -> int:
     """About 4 sqrt(rows), a power of two, each with enough vectors to learn its centroid from."""
-    cells = min(4 * math.sqrt(rows), rows / MIN_PER_CELL, MAX_CELLS)
-    return 1 << int(math.log2(cells)) if cells >= 1 else 0
+    lists = min(4 * math.sqrt(rows), rows / MIN_PER_LIST, MAX_LISTS)
+    return 1 << int(math.log2(lists)) if lists >= 1 else 0
 
 
-def nprobe_for(cells: int) -> int:
-    """A sixteenth of the cells: text vectors are far from the picture vectors that the cells were
-    trained on, so they need more cells than pictures would."""
-    return max(min(cells, 8), cells // 16)
+def nprobe_for(lists: int) -> int:
+    """A sixteenth of the lists: text vectors are far from the picture vectors that the lists were
+    made of, so they need more of them than pictures would."""
+    return max(min(lists, 8), lists // 16)

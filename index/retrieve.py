@@ -81,10 +81,11 @@ def search_queries(
     groups: dict[tuple[str, int, int], list[int]] = defaultdict(list)
     for number, query in enumerate(queries):
         k = min(query.candidates, len(collection))
-        groups[query.column, k, collection.nprobe_for(query)].append(number)
+        nprobe = collection.lists_to_scan(query.column, query.nprobe)
+        groups[query.column, k, nprobe].append(number)
     hits: dict[int, list[Hit]] = {}
     for (column, k, nprobe), numbers in groups.items():
-        scores, positions = search(collection.segments, column, xq[numbers], k, nprobe)
+        scores, positions = search(collection.column(column), xq[numbers], k, nprobe)
         for number, row_scores, row_positions in zip(
             numbers, scores.tolist(), positions.tolist(), strict=True
         ):

@@ -161,7 +161,7 @@ def read_index_status(collection: Collection, rows: int, files: ShardFiles) -> I
         state=state,
         generation=generation.number,
         rows=manifest.rows,
-        columns={name: plan.kind for name, plan in manifest.columns.items()},
+        columns={name: str(plan) for name, plan in manifest.columns.items()},
         stale_shards=stale,
         do="" if state == "current" and not generation.instead_of else rebuild,
         instead_of=generation.instead_of,

@@ -26,7 +26,7 @@ from chiasm.pipeline.errors import CollectionError, StaleIndexError
 from chiasm.pipeline.storage import Folder, is_temporary
 
 NO_MERCY = IndexSettings(keep_generations=1, keep_seconds=0)
-CELLS = IndexSettings(exact_below=1, segment_rows=40)
+CELLS = IndexSettings(tune=False, exact_below=1, segment_rows=40)
 QUERY = Query(vector=np.ones(8))
 
 
@@ -48,7 +48,7 @@ def temporaries(path: Path) -> list[Path]:
 def test_the_last_generations_and_the_young_ones_are_kept(tmp_path):
     folder = Folder(str(tmp_path))
     make_collection(tmp_path, (60,))
-    keep_two = IndexSettings(keep_generations=2, keep_seconds=0, exact_below=1)
+    keep_two = IndexSettings(keep_generations=2, keep_seconds=0, tune=False, exact_below=1)
     for expected in ([1], [1, 2], [2, 3], [3, 4]):
         build_index(str(tmp_path), settings=keep_two)
         assert numbers(folder) == expected and current_number(folder) == expected[-1]
@@ -77,10 +77,10 @@ def test_a_manifest_that_cannot_be_read_stops_no_build_and_loses_no_segment(tmp_
     make_collection(tmp_path, (20,))
     build_index(str(tmp_path))
     newer = folder.read_bytes("index/generations/000001.json").replace(
-        b'"schema": 1', b'"schema": 99'
+        b'"schema": 2', b'"schema": 99'
     )
     folder.write_whole("index/generations/000001.json", newer)
-    with pytest.raises(CollectionError, match="schema version 99, of which this chiasm reads 1"):
+    with pytest.raises(CollectionError, match="schema version 99, of which this chiasm reads 2"):
         open_collection(tmp_path)
     summary = build_index(str(tmp_path))
     assert summary.generation == 2 and len(files_on_disk(folder)[0]) == 2
@@ -306,7 +306,7 @@ for line in sys.stdin:
         pid = os.fork()
         if not pid:
             sys.addaudithook(step)
-            settings = IndexSettings(exact_below=1, segment_rows=40)
+            settings = IndexSettings(tune=False, exact_below=1, segment_rows=40)
             build_index(sys.argv[1], columns=['image'], settings=settings)
             os.write(writing, b'%d\\n' % steps)
             os._exit(0)

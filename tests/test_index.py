@@ -20,8 +20,9 @@ from tiny_collection import SHARDS, add_shard, make_collection, unit_rows
 from chiasm.index import IndexSettings, Query, build_index, open_collection
 from chiasm.index.build.build import training_vectors
 from chiasm.index.build.covered import CoveredShards
-from chiasm.index.query import search
-from chiasm.index.segments import Segment, open_current
+from chiasm.index.query import ColumnIndex, search
+from chiasm.index.query.search import ROW_BITS, Scan
+from chiasm.index.segments import open_current
 from chiasm.index.segments.catalog import Catalog
 from chiasm.index.verify import check
 from chiasm.pipeline.collection import Collection, Identity, create_or_check, embeddings
@@ -29,7 +30,7 @@ from chiasm.pipeline.errors import CollectionError, UsageError
 from chiasm.pipeline.records import COLUMNS
 from chiasm.pipeline.storage import Folder
 
-CELLS = IndexSettings(exact_below=1, nprobe=4)
+CELLS = IndexSettings(tune=False, exact_below=1, nprobe=4)
 SMALL_SEGMENTS = IndexSettings(segment_rows=100)
 
 
@@ -44,9 +45,14 @@ def brute_force(vectors: np.ndarray, xq: np.ndarray, k: int) -> tuple[np.ndarray
 
 
 def search_index(path, column: str, xq: np.ndarray, k: int, nprobe: int = 0):
+    return search(column_index(path, column), xq, k, nprobe)
+
+
+def column_index(path, column: str) -> ColumnIndex:
     generation = open_current(Folder(str(path)))
     assert generation is not None
-    return search(generation.segments, column, xq, k, nprobe)
+    plan = generation.manifest.columns[column]
+    return ColumnIndex(generation.segments, column, plan, generation.trained(column))
 
 
 @pytest.mark.parametrize("column", COLUMNS)
@@ -66,9 +72,9 @@ def test_an_exact_index_finds_what_numpy_finds(tmp_path, column, settings):
 @pytest.mark.parametrize("segment_rows", [10_000, 900])
 def test_an_ivf_index_finds_the_same_as_numpy_when_all_cells_are_searched(tmp_path, segment_rows):
     vectors = make_collection(tmp_path / "c", (1200, 700, 800), dim=16, holes=0.1)["image"]
-    settings = IndexSettings(exact_below=1000, segment_rows=segment_rows)
+    settings = IndexSettings(tune=False, exact_below=1000, segment_rows=segment_rows)
     summary = build_index(str(tmp_path / "c"), columns=["image"], settings=settings)
-    assert summary.columns == {"image": "IVF32,SQ8"}
+    assert summary.columns == {"image": "ivf 32 x SQ8"}
     xq = unit_rows(np.random.default_rng(7), 40, 16)
     truth_scores, truth = brute_force(vectors, xq, 10)
     scores, positions = search_index(tmp_path / "c", "image", xq, 10, nprobe=32)
@@ -86,7 +92,9 @@ def test_exact_and_ivf_indexes_give_the_same_scores(tmp_path):
     xq = unit_rows(np.random.default_rng(7), 20, 8)
     build_index(str(tmp_path / "c"))
     exact = search_index(tmp_path / "c", "image", xq, 10)
-    build_index(str(tmp_path / "c"), settings=IndexSettings(exact_below=1, segment_rows=300))
+    build_index(
+        str(tmp_path / "c"), settings=IndexSettings(tune=False, exact_below=1, segment_rows=300)
+    )
     cells = search_index(tmp_path / "c", "image", xq, 10, nprobe=16)
     assert np.array_equal(exact[0], cells[0]) and np.array_equal(exact[1], cells[1])
 
@@ -133,7 +141,7 @@ def test_fewer_rows_than_wanted(tmp_path):
 @pytest.mark.parametrize("segment_rows", [10_000, 400])
 def test_more_cells_are_searched_where_those_asked_for_hold_fewer_than_k(tmp_path, segment_rows):
     vectors = make_collection(tmp_path / "c", (400, 300, 300), holes=0.1)["image"]
-    settings = IndexSettings(exact_below=1, segment_rows=segment_rows)
+    settings = IndexSettings(tune=False, exact_below=1, segment_rows=segment_rows)
     build_index(str(tmp_path / "c"), columns=["image"], settings=settings)
     xq = unit_rows(np.random.default_rng(7), 6, 8)
     there = int(vectors.any(axis=1).sum())
@@ -149,16 +157,14 @@ def test_more_cells_are_searched_where_those_asked_for_hold_fewer_than_k(tmp_pat
     assert (search_index(tmp_path / "c", "image", xq, 1001, 1)[1][:, there:] == -1).all()
 
 
-class LastOfEqual:
-    """An exact index that keeps the last of equal candidates: FAISS promises none."""
-
-    def __init__(self, vectors: np.ndarray) -> None:
-        self.vectors, self.ntotal = vectors, len(vectors)
-
-    def search(self, xq: np.ndarray, k: int, params=None) -> tuple[np.ndarray, np.ndarray]:
-        scores = xq @ self.vectors.T
-        order = np.lexsort((-np.arange(self.ntotal)[None].repeat(len(xq), 0), -scores))[:, :k]
-        return np.take_along_axis(scores, order, 1), order
+def last_of_equal(scan: Scan, xq: np.ndarray, wanted: int, nprobe: int):
+    """Candidates of a scan that keeps the last of equal ones: FAISS promises none."""
+    (column,) = {scan.index.column}
+    vectors = [segment.raw(column).astype(np.float32) for segment in scan.index.segments]
+    rows = [np.arange(len(part)) + ((n + 1) << ROW_BITS) for n, part in enumerate(vectors)]
+    scores, packed = xq @ np.concatenate(vectors).T, np.concatenate(rows)
+    order = np.lexsort((-packed[None].repeat(len(xq), 0), -scores))[:, :wanted]
+    return np.take_along_axis(scores, order, 1), packed[order]
 
 
 def test_equal_scores_are_ordered_by_position_however_many_there_are(tmp_path, monkeypatch):
@@ -171,15 +177,14 @@ def test_equal_scores_are_ordered_by_position_however_many_there_are(tmp_path, m
         vectors[::5] = same
         add_shard(Folder(str(tmp_path)), name, 500, vectors=vectors)
     batch = np.concatenate((same, unit_rows(rng, 40, dim)))
-    for settings in (IndexSettings(), IndexSettings(exact_below=1, segment_rows=500)):
+    for settings in (IndexSettings(), IndexSettings(tune=False, exact_below=1, segment_rows=500)):
         build_index(str(tmp_path), columns=["image"], settings=settings)
-        nprobe = 2 if settings.exact_below == 1 else 0
+        nprobe = 0 if settings.tune else 2
         for k in (10, 60, 150):
             for xq in (same, batch):
                 positions = search_index(tmp_path, "image", xq, k, nprobe)[1]
                 assert positions[0].tolist() == list(range(0, 5 * k, 5))
-    raw = Segment.raw
-    monkeypatch.setattr(Segment, "index", lambda *of: LastOfEqual(raw(*of).astype(np.float32)))
+    monkeypatch.setattr(Scan, "candidates", last_of_equal)
     for k in (10, 150):
         positions = search_index(tmp_path, "image", batch, k)[1]
         assert positions[0].tolist() == list(range(0, 5 * k, 5))
@@ -191,7 +196,7 @@ def test_memory_is_bounded_however_many_results_are_wanted(tmp_path, monkeypatch
     xq = unit_rows(np.random.default_rng(7), 8, 64)
     truth = search_index(tmp_path, "image", xq, 6000, 4)
     module = sys.modules[search.__module__]
-    monkeypatch.setattr(module, "MAX_GATHERED", 1 << 14)
+    monkeypatch.setattr(module, "SCORED_AT_ONCE", 1 << 14)
     monkeypatch.setattr(module, "MAX_CANDIDATES", 1 << 12)
     tracemalloc.start()
     found = search_index(tmp_path, "image", xq, 6000, 4)
@@ -225,7 +230,8 @@ def test_no_query_changes_the_shared_index(tmp_path):
     for thread in threads:
         thread.join()
     assert wrong == []
-    assert collection.segments[0].index("image").nprobe == 1, "FAISS's own default"
+    scanner = collection.column("image").scanner(collection.segments[0])
+    assert scanner.nprobe == 1, "FAISS's own default"
     assert truth[1][0].results != truth[8][0].results
 
 
@@ -337,10 +343,10 @@ def test_only_columns_with_rows_are_indexed(tmp_path):
     with pytest.raises(UsageError, match="column image: expected one with rows: , found none"):
         build_index(path, columns=["image"])
     make_collection(tmp_path / "d", (20,))
-    assert build_index(str(tmp_path / "d")).columns == dict.fromkeys(COLUMNS, "Flat")
+    assert build_index(str(tmp_path / "d")).columns == dict.fromkeys(COLUMNS, "exact")
     assert build_index(str(tmp_path / "d"), columns=["joint", "image"]).columns == {
-        "image": "Flat",
-        "joint": "Flat",
+        "image": "exact",
+        "joint": "exact",
     }
     with pytest.raises(UsageError, match="column 'audio': expected one of image, text, joint"):
         build_index(path, columns=["audio"])
@@ -403,4 +409,4 @@ def test_settings_of_a_build_are_given_by_keyword(tmp_path):
     make_collection(tmp_path / "c", (20,))
     with pytest.raises(TypeError, match="takes 1 positional argument but 2 were given"):
         build_index(tmp_path / "c", ["image"])
-    assert build_index(tmp_path / "c", columns=["image"]).columns == {"image": "Flat"}
+    assert build_index(tmp_path / "c", columns=["image"]).columns == {"image": "exact"}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from overlap import overlap_at
 
-from chiasm.index.plan import MAX_CELLS, MIN_PER_CELL, IndexSettings, Plan, plan_column
+from chiasm.index.plan import MAX_LISTS, MIN_PER_LIST, IndexSettings, Plan, default_plan
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.metrics import (
     mean_reciprocal_of_ranks,
@@ -80,21 +80,26 @@ def test_nothing_asked_is_no_number_and_nonsense_is_refused():
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10**10))
 def test_every_size_gets_an_index_that_can_be_trained(rows):
-    made = plan_column(rows, IndexSettings())
-    if rows < 100_000:
-        assert made == Plan("Flat") and made.exact
+    made = default_plan(rows, 64, IndexSettings())
+    if rows < 10_000:
+        assert made == Plan() and made.exact and str(made) == "exact"
         return
-    assert made.kind == f"IVF{made.cells},SQ8" and not made.exact
-    assert made.cells.bit_count() == 1 and made.cells <= MAX_CELLS
-    assert MIN_PER_CELL * made.cells <= made.train_rows <= rows
-    assert 1 <= made.nprobe <= made.cells
+    assert str(made) == f"ivf {made.lists} x SQ8" and not made.exact and made.dims == 64
+    assert made.lists.bit_count() == 1 and made.lists <= MAX_LISTS
+    assert MIN_PER_LIST * made.lists <= made.train_rows <= rows
+    assert 1 <= made.nprobe <= made.lists
 
 
 def test_settings_bend_the_plan():
-    assert plan_column(500, IndexSettings(exact_below=100)) == Plan("IVF8,SQ8", 8, 8, 500)
-    assert plan_column(500, IndexSettings(exact_below=100, nprobe=3)).nprobe == 3
-    assert plan_column(500, IndexSettings(exact_below=100, nprobe=99)).nprobe == 8
-    assert plan_column(20, IndexSettings(exact_below=0)).exact, "too few to learn one centroid from"
+    small = IndexSettings(exact_below=100)
+    expected = Plan("ivf", 8, 8, dims=64, codes="SQ8", oversample=4, train_rows=500)
+    assert default_plan(500, 64, small) == expected
+    assert default_plan(500, 64, IndexSettings(exact_below=100, nprobe=3)).nprobe == 3
+    assert default_plan(500, 64, IndexSettings(exact_below=100, nprobe=99)).nprobe == 8
+    assert default_plan(500, 64, IndexSettings(kind="ivf")) == expected
+    assert default_plan(50_000, 64, IndexSettings(kind="exact")).exact
+    few = default_plan(20, 64, IndexSettings(exact_below=0))
+    assert few.exact, "too few to learn one centroid from"
     with pytest.raises(UsageError, match=r"^index.segment_rows: expected 1 or more, found 0$"):
         IndexSettings(segment_rows=0)
 

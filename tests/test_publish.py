@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,16 @@ from chiasm.index import IndexSettings, Query, build_index, open_collection
 from chiasm.index.segments import (
     SEGMENTS,
     TRAINED,
+    FileSum,
     Manifest,
     current_number,
+    deleted_file,
     numbers,
     open_current,
-    segment,
 )
 from chiasm.index.segments.generations import read_if_there
 from chiasm.index.segments.names import CURRENT, GENERATIONS, replaced_name
+from chiasm.index.segments.record import SegmentRecord
 from chiasm.index.verify import check
 from chiasm.pipeline.collection import Run, runs
 from chiasm.pipeline.collection.ledger import read_or_none
@@ -36,7 +39,7 @@ from chiasm.pipeline.storage import Folder, LocalFiles, schemes
 from chiasm.pipeline.storage.disk import Disk
 
 NO_MERCY = IndexSettings(keep_generations=1, keep_seconds=0)
-CELLS = IndexSettings(exact_below=1)
+CELLS = IndexSettings(tune=False, exact_below=1)
 DEAD = "20260101T000000-00000000"  # a run that has left no record
 
 
@@ -162,7 +165,7 @@ def test_nothing_is_removed_through_a_link(tmp_path, caplog):
     (collection / SEGMENTS).mkdir(parents=True)
     (collection / TRAINED).mkdir()
     precious.mkdir()
-    for name in ("id_ed25519", "rows.arrow", "segment.json", "image.faiss", ".x.txt~2.tmp"):
+    for name in ("id_ed25519", "rows.arrow", "segment.json", "image.lists", ".x.txt~2.tmp"):
         (precious / name).write_text("precious")
     links = [collection / SEGMENTS / f"{DEAD}-000", collection / TRAINED / DEAD]
     for link in links:
@@ -243,8 +246,8 @@ def test_only_names_that_chiasm_writes_are_removed(tmp_path):
     make_collection(tmp_path, (20,))
     foreign = [
         *(f"{SEGMENTS}/{name}/rows.arrow" for name in ("backup", f"{DEAD}-000 (copy)", DEAD)),
-        *(f"{TRAINED}/{name}/image.faiss" for name in ("backup", f"{DEAD}-000")),
-        *(f"{SEGMENTS}/{DEAD}-001/{name}" for name in ("notes.txt", "backup.faiss", "notes.f16")),
+        *(f"{TRAINED}/{name}/image.safetensors" for name in ("backup", f"{DEAD}-000")),
+        *(f"{SEGMENTS}/{DEAD}-001/{name}" for name in ("notes.txt", "backup.lists", "notes.f16")),
         f"{SEGMENTS}/{DEAD}-001/.x.txt~2.tmp",
         *("index/.report.txt~1.tmp", "runs/.report.txt~1.tmp"),
         "index/generations/000001.json.bak",
@@ -265,7 +268,7 @@ def test_only_names_that_chiasm_writes_are_removed(tmp_path):
 def test_a_build_that_fails_leaves_nothing(tmp_path, fails):
     folder = Folder(str(tmp_path))
     make_collection(tmp_path, (20, 30))
-    settings = IndexSettings(exact_below=1, segment_rows=20)
+    settings = IndexSettings(tune=False, exact_below=1, segment_rows=20)
 
     def fail(stage: str, done: int, total: int) -> None:
         if (stage, done) == ("fill", 50):  # one segment is whole, one is half-written
@@ -279,7 +282,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path, fails):
 def test_what_a_killed_build_left_is_removed_before_the_next_one_needs_the_room(tmp_path):
     folder = Folder(str(tmp_path))
     make_collection(tmp_path, (20,))
-    left = [f"{SEGMENTS}/{DEAD}-000/image.f16", f"{TRAINED}/{DEAD}/image.faiss"]
+    left = [f"{SEGMENTS}/{DEAD}-000/image.f16", f"{TRAINED}/{DEAD}/image.safetensors"]
     for name in left:
         folder.write_whole(name, b"left")
     seen: list[bool] = []
@@ -326,9 +329,9 @@ def test_a_searcher_whose_files_are_gone_without_another_generation_says_so(tmp_
     make_collection(tmp_path, (20,))
     build_index(str(tmp_path))
     searcher = open_collection(tmp_path)
-    (file,) = tmp_path.glob(f"{SEGMENTS}/*/image.faiss")
+    (file,) = tmp_path.glob(f"{SEGMENTS}/*/image.f16")
     file.unlink()
-    with pytest.raises(CollectionError, match=r"image\.faiss: expected a file of the index"):
+    with pytest.raises(CollectionError, match=r"image\.f16: expected a file of the index"):
         searcher.search_many([Query(vector=np.ones(8))])
 
 
@@ -360,13 +363,27 @@ def test_deleted_positions_are_not_found(tmp_path):
         number = build_index(str(tmp_path), columns=["image"], settings=settings).generation
         manifest = tmp_path / f"index/generations/{number:06d}.json"
         fields = json.loads(manifest.read_text())
-        fields["segments"][0]["deleted"] = sorted(best[:150:2].tolist())
+        segment = fields["segments"][0]["id"]
+        deleted = np.zeros(200, bool)
+        deleted[best[:150:2]] = True
+        bits = np.packbits(deleted, bitorder="little").tobytes()
+        name = deleted_file(DEAD, segment)
+        Folder(str(tmp_path)).write_whole(name, bits)
+        checksum = asdict(FileSum.of(bits))
+        deletions = {"rows": 75, "file": name, "checksum": checksum}
+        fields["segments"][0]["deletions"] = deletions
         manifest.write_text(json.dumps(fields))
         found = open_collection(tmp_path).search_many([Query(vector=xq, k=200, nprobe=1)])[0]
+        assert len(found) == 125
         left = [*best[1:150:2], *best[150:]]
         assert [int(row.key[-6:]) for row in found] == [int(row) for row in left]
 
 
+DELETIONS = {
+    "rows": 1,
+    "file": deleted_file(DEAD, f"{DEAD}-000"),
+    "checksum": {"size": 1, "blake2b": "0" * 32},
+}
 HOSTILE = {
     "an id that leads out": {"segments": [{"id": "../../x"}]},
     "an id of another kind": {"segments": [{"id": f"{DEAD}-000/../../x"}]},
@@ -375,16 +392,19 @@ HOSTILE = {
     "other rows than the segment's": {"segments": [{"rows": 21}]},
     "a size below 0": {"segments": [{"checksum": {"size": -1}}]},
     "a checksum that is a path": {"segments": [{"checksum": {"blake2b": "../../x"}}]},
-    "deleted that is no list": {"segments": [{"deleted": 7}]},
-    "deleted that no integer of 64 bits holds": {"segments": [{"deleted": (10**25,)}]},
-    "deleted beyond the rows": {"segments": [{"deleted": (20,)}]},
+    "deletions that are no object": {"segments": [{"deletions": 7}]},
+    "deletions that lead out": {"segments": [{"deletions": DELETIONS | {"file": "../../x.bits"}}]},
+    "more deletions than rows": {"segments": [{"deletions": DELETIONS | {"rows": 21}}]},
+    "a list without what it shares": {"trained": None},
     "a trained index that leads out": {"trained": {"image": {"file": "index/trained/../../x"}}},
     "a trained index of another name": {"trained": {"image": {"file": "collection.json"}}},
     "columns that are a list": {"columns": []},
-    "a column that no segment has": {"columns": {"joint2": {"kind": "Flat"}}},
-    "cells below 0": {"columns": {"image": {"cells": -1}}},
+    "a column that no segment has": {"columns": {"joint2": {}}},
+    "lists below 0": {"columns": {"image": {"lists": -1}}},
+    "a family that is none": {"columns": {"image": {"family": "tree"}}},
+    "codes that are none": {"columns": {"image": {"codes": "PQ8"}}},
     "another width": {"dim": 3},
-    "a newer schema": {"schema": 2},
+    "a newer schema": {"schema": 3},
 }
 
 
@@ -452,7 +472,7 @@ def test_a_hostile_segment_is_one_line(made, change):
     (file,) = made.glob(f"{SEGMENTS}/*/segment.json")
     content = json.dumps(merged(json.loads(file.read_text()), change)).encode()
     with pytest.raises(CollectionError) as error:
-        segment.SegmentRecord.from_json(content, Folder(str(made)), "index/segments/x")
+        SegmentRecord.from_json(content, Folder(str(made)), "index/segments/x")
     assert "\n" not in str(error.value)
 
 

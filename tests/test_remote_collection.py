@@ -103,7 +103,7 @@ def test_index_files_are_pulled_once_and_only_those_that_are_needed(s3, both):
     there = both[1]
     build_index(there.url)
     open_collection(there.url).search("picture 3", column="text")
-    assert len(list(cache_folder().iterdir())) == 3, "the catalog, the index, the raw vectors"
+    assert len(list(cache_folder().iterdir())) == 2, "the catalog, the vectors"
     s3.server.seen.clear()
     open_collection(there.url).search("picture 4", column="text")
     footers, small = 3, 4  # of the freshness check; collection, CURRENT, manifest, segment

@@ -138,7 +138,7 @@ def test_a_text_with_a_picture_is_searched_by_the_mean_of_their_vectors(made):
         image.draft(None, (32, 32))
         pixels = preprocess(encoder, image.convert("RGB"))
     xq = mean_of(encode_images(encoder, [pixels]), encode_texts(encoder, ["a red boat"]))
-    scores, _ = search(collection.segments, "image", xq, 5, 0)
+    scores, _ = search(collection.column("image"), xq, 5, 0)
     assert [result.score for result in answer] == pytest.approx(scores[0].tolist(), abs=1e-6)
     assert str(answer.query) == '"a red boat" + picture (given as bytes)'
 

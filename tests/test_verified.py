@@ -20,10 +20,10 @@ QUERY = Query(vector=np.ones(8))
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """An index of IVF cells; tests take a copy."""
+    """An index of inverted lists; tests take a copy."""
     path = tmp_path_factory.mktemp("verified")
     make_collection(path, (40,))
-    build_index(path, columns=["image"], settings=IndexSettings(exact_below=1))
+    build_index(path, columns=["image"], settings=IndexSettings(tune=False, exact_below=1))
     return path
 
 
@@ -57,16 +57,16 @@ def file_of(path: Path, name: str) -> Path:
     return found
 
 
-FILES = ["image.faiss", "image.f16", "rows.arrow"]
+FILES = ["image.lists", "image.sizes", "image.f16", "rows.arrow"]
 
 
 def test_a_copy_is_read_whole_once(path, hashed):
     results = search(path)
     assert sorted(hashed) == sorted(FILES)
-    assert search(path) == results and len(hashed) == 3, "the second opening costs nothing"
+    assert search(path) == results and len(hashed) == 4, "the second opening costs nothing"
     shutil.copytree(path, path.parent / "copy", copy_function=shutil.copy)
-    assert search(path.parent / "copy") == results and len(hashed) == 6, "a copy is another file"
-    assert search(path.parent / "copy") == results and len(hashed) == 6
+    assert search(path.parent / "copy") == results and len(hashed) == 8, "a copy is another file"
+    assert search(path.parent / "copy") == results and len(hashed) == 8
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -88,11 +88,11 @@ def test_a_flipped_bit_is_an_error_though_size_and_time_stay(path, name, place):
 def test_another_index_of_the_same_size_is_an_error(path):
     other = path.parent / "other"
     make_collection(other, (40,), seed=9)
-    build_index(other, columns=["image"], settings=IndexSettings(exact_below=1))
-    for name in ("image.faiss", "image.f16"):
+    build_index(other, columns=["image"], settings=IndexSettings(tune=False, exact_below=1))
+    for name in ("image.sizes", "image.f16"):
         assert file_of(path, name).stat().st_size == file_of(other, name).stat().st_size
         shutil.copy2(file_of(other, name), file_of(path, name))
-    with pytest.raises(CollectionError, match=r"image\.f.*: expected checksum"):
+    with pytest.raises(CollectionError, match=r"image\..*: expected checksum"):
         search(path)
 
 
@@ -100,7 +100,7 @@ def test_a_cache_that_cannot_be_written_only_costs_time(path, hashed, monkeypatc
     blocked = path.parent / "a file"
     blocked.touch()
     monkeypatch.setattr(verified, "verified_folder", lambda: blocked / "verified")
-    assert search(path) == search(path) and len(hashed) == 6
+    assert search(path) == search(path) and len(hashed) == 8
 
 
 def test_the_oldest_are_forgotten(path, hashed, monkeypatch):
@@ -110,7 +110,7 @@ def test_the_oldest_are_forgotten(path, hashed, monkeypatch):
     for file in FILES:
         file_of(path, file).chmod(0o400)  # another file, as far as its times tell
     search(path)
-    assert len(hashed) == 6 and len(os.listdir(verified.verified_folder())) <= 2
+    assert len(hashed) == 8 and len(os.listdir(verified.verified_folder())) <= 2
 
 
 def test_a_collection_copied_without_its_times_has_its_footers_read_once(path, monkeypatch):

@@ -22,22 +22,23 @@ from typing import Any
 import numpy as np
 
 from chiasm.index.build.covered import CoveredShards, ShardReplaced, vector_counts
-from chiasm.index.faiss_runtime import load_faiss
-from chiasm.index.plan import IndexSettings, Plan, plan_column
+from chiasm.index.build.train import train
+from chiasm.index.plan import IndexSettings, Plan, default_plan
 from chiasm.index.segments import (
-    TRAINED,
-    Digest,
+    FileSum,
     Manifest,
     SchemaInference,
     SegmentEntry,
     SegmentWriter,
-    TrainedEntry,
+    SharedFile,
+    Trained,
     copied_columns,
     live_number,
     publish,
     remove_unnamed,
     sweep_published,
     sweeping,
+    trained_file,
 )
 from chiasm.pipeline.collection import Collection, EmbeddingFile, Run, vectors_of
 from chiasm.pipeline.errors import CollectionError, UsageError
@@ -52,8 +53,8 @@ Progress = Callable[[str, int, int], None]  # stage, rows done, rows in all
 
 @dataclass(frozen=True)
 class BuildSummary:
-    """What a build made. `generation`: the number now live. `columns`: the FAISS factory string of
-    each column's index, `vectors`: how many it holds. `meta`: fields of the json whose types were
+    """What a build made. `generation`: the number now live. `columns`: the plan of each
+    column's index, `vectors`: how many it holds. `meta`: fields of the json whose types were
     widened. `seconds`: by stage."""
 
     generation: int
@@ -92,7 +93,7 @@ def build_index(
         with clock.stage("survey"):
             counts = build.infer_schema()
         plans = {
-            column: plan_column(counts[column], settings)
+            column: default_plan(counts[column], collection.identity.dim, settings)
             for column in select_columns(columns, counts)
         }
         with clock.stage("train"):
@@ -108,7 +109,7 @@ def build_index(
             rows=manifest.rows,
             shards=len(build.covered.indexed),
             segments=len(segments),
-            columns={column: plan.kind for column, plan in plans.items()},
+            columns={column: str(plan) for column, plan in plans.items()},
             vectors={column: build.vectors[column] for column in plans},
             meta=manifest.meta,
             seconds={stage: round(spent, 4) for stage, spent in clock.seconds.items()},
@@ -144,8 +145,8 @@ class Build:
         self.covered = CoveredShards(collection)
         self.schema = SchemaInference()
         self.copied = copied_columns(self.identity.columns)
-        self.empty: dict[str, Any] = {}  # column -> the trained, empty index
-        self.trained: dict[str, TrainedEntry] = {}
+        self.trained: dict[str, Trained | None] = {}  # by column, None where it is exact
+        self.shared: dict[str, SharedFile] = {}
         self.vectors: Counter[str] = Counter()
         self.rows_written = 0
         self._require_rows()
@@ -179,27 +180,24 @@ class Build:
         return counts
 
     def train(self, plans: dict[str, Plan]) -> None:
-        """Make each column's empty index; those that need training learn from a sample of rows."""
-        faiss = load_faiss()
+        """Learn what the segments of each column share, and store it."""
         for column, plan in plans.items():
             if plan.exact:
-                self.empty[column] = faiss.index_factory(
-                    self.identity.columns[column], "IDMap2,Flat", faiss.METRIC_INNER_PRODUCT
-                )
+                self.trained[column] = None
                 continue
             self.progress(f"train {column}", 0, plan.train_rows)
-            index = faiss.index_factory(
-                self.identity.columns[column], plan.kind, faiss.METRIC_INNER_PRODUCT
-            )
-            index.train(training_vectors(self.covered, column, plan.train_rows))
-            name = f"{TRAINED}/{self.run.id}/{column}.faiss"
-            with self.folder.create(name, self.run.id) as pending:
-                digest = Digest(pending)
-                faiss.write_index(index, faiss.PyCallbackIOWriter(digest.write))
-                pending.commit()
-            self.empty[column] = index
-            self.trained[column] = TrainedEntry(name, digest.sum())
+            sample = training_vectors(self.covered, column, plan.train_rows)
+            self.store(column, train(plan, sample))
             self.progress(f"train {column}", plan.train_rows, plan.train_rows)
+
+    def store(self, column: str, trained: Trained) -> None:
+        """Store what the segments of a column share; what is used is what was stored."""
+        name, content = trained_file(self.run.id, column), trained.to_bytes()
+        self.folder.write_whole(name, content, self.run.id)
+        self.shared[column] = SharedFile(name, FileSum.of(content))
+        self.trained[column] = Trained.from_bytes(
+            content, trained.plan, self.identity.dim, display_name(name), ""
+        )
 
     def write_segments(self) -> list[SegmentEntry]:
         """Write all segments; the shards that were replaced meanwhile come last."""
@@ -240,7 +238,6 @@ class Build:
                 self.rows_written = rows_before
 
     def _fill_segment(self, number: int, group: list[EmbeddingFile]) -> list[SegmentEntry]:
-        faiss = load_faiss()
         group = [file for file in group if file.shard_id in self.covered.indexed]
         with SegmentWriter(
             self.folder,
@@ -249,7 +246,7 @@ class Build:
             shards=[self.covered.indexed[file.shard_id] for file in group],
             schema=self.schema,
             copied=self.copied,
-            indexes={column: faiss.clone_index(empty) for column, empty in self.empty.items()},
+            columns=self.trained,
             dim=self.identity.dim,
             batch_bytes=self.settings.catalog_bytes,
         ) as segment:
@@ -268,7 +265,7 @@ class Build:
 
     def _add(self, segment: SegmentWriter, shard_number: int, file: EmbeddingFile) -> None:
         first = 0
-        for rows in self.covered.groups(file, [*self.copied, "json", *self.empty]):
+        for rows in self.covered.groups(file, [*self.copied, "json", *self.trained]):
             segment.add(shard_number, first, rows)
             first += len(rows)
             self.rows_written += len(rows)
@@ -282,7 +279,7 @@ class Build:
             fingerprint=self.identity.fingerprint,
             dim=self.identity.dim,
             columns=plans,
-            trained=self.trained,
+            trained=self.shared,
             segments=tuple(segments),
             meta=self.schema.report(),
         )

@@ -18,6 +18,7 @@ from dataclasses import replace
 import numpy as np
 
 from chiasm.index.queries import Query
+from chiasm.index.query.search import Allowed, ColumnIndex, search
 from chiasm.index.results import CatalogRow
 from chiasm.index.segments import (
     Generation,
@@ -83,6 +84,51 @@ class OpenIndex:
     def __len__(self) -> int:
         return self.generation.manifest.rows
 
+    def column(self, name: str) -> ColumnIndex:
+        """A column's index; UsageError and CollectionError as by `require_column`."""
+        self.require_column(name)
+        generation = self.generation
+        plan = generation.manifest.columns[name]
+        return ColumnIndex(generation.segments, name, plan, generation.trained(name))
+
+    def search_vectors(
+        self,
+        xq: np.ndarray,
+        k: int,
+        where: str | None = None,
+        *,
+        column: str = "image",
+        nprobe: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k best rows of each query: scores (Q, k) float32, best first, and ids (Q, k) int64.
+
+        xq (Q, D) float32, unit rows. where: a filter. nprobe: lists to scan, None for as many as
+        the column's recall needs. An id is a position of the generation that is open, for `rows`
+        and `vectors`; -1 with score -inf where fewer than k rows are found. Raises UsageError for
+        queries of another width and for NaN, infinite or zero ones.
+        """
+        xq = np.asarray(xq, dtype=np.float32)
+        if xq.ndim != 2 or xq.shape[1] != self.dim:
+            raise UsageError(
+                "query vectors", expected=f"shape (Q, {self.dim})", found=f"shape {xq.shape}"
+            )
+        squares = np.einsum("qd,qd->q", xq, xq)
+        if not (np.isfinite(squares) & (squares > 0)).all():
+            number = int(np.flatnonzero(~(np.isfinite(squares) & (squares > 0)))[0])
+            raise UsageError(
+                f"query vector {number}",
+                expected="finite numbers, not all zero",
+                found="zeros, NaN or infinity",
+            )
+        index = self.column(column)
+        return search(index, xq, k, self.lists_to_scan(column, nprobe), self.allowed(where))
+
+    def allowed(self, where: str | None) -> Allowed | None:
+        """The rows that a filter lets pass, by segment; None without one."""
+        if where is None:
+            return None
+        raise NotImplementedError
+
     @property
     def dim(self) -> int:
         return self.collection.identity.dim
@@ -108,21 +154,20 @@ class OpenIndex:
         """Load what the queries need and was not loaded yet; returns the encoder, None where every
         query has its own vector."""
         for query in queries:  # a column without an index is refused before anything is loaded
-            self.nprobe_for(query)
+            self.require_column(query.column)
         # The encoder first: FAISS after torch shares its OpenMP runtime, see
         # index/faiss_runtime.py.
         encoder = self.encoder if any(query.vector is None for query in queries) else None
         for column in {query.column for query in queries}:
+            index = self.column(column)
             for segment in self.segments:
-                segment.index(column)
+                index.scanner(segment)
         return encoder
 
-    def nprobe_for(self, query: Query) -> int:
-        """IVF cells to search, 0 where the column's index is exact; CollectionError without an
-        index."""
-        self.require_column(query.column)
-        plan = self.generation.manifest.columns[query.column]
-        return 0 if plan.exact else min(plan.cells, query.nprobe or plan.nprobe)
+    def lists_to_scan(self, column: str, nprobe: int | None = None) -> int:
+        """Lists that a query scans, 0 where the column's index is exact. nprobe: what it wants."""
+        plan = self.generation.manifest.columns[column]
+        return 0 if plan.exact else min(plan.lists, nprobe or plan.nprobe)
 
     def require_column(self, column: str) -> None:
         """Raises UsageError for a column that the collection does not have, CollectionError for one

@@ -3,109 +3,37 @@
     index/CURRENT                   "000007": the live generation
     index/generations/000007.json   its segments in order: checksums, and what is deleted in each
 
+CURRENT carries the manifest as well, so that a reader of a distant store needs one request less.
+
 Where the generation that CURRENT names cannot be opened, the newest whole one answers, and says so.
 `publish.py` makes a generation live.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-from pydantic import FiniteFloat
-
-from chiasm.index.plan import Count, Plan
 from chiasm.index.segments.advice import build_command
 from chiasm.index.segments.catalog import IndexedShard
 from chiasm.index.segments.checksums import FileSum
+from chiasm.index.segments.manifest import Manifest, SegmentEntry
 from chiasm.index.segments.names import (
     CURRENT,
     GENERATIONS,
     RECORD,
-    is_segment_id,
-    is_trained_file,
     manifest_name,
     numbers_in,
     segment_file,
 )
-from chiasm.index.segments.segment import Segment, SegmentRecord
+from chiasm.index.segments.record import SegmentRecord
+from chiasm.index.segments.segment import Segment
+from chiasm.index.segments.trained import Trained
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.storage import Folder, display_name
-from chiasm.pipeline.stored_records import read_record
 
 LOG = logging.getLogger(__name__)
-SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class SegmentEntry:
-    """A live segment: `checksum` is that of its segment.json, `deleted` the positions that searches
-    leave out."""
-
-    id: str
-    rows: Count
-    checksum: FileSum
-    deleted: tuple[Count, ...] = ()
-
-
-@dataclass(frozen=True)
-class TrainedEntry:
-    """A trained, empty index: its file below `index/trained/` and the checksum of that."""
-
-    file: str
-    checksum: FileSum
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What `generations/<number>.json` holds.
-
-    run: the build that made it. created: seconds since the epoch. columns: the index of each vector
-    column. trained: the trained, empty indexes that segments of IVF columns share, as files below
-    `index/trained/`. meta: fields of the samples' json whose types were widened.
-    """
-
-    run: str
-    created: FiniteFloat
-    encoder: str
-    fingerprint: str
-    dim: Count
-    columns: dict[str, Plan]
-    trained: dict[str, TrainedEntry]
-    segments: tuple[SegmentEntry, ...]
-    meta: list[dict[str, Any]] = field(default_factory=list)
-    schema: int = SCHEMA
-
-    @property
-    def rows(self) -> int:
-        return sum(entry.rows for entry in self.segments)
-
-    def to_json(self) -> bytes:
-        text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
-        return text.encode("utf-8", "surrogatepass") + b"\n"
-
-    @classmethod
-    def from_json(cls, data: bytes, folder: Folder, name: str) -> Manifest:
-        """Raises CollectionError for a damaged manifest, and for names that chiasm does not
-        write."""
-        where, do = display_name(folder.url_of(name)), f"run {build_command(folder)}"
-        manifest = read_record(data, where, cls, what="a generation", do=do, schema=SCHEMA)
-        odd = [entry.id for entry in manifest.segments if not is_segment_id(entry.id)]
-        odd += [
-            entry.file for entry in manifest.trained.values() if not is_trained_file(entry.file)
-        ]
-        faults = [f"the name {name!r}" for name in odd]
-        faults += [
-            f"segment {entry.id} of {entry.rows} rows without position {max(entry.deleted)}"
-            for entry in manifest.segments
-            if entry.deleted and max(entry.deleted) >= entry.rows
-        ]
-        if faults:
-            raise CollectionError(where, expected="a generation", found=faults[0], do=do)
-        return manifest
 
 
 @dataclass(frozen=True)
@@ -116,11 +44,27 @@ class Generation:
     number: int
     manifest: Manifest
     segments: tuple[Segment, ...]
+    folder: Folder
     instead_of: str = ""
+    _trained: dict[str, Trained] = field(default_factory=dict)
+
+    def trained(self, column: str) -> Trained | None:
+        """What the segments of a column share, read when first needed; None where it is exact."""
+        plan = self.manifest.columns[column]
+        if plan.exact:
+            return None
+        if column not in self._trained:  # two threads may both read it, to the same end
+            self._trained[column] = read_trained(self.folder, self.manifest, column)
+        return self._trained[column]
 
     def indexed_shards(self) -> dict[str, IndexedShard]:
-        """By shard id, what the segments were built from."""
-        return {shard.shard: shard for segment in self.segments for shard in segment.record.shards}
+        """By shard id, what the segments were built from, without what is retired."""
+        return {
+            shard.shard: shard
+            for entry, segment in zip(self.manifest.segments, self.segments, strict=True)
+            for shard in segment.record.shards
+            if shard.shard not in entry.retired
+        }
 
 
 def current_number(folder: Folder) -> int | None:
@@ -129,14 +73,15 @@ def current_number(folder: Folder) -> int | None:
     content = read_if_there(folder, CURRENT)
     if content is None:
         return None
-    if not re.fullmatch(rb"[0-9]{1,18}\s*", content):
+    number = content.partition(b"\n")[0]
+    if not re.fullmatch(rb"[0-9]{1,18}\s*", number):
         raise CollectionError(
             display_name(folder.url_of(CURRENT)),
             expected="a generation's number",
             found=repr(content[:40].decode(errors="replace")),
             do=f"run {build_command(folder)}",
         )
-    return int(content)
+    return int(number)
 
 
 def open_current(folder: Folder) -> Generation | None:
@@ -172,7 +117,7 @@ def newest_whole(folder: Folder, why: str, damaged: int | None = None) -> Genera
         except CollectionError:
             continue
         LOG.warning("%s; generation %06d answers instead", why, number)
-        return Generation(number, generation.manifest, generation.segments, why)
+        return replace(generation, instead_of=why)
     return None
 
 
@@ -186,7 +131,7 @@ def open_whole(folder: Folder, number: int) -> Generation:
 def open_generation(folder: Folder, number: int) -> Generation:
     """A generation by its number; CollectionError where it is missing or damaged."""
     manifest = read_manifest(folder, number)
-    return Generation(number, manifest, open_segments(folder, manifest))
+    return Generation(number, manifest, open_segments(folder, manifest), folder)
 
 
 def open_segments(folder: Folder, manifest: Manifest) -> tuple[Segment, ...]:
@@ -232,6 +177,28 @@ def read_manifest(folder: Folder, number: int) -> Manifest:
     return Manifest.from_json(content, folder, name)
 
 
+def read_shared(folder: Folder, name: str, checksum: FileSum) -> bytes:
+    """A file that is no segment's; CollectionError where it is missing or damaged."""
+    content = read_if_there(folder, name)
+    if content is None or FileSum.of(content) != checksum:
+        found = "no such file" if content is None else FileSum.of(content).blake2b[:12]
+        raise CollectionError(
+            display_name(folder.url_of(name)),
+            expected=f"blake2b {checksum.blake2b[:12]}",
+            found=found,
+            do=f"run {build_command(folder)}",
+        )
+    return content
+
+
+def read_trained(folder: Folder, manifest: Manifest, column: str) -> Trained:
+    """What the segments of a column share; CollectionError where it is missing or damaged."""
+    entry = manifest.trained[column]
+    content = read_shared(folder, entry.file, entry.checksum)
+    where, do = display_name(folder.url_of(entry.file)), f"run {build_command(folder)}"
+    return Trained.from_bytes(content, manifest.columns[column], manifest.dim, where, do)
+
+
 def keeping_segments(error: CollectionError) -> CollectionError:
     """What is said of a generation that cannot be read beside the live one. error: why."""
     return CollectionError(
@@ -258,7 +225,7 @@ def _open_segment(folder: Folder, entry: SegmentEntry) -> Segment:
     if content is not None and FileSum.of(content) == entry.checksum:
         record = SegmentRecord.from_json(content, folder, name)
         if (record.id, record.rows) == (entry.id, entry.rows):
-            return Segment(folder, record, entry.deleted)
+            return Segment(folder, record, entry.deletions)
         found = f"segment {record.id} of {record.rows} rows"
     raise CollectionError(
         display_name(folder.url_of(name)),

@@ -4,7 +4,9 @@ index/CURRENT
 index/generations/<number>.json       six digits or more
 index/generations/<number>.replaced   present once another generation is live, see sweep.py
 index/segments/<run id>-<number>/     files of `is_segment_file`
-index/trained/<run id>/<column>.faiss
+index/trained/<run id>/<column>.safetensors
+index/trained/<run id>/<column>.json           the report of what was measured
+index/deleted/<run id>/<segment>.bits
 """
 
 from __future__ import annotations
@@ -18,14 +20,18 @@ CURRENT = "index/CURRENT"
 GENERATIONS = "index/generations"
 SEGMENTS = "index/segments"
 TRAINED = "index/trained"
+DELETED = "index/deleted"
 CATALOG = "rows.arrow"
 RECORD = "segment.json"
 
 _COLUMN = "[a-z][a-z0-9_]*"
 _SEGMENT = re.compile(f"({RUN_ID})-[0-9]{{3,9}}")
 _TRAINED = re.compile(RUN_ID)
-_TRAINED_FILE = re.compile(f"{TRAINED}/{RUN_ID}/{_COLUMN}\\.faiss")
-_FILE = re.compile(f"{re.escape(CATALOG)}|{re.escape(RECORD)}|{_COLUMN}\\.(faiss|f16)")
+_TRAINED_FILE = re.compile(f"{TRAINED}/{RUN_ID}/{_COLUMN}\\.(safetensors|json|faiss)")
+_DELETED_FILE = re.compile(f"{DELETED}/{RUN_ID}/{_SEGMENT.pattern}\\.bits")
+# `faiss` is of segments that an earlier version wrote.
+_KINDS = ("lists", "sizes", "f16", "faiss")
+_FILE = re.compile(f"{re.escape(CATALOG)}|{re.escape(RECORD)}|{_COLUMN}\\.({'|'.join(_KINDS)})")
 _GENERATION = re.compile("([0-9]{6,18})\\.(json|replaced)")
 
 
@@ -34,12 +40,12 @@ def segment_file(segment_id: str, name: str) -> str:
 
 
 def run_of_folder(name: str) -> str | None:
-    """The run that wrote a folder of segments or of trained indexes; None for a folder that is none
-    of ours."""
+    """The run that wrote a folder of segments, trained indexes or deletions; None for a folder that
+    is none of ours."""
     parent, _, base = name.rpartition("/")
     if parent == SEGMENTS and (found := _SEGMENT.fullmatch(base)):
         return found[1]
-    return base if parent == TRAINED and _TRAINED.fullmatch(base) else None
+    return base if parent in (TRAINED, DELETED) and _TRAINED.fullmatch(base) else None
 
 
 def is_segment_id(text: str) -> bool:
@@ -51,17 +57,37 @@ def is_trained_file(name: str) -> bool:
     return _TRAINED_FILE.fullmatch(name) is not None
 
 
+def trained_file(run: str, column: str) -> str:
+    return f"{TRAINED}/{run}/{column}.safetensors"
+
+
+def report_file(run: str, column: str) -> str:
+    return f"{TRAINED}/{run}/{column}.json"
+
+
+def deleted_file(run: str, segment_id: str) -> str:
+    return f"{DELETED}/{run}/{segment_id}.bits"
+
+
+def is_deleted_file(name: str) -> bool:
+    return _DELETED_FILE.fullmatch(name) is not None
+
+
 def is_final_file(base: str) -> bool:
     """Whether a whole segment may hold a file of this name."""
     return _FILE.fullmatch(base) is not None
 
 
 def is_segment_file(base: str, columns: Iterable[str]) -> bool:
-    """Whether a segment, or a folder of trained indexes, of these columns may hold a file of this
-    name."""
+    """Whether a segment, or a folder of trained indexes or deletions, of these columns may hold a
+    file of this name."""
     final = target_of_temporary(base) if is_temporary(base) else base
     stem, _, kind = final.rpartition(".")
-    return final in (CATALOG, RECORD) or (kind in ("faiss", "f16") and stem in columns)
+    if kind == "bits":
+        return is_segment_id(stem)
+    return final in (CATALOG, RECORD) or (
+        kind in (*_KINDS, "safetensors", "json") and stem in columns
+    )
 
 
 def manifest_name(number: int) -> str:

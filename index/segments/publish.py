@@ -50,38 +50,38 @@ def publish(folder: Folder, manifest: Manifest, run: Run, began_with: int) -> in
     the manifest are not there any more.
     """
     segments = _require_own(folder, manifest)
-    new = Generation(0, manifest, segments)
+    new = Generation(0, manifest, segments, folder)
     rivals = _rivals(folder, new, began_with)
     if rivals and (best := _best(folder, [*rivals, new])) is not new:
-        return _settle(folder, best.number, new, began_with, run)
+        return _settle(folder, best, new, began_with, run)
     number = max(numbers(folder), default=0) + 1
     while not folder.write_new(manifest_name(number), manifest.to_json(), run.id):
         number += 1
     # Where one of these fails the manifest stays: another build may have pointed CURRENT at it.
     run.beat()  # a sweep that marks this run after that finds the manifest
     _require_own(folder, manifest)
-    new = Generation(number, manifest, segments)
-    return _settle(folder, number, new, began_with, run)
+    new = Generation(number, manifest, segments, folder)
+    return _settle(folder, new, new, began_with, run)
 
 
-def _settle(folder: Folder, number: int, new: Generation, began_with: int, run: Run) -> int:
-    """Point CURRENT at generation `number`, then at better ones until there is none."""
+def _settle(folder: Folder, chosen: Generation, new: Generation, began_with: int, run: Run) -> int:
+    """Point CURRENT at the chosen generation, then at better ones until there is none."""
     while True:
-        live = live_number(folder)
+        number, live = chosen.number, live_number(folder)
         if live and live != number:
             # It ceases to be live now, whatever a sweep has noted before it was.
             folder.remove(replaced_name(live))
         if live != number:
-            folder.write_whole(CURRENT, f"{number:06d}\n".encode(), run.id)
+            content = f"{number:06d}\n".encode() + chosen.manifest.to_json()
+            folder.write_whole(CURRENT, content, run.id)
         candidates = _rivals(folder, new, began_with)
         if new.number and folder.exists(manifest_name(new.number)):
             candidates.append(new)  # not swept, as that of a build that stood still for too long
         if not candidates:
             return number
-        best = _best(folder, candidates)
-        if best.number == live_number(folder):
-            return best.number
-        number = best.number
+        chosen = _best(folder, candidates)
+        if chosen.number == live_number(folder):
+            return chosen.number
 
 
 def _require_own(folder: Folder, manifest: Manifest) -> tuple[Segment, ...]:

@@ -1,106 +1,52 @@
 """A segment: an immutable piece of the index, written once, memory-mapped ever after.
 
     index/segments/<id>/rows.arrow      the catalog: key, caption, metadata, ... of each position
-                        image.faiss     the FAISS index of a column; its ids are positions
                         image.f16       the raw vectors, (rows, dim) float16, zero where none is
+                        image.lists     codes of the vectors, list by list, for FAISS (lists.py)
+                        image.sizes     sizes and checksums of the lists
                         segment.json    its shards, size and checksum of each file; written last
 
-Positions are 0 .. rows - 1 inside a segment. Rows without a vector in a column are absent from its
-FAISS index. `segment.json` is written last and its own checksum stands in the generation, so that a
-chain of checksums runs from the live generation to every byte it answers from.
+Positions are 0 .. rows - 1 inside a segment. Rows without a vector in a column are in none of its
+lists. An exact column has no lists: its vectors are scanned. `segment.json` is written last and its
+own checksum stands in the generation, so that a chain of checksums runs from the live generation to
+every byte it answers from.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from io import BufferedReader
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from chiasm.index.faiss_runtime import load_faiss
-from chiasm.index.plan import Count
 from chiasm.index.segments.advice import build_command
 from chiasm.index.segments.cache import open_cached
 from chiasm.index.segments.catalog import Catalog, CatalogWriter, IndexedShard
 from chiasm.index.segments.checksums import Digest, FileSum
 from chiasm.index.segments.json_columns import SchemaInference
-from chiasm.index.segments.names import (
-    CATALOG,
-    RECORD,
-    SEGMENTS,
-    is_final_file,
-    is_segment_id,
-    segment_file,
-)
+from chiasm.index.segments.lists import ListsWriter, open_exact, open_lists
+from chiasm.index.segments.names import CATALOG, RECORD, SEGMENTS, segment_file
+from chiasm.index.segments.record import SegmentRecord
+from chiasm.index.segments.trained import Trained
 from chiasm.index.segments.verified import is_verified
 from chiasm.pipeline.collection import vectors_of
 from chiasm.pipeline.errors import CollectionError, SourceError, StorageError
 from chiasm.pipeline.storage import Folder, PendingFile, display_name
-from chiasm.pipeline.stored_records import read_record
-
-SCHEMA = 1
 
 
 class SegmentGone(CollectionError):
     """A file of a segment is not there any more: a later build may have swept it."""
 
 
-@dataclass(frozen=True)
-class SegmentRecord:
-    """What `segment.json` holds. vectors: how many each column's index has."""
-
-    id: str
-    rows: Count
-    dim: Count
-    vectors: dict[str, Count]
-    shards: tuple[IndexedShard, ...]
-    files: dict[str, FileSum]
-    schema: int = SCHEMA
-
-    def to_json(self) -> bytes:
-        text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
-        return text.encode("utf-8", "surrogatepass") + b"\n"
-
-    @classmethod
-    def from_json(cls, data: bytes, folder: Folder, name: str) -> SegmentRecord:
-        """Raises CollectionError for a damaged record, and for names that chiasm does not write."""
-        where, do = display_name(folder.url_of(name)), f"run {build_command(folder)}"
-        record = read_record(data, where, cls, what="a segment", do=do, schema=SCHEMA)
-        fault = record.fault()
-        if fault:
-            raise CollectionError(where, expected="a segment", found=fault, do=do)
-        return record
-
-    def fault(self) -> str:
-        """What does not fit together, "" where everything does."""
-        if not is_segment_id(self.id):
-            return f"the id {self.id!r}"
-        if odd := [name for name in self.files if not is_final_file(name)]:
-            return f"a file {odd[0]!r}"
-        if CATALOG not in self.files:
-            return f"no file {CATALOG}"
-        if sum(shard.rows for shard in self.shards) != self.rows:
-            return f"{self.rows} rows of shards that have another number"
-        raw = {column: self.files.get(f"{column}.f16") for column in self.vectors}
-        for column, checksum in raw.items():
-            size = None if checksum is None else checksum.size
-            if size != self.rows * self.dim * 2 or f"{column}.faiss" not in self.files:
-                return f"no files for {self.rows} vectors of column {column!r}"
-        return ""
-
-
 class SegmentWriter:
     """Writes a segment from Parquet rows; `commit` gives its files their names. Used in a `with`,
     which leaves no temporary behind. shards: those whose rows may come, in this order. copied: the
-    catalog's `copied_columns`. indexes: for each column an empty FAISS index that takes ids,
-    trained where its kind needs it. batch_bytes: as the catalog's writer takes it.
+    catalog's `copied_columns`. columns: for each vector column what its segments share, None where
+    it is exact. batch_bytes: as the catalog's writer takes it.
     """
 
     def __init__(
@@ -112,17 +58,21 @@ class SegmentWriter:
         shards: Sequence[IndexedShard],
         schema: SchemaInference,
         copied: Sequence[str],
-        indexes: dict[str, Any],
+        columns: dict[str, Trained | None],
         dim: int,
         batch_bytes: int,
     ) -> None:
         self.id, self.dim, self.rows = segment_id, dim, 0
         self._folder, self._run_id = folder, run_id
         self._shards = dict(enumerate(shards))
-        self._indexes = indexes
+        self._lists = {
+            column: None if trained is None else ListsWriter(trained)
+            for column, trained in columns.items()
+        }
+        self._vectors = dict.fromkeys(columns, 0)
         self._files: dict[str, tuple[PendingFile, Digest]] = {}
         with ExitStack() as self._stack:  # closes the first files where a later one fails
-            self._raw = {column: self._create(f"{column}.f16") for column in indexes}
+            self._raw = {column: self._create(f"{column}.f16") for column in columns}
             catalog = self._create(CATALOG)
             self._stack = self._stack.pop_all()
         self._catalog = CatalogWriter(catalog, shards, schema, copied, batch_bytes)
@@ -137,11 +87,12 @@ class SegmentWriter:
         """Take consecutive rows of the shard at `shards[shard]`, the first being its row
         `first`."""
         self._catalog.add(shard, first, rows)
-        for column, index in self._indexes.items():
+        for column, lists in self._lists.items():
             vectors, has = vectors_of(rows[column])
             self._raw[column].write(vectors.tobytes())
-            positions = self.rows + np.flatnonzero(has)
-            index.add_with_ids(vectors[has].astype(np.float32), positions.astype(np.int64))
+            self._vectors[column] += int(has.sum())
+            if lists is not None:
+                lists.add(vectors[has], self.rows + np.flatnonzero(has))
         self.rows += len(rows)
 
     def leave_out(self, shard: int) -> None:
@@ -150,19 +101,17 @@ class SegmentWriter:
 
     def commit(self) -> tuple[SegmentRecord, FileSum]:
         """Name every file, `segment.json` last; returns the record and its checksum."""
-        faiss = load_faiss()
         self._catalog.close()
-        for column, index in self._indexes.items():
-            faiss.write_index(
-                index, faiss.PyCallbackIOWriter(self._create(f"{column}.faiss").write)
-            )
+        for column, lists in self._lists.items():
+            if lists is not None:
+                lists.write(self._create(f"{column}.lists"), self._create(f"{column}.sizes"))
         for pending, _ in self._files.values():
             pending.commit()
         record = SegmentRecord(
             id=self.id,
             rows=self.rows,
             dim=self.dim,
-            vectors={column: int(index.ntotal) for column, index in self._indexes.items()},
+            vectors=self._vectors,
             shards=tuple(self._shards.values()),
             files={name: digest.sum() for name, (_, digest) in sorted(self._files.items())},
         )
@@ -178,18 +127,30 @@ class SegmentWriter:
         return digest
 
 
+class DeletedRows(Protocol):
+    """Where the deletions of a segment are stored."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def file(self) -> str: ...
+    @property
+    def checksum(self) -> FileSum: ...
+
+
 class Segment:
     """A committed segment, open for searching. Files are compared with their checksums and mapped
-    when first used; safe to share. deleted: positions that searches leave out.
+    when first used; safe to share. deletions: of rows that searches leave out.
 
     Using a file raises CollectionError where it is damaged, SegmentGone where it was removed."""
 
-    def __init__(self, folder: Folder, record: SegmentRecord, deleted: Sequence[int] = ()) -> None:
-        self.record = record
-        self.deleted = np.array(deleted, dtype=np.int64)
+    def __init__(
+        self, folder: Folder, record: SegmentRecord, deletions: DeletedRows | None = None
+    ) -> None:
+        self.record, self.deletions = record, deletions
         self._folder = folder
-        self._lock = threading.Lock()
-        self._open: dict[str, Any] = {}
+        self._lock = threading.RLock()
+        self._open: dict[object, Any] = {}
 
     def __len__(self) -> int:
         return self.record.rows
@@ -200,9 +161,61 @@ class Segment:
             CATALOG, lambda file, where, rebuild: Catalog(file, where, rebuild, self.record.rows)
         )
 
-    def index(self, column: str) -> Any:
-        """The column's FAISS index, mapped. Shared: a search must not change it."""
-        return self._open_once(f"{column}.faiss", read_index)
+    def exact(self, column: str) -> Any:
+        """A FAISS index of one list that scans all vectors of a column, those of zeros too where a
+        row has none. To be searched with `store_pairs`; shared: a search must not change it."""
+        rows, dim = self.record.rows, self.record.dim
+        return self._open_once(
+            f"{column}.f16",
+            lambda file, where, rebuild: open_exact(file, rows, dim, where),
+            "exact",
+        )
+
+    def lists(self, column: str, trained: Trained) -> Any:
+        """The FAISS index of a column's lists, mapped. Shared: a search must not change it."""
+
+        def opened(file: BufferedReader, where: str, rebuild: str) -> Any:
+            sizes_name = segment_file(self.record.id, f"{column}.sizes")
+            with self._opened(sizes_name, self.record.files[f"{column}.sizes"]) as (other, _):
+                content = other.read()
+            size = self.record.files[f"{column}.lists"].size
+            return open_lists(file, size, content, trained, where, rebuild)
+
+        return self._open_once(f"{column}.lists", opened)
+
+    def has(self, column: str) -> np.ndarray | None:
+        """Which rows have a vector in a column: (rows,) bool; None where all have."""
+        if self.record.vectors[column] == self.record.rows:
+            return None
+        with self._lock:
+            key = f"has {column}"
+            if key not in self._open:
+                self._open[key] = np.any(self.raw(column), axis=1)
+            return self._open[key]
+
+    def deleted(self) -> np.ndarray | None:
+        """Which rows searches leave out: (rows,) bool; None where there are none."""
+        deletions = self.deletions
+        if deletions is None:
+            return None
+
+        def opened(file: BufferedReader, where: str, rebuild: str) -> np.ndarray:
+            bits = np.frombuffer(file.read(), np.uint8)
+            deleted = np.unpackbits(bits, bitorder="little")[: self.record.rows].astype(bool)
+            if len(deleted) != self.record.rows or int(deleted.sum()) != deletions.rows:
+                raise CollectionError(
+                    where,
+                    expected=f"{deletions.rows} deleted of {self.record.rows} rows",
+                    found=f"{int(deleted.sum())} of {len(deleted)}",
+                    do=f"run {rebuild}",
+                )
+            return deleted
+
+        with self._lock:
+            if "deleted" not in self._open:
+                with self._opened(deletions.file, deletions.checksum) as (file, where):
+                    self._open["deleted"] = opened(file, where, build_command(self._folder))
+            return self._open["deleted"]
 
     def raw(self, column: str) -> np.ndarray:
         """(rows, dim) float16, mapped, zero where a row has no vector."""
@@ -223,21 +236,31 @@ class Segment:
                 missing.append(name)
         return missing
 
-    def _open_once(self, name: str, opener: Callable[[BufferedReader, str, str], Any]) -> Any:
+    def _open_once(
+        self, name: str, opener: Callable[[BufferedReader, str, str], Any], use: str = ""
+    ) -> Any:
+        """What `opener` makes of a file of the segment, made once. use: apart from other uses."""
         with self._lock:
-            if name not in self._open:
-                where = display_name(self._folder.url_of(segment_file(self.record.id, name)))
-                try:
-                    with self._open_file(name, where) as file:
-                        self._open[name] = opener(file, where, build_command(self._folder))
-                except OSError as error:
-                    found = error.strerror or str(error)
-                    raise StorageError(where, expected="a usable file", found=found) from error
-            return self._open[name]
+            if (name, use) not in self._open:
+                file, checksum = segment_file(self.record.id, name), self.record.files[name]
+                with self._opened(file, checksum) as (opened, where):
+                    made = opener(opened, where, build_command(self._folder))
+                self._open[name, use] = made
+            return self._open[name, use]
 
-    def _open_file(self, name: str, where: str) -> BufferedReader:
+    @contextmanager
+    def _opened(self, name: str, checksum: FileSum) -> Iterator[tuple[BufferedReader, str]]:
+        """A file of the collection whose content has its checksum, and its name for messages."""
+        where = display_name(self._folder.url_of(name))
+        try:
+            with self._open_verified(name, checksum, where) as file:
+                yield file, where
+        except OSError as error:
+            found = error.strerror or str(error)
+            raise StorageError(where, expected="a usable file", found=found) from error
+
+    def _open_verified(self, file: str, checksum: FileSum, where: str) -> BufferedReader:
         """A file whose content has its checksum; of an object store, its cached copy."""
-        file, checksum = segment_file(self.record.id, name), self.record.files[name]
         if self._folder.local is None:
             try:
                 return open_cached(self._folder, file, checksum, self)
@@ -250,6 +273,7 @@ class Segment:
         except FileNotFoundError:
             raise self._gone(where) from None
         if is_verified(local, checksum):
+            local.seek(0)
             return local
         with local:
             found = FileSum.of_file(local)
@@ -263,23 +287,3 @@ class Segment:
     def _gone(self, where: str) -> SegmentGone:
         do = f"run {build_command(self._folder)}"
         return SegmentGone(where, expected="a file of the index", found="no such file", do=do)
-
-
-def read_index(file: BufferedReader, where: str, rebuild: str) -> Any:
-    """An open FAISS index, mapped; the file may be closed afterwards. where, rebuild: its name, and
-    the command that errors advise."""
-    faiss = load_faiss()
-    # By the open file, which stays the one that was verified whatever happens to its name.
-    path = f"/dev/fd/{file.fileno()}"
-    try:
-        return faiss.read_index(
-            path if os.path.exists(path) else file.name,
-            faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY,
-        )
-    except RuntimeError as error:
-        raise CollectionError(
-            where,
-            expected="a FAISS index",
-            found=str(error).strip().splitlines()[-1],
-            do=f"run {rebuild}",
-        ) from error

@@ -29,6 +29,7 @@ from chiasm.index.plan import IndexSettings
 from chiasm.index.segments.generations import keeping_segments, read_manifest
 from chiasm.index.segments.names import (
     CURRENT,
+    DELETED,
     GENERATIONS,
     RECORD,
     SEGMENTS,
@@ -121,7 +122,7 @@ def _remove_unnamed(
                 unreadable[number] = error
             continue
         named |= {f"{SEGMENTS}/{entry.id}" for entry in manifest.segments}
-        named |= {entry.file.rpartition("/")[0] for entry in manifest.trained.values()}
+        named |= {name.rpartition("/")[0] for name in manifest.shared_files()}
     own = bool(unreadable)
     if not unreadable.keys() <= set(before):
         return [], unreadable
@@ -150,8 +151,8 @@ def _columns(folder: Folder) -> Collection[str]:
 
 
 def leftovers(folder: Folder) -> list[str]:
-    """The folders of segments and of trained indexes that chiasm has written."""
-    found = folder.folders(SEGMENTS) + folder.folders(TRAINED)
+    """The folders of segments, trained indexes and deletions that chiasm has written."""
+    found = [name for parent in (SEGMENTS, TRAINED, DELETED) for name in folder.folders(parent)]
     return [name for name in found if run_of_folder(name) is not None]
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Container, Iterator
-from typing import Any
 
 import numpy as np
 
-from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.segments import (
     FileSum,
     Generation,
@@ -23,6 +21,7 @@ from chiasm.index.segments import (
     numbers,
     open_generation,
     read_manifest,
+    rows_in_lists,
     segment_file,
     stale_shards,
 )
@@ -60,7 +59,10 @@ def check_index(collection: Collection, checked: Counter[str]) -> Iterator[Findi
     stale = stale_shards(folder, generation.indexed_shards())
     for shard_id, state in stale.items():
         yield Finding(where, f"stale: shard {shard_id} is {state} since the build", rebuild)
-    yield from _check_trained(folder, generation)
+    shared = list(_check_shared(folder, generation))
+    yield from shared
+    if shared:
+        return  # without these the segments cannot be read
     for segment in generation.segments:
         checked["segments"] += 1
         damaged = list(_check_files(folder, segment))
@@ -81,9 +83,9 @@ def _check_others(folder: Folder, live: int) -> Iterator[Finding]:
                 yield Finding.of("index", keeping_segments(error))
 
 
-def _check_trained(folder: Folder, generation: Generation) -> Iterator[Finding]:
-    for entry in generation.manifest.trained.values():
-        yield from _check_file(folder, entry.file, entry.checksum)
+def _check_shared(folder: Folder, generation: Generation) -> Iterator[Finding]:
+    for name, checksum in generation.manifest.shared_files().items():
+        yield from _check_file(folder, name, checksum)
 
 
 def _check_files(folder: Folder, segment: Segment) -> Iterator[Finding]:
@@ -114,10 +116,18 @@ def _check_segment(
         yield Finding(where, f"{what}, {record.rows} in segment.json", rebuild)
         return
     for column in generation.manifest.columns:
-        ids = ids_of(segment.index(column))
+        trained = generation.trained(column)
         expected = np.flatnonzero(np.any(segment.raw(column), axis=1))
-        if not np.array_equal(np.sort(ids), expected):
-            what = f"{len(ids)} {column} vectors in the FAISS index, {len(expected)} stored"
+        if trained is None:
+            if len(expected) != record.vectors[column]:
+                what = f"{record.vectors[column]} {column} vectors by its record"
+                yield Finding(where, f"{what}, {len(expected)} stored", rebuild)
+            continue
+        rows = np.concatenate(
+            [np.empty(0, np.int64), *rows_in_lists(segment.lists(column, trained))]
+        )
+        if not np.array_equal(np.sort(rows), expected):
+            what = f"{len(rows)} {column} vectors in the lists, {len(expected)} stored"
             yield Finding(where, f"{what}, at other positions", rebuild)
     first = 0
     relocated = read_relocations(folder).shards
@@ -169,18 +179,3 @@ def _differences(
         if len(wrong):
             what = f"{len(wrong)} {column} vectors differ from the embeddings"
             yield f"{what}, the first in row {wrong[0]}"
-
-
-def ids_of(index: Any) -> np.ndarray:
-    """The ids of all vectors in a FAISS index, in no order: (n,) int64."""
-    faiss = load_faiss()
-    if hasattr(index, "id_map"):
-        return faiss.vector_to_array(index.id_map)
-    # `lists` is a view into `index`, which the caller keeps alive.
-    lists = index.invlists
-    parts = [
-        faiss.rev_swig_ptr(lists.get_ids(number), lists.list_size(number)).copy()
-        for number in range(lists.nlist)
-        if lists.list_size(number)
-    ]
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)

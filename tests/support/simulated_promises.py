@@ -84,7 +84,7 @@ class Promises:
         if name == CURRENT:
             self.damaged = False
             self._replaced[self._live] = self.world.now
-            self._live = int(new.data)
+            self._live = self._number_of(new)
             self._replaced.pop(self._live, None)
         elif name.startswith(f"{GENERATIONS}/") and name.endswith(".json"):
             if name in self._there and self._manifests[name] != new.data:
@@ -151,11 +151,16 @@ class Promises:
         current = self.object(CURRENT)
         if current is None:
             self.fail("CURRENT is gone")
-        elif missing := self.missing(int(current.data)):
+        elif missing := self.missing(self._number_of(current)):
             others = numbers_in(self.names(GENERATIONS), "json")
-            other = self._may_be_dead(int(current.data)) and not all(map(self.missing, others))
+            dead = self._may_be_dead(self._number_of(current))
+            other = dead and not all(map(self.missing, others))
             if not other:
-                self.fail(f"CURRENT names generation {int(current.data)}, without {missing}")
+                self.fail(f"CURRENT names generation {self._number_of(current)}, without {missing}")
+
+    @staticmethod
+    def _number_of(current: Object) -> int:
+        return int(current.data.partition(b"\n")[0])
 
     def missing(self, number: int) -> str:
         """A file that a generation lacks, "" where it is whole."""

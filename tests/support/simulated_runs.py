@@ -34,15 +34,17 @@ from chiasm.index.segments import (
     IndexedShard,
     Manifest,
     SegmentEntry,
-    generations,
     live_number,
+    manifest,
     open_current,
     publish,
+    record,
     segment_file,
     sweep,
     sweeping,
 )
-from chiasm.index.segments.segment import SegmentGone, SegmentRecord
+from chiasm.index.segments.record import SegmentRecord
+from chiasm.index.segments.segment import SegmentGone
 from chiasm.pipeline.attempts import record_failure, requeue_or_quarantine
 from chiasm.pipeline.collection import (
     FOLDERS,
@@ -138,7 +140,7 @@ def parsing_once() -> Iterator[None]:
         for kind in (RunRecord, LedgerEntry, Manifest, SegmentRecord):
             parse = functools.lru_cache(200)(kind.from_json)
             stack.enter_context(patch.object(kind, "from_json", parse))
-        for module in (run_record, ledger, generations):
+        for module in (run_record, ledger, manifest, record):
             stack.enter_context(patch.object(module, "json", compact))
         stack.enter_context(patch.object(pq, "ParquetFile", ParsedParquet))
         yield
@@ -299,9 +301,9 @@ def filled_segment(folder: Folder, run: Run, shards: tuple[IndexedShard, ...]) -
     rows = sum(shard.rows for shard in shards)
     folder.write_whole(segment_file(segment_id, "rows.arrow"), content, run.id)
     files = {"rows.arrow": FileSum.of(content)}
-    record = SegmentRecord(segment_id, rows, 8, {}, shards, files).to_json()
-    folder.write_whole(segment_file(segment_id, "segment.json"), record, run.id)
-    entry = SegmentEntry(segment_id, rows, FileSum.of(record))
+    content = SegmentRecord(segment_id, rows, 8, {}, shards, files).to_json()
+    folder.write_whole(segment_file(segment_id, "segment.json"), content, run.id)
+    entry = SegmentEntry(segment_id, rows, FileSum.of(content))
     return Manifest(run.id, 0.0, IDENTITY.encoder, IDENTITY.fingerprint, 8, {}, {}, (entry,))
 
 

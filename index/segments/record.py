@@ -1,0 +1,61 @@
+"""A segment's record, `segment.json`: its rows, its shards, size and checksum of each file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from chiasm.index.plan import Count
+from chiasm.index.segments.advice import build_command
+from chiasm.index.segments.catalog import IndexedShard
+from chiasm.index.segments.checksums import FileSum
+from chiasm.index.segments.names import CATALOG, is_final_file, is_segment_id
+from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.storage import Folder, display_name
+from chiasm.pipeline.stored_records import read_record
+
+SCHEMA = 2  # 1 had a FAISS file a column instead of lists: such a column is scanned exactly
+
+
+@dataclass(frozen=True)
+class SegmentRecord:
+    """What `segment.json` holds. vectors: how many each column's index has."""
+
+    id: str
+    rows: Count
+    dim: Count
+    vectors: dict[str, Count]
+    shards: tuple[IndexedShard, ...]
+    files: dict[str, FileSum]
+    schema: int = SCHEMA
+
+    def to_json(self) -> bytes:
+        text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
+        return text.encode("utf-8", "surrogatepass") + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes, folder: Folder, name: str) -> SegmentRecord:
+        """Raises CollectionError for a damaged record, and for names that chiasm does not write."""
+        where, do = display_name(folder.url_of(name)), f"run {build_command(folder)}"
+        record = read_record(data, where, cls, what="a segment", do=do, schema=SCHEMA)
+        fault = record.fault()
+        if fault:
+            raise CollectionError(where, expected="a segment", found=fault, do=do)
+        return record
+
+    def fault(self) -> str:
+        """What does not fit together, "" where everything does."""
+        if not is_segment_id(self.id):
+            return f"the id {self.id!r}"
+        if odd := [name for name in self.files if not is_final_file(name)]:
+            return f"a file {odd[0]!r}"
+        if CATALOG not in self.files:
+            return f"no file {CATALOG}"
+        if sum(shard.rows for shard in self.shards) != self.rows:
+            return f"{self.rows} rows of shards that have another number"
+        raw = {column: self.files.get(f"{column}.f16") for column in self.vectors}
+        for column, checksum in raw.items():
+            size = None if checksum is None else checksum.size
+            if size != self.rows * self.dim * 2:
+                return f"no file for {self.rows} vectors of column {column!r}"
+        return ""

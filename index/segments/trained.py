@@ -1,0 +1,147 @@
+"""What the segments of a column share: projection, centroids of the lists, ranges of the codes.
+
+It is learned once and stored once, so that a query is projected and its lists are ranked once,
+however many segments there are. `Trained` is plain arrays; `empty_index` makes the FAISS index that
+encodes and scans; FAISS never sees the centroids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from chiasm.index.faiss_runtime import load_faiss
+from chiasm.index.plan import Plan
+from chiasm.pipeline.errors import CollectionError
+
+# On disk float16 is enough for what only ranks and assigns; what is used is what was stored.
+_STORED = {
+    "centroids": "<f2",
+    "list_bias": "<f4",
+    "ranges": "<f4",
+    "project_rows": "<f4",
+    "project_queries": "<f4",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """plan: of the column. project_rows, project_queries: (D, d) float32, so that the inner product
+    of a projected query and a projected row estimates that of the two; None without a projection.
+    centroids: (L, s) float32, in the space of the lists. list_bias: (L,) float32, added to
+    a list's score when lists are ranked. ranges: (2, d) float32, of the 8-bit codes: the least
+    value of a dimension and the width of its range; None for other codes.
+    """
+
+    plan: Plan
+    centroids: np.ndarray
+    list_bias: np.ndarray
+    ranges: np.ndarray | None = None
+    project_rows: np.ndarray | None = None
+    project_queries: np.ndarray | None = None
+
+    def rows(self, xb: np.ndarray) -> np.ndarray:
+        """Vectors (N, D) in the space of the codes: (N, d) float32."""
+        return xb if self.project_rows is None else xb @ self.project_rows
+
+    def queries(self, xq: np.ndarray) -> np.ndarray:
+        """Queries (Q, D) in the space of the codes: (Q, d) float32."""
+        return xq if self.project_queries is None else xq @ self.project_queries
+
+    def assign(self, xb: np.ndarray, coded: np.ndarray) -> np.ndarray:
+        """The list of each row, the nearest centroid's: (N,) int64. xb, coded: the rows, and the
+        same in the space of the codes."""
+        x = coded if self.plan.space == "projected" else xb
+        return self._assigner.search(np.ascontiguousarray(x, dtype=np.float32), 1)[1][:, 0]
+
+    def rank(self, xq: np.ndarray, projected: np.ndarray, nprobe: int) -> np.ndarray:
+        """The best lists of each query, best first: (Q, nprobe) int64. xq, projected: the queries,
+        and the same in the space of the codes."""
+        x = projected if self.plan.space == "projected" else xq
+        scores = x @ self.centroids.T
+        scores += self.list_bias
+        if nprobe < scores.shape[1]:
+            lists = np.argpartition(scores, -nprobe, axis=1)[:, -nprobe:]
+            scores = np.take_along_axis(scores, lists, 1)
+            return np.take_along_axis(lists, np.argsort(-scores, axis=1), 1)
+        return np.argsort(-scores, axis=1)
+
+    @cached_property
+    def _assigner(self) -> Any:
+        faiss = load_faiss()
+        index = faiss.IndexFlatL2(self.centroids.shape[1])
+        index.add(np.ascontiguousarray(self.centroids, dtype=np.float32))
+        return index
+
+    def empty_index(self) -> Any:
+        """A trained FAISS index without rows, for `add_core` and `search_preassigned`."""
+        faiss = load_faiss()
+        plan = self.plan
+        if plan.codes == "SQ8":
+            quantizer = faiss.IndexFlatIP(plan.dims)
+            index = faiss.IndexIVFScalarQuantizer(
+                quantizer,
+                plan.dims,
+                plan.lists,
+                faiss.ScalarQuantizer.QT_8bit,
+                faiss.METRIC_INNER_PRODUCT,
+                False,
+            )
+            assert self.ranges is not None
+            faiss.copy_array_to_vector(np.ascontiguousarray(self.ranges.ravel()), index.sq.trained)
+        else:
+            # Its codes are of the difference to the centroid, which hence is in their space.
+            quantizer = faiss.IndexFlatIP(plan.dims)
+            quantizer.add(np.ascontiguousarray(self.centroids))
+            bits = int(plan.codes.removeprefix("RaBitQ"))
+            index = faiss.IndexIVFRaBitQ(
+                quantizer, plan.dims, plan.lists, faiss.METRIC_INNER_PRODUCT, True, bits
+            )
+        index.own_fields = False
+        index.referenced_objects = [quantizer]  # the C++ object only points to it
+        index.is_trained = True
+        return index
+
+    def to_bytes(self) -> bytes:
+        """The arrays as a safetensors file."""
+        from safetensors.numpy import save
+
+        return save(
+            {
+                name: np.ascontiguousarray(value.astype(dtype))
+                for name, dtype in _STORED.items()
+                if (value := getattr(self, name)) is not None
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, plan: Plan, dim: int, where: str, do: str) -> Trained:
+        """Raises CollectionError for arrays that are not those of the plan. dim: of the vectors."""
+        from safetensors.numpy import load
+
+        def refuse(found: str) -> CollectionError:
+            return CollectionError(where, expected=f"arrays of {plan}", found=found, do=do)
+
+        try:
+            arrays = {name: value.astype(np.float32) for name, value in load(data).items()}
+        except Exception as error:  # safetensors raises its own, whose type it does not export
+            raise refuse(str(error)) from error
+        side = plan.dims if plan.space == "projected" else dim
+        expected = {"centroids": (plan.lists, side), "list_bias": (plan.lists,)}
+        if plan.codes == "SQ8":
+            expected["ranges"] = (2, plan.dims)
+        if plan.family == "projected":
+            expected |= dict.fromkeys(("project_rows", "project_queries"), (dim, plan.dims))
+        found = {name: value.shape for name, value in arrays.items()}
+        if found != expected:
+            raise refuse(", ".join(f"{name} {shape}" for name, shape in sorted(found.items())))
+        return cls(plan, **arrays)
+
+
+def code_ranges(coded: np.ndarray) -> np.ndarray:
+    """The ranges of 8-bit codes for a sample (n, d): (2, d) float32, least values and widths."""
+    low, high = coded.min(axis=0), coded.max(axis=0)
+    return np.stack([low, np.maximum(high - low, np.finfo(np.float32).tiny)]).astype(np.float32)
