@@ -48,16 +48,16 @@ def ratios(rounds: Mapping[str, Sequence[Sequence[Point]]], recall: float) -> di
     if OURS not in rounds:
         return {}
     ours = [speed_at(points, recall) for points in rounds[OURS]]
-    told: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     theirs = {
         name: [speed_at(points, recall) for points in each]
         for name, each in rounds.items()
         if name != OURS
     }
     for name, speeds in theirs.items():
-        told[name] = spread([_over(a, b) for a, b in zip(ours, speeds, strict=True)])
+        found[name] = spread([_over(a, b) for a, b in zip(ours, speeds, strict=True)])
         if all(len(points) == 1 for points in rounds[name]):
-            told[name] = spread(
+            found[name] = spread(
                 [
                     _over(speed_at(mine, point["recall"]), point["qps_cpu"])
                     for mine, (point,) in zip(rounds[OURS], rounds[name], strict=True)
@@ -68,8 +68,8 @@ def ratios(rounds: Mapping[str, Sequence[Sequence[Point]]], recall: float) -> di
         for speeds in zip(*theirs.values(), strict=True)
     ]
     if best:
-        told["best peer"] = spread([_over(a, b) for a, b in zip(ours, best, strict=True)])
-    return told
+        found["best peer"] = spread([_over(a, b) for a, b in zip(ours, best, strict=True)])
+    return found
 
 
 def _over(ours: float | None, theirs: float | None) -> float | None:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.index_data pocket --processes 2
     python -m benchmarks.index_data made300k made1m
-    python -m benchmarks.index_data photos --photos ../shared/data/photos
+    python -m benchmarks.index_data photos --photos ../shared/data/photos --encoder two-tower:DIR
 
 Sets, each in a folder of its name:
 pocket    pictures of 300,000 scenes and partial captions in English and Chinese, by the encoder
@@ -10,8 +10,7 @@ pocket    pictures of 300,000 scenes and partial captions in English and Chinese
 made300k  300,000 x 512: joint mixtures of topics in a latent space, picture and text in cones
           apart (`made_vectors`).
 made1m    1,000,000 x 256 of the same kind.
-photos    photographs and their captions by frozen towers and the heads of `two-tower`
-          (benchmarks/index_photos.py).
+photos    photographs and their captions by a two-tower model (benchmarks/index_photos.py).
 
 Files: xb.npy, the rows; tq_learn.npy and tq_report.npy, text queries to learn from and others to be
 asked, disjoint; iq.npy, pictures that are no rows. All are float32 unit rows; xb.npy has the values
@@ -52,7 +51,8 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=CACHE / "index", help="folder of the sets")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rows", type=int, help="of `pocket`, for a trial; 300,000")
-    parser.add_argument("--photos", type=Path, help="shards of photographs with captions")
+    parser.add_argument("--photos", nargs="+", help="shards of photographs with captions")
+    parser.add_argument("--encoder", help="of `photos`, two-tower:DIR")
     given = parser.parse_args()
     for name in given.sets:
         started, folder = time.perf_counter(), given.to / name
@@ -61,7 +61,7 @@ def main() -> None:
             if name == "photos":
                 from benchmarks.index_photos import make_photos  # torch, which the others spare
 
-                make_photos(folder, given.photos)
+                make_photos(folder, given.photos, given.encoder)
             else:
                 MAKERS[name](folder, given)
         shapes = {file: np.load(folder / f"{file}.npy", mmap_mode="r").shape for file in FILES}
@@ -125,14 +125,17 @@ def _encoder():
 
 
 def _encode_span(folder: Path, span: tuple[int, int]) -> None:
+    if not _part(folder, span[0]).exists():
+        save(_part(folder, span[0]), _encode_scenes(*span))
+
+
+def _encode_scenes(first: int, after: int) -> np.ndarray:
     from chiasm.pipeline.scenes.draw import picture
 
-    first, after = span
-    if _part(folder, first).exists():
-        return
     encoder = _encoder()
     # Drawn at the encoder's own size: nothing is resized.
     side = encoder.modalities["image"].side
+    assert side is not None
     rows = []
     for start in range(first, after, BATCH):
         scenes = [_scene(number) for number in range(start, min(start + BATCH, after))]
@@ -141,23 +144,42 @@ def _encode_span(folder: Path, span: tuple[int, int]) -> None:
             for scene in scenes
         ]
         rows.append(encoder.encode("image", pixels).vectors)
-    save(_part(folder, first), np.concatenate(rows))
+    return np.concatenate(rows)
+
+
+def fresh_pictures(count: int) -> np.ndarray:
+    """Pictures of scenes that the set `pocket` has neither as rows nor as queries."""
+    first = SCENES + PICTURES
+    return _encode_scenes(first, first + count)
+
+
+def fresh_texts(count: int) -> np.ndarray:
+    """Partial captions that the set `pocket` does not have."""
+    learn, report = _captions(SCENES)
+    return _encode_texts(_distinct(count, "fresh captions", SCENES, {*learn, *report}))
 
 
 def _captions(rows: int) -> tuple[list[str], list[str]]:
-    """LEARN and REPORT partial captions of scenes of the set, every second one Chinese; no caption
-    is there twice."""
+    """LEARN and REPORT partial captions of scenes of the set; no caption is there twice."""
+    texts = _distinct(LEARN + REPORT, "index captions", rows, set())
+    return texts[:LEARN], texts[LEARN:]
+
+
+def _distinct(count: int, seed: str, rows: int, others: set[str]) -> list[str]:
+    """Different partial captions in random order, every second one Chinese; none of `others`."""
     from chiasm.pipeline.scenes.words import caption
 
-    rng = random.Random("index captions")
+    rng = random.Random(seed)
     texts: dict[str, None] = {}
-    while len(texts) < LEARN + REPORT:
+    while len(texts) < count:
         language = ("en", "zh")[len(texts) % 2]
         number = rng.randrange(rows)
-        texts[caption(_scene(number), rng.randrange(2**31), language, complete=False).text] = None
+        text = caption(_scene(number), rng.randrange(2**31), language, complete=False).text
+        if text not in others:
+            texts[text] = None
     shuffled = list(texts)
     rng.shuffle(shuffled)
-    return shuffled[:LEARN], shuffled[LEARN:]
+    return shuffled
 
 
 def _encode_texts(texts: list[str]) -> np.ndarray:
@@ -197,8 +219,8 @@ class MadeWorld:
             omitted = self.OMITTED * np.linspace(0.3, 1, LATENT)
             latent *= rng.random((count, LATENT)) >= omitted
         noise = rng.standard_normal((count, self.dim), dtype=np.float32)
-        told = latent @ self.into_dim.T + self.NOISE / np.sqrt(self.dim) * noise
-        return _unit(0.75 * _unit(told) + self.CONE * self.cones[kind]).astype(np.float32)
+        stated = latent @ self.into_dim.T + self.NOISE / np.sqrt(self.dim) * noise
+        return _unit(0.75 * _unit(stated) + self.CONE * self.cones[kind]).astype(np.float32)
 
     def _latent(self, count: int, rng: np.random.Generator) -> np.ndarray:
         picked = rng.choice(TOPICS, (count, 3), p=self.popularity)

@@ -6,15 +6,16 @@
 Each library has a virtual environment of its own, made here with `python -m venv` and pip: their
 pins of numpy exclude each other. Each has a process of its own (benchmarks/peers/NAME.py), which
 builds over the same xb.npy and then waits; ROUNDS times, every process in turn is asked the text
-queries that nobody learned from, in batches of 64 and one at a time, with each of its parameters.
+queries that nobody learned from, in batches of 64 and one at a time, with each parameter.
 
 Recall: of the first 10, a row counts as a hit if its exact score is at least that of the tenth best
 less 1e-6, whichever of equal rows it is. Queries a second: a CPU second of the process, so that
 other work on the machine does not count; those a second of wall time stand beside them. The ratio
-of ours to a peer at a recall is that of the curves at that recall, the logarithm of queries a second
-being linear in recall between the neighbouring points of a curve; it is told as the median of the
-rounds, with the lowest and the highest. Memory: Pss after the queries, less that of the process with
-its libraries loaded. Prints JSON, writes benchmarks/results/index_peers.json and .png.
+of ours to a peer at a recall is that of the curves there, the logarithm of queries a second being
+linear in recall between the neighbouring points of a curve; the median of the rounds is given, with
+the lowest and the highest. A peer of one parameter is compared at the recall that it has. Memory:
+Pss after the queries, less that of the process with its libraries loaded. Prints JSON, writes
+benchmarks/results/index_peers.json and .png.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Process:
             [python, script, data, work],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **single, "PYTHONPATH": f"{ROOT}{os.pathsep}{PEERS}"},
+            env={**os.environ, **single, "PYTHONPATH": str(ROOT)},
             text=True,
         )
 
@@ -198,16 +199,18 @@ def measure_set(data: Path, peers: Sequence[str], given: argparse.Namespace) -> 
                 continue
             processes.append(alive.enter_context(process))
             points = [process.point(truth, param, BATCHES[0], 0) for param in built.pop("params")]
-            figures[name] = {"build": built, "asked": worth_asking(points), "rounds": []}
-            print(f"{data.name}: {name} built in {built['wall']:.0f} s", file=sys.stderr, flush=True)
+            figures[name] = {"build": built, "params": worth_asking(points), "rounds": []}
+            print(
+                f"{data.name}: {name} built in {built['wall']:.0f} s", file=sys.stderr, flush=True
+            )
         for number in range(given.rounds):
             # Whoever comes first in one round comes last in the next but one.
             for process in [*processes[number:], *processes[:number]]:
-                asked, rounds = figures[process.name]["asked"], figures[process.name]["rounds"]
+                params, rounds = figures[process.name]["params"], figures[process.name]["rounds"]
                 rounds.append(
                     {
                         str(batch): [
-                            process.point(truth, param, batch, given.seconds) for param in asked
+                            process.point(truth, param, batch, given.seconds) for param in params
                         ]
                         for batch in BATCHES
                     }
@@ -231,10 +234,10 @@ def worth_asking(points: list[dict[str, Any]]) -> list[Any]:
 def summary(figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What the bars ask: queries a second at equal recall, ratios to ours, memory, build."""
     there = {name: figure for name, figure in figures.items() if "rounds" in figure}
-    told: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for batch in map(str, BATCHES):
         for recall in RECALLS:
-            told[f"batches of {batch}, recall {recall}"] = {
+            found[f"batches of {batch}, recall {recall}"] = {
                 "qps_cpu": {
                     name: fastest_at([r[batch] for r in figure["rounds"]], recall)
                     for name, figure in there.items()
@@ -243,12 +246,12 @@ def summary(figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
                     {n: [r[batch] for r in f["rounds"]] for n, f in there.items()}, recall
                 ),
             }
-    told["index_mb"] = {name: figure["index_mb"] for name, figure in there.items()}
-    told["build_seconds"] = {
+    found["index_mb"] = {name: figure["index_mb"] for name, figure in there.items()}
+    found["build_seconds"] = {
         name: {key: round(figure["build"][key], 1) for key in ("wall", "cpu")}
         for name, figure in there.items()
     }
-    return told
+    return found
 
 
 if __name__ == "__main__":

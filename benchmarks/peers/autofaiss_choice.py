@@ -6,9 +6,8 @@ import json
 from importlib.metadata import version
 
 import faiss
-import numpy as np
-from autofaiss import build_index
-from worker import Peer, serve
+from autofaiss import build_index  # pyrefly: ignore  # in an environment of its own
+from benchmarks.peers.worker import Peer, serve
 
 
 class Autofaiss(Peer):

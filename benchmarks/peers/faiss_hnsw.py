@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import faiss
 import numpy as np
-from worker import Peer, serve
+from benchmarks.peers.worker import Peer, serve
 
 
 class FaissHnsw(Peer):
@@ -19,7 +19,7 @@ class FaissHnsw(Peer):
         faiss.omp_set_num_threads(1)
 
     def prepare(self, param):
-        self.ef = faiss.SearchParametersHNSW(efSearch=param)
+        self.ef = faiss.SearchParametersHNSW(efSearch=param)  # pyrefly: ignore
 
     def search(self, xq, k):
         return self.index.search(xq, k, params=self.ef)[1]

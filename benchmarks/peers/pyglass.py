@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-import glass
+import glass  # pyrefly: ignore  # in an environment of its own
 import numpy as np
-from worker import Peer, serve
+from benchmarks.peers.worker import Peer, serve
 
 
 class Glass(Peer):

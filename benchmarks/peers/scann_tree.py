@@ -7,8 +7,8 @@ import math
 from importlib.metadata import version
 
 import numpy as np
-import scann
-from worker import Peer, serve
+import scann  # pyrefly: ignore  # in an environment of its own
+from benchmarks.peers.worker import Peer, serve
 
 
 class Scann(Peer):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.metadata import version
 
 import numpy as np
-from rabitqlib import SymqgIndex
-from worker import Peer, serve
+from rabitqlib import SymqgIndex  # pyrefly: ignore  # in an environment of its own
+from benchmarks.peers.worker import Peer, serve
 
 
 class Symqg(Peer):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.metadata import version
 
 import numpy as np
-from usearch.index import Index
-from worker import Peer, serve
+from usearch.index import Index  # pyrefly: ignore  # in an environment of its own
+from benchmarks.peers.worker import Peer, serve
 
 
 class Usearch(Peer):

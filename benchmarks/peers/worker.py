@@ -37,6 +37,9 @@ class Peer:
 
     PARAMS: tuple = ()
 
+    def gather(self, data: Path, work: Path) -> None:
+        """What comes before a build and is not timed."""
+
     def build(self, data: Path, work: Path, threads: int) -> None:
         """Build over data/xb.npy with so many threads. Nothing may refer to that array later."""
         raise NotImplementedError
@@ -79,6 +82,7 @@ def serve(peer: Peer) -> None:
 
 def timed_build(peer: Peer, data: Path, work: Path, threads: int) -> dict:
     """Wall and CPU seconds, those of finished child processes too."""
+    peer.gather(data, work)
     wall, cpu = time.perf_counter(), cpu_seconds()
     peer.build(data, work, threads)
     taken = {"wall": time.perf_counter() - wall, "cpu": cpu_seconds() - cpu}
@@ -98,8 +102,8 @@ def measure(peer: Peer, request: dict) -> dict:
         for batch in batches:
             peer.search(batch, k)
         passes += 1
-    asked, cpu, wall = passes * len(xq), time.process_time() - cpu, time.perf_counter() - wall
-    return {"qps_cpu": asked / cpu, "qps_wall": asked / wall}
+    searches, cpu, wall = passes * len(xq), time.process_time() - cpu, time.perf_counter() - wall
+    return {"qps_cpu": searches / cpu, "qps_wall": searches / wall}
 
 
 def cpu_seconds() -> float:
