@@ -8,11 +8,11 @@ random    `meta.random >= share`.
 with      what is left are the rows nearest to the query's own direction.
 against   what is left are the rows farthest from it.
 A query's direction is the one of TOPICS, queries themselves, that it is nearest to; queries of one
-direction share a clause, in batches of 64 at most. Recall@10 against exact search over the rows
+direction share a clause, in batches of 64 at most. Recall@10 is against exact search over the rows
 that are left, a row counting as a hit if its score is at least that of the tenth less 1e-6; where
-fewer than ten are left, all of those are wanted. Cold: milliseconds that the first query takes whose
-clause was never seen, more than the second takes. Warm: queries a CPU second in batches, one thread.
-Prints JSON and writes benchmarks/results/index_filters.json.
+fewer than ten are left, all of those are wanted. Cold: milliseconds that the first query takes with
+a clause that was never seen, more than the second takes. Warm: queries a CPU second in batches, one
+thread. Prints JSON and writes benchmarks/results/index_filters.json.
 """
 
 from __future__ import annotations

@@ -4,11 +4,11 @@
 
 SETS sets of SIZE queries each, made anew by the generator of the set; nothing learned from them:
 text queries, pictures, and texts with a filter that leaves a tenth of the rows. A set keeps a
-promise if its mean recall@10 is no lower. Two shares are given for each kind: of the sets that keep what the
-build promised (--promised), and of trials in which `promised_recall` over SAMPLE other queries was
-kept by a set, the sample being another one in each trial: one build is one draw of its sample.
-Sets are drawn without replacement from a pool, which is shuffled when it is used up, so that every
-query is in as many sets. Prints JSON and writes benchmarks/results/index_promise.json.
+promise if its mean recall@10 is no lower. Two shares are given for each kind: of the sets that keep
+what the build promised (--promised), and of trials in which a set kept `promised_recall` of SAMPLE
+other queries, another sample in each trial: one build is one draw of its sample. Sets are drawn
+without replacement from a pool, which is shuffled when it is used up, so that every query is in as
+many sets. Prints JSON and writes benchmarks/results/index_promise.json.
 """
 
 from __future__ import annotations

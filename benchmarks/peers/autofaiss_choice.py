@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 import faiss
 from autofaiss import build_index  # pyrefly: ignore  # in an environment of its own
+
 from benchmarks.peers.worker import Peer, serve
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faiss
 import numpy as np
+
 from benchmarks.peers.worker import Peer, serve
 
 

@@ -13,8 +13,8 @@ import subprocess
 import sys
 
 import numpy as np
-from benchmarks.peers.worker import Peer, serve
 
+from benchmarks.peers.worker import Peer, serve
 from benchmarks.vector_collection import copied_keys, row_of_position
 from chiasm.index import IndexSettings, build_index, open_collection
 
@@ -42,7 +42,7 @@ class Ours(Peer):
         self.row_of_position = row_of_position(self.rows, SHARDS)
         self.plan = self.index.generation.manifest.columns["image"]
         wanted = (max(1, round(self.plan.nprobe * times)) for times in PROBES)
-        self.PARAMS = sorted({min(self.plan.lists, probes) for probes in wanted})
+        self.PARAMS = tuple(sorted({min(self.plan.lists, probes) for probes in wanted}))
 
     def prepare(self, param):
         self.nprobe = param or None

@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 import glass  # pyrefly: ignore  # in an environment of its own
 import numpy as np
+
 from benchmarks.peers.worker import Peer, serve
 
 

@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 import numpy as np
 import scann  # pyrefly: ignore  # in an environment of its own
+
 from benchmarks.peers.worker import Peer, serve
 
 

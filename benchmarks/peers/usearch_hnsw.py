@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 import numpy as np
 from usearch.index import Index  # pyrefly: ignore  # in an environment of its own
+
 from benchmarks.peers.worker import Peer, serve
 
 
