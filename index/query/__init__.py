@@ -10,7 +10,8 @@ from chiasm.index.query.encode import (
 from chiasm.index.query.open_index import OpenIndex, live_generation
 from chiasm.index.query.query_picture import encoded_picture
 from chiasm.index.query.rerank import check_stages, rerank
-from chiasm.index.query.search import ColumnIndex, search
+from chiasm.index.query.scan import ColumnIndex
+from chiasm.index.query.search import search
 
 __all__ = [
     "ColumnIndex",

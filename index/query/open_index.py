@@ -18,7 +18,8 @@ from dataclasses import replace
 import numpy as np
 
 from chiasm.index.queries import Query
-from chiasm.index.query.search import Allowed, ColumnIndex, search
+from chiasm.index.query.scan import Allowed, ColumnIndex
+from chiasm.index.query.search import search
 from chiasm.index.results import CatalogRow
 from chiasm.index.segments import (
     Generation,
@@ -86,10 +87,12 @@ class OpenIndex:
 
     def column(self, name: str) -> ColumnIndex:
         """A column's index; UsageError and CollectionError as by `require_column`."""
-        self.require_column(name)
         generation = self.generation
-        plan = generation.manifest.columns[name]
-        return ColumnIndex(generation.segments, name, plan, generation.trained(name))
+        if name not in generation.opened:  # two threads may both open it, to the same end
+            self.require_column(name)
+            plan, trained = generation.manifest.columns[name], generation.trained(name)
+            generation.opened[name] = ColumnIndex(generation.segments, name, plan, trained)
+        return generation.opened[name]
 
     def search_vectors(
         self,
@@ -113,8 +116,8 @@ class OpenIndex:
                 "query vectors", expected=f"shape (Q, {self.dim})", found=f"shape {xq.shape}"
             )
         squares = np.einsum("qd,qd->q", xq, xq)
-        if not (np.isfinite(squares) & (squares > 0)).all():
-            number = int(np.flatnonzero(~(np.isfinite(squares) & (squares > 0)))[0])
+        if len(xq) and not 0 < squares.min() <= squares.max() < np.inf:  # NaN fails as well
+            number = int(np.flatnonzero(~((squares > 0) & (squares < np.inf)))[0])
             raise UsageError(
                 f"query vector {number}",
                 expected="finite numbers, not all zero",
@@ -159,9 +162,7 @@ class OpenIndex:
         # index/faiss_runtime.py.
         encoder = self.encoder if any(query.vector is None for query in queries) else None
         for column in {query.column for query in queries}:
-            index = self.column(column)
-            for segment in self.segments:
-                index.scanner(segment)
+            self.column(column).open()
         return encoder
 
     def lists_to_scan(self, column: str, nprobe: int | None = None) -> int:

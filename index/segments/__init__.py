@@ -15,7 +15,7 @@ from chiasm.index.segments.generations import (
     read_shared,
 )
 from chiasm.index.segments.json_columns import SchemaInference
-from chiasm.index.segments.lists import rows_in_lists
+from chiasm.index.segments.lists import merge_lists, rows_in_lists
 from chiasm.index.segments.manifest import Deletions, Manifest, SegmentEntry, SharedFile
 from chiasm.index.segments.names import (
     DELETED,
@@ -62,6 +62,7 @@ __all__ = [
     "leftovers",
     "live_number",
     "manifest_name",
+    "merge_lists",
     "newest_whole",
     "numbers",
     "open_current",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from chiasm.index.segments.advice import build_command
 from chiasm.index.segments.catalog import IndexedShard
@@ -46,16 +47,13 @@ class Generation:
     segments: tuple[Segment, ...]
     folder: Folder
     instead_of: str = ""
-    _trained: dict[str, Trained] = field(default_factory=dict)
+    opened: dict[str, Any] = field(default_factory=dict, compare=False)  # by column, for searches
 
     def trained(self, column: str) -> Trained | None:
-        """What the segments of a column share, read when first needed; None where it is exact."""
-        plan = self.manifest.columns[column]
-        if plan.exact:
+        """What the segments of a column share; None where it is exact."""
+        if self.manifest.columns[column].exact:
             return None
-        if column not in self._trained:  # two threads may both read it, to the same end
-            self._trained[column] = read_trained(self.folder, self.manifest, column)
-        return self._trained[column]
+        return read_trained(self.folder, self.manifest, column)
 
     def indexed_shards(self) -> dict[str, IndexedShard]:
         """By shard id, what the segments were built from, without what is retired."""

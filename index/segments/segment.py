@@ -46,7 +46,7 @@ class SegmentWriter:
     """Writes a segment from Parquet rows; `commit` gives its files their names. Used in a `with`,
     which leaves no temporary behind. shards: those whose rows may come, in this order. copied: the
     catalog's `copied_columns`. columns: for each vector column what its segments share, None where
-    it is exact. batch_bytes: as the catalog's writer takes it.
+    it is exact. batch_bytes: as the catalog's writer takes it. capacity: how many rows may come.
     """
 
     def __init__(
@@ -61,12 +61,13 @@ class SegmentWriter:
         columns: dict[str, Trained | None],
         dim: int,
         batch_bytes: int,
+        capacity: int,
     ) -> None:
         self.id, self.dim, self.rows = segment_id, dim, 0
         self._folder, self._run_id = folder, run_id
         self._shards = dict(enumerate(shards))
         self._lists = {
-            column: None if trained is None else ListsWriter(trained)
+            column: None if trained is None else ListsWriter(trained, capacity)
             for column, trained in columns.items()
         }
         self._vectors = dict.fromkeys(columns, 0)
@@ -94,10 +95,6 @@ class SegmentWriter:
             if lists is not None:
                 lists.add(vectors[has], self.rows + np.flatnonzero(has))
         self.rows += len(rows)
-
-    def leave_out(self, shard: int) -> None:
-        """The shard at `shards[shard]`, of which no rows were added, is not part of the segment."""
-        del self._shards[shard]
 
     def commit(self) -> tuple[SegmentRecord, FileSum]:
         """Name every file, `segment.json` last; returns the record and its checksum."""
@@ -222,7 +219,7 @@ class Segment:
         shape = (self.record.rows, self.record.dim)
         return self._open_once(
             f"{column}.f16",
-            lambda file, where, rebuild: np.memmap(file, dtype="<f2", mode="r", shape=shape),
+            lambda file, where, rebuild: _mapped(file, shape),
         )
 
     def missing_files(self) -> list[str]:
@@ -287,3 +284,8 @@ class Segment:
     def _gone(self, where: str) -> SegmentGone:
         do = f"run {build_command(self._folder)}"
         return SegmentGone(where, expected="a file of the index", found="no such file", do=do)
+
+
+def _mapped(file: BufferedReader, shape: tuple[int, int]) -> np.ndarray:
+    """A file of float16, mapped, as a plain array: `memmap` costs microseconds an access."""
+    return np.memmap(file, dtype="<f2", mode="r", shape=shape).view(np.ndarray)

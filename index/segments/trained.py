@@ -63,11 +63,10 @@ class Trained:
         x = projected if self.plan.space == "projected" else xq
         scores = x @ self.centroids.T
         scores += self.list_bias
-        if nprobe < scores.shape[1]:
-            lists = np.argpartition(scores, -nprobe, axis=1)[:, -nprobe:]
-            scores = np.take_along_axis(scores, lists, 1)
-            return np.take_along_axis(lists, np.argsort(-scores, axis=1), 1)
-        return np.argsort(-scores, axis=1)
+        lists = best_columns(scores, nprobe)
+        chosen = scores[np.arange(len(scores))[:, None], lists]
+        order = np.argsort(-chosen, axis=1, kind="stable")
+        return np.ascontiguousarray(np.take_along_axis(lists, order, 1))
 
     @cached_property
     def _assigner(self) -> Any:
@@ -139,6 +138,21 @@ class Trained:
         if found != expected:
             raise refuse(", ".join(f"{name} {shape}" for name, shape in sorted(found.items())))
         return cls(plan, **arrays)
+
+
+def best_columns(scores: np.ndarray, count: int) -> np.ndarray:
+    """The columns of the `count` greatest scores of each row, rising: (Q, count) int64.
+
+    By their least value: numpy partitions values several times as fast as their places.
+    """
+    width = scores.shape[1]
+    if count >= width:
+        return np.tile(np.arange(width), (len(scores), 1))
+    least = np.partition(scores, width - count, axis=1)[:, width - count, None]
+    found = np.flatnonzero(scores >= least)
+    if len(found) == len(scores) * count:
+        return (found % width).reshape(len(scores), count)
+    return np.sort(np.argpartition(-scores, count - 1, axis=1)[:, :count], axis=1)  # equal ones
 
 
 def code_ranges(coded: np.ndarray) -> np.ndarray:

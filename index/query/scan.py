@@ -1,0 +1,226 @@
+"""A column of a generation as FAISS scans it: the candidates of queries, by their codes alone.
+
+Codes of moderate size are read into memory and merged: one FAISS index whose row numbers are the
+positions of the generation, so that the number of segments costs nothing. Beyond RESIDENT_BYTES
+each segment's lists stay in their mapped file and are scanned one segment after the other, all
+adding to one heap a query. An exact column is always mapped.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from chiasm.index.faiss_runtime import load_faiss
+from chiasm.index.plan import Plan
+from chiasm.index.segments import Segment, Trained, merge_lists
+
+RESIDENT_BYTES = 2 << 30  # of codes and row numbers of one column: some 36 million rows of 48 bytes
+ROWS_AT_ONCE = 1 << 20  # floats of rows that are scored for all queries at once: 4 MiB
+# Where several indexes are scanned, a candidate found before has its index's number + 1 above so
+# many bits of its row.
+ROW_BITS = 40
+_ROW = (1 << ROW_BITS) - 1
+
+Allowed = Sequence[np.ndarray | None]  # for each segment (rows,) bool, None where all rows are
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that are scanned together: by FAISS, or, where `rows` (n,) int64 says which rows of a
+    segment may be found, by their vectors alone. first: the position of its row 0. selector: of the
+    rows that FAISS may find, None for all; bits: what it points to. places: lists have no row
+    numbers, and the place of a row in its list is its number."""
+
+    first: int
+    scanner: Any = None
+    places: bool = False
+    selector: Any = None
+    bits: np.ndarray | None = None
+    rows: np.ndarray | None = None
+    raw: np.ndarray | None = None
+
+
+@dataclass
+class ColumnIndex:
+    """One column of a generation: its segments, its plan and what its segments share. starts: the
+    position of each segment's first row, then the end, int64. Safe to share."""
+
+    segments: Sequence[Segment]
+    column: str
+    plan: Plan
+    trained: Trained | None
+    starts: np.ndarray = field(init=False)
+    _scan: Scan | None = None
+    _merged: Any = None
+    _opening: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.starts = np.cumsum([0, *map(len, self.segments)], dtype=np.int64)
+
+    def open(self) -> None:
+        """Map or read what a search needs, so that the first one does not wait for it."""
+        self.scan(None)
+
+    def scan(self, allowed: Allowed | None) -> Scan:
+        """What a search scans. allowed: the rows that may be found, None for all."""
+        if allowed is not None:
+            return self._prepare(allowed)
+        if self._scan is None:
+            self._scan = self._prepare([None] * len(self.segments))
+        return self._scan
+
+    def rows_of(self, number: int, allowed: np.ndarray | None) -> np.ndarray | None:
+        """The rows of a segment that may be found, (rows,) bool; None for all in its lists."""
+        segment = self.segments[number]
+        masks = [allowed, None if (gone := segment.deleted()) is None else ~gone]
+        if self.trained is None:  # its one list has all rows, those without a vector too
+            masks.append(segment.has(self.column))
+        masks = [mask for mask in masks if mask is not None]
+        return np.logical_and.reduce(masks) if masks else None
+
+    def _prepare(self, allowed: Allowed) -> Scan:
+        masks = [self.rows_of(number, mask) for number, mask in enumerate(allowed)]
+        if self.trained is None:
+            return self._prepare_exact(masks)
+        with self._opening:
+            if self._merged is None and self._size() <= RESIDENT_BYTES:
+                self._merged = merge_lists(self.segments, self.column, self.trained, self.starts)
+        vectors = [segment.record.vectors[self.column] for segment in self.segments]
+        if self._merged is not None:
+            if all(mask is None for mask in masks):
+                return Scan(self, [Part(0, self._merged)], self._merged.ntotal)
+            whole = [
+                np.ones(len(segment), bool) if mask is None else mask
+                for mask, segment in zip(masks, self.segments, strict=True)
+            ]
+            part, available = _selected(0, self._merged, np.concatenate(whole))
+            return Scan(self, [part] if available else [], min(available, sum(vectors)))
+        parts: list[Part] = []
+        available = 0
+        for number, mask in enumerate(masks):
+            scanner = self.segments[number].lists(self.column, self.trained)
+            part, found = Part(int(self.starts[number]), scanner), vectors[number]
+            if mask is not None:
+                part, selected = _selected(part.first, scanner, mask)
+                found = min(found, selected)
+            parts += [part] if found else []
+            available += found
+        return Scan(self, parts, available)
+
+    def _prepare_exact(self, masks: Sequence[np.ndarray | None]) -> Scan:
+        """FAISS selects by row numbers, of which an exact column has none."""
+        parts: list[Part] = []
+        available = 0
+        for segment, mask, first in zip(self.segments, masks, self.starts.tolist(), strict=False):
+            if mask is None:
+                parts.append(Part(first, segment.exact(self.column), places=True))
+                available += len(segment)
+            elif len(rows := np.flatnonzero(mask)):
+                parts.append(Part(first, rows=rows, raw=segment.raw(self.column)))
+                available += len(rows)
+        return Scan(self, parts, available)
+
+    def _size(self) -> int:
+        """Bytes of the lists of all segments."""
+        return sum(segment.record.files[f"{self.column}.lists"].size for segment in self.segments)
+
+
+def _selected(first: int, scanner: Any, mask: np.ndarray) -> tuple[Part, int]:
+    """The rows of a FAISS index that a mask lets pass, and how many these are at most."""
+    bits = np.packbits(mask, bitorder="little")
+    faiss = load_faiss()
+    selector = faiss.IDSelectorBitmap(len(mask), faiss.swig_ptr(bits))
+    return Part(first, scanner, selector=selector, bits=bits), int(np.count_nonzero(mask))
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The parts of a column that hold rows that may be found; `available` is how many at most."""
+
+    index: ColumnIndex
+    parts: list[Part]
+    available: int
+
+    @property
+    def lists(self) -> int:
+        return self.index.plan.lists
+
+    def candidates(self, xq: np.ndarray, wanted: int, nprobe: int) -> tuple[np.ndarray, np.ndarray]:
+        """The best `wanted` rows of each query by their codes: their scores (Q, wanted) float32 and
+        their positions (Q, wanted) int64, -1 where there are no more; in no order."""
+        trained = self.index.trained
+        scores = np.full((len(xq), wanted), -np.inf, dtype=np.float32)
+        rows = np.full((len(xq), wanted), -1, dtype=np.int64)
+        if trained is None:
+            coded, lists = xq, np.zeros((len(xq), 1), np.int64)
+        else:
+            coded = trained.queries(xq)
+            lists = trained.rank(xq, coded, nprobe)
+        for number, part in enumerate(self.parts):
+            if part.rows is None:
+                _scan_codes(part, coded, lists, scores, rows)
+            else:
+                _scan_rows(part, xq, scores, rows)
+            if len(self.parts) > 1:
+                rows[(rows >= 0) & (rows <= _ROW)] += (number + 1) << ROW_BITS
+        if len(self.parts) > 1:
+            firsts = np.array([0, *(part.first for part in self.parts)])
+            rows = np.where(rows < 0, -1, firsts[rows >> ROW_BITS] + (rows & _ROW))
+        elif self.parts and self.parts[0].first:
+            rows[rows >= 0] += self.parts[0].first
+        return scores, rows
+
+
+def _scan_codes(
+    part: Part, coded: np.ndarray, lists: np.ndarray, scores: np.ndarray, rows: np.ndarray
+) -> None:
+    """Add what FAISS finds in these lists to the heaps of each query."""
+    faiss = load_faiss()
+    chosen = {} if part.selector is None else {"sel": part.selector}
+    parameters = faiss.SearchParametersIVF(nprobe=lists.shape[1], **chosen)
+    unused = np.zeros(lists.shape, np.float32)  # the lists' scores: codes are of no residuals
+    part.scanner.search_preassigned_c(
+        len(coded),
+        faiss.swig_ptr(coded),
+        scores.shape[1],
+        faiss.swig_ptr(lists),
+        faiss.swig_ptr(unused),
+        faiss.swig_ptr(scores),
+        faiss.swig_ptr(rows),
+        part.places,
+        parameters,
+        None,
+    )
+
+
+def _scan_rows(part: Part, xq: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> None:
+    """Replace the least of each query's candidates by better ones among the rows of a part."""
+    assert part.raw is not None and part.rows is not None
+    wanted = scores.shape[1]
+    at_once = max(1, ROWS_AT_ONCE // part.raw.shape[1])
+    for start in range(0, len(part.rows), at_once):
+        block = part.rows[start : start + at_once]
+        near = np.concatenate([scores, xq @ as_float32(part.raw[block]).T], axis=1)
+        found = np.concatenate([rows, np.broadcast_to(block, (len(xq), len(block)))], axis=1)
+        best = np.argpartition(-near, wanted - 1, axis=1)[:, :wanted]
+        scores[:] = np.take_along_axis(near, best, 1)
+        rows[:] = np.take_along_axis(found, best, 1)
+
+
+def as_float32(halves: np.ndarray) -> np.ndarray:
+    """Finite float16 as float32, the values unchanged: faster than numpy's own conversion.
+
+    The bits of exponent and mantissa move to their places in a float32, whose exponent counts from
+    112 higher.
+    """
+    bits = np.ascontiguousarray(halves).view(np.int16).astype(np.int32)
+    bits <<= 13
+    bits &= np.int32(-0x70002000)  # 0x8FFFE000: the sign, 5 bits of exponent, 10 of mantissa
+    floats = bits.view(np.float32)
+    floats *= np.float32(2.0**112)
+    return floats
