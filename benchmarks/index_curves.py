@@ -126,9 +126,11 @@ def _curve(panel: Any, peer: str, figures: Mapping[str, Any], batch: str, colour
     if not figures.get("rounds"):
         return
     by_param = zip(*(each[batch] for each in figures["rounds"]), strict=True)
-    points = sorted(
-        (median(p["recall"] for p in same), median(p["qps_cpu"] for p in same)) for same in by_param
-    )
+    medians = [
+        {name: median(point[name] for point in same) for name in ("recall", "qps_cpu")}
+        for same in by_param
+    ]
+    points = frontier(medians)
     width = 2.4 if peer == OURS else 1.2
     panel.plot(*zip(*points, strict=True), marker="o", ms=3, lw=width, color=colour, label=peer)
 
