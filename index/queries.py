@@ -63,7 +63,8 @@ class Query:
     column: the vector column searched. k: results wanted, at least 1.
     nprobe: cells of an IVF index searched; None takes what the generation was built with.
     rerank: stages that score the first hits again, one after the other; strings such as "match:20"
-    are parsed, and one string is one stage.
+    are parsed, and one string is one stage. where: a condition in SQL that hits fulfil, such as
+    "width > 512", see index/query/filters.py.
     """
 
     text: str | None = None
@@ -73,6 +74,7 @@ class Query:
     k: int = 10
     nprobe: int | None = None
     rerank: Sequence[RerankStage | str] | str = ()
+    where: str | None = None
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -93,6 +95,8 @@ class Query:
                 f"text: expected str, found {type(self.text).__name__}; "
                 "search_many([...]) answers several texts or queries at once"
             )
+        if self.where is not None and not isinstance(self.where, str):
+            raise TypeError(f"where: expected str, found {type(self.where).__name__}")
         if self.image is None or isinstance(self.image, str | Path | bytes | Image.Image):
             return
         if not isinstance(self.image, np.ndarray):
@@ -127,7 +131,8 @@ class Query:
         return (self.text or "").strip()
 
     def as_json(self) -> dict[str, Any]:
-        """Without bytes and pixels: {"text", "image", "column", "k", "rerank"}."""
+        """Without bytes and pixels: {"text", "image", "column", "k", "rerank",
+        "where"}."""
         image = str(self.image) if isinstance(self.image, str | Path) else None
         if self.image is not None and image is None:
             image = "(given as bytes)" if isinstance(self.image, bytes) else "(given as pixels)"
@@ -137,6 +142,7 @@ class Query:
             "column": self.column,
             "k": int(self.k),
             "rerank": [str(stage) for stage in self.stages],
+            "where": self.where,
         }
 
     def __str__(self) -> str:

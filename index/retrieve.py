@@ -78,14 +78,15 @@ def search_queries(
 ) -> list[list[Hit]]:
     """The hits of each query; those that differ in nothing but their vector are searched at
     once."""
-    groups: dict[tuple[str, int, int], list[int]] = defaultdict(list)
+    groups: dict[tuple[str, int, int, str | None], list[int]] = defaultdict(list)
     for number, query in enumerate(queries):
         k = min(query.candidates, len(collection))
         nprobe = collection.lists_to_scan(query.column, query.nprobe)
-        groups[query.column, k, nprobe].append(number)
+        groups[query.column, k, nprobe, query.where].append(number)
     hits: dict[int, list[Hit]] = {}
-    for (column, k, nprobe), numbers in groups.items():
-        scores, positions = search(collection.column(column), xq[numbers], k, nprobe)
+    for (column, k, nprobe, where), numbers in groups.items():
+        allowed = collection.allowed(where)
+        scores, positions = search(collection.column(column), xq[numbers], k, nprobe, allowed)
         for number, row_scores, row_positions in zip(
             numbers, scores.tolist(), positions.tolist(), strict=True
         ):
@@ -123,16 +124,19 @@ class Searcher(OpenIndex):
         column: str | None = None,
         k: int = 10,
         rerank: Sequence[RerankStage | str] | str = (),
+        where: str | None = None,
     ) -> Answer:
         """The k rows nearest to a text, a picture, or both.
 
         image: a path, a URL of http, https or s3, an encoded file as bytes, a PIL picture, or an
         array of uint8 (H, W, 3) or (H, W). column: `image` finds pictures and is the default,
         `text` finds captions, `joint` pairs. rerank: one stage such as "match:20", or a list of
-        them, see index/query/rerank.py. Raises UsageError for values and TypeError for types that
-        cannot be used, SourceError for a URL that cannot be read.
+        them, see index/query/rerank.py. where: a condition in SQL that hits fulfil, such as
+        "width > 512 AND meta.license = 'cc0'", see index/query/filters.py. Raises UsageError for
+        values and TypeError for types that cannot be used, SourceError for a URL that cannot be
+        read.
         """
-        query = Query(text, image, column=column or "image", k=k, rerank=rerank)
+        query = Query(text, image, column=column or "image", k=k, rerank=rerank, where=where)
         return self.search_many([query])[0]
 
     def search_many(self, queries: Sequence[Query | str]) -> list[Answer]:

@@ -7,6 +7,8 @@ from chiasm.index.query.encode import (
     query_refused,
     text_of,
 )
+from chiasm.index.query.filter_rows import Filter
+from chiasm.index.query.filters import compile_filter
 from chiasm.index.query.open_index import OpenIndex, live_generation
 from chiasm.index.query.query_picture import encoded_picture
 from chiasm.index.query.rerank import check_stages, rerank
@@ -15,8 +17,10 @@ from chiasm.index.query.search import search
 
 __all__ = [
     "ColumnIndex",
+    "Filter",
     "OpenIndex",
     "check_stages",
+    "compile_filter",
     "encode_each",
     "encode_queries",
     "encoded_picture",

@@ -18,6 +18,9 @@ from dataclasses import replace
 import numpy as np
 
 from chiasm.index.queries import Query
+from chiasm.index.query.filter_fields import Fields
+from chiasm.index.query.filter_rows import Filter
+from chiasm.index.query.filters import compile_for
 from chiasm.index.query.scan import Allowed, ColumnIndex
 from chiasm.index.query.search import search
 from chiasm.index.results import CatalogRow
@@ -41,6 +44,7 @@ from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.storage import Stat, display_name
 
 LOG = logging.getLogger(__name__)
+FIELDS = " fields"  # no column's name: of what is opened, the fields that filters may name
 
 
 class OpenIndex:
@@ -127,10 +131,19 @@ class OpenIndex:
         return search(index, xq, k, self.lists_to_scan(column, nprobe), self.allowed(where))
 
     def allowed(self, where: str | None) -> Allowed | None:
-        """The rows that a filter lets pass, by segment; None without one."""
+        """The rows that a filter lets pass, by segment; None without one. UsageError for a filter
+        that cannot be used."""
         if where is None:
             return None
-        raise NotImplementedError
+        condition = self.filter(where)
+        return [condition.rows(segment) for segment in self.segments]
+
+    def filter(self, where: str) -> Filter:
+        """A filter for the catalogs of the generation that is open; raises UsageError."""
+        opened = self.generation.opened
+        if FIELDS not in opened:
+            opened[FIELDS] = Fields(segment.catalog.schema for segment in self.segments)
+        return compile_for(where, opened[FIELDS])
 
     @property
     def dim(self) -> int:
@@ -158,6 +171,8 @@ class OpenIndex:
         query has its own vector."""
         for query in queries:  # a column without an index is refused before anything is loaded
             self.require_column(query.column)
+            if query.where is not None:
+                self.filter(query.where)
         # The encoder first: FAISS after torch shares its OpenMP runtime, see
         # index/faiss_runtime.py.
         encoder = self.encoder if any(query.vector is None for query in queries) else None

@@ -26,6 +26,7 @@ HELP = """
   chiasm search photos.chiasm --image boat.jpg --column text
   chiasm search photos.chiasm --json < queries.txt
   chiasm search photos.chiasm "a red boat" --rerank match:20
+  chiasm search photos.chiasm "a red boat" --where "width > 512 AND caption ILIKE '%sea%'"
 
 Without text and picture, queries are read from stdin, one a line. Columns: image finds pictures,
 text finds captions, joint finds pairs. A text and a picture together are searched by the mean of
@@ -47,6 +48,13 @@ Rerank = Annotated[
         help="vectors:N, match:N or st:MODEL:N: score the first N again. Can be repeated.",
     ),
 ]
+Where = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SQL",
+        help="A condition on key, shard, caption, width, height, meta.FIELD ... that hits fulfil.",
+    ),
+]
 
 
 def search(
@@ -58,6 +66,7 @@ def search(
         str, typer.Option(help="image, text, joint, or another modality of the encoder.")
     ] = "image",
     rerank: Rerank = None,
+    where: Where = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a query.")] = False,
     sheet: Annotated[
         str | None,
@@ -82,10 +91,14 @@ def search(
     stages = tuple(RerankStage.parse(stage) for stage in rerank or ())
     check_stages(stages)
     searcher = open_collection(collection, allow_stale=allow_stale, encoding=settings.encoder)
+    if where is not None:
+        searcher.filter(where)  # refused now rather than after the encoder is loaded
     from_stdin = text == "-" or (text is None and image is None)
     answers: list[Answer] = []
     nprobe = settings.index.nprobe or None
-    make_query = partial(Query, image=image, column=column, k=k, nprobe=nprobe, rerank=stages)
+    make_query = partial(
+        Query, image=image, column=column, k=k, nprobe=nprobe, rerank=stages, where=where
+    )
     for queries in _batches(text, make_query, from_stdin):
         batch = searcher.search_many(queries)
         _print_answers(batch, as_json)
