@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from chiasm.index.query.filter_parse import refused
+from chiasm.index.query.filter_parse import quoted, refused
 from chiasm.pipeline.errors import CollectionError
 
 Path = tuple[str, ...]
@@ -24,7 +24,7 @@ LISTS = {NUMBER: "a list of numbers", TEXT: "a list of texts", BOOL: "a list of 
 OTHER = "an object or a list of such"  # can be asked for NULL alone
 META = "meta"
 ID = "id"
-# In this order they are listed. The id is made from three columns.
+# In this order they are listed. The id is made of three columns.
 CATALOG_KINDS = {
     **dict.fromkeys(("key", "shard", ID, "url", "caption"), TEXT),
     "captions": LISTS[TEXT],
@@ -63,8 +63,9 @@ class Fields:
         names = [*CATALOG_KINDS, *names]
         named = ", ".join(names[:MOST_NAMES])
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-        inside = self._inside_text(path)
-        found = field_name(path) + (f", where {inside} is stored as JSON text" if inside else "")
+        found = quoted(field_name(path))
+        if inside := self._inside_text(path):
+            found += f", where {inside} is stored as JSON text,"
         raise refused(f"a field, one of {named}{more}", found, place)
 
     def _inside_text(self, path: Path) -> str:
@@ -108,15 +109,16 @@ def kind_of(found: pa.DataType) -> str:
 def read_column(table: pa.Table, path: Path, kind: str) -> pa.ChunkedArray:
     """The cells of a field, of a type of its kind; of `OTHER`, true where there is one. Raises
     CollectionError where this segment has values of another kind."""
-    found = _id_column(table) if path == (ID,) else _descend(table, path)
+    found = _descend(table, path)
     if found is None:
         return pa.chunked_array([pa.nulls(len(table), ARROW_TYPES[kind])])
     if kind == OTHER:
-        return _call("if_else", _call("is_valid", found), True, pa.scalar(None, pa.bool_()))
+        valid = _call("is_valid", found)
+        return _call("if_else", valid, valid, _null(pa.bool_()))
     if kind_of(found.type) != kind:
         return _cast_empty(found, path, kind)
     if pa.types.is_floating(found.type):
-        return _call("if_else", _call("is_finite", found), found, pa.scalar(None, found.type))
+        return _call("if_else", _call("is_finite", found), found, _null(found.type))
     return found
 
 
@@ -133,11 +135,9 @@ def _descend(table: pa.Table, path: Path) -> Any:
     return found
 
 
-def _id_column(table: pa.Table) -> pa.ChunkedArray:
-    """As `row_id` makes it."""
-    shard, edition = (pc.cast(table[name], pa.string()) for name in ("shard", "edition"))
-    place = _call("binary_join_element_wise", shard, pc.cast(table["row"], pa.string()), "/")
-    return _call("binary_join_element_wise", place, edition, "@")
+def _null(of: pa.DataType) -> pa.Scalar:
+    """Not by `pa.scalar`, which imports pandas where it is installed: half a second."""
+    return pa.nulls(1, of)[0]
 
 
 def _call(name: str, *arguments: Any, options: Any = None) -> Any:

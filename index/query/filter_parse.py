@@ -121,15 +121,16 @@ def _syntax_error(source: Source, parsed: Tree) -> UsageError:
     if "expression depth" in message:
         return refused(f"at most {MAX_DEPTH} nested parts", "more")
     offset = int(parsed["position"]) - len(SELECT) if "position" in parsed else -1
-    return refused("a condition in SQL", message.partition("\n")[0], source.place(offset))
+    found = message.partition("\n")[0][:200]  # it repeats a part of the text
+    return refused("a condition in SQL", found, source.place(offset))
 
 
 def _one_expression(source: Source, statements: list[Tree]) -> Tree:
     """The one expression of a SELECT that has nothing else."""
     tree, *others = statements
     node = tree["node"]
-    usual = {"type", "select_list", "from_table", "aggregate_handling"}
-    extra = [name for name, value in node.items() if name not in usual and not is_blank(value)]
+    expected = {"type", "select_list", "from_table", "aggregate_handling"}
+    extra = [name for name, value in node.items() if name not in expected and not is_blank(value)]
     table = node.get("from_table", {})
     if (
         others

@@ -105,7 +105,7 @@ def evaluate(condition: Filter, table: pa.Table, seconds: float | None = None) -
     deadline.daemon = True
     try:
         named = pa.Table.from_arrays(list(columns.values()), names=list(columns))
-        cursor.register("catalog", named)
+        cursor.from_arrow(named).create_view("catalog")  # `register` imports pandas, if it is there
         deadline.start()
         query = f"SELECT coalesce({condition.sql}, FALSE) AS passed FROM catalog"
         return cursor.execute(query, list(condition.parameters)).fetchnumpy()["passed"]

@@ -4,9 +4,10 @@
 
 DuckDB has no mode for expressions alone. So its parser gives a tree (query/filter_parse.py), and
 only parts of these lists are let through: fields, constants, comparisons, AND, OR, NOT, IN with
-constants, BETWEEN, IS [NOT] NULL, [I]LIKE, arithmetic and `FUNCTIONS`; kinds must fit, as nothing
-is cast. From the checked tree other SQL is written: columns are called c0, c1, ..., constants are
-parameters, and no character of the text is in it.
+constants, BETWEEN, IS [NOT] NULL, [I]LIKE, arithmetic and the functions of
+query/filter_allowed.py. Kinds must fit, as nothing is cast. From the checked tree other SQL is
+written: columns are called c0, c1, ..., constants are parameters, and no character of the text is
+in it.
 
 A row passes where the condition is true, as in SQL: not where it is NULL. Arithmetic is done in
 float64, and dividing by zero gives NULL. NULL as a constant is refused, since no comparison with it
@@ -22,56 +23,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from chiasm.index.query.filter_fields import BOOL, LISTS, NUMBER, TEXT, Fields, field_name
+from chiasm.index.query.filter_allowed import (
+    ALLOWED,
+    ARITHMETIC,
+    COMPARISONS,
+    FUNCTIONS,
+    MAX_DIGITS,
+    MAX_PARTS,
+    MAX_PATTERN,
+    NAMES,
+    PATTERNS,
+)
+from chiasm.index.query.filter_fields import BOOL, ID, LISTS, NUMBER, TEXT, Fields, Path, field_name
 from chiasm.index.query.filter_parse import Source, Tree, is_blank, parse, quoted, refused
 from chiasm.index.query.filter_rows import Filter
 from chiasm.pipeline.errors import UsageError
 
-# DuckDB plans a condition of so many parts in a tenth of a second; constants in lists do not count.
-MAX_PARTS = 1000
-MAX_PATTERN = 1000  # characters of LIKE: it takes as many steps for each character of a caption
-MAX_DIGITS = 15  # of round: a float64 has no more
-COMPARISONS = {
-    "COMPARE_EQUAL": "=",
-    "COMPARE_NOTEQUAL": "<>",
-    "COMPARE_LESSTHAN": "<",
-    "COMPARE_GREATERTHAN": ">",
-    "COMPARE_LESSTHANOREQUALTO": "<=",
-    "COMPARE_GREATERTHANOREQUALTO": ">=",
-}
-PATTERNS = {"~~": "LIKE", "!~~": "NOT LIKE", "~~*": "ILIKE", "!~~*": "NOT ILIKE"}
-ARITHMETIC = ("+", "-", "*", "/", "%")
-# Name -> the kinds of its arguments and of its value. `coalesce` is an operator to the parser.
-FUNCTIONS: dict[str, tuple[tuple[tuple[str, ...], ...], str]] = {
-    **dict.fromkeys(("lower", "upper", "trim"), (((TEXT,),), TEXT)),
-    **dict.fromkeys(("starts_with", "ends_with"), (((TEXT,), (TEXT,)), BOOL)),
-    "length": (((TEXT, *LISTS.values()),), NUMBER),
-    "abs": (((NUMBER,),), NUMBER),
-    "round": (((NUMBER,), (NUMBER,)), NUMBER),  # the digits may be left out
-    "contains": (((TEXT, *LISTS.values()), (NUMBER, TEXT, BOOL)), BOOL),
-    "list_contains": ((tuple(LISTS.values()), (NUMBER, TEXT, BOOL)), BOOL),
-}
-FUNCTION_NAMES = ", ".join(sorted([*FUNCTIONS, "coalesce"]))
-# Parts of the tree that have another name in SQL.
-NAMES = {
-    "SUBQUERY": "a subquery",
-    "WINDOW": "a window function",
-    "CAST": "a cast",
-    "CASE": "CASE",
-    "LAMBDA": "a lambda",
-    "STAR": "*",
-    "PARAMETER": "a parameter",
-    "COLLATE": "COLLATE",
-    "ARRAY_EXTRACT": "a subscript",
-    "ARRAY_SLICE": "a subscript",
-    "STRUCT_EXTRACT": "a field of an expression",
-    "COMPARE_DISTINCT_FROM": "IS DISTINCT FROM",
-    "COMPARE_NOT_DISTINCT_FROM": "IS NOT DISTINCT FROM",
-}
-ALLOWED = (
-    "fields, constants, comparisons, AND, OR, NOT, IN, BETWEEN, IS NULL, LIKE, ILIKE, arithmetic "
-    f"and {FUNCTION_NAMES}"
-)
 INT64 = 1 << 63
 
 
@@ -112,7 +79,7 @@ class _Compiler:
     def __init__(self, source: Source, fields: Fields) -> None:
         self.source, self.fields = source, fields
         self.parameters: list[Any] = []
-        self.columns: dict[tuple[str, ...], str] = {}
+        self.columns: dict[Path, str] = {}
         self._parts = 0
 
     def expression(self, tree: Tree) -> Expression:
@@ -155,8 +122,19 @@ class _Compiler:
     def _field(self, tree: Tree) -> Expression:
         path = self.fields.find(tuple(tree["column_names"]), self.source.place_of(tree))
         kind = self.fields.kinds[path]
+        if path == (ID,):  # as `row_id` makes it
+            shard, row, edition = map(
+                self._column, ("shard", "row", "edition"), (TEXT, NUMBER, TEXT)
+            )
+            sql = f"({shard} || '/' || {row}::VARCHAR || '@' || {edition})"
+        else:
+            sql = self._column(path, kind)
+        return Expression(sql, field_name(path), kind, tree)
+
+    def _column(self, path: Path | str, kind: str) -> str:
+        path = (path,) if isinstance(path, str) else path
         self.columns.setdefault(path, kind)
-        return Expression(f"c{list(self.columns).index(path)}", field_name(path), kind, tree)
+        return f"c{list(self.columns).index(path)}"
 
     def _constant(self, tree: Tree) -> Expression:
         value = self._value(tree)
@@ -179,7 +157,7 @@ class _Compiler:
         if kind not in ("INTEGER", "NUMERIC"):
             raise self.refuse(tree, f"a constant of type {kind.lower()}")
         digits = text.replace("_", "")
-        if kind == "INTEGER" and len(digits) < 20 and -INT64 <= int(digits) < INT64:
+        if kind == "INTEGER" and len(digits) <= 20 and -INT64 <= int(digits) < INT64:
             return int(digits)
         value = float(digits)
         if value in (float("inf"), -float("inf")):
