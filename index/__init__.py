@@ -3,7 +3,7 @@
 from chiasm.index.build import BuildSummary, build_index
 from chiasm.index.plan import IndexSettings
 from chiasm.index.queries import PictureSource, Query, RerankStage
-from chiasm.index.results import Answer, Hit, Result, row_id
+from chiasm.index.results import Answer, Hit, Result, check_rate, row_id
 from chiasm.index.retrieve import Searcher, open_collection
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Result",
     "Searcher",
     "build_index",
+    "check_rate",
     "open_collection",
     "row_id",
 ]

@@ -14,6 +14,10 @@ from PIL import Image
 
 from chiasm.pipeline.errors import UsageError
 
+# Of vectors and of keywords at the least: a row that both lists have may be far down in one.
+FUSED_DEPTH = 100
+CALIBRATED_HITS = 10  # whose scores and captions a p-value is made of
+
 # A path or URL, an encoded file, a PIL picture, or uint8 pixels of shape (H, W, 3) or (H, W).
 PictureSource = str | Path | bytes | Image.Image | np.ndarray
 
@@ -62,9 +66,11 @@ class Query:
     vector: (D,) float32 in the collection's space, instead of text and image.
     column: the vector column searched. k: results wanted, at least 1.
     nprobe: cells of an IVF index searched; None takes what the generation was built with.
+    calibrated: whether the answer has the p-value that nothing here matches; of words alone.
     rerank: stages that score the first hits again, one after the other; strings such as "match:20"
-    are parsed, and one string is one stage. where: a condition in SQL that hits fulfil, such as
-    "width > 512", see index/query/filters.py.
+    are parsed, and one string is one stage.
+    hybrid: search the captions for the text's words too, and fuse the two lists of hits.
+    where: a condition in SQL that hits fulfil, such as "width > 512", see index/query/filters.py.
     """
 
     text: str | None = None
@@ -74,6 +80,8 @@ class Query:
     k: int = 10
     nprobe: int | None = None
     rerank: Sequence[RerankStage | str] | str = ()
+    hybrid: bool = False
+    calibrated: bool = False
     where: str | None = None
 
     def __post_init__(self) -> None:
@@ -85,6 +93,11 @@ class Query:
             raise UsageError("query", expected="some words or a picture", found=found)
         if has_input and self.vector is not None:
             raise UsageError("query", expected="either a vector or words and picture", found="both")
+        if self.hybrid and not self.words:
+            found = "a vector" if self.image is None else "a picture alone"
+            raise UsageError(
+                "hybrid", expected="words to find in captions", found=found, do="add a text"
+            )
         for name, number in (("k", self.k), ("nprobe", self.nprobe)):
             if number is not None and (not isinstance(number, int | np.integer) or number < 1):
                 raise UsageError(name, expected="a whole number from 1 up", found=repr(number))
@@ -122,8 +135,11 @@ class Query:
 
     @property
     def candidates(self) -> int:
-        """How many hits the search has to give: k, or the depth of the deepest stage."""
-        return max([self.k, *(stage.depth for stage in self.stages)])
+        """How many hits the search has to give: k, the depth of the deepest stage, what a p-value
+        is made of, or, to be fused, FUSED_DEPTH at the least."""
+        least = [FUSED_DEPTH] if self.hybrid else []
+        least += [CALIBRATED_HITS] if self.calibrated else []
+        return max([self.k, *least, *(stage.depth for stage in self.stages)])
 
     @property
     def words(self) -> str:
@@ -131,7 +147,7 @@ class Query:
         return (self.text or "").strip()
 
     def as_json(self) -> dict[str, Any]:
-        """Without bytes and pixels: {"text", "image", "column", "k", "rerank",
+        """Without bytes and pixels: {"text", "image", "column", "k", "rerank", "hybrid",
         "where"}."""
         image = str(self.image) if isinstance(self.image, str | Path) else None
         if self.image is not None and image is None:
@@ -142,6 +158,7 @@ class Query:
             "column": self.column,
             "k": int(self.k),
             "rerank": [str(stage) for stage in self.stages],
+            "hybrid": self.hybrid,
             "where": self.where,
         }
 

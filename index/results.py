@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from chiasm.index.notebook import Tile, gallery
 from chiasm.index.queries import Query
-from chiasm.pipeline.errors import ChiasmError, SourceError, Undecodable
+from chiasm.pipeline.errors import ChiasmError, SourceError, Undecodable, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.records import IMAGE, TEXT, Origin, Place
 from chiasm.pipeline.shards import read_checked
@@ -221,11 +221,15 @@ class Result:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Answer(Sequence[Result]):
-    """The results of one query, best first. `seconds` by stage; of a batch, each answer's share."""
+    """The results of one query, best first. `seconds` by stage; of a batch, each answer's share.
+
+    p_absent: of a calibrated query, how likely one that has nothing here scores as high: in (0, 1].
+    """
 
     query: Query
     results: tuple[Result, ...]
     seconds: dict[str, float] = field(default_factory=dict)
+    p_absent: float | None = None
 
     def __len__(self) -> int:
         return len(self.results)
@@ -236,6 +240,21 @@ class Answer(Sequence[Result]):
     def __getitem__(self, at: slice) -> tuple[Result, ...]: ...
     def __getitem__(self, at: int | slice) -> Result | tuple[Result, ...]:
         return self.results[at]
+
+    def nothing_matches(self, false_alarms: float = 0.05) -> bool:
+        """Whether to say that nothing here matches. Of queries that name what no row has, at most
+        the share `false_alarms` is answered False; what that holds for is said in
+        index/query/calibrate.py. UsageError for a query that was not calibrated, or a rate that is
+        none."""
+        check_rate(false_alarms)
+        if self.p_absent is None:
+            raise UsageError(
+                "nothing_matches",
+                expected="an answer to a calibrated query",
+                found="another",
+                do='search with calibrated=True, such as Query("a boat", calibrated=True)',
+            )
+        return self.p_absent > false_alarms
 
     def is_reranked(self, result: Result) -> bool:
         """Whether the query's last stage of reranking scored this result; False without stages.
@@ -260,9 +279,10 @@ class Answer(Sequence[Result]):
 
     def as_json(self) -> dict[str, Any]:
         """{"query": {...}, "results": [{"rank", "id", "key", ...}], "seconds": {stage: s}}; each
-        result also says whether it was `reranked`."""
+        result also says whether it was `reranked`. Of a calibrated query also `p_absent`."""
         return {
             "query": self.query.as_json(),
+            **({} if self.p_absent is None else {"p_absent": round(self.p_absent, 6)}),
             "results": [
                 {**result.as_json(), "reranked": self.is_reranked(result)} for result in self
             ],
@@ -298,6 +318,15 @@ class Answer(Sequence[Result]):
             for result, picture in zip(first, pictures, strict=True)
         ]
         return gallery(self._title(), tiles, HTML_SIDE, left_out=len(self) - len(first))
+
+
+def check_rate(false_alarms: float) -> bool:
+    """True for a rate above 0 and below 1; UsageError for another."""
+    if not 0 < false_alarms < 1:
+        raise UsageError(
+            "false alarms", expected="a rate above 0 and below 1", found=repr(false_alarms)
+        )
+    return True
 
 
 def _place_as_json(place: Place | None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The read path on one screen.
 
-    Query -> encoder -> search -> rerank -> results
+    Query -> encoder -> search -> keywords -> rerank -> results
 
 `retrieve_from` is the path, each stage timed. `open_collection` gives a `Searcher`, which holds
 what stays between queries (index/query/open_index.py) and is what programs use. A query changes
@@ -20,15 +20,18 @@ import numpy as np
 from chiasm.index.queries import PictureSource, Query, RerankStage
 from chiasm.index.query import (
     OpenIndex,
+    add_keywords,
     check_stages,
     encode_queries,
-    live_generation,
+    open_keywords,
+    open_live,
+    p_absent,
+    require_words,
     rerank,
     search,
 )
 from chiasm.index.results import Answer, Hit, Result
 from chiasm.index.segments import SegmentGone
-from chiasm.pipeline.collection import Collection
 from chiasm.pipeline.errors import SourceError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.storage import display_name
@@ -41,6 +44,9 @@ def retrieve(queries: Sequence[Query], collection: OpenIndex) -> list[Answer]:
     Where a sweep has removed files of the generation that is open, they are answered from the one
     that is live by now; where a shard is gone from its place, from where it was relocated to."""
     check_stages(stage for query in queries for stage in query.stages)
+    for query in queries:
+        if query.calibrated:
+            require_words(query)
     while True:
         view = collection.view()
         try:
@@ -57,11 +63,20 @@ def retrieve_from(queries: Sequence[Query], collection: OpenIndex) -> list[Answe
     """Answer a batch of queries from one generation."""
     clock = Stopwatch()
     with clock.stage("load"):
+        open_keywords(queries, collection)
         encoder = collection.prepare(queries)
     with clock.stage("encode"):
         xq = encode_queries(queries, encoder, collection.dim)  # (Q, D) float32, unit rows
     with clock.stage("search"):
         hits = search_queries(queries, xq, collection)  # for each query, best first
+    absent: list[float | None] = [None] * len(queries)
+    for number, query in enumerate(queries):
+        if query.calibrated:
+            with clock.stage("calibrate"):
+                absent[number] = p_absent(query, xq[number], hits[number], collection)
+    if any(query.hybrid for query in queries):
+        with clock.stage("keywords"):
+            hits = fuse_keywords(queries, xq, hits, collection)
     with clock.stage("rerank"):
         hits = [
             rerank(query, vector, candidates, collection)[: query.k]
@@ -70,7 +85,10 @@ def retrieve_from(queries: Sequence[Query], collection: OpenIndex) -> list[Answe
     with clock.stage("results"):
         results = read_results(hits, collection)
     share = {stage: seconds / max(1, len(queries)) for stage, seconds in clock.seconds.items()}
-    return [Answer(query, ranked, share) for query, ranked in zip(queries, results, strict=True)]
+    return [
+        Answer(query, ranked, share, p)
+        for query, ranked, p in zip(queries, results, absent, strict=True)
+    ]
 
 
 def search_queries(
@@ -96,6 +114,20 @@ def search_queries(
                 if position >= 0
             ]
     return [hits[number] for number in range(len(queries))]
+
+
+def fuse_keywords(
+    queries: Sequence[Query], xq: np.ndarray, hits: list[list[Hit]], collection: OpenIndex
+) -> list[list[Hit]]:
+    """The hits of each query, with those of its words; queries of one filter at once."""
+    fused = list(hits)
+    for where in dict.fromkeys(query.where for query in queries if query.hybrid):
+        numbers = [number for number, query in enumerate(queries) if query.where == where]
+        some = [queries[number] for number in numbers], xq[numbers], [hits[n] for n in numbers]
+        added = add_keywords(*some, collection, collection.allowed(where))
+        for number, found in zip(numbers, added, strict=True):
+            fused[number] = found
+    return fused
 
 
 def read_results(hits: Sequence[Sequence[Hit]], collection: OpenIndex) -> list[tuple[Result, ...]]:
@@ -124,6 +156,7 @@ class Searcher(OpenIndex):
         column: str | None = None,
         k: int = 10,
         rerank: Sequence[RerankStage | str] | str = (),
+        hybrid: bool = False,
         where: str | None = None,
     ) -> Answer:
         """The k rows nearest to a text, a picture, or both.
@@ -131,12 +164,21 @@ class Searcher(OpenIndex):
         image: a path, a URL of http, https or s3, an encoded file as bytes, a PIL picture, or an
         array of uint8 (H, W, 3) or (H, W). column: `image` finds pictures and is the default,
         `text` finds captions, `joint` pairs. rerank: one stage such as "match:20", or a list of
-        them, see index/query/rerank.py. where: a condition in SQL that hits fulfil, such as
+        them, see index/query/rerank.py. hybrid: find captions that have the text's words too, see
+        index/query/keyword.py. where: a condition in SQL that hits fulfil, such as
         "width > 512 AND meta.license = 'cc0'", see index/query/filters.py. Raises UsageError for
         values and TypeError for types that cannot be used, SourceError for a URL that cannot be
         read.
         """
-        query = Query(text, image, column=column or "image", k=k, rerank=rerank, where=where)
+        query = Query(
+            text,
+            image,
+            column=column or "image",
+            k=k,
+            rerank=rerank,
+            hybrid=hybrid,
+            where=where,
+        )
         return self.search_many([query])[0]
 
     def search_many(self, queries: Sequence[Query | str]) -> list[Answer]:
@@ -157,6 +199,5 @@ def open_collection(
     allow_stale: search an index that does not cover the embeddings beside it. encoding: how the
     encoder runs. Raises CollectionError where there is no collection or no index, StaleIndexError.
     """
-    collection = Collection.open(str(path))
-    generation = live_generation(collection, allow_stale)
-    return Searcher(collection, generation, encoding or EncoderSettings())
+    collection, generation, relocated = open_live(str(path), allow_stale)
+    return Searcher(collection, generation, encoding or EncoderSettings(), relocated)

@@ -13,27 +13,30 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from chiasm.index.build.columns import TunedColumns
 from chiasm.index.build.covered import CoveredShards, ShardReplaced, vector_counts
 from chiasm.index.build.fill import Filled, SegmentTask, fill_segment
-from chiasm.index.build.train import train
-from chiasm.index.build.train_sample import all_replaced, training_vectors
-from chiasm.index.plan import IndexSettings, Plan, default_plan
+from chiasm.index.build.report import Report
+from chiasm.index.build.resume import COMMAND, Earlier, recipe_of
+from chiasm.index.build.samples import all_replaced
+from chiasm.index.plan import IndexSettings, Plan
 from chiasm.index.segments import (
     FileSum,
     Manifest,
     SchemaInference,
     SegmentEntry,
     SharedFile,
-    Trained,
     copied_columns,
     live_number,
     publish,
     remove_unnamed,
+    report_file,
     sweep_published,
     sweeping,
     trained_file,
@@ -46,7 +49,8 @@ from chiasm.pipeline.timing import Stopwatch
 LOG = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]  # stage, rows done, rows in all
-# Fills segments, in any order of its own; yields what it made in the order of the tasks.
+# Fills segments and yields what it made, in any order. The function is called with the rows that
+# the segment at work has so far.
 Fill = Callable[[Sequence[SegmentTask], Callable[[int], None]], Iterator[Filled]]
 
 
@@ -54,7 +58,7 @@ Fill = Callable[[Sequence[SegmentTask], Callable[[int], None]], Iterator[Filled]
 class BuildSummary:
     """What a build made. `generation`: the number now live. `columns`: the plan of each
     column's index, `vectors`: how many it holds. `meta`: fields of the json whose types were
-    widened. `seconds`: by stage."""
+    widened. `seconds`: by stage. `reports`: what was measured, by column that was tuned."""
 
     generation: int
     rows: int
@@ -64,6 +68,7 @@ class BuildSummary:
     vectors: dict[str, int]
     meta: list[dict[str, Any]]
     seconds: dict[str, float]
+    reports: dict[str, Report] = field(default_factory=dict)
 
 
 def build_index(
@@ -84,25 +89,22 @@ def build_index(
     settings = settings or IndexSettings()
     collection = Collection.open(str(path))
     clock = Stopwatch()
-    folder, record = collection.folder, asdict(settings)
+    folder, covered = collection.folder, CoveredShards(collection)
+    record = {**asdict(settings), "recipe": recipe_of(covered, settings, columns)}
     with (
-        Run(folder, "index build", record, make_room=partial(remove_unnamed, folder)) as run,
-        sweeping(run, settings),
+        Run(folder, COMMAND, record, make_room=partial(remove_unnamed, folder)) as run,
+        Build(covered, run, settings, progress) as build,
     ):
         began_with = live_number(folder)
-        build = Build(collection, run, settings, progress)
         with clock.stage("survey"):
             counts = build.infer_schema()
-        plans = {
-            column: default_plan(counts[column], collection.identity.dim, settings)
-            for column in select_columns(columns, counts)
-        }
-        with clock.stage("train"):
-            build.train(plans)
+        with clock.stage("tune"):
+            plans = build.choose({name: counts[name] for name in select_columns(columns, counts)})
         with clock.stage("fill"):
             segments = build.write_segments(plans, fill or fill_here)
+        with clock.stage("fit"):
+            manifest = build.fit(build.manifest(plans, segments), clock.seconds)
         with clock.stage("publish"):
-            manifest = build.manifest(plans, segments)
             number = publish(folder, manifest, run, began_with)
             sweep_published(folder, run, settings)
         summary = BuildSummary(
@@ -110,10 +112,11 @@ def build_index(
             rows=manifest.rows,
             shards=len(build.covered.indexed),
             segments=len(segments),
-            columns={column: str(plan) for column, plan in plans.items()},
+            columns={column: str(plan) for column, plan in manifest.columns.items()},
             vectors={column: build.vectors[column] for column in plans},
             meta=manifest.meta,
             seconds={stage: round(spent, 4) for stage, spent in clock.seconds.items()},
+            reports=build.reports,
         )
         run.finish("done", asdict(summary))
     return summary
@@ -139,17 +142,29 @@ class Build:
     many each column's index has."""
 
     def __init__(
-        self, collection: Collection, run: Run, settings: IndexSettings, progress: Progress
+        self, covered: CoveredShards, run: Run, settings: IndexSettings, progress: Progress
     ) -> None:
-        self.folder, self.identity = collection.folder, collection.identity
+        self.folder, self.identity = covered.folder, covered.identity
         self.run, self.settings, self.progress = run, settings, progress
-        self.covered = CoveredShards(collection)
+        self.covered = covered
+        self.earlier = Earlier(self.folder, self.identity.dim, [])
+        self._sweeping = sweeping(run, settings, self.find_earlier)
+        self.columns = TunedColumns(covered, settings)
         self.schema = SchemaInference()
         self.copied = copied_columns(self.identity.columns)
         self.shared: dict[str, SharedFile] = {}
         self.vectors: Counter[str] = Counter()
         self.rows_written = self._reported = 0
+        self.numbered = 0  # segments that have got a number
         self._require_rows()
+
+    def __enter__(self) -> Build:
+        """Make room, but for what can be taken up."""
+        self._sweeping.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._sweeping.__exit__(*raised)
 
     def _require_rows(self) -> None:
         if not self.covered.rows:
@@ -179,32 +194,64 @@ class Build:
         self.schema.finish()
         return counts
 
-    def train(self, plans: dict[str, Plan]) -> None:
-        """Learn what the segments of each column share, and store it."""
-        for column, plan in plans.items():
-            if plan.exact:
-                continue
-            self.progress(f"train {column}", 0, plan.train_rows)
-            sample = training_vectors(self.covered, column, plan.train_rows)
-            self.store(column, train(plan, sample))
-            self.progress(f"train {column}", plan.train_rows, plan.train_rows)
+    def find_earlier(self) -> set[str]:
+        """Look for builds of the same recipe that were killed; the folders that may be taken up."""
+        self.earlier = Earlier.find(self.run, self.identity.dim)
+        return self.earlier.folders()
 
-    def store(self, column: str, trained: Trained) -> None:
+    def choose(self, counts: dict[str, int]) -> dict[str, Plan]:
+        """The plan of each column; what its segments share is learned and stored."""
+        plans: dict[str, Plan] = {}
+        for column, rows in counts.items():
+            self.progress(f"tune {column}", 0, rows)
+            tuned = self.columns.choose(column, rows, self.earlier.take_trained(column))
+            plans[column] = tuned.plan
+            if tuned.trained is not None:
+                self.store(column, tuned.trained.to_bytes())
+            self.progress(f"tune {column}", rows, rows)
+        return plans
+
+    def fit(self, manifest: Manifest, seconds: dict[str, float]) -> Manifest:
+        """The manifest with the lists that a query scans; reports are stored."""
+        self.progress("measure", 0, manifest.rows)
+        self.columns.fit(manifest, seconds)
+        reports: dict[str, SharedFile] = {}
+        for column, report in self.reports.items():
+            name, content = report_file(self.run.id, column), report.to_json()
+            self.folder.write_whole(name, content, self.run.id)
+            reports[column] = SharedFile(name, FileSum.of(content))
+        plans = {column: tuned.plan for column, tuned in self.columns.tuned.items()}
+        return replace(manifest, columns=plans, reports=reports)
+
+    @property
+    def reports(self) -> dict[str, Report]:
+        return {
+            column: tuned.report
+            for column, tuned in self.columns.tuned.items()
+            if tuned.report is not None
+        }
+
+    def store(self, column: str, content: bytes) -> None:
         """Store what the segments of a column share."""
-        name, content = trained_file(self.run.id, column), trained.to_bytes()
+        name = trained_file(self.run.id, column)
         self.folder.write_whole(name, content, self.run.id)
         self.shared[column] = SharedFile(name, FileSum.of(content))
 
-    def write_segments(self, plans: dict[str, Plan], fill: Fill) -> list[SegmentEntry]:
-        """Write all segments; the shards that were replaced meanwhile come last."""
+    def write_segments(
+        self, plans: dict[str, Plan], fill: Fill, first: int = 0
+    ) -> list[SegmentEntry]:
+        """Write all segments; the shards that were replaced meanwhile come last. first: the number
+        of the first one in the run."""
         segments: list[SegmentEntry] = []
-        count = 0
+        count = first
         for files in (self.covered.files, None):
             if files is None:
                 files = list(self.covered.take_again(self.schema))
             tasks = self.tasks(count, files, plans)
-            count += len(tasks)
-            for filled in fill(tasks, self._filling):
+            count = self.numbered = count + len(tasks)
+            whole = {task.segment_id: self.earlier.take_segment(task) for task in tasks}
+            left = [task for task in tasks if whole[task.segment_id] is None]
+            for filled in chain(filter(None, whole.values()), fill(left, self._filling)):
                 self.covered.put_off_ids(filled.replaced)
                 self.vectors.update(filled.vectors)
                 segments += [filled.entry] if filled.entry else []
@@ -214,7 +261,7 @@ class Build:
             LOG.warning("shard %s is not in this index: it is embedded anew now", shard_id)
         if not segments:
             raise all_replaced(self.covered)
-        return segments
+        return sorted(segments, key=lambda entry: (len(entry.id), entry.id))
 
     def _filling(self, rows: int) -> None:
         """rows: of the segment at work."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Collection as Names
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -116,12 +116,21 @@ class CoveredShards(ReadFiles):
     """Files of done shards. files: those to index, by shard id. put_off: shards whose files were
     replaced."""
 
-    def __init__(self, collection: Collection) -> None:
+    def __init__(
+        self,
+        collection: Collection,
+        embedded: EmbeddedShards | None = None,
+        only: Set[str] | None = None,
+    ) -> None:
+        """embedded: the files, None to list them. only: the ids of the shards to index, None for
+        all."""
         super().__init__(collection.folder, {})
         self.identity = collection.identity
         self.put_off: list[str] = []
         # Versions before footers: a file replaced in between differs from its recorded version.
-        stats = EmbeddedShards.list(self.folder).stats
+        stats = (embedded or EmbeddedShards.list(self.folder)).stats
+        if only is not None:
+            stats = {name: stat for name, stat in stats.items() if name in only}
         found = self.folder.map_concurrent(lambda name: find_embedding(self.folder, name), stats)
         self.files = [file for file in found if file is not None]
         for file in self.files:

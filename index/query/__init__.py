@@ -1,5 +1,7 @@
 """A query's way: opened index, encoded query, search, rerank."""
 
+from chiasm.index.query.calibrate import Calibration
+from chiasm.index.query.calibrated import calibrate_index, p_absent, require_words
 from chiasm.index.query.encode import (
     encode_each,
     encode_queries,
@@ -9,25 +11,37 @@ from chiasm.index.query.encode import (
 )
 from chiasm.index.query.filter_rows import Filter
 from chiasm.index.query.filters import compile_filter
-from chiasm.index.query.open_index import OpenIndex, live_generation
+from chiasm.index.query.keyword import add_keywords, open_keywords, search_keywords
+from chiasm.index.query.open_index import OpenIndex
+from chiasm.index.query.opening import live_generation, open_live
 from chiasm.index.query.query_picture import encoded_picture
 from chiasm.index.query.rerank import check_stages, rerank
-from chiasm.index.query.scan import ColumnIndex
+from chiasm.index.query.scan import Allowed, ColumnIndex, as_float32
 from chiasm.index.query.search import search
 
 __all__ = [
+    "Allowed",
+    "Calibration",
     "ColumnIndex",
     "Filter",
     "OpenIndex",
+    "add_keywords",
+    "as_float32",
+    "calibrate_index",
     "check_stages",
     "compile_filter",
     "encode_each",
     "encode_queries",
     "encoded_picture",
     "live_generation",
+    "open_keywords",
+    "open_live",
+    "p_absent",
     "pixels_of",
     "query_refused",
+    "require_words",
     "rerank",
     "search",
+    "search_keywords",
     "text_of",
 ]

@@ -37,9 +37,11 @@ from chiasm.index.query.filter_allowed import (
 from chiasm.index.query.filter_fields import BOOL, ID, LISTS, NUMBER, TEXT, Fields, Path, field_name
 from chiasm.index.query.filter_parse import Source, Tree, is_blank, parse, quoted, refused
 from chiasm.index.query.filter_rows import Filter
+from chiasm.index.segments import Generation
 from chiasm.pipeline.errors import UsageError
 
 INT64 = 1 << 63
+FIELDS = " fields"  # of what a generation has opened; no column's name
 
 
 def compile_filter(text: str, schemas: Iterable[pa.Schema]) -> Filter:
@@ -47,12 +49,19 @@ def compile_filter(text: str, schemas: Iterable[pa.Schema]) -> Filter:
 
     Raises UsageError, which names what is refused and its place. Nothing of the segments is read.
     """
-    return compile_for(text, Fields(schemas))
+    return _compile(text, Fields(schemas))
 
 
-@functools.lru_cache(maxsize=128)  # a millisecond, ten times what a query takes
-def compile_for(text: str, fields: Fields) -> Filter:
-    """The same where the fields are known already."""
+def filter_for(text: str, generation: Generation) -> Filter:
+    """The same for a generation, whose fields are found once."""
+    opened = generation.opened
+    if FIELDS not in opened:
+        opened[FIELDS] = Fields(segment.catalog.schema for segment in generation.segments)
+    return _compile(text, opened[FIELDS])
+
+
+@functools.lru_cache(maxsize=128)  # compiling takes a millisecond, ten times what a query does
+def _compile(text: str, fields: Fields) -> Filter:
     compiler = _Compiler(Source(text), fields)
     whole = compiler.expression(parse(compiler.source))
     compiler.require(whole, BOOL)

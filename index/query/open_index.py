@@ -3,61 +3,66 @@
 The live generation's segments are memory-mapped column by column; the encoder named in the
 collection is loaded at the first query that has a text or a picture. Refused here: another encoder,
 an index of another encoder, an index older than its embeddings. A generation never changes once it
-is open; where a sweep has removed files of it that were not mapped yet, `reopen` opens the one that
-is live by then.
+is open; `refresh` opens the one that is live by now, and where a sweep has removed files that were
+not mapped yet, `reopen` does. Queries under way end with the generation that they began with.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from chiasm.index.queries import Query
-from chiasm.index.query.filter_fields import Fields
+from chiasm.index.query.calibrate import Calibration
 from chiasm.index.query.filter_rows import Filter
-from chiasm.index.query.filters import compile_for
+from chiasm.index.query.filters import filter_for
+from chiasm.index.query.opening import live_generation, read_relocated
 from chiasm.index.query.scan import Allowed, ColumnIndex
 from chiasm.index.query.search import search
 from chiasm.index.results import CatalogRow
 from chiasm.index.segments import (
+    FileSum,
     Generation,
     Segment,
-    build_command,
+    SegmentGone,
     column_advice,
-    open_current,
-    stale_shards,
+    fetch,
+    read_current,
 )
 from chiasm.pipeline.collection import (
     Collection,
     Relocations,
-    read_relocations,
     stat_relocations,
 )
 from chiasm.pipeline.encoders import Encoder, load_encoder
-from chiasm.pipeline.errors import CollectionError, StaleIndexError, UsageError
+from chiasm.pipeline.errors import CollectionError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.storage import Stat, display_name
 
 LOG = logging.getLogger(__name__)
-FIELDS = " fields"  # no column's name: of what is opened, the fields that filters may name
 
 
 class OpenIndex:
     """A collection and its live generation. Safe to use from any thread."""
 
     def __init__(
-        self, collection: Collection, generation: Generation, encoding: EncoderSettings
+        self,
+        collection: Collection,
+        generation: Generation,
+        encoding: EncoderSettings,
+        relocated: tuple[Stat | None, Relocations] | None = None,
     ) -> None:
         self.collection, self.generation = collection, generation
         self.encoding = encoding
         self._encoder: Encoder | None = None
-        self._relocated: tuple[Stat | None, Relocations] | None = None
+        self._relocated = relocated
         self._loading = threading.Lock()
+        self._current: FileSum | None = None  # of CURRENT, at the last `refresh`
+        self._calibrations: dict[tuple[str, str], Calibration] = {}
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -86,17 +91,36 @@ class OpenIndex:
                 self.generation, self._relocated = generation, None
             return True
 
+    def refresh(self) -> bool:
+        """Move on to the live generation, where CURRENT has changed; returns whether it did. Where
+        it has not, this costs one small read. No query waits: what searches have used so far is
+        open before they get it. An index older than its embeddings is taken."""
+        content = read_current(self.collection.folder)
+        found = None if content is None else FileSum.of(content)
+        before = self.generation
+        if found is None or found == self._current:
+            return False
+        generation = live_generation(self.collection, allow_stale=True, known=before)
+        same = (before.number, before.manifest.run) == (generation.number, generation.manifest.run)
+        if not same:
+            for column in {*before.opened.copy()} & generation.manifest.columns.keys():
+                _open_all(_column_of(generation, column, before))
+        with self._loading:
+            self._current = found
+            if same or self.generation is not before:
+                return not same
+            self.generation, self._relocated = generation, None
+        return True
+
     def __len__(self) -> int:
         return self.generation.manifest.rows
 
     def column(self, name: str) -> ColumnIndex:
         """A column's index; UsageError and CollectionError as by `require_column`."""
         generation = self.generation
-        if name not in generation.opened:  # two threads may both open it, to the same end
+        if name not in generation.opened:
             self.require_column(name)
-            plan, trained = generation.manifest.columns[name], generation.trained(name)
-            generation.opened[name] = ColumnIndex(generation.segments, name, plan, trained)
-        return generation.opened[name]
+        return _column_of(generation, name)
 
     def search_vectors(
         self,
@@ -111,8 +135,9 @@ class OpenIndex:
 
         xq (Q, D) float32, unit rows. where: a filter. nprobe: lists to scan, None for as many as
         the column's recall needs. An id is a position of the generation that is open, for `rows`
-        and `vectors`; -1 with score -inf where fewer than k rows are found. Raises UsageError for
-        queries of another width and for NaN, infinite or zero ones.
+        and `vectors`; -1 with score -inf where fewer than k rows are found. Where generations
+        change meanwhile, call all three of one `view`. Raises UsageError for queries of another
+        width and for NaN, infinite or zero ones.
         """
         xq = np.asarray(xq, dtype=np.float32)
         if xq.ndim != 2 or xq.shape[1] != self.dim:
@@ -127,23 +152,27 @@ class OpenIndex:
                 expected="finite numbers, not all zero",
                 found="zeros, NaN or infinity",
             )
-        index = self.column(column)
-        return search(index, xq, k, self.lists_to_scan(column, nprobe), self.allowed(where))
+        while True:
+            view = self.view()
+            try:
+                index = view.column(column)
+                return search(index, xq, k, view.lists_to_scan(column, nprobe), view.allowed(where))
+            except SegmentGone:
+                if not self.reopen(view.generation):
+                    raise
 
     def allowed(self, where: str | None) -> Allowed | None:
         """The rows that a filter lets pass, by segment; None without one. UsageError for a filter
         that cannot be used."""
-        if where is None:
-            return None
-        condition = self.filter(where)
-        return [condition.rows(segment) for segment in self.segments]
+        return (
+            None
+            if where is None
+            else [self.filter(where).rows(segment) for segment in self.segments]
+        )
 
     def filter(self, where: str) -> Filter:
-        """A filter for the catalogs of the generation that is open; raises UsageError."""
-        opened = self.generation.opened
-        if FIELDS not in opened:
-            opened[FIELDS] = Fields(segment.catalog.schema for segment in self.segments)
-        return compile_for(where, opened[FIELDS])
+        """A filter for the generation that is open; raises UsageError."""
+        return filter_for(where, self.generation)
 
     @property
     def dim(self) -> int:
@@ -165,6 +194,15 @@ class OpenIndex:
                     )
                 self._encoder = encoder
             return self._encoder
+
+    def calibration(
+        self, column: str, make: Callable[[OpenIndex, str], Calibration]
+    ) -> Calibration:
+        """The calibration of a column, made once for a generation."""
+        key = (self.generation.manifest.run, column)
+        if key not in self._calibrations:
+            self._calibrations[key] = make(self, column)
+        return self._calibrations[key]
 
     def prepare(self, queries: Sequence[Query]) -> Encoder | None:
         """Load what the queries need and was not loaded yet; returns the encoder, None where every
@@ -206,11 +244,17 @@ class OpenIndex:
         """The catalog's rows at positions of the generation; the URL of each is where its shard
         is now, which may have been relocated since the build."""
         relocations = self.relocations
-        return {
-            first + number: replace(row, url=relocations.url_of(row.shard, row.url))
-            for segment, first, numbers in self._by_segment(positions)
-            for number, row in segment.catalog.rows(numbers).items()
+        wanted = list(self._by_segment(positions))
+        fetch([part for segment, _, numbers in wanted for part in segment.wanted_rows(numbers)])
+        rows = {
+            first + number: row
+            for segment, first, numbers in wanted
+            for number, row in segment.rows(numbers).items()
         }
+        for position, row in rows.items():
+            if (url := relocations.url_of(row.shard, row.url)) != row.url:
+                rows[position] = replace(row, url=url)
+        return rows
 
     @property
     def relocations(self) -> Relocations:
@@ -227,7 +271,7 @@ class OpenIndex:
         found = stat_relocations(folder)
         if known is not None and known[0] == found:
             return False
-        self._relocated = found, Relocations() if found is None else read_relocations(folder)
+        self._relocated = read_relocated(folder, found)
         return known is not None
 
     def vectors(self, column: str, positions: Sequence[int]) -> np.ndarray:
@@ -236,8 +280,11 @@ class OpenIndex:
         self.require_column(column)
         vectors = np.zeros((len(positions), self.dim), np.float32)
         order = {position: number for number, position in enumerate(positions)}
-        for segment, first, numbers in self._by_segment(positions):
-            vectors[[order[first + row] for row in numbers]] = segment.raw(column)[numbers]
+        wanted = list(self._by_segment(positions))
+        parts = [one.wanted_vectors(column, np.array(numbers)) for one, _, numbers in wanted]
+        fetch([part for of_segment in parts for part in of_segment])
+        for segment, first, numbers in wanted:
+            vectors[[order[first + row] for row in numbers]] = segment.vectors(column)[numbers]
         return vectors
 
     def _by_segment(self, positions: Iterable[int]) -> Iterator[tuple[Segment, int, list[int]]]:
@@ -259,7 +306,14 @@ class _View(OpenIndex):
 
     def __init__(self, index: OpenIndex) -> None:
         super().__init__(index.collection, index.generation, index.encoding)
-        self._index = index
+        self._index, self._calibrations = index, index._calibrations
+
+    def reopen(self, instead_of: Generation) -> bool:
+        """Positions of the one would be taken for those of the other."""
+        return False
+
+    def refresh(self) -> bool:
+        return False
 
     @property
     def encoder(self) -> Encoder:
@@ -270,34 +324,24 @@ class _View(OpenIndex):
         return self._index.relocations
 
 
-def live_generation(collection: Collection, allow_stale: bool) -> Generation:
-    """The generation to search; raises CollectionError where there is none, StaleIndexError."""
-    path, command = display_name(collection.folder.url), build_command(collection.folder)
-    generation = open_current(collection.folder)
-    if generation is None:
-        raise CollectionError(path, expected="an index", found="none", do=f"run {command}")
-    manifest, identity = generation.manifest, collection.identity
-    if (manifest.fingerprint, manifest.dim) != (identity.fingerprint, identity.dim):
-        raise CollectionError(
-            path,
-            expected=f"an index of encoder {identity.encoder} ({identity.fingerprint[:12]})",
-            found=f"one of {manifest.encoder} ({manifest.fingerprint[:12]}), width {manifest.dim}",
-            do=f"run {command}",
-        )
-    if not allow_stale:
-        _require_fresh(collection, generation)
-    return generation
+def _column_of(generation: Generation, name: str, known: Generation | None = None) -> ColumnIndex:
+    """A column of a generation that has it; two threads may both open it, to the same end. known:
+    a generation that has it open."""
+    if name not in generation.opened:
+        manifest = generation.manifest
+        plan, shared = manifest.columns[name], manifest.trained.get(name)
+        if known is not None and known.manifest.trained.get(name) == shared:
+            trained = known.opened[name].trained
+        else:
+            trained = generation.load(name)
+        generation.opened[name] = ColumnIndex(generation.segments, name, plan, trained)
+    return generation.opened[name]
 
 
-def _require_fresh(collection: Collection, generation: Generation) -> None:
-    """Raises StaleIndexError where shards were added, changed or removed since the build."""
-    folder = collection.folder
-    counts = Counter(stale_shards(folder, generation.indexed_shards()).values())
-    if counts:
-        stale = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-        raise StaleIndexError(
-            display_name(folder.url),
-            expected="an index of the embeddings beside it",
-            found=f"an older one (shards: {stale})",
-            do=f"run {build_command(folder)}",
-        )
+def _open_all(index: ColumnIndex) -> None:
+    """What searches of a column and their results need, so that no file of it can go."""
+    index.open()
+    for segment in index.segments:
+        if not segment.in_store:
+            segment.raw(index.column)
+            _ = segment.catalog

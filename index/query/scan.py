@@ -3,7 +3,8 @@
 Codes of moderate size are read into memory and merged: one FAISS index whose row numbers are the
 positions of the generation, so that the number of segments costs nothing. Beyond RESIDENT_BYTES
 each segment's lists stay in their mapped file and are scanned one segment after the other, all
-adding to one heap a query. An exact column is always mapped.
+adding to one heap a query. An exact column is always mapped. Of segments in a store the lists that
+a query scans are requested before, and so are the vectors of its candidates.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import numpy as np
 
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
-from chiasm.index.segments import Segment, Trained, merge_lists
+from chiasm.index.segments import Segment, Trained, fetch, merge_lists
 
 RESIDENT_BYTES = 2 << 30  # of codes and row numbers of one column: some 36 million rows of 48 bytes
+MAX_ROWS_AHEAD = 128  # candidates whose rows are requested with their vectors
 ROWS_AT_ONCE = 1 << 20  # floats of rows that are scored for all queries at once: 4 MiB
 # Where several indexes are scanned, a candidate found before has its index's number + 1 above so
 # many bits of its row.
@@ -57,10 +59,12 @@ class ColumnIndex:
     starts: np.ndarray = field(init=False)
     _scan: Scan | None = None
     _merged: Any = None
+    _in_store: bool = False
     _opening: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.starts = np.cumsum([0, *map(len, self.segments)], dtype=np.int64)
+        self._in_store = any(segment.in_store for segment in self.segments)
 
     def open(self) -> None:
         """Map or read what a search needs, so that the first one does not wait for it."""
@@ -83,12 +87,37 @@ class ColumnIndex:
         masks = [mask for mask in masks if mask is not None]
         return np.logical_and.reduce(masks) if masks else None
 
+    def fetch_lists(self, lists: np.ndarray) -> None:
+        """Request lists (Q, nprobe) of every segment in a store that are not here yet."""
+        trained = self.trained
+        if trained is not None and self._in_store:
+            numbers = lists.ravel()
+            wanted = [one.wanted_lists(self.column, trained, numbers) for one in self.segments]
+            fetch([part for parts in wanted for part in parts])
+
+    def fetch_candidates(self, positions: np.ndarray) -> None:
+        """Request the vectors of rows of segments in a store, at rising positions, -1 for none.
+
+        Of few, their rows of the catalog come with them: whoever asks a single query reads those of
+        the best, and waits less for a megabyte than for another round."""
+        if not self._in_store:
+            return
+        ends = positions.searchsorted(self.starts)
+        with_rows = ends[-1] - ends[0] <= MAX_ROWS_AHEAD
+        wanted = []
+        for number, segment in enumerate(self.segments):
+            rows = positions[ends[number] : ends[number + 1]] - self.starts[number]
+            if len(rows):
+                wanted += segment.wanted_vectors(self.column, rows)
+                wanted += segment.wanted_rows(rows) if with_rows else []
+        fetch(wanted)
+
     def _prepare(self, allowed: Allowed) -> Scan:
         masks = [self.rows_of(number, mask) for number, mask in enumerate(allowed)]
         if self.trained is None:
             return self._prepare_exact(masks)
         with self._opening:
-            if self._merged is None and self._size() <= RESIDENT_BYTES:
+            if self._merged is None and not self._in_store and self._size() <= RESIDENT_BYTES:
                 self._merged = merge_lists(self.segments, self.column, self.trained, self.starts)
         vectors = [segment.record.vectors[self.column] for segment in self.segments]
         if self._merged is not None:
@@ -123,6 +152,8 @@ class ColumnIndex:
             elif len(rows := np.flatnonzero(mask)):
                 parts.append(Part(first, rows=rows, raw=segment.raw(self.column)))
                 available += len(rows)
+        # FAISS first: it adds to heaps, in whose order the other scan leaves nothing.
+        parts.sort(key=lambda part: part.rows is not None)
         return Scan(self, parts, available)
 
     def _size(self) -> int:
@@ -161,6 +192,7 @@ class Scan:
         else:
             coded = trained.queries(xq)
             lists = trained.rank(xq, coded, nprobe)
+            self.index.fetch_lists(lists)
         for number, part in enumerate(self.parts):
             if part.rows is None:
                 _scan_codes(part, coded, lists, scores, rows)

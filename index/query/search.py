@@ -98,13 +98,14 @@ def score(index: ColumnIndex, xq: np.ndarray, rows: np.ndarray) -> tuple[np.ndar
     order = np.argsort(flat) if len(xq) > 1 else np.arange(len(flat))
     ordered = flat[order]
     ends = ordered.searchsorted(index.starts)
+    index.fetch_candidates(ordered)
     scores = np.full(len(flat), -np.inf, dtype=np.float32)
     at_once = max(1, SCORED_AT_ONCE // xq.shape[1])
     for number, segment in enumerate(index.segments):
         start, end = ends[number], ends[number + 1]
         for left in range(start, end, at_once):
             block = order[left : min(end, left + at_once)]
-            raw = segment.raw(index.column)
+            raw = segment.vectors(index.column)
             vectors = as_float32(raw[flat[block] - index.starts[number]])
             queries = xq[block // rows.shape[1]]
             scores[block] = np.einsum("nd,nd->n", vectors, queries)

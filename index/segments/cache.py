@@ -20,7 +20,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from pathlib import Path
 
 import platformdirs
@@ -38,7 +38,8 @@ from chiasm.pipeline.storage import (
 
 DEFAULT_CACHE_GB = 20.0
 CHUNK = 1 << 20
-_COPY = re.compile("[0-9a-f]{32}")
+_COPY = re.compile(r"[0-9a-f]{32}(\.part)?")
+SMALL = 8 << 20  # what is read whole by one request, where a stream may need several
 
 _owners: dict[str, weakref.WeakSet[object]] = {}  # by checksum, who has mapped it in this process
 _lock = threading.Lock()
@@ -56,7 +57,7 @@ def open_cached(folder: Folder, name: str, checksum: FileSum, owner: object) -> 
     _claim(owner, checksum.blake2b)
     file = _open_unchanged(copy, checksum)
     if file is None:
-        with _naming_the_cache(cache):
+        with writing_to_cache(cache):
             cache.mkdir(parents=True, exist_ok=True)
             _make_room(cache, checksum.size)
             file = _download(folder, name, checksum, copy)
@@ -64,6 +65,31 @@ def open_cached(folder: Folder, name: str, checksum: FileSum, owner: object) -> 
         os.utime(file.fileno(), ns=(time.time_ns(), _mtime_of(checksum)))
         _make_room(cache, 0)
     return file
+
+
+def is_cached(checksum: FileSum) -> bool:
+    """Whether there is a whole copy of a file, unchanged."""
+    file = _open_unchanged(cache_folder() / checksum.blake2b, checksum)
+    if file is not None:
+        file.close()
+    return file is not None
+
+
+def open_sparse(checksum: FileSum, owner: object) -> tuple[BufferedReader, Path]:
+    """The copy of a file of which parts are here, its descriptor also open for writing, and the
+    folder that it is in. It has the size of the whole file, holes where nothing was written."""
+    cache = cache_folder()
+    name = f"{checksum.blake2b}.part"
+    _claim(owner, name)
+    with writing_to_cache(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+        _make_room(cache, 0)
+        descriptor = os.open(cache / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        file = open(descriptor, "rb")  # noqa: SIM115 (returned open)
+        if os.fstat(descriptor).st_size != checksum.size:
+            os.ftruncate(descriptor, checksum.size)
+        os.utime(descriptor)
+    return file, cache
 
 
 def _claim(owner: object, blake2b: str) -> None:
@@ -91,7 +117,8 @@ def cache_limit_bytes() -> int:
 def _download(folder: Folder, name: str, checksum: FileSum, copy: Path) -> BufferedReader:
     digest, size = hashlib.blake2b(digest_size=16), 0
     target = LocalFiles().create(str(copy), "")
-    with folder.open_stream(name) as source, target:
+    small = folder.local is None and checksum.size <= SMALL
+    with BytesIO(folder.read_bytes(name)) if small else folder.open_stream(name) as source, target:
         while chunk := source.read(CHUNK):
             digest.update(chunk)
             size += len(chunk)
@@ -127,9 +154,10 @@ def _make_room(cache: Path, size: int) -> None:
             is_copy, found = _COPY.fullmatch(path.name), path.lstat()
             if not modes.S_ISREG(found.st_mode) or not (is_copy or is_temporary(path.name)):
                 continue
-            used += found.st_size
+            taken = min(found.st_size, 512 * found.st_blocks)  # a copy may have holes
+            used += taken
             if is_copy:
-                copies.append((found.st_atime_ns, found.st_size, path))
+                copies.append((found.st_atime_ns, taken, path))
     excess = used + size - cache_limit_bytes()
     with _lock:
         for _, freed, path in sorted(copies):
@@ -159,7 +187,7 @@ def _mtime_of(checksum: FileSum) -> int:
 
 
 @contextmanager
-def _naming_the_cache(cache: Path) -> Iterator[None]:
+def writing_to_cache(cache: Path) -> Iterator[None]:
     """Errors of this machine's disk as one line that says which environment variables help."""
     try:
         yield

@@ -3,9 +3,10 @@ file.
 
 Parquet rows of whole shards come in, in order; `rows.arrow` goes out: Arrow IPC without
 compression, so that reading a row touches a page or two. A record batch has `BATCH` rows, or fewer
-where they are large; a position's batch is found by the sums of their numbers of rows. A row has
-all that a preview needs: the shard's URL, and offset and size of the picture and of each other
-modality's member in it. The cost is disk: text is not compressed.
+where they are large; a position's batch is found by the sums of their numbers of rows. A distant
+reader requests single batches (`CatalogParts`). A row has all that a preview needs: the shard's
+URL, and offset and size of the picture and of each other modality's member in it. The cost is disk:
+text is not compressed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import math
 import mmap
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from typing import Any, Protocol
@@ -24,12 +25,18 @@ import pyarrow as pa
 
 from chiasm.index.plan import Count
 from chiasm.index.results import CatalogRow, row_id
+from chiasm.index.segments.blocks import CatalogBlocks
 from chiasm.index.segments.json_columns import SchemaInference
+from chiasm.index.segments.partial import PartialCopy, fetch
 from chiasm.pipeline.collection import MEMBER_FIELDS, member_prefixes
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.records import IMAGE, Origin, Place
 
-BATCH = 4096  # rows of a record batch
+# Rows of a record batch. A distant reader of a row reads its batch, some 20 KB; half as many rows
+# would take 5 % more disk and twice as many checksums.
+BATCH = 64
+WRITTEN_AT_ONCE = 4096  # rows
+MAGIC = b"ARROW1\0\0"  # an Arrow file's first bytes; a stream follows, and then a footer
 
 
 def copied_columns(columns: Iterable[str]) -> list[str]:
@@ -43,7 +50,8 @@ def copied_columns(columns: Iterable[str]) -> list[str]:
 @dataclass(frozen=True, slots=True)
 class IndexedShard:
     """A shard's Parquet file as it was when it was indexed: `rows` of it under `edition`, made from
-    the shard at `url`; the file itself had `size` bytes and the store's `version`."""
+    the shard at `url`; the file itself had `size` bytes and the store's `version`. removed: more
+    rows of it, which were deleted and which a compaction has then left out."""
 
     shard: str
     edition: str
@@ -51,6 +59,12 @@ class IndexedShard:
     rows: Count
     size: int
     version: str
+    removed: Count = 0
+
+    @property
+    def file_rows(self) -> int:
+        """The rows of the file."""
+        return self.rows + self.removed
 
     @property
     def file(self) -> tuple[int, str]:
@@ -86,7 +100,8 @@ class CatalogWriter:
             "edition": pa.array([shard.edition for shard in shards], pa.string()),
             "url": pa.array([shard.url for shard in shards], pa.string()),
         }
-        self._file = pa.PythonFile(file, mode="w")
+        self.blocks = CatalogBlocks(file)
+        self._file = pa.PythonFile(self.blocks, mode="w")
         self._ipc: pa.RecordBatchFileWriter | None = None
         self._pending: list[pa.Table] = []
         self._pending_rows = self._pending_bytes = 0
@@ -97,14 +112,21 @@ class CatalogWriter:
         table = rows.select(self._copied)
         table = table.append_column("meta", self._schema.column(rows["json"].to_pylist()))
         row_numbers = np.arange(first, first + len(table), dtype=np.int32)
-        table = table.append_column("row", pa.array(row_numbers))
+        self._take(shard, table.append_column("row", pa.array(row_numbers)))
+
+    def copy(self, shard: int, rows: pa.Table) -> None:
+        """Take rows of another catalog, of the shard at `shards[shard]`, in their order there.
+        `rows` has the copied columns, `meta` and `row`."""
+        self._take(shard, rows.select([*self._copied, "meta", "row"]))
+
+    def _take(self, shard: int, table: pa.Table) -> None:
         table = table.append_column("code", pa.array(np.full(len(table), shard, dtype=np.int32)))
         self._pending.append(table)
         self._pending_rows += len(table)
         self._pending_bytes += table.nbytes
         if self._pending_bytes >= self._batch_bytes:
             self._flush(1)
-        elif self._pending_rows >= BATCH:
+        elif self._pending_rows >= WRITTEN_AT_ONCE:
             self._flush(BATCH)
 
     def close(self) -> None:
@@ -112,6 +134,7 @@ class CatalogWriter:
         self._flush(1)
         if self._ipc is not None:
             self._ipc.close()
+        self.blocks.cut(0)
 
     def _flush(self, multiple: int) -> None:
         """Write all rows that wait but the last few beyond a multiple of so many."""
@@ -119,14 +142,14 @@ class CatalogWriter:
             return
         table = pa.concat_tables(self._pending)
         complete = len(table) // multiple * multiple
-        for start in range(0, complete, BATCH):
-            self._write(table.slice(start, min(BATCH, complete - start)))
+        for start in range(0, complete, WRITTEN_AT_ONCE):
+            self._write(table.slice(start, min(WRITTEN_AT_ONCE, complete - start)))
         rest = table.slice(complete)
         self._pending = [rest] if len(rest) else []
         self._pending_rows, self._pending_bytes = len(rest), rest.nbytes
 
     def _write(self, table: pa.Table) -> None:
-        """Write rows as one batch, or by halves as several that are small enough."""
+        """Write rows in batches, by halves where they are large."""
         if len(table) > 1 and table.nbytes > self._batch_bytes:
             middle = len(table) // 2
             self._write(table.slice(0, middle))
@@ -139,9 +162,69 @@ class CatalogWriter:
         for name, names in self._names.items():
             table = table.append_column(name, pa.DictionaryArray.from_arrays(codes, names))
         table = table.drop_columns("code")
-        if self._ipc is None:
-            self._ipc = pa.ipc.new_file(self._file, table.schema)
-        self._ipc.write_table(table, max_chunksize=BATCH)
+        for batch in table.combine_chunks().to_batches(max_chunksize=BATCH):
+            if self._ipc is None:
+                self._ipc = pa.ipc.new_file(self._file, table.schema)
+                self._ipc.write_batch(batch)
+                self.blocks.cut(0, _head_size(self.blocks.block))
+            else:
+                self._ipc.write_batch(batch)
+            self.blocks.cut(len(batch))
+
+
+def _head_size(data: bytes) -> int:
+    """Bytes of an Arrow file before its first record batch: magic, schema and dictionaries."""
+    source = pa.BufferReader(data)
+    source.seek(len(MAGIC))
+    while True:
+        size = source.tell()
+        if pa.ipc.read_message(source).type == "record batch":
+            return size
+
+
+def read_rows(batches: Sequence[pa.RecordBatch], places: np.ndarray) -> list[CatalogRow]:
+    """The row at a place of each batch, all in batches of one catalog. places: (n,) int64."""
+    if not batches:
+        return []
+    slices = [batch.slice(place, 1) for batch, place in zip(batches, places.tolist(), strict=True)]
+    prefixes = member_prefixes(_modalities(slices[0].schema))
+    placed = frozenset(prefixes) - {IMAGE}
+    table = pa.Table.from_batches(slices).combine_chunks()
+    return [_to_row(cells, prefixes, placed) for cells in table.to_pylist()]
+
+
+def _modalities(schema: pa.Schema) -> list[str]:
+    """The modalities beyond pictures and texts whose members are in a catalog. Empty for one
+    written before they were copied."""
+    return [name.removesuffix("_member") for name in schema.names if name.endswith("_member")]
+
+
+class CatalogParts:
+    """A `rows.arrow` of which parts are here."""
+
+    def __init__(self, copy: PartialCopy) -> None:
+        self.copy = copy
+        assert copy.blocks.rows is not None
+        self._ends = np.cumsum(copy.blocks.rows)  # of each block, exclusive
+        self._firsts = self._ends - copy.blocks.rows
+
+    def blocks_of(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The blocks that hold these rows, and the first."""
+        return np.append(np.searchsorted(self._ends, numbers, side="right"), 0)
+
+    def rows(self, positions: Iterable[int]) -> dict[int, CatalogRow]:
+        """The rows at positions of this segment."""
+        wanted = np.unique(np.fromiter(positions, dtype=np.int64))
+        blocks = np.searchsorted(self._ends, wanted, side="right")
+        fetch([(self.copy, np.append(blocks, 0))])
+        numbers, which = np.unique(blocks, return_inverse=True)
+        # As a stream: those of a file are the same messages, after its magic.
+        head = self.copy.fetched(0, 0)[len(MAGIC) :]
+        stream = b"".join([head, *(self.copy.fetched(number, number) for number in numbers)])
+        batches = list(pa.ipc.open_stream(stream))
+        places = wanted - self._firsts[blocks]
+        rows = read_rows([batches[number] for number in which], places)
+        return dict(zip(wanted.tolist(), rows, strict=True))
 
 
 class Catalog:
@@ -184,32 +267,29 @@ class Catalog:
     def modalities(self) -> list[str]:
         """The modalities beyond pictures and texts whose members are in the catalog. Empty for a
         catalog written before they were copied."""
-        names = self._reader.schema.names
-        return [name.removesuffix("_member") for name in names if name.endswith("_member")]
+        return _modalities(self._reader.schema)
 
     def table(self) -> pa.Table:
         """All rows, still in the mapped file."""
         return self._reader.read_all()
 
+    def row_numbers(self, rows: slice) -> np.ndarray:
+        """The numbers that these rows of the segment have in their shards: int32."""
+        return self.table()["row"].slice(rows.start, rows.stop - rows.start).to_numpy()
+
+    def column(self, name: str) -> Iterator[Any]:
+        """The cells of one column, row after row; one batch in memory at a time."""
+        for number in range(self._reader.num_record_batches):
+            yield from self._reader.get_batch(number).column(name).to_pylist()
+
     def rows(self, positions: Iterable[int]) -> dict[int, CatalogRow]:
         """The rows at positions of this segment, each read once."""
         wanted = np.unique(np.fromiter(positions, dtype=np.int64))
         batches = np.searchsorted(self._ends, wanted, side="right")
-        prefixes = member_prefixes(self.modalities)
-        placed = frozenset(prefixes) - {IMAGE}
-        rows: dict[int, CatalogRow] = {}
-        for number in np.unique(batches):
-            in_batch = wanted[batches == number]
-            batch = self._reader.get_batch(int(number))
-            # Not by `pa.array`, which imports pandas where it is installed: half a second.
-            first = self._ends[number] - batch.num_rows
-            indices = pa.Array.from_buffers(
-                pa.int64(), len(in_batch), [None, pa.py_buffer(in_batch - first)]
-            )
-            taken = batch.take(indices)
-            for position, cells in zip(in_batch.tolist(), taken.to_pylist(), strict=True):
-                rows[position] = _to_row(cells, prefixes, placed)
-        return rows
+        opened = {int(number): self._reader.get_batch(number) for number in np.unique(batches)}
+        firsts = self._ends[batches] - [opened[number].num_rows for number in batches.tolist()]
+        rows = read_rows([opened[number] for number in batches.tolist()], wanted - firsts)
+        return dict(zip(wanted.tolist(), rows, strict=True))
 
 
 def _to_row(
@@ -246,6 +326,14 @@ def _to_meta(value: dict[str, Any] | str | None) -> dict[str, Any]:
     if isinstance(value, str):  # objects without a common type are kept as text
         return _without_nulls(json.loads(value))
     return _without_nulls(value or {})
+
+
+def meta_as_json(meta: pa.ChunkedArray) -> list[str | None]:
+    """The cells of a catalog's `meta`, of whatever type, as JSON; None where one is null."""
+    return [
+        None if value is None else json.dumps(_to_meta(value), ensure_ascii=False)
+        for value in meta.to_pylist()
+    ]
 
 
 def _without_nulls(value: Any) -> Any:

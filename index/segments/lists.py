@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from chiasm.index.faiss_runtime import load_faiss
+from chiasm.index.segments.blocks import Blocks
 from chiasm.index.segments.trained import Trained
 from chiasm.pipeline.errors import CollectionError
 
@@ -107,15 +108,19 @@ class ListSizes:
         ends = np.cumsum(self.rows * (code_size + 8))
         self.offsets = np.concatenate([np.zeros(1, np.int64), ends])
 
+    @property
+    def blocks(self) -> Blocks:
+        """The lists as blocks of COLUMN.lists."""
+        return Blocks(self.offsets, self.digests)
+
 
 def open_lists(
-    file: BufferedReader, size: int, sizes: bytes, trained: Trained, where: str, rebuild: str
+    file: BufferedReader, size: int, lists: ListSizes, trained: Trained, where: str, rebuild: str
 ) -> Any:
     """The FAISS index that scans a mapped COLUMN.lists of `size` bytes; the file may be closed
-    afterwards. sizes: the content of COLUMN.sizes. where, rebuild: the file's name, and the command
-    that errors advise. Raises CollectionError where the two do not fit together."""
+    afterwards. where, rebuild: the file's name, and the command that errors advise. Raises
+    CollectionError where the two do not fit together."""
     index = trained.empty_index()
-    lists = ListSizes(sizes, trained.plan.lists, index.code_size, where, rebuild)
     expected = int(lists.offsets[-1])
     if expected != size:
         raise CollectionError(

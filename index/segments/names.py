@@ -22,6 +22,7 @@ SEGMENTS = "index/segments"
 TRAINED = "index/trained"
 DELETED = "index/deleted"
 CATALOG = "rows.arrow"
+KEYWORDS = "keywords.arrow"
 RECORD = "segment.json"
 
 _COLUMN = "[a-z][a-z0-9_]*"
@@ -31,8 +32,17 @@ _TRAINED_FILE = re.compile(f"{TRAINED}/{RUN_ID}/{_COLUMN}\\.(safetensors|json|fa
 _DELETED_FILE = re.compile(f"{DELETED}/{RUN_ID}/{_SEGMENT.pattern}\\.bits")
 # `faiss` is of segments that an earlier version wrote.
 _KINDS = ("lists", "sizes", "f16", "faiss")
-_FILE = re.compile(f"{re.escape(CATALOG)}|{re.escape(RECORD)}|{_COLUMN}\\.({'|'.join(_KINDS)})")
+_WHOLE = (CATALOG, KEYWORDS, RECORD)
+_FILE = re.compile(
+    f"{'|'.join(map(re.escape, _WHOLE))}|{_COLUMN}\\.({'|'.join(_KINDS)})|"
+    f"({re.escape(CATALOG)}|{_COLUMN}\\.f16)\\.blocks"
+)
 _GENERATION = re.compile("([0-9]{6,18})\\.(json|replaced)")
+
+
+def blocks_file(name: str) -> str:
+    """The file of a segment that has the checksums of blocks of its file `name`."""
+    return f"{name}.blocks"
 
 
 def segment_file(segment_id: str, name: str) -> str:
@@ -82,12 +92,12 @@ def is_segment_file(base: str, columns: Iterable[str]) -> bool:
     """Whether a segment, or a folder of trained indexes or deletions, of these columns may hold a
     file of this name."""
     final = target_of_temporary(base) if is_temporary(base) else base
+    if final.endswith((f"{CATALOG}.blocks", ".f16.blocks")):
+        final = final.removesuffix(".blocks")
     stem, _, kind = final.rpartition(".")
     if kind == "bits":
         return is_segment_id(stem)
-    return final in (CATALOG, RECORD) or (
-        kind in (*_KINDS, "safetensors", "json") and stem in columns
-    )
+    return final in _WHOLE or (kind in (*_KINDS, "safetensors", "json") and stem in columns)
 
 
 def manifest_name(number: int) -> str:

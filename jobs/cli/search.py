@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from chiasm.index import Answer, Query, RerankStage, open_collection
+from chiasm.index import Answer, Query, RerankStage, check_rate, open_collection
 from chiasm.index.query import check_stages
 from chiasm.index.sheet import sheet_format, write_sheet
 from chiasm.jobs.cli.options import ENCODING, Assignments, Collection, Device, Preset
@@ -26,6 +26,7 @@ HELP = """
   chiasm search photos.chiasm --image boat.jpg --column text
   chiasm search photos.chiasm --json < queries.txt
   chiasm search photos.chiasm "a red boat" --rerank match:20
+  chiasm search photos.chiasm "bus 42 at the station" --hybrid
   chiasm search photos.chiasm "a red boat" --where "width > 512 AND caption ILIKE '%sea%'"
 
 Without text and picture, queries are read from stdin, one a line. Columns: image finds pictures,
@@ -57,6 +58,16 @@ Where = Annotated[
 ]
 
 
+FalseAlarms = Annotated[
+    float | None,
+    typer.Option(
+        metavar="RATE",
+        help="Say where nothing here matches. RATE, such as 0.05: the share of queries without a "
+        "match for which it is not said. The first such query calibrates the column.",
+    ),
+]
+
+
 def search(
     collection: Collection,
     words: Words = None,
@@ -66,8 +77,12 @@ def search(
         str, typer.Option(help="image, text, joint, or another modality of the encoder.")
     ] = "image",
     rerank: Rerank = None,
+    hybrid: Annotated[
+        bool, typer.Option("--hybrid", help="Find captions that have the words, too.")
+    ] = False,
     where: Where = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a query.")] = False,
+    false_alarms: FalseAlarms = None,
     sheet: Annotated[
         str | None,
         typer.Option(
@@ -86,6 +101,7 @@ def search(
     )
     if sheet is not None:
         sheet_format(sheet)  # refused now rather than after the search
+    calibrated = false_alarms is not None and check_rate(false_alarms)
     _require_collection_first(collection, words or [], image)
     text = _one_text(collection, words or [])
     stages = tuple(RerankStage.parse(stage) for stage in rerank or ())
@@ -97,11 +113,19 @@ def search(
     answers: list[Answer] = []
     nprobe = settings.index.nprobe or None
     make_query = partial(
-        Query, image=image, column=column, k=k, nprobe=nprobe, rerank=stages, where=where
+        Query,
+        image=image,
+        column=column,
+        k=k,
+        nprobe=nprobe,
+        rerank=stages,
+        hybrid=hybrid,
+        calibrated=calibrated,
+        where=where,
     )
     for queries in _batches(text, make_query, from_stdin):
         batch = searcher.search_many(queries)
-        _print_answers(batch, as_json)
+        _print_answers(batch, as_json, false_alarms)
         if sheet is not None:
             answers += batch
     if sheet is not None:
@@ -109,11 +133,13 @@ def search(
         print(printable(f"drew {sheet}"), file=sys.stderr)
 
 
-def _print_answers(answers: list[Answer], as_json: bool) -> None:
+def _print_answers(answers: list[Answer], as_json: bool, false_alarms: float | None) -> None:
     for answer in answers:
         if as_json:
             print(json_line(answer.as_json()))
         else:
+            if false_alarms is not None and answer.nothing_matches(false_alarms):
+                print(f"nothing here matches (at a false-alarm rate of {100 * false_alarms:g} %)")
             for line in format_answer(answer).splitlines():
                 print(printable(line))
     sys.stdout.flush()

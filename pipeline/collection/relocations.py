@@ -22,6 +22,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
+from chiasm.pipeline.collection.ledger import read_or_none
 from chiasm.pipeline.collection.run_record import RELOCATE
 from chiasm.pipeline.collection.runs import Run
 from chiasm.pipeline.errors import CollectionError
@@ -102,11 +103,12 @@ class Relocations:
 def read_relocations(folder: Folder) -> Relocations:
     """The record, an empty one where no shard was ever relocated; CollectionError for a damaged
     one."""
-    if not folder.exists(NAME):
+    content = read_or_none(folder, NAME)
+    if content is None:
         return Relocations()
     where = display_name(folder.url_of(NAME))
     what, do = "the record of relocated shards", "restore it from a copy of the collection"
-    return read_record(folder.read_bytes(NAME), where, Relocations, what=what, do=do, schema=SCHEMA)
+    return read_record(content, where, Relocations, what=what, do=do, schema=SCHEMA)
 
 
 def stat_relocations(folder: Folder) -> Stat | None:

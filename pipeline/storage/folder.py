@@ -74,12 +74,15 @@ class Folder:
         """Size and version, None where there is no such file."""
         return self._backend.stat_or_none(self.url_of(name))
 
-    def map_concurrent(self, call: Callable[[A], B], names: Iterable[A]) -> Iterator[B]:
-        """`call(name)` for every name, in order; in a store several calls run at the same time."""
+    def map_concurrent(
+        self, call: Callable[[A], B], names: Iterable[A], at_once: int = 0
+    ) -> Iterator[B]:
+        """`call(name)` for every name, in order; in a store several calls run at the same time.
+        at_once: how many, where it is more than the backend's number of small requests."""
         if self._backend.concurrency == 1:
             yield from map(call, names)
             return
-        with ThreadPoolExecutor(self._backend.concurrency, "chiasm-map") as pool:
+        with ThreadPoolExecutor(max(self._backend.concurrency, at_once), "chiasm-map") as pool:
             yield from pool.map(call, names)
 
     def open_stream(self, name: str) -> Stream:
@@ -93,6 +96,10 @@ class Folder:
     def read_bytes(self, name: str) -> bytes:
         """A whole file."""
         return self._backend.read_bytes(self.url_of(name))
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """`size` bytes from byte `offset` on; SourceError where there are fewer."""
+        return self._backend.read_range(self.url_of(name), offset, size)
 
     def write_whole(self, name: str, data: bytes, run_id: str = "") -> None:
         """Write a file atomically: readers see all of the old content or all of the new."""

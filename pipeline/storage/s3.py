@@ -72,7 +72,7 @@ class S3Store:
                 "retries": {"mode": "standard", "total_max_attempts": 1},
                 "connect_timeout": min(10.0, retries.timeout),
                 "read_timeout": retries.timeout,
-                "max_pool_connections": 64,
+                "max_pool_connections": 128,
                 "http_session_cls": BoundedSession,
             },
         )

@@ -43,8 +43,8 @@ from chiasm.index.segments import (
     sweep,
     sweeping,
 )
+from chiasm.index.segments.partial import SegmentGone
 from chiasm.index.segments.record import SegmentRecord
-from chiasm.index.segments.segment import SegmentGone
 from chiasm.pipeline.attempts import record_failure, requeue_or_quarantine
 from chiasm.pipeline.collection import (
     FOLDERS,
