@@ -81,3 +81,10 @@ FalseAlarms = Annotated[
         "match for which it is not said. The first such query calibrates the column.",
     ),
 ]
+Where = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SQL",
+        help="A condition on key, shard, caption, width, height, meta.FIELD ... that hits fulfil.",
+    ),
+]
