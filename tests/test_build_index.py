@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
 from tiny_collection import make_collection, unit_rows
 
 from chiasm.index import IndexSettings, build_index, open_collection
+from chiasm.index.build import fill_segment
+from chiasm.index.segments import sweep
 from chiasm.index.verify import check
 from chiasm.jobs.build_index import build_on_cluster
 from chiasm.jobs.config import WorkerSettings
@@ -53,3 +56,39 @@ def test_what_a_worker_cannot_read_ends_a_build_on_ray(tmp_path, ray_session):
     with pytest.raises(CollectionError, match=r"s1-.*\.parquet: expected a whole Parquet file"):
         build_on_cluster(tmp_path, address=None, workers=WORKERS, settings=SETTINGS)
     assert [file.name for file in (tmp_path / "index/generations").iterdir()] == ["000001.json"]
+
+
+class Killed(BaseException):
+    """What leaves everything as it is."""
+
+
+@pytest.mark.parametrize("finished", [0, 1, 3])
+def test_a_build_takes_up_what_one_that_was_killed_has_finished(tmp_path, monkeypatch, finished):
+    """The trained lists and each whole segment; but nothing of a build of other files."""
+    make_collection(tmp_path, (50, 60, 40, 30))
+    filled: list[list[str]] = []
+
+    def fill(tasks, filling):
+        if not tasks:  # no shard was replaced meanwhile
+            return
+        filled.append([task.segment_id.rpartition("-")[2] for task in tasks])
+        for number, task in enumerate(tasks):
+            if number == finished and len(filled) == 1:
+                raise Killed
+            yield fill_segment(task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[sweep.__module__], "remove_unnamed", lambda *of: [])
+        with pytest.raises(Killed):
+            build_index(tmp_path, columns=["image"], settings=SETTINGS, fill=fill)
+    (record,) = tmp_path.glob("runs/*.json")
+    record.write_text(record.read_text().replace('"stopped"', '"killed"'))
+    (learned,) = tmp_path.glob("index/trained/*/image.safetensors")
+    content = learned.read_bytes()
+    build_index(tmp_path, columns=["image"], settings=SETTINGS, fill=fill)
+    assert filled[1] == ["000", "001", "002", "003"][finished:]
+    (learned,) = tmp_path.glob("index/trained/*/image.safetensors")
+    assert learned.read_bytes() == content and check(tmp_path).ok
+    assert len(list(tmp_path.glob("index/segments/*"))) == 4, "the rest is swept"
+    build_index(tmp_path, columns=["image"], settings=SETTINGS, fill=fill)
+    assert filled[2] == ["000", "001", "002", "003"], "a build that has ended is made anew"

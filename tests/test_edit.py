@@ -210,6 +210,10 @@ def test_empty_shards_are_covered(lists):
     add_shard(Folder(lists), "s2", 3, edition="0000000b")
     assert add_to_index(lists, settings=LISTS).rows == 113
     assert manifest(lists).without_rows == () and check(lists).ok
+    add_shard(Folder(lists), "s2", 0, edition="0000000c")
+    add_shard(Folder(lists), "s3", 2)
+    assert add_to_index(lists, settings=LISTS).rows == 112, "an empty one beside another"
+    assert check(lists).ok and not add_to_index(lists, settings=LISTS).changed
 
 
 def test_an_add_reads_no_footer_but_those_of_new_shards(lists, monkeypatch):

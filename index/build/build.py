@@ -15,11 +15,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from chiasm.index.build.covered import CoveredShards, ShardReplaced, vector_counts
 from chiasm.index.build.fill import Filled, SegmentTask, fill_segment
+from chiasm.index.build.resume import COMMAND, Earlier, recipe_of
 from chiasm.index.build.train import train
 from chiasm.index.build.train_sample import all_replaced, training_vectors
 from chiasm.index.plan import IndexSettings, Plan, default_plan
@@ -29,7 +31,6 @@ from chiasm.index.segments import (
     SchemaInference,
     SegmentEntry,
     SharedFile,
-    Trained,
     copied_columns,
     live_number,
     publish,
@@ -85,21 +86,17 @@ def build_index(
     settings = settings or IndexSettings()
     collection = Collection.open(str(path))
     clock = Stopwatch()
-    folder, record = collection.folder, asdict(settings)
+    folder, covered = collection.folder, CoveredShards(collection)
+    record = {**asdict(settings), "recipe": recipe_of(covered, settings, columns)}
     with (
-        Run(folder, "index build", record, make_room=partial(remove_unnamed, folder)) as run,
-        sweeping(run, settings),
+        Run(folder, COMMAND, record, make_room=partial(remove_unnamed, folder)) as run,
+        Build(covered, run, settings, progress) as build,
     ):
         began_with = live_number(folder)
-        build = Build(collection, run, settings, progress)
         with clock.stage("survey"):
             counts = build.infer_schema()
-        plans = {
-            column: default_plan(counts[column], collection.identity.dim, settings)
-            for column in select_columns(columns, counts)
-        }
         with clock.stage("train"):
-            build.train(plans)
+            plans = build.train({name: counts[name] for name in select_columns(columns, counts)})
         with clock.stage("fill"):
             segments = build.write_segments(plans, fill or fill_here)
         with clock.stage("publish"):
@@ -140,23 +137,27 @@ class Build:
     many each column's index has."""
 
     def __init__(
-        self,
-        collection: Collection,
-        run: Run,
-        settings: IndexSettings,
-        progress: Progress,
-        covered: CoveredShards | None = None,
+        self, covered: CoveredShards, run: Run, settings: IndexSettings, progress: Progress
     ) -> None:
-        """covered: the shards to index, None for all; CollectionError where they have no rows."""
-        self.folder, self.identity = collection.folder, collection.identity
+        self.folder, self.identity = covered.folder, covered.identity
         self.run, self.settings, self.progress = run, settings, progress
-        self.covered = covered or CoveredShards(collection)
+        self.covered = covered
+        self.earlier = Earlier(self.folder, [])
+        self._sweeping = sweeping(run, settings, self.find_earlier)
         self.schema = SchemaInference()
         self.copied = copied_columns(self.identity.columns)
         self.shared: dict[str, SharedFile] = {}
         self.vectors: Counter[str] = Counter()
         self.rows_written = self._reported = 0
         self._require_rows()
+
+    def __enter__(self) -> Build:
+        """Make room, but for what can be taken up."""
+        self._sweeping.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._sweeping.__exit__(*raised)
 
     def _require_rows(self) -> None:
         if not self.covered.rows:
@@ -186,19 +187,32 @@ class Build:
         self.schema.finish()
         return counts
 
-    def train(self, plans: dict[str, Plan]) -> None:
-        """Learn what the segments of each column share, and store it."""
-        for column, plan in plans.items():
-            if plan.exact:
-                continue
+    def find_earlier(self) -> set[str]:
+        """Look for builds of the same recipe that were killed; the folders that may be taken up."""
+        self.earlier = Earlier.find(self.run)
+        return self.earlier.folders()
+
+    def train(self, counts: dict[str, int]) -> dict[str, Plan]:
+        """Choose the plan of each column, which has so many vectors; learn what its segments share,
+        and store it."""
+        return {column: self._train_column(column, rows) for column, rows in counts.items()}
+
+    def _train_column(self, column: str, rows: int) -> Plan:
+        if taken := self.earlier.take_trained(column):
+            plan, content = taken
+            self.store(column, content)
+            return plan
+        plan = default_plan(rows, self.identity.dim, self.settings)
+        if not plan.exact:
             self.progress(f"train {column}", 0, plan.train_rows)
             sample = training_vectors(self.covered, column, plan.train_rows)
-            self.store(column, train(plan, sample))
+            self.store(column, train(plan, sample).to_bytes())
             self.progress(f"train {column}", plan.train_rows, plan.train_rows)
+        return plan
 
-    def store(self, column: str, trained: Trained) -> None:
+    def store(self, column: str, content: bytes) -> None:
         """Store what the segments of a column share."""
-        name, content = trained_file(self.run.id, column), trained.to_bytes()
+        name = trained_file(self.run.id, column)
         self.folder.write_whole(name, content, self.run.id)
         self.shared[column] = SharedFile(name, FileSum.of(content))
 
@@ -214,7 +228,9 @@ class Build:
                 files = list(self.covered.take_again(self.schema))
             tasks = self.tasks(count, files, plans)
             count += len(tasks)
-            for filled in fill(tasks, self._filling):
+            whole = {task.segment_id: self.earlier.take_segment(task) for task in tasks}
+            left = [task for task in tasks if whole[task.segment_id] is None]
+            for filled in chain(filter(None, whole.values()), fill(left, self._filling)):
                 self.covered.put_off_ids(filled.replaced)
                 self.vectors.update(filled.vectors)
                 segments += [filled.entry] if filled.entry else []

@@ -20,6 +20,7 @@ from chiasm.index.segments.generations import (
     open_segments,
     open_whole,
     read_current,
+    read_if_there,
     read_manifest,
     read_shared,
 )
@@ -46,6 +47,7 @@ from chiasm.index.segments.names import (
     trained_file,
 )
 from chiasm.index.segments.publish import live_number, publish, publish_edit
+from chiasm.index.segments.record import SegmentRecord
 from chiasm.index.segments.segment import Segment, SegmentGone, SegmentWriter
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
 from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep, sweep_published, sweeping
@@ -72,6 +74,7 @@ __all__ = [
     "Segment",
     "SegmentEntry",
     "SegmentGone",
+    "SegmentRecord",
     "SegmentWriter",
     "SharedFile",
     "Trained",
@@ -100,6 +103,7 @@ __all__ = [
     "query_terms",
     "read_current",
     "read_history",
+    "read_if_there",
     "read_manifest",
     "read_shared",
     "remove_unnamed",

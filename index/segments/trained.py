@@ -7,7 +7,8 @@ encodes and scans; FAISS never sees the centroids.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
 from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.stored_records import read_record
 
 # On disk float16 is enough for what only ranks and assigns; what is used is what was stored.
 _STORED = {
@@ -116,13 +118,22 @@ class Trained:
         """The arrays as a safetensors file."""
         from safetensors.numpy import save
 
-        return save(
-            {
-                name: np.ascontiguousarray(value.astype(dtype))
-                for name, dtype in _STORED.items()
-                if (value := getattr(self, name)) is not None
-            }
-        )
+        arrays = {
+            name: np.ascontiguousarray(value.astype(dtype))
+            for name, dtype in _STORED.items()
+            if (value := getattr(self, name)) is not None
+        }
+        return save(arrays, {"plan": json.dumps(asdict(self.plan))})
+
+    @staticmethod
+    def plan_of(data: bytes, where: str) -> Plan:
+        """The plan in a safetensors file; CollectionError where there is none."""
+        try:
+            length = int.from_bytes(data[:8], "little")
+            plan = json.loads(data[8 : 8 + length])["__metadata__"]["plan"].encode()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CollectionError(where, expected="a plan", found=str(error)) from error
+        return read_record(plan, where, Plan, what="a plan")
 
     @classmethod
     def from_bytes(cls, data: bytes, plan: Plan, dim: int, where: str, do: str) -> Trained:
