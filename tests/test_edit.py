@@ -533,6 +533,13 @@ def test_a_searcher_whose_files_were_swept_goes_on(lists):
     assert ids == embedded(lists, "text", without=ids_of("s0", *range(40)))
 
 
+def test_a_searcher_goes_on_where_what_its_segments_share_was_swept(lists):
+    searcher = open_collection(lists)
+    xq = unit_rows(np.random.default_rng(5), 3, 8)
+    build_index(lists, settings=NO_MERCY)
+    assert (searcher.search_vectors(xq, 110)[1] >= 0).all() and searcher.generation.number == 2
+
+
 def test_check_knows_deletions_and_retired_shards(lists):
     add_shard(Folder(lists), "s1", 40, seed=8, edition="0000000b")
     add_to_index(lists, settings=LISTS)

@@ -116,7 +116,7 @@ class Addition:
             build.infer_schema()
             build.shared = dict(base.manifest.trained)
             segments = build.write_segments(base.manifest.columns, fill_here, self._segments)
-            self._segments += len(segments)
+            self._segments = build.numbered
             added = Added(tuple(segments), dict(covered.indexed), build.schema.report())
         self._written = what, added
         return added

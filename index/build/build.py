@@ -13,18 +13,19 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from chiasm.index.build.columns import TunedColumns
 from chiasm.index.build.covered import CoveredShards, ShardReplaced, vector_counts
 from chiasm.index.build.fill import Filled, SegmentTask, fill_segment
+from chiasm.index.build.report import Report
 from chiasm.index.build.resume import COMMAND, Earlier, recipe_of
-from chiasm.index.build.train import train
-from chiasm.index.build.train_sample import all_replaced, training_vectors
-from chiasm.index.plan import IndexSettings, Plan, default_plan
+from chiasm.index.build.samples import all_replaced
+from chiasm.index.plan import IndexSettings, Plan
 from chiasm.index.segments import (
     FileSum,
     Manifest,
@@ -35,6 +36,7 @@ from chiasm.index.segments import (
     live_number,
     publish,
     remove_unnamed,
+    report_file,
     sweep_published,
     sweeping,
     trained_file,
@@ -56,7 +58,7 @@ Fill = Callable[[Sequence[SegmentTask], Callable[[int], None]], Iterator[Filled]
 class BuildSummary:
     """What a build made. `generation`: the number now live. `columns`: the plan of each
     column's index, `vectors`: how many it holds. `meta`: fields of the json whose types were
-    widened. `seconds`: by stage."""
+    widened. `seconds`: by stage. `reports`: what was measured, by column that was tuned."""
 
     generation: int
     rows: int
@@ -66,6 +68,7 @@ class BuildSummary:
     vectors: dict[str, int]
     meta: list[dict[str, Any]]
     seconds: dict[str, float]
+    reports: dict[str, Report] = field(default_factory=dict)
 
 
 def build_index(
@@ -95,12 +98,13 @@ def build_index(
         began_with = live_number(folder)
         with clock.stage("survey"):
             counts = build.infer_schema()
-        with clock.stage("train"):
-            plans = build.train({name: counts[name] for name in select_columns(columns, counts)})
+        with clock.stage("tune"):
+            plans = build.choose({name: counts[name] for name in select_columns(columns, counts)})
         with clock.stage("fill"):
             segments = build.write_segments(plans, fill or fill_here)
+        with clock.stage("fit"):
+            manifest = build.fit(build.manifest(plans, segments), clock.seconds)
         with clock.stage("publish"):
-            manifest = build.manifest(plans, segments)
             number = publish(folder, manifest, run, began_with)
             sweep_published(folder, run, settings)
         summary = BuildSummary(
@@ -108,10 +112,11 @@ def build_index(
             rows=manifest.rows,
             shards=len(build.covered.indexed),
             segments=len(segments),
-            columns={column: str(plan) for column, plan in plans.items()},
+            columns={column: str(plan) for column, plan in manifest.columns.items()},
             vectors={column: build.vectors[column] for column in plans},
             meta=manifest.meta,
             seconds={stage: round(spent, 4) for stage, spent in clock.seconds.items()},
+            reports=build.reports,
         )
         run.finish("done", asdict(summary))
     return summary
@@ -142,13 +147,18 @@ class Build:
         self.folder, self.identity = covered.folder, covered.identity
         self.run, self.settings, self.progress = run, settings, progress
         self.covered = covered
-        self.earlier = Earlier(self.folder, [])
+        self.earlier = Earlier(self.folder, self.identity.dim, [])
         self._sweeping = sweeping(run, settings, self.find_earlier)
+<<<<<<< HEAD
+=======
+        self.columns = TunedColumns(covered, settings)
+>>>>>>> f2123cef6cb13ac151d281991ab760622b95a96d
         self.schema = SchemaInference()
         self.copied = copied_columns(self.identity.columns)
         self.shared: dict[str, SharedFile] = {}
         self.vectors: Counter[str] = Counter()
         self.rows_written = self._reported = 0
+        self.numbered = 0  # segments that have got a number
         self._require_rows()
 
     def __enter__(self) -> Build:
@@ -189,26 +199,40 @@ class Build:
 
     def find_earlier(self) -> set[str]:
         """Look for builds of the same recipe that were killed; the folders that may be taken up."""
-        self.earlier = Earlier.find(self.run)
+        self.earlier = Earlier.find(self.run, self.identity.dim)
         return self.earlier.folders()
 
-    def train(self, counts: dict[str, int]) -> dict[str, Plan]:
-        """Choose the plan of each column, which has so many vectors; learn what its segments share,
-        and store it."""
-        return {column: self._train_column(column, rows) for column, rows in counts.items()}
+    def choose(self, counts: dict[str, int]) -> dict[str, Plan]:
+        """The plan of each column; what its segments share is learned and stored."""
+        plans: dict[str, Plan] = {}
+        for column, rows in counts.items():
+            self.progress(f"tune {column}", 0, rows)
+            tuned = self.columns.choose(column, rows, self.earlier.take_trained(column))
+            plans[column] = tuned.plan
+            if tuned.trained is not None:
+                self.store(column, tuned.trained.to_bytes())
+            self.progress(f"tune {column}", rows, rows)
+        return plans
 
-    def _train_column(self, column: str, rows: int) -> Plan:
-        if taken := self.earlier.take_trained(column):
-            plan, content = taken
-            self.store(column, content)
-            return plan
-        plan = default_plan(rows, self.identity.dim, self.settings)
-        if not plan.exact:
-            self.progress(f"train {column}", 0, plan.train_rows)
-            sample = training_vectors(self.covered, column, plan.train_rows)
-            self.store(column, train(plan, sample).to_bytes())
-            self.progress(f"train {column}", plan.train_rows, plan.train_rows)
-        return plan
+    def fit(self, manifest: Manifest, seconds: dict[str, float]) -> Manifest:
+        """The manifest with the lists that a query scans; reports are stored."""
+        self.progress("measure", 0, manifest.rows)
+        self.columns.fit(manifest, seconds)
+        reports: dict[str, SharedFile] = {}
+        for column, report in self.reports.items():
+            name, content = report_file(self.run.id, column), report.to_json()
+            self.folder.write_whole(name, content, self.run.id)
+            reports[column] = SharedFile(name, FileSum.of(content))
+        plans = {column: tuned.plan for column, tuned in self.columns.tuned.items()}
+        return replace(manifest, columns=plans, reports=reports)
+
+    @property
+    def reports(self) -> dict[str, Report]:
+        return {
+            column: tuned.report
+            for column, tuned in self.columns.tuned.items()
+            if tuned.report is not None
+        }
 
     def store(self, column: str, content: bytes) -> None:
         """Store what the segments of a column share."""
@@ -227,7 +251,7 @@ class Build:
             if files is None:
                 files = list(self.covered.take_again(self.schema))
             tasks = self.tasks(count, files, plans)
-            count += len(tasks)
+            count = self.numbered = count + len(tasks)
             whole = {task.segment_id: self.earlier.take_segment(task) for task in tasks}
             left = [task for task in tasks if whole[task.segment_id] is None]
             for filled in chain(filter(None, whole.values()), fill(left, self._filling)):

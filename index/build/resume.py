@@ -58,12 +58,13 @@ class Earlier:
     left, by `folders`. trained: by column, the plan and the file's content that are taken up."""
 
     folder: Folder
+    dim: int
     run_ids: list[str]
     segments: frozenset[str] = frozenset()
-    trained: dict[str, tuple[Plan, bytes]] = field(default_factory=dict)
+    trained: dict[str, bytes] = field(default_factory=dict)
 
     @classmethod
-    def find(cls, run: Run) -> Earlier:
+    def find(cls, run: Run, dim: int) -> Earlier:
         """Of the recipe in the run's own record."""
         recipe = run.record.settings["recipe"]
         living = {other.id for other in run.others()}
@@ -75,7 +76,7 @@ class Earlier:
             and record.settings.get("recipe") == recipe
             and record.id not in living | {run.id}
         ]
-        return cls(run.folder, sorted(found, reverse=True))
+        return cls(run.folder, dim, sorted(found, reverse=True))
 
     def folders(self) -> set[str]:
         """The folders that may be taken up, as they are now."""
@@ -86,19 +87,21 @@ class Earlier:
         self.segments = frozenset(name.rpartition("/")[2] for name in kept)
         return kept | {f"{TRAINED}/{run_id}" for run_id in self.run_ids}
 
-    def take_trained(self, column: str) -> tuple[Plan, bytes] | None:
-        """The plan of a column and the content of its file; None where no build had come so far."""
+    def take_trained(self, column: str) -> Trained | None:
+        """What the segments of a column share; None where no build had come so far."""
         for run_id in self.run_ids:
             name = trained_file(run_id, column)
+            where = display_name(self.folder.url_of(name))
             content = read_if_there(self.folder, name)
             if content is None:
                 continue
             try:
-                plan = Trained.plan_of(content, display_name(self.folder.url_of(name)))
+                plan = Trained.plan_of(content, where)
+                trained = Trained.from_bytes(content, plan, self.dim, where, "")
             except CollectionError:
                 continue  # damaged: it is learned anew
-            self.trained[column] = plan, content
-            return plan, content
+            self.trained[column] = content
+            return trained
         return None
 
     def take_segment(self, task: SegmentTask) -> Filled | None:
@@ -128,7 +131,7 @@ class Earlier:
     def _has_same_trained(self, run_id: str, plans: Mapping[str, Plan]) -> bool:
         return all(
             column in self.trained
-            and read_if_there(self.folder, trained_file(run_id, column)) == self.trained[column][1]
+            and read_if_there(self.folder, trained_file(run_id, column)) == self.trained[column]
             for column, plan in plans.items()
             if not plan.exact
         )

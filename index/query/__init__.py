@@ -11,13 +11,15 @@ from chiasm.index.query.keyword import add_keywords, open_keywords, search_keywo
 from chiasm.index.query.open_index import OpenIndex, live_generation
 from chiasm.index.query.query_picture import encoded_picture
 from chiasm.index.query.rerank import check_stages, rerank
-from chiasm.index.query.scan import ColumnIndex
+from chiasm.index.query.scan import Allowed, ColumnIndex, as_float32
 from chiasm.index.query.search import search
 
 __all__ = [
+    "Allowed",
     "ColumnIndex",
     "OpenIndex",
     "add_keywords",
+    "as_float32",
     "check_stages",
     "encode_each",
     "encode_queries",
