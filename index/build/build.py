@@ -149,10 +149,7 @@ class Build:
         self.covered = covered
         self.earlier = Earlier(self.folder, self.identity.dim, [])
         self._sweeping = sweeping(run, settings, self.find_earlier)
-<<<<<<< HEAD
-=======
         self.columns = TunedColumns(covered, settings)
->>>>>>> f2123cef6cb13ac151d281991ab760622b95a96d
         self.schema = SchemaInference()
         self.copied = copied_columns(self.identity.columns)
         self.shared: dict[str, SharedFile] = {}
