@@ -72,14 +72,16 @@ class Addition:
             return None
         self.counts["rows"] = sum(entry.rows for entry in added.segments)
         manifest = self._without(base, retired)
-        empty = tuple(shard for shard in added.indexed.values() if not shard.rows)
+        written = replace(manifest, segments=added.segments)
+        opened = open_segments(self.collection.folder, written)
+        filled = {shard.shard for segment in opened for shard in segment.record.shards}
+        empty = tuple(shard for name, shard in added.indexed.items() if name not in filled)
         manifest = replace(
             manifest,
             segments=(*manifest.segments, *added.segments),
             without_rows=(*manifest.without_rows, *empty),
             meta=[*manifest.meta, *(one for one in added.meta if one not in manifest.meta)],
         )
-        opened = open_segments(self.collection.folder, replace(manifest, segments=added.segments))
         manifest = replace(manifest, drift=measure_drift(base, opened))
         return self._with_last_merged(base, manifest, len(added.segments))
 

@@ -33,7 +33,7 @@ from chiasm.index.segments.names import (
     segment_file,
 )
 from chiasm.index.segments.record import SegmentRecord
-from chiasm.index.segments.segment import Segment
+from chiasm.index.segments.segment import Segment, SegmentGone
 from chiasm.index.segments.trained import Trained
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.storage import Folder, Stat, display_name
@@ -263,16 +263,15 @@ def _no_manifest(folder: Folder, number: int) -> CollectionError:
 
 
 def read_shared(folder: Folder, name: str, checksum: FileSum) -> bytes:
-    """A file that is no segment's; CollectionError where it is missing or damaged."""
+    """A file that is no segment's; CollectionError where it is damaged, SegmentGone where it was
+    removed."""
+    where, do = display_name(folder.url_of(name)), f"run {build_command(folder)}"
+    expected = f"blake2b {checksum.blake2b[:12]}"
     content = read_if_there(folder, name)
-    if content is None or FileSum.of(content) != checksum:
-        found = "no such file" if content is None else FileSum.of(content).blake2b[:12]
-        raise CollectionError(
-            display_name(folder.url_of(name)),
-            expected=f"blake2b {checksum.blake2b[:12]}",
-            found=found,
-            do=f"run {build_command(folder)}",
-        )
+    if content is None:
+        raise SegmentGone(where, expected=expected, found="no such file", do=do)
+    if (found := FileSum.of(content)) != checksum:
+        raise CollectionError(where, expected=expected, found=found.blake2b[:12], do=do)
     return content
 
 

@@ -153,7 +153,7 @@ def status(collection: Collection, as_json: AsJson = False) -> None:
     for one in history:
         print(printable(format_generation(one)))
         if one.live:
-            for line in drift_lines(one.drift, notable=0.0):
+            for line in drift_lines(one.drift, notable=-1.0):
                 print(printable(f"  {line}"))
 
 
