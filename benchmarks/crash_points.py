@@ -1,10 +1,12 @@
 """Every crash point of every command that writes to a collection.
 
     python -m benchmarks.crash_points
+    python -m benchmarks.crash_points 'index add' 'index delete'
 
-For each command: the states that a kill and a loss of power can leave on a disk, those that a kill
-can leave in an object store; each call of the file system failing for want of room and with an
-input/output error; each answer of the store lost, and the store out of reach from each request on
+For each command, or those that are named: the states that a kill and a loss of power can leave on a
+disk, those that a kill can leave in an object store; each call of the file system failing for want
+of room and with an input/output error; each answer of the store lost, and the store out of reach
+from each request on
 (`tests/support/crash_points.py`). In each the command is run again; it must leave what an
 undisturbed run leaves. Exits 1 where one does not.
 """
@@ -29,7 +31,7 @@ def main() -> int:
     logging.disable(logging.CRITICAL)
     tried, failed, began = 0, 0, time.monotonic()
     with recorded_runs_are_dead():
-        for name in COMMANDS:
+        for name in sys.argv[1:] or COMMANDS:
             for kind, points in _kinds(name):
                 failures = 0
                 for point in points:

@@ -24,6 +24,8 @@ Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 MAX_LISTS = 32_768  # k-means over more takes hours, and 1.3 million training vectors
 TRAIN_PER_LIST = 64  # FAISS asks for 39 to 256; the gain from more is below what can be measured
 MIN_PER_LIST = 39  # below it FAISS warns that the centroids are guesses
+FILTERED_SHARE = 0.1  # of the rows: what the filters let pass that plans are measured with
+DEFAULT_DIMS = 64  # of a projection that nobody has measured
 KINDS = ("exact", "ivf", "projected")
 
 
@@ -35,7 +37,8 @@ class IndexSettings:
     `at` best rows that text queries must get. memory_gb, latency_ms: limits that the choice keeps,
     0 for none: of an open index, and of the 99th percentile of single queries. dims: of the codes,
     0 for what the tuner chooses. nprobe: lists that a query searches, 0 for what the recall needs;
-    a search takes it too. exact_below: with fewer rows than this, a column's index is exact.
+    a search takes it too. queries: a file of queries to learn and to tune with, one a line, ""
+    for the captions of the collection. exact_below: with fewer rows than this, a column is exact.
     tune: whether plans are measured; without, the default plan is built. segment_rows: rows after
     which a segment is closed (at the end of a shard). build_memory_mb: what a build may take beyond
     its libraries. catalog_bytes: of captions, json and the like that wait to be written together; a
@@ -50,6 +53,7 @@ class IndexSettings:
     latency_ms: float = 0.0
     dims: int = 0
     nprobe: int = 0
+    queries: str = ""
     exact_below: int = 10_000
     tune: bool = True
     segment_rows: int = 1_000_000
@@ -94,7 +98,8 @@ class Plan:
     8 bits a dimension, or "RaBitQn", n bits. spread: how many standard deviations of the scores
     within a list are added to its centroid's score when lists are ranked (Bruch et al., 2024,
     "optimistic" ranking; 0 ranks by centroids alone). oversample: candidates a result that are
-    scored again. train_rows: how many rows it was trained on.
+    scored again. filtered_nprobe: lists that a query scans whose filter lets FILTERED_SHARE of the
+    rows pass, 0 where that was not measured. train_rows: how many rows it was trained on.
     """
 
     family: Literal["exact", "ivf", "projected"] = "exact"
@@ -105,6 +110,7 @@ class Plan:
     codes: Annotated[str, Field(pattern=r"^(SQ8|RaBitQ[1-8])?\z")] = ""
     spread: float = 0.0
     oversample: Count = 1
+    filtered_nprobe: Count = 0
     train_rows: Count = 0
 
     @property
@@ -122,8 +128,17 @@ class Plan:
         # FAISS, RaBitQUtils.h: packed bits, then 8 bytes of factors, 16 more beyond one bit
         return (self.dims * bits + 7) // 8 + (8 if bits == 1 else 24)
 
+    def nprobe_for(self, share: float) -> int:
+        """How many lists a query scans whose filter lets this share of the rows pass. The best of
+        fewer rows lie further away; between all rows and FILTERED_SHARE of them the number of lists
+        is taken to grow as a power of the share, and beyond by the same power."""
+        if not self.filtered_nprobe or not self.nprobe or not 0 < share < 1:
+            return self.nprobe
+        power = math.log(share) / math.log(FILTERED_SHARE)
+        return min(self.lists, round(self.nprobe * (self.filtered_nprobe / self.nprobe) ** power))
+
     def __str__(self) -> str:
-        """`exact`, `ivf 2048 x SQ8`, `projected 2048 x SQ8, 48 of the projection`."""
+        """`exact`, `ivf 2048 x SQ8`, `projected 2048 x SQ8, 48 dimensions`."""
         if self.exact:
             return "exact"
         text = f"{self.family} {self.lists} x {self.codes}"
@@ -136,11 +151,13 @@ def default_plan(rows: int, dim: int, settings: IndexSettings) -> Plan:
     few = rows < settings.exact_below and settings.kind in ("", "exact")
     if settings.kind == "exact" or few or lists < 1:
         return Plan()
+    projected = settings.kind == "projected"
     return Plan(
-        family="ivf",
+        family="projected" if projected else "ivf",
         lists=lists,
         nprobe=min(lists, settings.nprobe or nprobe_for(lists)),
-        dims=dim,
+        space="projected" if projected else "full",
+        dims=min(dim, settings.dims or DEFAULT_DIMS) if projected else dim,
         codes="SQ8",
         oversample=4,
         train_rows=min(rows, lists * TRAIN_PER_LIST),

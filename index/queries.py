@@ -15,6 +15,8 @@ from PIL import Image
 from chiasm.pipeline.errors import UsageError
 
 CALIBRATED_HITS = 10  # whose scores and captions a p-value is made of
+# Of vectors and of keywords at the least: a row that both lists have may be far down in one.
+FUSED_DEPTH = 100
 
 # A path or URL, an encoded file, a PIL picture, or uint8 pixels of shape (H, W, 3) or (H, W).
 PictureSource = str | Path | bytes | Image.Image | np.ndarray
@@ -67,6 +69,7 @@ class Query:
     calibrated: whether the answer has the p-value that nothing here matches; of words alone.
     rerank: stages that score the first hits again, one after the other; strings such as "match:20"
     are parsed, and one string is one stage.
+    hybrid: search the captions for the text's words too, and fuse the two lists of hits.
     """
 
     text: str | None = None
@@ -77,6 +80,7 @@ class Query:
     nprobe: int | None = None
     rerank: Sequence[RerankStage | str] | str = ()
     calibrated: bool = False
+    hybrid: bool = False
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -87,6 +91,11 @@ class Query:
             raise UsageError("query", expected="some words or a picture", found=found)
         if has_input and self.vector is not None:
             raise UsageError("query", expected="either a vector or words and picture", found="both")
+        if self.hybrid and not self.words:
+            found = "a vector" if self.image is None else "a picture alone"
+            raise UsageError(
+                "hybrid", expected="words to find in captions", found=found, do="add a text"
+            )
         for name, number in (("k", self.k), ("nprobe", self.nprobe)):
             if number is not None and (not isinstance(number, int | np.integer) or number < 1):
                 raise UsageError(name, expected="a whole number from 1 up", found=repr(number))
@@ -122,10 +131,11 @@ class Query:
 
     @property
     def candidates(self) -> int:
-        """How many hits the search has to give: k, the depth of the deepest stage, or what a
-        p-value is made of."""
-        calibrated = [CALIBRATED_HITS] if self.calibrated else []
-        return max([self.k, *calibrated, *(stage.depth for stage in self.stages)])
+        """How many hits the search has to give: k, or the depth of the deepest stage; to be fused,
+        FUSED_DEPTH at the least, and for a p-value CALIBRATED_HITS."""
+        fused = FUSED_DEPTH if self.hybrid else 1
+        calibrated = CALIBRATED_HITS if self.calibrated else 1
+        return max([self.k, fused, calibrated, *(stage.depth for stage in self.stages)])
 
     @property
     def words(self) -> str:
@@ -133,7 +143,7 @@ class Query:
         return (self.text or "").strip()
 
     def as_json(self) -> dict[str, Any]:
-        """Without bytes and pixels: {"text", "image", "column", "k", "rerank"}."""
+        """Without bytes and pixels: {"text", "image", "column", "k", "rerank", "hybrid"}."""
         image = str(self.image) if isinstance(self.image, str | Path) else None
         if self.image is not None and image is None:
             image = "(given as bytes)" if isinstance(self.image, bytes) else "(given as pixels)"
@@ -143,6 +153,7 @@ class Query:
             "column": self.column,
             "k": int(self.k),
             "rerank": [str(stage) for stage in self.stages],
+            "hybrid": self.hybrid,
         }
 
     def __str__(self) -> str:

@@ -1,6 +1,6 @@
 """The read path on one screen.
 
-    Query -> encoder -> search -> rerank -> results
+    Query -> encoder -> search -> keywords -> rerank -> results
 
 `retrieve_from` is the path, each stage timed. `open_collection` gives a `Searcher`, which holds
 what stays between queries (index/query/open_index.py) and is what programs use. A query changes
@@ -20,9 +20,11 @@ import numpy as np
 from chiasm.index.queries import PictureSource, Query, RerankStage
 from chiasm.index.query import (
     OpenIndex,
+    add_keywords,
     check_stages,
     encode_queries,
     live_generation,
+    open_keywords,
     p_absent,
     require_words,
     rerank,
@@ -62,6 +64,7 @@ def retrieve_from(queries: Sequence[Query], collection: OpenIndex) -> list[Answe
     """Answer a batch of queries from one generation."""
     clock = Stopwatch()
     with clock.stage("load"):
+        open_keywords(queries, collection)
         encoder = collection.prepare(queries)
     with clock.stage("encode"):
         xq = encode_queries(queries, encoder, collection.dim)  # (Q, D) float32, unit rows
@@ -72,6 +75,9 @@ def retrieve_from(queries: Sequence[Query], collection: OpenIndex) -> list[Answe
         if query.calibrated:
             with clock.stage("calibrate"):
                 absent[number] = p_absent(query, xq[number], hits[number], collection)
+    if any(query.hybrid for query in queries):
+        with clock.stage("keywords"):
+            hits = add_keywords(queries, xq, hits, collection)
     with clock.stage("rerank"):
         hits = [
             rerank(query, vector, candidates, collection)[: query.k]
@@ -136,16 +142,18 @@ class Searcher(OpenIndex):
         column: str | None = None,
         k: int = 10,
         rerank: Sequence[RerankStage | str] | str = (),
+        hybrid: bool = False,
     ) -> Answer:
         """The k rows nearest to a text, a picture, or both.
 
         image: a path, a URL of http, https or s3, an encoded file as bytes, a PIL picture, or an
         array of uint8 (H, W, 3) or (H, W). column: `image` finds pictures and is the default,
         `text` finds captions, `joint` pairs. rerank: one stage such as "match:20", or a list of
-        them, see index/query/rerank.py. Raises UsageError for values and TypeError for types that
+        them, see index/query/rerank.py. hybrid: find captions that have the text's words too, see
+        index/query/keyword.py. Raises UsageError for values and TypeError for types that
         cannot be used, SourceError for a URL that cannot be read.
         """
-        query = Query(text, image, column=column or "image", k=k, rerank=rerank)
+        query = Query(text, image, column=column or "image", k=k, rerank=rerank, hybrid=hybrid)
         return self.search_many([query])[0]
 
     def search_many(self, queries: Sequence[Query | str]) -> list[Answer]:

@@ -35,7 +35,9 @@ class IndexStatus:
     state: current; stale, where it does not cover the embeddings beside it; other_encoder; missing;
     damaged. columns: name -> kind of its index. stale_shards: shard id -> new, changed, damaged or
     gone. do: what to run, empty where the index is current. instead_of: why another generation
-    answers than the one that CURRENT names, else empty.
+    answers than the one that CURRENT names, else empty. deleted: rows that searches leave out.
+    drift: by column, the share of added rows that are farther from their centroids than 99 % of
+    those that it was trained on.
     """
 
     state: str
@@ -45,6 +47,8 @@ class IndexStatus:
     stale_shards: dict[str, str] = field(default_factory=dict)
     do: str = ""
     instead_of: str = ""
+    deleted: int = 0
+    drift: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,8 @@ def read_index_status(collection: Collection, rows: int, files: ShardFiles) -> I
         stale_shards=stale,
         do="" if state == "current" and not generation.instead_of else rebuild,
         instead_of=generation.instead_of,
+        deleted=manifest.deleted,
+        drift={name: round(one.share, 4) for name, one in manifest.drift.items() if one.rows},
     )
 
 

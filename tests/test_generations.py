@@ -17,6 +17,7 @@ from conftest import environment
 from tiny_collection import add_shard, make_collection
 
 from chiasm.index import IndexSettings, Query, build_index, open_collection
+from chiasm.index.build import fill
 from chiasm.index.segments import SEGMENTS, TRAINED, current_number, numbers, open_current
 from chiasm.index.verify import check
 from chiasm.jobs.cli.status import format_index
@@ -28,6 +29,12 @@ from chiasm.pipeline.storage import Folder, is_temporary
 NO_MERCY = IndexSettings(keep_generations=1, keep_seconds=0)
 CELLS = IndexSettings(tune=False, exact_below=1, segment_rows=40)
 QUERY = Query(vector=np.ones(8))
+
+
+@pytest.fixture
+def no_read_ahead(monkeypatch):
+    """A shard is read when its turn has come, so that a test can replace it before that."""
+    monkeypatch.setattr(fill, "READS_AHEAD", 0)
 
 
 def files_on_disk(folder: Folder) -> tuple[list[str], list[str]]:
@@ -209,6 +216,7 @@ def ids_found(path: Path, rows: int) -> set[str]:
     return {result.id for result in answer[0]}
 
 
+@pytest.mark.usefixtures("no_read_ahead")
 @pytest.mark.parametrize(
     ("when", "settings"),
     [
@@ -239,6 +247,7 @@ def test_a_shard_embedded_anew_while_it_is_indexed_is_taken_from_its_new_file(
     assert check(str(tmp_path)).ok and temporaries(tmp_path) == []
 
 
+@pytest.mark.usefixtures("no_read_ahead")
 def test_a_shard_embedded_anew_again_and_again_is_left_out_and_the_index_says_so(tmp_path, caplog):
     folder = Folder(str(tmp_path))
     make_collection(tmp_path, (20, 30, 10))
@@ -259,6 +268,7 @@ def test_a_shard_embedded_anew_again_and_again_is_left_out_and_the_index_says_so
     }
 
 
+@pytest.mark.usefixtures("no_read_ahead")
 def test_a_shard_whose_new_json_has_other_types_is_left_out(tmp_path, caplog):
     folder = Folder(str(tmp_path))
     make_collection(tmp_path, (20, 30))
@@ -271,6 +281,7 @@ def test_a_shard_whose_new_json_has_other_types_is_left_out(tmp_path, caplog):
     assert "its json has other types" in caplog.text
 
 
+@pytest.mark.usefixtures("no_read_ahead")
 def test_a_shard_removed_while_it_is_indexed_is_not_in_the_index(tmp_path):
     folder = Folder(str(tmp_path))
     make_collection(tmp_path, (20, 30))
@@ -376,6 +387,7 @@ def test_builds_at_once_do_not_harm_each_other(tmp_path, builders):
     )
 
 
+@pytest.mark.usefixtures("no_read_ahead")
 def test_a_build_that_covers_less_does_not_replace_one_that_covers_more(tmp_path):
     folder = Folder(str(tmp_path))
     make_collection(tmp_path, (40, 30))

@@ -1,4 +1,5 @@
-"""Generations by a state machine: builds that overlap, fail, are killed and swept, files that go.
+"""Generations by a state machine: builds that overlap, fail, are killed and swept, edits between
+them, files that go.
 
 After every step the index opens as a model says, which knows nothing but what was published and
 what was lost.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -18,7 +20,20 @@ from simulated_store import SerialFiles, SimulatedStore
 
 from chiasm.index.build.covered import CoveredShards
 from chiasm.index.plan import IndexSettings
-from chiasm.index.segments import Manifest, live_number, numbers, open_current, publish, sweep
+from chiasm.index.segments import (
+    Generation,
+    Manifest,
+    deleted_rows,
+    live_number,
+    numbers,
+    open_current,
+    publish,
+    publish_edit,
+    read_manifest,
+    rows_of_shards,
+    sweep,
+    with_deleted,
+)
 from chiasm.index.segments.names import CURRENT, manifest_name
 from chiasm.pipeline.collection import Collection, Run, parquet_name, write_entry
 from chiasm.pipeline.collection.processes import Machine, ProcessId
@@ -76,6 +91,7 @@ class Generations(RuleBasedStateMachine):
         self.machine = OneMachine()
         self.builds: list[Build] = []
         self.covers: dict[int, dict[str, str]] = {}  # what each generation covers
+        self.deleted: dict[int, set[tuple[str, str]]] = {}  # and of that, what it leaves out
         self.count = 0
 
     def teardown(self) -> None:
@@ -110,10 +126,51 @@ class Generations(RuleBasedStateMachine):
             assert build.whole
             for number in set(numbers(self.folder)) - before:
                 self.covers[number] = build.covered
+                now = set().union(*(self.deleted[n] for n in before if n > build.began_with))
+                since = now - self.deleted.get(build.began_with, set())
+                self.deleted[number] = since & set(build.covered.items())
             answering = self.covers[live]
             assert not set(build.covered.items()) > set(answering.items())
         build.run.finish("done", {})
         build.run.__exit__(None, None, None)
+
+    @precondition(lambda self: self.opens())
+    @rule(shard=st.integers(0, SHARDS - 1), killed=st.booleans())
+    def edit(self, shard: int, killed: bool) -> None:
+        """Deletes the row of a shard. Killed, its manifest is there and CURRENT is as before."""
+        run, before = self.new_run(), set(numbers(self.folder))
+        wanted = shard_number(shard, "1").id
+
+        def delete(base: Generation) -> Manifest:
+            masks = [np.zeros(len(segment), bool) for segment in base.segments]
+            for mask, segment in zip(masks, base.segments, strict=True):
+                for one, rows in rows_of_shards(segment):
+                    mask[rows] = one.shard == wanted
+            return with_deleted(self.folder, run.id, base, masks)
+
+        def die(when: str, kind: str, path: str) -> None:
+            if killed and (when, kind) == ("before", "put") and path.endswith("index/CURRENT"):
+                raise KeyboardInterrupt
+
+        self.store.step = die
+        try:
+            live = publish_edit(self.folder, run, delete)
+        except KeyboardInterrupt:
+            self.machine.living.discard(run.record.pid)
+        else:
+            assert [live] == sorted(set(numbers(self.folder)) - before), "nothing is better"
+            run.finish("done", {})
+            run.__exit__(None, None, None)
+        self.store.step = lambda when, kind, path: None
+        (number,) = set(numbers(self.folder)) - before
+        parent = read_manifest(self.folder, number).parent
+        assert parent in before
+        rows = self.covers[parent]
+        for other in (other for other in before if other > parent):
+            assert not set(self.covers[other].items()) > set(rows.items()), "newer rows stay"
+        self.covers[number] = rows
+        own = {(wanted, rows[wanted])} if wanted in rows else set()
+        self.deleted[number] = self.deleted[parent] | own
 
     @precondition(lambda self: self.builds)
     @rule(data=st.data())
@@ -161,6 +218,7 @@ class Generations(RuleBasedStateMachine):
         assert generation.number == (named if named in there else max(there))
         covered = {id: one.edition for id, one in generation.indexed_shards().items()}
         assert covered == self.covers[generation.number]
+        assert deleted_rows(generation).keys() == self.deleted[generation.number]
 
     @invariant()
     def nothing_of_a_living_build_is_removed(self) -> None:
@@ -168,6 +226,12 @@ class Generations(RuleBasedStateMachine):
             if build.whole:
                 assert self.folder.exists(f"index/segments/{build.run.id}-000/segment.json")
                 assert self.folder.exists(f"index/segments/{build.run.id}-000/rows.arrow")
+
+    def opens(self) -> bool:
+        try:
+            return open_current(self.folder) is not None
+        except CollectionError:
+            return False
 
     def embedded(self) -> bool:
         return bool(self.folder.list("embeddings"))

@@ -24,6 +24,7 @@ HOME = {
 # Where modules of ours are imported inside functions: what they load is slow, and seldom needed.
 LAZY_IMPORTS = {
     "jobs/cli/app.py": {"chiasm.jobs.cli"},
+    "jobs/cli/index.py": {"chiasm.jobs.build_index"},
     "jobs/cli/train_pocket.py": {"chiasm.jobs.train_model"},
     "jobs/filter_shards.py": {"chiasm.jobs.cluster"},
     "pipeline/__init__.py": {"chiasm.pipeline"},

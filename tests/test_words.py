@@ -106,6 +106,8 @@ ALLOWED = {
     "pipeline/storage/uploads.py": {"tell"},
     # Keys of JSON files and of saved configurations.
     "jobs/status.py": {"set_aside"},
+    # How wide scores are spread within a list: a field of stored plans.
+    "index/plan.py": {"spread"},
     # Scenes: a claim holds or does not, as in logic.
     "jobs/demo.py": {"holds"},
     "pipeline/scenes/claims.py": {"holds"},

@@ -1,61 +1,64 @@
 """Builds an index: infers the json's types, plans, trains, writes segments, swaps the generation.
 
 The Parquet files of all done shards come in, a new generation goes out. Memory is bounded by one
-open segment, not by the collection: rows are read by row group, and a segment is closed at the end
-of the shard that fills it. Nothing live is changed before the last step, so a kill at any moment
-costs only the work, and what it left is swept by the next build. The cost: an index is built anew,
-not added to.
+open segment, not by the collection: rows are read some row groups at a time, and a segment is
+closed at the end of the shard that fills it. Segments are filled in this process or by others
+(fill.py). Nothing live is changed before the last step, so a kill at any moment costs only the
+work, and what it left is swept by the next build.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from chiasm.index.build.columns import TunedColumns
 from chiasm.index.build.covered import CoveredShards, ShardReplaced, vector_counts
-from chiasm.index.build.train import train
-from chiasm.index.plan import IndexSettings, Plan, default_plan
+from chiasm.index.build.fill import Filled, SegmentTask, fill_segment
+from chiasm.index.build.report import Report
+from chiasm.index.build.resume import COMMAND, Earlier, recipe_of
+from chiasm.index.build.samples import all_replaced
+from chiasm.index.plan import IndexSettings, Plan
 from chiasm.index.segments import (
     FileSum,
     Manifest,
     SchemaInference,
     SegmentEntry,
-    SegmentWriter,
     SharedFile,
-    Trained,
     copied_columns,
     live_number,
     publish,
     remove_unnamed,
+    report_file,
     sweep_published,
     sweeping,
     trained_file,
 )
-from chiasm.pipeline.collection import Collection, EmbeddingFile, Run, vectors_of
+from chiasm.pipeline.collection import Collection, EmbeddingFile, Run
 from chiasm.pipeline.errors import CollectionError, UsageError
 from chiasm.pipeline.storage import display_name
 from chiasm.pipeline.timing import Stopwatch
 
 LOG = logging.getLogger(__name__)
-TRAIN_GROUPS = 512  # row groups that training vectors are sampled from: varied, quick to read
 
 Progress = Callable[[str, int, int], None]  # stage, rows done, rows in all
+# Fills segments and yields what it made, in any order. The function is called with the rows that
+# the segment at work has so far.
+Fill = Callable[[Sequence[SegmentTask], Callable[[int], None]], Iterator[Filled]]
 
 
 @dataclass(frozen=True)
 class BuildSummary:
     """What a build made. `generation`: the number now live. `columns`: the plan of each
     column's index, `vectors`: how many it holds. `meta`: fields of the json whose types were
-    widened. `seconds`: by stage."""
+    widened. `seconds`: by stage. `reports`: what was measured, by column that was tuned."""
 
     generation: int
     rows: int
@@ -65,6 +68,7 @@ class BuildSummary:
     vectors: dict[str, int]
     meta: list[dict[str, Any]]
     seconds: dict[str, float]
+    reports: dict[str, Report] = field(default_factory=dict)
 
 
 def build_index(
@@ -73,35 +77,34 @@ def build_index(
     columns: Sequence[str] | None = None,
     settings: IndexSettings | None = None,
     progress: Progress = lambda stage, done, total: None,
+    fill: Fill | None = None,
 ) -> BuildSummary:
     """Index a collection's embeddings and make that the live generation.
 
     columns: vector columns to index; None takes every one that has rows. progress: called with the
-    stage, rows done and rows in all. Raises UsageError for a column that does not exist or has no
+    stage, rows done and rows in all. fill: how segments are filled, None in this process, one after
+    the other. Raises UsageError for a column that does not exist or has no
     rows, CollectionError where there is nothing to index.
     """
     settings = settings or IndexSettings()
     collection = Collection.open(str(path))
     clock = Stopwatch()
-    folder, record = collection.folder, asdict(settings)
+    folder, covered = collection.folder, CoveredShards(collection)
+    record = {**asdict(settings), "recipe": recipe_of(covered, settings, columns)}
     with (
-        Run(folder, "index build", record, make_room=partial(remove_unnamed, folder)) as run,
-        sweeping(run, settings),
+        Run(folder, COMMAND, record, make_room=partial(remove_unnamed, folder)) as run,
+        Build(covered, run, settings, progress) as build,
     ):
         began_with = live_number(folder)
-        build = Build(collection, run, settings, progress)
         with clock.stage("survey"):
             counts = build.infer_schema()
-        plans = {
-            column: default_plan(counts[column], collection.identity.dim, settings)
-            for column in select_columns(columns, counts)
-        }
-        with clock.stage("train"):
-            build.train(plans)
+        with clock.stage("tune"):
+            plans = build.choose({name: counts[name] for name in select_columns(columns, counts)})
         with clock.stage("fill"):
-            segments = build.write_segments()
+            segments = build.write_segments(plans, fill or fill_here)
+        with clock.stage("fit"):
+            manifest = build.fit(build.manifest(plans, segments), clock.seconds)
         with clock.stage("publish"):
-            manifest = build.manifest(plans, segments)
             number = publish(folder, manifest, run, began_with)
             sweep_published(folder, run, settings)
         summary = BuildSummary(
@@ -109,10 +112,11 @@ def build_index(
             rows=manifest.rows,
             shards=len(build.covered.indexed),
             segments=len(segments),
-            columns={column: str(plan) for column, plan in plans.items()},
+            columns={column: str(plan) for column, plan in manifest.columns.items()},
             vectors={column: build.vectors[column] for column in plans},
             meta=manifest.meta,
             seconds={stage: round(spent, 4) for stage, spent in clock.seconds.items()},
+            reports=build.reports,
         )
         run.finish("done", asdict(summary))
     return summary
@@ -138,18 +142,29 @@ class Build:
     many each column's index has."""
 
     def __init__(
-        self, collection: Collection, run: Run, settings: IndexSettings, progress: Progress
+        self, covered: CoveredShards, run: Run, settings: IndexSettings, progress: Progress
     ) -> None:
-        self.folder, self.identity = collection.folder, collection.identity
+        self.folder, self.identity = covered.folder, covered.identity
         self.run, self.settings, self.progress = run, settings, progress
-        self.covered = CoveredShards(collection)
+        self.covered = covered
+        self.earlier = Earlier(self.folder, self.identity.dim, [])
+        self._sweeping = sweeping(run, settings, self.find_earlier)
+        self.columns = TunedColumns(covered, settings)
         self.schema = SchemaInference()
         self.copied = copied_columns(self.identity.columns)
-        self.trained: dict[str, Trained | None] = {}  # by column, None where it is exact
         self.shared: dict[str, SharedFile] = {}
         self.vectors: Counter[str] = Counter()
-        self.rows_written = 0
+        self.rows_written = self._reported = 0
+        self.numbered = 0  # segments that have got a number
         self._require_rows()
+
+    def __enter__(self) -> Build:
+        """Make room, but for what can be taken up."""
+        self._sweeping.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._sweeping.__exit__(*raised)
 
     def _require_rows(self) -> None:
         if not self.covered.rows:
@@ -179,97 +194,108 @@ class Build:
         self.schema.finish()
         return counts
 
-    def train(self, plans: dict[str, Plan]) -> None:
-        """Learn what the segments of each column share, and store it."""
-        for column, plan in plans.items():
-            if plan.exact:
-                self.trained[column] = None
-                continue
-            self.progress(f"train {column}", 0, plan.train_rows)
-            sample = training_vectors(self.covered, column, plan.train_rows)
-            self.store(column, train(plan, sample))
-            self.progress(f"train {column}", plan.train_rows, plan.train_rows)
+    def find_earlier(self) -> set[str]:
+        """Look for builds of the same recipe that were killed; the folders that may be taken up."""
+        self.earlier = Earlier.find(self.run, self.identity.dim)
+        return self.earlier.folders()
 
-    def store(self, column: str, trained: Trained) -> None:
-        """Store what the segments of a column share; what is used is what was stored."""
-        name, content = trained_file(self.run.id, column), trained.to_bytes()
+    def choose(self, counts: dict[str, int]) -> dict[str, Plan]:
+        """The plan of each column; what its segments share is learned and stored."""
+        plans: dict[str, Plan] = {}
+        for column, rows in counts.items():
+            self.progress(f"tune {column}", 0, rows)
+            tuned = self.columns.choose(column, rows, self.earlier.take_trained(column))
+            plans[column] = tuned.plan
+            if tuned.trained is not None:
+                self.store(column, tuned.trained.to_bytes())
+            self.progress(f"tune {column}", rows, rows)
+        return plans
+
+    def fit(self, manifest: Manifest, seconds: dict[str, float]) -> Manifest:
+        """The manifest with the lists that a query scans; reports are stored."""
+        self.progress("measure", 0, manifest.rows)
+        self.columns.fit(manifest, seconds)
+        reports: dict[str, SharedFile] = {}
+        for column, report in self.reports.items():
+            name, content = report_file(self.run.id, column), report.to_json()
+            self.folder.write_whole(name, content, self.run.id)
+            reports[column] = SharedFile(name, FileSum.of(content))
+        plans = {column: tuned.plan for column, tuned in self.columns.tuned.items()}
+        return replace(manifest, columns=plans, reports=reports)
+
+    @property
+    def reports(self) -> dict[str, Report]:
+        return {
+            column: tuned.report
+            for column, tuned in self.columns.tuned.items()
+            if tuned.report is not None
+        }
+
+    def store(self, column: str, content: bytes) -> None:
+        """Store what the segments of a column share."""
+        name = trained_file(self.run.id, column)
         self.folder.write_whole(name, content, self.run.id)
         self.shared[column] = SharedFile(name, FileSum.of(content))
-        self.trained[column] = Trained.from_bytes(
-            content, trained.plan, self.identity.dim, display_name(name), ""
-        )
 
-    def write_segments(self) -> list[SegmentEntry]:
-        """Write all segments; the shards that were replaced meanwhile come last."""
+    def write_segments(
+        self, plans: dict[str, Plan], fill: Fill, first: int = 0
+    ) -> list[SegmentEntry]:
+        """Write all segments; the shards that were replaced meanwhile come last. first: the number
+        of the first one in the run."""
         segments: list[SegmentEntry] = []
-        for group in self.groups(self.covered.files):
-            segments += self._write_segment(len(segments), group)
-        for group in self.groups(list(self.covered.take_again(self.schema))):
-            segments += self._write_segment(len(segments), group)
+        count = first
+        for files in (self.covered.files, None):
+            if files is None:
+                files = list(self.covered.take_again(self.schema))
+            tasks = self.tasks(count, files, plans)
+            count = self.numbered = count + len(tasks)
+            whole = {task.segment_id: self.earlier.take_segment(task) for task in tasks}
+            left = [task for task in tasks if whole[task.segment_id] is None]
+            for filled in chain(filter(None, whole.values()), fill(left, self._filling)):
+                self.covered.put_off_ids(filled.replaced)
+                self.vectors.update(filled.vectors)
+                segments += [filled.entry] if filled.entry else []
+                self.rows_written += filled.entry.rows if filled.entry else 0
+                self._filling(0)
         for shard_id in self.covered.put_off:
             LOG.warning("shard %s is not in this index: it is embedded anew now", shard_id)
         if not segments:
-            raise _all_replaced(self.covered)
-        return segments
+            raise all_replaced(self.covered)
+        return sorted(segments, key=lambda entry: (len(entry.id), entry.id))
 
-    def groups(self, files: Iterable[EmbeddingFile]) -> Iterator[list[EmbeddingFile]]:
-        """Whole shards, in order, for one segment each."""
-        group: list[EmbeddingFile] = []
-        rows = 0
-        for file in files:
-            if rows and file.rows and rows + file.rows > self.settings.segment_rows:
-                yield group
-                group, rows = [], 0
-            group.append(file)
-            rows += file.rows
-        if group:
-            yield group
+    def _filling(self, rows: int) -> None:
+        """rows: of the segment at work."""
+        if rows or self.rows_written != self._reported:
+            self._reported = self.rows_written + rows
+            self.progress("fill", self._reported, self.covered.rows)
 
-    def _write_segment(self, number: int, group: list[EmbeddingFile]) -> list[SegmentEntry]:
-        """Write one segment from whole shards; none where no rows are left of them. Where a shard
-        is replaced after some of its rows were taken, the segment is begun again without it."""
-        rows_before = self.rows_written
-        while True:
-            try:
-                return self._fill_segment(number, group)
-            except ShardReplaced as replaced:
-                group = [file for file in group if file is not replaced.file]
-                self.covered.put_off_shard(replaced.file)
-                self.rows_written = rows_before
+    def tasks(
+        self, first: int, files: Iterable[EmbeddingFile], plans: dict[str, Plan]
+    ) -> list[SegmentTask]:
+        """One task for each segment; their numbers begin at `first`."""
+        return [
+            SegmentTask(
+                url=self.folder.url,
+                segment_id=f"{self.run.id}-{number:03d}",
+                run_id=self.run.id,
+                shards=tuple(self.covered.indexed[file.shard_id] for file in group),
+                footers=tuple(file.footer for file in group),
+                schema=self.schema,
+                copied=tuple(self.copied),
+                plans=plans,
+                shared=self.shared,
+                dim=self.identity.dim,
+                batch_bytes=self.settings.catalog_bytes,
+            )
+            for number, group in enumerate(groups(files, self.segment_rows(plans)), first)
+        ]
 
-    def _fill_segment(self, number: int, group: list[EmbeddingFile]) -> list[SegmentEntry]:
-        group = [file for file in group if file.shard_id in self.covered.indexed]
-        with SegmentWriter(
-            self.folder,
-            f"{self.run.id}-{number:03d}",
-            self.run.id,
-            shards=[self.covered.indexed[file.shard_id] for file in group],
-            schema=self.schema,
-            copied=self.copied,
-            columns=self.trained,
-            dim=self.identity.dim,
-            batch_bytes=self.settings.catalog_bytes,
-        ) as segment:
-            for shard_number, file in enumerate(group):
-                if self.covered.is_same(file):
-                    self._add(segment, shard_number, file)
-                else:
-                    segment.leave_out(shard_number)
-                    self.covered.put_off_shard(file)
-            if not segment.rows:
-                return []
-            record, checksum = segment.commit()
-        self.vectors.update(record.vectors)
-        LOG.info("filled segment %s: %d rows of %d shards", record.id, record.rows, len(group))
-        return [SegmentEntry(record.id, record.rows, checksum)]
-
-    def _add(self, segment: SegmentWriter, shard_number: int, file: EmbeddingFile) -> None:
-        first = 0
-        for rows in self.covered.groups(file, [*self.copied, "json", *self.trained]):
-            segment.add(shard_number, first, rows)
-            first += len(rows)
-            self.rows_written += len(rows)
-            self.progress("fill", self.rows_written, self.covered.rows)
+    def segment_rows(self, plans: dict[str, Plan]) -> int:
+        """Rows of a segment: what the settings say, or what fits the memory of a build: half of
+        it holds codes, list numbers and row numbers; the rest reads, encodes and writes."""
+        row_bytes = sum(plan.code_size + 16 for plan in plans.values() if not plan.exact)
+        fits = (self.settings.build_memory_mb << 19) // max(1, row_bytes)
+        return max(1, min(self.settings.segment_rows, fits))
 
     def manifest(self, plans: dict[str, Plan], segments: list[SegmentEntry]) -> Manifest:
         return Manifest(
@@ -285,47 +311,21 @@ class Build:
         )
 
 
-def training_vectors(covered: CoveredShards, column: str, wanted: int) -> np.ndarray:
-    """About `wanted` vectors of a column, sampled from the whole collection: (n, D) float32.
-
-    The same files give the same vectors. About TRAIN_GROUPS row groups are read, more where rows
-    lack the column.
-    """
-    groups = [(file, number) for file in covered.files for number in _group_numbers(covered, file)]
-    rng = np.random.default_rng(0)
-    rng.shuffle(groups)
-    per_group = math.ceil(wanted / max(1, min(len(groups), TRAIN_GROUPS)))
-    samples: list[np.ndarray] = []
+def groups(files: Iterable[EmbeddingFile], most: int) -> Iterator[list[EmbeddingFile]]:
+    """Whole shards, in order, for one segment each of `most` rows, or of one shard."""
+    group: list[EmbeddingFile] = []
     rows = 0
-    for file, number in groups:
-        try:
-            with covered.replaced_errors(file):
-                (group,) = file.groups([column], [number])
-        except ShardReplaced:
-            continue
-        vectors, has = vectors_of(group[column])
-        sampled = rng.permutation(np.flatnonzero(has))[:per_group]
-        samples.append(vectors[sampled].astype(np.float32))
-        rows += len(sampled)
-        if rows >= wanted:
-            break
-    if not samples:
-        raise _all_replaced(covered)
-    return np.concatenate(samples)
+    for file in files:
+        if rows and file.rows and rows + file.rows > most:
+            yield group
+            group, rows = [], 0
+        group.append(file)
+        rows += file.rows
+    if group:
+        yield group
 
 
-def _group_numbers(covered: CoveredShards, file: EmbeddingFile) -> range:
-    try:
-        with covered.replaced_errors(file):
-            return range(file.group_count())
-    except ShardReplaced:
-        return range(0)
-
-
-def _all_replaced(covered: CoveredShards) -> CollectionError:
-    return CollectionError(
-        display_name(covered.folder.url),
-        expected="embedded rows",
-        found="only shards that are embedded anew at this moment",
-        do="run the same command again",
-    )
+def fill_here(tasks: Sequence[SegmentTask], filling: Callable[[int], None]) -> Iterator[Filled]:
+    """Fill the segments one after the other, in this process."""
+    for task in tasks:
+        yield fill_segment(task, progress=filling)

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection as Names
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from chiasm.index.segments import EmbeddedShards, IndexedShard, SchemaInference
 from chiasm.pipeline.collection import (
@@ -24,9 +27,10 @@ from chiasm.pipeline.collection import (
     stored_parquet_name,
 )
 from chiasm.pipeline.errors import CollectionError, StorageError
-from chiasm.pipeline.storage import display_name
+from chiasm.pipeline.storage import Folder, display_name
 
 LOG = logging.getLogger(__name__)
+READ_BYTES = 8 << 20  # of row groups that are read together
 
 
 class ShardReplaced(Exception):
@@ -37,16 +41,96 @@ class ShardReplaced(Exception):
         self.file = file
 
 
-class CoveredShards:
+@dataclass(frozen=True)
+class OpenedFile:
+    """A Parquet file whose footer was read. ranges: row groups to read together."""
+
+    file: EmbeddingFile
+    metadata: pq.FileMetaData
+    ranges: tuple[range, ...]
+
+    def reads(self) -> Iterator[tuple[OpenedFile, int, range]]:
+        """Each range with the number of its first row."""
+        first = 0
+        for groups in self.ranges:
+            yield self, first, groups
+            first += sum(self.metadata.row_group(number).num_rows for number in groups)
+
+
+class ReadFiles:
+    """Files that are read as they were listed. indexed: by shard id, as they were then."""
+
+    def __init__(self, folder: Folder, indexed: dict[str, IndexedShard]) -> None:
+        self.folder, self.indexed = folder, indexed
+
+    def is_same(self, file: EmbeddingFile) -> bool:
+        """Whether the file is still the one that was there when it was listed."""
+        return file_version(self.folder, file.shard_id) == self.indexed[file.shard_id].file
+
+    @contextmanager
+    def replaced_errors(self, file: EmbeddingFile) -> Iterator[None]:
+        """ShardReplaced in place of an error that comes from the file's having been replaced."""
+        try:
+            yield
+        except (CollectionError, StorageError) as error:
+            if self.is_same(file):
+                raise
+            raise ShardReplaced(file) from error
+
+    def open(self, file: EmbeddingFile, columns: Names[str], most: int) -> OpenedFile:
+        """Read the footer. most: bytes of these columns that are read together, or a row group."""
+        with self.replaced_errors(file), file.open() as parquet:
+            metadata = parquet.metadata
+        if metadata.num_rows != file.rows or not self.is_same(file):
+            raise ShardReplaced(file)
+        sizes = [
+            sum(leaf.total_uncompressed_size for leaf in leaves_of(metadata, group, columns))
+            for group in range(metadata.num_row_groups)
+        ]
+        return OpenedFile(file, metadata, tuple(ranges_of(sizes, most)))
+
+    def read(self, opened: OpenedFile, columns: list[str], groups: range) -> pa.Table:
+        """These row groups. They can be trusted once the file is found to be the same after
+        that."""
+        with self.replaced_errors(opened.file):
+            return opened.file.read_groups(columns, groups, opened.metadata)
+
+    def require_same(self, files: Iterable[EmbeddingFile]) -> None:
+        """Raises ShardReplaced where one of the files is not the one that was listed."""
+        stats = EmbeddedShards.list(self.folder).stats
+        for file in files:
+            stat = stats.get(file.shard_id)
+            if stat is None or (stat.size, stat.version) != self.indexed[file.shard_id].file:
+                raise ShardReplaced(file)
+
+    def groups(self, file: EmbeddingFile, columns: list[str]) -> Iterator[pa.Table]:
+        """Columns of a file, some row groups at a time; ShardReplaced, at the end or before it,
+        where the file is not the one that was listed."""
+        for opened, _, groups in self.open(file, columns, READ_BYTES).reads():
+            yield self.read(opened, columns, groups)
+        if not self.is_same(file):
+            raise ShardReplaced(file)
+
+
+class CoveredShards(ReadFiles):
     """Files of done shards. files: those to index, by shard id. put_off: shards whose files were
     replaced."""
 
-    def __init__(self, collection: Collection) -> None:
-        self.folder, self.identity = collection.folder, collection.identity
-        self.indexed: dict[str, IndexedShard] = {}
+    def __init__(
+        self,
+        collection: Collection,
+        embedded: EmbeddedShards | None = None,
+        only: Set[str] | None = None,
+    ) -> None:
+        """embedded: the files, None to list them. only: the ids of the shards to index, None for
+        all."""
+        super().__init__(collection.folder, {})
+        self.identity = collection.identity
         self.put_off: list[str] = []
         # Versions before footers: a file replaced in between differs from its recorded version.
-        stats = EmbeddedShards.list(self.folder).stats
+        stats = (embedded or EmbeddedShards.list(self.folder)).stats
+        if only is not None:
+            stats = {name: stat for name, stat in stats.items() if name in only}
         found = self.folder.map_concurrent(lambda name: find_embedding(self.folder, name), stats)
         self.files = [file for file in found if file is not None]
         for file in self.files:
@@ -70,36 +154,16 @@ class CoveredShards:
             file.shard_id, file.edition, url, file.rows, *version
         )
 
-    def is_same(self, file: EmbeddingFile) -> bool:
-        """Whether the file is still the one that was there when it was listed."""
-        return file_version(self.folder, file.shard_id) == self.indexed[file.shard_id].file
-
-    @contextmanager
-    def replaced_errors(self, file: EmbeddingFile) -> Iterator[None]:
-        """ShardReplaced in place of an error that comes from the file's having been replaced."""
-        try:
-            yield
-        except (CollectionError, StorageError) as error:
-            if self.is_same(file):
-                raise
-            raise ShardReplaced(file) from error
-
-    def groups(self, file: EmbeddingFile, columns: list[str]) -> Iterator[pa.Table]:
-        """Columns of a file, row group by row group; ShardReplaced, at the end or before it, where
-        the file is not the one that was listed."""
-        rows = 0
-        with self.replaced_errors(file):
-            for group in file.groups(columns):
-                rows += len(group)
-                yield group
-        if rows != file.rows or not self.is_same(file):
-            raise ShardReplaced(file)
-
     def put_off_shard(self, file: EmbeddingFile) -> None:
         """Its rows are taken at the end, from its new file."""
-        LOG.info("shard %s was embedded anew while it was indexed", file.shard_id)
-        self.put_off.append(file.shard_id)
-        del self.indexed[file.shard_id]
+        self.put_off_ids([file.shard_id])
+
+    def put_off_ids(self, shard_ids: Iterable[str]) -> None:
+        """Shards that were embedded anew while they were indexed."""
+        for shard_id in shard_ids:
+            LOG.info("shard %s was embedded anew while it was indexed", shard_id)
+            self.put_off.append(shard_id)
+            del self.indexed[shard_id]
 
     def take_again(self, schema: SchemaInference) -> Iterator[EmbeddingFile]:
         """The new files of the shards that were put off, of those whose json has the types of
@@ -126,18 +190,39 @@ class CoveredShards:
         self.indexed.pop(file.shard_id, None)
 
 
-def vector_counts(file: EmbeddingFile, columns: Iterable[str]) -> Counter[str]:
+def vector_counts(file: EmbeddingFile, columns: Names[str]) -> Counter[str]:
     """How many rows of a Parquet file have each vector, from its statistics alone."""
     counts: Counter[str] = Counter()
     with file.open() as parquet:
         metadata = parquet.metadata
     for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        for leaf in map(group.column, range(group.num_columns)):
-            column = leaf.path_in_schema.partition(".")[0]
-            if column in columns:
-                counts[column] += group.num_rows - leaf.statistics.null_count
+        rows = metadata.row_group(number).num_rows
+        for leaf in leaves_of(metadata, number, columns):
+            counts[leaf.path_in_schema.partition(".")[0]] += rows - leaf.statistics.null_count
     return counts
+
+
+def leaves_of(
+    metadata: pq.FileMetaData, number: int, columns: Names[str]
+) -> Iterator[pq.ColumnChunkMetaData]:
+    """The column chunks of a row group that belong to these columns."""
+    group = metadata.row_group(number)
+    for leaf in map(group.column, range(group.num_columns)):
+        if leaf.path_in_schema.partition(".")[0] in columns:
+            yield leaf
+
+
+def ranges_of(sizes: Sequence[int], most: int) -> Iterator[range]:
+    """Ranges of row groups of these sizes in bytes, each of `most` bytes at most or a single
+    one."""
+    start = total = 0
+    for number, size in enumerate(sizes):
+        if number > start and total + size > most:
+            yield range(start, number)
+            start, total = number, 0
+        total += size
+    if start < len(sizes):
+        yield range(start, len(sizes))
 
 
 def _cells(rows: pa.Table) -> list[str | None]:

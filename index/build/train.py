@@ -1,18 +1,121 @@
-"""Learning what the segments of a column share."""
+"""Learning what the segments of a column share: projection, centroids, ranges of the codes."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 
+from chiasm.index.build.project import fit_projection, second_moment
 from chiasm.index.faiss_runtime import load_faiss
-from chiasm.index.plan import Plan
+from chiasm.index.plan import TRAIN_PER_LIST, Plan
 from chiasm.index.segments import Trained, code_ranges
 
+ITERATIONS = 10  # of k-means: more change no recall that can be measured
+DEVIATION_ROWS = 16  # a list: a deviation to a sixth of itself
+MOMENT_QUERIES = 4096
+# Of the range of a dimension in the sample, on both sides. Unseen rows lie beyond the sample's
+# extremes by a little; codes get that much coarser.
+MARGIN = 0.05
 
-def train(plan: Plan, sample: np.ndarray) -> Trained:
-    """sample: (n, D) float32."""
+Projection = tuple[np.ndarray, np.ndarray]  # of rows and of queries, (D, d) float32
+
+
+def train(
+    plan: Plan,
+    sample: np.ndarray,
+    queries: np.ndarray | None = None,
+    *,
+    seed: int = 1,
+    projection: Projection | None = None,
+    centroids: np.ndarray | None = None,
+    iterations: int = ITERATIONS,
+    per_list: int = TRAIN_PER_LIST,
+) -> Trained:
+    """What the segments of a column of this plan share.
+
+    sample (n, D) float32: rows, drawn evenly. queries (m, D) float32: such as will be asked; None:
+    the sample stands in. projection: one that was fitted to them, of as many dimensions as the plan
+    says or more. centroids: of the lists, where they are known. iterations, per_list: of k-means,
+    and the rows a list that it takes.
+    """
+    queries = sample if queries is None else queries
+    coded, seen = sample, queries
+    if plan.family == "projected":
+        both = projection or fit_projection(queries, sample, plan.dims)
+        projection = both[0][:, : plan.dims].copy(), both[1][:, : plan.dims].copy()
+        coded, seen = sample @ projection[0], queries @ projection[1]
+    else:
+        projection = None
+    x, xq = (coded, seen) if plan.space == "projected" else (sample, queries)
+    if centroids is None:
+        centroids = cluster(x[: per_list * plan.lists], plan.lists, seed, iterations)
+    trained = Trained(
+        plan,
+        centroids,
+        np.zeros(plan.lists, np.float32),
+        _ranges(coded) if plan.codes == "SQ8" else None,
+        *(projection or (None, None)),
+    )
+    if plan.spread:
+        some = slice(0, DEVIATION_ROWS * plan.lists)
+        deviations = list_deviations(
+            trained, sample[some], coded[some], second_moment(xq[:MOMENT_QUERIES])
+        )
+        trained = replace(trained, list_bias=np.float32(plan.spread) * deviations)
+    return trained
+
+
+def cluster(x: np.ndarray, lists: int, seed: int, iterations: int = ITERATIONS) -> np.ndarray:
+    """Centroids of k-means, (lists, s) float32, of vectors (n, s) float32. Lists are by distance,
+    not by inner product: a long centroid would get the rows of its neighbours."""
     faiss = load_faiss()
-    kmeans = faiss.Kmeans(sample.shape[1], plan.lists, niter=10, seed=1)
-    kmeans.train(sample)
-    bias = np.zeros(plan.lists, np.float32)
-    return Trained(plan, kmeans.centroids.copy(), bias, code_ranges(sample))
+    kmeans = faiss.Kmeans(
+        x.shape[1],
+        lists,
+        niter=iterations,
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=TRAIN_PER_LIST,
+    )
+    kmeans.train(np.ascontiguousarray(x, dtype=np.float32))
+    return kmeans.centroids.copy()
+
+
+def list_deviations(
+    trained: Trained, sample: np.ndarray, coded: np.ndarray, moment: np.ndarray
+) -> np.ndarray:
+    """The standard deviation of <q, x> over the rows x of each list, for a typical query q:
+    sqrt(E_q[q^T Cov_list q]), (L,) float32; 0 for a list without rows of the sample.
+
+    sample (n, D), coded (n, d): rows, and the same in the space of the codes. moment: E[q q^T] in
+    the space of the lists. Ranking lists by mean plus deviations is "optimistic" routing (Bruch et
+    al., 2024, "Optimistic query routing in clustering-based ANN"), with a deviation that does not
+    depend on the query, so that it costs nothing.
+    """
+    lists = trained.assign(sample, coded)
+    x = coded if trained.plan.space == "projected" else sample
+    values, vectors = np.linalg.eigh(moment)
+    root = (vectors * np.sqrt(np.maximum(values, 0))).astype(np.float32)
+    squares = np.square((x - trained.centroids[lists]) @ root).sum(axis=1)
+    sums = np.bincount(lists, squares, trained.plan.lists)
+    counts = np.bincount(lists, minlength=trained.plan.lists)
+    return np.sqrt(sums / np.maximum(counts, 1)).astype(np.float32)
+
+
+def encoded_index(trained: Trained, coded: np.ndarray, lists: np.ndarray) -> Any:
+    """A FAISS index in memory of rows in the space of the codes (n, d) float32, in these lists (n,)
+    int64; their numbers are 0 to n - 1."""
+    faiss = load_faiss()
+    index = trained.empty_index()
+    numbers = np.arange(len(coded))
+    index.add_core(
+        len(coded), faiss.swig_ptr(coded), faiss.swig_ptr(numbers), faiss.swig_ptr(lists)
+    )
+    return index
+
+
+def _ranges(coded: np.ndarray) -> np.ndarray:
+    low, width = code_ranges(coded)
+    return np.stack([low - MARGIN * width, (1 + 2 * MARGIN) * width])

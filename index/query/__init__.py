@@ -9,27 +9,33 @@ from chiasm.index.query.encode import (
     query_refused,
     text_of,
 )
+from chiasm.index.query.keyword import add_keywords, open_keywords, search_keywords
 from chiasm.index.query.open_index import OpenIndex, live_generation
 from chiasm.index.query.query_picture import encoded_picture
 from chiasm.index.query.rerank import check_stages, rerank
-from chiasm.index.query.scan import ColumnIndex
+from chiasm.index.query.scan import Allowed, ColumnIndex, as_float32
 from chiasm.index.query.search import search
 
 __all__ = [
+    "Allowed",
     "Calibration",
     "ColumnIndex",
     "OpenIndex",
+    "add_keywords",
+    "as_float32",
     "calibrate_index",
     "check_stages",
     "encode_each",
     "encode_queries",
     "encoded_picture",
     "live_generation",
+    "open_keywords",
     "p_absent",
     "pixels_of",
     "query_refused",
     "require_words",
     "rerank",
     "search",
+    "search_keywords",
     "text_of",
 ]

@@ -3,8 +3,8 @@
 The live generation's segments are memory-mapped column by column; the encoder named in the
 collection is loaded at the first query that has a text or a picture. Refused here: another encoder,
 an index of another encoder, an index older than its embeddings. A generation never changes once it
-is open; where a sweep has removed files of it that were not mapped yet, `reopen` opens the one that
-is live by then.
+is open; `refresh` opens the one that is live by now, and where a sweep has removed files that were
+not mapped yet, `reopen` does. Queries under way end with the generation that they began with.
 """
 
 from __future__ import annotations
@@ -12,22 +12,24 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from chiasm.index.queries import Query
-from chiasm.index.query.calibrate import Calibration
 from chiasm.index.query.scan import Allowed, ColumnIndex
 from chiasm.index.query.search import search
 from chiasm.index.results import CatalogRow
 from chiasm.index.segments import (
+    FileSum,
     Generation,
     Segment,
+    SegmentGone,
     build_command,
     column_advice,
     open_current,
+    read_current,
     stale_shards,
 )
 from chiasm.pipeline.collection import (
@@ -55,7 +57,7 @@ class OpenIndex:
         self._encoder: Encoder | None = None
         self._relocated: tuple[Stat | None, Relocations] | None = None
         self._loading = threading.Lock()
-        self._calibrations: dict[tuple[str, str], Calibration] = {}
+        self._current: FileSum | None = None  # of CURRENT, at the last `refresh`
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -84,17 +86,36 @@ class OpenIndex:
                 self.generation, self._relocated = generation, None
             return True
 
+    def refresh(self) -> bool:
+        """Move on to the live generation, where CURRENT has changed; returns whether it did. Where
+        it has not, this costs one small read. No query waits: what searches have used so far is
+        open before they get it. An index older than its embeddings is taken."""
+        content = read_current(self.collection.folder)
+        found = None if content is None else FileSum.of(content)
+        before = self.generation
+        if found is None or found == self._current:
+            return False
+        generation = live_generation(self.collection, allow_stale=True, known=before)
+        same = (before.number, before.manifest.run) == (generation.number, generation.manifest.run)
+        if not same:
+            for column in {*before.opened.copy()} & generation.manifest.columns.keys():
+                _open_all(_column_of(generation, column, before))
+        with self._loading:
+            self._current = found
+            if same or self.generation is not before:
+                return not same
+            self.generation, self._relocated = generation, None
+        return True
+
     def __len__(self) -> int:
         return self.generation.manifest.rows
 
     def column(self, name: str) -> ColumnIndex:
         """A column's index; UsageError and CollectionError as by `require_column`."""
         generation = self.generation
-        if name not in generation.opened:  # two threads may both open it, to the same end
+        if name not in generation.opened:
             self.require_column(name)
-            plan, trained = generation.manifest.columns[name], generation.trained(name)
-            generation.opened[name] = ColumnIndex(generation.segments, name, plan, trained)
-        return generation.opened[name]
+        return _column_of(generation, name)
 
     def search_vectors(
         self,
@@ -109,8 +130,9 @@ class OpenIndex:
 
         xq (Q, D) float32, unit rows. where: a filter. nprobe: lists to scan, None for as many as
         the column's recall needs. An id is a position of the generation that is open, for `rows`
-        and `vectors`; -1 with score -inf where fewer than k rows are found. Raises UsageError for
-        queries of another width and for NaN, infinite or zero ones.
+        and `vectors`; -1 with score -inf where fewer than k rows are found. Where generations
+        change meanwhile, call all three of one `view`. Raises UsageError for queries of another
+        width and for NaN, infinite or zero ones.
         """
         xq = np.asarray(xq, dtype=np.float32)
         if xq.ndim != 2 or xq.shape[1] != self.dim:
@@ -125,8 +147,14 @@ class OpenIndex:
                 expected="finite numbers, not all zero",
                 found="zeros, NaN or infinity",
             )
-        index = self.column(column)
-        return search(index, xq, k, self.lists_to_scan(column, nprobe), self.allowed(where))
+        while True:
+            view = self.view()
+            try:
+                index = view.column(column)
+                return search(index, xq, k, view.lists_to_scan(column, nprobe), view.allowed(where))
+            except SegmentGone:
+                if not self.reopen(view.generation):
+                    raise
 
     def allowed(self, where: str | None) -> Allowed | None:
         """The rows that a filter lets pass, by segment; None without one."""
@@ -154,15 +182,6 @@ class OpenIndex:
                     )
                 self._encoder = encoder
             return self._encoder
-
-    def calibration(
-        self, column: str, make: Callable[[OpenIndex, str], Calibration]
-    ) -> Calibration:
-        """The calibration of a column, made once for a generation."""
-        key = (self.generation.manifest.run, column)
-        if key not in self._calibrations:
-            self._calibrations[key] = make(self, column)
-        return self._calibrations[key]
 
     def prepare(self, queries: Sequence[Query]) -> Encoder | None:
         """Load what the queries need and was not loaded yet; returns the encoder, None where every
@@ -255,7 +274,14 @@ class _View(OpenIndex):
 
     def __init__(self, index: OpenIndex) -> None:
         super().__init__(index.collection, index.generation, index.encoding)
-        self._index, self._calibrations = index, index._calibrations
+        self._index = index
+
+    def reopen(self, instead_of: Generation) -> bool:
+        """Positions of the one would be taken for those of the other."""
+        return False
+
+    def refresh(self) -> bool:
+        return False
 
     @property
     def encoder(self) -> Encoder:
@@ -266,10 +292,35 @@ class _View(OpenIndex):
         return self._index.relocations
 
 
-def live_generation(collection: Collection, allow_stale: bool) -> Generation:
-    """The generation to search; raises CollectionError where there is none, StaleIndexError."""
+def _column_of(generation: Generation, name: str, known: Generation | None = None) -> ColumnIndex:
+    """A column of a generation that has it; two threads may both open it, to the same end. known:
+    a generation that has it open."""
+    if name not in generation.opened:
+        manifest = generation.manifest
+        plan, shared = manifest.columns[name], manifest.trained.get(name)
+        if known is not None and known.manifest.trained.get(name) == shared:
+            trained = known.opened[name].trained
+        else:
+            trained = generation.trained(name)
+        generation.opened[name] = ColumnIndex(generation.segments, name, plan, trained)
+    return generation.opened[name]
+
+
+def _open_all(index: ColumnIndex) -> None:
+    """What searches of a column and their results need, so that no file of it can go."""
+    index.open()
+    for segment in index.segments:
+        segment.raw(index.column)
+        _ = segment.catalog
+
+
+def live_generation(
+    collection: Collection, allow_stale: bool, known: Generation | None = None
+) -> Generation:
+    """The generation to search; raises CollectionError where there is none, StaleIndexError. known:
+    one that is open, whose segments are not opened again."""
     path, command = display_name(collection.folder.url), build_command(collection.folder)
-    generation = open_current(collection.folder)
+    generation = open_current(collection.folder, known)
     if generation is None:
         raise CollectionError(path, expected="an index", found="none", do=f"run {command}")
     manifest, identity = generation.manifest, collection.identity

@@ -123,6 +123,8 @@ class ColumnIndex:
             elif len(rows := np.flatnonzero(mask)):
                 parts.append(Part(first, rows=rows, raw=segment.raw(self.column)))
                 available += len(rows)
+        # FAISS first: it adds to heaps, in whose order the other scan leaves nothing.
+        parts.sort(key=lambda part: part.rows is not None)
         return Scan(self, parts, available)
 
     def _size(self) -> int:

@@ -43,7 +43,8 @@ def copied_columns(columns: Iterable[str]) -> list[str]:
 @dataclass(frozen=True, slots=True)
 class IndexedShard:
     """A shard's Parquet file as it was when it was indexed: `rows` of it under `edition`, made from
-    the shard at `url`; the file itself had `size` bytes and the store's `version`."""
+    the shard at `url`; the file itself had `size` bytes and the store's `version`. removed: more
+    rows of it, which were deleted and which a compaction has then left out."""
 
     shard: str
     edition: str
@@ -51,6 +52,12 @@ class IndexedShard:
     rows: Count
     size: int
     version: str
+    removed: Count = 0
+
+    @property
+    def file_rows(self) -> int:
+        """The rows of the file."""
+        return self.rows + self.removed
 
     @property
     def file(self) -> tuple[int, str]:
@@ -97,7 +104,14 @@ class CatalogWriter:
         table = rows.select(self._copied)
         table = table.append_column("meta", self._schema.column(rows["json"].to_pylist()))
         row_numbers = np.arange(first, first + len(table), dtype=np.int32)
-        table = table.append_column("row", pa.array(row_numbers))
+        self._take(shard, table.append_column("row", pa.array(row_numbers)))
+
+    def copy(self, shard: int, rows: pa.Table) -> None:
+        """Take rows of another catalog, of the shard at `shards[shard]`, in their order there.
+        `rows` has the copied columns, `meta` and `row`."""
+        self._take(shard, rows.select([*self._copied, "meta", "row"]))
+
+    def _take(self, shard: int, table: pa.Table) -> None:
         table = table.append_column("code", pa.array(np.full(len(table), shard, dtype=np.int32)))
         self._pending.append(table)
         self._pending_rows += len(table)
@@ -196,6 +210,10 @@ class Catalog:
         for number in range(self._reader.num_record_batches):
             yield from self._reader.get_batch(number).column(name).to_pylist()
 
+    def row_numbers(self, rows: slice) -> np.ndarray:
+        """The numbers that these rows of the segment have in their shards: int32."""
+        return self.table()["row"].slice(rows.start, rows.stop - rows.start).to_numpy()
+
     def rows(self, positions: Iterable[int]) -> dict[int, CatalogRow]:
         """The rows at positions of this segment, each read once."""
         wanted = np.unique(np.fromiter(positions, dtype=np.int64))
@@ -251,6 +269,14 @@ def _to_meta(value: dict[str, Any] | str | None) -> dict[str, Any]:
     if isinstance(value, str):  # objects without a common type are kept as text
         return _without_nulls(json.loads(value))
     return _without_nulls(value or {})
+
+
+def meta_as_json(meta: pa.ChunkedArray) -> list[str | None]:
+    """The cells of a catalog's `meta`, of whatever type, as JSON; None where one is null."""
+    return [
+        None if value is None else json.dumps(_to_meta(value), ensure_ascii=False)
+        for value in meta.to_pylist()
+    ]
 
 
 def _without_nulls(value: Any) -> Any:

@@ -40,13 +40,14 @@ LOG = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Generation:
     """A manifest with its number and its opened segments. instead_of: why it answers though CURRENT
-    does not name it, "" where it does."""
+    does not name it, "" where it does. calibrations: by column, those made so far."""
 
     number: int
     manifest: Manifest
     segments: tuple[Segment, ...]
     folder: Folder
     instead_of: str = ""
+    calibrations: dict[str, Any] = field(default_factory=dict, compare=False)
     opened: dict[str, Any] = field(default_factory=dict, compare=False)  # by column, for searches
 
     def trained(self, column: str) -> Trained | None:
@@ -55,9 +56,14 @@ class Generation:
             return None
         return read_trained(self.folder, self.manifest, column)
 
+    def by_record(self) -> dict[tuple[str, FileSum], Segment]:
+        """The segments by id and checksum of their records: the same ones in any generation."""
+        entries = self.manifest.segments
+        return {(e.id, e.checksum): s for e, s in zip(entries, self.segments, strict=True)}
+
     def indexed_shards(self) -> dict[str, IndexedShard]:
         """By shard id, what the segments were built from, without what is retired."""
-        return {
+        return {shard.shard: shard for shard in self.manifest.without_rows} | {
             shard.shard: shard
             for entry, segment in zip(self.manifest.segments, self.segments, strict=True)
             for shard in segment.record.shards
@@ -68,7 +74,7 @@ class Generation:
 def current_number(folder: Folder) -> int | None:
     """The live generation's number, None before the first; CollectionError for a damaged
     CURRENT."""
-    content = read_if_there(folder, CURRENT)
+    content = read_current(folder)
     if content is None:
         return None
     number = content.partition(b"\n")[0]
@@ -82,14 +88,20 @@ def current_number(folder: Folder) -> int | None:
     return int(number)
 
 
-def open_current(folder: Folder) -> Generation | None:
+def read_current(folder: Folder) -> bytes | None:
+    """What CURRENT holds; None before the first generation."""
+    return read_if_there(folder, CURRENT)
+
+
+def open_current(folder: Folder, known: Generation | None = None) -> Generation | None:
     """The generation that answers: the live one, or the newest whole one where that cannot be
-    opened. None before the first; CollectionError where there are only damaged ones."""
+    opened. None before the first; CollectionError where there are only damaged ones. known: one
+    that is open, whose segments are not opened again."""
     number, damage = None, None
     try:
         number = current_number(folder)
         if number is not None:
-            return open_whole(folder, number)
+            return open_whole(folder, number, known)
     except CollectionError as error:
         damage = error
     generation = newest_whole(folder, _without_advice(damage), number)
@@ -119,24 +131,31 @@ def newest_whole(folder: Folder, why: str, damaged: int | None = None) -> Genera
     return None
 
 
-def open_whole(folder: Folder, number: int) -> Generation:
+def open_whole(folder: Folder, number: int, known: Generation | None = None) -> Generation:
     """A generation all of whose files are there; CollectionError where one is missing."""
-    generation = open_generation(folder, number)
+    generation = open_generation(folder, number, known)
     require_whole(folder, generation.segments)
     return generation
 
 
-def open_generation(folder: Folder, number: int) -> Generation:
+def open_generation(folder: Folder, number: int, known: Generation | None = None) -> Generation:
     """A generation by its number; CollectionError where it is missing or damaged."""
     manifest = read_manifest(folder, number)
-    return Generation(number, manifest, open_segments(folder, manifest), folder)
+    segments = open_segments(folder, manifest, known)
+    return Generation(number, manifest, segments, folder)
 
 
-def open_segments(folder: Folder, manifest: Manifest) -> tuple[Segment, ...]:
+def open_segments(
+    folder: Folder, manifest: Manifest, known: Generation | None = None
+) -> tuple[Segment, ...]:
     """Raises CollectionError where a record is missing, damaged, or of another index."""
-    segments = tuple(
-        folder.map_concurrent(lambda entry: _open_segment(folder, entry), manifest.segments)
-    )
+    opened = {} if known is None else known.by_record()
+
+    def open_one(entry: SegmentEntry) -> Segment:
+        segment = opened.get((entry.id, entry.checksum))
+        return segment.with_deletions(entry.deletions) if segment else _open_segment(folder, entry)
+
+    segments = tuple(folder.map_concurrent(open_one, manifest.segments))
     for segment in segments:
         record = segment.record
         if record.dim != manifest.dim or not manifest.columns.keys() <= record.vectors.keys():

@@ -22,46 +22,57 @@ from chiasm.index.segments.trained import Trained
 from chiasm.pipeline.errors import CollectionError
 
 DIGEST = 16  # bytes of a list's checksum
-ENCODED_AT_ONCE = 65_536  # rows: FAISS encodes them in parallel, and they stay within some MB
+ENCODED_AT_ONCE = 16_384  # rows: enough for all cores, some MB
 # Bit of IndexIVF.parallel_mode: a search adds to the heaps it is given (FAISS, IndexIVF.h).
 NO_HEAP_INIT = 1024
 
 
 class ListsWriter:
-    """Encodes rows as they come and keeps their codes, code_size + 4 bytes a row, until they are
-    written list by list."""
+    """Encodes rows as they come and keeps their codes, code_size + 8 bytes a row, until they are
+    written list by list. capacity: how many rows may come."""
 
-    def __init__(self, trained: Trained) -> None:
+    def __init__(self, trained: Trained, capacity: int) -> None:
         self.trained = trained
         self._index = trained.empty_index()
-        self._codes: list[np.ndarray] = []  # (n, code_size) uint8
-        self._lists: list[np.ndarray] = []  # (n,) int32
-        self._rows: list[np.ndarray] = []  # (n,) int32
-        self.count = 0
+        # Pages of these that no row needs are never touched.
+        self._codes = np.empty((capacity, self._index.code_size), np.uint8)
+        self._lists = np.empty(capacity, np.int32)
+        self._rows = np.empty(capacity, np.int32)
+        self._pending: list[np.ndarray] = []  # (n, D) vectors that are not encoded yet
+        self._encoded = self.count = 0
 
     def add(self, vectors: np.ndarray, rows: np.ndarray) -> None:
         """Take vectors (n, D) float16 or float32 of these rows of the segment."""
+        self._rows[self.count : self.count + len(rows)] = rows
+        self._pending.append(vectors)
+        self.count += len(rows)
+        if self.count - self._encoded >= ENCODED_AT_ONCE:
+            self._encode()
+
+    def _encode(self) -> None:
         faiss = load_faiss()
+        vectors = np.concatenate(self._pending)
+        self._pending.clear()
         for start in range(0, len(vectors), ENCODED_AT_ONCE):
             xb = vectors[start : start + ENCODED_AT_ONCE].astype(np.float32)
+            some = slice(self._encoded, self._encoded + len(xb))
             coded = np.ascontiguousarray(self.trained.rows(xb))
             lists = np.ascontiguousarray(self.trained.assign(xb, coded))
-            codes = np.empty((len(coded), self._index.code_size), np.uint8)
             self._index.encode_vectors(
-                len(coded), faiss.swig_ptr(coded), faiss.swig_ptr(lists), faiss.swig_ptr(codes)
+                len(coded),
+                faiss.swig_ptr(coded),
+                faiss.swig_ptr(lists),
+                faiss.swig_ptr(self._codes[some]),
             )
-            self._codes.append(codes)
-            self._lists.append(lists.astype(np.int32))
-        self._rows.append(rows.astype(np.int32))
-        self.count += len(rows)
+            self._lists[some] = lists
+            self._encoded += len(xb)
 
     def write(self, lists_file: Any, sizes_file: Any) -> None:
         """Write the two files, given as writable ones."""
-        width = self._index.code_size
-        codes = np.concatenate(self._codes or [np.empty((0, width), np.uint8)])
-        self._codes.clear()
-        rows = np.concatenate(self._rows or [np.empty(0, np.int32)])
-        numbers = np.concatenate(self._lists or [np.empty(0, np.int32)])
+        if self._pending:
+            self._encode()
+        codes, rows = self._codes[: self.count], self._rows[: self.count]
+        numbers = self._lists[: self.count]
         order = np.argsort(numbers, kind="stable")  # rows rise within a list
         sizes = np.bincount(numbers, minlength=self.trained.plan.lists)
         digests: list[bytes] = []

@@ -10,6 +10,7 @@ from pydantic import FiniteFloat
 
 from chiasm.index.plan import Count, Plan
 from chiasm.index.segments.advice import build_command
+from chiasm.index.segments.catalog import IndexedShard
 from chiasm.index.segments.checksums import FileSum
 from chiasm.index.segments.names import is_deleted_file, is_segment_id, is_trained_file
 from chiasm.pipeline.errors import CollectionError
@@ -55,6 +56,21 @@ class SegmentEntry:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """How well rows that were added fit the centroids of their column. limit: the 99th percentile
+    of the distances between rows that were there at training and their centroids. rows: how many
+    added ones were measured, beyond: how many of them are farther."""
+
+    limit: FiniteFloat
+    rows: Count
+    beyond: Count
+
+    @property
+    def share(self) -> float:
+        return self.beyond / max(1, self.rows)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What `generations/<number>.json` holds.
 
@@ -62,7 +78,9 @@ class Manifest:
     columns: the index of each vector column. trained: what the segments of a column share, files
     below `index/trained/`. reports: what was measured when a column's plan was chosen. meta: fields
     of the samples' json whose types were widened. parent: the generation that an edit changed, None
-    of a build.
+    of a build. after: the one that was live when a build began, None of an earlier version's.
+    restores: the one that a rollback made live again. without_rows: shards of which no segment has
+    a row. drift: by column, of what was added since the build.
     """
 
     run: str
@@ -77,12 +95,25 @@ class Manifest:
     reports: dict[str, SharedFile] = field(default_factory=dict)
     command: str = "index build"
     parent: int | None = None
+    after: int | None = None
+    restores: int | None = None
+    without_rows: tuple[IndexedShard, ...] = ()
+    drift: dict[str, Drift] = field(default_factory=dict)
     schema: int = SCHEMA
 
     @property
     def positions(self) -> int:
         """How many rows the segments have, deleted ones too: a position is below it."""
         return sum(entry.rows for entry in self.segments)
+
+    @property
+    def is_edit(self) -> bool:
+        return self.parent is not None
+
+    @property
+    def deleted(self) -> int:
+        """How many rows of the segments searches leave out."""
+        return self.positions - self.rows
 
     @property
     def rows(self) -> int:

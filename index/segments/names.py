@@ -22,6 +22,7 @@ SEGMENTS = "index/segments"
 TRAINED = "index/trained"
 DELETED = "index/deleted"
 CATALOG = "rows.arrow"
+KEYWORDS = "keywords.arrow"
 RECORD = "segment.json"
 
 _COLUMN = "[a-z][a-z0-9_]*"
@@ -31,7 +32,8 @@ _TRAINED_FILE = re.compile(f"{TRAINED}/{RUN_ID}/{_COLUMN}\\.(safetensors|json|fa
 _DELETED_FILE = re.compile(f"{DELETED}/{RUN_ID}/{_SEGMENT.pattern}\\.bits")
 # `faiss` is of segments that an earlier version wrote.
 _KINDS = ("lists", "sizes", "f16", "faiss")
-_FILE = re.compile(f"{re.escape(CATALOG)}|{re.escape(RECORD)}|{_COLUMN}\\.({'|'.join(_KINDS)})")
+_WHOLE = (CATALOG, KEYWORDS, RECORD)
+_FILE = re.compile(f"{'|'.join(map(re.escape, _WHOLE))}|{_COLUMN}\\.({'|'.join(_KINDS)})")
 _GENERATION = re.compile("([0-9]{6,18})\\.(json|replaced)")
 
 
@@ -85,9 +87,7 @@ def is_segment_file(base: str, columns: Iterable[str]) -> bool:
     stem, _, kind = final.rpartition(".")
     if kind == "bits":
         return is_segment_id(stem)
-    return final in (CATALOG, RECORD) or (
-        kind in (*_KINDS, "safetensors", "json") and stem in columns
-    )
+    return final in _WHOLE or (kind in (*_KINDS, "safetensors", "json") and stem in columns)
 
 
 def manifest_name(number: int) -> str:

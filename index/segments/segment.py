@@ -1,6 +1,7 @@
 """A segment: an immutable piece of the index, written once, memory-mapped ever after.
 
     index/segments/<id>/rows.arrow      the catalog: key, caption, metadata, ... of each position
+                        keywords.arrow  which rows have a term in their captions
                         image.f16       the raw vectors, (rows, dim) float16, zero where none is
                         image.lists     codes of the vectors, list by list, for FAISS (lists.py)
                         image.sizes     sizes and checksums of the lists
@@ -18,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from io import BufferedReader
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,8 +29,10 @@ from chiasm.index.segments.cache import open_cached
 from chiasm.index.segments.catalog import Catalog, CatalogWriter, IndexedShard
 from chiasm.index.segments.checksums import Digest, FileSum
 from chiasm.index.segments.json_columns import SchemaInference
+from chiasm.index.segments.keywords import Keywords, KeywordWriter
 from chiasm.index.segments.lists import ListsWriter, open_exact, open_lists
-from chiasm.index.segments.names import CATALOG, RECORD, SEGMENTS, segment_file
+from chiasm.index.segments.manifest import Deletions
+from chiasm.index.segments.names import CATALOG, KEYWORDS, RECORD, SEGMENTS, segment_file
 from chiasm.index.segments.record import SegmentRecord
 from chiasm.index.segments.trained import Trained
 from chiasm.index.segments.verified import is_verified
@@ -46,7 +49,7 @@ class SegmentWriter:
     """Writes a segment from Parquet rows; `commit` gives its files their names. Used in a `with`,
     which leaves no temporary behind. shards: those whose rows may come, in this order. copied: the
     catalog's `copied_columns`. columns: for each vector column what its segments share, None where
-    it is exact. batch_bytes: as the catalog's writer takes it.
+    it is exact. batch_bytes: as the catalog's writer takes it. capacity: how many rows may come.
     """
 
     def __init__(
@@ -61,21 +64,23 @@ class SegmentWriter:
         columns: dict[str, Trained | None],
         dim: int,
         batch_bytes: int,
+        capacity: int,
     ) -> None:
         self.id, self.dim, self.rows = segment_id, dim, 0
         self._folder, self._run_id = folder, run_id
         self._shards = dict(enumerate(shards))
         self._lists = {
-            column: None if trained is None else ListsWriter(trained)
+            column: None if trained is None else ListsWriter(trained, capacity)
             for column, trained in columns.items()
         }
         self._vectors = dict.fromkeys(columns, 0)
         self._files: dict[str, tuple[PendingFile, Digest]] = {}
         with ExitStack() as self._stack:  # closes the first files where a later one fails
             self._raw = {column: self._create(f"{column}.f16") for column in columns}
-            catalog = self._create(CATALOG)
+            catalog, keywords = self._create(CATALOG), self._create(KEYWORDS)
             self._stack = self._stack.pop_all()
         self._catalog = CatalogWriter(catalog, shards, schema, copied, batch_bytes)
+        self._keywords = KeywordWriter(keywords)
 
     def __enter__(self) -> SegmentWriter:
         return self
@@ -87,21 +92,31 @@ class SegmentWriter:
         """Take consecutive rows of the shard at `shards[shard]`, the first being its row
         `first`."""
         self._catalog.add(shard, first, rows)
-        for column, lists in self._lists.items():
-            vectors, has = vectors_of(rows[column])
-            self._raw[column].write(vectors.tobytes())
-            self._vectors[column] += int(has.sum())
-            if lists is not None:
-                lists.add(vectors[has], self.rows + np.flatnonzero(has))
+        self._keywords.add(rows)
+        for column in self._lists:
+            self._add_vectors(column, *vectors_of(rows[column]))
         self.rows += len(rows)
 
-    def leave_out(self, shard: int) -> None:
-        """The shard at `shards[shard]`, of which no rows were added, is not part of the segment."""
-        del self._shards[shard]
+    def copy(self, shard: int, rows: pa.Table, vectors: dict[str, np.ndarray]) -> None:
+        """Take rows of another segment, of the shard at `shards[shard]`: its catalog's, as
+        `CatalogWriter.copy` takes them, and of each column its vectors (n, D) float16, zero where a
+        row has none."""
+        self._catalog.copy(shard, rows)
+        self._keywords.add(rows)
+        for column, copied in vectors.items():
+            self._add_vectors(column, copied, np.any(copied, axis=1))
+        self.rows += len(rows)
+
+    def _add_vectors(self, column: str, vectors: np.ndarray, has: np.ndarray) -> None:
+        self._raw[column].write(vectors.tobytes())
+        self._vectors[column] += int(has.sum())
+        if (lists := self._lists[column]) is not None:
+            lists.add(vectors[has], self.rows + np.flatnonzero(has))
 
     def commit(self) -> tuple[SegmentRecord, FileSum]:
         """Name every file, `segment.json` last; returns the record and its checksum."""
         self._catalog.close()
+        self._keywords.close()
         for column, lists in self._lists.items():
             if lists is not None:
                 lists.write(self._create(f"{column}.lists"), self._create(f"{column}.sizes"))
@@ -127,15 +142,12 @@ class SegmentWriter:
         return digest
 
 
-class DeletedRows(Protocol):
-    """Where the deletions of a segment are stored."""
+class OpenFiles:
+    """What is made of a segment's files, by use; of one segment in several generations once."""
 
-    @property
-    def rows(self) -> int: ...
-    @property
-    def file(self) -> str: ...
-    @property
-    def checksum(self) -> FileSum: ...
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.made: dict[object, Any] = {}
 
 
 class Segment:
@@ -145,12 +157,24 @@ class Segment:
     Using a file raises CollectionError where it is damaged, SegmentGone where it was removed."""
 
     def __init__(
-        self, folder: Folder, record: SegmentRecord, deletions: DeletedRows | None = None
+        self,
+        folder: Folder,
+        record: SegmentRecord,
+        deletions: Deletions | None = None,
+        files: OpenFiles | None = None,
     ) -> None:
+        """files: those of the same segment that are open already."""
         self.record, self.deletions = record, deletions
         self._folder = folder
-        self._lock = threading.RLock()
-        self._open: dict[object, Any] = {}
+        self._files = OpenFiles() if files is None else files
+        self._lock, self._open = self._files.lock, self._files.made
+        self._deleted: np.ndarray | None = None
+
+    def with_deletions(self, deletions: Deletions | None) -> Segment:
+        """The same segment in another generation; the two share what either has open."""
+        if deletions == self.deletions:
+            return self
+        return Segment(self._folder, self.record, deletions, self._files)
 
     def __len__(self) -> int:
         return self.record.rows
@@ -159,6 +183,20 @@ class Segment:
     def catalog(self) -> Catalog:
         return self._open_once(
             CATALOG, lambda file, where, rebuild: Catalog(file, where, rebuild, self.record.rows)
+        )
+
+    @property
+    def keywords(self) -> Keywords:
+        """Raises CollectionError where the index was built without them."""
+        if KEYWORDS not in self.record.files:
+            raise CollectionError(
+                display_name(self._folder.url),
+                expected="an index with keywords",
+                found="one of an earlier version, without them",
+                do=f"run {build_command(self._folder)}",
+            )
+        return self._open_once(
+            KEYWORDS, lambda file, where, rebuild: Keywords(file, where, rebuild, self.record.rows)
         )
 
     def exact(self, column: str) -> Any:
@@ -198,24 +236,33 @@ class Segment:
         deletions = self.deletions
         if deletions is None:
             return None
-
-        def opened(file: BufferedReader, where: str, rebuild: str) -> np.ndarray:
-            bits = np.frombuffer(file.read(), np.uint8)
-            deleted = np.unpackbits(bits, bitorder="little")[: self.record.rows].astype(bool)
-            if len(deleted) != self.record.rows or int(deleted.sum()) != deletions.rows:
-                raise CollectionError(
-                    where,
-                    expected=f"{deletions.rows} deleted of {self.record.rows} rows",
-                    found=f"{int(deleted.sum())} of {len(deleted)}",
-                    do=f"run {rebuild}",
-                )
-            return deleted
-
         with self._lock:
-            if "deleted" not in self._open:
-                with self._opened(deletions.file, deletions.checksum) as (file, where):
-                    self._open["deleted"] = opened(file, where, build_command(self._folder))
-            return self._open["deleted"]
+            if self._deleted is None:
+                where = display_name(self._folder.url_of(deletions.file))
+                bits = np.frombuffer(self._read(deletions.file, deletions.checksum), np.uint8)
+                deleted = np.unpackbits(bits, bitorder="little")[: len(self)].astype(bool)
+                if len(deleted) != len(self) or int(deleted.sum()) != deletions.rows:
+                    raise CollectionError(
+                        where,
+                        expected=f"{deletions.rows} deleted of {len(self)} rows",
+                        found=f"{int(deleted.sum())} of {len(deleted)}",
+                        do=f"run {build_command(self._folder)}",
+                    )
+                self._deleted = deleted
+            return self._deleted
+
+    def _read(self, name: str, checksum: FileSum) -> bytes:
+        """The content of a small file, compared at every reading: remembering what was right would
+        cost as much."""
+        try:
+            content = self._folder.read_bytes(name)
+        except StorageError:
+            if self._folder.stat(name) is None:
+                raise self._gone(display_name(self._folder.url_of(name))) from None
+            raise
+        if (found := FileSum.of(content)) != checksum:
+            raise self._damaged(found, checksum, display_name(self._folder.url_of(name)))
+        return content
 
     def raw(self, column: str) -> np.ndarray:
         """(rows, dim) float16, mapped, zero where a row has no vector."""
@@ -263,7 +310,7 @@ class Segment:
         """A file whose content has its checksum; of an object store, its cached copy."""
         if self._folder.local is None:
             try:
-                return open_cached(self._folder, file, checksum, self)
+                return open_cached(self._folder, file, checksum, self._files)
             except (SourceError, StorageError):
                 if self._folder.stat(file) is None:
                     raise self._gone(where) from None
@@ -276,8 +323,10 @@ class Segment:
             local.seek(0)
             return local
         with local:
-            found = FileSum.of_file(local)
-        raise CollectionError(
+            raise self._damaged(FileSum.of_file(local), checksum, where)
+
+    def _damaged(self, found: FileSum, checksum: FileSum, where: str) -> CollectionError:
+        return CollectionError(
             where,
             expected=f"checksum {checksum.blake2b}, {checksum.size} bytes",
             found=f"{found.blake2b}, {found.size} bytes",

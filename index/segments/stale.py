@@ -67,7 +67,7 @@ class EmbeddedShards:
             return "" if embedding is None else "new"  # None: a shard that is not done yet
         same = embedding is not None and (embedding.edition, embedding.rows) == (
             known.edition,
-            known.rows,
+            known.file_rows,
         )
         return "" if same else "changed"
 

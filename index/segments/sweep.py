@@ -50,12 +50,20 @@ LOG = logging.getLogger(__name__)
 
 
 @contextmanager
-def sweeping(run: Run, settings: IndexSettings) -> Iterator[None]:
+def sweeping(
+    run: Run,
+    settings: IndexSettings,
+    keep: Callable[[], Set[str]] = frozenset,
+    *,
+    make_room: bool = True,
+) -> Iterator[None]:
     """Room is made before a build, and what it has written is removed where it fails: a disk that
-    was full once must not stay so."""
+    was full once must not stay so. keep: folders of dead builds that this one may take up.
+    make_room: an edit, which is small, need not wait for that."""
     before = numbers_in(run.folder.list(GENERATIONS), "json")
-    run.wait_for_verdicts(filter(None, map(run_of_folder, leftovers(run.folder))))
-    sweep(run.folder, run, settings, warn=False)  # the one at the end does
+    if make_room:
+        run.wait_for_verdicts(filter(None, map(run_of_folder, leftovers(run.folder))))
+        sweep(run.folder, run, settings, warn=False, keep=keep())  # the one at the end warns
     try:
         yield
     except BaseException:
@@ -78,14 +86,22 @@ def _left_for_the_next() -> Iterator[None]:
         LOG.warning("left for the next build to remove: %s", error)
 
 
-def sweep(folder: Folder, run: Run, settings: IndexSettings, *, warn: bool = True) -> list[str]:
+def sweep(
+    folder: Folder,
+    run: Run,
+    settings: IndexSettings,
+    *,
+    warn: bool = True,
+    keep: Set[str] = frozenset(),
+) -> list[str]:
     """Remove what is not needed any more, of this run too; returns the names of what was
-    removed. warn: of generations that keep it from doing so."""
+    removed. warn: of generations that keep it from doing so. keep: folders that stay."""
     removed = run.remove_temporaries(["index", GENERATIONS, "runs"]) + run.abort_uploads()
-    unnamed, unreadable = _remove_unnamed(folder, run)  # first: that makes room for the marks
+    # First: that makes room for the marks.
+    unnamed, unreadable = _remove_unnamed(folder, run, keep=keep)
     old = _remove_old_generations(folder, run, settings, unreadable)
     if old:
-        more, unreadable = _remove_unnamed(folder, run)
+        more, unreadable = _remove_unnamed(folder, run, keep=keep)
         unnamed += more
     if warn:
         _warn(unreadable)
@@ -102,7 +118,7 @@ def remove_unnamed(folder: Folder, run: Run, before: Collection[int] = ()) -> li
 
 
 def _remove_unnamed(
-    folder: Folder, run: Run, before: Collection[int] = ()
+    folder: Folder, run: Run, before: Collection[int] = (), keep: Set[str] = frozenset()
 ) -> tuple[list[str], dict[int, CollectionError]]:
     """The same, and the generations that cannot be read. What these name is not known, not even by
     its age (clocks are set): all segments stay, but for those of this run."""
@@ -112,7 +128,7 @@ def _remove_unnamed(
         running |= run.mark_dead()
     except StorageError as error:  # of a full disk, in which room is to be made now
         LOG.warning("dead runs are not marked: %s", error)
-    named: set[str] = set()
+    named = set(keep)
     unreadable: dict[int, CollectionError] = {}
     for number in numbers_in(folder.list(GENERATIONS), "json"):
         try:

@@ -7,7 +7,8 @@ encodes and scans; FAISS never sees the centroids.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
 from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.stored_records import read_record
 
 # On disk float16 is enough for what only ranks and assigns; what is used is what was stored.
 _STORED = {
@@ -56,6 +58,14 @@ class Trained:
         same in the space of the codes."""
         x = coded if self.plan.space == "projected" else xb
         return self._assigner.search(np.ascontiguousarray(x, dtype=np.float32), 1)[1][:, 0]
+
+    def distances(self, xb: np.ndarray) -> np.ndarray:
+        """Of rows (N, D) to the centroids of their lists, in the space of the lists: (N,)
+        float32."""
+        x = coded = np.ascontiguousarray(self.rows(xb))
+        if self.plan.space == "full":
+            x = xb
+        return np.linalg.norm(x - self.centroids[self.assign(xb, coded)], axis=1)
 
     def rank(self, xq: np.ndarray, projected: np.ndarray, nprobe: int) -> np.ndarray:
         """The best lists of each query, best first: (Q, nprobe) int64. xq, projected: the queries,
@@ -108,13 +118,22 @@ class Trained:
         """The arrays as a safetensors file."""
         from safetensors.numpy import save
 
-        return save(
-            {
-                name: np.ascontiguousarray(value.astype(dtype))
-                for name, dtype in _STORED.items()
-                if (value := getattr(self, name)) is not None
-            }
-        )
+        arrays = {
+            name: np.ascontiguousarray(value.astype(dtype))
+            for name, dtype in _STORED.items()
+            if (value := getattr(self, name)) is not None
+        }
+        return save(arrays, {"plan": json.dumps(asdict(self.plan))})
+
+    @staticmethod
+    def plan_of(data: bytes, where: str) -> Plan:
+        """The plan in a safetensors file; CollectionError where there is none."""
+        try:
+            length = int.from_bytes(data[:8], "little")
+            plan = json.loads(data[8 : 8 + length])["__metadata__"]["plan"].encode()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CollectionError(where, expected="a plan", found=str(error)) from error
+        return read_record(plan, where, Plan, what="a plan")
 
     @classmethod
     def from_bytes(cls, data: bytes, plan: Plan, dim: int, where: str, do: str) -> Trained:

@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Container, Iterator
 
 import numpy as np
+import pyarrow as pa
 
 from chiasm.index.segments import (
     FileSum,
     Generation,
     IndexedShard,
     Segment,
+    SegmentEntry,
     build_command,
     copied_columns,
     current_number,
@@ -22,6 +24,7 @@ from chiasm.index.segments import (
     open_generation,
     read_manifest,
     rows_in_lists,
+    rows_of_shards,
     segment_file,
     stale_shards,
 )
@@ -30,6 +33,7 @@ from chiasm.pipeline.collection import (
     EmbeddingFile,
     find_embedding,
     read_relocations,
+    vectors_of,
 )
 from chiasm.pipeline.errors import ChiasmError, CollectionError
 from chiasm.pipeline.storage import Folder
@@ -63,12 +67,39 @@ def check_index(collection: Collection, checked: Counter[str]) -> Iterator[Findi
     yield from shared
     if shared:
         return  # without these the segments cannot be read
-    for segment in generation.segments:
+    yield from _check_coverage(generation, where, rebuild)
+    for entry, segment in zip(generation.manifest.segments, generation.segments, strict=True):
         checked["segments"] += 1
         damaged = list(_check_files(folder, segment))
+        if not damaged:
+            try:
+                damaged = list(_check_deleted(entry, segment, rebuild))
+            except CollectionError as error:
+                damaged = [Finding.of("index", error)]
         yield from damaged
         if not damaged:
-            yield from _check_segment(folder, segment, generation, set(stale))
+            skipped = {*stale, *entry.retired}
+            yield from _check_segment(folder, segment, generation, skipped)
+
+
+def _check_coverage(generation: Generation, where: str, rebuild: str) -> Iterator[Finding]:
+    """Each shard's rows are in one place, but for those that are retired."""
+    live = Counter(shard.shard for shard in generation.manifest.without_rows)
+    for entry, segment in zip(generation.manifest.segments, generation.segments, strict=True):
+        live.update({shard.shard for shard in segment.record.shards} - {*entry.retired})
+    for shard_id, count in live.items():
+        if count > 1:
+            yield Finding(where, f"shard {shard_id} is in {count} segments", rebuild)
+
+
+def _check_deleted(entry: SegmentEntry, segment: Segment, rebuild: str) -> Iterator[Finding]:
+    """As many rows are deleted as the generation says, all of a retired shard's among them."""
+    deleted = segment.deleted()
+    for shard, rows in rows_of_shards(segment):
+        gone = not shard.rows or (deleted is not None and bool(deleted[rows].all()))
+        if shard.shard in entry.retired and not gone:
+            what = f"rows of shard {shard.shard} are found, though it is retired"
+            yield Finding(f"segment {entry.id}", what, rebuild)
 
 
 def _check_others(folder: Folder, live: int) -> Iterator[Finding]:
@@ -105,8 +136,9 @@ def _check_file(folder: Folder, name: str, checksum: FileSum) -> Iterator[Findin
 
 
 def _check_segment(
-    folder: Folder, segment: Segment, generation: Generation, stale: set[str]
+    folder: Folder, segment: Segment, generation: Generation, skipped: set[str]
 ) -> Iterator[Finding]:
+    """The segment's parts agree, and are as the embeddings are; not so the shards `skipped`."""
     record = segment.record
     where = f"segment {record.id}"
     rebuild = f"run {build_command(folder)}"
@@ -133,7 +165,7 @@ def _check_segment(
     relocated = read_relocations(folder).shards
     for shard in record.shards:
         try:
-            file = None if shard.shard in stale else find_embedding(folder, shard.shard)
+            file = None if shard.shard in skipped else find_embedding(folder, shard.shard)
             if file is not None:
                 columns = list(generation.manifest.columns)
                 for what in _differences(segment, shard, first, file, columns, relocated):
@@ -155,6 +187,13 @@ def _differences(
     copied = copied_columns(segment.catalog.modalities)
     table = file.read([*copied, *columns])
     catalog = segment.catalog.table().slice(first, shard.rows)
+    numbers = segment.catalog.row_numbers(slice(first, first + shard.rows))
+    rising = bool((np.diff(numbers) > 0).all())
+    if not rising or set(numbers.tolist()) - set(range(file.rows)) or file.rows != shard.file_rows:
+        yield "row numbers of the catalog are not those of the file: ids name other rows"
+        return
+    if shard.removed:
+        table = table.take(pa.array(numbers))
     for name in copied:
         if not catalog[name].combine_chunks().equals(table[name].combine_chunks()):
             yield f"column {name} of the catalog differs from the embeddings"
@@ -166,10 +205,8 @@ def _differences(
     # A row of a relocated shard is read where that is now, whatever URL the catalog has.
     if shard.shard not in relocated and set(catalog["url"].to_pylist()) - {url}:
         yield f"rows of the catalog whose url is not {url}"
-    if catalog["row"].to_pylist() != list(range(shard.rows)):
-        yield "row numbers of the catalog are not consecutive: ids name other rows"
     for column in columns:
-        vectors, has = file.vectors(column)
+        vectors, has = vectors_of(table[column])
         stored = segment.raw(column)[first : first + shard.rows]
         if np.array_equal(vectors, stored):
             continue

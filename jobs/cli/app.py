@@ -60,9 +60,16 @@ COMMANDS: dict[str, str | Group] = {  # in the order of --help
     "embed": "Embed shards into a collection, on this machine or a cluster.",
     "status": "Show what a collection and its index hold, what was dropped, and which runs are on.",
     "index": Group(
-        "Build the index of a collection.",
+        "Build the index of a collection, and edit it while it answers.",
         "",
-        {"build": "Build the index of a collection and make it live."},
+        {
+            "build": "Build the index of a collection and make it live.",
+            "add": "Add the rows of shards that the index does not cover yet.",
+            "delete": "Leave rows out of every answer.",
+            "compact": "Write sparse and small segments of an index anew.",
+            "rollback": "Make an earlier generation of the index live again.",
+            "status": "Show the generations of an index.",
+        },
     ),
     "search": "Search a collection by a text, by a picture, or by both.",
     "match": "Score how well texts describe a picture.",
@@ -100,10 +107,6 @@ def load_command(name: str) -> tuple[Callable[..., None], str]:
             from chiasm.jobs.cli import status
 
             return status.status, status.HELP
-        case "index build":
-            from chiasm.jobs.cli import index
-
-            return index.build, index.HELP
         case "search":
             from chiasm.jobs.cli import search
 
@@ -128,7 +131,24 @@ def load_command(name: str) -> tuple[Callable[..., None], str]:
             from chiasm.jobs.cli import submit
 
             return submit.submit, submit.HELP
-    return _load_upkeep(name)
+    return _load_index(name) if name.startswith("index ") else _load_upkeep(name)
+
+
+def _load_index(name: str) -> tuple[Callable[..., None], str]:
+    """The same of the commands of `chiasm index`."""
+    if name == "index build":
+        from chiasm.jobs.cli import index
+
+        return index.build, index.HELP
+    from chiasm.jobs.cli import index_edit
+
+    return {
+        "index add": (index_edit.add, index_edit.ADD_HELP),
+        "index delete": (index_edit.delete, index_edit.DELETE_HELP),
+        "index compact": (index_edit.compact, index_edit.COMPACT_HELP),
+        "index rollback": (index_edit.rollback, index_edit.ROLLBACK_HELP),
+        "index status": (index_edit.status, index_edit.STATUS_HELP),
+    }[name]
 
 
 def _load_upkeep(name: str) -> tuple[Callable[..., None], str]:

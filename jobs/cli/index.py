@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from chiasm.index import BuildSummary, build_index
-from chiasm.jobs.cli.options import Assignments, Collection, Preset
-from chiasm.jobs.config import compose
+from chiasm.index.build import draw_reports
+from chiasm.jobs.cli.options import Address, Assignments, Collection, Preset
+from chiasm.jobs.cli.units import gigabytes, milliseconds
+from chiasm.jobs.config import Settings, compose
 from chiasm.jobs.console import json_line, printable
+from chiasm.pipeline.errors import StorageError
 
 HELP = """
   chiasm index build photos.chiasm
-  chiasm index build photos.chiasm --column image --column joint
+  chiasm index build photos.chiasm --column image --recall 0.98 --memory 2GB
 
-Below 100,000 rows a column is searched exactly; above, by an IVF index of 8-bit codes whose
-candidates are scored again exactly. The live index answers until the new one is complete."""
+Below 10,000 rows a column is searched exactly. Above, plans are tried on a sample: the cheapest
+that gets the recall on text queries and on pictures, within the limits, is built and measured
+against exact search. What it promises is printed, and stored with the index. The live index answers
+until the new one is complete."""
+Recall = Annotated[
+    float | None, typer.Option(help="Share of the best rows to be found. (default: 0.95)")
+]
+At = Annotated[int | None, typer.Option(help="How many best rows these are. (default: 10)")]
+Memory = Annotated[
+    str | None, typer.Option(help="Of an open column, at the most: 4GB, 500MB. (default: any)")
+]
+Latency = Annotated[
+    str | None, typer.Option(help="Of 99 % of single queries, at the most: 10ms. (default: any)")
+]
+Kind = Annotated[
+    str | None,
+    typer.Option("--index", metavar="KIND", help="exact, ivf or projected. (default: tuned)"),
+]
+Dims = Annotated[int | None, typer.Option(help="Dimensions of a projected index. (default: tuned)")]
+Queries = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Text queries to tune with, one a line.")
+]
+Plot = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Draw recall and queries a second: a PNG.")
+]
 SHOWN_FIELDS = 20  # fields of the json whose types were widened
 
 
@@ -31,22 +59,74 @@ def build(
             "(default: all with vectors)"
         ),
     ] = None,
+    recall: Recall = None,
+    at: At = None,
+    memory: Memory = None,
+    latency: Latency = None,
+    kind: Kind = None,
+    dims: Dims = None,
+    queries: Queries = None,
+    plot: Plot = None,
+    address: Address = None,
     preset: Preset = "laptop",
     assignments: Assignments = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was built as JSON.")] = False,
 ) -> None:
-    settings = compose(preset, assignments or (), uses=["index"]).index
+    flags = {
+        "index.recall": recall,
+        "index.at": at,
+        "index.memory_gb": gigabytes(memory, "--memory"),
+        "index.latency_ms": milliseconds(latency, "--latency"),
+        "index.kind": kind,
+        "index.dims": dims,
+        "index.queries": queries,
+    }
+    composed = compose(preset, assignments or (), flags, uses=["index", "workers"])
+    summary = _built(collection, column, address, composed)
+    if plot is not None:
+        write_plot(plot, summary)
+    if as_json:
+        print(json_line(asdict(summary)))
+    else:
+        print_summary(summary)
+
+
+def _built(
+    collection: str, column: list[str] | None, address: str | None, composed: Settings
+) -> BuildSummary:
+    settings = composed.index
     console = Console(stderr=True)
     with console.status("reading embeddings") as status:
 
         def report(stage: str, done: int, total: int) -> None:
             status.update(f"{stage}: {done:,} of {total:,} rows")
 
-        summary = build_index(collection, columns=column, settings=settings, progress=report)
-    if as_json:
-        print(json_line(asdict(summary)))
-    else:
-        print_summary(summary)
+        if address is None and composed.workers.count == 1:
+            return build_index(collection, columns=column, settings=settings, progress=report)
+        else:
+            from chiasm.jobs.build_index import build_on_cluster
+
+            return build_on_cluster(
+                collection,
+                address=address,
+                workers=composed.workers,
+                columns=column,
+                settings=settings,
+                progress=report,
+            )
+
+
+def write_plot(path: str, summary: BuildSummary) -> None:
+    """Draw what was measured; StorageError where the file cannot be written."""
+    if not summary.reports:
+        print("no plot: nothing was measured", file=sys.stderr)
+        return
+    drawn = draw_reports(list(summary.reports.values()))
+    try:
+        Path(path).write_bytes(drawn)
+    except OSError as error:
+        expected, found = "a file to write", error.strerror or str(error)
+        raise StorageError(f"--plot {path}", expected=expected, found=found) from error
 
 
 def print_summary(summary: BuildSummary) -> None:
@@ -55,6 +135,9 @@ def print_summary(summary: BuildSummary) -> None:
     print(printable(f"generation {summary.generation} is live: {rows} of {shards}"))
     for column, kind in summary.columns.items():
         print(printable(f"  {column:<6}{summary.vectors[column]:>12,} vectors  {kind}"))
+    for report in summary.reports.values():
+        for line in report.lines():
+            print(printable(f"  {line}"))
     for field in summary.meta[:SHOWN_FIELDS]:
         values = ", ".join(f"{name} {value}" for name, value in field.items())
         print(printable(f"  meta {values}"))

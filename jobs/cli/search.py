@@ -26,6 +26,7 @@ HELP = """
   chiasm search photos.chiasm --image boat.jpg --column text
   chiasm search photos.chiasm --json < queries.txt
   chiasm search photos.chiasm "a red boat" --rerank match:20
+  chiasm search photos.chiasm "bus 42 at the station" --hybrid
 
 Without text and picture, queries are read from stdin, one a line. Columns: image finds pictures,
 text finds captions, joint finds pairs. A text and a picture together are searched by the mean of
@@ -49,6 +50,15 @@ Rerank = Annotated[
 ]
 
 
+Column = Annotated[
+    str, typer.Option(help="image, text, joint, or another modality of the encoder.")
+]
+Sheet = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="Draw the results as one picture: .png, .jpg, .jpeg or .webp."
+    ),
+]
 FalseAlarms = Annotated[
     float | None,
     typer.Option(
@@ -64,18 +74,14 @@ def search(
     words: Words = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 10,
     image: ImageQuery = None,
-    column: Annotated[
-        str, typer.Option(help="image, text, joint, or another modality of the encoder.")
-    ] = "image",
+    column: Column = "image",
     rerank: Rerank = None,
+    hybrid: Annotated[
+        bool, typer.Option("--hybrid", help="Find captions that have the words, too.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a query.")] = False,
     false_alarms: FalseAlarms = None,
-    sheet: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="Draw the results as one picture: .png, .jpg, .jpeg or .webp."
-        ),
-    ] = None,
+    sheet: Sheet = None,
     allow_stale: Annotated[
         bool, typer.Option(help="Search an index that does not cover all embeddings.")
     ] = False,
@@ -98,7 +104,14 @@ def search(
     answers: list[Answer] = []
     nprobe = settings.index.nprobe or None
     make_query = partial(
-        Query, image=image, column=column, k=k, nprobe=nprobe, rerank=stages, calibrated=calibrated
+        Query,
+        image=image,
+        column=column,
+        k=k,
+        nprobe=nprobe,
+        rerank=stages,
+        hybrid=hybrid,
+        calibrated=calibrated,
     )
     for queries in _batches(text, make_query, from_stdin):
         batch = searcher.search_many(queries)
@@ -116,7 +129,8 @@ def _print_answers(answers: list[Answer], as_json: bool, false_alarms: float | N
             print(json_line(answer.as_json()))
         else:
             if false_alarms is not None and answer.nothing_matches(false_alarms):
-                print(f"nothing here matches (at a false-alarm rate of {100 * false_alarms:g} %)")
+                rate = f"{100 * false_alarms:g} %"
+                print(printable(f"nothing here matches (at a false-alarm rate of {rate})"))
             for line in format_answer(answer).splitlines():
                 print(printable(line))
     sys.stdout.flush()

@@ -58,7 +58,11 @@ def format_index(index: IndexStatus) -> str:
     if index.state in ("missing", "damaged"):
         return f"index: {index.state}; {index.do}"
     columns = ", ".join(f"{name} ({kind})" for name, kind in index.columns.items())
-    line = f"index: generation {index.generation}, {index.rows:,} rows, columns {columns}"
+    deleted = f" ({index.deleted:,} deleted)" if index.deleted else ""
+    line = f"index: generation {index.generation}, {index.rows:,} rows{deleted}, columns {columns}"
+    if index.drift:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in index.drift.items())
+        line = f"{line}, drift of added rows {shares}"
     if index.instead_of:
         line = f"{line}, in place of the live one ({index.instead_of})"
     if not index.do:

@@ -77,6 +77,17 @@ class EmbeddingFile:
                     group = file.read_row_group(number, columns)
                 yield group
 
+    def read_groups(
+        self, columns: list[str], numbers: Iterable[int], metadata: pq.FileMetaData
+    ) -> pa.Table:
+        """Some row groups as one table. metadata: the file's, read before. Raises CollectionError
+        where the file is damaged."""
+        with (
+            _damage_errors(self.folder, self.shard_id),
+            _open(self.folder, self.shard_id, metadata) as file,
+        ):
+            return file.read_row_groups(list(numbers), columns)
+
     def row(self, key: str, columns: list[str] | None = None) -> pa.Table | None:
         """The row of one sample as a table of one row; None where the shard has no such key.
 
@@ -175,12 +186,14 @@ def stored_parquet_name(folder: Folder, shard_id: str) -> str:
     return name
 
 
-def _open(folder: Folder, shard_id: str) -> pq.ParquetFile:
+def _open(folder: Folder, shard_id: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
     with _damage_errors(folder, shard_id):
         file = folder.open_seekable(stored_parquet_name(folder, shard_id))
         # From a store, the columns of a row group are read in few ranges, not one for each column.
         remote = folder.local is None
-        return pq.ParquetFile(file, pre_buffer=remote, page_checksum_verification=True)
+        return pq.ParquetFile(
+            file, metadata=metadata, pre_buffer=remote, page_checksum_verification=True
+        )
 
 
 @contextlib.contextmanager

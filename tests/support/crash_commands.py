@@ -11,6 +11,13 @@ from fake_encoder import FakeEncoder
 from tiny_shards import make_shard
 
 from chiasm.index import build_index
+from chiasm.index.build import (
+    ByKey,
+    add_to_index,
+    compact_index,
+    delete_from_index,
+    roll_back_index,
+)
 from chiasm.index.plan import IndexSettings
 from chiasm.pipeline.collection import FOLDERS, Run
 from chiasm.pipeline.forget import forget
@@ -47,6 +54,35 @@ def _build_again(folder: Path, to: str) -> Callable[[], object]:
     return lambda: build_index(to, settings=settings)
 
 
+def _add(folder: Path, to: str) -> Callable[[], object]:
+    """A new shard, a changed one and one that is gone."""
+    _build(folder, to)()
+    delete_from_index(to, lambda generation: ByKey(["00000000", "00100001"]), settings=SWEPT)
+    forget(Folder(to), [str(folder / "shards" / "s0.tar")])
+    shards = [make_shard(folder / "shards" / f"s{n}.tar", 4, seed=20 + n) for n in (1, 2)]
+    make_collection(shards, to, FakeEncoder())
+    return lambda: add_to_index(to, settings=SWEPT)
+
+
+def _delete(folder: Path, to: str) -> Callable[[], object]:
+    _build(folder, to)()
+    keys = ["00000000", "00100001"]
+    return lambda: delete_from_index(to, lambda generation: ByKey(keys), settings=SWEPT)
+
+
+def _compact(folder: Path, to: str) -> Callable[[], object]:
+    """Two segments, rows of one deleted."""
+    _delete(folder, to)()
+    make_collection([make_shard(folder / "shards" / "s2.tar", 4, seed=22)], to, FakeEncoder())
+    add_to_index(to, settings=SWEPT)
+    return lambda: compact_index(to, settings=SWEPT)
+
+
+def _roll_back(folder: Path, to: str) -> Callable[[], object]:
+    _delete(folder, to)()
+    return lambda: roll_back_index(to, 1, settings=SWEPT)
+
+
 def _relocate(folder: Path, to: str) -> Callable[[], object]:
     _build(folder, to)()
     old, new = folder / "shards", folder / "elsewhere"
@@ -67,11 +103,17 @@ def _forget(folder: Path, to: str) -> Callable[[], object]:
     return command
 
 
+# A generation that another replaces goes at once, but for the one before it.
+SWEPT = IndexSettings(tune=False, exact_below=1, keep_generations=2, keep_seconds=0)
 COMMANDS: dict[str, Prepare] = {
     "embed": _embed,
     "embed anew": _embed_anew,
     "index build": _build,
     "index build again": _build_again,
+    "index add": _add,
+    "index delete": _delete,
+    "index compact": _compact,
+    "index rollback": _roll_back,
     "relocate": _relocate,
     "forget": _forget,
 }

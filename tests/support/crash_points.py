@@ -74,6 +74,7 @@ class DiskCrash:
     recorded: RecordedDisk
     expected: dict[str, bytes]
     lasting_shards: set[str]
+    live: list[dict[str, bytes]]  # the live segments before it and after it
 
     @classmethod
     def record(cls, folder: Path, prepare: Prepare) -> DiskCrash:
@@ -87,7 +88,9 @@ class DiskCrash:
         with using(disk):
             command()
         done &= done_shards(str(root))
-        made = cls(root, command, disk, lasting(Tree.read(root).files()), done)
+        after = Tree.read(root).files()
+        live = [live_segments(disk.before.files()), live_segments(after)]
+        made = cls(root, command, disk, lasting(after), done, live)
         made._verify()
         return made
 
@@ -105,6 +108,7 @@ class DiskCrash:
         state.write(self.root)
         for path in self.root.glob("runs/.*.tmp"):  # some time ago: no run is about to begin
             os.utime(path, (0, 0))
+        require_old_or_new(state.files(), self.live)
         with using(Unflushed()):
             require_rows(str(self.root), self.lasting_shards)
             self.command()
@@ -136,6 +140,7 @@ class StoreCrash:
     expected: dict[str, bytes]
     lasting_shards: set[str]
     requests: int  # that it makes
+    live: list[dict[str, bytes]]  # as of a disk
 
     @classmethod
     def record(cls, folder: Path, prepare: Prepare) -> StoreCrash:
@@ -152,7 +157,9 @@ class StoreCrash:
             store.step = lambda when, kind, path: None
             done &= done_shards(STORE_ROOT)
             count = requests.count("before")
-            made = cls(command, before, store.log, lasting(_files(store)), done, count)
+            after = _files(store)
+            live = [live_segments(_contents(before)), live_segments(after)]
+            made = cls(command, before, store.log, lasting(after), done, count, live)
             made._verify(store)
         return made
 
@@ -187,6 +194,7 @@ class StoreCrash:
 
     def recover(self, state: dict[str, Object]) -> None:
         store = SimulatedStore(objects=dict(state))
+        require_old_or_new(_contents(state), self.live)
         with using_store(store):
             require_rows(STORE_ROOT, self.lasting_shards)
             self.command()
@@ -221,7 +229,11 @@ _PREFIX = STORE_ROOT.removeprefix("s3://") + "/"
 
 
 def _files(store: SimulatedStore) -> dict[str, bytes]:
-    return {path.removeprefix(_PREFIX): found.data for path, found in store.objects.items()}
+    return _contents(store.objects)
+
+
+def _contents(objects: dict[str, Object]) -> dict[str, bytes]:
+    return {path.removeprefix(_PREFIX): found.data for path, found in objects.items()}
 
 
 def done_shards(root: str) -> set[str]:
@@ -254,7 +266,7 @@ def verify(root: str, files: dict[str, bytes], expected: dict[str, bytes]) -> No
     for number in numbers(folder):
         manifest = read_manifest(folder, number)
         named |= {f"index/segments/{entry.id}" for entry in manifest.segments}
-        named |= {entry.file.rpartition("/")[0] for entry in manifest.trained.values()}
+        named |= {name.rpartition("/")[0] for name in manifest.shared_files()}
     folders = {name.rpartition("/")[0] for name in files}
     unnamed = {name for name in folders if run_of_folder(name) is not None} - named
     if unnamed:
@@ -278,13 +290,23 @@ def lasting(files: dict[str, bytes]) -> dict[str, bytes]:
     return found
 
 
+def require_old_or_new(files: dict[str, bytes], allowed: list[dict[str, bytes]]) -> None:
+    """Raises Lost where the live generation is neither what it was nor what it is to be."""
+    if live_segments(files) not in allowed:
+        raise Lost("the live generation is neither the old one nor the new one")
+
+
 def live_segments(files: dict[str, bytes]) -> dict[str, bytes]:
-    """The files of the live generation's segments, but for those that say which run wrote them."""
+    """The files of the live generation's segments, but for those that say which run wrote them, and
+    what is deleted in each."""
     if CURRENT not in files:
         return {}
-    manifest = json.loads(files[manifest_name(int(files[CURRENT]))])
+    number = int(files[CURRENT].partition(b"\n")[0])
+    manifest = json.loads(files[manifest_name(number)])
     found: dict[str, bytes] = {}
     for number, segment in enumerate(manifest["segments"]):
+        if deletions := segment["deletions"]:
+            found[f"segment {number}/deleted"] = files[deletions["file"]]
         folder = segment_file(segment["id"], "")
         for name, content in files.items():
             if name.startswith(folder) and not name.endswith("/segment.json"):

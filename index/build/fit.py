@@ -1,0 +1,260 @@
+"""A built index, measured over all its rows: how many lists its queries scan, and what is promised.
+
+The queries to tune on choose the number of lists such that the promise, not the mean, reaches the
+recall. The queries to report on have chosen nothing by then. Where their promise falls short by
+chance, more lists are scanned until it does not: recall grows with the number of lists, and for
+such a family taking the first member whose limit suffices costs no confidence (Bates et al., 2021,
+"Distribution-free, risk-controlling prediction sets").
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from chiasm.index.build.measure import (
+    FILTERED,
+    SINGLE,
+    Case,
+    least_nprobe,
+    measure,
+    one_thread,
+    random_filter,
+    recalls,
+    seconds_per_query,
+)
+from chiasm.index.build.promise import promised_recall
+from chiasm.index.build.report import CurvePoint, Report
+from chiasm.index.build.samples import Queries
+from chiasm.index.build.trials import DEEPEST, plan_bytes
+from chiasm.index.build.truth import exact_top, without_own
+from chiasm.index.build.tune import OVERSAMPLES, TunedColumn
+from chiasm.index.plan import FILTERED_SHARE, IndexSettings, Plan
+from chiasm.index.query import Allowed, ColumnIndex
+from chiasm.pipeline.errors import ChiasmError
+
+BLOCK = 65_536  # rows that are read at once for the exact answers
+STEP = 1.125  # by which lists are added where the promise falls short
+CURVE = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the lists that the plan scans
+HARDER = (*OVERSAMPLES, 12, 16, 32)  # candidates a result, where the sample's number is too few
+
+
+def fit_column(
+    tuned: TunedColumn, index: ColumnIndex, settings: IndexSettings, build_seconds: float
+) -> TunedColumn:
+    """The column with the number of lists that the recall needs, and its report.
+
+    index: of the segments that were written, all rows of the column. build_seconds: that training
+    and writing took. Raises ChiasmError where no number of lists keeps the recall or the latency.
+    """
+    if tuned.sets is None:
+        return tuned
+    began = time.perf_counter()
+    index.open()
+    cases = _cases(tuned, index, max(DEEPEST, settings.at))
+    exact_done = time.perf_counter()
+    fitted = _Fit(index, cases, settings)
+    with one_thread():
+        plan = fitted.plan()
+        report = _report(tuned, replace(index, plan=plan), cases, settings, build_seconds)
+    seconds = tuned.seconds | {
+        "exact answers": round(exact_done - began, 2),
+        "fit": round(time.perf_counter() - exact_done, 2),
+    }
+    _require_latency(index.column, report, settings)
+    return replace(tuned, plan=plan, report=replace(report, seconds=seconds))
+
+
+class _Fit:
+    """Finds the plan: cases by use, then by kind of query."""
+
+    def __init__(
+        self, index: ColumnIndex, cases: dict[str, dict[str, Case]], settings: IndexSettings
+    ) -> None:
+        self.index, self.settings = index, settings
+        self.tune, self.report = cases["tune"], cases["report"]
+        self.kind = next(iter(self.tune))
+
+    def plan(self) -> Plan:
+        plan = self.index.plan
+        if plan.exact or self.settings.nprobe:
+            return replace(plan, nprobe=min(plan.lists, self.settings.nprobe))
+        plan = self._cheapest(plan)
+        nprobe = self._enough(plan, _plain(self.report), plan.nprobe)
+        plan = replace(plan, nprobe=nprobe)
+        filtered = self._least(plan, [self.tune[FILTERED]], nprobe) or plan.lists
+        filtered = self._enough(plan, [self.report[FILTERED]], max(filtered, nprobe))
+        return replace(plan, filtered_nprobe=filtered)
+
+    def _cheapest(self, plan: Plan) -> Plan:
+        """The cheapest of the number of candidates that the sample chose and its neighbours, each
+        with the lists that it needs; more candidates where these do not do."""
+        cases, xq = _plain(self.tune), self.tune[self.kind].queries.vectors
+        place = HARDER.index(plan.oversample)
+        costs: list[tuple[float, Plan]] = []
+        for number, oversample in enumerate(HARDER):
+            near = abs(number - place) <= 1
+            if not near and (costs or number < place):
+                continue
+            tried = replace(plan, oversample=oversample)
+            nprobe = self._least(tried, cases, costs[-1][1].nprobe if costs else plan.nprobe)
+            if nprobe is not None:
+                index = replace(self.index, plan=tried)
+                cost = seconds_per_query(index, xq, self.settings.at, nprobe)
+                costs.append((cost, replace(tried, nprobe=nprobe)))
+        if costs:
+            return min(costs, key=lambda one: one[0])[1]
+        most = self._promised(replace(plan, oversample=HARDER[-1]), cases, plan.lists)
+        raise ChiasmError(
+            f"index of column {self.index.column}",
+            expected=f"a promised recall@{self.settings.at} of {self.settings.recall:g}",
+            found=f"{most:.3f} at the most, by {plan}",
+            do=f"give up the recall (--recall {math.floor(most * 100) / 100:g}), or --index exact",
+        )
+
+    def _promised(self, plan: Plan, cases: list[Case], nprobe: int) -> float:
+        """The least of the promises of these kinds of query; what comes after one that
+        falls short is not looked at."""
+        index, promised = replace(self.index, plan=plan), 1.0
+        for case in cases:
+            found = recalls(index, case, self.settings.at, nprobe)
+            promised = min(promised, promised_recall(found))
+            if promised < self.settings.recall:
+                break
+        return promised
+
+    def _least(self, plan: Plan, cases: list[Case], guess: int) -> int | None:
+        return least_nprobe(
+            lambda nprobe: self._promised(plan, cases, nprobe),
+            self.settings.recall,
+            guess,
+            plan.lists,
+        )
+
+    def _enough(self, plan: Plan, cases: list[Case], nprobe: int) -> int:
+        """So many lists or more, until the promise suffices."""
+        while nprobe < plan.lists and self._promised(plan, cases, nprobe) < self.settings.recall:
+            nprobe = min(plan.lists, math.ceil(nprobe * STEP))
+        return nprobe
+
+
+def _plain(cases: dict[str, Case]) -> list[Case]:
+    """Those without a filter."""
+    return [case for kind, case in cases.items() if kind != FILTERED]
+
+
+def _cases(tuned: TunedColumn, index: ColumnIndex, deepest: int) -> dict[str, dict[str, Case]]:
+    """The queries to tune and to report on, with their exact answers over all rows. One pass over
+    the rows answers all that have no filter."""
+    sets = tuned.sets
+    assert sets is not None
+    uses = {"tune": sets.tune, "report": sets.report}
+    plain = [
+        (use, kind, queries)
+        for use, kinds in uses.items()
+        for kind, queries in kinds.items()
+        if len(queries)
+    ]
+    exact = _exact(index, [queries for _, _, queries in plain], deepest, None)
+    cases: dict[str, dict[str, Case]] = {use: {} for use in uses}
+    for (use, kind, queries), scores in zip(plain, exact, strict=True):
+        cases[use][kind] = Case(queries, scores)
+    allowed = random_filter([len(segment) for segment in index.segments], seed=1)
+    mains = [cases[use][sets.kind].queries for use in uses]
+    for use, queries, scores in zip(
+        uses, mains, _exact(index, mains, deepest, allowed), strict=True
+    ):
+        cases[use][FILTERED] = Case(queries, scores, allowed)
+    return cases
+
+
+def _exact(
+    index: ColumnIndex, groups: list[Queries], deepest: int, allowed: Allowed | None
+) -> list[np.ndarray]:
+    """The best scores of several groups of queries, without own rows: (Q, deepest) float32 each."""
+    xq = np.concatenate([queries.vectors for queries in groups])
+    scores, _ = exact_top(_blocks(index, allowed), xq, deepest + 1)
+    ends = np.cumsum([len(queries) for queries in groups])[:-1]
+    return [
+        without_own(part, queries.own)
+        for part, queries in zip(np.split(scores, ends), groups, strict=True)
+    ]
+
+
+def _blocks(index: ColumnIndex, allowed: Allowed | None) -> Iterator[tuple[int, np.ndarray]]:
+    """The rows of a column that may be found, some at once, from their mapped files."""
+    for number, segment in enumerate(index.segments):
+        usable = index.rows_of(number, None if allowed is None else allowed[number])
+        if usable is None:
+            usable = segment.has(index.column)
+        raw = segment.raw(index.column)
+        for start in range(0, len(segment), BLOCK):
+            block = raw[start : start + BLOCK]
+            if usable is not None:
+                block = block[usable[start : start + BLOCK]]
+            yield start, block
+
+
+def _report(
+    tuned: TunedColumn,
+    index: ColumnIndex,
+    cases: dict[str, dict[str, Case]],
+    settings: IndexSettings,
+    build_seconds: float,
+) -> Report:
+    assert tuned.sets is not None
+    plan, at, report = index.plan, settings.at, cases["report"]
+    rows = sum(segment.record.vectors[index.column] for segment in index.segments)
+    promise = dict.fromkeys(report, 1.0)
+    if not plan.exact:
+        for kind, case in report.items():
+            nprobe = plan.nprobe_for(FILTERED_SHARE) if kind == FILTERED else plan.nprobe
+            promise[kind] = promised_recall(recalls(index, case, at, nprobe))
+    dim = tuned.sets.learn.shape[1]
+    reached = promise[tuned.sets.kind] >= settings.recall
+    size = plan_bytes(plan, rows, dim)
+    measured = measure(index, report, at, size=size, seconds=build_seconds, reached=reached)
+    counts = {
+        "learn from": len(tuned.sets.learn),
+        "tune on": len(tuned.sets.tune[tuned.sets.kind]),
+        "report on": len(tuned.sets.report[tuned.sets.kind]),
+    }
+    return Report(
+        column=index.column,
+        rows=rows,
+        recall=settings.recall,
+        at=at,
+        source=tuned.sets.source,
+        queries=counts,
+        promise={kind: round(value, 4) for kind, value in promise.items()},
+        measured=measured,
+        candidates=tuned.candidates,
+        curve=tuple(_curve(index, report[tuned.sets.kind], at)),
+        small_vectors=tuned.small_vectors,
+    )
+
+
+def _curve(index: ColumnIndex, case: Case, at: int) -> Iterator[CurvePoint]:
+    if index.plan.exact:
+        return
+    some = case.first(SINGLE)
+    counts = [round(share * index.plan.nprobe) for share in CURVE]
+    for nprobe in sorted({min(max(1, count), index.plan.lists) for count in counts}):
+        recall = float(np.nanmean(recalls(index, some, at, nprobe)))
+        seconds = seconds_per_query(index, some.queries.vectors, at, nprobe)
+        yield CurvePoint(nprobe, round(recall, 4), round(1 / seconds, 1))
+
+
+def _require_latency(column: str, report: Report, settings: IndexSettings) -> None:
+    p99, limit = report.measured.p99_ms, settings.latency_ms
+    if limit and p99 > limit:
+        raise ChiasmError(
+            f"index of column {column}",
+            expected=f"99 % of queries within {limit:g} ms at recall@{report.at} {report.recall:g}",
+            found=f"{p99:.3g} ms by {report.measured.plan}",
+            do=f"give up the latency (--latency {math.ceil(p99 * 10) / 10:g}ms) or the recall",
+        )

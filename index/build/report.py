@@ -1,0 +1,108 @@
+"""What was measured when a column's plan was chosen, as it is stored with the index and printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+
+from chiasm.pipeline.stored_records import read_record
+
+Recalls = dict[str, dict[int, float]]  # kind of query -> k -> recall@k
+KS = (1, 10, 100)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A plan, measured. rows: over how many. nprobe, oversample: with which it was searched.
+    recall: of text, picture and filtered queries. bytes: of its lists and what its segments share,
+    for all rows of the column. build_seconds: training, assignment and encoding of these rows.
+    p50_ms, p99_ms: of single queries, on one thread. queries_per_second: in batches, by the
+    processor's time of one thread. reached: whether its recall is the wanted one."""
+
+    plan: str
+    rows: int
+    nprobe: int
+    oversample: int
+    recall: Recalls
+    bytes: int
+    build_seconds: float
+    p50_ms: float
+    p99_ms: float
+    queries_per_second: float
+    reached: bool
+
+
+@dataclass(frozen=True)
+class SmallVectors:
+    """What is lost where candidates are scored by smaller vectors than the stored float16: recall@k
+    of text queries on a sample of rows, were every row a candidate."""
+
+    stored: str
+    bytes: int
+    recall: dict[int, float]
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    nprobe: int
+    recall: float
+    queries_per_second: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """A column's report. recall, at: what was wanted. source: where its text queries come from.
+    queries: how many there were to learn from, to tune on and to report on. promise: by kind of
+    query a recall@at that 98 % of all sets of 500 unseen queries keep, see promise.py. measured:
+    the plan that was built, over all rows, on queries that chose nothing. candidates: those that
+    were tried on a sample. curve: of the built plan, more and fewer lists scanned. seconds: that
+    choosing and measuring took."""
+
+    column: str
+    rows: int
+    recall: float
+    at: int
+    source: str
+    queries: dict[str, int]
+    promise: dict[str, float]
+    measured: Measured
+    candidates: tuple[Measured, ...]
+    curve: tuple[CurvePoint, ...] = ()
+    small_vectors: tuple[SmallVectors, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    schema: int = 1
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), ensure_ascii=False, indent=1).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str, do: str) -> Report:
+        """Raises CollectionError for a damaged report."""
+        return read_record(data, where, cls, what="a report of an index", do=do)
+
+    def lines(self) -> Iterator[str]:
+        """The report in short, for people."""
+        counts = ", ".join(f"{count:,} to {use}" for use, count in self.queries.items())
+        yield f"{self.column}: {self.source}; queries: {counts}"
+        promised = ", ".join(f"{kind} {value:.3f}" for kind, value in self.promise.items())
+        yield f"promised recall@{self.at}: {promised} (wanted {self.recall:g})"
+        kinds = list(self.measured.recall)
+        names = "".join(f"{kind + ' @1/10/100':>22}" for kind in kinds)
+        yield f"{'plan':<42}{'nprobe':>7}{'x':>3}{names}{'MB':>8}{'p50/p99 ms':>13}{'q/s':>9}"
+        for one in (self.measured, *self.candidates):
+            cells = "".join(f"{_recalls(one.recall.get(kind, {})):>22}" for kind in kinds)
+            latency = f"{one.p50_ms:.2f}/{one.p99_ms:.2f}"
+            mark = "" if one is self.measured else f" ({one.rows:,} rows)"
+            plan = f"{one.plan}{mark}" if one.reached else f"{one.plan}{mark} -"
+            size = f"{one.bytes / 1e6:,.1f}"
+            yield (
+                f"{plan:<42}{one.nprobe:>7}{one.oversample:>3}{cells}{size:>8}{latency:>13}"
+                f"{one.queries_per_second:>9,.0f}"
+            )
+        for small in self.small_vectors:
+            yield f"scored by {small.stored}, {small.bytes} bytes a row: {_recalls(small.recall)}"
+
+
+def _recalls(recall: dict[int, float]) -> str:
+    return " ".join(f"{value:.3f}" for value in recall.values()) or "-"

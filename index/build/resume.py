@@ -1,0 +1,145 @@
+"""What a build that was killed has left, for the next one of the same recipe to take up.
+
+Two builds have the same recipe where they cover the same files under the same settings: their
+segments then hold the same shards in the same order. Taken up are the plans with what was learned
+for them, and each segment that is whole. The sweep before a build leaves them; the one at its end
+removes what was not used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+
+from chiasm.index.build.covered import CoveredShards
+from chiasm.index.build.fill import Filled, SegmentTask
+from chiasm.index.plan import IndexSettings, Plan
+from chiasm.index.segments import (
+    SEGMENTS,
+    TRAINED,
+    FileSum,
+    SegmentEntry,
+    SegmentRecord,
+    Trained,
+    numbers,
+    read_if_there,
+    read_manifest,
+    run_of_folder,
+    segment_file,
+    trained_file,
+)
+from chiasm.pipeline.collection import Run, runs
+from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.storage import Folder, display_name
+
+COMMAND = "index build"
+_NOT_OF_A_RECIPE = ("keep_generations", "keep_seconds")  # what is built does not depend on these
+
+
+def recipe_of(
+    covered: CoveredShards, settings: IndexSettings, columns: Sequence[str] | None
+) -> str:
+    """A digest of all that decides what a build writes."""
+    chosen = {
+        name: value for name, value in asdict(settings).items() if name not in _NOT_OF_A_RECIPE
+    }
+    shards = [asdict(covered.indexed[file.shard_id]) for file in covered.files]
+    facts = [chosen, sorted(columns or ()), covered.identity.fingerprint, shards]
+    text = json.dumps(facts, sort_keys=True).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+@dataclass
+class Earlier:
+    """run_ids: builds of the same recipe that were killed, the last first. segments: what they have
+    left, by `folders`. trained: by column, the plan and the file's content that are taken up."""
+
+    folder: Folder
+    dim: int
+    run_ids: list[str]
+    segments: frozenset[str] = frozenset()
+    trained: dict[str, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def find(cls, run: Run, dim: int) -> Earlier:
+        """Of the recipe in the run's own record."""
+        recipe = run.record.settings["recipe"]
+        living = {other.id for other in run.others()}
+        found = [
+            record.id
+            for record in runs(run.folder)
+            if record.state not in ("done", "failed", "stopped")
+            and record.command == COMMAND
+            and record.settings.get("recipe") == recipe
+            and record.id not in living | {run.id}
+        ]
+        return cls(run.folder, dim, sorted(found, reverse=True))
+
+    def folders(self) -> set[str]:
+        """The folders that may be taken up, as they are now."""
+        segments = self.folder.folders(SEGMENTS) if self.run_ids else []
+        kept = {name for name in segments if run_of_folder(name) in self.run_ids}
+        # Those of a generation were taken up before; a build mends an index that is damaged.
+        kept -= {f"{SEGMENTS}/{segment_id}" for segment_id in _in_generations(self.folder)}
+        self.segments = frozenset(name.rpartition("/")[2] for name in kept)
+        return kept | {f"{TRAINED}/{run_id}" for run_id in self.run_ids}
+
+    def take_trained(self, column: str) -> Trained | None:
+        """What the segments of a column share; None where no build had come so far."""
+        for run_id in self.run_ids:
+            name = trained_file(run_id, column)
+            where = display_name(self.folder.url_of(name))
+            content = read_if_there(self.folder, name)
+            if content is None:
+                continue
+            try:
+                plan = Trained.plan_of(content, where)
+                trained = Trained.from_bytes(content, plan, self.dim, where, "")
+            except CollectionError:
+                continue  # damaged: it is learned anew
+            self.trained[column] = content
+            return trained
+        return None
+
+    def take_segment(self, task: SegmentTask) -> Filled | None:
+        """The whole segment of a task that an earlier build has written; None where there is
+        none."""
+        plans = task.plans
+        number = task.segment_id.rpartition("-")[2]
+        for run_id in self.run_ids:
+            if not self._has_same_trained(run_id, plans):
+                continue
+            segment_id = f"{run_id}-{number}"
+            if segment_id not in self.segments:
+                continue
+            name = segment_file(segment_id, "segment.json")
+            content = read_if_there(self.folder, name)
+            if content is None:
+                continue
+            try:
+                record = SegmentRecord.from_json(content, self.folder, name)
+            except CollectionError:
+                continue  # damaged: it is filled anew
+            if record.shards == task.shards and set(record.vectors) == set(plans):
+                entry = SegmentEntry(record.id, record.rows, FileSum.of(content))
+                return Filled(entry, dict(record.vectors))
+        return None
+
+    def _has_same_trained(self, run_id: str, plans: Mapping[str, Plan]) -> bool:
+        return all(
+            column in self.trained
+            and read_if_there(self.folder, trained_file(run_id, column)) == self.trained[column]
+            for column, plan in plans.items()
+            if not plan.exact
+        )
+
+
+def _in_generations(folder: Folder) -> set[str]:
+    found: set[str] = set()
+    for number in numbers(folder):
+        with suppress(CollectionError):
+            found |= {entry.id for entry in read_manifest(folder, number).segments}
+    return found

@@ -1,0 +1,219 @@
+"""Which index suits a column? Chosen by what is measured on a sample of its rows.
+
+    tune_column    before segments are written: family, space, dimensions, lists, ranking and codes
+    fit_column     (fit.py) once they are: the number of lists that a query scans, and the promise
+
+Space, dimensions, lists and ranking depend on the data: none of them is a constant. They are
+searched one after the other, each with the best of those before (coordinate descent): some ten
+plans, most of which share projections and centroids.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from chiasm.index.build.report import Measured, Report, SmallVectors
+from chiasm.index.build.samples import ColumnView, QuerySets
+from chiasm.index.build.train import train
+from chiasm.index.build.trials import Trial, Trials, full_plan, plan_bytes
+from chiasm.index.plan import MIN_PER_LIST, TRAIN_PER_LIST, IndexSettings, Plan, default_plan
+from chiasm.index.segments import Trained
+from chiasm.pipeline.errors import ChiasmError, UsageError
+
+SAMPLE_ROWS = 65_536
+SAMPLE_SHARE = 0.25  # of the memory of a build: rows as float32, beside which there are copies
+DIMS = (32, 48, 64, 96, 128)
+FIRST_DIMS = 64
+SPREAD = 1.5
+OVERSAMPLES = (2, 3, 4, 6, 8)
+FIRST_OVERSAMPLE = 4
+LISTS = (0.5, 1.0, 1.5)  # of what `lists_for` gives
+CODES = ("SQ8", "RaBitQ4", "RaBitQ2", "RaBitQ1")  # from the fastest to the smallest
+
+
+@dataclass(frozen=True)
+class TunedColumn:
+    """A column's plan and what its segments share, None where it is exact. sets: the queries that
+    it was tuned with, None where nothing was measured; then there is no report either. candidates,
+    small_vectors, seconds: for the report."""
+
+    plan: Plan
+    trained: Trained | None = None
+    sets: QuerySets | None = None
+    candidates: tuple[Measured, ...] = ()
+    small_vectors: tuple[SmallVectors, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    report: Report | None = None
+
+
+def tune_column(view: ColumnView, settings: IndexSettings) -> TunedColumn:
+    """The plan of a column, but for the lists that a query scans (`fit_column`), and what its
+    segments share.
+
+    Raises UsageError for settings that no index has, ChiasmError where none keeps the limits.
+    """
+    if settings.dims > view.dim or (settings.dims and settings.kind in ("ivf", "exact")):
+        expected = f"{view.dim} or less, of a projected index"
+        raise UsageError("index.dims", expected=expected, found=str(settings.dims))
+    plan = default_plan(view.rows, view.dim, settings)
+    if plan.exact or not settings.tune:
+        return _untuned(view, plan, settings)
+    clock = time.perf_counter()
+    sets = view.query_sets()
+    most = int(settings.build_memory_mb * 2**20 * SAMPLE_SHARE) // (4 * view.dim)
+    wanted = min(view.rows, most, max(SAMPLE_ROWS, int(plan.lists * LISTS[-1]) * TRAIN_PER_LIST))
+    sample = view.sample(wanted)
+    trials = Trials(sample[:SAMPLE_ROWS], sets, view.rows, settings)
+    best = _choose(trials, view, settings)
+    small = trials.small_vectors(best.plan.dims if best else FIRST_DIMS)
+    plan = Plan() if best is None else trials.full_plan(best.plan)
+    tried = time.perf_counter()
+    trained = None
+    if not plan.exact:
+        lists = min(plan.lists, max(1, len(sample) // MIN_PER_LIST))
+        train_rows = min(len(sample), lists * TRAIN_PER_LIST)
+        plan = replace(plan, lists=lists, train_rows=train_rows)
+        trained = train(plan, sample, sets.learn, projection=trials.projection)
+    return TunedColumn(
+        plan,
+        trained,
+        sets,
+        tuple(trial.measured for trial in trials.tried),
+        tuple(small),
+        {"trials": round(tried - clock, 2), "train": round(time.perf_counter() - tried, 2)},
+    )
+
+
+def _untuned(view: ColumnView, plan: Plan, settings: IndexSettings) -> TunedColumn:
+    """The default plan, unmeasured."""
+    _require_memory(view, plan, settings)
+    if plan.exact:
+        return TunedColumn(plan)
+    queries = view.query_sets().learn if plan.family == "projected" else None
+    return TunedColumn(plan, train(plan, view.sample(plan.train_rows), queries))
+
+
+def _choose(trials: Trials, view: ColumnView, settings: IndexSettings) -> Trial | None:
+    """The cheapest plan that reaches the recall within the memory; None for an exact index, where
+    no other does."""
+    space = PlanSpace(trials.lists, view.rows, view.dim, settings)
+    first = space.first()
+    if not first:
+        raise _too_little_memory(view, space.least_bytes())
+    best = min(map(trials.run, first), key=lambda trial: trial.order)
+    for ladder in space.ladders():
+        while True:
+            before = best
+            for plan in space.neighbours(best.plan, *ladder):
+                best = min(best, trials.run(plan), key=lambda trial: trial.order)
+            if best is before:
+                break
+    if best.measured.reached:
+        return best
+    if settings.kind == "" and space.fits(Plan()):
+        return None
+    memory = f" within {settings.memory_gb:g} GB" if settings.memory_gb else ""
+    raise ChiasmError(
+        f"index of column {view.column}",
+        expected=f"recall@{settings.at} of {settings.recall:g}{memory}",
+        found=f"{best.recall:.3f} at the most, by {best.measured.plan} of {len(trials.rows)} rows",
+        do="give up the limit of memory" if memory else "give up the recall, or the kind of index",
+    )
+
+
+@dataclass(frozen=True)
+class PlanSpace:
+    """The plans that may be tried. lists: of the sample; rows, dim: of the column."""
+
+    lists: int
+    rows: int
+    dim: int
+    settings: IndexSettings
+
+    @property
+    def dims(self) -> list[int]:
+        """That a projection may have."""
+        some = [self.settings.dims] if self.settings.dims else [d for d in DIMS if d < self.dim]
+        return some or [self.dim]
+
+    def first(self) -> list[Plan]:
+        """The plan to begin with of each family and space that fits the memory: the fastest codes
+        that do, and of these the dimensions nearest to FIRST_DIMS."""
+        return [
+            plans[0]
+            for family, space in (
+                ("projected", "projected"),
+                ("projected", "full"),
+                ("ivf", "full"),
+            )
+            if self.settings.kind in ("", family) and (plans := self._of(family, space))
+        ]
+
+    def _of(self, family: Any, space: Any, fitting: bool = True) -> list[Plan]:
+        near = sorted(self.dims, key=lambda dims: abs(dims - FIRST_DIMS))
+        plans = [
+            Plan(family, self.lists, 0, space, dims, codes, SPREAD, FIRST_OVERSAMPLE)
+            for codes in CODES
+            for dims in (near if family == "projected" else [self.dim])
+            # These codes are of differences to centroids.
+            if codes == "SQ8" or family == "ivf" or space == "projected"
+        ]
+        return [plan for plan in plans if self.fits(plan) or not fitting]
+
+    def ladders(self) -> list[tuple[str, Sequence[Any]]]:
+        """What else is varied: a field of plans, and its values in order."""
+        lists = sorted({max(1, round(share * self.lists)) for share in LISTS})
+        return [
+            ("dims", self.dims),
+            ("lists", lists),
+            ("spread", (0.0, SPREAD)),
+            ("oversample", OVERSAMPLES),
+        ]
+
+    def neighbours(self, plan: Plan, name: str, values: Sequence[Any]) -> Iterator[Plan]:
+        """The plans next to this one on a ladder."""
+        if getattr(plan, name) not in values:
+            return
+        place = values.index(getattr(plan, name))
+        for other in (place - 1, place + 1):
+            if 0 <= other < len(values):
+                near = replace(plan, nprobe=0, **{name: values[other]})
+                if self.fits(near):
+                    yield near
+
+    def fits(self, plan: Plan) -> bool:
+        limit = self.settings.memory_gb * 1e9
+        return not limit or self._bytes(plan) <= limit
+
+    def _bytes(self, plan: Plan) -> int:
+        return plan_bytes(full_plan(plan, self.rows, self.lists), self.rows, self.dim)
+
+    def least_bytes(self) -> int:
+        """Of any plan of the kinds that may be tried."""
+        spaces = (("projected", "projected"), ("projected", "full"), ("ivf", "full"))
+        plans = [
+            plan
+            for family, space in spaces
+            if self.settings.kind in ("", family)
+            for plan in self._of(family, space, fitting=False)
+        ]
+        return min(self._bytes(plan) for plan in plans)
+
+
+def _require_memory(view: ColumnView, plan: Plan, settings: IndexSettings) -> None:
+    needed = plan_bytes(plan, view.rows, view.dim)
+    if settings.memory_gb and needed > settings.memory_gb * 1e9:
+        raise _too_little_memory(view, needed)
+
+
+def _too_little_memory(view: ColumnView, least: int) -> ChiasmError:
+    return ChiasmError(
+        f"index of column {view.column}",
+        expected=f"a limit of memory of {least / 1e9:.3g} GB or more for {view.rows:,} rows",
+        found="less",
+        do=f"give up the limit: --memory {math.ceil(least / 1e6)}MB",
+    )

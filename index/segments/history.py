@@ -1,0 +1,58 @@
+"""The generations of an index, as their manifests tell: for `chiasm index status`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from chiasm.index.segments.generations import current_number, numbers, read_manifest
+from chiasm.index.segments.manifest import Drift
+from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.storage import Folder
+
+
+@dataclass(frozen=True)
+class PastGeneration:
+    """command: what made it. parent: the generation that an edit changed; restores: the one that a
+    rollback made live again. deleted: rows that searches leave out. problem: why it cannot be read,
+    "" where it can."""
+
+    number: int
+    live: bool
+    command: str = ""
+    created: float = 0.0
+    rows: int = 0
+    deleted: int = 0
+    segments: int = 0
+    parent: int | None = None
+    restores: int | None = None
+    drift: dict[str, Drift] = field(default_factory=dict)
+    problem: str = ""
+
+
+def read_history(folder: Folder) -> list[PastGeneration]:
+    """The generations that are kept, oldest first. Their segments are not opened."""
+    try:
+        live = current_number(folder)
+    except CollectionError:
+        live = None  # `chiasm status` says so
+    found = numbers(folder)
+    return list(folder.map_concurrent(lambda number: _read(folder, number, number == live), found))
+
+
+def _read(folder: Folder, number: int, live: bool) -> PastGeneration:
+    try:
+        manifest = read_manifest(folder, number)
+    except CollectionError as error:
+        return PastGeneration(number, live, problem=str(error))
+    return PastGeneration(
+        number=number,
+        live=live,
+        command=manifest.command,
+        created=manifest.created,
+        rows=manifest.rows,
+        deleted=manifest.deleted,
+        segments=len(manifest.segments),
+        parent=manifest.parent,
+        restores=manifest.restores,
+        drift=manifest.drift,
+    )

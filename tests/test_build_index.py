@@ -1,0 +1,94 @@
+"""Segments that workers on Ray fill are those that one process fills."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from tiny_collection import make_collection, unit_rows
+
+from chiasm.index import IndexSettings, build_index, open_collection
+from chiasm.index.build import fill_segment
+from chiasm.index.segments import sweep
+from chiasm.index.verify import check
+from chiasm.jobs.build_index import build_on_cluster
+from chiasm.jobs.config import WorkerSettings
+from chiasm.pipeline.errors import CollectionError
+
+SETTINGS = IndexSettings(tune=False, exact_below=1, segment_rows=60)
+WORKERS = WorkerSettings(count=2, cpus=1)
+
+
+def test_workers_on_ray_fill_the_segments_that_one_process_fills(tmp_path, ray_session):
+    path = tmp_path / "c"
+    make_collection(path, (50, 60, 40, 30), holes=0.1)
+    xq = unit_rows(np.random.default_rng(7), 20, 8)
+    found, files = [], []
+    for _ in range(2):
+        if found:
+            summary = build_on_cluster(path, address=None, workers=WORKERS, settings=SETTINGS)
+        else:
+            summary = build_index(path, settings=SETTINGS)
+        assert (summary.rows, summary.shards, summary.segments) == (180, 4, 4)
+        found.append(open_collection(path).search_vectors(xq, 10))
+        manifest = json.loads((path / f"index/generations/{len(found):06d}.json").read_text())
+        folders = [path / "index/segments" / entry["id"] for entry in manifest["segments"]]
+        files.append(
+            [
+                {file.name: file.read_bytes() for file in folder.glob("[!s]*")}  # no segment.json
+                for folder in folders
+            ]
+        )
+    assert files[0] == files[1] and len(files[0]) == 4
+    assert all(np.array_equal(*pair) for pair in zip(*found, strict=True))
+    assert check(path).ok
+
+
+def test_what_a_worker_cannot_read_ends_a_build_on_ray(tmp_path, ray_session):
+    make_collection(tmp_path, (50, 30))
+    build_index(tmp_path, settings=SETTINGS)
+    (damaged,) = tmp_path.glob("embeddings/s1-*.parquet")
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    damaged.write_bytes(content)
+    with pytest.raises(CollectionError, match=r"s1-.*\.parquet: expected a whole Parquet file"):
+        build_on_cluster(tmp_path, address=None, workers=WORKERS, settings=SETTINGS)
+    assert [file.name for file in (tmp_path / "index/generations").iterdir()] == ["000001.json"]
+
+
+class Killed(BaseException):
+    """What leaves everything as it is."""
+
+
+@pytest.mark.parametrize("finished", [0, 1, 3])
+def test_a_build_takes_up_what_one_that_was_killed_has_finished(tmp_path, monkeypatch, finished):
+    """The trained lists and each whole segment; but nothing of a build of other files."""
+    make_collection(tmp_path, (50, 60, 40, 30))
+    filled: list[list[str]] = []
+
+    def fill(tasks, filling):
+        if not tasks:  # no shard was replaced meanwhile
+            return
+        filled.append([task.segment_id.rpartition("-")[2] for task in tasks])
+        for number, task in enumerate(tasks):
+            if number == finished and len(filled) == 1:
+                raise Killed
+            yield fill_segment(task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[sweep.__module__], "remove_unnamed", lambda *of: [])
+        with pytest.raises(Killed):
+            build_index(tmp_path, columns=["image"], settings=SETTINGS, fill=fill)
+    (record,) = tmp_path.glob("runs/*.json")
+    record.write_text(record.read_text().replace('"stopped"', '"killed"'))
+    (learned,) = tmp_path.glob("index/trained/*/image.safetensors")
+    content = learned.read_bytes()
+    build_index(tmp_path, columns=["image"], settings=SETTINGS, fill=fill)
+    assert filled[1] == ["000", "001", "002", "003"][finished:]
+    (learned,) = tmp_path.glob("index/trained/*/image.safetensors")
+    assert learned.read_bytes() == content and check(tmp_path).ok
+    assert len(list(tmp_path.glob("index/segments/*"))) == 4, "the rest is swept"
+    build_index(tmp_path, columns=["image"], settings=SETTINGS, fill=fill)
+    assert filled[2] == ["000", "001", "002", "003"], "a build that has ended is made anew"

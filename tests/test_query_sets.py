@@ -1,0 +1,146 @@
+"""Which queries a column is tuned with; a build that is tuned, from collection to report."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from fake_encoder import FakeEncoder
+from tiny_collection import make_collection
+
+from chiasm.index import IndexSettings, build_index, open_collection
+from chiasm.index.build.covered import CoveredShards
+from chiasm.index.build.report import Report
+from chiasm.index.build.samples import CollectionView, QuerySets
+from chiasm.jobs.cli.index import print_summary, write_plot
+from chiasm.jobs.cli.units import gigabytes, milliseconds
+from chiasm.pipeline.collection import Collection
+from chiasm.pipeline.encoders import register_encoder
+from chiasm.pipeline.errors import EncoderError, UsageError
+
+TUNED = IndexSettings(exact_below=1, recall=0.8)
+
+
+def view_of(path, column: str, queries: str = "", encoder=FakeEncoder) -> CollectionView:
+    covered = CoveredShards(Collection.open(str(path)))
+    return CollectionView(covered, column, covered.rows, encoder, queries)
+
+
+def rows_of(vectors: np.ndarray) -> set[tuple[float, ...]]:
+    return {tuple(row) for row in vectors.round(5).tolist()}
+
+
+def encoded(texts: list[str]) -> set[tuple[float, ...]]:
+    return rows_of(FakeEncoder().encode_queries("text", texts).vectors)
+
+
+def require_disjoint(sets: QuerySets) -> None:
+    for kind in sets.tune:
+        used = [rows_of(some[kind].vectors) for some in (sets.tune, sets.report)]
+        used.append(rows_of(sets.learn))
+        assert all(used) and not (used[0] & used[1] | used[0] & used[2] | used[1] & used[2])
+
+
+def test_other_captions_ask_for_what_has_a_caption_inside(tmp_path):
+    stored = make_collection(tmp_path / "c", (200, 100), holes=0.1)
+    for column in ("joint", "text"):
+        sets = view_of(tmp_path / "c", column).query_sets()
+        assert sets.source == "text queries: other captions of rows, encoded"
+        assert rows_of(sets.tune["text"].vectors) == encoded(["another"])
+        pictures = sets.report["picture"]
+        assert rows_of(pictures.vectors) <= rows_of(stored["image"])
+        assert np.isnan(pictures.own).all() == (column == "text"), "its vector has no picture"
+    sets = view_of(tmp_path / "c", "image").query_sets()
+    assert sets.source == "text queries: captions of rows, encoded"
+    captions = [f"caption {row} of s{n}" for n, rows in ((0, 200), (1, 100)) for row in range(rows)]
+    assert rows_of(sets.tune["text"].vectors) | rows_of(sets.report["text"].vectors) <= encoded(
+        captions
+    )
+    require_disjoint(sets)
+    picture = sets.tune["picture"]
+    np.testing.assert_allclose(picture.own, (picture.vectors**2).sum(axis=1), rtol=1e-5)
+
+
+def test_stored_captions_are_queries_where_the_encoder_says_the_same(tmp_path, caplog):
+    stored = make_collection(tmp_path / "c", (150,))
+
+    class Same(FakeEncoder):
+        def encode_queries(self, modality, items):
+            found = FakeEncoder().encode(modality, items)
+            rows = [int(text.split()[1]) for text in items]
+            return type(found)(
+                stored["text"][rows] / np.linalg.norm(stored["text"][rows], axis=1)[:, None]
+            )
+
+    sets = view_of(tmp_path / "c", "image", encoder=Same).query_sets()
+    assert sets.source == "text queries: captions of rows, as they are stored"
+    assert rows_of(sets.tune["text"].vectors) <= rows_of(stored["text"])
+    require_disjoint(sets)
+
+    def none() -> FakeEncoder:
+        raise EncoderError("encoder fake", found="no weights")
+
+    sets = view_of(tmp_path / "c", "image", encoder=none).query_sets()
+    assert sets.source.endswith("as they are stored: the encoder could not be loaded")
+    assert "encoder fake: found no weights" in caplog.text
+
+
+def test_pictures_ask_where_there_are_no_texts_and_a_file_replaces_both(tmp_path):
+    make_collection(tmp_path / "c", (100,))
+
+    class OneCaption(CollectionView):
+        def _texts(self, rows: pa.Table):
+            one = pa.array([["own"]] * len(rows))
+            number = rows.column_names.index("captions")
+            return super()._texts(rows.set_column(number, "captions", one))
+
+    covered = CoveredShards(Collection.open(str(tmp_path / "c")))
+    view = OneCaption(covered, "joint", 100, FakeEncoder)
+    sets = view.query_sets()
+    assert sets.source == "picture queries: no other captions of rows" and list(sets.tune) == [
+        "picture"
+    ]
+    require_disjoint(sets)
+    lines = [f"query {number}" for number in range(330)]
+    (tmp_path / "q.txt").write_text("\n".join(lines))
+    sets = view_of(tmp_path / "c", "image", str(tmp_path / "q.txt")).query_sets()
+    assert len(sets.tune["text"]) == len(sets.report["text"]) == 110
+    used = np.concatenate([sets.tune["text"].vectors, sets.report["text"].vectors])
+    assert rows_of(used) <= encoded(lines) and len(sets.learn) == 110 + 11
+
+
+def test_a_build_is_tuned_measured_and_says_what_it_promises(tmp_path, capsys):
+    register_encoder("fake", lambda model, settings: FakeEncoder(model))
+    path = tmp_path / "c"
+    make_collection(path, (400, 300))
+    summary = build_index(str(path), columns=["image"], settings=TUNED)
+    report = summary.reports["image"]
+    assert report.rows == 700 and report.measured.recall.keys() == {"text", "picture", "filtered"}
+    with_index = open_collection(str(path))
+    manifest = with_index.generation.manifest
+    plan = manifest.columns["image"]
+    assert plan.nprobe == report.measured.nprobe and plan.filtered_nprobe
+    stored = (path / manifest.reports["image"].file).read_bytes()
+    assert Report.from_json(stored, "r", "") == report
+    print_summary(summary)
+    printed = capsys.readouterr().out
+    assert "promised recall@10: text " in printed and "captions of rows, encoded" in printed
+    write_plot(str(tmp_path / "p.png"), summary)
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads(json.dumps({"seconds": summary.seconds}))["seconds"]["fit"] > 0
+
+
+@pytest.mark.parametrize("text", ["", "4", "GB", "-1GB", "4 XB", "1e3GB", "4GBs", "0GB", "nan GB"])
+def test_nonsense_for_a_quantity_is_one_line(text):
+    with pytest.raises(UsageError, match=r"^--memory: expected a size above 0, .* found '"):
+        gigabytes(text, "--memory")
+    with pytest.raises(UsageError, match=r"^--latency: expected a time above 0"):
+        milliseconds(text, "--latency")
+
+
+def test_quantities_have_units():
+    assert gigabytes(None, "--memory") is milliseconds(None, "--latency") is None
+    assert gigabytes("4GB", "") == 4 and gigabytes("500 mb", "") == 0.5
+    assert milliseconds("10ms", "") == 10 and milliseconds("0.5 s", "") == 500

@@ -1,0 +1,300 @@
+"""Which index a column gets: plans are tried on a sample, fitted on all rows, and reported."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_collection import unit_rows
+
+from chiasm.index.build.fit import fit_column
+from chiasm.index.build.measure import FILTERED, least_nprobe, random_filter, recalls
+from chiasm.index.build.plot import draw_reports
+from chiasm.index.build.report import Report
+from chiasm.index.build.samples import Queries, QuerySets, query_lines
+from chiasm.index.build.train import encoded_index, list_deviations, train
+from chiasm.index.build.trials import SAMPLE, SampleSegment, Trial, Trials, full_plan, plan_bytes
+from chiasm.index.build.truth import exact_top, recall_of
+from chiasm.index.build.tune import PlanSpace, TunedColumn, tune_column
+from chiasm.index.plan import IndexSettings, Plan, lists_for
+from chiasm.index.query import ColumnIndex, search
+from chiasm.pipeline.errors import ChiasmError, CollectionError, UsageError
+
+ROWS, DIM, INNER = 2000, 32, 6
+MEASURED = IndexSettings(exact_below=100, recall=0.9)
+
+
+def _world(rng: np.random.Generator) -> Any:
+    """Pictures near a subspace of INNER dimensions, and texts near it, apart from them."""
+    inner = np.linalg.qr(rng.normal(size=(DIM, INNER)))[0].T
+    gaps = 0.7 * unit_rows(rng, 2, DIM)
+
+    def vectors(count: int, gap: int) -> np.ndarray:
+        x = rng.normal(size=(count, INNER)) @ inner / INNER**0.5
+        x += 0.03 * rng.normal(size=(count, DIM)) + gaps[gap]
+        return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+    return vectors
+
+
+class ArrayView:
+    """A column as tuning sees it, of arrays."""
+
+    column, rows, dim = SAMPLE, ROWS, DIM
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+        vectors = _world(self.rng)
+        self.stored = vectors(ROWS, 0).astype(np.float16)
+        texts = [Queries.of(vectors(200, 1)) for _ in range(2)]
+        pictures = [self.pictures(some) for some in np.split(self.rng.permutation(ROWS)[:200], 2)]
+        learn = np.concatenate([vectors(500, 1), vectors(50, 0)])
+        tune, report = (
+            {"text": text, "picture": picture}
+            for text, picture in zip(texts, pictures, strict=True)
+        )
+        self.sets = QuerySets(learn, tune, report, "text queries: drawn")
+
+    def pictures(self, rows: np.ndarray) -> Queries:
+        x = self.stored[rows].astype(np.float32)
+        return Queries(x, np.einsum("nd,nd->n", x, x))
+
+    def sample(self, wanted: int) -> np.ndarray:
+        return self.stored[self.rng.permutation(ROWS)[:wanted]].astype(np.float32)
+
+    def query_sets(self) -> QuerySets:
+        return self.sets
+
+
+def built(view: ArrayView, tuned: TunedColumn, parts: int = 2) -> ColumnIndex:
+    """The column of several segments, as a build would have written them."""
+    trained, segments = tuned.trained, []
+    for part in np.array_split(view.stored, parts):
+        index = SimpleNamespace(code_size=0)
+        if trained is not None:
+            coded = np.ascontiguousarray(trained.rows(part.astype(np.float32)))
+            lists = trained.assign(part.astype(np.float32), coded)
+            index = encoded_index(trained, coded, lists)
+        segments.append(SampleSegment(part, index))
+    return ColumnIndex(segments, SAMPLE, tuned.plan, trained)
+
+
+class Unmapped(ColumnIndex):
+    """An exact column whose vectors no file has, for FAISS to map: it is scanned by row numbers."""
+
+    def rows_of(self, number: int, allowed: np.ndarray | None) -> np.ndarray:
+        return np.ones(len(self.segments[number]), bool) if allowed is None else allowed
+
+
+@pytest.fixture(scope="module")
+def tuned() -> tuple[ArrayView, TunedColumn, ColumnIndex]:
+    view = ArrayView()
+    chosen = tune_column(view, MEASURED)
+    index = built(view, chosen)
+    fitted = fit_column(chosen, index, MEASURED, 1.5)
+    return view, fitted, replace(index, plan=fitted.plan)
+
+
+def test_the_built_plan_keeps_its_promise_on_queries_that_nobody_saw(tuned):
+    view, column, index = tuned
+    report, plan = column.report, column.plan
+    assert not plan.exact and 0 < plan.nprobe <= plan.lists == column.trained.plan.lists
+    assert set(report.promise) == {"text", "picture", FILTERED}
+    assert min(report.promise.values()) >= MEASURED.recall or plan.nprobe == plan.lists
+    unseen = _world(np.random.default_rng(0))(300, 1)
+    exact, _ = exact_top([(0, view.stored)], unseen, 10)
+    found, _ = search(index, unseen, 10, plan.nprobe)
+    assert recall_of(found, exact, 10).mean() >= report.promise["text"]
+    for kind, promise in report.promise.items():
+        assert promise <= report.measured.recall[kind][10] <= promise + 0.05
+
+
+def test_a_filter_gets_the_lists_that_it_needs(tuned):
+    view, column, index = tuned
+    plan = column.plan
+    assert plan.nprobe_for(0.1) == plan.filtered_nprobe >= plan.nprobe_for(0.5) >= plan.nprobe
+    assert plan.nprobe_for(1.0) == plan.nprobe and plan.nprobe_for(1e-6) <= plan.lists
+    allowed = random_filter([len(segment) for segment in index.segments], seed=7)
+    xq = view.sets.report["text"].vectors
+    passed = view.stored[np.concatenate(allowed)]
+    exact, _ = exact_top([(0, passed)], xq, 10)
+    found, _ = search(index, xq, 10, plan.nprobe_for(0.1), allowed)
+    assert recall_of(found, exact, 10).mean() >= MEASURED.recall - 0.02
+
+
+def test_a_report_has_every_candidate_and_is_read_back(tuned):
+    _, column, _ = tuned
+    report = column.report
+    assert report.queries == {"learn from": 550, "tune on": 200, "report on": 200}
+    assert report.measured.rows == report.rows == ROWS and report.measured.build_seconds == 1.5
+    plans = [one.plan for one in report.candidates]
+    assert len(plans) >= 6 and any(plan.startswith("ivf") for plan in plans)
+    assert any(one.reached for one in report.candidates)
+    for one in (report.measured, *report.candidates):
+        assert set(one.recall) == {"text", "picture", FILTERED}
+        assert all(set(recall) == {1, 10, 100} for recall in one.recall.values())
+        assert 0 < one.p50_ms <= one.p99_ms and one.queries_per_second > 0 and one.bytes > 0
+    recalls_of_curve = [point.recall for point in report.curve]
+    assert recalls_of_curve == sorted(recalls_of_curve) and len(recalls_of_curve) > 1
+    eight_bits, *fewer = report.small_vectors
+    assert eight_bits.bytes == DIM and eight_bits.recall[10] > 0.9
+    assert all(small.bytes == 2 * column.plan.dims for small in fewer)
+    assert Report.from_json(report.to_json(), "r", "") == report
+    with pytest.raises(CollectionError, match=r"r: expected a report of an index, found promise"):
+        Report.from_json(
+            report.to_json().replace(b'"promise": {', b'"promise": 1, "x": {'), "r", ""
+        )
+    lines = list(report.lines())
+    assert "text queries: drawn" in lines[0] and "promised recall@10: text 0.9" in lines[1]
+    assert len(lines) == 4 + len(plans) + 3
+    assert draw_reports([report]).startswith(b"\x89PNG")
+
+
+def test_more_recall_scans_more_lists(tuned):
+    _, column, index = tuned
+    more = fit_column(replace(column, report=None), index, replace(MEASURED, recall=0.95), 0)
+    assert more.plan.nprobe >= column.plan.nprobe
+    assert more.report.promise["text"] >= 0.95
+    fixed = fit_column(column, index, replace(MEASURED, nprobe=1), 0)
+    assert fixed.plan.nprobe == 1 and not fixed.report.measured.reached
+
+
+def test_limits_that_no_index_keeps_are_named(tuned):
+    view, column, index = tuned
+    with pytest.raises(ChiasmError, match=r"memory of .* GB or more .* give up the limit: --mem"):
+        tune_column(view, replace(MEASURED, memory_gb=1e-6))
+    with pytest.raises(ChiasmError, match=r"within 1e-06 ms .* give up the latency \(--latency"):
+        fit_column(column, index, replace(MEASURED, latency_ms=1e-6), 0)
+    with pytest.raises(ChiasmError, match=r"promised recall@10 of 0.999, found 0.98.*--index ex"):
+        fit_column(column, index, replace(MEASURED, recall=0.999), 0)
+    for settings in (
+        replace(MEASURED, dims=33),
+        replace(MEASURED, dims=8, kind="ivf"),
+    ):
+        with pytest.raises(UsageError, match=r"index.dims: expected 32 or less, of a projected"):
+            tune_column(view, settings)
+
+
+def test_an_exact_index_is_taken_where_no_other_reaches_the_recall(tuned, monkeypatch):
+    view, _, _ = tuned
+
+    def run(trials: Trials, plan: Plan) -> Trial:
+        return Trial(plan, 1.0, SimpleNamespace(plan=str(plan), reached=False), 0.5)
+
+    monkeypatch.setattr(Trials, "run", run)
+    column = tune_column(view, MEASURED)
+    assert column.plan.exact and column.trained is None
+    segment: Any = SampleSegment(view.stored, SimpleNamespace(code_size=0))
+    index = Unmapped([segment], SAMPLE, column.plan, None)
+    report = fit_column(column, index, MEASURED, 0).report
+    assert report.measured.plan == "exact" and set(report.promise.values()) == {1.0}
+    assert report.measured.recall["text"] == {1: 1.0, 10: 1.0, 100: 1.0}
+    with pytest.raises(ChiasmError, match=r"found 0.500 at the most, by projected .*give up the r"):
+        tune_column(view, replace(MEASURED, kind="projected"))
+    with pytest.raises(ChiasmError, match=r"0.9 within 0.0001 GB, .*give up the limit of memory"):
+        tune_column(view, replace(MEASURED, memory_gb=1e-4))
+
+
+def test_a_kind_and_dimensions_that_are_wanted_are_what_is_tried(tuned):
+    _view, _, _ = tuned
+    space = PlanSpace(50, ROWS, DIM, replace(MEASURED, kind="projected", dims=8))
+    assert {(plan.family, plan.dims) for plan in space.first()} == {("projected", 8)}
+    near = [p for ladder in space.ladders() for p in space.neighbours(space.first()[0], *ladder)]
+    assert {plan.dims for plan in near} == {8} and len({plan.lists for plan in near}) == 3
+    (only,) = PlanSpace(50, ROWS, DIM, replace(MEASURED, kind="ivf")).first()
+    assert (only.family, only.dims, only.space) == ("ivf", DIM, "full")
+
+
+def test_smaller_codes_where_the_memory_is_scarce():
+    rows, dim = 1_000_000, 256
+    free = PlanSpace(500, rows, dim, IndexSettings(kind="ivf"))
+    (fast,) = free.first()
+    assert fast.codes == "SQ8"
+    limit = plan_bytes(full_plan(fast, rows, 500), rows, dim) / 2e9
+    tight = replace(free, settings=IndexSettings(kind="ivf", memory_gb=limit))
+    (small,) = tight.first()
+    assert small.codes == "RaBitQ2" and tight.fits(small) and not tight.fits(fast)
+    assert tight.least_bytes() < limit * 1e9
+    assert not replace(free, settings=IndexSettings(memory_gb=1e-9)).first()
+
+
+@pytest.mark.parametrize("codes", ["SQ8", "RaBitQ4", "RaBitQ1"])
+@pytest.mark.parametrize("spread", [0.0, 1.5])
+def test_trained_lists_find_what_brute_force_finds(codes, spread):
+    view = ArrayView()
+    plan = Plan("projected", 40, 40, "projected", 8, codes, spread, 16)
+    trained = train(plan, view.sample(2000), view.sets.learn)
+    assert (trained.list_bias > 0).any() == bool(spread)
+    index = built(view, TunedColumn(plan, trained))
+    case = SimpleNamespace(queries=view.sets.tune["text"], allowed=None)
+    case.exact, _ = exact_top([(0, view.stored)], case.queries.vectors, 10)
+    assert recalls(index, case, 10, 40).mean() > (0.95 if codes != "RaBitQ1" else 0.7)
+
+
+def test_deviations_of_lists_are_those_of_scores_within_them():
+    view = ArrayView()
+    rows, xq = view.sample(ROWS), view.sets.learn
+    trained = train(Plan("ivf", 5, 1, "full", DIM, "SQ8"), rows)
+    lists = trained.assign(rows, rows)
+    moment = xq.T.astype(float) @ xq / len(xq)
+    found = list_deviations(trained, rows, rows, moment)
+    for number in range(5):
+        members = rows[lists == number]
+        scores = xq @ (members - trained.centroids[number]).T
+        assert found[number] == pytest.approx(np.sqrt((scores**2).mean()), rel=1e-3)
+
+
+def test_unseen_rows_fit_the_ranges_of_codes():
+    view = ArrayView()
+    trained = train(Plan("ivf", 8, 1, "full", DIM, "SQ8"), view.sample(1000))
+    low, width = trained.ranges
+    x = view.stored.astype(np.float32)
+    assert ((x < low) | (x > low + width)).mean() < 1e-3
+
+
+def test_few_rows_are_exact_and_nothing_is_measured():
+    view = ArrayView()
+    view.query_sets = None  # not called
+    assert tune_column(view, IndexSettings()) == TunedColumn(Plan())
+    plain = tune_column(view, IndexSettings(exact_below=1, tune=False))
+    assert plain.plan.family == "ivf" and plain.sets is None and plain.trained is not None
+    assert fit_column(plain, None, IndexSettings(), 0) is plain
+    view.query_sets = lambda: view.sets
+    projected = IndexSettings(exact_below=1, tune=False, kind="projected", dims=8)
+    made = tune_column(view, projected)
+    assert str(made.plan) == f"projected {lists_for(ROWS)} x SQ8, 8 dimensions"
+    assert made.trained.project_rows.shape == (DIM, 8)
+    with pytest.raises(ChiasmError, match=r"0.000128 GB or more for 2,000 rows.*--memory 1MB"):
+        tune_column(view, IndexSettings(memory_gb=1e-6))
+
+
+def test_the_least_number_of_lists_is_found():
+    called: list[int] = []
+
+    def recall_at(nprobe: int) -> float:
+        called.append(nprobe)
+        return nprobe / 1000
+
+    assert least_nprobe(recall_at, 0.016, 8, 512) == 16
+    assert len(called) <= 6
+    for wanted, guess in ((0.1, 1), (0.1, 512), (0.3, 77)):
+        assert wanted <= least_nprobe(recall_at, wanted, guess, 512) / 1000 <= wanted * 1.0626
+    assert least_nprobe(recall_at, 0.001, 512, 512) == 1
+    assert least_nprobe(recall_at, 0.6, 4, 512) is None
+
+
+def test_a_file_of_queries_that_cannot_be_used_is_one_line(tmp_path):
+    file = tmp_path / "queries.txt"
+    with pytest.raises(UsageError, match=r"--queries .*: expected a text file of queries, .*found"):
+        query_lines(str(file))
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="found bytes that are no UTF-8"):
+        query_lines(str(file))
+    file.write_text("one\n\n two \none\n")
+    with pytest.raises(UsageError, match=r"expected 300 different queries or more.*found 2$"):
+        query_lines(str(file))
+    file.write_text("\n".join(f"query {number}" for number in range(300)))
+    assert query_lines(str(file))[299] == "query 299"
