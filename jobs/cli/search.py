@@ -53,6 +53,7 @@ Rerank = Annotated[
 Column = Annotated[
     str, typer.Option(help="image, text, joint, or another modality of the encoder.")
 ]
+Hybrid = Annotated[bool, typer.Option("--hybrid", help="Find captions that have the words, too.")]
 Sheet = Annotated[
     str | None,
     typer.Option(
@@ -76,9 +77,7 @@ def search(
     image: ImageQuery = None,
     column: Column = "image",
     rerank: Rerank = None,
-    hybrid: Annotated[
-        bool, typer.Option("--hybrid", help="Find captions that have the words, too.")
-    ] = False,
+    hybrid: Hybrid = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a query.")] = False,
     false_alarms: FalseAlarms = None,
     sheet: Sheet = None,
