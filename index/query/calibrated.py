@@ -66,7 +66,10 @@ def p_absent(query: Query, xq: np.ndarray, hits: Sequence[Hit], collection: Open
     """The p-value that nothing matches a query of words; see `Calibration`. xq: (D,) float32. hits:
     its first ones by vectors, before anything is fused, folded or scored again."""
     require_words(query)
-    calibration = collection.calibration(query.column, calibrate_index)
+    made: dict[str, Calibration] = collection.generation.calibrations
+    if query.column not in made:
+        made[query.column] = calibrate_index(collection, query.column)
+    calibration = made[query.column]
     first = hits[:CALIBRATED_HITS]
     positions = [hit.position for hit in first]
     rows = collection.rows(positions)

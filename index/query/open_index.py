@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from chiasm.index.queries import Query
-from chiasm.index.query.calibrate import Calibration
 from chiasm.index.query.filter_rows import Filter
 from chiasm.index.query.filters import filter_for
 from chiasm.index.query.opening import live_generation, read_relocated
@@ -62,7 +61,6 @@ class OpenIndex:
         self._relocated = relocated
         self._loading = threading.Lock()
         self._current: FileSum | None = None  # of CURRENT, at the last `refresh`
-        self._calibrations: dict[tuple[str, str], Calibration] = {}
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -195,15 +193,6 @@ class OpenIndex:
                 self._encoder = encoder
             return self._encoder
 
-    def calibration(
-        self, column: str, make: Callable[[OpenIndex, str], Calibration]
-    ) -> Calibration:
-        """The calibration of a column, made once for a generation."""
-        key = (self.generation.manifest.run, column)
-        if key not in self._calibrations:
-            self._calibrations[key] = make(self, column)
-        return self._calibrations[key]
-
     def prepare(self, queries: Sequence[Query]) -> Encoder | None:
         """Load what the queries need and was not loaded yet; returns the encoder, None where every
         query has its own vector."""
@@ -306,7 +295,7 @@ class _View(OpenIndex):
 
     def __init__(self, index: OpenIndex) -> None:
         super().__init__(index.collection, index.generation, index.encoding)
-        self._index, self._calibrations = index, index._calibrations
+        self._index = index
 
     def reopen(self, instead_of: Generation) -> bool:
         """Positions of the one would be taken for those of the other."""

@@ -32,8 +32,9 @@ from chiasm.index.segments.names import (
     numbers_in,
     segment_file,
 )
+from chiasm.index.segments.partial import SegmentGone
 from chiasm.index.segments.record import SegmentRecord
-from chiasm.index.segments.segment import Segment, SegmentGone
+from chiasm.index.segments.segment import Segment
 from chiasm.index.segments.trained import Trained
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.storage import Folder, Stat, display_name
@@ -44,13 +45,14 @@ LOG = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Generation:
     """A manifest with its number and its opened segments. instead_of: why it answers though CURRENT
-    does not name it, "" where it does."""
+    does not name it, "" where it does. calibrations: by column, those made so far."""
 
     number: int
     manifest: Manifest
     segments: tuple[Segment, ...]
     folder: Folder
     instead_of: str = ""
+    calibrations: dict[str, Any] = field(default_factory=dict, compare=False)
     opened: dict[str, Any] = field(default_factory=dict, compare=False)  # by column, for searches
 
     def trained(self, column: str) -> Trained | None:

@@ -165,7 +165,8 @@ def _print_answers(answers: list[Answer], as_json: bool, false_alarms: float | N
             print(json_line(answer.as_json()))
         else:
             if false_alarms is not None and answer.nothing_matches(false_alarms):
-                print(f"nothing here matches (at a false-alarm rate of {100 * false_alarms:g} %)")
+                rate = f"{100 * false_alarms:g} %"
+                print(printable(f"nothing here matches (at a false-alarm rate of {rate})"))
             for line in format_answer(answer).splitlines():
                 print(printable(line))
     sys.stdout.flush()
