@@ -116,6 +116,7 @@ class Query:
     dedup: hits whose stored vectors have at least this cosine with a better hit are folded under
     it, None for no folding. diversity: how much results that are like better ones give way to
     others, from 0 to 1; both see index/query/diversify.py.
+    where: a condition in SQL that hits fulfil, such as "width > 512", see index/query/filters.py.
     """
 
     text: str | None = None
@@ -130,6 +131,7 @@ class Query:
     terms: Sequence[Term] = ()
     dedup: float | None = None
     diversity: float = 0.0
+    where: str | None = None
 
     def __post_init__(self) -> None:
         _check_input(self.text, self.image)
@@ -137,6 +139,8 @@ class Query:
             raise TypeError(f"column: expected str, found {type(self.column).__name__}")
         if not isinstance(self.hybrid, bool):
             raise TypeError(f"hybrid: expected bool, found {type(self.hybrid).__name__}")
+        if self.where is not None and not isinstance(self.where, str):
+            raise TypeError(f"where: expected str, found {type(self.where).__name__}")
         object.__setattr__(self, "rerank", _parse_stages(self.rerank))
         object.__setattr__(self, "terms", _require_terms(self.terms))
         self._require_one_input()
@@ -200,8 +204,8 @@ class Query:
         return (self.text or "").strip()
 
     def as_json(self) -> dict[str, Any]:
-        """Without bytes and pixels: {"text", "image", "column", "k", "rerank", "hybrid"}, and
-        `terms`, `dedup` and `diversity` where they are given."""
+        """Without bytes and pixels: {"text", "image", "column", "k", "rerank", "hybrid", "where"},
+        and `terms`, `dedup` and `diversity` where they are given."""
         fields: dict[str, Any] = {
             "text": self.text,
             "image": _picture_name(self.image),
@@ -209,6 +213,7 @@ class Query:
             "k": int(self.k),
             "rerank": [str(stage) for stage in self.stages],
             "hybrid": self.hybrid,
+            "where": self.where,
         }
         if self.terms:
             fields["terms"] = [term.as_json() for term in self.terms]

@@ -77,7 +77,7 @@ def retrieve_from(queries: Sequence[Query], collection: OpenIndex) -> list[Answe
                 absent[number] = p_absent(query, xq[number], hits[number], collection)
     if any(query.hybrid for query in queries):
         with clock.stage("keywords"):
-            hits = add_keywords(queries, xq, hits, collection)
+            hits = fuse_keywords(queries, xq, hits, collection)
     with clock.stage("rerank"):
         hits = rerank(queries, xq, hits, collection)
     if any(query.dedup is not None or query.diversity for query in queries):
@@ -105,14 +105,15 @@ def search_queries(
 ) -> list[list[Hit]]:
     """The hits of each query; those that differ in nothing but their vector are searched at
     once. counts: how many of each query, `Query.candidates` by default."""
-    groups: dict[tuple[str, int, int], list[int]] = defaultdict(list)
+    groups: dict[tuple[str, int, int, str | None], list[int]] = defaultdict(list)
     for number, query in enumerate(queries):
         k = min(counts[number] if counts else query.candidates, len(collection))
         nprobe = collection.lists_to_scan(query.column, query.nprobe)
-        groups[query.column, k, nprobe].append(number)
+        groups[query.column, k, nprobe, query.where].append(number)
     hits: dict[int, list[Hit]] = {}
-    for (column, k, nprobe), numbers in groups.items():
-        scores, positions = search(collection.column(column), xq[numbers], k, nprobe)
+    for (column, k, nprobe, where), numbers in groups.items():
+        allowed = collection.allowed(where)
+        scores, positions = search(collection.column(column), xq[numbers], k, nprobe, allowed)
         for number, row_scores, row_positions in zip(
             numbers, scores.tolist(), positions.tolist(), strict=True
         ):
@@ -122,6 +123,20 @@ def search_queries(
                 if position >= 0
             ]
     return [hits[number] for number in range(len(queries))]
+
+
+def fuse_keywords(
+    queries: Sequence[Query], xq: np.ndarray, hits: list[list[Hit]], collection: OpenIndex
+) -> list[list[Hit]]:
+    """The hits of each query, with those of its words; queries of one filter at once."""
+    fused = list(hits)
+    for where in dict.fromkeys(query.where for query in queries if query.hybrid):
+        numbers = [number for number, query in enumerate(queries) if query.where == where]
+        some = [queries[number] for number in numbers], xq[numbers], [hits[n] for n in numbers]
+        added = add_keywords(*some, collection, collection.allowed(where))
+        for number, found in zip(numbers, added, strict=True):
+            fused[number] = found
+    return fused
 
 
 def read_results(hits: Sequence[Sequence[Hit]], collection: OpenIndex) -> list[tuple[Result, ...]]:
@@ -157,6 +172,7 @@ class Searcher(OpenIndex):
         hybrid: bool = False,
         dedup: float | None = None,
         diversity: float = 0.0,
+        where: str | None = None,
     ) -> Answer:
         """The k rows nearest to a text, a picture, or both.
 
@@ -165,9 +181,11 @@ class Searcher(OpenIndex):
         `text` finds captions, `joint` pairs. rerank: one stage such as "match:20", or a list of
         them, see index/query/rerank.py. hybrid: find captions that have the text's words too, see
         index/query/keyword.py. dedup: the cosine from which on hits are folded under a better one,
-        such as 0.97. diversity: from 0 to 1, see index/query/diversify.py. Weighted queries are
-        `Query(terms=[...])` for `search_many`. Raises UsageError for values and TypeError for types
-        that cannot be used, SourceError for a URL that cannot be read.
+        such as 0.97. diversity: from 0 to 1, see index/query/diversify.py. where: a condition in
+        SQL that hits fulfil, such as "width > 512 AND meta.license = 'cc0'", see
+        index/query/filters.py. Weighted queries are `Query(terms=[...])` for `search_many`. Raises
+        UsageError for values and TypeError for types that cannot be used, SourceError for a URL
+        that cannot be read.
         """
         query = Query(
             text,
@@ -178,6 +196,7 @@ class Searcher(OpenIndex):
             hybrid=hybrid,
             dedup=dedup,
             diversity=diversity,
+            where=where,
         )
         return self.search_many([query])[0]
 

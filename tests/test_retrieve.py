@@ -169,7 +169,7 @@ def test_the_json_of_an_answer_has_the_documented_shape(made):
     value = json.loads(json.dumps(answer.as_json()))
     assert list(value) == ["query", "results", "seconds"]
     query = {"text": "a red boat", "image": None, "column": "image", "k": 2, "rerank": []}
-    assert value["query"] == {**query, "hybrid": False}
+    assert value["query"] == {**query, "hybrid": False, "where": None}
     assert list(value["seconds"]) == ["load", "encode", "search", "rerank", "results"]
     assert all(isinstance(seconds, float) for seconds in value["seconds"].values())
     first = value["results"][0]

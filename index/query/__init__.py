@@ -10,6 +10,8 @@ from chiasm.index.query.encode import (
     query_refused,
     text_of,
 )
+from chiasm.index.query.filter_rows import Filter
+from chiasm.index.query.filters import compile_filter
 from chiasm.index.query.keyword import add_keywords, open_keywords, search_keywords
 from chiasm.index.query.open_index import OpenIndex
 from chiasm.index.query.opening import live_generation, open_live
@@ -22,11 +24,13 @@ __all__ = [
     "Allowed",
     "Calibration",
     "ColumnIndex",
+    "Filter",
     "OpenIndex",
     "add_keywords",
     "as_float32",
     "calibrate_index",
     "check_stages",
+    "compile_filter",
     "diversify",
     "encode_each",
     "encode_queries",

@@ -18,6 +18,8 @@ import numpy as np
 
 from chiasm.index.queries import Query
 from chiasm.index.query.calibrate import Calibration
+from chiasm.index.query.filter_rows import Filter
+from chiasm.index.query.filters import filter_for
 from chiasm.index.query.opening import live_generation, read_relocated
 from chiasm.index.query.scan import Allowed, ColumnIndex
 from chiasm.index.query.search import search
@@ -160,10 +162,17 @@ class OpenIndex:
                     raise
 
     def allowed(self, where: str | None) -> Allowed | None:
-        """The rows that a filter lets pass, by segment; None without one."""
-        if where is None:
-            return None
-        raise NotImplementedError
+        """The rows that a filter lets pass, by segment; None without one. UsageError for a filter
+        that cannot be used."""
+        return (
+            None
+            if where is None
+            else [self.filter(where).rows(segment) for segment in self.segments]
+        )
+
+    def filter(self, where: str) -> Filter:
+        """A filter for the generation that is open; raises UsageError."""
+        return filter_for(where, self.generation)
 
     @property
     def dim(self) -> int:
@@ -200,6 +209,8 @@ class OpenIndex:
         query has its own vector."""
         for query in queries:  # a column without an index is refused before anything is loaded
             self.require_column(query.column)
+            if query.where is not None:
+                self.filter(query.where)
         # The encoder first: FAISS after torch shares its OpenMP runtime, see
         # index/faiss_runtime.py.
         encoder = self.encoder if any(query.vector is None for query in queries) else None

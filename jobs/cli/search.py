@@ -43,6 +43,7 @@ from chiasm.jobs.cli.search_options import (
     QueryFile,
     Rerank,
     SheetFile,
+    Where,
     Words,
 )
 from chiasm.jobs.cli.search_terms import Parts, query_maker
@@ -60,6 +61,7 @@ HELP = """
   chiasm search photos.chiasm "bus 42 at the station" --hybrid
   chiasm search photos.chiasm "2: red boat" --image x.jpg --minus night
   chiasm search photos.chiasm --queries queries.jsonl --to hits.parquet
+  chiasm search photos.chiasm "a red boat" --where "width > 512 AND caption ILIKE '%sea%'"
 
 Without text and picture, queries are read from stdin, one a line. Columns: image finds pictures,
 text finds captions, joint finds pairs. A text and a picture together are searched by the mean of
@@ -83,6 +85,7 @@ def search(
     column: Column = "image",
     rerank: Rerank = None,
     hybrid: Hybrid = False,
+    where: Where = None,
     dedup: Dedup = None,
     diversity: Diversity = 0.0,
     as_json: AsJson = False,
@@ -107,12 +110,14 @@ def search(
     stages = tuple(RerankStage.parse(stage) for stage in rerank or ())
     check_stages(stages)
     fields: dict[str, Any] = {"column": column, "k": k, "rerank": stages, "hybrid": hybrid}
-    fields["calibrated"] = calibrated
+    fields |= {"calibrated": calibrated, "where": where}
     fields |= {"dedup": dedup, "diversity": diversity, "nprobe": settings.index.nprobe or None}
     from_file = queries is not None or to is not None
     if from_file:
         _require_file_alone(queries, to, text is not None or bool(parts.options()), sheet, as_json)
     searcher = open_collection(collection, allow_stale=allow_stale, encoding=settings.encoder)
+    if where is not None:
+        searcher.filter(where)  # refused now rather than after the encoder is loaded
     if from_file:
         counts = search_file(searcher, queries or "", to or "", **fields)
         print_progress(f"wrote {to}: {counts.queries:,} queries, {counts.hits:,} results")

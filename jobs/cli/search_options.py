@@ -38,6 +38,13 @@ Rerank = Annotated[
     ),
 ]
 Hybrid = Annotated[bool, typer.Option("--hybrid", help="Find captions that have the words, too.")]
+Where = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SQL",
+        help="A condition on key, shard, caption, width, height, meta.FIELD ... that hits fulfil.",
+    ),
+]
 Dedup = Annotated[
     float | None,
     typer.Option(
