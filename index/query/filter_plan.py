@@ -1,6 +1,7 @@
 """Which way does a filtered search take? By the share of rows that pass, and what each way costs.
 
     nothing    no row passes
+    all        every row passes: as without a filter
     exact      the vectors of the rows that pass are all scored
     selector   codes are scanned, and FAISS asks a bitmap before it scores a row
 
@@ -42,7 +43,7 @@ class ScanPlan:
     least. lists: how many these are about. candidates: kept by a query, to be scored again.
     reason: one line for a person."""
 
-    way: Literal["nothing", "exact", "selector"]
+    way: Literal["nothing", "all", "exact", "selector"]
     target: int
     lists: int
     candidates: int
@@ -62,11 +63,10 @@ def plan_scan(
         return ScanPlan("nothing", 0, 0, 0, f"nothing is scanned: {words}")
     if plan.exact:
         return ScanPlan("exact", passing, 0, k, f"exact: {words}, and the column is exact")
+    if passing == rows:
+        return ScanPlan("all", 0, nprobe, k * plan.oversample, f"as without a filter: {words}")
     share = passing / rows
-    candidates = k * plan.oversample
-    if share < 1:
-        candidates *= FILTERED_OVERSAMPLE
-    candidates = min(passing, candidates)
+    candidates = min(passing, k * plan.oversample * FILTERED_OVERSAMPLE)
     unfiltered = nprobe * rows / plan.lists
     tuned = nprobe / plan.nprobe * plan.nprobe_for(share) * passing / plan.lists
     target = math.ceil(max(unfiltered * share**POWER, tuned, candidates))
@@ -75,7 +75,7 @@ def plan_scan(
     by_lists = LIST * lists + TEST * lists * rows / plan.lists
     by_lists += SCORE_BYTE * target * plan.code_size
     exact = passing * dim * (GATHER / queries + MULTIPLY)
-    if passing <= max(ALWAYS_EXACT, candidates) or exact <= by_lists:
+    if passing <= ALWAYS_EXACT or exact <= by_lists:
         cost = f"about {exact / 1000:,.0f} us a query, by lists {by_lists / 1000:,.0f}"
         return ScanPlan("exact", passing, 0, k, f"exact: {words}; {cost}")
     reason = f"selector: {words}; some {lists:,} of {plan.lists:,} lists hold {target:,} of them"

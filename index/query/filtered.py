@@ -20,7 +20,13 @@ def search_filtered(
     filter."""
     if allowed is None:
         return search(index, xq, k, nprobe)
-    return search_scan_of(index, xq, k, allowed, explain(index, k, nprobe, allowed, len(xq)))
+    way = explain(index, k, nprobe, allowed, len(xq))
+    if way.way == "all":
+        return search(index, xq, k, nprobe)
+    if way.way == "selector":
+        scan = index.scan(allowed, way.target)
+        return search_scan(scan, xq, k, way.candidates + EXTRA_CANDIDATES, way.lists)
+    return search_scan(index.exact_scan(allowed), xq, k, k + EXTRA_CANDIDATES, 0)
 
 
 def explain(
@@ -28,15 +34,5 @@ def explain(
 ) -> ScanPlan:
     """The way that such a search takes, and why."""
     dim = index.segments[0].record.dim if index.segments else 0
-    passing, rows = index.passing(allowed), int(index.starts[-1])
+    passing, rows = index.passing(allowed), index.passing([None] * len(index.segments))
     return plan_scan(passing, rows, k, index.plan, dim=dim, queries=max(1, queries), nprobe=nprobe)
-
-
-def search_scan_of(
-    index: ColumnIndex, xq: np.ndarray, k: int, allowed: Allowed, way: ScanPlan
-) -> tuple[np.ndarray, np.ndarray]:
-    """A search that goes this way."""
-    if way.way == "selector":
-        scan = index.scan(allowed, way.target)
-        return search_scan(scan, xq, k, way.candidates + EXTRA_CANDIDATES, way.lists)
-    return search_scan(index.exact_scan(allowed), xq, k, k + EXTRA_CANDIDATES, 0)

@@ -296,7 +296,7 @@ class Scan:
             ranked = trained.rank(xq, coded, nprobe)
             if nprobe >= self.lists or self.passing[ranked].sum(axis=1).min() >= target:
                 return lists_until(ranked, self.passing, target)
-            nprobe = min(4 * nprobe, self.lists)
+            nprobe = min(2 * nprobe, self.lists)
 
 
 def _scan_codes(
