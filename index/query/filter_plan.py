@@ -92,5 +92,5 @@ def lists_until(ranked: np.ndarray, passing: np.ndarray, target: int) -> np.ndar
     counts = passing[ranked]
     before = np.cumsum(counts, axis=1) - counts
     needed = (before < target) & (counts > 0)
-    width = int(needed.any(axis=0).nonzero()[0].max(initial=0)) + 1
+    width = int(np.flatnonzero(needed.any(axis=0)).max(initial=0)) + 1
     return np.ascontiguousarray(np.where(needed, ranked, -1)[:, :width])
