@@ -139,6 +139,8 @@ class Query:
             raise TypeError(f"column: expected str, found {type(self.column).__name__}")
         if not isinstance(self.hybrid, bool):
             raise TypeError(f"hybrid: expected bool, found {type(self.hybrid).__name__}")
+        if self.where is not None and not isinstance(self.where, str):
+            raise TypeError(f"where: expected str, found {type(self.where).__name__}")
         object.__setattr__(self, "rerank", _parse_stages(self.rerank))
         object.__setattr__(self, "terms", _require_terms(self.terms))
         self._require_one_input()
@@ -155,8 +157,6 @@ class Query:
         if self.dedup is not None:
             _require_number("dedup", self.dedup, 0, 1)
         _require_number("diversity", self.diversity, 0, 1)
-        if self.where is not None and not isinstance(self.where, str):
-            raise TypeError(f"where: expected str, found {type(self.where).__name__}")
 
     def _require_one_input(self) -> None:
         """UsageError where there is nothing to search for, or where it is said in two ways."""

@@ -29,7 +29,7 @@ from chiasm.index.query import (
     p_absent,
     require_words,
     rerank,
-    search,
+    search_filtered,
 )
 from chiasm.index.results import Answer, Hit, Result
 from chiasm.index.segments import SegmentGone
@@ -113,7 +113,9 @@ def search_queries(
     hits: dict[int, list[Hit]] = {}
     for (column, k, nprobe, where), numbers in groups.items():
         allowed = collection.allowed(where)
-        scores, positions = search(collection.column(column), xq[numbers], k, nprobe, allowed)
+        scores, positions = search_filtered(
+            collection.column(column), xq[numbers], k, nprobe, allowed
+        )
         for number, row_scores, row_positions in zip(
             numbers, scores.tolist(), positions.tolist(), strict=True
         ):

@@ -11,6 +11,7 @@ from chiasm.index.query.encode import (
     text_of,
 )
 from chiasm.index.query.filter_rows import Filter
+from chiasm.index.query.filtered import search_filtered
 from chiasm.index.query.filters import compile_filter
 from chiasm.index.query.keyword import add_keywords, open_keywords, search_keywords
 from chiasm.index.query.open_index import OpenIndex
@@ -44,6 +45,7 @@ __all__ = [
     "require_words",
     "rerank",
     "search",
+    "search_filtered",
     "search_keywords",
     "text_of",
 ]

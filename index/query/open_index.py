@@ -18,10 +18,10 @@ import numpy as np
 
 from chiasm.index.queries import Query
 from chiasm.index.query.filter_rows import Filter
+from chiasm.index.query.filtered import search_filtered
 from chiasm.index.query.filters import filter_for
 from chiasm.index.query.opening import live_generation, read_relocated
 from chiasm.index.query.scan import Allowed, ColumnIndex
-from chiasm.index.query.search import search
 from chiasm.index.results import CatalogRow
 from chiasm.index.segments import (
     FileSum,
@@ -154,7 +154,8 @@ class OpenIndex:
             view = self.view()
             try:
                 index = view.column(column)
-                return search(index, xq, k, view.lists_to_scan(column, nprobe), view.allowed(where))
+                lists = view.lists_to_scan(column, nprobe)
+                return search_filtered(index, xq, k, lists, view.allowed(where))
             except SegmentGone:
                 if not self.reopen(view.generation):
                     raise

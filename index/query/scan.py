@@ -10,15 +10,17 @@ a query scans are requested before, and so are the vectors of its candidates.
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
-from chiasm.index.segments import Segment, Trained, fetch, merge_lists
+from chiasm.index.query.filter_plan import lists_until
+from chiasm.index.segments import Segment, Trained, fetch, merge_lists, numbered_lists
 
 RESIDENT_BYTES = 2 << 30  # of codes and row numbers of one column: some 36 million rows of 48 bytes
 MAX_ROWS_AHEAD = 128  # candidates whose rows are requested with their vectors
@@ -27,6 +29,8 @@ ROWS_AT_ONCE = 1 << 20  # floats of rows that are scored for all queries at once
 # many bits of its row.
 ROW_BITS = 40
 _ROW = (1 << ROW_BITS) - 1
+
+PREPARED = 8  # filters whose selectors are kept, for the next batch with the same bitmaps
 
 Allowed = Sequence[np.ndarray | None]  # for each segment (rows,) bool, None where all rows are
 
@@ -48,6 +52,18 @@ class Part:
 
 
 @dataclass
+class Prepared:
+    """What searches with the same bitmaps share. masks: of each segment, the rows that may be found
+    and are not deleted; passing: how many these are."""
+
+    allowed: Allowed  # held, so that the bitmaps' identities stay theirs
+    masks: list[np.ndarray | None]
+    passing: int
+    scan: Scan | None = None
+    exact: Scan | None = None
+
+
+@dataclass
 class ColumnIndex:
     """One column of a generation: its segments, its plan and what its segments share. starts: the
     position of each segment's first row, then the end, int64. Safe to share."""
@@ -61,6 +77,8 @@ class ColumnIndex:
     _merged: Any = None
     _in_store: bool = False
     _opening: threading.Lock = field(default_factory=threading.Lock)
+    _prepared: OrderedDict[tuple[int, ...], Prepared] = field(default_factory=OrderedDict)
+    _list_of: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.starts = np.cumsum([0, *map(len, self.segments)], dtype=np.int64)
@@ -70,13 +88,52 @@ class ColumnIndex:
         """Map or read what a search needs, so that the first one does not wait for it."""
         self.scan(None)
 
-    def scan(self, allowed: Allowed | None) -> Scan:
-        """What a search scans. allowed: the rows that may be found, None for all."""
+    def scan(self, allowed: Allowed | None, target: int = 0) -> Scan:
+        """What a search scans. allowed: the rows that may be found, None for all. target: how many
+        of these the lists of a query hold, at least; 0 for as many as its nprobe lists have."""
         if allowed is not None:
-            return self._prepare(allowed)
+            prepared = self._prepare_once(allowed)
+            if prepared.scan is None:
+                prepared.scan = self._prepare(prepared.masks)
+            return replace(prepared.scan, target=target)
         if self._scan is None:
-            self._scan = self._prepare([None] * len(self.segments))
+            self._scan = self._prepare([self.rows_of(n, None) for n in range(len(self.segments))])
         return self._scan
+
+    def exact_scan(self, allowed: Allowed) -> Scan:
+        """Scores the vectors of all rows that may be found."""
+        prepared = self._prepare_once(allowed)
+        if prepared.exact is None:
+            masks = prepared.masks
+            if self.trained is not None:  # in whose lists no row without a vector is
+                both = zip(self.segments, masks, strict=True)
+                masks = [_and(mask, segment.has(self.column)) for segment, mask in both]
+            prepared.exact = replace(self._prepare_exact(masks), exact=True)
+        return prepared.exact
+
+    def passing(self, allowed: Allowed) -> int:
+        """How many rows may be found."""
+        return self._prepare_once(allowed).passing
+
+    def _prepare_once(self, allowed: Allowed) -> Prepared:
+        """Kept where the bitmaps cannot change."""
+        key = tuple(map(id, allowed))
+        with self._opening:
+            if key in self._prepared:
+                self._prepared.move_to_end(key)
+                return self._prepared[key]
+        masks = [self.rows_of(number, mask) for number, mask in enumerate(allowed)]
+        counts = [
+            len(segment) if mask is None else int(np.count_nonzero(mask))
+            for segment, mask in zip(self.segments, masks, strict=True)
+        ]
+        prepared = Prepared(list(allowed), masks, sum(counts))
+        if not any(mask is not None and mask.flags.writeable for mask in allowed):
+            with self._opening:
+                self._prepared[key] = prepared
+                while len(self._prepared) > PREPARED:
+                    self._prepared.popitem(last=False)
+        return prepared
 
     def rows_of(self, number: int, allowed: np.ndarray | None) -> np.ndarray | None:
         """The rows of a segment that may be found, (rows,) bool; None for all in its lists."""
@@ -112,8 +169,7 @@ class ColumnIndex:
                 wanted += segment.wanted_rows(rows) if with_rows else []
         fetch(wanted)
 
-    def _prepare(self, allowed: Allowed) -> Scan:
-        masks = [self.rows_of(number, mask) for number, mask in enumerate(allowed)]
+    def _prepare(self, masks: list[np.ndarray | None]) -> Scan:
         if self.trained is None:
             return self._prepare_exact(masks)
         with self._opening:
@@ -127,8 +183,11 @@ class ColumnIndex:
                 np.ones(len(segment), bool) if mask is None else mask
                 for mask, segment in zip(masks, self.segments, strict=True)
             ]
-            part, available = _selected(0, self._merged, np.concatenate(whole))
-            return Scan(self, [part] if available else [], min(available, sum(vectors)))
+            mask = np.concatenate(whole)
+            part, _ = _selected(0, self._merged, mask)
+            passing = self._count_passing(mask)
+            available = int(passing.sum())
+            return Scan(self, [part] if available else [], available, passing)
         parts: list[Part] = []
         available = 0
         for number, mask in enumerate(masks):
@@ -140,6 +199,16 @@ class ColumnIndex:
             parts += [part] if found else []
             available += found
         return Scan(self, parts, available)
+
+    def _count_passing(self, mask: np.ndarray) -> np.ndarray:
+        """How many rows of each merged list a mask lets pass: (L,) int64."""
+        lists = self.plan.lists
+        if self._list_of is None:  # two threads may both make it, to the same end
+            list_of = np.full(len(mask), lists, np.int32)  # a list of its own: rows without vectors
+            for number, rows in numbered_lists(self._merged):
+                list_of[rows] = number
+            self._list_of = list_of
+        return np.bincount(self._list_of[mask], minlength=lists + 1)[:lists]
 
     def _prepare_exact(self, masks: Sequence[np.ndarray | None]) -> Scan:
         """FAISS selects by row numbers, of which an exact column has none."""
@@ -161,6 +230,10 @@ class ColumnIndex:
         return sum(segment.record.files[f"{self.column}.lists"].size for segment in self.segments)
 
 
+def _and(some: np.ndarray | None, others: np.ndarray | None) -> np.ndarray | None:
+    return others if some is None else some if others is None else some & others
+
+
 def _selected(first: int, scanner: Any, mask: np.ndarray) -> tuple[Part, int]:
     """The rows of a FAISS index that a mask lets pass, and how many these are at most."""
     bits = np.packbits(mask, bitorder="little")
@@ -171,15 +244,20 @@ def _selected(first: int, scanner: Any, mask: np.ndarray) -> tuple[Part, int]:
 
 @dataclass(frozen=True)
 class Scan:
-    """The parts of a column that hold rows that may be found; `available` is how many at most."""
+    """The parts of a column that hold rows that may be found; `available` is how many at most.
+    passing: how many of each list, (L,) int64, None where that is not known; target: how many of
+    them the lists that a query scans hold, at least. exact: the vectors are scored, not codes."""
 
     index: ColumnIndex
     parts: list[Part]
     available: int
+    passing: np.ndarray | None = None
+    target: int = 0
+    exact: bool = False
 
     @property
     def lists(self) -> int:
-        return self.index.plan.lists
+        return 0 if self.exact else self.index.plan.lists
 
     def candidates(self, xq: np.ndarray, wanted: int, nprobe: int) -> tuple[np.ndarray, np.ndarray]:
         """The best `wanted` rows of each query by their codes: their scores (Q, wanted) float32 and
@@ -187,11 +265,11 @@ class Scan:
         trained = self.index.trained
         scores = np.full((len(xq), wanted), -np.inf, dtype=np.float32)
         rows = np.full((len(xq), wanted), -1, dtype=np.int64)
-        if trained is None:
+        if trained is None or self.exact:
             coded, lists = xq, np.zeros((len(xq), 1), np.int64)
         else:
             coded = trained.queries(xq)
-            lists = trained.rank(xq, coded, nprobe)
+            lists = self._ranked(trained, xq, coded, nprobe)
             self.index.fetch_lists(lists)
         for number, part in enumerate(self.parts):
             if part.rows is None:
@@ -206,6 +284,19 @@ class Scan:
         elif self.parts and self.parts[0].first:
             rows[rows >= 0] += self.parts[0].first
         return scores, rows
+
+    def _ranked(
+        self, trained: Trained, xq: np.ndarray, coded: np.ndarray, nprobe: int
+    ) -> np.ndarray:
+        """The lists that each query scans: (Q, n) int64, -1 for none."""
+        if self.passing is None or not self.target:
+            return trained.rank(xq, coded, nprobe)
+        target = min(self.target, self.available)
+        while True:
+            ranked = trained.rank(xq, coded, nprobe)
+            if nprobe >= self.lists or self.passing[ranked].sum(axis=1).min() >= target:
+                return lists_until(ranked, self.passing, target)
+            nprobe = min(2 * nprobe, self.lists)
 
 
 def _scan_codes(

@@ -36,9 +36,15 @@ def search(
     that finds fewer than k rows. allowed: the rows that may be found. A position counts rows
     through the segments in order; where there are fewer than k rows the rest is -1 with score -inf.
     """
-    xq = np.ascontiguousarray(xq, dtype=np.float32)
-    scan = index.scan(allowed)
     wanted = k * (index.plan.oversample if nprobe else 1) + EXTRA_CANDIDATES
+    return search_scan(index.scan(allowed), xq, k, wanted, nprobe)
+
+
+def search_scan(
+    scan: Scan, xq: np.ndarray, k: int, wanted: int, nprobe: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same of what is scanned. wanted: candidates of a query, to be scored again."""
+    xq = np.ascontiguousarray(xq, dtype=np.float32)
     wanted = min(wanted, max(1, scan.available))
     step = max(1, MAX_CANDIDATES // wanted)
     if len(xq) <= step:

@@ -27,7 +27,7 @@ from chiasm.index.segments.generations import (
 from chiasm.index.segments.history import PastGeneration, read_history
 from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.index.segments.keywords import Keywords, KeywordWriter
-from chiasm.index.segments.lists import merge_lists, rows_in_lists
+from chiasm.index.segments.lists import merge_lists, numbered_lists, rows_in_lists
 from chiasm.index.segments.manifest import (
     Deletions,
     Drift,
@@ -95,6 +95,7 @@ __all__ = [
     "merge_lists",
     "meta_as_json",
     "newest_whole",
+    "numbered_lists",
     "numbers",
     "open_current",
     "open_generation",

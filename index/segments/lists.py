@@ -197,10 +197,15 @@ def merge_lists(
     return merged
 
 
-def rows_in_lists(index: Any) -> Iterator[np.ndarray]:
-    """The row numbers of each list that has any, as copies."""
+def numbered_lists(index: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """Each list that has rows: its number, and a copy of their numbers."""
     faiss = load_faiss()
     lists = index.invlists
     for number in range(lists.nlist):
         if size := lists.list_size(number):
-            yield faiss.rev_swig_ptr(lists.get_ids(number), size).copy()
+            yield number, faiss.rev_swig_ptr(lists.get_ids(number), size).copy()
+
+
+def rows_in_lists(index: Any) -> Iterator[np.ndarray]:
+    """The row numbers of each list that has any, as copies."""
+    return (rows for _, rows in numbered_lists(index))

@@ -38,6 +38,13 @@ Rerank = Annotated[
     ),
 ]
 Hybrid = Annotated[bool, typer.Option("--hybrid", help="Find captions that have the words, too.")]
+Where = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SQL",
+        help="A condition on key, shard, caption, width, height, meta.FIELD ... that hits fulfil.",
+    ),
+]
 Dedup = Annotated[
     float | None,
     typer.Option(
@@ -79,12 +86,5 @@ FalseAlarms = Annotated[
         metavar="RATE",
         help="Say where nothing here matches. RATE, such as 0.05: the share of queries without a "
         "match for which it is not said. The first such query calibrates the column.",
-    ),
-]
-Where = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SQL",
-        help="A condition on key, shard, caption, width, height, meta.FIELD ... that hits fulfil.",
     ),
 ]
