@@ -60,10 +60,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class SampleSegment:
-    """The sample, as a column's only segment. raw (n, D) float16; index: of FAISS."""
+    """The sample, as a column's only segment. sample (n, D) float16; index: of FAISS."""
 
-    vectors: np.ndarray
+    sample: np.ndarray
     index: Any
+    in_store = False
 
     @property
     def record(self) -> SimpleNamespace:
@@ -71,7 +72,7 @@ class SampleSegment:
         return SimpleNamespace(vectors={SAMPLE: len(self)}, files={f"{SAMPLE}.lists": lists})
 
     def __len__(self) -> int:
-        return len(self.vectors)
+        return len(self.sample)
 
     def deleted(self) -> None:
         return None
@@ -80,7 +81,10 @@ class SampleSegment:
         return None
 
     def raw(self, column: str) -> np.ndarray:
-        return self.vectors
+        return self.sample
+
+    def vectors(self, column: str) -> np.ndarray:
+        return self.sample
 
     def lists(self, column: str, trained: Trained) -> Any:
         return self.index
