@@ -14,12 +14,13 @@ from chiasm.index.build.fill import Filled, SegmentTask, fill_segment
 from chiasm.index.build.plot import draw_reports
 from chiasm.index.build.promise import promised_recall
 from chiasm.index.build.report import Report
-from chiasm.index.build.select_rows import ById, ByKey, Selection, shards_named
+from chiasm.index.build.select_rows import ByFilter, ById, ByKey, Selection, shards_named
 from chiasm.index.build.truth import exact_top, recall_of
 
 __all__ = [
     "NOTABLE",
     "BuildSummary",
+    "ByFilter",
     "ById",
     "ByKey",
     "EditSummary",

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from chiasm.index.query import Filter
 from chiasm.index.segments import Generation, Segment, rows_of_shards
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.forget import match
@@ -33,6 +34,19 @@ class Selection(Protocol):
     def __str__(self) -> str:
         """What is selected, for messages."""
         ...
+
+
+@dataclass(frozen=True)
+class ByFilter:
+    """Rows that a filter lets pass."""
+
+    condition: Filter
+
+    def rows(self, segment: Segment) -> np.ndarray:
+        return self.condition.rows(segment)
+
+    def __str__(self) -> str:
+        return f"the filter {self.condition.text}"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from chiasm.index.query.encode import (
 )
 from chiasm.index.query.filter_rows import Filter
 from chiasm.index.query.filtered import search_filtered
-from chiasm.index.query.filters import compile_filter
+from chiasm.index.query.filters import compile_filter, filter_for
 from chiasm.index.query.keyword import add_keywords, open_keywords, search_keywords
 from chiasm.index.query.open_index import OpenIndex
 from chiasm.index.query.opening import live_generation, open_live
@@ -36,6 +36,7 @@ __all__ = [
     "encode_each",
     "encode_queries",
     "encoded_picture",
+    "filter_for",
     "live_generation",
     "open_keywords",
     "open_live",

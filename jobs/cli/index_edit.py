@@ -14,6 +14,7 @@ from rich.console import Console
 
 from chiasm.index.build import (
     NOTABLE,
+    ByFilter,
     ById,
     ByKey,
     EditSummary,
@@ -24,8 +25,10 @@ from chiasm.index.build import (
     roll_back_index,
     shards_named,
 )
+from chiasm.index.query import filter_for
 from chiasm.index.segments import Drift, Generation, PastGeneration, build_command, read_history
 from chiasm.jobs.cli.options import Assignments, Collection, Preset
+from chiasm.jobs.cli.search_options import Where
 from chiasm.jobs.config import compose
 from chiasm.jobs.console import json_line, lines_of, printable
 from chiasm.pipeline.collection import Collection as OpenCollection
@@ -41,6 +44,7 @@ old ones, it says so, and a build is worth its time. Rows that were deleted stay
 was embedded anew has new rows."""
 DELETE_HELP = """
   chiasm index delete photos.chiasm --key 000017 --shard 00003-1f0c2a9b44
+  chiasm index delete photos.chiasm --where "meta.license = 'none' OR width < 64"
   chiasm index delete photos.chiasm --ids-from unwanted.txt
 
 Leaves rows out of every answer. Nothing is removed from the embeddings: chiasm index build reads
@@ -97,12 +101,13 @@ def delete(
         str | None,
         typer.Option(metavar="FILE", help="A file of ids, SHARD/ROW@EDITION, one a line; - stdin."),
     ] = None,
+    where: Where = None,
     preset: Preset = "laptop",
     assignments: Assignments = None,
     as_json: AsJson = False,
 ) -> None:
     settings = compose(preset, assignments or (), uses=["index"]).index
-    select = _selection(key, shard, ids_from)
+    select = _selection(key, shard, ids_from, where)
     summary = delete_from_index(collection, select, settings=settings)
     counts = summary.counts
     before = f" ({counts['deleted_before']:,} were before)" if counts["deleted_before"] else ""
@@ -179,15 +184,19 @@ def drift_lines(drift: Mapping[str, Drift], notable: float = NOTABLE) -> list[st
 
 
 def _selection(
-    keys: list[str] | None, shard: str | None, ids_from: str | None
+    keys: list[str] | None, shard: str | None, ids_from: str | None, where: str | None
 ) -> Callable[[Generation], Selection]:
     """What gives the rows to delete, by the options that were given."""
-    if (not keys) == (ids_from is None):
-        found = "neither" if ids_from is None else "both"
-        raise UsageError("index delete", expected="either --key or --ids-from", found=found)
+    options = {"--key": keys or None, "--ids-from": ids_from, "--where": where}
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) != 1:
+        expected, found = f"one of {', '.join(options)}", " and ".join(given) or "none of them"
+        raise UsageError("index delete", expected=expected, found=found)
+    if shard is not None and not keys:
+        raise UsageError("--shard", expected="it beside --key", found=given[0])
+    if where is not None:
+        return lambda generation: ByFilter(filter_for(where, generation))
     if ids_from is not None:
-        if shard is not None:
-            raise UsageError("--shard", expected="it beside --key", found="--ids-from")
         selection = ById(_lines(ids_from))
         return lambda generation: selection
 
