@@ -24,6 +24,7 @@ from tiny_llava import TOWER, cross_encoder_folder, llava_folder
 from chiasm.index import Query, build_index, open_collection
 from chiasm.index.query.encode import encode_queries
 from chiasm.jobs.cli import search
+from chiasm.jobs.cli.search_terms import Parts, query_maker
 from chiasm.pipeline.caption_filter import read_scores, store_scores
 from chiasm.pipeline.encoders import load_encoder, load_matcher
 from chiasm.pipeline.make import make_collection
@@ -252,7 +253,7 @@ def test_an_encoder_of_anybody_gets_captions_and_queries_as_texts(tmp_path, monk
         got.clear()
         assert [answer[0].caption for answer in ask()] == texts
         assert [text for text in got if text in texts] == texts
-    make_query = search.partial(Query, k=1, column="text")
+    make_query = query_maker(Parts((), (), ()), is_data=False, k=1, column="text")
     (query,) = next(search._batches(str(path), make_query, from_stdin=False))
     assert searcher.search_many([query])[0][0].caption == query.words == str(path)
     got.clear()

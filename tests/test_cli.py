@@ -160,7 +160,7 @@ def test_log_lines_go_to_stderr_as_asked_and_to_a_file(chiasm, tmp_path, monkeyp
     assert (committed["rows"], committed["dropped"]) == (3, 0)
     assert committed["logger"] == "chiasm.pipeline.embed" and committed["worker"]
     built = chiasm("--log-level", "info", "index", "build", tmp_path / "c")
-    assert "info index.build.build: filled segment" in built.stderr
+    assert "info index.build.fill: filled segment" in built.stderr
     loud = chiasm("--log-level", "info", "--log-format", "json", "index", "build", tmp_path / "c")
     records = [json.loads(line) for line in loud.stderr.splitlines() if line.startswith("{")]
     assert "3 rows of 1 shards" in records[0]["message"]
@@ -491,12 +491,12 @@ def test_the_whole_way_from_shards_to_answers(chiasm, shards, tmp_path):
     status = json.loads(ran.stdout)
     assert (status["rows"], status["shards"], status["encoder"]) == (60, 3, "fake")
     assert [run["state"] for run in status["runs"]] == ["done", "done"]
-    kinds = dict.fromkeys(("image", "text", "joint"), "Flat")
+    kinds = dict.fromkeys(("image", "text", "joint"), "exact")
     assert status["index"] == {
         "state": "current", "generation": 1, "rows": 60, "columns": kinds, "stale_shards": {},
-        "do": "", "instead_of": "",
+        "do": "", "instead_of": "", "deleted": 0, "drift": {},
     }  # fmt: skip
-    assert "index: generation 1, 60 rows, columns image (Flat)" in chiasm("status", to).stdout
+    assert "index: generation 1, 60 rows, columns image (exact)" in chiasm("status", to).stdout
 
     refused(
         chiasm("search", to, "x", "--set", "batch.size=3"),

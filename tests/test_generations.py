@@ -222,7 +222,7 @@ def ids_found(path: Path, rows: int) -> set[str]:
     [
         (("survey", 20), IndexSettings()),
         (("survey", 50), CELLS),
-        (("train image", 0), CELLS),
+        (("tune image", 0), CELLS),
         (("fill", 20), IndexSettings(segment_rows=20)),
         (("fill", 50), IndexSettings()),
     ],

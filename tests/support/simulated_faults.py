@@ -120,7 +120,7 @@ FAULTS: dict[str, list[Edit]] = {
         (_sweep._remove_old_generations, "aged = keep_seconds == 0", "aged = True")
     ],
     "a mark from before a generation was live counts": [
-        (_publish._settle, "if live:", "if False:")
+        (_publish._settle, "if live and live != best.number:", "if False:")
     ],
     "generations go while CURRENT is damaged": [
         (_sweep._remove_old_generations, "live not in existing", "False")
