@@ -2,27 +2,60 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_collection import make_collection, unit_rows
 
 from chiasm.index import IndexSettings, build_index, open_collection
+from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
 from chiasm.index.query import filter_plan, search_filtered
-from chiasm.index.query.filter_plan import lists_until, plan_scan
+from chiasm.index.query.filter_plan import SUBSET_BYTES, lists_until, plan_scan
 from chiasm.index.query.filtered import explain
+from chiasm.index.query.subset import copy_passing, passing_by_list
+from chiasm.index.segments import Trained, code_ranges
 
+SIZE = {"dim": 256, "queries": 64, "nprobe": 64, "resident": True}
 PLAN = Plan("ivf", lists=2048, nprobe=64, dims=256, codes="SQ8", oversample=4)
 
 
 @pytest.mark.parametrize(
     ("passing", "way"),
-    [(0, "nothing"), (30, "exact"), (3000, "exact"), (150_000, "selector"), (300_000, "all")],
+    [(0, "nothing"), (30, "exact"), (3000, "exact"), (60_000, "subset"), (300_000, "all")],
 )
 def test_the_way_goes_by_how_many_rows_pass(passing, way):
-    found = plan_scan(passing, 300_000, 10, PLAN, dim=256, queries=64, nprobe=64)
+    found = plan_scan(passing, 300_000, 10, PLAN, **SIZE)
     assert found.way == way and "\n" not in found.reason
     assert found.lists <= PLAN.lists and found.target <= passing
+
+
+def test_the_way_goes_by_what_is_in_memory_and_by_the_batch():
+    assert plan_scan(60_000, 300_000, 10, PLAN, **SIZE | {"resident": False}).way == "selector"
+    many = SUBSET_BYTES // (256 + 8) + 1
+    assert plan_scan(many, 300_000, 10, PLAN, **SIZE).way == "selector"
+    assert plan_scan(9000, 300_000, 10, PLAN, **SIZE | {"queries": 1}).way == "subset"
+    assert plan_scan(1000, 300_000, 10, PLAN, **SIZE | {"dim": 9999}).way == "exact"
+    assert plan_scan(5, 10, 3, Plan(), **SIZE).way == "exact"
+
+
+@given(st.integers(1, 300_000), st.integers(1, 50), st.sampled_from([0, 99, 900]), st.booleans())
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_a_plan_scans_no_fewer_lists_than_without_a_filter(passing, k, filtered, resident):
+    plan, size = replace(PLAN, filtered_nprobe=filtered), SIZE | {"resident": resident}
+    found = plan_scan(passing, 300_000, k, plan, **size)
+    assert "\n" not in found.reason
+    if found.way in ("exact", "all"):
+        return
+    assert plan.nprobe <= found.lists <= plan.lists and 0 < found.target <= passing
+    assert k <= found.candidates
+    fewer = plan_scan(max(1, passing // 2), 300_000, k, plan, **size)
+    assert fewer.way == "exact" or fewer.lists >= found.lists
+    more = plan_scan(passing, 300_000, k, replace(plan, filtered_nprobe=2048), **size)
+    assert more.way == "exact" or more.target >= found.target
 
 
 def test_lists_are_taken_until_they_hold_the_target():
@@ -32,7 +65,7 @@ def test_lists_are_taken_until_they_hold_the_target():
     assert lists_until(ranked, passing, 1).tolist() == [[0], [3]]
 
 
-@pytest.mark.parametrize("way", ["exact", "selector"])
+@pytest.mark.parametrize("way", ["exact", "subset", "selector"])
 def test_each_way_finds_the_best_of_the_rows_that_pass(tmp_path, monkeypatch, way):
     vectors = make_collection(tmp_path / "c", (50, 30, 60), holes=0.1)["image"]
     build_index(tmp_path / "c", settings=IndexSettings(kind="ivf", tune=False, exact_below=1))
@@ -44,7 +77,9 @@ def test_each_way_finds_the_best_of_the_rows_that_pass(tmp_path, monkeypatch, wa
     mask = np.random.default_rng(4).random(len(vectors)) < 0.5
     allowed = np.split(mask, index.starts[1:-1])
     k = 10
-    monkeypatch.setattr(filter_plan, "FILTERED_OVERSAMPLE", 100)  # all rows that pass
+    index.plan = replace(index.plan, oversample=100)  # all rows that pass
+    if way == "selector":
+        monkeypatch.setattr(filter_plan, "SUBSET_BYTES", 0)
     taken = explain(index, k, opened.lists_to_scan("image"), allowed, len(xq)).way
     assert taken == way
     scores, ids = search_filtered(index, xq, k, opened.lists_to_scan("image"), allowed)
@@ -53,3 +88,31 @@ def test_each_way_finds_the_best_of_the_rows_that_pass(tmp_path, monkeypatch, wa
     order = np.argsort(-exact, axis=1, kind="stable")[:, :k]
     np.testing.assert_allclose(scores, np.take_along_axis(exact, order, 1), atol=1e-6)
     assert np.array_equal(ids, order)
+
+
+@pytest.mark.parametrize("codes", ["SQ8", "RaBitQ4"])
+def test_a_subset_finds_what_the_index_finds_of_its_rows(codes):
+    rng = np.random.default_rng(3)
+    xb, xq = unit_rows(rng, 400, 16), unit_rows(rng, 5, 16)
+    plan = Plan("ivf", 8, 8, "full", 16, codes)
+    trained = Trained(plan, xb[:8].copy(), np.zeros(8, np.float32), code_ranges(xb))
+    faiss = load_faiss()
+    index = trained.empty_index()
+    index.nprobe = 8
+    lists = np.ascontiguousarray(trained.assign(xb, xb))
+    index.add_core(400, faiss.swig_ptr(xb), None, faiss.swig_ptr(lists))
+    allowed = rng.random(400) < 0.2
+    allowed[lists == 3] = False
+    subset, counts = copy_passing(index, trained, allowed)
+    assert counts.tolist() == np.bincount(lists[allowed], minlength=8).tolist()
+    assert counts.tolist() == passing_by_list(index, allowed).tolist() and counts[3] == 0
+    assert subset.ntotal == allowed.sum()
+    subset.nprobe = 8
+    ranked = trained.rank(xq, xq, 8)
+    none = np.zeros(ranked.shape, np.float32)
+    scores, rows = index.search_preassigned(xq, 400, ranked, none)
+    found = subset.search_preassigned(xq, 20, np.where(ranked == 3, -1, ranked), none)
+    for query in range(5):
+        passing = allowed[rows[query]]
+        assert found[1][query].tolist() == rows[query][passing][:20].tolist()
+        assert found[0][query].tolist() == scores[query][passing][:20].tolist()

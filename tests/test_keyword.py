@@ -303,6 +303,18 @@ def test_a_hybrid_query_ranks_by_its_vector_and_by_its_words(made):
     assert together[0].results == index.search("a").results
 
 
+def test_words_find_only_what_passes_the_filter(made):
+    queries = [
+        Query("picture 7 of 1", k=40, hybrid=True, where=where) for where in ("row < 3", None)
+    ]
+    some, every = open_collection(made).search_many(queries)
+    rows = [int(result.id.partition("/")[2].partition("@")[0]) for result in every]
+    few = {result.id for result, row in zip(every, rows, strict=True) if row < 3}
+    assert 0 < len(few) < len(every)
+    assert {result.id for result in some} == few
+    assert any("keywords" in result.scores for result in some)
+
+
 def test_a_row_that_only_words_find_has_its_vector_score(made, monkeypatch):
     monkeypatch.setattr("chiasm.index.queries.FUSED_DEPTH", 2)
     index = open_collection(made)

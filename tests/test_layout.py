@@ -337,11 +337,11 @@ def test_no_test_imports_benchmarks():
     [
         (
             "from chiasm.jobs.cli.app import application; application()(['-h'], standalone_mode=0)",
-            "torch ray faiss pyarrow pydantic transformers",
+            "torch ray faiss duckdb pyarrow pydantic transformers",
         ),
         ("import chiasm.jobs.cli.status", "torch ray faiss transformers sentence_transformers"),
         ("import chiasm.jobs.cli.check", "torch ray transformers sentence_transformers"),
-        ("import chiasm.jobs.cli.search", "torch ray transformers sentence_transformers"),
+        ("import chiasm.jobs.cli.search", "torch ray duckdb transformers sentence_transformers"),
         ("import chiasm.jobs.cli.embed", "torch faiss transformers sentence_transformers"),
         ("import chiasm.pipeline.encoders.pocket", "ray faiss transformers sentence_transformers"),
     ],

@@ -23,7 +23,7 @@ def search_filtered(
     way = explain(index, k, nprobe, allowed, len(xq))
     if way.way == "all":
         return search(index, xq, k, nprobe)
-    if way.way == "selector":
+    if way.way in ("subset", "selector"):
         scan = index.scan(allowed, way.target)
         return search_scan(scan, xq, k, way.candidates + EXTRA_CANDIDATES, way.lists)
     return search_scan(index.exact_scan(allowed), xq, k, k + EXTRA_CANDIDATES, 0)
@@ -35,4 +35,10 @@ def explain(
     """The way that such a search takes, and why."""
     dim = index.segments[0].record.dim if index.segments else 0
     passing, rows = index.passing(allowed), index.passing([None] * len(index.segments))
-    return plan_scan(passing, rows, k, index.plan, dim=dim, queries=max(1, queries), nprobe=nprobe)
+    return plan_scan(
+        *(passing, rows, k, index.plan),
+        dim=dim,
+        queries=max(1, queries),
+        nprobe=nprobe,
+        resident=index.resident,
+    )

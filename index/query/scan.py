@@ -19,8 +19,9 @@ import numpy as np
 
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
-from chiasm.index.query.filter_plan import lists_until
-from chiasm.index.segments import Segment, Trained, fetch, merge_lists, numbered_lists
+from chiasm.index.query.filter_plan import fits_subset, lists_until
+from chiasm.index.query.subset import copy_passing, passing_by_list
+from chiasm.index.segments import Segment, Trained, fetch, merge_lists
 
 RESIDENT_BYTES = 2 << 30  # of codes and row numbers of one column: some 36 million rows of 48 bytes
 MAX_ROWS_AHEAD = 128  # candidates whose rows are requested with their vectors
@@ -30,7 +31,7 @@ ROWS_AT_ONCE = 1 << 20  # floats of rows that are scored for all queries at once
 ROW_BITS = 40
 _ROW = (1 << ROW_BITS) - 1
 
-PREPARED = 8  # filters whose selectors are kept, for the next batch with the same bitmaps
+PREPARED = 8  # filters whose subsets or selectors are kept, for the next batch with their bitmaps
 
 Allowed = Sequence[np.ndarray | None]  # for each segment (rows,) bool, None where all rows are
 
@@ -78,7 +79,6 @@ class ColumnIndex:
     _in_store: bool = False
     _opening: threading.Lock = field(default_factory=threading.Lock)
     _prepared: OrderedDict[tuple[int, ...], Prepared] = field(default_factory=OrderedDict)
-    _list_of: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.starts = np.cumsum([0, *map(len, self.segments)], dtype=np.int64)
@@ -173,7 +173,7 @@ class ColumnIndex:
         if self.trained is None:
             return self._prepare_exact(masks)
         with self._opening:
-            if self._merged is None and not self._in_store and self._size() <= RESIDENT_BYTES:
+            if self._merged is None and self.resident:
                 self._merged = merge_lists(self.segments, self.column, self.trained, self.starts)
         vectors = [segment.record.vectors[self.column] for segment in self.segments]
         if self._merged is not None:
@@ -184,8 +184,12 @@ class ColumnIndex:
                 for mask, segment in zip(masks, self.segments, strict=True)
             ]
             mask = np.concatenate(whole)
-            part, _ = _selected(0, self._merged, mask)
-            passing = self._count_passing(mask)
+            if fits_subset(int(np.count_nonzero(mask)), self.plan):
+                subset, passing = copy_passing(self._merged, self.trained, mask)
+                part = Part(0, subset)
+            else:
+                part, _ = _selected(0, self._merged, mask)
+                passing = passing_by_list(self._merged, mask)
             available = int(passing.sum())
             return Scan(self, [part] if available else [], available, passing)
         parts: list[Part] = []
@@ -199,16 +203,6 @@ class ColumnIndex:
             parts += [part] if found else []
             available += found
         return Scan(self, parts, available)
-
-    def _count_passing(self, mask: np.ndarray) -> np.ndarray:
-        """How many rows of each merged list a mask lets pass: (L,) int64."""
-        lists = self.plan.lists
-        if self._list_of is None:  # two threads may both make it, to the same end
-            list_of = np.full(len(mask), lists, np.int32)  # a list of its own: rows without vectors
-            for number, rows in numbered_lists(self._merged):
-                list_of[rows] = number
-            self._list_of = list_of
-        return np.bincount(self._list_of[mask], minlength=lists + 1)[:lists]
 
     def _prepare_exact(self, masks: Sequence[np.ndarray | None]) -> Scan:
         """FAISS selects by row numbers, of which an exact column has none."""
@@ -225,9 +219,13 @@ class ColumnIndex:
         parts.sort(key=lambda part: part.rows is not None)
         return Scan(self, parts, available)
 
-    def _size(self) -> int:
-        """Bytes of the lists of all segments."""
-        return sum(segment.record.files[f"{self.column}.lists"].size for segment in self.segments)
+    @property
+    def resident(self) -> bool:
+        """Whether the codes are read into memory, rather than mapped or requested."""
+        if self.trained is None or self._in_store:
+            return False
+        name = f"{self.column}.lists"
+        return sum(one.record.files[name].size for one in self.segments) <= RESIDENT_BYTES
 
 
 def _and(some: np.ndarray | None, others: np.ndarray | None) -> np.ndarray | None:
