@@ -142,7 +142,8 @@ def main() -> None:
         "sets": sets, "refused": refused, "machine": machine(),
     }  # fmt: skip
     tell_and_keep(found, given.to)
-    draw(sets, given.to.with_suffix(".png"))
+    if any(one["summary"]["build_seconds"] for one in sets.values()):
+        draw(sets, given.to.with_suffix(".png"))
 
 
 def _arguments() -> argparse.Namespace:

@@ -11,6 +11,7 @@ from fake_encoder import FakeEncoder
 from tiny_collection import make_collection
 
 from chiasm.index import IndexSettings, build_index, open_collection
+from chiasm.index.build import columns
 from chiasm.index.build.covered import CoveredShards
 from chiasm.index.build.report import Report
 from chiasm.index.build.samples import CollectionView, QuerySets
@@ -144,3 +145,29 @@ def test_quantities_have_units():
     assert gigabytes(None, "--memory") is milliseconds(None, "--latency") is None
     assert gigabytes("4GB", "") == 4 and gigabytes("500 mb", "") == 0.5
     assert milliseconds("10ms", "") == 10 and milliseconds("0.5 s", "") == 500
+
+
+@pytest.mark.parametrize("column", ["image", "joint"])
+def test_a_build_whose_encoder_is_not_known_here_is_tuned_all_the_same(
+    tmp_path, caplog, monkeypatch, column
+):
+    """The encoder is known to the process that embedded; this one has its vectors alone."""
+
+    def unknown(name, settings):
+        raise UsageError(f"encoder {name!r}", expected="one of pocket", found="")
+
+    monkeypatch.setattr(columns, "load_encoder", unknown)
+    make_collection(tmp_path, (300, 200))
+    summary = build_index(tmp_path, columns=[column], settings=TUNED)
+    assert "encoder 'fake': expected one of" in caplog.text
+    source = summary.reports[column].source
+    expected = {
+        "image": "text queries: captions of rows, as they are stored: the encoder could not be",
+        "joint": "picture queries: no encoder for captions",
+    }
+    assert source.startswith(expected[column])
+    few = tmp_path / "queries.txt"
+    few.write_text("\n".join(f"query {number}" for number in range(3000)))
+    settings = IndexSettings(exact_below=1, recall=0.8, queries=str(few))
+    with pytest.raises(EncoderError, match="encoder 'fake': expected one of"):
+        build_index(tmp_path, columns=[column], settings=settings)

@@ -13,7 +13,7 @@ from chiasm.index.plan import IndexSettings
 from chiasm.index.query import ColumnIndex
 from chiasm.index.segments import Generation, Manifest, Trained, open_segments
 from chiasm.pipeline.encoders import Encoder, load_encoder
-from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.errors import EncoderError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.storage import display_name
 
@@ -27,11 +27,17 @@ class TunedColumns:
 
     @functools.cached_property
     def encoder(self) -> Encoder:
-        """The encoder named in the collection; CollectionError for another one of that name."""
+        """The encoder named in the collection; EncoderError where that cannot be loaded, or is
+        another one of that name."""
         identity = self.covered.identity
-        encoder = load_encoder(identity.encoder, EncoderSettings())
+        try:
+            encoder = load_encoder(identity.encoder, EncoderSettings())
+        except UsageError as error:  # of a family that this process does not know
+            raise EncoderError(
+                error.what, expected=error.expected, found=error.found, do=error.do
+            ) from error
         if encoder.fingerprint != identity.fingerprint:
-            raise CollectionError(
+            raise EncoderError(
                 display_name(self.covered.folder.url),
                 expected=f"encoder {identity.encoder} ({identity.fingerprint[:12]})",
                 found=f"another of that name ({encoder.fingerprint[:12]})",

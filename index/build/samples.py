@@ -172,7 +172,11 @@ class CollectionView:
             )
         numbers = np.flatnonzero(has)[: LEARN_ENCODED + TUNE + REPORT]
         vectors = np.zeros((len(texts), self.dim), np.float32)
-        vectors[numbers] = self._encoded([texts[number] for number in numbers], keep=True)
+        try:
+            vectors[numbers] = self._encoded([texts[number] for number in numbers], keep=True)
+        except EncoderError as error:
+            LOG.warning("%s; pictures stand in for text queries", error)
+            return vectors, np.zeros(len(texts), bool), "picture queries: no encoder for captions"
         has = np.any(vectors, axis=1)
         return vectors, has, f"text queries: {source}, encoded"
 
