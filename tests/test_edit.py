@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from crash_points import Unflushed
+from once import Once
 from recorded_disk import using
 from tiny_collection import SHARDS, add_shard, make_collection, unit_rows
 
@@ -126,26 +127,6 @@ def manifest(path: str):
     generation = open_current(Folder(path))
     assert generation is not None
     return generation.manifest
-
-
-class Once:
-    """Calls something at the first call of a method of `Folder` for a name that begins so, before
-    or after it."""
-
-    def __init__(self, monkeypatch, method: str, name: str, call, *, after: bool = False) -> None:
-        real, calls = getattr(Folder, method), [call]
-
-        def wrapped(folder, target, *rest):
-            hit = target.startswith(name) and calls
-            if hit and not after:
-                calls.pop()()
-            result = real(folder, target, *rest)
-            if hit and after and calls:
-                calls.pop()()
-            return result
-
-        monkeypatch.setattr(Folder, method, wrapped)
-        self.left = calls
 
 
 def test_new_changed_and_vanished_shards(path):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from counting_store import CountingStore
+from once import Once
 from tiny_collection import add_shard, make_collection
 
 from chiasm.index import IndexSettings, Query, build_index, open_collection
@@ -50,25 +51,6 @@ def below(path: Path) -> dict[str, bytes]:
 
 def on_disk(folder: Folder) -> list[str]:
     return folder.folders(SEGMENTS) + folder.folders(TRAINED)
-
-
-class Once:
-    """Calls something at the first call of a method of `Folder` for a name that begins so, before
-    or after it."""
-
-    def __init__(self, monkeypatch, method: str, name: str, call, *, after: bool = False) -> None:
-        real, calls = getattr(Folder, method), [call]
-
-        def wrapped(folder, target, *rest):
-            hit = target.startswith(name) and calls
-            if hit and not after:
-                calls.pop()()
-            found = real(folder, target, *rest)
-            if hit and after and calls:
-                calls.pop()()
-            return found
-
-        monkeypatch.setattr(Folder, method, wrapped)
 
 
 @pytest.mark.parametrize(
