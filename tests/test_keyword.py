@@ -27,13 +27,9 @@ from chiasm.index.segments import Keywords, KeywordWriter, query_terms
 from chiasm.index.segments import terms as terms_module
 from chiasm.index.segments.names import is_final_file, is_segment_file
 from chiasm.jobs.cli.search import search as command
-from chiasm.pipeline.collection import Identity, create_or_check
-from chiasm.pipeline.editions import EmbedSettings
-from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.encoders import ENCODERS
 from chiasm.pipeline.errors import CollectionError, UsageError
-from chiasm.pipeline.shards import list_shards
-from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.make import make_collection
 
 WORDS = ["boat", "dog", "red", "42", "moon", "狗", "红", "船", "cafe", "of"]
 
@@ -267,11 +263,8 @@ def made(tmp_path_factory) -> Path:
     """Two shards of 20 embedded and indexed, the captions being "picture N of S"."""
     root = tmp_path_factory.mktemp("hybrid")
     shards = [make_shard(root / "shards" / f"s-{n:05d}.tar", 20, seed=n) for n in range(2)]
-    encoder, folder = FakeEncoder(), Folder(str(root / "c"))
-    create_or_check(folder, Identity.of(encoder), "test")
-    for shard in list_shards([str(path) for path in shards]):
-        embed_shard(shard, encoder, folder, EmbedSettings(), run_id="test")
-    build_index(str(root / "c"))
+    make_collection(shards, root / "c", FakeEncoder())
+    build_index(root / "c")
     return root / "c"
 
 

@@ -24,22 +24,15 @@ from chiasm.index import (
     search_file,
 )
 from chiasm.jobs.cli.app import application
-from chiasm.pipeline.collection import Identity, create_or_check
-from chiasm.pipeline.editions import EmbedSettings
-from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.errors import SourceError, StorageError, UsageError
-from chiasm.pipeline.shards import list_shards
-from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.make import make_collection
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     root, encoder = tmp_path_factory.mktemp("queries"), FakeEncoder()
-    path, folder = make_shard(root / "s.tar", 12, seed=0), Folder(str(root / "c"))
-    create_or_check(folder, Identity.of(encoder), "test")
-    for shard in list_shards([str(path)]):
-        embed_shard(shard, encoder, folder, EmbedSettings(), run_id="test")
-    build_index(str(root / "c"))
+    make_collection(make_shard(root / "s.tar", 12, seed=0), root / "c", encoder)
+    build_index(root / "c")
     return root / "c"
 
 

@@ -20,13 +20,9 @@ from chiasm.index.query.encode import weighted_sum
 from chiasm.jobs.cli.app import application
 from chiasm.jobs.cli.search import format_answer
 from chiasm.jobs.cli.search_terms import Parts, query_maker
-from chiasm.pipeline.collection import Identity, create_or_check
-from chiasm.pipeline.editions import EmbedSettings
-from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
-from chiasm.pipeline.shards import list_shards
-from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.make import make_collection
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (16, 16, 3), np.uint8)
 TEXTS = ("a red boat", "night", "snow")
@@ -36,11 +32,8 @@ WEIGHTS = st.floats(-100, 100).filter(lambda weight: abs(weight) > 1e-3)
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     root, encoder = tmp_path_factory.mktemp("terms"), FakeMatcher("matcher")
-    path, folder = make_shard(root / "s.tar", 12, seed=0), Folder(str(root / "c"))
-    create_or_check(folder, Identity.of(encoder), "test")
-    for shard in list_shards([str(path)]):
-        embed_shard(shard, encoder, folder, EmbedSettings(), run_id="test")
-    build_index(str(root / "c"))
+    make_collection(make_shard(root / "s.tar", 12, seed=0), root / "c", encoder)
+    build_index(root / "c")
     return root / "c"
 
 
