@@ -83,42 +83,42 @@ def build_index(
 
     columns: vector columns to index; None takes every one that has rows. progress: called with the
     stage, rows done and rows in all. fill: how segments are filled, None in this process, one after
-    the other. Raises UsageError for a column that does not exist or has no
-    rows, CollectionError where there is nothing to index.
+    the other. Raises UsageError for a column that does not exist or has no rows, CollectionError
+    where there is nothing to index.
     """
     settings = settings or IndexSettings()
     collection = Collection.open(str(path))
     clock = Stopwatch()
     folder, covered = collection.folder, CoveredShards(collection)
     record = {**asdict(settings), "recipe": recipe_of(covered, settings, columns)}
-    with (
-        Run(folder, COMMAND, record, make_room=partial(remove_unnamed, folder)) as run,
-        Build(covered, run, settings, progress) as build,
-    ):
-        began_with = live_number(folder)
-        with clock.stage("survey"):
-            counts = build.infer_schema()
-        with clock.stage("tune"):
-            plans = build.choose({name: counts[name] for name in select_columns(columns, counts)})
-        with clock.stage("fill"):
-            segments = build.write_segments(plans, fill or fill_here)
-        with clock.stage("fit"):
-            manifest = build.fit(build.manifest(plans, segments), clock.seconds)
-        with clock.stage("publish"):
-            number = publish(folder, manifest, run, began_with)
-            sweep_published(folder, run, settings)
-        summary = BuildSummary(
-            generation=number,
-            rows=manifest.rows,
-            shards=len(build.covered.indexed),
-            segments=len(segments),
-            columns={column: str(plan) for column, plan in manifest.columns.items()},
-            vectors={column: build.vectors[column] for column in plans},
-            meta=manifest.meta,
-            seconds={stage: round(spent, 4) for stage, spent in clock.seconds.items()},
-            reports=build.reports,
-        )
-        run.finish("done", asdict(summary))
+    with Run(folder, COMMAND, record, make_room=partial(remove_unnamed, folder)) as run:
+        build = Build(covered, run, settings, progress)
+        with sweeping(run, settings, build.find_earlier):
+            began_with = live_number(folder)
+            with clock.stage("survey"):
+                counts = build.infer_schema()
+                selected = {name: counts[name] for name in select_columns(columns, counts)}
+            with clock.stage("tune"):
+                plans = build.choose(selected)
+            with clock.stage("fill"):
+                segments = build.write_segments(plans, fill or fill_here)
+            with clock.stage("fit"):
+                manifest = build.fit(build.manifest(plans, segments), clock.seconds)
+            with clock.stage("publish"):
+                number = publish(folder, manifest, run, began_with)
+                sweep_published(folder, run, settings)
+            summary = BuildSummary(
+                generation=number,
+                rows=manifest.rows,
+                shards=len(build.covered.indexed),
+                segments=len(segments),
+                columns={column: str(plan) for column, plan in manifest.columns.items()},
+                vectors={column: build.vectors[column] for column in plans},
+                meta=manifest.meta,
+                seconds={stage: round(spent, 4) for stage, spent in clock.seconds.items()},
+                reports=build.reports,
+            )
+            run.finish("done", asdict(summary))
     return summary
 
 
@@ -148,7 +148,6 @@ class Build:
         self.run, self.settings, self.progress = run, settings, progress
         self.covered = covered
         self.earlier = Earlier(self.folder, self.identity.dim, [])
-        self._sweeping = sweeping(run, settings, self.find_earlier)
         self.columns = TunedColumns(covered, settings)
         self.schema = SchemaInference()
         self.copied = copied_columns(self.identity.columns)
@@ -157,14 +156,6 @@ class Build:
         self.rows_written = self._reported = 0
         self.numbered = 0  # segments that have got a number
         self._require_rows()
-
-    def __enter__(self) -> Build:
-        """Make room, but for what can be taken up."""
-        self._sweeping.__enter__()
-        return self
-
-    def __exit__(self, *raised: Any) -> None:
-        self._sweeping.__exit__(*raised)
 
     def _require_rows(self) -> None:
         if not self.covered.rows:
