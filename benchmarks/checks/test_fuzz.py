@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import fuzz, fuzz_inputs
 from benchmarks.fuzz_targets import TARGETS
-from chiasm.index.segments import generations, json_columns
+from chiasm.index.segments import json_columns, manifest
 from chiasm.pipeline.collection import ledger
 from chiasm.pipeline.shards import tar
 from chiasm.pipeline.storage import web_files
@@ -51,7 +51,7 @@ def fault_in_ledger(patch):
 
 def fault_in_index(patch):
     """A damaged manifest is no error of ours."""
-    patch.setattr(generations, "read_record", lambda data, *rest, **named: json.loads(data))
+    patch.setattr(manifest, "read_record", lambda data, *rest, **named: json.loads(data))
 
 
 def fault_in_url(patch):
