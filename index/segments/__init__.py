@@ -27,7 +27,7 @@ from chiasm.index.segments.generations import (
 from chiasm.index.segments.history import PastGeneration, read_history
 from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.index.segments.keywords import Keywords, KeywordWriter
-from chiasm.index.segments.lists import merge_lists, numbered_lists, rows_in_lists
+from chiasm.index.segments.lists import ListCodes, merge_lists, rows_in_lists
 from chiasm.index.segments.manifest import (
     Deletions,
     Drift,
@@ -53,7 +53,7 @@ from chiasm.index.segments.segment import Segment, SegmentWriter
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
 from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep, sweep_published, sweeping
 from chiasm.index.segments.terms import query_terms
-from chiasm.index.segments.trained import Trained, code_ranges
+from chiasm.index.segments.trained import Trained, best_columns, code_ranges
 
 __all__ = [
     "BATCH",
@@ -69,6 +69,7 @@ __all__ = [
     "IndexedShard",
     "KeywordWriter",
     "Keywords",
+    "ListCodes",
     "Manifest",
     "PastGeneration",
     "SchemaInference",
@@ -80,6 +81,7 @@ __all__ = [
     "SharedFile",
     "Trained",
     "among",
+    "best_columns",
     "build_command",
     "code_ranges",
     "column_advice",
@@ -95,7 +97,6 @@ __all__ = [
     "merge_lists",
     "meta_as_json",
     "newest_whole",
-    "numbered_lists",
     "numbers",
     "open_current",
     "open_generation",
