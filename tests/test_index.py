@@ -197,9 +197,10 @@ def test_memory_is_bounded_however_many_results_are_wanted(tmp_path, monkeypatch
     monkeypatch.setattr(module, "SCORED_AT_ONCE", 1 << 14)
     monkeypatch.setattr(module, "MAX_CANDIDATES", 1 << 12)
     monkeypatch.setattr(fast_scan, "GATHERED", 1 << 14)
-    monkeypatch.setattr(fast_scan, "PACKED_ROWS", 1 << 9)
+    index = column_index(tmp_path, "image")
+    index.open()
     tracemalloc.start()
-    found = search_index(tmp_path, "image", xq, 6000, 4)
+    found = search(index, xq, 6000, 4)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert np.array_equal(found[0], truth[0]) and np.array_equal(found[1], truth[1])

@@ -21,7 +21,7 @@ import numpy as np
 
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.query.resident import Resident
-from chiasm.index.segments import ListCodes, Trained, best_columns
+from chiasm.index.segments import ListCodes, Trained, best_columns, columns_of
 
 SHORTLIST = 4  # rows by 4 bits for a candidate: 3 and 7 are within 5 % of its speed
 LEVELS = 16
@@ -113,8 +113,7 @@ class FastScan(Resident):
         """The best `wanted` of each query by 8 bits: scores and positions, both (Q, wanted)."""
         scores = self._score(coded, places)
         best = best_columns(scores, wanted)
-        rows = self.codes.rows[np.take_along_axis(places, best, 1)]
-        scores = np.take_along_axis(scores, best, 1)
+        rows, scores = self.codes.rows[columns_of(places, best)], columns_of(scores, best)
         rows[scores == -np.inf] = -1
         if more := wanted - scores.shape[1]:
             scores = np.pad(scores, ((0, 0), (0, more)), constant_values=-np.inf)

@@ -267,7 +267,7 @@ class Scan:
             coded = trained.queries(xq)
             lists = self._ranked(trained, xq, coded, nprobe)
             self.index.fetch_lists(lists)
-        if self.parts and isinstance(self.parts[0].scanner, Resident):
+        if self._resident:
             return self.parts[0].scanner.candidates(coded, lists, wanted)
         scores = np.full((len(xq), wanted), -np.inf, dtype=np.float32)
         rows = np.full((len(xq), wanted), -1, dtype=np.int64)
@@ -285,12 +285,16 @@ class Scan:
             rows[rows >= 0] += self.parts[0].first
         return scores, rows
 
+    @property
+    def _resident(self) -> bool:
+        return bool(self.parts) and isinstance(self.parts[0].scanner, Resident)
+
     def _ranked(
         self, trained: Trained, xq: np.ndarray, coded: np.ndarray, nprobe: int
     ) -> np.ndarray:
         """The lists that each query scans: (Q, n) int64, -1 for none."""
         if self.passing is None or not self.target:
-            return trained.rank(xq, coded, nprobe)
+            return trained.rank(xq, coded, nprobe, ordered=not self._resident)
         target = min(self.target, self.available)
         while True:
             ranked = trained.rank(xq, coded, nprobe)

@@ -53,7 +53,7 @@ from chiasm.index.segments.segment import Segment, SegmentWriter
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
 from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep, sweep_published, sweeping
 from chiasm.index.segments.terms import query_terms
-from chiasm.index.segments.trained import Trained, best_columns, code_ranges
+from chiasm.index.segments.trained import Trained, best_columns, code_ranges, columns_of
 
 __all__ = [
     "BATCH",
@@ -85,6 +85,7 @@ __all__ = [
     "build_command",
     "code_ranges",
     "column_advice",
+    "columns_of",
     "copied_columns",
     "current_number",
     "deleted_file",
