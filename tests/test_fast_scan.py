@@ -20,7 +20,7 @@ def unit(rng, rows, dim):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def listed(xb, codes="SQ8", seed=0):
+def in_lists(xb, codes="SQ8", seed=0):
     """What is trained, the codes list after list, and the list of each row."""
     plan = Plan("ivf", LISTS, LISTS, "full", xb.shape[1], codes)
     ranges = code_ranges(xb) if codes == "SQ8" else None
@@ -74,7 +74,7 @@ def test_a_shortlist_of_all_rows_gives_what_a_scan_of_the_codes_gives(
 ):
     rng = np.random.default_rng(seed)
     xb, xq = unit(rng, rows, dim), unit(rng, 3, dim)
-    trained, codes, _ = listed(xb, seed=seed)
+    trained, codes, _ = in_lists(xb, seed=seed)
     scan, mask = FastScan(codes, trained), None
     if share is not None:
         mask = rng.random(rows) < share
@@ -105,7 +105,7 @@ def test_a_shortlist_of_all_rows_gives_what_a_scan_of_the_codes_gives(
 def test_what_is_found_depends_on_neither_batch_nor_threads_nor_memory(monkeypatch):
     rng = np.random.default_rng(1)
     xb, xq = unit(rng, 5000, 24), unit(rng, 70, 24)
-    trained, codes, _ = listed(xb)
+    trained, codes, _ = in_lists(xb)
     scan = FastScan(codes, trained)
     lists = np.ascontiguousarray(np.tile(np.arange(LISTS), (70, 1)))
     together = in_order(*scan.candidates(xq, lists, 20))
@@ -131,7 +131,7 @@ def test_rows_that_are_equal_by_their_codes_are_all_looked_at(equal):
     rng = np.random.default_rng(2)
     xb, xq = unit(rng, 4000, 16), unit(rng, 2, 16)
     xb[:equal] = xq[0]
-    trained, codes, _ = listed(xb)
+    trained, codes, _ = in_lists(xb)
     lists = np.ascontiguousarray(np.tile(np.arange(LISTS), (2, 1)))
     scores, rows = FastScan(codes, trained).candidates(xq, lists, 12)
     expected, _ = by_brute_force(trained, codes, xq, lists, 12)
@@ -155,7 +155,7 @@ def test_levels_have_the_least_error_that_sixteen_can_have():
 def test_both_ways_to_scan_some_rows_agree(codes):
     rng = np.random.default_rng(4)
     xb, xq = unit(rng, 400, 16), unit(rng, 5, 16)
-    trained, coded, lists = listed(xb, codes)
+    trained, coded, lists = in_lists(xb, codes)
     scan = (FastScan if codes == "SQ8" else Resident)(coded, trained)
     mask = rng.random(400) < 0.2
     mask[lists == 3] = False

@@ -175,7 +175,7 @@ class ColumnIndex:
         if self.trained is None:
             return self._prepare_exact(masks)
         with self._opening:
-            if self._merged is None and self.resident:
+            if self._merged is None and self.resident and self.segments:
                 codes = merge_lists(self.segments, self.column, self.trained, self.starts)
                 scan = FastScan if self.plan.codes == "SQ8" else Resident
                 self._merged = scan(codes, self.trained)

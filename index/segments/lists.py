@@ -233,7 +233,9 @@ def merge_lists(
     faiss = load_faiss()
     mapped = [segment.lists(column, trained).invlists for segment in segments]
     lists = trained.plan.lists
-    sizes = np.array([[one.list_size(number) for one in mapped] for number in range(lists)])
+    sizes = np.array(
+        [[one.list_size(number) for one in mapped] for number in range(lists)], np.int64
+    ).reshape(lists, len(mapped))
     rows = np.empty(sizes.sum(), np.int64)
     codes = np.empty((len(rows), trained.plan.code_size), np.uint8)
     end = 0
