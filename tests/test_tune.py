@@ -17,10 +17,10 @@ from chiasm.index.build.report import Report
 from chiasm.index.build.samples import Queries, QuerySets, query_lines
 from chiasm.index.build.train import encoded_index, list_deviations, train
 from chiasm.index.build.trials import SAMPLE, SampleSegment, Trial, Trials, full_plan, plan_bytes
-from chiasm.index.build.truth import exact_top, recall_of
 from chiasm.index.build.tune import PlanSpace, TunedColumn, tune_column
 from chiasm.index.plan import IndexSettings, Plan, lists_for
 from chiasm.index.query import ColumnIndex, search
+from chiasm.index.query.truth import exact_top, recall_of
 from chiasm.pipeline.errors import ChiasmError, CollectionError, UsageError
 
 ROWS, DIM, INNER = 2000, 32, 6

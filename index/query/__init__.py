@@ -20,6 +20,7 @@ from chiasm.index.query.query_picture import encoded_picture
 from chiasm.index.query.rerank import check_stages, rerank
 from chiasm.index.query.scan import Allowed, ColumnIndex, as_float32
 from chiasm.index.query.search import search
+from chiasm.index.query.truth import exact_top, recall_of, rows_of_column, without_own
 
 __all__ = [
     "Allowed",
@@ -36,6 +37,7 @@ __all__ = [
     "encode_each",
     "encode_queries",
     "encoded_picture",
+    "exact_top",
     "filter_for",
     "live_generation",
     "open_keywords",
@@ -43,10 +45,13 @@ __all__ = [
     "p_absent",
     "pixels_of",
     "query_refused",
+    "recall_of",
     "require_words",
     "rerank",
+    "rows_of_column",
     "search",
     "search_filtered",
     "search_keywords",
     "text_of",
+    "without_own",
 ]
