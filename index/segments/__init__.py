@@ -1,6 +1,7 @@
 """The index on disk: segments, their catalogs, generations, the cache of remote ones."""
 
-from chiasm.index.segments.advice import build_command, column_advice
+from chiasm.index.segments.advice import add_command, build_command, column_advice
+from chiasm.index.segments.audit_files import add_to_audit, read_audit
 from chiasm.index.segments.catalog import BATCH, IndexedShard, copied_columns, meta_as_json
 from chiasm.index.segments.checksums import Digest, FileSum
 from chiasm.index.segments.deletions import (
@@ -79,6 +80,8 @@ __all__ = [
     "SegmentWriter",
     "SharedFile",
     "Trained",
+    "add_command",
+    "add_to_audit",
     "among",
     "build_command",
     "code_ranges",
@@ -104,6 +107,7 @@ __all__ = [
     "publish",
     "publish_edit",
     "query_terms",
+    "read_audit",
     "read_current",
     "read_history",
     "read_if_there",

@@ -13,6 +13,11 @@ def build_command(folder: Folder) -> str:
     return f"chiasm index build {shlex.quote(display_name(folder.url))}"
 
 
+def add_command(folder: Folder) -> str:
+    """The command that brings the index of the collection in `folder` up to its embeddings."""
+    return f"chiasm index add {shlex.quote(display_name(folder.url))}"
+
+
 def column_advice(folder: Folder, column: str) -> str:
     """What to do where a column has no index: building one helps only where a row has a vector."""
     if any(_has_vectors(file, column) for file in embeddings(folder)):
