@@ -214,7 +214,7 @@ DAMAGE = {
     ),
     "stale": (
         lambda path: add_shard(Folder(str(path)), "s2", 3),
-        "000001: stale: shard s2-0123456789 is new since the build; run chiasm index build",
+        "000001: stale: shard s2-0123456789 is new since the build; run chiasm index add",
     ),
     "catalog differs": (
         change_rows("caption", lambda rows: [row and row + "!" for row in rows]),

@@ -1,6 +1,6 @@
 """A query's way: opened index, encoded query, search, rerank, diversify."""
 
-from chiasm.index.query.auditing import Audits, Recalls
+from chiasm.index.query.auditing import Audits, Recalls, check_share
 from chiasm.index.query.calibrate import Calibration
 from chiasm.index.query.calibrated import calibrate_index, p_absent, require_words
 from chiasm.index.query.diversify import diversify
@@ -37,6 +37,7 @@ __all__ = [
     "add_keywords",
     "as_float32",
     "calibrate_index",
+    "check_share",
     "check_stages",
     "compile_filter",
     "diversify",

@@ -133,10 +133,15 @@ def _basis(generation: Generation, column: str) -> object:
     return manifest.columns.get(column), manifest.trained.get(column)
 
 
-def audit(index: Audited, share: float, *, raise_probes: bool, save: bool) -> Recalls:
-    """See `OpenIndex.audit`."""
+def check_share(share: float) -> None:
+    """UsageError for what is no share of queries."""
     if not 0 < share <= 1:  # NaN as well
         raise UsageError("audit", expected="a share above 0, up to 1", found=f"{share:g}")
+
+
+def audit(index: Audited, share: float, *, raise_probes: bool, save: bool) -> Recalls:
+    """See `OpenIndex.audit`."""
+    check_share(share)
     groups = index.audits.recent.take(share)
     while True:
         view = index.view()

@@ -14,9 +14,9 @@ from chiasm.index.query.scan import ColumnIndex
 from chiasm.index.segments import (
     EmbeddedShards,
     Generation,
-    add_command,
     build_command,
     open_current,
+    stale_advice,
 )
 from chiasm.pipeline.collection import Collection, Relocations, read_relocations, stat_relocations
 from chiasm.pipeline.errors import CollectionError, StaleIndexError
@@ -85,7 +85,7 @@ def _require_fresh(shards: EmbeddedShards, generation: Generation) -> None:
             display_name(folder.url),
             expected="an index of the embeddings beside it",
             found=f"an older one (shards: {stale})",
-            do=f"run {add_command(folder)}",
+            do=stale_advice(folder, counts),
         )
 
 

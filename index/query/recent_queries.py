@@ -74,17 +74,16 @@ class RecentQueries:
         """Above 0 and below 1."""
         return int(self._rng.integers(1, 1 << 53)) / (1 << 53)
 
-    def wanted(self, share: float) -> int:
-        """How many queries a share of those since the last audit are: one at the least, if there
-        was any."""
-        return math.ceil(share * self.seen)
+    def is_full_of(self, share: float) -> bool:
+        """Whether a share of the queries since the last audit is as many as are kept."""
+        return share * self.seen >= KEPT
 
     def take(self, share: float) -> list[tuple[Search, np.ndarray]]:
-        """A share of the queries since the last `take`, drawn evenly, KEPT at the most, those of
-        the same search together (n, D). The others are let go."""
+        """A share of the queries since the last `take`, drawn evenly, one at the least and KEPT at
+        the most, those of the same search together (n, D). The others are let go."""
         with self._lock:
             kept = len(self._searches)
-            count = min(kept, self.wanted(share))
+            count = min(kept, math.ceil(share * self.seen))
             places = self._rng.choice(kept, count, replace=False) if count else np.empty(0, int)
             vectors = np.empty((0, self._dim)) if self._vectors is None else self._vectors[places]
             searches = [self._searches[place] for place in places]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from chiasm.index.audit import AuditedRecall
 from chiasm.index.segments.audit_files import read_audit
 from chiasm.index.segments.generations import current_number, numbers, read_manifest
-from chiasm.index.segments.manifest import Drift
+from chiasm.index.segments.manifest import Drift, Manifest
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.storage import Folder
 
@@ -49,12 +49,7 @@ def _read(folder: Folder, number: int, live: bool) -> PastGeneration:
         manifest = read_manifest(folder, number)
     except CollectionError as error:
         return PastGeneration(number, live, problem=str(error))
-    audited: tuple[AuditedRecall, ...] = ()
-    audit_problem = ""
-    try:
-        audited = read_audit(folder, number, manifest.run)
-    except CollectionError as error:
-        audit_problem = str(error)
+    audited, audit_problem = audits_of(folder, number, manifest)
     return PastGeneration(
         number=number,
         live=live,
@@ -69,3 +64,13 @@ def _read(folder: Folder, number: int, live: bool) -> PastGeneration:
         audited=audited,
         audit_problem=audit_problem,
     )
+
+
+def audits_of(
+    folder: Folder, number: int, manifest: Manifest
+) -> tuple[tuple[AuditedRecall, ...], str]:
+    """What audits of a generation found, and why that cannot be read, "" where it can."""
+    try:
+        return read_audit(folder, number, manifest.run), ""
+    except CollectionError as error:
+        return (), str(error)

@@ -15,6 +15,7 @@ from chiasm.index.segments import (
     IndexedShard,
     Segment,
     SegmentEntry,
+    audits_of,
     build_command,
     copied_columns,
     current_number,
@@ -27,6 +28,7 @@ from chiasm.index.segments import (
     rows_in_lists,
     rows_of_shards,
     segment_file,
+    stale_advice,
     stale_shards,
 )
 from chiasm.pipeline.collection import (
@@ -58,12 +60,15 @@ def check_index(collection: Collection, checked: Counter[str]) -> Iterator[Findi
         yield Finding.of("index", error)
         return
     where = f"generation {number:06d}"
+    if problem := audits_of(folder, number, generation.manifest)[1]:
+        yield Finding("index", problem, "")
     if generation.manifest.fingerprint != collection.identity.fingerprint:
         what = f"built for encoder {generation.manifest.encoder}, which is not the collection's"
         yield Finding(where, what, rebuild)
     stale = stale_shards(folder, generation.indexed_shards())
     for shard_id, state in stale.items():
-        yield Finding(where, f"stale: shard {shard_id} is {state} since the build", rebuild)
+        do = stale_advice(folder, [state])
+        yield Finding(where, f"stale: shard {shard_id} is {state} since the build", do)
     shared = list(_check_shared(folder, generation))
     yield from shared
     if shared:
