@@ -32,7 +32,7 @@ from chiasm.index.segments import (
     build_command,
     read_shared,
 )
-from chiasm.pipeline.errors import StorageError, UsageError
+from chiasm.pipeline.errors import SourceError, StorageError, UsageError
 from chiasm.pipeline.storage import display_name
 from chiasm.pipeline.stored_records import read_record
 
@@ -235,7 +235,7 @@ def store_audit(generation: Generation, found: list[AuditedRecall]) -> None:
     """Store what an audit found. That it cannot be stored fails no search, and is said."""
     try:
         problem = add_to_audit(generation.folder, generation.number, generation.manifest.run, found)
-    except StorageError as error:
+    except (SourceError, StorageError) as error:
         LOG.warning("the audit is not stored: %s", error)
     else:
         if problem:

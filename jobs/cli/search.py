@@ -128,10 +128,7 @@ def search(
         return
     from_stdin = text == "-" or (text is None and not parts.options())
     make_query = query_maker(parts, is_data=from_stdin, **fields)
-    _answer(searcher, _batches(text, make_query, from_stdin), as_json, false_alarms, sheet)
-    if audit is not None:
-        searcher.audit(audit, raise_probes=False, save=True)
-    print_audited(searcher)
+    _answer(searcher, _batches(text, make_query, from_stdin), as_json, false_alarms, sheet, audit)
 
 
 def _stages(texts: list[str]) -> tuple[RerankStage, ...]:
@@ -178,8 +175,9 @@ def _answer(
     as_json: bool,
     false_alarms: float | None,
     sheet: str | None,
+    audit: float | None,
 ) -> None:
-    """Print the answers as they come; draw all of them where there is a sheet."""
+    """Print the answers as they come; draw all of them where there is a sheet, and audit some."""
     answers: list[Answer] = []
     for queries in batches:
         batch = searcher.search_many(queries)
@@ -189,6 +187,9 @@ def _answer(
     if sheet is not None:
         write_sheet(answers, sheet)
         print_progress(f"drew {sheet}")
+    if audit is not None:
+        searcher.audit(audit, raise_probes=False, save=True)
+    print_audited(searcher)
 
 
 def _print_answers(answers: list[Answer], as_json: bool, false_alarms: float | None) -> None:
