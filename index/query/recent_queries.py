@@ -8,6 +8,7 @@ and once the reservoir is full most cost a comparison.
 from __future__ import annotations
 
 import math
+import random
 import threading
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ class RecentQueries:
     def __init__(self, dim: int, seed: int = 0) -> None:
         self.seen = 0
         self._dim = dim
-        self._rng = np.random.default_rng(seed)
+        self._rng = random.Random(seed)  # numpy takes ten times as long for one number
         self._lock = threading.Lock()
         self._vectors: np.ndarray | None = None  # (KEPT, D), made when it is needed
         self._searches: list[Search] = []
@@ -59,7 +60,7 @@ class RecentQueries:
             if len(self._searches) == KEPT:
                 self._skip()
         while self._next < self.seen:
-            place = int(self._rng.integers(KEPT))
+            place = int(self._rng.random() * KEPT)
             self._vectors[place] = xq[self._next - first]
             self._searches[place] = search
             self._next += 1
@@ -72,7 +73,7 @@ class RecentQueries:
 
     def _uniform(self) -> float:
         """Above 0 and below 1."""
-        return int(self._rng.integers(1, 1 << 53)) / (1 << 53)
+        return self._rng.random() or 0.5
 
     def is_full_of(self, share: float) -> bool:
         """Whether a share of the queries since the last audit is as many as are kept."""
@@ -84,7 +85,7 @@ class RecentQueries:
         with self._lock:
             kept = len(self._searches)
             count = min(kept, math.ceil(share * self.seen))
-            places = self._rng.choice(kept, count, replace=False) if count else np.empty(0, int)
+            places = self._rng.sample(range(kept), count)
             vectors = np.empty((0, self._dim)) if self._vectors is None else self._vectors[places]
             searches = [self._searches[place] for place in places]
             self.seen, self._searches, self._next, self._weight = 0, [], 0, 1.0
