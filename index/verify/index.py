@@ -15,7 +15,6 @@ from chiasm.index.segments import (
     IndexedShard,
     Segment,
     SegmentEntry,
-    audits_of,
     build_command,
     copied_columns,
     current_number,
@@ -24,6 +23,7 @@ from chiasm.index.segments import (
     manifest_name,
     numbers,
     open_generation,
+    read_audit,
     read_manifest,
     rows_in_lists,
     rows_of_shards,
@@ -60,8 +60,10 @@ def check_index(collection: Collection, checked: Counter[str]) -> Iterator[Findi
         yield Finding.of("index", error)
         return
     where = f"generation {number:06d}"
-    if problem := audits_of(folder, number, generation.manifest)[1]:
-        yield Finding("index", problem, "")
+    try:
+        read_audit(folder, number, generation.manifest.run)
+    except CollectionError as error:
+        yield Finding.of("index", error)
     if generation.manifest.fingerprint != collection.identity.fingerprint:
         what = f"built for encoder {generation.manifest.encoder}, which is not the collection's"
         yield Finding(where, what, rebuild)
