@@ -9,6 +9,7 @@ import math
 import shutil
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_collection import add_shard, make_collection, unit_rows
 
-from chiasm.index import IndexSettings, Query, build_index, open_collection, search_file
+from chiasm.index import IndexSettings, Query, Term, build_index, open_collection, search_file
 from chiasm.index.audit import ERROR, AuditedRecall, Promise, merged
 from chiasm.index.build import ByKey, add_to_index, delete_from_index
 from chiasm.index.query import RecentQueries, Search, auditing, recent_queries
@@ -154,6 +155,18 @@ def test_what_is_promised_of_vectors_is_what_any_mixture_keeps():
     kinds = ("text", "picture", "filtered", "vector", "mixed")
     assert [promise.of(kind) for kind in kinds] == [0.95, 0.97, 0.9, 0.95, None]
     assert Promise().of("vector") is None and Promise(10, {"text": 0.5}).of("vector") == 0.5
+
+
+def test_a_query_is_of_the_kind_that_its_recall_is_promised_by():
+    red, picture = Term("red"), Term(image=b"...")
+    for kind, query in {
+        "text": Query("a"),
+        "picture": Query(image=b"..."),
+        "vector": Query(vector=np.ones(4)),
+    }.items():
+        assert query.kind == kind and replace(query, where="row < 1").kind == "filtered"
+    for query in (Query("a", b"..."), Query(terms=[red]), Query(terms=[red, picture])):
+        assert query.kind == "mixed"
 
 
 def test_all_queries_are_equally_likely_to_be_kept(monkeypatch):
