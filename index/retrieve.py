@@ -119,7 +119,7 @@ def search_queries(
         index, some = collection.column(search.column), xq[numbers]
         scores, positions = search_filtered(index, some, search.k, nprobe, allowed)
         if counts is None:  # else these queries were searched before
-            collection.audits.recent.add(some, search)
+            collection.audits.recent.add(some, *search)
         for number, row_scores, row_positions in zip(
             numbers, scores.tolist(), positions.tolist(), strict=True
         ):

@@ -177,7 +177,7 @@ def test_all_queries_are_equally_likely_to_be_kept(monkeypatch):
         while first < total:
             size = min(int(rng.integers(1, 20)), total - first)
             xq = np.arange(first, first + size, dtype=np.float32)[:, None]
-            recent.add(xq, Search("image", "text", 10))
+            recent.add(xq, "image", "text", 10)
             xq[:] = -1  # they are copied
             first += size
         assert recent.seen == total
@@ -191,13 +191,13 @@ def test_all_queries_are_equally_likely_to_be_kept(monkeypatch):
 def test_a_share_is_taken_of_the_queries_since_the_last_audit():
     recent, one, two = RecentQueries(2), Search("image", "text", 10), Search("text", "text", 5)
     assert recent.take(1.0) == []
-    recent.add(np.zeros((30, 2), np.float32), one)
-    recent.add(np.ones((70, 2), np.float32), two)
+    recent.add(np.zeros((30, 2), np.float32), *one)
+    recent.add(np.ones((70, 2), np.float32), *two)
     taken = recent.take(0.5)
     assert sum(len(xq) for _, xq in taken) == 50 and {search for search, _ in taken} == {one, two}
     assert all((xq == (search == two)).all() for search, xq in taken)
     assert recent.take(1.0) == []
-    recent.add(np.zeros((3, 2), np.float32), one)
+    recent.add(np.zeros((3, 2), np.float32), *one)
     assert [len(xq) for _, xq in recent.take(0.001)] == [1]
 
 
@@ -303,8 +303,8 @@ def test_queries_whose_column_or_filter_is_gone_are_passed_over(drifting, caplog
     index = open_collection(drifting[0])
     xq = expected_queries(5)
     for search in [Search("text", "text", 10), Search("image", "filtered", 10, None, "no.such")]:
-        index.audits.recent.add(xq, search)
-    index.audits.recent.add(xq, Search("image", "text", 0))
+        index.audits.recent.add(xq, *search)
+    index.audits.recent.add(xq, "image", "text", 0)
     index.search_vectors(xq, 10, "row < 0")
     assert index.audit(1.0) == {}
     assert "5 queries are not audited" in caplog.text

@@ -22,7 +22,6 @@ from chiasm.index.query.filter_rows import Filter
 from chiasm.index.query.filtered import search_filtered
 from chiasm.index.query.filters import filter_for
 from chiasm.index.query.opening import column_of, live_generation, open_all, read_relocated
-from chiasm.index.query.recent_queries import Search
 from chiasm.index.query.scan import Allowed, ColumnIndex
 from chiasm.index.results import CatalogRow
 from chiasm.index.segments import (
@@ -165,14 +164,14 @@ class OpenIndex:
                 if not self.reopen(view.generation):
                     raise
                 continue
-            self.audits.recent.add(xq, Search(column, kind, k, nprobe, where))
+            self.audits.recent.add(xq, column, kind, k, nprobe, where)
             return found
 
     def audit(self, share: float, *, raise_probes: bool = True, save: bool = False) -> Recalls:
         """Answer a share of the queries since the last audit exactly, at least one; returns, by
         column and kind of query, the recall of all that were audited so far (index/audit.py).
 
-        That takes as long as an exact search of them, of some thousands at the most, and other
+        That takes as long as an exact search of them, of a thousand at the most, and other
         searches go on meanwhile; of an index in a store all vectors are copied first. raise_probes:
         where a promise is broken, scan more lists for such queries from now on, in steps up to
         four times those of the plan; each is logged as a warning. save: store what this audit found
