@@ -20,6 +20,7 @@ import numpy as np
 from chiasm.index.queries import PictureSource, Query, RerankStage
 from chiasm.index.query import (
     OpenIndex,
+    Search,
     add_keywords,
     check_stages,
     diversify,
@@ -105,17 +106,20 @@ def search_queries(
 ) -> list[list[Hit]]:
     """The hits of each query; those that differ in nothing but their vector are searched at
     once. counts: how many of each query, `Query.candidates` by default."""
-    groups: dict[tuple[str, int, int, str | None], list[int]] = defaultdict(list)
+    groups: dict[Search, list[int]] = defaultdict(list)
     for number, query in enumerate(queries):
         k = min(counts[number] if counts else query.candidates, len(collection))
-        nprobe = collection.lists_to_scan(query.column, query.nprobe)
-        groups[query.column, k, nprobe, query.where].append(number)
+        wanted = None if query.nprobe is None else int(query.nprobe)
+        search = Search(query.column, query.kind, k, wanted, query.where)
+        groups[search].append(number)
     hits: dict[int, list[Hit]] = {}
-    for (column, k, nprobe, where), numbers in groups.items():
-        allowed = collection.allowed(where)
-        scores, positions = search_filtered(
-            collection.column(column), xq[numbers], k, nprobe, allowed
-        )
+    for search, numbers in groups.items():
+        allowed = collection.allowed(search.where)
+        nprobe = collection.lists_to_scan(search.column, search.nprobe, search.kind)
+        index, some = collection.column(search.column), xq[numbers]
+        scores, positions = search_filtered(index, some, search.k, nprobe, allowed)
+        if counts is None:  # else these queries were searched before
+            collection.audits.recent.add(some, *search)
         for number, row_scores, row_positions in zip(
             numbers, scores.tolist(), positions.tolist(), strict=True
         ):

@@ -71,6 +71,7 @@ EVERYBODY_OF_INDEX = {
     "index/notebook",
     "index/results",
     "index/plan",
+    "index/audit",
     "index/faiss_runtime",
 }
 INDEX_ARROWS = {

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from chiasm.index import (
@@ -17,7 +18,8 @@ from chiasm.index import (
     open_collection,
     search_file,
 )
-from chiasm.index.query import check_stages
+from chiasm.index.query import check_share, check_stages
+from chiasm.index.segments import build_command
 from chiasm.index.sheet import sheet_format, write_sheet
 from chiasm.jobs.cli.options import (
     ENCODING,
@@ -30,6 +32,7 @@ from chiasm.jobs.cli.options import (
 from chiasm.jobs.cli.search_options import (
     AllowStale,
     AsJson,
+    Audit,
     Column,
     Count,
     Dedup,
@@ -60,7 +63,7 @@ HELP = """
   chiasm search photos.chiasm "a red boat" --rerank match:20
   chiasm search photos.chiasm "bus 42 at the station" --hybrid
   chiasm search photos.chiasm "2: red boat" --image x.jpg --minus night
-  chiasm search photos.chiasm --queries queries.jsonl --to hits.parquet
+  chiasm search photos.chiasm --queries queries.jsonl --to hits.parquet --audit 0.001
   chiasm search photos.chiasm "a red boat" --where "width > 512 AND caption ILIKE '%sea%'"
 
 Without text and picture, queries are read from stdin, one a line. Columns: image finds pictures,
@@ -93,6 +96,7 @@ def search(
     sheet: SheetFile = None,
     queries: QueryFile = None,
     to: HitsFile = None,
+    audit: Audit = None,
     allow_stale: AllowStale = False,
     device: Device = None,
     preset: Preset = "laptop",
@@ -107,8 +111,9 @@ def search(
     parts = Parts(image or (), plus or (), minus or ())
     _require_collection_first(collection, words or [], parts.options())
     text = _one_text(collection, words or [])
-    stages = tuple(RerankStage.parse(stage) for stage in rerank or ())
-    check_stages(stages)
+    stages = _stages(rerank or [])
+    if audit is not None:
+        check_share(audit)
     fields: dict[str, Any] = {"column": column, "k": k, "rerank": stages, "hybrid": hybrid}
     fields |= {"calibrated": calibrated, "where": where}
     fields |= {"dedup": dedup, "diversity": diversity, "nprobe": settings.index.nprobe or None}
@@ -119,12 +124,36 @@ def search(
     if where is not None:
         searcher.filter(where)  # refused now rather than after the encoder is loaded
     if from_file:
-        counts = search_file(searcher, queries or "", to or "", **fields)
-        print_progress(f"wrote {to}: {counts.queries:,} queries, {counts.hits:,} results")
+        _answer_file(searcher, queries or "", to or "", audit, fields)
         return
     from_stdin = text == "-" or (text is None and not parts.options())
     make_query = query_maker(parts, is_data=from_stdin, **fields)
-    _answer(searcher, _batches(text, make_query, from_stdin), as_json, false_alarms, sheet)
+    _answer(searcher, _batches(text, make_query, from_stdin), as_json, false_alarms, sheet, audit)
+
+
+def _stages(texts: list[str]) -> tuple[RerankStage, ...]:
+    stages = tuple(map(RerankStage.parse, texts))
+    check_stages(stages)
+    return stages
+
+
+def _answer_file(
+    searcher: Searcher, queries: str, to: str, audit: float | None, fields: dict[str, Any]
+) -> None:
+    counts = search_file(searcher, queries, to, audit=audit, **fields)
+    print_progress(f"wrote {to}: {counts.queries:,} queries, {counts.hits:,} results")
+    print_audited(searcher)
+
+
+def print_audited(searcher: Searcher) -> None:
+    """What recall the queries had that were audited, and what to do where it is too low. That is a
+    warning: the answers are what the index gives."""
+    for recall in chain.from_iterable(kinds.values() for kinds in searcher.audited.values()):
+        print_progress(f"audited: {recall}")
+        if recall.broken:
+            command = build_command(searcher.collection.folder)
+            more = f"--set index.nprobe={2 * recall.nprobe}"
+            print_progress(f"  {command} tunes anew; until then search with {more}")
 
 
 def _require_file_alone(
@@ -146,8 +175,9 @@ def _answer(
     as_json: bool,
     false_alarms: float | None,
     sheet: str | None,
+    audit: float | None,
 ) -> None:
-    """Print the answers as they come; draw all of them where there is a sheet."""
+    """Print the answers as they come; draw all of them where there is a sheet, and audit some."""
     answers: list[Answer] = []
     for queries in batches:
         batch = searcher.search_many(queries)
@@ -157,6 +187,9 @@ def _answer(
     if sheet is not None:
         write_sheet(answers, sheet)
         print_progress(f"drew {sheet}")
+    if audit is not None:
+        searcher.audit(audit, raise_probes=False, save=True)
+    print_audited(searcher)
 
 
 def _print_answers(answers: list[Answer], as_json: bool, false_alarms: float | None) -> None:

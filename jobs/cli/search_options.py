@@ -88,3 +88,10 @@ FalseAlarms = Annotated[
         "match for which it is not said. The first such query calibrates the column.",
     ),
 ]
+Audit = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Answer this share of the queries exactly at the end, and say what recall they had.",
+    ),
+]
