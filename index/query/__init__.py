@@ -11,13 +11,13 @@ from chiasm.index.query.encode import (
     text_of,
 )
 from chiasm.index.query.filter_rows import Filter
-from chiasm.index.query.filtered import search_filtered
+from chiasm.index.query.filtered import explain_search, search_filtered
 from chiasm.index.query.filters import compile_filter, filter_for
 from chiasm.index.query.keyword import add_keywords, open_keywords, search_keywords
 from chiasm.index.query.open_index import OpenIndex
 from chiasm.index.query.opening import live_generation, open_live
 from chiasm.index.query.query_picture import encoded_picture
-from chiasm.index.query.rerank import check_stages, rerank
+from chiasm.index.query.rerank import check_stages, rerank, reranker_fingerprints
 from chiasm.index.query.scan import Allowed, ColumnIndex, as_float32
 from chiasm.index.query.search import search
 
@@ -36,6 +36,7 @@ __all__ = [
     "encode_each",
     "encode_queries",
     "encoded_picture",
+    "explain_search",
     "filter_for",
     "live_generation",
     "open_keywords",
@@ -45,6 +46,7 @@ __all__ = [
     "query_refused",
     "require_words",
     "rerank",
+    "reranker_fingerprints",
     "search",
     "search_filtered",
     "search_keywords",

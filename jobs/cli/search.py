@@ -6,11 +6,13 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from chiasm.index import (
     Answer,
     Query,
+    Recorder,
     RerankStage,
     Searcher,
     check_rate,
@@ -18,6 +20,8 @@ from chiasm.index import (
     search_file,
 )
 from chiasm.index.query import check_stages
+from chiasm.index.query_files import file_to_write
+from chiasm.index.receipts import answer_as_json, explained, line_of
 from chiasm.index.sheet import sheet_format, write_sheet
 from chiasm.jobs.cli.options import (
     ENCODING,
@@ -34,6 +38,7 @@ from chiasm.jobs.cli.search_options import (
     Count,
     Dedup,
     Diversity,
+    Explain,
     FalseAlarms,
     HitsFile,
     Hybrid,
@@ -41,6 +46,7 @@ from chiasm.jobs.cli.search_options import (
     Pictures,
     Plus,
     QueryFile,
+    ReceiptFile,
     Rerank,
     SheetFile,
     Where,
@@ -62,6 +68,7 @@ HELP = """
   chiasm search photos.chiasm "2: red boat" --image x.jpg --minus night
   chiasm search photos.chiasm --queries queries.jsonl --to hits.parquet
   chiasm search photos.chiasm "a red boat" --where "width > 512 AND caption ILIKE '%sea%'"
+  chiasm search photos.chiasm "a red boat" --where "width > 512" --explain --receipt boat.json
 
 Without text and picture, queries are read from stdin, one a line. Columns: image finds pictures,
 text finds captions, joint finds pairs. A text and a picture together are searched by the mean of
@@ -93,6 +100,8 @@ def search(
     sheet: SheetFile = None,
     queries: QueryFile = None,
     to: HitsFile = None,
+    explain: Explain = False,
+    receipt: ReceiptFile = None,
     allow_stale: AllowStale = False,
     device: Device = None,
     preset: Preset = "laptop",
@@ -112,64 +121,98 @@ def search(
     fields: dict[str, Any] = {"column": column, "k": k, "rerank": stages, "hybrid": hybrid}
     fields |= {"calibrated": calibrated, "where": where}
     fields |= {"dedup": dedup, "diversity": diversity, "nprobe": settings.index.nprobe or None}
+    output = Output(as_json, false_alarms, sheet, explain, receipt)
     from_file = queries is not None or to is not None
     if from_file:
-        _require_file_alone(queries, to, text is not None or bool(parts.options()), sheet, as_json)
+        _require_file_alone(queries, to, text is not None or bool(parts.options()), output)
+    if receipt is not None:
+        file_to_write(receipt)  # refused now rather than after the search
     searcher = open_collection(collection, allow_stale=allow_stale, encoding=settings.encoder)
     if where is not None:
-        searcher.filter(where)  # refused now rather than after the encoder is loaded
+        searcher.filter(where)  # the same before the encoder is loaded
     if from_file:
         counts = search_file(searcher, queries or "", to or "", **fields)
         print_progress(f"wrote {to}: {counts.queries:,} queries, {counts.hits:,} results")
         return
     from_stdin = text == "-" or (text is None and not parts.options())
     make_query = query_maker(parts, is_data=from_stdin, **fields)
-    _answer(searcher, _batches(text, make_query, from_stdin), as_json, false_alarms, sheet)
+    _answer(searcher, _batches(text, make_query, from_stdin), output)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What becomes of answers, as the options say."""
+
+    as_json: bool
+    false_alarms: float | None
+    sheet: str | None
+    explain: bool
+    receipt: str | None
 
 
 def _require_file_alone(
-    queries: str | None, to: str | None, has_query: bool, sheet: str | None, as_json: bool
+    queries: str | None, to: str | None, has_query: bool, output: Output
 ) -> None:
     """UsageError where --queries and --to do not come together, or beside what they exclude."""
     if queries is None or to is None:
         found = "--queries" if to is None else "--to"
         raise UsageError("search", expected="--queries and --to together", found=f"{found} alone")
-    given = {"a query": has_query, "--sheet": sheet is not None, "--json": as_json}
+    if output.receipt is not None:
+        raise UsageError(
+            "--receipt",
+            expected="a query, or lines of stdin",
+            found="--queries",
+            do="a receipt holds the vector and the answer of each query, so it is for few: write "
+            "one for some lines of the file",
+        )
+    given = {
+        "a query": has_query,
+        "--sheet": output.sheet is not None,
+        "--json": output.as_json,
+        "--explain": output.explain,
+    }
     others = [name for name, is_given in given.items() if is_given]
     if others:
         raise UsageError("--queries", expected="no other query or output", found=others[0])
 
 
-def _answer(
-    searcher: Searcher,
-    batches: Iterable[list[Query]],
-    as_json: bool,
-    false_alarms: float | None,
-    sheet: str | None,
-) -> None:
+def _answer(searcher: Searcher, batches: Iterable[list[Query]], output: Output) -> None:
     """Print the answers as they come; draw all of them where there is a sheet."""
+    recorder = None
+    if output.receipt is not None:
+        recorder = Recorder(searcher, explain=output.explain, false_alarms=output.false_alarms)
     answers: list[Answer] = []
     for queries in batches:
-        batch = searcher.search_many(queries)
-        _print_answers(batch, as_json, false_alarms)
-        if sheet is not None:
+        batch = recorder.search(queries) if recorder else searcher.search_many(queries)
+        for answer in batch:
+            _print_answer(answer, output)
+        sys.stdout.flush()
+        if output.sheet is not None:
             answers += batch
-    if sheet is not None:
-        write_sheet(answers, sheet)
-        print_progress(f"drew {sheet}")
+    if output.sheet is not None:
+        write_sheet(answers, output.sheet)
+        print_progress(f"drew {output.sheet}")
+    if recorder is not None and output.receipt is not None:
+        recorder.write(output.receipt)
+        print_progress(f"wrote {output.receipt}")
 
 
-def _print_answers(answers: list[Answer], as_json: bool, false_alarms: float | None) -> None:
-    for answer in answers:
-        if as_json:
-            print(json_line(answer.as_json()))
+def _print_answer(answer: Answer, output: Output) -> None:
+    if output.as_json:
+        if output.receipt is not None:
+            line = line_of(answer_as_json(answer, output.explain))
         else:
-            if false_alarms is not None and answer.nothing_matches(false_alarms):
-                rate = f"{100 * false_alarms:g} %"
-                print(printable(f"nothing here matches (at a false-alarm rate of {rate})"))
-            for line in format_answer(answer).splitlines():
-                print(printable(line))
-    sys.stdout.flush()
+            line = json_line(answer.as_json() | (explained(answer) if output.explain else {}))
+        print(printable(line))
+        return
+    if output.explain and answer.trace is not None:
+        for search in answer.trace.searches:
+            print_progress(str(search))
+    rate = output.false_alarms
+    if rate is not None and answer.nothing_matches(rate):
+        print(printable(f"nothing here matches (at a false-alarm rate of {100 * rate:g} %)"))
+    for line in format_answer(answer).splitlines():
+        print(printable(line))
 
 
 def _require_collection_first(collection: str, words: list[str], options: list[str]) -> None:
