@@ -1,10 +1,11 @@
 """A receipt -> the same answers from the generation that gave them, or what changed since.
 
 The stored vectors are searched, in the same batches: so neither the encoder nor its last bits
-decide, and a filtered search takes the same way. Encoding the queries again comes after that, as a
-comparison. What still can change the last bits of a score is another processor or another version
-of numpy, and for stages that read pictures and texts (`match`, `st`) also torch, its number of
-threads and the device. So these are noted, and count only where an answer differs.
+decide, and a filtered search takes the same way. Encoding the queries again is a comparison alone;
+it comes first, since torch is loaded before FAISS (index/faiss_runtime.py). What still can change
+the last bits of a score is another processor or another version of numpy, and for stages that read
+pictures and texts (`match`, `st`) also torch, its number of threads and the device. So these are
+noted, and count only where an answer differs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from itertools import groupby
 import numpy as np
 
 from chiasm.index.queries import PictureBytes, Query
-from chiasm.index.query import encode_queries, reranker_fingerprints
+from chiasm.index.query import check_stages, encode_queries, reranker_fingerprints
 from chiasm.index.receipts.differences import differences
 from chiasm.index.receipts.record import (
     Answered,
@@ -27,6 +28,7 @@ from chiasm.index.receipts.record import (
     sum_of,
 )
 from chiasm.index.receipts.recorder import answer_as_json, environment
+from chiasm.index.receipts.stored_query import StoredPicture
 from chiasm.index.results import Answer
 from chiasm.index.retrieve import Searcher, retrieve_from
 from chiasm.index.segments import (
@@ -73,14 +75,14 @@ def replay(
     where = collection or receipt.collection
     opened = Collection.open(where)
     run = _Run(receipt, opened, encoding or EncoderSettings())
-    run.compare_environment()
     run.compare_identity()
     searcher = run.open_generation()
     if searcher is not None:
         run.load_pictures()
-        run.search(searcher)
         if encode:
             run.encode(searcher)
+        run.search(searcher)
+    run.compare_environment()
     return run.found
 
 
@@ -90,7 +92,7 @@ class _Run:
     def __init__(self, receipt: Receipt, collection: Collection, encoding: EncoderSettings) -> None:
         self.receipt, self.collection, self.encoding = receipt, collection, encoding
         self.found = Replay()
-        self.pictures: dict[str, PictureBytes] = {}
+        self.pictures: dict[StoredPicture, PictureBytes] = {}
 
     def compare_environment(self) -> None:
         now = environment()
@@ -128,14 +130,19 @@ class _Run:
         except CollectionError as error:
             self.found.changes.append(f"{name}: {_without_advice(error)}")
             return None
+        widths = {len(answered.decoded()) for answered in self.receipt.queries}
+        if odd := widths - {self.collection.identity.dim}:
+            width = self.collection.identity.dim
+            self.found.changes.append(f"vectors were of width {min(odd)}, are of {width}")
+            return None
         return Searcher(self.collection, generation, self.encoding)
 
     def load_pictures(self) -> None:
         for number, answered in enumerate(self.receipt.queries, 1):
             for picture in answered.query.pictures:
-                if picture.sha256 not in self.pictures:
+                if picture not in self.pictures:
                     try:
-                        self.pictures[picture.sha256] = picture.load()
+                        self.pictures[picture] = picture.load()
                     except ValueError as error:
                         self.found.changes.append(f"query {number}: {error}")
 
@@ -154,21 +161,24 @@ class _Run:
         """Answer all queries, and compare."""
         answers: list[Answer] = []
         try:
+            self._load_models(searcher)
             for _, queries, vectors in self.batches():
-                if vectors.shape[1] != searcher.dim:
-                    raise CollectionError(
-                        "vectors", expected=f"width {searcher.dim}", found=str(vectors.shape[1])
-                    )
                 answers += retrieve_from(queries, searcher, vectors)
-            stages = {stage.name: stage for one in answers for stage in one.query.stages}
-            rerankers = reranker_fingerprints(stages.values(), searcher)
         except ChiasmError as error:
             self.found.changes.append(f"the search cannot be done again: {_without_advice(error)}")
-            return
-        for name, now in rerankers.items():
+        else:
+            self._compare(answers)
+
+    def _load_models(self, searcher: Searcher) -> None:
+        """Those that stages and calibrations need; and compare them."""
+        queries = [query for _, some, _ in self.batches() for query in some]
+        if any(query.calibrated for query in queries):
+            _ = searcher.encoder
+        stages = {stage.name: stage for query in queries for stage in query.stages}
+        check_stages(stages.values())
+        for name, now in reranker_fingerprints(stages.values(), searcher).items():
             if (before := self.receipt.rerankers.get(name, "none")) != now:
                 self.found.changes.append(f"reranker {name} was {before[:12]}, is {now[:12]}")
-        self._compare(answers)
 
     def _compare(self, answers: list[Answer]) -> None:
         plain = [answer_as_json(answer, self.receipt.explain) for answer in answers]
@@ -194,7 +204,7 @@ class _Run:
                 at
                 for at, (answered, query) in enumerate(zip(some, queries, strict=True))
                 if query.inputs
-                and all(picture.sha256 in self.pictures for picture in answered.query.pictures)
+                and all(picture in self.pictures for picture in answered.query.pictures)
             ]
             if usable:
                 try:

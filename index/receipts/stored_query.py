@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -114,12 +115,12 @@ class StoredQuery:
         found = [self.picture, *(term.picture for term in self.terms)]
         return [picture for picture in found if picture is not None]
 
-    def query(self, pictures: dict[str, PictureBytes], vector: object = None) -> Query:
-        """The query. pictures: those that could be loaded, by sha256. vector: of one that was given
+    def query(self, pictures: Mapping[StoredPicture, PictureBytes], vector: object = None) -> Query:
+        """The query. pictures: those that could be loaded. vector: of one that was given
         as a vector. Raises UsageError for values, TypeError for types that no query has."""
 
         def loaded(picture: StoredPicture | None) -> PictureBytes | None:
-            return None if picture is None else pictures.get(picture.sha256, picture.absent())
+            return None if picture is None else pictures.get(picture, picture.absent())
 
         terms = [Term(one.text, loaded(one.picture), one.weight) for one in self.terms]
         given = not terms and self.picture is None and not (self.text or "").strip()

@@ -57,6 +57,7 @@ from chiasm.jobs.config import compose
 from chiasm.jobs.console import json_line, lines_of, printable
 from chiasm.pipeline.collection import read_identity
 from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.storage import Folder
 
 HELP = """
@@ -125,11 +126,7 @@ def search(
     from_file = queries is not None or to is not None
     if from_file:
         _require_file_alone(queries, to, text is not None or bool(parts.options()), output)
-    if receipt is not None:
-        file_to_write(receipt)  # refused now rather than after the search
-    searcher = open_collection(collection, allow_stale=allow_stale, encoding=settings.encoder)
-    if where is not None:
-        searcher.filter(where)  # the same before the encoder is loaded
+    searcher = _open(collection, allow_stale, settings.encoder, where, receipt)
     if from_file:
         counts = search_file(searcher, queries or "", to or "", **fields)
         print_progress(f"wrote {to}: {counts.queries:,} queries, {counts.hits:,} results")
@@ -137,6 +134,23 @@ def search(
     from_stdin = text == "-" or (text is None and not parts.options())
     make_query = query_maker(parts, is_data=from_stdin, **fields)
     _answer(searcher, _batches(text, make_query, from_stdin), output)
+
+
+def _open(
+    collection: str,
+    allow_stale: bool,
+    encoding: EncoderSettings,
+    where: str | None,
+    receipt: str | None,
+) -> Searcher:
+    """The collection, open. A filter and a receipt's file that cannot be used are refused now,
+    rather than after the encoder is loaded."""
+    if receipt is not None:
+        file_to_write(receipt)
+    searcher = open_collection(collection, allow_stale=allow_stale, encoding=encoding)
+    if where is not None:
+        searcher.filter(where)
+    return searcher
 
 
 @dataclass(frozen=True)
