@@ -297,7 +297,7 @@ def test_a_generation_that_is_gone_is_said_with_those_that_are_there(made, tmp_p
     found = replay(str(to))
     assert found.changes == [
         "generation 000001 is gone (there are: 000002); one that is not live is kept for "
-        "index.keep_seconds and among the last index.keep_generations"
+        "index.keep_seconds, and longer among the last index.keep_generations"
     ]
     with pytest.raises(CollectionError, match="expected everything as it was, found 1 changes"):
         application()(["replay", str(to)], standalone_mode=False)

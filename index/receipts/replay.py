@@ -117,7 +117,7 @@ class _Run:
             kept = ", ".join(f"{number:06d}" for number in numbers(folder)) or "none"
             self.found.changes.append(
                 f"{name} is gone (there are: {kept}); one that is not live is kept for "
-                "index.keep_seconds and among the last index.keep_generations"
+                "index.keep_seconds, and longer among the last index.keep_generations"
             )
             return None
         try:

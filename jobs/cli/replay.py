@@ -13,10 +13,10 @@ from chiasm.jobs.console import printable
 from chiasm.pipeline.errors import CollectionError
 
 HELP = """
-  chiasm search photos.chiasm "a red boat" --json --receipt boat.json
   chiasm replay boat.json
+  chiasm replay boat.json --collection s3://bucket/photos.chiasm
 
-Answers from the generation of the index that answered then, whatever is live now. Prints the bytes
+A receipt is what chiasm search --receipt wrote. Answers from the generation of the index that answered then, whatever is live now. Prints the bytes
 that search --json printed with --receipt, one JSON object a query, or nothing where an answer
 differs. What has changed is on stderr, a line each, and the exit code is then 1. Versions and
 processors are only noted where the bytes are the same. The stored vectors are searched; the queries
