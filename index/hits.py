@@ -45,8 +45,9 @@ class Explanation:
     index: the column's, such as `projected 1026 x SQ8, 48 dimensions`. way: `exact` (every vector
     that may be found is scored) or `lists` without a filter, with one a way of
     index/query/filter_plan.py. rows: how many could be found without a filter; passing: how many of
-    them its filter lets pass, counted, None without one. lists: how many of `of_lists` a query
-    scans, at the least; with a filter about so many. candidates: of a query, to be scored again.
+    them its filter lets pass, counted, None without one. nprobe: lists that a query scans without a
+    filter, 0 where the column is exact. lists: how many of `of_lists` this one scans, at the least;
+    with a filter about so many. candidates: of a query, to be scored again.
     """
 
     column: str
@@ -54,6 +55,7 @@ class Explanation:
     way: str
     rows: int
     passing: int | None
+    nprobe: int
     lists: int
     of_lists: int
     candidates: int

@@ -18,7 +18,7 @@ from tiny_collection import make_collection, unit_rows
 
 from chiasm.index import IndexSettings, Query, Recorder, Term, build_index, open_collection, replay
 from chiasm.index.build import ByKey, add_to_index, delete_from_index
-from chiasm.index.query import filter_plan
+from chiasm.index.query import OpenIndex, filter_plan
 from chiasm.index.query.scan import ColumnIndex
 from chiasm.index.receipts import read_receipt, recorder, stored_query
 from chiasm.index.receipts.differences import differences
@@ -563,10 +563,24 @@ def test_more_lists_than_the_plans_are_said_and_so_is_each_search_for_folding(nu
     more = min(plan.lists, plan.nprobe + 1)
     [answer] = searcher.search_many([Query(vector=np.ones(8), nprobe=more, dedup=0.5, k=8)])
     first, *others = answer.trace.searches
-    assert first.lists == more
+    assert first.lists == first.nprobe == more
     assert ("as the query wants" in first.reason) == (more != plan.nprobe)
     counts = [search.candidates for search in (first, *others)]
     assert others and counts == sorted(set(counts))
+
+
+def test_lists_are_scanned_as_then_even_where_a_search_would_scan_others_now(
+    numbered, tmp_path, monkeypatch
+):
+    path, vectors = numbered
+    queries = [Query(vector=x) for x in unit_rows(np.random.default_rng(8), 9, vectors.shape[1])]
+    with monkeypatch.context() as patched:
+        patched.setattr(OpenIndex, "lists_to_scan", lambda self, column, wanted, *kind: 1)
+        answers = record(path, [queries], tmp_path / "r.json")
+    now = open_collection(path).search_many(queries)
+    assert {answer.trace.searches[0].nprobe for answer in now} != {1}
+    assert [answer.results for answer in now] != [answer.results for answer in answers]
+    assert replay(str(tmp_path / "r.json")).lines == lines_of(answers)
 
 
 def test_an_answer_of_a_filter_depends_on_its_batch_and_a_replay_keeps_it(

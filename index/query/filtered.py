@@ -66,6 +66,7 @@ def explain_search(
         way=way,
         rows=rows,
         passing=None if allowed is None else index.passing(allowed),
+        nprobe=nprobe,
         lists=lists,
         of_lists=plan.lists,
         candidates=candidates,

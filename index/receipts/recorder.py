@@ -80,7 +80,7 @@ class Recorder:
         plain = answer_as_json(answer, self._explain)
         answered = Answered(
             batch=self._batches,
-            query=StoredQuery.of(answer.query),
+            query=StoredQuery.of(answer.query, trace.searches[0].nprobe),
             vector=base64.b64encode(trace.vector.astype("<f4").tobytes()).decode(),
             searches=[search.as_json() for search in trace.searches],
             seen=len(trace.candidates),

@@ -74,7 +74,8 @@ class StoredTerm:
 
 @dataclass(frozen=True)
 class StoredQuery:
-    """The fields of a `Query`. One of neither text, picture nor terms was given as a vector."""
+    """The fields of a `Query`. One of neither text, picture nor terms was given as a vector.
+    nprobe: as it was searched, also where the query wants nothing; None where that is exact."""
 
     text: str | None
     picture: StoredPicture | None
@@ -90,8 +91,8 @@ class StoredQuery:
     where: str | None
 
     @classmethod
-    def of(cls, query: Query) -> StoredQuery:
-        """Of a query whose pictures are `PictureBytes`."""
+    def of(cls, query: Query, nprobe: int) -> StoredQuery:
+        """Of a query whose pictures are `PictureBytes`. nprobe: lists that it scanned."""
         return cls(
             text=query.text,
             picture=_stored(query.image),
@@ -101,7 +102,7 @@ class StoredQuery:
             ),
             column=query.column,
             k=int(query.k),
-            nprobe=None if query.nprobe is None else int(query.nprobe),
+            nprobe=nprobe or None,
             rerank=tuple(map(str, query.stages)),
             hybrid=query.hybrid,
             calibrated=query.calibrated,

@@ -16,11 +16,11 @@ HELP = """
   chiasm replay boat.json
   chiasm replay boat.json --collection s3://bucket/photos.chiasm
 
-A receipt is what chiasm search --receipt wrote. Answers from the generation of the index that answered then, whatever is live now. Prints the bytes
-that search --json printed with --receipt, one JSON object a query, or nothing where an answer
-differs. What has changed is on stderr, a line each, and the exit code is then 1. Versions and
-processors are only noted where the bytes are the same. The stored vectors are searched; the queries
-are encoded again to compare them."""
+A receipt is what chiasm search --receipt wrote. The generation of the index that answered then is
+searched, whatever is live now. Prints the bytes that search --json printed with --receipt, one JSON
+object a query, or nothing where an answer differs. What has changed is on stderr, a line each, and
+the exit code is then 1. Versions and processors are only noted where the bytes are the same. The
+stored vectors are searched; the queries are encoded again to compare them."""
 
 
 def replay_(
