@@ -76,7 +76,8 @@ class Explanation:
 class Trace:
     """What an answer was made of. generation: the number of the one that answered. vector: the
     query's, (D,) float32. searches: the way of the search, and of each further one that folding
-    needed. candidates: all hits, best first; the answer's results are the first of them."""
+    needed. candidates: all hits after the last stage, best first; the results are the first of
+    them."""
 
     generation: int
     vector: np.ndarray

@@ -213,7 +213,7 @@ def test_a_changed_encoder_is_said_beside_the_same_answers(made, tmp_path, monke
     assert found.lines == lines_of(answers)
     [change] = found.changes
     assert change.startswith("the encoder is another: ") and "another of that name (ffff" in change
-    with pytest.raises(CollectionError, match="1 changes, listed above; the answers are the same"):
+    with pytest.raises(CollectionError, match="1 change, listed above; the answers are the same"):
         application()(["replay", str(to)], standalone_mode=False)
     printed = capsys.readouterr()
     assert printed.out.splitlines() == found.lines and printed.err.splitlines() == [change]
@@ -299,7 +299,7 @@ def test_a_generation_that_is_gone_is_said_with_those_that_are_there(made, tmp_p
         "generation 000001 is gone (there are: 000002); one that is not live is kept for "
         "index.keep_seconds, and longer among the last index.keep_generations"
     ]
-    with pytest.raises(CollectionError, match="expected everything as it was, found 1 changes"):
+    with pytest.raises(CollectionError, match="expected everything as it was, found 1 change"):
         application()(["replay", str(to)], standalone_mode=False)
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.splitlines() == found.changes

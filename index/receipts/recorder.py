@@ -61,6 +61,14 @@ class Recorder:
         answers = self._searcher.search_many(
             [self._pictures.with_pictures(query) for query in queries]
         )
+        self._require_generation()
+        for answer in answers:
+            self._add(answer)
+        self._batches += 1
+        return answers
+
+    def _require_generation(self) -> bytes:
+        """The manifest's file of the generation that answers all queries."""
         if self._manifest is None or self._searcher.generation is not self._generation:
             raise CollectionError(
                 f"generation {self._generation.number:06d} of "
@@ -69,10 +77,7 @@ class Recorder:
                 found="another in its place meanwhile",
                 do="run the same command again",
             )
-        for answer in answers:
-            self._add(answer)
-        self._batches += 1
-        return answers
+        return self._manifest
 
     def _add(self, answer: Answer) -> None:
         trace = answer.trace
@@ -103,7 +108,7 @@ class Recorder:
 
     def receipt(self) -> Receipt:
         """Of all answers so far."""
-        assert self._manifest is not None, "`search` has checked it"
+        manifest = self._require_generation()
         generation, collection = self._generation, self._searcher.collection
         queries = [answered.query.query({}, answered.decoded()) for answered in self._answered]
         stages = {stage.name: stage for query in queries for stage in query.stages}
@@ -115,7 +120,7 @@ class Recorder:
         return Receipt(
             kind=KIND,
             collection=collection.folder.url,
-            generation=StoredGeneration.of(generation.number, self._manifest, generation.manifest),
+            generation=StoredGeneration.of(generation.number, manifest, generation.manifest),
             encoder=StoredEncoder(identity.encoder, identity.fingerprint, ran),
             rerankers=reranker_fingerprints(stages.values(), self._searcher),
             environment=environment(),

@@ -47,6 +47,6 @@ def replay_(
         raise CollectionError(
             receipt,
             expected="everything as it was",
-            found=f"{len(found.changes):,} changes, listed above"
+            found=f"{len(found.changes):,} change{'s' * (len(found.changes) > 1)}, listed above"
             + ("; the answers are the same" if found.same else ""),
         )
