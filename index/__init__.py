@@ -1,5 +1,6 @@
 """Embeddings -> answers. `open_collection(path).search("a red boat")`; see index/retrieve.py."""
 
+from chiasm.index.audit import AuditedRecall
 from chiasm.index.build import BuildSummary, build_index
 from chiasm.index.hit_files import HitCounts, search_file
 from chiasm.index.hits import Explanation, Hit, Trace
@@ -12,6 +13,7 @@ from chiasm.index.retrieve import Searcher, open_collection
 
 __all__ = [
     "Answer",
+    "AuditedRecall",
     "BuildSummary",
     "Explanation",
     "Hit",

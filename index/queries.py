@@ -193,6 +193,18 @@ class Query:
         return texts if self.image is None else (*texts, Term(image=self.image))
 
     @property
+    def kind(self) -> str:
+        """For recall, which is promised by kind: text, picture, filtered; of vector and of mixed,
+        which is several texts and pictures, nothing of their own was measured."""
+        if self.where is not None:
+            return "filtered"
+        if self.vector is not None:
+            return "vector"
+        if self.terms or (self.words and self.image is not None):
+            return "mixed"
+        return "text" if self.words else "picture"
+
+    @property
     def stages(self) -> tuple[RerankStage, ...]:
         """`rerank`, parsed."""
         return _parse_stages(self.rerank)

@@ -22,6 +22,7 @@ from chiasm.index.hits import Explanation, Hit, Trace
 from chiasm.index.queries import PictureSource, Query, RerankStage
 from chiasm.index.query import (
     OpenIndex,
+    Search,
     add_keywords,
     check_stages,
     diversify,
@@ -123,18 +124,24 @@ def search_queries(
     """The hits of each query, and the way in which they were found; queries that differ in nothing
     but their vector are searched at once. counts: how many hits of each query, `Query.candidates`
     by default."""
-    groups: dict[tuple[str, int, int, str | None], list[int]] = defaultdict(list)
+    groups: dict[Search, list[int]] = defaultdict(list)
     for number, query in enumerate(queries):
         k = min(counts[number] if counts else query.candidates, len(collection))
-        nprobe = collection.lists_to_scan(query.column, query.nprobe)
-        groups[query.column, k, nprobe, query.where].append(number)
+        wanted = None if query.nprobe is None else int(query.nprobe)
+        search = Search(query.column, query.kind, k, wanted, query.where)
+        groups[search].append(number)
     hits: dict[int, list[Hit]] = {}
     ways: dict[int, Explanation] = {}
-    for (column, k, nprobe, where), numbers in groups.items():
-        index, allowed = collection.column(column), collection.allowed(where)
-        way = explain_search(index, k, nprobe, allowed, len(numbers))
-        ways |= dict.fromkeys(numbers, way)
-        scores, positions = search_filtered(index, xq[numbers], k, nprobe, allowed)
+    for search, numbers in groups.items():
+        index, allowed = collection.column(search.column), collection.allowed(search.where)
+        nprobe = collection.lists_to_scan(search.column, search.nprobe, search.kind)
+        ways |= dict.fromkeys(
+            numbers, explain_search(index, search.k, nprobe, allowed, len(numbers))
+        )
+        some = xq[numbers]
+        scores, positions = search_filtered(index, some, search.k, nprobe, allowed)
+        if counts is None:  # else these queries were searched before
+            collection.audits.recent.add(some, search)
         for number, row_scores, row_positions in zip(
             numbers, scores.tolist(), positions.tolist(), strict=True
         ):

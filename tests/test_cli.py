@@ -513,7 +513,7 @@ def test_the_whole_way_from_shards_to_answers(chiasm, shards, tmp_path):
     refused(chiasm("search", to, "x"), "chiasm index build")
     status = json.loads(chiasm("status", to, "--json").stdout)["index"]
     assert status["state"] == "stale" and list(status["stale_shards"].values()) == ["new"]
-    assert "stale (shards: 1 new); run chiasm index build" in chiasm("status", to).stdout
+    assert "stale (shards: 1 new); run chiasm index add" in chiasm("status", to).stdout
     (to / "index" / "CURRENT").write_text("no number")
     status = json.loads(chiasm("status", to, "--json").stdout)["index"]
     assert status["state"] == "stale" and "CURRENT" in status["instead_of"]

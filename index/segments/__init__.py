@@ -1,6 +1,7 @@
 """The index on disk: segments, their catalogs, generations, the cache of remote ones."""
 
-from chiasm.index.segments.advice import build_command, column_advice
+from chiasm.index.segments.advice import add_command, build_command, column_advice, stale_advice
+from chiasm.index.segments.audit_files import add_to_audit, read_audit
 from chiasm.index.segments.catalog import BATCH, IndexedShard, copied_columns, meta_as_json
 from chiasm.index.segments.checksums import Digest, FileSum
 from chiasm.index.segments.deletions import (
@@ -24,7 +25,7 @@ from chiasm.index.segments.generations import (
     read_manifest,
     read_shared,
 )
-from chiasm.index.segments.history import PastGeneration, read_history
+from chiasm.index.segments.history import PastGeneration, audits_of, read_history
 from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.index.segments.keywords import Keywords, KeywordWriter
 from chiasm.index.segments.lists import merge_lists, numbered_lists, rows_in_lists
@@ -79,7 +80,10 @@ __all__ = [
     "SegmentWriter",
     "SharedFile",
     "Trained",
+    "add_command",
+    "add_to_audit",
     "among",
+    "audits_of",
     "build_command",
     "code_ranges",
     "column_advice",
@@ -104,6 +108,7 @@ __all__ = [
     "publish",
     "publish_edit",
     "query_terms",
+    "read_audit",
     "read_current",
     "read_history",
     "read_if_there",
@@ -115,6 +120,7 @@ __all__ = [
     "rows_of_shards",
     "run_of_folder",
     "segment_file",
+    "stale_advice",
     "stale_shards",
     "sweep",
     "sweep_published",

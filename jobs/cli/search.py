@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from chiasm.index import (
@@ -19,9 +20,10 @@ from chiasm.index import (
     open_collection,
     search_file,
 )
-from chiasm.index.query import check_stages
+from chiasm.index.query import check_share, check_stages
 from chiasm.index.query_files import file_to_write
 from chiasm.index.receipts import answer_as_json, explained, line_of
+from chiasm.index.segments import build_command
 from chiasm.index.sheet import sheet_format, write_sheet
 from chiasm.jobs.cli.options import (
     ENCODING,
@@ -34,6 +36,7 @@ from chiasm.jobs.cli.options import (
 from chiasm.jobs.cli.search_options import (
     AllowStale,
     AsJson,
+    Audit,
     Column,
     Count,
     Dedup,
@@ -67,7 +70,7 @@ HELP = """
   chiasm search photos.chiasm "a red boat" --rerank match:20
   chiasm search photos.chiasm "bus 42 at the station" --hybrid
   chiasm search photos.chiasm "2: red boat" --image x.jpg --minus night
-  chiasm search photos.chiasm --queries queries.jsonl --to hits.parquet
+  chiasm search photos.chiasm --queries queries.jsonl --to hits.parquet --audit 0.001
   chiasm search photos.chiasm "a red boat" --where "width > 512 AND caption ILIKE '%sea%'"
   chiasm search photos.chiasm "a red boat" --where "width > 512" --explain --receipt boat.json
 
@@ -101,6 +104,7 @@ def search(
     sheet: SheetFile = None,
     queries: QueryFile = None,
     to: HitsFile = None,
+    audit: Audit = None,
     explain: Explain = False,
     receipt: ReceiptFile = None,
     allow_stale: AllowStale = False,
@@ -111,25 +115,22 @@ def search(
     settings = compose(
         preset, assignments or (), {"encoder.device": device}, uses=(*ENCODING, "index.nprobe")
     )
-    if sheet is not None:
-        sheet_format(sheet)  # refused now rather than after the search
     calibrated = false_alarms is not None and check_rate(false_alarms)
     parts = Parts(image or (), plus or (), minus or ())
     _require_collection_first(collection, words or [], parts.options())
     text = _one_text(collection, words or [])
-    stages = tuple(RerankStage.parse(stage) for stage in rerank or ())
-    check_stages(stages)
+    stages = _stages(rerank or [])
     fields: dict[str, Any] = {"column": column, "k": k, "rerank": stages, "hybrid": hybrid}
     fields |= {"calibrated": calibrated, "where": where}
     fields |= {"dedup": dedup, "diversity": diversity, "nprobe": settings.index.nprobe or None}
-    output = Output(as_json, false_alarms, sheet, explain, receipt)
+    output = Output(as_json, false_alarms, sheet, explain, receipt, audit)
+    _check_output(output)
     from_file = queries is not None or to is not None
     if from_file:
         _require_file_alone(queries, to, text is not None or bool(parts.options()), output)
-    searcher = _open(collection, allow_stale, settings.encoder, where, receipt)
+    searcher = _open(collection, allow_stale, settings.encoder, where)
     if from_file:
-        counts = search_file(searcher, queries or "", to or "", **fields)
-        print_progress(f"wrote {to}: {counts.queries:,} queries, {counts.hits:,} results")
+        _answer_file(searcher, queries or "", to or "", audit, fields)
         return
     from_stdin = text == "-" or (text is None and not parts.options())
     make_query = query_maker(parts, is_data=from_stdin, **fields)
@@ -141,16 +142,38 @@ def _open(
     allow_stale: bool,
     encoding: EncoderSettings,
     where: str | None,
-    receipt: str | None,
 ) -> Searcher:
-    """The collection, open. A filter and a receipt's file that cannot be used are refused now,
-    rather than after the encoder is loaded."""
-    if receipt is not None:
-        file_to_write(receipt)
+    """The collection, open. A filter that cannot be used is refused now, rather than after the
+    encoder is loaded."""
     searcher = open_collection(collection, allow_stale=allow_stale, encoding=encoding)
     if where is not None:
         searcher.filter(where)
     return searcher
+
+
+def _stages(texts: list[str]) -> tuple[RerankStage, ...]:
+    stages = tuple(map(RerankStage.parse, texts))
+    check_stages(stages)
+    return stages
+
+
+def _answer_file(
+    searcher: Searcher, queries: str, to: str, audit: float | None, fields: dict[str, Any]
+) -> None:
+    counts = search_file(searcher, queries, to, audit=audit, **fields)
+    print_progress(f"wrote {to}: {counts.queries:,} queries, {counts.hits:,} results")
+    print_audited(searcher)
+
+
+def print_audited(searcher: Searcher) -> None:
+    """What recall the queries had that were audited, and what to do where it is too low. That is a
+    warning: the answers are what the index gives."""
+    for recall in chain.from_iterable(kinds.values() for kinds in searcher.audited.values()):
+        print_progress(f"audited: {recall}")
+        if recall.broken:
+            command = build_command(searcher.collection.folder)
+            more = f"--set index.nprobe={2 * recall.nprobe}"
+            print_progress(f"  {command} tunes anew; until then search with {more}")
 
 
 @dataclass(frozen=True)
@@ -162,6 +185,17 @@ class Output:
     sheet: str | None
     explain: bool
     receipt: str | None
+    audit: float | None
+
+
+def _check_output(output: Output) -> None:
+    """Refuses what cannot be used now, rather than after the search."""
+    if output.sheet is not None:
+        sheet_format(output.sheet)
+    if output.receipt is not None:
+        file_to_write(output.receipt)
+    if output.audit is not None:
+        check_share(output.audit)
 
 
 def _require_file_alone(
@@ -191,7 +225,7 @@ def _require_file_alone(
 
 
 def _answer(searcher: Searcher, batches: Iterable[list[Query]], output: Output) -> None:
-    """Print the answers as they come; draw all of them where there is a sheet."""
+    """Print the answers as they come; draw all of them where there is a sheet, and audit some."""
     recorder = None
     if output.receipt is not None:
         recorder = Recorder(searcher, explain=output.explain, false_alarms=output.false_alarms)
@@ -209,6 +243,9 @@ def _answer(searcher: Searcher, batches: Iterable[list[Query]], output: Output) 
     if recorder is not None and output.receipt is not None:
         recorder.write(output.receipt)
         print_progress(f"wrote {output.receipt}")
+    if output.audit is not None:
+        searcher.audit(output.audit, raise_probes=False, save=True)
+    print_audited(searcher)
 
 
 def _print_answer(answer: Answer, output: Output) -> None:

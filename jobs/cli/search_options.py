@@ -103,3 +103,10 @@ ReceiptFile = Annotated[
         "printed.",
     ),
 ]
+Audit = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Answer this share of the queries exactly at the end, and say what recall they had.",
+    ),
+]
