@@ -20,14 +20,14 @@ import pyarrow.parquet as pq
 
 from chiasm.index.query_files import (
     Numbered,
-    folder_and_name,
+    file_to_write,
     place_of,
     read_queries,
     with_place,
 )
 from chiasm.index.results import Answer, Result
 from chiasm.index.retrieve import Searcher
-from chiasm.pipeline.errors import SourceError, StorageError, UsageError
+from chiasm.pipeline.errors import SourceError, UsageError
 from chiasm.pipeline.storage import Folder
 
 BATCH = 64  # queries answered together: as many texts as are encoded at once
@@ -180,9 +180,4 @@ def _target(to: str) -> tuple[Folder, str]:
     something else than a file is there."""
     if not to.lower().endswith(".parquet"):
         raise UsageError(to or "''", expected="a name that ends in .parquet", found="another one")
-    folder, name = folder_and_name(to)
-    path = folder.local and folder.local / name
-    if path and path.exists() and not path.is_file():
-        # Renamed into place, the results would take the place of a device or a pipe.
-        raise StorageError(to, expected="a file to write", found="something else there")
-    return folder, name
+    return file_to_write(to)

@@ -12,14 +12,14 @@ from chiasm.index.query.encode import (
     text_of,
 )
 from chiasm.index.query.filter_rows import Filter
-from chiasm.index.query.filtered import search_filtered
+from chiasm.index.query.filtered import explain_search, search_filtered
 from chiasm.index.query.filters import compile_filter, filter_for
 from chiasm.index.query.keyword import add_keywords, open_keywords, search_keywords
 from chiasm.index.query.open_index import OpenIndex
 from chiasm.index.query.opening import live_generation, open_live
 from chiasm.index.query.query_picture import encoded_picture
 from chiasm.index.query.recent_queries import RecentQueries, Search
-from chiasm.index.query.rerank import check_stages, rerank
+from chiasm.index.query.rerank import check_stages, rerank, reranker_fingerprints
 from chiasm.index.query.scan import Allowed, ColumnIndex, as_float32
 from chiasm.index.query.search import search
 from chiasm.index.query.truth import exact_top, recall_of, rows_of_column, without_own
@@ -45,6 +45,7 @@ __all__ = [
     "encode_queries",
     "encoded_picture",
     "exact_top",
+    "explain_search",
     "filter_for",
     "live_generation",
     "open_keywords",
@@ -55,6 +56,7 @@ __all__ = [
     "recall_of",
     "require_words",
     "rerank",
+    "reranker_fingerprints",
     "rows_of_column",
     "search",
     "search_filtered",

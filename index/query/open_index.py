@@ -218,16 +218,18 @@ class OpenIndex:
                 self._encoder = encoder
             return self._encoder
 
-    def prepare(self, queries: Sequence[Query]) -> Encoder | None:
+    def prepare(self, queries: Sequence[Query], encode: bool = True) -> Encoder | None:
         """Load what the queries need and was not loaded yet; returns the encoder, None where every
-        query has its own vector."""
+        query has its own vector. encode: whether those of the others are still to be made."""
         for query in queries:  # a column without an index is refused before anything is loaded
             self.require_column(query.column)
             if query.where is not None:
                 self.filter(query.where)
         # The encoder first: FAISS after torch shares its OpenMP runtime, see
         # index/faiss_runtime.py.
-        encoder = self.encoder if any(query.vector is None for query in queries) else None
+        encoder = None
+        if encode and any(query.vector is None for query in queries):
+            encoder = self.encoder
         for column in {query.column for query in queries}:
             self.column(column).open()
         return encoder
