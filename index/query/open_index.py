@@ -21,6 +21,7 @@ from chiasm.index.query.filter_rows import Filter
 from chiasm.index.query.filtered import search_filtered
 from chiasm.index.query.filters import filter_for
 from chiasm.index.query.opening import live_generation, read_relocated
+from chiasm.index.query.resident import Resident
 from chiasm.index.query.scan import Allowed, ColumnIndex
 from chiasm.index.results import CatalogRow
 from chiasm.index.segments import (
@@ -320,11 +321,14 @@ def _column_of(generation: Generation, name: str, known: Generation | None = Non
     if name not in generation.opened:
         manifest = generation.manifest
         plan, shared = manifest.columns[name], manifest.trained.get(name)
+        residents: Sequence[Resident] = ()
         if known is not None and known.manifest.trained.get(name) == shared:
-            trained = known.opened[name].trained
+            before: ColumnIndex = known.opened[name]
+            trained, residents = before.trained, before.merged or ()
         else:
             trained = generation.load(name)
-        generation.opened[name] = ColumnIndex(generation.segments, name, plan, trained)
+        index = ColumnIndex(generation.segments, name, plan, trained, residents)
+        generation.opened[name] = index
     return generation.opened[name]
 
 
@@ -333,5 +337,4 @@ def _open_all(index: ColumnIndex) -> None:
     index.open()
     for segment in index.segments:
         if not segment.in_store:
-            segment.raw(index.column)
-            _ = segment.catalog
+            segment.keep_open(index.column)

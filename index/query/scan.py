@@ -1,10 +1,9 @@
 """A column of a generation as FAISS scans it: the candidates of queries, by their codes alone.
 
-Codes of moderate size are read into memory and merged: one FAISS index whose row numbers are the
-positions of the generation, so that the number of segments costs nothing. Beyond RESIDENT_BYTES
-each segment's lists stay in their mapped file and are scanned one segment after the other, all
-adding to one heap a query. An exact column is always mapped. Of segments in a store the lists that
-a query scans are requested before, and so are the vectors of its candidates.
+Codes of moderate size are read into memory and merged (resident.py). Beyond RESIDENT_BYTES each
+segment's lists stay in their mapped file and are scanned one after the other, all adding to one
+heap a query. An exact column is always mapped. Of segments in a store the lists that a query scans
+are requested before, and so are the vectors of its candidates.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ import numpy as np
 
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
-from chiasm.index.query.filter_plan import fits_subset, lists_until
-from chiasm.index.query.subset import copy_passing, passing_by_list
-from chiasm.index.segments import Segment, Trained, fetch, merge_lists
+from chiasm.index.query.filter_plan import lists_until
+from chiasm.index.query.resident import Resident, merge, narrowed
+from chiasm.index.segments import Segment, Trained, fetch
 
 RESIDENT_BYTES = 2 << 30  # of codes and row numbers of one column: some 36 million rows of 48 bytes
 MAX_ROWS_AHEAD = 128  # candidates whose rows are requested with their vectors
@@ -30,7 +29,6 @@ ROWS_AT_ONCE = 1 << 20  # floats of rows that are scored for all queries at once
 # many bits of its row.
 ROW_BITS = 40
 _ROW = (1 << ROW_BITS) - 1
-
 PREPARED = 8  # filters whose subsets or selectors are kept, for the next batch with their bitmaps
 
 Allowed = Sequence[np.ndarray | None]  # for each segment (rows,) bool, None where all rows are
@@ -67,22 +65,23 @@ class Prepared:
 @dataclass
 class ColumnIndex:
     """One column of a generation: its segments, its plan and what its segments share. starts: the
-    position of each segment's first row, then the end, int64. Safe to share."""
+    position of each segment's first row, then the end, int64. known: the codes that an earlier
+    generation with the same `trained` has in memory. Safe to share."""
 
     segments: Sequence[Segment]
     column: str
     plan: Plan
     trained: Trained | None
+    known: Sequence[Resident] = ()
     starts: np.ndarray = field(init=False)
     _scan: Scan | None = None
-    _merged: Any = None
-    _in_store: bool = False
+    merged: list[Resident] | None = None  # the codes in memory, once they are read
+    _whole: bool = False  # no part of a file is left to fetch
     _opening: threading.Lock = field(default_factory=threading.Lock)
     _prepared: OrderedDict[tuple[int, ...], Prepared] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
         self.starts = np.cumsum([0, *map(len, self.segments)], dtype=np.int64)
-        self._in_store = any(segment.in_store for segment in self.segments)
 
     def open(self) -> None:
         """Map or read what a search needs, so that the first one does not wait for it."""
@@ -97,7 +96,9 @@ class ColumnIndex:
                 prepared.scan = self._prepare(prepared.masks)
             return replace(prepared.scan, target=target)
         if self._scan is None:
-            self._scan = self._prepare([self.rows_of(n, None) for n in range(len(self.segments))])
+            here = self.residents() is not None  # without what is deleted
+            numbers = range(len(self.segments))
+            self._scan = self._prepare([None if here else self.rows_of(n, None) for n in numbers])
         return self._scan
 
     def exact_scan(self, allowed: Allowed) -> Scan:
@@ -145,19 +146,19 @@ class ColumnIndex:
         return np.logical_and.reduce(masks) if masks else None
 
     def fetch_lists(self, lists: np.ndarray) -> None:
-        """Request lists (Q, nprobe) of every segment in a store that are not here yet."""
+        """Request lists (Q, nprobe) of every segment that are not here yet."""
         trained = self.trained
-        if trained is not None and self._in_store:
+        if trained is not None and self.merged is None and not self._is_whole():
             numbers = lists.ravel()
             wanted = [one.wanted_lists(self.column, trained, numbers) for one in self.segments]
             fetch([part for parts in wanted for part in parts])
 
     def fetch_candidates(self, positions: np.ndarray) -> None:
-        """Request the vectors of rows of segments in a store, at rising positions, -1 for none.
+        """Request the vectors of rows that are not here yet, at rising positions, -1 for none.
 
         Of few, their rows of the catalog come with them: whoever asks a single query reads those of
         the best, and waits less for a megabyte than for another round."""
-        if not self._in_store:
+        if self._is_whole():
             return
         ends = positions.searchsorted(self.starts)
         with_rows = ends[-1] - ends[0] <= MAX_ROWS_AHEAD
@@ -169,34 +170,35 @@ class ColumnIndex:
                 wanted += segment.wanted_rows(rows) if with_rows else []
         fetch(wanted)
 
+    def _is_whole(self) -> bool:
+        """Whether every file that a search uses is here and verified."""
+        if not self._whole:
+            lists = None if self.merged is not None else self.trained
+            self._whole = all(one.is_whole(self.column, lists) for one in self.segments)
+        return self._whole
+
+    def residents(self) -> list[Resident] | None:
+        """The codes in memory; None where they are not read there."""
+        with self._opening:
+            if self.merged is None and self.trained is not None and self.resident:
+                parts = self.segments, self.column, self.trained, self.starts
+                self.merged, self.known = merge(*parts, self.known), ()
+            return self.merged
+
     def _prepare(self, masks: list[np.ndarray | None]) -> Scan:
         if self.trained is None:
             return self._prepare_exact(masks)
-        with self._opening:
-            if self._merged is None and self.resident:
-                self._merged = merge_lists(self.segments, self.column, self.trained, self.starts)
-        vectors = [segment.record.vectors[self.column] for segment in self.segments]
-        if self._merged is not None:
-            if all(mask is None for mask in masks):
-                return Scan(self, [Part(0, self._merged)], self._merged.ntotal)
-            whole = [
-                np.ones(len(segment), bool) if mask is None else mask
-                for mask, segment in zip(masks, self.segments, strict=True)
+        if (merged := self.residents()) is not None:
+            found = narrowed(merged, self.trained, self.plan, masks, self.starts)
+            parts = [
+                Part(0, index) if found.mask is None else _selected(0, index, found.mask)[0]
+                for index in found.indexes
             ]
-            mask = np.concatenate(whole)
-            if fits_subset(int(np.count_nonzero(mask)), self.plan):
-                subset, passing = copy_passing(self._merged, self.trained, mask)
-                part = Part(0, subset)
-            else:
-                part, _ = _selected(0, self._merged, mask)
-                passing = passing_by_list(self._merged, mask)
-            available = int(passing.sum())
-            return Scan(self, [part] if available else [], available, passing)
-        parts: list[Part] = []
-        available = 0
-        for number, mask in enumerate(masks):
-            scanner = self.segments[number].lists(self.column, self.trained)
-            part, found = Part(int(self.starts[number]), scanner), vectors[number]
+            return Scan(self, parts if found.available else [], found.available, found.passing)
+        parts, available = [], 0
+        for segment, mask, first in zip(self.segments, masks, self.starts.tolist(), strict=False):
+            scanner = segment.lists(self.column, self.trained)
+            part, found = Part(first, scanner), segment.record.vectors[self.column]
             if mask is not None:
                 part, selected = _selected(part.first, scanner, mask)
                 found = min(found, selected)
@@ -222,7 +224,7 @@ class ColumnIndex:
     @property
     def resident(self) -> bool:
         """Whether the codes are read into memory, rather than mapped or requested."""
-        if self.trained is None or self._in_store:
+        if self.trained is None or any(segment.in_store for segment in self.segments):
             return False
         name = f"{self.column}.lists"
         return sum(one.record.files[name].size for one in self.segments) <= RESIDENT_BYTES
@@ -269,14 +271,15 @@ class Scan:
             coded = trained.queries(xq)
             lists = self._ranked(trained, xq, coded, nprobe)
             self.index.fetch_lists(lists)
+        tagged = len(self.parts) > 1 and any(part.first for part in self.parts)
         for number, part in enumerate(self.parts):
             if part.rows is None:
                 _scan_codes(part, coded, lists, scores, rows)
             else:
                 _scan_rows(part, xq, scores, rows)
-            if len(self.parts) > 1:
+            if tagged:
                 rows[(rows >= 0) & (rows <= _ROW)] += (number + 1) << ROW_BITS
-        if len(self.parts) > 1:
+        if tagged:
             firsts = np.array([0, *(part.first for part in self.parts)])
             rows = np.where(rows < 0, -1, firsts[rows >> ROW_BITS] + (rows & _ROW))
         elif self.parts and self.parts[0].first:

@@ -27,7 +27,7 @@ from chiasm.index.segments.generations import (
 from chiasm.index.segments.history import PastGeneration, read_history
 from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.index.segments.keywords import Keywords, KeywordWriter
-from chiasm.index.segments.lists import merge_lists, numbered_lists, rows_in_lists
+from chiasm.index.segments.lists import numbered_lists, rows_in_lists
 from chiasm.index.segments.manifest import (
     Deletions,
     Drift,
@@ -35,6 +35,7 @@ from chiasm.index.segments.manifest import (
     SegmentEntry,
     SharedFile,
 )
+from chiasm.index.segments.merged import merge_lists
 from chiasm.index.segments.names import (
     DELETED,
     SEGMENTS,
@@ -49,7 +50,8 @@ from chiasm.index.segments.names import (
 from chiasm.index.segments.partial import SegmentGone, fetch
 from chiasm.index.segments.publish import live_number, publish, publish_edit
 from chiasm.index.segments.record import SegmentRecord
-from chiasm.index.segments.segment import Segment, SegmentWriter
+from chiasm.index.segments.segment import Segment
+from chiasm.index.segments.segment_writer import SegmentWriter
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
 from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep, sweep_published, sweeping
 from chiasm.index.segments.terms import query_terms

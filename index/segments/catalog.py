@@ -27,7 +27,7 @@ from chiasm.index.plan import Count
 from chiasm.index.results import CatalogRow, row_id
 from chiasm.index.segments.blocks import CatalogBlocks
 from chiasm.index.segments.json_columns import SchemaInference
-from chiasm.index.segments.partial import PartialCopy, fetch
+from chiasm.index.segments.partial import Parts, fetch
 from chiasm.pipeline.collection import MEMBER_FIELDS, member_prefixes
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.records import IMAGE, Origin, Place
@@ -202,7 +202,7 @@ def _modalities(schema: pa.Schema) -> list[str]:
 class CatalogParts:
     """A `rows.arrow` of which parts are here."""
 
-    def __init__(self, copy: PartialCopy) -> None:
+    def __init__(self, copy: Parts) -> None:
         self.copy = copy
         assert copy.blocks.rows is not None
         self._ends = np.cumsum(copy.blocks.rows)  # of each block, exclusive

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from io import BufferedReader
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -170,31 +170,6 @@ def _map(index: Any, file: BufferedReader, lists: list[np.ndarray], size: int, w
     index.ntotal = int(lists[0].sum())
     index.parallel_mode = NO_HEAP_INIT
     return index
-
-
-class MappedLists(Protocol):
-    """A segment whose lists can be mapped."""
-
-    def lists(self, column: str, trained: Trained) -> Any: ...
-
-
-def merge_lists(
-    segments: Sequence[MappedLists], column: str, trained: Trained, starts: np.ndarray
-) -> Any:
-    """One FAISS index in memory of the lists of several segments. starts: what is added to the row
-    numbers of each."""
-    faiss = load_faiss()
-    merged = trained.empty_index()
-    for segment, start in zip(segments, starts.tolist(), strict=False):
-        mapped = segment.lists(column, trained)
-        lists = mapped.invlists
-        for number in range(mapped.nlist):
-            if size := lists.list_size(number):
-                rows = faiss.rev_swig_ptr(lists.get_ids(number), size) + start
-                codes = lists.get_codes(number)
-                merged.invlists.add_entries(number, size, faiss.swig_ptr(rows), codes)
-        merged.ntotal += mapped.ntotal
-    return merged
 
 
 def numbered_lists(index: Any) -> Iterator[tuple[int, np.ndarray]]:
