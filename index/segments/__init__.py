@@ -1,7 +1,8 @@
 """The index on disk: segments, their catalogs, generations, the cache of remote ones."""
 
 from chiasm.index.segments.advice import build_command, column_advice
-from chiasm.index.segments.catalog import BATCH, IndexedShard, copied_columns, meta_as_json
+from chiasm.index.segments.catalog import BATCH, IndexedShard, copied_columns
+from chiasm.index.segments.catalog_rows import meta_as_json
 from chiasm.index.segments.checksums import Digest, FileSum
 from chiasm.index.segments.deletions import (
     among,

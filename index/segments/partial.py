@@ -31,8 +31,8 @@ from chiasm.pipeline.storage import Folder, display_name
 
 AT_ONCE = 128  # requests: vectors and rows of a query's candidates are some hundred
 MOST_READS = 128
-# Of all files together that a search verifies beyond what it needs: some 3 ms.
-VERIFIED_MORE = 2 << 20
+# That are verified beyond what is needed, of all files together: a search does so some five times.
+VERIFIED_MORE = 1 << 19
 READ_BYTES = 1 << 20  # of one request, so that AT_ONCE of them take 128 MiB
 
 
