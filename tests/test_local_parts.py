@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -145,7 +146,7 @@ def test_lists_that_are_not_read_into_memory_are_verified_as_they_are_scanned(
         trained = index.column("image").trained
         ends = segment.list_sizes("image", trained).offsets
         content = bytearray(copy.read_bytes())
-        for start, end in zip(ends, ends[1:], strict=False):
+        for start, end in pairwise(ends):
             content[int(start) : int(end)] = bytes(int(end - start))
         copy.write_bytes(content)
     with pytest.raises(CollectionError, match=r"image\.lists: expected checksum"):
