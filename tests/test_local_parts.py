@@ -184,4 +184,4 @@ def test_threads_verify_one_file_together(tmp_path, monkeypatch):
         for thread in threads:
             thread.join()
         assert parts._known.all() and parts.complete
-        assert b"".join(parts.each()) == data
+        assert b"".join(parts.in_order()) == data

@@ -54,7 +54,7 @@ class LocalParts(Parts):
         """Verify what is not known yet."""
         self.verify_more(int(self.blocks.offsets[-1]))
 
-    def each(self) -> Iterator[memoryview]:
+    def in_order(self) -> Iterator[memoryview]:
         """The content of every block in order, read once and verified unless it is known."""
         last_of_all = len(self.blocks.digests) - 1
         first = 0

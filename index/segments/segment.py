@@ -143,7 +143,7 @@ class Segment:
     def each_list(self, column: str, trained: Trained) -> Iterator[memoryview]:
         """The bytes of every list in order, each verified; of a segment on this machine."""
         blocks = self.list_sizes(column, trained).blocks
-        return self._files.local_parts(f"{column}.lists", blocks).each()
+        return self._files.local_parts(f"{column}.lists", blocks).in_order()
 
     def wanted_lists(
         self, column: str, trained: Trained, lists: np.ndarray | None = None
