@@ -429,6 +429,23 @@ def test_a_build_and_an_edit_at_once_lose_nothing(lists, monkeypatch, method, na
     assert (manifest(lists).command == "index build") is not published_first
 
 
+def test_an_edit_is_made_upon_what_answers_though_another_covers_the_shards_better_now(
+    lists, monkeypatch
+):
+    """A build replaces the deletion that was published while it ran, as it covers more. That the
+    shard which it covers is gone later does not bring the other back."""
+    delete(lists, *ids_of("s0", 7))
+    add_shard(Folder(lists), "s2", 20, seed=2)
+    gone = ids_of("s1", 3)
+    hook = Once(monkeypatch, "write_new", manifest_name(3), lambda: delete(lists, *gone))
+    build_index(lists, settings=LISTS)
+    assert not hook.left and manifest(lists).command == "index build"
+    forget(lists, "s2" + SUFFIX)
+    add_to_index(lists, settings=LISTS)
+    assert found(lists) == embedded(lists, without=gone), "row 7 of s0 is there since the build"
+    assert check(lists).ok
+
+
 def test_an_edit_is_made_upon_a_build_that_was_killed_before_current(lists, monkeypatch):
     """Its manifest is there, so others may have seen it; the edit must not drop its rows."""
     add_shard(Folder(lists), "s2", 20, seed=2)
