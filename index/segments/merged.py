@@ -51,7 +51,8 @@ def merge_lists(
                 kept = ~gone[rows]
                 codes, rows = codes.reshape(count, -1)[kept], rows[kept]
                 count = len(rows)
-            pointers = faiss.swig_ptr(rows + start), faiss.swig_ptr(codes)
+            rows = rows + start  # has a name: a pointer keeps nothing alive
+            pointers = faiss.swig_ptr(rows), faiss.swig_ptr(codes)
             lists.update_entries(number, int(filled[number]), count, *pointers)
             filled[number] += count
     for number in np.flatnonzero(filled < room).tolist():
