@@ -17,10 +17,10 @@ from io import BufferedReader
 
 import numpy as np
 
+from chiasm.index.segments import verified
 from chiasm.index.segments.blocks import Blocks
 from chiasm.index.segments.checksums import FileSum
 from chiasm.index.segments.partial import READ_BYTES, Parts
-from chiasm.index.segments.verified import is_remembered, mark_of, remember
 from chiasm.pipeline.storage import Folder
 
 WHOLE_BYTES = 1 << 20  # a smaller file is compared whole: a millisecond
@@ -33,9 +33,9 @@ class LocalParts(Parts):
         self, folder: Folder, name: str, checksum: FileSum, blocks: Blocks, file: BufferedReader
     ) -> None:
         super().__init__(folder, name, blocks, file)
-        self._checksum, self._mark = checksum, mark_of(file, checksum)
+        self._checksum, self._mark = checksum, verified.mark_of(file, checksum)
         self._next = 0  # all blocks before are known
-        self.complete = is_remembered(self._mark)
+        self.complete = verified.is_remembered(self._mark)
         if (size := os.fstat(file.fileno()).st_size) != checksum.size:
             raise self._damaged(f"{checksum.size} bytes", f"{size}")
 
@@ -99,6 +99,6 @@ class LocalParts(Parts):
         return blocks
 
     def _complete(self) -> None:
-        if mark_of(self.file, self._checksum) == self._mark:  # it did not change meanwhile
-            remember(self._mark)
+        if verified.mark_of(self.file, self._checksum) == self._mark:  # it did not change meanwhile
+            verified.remember(self._mark)
         self.complete = True

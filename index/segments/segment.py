@@ -97,8 +97,9 @@ class Segment:
     def rows(self, numbers: Sequence[int]) -> dict[int, CatalogRow]:
         """The rows of the catalog of these numbers."""
         parts = self._files.parts(CATALOG)
-        mapped = parts is None or parts.complete  # then without a copy of the parts
-        return (self.catalog if mapped else CatalogParts(parts)).rows(numbers)
+        if parts is None or parts.complete:  # mapped, without a copy of the parts
+            return self.catalog.rows(numbers)
+        return CatalogParts(parts).rows(numbers)
 
     def wanted_rows(self, numbers: Sequence[int] | np.ndarray) -> list[Wanted]:
         """The parts that `rows` reads."""
