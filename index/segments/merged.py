@@ -42,7 +42,9 @@ def merge_lists(
         for number, content in enumerate(segment.each_list(column, trained)):
             count = len(content) // (code_size + 8)
             some = slice(filled[number], filled[number] + count)
-            codes[some] = np.frombuffer(content, np.uint8, count * code_size).reshape(count, -1)
+            codes[some] = np.frombuffer(content, np.uint8, count * code_size).reshape(
+                count, code_size
+            )
             numbers = np.frombuffer(content, "<i8", count, count * code_size)
             if gone is not None:
                 kept[some] = ~gone[numbers]
