@@ -336,6 +336,18 @@ def test_rolling_back(lists):
         roll_back_index(lists)
 
 
+def test_an_edit_after_a_rollback_is_undone_like_any_other(lists):
+    delete(lists, *ids_of("s0", 1))
+    roll_back_index(lists, settings=LISTS)
+    delete(lists, *ids_of("s0", 2))
+    assert manifest(lists).restores is None
+    assert roll_back_index(lists, settings=LISTS).counts == {"restored": 3}
+    assert found(lists) == embedded(lists)
+    delete(lists, *ids_of("s0", 3))
+    assert roll_back_index(lists, 3, settings=LISTS).changed
+    assert found(lists) == embedded(lists)
+
+
 def test_no_index_and_another_encoder_are_refused(lists, tmp_path):
     make_collection(tmp_path / "bare", (5,))
     for edit in (add_to_index, compact_index, roll_back_index):
