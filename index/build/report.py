@@ -16,10 +16,11 @@ SPACES = {"": "-", "full": "vectors", "projected": "projection"}  # in which lis
 @dataclass(frozen=True)
 class Measured:
     """A plan, measured. rows: over how many. nprobe, oversample: with which it was searched. space,
-    spread: of its lists, see `Plan`. recall: of text, picture and filtered queries. bytes: of its lists and what its segments share,
-    for all rows of the column. build_seconds: training, assignment and encoding of these rows.
-    p50_ms, p99_ms: of single queries, on one thread. queries_per_second: in batches, by the
-    processor's time of one thread. reached: whether its recall is the wanted one."""
+    spread: of its lists, see `Plan`. recall: of text, picture and filtered queries. bytes: of its
+    lists and what its segments share, for all rows of the column. build_seconds: training,
+    assignment and encoding of these rows. p50_ms, p99_ms: of single queries, on one thread.
+    queries_per_second: in batches, by the processor's time of one thread. reached: whether its
+    recall is the wanted one."""
 
     plan: str
     rows: int
