@@ -24,7 +24,7 @@ class Chiasm(BaseANN):
     def __init__(self, metric, recall):
         self.metric, self.recall = metric, recall
         self._folder = tempfile.TemporaryDirectory()
-        self.times = 1.0
+        self.times, self.lists = 1.0, None
 
     def fit(self, X):
         self.fit_ood(X, None, None)
