@@ -51,6 +51,9 @@ class Chiasm(BaseANN):
     def get_batch_results(self):
         return self.res
 
+    def done(self):
+        self._folder.cleanup()
+
     def _search(self, xq, n):
         return self.rows[self.index.search_vectors(_unit(xq), n, nprobe=self.lists)[1]]
 

@@ -40,3 +40,4 @@ def test_the_rows_that_a_runner_gave_are_found(chiasm_class):
         algorithm.batch_query(queries, 10)
         assert algorithm.get_batch_results().tolist() == nearest[:, ::-1][:, :10].tolist()
         assert str(algorithm) == "Chiasm(recall=0.9, lists=2 x the plan's)"
+        algorithm.done()
