@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from chiasm.index.build.covered import CoveredShards
 from chiasm.index.build.fit import fit_column
-from chiasm.index.build.samples import CollectionView, query_lines
+from chiasm.index.build.samples import CollectionView
 from chiasm.index.build.tune import TunedColumn, tune_column
 from chiasm.index.plan import IndexSettings
 from chiasm.index.query import ColumnIndex
@@ -19,14 +19,11 @@ from chiasm.pipeline.storage import display_name
 
 
 class TunedColumns:
-    """By column what was chosen for it, in `tuned`. Loads the encoder where texts are encoded.
-    UsageError for a file of queries that cannot be used."""
+    """By column what was chosen for it, in `tuned`. Loads the encoder where texts are encoded."""
 
     def __init__(self, covered: CoveredShards, settings: IndexSettings) -> None:
         self.covered, self.settings = covered, settings
         self.tuned: dict[str, TunedColumn] = {}
-        if settings.queries:
-            query_lines(settings.queries)  # refused now rather than after the rows were read
 
     @functools.cached_property
     def encoder(self) -> Encoder:
