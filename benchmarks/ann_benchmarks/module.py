@@ -24,7 +24,7 @@ class Chiasm(BaseANN):
     def __init__(self, metric, recall):
         self.metric, self.recall = metric, recall
         self._folder = tempfile.TemporaryDirectory()
-        self.times, self.lists = 1.0, None
+        self.times, self.lists = 1.0, 0
 
     def fit(self, X):
         self.fit_ood(X, None, None)
@@ -40,7 +40,7 @@ class Chiasm(BaseANN):
 
     def set_query_arguments(self, times):
         self.times = times
-        self.lists = max(1, min(self.plan.lists, round(self.plan.nprobe * times))) or None
+        self.lists = max(1, min(self.plan.lists, round(self.plan.nprobe * times)))
 
     def query(self, q, n):
         return self._search(q[None], n)[0]
