@@ -131,6 +131,9 @@ def test_a_build_is_tuned_measured_and_says_what_it_promises(tmp_path, capsys):
     assert "promised recall@10: text " in printed and "captions of rows, encoded" in printed
     write_plot(str(tmp_path / "p.png"), summary)
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert "lists by" in printed and "build s" in printed
+    labels = [one.label for one in report.candidates]
+    assert len(set(labels)) == len(labels), "trials can be told apart"
     assert json.loads(json.dumps({"seconds": summary.seconds}))["seconds"]["fit"] > 0
 
 

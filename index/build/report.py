@@ -36,6 +36,12 @@ class Measured:
     space: str = ""
     spread: float = 0.0
 
+    @property
+    def label(self) -> str:
+        """The plan, and in what trials of the same plan differ."""
+        lists = f", lists by {SPACES[self.space]}, std {self.spread:g}, x {self.oversample}"
+        return self.plan + (lists if self.space else "")
+
 
 @dataclass(frozen=True)
 class SmallVectors:
