@@ -92,7 +92,7 @@ def build_index(
         query_lines(settings.queries)  # refused now rather than after the rows were read
     clock = Stopwatch()
     folder, covered = collection.folder, CoveredShards(collection)
-    record = {**asdict(settings), "recipe": recipe_of(covered, settings, columns)}
+    record = {**asdict(settings), **recipe_of(covered, settings, columns)}
     with Run(folder, COMMAND, record, make_room=partial(remove_unnamed, folder)) as run:
         build = Build(covered, run, settings, progress)
         with sweeping(run, settings, build.find_earlier):
