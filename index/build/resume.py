@@ -64,8 +64,8 @@ def _digest(facts: list[Any]) -> str:
 
 @dataclass
 class Earlier:
-    """run_ids: builds of the same recipe that were killed, the last first. same_files: those of them
-    that covered the very files. segments: what they have left, by `folders`. trained: by column,
+    """run_ids: builds of the same recipe that were killed, the last first. same_files: those that
+    covered the very files. segments: what they have left, by `folders`. trained: by column,
     the plan and the file's content that are taken up."""
 
     folder: Folder
