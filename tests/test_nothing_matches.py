@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_collection import make_collection
 
-from chiasm.index import Answer, Query, build_index, open_collection
+from chiasm.index import Answer, Query, Term, build_index, open_collection
 from chiasm.index.query.calibrate import (
     FEATURES,
     FLOOR,
@@ -240,6 +240,8 @@ def test_what_captions_cannot_calibrate_is_refused_in_one_line(numbered):
         index.search_many([Query(vector=np.ones(8), calibrated=True)])
     with pytest.raises(UsageError, match="found a picture"):
         index.search_many([Query("a boat", image=b"", calibrated=True)])
+    with pytest.raises(UsageError, match="found weighted terms"):
+        index.search_many([Query(terms=[Term("a boat", weight=2)], calibrated=True)])
     # The second caption of each row is `another`, which no word of can be left out.
     with pytest.raises(CollectionError, match=r"^column text of .*beside the first of a row"):
         index.search_many([Query("a boat", column="text", calibrated=True)])

@@ -136,6 +136,8 @@ def measure(
         p99_ms=round(p99, 4),
         queries_per_second=round(rate, 1),
         reached=reached,
+        space="" if plan.exact else plan.space,
+        spread=plan.spread,
     )
 
 

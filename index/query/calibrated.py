@@ -84,8 +84,9 @@ def p_absent(query: Query, xq: np.ndarray, hits: Sequence[Hit], collection: Open
 def require_words(query: Query) -> None:
     """UsageError for a query with a picture or a vector: captions are no sample of those."""
     if query.image is not None or not query.words:
+        other = "weighted terms" if query.terms else "a vector"
         raise UsageError(
             "false alarms",
             expected="a query of words alone, as captions calibrate it",
-            found="a picture" if query.image is not None else "a vector",
+            found="a picture" if query.image is not None else other,
         )

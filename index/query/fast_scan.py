@@ -51,7 +51,7 @@ class FastScan(CodeScan):
     def candidates(
         self, coded: np.ndarray, lists: np.ndarray, wanted: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        if not len(self.codes):
+        if not len(self.codes) or not len(coded):
             nothing = len(coded), wanted
             return np.full(nothing, -np.inf, np.float32), np.full(nothing, -1, np.int64)
         shortlist = max(wanted, min(SHORTLIST * wanted, len(self)))

@@ -39,7 +39,7 @@ from chiasm.pipeline.collection import (
     stat_relocations,
 )
 from chiasm.pipeline.encoders import Encoder, load_encoder
-from chiasm.pipeline.errors import CollectionError, UsageError
+from chiasm.pipeline.errors import CollectionError, UsageError, require_at_least
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.storage import Stat, display_name
 
@@ -140,6 +140,7 @@ class OpenIndex:
         change meanwhile, call all three of one `view`. Raises UsageError for queries of another
         width and for NaN, infinite or zero ones.
         """
+        require_at_least(0, k=k, nprobe=nprobe or 0)
         xq = np.asarray(xq, dtype=np.float32)
         if xq.ndim != 2 or xq.shape[1] != self.dim:
             raise UsageError(

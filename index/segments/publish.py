@@ -121,6 +121,8 @@ def publish_edit(folder: Folder, run: Run, edit: Edit) -> int:
             command=run.record.command,
             parent=base.number,
             after=None,
+            # A rollback restores another one than its base did; other edits copy what that did.
+            restores=None if manifest.restores == base.manifest.restores else manifest.restores,
         )
         segments = _require_own(folder, manifest)
         if folder.write_new(manifest_name(newest + 1), manifest.to_json(), run.id):
