@@ -19,7 +19,7 @@ import numpy as np
 
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
-from chiasm.index.query.filter_plan import fits_subset, lists_until
+from chiasm.index.query.filter_plan import fits_subset
 from chiasm.index.query.subset import copy_passing, passing_by_list
 from chiasm.index.segments import Segment, Trained, fetch, merge_lists
 
@@ -34,6 +34,7 @@ _ROW = (1 << ROW_BITS) - 1
 PREPARED = 8  # filters whose subsets or selectors are kept, for the next batch with their bitmaps
 
 Allowed = Sequence[np.ndarray | None]  # for each segment (rows,) bool, None where all rows are
+Heaps = tuple[np.ndarray, np.ndarray]  # of queries: scores (Q, wanted) float32, rows int64 or -1
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,13 @@ class ColumnIndex:
         """Map or read what a search needs, so that the first one does not wait for it."""
         self.scan(None)
 
-    def scan(self, allowed: Allowed | None, target: int = 0) -> Scan:
-        """What a search scans. allowed: the rows that may be found, None for all. target: how many
-        of these the lists of a query hold, at least; 0 for as many as its nprobe lists have."""
+    def scan(self, allowed: Allowed | None) -> Scan:
+        """What a search scans. allowed: the rows that may be found, None for all."""
         if allowed is not None:
             prepared = self._prepare_once(allowed)
             if prepared.scan is None:
                 prepared.scan = self._prepare(prepared.masks)
-            return replace(prepared.scan, target=target)
+            return prepared.scan
         if self._scan is None:
             self._scan = self._prepare([self.rows_of(n, None) for n in range(len(self.segments))])
         return self._scan
@@ -148,7 +148,7 @@ class ColumnIndex:
         """Request lists (Q, nprobe) of every segment in a store that are not here yet."""
         trained = self.trained
         if trained is not None and self._in_store:
-            numbers = lists.ravel()
+            numbers = lists[lists >= 0]
             wanted = [one.wanted_lists(self.column, trained, numbers) for one in self.segments]
             fetch([part for parts in wanted for part in parts])
 
@@ -243,14 +243,13 @@ def _selected(first: int, scanner: Any, mask: np.ndarray) -> tuple[Part, int]:
 @dataclass(frozen=True)
 class Scan:
     """The parts of a column that hold rows that may be found; `available` is how many at most.
-    passing: how many of each list, (L,) int64, None where that is not known; target: how many of
-    them the lists that a query scans hold, at least. exact: the vectors are scored, not codes."""
+    passing: how many of each list, (L,) int64, None where that is not known. exact: the vectors are
+    scored, not codes."""
 
     index: ColumnIndex
     parts: list[Part]
     available: int
     passing: np.ndarray | None = None
-    target: int = 0
     exact: bool = False
 
     @property
@@ -261,14 +260,19 @@ class Scan:
         """The best `wanted` rows of each query by their codes: their scores (Q, wanted) float32 and
         their positions (Q, wanted) int64, -1 where there are no more; in no order."""
         trained = self.index.trained
-        scores = np.full((len(xq), wanted), -np.inf, dtype=np.float32)
-        rows = np.full((len(xq), wanted), -1, dtype=np.int64)
+        scores, rows = empty_heaps(len(xq), wanted)
         if trained is None or self.exact:
             coded, lists = xq, np.zeros((len(xq), 1), np.int64)
         else:
             coded = trained.queries(xq)
-            lists = self._ranked(trained, xq, coded, nprobe)
+            lists = trained.rank(xq, coded, nprobe)
             self.index.fetch_lists(lists)
+        self.add(xq, coded, lists, (scores, rows))
+        return scores, self.positions(rows)
+
+    def add(self, xq: np.ndarray, coded: np.ndarray, lists: np.ndarray, heaps: Heaps) -> None:
+        """Add what lists (Q, n) hold, -1 for none; coded (Q, d): the queries as codes are."""
+        scores, rows = heaps
         for number, part in enumerate(self.parts):
             if part.rows is None:
                 _scan_codes(part, coded, lists, scores, rows)
@@ -276,25 +280,20 @@ class Scan:
                 _scan_rows(part, xq, scores, rows)
             if len(self.parts) > 1:
                 rows[(rows >= 0) & (rows <= _ROW)] += (number + 1) << ROW_BITS
+
+    def positions(self, rows: np.ndarray) -> np.ndarray:
+        """The positions of the rows in heaps, which may be changed; -1 for none."""
         if len(self.parts) > 1:
             firsts = np.array([0, *(part.first for part in self.parts)])
-            rows = np.where(rows < 0, -1, firsts[rows >> ROW_BITS] + (rows & _ROW))
-        elif self.parts and self.parts[0].first:
+            return np.where(rows < 0, -1, firsts[rows >> ROW_BITS] + (rows & _ROW))
+        if self.parts and self.parts[0].first:
             rows[rows >= 0] += self.parts[0].first
-        return scores, rows
+        return rows
 
-    def _ranked(
-        self, trained: Trained, xq: np.ndarray, coded: np.ndarray, nprobe: int
-    ) -> np.ndarray:
-        """The lists that each query scans: (Q, n) int64, -1 for none."""
-        if self.passing is None or not self.target:
-            return trained.rank(xq, coded, nprobe)
-        target = min(self.target, self.available)
-        while True:
-            ranked = trained.rank(xq, coded, nprobe)
-            if nprobe >= self.lists or self.passing[ranked].sum(axis=1).min() >= target:
-                return lists_until(ranked, self.passing, target)
-            nprobe = min(2 * nprobe, self.lists)
+
+def empty_heaps(queries: int, wanted: int) -> Heaps:
+    scores = np.full((queries, wanted), -np.inf, dtype=np.float32)
+    return scores, np.full((queries, wanted), -1, dtype=np.int64)
 
 
 def _scan_codes(

@@ -185,6 +185,7 @@ def merge_lists(
     numbers of each."""
     faiss = load_faiss()
     merged = trained.empty_index()
+    merged.parallel_mode = NO_HEAP_INIT
     for segment, start in zip(segments, starts.tolist(), strict=False):
         mapped = segment.lists(column, trained)
         lists = mapped.invlists
