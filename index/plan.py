@@ -24,7 +24,6 @@ Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 MAX_LISTS = 32_768  # k-means over more takes hours, and 1.3 million training vectors
 TRAIN_PER_LIST = 64  # FAISS asks for 39 to 256; the gain from more is below what can be measured
 MIN_PER_LIST = 39  # below it FAISS warns that the centroids are guesses
-FILTERED_SHARE = 0.1  # of the rows: what the filters let pass that plans are measured with
 DEFAULT_DIMS = 64  # of a projection that nobody has measured
 KINDS = ("exact", "ivf", "projected")
 

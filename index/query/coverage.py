@@ -3,12 +3,13 @@ can be foreseen.
 
 Without a filter a fixed number of lists has the best rows. What a filter leaves lies elsewhere: one
 that goes with the query empties the distant lists, one that goes against it those nearby. So a
-query looks at what it has found. The scores of a list's rows are taken to be normal around that of
-its centroid; then from a list of n rows that pass
+query looks at what it has found. Scores of a list's rows are taken to be normal; then from a list
+of n rows that pass
 
     n * P(score > t),    P = upper_tail((t - mean) / deviation)
 
-are expected above the k-th best score found, t. Lists are scanned, those with the best `mean +
+are expected above the k-th best score found, t; `mean` is the score of the mean of those rows, or
+of the list's centroid where that is not known. Lists are scanned, those with the best `mean +
 spread * deviation` first, until the others are expected to hold at most a share `missed` of all rows
 above t. The first round scans `first` lists, each other one no more than GROWTH times as many as
 were scanned before it: t rises meanwhile, and what was expected above a low t need not be scanned.
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from chiasm.index.query.scan import Heaps, Scan, empty_heaps
+from chiasm.index.query.subset import Passing
 
 GROWTH = 4
 LEAST_DEVIATION = 1e-6  # of a list without rows in the training sample
@@ -87,22 +89,25 @@ def scan_covering(
 
 
 def rank_lists(scan: Scan, xq: np.ndarray, coded: np.ndarray) -> Lists:
-    """The lists of each query. Where it is not known how many rows of each pass, all are taken to
-    have as many. Where the plan ranks without deviations, a list's is taken to be that of the
-    scores of all centroids."""
+    """The lists of each query. Where it is not known which rows pass, all lists are taken to have
+    as many. Where the plan ranks without deviations, those of a query's lists are taken to be the
+    deviation of their means."""
     trained, plan = scan.index.trained, scan.index.plan
     assert trained is not None
-    mean = (coded if plan.space == "projected" else xq) @ trained.centroids.T
-    passing = np.ones(plan.lists, np.int64) if scan.passing is None else scan.passing
-    key = np.where(passing > 0, -mean - trained.list_bias, np.inf)
-    order = np.argsort(key, axis=1)[:, : np.count_nonzero(passing)]
+    passing = scan.passing or Passing(np.ones(plan.lists, np.int64), None)
+    if passing.means is not None:
+        mean = coded @ passing.means.T
+    else:
+        mean = (coded if plan.space == "projected" else xq) @ trained.centroids.T
+    key = np.where(passing.counts > 0, -mean - trained.list_bias, np.inf)
+    order = np.argsort(key, axis=1)[:, : np.count_nonzero(passing.counts)]
+    mean = np.take_along_axis(mean, order, 1)
     if plan.spread:
         deviation = (trained.list_bias / np.float32(plan.spread))[order]
     else:
         deviation = np.broadcast_to(mean.std(axis=1, keepdims=True), order.shape)
-    mean = np.take_along_axis(mean, order, 1)
     deviation = np.maximum(deviation, np.float32(LEAST_DEVIATION))
-    return Lists(order, mean, deviation, passing[order].astype(np.float32))
+    return Lists(order, mean, deviation, passing.counts[order].astype(np.float32))
 
 
 def upper_tail(x: np.ndarray) -> np.ndarray:

@@ -46,10 +46,13 @@ def search_filtered(
 
 def explain(index: ColumnIndex, k: int, nprobe: int, allowed: Allowed) -> ScanPlan:
     """The way that such a search takes, and why."""
-    dim = index.segments[0].record.dim if index.segments else 0
-    passing, rows = index.passing(allowed), index.passing([None] * len(index.segments))
-    resident = index.resident
-    return plan_scan(passing, rows, k, index.plan, dim=dim, nprobe=nprobe, resident=resident)
+    projection = None if index.trained is None else index.trained.project_rows
+    return plan_scan(
+        *(index.passing(allowed), index.passing([None] * len(index.segments)), k, index.plan),
+        dim=index.plan.dims if projection is None else len(projection),
+        nprobe=nprobe,
+        resident=index.resident,
+    )
 
 
 def search_lists(

@@ -20,7 +20,7 @@ import numpy as np
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
 from chiasm.index.query.filter_plan import fits_subset
-from chiasm.index.query.subset import copy_passing, passing_by_list
+from chiasm.index.query.subset import Passing, copy_passing, passing_by_list
 from chiasm.index.segments import Segment, Trained, fetch, merge_lists
 
 RESIDENT_BYTES = 2 << 30  # of codes and row numbers of one column: some 36 million rows of 48 bytes
@@ -189,8 +189,8 @@ class ColumnIndex:
                 part = Part(0, subset)
             else:
                 part, _ = _selected(0, self._merged, mask)
-                passing = passing_by_list(self._merged, mask)
-            available = int(passing.sum())
+                passing = passing_by_list(self._merged, self.trained, mask)
+            available = int(passing.counts.sum())
             return Scan(self, [part] if available else [], available, passing)
         parts: list[Part] = []
         available = 0
@@ -243,13 +243,13 @@ def _selected(first: int, scanner: Any, mask: np.ndarray) -> tuple[Part, int]:
 @dataclass(frozen=True)
 class Scan:
     """The parts of a column that hold rows that may be found; `available` is how many at most.
-    passing: how many of each list, (L,) int64, None where that is not known. exact: the vectors are
-    scored, not codes."""
+    passing: those of each list, None where that is not known. exact: the vectors are scored, not
+    codes."""
 
     index: ColumnIndex
     parts: list[Part]
     available: int
-    passing: np.ndarray | None = None
+    passing: Passing | None = None
     exact: bool = False
 
     @property

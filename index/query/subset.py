@@ -7,6 +7,7 @@ queries, so it pays where filters come again or queries come in batches.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,22 +16,35 @@ from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.segments import Trained, numbered_lists
 
 
-def passing_by_list(index: Any, allowed: np.ndarray) -> np.ndarray:
-    """How many rows of each list pass: (L,) int64. allowed: (rows,) bool by row number."""
-    counts = np.zeros(index.nlist, np.int64)
-    for number, rows in numbered_lists(index):
-        counts[number] = np.count_nonzero(allowed[rows])
-    return counts
+@dataclass(frozen=True)
+class Passing:
+    """The rows of each list that pass: how many, counts (L,) int64, and their mean in the space of
+    the codes, means (L, d) float32, 0 where there are none; None for codes that are not decoded."""
+
+    counts: np.ndarray
+    means: np.ndarray | None
 
 
-def copy_passing(index: Any, trained: Trained, allowed: np.ndarray) -> tuple[Any, np.ndarray]:
-    """A FAISS index in memory of the rows that pass, with their row numbers, and how many of them
-    each list has, (L,) int64. index: with row numbers, of the same `trained`; allowed: (rows,)
-    bool."""
-    faiss = load_faiss()
+def passing_by_list(index: Any, trained: Trained, allowed: np.ndarray) -> Passing:
+    """What passes of an index with row numbers, of the same `trained`. allowed: (rows,) bool by row
+    number."""
+    return _passing(index, trained, allowed, None)
+
+
+def copy_passing(index: Any, trained: Trained, allowed: np.ndarray) -> tuple[Any, Passing]:
+    """The same, and a FAISS index in memory of the rows that pass, with their row numbers."""
     subset = trained.empty_index()
     subset.parallel_mode = index.parallel_mode
+    passing = _passing(index, trained, allowed, subset)
+    subset.ntotal = int(passing.counts.sum())
+    return subset, passing
+
+
+def _passing(index: Any, trained: Trained, allowed: np.ndarray, subset: Any) -> Passing:
+    """subset: takes the rows that pass; None where they are only counted."""
+    faiss = load_faiss()
     counts = np.zeros(index.nlist, np.int64)
+    sums = np.zeros((index.nlist, index.code_size), np.float32)
     for number, rows in numbered_lists(index):
         passes = allowed[rows]
         counts[number] = count = int(np.count_nonzero(passes))
@@ -38,9 +52,15 @@ def copy_passing(index: Any, trained: Trained, allowed: np.ndarray) -> tuple[Any
             size = len(rows) * index.code_size
             codes = faiss.rev_swig_ptr(index.invlists.get_codes(number), size)
             kept = np.ascontiguousarray(codes.reshape(len(rows), -1)[passes])
-            numbers = np.ascontiguousarray(rows[passes])
-            subset.invlists.add_entries(
-                number, count, faiss.swig_ptr(numbers), faiss.swig_ptr(kept)
-            )
-    subset.ntotal = int(counts.sum())
-    return subset, counts
+            np.add.reduce(kept, axis=0, dtype=np.float32, out=sums[number])
+            if subset is not None:
+                numbers = np.ascontiguousarray(rows[passes])
+                subset.invlists.add_entries(
+                    number, count, faiss.swig_ptr(numbers), faiss.swig_ptr(kept)
+                )
+    if trained.ranges is None:
+        return Passing(counts, None)
+    low, width = trained.ranges
+    means = low + width * ((sums / np.maximum(counts, 1)[:, None] + 0.5) / 255)  # as FAISS decodes
+    means[counts == 0] = 0
+    return Passing(counts, means.astype(np.float32))
