@@ -53,11 +53,11 @@ class Bench:
     def __init__(self, given: argparse.Namespace) -> None:
         self.xb = np.load(given.data / "xb.npy", mmap_mode="r")[: given.rows].astype(np.float16)
         self.rows = len(self.xb)
-        asked = np.load(given.data / "tq_report.npy")
-        several, centers = groups_of(asked, given.clusters, given.groups)
-        self.groups = [*several, *asked[-given.groups :, None]]
+        queries = np.load(given.data / "tq_report.npy")
+        several, centers = groups_of(queries, given.clusters, given.groups)
+        self.groups = [*several, *queries[-given.groups :, None]]
         self.own = given.groups
-        centers = np.concatenate([centers, asked[-given.groups :]])
+        centers = np.concatenate([centers, queries[-given.groups :]])
         self.fields = [f"g{number}" for number in range(len(centers))]
         path = given.work / f"filters-{given.data.name}-{self.rows}-{given.groups}"
         if not (path / "index" / "CURRENT").exists():
@@ -117,30 +117,29 @@ def measure(bench: Bench, kind: str, removed: float, exact: list[np.ndarray], ro
     """One row of the table."""
     numbers = range(bench.own, len(bench.groups)) if kind == "own" else range(bench.own)
     opened, recalls, cold, warm, plain = bench.opened, [], [], [], []
-    reason = ""
+    way = ""
     for group in numbers:
         xq = bench.groups[group]
         where, count = bench.clause(kind, group, removed)
         cold.append(seconds(lambda xq=xq, where=where: opened.search_vectors(xq, K, where)))
-        turns = []
-        for _ in range(rounds):
-            turns.append(
-                [
-                    seconds(lambda xq=xq, where=where: opened.search_vectors(xq, K, where)),
-                    seconds(lambda xq=xq: opened.search_vectors(xq, K)),
-                ]
+        turns = [
+            (
+                seconds(lambda xq=xq, where=where: opened.search_vectors(xq, K, where)),
+                seconds(lambda xq=xq: opened.search_vectors(xq, K)),
             )
+            for _ in range(rounds)
+        ]
         warm.append([turn[0] for turn in turns])
         plain.append([turn[1] for turn in turns])
-        passes = np.concatenate(opened.allowed(where))
+        allowed = opened.allowed(where)
+        assert allowed is not None
+        passes = np.concatenate([mask for mask in allowed if mask is not None])
         scores = exact[group][:, passes]
         assert scores.shape[1] == count
         kth = np.partition(scores, count - K, axis=1)[:, count - K]
         found = opened.search_vectors(xq, K, where)[0]
         recalls.append((found >= kth[:, None] - 1e-6).mean(axis=1))
-        reason = explain(
-            opened.column("image"), K, opened.lists_to_scan("image"), opened.allowed(where)
-        ).way
+        way = explain(opened.column("image"), K, opened.lists_to_scan("image"), allowed).way
     queries = sum(len(bench.groups[group]) for group in numbers)
     filtered, unfiltered = np.sum(warm, axis=0), np.sum(plain, axis=0)
     ratios, extra = unfiltered / filtered, sum(cold) - float(np.median(filtered))
@@ -149,7 +148,7 @@ def measure(bench: Bench, kind: str, removed: float, exact: list[np.ndarray], ro
     return {
         "kind": kind,
         "removed": removed,
-        "way": reason,
+        "way": way,
         "recall": round(float(recall.mean()), 4),
         "least": round(float(recall.min()), 2),
         "qps": round(queries / float(np.median(filtered))),

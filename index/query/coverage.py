@@ -8,12 +8,12 @@ of n rows that pass
 
     n * P(score > t),    P = upper_tail((t - mean) / deviation)
 
-are expected above the k-th best score found, t; `mean` is the score of the mean of those rows, or
+are expected above the k-th best score found, t. `mean` is the score of the mean of those rows, or
 of the list's centroid where that is not known. Lists are scanned, those with the best `mean +
-spread * deviation` first, until the others are expected to hold at most a share `missed` of all rows
-above t. The first round scans `first` lists, each other one no more than GROWTH times as many as
-were scanned before it: t rises meanwhile, and what was expected above a low t need not be scanned.
-Where a filter goes against the query t stays low, and more lists follow by themselves.
+spread * deviation` first, until the others are expected to hold at most a share `missed` of all
+rows above t. The first round scans `first` lists, each other one no more than GROWTH times as many
+as were scanned before it: t rises meanwhile, and what was expected above a low t need not be
+scanned. Where a filter goes against the query t stays low, and more lists follow by themselves.
 
 `missed` comes from the plan, where it was tuned for recall (build/fit.py). A query's lists depend
 on the query and the filter alone, not on its batch.
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from chiasm.index.query.scan import Heaps, Scan, empty_heaps
-from chiasm.index.query.subset import Passing
+from chiasm.index.query.subset import PassingRows
 
 GROWTH = 4
 LEAST_DEVIATION = 1e-6  # of a list without rows in the training sample
@@ -94,7 +94,7 @@ def rank_lists(scan: Scan, xq: np.ndarray, coded: np.ndarray) -> Lists:
     deviation of their means."""
     trained, plan = scan.index.trained, scan.index.plan
     assert trained is not None
-    passing = scan.passing or Passing(np.ones(plan.lists, np.int64), None)
+    passing = scan.passing or PassingRows(np.ones(plan.lists, np.int64), None)
     if passing.means is not None:
         mean = coded @ passing.means.T
     else:

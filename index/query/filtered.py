@@ -1,9 +1,9 @@
 """A search whose filter lets few or many rows pass: it goes the way that query/filter_plan.py says.
 
 By lists, candidates are scored again as without a filter. Where a filter leaves out the very rows
-that are best for a query, the others are about equally far from it, and codes do not tell which are
-the best: a query is searched again with more candidates unless its k-th best score lies so far above
-the worst candidate's code that few rows can have been left out by the error of their codes.
+that are best for a query, the others are about equally far from it, and codes do not tell which of
+them are the best. So a query is searched again with more candidates, unless its k-th best score is
+so far above the worst candidate's code that few rows can be missing by the error of their codes.
 """
 
 from __future__ import annotations

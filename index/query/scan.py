@@ -20,7 +20,7 @@ import numpy as np
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
 from chiasm.index.query.filter_plan import fits_subset
-from chiasm.index.query.subset import Passing, copy_passing, passing_by_list
+from chiasm.index.query.subset import PassingRows, copy_passing, passing_by_list
 from chiasm.index.segments import Segment, Trained, fetch, merge_lists
 
 RESIDENT_BYTES = 2 << 30  # of codes and row numbers of one column: some 36 million rows of 48 bytes
@@ -249,7 +249,7 @@ class Scan:
     index: ColumnIndex
     parts: list[Part]
     available: int
-    passing: Passing | None = None
+    passing: PassingRows | None = None
     exact: bool = False
 
     @property

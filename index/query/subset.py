@@ -17,7 +17,7 @@ from chiasm.index.segments import Trained, numbered_lists
 
 
 @dataclass(frozen=True)
-class Passing:
+class PassingRows:
     """The rows of each list that pass: how many, counts (L,) int64, and their mean in the space of
     the codes, means (L, d) float32, 0 where there are none; None for codes that are not decoded."""
 
@@ -25,13 +25,13 @@ class Passing:
     means: np.ndarray | None
 
 
-def passing_by_list(index: Any, trained: Trained, allowed: np.ndarray) -> Passing:
-    """What passes of an index with row numbers, of the same `trained`. allowed: (rows,) bool by row
+def passing_by_list(index: Any, trained: Trained, allowed: np.ndarray) -> PassingRows:
+    """Of an index with row numbers, of the same `trained`. allowed: (rows,) bool by row
     number."""
     return _passing(index, trained, allowed, None)
 
 
-def copy_passing(index: Any, trained: Trained, allowed: np.ndarray) -> tuple[Any, Passing]:
+def copy_passing(index: Any, trained: Trained, allowed: np.ndarray) -> tuple[Any, PassingRows]:
     """The same, and a FAISS index in memory of the rows that pass, with their row numbers."""
     subset = trained.empty_index()
     subset.parallel_mode = index.parallel_mode
@@ -40,7 +40,7 @@ def copy_passing(index: Any, trained: Trained, allowed: np.ndarray) -> tuple[Any
     return subset, passing
 
 
-def _passing(index: Any, trained: Trained, allowed: np.ndarray, subset: Any) -> Passing:
+def _passing(index: Any, trained: Trained, allowed: np.ndarray, subset: Any) -> PassingRows:
     """subset: takes the rows that pass; None where they are only counted."""
     faiss = load_faiss()
     counts = np.zeros(index.nlist, np.int64)
@@ -58,9 +58,10 @@ def _passing(index: Any, trained: Trained, allowed: np.ndarray, subset: Any) -> 
                 subset.invlists.add_entries(
                     number, count, faiss.swig_ptr(numbers), faiss.swig_ptr(kept)
                 )
-    if trained.ranges is None:
-        return Passing(counts, None)
+    if trained.plan.codes != "SQ8":
+        return PassingRows(counts, None)
+    assert trained.ranges is not None
     low, width = trained.ranges
     means = low + width * ((sums / np.maximum(counts, 1)[:, None] + 0.5) / 255)  # as FAISS decodes
     means[counts == 0] = 0
-    return Passing(counts, means.astype(np.float32))
+    return PassingRows(counts, means.astype(np.float32))
