@@ -208,14 +208,14 @@ def test_equal_rows_are_found_in_their_order(made):
 def test_a_filter_against_the_query_scans_more_lists(made, monkeypatch):
     xb, xq, indexes = made
     scanned: list[int] = []
-    add = scan.Scan.add
+    in_lists = scan.Scan.in_lists
 
-    def counting(self, xq, coded, lists, heaps):
+    def counting(self, xq, coded, lists, wanted):
         scanned.append(int((lists >= 0).sum()))
         assert len(scanned) == 1 or scanned[-1] <= (GROWTH - 1) * sum(scanned[:-1])
-        add(self, xq, coded, lists, heaps)
+        return in_lists(self, xq, coded, lists, wanted)
 
-    monkeypatch.setattr(scan.Scan, "add", counting)
+    monkeypatch.setattr(scan.Scan, "in_lists", counting)
     sums = {}
     for kind in ("with", "random", "own"):
         sums[kind] = 0

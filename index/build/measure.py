@@ -20,9 +20,15 @@ from threadpoolctl import threadpool_limits
 
 from chiasm.index.build.report import KS, Measured
 from chiasm.index.build.samples import Queries
-from chiasm.index.build.truth import recall_of, without_own
 from chiasm.index.plan import Plan
-from chiasm.index.query import Allowed, ColumnIndex, search, search_filtered
+from chiasm.index.query import (
+    Allowed,
+    ColumnIndex,
+    recall_of,
+    search,
+    search_filtered,
+    without_own,
+)
 
 BATCH = 64  # queries that are searched together
 SINGLE = 300  # queries that are timed one at a time

@@ -25,13 +25,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chiasm.index.query.scan import Heaps, Scan, empty_heaps
-from chiasm.index.query.subset import PassingRows
+from chiasm.index.query.resident import PassingRows
+from chiasm.index.query.scan import Scan
+from chiasm.index.segments import best_columns, columns_of
 
 GROWTH = 4
 LEAST_DEVIATION = 1e-6  # of a list without rows in the training sample
 LEAST = -1e3  # below every score
-RANKED_AT_ONCE = 1 << 17  # lists of queries, whose arrays take half a megabyte
 
 
 @dataclass(frozen=True)
@@ -70,48 +70,39 @@ class Lists:
 
 def scan_covering(
     scan: Scan, xq: np.ndarray, k: int, wanted: int, *, first: int, missed: float
-) -> Heaps:
+) -> tuple[np.ndarray, np.ndarray]:
     """The best `wanted` rows of each query by their codes, as of `Scan.candidates`: scores (Q,
     wanted) float32 and positions (Q, wanted) int64, -1 where there are no more."""
     trained = scan.index.trained
     assert trained is not None
     coded = trained.queries(xq)
-    heaps = empty_heaps(len(xq), wanted)
-    step = max(1, RANKED_AT_ONCE // scan.index.plan.lists)
-    for start in range(0, len(xq), step):
-        some = slice(start, start + step)
-        parts = heaps[0][some], heaps[1][some]
-        _scan_some(scan, xq[some], coded[some], k, parts, first=first, missed=missed)
-    return heaps[0], scan.positions(heaps[1])
-
-
-def _scan_some(
-    scan: Scan,
-    xq: np.ndarray,
-    coded: np.ndarray,
-    k: int,
-    heaps: Heaps,
-    *,
-    first: int,
-    missed: float,
-) -> None:
-    """Add what the lists of some queries hold."""
     ranked = rank_lists(scan, xq, coded)
-    scores, rows = heaps
-    wanted, most = scores.shape[1], ranked.order.shape[1]
+    most = ranked.order.shape[1]
+    scores = np.full((len(xq), wanted), -np.inf, np.float32)
+    rows = np.full((len(xq), wanted), -1, np.int64)
     done, goal = np.zeros(len(xq), np.int64), np.full(len(xq), min(max(1, first), most))
     while len(active := np.flatnonzero(goal > done)):
         lists = ranked.take(active)
         part = lists.slice(done[active], goal[active])
-        scan.index.fetch_lists(part)
-        found = scores[active], rows[active]
-        scan.add(xq[active], coded[active], part, found)
+        found = scan.in_lists(xq[active], coded[active], part, wanted)
+        if done[active].any():
+            found = _best((scores[active], rows[active]), found)
         scores[active], rows[active] = found
         done[active] = goal[active]
         least = np.partition(found[0], wanted - k, axis=1)[:, wanted - k]
         # Of a query with fewer than k rows, all are needed.
         needed = np.where(least > -np.inf, lists.needed(np.maximum(least, LEAST), missed), most)
         goal[active] = np.minimum(needed, GROWTH * done[active])
+    return scores, rows
+
+
+def _best(
+    some: tuple[np.ndarray, np.ndarray], others: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """As many of the best of two rounds as either has: scores, rows, both (Q, wanted)."""
+    scores, rows = (np.concatenate(pair, axis=1) for pair in zip(some, others, strict=True))
+    best = best_columns(scores, some[0].shape[1])
+    return columns_of(scores, best), columns_of(rows, best)
 
 
 def rank_lists(scan: Scan, xq: np.ndarray, coded: np.ndarray) -> Lists:
@@ -120,7 +111,7 @@ def rank_lists(scan: Scan, xq: np.ndarray, coded: np.ndarray) -> Lists:
     deviation of their means."""
     trained, plan = scan.index.trained, scan.index.plan
     assert trained is not None
-    passing = scan.passing or PassingRows(np.ones(plan.lists, np.int64), None)
+    passing = scan.passing or PassingRows(np.ones(plan.lists, np.int64))
     if passing.means is not None:
         mean = coded @ passing.means.T
     else:

@@ -3,7 +3,7 @@
     nothing    no row passes
     all        every row passes: as without a filter
     exact      the vectors of the rows that pass are all scored
-    subset     a copy of the codes of the rows that pass is scanned (query/subset.py)
+    subset     a copy of the codes of the rows that pass is scanned (query/resident.py)
     selector   codes are scanned, and FAISS asks a bitmap before it scores a row
 
 Which lists the last two scan is found query by query (query/coverage.py). What they cost is
@@ -19,6 +19,7 @@ query. Costs are nanoseconds of one thread, of which only the ratios matter. All
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,9 +44,13 @@ SUBSET_BYTES = 32 << 20  # of one filter's copy of codes: 0.6 million rows of 48
 
 @dataclass(frozen=True, slots=True)
 class ScanPlan:
-    """How a search with a filter scans; reason: one line for a person."""
+    """How a search with a filter scans. lists: how many a query scans, about, if rows pass at
+    random. candidates: kept by a query, to be scored again, at least. reason: one line for a
+    person."""
 
     way: Literal["nothing", "all", "exact", "subset", "selector"]
+    lists: int
+    candidates: int
     reason: str
 
 
@@ -59,11 +64,11 @@ def plan_scan(
     """
     words = f"{passing:,} of {rows:,} rows pass ({100 * passing / max(1, rows):.3g} %)"
     if passing == 0:
-        return ScanPlan("nothing", f"nothing is scanned: {words}")
+        return ScanPlan("nothing", 0, 0, f"nothing is scanned: {words}")
     if plan.exact:
-        return ScanPlan("exact", f"exact: {words}, and the column is exact")
+        return ScanPlan("exact", 0, k, f"exact: {words}, and the column is exact")
     if passing == rows:
-        return ScanPlan("all", f"as without a filter: {words}")
+        return ScanPlan("all", nprobe, k * plan.oversample, f"as without a filter: {words}")
     share = passing / rows
     lists = min(plan.lists, nprobe * share**-POWER)
     way = "subset" if resident and fits_subset(passing, plan) else "selector"
@@ -74,9 +79,10 @@ def plan_scan(
     exact = passing * (dim * (GATHER / BATCH + MULTIPLY) + PICK)
     costs = f"about {exact / 1000:,.0f} us a query, by lists {by_lists / 1000:,.0f} or more"
     if passing <= ALWAYS_EXACT or exact <= by_lists:
-        return ScanPlan("exact", f"exact: {words}; {costs}")
+        return ScanPlan("exact", 0, k, f"exact: {words}; {costs}")
     left = f"until the others are expected to hold {100 * missed_share(plan, nprobe):.2g} %"
-    return ScanPlan(way, f"{way}: {words}; exact {costs}; lists {left} of the best rows")
+    reason = f"{way}: {words}; exact {costs}; lists {left} of the best rows"
+    return ScanPlan(way, math.ceil(lists), min(passing, k * plan.oversample), reason)
 
 
 def missed_share(plan: Plan, nprobe: int) -> float:
