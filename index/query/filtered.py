@@ -111,7 +111,7 @@ def _search_some(
     missed = missed_share(scan.index.plan, nprobe)
     for start in range(0, len(xq), step):
         some = slice(start, start + step)
-        near, rows = scan_covering(scan, xq[some], k, wanted, first=nprobe // 2, missed=missed)
+        near, rows = scan_covering(scan, xq[some], k, wanted, first=nprobe, missed=missed)
         order = np.argsort(rows, axis=1)  # as `score` leaves them
         near = np.take_along_axis(near, order, 1)
         exact, rows = score(scan.index, xq[some], rows)
