@@ -15,7 +15,7 @@ from tiny_collection import unit_rows
 from chiasm.index.build.train import encoded_index, train
 from chiasm.index.plan import Plan
 from chiasm.index.query import ColumnIndex, filtered, scan, search_lists
-from chiasm.index.query.coverage import GROWTH, Lists, scan_covering, upper_tail
+from chiasm.index.query.coverage import Lists, scan_covering, upper_tail
 from chiasm.index.query.filter_plan import MISSED, missed_share
 from chiasm.index.segments.lists import NO_HEAP_INIT
 
@@ -212,7 +212,6 @@ def test_a_filter_against_the_query_scans_more_lists(made, monkeypatch):
 
     def counting(self, xq, coded, lists, wanted):
         scanned.append(int((lists >= 0).sum()))
-        assert len(scanned) == 1 or scanned[-1] <= (GROWTH - 1) * sum(scanned[:-1])
         return in_lists(self, xq, coded, lists, wanted)
 
     monkeypatch.setattr(scan.Scan, "in_lists", counting)
@@ -228,15 +227,24 @@ def test_a_filter_against_the_query_scans_more_lists(made, monkeypatch):
 
 
 def test_lists_are_taken_until_the_others_are_expected_to_hold_few_of_the_best():
-    order = np.array([[2, 0, 1], [0, 1, 2]])
-    mean = np.array([[0.9, 0.5, 0.1], [0.5, 0.5, 0.5]], np.float32)
-    lists = Lists(order, mean, np.full((2, 3), 0.1, np.float32), np.full((2, 3), 10.0, np.float32))
-    # Of query 0: 10, 5 and 0 rows expected above 0.5; of query 1: 5, 5 and 5.
-    least = np.array([0.5, 0.5], np.float32)
-    assert lists.needed(least, 0.4).tolist() == [1, 2]
-    assert lists.needed(least, 0.3).tolist() == [2, 3]
-    assert lists.take(np.array([1])).needed(np.array([9.0]), 0.0).tolist() == [3]
-    assert lists.slice(np.array([0, 1]), np.array([1, 3])).tolist() == [[2, -1], [1, 2]]
+    mean = np.array([[0.5, 0.1, 0.9], [0.5, 0.6, 0.55]], np.float32)
+    numbers, deviation = np.array([3, 5, 8]), np.full(3, 1e-3, np.float32)
+    lists = Lists(numbers, mean, mean, deviation, np.array([20, 10, 10], np.float32))
+    assert lists.best(1).tolist() == pytest.approx([0.9, 0.6])
+    assert lists.best(9).tolist() == pytest.approx([0.1, 0.5])
+    bound, least = lists.best(1), np.array([0.5, 0.5], np.float32)
+    # Of query 0: 10, 0 and 10 rows expected above 0.5; of query 1: 10, 10 and 10.
+    for missed, expected in (
+        (0.6, [[8], [5]]),
+        (0.4, [[8, 3], [8, 5]]),
+        (0.1, [[8, 3], [3, 5, 8]]),
+    ):
+        enough = lists.enough(least, bound, missed)
+        found = lists.where(mean >= enough[:, None])
+        assert [sorted(set(row) - {-1}) for row in found.tolist()] == [sorted(e) for e in expected]
+    assert (lists.enough(least, bound, 0.0) == -np.inf).all()
+    least[1] = -np.inf
+    assert lists.enough(least, bound, 0.6)[1] == -np.inf
 
 
 @given(st.floats(-5, 5))
