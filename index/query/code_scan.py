@@ -8,12 +8,22 @@ it pays where filters come again or queries come in batches.
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.segments import ListCodes, Trained
+
+
+@dataclass(frozen=True)
+class PassingRows:
+    """The rows of each list that pass: how many, counts (L,) int64, and their mean in the space of
+    the codes, means (L, d) float32, 0 where there are none; None where it is not known."""
+
+    counts: np.ndarray
+    means: np.ndarray | None = None
 
 
 class CodeScan:
@@ -50,6 +60,20 @@ class CodeScan:
         some._selector = faiss.IDSelectorBitmap(len(some._mask), faiss.swig_ptr(bits))
         some._selector.referenced_objects = [bits]
         return some
+
+    def means(self) -> np.ndarray | None:
+        """Of the rows of each list, as of `PassingRows`; None for codes other than of 8 bits."""
+        if self.trained.plan.codes != "SQ8":
+            return None
+        assert self.trained.ranges is not None
+        low, width = self.trained.ranges
+        counts, means = self.codes.counts, np.zeros((len(self.counts), len(low)), np.float32)
+        some = np.flatnonzero(counts)
+        if len(some):
+            starts = self.codes.starts[some]
+            sums = np.add.reduceat(self.codes.codes, starts, axis=0, dtype=np.float32)
+            means[some] = low + width * ((sums / counts[some, None] + 0.5) / 255)
+        return means
 
     def _by_number(self, mask: np.ndarray) -> np.ndarray:
         """The mask by the row numbers of the FAISS index."""

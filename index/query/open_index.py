@@ -188,11 +188,7 @@ class OpenIndex:
     def allowed(self, where: str | None) -> Allowed | None:
         """The rows that a filter lets pass, by segment; None without one. UsageError for a filter
         that cannot be used."""
-        return (
-            None
-            if where is None
-            else [self.filter(where).rows(segment) for segment in self.segments]
-        )
+        return None if where is None else self.filter(where).rows_of(self.segments)
 
     def filter(self, where: str) -> Filter:
         """A filter for the generation that is open; raises UsageError."""

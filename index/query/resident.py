@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from chiasm.index.plan import Plan
-from chiasm.index.query.code_scan import CodeScan
+from chiasm.index.query.code_scan import CodeScan, PassingRows
 from chiasm.index.query.fast_scan import FastScan
 from chiasm.index.query.filter_plan import fits_subset
 from chiasm.index.segments import Segment, Trained, merge_lists
@@ -63,12 +63,12 @@ def merge(
 
 @dataclass(frozen=True)
 class Narrowed:
-    """scans: of the rows that may be found. available: how many these are. passing: how many of
-    each list, (L,) int64, None where all are."""
+    """scans: of the rows that may be found. available: how many these are. passing: those of each
+    list, None where all are."""
 
     scans: list[CodeScan]
     available: int
-    passing: np.ndarray | None
+    passing: PassingRows | None
 
 
 def narrowed(
@@ -89,4 +89,16 @@ def narrowed(
     copied = fits_subset(int(np.count_nonzero(mask)), plan)
     scans = [one.subset(mask) if copied else one.selecting(mask) for one in scans]
     counts = np.sum([one.counts for one in scans], axis=0)
-    return Narrowed(scans, int(counts.sum()), counts)
+    means = _means(scans, counts) if copied else None
+    return Narrowed(scans, int(counts.sum()), PassingRows(counts, means))
+
+
+def _means(scans: Sequence[CodeScan], counts: np.ndarray) -> np.ndarray | None:
+    """Of the rows of each list in all scans together, as of `PassingRows`."""
+    weighted = []
+    for one in scans:
+        means = one.means()
+        if means is None:
+            return None
+        weighted.append(means * one.counts[:, None])
+    return np.sum(weighted, axis=0, dtype=np.float32) / np.maximum(counts, 1)[:, None]

@@ -18,8 +18,7 @@ import numpy as np
 
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
-from chiasm.index.query.code_scan import CodeScan, scan_lists
-from chiasm.index.query.filter_plan import lists_until
+from chiasm.index.query.code_scan import CodeScan, PassingRows, scan_lists
 from chiasm.index.query.resident import Resident, merge, narrowed
 from chiasm.index.segments import Segment, Trained, best_columns, columns_of, fetch
 
@@ -88,14 +87,13 @@ class ColumnIndex:
         """Map or read what a search needs, so that the first one does not wait for it."""
         self.scan(None)
 
-    def scan(self, allowed: Allowed | None, target: int = 0) -> Scan:
-        """What a search scans. allowed: the rows that may be found, None for all. target: how many
-        of these the lists of a query hold, at least; 0 for as many as its nprobe lists have."""
+    def scan(self, allowed: Allowed | None) -> Scan:
+        """What a search scans. allowed: the rows that may be found, None for all."""
         if allowed is not None:
             prepared = self._prepare_once(allowed)
             if prepared.scan is None:
                 prepared.scan = self._prepare(prepared.masks)
-            return replace(prepared.scan, target=target)
+            return prepared.scan
         if self._scan is None:
             here = self.residents() is not None  # without what is deleted
             numbers = range(len(self.segments))
@@ -150,7 +148,7 @@ class ColumnIndex:
         """Request lists (Q, nprobe) of every segment that are not here yet."""
         trained = self.trained
         if trained is not None and self.merged is None and not self._is_whole():
-            numbers = lists.ravel()
+            numbers = lists[lists >= 0]
             wanted = [one.wanted_lists(self.column, trained, numbers) for one in self.segments]
             fetch([part for parts in wanted for part in parts])
 
@@ -243,15 +241,13 @@ def _selected(first: int, scanner: Any, mask: np.ndarray) -> tuple[Part, int]:
 @dataclass(frozen=True)
 class Scan:
     """The parts of a column that hold rows that may be found; `available` is how many at most.
-    memory: of codes in memory.
-    passing: how many of each list, (L,) int64, None where that is not known; target: how many of
-    them the lists that a query scans hold, at least. exact: the vectors are scored, not codes."""
+    memory: of codes in memory. passing: those of each list, None where that is not known. exact:
+    the vectors are scored, not codes."""
 
     index: ColumnIndex
     parts: list[Part]
     available: int
-    passing: np.ndarray | None = None
-    target: int = 0
+    passing: PassingRows | None = None
     exact: bool = False
     memory: Sequence[CodeScan] = ()
 
@@ -263,14 +259,23 @@ class Scan:
         """The best `wanted` rows of each query by their codes: their scores (Q, wanted) float32 and
         their positions (Q, wanted) int64, -1 where there are no more; in no order."""
         trained = self.index.trained
-        scores = np.full((len(xq), wanted), -np.inf, dtype=np.float32)
-        rows = np.full((len(xq), wanted), -1, dtype=np.int64)
         if trained is None or self.exact:
             coded, lists = xq, np.zeros((len(xq), 1), np.int64)
         else:
             coded = trained.queries(xq)
-            lists = self._ranked(trained, xq, coded, nprobe)
+            lists = trained.rank(xq, coded, nprobe, ordered=not self.memory)
+        return self.in_lists(xq, coded, lists, wanted)
+
+    def in_lists(
+        self, xq: np.ndarray, coded: np.ndarray, lists: np.ndarray, wanted: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The same of these lists (Q, n) int64, -1 for none. coded (Q, d): queries as codes are."""
+        if not self.exact:
             self.index.fetch_lists(lists)
+        if len(self.memory) == 1:
+            return self.memory[0].candidates(coded, lists, wanted)
+        scores = np.full((len(xq), wanted), -np.inf, dtype=np.float32)
+        rows = np.full((len(xq), wanted), -1, dtype=np.int64)
         for scan in self.memory:
             _keep_best(scores, rows, *scan.candidates(coded, lists, wanted))
         for number, part in enumerate(self.parts):
@@ -286,19 +291,6 @@ class Scan:
         elif self.parts and self.parts[0].first:
             rows[rows >= 0] += self.parts[0].first
         return scores, rows
-
-    def _ranked(
-        self, trained: Trained, xq: np.ndarray, coded: np.ndarray, nprobe: int
-    ) -> np.ndarray:
-        """The lists that each query scans: (Q, n) int64, -1 for none."""
-        if self.passing is None or not self.target:
-            return trained.rank(xq, coded, nprobe, ordered=not self.memory)
-        target = min(self.target, self.available)
-        while True:
-            ranked = trained.rank(xq, coded, nprobe)
-            if nprobe >= self.lists or self.passing[ranked].sum(axis=1).min() >= target:
-                return lists_until(ranked, self.passing, target)
-            nprobe = min(2 * nprobe, self.lists)
 
 
 def _keep_best(scores: np.ndarray, rows: np.ndarray, more: np.ndarray, found: np.ndarray) -> None:
