@@ -2,6 +2,7 @@
 
 from chiasm.index.query.calibrate import Calibration
 from chiasm.index.query.calibrated import calibrate_index, p_absent, require_words
+from chiasm.index.query.calibration_sample import TooFewCaptions
 from chiasm.index.query.diversify import diversify
 from chiasm.index.query.encode import (
     encode_each,
@@ -27,6 +28,7 @@ __all__ = [
     "ColumnIndex",
     "Filter",
     "OpenIndex",
+    "TooFewCaptions",
     "add_keywords",
     "as_float32",
     "calibrate_index",

@@ -1,18 +1,24 @@
 """Draws the sample that `chiasm.index.query.calibrate` is fitted on, from a collection's captions.
 
-SAMPLE captions are encoded as queries. Each asks three times: as it is; without the rows whose
-captions name one of its words; and without those that name two of its words. The words are drawn
-among those that some rows have and most have not. Every caption is read three times and every row
-is scored once for each sampled caption, exactly: 2,000 x rows x width multiplications, as much as
-the truth that 2,000 queries are tuned on. Memory: the rows left out, 8 bytes each, and a block of
-scores.
+SAMPLE captions are encoded as queries. Each asks three times: as it is; without the rows that name
+one of its words; and without those that name two of its neighbouring words. A word or a pair is
+left out only where the AGREE nearest other rows name it all. That makes the stated rate true: it
+is what the query is about, and not a word such as "standing", without which rows that match are
+left, and of which the sample has more than queries for absent things do. A word goes in all its
+forms (rows are found by stem), since rows with "dogs" match where those with "dog" are gone.
+
+Terms are counted in COUNTED rows. Every row is scored once for each sampled caption, exactly:
+SAMPLE x rows x width multiplications.
 """
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -22,194 +28,312 @@ from chiasm.index.query.calibrate import (
     Calibration,
     features,
     fit,
-    word_weight,
+    is_pair,
+    is_usable,
+    pairs_of,
+    term_weight,
+    terms_of,
     words_of,
 )
+from chiasm.index.segments import stem_of
 from chiasm.pipeline.errors import CollectionError
 
-SAMPLE = 2000  # captions: half are compared with, so a rate of 5 % is off by 0.7 points
-# Share of rows whose captions name a word. Rarer ones are names and slips; with commoner ones too
-# much of the collection goes, and what is left is no longer like it.
-RAREST, COMMONEST = 0.003, 0.25
-BLOCK = 4096  # rows scored at once: 32 MiB of scores
-MOST_WORDS = 100_000  # stored with their counts; some 1.5 MB
 
-Captions = Callable[[], Iterable[Sequence[str]]]  # of every row, in order of positions
-Vectors = Callable[[], Iterable[tuple[int, np.ndarray]]]  # first position, (n, D); zeros: no vector
+class TooFewCaptions(CollectionError):
+    """A column cannot be calibrated by its captions."""
+
+
+SAMPLE = 1000  # captions: some 500 are compared with, so a rate of 5 % is off by one point
+AGREE = 3  # of nearest other rows
+COUNTED = 20_000  # rows whose words and pairs are counted: some 2 s
+BLOCK = 16_384  # rows scored at once: 64 MiB of scores
+MANY = 512  # scores that are quicker to cut than to sort
+MOST_TERMS = 100_000  # words, and as many pairs, stored with their counts: some 2 MB
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """A caption that asks. others: words of the row's other captions. left_out: the positions whose
-    captions name its word, and those that name its pair, in rising order, itself among them."""
+class Postings:
+    """The rows that name a word: runs of rising positions, each beginning at or after its
+    `firsts`."""
+
+    firsts: Sequence[int]
+    rows: Sequence[np.ndarray]  # within each run: added to its first
+
+    def within(self, start: int, stop: int) -> np.ndarray:
+        """Those from `start` on and below `stop`."""
+        parts: list[np.ndarray] = []
+        for run in range(max(0, bisect_right(self.firsts, start) - 1), len(self.firsts)):
+            first, rows = self.firsts[run], self.rows[run]
+            if first >= stop:
+                break
+            low, high = np.searchsorted(rows, (start - first, stop - first))
+            parts.append(rows[low:high] + np.int64(first))
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+class Background(Protocol):
+    """What a calibration sees of a column: the rows that may be found. positions: theirs, rising.
+    indexed_caption: whether a row's first caption is in its vector, as in `text` and `joint`; then
+    it does not ask. where: for messages."""
+
+    positions: np.ndarray
+    indexed_caption: bool
+    where: str
+
+    def captions(self, positions: Sequence[int]) -> dict[int, Sequence[str]]: ...
+
+    def postings(self, stems: Sequence[str]) -> dict[str, Postings]:
+        """The rows that name each of the stems."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts as queries, (n, D) float32; zeros for one that the encoder refuses."""
+        ...
+
+    def search(self, xq: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k best rows of each: scores and positions (n, k), -1 where there are fewer."""
+        ...
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Positions (n,), rising, and vectors (n, D) of all rows that have one."""
+        ...
+
+    def joint(self, positions: Sequence[int]) -> np.ndarray | None:
+        """Vectors (n, D) of the joint column, None where there is none beside the column."""
+        ...
+
+
+@dataclass
+class Asking:
+    """A caption that asks, of a row. words: of it, in order. others: terms of the row's other
+    captions. word: the stem that is left out, pair: the two stems and the term; "" and () where its
+    neighbours agree on none."""
 
     row: int
-    text: str
+    words: list[str]
+    terms: frozenset[str]
     others: frozenset[str]
-    left_out: tuple[np.ndarray, np.ndarray]
-    word: str
+    text: str
+    word: str = ""
+    pair: tuple[str, ...] = ()
 
 
-def calibrate(
-    captions: Captions,
-    vectors: Vectors,
-    encode: Callable[[list[str]], np.ndarray],
-    joint: Callable[[np.ndarray], np.ndarray] | None = None,
-    *,
-    indexed_caption: bool = False,
-    where: str = "calibration",
-) -> Calibration:
-    """The calibration of one column.
+@dataclass
+class Counts:
+    """In how many of `rows` rows each term occurs, and each stem."""
 
-    captions: the captions of every row. vectors: the column's, in blocks. encode: texts as queries,
-    (n, D) float32. joint: vectors (n, D) of the joint column at positions; None where there is
-    none. indexed_caption: whether a row's first caption is in its vector, as in `text` and `joint`:
-    then it does not ask. where: for messages. Raises CollectionError where too few captions can
-    ask.
-    """
-    counts, rows = _count_words(captions)
-    sample = draw(captions, counts, rows, 1 if indexed_caption else 0)
-    if len(sample) < MIN_SAMPLE:
-        others = ", beside the first of a row, which is in its vector" if indexed_caption else ""
-        raise CollectionError(
-            where,
-            expected=f"at least {MIN_SAMPLE} captions to calibrate by{others}",
-            found=str(len(sample)),
-            do="search without a false-alarm rate",
-        )
-    xq = encode([one.text for one in sample])
-    own, word, pair = exact_hits(vectors, xq, sample)
-    wanted = {int(p) for _, positions in (own, word, pair) for p in positions.ravel() if p >= 0}
-    hit_words = {
-        position: _words(texts) for position, texts in enumerate(captions()) if position in wanted
-    }
-    table = dict(counts.most_common(MOST_WORDS))
-    stored = {name: count for name, count in table.items() if count > 1}
+    rows: int = 0
+    terms: Counter[str] = field(default_factory=Counter)
+    stems: Counter[str] = field(default_factory=Counter)
+    usable: set[str] = field(default_factory=set)
 
-    def features_of(hits: tuple[np.ndarray, np.ndarray], gone: bool) -> np.ndarray:
-        return np.array(
-            [
-                _features(one, xq[i], hits[0][i], hits[1][i], hit_words, stored, rows, joint, gone)
-                for i, one in enumerate(sample)
-            ]
-        ).reshape(len(sample), -1)
+    @classmethod
+    def of(cls, captions: Iterable[Sequence[str]]) -> Counts:
+        counts, parts = cls(), [[words_of(text) for text in texts] for texts in captions]
+        counts.rows = len(parts)
+        for row in parts:
+            named = {word for words in row for word in words}
+            counts.terms.update(named)
+            counts.stems.update({stem_of(word) for word in named})
+        counts.usable = {w for w, count in counts.terms.items() if is_usable(count, counts.rows)}
+        pairs: Counter[str] = Counter()
+        for row in parts:
+            pairs.update({pair for words in row for pair in pairs_of(words, counts.usable)})
+        counts.terms = Counter(dict(counts.terms.most_common(MOST_TERMS)))
+        # A pair that one row has is, for its own caption, one that no other row has.
+        counts.terms.update({p: n for p, n in pairs.most_common(MOST_TERMS) if n > 1})
+        return counts
 
+
+def calibrate(background: Background) -> Calibration:
+    """The calibration of one column. Raises TooFewCaptions."""
+    rng = np.random.default_rng(0)
+    rows = background.positions
+    drawn = rows[rng.permutation(len(rows))[:COUNTED]].tolist()
+    captions = background.captions(drawn)
+    can_ask = sum(len(texts) > background.indexed_caption for texts in captions.values())
+    if can_ask < MIN_SAMPLE:
+        raise _too_few(background, can_ask)
+    counts = Counts.of(captions.values())
+    asking = ask(drawn, captions, counts, background.indexed_caption, rng)
+    xq = background.encode([one.text for one in asking])
+    usable = xq.any(axis=1)
+    asking, xq = list(itertools.compress(asking, usable)), xq[usable]
+    hits = background.search(xq, CALIBRATED_HITS + 1)
+    named: dict[int, frozenset[str]] = {}
+
+    def learn(positions: np.ndarray) -> None:
+        new = {int(position) for position in positions.ravel() if position >= 0} - named.keys()
+        found = background.captions(sorted(new))
+        named.update({at: terms_of(texts, counts.usable) for at, texts in found.items()})
+
+    learn(hits[1])
+    leave_out(asking, hits[1], named, counts, rng)
+    if sum(one.word != "" for one in asking) < MIN_SAMPLE:
+        raise _too_few(background, sum(one.word != "" for one in asking))
+    stems = {stem for one in asking for stem in (one.word, *one.pair[:2]) if stem}
+    lacking = exact_hits(background, xq, asking, background.postings(sorted(stems)))
+    for _, positions in lacking:
+        learn(positions)
+
+    def sample(hits: tuple[np.ndarray, np.ndarray], numbers: list[int], gone: str) -> np.ndarray:
+        rows = [
+            _features(asking[i], xq[i], hits[0][i], hits[1][i], named, counts, background, gone)
+            for i in numbers
+        ]
+        return np.array(rows)
+
+    k = CALIBRATED_HITS
+    own = hits[0][:, :k], hits[1][:, :k]
+    everyone = list(range(len(asking)))
+    word, pair = ([i for i in everyone if getattr(asking[i], n)] for n in ("word", "pair"))
     return fit(
-        features_of(own, False), features_of(word, True), features_of(pair, False), rows, stored
+        sample(own, everyone, ""),
+        sample(lacking[0], word, "word"),
+        sample(lacking[1], pair, "pair"),
+        rows=len(rows),
+        counted=counts.rows,
+        terms=counts.terms,
     )
 
 
+def _too_few(background: Background, found: int) -> TooFewCaptions:
+    others = ""
+    if background.indexed_caption:
+        others = ", beside the first of a row, which is in its vector"
+    return TooFewCaptions(
+        background.where,
+        expected=f"at least {MIN_SAMPLE} captions to calibrate by{others}",
+        found=str(found),
+        do="search without a false-alarm rate",
+    )
+
+
+def ask(
+    rows: Sequence[int],
+    captions: Mapping[int, Sequence[str]],
+    counts: Counts,
+    first: int,
+    rng: np.random.Generator,
+) -> list[Asking]:
+    """A caption, from `first` on, of each of the first SAMPLE rows that have one."""
+    asking: list[Asking] = []
+    for row in rows:
+        texts = captions[row]
+        if len(texts) > first and len(asking) < SAMPLE:
+            number = int(rng.integers(first, len(texts)))
+            words = words_of(texts[number])
+            if not words:
+                continue
+            terms = frozenset({*words, *pairs_of(words, counts.usable)})
+            others = terms_of([*texts[:number], *texts[number + 1 :]], counts.usable)
+            asking.append(Asking(row, words, terms, others, texts[number]))
+    return asking
+
+
+def leave_out(
+    asking: Sequence[Asking],
+    positions: np.ndarray,
+    named: Mapping[int, frozenset[str]],
+    counts: Counts,
+    rng: np.random.Generator,
+) -> None:
+    """Draw the word and the pair of each caption. positions: (n, k), its best hits. named: the
+    terms of their captions."""
+    for one, found in zip(asking, positions, strict=True):
+        near = [named[int(at)] for at in found if at >= 0 and at != one.row][:AGREE]
+        if len(near) < AGREE:
+            continue
+        stems = set.intersection(*({stem_of(t) for t in terms if not is_pair(t)} for terms in near))
+        own = {stem_of(word) for word in one.words}
+        words = sorted(s for s in own & stems if is_usable(counts.stems[s], counts.rows))
+        pairs = sorted(filter(is_pair, frozenset.intersection(one.terms, *near)))
+        one.word = str(rng.choice(words)) if words else ""
+        if pairs:
+            pair = str(rng.choice(pairs))
+            one.pair = (*map(stem_of, pair.split(" ")), pair)
+
+
 def _features(
-    one: Sampled,
+    one: Asking,
     vector: np.ndarray,
     scores: np.ndarray,
     positions: np.ndarray,
-    hit_words: dict[int, frozenset[str]],
-    counts: dict[str, int],
-    rows: int,
-    joint: Callable[[np.ndarray], np.ndarray] | None,
-    gone: bool,
+    named: Mapping[int, frozenset[str]],
+    counts: Counts,
+    background: Background,
+    gone: str,
 ) -> np.ndarray:
-    """Of one ask. Its own row does not know the caption that asks, and a word that was left out is
-    in no row."""
+    """Of one caption that asks; gone: what was left out. Its own row does not know the caption, and
+    what was left out is in no row."""
     found = positions >= 0
-    scores, positions = scores[found], positions[found]
-    words = {}
-    for word in words_of(one.text):
-        count = 0 if gone and word == one.word else counts.get(word, 0) - (word not in one.others)
-        words[word] = word_weight(rows, max(0, count))
-    known = [one.others if p == one.row else hit_words[int(p)] for p in positions]
-    other = joint(positions) @ vector if joint and len(positions) else np.zeros(len(positions))
-    return features(scores, known, words, other)
-
-
-def draw(captions: Captions, counts: Counter[str], rows: int, first: int) -> list[Sampled]:
-    """At most SAMPLE captions, from `first` on among those of a row, with a word and a pair that
-    can be left out, and the rows that go with them. In random order; the same for the same rows."""
-    rng = np.random.default_rng(0)
-    fewest, most = RAREST * rows, COMMONEST * rows
-    places = set(rng.permutation(rows)[: 4 * SAMPLE].tolist())
-    drawn: list[tuple[int, str, frozenset[str], str, tuple[str, ...]]] = []
-    for row, texts in enumerate(captions()):
-        if row not in places or len(texts) <= first:
-            continue
-        number = int(rng.integers(first, len(texts)))
-        others = _words([*texts[:number], *texts[number + 1 :]])
-        words = sorted(words_of(texts[number]))
-        single = [word for word in words if fewest <= counts[word] <= most]
-        paired = [word for word in words if fewest <= counts[word] <= 2 * most]
-        if single and len(paired) > 1:
-            pair = tuple(str(word) for word in rng.choice(paired, 2, replace=False))
-            drawn.append((row, texts[number], others, str(rng.choice(single)), pair))
-    drawn = [drawn[i] for i in rng.permutation(len(drawn))[:SAMPLE]]
-    wanted = {word for *_, word, pair in drawn for word in (word, *pair)}
-    postings: dict[str, list[int]] = {word: [] for word in wanted}
-    for row, texts in enumerate(captions()):
-        for word in _words(texts) & wanted:
-            postings[word].append(row)
-    naming = {word: np.array(found, np.int64) for word, found in postings.items()}
-    return [
-        Sampled(row, text, others, _left_out(row, naming, word, pair), word)
-        for row, text, others, word, pair in drawn
-    ]
-
-
-def _left_out(
-    row: int, naming: dict[str, np.ndarray], word: str, pair: tuple[str, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    both = np.intersect1d(naming[pair[0]], naming[pair[1]])
-    return np.union1d(naming[word], [row]), np.union1d(both, [row])
+    scores, positions = scores[found], positions[found].tolist()
+    weights: dict[str, float] = {}
+    for term in one.terms:
+        count = counts.terms[term] - (term not in one.others)
+        if gone == "word":
+            count = 0 if not is_pair(term) and stem_of(term) == one.word else count
+        elif gone == "pair" and term == one.pair[2]:
+            count = 0
+        weights[term] = term_weight(counts.rows, max(0, count))
+    known = frozenset().union(*(one.others if at == one.row else named[at] for at in positions))
+    joint = background.joint(positions) if positions else None
+    other = np.zeros(len(positions)) if joint is None else joint @ vector
+    return features(scores, known, weights, other)
 
 
 def exact_hits(
-    vectors: Vectors, xq: np.ndarray, sample: Sequence[Sampled]
+    background: Background,
+    xq: np.ndarray,
+    asking: Sequence[Asking],
+    postings: Mapping[str, Postings],
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The k = CALIBRATED_HITS best of all rows, of those without each caption's word, and of those
-    without its pair: three times scores (Q, k) float32, best first, and positions, -1 where there
-    are fewer."""
+    """The k = CALIBRATED_HITS best rows without each caption's word, and without its pair: twice
+    scores (Q, k) float32, best first, and positions, -1 where there are fewer. Its own row is in
+    neither."""
     k = CALIBRATED_HITS
     best = [
         (np.full((len(xq), k), -np.inf, np.float32), np.full((len(xq), k), -1, np.int64))
-        for _ in range(3)
+        for _ in range(2)
     ]
-    for start, block in _blocks(vectors):
+    for positions, block in _blocks(background):
         scores = xq @ block.T
-        scores[:, ~block.any(axis=1)] = -np.inf
-        for variant, (top, positions) in enumerate(best):
-            left = scores if variant == 0 else _without(scores, start, sample, variant - 1)
-            for query in np.flatnonzero((left > top[:, -1:]).any(axis=1)):
-                both = np.concatenate((top[query], left[query]))
-                order = np.argpartition(-both, k)[:k]
-                order = order[np.argsort(-both[order], kind="stable")]
-                places = np.where(order < k, positions[query][order % k], order - k + start)
-                positions[query] = np.where(np.isinf(both[order]), -1, places)
-                top[query] = both[order]
+        for query, one in enumerate(asking):
+            without = scores[query]
+            for (top, places), stems in zip(best, ([one.word], one.pair[:2]), strict=True):
+                if all(stems) and stems:
+                    out = _out(positions, one.row, [postings[stem] for stem in stems])
+                    _merge(top[query], places[query], without, positions, out)
     return best
 
 
-def _without(scores: np.ndarray, start: int, sample: Sequence[Sampled], which: int) -> np.ndarray:
-    left = scores.copy()
-    for query, one in enumerate(sample):
-        out = one.left_out[which]
-        first, last = np.searchsorted(out, (start, start + scores.shape[1]))
-        left[query, out[first:last] - start] = -np.inf
-    return left
+def _out(positions: np.ndarray, row: int, postings: Sequence[Postings]) -> np.ndarray:
+    """Which places of a block are left out: the row's own, and those that all postings have."""
+    found = [one.within(int(positions[0]), int(positions[-1]) + 1) for one in postings]
+    gone = found[0] if len(found) == 1 else np.intersect1d(*found, assume_unique=True)
+    places = np.searchsorted(positions, np.append(gone, row))
+    places = np.minimum(places, len(positions) - 1)
+    return places[positions[places] == np.append(gone, row)]
 
 
-def _blocks(vectors: Vectors) -> Iterator[tuple[int, np.ndarray]]:
-    for first, some in vectors():
-        for start in range(0, len(some), BLOCK):
-            yield first + start, np.asarray(some[start : start + BLOCK], np.float32)
+def _merge(
+    top: np.ndarray, places: np.ndarray, scores: np.ndarray, positions: np.ndarray, out: np.ndarray
+) -> None:
+    """Put the best of a block into `top` and `places`, (k,) each, in place."""
+    better = scores > top[-1]
+    better[out] = False
+    numbers = np.flatnonzero(better)
+    if len(numbers) > MANY:
+        numbers = numbers[np.argpartition(-scores[numbers], len(top))[: len(top)]]
+    if len(numbers):
+        both = np.concatenate((top, scores[numbers]))
+        order = np.argsort(-both, kind="stable")[: len(top)]
+        places[:] = np.concatenate((places, positions[numbers]))[order]
+        top[:] = both[order]
 
 
-def _count_words(captions: Captions) -> tuple[Counter[str], int]:
-    counts: Counter[str] = Counter()
-    rows = 0
-    for texts in captions():
-        counts.update(_words(texts))
-        rows += 1
-    return counts, rows
-
-
-def _words(texts: Iterable[str]) -> frozenset[str]:
-    return frozenset().union(*map(words_of, texts))
+def _blocks(background: Background) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for positions, vectors in background.blocks():
+        for start in range(0, len(positions), BLOCK):
+            some = slice(start, start + BLOCK)
+            yield positions[some], np.asarray(vectors[some], np.float32)

@@ -34,11 +34,13 @@ from chiasm.index.segments.manifest import (
     Manifest,
     SegmentEntry,
     SharedFile,
+    StoredCalibration,
 )
 from chiasm.index.segments.names import (
     DELETED,
     SEGMENTS,
     TRAINED,
+    calibration_file,
     deleted_file,
     manifest_name,
     report_file,
@@ -52,7 +54,7 @@ from chiasm.index.segments.record import SegmentRecord
 from chiasm.index.segments.segment import Segment, SegmentWriter
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
 from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep, sweep_published, sweeping
-from chiasm.index.segments.terms import query_terms
+from chiasm.index.segments.terms import query_terms, stem_of
 from chiasm.index.segments.trained import Trained, code_ranges
 
 __all__ = [
@@ -78,9 +80,11 @@ __all__ = [
     "SegmentRecord",
     "SegmentWriter",
     "SharedFile",
+    "StoredCalibration",
     "Trained",
     "among",
     "build_command",
+    "calibration_file",
     "code_ranges",
     "column_advice",
     "copied_columns",
@@ -116,6 +120,7 @@ __all__ = [
     "run_of_folder",
     "segment_file",
     "stale_shards",
+    "stem_of",
     "sweep",
     "sweep_published",
     "sweeping",

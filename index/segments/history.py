@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from chiasm.index.segments.generations import current_number, numbers, read_manifest
-from chiasm.index.segments.manifest import Drift
+from chiasm.index.segments.manifest import Drift, StoredCalibration
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.storage import Folder
 
@@ -13,8 +13,8 @@ from chiasm.pipeline.storage import Folder
 @dataclass(frozen=True)
 class PastGeneration:
     """command: what made it. parent: the generation that an edit changed; restores: the one that a
-    rollback made live again. deleted: rows that searches leave out. problem: why it cannot be read,
-    "" where it can."""
+    rollback made live again. deleted: rows that searches leave out. calibrated: by column. problem:
+    why it cannot be read, "" where it can."""
 
     number: int
     live: bool
@@ -26,6 +26,7 @@ class PastGeneration:
     parent: int | None = None
     restores: int | None = None
     drift: dict[str, Drift] = field(default_factory=dict)
+    calibrated: dict[str, StoredCalibration] = field(default_factory=dict)
     problem: str = ""
 
 
@@ -55,4 +56,5 @@ def _read(folder: Folder, number: int, live: bool) -> PastGeneration:
         parent=manifest.parent,
         restores=manifest.restores,
         drift=manifest.drift,
+        calibrated=manifest.calibrations,
     )
