@@ -41,7 +41,8 @@ from benchmarks.machine import machine, tell_and_keep
 from chiasm.index.queries import CALIBRATED_HITS
 from chiasm.index.query import Calibration
 from chiasm.index.query.calibrate import features, words_of
-from chiasm.index.query.calibration_sample import Postings, calibrate
+from chiasm.index.query.calibration_hits import Postings
+from chiasm.index.query.calibration_sample import calibrate
 from chiasm.index.segments import stem_of
 from chiasm.pipeline.encoders import Encoder, load_encoder
 from chiasm.pipeline.pretrained import EncoderSettings
@@ -318,7 +319,7 @@ def kept(
     if not path.exists():
         work.mkdir(parents=True, exist_ok=True)
         partial = work / f"{name}.partial.npz"
-        np.savez(partial, **make())
+        np.savez(partial, allow_pickle=False, **make())
         partial.replace(path)
     with np.load(path, allow_pickle=False) as stored:
         return dict(stored)

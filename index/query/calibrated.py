@@ -13,7 +13,8 @@ import numpy as np
 
 from chiasm.index.queries import CALIBRATED_HITS, Query
 from chiasm.index.query.calibrate import Calibration, features
-from chiasm.index.query.calibration_sample import BLOCK, Postings, calibrate
+from chiasm.index.query.calibration_hits import BLOCK, Postings
+from chiasm.index.query.calibration_sample import calibrate
 from chiasm.index.query.encode import encode_queries
 from chiasm.index.query.filtered import search_filtered
 from chiasm.index.query.open_index import OpenIndex

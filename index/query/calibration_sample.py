@@ -1,20 +1,18 @@
 """Draws the sample that `chiasm.index.query.calibrate` is fitted on, from a collection's captions.
 
 SAMPLE captions are encoded as queries. Each asks three times: as it is; without the rows that name
-one of its words; and without those that name two of its neighbouring words. A word or a pair is
-left out only where the AGREE nearest other rows name it all. That makes the stated rate true: it
-is what the query is about, and not a word such as "standing", without which rows that match are
-left, and of which the sample has more than queries for absent things do. A word goes in all its
-forms (rows are found by stem), since rows with "dogs" match where those with "dog" are gone.
+one of its words; and without those that name two of its neighbouring words. Which word of a caption
+is drawn makes the stated rate true. Absent things have names such as "dog", and without "standing"
+rows that match are left. So a word is as likely as the AGREE nearest other rows of captions that
+have it all name it; each caption may be drawn, whatever its own neighbours name. A word goes in all
+its forms (rows are found by stem), since rows with "dogs" match where those with "dog" are gone.
 
-Terms are counted in COUNTED rows. Every row is scored once for each sampled caption, exactly:
-SAMPLE x rows x width multiplications.
+Terms are counted in COUNTED rows; every row is scored once for each sampled caption.
 """
 
 from __future__ import annotations
 
-import itertools
-from bisect import bisect_right
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +33,7 @@ from chiasm.index.query.calibrate import (
     terms_of,
     words_of,
 )
+from chiasm.index.query.calibration_hits import Postings, exact_hits
 from chiasm.index.segments import stem_of
 from chiasm.pipeline.errors import CollectionError
 
@@ -46,29 +45,7 @@ class TooFewCaptions(CollectionError):
 SAMPLE = 1000  # captions: some 500 are compared with, so a rate of 5 % is off by one point
 AGREE = 3  # of nearest other rows
 COUNTED = 20_000  # rows whose words and pairs are counted: some 2 s
-BLOCK = 16_384  # rows scored at once: 64 MiB of scores
-MANY = 512  # scores that are quicker to cut than to sort
 MOST_TERMS = 100_000  # words, and as many pairs, stored with their counts: some 2 MB
-
-
-@dataclass(frozen=True)
-class Postings:
-    """The rows that name a word: runs of rising positions, each beginning at or after its
-    `firsts`."""
-
-    firsts: Sequence[int]
-    rows: Sequence[np.ndarray]  # within each run: added to its first
-
-    def within(self, start: int, stop: int) -> np.ndarray:
-        """Those from `start` on and below `stop`."""
-        parts: list[np.ndarray] = []
-        for run in range(max(0, bisect_right(self.firsts, start) - 1), len(self.firsts)):
-            first, rows = self.firsts[run], self.rows[run]
-            if first >= stop:
-                break
-            low, high = np.searchsorted(rows, (start - first, stop - first))
-            parts.append(rows[low:high] + np.int64(first))
-        return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
 class Background(Protocol):
@@ -106,8 +83,8 @@ class Background(Protocol):
 @dataclass
 class Asking:
     """A caption that asks, of a row. words: of it, in order. others: terms of the row's other
-    captions. word: the stem that is left out, pair: the two stems and the term; "" and () where its
-    neighbours agree on none."""
+    captions. word: the stem that is left out, pair: the two stems and the term; "" and () where
+    there is none."""
 
     row: int
     words: list[str]
@@ -157,8 +134,8 @@ def calibrate(background: Background) -> Calibration:
     counts = Counts.of(captions.values())
     asking = ask(drawn, captions, counts, background.indexed_caption, rng)
     xq = background.encode([one.text for one in asking])
-    usable = xq.any(axis=1)
-    asking, xq = list(itertools.compress(asking, usable)), xq[usable]
+    taken = np.flatnonzero(xq.any(axis=1))
+    asking, xq = [asking[number] for number in taken], xq[taken]
     hits = background.search(xq, CALIBRATED_HITS + 1)
     named: dict[int, frozenset[str]] = {}
 
@@ -172,7 +149,16 @@ def calibrate(background: Background) -> Calibration:
     if sum(one.word != "" for one in asking) < MIN_SAMPLE:
         raise _too_few(background, sum(one.word != "" for one in asking))
     stems = {stem for one in asking for stem in (one.word, *one.pair[:2]) if stem}
-    lacking = exact_hits(background, xq, asking, background.postings(sorted(stems)))
+    postings = background.postings(sorted(stems))
+    lacking = exact_hits(
+        background.blocks(),
+        xq,
+        [one.row for one in asking],
+        [
+            [[postings[one.word]] if one.word else [] for one in asking],
+            [[postings[stem] for stem in one.pair[:2]] for one in asking],
+        ],
+    )
     for _, positions in lacking:
         learn(positions)
 
@@ -240,18 +226,51 @@ def leave_out(
 ) -> None:
     """Draw the word and the pair of each caption. positions: (n, k), its best hits. named: the
     terms of their captions."""
-    for one, found in zip(asking, positions, strict=True):
-        near = [named[int(at)] for at in found if at >= 0 and at != one.row][:AGREE]
-        if len(near) < AGREE:
-            continue
-        stems = set.intersection(*({stem_of(t) for t in terms if not is_pair(t)} for terms in near))
-        own = {stem_of(word) for word in one.words}
-        words = sorted(s for s in own & stems if is_usable(counts.stems[s], counts.rows))
-        pairs = sorted(filter(is_pair, frozenset.intersection(one.terms, *near)))
-        one.word = str(rng.choice(words)) if words else ""
-        if pairs:
-            pair = str(rng.choice(pairs))
+    stems = [
+        sorted({s for s in map(stem_of, one.words) if is_usable(counts.stems[s], counts.rows)})
+        for one in asking
+    ]
+    share = agreement(asking, positions, named, stems)
+    for one, own in zip(asking, stems, strict=True):
+        one.word = _drawn(own, [share[stem] for stem in own], rng)
+        pairs = sorted(filter(is_pair, one.terms))
+        shares = [_pair_share(pair, share, counts) for pair in pairs]
+        if pair := _drawn(pairs, shares, rng):
             one.pair = (*map(stem_of, pair.split(" ")), pair)
+
+
+def agreement(
+    asking: Sequence[Asking],
+    positions: np.ndarray,
+    named: Mapping[int, frozenset[str]],
+    stems: Sequence[Sequence[str]],
+) -> dict[str, float]:
+    """For each stem, of the captions that have it, the share whose AGREE nearest other rows all
+    name it. stems: of each caption."""
+    having: Counter[str] = Counter()
+    agreed: Counter[str] = Counter()
+    for one, found, own in zip(asking, positions, stems, strict=True):
+        near = [named[int(at)] for at in found if at >= 0 and at != one.row][:AGREE]
+        words = [{stem_of(term) for term in terms if not is_pair(term)} for terms in near]
+        having.update(own)
+        if len(words) == AGREE:
+            agreed.update(set.intersection(*words) & set(own))
+    return {stem: agreed[stem] / count for stem, count in having.items()}
+
+
+def _pair_share(pair: str, share: Mapping[str, float], counts: Counts) -> float:
+    """How likely a pair is drawn beside others; 0 where its words mostly go together: that is one
+    thing with a name of two words."""
+    words = pair.split(" ")
+    if 2 * counts.terms[pair] > min(counts.terms[word] for word in words):
+        return 0.0
+    return math.prod(share.get(stem_of(word), 0.0) for word in words)
+
+
+def _drawn(items: Sequence[str], weights: Sequence[float], rng: np.random.Generator) -> str:
+    """One of the items, as likely as its weight; "" where all are 0."""
+    total = sum(weights)
+    return str(rng.choice(items, p=np.array(weights) / total)) if total else ""
 
 
 def _features(
@@ -280,60 +299,3 @@ def _features(
     joint = background.joint(positions) if positions else None
     other = np.zeros(len(positions)) if joint is None else joint @ vector
     return features(scores, known, weights, other)
-
-
-def exact_hits(
-    background: Background,
-    xq: np.ndarray,
-    asking: Sequence[Asking],
-    postings: Mapping[str, Postings],
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The k = CALIBRATED_HITS best rows without each caption's word, and without its pair: twice
-    scores (Q, k) float32, best first, and positions, -1 where there are fewer. Its own row is in
-    neither."""
-    k = CALIBRATED_HITS
-    best = [
-        (np.full((len(xq), k), -np.inf, np.float32), np.full((len(xq), k), -1, np.int64))
-        for _ in range(2)
-    ]
-    for positions, block in _blocks(background):
-        scores = xq @ block.T
-        for query, one in enumerate(asking):
-            without = scores[query]
-            for (top, places), stems in zip(best, ([one.word], one.pair[:2]), strict=True):
-                if all(stems) and stems:
-                    out = _out(positions, one.row, [postings[stem] for stem in stems])
-                    _merge(top[query], places[query], without, positions, out)
-    return best
-
-
-def _out(positions: np.ndarray, row: int, postings: Sequence[Postings]) -> np.ndarray:
-    """Which places of a block are left out: the row's own, and those that all postings have."""
-    found = [one.within(int(positions[0]), int(positions[-1]) + 1) for one in postings]
-    gone = found[0] if len(found) == 1 else np.intersect1d(*found, assume_unique=True)
-    places = np.searchsorted(positions, np.append(gone, row))
-    places = np.minimum(places, len(positions) - 1)
-    return places[positions[places] == np.append(gone, row)]
-
-
-def _merge(
-    top: np.ndarray, places: np.ndarray, scores: np.ndarray, positions: np.ndarray, out: np.ndarray
-) -> None:
-    """Put the best of a block into `top` and `places`, (k,) each, in place."""
-    better = scores > top[-1]
-    better[out] = False
-    numbers = np.flatnonzero(better)
-    if len(numbers) > MANY:
-        numbers = numbers[np.argpartition(-scores[numbers], len(top))[: len(top)]]
-    if len(numbers):
-        both = np.concatenate((top, scores[numbers]))
-        order = np.argsort(-both, kind="stable")[: len(top)]
-        places[:] = np.concatenate((places, positions[numbers]))[order]
-        top[:] = both[order]
-
-
-def _blocks(background: Background) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for positions, vectors in background.blocks():
-        for start in range(0, len(positions), BLOCK):
-            some = slice(start, start + BLOCK)
-            yield positions[some], np.asarray(vectors[some], np.float32)
