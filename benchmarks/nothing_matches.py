@@ -218,7 +218,7 @@ class Collection:
             queries, xq, *self.search(xq, CALIBRATED_HITS), strict=True
         ):
             captions = self.captions(top.tolist()).values()
-            named = calibration.named(itertools.chain(*captions))
+            named = calibration.named(list(itertools.chain(*captions)))
             joint = self.joint(top.tolist())
             other = np.zeros(len(top)) if joint is None else joint @ vector
             weights = calibration.weights(self.gallery.queries[query[0]][query[1]])

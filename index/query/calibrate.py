@@ -24,7 +24,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -36,7 +36,7 @@ from chiasm.pipeline.stored_records import read_record
 
 FEATURES = ("best", "last", "word", "pair", "other_best", "other_last")
 ABSENCE = (0, 2)  # best and word: with `last` too, 5 % stated were 11 % on topics of photographs
-FLOOR = 0.05  # of the queries whose row is here, that `likeness` may answer "nothing"
+FLOOR = 0.02  # of the queries whose row is here, that `likeness` may answer "nothing"
 MIN_SAMPLE = 200  # captions, of which so many lack a word: rates below 1 % can be stated
 FITTED = 3  # every third is fitted on, for six weights; the others are compared with
 SHRINK = 1e-3  # L2 penalty on weights of standardised features, against features that separate
@@ -78,7 +78,7 @@ def pairs_of(words: Sequence[str], usable: Collection[str]) -> set[str]:
     return pairs
 
 
-def terms_of(texts: Iterable[str], usable: Collection[str]) -> frozenset[str]:
+def terms_of(texts: Sequence[str], usable: Collection[str]) -> frozenset[str]:
     """The words of all texts, and the pairs of each."""
     terms: set[str] = set()
     for text in texts:
@@ -155,7 +155,7 @@ class Calibration:
         terms = {*words, *pairs_of(words, set(filter(self.usable, words)))}
         return {term: term_weight(self.counted, self.terms.get(term, 0)) for term in terms}
 
-    def named(self, texts: Iterable[str]) -> frozenset[str]:
+    def named(self, texts: Sequence[str]) -> frozenset[str]:
         """The terms of captions."""
         usable = {word for text in texts for word in words_of(text) if self.usable(word)}
         return terms_of(texts, usable)

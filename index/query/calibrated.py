@@ -111,7 +111,7 @@ def p_absent(query: Query, xq: np.ndarray, hits: Sequence[Hit], collection: Open
     first = hits[:CALIBRATED_HITS]
     positions = [hit.position for hit in first]
     rows = collection.rows(positions)
-    named = calibration.named(text for position in positions for text in rows[position].captions)
+    named = calibration.named([text for at in positions for text in rows[at].captions])
     other = np.zeros(len(first))
     if JOINT in collection.generation.manifest.columns and query.column != JOINT:
         other = collection.vectors(JOINT, positions) @ xq

@@ -81,9 +81,9 @@ def _merge(
     top: np.ndarray, places: np.ndarray, scores: np.ndarray, positions: np.ndarray, out: np.ndarray
 ) -> None:
     """Put the best of a block into `top` and `places`, (k,) each, in place."""
-    better = scores > top[-1]
-    better[out] = False
-    numbers = np.flatnonzero(better)
+    higher = scores > top[-1]
+    higher[out] = False
+    numbers = np.flatnonzero(higher)
     if len(numbers) > MANY:
         numbers = numbers[np.argpartition(-scores[numbers], len(top))[: len(top)]]
     if len(numbers):
