@@ -4,8 +4,9 @@ SAMPLE captions are encoded as queries. Each asks three times: as it is; without
 one of its words; and without those that name two of its neighbouring words. Which word of a caption
 is drawn makes the stated rate true. Absent things have names such as "dog", and without "standing"
 rows that match are left. So words are drawn by how often the AGREE nearest other rows of captions
-that have them all name them; each caption may ask, whatever its own neighbours name. A word goes in all
-its forms (rows are found by stem), since rows with "dogs" match where those with "dog" are gone.
+that have them all name them; each caption may ask, whatever its own neighbours name. A word goes in
+all its forms (rows are found by stem), since rows with "dogs" match where those with "dog" are
+gone.
 
 Terms are counted in COUNTED rows; every row is scored once for each sampled caption.
 """
@@ -44,8 +45,8 @@ class TooFewCaptions(CollectionError):
 
 SAMPLE = 1000  # captions: some 500 are compared with, so a rate of 5 % is off by one point
 AGREE = 3  # of nearest other rows
-# Power of the share of captions whose neighbours agree, by which words are drawn. On the topics of
-# photographs that the method was developed on, with 1, 2 and 4, 5 % stated were 2, 3 and 3.5 %.
+# Power of the share of captions whose neighbours agree, by which words are drawn. With 1, 2 and 4,
+# 5 % stated were 2, 3 and 3.5 % on seven topics of photographs that the method was developed on.
 SHARPNESS = 4
 COUNTED = 20_000  # rows whose words and pairs are counted: some 2 s
 MOST_TERMS = 100_000  # words, and as many pairs, stored with their counts: some 2 MB
