@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from chiasm.index.hits import Hit
 from chiasm.index.queries import CALIBRATED_HITS, Query
 from chiasm.index.query.calibrate import Calibration, features
 from chiasm.index.query.calibration_hits import BLOCK, Postings
@@ -19,7 +20,6 @@ from chiasm.index.query.encode import encode_queries
 from chiasm.index.query.filtered import search_filtered
 from chiasm.index.query.open_index import OpenIndex
 from chiasm.index.query.scan import Allowed
-from chiasm.index.results import Hit
 from chiasm.index.segments import Generation, build_command, read_shared
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.records import TEXT
