@@ -19,6 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from chiasm.index.build.calibrations import store_calibrations
 from chiasm.index.build.columns import TunedColumns
 from chiasm.index.build.covered import CoveredShards, ShardReplaced, vector_counts
 from chiasm.index.build.fill import Filled, SegmentTask, fill_segment
@@ -106,6 +107,8 @@ def build_index(
                 segments = build.write_segments(plans, fill or fill_here)
             with clock.stage("fit"):
                 manifest = build.fit(build.manifest(plans, segments), clock.seconds)
+            with clock.stage("calibrate"):
+                manifest = build.calibrate(collection, manifest)
             with clock.stage("publish"):
                 number = publish(folder, manifest, run, began_with)
                 sweep_published(folder, run, settings)
@@ -215,6 +218,16 @@ class Build:
             reports[column] = SharedFile(name, FileSum.of(content))
         plans = {column: tuned.plan for column, tuned in self.columns.tuned.items()}
         return replace(manifest, columns=plans, reports=reports)
+
+    def calibrate(self, collection: Collection, manifest: Manifest) -> Manifest:
+        """The manifest with what says whether nothing here matches; of a tuned build alone, since
+        captions are encoded."""
+        if not self.settings.tune:
+            return manifest
+        self.progress("calibrate", 0, manifest.rows)
+        encoder = lambda: self.columns.encoder  # noqa: E731
+        stored = store_calibrations(collection, manifest, self.run.id, encoder)
+        return replace(manifest, calibrations=stored)
 
     @property
     def reports(self) -> dict[str, Report]:

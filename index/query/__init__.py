@@ -3,6 +3,7 @@
 from chiasm.index.query.auditing import Audits, Recalls, check_share
 from chiasm.index.query.calibrate import Calibration
 from chiasm.index.query.calibrated import calibrate_index, p_absent, require_words
+from chiasm.index.query.calibration_sample import TooFewCaptions
 from chiasm.index.query.diversify import diversify
 from chiasm.index.query.encode import (
     encode_each,
@@ -34,6 +35,7 @@ __all__ = [
     "Recalls",
     "RecentQueries",
     "Search",
+    "TooFewCaptions",
     "add_keywords",
     "as_float32",
     "calibrate_index",

@@ -36,12 +36,14 @@ from chiasm.index.segments.manifest import (
     Manifest,
     SegmentEntry,
     SharedFile,
+    StoredCalibration,
 )
 from chiasm.index.segments.merged import merge_lists
 from chiasm.index.segments.names import (
     DELETED,
     SEGMENTS,
     TRAINED,
+    calibration_file,
     deleted_file,
     manifest_name,
     report_file,
@@ -56,7 +58,7 @@ from chiasm.index.segments.segment import Segment
 from chiasm.index.segments.segment_writer import SegmentWriter
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
 from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep, sweep_published, sweeping
-from chiasm.index.segments.terms import query_terms
+from chiasm.index.segments.terms import query_terms, stem_of
 from chiasm.index.segments.trained import Trained, best_columns, code_ranges, columns_of
 
 __all__ = [
@@ -83,6 +85,7 @@ __all__ = [
     "SegmentRecord",
     "SegmentWriter",
     "SharedFile",
+    "StoredCalibration",
     "Trained",
     "add_command",
     "add_to_audit",
@@ -90,6 +93,7 @@ __all__ = [
     "audits_of",
     "best_columns",
     "build_command",
+    "calibration_file",
     "code_ranges",
     "column_advice",
     "columns_of",
@@ -127,6 +131,7 @@ __all__ = [
     "segment_file",
     "stale_advice",
     "stale_shards",
+    "stem_of",
     "sweep",
     "sweep_published",
     "sweeping",

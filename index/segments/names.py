@@ -7,6 +7,7 @@ index/generations/<number>.audit      recall of audited queries, see audit_files
 index/segments/<run id>-<number>/     files of `is_segment_file`
 index/trained/<run id>/<column>.safetensors
 index/trained/<run id>/<column>.json           the report of what was measured
+index/trained/<run id>/<column>.calibration.json
 index/deleted/<run id>/<segment>.bits
 """
 
@@ -29,7 +30,9 @@ RECORD = "segment.json"
 _COLUMN = "[a-z][a-z0-9_]*"
 _SEGMENT = re.compile(f"({RUN_ID})-[0-9]{{3,9}}")
 _TRAINED = re.compile(RUN_ID)
-_TRAINED_FILE = re.compile(f"{TRAINED}/{RUN_ID}/{_COLUMN}\\.(safetensors|json|faiss)")
+_TRAINED_FILE = re.compile(
+    f"{TRAINED}/{RUN_ID}/{_COLUMN}\\.(safetensors|json|calibration\\.json|faiss)"
+)
 _DELETED_FILE = re.compile(f"{DELETED}/{RUN_ID}/{_SEGMENT.pattern}\\.bits")
 # `faiss` is of segments that an earlier version wrote.
 _KINDS = ("lists", "sizes", "f16", "faiss")
@@ -76,6 +79,10 @@ def report_file(run: str, column: str) -> str:
     return f"{TRAINED}/{run}/{column}.json"
 
 
+def calibration_file(run: str, column: str) -> str:
+    return f"{TRAINED}/{run}/{column}.calibration.json"
+
+
 def deleted_file(run: str, segment_id: str) -> str:
     return f"{DELETED}/{run}/{segment_id}.bits"
 
@@ -95,6 +102,7 @@ def is_segment_file(base: str, columns: Iterable[str]) -> bool:
     final = target_of_temporary(base) if is_temporary(base) else base
     if final.endswith((f"{CATALOG}.blocks", ".f16.blocks")):
         final = final.removesuffix(".blocks")
+    final = final.replace(".calibration.json", ".json")
     stem, _, kind = final.rpartition(".")
     if kind == "bits":
         return is_segment_id(stem)

@@ -162,6 +162,8 @@ def status(collection: Collection, as_json: AsJson = False) -> None:
         if one.live:
             for line in drift_lines(one.drift, notable=-1.0):
                 print(printable(f"  {line}"))
+            for line in calibration_lines(one):
+                print(printable(f"  {line}"))
         for recall in one.audited:
             print(printable(f"  {recall}"))
             if one.live and recall.broken:
@@ -172,6 +174,16 @@ def status(collection: Collection, as_json: AsJson = False) -> None:
 
 def _as_json(one: PastGeneration) -> dict[str, Any]:
     return asdict(one) | {"audited": [recall.as_json() for recall in one.audited]}
+
+
+def calibration_lines(one: PastGeneration) -> list[str]:
+    """What is said of calibrations that were made of other rows."""
+    return [
+        f"{column}: false-alarm rates were calibrated on {stored.rows:,} rows, now it has "
+        f"{one.rows:,}; chiasm index build makes them anew"
+        for column, stored in one.calibrated.items()
+        if stored.is_old(one.rows)
+    ]
 
 
 def format_generation(one: PastGeneration) -> str:

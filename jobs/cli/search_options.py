@@ -85,7 +85,7 @@ FalseAlarms = Annotated[
     typer.Option(
         metavar="RATE",
         help="Say where nothing here matches. RATE, such as 0.05: the share of queries without a "
-        "match for which it is not said. The first such query calibrates the column.",
+        "match for which it is not said. With --where, the first such query takes some seconds.",
     ),
 ]
 Explain = Annotated[
