@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tiny_collection import _row as plain_row
 from tiny_collection import add_shard, make_collection
 
-from chiasm.index import Answer, Query, Term, build_index, open_collection
+from chiasm.index import Answer, Query, Recorder, Term, build_index, open_collection, replay
 from chiasm.index.build import ByKey, columns, compact_index, delete_from_index
 from chiasm.index.query import calibrate_index, calibrated
 from chiasm.index.query.calibrate import (
@@ -492,3 +492,14 @@ def write_manifest(path, fields):
     content = json.dumps(fields).encode()
     (path / "index/generations/000001.json").write_bytes(content)
     (path / "index/CURRENT").write_bytes(b"000001\n" + content)
+
+
+def test_a_replay_of_a_calibrated_answer_is_the_same(things, tmp_path):
+    made = Recorder(open_collection(things), false_alarms=0.1)
+    answers = made.search([Query(text, calibrated=True) for text in ("a boat", "a zebra")])
+    made.write(str(tmp_path / "r.json"))
+    assert all(answer.p_absent is not None for answer in answers)
+    found = replay(str(tmp_path / "r.json"))
+    assert found.changes == [] and len(found.lines) == 2
+    rates = [json.loads(line)["p_absent"] for line in found.lines]
+    assert rates == pytest.approx([answer.p_absent for answer in answers], abs=1e-6)

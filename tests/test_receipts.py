@@ -616,11 +616,3 @@ def test_whatever_was_searched_is_found_again(receipt, first, batches):
     answers = record(first, batches, to)
     found = replay(str(to))
     assert found.lines == lines_of(answers) and (found.changes, found.notes) == ([], [])
-
-
-def test_a_calibrated_answer_is_the_same(numbered, tmp_path):
-    queries = [[Query("caption 3 of s0", calibrated=True), Query("a zebra", calibrated=True)]]
-    answers = record(numbered[0], queries, tmp_path / "r.json", false_alarms=0.1)
-    assert all(answer.p_absent is not None for answer in answers)
-    found = replay(str(tmp_path / "r.json"))
-    assert found.lines == lines_of(answers) and found.changes == []
