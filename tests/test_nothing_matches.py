@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tiny_collection import _row as plain_row
 from tiny_collection import add_shard, make_collection
 
-from chiasm.index import Answer, Query, build_index, open_collection
+from chiasm.index import Answer, Query, Term, build_index, open_collection
 from chiasm.index.build import ByKey, columns, compact_index, delete_from_index
 from chiasm.index.query import calibrate_index, calibrated
 from chiasm.index.query.calibrate import (
@@ -460,6 +460,8 @@ def test_what_captions_cannot_calibrate_is_refused_in_one_line(things):
         index.search_many([Query(vector=np.ones(8), calibrated=True)])
     with pytest.raises(UsageError, match="found a picture"):
         index.search_many([Query("a boat", image=b"", calibrated=True)])
+    with pytest.raises(UsageError, match="found weighted terms"):
+        index.search_many([Query(terms=[Term("a boat", weight=2)], calibrated=True)])
 
 
 def test_the_command_says_that_nothing_matches_before_the_results(things, capsys):

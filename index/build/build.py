@@ -25,7 +25,7 @@ from chiasm.index.build.covered import CoveredShards, ShardReplaced, vector_coun
 from chiasm.index.build.fill import Filled, SegmentTask, fill_segment
 from chiasm.index.build.report import Report
 from chiasm.index.build.resume import COMMAND, Earlier, recipe_of
-from chiasm.index.build.samples import all_replaced
+from chiasm.index.build.samples import all_replaced, query_lines
 from chiasm.index.plan import IndexSettings, Plan
 from chiasm.index.segments import (
     FileSum,
@@ -84,14 +84,16 @@ def build_index(
 
     columns: vector columns to index; None takes every one that has rows. progress: called with the
     stage, rows done and rows in all. fill: how segments are filled, None in this process, one after
-    the other. Raises UsageError for a column that does not exist or has no rows, CollectionError
-    where there is nothing to index.
+    the other. Raises UsageError for a column that does not exist or has no rows, and for a file of
+    queries that cannot be used, CollectionError where there is nothing to index.
     """
     settings = settings or IndexSettings()
     collection = Collection.open(str(path))
+    if settings.queries:
+        query_lines(settings.queries)  # refused now rather than after the rows were read
     clock = Stopwatch()
     folder, covered = collection.folder, CoveredShards(collection)
-    record = {**asdict(settings), "recipe": recipe_of(covered, settings, columns)}
+    record = {**asdict(settings), **recipe_of(covered, settings, columns)}
     with Run(folder, COMMAND, record, make_room=partial(remove_unnamed, folder)) as run:
         build = Build(covered, run, settings, progress)
         with sweeping(run, settings, build.find_earlier):

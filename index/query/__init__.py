@@ -13,7 +13,7 @@ from chiasm.index.query.encode import (
     text_of,
 )
 from chiasm.index.query.filter_rows import Filter
-from chiasm.index.query.filtered import explain_search, search_filtered
+from chiasm.index.query.filtered import explain_search, search_filtered, search_lists
 from chiasm.index.query.filters import compile_filter, filter_for
 from chiasm.index.query.keyword import add_keywords, open_keywords, search_keywords
 from chiasm.index.query.open_index import OpenIndex
@@ -63,6 +63,7 @@ __all__ = [
     "search",
     "search_filtered",
     "search_keywords",
+    "search_lists",
     "text_of",
     "without_own",
 ]

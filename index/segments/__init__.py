@@ -2,7 +2,8 @@
 
 from chiasm.index.segments.advice import add_command, build_command, column_advice, stale_advice
 from chiasm.index.segments.audit_files import add_to_audit, read_audit
-from chiasm.index.segments.catalog import BATCH, IndexedShard, copied_columns, meta_as_json
+from chiasm.index.segments.catalog import BATCH, IndexedShard, copied_columns
+from chiasm.index.segments.catalog_rows import meta_as_json
 from chiasm.index.segments.checksums import Digest, FileSum
 from chiasm.index.segments.deletions import (
     among,
@@ -28,7 +29,7 @@ from chiasm.index.segments.generations import (
 from chiasm.index.segments.history import PastGeneration, audits_of, read_history
 from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.index.segments.keywords import Keywords, KeywordWriter
-from chiasm.index.segments.lists import ListCodes, merge_lists, rows_in_lists
+from chiasm.index.segments.lists import ListCodes, rows_in_lists
 from chiasm.index.segments.manifest import (
     Deletions,
     Drift,
@@ -37,6 +38,7 @@ from chiasm.index.segments.manifest import (
     SharedFile,
     StoredCalibration,
 )
+from chiasm.index.segments.merged import merge_lists
 from chiasm.index.segments.names import (
     DELETED,
     SEGMENTS,
@@ -52,7 +54,8 @@ from chiasm.index.segments.names import (
 from chiasm.index.segments.partial import SegmentGone, fetch
 from chiasm.index.segments.publish import live_number, publish, publish_edit
 from chiasm.index.segments.record import SegmentRecord
-from chiasm.index.segments.segment import Segment, SegmentWriter
+from chiasm.index.segments.segment import Segment
+from chiasm.index.segments.segment_writer import SegmentWriter
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
 from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep, sweep_published, sweeping
 from chiasm.index.segments.terms import query_terms, stem_of

@@ -112,8 +112,9 @@ def delete(
     summary = delete_from_index(collection, select, settings=settings)
     counts = summary.counts
     before = f" ({counts['deleted_before']:,} were before)" if counts["deleted_before"] else ""
-    done = f"{counts['deleted']:,} rows deleted in {counts['shards']:,} shards{before}"
-    unchanged = f"{counts['deleted_before']:,} rows were deleted before"
+    missing = f", {counts['missing']:,} not found" if counts["missing"] else ""
+    done = f"{counts['deleted']:,} rows deleted in {counts['shards']:,} shards{before}{missing}"
+    unchanged = f"{counts['deleted_before']:,} rows were deleted before{missing}"
     _print(summary, done, unchanged, as_json)
 
 
@@ -239,7 +240,7 @@ def _selection(
 
 
 def _lines(name: str) -> list[str]:
-    """The lines of a file that are not blank; UsageError where it cannot be read."""
+    """The lines of a file that are not blank; UsageError for none, or where it cannot be read."""
     try:
         if name == "-":
             lines = list(chain.from_iterable(lines_of(sys.stdin.fileno(), "surrogateescape")))
@@ -249,7 +250,10 @@ def _lines(name: str) -> list[str]:
         raise UsageError(
             f"--ids-from {name}", expected="a file of ids", found=str(error.strerror)
         ) from error
-    return [line.strip() for line in lines if line.strip()]
+    ids = [line.strip() for line in lines if line.strip()]
+    if not ids:
+        raise UsageError(f"--ids-from {name}", expected="ids, one a line", found="none")
+    return ids
 
 
 class _progress:

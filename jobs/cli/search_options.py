@@ -42,7 +42,7 @@ Where = Annotated[
     str | None,
     typer.Option(
         metavar="SQL",
-        help="A condition on key, shard, caption, width, height, meta.FIELD ... that hits fulfil.",
+        help="Only rows for which this is true, of key, caption, width, meta.FIELD and so on.",
     ),
 ]
 Dedup = Annotated[
