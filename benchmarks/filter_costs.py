@@ -30,8 +30,8 @@ from chiasm.index.build.project import fit_projection
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
 from chiasm.index.query.filter_plan import ScanPlan, lists_until, plan_scan
-from chiasm.index.query.scan import as_float32
 from chiasm.index.query.subset import copy_passing, passing_by_list
+from chiasm.index.segments import as_float32
 from chiasm.index.segments.trained import Trained, code_ranges
 
 RESULT = Path(__file__).parent / "results" / "filter_costs.json"

@@ -38,7 +38,7 @@ def main() -> None:
 def measure(path: str, xq: np.ndarray) -> None:
     opened = open_collection(path, allow_stale=True)
     index, nprobe = opened.column("image"), opened.lists_to_scan("image")
-    raw = np.concatenate([segment.raw("image") for segment in opened.segments]).astype(np.float32)
+    raw = np.concatenate([segment.raw("image").take(slice(None)) for segment in opened.segments])
     exact = xq @ raw.T  # (Q, rows)
     nearness = raw @ xq.mean(axis=0)
     orders = {

@@ -69,4 +69,4 @@ class TunedColumns:
             trained = generation.trained(column)
             index = ColumnIndex(generation.segments, column, tuned.plan, trained)
             build_seconds = spent + tuned.seconds.get("train", 0.0)
-            self.tuned[column] = fit_column(tuned, index, self.settings, build_seconds)
+            self.tuned[column] = fit_column(tuned, index, self.settings, build_seconds, folder)

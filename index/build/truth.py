@@ -8,10 +8,11 @@ row's number.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
-from chiasm.index.query import as_float32
+from chiasm.index.segments import as_float32
 
 SAME_SCORE = 1e-6
 # Of a query's own row: the scores of one product, computed in two ways.
@@ -70,6 +71,27 @@ def _keep_best(scores: np.ndarray, rows: np.ndarray, more: np.ndarray, numbers: 
     order = np.argsort(-both, axis=1, kind="stable")[:, : scores.shape[1]]
     scores[:] = np.take_along_axis(both, order, 1)
     rows[:] = np.take_along_axis(np.concatenate([rows, numbers], axis=1), order, 1)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The best rows of each query: exact scores (Q, K) float32, best first, and positions (Q, K)
+    int64, -1 where there are no more."""
+
+    scores: np.ndarray
+    positions: np.ndarray
+
+    def __getitem__(self, queries: slice) -> Ranked:
+        return Ranked(self.scores[queries], self.positions[queries])
+
+    def scores_of(self, found: np.ndarray) -> np.ndarray:
+        """The exact scores of results at positions (Q, k), best first: (Q, k) float32, -inf of a
+        result that is not among the best rows."""
+        exact = np.full(found.shape, -np.inf, np.float32)
+        for column in range(self.scores.shape[1]):
+            place = (found == self.positions[:, column, None]) & (found >= 0)
+            exact = np.where(place, self.scores[:, column, None], exact)
+        return -np.sort(-exact, axis=1)
 
 
 def without_own(scores: np.ndarray, own: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from chiasm.index.query.open_index import OpenIndex
 from chiasm.index.query.opening import live_generation, open_live
 from chiasm.index.query.query_picture import encoded_picture
 from chiasm.index.query.rerank import check_stages, rerank
-from chiasm.index.query.scan import Allowed, ColumnIndex, as_float32
+from chiasm.index.query.scan import Allowed, ColumnIndex
 from chiasm.index.query.search import search
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "Filter",
     "OpenIndex",
     "add_keywords",
-    "as_float32",
     "calibrate_index",
     "check_stages",
     "compile_filter",

@@ -40,9 +40,10 @@ def calibrate_index(collection: OpenIndex, column: str) -> Calibration:
         for segment in collection.segments:
             raw, deleted = segment.raw(column), segment.deleted()
             for start in range(0, len(segment), BLOCK):
-                block = raw[start : start + BLOCK].astype(np.float32)
-                if deleted is not None:
-                    block[deleted[start : start + BLOCK]] = 0
+                rows = np.arange(start, min(start + BLOCK, len(segment)))
+                live = np.ones(len(rows), bool) if deleted is None else ~deleted[rows]
+                block = np.zeros((len(rows), raw.dim), np.float32)
+                block[live] = raw.take(rows[live])
                 yield first + start, block
             first += len(segment)
 

@@ -44,6 +44,7 @@ START, RANK = 40_000.0, 100.0
 GATHER = 0.8  # to read a float16 of a vector somewhere and make it a float32, once a batch
 MULTIPLY = 0.026  # of a float of a vector with one of a query, in a matrix product
 PICK = 5.5  # to find the best of exact scores, for each
+PARQUET = 400_000.0  # to read a vector that is nowhere else than in Parquet: its group of rows
 POWER = 0.25
 # Rows of which all are scored whatever it costs: it is below a millisecond, and exact.
 ALWAYS_EXACT = 1000
@@ -98,7 +99,11 @@ def plan_scan(
     if way == "selector":
         by_lists += TEST * lists * rows / plan.lists
     exact = passing * (dim * (GATHER / queries + MULTIPLY) + PICK)
-    if passing <= ALWAYS_EXACT or exact <= by_lists:
+    always = ALWAYS_EXACT
+    if plan.vectors == "none":
+        exact, by_lists = exact + PARQUET * passing / queries, by_lists + PARQUET * candidates
+        always = candidates
+    if passing <= always or exact <= by_lists:
         cost = f"about {exact / 1000:,.0f} us a query, by lists {by_lists / 1000:,.0f}"
         return ScanPlan("exact", passing, 0, k, f"exact: {words}; {cost}")
     reason = f"{way}: {words}; some {lists:,} of {plan.lists:,} lists hold {target:,} of them"

@@ -46,30 +46,47 @@ from chiasm.index.segments.names import (
     segment_file,
     trained_file,
 )
+from chiasm.index.segments.parquet_vectors import CACHED_BYTES, ParquetVectors, digests_of
 from chiasm.index.segments.partial import SegmentGone, fetch
 from chiasm.index.segments.publish import live_number, publish, publish_edit
 from chiasm.index.segments.record import SegmentRecord
-from chiasm.index.segments.segment import Segment, SegmentWriter
+from chiasm.index.segments.segment import Segment
+from chiasm.index.segments.segment_writer import CopiedVectors, SegmentWriter
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
 from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep, sweep_published, sweeping
 from chiasm.index.segments.terms import query_terms
 from chiasm.index.segments.trained import Trained, code_ranges
+from chiasm.index.segments.vector_files import (
+    FORMS,
+    Float16Vectors,
+    Int8Vectors,
+    Vectors,
+    as_float32,
+    dequantised,
+    quantised,
+)
 
 __all__ = [
     "BATCH",
+    "CACHED_BYTES",
     "DELETED",
+    "FORMS",
     "SEGMENTS",
     "TRAINED",
+    "CopiedVectors",
     "Deletions",
     "Digest",
     "Drift",
     "EmbeddedShards",
     "FileSum",
+    "Float16Vectors",
     "Generation",
     "IndexedShard",
+    "Int8Vectors",
     "KeywordWriter",
     "Keywords",
     "Manifest",
+    "ParquetVectors",
     "PastGeneration",
     "SchemaInference",
     "Segment",
@@ -79,7 +96,9 @@ __all__ = [
     "SegmentWriter",
     "SharedFile",
     "Trained",
+    "Vectors",
     "among",
+    "as_float32",
     "build_command",
     "code_ranges",
     "column_advice",
@@ -87,6 +106,8 @@ __all__ = [
     "current_number",
     "deleted_file",
     "deleted_rows",
+    "dequantised",
+    "digests_of",
     "fetch",
     "keeping_segments",
     "leftovers",
@@ -103,6 +124,7 @@ __all__ = [
     "open_whole",
     "publish",
     "publish_edit",
+    "quantised",
     "query_terms",
     "read_current",
     "read_history",

@@ -17,6 +17,7 @@ import hashlib
 import os
 import weakref
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -125,11 +126,22 @@ class PartialCopy:
         return hashlib.blake2b(data, digest_size=len(digest)).digest() == digest
 
 
-Wanted = tuple[PartialCopy, np.ndarray]  # a copy and numbers of its blocks, (n,) int64
+class Parts(Protocol):
+    """What is read in blocks, by number. missing: of some blocks those that are not here, sorted;
+    reads: the first and the last block of each reading of sorted ones; read: does one."""
+
+    @property
+    def folder(self) -> Folder: ...
+    def missing(self, numbers: np.ndarray) -> np.ndarray: ...
+    def reads(self, numbers: np.ndarray) -> list[tuple[int, int]]: ...
+    def read(self, first: int, last: int) -> None: ...
+
+
+Wanted = tuple[Parts, np.ndarray]  # and numbers of blocks of it, (n,) int64
 
 
 def fetch(wanted: Sequence[Wanted]) -> None:
-    """Make these blocks be in their copies, in one round of requests.
+    """Make these blocks be here, in one round of requests.
 
     Raises CollectionError for other content, SegmentGone where a file was removed, StorageError
     where the cache has no room."""

@@ -1,0 +1,92 @@
+"""The rows of a built column by their exact vectors: what its answers are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from chiasm.index.build.covered import READ_BYTES, leaves_of, ranges_of
+from chiasm.index.build.measure import Case
+from chiasm.index.build.samples import Queries
+from chiasm.index.build.truth import Ranked, exact_top, without_own
+from chiasm.index.query import Allowed, ColumnIndex
+from chiasm.index.segments import Segment, rows_of_shards
+from chiasm.pipeline.collection import EmbeddingFile, find_embedding, vectors_of
+from chiasm.pipeline.storage import Folder
+
+BLOCK = 16_384  # rows of a segment that are read at once
+
+
+class ExactRows:
+    """folder: of the embeddings, which are read where the vectors of the segments are not exact;
+    None to take those."""
+
+    def __init__(self, index: ColumnIndex, folder: Folder | None) -> None:
+        self.index = index
+        self._folder = folder if index.plan.vectors == "int8" else None
+
+    def cases(
+        self, groups: Sequence[Queries], deepest: int, allowed: Allowed | None = None
+    ) -> Iterator[Case]:
+        """Several groups of queries with their exact answers, `deepest` without own rows. One pass
+        over the rows answers all. allowed: the rows that may be found, by segment, None for all."""
+        xq = np.concatenate([queries.vectors for queries in groups])
+        positions: list[np.ndarray] = []
+        scores, numbers = exact_top(self._blocks(allowed, positions), xq, deepest + 1)
+        ranked = None
+        if self._folder is not None:  # scores of results are not exact
+            of_number = np.concatenate([*positions, [-1]])  # the last one for number -1
+            ranked = Ranked(scores, of_number[numbers])
+        first = 0
+        for queries in groups:
+            some = slice(first, first + len(queries))
+            first = some.stop
+            exact = without_own(scores[some], queries.own)
+            yield Case(queries, exact, allowed, None if ranked is None else ranked[some])
+
+    def _blocks(
+        self, allowed: Allowed | None, positions: list[np.ndarray]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """The rows that may be found, some at once: how many came before, and their vectors (n, D).
+        Their positions are kept where the results have to be named."""
+        index, count = self.index, 0
+        for number, segment in enumerate(index.segments):
+            usable = index.rows_of(number, None if allowed is None else allowed[number])
+            if usable is None:
+                usable = segment.has(index.column)
+            if usable is None:
+                usable = np.ones(len(segment), bool)
+            for vectors in self._vectors(segment, usable):
+                yield count, vectors
+                count += len(vectors)
+            if self._folder is not None:
+                positions.append(index.starts[number] + np.flatnonzero(usable))
+
+    def _vectors(self, segment: Segment, usable: np.ndarray) -> Iterator[np.ndarray]:
+        """Of the usable rows, in order."""
+        stored = segment.raw(self.index.column)
+        for shard, rows in rows_of_shards(segment):
+            file = None if self._folder is None else find_embedding(self._folder, shard.shard)
+            if file is not None and (file.edition, file.rows) == (shard.edition, shard.rows):
+                first = rows.start
+                for vectors in _of_file(file, self.index.column):
+                    yield vectors[usable[first : first + len(vectors)]]
+                    first += len(vectors)
+                continue
+            # Exact, or of a file that was embedded anew since: then as good as there are.
+            for first in range(rows.start, rows.stop, BLOCK):
+                some = np.arange(first, min(first + BLOCK, rows.stop))
+                yield stored.take(some[usable[some]])
+
+
+def _of_file(file: EmbeddingFile, column: str) -> Iterator[np.ndarray]:
+    """The vectors of a Parquet file, (n, D) float16, some row groups at a time."""
+    with file.open() as parquet:
+        metadata = parquet.metadata
+    sizes = [
+        sum(leaf.total_uncompressed_size for leaf in leaves_of(metadata, number, [column]))
+        for number in range(metadata.num_row_groups)
+    ]
+    for groups in ranges_of(sizes, READ_BYTES):
+        yield vectors_of(file.read_groups([column], groups, metadata)[column])[0]
