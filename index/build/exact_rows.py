@@ -65,19 +65,27 @@ class ExactRows:
 
     def _vectors(self, segment: Segment, usable: np.ndarray) -> Iterator[np.ndarray]:
         """Of the usable rows, in order."""
-        stored = segment.raw(self.index.column)
+        if self._folder is None:
+            yield from self._of_segment(segment, usable, slice(0, len(segment)))
+            return
         for shard, rows in rows_of_shards(segment):
-            file = None if self._folder is None else find_embedding(self._folder, shard.shard)
-            if file is not None and (file.edition, file.rows) == (shard.edition, shard.rows):
-                first = rows.start
-                for vectors in _of_file(file, self.index.column):
-                    yield vectors[usable[first : first + len(vectors)]]
-                    first += len(vectors)
+            file = find_embedding(self._folder, shard.shard)
+            if file is None or (file.edition, file.rows) != (shard.edition, shard.rows):
+                # Embedded anew since: the copies are as good as there are.
+                yield from self._of_segment(segment, usable, rows)
                 continue
-            # Exact, or of a file that was embedded anew since: then as good as there are.
-            for first in range(rows.start, rows.stop, BLOCK):
-                some = np.arange(first, min(first + BLOCK, rows.stop))
-                yield stored.take(some[usable[some]])
+            first = rows.start
+            for vectors in _of_file(file, self.index.column):
+                yield vectors[usable[first : first + len(vectors)]]
+                first += len(vectors)
+
+    def _of_segment(
+        self, segment: Segment, usable: np.ndarray, rows: slice
+    ) -> Iterator[np.ndarray]:
+        vectors = segment.raw(self.index.column)
+        for first in range(rows.start, rows.stop, BLOCK):
+            some = np.arange(first, min(first + BLOCK, rows.stop))
+            yield vectors.take(some[usable[some]])
 
 
 def _of_file(file: EmbeddingFile, column: str) -> Iterator[np.ndarray]:
