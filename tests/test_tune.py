@@ -151,7 +151,7 @@ def test_a_report_has_every_candidate_and_is_read_back(tuned):
         )
     lines = list(report.lines())
     assert "text queries: drawn" in lines[0] and "promised recall@10: text 0.9" in lines[1]
-    assert len(lines) == 4 + len(plans) + 3
+    assert len(lines) == 4 + len(plans) + 4
     assert draw_reports([report]).startswith(b"\x89PNG")
 
 

@@ -122,9 +122,10 @@ class ParquetVectors:
         groups, places = self._places(rows)
         order = np.argsort(groups, kind="stable")
         wanted, starts = np.unique(groups[order], return_index=True)
-        read = self._groups(wanted)
         vectors = np.empty((len(rows), self.dim), np.float16)
-        for number, some in zip(wanted.tolist(), np.split(order, starts[1:]), strict=True):
+        read, ends = self._groups(wanted), [*starts.tolist(), len(rows)]
+        for number, first, end in zip(wanted.tolist(), ends, ends[1:], strict=False):
+            some = order[first:end]
             vectors[some] = read[number][places[some]]
         return as_float32(vectors)
 

@@ -217,10 +217,14 @@ def _differences(
                 yield f"{column} vectors of the embeddings are not those of the build"
             continue
         vectors, has = vectors_of(table[column])
+        form = segment.record.form(column)
+        assert form is not None
+        theirs = form.opened(form.stored(vectors)).take(slice(None))
         ours = stored.take(slice(first, first + shard.rows))
-        if np.array_equal(vectors, ours):
+        if np.array_equal(theirs, ours):
             continue
-        cosine = np.einsum("nd,nd->n", vectors, ours, dtype=np.float32)
+        norms = np.linalg.norm(theirs, axis=1) * np.linalg.norm(ours, axis=1)
+        cosine = np.einsum("nd,nd->n", theirs, ours) / np.maximum(norms, np.finfo(np.float32).tiny)
         wrong = np.flatnonzero(has & ~(cosine >= MIN_COSINE))
         wrong = np.union1d(wrong, np.flatnonzero(~has & ours.any(axis=1)))
         if len(wrong):
