@@ -21,12 +21,15 @@ from tiny_collection import add_shard, make_collection, unit_rows
 
 from chiasm.index import IndexSettings, Query, build_index, open_collection
 from chiasm.index.build import ByKey, add_to_index, compact_index, delete_from_index
+from chiasm.index.build.columns import TunedColumns
+from chiasm.index.build.covered import CoveredShards
 from chiasm.index.build.drift import measure_drift
 from chiasm.index.build.exact_rows import ExactRows
 from chiasm.index.build.measure import recalls
-from chiasm.index.build.samples import Queries
+from chiasm.index.build.samples import Queries, QuerySets
 from chiasm.index.build.trials import plan_bytes
 from chiasm.index.build.truth import recall_of
+from chiasm.index.build.tune import TunedColumn
 from chiasm.index.plan import Plan
 from chiasm.index.query import search_filtered
 from chiasm.index.segments import (
@@ -40,7 +43,7 @@ from chiasm.index.segments import (
     quantised,
 )
 from chiasm.index.verify import check
-from chiasm.pipeline.collection import embeddings, parquet_name, read_footer
+from chiasm.pipeline.collection import Collection, embeddings, parquet_name, read_footer
 from chiasm.pipeline.errors import CollectionError, UsageError
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.storage.schemes import S3_STORE
@@ -116,6 +119,14 @@ def answers(path: str, seed: int = 3) -> list[list[tuple[str, float]]]:
          if one >= 0]
         for found, near in zip(positions, scores, strict=True)
     ]  # fmt: skip
+
+
+class ArraySets(QuerySets):
+    """Text queries of each use, of these vectors."""
+
+    def __init__(self, xq: np.ndarray) -> None:
+        asked = {"text": Queries(xq, np.full(len(xq), np.nan, np.float32))}
+        super().__init__(xq, asked, asked, "drawn")
 
 
 halves = st.floats(-1, 1, width=16)
@@ -273,6 +284,17 @@ def test_any_rows_are_read_whatever_the_groups_and_the_memory(unread, data):
         assert np.array_equal(vectors.take(slice(250, 520)), stored[250:520])
         assert np.array_equal(vectors.present(), stored.any(axis=1))
         assert parquet_vectors._cache.used <= max(limit, 256 * DIM * 2 + 100_000)
+
+
+def test_a_column_whose_shard_is_embedded_anew_before_it_is_measured(copied, monkeypatch, caplog):
+    path = copied("none")
+    generation = open_current(Folder(path))
+    tuned = TunedColumns(CoveredShards(Collection.open(path)), FORMS["none"])
+    plan, sets = generation.manifest.columns["image"], ArraySets(queries(8))
+    tuned.tuned["image"] = before = TunedColumn(plan, generation.trained("image"), sets)
+    rewrite(path, "s2", 98, 120)
+    tuned.fit(generation.manifest, {})
+    assert tuned.tuned["image"] is before and "image is not measured" in caplog.text
 
 
 def test_row_groups_of_another_size_are_read_right(copied):

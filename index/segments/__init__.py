@@ -46,12 +46,13 @@ from chiasm.index.segments.names import (
     segment_file,
     trained_file,
 )
-from chiasm.index.segments.parquet_vectors import CACHED_BYTES, ParquetVectors, digests_of
+from chiasm.index.segments.parquet_vectors import CACHED_BYTES, ParquetVectors
 from chiasm.index.segments.partial import SegmentGone, fetch
 from chiasm.index.segments.publish import live_number, publish, publish_edit
 from chiasm.index.segments.record import SegmentRecord
 from chiasm.index.segments.segment import Segment
 from chiasm.index.segments.segment_writer import CopiedVectors, SegmentWriter
+from chiasm.index.segments.source_file import digests_of
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
 from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep, sweep_published, sweeping
 from chiasm.index.segments.terms import query_terms

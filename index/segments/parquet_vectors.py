@@ -1,9 +1,4 @@
-"""Vectors that an index has no copy of: read from the Parquet files that it was built from.
-
-    COLUMN.source   a bit a row, whether it has a vector; then, of each shard, a bit a row of its
-                    Parquet file, whether the segment has it, where it has not all; then a digest of
-                    each GROUP rows of the file, of their vectors as float16, zero where there is
-                    none
+"""Vectors that an index has no copy of, from the Parquet files that it was built from.
 
 What is read is compared with its digest: a file that was written anew with other vectors is
 noticed, whatever its size and times are, and one with the same vectors serves. Groups that were
@@ -12,11 +7,11 @@ read stay in memory, up to CACHED_BYTES for all indexes of the process, the last
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,18 +19,17 @@ import pyarrow.parquet as pq
 from chiasm.index.segments.advice import build_command
 from chiasm.index.segments.catalog import IndexedShard
 from chiasm.index.segments.partial import AT_ONCE, SegmentGone
+from chiasm.index.segments.source_file import DIGEST, GROUP, digests_of, group_count
 from chiasm.index.segments.vector_files import Rows, as_float32
 from chiasm.pipeline.collection import (
     EmbeddingFile,
-    read_footer,
+    read_metadata,
     stored_parquet_name,
     vectors_of,
 )
 from chiasm.pipeline.errors import CollectionError, SourceError, StorageError
 from chiasm.pipeline.storage import Folder, display_name
 
-GROUP = 256  # rows: those of a row group, as files are written; another size is only slower
-DIGEST = 8  # bytes, as of other blocks (blocks.py)
 # Of groups in memory: half a million rows of 256 dimensions. A search beyond it reads some 128 KB
 # for each candidate.
 CACHED_BYTES = 256 << 20
@@ -49,6 +43,7 @@ class Cache:
     def __init__(self, limit: int) -> None:
         self.limit, self.used = limit, 0
         self._lock = threading.Lock()
+        self._locks: dict[object, threading.Lock] = {}  # by key, of those that are made in turn
         self._values: OrderedDict[object, tuple[Any, int]] = OrderedDict()
 
     def get(self, key: object) -> Any:
@@ -65,6 +60,14 @@ class Cache:
             self._values[key] = value, size
             while self.used > self.limit and len(self._values) > 1:
                 self.used -= self._values.popitem(last=False)[1][1]
+
+    @contextmanager
+    def making(self, key: object) -> Iterator[None]:
+        """Of several threads that make the same value the others wait for the first."""
+        with self._lock:
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            yield
 
     def __contains__(self, key: object) -> bool:
         return key in self._values
@@ -97,7 +100,7 @@ class ParquetVectors:
         self.folder, self.dim = folder, dim
         self._segment_id, self._column, self._shards = segment_id, column, shards
         counts = [shard.rows for shard in shards]
-        groups = [_groups_of(shard) for shard in shards]
+        groups = [group_count(shard) for shard in shards]
         self._first_rows = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self._first_groups = np.concatenate([[0], np.cumsum(groups)]).astype(np.int64)
         bits = np.frombuffer(content, np.uint8)
@@ -233,13 +236,12 @@ class ParquetVectors:
 def _opened(folder: Folder, shard_id: str, anew: bool) -> tuple[EmbeddingFile, pq.FileMetaData]:
     """A shard's file and what its footer says."""
     key = folder.url, shard_id
-    found = None if anew else _cache.get(key)
-    if found is None:
-        file = EmbeddingFile(folder, read_footer(folder, shard_id))
-        with file.open() as parquet:
-            found = file, parquet.metadata
-        _cache.put(key, found, METADATA * found[1].serialized_size)
-    return found
+    with _cache.making(key):
+        found = None if anew else _cache.get(key)
+        if found is None:
+            found = read_metadata(folder, shard_id)
+            _cache.put(key, found, METADATA * found[1].serialized_size)
+        return found
 
 
 def _read_rows(
@@ -254,80 +256,3 @@ def _read_rows(
     table = file.read_groups([column], range(first, last + 1), metadata)
     before = int(ends[first]) - counts[first]
     return vectors_of(table[column].slice(rows.start - before, len(rows)))[0]
-
-
-def digests_of(vectors: np.ndarray) -> bytes:
-    """Of each GROUP rows (n, D) float16, and of what is left at the end, one after the other."""
-    data, size = memoryview(vectors.astype("<f2").tobytes()), GROUP * 2 * vectors.shape[1]
-    starts = range(0, len(data), size)
-    return b"".join(_digest(data[start : start + size]) for start in starts)
-
-
-def _digest(data: Any) -> bytes:
-    return hashlib.blake2b(data, digest_size=DIGEST).digest()
-
-
-def _groups_of(shard: IndexedShard) -> int:
-    return -(-shard.file_rows // GROUP)
-
-
-class Copied(Protocol):
-    """Rows of another segment. has: which have a vector, (n,) bool. digests: of all groups of the
-    file of their shard."""
-
-    @property
-    def has(self) -> np.ndarray: ...
-    @property
-    def digests(self) -> bytes: ...
-
-
-class SourceWriter:
-    """What COLUMN.source says, as rows come shard by shard. shards: of the segment."""
-
-    def __init__(self, shards: Sequence[IndexedShard]) -> None:
-        self._shards = shards
-        self._has: list[np.ndarray] = []
-        self._digests = [b""] * len(shards)
-        self._kept: list[list[np.ndarray]] = [[] for _ in shards]
-        self._rest: tuple[int, np.ndarray] | None = None  # of a shard: rows of a group begun
-
-    def add(self, shard: int, vectors: np.ndarray, has: np.ndarray) -> None:
-        """Take the vectors (n, D) float16 of consecutive rows of a shard's file, from its first on;
-        has (n,) bool."""
-        self._has.append(has)
-        if self._rest is not None and self._rest[0] == shard:
-            vectors = np.concatenate([self._rest[1], vectors])
-        else:
-            self._end()
-        whole = len(vectors) // GROUP * GROUP
-        self._digests[shard] += digests_of(vectors[:whole])
-        self._rest = shard, vectors[whole:]
-
-    def copy(self, shard: int, numbers: np.ndarray, copied: Copied) -> None:
-        """Take rows of another segment; numbers (n,): of these rows in the shard's file."""
-        self._has.append(copied.has)
-        self._kept[shard].append(numbers)
-        self._digests[shard] = copied.digests
-
-    def _end(self) -> None:
-        if self._rest is not None:
-            shard, vectors = self._rest
-            self._digests[shard] += digests_of(vectors)
-            self._rest = None
-
-    def to_bytes(self) -> bytes:
-        self._end()
-        parts = [np.packbits(np.concatenate([np.zeros(0, bool), *self._has]), bitorder="little")]
-        for shard, kept in zip(self._shards, self._kept, strict=True):
-            if shard.removed:
-                bits = np.zeros(shard.file_rows, bool)
-                bits[np.concatenate([np.zeros(0, np.int64), *kept])] = True
-                parts.append(np.packbits(bits, bitorder="little"))
-        return b"".join([*(part.tobytes() for part in parts), *self._digests])
-
-
-def source_size(shards: Sequence[IndexedShard]) -> int:
-    """Bytes of COLUMN.source of these shards."""
-    removed = sum((shard.file_rows + 7) // 8 for shard in shards if shard.removed)
-    rows = sum(shard.rows for shard in shards)
-    return (rows + 7) // 8 + removed + DIGEST * sum(map(_groups_of, shards))

@@ -10,7 +10,7 @@ from chiasm.index.segments.advice import build_command
 from chiasm.index.segments.catalog import IndexedShard
 from chiasm.index.segments.checksums import FileSum
 from chiasm.index.segments.names import CATALOG, SOURCE, is_final_file, is_segment_id
-from chiasm.index.segments.parquet_vectors import source_size
+from chiasm.index.segments.source_file import source_size
 from chiasm.index.segments.vector_files import FORMS, VectorForm
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.storage import Folder, display_name

@@ -18,8 +18,8 @@ from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.index.segments.keywords import KeywordWriter
 from chiasm.index.segments.lists import ListsWriter
 from chiasm.index.segments.names import CATALOG, KEYWORDS, RECORD, SOURCE, blocks_file, segment_file
-from chiasm.index.segments.parquet_vectors import SourceWriter
 from chiasm.index.segments.record import SegmentRecord
+from chiasm.index.segments.source_file import SourceWriter
 from chiasm.index.segments.trained import Trained
 from chiasm.index.segments.vector_files import FORMS, VectorForm
 from chiasm.pipeline.collection import vectors_of
