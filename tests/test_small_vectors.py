@@ -121,14 +121,6 @@ def answers(path: str, seed: int = 3) -> list[list[tuple[str, float]]]:
     ]  # fmt: skip
 
 
-class ArraySets(QuerySets):
-    """Text queries of each use, of these vectors."""
-
-    def __init__(self, xq: np.ndarray) -> None:
-        asked = {"text": Queries(xq, np.full(len(xq), np.nan, np.float32))}
-        super().__init__(xq, asked, asked, "drawn")
-
-
 halves = st.floats(-1, 1, width=16)
 
 
@@ -290,7 +282,8 @@ def test_a_column_whose_shard_is_embedded_anew_before_it_is_measured(copied, mon
     path = copied("none")
     generation = open_current(Folder(path))
     tuned = TunedColumns(CoveredShards(Collection.open(path)), FORMS["none"])
-    plan, sets = generation.manifest.columns["image"], ArraySets(queries(8))
+    kinds = {"text": Queries(queries(8), np.full(8, np.nan, np.float32))}
+    plan, sets = generation.manifest.columns["image"], QuerySets(queries(8), kinds, kinds, "")
     tuned.tuned["image"] = before = TunedColumn(plan, generation.trained("image"), sets)
     rewrite(path, "s2", 98, 120)
     tuned.fit(generation.manifest, {})
@@ -347,11 +340,11 @@ def test_recall_is_of_the_vectors_of_parquet_where_copies_have_8_bits(built):
     for allowed, mask in ((None, np.ones(len(exact), bool)), (by_segment, passing)):
         cases = list(ExactRows(index, folder).cases(groups, 100, allowed))
         for case in cases:
-            asked = case.queries.vectors
-            truth, _ = best(asked, np.where(mask[:, None], exact, 0), 100)
+            xq_part = case.queries.vectors
+            truth, _ = best(xq_part, np.where(mask[:, None], exact, 0), 100)
             np.testing.assert_allclose(case.exact, truth, atol=1e-6)
-            _, found = best(asked, np.where(mask[:, None], copies, 0), 10)
-            scores = np.take_along_axis(asked @ exact.T, found, 1)
+            _, found = best(xq_part, np.where(mask[:, None], copies, 0), 10)
+            scores = np.take_along_axis(xq_part @ exact.T, found, 1)
             expected = recall_of(-np.sort(-scores, axis=1), case.exact, 10)
             np.testing.assert_allclose(recalls(index, case, 10, index.plan.lists), expected)
         assert len(cases) == 2
