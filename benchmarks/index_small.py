@@ -35,8 +35,8 @@ from benchmarks.index_data import MadeWorld, as_stored
 from benchmarks.machine import machine, table, tell_and_keep
 from benchmarks.vector_collection import write_collection
 from chiasm.index import IndexSettings, Searcher, build_index, open_collection
-from chiasm.index.build.truth import Ranked, exact_top, recall_of
 from chiasm.index.query import ColumnIndex
+from chiasm.index.query.truth import Ranked, exact_top, recall_of
 
 RESULT = Path(__file__).parent / "results" / "index_small.json"
 K, DEEPEST, BATCH, LEARN, SHARDS = 10, 100, 64, 5_000, 3

@@ -28,10 +28,10 @@ from chiasm.index.build.exact_rows import ExactRows
 from chiasm.index.build.measure import recalls
 from chiasm.index.build.samples import Queries, QuerySets
 from chiasm.index.build.trials import plan_bytes
-from chiasm.index.build.truth import recall_of
 from chiasm.index.build.tune import TunedColumn
 from chiasm.index.plan import Plan
 from chiasm.index.query import search_filtered
+from chiasm.index.query.truth import recall_of
 from chiasm.index.segments import (
     CACHED_BYTES,
     Manifest,

@@ -9,13 +9,18 @@ import numpy as np
 from chiasm.index.build.covered import READ_BYTES, leaves_of, ranges_of
 from chiasm.index.build.measure import Case
 from chiasm.index.build.samples import Queries
-from chiasm.index.build.truth import Ranked, exact_top, without_own
-from chiasm.index.query import Allowed, ColumnIndex
+from chiasm.index.query import (
+    Allowed,
+    ColumnIndex,
+    Ranked,
+    exact_top,
+    rows_of_column,
+    usable_rows,
+    without_own,
+)
 from chiasm.index.segments import Segment, rows_of_shards
 from chiasm.pipeline.collection import EmbeddingFile, find_embedding, vectors_of
 from chiasm.pipeline.storage import Folder
-
-BLOCK = 16_384  # rows of a segment that are read at once
 
 
 class ExactRows:
@@ -48,44 +53,32 @@ class ExactRows:
     def _blocks(
         self, allowed: Allowed | None, positions: list[np.ndarray]
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """The rows that may be found, some at once: how many came before, and their vectors (n, D).
-        Their positions are kept where the results have to be named."""
-        index, count = self.index, 0
-        for number, segment in enumerate(index.segments):
-            usable = index.rows_of(number, None if allowed is None else allowed[number])
-            if usable is None:
-                usable = segment.has(index.column)
-            if usable is None:
-                usable = np.ones(len(segment), bool)
-            for vectors in self._vectors(segment, usable):
+        """The rows that may be found, some at once: the number of the first, which counts where
+        the Parquet files are read, and their vectors (n, D). Their positions are kept then."""
+        if self._folder is None:
+            yield from rows_of_column(self.index, allowed)
+            return
+        count = 0
+        for number, segment in enumerate(self.index.segments):
+            usable = usable_rows(self.index, number, allowed)
+            usable = np.ones(len(segment), bool) if usable is None else usable
+            for vectors in self._exact(self._folder, segment, usable):
                 yield count, vectors
                 count += len(vectors)
-            if self._folder is not None:
-                positions.append(index.starts[number] + np.flatnonzero(usable))
+            positions.append(self.index.starts[number] + np.flatnonzero(usable))
 
-    def _vectors(self, segment: Segment, usable: np.ndarray) -> Iterator[np.ndarray]:
+    def _exact(self, folder: Folder, segment: Segment, usable: np.ndarray) -> Iterator[np.ndarray]:
         """Of the usable rows, in order."""
-        if self._folder is None:
-            yield from self._of_segment(segment, usable, slice(0, len(segment)))
-            return
         for shard, rows in rows_of_shards(segment):
-            file = find_embedding(self._folder, shard.shard)
+            file, first = find_embedding(folder, shard.shard), rows.start
             if file is None or (file.edition, file.rows) != (shard.edition, shard.rows):
                 # Embedded anew since: the copies are as good as there are.
-                yield from self._of_segment(segment, usable, rows)
+                some = np.arange(rows.start, rows.stop)
+                yield segment.raw(self.index.column).take(some[usable[some]])
                 continue
-            first = rows.start
             for vectors in _of_file(file, self.index.column):
                 yield vectors[usable[first : first + len(vectors)]]
                 first += len(vectors)
-
-    def _of_segment(
-        self, segment: Segment, usable: np.ndarray, rows: slice
-    ) -> Iterator[np.ndarray]:
-        vectors = segment.raw(self.index.column)
-        for first in range(rows.start, rows.stop, BLOCK):
-            some = np.arange(first, min(first + BLOCK, rows.stop))
-            yield vectors.take(some[usable[some]])
 
 
 def _of_file(file: EmbeddingFile, column: str) -> Iterator[np.ndarray]:

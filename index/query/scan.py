@@ -19,8 +19,9 @@ import numpy as np
 
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
+from chiasm.index.query.fast_scan import FastScan
 from chiasm.index.query.filter_plan import fits_subset, lists_until
-from chiasm.index.query.subset import copy_passing, passing_by_list
+from chiasm.index.query.resident import Resident, scan_lists
 from chiasm.index.segments import Segment, Trained, Vectors, fetch, merge_lists
 
 RESIDENT_BYTES = 2 << 30  # of codes and row numbers of one column: some 36 million rows of 48 bytes
@@ -38,10 +39,11 @@ Allowed = Sequence[np.ndarray | None]  # for each segment (rows,) bool, None whe
 
 @dataclass(frozen=True)
 class Part:
-    """Rows that are scanned together: by FAISS, or, where `rows` (n,) int64 says which rows of a
-    segment may be found, by their vectors alone. first: the position of its row 0. selector: of the
-    rows that FAISS may find, None for all; bits: what it points to. places: lists have no row
-    numbers, and the place of a row in its list is its number."""
+    """Rows that are scanned together: all that are resident, or a segment's, by FAISS, or, where
+    `rows` (n,) int64 says which rows of a segment may be found, by their vectors alone. first: the
+    position of its row 0. selector: of the rows that FAISS may find, None for all; bits: what it
+    points to. places: lists have no row numbers, and the place of a row in its list is its number.
+    """
 
     first: int
     scanner: Any = None
@@ -75,7 +77,7 @@ class ColumnIndex:
     trained: Trained | None
     starts: np.ndarray = field(init=False)
     _scan: Scan | None = None
-    _merged: Any = None
+    _merged: Resident | None = None
     _in_store: bool = False
     _opening: threading.Lock = field(default_factory=threading.Lock)
     _prepared: OrderedDict[tuple[int, ...], Prepared] = field(default_factory=OrderedDict)
@@ -173,25 +175,13 @@ class ColumnIndex:
         if self.trained is None:
             return self._prepare_exact(masks)
         with self._opening:
-            if self._merged is None and self.resident:
-                self._merged = merge_lists(self.segments, self.column, self.trained, self.starts)
-        vectors = [segment.record.vectors[self.column] for segment in self.segments]
+            if self._merged is None and self.resident and self.segments:
+                codes = merge_lists(self.segments, self.column, self.trained, self.starts)
+                scan = FastScan if self.plan.codes == "SQ8" else Resident
+                self._merged = scan(codes, self.trained)
         if self._merged is not None:
-            if all(mask is None for mask in masks):
-                return Scan(self, [Part(0, self._merged)], self._merged.ntotal)
-            whole = [
-                np.ones(len(segment), bool) if mask is None else mask
-                for mask, segment in zip(masks, self.segments, strict=True)
-            ]
-            mask = np.concatenate(whole)
-            if fits_subset(int(np.count_nonzero(mask)), self.plan):
-                subset, passing = copy_passing(self._merged, self.trained, mask)
-                part = Part(0, subset)
-            else:
-                part, _ = _selected(0, self._merged, mask)
-                passing = passing_by_list(self._merged, mask)
-            available = int(passing.sum())
-            return Scan(self, [part] if available else [], available, passing)
+            return self._prepare_merged(self._merged, masks)
+        vectors = [segment.record.vectors[self.column] for segment in self.segments]
         parts: list[Part] = []
         available = 0
         for number, mask in enumerate(masks):
@@ -203,6 +193,16 @@ class ColumnIndex:
             parts += [part] if found else []
             available += found
         return Scan(self, parts, available)
+
+    def _prepare_merged(self, merged: Resident, masks: list[np.ndarray | None]) -> Scan:
+        both = zip(masks, self.segments, strict=True)
+        mask = np.concatenate([np.ones(len(one), bool) if m is None else m for m, one in both])
+        passing = merged.codes.passing(mask)
+        available = int(passing.sum())
+        if available == len(merged):
+            return Scan(self, [Part(0, merged)], available)
+        some = merged.subset if fits_subset(available, self.plan) else merged.selecting
+        return Scan(self, [Part(0, some(mask))] if available else [], available, passing)
 
     def _prepare_exact(self, masks: Sequence[np.ndarray | None]) -> Scan:
         """FAISS scans whole segments of float16; it selects by row numbers, of which an exact
@@ -265,17 +265,19 @@ class Scan:
         """The best `wanted` rows of each query by their codes: their scores (Q, wanted) float32 and
         their positions (Q, wanted) int64, -1 where there are no more; in no order."""
         trained = self.index.trained
-        scores = np.full((len(xq), wanted), -np.inf, dtype=np.float32)
-        rows = np.full((len(xq), wanted), -1, dtype=np.int64)
         if trained is None or self.exact:
             coded, lists = xq, np.zeros((len(xq), 1), np.int64)
         else:
             coded = trained.queries(xq)
             lists = self._ranked(trained, xq, coded, nprobe)
             self.index.fetch_lists(lists)
+        if self._resident:
+            return self.parts[0].scanner.candidates(coded, lists, wanted)
+        scores = np.full((len(xq), wanted), -np.inf, dtype=np.float32)
+        rows = np.full((len(xq), wanted), -1, dtype=np.int64)
         for number, part in enumerate(self.parts):
             if part.rows is None:
-                _scan_codes(part, coded, lists, scores, rows)
+                scan_lists(part.scanner, coded, lists, scores, rows, part.selector, part.places)
             else:
                 _scan_rows(part, xq, scores, rows)
             if len(self.parts) > 1:
@@ -287,40 +289,22 @@ class Scan:
             rows[rows >= 0] += self.parts[0].first
         return scores, rows
 
+    @property
+    def _resident(self) -> bool:
+        return bool(self.parts) and isinstance(self.parts[0].scanner, Resident)
+
     def _ranked(
         self, trained: Trained, xq: np.ndarray, coded: np.ndarray, nprobe: int
     ) -> np.ndarray:
         """The lists that each query scans: (Q, n) int64, -1 for none."""
         if self.passing is None or not self.target:
-            return trained.rank(xq, coded, nprobe)
+            return trained.rank(xq, coded, nprobe, ordered=not self._resident)
         target = min(self.target, self.available)
         while True:
             ranked = trained.rank(xq, coded, nprobe)
             if nprobe >= self.lists or self.passing[ranked].sum(axis=1).min() >= target:
                 return lists_until(ranked, self.passing, target)
             nprobe = min(2 * nprobe, self.lists)
-
-
-def _scan_codes(
-    part: Part, coded: np.ndarray, lists: np.ndarray, scores: np.ndarray, rows: np.ndarray
-) -> None:
-    """Add what FAISS finds in these lists to the heaps of each query."""
-    faiss = load_faiss()
-    selection = {} if part.selector is None else {"sel": part.selector}
-    parameters = faiss.SearchParametersIVF(nprobe=lists.shape[1], **selection)
-    unused = np.zeros(lists.shape, np.float32)  # the lists' scores: codes are of no residuals
-    part.scanner.search_preassigned_c(
-        len(coded),
-        faiss.swig_ptr(coded),
-        scores.shape[1],
-        faiss.swig_ptr(lists),
-        faiss.swig_ptr(unused),
-        faiss.swig_ptr(scores),
-        faiss.swig_ptr(rows),
-        part.places,
-        parameters,
-        None,
-    )
 
 
 def _scan_rows(part: Part, xq: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> None:

@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from io import BufferedReader
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -185,38 +187,87 @@ class MappedLists(Protocol):
 
     def lists(self, column: str, trained: Trained) -> Any: ...
 
+    def deleted(self) -> np.ndarray | None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class ListCodes:
+    """The codes of a column in memory, list after list: codes (N, code size) uint8, rows (N,)
+    int64, their positions; starts (L + 1,) int64: where each list begins, and the end."""
+
+    codes: np.ndarray
+    rows: np.ndarray
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Of the rows of each list: (L,) int64."""
+        return np.diff(self.starts)
+
+    def passing(self, mask: np.ndarray) -> np.ndarray:
+        """How many rows of each list pass: (L,) int64. mask: by position, (rows,) bool."""
+        counts = np.concatenate([[0], np.cumsum(mask[self.rows])])
+        return np.diff(counts[self.starts])
+
+    def subset(self, mask: np.ndarray) -> ListCodes:
+        """A copy of the rows that pass."""
+        kept = np.flatnonzero(mask[self.rows])
+        return ListCodes(self.codes[kept], self.rows[kept], kept.searchsorted(self.starts))
+
+    def index(self, trained: Trained) -> Any:
+        """A FAISS index in memory that scans them."""
+        faiss = load_faiss()
+        index = trained.empty_index()
+        index.parallel_mode = NO_HEAP_INIT
+        starts = self.starts.tolist()
+        for number, (first, after) in enumerate(pairwise(starts)):
+            if first < after:
+                rows, codes = self.rows[first:after], self.codes[first:after]
+                index.invlists.add_entries(
+                    number, after - first, faiss.swig_ptr(rows), faiss.swig_ptr(codes)
+                )
+        index.ntotal = len(self)
+        return index
+
 
 def merge_lists(
     segments: Sequence[MappedLists], column: str, trained: Trained, starts: np.ndarray
-) -> Any:
-    """One FAISS index in memory of the lists of several segments. starts: what is added to the row
-    numbers of each."""
+) -> ListCodes:
+    """The lists of several segments, without the rows that are deleted. starts: what is added to
+    the row numbers of each."""
     faiss = load_faiss()
-    merged = trained.empty_index()
-    for segment, start in zip(segments, starts.tolist(), strict=False):
-        mapped = segment.lists(column, trained)
-        lists = mapped.invlists
-        for number in range(mapped.nlist):
-            if size := lists.list_size(number):
-                rows = faiss.rev_swig_ptr(lists.get_ids(number), size) + start
-                codes = lists.get_codes(number)
-                merged.invlists.add_entries(number, size, faiss.swig_ptr(rows), codes)
-        merged.ntotal += mapped.ntotal
-    return merged
-
-
-def numbered_lists(index: Any) -> Iterator[tuple[int, np.ndarray]]:
-    """Each list that has rows: its number, and a copy of their numbers."""
-    faiss = load_faiss()
-    lists = index.invlists
-    for number in range(lists.nlist):
-        if size := lists.list_size(number):
-            yield number, faiss.rev_swig_ptr(lists.get_ids(number), size).copy()
+    mapped = [segment.lists(column, trained).invlists for segment in segments]
+    lists = trained.plan.lists
+    sizes = np.array(
+        [[one.list_size(number) for one in mapped] for number in range(lists)], np.int64
+    ).reshape(lists, len(mapped))
+    rows = np.empty(sizes.sum(), np.int64)
+    codes = np.empty((len(rows), trained.plan.code_size), np.uint8)
+    end = 0
+    for number in range(lists):
+        for one, start, size in zip(mapped, starts.tolist(), sizes[number].tolist(), strict=False):
+            if size:
+                some = slice(end, end := end + size)
+                rows[some] = faiss.rev_swig_ptr(one.get_ids(number), size)
+                rows[some] += start
+                content = faiss.rev_swig_ptr(one.get_codes(number), size * codes.shape[1])
+                codes[some] = content.reshape(size, -1)
+    ends = np.concatenate([[0], np.cumsum(sizes.sum(axis=1))]).astype(np.int64)
+    merged = ListCodes(codes, rows, ends)
+    gone = [segment.deleted() for segment in segments]
+    if all(one is None for one in gone):
+        return merged
+    lengths = np.diff(starts)
+    kept = [np.ones(n, bool) if one is None else ~one for one, n in zip(gone, lengths, strict=True)]
+    return merged.subset(np.concatenate(kept))
 
 
 def rows_in_lists(index: Any) -> Iterator[np.ndarray]:
     """The row numbers of each list that has any, as copies."""
-    return (rows for _, rows in numbered_lists(index))
+    return (rows for _, rows in _numbered_lists(index))
 
 
 def coded_rows(index: Any, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -225,10 +276,18 @@ def coded_rows(index: Any, rows: int) -> tuple[np.ndarray, np.ndarray]:
     faiss = load_faiss()
     lists = np.full(rows, -1, np.int32)
     codes = np.zeros((rows, index.code_size), np.uint8)
-    for number, members in numbered_lists(index):
+    for number, members in _numbered_lists(index):
         lists[members] = number
-        stored = faiss.rev_swig_ptr(
-            index.invlists.get_codes(number), members.size * index.code_size
-        )
+        content = index.invlists.get_codes(number)
+        stored = faiss.rev_swig_ptr(content, members.size * index.code_size)
         codes[members] = stored.reshape(len(members), index.code_size)
     return lists, codes
+
+
+def _numbered_lists(index: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """Each list that has rows: its number, and a copy of their numbers."""
+    faiss = load_faiss()
+    lists = index.invlists
+    for number in range(lists.nlist):
+        if size := lists.list_size(number):
+            yield number, faiss.rev_swig_ptr(lists.get_ids(number), size).copy()

@@ -7,11 +7,12 @@ row's number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from chiasm.index.query.scan import Allowed, ColumnIndex
 from chiasm.index.segments import as_float32
 
 SAME_SCORE = 1e-6
@@ -19,6 +20,24 @@ SAME_SCORE = 1e-6
 OWN_SCORE = 1e-5
 QUERIES_AT_ONCE = 1024
 ROWS_AT_ONCE = 8192  # with the above 32 MiB of scores
+BLOCK = 16_384  # rows of a column that are read at once
+
+
+def rows_of_column(index: ColumnIndex, allowed: Allowed | None) -> Iterator[tuple[int, np.ndarray]]:
+    """The rows of a column that may be found, some at once, from their mapped files: for
+    `exact_top`, which then gives no row's number. allowed: as of a search."""
+    for number, segment in enumerate(index.segments):
+        usable, raw = usable_rows(index, number, allowed), segment.raw(index.column)
+        for start in range(0, len(segment), BLOCK):
+            rows = np.arange(start, min(start + BLOCK, len(segment)))
+            yield start, raw.take(rows if usable is None else rows[usable[rows]])
+
+
+def usable_rows(index: ColumnIndex, number: int, allowed: Allowed | None) -> np.ndarray | None:
+    """The rows of a segment that have a vector and may be found, (rows,) bool; None for all."""
+    usable = index.rows_of(number, None if allowed is None else allowed[number])
+    has = index.segments[number].has(index.column)
+    return has if usable is None else usable if has is None else usable & has
 
 
 def exact_top(
