@@ -44,7 +44,7 @@ START, RANK = 40_000.0, 100.0
 GATHER = 0.8  # to read a float16 of a vector somewhere and make it a float32, once a batch
 MULTIPLY = 0.026  # of a float of a vector with one of a query, in a matrix product
 PICK = 5.5  # to find the best of exact scores, for each
-PARQUET = 400_000.0  # to read a vector that is nowhere else than in Parquet: its group of rows
+PARQUET = 700_000.0  # to read the group of rows of a vector that is in Parquet alone
 POWER = 0.25
 # Rows of which all are scored whatever it costs: it is below a millisecond, and exact.
 ALWAYS_EXACT = 1000
