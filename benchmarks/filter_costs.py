@@ -8,8 +8,8 @@ one thread, in batches of 64; without a filter as few lists as have recall@10 >=
 
 Filters let a share of the rows pass: at random, or those whose vectors have most of a direction. Of
 the texts those that have most of it too are asked for filters that go with the query, those that
-have least of it for filters that go against it. `own half` leaves out the better half of all rows
-for each query: as much against it as can be.
+have least of it for filters that go against it. The search that goes the planned way is measured
+over a collection by `python -m benchmarks.index_filters`.
 
 Prints tables, and writes benchmarks/results/filter_costs.json.
 """
@@ -27,17 +27,20 @@ import numpy as np
 
 from benchmarks.machine import machine, table, tell_and_keep
 from chiasm.index.build.project import fit_projection
+from chiasm.index.build.trials import SAMPLE, SampleSegment
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
-from chiasm.index.query.filter_plan import ScanPlan, lists_until, plan_scan
-from chiasm.index.query.subset import copy_passing, passing_by_list
-from chiasm.index.segments import as_float32
+from chiasm.index.query import ColumnIndex, filter_plan, search, search_lists
+from chiasm.index.query.filter_plan import plan_scan
+from chiasm.index.query.search import EXTRA_CANDIDATES, search_scan
+from chiasm.index.query.subset import copy_passing
+from chiasm.index.segments import Float16Vectors, as_float32
 from chiasm.index.segments.trained import Trained, code_ranges
 
 RESULT = Path(__file__).parent / "results" / "filter_costs.json"
 WIDTH, LATENT, TOPICS, DIMS, K, OVERSAMPLE, BATCH = 256, 48, 2000, 48, 10, 4, 64
 SHARES = (0.95, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.001, 0.0001)
-WAYS = ("exact", "subset", "selector", "over-fetch")
+WAYS = ("exact", "subset", "selector")
 
 
 def make_vectors(rows: int, texts: int) -> tuple[np.ndarray, np.ndarray]:
@@ -87,11 +90,11 @@ class Bench:
         self.plan = plan
 
     def scan(self, index: Any, xq: np.ndarray, lists: np.ndarray, count: int, mask: Any) -> Any:
-        """Row numbers (Q, count) int64, best first. mask: for FAISS's selector, None for none."""
+        """The `count` best rows by their codes. mask: for FAISS's selector, None for none."""
         faiss = load_faiss()
         coded, lists = self.trained.queries(xq), np.ascontiguousarray(lists)
-        scores = np.empty((len(xq), count), np.float32)
-        rows = np.empty((len(xq), count), np.int64)
+        scores = np.full((len(xq), count), -np.inf, np.float32)
+        rows = np.full((len(xq), count), -1, np.int64)
         selector = {}
         if mask is not None:
             selector = {"sel": faiss.IDSelectorBitmap(self.rows, faiss.swig_ptr(mask))}
@@ -103,65 +106,25 @@ class Bench:
         )
         return rows
 
-    def best(self, xq: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """The K best scores of candidates (Q, n), -1 for none."""
-        vectors = as_float32(self.raw[np.maximum(rows, 0).ravel()]).reshape(*rows.shape, -1)
-        scores = np.einsum("qnd,qd->qn", vectors, xq)
-        scores[rows < 0] = -np.inf
-        return -np.sort(-scores, axis=1)[:, :K]
-
-    def ranked(self, xq: np.ndarray, lists: int) -> np.ndarray:
-        return self.trained.rank(xq, self.trained.queries(xq), lists)
-
-    def planned(self, passing: int, dim: int = WIDTH) -> ScanPlan:
-        size = {"queries": BATCH, "nprobe": self.plan.nprobe, "resident": True}
-        return plan_scan(passing, self.rows, K, self.plan, dim=dim, **size)
-
-    def until(self, xq: np.ndarray, counts: np.ndarray, target: int, lists: int) -> np.ndarray:
-        """As the product's scan: twice as many lists while a query's hold too few."""
-        while True:
-            ranked = self.ranked(xq, lists)
-            if lists >= self.plan.lists or counts[ranked].sum(axis=1).min() >= target:
-                return lists_until(ranked, counts, target)
-            lists = min(2 * lists, self.plan.lists)
+    def column(self) -> ColumnIndex:
+        """The index as searches have it, with nothing prepared."""
+        segment: Any = SampleSegment(Float16Vectors(self.raw), self.index)
+        return ColumnIndex([segment], SAMPLE, self.plan, self.trained)
 
     def ways(self, allowed: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-        """Functions from queries to their K best scores, by way; and `same lists`, as many as
-        without a filter."""
-        passing = np.flatnonzero(allowed)
-        bits = np.packbits(allowed, bitorder="little")
-        counts = passing_by_list(self.index, allowed)
-        subset, _ = copy_passing(self.index, self.trained, allowed)
-        planned = self.planned(len(passing), 1 << 40)  # too costly to be exact
-        target = planned.target
-        wanted = min(len(passing), K * OVERSAMPLE)
-        most = int(K * OVERSAMPLE * min(1.5 * self.rows / len(passing), 50))
-
-        def until(xq: np.ndarray) -> np.ndarray:
-            return self.until(xq, counts, target, planned.lists or self.plan.lists)
-
-        def exact(xq: np.ndarray) -> np.ndarray:
-            scores = xq @ as_float32(self.raw[passing]).T
-            return -np.sort(np.partition(-scores, min(K, len(passing)) - 1, axis=1)[:, :K], axis=1)
-
-        def over_fetch(xq: np.ndarray) -> np.ndarray:
-            rows = self.scan(self.index, xq, until(xq), most, None)
-            rows[~allowed[np.maximum(rows, 0)]] = -1
-            first = np.argsort(rows < 0, axis=1, kind="stable")[:, : K * OVERSAMPLE]
-            return self.best(xq, np.take_along_axis(rows, first, 1))
-
-        def same(xq: np.ndarray) -> np.ndarray:
-            lists = self.ranked(xq, self.plan.nprobe)
-            return self.best(xq, self.scan(self.index, xq, lists, wanted, bits))
-
+        """Functions from queries to their K best scores."""
+        allowed.flags.writeable = False
+        by_copy, by_bitmap, nprobe = self.column(), self.column(), self.plan.nprobe
+        copied = filter_plan.SUBSET_BYTES
+        filter_plan.SUBSET_BYTES = 0
+        by_bitmap.scan([allowed])
+        filter_plan.SUBSET_BYTES = copied
         return {
-            "exact": exact,
-            "subset": lambda xq: self.best(xq, self.scan(subset, xq, until(xq), wanted, None)),
-            "selector": lambda xq: self.best(
-                xq, self.scan(self.index, xq, until(xq), wanted, bits)
-            ),
-            "over-fetch": over_fetch,
-            "same lists": same,
+            "exact": lambda xq: search_scan(
+                by_copy.exact_scan([allowed]), xq, K, K + EXTRA_CANDIDATES, 0
+            )[0],
+            "subset": lambda xq: search_lists(by_copy, xq, K, nprobe, [allowed])[0],
+            "selector": lambda xq: search_lists(by_bitmap, xq, K, nprobe, [allowed])[0],
         }
 
     def measure(
@@ -181,12 +144,11 @@ class Bench:
 
 def tune(bench: Bench) -> tuple[float, float]:
     """Sets the least number of lists; returns recall and microseconds without a filter."""
-    everything = np.ones(bench.rows, bool)
+    everything, column = np.ones(bench.rows, bool), bench.column()
     for nprobe in range(8, bench.plan.lists, 8):
 
         def unfiltered(xq: np.ndarray, nprobe: int = nprobe) -> np.ndarray:
-            lists = bench.ranked(xq, nprobe)
-            return bench.best(xq, bench.scan(bench.index, xq, lists, K * OVERSAMPLE, None))
+            return search(column, xq, K, nprobe)[0]
 
         recall, cost = bench.measure(unfiltered, np.arange(len(bench.xq)), everything)
         if recall >= 0.95:
@@ -216,8 +178,9 @@ def filters(bench: Bench, share: float) -> dict[str, tuple[np.ndarray, np.ndarra
 def constants(bench: Bench) -> dict[str, float]:
     """Nanoseconds, as index/query/filter_plan.py has them."""
     every = np.arange(len(bench.xq))[:BATCH]
-    lists = bench.ranked(bench.xq[every], bench.plan.lists)
-    xq, all_rows = bench.xq[every], bench.rows
+    xq = bench.xq[every]
+    lists = bench.trained.rank(xq, bench.trained.queries(xq), bench.plan.lists)
+    all_rows = bench.rows
 
     def nanoseconds(function: Callable[[], Any]) -> float:
         taken = []
@@ -229,7 +192,8 @@ def constants(bench: Bench) -> dict[str, float]:
 
     none = np.packbits(np.zeros(all_rows, bool), bitorder="little")
     rng = np.random.default_rng(0)
-    few, counts = copy_passing(bench.index, bench.trained, rng.random(all_rows) < 0.01)
+    few, passing = copy_passing(bench.index, bench.trained, rng.random(all_rows) < 0.01)
+    counts = passing.counts
     count = K * OVERSAMPLE
     scored = nanoseconds(lambda: bench.scan(bench.index, xq, lists, count, None)) / BATCH
     tested = nanoseconds(lambda: bench.scan(bench.index, xq, lists, count, none)) / BATCH
@@ -252,23 +216,6 @@ def constants(bench: Bench) -> dict[str, float]:
     }
 
 
-def own_half(bench: Bench) -> dict[str, float]:
-    """Recall of the subset where each query's better half is left out, by candidates a result."""
-    found: dict[str, list[float]] = {"4": [], "16": []}
-    for query in range(32):
-        scores = bench.scores[query]
-        allowed = scores < np.median(scores)
-        counts = passing_by_list(bench.index, allowed)
-        xq, bits = bench.xq[query, None], np.packbits(allowed, bitorder="little")
-        planned = bench.planned(int(allowed.sum()), 1 << 40)
-        lists = bench.until(xq, counts, planned.target, planned.lists)
-        last = -np.partition(-scores[allowed], K - 1)[K - 1]
-        for name, recalls in found.items():
-            best = bench.best(xq, bench.scan(bench.index, xq, lists, K * int(name), bits))
-            recalls.append(float(np.mean(best >= last - 1e-6)))
-    return {name: float(np.mean(recalls)) for name, recalls in found.items()}
-
-
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -280,7 +227,7 @@ def main() -> None:
     recall, cost = tune(bench)
     record: dict[str, Any] = {"machine": machine(), "rows": given.rows, "lists": given.lists}
     record |= {"nprobe": bench.plan.nprobe, "constants": constants(bench)}
-    record |= {"unfiltered": {"recall": recall, "us": cost}, "own half": own_half(bench)}
+    record |= {"unfiltered": {"recall": recall, "us": cost}}
     started = time.thread_time()
     copy_passing(bench.index, bench.trained, np.arange(bench.rows) % 10 == 0)
     record["copy of a tenth, ms"] = (time.thread_time() - started) * 1e3
@@ -294,7 +241,8 @@ def main() -> None:
                 if name != "exact" or share < 0.2
             }
             passing = int(allowed.sum())
-            plan = bench.planned(passing)
+            size = {"dim": WIDTH, "nprobe": bench.plan.nprobe, "resident": True}
+            plan = plan_scan(passing, bench.rows, K, bench.plan, **size)
             record["filtered"].append(
                 {"share": share, "kind": kind, "planned": plan.way, "reason": plan.reason}
                 | {name: {"recall": r, "us": us} for name, (r, us) in measured.items()}
@@ -303,7 +251,7 @@ def main() -> None:
             cells = ["", *cells] if "exact" not in measured else cells
             lines.append([share, kind, *cells, plan.way])
     tell_and_keep(record, given.to)
-    print(table(["share", "kind", *WAYS, "same lists", "planned"], lines))
+    print(table(["share", "kind", *WAYS, "planned"], lines))
 
 
 if __name__ == "__main__":

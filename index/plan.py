@@ -24,7 +24,6 @@ Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 MAX_LISTS = 32_768  # k-means over more takes hours, and 1.3 million training vectors
 TRAIN_PER_LIST = 64  # FAISS asks for 39 to 256; the gain from more is below what can be measured
 MIN_PER_LIST = 39  # below it FAISS warns that the centroids are guesses
-FILTERED_SHARE = 0.1  # of the rows: what the filters let pass that plans are measured with
 DEFAULT_DIMS = 64  # of a projection that nobody has measured
 KINDS = ("exact", "ivf", "projected")
 VECTORS = ("float16", "int8", "none")
@@ -107,8 +106,9 @@ class Plan:
     or "RaBitQn", n bits. spread: how many standard deviations of the scores
     within a list are added to its centroid's score when lists are ranked (Bruch et al., 2024,
     "optimistic" ranking; 0 ranks by centroids alone). oversample: candidates a result that are
-    scored again. filtered_nprobe: lists that a query scans whose filter lets FILTERED_SHARE of the
-    rows pass, 0 where that was not measured. train_rows: how many rows it was trained on.
+    scored again. missed: the share of the best rows that the lists that a filtered query leaves
+    out are expected to hold (query/coverage.py), 0 where no build has tuned it. train_rows: how
+    many rows it was trained on.
     """
 
     family: Literal["exact", "ivf", "projected"] = "exact"
@@ -119,7 +119,7 @@ class Plan:
     codes: Annotated[str, Field(pattern=r"^(SQ8|RaBitQ[1-8])?\z")] = ""
     spread: float = 0.0
     oversample: Count = 1
-    filtered_nprobe: Count = 0
+    missed: Annotated[float, Field(ge=0, le=1)] = 0.0
     train_rows: Count = 0
     vectors: Literal["float16", "int8", "none"] = "float16"
 
@@ -142,15 +142,6 @@ class Plan:
         bits = int(re.sub("[^0-9]", "", self.codes))
         # FAISS, RaBitQUtils.h: the signs, the other bits, and the factors
         return -(-self.dims // 8) - (-self.dims * (bits - 1) // 8) + (8 if bits == 1 else 20)
-
-    def nprobe_for(self, share: float) -> int:
-        """How many lists a query scans whose filter lets this share of the rows pass. The best of
-        fewer rows lie further away; between all rows and FILTERED_SHARE of them the number of lists
-        is taken to grow as a power of the share, and beyond by the same power."""
-        if not self.filtered_nprobe or not self.nprobe or not 0 < share < 1:
-            return self.nprobe
-        power = math.log(share) / math.log(FILTERED_SHARE)
-        return min(self.lists, round(self.nprobe * (self.filtered_nprobe / self.nprobe) ** power))
 
     def __str__(self) -> str:
         """`exact`, `ivf 2048 x SQ8`, `projected 2048 x SQ8, 48 dimensions`, ..."""

@@ -68,6 +68,21 @@ def refusal(text: str) -> str:
         ("width > 1, true", "several at character 12"),
         ("width > 1; drop table catalog", "';' at character 10"),
         ("width > 1;", "';' at character 10"),
+ # More by other doors
+        ("unnest(meta.tags) = 'x'", "the function or operator 'unnest' at character 1"),
+        ("true) as passed from catalog; copy catalog to 'x' --", "';' at character 29"),
+        ("width in (values (1))", "a subquery at character 10"),
+        ("true using sample 1", "a query"),
+        ("main.catalog.width > 1", "'main.catalog.width' at character 1"),
+        ("catalog.width > 1", "'catalog.width' at character 1"),
+        ("rowid = 1", "'rowid' at character 1"),
+        ("(pivot catalog on width) is null", "another statement"),
+        ("(summarize catalog) is null", "a subquery at character 1"),
+        ("caption.lower() = ''", "the function or operator 'lower' at character 1"),
+        ("width // 0 = 1", "the function or operator '//' at character 1"),
+        ("caption = U&'\\0061'", "the function or operator"),
+        ("$passed = 1", "a parameter at character 1"),
+        ("-" * 5000 + " width = 1", "a comment at character 1"),
         ("1) = 1 or (1 = 1", "syntax error at or near \")\" at character 2"),
         ("* is null", "* at character 1"),
         ("columns('c.*') is null", "* at character 1"),
@@ -132,6 +147,10 @@ def refusal(text: str) -> str:
         ("width＞1", "'\"width＞1\"' at character 1"),
         ("caption = ‘boat’", "'\"‘boat’\"' at character 11"),
         ("сaption = 'boat'", "'\"сaption\"' at character 1"),
+        ("\u212aey = 'a'", "'\"\u212aey\"' at character 1"),  # the sign of Kelvin
+        ("meta.ta\u0261s is null", "'meta.\"taɡs\"' at character 1"),
+        ("wid\u200bth > 1", "syntax error at or near \">\" at character 6"),  # DuckDB drops it
+        ("\u202ewidth > 1", "'\"\\u202ewidth\"' at character 1"),
         ("caption = \"boat\"", "'boat' at character 11"),
         ("红 = '红' and ｗidth > 1", "'\"红\"' at character 1"),
         ("caption = '红' and ｗidth > 1", "'\"ｗidth\"' at character 19"),
@@ -214,9 +233,9 @@ def test_what_takes_too_long_is_stopped():
         " or ".join(f"length(lower(caption)) * {n} = -1" for n in range(50)), [table.schema]
     )
     with pytest.raises(UsageError) as caught:
-        evaluate(condition, table, seconds=0.01)
+        evaluate(condition, table, seconds=0.05)
     assert str(caught.value).startswith(
-        "where: expected an answer within 0.01 s for 400,000 rows, found none for (((length(lower("
+        "where: expected an answer within 0.05 s for 400,000 rows, found none for (((length(lower("
     )
 
 

@@ -7,20 +7,25 @@ import json
 import math
 import operator
 import re
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_collection import make_collection, unit_rows
+from tiny_collection import add_shard, make_collection, unit_rows
 
 from chiasm.index import IndexSettings, Query, build_index, open_collection
+from chiasm.index.build.edit import add_to_index, delete_from_index
+from chiasm.index.build.select_rows import ByKey
 from chiasm.index.query import compile_filter, filter_rows
 from chiasm.index.query.filter_fields import Fields
 from chiasm.index.query.filter_rows import BitmapCache, evaluate
 from chiasm.jobs.cli.app import application
 from chiasm.pipeline.errors import CollectionError, UsageError
+from chiasm.pipeline.storage import Folder
 
 ROWS = 60
 # Row by row; None is SQL's NULL.
@@ -75,6 +80,12 @@ def passing(text: str, table: pa.Table = TABLE) -> list[int]:
     passed = evaluate(condition, table)
     assert passed.dtype == bool and passed.shape == (len(table),)
     return np.flatnonzero(passed).tolist()
+
+
+def test_no_thread_outlives_an_evaluation():
+    before = set(threading.enumerate())
+    passing("width > 100")
+    assert set(threading.enumerate()) <= before
 
 
 def refusal(text: str, table: pa.Table = TABLE) -> str:
@@ -410,6 +421,47 @@ def test_queries_of_a_batch_have_filters_of_their_own(made, monkeypatch):
     assert again.results == answers[3].results
     passed = index.allowed(wheres[3])[2]
     assert not passed.flags.writeable
+
+
+def test_a_condition_is_evaluated_once_a_segment_whatever_is_edited(tmp_path, monkeypatch):
+    path, evaluated = tmp_path / "c", []
+    make_collection(path, (30, 20))
+    build_index(path, settings=IndexSettings(segment_rows=30))
+
+    def counting(condition, table, seconds):
+        evaluated.append(len(table))
+        return evaluate(condition, table, seconds)
+
+    monkeypatch.setattr(filter_rows, "evaluate", counting)
+    where, vector = "meta.number between 3 and 8", unit_rows(np.random.default_rng(6), 1, 8)
+    _, before = open_collection(path).search_vectors(vector, 20, where)
+    assert evaluated == [30, 20]
+    add_shard(Folder(str(path)), "s2", 10, dim=8, seed=2)
+    add_to_index(path)
+    delete_from_index(path, lambda _: ByKey(["s0/000005"]))
+    index = open_collection(path)
+    _, ids = index.search_vectors(vector, 20, where)
+    assert evaluated[:2] == [30, 20] and sorted(evaluated[2:]) == [10]
+    keys = [row.key for row in index.rows(ids[ids >= 0].tolist()).values()]
+    assert len(before[before >= 0]) == 12 and len(keys) == 17 and "s0/000005" not in keys
+    index.search_vectors(vector, 20, "meta.number>=3 and meta.number<=8")
+    assert len(evaluated) == 6  # another condition to this parser, if the same to people
+    index.search_vectors(vector, 20, "(meta.number BETWEEN 3 AND (8))")
+    assert len(evaluated) == 6
+
+
+def test_the_segments_of_a_condition_have_one_deadline(made, monkeypatch):
+    index, given = open_collection(made[0]), []
+    ticks = iter([100.0, 100.0, 112.0, 129.0])
+    monkeypatch.setattr(filter_rows, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    monkeypatch.setattr(filter_rows, "BITMAPS", BitmapCache(0))
+    monkeypatch.setattr(
+        filter_rows,
+        "evaluate",
+        lambda _, table, seconds: given.append(seconds) or np.ones(len(table), bool),
+    )
+    index.allowed("meta.n > 1")
+    assert given == [30.0, 18.0, 1.0]
 
 
 def test_a_filter_is_refused_before_the_encoder_is_loaded(made):

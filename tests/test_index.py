@@ -231,8 +231,8 @@ def test_no_query_changes_the_shared_index(tmp_path):
     for thread in threads:
         thread.join()
     assert wrong == []
-    (part,) = collection.column("image").scan(None).parts
-    assert part.scanner._index.nprobe == 1, "FAISS's own default"
+    (scan,) = collection.column("image").scan(None).memory
+    assert scan._index.nprobe == 1, "FAISS's own default"
     assert truth[1][0].results != truth[8][0].results
 
 

@@ -142,6 +142,21 @@ def test_vectors_scores_by_the_stored_joint_vectors(tmp_path):
         assert result.score == pytest.approx(float(vector(result) @ xq), abs=1e-6)
 
 
+def test_the_vectors_of_all_queries_are_read_together(tmp_path, monkeypatch):
+    make_collection(tmp_path / "c", (60,))
+    build_index(str(tmp_path / "c"))
+    collection, reads = open_collection(tmp_path / "c"), []
+    queries = [
+        Query(vector=vector, k=20, rerank=(RerankStage("vectors", 20),))
+        for vector in np.eye(8, dtype=np.float32)
+    ]
+    alone = [collection.search_many([query])[0].results for query in queries]
+    monkeypatch.setattr(OpenIndex, "vectors", recording(reads, OpenIndex.vectors))
+    assert [answer.results for answer in collection.search_many(queries)] == alone
+    [(_, column, positions)] = reads
+    assert column == "joint" and len(set(positions)) == len(positions) > 20
+
+
 def test_stages_follow_one_another(made):
     collection = open_collection(made)
     stages = ["vectors:30", "match:10"]

@@ -19,12 +19,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from chiasm.index.build.calibrations import store_calibrations
 from chiasm.index.build.columns import TunedColumns
 from chiasm.index.build.covered import CoveredShards, ShardReplaced, vector_counts
 from chiasm.index.build.fill import Filled, SegmentTask, fill_segment
 from chiasm.index.build.report import Report
 from chiasm.index.build.resume import COMMAND, Earlier, recipe_of
-from chiasm.index.build.samples import all_replaced
+from chiasm.index.build.samples import all_replaced, query_lines
 from chiasm.index.plan import IndexSettings, Plan
 from chiasm.index.segments import (
     FileSum,
@@ -83,14 +84,16 @@ def build_index(
 
     columns: vector columns to index; None takes every one that has rows. progress: called with the
     stage, rows done and rows in all. fill: how segments are filled, None in this process, one after
-    the other. Raises UsageError for a column that does not exist or has no rows, CollectionError
-    where there is nothing to index.
+    the other. Raises UsageError for a column that does not exist or has no rows, and for a file of
+    queries that cannot be used, CollectionError where there is nothing to index.
     """
     settings = settings or IndexSettings()
     collection = Collection.open(str(path))
+    if settings.queries:
+        query_lines(settings.queries)  # refused now rather than after the rows were read
     clock = Stopwatch()
     folder, covered = collection.folder, CoveredShards(collection)
-    record = {**asdict(settings), "recipe": recipe_of(covered, settings, columns)}
+    record = {**asdict(settings), **recipe_of(covered, settings, columns)}
     with Run(folder, COMMAND, record, make_room=partial(remove_unnamed, folder)) as run:
         build = Build(covered, run, settings, progress)
         with sweeping(run, settings, build.find_earlier):
@@ -104,6 +107,8 @@ def build_index(
                 segments = build.write_segments(plans, fill or fill_here)
             with clock.stage("fit"):
                 manifest = build.fit(build.manifest(plans, segments), clock.seconds)
+            with clock.stage("calibrate"):
+                manifest = build.calibrate(collection, manifest)
             with clock.stage("publish"):
                 number = publish(folder, manifest, run, began_with)
                 sweep_published(folder, run, settings)
@@ -213,6 +218,16 @@ class Build:
             reports[column] = SharedFile(name, FileSum.of(content))
         plans = {column: tuned.plan for column, tuned in self.columns.tuned.items()}
         return replace(manifest, columns=plans, reports=reports)
+
+    def calibrate(self, collection: Collection, manifest: Manifest) -> Manifest:
+        """The manifest with what says whether nothing here matches; of a tuned build alone, since
+        captions are encoded."""
+        if not self.settings.tune:
+            return manifest
+        self.progress("calibrate", 0, manifest.rows)
+        encoder = lambda: self.columns.encoder  # noqa: E731
+        stored = store_calibrations(collection, manifest, self.run.id, encoder)
+        return replace(manifest, calibrations=stored)
 
     @property
     def reports(self) -> dict[str, Report]:

@@ -21,6 +21,7 @@ from chiasm.index.build.measure import (
     FILTERED,
     SINGLE,
     Case,
+    Search,
     least_nprobe,
     measure,
     one_thread,
@@ -32,12 +33,13 @@ from chiasm.index.build.promise import promised_recall
 from chiasm.index.build.report import CurvePoint, Report
 from chiasm.index.build.trials import DEEPEST, plan_bytes
 from chiasm.index.build.tune import OVERSAMPLES, TunedColumn
-from chiasm.index.plan import FILTERED_SHARE, IndexSettings, Plan
-from chiasm.index.query import ColumnIndex
+from chiasm.index.plan import IndexSettings, Plan
+from chiasm.index.query import ColumnIndex, search_filtered, search_lists
 from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.storage import Folder
 
 STEP = 1.125  # by which lists are added where the promise falls short
+MOST_MISSED, LEAST_MISSED, MISSED_STEP = 0.05, 1e-4, 1.5
 CURVE = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the lists that the plan scans
 HARDER = (*OVERSAMPLES, 12, 16, 32)  # candidates a result, where the sample's number is too few
 
@@ -91,9 +93,20 @@ class _Fit:
         plan = self._cheapest(plan)
         nprobe = self._enough(plan, _plain(self.report), plan.nprobe)
         plan = replace(plan, nprobe=nprobe)
-        filtered = self._least(plan, [self.tune[FILTERED]], nprobe) or plan.lists
-        filtered = self._enough(plan, [self.report[FILTERED]], max(filtered, nprobe))
-        return replace(plan, filtered_nprobe=filtered)
+        return replace(plan, missed=self._missed(plan))
+
+    def _missed(self, plan: Plan) -> float:
+        """The greatest share of the best rows that filtered queries may miss and keep the recall;
+        less, for the queries to report on, as with `_enough`. By lists, though so few rows may
+        pass that all would be scored: other filters let more pass."""
+        missed = MOST_MISSED
+        for cases in (self.tune, self.report):
+            case = [cases[FILTERED]]
+            while missed > LEAST_MISSED and self.settings.recall > self._promised(
+                replace(plan, missed=missed), case, plan.nprobe, search_lists
+            ):
+                missed /= MISSED_STEP
+        return missed
 
     def _cheapest(self, plan: Plan) -> Plan:
         """The cheapest of the number of candidates that the sample chose and its neighbours, each
@@ -121,12 +134,14 @@ class _Fit:
             do=f"give up the recall (--recall {math.floor(most * 100) / 100:g}), or --index exact",
         )
 
-    def _promised(self, plan: Plan, cases: list[Case], nprobe: int) -> float:
+    def _promised(
+        self, plan: Plan, cases: list[Case], nprobe: int, by: Search = search_filtered
+    ) -> float:
         """The least of the promises of these kinds of query; what comes after one that
         falls short is not looked at."""
         index, promised = replace(self.index, plan=plan), 1.0
         for case in cases:
-            found = recalls(index, case, self.settings.at, nprobe)
+            found = recalls(index, case, self.settings.at, nprobe, by)
             promised = min(promised, promised_recall(found))
             if promised < self.settings.recall:
                 break
@@ -191,8 +206,7 @@ def _report(
     promise = dict.fromkeys(report, 1.0)
     if not plan.exact:
         for kind, case in report.items():
-            nprobe = plan.nprobe_for(FILTERED_SHARE) if kind == FILTERED else plan.nprobe
-            promise[kind] = promised_recall(recalls(index, case, at, nprobe))
+            promise[kind] = promised_recall(recalls(index, case, at, plan.nprobe))
     dim = tuned.sets.learn.shape[1]
     reached = promise[tuned.sets.kind] >= settings.recall
     size = plan_bytes(plan, rows, dim)

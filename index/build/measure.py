@@ -13,18 +13,28 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from chiasm.index.build.report import KS, Measured
 from chiasm.index.build.samples import Queries
-from chiasm.index.plan import FILTERED_SHARE, Plan
-from chiasm.index.query import Allowed, ColumnIndex, Ranked, recall_of, search, without_own
+from chiasm.index.plan import Plan
+from chiasm.index.query import (
+    Allowed,
+    ColumnIndex,
+    Ranked,
+    recall_of,
+    search,
+    search_filtered,
+    without_own,
+)
 
 BATCH = 64  # queries that are searched together
 SINGLE = 300  # queries that are timed one at a time
 FILTERED = "filtered"
+Search = Callable[[ColumnIndex, np.ndarray, int, int, Any], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -50,12 +60,14 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-def found_scores(index: ColumnIndex, case: Case, k: int, nprobe: int) -> np.ndarray:
+def found_scores(
+    index: ColumnIndex, case: Case, k: int, nprobe: int, by: Search = search_filtered
+) -> np.ndarray:
     """The exact scores of the k results of each query, own rows left out: (Q, k) float32."""
     xq, own = case.queries.vectors, case.queries.own
     extra = int(not np.isnan(own).all())
     results = [
-        search(index, xq[start : start + BATCH], k + extra, nprobe, case.allowed)
+        by(index, xq[start : start + BATCH], k + extra, nprobe, case.allowed)
         for start in range(0, len(xq), BATCH)
     ]
     scores, positions = (np.concatenate(one) for one in zip(*results, strict=True))
@@ -63,9 +75,11 @@ def found_scores(index: ColumnIndex, case: Case, k: int, nprobe: int) -> np.ndar
     return without_own(found, own) if extra else found
 
 
-def recalls(index: ColumnIndex, case: Case, k: int, nprobe: int) -> np.ndarray:
-    """The recall@k of each query: (Q,) float64."""
-    return recall_of(found_scores(index, case, k, nprobe), case.exact, k)
+def recalls(
+    index: ColumnIndex, case: Case, k: int, nprobe: int, by: Search = search_filtered
+) -> np.ndarray:
+    """The recall@k of each query: (Q,) float64. by: the search, which is that of people."""
+    return recall_of(found_scores(index, case, k, nprobe, by), case.exact, k)
 
 
 def with_oversample(index: ColumnIndex, oversample: int) -> ColumnIndex:
@@ -123,8 +137,7 @@ def measure(
     main = next(iter(cases.values())).queries.vectors
     recall = {}
     for kind, case in cases.items():
-        nprobe = plan.nprobe_for(FILTERED_SHARE) if kind == FILTERED else plan.nprobe
-        by_k = {k: recalls(index, case, k, nprobe) for k in depths(at)}
+        by_k = {k: recalls(index, case, k, plan.nprobe) for k in depths(at)}
         recall[kind] = {k: round(float(np.nanmean(some)), 4) for k, some in by_k.items()}
     rate = 1 / seconds_per_query(index, main, at, plan.nprobe)
     p50, p99 = latencies(index, main, at, plan.nprobe)
@@ -140,12 +153,17 @@ def measure(
         p99_ms=round(p99, 4),
         queries_per_second=round(rate, 1),
         reached=reached,
+        space="" if plan.exact else plan.space,
+        spread=plan.spread,
     )
 
 
 def depths(at: int) -> Sequence[int]:
     """The k of the recalls that a report gives."""
     return sorted({*KS, at})
+
+
+FILTERED_SHARE = 0.1  # of the rows: what the filters let pass that plans are measured with
 
 
 def random_filter(rows: Sequence[int], seed: int) -> list[np.ndarray]:

@@ -72,7 +72,8 @@ def train(
 
 def cluster(x: np.ndarray, lists: int, seed: int, iterations: int = ITERATIONS) -> np.ndarray:
     """Centroids of k-means, (lists, s) float32, of vectors (n, s) float32. Lists are by distance,
-    not by inner product: a long centroid would get the rows of its neighbours."""
+    not by inner product: a long centroid would get the rows of its neighbours. Where FAISS comes by
+    the extra `gpu` and there are CUDA devices, it runs on these; untested."""
     faiss = load_faiss()
     kmeans = faiss.Kmeans(
         x.shape[1],
@@ -81,6 +82,7 @@ def cluster(x: np.ndarray, lists: int, seed: int, iterations: int = ITERATIONS) 
         seed=seed,
         min_points_per_centroid=1,
         max_points_per_centroid=TRAIN_PER_LIST,
+        gpu=faiss.get_num_gpus(),
     )
     kmeans.train(np.ascontiguousarray(x, dtype=np.float32))
     return kmeans.centroids.copy()

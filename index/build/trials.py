@@ -7,6 +7,7 @@ and takes the time of a query there, by the same search that answers people.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from chiasm.index.build.project import fit_projection
 from chiasm.index.build.report import Measured, SmallVectors
 from chiasm.index.build.samples import Queries, QuerySets
 from chiasm.index.build.train import Projection, encoded_index, train
+from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import IndexSettings, Plan, lists_for
 from chiasm.index.query import ColumnIndex, Ranked, exact_top, recall_of, without_own
 from chiasm.index.segments import CACHED_BYTES, FORMS, Trained, Vectors
@@ -64,11 +66,13 @@ class SampleSegment:
     sample: Vectors
     index: Any
     in_store = False
+    deletions = None
 
     @property
     def record(self) -> SimpleNamespace:
         lists = SimpleNamespace(size=len(self) * (self.index.code_size + 8))
-        return SimpleNamespace(vectors={SAMPLE: len(self)}, files={f"{SAMPLE}.lists": lists})
+        files = {f"{SAMPLE}.lists": lists}
+        return SimpleNamespace(id=SAMPLE, vectors={SAMPLE: len(self)}, files=files)
 
     def __len__(self) -> int:
         return len(self.sample)
@@ -85,8 +89,24 @@ class SampleSegment:
     def vectors(self, column: str) -> Vectors:
         return self.sample
 
-    def lists(self, column: str, trained: Trained) -> Any:
-        return self.index
+    def is_whole(self, column: str, trained: Trained | None) -> bool:
+        return True
+
+    def list_sizes(self, column: str, trained: Trained) -> SimpleNamespace:
+        lists = self.index.invlists
+        rows = [lists.list_size(number) for number in range(lists.nlist)]
+        return SimpleNamespace(rows=np.array(rows, np.int64))
+
+    def each_list(self, column: str, trained: Trained) -> Iterator[memoryview]:
+        faiss, lists = load_faiss(), self.index.invlists
+        for number, size in enumerate(self.list_sizes(column, trained).rows.tolist()):
+            if not size:
+                yield memoryview(b"")
+                continue
+            codes = faiss.rev_swig_ptr(lists.get_codes(number), size * self.index.code_size)
+            yield memoryview(
+                codes.tobytes() + faiss.rev_swig_ptr(lists.get_ids(number), size).tobytes()
+            )
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from chiasm.index.query.auditing import Audits, Recalls, check_share
 from chiasm.index.query.calibrate import Calibration
 from chiasm.index.query.calibrated import calibrate_index, p_absent, require_words
+from chiasm.index.query.calibration_sample import TooFewCaptions
 from chiasm.index.query.diversify import diversify
 from chiasm.index.query.encode import (
     encode_each,
@@ -12,7 +13,7 @@ from chiasm.index.query.encode import (
     text_of,
 )
 from chiasm.index.query.filter_rows import Filter
-from chiasm.index.query.filtered import explain_search, search_filtered
+from chiasm.index.query.filtered import explain_search, search_filtered, search_lists
 from chiasm.index.query.filters import compile_filter, filter_for
 from chiasm.index.query.keyword import add_keywords, open_keywords, search_keywords
 from chiasm.index.query.open_index import OpenIndex
@@ -42,6 +43,7 @@ __all__ = [
     "Recalls",
     "RecentQueries",
     "Search",
+    "TooFewCaptions",
     "add_keywords",
     "calibrate_index",
     "check_share",
@@ -68,6 +70,7 @@ __all__ = [
     "search",
     "search_filtered",
     "search_keywords",
+    "search_lists",
     "text_of",
     "usable_rows",
     "without_own",

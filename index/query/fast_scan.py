@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from chiasm.index.faiss_runtime import load_faiss
-from chiasm.index.query.resident import Resident
+from chiasm.index.query.code_scan import CodeScan
 from chiasm.index.segments import ListCodes, Trained, best_columns, columns_of
 
 SHORTLIST = 4  # rows by 4 bits for a candidate: 3 and 7 are within 5 % of its speed
@@ -35,7 +35,7 @@ GATHERED = 1 << 20  # numbers of shortlists that are made floats at once: 4 MiB
 _ROWS_OF_BYTES = np.array([0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15])
 
 
-class FastScan(Resident):
+class FastScan(CodeScan):
     """Scans 8-bit codes in two steps."""
 
     _levels: np.ndarray | None = None
@@ -51,7 +51,7 @@ class FastScan(Resident):
     def candidates(
         self, coded: np.ndarray, lists: np.ndarray, wanted: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        if not len(self.codes):
+        if not len(self.codes) or not len(coded):
             nothing = len(coded), wanted
             return np.full(nothing, -np.inf, np.float32), np.full(nothing, -1, np.int64)
         shortlist = max(wanted, min(SHORTLIST * wanted, len(self)))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +21,9 @@ from chiasm.index.query.filter_fields import Path, read_column
 from chiasm.index.query.filter_parse import LOCKED, load_duckdb, refused
 from chiasm.index.segments import Segment
 
-SECONDS = 30.0  # of one segment: a hundred times what a million rows take
+SECONDS = 30.0  # of all segments: a hundred times what a million rows take
+# A segment gets no less: DuckDB forgets an interruption that comes before its query begins.
+LEAST_SECONDS = 0.05
 CACHE_BYTES = 256 << 20  # of bitmaps, a byte a row: some 250 filters of a million rows
 CATALOG = "rows.arrow"
 
@@ -37,11 +41,16 @@ class Filter:
     parameters: tuple[Any, ...]
     columns: tuple[tuple[Path, str], ...]
 
-    def rows(self, segment: Segment) -> np.ndarray:
+    def rows_of(self, segments: Sequence[Segment]) -> list[np.ndarray]:
+        """As `rows`, of each segment, within SECONDS in all."""
+        until = time.monotonic() + SECONDS
+        return [self.rows(segment, until - time.monotonic()) for segment in segments]
+
+    def rows(self, segment: Segment, seconds: float | None = None) -> np.ndarray:
         """Which rows of a segment pass: (rows,) bool, read-only. Deleted rows may pass too.
 
-        Raises UsageError where numbers overflow or it takes more than SECONDS, CollectionError for
-        a field that has another kind in this segment.
+        Raises UsageError where numbers overflow or it takes more than so many seconds, by default
+        SECONDS; CollectionError for a field that has another kind in this segment.
         """
         if not len(segment):
             return np.zeros(0, bool)
@@ -49,7 +58,7 @@ class Filter:
         key = (checksum.blake2b, self.text)
         passed = BITMAPS.get(key)
         if passed is None:
-            passed = evaluate(self, segment.catalog.table())
+            passed = evaluate(self, segment.catalog.table(), seconds)
             passed.flags.writeable = False
             BITMAPS.put(key, passed)
         return passed
@@ -93,7 +102,7 @@ BITMAPS = BitmapCache(CACHE_BYTES)
 
 def evaluate(condition: Filter, table: pa.Table, seconds: float | None = None) -> np.ndarray:
     """Which rows of a catalog's table pass: (rows,) bool. seconds: SECONDS where there are none."""
-    seconds = SECONDS if seconds is None else seconds
+    seconds = SECONDS if seconds is None else max(LEAST_SECONDS, seconds)
     columns = {
         f"c{number}": read_column(table, path, kind)
         for number, (path, kind) in enumerate(condition.columns)
@@ -103,20 +112,21 @@ def evaluate(condition: Filter, table: pa.Table, seconds: float | None = None) -
     cursor = _connection().cursor()
     deadline = threading.Timer(seconds, cursor.interrupt)
     deadline.daemon = True
+    deadline.start()
     try:
         named = pa.Table.from_arrays(list(columns.values()), names=list(columns))
         cursor.from_arrow(named).create_view("catalog")  # `register` imports pandas, if it is there
-        deadline.start()
         query = f"SELECT coalesce({condition.sql}, FALSE) AS passed FROM catalog"
         return cursor.execute(query, list(condition.parameters)).fetchnumpy()["passed"]
     except duckdb.InterruptException as error:
-        expected = f"an answer within {seconds:g} s for {len(table):,} rows"
+        expected = f"an answer within {seconds:.2g} s for {len(table):,} rows"
         raise refused(expected, f"none for {condition.text[:80]}") from error
     except duckdb.Error as error:
         found = str(error).partition("\n")[0]
         raise refused("a condition that can be evaluated", found) from error
     finally:
         deadline.cancel()
+        deadline.join()  # at the end of a program its thread would keep DuckDB from being unloaded
         cursor.close()
 
 

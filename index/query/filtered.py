@@ -1,7 +1,9 @@
 """A search whose filter lets few or many rows pass: it goes the way that query/filter_plan.py says.
 
-How many rows of each list pass is counted where the codes are in memory; of lists that are mapped
-it is not known, and as many are scanned as would hold the target if rows passed at random.
+By lists, candidates are scored again as without a filter. Where a filter leaves out the very rows
+that are best for a query, the others are about equally far from it, and codes do not tell which of
+them are the best. So a query is searched again with more candidates, unless its k-th best score is
+so far above the worst candidate's code that few rows can be missing by the error of their codes.
 """
 
 from __future__ import annotations
@@ -9,9 +11,23 @@ from __future__ import annotations
 import numpy as np
 
 from chiasm.index.hits import Explanation
-from chiasm.index.query.filter_plan import ScanPlan, plan_scan
-from chiasm.index.query.scan import Allowed, ColumnIndex
-from chiasm.index.query.search import EXTRA_CANDIDATES, search, search_scan
+from chiasm.index.query.coverage import scan_covering
+from chiasm.index.query.filter_plan import ScanPlan, missed_share, plan_scan
+from chiasm.index.query.scan import Allowed, ColumnIndex, Scan
+from chiasm.index.query.search import (
+    EXTRA_CANDIDATES,
+    MAX_CANDIDATES,
+    SAME_SCORE,
+    best_k,
+    score,
+    search,
+    search_scan,
+)
+
+MORE_CANDIDATES = 8  # times as many, where there were too few
+# Of codes' errors that the worst candidate is below the k-th best row: where it is less, recall
+# fell below 0.95 (`python -m benchmarks.index_filters --own`).
+DEVIATIONS = 2
 
 
 def search_filtered(
@@ -21,25 +37,20 @@ def search_filtered(
     filter."""
     if allowed is None:
         return search(index, xq, k, nprobe)
-    way = explain(index, k, nprobe, allowed, len(xq))
+    way = explain(index, k, nprobe, allowed)
     if way.way == "all":
         return search(index, xq, k, nprobe)
     if way.way in ("subset", "selector"):
-        scan = index.scan(allowed, way.target)
-        return search_scan(scan, xq, k, way.candidates + EXTRA_CANDIDATES, way.lists)
+        return search_lists(index, xq, k, nprobe, allowed)
     return search_scan(index.exact_scan(allowed), xq, k, k + EXTRA_CANDIDATES, 0)
 
 
-def explain(
-    index: ColumnIndex, k: int, nprobe: int, allowed: Allowed, queries: int = 1
-) -> ScanPlan:
+def explain(index: ColumnIndex, k: int, nprobe: int, allowed: Allowed) -> ScanPlan:
     """The way that such a search takes, and why."""
-    dim = index.segments[0].record.dim if index.segments else 0
-    passing, rows = index.passing(allowed), index.passing([None] * len(index.segments))
+    projection = None if index.trained is None else index.trained.project_rows
     return plan_scan(
-        *(passing, rows, k, index.plan),
-        dim=dim,
-        queries=max(1, queries),
+        *(index.passing(allowed), index.passing([None] * len(index.segments)), k, index.plan),
+        dim=index.plan.dims if projection is None else len(projection),
         nprobe=nprobe,
         resident=index.resident,
     )
@@ -51,7 +62,7 @@ def explain_search(
     """The way that `search_filtered` takes for so many queries, with or without a filter."""
     plan, rows = index.plan, index.passing([None] * len(index.segments))
     if allowed is not None:
-        found = explain(index, k, nprobe, allowed, queries)
+        found = explain(index, k, nprobe, allowed)
         way, lists, candidates, reason = found.way, found.lists, found.candidates, found.reason
     elif plan.exact:
         way, lists, candidates = "exact", 0, k
@@ -73,3 +84,54 @@ def explain_search(
         queries=queries,
         reason=reason,
     )
+
+
+def search_lists(
+    index: ColumnIndex, xq: np.ndarray, k: int, nprobe: int, allowed: Allowed
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `search_filtered`, by lists, whatever the plan says."""
+    scan = index.scan(allowed)
+    xq = np.ascontiguousarray(xq, dtype=np.float32)
+    scores = np.full((len(xq), k), -np.inf, np.float32)
+    positions = np.full((len(xq), k), -1, np.int64)
+    if scan.available:
+        wanted = k * index.plan.oversample + EXTRA_CANDIDATES
+        _search_some(scan, xq, nprobe, wanted, (scores, positions))
+    return scores, positions
+
+
+def _search_some(
+    scan: Scan, xq: np.ndarray, nprobe: int, wanted: int, best: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """Write the best of each query into scores and positions (Q, k)."""
+    wanted = min(wanted, scan.available)
+    step = max(1, MAX_CANDIDATES // wanted)
+    scores, positions = best
+    k = min(scores.shape[1], wanted)
+    missed = missed_share(scan.index.plan, nprobe)
+    for start in range(0, len(xq), step):
+        some = slice(start, start + step)
+        near, rows = scan_covering(scan, xq[some], k, wanted, first=nprobe, missed=missed)
+        order = np.argsort(rows, axis=1)  # as `score` leaves them
+        near = np.take_along_axis(near, order, 1)
+        exact, rows = score(scan.index, xq[some], rows)
+        scores[some, :k], positions[some, :k] = best_k(exact, rows, k)
+        if wanted < scan.available:
+            again = start + np.flatnonzero(_may_miss(near, exact, scores[some, k - 1]))
+            if len(again):
+                more = scores[again], positions[again]
+                _search_some(scan, xq[again], nprobe, MORE_CANDIDATES * wanted, more)
+                scores[again], positions[again] = more
+
+
+def _may_miss(near: np.ndarray, exact: np.ndarray, kth: np.ndarray) -> np.ndarray:
+    """Whose rows may be above the k-th best score `kth` (Q,) and yet, by the errors of their codes,
+    below all candidates: (Q,) bool. near, exact (Q, n): candidates' scores by codes and in full;
+    equal ones may have been cut too."""
+    worst = near.min(axis=1)
+    full = worst > -np.inf
+    near, exact = near[full], exact[full]
+    error = exact - near
+    reach = np.maximum(error.mean(axis=1), 0) + DEVIATIONS * error.std(axis=1)
+    full[full] = kth[full] <= worst[full] + reach + SAME_SCORE
+    return full

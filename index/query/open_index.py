@@ -39,7 +39,7 @@ from chiasm.pipeline.collection import (
     stat_relocations,
 )
 from chiasm.pipeline.encoders import Encoder, load_encoder
-from chiasm.pipeline.errors import CollectionError, UsageError
+from chiasm.pipeline.errors import CollectionError, UsageError, require_at_least
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.storage import Stat, display_name
 
@@ -140,6 +140,7 @@ class OpenIndex:
         change meanwhile, call all three of one `view`. Raises UsageError for queries of another
         width and for NaN, infinite or zero ones.
         """
+        require_at_least(0, k=k, nprobe=nprobe or 0)
         xq = np.asarray(xq, dtype=np.float32)
         if xq.ndim != 2 or xq.shape[1] != self.dim:
             raise UsageError(
@@ -187,11 +188,7 @@ class OpenIndex:
     def allowed(self, where: str | None) -> Allowed | None:
         """The rows that a filter lets pass, by segment; None without one. UsageError for a filter
         that cannot be used."""
-        return (
-            None
-            if where is None
-            else [self.filter(where).rows(segment) for segment in self.segments]
-        )
+        return None if where is None else self.filter(where).rows_of(self.segments)
 
     def filter(self, where: str) -> Filter:
         """A filter for the generation that is open; raises UsageError."""

@@ -146,11 +146,14 @@ def _in_order(candidates: Candidates, scores: Scores, step: int) -> list[Hit]:
 
 
 def by_vectors(batch: Sequence[Candidates], collection: OpenIndex) -> list[Scores]:
-    """Inner products with the stored joint vectors, in float32; None for rows without one."""
+    """Inner products with the stored joint vectors, in float32; None for rows without one. Those of
+    all queries are read together, each row once."""
+    positions = sorted({hit.position for one in batch for hit in one.hits})
+    joint = dict(zip(positions, collection.vectors("joint", positions), strict=True))
     scores = []
-    for one in batch:  # no more vectors in memory than one query needs
-        joint = collection.vectors("joint", [hit.position for hit in one.hits])
-        scores.append([float(vector @ one.xq) if vector.any() else None for vector in joint])
+    for one in batch:
+        vectors = [joint[hit.position] for hit in one.hits]
+        scores.append([float(vector @ one.xq) if vector.any() else None for vector in vectors])
     return scores
 
 

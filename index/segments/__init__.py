@@ -2,7 +2,8 @@
 
 from chiasm.index.segments.advice import add_command, build_command, column_advice, stale_advice
 from chiasm.index.segments.audit_files import add_to_audit, read_audit
-from chiasm.index.segments.catalog import BATCH, IndexedShard, copied_columns, meta_as_json
+from chiasm.index.segments.catalog import BATCH, IndexedShard, copied_columns
+from chiasm.index.segments.catalog_rows import meta_as_json
 from chiasm.index.segments.checksums import Digest, FileSum
 from chiasm.index.segments.deletions import (
     among,
@@ -28,18 +29,21 @@ from chiasm.index.segments.generations import (
 from chiasm.index.segments.history import PastGeneration, audits_of, read_history
 from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.index.segments.keywords import Keywords, KeywordWriter
-from chiasm.index.segments.lists import ListCodes, merge_lists, rows_in_lists
+from chiasm.index.segments.lists import ListCodes, rows_in_lists
 from chiasm.index.segments.manifest import (
     Deletions,
     Drift,
     Manifest,
     SegmentEntry,
     SharedFile,
+    StoredCalibration,
 )
+from chiasm.index.segments.merged import merge_lists
 from chiasm.index.segments.names import (
     DELETED,
     SEGMENTS,
     TRAINED,
+    calibration_file,
     deleted_file,
     manifest_name,
     report_file,
@@ -56,7 +60,7 @@ from chiasm.index.segments.segment_writer import CopiedVectors, SegmentWriter
 from chiasm.index.segments.source_file import digests_of
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
 from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep, sweep_published, sweeping
-from chiasm.index.segments.terms import query_terms
+from chiasm.index.segments.terms import query_terms, stem_of
 from chiasm.index.segments.trained import Trained, best_columns, code_ranges, columns_of
 from chiasm.index.segments.vector_files import (
     FORMS,
@@ -98,6 +102,7 @@ __all__ = [
     "SegmentRecord",
     "SegmentWriter",
     "SharedFile",
+    "StoredCalibration",
     "Trained",
     "Vectors",
     "add_command",
@@ -107,6 +112,7 @@ __all__ = [
     "audits_of",
     "best_columns",
     "build_command",
+    "calibration_file",
     "code_ranges",
     "column_advice",
     "columns_of",
@@ -147,6 +153,7 @@ __all__ = [
     "segment_file",
     "stale_advice",
     "stale_shards",
+    "stem_of",
     "sweep",
     "sweep_published",
     "sweeping",

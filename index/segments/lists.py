@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -182,14 +182,6 @@ def _map(index: Any, file: BufferedReader, lists: list[np.ndarray], size: int, w
     return index
 
 
-class MappedLists(Protocol):
-    """A segment whose lists can be mapped."""
-
-    def lists(self, column: str, trained: Trained) -> Any: ...
-
-    def deleted(self) -> np.ndarray | None: ...
-
-
 @dataclass(frozen=True, eq=False)
 class ListCodes:
     """The codes of a column in memory, list after list: codes (N, code size) uint8, rows (N,)
@@ -231,38 +223,6 @@ class ListCodes:
                 )
         index.ntotal = len(self)
         return index
-
-
-def merge_lists(
-    segments: Sequence[MappedLists], column: str, trained: Trained, starts: np.ndarray
-) -> ListCodes:
-    """The lists of several segments, without the rows that are deleted. starts: what is added to
-    the row numbers of each."""
-    faiss = load_faiss()
-    mapped = [segment.lists(column, trained).invlists for segment in segments]
-    lists = trained.plan.lists
-    sizes = np.array(
-        [[one.list_size(number) for one in mapped] for number in range(lists)], np.int64
-    ).reshape(lists, len(mapped))
-    rows = np.empty(sizes.sum(), np.int64)
-    codes = np.empty((len(rows), trained.plan.code_size), np.uint8)
-    end = 0
-    for number in range(lists):
-        for one, start, size in zip(mapped, starts.tolist(), sizes[number].tolist(), strict=False):
-            if size:
-                some = slice(end, end := end + size)
-                rows[some] = faiss.rev_swig_ptr(one.get_ids(number), size)
-                rows[some] += start
-                content = faiss.rev_swig_ptr(one.get_codes(number), size * codes.shape[1])
-                codes[some] = content.reshape(size, -1)
-    ends = np.concatenate([[0], np.cumsum(sizes.sum(axis=1))]).astype(np.int64)
-    merged = ListCodes(codes, rows, ends)
-    gone = [segment.deleted() for segment in segments]
-    if all(one is None for one in gone):
-        return merged
-    lengths = np.diff(starts)
-    kept = [np.ones(n, bool) if one is None else ~one for one, n in zip(gone, lengths, strict=True)]
-    return merged.subset(np.concatenate(kept))
 
 
 def rows_in_lists(index: Any) -> Iterator[np.ndarray]:

@@ -7,6 +7,7 @@ index/generations/<number>.audit      recall of audited queries, see audit_files
 index/segments/<run id>-<number>/     files of `is_segment_file`
 index/trained/<run id>/<column>.safetensors
 index/trained/<run id>/<column>.json           the report of what was measured
+index/trained/<run id>/<column>.calibration.json
 index/deleted/<run id>/<segment>.bits
 """
 
@@ -30,7 +31,9 @@ SOURCE = "source"  # the kind of file that says where a column's vectors are
 _COLUMN = "[a-z][a-z0-9_]*"
 _SEGMENT = re.compile(f"({RUN_ID})-[0-9]{{3,9}}")
 _TRAINED = re.compile(RUN_ID)
-_TRAINED_FILE = re.compile(f"{TRAINED}/{RUN_ID}/{_COLUMN}\\.(safetensors|json|faiss)")
+_TRAINED_FILE = re.compile(
+    f"{TRAINED}/{RUN_ID}/{_COLUMN}\\.(safetensors|json|calibration\\.json|faiss)"
+)
 _DELETED_FILE = re.compile(f"{DELETED}/{RUN_ID}/{_SEGMENT.pattern}\\.bits")
 # `faiss` is of segments that an earlier version wrote.
 _VECTORS = ("f16", "i8")
@@ -78,6 +81,10 @@ def report_file(run: str, column: str) -> str:
     return f"{TRAINED}/{run}/{column}.json"
 
 
+def calibration_file(run: str, column: str) -> str:
+    return f"{TRAINED}/{run}/{column}.calibration.json"
+
+
 def deleted_file(run: str, segment_id: str) -> str:
     return f"{DELETED}/{run}/{segment_id}.bits"
 
@@ -97,6 +104,7 @@ def is_segment_file(base: str, columns: Iterable[str]) -> bool:
     final = target_of_temporary(base) if is_temporary(base) else base
     if final.endswith((f"{CATALOG}.blocks", *(f".{kind}.blocks" for kind in _VECTORS))):
         final = final.removesuffix(".blocks")
+    final = final.replace(".calibration.json", ".json")
     stem, _, kind = final.rpartition(".")
     if kind == "bits":
         return is_segment_id(stem)

@@ -85,7 +85,7 @@ class ParquetVectors:
     for a damaged file and one that cannot be read.
 
     Several segments' groups are requested in one round by `fetch`, as those of a copy are:
-    `folder`, `missing`, `reads` and `read` are for it.
+    `folder`, `requests`, `read` and `verify_more` are for it.
     """
 
     def __init__(
@@ -153,6 +153,13 @@ class ParquetVectors:
         """Of these groups those that are not in memory: sorted, each once."""
         wanted = np.unique(numbers)
         return wanted[[self._key(number) not in _cache for number in wanted.tolist()]]
+
+    def requests(self, numbers: np.ndarray) -> list[tuple[int, int]]:
+        """What to read for groups: the first and the last one of each reading."""
+        return self.reads(self.missing(numbers))
+
+    def verify_more(self, size: int) -> None:
+        """All that is read is verified."""
 
     def reads(self, numbers: np.ndarray) -> list[tuple[int, int]]:
         """What to read for sorted groups: the first and the last one of each reading, all of one

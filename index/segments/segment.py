@@ -18,7 +18,7 @@ every byte it answers from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from io import BufferedReader
 from typing import Any
@@ -35,7 +35,7 @@ from chiasm.index.segments.lists import ListSizes, coded_rows, open_exact, open_
 from chiasm.index.segments.manifest import Deletions
 from chiasm.index.segments.names import CATALOG, KEYWORDS, segment_file
 from chiasm.index.segments.parquet_vectors import ParquetVectors
-from chiasm.index.segments.partial import Wanted, fetch, gone
+from chiasm.index.segments.partial import Parts, Wanted, fetch, gone
 from chiasm.index.segments.record import SegmentRecord
 from chiasm.index.segments.trained import Trained
 from chiasm.index.segments.vector_files import FORMS, StoredVectors
@@ -47,9 +47,10 @@ class Segment:
     """A committed segment, open for searching. Files are compared with their checksums and mapped
     when first used; safe to share. deletions: of rows that searches leave out.
 
-    Of a segment in a store the parts that a search needs are requested; the `wanted_` methods say
-    which, so that those of several segments are one round. Without parts of it, a file is copied
-    whole: by `catalog` and `raw`, and where it has no checksums of its blocks.
+    Of a segment in a store the parts that a search needs are requested, of a large one here they
+    are verified; the `wanted_` methods say which, so that those of several segments are one round.
+    Without parts of it, a file is copied or verified whole: by `catalog` and `raw`, and where it
+    has no checksums of its blocks.
 
     Using a file raises CollectionError where it is damaged, SegmentGone where it was removed."""
 
@@ -103,7 +104,9 @@ class Segment:
     def rows(self, numbers: Sequence[int]) -> dict[int, CatalogRow]:
         """The rows of the catalog of these numbers."""
         parts = self._files.parts(CATALOG)
-        return (self.catalog if parts is None else CatalogParts(parts)).rows(numbers)
+        if parts is None or parts.complete:  # mapped, without a copy of the parts
+            return self.catalog.rows(numbers)
+        return CatalogParts(parts).rows(numbers)
 
     def wanted_rows(self, numbers: Sequence[int] | np.ndarray) -> list[Wanted]:
         """The parts that `rows` reads."""
@@ -127,7 +130,7 @@ class Segment:
     def lists(self, column: str, trained: Trained) -> Any:
         """The FAISS index of a column's lists, mapped. Shared: a search must not change it. Only
         lists that were fetched may be scanned, see `wanted_lists`."""
-        sizes = self._list_sizes(column, trained)
+        sizes = self.list_sizes(column, trained)
         size = self.record.files[f"{column}.lists"].size
 
         def opened(file: BufferedReader, where: str, rebuild: str) -> Any:
@@ -135,38 +138,60 @@ class Segment:
 
         return self._files.open_once(f"{column}.lists", opened, divided=sizes.blocks)
 
+    def each_list(self, column: str, trained: Trained) -> Iterator[memoryview]:
+        """The bytes of every list in order, each verified; of a segment on this machine."""
+        blocks = self.list_sizes(column, trained).blocks
+        return self._files.local_parts(f"{column}.lists", blocks).in_order()
+
     def wanted_lists(
         self, column: str, trained: Trained, lists: np.ndarray | None = None
     ) -> list[Wanted]:
         """The parts that a scan of these lists reads, None for all."""
-        if not self._files.in_store:
-            return []
-        parts = self._files.parts(f"{column}.lists", self._list_sizes(column, trained).blocks)
+        parts = self._files.parts(f"{column}.lists", self.list_sizes(column, trained).blocks)
         lists = np.arange(trained.plan.lists) if lists is None else lists
         return [] if parts is None else [(parts, lists)]
 
     def vectors(self, column: str) -> StoredVectors | ParquetVectors:
         """As `raw`, but only rows that were fetched may be read, see `wanted_vectors`."""
-        if not self.in_store:
+        if self._vector_parts(column) is None:
             return self.raw(column)
-        form = self.record.form(column)
-        parts = None if form is None else self._files.parts(self.record.vectors_file(column))
-        if form is None or parts is None:
-            return self.raw(column)
-        return self._files.once(
-            (column, "parts"), lambda: form.map(parts.file, self.record.rows, self.record.dim)
-        )
+        return self._files.once((column, "parts"), lambda: self._map_parts(column))
+
+    def _vector_parts(self, column: str) -> Parts | None:
+        """Of the file of a column's vectors; None where it is used whole, or there is none."""
+        return self._files.once((column, "vector parts"), lambda: self._open_parts(column))
+
+    def _open_parts(self, column: str) -> Parts | None:
+        form, name = self.record.form(column), self.record.vectors_file(column)
+        return None if form is None else self._files.parts(name)
+
+    def _map_parts(self, column: str) -> StoredVectors:
+        form, parts = self.record.form(column), self._vector_parts(column)
+        assert form is not None and parts is not None
+        return form.map(parts.file, self.record.rows, self.record.dim)
+
+    def keep_open(self, column: str) -> None:
+        """Open what the results of a column need, so that a sweep cannot take it."""
+        self.vectors(column)
+        if self._files.parts(CATALOG) is None:
+            _ = self.catalog
+
+    def is_whole(self, column: str, trained: Trained | None) -> bool:
+        """Whether nothing of a column's vectors has to be fetched. trained: nor of its lists."""
+        parts = [self._vector_parts(column)]
+        if trained is not None:
+            blocks = self.list_sizes(column, trained).blocks
+            parts.append(self._files.parts(f"{column}.lists", blocks))
+        return not self.in_store and all(part is None or part.complete for part in parts)
 
     def wanted_vectors(self, column: str, rows: np.ndarray) -> list[Wanted]:
         """The parts of a column's vectors that have these rows."""
-        if not self.in_store:
-            return []
         form = self.record.form(column)
         if form is None:
             vectors = self.raw(column)
             assert isinstance(vectors, ParquetVectors)
-            return [(vectors, vectors.groups_of(rows))]
-        parts = self._files.parts(self.record.vectors_file(column))
+            return [(vectors, vectors.groups_of(rows))] if self.in_store else []
+        parts = self._vector_parts(column)
         if parts is None:
             return []
         starts = rows * form.row_bytes(self.record.dim)
@@ -202,7 +227,8 @@ class Segment:
             "exact",
         )
 
-    def _list_sizes(self, column: str, trained: Trained) -> ListSizes:
+    def list_sizes(self, column: str, trained: Trained) -> ListSizes:
+        """How many rows each list of a column has, and where it lies in the file."""
         name = f"{column}.sizes"
         return self._files.once(
             (name, "read"),

@@ -16,7 +16,7 @@ from chiasm.jobs.cli.options import Address, Assignments, Collection, Preset
 from chiasm.jobs.cli.units import gigabytes, milliseconds
 from chiasm.jobs.config import Settings, compose
 from chiasm.jobs.console import json_line, printable
-from chiasm.pipeline.errors import StorageError
+from chiasm.pipeline.errors import StorageError, UsageError
 
 HELP = """
   chiasm index build photos.chiasm
@@ -94,6 +94,8 @@ def build(
         "index.queries": queries,
     }
     composed = compose(preset, assignments or (), flags, uses=["index", "workers"])
+    if plot is not None:
+        require_plot(plot)  # refused now rather than after the build
     summary = _built(collection, column, address, composed)
     if plot is not None:
         write_plot(plot, summary)
@@ -126,6 +128,15 @@ def _built(
                 settings=settings,
                 progress=report,
             )
+
+
+def require_plot(path: str) -> None:
+    """UsageError for a file that cannot become a plot."""
+    if not path.endswith(".png"):
+        raise UsageError(f"--plot {path}", expected="a name that ends in .png", found="another one")
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise UsageError(f"--plot {path}", expected="an existing folder", found=f"none at {folder}")
 
 
 def write_plot(path: str, summary: BuildSummary) -> None:
