@@ -30,10 +30,11 @@ from chiasm.index.build.project import fit_projection
 from chiasm.index.build.trials import SAMPLE, SampleSegment
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
-from chiasm.index.query import ColumnIndex, as_float32, filter_plan, search, search_lists
+from chiasm.index.query import ColumnIndex, filter_plan, search, search_lists
 from chiasm.index.query.filter_plan import plan_scan
 from chiasm.index.query.search import EXTRA_CANDIDATES, search_scan
 from chiasm.index.query.subset import copy_passing
+from chiasm.index.segments import Float16Vectors, as_float32
 from chiasm.index.segments.trained import Trained, code_ranges
 
 RESULT = Path(__file__).parent / "results" / "filter_costs.json"
@@ -107,7 +108,7 @@ class Bench:
 
     def column(self) -> ColumnIndex:
         """The index as searches have it, with nothing prepared."""
-        segment: Any = SampleSegment(self.raw, self.index)
+        segment: Any = SampleSegment(Float16Vectors(self.raw), self.index)
         return ColumnIndex([segment], SAMPLE, self.plan, self.trained)
 
     def ways(self, allowed: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndarray]]:

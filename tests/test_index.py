@@ -159,7 +159,7 @@ def test_more_cells_are_searched_where_those_asked_for_hold_fewer_than_k(tmp_pat
 
 def last_of_equal(scan: Scan, xq: np.ndarray, wanted: int, nprobe: int):
     """Candidates of a scan that keeps the last of equal ones: FAISS promises none."""
-    vectors = [segment.raw(scan.index.column) for segment in scan.index.segments]
+    vectors = [segment.raw(scan.index.column).take(slice(None)) for segment in scan.index.segments]
     scores = xq @ np.concatenate(vectors).astype(np.float32).T
     order = np.lexsort((-np.arange(scores.shape[1])[None].repeat(len(xq), 0), -scores))[:, :wanted]
     return np.take_along_axis(scores, order, 1), order

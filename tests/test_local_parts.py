@@ -124,7 +124,8 @@ def test_a_fault_in_the_checksums_is_found_at_once(path, name, place):
 def test_what_needs_a_whole_file_verifies_it(path, built):
     index, whole = open_collection(path), open_collection(built)
     for segment, expected in zip(index.segments, whole.segments, strict=True):
-        np.testing.assert_array_equal(segment.raw("image"), expected.raw("image"))
+        ours, theirs = (one.raw("image").take(slice(None)) for one in (segment, expected))
+        np.testing.assert_array_equal(ours, theirs)
         assert segment.catalog.table().equals(expected.catalog.table())
         assert all(segment._files.parts(name).complete for name in ("image.f16", "rows.arrow"))
     file = files_of(path, "image.f16")[0]

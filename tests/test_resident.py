@@ -54,7 +54,7 @@ def check_answers(searcher, path: str) -> None:
     xq = unit_rows(np.random.default_rng(1), 5, DIM)
     lists = searcher.column("image").plan.lists
     searcher.column("image").open()
-    rows = np.concatenate([segment.raw("image") for segment in searcher.segments])
+    rows = np.concatenate([segment.raw("image").take(slice(None)) for segment in searcher.segments])
     gone = np.concatenate(
         [
             np.zeros(len(one), bool) if one.deleted() is None else one.deleted()

@@ -12,7 +12,7 @@ from tiny_collection import unit_rows
 
 from chiasm.index.audit import Promise
 from chiasm.index.build.fit import fit_column
-from chiasm.index.build.measure import FILTERED, least_nprobe, random_filter, recalls
+from chiasm.index.build.measure import FILTERED, Case, least_nprobe, random_filter, recalls
 from chiasm.index.build.plot import draw_reports
 from chiasm.index.build.report import Report
 from chiasm.index.build.samples import Queries, QuerySets, query_lines
@@ -22,6 +22,7 @@ from chiasm.index.build.tune import PlanSpace, TunedColumn, tune_column
 from chiasm.index.plan import IndexSettings, Plan, lists_for
 from chiasm.index.query import ColumnIndex, search, search_lists
 from chiasm.index.query.truth import exact_top, recall_of
+from chiasm.index.segments import Float16Vectors
 from chiasm.pipeline.errors import ChiasmError, CollectionError, UsageError
 from chiasm.pipeline.stored_records import read_record
 
@@ -80,7 +81,7 @@ def built(view: ArrayView, tuned: TunedColumn, parts: int = 2) -> ColumnIndex:
             coded = np.ascontiguousarray(trained.rows(part.astype(np.float32)))
             lists = trained.assign(part.astype(np.float32), coded)
             index = encoded_index(trained, coded, lists)
-        segments.append(SampleSegment(part, index))
+        segments.append(SampleSegment(Float16Vectors(part), index))
     return ColumnIndex(segments, SAMPLE, tuned.plan, trained)
 
 
@@ -140,8 +141,9 @@ def test_a_report_has_every_candidate_and_is_read_back(tuned):
         assert 0 < one.p50_ms <= one.p99_ms and one.queries_per_second > 0 and one.bytes > 0
     recalls_of_curve = [point.recall for point in report.curve]
     assert recalls_of_curve == sorted(recalls_of_curve) and len(recalls_of_curve) > 1
-    eight_bits, *fewer = report.small_vectors
-    assert eight_bits.bytes == DIM and eight_bits.recall[10] > 0.9
+    in_parquet, eight_bits, *fewer = report.small_vectors
+    assert in_parquet.bytes == 0 and set(in_parquet.recall.values()) == {1.0}
+    assert eight_bits.bytes == DIM + 4 and eight_bits.recall[10] > 0.9
     assert all(small.bytes == 2 * column.plan.dims for small in fewer)
     assert Report.from_json(report.to_json(), "r", "") == report
     promise = read_record(report.to_json(), "r", Promise, what="a report")  # as audits read it
@@ -152,7 +154,7 @@ def test_a_report_has_every_candidate_and_is_read_back(tuned):
         )
     lines = list(report.lines())
     assert "text queries: drawn" in lines[0] and "promised recall@10: text 0.9" in lines[1]
-    assert len(lines) == 4 + len(plans) + 3
+    assert len(lines) == 4 + len(plans) + 4
     assert draw_reports([report]).startswith(b"\x89PNG")
 
 
@@ -175,9 +177,9 @@ def test_limits_that_no_index_keeps_are_named(tuned):
         fit_column(column, index, replace(MEASURED, recall=0.999), 0)
     for settings in (
         replace(MEASURED, dims=33),
-        replace(MEASURED, dims=8, kind="ivf"),
+        replace(MEASURED, dims=8, kind="exact"),
     ):
-        with pytest.raises(UsageError, match=r"index.dims: expected 32 or less, of a projected"):
+        with pytest.raises(UsageError, match=r"index.dims: expected 32 or less, of an index with"):
             tune_column(view, settings)
 
 
@@ -190,7 +192,7 @@ def test_an_exact_index_is_taken_where_no_other_reaches_the_recall(tuned, monkey
     monkeypatch.setattr(Trials, "run", run)
     column = tune_column(view, MEASURED)
     assert column.plan.exact and column.trained is None
-    segment: Any = SampleSegment(view.stored, SimpleNamespace(code_size=0))
+    segment: Any = SampleSegment(Float16Vectors(view.stored), SimpleNamespace(code_size=0))
     index = Unmapped([segment], SAMPLE, column.plan, None)
     report = fit_column(column, index, MEASURED, 0).report
     assert report.measured.plan == "exact" and set(report.promise.values()) == {1.0}
@@ -232,8 +234,8 @@ def test_trained_lists_find_what_brute_force_finds(codes, spread):
     trained = train(plan, view.sample(2000), view.sets.learn)
     assert (trained.list_bias > 0).any() == bool(spread)
     index = built(view, TunedColumn(plan, trained))
-    case = SimpleNamespace(queries=view.sets.tune["text"], allowed=None)
-    case.exact, _ = exact_top([(0, view.stored)], case.queries.vectors, 10)
+    queries = view.sets.tune["text"]
+    case = Case(queries, exact_top([(0, view.stored)], queries.vectors, 10)[0])
     assert recalls(index, case, 10, 40).mean() > (0.95 if codes != "RaBitQ1" else 0.7)
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from chiasm.index.build.exact_rows import ExactRows
 from chiasm.index.build.measure import (
     FILTERED,
     SINGLE,
@@ -30,20 +31,12 @@ from chiasm.index.build.measure import (
 )
 from chiasm.index.build.promise import promised_recall
 from chiasm.index.build.report import CurvePoint, Report
-from chiasm.index.build.samples import Queries
 from chiasm.index.build.trials import DEEPEST, plan_bytes
 from chiasm.index.build.tune import OVERSAMPLES, TunedColumn
 from chiasm.index.plan import IndexSettings, Plan
-from chiasm.index.query import (
-    Allowed,
-    ColumnIndex,
-    exact_top,
-    rows_of_column,
-    search_filtered,
-    search_lists,
-    without_own,
-)
+from chiasm.index.query import ColumnIndex, search_filtered, search_lists
 from chiasm.pipeline.errors import ChiasmError
+from chiasm.pipeline.storage import Folder
 
 STEP = 1.125  # by which lists are added where the promise falls short
 MOST_MISSED, LEAST_MISSED, MISSED_STEP = 0.05, 1e-4, 1.5
@@ -52,18 +45,24 @@ HARDER = (*OVERSAMPLES, 12, 16, 32)  # candidates a result, where the sample's n
 
 
 def fit_column(
-    tuned: TunedColumn, index: ColumnIndex, settings: IndexSettings, build_seconds: float
+    tuned: TunedColumn,
+    index: ColumnIndex,
+    settings: IndexSettings,
+    build_seconds: float,
+    folder: Folder | None = None,
 ) -> TunedColumn:
     """The column with the number of lists that the recall needs, and its report.
 
     index: of the segments that were written, all rows of the column. build_seconds: that training
-    and writing took. Raises ChiasmError where no number of lists keeps the recall or the latency.
+    and writing took. folder: of the embeddings, whose vectors are the truth where the segments have
+    other ones; None for those of the segments. Raises ChiasmError where no number of lists keeps
+    the recall or the latency.
     """
     if tuned.sets is None:
         return tuned
     began = time.perf_counter()
     index.open()
-    cases = _cases(tuned, index, max(DEEPEST, settings.at))
+    cases = _cases(tuned, index, max(DEEPEST, settings.at), folder)
     exact_done = time.perf_counter()
     fitted = _Fit(index, cases, settings)
     with one_thread():
@@ -168,7 +167,9 @@ def _plain(cases: dict[str, Case]) -> list[Case]:
     return [case for kind, case in cases.items() if kind != FILTERED]
 
 
-def _cases(tuned: TunedColumn, index: ColumnIndex, deepest: int) -> dict[str, dict[str, Case]]:
+def _cases(
+    tuned: TunedColumn, index: ColumnIndex, deepest: int, folder: Folder | None
+) -> dict[str, dict[str, Case]]:
     """The queries to tune and to report on, with their exact answers over all rows. One pass over
     the rows answers all that have no filter."""
     sets = tuned.sets
@@ -180,30 +181,16 @@ def _cases(tuned: TunedColumn, index: ColumnIndex, deepest: int) -> dict[str, di
         for kind, queries in kinds.items()
         if len(queries)
     ]
-    exact = _exact(index, [queries for _, _, queries in plain], deepest, None)
+    rows = ExactRows(index, folder)
+    groups = [queries for _, _, queries in plain]
     cases: dict[str, dict[str, Case]] = {use: {} for use in uses}
-    for (use, kind, queries), scores in zip(plain, exact, strict=True):
-        cases[use][kind] = Case(queries, scores)
+    for (use, kind, _), case in zip(plain, rows.cases(groups, deepest), strict=True):
+        cases[use][kind] = case
     allowed = random_filter([len(segment) for segment in index.segments], seed=1)
     mains = [cases[use][sets.kind].queries for use in uses]
-    for use, queries, scores in zip(
-        uses, mains, _exact(index, mains, deepest, allowed), strict=True
-    ):
-        cases[use][FILTERED] = Case(queries, scores, allowed)
+    for use, case in zip(uses, rows.cases(mains, deepest, allowed), strict=True):
+        cases[use][FILTERED] = case
     return cases
-
-
-def _exact(
-    index: ColumnIndex, groups: list[Queries], deepest: int, allowed: Allowed | None
-) -> list[np.ndarray]:
-    """The best scores of several groups of queries, without own rows: (Q, deepest) float32 each."""
-    xq = np.concatenate([queries.vectors for queries in groups])
-    scores, _ = exact_top(rows_of_column(index, allowed), xq, deepest + 1)
-    ends = np.cumsum([len(queries) for queries in groups])[:-1]
-    return [
-        without_own(part, queries.own)
-        for part, queries in zip(np.split(scores, ends), groups, strict=True)
-    ]
 
 
 def _report(

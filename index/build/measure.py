@@ -24,6 +24,7 @@ from chiasm.index.plan import Plan
 from chiasm.index.query import (
     Allowed,
     ColumnIndex,
+    Ranked,
     recall_of,
     search,
     search_filtered,
@@ -39,14 +40,17 @@ Search = Callable[[ColumnIndex, np.ndarray, int, int, Any], tuple[np.ndarray, np
 @dataclass(frozen=True)
 class Case:
     """Queries of one kind with their exact answers. exact (Q, K) float32: the best scores, without
-    own rows. allowed: the rows that a filter lets pass, None for all."""
+    own rows. allowed: the rows that a filter lets pass, None for all. ranked: where the scores of
+    results are not exact, the best rows of each query, own ones too, to tell what results are."""
 
     queries: Queries
     exact: np.ndarray
     allowed: Allowed | None = None
+    ranked: Ranked | None = None
 
     def first(self, count: int) -> Case:
-        return Case(self.queries[:count], self.exact[:count], self.allowed)
+        ranked = None if self.ranked is None else self.ranked[:count]
+        return Case(self.queries[:count], self.exact[:count], self.allowed, ranked)
 
 
 @contextmanager
@@ -59,14 +63,15 @@ def one_thread() -> Iterator[None]:
 def found_scores(
     index: ColumnIndex, case: Case, k: int, nprobe: int, by: Search = search_filtered
 ) -> np.ndarray:
-    """The scores of the k results of each query, own rows left out: (Q, k) float32."""
+    """The exact scores of the k results of each query, own rows left out: (Q, k) float32."""
     xq, own = case.queries.vectors, case.queries.own
     extra = int(not np.isnan(own).all())
-    scores = [
-        by(index, xq[start : start + BATCH], k + extra, nprobe, case.allowed)[0]
+    results = [
+        by(index, xq[start : start + BATCH], k + extra, nprobe, case.allowed)
         for start in range(0, len(xq), BATCH)
     ]
-    found = np.concatenate(scores)
+    scores, positions = (np.concatenate(one) for one in zip(*results, strict=True))
+    found = scores if case.ranked is None else case.ranked.scores_of(positions)
     return without_own(found, own) if extra else found
 
 

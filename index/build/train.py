@@ -49,6 +49,8 @@ def train(
         coded, seen = sample @ projection[0], queries @ projection[1]
     else:
         projection = None
+        if plan.is_prefix:
+            coded, seen = sample[:, : plan.dims].copy(), queries[:, : plan.dims]
     x, xq = (coded, seen) if plan.space == "projected" else (sample, queries)
     if centroids is None:
         centroids = cluster(x[: per_list * plan.lists], plan.lists, seed, iterations)

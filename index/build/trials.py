@@ -31,8 +31,8 @@ from chiasm.index.build.samples import Queries, QuerySets
 from chiasm.index.build.train import Projection, encoded_index, train
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import IndexSettings, Plan, lists_for
-from chiasm.index.query import ColumnIndex, exact_top, recall_of, without_own
-from chiasm.index.segments import Trained, code_ranges
+from chiasm.index.query import ColumnIndex, Ranked, exact_top, recall_of, without_own
+from chiasm.index.segments import CACHED_BYTES, FORMS, Trained, Vectors
 
 QUERIES = 400  # of a kind and a trial: recall to about half a percent, the same for all plans
 DESCRIBED = 100  # queries of each kind for what a report says of a trial
@@ -61,9 +61,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class SampleSegment:
-    """The sample, as a column's only segment. sample (n, D) float16; index: of FAISS."""
+    """The sample, as a column's only segment. sample: its vectors; index: of FAISS."""
 
-    sample: np.ndarray
+    sample: Vectors
     index: Any
     in_store = False
     deletions = None
@@ -83,10 +83,10 @@ class SampleSegment:
     def has(self, column: str) -> None:
         return None
 
-    def raw(self, column: str) -> np.ndarray:
+    def raw(self, column: str) -> Vectors:
         return self.sample
 
-    def vectors(self, column: str) -> np.ndarray:
+    def vectors(self, column: str) -> Vectors:
         return self.sample
 
     def is_whole(self, column: str, trained: Trained | None) -> bool:
@@ -120,22 +120,24 @@ class Trials:
     cases: dict[str, Case] = field(init=False)
     projection: Projection = field(init=False)
     tried: list[Trial] = field(default_factory=list)
-    _assigned: dict[tuple[str, int, int], tuple[np.ndarray, np.ndarray]] = field(
+    _assigned: dict[tuple[str, bool, int, int], tuple[np.ndarray, np.ndarray]] = field(
         default_factory=dict
     )
 
     def __post_init__(self) -> None:
         self.vectors = self.rows.astype(np.float16)
+        # Those of Parquet files have the values of float16.
+        form = FORMS["int8" if self.form == "int8" else "float16"]
+        self._stored = form.opened(form.stored(self.vectors))
         self.deepest = max(DEEPEST, self.settings.at)
         self.cases = {
-            kind: Case(some, self.exact(some, self.vectors))
+            kind: self._case(some)
             for kind, queries in self.sets.tune.items()
             if len(some := queries[:QUERIES])
         }
         allowed = random_filter([len(self.rows)], seed=0)
         main = self.cases[self.sets.kind].queries
-        passed = self.exact(main, self.vectors[allowed[0]])
-        self.cases[FILTERED] = Case(main, passed, allowed)
+        self.cases[FILTERED] = self._case(main, allowed)
         self.projection = fit_projection(self.sets.learn, self.rows, self.rows.shape[1])
 
     @property
@@ -144,9 +146,18 @@ class Trials:
         rows_per_list = self.total / lists_for(self.total)
         return max(min(LEAST_LISTS, lists_for(self.total)), round(len(self.rows) / rows_per_list))
 
-    def exact(self, queries: Queries, vectors: np.ndarray) -> np.ndarray:
-        scores, _ = exact_top([(0, vectors)], queries.vectors, self.deepest + 1)
-        return without_own(scores, queries.own)
+    @property
+    def form(self) -> Any:
+        """In which vectors are stored."""
+        return self.settings.vectors
+
+    def _case(self, queries: Queries, allowed: Any = None) -> Case:
+        rows = np.arange(len(self.rows)) if allowed is None else np.flatnonzero(allowed[0])
+        vectors = self.vectors if allowed is None else self.vectors[rows]
+        scores, places = exact_top([(0, vectors)], queries.vectors, self.deepest + 1)
+        ranked = Ranked(scores, np.where(places < 0, -1, rows[places]))
+        exact = without_own(scores, queries.own)
+        return Case(queries, exact, allowed, ranked if self.form == "int8" else None)
 
     def run(self, plan: Plan) -> Trial:
         """Try a plan whose lists are those of the sample."""
@@ -213,7 +224,8 @@ class Trials:
 
     def index(self, plan: Plan) -> ColumnIndex:
         """The sample, indexed."""
-        key = (plan.space, plan.dims if plan.space == "projected" else 0, plan.lists)
+        dims = plan.dims if plan.space == "projected" else 0
+        key = (plan.space, plan.is_prefix, dims, plan.lists)
         centroids, lists = self._assigned.get(key, (None, None))
         trained = train(
             plan,
@@ -228,7 +240,7 @@ class Trials:
         if lists is None:
             lists = trained.assign(self.rows, coded)
             self._assigned[key] = trained.centroids, lists
-        segment: Any = SampleSegment(self.vectors, encoded_index(trained, coded, lists))
+        segment: Any = SampleSegment(self._stored, encoded_index(trained, coded, lists))
         index = ColumnIndex([segment], SAMPLE, plan, trained)
         index.open()
         return index
@@ -239,17 +251,18 @@ class Trials:
         return full_plan(plan, self.total, self.lists)
 
     def small_vectors(self, dims: int) -> list[SmallVectors]:
-        """What is lost by scoring with smaller vectors than the stored ones: bytes of 8 bits, the
-        projection to `dims`, and the first `dims` numbers."""
+        """What is lost by scoring with smaller vectors than float16: those of Parquet, of which
+        there is no copy, 8 bits a number, the projection to `dims`, and the first `dims`
+        numbers."""
         xq, rows = self.cases[self.sets.kind].queries.vectors[:DESCRIBED], self.rows
-        low, width = code_ranges(rows)
-        bytes_ = np.rint((rows - low) / width * 255) / 255 * width + low
+        int8 = FORMS["int8"]
+        bytes_ = int8.opened(int8.stored(self.vectors)).take(slice(None))
         onto_rows, onto_queries = (side[:, :dims] for side in self.projection)
-        norms = np.maximum(np.linalg.norm(rows[:, :dims], axis=1, keepdims=True), 1e-12)
         ways = [
-            ("8 bits a number", rows.shape[1], xq, bytes_.astype(np.float32)),
+            ("float16 of the Parquet files", 0, xq, self.vectors),
+            ("8 bits a number", int8.row_bytes(rows.shape[1]), xq, bytes_),
             (f"the projection to {dims}, float16", 2 * dims, xq @ onto_queries, rows @ onto_rows),
-            (f"the first {dims} numbers, float16", 2 * dims, xq[:, :dims], rows[:, :dims] / norms),
+            (f"the first {dims} numbers, float16", 2 * dims, xq[:, :dims], rows[:, :dims].copy()),
         ]
         return [
             SmallVectors(name, size, self._recall_of_ranking(queries, vectors))
@@ -282,11 +295,13 @@ def full_plan(plan: Plan, rows: int, sample_lists: int) -> Plan:
 def plan_bytes(plan: Plan, rows: int, dim: int) -> int:
     """What an open index of a column keeps in memory: codes and row numbers, centroids and
     projections; of an exact one its vectors. The vectors that candidates are scored by are mapped
-    besides, and a query reads some tens of them."""
+    besides, and a query reads some tens of them; where they lie in Parquet files alone, what is
+    kept of these counts."""
     if plan.exact:
-        return 2 * dim * rows
+        return FORMS[plan.vectors].row_bytes(dim) * rows
+    kept = min(CACHED_BYTES, 2 * dim * rows) if plan.vectors == "none" else 0
     width = plan.dims if plan.space == "projected" else dim
     shared = plan.lists * (4 * width + 4)
     if plan.family == "projected":
         shared += 2 * 4 * dim * plan.dims
-    return rows * (plan.code_size + 8) + shared
+    return rows * (plan.code_size + 8) + shared + kept

@@ -56,10 +56,15 @@ def tune_column(view: ColumnView, settings: IndexSettings) -> TunedColumn:
 
     Raises UsageError for settings that no index has, ChiasmError where none keeps the limits.
     """
-    if settings.dims > view.dim or (settings.dims and settings.kind in ("ivf", "exact")):
-        expected = f"{view.dim} or less, of a projected index"
+    if settings.dims > view.dim or (settings.dims and settings.kind == "exact"):
+        expected = f"{view.dim} or less, of an index with lists"
         raise UsageError("index.dims", expected=expected, found=str(settings.dims))
     plan = default_plan(view.rows, view.dim, settings)
+    if plan.exact and plan.vectors == "none":
+        what = f"index.vectors=none of column {view.column}"
+        expected, do = "an index with lists", "take int8, or --index ivf"
+        found = f"an exact one of {view.rows:,} rows, which scans their vectors"
+        raise UsageError(what, expected=expected, found=found, do=do)
     if plan.exact or not settings.tune:
         return _untuned(view, plan, settings)
     clock = time.perf_counter()
@@ -70,7 +75,7 @@ def tune_column(view: ColumnView, settings: IndexSettings) -> TunedColumn:
     trials = Trials(sample[:SAMPLE_ROWS], sets, view.rows, settings)
     best = _choose(trials, view, settings)
     small = trials.small_vectors(best.plan.dims if best else FIRST_DIMS)
-    plan = Plan() if best is None else trials.full_plan(best.plan)
+    plan = trials.full_plan(Plan(vectors=trials.form) if best is None else best.plan)
     tried = time.perf_counter()
     trained = None
     if not plan.exact:
@@ -114,7 +119,7 @@ def _choose(trials: Trials, view: ColumnView, settings: IndexSettings) -> Trial 
                 break
     if best.measured.reached:
         return best
-    if settings.kind == "" and space.fits(Plan()):
+    if settings.kind == "" and settings.vectors != "none" and space.fits(space.exact):
         return None
     memory = f" within {settings.memory_gb:g} GB" if settings.memory_gb else ""
     raise ChiasmError(
@@ -145,20 +150,34 @@ class PlanSpace:
         that do, and of these the dimensions nearest to FIRST_DIMS."""
         return [
             plans[0]
-            for family, space in (
-                ("projected", "projected"),
-                ("projected", "full"),
-                ("ivf", "full"),
-            )
+            for family, space in self._families
             if self.settings.kind in ("", family) and (plans := self._of(family, space))
         ]
+
+    @property
+    def exact(self) -> Plan:
+        return Plan(vectors=self._vectors)
+
+    @property
+    def _vectors(self) -> Any:
+        return self.settings.vectors
+
+    @property
+    def _families(self) -> list[tuple[str, str]]:
+        """Of plans with lists, each with the space of its lists."""
+        prefix = self.settings.kind == "ivf" and 0 < self.settings.dims < self.dim
+        ivf = ("ivf", "projected" if prefix else "full")
+        return [("projected", "projected"), ("projected", "full"), ivf]
 
     def _of(self, family: Any, space: Any, fitting: bool = True) -> list[Plan]:
         near = sorted(self.dims, key=lambda dims: abs(dims - FIRST_DIMS))
         plans = [
-            Plan(family, self.lists, 0, space, dims, codes, SPREAD, FIRST_OVERSAMPLE)
+            Plan(
+                *(family, self.lists, 0, space, dims, codes, SPREAD, FIRST_OVERSAMPLE),
+                vectors=self._vectors,
+            )
             for codes in CODES
-            for dims in (near if family == "projected" else [self.dim])
+            for dims in ([self.dim] if (family, space) == ("ivf", "full") else near)
             # These codes are of differences to centroids.
             if codes == "SQ8" or family == "ivf" or space == "projected"
         ]
@@ -194,10 +213,9 @@ class PlanSpace:
 
     def least_bytes(self) -> int:
         """Of any plan of the kinds that may be tried."""
-        spaces = (("projected", "projected"), ("projected", "full"), ("ivf", "full"))
         plans = [
             plan
-            for family, space in spaces
+            for family, space in self._families
             if self.settings.kind in ("", family)
             for plan in self._of(family, space, fitting=False)
         ]

@@ -21,9 +21,16 @@ from chiasm.index.query.opening import live_generation, open_live
 from chiasm.index.query.query_picture import encoded_picture
 from chiasm.index.query.recent_queries import RecentQueries, Search
 from chiasm.index.query.rerank import check_stages, rerank, reranker_fingerprints
-from chiasm.index.query.scan import Allowed, ColumnIndex, as_float32
+from chiasm.index.query.scan import Allowed, ColumnIndex
 from chiasm.index.query.search import search
-from chiasm.index.query.truth import exact_top, recall_of, rows_of_column, without_own
+from chiasm.index.query.truth import (
+    Ranked,
+    exact_top,
+    recall_of,
+    rows_of_column,
+    usable_rows,
+    without_own,
+)
 
 __all__ = [
     "Allowed",
@@ -32,12 +39,12 @@ __all__ = [
     "ColumnIndex",
     "Filter",
     "OpenIndex",
+    "Ranked",
     "Recalls",
     "RecentQueries",
     "Search",
     "TooFewCaptions",
     "add_keywords",
-    "as_float32",
     "calibrate_index",
     "check_share",
     "check_stages",
@@ -65,5 +72,6 @@ __all__ = [
     "search_keywords",
     "search_lists",
     "text_of",
+    "usable_rows",
     "without_own",
 ]

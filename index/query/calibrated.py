@@ -95,7 +95,7 @@ class IndexBackground:
             raw = segment.raw(self.column)
             for start in range(0, len(alive), BLOCK):
                 positions = alive[start : start + BLOCK]
-                vectors = raw[positions - first].astype(np.float32)
+                vectors = raw.take(positions - first)
                 has = vectors.any(axis=1)
                 yield positions[has], vectors[has]
 

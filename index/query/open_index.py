@@ -300,7 +300,8 @@ class OpenIndex:
         parts = [one.wanted_vectors(column, np.array(numbers)) for one, _, numbers in wanted]
         fetch([part for of_segment in parts for part in of_segment])
         for segment, first, numbers in wanted:
-            vectors[[order[first + row] for row in numbers]] = segment.vectors(column)[numbers]
+            found = segment.vectors(column).take(np.array(numbers))
+            vectors[[order[first + row] for row in numbers]] = found
         return vectors
 
     def _by_segment(self, positions: Iterable[int]) -> Iterator[tuple[Segment, int, list[int]]]:

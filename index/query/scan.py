@@ -20,7 +20,7 @@ from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
 from chiasm.index.query.code_scan import CodeScan, PassingRows, scan_lists
 from chiasm.index.query.resident import Resident, merge, narrowed
-from chiasm.index.segments import Segment, Trained, best_columns, columns_of, fetch
+from chiasm.index.segments import Segment, Trained, Vectors, best_columns, columns_of, fetch
 
 RESIDENT_BYTES = 2 << 30  # of codes and row numbers of one column: some 36 million rows of 48 bytes
 MAX_ROWS_AHEAD = 128  # candidates whose rows are requested with their vectors
@@ -47,7 +47,7 @@ class Part:
     selector: Any = None
     bits: np.ndarray | None = None
     rows: np.ndarray | None = None
-    raw: np.ndarray | None = None
+    raw: Vectors | None = None
 
 
 @dataclass
@@ -203,14 +203,18 @@ class ColumnIndex:
         return Scan(self, parts, available)
 
     def _prepare_exact(self, masks: Sequence[np.ndarray | None]) -> Scan:
-        """FAISS selects by row numbers, of which an exact column has none."""
+        """FAISS scans whole segments of float16; it selects by row numbers, of which an exact
+        column has none."""
         parts: list[Part] = []
         available = 0
         for segment, mask, first in zip(self.segments, masks, self.starts.tolist(), strict=False):
-            if mask is None:
-                parts.append(Part(first, segment.exact(self.column), places=True))
+            scanner = segment.exact(self.column) if mask is None else None
+            if scanner is not None:
+                parts.append(Part(first, scanner, places=True))
                 available += len(segment)
-            elif len(rows := np.flatnonzero(mask)):
+                continue
+            rows = np.arange(len(segment)) if mask is None else np.flatnonzero(mask)
+            if len(rows):
                 parts.append(Part(first, rows=rows, raw=segment.raw(self.column)))
                 available += len(rows)
         # FAISS first: it adds to heaps, in whose order the other scan leaves nothing.
@@ -306,25 +310,11 @@ def _scan_rows(part: Part, xq: np.ndarray, scores: np.ndarray, rows: np.ndarray)
     """Replace the least of each query's candidates by better ones among the rows of a part."""
     assert part.raw is not None and part.rows is not None
     wanted = scores.shape[1]
-    at_once = max(1, ROWS_AT_ONCE // part.raw.shape[1])
+    at_once = max(1, ROWS_AT_ONCE // part.raw.dim)
     for start in range(0, len(part.rows), at_once):
         block = part.rows[start : start + at_once]
-        near = np.concatenate([scores, xq @ as_float32(part.raw[block]).T], axis=1)
+        near = np.concatenate([scores, xq @ part.raw.take(block).T], axis=1)
         found = np.concatenate([rows, np.broadcast_to(block, (len(xq), len(block)))], axis=1)
         best = np.argpartition(-near, wanted - 1, axis=1)[:, :wanted]
         scores[:] = np.take_along_axis(near, best, 1)
         rows[:] = np.take_along_axis(found, best, 1)
-
-
-def as_float32(halves: np.ndarray) -> np.ndarray:
-    """Finite float16 as float32, the values unchanged: faster than numpy's own conversion.
-
-    The bits of exponent and mantissa move to their places in a float32, whose exponent counts from
-    112 higher.
-    """
-    bits = np.ascontiguousarray(halves).view(np.int16).astype(np.int32)
-    bits <<= 13
-    bits &= np.int32(-0x70002000)  # 0x8FFFE000: the sign, 5 bits of exponent, 10 of mantissa
-    floats = bits.view(np.float32)
-    floats *= np.float32(2.0**112)
-    return floats

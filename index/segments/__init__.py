@@ -51,32 +51,49 @@ from chiasm.index.segments.names import (
     segment_file,
     trained_file,
 )
+from chiasm.index.segments.parquet_vectors import CACHED_BYTES, ParquetVectors
 from chiasm.index.segments.partial import SegmentGone, fetch
 from chiasm.index.segments.publish import live_number, publish, publish_edit
 from chiasm.index.segments.record import SegmentRecord
 from chiasm.index.segments.segment import Segment
-from chiasm.index.segments.segment_writer import SegmentWriter
+from chiasm.index.segments.segment_writer import CopiedVectors, SegmentWriter
+from chiasm.index.segments.source_file import digests_of
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
 from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep, sweep_published, sweeping
 from chiasm.index.segments.terms import query_terms, stem_of
 from chiasm.index.segments.trained import Trained, best_columns, code_ranges, columns_of
+from chiasm.index.segments.vector_files import (
+    FORMS,
+    Float16Vectors,
+    Int8Vectors,
+    Vectors,
+    as_float32,
+    dequantised,
+    quantised,
+)
 
 __all__ = [
     "BATCH",
+    "CACHED_BYTES",
     "DELETED",
+    "FORMS",
     "SEGMENTS",
     "TRAINED",
+    "CopiedVectors",
     "Deletions",
     "Digest",
     "Drift",
     "EmbeddedShards",
     "FileSum",
+    "Float16Vectors",
     "Generation",
     "IndexedShard",
+    "Int8Vectors",
     "KeywordWriter",
     "Keywords",
     "ListCodes",
     "Manifest",
+    "ParquetVectors",
     "PastGeneration",
     "SchemaInference",
     "Segment",
@@ -87,9 +104,11 @@ __all__ = [
     "SharedFile",
     "StoredCalibration",
     "Trained",
+    "Vectors",
     "add_command",
     "add_to_audit",
     "among",
+    "as_float32",
     "audits_of",
     "best_columns",
     "build_command",
@@ -101,6 +120,8 @@ __all__ = [
     "current_number",
     "deleted_file",
     "deleted_rows",
+    "dequantised",
+    "digests_of",
     "fetch",
     "keeping_segments",
     "leftovers",
@@ -116,6 +137,7 @@ __all__ = [
     "open_whole",
     "publish",
     "publish_edit",
+    "quantised",
     "query_terms",
     "read_audit",
     "read_current",

@@ -52,6 +52,14 @@ class ListsWriter:
         if self.count - self._encoded >= ENCODED_AT_ONCE:
             self._encode()
 
+    def copy(self, codes: np.ndarray, lists: np.ndarray, rows: np.ndarray) -> None:
+        """Take codes (n, code_size) of rows of the segment, as they are, and their lists (n,)."""
+        if self._pending:
+            self._encode()
+        some = slice(self.count, self.count + len(rows))
+        self._codes[some], self._lists[some], self._rows[some] = codes, lists, rows
+        self.count = self._encoded = some.stop
+
     def _encode(self) -> None:
         faiss = load_faiss()
         vectors = np.concatenate(self._pending)
@@ -219,8 +227,27 @@ class ListCodes:
 
 def rows_in_lists(index: Any) -> Iterator[np.ndarray]:
     """The row numbers of each list that has any, as copies."""
+    return (rows for _, rows in _numbered_lists(index))
+
+
+def coded_rows(index: Any, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of so many rows: the list of each (rows,) int32, -1 for none, and its code (rows, code_size)
+    uint8."""
+    faiss = load_faiss()
+    lists = np.full(rows, -1, np.int32)
+    codes = np.zeros((rows, index.code_size), np.uint8)
+    for number, members in _numbered_lists(index):
+        lists[members] = number
+        content = index.invlists.get_codes(number)
+        stored = faiss.rev_swig_ptr(content, members.size * index.code_size)
+        codes[members] = stored.reshape(len(members), index.code_size)
+    return lists, codes
+
+
+def _numbered_lists(index: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """Each list that has rows: its number, and a copy of their numbers."""
     faiss = load_faiss()
     lists = index.invlists
     for number in range(lists.nlist):
         if size := lists.list_size(number):
-            yield faiss.rev_swig_ptr(lists.get_ids(number), size).copy()
+            yield number, faiss.rev_swig_ptr(lists.get_ids(number), size).copy()

@@ -19,6 +19,7 @@ import os
 import weakref
 from collections.abc import Sequence
 from io import BufferedReader
+from typing import Protocol
 
 import numpy as np
 
@@ -158,7 +159,17 @@ class PartialCopy(Parts):
             raise
 
 
-Wanted = tuple[Parts, np.ndarray]  # a file and numbers of its blocks, (n,) int64
+class Fetched(Protocol):
+    """What is read in blocks, as `Parts` is."""
+
+    @property
+    def folder(self) -> Folder: ...
+    def requests(self, numbers: np.ndarray) -> list[tuple[int, int]]: ...
+    def read(self, first: int, last: int) -> None: ...
+    def verify_more(self, size: int) -> None: ...
+
+
+Wanted = tuple[Fetched, np.ndarray]  # and numbers of blocks of it, (n,) int64
 
 
 def fetch(wanted: Sequence[Wanted]) -> None:

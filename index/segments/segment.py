@@ -2,7 +2,9 @@
 
     index/segments/<id>/rows.arrow      the catalog: key, caption, metadata, ... of each position
                         keywords.arrow  which rows have a term in their captions
-                        image.f16       the raw vectors, (rows, dim) float16, zero where none is
+                        image.f16       the vectors, (rows, dim) float16, zero where none is; or
+                        image.i8        the same in 8 bits a number (vector_files.py); or
+                        image.source    digests of those in Parquet files (parquet_vectors.py)
                         image.lists     codes of the vectors, list by list, for FAISS (lists.py)
                         image.sizes     sizes and checksums of the lists
                         rows.arrow.blocks, image.f16.blocks   checksums of parts (blocks.py)
@@ -29,12 +31,14 @@ from chiasm.index.segments.catalog import Catalog, CatalogParts
 from chiasm.index.segments.checksums import FileSum
 from chiasm.index.segments.files import SegmentFiles
 from chiasm.index.segments.keywords import Keywords
-from chiasm.index.segments.lists import ListSizes, open_exact, open_lists
+from chiasm.index.segments.lists import ListSizes, coded_rows, open_exact, open_lists
 from chiasm.index.segments.manifest import Deletions
 from chiasm.index.segments.names import CATALOG, KEYWORDS, segment_file
-from chiasm.index.segments.partial import Wanted, gone
+from chiasm.index.segments.parquet_vectors import ParquetVectors
+from chiasm.index.segments.partial import Parts, Wanted, fetch, gone
 from chiasm.index.segments.record import SegmentRecord
 from chiasm.index.segments.trained import Trained
+from chiasm.index.segments.vector_files import FORMS, StoredVectors
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.storage import Folder, Stat, display_name
 
@@ -82,11 +86,14 @@ class Segment:
         segment in a store, where each is a request."""
         if not self._files.in_store:
             return []
+        stored = self.record.vectors_file(column)
         if exact:
             return [self.deleted, lambda: self._files.parts(CATALOG), lambda: self.raw(column)]
-        names = CATALOG, f"{column}.f16"
-        reading = [partial(self._files.parts, name) for name in names]
-        return [self.deleted, *reading, lambda: self._files.read(f"{column}.sizes")]
+        opened = partial(self._files.parts, stored)
+        if self.record.form(column) is None:
+            opened = partial(self.raw, column)
+        sizes = partial(self._files.read, f"{column}.sizes")
+        return [self.deleted, partial(self._files.parts, CATALOG), opened, sizes]
 
     @property
     def catalog(self) -> Catalog:
@@ -120,16 +127,6 @@ class Segment:
             KEYWORDS, lambda file, where, rebuild: Keywords(file, where, rebuild, self.record.rows)
         )
 
-    def exact(self, column: str) -> Any:
-        """A FAISS index of one list that scans all vectors of a column, those of zeros too where a
-        row has none. To be searched with `store_pairs`; shared: a search must not change it."""
-        rows, dim = self.record.rows, self.record.dim
-        return self._files.open_once(
-            f"{column}.f16",
-            lambda file, where, rebuild: open_exact(file, rows, dim, where),
-            "exact",
-        )
-
     def lists(self, column: str, trained: Trained) -> Any:
         """The FAISS index of a column's lists, mapped. Shared: a search must not change it. Only
         lists that were fetched may be scanned, see `wanted_lists`."""
@@ -154,12 +151,24 @@ class Segment:
         lists = np.arange(trained.plan.lists) if lists is None else lists
         return [] if parts is None else [(parts, lists)]
 
-    def vectors(self, column: str) -> np.ndarray:
+    def vectors(self, column: str) -> StoredVectors | ParquetVectors:
         """As `raw`, but only rows that were fetched may be read, see `wanted_vectors`."""
-        parts = self._files.parts(f"{column}.f16")
-        if parts is None:
+        if self._vector_parts(column) is None:
             return self.raw(column)
-        return self._files.once((column, "parts"), lambda: self._map_vectors(parts.file))
+        return self._files.once((column, "parts"), lambda: self._map_parts(column))
+
+    def _vector_parts(self, column: str) -> Parts | None:
+        """Of the file of a column's vectors; None where it is used whole, or there is none."""
+        return self._files.once((column, "vector parts"), lambda: self._open_parts(column))
+
+    def _open_parts(self, column: str) -> Parts | None:
+        form, name = self.record.form(column), self.record.vectors_file(column)
+        return None if form is None else self._files.parts(name)
+
+    def _map_parts(self, column: str) -> StoredVectors:
+        form, parts = self.record.form(column), self._vector_parts(column)
+        assert form is not None and parts is not None
+        return form.map(parts.file, self.record.rows, self.record.dim)
 
     def keep_open(self, column: str) -> None:
         """Open what the results of a column need, so that a sweep cannot take it."""
@@ -169,7 +178,7 @@ class Segment:
 
     def is_whole(self, column: str, trained: Trained | None) -> bool:
         """Whether nothing of a column's vectors has to be fetched. trained: nor of its lists."""
-        parts = [self._files.parts(f"{column}.f16")]
+        parts = [self._vector_parts(column)]
         if trained is not None:
             blocks = self.list_sizes(column, trained).blocks
             parts.append(self._files.parts(f"{column}.lists", blocks))
@@ -177,20 +186,46 @@ class Segment:
 
     def wanted_vectors(self, column: str, rows: np.ndarray) -> list[Wanted]:
         """The parts of a column's vectors that have these rows."""
-        parts = self._files.parts(f"{column}.f16")
+        form = self.record.form(column)
+        if form is None:
+            vectors = self.raw(column)
+            assert isinstance(vectors, ParquetVectors)
+            return [(vectors, vectors.groups_of(rows))] if self.in_store else []
+        parts = self._vector_parts(column)
         if parts is None:
             return []
-        starts = rows * (2 * self.record.dim)
+        starts = rows * form.row_bytes(self.record.dim)
         return [(parts, np.searchsorted(parts.blocks.offsets, starts, side="right") - 1)]
 
-    def raw(self, column: str) -> np.ndarray:
-        """(rows, dim) float16, mapped, zero where a row has no vector."""
-        return self._files.open_once(f"{column}.f16", lambda file, *_: self._map_vectors(file))
+    def raw(self, column: str) -> StoredVectors | ParquetVectors:
+        """The vectors of a column: mapped, or read from the Parquet files."""
+        return self._files.once((column, "vectors"), lambda: self._open_vectors(column))
 
-    def _map_vectors(self, file: Any) -> np.ndarray:
-        shape = (self.record.rows, self.record.dim)
-        # As a plain array: `memmap` costs microseconds an access.
-        return np.memmap(file, "<f2", "r", shape=shape).view(np.ndarray)
+    def _open_vectors(self, column: str) -> StoredVectors | ParquetVectors:
+        record, form = self.record, self.record.form(column)
+
+        def opened(
+            file: BufferedReader, where: str, rebuild: str
+        ) -> StoredVectors | ParquetVectors:
+            if form is not None:
+                return form.map(file, record.rows, record.dim)
+            content, shards = file.read(), record.shards
+            return ParquetVectors(self._folder, record.id, column, shards, record.dim, content)
+
+        return self._files.open_once(record.vectors_file(column), opened)
+
+    def exact(self, column: str) -> Any:
+        """A FAISS index of one list that scans all vectors of a column, those of zeros too where a
+        row has none; None where they are not float16. To be searched with `store_pairs`; shared: a
+        search must not change it."""
+        if self.record.form(column) is not FORMS["float16"]:
+            return None
+        rows, dim = self.record.rows, self.record.dim
+        return self._files.open_once(
+            f"{column}.f16",
+            lambda file, where, rebuild: open_exact(file, rows, dim, where),
+            "exact",
+        )
 
     def list_sizes(self, column: str, trained: Trained) -> ListSizes:
         """How many rows each list of a column has, and where it lies in the file."""
@@ -206,11 +241,17 @@ class Segment:
             ),
         )
 
+    def coded(self, column: str, trained: Trained) -> tuple[np.ndarray, np.ndarray]:
+        """The list of each row, (rows,) int32, -1 where it has no vector, and its code, (rows,
+        code_size) uint8. Of a segment in a store all lists are requested."""
+        fetch(self.wanted_lists(column, trained))
+        return coded_rows(self.lists(column, trained), len(self))
+
     def has(self, column: str) -> np.ndarray | None:
         """Which rows have a vector in a column: (rows,) bool; None where all have."""
         if self.record.vectors[column] == self.record.rows:
             return None
-        return self._files.once((column, "has"), lambda: np.any(self.raw(column), axis=1))
+        return self._files.once((column, "has"), lambda: self.raw(column).present())
 
     def deleted(self) -> np.ndarray | None:
         """Which rows searches leave out: (rows,) bool; None where there are none."""

@@ -40,7 +40,17 @@ Kind = Annotated[
     str | None,
     typer.Option("--index", metavar="KIND", help="exact, ivf or projected. (default: tuned)"),
 ]
-Dims = Annotated[int | None, typer.Option(help="Dimensions of a projected index. (default: tuned)")]
+Dims = Annotated[
+    int | None,
+    typer.Option(help="Of codes: of a projection (default: tuned), or, of ivf, first numbers."),
+]
+Vectors = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FORM",
+        help="Copies of vectors in the index: float16, int8, none. (default: float16)",
+    ),
+]
 Queries = Annotated[
     str | None, typer.Option(metavar="FILE", help="Text queries to tune with, one a line.")
 ]
@@ -65,6 +75,7 @@ def build(
     latency: Latency = None,
     kind: Kind = None,
     dims: Dims = None,
+    vectors: Vectors = None,
     queries: Queries = None,
     plot: Plot = None,
     address: Address = None,
@@ -79,6 +90,7 @@ def build(
         "index.latency_ms": milliseconds(latency, "--latency"),
         "index.kind": kind,
         "index.dims": dims,
+        "index.vectors": vectors,
         "index.queries": queries,
     }
     composed = compose(preset, assignments or (), flags, uses=["index", "workers"])
