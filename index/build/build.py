@@ -112,17 +112,7 @@ def build_index(
             with clock.stage("publish"):
                 number = publish(folder, manifest, run, began_with)
                 sweep_published(folder, run, settings)
-            summary = BuildSummary(
-                generation=number,
-                rows=manifest.rows,
-                shards=len(build.covered.indexed),
-                segments=len(segments),
-                columns={column: str(plan) for column, plan in manifest.columns.items()},
-                vectors={column: build.vectors[column] for column in plans},
-                meta=manifest.meta,
-                seconds={stage: round(spent, 4) for stage, spent in clock.seconds.items()},
-                reports=build.reports,
-            )
+            summary = build.summary(number, manifest, clock.seconds)
             run.finish("done", asdict(summary))
     return summary
 
@@ -228,6 +218,20 @@ class Build:
         encoder = lambda: self.columns.encoder  # noqa: E731
         stored = store_calibrations(collection, manifest, self.run.id, encoder)
         return replace(manifest, calibrations=stored)
+
+    def summary(self, number: int, manifest: Manifest, seconds: dict[str, float]) -> BuildSummary:
+        """number: of the generation that is live."""
+        return BuildSummary(
+            generation=number,
+            rows=manifest.rows,
+            shards=len(self.covered.indexed),
+            segments=len(manifest.segments),
+            columns={column: str(plan) for column, plan in manifest.columns.items()},
+            vectors={column: self.vectors[column] for column in manifest.columns},
+            meta=manifest.meta,
+            seconds={stage: round(spent, 4) for stage, spent in seconds.items()},
+            reports=self.reports,
+        )
 
     @property
     def reports(self) -> dict[str, Report]:
