@@ -112,7 +112,7 @@ def build_index(
             with clock.stage("publish"):
                 number = publish(folder, manifest, run, began_with)
                 sweep_published(folder, run, settings)
-            summary = build.summary(number, manifest, len(segments), clock.seconds)
+            summary = build.summary(number, manifest, clock.seconds)
             run.finish("done", asdict(summary))
     return summary
 
@@ -219,6 +219,20 @@ class Build:
         stored = store_calibrations(collection, manifest, self.run.id, encoder)
         return replace(manifest, calibrations=stored)
 
+    def summary(self, number: int, manifest: Manifest, seconds: dict[str, float]) -> BuildSummary:
+        """number: of the generation that is live."""
+        return BuildSummary(
+            generation=number,
+            rows=manifest.rows,
+            shards=len(self.covered.indexed),
+            segments=len(manifest.segments),
+            columns={column: str(plan) for column, plan in manifest.columns.items()},
+            vectors={column: self.vectors[column] for column in manifest.columns},
+            meta=manifest.meta,
+            seconds={stage: round(spent, 4) for stage, spent in seconds.items()},
+            reports=self.reports,
+        )
+
     @property
     def reports(self) -> dict[str, Report]:
         return {
@@ -304,23 +318,6 @@ class Build:
             trained=self.shared,
             segments=tuple(segments),
             meta=self.schema.report(),
-        )
-
-    def summary(
-        self, number: int, manifest: Manifest, segments: int, seconds: dict[str, float]
-    ) -> BuildSummary:
-        """What was made: a generation's number, its manifest, how many segments it has, and what
-        the stages took."""
-        return BuildSummary(
-            generation=number,
-            rows=manifest.rows,
-            shards=len(self.covered.indexed),
-            segments=segments,
-            columns={column: str(plan) for column, plan in manifest.columns.items()},
-            vectors={column: self.vectors[column] for column in manifest.columns},
-            meta=manifest.meta,
-            seconds={stage: round(spent, 4) for stage, spent in seconds.items()},
-            reports=self.reports,
         )
 
 
