@@ -15,6 +15,7 @@ from chiasm.index.segments import (
     FileSum,
     Generation,
     Manifest,
+    SegmentGone,
     StoredCalibration,
     calibration_file,
     open_segments,
@@ -41,6 +42,9 @@ def store_calibrations(
             calibration = calibrate_index(index, column)
         except TooFewCaptions as error:
             LOG.info("%s", error)
+            continue
+        except SegmentGone as error:  # a shard without copies was embedded anew meanwhile
+            LOG.warning("column %s is not calibrated: %s", column, error)
             continue
         except EncoderError as error:
             LOG.warning("%s; no false-alarm rates are stored with this index", error)
