@@ -149,4 +149,7 @@ def random_filter(rows: Sequence[int], seed: int) -> list[np.ndarray]:
     """A filter that lets FILTERED_SHARE of the rows pass, by no property of theirs: for each
     segment of so many rows (rows,) bool."""
     rng = np.random.default_rng(seed)
-    return [rng.random(count) < FILTERED_SHARE for count in rows]
+    passes = [rng.random(count) < FILTERED_SHARE for count in rows]
+    for some in passes:
+        some.flags.writeable = False  # so that what a search prepares for them is kept
+    return passes

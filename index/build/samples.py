@@ -15,9 +15,10 @@ counts neither as an answer nor as a miss (`without_own` in truth.py).
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -244,34 +245,51 @@ def sampled_rows(
 
     The same files and seed give the same rows. About SAMPLE_GROUPS row groups are read, more where
     rows lack the column. CollectionError where every shard is embedded anew now."""
-    groups = [(file, number) for file in covered.files for number in _group_numbers(covered, file)]
+    groups = [
+        (number, group)
+        for number, file in enumerate(covered.files)
+        for group in range(_group_count(covered, file))
+    ]
     rng = np.random.default_rng(seed)
     rng.shuffle(groups)
     per_group = math.ceil(wanted / max(1, min(len(groups), SAMPLE_GROUPS)))
     samples: list[pa.Table] = []
-    rows = 0
-    for file, number in groups:
-        try:
-            with covered.replaced_errors(file):
-                (group,) = file.groups(columns, [number])
-        except ShardReplaced:
-            continue
-        having = np.flatnonzero(group[column].combine_chunks().is_valid())
-        samples.append(group.take(np.sort(rng.permutation(having)[:per_group])))
-        rows += len(samples[-1])
-        if rows >= wanted:
+    for start in range(0, len(groups), SAMPLE_GROUPS):
+        drawn = sorted(groups[start : start + SAMPLE_GROUPS])  # so that a footer is parsed once
+        for number, some in itertools.groupby(drawn, key=lambda one: one[0]):
+            file = covered.files[number]
+            for group in _read_groups(covered, file, columns, [one for _, one in some]):
+                having = np.flatnonzero(group[column].combine_chunks().is_valid())
+                samples.append(group.take(np.sort(rng.permutation(having)[:per_group])))
+        if sum(map(len, samples)) >= wanted:
             break
-    if not rows:
+    if not any(map(len, samples)):
         raise all_replaced(covered)
     return samples
 
 
-def _group_numbers(covered: CoveredShards, file: EmbeddingFile) -> range:
+def _group_count(covered: CoveredShards, file: EmbeddingFile) -> int:
     try:
         with covered.replaced_errors(file):
-            return range(file.group_count())
+            return file.group_count()
     except ShardReplaced:
-        return range(0)
+        return 0
+
+
+def _read_groups(
+    covered: CoveredShards, file: EmbeddingFile, columns: list[str], numbers: list[int]
+) -> Iterator[pa.Table]:
+    """These row groups, as many as can be read before the file is replaced."""
+    groups = file.groups(columns, numbers)
+    while True:
+        try:
+            with covered.replaced_errors(file):
+                group = next(groups, None)
+        except ShardReplaced:
+            return
+        if group is None:
+            return
+        yield group
 
 
 def all_replaced(covered: CoveredShards) -> CollectionError:
