@@ -16,7 +16,7 @@ from chiasm.index.build.plot import draw_reports
 from chiasm.index.build.report import Report
 from chiasm.index.build.samples import Queries, QuerySets, query_lines
 from chiasm.index.build.train import encoded_index, list_deviations, train
-from chiasm.index.build.trials import SAMPLE, SampleSegment, Trial, Trials, full_plan, plan_bytes
+from chiasm.index.build.trials import SAMPLE, SampleSegment, Trial, Trials, plan_bytes
 from chiasm.index.build.truth import exact_top, recall_of
 from chiasm.index.build.tune import PlanSpace, TunedColumn, tune_column
 from chiasm.index.plan import IndexSettings, Plan, lists_for
@@ -200,20 +200,20 @@ def test_an_exact_index_is_taken_where_no_other_reaches_the_recall(tuned, monkey
 
 def test_a_kind_and_dimensions_that_are_wanted_are_what_is_tried(tuned):
     _view, _, _ = tuned
-    space = PlanSpace(50, ROWS, DIM, replace(MEASURED, kind="projected", dims=8))
+    space = PlanSpace(ROWS, DIM, replace(MEASURED, kind="projected", dims=8))
     assert {(plan.family, plan.dims) for plan in space.first()} == {("projected", 8)}
     near = [p for ladder in space.ladders() for p in space.neighbours(space.first()[0], *ladder)]
     assert {plan.dims for plan in near} == {8} and len({plan.lists for plan in near}) == 3
-    (only,) = PlanSpace(50, ROWS, DIM, replace(MEASURED, kind="ivf")).first()
+    (only,) = PlanSpace(ROWS, DIM, replace(MEASURED, kind="ivf")).first()
     assert (only.family, only.dims, only.space) == ("ivf", DIM, "full")
 
 
 def test_smaller_codes_where_the_memory_is_scarce():
     rows, dim = 1_000_000, 256
-    free = PlanSpace(500, rows, dim, IndexSettings(kind="ivf"))
+    free = PlanSpace(rows, dim, IndexSettings(kind="ivf"))
     (fast,) = free.first()
     assert fast.codes == "SQ8"
-    limit = plan_bytes(full_plan(fast, rows, 500), rows, dim) / 2e9
+    limit = plan_bytes(fast, rows, dim) / 2e9
     tight = replace(free, settings=IndexSettings(kind="ivf", memory_gb=limit))
     (small,) = tight.first()
     assert small.codes == "RaBitQ2" and tight.fits(small) and not tight.fits(fast)

@@ -40,6 +40,7 @@ from chiasm.pipeline.errors import ChiasmError
 BLOCK = 65_536  # rows that are read at once for the exact answers
 STEP = 1.125  # by which lists are added where the promise falls short
 CURVE = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the lists that the plan scans
+CHOOSING = 320  # queries of a kind that the number of candidates is chosen by
 HARDER = (*OVERSAMPLES, 12, 16, 32)  # candidates a result, where the sample's number is too few
 
 
@@ -84,30 +85,30 @@ class _Fit:
         if plan.exact or self.settings.nprobe:
             return replace(plan, nprobe=min(plan.lists, self.settings.nprobe))
         plan = self._cheapest(plan)
-        nprobe = self._enough(plan, _plain(self.report), plan.nprobe)
+        nprobe = self._least(plan, _plain(self.tune), plan.nprobe) or plan.lists
+        nprobe = self._enough(plan, _plain(self.report), nprobe)
         plan = replace(plan, nprobe=nprobe)
         filtered = self._least(plan, [self.tune[FILTERED]], nprobe) or plan.lists
         filtered = self._enough(plan, [self.report[FILTERED]], max(filtered, nprobe))
         return replace(plan, filtered_nprobe=filtered)
 
     def _cheapest(self, plan: Plan) -> Plan:
-        """The cheapest of the number of candidates that the sample chose and its neighbours, each
-        with the lists that it needs; more candidates where these do not do."""
-        cases, xq = _plain(self.tune), self.tune[self.kind].queries.vectors
+        """Candidates a result, from those that the sample chose to fewer or more while that is
+        cheaper, each number with the lists that it needs."""
         place = HARDER.index(plan.oversample)
-        costs: list[tuple[float, Plan]] = []
-        for number, oversample in enumerate(HARDER):
-            near = abs(number - place) <= 1
-            if not near and (costs or number < place):
-                continue
-            tried = replace(plan, oversample=oversample)
-            nprobe = self._least(tried, cases, costs[-1][1].nprobe if costs else plan.nprobe)
-            if nprobe is not None:
-                index = replace(self.index, plan=tried)
-                cost = seconds_per_query(index, xq, self.settings.at, nprobe)
-                costs.append((cost, replace(tried, nprobe=nprobe)))
-        if costs:
-            return min(costs, key=lambda one: one[0])[1]
+        best = self._with_lists(plan, HARDER[place])
+        for step in (-1, 1):
+            number = place + step
+            while 0 <= number < len(HARDER):
+                near = self._with_lists(best[1] if best else plan, HARDER[number])
+                if best and (near is None or near[0] >= best[0]):
+                    break
+                best, number = near or best, number + step
+            if best and best[1].oversample < plan.oversample:
+                break
+        if best:
+            return best[1]
+        cases = _plain(self.tune)
         most = self._promised(replace(plan, oversample=HARDER[-1]), cases, plan.lists)
         raise ChiasmError(
             f"index of column {self.index.column}",
@@ -115,6 +116,18 @@ class _Fit:
             found=f"{most:.3f} at the most, by {plan}",
             do=f"give up the recall (--recall {math.floor(most * 100) / 100:g}), or --index exact",
         )
+
+    def _with_lists(self, plan: Plan, oversample: int) -> tuple[float, Plan] | None:
+        """The plan with so many candidates a result and the lists that it needs, and the seconds of
+        a query; None where no number of lists does."""
+        plan = replace(plan, oversample=oversample)
+        some = [case.first(CHOOSING) for case in _plain(self.tune)]
+        nprobe = self._least(plan, some, plan.nprobe)
+        if nprobe is None:
+            return None
+        index, xq = replace(self.index, plan=plan), self.tune[self.kind].queries.vectors[:CHOOSING]
+        spent = seconds_per_query(index, xq, self.settings.at, nprobe)
+        return spent, replace(plan, nprobe=nprobe)
 
     def _promised(self, plan: Plan, cases: list[Case], nprobe: int) -> float:
         """The least of the promises of these kinds of query; what comes after one that
@@ -217,7 +230,17 @@ def _report(
     dim = tuned.sets.learn.shape[1]
     reached = promise[tuned.sets.kind] >= settings.recall
     size = plan_bytes(plan, rows, dim)
-    measured = measure(index, report, at, size=size, seconds=build_seconds, reached=reached)
+    xq = report[tuned.sets.kind].queries.vectors
+    measured = measure(
+        index,
+        report,
+        at,
+        timed=index,
+        query_seconds=seconds_per_query(index, xq, at, plan.nprobe),
+        size=size,
+        seconds=build_seconds,
+        reached=reached,
+    )
     counts = {
         "learn from": len(tuned.sets.learn),
         "tune on": len(tuned.sets.tune[tuned.sets.kind]),

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -21,11 +21,13 @@ from chiasm.index.build.report import KS, Measured
 from chiasm.index.build.samples import Queries
 from chiasm.index.build.truth import recall_of, without_own
 from chiasm.index.plan import FILTERED_SHARE, Plan
-from chiasm.index.query import Allowed, ColumnIndex, search
+from chiasm.index.query import Allowed, ColumnIndex, search, search_scan
 
 BATCH = 64  # queries that are searched together
 SINGLE = 300  # queries that are timed one at a time
 FILTERED = "filtered"
+ROUNDS = 3  # plans differ by less than other processes disturb a single one
+STEP = 1.25  # of the number of lists, around a guess that is mostly right to a fifth
 
 
 @dataclass(frozen=True)
@@ -48,32 +50,34 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-def found_scores(index: ColumnIndex, case: Case, k: int, nprobe: int) -> np.ndarray:
-    """The scores of the k results of each query, own rows left out: (Q, k) float32."""
+def found_scores(
+    index: ColumnIndex, case: Case, k: int, nprobe: int, wanted: int = 0
+) -> np.ndarray:
+    """The scores of the k results of each query, own rows left out: (Q, k) float32. wanted:
+    candidates of a query, 0 for as many as the plan says."""
     xq, own = case.queries.vectors, case.queries.own
     extra = int(not np.isnan(own).all())
-    scores = [
-        search(index, xq[start : start + BATCH], k + extra, nprobe, case.allowed)[0]
-        for start in range(0, len(xq), BATCH)
-    ]
-    found = np.concatenate(scores)
-    return without_own(found, own) if extra else found
+    parts = [xq[start : start + BATCH] for start in range(0, len(xq), BATCH)]
+    if wanted:
+        scan = index.scan(case.allowed)
+        found = [search_scan(scan, one, k + extra, wanted + extra, nprobe)[0] for one in parts]
+    else:
+        found = [search(index, one, k + extra, nprobe, case.allowed)[0] for one in parts]
+    scores = np.concatenate(found)
+    return without_own(scores, own) if extra else scores
 
 
-def recalls(index: ColumnIndex, case: Case, k: int, nprobe: int) -> np.ndarray:
+def recalls(
+    index: ColumnIndex, case: Case, k: int, nprobe: int, wanted: int = 0
+) -> np.ndarray:
     """The recall@k of each query: (Q,) float64."""
-    return recall_of(found_scores(index, case, k, nprobe), case.exact, k)
-
-
-def with_oversample(index: ColumnIndex, oversample: int) -> ColumnIndex:
-    """The same index with another number of candidates a result."""
-    return replace(index, plan=replace(index.plan, oversample=oversample))
+    return recall_of(found_scores(index, case, k, nprobe, wanted), case.exact, k)
 
 
 def seconds_per_query(index: ColumnIndex, xq: np.ndarray, k: int, nprobe: int) -> float:
-    """Of the processor, in batches; the lesser of two rounds."""
+    """Of the processor, in batches; the least of ROUNDS."""
     rounds = []
-    for _ in range(2):
+    for _ in range(ROUNDS):
         began = time.thread_time()
         for start in range(0, len(xq), BATCH):
             search(index, xq[start : start + BATCH], k, nprobe)
@@ -96,12 +100,19 @@ def least_nprobe(
     recall_at: Callable[[int], float], enough: float, guess: int, most: int
 ) -> int | None:
     """The least number of lists, to a sixteenth, whose recall is enough; None where that of all
-    lists, `most`, is not. recall_at grows with the number of lists. guess: to begin with."""
-    low, high = 0, min(max(1, guess), most)
-    while recall_at(high) < enough:
-        if high == most:
-            return None
-        low, high = high, min(most, 2 * high)
+    lists, `most`, is not. recall_at grows with the number of lists. guess: to begin with, from
+    where steps of growing width are made."""
+    low, high, step = 0, min(max(1, guess), most), STEP
+    if recall_at(high) >= enough:
+        while (low := int(high / step)) and recall_at(low) >= enough:
+            high, step = low, step * step
+    else:
+        while True:
+            if high == most:
+                return None
+            low, high, step = high, min(most, math.ceil(high * step)), step * step
+            if recall_at(high) >= enough:
+                break
     while high - low > max(1, high // 16):
         middle = max(low + 1, int(math.sqrt(low * high)) if low else high // 2)
         if recall_at(middle) >= enough:
@@ -112,10 +123,19 @@ def least_nprobe(
 
 
 def measure(
-    index: ColumnIndex, cases: dict[str, Case], at: int, *, size: int, seconds: float, reached: bool
+    index: ColumnIndex,
+    cases: dict[str, Case],
+    at: int,
+    *,
+    timed: ColumnIndex,
+    query_seconds: float,
+    size: int,
+    seconds: float,
+    reached: bool,
 ) -> Measured:
-    """What the report says of an index that is searched as its plan says. cases: by kind, the first
-    being the one whose time is taken. size, seconds: bytes, and of its build."""
+    """What the report says of an index that is searched as its plan says. cases: by kind. timed:
+    the index whose latencies are taken, by queries of the first kind. query_seconds: of the
+    processor, in batches. size, seconds: bytes, and of its build."""
     plan: Plan = index.plan
     main = next(iter(cases.values())).queries.vectors
     recall = {}
@@ -123,8 +143,7 @@ def measure(
         nprobe = plan.nprobe_for(FILTERED_SHARE) if kind == FILTERED else plan.nprobe
         by_k = {k: recalls(index, case, k, nprobe) for k in depths(at)}
         recall[kind] = {k: round(float(np.nanmean(some)), 4) for k, some in by_k.items()}
-    rate = 1 / seconds_per_query(index, main, at, plan.nprobe)
-    p50, p99 = latencies(index, main, at, plan.nprobe)
+    p50, p99 = latencies(timed, main, at, timed.plan.nprobe)
     return Measured(
         plan=str(plan),
         rows=int(index.starts[-1]),
@@ -135,7 +154,7 @@ def measure(
         build_seconds=round(seconds, 3),
         p50_ms=round(p50, 4),
         p99_ms=round(p99, 4),
-        queries_per_second=round(rate, 1),
+        queries_per_second=round(1 / query_seconds, 1),
         reached=reached,
     )
 

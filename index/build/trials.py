@@ -1,7 +1,10 @@
-"""A sample of a column's rows, on which plans are tried.
+"""A sample of a column's rows, on which plans are tried as if all rows were there.
 
-A trial trains a plan on the sample, encodes it, finds the number of lists that reaches the recall,
-and takes the time of a query there, by the same search that answers people.
+A trial makes the lists that the whole column would have, as many of them, and puts the sample into
+them. Which share of the best rows lies in the first lists of a query does not depend on how many
+others lie there; so with a share r of the rows, recall@(r k) of r times the candidates stands for
+recall@k over all rows. What a query costs is measured where lists have as many rows as they will:
+the sample in r times as many lists, of which as many are scanned as all rows need.
 """
 
 from __future__ import annotations
@@ -29,23 +32,23 @@ from chiasm.index.build.report import Measured, SmallVectors
 from chiasm.index.build.samples import Queries, QuerySets
 from chiasm.index.build.train import Projection, encoded_index, train
 from chiasm.index.build.truth import exact_top, recall_of, without_own
-from chiasm.index.plan import IndexSettings, Plan, lists_for
-from chiasm.index.query import ColumnIndex
+from chiasm.index.plan import IndexSettings, Plan
+from chiasm.index.query import EXTRA_CANDIDATES, ColumnIndex
 from chiasm.index.segments import Trained, code_ranges
 
-QUERIES = 400  # of a kind and a trial: recall to about half a percent, the same for all plans
+QUERIES = 800  # of a kind and a trial: the same for all plans
 DESCRIBED = 100  # queries of each kind for what a report says of a trial
 DEEPEST = 100
-LEAST_LISTS = 64  # of the sample: below it the number that is scanned is too coarse to compare
 ITERATIONS = 4  # of k-means, over
-PER_LIST = 32  # rows a list: enough to compare plans
+PER_LIST = 16  # rows a list: enough to compare plans
+TIMED = 320  # queries: five batches
 SAMPLE = "sample"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A plan with the lists that it needs on the sample, and what a query costs then. recall: the
-    least of text and picture queries."""
+    """A plan with the lists that it needs, and what a query costs then. recall: the least of text
+    and picture queries."""
 
     plan: Plan
     seconds: float
@@ -90,11 +93,56 @@ class SampleSegment:
         return self.index
 
 
+@dataclass(frozen=True)
+class Made:
+    """The sample, indexed for a trial. index: in the lists of the column, sizes (L,) int64: of
+    these. timed: in fewer lists, which have as many rows as those of the column will."""
+
+    index: ColumnIndex
+    timed: ColumnIndex
+    sizes: np.ndarray
+
+    def with_nprobe(self, nprobe: int, xq: np.ndarray) -> tuple[Made, float]:
+        """Both searched as queries xq (Q, D) of the column are that scan so many lists, and by what
+        the time of the second is to be multiplied, since it has no more lists."""
+        index = replace(self.index, plan=replace(self.index.plan, nprobe=nprobe))
+        trained = index.trained
+        assert trained is not None
+        ranked = trained.rank(xq, trained.queries(xq), nprobe)
+        # Lists that queries scan are not of the mean size.
+        lists = self.sizes[ranked].sum(axis=1).mean() / self.sizes.mean()
+        scanned = min(self.timed.plan.lists, max(1, round(lists)))
+        timed = replace(self.timed, plan=replace(self.timed.plan, nprobe=scanned))
+        return replace(self, index=index, timed=timed), max(1.0, lists / scanned)
+
+    def seconds_per_query(self, xq: np.ndarray, at: int, factor: float) -> float:
+        """What a query of the column costs."""
+        spent = seconds_per_query(self.timed, xq, at, self.timed.plan.nprobe)
+        return factor * spent + self._ranking_seconds(xq)
+
+    def _ranking_seconds(self, xq: np.ndarray) -> float:
+        """What ranking the lists of one costs a query beyond ranking those of the other."""
+        spent = []
+        for one in (self.timed, self.index):
+            trained = one.trained
+            assert trained is not None
+            coded = trained.queries(xq)
+            began = time.thread_time()
+            for start in range(0, len(xq), BATCH):
+                some = slice(start, start + BATCH)
+                trained.rank(xq[some], coded[some], one.plan.nprobe)
+            spent.append((time.thread_time() - began) / len(xq))
+        return max(0.0, spent[1] - spent[0])
+
+
 @dataclass
 class Trials:
-    """rows (n, D) float32: the sample. total: rows of the column. settings: what is wanted."""
+    """rows (n, D), training (m, D) float32: the sample, and rows that lists are trained on, others
+    where there are so many: rows lie closer to centroids that they are part of. total: rows of the
+    column. settings: what is wanted."""
 
     rows: np.ndarray
+    training: np.ndarray
     sets: QuerySets
     total: int
     settings: IndexSettings
@@ -114,91 +162,87 @@ class Trials:
             if len(some := queries[:QUERIES])
         }
         allowed = random_filter([len(self.rows)], seed=0)
-        main = self.cases[self.sets.kind].queries
+        main = self.cases[self.sets.kind].queries[:DESCRIBED]
         passed = self.exact(main, self.vectors[allowed[0]])
         self.cases[FILTERED] = Case(main, passed, allowed)
-        self.projection = fit_projection(self.sets.learn, self.rows, self.rows.shape[1])
+        self.projection = fit_projection(self.sets.learn, self.training, self.rows.shape[1])
 
     @property
-    def lists(self) -> int:
-        """Of the sample: so many that a list has as many rows as with those of `lists_for`."""
-        rows_per_list = self.total / lists_for(self.total)
-        return max(min(LEAST_LISTS, lists_for(self.total)), round(len(self.rows) / rows_per_list))
+    def share(self) -> float:
+        """Of the column's rows that the sample has."""
+        return len(self.rows) / self.total
+
+    @property
+    def at(self) -> int:
+        """How many best rows of the sample stand for `at` of all rows."""
+        return max(1, round(self.settings.at * self.share))
+
+    def candidates(self, plan: Plan) -> int:
+        """How many of the sample stand for those that are scored of all rows."""
+        wanted = self.settings.at * plan.oversample + EXTRA_CANDIDATES
+        return max(self.at, round(wanted * self.share))
 
     def exact(self, queries: Queries, vectors: np.ndarray) -> np.ndarray:
         scores, _ = exact_top([(0, vectors)], queries.vectors, self.deepest + 1)
         return without_own(scores, queries.own)
 
     def run(self, plan: Plan) -> Trial:
-        """Try a plan whose lists are those of the sample."""
+        """Try a plan."""
         for trial in self.tried:
             if replace(trial.plan, nprobe=0) == replace(plan, nprobe=0):
                 return trial
         began = time.perf_counter()
-        index = self.index(plan)
+        made = self.make(plan)
         seconds = time.perf_counter() - began
         with one_thread():
-            trial = self._measure(index, seconds)
+            trial = self._measure(made, seconds)
         self.tried.append(trial)
         return trial
 
-    def _measure(self, index: ColumnIndex, seconds: float) -> Trial:
-        settings, at, main = self.settings, self.settings.at, self.cases[self.sets.kind]
-        plain = [case for kind, case in self.cases.items() if kind != FILTERED]
+    def _measure(self, made: Made, seconds: float) -> Trial:
+        plan, settings = made.index.plan, self.settings
         recall_by_nprobe: dict[int, float] = {}
 
         def recall_at(nprobe: int) -> float:
-            some = (recalls(index, case, at, nprobe) for case in plain)
-            recall_by_nprobe[nprobe] = min(float(np.nanmean(one)) for one in some)
+            if nprobe not in recall_by_nprobe:
+                recall_by_nprobe[nprobe] = self._recall(made.index, nprobe)
             return recall_by_nprobe[nprobe]
 
-        lists = index.plan.lists
-        found: int | None = min(settings.nprobe, lists)
+        found: int | None = min(settings.nprobe, plan.lists)
         if not found:
-            before = self.tried[-1].plan if self.tried else replace(index.plan, nprobe=lists // 16)
-            guess = before.nprobe * lists // before.lists
-            found = least_nprobe(recall_at, settings.recall, guess, lists)
-        nprobe = found or lists
-        recall = recall_by_nprobe.get(nprobe) or recall_at(nprobe)
-        index = replace(index, plan=replace(index.plan, nprobe=nprobe))
+            before = self.tried[-1].plan if self.tried else replace(plan, nprobe=plan.lists // 16)
+            guess = before.nprobe * plan.lists // before.lists
+            found = least_nprobe(recall_at, settings.recall, guess, plan.lists)
+        nprobe = found or plan.lists
+        xq = self.cases[self.sets.kind].queries.vectors[:TIMED]
+        made, factor = made.with_nprobe(nprobe, xq)
+        spent = made.seconds_per_query(xq, settings.at, factor)
         measured = measure(
-            index,
+            made.index,
             {kind: case.first(DESCRIBED) for kind, case in self.cases.items()},
-            at,
-            size=plan_bytes(self.full_plan(index.plan), self.total, self.rows.shape[1]),
+            settings.at,
+            timed=made.timed,
+            query_seconds=spent,
+            size=plan_bytes(plan, self.total, self.rows.shape[1]),
             seconds=seconds,
             reached=found is not None,
         )
-        xq = main.queries.vectors
-        spent = seconds_per_query(index, xq, at, nprobe) + self._ranking_seconds(index, xq)
-        return Trial(index.plan, spent, measured, recall)
+        return Trial(made.index.plan, spent, measured, recall_at(nprobe))
 
-    def _ranking_seconds(self, index: ColumnIndex, xq: np.ndarray) -> float:
-        """What ranking the column's lists costs a query beyond ranking those of the sample."""
-        trained = index.trained
-        assert trained is not None
-        rounds = -(-self.full_plan(index.plan).lists // index.plan.lists)
-        more = replace(
-            trained,
-            centroids=np.tile(trained.centroids, (rounds, 1)),
-            list_bias=np.tile(trained.list_bias, rounds),
-        )
-        coded, spent = trained.queries(xq), []
-        for one in (trained, more):
-            began = time.thread_time()
-            for start in range(0, len(xq), BATCH):
-                some = slice(start, start + BATCH)
-                one.rank(xq[some], coded[some], index.plan.nprobe)
-            spent.append((time.thread_time() - began) / len(xq))
-        return max(0.0, spent[1] - spent[0])
+    def _recall(self, index: ColumnIndex, nprobe: int) -> float:
+        """The least mean recall of text and picture queries."""
+        wanted = self.candidates(index.plan)
+        plain = [case for kind, case in self.cases.items() if kind != FILTERED]
+        found = (recalls(index, case, self.at, nprobe, wanted) for case in plain)
+        return min(float(np.nanmean(one)) for one in found)
 
-    def index(self, plan: Plan) -> ColumnIndex:
-        """The sample, indexed."""
+    def make(self, plan: Plan) -> Made:
+        """The sample, indexed. Of the fewer lists each has the rows of several others."""
         key = (plan.space, plan.dims if plan.space == "projected" else 0, plan.lists)
         centroids, lists = self._assigned.get(key, (None, None))
         trained = train(
             plan,
-            self.rows,
+            self.training,
             self.sets.learn,
             projection=self.projection,
             centroids=centroids,
@@ -209,15 +253,26 @@ class Trials:
         if lists is None:
             lists = trained.assign(self.rows, coded)
             self._assigned[key] = trained.centroids, lists
+        fewer = max(1, round(plan.lists * self.share))
+        merged = np.arange(plan.lists) * fewer // plan.lists
+        firsts = np.searchsorted(merged, np.arange(fewer))
+        part = replace(
+            trained,
+            plan=replace(plan, lists=fewer),
+            centroids=trained.centroids[firsts],
+            list_bias=trained.list_bias[firsts],
+        )
+        return Made(
+            self._column(trained, coded, lists),
+            self._column(part, coded, merged[lists]),
+            np.bincount(lists, minlength=plan.lists),
+        )
+
+    def _column(self, trained: Trained, coded: np.ndarray, lists: np.ndarray) -> ColumnIndex:
         segment: Any = SampleSegment(self.vectors, encoded_index(trained, coded, lists))
-        index = ColumnIndex([segment], SAMPLE, plan, trained)
+        index = ColumnIndex([segment], SAMPLE, trained.plan, trained)
         index.open()
         return index
-
-    def full_plan(self, plan: Plan) -> Plan:
-        """The plan of the whole column that a plan of the sample stands for: the lists in the same
-        proportion to `lists_for`."""
-        return full_plan(plan, self.total, self.lists)
 
     def small_vectors(self, dims: int) -> list[SmallVectors]:
         """What is lost by scoring with smaller vectors than the stored ones: bytes of 8 bits, the
@@ -250,14 +305,6 @@ class Trials:
             k: round(float(np.nanmean(recall_of(-np.sort(-near[:, :k], axis=1), case.exact, k))), 4)
             for k in (1, 10, 100)
         }
-
-
-def full_plan(plan: Plan, rows: int, sample_lists: int) -> Plan:
-    if plan.exact:
-        return plan
-    lists = max(1, round(plan.lists / sample_lists * lists_for(rows)))
-    nprobe = max(1, round(plan.nprobe * lists / plan.lists))
-    return replace(plan, lists=lists, nprobe=min(nprobe, lists))
 
 
 def plan_bytes(plan: Plan, rows: int, dim: int) -> int:

@@ -19,8 +19,8 @@ from typing import Any
 from chiasm.index.build.report import Measured, Report, SmallVectors
 from chiasm.index.build.samples import ColumnView, QuerySets
 from chiasm.index.build.train import train
-from chiasm.index.build.trials import Trial, Trials, full_plan, plan_bytes
-from chiasm.index.plan import MIN_PER_LIST, TRAIN_PER_LIST, IndexSettings, Plan, default_plan
+from chiasm.index.build.trials import Trial, Trials, plan_bytes
+from chiasm.index.plan import MIN_PER_LIST, TRAIN_PER_LIST, IndexSettings, Plan, default_plan, lists_for
 from chiasm.index.segments import Trained
 from chiasm.pipeline.errors import ChiasmError, UsageError
 
@@ -67,10 +67,10 @@ def tune_column(view: ColumnView, settings: IndexSettings) -> TunedColumn:
     most = int(settings.build_memory_mb * 2**20 * SAMPLE_SHARE) // (4 * view.dim)
     wanted = min(view.rows, most, max(SAMPLE_ROWS, int(plan.lists * LISTS[-1]) * TRAIN_PER_LIST))
     sample = view.sample(wanted)
-    trials = Trials(sample[:SAMPLE_ROWS], sets, view.rows, settings)
+    trials = Trials(sample[:SAMPLE_ROWS], sample[-SAMPLE_ROWS:], sets, view.rows, settings)
     best = _choose(trials, view, settings)
     small = trials.small_vectors(best.plan.dims if best else FIRST_DIMS)
-    plan = Plan() if best is None else trials.full_plan(best.plan)
+    plan = Plan() if best is None else best.plan
     tried = time.perf_counter()
     trained = None
     if not plan.exact:
@@ -100,15 +100,17 @@ def _untuned(view: ColumnView, plan: Plan, settings: IndexSettings) -> TunedColu
 def _choose(trials: Trials, view: ColumnView, settings: IndexSettings) -> Trial | None:
     """The cheapest plan that reaches the recall within the memory; None for an exact index, where
     no other does."""
-    space = PlanSpace(trials.lists, view.rows, view.dim, settings)
+    space = PlanSpace(view.rows, view.dim, settings)
     first = space.first()
     if not first:
         raise _too_little_memory(view, space.least_bytes())
     best = min(map(trials.run, first), key=lambda trial: trial.order)
-    for ladder in space.ladders():
+    for name, values in space.ladders():
+        if name == "oversample" and best.measured.reached:
+            continue  # chosen over all rows, where it costs no trial
         while True:
             before = best
-            for plan in space.neighbours(best.plan, *ladder):
+            for plan in space.neighbours(best.plan, name, values):
                 best = min(best, trials.run(plan), key=lambda trial: trial.order)
             if best is before:
                 break
@@ -127,12 +129,16 @@ def _choose(trials: Trials, view: ColumnView, settings: IndexSettings) -> Trial 
 
 @dataclass(frozen=True)
 class PlanSpace:
-    """The plans that may be tried. lists: of the sample; rows, dim: of the column."""
+    """The plans that may be tried. rows, dim: of the column."""
 
-    lists: int
     rows: int
     dim: int
     settings: IndexSettings
+
+    @property
+    def lists(self) -> int:
+        """To begin with."""
+        return lists_for(self.rows)
 
     @property
     def dims(self) -> list[int]:
@@ -190,7 +196,7 @@ class PlanSpace:
         return not limit or self._bytes(plan) <= limit
 
     def _bytes(self, plan: Plan) -> int:
-        return plan_bytes(full_plan(plan, self.rows, self.lists), self.rows, self.dim)
+        return plan_bytes(plan, self.rows, self.dim)
 
     def least_bytes(self) -> int:
         """Of any plan of the kinds that may be tried."""

@@ -19,9 +19,10 @@ from chiasm.index.query.opening import live_generation, open_live
 from chiasm.index.query.query_picture import encoded_picture
 from chiasm.index.query.rerank import check_stages, rerank
 from chiasm.index.query.scan import Allowed, ColumnIndex, as_float32
-from chiasm.index.query.search import search
+from chiasm.index.query.search import EXTRA_CANDIDATES, search, search_scan
 
 __all__ = [
+    "EXTRA_CANDIDATES",
     "Allowed",
     "Calibration",
     "ColumnIndex",
@@ -48,5 +49,6 @@ __all__ = [
     "search",
     "search_filtered",
     "search_keywords",
+    "search_scan",
     "text_of",
 ]
