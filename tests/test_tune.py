@@ -16,7 +16,8 @@ from chiasm.index.build.plot import draw_reports
 from chiasm.index.build.report import Report
 from chiasm.index.build.samples import Queries, QuerySets, query_lines
 from chiasm.index.build.train import encoded_index, list_deviations, train
-from chiasm.index.build.trials import SAMPLE, SampleSegment, Trial, Trials, plan_bytes
+from chiasm.index.build.trial_index import SAMPLE, SampleSegment
+from chiasm.index.build.trials import Trial, Trials, plan_bytes
 from chiasm.index.build.truth import exact_top, recall_of
 from chiasm.index.build.tune import PlanSpace, TunedColumn, tune_column
 from chiasm.index.plan import IndexSettings, Plan, lists_for
@@ -182,7 +183,7 @@ def test_an_exact_index_is_taken_where_no_other_reaches_the_recall(tuned, monkey
     view, _, _ = tuned
 
     def run(trials: Trials, plan: Plan) -> Trial:
-        return Trial(plan, 1.0, SimpleNamespace(plan=str(plan), reached=False), 0.5)
+        return Trial(plan, SimpleNamespace(plan=str(plan), reached=False), 0.5)
 
     monkeypatch.setattr(Trials, "run", run)
     column = tune_column(view, MEASURED)
@@ -202,7 +203,12 @@ def test_a_kind_and_dimensions_that_are_wanted_are_what_is_tried(tuned):
     _view, _, _ = tuned
     space = PlanSpace(ROWS, DIM, replace(MEASURED, kind="projected", dims=8))
     assert {(plan.family, plan.dims) for plan in space.first()} == {("projected", 8)}
-    near = [p for ladder in space.ladders() for p in space.neighbours(space.first()[0], *ladder)]
+    near = [
+        plan
+        for ladder in space.ladders()
+        for step in (-1, 1)
+        if (plan := space.neighbour(space.first()[0], *ladder, step))
+    ]
     assert {plan.dims for plan in near} == {8} and len({plan.lists for plan in near}) == 3
     (only,) = PlanSpace(ROWS, DIM, replace(MEASURED, kind="ivf")).first()
     assert (only.family, only.dims, only.space) == ("ivf", DIM, "full")
@@ -279,7 +285,7 @@ def test_the_least_number_of_lists_is_found():
         return nprobe / 1000
 
     assert least_nprobe(recall_at, 0.016, 8, 512) == 16
-    assert len(called) <= 6
+    assert len(called) <= 7 and len(set(called)) == len(called)
     for wanted, guess in ((0.1, 1), (0.1, 512), (0.3, 77)):
         assert wanted <= least_nprobe(recall_at, wanted, guess, 512) / 1000 <= wanted * 1.0626
     assert least_nprobe(recall_at, 0.001, 512, 512) == 1

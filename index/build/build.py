@@ -24,7 +24,7 @@ from chiasm.index.build.covered import CoveredShards, ShardReplaced, vector_coun
 from chiasm.index.build.fill import Filled, SegmentTask, fill_segment
 from chiasm.index.build.report import Report
 from chiasm.index.build.resume import COMMAND, Earlier, recipe_of
-from chiasm.index.build.samples import all_replaced
+from chiasm.index.build.sampled_rows import all_replaced
 from chiasm.index.plan import IndexSettings, Plan
 from chiasm.index.segments import (
     FileSum,

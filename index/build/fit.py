@@ -33,7 +33,7 @@ from chiasm.index.build.samples import Queries
 from chiasm.index.build.trials import DEEPEST, plan_bytes
 from chiasm.index.build.truth import exact_top, without_own
 from chiasm.index.build.tune import OVERSAMPLES, TunedColumn
-from chiasm.index.plan import FILTERED_SHARE, IndexSettings, Plan
+from chiasm.index.plan import IndexSettings, Plan
 from chiasm.index.query import Allowed, ColumnIndex
 from chiasm.pipeline.errors import ChiasmError
 
@@ -222,11 +222,12 @@ def _report(
     assert tuned.sets is not None
     plan, at, report = index.plan, settings.at, cases["report"]
     rows = sum(segment.record.vectors[index.column] for segment in index.segments)
-    promise = dict.fromkeys(report, 1.0)
-    if not plan.exact:
-        for kind, case in report.items():
-            nprobe = plan.nprobe_for(FILTERED_SHARE) if kind == FILTERED else plan.nprobe
-            promise[kind] = promised_recall(recalls(index, case, at, nprobe))
+    answered = (
+        {} if plan.exact else {kind: recalls(index, case, at) for kind, case in report.items()}
+    )
+    promise = {
+        kind: promised_recall(answered[kind]) if kind in answered else 1.0 for kind in report
+    }
     dim = tuned.sets.learn.shape[1]
     reached = promise[tuned.sets.kind] >= settings.recall
     size = plan_bytes(plan, rows, dim)
@@ -240,6 +241,7 @@ def _report(
         size=size,
         seconds=build_seconds,
         reached=reached,
+        answered=answered,
     )
     counts = {
         "learn from": len(tuned.sets.learn),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,11 +20,11 @@ from threadpoolctl import threadpool_limits
 from chiasm.index.build.report import KS, Measured
 from chiasm.index.build.samples import Queries
 from chiasm.index.build.truth import recall_of, without_own
-from chiasm.index.plan import FILTERED_SHARE, Plan
-from chiasm.index.query import Allowed, ColumnIndex, search, search_scan
+from chiasm.index.plan import FILTERED_SHARE
+from chiasm.index.query import Allowed, ColumnIndex, search, search_filtered, search_scan
 
 BATCH = 64  # queries that are searched together
-SINGLE = 300  # queries that are timed one at a time
+SINGLE = 300  # queries that are timed one at a time, or give a recall that promises nothing
 FILTERED = "filtered"
 ROUNDS = 3  # plans differ by less than other processes disturb a single one
 STEP = 1.25  # of the number of lists, around a guess that is mostly right to a fifth
@@ -51,38 +51,43 @@ def one_thread() -> Iterator[None]:
 
 
 def found_scores(
-    index: ColumnIndex, case: Case, k: int, nprobe: int, wanted: int = 0
+    index: ColumnIndex, case: Case, k: int, nprobe: int | None = None, wanted: int = 0
 ) -> np.ndarray:
-    """The scores of the k results of each query, own rows left out: (Q, k) float32. wanted:
-    candidates of a query, 0 for as many as the plan says."""
-    xq, own = case.queries.vectors, case.queries.own
+    """The scores of the k results of each query, own rows left out: (Q, k) float32. nprobe: lists
+    that are scanned, None for the way that people's queries go, filters too. wanted: candidates of
+    a query, 0 for as many as the plan says."""
+    xq, own, allowed = case.queries.vectors, case.queries.own, case.allowed
     extra = int(not np.isnan(own).all())
-    parts = [xq[start : start + BATCH] for start in range(0, len(xq), BATCH)]
-    if wanted:
-        scan = index.scan(case.allowed)
-        found = [search_scan(scan, one, k + extra, wanted + extra, nprobe)[0] for one in parts]
-    else:
-        found = [search(index, one, k + extra, nprobe, case.allowed)[0] for one in parts]
-    scores = np.concatenate(found)
+
+    def some(xq: np.ndarray) -> np.ndarray:
+        if nprobe is None:
+            return search_filtered(index, xq, k + extra, index.plan.nprobe, allowed)[0]
+        if wanted:
+            return search_scan(index.scan(allowed), xq, k + extra, wanted + extra, nprobe)[0]
+        return search(index, xq, k + extra, nprobe, allowed)[0]
+
+    scores = np.concatenate([some(xq[start : start + BATCH]) for start in range(0, len(xq), BATCH)])
     return without_own(scores, own) if extra else scores
 
 
 def recalls(
-    index: ColumnIndex, case: Case, k: int, nprobe: int, wanted: int = 0
+    index: ColumnIndex, case: Case, k: int, nprobe: int | None = None, wanted: int = 0
 ) -> np.ndarray:
-    """The recall@k of each query: (Q,) float64."""
+    """The recall@k of each query, see `found_scores`: (Q,) float64."""
     return recall_of(found_scores(index, case, k, nprobe, wanted), case.exact, k)
 
 
-def seconds_per_query(index: ColumnIndex, xq: np.ndarray, k: int, nprobe: int) -> float:
-    """Of the processor, in batches; the least of ROUNDS."""
-    rounds = []
-    for _ in range(ROUNDS):
+def seconds_per_query(
+    index: ColumnIndex, xq: np.ndarray, k: int, nprobe: int, rounds: int = ROUNDS
+) -> float:
+    """Of the processor, in batches; the least of some rounds."""
+    spent = []
+    for _ in range(rounds):
         began = time.thread_time()
         for start in range(0, len(xq), BATCH):
             search(index, xq[start : start + BATCH], k, nprobe)
-        rounds.append((time.thread_time() - began) / max(1, len(xq)))
-    return max(min(rounds), 1e-9)
+        spent.append((time.thread_time() - began) / max(1, len(xq)))
+    return max(min(spent), 1e-9)
 
 
 def latencies(index: ColumnIndex, xq: np.ndarray, k: int, nprobe: int) -> tuple[float, float]:
@@ -132,17 +137,20 @@ def measure(
     size: int,
     seconds: float,
     reached: bool,
+    answered: Mapping[str, np.ndarray] | None = None,
 ) -> Measured:
-    """What the report says of an index that is searched as its plan says. cases: by kind. timed:
+    """What the report says of an index that is searched as its plan says. cases: by kind, of which
+    some queries are asked where recall is not at `at`. answered: recalls at `at` that are known,
+    by kind. timed:
     the index whose latencies are taken, by queries of the first kind. query_seconds: of the
     processor, in batches. size, seconds: bytes, and of its build."""
-    plan: Plan = index.plan
+    plan, answered = index.plan, answered or {}
     main = next(iter(cases.values())).queries.vectors
     recall = {}
     for kind, case in cases.items():
-        nprobe = plan.nprobe_for(FILTERED_SHARE) if kind == FILTERED else plan.nprobe
-        by_k = {k: recalls(index, case, k, nprobe) for k in depths(at)}
-        recall[kind] = {k: round(float(np.nanmean(some)), 4) for k, some in by_k.items()}
+        by_k = {k: recalls(index, case.first(SINGLE), k) for k in depths(at) if k != at}
+        by_k[at] = answered[kind] if kind in answered else recalls(index, case, at)
+        recall[kind] = {k: round(float(np.nanmean(by_k[k])), 4) for k in depths(at)}
     p50, p99 = latencies(timed, main, at, timed.plan.nprobe)
     return Measured(
         plan=str(plan),

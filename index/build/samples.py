@@ -15,10 +15,9 @@ counts neither as an answer nor as a miss (`without_own` in truth.py).
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -26,17 +25,16 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from chiasm.index.build.covered import CoveredShards, ShardReplaced
+from chiasm.index.build.covered import CoveredShards
+from chiasm.index.build.sampled_rows import sampled_rows
 from chiasm.index.queries import Query
 from chiasm.index.query import encode_queries
-from chiasm.pipeline.collection import EmbeddingFile, vectors_of
+from chiasm.pipeline.collection import vectors_of
 from chiasm.pipeline.encoders import JOINT, Encoder
-from chiasm.pipeline.errors import CollectionError, EncoderError, UsageError
+from chiasm.pipeline.errors import EncoderError, UsageError
 from chiasm.pipeline.records import IMAGE, TEXT
-from chiasm.pipeline.storage import display_name
 
 LOG = logging.getLogger(__name__)
-SAMPLE_GROUPS = 512  # row groups that rows are sampled from: varied, quick to read
 TUNE = REPORT = 1000  # queries; the promise's width falls with the square root of their number
 TUNE_PICTURES = 500
 LEARN = 20_000  # queries that cost no encoding; more change no recall that can be measured
@@ -235,69 +233,6 @@ def _few_lines(path: str, found: int) -> UsageError:
         f"--queries {path}",
         expected=f"{LEAST_LINES} different queries or more, one a line, to learn, tune and report",
         found=str(found),
-    )
-
-
-def sampled_rows(
-    covered: CoveredShards, column: str, wanted: int, columns: list[str], seed: int
-) -> list[pa.Table]:
-    """About `wanted` rows that have a vector in `column`, of row groups drawn from all shards.
-
-    The same files and seed give the same rows. About SAMPLE_GROUPS row groups are read, more where
-    rows lack the column. CollectionError where every shard is embedded anew now."""
-    groups = [
-        (number, group)
-        for number, file in enumerate(covered.files)
-        for group in range(_group_count(covered, file))
-    ]
-    rng = np.random.default_rng(seed)
-    rng.shuffle(groups)
-    per_group = math.ceil(wanted / max(1, min(len(groups), SAMPLE_GROUPS)))
-    samples: list[pa.Table] = []
-    for start in range(0, len(groups), SAMPLE_GROUPS):
-        drawn = sorted(groups[start : start + SAMPLE_GROUPS])  # so that a footer is parsed once
-        for number, some in itertools.groupby(drawn, key=lambda one: one[0]):
-            file = covered.files[number]
-            for group in _read_groups(covered, file, columns, [one for _, one in some]):
-                having = np.flatnonzero(group[column].combine_chunks().is_valid())
-                samples.append(group.take(np.sort(rng.permutation(having)[:per_group])))
-        if sum(map(len, samples)) >= wanted:
-            break
-    if not any(map(len, samples)):
-        raise all_replaced(covered)
-    return samples
-
-
-def _group_count(covered: CoveredShards, file: EmbeddingFile) -> int:
-    try:
-        with covered.replaced_errors(file):
-            return file.group_count()
-    except ShardReplaced:
-        return 0
-
-
-def _read_groups(
-    covered: CoveredShards, file: EmbeddingFile, columns: list[str], numbers: list[int]
-) -> Iterator[pa.Table]:
-    """These row groups, as many as can be read before the file is replaced."""
-    groups = file.groups(columns, numbers)
-    while True:
-        try:
-            with covered.replaced_errors(file):
-                group = next(groups, None)
-        except ShardReplaced:
-            return
-        if group is None:
-            return
-        yield group
-
-
-def all_replaced(covered: CoveredShards) -> CollectionError:
-    return CollectionError(
-        display_name(covered.folder.url),
-        expected="embedded rows",
-        found="only shards that are embedded anew at this moment",
-        do="run the same command again",
     )
 
 

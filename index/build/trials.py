@@ -9,130 +9,53 @@ the sample in r times as many lists, of which as many are scanned as all rows ne
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from chiasm.index.build.measure import (
-    BATCH,
     FILTERED,
     Case,
-    least_nprobe,
     measure,
     one_thread,
     random_filter,
     recalls,
-    seconds_per_query,
 )
 from chiasm.index.build.project import fit_projection
 from chiasm.index.build.report import Measured, SmallVectors
 from chiasm.index.build.samples import Queries, QuerySets
 from chiasm.index.build.train import Projection, encoded_index, train
-from chiasm.index.build.truth import exact_top, recall_of, without_own
+from chiasm.index.build.trial_index import SAMPLE, Made, SampleSegment
+from chiasm.index.build.truth import exact_top, others_than_own, recall_of, without_own
 from chiasm.index.plan import IndexSettings, Plan
 from chiasm.index.query import EXTRA_CANDIDATES, ColumnIndex
 from chiasm.index.segments import Trained, code_ranges
 
-QUERIES = 800  # of a kind and a trial: the same for all plans
+QUERIES = 400  # of a kind, that are searched for
+ROUTED = 2000  # of a kind, whose best rows are looked for among the lists, which costs little
 DESCRIBED = 100  # queries of each kind for what a report says of a trial
+TIMED = 320  # queries: five batches
+COMPARED = 3  # times that two plans are timed in turn
+# Of the time of a smaller plan: what a larger one has to stay below, which takes longer to build.
+CHEAPER = 0.95
 DEEPEST = 100
 ITERATIONS = 4  # of k-means, over
 PER_LIST = 16  # rows a list: enough to compare plans
-TIMED = 320  # queries: five batches
-SAMPLE = "sample"
+MORE = 2  # iterations that make lists of one space those of another
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A plan with the lists that it needs, and what a query costs then. recall: the least of text
-    and picture queries."""
+    """A plan with the lists that it needs. recall: the least of text and picture queries, at the
+    most where the plan does not reach what is wanted. made: to be timed again."""
 
     plan: Plan
-    seconds: float
     measured: Measured
     recall: float
-
-    @property
-    def order(self) -> tuple[bool, float]:
-        """The cheapest that reaches the recall comes first."""
-        return (False, self.seconds) if self.measured.reached else (True, -self.recall)
-
-
-@dataclass(frozen=True)
-class SampleSegment:
-    """The sample, as a column's only segment. sample (n, D) float16; index: of FAISS."""
-
-    sample: np.ndarray
-    index: Any
-    in_store = False
-
-    @property
-    def record(self) -> SimpleNamespace:
-        lists = SimpleNamespace(size=len(self) * (self.index.code_size + 8))
-        return SimpleNamespace(vectors={SAMPLE: len(self)}, files={f"{SAMPLE}.lists": lists})
-
-    def __len__(self) -> int:
-        return len(self.sample)
-
-    def deleted(self) -> None:
-        return None
-
-    def has(self, column: str) -> None:
-        return None
-
-    def raw(self, column: str) -> np.ndarray:
-        return self.sample
-
-    def vectors(self, column: str) -> np.ndarray:
-        return self.sample
-
-    def lists(self, column: str, trained: Trained) -> Any:
-        return self.index
-
-
-@dataclass(frozen=True)
-class Made:
-    """The sample, indexed for a trial. index: in the lists of the column, sizes (L,) int64: of
-    these. timed: in fewer lists, which have as many rows as those of the column will."""
-
-    index: ColumnIndex
-    timed: ColumnIndex
-    sizes: np.ndarray
-
-    def with_nprobe(self, nprobe: int, xq: np.ndarray) -> tuple[Made, float]:
-        """Both searched as queries xq (Q, D) of the column are that scan so many lists, and by what
-        the time of the second is to be multiplied, since it has no more lists."""
-        index = replace(self.index, plan=replace(self.index.plan, nprobe=nprobe))
-        trained = index.trained
-        assert trained is not None
-        ranked = trained.rank(xq, trained.queries(xq), nprobe)
-        # Lists that queries scan are not of the mean size.
-        lists = self.sizes[ranked].sum(axis=1).mean() / self.sizes.mean()
-        scanned = min(self.timed.plan.lists, max(1, round(lists)))
-        timed = replace(self.timed, plan=replace(self.timed.plan, nprobe=scanned))
-        return replace(self, index=index, timed=timed), max(1.0, lists / scanned)
-
-    def seconds_per_query(self, xq: np.ndarray, at: int, factor: float) -> float:
-        """What a query of the column costs."""
-        spent = seconds_per_query(self.timed, xq, at, self.timed.plan.nprobe)
-        return factor * spent + self._ranking_seconds(xq)
-
-    def _ranking_seconds(self, xq: np.ndarray) -> float:
-        """What ranking the lists of one costs a query beyond ranking those of the other."""
-        spent = []
-        for one in (self.timed, self.index):
-            trained = one.trained
-            assert trained is not None
-            coded = trained.queries(xq)
-            began = time.thread_time()
-            for start in range(0, len(xq), BATCH):
-                some = slice(start, start + BATCH)
-                trained.rank(xq[some], coded[some], one.plan.nprobe)
-            spent.append((time.thread_time() - began) / len(xq))
-        return max(0.0, spent[1] - spent[0])
+    made: Made | None = None
 
 
 @dataclass
@@ -147,6 +70,7 @@ class Trials:
     total: int
     settings: IndexSettings
     cases: dict[str, Case] = field(init=False)
+    best: dict[str, tuple[np.ndarray, np.ndarray]] = field(init=False)
     projection: Projection = field(init=False)
     tried: list[Trial] = field(default_factory=list)
     _assigned: dict[tuple[str, int, int], tuple[np.ndarray, np.ndarray]] = field(
@@ -156,11 +80,13 @@ class Trials:
     def __post_init__(self) -> None:
         self.vectors = self.rows.astype(np.float16)
         self.deepest = max(DEEPEST, self.settings.at)
+        tune = {kind: queries for kind, queries in self.sets.tune.items() if len(queries)}
         self.cases = {
             kind: Case(some, self.exact(some, self.vectors))
-            for kind, queries in self.sets.tune.items()
-            if len(some := queries[:QUERIES])
+            for kind, queries in tune.items()
+            for some in [queries[:QUERIES]]
         }
+        self.best = {kind: self._best_rows(queries) for kind, queries in tune.items()}
         allowed = random_filter([len(self.rows)], seed=0)
         main = self.cases[self.sets.kind].queries[:DESCRIBED]
         passed = self.exact(main, self.vectors[allowed[0]])
@@ -186,67 +112,97 @@ class Trials:
         scores, _ = exact_top([(0, vectors)], queries.vectors, self.deepest + 1)
         return without_own(scores, queries.own)
 
+    def _best_rows(self, queries: Queries) -> tuple[np.ndarray, np.ndarray]:
+        """ROUTED queries, and the `at` best rows of each: (Q, D), (Q, at). Where there are not so
+        many of them, those that the projection is learned from are as good."""
+        more = ROUTED - len(queries)
+        if np.isnan(queries.own).all() and more > 0:
+            both = np.concatenate([queries.vectors, self.sets.learn[:more]])
+            queries = Queries.of(both)
+        scores, rows = exact_top([(0, self.vectors)], queries.vectors, self.at + 1)
+        kept = others_than_own(scores, queries.own)
+        return queries.vectors, rows[kept].reshape(len(queries), -1)
+
     def run(self, plan: Plan) -> Trial:
         """Try a plan."""
         for trial in self.tried:
             if replace(trial.plan, nprobe=0) == replace(plan, nprobe=0):
                 return trial
         began = time.perf_counter()
-        made = self.make(plan)
+        made, lists = self.make(plan)
         seconds = time.perf_counter() - began
         with one_thread():
-            trial = self._measure(made, seconds)
+            trial = self._measure(made, lists, seconds)
         self.tried.append(trial)
         return trial
 
-    def _measure(self, made: Made, seconds: float) -> Trial:
-        plan, settings = made.index.plan, self.settings
-        recall_by_nprobe: dict[int, float] = {}
-
-        def recall_at(nprobe: int) -> float:
-            if nprobe not in recall_by_nprobe:
-                recall_by_nprobe[nprobe] = self._recall(made.index, nprobe)
-            return recall_by_nprobe[nprobe]
-
-        found: int | None = min(settings.nprobe, plan.lists)
-        if not found:
-            before = self.tried[-1].plan if self.tried else replace(plan, nprobe=plan.lists // 16)
-            guess = before.nprobe * plan.lists // before.lists
-            found = least_nprobe(recall_at, settings.recall, guess, plan.lists)
-        nprobe = found or plan.lists
+    def cheaper(self, one: Trial, other: Trial) -> bool:
+        """Whether a trial is cheaper than another, by CHEAPER if it is larger; where one of them
+        does not reach the recall, whether it has more."""
+        if not (one.measured.reached and other.measured.reached):
+            return (one.measured.reached, one.recall) > (other.measured.reached, other.recall)
+        assert one.made is not None and other.made is not None
         xq = self.cases[self.sets.kind].queries.vectors[:TIMED]
-        made, factor = made.with_nprobe(nprobe, xq)
-        spent = made.seconds_per_query(xq, settings.at, factor)
+        with one_thread():  # in turn: other processes disturb both
+            spent = [
+                [made.seconds_per_query(xq, self.settings.at) for made in (one.made, other.made)]
+                for _ in range(COMPARED)
+            ]
+        limit = CHEAPER if one.measured.bytes > other.measured.bytes else 1.0
+        return bool(np.median([first / second for first, second in spent]) < limit)
+
+    def _measure(self, made: Made, lists: np.ndarray, seconds: float) -> Trial:
+        """lists (n,): of the sample's rows."""
+        plan, settings = made.index.plan, self.settings
+        places = {kind: made.places(xq, lists[rows]) for kind, (xq, rows) in self.best.items()}
+        loss = 0.0
+        nprobe = min(settings.nprobe, plan.lists)
+        if not nprobe:
+            nprobe = _lists_for(places, settings.recall)
+            loss = self._loss(made.index, places, nprobe)
+            if settings.recall + loss <= 1:
+                nprobe = _lists_for(places, settings.recall + loss)
+        recall = min(float((some < nprobe).mean()) for some in places.values()) - loss
+        reached = bool(settings.nprobe) or settings.recall + loss <= 1
+        xq = self.cases[self.sets.kind].queries.vectors[:TIMED]
+        made = made.with_nprobe(nprobe, xq)
         measured = measure(
             made.index,
             {kind: case.first(DESCRIBED) for kind, case in self.cases.items()},
             settings.at,
             timed=made.timed,
-            query_seconds=spent,
+            query_seconds=made.seconds_per_query(xq, settings.at),
             size=plan_bytes(plan, self.total, self.rows.shape[1]),
             seconds=seconds,
-            reached=found is not None,
+            reached=reached,
         )
-        return Trial(made.index.plan, spent, measured, recall_at(nprobe))
+        return Trial(made.index.plan, measured, recall, made)
 
-    def _recall(self, index: ColumnIndex, nprobe: int) -> float:
-        """The least mean recall of text and picture queries."""
-        wanted = self.candidates(index.plan)
-        plain = [case for kind, case in self.cases.items() if kind != FILTERED]
-        found = (recalls(index, case, self.at, nprobe, wanted) for case in plain)
-        return min(float(np.nanmean(one)) for one in found)
+    def _loss(self, index: ColumnIndex, places: dict[str, np.ndarray], nprobe: int) -> float:
+        """What codes and candidates lose of the best rows that lie in the lists that are scanned:
+        the greater share of text and picture queries."""
+        wanted, loss = self.candidates(index.plan), 0.0
+        for kind, ranks in places.items():
+            case = self.cases[kind]
+            inside = (ranks[: len(case.queries)] < nprobe).mean()
+            found = recalls(index, case, self.at, nprobe, wanted)
+            loss = max(loss, float(inside - np.nanmean(found)))
+        return loss
 
-    def make(self, plan: Plan) -> Made:
-        """The sample, indexed. Of the fewer lists each has the rows of several others."""
+    def make(self, plan: Plan) -> tuple[Made, np.ndarray]:
+        """The sample, indexed, and the list of each row (n,). Of the fewer lists each has the rows
+        of several others."""
         key = (plan.space, plan.dims if plan.space == "projected" else 0, plan.lists)
         centroids, lists = self._assigned.get(key, (None, None))
+        like = next((one for (_, _, n), one in self._assigned.items() if n == plan.lists), None)
         trained = train(
             plan,
             self.training,
             self.sets.learn,
             projection=self.projection,
             centroids=centroids,
-            iterations=ITERATIONS,
+            start=None if like is None else (self.rows, like[1]),
+            iterations=ITERATIONS if like is None else MORE,
             per_list=PER_LIST,
         )
         coded = np.ascontiguousarray(trained.rows(self.rows), dtype=np.float32)
@@ -262,11 +218,17 @@ class Trials:
             centroids=trained.centroids[firsts],
             list_bias=trained.list_bias[firsts],
         )
-        return Made(
+        made = Made(
             self._column(trained, coded, lists),
             self._column(part, coded, merged[lists]),
             np.bincount(lists, minlength=plan.lists),
         )
+        return made, lists
+
+    def start(self, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and their lists, for the training of a plan that was tried: (n, D), (n,)."""
+        key = (plan.space, plan.dims if plan.space == "projected" else 0, plan.lists)
+        return self.rows, self._assigned[key][1]
 
     def _column(self, trained: Trained, coded: np.ndarray, lists: np.ndarray) -> ColumnIndex:
         segment: Any = SampleSegment(self.vectors, encoded_index(trained, coded, lists))
@@ -305,6 +267,13 @@ class Trials:
             k: round(float(np.nanmean(recall_of(-np.sort(-near[:, :k], axis=1), case.exact, k))), 4)
             for k in (1, 10, 100)
         }
+
+
+def _lists_for(places: dict[str, np.ndarray], share: float) -> int:
+    """The least number of lists that have this share of the best rows of every kind of query.
+    places: in which list of a query each of its best rows is."""
+    needed = [np.sort(some, axis=None) for some in places.values()]
+    return 1 + max(int(some[math.ceil(share * len(some)) - 1]) for some in needed)
 
 
 def plan_bytes(plan: Plan, rows: int, dim: int) -> int:

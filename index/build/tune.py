@@ -12,15 +12,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from chiasm.index.build.report import Measured, Report, SmallVectors
 from chiasm.index.build.samples import ColumnView, QuerySets
-from chiasm.index.build.train import train
+from chiasm.index.build.train import ITERATIONS, STARTED, train
 from chiasm.index.build.trials import Trial, Trials, plan_bytes
-from chiasm.index.plan import MIN_PER_LIST, TRAIN_PER_LIST, IndexSettings, Plan, default_plan, lists_for
+from chiasm.index.plan import (
+    MIN_PER_LIST,
+    TRAIN_PER_LIST,
+    IndexSettings,
+    Plan,
+    default_plan,
+    lists_for,
+)
 from chiasm.index.segments import Trained
 from chiasm.pipeline.errors import ChiasmError, UsageError
 
@@ -77,7 +84,15 @@ def tune_column(view: ColumnView, settings: IndexSettings) -> TunedColumn:
         lists = min(plan.lists, max(1, len(sample) // MIN_PER_LIST))
         train_rows = min(len(sample), lists * TRAIN_PER_LIST)
         plan = replace(plan, lists=lists, train_rows=train_rows)
-        trained = train(plan, sample, sets.learn, projection=trials.projection)
+        assert best is not None
+        trained = train(
+            plan,
+            sample,
+            sets.learn,
+            projection=trials.projection,
+            start=trials.start(best.plan) if lists == best.plan.lists else None,
+            iterations=STARTED if lists == best.plan.lists else ITERATIONS,
+        )
     return TunedColumn(
         plan,
         trained,
@@ -104,16 +119,13 @@ def _choose(trials: Trials, view: ColumnView, settings: IndexSettings) -> Trial 
     first = space.first()
     if not first:
         raise _too_little_memory(view, space.least_bytes())
-    best = min(map(trials.run, first), key=lambda trial: trial.order)
+    best, *others = map(trials.run, first)
+    for trial in others:
+        best = trial if trials.cheaper(trial, best) else best
     for name, values in space.ladders():
         if name == "oversample" and best.measured.reached:
-            continue  # chosen over all rows, where it costs no trial
-        while True:
-            before = best
-            for plan in space.neighbours(best.plan, name, values):
-                best = min(best, trials.run(plan), key=lambda trial: trial.order)
-            if best is before:
-                break
+            continue  # it is chosen over all rows
+        best = _climb(trials, space, best, name, values)
     if best.measured.reached:
         return best
     if settings.kind == "" and space.fits(Plan()):
@@ -125,6 +137,22 @@ def _choose(trials: Trials, view: ColumnView, settings: IndexSettings) -> Trial 
         found=f"{best.recall:.3f} at the most, by {best.measured.plan} of {len(trials.rows)} rows",
         do="give up the limit of memory" if memory else "give up the recall, or the kind of index",
     )
+
+
+def _climb(
+    trials: Trials, space: PlanSpace, best: Trial, name: str, values: Sequence[Any]
+) -> Trial:
+    """The best on a ladder, which has one summit: down from a trial or, where that is worse, up."""
+    first = best
+    for step in (-1, 1):
+        while (plan := space.neighbour(best.plan, name, values, step)) is not None:
+            trial = trials.run(plan)
+            if not trials.cheaper(trial, best):
+                break
+            best = trial
+        if best is not first:
+            break
+    return best
 
 
 @dataclass(frozen=True)
@@ -180,16 +208,15 @@ class PlanSpace:
             ("oversample", OVERSAMPLES),
         ]
 
-    def neighbours(self, plan: Plan, name: str, values: Sequence[Any]) -> Iterator[Plan]:
-        """The plans next to this one on a ladder."""
+    def neighbour(self, plan: Plan, name: str, values: Sequence[Any], step: int) -> Plan | None:
+        """The plan next to this one on a ladder, down or up; None where there is none that fits."""
         if getattr(plan, name) not in values:
-            return
-        place = values.index(getattr(plan, name))
-        for other in (place - 1, place + 1):
-            if 0 <= other < len(values):
-                near = replace(plan, nprobe=0, **{name: values[other]})
-                if self.fits(near):
-                    yield near
+            return None
+        place = values.index(getattr(plan, name)) + step
+        if not 0 <= place < len(values):
+            return None
+        near = replace(plan, nprobe=0, **{name: values[place]})
+        return near if self.fits(near) else None
 
     def fits(self, plan: Plan) -> bool:
         limit = self.settings.memory_gb * 1e9

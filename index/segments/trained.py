@@ -70,13 +70,18 @@ class Trained:
     def rank(self, xq: np.ndarray, projected: np.ndarray, nprobe: int) -> np.ndarray:
         """The best lists of each query, best first: (Q, nprobe) int64. xq, projected: the queries,
         and the same in the space of the codes."""
-        x = projected if self.plan.space == "projected" else xq
-        scores = x @ self.centroids.T
-        scores += self.list_bias
+        scores = self.list_scores(xq, projected)
         lists = best_columns(scores, nprobe)
         best = scores[np.arange(len(scores))[:, None], lists]
         order = np.argsort(-best, axis=1, kind="stable")
         return np.ascontiguousarray(np.take_along_axis(lists, order, 1))
+
+    def list_scores(self, xq: np.ndarray, projected: np.ndarray) -> np.ndarray:
+        """By which lists are ranked: (Q, L) float32."""
+        x = projected if self.plan.space == "projected" else xq
+        scores = x @ self.centroids.T
+        scores += self.list_bias
+        return scores
 
     @cached_property
     def _assigner(self) -> Any:
