@@ -132,7 +132,7 @@ def test_a_report_has_every_candidate_and_is_read_back(tuned):
     assert report.queries == {"learn from": 550, "tune on": 200, "report on": 200}
     assert report.measured.rows == report.rows == ROWS and report.measured.build_seconds == 1.5
     plans = [one.plan for one in report.candidates]
-    assert len(plans) >= 6 and any(plan.startswith("ivf") for plan in plans)
+    assert len(plans) >= 4 and any(plan.startswith("ivf") for plan in plans)
     assert any(one.reached for one in report.candidates)
     for one in (report.measured, *report.candidates):
         assert set(one.recall) == {"text", "picture", FILTERED}

@@ -276,7 +276,8 @@ class Build:
                 plans=plans,
                 shared=self.shared,
                 dim=self.identity.dim,
-                batch_bytes=self.settings.catalog_bytes,
+                # An eighth of the memory at the most: what is read and encoded is there besides.
+                batch_bytes=min(self.settings.catalog_bytes, self.settings.build_memory_mb << 17),
             )
             for number, group in enumerate(groups(files, self.segment_rows(plans)), first)
         ]

@@ -27,6 +27,7 @@ from chiasm.index.build.measure import (
     recalls,
     seconds_per_query,
 )
+from chiasm.index.build.memory import release_pages
 from chiasm.index.build.promise import promised_recall
 from chiasm.index.build.report import CurvePoint, Report
 from chiasm.index.build.samples import Queries
@@ -37,7 +38,7 @@ from chiasm.index.plan import IndexSettings, Plan
 from chiasm.index.query import Allowed, ColumnIndex
 from chiasm.pipeline.errors import ChiasmError
 
-BLOCK = 65_536  # rows that are read at once for the exact answers
+BLOCK = 16_384  # rows that are read at once for the exact answers
 STEP = 1.125  # by which lists are added where the promise falls short
 CURVE = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the lists that the plan scans
 CHOOSING = 320  # queries of a kind that the number of candidates is chosen by
@@ -62,6 +63,7 @@ def fit_column(
     with one_thread():
         plan = fitted.plan()
         report = _report(tuned, replace(index, plan=plan), cases, settings, build_seconds)
+        _release(index)
     seconds = tuned.seconds | {
         "exact answers": round(exact_done - began, 2),
         "fit": round(time.perf_counter() - exact_done, 2),
@@ -135,6 +137,7 @@ class _Fit:
         index, promised = replace(self.index, plan=plan), 1.0
         for case in cases:
             found = recalls(index, case, self.settings.at, nprobe)
+            _release(index)
             promised = min(promised, promised_recall(found))
             if promised < self.settings.recall:
                 break
@@ -153,6 +156,12 @@ class _Fit:
         while nprobe < plan.lists and self._promised(plan, cases, nprobe) < self.settings.recall:
             nprobe = min(plan.lists, math.ceil(nprobe * STEP))
         return nprobe
+
+
+def _release(index: ColumnIndex) -> None:
+    """Let the candidates' pages go: those of all queries are on most pages of the vectors."""
+    for segment in index.segments:
+        release_pages(segment.raw(index.column))
 
 
 def _plain(cases: dict[str, Case]) -> list[Case]:
@@ -210,6 +219,7 @@ def _blocks(index: ColumnIndex, allowed: Allowed | None) -> Iterator[tuple[int, 
             if usable is not None:
                 block = block[usable[start : start + BLOCK]]
             yield start, block
+            release_pages(raw)
 
 
 def _report(

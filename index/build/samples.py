@@ -114,8 +114,13 @@ class CollectionView:
     def sample(self, wanted: int) -> np.ndarray:
         """The same files give the same vectors."""
         tables = sampled_rows(self.covered, self.column, wanted, [self.column], seed=0)
-        rows = np.concatenate([_vectors(table, self.column) for table in tables])
-        np.random.default_rng(0).shuffle(rows)  # so that any part of it is a sample, too
+        rows = np.empty((sum(map(len, tables)), self.dim), np.float32)
+        # In random places, so that any part of it is a sample, too.
+        places = np.random.default_rng(0).permutation(len(rows))
+        done = 0
+        for table in tables:
+            rows[places[done : done + len(table)]] = vectors_of(table[self.column])[0]
+            done += len(table)
         return rows
 
     def query_sets(self) -> QuerySets:

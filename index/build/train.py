@@ -16,6 +16,7 @@ ITERATIONS = 10  # of k-means: more change no recall that can be measured
 STARTED = 4  # of k-means that begins with the lists of a trial
 DEVIATION_ROWS = 16  # a list: a deviation to a sixth of itself
 MOMENT_QUERIES = 4096
+AT_ONCE = 8192  # rows, so that memory is bounded
 # Of the range of a dimension in the sample, on both sides. Unseen rows lie beyond the sample's
 # extremes by a little; codes get that much coarser.
 MARGIN = 0.05
@@ -124,7 +125,11 @@ def list_deviations(
     x = coded if trained.plan.space == "projected" else sample
     values, vectors = np.linalg.eigh(moment)
     root = (vectors * np.sqrt(np.maximum(values, 0))).astype(np.float32)
-    squares = np.square((x - trained.centroids[lists]) @ root).sum(axis=1)
+    squares = np.empty(len(x), np.float32)
+    for start in range(0, len(x), AT_ONCE):
+        some = slice(start, start + AT_ONCE)
+        away = (x[some] - trained.centroids[lists[some]]) @ root
+        squares[some] = np.einsum("nd,nd->n", away, away)
     sums = np.bincount(lists, squares, trained.plan.lists)
     counts = np.bincount(lists, minlength=trained.plan.lists)
     return np.sqrt(sums / np.maximum(counts, 1)).astype(np.float32)

@@ -24,6 +24,7 @@ from chiasm.index.build.measure import (
     random_filter,
     recalls,
 )
+from chiasm.index.build.memory import release_memory
 from chiasm.index.build.project import fit_projection
 from chiasm.index.build.report import Measured, SmallVectors
 from chiasm.index.build.samples import Queries, QuerySets
@@ -41,6 +42,7 @@ TIMED = 320  # queries: five batches
 COMPARED = 3  # times that two plans are timed in turn
 # Of the time of a smaller plan: what a larger one has to stay below, which takes longer to build.
 CHEAPER = 0.95
+SCORED = 16_384  # rows that smaller vectors rank
 DEEPEST = 100
 ITERATIONS = 4  # of k-means, over
 PER_LIST = 16  # rows a list: enough to compare plans
@@ -50,7 +52,8 @@ MORE = 2  # iterations that make lists of one space those of another
 @dataclass(frozen=True)
 class Trial:
     """A plan with the lists that it needs. recall: the least of text and picture queries, at the
-    most where the plan does not reach what is wanted. made: to be timed again."""
+    most where the plan does not reach what is wanted. made: to be timed again, None where nobody
+    will."""
 
     plan: Plan
     measured: Measured
@@ -125,15 +128,13 @@ class Trials:
 
     def run(self, plan: Plan) -> Trial:
         """Try a plan."""
-        for trial in self.tried:
-            if replace(trial.plan, nprobe=0) == replace(plan, nprobe=0):
-                return trial
         began = time.perf_counter()
         made, lists = self.make(plan)
         seconds = time.perf_counter() - began
         with one_thread():
             trial = self._measure(made, lists, seconds)
-        self.tried.append(trial)
+        self.tried.append(replace(trial, made=None))
+        release_memory()
         return trial
 
     def cheaper(self, one: Trial, other: Trial) -> bool:
@@ -231,15 +232,15 @@ class Trials:
         return self.rows, self._assigned[key][1]
 
     def _column(self, trained: Trained, coded: np.ndarray, lists: np.ndarray) -> ColumnIndex:
-        segment: Any = SampleSegment(self.vectors, encoded_index(trained, coded, lists))
-        index = ColumnIndex([segment], SAMPLE, trained.plan, trained)
-        index.open()
-        return index
+        encoded = encoded_index(trained, coded, lists)
+        segment: Any = SampleSegment(self.vectors, encoded)
+        # It is in memory, and needs no copy.
+        return ColumnIndex([segment], SAMPLE, trained.plan, trained, _merged=encoded)
 
     def small_vectors(self, dims: int) -> list[SmallVectors]:
         """What is lost by scoring with smaller vectors than the stored ones: bytes of 8 bits, the
         projection to `dims`, and the first `dims` numbers."""
-        xq, rows = self.cases[self.sets.kind].queries.vectors[:DESCRIBED], self.rows
+        xq, rows = self.cases[self.sets.kind].queries.vectors[:DESCRIBED], self.rows[:SCORED]
         low, width = code_ranges(rows)
         bytes_ = np.rint((rows - low) / width * 255) / 255 * width + low
         onto_rows, onto_queries = (side[:, :dims] for side in self.projection)
@@ -249,22 +250,24 @@ class Trials:
             (f"the projection to {dims}, float16", 2 * dims, xq @ onto_queries, rows @ onto_rows),
             (f"the first {dims} numbers, float16", 2 * dims, xq[:, :dims], rows[:, :dims] / norms),
         ]
+        exact, _ = exact_top([(0, self.vectors[:SCORED])], xq, DEEPEST)
         return [
-            SmallVectors(name, size, self._recall_of_ranking(queries, vectors))
+            SmallVectors(name, size, self._recall_of_ranking(queries, vectors, xq, exact))
             for name, size, queries, vectors in ways
         ]
 
-    def _recall_of_ranking(self, queries: np.ndarray, vectors: np.ndarray) -> dict[int, float]:
-        case = self.cases[self.sets.kind].first(len(queries))
+    def _recall_of_ranking(
+        self, queries: np.ndarray, vectors: np.ndarray, xq: np.ndarray, exact: np.ndarray
+    ) -> dict[int, float]:
         _, ranked = exact_top([(0, vectors)], queries, DEEPEST)
         near = np.stack(
             [
                 self.vectors[rows].astype(np.float32) @ query
-                for rows, query in zip(ranked, case.queries.vectors, strict=True)
+                for rows, query in zip(ranked, xq, strict=True)
             ]
         )
         return {
-            k: round(float(np.nanmean(recall_of(-np.sort(-near[:, :k], axis=1), case.exact, k))), 4)
+            k: round(float(np.nanmean(recall_of(-np.sort(-near[:, :k], axis=1), exact, k))), 4)
             for k in (1, 10, 100)
         }
 

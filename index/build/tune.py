@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from chiasm.index.build.memory import release_memory
 from chiasm.index.build.report import Measured, Report, SmallVectors
 from chiasm.index.build.samples import ColumnView, QuerySets
 from chiasm.index.build.train import ITERATIONS, STARTED, train
@@ -69,11 +70,14 @@ def tune_column(view: ColumnView, settings: IndexSettings) -> TunedColumn:
     plan = default_plan(view.rows, view.dim, settings)
     if plan.exact or not settings.tune:
         return _untuned(view, plan, settings)
-    clock = time.perf_counter()
+    began = time.perf_counter()
     sets = view.query_sets()
+    release_memory()
+    clock = time.perf_counter()
     most = int(settings.build_memory_mb * 2**20 * SAMPLE_SHARE) // (4 * view.dim)
     wanted = min(view.rows, most, max(SAMPLE_ROWS, int(plan.lists * LISTS[-1]) * TRAIN_PER_LIST))
     sample = view.sample(wanted)
+    release_memory()
     trials = Trials(sample[:SAMPLE_ROWS], sample[-SAMPLE_ROWS:], sets, view.rows, settings)
     best = _choose(trials, view, settings)
     small = trials.small_vectors(best.plan.dims if best else FIRST_DIMS)
@@ -99,7 +103,11 @@ def tune_column(view: ColumnView, settings: IndexSettings) -> TunedColumn:
         sets,
         tuple(trial.measured for trial in trials.tried),
         tuple(small),
-        {"trials": round(tried - clock, 2), "train": round(time.perf_counter() - tried, 2)},
+        {
+            "queries": round(clock - began, 2),
+            "trials": round(tried - clock, 2),
+            "train": round(time.perf_counter() - tried, 2),
+        },
     )
 
 
@@ -119,8 +127,9 @@ def _choose(trials: Trials, view: ColumnView, settings: IndexSettings) -> Trial 
     first = space.first()
     if not first:
         raise _too_little_memory(view, space.least_bytes())
-    best, *others = map(trials.run, first)
-    for trial in others:
+    best = trials.run(first[0])
+    for plan in first[1:]:
+        trial = trials.run(plan)
         best = trial if trials.cheaper(trial, best) else best
     for name, values in space.ladders():
         if name == "oversample" and best.measured.reached:
@@ -175,15 +184,11 @@ class PlanSpace:
         return some or [self.dim]
 
     def first(self) -> list[Plan]:
-        """The plan to begin with of each family and space that fits the memory: the fastest codes
-        that do, and of these the dimensions nearest to FIRST_DIMS."""
+        """The plan to begin with of each family that fits the memory: the fastest codes that do,
+        and of these the dimensions nearest to FIRST_DIMS."""
         return [
             plans[0]
-            for family, space in (
-                ("projected", "projected"),
-                ("projected", "full"),
-                ("ivf", "full"),
-            )
+            for family, space in (("projected", "projected"), ("ivf", "full"))
             if self.settings.kind in ("", family) and (plans := self._of(family, space))
         ]
 
@@ -203,6 +208,7 @@ class PlanSpace:
         lists = sorted({max(1, round(share * self.lists)) for share in LISTS})
         return [
             ("dims", self.dims),
+            ("space", ("projected", "full")),
             ("lists", lists),
             ("spread", (0.0, SPREAD)),
             ("oversample", OVERSAMPLES),
@@ -212,6 +218,8 @@ class PlanSpace:
         """The plan next to this one on a ladder, down or up; None where there is none that fits."""
         if getattr(plan, name) not in values:
             return None
+        if name == "space" and (plan.family == "ivf" or plan.codes != "SQ8"):
+            return None  # their codes and their lists are of one space
         place = values.index(getattr(plan, name)) + step
         if not 0 <= place < len(values):
             return None
