@@ -276,8 +276,8 @@ class Build:
                 plans=plans,
                 shared=self.shared,
                 dim=self.identity.dim,
-                # An eighth of the memory at the most: what is read and encoded is there besides.
-                batch_bytes=min(self.settings.catalog_bytes, self.settings.build_memory_mb << 17),
+                # A sixteenth of the memory at the most: writing takes several times as much.
+                batch_bytes=min(self.settings.catalog_bytes, self.settings.build_memory_mb << 16),
             )
             for number, group in enumerate(groups(files, self.segment_rows(plans)), first)
         ]

@@ -90,7 +90,8 @@ class _Fit:
         nprobe = self._least(plan, _plain(self.tune), plan.nprobe) or plan.lists
         nprobe = self._enough(plan, _plain(self.report), nprobe)
         plan = replace(plan, nprobe=nprobe)
-        filtered = self._least(plan, [self.tune[FILTERED]], nprobe) or plan.lists
+        some = [self.tune[FILTERED].first(CHOOSING)]
+        filtered = self._least(plan, some, 2 * nprobe) or plan.lists
         filtered = self._enough(plan, [self.report[FILTERED]], max(filtered, nprobe))
         return replace(plan, filtered_nprobe=filtered)
 
@@ -280,7 +281,7 @@ def _curve(index: ColumnIndex, case: Case, at: int) -> Iterator[CurvePoint]:
     counts = [round(share * index.plan.nprobe) for share in CURVE]
     for nprobe in sorted({min(max(1, count), index.plan.lists) for count in counts}):
         recall = float(np.nanmean(recalls(index, some, at, nprobe)))
-        seconds = seconds_per_query(index, some.queries.vectors, at, nprobe)
+        seconds = seconds_per_query(index, some.queries.vectors, at, nprobe, rounds=1)
         yield CurvePoint(nprobe, round(recall, 4), round(1 / seconds, 1))
 
 

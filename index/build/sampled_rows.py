@@ -33,16 +33,17 @@ def sampled_rows(
     rng.shuffle(groups)
     per_group = math.ceil(wanted / max(1, min(len(groups), SAMPLE_GROUPS)))
     samples: list[pa.Table] = []
-    for start in range(0, len(groups), SAMPLE_GROUPS):
-        drawn = sorted(groups[start : start + SAMPLE_GROUPS])  # so that a footer is parsed once
+    rows = 0
+    while groups and rows < wanted:
+        count = min(SAMPLE_GROUPS, math.ceil((wanted - rows) / per_group))
+        drawn, groups = sorted(groups[:count]), groups[count:]  # so that a footer is parsed once
         for number, some in itertools.groupby(drawn, key=lambda one: one[0]):
             file = covered.files[number]
             for group in _read_groups(covered, file, columns, [one for _, one in some]):
                 having = np.flatnonzero(group[column].combine_chunks().is_valid())
                 samples.append(group.take(np.sort(rng.permutation(having)[:per_group])))
-        if sum(map(len, samples)) >= wanted:
-            break
-    if not any(map(len, samples)):
+        rows = sum(map(len, samples))
+    if not rows:
         raise all_replaced(covered)
     return samples
 

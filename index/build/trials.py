@@ -36,9 +36,9 @@ from chiasm.index.query import EXTRA_CANDIDATES, ColumnIndex
 from chiasm.index.segments import Trained, code_ranges
 
 QUERIES = 400  # of a kind, that are searched for
-ROUTED = 2000  # of a kind, whose best rows are looked for among the lists, which costs little
-DESCRIBED = 100  # queries of each kind for what a report says of a trial
-TIMED = 320  # queries: five batches
+ROUTED = 1500  # of a kind, whose best rows are looked for among the lists, which costs little
+DESCRIBED = 64  # queries of each kind for what a report says of a trial: one batch
+TIMED = 192  # queries: three batches
 COMPARED = 3  # times that two plans are timed in turn
 # Of the time of a smaller plan: what a larger one has to stay below, which takes longer to build.
 CHEAPER = 0.95
