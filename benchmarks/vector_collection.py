@@ -40,6 +40,7 @@ from tests.support.fake_encoder import FakeEncoder
 
 COPIES = 100  # one row in so many is there twice
 ROWS = 1024  # of a batch
+WORDS = 10_000  # captions of large collections are of a language, whose words come again
 EDITION = "0000000a"
 JsonOf = Callable[[int], "str | None"]
 VectorsOf = Callable[[int, int], dict[str, VectorColumn]]
@@ -109,7 +110,9 @@ def write_blocks(
         with ParquetWriter(folder, described, dict.fromkeys(COLUMNS, dim), "benchmark") as writer:
             for start in range(0, count, ROWS):
                 part = slice(start, min(start + ROWS, count))
-                batch = Batch([_row(first + row, False, True, None) for row in range(count)[part]])
+                batch = Batch(
+                    [_row(first + row, False, True, None, WORDS) for row in range(count)[part]]
+                )
                 some = {
                     column: VectorColumn(one.vectors[part], one.has[part])
                     for column, one in made.items()
@@ -183,10 +186,14 @@ def _write_shard(
         writer.commit(Footer(shard, EDITION, len(rows), 0, fake.name, fake.fingerprint, dim))
 
 
-def _row(row: int, copy: bool, captioned: bool, json: str | None) -> Decoded:
+def _row(
+    row: int, copy: bool, captioned: bool, json: str | None, words: int | None = None
+) -> Decoded:
+    """words: different captions that there are, None for one of its own."""
     key = f"copy{row:09d}" if copy else f"{row:09d}"
     origin = Origin(Place(f"{key}.jpg", 512, 100), "ab" * 32, (64, 64))
-    return Decoded(key, (f"caption {row}",) if captioned else (), json, {}, {"image": origin})
+    caption = f"caption {row % words if words else row}"
+    return Decoded(key, (caption,) if captioned else (), json, {}, {"image": origin})
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ from tiny_collection import unit_rows
 
 from chiasm.index.build.fit import fit_column
 from chiasm.index.build.measure import FILTERED, least_nprobe, random_filter, recalls
+from chiasm.index.build.memory import release_memory, release_pages
 from chiasm.index.build.plot import draw_reports
 from chiasm.index.build.report import Report
 from chiasm.index.build.samples import Queries, QuerySets, query_lines
-from chiasm.index.build.train import encoded_index, list_deviations, train
+from chiasm.index.build.train import encoded_index, list_deviations, means, train
 from chiasm.index.build.trial_index import SAMPLE, SampleSegment
 from chiasm.index.build.trials import Trial, Trials, plan_bytes
 from chiasm.index.build.truth import exact_top, recall_of
@@ -238,6 +239,61 @@ def test_trained_lists_find_what_brute_force_finds(codes, spread):
     case = SimpleNamespace(queries=view.sets.tune["text"], allowed=None)
     case.exact, _ = exact_top([(0, view.stored)], case.queries.vectors, 10)
     assert recalls(index, case, 10, 40).mean() > (0.95 if codes != "RaBitQ1" else 0.7)
+
+
+def test_a_trial_on_a_part_of_the_rows_finds_the_lists_that_all_of_them_need():
+    view = ArrayView()
+    rows = view.sample(ROWS)
+    trials = Trials(rows[:600], rows[600:], view.sets, ROWS, MEASURED)
+    assert (trials.at, trials.candidates(Plan(oversample=4))) == (3, 14)
+    plan = Plan("projected", 100, 0, "projected", 8, "SQ8", 1.5, 4)
+    trial = trials.run(plan)
+    assert trial.measured.reached and trials.tried[0].made is None
+    trained = train(plan, rows[600:], view.sets.learn, projection=trials.projection)
+    index = built(view, TunedColumn(plan, trained))
+    case = SimpleNamespace(queries=view.sets.report["text"], allowed=None)
+    case.exact, _ = exact_top([(0, view.stored)], case.queries.vectors, 10)
+    found = recalls(index, case, 10, trial.plan.nprobe).mean()
+    assert MEASURED.recall - 0.03 <= found <= MEASURED.recall + 0.05
+
+
+def test_a_trial_says_by_codes_what_no_number_of_lists_can_find():
+    view = ArrayView()
+    rows = view.sample(ROWS)
+    trials = Trials(rows, rows, view.sets, ROWS, replace(MEASURED, recall=0.99))
+    trial = trials.run(Plan("projected", 100, 0, "projected", 2, "SQ8", 0.0, 1))
+    assert not trial.measured.reached and trial.recall < 0.95
+    better = trials.run(Plan("projected", 100, 0, "projected", 8, "SQ8", 0.0, 4))
+    assert trials.cheaper(better, trial) and not trials.cheaper(trial, better)
+
+
+def test_lists_begin_at_the_means_of_others():
+    rng = np.random.default_rng(0)
+    x, lists = rng.normal(size=(50, 3)).astype(np.float32), rng.integers(0, 4, 50)
+    lists[lists == 2] = 3
+    others = np.ones((4, 3), np.float32)
+    found = means(x, lists, others)
+    for number in (0, 1, 3):
+        np.testing.assert_allclose(found[number], x[lists == number].mean(axis=0), rtol=1e-5)
+    assert np.array_equal(found[2], others[2])
+
+
+def test_a_filter_of_a_build_is_prepared_once():
+    view = ArrayView()
+    plan = Plan("ivf", 20, 5, "full", DIM, "SQ8")
+    index = built(view, TunedColumn(plan, train(plan, view.sample(ROWS))))
+    allowed = random_filter([len(segment) for segment in index.segments], seed=0)
+    assert index.scan(allowed).parts[0] is index.scan(allowed).parts[0]
+
+
+def test_pages_of_a_mapped_file_that_were_let_go_are_read_again(tmp_path):
+    stored = np.arange(5000, dtype=np.float16).reshape(-1, 10)
+    stored.tofile(tmp_path / "x")
+    mapped = np.memmap(tmp_path / "x", np.float16, "r", shape=stored.shape).view(np.ndarray)
+    for array in (mapped, mapped[7:], stored):
+        release_pages(array)
+        assert np.array_equal(mapped, stored)
+    release_memory()
 
 
 def test_deviations_of_lists_are_those_of_scores_within_them():
