@@ -4,9 +4,10 @@
     python -m benchmarks.index_build --rows 1000000 --columns 3 --budget 300
 
 Collections of made vectors (benchmarks/index_data.py) with short captions, kept in the folder
-`--work`. Every build is a process of its own. "import" is its resident set when the modules of a
-build are imported, FAISS with them, "above" by what the highest one (VmHWM) exceeds that, which
-counts the pages of mapped files. Each size is built twice: with the plan given (`index.tune` off)
+`--work`. Every build is a process of its own. "import_mb" is its resident set when the modules
+of a build are imported, FAISS with them, "above_mb" by what the highest one (VmHWM) exceeds that,
+which counts the pages of mapped files; "allocated_mb" is the same of what is no file's (RssAnon,
+looked at every 10 ms). Each size is built twice: with the plan given (`index.tune` off)
 and tuned. Seconds are by the wall clock: "build" is a whole build with the plan given, "tuning" and
 "truth and fit" are of the tuned one. Several sizes: the ratio of the builds' seconds, of each and
 the one before. Prints JSON and writes benchmarks/results/index_build.json.
@@ -20,7 +21,10 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +118,13 @@ def built(collection: Path, columns: tuple[str, ...], given: argparse.Namespace)
             build_memory_mb=given.budget, keep_generations=1,
         )  # fmt: skip
     imported, began = memory("VmRSS"), time.perf_counter()
-    summary = build_index(collection, columns=columns, settings=settings)
+    with highest_allocated() as allocated:
+        summary = build_index(collection, columns=columns, settings=settings)
     spent, highest = time.perf_counter() - began, memory("VmHWM")
     return {
         "import_mb": round(imported, 1),
         "above_mb": round(highest - imported, 1),
+        "allocated_mb": round(allocated[-1] - allocated[0], 1),
         "by_budget": round((highest - imported) / given.budget, 2),
         "seconds": round(spent, 1),
         "stages": summary.seconds,
@@ -129,6 +135,24 @@ def built(collection: Path, columns: tuple[str, ...], given: argparse.Namespace)
             for column, report in summary.reports.items()
         },
     }
+
+
+@contextmanager
+def highest_allocated() -> Iterator[list[float]]:
+    """MB that are no file's: at the beginning, and the most so far."""
+    found, done = [memory("RssAnon")] * 2, threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            found[-1] = max(found[-1], memory("RssAnon"))
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        watching.join()
 
 
 def memory(name: str) -> float:
