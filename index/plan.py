@@ -143,6 +143,15 @@ class Plan:
         # FAISS, RaBitQUtils.h: the signs, the other bits, and the factors
         return -(-self.dims // 8) - (-self.dims * (bits - 1) // 8) + (8 if bits == 1 else 20)
 
+    def candidates(self, k: int, nprobe: int) -> int:
+        """How many candidates for k results are scored again by a query that scans so many lists.
+        Whoever scans more than the plan says wants more recall than it promises, which codes limit
+        as well: candidates grow as the root of the lists, by which 0.99 costs least where the plan
+        is for 0.95 (benchmarks/index_peers.py)."""
+        if not self.nprobe or nprobe <= self.nprobe:
+            return k * self.oversample
+        return math.ceil(k * self.oversample * math.sqrt(nprobe / self.nprobe))
+
     def __str__(self) -> str:
         """`exact`, `ivf 2048 x SQ8`, `projected 2048 x SQ8, 48 dimensions`, ..."""
         text = self.family if self.exact else f"{self.family} {self.lists} x {self.codes}"

@@ -25,7 +25,8 @@ from chiasm.index.build.covered import CoveredShards, ShardReplaced, vector_coun
 from chiasm.index.build.fill import Filled, SegmentTask, fill_segment
 from chiasm.index.build.report import Report
 from chiasm.index.build.resume import COMMAND, Earlier, recipe_of
-from chiasm.index.build.samples import all_replaced, query_lines
+from chiasm.index.build.sampled_rows import all_replaced
+from chiasm.index.build.samples import query_lines
 from chiasm.index.plan import IndexSettings, Plan
 from chiasm.index.segments import (
     FileSum,
@@ -295,16 +296,17 @@ class Build:
                 plans=plans,
                 shared=self.shared,
                 dim=self.identity.dim,
-                batch_bytes=self.settings.catalog_bytes,
+                # A sixteenth of the memory at the most: writing takes several times as much.
+                batch_bytes=min(self.settings.catalog_bytes, self.settings.build_memory_mb << 16),
             )
             for number, group in enumerate(groups(files, self.segment_rows(plans)), first)
         ]
 
     def segment_rows(self, plans: dict[str, Plan]) -> int:
-        """Rows of a segment: what the settings say, or what fits the memory of a build: half of
-        it holds codes, list numbers and row numbers; the rest reads, encodes and writes."""
+        """Rows of a segment: what the settings say, or what fits the memory of a build: a quarter
+        of it holds codes, list numbers and row numbers; the rest reads, encodes and writes."""
         row_bytes = sum(plan.code_size + 16 for plan in plans.values() if not plan.exact)
-        fits = (self.settings.build_memory_mb << 19) // max(1, row_bytes)
+        fits = (self.settings.build_memory_mb << 18) // max(1, row_bytes)
         return max(1, min(self.settings.segment_rows, fits))
 
     def manifest(self, plans: dict[str, Plan], segments: list[SegmentEntry]) -> Manifest:

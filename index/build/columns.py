@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from chiasm.index.build.covered import CoveredShards
 from chiasm.index.build.fit import fit_column
+from chiasm.index.build.memory import release_memory
 from chiasm.index.build.samples import CollectionView
 from chiasm.index.build.tune import TunedColumn, tune_column
 from chiasm.index.plan import IndexSettings
@@ -58,6 +59,7 @@ class TunedColumns:
         else:
             sets = view.query_sets() if self.settings.tune else None
             self.tuned[column] = TunedColumn(taken.plan, taken, sets)
+        release_memory()
         return self.tuned[column]
 
     def fit(self, manifest: Manifest, seconds: Mapping[str, float]) -> None:

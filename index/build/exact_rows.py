@@ -8,6 +8,7 @@ import numpy as np
 
 from chiasm.index.build.covered import READ_BYTES, leaves_of, ranges_of
 from chiasm.index.build.measure import Case
+from chiasm.index.build.memory import release_vectors
 from chiasm.index.build.samples import Queries
 from chiasm.index.query import (
     Allowed,
@@ -56,7 +57,9 @@ class ExactRows:
         """The rows that may be found, some at once: the number of the first, which counts where
         the Parquet files are read, and their vectors (n, D). Their positions are kept then."""
         if self._folder is None:
-            yield from rows_of_column(self.index, allowed)
+            for block in rows_of_column(self.index, allowed):
+                yield block
+                release_vectors(self.index)
             return
         count = 0
         for number, segment in enumerate(self.index.segments):

@@ -29,6 +29,7 @@ from chiasm.index.build.measure import (
     recalls,
     seconds_per_query,
 )
+from chiasm.index.build.memory import release_vectors
 from chiasm.index.build.promise import promised_recall
 from chiasm.index.build.report import CurvePoint, Report
 from chiasm.index.build.trials import DEEPEST, plan_bytes
@@ -41,6 +42,7 @@ from chiasm.pipeline.storage import Folder
 STEP = 1.125  # by which lists are added where the promise falls short
 MOST_MISSED, LEAST_MISSED, MISSED_STEP = 0.05, 1e-4, 1.5
 CURVE = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the lists that the plan scans
+CHOOSING = 320  # queries of a kind that the number of candidates is chosen by
 HARDER = (*OVERSAMPLES, 12, 16, 32)  # candidates a result, where the sample's number is too few
 
 
@@ -68,6 +70,7 @@ def fit_column(
     with one_thread():
         plan = fitted.plan()
         report = _report(tuned, replace(index, plan=plan), cases, settings, build_seconds)
+        release_vectors(index)
     seconds = tuned.seconds | {
         "exact answers": round(exact_done - began, 2),
         "fit": round(time.perf_counter() - exact_done, 2),
@@ -91,7 +94,8 @@ class _Fit:
         if plan.exact or self.settings.nprobe:
             return replace(plan, nprobe=min(plan.lists, self.settings.nprobe))
         plan = self._cheapest(plan)
-        nprobe = self._enough(plan, _plain(self.report), plan.nprobe)
+        nprobe = self._least(plan, _plain(self.tune), plan.nprobe) or plan.lists
+        nprobe = self._enough(plan, _plain(self.report), nprobe)
         plan = replace(plan, nprobe=nprobe)
         return replace(plan, missed=self._missed(plan))
 
@@ -109,23 +113,22 @@ class _Fit:
         return missed
 
     def _cheapest(self, plan: Plan) -> Plan:
-        """The cheapest of the number of candidates that the sample chose and its neighbours, each
-        with the lists that it needs; more candidates where these do not do."""
-        cases, xq = _plain(self.tune), self.tune[self.kind].queries.vectors
+        """Candidates a result, from those that the sample chose to fewer or more while that is
+        cheaper, each number with the lists that it needs."""
         place = HARDER.index(plan.oversample)
-        costs: list[tuple[float, Plan]] = []
-        for number, oversample in enumerate(HARDER):
-            near = abs(number - place) <= 1
-            if not near and (costs or number < place):
-                continue
-            tried = replace(plan, oversample=oversample)
-            nprobe = self._least(tried, cases, costs[-1][1].nprobe if costs else plan.nprobe)
-            if nprobe is not None:
-                index = replace(self.index, plan=tried)
-                cost = seconds_per_query(index, xq, self.settings.at, nprobe)
-                costs.append((cost, replace(tried, nprobe=nprobe)))
-        if costs:
-            return min(costs, key=lambda one: one[0])[1]
+        best = self._with_lists(plan, HARDER[place])
+        for step in (-1, 1):
+            number = place + step
+            while 0 <= number < len(HARDER):
+                near = self._with_lists(best[1] if best else plan, HARDER[number])
+                if best and (near is None or near[0] >= best[0]):
+                    break
+                best, number = near or best, number + step
+            if best and best[1].oversample < plan.oversample:
+                break
+        if best:
+            return best[1]
+        cases = _plain(self.tune)
         most = self._promised(replace(plan, oversample=HARDER[-1]), cases, plan.lists)
         raise ChiasmError(
             f"index of column {self.index.column}",
@@ -134,14 +137,27 @@ class _Fit:
             do=f"give up the recall (--recall {math.floor(most * 100) / 100:g}), or --index exact",
         )
 
+    def _with_lists(self, plan: Plan, oversample: int) -> tuple[float, Plan] | None:
+        """The plan with so many candidates a result and the lists that it needs, and the seconds of
+        a query; None where no number of lists does."""
+        plan = replace(plan, oversample=oversample)
+        some = [case.first(CHOOSING) for case in _plain(self.tune)]
+        nprobe = self._least(plan, some, plan.nprobe)
+        if nprobe is None:
+            return None
+        plan = replace(plan, nprobe=nprobe)
+        index, xq = replace(self.index, plan=plan), self.tune[self.kind].queries.vectors[:CHOOSING]
+        return seconds_per_query(index, xq, self.settings.at, nprobe), plan
+
     def _promised(
         self, plan: Plan, cases: list[Case], nprobe: int, by: Search = search_filtered
     ) -> float:
         """The least of the promises of these kinds of query; what comes after one that
         falls short is not looked at."""
-        index, promised = replace(self.index, plan=plan), 1.0
+        index, promised = replace(self.index, plan=replace(plan, nprobe=nprobe)), 1.0
         for case in cases:
-            found = recalls(index, case, self.settings.at, nprobe, by)
+            found = recalls(index, case, self.settings.at, nprobe, by=by)
+            release_vectors(index)
             promised = min(promised, promised_recall(found))
             if promised < self.settings.recall:
                 break
@@ -203,14 +219,27 @@ def _report(
     assert tuned.sets is not None
     plan, at, report = index.plan, settings.at, cases["report"]
     rows = sum(segment.record.vectors[index.column] for segment in index.segments)
-    promise = dict.fromkeys(report, 1.0)
-    if not plan.exact:
-        for kind, case in report.items():
-            promise[kind] = promised_recall(recalls(index, case, at, plan.nprobe))
+    answered = (
+        {} if plan.exact else {kind: recalls(index, case, at) for kind, case in report.items()}
+    )
+    promise = {
+        kind: promised_recall(answered[kind]) if kind in answered else 1.0 for kind in report
+    }
     dim = tuned.sets.learn.shape[1]
     reached = promise[tuned.sets.kind] >= settings.recall
     size = plan_bytes(plan, rows, dim)
-    measured = measure(index, report, at, size=size, seconds=build_seconds, reached=reached)
+    xq = report[tuned.sets.kind].queries.vectors
+    measured = measure(
+        index,
+        report,
+        at,
+        timed=index,
+        query_seconds=seconds_per_query(index, xq, at, plan.nprobe),
+        size=size,
+        seconds=build_seconds,
+        reached=reached,
+        answered=answered,
+    )
     counts = {
         "learn from": len(tuned.sets.learn),
         "tune on": len(tuned.sets.tune[tuned.sets.kind]),
@@ -238,7 +267,7 @@ def _curve(index: ColumnIndex, case: Case, at: int) -> Iterator[CurvePoint]:
     counts = [round(share * index.plan.nprobe) for share in CURVE]
     for nprobe in sorted({min(max(1, count), index.plan.lists) for count in counts}):
         recall = float(np.nanmean(recalls(index, some, at, nprobe)))
-        seconds = seconds_per_query(index, some.queries.vectors, at, nprobe)
+        seconds = seconds_per_query(index, some.queries.vectors, at, nprobe, rounds=1)
         yield CurvePoint(nprobe, round(recall, 4), round(1 / seconds, 1))
 
 

@@ -22,10 +22,11 @@ from chiasm.index.query.query_picture import encoded_picture
 from chiasm.index.query.recent_queries import RecentQueries, Search
 from chiasm.index.query.rerank import check_stages, rerank, reranker_fingerprints
 from chiasm.index.query.scan import Allowed, ColumnIndex
-from chiasm.index.query.search import search
+from chiasm.index.query.search import EXTRA_CANDIDATES, search, search_scan
 from chiasm.index.query.truth import (
     Ranked,
     exact_top,
+    others_than_own,
     recall_of,
     rows_of_column,
     usable_rows,
@@ -33,6 +34,7 @@ from chiasm.index.query.truth import (
 )
 
 __all__ = [
+    "EXTRA_CANDIDATES",
     "Allowed",
     "Audits",
     "Calibration",
@@ -59,6 +61,7 @@ __all__ = [
     "live_generation",
     "open_keywords",
     "open_live",
+    "others_than_own",
     "p_absent",
     "pixels_of",
     "query_refused",
@@ -71,6 +74,7 @@ __all__ = [
     "search_filtered",
     "search_keywords",
     "search_lists",
+    "search_scan",
     "text_of",
     "usable_rows",
     "without_own",

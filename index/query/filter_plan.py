@@ -69,7 +69,7 @@ def plan_scan(
     if plan.exact:
         return ScanPlan("exact", 0, k, f"exact: {words}, and the column is exact")
     if passing == rows:
-        return ScanPlan("all", nprobe, k * plan.oversample, f"as without a filter: {words}")
+        return ScanPlan("all", nprobe, plan.candidates(k, nprobe), f"as without a filter: {words}")
     share = passing / rows
     lists = min(plan.lists, nprobe * share**-POWER)
     way = "subset" if resident and fits_subset(passing, plan) else "selector"
@@ -78,7 +78,7 @@ def plan_scan(
     if way == "selector":
         by_lists += TEST * lists * rows / plan.lists
     exact = passing * (dim * (GATHER / BATCH + MULTIPLY) + PICK)
-    always, candidates = ALWAYS_EXACT, min(passing, k * plan.oversample)
+    always, candidates = ALWAYS_EXACT, min(passing, plan.candidates(k, nprobe))
     if plan.vectors == "none":
         exact, by_lists = exact + PARQUET * passing / BATCH, by_lists + PARQUET * candidates
         always = candidates

@@ -37,7 +37,7 @@ def search(
     that finds fewer than k rows. allowed: the rows that may be found. A position counts rows
     through the segments in order; where there are fewer than k rows the rest is -1 with score -inf.
     """
-    wanted = k * (index.plan.oversample if nprobe else 1) + EXTRA_CANDIDATES
+    wanted = (index.plan.candidates(k, nprobe) if nprobe else k) + EXTRA_CANDIDATES
     return search_scan(index.scan(allowed), xq, k, wanted, nprobe)
 
 

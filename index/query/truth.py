@@ -114,7 +114,13 @@ class Ranked:
 
 
 def without_own(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Scores (Q, k + 1), best first, without that of the row that a query was made of: (Q, k).
+    """Scores (Q, k + 1), best first, without that of the row that a query was made of: (Q, k)."""
+    return scores[others_than_own(scores, own)].reshape(len(scores), -1)
+
+
+def others_than_own(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Which of the k + 1 best of each query, by their scores (Q, k + 1), are not the row that it
+    was made of: (Q, k + 1) bool, k of each.
 
     own (Q,) float32: the score of that row, NaN where a query is of no row, or may find it; then
     the last one goes. A row that is exactly like it may go in its place: the scores are the same.
@@ -127,7 +133,7 @@ def without_own(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
     place = np.where(distance[rows, place] <= OWN_SCORE, place, scores.shape[1] - 1)
     keep = np.ones(scores.shape, bool)
     keep[rows, place] = False
-    return scores[keep].reshape(len(scores), -1)
+    return keep
 
 
 def recall_of(found: np.ndarray, exact: np.ndarray, k: int) -> np.ndarray:

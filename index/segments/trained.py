@@ -76,14 +76,19 @@ class Trained:
     ) -> np.ndarray:
         """The best lists of each query: (Q, nprobe) int64. xq, projected: the queries, and the same
         in the space of the codes. ordered: best first, else by number."""
-        x = projected if self.plan.space == "projected" else xq
-        scores = x @ self.centroids.T
-        scores += self.list_bias
+        scores = self.list_scores(xq, projected)
         lists = best_columns(scores, nprobe)
         if not ordered:
             return lists
         order = np.argsort(-columns_of(scores, lists), axis=1, kind="stable")
         return np.ascontiguousarray(columns_of(lists, order))
+
+    def list_scores(self, xq: np.ndarray, projected: np.ndarray) -> np.ndarray:
+        """By which lists are ranked: (Q, L) float32."""
+        x = projected if self.plan.space == "projected" else xq
+        scores = x @ self.centroids.T
+        scores += self.list_bias
+        return scores
 
     @cached_property
     def _assigner(self) -> Any:
