@@ -45,23 +45,17 @@ def train(
     the rows a list that it takes.
     """
     queries = sample if queries is None else queries
-    coded, seen = sample, queries
+    onto_rows = onto_queries = None
     if plan.family == "projected":
         both = projection or fit_projection(queries, sample, plan.dims)
         rotation = random_rotation(plan.dims)
-        projection = both[0][:, : plan.dims] @ rotation, both[1][:, : plan.dims] @ rotation
-        coded, seen = sample @ projection[0], queries @ projection[1]
-    else:
-        projection = None
-        if plan.is_prefix:
-            coded, seen = sample[:, : plan.dims].copy(), queries[:, : plan.dims]
+        onto_rows, onto_queries = (side[:, : plan.dims] @ rotation for side in both)
+    coded, seen = _coded(plan, sample, onto_rows), _coded(plan, queries, onto_queries)
     x, xq = (coded, seen) if plan.space == "projected" else (sample, queries)
     if centroids is None:
         some, first = x[: per_list * plan.lists], None
         if start is not None:
-            rows = start[0]
-            if x is coded:
-                rows = rows[:, : plan.dims] if projection is None else rows @ projection[0]
+            rows = start[0] if x is sample else _coded(plan, start[0], onto_rows)
             first = means(rows, start[1], some[: plan.lists])
         centroids = cluster(some, plan.lists, seed, iterations, first)
     trained = Trained(
@@ -69,7 +63,8 @@ def train(
         centroids,
         np.zeros(plan.lists, np.float32),
         _ranges(coded) if plan.codes == "SQ8" else None,
-        *(projection or (None, None)),
+        onto_rows,
+        onto_queries,
     )
     if plan.spread:
         some = slice(0, DEVIATION_ROWS * plan.lists)
@@ -78,6 +73,13 @@ def train(
         )
         trained = replace(trained, list_bias=np.float32(plan.spread) * deviations)
     return trained
+
+
+def _coded(plan: Plan, x: np.ndarray, onto: np.ndarray | None) -> np.ndarray:
+    """Vectors (n, D) in the space of the codes: (n, d) float32. onto (D, d): the projection."""
+    if onto is not None:
+        return x @ onto
+    return x[:, : plan.dims].copy() if plan.is_prefix else x
 
 
 def means(x: np.ndarray, lists: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from chiasm.index.build.memory import release_memory
 from chiasm.index.build.report import Measured, Report, SmallVectors
 from chiasm.index.build.samples import ColumnView, QuerySets
@@ -89,19 +91,8 @@ def tune_column(view: ColumnView, settings: IndexSettings) -> TunedColumn:
     plan = Plan(vectors=trials.form) if best is None else best.plan
     tried = time.perf_counter()
     trained = None
-    if not plan.exact:
-        lists = min(plan.lists, max(1, len(sample) // MIN_PER_LIST))
-        train_rows = min(len(sample), lists * TRAIN_PER_LIST)
-        plan = replace(plan, lists=lists, train_rows=train_rows)
-        assert best is not None
-        trained = train(
-            plan,
-            sample,
-            sets.learn,
-            projection=trials.projection,
-            start=trials.start(best.plan) if lists == best.plan.lists else None,
-            iterations=STARTED if lists == best.plan.lists else ITERATIONS,
-        )
+    if best is not None:
+        plan, trained = _train(best.plan, trials, sample)
     return TunedColumn(
         plan,
         trained,
@@ -114,6 +105,22 @@ def tune_column(view: ColumnView, settings: IndexSettings) -> TunedColumn:
             "train": round(time.perf_counter() - tried, 2),
         },
     )
+
+
+def _train(tried: Plan, trials: Trials, sample: np.ndarray) -> tuple[Plan, Trained]:
+    """Train the plan of a trial on rows (n, D), in as many lists as they suffice for."""
+    lists = min(tried.lists, max(1, len(sample) // MIN_PER_LIST))
+    plan = replace(tried, lists=lists, train_rows=min(len(sample), lists * TRAIN_PER_LIST))
+    as_tried = lists == tried.lists
+    trained = train(
+        plan,
+        sample,
+        trials.sets.learn,
+        projection=trials.projection,
+        start=trials.start(tried) if as_tried else None,
+        iterations=STARTED if as_tried else ITERATIONS,
+    )
+    return plan, trained
 
 
 def _untuned(view: ColumnView, plan: Plan, settings: IndexSettings) -> TunedColumn:
