@@ -89,13 +89,8 @@ class CodeScan:
         """
         scores = np.full((len(coded), wanted), -np.inf, np.float32)
         rows = np.full((len(coded), wanted), -1, np.int64)
-        self._scan(coded, lists, scores, rows)
-        return scores, rows
-
-    def _scan(
-        self, coded: np.ndarray, lists: np.ndarray, scores: np.ndarray, rows: np.ndarray
-    ) -> None:
         scan_lists(self._index, coded, lists, scores, rows, self._selector)
+        return scores, rows
 
 
 def scan_lists(
