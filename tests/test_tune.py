@@ -375,7 +375,7 @@ def test_no_more_lists_are_tried_than_rows_to_train_with_fit_the_memory():
     view = ArrayView()
     plain = IndexSettings(exact_below=1, tune=False, kind="projected", dims=8)
     view.dim, view.rows = DIM, 10**9  # more rows than the memory has room for
-    asked: list[int] = []
-    view.sample = lambda wanted: asked.append(wanted) or ArrayView.sample(view, ROWS)
+    sampled: list[int] = []
+    view.sample = lambda wanted: sampled.append(wanted) or ArrayView.sample(view, ROWS)
     made = tune_column(view, replace(plain, build_memory_mb=1))
-    assert asked == [2**18 // (4 * DIM)] and made.plan.lists == asked[0] // 39
+    assert sampled == [2**18 // (4 * DIM)] and made.plan.lists == sampled[0] // 39
