@@ -303,10 +303,10 @@ class Build:
         ]
 
     def segment_rows(self, plans: dict[str, Plan]) -> int:
-        """Rows of a segment: what the settings say, or what fits the memory of a build: a quarter
+        """Rows of a segment: what the settings say, or what fits the memory of a build: a sixth
         of it holds codes, list numbers and row numbers; the rest reads, encodes and writes."""
         row_bytes = sum(plan.code_size + 16 for plan in plans.values() if not plan.exact)
-        fits = (self.settings.build_memory_mb << 18) // max(1, row_bytes)
+        fits = (self.settings.build_memory_mb << 20) // (6 * max(1, row_bytes))
         return max(1, min(self.settings.segment_rows, fits))
 
     def manifest(self, plans: dict[str, Plan], segments: list[SegmentEntry]) -> Manifest:

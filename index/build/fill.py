@@ -18,7 +18,7 @@ from typing import TypeVar
 import pyarrow as pa
 
 from chiasm.index.build.covered import READ_BYTES, ReadFiles, ShardReplaced
-from chiasm.index.build.memory import release_memory
+from chiasm.index.build.memory import release_free, release_memory
 from chiasm.index.plan import Plan
 from chiasm.index.segments import (
     IndexedShard,
@@ -114,6 +114,7 @@ def _fill(task: SegmentTask, folder: Folder, progress: Callable[[int], None]) ->
         columns = [*task.copied, "json", *task.plans]
         for number, first, rows in read_ahead(files, folder, task.footers, columns):
             segment.add(number, first, rows)
+            release_free()
             progress(segment.rows)
         files.require_same(EmbeddingFile(folder, footer) for footer in task.footers)
         if not segment.rows:

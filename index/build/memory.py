@@ -15,9 +15,14 @@ from chiasm.index.query import ColumnIndex
 
 
 def release_memory() -> None:
-    """Give back what is free: Arrow's pool and the C library keep freed memory for later, and an
-    index that was searched is freed by the collector of cycles alone."""
+    """Give back what is not used: an index that was searched is freed by the collector of cycles
+    alone."""
     gc.collect()
+    release_free()
+
+
+def release_free() -> None:
+    """Give back what is free: Arrow's pool and the C library keep it for later."""
     pa.default_memory_pool().release_unused()
     if (trim := _malloc_trim()) is not None:
         trim(0)

@@ -112,9 +112,9 @@ class Trials:
         return max(1, round(self.settings.at * self.share))
 
     def candidates(self, plan: Plan) -> int:
-        """How many of the sample stand for those that are scored of all rows."""
+        """How many of the sample stand for those that are scored of all rows, for `at` of it."""
         wanted = self.settings.at * plan.oversample + EXTRA_CANDIDATES
-        return max(self.at, round(wanted * self.share))
+        return max(self.at, round(wanted * self.at / self.settings.at))
 
     @property
     def form(self) -> Any:
