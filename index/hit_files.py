@@ -20,14 +20,14 @@ import pyarrow.parquet as pq
 
 from chiasm.index.query_files import (
     Numbered,
-    folder_and_name,
+    file_to_write,
     place_of,
     read_queries,
     with_place,
 )
 from chiasm.index.results import Answer, Result
 from chiasm.index.retrieve import Searcher
-from chiasm.pipeline.errors import SourceError, StorageError, UsageError
+from chiasm.pipeline.errors import SourceError, UsageError
 from chiasm.pipeline.storage import Folder
 
 BATCH = 64  # queries answered together: as many texts as are encoded at once
@@ -66,23 +66,37 @@ class HitCounts:
 
 
 def search_file(
-    searcher: Searcher, queries: str | Path, to: str | Path, **defaults: Any
+    searcher: Searcher,
+    queries: str | Path,
+    to: str | Path,
+    *,
+    audit: float | None = None,
+    **defaults: Any,
 ) -> HitCounts:
     """Answer the queries of a file and write their results to `to`, a path or URL that ends in
     `.parquet`.
 
-    queries, defaults: as of `read_queries`. Raises UsageError for a query that cannot be answered,
-    by its number, StorageError where the results cannot be written. Then `to` is what it was.
+    queries, defaults: as of `read_queries`. audit: the share of the queries whose recall is
+    measured, see `OpenIndex.audit`, and stored; it changes no answer of the file. Raises UsageError
+    for a query that cannot be answered, by its number, StorageError where the results cannot be
+    written. Then `to` is what it was.
     """
     folder, name = _target(str(to))
+    recent = searcher.audits.recent
     for _ in read_queries(queries, **defaults):
         pass  # all of them are queries
     with HitWriter(folder, name) as writer:
         numbered = read_queries(queries, **defaults)
         while batch := list(islice(numbered, BATCH)):
             writer.write([number for number, _ in batch], _answer(searcher, batch, queries))
+            if audit is not None and recent.is_full_of(audit):
+                searcher.audit(audit, raise_probes=False, save=True)
         identity = searcher.collection.identity
-        return writer.commit({"encoder": identity.encoder, "fingerprint": identity.fingerprint})
+        made_by = {"encoder": identity.encoder, "fingerprint": identity.fingerprint}
+        counts = writer.commit(made_by)
+    if audit is not None:  # the results are there, whatever becomes of the audit
+        searcher.audit(audit, raise_probes=False, save=True)
+    return counts
 
 
 def _answer(searcher: Searcher, batch: Sequence[Numbered], path: str | Path) -> Sequence[Answer]:
@@ -166,9 +180,4 @@ def _target(to: str) -> tuple[Folder, str]:
     something else than a file is there."""
     if not to.lower().endswith(".parquet"):
         raise UsageError(to or "''", expected="a name that ends in .parquet", found="another one")
-    folder, name = folder_and_name(to)
-    path = folder.local and folder.local / name
-    if path and path.exists() and not path.is_file():
-        # Renamed into place, the results would take the place of a device or a pipe.
-        raise StorageError(to, expected="a file to write", found="something else there")
-    return folder, name
+    return file_to_write(to)

@@ -125,8 +125,8 @@ class Plan:
         if self.codes == "SQ8":
             return self.dims
         bits = int(re.sub("[^0-9]", "", self.codes))
-        # FAISS, RaBitQUtils.h: packed bits, then 8 bytes of factors, 16 more beyond one bit
-        return (self.dims * bits + 7) // 8 + (8 if bits == 1 else 24)
+        # FAISS, RaBitQUtils.h: the signs, the other bits, and the factors
+        return -(-self.dims // 8) - (-self.dims * (bits - 1) // 8) + (8 if bits == 1 else 20)
 
     def nprobe_for(self, share: float) -> int:
         """How many lists a query scans whose filter lets this share of the rows pass. The best of

@@ -28,6 +28,19 @@ PictureSource = str | Path | bytes | Image.Image | np.ndarray
 DIVERSITY_POOL = 5
 
 
+class PictureBytes(bytes):
+    """An encoded file that was read already. name: as errors and answers call it. place: a path or
+    URL where it was read, "" for none."""
+
+    name: str
+    place: str
+
+    def __new__(cls, data: bytes, name: str, place: str = "") -> PictureBytes:
+        picture = super().__new__(cls, data)
+        picture.name, picture.place = name, place
+        return picture
+
+
 @dataclass(frozen=True, slots=True)
 class RerankStage:
     """One stage of reranking, written `RERANKER:DEPTH` or `RERANKER:MODEL:DEPTH`.
@@ -180,6 +193,18 @@ class Query:
         return texts if self.image is None else (*texts, Term(image=self.image))
 
     @property
+    def kind(self) -> str:
+        """For recall, which is promised by kind: text, picture, filtered; of vector and of mixed,
+        which is several texts and pictures, nothing of their own was measured."""
+        if self.where is not None:
+            return "filtered"
+        if self.vector is not None:
+            return "vector"
+        if self.terms or (self.words and self.image is not None):
+            return "mixed"
+        return "text" if self.words else "picture"
+
+    @property
     def stages(self) -> tuple[RerankStage, ...]:
         """`rerank`, parsed."""
         return _parse_stages(self.rerank)
@@ -261,6 +286,8 @@ def _has_picture_shape(image: np.ndarray) -> bool:
 def _picture_name(image: PictureSource | None) -> str | None:
     if image is None or isinstance(image, str | Path):
         return None if image is None else str(image)
+    if isinstance(image, PictureBytes):
+        return image.name
     return "(given as bytes)" if isinstance(image, bytes) else "(given as pixels)"
 
 

@@ -1,7 +1,7 @@
-"""Hits, results and answers: plain data.
+"""Results and answers: plain data.
 
-A hit is a position of the live generation with its scores. A result is a hit with its row of the
-catalog; it can read its own picture, and its members of other modalities, from the shard.
+A hit is a position of the live generation with its scores (hits.py). A result is a hit with its row
+of the catalog; it can read its own picture, and its members of other modalities, from the shard.
 `Answer.as_json` is the shape that other programs rely on (docs/formats.md).
 """
 
@@ -14,6 +14,7 @@ from typing import Any, overload
 
 from PIL import Image, ImageOps
 
+from chiasm.index.hits import Hit, Trace
 from chiasm.index.notebook import Tile, gallery
 from chiasm.index.queries import Query, check_rate
 from chiasm.pipeline.errors import ChiasmError, SourceError, Undecodable, UsageError
@@ -27,36 +28,6 @@ HTML_RESULTS = 20  # results that a notebook shows, with their pictures
 HTML_SIDE = 160  # of a notebook's thumbnails, in pixels
 MAX_TITLE = 200  # characters of a query or a caption in a repr
 MIN_LOAD_SECONDS = 0.05  # loading that took less is not mentioned
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A row that was found: its position in the live generation, and the score of each stage that
-    scored it by the stage's name, in their order, `search` first. Higher is better. rerank_step:
-    the number of the last stage of reranking that scored it, from 0, None for none. folded: the
-    positions of near duplicates that are folded under it, best first."""
-
-    position: int
-    scores: dict[str, float]
-    rerank_step: int | None = None
-    folded: tuple[int, ...] = ()
-
-    @property
-    def score(self) -> float:
-        """The score of the last stage that scored it: of `search` the inner product of unit
-        vectors, in [-1, 1]."""
-        return self.scores[self.scored_by]
-
-    @property
-    def scored_by(self) -> str:
-        """The name of the last stage that scored it."""
-        return next(reversed(self.scores))
-
-    def scored(self, stage: str, score: float, rerank_step: int | None = None) -> Hit:
-        """The hit with the score of one more stage; rerank_step: its number, of one that
-        reranks."""
-        before = {name: value for name, value in self.scores.items() if name != stage}
-        return Hit(self.position, {**before, stage: score}, rerank_step, self.folded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,12 +210,14 @@ class Answer(Sequence[Result]):
     """The results of one query, best first. `seconds` by stage; of a batch, each answer's share.
 
     p_absent: of a calibrated query, how likely one that has nothing here scores as high: in (0, 1].
+    trace: what it was made of.
     """
 
     query: Query
     results: tuple[Result, ...]
     seconds: dict[str, float] = field(default_factory=dict)
     p_absent: float | None = None
+    trace: Trace | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.results)

@@ -4,8 +4,9 @@
 
 `retrieve_from` is the path, each stage timed. `open_collection` gives a `Searcher`, which holds
 what stays between queries (index/query/open_index.py) and is what programs use. A query changes
-nothing shared, so one `Searcher` serves any number of threads, and a query's answer does not depend
-on its batch.
+nothing shared, so one `Searcher` serves any number of threads. A query's answer does not depend on
+its batch, but for one thing: the way of a filtered search goes by how many queries share the
+filter, and two ways may find different rows where neither is exact.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from pathlib import Path
 
 import numpy as np
 
+from chiasm.index.hits import Explanation, Hit, Trace
 from chiasm.index.queries import PictureSource, Query, RerankStage
 from chiasm.index.query import (
     OpenIndex,
+    Search,
     add_keywords,
     check_stages,
     diversify,
     encode_queries,
+    explain_search,
     open_keywords,
     open_live,
     p_absent,
@@ -31,7 +35,7 @@ from chiasm.index.query import (
     rerank,
     search_filtered,
 )
-from chiasm.index.results import Answer, Hit, Result
+from chiasm.index.results import Answer, Result
 from chiasm.index.segments import SegmentGone
 from chiasm.pipeline.errors import SourceError
 from chiasm.pipeline.pretrained import EncoderSettings
@@ -60,16 +64,22 @@ def retrieve(queries: Sequence[Query], collection: OpenIndex) -> list[Answer]:
                 raise
 
 
-def retrieve_from(queries: Sequence[Query], collection: OpenIndex) -> list[Answer]:
-    """Answer a batch of queries from one generation."""
+def retrieve_from(
+    queries: Sequence[Query], collection: OpenIndex, vectors: np.ndarray | None = None
+) -> list[Answer]:
+    """Answer a batch of queries from one generation. vectors: those of the queries, (Q, D) float32,
+    where they were made before; the encoder is then loaded only for stages that need it."""
     clock = Stopwatch()
     with clock.stage("load"):
         open_keywords(queries, collection)
-        encoder = collection.prepare(queries)
+        encoder = collection.prepare(queries, encode=vectors is None)
     with clock.stage("encode"):
-        xq = encode_queries(queries, encoder, collection.dim)  # (Q, D) float32, unit rows
+        xq = vectors  # (Q, D) float32, unit rows
+        if xq is None:
+            xq = encode_queries(queries, encoder, collection.dim)
     with clock.stage("search"):
-        hits = search_queries(queries, xq, collection)  # for each query, best first
+        hits, ways = search_queries(queries, xq, collection)  # for each query, best first
+    searches = [[way] for way in ways]
     absent: list[float | None] = [None] * len(queries)
     for number, query in enumerate(queries):
         if query.calibrated:
@@ -84,16 +94,24 @@ def retrieve_from(queries: Sequence[Query], collection: OpenIndex) -> list[Answe
         with clock.stage("diversify"):
 
             def search_more(some: Sequence[int], counts: Sequence[int]) -> list[list[Hit]]:
-                return search_queries([queries[n] for n in some], xq[some], collection, counts)
+                wanted = [queries[number] for number in some]
+                found, ways = search_queries(wanted, xq[some], collection, counts)
+                for number, way in zip(some, ways, strict=True):
+                    searches[number].append(way)
+                return found
 
             hits = diversify(queries, hits, collection, search_more)
     with clock.stage("results"):
         wanted = [ranked[: query.k] for query, ranked in zip(queries, hits, strict=True)]
         results = read_results(wanted, collection)
     share = {stage: seconds / max(1, len(queries)) for stage, seconds in clock.seconds.items()}
+    traces = [
+        Trace(collection.generation.number, xq[number], tuple(searches[number]), tuple(ranked))
+        for number, ranked in enumerate(hits)
+    ]
     return [
-        Answer(query, ranked, share, p)
-        for query, ranked, p in zip(queries, results, absent, strict=True)
+        Answer(query, ranked, share, p, trace)
+        for query, ranked, p, trace in zip(queries, results, absent, traces, strict=True)
     ]
 
 
@@ -102,20 +120,28 @@ def search_queries(
     xq: np.ndarray,
     collection: OpenIndex,
     counts: Sequence[int] | None = None,
-) -> list[list[Hit]]:
-    """The hits of each query; those that differ in nothing but their vector are searched at
-    once. counts: how many of each query, `Query.candidates` by default."""
-    groups: dict[tuple[str, int, int, str | None], list[int]] = defaultdict(list)
+) -> tuple[list[list[Hit]], list[Explanation]]:
+    """The hits of each query, and the way in which they were found; queries that differ in nothing
+    but their vector are searched at once. counts: how many hits of each query, `Query.candidates`
+    by default."""
+    groups: dict[Search, list[int]] = defaultdict(list)
     for number, query in enumerate(queries):
         k = min(counts[number] if counts else query.candidates, len(collection))
-        nprobe = collection.lists_to_scan(query.column, query.nprobe)
-        groups[query.column, k, nprobe, query.where].append(number)
+        wanted = None if query.nprobe is None else int(query.nprobe)
+        search = Search(query.column, query.kind, k, wanted, query.where)
+        groups[search].append(number)
     hits: dict[int, list[Hit]] = {}
-    for (column, k, nprobe, where), numbers in groups.items():
-        allowed = collection.allowed(where)
-        scores, positions = search_filtered(
-            collection.column(column), xq[numbers], k, nprobe, allowed
+    ways: dict[int, Explanation] = {}
+    for search, numbers in groups.items():
+        index, allowed = collection.column(search.column), collection.allowed(search.where)
+        nprobe = collection.lists_to_scan(search.column, search.nprobe, search.kind)
+        ways |= dict.fromkeys(
+            numbers, explain_search(index, search.k, nprobe, allowed, len(numbers))
         )
+        some = xq[numbers]
+        scores, positions = search_filtered(index, some, search.k, nprobe, allowed)
+        if counts is None:  # else these queries were searched before
+            collection.audits.recent.add(some, *search)
         for number, row_scores, row_positions in zip(
             numbers, scores.tolist(), positions.tolist(), strict=True
         ):
@@ -124,7 +150,8 @@ def search_queries(
                 for score, position in zip(row_scores, row_positions, strict=True)
                 if position >= 0
             ]
-    return [hits[number] for number in range(len(queries))]
+    every = range(len(queries))
+    return [hits[number] for number in every], [ways[number] for number in every]
 
 
 def fuse_keywords(

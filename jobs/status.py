@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from chiasm.index.segments import EmbeddedShards, build_command, open_current
+from chiasm.index.segments import (
+    EmbeddedShards,
+    audits_of,
+    build_command,
+    open_current,
+    stale_advice,
+)
 from chiasm.pipeline.collection import (
     THIS_MACHINE,
     Collection,
@@ -37,7 +43,8 @@ class IndexStatus:
     gone. do: what to run, empty where the index is current. instead_of: why another generation
     answers than the one that CURRENT names, else empty. deleted: rows that searches leave out.
     drift: by column, the share of added rows that are farther from their centroids than 99 % of
-    those that it was trained on.
+    those that it was trained on. audited: by column and kind, the recall of queries that were
+    audited; audit_problem: why it cannot be read, else empty.
     """
 
     state: str
@@ -49,6 +56,8 @@ class IndexStatus:
     instead_of: str = ""
     deleted: int = 0
     drift: dict[str, float] = field(default_factory=dict)
+    audited: list[dict[str, Any]] = field(default_factory=list)
+    audit_problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -158,19 +167,26 @@ def read_index_status(collection: Collection, rows: int, files: ShardFiles) -> I
     manifest = generation.manifest
     embedded = EmbeddedShards(collection.folder, files.embeddings)
     stale = embedded.stale(generation.indexed_shards())
-    state = "stale" if stale else "current"
+    audited, audit_problem = audits_of(collection.folder, generation.number, manifest)
+    state, do = "current", ""
     if manifest.fingerprint != collection.identity.fingerprint:
-        state = "other_encoder"
+        state, do = "other_encoder", rebuild
+    elif stale:
+        state, do = "stale", stale_advice(collection.folder, stale.values()) if rows else rebuild
+    elif generation.instead_of or any(one.broken for one in audited):
+        do = rebuild
     return IndexStatus(
         state=state,
         generation=generation.number,
         rows=manifest.rows,
         columns={name: str(plan) for name, plan in manifest.columns.items()},
         stale_shards=stale,
-        do="" if state == "current" and not generation.instead_of else rebuild,
+        do=do,
         instead_of=generation.instead_of,
         deleted=manifest.deleted,
         drift={name: round(one.share, 4) for name, one in manifest.drift.items() if one.rows},
+        audited=[one.as_json() for one in audited],
+        audit_problem=audit_problem,
     )
 
 

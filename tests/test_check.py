@@ -18,6 +18,7 @@ from fake_encoder import FakeEncoder
 from tiny_collection import SHARDS, add_shard, make_collection
 
 from chiasm.index import IndexSettings, build_index
+from chiasm.index.build import add_to_index
 from chiasm.index.verify import check
 from chiasm.jobs.cli.status import status
 from chiasm.jobs.status import read_status
@@ -214,7 +215,7 @@ DAMAGE = {
     ),
     "stale": (
         lambda path: add_shard(Folder(str(path)), "s2", 3),
-        "000001: stale: shard s2-0123456789 is new since the build; run chiasm index build",
+        "000001: stale: shard s2-0123456789 is new since the build; run chiasm index add",
     ),
     "catalog differs": (
         change_rows("caption", lambda rows: [row and row + "!" for row in rows]),
@@ -386,11 +387,11 @@ def test_checking_needs_no_torch(drawn):
     assert ran.stdout.split() == ["True", "False"]
 
 
-def test_check_of_a_stale_index_advises_the_command_that_builds_it(drawn, tmp_path, chiasm):
+def test_check_of_a_stale_index_advises_the_command_that_mends_it(drawn, tmp_path, chiasm):
     path = tmp_path / "my photos"
     shutil.copytree(drawn, path)
     add_shard(Folder(str(path)), "s2", 3)
-    command = f"chiasm index build '{path}'"
+    command = f"chiasm index add '{path}'"
     (finding,) = check(path).findings
     assert finding.fix == check(path).advice() == f"run {command}"
     done = chiasm("check", path)
@@ -398,7 +399,7 @@ def test_check_of_a_stale_index_advises_the_command_that_builds_it(drawn, tmp_pa
     assert done.stderr == (
         f"chiasm: {path}: expected no findings, found 1, listed above; run {command}\n"
     )
-    build_index(path)
+    add_to_index(path)
     assert check(path).findings == [] and check(path).advice() == ""
 
 

@@ -496,7 +496,7 @@ def test_the_whole_way_from_shards_to_answers(chiasm, shards, tmp_path):
     kinds = dict.fromkeys(("image", "text", "joint"), "exact")
     assert status["index"] == {
         "state": "current", "generation": 1, "rows": 60, "columns": kinds, "stale_shards": {},
-        "do": "", "instead_of": "", "deleted": 0, "drift": {},
+        "do": "", "instead_of": "", "deleted": 0, "drift": {}, "audited": [], "audit_problem": "",
     }  # fmt: skip
     assert "index: generation 1, 60 rows, columns image (exact)" in chiasm("status", to).stdout
 
@@ -510,10 +510,10 @@ def test_the_whole_way_from_shards_to_answers(chiasm, shards, tmp_path):
 
     make_shard(shards[0].parent / "more.tar", 5, seed=9)
     assert chiasm("embed", shards[0].parent, "--to", to).returncode == 0  # its own encoder
-    refused(chiasm("search", to, "x"), "chiasm index build")
+    refused(chiasm("search", to, "x"), "chiasm index add")
     status = json.loads(chiasm("status", to, "--json").stdout)["index"]
     assert status["state"] == "stale" and list(status["stale_shards"].values()) == ["new"]
-    assert "stale (shards: 1 new); run chiasm index build" in chiasm("status", to).stdout
+    assert "stale (shards: 1 new); run chiasm index add" in chiasm("status", to).stdout
     (to / "index" / "CURRENT").write_text("no number")
     status = json.loads(chiasm("status", to, "--json").stdout)["index"]
     assert status["state"] == "stale" and "CURRENT" in status["instead_of"]

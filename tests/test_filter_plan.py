@@ -11,13 +11,10 @@ from hypothesis import strategies as st
 from tiny_collection import make_collection, unit_rows
 
 from chiasm.index import IndexSettings, build_index, open_collection
-from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
 from chiasm.index.query import filter_plan, search_filtered
 from chiasm.index.query.filter_plan import SUBSET_BYTES, lists_until, plan_scan
 from chiasm.index.query.filtered import explain
-from chiasm.index.query.subset import copy_passing, passing_by_list
-from chiasm.index.segments import Trained, code_ranges
 
 SIZE = {"dim": 256, "queries": 64, "nprobe": 64, "resident": True}
 PLAN = Plan("ivf", lists=2048, nprobe=64, dims=256, codes="SQ8", oversample=4)
@@ -88,31 +85,3 @@ def test_each_way_finds_the_best_of_the_rows_that_pass(tmp_path, monkeypatch, wa
     order = np.argsort(-exact, axis=1, kind="stable")[:, :k]
     np.testing.assert_allclose(scores, np.take_along_axis(exact, order, 1), atol=1e-6)
     assert np.array_equal(ids, order)
-
-
-@pytest.mark.parametrize("codes", ["SQ8", "RaBitQ4"])
-def test_a_subset_finds_what_the_index_finds_of_its_rows(codes):
-    rng = np.random.default_rng(3)
-    xb, xq = unit_rows(rng, 400, 16), unit_rows(rng, 5, 16)
-    plan = Plan("ivf", 8, 8, "full", 16, codes)
-    trained = Trained(plan, xb[:8].copy(), np.zeros(8, np.float32), code_ranges(xb))
-    faiss = load_faiss()
-    index = trained.empty_index()
-    index.nprobe = 8
-    lists = np.ascontiguousarray(trained.assign(xb, xb))
-    index.add_core(400, faiss.swig_ptr(xb), None, faiss.swig_ptr(lists))
-    allowed = rng.random(400) < 0.2
-    allowed[lists == 3] = False
-    subset, counts = copy_passing(index, trained, allowed)
-    assert counts.tolist() == np.bincount(lists[allowed], minlength=8).tolist()
-    assert counts.tolist() == passing_by_list(index, allowed).tolist() and counts[3] == 0
-    assert subset.ntotal == allowed.sum()
-    subset.nprobe = 8
-    ranked = trained.rank(xq, xq, 8)
-    none = np.zeros(ranked.shape, np.float32)
-    scores, rows = index.search_preassigned(xq, 400, ranked, none)
-    found = subset.search_preassigned(xq, 20, np.where(ranked == 3, -1, ranked), none)
-    for query in range(5):
-        passing = allowed[rows[query]]
-        assert found[1][query].tolist() == rows[query][passing][:20].tolist()
-        assert found[0][query].tolist() == scores[query][passing][:20].tolist()

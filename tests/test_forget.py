@@ -86,7 +86,7 @@ def test_the_index_is_stale_and_the_shard_comes_back(made, collection, capsys):
     assert capsys.readouterr().out.splitlines() == [
         f"forgot {made}/shards/a.tar: 1 rows",
         "forgot 1 shards, 1 rows",
-        f"the index is stale now: run chiasm index build {collection}",
+        f"the index is stale now: run chiasm index add {collection}",
     ]
     (finding,) = check(collection).findings
     assert finding.what == f"stale: shard {shard.id} is gone since the build"

@@ -185,7 +185,7 @@ def test_an_index_older_than_its_embeddings_is_refused_unless_allowed(tmp_path):
         open_collection(tmp_path)
     assert str(error.value) == (
         f"{tmp_path}: expected an index of the embeddings beside it, found an older one "
-        f"(shards: 1 changed, 1 gone, 1 new); run chiasm index build {tmp_path}"
+        f"(shards: 1 changed, 1 gone, 1 new); run chiasm index add {tmp_path}"
     )
     assert len(open_collection(tmp_path, allow_stale=True)) == 50
     build_index(str(tmp_path))

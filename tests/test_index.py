@@ -20,7 +20,7 @@ from tiny_collection import SHARDS, add_shard, make_collection, unit_rows
 from chiasm.index import IndexSettings, Query, build_index, open_collection
 from chiasm.index.build.covered import CoveredShards
 from chiasm.index.build.samples import CollectionView
-from chiasm.index.query import ColumnIndex, search
+from chiasm.index.query import ColumnIndex, fast_scan, search
 from chiasm.index.query.scan import Scan
 from chiasm.index.segments import open_current
 from chiasm.index.segments.catalog import Catalog
@@ -196,8 +196,11 @@ def test_memory_is_bounded_however_many_results_are_wanted(tmp_path, monkeypatch
     module = sys.modules[search.__module__]
     monkeypatch.setattr(module, "SCORED_AT_ONCE", 1 << 14)
     monkeypatch.setattr(module, "MAX_CANDIDATES", 1 << 12)
+    monkeypatch.setattr(fast_scan, "GATHERED", 1 << 14)
+    index = column_index(tmp_path, "image")
+    index.open()
     tracemalloc.start()
-    found = search_index(tmp_path, "image", xq, 6000, 4)
+    found = search(index, xq, 6000, 4)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert np.array_equal(found[0], truth[0]) and np.array_equal(found[1], truth[1])
@@ -229,7 +232,7 @@ def test_no_query_changes_the_shared_index(tmp_path):
         thread.join()
     assert wrong == []
     (part,) = collection.column("image").scan(None).parts
-    assert part.scanner.nprobe == 1, "FAISS's own default"
+    assert part.scanner._index.nprobe == 1, "FAISS's own default"
     assert truth[1][0].results != truth[8][0].results
 
 

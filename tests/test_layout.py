@@ -67,10 +67,12 @@ ARROWS = {
     **dict.fromkeys(("training", "training/pocket", "training/two_tower"), TRAINS),
 }
 EVERYBODY_OF_INDEX = {
+    "index/hits",
     "index/queries",
     "index/notebook",
     "index/results",
     "index/plan",
+    "index/audit",
     "index/faiss_runtime",
 }
 INDEX_ARROWS = {
@@ -80,6 +82,7 @@ INDEX_ARROWS = {
     "index/sheet": {"index/retrieve", "index/query"},
     "index/query_files": NOTHING,
     "index/hit_files": {"index/retrieve", "index/query_files"},
+    "index/receipts": {"index/retrieve", "index/query", "index/query_files", "index/segments"},
     "index/verify": {"index/segments", "index/build"},
 }
 JOBS = {f"jobs/{path.stem}" for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__"}
@@ -95,7 +98,7 @@ JOBS_ARROWS = {
 FACES = {
     *(f"pipeline/{name}" for name in ("storage", "shards", "images", "collection", "encoders")),
     *("pipeline/verify", "index/build", "index/query", "index/segments", "index/sheet"),
-    *("index/verify", "jobs/cluster", "jobs/console"),
+    *("index/receipts", "index/verify", "jobs/cluster", "jobs/console"),
 }
 SOURCES = sorted(path for room in ORDER for path in (ROOT / room).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny_collection import unit_rows
 
 from chiasm.index.build.promise import promised_recall
-from chiasm.index.build.truth import exact_top, recall_of, without_own
+from chiasm.index.query.truth import exact_top, recall_of, without_own
 
 
 @settings(deadline=None, max_examples=40)
@@ -36,8 +36,8 @@ def test_exact_answers_over_blocks_are_brute_force(seed, rows, step, k, kind):
 
 
 def test_many_queries_and_rows_are_answered_in_parts(monkeypatch):
-    monkeypatch.setattr("chiasm.index.build.truth.ROWS_AT_ONCE", 7)
-    monkeypatch.setattr("chiasm.index.build.truth.QUERIES_AT_ONCE", 3)
+    monkeypatch.setattr("chiasm.index.query.truth.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("chiasm.index.query.truth.QUERIES_AT_ONCE", 3)
     rng = np.random.default_rng(0)
     xb, xq = unit_rows(rng, 50, 8), unit_rows(rng, 10, 8)
     scores, rows = exact_top([(100, xb)], xq, 4)

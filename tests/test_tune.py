@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny_collection import unit_rows
 
+from chiasm.index.audit import Promise
 from chiasm.index.build.fit import fit_column
 from chiasm.index.build.measure import FILTERED, least_nprobe, random_filter, recalls
 from chiasm.index.build.plot import draw_reports
@@ -17,11 +18,12 @@ from chiasm.index.build.report import Report
 from chiasm.index.build.samples import Queries, QuerySets, query_lines
 from chiasm.index.build.train import encoded_index, list_deviations, train
 from chiasm.index.build.trials import SAMPLE, SampleSegment, Trial, Trials, full_plan, plan_bytes
-from chiasm.index.build.truth import exact_top, recall_of
 from chiasm.index.build.tune import PlanSpace, TunedColumn, tune_column
 from chiasm.index.plan import IndexSettings, Plan, lists_for
 from chiasm.index.query import ColumnIndex, search
+from chiasm.index.query.truth import exact_top, recall_of
 from chiasm.pipeline.errors import ChiasmError, CollectionError, UsageError
+from chiasm.pipeline.stored_records import read_record
 
 ROWS, DIM, INNER = 2000, 32, 6
 MEASURED = IndexSettings(exact_below=100, recall=0.9)
@@ -143,6 +145,8 @@ def test_a_report_has_every_candidate_and_is_read_back(tuned):
     assert eight_bits.bytes == DIM and eight_bits.recall[10] > 0.9
     assert all(small.bytes == 2 * column.plan.dims for small in fewer)
     assert Report.from_json(report.to_json(), "r", "") == report
+    promise = read_record(report.to_json(), "r", Promise, what="a report")  # as audits read it
+    assert promise == Promise(report.at, report.promise)
     with pytest.raises(CollectionError, match=r"r: expected a report of an index, found promise"):
         Report.from_json(
             report.to_json().replace(b'"promise": {', b'"promise": 1, "x": {'), "r", ""

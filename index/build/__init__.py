@@ -15,7 +15,6 @@ from chiasm.index.build.plot import draw_reports
 from chiasm.index.build.promise import promised_recall
 from chiasm.index.build.report import Report
 from chiasm.index.build.select_rows import ByFilter, ById, ByKey, Selection, shards_named
-from chiasm.index.build.truth import exact_top, recall_of
 
 __all__ = [
     "NOTABLE",
@@ -33,10 +32,8 @@ __all__ = [
     "compact_index",
     "delete_from_index",
     "draw_reports",
-    "exact_top",
     "fill_segment",
     "promised_recall",
-    "recall_of",
     "roll_back_index",
     "shards_named",
 ]

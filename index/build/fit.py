@@ -31,13 +31,11 @@ from chiasm.index.build.promise import promised_recall
 from chiasm.index.build.report import CurvePoint, Report
 from chiasm.index.build.samples import Queries
 from chiasm.index.build.trials import DEEPEST, plan_bytes
-from chiasm.index.build.truth import exact_top, without_own
 from chiasm.index.build.tune import OVERSAMPLES, TunedColumn
 from chiasm.index.plan import FILTERED_SHARE, IndexSettings, Plan
-from chiasm.index.query import Allowed, ColumnIndex
+from chiasm.index.query import Allowed, ColumnIndex, exact_top, rows_of_column, without_own
 from chiasm.pipeline.errors import ChiasmError
 
-BLOCK = 65_536  # rows that are read at once for the exact answers
 STEP = 1.125  # by which lists are added where the promise falls short
 CURVE = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the lists that the plan scans
 HARDER = (*OVERSAMPLES, 12, 16, 32)  # candidates a result, where the sample's number is too few
@@ -177,26 +175,12 @@ def _exact(
 ) -> list[np.ndarray]:
     """The best scores of several groups of queries, without own rows: (Q, deepest) float32 each."""
     xq = np.concatenate([queries.vectors for queries in groups])
-    scores, _ = exact_top(_blocks(index, allowed), xq, deepest + 1)
+    scores, _ = exact_top(rows_of_column(index, allowed), xq, deepest + 1)
     ends = np.cumsum([len(queries) for queries in groups])[:-1]
     return [
         without_own(part, queries.own)
         for part, queries in zip(np.split(scores, ends), groups, strict=True)
     ]
-
-
-def _blocks(index: ColumnIndex, allowed: Allowed | None) -> Iterator[tuple[int, np.ndarray]]:
-    """The rows of a column that may be found, some at once, from their mapped files."""
-    for number, segment in enumerate(index.segments):
-        usable = index.rows_of(number, None if allowed is None else allowed[number])
-        if usable is None:
-            usable = segment.has(index.column)
-        raw = segment.raw(index.column)
-        for start in range(0, len(segment), BLOCK):
-            block = raw[start : start + BLOCK]
-            if usable is not None:
-                block = block[usable[start : start + BLOCK]]
-            yield start, block
 
 
 def _report(

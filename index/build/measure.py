@@ -19,9 +19,8 @@ from threadpoolctl import threadpool_limits
 
 from chiasm.index.build.report import KS, Measured
 from chiasm.index.build.samples import Queries
-from chiasm.index.build.truth import recall_of, without_own
 from chiasm.index.plan import FILTERED_SHARE, Plan
-from chiasm.index.query import Allowed, ColumnIndex, search
+from chiasm.index.query import Allowed, ColumnIndex, recall_of, search, without_own
 
 BATCH = 64  # queries that are searched together
 SINGLE = 300  # queries that are timed one at a time

@@ -10,7 +10,7 @@ and the report says so.
 
 Picture queries are the pictures of rows. People ask with pictures that the collection does not
 have; a row asked for with its own picture is found by any index, at rank one. So a query's own row
-counts neither as an answer nor as a miss (`without_own` in truth.py).
+counts neither as an answer nor as a miss (`without_own` in query/truth.py).
 """
 
 from __future__ import annotations

@@ -29,10 +29,9 @@ from chiasm.index.build.project import fit_projection
 from chiasm.index.build.report import Measured, SmallVectors
 from chiasm.index.build.samples import Queries, QuerySets
 from chiasm.index.build.train import Projection, encoded_index, train
-from chiasm.index.build.truth import exact_top, recall_of, without_own
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import IndexSettings, Plan, lists_for
-from chiasm.index.query import ColumnIndex
+from chiasm.index.query import ColumnIndex, exact_top, recall_of, without_own
 from chiasm.index.segments import Trained, code_ranges
 
 QUERIES = 400  # of a kind and a trial: recall to about half a percent, the same for all plans

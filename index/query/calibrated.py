@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from chiasm.index.hits import Hit
 from chiasm.index.queries import CALIBRATED_HITS, Query
 from chiasm.index.query.calibrate import Calibration, features, words_of
 from chiasm.index.query.calibration_sample import BLOCK, calibrate
 from chiasm.index.query.encode import encode_queries
 from chiasm.index.query.open_index import OpenIndex
-from chiasm.index.results import Hit
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.records import TEXT
 from chiasm.pipeline.storage import display_name

@@ -15,9 +15,9 @@ from itertools import takewhile
 
 import numpy as np
 
+from chiasm.index.hits import Hit
 from chiasm.index.queries import Query
 from chiasm.index.query.open_index import OpenIndex
-from chiasm.index.results import Hit
 from chiasm.pipeline.encoders import unit
 
 GROWTH = 4  # so many times the candidates are searched for where too few are distinct

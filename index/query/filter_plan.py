@@ -3,7 +3,7 @@
     nothing    no row passes
     all        every row passes: as without a filter
     exact      the vectors of the rows that pass are all scored
-    subset     a copy of the codes of the rows that pass is scanned (query/subset.py)
+    subset     a copy of the codes of the rows that pass is scanned (query/resident.py)
     selector   codes are scanned, and FAISS asks a bitmap before it scores a row
 
 A search without a filter has its recall because `nprobe` lists have the best rows. A filter that

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from chiasm.index.hits import Hit
 from chiasm.index.queries import Query
 from chiasm.index.query.open_index import OpenIndex
 from chiasm.index.query.search import Allowed
-from chiasm.index.results import Hit
 from chiasm.index.segments import Keywords, query_terms
 from chiasm.pipeline.errors import UsageError
 

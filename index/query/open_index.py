@@ -17,11 +17,11 @@ from dataclasses import replace
 import numpy as np
 
 from chiasm.index.queries import Query
+from chiasm.index.query.auditing import Audits, Recalls, audit
 from chiasm.index.query.filter_rows import Filter
 from chiasm.index.query.filtered import search_filtered
 from chiasm.index.query.filters import filter_for
-from chiasm.index.query.opening import live_generation, read_relocated
-from chiasm.index.query.resident import Resident
+from chiasm.index.query.opening import column_of, live_generation, open_all, read_relocated
 from chiasm.index.query.scan import Allowed, ColumnIndex
 from chiasm.index.results import CatalogRow
 from chiasm.index.segments import (
@@ -55,8 +55,10 @@ class OpenIndex:
         generation: Generation,
         encoding: EncoderSettings,
         relocated: tuple[Stat | None, Relocations] | None = None,
+        audits: Audits | None = None,
     ) -> None:
         self.collection, self.generation = collection, generation
+        self.audits = Audits(collection.identity.dim) if audits is None else audits
         self.encoding = encoding
         self._encoder: Encoder | None = None
         self._relocated = relocated
@@ -103,7 +105,7 @@ class OpenIndex:
         same = (before.number, before.manifest.run) == (generation.number, generation.manifest.run)
         if not same:
             for column in {*before.opened.copy()} & generation.manifest.columns.keys():
-                _open_all(_column_of(generation, column, before))
+                open_all(column_of(generation, column, before))
         with self._loading:
             self._current = found
             if same or self.generation is not before:
@@ -119,7 +121,7 @@ class OpenIndex:
         generation = self.generation
         if name not in generation.opened:
             self.require_column(name)
-        return _column_of(generation, name)
+        return column_of(generation, name)
 
     def search_vectors(
         self,
@@ -151,15 +153,36 @@ class OpenIndex:
                 expected="finite numbers, not all zero",
                 found="zeros, NaN or infinity",
             )
+        kind = "vector" if where is None else "filtered"
         while True:
             view = self.view()
             try:
                 index = view.column(column)
-                lists = view.lists_to_scan(column, nprobe)
-                return search_filtered(index, xq, k, lists, view.allowed(where))
+                lists = view.lists_to_scan(column, nprobe, kind)
+                found = search_filtered(index, xq, k, lists, view.allowed(where))
             except SegmentGone:
                 if not self.reopen(view.generation):
                     raise
+                continue
+            self.audits.recent.add(xq, column, kind, k, nprobe, where)
+            return found
+
+    def audit(self, share: float, *, raise_probes: bool = True, save: bool = False) -> Recalls:
+        """Answer a share of the queries since the last audit exactly, at least one; returns, by
+        column and kind of query, the recall of all that were audited so far (index/audit.py).
+
+        That takes as long as an exact search of them, of a thousand at the most, and other
+        searches go on meanwhile; of an index in a store all vectors are copied first. raise_probes:
+        where a promise is broken, scan more lists for such queries from now on, in steps up to
+        four times those of the plan; each is logged as a warning. save: store what this audit found
+        beside the generation, for `chiasm index status`. Raises UsageError for another share.
+        """
+        return audit(self, share, raise_probes=raise_probes, save=save)
+
+    @property
+    def audited(self) -> Recalls:
+        """What `audit` returned last."""
+        return self.audits.by_kind(self.generation)
 
     def allowed(self, where: str | None) -> Allowed | None:
         """The rows that a filter lets pass, by segment; None without one. UsageError for a filter
@@ -195,24 +218,29 @@ class OpenIndex:
                 self._encoder = encoder
             return self._encoder
 
-    def prepare(self, queries: Sequence[Query]) -> Encoder | None:
+    def prepare(self, queries: Sequence[Query], encode: bool = True) -> Encoder | None:
         """Load what the queries need and was not loaded yet; returns the encoder, None where every
-        query has its own vector."""
+        query has its own vector. encode: whether those of the others are still to be made."""
         for query in queries:  # a column without an index is refused before anything is loaded
             self.require_column(query.column)
             if query.where is not None:
                 self.filter(query.where)
         # The encoder first: FAISS after torch shares its OpenMP runtime, see
         # index/faiss_runtime.py.
-        encoder = self.encoder if any(query.vector is None for query in queries) else None
+        encoder = None
+        if encode and any(query.vector is None for query in queries):
+            encoder = self.encoder
         for column in {query.column for query in queries}:
             self.column(column).open()
         return encoder
 
-    def lists_to_scan(self, column: str, nprobe: int | None = None) -> int:
-        """Lists that a query scans, 0 where the column's index is exact. nprobe: what it wants."""
+    def lists_to_scan(self, column: str, nprobe: int | None = None, kind: str = "") -> int:
+        """Lists that a query scans, 0 where the column's index is exact. nprobe: what it wants.
+        kind: of query, as `Query.kind` is."""
         plan = self.generation.manifest.columns[column]
-        return 0 if plan.exact else min(plan.lists, nprobe or plan.nprobe)
+        if plan.exact:
+            return 0
+        return min(plan.lists, nprobe or self.audits.lists(column, kind, plan))
 
     def require_column(self, column: str) -> None:
         """Raises UsageError for a column that the collection does not have, CollectionError for one
@@ -296,7 +324,7 @@ class _View(OpenIndex):
     """An index at one generation. The encoder is that of the index, loaded once for all."""
 
     def __init__(self, index: OpenIndex) -> None:
-        super().__init__(index.collection, index.generation, index.encoding)
+        super().__init__(index.collection, index.generation, index.encoding, audits=index.audits)
         self._index = index
 
     def reopen(self, instead_of: Generation) -> bool:
@@ -313,28 +341,3 @@ class _View(OpenIndex):
     @property
     def relocations(self) -> Relocations:
         return self._index.relocations
-
-
-def _column_of(generation: Generation, name: str, known: Generation | None = None) -> ColumnIndex:
-    """A column of a generation that has it; two threads may both open it, to the same end. known:
-    a generation that has it open."""
-    if name not in generation.opened:
-        manifest = generation.manifest
-        plan, shared = manifest.columns[name], manifest.trained.get(name)
-        residents: Sequence[Resident] = ()
-        if known is not None and known.manifest.trained.get(name) == shared:
-            before: ColumnIndex = known.opened[name]
-            trained, residents = before.trained, before.merged or ()
-        else:
-            trained = generation.load(name)
-        index = ColumnIndex(generation.segments, name, plan, trained, residents)
-        generation.opened[name] = index
-    return generation.opened[name]
-
-
-def _open_all(index: ColumnIndex) -> None:
-    """What searches of a column and their results need, so that no file of it can go."""
-    index.open()
-    for segment in index.segments:
-        if not segment.in_store:
-            segment.keep_open(index.column)

@@ -7,10 +7,18 @@ the manifest, the list of the embeddings and the record of relocated shards.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from chiasm.index.segments import EmbeddedShards, Generation, build_command, open_current
+from chiasm.index.query.scan import ColumnIndex
+from chiasm.index.query.shared_codes import SharedCodes
+from chiasm.index.segments import (
+    EmbeddedShards,
+    Generation,
+    build_command,
+    open_current,
+    stale_advice,
+)
 from chiasm.pipeline.collection import Collection, Relocations, read_relocations, stat_relocations
 from chiasm.pipeline.errors import CollectionError, StaleIndexError
 from chiasm.pipeline.storage import Folder, Stat, display_name
@@ -78,5 +86,29 @@ def _require_fresh(shards: EmbeddedShards, generation: Generation) -> None:
             display_name(folder.url),
             expected="an index of the embeddings beside it",
             found=f"an older one (shards: {stale})",
-            do=f"run {build_command(folder)}",
+            do=stale_advice(folder, counts),
         )
+
+
+def column_of(generation: Generation, name: str, known: Generation | None = None) -> ColumnIndex:
+    """A column of a generation that has it; two threads may both open it, to the same end. known:
+    a generation that has it open."""
+    if name not in generation.opened:
+        manifest = generation.manifest
+        plan, shared = manifest.columns[name], manifest.trained.get(name)
+        codes: Sequence[SharedCodes] = ()
+        if known is not None and known.manifest.trained.get(name) == shared:
+            before: ColumnIndex = known.opened[name]
+            trained, codes = before.trained, before.merged or ()
+        else:
+            trained = generation.load(name)
+        generation.opened[name] = ColumnIndex(generation.segments, name, plan, trained, codes)
+    return generation.opened[name]
+
+
+def open_all(index: ColumnIndex) -> None:
+    """What searches of a column and their results need, so that no file of it can go."""
+    index.open()
+    for segment in index.segments:
+        if not segment.in_store:
+            segment.keep_open(index.column)

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from chiasm.index.queries import PictureSource
+from chiasm.index.queries import PictureBytes, PictureSource
 from chiasm.pipeline.errors import SourceError, UsageError
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.storage import canonical_url, display_name, open_stream
@@ -62,6 +62,8 @@ def encoded_picture(source: PictureSource) -> bytes:
 
 def source_name(source: PictureSource) -> str:
     """What errors call the query's picture."""
+    if isinstance(source, PictureBytes):
+        return source.name
     return str(source) if isinstance(source, str | Path) else "the query's picture"
 
 

@@ -22,6 +22,7 @@ from itertools import chain
 
 import numpy as np
 
+from chiasm.index.hits import Hit
 from chiasm.index.queries import Query, RerankStage, Term
 from chiasm.index.query.encode import query_refused
 from chiasm.index.query.open_index import OpenIndex
@@ -32,7 +33,6 @@ from chiasm.index.query.pairs import (
     side_of_query,
     side_of_row,
 )
-from chiasm.index.results import Hit
 from chiasm.pipeline.encoders import (
     Fault,
     Matcher,
@@ -71,10 +71,12 @@ Scorer = Callable[[Sequence[Candidates], OpenIndex], list[Scores]]
 @dataclass(frozen=True, slots=True)
 class Reranker:
     """score: the scores of the hits of several queries, whose stages differ in depth alone.
-    takes_model: written `NAME:MODEL:N`, else `NAME:N`."""
+    takes_model: written `NAME:MODEL:N`, else `NAME:N`. matcher: what it scores by, None for one
+    without a model."""
 
     score: Scorer
     takes_model: bool = False
+    matcher: Callable[[RerankStage, OpenIndex], Matcher] | None = None
 
 
 def check_stages(stages: Iterable[RerankStage]) -> None:
@@ -157,7 +159,7 @@ def by_matching(batch: Sequence[Candidates], collection: OpenIndex) -> list[Scor
     caption, plus the score before; None for rows without. Of a query of terms the mean logit of
     its texts, or without texts of its pictures, by their weights: sum(w x) / sum(|w|).
     """
-    logits = _by_pairs(batch, collection, require_matcher(collection.encoder))
+    logits = _by_pairs(batch, collection, _own_matcher(batch[0].stage, collection))
     return [
         [
             None if logit is None else logit + hit.score
@@ -171,15 +173,32 @@ def by_cross_encoder(batch: Sequence[Candidates], collection: OpenIndex) -> list
     """Scores of a CrossEncoder for words and pictures, paired as in `by_matching`; None for rows
     without.
     """
-    matcher = load_matcher(f"st:{batch[0].stage.model}", collection.encoding)
-    return _by_pairs(batch, collection, matcher)
+    return _by_pairs(batch, collection, _cross_encoder(batch[0].stage, collection))
+
+
+def _own_matcher(stage: RerankStage, collection: OpenIndex) -> Matcher:
+    return require_matcher(collection.encoder)
+
+
+def _cross_encoder(stage: RerankStage, collection: OpenIndex) -> Matcher:
+    return load_matcher(f"st:{stage.model}", collection.encoding)
 
 
 RERANKERS: dict[str, Reranker] = {
     "vectors": Reranker(by_vectors),
-    "match": Reranker(by_matching),
-    "st": Reranker(by_cross_encoder, takes_model=True),
+    "match": Reranker(by_matching, matcher=_own_matcher),
+    "st": Reranker(by_cross_encoder, takes_model=True, matcher=_cross_encoder),
 }
+
+
+def reranker_fingerprints(stages: Iterable[RerankStage], collection: OpenIndex) -> dict[str, str]:
+    """The fingerprints of the models that stages score by, by the stages' names; loads those that
+    are not loaded yet."""
+    return {
+        stage.name: matcher(stage, collection).fingerprint
+        for stage in stages
+        if (matcher := RERANKERS[stage.reranker].matcher) is not None
+    }
 
 
 def _by_pairs(batch: Sequence[Candidates], collection: OpenIndex, matcher: Matcher) -> list[Scores]:

@@ -1,96 +1,105 @@
-"""The codes of a column in memory: those of most segments merged once, those of the last apart.
+"""The codes of a column in memory, and scans of all its rows or of those that a filter lets pass.
 
-An edit makes a new generation, whose first segments are mostly those of the one before. What was
-merged of these is shared by both, since a search changes nothing: only the segments that follow are
-merged anew. A search scans both parts. Once the second has more than a share of the rows of the
-first, all are merged.
+Two ways to scan some of the rows: a copy of their codes, or a bitmap that FAISS asks for the rows
+that it scores. Scanning a copy is faster, and making it takes as long as some hundred queries, so
+it pays where filters come again or queries come in batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 import numpy as np
 
-from chiasm.index.plan import Plan
-from chiasm.index.query.filter_plan import fits_subset
-from chiasm.index.query.subset import copy_passing, passing_by_list
-from chiasm.index.segments import Segment, Trained, merge_lists
-
-# Rows of the second part, of those of the first, up to which only the second is merged anew.
-MOST_APART = 0.25
+from chiasm.index.faiss_runtime import load_faiss
+from chiasm.index.segments import ListCodes, Trained
 
 
-@dataclass(frozen=True)
 class Resident:
-    """The lists of consecutive segments as one FAISS index, whose row numbers are positions of the
-    generation. Deleted rows are in none. of: what names the segments and their deletions."""
+    """Scans the codes of a column as they are. `subset` and `selecting` give scans of some rows."""
 
-    index: Any
-    of: tuple[object, ...]
+    def __init__(self, codes: ListCodes, trained: Trained) -> None:
+        self.codes, self.trained = codes, trained
+        self.counts = codes.counts  # (L,): the rows of each list that may be found
+        self._mask: np.ndarray | None = None  # of these, by row number of FAISS; None for all
+        self._selector: Any = None
+        self._open()
+
+    def _open(self) -> None:
+        self._index = self.codes.index(self.trained)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def subset(self, mask: np.ndarray) -> Self:
+        """A copy of the rows that pass. mask: by position, (rows,) bool."""
+        some = copy(self)
+        some.codes = self.codes.subset(mask)
+        some.counts = some.codes.counts
+        some._open()
+        return some
+
+    def selecting(self, mask: np.ndarray) -> Self:
+        """The same rows, of which those that pass may be found. mask: by position, (rows,) bool."""
+        faiss = load_faiss()
+        some = copy(self)
+        some.counts = self.codes.passing(mask)
+        some._mask = self._by_number(mask)
+        bits = np.packbits(some._mask, bitorder="little")
+        some._selector = faiss.IDSelectorBitmap(len(some._mask), faiss.swig_ptr(bits))
+        some._selector.referenced_objects = [bits]
+        return some
+
+    def _by_number(self, mask: np.ndarray) -> np.ndarray:
+        """The mask by the row numbers of the FAISS index."""
+        return mask
+
+    def candidates(
+        self, coded: np.ndarray, lists: np.ndarray, wanted: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The best `wanted` rows of each query in its lists, by their codes: scores (Q, wanted)
+        float32 and positions (Q, wanted) int64, -inf and -1 where there are fewer; in no order.
+
+        coded (Q, d) float32: queries in the space of the codes. lists (Q, n) int64, -1 for none.
+        """
+        scores = np.full((len(coded), wanted), -np.inf, np.float32)
+        rows = np.full((len(coded), wanted), -1, np.int64)
+        self._scan(coded, lists, scores, rows)
+        return scores, rows
+
+    def _scan(
+        self, coded: np.ndarray, lists: np.ndarray, scores: np.ndarray, rows: np.ndarray
+    ) -> None:
+        scan_lists(self._index, coded, lists, scores, rows, self._selector)
 
 
-def merge(
-    segments: Sequence[Segment],
-    column: str,
-    trained: Trained,
-    starts: np.ndarray,
-    known: Sequence[Resident],
-) -> list[Resident]:
-    """The lists of all segments. starts: the position of each segment's first row. known: what an
-    earlier generation with the same `trained` has in memory."""
-    names = [(segment.record.id, segment.deletions) for segment in segments]
-    rows = [len(segment) for segment in segments]
+def scan_lists(
+    index: Any,
+    coded: np.ndarray,
+    lists: np.ndarray,
+    scores: np.ndarray,
+    rows: np.ndarray,
+    selector: Any = None,
+    places: bool = False,
+) -> None:
+    """Add what FAISS finds in these lists to the heaps of each query: scores, rows, both (Q, n).
 
-    def merged(first: int) -> Resident:
-        index = merge_lists(segments[first:], column, trained, starts[first:])
-        return Resident(index, tuple(names[first:]))
-
-    shared = len(known[0].of) if known else 0
-    if not shared or list(known[0].of) != names[:shared]:
-        return [merged(0)]
-    if shared == len(segments):
-        return [known[0]]
-    if sum(rows[shared:]) > MOST_APART * sum(rows[:shared]):
-        return [merged(0)]
-    if len(known) > 1 and list(known[1].of) == names[shared:]:
-        return list(known)
-    return [known[0], merged(shared)]
-
-
-@dataclass(frozen=True)
-class Narrowed:
-    """indexes: what FAISS scans. mask: (rows,) bool, the rows in them that it may find, None for
-    all. available: how many rows may be found. passing: how many of each list, (L,) int64, None
-    where all do."""
-
-    indexes: list[Any]
-    mask: np.ndarray | None
-    available: int
-    passing: np.ndarray | None
-
-
-def narrowed(
-    residents: Sequence[Resident],
-    trained: Trained,
-    plan: Plan,
-    masks: Sequence[np.ndarray | None],
-    starts: np.ndarray,
-) -> Narrowed:
-    """The rows of each segment that its mask (rows,) bool lets pass, None for all."""
-    indexes = [one.index for one in residents]
-    if all(mask is None for mask in masks):
-        return Narrowed(indexes, None, sum(index.ntotal for index in indexes), None)
-    whole = [
-        np.ones(count, bool) if mask is None else mask
-        for mask, count in zip(masks, np.diff(starts).tolist(), strict=True)
-    ]
-    mask = np.concatenate(whole)
-    if fits_subset(int(np.count_nonzero(mask)), plan):
-        copies = [copy_passing(index, trained, mask) for index in indexes]
-        counts = np.sum([count for _, count in copies], axis=0)
-        return Narrowed([copied for copied, _ in copies], None, int(counts.sum()), counts)
-    counts = np.sum([passing_by_list(index, mask) for index in indexes], axis=0)
-    return Narrowed(indexes, mask, int(counts.sum()), counts)
+    selector: of rows. places: lists have no row numbers, and the place of a row in its list is its
+    number."""
+    faiss = load_faiss()
+    selection = {} if selector is None else {"sel": selector}
+    parameters = faiss.SearchParametersIVF(nprobe=lists.shape[1], **selection)
+    unused = np.zeros(lists.shape, np.float32)  # the lists' scores: codes are of no residuals
+    index.search_preassigned_c(
+        len(coded),
+        faiss.swig_ptr(coded),
+        scores.shape[1],
+        faiss.swig_ptr(lists),
+        faiss.swig_ptr(unused),
+        faiss.swig_ptr(scores),
+        faiss.swig_ptr(rows),
+        places,
+        parameters,
+        None,
+    )

@@ -1,6 +1,6 @@
 """A column of a generation as FAISS scans it: the candidates of queries, by their codes alone.
 
-Codes of moderate size are read into memory and merged (resident.py). Beyond RESIDENT_BYTES each
+Codes of moderate size are read into memory and merged (shared_codes.py). Beyond RESIDENT_BYTES each
 segment's lists stay in their mapped file and are scanned one after the other, all adding to one
 heap a query. An exact column is always mapped. Of segments in a store the lists that a query scans
 are requested before, and so are the vectors of its candidates.
@@ -18,8 +18,9 @@ import numpy as np
 
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
-from chiasm.index.query.filter_plan import lists_until
-from chiasm.index.query.resident import Resident, merge, narrowed
+from chiasm.index.query.filter_plan import fits_subset, lists_until
+from chiasm.index.query.resident import Resident, scan_lists
+from chiasm.index.query.shared_codes import SharedCodes, scan_all, share_codes
 from chiasm.index.segments import Segment, Trained, fetch
 
 RESIDENT_BYTES = 2 << 30  # of codes and row numbers of one column: some 36 million rows of 48 bytes
@@ -29,6 +30,7 @@ ROWS_AT_ONCE = 1 << 20  # floats of rows that are scored for all queries at once
 # many bits of its row.
 ROW_BITS = 40
 _ROW = (1 << ROW_BITS) - 1
+
 PREPARED = 8  # filters whose subsets or selectors are kept, for the next batch with their bitmaps
 
 Allowed = Sequence[np.ndarray | None]  # for each segment (rows,) bool, None where all rows are
@@ -36,10 +38,11 @@ Allowed = Sequence[np.ndarray | None]  # for each segment (rows,) bool, None whe
 
 @dataclass(frozen=True)
 class Part:
-    """Rows that are scanned together: by FAISS, or, where `rows` (n,) int64 says which rows of a
-    segment may be found, by their vectors alone. first: the position of its row 0. selector: of the
-    rows that FAISS may find, None for all; bits: what it points to. places: lists have no row
-    numbers, and the place of a row in its list is its number."""
+    """Rows that are scanned together: all that are resident, or a segment's, by FAISS, or, where
+    `rows` (n,) int64 says which rows of a segment may be found, by their vectors alone. first: the
+    position of its row 0. selector: of the rows that FAISS may find, None for all; bits: what it
+    points to. places: lists have no row numbers, and the place of a row in its list is its number.
+    """
 
     first: int
     scanner: Any = None
@@ -72,10 +75,10 @@ class ColumnIndex:
     column: str
     plan: Plan
     trained: Trained | None
-    known: Sequence[Resident] = ()
+    known: Sequence[SharedCodes] = ()
     starts: np.ndarray = field(init=False)
     _scan: Scan | None = None
-    merged: list[Resident] | None = None  # the codes in memory, once they are read
+    merged: list[SharedCodes] | None = None  # the codes in memory, once they are read
     _whole: bool = False  # no part of a file is left to fetch
     _opening: threading.Lock = field(default_factory=threading.Lock)
     _prepared: OrderedDict[tuple[int, ...], Prepared] = field(default_factory=OrderedDict)
@@ -96,9 +99,7 @@ class ColumnIndex:
                 prepared.scan = self._prepare(prepared.masks)
             return replace(prepared.scan, target=target)
         if self._scan is None:
-            here = self.residents() is not None  # without what is deleted
-            numbers = range(len(self.segments))
-            self._scan = self._prepare([None if here else self.rows_of(n, None) for n in numbers])
+            self._scan = self._prepare([self.rows_of(n, None) for n in range(len(self.segments))])
         return self._scan
 
     def exact_scan(self, allowed: Allowed) -> Scan:
@@ -177,24 +178,15 @@ class ColumnIndex:
             self._whole = all(one.is_whole(self.column, lists) for one in self.segments)
         return self._whole
 
-    def residents(self) -> list[Resident] | None:
-        """The codes in memory; None where they are not read there."""
-        with self._opening:
-            if self.merged is None and self.trained is not None and self.resident:
-                parts = self.segments, self.column, self.trained, self.starts
-                self.merged, self.known = merge(*parts, self.known), ()
-            return self.merged
-
     def _prepare(self, masks: list[np.ndarray | None]) -> Scan:
         if self.trained is None:
             return self._prepare_exact(masks)
-        if (merged := self.residents()) is not None:
-            found = narrowed(merged, self.trained, self.plan, masks, self.starts)
-            parts = [
-                Part(0, index) if found.mask is None else _selected(0, index, found.mask)[0]
-                for index in found.indexes
-            ]
-            return Scan(self, parts if found.available else [], found.available, found.passing)
+        with self._opening:
+            if self.merged is None and self.resident and self.segments:
+                parts = self.segments, self.column, self.trained, self.starts
+                self.merged, self.known = share_codes(*parts, self.known), ()
+        if self.merged is not None:
+            return self._prepare_merged([one.scanner for one in self.merged], masks)
         parts, available = [], 0
         for segment, mask, first in zip(self.segments, masks, self.starts.tolist(), strict=False):
             scanner = segment.lists(self.column, self.trained)
@@ -205,6 +197,22 @@ class ColumnIndex:
             parts += [part] if found else []
             available += found
         return Scan(self, parts, available)
+
+    def _prepare_merged(self, merged: list[Resident], masks: list[np.ndarray | None]) -> Scan:
+        both = zip(masks, self.segments, strict=True)
+        mask = np.concatenate([np.ones(len(one), bool) if m is None else m for m, one in both])
+        counts = [one.codes.passing(mask) for one in merged]
+        passing = np.sum(counts, axis=0)
+        available = int(passing.sum())
+        if available == sum(map(len, merged)):
+            return Scan(self, [Part(0, one) for one in merged], available)
+        copied = fits_subset(available, self.plan)
+        parts = [
+            Part(0, one.subset(mask) if copied else one.selecting(mask))
+            for one, count in zip(merged, counts, strict=True)
+            if count.any()
+        ]
+        return Scan(self, parts, available, passing)
 
     def _prepare_exact(self, masks: Sequence[np.ndarray | None]) -> Scan:
         """FAISS selects by row numbers, of which an exact column has none."""
@@ -263,63 +271,46 @@ class Scan:
         """The best `wanted` rows of each query by their codes: their scores (Q, wanted) float32 and
         their positions (Q, wanted) int64, -1 where there are no more; in no order."""
         trained = self.index.trained
-        scores = np.full((len(xq), wanted), -np.inf, dtype=np.float32)
-        rows = np.full((len(xq), wanted), -1, dtype=np.int64)
         if trained is None or self.exact:
             coded, lists = xq, np.zeros((len(xq), 1), np.int64)
         else:
             coded = trained.queries(xq)
             lists = self._ranked(trained, xq, coded, nprobe)
             self.index.fetch_lists(lists)
-        tagged = len(self.parts) > 1 and any(part.first for part in self.parts)
+        if self._resident:
+            return scan_all([part.scanner for part in self.parts], coded, lists, wanted)
+        scores = np.full((len(xq), wanted), -np.inf, dtype=np.float32)
+        rows = np.full((len(xq), wanted), -1, dtype=np.int64)
         for number, part in enumerate(self.parts):
             if part.rows is None:
-                _scan_codes(part, coded, lists, scores, rows)
+                scan_lists(part.scanner, coded, lists, scores, rows, part.selector, part.places)
             else:
                 _scan_rows(part, xq, scores, rows)
-            if tagged:
+            if len(self.parts) > 1:
                 rows[(rows >= 0) & (rows <= _ROW)] += (number + 1) << ROW_BITS
-        if tagged:
+        if len(self.parts) > 1:
             firsts = np.array([0, *(part.first for part in self.parts)])
             rows = np.where(rows < 0, -1, firsts[rows >> ROW_BITS] + (rows & _ROW))
         elif self.parts and self.parts[0].first:
             rows[rows >= 0] += self.parts[0].first
         return scores, rows
 
+    @property
+    def _resident(self) -> bool:
+        return bool(self.parts) and isinstance(self.parts[0].scanner, Resident)
+
     def _ranked(
         self, trained: Trained, xq: np.ndarray, coded: np.ndarray, nprobe: int
     ) -> np.ndarray:
         """The lists that each query scans: (Q, n) int64, -1 for none."""
         if self.passing is None or not self.target:
-            return trained.rank(xq, coded, nprobe)
+            return trained.rank(xq, coded, nprobe, ordered=not self._resident)
         target = min(self.target, self.available)
         while True:
             ranked = trained.rank(xq, coded, nprobe)
             if nprobe >= self.lists or self.passing[ranked].sum(axis=1).min() >= target:
                 return lists_until(ranked, self.passing, target)
             nprobe = min(2 * nprobe, self.lists)
-
-
-def _scan_codes(
-    part: Part, coded: np.ndarray, lists: np.ndarray, scores: np.ndarray, rows: np.ndarray
-) -> None:
-    """Add what FAISS finds in these lists to the heaps of each query."""
-    faiss = load_faiss()
-    selection = {} if part.selector is None else {"sel": part.selector}
-    parameters = faiss.SearchParametersIVF(nprobe=lists.shape[1], **selection)
-    unused = np.zeros(lists.shape, np.float32)  # the lists' scores: codes are of no residuals
-    part.scanner.search_preassigned_c(
-        len(coded),
-        faiss.swig_ptr(coded),
-        scores.shape[1],
-        faiss.swig_ptr(lists),
-        faiss.swig_ptr(unused),
-        faiss.swig_ptr(scores),
-        faiss.swig_ptr(rows),
-        part.places,
-        parameters,
-        None,
-    )
 
 
 def _scan_rows(part: Part, xq: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> None:

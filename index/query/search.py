@@ -17,6 +17,7 @@ from __future__ import annotations
 import numpy as np
 
 from chiasm.index.query.scan import Allowed, ColumnIndex, Scan, as_float32
+from chiasm.index.segments import columns_of
 
 # Candidates beyond k: so many equal scores around rank k cost no second scan.
 EXTRA_CANDIDATES = 8
@@ -121,9 +122,8 @@ def score(index: ColumnIndex, xq: np.ndarray, rows: np.ndarray) -> tuple[np.ndar
 def best_k(scores: np.ndarray, positions: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The first k of (Q, n) candidates by falling score; those of equal scores in their order.
     Padded to k."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    rows = np.arange(len(scores))[:, None]
-    scores, positions = scores[rows, order], positions[rows, order]
+    order = (-scores).argsort(axis=1, kind="stable")[:, :k]
+    scores, positions = columns_of(scores, order), columns_of(positions, order)
     if (missing := k - order.shape[1]) > 0:
         scores = np.pad(scores, ((0, 0), (0, missing)), constant_values=-np.inf)
         positions = np.pad(positions, ((0, 0), (0, missing)), constant_values=-1)

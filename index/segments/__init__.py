@@ -1,6 +1,7 @@
 """The index on disk: segments, their catalogs, generations, the cache of remote ones."""
 
-from chiasm.index.segments.advice import build_command, column_advice
+from chiasm.index.segments.advice import add_command, build_command, column_advice, stale_advice
+from chiasm.index.segments.audit_files import add_to_audit, read_audit
 from chiasm.index.segments.catalog import BATCH, IndexedShard, copied_columns
 from chiasm.index.segments.catalog_rows import meta_as_json
 from chiasm.index.segments.checksums import Digest, FileSum
@@ -25,10 +26,10 @@ from chiasm.index.segments.generations import (
     read_manifest,
     read_shared,
 )
-from chiasm.index.segments.history import PastGeneration, read_history
+from chiasm.index.segments.history import PastGeneration, audits_of, read_history
 from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.index.segments.keywords import Keywords, KeywordWriter
-from chiasm.index.segments.lists import numbered_lists, rows_in_lists
+from chiasm.index.segments.lists import ListCodes, rows_in_lists
 from chiasm.index.segments.manifest import (
     Deletions,
     Drift,
@@ -56,7 +57,7 @@ from chiasm.index.segments.segment_writer import SegmentWriter
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
 from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep, sweep_published, sweeping
 from chiasm.index.segments.terms import query_terms
-from chiasm.index.segments.trained import Trained, code_ranges
+from chiasm.index.segments.trained import Trained, best_columns, code_ranges, columns_of
 
 __all__ = [
     "BATCH",
@@ -72,6 +73,7 @@ __all__ = [
     "IndexedShard",
     "KeywordWriter",
     "Keywords",
+    "ListCodes",
     "Manifest",
     "PastGeneration",
     "SchemaInference",
@@ -82,10 +84,15 @@ __all__ = [
     "SegmentWriter",
     "SharedFile",
     "Trained",
+    "add_command",
+    "add_to_audit",
     "among",
+    "audits_of",
+    "best_columns",
     "build_command",
     "code_ranges",
     "column_advice",
+    "columns_of",
     "copied_columns",
     "current_number",
     "deleted_file",
@@ -98,7 +105,6 @@ __all__ = [
     "merge_lists",
     "meta_as_json",
     "newest_whole",
-    "numbered_lists",
     "numbers",
     "open_current",
     "open_generation",
@@ -107,6 +113,7 @@ __all__ = [
     "publish",
     "publish_edit",
     "query_terms",
+    "read_audit",
     "read_current",
     "read_history",
     "read_if_there",
@@ -118,6 +125,7 @@ __all__ = [
     "rows_of_shards",
     "run_of_folder",
     "segment_file",
+    "stale_advice",
     "stale_shards",
     "sweep",
     "sweep_published",

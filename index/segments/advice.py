@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Collection
 
 from chiasm.pipeline.collection import EmbeddingFile, embeddings
 from chiasm.pipeline.storage import Folder, display_name
@@ -11,6 +12,18 @@ from chiasm.pipeline.storage import Folder, display_name
 def build_command(folder: Folder) -> str:
     """The command that builds the index of the collection in `folder`, quoted for a shell."""
     return f"chiasm index build {shlex.quote(display_name(folder.url))}"
+
+
+def add_command(folder: Folder) -> str:
+    """The command that brings the index of the collection in `folder` up to its embeddings."""
+    return f"chiasm index add {shlex.quote(display_name(folder.url))}"
+
+
+def stale_advice(folder: Folder, states: Collection[str]) -> str:
+    """What to do about an index that is stale: adding suffices, unless a shard is damaged, which
+    adding leaves as it is and a build refuses by name. states: of `EmbeddedShards.stale`."""
+    command = build_command(folder) if "damaged" in states else add_command(folder)
+    return f"run {command}"
 
 
 def column_advice(folder: Folder, column: str) -> str:

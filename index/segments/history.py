@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from chiasm.index.audit import AuditedRecall
+from chiasm.index.segments.audit_files import read_audit
 from chiasm.index.segments.generations import current_number, numbers, read_manifest
-from chiasm.index.segments.manifest import Drift
+from chiasm.index.segments.manifest import Drift, Manifest
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.storage import Folder
 
@@ -13,8 +15,9 @@ from chiasm.pipeline.storage import Folder
 @dataclass(frozen=True)
 class PastGeneration:
     """command: what made it. parent: the generation that an edit changed; restores: the one that a
-    rollback made live again. deleted: rows that searches leave out. problem: why it cannot be read,
-    "" where it can."""
+    rollback made live again. deleted: rows that searches leave out. audited: the recall of queries
+    that were answered from it. problem: why it cannot be read, "" where it can; audit_problem: the
+    same of its audits."""
 
     number: int
     live: bool
@@ -26,7 +29,9 @@ class PastGeneration:
     parent: int | None = None
     restores: int | None = None
     drift: dict[str, Drift] = field(default_factory=dict)
+    audited: tuple[AuditedRecall, ...] = ()
     problem: str = ""
+    audit_problem: str = ""
 
 
 def read_history(folder: Folder) -> list[PastGeneration]:
@@ -44,6 +49,7 @@ def _read(folder: Folder, number: int, live: bool) -> PastGeneration:
         manifest = read_manifest(folder, number)
     except CollectionError as error:
         return PastGeneration(number, live, problem=str(error))
+    audited, audit_problem = audits_of(folder, number, manifest)
     return PastGeneration(
         number=number,
         live=live,
@@ -55,4 +61,16 @@ def _read(folder: Folder, number: int, live: bool) -> PastGeneration:
         parent=manifest.parent,
         restores=manifest.restores,
         drift=manifest.drift,
+        audited=audited,
+        audit_problem=audit_problem,
     )
+
+
+def audits_of(
+    folder: Folder, number: int, manifest: Manifest
+) -> tuple[tuple[AuditedRecall, ...], str]:
+    """What audits of a generation found, and why that cannot be read, "" where it can."""
+    try:
+        return read_audit(folder, number, manifest.run), ""
+    except CollectionError as error:
+        return (), str(error)

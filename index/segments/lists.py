@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from io import BufferedReader
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -172,15 +174,53 @@ def _map(index: Any, file: BufferedReader, lists: list[np.ndarray], size: int, w
     return index
 
 
-def numbered_lists(index: Any) -> Iterator[tuple[int, np.ndarray]]:
-    """Each list that has rows: its number, and a copy of their numbers."""
-    faiss = load_faiss()
-    lists = index.invlists
-    for number in range(lists.nlist):
-        if size := lists.list_size(number):
-            yield number, faiss.rev_swig_ptr(lists.get_ids(number), size).copy()
+@dataclass(frozen=True, eq=False)
+class ListCodes:
+    """The codes of a column in memory, list after list: codes (N, code size) uint8, rows (N,)
+    int64, their positions; starts (L + 1,) int64: where each list begins, and the end."""
+
+    codes: np.ndarray
+    rows: np.ndarray
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Of the rows of each list: (L,) int64."""
+        return np.diff(self.starts)
+
+    def passing(self, mask: np.ndarray) -> np.ndarray:
+        """How many rows of each list pass: (L,) int64. mask: by position, (rows,) bool."""
+        counts = np.concatenate([[0], np.cumsum(mask[self.rows])])
+        return np.diff(counts[self.starts])
+
+    def subset(self, mask: np.ndarray) -> ListCodes:
+        """A copy of the rows that pass."""
+        kept = np.flatnonzero(mask[self.rows])
+        return ListCodes(self.codes[kept], self.rows[kept], kept.searchsorted(self.starts))
+
+    def index(self, trained: Trained) -> Any:
+        """A FAISS index in memory that scans them."""
+        faiss = load_faiss()
+        index = trained.empty_index()
+        index.parallel_mode = NO_HEAP_INIT
+        starts = self.starts.tolist()
+        for number, (first, after) in enumerate(pairwise(starts)):
+            if first < after:
+                rows, codes = self.rows[first:after], self.codes[first:after]
+                index.invlists.add_entries(
+                    number, after - first, faiss.swig_ptr(rows), faiss.swig_ptr(codes)
+                )
+        index.ntotal = len(self)
+        return index
 
 
 def rows_in_lists(index: Any) -> Iterator[np.ndarray]:
     """The row numbers of each list that has any, as copies."""
-    return (rows for _, rows in numbered_lists(index))
+    faiss = load_faiss()
+    lists = index.invlists
+    for number in range(lists.nlist):
+        if size := lists.list_size(number):
+            yield faiss.rev_swig_ptr(lists.get_ids(number), size).copy()

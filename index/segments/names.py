@@ -3,6 +3,7 @@
 index/CURRENT
 index/generations/<number>.json       six digits or more
 index/generations/<number>.replaced   present once another generation is live, see sweep.py
+index/generations/<number>.audit      recall of audited queries, see audit_files.py
 index/segments/<run id>-<number>/     files of `is_segment_file`
 index/trained/<run id>/<column>.safetensors
 index/trained/<run id>/<column>.json           the report of what was measured
@@ -37,7 +38,7 @@ _FILE = re.compile(
     f"{'|'.join(map(re.escape, _WHOLE))}|{_COLUMN}\\.({'|'.join(_KINDS)})|"
     f"({re.escape(CATALOG)}|{_COLUMN}\\.f16)\\.blocks"
 )
-_GENERATION = re.compile("([0-9]{6,18})\\.(json|replaced)")
+_GENERATION = re.compile("([0-9]{6,18})\\.(json|replaced|audit)")
 
 
 def blocks_file(name: str) -> str:
@@ -109,9 +110,14 @@ def replaced_name(number: int) -> str:
     return f"{GENERATIONS}/{number:06d}.replaced"
 
 
+def audit_name(number: int) -> str:
+    """The recall of queries that were answered from a generation."""
+    return f"{GENERATIONS}/{number:06d}.audit"
+
+
 def numbers_in(names: list[str], kind: str) -> list[int]:
-    """The numbers of the generations whose manifests (kind json) or marks (kind replaced) are among
-    `names`, in rising order."""
+    """The numbers of the generations whose manifests (kind json), marks (kind replaced) or audits
+    (kind audit) are among `names`, in rising order."""
     found = (_GENERATION.fullmatch(name.rpartition("/")[2]) for name in names)
     return sorted(int(one[1]) for one in found if one and one[2] == kind and _is_plain(one[1]))
 

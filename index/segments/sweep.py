@@ -34,6 +34,7 @@ from chiasm.index.segments.names import (
     RECORD,
     SEGMENTS,
     TRAINED,
+    audit_name,
     is_segment_file,
     manifest_name,
     numbers_in,
@@ -205,9 +206,12 @@ def _remove_old_generations(
         if aged and number not in kept:
             old.append(manifest_name(number))
     gone = [replaced_name(number) for number in marks if number == live or number not in existing]
+    audits = numbers_in([*found], "audit")
+    gone += [audit_name(number) for number in audits if number not in existing]
     _remove_all(gone, folder.remove)
     removed = _remove_all(old, folder.remove)
     _remove_all([name.removesuffix(".json") + ".replaced" for name in removed], folder.remove)
+    _remove_all([audit_name(n) for n in audits if manifest_name(n) in removed], folder.remove)
     return removed
 
 

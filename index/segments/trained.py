@@ -67,16 +67,19 @@ class Trained:
             x = xb
         return np.linalg.norm(x - self.centroids[self.assign(xb, coded)], axis=1)
 
-    def rank(self, xq: np.ndarray, projected: np.ndarray, nprobe: int) -> np.ndarray:
-        """The best lists of each query, best first: (Q, nprobe) int64. xq, projected: the queries,
-        and the same in the space of the codes."""
+    def rank(
+        self, xq: np.ndarray, projected: np.ndarray, nprobe: int, ordered: bool = True
+    ) -> np.ndarray:
+        """The best lists of each query: (Q, nprobe) int64. xq, projected: the queries, and the same
+        in the space of the codes. ordered: best first, else by number."""
         x = projected if self.plan.space == "projected" else xq
         scores = x @ self.centroids.T
         scores += self.list_bias
         lists = best_columns(scores, nprobe)
-        best = scores[np.arange(len(scores))[:, None], lists]
-        order = np.argsort(-best, axis=1, kind="stable")
-        return np.ascontiguousarray(np.take_along_axis(lists, order, 1))
+        if not ordered:
+            return lists
+        order = np.argsort(-columns_of(scores, lists), axis=1, kind="stable")
+        return np.ascontiguousarray(columns_of(lists, order))
 
     @cached_property
     def _assigner(self) -> Any:
@@ -168,10 +171,18 @@ def best_columns(scores: np.ndarray, count: int) -> np.ndarray:
     if count >= width:
         return np.tile(np.arange(width), (len(scores), 1))
     least = np.partition(scores, width - count, axis=1)[:, width - count, None]
-    found = np.flatnonzero(scores >= least)
+    (found,) = (scores >= least).ravel().nonzero()
     if len(found) == len(scores) * count:
-        return (found % width).reshape(len(scores), count)
+        columns = found.reshape(len(scores), count)
+        columns -= np.arange(0, scores.size, width)[:, None]
+        return columns
     return np.sort(np.argpartition(-scores, count - 1, axis=1)[:, :count], axis=1)  # equal ones
+
+
+def columns_of(values: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """values (Q, n) at columns (Q, m) of their rows: (Q, m). As numpy's take_along_axis, which
+    takes five times as long of few values."""
+    return values[np.arange(len(values))[:, None], columns]
 
 
 def code_ranges(coded: np.ndarray) -> np.ndarray:

@@ -23,10 +23,12 @@ from chiasm.index.segments import (
     manifest_name,
     numbers,
     open_generation,
+    read_audit,
     read_manifest,
     rows_in_lists,
     rows_of_shards,
     segment_file,
+    stale_advice,
     stale_shards,
 )
 from chiasm.pipeline.collection import (
@@ -58,12 +60,17 @@ def check_index(collection: Collection, checked: Counter[str]) -> Iterator[Findi
         yield Finding.of("index", error)
         return
     where = f"generation {number:06d}"
+    try:
+        read_audit(folder, number, generation.manifest.run)
+    except CollectionError as error:
+        yield Finding.of("index", error)
     if generation.manifest.fingerprint != collection.identity.fingerprint:
         what = f"built for encoder {generation.manifest.encoder}, which is not the collection's"
         yield Finding(where, what, rebuild)
     stale = stale_shards(folder, generation.indexed_shards())
     for shard_id, state in stale.items():
-        yield Finding(where, f"stale: shard {shard_id} is {state} since the build", rebuild)
+        do = stale_advice(folder, [state])
+        yield Finding(where, f"stale: shard {shard_id} is {state} since the build", do)
     shared = list(_check_shared(folder, generation))
     yield from shared
     if shared:

@@ -72,6 +72,7 @@ COMMANDS: dict[str, str | Group] = {  # in the order of --help
         },
     ),
     "search": "Search a collection by a text, by a picture, or by both.",
+    "replay": "Search again what a receipt says, and say what has changed.",
     "match": "Score how well texts describe a picture.",
     "train": Group(
         "Train a model that embeds, fuses and matches.",
@@ -111,6 +112,10 @@ def load_command(name: str) -> tuple[Callable[..., None], str]:
             from chiasm.jobs.cli import search
 
             return search.search, search.HELP
+        case "replay":
+            from chiasm.jobs.cli import replay
+
+            return replay.replay_, replay.HELP
         case "match":
             from chiasm.jobs.cli import match
 

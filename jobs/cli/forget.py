@@ -21,8 +21,8 @@ HELP = """
 
 Takes the rows of shards out of a collection, with what the ledger says of them. The shards
 themselves are not touched; embedded again, they come back. A shard is named by its path, its URL,
-its id, or a glob of those; it need not exist any more. The index holds the rows until it is built
-again."""
+its id, or a glob of those; it need not exist any more. The index has the rows until chiasm
+index add takes them out, or it is built again."""
 Specs = Annotated[list[str], typer.Argument(metavar="SHARD...", help="Paths, URLs, ids or globs.")]
 
 
@@ -52,5 +52,5 @@ def print_summary(summary: ForgetSummary, folder: Folder) -> None:
         print(printable(f"forgotten before: {spec}"))
     print(printable(f"{did} {len(summary.shards):,} shards, {summary.rows:,} rows"))
     if summary.shards and summary.written and summary.indexed:
-        command = f"chiasm index build {shlex.quote(display_name(folder.url))}"
+        command = f"chiasm index add {shlex.quote(display_name(folder.url))}"
         print(printable(f"the index is stale now: run {command}"))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -66,7 +66,8 @@ are."""
 STATUS_HELP = """
   chiasm index status photos.chiasm
 
-Shows the generations of the index that are kept, and which is live."""
+Shows the generations of the index that are kept, and which is live; what its rows that were added
+and the queries that were audited say of its recall."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
 
@@ -151,7 +152,7 @@ def status(collection: Collection, as_json: AsJson = False) -> None:
     folder = OpenCollection.open(collection).folder
     history = read_history(folder)
     if as_json:
-        print(json_line({"generations": [asdict(one) for one in history]}))
+        print(json_line({"generations": [_as_json(one) for one in history]}))
         return
     if not history:
         print(printable(f"no index; run {build_command(folder)}"))
@@ -160,6 +161,16 @@ def status(collection: Collection, as_json: AsJson = False) -> None:
         if one.live:
             for line in drift_lines(one.drift, notable=-1.0):
                 print(printable(f"  {line}"))
+        for recall in one.audited:
+            print(printable(f"  {recall}"))
+            if one.live and recall.broken:
+                print(printable(f"  {build_command(folder)} tunes anew"))
+        if one.audit_problem:
+            print(printable(f"  {one.audit_problem}"))
+
+
+def _as_json(one: PastGeneration) -> dict[str, Any]:
+    return asdict(one) | {"audited": [recall.as_json() for recall in one.audited]}
 
 
 def format_generation(one: PastGeneration) -> str:

@@ -6,18 +6,24 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from chiasm.index import (
     Answer,
     Query,
+    Recorder,
     RerankStage,
     Searcher,
     check_rate,
     open_collection,
     search_file,
 )
-from chiasm.index.query import check_stages
+from chiasm.index.query import check_share, check_stages
+from chiasm.index.query_files import file_to_write
+from chiasm.index.receipts import answer_as_json, explained, line_of
+from chiasm.index.segments import build_command
 from chiasm.index.sheet import sheet_format, write_sheet
 from chiasm.jobs.cli.options import (
     ENCODING,
@@ -30,10 +36,12 @@ from chiasm.jobs.cli.options import (
 from chiasm.jobs.cli.search_options import (
     AllowStale,
     AsJson,
+    Audit,
     Column,
     Count,
     Dedup,
     Diversity,
+    Explain,
     FalseAlarms,
     HitsFile,
     Hybrid,
@@ -41,6 +49,7 @@ from chiasm.jobs.cli.search_options import (
     Pictures,
     Plus,
     QueryFile,
+    ReceiptFile,
     Rerank,
     SheetFile,
     Where,
@@ -51,6 +60,7 @@ from chiasm.jobs.config import compose
 from chiasm.jobs.console import json_line, lines_of, printable
 from chiasm.pipeline.collection import read_identity
 from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.storage import Folder
 
 HELP = """
@@ -60,8 +70,9 @@ HELP = """
   chiasm search photos.chiasm "a red boat" --rerank match:20
   chiasm search photos.chiasm "bus 42 at the station" --hybrid
   chiasm search photos.chiasm "2: red boat" --image x.jpg --minus night
-  chiasm search photos.chiasm --queries queries.jsonl --to hits.parquet
+  chiasm search photos.chiasm --queries queries.jsonl --to hits.parquet --audit 0.001
   chiasm search photos.chiasm "a red boat" --where "width > 512 AND caption ILIKE '%sea%'"
+  chiasm search photos.chiasm "a red boat" --where "width > 512" --explain --receipt boat.json
 
 Without text and picture, queries are read from stdin, one a line. Columns: image finds pictures,
 text finds captions, joint finds pairs. A text and a picture together are searched by the mean of
@@ -93,6 +104,9 @@ def search(
     sheet: SheetFile = None,
     queries: QueryFile = None,
     to: HitsFile = None,
+    audit: Audit = None,
+    explain: Explain = False,
+    receipt: ReceiptFile = None,
     allow_stale: AllowStale = False,
     device: Device = None,
     preset: Preset = "laptop",
@@ -101,75 +115,155 @@ def search(
     settings = compose(
         preset, assignments or (), {"encoder.device": device}, uses=(*ENCODING, "index.nprobe")
     )
-    if sheet is not None:
-        sheet_format(sheet)  # refused now rather than after the search
     calibrated = false_alarms is not None and check_rate(false_alarms)
     parts = Parts(image or (), plus or (), minus or ())
     _require_collection_first(collection, words or [], parts.options())
     text = _one_text(collection, words or [])
-    stages = tuple(RerankStage.parse(stage) for stage in rerank or ())
-    check_stages(stages)
+    stages = _stages(rerank or [])
     fields: dict[str, Any] = {"column": column, "k": k, "rerank": stages, "hybrid": hybrid}
     fields |= {"calibrated": calibrated, "where": where}
     fields |= {"dedup": dedup, "diversity": diversity, "nprobe": settings.index.nprobe or None}
+    output = Output(as_json, false_alarms, sheet, explain, receipt, audit)
+    _check_output(output)
     from_file = queries is not None or to is not None
     if from_file:
-        _require_file_alone(queries, to, text is not None or bool(parts.options()), sheet, as_json)
-    searcher = open_collection(collection, allow_stale=allow_stale, encoding=settings.encoder)
-    if where is not None:
-        searcher.filter(where)  # refused now rather than after the encoder is loaded
+        _require_file_alone(queries, to, text is not None or bool(parts.options()), output)
+    searcher = _open(collection, allow_stale, settings.encoder, where)
     if from_file:
-        counts = search_file(searcher, queries or "", to or "", **fields)
-        print_progress(f"wrote {to}: {counts.queries:,} queries, {counts.hits:,} results")
+        _answer_file(searcher, queries or "", to or "", audit, fields)
         return
     from_stdin = text == "-" or (text is None and not parts.options())
     make_query = query_maker(parts, is_data=from_stdin, **fields)
-    _answer(searcher, _batches(text, make_query, from_stdin), as_json, false_alarms, sheet)
+    _answer(searcher, _batches(text, make_query, from_stdin), output)
+
+
+def _open(
+    collection: str,
+    allow_stale: bool,
+    encoding: EncoderSettings,
+    where: str | None,
+) -> Searcher:
+    """The collection, open. A filter that cannot be used is refused now, rather than after the
+    encoder is loaded."""
+    searcher = open_collection(collection, allow_stale=allow_stale, encoding=encoding)
+    if where is not None:
+        searcher.filter(where)
+    return searcher
+
+
+def _stages(texts: list[str]) -> tuple[RerankStage, ...]:
+    stages = tuple(map(RerankStage.parse, texts))
+    check_stages(stages)
+    return stages
+
+
+def _answer_file(
+    searcher: Searcher, queries: str, to: str, audit: float | None, fields: dict[str, Any]
+) -> None:
+    counts = search_file(searcher, queries, to, audit=audit, **fields)
+    print_progress(f"wrote {to}: {counts.queries:,} queries, {counts.hits:,} results")
+    print_audited(searcher)
+
+
+def print_audited(searcher: Searcher) -> None:
+    """What recall the queries had that were audited, and what to do where it is too low. That is a
+    warning: the answers are what the index gives."""
+    for recall in chain.from_iterable(kinds.values() for kinds in searcher.audited.values()):
+        print_progress(f"audited: {recall}")
+        if recall.broken:
+            command = build_command(searcher.collection.folder)
+            more = f"--set index.nprobe={2 * recall.nprobe}"
+            print_progress(f"  {command} tunes anew; until then search with {more}")
+
+
+@dataclass(frozen=True)
+class Output:
+    """What becomes of answers, as the options say."""
+
+    as_json: bool
+    false_alarms: float | None
+    sheet: str | None
+    explain: bool
+    receipt: str | None
+    audit: float | None
+
+
+def _check_output(output: Output) -> None:
+    """Refuses what cannot be used now, rather than after the search."""
+    if output.sheet is not None:
+        sheet_format(output.sheet)
+    if output.receipt is not None:
+        file_to_write(output.receipt)
+    if output.audit is not None:
+        check_share(output.audit)
 
 
 def _require_file_alone(
-    queries: str | None, to: str | None, has_query: bool, sheet: str | None, as_json: bool
+    queries: str | None, to: str | None, has_query: bool, output: Output
 ) -> None:
     """UsageError where --queries and --to do not come together, or beside what they exclude."""
     if queries is None or to is None:
         found = "--queries" if to is None else "--to"
         raise UsageError("search", expected="--queries and --to together", found=f"{found} alone")
-    given = {"a query": has_query, "--sheet": sheet is not None, "--json": as_json}
+    if output.receipt is not None:
+        raise UsageError(
+            "--receipt",
+            expected="a query, or lines of stdin",
+            found="--queries",
+            do="a receipt holds the vector and the answer of each query, so it is for few: write "
+            "one for some lines of the file",
+        )
+    given = {
+        "a query": has_query,
+        "--sheet": output.sheet is not None,
+        "--json": output.as_json,
+        "--explain": output.explain,
+    }
     others = [name for name, is_given in given.items() if is_given]
     if others:
         raise UsageError("--queries", expected="no other query or output", found=others[0])
 
 
-def _answer(
-    searcher: Searcher,
-    batches: Iterable[list[Query]],
-    as_json: bool,
-    false_alarms: float | None,
-    sheet: str | None,
-) -> None:
-    """Print the answers as they come; draw all of them where there is a sheet."""
+def _answer(searcher: Searcher, batches: Iterable[list[Query]], output: Output) -> None:
+    """Print the answers as they come; draw all of them where there is a sheet, and audit some."""
+    recorder = None
+    if output.receipt is not None:
+        recorder = Recorder(searcher, explain=output.explain, false_alarms=output.false_alarms)
     answers: list[Answer] = []
     for queries in batches:
-        batch = searcher.search_many(queries)
-        _print_answers(batch, as_json, false_alarms)
-        if sheet is not None:
+        batch = recorder.search(queries) if recorder else searcher.search_many(queries)
+        for answer in batch:
+            _print_answer(answer, output)
+        sys.stdout.flush()
+        if output.sheet is not None:
             answers += batch
-    if sheet is not None:
-        write_sheet(answers, sheet)
-        print_progress(f"drew {sheet}")
+    if output.sheet is not None:
+        write_sheet(answers, output.sheet)
+        print_progress(f"drew {output.sheet}")
+    if recorder is not None and output.receipt is not None:
+        recorder.write(output.receipt)
+        print_progress(f"wrote {output.receipt}")
+    if output.audit is not None:
+        searcher.audit(output.audit, raise_probes=False, save=True)
+    print_audited(searcher)
 
 
-def _print_answers(answers: list[Answer], as_json: bool, false_alarms: float | None) -> None:
-    for answer in answers:
-        if as_json:
-            print(json_line(answer.as_json()))
+def _print_answer(answer: Answer, output: Output) -> None:
+    if output.as_json:
+        if output.receipt is not None:
+            line = line_of(answer_as_json(answer, output.explain))
         else:
-            if false_alarms is not None and answer.nothing_matches(false_alarms):
-                rate = f"{100 * false_alarms:g} %"
-                print(printable(f"nothing here matches (at a false-alarm rate of {rate})"))
-            for line in format_answer(answer).splitlines():
-                print(printable(line))
-    sys.stdout.flush()
+            line = json_line(answer.as_json() | (explained(answer) if output.explain else {}))
+        print(printable(line))
+        return
+    if output.explain and answer.trace is not None:
+        for search in answer.trace.searches:
+            print_progress(str(search))
+    rate = output.false_alarms
+    if rate is not None and answer.nothing_matches(rate):
+        print(printable(f"nothing here matches (at a false-alarm rate of {100 * rate:g} %)"))
+    for line in format_answer(answer).splitlines():
+        print(printable(line))
 
 
 def _require_collection_first(collection: str, words: list[str], options: list[str]) -> None:

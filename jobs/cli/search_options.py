@@ -88,3 +88,25 @@ FalseAlarms = Annotated[
         "match for which it is not said. The first such query calibrates the column.",
     ),
 ]
+Explain = Annotated[
+    bool,
+    typer.Option(
+        "--explain", help="Say which way the index was searched, and with --where why that one."
+    ),
+]
+ReceiptFile = Annotated[
+    str | None,
+    typer.Option(
+        "--receipt",
+        metavar="FILE",
+        help="Write what the answers were made of, for chiasm replay. With --json no seconds are "
+        "printed.",
+    ),
+]
+Audit = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Answer this share of the queries exactly at the end, and say what recall they had.",
+    ),
+]

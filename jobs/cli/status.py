@@ -36,6 +36,8 @@ def status(
     _print_counts("dropped", found.reasons)
     _print_counts("notes", found.notes)
     print(printable(format_index(found.index)))
+    if found.index.audit_problem:
+        print(printable(found.index.audit_problem))
     for url in found.unfinished:
         print(printable(f"unfinished {display_name(url)}: run the same chiasm embed again"))
     for quarantined in found.set_aside:
@@ -63,6 +65,8 @@ def format_index(index: IndexStatus) -> str:
     if index.drift:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in index.drift.items())
         line = f"{line}, drift of added rows {shares}"
+    if index.audited:
+        line = f"{line}, audited recall {format_audited(index.audited)}"
     if index.instead_of:
         line = f"{line}, in place of the live one ({index.instead_of})"
     if not index.do:
@@ -73,6 +77,16 @@ def format_index(index: IndexStatus) -> str:
     stale = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
     why = f"stale (shards: {stale})" if stale else "of another encoder"
     return f"{line}; {why}; {index.do}"
+
+
+def format_audited(audited: list[dict[str, Any]]) -> str:
+    """The recall of audited queries: `image text 0.912 BELOW the promised 0.95`."""
+    return ", ".join(
+        f"{one['column']} {one['kind']} {one['recall']:.3f}"
+        + (f" BELOW the promised {one['promise']:g}" if one["broken"] else "")
+        for one in audited
+        if one["queries"]
+    )
 
 
 def format_run(run: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from chiasm.pipeline.collection.identity import (
     Collection,
     Identity,
     create_or_check,
+    package_versions,
     read_identity,
 )
 from chiasm.pipeline.collection.ledger import (
@@ -111,6 +112,7 @@ __all__ = [
     "ledger_name",
     "member_prefixes",
     "own_entries",
+    "package_versions",
     "parquet_name",
     "read_entry",
     "read_failure",

@@ -7,17 +7,36 @@ row's number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from chiasm.index.query import as_float32
+from chiasm.index.query.scan import Allowed, ColumnIndex, as_float32
 
 SAME_SCORE = 1e-6
 # Of a query's own row: the scores of one product, computed in two ways.
 OWN_SCORE = 1e-5
 QUERIES_AT_ONCE = 1024
 ROWS_AT_ONCE = 8192  # with the above 32 MiB of scores
+BLOCK = 65_536  # rows that are read at once
+
+
+def rows_of_column(index: ColumnIndex, allowed: Allowed | None) -> Iterator[tuple[int, np.ndarray]]:
+    """The rows of a column that may be found, some at once, from their mapped files: for
+    `exact_top`, which then gives no row's number. allowed: as of a search."""
+    for number, segment in enumerate(index.segments):
+        usable = index.rows_of(number, None if allowed is None else allowed[number])
+        has = segment.has(index.column)
+        if usable is None or has is None:
+            usable = has if usable is None else usable
+        else:
+            usable = usable & has
+        raw = segment.raw(index.column)
+        for start in range(0, len(segment), BLOCK):
+            block = raw[start : start + BLOCK]
+            if usable is not None:
+                block = block[usable[start : start + BLOCK]]
+            yield start, block
 
 
 def exact_top(

@@ -13,7 +13,6 @@ from tiny_collection import add_shard, make_collection, unit_rows
 from chiasm.index import IndexSettings, build_index, open_collection
 from chiasm.index.build import ByKey, add_to_index, compact_index, delete_from_index
 from chiasm.index.query import filter_plan
-from chiasm.index.segments import rows_in_lists
 from chiasm.pipeline.storage import Folder
 
 SETTINGS = IndexSettings(tune=False, exact_below=1, nprobe=4, segment_rows=200)
@@ -44,8 +43,8 @@ def delete(path: str, *keys: str) -> None:
     delete_from_index(path, lambda generation: ByKey(keys), settings=SETTINGS)
 
 
-def indexes(searcher) -> list:
-    return [one.index for one in searcher.column("image").merged]
+def scanners(searcher) -> list:
+    return [one.scanner for one in searcher.column("image").merged]
 
 
 def check_answers(searcher, path: str) -> None:
@@ -62,7 +61,7 @@ def check_answers(searcher, path: str) -> None:
             for one in searcher.segments
         ]
     )
-    found = [rows for index in indexes(searcher) for rows in rows_in_lists(index)]
+    found = [one.codes.rows for one in scanners(searcher)]
     np.testing.assert_array_equal(np.sort(np.concatenate(found)), np.flatnonzero(~gone))
     for where in (None, "key LIKE '%7'", "key NOT LIKE '%7'"):
         found = searcher.search_vectors(xq, 12, where, nprobe=lists)
@@ -90,25 +89,25 @@ def ways(request, monkeypatch) -> None:
 def test_what_was_added_is_merged_alone(path, ways):
     searcher = open_collection(path)
     check_answers(searcher, path)
-    (base,) = indexes(searcher)
+    (base,) = scanners(searcher)
     add(path, "s5", 10)
     assert searcher.refresh()
-    first, last = indexes(searcher)
-    assert first is base and last.ntotal == 10
+    first, last = scanners(searcher)
+    assert first is base and len(last) == 10
     check_answers(searcher, path)
     add(path, "s6", 7)
     assert searcher.refresh()
-    first, newer = indexes(searcher)
-    assert first is base and newer.ntotal == 17
+    first, newer = scanners(searcher)
+    assert first is base and len(newer) == 17
     check_answers(searcher, path)
-    assert last.ntotal == 10, "readers of the generation before keep theirs"
+    assert len(last) == 10, "readers of the generation before keep theirs"
 
 
 def test_many_added_rows_are_merged_with_the_others(path):
     searcher = open_collection(path)
     check_answers(searcher, path)
-    add(path, "s5", 2500)  # some hundred a list: beyond what numpy keeps of freed arrays
-    assert searcher.refresh() and [one.ntotal for one in indexes(searcher)] == [2650]
+    add(path, "s5", 2500)
+    assert searcher.refresh() and [*map(len, scanners(searcher))] == [2650]
     check_answers(searcher, path)
 
 
@@ -117,15 +116,15 @@ def test_deleted_rows_are_not_in_memory(path, ways):
     check_answers(searcher, path)
     add(path, "s5", 10)
     assert searcher.refresh()
-    base, _ = indexes(searcher)
+    base, _ = scanners(searcher)
     delete(path, "s5/000003", "s5/000007")
     assert searcher.refresh()
-    first, last = indexes(searcher)
-    assert first is base and last.ntotal == 8
+    first, last = scanners(searcher)
+    assert first is base and len(last) == 8
     check_answers(searcher, path)
     delete(path, "s0/000007", "s1/000000")
     assert searcher.refresh()
-    assert sum(one.ntotal for one in indexes(searcher)) == 156
+    assert sum(map(len, scanners(searcher))) == 156
     check_answers(searcher, path)
     delete(path, *(f"s{shard}/{row:06d}" for shard in (0, 1, 5) for row in range(1, 90) if row % 9))
     assert searcher.refresh()
@@ -138,10 +137,10 @@ def test_deleted_rows_are_not_in_memory(path, ways):
 def test_another_training_shares_nothing(path):
     searcher = open_collection(path)
     check_answers(searcher, path)
-    (base,) = indexes(searcher)
+    (base,) = scanners(searcher)
     build_index(path, columns=["image"], settings=SETTINGS)
     assert searcher.refresh()
-    (other,) = indexes(searcher)
+    (other,) = scanners(searcher)
     assert other is not base
     check_answers(searcher, path)
 
@@ -150,5 +149,5 @@ def test_a_column_that_no_search_used_is_not_read(path):
     searcher = open_collection(path)
     searcher.column("image")
     add(path, "s5", 10)
-    assert searcher.refresh() and len(indexes(searcher)) == 1, "a refresh opens what was used"
+    assert searcher.refresh() and len(scanners(searcher)) == 1, "a refresh opens what was used"
     check_answers(searcher, path)

@@ -1,0 +1,188 @@
+"""A query as a receipt keeps it: plain data, with its pictures."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, FiniteFloat
+
+from chiasm.index.plan import Count
+from chiasm.index.queries import PictureBytes, PictureSource, Query, Term
+from chiasm.index.query import encoded_picture
+from chiasm.pipeline.errors import ChiasmError
+from chiasm.pipeline.storage import canonical_url, display_name, is_remote
+
+# A picture of at most so many bytes is kept itself; a larger one is read again from its place.
+EMBEDDED_BYTES = 1 << 20
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\z")]
+
+
+@dataclass(frozen=True)
+class StoredPicture:
+    """name: as answers call it. place: a path or URL to read it from again, "" where there is none.
+    data: the encoded file in base64, "" where it has more than EMBEDDED_BYTES."""
+
+    name: str
+    place: str
+    size: Count
+    sha256: Sha256
+    data: str = ""
+
+    @classmethod
+    def of(cls, picture: PictureBytes) -> StoredPicture:
+        data = bytes(picture)
+        embedded = base64.b64encode(data).decode() if len(data) <= EMBEDDED_BYTES else ""
+        sha256 = hashlib.sha256(data).hexdigest()
+        return cls(picture.name, picture.place, len(data), sha256, embedded)
+
+    def load(self) -> PictureBytes:
+        """The picture, from the receipt or from its place. ValueError for damaged base64, and with
+        a line for a person where it is not what it was."""
+        name = f"picture {self.name}"
+        if self.data or not self.size:
+            data = base64.b64decode(self.data, validate=True)
+        elif not self.place:
+            raise ValueError(f"{name}: too large for a receipt, and was given without a place")
+        else:
+            try:
+                data = encoded_picture(self.place)
+            except ChiasmError as error:
+                raise ValueError(f"{name}: it cannot be read any more ({error})") from error
+        found = hashlib.sha256(data).hexdigest()
+        if found != self.sha256:
+            raise ValueError(f"{name}: sha256 was {self.sha256[:12]}, is {found[:12]}")
+        return PictureBytes(data, self.name, self.place)
+
+    def absent(self) -> PictureBytes:
+        """What stands for a picture that is not there: it has the name and no bytes."""
+        return PictureBytes(b"", self.name, self.place)
+
+
+@dataclass(frozen=True)
+class StoredTerm:
+    text: str | None
+    picture: StoredPicture | None
+    weight: FiniteFloat
+
+
+@dataclass(frozen=True)
+class StoredQuery:
+    """The fields of a `Query`. One of neither text, picture nor terms was given as a vector.
+    nprobe: as it was searched, also where the query wants nothing; None where that is exact."""
+
+    text: str | None
+    picture: StoredPicture | None
+    terms: tuple[StoredTerm, ...]
+    column: str
+    k: Count
+    nprobe: Count | None
+    rerank: tuple[str, ...]
+    hybrid: bool
+    calibrated: bool
+    dedup: FiniteFloat | None
+    diversity: FiniteFloat
+    where: str | None
+
+    @classmethod
+    def of(cls, query: Query, nprobe: int) -> StoredQuery:
+        """Of a query whose pictures are `PictureBytes`. nprobe: lists that it scanned."""
+        return cls(
+            text=query.text,
+            picture=_stored(query.image),
+            terms=tuple(
+                StoredTerm(term.text, _stored(term.image), float(term.weight))
+                for term in query.terms
+            ),
+            column=query.column,
+            k=int(query.k),
+            nprobe=nprobe or None,
+            rerank=tuple(map(str, query.stages)),
+            hybrid=query.hybrid,
+            calibrated=query.calibrated,
+            dedup=None if query.dedup is None else float(query.dedup),
+            diversity=float(query.diversity),
+            where=query.where,
+        )
+
+    @property
+    def pictures(self) -> list[StoredPicture]:
+        found = [self.picture, *(term.picture for term in self.terms)]
+        return [picture for picture in found if picture is not None]
+
+    def query(self, pictures: Mapping[StoredPicture, PictureBytes], vector: object = None) -> Query:
+        """The query. pictures: those that could be loaded. vector: of one that was given
+        as a vector. Raises UsageError for values, TypeError for types that no query has."""
+
+        def loaded(picture: StoredPicture | None) -> PictureBytes | None:
+            return None if picture is None else pictures.get(picture, picture.absent())
+
+        terms = [Term(one.text, loaded(one.picture), one.weight) for one in self.terms]
+        given = not terms and self.picture is None and not (self.text or "").strip()
+        return Query(
+            self.text,
+            loaded(self.picture),
+            vector if given else None,  # type: ignore[arg-type]  Query checks it
+            terms=terms,
+            column=self.column,
+            k=self.k,
+            nprobe=self.nprobe,
+            rerank=self.rerank,
+            hybrid=self.hybrid,
+            calibrated=self.calibrated,
+            dedup=self.dedup,
+            diversity=self.diversity,
+            where=self.where,
+        )
+
+
+@dataclass
+class PictureReader:
+    """Reads the pictures of queries, each path or URL once."""
+
+    _read: dict[str, PictureBytes] = field(default_factory=dict)
+
+    def with_pictures(self, query: Query) -> Query:
+        """The query with its pictures as `PictureBytes`; raises as `encoded_picture` does."""
+        if all(term.image is None for term in query.inputs):
+            return query
+        terms = [
+            term if term.image is None else replace(term, image=self._bytes(term.image))
+            for term in query.terms
+        ]
+        image = None if query.image is None else self._bytes(query.image)
+        return replace(query, image=image, terms=terms)
+
+    def _bytes(self, source: PictureSource) -> PictureBytes:
+        if isinstance(source, PictureBytes):
+            return source
+        if not isinstance(source, str | Path):
+            name = "(given as bytes)" if isinstance(source, bytes) else "(given as pixels)"
+            return PictureBytes(encoded_picture(source), name)
+        key = str(source)
+        if key not in self._read:
+            data = encoded_picture(source)
+            self._read[key] = PictureBytes(data, *_name_and_place(key))
+        return self._read[key]
+
+
+def _name_and_place(source: str) -> tuple[str, str]:
+    """A receipt is a file that others read: it has no signature of a signed URL."""
+    if "://" not in source:
+        return source, os.path.abspath(os.path.expanduser(source))
+    url = canonical_url(source, allow_query=True)
+    name = display_name(url) if is_remote(url) else source
+    return name, name
+
+
+def _stored(picture: PictureSource | None) -> StoredPicture | None:
+    if picture is None:
+        return None
+    assert isinstance(picture, PictureBytes), "PictureReader has read it"
+    return StoredPicture.of(picture)
