@@ -50,10 +50,10 @@ class Lists:
         place = max(0, len(self.numbers) - max(1, count))
         return np.partition(self.key, place, axis=1)[:, place]
 
-    def enough(self, least: np.ndarray, bound: np.ndarray, missed: float) -> np.ndarray:
-        """The key above which lists are to be scanned, (Q,) float32, `bound` (Q,) at most: rows
+    def enough(self, least: np.ndarray, last: np.ndarray, missed: float) -> np.ndarray:
+        """The key above which lists are to be scanned, (Q,) float32, `last` (Q,) at most: rows
         above `least` (Q,) are expected below it for a share `missed` of them."""
-        low = np.full(len(bound), -np.inf, np.float32)
+        low = np.full(len(last), -np.inf, np.float32)
         if not missed:
             return low
         expected = upper_tail((np.maximum(least, LEAST)[:, None] - self.mean) / self.deviation)
@@ -65,9 +65,9 @@ class Lists:
             np.multiply(expected, self.key < key[:, None], out=part)
             return part.sum(axis=1) <= most
 
-        enough = few(bound)
-        low = np.where(enough, bound, self.key.min(axis=1))
-        high = bound.copy()
+        enough = few(last)
+        low = np.where(enough, last, self.key.min(axis=1))
+        high = last.copy()
         for _ in range(HALVINGS * (not enough.all())):
             middle = (low + high) / 2
             fits = few(middle)
@@ -94,13 +94,13 @@ def scan_covering(
     assert trained is not None
     coded = trained.queries(xq)
     lists = rank_lists(scan, xq, coded)
-    bound = lists.best(first)
-    scores, rows = scan.in_lists(xq, coded, lists.where(lists.key >= bound[:, None]), wanted)
+    last = lists.best(first)
+    scores, rows = scan.in_lists(xq, coded, lists.where(lists.key >= last[:, None]), wanted)
     least = np.partition(scores, wanted - k, axis=1)[:, wanted - k]
-    enough = lists.enough(least, bound, missed)
-    if len(more := np.flatnonzero(enough < bound)):
+    enough = lists.enough(least, last, missed)
+    if len(more := np.flatnonzero(enough < last)):
         key = lists.key[more]
-        others = lists.where((key >= enough[more, None]) & (key < bound[more, None]))
+        others = lists.where((key >= enough[more, None]) & (key < last[more, None]))
         found = scan.in_lists(xq[more], coded[more], others, wanted)
         scores[more], rows[more] = _best((scores[more], rows[more]), found)
     return scores, rows
