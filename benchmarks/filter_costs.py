@@ -30,10 +30,10 @@ from chiasm.index.build.project import fit_projection
 from chiasm.index.build.trials import SAMPLE, SampleSegment
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
-from chiasm.index.query import ColumnIndex, as_float32, filter_plan, search, search_lists
+from chiasm.index.query import ColumnIndex, filter_plan, search, search_lists
 from chiasm.index.query.filter_plan import plan_scan
 from chiasm.index.query.search import EXTRA_CANDIDATES, search_scan
-from chiasm.index.query.subset import copy_passing
+from chiasm.index.segments import Float16Vectors, as_float32
 from chiasm.index.segments.trained import Trained, code_ranges
 
 RESULT = Path(__file__).parent / "results" / "filter_costs.json"
@@ -88,26 +88,9 @@ class Bench:
         self.index.add_core(rows, faiss.swig_ptr(coded), None, faiss.swig_ptr(assigned))
         self.plan = plan
 
-    def scan(self, index: Any, xq: np.ndarray, lists: np.ndarray, count: int, mask: Any) -> Any:
-        """The `count` best rows by their codes. mask: for FAISS's selector, None for none."""
-        faiss = load_faiss()
-        coded, lists = self.trained.queries(xq), np.ascontiguousarray(lists)
-        scores = np.full((len(xq), count), -np.inf, np.float32)
-        rows = np.full((len(xq), count), -1, np.int64)
-        selector = {}
-        if mask is not None:
-            selector = {"sel": faiss.IDSelectorBitmap(self.rows, faiss.swig_ptr(mask))}
-        parameters = faiss.SearchParametersIVF(nprobe=lists.shape[1], **selector)
-        unused = np.zeros(lists.shape, np.float32)
-        pointers = [faiss.swig_ptr(array) for array in (lists, unused, scores, rows)]
-        index.search_preassigned_c(
-            *(len(xq), faiss.swig_ptr(coded), count, *pointers, False, parameters, None)
-        )
-        return rows
-
     def column(self) -> ColumnIndex:
         """The index as searches have it, with nothing prepared."""
-        segment: Any = SampleSegment(self.raw, self.index)
+        segment: Any = SampleSegment(Float16Vectors(self.raw), self.index)
         return ColumnIndex([segment], SAMPLE, self.plan, self.trained)
 
     def ways(self, allowed: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
@@ -189,16 +172,14 @@ def constants(bench: Bench) -> dict[str, float]:
             taken.append(time.thread_time() - started)
         return min(taken) * 1e9
 
-    none = np.packbits(np.zeros(all_rows, bool), bitorder="little")
-    rng = np.random.default_rng(0)
-    few, passing = copy_passing(bench.index, bench.trained, rng.random(all_rows) < 0.01)
-    counts = passing.counts
-    count = K * OVERSAMPLE
-    scored = nanoseconds(lambda: bench.scan(bench.index, xq, lists, count, None)) / BATCH
-    tested = nanoseconds(lambda: bench.scan(bench.index, xq, lists, count, none)) / BATCH
+    coded, rng, count = bench.trained.queries(xq), np.random.default_rng(0), K * OVERSAMPLE
+    (whole,) = bench.column().scan(None).memory
+    nothing = whole.selecting(np.zeros(all_rows, bool))
+    few = whole.subset(rng.random(all_rows) < 0.01)
+    scored = nanoseconds(lambda: whole.candidates(coded, lists, count)) / BATCH
+    tested = nanoseconds(lambda: nothing.candidates(coded, lists, count)) / BATCH
     score = scored / all_rows
-    begun = nanoseconds(lambda: bench.scan(few, xq, lists, count, None)) / BATCH
-    begun -= score * counts.sum()
+    begun = nanoseconds(lambda: few.candidates(coded, lists, count)) / BATCH - score * len(few)
     # Other rows each time, so that they come from memory and not from a cache.
     gathered = nanoseconds(lambda: as_float32(bench.raw[rng.integers(all_rows, size=2000)])) / 2000
     block = as_float32(bench.raw[rng.integers(all_rows, size=2000)])
@@ -208,7 +189,7 @@ def constants(bench: Bench) -> dict[str, float]:
     return {
         "SCORE_BYTE": score / bench.plan.code_size,
         "TEST": tested / all_rows,
-        "LIST": begun / np.count_nonzero(counts),
+        "LIST": begun / np.count_nonzero(few.counts),
         "GATHER": gathered / WIDTH,
         "MULTIPLY": multiplied / WIDTH,
         "PICK": picked,
@@ -227,8 +208,9 @@ def main() -> None:
     record: dict[str, Any] = {"machine": machine(), "rows": given.rows, "lists": given.lists}
     record |= {"nprobe": bench.plan.nprobe, "constants": constants(bench)}
     record |= {"unfiltered": {"recall": recall, "us": cost}}
+    (whole,) = bench.column().scan(None).memory
     started = time.thread_time()
-    copy_passing(bench.index, bench.trained, np.arange(bench.rows) % 10 == 0)
+    whole.subset(np.arange(bench.rows) % 10 == 0)
     record["copy of a tenth, ms"] = (time.thread_time() - started) * 1e3
     record["filtered"] = []
     lines: list[list[object]] = []

@@ -198,7 +198,7 @@ def search_for(path: str, base: np.ndarray, args: argparse.Namespace):
 def compare(view, base: np.ndarray, xq: np.ndarray, scores: np.ndarray, positions: np.ndarray):
     """The recall against all rows of the generation, and how many answers have another score than
     their row."""
-    rows = np.concatenate([segment.raw(COLUMN) for segment in view.segments])
+    rows = np.concatenate([segment.raw(COLUMN).take(slice(None)) for segment in view.segments])
     near = np.full((len(xq), 10), -np.inf, np.float32)
     truth = np.full((len(xq), 10), -1, np.int64)
     deleted = np.concatenate(
@@ -286,7 +286,7 @@ def recall(folder: Path, args: argparse.Namespace) -> int:
 
 
 def compare_all(index, xq: np.ndarray, scores: np.ndarray, positions: np.ndarray):
-    base = np.concatenate([segment.raw(COLUMN) for segment in index.segments])
+    base = np.concatenate([segment.raw(COLUMN).take(slice(None)) for segment in index.segments])
     return compare(index, base, xq, scores, positions)
 
 

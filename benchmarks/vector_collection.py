@@ -40,8 +40,10 @@ from tests.support.fake_encoder import FakeEncoder
 
 COPIES = 100  # one row in so many is there twice
 ROWS = 1024  # of a batch
+WORDS = 10_000  # captions of large collections are of a language, whose words come again
 EDITION = "0000000a"
 JsonOf = Callable[[int], "str | None"]
+VectorsOf = Callable[[int, int], dict[str, VectorColumn]]
 
 
 def main() -> None:
@@ -82,6 +84,44 @@ def write_collection(
         shard = Shard(source.as_uri(), f"s{number}-0123456789", 1024, str(state.st_mtime_ns))
         rows = _rows_of_shard(first, after, copies)
         _write_shard(folder, shard, rows, xb, texts, captions, json_of)
+
+
+def write_blocks(
+    path: Path,
+    rows: int,
+    dim: int,
+    vectors: Callable[[int, int], dict[str, VectorColumn]],
+    shard: int,
+) -> None:
+    """Collections of more rows than fit memory. vectors: the columns of so many rows from one on,
+    asked for a shard of `shard` rows; every row has a caption."""
+    folder, encoder = Folder(str(path)), FakeEncoder()
+    encoder.dims = dict.fromkeys(encoder.dims, dim)
+    create_or_check(folder, Identity.of(encoder), "benchmark")
+    for number, first in enumerate(range(0, rows, shard)):
+        count = min(shard, rows - first)
+        source = path / f"s{number}.tar"
+        source.write_bytes(bytes(1024))
+        modified = str(source.stat().st_mtime_ns)
+        described = Shard(source.as_uri(), f"s{number:05d}-0123456789", 1024, modified)
+        made = vectors(first, count)
+        missing = VectorColumn(np.zeros((count, dim), np.float32), np.zeros(count, bool))
+        made = {column: made.get(column, missing) for column in COLUMNS}
+        with ParquetWriter(folder, described, dict.fromkeys(COLUMNS, dim), "benchmark") as writer:
+            for start in range(0, count, ROWS):
+                part = slice(start, min(start + ROWS, count))
+                batch = Batch(
+                    [_row(first + row, False, True, None, WORDS) for row in range(count)[part]]
+                )
+                some = {
+                    column: VectorColumn(one.vectors[part], one.has[part])
+                    for column, one in made.items()
+                }
+                writer.write(Embedded(batch, some))
+            write_entry(folder, LedgerEntry(described, EDITION, count, ()), "benchmark")
+            fake = FakeEncoder()
+            footer = Footer(described, EDITION, count, 0, fake.name, fake.fingerprint, dim)
+            writer.commit(footer)
 
 
 def copied_keys(rows: int, shards: int = 3) -> list[str]:
@@ -146,10 +186,14 @@ def _write_shard(
         writer.commit(Footer(shard, EDITION, len(rows), 0, fake.name, fake.fingerprint, dim))
 
 
-def _row(row: int, copy: bool, captioned: bool, json: str | None) -> Decoded:
+def _row(
+    row: int, copy: bool, captioned: bool, json: str | None, words: int | None = None
+) -> Decoded:
+    """words: different captions that there are, None for one of its own."""
     key = f"copy{row:09d}" if copy else f"{row:09d}"
     origin = Origin(Place(f"{key}.jpg", 512, 100), "ab" * 32, (64, 64))
-    return Decoded(key, (f"caption {row}",) if captioned else (), json, {}, {"image": origin})
+    caption = f"caption {row % words if words else row}"
+    return Decoded(key, (caption,) if captioned else (), json, {}, {"image": origin})
 
 
 if __name__ == "__main__":

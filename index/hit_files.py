@@ -53,6 +53,7 @@ HIT_COLUMNS = pa.schema(
         ("member", pa.string()),
         ("offset", pa.int64()),
         ("size", pa.int64()),
+        ("p_absent", pa.float64()),
     ]
 )
 
@@ -172,6 +173,7 @@ def _row(number: int, answer: Answer, result: Result) -> dict[str, Any]:
         "reranked": answer.is_reranked(result),
         "duplicates": list(result.duplicates),
         "meta": json.dumps(result.meta),
+        "p_absent": answer.p_absent,
     }
 
 

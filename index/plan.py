@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,7 @@ TRAIN_PER_LIST = 64  # FAISS asks for 39 to 256; the gain from more is below wha
 MIN_PER_LIST = 39  # below it FAISS warns that the centroids are guesses
 DEFAULT_DIMS = 64  # of a projection that nobody has measured
 KINDS = ("exact", "ivf", "projected")
+VECTORS = ("float16", "int8", "none")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class IndexSettings:
     kind: the family to build, "" for the one that the tuner chooses. recall, at: the share of the
     `at` best rows that text queries must get. memory_gb, latency_ms: limits that the choice keeps,
     0 for none: of an open index, and of the 99th percentile of single queries. dims: of the codes,
-    0 for what the tuner chooses. nprobe: lists that a query searches, 0 for what the recall needs;
+    0 for what the tuner chooses; of the kind "ivf" so many first numbers of the
+    vectors. vectors: the form in which candidates' vectors are stored, "none" for those of the
+    Parquet files. nprobe: lists that a query searches, 0 for what the recall needs;
     a search takes it too. queries: a file of queries to learn and to tune with, one a line, ""
     for the captions of the collection. exact_below: with fewer rows than this, a column is exact.
     tune: whether plans are measured; without, the default plan is built. segment_rows: rows after
@@ -51,6 +54,7 @@ class IndexSettings:
     memory_gb: float = 0.0
     latency_ms: float = 0.0
     dims: int = 0
+    vectors: str = "float16"
     nprobe: int = 0
     queries: str = ""
     exact_below: int = 10_000
@@ -82,6 +86,9 @@ class IndexSettings:
         if self.kind and self.kind not in KINDS:
             kinds = ", ".join(KINDS)
             raise UsageError("index.kind", expected=f"one of {kinds}", found=repr(self.kind))
+        if self.vectors not in VECTORS:
+            forms = ", ".join(VECTORS)
+            raise UsageError("index.vectors", expected=f"one of {forms}", found=repr(self.vectors))
         if not 0 < self.recall < 1:
             raise UsageError(
                 "index.recall", expected="a share above 0 and below 1", found=f"{self.recall:g}"
@@ -90,11 +97,13 @@ class IndexSettings:
 
 @dataclass(frozen=True)
 class Plan:
-    """A column's index. An exact one has the defaults.
+    """A column's index. An exact one has the defaults, but for `vectors`.
 
-    lists: of the inverted file; nprobe: how many of them a query scans. space: in which the lists
-    were made and are ranked, of the vectors or of the projection. dims: of the codes. codes: "SQ8",
-    8 bits a dimension, or "RaBitQn", n bits. spread: how many standard deviations of the scores
+    vectors: in which form those are stored that candidates are scored by. lists: of the inverted
+    file; nprobe: how many of them a query scans. space: in which the lists were made and are
+    ranked, of the vectors or of the projection. dims: of the codes; of the family "ivf" in the
+    space "projected" these are the first numbers of the vectors. codes: "SQ8", 8 bits a dimension,
+    or "RaBitQn", n bits. spread: how many standard deviations of the scores
     within a list are added to its centroid's score when lists are ranked (Bruch et al., 2024,
     "optimistic" ranking; 0 ranks by centroids alone). oversample: candidates a result that are
     scored again. missed: the share of the best rows that the lists that a filtered query leaves
@@ -112,10 +121,16 @@ class Plan:
     oversample: Count = 1
     missed: Annotated[float, Field(ge=0, le=1)] = 0.0
     train_rows: Count = 0
+    vectors: Literal["float16", "int8", "none"] = "float16"
 
     @property
     def exact(self) -> bool:
         return self.family == "exact"
+
+    @property
+    def is_prefix(self) -> bool:
+        """Whether its codes are of the first numbers of the vectors alone."""
+        return self.family == "ivf" and self.space == "projected"
 
     @property
     def code_size(self) -> int:
@@ -128,30 +143,47 @@ class Plan:
         # FAISS, RaBitQUtils.h: the signs, the other bits, and the factors
         return -(-self.dims // 8) - (-self.dims * (bits - 1) // 8) + (8 if bits == 1 else 20)
 
+    def candidates(self, k: int, nprobe: int) -> int:
+        """How many candidates for k results are scored again by a query that scans so many lists.
+        Whoever scans more than the plan says wants more recall than it promises, which codes limit
+        as well: candidates grow as the root of the lists, by which 0.99 costs least where the plan
+        is for 0.95 (benchmarks/index_peers.py)."""
+        if not self.nprobe or nprobe <= self.nprobe:
+            return k * self.oversample
+        return math.ceil(k * self.oversample * math.sqrt(nprobe / self.nprobe))
+
     def __str__(self) -> str:
-        """`exact`, `ivf 2048 x SQ8`, `projected 2048 x SQ8, 48 dimensions`."""
-        if self.exact:
-            return "exact"
-        text = f"{self.family} {self.lists} x {self.codes}"
-        return text if self.family == "ivf" else f"{text}, {self.dims} dimensions"
+        """`exact`, `ivf 2048 x SQ8`, `projected 2048 x SQ8, 48 dimensions`, ..."""
+        text = self.family if self.exact else f"{self.family} {self.lists} x {self.codes}"
+        if self.family == "projected":
+            text += f", {self.dims} dimensions"
+        elif self.is_prefix:
+            text += f", first {self.dims} numbers"
+        return (
+            text
+            + {"float16": "", "int8": ", 8-bit vectors", "none": ", without vectors"}[self.vectors]
+        )
 
 
 def default_plan(rows: int, dim: int, settings: IndexSettings) -> Plan:
     """The index for `rows` vectors of width `dim` of one column, unmeasured."""
     lists = lists_for(rows)
     few = rows < settings.exact_below and settings.kind in ("", "exact")
+    vectors: Any = settings.vectors
     if settings.kind == "exact" or few or lists < 1:
-        return Plan()
+        return Plan(vectors=vectors)
     projected = settings.kind == "projected"
+    prefix = not projected and 0 < settings.dims < dim
     return Plan(
         family="projected" if projected else "ivf",
         lists=lists,
         nprobe=min(lists, settings.nprobe or nprobe_for(lists)),
-        space="projected" if projected else "full",
-        dims=min(dim, settings.dims or DEFAULT_DIMS) if projected else dim,
+        space="projected" if projected or prefix else "full",
+        dims=min(dim, settings.dims or (DEFAULT_DIMS if projected else dim)),
         codes="SQ8",
         oversample=4,
         train_rows=min(rows, lists * TRAIN_PER_LIST),
+        vectors=vectors,
     )
 
 

@@ -106,7 +106,8 @@ def _known(fields: dict[str, Any], kind: type, place: str) -> dict[str, Any]:
 
 def _vector(value: Any, place: str) -> np.ndarray:
     try:
-        vector = np.asarray(value, dtype=np.float32)
+        with np.errstate(over="ignore"):  # infinity is refused later
+            vector = np.asarray(value, dtype=np.float32)
     except (ValueError, TypeError, OverflowError):
         vector = np.empty(0)
     if vector.ndim != 1 or not len(vector):

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from tiny_collection import make_collection, unit_rows
+from tiny_collection import add_shard, make_collection, unit_rows
 
 from chiasm.index import IndexSettings, build_index, open_collection
 from chiasm.index.build import fill_segment
@@ -16,6 +16,7 @@ from chiasm.index.verify import check
 from chiasm.jobs.build_index import build_on_cluster
 from chiasm.jobs.config import WorkerSettings
 from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.storage import Folder
 
 SETTINGS = IndexSettings(tune=False, exact_below=1, segment_rows=60)
 WORKERS = WorkerSettings(count=2, cpus=1)
@@ -62,27 +63,41 @@ class Killed(BaseException):
     """What leaves everything as it is."""
 
 
-@pytest.mark.parametrize("finished", [0, 1, 3])
-def test_a_build_takes_up_what_one_that_was_killed_has_finished(tmp_path, monkeypatch, finished):
-    """The trained lists and each whole segment; but nothing of a build of other files."""
-    make_collection(tmp_path, (50, 60, 40, 30))
-    filled: list[list[str]] = []
+class Fills:
+    """Fills segments here; killed after so many of its first build. numbers: of the segments that
+    each build has filled."""
 
-    def fill(tasks, filling):
+    def __init__(self, finished: int) -> None:
+        self.finished = finished
+        self.numbers: list[list[str]] = []
+
+    def __call__(self, tasks, filling):
         if not tasks:  # no shard was replaced meanwhile
             return
-        filled.append([task.segment_id.rpartition("-")[2] for task in tasks])
+        self.numbers.append([task.segment_id.rpartition("-")[2] for task in tasks])
         for number, task in enumerate(tasks):
-            if number == finished and len(filled) == 1:
+            if number == self.finished and len(self.numbers) == 1:
                 raise Killed
             yield fill_segment(task)
 
+
+def killed_build(path, monkeypatch, finished: int) -> Fills:
+    """What a build that is killed after so many segments leaves."""
+    fill = Fills(finished)
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules[sweep.__module__], "remove_unnamed", lambda *of: [])
         with pytest.raises(Killed):
-            build_index(tmp_path, columns=["image"], settings=SETTINGS, fill=fill)
-    (record,) = tmp_path.glob("runs/*.json")
+            build_index(path, columns=["image"], settings=SETTINGS, fill=fill)
+    (record,) = path.glob("runs/*.json")
     record.write_text(record.read_text().replace('"stopped"', '"killed"'))
+    return fill
+
+
+@pytest.mark.parametrize("finished", [0, 1, 3])
+def test_a_build_takes_up_what_one_that_was_killed_has_finished(tmp_path, monkeypatch, finished):
+    make_collection(tmp_path, (50, 60, 40, 30))
+    fill = killed_build(tmp_path, monkeypatch, finished)
+    filled = fill.numbers
     (learned,) = tmp_path.glob("index/trained/*/image.safetensors")
     content = learned.read_bytes()
     build_index(tmp_path, columns=["image"], settings=SETTINGS, fill=fill)
@@ -92,3 +107,35 @@ def test_a_build_takes_up_what_one_that_was_killed_has_finished(tmp_path, monkey
     assert len(list(tmp_path.glob("index/segments/*"))) == 4, "the rest is swept"
     build_index(tmp_path, columns=["image"], settings=SETTINGS, fill=fill)
     assert filled[2] == ["000", "001", "002", "003"], "a build that has ended is made anew"
+
+
+ALL = ["000", "001", "002", "003"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "filled"),
+    [
+        ({}, ["001", "003"]),
+        ({"json_of": lambda row: '{"number": "a text", "odd": null}'}, ALL),
+        ({"rows": 100}, ALL),
+    ],
+    ids=["other vectors", "another type of json", "many more rows"],
+)
+def test_a_shard_that_changed_since_a_kill_costs_its_segment(
+    tmp_path, monkeypatch, changes, filled
+):
+    make_collection(tmp_path, (50, 60, 40, 30))
+    fill = killed_build(tmp_path, monkeypatch, 3)
+    (learned,) = tmp_path.glob("index/trained/*/image.safetensors")
+    content = learned.read_bytes()
+    add_shard(Folder(str(tmp_path)), "s1", changes.pop("rows", 60), seed=7, **changes)
+    build_index(tmp_path, columns=["image"], settings=SETTINGS, fill=fill)
+    assert fill.numbers[1] == filled and check(tmp_path).ok
+    (now,) = tmp_path.glob("index/trained/*/image.safetensors")
+    assert (now.read_bytes() == content) == (filled != ALL or "json_of" in changes)
+    xq = unit_rows(np.random.default_rng(1), 20, 8)
+    found = open_collection(tmp_path).search_vectors(xq, 10, nprobe=1000)
+    fresh = build_index(tmp_path, columns=["image"], settings=SETTINGS)
+    assert fresh.segments == 4
+    again = open_collection(tmp_path).search_vectors(xq, 10, nprobe=1000)
+    np.testing.assert_allclose(found[0], again[0], atol=1e-6)

@@ -221,15 +221,17 @@ def test_deleting_by_key_by_shard_and_by_id(path):
     gone = ids_of("s0", 3, 59) + ids_of("s1", 0) + ids_of("s2", 4)
     keys = ["s0/000003", "s1/000000", "nothing"]
     summary = delete_from_index(path, lambda one: ByKey(keys))
-    assert summary.counts == {"deleted": 2, "deleted_before": 0, "shards": 2}
+    assert summary.counts == {"deleted": 2, "deleted_before": 0, "shards": 2, "missing": 1}
     only = frozenset({f"s0{SUFFIX}"})
     assert delete_from_index(path, lambda one: ByKey(["s0/000059"], only)).counts["deleted"] == 1
     with pytest.raises(CollectionError, match="rows of key s1/000007 in shard s0"):
         delete_from_index(path, lambda one: ByKey(["s1/000007"], only))
-    assert delete(path, *gone).counts == {"deleted": 1, "deleted_before": 3, "shards": 3}
+    counts = {"deleted": 1, "deleted_before": 3, "shards": 3, "missing": 0}
+    assert delete(path, *gone).counts == counts
     assert found(path) == embedded(path, without=gone)
-    again = delete(path, *gone)
+    again = delete(path, *gone, *ids_of("s0", 60), *ids_of("s1", 1, edition="0000000b"))
     assert not again.changed and again.counts["deleted_before"] == 4
+    assert again.counts["missing"] == 2
     assert len(open_collection(path)) == again.rows == 111 and again.deleted == 4
     assert check(path).ok
 
@@ -336,6 +338,18 @@ def test_rolling_back(lists):
         roll_back_index(lists)
 
 
+def test_an_edit_after_a_rollback_is_undone_like_any_other(lists):
+    delete(lists, *ids_of("s0", 1))
+    roll_back_index(lists, settings=LISTS)
+    delete(lists, *ids_of("s0", 2))
+    assert manifest(lists).restores is None
+    assert roll_back_index(lists, settings=LISTS).counts == {"restored": 3}
+    assert found(lists) == embedded(lists)
+    delete(lists, *ids_of("s0", 3))
+    assert roll_back_index(lists, 3, settings=LISTS).changed
+    assert found(lists) == embedded(lists)
+
+
 def test_no_index_and_another_encoder_are_refused(lists, tmp_path):
     make_collection(tmp_path / "bare", (5,))
     for edit in (add_to_index, compact_index, roll_back_index):
@@ -427,6 +441,23 @@ def test_a_build_and_an_edit_at_once_lose_nothing(lists, monkeypatch, method, na
     assert check(lists).ok
     assert current_number(Folder(lists)) == numbers(Folder(lists))[-1]
     assert (manifest(lists).command == "index build") is not published_first
+
+
+def test_an_edit_is_made_upon_what_answers_though_another_covers_the_shards_better_now(
+    lists, monkeypatch
+):
+    """A build replaces the deletion that was published while it ran, as it covers more. That the
+    shard which it covers is gone later does not bring the other back."""
+    delete(lists, *ids_of("s0", 7))
+    add_shard(Folder(lists), "s2", 20, seed=2)
+    gone = ids_of("s1", 3)
+    hook = Once(monkeypatch, "write_new", manifest_name(3), lambda: delete(lists, *gone))
+    build_index(lists, settings=LISTS)
+    assert not hook.left and manifest(lists).command == "index build"
+    forget(lists, "s2" + SUFFIX)
+    add_to_index(lists, settings=LISTS)
+    assert found(lists) == embedded(lists, without=gone), "row 7 of s0 is there since the build"
+    assert check(lists).ok
 
 
 def test_an_edit_is_made_upon_a_build_that_was_killed_before_current(lists, monkeypatch):
@@ -590,7 +621,11 @@ def test_the_commands(lists, tmp_path, capsys, monkeypatch):
     file = tmp_path / "ids.txt"
     file.write_text("\n".join(["", *ids_of("s0", *range(40)), ""]))
     line = printed(index_edit.delete, ids_from=str(file))
-    assert "39 rows deleted in 1 shards (1 were before)" in line
+    assert "39 rows deleted in 1 shards (1 were before); 90 rows" in line
+    line = printed(index_edit.delete, ["s0/000001", "nowhere", "nothing"])
+    assert "nothing to do, 1 rows were deleted before, 2 not found" in line
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n \n")
     line = printed(index_edit.compact)
     assert "2 segments written as 1, 40 deleted rows removed" in line
     assert "generation 6 is live: it is generation 3 again" in printed(index_edit.rollback, 3)
@@ -607,6 +642,7 @@ def test_the_commands(lists, tmp_path, capsys, monkeypatch):
         ({"shard": "a", "ids_from": str(file)}, "expected it beside --key"),
         ({"key": ["a"], "shard": "nowhere"}, "expected an id, path, URL or glob of indexed shards"),
         ({"ids_from": str(tmp_path / "none")}, "expected a file of ids, found No such file"),
+        ({"ids_from": str(empty)}, "expected ids, one a line, found none"),
     ]
     for options, message in refused:
         with pytest.raises(UsageError, match=message):

@@ -6,10 +6,12 @@ import builtins
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import environment
 
 from chiasm.index import faiss_runtime
+from chiasm.index.build.train import cluster
 from chiasm.pipeline.errors import ChiasmError
 
 TOGETHER = """
@@ -78,3 +80,18 @@ def test_without_faiss_the_error_names_both_extras(monkeypatch):
         "the package faiss: expected faiss-cpu or faiss-gpu-cuvs, exactly one of them, found No "
         "module named 'faiss'; pip install 'chiasm[cpu]', or 'chiasm[gpu]' on a machine with CUDA"
     )
+
+
+def test_centroids_are_learned_on_the_devices_that_faiss_has(monkeypatch):
+    faiss, used = faiss_runtime.load_faiss(), []
+    kmeans = faiss.Kmeans
+
+    def recording(dim, lists, *, gpu, **options):
+        used.append(gpu)
+        return kmeans(dim, lists, **options)
+
+    monkeypatch.setattr(faiss, "Kmeans", recording)
+    for devices in (faiss.get_num_gpus(), 2):
+        monkeypatch.setattr(faiss, "get_num_gpus", lambda devices=devices: devices)
+        assert cluster(np.eye(8, dtype=np.float32), 2, seed=1).shape == (2, 8)
+    assert used[1] == 2 and isinstance(used[0], int)

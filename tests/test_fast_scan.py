@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
 from chiasm.index.query import fast_scan
+from chiasm.index.query.code_scan import CodeScan
 from chiasm.index.query.fast_scan import FastScan, fit_levels
-from chiasm.index.query.resident import Resident
 from chiasm.index.segments import ListCodes, Trained, code_ranges
 
 LISTS = 8
@@ -156,7 +156,7 @@ def test_both_ways_to_scan_some_rows_agree(codes):
     rng = np.random.default_rng(4)
     xb, xq = unit(rng, 400, 16), unit(rng, 5, 16)
     trained, coded, lists = in_lists(xb, codes)
-    scan = (FastScan if codes == "SQ8" else Resident)(coded, trained)
+    scan = (FastScan if codes == "SQ8" else CodeScan)(coded, trained)
     mask = rng.random(400) < 0.2
     mask[lists == 3] = False
     subset, selecting = scan.subset(mask), scan.selecting(mask)

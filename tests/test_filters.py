@@ -7,6 +7,7 @@ import json
 import math
 import operator
 import re
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -79,6 +80,12 @@ def passing(text: str, table: pa.Table = TABLE) -> list[int]:
     passed = evaluate(condition, table)
     assert passed.dtype == bool and passed.shape == (len(table),)
     return np.flatnonzero(passed).tolist()
+
+
+def test_no_thread_outlives_an_evaluation():
+    before = set(threading.enumerate())
+    passing("width > 100")
+    assert set(threading.enumerate()) <= before
 
 
 def refusal(text: str, table: pa.Table = TABLE) -> str:

@@ -417,12 +417,12 @@ def test_a_sweep_leaves_what_a_living_build_has_written(tmp_path, builders):
 def test_a_full_disk_ends_in_one_line_and_leaves_the_live_generation(tmp_path):
     path = tmp_path / "c"
     make_collection(path, (2000,), dim=64)
-    build_index(str(path))
+    build_index(str(path), settings=IndexSettings(tune=False))
     limited = (
-        "import resource, sys; from chiasm.index import build_index; "
+        "import resource, sys; from chiasm.index import IndexSettings, build_index; "
         "from chiasm.pipeline.errors import StorageError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
-        "try: build_index(sys.argv[1])\n"
+        "try: build_index(sys.argv[1], settings=IndexSettings(tune=False))\n"
         "except StorageError as error: print(error)"
     )
     ran = subprocess.run(

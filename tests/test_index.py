@@ -159,7 +159,7 @@ def test_more_cells_are_searched_where_those_asked_for_hold_fewer_than_k(tmp_pat
 
 def last_of_equal(scan: Scan, xq: np.ndarray, wanted: int, nprobe: int):
     """Candidates of a scan that keeps the last of equal ones: FAISS promises none."""
-    vectors = [segment.raw(scan.index.column) for segment in scan.index.segments]
+    vectors = [segment.raw(scan.index.column).take(slice(None)) for segment in scan.index.segments]
     scores = xq @ np.concatenate(vectors).astype(np.float32).T
     order = np.lexsort((-np.arange(scores.shape[1])[None].repeat(len(xq), 0), -scores))[:, :wanted]
     return np.take_along_axis(scores, order, 1), order
@@ -231,8 +231,8 @@ def test_no_query_changes_the_shared_index(tmp_path):
     for thread in threads:
         thread.join()
     assert wrong == []
-    (part,) = collection.column("image").scan(None).parts
-    assert part.scanner._index.nprobe == 1, "FAISS's own default"
+    (scan,) = collection.column("image").scan(None).memory
+    assert scan._index.nprobe == 1, "FAISS's own default"
     assert truth[1][0].results != truth[8][0].results
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 
@@ -23,9 +24,11 @@ from chiasm.index import (
     read_queries,
     search_file,
 )
+from chiasm.index.hit_files import HitWriter
 from chiasm.jobs.cli.app import application
 from chiasm.pipeline.errors import SourceError, StorageError, UsageError
 from chiasm.pipeline.make import make_collection
+from chiasm.pipeline.storage import Folder
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,13 @@ def test_the_results_are_those_of_the_queries(made, tmp_path):
         assert (row["query"], row["text"], row["size"]) == (line, answer.query.text, plain["size"])
         assert row["scores"] == result.scores and json.loads(row["meta"]) == result.meta
         assert row["reranked"] == answer.is_reranked(result)
-        assert row["duplicates"] == list(result.duplicates)
+        assert row["duplicates"] == list(result.duplicates) and row["p_absent"] is None
+    calibrated = dataclasses.replace(answers[1], p_absent=0.25)
+    with HitWriter(Folder(str(tmp_path)), "p.parquet") as writer:
+        writer.write([7], [calibrated])
+        writer.commit({})
+    found = [(row["query"], row["p_absent"]) for row in rows_of(tmp_path / "p.parquet")]
+    assert found == [(7, 0.25)] * 2
     footer = json.loads(pq.read_metadata(tmp_path / "hits.parquet").metadata[b"chiasm"])
     assert footer["schema"] == 1 and (footer["queries"], footer["hits"]) == (4, counts.hits)
     assert footer["fingerprint"] == FakeEncoder().fingerprint

@@ -12,10 +12,11 @@ from tiny_collection import make_collection
 
 from chiasm.index import IndexSettings, build_index, open_collection
 from chiasm.index.build import columns
+from chiasm.index.build.build import Build
 from chiasm.index.build.covered import CoveredShards
 from chiasm.index.build.report import Report
 from chiasm.index.build.samples import CollectionView, QuerySets
-from chiasm.jobs.cli.index import print_summary, write_plot
+from chiasm.jobs.cli.index import build, print_summary, write_plot
 from chiasm.jobs.cli.units import gigabytes, milliseconds
 from chiasm.pipeline.collection import Collection
 from chiasm.pipeline.encoders import register_encoder
@@ -130,7 +131,25 @@ def test_a_build_is_tuned_measured_and_says_what_it_promises(tmp_path, capsys):
     assert "promised recall@10: text " in printed and "captions of rows, encoded" in printed
     write_plot(str(tmp_path / "p.png"), summary)
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert "lists by" in printed and "build s" in printed
+    labels = [one.label for one in report.candidates]
+    assert len(set(labels)) == len(labels), "trials can be told apart"
     assert json.loads(json.dumps({"seconds": summary.seconds}))["seconds"]["fit"] > 0
+
+
+def test_files_that_cannot_be_used_are_refused_before_anything_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "c"
+    make_collection(path, (5,))
+    for name, found in (("a.jpg", "another one"), ("none/a.png", f"none at {tmp_path / 'none'}")):
+        with pytest.raises(UsageError, match=f"^--plot .*, found {found}$"):
+            build(str(path), plot=str(tmp_path / name))
+    monkeypatch.setattr(Build, "infer_schema", pytest.fail)
+    few = tmp_path / "few.txt"
+    few.write_text("one\ntwo\n")
+    for file, found in ((few, "2"), (tmp_path / "none.txt", "No such file or directory")):
+        with pytest.raises(UsageError, match=f"^--queries .*, found {found}$"):
+            build(str(path), queries=str(file))
+    assert not (path / "index").exists()
 
 
 @pytest.mark.parametrize("text", ["", "4", "GB", "-1GB", "4 XB", "1e3GB", "4GBs", "0GB", "nan GB"])

@@ -139,7 +139,7 @@ def test_only_lists_and_blocks_that_are_needed_are_read(both):
     assert {name for name, _, _ in both.store.read} == {"image.lists", "image.f16", "rows.arrow"}
     assert index.trained is not None
     lists = index.trained.rank(xq, index.trained.queries(xq), 2)[0]
-    sizes = [segment._list_sizes("image", index.trained).offsets for segment in there.segments]
+    sizes = [segment.list_sizes("image", index.trained).offsets for segment in there.segments]
     expected = sum(int((offsets[lists + 1] - offsets[lists]).sum()) for offsets in sizes)
     assert sum(size for name, _, size in both.store.read if name == "image.lists") == expected
     whole = sum(segment.record.files["rows.arrow"].size for segment in there.segments)

@@ -247,7 +247,7 @@ def test_a_column_without_an_index_is_refused_before_the_encoder_is_loaded(
         open_collection(tmp_path / "c").search("x")
     assert str(error.value) == (
         f"column image of {tmp_path / 'c'}: expected an indexed column, one of text, found none; "
-        f"run chiasm index build {tmp_path / 'c'} --column image"
+        f"run chiasm index build {tmp_path / 'c'}"
     )
 
 

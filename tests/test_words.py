@@ -109,6 +109,7 @@ ALLOWED = {
     "jobs/status.py": {"set_aside"},
     # How wide scores are spread within a list: a field of stored plans.
     "index/plan.py": {"spread"},
+    "index/build/report.py": {"spread"},
     # Scenes: a claim holds or does not, as in logic.
     "jobs/demo.py": {"holds"},
     "pipeline/scenes/claims.py": {"holds"},

@@ -24,7 +24,7 @@ class Chiasm(BaseANN):
     def __init__(self, metric, recall):
         self.metric, self.recall = metric, recall
         self._folder = tempfile.TemporaryDirectory()
-        self.times = 1.0
+        self.times, self.lists = 1.0, 0
 
     def fit(self, X):
         self.fit_ood(X, None, None)
@@ -40,7 +40,7 @@ class Chiasm(BaseANN):
 
     def set_query_arguments(self, times):
         self.times = times
-        self.lists = max(1, min(self.plan.lists, round(self.plan.nprobe * times))) or None
+        self.lists = max(1, min(self.plan.lists, round(self.plan.nprobe * times)))
 
     def query(self, q, n):
         return self._search(q[None], n)[0]
@@ -50,6 +50,9 @@ class Chiasm(BaseANN):
 
     def get_batch_results(self):
         return self.res
+
+    def done(self):
+        self._folder.cleanup()
 
     def _search(self, xq, n):
         return self.rows[self.index.search_vectors(_unit(xq), n, nprobe=self.lists)[1]]

@@ -82,7 +82,7 @@ class Addition:
             without_rows=(*manifest.without_rows, *empty),
             meta=[*manifest.meta, *(one for one in added.meta if one not in manifest.meta)],
         )
-        manifest = replace(manifest, drift=measure_drift(base, opened))
+        manifest = replace(manifest, drift=measure_drift(base, opened, retired))
         return self._with_last_merged(base, manifest, len(added.segments))
 
     def _with_last_merged(self, base: Generation, manifest: Manifest, added: int) -> Manifest:

@@ -19,12 +19,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from chiasm.index.build.calibrations import store_calibrations
 from chiasm.index.build.columns import TunedColumns
 from chiasm.index.build.covered import CoveredShards, ShardReplaced, vector_counts
 from chiasm.index.build.fill import Filled, SegmentTask, fill_segment
 from chiasm.index.build.report import Report
 from chiasm.index.build.resume import COMMAND, Earlier, recipe_of
-from chiasm.index.build.samples import all_replaced
+from chiasm.index.build.sampled_rows import all_replaced
+from chiasm.index.build.samples import query_lines
 from chiasm.index.plan import IndexSettings, Plan
 from chiasm.index.segments import (
     FileSum,
@@ -83,14 +85,16 @@ def build_index(
 
     columns: vector columns to index; None takes every one that has rows. progress: called with the
     stage, rows done and rows in all. fill: how segments are filled, None in this process, one after
-    the other. Raises UsageError for a column that does not exist or has no rows, CollectionError
-    where there is nothing to index.
+    the other. Raises UsageError for a column that does not exist or has no rows, and for a file of
+    queries that cannot be used, CollectionError where there is nothing to index.
     """
     settings = settings or IndexSettings()
     collection = Collection.open(str(path))
+    if settings.queries:
+        query_lines(settings.queries)  # refused now rather than after the rows were read
     clock = Stopwatch()
     folder, covered = collection.folder, CoveredShards(collection)
-    record = {**asdict(settings), "recipe": recipe_of(covered, settings, columns)}
+    record = {**asdict(settings), **recipe_of(covered, settings, columns)}
     with Run(folder, COMMAND, record, make_room=partial(remove_unnamed, folder)) as run:
         build = Build(covered, run, settings, progress)
         with sweeping(run, settings, build.find_earlier):
@@ -104,20 +108,12 @@ def build_index(
                 segments = build.write_segments(plans, fill or fill_here)
             with clock.stage("fit"):
                 manifest = build.fit(build.manifest(plans, segments), clock.seconds)
+            with clock.stage("calibrate"):
+                manifest = build.calibrate(collection, manifest)
             with clock.stage("publish"):
                 number = publish(folder, manifest, run, began_with)
                 sweep_published(folder, run, settings)
-            summary = BuildSummary(
-                generation=number,
-                rows=manifest.rows,
-                shards=len(build.covered.indexed),
-                segments=len(segments),
-                columns={column: str(plan) for column, plan in manifest.columns.items()},
-                vectors={column: build.vectors[column] for column in plans},
-                meta=manifest.meta,
-                seconds={stage: round(spent, 4) for stage, spent in clock.seconds.items()},
-                reports=build.reports,
-            )
+            summary = build.summary(number, manifest, clock.seconds)
             run.finish("done", asdict(summary))
     return summary
 
@@ -214,6 +210,30 @@ class Build:
         plans = {column: tuned.plan for column, tuned in self.columns.tuned.items()}
         return replace(manifest, columns=plans, reports=reports)
 
+    def calibrate(self, collection: Collection, manifest: Manifest) -> Manifest:
+        """The manifest with what says whether nothing here matches; of a tuned build alone, since
+        captions are encoded."""
+        if not self.settings.tune:
+            return manifest
+        self.progress("calibrate", 0, manifest.rows)
+        encoder = lambda: self.columns.encoder  # noqa: E731
+        stored = store_calibrations(collection, manifest, self.run.id, encoder)
+        return replace(manifest, calibrations=stored)
+
+    def summary(self, number: int, manifest: Manifest, seconds: dict[str, float]) -> BuildSummary:
+        """number: of the generation that is live."""
+        return BuildSummary(
+            generation=number,
+            rows=manifest.rows,
+            shards=len(self.covered.indexed),
+            segments=len(manifest.segments),
+            columns={column: str(plan) for column, plan in manifest.columns.items()},
+            vectors={column: self.vectors[column] for column in manifest.columns},
+            meta=manifest.meta,
+            seconds={stage: round(spent, 4) for stage, spent in seconds.items()},
+            reports=self.reports,
+        )
+
     @property
     def reports(self) -> dict[str, Report]:
         return {
@@ -276,16 +296,17 @@ class Build:
                 plans=plans,
                 shared=self.shared,
                 dim=self.identity.dim,
-                batch_bytes=self.settings.catalog_bytes,
+                # A sixteenth of the memory at the most: writing takes several times as much.
+                batch_bytes=min(self.settings.catalog_bytes, self.settings.build_memory_mb << 16),
             )
             for number, group in enumerate(groups(files, self.segment_rows(plans)), first)
         ]
 
     def segment_rows(self, plans: dict[str, Plan]) -> int:
-        """Rows of a segment: what the settings say, or what fits the memory of a build: half of
-        it holds codes, list numbers and row numbers; the rest reads, encodes and writes."""
+        """Rows of a segment: what the settings say, or what fits the memory of a build: a quarter
+        of it holds codes, list numbers and row numbers; the rest reads, encodes and writes."""
         row_bytes = sum(plan.code_size + 16 for plan in plans.values() if not plan.exact)
-        fits = (self.settings.build_memory_mb << 19) // max(1, row_bytes)
+        fits = (self.settings.build_memory_mb << 18) // max(1, row_bytes)
         return max(1, min(self.settings.segment_rows, fits))
 
     def manifest(self, plans: dict[str, Plan], segments: list[SegmentEntry]) -> Manifest:

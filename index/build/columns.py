@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping
 
 from chiasm.index.build.covered import CoveredShards
 from chiasm.index.build.fit import fit_column
+from chiasm.index.build.memory import release_memory
 from chiasm.index.build.samples import CollectionView
 from chiasm.index.build.tune import TunedColumn, tune_column
 from chiasm.index.plan import IndexSettings
 from chiasm.index.query import ColumnIndex
-from chiasm.index.segments import Generation, Manifest, Trained, open_segments
+from chiasm.index.segments import Generation, Manifest, SegmentGone, Trained, open_segments
 from chiasm.pipeline.encoders import Encoder, load_encoder
 from chiasm.pipeline.errors import EncoderError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.storage import display_name
+
+LOG = logging.getLogger(__name__)
 
 
 class TunedColumns:
@@ -55,6 +59,7 @@ class TunedColumns:
         else:
             sets = view.query_sets() if self.settings.tune else None
             self.tuned[column] = TunedColumn(taken.plan, taken, sets)
+        release_memory()
         return self.tuned[column]
 
     def fit(self, manifest: Manifest, seconds: Mapping[str, float]) -> None:
@@ -69,4 +74,7 @@ class TunedColumns:
             trained = generation.trained(column)
             index = ColumnIndex(generation.segments, column, tuned.plan, trained)
             build_seconds = spent + tuned.seconds.get("train", 0.0)
-            self.tuned[column] = fit_column(tuned, index, self.settings, build_seconds)
+            try:
+                self.tuned[column] = fit_column(tuned, index, self.settings, build_seconds, folder)
+            except SegmentGone as error:  # a shard without copies was embedded anew meanwhile
+                LOG.warning("column %s is not measured: %s", column, error)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from chiasm.index.build.build import Progress
+from chiasm.index.build.stored_columns import StoredColumns
 from chiasm.index.plan import IndexSettings
 from chiasm.index.segments import (
     BATCH,
@@ -152,7 +153,7 @@ class Compaction:
         ]
         types = {str(one.field("meta").type) for one in catalogs}
         schema = _common_schema(group) if len(types) > 1 else None
-        columns = {column: base.trained(column) for column in base.manifest.columns}
+        trained = {column: base.trained(column) for column in base.manifest.columns}
         number, self.next = self.next, self.next + 1
         with SegmentWriter(
             self.folder,
@@ -161,15 +162,19 @@ class Compaction:
             shards=[source.shard for source in group],
             schema=schema or SchemaInference(),
             copied=[field.name for field in copied],
-            columns=columns,
+            plans=base.manifest.columns,
+            trained=trained,
             dim=base.manifest.dim,
             batch_bytes=self.settings.catalog_bytes,
             capacity=sum(len(source.rows) for source in group),
         ) as writer:
+            stored = None
             for shard, source in enumerate(group):
+                if stored is None or stored.segment is not source.segment:
+                    stored = StoredColumns(source.segment, trained)
                 for part, rows in _parts(source):
-                    vectors = {column: source.segment.raw(column)[part] for column in columns}
-                    writer.copy(shard, _as_copied(rows, copied, schema), vectors)
+                    columns = {name: stored.copied(name, part) for name in trained}
+                    writer.copy(shard, _as_copied(rows, copied, schema), columns)
             record, checksum = writer.commit()
         return SegmentEntry(record.id, record.rows, checksum)
 

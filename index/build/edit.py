@@ -190,7 +190,8 @@ def _require_same_encoder(collection: Collection, base: Generation) -> None:
 
 
 class Deletion:
-    """Leaves rows out. counts: how many were deleted, and how many were before."""
+    """Leaves rows out. counts: how many were deleted, how many were before, and how many of the
+    names that select them no row has."""
 
     def __init__(
         self, collection: Collection, run: Run, select: Callable[[Generation], Selection]
@@ -201,6 +202,7 @@ class Deletion:
     def __call__(self, base: Generation) -> Manifest | None:
         selection = self.select(base)
         masks: list[np.ndarray | None] = []
+        missing = set(selection.names)
         new = before = shards = 0
         for entry, segment in zip(base.manifest.segments, base.segments, strict=True):
             mask = selection.rows(segment)
@@ -212,6 +214,7 @@ class Deletion:
             again = 0 if deleted is None else int(np.count_nonzero(mask & deleted))
             before += again
             new += int(np.count_nonzero(mask)) - again
+            missing -= selection.names_of(segment, mask)
             masks.append(mask if mask.any() else None)
         if not new and not before:
             raise CollectionError(
@@ -219,7 +222,12 @@ class Deletion:
                 expected=f"rows of {selection}",
                 found=f"none among {base.manifest.rows:,} rows",
             )
-        self.counts = {"deleted": new, "deleted_before": before, "shards": shards}
+        self.counts = {
+            "deleted": new,
+            "deleted_before": before,
+            "shards": shards,
+            "missing": len(missing),
+        }
         return with_deleted(self.folder, self.run.id, base, masks) if new else None
 
 

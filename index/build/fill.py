@@ -18,6 +18,7 @@ from typing import TypeVar
 import pyarrow as pa
 
 from chiasm.index.build.covered import READ_BYTES, ReadFiles, ShardReplaced
+from chiasm.index.build.memory import release_memory
 from chiasm.index.plan import Plan
 from chiasm.index.segments import (
     IndexedShard,
@@ -104,7 +105,8 @@ def _fill(task: SegmentTask, folder: Folder, progress: Callable[[int], None]) ->
         shards=task.shards,
         schema=task.schema,
         copied=task.copied,
-        columns={column: trained_of(task, folder, column) for column in task.plans},
+        plans=task.plans,
+        trained={column: trained_of(task, folder, column) for column in task.plans},
         dim=task.dim,
         batch_bytes=task.batch_bytes,
         capacity=task.rows,
@@ -117,6 +119,7 @@ def _fill(task: SegmentTask, folder: Folder, progress: Callable[[int], None]) ->
         if not segment.rows:
             return Filled(None, {})
         record, checksum = segment.commit()
+    release_memory()
     LOG.info("filled segment %s: %d rows of %d shards", record.id, record.rows, len(task.shards))
     return Filled(SegmentEntry(record.id, record.rows, checksum), dict(record.vectors))
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from chiasm.index.build.exact_rows import ExactRows
 from chiasm.index.build.measure import (
     FILTERED,
     SINGLE,
@@ -28,47 +29,48 @@ from chiasm.index.build.measure import (
     recalls,
     seconds_per_query,
 )
+from chiasm.index.build.memory import release_vectors
 from chiasm.index.build.promise import promised_recall
 from chiasm.index.build.report import CurvePoint, Report
-from chiasm.index.build.samples import Queries
 from chiasm.index.build.trials import DEEPEST, plan_bytes
 from chiasm.index.build.tune import OVERSAMPLES, TunedColumn
 from chiasm.index.plan import IndexSettings, Plan
-from chiasm.index.query import (
-    Allowed,
-    ColumnIndex,
-    exact_top,
-    rows_of_column,
-    search_filtered,
-    search_lists,
-    without_own,
-)
+from chiasm.index.query import ColumnIndex, search_filtered, search_lists
 from chiasm.pipeline.errors import ChiasmError
+from chiasm.pipeline.storage import Folder
 
 STEP = 1.125  # by which lists are added where the promise falls short
 MOST_MISSED, LEAST_MISSED, MISSED_STEP = 0.05, 1e-4, 1.5
 CURVE = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the lists that the plan scans
+CHOOSING = 320  # queries of a kind that the number of candidates is chosen by
 HARDER = (*OVERSAMPLES, 12, 16, 32)  # candidates a result, where the sample's number is too few
 
 
 def fit_column(
-    tuned: TunedColumn, index: ColumnIndex, settings: IndexSettings, build_seconds: float
+    tuned: TunedColumn,
+    index: ColumnIndex,
+    settings: IndexSettings,
+    build_seconds: float,
+    folder: Folder | None = None,
 ) -> TunedColumn:
     """The column with the number of lists that the recall needs, and its report.
 
     index: of the segments that were written, all rows of the column. build_seconds: that training
-    and writing took. Raises ChiasmError where no number of lists keeps the recall or the latency.
+    and writing took. folder: of the embeddings, whose vectors are the truth where the segments have
+    other ones; None for those of the segments. Raises ChiasmError where no number of lists keeps
+    the recall or the latency.
     """
     if tuned.sets is None:
         return tuned
     began = time.perf_counter()
     index.open()
-    cases = _cases(tuned, index, max(DEEPEST, settings.at))
+    cases = _cases(tuned, index, max(DEEPEST, settings.at), folder)
     exact_done = time.perf_counter()
     fitted = _Fit(index, cases, settings)
     with one_thread():
         plan = fitted.plan()
         report = _report(tuned, replace(index, plan=plan), cases, settings, build_seconds)
+        release_vectors(index)
     seconds = tuned.seconds | {
         "exact answers": round(exact_done - began, 2),
         "fit": round(time.perf_counter() - exact_done, 2),
@@ -92,7 +94,8 @@ class _Fit:
         if plan.exact or self.settings.nprobe:
             return replace(plan, nprobe=min(plan.lists, self.settings.nprobe))
         plan = self._cheapest(plan)
-        nprobe = self._enough(plan, _plain(self.report), plan.nprobe)
+        nprobe = self._least(plan, _plain(self.tune), plan.nprobe) or plan.lists
+        nprobe = self._enough(plan, _plain(self.report), nprobe)
         plan = replace(plan, nprobe=nprobe)
         return replace(plan, missed=self._missed(plan))
 
@@ -110,23 +113,22 @@ class _Fit:
         return missed
 
     def _cheapest(self, plan: Plan) -> Plan:
-        """The cheapest of the number of candidates that the sample chose and its neighbours, each
-        with the lists that it needs; more candidates where these do not do."""
-        cases, xq = _plain(self.tune), self.tune[self.kind].queries.vectors
+        """Candidates a result, from those that the sample chose to fewer or more while that is
+        cheaper, each number with the lists that it needs."""
         place = HARDER.index(plan.oversample)
-        costs: list[tuple[float, Plan]] = []
-        for number, oversample in enumerate(HARDER):
-            near = abs(number - place) <= 1
-            if not near and (costs or number < place):
-                continue
-            tried = replace(plan, oversample=oversample)
-            nprobe = self._least(tried, cases, costs[-1][1].nprobe if costs else plan.nprobe)
-            if nprobe is not None:
-                index = replace(self.index, plan=tried)
-                cost = seconds_per_query(index, xq, self.settings.at, nprobe)
-                costs.append((cost, replace(tried, nprobe=nprobe)))
-        if costs:
-            return min(costs, key=lambda one: one[0])[1]
+        best = self._with_lists(plan, HARDER[place])
+        for step in (-1, 1):
+            number = place + step
+            while 0 <= number < len(HARDER):
+                near = self._with_lists(best[1] if best else plan, HARDER[number])
+                if best and (near is None or near[0] >= best[0]):
+                    break
+                best, number = near or best, number + step
+            if best and best[1].oversample < plan.oversample:
+                break
+        if best:
+            return best[1]
+        cases = _plain(self.tune)
         most = self._promised(replace(plan, oversample=HARDER[-1]), cases, plan.lists)
         raise ChiasmError(
             f"index of column {self.index.column}",
@@ -135,14 +137,27 @@ class _Fit:
             do=f"give up the recall (--recall {math.floor(most * 100) / 100:g}), or --index exact",
         )
 
+    def _with_lists(self, plan: Plan, oversample: int) -> tuple[float, Plan] | None:
+        """The plan with so many candidates a result and the lists that it needs, and the seconds of
+        a query; None where no number of lists does."""
+        plan = replace(plan, oversample=oversample)
+        some = [case.first(CHOOSING) for case in _plain(self.tune)]
+        nprobe = self._least(plan, some, plan.nprobe)
+        if nprobe is None:
+            return None
+        plan = replace(plan, nprobe=nprobe)
+        index, xq = replace(self.index, plan=plan), self.tune[self.kind].queries.vectors[:CHOOSING]
+        return seconds_per_query(index, xq, self.settings.at, nprobe), plan
+
     def _promised(
         self, plan: Plan, cases: list[Case], nprobe: int, by: Search = search_filtered
     ) -> float:
         """The least of the promises of these kinds of query; what comes after one that
         falls short is not looked at."""
-        index, promised = replace(self.index, plan=plan), 1.0
+        index, promised = replace(self.index, plan=replace(plan, nprobe=nprobe)), 1.0
         for case in cases:
-            found = recalls(index, case, self.settings.at, nprobe, by)
+            found = recalls(index, case, self.settings.at, nprobe, by=by)
+            release_vectors(index)
             promised = min(promised, promised_recall(found))
             if promised < self.settings.recall:
                 break
@@ -168,7 +183,9 @@ def _plain(cases: dict[str, Case]) -> list[Case]:
     return [case for kind, case in cases.items() if kind != FILTERED]
 
 
-def _cases(tuned: TunedColumn, index: ColumnIndex, deepest: int) -> dict[str, dict[str, Case]]:
+def _cases(
+    tuned: TunedColumn, index: ColumnIndex, deepest: int, folder: Folder | None
+) -> dict[str, dict[str, Case]]:
     """The queries to tune and to report on, with their exact answers over all rows. One pass over
     the rows answers all that have no filter."""
     sets = tuned.sets
@@ -180,30 +197,16 @@ def _cases(tuned: TunedColumn, index: ColumnIndex, deepest: int) -> dict[str, di
         for kind, queries in kinds.items()
         if len(queries)
     ]
-    exact = _exact(index, [queries for _, _, queries in plain], deepest, None)
+    rows = ExactRows(index, folder)
+    groups = [queries for _, _, queries in plain]
     cases: dict[str, dict[str, Case]] = {use: {} for use in uses}
-    for (use, kind, queries), scores in zip(plain, exact, strict=True):
-        cases[use][kind] = Case(queries, scores)
+    for (use, kind, _), case in zip(plain, rows.cases(groups, deepest), strict=True):
+        cases[use][kind] = case
     allowed = random_filter([len(segment) for segment in index.segments], seed=1)
     mains = [cases[use][sets.kind].queries for use in uses]
-    for use, queries, scores in zip(
-        uses, mains, _exact(index, mains, deepest, allowed), strict=True
-    ):
-        cases[use][FILTERED] = Case(queries, scores, allowed)
+    for use, case in zip(uses, rows.cases(mains, deepest, allowed), strict=True):
+        cases[use][FILTERED] = case
     return cases
-
-
-def _exact(
-    index: ColumnIndex, groups: list[Queries], deepest: int, allowed: Allowed | None
-) -> list[np.ndarray]:
-    """The best scores of several groups of queries, without own rows: (Q, deepest) float32 each."""
-    xq = np.concatenate([queries.vectors for queries in groups])
-    scores, _ = exact_top(rows_of_column(index, allowed), xq, deepest + 1)
-    ends = np.cumsum([len(queries) for queries in groups])[:-1]
-    return [
-        without_own(part, queries.own)
-        for part, queries in zip(np.split(scores, ends), groups, strict=True)
-    ]
 
 
 def _report(
@@ -216,14 +219,27 @@ def _report(
     assert tuned.sets is not None
     plan, at, report = index.plan, settings.at, cases["report"]
     rows = sum(segment.record.vectors[index.column] for segment in index.segments)
-    promise = dict.fromkeys(report, 1.0)
-    if not plan.exact:
-        for kind, case in report.items():
-            promise[kind] = promised_recall(recalls(index, case, at, plan.nprobe))
+    answered = (
+        {} if plan.exact else {kind: recalls(index, case, at) for kind, case in report.items()}
+    )
+    promise = {
+        kind: promised_recall(answered[kind]) if kind in answered else 1.0 for kind in report
+    }
     dim = tuned.sets.learn.shape[1]
     reached = promise[tuned.sets.kind] >= settings.recall
     size = plan_bytes(plan, rows, dim)
-    measured = measure(index, report, at, size=size, seconds=build_seconds, reached=reached)
+    xq = report[tuned.sets.kind].queries.vectors
+    measured = measure(
+        index,
+        report,
+        at,
+        timed=index,
+        query_seconds=seconds_per_query(index, xq, at, plan.nprobe),
+        size=size,
+        seconds=build_seconds,
+        reached=reached,
+        answered=answered,
+    )
     counts = {
         "learn from": len(tuned.sets.learn),
         "tune on": len(tuned.sets.tune[tuned.sets.kind]),
@@ -251,7 +267,7 @@ def _curve(index: ColumnIndex, case: Case, at: int) -> Iterator[CurvePoint]:
     counts = [round(share * index.plan.nprobe) for share in CURVE]
     for nprobe in sorted({min(max(1, count), index.plan.lists) for count in counts}):
         recall = float(np.nanmean(recalls(index, some, at, nprobe)))
-        seconds = seconds_per_query(index, some.queries.vectors, at, nprobe)
+        seconds = seconds_per_query(index, some.queries.vectors, at, nprobe, rounds=1)
         yield CurvePoint(nprobe, round(recall, 4), round(1 / seconds, 1))
 
 

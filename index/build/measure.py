@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,33 +20,41 @@ from threadpoolctl import threadpool_limits
 
 from chiasm.index.build.report import KS, Measured
 from chiasm.index.build.samples import Queries
-from chiasm.index.plan import Plan
 from chiasm.index.query import (
     Allowed,
     ColumnIndex,
+    Ranked,
     recall_of,
     search,
     search_filtered,
+    search_scan,
     without_own,
 )
 
 BATCH = 64  # queries that are searched together
-SINGLE = 300  # queries that are timed one at a time
+SINGLE = 300  # queries that are timed one at a time, or give a recall that promises nothing
 FILTERED = "filtered"
+ROUNDS = 3  # plans differ by less than other processes disturb a single one
+FILTERED_SHARE = 0.1  # of the rows: what the filters let pass that plans are measured with
+STEP = 1.25  # of the number of lists, around a guess that is mostly right to a fifth
+
 Search = Callable[[ColumnIndex, np.ndarray, int, int, Any], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Case:
     """Queries of one kind with their exact answers. exact (Q, K) float32: the best scores, without
-    own rows. allowed: the rows that a filter lets pass, None for all."""
+    own rows. allowed: the rows that a filter lets pass, None for all. ranked: where the scores of
+    results are not exact, the best rows of each query, own ones too, to tell what results are."""
 
     queries: Queries
     exact: np.ndarray
     allowed: Allowed | None = None
+    ranked: Ranked | None = None
 
     def first(self, count: int) -> Case:
-        return Case(self.queries[:count], self.exact[:count], self.allowed)
+        ranked = None if self.ranked is None else self.ranked[:count]
+        return Case(self.queries[:count], self.exact[:count], self.allowed, ranked)
 
 
 @contextmanager
@@ -57,40 +65,56 @@ def one_thread() -> Iterator[None]:
 
 
 def found_scores(
-    index: ColumnIndex, case: Case, k: int, nprobe: int, by: Search = search_filtered
+    index: ColumnIndex,
+    case: Case,
+    k: int,
+    nprobe: int | None = None,
+    *,
+    wanted: int = 0,
+    by: Search = search_filtered,
 ) -> np.ndarray:
-    """The scores of the k results of each query, own rows left out: (Q, k) float32."""
-    xq, own = case.queries.vectors, case.queries.own
+    """The exact scores of the k results of each query, own rows left out: (Q, k) float32. nprobe:
+    lists that are scanned, None for those of the plan. wanted: candidates of a query, 0 for as many
+    as the plan says. by: the search, which is that of people."""
+    xq, own, allowed = case.queries.vectors, case.queries.own, case.allowed
     extra = int(not np.isnan(own).all())
-    scores = [
-        by(index, xq[start : start + BATCH], k + extra, nprobe, case.allowed)[0]
-        for start in range(0, len(xq), BATCH)
-    ]
-    found = np.concatenate(scores)
+    lists = index.plan.nprobe if nprobe is None else nprobe
+
+    def some(xq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if wanted:
+            return search_scan(index.scan(allowed), xq, k + extra, wanted + extra, lists)
+        return by(index, xq, k + extra, lists, allowed)
+
+    blocks = [some(xq[start : start + BATCH]) for start in range(0, len(xq), BATCH)]
+    scores, positions = (np.concatenate(one) for one in zip(*blocks, strict=True))
+    found = scores if case.ranked is None else case.ranked.scores_of(positions)
     return without_own(found, own) if extra else found
 
 
 def recalls(
-    index: ColumnIndex, case: Case, k: int, nprobe: int, by: Search = search_filtered
+    index: ColumnIndex,
+    case: Case,
+    k: int,
+    nprobe: int | None = None,
+    *,
+    wanted: int = 0,
+    by: Search = search_filtered,
 ) -> np.ndarray:
-    """The recall@k of each query: (Q,) float64. by: the search, which is that of people."""
-    return recall_of(found_scores(index, case, k, nprobe, by), case.exact, k)
+    """The recall@k of each query, see `found_scores`: (Q,) float64."""
+    return recall_of(found_scores(index, case, k, nprobe, wanted=wanted, by=by), case.exact, k)
 
 
-def with_oversample(index: ColumnIndex, oversample: int) -> ColumnIndex:
-    """The same index with another number of candidates a result."""
-    return replace(index, plan=replace(index.plan, oversample=oversample))
-
-
-def seconds_per_query(index: ColumnIndex, xq: np.ndarray, k: int, nprobe: int) -> float:
-    """Of the processor, in batches; the lesser of two rounds."""
-    rounds = []
-    for _ in range(2):
+def seconds_per_query(
+    index: ColumnIndex, xq: np.ndarray, k: int, nprobe: int, rounds: int = ROUNDS
+) -> float:
+    """Of the processor, in batches; the least of some rounds."""
+    spent = []
+    for _ in range(rounds):
         began = time.thread_time()
         for start in range(0, len(xq), BATCH):
             search(index, xq[start : start + BATCH], k, nprobe)
-        rounds.append((time.thread_time() - began) / max(1, len(xq)))
-    return max(min(rounds), 1e-9)
+        spent.append((time.thread_time() - began) / max(1, len(xq)))
+    return max(min(spent), 1e-9)
 
 
 def latencies(index: ColumnIndex, xq: np.ndarray, k: int, nprobe: int) -> tuple[float, float]:
@@ -108,12 +132,19 @@ def least_nprobe(
     recall_at: Callable[[int], float], enough: float, guess: int, most: int
 ) -> int | None:
     """The least number of lists, to a sixteenth, whose recall is enough; None where that of all
-    lists, `most`, is not. recall_at grows with the number of lists. guess: to begin with."""
-    low, high = 0, min(max(1, guess), most)
-    while recall_at(high) < enough:
-        if high == most:
-            return None
-        low, high = high, min(most, 2 * high)
+    lists, `most`, is not. recall_at grows with the number of lists. guess: to begin with, from
+    where steps of growing width are made."""
+    low, high, step = 0, min(max(1, guess), most), STEP
+    if recall_at(high) >= enough:
+        while (low := int(high / step)) and recall_at(low) >= enough:
+            high, step = low, step * step
+    else:
+        while True:
+            if high == most:
+                return None
+            low, high, step = high, min(most, math.ceil(high * step)), step * step
+            if recall_at(high) >= enough:
+                break
     while high - low > max(1, high // 16):
         middle = max(low + 1, int(math.sqrt(low * high)) if low else high // 2)
         if recall_at(middle) >= enough:
@@ -124,18 +155,30 @@ def least_nprobe(
 
 
 def measure(
-    index: ColumnIndex, cases: dict[str, Case], at: int, *, size: int, seconds: float, reached: bool
+    index: ColumnIndex,
+    cases: dict[str, Case],
+    at: int,
+    *,
+    timed: ColumnIndex,
+    query_seconds: float,
+    size: int,
+    seconds: float,
+    reached: bool,
+    answered: Mapping[str, np.ndarray] | None = None,
 ) -> Measured:
-    """What the report says of an index that is searched as its plan says. cases: by kind, the first
-    being the one whose time is taken. size, seconds: bytes, and of its build."""
-    plan: Plan = index.plan
+    """What the report says of an index that is searched as its plan says. cases: by kind, of which
+    some queries are asked where recall is not at `at`. answered: recalls at `at` that are known,
+    by kind. timed:
+    the index whose latencies are taken, by queries of the first kind. query_seconds: of the
+    processor, in batches. size, seconds: bytes, and of its build."""
+    plan, answered = index.plan, answered or {}
     main = next(iter(cases.values())).queries.vectors
     recall = {}
     for kind, case in cases.items():
-        by_k = {k: recalls(index, case, k, plan.nprobe) for k in depths(at)}
-        recall[kind] = {k: round(float(np.nanmean(some)), 4) for k, some in by_k.items()}
-    rate = 1 / seconds_per_query(index, main, at, plan.nprobe)
-    p50, p99 = latencies(index, main, at, plan.nprobe)
+        by_k = {k: recalls(index, case.first(SINGLE), k) for k in depths(at) if k != at}
+        by_k[at] = answered[kind] if kind in answered else recalls(index, case, at)
+        recall[kind] = {k: round(float(np.nanmean(by_k[k])), 4) for k in depths(at)}
+    p50, p99 = latencies(timed, main, at, timed.plan.nprobe)
     return Measured(
         plan=str(plan),
         rows=int(index.starts[-1]),
@@ -146,8 +189,10 @@ def measure(
         build_seconds=round(seconds, 3),
         p50_ms=round(p50, 4),
         p99_ms=round(p99, 4),
-        queries_per_second=round(rate, 1),
+        queries_per_second=round(1 / query_seconds, 1),
         reached=reached,
+        space="" if plan.exact else plan.space,
+        spread=plan.spread,
     )
 
 
@@ -156,11 +201,11 @@ def depths(at: int) -> Sequence[int]:
     return sorted({*KS, at})
 
 
-FILTERED_SHARE = 0.1  # of the rows: what the filters let pass that plans are measured with
-
-
 def random_filter(rows: Sequence[int], seed: int) -> list[np.ndarray]:
     """A filter that lets FILTERED_SHARE of the rows pass, by no property of theirs: for each
     segment of so many rows (rows,) bool."""
     rng = np.random.default_rng(seed)
-    return [rng.random(count) < FILTERED_SHARE for count in rows]
+    passes = [rng.random(count) < FILTERED_SHARE for count in rows]
+    for some in passes:
+        some.flags.writeable = False  # so that what a search prepares for them is kept
+    return passes

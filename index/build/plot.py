@@ -11,6 +11,7 @@ from chiasm.index.build.report import Report
 def draw_reports(reports: Sequence[Report]) -> bytes:
     """A PNG: of each column its candidates on the sample, and the curve of the plan that was built
     over all rows."""
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -20,10 +21,12 @@ def draw_reports(reports: Sequence[Report]) -> bytes:
     panels = figure.subplots(1, count, squeeze=False)[0]
     for axes, report in zip(panels, reports, strict=False):
         kind = next(iter(report.measured.recall), "")
-        for one in report.candidates:
+        for number, one in enumerate(report.candidates):
             recall = one.recall.get(kind, {}).get(report.at)
             if recall is not None:
-                axes.plot(recall, one.queries_per_second, "o", ms=4, label=one.plan)
+                color = colormaps["tab20"](number % 20)
+                speed = one.queries_per_second
+                axes.plot(recall, speed, "o", ms=4, color=color, label=one.label)
         curve = [(point.recall, point.queries_per_second) for point in report.curve]
         if curve:
             axes.plot(*zip(*curve, strict=True), "k.-", label=f"built: {report.measured.plan}")

@@ -10,15 +10,17 @@ from chiasm.pipeline.stored_records import read_record
 
 Recalls = dict[str, dict[int, float]]  # kind of query -> k -> recall@k
 KS = (1, 10, 100)
+SPACES = {"": "-", "full": "vectors", "projected": "projection"}  # in which lists were made
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A plan, measured. rows: over how many. nprobe, oversample: with which it was searched.
-    recall: of text, picture and filtered queries. bytes: of its lists and what its segments share,
-    for all rows of the column. build_seconds: training, assignment and encoding of these rows.
-    p50_ms, p99_ms: of single queries, on one thread. queries_per_second: in batches, by the
-    processor's time of one thread. reached: whether its recall is the wanted one."""
+    """A plan, measured. rows: over how many. nprobe, oversample: with which it was searched. space,
+    spread: of its lists, see `Plan`. recall: of text, picture and filtered queries. bytes: of its
+    lists and what its segments share, for all rows of the column. build_seconds: training,
+    assignment and encoding of these rows. p50_ms, p99_ms: of single queries, on one thread.
+    queries_per_second: in batches, by the processor's time of one thread. reached: whether its
+    recall is the wanted one."""
 
     plan: str
     rows: int
@@ -31,6 +33,14 @@ class Measured:
     p99_ms: float
     queries_per_second: float
     reached: bool
+    space: str = ""
+    spread: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """The plan, and in what trials of the same plan differ."""
+        lists = f", lists by {SPACES[self.space]}, std {self.spread:g}, x {self.oversample}"
+        return self.plan + (lists if self.space else "")
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,10 @@ class Report:
         yield f"promised recall@{self.at}: {promised} (wanted {self.recall:g})"
         kinds = list(self.measured.recall)
         names = "".join(f"{kind + ' @1/10/100':>22}" for kind in kinds)
-        yield f"{'plan':<42}{'nprobe':>7}{'x':>3}{names}{'MB':>8}{'p50/p99 ms':>13}{'q/s':>9}"
+        yield (
+            f"{'plan':<46}{'lists by':>11}{'std':>5}{'nprobe':>7}{'x':>3}{names}{'MB':>8}"
+            f"{'build s':>8}{'p50/p99 ms':>13}{'q/s':>9}"
+        )
         for one in (self.measured, *self.candidates):
             cells = "".join(f"{_recalls(one.recall.get(kind, {})):>22}" for kind in kinds)
             latency = f"{one.p50_ms:.2f}/{one.p99_ms:.2f}"
@@ -97,7 +110,8 @@ class Report:
             plan = f"{one.plan}{mark}" if one.reached else f"{one.plan}{mark} -"
             size = f"{one.bytes / 1e6:,.1f}"
             yield (
-                f"{plan:<42}{one.nprobe:>7}{one.oversample:>3}{cells}{size:>8}{latency:>13}"
+                f"{plan:<46}{SPACES[one.space]:>11}{one.spread:>5g}{one.nprobe:>7}{one.oversample:>3}"
+                f"{cells}{size:>8}{one.build_seconds:>8.1f}{latency:>13}"
                 f"{one.queries_per_second:>9,.0f}"
             )
         for small in self.small_vectors:

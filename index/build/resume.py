@@ -1,18 +1,21 @@
 """What a build that was killed has left, for the next one of the same recipe to take up.
 
-Two builds have the same recipe where they cover the same files under the same settings: their
-segments then hold the same shards in the same order. Taken up are the plans with what was learned
-for them, and each segment that is whole. The sweep before a build leaves them; the one at its end
-removes what was not used.
+Two builds have the same recipe where settings, columns and encoder are the same. Taken up are the
+plans with what was learned for them, and each whole segment of shards that are as they were: a
+shard that changed costs its segment. A plan is not taken up where the collection has grown or
+shrunk since, nor a segment whose json has another type than all of it has now. The sweep before a
+build leaves them; the one at its end removes what was not used.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from chiasm.index.build.covered import CoveredShards
 from chiasm.index.build.fill import Filled, SegmentTask
@@ -21,6 +24,7 @@ from chiasm.index.segments import (
     SEGMENTS,
     TRAINED,
     FileSum,
+    Segment,
     SegmentEntry,
     SegmentRecord,
     Trained,
@@ -37,46 +41,56 @@ from chiasm.pipeline.storage import Folder, display_name
 
 COMMAND = "index build"
 _NOT_OF_A_RECIPE = ("keep_generations", "keep_seconds")  # what is built does not depend on these
+GROWN = 0.1  # share of the rows: with so many more or fewer the same plan would be chosen
 
 
 def recipe_of(
     covered: CoveredShards, settings: IndexSettings, columns: Sequence[str] | None
-) -> str:
-    """A digest of all that decides what a build writes."""
+) -> dict[str, Any]:
+    """What decides what a build writes, for its record: a digest of what is to be built, one of the
+    files that it covers, and how many rows these have."""
     facts_of_settings = {
         name: value for name, value in asdict(settings).items() if name not in _NOT_OF_A_RECIPE
     }
     shards = [asdict(covered.indexed[file.shard_id]) for file in covered.files]
-    facts = [facts_of_settings, sorted(columns or ()), covered.identity.fingerprint, shards]
+    facts = [facts_of_settings, sorted(columns or ()), covered.identity.fingerprint]
+    return {"recipe": _digest(facts), "files": _digest(shards), "rows": covered.rows}
+
+
+def _digest(facts: list[Any]) -> str:
     text = json.dumps(facts, sort_keys=True).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
 @dataclass
 class Earlier:
-    """run_ids: builds of the same recipe that were killed, the last first. segments: what they have
-    left, by `folders`. trained: by column, the plan and the file's content that are taken up."""
+    """run_ids: builds of the same recipe that were killed, the last first. same_files: those that
+    covered the very files. segments: what they have left, by `folders`. trained: by column,
+    the plan and the file's content that are taken up."""
 
     folder: Folder
     dim: int
     run_ids: list[str]
+    same_files: frozenset[str] = frozenset()
     segments: frozenset[str] = frozenset()
     trained: dict[str, bytes] = field(default_factory=dict)
 
     @classmethod
     def find(cls, run: Run, dim: int) -> Earlier:
         """Of the recipe in the run's own record."""
-        recipe = run.record.settings["recipe"]
+        own = run.record.settings
         living = {other.id for other in run.others()}
-        found = [
-            record.id
+        found = {
+            record.id: record.settings
             for record in runs(run.folder)
             if record.state not in ("done", "failed", "stopped")
             and record.command == COMMAND
-            and record.settings.get("recipe") == recipe
+            and record.settings.get("recipe") == own["recipe"]
+            and abs(record.settings.get("rows", 0) - own["rows"]) <= GROWN * own["rows"]
             and record.id not in living | {run.id}
-        ]
-        return cls(run.folder, dim, sorted(found, reverse=True))
+        }
+        same = {id for id, settings in found.items() if settings.get("files") == own["files"]}
+        return cls(run.folder, dim, sorted(found, reverse=True), frozenset(same))
 
     def folders(self) -> set[str]:
         """The folders that may be taken up, as they are now."""
@@ -107,26 +121,36 @@ class Earlier:
     def take_segment(self, task: SegmentTask) -> Filled | None:
         """The whole segment of a task that an earlier build has written; None where there is
         none."""
-        plans = task.plans
-        number = task.segment_id.rpartition("-")[2]
-        for run_id in self.run_ids:
-            if not self._has_same_trained(run_id, plans):
-                continue
-            segment_id = f"{run_id}-{number}"
-            if segment_id not in self.segments:
-                continue
+        for run_id, record, checksum in self._whole:
+            if (
+                record.shards == task.shards
+                and set(record.vectors) == set(task.plans)
+                and self._has_same_trained(run_id, task.plans)
+                and (run_id in self.same_files or self._has_same_json(record, task))
+            ):
+                entry = SegmentEntry(record.id, record.rows, checksum)
+                return Filled(entry, dict(record.vectors))
+        return None
+
+    @functools.cached_property
+    def _whole(self) -> list[tuple[str, SegmentRecord, FileSum]]:
+        """The segments that can be read: their runs, the last first, records and checksums."""
+        found: list[tuple[str, SegmentRecord, FileSum]] = []
+        for segment_id in sorted(self.segments, reverse=True):
             name = segment_file(segment_id, "segment.json")
             content = read_if_there(self.folder, name)
             if content is None:
                 continue
-            try:
+            with suppress(CollectionError):  # damaged: it is filled anew
                 record = SegmentRecord.from_json(content, self.folder, name)
-            except CollectionError:
-                continue  # damaged: it is filled anew
-            if record.shards == task.shards and set(record.vectors) == set(plans):
-                entry = SegmentEntry(record.id, record.rows, FileSum.of(content))
-                return Filled(entry, dict(record.vectors))
-        return None
+                found.append((segment_id.rpartition("-")[0], record, FileSum.of(content)))
+        return found
+
+    def _has_same_json(self, record: SegmentRecord, task: SegmentTask) -> bool:
+        with suppress(CollectionError):  # damaged
+            catalog = Segment(self.folder, record).catalog
+            return catalog.schema.field("meta").type == task.schema.arrow_type()
+        return False
 
     def _has_same_trained(self, run_id: str, plans: Mapping[str, Plan]) -> bool:
         return all(

@@ -25,17 +25,16 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from chiasm.index.build.covered import CoveredShards, ShardReplaced
+from chiasm.index.build.covered import CoveredShards
+from chiasm.index.build.sampled_rows import sampled_rows
 from chiasm.index.queries import Query
 from chiasm.index.query import encode_queries
-from chiasm.pipeline.collection import EmbeddingFile, vectors_of
+from chiasm.pipeline.collection import vectors_of
 from chiasm.pipeline.encoders import JOINT, Encoder
-from chiasm.pipeline.errors import CollectionError, EncoderError, UsageError
+from chiasm.pipeline.errors import EncoderError, UsageError
 from chiasm.pipeline.records import IMAGE, TEXT
-from chiasm.pipeline.storage import display_name
 
 LOG = logging.getLogger(__name__)
-SAMPLE_GROUPS = 512  # row groups that rows are sampled from: varied, quick to read
 TUNE = REPORT = 1000  # queries; the promise's width falls with the square root of their number
 TUNE_PICTURES = 500
 LEARN = 20_000  # queries that cost no encoding; more change no recall that can be measured
@@ -115,8 +114,13 @@ class CollectionView:
     def sample(self, wanted: int) -> np.ndarray:
         """The same files give the same vectors."""
         tables = sampled_rows(self.covered, self.column, wanted, [self.column], seed=0)
-        rows = np.concatenate([_vectors(table, self.column) for table in tables])
-        np.random.default_rng(0).shuffle(rows)  # so that any part of it is a sample, too
+        rows = np.empty((sum(map(len, tables)), self.dim), np.float32)
+        # In random places, so that any part of it is a sample, too.
+        places = np.random.default_rng(0).permutation(len(rows))
+        done = 0
+        for table in tables:
+            rows[places[done : done + len(table)]] = vectors_of(table[self.column])[0]
+            done += len(table)
         return rows
 
     def query_sets(self) -> QuerySets:
@@ -234,52 +238,6 @@ def _few_lines(path: str, found: int) -> UsageError:
         f"--queries {path}",
         expected=f"{LEAST_LINES} different queries or more, one a line, to learn, tune and report",
         found=str(found),
-    )
-
-
-def sampled_rows(
-    covered: CoveredShards, column: str, wanted: int, columns: list[str], seed: int
-) -> list[pa.Table]:
-    """About `wanted` rows that have a vector in `column`, of row groups drawn from all shards.
-
-    The same files and seed give the same rows. About SAMPLE_GROUPS row groups are read, more where
-    rows lack the column. CollectionError where every shard is embedded anew now."""
-    groups = [(file, number) for file in covered.files for number in _group_numbers(covered, file)]
-    rng = np.random.default_rng(seed)
-    rng.shuffle(groups)
-    per_group = math.ceil(wanted / max(1, min(len(groups), SAMPLE_GROUPS)))
-    samples: list[pa.Table] = []
-    rows = 0
-    for file, number in groups:
-        try:
-            with covered.replaced_errors(file):
-                (group,) = file.groups(columns, [number])
-        except ShardReplaced:
-            continue
-        having = np.flatnonzero(group[column].combine_chunks().is_valid())
-        samples.append(group.take(np.sort(rng.permutation(having)[:per_group])))
-        rows += len(samples[-1])
-        if rows >= wanted:
-            break
-    if not rows:
-        raise all_replaced(covered)
-    return samples
-
-
-def _group_numbers(covered: CoveredShards, file: EmbeddingFile) -> range:
-    try:
-        with covered.replaced_errors(file):
-            return range(file.group_count())
-    except ShardReplaced:
-        return range(0)
-
-
-def all_replaced(covered: CoveredShards) -> CollectionError:
-    return CollectionError(
-        display_name(covered.folder.url),
-        expected="embedded rows",
-        found="only shards that are embedded anew at this moment",
-        do="run the same command again",
     )
 
 

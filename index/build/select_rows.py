@@ -6,6 +6,7 @@ Arrow over the mapped catalog, so that a thousand of them cost one pass over a c
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from chiasm.index.query import Filter
+from chiasm.index.results import row_id
 from chiasm.index.segments import Generation, Segment, rows_of_shards
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.forget import match
@@ -25,7 +27,14 @@ _ID = re.compile(r"(?P<shard>.+)/(?P<row>[0-9]{1,9})@(?P<edition>[0-9a-f]{8})")
 
 
 class Selection(Protocol):
-    """Rows of a generation."""
+    """Rows of a generation. names: what a person calls them by, none for a filter."""
+
+    @property
+    def names(self) -> frozenset[str]: ...
+
+    def names_of(self, segment: Segment, rows: np.ndarray) -> set[str]:
+        """Which of the names rows of a segment have, (rows,) bool."""
+        ...
 
     def rows(self, segment: Segment) -> np.ndarray:
         """(rows,) bool."""
@@ -41,6 +50,10 @@ class ByFilter:
     """Rows that a filter lets pass."""
 
     condition: Filter
+    names: frozenset[str] = frozenset()
+
+    def names_of(self, segment: Segment, rows: np.ndarray) -> set[str]:
+        return set()
 
     def rows(self, segment: Segment) -> np.ndarray:
         return self.condition.rows(segment)
@@ -56,6 +69,13 @@ class ByKey:
 
     keys: Sequence[str]
     shards: frozenset[str] | None = None
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(_strings(self.keys).to_pylist())
+
+    def names_of(self, segment: Segment, rows: np.ndarray) -> set[str]:
+        return set(segment.catalog.table()["key"].filter(pa.array(rows)).unique().to_pylist())
 
     def rows(self, segment: Segment) -> np.ndarray:
         found = np.zeros(len(segment), bool)
@@ -86,15 +106,36 @@ class ById:
                     f"id {number}", expected="SHARD/ROW@EDITION", found=repr(text[:80])
                 )
 
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(
+            row_id(shard, row, edition)
+            for (shard, edition), rows in self._wanted.items()
+            for row in rows
+        )
+
+    def names_of(self, segment: Segment, rows: np.ndarray) -> set[str]:
+        return {
+            row_id(shard.shard, row, shard.edition)
+            for shard, part in rows_of_shards(segment)
+            if rows[part].any()
+            for row in segment.catalog.row_numbers(part)[rows[part]].tolist()
+        }
+
     def rows(self, segment: Segment) -> np.ndarray:
+        found = np.zeros(len(segment), bool)
+        for shard, rows in rows_of_shards(segment):
+            if numbers := self._wanted.get((shard.shard, shard.edition)):
+                found[rows] = np.isin(segment.catalog.row_numbers(rows), numbers)
+        return found
+
+    @functools.cached_property
+    def _wanted(self) -> dict[tuple[str, str], list[int]]:
+        """Rows by shard and edition."""
         wanted: dict[tuple[str, str], list[int]] = defaultdict(list)
         for parts in filter(None, map(_ID.fullmatch, self.ids)):
             wanted[parts["shard"], parts["edition"]].append(int(parts["row"]))
-        found = np.zeros(len(segment), bool)
-        for shard, rows in rows_of_shards(segment):
-            if numbers := wanted.get((shard.shard, shard.edition)):
-                found[rows] = np.isin(segment.catalog.row_numbers(rows), numbers)
-        return found
+        return wanted
 
     def __str__(self) -> str:
         return _some("id", self.ids)

@@ -13,8 +13,10 @@ from chiasm.index.plan import TRAIN_PER_LIST, Plan
 from chiasm.index.segments import Trained, code_ranges
 
 ITERATIONS = 10  # of k-means: more change no recall that can be measured
+STARTED = 4  # of k-means that begins with the lists of a trial
 DEVIATION_ROWS = 16  # a list: a deviation to a sixth of itself
 MOMENT_QUERIES = 4096
+AT_ONCE = 8192  # rows, so that memory is bounded
 # Of the range of a dimension in the sample, on both sides. Unseen rows lie beyond the sample's
 # extremes by a little; codes get that much coarser.
 MARGIN = 0.05
@@ -30,6 +32,7 @@ def train(
     seed: int = 1,
     projection: Projection | None = None,
     centroids: np.ndarray | None = None,
+    start: tuple[np.ndarray, np.ndarray] | None = None,
     iterations: int = ITERATIONS,
     per_list: int = TRAIN_PER_LIST,
 ) -> Trained:
@@ -37,27 +40,31 @@ def train(
 
     sample (n, D) float32: rows, drawn evenly. queries (m, D) float32: such as will be asked; None:
     the sample stands in. projection: one that was fitted to them, of as many dimensions as the plan
-    says or more. centroids: of the lists, where they are known. iterations, per_list: of k-means,
-    and the rows a list that it takes.
+    says or more. centroids: of the lists, where they are known. start: rows (n, D) and the lists
+    that they are in (n,), from whose means k-means begins. iterations, per_list: of k-means, and
+    the rows a list that it takes.
     """
     queries = sample if queries is None else queries
-    coded, seen = sample, queries
+    onto_rows = onto_queries = None
     if plan.family == "projected":
         both = projection or fit_projection(queries, sample, plan.dims)
         rotation = random_rotation(plan.dims)
-        projection = both[0][:, : plan.dims] @ rotation, both[1][:, : plan.dims] @ rotation
-        coded, seen = sample @ projection[0], queries @ projection[1]
-    else:
-        projection = None
+        onto_rows, onto_queries = (side[:, : plan.dims] @ rotation for side in both)
+    coded, seen = _coded(plan, sample, onto_rows), _coded(plan, queries, onto_queries)
     x, xq = (coded, seen) if plan.space == "projected" else (sample, queries)
     if centroids is None:
-        centroids = cluster(x[: per_list * plan.lists], plan.lists, seed, iterations)
+        some, first = x[: per_list * plan.lists], None
+        if start is not None:
+            rows = start[0] if x is sample else _coded(plan, start[0], onto_rows)
+            first = means(rows, start[1], some[: plan.lists])
+        centroids = cluster(some, plan.lists, seed, iterations, first)
     trained = Trained(
         plan,
         centroids,
         np.zeros(plan.lists, np.float32),
         _ranges(coded) if plan.codes == "SQ8" else None,
-        *(projection or (None, None)),
+        onto_rows,
+        onto_queries,
     )
     if plan.spread:
         some = slice(0, DEVIATION_ROWS * plan.lists)
@@ -68,9 +75,36 @@ def train(
     return trained
 
 
-def cluster(x: np.ndarray, lists: int, seed: int, iterations: int = ITERATIONS) -> np.ndarray:
-    """Centroids of k-means, (lists, s) float32, of vectors (n, s) float32. Lists are by distance,
-    not by inner product: a long centroid would get the rows of its neighbours."""
+def _coded(plan: Plan, x: np.ndarray, onto: np.ndarray | None) -> np.ndarray:
+    """Vectors (n, D) in the space of the codes: (n, d) float32. onto (D, d): the projection."""
+    if onto is not None:
+        return x @ onto
+    return x[:, : plan.dims].copy() if plan.is_prefix else x
+
+
+def means(x: np.ndarray, lists: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The mean of the vectors (n, s) in each list (n,), that of `others` (L, s) for an empty one:
+    (L, s) float32."""
+    counts = np.bincount(lists, minlength=len(others))
+    order = np.argsort(lists, kind="stable")
+    filled = np.flatnonzero(counts)
+    firsts = (np.cumsum(counts) - counts)[filled]
+    found = others.copy()
+    found[filled] = np.add.reduceat(x[order], firsts, axis=0) / counts[filled, None]
+    return found
+
+
+def cluster(
+    x: np.ndarray,
+    lists: int,
+    seed: int,
+    iterations: int = ITERATIONS,
+    start: np.ndarray | None = None,
+) -> np.ndarray:
+    """Centroids of k-means, (lists, s) float32, of vectors (n, s) float32, from `start` on where it
+    is given. Lists are by distance, not by inner product: a long centroid would get the rows of its
+    neighbours. Where FAISS comes by the extra `gpu` and there are CUDA devices, it runs on these;
+    untested."""
     faiss = load_faiss()
     kmeans = faiss.Kmeans(
         x.shape[1],
@@ -79,8 +113,9 @@ def cluster(x: np.ndarray, lists: int, seed: int, iterations: int = ITERATIONS) 
         seed=seed,
         min_points_per_centroid=1,
         max_points_per_centroid=TRAIN_PER_LIST,
+        gpu=faiss.get_num_gpus(),
     )
-    kmeans.train(np.ascontiguousarray(x, dtype=np.float32))
+    kmeans.train(np.ascontiguousarray(x, dtype=np.float32), init_centroids=start)
     return kmeans.centroids.copy()
 
 
@@ -107,7 +142,11 @@ def list_deviations(
     x = coded if trained.plan.space == "projected" else sample
     values, vectors = np.linalg.eigh(moment)
     root = (vectors * np.sqrt(np.maximum(values, 0))).astype(np.float32)
-    squares = np.square((x - trained.centroids[lists]) @ root).sum(axis=1)
+    squares = np.empty(len(x), np.float32)
+    for start in range(0, len(x), AT_ONCE):
+        some = slice(start, start + AT_ONCE)
+        away = (x[some] - trained.centroids[lists[some]]) @ root
+        squares[some] = np.einsum("nd,nd->n", away, away)
     sums = np.bincount(lists, squares, trained.plan.lists)
     counts = np.bincount(lists, minlength=trained.plan.lists)
     return np.sqrt(sums / np.maximum(counts, 1)).astype(np.float32)

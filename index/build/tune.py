@@ -12,15 +12,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
+from chiasm.index.build.memory import release_memory
 from chiasm.index.build.report import Measured, Report, SmallVectors
 from chiasm.index.build.samples import ColumnView, QuerySets
-from chiasm.index.build.train import train
-from chiasm.index.build.trials import Trial, Trials, full_plan, plan_bytes
-from chiasm.index.plan import MIN_PER_LIST, TRAIN_PER_LIST, IndexSettings, Plan, default_plan
+from chiasm.index.build.train import ITERATIONS, STARTED, train
+from chiasm.index.build.trials import Trial, Trials, plan_bytes
+from chiasm.index.plan import (
+    MIN_PER_LIST,
+    TRAIN_PER_LIST,
+    IndexSettings,
+    Plan,
+    default_plan,
+    lists_for,
+)
 from chiasm.index.segments import Trained
 from chiasm.pipeline.errors import ChiasmError, UsageError
 
@@ -56,36 +66,61 @@ def tune_column(view: ColumnView, settings: IndexSettings) -> TunedColumn:
 
     Raises UsageError for settings that no index has, ChiasmError where none keeps the limits.
     """
-    if settings.dims > view.dim or (settings.dims and settings.kind in ("ivf", "exact")):
-        expected = f"{view.dim} or less, of a projected index"
+    if settings.dims > view.dim or (settings.dims and settings.kind == "exact"):
+        expected = f"{view.dim} or less, of an index with lists"
         raise UsageError("index.dims", expected=expected, found=str(settings.dims))
     plan = default_plan(view.rows, view.dim, settings)
+    if plan.exact and plan.vectors == "none":
+        what = f"index.vectors=none of column {view.column}"
+        expected, do = "an index with lists", "take int8, or --index ivf"
+        found = f"an exact one of {view.rows:,} rows, which scans their vectors"
+        raise UsageError(what, expected=expected, found=found, do=do)
     if plan.exact or not settings.tune:
         return _untuned(view, plan, settings)
-    clock = time.perf_counter()
+    began = time.perf_counter()
     sets = view.query_sets()
+    release_memory()
+    clock = time.perf_counter()
     most = int(settings.build_memory_mb * 2**20 * SAMPLE_SHARE) // (4 * view.dim)
     wanted = min(view.rows, most, max(SAMPLE_ROWS, int(plan.lists * LISTS[-1]) * TRAIN_PER_LIST))
     sample = view.sample(wanted)
-    trials = Trials(sample[:SAMPLE_ROWS], sets, view.rows, settings)
+    release_memory()
+    trials = Trials(sample[:SAMPLE_ROWS], sample[-SAMPLE_ROWS:], sets, view.rows, settings)
     best = _choose(trials, view, settings)
     small = trials.small_vectors(best.plan.dims if best else FIRST_DIMS)
-    plan = Plan() if best is None else trials.full_plan(best.plan)
+    plan = Plan(vectors=trials.form) if best is None else best.plan
     tried = time.perf_counter()
     trained = None
-    if not plan.exact:
-        lists = min(plan.lists, max(1, len(sample) // MIN_PER_LIST))
-        train_rows = min(len(sample), lists * TRAIN_PER_LIST)
-        plan = replace(plan, lists=lists, train_rows=train_rows)
-        trained = train(plan, sample, sets.learn, projection=trials.projection)
+    if best is not None:
+        plan, trained = _train(best.plan, trials, sample)
     return TunedColumn(
         plan,
         trained,
         sets,
         tuple(trial.measured for trial in trials.tried),
         tuple(small),
-        {"trials": round(tried - clock, 2), "train": round(time.perf_counter() - tried, 2)},
+        {
+            "queries": round(clock - began, 2),
+            "trials": round(tried - clock, 2),
+            "train": round(time.perf_counter() - tried, 2),
+        },
     )
+
+
+def _train(tried: Plan, trials: Trials, sample: np.ndarray) -> tuple[Plan, Trained]:
+    """Train the plan of a trial on rows (n, D), in as many lists as they suffice for."""
+    lists = min(tried.lists, max(1, len(sample) // MIN_PER_LIST))
+    plan = replace(tried, lists=lists, train_rows=min(len(sample), lists * TRAIN_PER_LIST))
+    as_tried = lists == tried.lists
+    trained = train(
+        plan,
+        sample,
+        trials.sets.learn,
+        projection=trials.projection,
+        start=trials.start(tried) if as_tried else None,
+        iterations=STARTED if as_tried else ITERATIONS,
+    )
+    return plan, trained
 
 
 def _untuned(view: ColumnView, plan: Plan, settings: IndexSettings) -> TunedColumn:
@@ -100,21 +135,21 @@ def _untuned(view: ColumnView, plan: Plan, settings: IndexSettings) -> TunedColu
 def _choose(trials: Trials, view: ColumnView, settings: IndexSettings) -> Trial | None:
     """The cheapest plan that reaches the recall within the memory; None for an exact index, where
     no other does."""
-    space = PlanSpace(trials.lists, view.rows, view.dim, settings)
+    space = PlanSpace(view.rows, view.dim, settings)
     first = space.first()
     if not first:
         raise _too_little_memory(view, space.least_bytes())
-    best = min(map(trials.run, first), key=lambda trial: trial.order)
-    for ladder in space.ladders():
-        while True:
-            before = best
-            for plan in space.neighbours(best.plan, *ladder):
-                best = min(best, trials.run(plan), key=lambda trial: trial.order)
-            if best is before:
-                break
+    best = trials.run(first[0])
+    for plan in first[1:]:
+        trial = trials.run(plan)
+        best = trial if trials.cheaper(trial, best) else best
+    for name, values in space.ladders():
+        if name == "oversample" and best.measured.reached:
+            continue  # it is chosen over all rows
+        best = _climb(trials, space, best, name, values)
     if best.measured.reached:
         return best
-    if settings.kind == "" and space.fits(Plan()):
+    if settings.kind == "" and settings.vectors != "none" and space.fits(space.exact):
         return None
     memory = f" within {settings.memory_gb:g} GB" if settings.memory_gb else ""
     raise ChiasmError(
@@ -125,14 +160,34 @@ def _choose(trials: Trials, view: ColumnView, settings: IndexSettings) -> Trial 
     )
 
 
+def _climb(
+    trials: Trials, space: PlanSpace, best: Trial, name: str, values: Sequence[Any]
+) -> Trial:
+    """The best on a ladder, which has one summit: down from a trial or, where that is worse, up."""
+    first = best
+    for step in (-1, 1):
+        while (plan := space.neighbour(best.plan, name, values, step)) is not None:
+            trial = trials.run(plan)
+            if not trials.cheaper(trial, best):
+                break
+            best = trial
+        if best is not first:
+            break
+    return best
+
+
 @dataclass(frozen=True)
 class PlanSpace:
-    """The plans that may be tried. lists: of the sample; rows, dim: of the column."""
+    """The plans that may be tried. rows, dim: of the column."""
 
-    lists: int
     rows: int
     dim: int
     settings: IndexSettings
+
+    @property
+    def lists(self) -> int:
+        """To begin with."""
+        return lists_for(self.rows)
 
     @property
     def dims(self) -> list[int]:
@@ -141,24 +196,38 @@ class PlanSpace:
         return some or [self.dim]
 
     def first(self) -> list[Plan]:
-        """The plan to begin with of each family and space that fits the memory: the fastest codes
-        that do, and of these the dimensions nearest to FIRST_DIMS."""
+        """The plan to begin with of each family that fits the memory: the fastest codes that do,
+        and of these the dimensions nearest to FIRST_DIMS."""
         return [
             plans[0]
-            for family, space in (
-                ("projected", "projected"),
-                ("projected", "full"),
-                ("ivf", "full"),
-            )
+            for family, space in self._families
             if self.settings.kind in ("", family) and (plans := self._of(family, space))
         ]
+
+    @property
+    def exact(self) -> Plan:
+        return Plan(vectors=self._vectors)
+
+    @property
+    def _vectors(self) -> Any:
+        return self.settings.vectors
+
+    @property
+    def _families(self) -> list[tuple[str, str]]:
+        """Of plans with lists, each with the space of its lists."""
+        prefix = self.settings.kind == "ivf" and 0 < self.settings.dims < self.dim
+        ivf = ("ivf", "projected" if prefix else "full")
+        return [("projected", "projected"), ivf]
 
     def _of(self, family: Any, space: Any, fitting: bool = True) -> list[Plan]:
         near = sorted(self.dims, key=lambda dims: abs(dims - FIRST_DIMS))
         plans = [
-            Plan(family, self.lists, 0, space, dims, codes, SPREAD, FIRST_OVERSAMPLE)
+            Plan(
+                *(family, self.lists, 0, space, dims, codes, SPREAD, FIRST_OVERSAMPLE),
+                vectors=self._vectors,
+            )
             for codes in CODES
-            for dims in (near if family == "projected" else [self.dim])
+            for dims in ([self.dim] if (family, space) == ("ivf", "full") else near)
             # These codes are of differences to centroids.
             if codes == "SQ8" or family == "ivf" or space == "projected"
         ]
@@ -169,35 +238,36 @@ class PlanSpace:
         lists = sorted({max(1, round(share * self.lists)) for share in LISTS})
         return [
             ("dims", self.dims),
+            ("space", ("projected", "full")),
             ("lists", lists),
             ("spread", (0.0, SPREAD)),
             ("oversample", OVERSAMPLES),
         ]
 
-    def neighbours(self, plan: Plan, name: str, values: Sequence[Any]) -> Iterator[Plan]:
-        """The plans next to this one on a ladder."""
+    def neighbour(self, plan: Plan, name: str, values: Sequence[Any], step: int) -> Plan | None:
+        """The plan next to this one on a ladder, down or up; None where there is none that fits."""
         if getattr(plan, name) not in values:
-            return
-        place = values.index(getattr(plan, name))
-        for other in (place - 1, place + 1):
-            if 0 <= other < len(values):
-                near = replace(plan, nprobe=0, **{name: values[other]})
-                if self.fits(near):
-                    yield near
+            return None
+        if name == "space" and (plan.family == "ivf" or plan.codes != "SQ8"):
+            return None  # their codes and their lists are of one space
+        place = values.index(getattr(plan, name)) + step
+        if not 0 <= place < len(values):
+            return None
+        near = replace(plan, nprobe=0, **{name: values[place]})
+        return near if self.fits(near) else None
 
     def fits(self, plan: Plan) -> bool:
         limit = self.settings.memory_gb * 1e9
         return not limit or self._bytes(plan) <= limit
 
     def _bytes(self, plan: Plan) -> int:
-        return plan_bytes(full_plan(plan, self.rows, self.lists), self.rows, self.dim)
+        return plan_bytes(plan, self.rows, self.dim)
 
     def least_bytes(self) -> int:
         """Of any plan of the kinds that may be tried."""
-        spaces = (("projected", "projected"), ("projected", "full"), ("ivf", "full"))
         plans = [
             plan
-            for family, space in spaces
+            for family, space in self._families
             if self.settings.kind in ("", family)
             for plan in self._of(family, space, fitting=False)
         ]

@@ -3,6 +3,7 @@
 from chiasm.index.query.auditing import Audits, Recalls, check_share
 from chiasm.index.query.calibrate import Calibration
 from chiasm.index.query.calibrated import calibrate_index, p_absent, require_words
+from chiasm.index.query.calibration_sample import TooFewCaptions
 from chiasm.index.query.diversify import diversify
 from chiasm.index.query.encode import (
     encode_each,
@@ -20,22 +21,32 @@ from chiasm.index.query.opening import live_generation, open_live
 from chiasm.index.query.query_picture import encoded_picture
 from chiasm.index.query.recent_queries import RecentQueries, Search
 from chiasm.index.query.rerank import check_stages, rerank, reranker_fingerprints
-from chiasm.index.query.scan import Allowed, ColumnIndex, as_float32
-from chiasm.index.query.search import search
-from chiasm.index.query.truth import exact_top, recall_of, rows_of_column, without_own
+from chiasm.index.query.scan import Allowed, ColumnIndex
+from chiasm.index.query.search import EXTRA_CANDIDATES, search, search_scan
+from chiasm.index.query.truth import (
+    Ranked,
+    exact_top,
+    others_than_own,
+    recall_of,
+    rows_of_column,
+    usable_rows,
+    without_own,
+)
 
 __all__ = [
+    "EXTRA_CANDIDATES",
     "Allowed",
     "Audits",
     "Calibration",
     "ColumnIndex",
     "Filter",
     "OpenIndex",
+    "Ranked",
     "Recalls",
     "RecentQueries",
     "Search",
+    "TooFewCaptions",
     "add_keywords",
-    "as_float32",
     "calibrate_index",
     "check_share",
     "check_stages",
@@ -50,6 +61,7 @@ __all__ = [
     "live_generation",
     "open_keywords",
     "open_live",
+    "others_than_own",
     "p_absent",
     "pixels_of",
     "query_refused",
@@ -62,6 +74,8 @@ __all__ = [
     "search_filtered",
     "search_keywords",
     "search_lists",
+    "search_scan",
     "text_of",
+    "usable_rows",
     "without_own",
 ]

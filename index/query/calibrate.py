@@ -2,18 +2,21 @@
 
 A flat threshold on scores does not work: how high the best score of an absent thing is depends on
 the query. The collection's own captions give a sample of both cases without labels. A caption asks
-as it is, and its own row is there; it asks again while every row whose captions name one of its
-words is left out, and what that word names is absent. Two statistics of the hits are fitted on one
-half of the sample, by logistic regression, and compared with the other half:
+as it is, and its own row is there; it asks again while every row that names one of its words, in
+any form, is left out, and what that word names is absent; and while every row that names two of its
+neighbouring words is left out, and their combination is absent. Two statistics of the hits are
+fitted on a third of the sample, by logistic regression, and compared with the rest:
 
 - `absence`, of the best score and of the rarest word of the query that no hit's captions name. Its
-  split-conformal p-value against the absent half is at most `a` with probability at most `a` for an
-  exchangeable query (Vovk et al., Algorithmic Learning in a Random World, 2005).
-- `likeness`, of all features, fitted against captions that lack a word or two words together. A
-  query below all but FLOOR of the captions whose row is there has the p-value 1: its parts may be
-  here, but not together. The absent half goes through the same gate before p-values are counted.
+  split-conformal p-value against the captions that lack a word is at most `a` with probability at
+  most `a` for an exchangeable query (Vovk et al., Algorithmic Learning in a Random World, 2005).
+- `likeness`, of all features, against captions that lack a word or a pair. Its p-value is that
+  against captions that lack a pair. It counts only for queries below all but FLOOR of the captions
+  whose row is there: where captions do not say all, rows without the pair mostly match all the
+  same, and no threshold would leave anything.
 
-calibration_sample.py draws the sample. Everything here is arithmetic on arrays.
+The p-value of a query is the greater of the two. calibration_sample.py draws the sample, and says
+which words and pairs are left out. Everything here is arithmetic on arrays.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -31,12 +34,19 @@ from chiasm.index.plan import Count
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.stored_records import read_record
 
-FEATURES = ("best", "last", "uncovered", "other_best", "other_last")
-ABSENCE = (0, 2)  # best and uncovered: with more, the rate differed between topics
-FLOOR = 0.05  # of the queries whose row is here, that `likeness` may answer "nothing"
-MIN_SAMPLE = 200  # captions; half of them are compared with, so that rates below 1 % can be stated
+FEATURES = ("best", "last", "word", "pair", "other_best", "other_last")
+ABSENCE = (0, 2)  # best and word: with `last` too, 5 % stated were 11 % on topics of photographs
+FLOOR = 0.02  # of the queries whose row is here, that `likeness` may answer "nothing"
+MIN_SAMPLE = 200  # captions, of which so many lack a word: rates below 1 % can be stated
+FITTED = 3  # every third is fitted on, for six weights; the others are compared with
 SHRINK = 1e-3  # L2 penalty on weights of standardised features, against features that separate
 NEWTON_STEPS = 25  # penalised, so it converges in about ten
+# Share of rows whose captions name a word. Rarer ones are names and slips; with commoner ones too
+# much of the collection goes, and what is left is no longer like it.
+RAREST, COMMONEST = 0.003, 0.25
+# Words from each other that a pair of neighbours is at most: an adjective and its noun, with
+# others between. Of scripts without spaces, where words are of two characters and overlap.
+REACH, REACH_UNSPACED = 3, 6
 SCHEMA = 1
 
 # Scripts that are written without spaces: Han, kana, Thai, Lao, Khmer, Burmese.
@@ -45,37 +55,65 @@ _WORD = re.compile(f"[{_UNSPACED}]+|[^\\W_{_UNSPACED}]+")
 _UNSPACED_START = re.compile(f"[{_UNSPACED}]")
 
 
-def words_of(text: str) -> frozenset[str]:
-    """The words of a text in lower case; of a script without spaces each two neighbours."""
-    words: set[str] = set()
+def words_of(text: str) -> list[str]:
+    """The words of a text in order, in lower case; of a script without spaces each two
+    neighbours."""
+    words: list[str] = []
     for run in _WORD.findall(text.lower()):
         if len(run) > 1 and _UNSPACED_START.match(run):
-            words.update(run[i : i + 2] for i in range(len(run) - 1))
+            words += [run[i : i + 2] for i in range(len(run) - 1)]
         else:
-            words.add(run)
-    return frozenset(words)
+            words.append(run)
+    return words
+
+
+def pairs_of(words: Sequence[str], usable: Collection[str]) -> set[str]:
+    """Neighbouring words of a text, `"red boat"`, of those that are usable."""
+    pairs: set[str] = set()
+    for place, word in enumerate(words):
+        if word in usable:
+            reach = REACH_UNSPACED if _UNSPACED_START.match(word) else REACH
+            near = words[place + 1 : place + 1 + reach]
+            pairs.update(f"{word} {other}" for other in near if other in usable and other != word)
+    return pairs
+
+
+def terms_of(texts: Sequence[str], usable: Collection[str]) -> frozenset[str]:
+    """The words of all texts, and the pairs of each."""
+    terms: set[str] = set()
+    for text in texts:
+        words = words_of(text)
+        terms.update(words, pairs_of(words, usable))
+    return frozenset(terms)
+
+
+def is_pair(term: str) -> bool:
+    return " " in term
 
 
 def features(
     scores: np.ndarray,
-    hit_words: Sequence[frozenset[str]],
-    query_words: Mapping[str, float],
+    named: Collection[str],
+    query_terms: Mapping[str, float],
     other: np.ndarray,
 ) -> np.ndarray:
-    """FEATURES of one query: (5,) float64.
+    """FEATURES of one query: (6,) float64.
 
-    scores: (n,) of its first hits by vectors, best first; n may be less. hit_words: the words
-    of each hit's captions. query_words: each word of the query with its weight. other: (n,) inner
-    products of the query with the hits' joint vectors, zeros where there are none.
+    scores: (n,) of its first hits by vectors, best first; n may be less. named: the terms of the
+    hits' captions. query_terms: each term of the query with its weight. other: (n,) inner products
+    of the query with the hits' joint vectors, zeros where there are none.
     """
+    missing = {False: 0.0, True: 0.0}
+    for term, weight in query_terms.items():
+        if term not in named:
+            missing[is_pair(term)] = max(missing[is_pair(term)], weight)
     if not len(scores):
-        return np.array([-1.0, -1.0, max(query_words.values(), default=0.0), -1.0, -1.0])
-    named = frozenset().union(*hit_words)
-    uncovered = max((w for word, w in query_words.items() if word not in named), default=0.0)
-    return np.array([scores[0], scores[-1], uncovered, other.max(), other.min()], np.float64)
+        return np.array([-1.0, -1.0, missing[False], missing[True], -1.0, -1.0])
+    ends = [scores[0], scores[-1], missing[False], missing[True], other.max(), other.min()]
+    return np.array(ends, np.float64)
 
 
-def word_weight(rows: int, rows_with: int) -> float:
+def term_weight(rows: int, rows_with: int) -> float:
     """Inverse document frequency: ln((N + 1) / (n + 1/2))."""
     return math.log((rows + 1) / (rows_with + 0.5))
 
@@ -84,32 +122,43 @@ def word_weight(rows: int, rows_with: int) -> float:
 class Calibration:
     """What is stored of a column's calibration. Weights are for raw features.
 
-    rows: of the collection. words: in how many rows each word of the sampled captions occurs;
-    a word that is not among them counts as unknown. absence, likeness: one weight for each of
-    FEATURES. floor: the lowest `likeness` of a query that may match. compared: how many queries
-    whose word was left out; absent: `absence` of those that reach the floor, in rising order.
+    rows: of the collection. counted: how many of them terms were counted in. terms: in how many of
+    those each occurs; one that is not among them counts as unknown. absence, likeness: one weight
+    for each of FEATURES. floor: the `likeness` from which on a query may match. without_word:
+    `absence` of the captions that lack a word, without_pair: `likeness` of those that lack a pair,
+    in rising order.
     """
 
     rows: Count
-    words: dict[str, Count]
+    counted: Count
+    terms: dict[str, Count]
     absence: tuple[FiniteFloat, ...]
     likeness: tuple[FiniteFloat, ...]
     floor: FiniteFloat
-    compared: Count
-    absent: tuple[FiniteFloat, ...]
+    without_word: tuple[FiniteFloat, ...]
+    without_pair: tuple[FiniteFloat, ...]
     schema: int = SCHEMA
 
     def p_value(self, query_features: np.ndarray) -> float:
-        """How likely a query that has nothing here scores as high: in (0, 1]. (5,) features."""
-        if float(query_features @ np.array(self.likeness)) < self.floor:
-            return 1.0
-        statistic = float(query_features @ np.array(self.absence))
-        as_high = len(self.absent) - int(np.searchsorted(self.absent, statistic, side="left"))
-        return (1 + as_high) / (1 + self.compared)
+        """How likely a query that has nothing here scores as high: in (0, 1]. (6,) features."""
+        p = share_as_high(self.without_word, float(query_features @ np.array(self.absence)))
+        likeness = float(query_features @ np.array(self.likeness))
+        return p if likeness >= self.floor else max(p, share_as_high(self.without_pair, likeness))
 
-    def query_words(self, text: str) -> dict[str, float]:
-        """Each word of a query with its weight."""
-        return {word: word_weight(self.rows, self.words.get(word, 0)) for word in words_of(text)}
+    def usable(self, word: str) -> bool:
+        """Whether a word may be part of a pair."""
+        return is_usable(self.terms.get(word, 0), self.counted)
+
+    def weights(self, text: str) -> dict[str, float]:
+        """Each term of a query with its weight."""
+        words = words_of(text)
+        terms = {*words, *pairs_of(words, set(filter(self.usable, words)))}
+        return {term: term_weight(self.counted, self.terms.get(term, 0)) for term in terms}
+
+    def named(self, texts: Sequence[str]) -> frozenset[str]:
+        """The terms of captions."""
+        usable = {word for text in texts for word in words_of(text) if self.usable(word)}
+        return terms_of(texts, usable)
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), ensure_ascii=False).encode("utf-8", "surrogatepass")
@@ -119,41 +168,61 @@ class Calibration:
         """Raises CollectionError for anything that `to_json` did not write."""
         found = read_record(data, where, cls, what="a calibration", do=do, schema=SCHEMA)
         widths = {len(found.absence), len(found.likeness)}
-        in_order = list(found.absent) == sorted(found.absent)
-        if widths != {len(FEATURES)} or not in_order or found.compared < len(found.absent):
+        samples = [list(found.without_word), list(found.without_pair)]
+        if widths != {len(FEATURES)} or any(one != sorted(one) for one in samples):
             raise CollectionError(where, expected="a calibration", found="another", do=do)
         return found
+
+
+def is_usable(rows_with: int, rows: int) -> bool:
+    """Whether a word that so many of the rows have is neither too rare nor too common."""
+    return RAREST * rows <= rows_with <= COMMONEST * rows
+
+
+def share_as_high(ordered: Sequence[float], value: float) -> float:
+    """The conformal p-value of a value among a sample in rising order."""
+    as_high = len(ordered) - int(np.searchsorted(ordered, value, side="left"))
+    return (1 + as_high) / (1 + len(ordered))
 
 
 def fit(
     present: np.ndarray,
     without_word: np.ndarray,
     without_pair: np.ndarray,
-    rows: int,
-    words: Mapping[str, int],
+    *,
+    rows: int = 0,
+    counted: int = 0,
+    terms: Mapping[str, int] | None = None,
 ) -> Calibration:
-    """A calibration of the features (n, 5) of captions whose row is there, of those whose word was
-    left out, and of those that lack two words together, in random order. Even rows are fitted on,
-    odd ones are compared with.
-    """
-    absence = np.zeros(len(FEATURES))
+    """A calibration of the features (n, 6) of captions whose row is there, of those whose word was
+    left out, and of those that lack a pair, each in random order. With fewer than MIN_SAMPLE of the
+    last, `likeness` answers nothing."""
+    (some, there), (word, compared) = _parts(present), _parts(without_word)
+    pair, compared_pairs = _parts(without_pair)
+    absence, likeness = np.zeros(len(FEATURES)), np.zeros(len(FEATURES))
     columns = list(ABSENCE)
-    absence[columns] = separating_weights(present[::2][:, columns], without_word[::2][:, columns])
-    lacking = np.concatenate((without_word[::2], without_pair[::2]))
-    likeness = separating_weights(present[::2], lacking)
-    typical = np.sort(present[1::2] @ likeness)
-    floor = float(typical[int(FLOOR * len(typical))])
-    compared = without_word[1::2]
-    reaching = compared[compared @ likeness >= floor]
+    absence[columns] = separating_weights(some[:, columns], word[:, columns])
+    floor = 0.0
+    if len(without_pair) >= MIN_SAMPLE:
+        likeness = separating_weights(some, np.concatenate((word, pair)))
+        floor = float(np.sort(there @ likeness)[int(FLOOR * len(there))])
     return Calibration(
         rows=rows,
-        words=dict(words),
+        counted=counted,
+        terms=dict(terms or {}),
         absence=tuple(absence.tolist()),
         likeness=tuple(likeness.tolist()),
         floor=floor,
-        compared=len(compared),
-        absent=tuple(np.sort(reaching @ absence).tolist()),
+        without_word=tuple(np.sort(compared @ absence).tolist()),
+        without_pair=tuple(np.sort(compared_pairs @ likeness).tolist()),
     )
+
+
+def _parts(sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What is fitted on, and what is compared with."""
+    sample = sample.reshape(-1, len(FEATURES))
+    fitted = np.arange(len(sample)) % FITTED == 0
+    return sample[fitted], sample[~fitted]
 
 
 def separating_weights(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:

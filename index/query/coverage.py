@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chiasm.index.query.resident import PassingRows
+from chiasm.index.query.code_scan import PassingRows
 from chiasm.index.query.scan import Scan
 from chiasm.index.segments import best_columns, columns_of
 
@@ -50,10 +50,10 @@ class Lists:
         place = max(0, len(self.numbers) - max(1, count))
         return np.partition(self.key, place, axis=1)[:, place]
 
-    def enough(self, least: np.ndarray, last: np.ndarray, missed: float) -> np.ndarray:
-        """The key above which lists are to be scanned, (Q,) float32, `last` (Q,) at most: rows
+    def enough(self, least: np.ndarray, edge: np.ndarray, missed: float) -> np.ndarray:
+        """The key above which lists are to be scanned, (Q,) float32, `edge` (Q,) at most: rows
         above `least` (Q,) are expected below it for a share `missed` of them."""
-        low = np.full(len(last), -np.inf, np.float32)
+        low = np.full(len(edge), -np.inf, np.float32)
         if not missed:
             return low
         expected = upper_tail((np.maximum(least, LEAST)[:, None] - self.mean) / self.deviation)
@@ -65,9 +65,9 @@ class Lists:
             np.multiply(expected, self.key < key[:, None], out=part)
             return part.sum(axis=1) <= most
 
-        enough = few(last)
-        low = np.where(enough, last, self.key.min(axis=1))
-        high = last.copy()
+        enough = few(edge)
+        low = np.where(enough, edge, self.key.min(axis=1))
+        high = edge.copy()
         for _ in range(HALVINGS * (not enough.all())):
             middle = (low + high) / 2
             fits = few(middle)
@@ -94,13 +94,13 @@ def scan_covering(
     assert trained is not None
     coded = trained.queries(xq)
     lists = rank_lists(scan, xq, coded)
-    last = lists.best(first)
-    scores, rows = scan.in_lists(xq, coded, lists.where(lists.key >= last[:, None]), wanted)
+    edge = lists.best(first)
+    scores, rows = scan.in_lists(xq, coded, lists.where(lists.key >= edge[:, None]), wanted)
     least = np.partition(scores, wanted - k, axis=1)[:, wanted - k]
-    enough = lists.enough(least, last, missed)
-    if len(more := np.flatnonzero(enough < last)):
+    enough = lists.enough(least, edge, missed)
+    if len(more := np.flatnonzero(enough < edge)):
         key = lists.key[more]
-        others = lists.where((key >= enough[more, None]) & (key < last[more, None]))
+        others = lists.where((key >= enough[more, None]) & (key < edge[more, None]))
         found = scan.in_lists(xq[more], coded[more], others, wanted)
         scores[more], rows[more] = _best((scores[more], rows[more]), found)
     return scores, rows

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 
 from chiasm.index.faiss_runtime import load_faiss
-from chiasm.index.query.resident import Resident
+from chiasm.index.query.code_scan import CodeScan, scan_lists
 from chiasm.index.segments import ListCodes, Trained, best_columns, columns_of
 
-SHORTLIST = 4  # rows by 4 bits for a candidate: 3 and 7 are within 5 % of its speed
+SHORTLIST: int = 4  # rows by 4 bits for a candidate: 3 and 7 are within 5 % of its speed
 LEVELS = 16
 LEVEL_ROWS = 65_536  # that levels are fitted to: 4,096 a level
 LLOYD_STEPS = 30  # from quantiles: within 5 % of the least error for a normal variable
+LIST_AFTER_LIST = 11  # with a reservoir of the best: FAISS, IndexIVFFastScan.cpp
 BLOCK = 32  # rows that FAISS scores at once, and packs together
 PACKED_ROWS = 1 << 17  # packed at once: some tens of MB
 GATHERED = 1 << 20  # numbers of shortlists that are made floats at once: 4 MiB
@@ -35,7 +36,7 @@ GATHERED = 1 << 20  # numbers of shortlists that are made floats at once: 4 MiB
 _ROWS_OF_BYTES = np.array([0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15])
 
 
-class FastScan(Resident):
+class FastScan(CodeScan):
     """Scans 8-bit codes in two steps."""
 
     _levels: np.ndarray | None = None
@@ -44,6 +45,7 @@ class FastScan(Resident):
         if self._levels is None:
             self._levels = fit_levels(self.codes.codes)
         self._index = _packed_index(self.codes, self._levels, self.trained)
+        self._index_of_one = _sharing(self._index, self.codes, self._levels, self.trained)
 
     def _by_number(self, mask: np.ndarray) -> np.ndarray:
         return mask[self.codes.rows]
@@ -51,7 +53,7 @@ class FastScan(Resident):
     def candidates(
         self, coded: np.ndarray, lists: np.ndarray, wanted: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        if not len(self.codes):
+        if not len(self.codes) or not len(coded):
             nothing = len(coded), wanted
             return np.full(nothing, -np.inf, np.float32), np.full(nothing, -1, np.int64)
         shortlist = max(wanted, min(SHORTLIST * wanted, len(self)))
@@ -95,7 +97,8 @@ class FastScan(Resident):
         rows: (Q,) bool."""
         scores = np.empty((len(coded), count), np.float32)
         places = np.empty((len(coded), count), np.int64)
-        self._scan(coded, lists, scores, places)
+        index = self._index if len(coded) > 1 else self._index_of_one
+        scan_lists(index, coded, lists, scores, places, self._selector)
         cut = places[:, -1] >= 0  # FAISS sorts by falling score
         places[(scores <= scores[:, -1:]) & cut[:, None]] = -1
         return places, cut
@@ -157,14 +160,12 @@ def fit_levels(codes: np.ndarray) -> np.ndarray:
     return levels.astype(np.float32)
 
 
-def _packed_index(codes: ListCodes, levels: np.ndarray, trained: Trained) -> Any:
-    """The FAISS index of the 4-bit codes, whose row numbers are places in `codes`."""
+def _empty_index(codes: ListCodes, levels: np.ndarray, trained: Trained) -> Any:
     faiss = load_faiss()
     dims = codes.codes.shape[1]
     quantizer = faiss.IndexFlatIP(dims)
-    lists = len(codes.starts) - 1
     index = faiss.IndexIVFPQFastScan(
-        quantizer, dims, lists, dims, 4, faiss.METRIC_INNER_PRODUCT, BLOCK
+        quantizer, dims, len(codes.counts), dims, 4, faiss.METRIC_INNER_PRODUCT, BLOCK
     )
     index.own_fields = False
     index.referenced_objects = [quantizer]
@@ -174,6 +175,24 @@ def _packed_index(codes: ListCodes, levels: np.ndarray, trained: Trained) -> Any
     low, step = trained.ranges[0], trained.ranges[1] / 255
     values = low[:, None] + (levels + 0.5) * step[:, None]
     faiss.copy_array_to_vector(np.ascontiguousarray(values.ravel(), np.float32), index.pq.centroids)
+    return index
+
+
+def _sharing(packed: Any, codes: ListCodes, levels: np.ndarray, trained: Trained) -> Any:
+    """The same index for one query at a time, which scans list after list (FAISS, `implem`): it
+    does not sort its lists for other queries to scan them too."""
+    index = _empty_index(codes, levels, trained)
+    index.implem = LIST_AFTER_LIST
+    index.replace_invlists(packed.invlists, False)
+    index.referenced_objects.append(packed)
+    index.ntotal = packed.ntotal
+    return index
+
+
+def _packed_index(codes: ListCodes, levels: np.ndarray, trained: Trained) -> Any:
+    """The FAISS index of the 4-bit codes, whose row numbers are places in `codes`."""
+    index = _empty_index(codes, levels, trained)
+    lists = len(codes.counts)
     tables = [
         np.abs(np.arange(256)[:, None] - some).argmin(axis=1).astype(np.uint8).tobytes()
         for some in levels

@@ -8,6 +8,7 @@ not finite, a field that this segment does not have at all.
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -33,6 +34,7 @@ CATALOG_KINDS = {
 ARROW_TYPES = {NUMBER: pa.float64(), TEXT: pa.string(), BOOL: pa.bool_(), OTHER: pa.bool_()}
 ARROW_TYPES |= {kind: pa.list_(ARROW_TYPES[element]) for element, kind in LISTS.items()}
 MOST_NAMES = 40  # of fields in an error message
+LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 class Fields:
@@ -53,7 +55,7 @@ class Fields:
     def find(self, path: Path, place: int | None) -> Path:
         """The field that is meant: the catalog's in any case; of the json the one that is written
         so, or the only one that differs in case alone. UsageError, which lists the fields."""
-        path = (path[0].lower(), *path[1:])
+        path = (*_lower(path[:1]), *path[1:])
         if path in self.kinds:
             return path
         alike = [known for known in self.kinds if _lower(known) == _lower(path)]
@@ -75,7 +77,8 @@ class Fields:
 
 
 def _lower(path: Path) -> Path:
-    return tuple(part.lower() for part in path)
+    """Latin letters alone: the sign of Kelvin is no K."""
+    return tuple(part.translate(LOWER) for part in path)
 
 
 def field_name(path: Path) -> str:

@@ -120,6 +120,8 @@ def _syntax_error(source: Source, parsed: Tree) -> UsageError:
     message = parsed["error_message"]
     if "expression depth" in message:
         return refused(f"at most {MAX_DEPTH} nested parts", "more")
+    if "SELECT statements" in message:  # of what is none; it has no place
+        return refused("a condition in SQL", "another statement")
     offset = int(parsed["position"]) - len(SELECT) if "position" in parsed else -1
     found = message.partition("\n")[0][:200]  # it repeats a part of the text
     return refused("a condition in SQL", found, source.place(offset))

@@ -33,6 +33,7 @@ START, RANK = 40_000.0, 40.0
 GATHER = 0.8  # to read a float16 of a vector somewhere and make it a float32, once a batch
 MULTIPLY = 0.026  # of a float of a vector with one of a query, in a matrix product
 PICK = 5.5  # to find the best of exact scores, for each
+PARQUET = 700_000.0  # to read the group of rows of a vector that is in Parquet alone
 BATCH = 64  # queries that share the reading of vectors; answers do not depend on their number
 POWER = 0.25  # lists that are scanned grow so with 1 / share, for filters at random
 # Rows of which all are scored whatever it costs: it is below a millisecond, and exact.
@@ -68,7 +69,7 @@ def plan_scan(
     if plan.exact:
         return ScanPlan("exact", 0, k, f"exact: {words}, and the column is exact")
     if passing == rows:
-        return ScanPlan("all", nprobe, k * plan.oversample, f"as without a filter: {words}")
+        return ScanPlan("all", nprobe, plan.candidates(k, nprobe), f"as without a filter: {words}")
     share = passing / rows
     lists = min(plan.lists, nprobe * share**-POWER)
     way = "subset" if resident and fits_subset(passing, plan) else "selector"
@@ -77,12 +78,16 @@ def plan_scan(
     if way == "selector":
         by_lists += TEST * lists * rows / plan.lists
     exact = passing * (dim * (GATHER / BATCH + MULTIPLY) + PICK)
+    always, candidates = ALWAYS_EXACT, min(passing, plan.candidates(k, nprobe))
+    if plan.vectors == "none":
+        exact, by_lists = exact + PARQUET * passing / BATCH, by_lists + PARQUET * candidates
+        always = candidates
     costs = f"about {exact / 1000:,.0f} us a query, by lists {by_lists / 1000:,.0f} or more"
-    if passing <= ALWAYS_EXACT or exact <= by_lists:
+    if passing <= always or exact <= by_lists:
         return ScanPlan("exact", 0, k, f"exact: {words}; {costs}")
     left = f"until the others are expected to hold {100 * missed_share(plan, nprobe):.2g} %"
     reason = f"{way}: {words}; exact {costs}; lists {left} of the best rows"
-    return ScanPlan(way, math.ceil(lists), min(passing, k * plan.oversample), reason)
+    return ScanPlan(way, math.ceil(lists), candidates, reason)
 
 
 def missed_share(plan: Plan, nprobe: int) -> float:

@@ -112,10 +112,10 @@ def evaluate(condition: Filter, table: pa.Table, seconds: float | None = None) -
     cursor = _connection().cursor()
     deadline = threading.Timer(seconds, cursor.interrupt)
     deadline.daemon = True
+    deadline.start()
     try:
         named = pa.Table.from_arrays(list(columns.values()), names=list(columns))
         cursor.from_arrow(named).create_view("catalog")  # `register` imports pandas, if it is there
-        deadline.start()
         query = f"SELECT coalesce({condition.sql}, FALSE) AS passed FROM catalog"
         return cursor.execute(query, list(condition.parameters)).fetchnumpy()["passed"]
     except duckdb.InterruptException as error:
@@ -126,6 +126,7 @@ def evaluate(condition: Filter, table: pa.Table, seconds: float | None = None) -
         raise refused("a condition that can be evaluated", found) from error
     finally:
         deadline.cancel()
+        deadline.join()  # at the end of a program its thread would keep DuckDB from being unloaded
         cursor.close()
 
 

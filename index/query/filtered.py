@@ -68,7 +68,7 @@ def explain_search(
         way, lists, candidates = "exact", 0, k
         reason = f"exact: all {rows:,} rows are scored"
     else:
-        way, lists, candidates = "lists", nprobe, k * plan.oversample
+        way, lists, candidates = "lists", nprobe, plan.candidates(k, nprobe)
         why = "as its recall needs" if nprobe == plan.nprobe else "as the query wants"
         reason = f"lists: {nprobe:,} of {plan.lists:,} are scanned, {why}"
     return Explanation(
@@ -95,7 +95,7 @@ def search_lists(
     scores = np.full((len(xq), k), -np.inf, np.float32)
     positions = np.full((len(xq), k), -1, np.int64)
     if scan.available:
-        wanted = k * index.plan.oversample + EXTRA_CANDIDATES
+        wanted = index.plan.candidates(k, nprobe) + EXTRA_CANDIDATES
         _search_some(scan, xq, nprobe, wanted, (scores, positions))
     return scores, positions
 

@@ -39,7 +39,7 @@ from chiasm.pipeline.collection import (
     stat_relocations,
 )
 from chiasm.pipeline.encoders import Encoder, load_encoder
-from chiasm.pipeline.errors import CollectionError, UsageError
+from chiasm.pipeline.errors import CollectionError, UsageError, require_at_least
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.storage import Stat, display_name
 
@@ -140,6 +140,7 @@ class OpenIndex:
         change meanwhile, call all three of one `view`. Raises UsageError for queries of another
         width and for NaN, infinite or zero ones.
         """
+        require_at_least(0, k=k, nprobe=nprobe or 0)
         xq = np.asarray(xq, dtype=np.float32)
         if xq.ndim != 2 or xq.shape[1] != self.dim:
             raise UsageError(
@@ -299,7 +300,8 @@ class OpenIndex:
         parts = [one.wanted_vectors(column, np.array(numbers)) for one, _, numbers in wanted]
         fetch([part for of_segment in parts for part in of_segment])
         for segment, first, numbers in wanted:
-            vectors[[order[first + row] for row in numbers]] = segment.vectors(column)[numbers]
+            found = segment.vectors(column).take(np.array(numbers))
+            vectors[[order[first + row] for row in numbers]] = found
         return vectors
 
     def _by_segment(self, positions: Iterable[int]) -> Iterator[tuple[Segment, int, list[int]]]:

@@ -7,9 +7,10 @@ the manifest, the list of the embeddings and the record of relocated shards.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from chiasm.index.query.resident import Resident
 from chiasm.index.query.scan import ColumnIndex
 from chiasm.index.segments import (
     EmbeddedShards,
@@ -95,11 +96,14 @@ def column_of(generation: Generation, name: str, known: Generation | None = None
     if name not in generation.opened:
         manifest = generation.manifest
         plan, shared = manifest.columns[name], manifest.trained.get(name)
+        residents: Sequence[Resident] = ()
         if known is not None and known.manifest.trained.get(name) == shared:
-            trained = known.opened[name].trained
+            before: ColumnIndex = known.opened[name]
+            trained, residents = before.trained, before.merged or ()
         else:
             trained = generation.load(name)
-        generation.opened[name] = ColumnIndex(generation.segments, name, plan, trained)
+        index = ColumnIndex(generation.segments, name, plan, trained, residents)
+        generation.opened[name] = index
     return generation.opened[name]
 
 
@@ -108,5 +112,4 @@ def open_all(index: ColumnIndex) -> None:
     index.open()
     for segment in index.segments:
         if not segment.in_store:
-            segment.raw(index.column)
-            _ = segment.catalog
+            segment.keep_open(index.column)

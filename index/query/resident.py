@@ -1,129 +1,104 @@
-"""The codes of a column in memory, and scans of all its rows or of those that a filter lets pass.
+"""The codes of a column in memory: those of most segments merged once, those of the last apart.
 
-Two ways to scan some of the rows: a copy of their codes, or a bitmap that FAISS asks for the rows
-that it scores. Scanning a copy is faster, and making it takes as long as some hundred queries, so
-it pays where filters come again or queries come in batches.
+An edit makes a new generation, whose first segments are mostly those of the one before. What was
+merged of these is shared by both, since a search changes nothing: only the segments that follow are
+merged anew. A search scans both parts. Once the second has more than a share of the rows of the
+first, all are merged.
 """
 
 from __future__ import annotations
 
-from copy import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
 
 import numpy as np
 
-from chiasm.index.faiss_runtime import load_faiss
-from chiasm.index.segments import ListCodes, Trained
+from chiasm.index.plan import Plan
+from chiasm.index.query.code_scan import CodeScan, PassingRows
+from chiasm.index.query.fast_scan import FastScan
+from chiasm.index.query.filter_plan import fits_subset
+from chiasm.index.segments import Segment, Trained, merge_lists
+
+# Rows of the second part, of those of the first, up to which only the second is merged anew.
+MOST_APART = 0.25
 
 
 @dataclass(frozen=True)
-class PassingRows:
-    """The rows of each list that pass: how many, counts (L,) int64, and their mean in the space of
-    the codes, means (L, d) float32, 0 where there are none; None where it is not known."""
-
-    counts: np.ndarray
-    means: np.ndarray | None = None
-
-
 class Resident:
-    """Scans the codes of a column as they are. `subset` and `selecting` give scans of some rows."""
+    """The lists of consecutive segments, without deleted rows. of: what names the segments and
+    their deletions."""
 
-    def __init__(self, codes: ListCodes, trained: Trained) -> None:
-        self.codes, self.trained = codes, trained
-        self.counts = codes.counts  # (L,): the rows of each list that may be found
-        self._mask: np.ndarray | None = None  # of these, by row number of FAISS; None for all
-        self._selector: Any = None
-        self._open()
+    scan: CodeScan
+    of: tuple[object, ...]
 
-    def _open(self) -> None:
-        self._index = self.codes.index(self.trained)
 
-    def __len__(self) -> int:
-        return len(self.codes)
+def merge(
+    segments: Sequence[Segment],
+    column: str,
+    trained: Trained,
+    starts: np.ndarray,
+    known: Sequence[Resident],
+) -> list[Resident]:
+    """The lists of all segments. starts: the position of each segment's first row. known: what an
+    earlier generation with the same `trained` has in memory."""
+    names = [(segment.record.id, segment.deletions) for segment in segments]
+    rows = [len(segment) for segment in segments]
 
-    def subset(self, mask: np.ndarray) -> Self:
-        """A copy of the rows that pass. mask: by position, (rows,) bool."""
-        some = copy(self)
-        some.codes = self.codes.subset(mask)
-        some.counts = some.codes.counts
-        some._open()
-        return some
+    def merged(first: int) -> Resident:
+        codes = merge_lists(segments[first:], column, trained, starts[first:])
+        scan = FastScan if trained.plan.codes == "SQ8" else CodeScan
+        return Resident(scan(codes, trained), tuple(names[first:]))
 
-    def selecting(self, mask: np.ndarray) -> Self:
-        """The same rows, of which those that pass may be found. mask: by position, (rows,) bool."""
-        faiss = load_faiss()
-        some = copy(self)
-        some.counts = self.codes.passing(mask)
-        some._mask = self._by_number(mask)
-        bits = np.packbits(some._mask, bitorder="little")
-        some._selector = faiss.IDSelectorBitmap(len(some._mask), faiss.swig_ptr(bits))
-        some._selector.referenced_objects = [bits]
-        return some
+    shared = len(known[0].of) if known else 0
+    if not shared or list(known[0].of) != names[:shared]:
+        return [merged(0)]
+    if shared == len(segments):
+        return [known[0]]
+    if sum(rows[shared:]) > MOST_APART * sum(rows[:shared]):
+        return [merged(0)]
+    if len(known) > 1 and list(known[1].of) == names[shared:]:
+        return list(known)
+    return [known[0], merged(shared)]
 
-    def means(self) -> np.ndarray | None:
-        """Of the rows of each list, as of `PassingRows`; None for codes other than of 8 bits."""
-        if self.trained.plan.codes != "SQ8":
+
+@dataclass(frozen=True)
+class Narrowed:
+    """scans: of the rows that may be found. available: how many these are. passing: those of each
+    list, None where all are."""
+
+    scans: list[CodeScan]
+    available: int
+    passing: PassingRows | None
+
+
+def narrowed(
+    residents: Sequence[Resident],
+    plan: Plan,
+    masks: Sequence[np.ndarray | None],
+    starts: np.ndarray,
+) -> Narrowed:
+    """The rows of each segment that its mask (rows,) bool lets pass, None for all."""
+    scans = [one.scan for one in residents]
+    if all(mask is None for mask in masks):
+        return Narrowed(scans, sum(map(len, scans)), None)
+    whole = [
+        np.ones(count, bool) if mask is None else mask
+        for mask, count in zip(masks, np.diff(starts).tolist(), strict=True)
+    ]
+    mask = np.concatenate(whole)
+    copied = fits_subset(int(np.count_nonzero(mask)), plan)
+    scans = [one.subset(mask) if copied else one.selecting(mask) for one in scans]
+    counts = np.sum([one.counts for one in scans], axis=0)
+    means = _means(scans, counts) if copied else None
+    return Narrowed(scans, int(counts.sum()), PassingRows(counts, means))
+
+
+def _means(scans: Sequence[CodeScan], counts: np.ndarray) -> np.ndarray | None:
+    """Of the rows of each list in all scans together, as of `PassingRows`."""
+    weighted = []
+    for one in scans:
+        means = one.means()
+        if means is None:
             return None
-        assert self.trained.ranges is not None
-        low, width = self.trained.ranges
-        counts, means = self.codes.counts, np.zeros((len(self.counts), len(low)), np.float32)
-        some = np.flatnonzero(counts)
-        if len(some):
-            starts = self.codes.starts[some]
-            sums = np.add.reduceat(self.codes.codes, starts, axis=0, dtype=np.float32)
-            means[some] = low + width * ((sums / counts[some, None] + 0.5) / 255)
-        return means
-
-    def _by_number(self, mask: np.ndarray) -> np.ndarray:
-        """The mask by the row numbers of the FAISS index."""
-        return mask
-
-    def candidates(
-        self, coded: np.ndarray, lists: np.ndarray, wanted: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The best `wanted` rows of each query in its lists, by their codes: scores (Q, wanted)
-        float32 and positions (Q, wanted) int64, -inf and -1 where there are fewer; in no order.
-
-        coded (Q, d) float32: queries in the space of the codes. lists (Q, n) int64, -1 for none.
-        """
-        scores = np.full((len(coded), wanted), -np.inf, np.float32)
-        rows = np.full((len(coded), wanted), -1, np.int64)
-        self._scan(coded, lists, scores, rows)
-        return scores, rows
-
-    def _scan(
-        self, coded: np.ndarray, lists: np.ndarray, scores: np.ndarray, rows: np.ndarray
-    ) -> None:
-        scan_lists(self._index, coded, lists, scores, rows, self._selector)
-
-
-def scan_lists(
-    index: Any,
-    coded: np.ndarray,
-    lists: np.ndarray,
-    scores: np.ndarray,
-    rows: np.ndarray,
-    selector: Any = None,
-    places: bool = False,
-) -> None:
-    """Add what FAISS finds in these lists to the heaps of each query: scores, rows, both (Q, n).
-
-    selector: of rows. places: lists have no row numbers, and the place of a row in its list is its
-    number."""
-    faiss = load_faiss()
-    selection = {} if selector is None else {"sel": selector}
-    parameters = faiss.SearchParametersIVF(nprobe=lists.shape[1], **selection)
-    unused = np.zeros(lists.shape, np.float32)  # the lists' scores: codes are of no residuals
-    index.search_preassigned_c(
-        len(coded),
-        faiss.swig_ptr(coded),
-        scores.shape[1],
-        faiss.swig_ptr(lists),
-        faiss.swig_ptr(unused),
-        faiss.swig_ptr(scores),
-        faiss.swig_ptr(rows),
-        places,
-        parameters,
-        None,
-    )
+        weighted.append(means * one.counts[:, None])
+    return np.sum(weighted, axis=0, dtype=np.float32) / np.maximum(counts, 1)[:, None]

@@ -1,10 +1,9 @@
 """A column of a generation as FAISS scans it: the candidates of queries, by their codes alone.
 
-Codes of moderate size are read into memory and merged: one FAISS index whose row numbers are the
-positions of the generation, so that the number of segments costs nothing. Beyond RESIDENT_BYTES
-each segment's lists stay in their mapped file and are scanned one segment after the other, all
-adding to one heap a query. An exact column is always mapped. Of segments in a store the lists that
-a query scans are requested before, and so are the vectors of its candidates.
+Codes of moderate size are read into memory and merged (resident.py). Beyond RESIDENT_BYTES each
+segment's lists stay in their mapped file and are scanned one after the other, all adding to one
+heap a query. An exact column is always mapped. Of segments in a store the lists that a query scans
+are requested before, and so are the vectors of its candidates.
 """
 
 from __future__ import annotations
@@ -19,10 +18,9 @@ import numpy as np
 
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
-from chiasm.index.query.fast_scan import FastScan
-from chiasm.index.query.filter_plan import fits_subset
-from chiasm.index.query.resident import PassingRows, Resident, scan_lists
-from chiasm.index.segments import Segment, Trained, fetch, merge_lists
+from chiasm.index.query.code_scan import CodeScan, PassingRows, scan_lists
+from chiasm.index.query.resident import Resident, merge, narrowed
+from chiasm.index.segments import Segment, Trained, Vectors, best_columns, columns_of, fetch
 
 RESIDENT_BYTES = 2 << 30  # of codes and row numbers of one column: some 36 million rows of 48 bytes
 MAX_ROWS_AHEAD = 128  # candidates whose rows are requested with their vectors
@@ -31,7 +29,6 @@ ROWS_AT_ONCE = 1 << 20  # floats of rows that are scored for all queries at once
 # many bits of its row.
 ROW_BITS = 40
 _ROW = (1 << ROW_BITS) - 1
-
 PREPARED = 8  # filters whose subsets or selectors are kept, for the next batch with their bitmaps
 
 Allowed = Sequence[np.ndarray | None]  # for each segment (rows,) bool, None where all rows are
@@ -39,11 +36,10 @@ Allowed = Sequence[np.ndarray | None]  # for each segment (rows,) bool, None whe
 
 @dataclass(frozen=True)
 class Part:
-    """Rows that are scanned together: all that are resident, or a segment's, by FAISS, or, where
-    `rows` (n,) int64 says which rows of a segment may be found, by their vectors alone. first: the
-    position of its row 0. selector: of the rows that FAISS may find, None for all; bits: what it
-    points to. places: lists have no row numbers, and the place of a row in its list is its number.
-    """
+    """Rows that are scanned together: by FAISS, or, where `rows` (n,) int64 says which rows of a
+    segment may be found, by their vectors alone. first: the position of its row 0. selector: of the
+    rows that FAISS may find, None for all; bits: what it points to. places: lists have no row
+    numbers, and the place of a row in its list is its number."""
 
     first: int
     scanner: Any = None
@@ -51,7 +47,7 @@ class Part:
     selector: Any = None
     bits: np.ndarray | None = None
     rows: np.ndarray | None = None
-    raw: np.ndarray | None = None
+    raw: Vectors | None = None
 
 
 @dataclass
@@ -69,22 +65,23 @@ class Prepared:
 @dataclass
 class ColumnIndex:
     """One column of a generation: its segments, its plan and what its segments share. starts: the
-    position of each segment's first row, then the end, int64. Safe to share."""
+    position of each segment's first row, then the end, int64. known: the codes that an earlier
+    generation with the same `trained` has in memory. Safe to share."""
 
     segments: Sequence[Segment]
     column: str
     plan: Plan
     trained: Trained | None
+    known: Sequence[Resident] = ()
     starts: np.ndarray = field(init=False)
     _scan: Scan | None = None
-    _merged: Resident | None = None
-    _in_store: bool = False
+    merged: list[Resident] | None = None  # the codes in memory, once they are read
+    _whole: bool = False  # no part of a file is left to fetch
     _opening: threading.Lock = field(default_factory=threading.Lock)
     _prepared: OrderedDict[tuple[int, ...], Prepared] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
         self.starts = np.cumsum([0, *map(len, self.segments)], dtype=np.int64)
-        self._in_store = any(segment.in_store for segment in self.segments)
 
     def open(self) -> None:
         """Map or read what a search needs, so that the first one does not wait for it."""
@@ -98,7 +95,9 @@ class ColumnIndex:
                 prepared.scan = self._prepare(prepared.masks)
             return prepared.scan
         if self._scan is None:
-            self._scan = self._prepare([self.rows_of(n, None) for n in range(len(self.segments))])
+            here = self.residents() is not None  # without what is deleted
+            numbers = range(len(self.segments))
+            self._scan = self._prepare([None if here else self.rows_of(n, None) for n in numbers])
         return self._scan
 
     def exact_scan(self, allowed: Allowed) -> Scan:
@@ -146,19 +145,19 @@ class ColumnIndex:
         return np.logical_and.reduce(masks) if masks else None
 
     def fetch_lists(self, lists: np.ndarray) -> None:
-        """Request lists (Q, nprobe) of every segment in a store that are not here yet."""
+        """Request lists (Q, nprobe) of every segment that are not here yet."""
         trained = self.trained
-        if trained is not None and self._in_store:
+        if trained is not None and self.merged is None and not self._is_whole():
             numbers = lists[lists >= 0]
             wanted = [one.wanted_lists(self.column, trained, numbers) for one in self.segments]
             fetch([part for parts in wanted for part in parts])
 
     def fetch_candidates(self, positions: np.ndarray) -> None:
-        """Request the vectors of rows of segments in a store, at rising positions, -1 for none.
+        """Request the vectors of rows that are not here yet, at rising positions, -1 for none.
 
         Of few, their rows of the catalog come with them: whoever asks a single query reads those of
         the best, and waits less for a megabyte than for another round."""
-        if not self._in_store:
+        if self._is_whole():
             return
         ends = positions.searchsorted(self.starts)
         with_rows = ends[-1] - ends[0] <= MAX_ROWS_AHEAD
@@ -170,22 +169,32 @@ class ColumnIndex:
                 wanted += segment.wanted_rows(rows) if with_rows else []
         fetch(wanted)
 
+    def _is_whole(self) -> bool:
+        """Whether every file that a search uses is here and verified."""
+        if not self._whole:
+            lists = None if self.merged is not None else self.trained
+            self._whole = all(one.is_whole(self.column, lists) for one in self.segments)
+        return self._whole
+
+    def residents(self) -> list[Resident] | None:
+        """The codes in memory; None where they are not read there."""
+        with self._opening:
+            if self.merged is None and self.trained is not None and self.resident:
+                parts = self.segments, self.column, self.trained, self.starts
+                self.merged, self.known = merge(*parts, self.known), ()
+            return self.merged
+
     def _prepare(self, masks: list[np.ndarray | None]) -> Scan:
         if self.trained is None:
             return self._prepare_exact(masks)
-        with self._opening:
-            if self._merged is None and self.resident and self.segments:
-                codes = merge_lists(self.segments, self.column, self.trained, self.starts)
-                scan = FastScan if self.plan.codes == "SQ8" else Resident
-                self._merged = scan(codes, self.trained)
-        if self._merged is not None:
-            return self._prepare_merged(self._merged, masks)
-        vectors = [segment.record.vectors[self.column] for segment in self.segments]
-        parts: list[Part] = []
-        available = 0
-        for number, mask in enumerate(masks):
-            scanner = self.segments[number].lists(self.column, self.trained)
-            part, found = Part(int(self.starts[number]), scanner), vectors[number]
+        if (merged := self.residents()) is not None:
+            found = narrowed(merged, self.plan, masks, self.starts)
+            memory = found.scans if found.available else []
+            return Scan(self, [], found.available, found.passing, memory=memory)
+        parts, available = [], 0
+        for segment, mask, first in zip(self.segments, masks, self.starts.tolist(), strict=False):
+            scanner = segment.lists(self.column, self.trained)
+            part, found = Part(first, scanner), segment.record.vectors[self.column]
             if mask is not None:
                 part, selected = _selected(part.first, scanner, mask)
                 found = min(found, selected)
@@ -193,28 +202,19 @@ class ColumnIndex:
             available += found
         return Scan(self, parts, available)
 
-    def _prepare_merged(self, merged: Resident, masks: list[np.ndarray | None]) -> Scan:
-        both = zip(masks, self.segments, strict=True)
-        mask = np.concatenate([np.ones(len(one), bool) if m is None else m for m, one in both])
-        passing = merged.codes.passing(mask)
-        available = int(passing.sum())
-        if available == len(merged):
-            return Scan(self, [Part(0, merged)], available)
-        copied = fits_subset(available, self.plan)
-        some = merged.subset(mask) if copied else merged.selecting(mask)
-        means = some.means() if copied else None
-        parts = [Part(0, some)] if available else []
-        return Scan(self, parts, available, PassingRows(passing, means))
-
     def _prepare_exact(self, masks: Sequence[np.ndarray | None]) -> Scan:
-        """FAISS selects by row numbers, of which an exact column has none."""
+        """FAISS scans whole segments of float16; it selects by row numbers, of which an exact
+        column has none."""
         parts: list[Part] = []
         available = 0
         for segment, mask, first in zip(self.segments, masks, self.starts.tolist(), strict=False):
-            if mask is None:
-                parts.append(Part(first, segment.exact(self.column), places=True))
+            scanner = segment.exact(self.column) if mask is None else None
+            if scanner is not None:
+                parts.append(Part(first, scanner, places=True))
                 available += len(segment)
-            elif len(rows := np.flatnonzero(mask)):
+                continue
+            rows = np.arange(len(segment)) if mask is None else np.flatnonzero(mask)
+            if len(rows):
                 parts.append(Part(first, rows=rows, raw=segment.raw(self.column)))
                 available += len(rows)
         # FAISS first: it adds to heaps, in whose order the other scan leaves nothing.
@@ -224,7 +224,7 @@ class ColumnIndex:
     @property
     def resident(self) -> bool:
         """Whether the codes are read into memory, rather than mapped or requested."""
-        if self.trained is None or self._in_store:
+        if self.trained is None or any(segment.in_store for segment in self.segments):
             return False
         name = f"{self.column}.lists"
         return sum(one.record.files[name].size for one in self.segments) <= RESIDENT_BYTES
@@ -245,14 +245,15 @@ def _selected(first: int, scanner: Any, mask: np.ndarray) -> tuple[Part, int]:
 @dataclass(frozen=True)
 class Scan:
     """The parts of a column that hold rows that may be found; `available` is how many at most.
-    passing: those of each list, None where that is not known. exact: the vectors are scored, not
-    codes."""
+    memory: of codes in memory. passing: those of each list, None where that is not known. exact:
+    the vectors are scored, not codes."""
 
     index: ColumnIndex
     parts: list[Part]
     available: int
     passing: PassingRows | None = None
     exact: bool = False
+    memory: Sequence[CodeScan] = ()
 
     @property
     def lists(self) -> int:
@@ -266,7 +267,7 @@ class Scan:
             coded, lists = xq, np.zeros((len(xq), 1), np.int64)
         else:
             coded = trained.queries(xq)
-            lists = trained.rank(xq, coded, nprobe, ordered=not self._resident)
+            lists = trained.rank(xq, coded, nprobe, ordered=not self.memory)
         return self.in_lists(xq, coded, lists, wanted)
 
     def in_lists(
@@ -275,10 +276,12 @@ class Scan:
         """The same of these lists (Q, n) int64, -1 for none. coded (Q, d): queries as codes are."""
         if not self.exact:
             self.index.fetch_lists(lists)
-        if self._resident:
-            return self.parts[0].scanner.candidates(coded, lists, wanted)
+        if len(self.memory) == 1:
+            return self.memory[0].candidates(coded, lists, wanted)
         scores = np.full((len(xq), wanted), -np.inf, dtype=np.float32)
         rows = np.full((len(xq), wanted), -1, dtype=np.int64)
+        for scan in self.memory:
+            _keep_best(scores, rows, *scan.candidates(coded, lists, wanted))
         for number, part in enumerate(self.parts):
             if part.rows is None:
                 scan_lists(part.scanner, coded, lists, scores, rows, part.selector, part.places)
@@ -293,34 +296,25 @@ class Scan:
             rows[rows >= 0] += self.parts[0].first
         return scores, rows
 
-    @property
-    def _resident(self) -> bool:
-        return bool(self.parts) and isinstance(self.parts[0].scanner, Resident)
+
+def _keep_best(scores: np.ndarray, rows: np.ndarray, more: np.ndarray, found: np.ndarray) -> None:
+    """Replace the least of each query's candidates, all (Q, wanted), by better ones of as many."""
+    if (rows >= 0).any():
+        more, found = np.concatenate([scores, more], axis=1), np.concatenate([rows, found], axis=1)
+        best = best_columns(more, scores.shape[1])
+        more, found = columns_of(more, best), columns_of(found, best)
+    scores[:], rows[:] = more, found
 
 
 def _scan_rows(part: Part, xq: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> None:
     """Replace the least of each query's candidates by better ones among the rows of a part."""
     assert part.raw is not None and part.rows is not None
     wanted = scores.shape[1]
-    at_once = max(1, ROWS_AT_ONCE // part.raw.shape[1])
+    at_once = max(1, ROWS_AT_ONCE // part.raw.dim)
     for start in range(0, len(part.rows), at_once):
         block = part.rows[start : start + at_once]
-        near = np.concatenate([scores, xq @ as_float32(part.raw[block]).T], axis=1)
+        near = np.concatenate([scores, xq @ part.raw.take(block).T], axis=1)
         found = np.concatenate([rows, np.broadcast_to(block, (len(xq), len(block)))], axis=1)
         best = np.argpartition(-near, wanted - 1, axis=1)[:, :wanted]
         scores[:] = np.take_along_axis(near, best, 1)
         rows[:] = np.take_along_axis(found, best, 1)
-
-
-def as_float32(halves: np.ndarray) -> np.ndarray:
-    """Finite float16 as float32, the values unchanged: faster than numpy's own conversion.
-
-    The bits of exponent and mantissa move to their places in a float32, whose exponent counts from
-    112 higher.
-    """
-    bits = np.ascontiguousarray(halves).view(np.int16).astype(np.int32)
-    bits <<= 13
-    bits &= np.int32(-0x70002000)  # 0x8FFFE000: the sign, 5 bits of exponent, 10 of mantissa
-    floats = bits.view(np.float32)
-    floats *= np.float32(2.0**112)
-    return floats

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from chiasm.index.query.scan import Allowed, ColumnIndex, Scan, as_float32
+from chiasm.index.query.scan import Allowed, ColumnIndex, Scan
 from chiasm.index.segments import columns_of
 
 # Candidates beyond k: so many equal scores around rank k cost no second scan.
@@ -37,7 +37,7 @@ def search(
     that finds fewer than k rows. allowed: the rows that may be found. A position counts rows
     through the segments in order; where there are fewer than k rows the rest is -1 with score -inf.
     """
-    wanted = k * (index.plan.oversample if nprobe else 1) + EXTRA_CANDIDATES
+    wanted = (index.plan.candidates(k, nprobe) if nprobe else k) + EXTRA_CANDIDATES
     return search_scan(index.scan(allowed), xq, k, wanted, nprobe)
 
 
@@ -112,8 +112,7 @@ def score(index: ColumnIndex, xq: np.ndarray, rows: np.ndarray) -> tuple[np.ndar
         start, end = ends[number], ends[number + 1]
         for left in range(start, end, at_once):
             block = order[left : min(end, left + at_once)]
-            raw = segment.vectors(index.column)
-            vectors = as_float32(raw[flat[block] - index.starts[number]])
+            vectors = segment.vectors(index.column).take(flat[block] - index.starts[number])
             queries = xq[block // rows.shape[1]]
             scores[block] = np.einsum("nd,nd->n", vectors, queries)
     return scores.reshape(rows.shape), rows

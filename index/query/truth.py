@@ -8,35 +8,36 @@ row's number.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from chiasm.index.query.scan import Allowed, ColumnIndex, as_float32
+from chiasm.index.query.scan import Allowed, ColumnIndex
+from chiasm.index.segments import as_float32
 
 SAME_SCORE = 1e-6
 # Of a query's own row: the scores of one product, computed in two ways.
 OWN_SCORE = 1e-5
 QUERIES_AT_ONCE = 1024
 ROWS_AT_ONCE = 8192  # with the above 32 MiB of scores
-BLOCK = 65_536  # rows that are read at once
+BLOCK = 16_384  # rows of a column that are read at once
 
 
 def rows_of_column(index: ColumnIndex, allowed: Allowed | None) -> Iterator[tuple[int, np.ndarray]]:
     """The rows of a column that may be found, some at once, from their mapped files: for
     `exact_top`, which then gives no row's number. allowed: as of a search."""
     for number, segment in enumerate(index.segments):
-        usable = index.rows_of(number, None if allowed is None else allowed[number])
-        has = segment.has(index.column)
-        if usable is None or has is None:
-            usable = has if usable is None else usable
-        else:
-            usable = usable & has
-        raw = segment.raw(index.column)
+        usable, raw = usable_rows(index, number, allowed), segment.raw(index.column)
         for start in range(0, len(segment), BLOCK):
-            block = raw[start : start + BLOCK]
-            if usable is not None:
-                block = block[usable[start : start + BLOCK]]
-            yield start, block
+            rows = np.arange(start, min(start + BLOCK, len(segment)))
+            yield start, raw.take(rows if usable is None else rows[usable[rows]])
+
+
+def usable_rows(index: ColumnIndex, number: int, allowed: Allowed | None) -> np.ndarray | None:
+    """The rows of a segment that have a vector and may be found, (rows,) bool; None for all."""
+    usable = index.rows_of(number, None if allowed is None else allowed[number])
+    has = index.segments[number].has(index.column)
+    return has if usable is None else usable if has is None else usable & has
 
 
 def exact_top(
@@ -91,8 +92,35 @@ def _keep_best(scores: np.ndarray, rows: np.ndarray, more: np.ndarray, numbers: 
     rows[:] = np.take_along_axis(np.concatenate([rows, numbers], axis=1), order, 1)
 
 
+@dataclass(frozen=True)
+class Ranked:
+    """The best rows of each query: exact scores (Q, K) float32, best first, and positions (Q, K)
+    int64, -1 where there are no more."""
+
+    scores: np.ndarray
+    positions: np.ndarray
+
+    def __getitem__(self, queries: slice) -> Ranked:
+        return Ranked(self.scores[queries], self.positions[queries])
+
+    def scores_of(self, found: np.ndarray) -> np.ndarray:
+        """The exact scores of results at positions (Q, k), best first: (Q, k) float32, -inf of a
+        result that is not among the best rows."""
+        exact = np.full(found.shape, -np.inf, np.float32)
+        for column in range(self.scores.shape[1]):
+            place = (found == self.positions[:, column, None]) & (found >= 0)
+            exact = np.where(place, self.scores[:, column, None], exact)
+        return -np.sort(-exact, axis=1)
+
+
 def without_own(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Scores (Q, k + 1), best first, without that of the row that a query was made of: (Q, k).
+    """Scores (Q, k + 1), best first, without that of the row that a query was made of: (Q, k)."""
+    return scores[others_than_own(scores, own)].reshape(len(scores), -1)
+
+
+def others_than_own(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Which of the k + 1 best of each query, by their scores (Q, k + 1), are not the row that it
+    was made of: (Q, k + 1) bool, k of each.
 
     own (Q,) float32: the score of that row, NaN where a query is of no row, or may find it; then
     the last one goes. A row that is exactly like it may go in its place: the scores are the same.
@@ -105,7 +133,7 @@ def without_own(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
     place = np.where(distance[rows, place] <= OWN_SCORE, place, scores.shape[1] - 1)
     keep = np.ones(scores.shape, bool)
     keep[rows, place] = False
-    return scores[keep].reshape(len(scores), -1)
+    return keep
 
 
 def recall_of(found: np.ndarray, exact: np.ndarray, k: int) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from chiasm.index.segments.advice import add_command, build_command, column_advice, stale_advice
 from chiasm.index.segments.audit_files import add_to_audit, read_audit
-from chiasm.index.segments.catalog import BATCH, IndexedShard, copied_columns, meta_as_json
+from chiasm.index.segments.catalog import BATCH, IndexedShard, copied_columns
+from chiasm.index.segments.catalog_rows import meta_as_json
 from chiasm.index.segments.checksums import Digest, FileSum
 from chiasm.index.segments.deletions import (
     among,
@@ -28,18 +29,21 @@ from chiasm.index.segments.generations import (
 from chiasm.index.segments.history import PastGeneration, audits_of, read_history
 from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.index.segments.keywords import Keywords, KeywordWriter
-from chiasm.index.segments.lists import ListCodes, merge_lists, rows_in_lists
+from chiasm.index.segments.lists import ListCodes, rows_in_lists
 from chiasm.index.segments.manifest import (
     Deletions,
     Drift,
     Manifest,
     SegmentEntry,
     SharedFile,
+    StoredCalibration,
 )
+from chiasm.index.segments.merged import merge_lists
 from chiasm.index.segments.names import (
     DELETED,
     SEGMENTS,
     TRAINED,
+    calibration_file,
     deleted_file,
     manifest_name,
     report_file,
@@ -47,31 +51,49 @@ from chiasm.index.segments.names import (
     segment_file,
     trained_file,
 )
+from chiasm.index.segments.parquet_vectors import CACHED_BYTES, ParquetVectors
 from chiasm.index.segments.partial import SegmentGone, fetch
 from chiasm.index.segments.publish import live_number, publish, publish_edit
 from chiasm.index.segments.record import SegmentRecord
-from chiasm.index.segments.segment import Segment, SegmentWriter
+from chiasm.index.segments.segment import Segment
+from chiasm.index.segments.segment_writer import CopiedVectors, SegmentWriter
+from chiasm.index.segments.source_file import digests_of
 from chiasm.index.segments.stale import EmbeddedShards, stale_shards
 from chiasm.index.segments.sweep import leftovers, remove_unnamed, sweep, sweep_published, sweeping
-from chiasm.index.segments.terms import query_terms
+from chiasm.index.segments.terms import query_terms, stem_of
 from chiasm.index.segments.trained import Trained, best_columns, code_ranges, columns_of
+from chiasm.index.segments.vector_files import (
+    FORMS,
+    Float16Vectors,
+    Int8Vectors,
+    Vectors,
+    as_float32,
+    dequantised,
+    quantised,
+)
 
 __all__ = [
     "BATCH",
+    "CACHED_BYTES",
     "DELETED",
+    "FORMS",
     "SEGMENTS",
     "TRAINED",
+    "CopiedVectors",
     "Deletions",
     "Digest",
     "Drift",
     "EmbeddedShards",
     "FileSum",
+    "Float16Vectors",
     "Generation",
     "IndexedShard",
+    "Int8Vectors",
     "KeywordWriter",
     "Keywords",
     "ListCodes",
     "Manifest",
+    "ParquetVectors",
     "PastGeneration",
     "SchemaInference",
     "Segment",
@@ -80,13 +102,17 @@ __all__ = [
     "SegmentRecord",
     "SegmentWriter",
     "SharedFile",
+    "StoredCalibration",
     "Trained",
+    "Vectors",
     "add_command",
     "add_to_audit",
     "among",
+    "as_float32",
     "audits_of",
     "best_columns",
     "build_command",
+    "calibration_file",
     "code_ranges",
     "column_advice",
     "columns_of",
@@ -94,6 +120,8 @@ __all__ = [
     "current_number",
     "deleted_file",
     "deleted_rows",
+    "dequantised",
+    "digests_of",
     "fetch",
     "keeping_segments",
     "leftovers",
@@ -109,6 +137,7 @@ __all__ = [
     "open_whole",
     "publish",
     "publish_edit",
+    "quantised",
     "query_terms",
     "read_audit",
     "read_current",
@@ -124,6 +153,7 @@ __all__ = [
     "segment_file",
     "stale_advice",
     "stale_shards",
+    "stem_of",
     "sweep",
     "sweep_published",
     "sweeping",

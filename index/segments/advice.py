@@ -29,7 +29,7 @@ def stale_advice(folder: Folder, states: Collection[str]) -> str:
 def column_advice(folder: Folder, column: str) -> str:
     """What to do where a column has no index: building one helps only where a row has a vector."""
     if any(_has_vectors(file, column) for file in embeddings(folder)):
-        return f"run {build_command(folder)} --column {column}"
+        return f"run {build_command(folder)}"  # of all columns: one of this alone has no other
     needs = " with captions" if column in ("text", "joint") else ""
     return f"no row has such a vector: embed samples{needs}, or search another --column"
 

@@ -1,6 +1,8 @@
 """Checksums of the blocks of a file, so that a distant reader verifies a part of it alone.
 
-    COLUMN.f16.blocks    int64: bytes of a block; then the digest of each, the last may be shorter
+    COLUMN.f16.blocks, COLUMN.i8.blocks
+                         int64: bytes of a block; then the digest of each, the last may be
+                         shorter
     rows.arrow.blocks    int64: how many blocks, n; int32 (n,): bytes of each; int32 (n,): rows of
                          each; then their digests. A block is a record batch; the first is what
                          comes before them, the last what comes after, both of 0 rows
@@ -36,7 +38,7 @@ class Blocks:
 
     @classmethod
     def of_vectors(cls, content: bytes, size: int) -> Blocks:
-        """What COLUMN.f16.blocks says of a file of so many bytes; ValueError for other content."""
+        """What such a file says of a file of so many bytes; ValueError for other content."""
         block = int(np.frombuffer(content, "<i8", 1)[0])
         count = -(-size // block) if block > 0 else -1
         offsets = np.minimum(np.arange(count + 1, dtype=np.int64) * block, size)
@@ -62,10 +64,10 @@ class Blocks:
 
 
 class VectorBlocks:
-    """Digests of the blocks of a file of vectors (n, dim) float16, as its rows are written."""
+    """Digests of the blocks of a file of rows of so many bytes, as they are written."""
 
-    def __init__(self, dim: int) -> None:
-        self._size = max(1, VECTOR_BLOCK // (2 * dim)) * 2 * dim
+    def __init__(self, row_bytes: int) -> None:
+        self._size = max(1, VECTOR_BLOCK // row_bytes) * row_bytes
         self._rest = b""
         self._digests: list[bytes] = []
 

@@ -11,11 +11,8 @@ text is not compressed.
 
 from __future__ import annotations
 
-import json
-import math
 import mmap
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from typing import Any, Protocol
@@ -24,13 +21,13 @@ import numpy as np
 import pyarrow as pa
 
 from chiasm.index.plan import Count
-from chiasm.index.results import CatalogRow, row_id
+from chiasm.index.results import CatalogRow
 from chiasm.index.segments.blocks import CatalogBlocks
+from chiasm.index.segments.catalog_rows import modalities_of, read_rows
 from chiasm.index.segments.json_columns import SchemaInference
-from chiasm.index.segments.partial import PartialCopy, fetch
+from chiasm.index.segments.partial import Parts, fetch
 from chiasm.pipeline.collection import MEMBER_FIELDS, member_prefixes
 from chiasm.pipeline.errors import CollectionError
-from chiasm.pipeline.records import IMAGE, Origin, Place
 
 # Rows of a record batch. A distant reader of a row reads its batch, some 20 KB; half as many rows
 # would take 5 % more disk and twice as many checksums.
@@ -182,27 +179,10 @@ def _head_size(data: bytes) -> int:
             return size
 
 
-def read_rows(batches: Sequence[pa.RecordBatch], places: np.ndarray) -> list[CatalogRow]:
-    """The row at a place of each batch, all in batches of one catalog. places: (n,) int64."""
-    if not batches:
-        return []
-    slices = [batch.slice(place, 1) for batch, place in zip(batches, places.tolist(), strict=True)]
-    prefixes = member_prefixes(_modalities(slices[0].schema))
-    placed = frozenset(prefixes) - {IMAGE}
-    table = pa.Table.from_batches(slices).combine_chunks()
-    return [_to_row(cells, prefixes, placed) for cells in table.to_pylist()]
-
-
-def _modalities(schema: pa.Schema) -> list[str]:
-    """The modalities beyond pictures and texts whose members are in a catalog. Empty for one
-    written before they were copied."""
-    return [name.removesuffix("_member") for name in schema.names if name.endswith("_member")]
-
-
 class CatalogParts:
     """A `rows.arrow` of which parts are here."""
 
-    def __init__(self, copy: PartialCopy) -> None:
+    def __init__(self, copy: Parts) -> None:
         self.copy = copy
         assert copy.blocks.rows is not None
         self._ends = np.cumsum(copy.blocks.rows)  # of each block, exclusive
@@ -267,7 +247,7 @@ class Catalog:
     def modalities(self) -> list[str]:
         """The modalities beyond pictures and texts whose members are in the catalog. Empty for a
         catalog written before they were copied."""
-        return _modalities(self._reader.schema)
+        return modalities_of(self._reader.schema)
 
     def table(self) -> pa.Table:
         """All rows, still in the mapped file."""
@@ -290,58 +270,3 @@ class Catalog:
         firsts = self._ends[batches] - [opened[number].num_rows for number in batches.tolist()]
         rows = read_rows([opened[number] for number in batches.tolist()], wanted - firsts)
         return dict(zip(wanted.tolist(), rows, strict=True))
-
-
-def _to_row(
-    cells: dict[str, Any], prefixes: Mapping[str, str], placed: frozenset[str]
-) -> CatalogRow:
-    members = {
-        modality: Origin(
-            Place(cells[f"{prefix}member"], cells[f"{prefix}offset"], cells[f"{prefix}size"]),
-            cells[f"{prefix}sha256"],
-        )
-        for modality, prefix in prefixes.items()
-        if cells[f"{prefix}member"] is not None
-    }
-    picture = members.pop(IMAGE, None)
-    captions = tuple(cells["captions"] or ())
-    return CatalogRow(
-        id=row_id(cells["shard"], cells["row"], cells["edition"]),
-        key=cells["key"],
-        shard=sys.intern(cells["shard"]),  # many rows share them
-        url=sys.intern(cells["url"]),
-        caption=captions[0] if captions[:1] == (cells["caption"],) else cells["caption"],
-        captions=captions,
-        meta=_to_meta(cells["meta"]),
-        width=cells["width"],
-        height=cells["height"],
-        place=None if picture is None else picture.place,
-        sha256=None if picture is None else picture.sha256,
-        members=members,
-        placed=placed,
-    )
-
-
-def _to_meta(value: dict[str, Any] | str | None) -> dict[str, Any]:
-    if isinstance(value, str):  # objects without a common type are kept as text
-        return _without_nulls(json.loads(value))
-    return _without_nulls(value or {})
-
-
-def meta_as_json(meta: pa.ChunkedArray) -> list[str | None]:
-    """The cells of a catalog's `meta`, of whatever type, as JSON; None where one is null."""
-    return [
-        None if value is None else json.dumps(_to_meta(value), ensure_ascii=False)
-        for value in meta.to_pylist()
-    ]
-
-
-def _without_nulls(value: Any) -> Any:
-    """Without fields of the struct that this sample lacks."""
-    if isinstance(value, dict):
-        return {name: _without_nulls(part) for name, part in value.items() if part is not None}
-    if isinstance(value, list):
-        return [_without_nulls(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None  # Python reads NaN and Infinity from json, but no other program does
-    return value

@@ -1,7 +1,7 @@
 """The files of a segment: each verified before it is used, and opened once.
 
-A local file is mapped where it is; of one in a store a copy is, in parts or whole (partial.py,
-cache.py).
+A local file is mapped where it is, verified whole or, where it is large, in parts (local_parts.py);
+of one in a store a copy is, in parts or whole (partial.py, cache.py).
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from io import BufferedReader
 from typing import Any
 
+from chiasm.index.segments import local_parts
 from chiasm.index.segments.advice import build_command
 from chiasm.index.segments.blocks import Blocks
 from chiasm.index.segments.cache import is_cached, open_cached
 from chiasm.index.segments.checksums import FileSum
+from chiasm.index.segments.local_parts import LocalParts
 from chiasm.index.segments.names import CATALOG, blocks_file, segment_file
-from chiasm.index.segments.partial import PartialCopy, gone
+from chiasm.index.segments.partial import PartialCopy, Parts, gone
 from chiasm.index.segments.record import SegmentRecord
 from chiasm.index.segments.verified import is_verified
 from chiasm.pipeline.errors import CollectionError, SourceError, StorageError
@@ -38,21 +40,31 @@ class SegmentFiles:
     def read(self, name: str) -> bytes:
         return self.open_once(name, lambda file, *_: file.read())
 
-    def parts(self, name: str, blocks: Blocks | None = None) -> PartialCopy | None:
-        """The parts of a file that are here; None where it is used whole. blocks: how it is
-        divided, None where that is stored beside it."""
+    def parts(self, name: str, blocks: Blocks | None = None) -> Parts | None:
+        """The parts of a file that are here and verified; None where it is used whole. blocks: how
+        it is divided, None where that is stored beside it."""
 
-        def opened() -> PartialCopy | None:
-            checksum, beside = self._record.files[name], blocks_file(name)
-            if is_cached(checksum) or (blocks is None and beside not in self._record.files):
+        def opened() -> Parts | None:
+            checksum = self._record.files[name]
+            if blocks is None and blocks_file(name) not in self._record.files:
                 return None
-            divided = self._read_blocks(name) if blocks is None else blocks
-            file = segment_file(self._record.id, name)
-            return PartialCopy(self._folder, file, checksum, divided, self)
+            if self.in_store:
+                if is_cached(checksum):
+                    return None
+                divided = self._read_blocks(name) if blocks is None else blocks
+                file = segment_file(self._record.id, name)
+                return PartialCopy(self._folder, file, checksum, divided, self)
+            if checksum.size < local_parts.WHOLE_BYTES:
+                return None
+            parts = self.local_parts(name, self._read_blocks(name) if blocks is None else blocks)
+            return None if parts.complete else parts
 
-        if not self.in_store:
-            return None
         return self.once((name, "parts"), opened)
+
+    def local_parts(self, name: str, blocks: Blocks) -> LocalParts:
+        """A local file, to be verified block by block."""
+        file, checksum = segment_file(self._record.id, name), self._record.files[name]
+        return LocalParts(self._folder, file, checksum, blocks, self._open_local(file))
 
     def _read_blocks(self, name: str) -> Blocks:
         content, size = self.read(blocks_file(name)), self._record.files[name].size
@@ -91,8 +103,10 @@ class SegmentFiles:
 
         def make() -> Any:
             file, rebuild = segment_file(self._record.id, name), build_command(self._folder)
-            copy = None if divided is None else self.parts(name, divided)
-            if copy is not None:
+            in_parts = divided is not None or not self.in_store
+            if in_parts and (copy := self.parts(name, divided)) is not None:
+                if divided is None and isinstance(copy, LocalParts):
+                    copy.finish()
                 return opener(copy.file, display_name(self._folder.url_of(file)), rebuild)
             with self.opened(file, self._record.files[name]) as (opened, where):
                 return opener(opened, where, rebuild)
@@ -119,10 +133,7 @@ class SegmentFiles:
                 if self._folder.stat(file) is None:
                     raise gone(self._folder, where) from None
                 raise
-        try:
-            local = open(self._folder.path(file), "rb")  # noqa: SIM115 (returned open)
-        except FileNotFoundError:
-            raise gone(self._folder, where) from None
+        local = self._open_local(file)
         if is_verified(local, checksum):
             local.seek(0)
             return local
@@ -134,3 +145,9 @@ class SegmentFiles:
             found=f"{found.blake2b}, {found.size} bytes",
             do=f"run {build_command(self._folder)}",
         )
+
+    def _open_local(self, file: str) -> BufferedReader:
+        try:
+            return open(self._folder.path(file), "rb")
+        except FileNotFoundError:
+            raise gone(self._folder, display_name(self._folder.url_of(file))) from None

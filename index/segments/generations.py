@@ -45,14 +45,15 @@ LOG = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Generation:
     """A manifest with its number and its opened segments. instead_of: why it answers though CURRENT
-    does not name it, "" where it does. calibrations: by column, those made so far."""
+    does not name it, "" where it does. calibrations: those read or made so
+    far, by column and filter."""
 
     number: int
     manifest: Manifest
     segments: tuple[Segment, ...]
     folder: Folder
     instead_of: str = ""
-    calibrations: dict[str, Any] = field(default_factory=dict, compare=False)
+    calibrations: dict[Any, Any] = field(default_factory=dict, compare=False)
     opened: dict[str, Any] = field(default_factory=dict, compare=False)  # by column, for searches
 
     def trained(self, column: str) -> Trained | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from chiasm.index.audit import AuditedRecall
 from chiasm.index.segments.audit_files import read_audit
 from chiasm.index.segments.generations import current_number, numbers, read_manifest
-from chiasm.index.segments.manifest import Drift, Manifest
+from chiasm.index.segments.manifest import Drift, Manifest, StoredCalibration
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.storage import Folder
 
@@ -15,9 +15,9 @@ from chiasm.pipeline.storage import Folder
 @dataclass(frozen=True)
 class PastGeneration:
     """command: what made it. parent: the generation that an edit changed; restores: the one that a
-    rollback made live again. deleted: rows that searches leave out. audited: the recall of queries
-    that were answered from it. problem: why it cannot be read, "" where it can; audit_problem: the
-    same of its audits."""
+    rollback made live again. deleted: rows that searches leave out. calibrated: by column. audited:
+    the recall of queries that were answered from it. problem: why it cannot be read, "" where it
+    can; audit_problem: the same of its audits."""
 
     number: int
     live: bool
@@ -29,6 +29,7 @@ class PastGeneration:
     parent: int | None = None
     restores: int | None = None
     drift: dict[str, Drift] = field(default_factory=dict)
+    calibrated: dict[str, StoredCalibration] = field(default_factory=dict)
     audited: tuple[AuditedRecall, ...] = ()
     problem: str = ""
     audit_problem: str = ""
@@ -61,6 +62,7 @@ def _read(folder: Folder, number: int, live: bool) -> PastGeneration:
         parent=manifest.parent,
         restores=manifest.restores,
         drift=manifest.drift,
+        calibrated=manifest.calibrations,
         audited=audited,
         audit_problem=audit_problem,
     )

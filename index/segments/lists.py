@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +51,14 @@ class ListsWriter:
         self.count += len(rows)
         if self.count - self._encoded >= ENCODED_AT_ONCE:
             self._encode()
+
+    def copy(self, codes: np.ndarray, lists: np.ndarray, rows: np.ndarray) -> None:
+        """Take codes (n, code_size) of rows of the segment, as they are, and their lists (n,)."""
+        if self._pending:
+            self._encode()
+        some = slice(self.count, self.count + len(rows))
+        self._codes[some], self._lists[some], self._rows[some] = codes, lists, rows
+        self.count = self._encoded = some.stop
 
     def _encode(self) -> None:
         faiss = load_faiss()
@@ -174,14 +182,6 @@ def _map(index: Any, file: BufferedReader, lists: list[np.ndarray], size: int, w
     return index
 
 
-class MappedLists(Protocol):
-    """A segment whose lists can be mapped."""
-
-    def lists(self, column: str, trained: Trained) -> Any: ...
-
-    def deleted(self) -> np.ndarray | None: ...
-
-
 @dataclass(frozen=True, eq=False)
 class ListCodes:
     """The codes of a column in memory, list after list: codes (N, code size) uint8, rows (N,)
@@ -225,42 +225,29 @@ class ListCodes:
         return index
 
 
-def merge_lists(
-    segments: Sequence[MappedLists], column: str, trained: Trained, starts: np.ndarray
-) -> ListCodes:
-    """The lists of several segments, without the rows that are deleted. starts: what is added to
-    the row numbers of each."""
-    faiss = load_faiss()
-    mapped = [segment.lists(column, trained).invlists for segment in segments]
-    lists = trained.plan.lists
-    sizes = np.array(
-        [[one.list_size(number) for one in mapped] for number in range(lists)], np.int64
-    ).reshape(lists, len(mapped))
-    rows = np.empty(sizes.sum(), np.int64)
-    codes = np.empty((len(rows), trained.plan.code_size), np.uint8)
-    end = 0
-    for number in range(lists):
-        for one, start, size in zip(mapped, starts.tolist(), sizes[number].tolist(), strict=False):
-            if size:
-                some = slice(end, end := end + size)
-                rows[some] = faiss.rev_swig_ptr(one.get_ids(number), size)
-                rows[some] += start
-                content = faiss.rev_swig_ptr(one.get_codes(number), size * codes.shape[1])
-                codes[some] = content.reshape(size, -1)
-    ends = np.concatenate([[0], np.cumsum(sizes.sum(axis=1))]).astype(np.int64)
-    merged = ListCodes(codes, rows, ends)
-    gone = [segment.deleted() for segment in segments]
-    if all(one is None for one in gone):
-        return merged
-    lengths = np.diff(starts)
-    kept = [np.ones(n, bool) if one is None else ~one for one, n in zip(gone, lengths, strict=True)]
-    return merged.subset(np.concatenate(kept))
-
-
 def rows_in_lists(index: Any) -> Iterator[np.ndarray]:
     """The row numbers of each list that has any, as copies."""
+    return (rows for _, rows in _numbered_lists(index))
+
+
+def coded_rows(index: Any, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of so many rows: the list of each (rows,) int32, -1 for none, and its code (rows, code_size)
+    uint8."""
+    faiss = load_faiss()
+    lists = np.full(rows, -1, np.int32)
+    codes = np.zeros((rows, index.code_size), np.uint8)
+    for number, members in _numbered_lists(index):
+        lists[members] = number
+        content = index.invlists.get_codes(number)
+        stored = faiss.rev_swig_ptr(content, members.size * index.code_size)
+        codes[members] = stored.reshape(len(members), index.code_size)
+    return lists, codes
+
+
+def _numbered_lists(index: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """Each list that has rows: its number, and a copy of their numbers."""
     faiss = load_faiss()
     lists = index.invlists
     for number in range(lists.nlist):
         if size := lists.list_size(number):
-            yield faiss.rev_swig_ptr(lists.get_ids(number), size).copy()
+            yield number, faiss.rev_swig_ptr(lists.get_ids(number), size).copy()

@@ -17,6 +17,7 @@ from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.storage import Folder, display_name
 from chiasm.pipeline.stored_records import read_record
 
+CHANGED = 0.1  # of the rows that a calibration was made of
 SCHEMA = 2  # of 1 every column is exact, whatever its plan says: see record.py
 
 
@@ -26,6 +27,17 @@ class SharedFile:
 
     file: str
     checksum: FileSum
+
+
+@dataclass(frozen=True)
+class StoredCalibration(SharedFile):
+    """What says whether nothing here matches, made of so many rows."""
+
+    rows: Count
+
+    def is_old(self, rows: int) -> bool:
+        """Whether there are so many more or fewer rows by now that it should be made anew."""
+        return abs(rows - self.rows) > CHANGED * self.rows
 
 
 @dataclass(frozen=True)
@@ -76,11 +88,12 @@ class Manifest:
 
     run: the build or edit that made it, `command` its name. created: seconds since the epoch.
     columns: the index of each vector column. trained: what the segments of a column share, files
-    below `index/trained/`. reports: what was measured when a column's plan was chosen. meta: fields
-    of the samples' json whose types were widened. parent: the generation that an edit changed, None
-    of a build. after: the one that was live when a build began, None of an earlier version's.
-    restores: the one that a rollback made live again. without_rows: shards of which no segment has
-    a row. drift: by column, of what was added since the build.
+    below `index/trained/`. reports: what was measured when a column's plan was chosen.
+    calibrations: by column, see index/query/calibrate.py. meta: fields of the samples' json whose
+    types were widened. parent: the generation that an edit changed, None of a build. after: the one
+    that was live when a build began, None of an earlier version's. restores: the one that a
+    rollback made live again. without_rows: shards of which no segment has a row. drift: by column,
+    of what was added since the build.
     """
 
     run: str
@@ -93,6 +106,7 @@ class Manifest:
     segments: tuple[SegmentEntry, ...]
     meta: list[dict[str, Any]] = field(default_factory=list)
     reports: dict[str, SharedFile] = field(default_factory=dict)
+    calibrations: dict[str, StoredCalibration] = field(default_factory=dict)
     command: str = "index build"
     parent: int | None = None
     after: int | None = None
@@ -122,7 +136,7 @@ class Manifest:
 
     def shared_files(self) -> dict[str, FileSum]:
         """The files that are no segment's, by name."""
-        shared = [*self.trained.values(), *self.reports.values()]
+        shared = [*self.trained.values(), *self.reports.values(), *self.calibrations.values()]
         shared += [entry.deletions for entry in self.segments if entry.deletions]
         return {one.file: one.checksum for one in shared}
 

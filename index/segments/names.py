@@ -7,6 +7,7 @@ index/generations/<number>.audit      recall of audited queries, see audit_files
 index/segments/<run id>-<number>/     files of `is_segment_file`
 index/trained/<run id>/<column>.safetensors
 index/trained/<run id>/<column>.json           the report of what was measured
+index/trained/<run id>/<column>.calibration.json
 index/deleted/<run id>/<segment>.bits
 """
 
@@ -25,18 +26,22 @@ DELETED = "index/deleted"
 CATALOG = "rows.arrow"
 KEYWORDS = "keywords.arrow"
 RECORD = "segment.json"
+SOURCE = "source"  # the kind of file that says where a column's vectors are
 
 _COLUMN = "[a-z][a-z0-9_]*"
 _SEGMENT = re.compile(f"({RUN_ID})-[0-9]{{3,9}}")
 _TRAINED = re.compile(RUN_ID)
-_TRAINED_FILE = re.compile(f"{TRAINED}/{RUN_ID}/{_COLUMN}\\.(safetensors|json|faiss)")
+_TRAINED_FILE = re.compile(
+    f"{TRAINED}/{RUN_ID}/{_COLUMN}\\.(safetensors|json|calibration\\.json|faiss)"
+)
 _DELETED_FILE = re.compile(f"{DELETED}/{RUN_ID}/{_SEGMENT.pattern}\\.bits")
 # `faiss` is of segments that an earlier version wrote.
-_KINDS = ("lists", "sizes", "f16", "faiss")
+_VECTORS = ("f16", "i8")
+_KINDS = ("lists", "sizes", *_VECTORS, SOURCE, "faiss")
 _WHOLE = (CATALOG, KEYWORDS, RECORD)
 _FILE = re.compile(
     f"{'|'.join(map(re.escape, _WHOLE))}|{_COLUMN}\\.({'|'.join(_KINDS)})|"
-    f"({re.escape(CATALOG)}|{_COLUMN}\\.f16)\\.blocks"
+    f"({re.escape(CATALOG)}|{_COLUMN}\\.({'|'.join(_VECTORS)}))\\.blocks"
 )
 _GENERATION = re.compile("([0-9]{6,18})\\.(json|replaced|audit)")
 
@@ -76,6 +81,10 @@ def report_file(run: str, column: str) -> str:
     return f"{TRAINED}/{run}/{column}.json"
 
 
+def calibration_file(run: str, column: str) -> str:
+    return f"{TRAINED}/{run}/{column}.calibration.json"
+
+
 def deleted_file(run: str, segment_id: str) -> str:
     return f"{DELETED}/{run}/{segment_id}.bits"
 
@@ -93,8 +102,9 @@ def is_segment_file(base: str, columns: Iterable[str]) -> bool:
     """Whether a segment, or a folder of trained indexes or deletions, of these columns may hold a
     file of this name."""
     final = target_of_temporary(base) if is_temporary(base) else base
-    if final.endswith((f"{CATALOG}.blocks", ".f16.blocks")):
+    if final.endswith((f"{CATALOG}.blocks", *(f".{kind}.blocks" for kind in _VECTORS))):
         final = final.removesuffix(".blocks")
+    final = final.replace(".calibration.json", ".json")
     stem, _, kind = final.rpartition(".")
     if kind == "bits":
         return is_segment_id(stem)

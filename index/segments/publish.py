@@ -31,7 +31,6 @@ The cost: the work of the build that loses, and of an edit that is made again.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -122,6 +121,8 @@ def publish_edit(folder: Folder, run: Run, edit: Edit) -> int:
             command=run.record.command,
             parent=base.number,
             after=None,
+            # A rollback restores another one than its base did; other edits copy what that did.
+            restores=None if manifest.restores == base.manifest.restores else manifest.restores,
         )
         segments = _require_own(folder, manifest)
         if folder.write_new(manifest_name(newest + 1), manifest.to_json(), run.id):
@@ -225,13 +226,16 @@ def _rivals(folder: Folder, new: Generation, began_with: int) -> list[Generation
 
 
 def _best(folder: Folder, generations: list[Generation]) -> Generation:
-    """The last edit or, of the builds after it and it, the one with the fewest stale shards, of
-    several the last. One that is not published yet has number 0 and comes last."""
-    ordered = sorted(generations, key=lambda one: one.number or math.inf)
-    edits = [place for place, one in enumerate(ordered) if one.manifest.is_edit]
-    ordered = ordered[edits[-1] :] if edits else ordered
-    if len(ordered) == 1:
-        return ordered[0]
+    """The last, since each was published as better than all before it. One that is not published
+    yet, of number 0, is better than that one unless more of its shards are stale.
+
+    Those that are published are not compared once more: which shards are stale may have changed
+    since, and an edit would be made upon a generation that another has replaced.
+    """
+    last = max(generations, key=lambda one: one.number)
+    new = next((one for one in generations if not one.number), last)
+    if new is last:
+        return last
     shards = EmbeddedShards.list(folder)
-    stale = [len(shards.stale(one.indexed_shards())) for one in ordered]
-    return ordered[max(range(len(ordered)), key=lambda place: (-stale[place], place))]
+    stale = [len(shards.stale(one.indexed_shards())) for one in (last, new)]
+    return last if stale[0] < stale[1] else new

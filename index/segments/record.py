@@ -9,7 +9,9 @@ from chiasm.index.plan import Count
 from chiasm.index.segments.advice import build_command
 from chiasm.index.segments.catalog import IndexedShard
 from chiasm.index.segments.checksums import FileSum
-from chiasm.index.segments.names import CATALOG, is_final_file, is_segment_id
+from chiasm.index.segments.names import CATALOG, SOURCE, is_final_file, is_segment_id
+from chiasm.index.segments.source_file import source_size
+from chiasm.index.segments.vector_files import FORMS, VectorForm
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.storage import Folder, display_name
 from chiasm.pipeline.stored_records import read_record
@@ -53,9 +55,26 @@ class SegmentRecord:
             return f"no file {CATALOG}"
         if sum(shard.rows for shard in self.shards) != self.rows:
             return f"{self.rows} rows of shards that have another number"
-        raw = {column: self.files.get(f"{column}.f16") for column in self.vectors}
-        for column, checksum in raw.items():
-            size = None if checksum is None else checksum.size
-            if size != self.rows * self.dim * 2:
+        for column in self.vectors:
+            if (size := self._vector_bytes(column)) is None:
                 return f"no file for {self.rows} vectors of column {column!r}"
+            name = self.vectors_file(column)
+            if self.files[name].size != size:
+                return f"{name} of {self.files[name].size} bytes, not {size}"
         return ""
+
+    def form(self, column: str) -> VectorForm | None:
+        """How the vectors of a column are stored; None where they are not."""
+        found = (form for form in FORMS.values() if f"{column}.{form.suffix}" in self.files)
+        return next(found, None)
+
+    def vectors_file(self, column: str) -> str:
+        """The file of a column's vectors, or of what says where they are."""
+        form = self.form(column)
+        return f"{column}.{SOURCE if form is None else form.suffix}"
+
+    def _vector_bytes(self, column: str) -> int | None:
+        """Of that file; None where there is none."""
+        if (form := self.form(column)) is not None:
+            return self.rows * form.row_bytes(self.dim)
+        return source_size(self.shards) if f"{column}.{SOURCE}" in self.files else None

@@ -2,7 +2,9 @@
 
     index/segments/<id>/rows.arrow      the catalog: key, caption, metadata, ... of each position
                         keywords.arrow  which rows have a term in their captions
-                        image.f16       the raw vectors, (rows, dim) float16, zero where none is
+                        image.f16       the vectors, (rows, dim) float16, zero where none is; or
+                        image.i8        the same in 8 bits a number (vector_files.py); or
+                        image.source    digests of those in Parquet files (parquet_vectors.py)
                         image.lists     codes of the vectors, list by list, for FAISS (lists.py)
                         image.sizes     sizes and checksums of the lists
                         rows.arrow.blocks, image.f16.blocks   checksums of parts (blocks.py)
@@ -16,144 +18,39 @@ every byte it answers from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from io import BufferedReader
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from chiasm.index.results import CatalogRow
 from chiasm.index.segments.advice import build_command
-from chiasm.index.segments.blocks import VectorBlocks
-from chiasm.index.segments.catalog import Catalog, CatalogParts, CatalogWriter, IndexedShard
-from chiasm.index.segments.checksums import Digest, FileSum
+from chiasm.index.segments.catalog import Catalog, CatalogParts
+from chiasm.index.segments.checksums import FileSum
 from chiasm.index.segments.files import SegmentFiles
-from chiasm.index.segments.json_columns import SchemaInference
-from chiasm.index.segments.keywords import Keywords, KeywordWriter
-from chiasm.index.segments.lists import ListSizes, ListsWriter, open_exact, open_lists
+from chiasm.index.segments.keywords import Keywords
+from chiasm.index.segments.lists import ListSizes, coded_rows, open_exact, open_lists
 from chiasm.index.segments.manifest import Deletions
-from chiasm.index.segments.names import CATALOG, KEYWORDS, RECORD, blocks_file, segment_file
-from chiasm.index.segments.partial import Wanted, gone
+from chiasm.index.segments.names import CATALOG, KEYWORDS, segment_file
+from chiasm.index.segments.parquet_vectors import ParquetVectors
+from chiasm.index.segments.partial import Parts, Wanted, fetch, gone
 from chiasm.index.segments.record import SegmentRecord
 from chiasm.index.segments.trained import Trained
-from chiasm.pipeline.collection import vectors_of
+from chiasm.index.segments.vector_files import FORMS, StoredVectors
 from chiasm.pipeline.errors import CollectionError, StorageError
-from chiasm.pipeline.storage import Folder, PendingFile, Stat, display_name
-
-
-class SegmentWriter:
-    """Writes a segment from Parquet rows; `commit` gives its files their names. Used in a `with`,
-    which leaves no temporary behind. shards: those whose rows may come, in this order. copied: the
-    catalog's `copied_columns`. columns: for each vector column what its segments share, None where
-    it is exact. batch_bytes: as the catalog's writer takes it. capacity: how many rows may come.
-    """
-
-    def __init__(
-        self,
-        folder: Folder,
-        segment_id: str,
-        run_id: str,
-        *,
-        shards: Sequence[IndexedShard],
-        schema: SchemaInference,
-        copied: Sequence[str],
-        columns: dict[str, Trained | None],
-        dim: int,
-        batch_bytes: int,
-        capacity: int,
-    ) -> None:
-        self.id, self.dim, self.rows = segment_id, dim, 0
-        self._folder, self._run_id = folder, run_id
-        self._shards = dict(enumerate(shards))
-        self._lists = {
-            column: None if trained is None else ListsWriter(trained, capacity)
-            for column, trained in columns.items()
-        }
-        self._vectors = dict.fromkeys(columns, 0)
-        self._blocks = {column: VectorBlocks(dim) for column in columns}
-        self._files: dict[str, tuple[PendingFile, Digest]] = {}
-        with ExitStack() as self._stack:  # closes the first files where a later one fails
-            self._raw = {column: self._create(f"{column}.f16") for column in columns}
-            catalog, keywords = self._create(CATALOG), self._create(KEYWORDS)
-            self._stack = self._stack.pop_all()
-        self._catalog = CatalogWriter(catalog, shards, schema, copied, batch_bytes)
-        self._keywords = KeywordWriter(keywords)
-
-    def __enter__(self) -> SegmentWriter:
-        return self
-
-    def __exit__(self, *raised: Any) -> None:
-        self._stack.__exit__(*raised)
-
-    def add(self, shard: int, first: int, rows: pa.Table) -> None:
-        """Take consecutive rows of the shard at `shards[shard]`, the first being its row
-        `first`."""
-        self._catalog.add(shard, first, rows)
-        self._keywords.add(rows)
-        for column in self._lists:
-            self._add_vectors(column, *vectors_of(rows[column]))
-        self.rows += len(rows)
-
-    def copy(self, shard: int, rows: pa.Table, vectors: dict[str, np.ndarray]) -> None:
-        """Take rows of another segment, of the shard at `shards[shard]`: its catalog's, as
-        `CatalogWriter.copy` takes them, and of each column its vectors (n, D) float16, zero where a
-        row has none."""
-        self._catalog.copy(shard, rows)
-        self._keywords.add(rows)
-        for column, copied in vectors.items():
-            self._add_vectors(column, copied, np.any(copied, axis=1))
-        self.rows += len(rows)
-
-    def _add_vectors(self, column: str, vectors: np.ndarray, has: np.ndarray) -> None:
-        data = vectors.tobytes()
-        self._raw[column].write(data)
-        self._blocks[column].add(data)
-        self._vectors[column] += int(has.sum())
-        if (lists := self._lists[column]) is not None:
-            lists.add(vectors[has], self.rows + np.flatnonzero(has))
-
-    def commit(self) -> tuple[SegmentRecord, FileSum]:
-        """Name every file, `segment.json` last; returns the record and its checksum."""
-        self._catalog.close()
-        self._create(blocks_file(CATALOG)).write(self._catalog.blocks.to_bytes())
-        for column, blocks in self._blocks.items():
-            self._create(blocks_file(f"{column}.f16")).write(blocks.to_bytes())
-        self._keywords.close()
-        for column, lists in self._lists.items():
-            if lists is not None:
-                lists.write(self._create(f"{column}.lists"), self._create(f"{column}.sizes"))
-        for pending, _ in self._files.values():
-            pending.commit()
-        record = SegmentRecord(
-            id=self.id,
-            rows=self.rows,
-            dim=self.dim,
-            vectors=self._vectors,
-            shards=tuple(self._shards.values()),
-            files={name: digest.sum() for name, (_, digest) in sorted(self._files.items())},
-        )
-        content = record.to_json()
-        self._folder.write_whole(segment_file(self.id, RECORD), content, self._run_id)
-        return record, FileSum.of(content)
-
-    def _create(self, name: str) -> Digest:
-        pending = self._folder.create(segment_file(self.id, name), self._run_id)
-        self._stack.enter_context(pending)
-        digest = Digest(pending)
-        self._files[name] = pending, digest
-        return digest
+from chiasm.pipeline.storage import Folder, Stat, display_name
 
 
 class Segment:
     """A committed segment, open for searching. Files are compared with their checksums and mapped
     when first used; safe to share. deletions: of rows that searches leave out.
 
-    Of a segment in a store the parts that a search needs are requested; the `wanted_` methods say
-    which, so that those of several segments are one round. Without parts of it, a file is copied
-    whole: by `catalog` and `raw`, and where it has no checksums of its blocks.
+    Of a segment in a store the parts that a search needs are requested, of a large one here they
+    are verified; the `wanted_` methods say which, so that those of several segments are one round.
+    Without parts of it, a file is copied or verified whole: by `catalog` and `raw`, and where it
+    has no checksums of its blocks.
 
     Using a file raises CollectionError where it is damaged, SegmentGone where it was removed."""
 
@@ -189,11 +86,14 @@ class Segment:
         segment in a store, where each is a request."""
         if not self._files.in_store:
             return []
+        stored = self.record.vectors_file(column)
         if exact:
             return [self.deleted, lambda: self._files.parts(CATALOG), lambda: self.raw(column)]
-        names = CATALOG, f"{column}.f16"
-        reading = [partial(self._files.parts, name) for name in names]
-        return [self.deleted, *reading, lambda: self._files.read(f"{column}.sizes")]
+        opened = partial(self._files.parts, stored)
+        if self.record.form(column) is None:
+            opened = partial(self.raw, column)
+        sizes = partial(self._files.read, f"{column}.sizes")
+        return [self.deleted, partial(self._files.parts, CATALOG), opened, sizes]
 
     @property
     def catalog(self) -> Catalog:
@@ -204,7 +104,9 @@ class Segment:
     def rows(self, numbers: Sequence[int]) -> dict[int, CatalogRow]:
         """The rows of the catalog of these numbers."""
         parts = self._files.parts(CATALOG)
-        return (self.catalog if parts is None else CatalogParts(parts)).rows(numbers)
+        if parts is None or parts.complete:  # mapped, without a copy of the parts
+            return self.catalog.rows(numbers)
+        return CatalogParts(parts).rows(numbers)
 
     def wanted_rows(self, numbers: Sequence[int] | np.ndarray) -> list[Wanted]:
         """The parts that `rows` reads."""
@@ -225,20 +127,10 @@ class Segment:
             KEYWORDS, lambda file, where, rebuild: Keywords(file, where, rebuild, self.record.rows)
         )
 
-    def exact(self, column: str) -> Any:
-        """A FAISS index of one list that scans all vectors of a column, those of zeros too where a
-        row has none. To be searched with `store_pairs`; shared: a search must not change it."""
-        rows, dim = self.record.rows, self.record.dim
-        return self._files.open_once(
-            f"{column}.f16",
-            lambda file, where, rebuild: open_exact(file, rows, dim, where),
-            "exact",
-        )
-
     def lists(self, column: str, trained: Trained) -> Any:
         """The FAISS index of a column's lists, mapped. Shared: a search must not change it. Only
         lists that were fetched may be scanned, see `wanted_lists`."""
-        sizes = self._list_sizes(column, trained)
+        sizes = self.list_sizes(column, trained)
         size = self.record.files[f"{column}.lists"].size
 
         def opened(file: BufferedReader, where: str, rebuild: str) -> Any:
@@ -246,41 +138,97 @@ class Segment:
 
         return self._files.open_once(f"{column}.lists", opened, divided=sizes.blocks)
 
+    def each_list(self, column: str, trained: Trained) -> Iterator[memoryview]:
+        """The bytes of every list in order, each verified; of a segment on this machine."""
+        blocks = self.list_sizes(column, trained).blocks
+        return self._files.local_parts(f"{column}.lists", blocks).in_order()
+
     def wanted_lists(
         self, column: str, trained: Trained, lists: np.ndarray | None = None
     ) -> list[Wanted]:
         """The parts that a scan of these lists reads, None for all."""
-        if not self._files.in_store:
-            return []
-        parts = self._files.parts(f"{column}.lists", self._list_sizes(column, trained).blocks)
+        parts = self._files.parts(f"{column}.lists", self.list_sizes(column, trained).blocks)
         lists = np.arange(trained.plan.lists) if lists is None else lists
         return [] if parts is None else [(parts, lists)]
 
-    def vectors(self, column: str) -> np.ndarray:
+    def vectors(self, column: str) -> StoredVectors | ParquetVectors:
         """As `raw`, but only rows that were fetched may be read, see `wanted_vectors`."""
-        parts = self._files.parts(f"{column}.f16") if self.in_store else None
-        if parts is None:
+        if self._vector_parts(column) is None:
             return self.raw(column)
-        return self._files.once((column, "parts"), lambda: self._map_vectors(parts.file))
+        return self._files.once((column, "parts"), lambda: self._map_parts(column))
+
+    def _vector_parts(self, column: str) -> Parts | None:
+        """Of the file of a column's vectors; None where it is used whole, or there is none."""
+        return self._files.once((column, "vector parts"), lambda: self._open_parts(column))
+
+    def _open_parts(self, column: str) -> Parts | None:
+        form, name = self.record.form(column), self.record.vectors_file(column)
+        return None if form is None else self._files.parts(name)
+
+    def _map_parts(self, column: str) -> StoredVectors:
+        form, parts = self.record.form(column), self._vector_parts(column)
+        assert form is not None and parts is not None
+        return form.map(parts.file, self.record.rows, self.record.dim)
+
+    def keep_open(self, column: str) -> None:
+        """Open what the results of a column need, so that a sweep cannot take it."""
+        self.vectors(column)
+        if self._files.parts(CATALOG) is None:
+            _ = self.catalog
+
+    def is_whole(self, column: str, trained: Trained | None) -> bool:
+        """Whether nothing of a column's vectors has to be fetched. trained: nor of its lists."""
+        parts = [self._vector_parts(column)]
+        if trained is not None:
+            blocks = self.list_sizes(column, trained).blocks
+            parts.append(self._files.parts(f"{column}.lists", blocks))
+        return not self.in_store and all(part is None or part.complete for part in parts)
 
     def wanted_vectors(self, column: str, rows: np.ndarray) -> list[Wanted]:
         """The parts of a column's vectors that have these rows."""
-        parts = self._files.parts(f"{column}.f16")
+        form = self.record.form(column)
+        if form is None:
+            vectors = self.raw(column)
+            assert isinstance(vectors, ParquetVectors)
+            return [(vectors, vectors.groups_of(rows))] if self.in_store else []
+        parts = self._vector_parts(column)
         if parts is None:
             return []
-        starts = rows * (2 * self.record.dim)
+        starts = rows * form.row_bytes(self.record.dim)
         return [(parts, np.searchsorted(parts.blocks.offsets, starts, side="right") - 1)]
 
-    def raw(self, column: str) -> np.ndarray:
-        """(rows, dim) float16, mapped, zero where a row has no vector."""
-        return self._files.open_once(f"{column}.f16", lambda file, *_: self._map_vectors(file))
+    def raw(self, column: str) -> StoredVectors | ParquetVectors:
+        """The vectors of a column: mapped, or read from the Parquet files."""
+        return self._files.once((column, "vectors"), lambda: self._open_vectors(column))
 
-    def _map_vectors(self, file: Any) -> np.ndarray:
-        shape = (self.record.rows, self.record.dim)
-        # As a plain array: `memmap` costs microseconds an access.
-        return np.memmap(file, "<f2", "r", shape=shape).view(np.ndarray)
+    def _open_vectors(self, column: str) -> StoredVectors | ParquetVectors:
+        record, form = self.record, self.record.form(column)
 
-    def _list_sizes(self, column: str, trained: Trained) -> ListSizes:
+        def opened(
+            file: BufferedReader, where: str, rebuild: str
+        ) -> StoredVectors | ParquetVectors:
+            if form is not None:
+                return form.map(file, record.rows, record.dim)
+            content, shards = file.read(), record.shards
+            return ParquetVectors(self._folder, record.id, column, shards, record.dim, content)
+
+        return self._files.open_once(record.vectors_file(column), opened)
+
+    def exact(self, column: str) -> Any:
+        """A FAISS index of one list that scans all vectors of a column, those of zeros too where a
+        row has none; None where they are not float16. To be searched with `store_pairs`; shared: a
+        search must not change it."""
+        if self.record.form(column) is not FORMS["float16"]:
+            return None
+        rows, dim = self.record.rows, self.record.dim
+        return self._files.open_once(
+            f"{column}.f16",
+            lambda file, where, rebuild: open_exact(file, rows, dim, where),
+            "exact",
+        )
+
+    def list_sizes(self, column: str, trained: Trained) -> ListSizes:
+        """How many rows each list of a column has, and where it lies in the file."""
         name = f"{column}.sizes"
         return self._files.once(
             (name, "read"),
@@ -293,11 +241,17 @@ class Segment:
             ),
         )
 
+    def coded(self, column: str, trained: Trained) -> tuple[np.ndarray, np.ndarray]:
+        """The list of each row, (rows,) int32, -1 where it has no vector, and its code, (rows,
+        code_size) uint8. Of a segment in a store all lists are requested."""
+        fetch(self.wanted_lists(column, trained))
+        return coded_rows(self.lists(column, trained), len(self))
+
     def has(self, column: str) -> np.ndarray | None:
         """Which rows have a vector in a column: (rows,) bool; None where all have."""
         if self.record.vectors[column] == self.record.rows:
             return None
-        return self._files.once((column, "has"), lambda: np.any(self.raw(column), axis=1))
+        return self._files.once((column, "has"), lambda: self.raw(column).present())
 
     def deleted(self) -> np.ndarray | None:
         """Which rows searches leave out: (rows,) bool; None where there are none."""

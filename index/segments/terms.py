@@ -78,6 +78,12 @@ class Stems:
         return word
 
 
+@functools.lru_cache(maxsize=1 << 16)
+def stem_of(word: str) -> str:
+    """The term of a word, or of a pair of characters. Safe from any thread."""
+    return Stems().term(fold(word))
+
+
 def query_terms(text: str) -> dict[str, float]:
     """The terms of a query, in its order, with their weights: how often, less for pairs."""
     folded, stems = joined([text]), Stems()

@@ -47,11 +47,15 @@ class Trained:
 
     def rows(self, xb: np.ndarray) -> np.ndarray:
         """Vectors (N, D) in the space of the codes: (N, d) float32."""
-        return xb if self.project_rows is None else xb @ self.project_rows
+        return self._first(xb) if self.project_rows is None else xb @ self.project_rows
 
     def queries(self, xq: np.ndarray) -> np.ndarray:
         """Queries (Q, D) in the space of the codes: (Q, d) float32."""
-        return xq if self.project_queries is None else xq @ self.project_queries
+        return self._first(xq) if self.project_queries is None else xq @ self.project_queries
+
+    def _first(self, x: np.ndarray) -> np.ndarray:
+        """The numbers that codes are of, where there is no projection."""
+        return np.ascontiguousarray(x[:, : self.plan.dims]) if self.plan.is_prefix else x
 
     def assign(self, xb: np.ndarray, coded: np.ndarray) -> np.ndarray:
         """The list of each row, the nearest centroid's: (N,) int64. xb, coded: the rows, and the
@@ -72,14 +76,19 @@ class Trained:
     ) -> np.ndarray:
         """The best lists of each query: (Q, nprobe) int64. xq, projected: the queries, and the same
         in the space of the codes. ordered: best first, else by number."""
-        x = projected if self.plan.space == "projected" else xq
-        scores = x @ self.centroids.T
-        scores += self.list_bias
+        scores = self.list_scores(xq, projected)
         lists = best_columns(scores, nprobe)
         if not ordered:
             return lists
         order = np.argsort(-columns_of(scores, lists), axis=1, kind="stable")
         return np.ascontiguousarray(columns_of(lists, order))
+
+    def list_scores(self, xq: np.ndarray, projected: np.ndarray) -> np.ndarray:
+        """By which lists are ranked: (Q, L) float32."""
+        x = projected if self.plan.space == "projected" else xq
+        scores = x @ self.centroids.T
+        scores += self.list_bias
+        return scores
 
     @cached_property
     def _assigner(self) -> Any:

@@ -13,11 +13,13 @@ from chiasm.index.segments import (
     FileSum,
     Generation,
     IndexedShard,
+    ParquetVectors,
     Segment,
     SegmentEntry,
     build_command,
     copied_columns,
     current_number,
+    digests_of,
     fetch,
     keeping_segments,
     manifest_name,
@@ -157,7 +159,7 @@ def _check_segment(
         return
     for column in generation.manifest.columns:
         trained = generation.trained(column)
-        expected = np.flatnonzero(np.any(segment.raw(column), axis=1))
+        expected = np.flatnonzero(segment.raw(column).present())
         if trained is None:
             if len(expected) != record.vectors[column]:
                 what = f"{record.vectors[column]} {column} vectors by its record"
@@ -194,7 +196,7 @@ def _differences(
 ) -> Iterator[str]:
     """How the shard's part of a segment, from row `first` on, differs from its Parquet file."""
     copied = copied_columns(segment.catalog.modalities)
-    table = file.read([*copied, *columns])
+    table = whole = file.read([*copied, *columns])
     catalog = segment.catalog.table().slice(first, shard.rows)
     numbers = segment.catalog.row_numbers(slice(first, first + shard.rows))
     rising = bool((np.diff(numbers) > 0).all())
@@ -215,13 +217,23 @@ def _differences(
     if shard.shard not in relocated and set(catalog["url"].to_pylist()) - {url}:
         yield f"rows of the catalog whose url is not {url}"
     for column in columns:
-        vectors, has = vectors_of(table[column])
-        stored = segment.raw(column)[first : first + shard.rows]
-        if np.array_equal(vectors, stored):
+        stored = segment.raw(column)
+        if isinstance(stored, ParquetVectors):
+            number = segment.record.shards.index(shard)
+            if stored.digests_of(number) != digests_of(vectors_of(whole[column])[0]):
+                yield f"{column} vectors of the embeddings are not those of the build"
             continue
-        cosine = np.einsum("nd,nd->n", vectors, stored, dtype=np.float32)
+        vectors, has = vectors_of(table[column])
+        form = segment.record.form(column)
+        assert form is not None
+        theirs = form.opened(form.stored(vectors)).take(slice(None))
+        ours = stored.take(slice(first, first + shard.rows))
+        if np.array_equal(theirs, ours):
+            continue
+        norms = np.linalg.norm(theirs, axis=1) * np.linalg.norm(ours, axis=1)
+        cosine = np.einsum("nd,nd->n", theirs, ours) / np.maximum(norms, np.finfo(np.float32).tiny)
         wrong = np.flatnonzero(has & ~(cosine >= MIN_COSINE))
-        wrong = np.union1d(wrong, np.flatnonzero(~has & stored.any(axis=1)))
+        wrong = np.union1d(wrong, np.flatnonzero(~has & ours.any(axis=1)))
         if len(wrong):
             what = f"{len(wrong)} {column} vectors differ from the embeddings"
             yield f"{what}, the first in row {wrong[0]}"

@@ -16,7 +16,7 @@ from chiasm.jobs.cli.options import Address, Assignments, Collection, Preset
 from chiasm.jobs.cli.units import gigabytes, milliseconds
 from chiasm.jobs.config import Settings, compose
 from chiasm.jobs.console import json_line, printable
-from chiasm.pipeline.errors import StorageError
+from chiasm.pipeline.errors import StorageError, UsageError
 
 HELP = """
   chiasm index build photos.chiasm
@@ -40,7 +40,17 @@ Kind = Annotated[
     str | None,
     typer.Option("--index", metavar="KIND", help="exact, ivf or projected. (default: tuned)"),
 ]
-Dims = Annotated[int | None, typer.Option(help="Dimensions of a projected index. (default: tuned)")]
+Dims = Annotated[
+    int | None,
+    typer.Option(help="Of codes: of a projection (default: tuned), or, of ivf, first numbers."),
+]
+Vectors = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FORM",
+        help="Copies of vectors in the index: float16, int8, none. (default: float16)",
+    ),
+]
 Queries = Annotated[
     str | None, typer.Option(metavar="FILE", help="Text queries to tune with, one a line.")
 ]
@@ -65,6 +75,7 @@ def build(
     latency: Latency = None,
     kind: Kind = None,
     dims: Dims = None,
+    vectors: Vectors = None,
     queries: Queries = None,
     plot: Plot = None,
     address: Address = None,
@@ -79,9 +90,12 @@ def build(
         "index.latency_ms": milliseconds(latency, "--latency"),
         "index.kind": kind,
         "index.dims": dims,
+        "index.vectors": vectors,
         "index.queries": queries,
     }
     composed = compose(preset, assignments or (), flags, uses=["index", "workers"])
+    if plot is not None:
+        require_plot(plot)  # refused now rather than after the build
     summary = _built(collection, column, address, composed)
     if plot is not None:
         write_plot(plot, summary)
@@ -114,6 +128,15 @@ def _built(
                 settings=settings,
                 progress=report,
             )
+
+
+def require_plot(path: str) -> None:
+    """UsageError for a file that cannot become a plot."""
+    if not path.endswith(".png"):
+        raise UsageError(f"--plot {path}", expected="a name that ends in .png", found="another one")
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise UsageError(f"--plot {path}", expected="an existing folder", found=f"none at {folder}")
 
 
 def write_plot(path: str, summary: BuildSummary) -> None:

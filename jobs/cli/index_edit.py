@@ -112,8 +112,9 @@ def delete(
     summary = delete_from_index(collection, select, settings=settings)
     counts = summary.counts
     before = f" ({counts['deleted_before']:,} were before)" if counts["deleted_before"] else ""
-    done = f"{counts['deleted']:,} rows deleted in {counts['shards']:,} shards{before}"
-    unchanged = f"{counts['deleted_before']:,} rows were deleted before"
+    missing = f", {counts['missing']:,} not found" if counts["missing"] else ""
+    done = f"{counts['deleted']:,} rows deleted in {counts['shards']:,} shards{before}{missing}"
+    unchanged = f"{counts['deleted_before']:,} rows were deleted before{missing}"
     _print(summary, done, unchanged, as_json)
 
 
@@ -161,6 +162,8 @@ def status(collection: Collection, as_json: AsJson = False) -> None:
         if one.live:
             for line in drift_lines(one.drift, notable=-1.0):
                 print(printable(f"  {line}"))
+            for line in calibration_lines(one):
+                print(printable(f"  {line}"))
         for recall in one.audited:
             print(printable(f"  {recall}"))
             if one.live and recall.broken:
@@ -171,6 +174,16 @@ def status(collection: Collection, as_json: AsJson = False) -> None:
 
 def _as_json(one: PastGeneration) -> dict[str, Any]:
     return asdict(one) | {"audited": [recall.as_json() for recall in one.audited]}
+
+
+def calibration_lines(one: PastGeneration) -> list[str]:
+    """What is said of calibrations that were made of other rows."""
+    return [
+        f"{column}: false-alarm rates were calibrated on {stored.rows:,} rows, now it has "
+        f"{one.rows:,}; chiasm index build makes them anew"
+        for column, stored in one.calibrated.items()
+        if stored.is_old(one.rows)
+    ]
 
 
 def format_generation(one: PastGeneration) -> str:
@@ -227,7 +240,7 @@ def _selection(
 
 
 def _lines(name: str) -> list[str]:
-    """The lines of a file that are not blank; UsageError where it cannot be read."""
+    """The lines of a file that are not blank; UsageError for none, or where it cannot be read."""
     try:
         if name == "-":
             lines = list(chain.from_iterable(lines_of(sys.stdin.fileno(), "surrogateescape")))
@@ -237,7 +250,10 @@ def _lines(name: str) -> list[str]:
         raise UsageError(
             f"--ids-from {name}", expected="a file of ids", found=str(error.strerror)
         ) from error
-    return [line.strip() for line in lines if line.strip()]
+    ids = [line.strip() for line in lines if line.strip()]
+    if not ids:
+        raise UsageError(f"--ids-from {name}", expected="ids, one a line", found="none")
+    return ids
 
 
 class _progress:

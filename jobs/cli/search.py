@@ -337,6 +337,8 @@ def format_answer(answer: Answer) -> str:
     lines = [f"{answer.query} in {answer.query.column}: {answer.time_label()}"]
     stages = answer.query.stages
     separated = not stages
+    if not len(answer):
+        lines.append("      no results")
     for result in answer:
         if not separated and not answer.is_reranked(result):
             lines.append(f"      not scored by {stages[-1]}, ordered by {result.scored_by}:")

@@ -42,7 +42,7 @@ Where = Annotated[
     str | None,
     typer.Option(
         metavar="SQL",
-        help="A condition on key, shard, caption, width, height, meta.FIELD ... that hits fulfil.",
+        help="Only rows for which this is true, of key, caption, width, meta.FIELD and so on.",
     ),
 ]
 Dedup = Annotated[
@@ -85,7 +85,7 @@ FalseAlarms = Annotated[
     typer.Option(
         metavar="RATE",
         help="Say where nothing here matches. RATE, such as 0.05: the share of queries without a "
-        "match for which it is not said. The first such query calibrates the column.",
+        "match for which it is not said. With --where, the first such query takes some seconds.",
     ),
 ]
 Explain = Annotated[

@@ -13,6 +13,7 @@ from chiasm.pipeline.collection.embeddings import (
     file_version,
     find_embedding,
     read_footer,
+    read_metadata,
     stored_parquet_name,
     vectors_of,
 )
@@ -118,6 +119,7 @@ __all__ = [
     "read_failure",
     "read_footer",
     "read_identity",
+    "read_metadata",
     "read_relocations",
     "require_no_relocation",
     "rewrite_current_entry",

@@ -168,6 +168,14 @@ def read_footer(folder: Folder, shard_id: str) -> Footer:
         return footer_of_file(file, display_name(folder.url_of(parquet_name(shard_id))))
 
 
+def read_metadata(folder: Folder, shard_id: str) -> tuple[EmbeddingFile, pq.FileMetaData]:
+    """A shard's file, done or not, and its metadata, for `EmbeddingFile.read_groups`; errors as of
+    `read_footer`."""
+    with _open(folder, shard_id) as file:
+        where = display_name(folder.url_of(parquet_name(shard_id)))
+        return EmbeddingFile(folder, footer_of_file(file, where)), file.metadata
+
+
 def footer_of_file(file: pq.ParquetFile, where: str) -> Footer:
     """The footer of an open file; CollectionError, which names `where`, when it is not ours."""
     footer = (file.metadata.metadata or {}).get(FOOTER_KEY)

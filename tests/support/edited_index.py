@@ -30,7 +30,7 @@ from chiasm.index.build import (
     delete_from_index,
     roll_back_index,
 )
-from chiasm.index.segments import numbers
+from chiasm.index.segments import FORMS, numbers
 from chiasm.index.verify import check
 from chiasm.pipeline.collection import parquet_name
 from chiasm.pipeline.collection.ledger import ledger_name
@@ -43,6 +43,9 @@ NAMES = ("s0", "s1", "s2", "s3")
 KINDS = {
     "lists": IndexSettings(tune=False, exact_below=1, segment_rows=100, keep_seconds=0),
     "exact": IndexSettings(tune=False, segment_rows=100, keep_seconds=0),
+    "int8": IndexSettings(
+        tune=False, exact_below=1, segment_rows=100, keep_seconds=0, vectors="int8"
+    ),
 }
 
 Rows = dict[int, np.ndarray]  # by row number: its vector
@@ -75,7 +78,7 @@ class EditedIndex(RuleBasedStateMachine):
         shutil.copytree(_first(kind), self.path)
         for number, name in enumerate(NAMES[:2]):
             vectors = unit_rows(np.random.default_rng(number), 60, DIM)
-            self.embedded[name] = "0000000a", _stored(vectors)
+            self.embedded[name] = "0000000a", self._stored(vectors)
         self.indexed = copy.deepcopy(self.embedded)
         self._made(1)
         self.searcher = open_collection(self.path)
@@ -87,7 +90,7 @@ class EditedIndex(RuleBasedStateMachine):
         edition, rng = f"{self.count:08x}", np.random.default_rng(1000 + self.count)
         vectors = unit_rows(rng, rows, DIM)
         add_shard(self.folder, name, rows, dim=DIM, edition=edition, vectors=vectors)
-        self.embedded[name] = edition, _stored(vectors)
+        self.embedded[name] = edition, self._stored(vectors)
 
     @precondition(lambda self: len(self.embedded) > 1)
     @rule(data=st.data())
@@ -244,6 +247,12 @@ class EditedIndex(RuleBasedStateMachine):
         type(self).steps += 1
         self.history[number] = copy.deepcopy(self.indexed)
 
+    def _stored(self, vectors: np.ndarray) -> Rows:
+        """As the index scores by them."""
+        halves = vectors.astype(np.float16)
+        form = FORMS[self.settings.vectors]
+        return dict(enumerate(form.opened(form.stored(halves)).take(slice(None))))
+
     def _compare(self, index, model: dict[str, tuple[str, Rows]] | None) -> None:
         type(self).steps += 1
         xq = unit_rows(np.random.default_rng(type(self).steps), 2, DIM)
@@ -279,10 +288,6 @@ def _ids(model: dict[str, tuple[str, Rows]]) -> dict[str, np.ndarray]:
         for name, (edition, rows) in model.items()
         for row, vector in rows.items()
     }
-
-
-def _stored(vectors: np.ndarray) -> Rows:
-    return dict(enumerate(vectors.astype(np.float16).astype(np.float32)))
 
 
 _made: dict[str, tempfile.TemporaryDirectory] = {}
