@@ -13,6 +13,8 @@ from tiny_collection import add_shard, make_collection, unit_rows
 from chiasm.index import IndexSettings, build_index, open_collection
 from chiasm.index.build import ByKey, add_to_index, compact_index, delete_from_index
 from chiasm.index.query import filter_plan
+from chiasm.index.query.code_scan import CodeScan
+from chiasm.index.query.fast_scan import FastScan
 from chiasm.pipeline.storage import Folder
 
 SETTINGS = IndexSettings(tune=False, exact_below=1, nprobe=4, segment_rows=200)
@@ -94,6 +96,7 @@ def test_what_was_added_is_merged_alone(path, ways):
     assert searcher.refresh()
     first, last = scans(searcher)
     assert first is base and len(last) == 10
+    assert type(first) is FastScan and type(last) is CodeScan
     check_answers(searcher, path)
     add(path, "s6", 7)
     assert searcher.refresh()

@@ -228,7 +228,7 @@ def test_smaller_codes_where_the_memory_is_scarce():
     limit = plan_bytes(fast, rows, dim) / 2e9
     tight = replace(free, settings=IndexSettings(kind="ivf", memory_gb=limit))
     (small,) = tight.first()
-    assert small.codes == "RaBitQ2" and tight.fits(small) and not tight.fits(fast)
+    assert small.codes == "RaBitQ4" and tight.fits(small) and not tight.fits(fast)
     assert tight.least_bytes() < limit * 1e9
     assert not replace(free, settings=IndexSettings(memory_gb=1e-9)).first()
 

@@ -46,7 +46,10 @@ def merge(
 
     def merged(first: int) -> Resident:
         codes = merge_lists(segments[first:], column, trained, starts[first:])
-        scan = FastScan if trained.plan.codes == "SQ8" else CodeScan
+        # Few rows are scanned as they are: to pack them for FastScan costs something at every
+        # refresh, and its second step something at every search.
+        fast = trained.plan.codes == "SQ8" and not first
+        scan = FastScan if fast else CodeScan
         return Resident(scan(codes, trained), tuple(names[first:]))
 
     shared = len(known[0].of) if known else 0
