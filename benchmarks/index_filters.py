@@ -16,9 +16,10 @@ by the inner product with the mean query of each of the largest groups. A filter
 A hit counts if its exact score is at least the k-th exact one - 1e-6. Queries a second: a CPU
 second, one thread. Warm: the filtered and the unfiltered search of the same queries take turns;
 given are the median of the rounds' ratios, the least and the greatest. Cold: the first batch with a
-clause, which DuckDB evaluates and whose codes are copied, over an unfiltered batch; and how many
-queries with one clause make up for that, so that the filter is half as fast as none. Prints a
-table, writes benchmarks/results/index_filters.json.
+clause, which DuckDB evaluates and whose codes are copied: its queries a second over those of an
+unfiltered batch, the milliseconds that it took longer than a warm one, and how many queries with
+one clause make up for these, so that all are half as fast as without. Prints a table, writes
+benchmarks/results/index_filters.json.
 """
 
 from __future__ import annotations
@@ -117,11 +118,14 @@ def measure(bench: Bench, kind: str, removed: float, exact: list[np.ndarray], ro
     """One row of the table."""
     numbers = range(bench.own, len(bench.groups)) if kind == "own" else range(bench.own)
     opened, recalls, cold, warm, plain = bench.opened, [], [], [], []
-    way = ""
+    way, clauses = "", set()
     for group in numbers:
         xq = bench.groups[group]
         where, count = bench.clause(kind, group, removed)
-        cold.append(seconds(lambda xq=xq, where=where: opened.search_vectors(xq, K, where)))
+        spent = seconds(lambda xq=xq, where=where: opened.search_vectors(xq, K, where))
+        if where not in clauses:
+            cold.append((spent, len(xq)))
+        clauses.add(where)
         turns = [
             (
                 seconds(lambda xq=xq, where=where: opened.search_vectors(xq, K, where)),
@@ -142,8 +146,11 @@ def measure(bench: Bench, kind: str, removed: float, exact: list[np.ndarray], ro
         way = explain(opened.column("image"), K, opened.lists_to_scan("image"), allowed).way
     queries = sum(len(bench.groups[group]) for group in numbers)
     filtered, unfiltered = np.sum(warm, axis=0), np.sum(plain, axis=0)
-    ratios, extra = unfiltered / filtered, sum(cold) - float(np.median(filtered))
-    half = 2 * float(np.median(unfiltered)) - float(np.median(filtered))
+    ratios = unfiltered / filtered
+    one, plain_one = float(np.median(filtered)) / queries, float(np.median(unfiltered)) / queries
+    cold_time, cold_queries = (sum(values) for values in zip(*cold, strict=True))
+    extra = (cold_time - cold_queries * one) / len(cold)  # of a clause
+    spare = 2 * plain_one - one  # of a query, at half the speed
     recall = np.concatenate(recalls)
     return {
         "kind": kind,
@@ -154,9 +161,9 @@ def measure(bench: Bench, kind: str, removed: float, exact: list[np.ndarray], ro
         "qps": round(queries / float(np.median(filtered))),
         "ratio": round(float(np.median(ratios)), 3),
         "spread": [round(float(ratios.min()), 3), round(float(ratios.max()), 3)],
-        "cold": round(float(np.median(unfiltered)) / sum(cold), 3),
-        "cold_ms": round(1000 * sum(cold) / len(cold), 1),
-        "queries_to_half": round(extra * queries / half / len(cold)) if half > 0 else None,
+        "cold": round(cold_queries * plain_one / cold_time, 3),
+        "cold_ms": round(1000 * extra, 1),
+        "queries_to_half": round(extra / spare) if spare > 0 else None,
     }
 
 

@@ -143,6 +143,13 @@ class Plan:
         # FAISS, RaBitQUtils.h: the signs, the other bits, and the factors
         return -(-self.dims // 8) - (-self.dims * (bits - 1) // 8) + (8 if bits == 1 else 20)
 
+    @property
+    def row_bytes(self) -> int:
+        """Of a row in memory: its code and its number. Codes of 8 bits a dimension are scanned by 4
+        bits first, which have a number as well (query/fast_scan.py)."""
+        first = (self.dims + 1) // 2 + 8 if self.codes == "SQ8" else 0
+        return 0 if self.exact else self.code_size + 8 + first
+
     def candidates(self, k: int, nprobe: int) -> int:
         """How many candidates for k results are scored again by a query that scans so many lists.
         Whoever scans more than the plan says wants more recall than it promises, which codes limit

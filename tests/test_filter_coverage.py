@@ -187,6 +187,23 @@ def test_rows_that_codes_do_not_tell_apart_get_more_candidates(made, monkeypatch
     assert counts[0] == K + 8 and counts[-1] >= 8 * counts[0]
 
 
+def test_the_full_codes_are_scanned_where_few_bits_do_not_tell_rows_apart(made):
+    """Half of the rows go, the better ones for the query: the best others are about equally far."""
+    xb, xq, indexes = made
+    index, recalls = indexes[0], []
+    for query in xq:
+        mask = xb @ query <= np.median(xb @ query)
+        allowed = allowed_of(index, mask)
+        scores, _ = search_lists(index, query[None], K, PLAN.lists, allowed)
+        best, _ = brute_force(xb, query[None], mask, K)
+        recalls.append(np.mean(scores >= best.min() - 1e-6))
+        (fast,) = index.scan(allowed).memory
+        assert fast.plain() is fast.plain() is not fast and len(fast.plain()) == mask.sum()
+    assert np.mean(recalls) >= 0.95
+    some = index.scan(None).memory[0].selecting(mask)
+    assert some.plain() is some
+
+
 def test_equal_rows_are_found_in_their_order(made):
     xb, xq, _ = made
     same = np.repeat(xb[:6], 400, axis=0)

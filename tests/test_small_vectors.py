@@ -403,7 +403,7 @@ def test_memory_of_an_open_column():
     assert plan_bytes(replace(plan, vectors="int8"), 10_000, 64) == copies
     assert plan_bytes(replace(plan, vectors="none"), 10_000, 64) == copies + 10_000 * 128
     prefix = replace(plan, space="projected", dims=16)
-    assert plan_bytes(prefix, 10_000, 64) == 10_000 * 24 + 100 * (4 * 16 + 4)
+    assert plan_bytes(prefix, 10_000, 64) == 10_000 * 40 + 100 * (4 * 16 + 4)
     large = plan_bytes(replace(plan, vectors="none"), 10**8, 64) - plan_bytes(plan, 10**8, 64)
     assert large == CACHED_BYTES
     assert plan_bytes(Plan(vectors="int8"), 10, 64) == 680 and plan_bytes(Plan(), 10, 64) == 1280

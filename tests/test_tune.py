@@ -228,7 +228,7 @@ def test_smaller_codes_where_the_memory_is_scarce():
     limit = plan_bytes(fast, rows, dim) / 2e9
     tight = replace(free, settings=IndexSettings(kind="ivf", memory_gb=limit))
     (small,) = tight.first()
-    assert small.codes == "RaBitQ2" and tight.fits(small) and not tight.fits(fast)
+    assert small.codes == "RaBitQ4" and tight.fits(small) and not tight.fits(fast)
     assert tight.least_bytes() < limit * 1e9
     assert not replace(free, settings=IndexSettings(memory_gb=1e-9)).first()
 
@@ -365,3 +365,17 @@ def test_a_file_of_queries_that_cannot_be_used_is_one_line(tmp_path):
         query_lines(str(file))
     file.write_text("\n".join(f"query {number}" for number in range(300)))
     assert query_lines(str(file))[299] == "query 299"
+
+
+def test_no_more_lists_are_tried_than_rows_to_train_with_fit_the_memory():
+    space = PlanSpace(1_000_000, 256, MEASURED, 1500)
+    plans = [space.first()[0], space.neighbour(space.first()[0], *space.ladders()[2], -1)]
+    assert [plan.lists for plan in plans] == [1500, 750]
+    assert space.neighbour(plans[0], *space.ladders()[2], 1) is None
+    view = ArrayView()
+    plain = IndexSettings(exact_below=1, tune=False, kind="projected", dims=8)
+    view.dim, view.rows = DIM, 10**9  # more rows than the memory has room for
+    sampled: list[int] = []
+    view.sample = lambda wanted: sampled.append(wanted) or ArrayView.sample(view, ROWS)
+    made = tune_column(view, replace(plain, build_memory_mb=1))
+    assert sampled == [2**18 // (4 * DIM)] and made.plan.lists == sampled[0] // 39

@@ -311,4 +311,4 @@ def plan_bytes(plan: Plan, rows: int, dim: int) -> int:
     shared = plan.lists * (4 * width + 4)
     if plan.family == "projected":
         shared += 2 * 4 * dim * plan.dims
-    return rows * (plan.code_size + 8) + shared + kept
+    return rows * plan.row_bytes + shared + kept

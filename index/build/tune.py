@@ -21,9 +21,10 @@ import numpy as np
 from chiasm.index.build.memory import release_memory
 from chiasm.index.build.report import Measured, Report, SmallVectors
 from chiasm.index.build.samples import ColumnView, QuerySets
-from chiasm.index.build.train import ITERATIONS, STARTED, train
+from chiasm.index.build.train import STARTED, train
 from chiasm.index.build.trials import Trial, Trials, plan_bytes
 from chiasm.index.plan import (
+    MAX_LISTS,
     MIN_PER_LIST,
     TRAIN_PER_LIST,
     IndexSettings,
@@ -81,9 +82,8 @@ def tune_column(view: ColumnView, settings: IndexSettings) -> TunedColumn:
     sets = view.query_sets()
     release_memory()
     clock = time.perf_counter()
-    most = int(settings.build_memory_mb * 2**20 * SAMPLE_SHARE) // (4 * view.dim)
-    wanted = min(view.rows, most, max(SAMPLE_ROWS, int(plan.lists * LISTS[-1]) * TRAIN_PER_LIST))
-    sample = view.sample(wanted)
+    wanted = max(SAMPLE_ROWS, int(plan.lists * LISTS[-1]) * TRAIN_PER_LIST)
+    sample = view.sample(min(view.rows, wanted, _most_rows(view, settings)))
     release_memory()
     trials = Trials(sample[:SAMPLE_ROWS], sample[-SAMPLE_ROWS:], sets, view.rows, settings)
     best = _choose(trials, view, settings)
@@ -108,26 +108,38 @@ def tune_column(view: ColumnView, settings: IndexSettings) -> TunedColumn:
 
 
 def _train(tried: Plan, trials: Trials, sample: np.ndarray) -> tuple[Plan, Trained]:
-    """Train the plan of a trial on rows (n, D), in as many lists as they suffice for."""
-    lists = min(tried.lists, max(1, len(sample) // MIN_PER_LIST))
-    plan = replace(tried, lists=lists, train_rows=min(len(sample), lists * TRAIN_PER_LIST))
-    as_tried = lists == tried.lists
+    """Train the plan of a trial on rows (n, D)."""
+    plan = replace(tried, train_rows=min(len(sample), tried.lists * TRAIN_PER_LIST))
     trained = train(
         plan,
         sample,
         trials.sets.learn,
         projection=trials.projection,
-        start=trials.start(tried) if as_tried else None,
-        iterations=STARTED if as_tried else ITERATIONS,
+        start=trials.start(tried),
+        iterations=STARTED,
     )
     return plan, trained
 
 
+def _most_rows(view: ColumnView, settings: IndexSettings) -> int:
+    """Of a sample that fits the memory of a build."""
+    return int(settings.build_memory_mb * 2**20 * SAMPLE_SHARE) // (4 * view.dim)
+
+
 def _untuned(view: ColumnView, plan: Plan, settings: IndexSettings) -> TunedColumn:
-    """The default plan, unmeasured."""
+    """The default plan, unmeasured; of fewer lists where the memory has no room for rows to train
+    them with."""
     _require_memory(view, plan, settings)
     if plan.exact:
         return TunedColumn(plan)
+    most = _most_rows(view, settings)
+    lists = min(plan.lists, max(1, most // MIN_PER_LIST))
+    plan = replace(
+        plan,
+        lists=lists,
+        nprobe=min(plan.nprobe, lists),
+        train_rows=min(most, lists * TRAIN_PER_LIST, plan.train_rows),
+    )
     queries = view.query_sets().learn if plan.family == "projected" else None
     return TunedColumn(plan, train(plan, view.sample(plan.train_rows), queries))
 
@@ -135,7 +147,8 @@ def _untuned(view: ColumnView, plan: Plan, settings: IndexSettings) -> TunedColu
 def _choose(trials: Trials, view: ColumnView, settings: IndexSettings) -> Trial | None:
     """The cheapest plan that reaches the recall within the memory; None for an exact index, where
     no other does."""
-    space = PlanSpace(view.rows, view.dim, settings)
+    most = max(1, _most_rows(view, settings) // MIN_PER_LIST)
+    space = PlanSpace(view.rows, view.dim, settings, most)
     first = space.first()
     if not first:
         raise _too_little_memory(view, space.least_bytes())
@@ -178,16 +191,18 @@ def _climb(
 
 @dataclass(frozen=True)
 class PlanSpace:
-    """The plans that may be tried. rows, dim: of the column."""
+    """The plans that may be tried. rows, dim: of the column. most_lists: that there are rows to
+    train with, within the memory."""
 
     rows: int
     dim: int
     settings: IndexSettings
+    most_lists: int = MAX_LISTS
 
     @property
     def lists(self) -> int:
         """To begin with."""
-        return lists_for(self.rows)
+        return min(lists_for(self.rows), self.most_lists)
 
     @property
     def dims(self) -> list[int]:
@@ -235,7 +250,8 @@ class PlanSpace:
 
     def ladders(self) -> list[tuple[str, Sequence[Any]]]:
         """What else is varied: a field of plans, and its values in order."""
-        lists = sorted({max(1, round(share * self.lists)) for share in LISTS})
+        most = max(1, min(self.most_lists, self.rows // MIN_PER_LIST))
+        lists = sorted({min(most, max(1, round(share * self.lists))) for share in LISTS})
         return [
             ("dims", self.dims),
             ("space", ("projected", "full")),

@@ -75,6 +75,10 @@ class CodeScan:
             means[some] = low + width * ((sums / counts[some, None] + 0.5) / 255)
         return means
 
+    def plain(self) -> CodeScan:
+        """Of the same rows, by the full codes alone."""
+        return self
+
     def _by_number(self, mask: np.ndarray) -> np.ndarray:
         """The mask by the row numbers of the FAISS index."""
         return mask

@@ -40,15 +40,26 @@ class FastScan(CodeScan):
     """Scans 8-bit codes in two steps."""
 
     _levels: np.ndarray | None = None
+    _plain: CodeScan | None = None
 
     def _open(self) -> None:
         if self._levels is None:
             self._levels = fit_levels(self.codes.codes)
         self._index = _packed_index(self.codes, self._levels, self.trained)
         self._index_of_one = _sharing(self._index, self.codes, self._levels, self.trained)
+        self._plain = None
 
     def _by_number(self, mask: np.ndarray) -> np.ndarray:
         return mask[self.codes.rows]
+
+    def plain(self) -> CodeScan:
+        """Of a copy, made with the first call. Where a bitmap selects, there are too many rows to
+        have their codes once more."""
+        if self._selector is not None:
+            return self
+        if self._plain is None:
+            self._plain = CodeScan(self.codes, self.trained)
+        return self._plain
 
     def candidates(
         self, coded: np.ndarray, lists: np.ndarray, wanted: int

@@ -2,8 +2,9 @@
 
 By lists, candidates are scored again as without a filter. Where a filter leaves out the very rows
 that are best for a query, the others are about equally far from it, and codes do not tell which of
-them are the best. So a query is searched again with more candidates, unless its k-th best score is
-so far above the worst candidate's code that few rows can be missing by the error of their codes.
+them are the best. So a query is searched again by the full codes with more candidates, unless its
+k-th best score is so far above the worst candidate's code that few rows can be missing by the error
+of their codes.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def _search_some(
             again = start + np.flatnonzero(_may_miss(near, exact, scores[some, k - 1]))
             if len(again):
                 more = scores[again], positions[again]
-                _search_some(scan, xq[again], nprobe, MORE_CANDIDATES * wanted, more)
+                _search_some(scan.plain(), xq[again], nprobe, MORE_CANDIDATES * wanted, more)
                 scores[again], positions[again] = more
 
 

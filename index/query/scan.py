@@ -270,6 +270,10 @@ class Scan:
             lists = trained.rank(xq, coded, nprobe, ordered=not self.memory)
         return self.in_lists(xq, coded, lists, wanted)
 
+    def plain(self) -> Scan:
+        """The same, without a shortlist by fewer bits."""
+        return replace(self, memory=[one.plain() for one in self.memory])
+
     def in_lists(
         self, xq: np.ndarray, coded: np.ndarray, lists: np.ndarray, wanted: int
     ) -> tuple[np.ndarray, np.ndarray]:

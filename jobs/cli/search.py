@@ -117,14 +117,14 @@ def search(
     )
     calibrated = false_alarms is not None and check_rate(false_alarms)
     parts = Parts(image or (), plus or (), minus or ())
+    output = Output(as_json, false_alarms, sheet, explain, receipt, audit)
+    _check_output(output)
     _require_collection_first(collection, words or [], parts.options())
     text = _one_text(collection, words or [])
     stages = _stages(rerank or [])
     fields: dict[str, Any] = {"column": column, "k": k, "rerank": stages, "hybrid": hybrid}
     fields |= {"calibrated": calibrated, "where": where}
     fields |= {"dedup": dedup, "diversity": diversity, "nprobe": settings.index.nprobe or None}
-    output = Output(as_json, false_alarms, sheet, explain, receipt, audit)
-    _check_output(output)
     from_file = queries is not None or to is not None
     if from_file:
         _require_file_alone(queries, to, text is not None or bool(parts.options()), output)
