@@ -106,6 +106,21 @@ def test_what_was_added_is_merged_alone(path, ways):
     assert len(last) == 10, "readers of the generation before keep theirs"
 
 
+def test_small_segments_that_edits_merge_on_disk_do_not_have_all_codes_read_again(path):
+    add(path, "s5", 2)
+    searcher = open_collection(path)
+    check_answers(searcher, path)
+    assert [*map(len, scans(searcher))] == [152], "at first there is one part"
+    bases = []
+    for number in range(12):
+        add(path, f"t{number}", 2)
+        assert searcher.refresh()
+        bases.append(scans(searcher)[0])
+        check_answers(searcher, path)
+    assert len(searcher.segments) < 8, "some were merged on disk"
+    assert len({*map(id, bases)}) == 2 and len(bases[-1]) == 150
+
+
 def test_many_added_rows_are_merged_with_the_others(path):
     searcher = open_collection(path)
     check_answers(searcher, path)

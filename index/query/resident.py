@@ -21,6 +21,7 @@ from chiasm.index.segments import Segment, Trained, merge_lists
 
 # Rows of the second part, of those of the first, up to which only the second is merged anew.
 MOST_APART = 0.25
+LAST_APART = 0.125  # of the last segments, where all are merged: so that they may double
 
 
 @dataclass(frozen=True)
@@ -42,26 +43,43 @@ def merge(
     """The lists of all segments. starts: the position of each segment's first row. known: what an
     earlier generation with the same `trained` has in memory."""
     names = [(segment.record.id, segment.deletions) for segment in segments]
-    rows = [len(segment) for segment in segments]
 
-    def merged(first: int) -> Resident:
-        codes = merge_lists(segments[first:], column, trained, starts[first:])
+    def merged(first: int, after: int) -> Resident:
+        codes = merge_lists(segments[first:after], column, trained, starts[first:])
         # Few rows are scanned as they are: to pack them for FastScan costs something at every
         # refresh, and its second step something at every search.
         fast = trained.plan.codes == "SQ8" and not first
         scan = FastScan if fast else CodeScan
-        return Resident(scan(codes, trained), tuple(names[first:]))
+        return Resident(scan(codes, trained), tuple(names[first:after]))
 
-    shared = len(known[0].of) if known else 0
-    if not shared or list(known[0].of) != names[:shared]:
-        return [merged(0)]
-    if shared == len(segments):
-        return [known[0]]
-    if sum(rows[shared:]) > MOST_APART * sum(rows[:shared]):
-        return [merged(0)]
+    count, ends = len(segments), starts.tolist()
+    if not known:
+        return [merged(0, count)]
+    shared = len(known[0].of)
+    if (
+        not shared
+        or list(known[0].of) != names[:shared]
+        or (ends[count] - ends[shared] > MOST_APART * ends[shared])
+    ):
+        shared = _without_last(ends)
+        parts = [merged(0, shared)]
+    else:
+        parts = [known[0]]
+    if shared == count:
+        return parts
     if len(known) > 1 and list(known[1].of) == names[shared:]:
-        return list(known)
-    return [known[0], merged(shared)]
+        return [*parts, known[1]]
+    return [*parts, merged(shared, count)]
+
+
+def _without_last(ends: list[int]) -> int:
+    """How many segments are merged where segments follow: an edit merges the last small ones on
+    disk, and would have all codes read again if they were among those. ends: 0 and the end of each
+    segment."""
+    count = len(ends) - 1
+    while count > 1 and ends[-1] - ends[count - 1] <= LAST_APART * ends[count - 1]:
+        count -= 1
+    return count
 
 
 @dataclass(frozen=True)
