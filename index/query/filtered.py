@@ -27,7 +27,7 @@ from chiasm.index.query.search import (
 
 MORE_CANDIDATES = 8  # times as many, where there were too few
 # Of codes' errors that the worst candidate is below the k-th best row: where it is less, recall
-# fell below 0.95 (`python -m benchmarks.index_filters --own`).
+# fell below 0.95 (`python -m benchmarks.index_filters --kinds own`).
 DEVIATIONS = 2
 
 
