@@ -12,8 +12,8 @@ scoring all vectors that pass, whose numbers are several times as many as those 
 
 A subset is the faster of the ways by lists at every share. A selector takes 1.2 to 4 times as long,
 and is for codes that are not in memory, or too many to copy. To filter after the search, with more
-candidates, was slower than a subset at every share, and had a recall of 0.4 to 0.6 against the
-query. Costs are nanoseconds of one thread, of which only the ratios matter. All figures are from
+candidates, is no way: it was slower at every share, and found half of the best against the query.
+Costs are nanoseconds of one thread, of which only the ratios matter, from
 `python -m benchmarks.filter_costs`.
 """
 
