@@ -4,9 +4,8 @@
 
 `retrieve_from` is the path, each stage timed. `open_collection` gives a `Searcher`, which holds
 what stays between queries (index/query/open_index.py) and is what programs use. A query changes
-nothing shared, so one `Searcher` serves any number of threads. A query's answer does not depend on
-its batch, but for one thing: the way of a filtered search goes by how many queries share the
-filter, and two ways may find different rows where neither is exact.
+nothing shared, so one `Searcher` serves any number of threads. What is found for a query's vector
+does not depend on its batch.
 """
 
 from __future__ import annotations

@@ -120,27 +120,28 @@ def drawn():
     return calibrated_of(Drawn(600, 1, NAMES[:14]))
 
 
-def test_the_stated_rate_holds_on_exchangeable_queries():
-    """200 calibrations of one distribution, a query each: within a binomial's 99.9 %."""
-    rng = np.random.default_rng(3)
-    found = []
+def p_values(seed: int, present_mean: float, combined: bool) -> np.ndarray:
+    """Of a query each by 200 calibrations of one distribution; combined: the absent ones are those
+    of combinations too."""
+    rng, found = np.random.default_rng(seed), []
     for _ in range(200):
-        present = rng.normal(1.0, 1.0, (300, len(FEATURES)))
+        present = rng.normal(present_mean, 1.0, (300, len(FEATURES)))
         absent = rng.normal(0.0, 1.0, (301, len(FEATURES)))
-        found.append(fit(present, absent[:-1], absent[:0]).p_value(absent[-1]))
+        pairs = absent[:-1] if combined else absent[:0]
+        found.append(fit(present, absent[:-1], pairs).p_value(absent[-1]))
+    return np.array(found)
+
+
+def test_the_stated_rate_holds_on_exchangeable_queries():
+    """Within a binomial's 99.9 %."""
+    found = p_values(3, 1.0, combined=False)
     for rate in (0.02, 0.05, 0.2):
-        alarms = sum(p <= rate for p in found)
+        alarms = (found <= rate).sum()
         assert abs(alarms - 200 * rate) <= 3.3 * np.sqrt(200 * rate * (1 - rate))
 
 
 def test_the_rate_of_combinations_holds_where_they_differ_from_rows_that_are_there():
-    rng = np.random.default_rng(13)
-    found = []
-    for _ in range(200):
-        present = rng.normal(4.0, 1.0, (300, len(FEATURES)))
-        absent = rng.normal(0.0, 1.0, (301, len(FEATURES)))
-        found.append(fit(present, absent[:-1], absent[:-1]).p_value(absent[-1]))
-    alarms = sum(p <= 0.05 for p in found)
+    alarms = (p_values(13, 4.0, combined=True) <= 0.05).sum()
     assert alarms <= 10 + 3.3 * np.sqrt(200 * 0.05 * 0.95)
 
 

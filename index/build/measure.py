@@ -64,7 +64,7 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-def found_scores(
+def recalls(
     index: ColumnIndex,
     case: Case,
     k: int,
@@ -73,9 +73,9 @@ def found_scores(
     wanted: int = 0,
     by: Search = search_filtered,
 ) -> np.ndarray:
-    """The exact scores of the k results of each query, own rows left out: (Q, k) float32. nprobe:
-    lists that are scanned, None for those of the plan. wanted: candidates of a query, 0 for as many
-    as the plan says. by: the search, which is that of people."""
+    """The recall@k of each query, own rows left out: (Q,) float64. nprobe: lists that are scanned,
+    None for those of the plan. wanted: candidates of a query, 0 for as many as the plan says. by:
+    the search, which is that of people."""
     xq, own, allowed = case.queries.vectors, case.queries.own, case.allowed
     extra = int(not np.isnan(own).all())
     lists = index.plan.nprobe if nprobe is None else nprobe
@@ -88,20 +88,7 @@ def found_scores(
     blocks = [some(xq[start : start + BATCH]) for start in range(0, len(xq), BATCH)]
     scores, positions = (np.concatenate(one) for one in zip(*blocks, strict=True))
     found = scores if case.ranked is None else case.ranked.scores_of(positions)
-    return without_own(found, own) if extra else found
-
-
-def recalls(
-    index: ColumnIndex,
-    case: Case,
-    k: int,
-    nprobe: int | None = None,
-    *,
-    wanted: int = 0,
-    by: Search = search_filtered,
-) -> np.ndarray:
-    """The recall@k of each query, see `found_scores`: (Q,) float64."""
-    return recall_of(found_scores(index, case, k, nprobe, wanted=wanted, by=by), case.exact, k)
+    return recall_of(without_own(found, own) if extra else found, case.exact, k)
 
 
 def seconds_per_query(
