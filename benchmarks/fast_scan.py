@@ -106,12 +106,16 @@ def main() -> None:
             record[f"batches of {batch}"] = summary(rounds)
     tell_and_keep(record, given.to)
     lines = [
-        [batch, recall, name, *cells.values()]
+        [batch, recall, name, *map(_cell, cells.values())]
         for batch in (BATCH, 1)
         for recall, by_name in record[f"batches of {batch}"].items()
         for name, cells in by_name.items()
     ]
     print(table(["batch", "recall", "scan", "q/s", "over 8 bits"], lines))
+
+
+def _cell(values: dict[str, float] | None) -> str:
+    return "" if values is None else "{median:,g} ({lowest:,g} to {highest:,g})".format(**values)
 
 
 def summary(rounds: dict[str, list[list[Point]]]) -> dict[str, Any]:

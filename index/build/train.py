@@ -121,8 +121,7 @@ def cluster(
 
 def random_rotation(dims: int) -> np.ndarray:
     """Of the space of the codes, always the same: (dims, dims) float32. Inner products are kept,
-    and all dimensions get the same range, of which 4-bit codes lose less (query/fast_scan.py):
-    recall@10 of 60 candidates rises from 0.914 to 0.925 on 300,000 vectors of scenes."""
+    and all dimensions get the same range, of which 4-bit codes lose less (query/fast_scan.py)."""
     normal = np.random.default_rng(1).standard_normal((dims, dims))
     return np.linalg.qr(normal)[0].astype(np.float32)
 

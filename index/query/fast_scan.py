@@ -6,8 +6,10 @@
 
 The 4-bit codes are made of the 8-bit ones when a column is opened, by levels that are fitted to the
 codes of each dimension (Lloyd, 1982, "Least squares quantization in PCM"), so no file holds them.
-Of 300,000 vectors of 48 dimensions a scan by 8 bits alone takes 1.4 times as long at recall@10 of
-0.95, and 1.9 times at 0.99 (benchmarks/fast_scan.py).
+Of 300,000 vectors of 48 dimensions a scan by 8 bits alone answers, in batches, 1/1.45 as many
+queries a second at recall@10 of 0.95, and 1/1.8 at 0.99. One query at a time it answers 1.25 and
+1.05 times as many: the second step costs as much in Python as the first one spares
+(`python -m benchmarks.fast_scan`).
 
 What is found does not depend on the batch or the threads: the scores of 4 bits are integers, and of
 those that are equal at the end of a shortlist none is kept.
@@ -23,7 +25,9 @@ from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.query.code_scan import CodeScan, scan_lists
 from chiasm.index.segments import ListCodes, Trained, best_columns, columns_of
 
-SHORTLIST: int = 4  # rows by 4 bits for a candidate: 3 and 7 are within 5 % of its speed
+# Rows by 4 bits for a candidate: 2 do not reach a recall of 0.99, 8 are as fast as 4 within the
+# spread of rounds.
+SHORTLIST: int = 4
 LEVELS = 16
 LEVEL_ROWS = 65_536  # that levels are fitted to: 4,096 a level
 LLOYD_STEPS = 30  # from quantiles: within 5 % of the least error for a normal variable
