@@ -128,6 +128,7 @@ def tune(bench: Bench) -> tuple[float, float]:
     """Sets the least number of lists; returns recall and microseconds without a filter."""
     everything, column = np.ones(bench.rows, bool), bench.column()
     for nprobe in range(8, bench.plan.lists, 8):
+        column.plan = replace(bench.plan, nprobe=nprobe)
 
         def unfiltered(xq: np.ndarray, nprobe: int = nprobe) -> np.ndarray:
             return search(column, xq, K, nprobe)[0]

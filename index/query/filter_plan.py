@@ -10,11 +10,12 @@ Which lists the last two scan is found query by query (query/coverage.py). What 
 estimated for a filter at random; where it goes against the query they cost more, yet less than
 scoring all vectors that pass, whose numbers are several times as many as those of codes.
 
-A subset is the faster of the ways by lists at every share. A selector takes 1.2 to 4 times as long,
-and is for codes that are not in memory, or too many to copy. To filter after the search, with more
+A subset is mostly the faster of the ways by lists; a selector takes up to 1.8 times as long, and is
+for codes that are not in memory, or too many to copy. To filter after the search, with more
 candidates, is no way: it was slower at every share, and found half of the best against the query.
-Costs are nanoseconds of one thread, of which only the ratios matter, from
-`python -m benchmarks.filter_costs`.
+Costs are nanoseconds of one thread, of which only the ratios matter. Those of codes are of mapped
+ones, scanned by 8 bits alone; in memory, by 4 bits first, SCORE_BYTE, TEST and LIST are 0.04, 0.8
+and 160 (`python -m benchmarks.filter_costs`), by which the same ways are chosen at all its shares.
 """
 
 from __future__ import annotations
