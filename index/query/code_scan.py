@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from chiasm.index.faiss_runtime import load_faiss
-from chiasm.index.segments import ListCodes, Trained
+from chiasm.index.segments import ListCodes, Trained, best_columns, columns_of
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,16 @@ class CodeScan:
         rows = np.full((len(coded), wanted), -1, np.int64)
         scan_lists(self._index, coded, lists, scores, rows, self._selector)
         return scores, rows
+
+
+Candidates = tuple[np.ndarray, np.ndarray]  # scores (Q, wanted) float32, rows (Q, wanted) int64
+
+
+def best_of(some: Candidates, others: Candidates) -> Candidates:
+    """As many of the best of two sets of candidates as either has, in no order."""
+    scores, rows = (np.concatenate(pair, axis=1) for pair in zip(some, others, strict=True))
+    best = best_columns(scores, some[0].shape[1])
+    return columns_of(scores, best), columns_of(rows, best)
 
 
 def scan_lists(

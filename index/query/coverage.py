@@ -24,9 +24,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chiasm.index.query.code_scan import PassingRows
+from chiasm.index.query.code_scan import PassingRows, best_of
 from chiasm.index.query.scan import Scan
-from chiasm.index.segments import best_columns, columns_of
 
 LEAST_DEVIATION = 1e-6  # of a list without rows in the training sample
 LEAST = -1e3  # below every score
@@ -102,17 +101,8 @@ def scan_covering(
         key = lists.key[more]
         others = lists.where((key >= enough[more, None]) & (key < edge[more, None]))
         found = scan.in_lists(xq[more], coded[more], others, wanted)
-        scores[more], rows[more] = _best((scores[more], rows[more]), found)
+        scores[more], rows[more] = best_of((scores[more], rows[more]), found)
     return scores, rows
-
-
-def _best(
-    some: tuple[np.ndarray, np.ndarray], others: tuple[np.ndarray, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """As many of the best of two rounds as either has: scores, rows, both (Q, wanted)."""
-    scores, rows = (np.concatenate(pair, axis=1) for pair in zip(some, others, strict=True))
-    best = best_columns(scores, some[0].shape[1])
-    return columns_of(scores, best), columns_of(rows, best)
 
 
 def rank_lists(scan: Scan, xq: np.ndarray, coded: np.ndarray) -> Lists:

@@ -8,6 +8,7 @@ are requested before, and so are the vectors of its candidates.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -18,9 +19,9 @@ import numpy as np
 
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.plan import Plan
-from chiasm.index.query.code_scan import CodeScan, PassingRows, scan_lists
+from chiasm.index.query.code_scan import CodeScan, PassingRows, best_of, scan_lists
 from chiasm.index.query.resident import Resident, merge, narrowed
-from chiasm.index.segments import Segment, Trained, Vectors, best_columns, columns_of, fetch
+from chiasm.index.segments import Segment, Trained, Vectors, fetch
 
 RESIDENT_BYTES = 2 << 30  # of codes and row numbers of one column: some 36 million rows of 48 bytes
 MAX_ROWS_AHEAD = 128  # candidates whose rows are requested with their vectors
@@ -280,12 +281,11 @@ class Scan:
         """The same of these lists (Q, n) int64, -1 for none. coded (Q, d): queries as codes are."""
         if not self.exact:
             self.index.fetch_lists(lists)
-        if len(self.memory) == 1:
-            return self.memory[0].candidates(coded, lists, wanted)
+        if self.memory:
+            found = (scan.candidates(coded, lists, wanted) for scan in self.memory)
+            return functools.reduce(best_of, found)
         scores = np.full((len(xq), wanted), -np.inf, dtype=np.float32)
         rows = np.full((len(xq), wanted), -1, dtype=np.int64)
-        for scan in self.memory:
-            _keep_best(scores, rows, *scan.candidates(coded, lists, wanted))
         for number, part in enumerate(self.parts):
             if part.rows is None:
                 scan_lists(part.scanner, coded, lists, scores, rows, part.selector, part.places)
@@ -299,15 +299,6 @@ class Scan:
         elif self.parts and self.parts[0].first:
             rows[rows >= 0] += self.parts[0].first
         return scores, rows
-
-
-def _keep_best(scores: np.ndarray, rows: np.ndarray, more: np.ndarray, found: np.ndarray) -> None:
-    """Replace the least of each query's candidates, all (Q, wanted), by better ones of as many."""
-    if (rows >= 0).any():
-        more, found = np.concatenate([scores, more], axis=1), np.concatenate([rows, found], axis=1)
-        best = best_columns(more, scores.shape[1])
-        more, found = columns_of(more, best), columns_of(found, best)
-    scores[:], rows[:] = more, found
 
 
 def _scan_rows(part: Part, xq: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> None:

@@ -90,8 +90,9 @@ class Candidate:
 @dataclass(frozen=True)
 class Answered:
     """A query and its answer. batch: queries of one number were answered together, on which the
-    last bits of what models give may depend. vector: (D,) float32 in little-endian order and base64. searches: as `Explanation.as_json`. seen: how many candidates
-    there were, of which the best are here. answer: as it was printed."""
+    last bits of what models give may depend. vector: (D,) float32 in little-endian order and
+    base64. searches: as `Explanation.as_json`. seen: how many candidates there were, of which the
+    best are here. answer: as it was printed."""
 
     batch: Count
     query: StoredQuery
