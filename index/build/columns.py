@@ -59,7 +59,8 @@ class TunedColumns:
         else:
             sets = view.query_sets() if self.settings.tune else None
             self.tuned[column] = TunedColumn(taken.plan, taken, sets)
-        release_memory()
+        if self.tuned[column].candidates:  # indexes were searched
+            release_memory()
         return self.tuned[column]
 
     def fit(self, manifest: Manifest, seconds: Mapping[str, float]) -> None:

@@ -18,7 +18,7 @@ from typing import TypeVar
 import pyarrow as pa
 
 from chiasm.index.build.covered import READ_BYTES, ReadFiles, ShardReplaced
-from chiasm.index.build.memory import release_free, release_memory
+from chiasm.index.build.memory import release_free
 from chiasm.index.plan import Plan
 from chiasm.index.segments import (
     IndexedShard,
@@ -120,7 +120,7 @@ def _fill(task: SegmentTask, folder: Folder, progress: Callable[[int], None]) ->
         if not segment.rows:
             return Filled(None, {})
         record, checksum = segment.commit()
-    release_memory()
+    release_free()
     LOG.info("filled segment %s: %d rows of %d shards", record.id, record.rows, len(task.shards))
     return Filled(SegmentEntry(record.id, record.rows, checksum), dict(record.vectors))
 

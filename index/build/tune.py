@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from chiasm.index.build.memory import release_memory
+from chiasm.index.build.memory import release_free
 from chiasm.index.build.report import Measured, Report, SmallVectors
 from chiasm.index.build.samples import ColumnView, QuerySets
 from chiasm.index.build.train import STARTED, train
@@ -80,11 +80,11 @@ def tune_column(view: ColumnView, settings: IndexSettings) -> TunedColumn:
         return _untuned(view, plan, settings)
     began = time.perf_counter()
     sets = view.query_sets()
-    release_memory()
+    release_free()
     clock = time.perf_counter()
     wanted = max(SAMPLE_ROWS, int(plan.lists * LISTS[-1]) * TRAIN_PER_LIST)
     sample = view.sample(min(view.rows, wanted, _most_rows(view, settings)))
-    release_memory()
+    release_free()
     trials = Trials(sample[:SAMPLE_ROWS], sample[-SAMPLE_ROWS:], sets, view.rows, settings)
     best = _choose(trials, view, settings)
     small = trials.small_vectors(best.plan.dims if best else FIRST_DIMS)
