@@ -11,7 +11,7 @@ from fake_encoder import FakeEncoder
 from tiny_collection import make_collection
 
 from chiasm.index import IndexSettings, build_index, open_collection
-from chiasm.index.build import columns
+from chiasm.index.build import columns, samples
 from chiasm.index.build.build import Build
 from chiasm.index.build.covered import CoveredShards
 from chiasm.index.build.report import Report
@@ -46,23 +46,70 @@ def require_disjoint(sets: QuerySets) -> None:
 
 
 def test_other_captions_ask_for_what_has_a_caption_inside(tmp_path):
-    stored = make_collection(tmp_path / "c", (200, 100), holes=0.1)
+    stored = make_collection(tmp_path / "c", (250, 150), holes=0.1)
+    numbers = [(row, n) for n, rows in ((0, 250), (1, 150)) for row in range(rows)]
+    others = encoded([f"another {row} of s{n}" for row, n in numbers])
     for column in ("joint", "text"):
         sets = view_of(tmp_path / "c", column).query_sets()
         assert sets.source == "text queries: other captions of rows, encoded"
-        assert rows_of(sets.tune["text"].vectors) == encoded(["another"])
+        assert rows_of(sets.tune["text"].vectors) <= others
         pictures = sets.report["picture"]
         assert rows_of(pictures.vectors) <= rows_of(stored["image"])
         assert np.isnan(pictures.own).all() == (column == "text"), "its vector has no picture"
     sets = view_of(tmp_path / "c", "image").query_sets()
     assert sets.source == "text queries: captions of rows, encoded"
-    captions = [f"caption {row} of s{n}" for n, rows in ((0, 200), (1, 100)) for row in range(rows)]
+    captions = [f"caption {row} of s{n}" for row, n in numbers]
     assert rows_of(sets.tune["text"].vectors) | rows_of(sets.report["text"].vectors) <= encoded(
         captions
     )
     require_disjoint(sets)
     picture = sets.tune["picture"]
     np.testing.assert_allclose(picture.own, (picture.vectors**2).sum(axis=1), rtol=1e-5)
+
+
+def test_few_captions_among_many_rows_are_all_queries_each_once(tmp_path):
+    make_collection(tmp_path / "c", (3000,))
+
+    class FewCaptions(CollectionView):
+        """Every fifth row has a caption, two rows each the same; `_texts` sees what was drawn."""
+
+        def _have_text(self, rows: pa.Table) -> np.ndarray:
+            super()._have_text(rows)
+            return np.array([row % 5 == 0 for row in _numbers(rows)])
+
+        def _texts(self, rows: pa.Table):
+            own = [[f"of {row // 10}"] if row % 5 == 0 else [] for row in _numbers(rows)]
+            place = rows.column_names.index("captions")
+            return super()._texts(rows.set_column(place, "captions", pa.array(own)))
+
+    def _numbers(rows: pa.Table) -> list[int]:
+        return [int(own[0].split()[1]) for own in rows["captions"].to_pylist()]
+
+    covered = CoveredShards(Collection.open(str(tmp_path / "c")))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("LEARN", "TUNE", "REPORT"):
+            patch.setattr(samples, name, 200)
+        sets = FewCaptions(covered, "image", 3000, FakeEncoder).query_sets()
+    assert sets.source == "text queries: captions of rows, encoded"
+    used = [rows_of(some["text"].vectors) for some in (sets.tune, sets.report)]
+    assert len(sets.tune["text"]) == len(sets.report["text"]) == 100
+    assert used[0] | used[1] <= encoded([f"of {number}" for number in range(300)])
+    assert len(used[0] | used[1]) == 200
+    require_disjoint(sets)
+
+
+def test_pictures_ask_where_captions_are_too_few_to_tune_with(tmp_path):
+    make_collection(tmp_path / "c", (400,))
+
+    class Few(CollectionView):
+        def _texts(self, rows: pa.Table):
+            vectors, has, source = super()._texts(rows)
+            return vectors, has & (np.cumsum(has) <= 299), source
+
+    covered = CoveredShards(Collection.open(str(tmp_path / "c")))
+    sets = Few(covered, "image", 400, FakeEncoder).query_sets()
+    assert sets.source == "picture queries: 299 different captions of rows"
+    assert list(sets.tune) == ["picture"]
 
 
 def test_stored_captions_are_queries_where_the_encoder_says_the_same(tmp_path, caplog):

@@ -291,6 +291,23 @@ def test_a_filter_of_a_build_is_prepared_once():
     assert index.scan(allowed).memory[0] is index.scan(allowed).memory[0]
 
 
+def test_a_filter_that_another_plan_has_prepared_is_searched_by_the_plan_that_searches():
+    view = ArrayView()
+    plan = Plan("ivf", 20, 1, "full", DIM, "SQ8", oversample=4, missed=1.0)
+    index = built(view, TunedColumn(plan, train(plan, view.sample(ROWS))))
+    allowed = random_filter([len(segment) for segment in index.segments], seed=0)
+    xq = view.sets.report["text"].vectors
+    exact, _ = exact_top([(0, view.stored[np.concatenate(allowed)])], xq, 10)
+
+    def recall(missed: float, shared: ColumnIndex) -> float:
+        one = replace(shared, plan=replace(plan, missed=missed))
+        return recall_of(search_lists(one, xq, 10, 1, allowed)[0], exact, 10).mean()
+
+    few, many = recall(1.0, index), recall(1e-4, index)  # the second with what the first prepared
+    fresh = built(view, TunedColumn(plan, index.trained))
+    assert many == recall(1e-4, fresh) > few == recall(1.0, fresh)
+
+
 def test_pages_of_a_mapped_file_that_were_let_go_are_read_again(tmp_path):
     stored = np.arange(5000, dtype=np.float16).reshape(-1, 10)
     stored.tofile(tmp_path / "x")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +18,18 @@ SAMPLE_GROUPS = 512  # row groups that rows are sampled from: varied, quick to r
 
 
 def sampled_rows(
-    covered: CoveredShards, column: str, wanted: int, columns: list[str], seed: int
+    covered: CoveredShards,
+    column: str,
+    wanted: int,
+    columns: list[str],
+    seed: int,
+    preferred: Callable[[pa.Table], np.ndarray] = lambda rows: np.ones(len(rows), bool),
 ) -> list[pa.Table]:
     """About `wanted` rows that have a vector in `column`, of row groups drawn from all shards.
 
-    The same files and seed give the same rows. About SAMPLE_GROUPS row groups are read, more where
-    rows lack the column. CollectionError where every shard is embedded anew now."""
+    preferred: which rows of a table are taken before others, (rows,) bool. The same files and seed
+    give the same rows. About SAMPLE_GROUPS row groups are read, more where rows lack the column.
+    CollectionError where every shard is embedded anew now."""
     groups = [
         (number, group)
         for number, file in enumerate(covered.files)
@@ -41,7 +47,9 @@ def sampled_rows(
             file = covered.files[number]
             for group in _read_groups(covered, file, columns, [one for _, one in some]):
                 having = np.flatnonzero(group[column].combine_chunks().is_valid())
-                samples.append(group.take(np.sort(rng.permutation(having)[:per_group])))
+                having = rng.permutation(having)
+                having = having[np.argsort(~preferred(group)[having], kind="stable")]
+                samples.append(group.take(np.sort(having[:per_group])))
         rows = sum(map(len, samples))
     if not rows:
         raise all_replaced(covered)

@@ -1,6 +1,7 @@
 """Rows to train with, and queries: to learn from, to tune on and to report on.
 
-The three sets of queries are disjoint by row: no row's captions or pictures are in two of them.
+The three sets of queries are disjoint by row and by text: no row's captions or pictures are in two
+of them, and a text that several rows have is one query.
 
 Text queries. Texts and pictures lie apart in most spaces, so a column's own vectors are the wrong
 sample of what people ask. For `image` a row's caption is a query that did not make its vector. In
@@ -43,7 +44,7 @@ LEARN = 20_000  # queries that cost no encoding; more change no recall that can 
 LEARN_PICTURES = 0.1
 LEARN_ENCODED = 4000  # queries that have to be encoded, some seconds on a processor
 ENCODED_AT_ONCE = 64
-LEAST_LINES = 300  # of a file of queries: a third of them for each use
+LEAST = 300  # text queries: a third of them for each use
 CHECKED = 16  # stored captions that are encoded as queries, to see whether that is the same
 SAME_COSINE = 0.999
 
@@ -131,17 +132,24 @@ class CollectionView:
             c for c in dict.fromkeys(columns) if c in (*self.covered.identity.columns, "captions")
         ]
         wanted = LEARN + TUNE + REPORT
-        tables = sampled_rows(self.covered, self.column, wanted, columns, seed=1)
+        tables = sampled_rows(self.covered, self.column, wanted, columns, 1, self._have_text)
         rows = pa.concat_tables(tables)
         rows = rows.take(np.random.default_rng(2).permutation(len(rows)))
         pictures = self._pictures(rows)
         if lines is not None:
             texts, source = self._encoded(lines), f"text queries: {self.queries}"
-            if len(texts) < LEAST_LINES:
+            if len(texts) < LEAST:
                 raise _few_lines(self.queries, len(texts))
             return _split_apart(Queries.of(texts), pictures, source)
         vectors, has, source = self._texts(rows)
+        if 0 < (found := np.count_nonzero(has)) < min(LEAST, np.count_nonzero(pictures[1])):
+            has, source = np.zeros_like(has), f"picture queries: {found} different captions of rows"
         return _split(vectors, has, pictures, source)
+
+    def _have_text(self, rows: pa.Table) -> np.ndarray:
+        """Which rows have a caption that is a query, (n,) bool: where few rows have, these."""
+        counts = rows["captions"].combine_chunks().value_lengths().fill_null(0)
+        return counts.to_numpy(zero_copy_only=False) > int(self.column in (TEXT, JOINT))
 
     def _pictures(self, rows: pa.Table) -> tuple[Queries, np.ndarray]:
         """The queries that the rows' pictures are, in their order, and which rows have one, (n,)
@@ -165,9 +173,10 @@ class CollectionView:
             texts, source = [next(iter(own or []), "") for own in captions], "captions of rows"
             if TEXT in rows.column_names:
                 vectors, has = vectors_of(rows[TEXT])
+                has &= _first_of_each(texts)
                 if has.any() and (note := self._stored_are_queries(texts, vectors, has)):
                     return vectors.astype(np.float32), has, f"text queries: {source}{note}"
-        has = np.array([text.strip() != "" for text in texts])
+        has = np.array([text.strip() != "" for text in texts]) & _first_of_each(texts)
         if not has.any():
             return (
                 np.zeros((len(texts), self.dim), np.float32),
@@ -228,15 +237,26 @@ def query_lines(path: str) -> list[str]:
         expected = "a text file of queries, one a line"
         raise UsageError(f"--queries {path}", expected=expected, found=str(found)) from error
     lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-    if len(lines) < LEAST_LINES:
+    if len(lines) < LEAST:
         raise _few_lines(path, len(lines))
     return lines
+
+
+def _first_of_each(texts: Sequence[str]) -> np.ndarray:
+    """Which texts are not the same as one before, (n,) bool; rows without a text have queries of
+    their own."""
+    known: set[str] = set()
+    first = np.ones(len(texts), bool)
+    for number, text in enumerate(map(str.strip, texts)):
+        first[number] = not text or text not in known
+        known.add(text)
+    return first
 
 
 def _few_lines(path: str, found: int) -> UsageError:
     return UsageError(
         f"--queries {path}",
-        expected=f"{LEAST_LINES} different queries or more, one a line, to learn, tune and report",
+        expected=f"{LEAST} different queries or more, one a line, to learn, tune and report",
         found=str(found),
     )
 

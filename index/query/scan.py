@@ -94,12 +94,12 @@ class ColumnIndex:
             prepared = self._prepare_once(allowed)
             if prepared.scan is None:
                 prepared.scan = self._prepare(prepared.masks)
-            return prepared.scan
+            return self._mine(prepared.scan)
         if self._scan is None:
             here = self.residents() is not None  # without what is deleted
             numbers = range(len(self.segments))
             self._scan = self._prepare([None if here else self.rows_of(n, None) for n in numbers])
-        return self._scan
+        return self._mine(self._scan)
 
     def exact_scan(self, allowed: Allowed) -> Scan:
         """Scores the vectors of all rows that may be found."""
@@ -110,7 +110,11 @@ class ColumnIndex:
                 both = zip(self.segments, masks, strict=True)
                 masks = [_and(mask, segment.has(self.column)) for segment, mask in both]
             prepared.exact = replace(self._prepare_exact(masks), exact=True)
-        return prepared.exact
+        return self._mine(prepared.exact)
+
+    def _mine(self, scan: Scan) -> Scan:
+        """A scan that an index with another plan has prepared, by the plan of this one."""
+        return scan if scan.index is self else replace(scan, index=self)
 
     def passing(self, allowed: Allowed) -> int:
         """How many rows may be found."""

@@ -137,6 +137,6 @@ def _shard(name: str) -> Shard:
 
 def _row(shard: str, row: int, pictured: bool, captioned: bool, json: str | None) -> Decoded:
     key = f"{shard}/{row:06d}"
-    captions = (f"caption {row} of {shard}", "another") if captioned else ()
+    captions = (f"caption {row} of {shard}", f"another {row} of {shard}") if captioned else ()
     origin = Origin(Place(f"{key}.jpg", 512 * row, 100), "ab" * 32, (64, 64))
     return Decoded(key, captions, json, {}, {"image": origin} if pictured else {})
