@@ -94,6 +94,11 @@ class IndexSettings:
                 "index.recall", expected="a share above 0 and below 1", found=f"{self.recall:g}"
             )
 
+    @property
+    def memory_bytes(self) -> int:
+        """The limit of memory in bytes."""
+        return round(self.memory_gb * 1e9)  # 7.59 KB as GB is no float
+
 
 @dataclass(frozen=True)
 class Plan:

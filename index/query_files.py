@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chiasm.index.queries import Query, Term
+from chiasm.index.sizes import format_size
 from chiasm.pipeline.errors import ChiasmError, SourceError, StorageError, UsageError
 from chiasm.pipeline.storage import Folder, canonical_url, open_stream
 
@@ -54,7 +55,7 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
             number += 1
             place = place_of(path, number)
             if len(data) > MAX_LINE:
-                raise UsageError(place, expected=f"at most {MAX_LINE:,} bytes", found="more")
+                raise UsageError(place, expected=f"at most {format_size(MAX_LINE)}", found="more")
             try:
                 text = data.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             except UnicodeDecodeError as error:

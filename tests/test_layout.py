@@ -72,6 +72,7 @@ EVERYBODY_OF_INDEX = {
     "index/notebook",
     "index/results",
     "index/plan",
+    "index/sizes",
     "index/audit",
     "index/faiss_runtime",
 }

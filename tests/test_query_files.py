@@ -198,7 +198,7 @@ def test_files_that_cannot_be_used_are_one_line(made, tmp_path, monkeypatch):
         assert message in str(error.value) and "\n" not in str(error.value)
     monkeypatch.setattr(query_files, "MAX_LINE", 100)
     text.write_text("a\n" + "b" * 101)
-    with pytest.raises(UsageError, match=r"^line 2 of .*: expected at most 100 bytes, found more$"):
+    with pytest.raises(UsageError, match=r"^line 2 of .*: expected at most 100 B, found more$"):
         search_file(collection, text, to)
     assert not to.exists()
 

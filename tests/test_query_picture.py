@@ -106,7 +106,7 @@ def test_urls_that_cannot_be_a_picture_are_refused_in_one_line(made, web, monkey
 def test_a_picture_larger_than_the_limit_is_not_read_to_its_end(made, web, monkeypatch):
     monkeypatch.setattr(query_picture, "MAX_BYTES", 1000)
     Pictures.pictures["/large.jpg"] = bytes(1001)
-    with pytest.raises(UsageError, match=r"large\.jpg: expected at most 1,000 bytes, found more"):
+    with pytest.raises(UsageError, match=r"large\.jpg: expected at most 1 KB, found more"):
         open_collection(made).search(image=f"{web}/large.jpg")
 
 

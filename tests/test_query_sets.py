@@ -8,19 +8,24 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from fake_encoder import FakeEncoder
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_collection import make_collection
 
 from chiasm.index import IndexSettings, build_index, open_collection
-from chiasm.index.build import columns, samples
+from chiasm.index.build import ByKey, columns, delete_from_index, samples
 from chiasm.index.build.build import Build
 from chiasm.index.build.covered import CoveredShards
 from chiasm.index.build.report import Report
 from chiasm.index.build.samples import CollectionView, QuerySets
-from chiasm.jobs.cli.index import build, print_summary, write_plot
+from chiasm.index.sizes import UNITS, format_size
+from chiasm.jobs.cli.index import build, print_summary
+from chiasm.jobs.cli.index_edit import status
+from chiasm.jobs.cli.reports import write_plot
 from chiasm.jobs.cli.units import gigabytes, milliseconds
 from chiasm.pipeline.collection import Collection
 from chiasm.pipeline.encoders import register_encoder
-from chiasm.pipeline.errors import EncoderError, UsageError
+from chiasm.pipeline.errors import CollectionError, EncoderError, UsageError
 
 TUNED = IndexSettings(exact_below=1, recall=0.8)
 
@@ -176,12 +181,48 @@ def test_a_build_is_tuned_measured_and_says_what_it_promises(tmp_path, capsys):
     print_summary(summary)
     printed = capsys.readouterr().out
     assert "promised recall@10: text " in printed and "captions of rows, encoded" in printed
-    write_plot(str(tmp_path / "p.png"), summary)
+    write_plot(str(tmp_path / "p.png"), summary.reports)
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     assert "lists by" in printed and "build s" in printed
     labels = [one.label for one in report.candidates]
     assert len(set(labels)) == len(labels), "trials can be told apart"
     assert json.loads(json.dumps({"seconds": summary.seconds}))["seconds"]["fit"] > 0
+    _require_status_reports(path, report, tmp_path / "again.png", capsys)
+
+
+def _require_status_reports(path, report, plot, capsys):
+    """`index status --report` says the same as the build, also after an edit."""
+    delete_from_index(str(path), lambda generation: ByKey(["s0/000001"]))
+    status(str(path), with_report=True, plot=str(plot))
+    printed = capsys.readouterr().out.splitlines()
+    lines = [f"  {line}" for line in report.lines()]
+    assert printed[-len(lines) :] == lines and printed[1].startswith("*      2  index delete of 1")
+    assert len(lines) == 4 + len(report.candidates) + len(report.small_vectors)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    status(str(path), with_report=True, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["reports"]["image"] == json.loads(report.to_json())
+    status(str(path), as_json=True)
+    assert "reports" not in json.loads(capsys.readouterr().out)
+    with pytest.raises(UsageError, match=r"^--plot .*found another one$"):
+        status(str(path), plot="recall.jpg")
+    (stored,) = (path / "index/trained").glob("*/image.json")
+    stored.write_bytes(stored.read_bytes()[:-2])
+    with pytest.raises(CollectionError, match=r"image\.json: expected blake2b .* index build"):
+        status(str(path), with_report=True)
+    status(str(path))  # which does not read it
+
+
+def test_a_status_says_that_there_is_no_report(tmp_path, capsys):
+    path = tmp_path / "c"
+    make_collection(path, (5,))
+    status(str(path), with_report=True)
+    assert capsys.readouterr().out.startswith("no index; run chiasm index build")
+    build_index(str(path), columns=["image"])
+    status(str(path), with_report=True, plot=str(tmp_path / "p.png"))
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1].startswith("no report: nothing was measured")
+    assert printed.err.startswith("no plot: nothing") and not (tmp_path / "p.png").exists()
 
 
 def test_files_that_cannot_be_used_are_refused_before_anything_is_read(tmp_path, monkeypatch):
@@ -207,7 +248,19 @@ def test_nonsense_for_a_quantity_is_one_line(text):
         milliseconds(text, "--latency")
 
 
+@given(st.integers(1, 10**14))
+def test_a_limit_of_the_size_that_is_printed_suffices(needed):
+    printed = format_size(needed)
+    number, unit = printed.split(" ")
+    limit = IndexSettings(memory_gb=gigabytes(f"{number}{unit}", "--memory") or 0).memory_bytes
+    assert needed <= limit <= 1.01 * needed + 1 and unit in UNITS and len(number) <= 4
+
+
 def test_quantities_have_units():
+    sizes = (0, 999, 1001, 72_100, 999_500, 4.5e9, 2e15)
+    assert [*map(format_size, sizes)] == [
+        *("0 B", "999 B", "1.01 KB", "72.1 KB", "1 MB", "4.5 GB", "2000 TB"),
+    ]
     assert gigabytes(None, "--memory") is milliseconds(None, "--latency") is None
     assert gigabytes("4GB", "") == 4 and gigabytes("500 mb", "") == 0.5
     assert milliseconds("10ms", "") == 10 and milliseconds("0.5 s", "") == 500

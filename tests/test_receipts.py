@@ -184,7 +184,7 @@ def test_what_a_receipt_cannot_be_written_for_is_refused(made, tmp_path, monkeyp
     with pytest.raises(ChiasmError, match="expected a file to write, found something else there"):
         application()(["search", str(made), "a", "--receipt", str(tmp_path)], standalone_mode=False)
     monkeypatch.setattr(recorder, "MAX_BYTES", 2000)
-    with pytest.raises(UsageError, match="--receipt: expected answers of at most 1,000 bytes"):
+    with pytest.raises(UsageError, match="--receipt: expected answers of at most 1 KB"):
         record(made, [[Query("a")]], tmp_path / "r.json")
     assert not (tmp_path / "r.json").exists()
 

@@ -171,7 +171,7 @@ def test_more_recall_scans_more_lists(tuned):
 
 def test_limits_that_no_index_keeps_are_named(tuned):
     view, column, index = tuned
-    with pytest.raises(ChiasmError, match=r"memory of .* GB or more .* give up the limit: --mem"):
+    with pytest.raises(ChiasmError, match=r"memory of .*B or more .* give up the limit: --mem"):
         tune_column(view, replace(MEASURED, memory_gb=1e-6))
     with pytest.raises(ChiasmError, match=r"within 1e-06 ms .* give up the latency \(--latency"):
         fit_column(column, index, replace(MEASURED, latency_ms=1e-6), 0)
@@ -201,7 +201,7 @@ def test_an_exact_index_is_taken_where_no_other_reaches_the_recall(tuned, monkey
     assert report.measured.recall["text"] == {1: 1.0, 10: 1.0, 100: 1.0}
     with pytest.raises(ChiasmError, match=r"found 0.500 at the most, by projected .*give up the r"):
         tune_column(view, replace(MEASURED, kind="projected"))
-    with pytest.raises(ChiasmError, match=r"0.9 within 0.0001 GB, .*give up the limit of memory"):
+    with pytest.raises(ChiasmError, match=r"0.9 within 100 KB, .*give up the limit of memory"):
         tune_column(view, replace(MEASURED, memory_gb=1e-4))
 
 
@@ -351,8 +351,9 @@ def test_few_rows_are_exact_and_nothing_is_measured():
     made = tune_column(view, projected)
     assert str(made.plan) == f"projected {lists_for(ROWS)} x SQ8, 8 dimensions"
     assert made.trained.project_rows.shape == (DIM, 8)
-    with pytest.raises(ChiasmError, match=r"0.000128 GB or more for 2,000 rows.*--memory 1MB"):
+    with pytest.raises(ChiasmError, match=r"of 128 KB or more for 2,000 rows.*--memory 128KB"):
         tune_column(view, IndexSettings(memory_gb=1e-6))
+    assert tune_column(view, IndexSettings(memory_gb=128e-6)).plan.exact
 
 
 def test_the_least_number_of_lists_is_found():

@@ -13,7 +13,7 @@ from chiasm.index.build.edit import (
 from chiasm.index.build.fill import Filled, SegmentTask, fill_segment
 from chiasm.index.build.plot import draw_reports
 from chiasm.index.build.promise import promised_recall
-from chiasm.index.build.report import Report
+from chiasm.index.build.report import Report, read_reports
 from chiasm.index.build.select_rows import ByFilter, ById, ByKey, Selection, shards_named
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "draw_reports",
     "fill_segment",
     "promised_recall",
+    "read_reports",
     "roll_back_index",
     "shards_named",
 ]

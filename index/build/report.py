@@ -6,6 +6,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
+from chiasm.index.segments import build_command, read_manifest, read_shared
+from chiasm.index.sizes import format_size
+from chiasm.pipeline.storage import Folder, display_name
 from chiasm.pipeline.stored_records import read_record
 
 Recalls = dict[str, dict[int, float]]  # kind of query -> k -> recall@k
@@ -100,7 +103,7 @@ class Report:
         kinds = list(self.measured.recall)
         names = "".join(f"{kind + ' @1/10/100':>22}" for kind in kinds)
         yield (
-            f"{'plan':<46}{'lists by':>11}{'std':>5}{'nprobe':>7}{'x':>3}{names}{'MB':>8}"
+            f"{'plan':<46}{'lists by':>11}{'std':>5}{'nprobe':>7}{'x':>3}{names}{'size':>9}"
             f"{'build s':>8}{'p50/p99 ms':>13}{'q/s':>9}"
         )
         for one in (self.measured, *self.candidates):
@@ -108,14 +111,25 @@ class Report:
             latency = f"{one.p50_ms:.2f}/{one.p99_ms:.2f}"
             mark = "" if one is self.measured else f" ({one.rows:,} rows)"
             plan = f"{one.plan}{mark}" if one.reached else f"{one.plan}{mark} -"
-            size = f"{one.bytes / 1e6:,.1f}"
             yield (
                 f"{plan:<46}{SPACES[one.space]:>11}{one.spread:>5g}{one.nprobe:>7}{one.oversample:>3}"
-                f"{cells}{size:>8}{one.build_seconds:>8.1f}{latency:>13}"
+                f"{cells}{format_size(one.bytes):>9}{one.build_seconds:>8.1f}{latency:>13}"
                 f"{one.queries_per_second:>9,.0f}"
             )
         for small in self.small_vectors:
             yield f"scored by {small.stored}, {small.bytes} bytes a row: {_recalls(small.recall)}"
+
+
+def read_reports(folder: Folder, number: int) -> dict[str, Report]:
+    """The stored reports of a generation, by column: none where nothing was measured. An edit has
+    those of its build. Raises CollectionError for a damaged report."""
+    do = f"run {build_command(folder)}"
+    return {
+        column: Report.from_json(
+            read_shared(folder, one.file, one.checksum), display_name(folder.url_of(one.file)), do
+        )
+        for column, one in read_manifest(folder, number).reports.items()
+    }
 
 
 def _recalls(recall: dict[int, float]) -> str:

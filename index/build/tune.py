@@ -10,7 +10,6 @@ plans, most of which share projections and centroids.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +32,7 @@ from chiasm.index.plan import (
     lists_for,
 )
 from chiasm.index.segments import Trained
+from chiasm.index.sizes import format_size
 from chiasm.pipeline.errors import ChiasmError, UsageError
 
 SAMPLE_ROWS = 65_536
@@ -164,7 +164,7 @@ def _choose(trials: Trials, view: ColumnView, settings: IndexSettings) -> Trial 
         return best
     if settings.kind == "" and settings.vectors != "none" and space.fits(space.exact):
         return None
-    memory = f" within {settings.memory_gb:g} GB" if settings.memory_gb else ""
+    memory = f" within {format_size(settings.memory_bytes)}" if settings.memory_gb else ""
     raise ChiasmError(
         f"index of column {view.column}",
         expected=f"recall@{settings.at} of {settings.recall:g}{memory}",
@@ -273,8 +273,8 @@ class PlanSpace:
         return near if self.fits(near) else None
 
     def fits(self, plan: Plan) -> bool:
-        limit = self.settings.memory_gb * 1e9
-        return not limit or self._bytes(plan) <= limit
+        settings = self.settings
+        return not settings.memory_gb or self._bytes(plan) <= settings.memory_bytes
 
     def _bytes(self, plan: Plan) -> int:
         return plan_bytes(plan, self.rows, self.dim)
@@ -292,14 +292,15 @@ class PlanSpace:
 
 def _require_memory(view: ColumnView, plan: Plan, settings: IndexSettings) -> None:
     needed = plan_bytes(plan, view.rows, view.dim)
-    if settings.memory_gb and needed > settings.memory_gb * 1e9:
+    if settings.memory_gb and needed > settings.memory_bytes:
         raise _too_little_memory(view, needed)
 
 
 def _too_little_memory(view: ColumnView, least: int) -> ChiasmError:
+    size = format_size(least)
     return ChiasmError(
         f"index of column {view.column}",
-        expected=f"a limit of memory of {least / 1e9:.3g} GB or more for {view.rows:,} rows",
+        expected=f"a limit of memory of {size} or more for {view.rows:,} rows",
         found="less",
-        do=f"give up the limit: --memory {math.ceil(least / 1e6)}MB",
+        do=f"give up the limit: --memory {size.replace(' ', '')}",
     )

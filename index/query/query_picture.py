@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from chiasm.index.queries import PictureBytes, PictureSource
+from chiasm.index.sizes import format_size
 from chiasm.pipeline.errors import SourceError, UsageError
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.storage import canonical_url, display_name, open_stream
@@ -107,7 +108,7 @@ def _read_limited(file: BinaryIO, name: str, deadline: float | None = None) -> b
         if len(data) > MAX_BYTES:
             raise UsageError(
                 name,
-                expected=f"at most {MAX_BYTES:,} bytes",
+                expected=f"at most {format_size(MAX_BYTES)}",
                 found="more",
                 do="make the picture smaller",
             )

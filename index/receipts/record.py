@@ -20,6 +20,7 @@ from pydantic import Field, FiniteFloat
 from chiasm.index.plan import Count
 from chiasm.index.receipts.stored_query import StoredQuery
 from chiasm.index.segments import FileSum, Manifest
+from chiasm.index.sizes import format_size
 from chiasm.pipeline.errors import CollectionError, SourceError, UsageError
 from chiasm.pipeline.storage import canonical_url, open_stream
 from chiasm.pipeline.stored_records import read_record
@@ -174,7 +175,7 @@ def read_receipt(path: str) -> Receipt:
         while chunk := stream.read(CHUNK):
             data += chunk
             if len(data) > MAX_BYTES:
-                expected = f"a receipt of at most {MAX_BYTES:,} bytes"
+                expected = f"a receipt of at most {format_size(MAX_BYTES)}"
                 raise SourceError(path, expected=expected, found="more")
     return Receipt.from_bytes(bytes(data), path)
 

@@ -31,6 +31,7 @@ from chiasm.index.receipts.stored_query import PictureReader, StoredQuery
 from chiasm.index.results import Answer
 from chiasm.index.retrieve import Searcher
 from chiasm.index.segments import manifest_name, read_if_there
+from chiasm.index.sizes import format_size
 from chiasm.pipeline.collection import package_versions
 from chiasm.pipeline.errors import CollectionError, UsageError
 from chiasm.pipeline.storage import display_name
@@ -99,7 +100,7 @@ class Recorder:
         if self._size > MAX_BYTES // 2:  # it is written with spaces
             raise UsageError(
                 "--receipt",
-                expected=f"answers of at most {MAX_BYTES // 2:,} bytes",
+                expected=f"answers of at most {format_size(MAX_BYTES // 2)}",
                 found="more",
                 do="ask for fewer results, or write a receipt for fewer queries at a time",
             )

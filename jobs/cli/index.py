@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from chiasm.index import BuildSummary, build_index
-from chiasm.index.build import draw_reports
 from chiasm.jobs.cli.options import Address, Assignments, Collection, Preset
+from chiasm.jobs.cli.reports import Plot, print_reports, require_plot, write_plot
 from chiasm.jobs.cli.units import gigabytes, milliseconds
 from chiasm.jobs.config import Settings, compose
 from chiasm.jobs.console import json_line, printable
-from chiasm.pipeline.errors import StorageError, UsageError
 
 HELP = """
   chiasm index build photos.chiasm
@@ -24,8 +21,8 @@ HELP = """
 
 Below 10,000 rows a column is searched exactly. Above, plans are tried on a sample: the cheapest
 that gets the recall on text queries and on pictures, within the limits, is built and measured
-against exact search. What it promises is printed, and stored with the index. The live index answers
-until the new one is complete."""
+against exact search. What it promises is printed, and stored with the index: chiasm index status
+--report prints it again. The live index answers until the new one is complete."""
 Recall = Annotated[
     float | None, typer.Option(help="Share of the best rows to be found. (default: 0.95)")
 ]
@@ -53,9 +50,6 @@ Vectors = Annotated[
 ]
 Queries = Annotated[
     str | None, typer.Option(metavar="FILE", help="Text queries to tune with, one a line.")
-]
-Plot = Annotated[
-    str | None, typer.Option(metavar="FILE", help="Draw recall and queries a second: a PNG.")
 ]
 SHOWN_FIELDS = 20  # fields of the json whose types were widened
 
@@ -98,7 +92,7 @@ def build(
         require_plot(plot)  # refused now rather than after the build
     summary = _built(collection, column, address, composed)
     if plot is not None:
-        write_plot(plot, summary)
+        write_plot(plot, summary.reports)
     if as_json:
         print(json_line(asdict(summary)))
     else:
@@ -130,37 +124,13 @@ def _built(
             )
 
 
-def require_plot(path: str) -> None:
-    """UsageError for a file that cannot become a plot."""
-    if not path.endswith(".png"):
-        raise UsageError(f"--plot {path}", expected="a name that ends in .png", found="another one")
-    folder = Path(path).parent
-    if not folder.is_dir():
-        raise UsageError(f"--plot {path}", expected="an existing folder", found=f"none at {folder}")
-
-
-def write_plot(path: str, summary: BuildSummary) -> None:
-    """Draw what was measured; StorageError where the file cannot be written."""
-    if not summary.reports:
-        print("no plot: nothing was measured", file=sys.stderr)
-        return
-    drawn = draw_reports(list(summary.reports.values()))
-    try:
-        Path(path).write_bytes(drawn)
-    except OSError as error:
-        expected, found = "a file to write", error.strerror or str(error)
-        raise StorageError(f"--plot {path}", expected=expected, found=found) from error
-
-
 def print_summary(summary: BuildSummary) -> None:
     """What was built, in a few lines."""
     rows, shards = f"{summary.rows:,} rows", f"{summary.shards:,} shards"
     print(printable(f"generation {summary.generation} is live: {rows} of {shards}"))
     for column, kind in summary.columns.items():
         print(printable(f"  {column:<6}{summary.vectors[column]:>12,} vectors  {kind}"))
-    for report in summary.reports.values():
-        for line in report.lines():
-            print(printable(f"  {line}"))
+    print_reports(summary.reports)
     for field in summary.meta[:SHOWN_FIELDS]:
         values = ", ".join(f"{name} {value}" for name, value in field.items())
         print(printable(f"  meta {values}"))

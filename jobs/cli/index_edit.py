@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -22,12 +22,14 @@ from chiasm.index.build import (
     add_to_index,
     compact_index,
     delete_from_index,
+    read_reports,
     roll_back_index,
     shards_named,
 )
 from chiasm.index.query import filter_for
 from chiasm.index.segments import Drift, Generation, PastGeneration, build_command, read_history
 from chiasm.jobs.cli.options import Assignments, Collection, Preset
+from chiasm.jobs.cli.reports import Plot, print_reports, require_plot, write_plot
 from chiasm.jobs.cli.search_options import Where
 from chiasm.jobs.config import compose
 from chiasm.jobs.console import json_line, lines_of, printable
@@ -65,9 +67,11 @@ Makes an earlier generation live again, with what was deleted in it, under a new
 are."""
 STATUS_HELP = """
   chiasm index status photos.chiasm
+  chiasm index status photos.chiasm --report --plot recall.png
 
 Shows the generations of the index that are kept, and which is live; what its rows that were added
-and the queries that were audited say of its recall."""
+and the queries that were audited say of its recall. --report prints what was measured when it was
+built: every plan that was tried, with recall, bytes and speed."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
 
@@ -149,12 +153,37 @@ def rollback(
     _print(summary, done, f"it is generation {restored} already", as_json)
 
 
-def status(collection: Collection, as_json: AsJson = False) -> None:
+def status(
+    collection: Collection,
+    with_report: Annotated[
+        bool, typer.Option("--report", help="Print the report of the live index, too.")
+    ] = False,
+    plot: Plot = None,
+    as_json: AsJson = False,
+) -> None:
+    if plot is not None:
+        require_plot(plot)
     folder = OpenCollection.open(collection).folder
     history = read_history(folder)
+    live = next((one.number for one in history if one.live), None)
+    wanted = live is not None and (with_report or plot is not None)
+    reports = read_reports(folder, live) if wanted else {}
+    if plot is not None:
+        write_plot(plot, reports)
     if as_json:
-        print(json_line({"generations": [_as_json(one) for one in history]}))
+        found: dict[str, Any] = {"generations": [_as_json(one) for one in history]}
+        if with_report:
+            found["reports"] = {column: asdict(report) for column, report in reports.items()}
+        print(json_line(found))
         return
+    _print_history(folder, history)
+    if with_report:
+        print_reports(reports)
+        if not reports and live is not None:
+            print("no report: nothing was measured when the live index was built")
+
+
+def _print_history(folder: Folder, history: Sequence[PastGeneration]) -> None:
     if not history:
         print(printable(f"no index; run {build_command(folder)}"))
     for one in history:
