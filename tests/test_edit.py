@@ -607,6 +607,41 @@ def test_rows_unlike_those_of_the_build_are_noticed(lists):
     assert read_status(lists).index.drift == {} and manifest(lists).drift == {}
 
 
+def test_an_add_names_the_shards_that_it_cannot_read(lists, tmp_path, capsys):
+    """It adds all others, leaves what the index has of these, and fails."""
+    before = len(found(lists)[0])
+    folder = tmp_path / "c/embeddings"
+    (old,) = folder.glob("s1-*.parquet")
+    whole = old.read_bytes()
+    old.write_bytes(whole[:-9])
+    add_shard(Folder(lists), "s2", 20, seed=2)
+    add_shard(Folder(lists), "s3", 20, seed=3)
+    (new,) = folder.glob("s3-*.parquet")
+    new.write_bytes(b"PAR1")
+    for added, line in (
+        (20, "20 rows added, of shards: 1 new; "),
+        (20, "nothing to do, the index covers all other shards; "),
+    ):
+        with pytest.raises(CollectionError, match=r"^index add: .* found 2 that cannot, named ab"):
+            index_edit.add(lists)
+        printed = capsys.readouterr()
+        assert line in printed.out and len(found(lists)[0]) == before + added
+        assert [line.split(":")[0] for line in printed.err.splitlines() if "damaged" in line] == [
+            f"damaged shard {old.stem}",
+            f"damaged shard {new.stem}",
+        ]
+        assert printed.err.count("expected a whole Parquet file, found ") == 2
+    with pytest.raises(CollectionError):
+        index_edit.add(lists, as_json=True)
+    stems = {old.stem, new.stem}
+    assert json.loads(capsys.readouterr().out)["damaged"].keys() == stems
+    with pytest.raises(StaleIndexError, match="shards: 2 damaged"):
+        open_collection(lists)
+    old.write_bytes(whole)
+    new.unlink()
+    assert add_to_index(lists).damaged == {}
+
+
 def test_the_commands(lists, tmp_path, capsys, monkeypatch):
     def printed(command, *arguments, **options) -> str:
         command(lists, *arguments, **options)

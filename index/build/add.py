@@ -9,7 +9,6 @@ merged with the new one.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass, replace
@@ -33,8 +32,6 @@ from chiasm.index.segments import (
 )
 from chiasm.pipeline.collection import Collection, Run
 
-LOG = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Added:
@@ -47,7 +44,8 @@ class Added:
 
 class Addition:
     """Brings a generation up to the embeddings. counts: the rows added, and the shards by what
-    became of them."""
+    became of them. damaged: the shards that cannot be read, and why; what the index has of them
+    stays."""
 
     def __init__(
         self, collection: Collection, run: Run, settings: IndexSettings, progress: Progress
@@ -55,6 +53,7 @@ class Addition:
         self.collection, self.run = collection, run
         self.settings, self.progress = settings, progress
         self.counts: dict[str, int] = {}
+        self.damaged: dict[str, str] = {}
         self._written: tuple[object, Added] | None = None  # and of what
         self._segments = 0  # that this run has written
 
@@ -62,8 +61,11 @@ class Addition:
         embedded = EmbeddedShards.list(self.collection.folder)
         states = embedded.stale(base.indexed_shards())
         self.counts = {"rows": 0, **Counter(states.values())}
-        for shard_id in (id for id, state in states.items() if state == "damaged"):
-            LOG.warning("shard %s is left as it is in the index: its file is damaged", shard_id)
+        self.damaged = {
+            shard_id: embedded.damage(shard_id)
+            for shard_id, state in states.items()
+            if state == "damaged"
+        }
         wanted = {id for id, state in states.items() if state in ("new", "changed")}
         added = self._write(base, embedded, wanted)
         gone = {id for id, state in states.items() if state == "gone"}

@@ -49,7 +49,8 @@ LOG = logging.getLogger(__name__)
 class EditSummary:
     """What an edit made. generation: the number now live. rows: that can be found in what the edit
     made, deleted: that cannot, segments: how many there are. counts: what the edit did. changed:
-    whether there was anything to do. drift: by column, of rows added since the build."""
+    whether there was anything to do. drift: by column, of rows added since the build. damaged: the
+    shards that could not be added because they cannot be read, and why."""
 
     generation: int
     rows: int
@@ -58,6 +59,7 @@ class EditSummary:
     counts: dict[str, int]
     changed: bool
     drift: dict[str, Drift] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
 
 
 class Edit(Protocol):
@@ -76,7 +78,8 @@ def add_to_index(
     progress: Progress = lambda stage, done, total: None,
 ) -> EditSummary:
     """Bring the live index up to the embeddings: rows of new and changed shards are added, those of
-    changed and vanished ones are left out.
+    changed and vanished ones are left out. Shards whose file is damaged are left as they are in the
+    index, see `EditSummary.damaged`.
 
     Raises CollectionError where there is no index, or one of another encoder.
     """
@@ -173,6 +176,7 @@ def _edit(
             counts=edit.counts,
             changed=made[-1] is not None,
             drift=manifest.drift,
+            damaged=edit.damaged if isinstance(edit, Addition) else {},
         )
         run.finish("done", asdict(summary))
     return summary

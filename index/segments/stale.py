@@ -53,6 +53,10 @@ class EmbeddedShards:
             verified.remember(name)
         return stale
 
+    def damage(self, shard_id: str) -> str:
+        """Why a shard that `stale` called damaged cannot be read, and what to do."""
+        return str(self._footers[shard_id])
+
     def _read_footer(self, shard_id: str) -> EmbeddingFile | CollectionError | None:
         try:
             return find_embedding(self.folder, shard_id)

@@ -34,7 +34,7 @@ from chiasm.jobs.cli.search_options import Where
 from chiasm.jobs.config import compose
 from chiasm.jobs.console import json_line, lines_of, printable
 from chiasm.pipeline.collection import Collection as OpenCollection
-from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.errors import CollectionError, UsageError
 from chiasm.pipeline.storage import Folder
 
 ADD_HELP = """
@@ -43,7 +43,8 @@ ADD_HELP = """
 Adds the rows of shards that are new or changed since the index was built or added to, and leaves
 out those of shards that changed or are gone. Nothing is trained: where the new rows are unlike the
 old ones, it says so, and a build is worth its time. Rows that were deleted stay so; a shard that
-was embedded anew has new rows."""
+was embedded anew has new rows. Shards whose file cannot be read are named, and the exit code is
+then 1; all others are added."""
 DELETE_HELP = """
   chiasm index delete photos.chiasm --key 000017 --shard 00003-1f0c2a9b44
   chiasm index delete photos.chiasm --where "meta.license = 'none' OR width < 64"
@@ -88,10 +89,25 @@ def add(
     counts = summary.counts
     shards = [f"{counts[kind]:,} {kind}" for kind in ("new", "changed", "gone") if kind in counts]
     done = f"{counts['rows']:,} rows added, of shards: {', '.join(shards)}"
-    _print(summary, done, "the index covers all shards", as_json)
+    whole = "all other shards" if summary.damaged else "all shards"
+    _print(summary, done, f"the index covers {whole}", as_json)
     if not as_json:
         for line in drift_lines(summary.drift):
             print(printable(f"  {line}; {build_command(Folder(collection))} trains anew"))
+    _require_whole(summary)
+
+
+def _require_whole(summary: EditSummary) -> None:
+    """CollectionError where shards could not be read, after a line for each."""
+    for shard_id, why in summary.damaged.items():
+        print(printable(f"damaged shard {shard_id}: {why}"), file=sys.stderr)
+    if summary.damaged:
+        raise CollectionError(
+            "index add",
+            expected="shards that can be read",
+            found=f"{len(summary.damaged):,} that cannot, named above; all others are covered",
+            do="mend them as said there, then run chiasm index add again",
+        )
 
 
 def delete(
