@@ -25,7 +25,7 @@ from chiasm.index.receipts.differences import differences
 from chiasm.index.receipts.record import Receipt, checksum_of
 from chiasm.index.segments import manifest_name
 from chiasm.jobs.cli.app import application
-from chiasm.pipeline.encoders import ENCODERS
+from chiasm.pipeline.encoders import ENCODERS, Encoded
 from chiasm.pipeline.errors import ChiasmError, CollectionError, SourceError, UsageError
 from chiasm.pipeline.make import make_collection as embed
 from chiasm.pipeline.storage import Folder
@@ -237,6 +237,24 @@ def test_vectors_that_are_encoded_otherwise_are_said(made, tmp_path, monkeypatch
         found = replay(str(to))
         numbers = [int(change.split(":")[0].removeprefix("query ")) for change in found.changes]
         assert found.same and (numbers, len(found.notes)) == expected
+
+
+def test_a_vector_that_depends_on_its_batch_is_replayed_as_it_was(made, tmp_path, monkeypatch):
+    """As models of bfloat16 round; stages that match are answered in the same batches again."""
+    real = FakeMatcher.encode
+
+    def encode(self, modality, items):
+        vectors = real(self, modality, items).vectors + 1e-4 * len(items) * np.eye(DIM)[0]
+        return Encoded((vectors / np.linalg.norm(vectors, axis=1)[:, None]).astype(np.float32))
+
+    monkeypatch.setattr(FakeMatcher, "encode", encode)
+    queries = [Query(text, rerank=["match:6"]) for text in ("a red boat", "b", "c")]
+    to = tmp_path / "r.json"
+    answers = record(made, [queries, queries[:1]], to)
+    alone, beside = answers[3].trace.vector, answers[0].trace.vector
+    assert 0 < np.abs(alone - beside).max() < 1e-3
+    found = replay(str(to))
+    assert found.lines == lines_of(answers) and (found.changes, found.notes) == ([], [])
 
 
 def test_pictures_that_are_too_large_are_read_again(made, picture, tmp_path, monkeypatch):
