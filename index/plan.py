@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -98,6 +99,20 @@ class IndexSettings:
     def memory_bytes(self) -> int:
         """The limit of memory in bytes."""
         return round(self.memory_gb * 1e9)  # 7.59 KB as GB is no float
+
+    @property
+    def batch_bytes(self) -> int:
+        """Of captions, json and the like that wait to be written: a sixteenth of the memory at the
+        most, since writing takes several times as much."""
+        return min(self.catalog_bytes, self.build_memory_mb << 16)
+
+    def rows_of_segment(self, plans: Mapping[str, Plan]) -> int:
+        """How many rows a segment of these columns has: `segment_rows`, or what fits the memory of
+        a build: a sixth of it holds codes, list numbers and row numbers; the rest reads, encodes
+        and writes."""
+        row_bytes = sum(plan.code_size + 16 for plan in plans.values() if not plan.exact)
+        fits = (self.build_memory_mb << 20) // (6 * max(1, row_bytes))
+        return max(1, min(self.segment_rows, fits))
 
 
 @dataclass(frozen=True)

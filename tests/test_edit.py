@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import weakref
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,14 @@ from chiasm.index.build import (
     ById,
     ByKey,
     add_to_index,
+    compact,
     compact_index,
     delete_from_index,
     roll_back_index,
     shards_named,
 )
 from chiasm.index.build.compact import last_to_merge
+from chiasm.index.build.stored_columns import StoredColumns
 from chiasm.index.segments import (
     DELETED,
     SEGMENTS,
@@ -293,6 +296,29 @@ def test_compacting_leaves_every_answer_as_it_was(path):
     assert [shard.shard for shard in manifest(path).without_rows] == [f"s1{SUFFIX}"]
     assert check(path).ok and not compact_index(path, settings=LISTS).changed
     assert not add_to_index(path, settings=LISTS).changed, "the shard is covered, without rows"
+
+
+def test_a_compaction_keeps_to_the_memory_of_a_build(tmp_path, monkeypatch):
+    """It writes segments of as many rows as fit, and has the codes of one that it reads."""
+    path = str(tmp_path / "c")
+    make_collection(tmp_path / "c", (600,) * 5)
+    build_index(path, settings=replace(LISTS, segment_rows=600))
+    delete(path, *ids_of("s3", *range(100, 400)))
+    answers, alive = found(path), []
+
+    class Recorded(StoredColumns):
+        def __init__(self, *arguments) -> None:
+            assert not any(ref() for ref in alive)
+            super().__init__(*arguments)
+            alive.append(weakref.ref(self))
+
+    monkeypatch.setattr(compact, "StoredColumns", Recorded)
+    small = replace(LISTS, segment_rows=10**6, build_memory_mb=1)
+    most = small.rows_of_segment(manifest(path).columns)
+    assert compact_index(path, settings=small).counts["read"] == len(alive) == 5
+    assert [entry.rows for entry in manifest(path).segments] == [2100, 600] and 2100 <= most < 2700
+    assert found(path) == answers and check(path).ok
+    assert replace(small, segment_rows=9).rows_of_segment(manifest(path).columns) == 9
 
 
 def test_adding_keeps_the_number_of_segments_small(path):

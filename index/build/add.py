@@ -89,7 +89,7 @@ class Addition:
 
     def _with_last_merged(self, base: Generation, manifest: Manifest, added: int) -> Manifest:
         """Each segment costs a search some microseconds: many small ones become one."""
-        most = self.settings.segment_rows
+        most = self.settings.rows_of_segment(manifest.columns)
         numbers = last_to_merge(manifest.segments, added, most)
         if not numbers:
             return manifest

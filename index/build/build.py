@@ -296,18 +296,12 @@ class Build:
                 plans=plans,
                 shared=self.shared,
                 dim=self.identity.dim,
-                # A sixteenth of the memory at the most: writing takes several times as much.
-                batch_bytes=min(self.settings.catalog_bytes, self.settings.build_memory_mb << 16),
+                batch_bytes=self.settings.batch_bytes,
             )
-            for number, group in enumerate(groups(files, self.segment_rows(plans)), first)
+            for number, group in enumerate(
+                groups(files, self.settings.rows_of_segment(plans)), first
+            )
         ]
-
-    def segment_rows(self, plans: dict[str, Plan]) -> int:
-        """Rows of a segment: what the settings say, or what fits the memory of a build: a sixth
-        of it holds codes, list numbers and row numbers; the rest reads, encodes and writes."""
-        row_bytes = sum(plan.code_size + 16 for plan in plans.values() if not plan.exact)
-        fits = (self.settings.build_memory_mb << 20) // (6 * max(1, row_bytes))
-        return max(1, min(self.settings.segment_rows, fits))
 
     def manifest(self, plans: dict[str, Plan], segments: list[SegmentEntry]) -> Manifest:
         return Manifest(

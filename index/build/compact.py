@@ -4,6 +4,10 @@ Rows come from the segments' own files, catalog and float16, so the embeddings a
 vectors, ids and scores stay the same. Which rows of a shard were left out is kept in
 `IndexedShard.removed`, so that nothing takes the shard for a changed one. What other commands
 delete or retire meanwhile is taken over before the result is published.
+
+Memory: the codes of one segment that is read and of one that is written, each of as many rows as
+fit the memory of a build, or of one shard; and, as a search has it, a byte for each row of segments
+of which rows are deleted.
 """
 
 from __future__ import annotations
@@ -45,11 +49,11 @@ GROWTH = 4
 
 @dataclass(frozen=True)
 class Source:
-    """The rows of one shard that are left in a segment: their numbers there, (n,) int64."""
+    """A shard of a segment. rows: the shard's in the segment, deleted ones too."""
 
     segment: Segment
-    rows: np.ndarray
-    shard: IndexedShard  # as the new segment has it
+    rows: slice
+    shard: IndexedShard  # as the new segment has it: of the rows that are left
 
 
 @dataclass(frozen=True)
@@ -98,24 +102,22 @@ class Compaction:
     def _select(self, base: Generation) -> list[int]:
         """Which segments to write anew, none where that would make nothing better."""
         entries = base.manifest.segments
+        most = self.settings.rows_of_segment(base.manifest.columns)
         sparse = {
             number
             for number, entry in enumerate(entries)
             if entry.rows - entry.live_rows > SPARSE * entry.rows
         }
-        small = {
-            number
-            for number, entry in enumerate(entries)
-            if SMALL * entry.live_rows <= self.settings.segment_rows
-        }
+        small = {number for number, entry in enumerate(entries) if SMALL * entry.live_rows <= most}
         return sorted(sparse | small) if sparse or len(small) > 1 else []
 
     def _write(self, base: Generation, numbers: Sequence[int]) -> Compacted:
         pairs = [(base.manifest.segments[number], base.segments[number]) for number in numbers]
         sources = [source for entry, segment in pairs for source in _sources(entry, segment)]
-        total = sum(len(source.rows) for source in sources)
+        total = sum(source.shard.rows for source in sources)
+        most = self.settings.rows_of_segment(base.manifest.columns)
         entries: list[SegmentEntry] = []
-        for group in self._groups([source for source in sources if len(source.rows)]):
+        for group in _groups([source for source in sources if source.shard.rows], most):
             entries.append(self._write_segment(base, group))
             self.progress("compact", sum(entry.rows for entry in entries), total)
         read = sum(entry.rows for entry, _ in pairs)
@@ -129,20 +131,8 @@ class Compaction:
             frozenset(entry.id for entry, _ in pairs),
             frozenset(shard for entry, _ in pairs for shard in entry.retired),
             tuple(entries),
-            tuple(source.shard for source in sources if not len(source.rows)),
+            tuple(source.shard for source in sources if not source.shard.rows),
         )
-
-    def _groups(self, sources: Sequence[Source]) -> Iterator[list[Source]]:
-        group: list[Source] = []
-        rows = 0
-        for source in sources:
-            if group and rows + len(source.rows) > self.settings.segment_rows:
-                yield group
-                group, rows = [], 0
-            group.append(source)
-            rows += len(source.rows)
-        if group:
-            yield group
 
     def _write_segment(self, base: Generation, group: Sequence[Source]) -> SegmentEntry:
         catalogs = [source.segment.catalog.schema for source in group]
@@ -165,14 +155,15 @@ class Compaction:
             plans=base.manifest.columns,
             trained=trained,
             dim=base.manifest.dim,
-            batch_bytes=self.settings.catalog_bytes,
-            capacity=sum(len(source.rows) for source in group),
+            batch_bytes=self.settings.batch_bytes,
+            capacity=sum(source.shard.rows for source in group),
         ) as writer:
             stored = None
             for shard, source in enumerate(group):
-                if stored is None or stored.segment is not source.segment:
-                    stored = StoredColumns(source.segment, trained)
-                for part, rows in _parts(source):
+                if stored is None or stored.segment.record is not source.segment.record:
+                    stored = None  # first, so that the codes of one segment are in memory
+                    stored = StoredColumns(source.segment.unopened(), trained)
+                for part, rows in _parts(replace(source, segment=stored.segment)):
                     columns = {name: stored.copied(name, part) for name in trained}
                     writer.copy(shard, _as_copied(rows, copied, schema), columns)
             record, checksum = writer.commit()
@@ -236,28 +227,40 @@ def last_to_merge(entries: Sequence[SegmentEntry], added: int, most: int) -> lis
     return numbers if added and rows <= most and len(numbers) > TAIL else []
 
 
+def _groups(sources: Sequence[Source], most: int) -> Iterator[list[Source]]:
+    """Whole shards, in order, for one segment each of `most` rows, or of one shard."""
+    group: list[Source] = []
+    rows = 0
+    for source in sources:
+        if group and rows + source.shard.rows > most:
+            yield group
+            group, rows = [], 0
+        group.append(source)
+        rows += source.shard.rows
+    if group:
+        yield group
+
+
 def _sources(entry: SegmentEntry, segment: Segment) -> Iterator[Source]:
     """What is left of each shard that is not retired."""
     deleted = segment.deleted()
     for shard, rows in rows_of_shards(segment):
         if shard.shard in entry.retired:
             continue
-        left = np.arange(rows.start, rows.stop)
-        if deleted is not None:
-            left = left[~deleted[rows]]
-        removed = shard.file_rows - len(left)
-        yield Source(segment, left, replace(shard, rows=len(left), removed=removed))
+        gone = 0 if deleted is None else int(np.count_nonzero(deleted[rows]))
+        left = replace(shard, rows=shard.rows - gone, removed=shard.removed + gone)
+        yield Source(segment, rows, left)
 
 
 def _parts(source: Source) -> Iterator[tuple[np.ndarray, pa.Table]]:
-    """The rows in order, a batch of the file at a time: their numbers, and the catalog's rows."""
-    table, rows = source.segment.catalog.table(), source.rows
-    for start in range(int(rows[0]), int(rows[-1]) + 1, BATCH):
-        part = rows[(rows >= start) & (rows < start + BATCH)]
-        if len(part):
-            kept = np.zeros(min(BATCH, len(table) - start), bool)
-            kept[part - start] = True
-            yield part, table.slice(start, BATCH).filter(pa.array(kept))
+    """The rows that are left, some at a time: their numbers in the segment, (n,) int64, and the
+    catalog's rows."""
+    table, deleted = source.segment.catalog.table(), source.segment.deleted()
+    for start in range(source.rows.start, source.rows.stop, BATCH):
+        some = slice(start, min(start + BATCH, source.rows.stop))
+        kept = np.ones(some.stop - start, bool) if deleted is None else ~deleted[some]
+        if kept.any():
+            yield start + np.flatnonzero(kept), table.slice(start, len(kept)).filter(pa.array(kept))
 
 
 def _common_schema(group: Sequence[Source]) -> SchemaInference:

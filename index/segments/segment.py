@@ -73,6 +73,10 @@ class Segment:
             return self
         return Segment(self._folder, self.record, deletions, self._files)
 
+    def unopened(self) -> Segment:
+        """The same segment, of which nothing is in memory."""
+        return Segment(self._folder, self.record, self.deletions)
+
     def __len__(self) -> int:
         return self.record.rows
 
