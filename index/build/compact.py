@@ -5,9 +5,9 @@ vectors, ids and scores stay the same. Which rows of a shard were left out is ke
 `IndexedShard.removed`, so that nothing takes the shard for a changed one. What other commands
 delete or retire meanwhile is taken over before the result is published.
 
-Memory: the codes of one segment that is read and of one that is written, each of as many rows as
-fit the memory of a build, or of one shard; and, as a search has it, a byte for each row of segments
-of which rows are deleted.
+Memory: the codes of one segment that is read and of one that is written, of as many rows as fit the
+memory of a build, or of one shard; and, as a search has it, a byte for each row of segments of
+which rows are or were deleted. Mapped files are the page cache's.
 """
 
 from __future__ import annotations
