@@ -308,6 +308,16 @@ def test_words_find_only_what_passes_the_filter(made):
     assert any("keywords" in result.scores for result in some)
 
 
+@pytest.mark.parametrize("much", [{"k": 10**12}, {"rerank": "vectors:999999999"}])
+def test_more_than_there_is_takes_no_more_memory_than_all(made, much):
+    index = open_collection(made)
+    few = {} if "k" in much else {"k": 40}
+    assert index.search("picture 7", hybrid=True, **few, **much).results
+    segments = [segment.keywords for segment in index.segments]
+    scores, positions = search_keywords(segments, ["of", "7"], 10**12, [None] * len(segments))
+    assert scores.shape == positions.shape == (2, 40)
+
+
 def test_a_row_that_only_words_find_has_its_vector_score(made, monkeypatch):
     monkeypatch.setattr("chiasm.index.queries.FUSED_DEPTH", 2)
     index = open_collection(made)

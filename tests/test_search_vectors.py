@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from tiny_collection import make_collection, unit_rows
 
-from chiasm.index import IndexSettings, build_index, open_collection
+from chiasm.index import IndexSettings, Query, build_index, open_collection
+from chiasm.index.query import open_index as open_index_module
 from chiasm.pipeline.errors import UsageError
 
 KINDS = {"exact": IndexSettings(), "lists": IndexSettings(tune=False, exact_below=1, nprobe=4)}
@@ -45,8 +46,13 @@ def test_another_shape_is_refused(index, shape):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": -1}, "k: expected 0 or more, found -1"),
-        ({"nprobe": -1}, "nprobe: expected 0 or more, found -1"),
+        ({"k": -1}, "k: expected a whole number from 0 up, found -1"),
+        ({"k": 1.5}, "k: expected a whole number from 0 up, found 1.5"),
+        ({"k": None}, "k: expected a whole number from 0 up, found None"),
+        ({"k": True}, "k: expected a whole number from 0 up, found True"),
+        ({"k": 10**9}, "k: expected at most 22,369,621 for 3 queries of 330 rows, found 1,000,000"),
+        ({"nprobe": -1}, "nprobe: expected a whole number from 0 up, found -1"),
+        ({"nprobe": "9"}, "nprobe: expected a whole number from 0 up, found '9'"),
         ({"column": "sound"}, "column 'sound': expected one of image, text, joint, found no such"),
         ({"where": "nothing = 1"}, "where: expected a field, one of key, shard,"),
     ],
@@ -76,3 +82,40 @@ def test_more_than_there_is_none_at_all_and_no_query(index, xq):
     assert index.search_vectors(xq[:0], 4)[1].shape == (0, 4)
     scores, ids = index.search_vectors(xq, 4, "width < 0")
     assert np.isneginf(scores).all() and (ids == -1).all()
+
+
+def test_far_more_than_there_is_takes_the_memory_of_the_answer_alone(index, xq, monkeypatch):
+    whole = index.search_vectors(xq, 330, nprobe=1000)
+    widest = []
+    kept = open_index_module.search_filtered
+    monkeypatch.setattr(
+        open_index_module,
+        "search_filtered",
+        lambda *some: widest.append(some[2]) or kept(*some),
+    )
+    scores, ids = index.search_vectors(xq, 5000, nprobe=1000)
+    assert widest == [330] and scores.shape == ids.shape == (3, 5000)
+    np.testing.assert_array_equal(ids[:, :330], whole[1])
+    assert (ids[:, 330:] == -1).all() and np.isneginf(scores[:, 330:]).all()
+
+
+@pytest.mark.parametrize("where", [None, "width >= 0"])
+@pytest.mark.parametrize("length", [1e-30, 1e30])
+def test_vectors_of_any_length_are_taken(index, xq, length, where):
+    scores, ids = index.search_vectors(xq, 9, where)
+    mixed = xq.copy()
+    mixed[1] *= np.float32(length)
+    found, places = index.search_vectors(mixed, 9, where)
+    np.testing.assert_array_equal(places, ids)
+    np.testing.assert_allclose(found[1], scores[1] * np.float32(length), rtol=1e-5)
+    np.testing.assert_array_equal(found[[0, 2]], scores[[0, 2]])
+    answers = [index.search_many([Query(vector=one)])[0] for one in (xq[1], mixed[1])]
+    assert [one.id for one in answers[0]] == [one.id for one in answers[1]] != []
+
+
+def test_what_is_no_array_of_numbers_or_no_condition_is_one_line(index, xq):
+    for bad in ("a", [[1, 2], [3]], [[10**400] * DIM], object()):
+        with pytest.raises(UsageError, match=r"^query vectors: expected shape \(Q, 8\), found "):
+            index.search_vectors(bad, 3)
+    with pytest.raises(TypeError, match=r"^where: expected str, found int$"):
+        index.search_vectors(xq, 3, 5)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from chiasm.index.queries import PictureSource, Query, Term
+from chiasm.index.query.given_vectors import given_vectors
 from chiasm.index.query.query_picture import encoded_picture, source_name
 from chiasm.pipeline.encoders import (
     JOINT,
@@ -191,14 +192,19 @@ def _batches(items: list[T]) -> list[list[T]]:
 
 
 def _given(vector: np.ndarray, dim: int) -> np.ndarray:
-    vector = np.asarray(vector, dtype=np.float32)
+    try:
+        with np.errstate(over="ignore"):  # infinity is refused below
+            vector = np.asarray(vector, dtype=np.float32)
+    except (ValueError, TypeError, OverflowError):
+        vector = np.empty(0, np.float32)
     if vector.shape != (dim,) or not np.isfinite(vector).all() or not vector.any():
         raise UsageError(
             "query vector",
             expected=f"{dim} finite numbers, not all zero",
             found=f"shape {vector.shape}" if vector.shape != (dim,) else "zeros, NaN or infinity",
         )
-    return unit(vector[None])[0]
+    scaled, _ = given_vectors(vector[None], dim)
+    return unit(scaled)[0]
 
 
 def pixels_of(source: PictureSource, model: Preprocessor) -> Any:

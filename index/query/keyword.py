@@ -103,8 +103,9 @@ def search_keywords(
     deleted: Rows,
     allowed: Allowed | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k rows of each text with the best scores: (Q, k) float32, best first, and their positions
-    (Q, k) int64; -inf and -1 where fewer rows have any of its words.
+    """The k rows of each text with the best scores: (Q, n) float32, best first, and their positions
+    (Q, n) int64; -inf and -1 where fewer rows have any of its words. n is k, or the number of rows
+    where that is less.
 
     deleted: the rows of each segment that count for nothing. allowed: those that may be found.
     Raises UsageError for a text without words.
@@ -112,6 +113,7 @@ def search_keywords(
     alive = [None if rows is None else ~rows for rows in deleted]
     corpus = _Corpus.of(segments, alive)
     usable = alive if allowed is None else list(map(_both, allowed, alive))
+    k = min(k, sum(map(len, segments)))
     scores = np.full((len(texts), k), -np.inf, dtype=np.float32)
     positions = np.full((len(texts), k), -1, dtype=np.int64)
     for number, text in enumerate(texts):

@@ -21,6 +21,7 @@ from chiasm.index.query.auditing import Audits, Recalls, audit
 from chiasm.index.query.filter_rows import Filter
 from chiasm.index.query.filtered import search_filtered
 from chiasm.index.query.filters import filter_for
+from chiasm.index.query.given_vectors import given_vectors, pad, require_answer, require_whole
 from chiasm.index.query.opening import column_of, live_generation, open_all, read_relocated
 from chiasm.index.query.scan import Allowed, ColumnIndex
 from chiasm.index.results import CatalogRow
@@ -39,7 +40,7 @@ from chiasm.pipeline.collection import (
     stat_relocations,
 )
 from chiasm.pipeline.encoders import Encoder, load_encoder
-from chiasm.pipeline.errors import CollectionError, UsageError, require_at_least
+from chiasm.pipeline.errors import CollectionError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.storage import Stat, display_name
 
@@ -138,35 +139,28 @@ class OpenIndex:
         the column's recall needs. An id is a position of the generation that is open, for `rows`
         and `vectors`; -1 with score -inf where fewer than k rows are found. Where generations
         change meanwhile, call all three of one `view`. Raises UsageError for queries of another
-        width and for NaN, infinite or zero ones.
+        width, for NaN, infinite or zero ones, and for a k far above the rows, whose answer would
+        be too large.
         """
-        require_at_least(0, k=k, nprobe=nprobe or 0)
-        xq = np.asarray(xq, dtype=np.float32)
-        if xq.ndim != 2 or xq.shape[1] != self.dim:
-            raise UsageError(
-                "query vectors", expected=f"shape (Q, {self.dim})", found=f"shape {xq.shape}"
-            )
-        squares = np.einsum("qd,qd->q", xq, xq)
-        if len(xq) and not 0 < squares.min() <= squares.max() < np.inf:  # NaN fails as well
-            number = int(np.flatnonzero(~((squares > 0) & (squares < np.inf)))[0])
-            raise UsageError(
-                f"query vector {number}",
-                expected="finite numbers, not all zero",
-                found="zeros, NaN or infinity",
-            )
+        require_whole(0, k=k, nprobe=0 if nprobe is None else nprobe)
+        if where is not None and not isinstance(where, str):
+            raise TypeError(f"where: expected str, found {type(where).__name__}")
+        xq, exponents = given_vectors(xq, self.dim)
         kind = "vector" if where is None else "filtered"
         while True:
             view = self.view()
+            require_answer(len(xq), k, len(view))
+            best = min(int(k), len(view))
             try:
                 index = view.column(column)
                 lists = view.lists_to_scan(column, nprobe, kind)
-                found = search_filtered(index, xq, k, lists, view.allowed(where))
+                scores, ids = search_filtered(index, xq, best, lists, view.allowed(where))
             except SegmentGone:
                 if not self.reopen(view.generation):
                     raise
                 continue
-            self.audits.recent.add(xq, column, kind, k, nprobe, where)
-            return found
+            self.audits.recent.add(xq, column, kind, best, nprobe, where)
+            return pad(scores, ids, k, exponents)
 
     def audit(self, share: float, *, raise_probes: bool = True, save: bool = False) -> Recalls:
         """Answer a share of the queries since the last audit exactly, at least one; returns, by
