@@ -50,6 +50,9 @@ NAMES = {
     "COMPARE_NOT_DISTINCT_FROM": "IS NOT DISTINCT FROM",
 }
 ALLOWED = (
-    "fields, constants, comparisons, AND, OR, NOT, IN, BETWEEN, IS NULL, LIKE, ILIKE, arithmetic "
-    f"and {FUNCTION_NAMES}"
+    "fields, constants, comparisons, AND, OR, NOT, IN, BETWEEN, IS NULL, IS TRUE, IS FALSE, LIKE, "
+    f"ILIKE, arithmetic and {FUNCTION_NAMES}"
+)
+BEHIND_IN = (
+    "constants in brackets, or a list, behind IN; contains(caption, 'boat') finds a part of a text"
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import threading
 from types import ModuleType
 from typing import Any
@@ -30,6 +31,7 @@ LOCKED = {
 }
 SELECT = "SELECT "
 PLACE = "query_location"
+NO_PLACE = (1 << 64) - 1  # of parts that the parser has added
 _LOCK = threading.Lock()
 
 Tree = dict[str, Any]
@@ -70,9 +72,12 @@ class Source:
 
     def excerpt(self, tree: Tree) -> str:
         """The text of a part as it is written, short and printable."""
-        first = tree.get(PLACE, -1) - len(SELECT)
-        written = self._bytes[max(first, 0) : max(first, 0) + tree.get(f"{PLACE}_length", 0)]
-        return quoted(written.decode(errors="ignore"))
+        first = max(tree.get(PLACE, -1) - len(SELECT), 0)
+        length = tree.get(f"{PLACE}_length", 0)
+        if tree.get("is_operator") and not length:  # its place is that of the operator
+            word = re.match(rb"[A-Za-z]+", self._bytes[first:])
+            return quoted(word[0].decode() if word else tree["function_name"])
+        return quoted(self._bytes[first : first + length].decode(errors="ignore"))
 
 
 def quoted(text: str) -> str:
@@ -147,6 +152,31 @@ def _one_expression(source: Source, statements: list[Tree]) -> Tree:
     if more:
         raise refused("one condition", "several", source.place_of(more[0]))
     return first
+
+
+def truth_of(tree: Tree) -> tuple[Tree, str] | None:
+    """Of `X IS [NOT] TRUE` and `X IS [NOT] FALSE`: X and the rest; None for other parts. The parser
+    makes a comparison of them whose cast and constant have no place, as nobody wrote them."""
+    signs = {"COMPARE_NOT_DISTINCT_FROM": "IS", "COMPARE_DISTINCT_FROM": "IS NOT"}
+    if tree["type"] not in signs:
+        return None
+    cast, constant = tree["left"], tree["right"]
+    if (cast["class"], constant["class"]) != ("CAST", "CONSTANT"):
+        return None
+    if min(cast[PLACE], constant[PLACE]) < NO_PLACE:
+        return None
+    return cast["child"], f"{signs[tree['type']]} {constant['literal']['text'].upper()}"
+
+
+def is_in(tree: Tree) -> bool:
+    """Whether a function is `X IN Y` without brackets, which the parser calls contains(Y, X): it
+    has the place of Y."""
+    arguments = tree["arguments"]
+    return (
+        tree["function_name"] == "contains"
+        and len(arguments) == 2
+        and tree[PLACE] == arguments[0]["expression"].get(PLACE)
+    )
 
 
 def is_blank(value: Any) -> bool:

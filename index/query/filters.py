@@ -4,7 +4,7 @@
 
 DuckDB has no mode for expressions alone. So its parser gives a tree (query/filter_parse.py), and
 only parts of these lists are let through: fields, constants, comparisons, AND, OR, NOT, IN with
-constants, BETWEEN, IS [NOT] NULL, [I]LIKE, arithmetic and the functions of
+constants, BETWEEN, IS [NOT] NULL, TRUE or FALSE, [I]LIKE, arithmetic and the functions of
 query/filter_allowed.py. Kinds must fit, as nothing is cast. From the checked tree other SQL is
 written: columns are called c0, c1, ..., constants are parameters, and no character of the text is
 in it.
@@ -26,6 +26,7 @@ import pyarrow as pa
 from chiasm.index.query.filter_allowed import (
     ALLOWED,
     ARITHMETIC,
+    BEHIND_IN,
     COMPARISONS,
     FUNCTIONS,
     MAX_DIGITS,
@@ -35,7 +36,16 @@ from chiasm.index.query.filter_allowed import (
     PATTERNS,
 )
 from chiasm.index.query.filter_fields import BOOL, ID, LISTS, NUMBER, TEXT, Fields, Path, field_name
-from chiasm.index.query.filter_parse import Source, Tree, is_blank, parse, quoted, refused
+from chiasm.index.query.filter_parse import (
+    Source,
+    Tree,
+    is_blank,
+    is_in,
+    parse,
+    quoted,
+    refused,
+    truth_of,
+)
 from chiasm.index.query.filter_rows import Filter
 from chiasm.index.segments import Generation
 from chiasm.pipeline.errors import UsageError
@@ -150,8 +160,7 @@ class _Compiler:
         if isinstance(value, bool):
             name = "TRUE" if value else "FALSE"
             return Expression(name, name, BOOL, tree, value)
-        kind = TEXT if isinstance(value, str) else NUMBER
-        return Expression(self._parameter(value), _written(value), kind, tree, value)
+        return Expression(self._parameter(value), _written(value), _kind_of(value), tree, value)
 
     def _value(self, tree: Tree) -> bool | int | float | str:
         literal = tree["literal"]
@@ -168,7 +177,10 @@ class _Compiler:
         digits = text.replace("_", "")
         if kind == "INTEGER" and len(digits) <= 20 and -INT64 <= int(digits) < INT64:
             return int(digits)
-        value = float(digits)
+        try:
+            value = float(digits)
+        except ValueError:  # DuckDB's parser takes 1e
+            raise refused("digits behind the e of a number", *self._named(tree)) from None
         if value in (float("inf"), -float("inf")):
             raise refused("a number below 1e309", quoted(text), self.source.place_of(tree))
         return value
@@ -176,14 +188,15 @@ class _Compiler:
     def _parameter(self, value: Any) -> str:
         """A constant, or the constants of a list, as a parameter of the type that it has."""
         self.parameters.append(value)
-        values = value if isinstance(value, list) else [value]
-        if isinstance(values[0], str):
-            name = "VARCHAR"
-        else:
-            name = "BIGINT" if all(isinstance(one, int) for one in values) else "DOUBLE"
+        one = value[0] if isinstance(value, list) else value
+        name = {str: "VARCHAR", int: "BIGINT", float: "DOUBLE"}[type(one)]
         return f"${len(self.parameters)}::{name}{'[]' if isinstance(value, list) else ''}"
 
     def _comparison(self, tree: Tree) -> Expression:
+        if truth := truth_of(tree):
+            part, sign = self.expression(truth[0]), truth[1]
+            self.require(part, BOOL)
+            return Expression(f"({part.sql} {sign})", f"({part.text} {sign})", BOOL, tree)
         if tree["type"] not in COMPARISONS:
             raise self.refuse(tree)
         sign = COMPARISONS[tree["type"]]
@@ -241,24 +254,20 @@ class _Compiler:
                 raise refused("constants in the list of IN", *self._named(child))
         values = [self._value(child) for child in rest]
         items = [
-            Expression("", "", self._kind_of(value), child)
+            Expression("", "", _kind_of(value), child)
             for value, child in zip(values, rest, strict=True)
         ]
         self.require_same([part, *items], NUMBER, TEXT)
-        whole = all(isinstance(value, int) for value in values)
-        constants = [one if whole or isinstance(one, str) else float(one) for one in values]
-        sql = f"list_contains({self._parameter(constants)}, {part.sql})"
+        # Integers apart, as beside a float they would be floats, and large ones others.
+        kinds = [[one for one in values if isinstance(one, kind)] for kind in (int, float, str)]
+        sql = " OR ".join(
+            f"list_contains({self._parameter(some)}, {part.sql})" for some in kinds if some
+        )
         text = f"({part.text} IN ({', '.join(map(_written, values))}))"
-        return Expression(sql, text, BOOL, tree)
+        return Expression(f"({sql})", text, BOOL, tree)
 
     def _named(self, tree: Tree) -> tuple[str, int | None]:
         return self.source.excerpt(tree), self.source.place_of(tree)
-
-    @staticmethod
-    def _kind_of(value: bool | float | str) -> str:
-        if isinstance(value, bool):
-            return BOOL
-        return TEXT if isinstance(value, str) else NUMBER
 
     def _function(self, tree: Tree) -> Expression:
         name = tree["function_name"].lower()
@@ -274,6 +283,8 @@ class _Compiler:
             return self._pattern(PATTERNS[name], parts, tree)
         if name in ARITHMETIC:
             return self._arithmetic(name, parts, tree)
+        if is_in(tree) and parts[0].kind not in LISTS.values():
+            raise refused(BEHIND_IN, *self._named(parts[0].tree))
         kinds, result = FUNCTIONS[name]
         if len(parts) != len(kinds) and (name, len(parts)) != ("round", 1):
             raise refused(
@@ -325,6 +336,10 @@ class _Compiler:
         if len(cast) == 1:
             return Expression(f"({sign} {cast[0].sql})", f"({sign} {cast[0].text})", NUMBER, tree)
         return self._joined(cast, sign, NUMBER, tree)
+
+
+def _kind_of(value: bool | float | str) -> str:
+    return BOOL if isinstance(value, bool) else TEXT if isinstance(value, str) else NUMBER
 
 
 def _written(value: bool | float | str) -> str:

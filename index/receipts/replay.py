@@ -1,8 +1,8 @@
 """A receipt -> the same answers from the generation that gave them, or what changed since.
 
-The stored vectors are searched, in the same batches: so neither the encoder nor its last bits
-decide, and a filtered search takes the same way. Encoding the queries again is a comparison alone;
-it comes first, since torch is loaded before FAISS (index/faiss_runtime.py). What still can change
+The stored vectors are searched, so neither the encoder nor its last bits decide; in the same
+batches, as the last bits of a reranker may depend on these. Which way a search takes depends on its
+query and filter alone. Encoding the queries again is a comparison alone; it comes first, since torch is loaded before FAISS (index/faiss_runtime.py). What still can change
 the last bits of a score is another processor or another version of numpy, and for stages that read
 pictures and texts (`match`, `st`) also torch, its number of threads and the device. So these are
 noted, and count only where an answer differs.
