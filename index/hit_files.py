@@ -18,13 +18,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chiasm.index.query_files import (
-    Numbered,
-    file_to_write,
-    place_of,
-    read_queries,
-    with_place,
-)
+from chiasm.index.output_files import file_to_write
+from chiasm.index.query_files import Numbered, place_of, read_queries, with_place
 from chiasm.index.results import Answer, Result
 from chiasm.index.retrieve import Searcher
 from chiasm.pipeline.errors import SourceError, UsageError
@@ -79,10 +74,13 @@ def search_file(
 
     queries, defaults: as of `read_queries`. audit: the share of the queries whose recall is
     measured, see `OpenIndex.audit`, and stored; it changes no answer of the file. Raises UsageError
-    for a query that cannot be answered, by its number, StorageError where the results cannot be
-    written. Then `to` is what it was.
+    for a query that cannot be answered, by its number, and for a file in the collection or that of
+    the queries, StorageError where the results cannot be written. Then `to` is what it was.
     """
-    folder, name = _target(str(to))
+    if not str(to).lower().endswith(".parquet"):
+        expected = "a name that ends in .parquet"
+        raise UsageError(str(to) or "''", expected=expected, found="another one")
+    folder, name = file_to_write(str(to), searcher.collection.folder, {"the queries": str(queries)})
     recent = searcher.audits.recent
     for _ in read_queries(queries, **defaults):
         pass  # all of them are queries
@@ -175,11 +173,3 @@ def _row(number: int, answer: Answer, result: Result) -> dict[str, Any]:
         "meta": json.dumps(result.meta),
         "p_absent": answer.p_absent,
     }
-
-
-def _target(to: str) -> tuple[Folder, str]:
-    """The folder and the name of a file to write; UsageError for another suffix, StorageError where
-    something else than a file is there."""
-    if not to.lower().endswith(".parquet"):
-        raise UsageError(to or "''", expected="a name that ends in .parquet", found="another one")
-    return file_to_write(to)

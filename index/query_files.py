@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from chiasm.index.output_files import folder_and_name
 from chiasm.index.queries import Query, Term
 from chiasm.index.sizes import format_size
-from chiasm.pipeline.errors import ChiasmError, SourceError, StorageError, UsageError
-from chiasm.pipeline.storage import Folder, canonical_url, open_stream
+from chiasm.pipeline.errors import ChiasmError, SourceError, UsageError
+from chiasm.pipeline.storage import canonical_url, open_stream
 
 PARQUET_ROWS = 64  # in memory at once
 MAX_LINE = 16 << 20  # bytes of a line: a vector as JSON takes less than 1 MB
@@ -166,20 +167,3 @@ def with_place(place: str, error: ChiasmError) -> ChiasmError:
     return type(error)(
         f"{place}: {error.what}", expected=error.expected, found=error.found, do=error.do
     )
-
-
-def file_to_write(to: str) -> tuple[Folder, str]:
-    """The folder and the name of a file to write; StorageError where something else than a file is
-    there."""
-    folder, name = folder_and_name(to)
-    path = folder.local and folder.local / name
-    if path and path.exists() and not path.is_file():
-        # Renamed into place, the file would take the place of a device or a pipe.
-        raise StorageError(to, expected="a file to write", found="something else there")
-    return folder, name
-
-
-def folder_and_name(path: str) -> tuple[Folder, str]:
-    """The folder of a file, by path or URL, and its name in it."""
-    parent, slash, name = path.rpartition("/")
-    return Folder(parent or slash or "."), name

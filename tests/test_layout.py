@@ -69,6 +69,7 @@ ARROWS = {
 EVERYBODY_OF_INDEX = {
     "index/hits",
     "index/queries",
+    "index/output_files",
     "index/notebook",
     "index/results",
     "index/plan",

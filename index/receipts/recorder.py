@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from chiasm.index.faiss_runtime import load_faiss
+from chiasm.index.output_files import file_to_write
 from chiasm.index.queries import Query
 from chiasm.index.query import reranker_fingerprints
-from chiasm.index.query_files import file_to_write
 from chiasm.index.receipts.record import (
     KIND,
     MAX_BYTES,
@@ -132,8 +132,9 @@ class Recorder:
         )
 
     def write(self, to: str) -> None:
-        """Write the receipt to a path or URL; StorageError where that cannot be done."""
-        folder, name = file_to_write(to)
+        """Write the receipt to a path or URL; UsageError for one in the collection, StorageError
+        where it cannot be written."""
+        folder, name = file_to_write(to, self._searcher.collection.folder)
         folder.write_whole(name, self.receipt().to_bytes())
 
 

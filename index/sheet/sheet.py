@@ -14,12 +14,12 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
 
+from chiasm.index.output_files import file_to_write
 from chiasm.index.queries import PictureSource
 from chiasm.index.query import encoded_picture
 from chiasm.index.results import READERS, Answer, Result, shrink
 from chiasm.index.sheet.typeface import Typeface
-from chiasm.pipeline.errors import StorageError, UsageError
-from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.errors import UsageError
 
 TILE = 240  # side of a thumbnail's tile, in pixels
 GAP = 24
@@ -50,10 +50,8 @@ def write_sheet(answers: Sequence[Answer], path: str | Path) -> None:
     all. Raises UsageError for another suffix and for a sheet too large for its format, StorageError
     where it cannot be written.
     """
-    target, form = Path(path), sheet_format(path)
-    if target.exists() and not target.is_file():
-        # Renamed into place, a sheet would take the place of a device or a pipe.
-        raise StorageError(str(target), expected="a file to write", found="something else there")
+    form = sheet_format(path)
+    folder, name = file_to_write(str(path))
     sheet = contact_sheet(answers)
     if max(sheet.size) > MAX_SIDE.get(form, max(sheet.size)):
         raise UsageError(
@@ -64,7 +62,7 @@ def write_sheet(answers: Sequence[Answer], path: str | Path) -> None:
         )
     file = io.BytesIO()
     sheet.save(file, form, quality=QUALITY)
-    Folder(str(target.parent)).write_whole(target.name, file.getvalue())
+    folder.write_whole(name, file.getvalue())
 
 
 def contact_sheet(answers: Sequence[Answer], columns: int = COLUMNS) -> Image.Image:

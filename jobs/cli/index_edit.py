@@ -30,7 +30,7 @@ from chiasm.index.query import filter_for
 from chiasm.index.segments import Drift, Generation, PastGeneration, build_command, read_history
 from chiasm.jobs.cli.options import Assignments, Collection, Preset
 from chiasm.jobs.cli.reports import Plot, print_reports, require_plot, write_plot
-from chiasm.jobs.cli.search_options import Where
+from chiasm.jobs.cli.search_options import Where, one_condition
 from chiasm.jobs.config import compose
 from chiasm.jobs.console import json_line, lines_of, printable
 from chiasm.pipeline.collection import Collection as OpenCollection
@@ -128,7 +128,7 @@ def delete(
     as_json: AsJson = False,
 ) -> None:
     settings = compose(preset, assignments or (), uses=["index"]).index
-    select = _selection(key, shard, ids_from, where)
+    select = _selection(key, shard, ids_from, one_condition(where))
     summary = delete_from_index(collection, select, settings=settings)
     counts = summary.counts
     before = f" ({counts['deleted_before']:,} were before)" if counts["deleted_before"] else ""

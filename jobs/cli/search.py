@@ -6,7 +6,6 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -20,11 +19,10 @@ from chiasm.index import (
     open_collection,
     search_file,
 )
-from chiasm.index.query import check_share, check_stages
-from chiasm.index.query_files import file_to_write
+from chiasm.index.query import check_stages
 from chiasm.index.receipts import answer_as_json, explained, line_of
 from chiasm.index.segments import build_command
-from chiasm.index.sheet import sheet_format, write_sheet
+from chiasm.index.sheet import write_sheet
 from chiasm.jobs.cli.options import (
     ENCODING,
     Assignments,
@@ -54,7 +52,9 @@ from chiasm.jobs.cli.search_options import (
     SheetFile,
     Where,
     Words,
+    one_condition,
 )
+from chiasm.jobs.cli.search_outputs import Output, check_output, require_file_alone
 from chiasm.jobs.cli.search_terms import Parts, query_maker
 from chiasm.jobs.config import compose
 from chiasm.jobs.console import json_line, lines_of, printable
@@ -117,18 +117,19 @@ def search(
     )
     calibrated = false_alarms is not None and check_rate(false_alarms)
     parts = Parts(image or (), plus or (), minus or ())
+    condition = one_condition(where)
     output = Output(as_json, false_alarms, sheet, explain, receipt, audit)
-    _check_output(output)
+    check_output(output, collection, parts.inputs())
     _require_collection_first(collection, words or [], parts.options())
     text = _one_text(collection, words or [])
     stages = _stages(rerank or [])
     fields: dict[str, Any] = {"column": column, "k": k, "rerank": stages, "hybrid": hybrid}
-    fields |= {"calibrated": calibrated, "where": where}
+    fields |= {"calibrated": calibrated, "where": condition}
     fields |= {"dedup": dedup, "diversity": diversity, "nprobe": settings.index.nprobe or None}
     from_file = queries is not None or to is not None
     if from_file:
-        _require_file_alone(queries, to, text is not None or bool(parts.options()), output)
-    searcher = _open(collection, allow_stale, settings.encoder, where)
+        require_file_alone(queries, to, text is not None or bool(parts.options()), output)
+    searcher = _open(collection, allow_stale, settings.encoder, condition)
     if from_file:
         _answer_file(searcher, queries or "", to or "", audit, fields)
         return
@@ -174,54 +175,6 @@ def print_audited(searcher: Searcher) -> None:
             command = build_command(searcher.collection.folder)
             more = f"--set index.nprobe={2 * recall.nprobe}"
             print_progress(f"  {command} tunes anew; until then search with {more}")
-
-
-@dataclass(frozen=True)
-class Output:
-    """What becomes of answers, as the options say."""
-
-    as_json: bool
-    false_alarms: float | None
-    sheet: str | None
-    explain: bool
-    receipt: str | None
-    audit: float | None
-
-
-def _check_output(output: Output) -> None:
-    """Refuses what cannot be used now, rather than after the search."""
-    if output.sheet is not None:
-        sheet_format(output.sheet)
-    if output.receipt is not None:
-        file_to_write(output.receipt)
-    if output.audit is not None:
-        check_share(output.audit)
-
-
-def _require_file_alone(
-    queries: str | None, to: str | None, has_query: bool, output: Output
-) -> None:
-    """UsageError where --queries and --to do not come together, or beside what they exclude."""
-    if queries is None or to is None:
-        found = "--queries" if to is None else "--to"
-        raise UsageError("search", expected="--queries and --to together", found=f"{found} alone")
-    if output.receipt is not None:
-        raise UsageError(
-            "--receipt",
-            expected="a query, or lines of stdin",
-            found="--queries",
-            do="a receipt holds the vector and the answer of each query, so it is for few: write "
-            "one for some lines of the file",
-        )
-    given = {
-        "a query": has_query,
-        "--sheet": output.sheet is not None,
-        "--json": output.as_json,
-        "--explain": output.explain,
-    }
-    others = [name for name, is_given in given.items() if is_given]
-    if others:
-        raise UsageError("--queries", expected="no other query or output", found=others[0])
 
 
 def _answer(searcher: Searcher, batches: Iterable[list[Query]], output: Output) -> None:

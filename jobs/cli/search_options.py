@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from chiasm.pipeline.errors import UsageError
+
 Words = Annotated[
     list[str] | None,
     typer.Argument(metavar="[TEXT]", help="In quotes; - reads lines of stdin."),
@@ -39,7 +41,7 @@ Rerank = Annotated[
 ]
 Hybrid = Annotated[bool, typer.Option("--hybrid", help="Find captions that have the words, too.")]
 Where = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         metavar="SQL",
         help="Only rows for which this is true, of key, caption, width, meta.FIELD and so on.",
@@ -110,3 +112,16 @@ Audit = Annotated[
         help="Answer this share of the queries exactly at the end, and say what recall they had.",
     ),
 ]
+
+
+def one_condition(where: list[str] | None) -> str | None:
+    """The condition of --where, None for none; UsageError for several."""
+    first, *more = where or [None]
+    if more:
+        raise UsageError(
+            "--where",
+            expected="one condition",
+            found=f"{1 + len(more)}",
+            do="write them as one: (CONDITION) AND (CONDITION)",
+        )
+    return first

@@ -67,6 +67,10 @@ class Parts:
         typed = (("--image", self.images), ("--plus", self.plus), ("--minus", self.minus))
         return [word for option, values in typed for value in values for word in (option, value)]
 
+    def inputs(self) -> list[str]:
+        """The pictures' paths and URLs."""
+        return [str(weighted_picture(image).image) for image in self.images]
+
     def terms(self) -> list[Term]:
         positive = [*map(weighted_text, self.plus), *map(weighted_picture, self.images)]
         negative = [replace(term, weight=-term.weight) for term in map(weighted_text, self.minus)]
