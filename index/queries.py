@@ -7,13 +7,13 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from PIL import Image
 
+from chiasm.index.value_checks import check_input, require_number, require_whole
 from chiasm.pipeline.errors import UsageError
 
 # Of vectors and of keywords at the least: a row that both lists have may be far down in one.
@@ -87,11 +87,11 @@ class Term:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_input(self.text, self.image)
+        check_input(self.text, self.image)
         if bool(self.words) == (self.image is not None):
             found = "both" if self.words else "neither"
             raise UsageError("term", expected="some words or a picture", found=found)
-        _require_number("weight", self.weight, -math.inf, math.inf)
+        require_number("weight", self.weight, -math.inf, math.inf)
 
     @property
     def words(self) -> str:
@@ -147,29 +147,33 @@ class Query:
     where: str | None = None
 
     def __post_init__(self) -> None:
-        _check_input(self.text, self.image)
+        check_input(self.text, self.image)
         if not isinstance(self.column, str):
             raise TypeError(f"column: expected str, found {type(self.column).__name__}")
-        if not isinstance(self.hybrid, bool):
-            raise TypeError(f"hybrid: expected bool, found {type(self.hybrid).__name__}")
+        for name, flag in (("hybrid", self.hybrid), ("calibrated", self.calibrated)):
+            if not isinstance(flag, bool):
+                raise TypeError(f"{name}: expected bool, found {type(flag).__name__}")
         if self.where is not None and not isinstance(self.where, str):
             raise TypeError(f"where: expected str, found {type(self.where).__name__}")
         object.__setattr__(self, "rerank", _parse_stages(self.rerank))
         object.__setattr__(self, "terms", _require_terms(self.terms))
         self._require_one_input()
         if self.hybrid and not self.words:
-            found = (
-                "terms" if self.terms else "a vector" if self.image is None else "a picture alone"
-            )
-            raise UsageError(
-                "hybrid", expected="words to find in captions", found=found, do="add a text"
-            )
-        for name, number in (("k", self.k), ("nprobe", self.nprobe)):
-            if number is not None and (not isinstance(number, int | np.integer) or number < 1):
-                raise UsageError(name, expected="a whole number from 1 up", found=repr(number))
+            self._refuse_hybrid()
+        require_whole(1, k=self.k)
+        if self.nprobe is not None:
+            require_whole(1, nprobe=self.nprobe)
         if self.dedup is not None:
-            _require_number("dedup", self.dedup, 0, 1)
-        _require_number("diversity", self.diversity, 0, 1)
+            require_number("dedup", self.dedup, 0, 1)
+        require_number("diversity", self.diversity, 0, 1)
+
+    def _refuse_hybrid(self) -> NoReturn:
+        found, do = "a picture alone", "add a text"
+        if self.terms:
+            found, do = "weighted terms", "search by one text without weights, or without hybrid"
+        elif self.vector is not None:
+            found, do = "a vector", "search without hybrid"
+        raise UsageError("hybrid", expected="words to find in captions", found=found, do=do)
 
     def _require_one_input(self) -> None:
         """UsageError where there is nothing to search for, or where it is said in two ways."""
@@ -258,49 +262,12 @@ class Query:
         return line or "a vector"
 
 
-def _check_input(text: object, image: object) -> None:
-    """Raises TypeError for a text or a picture of a type that cannot be used."""
-    if text is not None and not isinstance(text, str):
-        raise TypeError(
-            f"text: expected str, found {type(text).__name__}; "
-            "search_many([...]) answers several texts or queries at once"
-        )
-    if image is None or isinstance(image, str | Path | bytes | Image.Image):
-        return
-    if not isinstance(image, np.ndarray):
-        found = type(image).__name__
-    elif image.dtype == np.uint8 and image.size and _has_picture_shape(image):
-        return
-    else:
-        found = f"an array of {image.dtype} {image.shape}"
-    raise TypeError(
-        "image: expected a path, a URL, an encoded file as bytes, a PIL picture or an array of "
-        f"uint8 (H, W, 3) or (H, W), found {found}"
-    )
-
-
-def _has_picture_shape(image: np.ndarray) -> bool:
-    return image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
-
-
 def _picture_name(image: PictureSource | None) -> str | None:
     if image is None or isinstance(image, str | Path):
         return None if image is None else str(image)
     if isinstance(image, PictureBytes):
         return image.name
     return "(given as bytes)" if isinstance(image, bytes) else "(given as pixels)"
-
-
-def _require_number(name: str, number: object, least: float, most: float) -> None:
-    """UsageError for anything but a finite number from `least` to `most`."""
-    real = isinstance(number, Real) and not isinstance(number, bool)
-    try:
-        if real and math.isfinite(number) and least <= number <= most:  # type: ignore[arg-type]
-            return
-    except OverflowError:  # a whole number that no float holds
-        pass
-    limits = "" if math.isinf(most) else f" from {least:g} to {most:g}"
-    raise UsageError(name, expected=f"a finite number{limits}", found=repr(number)[:40])
 
 
 def _require_terms(terms: Sequence[Term]) -> tuple[Term, ...]:

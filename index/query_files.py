@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -107,14 +108,15 @@ def _known(fields: dict[str, Any], kind: type, place: str) -> dict[str, Any]:
 
 
 def _vector(value: Any, place: str) -> np.ndarray:
+    # By type, since numpy makes numbers of texts and of true. A null is NaN, refused later.
+    kinds = {*map(type, value)} - {type(None)} if isinstance(value, list) else {str}
+    if not value or not all(issubclass(kind, Real) and kind is not bool for kind in kinds):
+        raise UsageError(place, expected="a vector as a list of numbers", found="something else")
     try:
         with np.errstate(over="ignore"):  # infinity is refused later
-            vector = np.asarray(value, dtype=np.float32)
-    except (ValueError, TypeError, OverflowError):
-        vector = np.empty(0)
-    if vector.ndim != 1 or not len(vector):
-        raise UsageError(place, expected="a vector as a list of numbers", found="something else")
-    return vector
+            return np.asarray(value, dtype=np.float32)
+    except OverflowError:  # a whole number that no float holds
+        return np.full(len(value), np.inf, np.float32)
 
 
 def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -215,6 +215,11 @@ class Searcher(OpenIndex):
         UsageError for values and TypeError for types that cannot be used, SourceError for a URL
         that cannot be read.
         """
+        if isinstance(text, list | tuple):
+            raise TypeError(
+                f"text: expected str, found {type(text).__name__}; search_many([...]) answers "
+                "several texts or queries at once"
+            )
         query = Query(
             text,
             image,

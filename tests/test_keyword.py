@@ -343,7 +343,7 @@ def test_a_picture_with_a_text_is_found_by_the_words_of_its_text_alone(made):
     [
         ({"image": b"x"}, "found a picture alone; add a text"),
         ({"text": " ", "image": b"x"}, "found a picture alone; add a text"),
-        ({"vector": np.ones(8, np.float32)}, "found a vector; add a text"),
+        ({"vector": np.ones(8, np.float32)}, "found a vector; search without hybrid"),
     ],
 )
 def test_a_hybrid_query_needs_a_text(query, found):

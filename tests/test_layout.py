@@ -74,6 +74,7 @@ EVERYBODY_OF_INDEX = {
     "index/results",
     "index/plan",
     "index/sizes",
+    "index/value_checks",
     "index/audit",
     "index/faiss_runtime",
 }

@@ -194,6 +194,8 @@ def test_the_json_of_an_answer_has_the_documented_shape(made):
         ({}, "query: expected some words or a picture, found neither"),
         ({"text": " \n"}, r"query: expected some words or a picture, found the text ' \n'"),
         ({"text": "x", "k": 0}, "k: expected a whole number from 1 up, found 0"),
+        ({"text": "x", "k": None}, "k: expected a whole number from 1 up, found None"),
+        ({"text": "x", "k": True}, "k: expected a whole number from 1 up, found True"),
         ({"text": "x", "k": 2.5}, "k: expected a whole number from 1 up, found 2.5"),
         ({"text": "x", "nprobe": 0}, "nprobe: expected a whole number from 1 up, found 0"),
         ({"text": "x", "vector": np.ones(8)}, "query: expected either a vector or words and pict"),
@@ -203,6 +205,13 @@ def test_queries_with_unusable_values_are_refused(query, message):
     with pytest.raises(UsageError) as error:
         Query(**query)
     assert str(error.value).startswith(message)
+
+
+def test_several_texts_are_advised_to_search_many_where_that_helps():
+    with pytest.raises(TypeError, match=r"^text: expected str, found list$"):
+        Query(["a", "b"])  # a line of a file, for one
+    with pytest.raises(TypeError, match=r"found list; search_many\(\[\.\.\.\]\) answers several"):
+        Searcher.search(None, ["a", "b"])
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,10 @@ def test_a_term_that_the_encoder_refuses_is_named_by_its_text():
             "query: expected either terms or words and pi",
         ),
         (lambda: Query(vector=[1], terms=[Term("b")]), "query: expected either a vector or words"),
-        (lambda: Query(terms=[Term("b")], hybrid=True), "hybrid: expected words to find in captio"),
+        (
+            lambda: Query(terms=[Term("b")], hybrid=True),
+            "hybrid: expected words to find in captions, found weighted terms; search by one text",
+        ),
     ],
 )
 def test_terms_that_cannot_be_searched_are_refused_in_one_line(make, message):
@@ -151,6 +154,10 @@ def read(text, *, images=(), plus=(), minus=(), is_data=False):
         ("Chapter 2: boats", {"plus": ["b"]}, '"Chapter 2: boats" + "b"'),
         ("2: red", {"minus": ["night"], "is_data": True}, '"2: red" - "night"'),
         ("a", {"plus": [".5: b"], "minus": ["0.25: c", "d"]}, '"a" + 0.5 x "b" - 0.25 x "c" - "d"'),
+        ("2：红色的船", {"minus": ["3： 夜晚"]}, '2 x "红色的船" - 3 x "夜晚"'),
+        ("12：30 的火车", {"minus": ["夜"]}, '"12：30 的火车" - "夜"'),
+        ("2：船", {}, '"2：船"'),
+        (None, {"images": ["x.jpg", "-0.5：y.jpg"]}, "picture x.jpg - 0.5 x picture y.jpg"),
         (None, {"minus": ["night"]}, '-"night"'),
         (None, {"images": ["x.jpg"]}, "picture x.jpg"),
         (None, {"images": ["x.jpg", "-0.5:y.jpg"]}, "picture x.jpg - 0.5 x picture y.jpg"),

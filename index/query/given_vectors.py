@@ -14,16 +14,6 @@ MAX_PADDED = 1 << 26
 NORMAL = np.float32(2.0**-20), np.float32(2.0**20)
 
 
-def require_whole(least: int, **numbers: Any) -> None:
-    """Raises UsageError for what is no whole number, or one below `least`."""
-    for name, number in numbers.items():
-        whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
-        if not whole or number < least:
-            raise UsageError(
-                name, expected=f"a whole number from {least} up", found=repr(number)[:40]
-            )
-
-
 def require_answer(queries: int, k: int, rows: int) -> None:
     """Raises UsageError where k is above the index's rows and an answer padded to (queries, k)
     would have more than MAX_PADDED scores."""

@@ -21,7 +21,7 @@ from chiasm.index.query.auditing import Audits, Recalls, audit
 from chiasm.index.query.filter_rows import Filter
 from chiasm.index.query.filtered import search_filtered
 from chiasm.index.query.filters import filter_for
-from chiasm.index.query.given_vectors import given_vectors, pad, require_answer, require_whole
+from chiasm.index.query.given_vectors import given_vectors, pad, require_answer
 from chiasm.index.query.opening import column_of, live_generation, open_all, read_relocated
 from chiasm.index.query.scan import Allowed, ColumnIndex
 from chiasm.index.results import CatalogRow
@@ -34,6 +34,7 @@ from chiasm.index.segments import (
     fetch,
     read_current,
 )
+from chiasm.index.value_checks import require_whole
 from chiasm.pipeline.collection import (
     Collection,
     Relocations,

@@ -79,10 +79,11 @@ text finds captions, joint finds pairs. A text and a picture together are search
 their vectors.
 
 With --plus, --minus or --image, texts and pictures may begin with a weight: a number below 100, a
-colon and, for a text, a space. The query is then their weighted sum. Before a text that begins with
-a digit a weight needs a decimal point: "12: 30 train" is a text, "2.0: 3 boats" is twice a text. A
-text alone, and lines of stdin or of a file, never have a weight. --image -0.5:PICTURE searches
-away from a picture; a file whose name looks like that is ./0.5:boat.jpg."""
+colon and, for a text, a space, or a colon of full width. The query is then their weighted sum.
+Before a text that begins with a digit a weight needs a decimal point: "12: 30 train" is a text,
+"2.0: 3 boats" is twice a text. A text alone, and lines of stdin or of a file, never have a weight.
+--image -0.5:PICTURE searches away from a picture; a file whose name looks like that is
+./0.5:boat.jpg."""
 BATCH = 64  # lines of stdin that are encoded together
 
 

@@ -6,9 +6,10 @@ inputs.
     --plus, --minus             a text more, or one to search away from; either may have a WEIGHT
     --image WEIGHT:PICTURE      a picture with a weight, which may be negative
 
-A WEIGHT is a number below 100, then a colon and a space. Before a text that begins with a digit it
-needs a decimal point. So `12: 30 train`, `4:3 photo` and `2001: a space odyssey` are texts, and
-`2.0: 3 boats` has a weight. A text alone never has one, nor has a line of stdin or of a file.
+A WEIGHT is a number below 100, then a colon and a space, or a colon of full width. Before a text
+that begins with a digit it needs a decimal point. So `12: 30 train`, `4:3 photo` and
+`2001: a space odyssey` are texts, and `2.0: 3 boats` has a weight. A text alone never has one, nor
+has a line of stdin or of a file.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from chiasm.index import Query, Term
 from chiasm.pipeline.errors import UsageError
 
 WEIGHT = r"(?P<weight>[0-9]{1,2}(?:\.[0-9]+)?|\.[0-9]+)"
-WEIGHTED_TEXT = re.compile(WEIGHT + r":\s+(?P<text>\S.*)", re.DOTALL)
-WEIGHTED_PICTURE = re.compile(r"(?P<sign>-?)" + WEIGHT + r":(?P<source>.+)", re.DOTALL)
+# Chinese is typed with a colon of full width, which no space follows.
+WEIGHTED_TEXT = re.compile(WEIGHT + r"(?::\s+|：\s*)(?P<text>\S.*)", re.DOTALL)
+WEIGHTED_PICTURE = re.compile(r"(?P<sign>-?)" + WEIGHT + r"[:：](?P<source>.+)", re.DOTALL)
 
 
 def weighted_text(text: str) -> Term:
@@ -45,11 +47,12 @@ def weighted_picture(source: str) -> Term:
         weight = float(found["weight"])
         return Term(image=found["source"], weight=-weight if found["sign"] else weight)
     if os.path.exists(found["source"]):
+        weight = source[: found.start("source")]
         raise UsageError(
             f"--image {source}",
             expected="one picture",
             found=f"two: a file of that name, and {found['source']} with a weight",
-            do=f"type ./{source} for the first, {source.replace(':', ':./', 1)} for the second",
+            do=f"type ./{source} for the first, {weight}./{found['source']} for the second",
         )
     return Term(image=source)
 
