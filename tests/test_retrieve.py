@@ -21,7 +21,7 @@ from fake_encoder import FakeEncoder
 from PIL import Image
 from tiny_collection import make_collection
 
-from chiasm.index import Answer, Query, build_index, open_collection
+from chiasm.index import Answer, Query, Searcher, build_index, open_collection
 from chiasm.index.query import search
 from chiasm.pipeline.collection import Identity, create_or_check, embeddings
 from chiasm.pipeline.editions import EmbedSettings
