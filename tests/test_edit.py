@@ -699,7 +699,7 @@ def test_the_commands(lists, tmp_path, capsys, monkeypatch):
     refused = [
         ({}, "expected one of --key, --ids-from, --where, found none of them"),
         ({"key": ["a"], "ids_from": "b"}, "found --key and --ids-from"),
-        ({"where": "meta.nothing = 1"}, "meta.nothing"),
+        ({"where": ["meta.nothing = 1"]}, "meta.nothing"),
         ({"shard": "a", "ids_from": str(file)}, "expected it beside --key"),
         ({"key": ["a"], "shard": "nowhere"}, "expected an id, path, URL or glob of indexed shards"),
         ({"ids_from": str(tmp_path / "none")}, "expected a file of ids, found No such file"),
@@ -710,7 +710,7 @@ def test_the_commands(lists, tmp_path, capsys, monkeypatch):
             index_edit.delete(lists, **options)
     assert Collection.open(lists) and current_number(Folder(lists)) == 6
     where = "meta.number BETWEEN 10 AND 19 AND key LIKE 's0/%'"
-    line = printed(index_edit.delete, where=where)
+    line = printed(index_edit.delete, where=[where])
     assert "generation 7 is live: 10 rows deleted in 1 shards" in line
     with pytest.raises(CollectionError, match=r"rows of the filter .*, found none among 119 rows"):
-        index_edit.delete(lists, where="meta.number > 10000")
+        index_edit.delete(lists, where=["meta.number > 10000"])
