@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from fake_encoder import FakeEncoder
 from hypothesis import given
@@ -115,6 +116,26 @@ def test_pictures_ask_where_captions_are_too_few_to_tune_with(tmp_path):
     sets = Few(covered, "image", 400, FakeEncoder).query_sets()
     assert sets.source == "picture queries: 299 different captions of rows"
     assert list(sets.tune) == ["picture"]
+
+
+@pytest.mark.parametrize("pictures", [0, 299])
+def test_own_vectors_stand_in_for_pictures_that_are_too_few(tmp_path, pictures):
+    stored = make_collection(tmp_path / "c", (400,))
+
+    class Few(CollectionView):
+        def _pictures(self, rows: pa.Table):
+            place = rows.column_names.index("image")
+            kept = pa.array(np.arange(len(rows)) < pictures)
+            image = pc.if_else(kept, rows["image"], pa.scalar(None, rows["image"].type))
+            return super()._pictures(rows.set_column(place, "image", image))
+
+    covered = CoveredShards(Collection.open(str(tmp_path / "c")))
+    sets = Few(covered, "text", 400, FakeEncoder).query_sets()
+    assert sets.source.endswith("; vectors of text stand in for pictures")
+    for queries in (sets.tune["picture"], sets.report["picture"]):
+        assert rows_of(queries.vectors) <= rows_of(stored["text"])
+        np.testing.assert_allclose(queries.own, (queries.vectors**2).sum(axis=1), rtol=1e-5)
+    require_disjoint(sets)
 
 
 def test_stored_captions_are_queries_where_the_encoder_says_the_same(tmp_path, caplog):
