@@ -114,8 +114,10 @@ class World:
         for beginning, more in REDUCED.items():
             line = f"{line} {more}" if line.startswith(beginning) else line
         line = REPLACED.get(line, line)
-        if needs_no_shell(line):
-            ran = run_command(shlex.split(line)[1:], self.environment, cwd=self.folder)
+        plain, _, given = line.partition(" < ")
+        if needs_no_shell(plain) and re.fullmatch(r"[a-z.]*", given):
+            stdin = (self.folder / given).read_text() if given else ""
+            ran = run_command(shlex.split(plain)[1:], self.environment, stdin, self.folder)
         else:
             ran = subprocess.run(
                 ["bash", "-c", line], cwd=self.folder, env=self.environment,
