@@ -33,7 +33,7 @@ MAX_WORDS = 25
 MAX_CHARACTERS = 70  # of a Chinese sentence, code left out
 
 REDUCED = {  # beginning of a command -> what is added, so that it takes seconds
-    "chiasm train two-tower": "--device cpu --precision float32 --steps 20",
+    "chiasm train two-tower": "--device cpu --precision float32 --steps 5",
 }
 REPLACED = {"make demo": "chiasm demo --samples 60 --to demo/seed-7-1000"}
 SKIPPED = {  # beginning of a command -> why it is not run here; its options are looked up
