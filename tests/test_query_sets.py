@@ -11,7 +11,7 @@ import pytest
 from fake_encoder import FakeEncoder
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_collection import make_collection
+from tiny_collection import add_shard, make_collection
 
 from chiasm.index import IndexSettings, build_index, open_collection
 from chiasm.index.build import ByKey, columns, delete_from_index, samples
@@ -27,6 +27,7 @@ from chiasm.jobs.cli.units import gigabytes, milliseconds
 from chiasm.pipeline.collection import Collection
 from chiasm.pipeline.encoders import register_encoder
 from chiasm.pipeline.errors import CollectionError, EncoderError, UsageError
+from chiasm.pipeline.storage import Folder
 
 TUNED = IndexSettings(exact_below=1, recall=0.8)
 
@@ -311,3 +312,21 @@ def test_a_build_whose_encoder_is_not_known_here_is_tuned_all_the_same(
     settings = IndexSettings(exact_below=1, recall=0.8, queries=str(few))
     with pytest.raises(EncoderError, match="encoder 'fake': expected one of"):
         build_index(tmp_path, columns=[column], settings=settings)
+
+
+@pytest.mark.parametrize("settings", [TUNED, IndexSettings(vectors="int8")])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_vector_that_is_no_number_is_one_line(tmp_path, settings, value):
+    path = tmp_path / "c"
+    make_collection(path, (60,))
+    build_index(str(path), columns=["image"], settings=IndexSettings(tune=False))
+    current = (path / "index" / "CURRENT").read_bytes()
+    vectors = np.zeros((50, 8), np.float32)
+    vectors[:, 0] = 1
+    vectors[49, 3] = value
+    add_shard(Folder(str(path)), "s1", 50, dim=8, seed=1, vectors=vectors)
+    with pytest.raises(CollectionError) as raised:
+        build_index(str(path), columns=["image"], settings=settings)
+    expected = "s1-0123456789.parquet: expected a whole Parquet file, found NaN or infinity in the "
+    assert expected + "vectors of image; delete it and run" in str(raised.value)
+    assert (path / "index" / "CURRENT").read_bytes() == current
