@@ -21,7 +21,13 @@ from tiny_collection import add_shard, make_collection, unit_rows
 
 from chiasm.index import IndexSettings, Query, Term, build_index, open_collection, search_file
 from chiasm.index.audit import ERROR, AuditedRecall, Promise, merged
-from chiasm.index.build import ByKey, add_to_index, delete_from_index
+from chiasm.index.build import (
+    ByKey,
+    add_to_index,
+    compact_index,
+    delete_from_index,
+    roll_back_index,
+)
 from chiasm.index.query import RecentQueries, Search, auditing, recent_queries
 from chiasm.index.segments import audit_files, numbers, read_audit, read_manifest
 from chiasm.index.segments.checksums import FileSum
@@ -480,3 +486,43 @@ def test_audits_go_with_their_generation(drifting):
         delete_from_index(str(path), lambda _, key=key: ByKey([key]), settings=LISTS)
     assert numbers(folder) == [3] and not folder.exists(audit_name(1))
     assert not folder.exists(audit_name(99))
+
+
+def test_stored_audits_outlive_every_edit_and_end_with_a_build(drifting, caplog):
+    """As those of an open index do; with the generations that they were made of long gone."""
+    path, _ = drifting
+    folder, keep = Folder(str(path)), replace(LISTS, keep_generations=9, keep_seconds=3600)
+    index = open_collection(path)
+
+    def stored() -> dict[str, int]:
+        index.refresh()
+        live = index.generation
+        found = read_audit(folder, live.number, live.manifest.run)
+        assert [one.as_json() for one in found] == read_status(str(path)).index.audited
+        assert found == index.audits.recalls(live)
+        return {one.kind: one.queries for one in found}
+
+    index.search_vectors(drifted_queries(150), 10)
+    index.audit(1.0, raise_probes=False, save=True)
+    delete_from_index(str(path), lambda _: ByKey(["s0/000000"]), settings=LISTS)
+    add_shard(folder, "s1", 30, dim=DIM)
+    add_to_index(str(path), settings=LISTS)
+    compact_index(str(path), settings=LISTS)
+    assert numbers(folder)[0] > 1 and stored() == {"vector": 150}
+    assert read_status(str(path)).index.audited[0]["broken"]
+    index.search_vectors(drifted_queries(20, seed=5), 10, "row < 900")
+    index.audit(1.0, raise_probes=False, save=True)
+    delete_from_index(str(path), lambda _: ByKey(["s0/000001"]), settings=keep)
+    roll_back_index(str(path), settings=keep)
+    assert stored() == {"filtered": 20, "vector": 150}  # none is counted twice
+    before = index.generation.number
+    build_index(str(path), columns=["image"], settings=keep)
+    assert stored() == {}
+    # Back to the other build: to the audits of that.
+    roll_back_index(str(path), before, settings=keep)
+    live = folder, numbers(folder)[-1], read_manifest(folder, numbers(folder)[-1]).run
+    assert [one.queries for one in read_audit(*live)] == [20, 150]
+    assert "not kept" not in caplog.text
+    (path / audit_name(live[1])).write_text("{")
+    delete_from_index(str(path), lambda _: ByKey(["s0/000002"]), settings=keep)
+    assert "audits of generation" in caplog.text and not folder.exists(audit_name(live[1] + 1))

@@ -96,7 +96,7 @@ class Audits:
             return tuple(
                 recall
                 for column, (basis, recalls) in sorted(self._recalls.items())
-                if basis == _basis(generation, column)
+                if basis == generation.manifest.basis(column)
                 for recall in recalls
             )
 
@@ -104,7 +104,7 @@ class Audits:
         """What was audited in a generation."""
         with self._lock:
             for recall in found:
-                basis = _basis(generation, recall.column)
+                basis = generation.manifest.basis(recall.column)
                 before, recalls = self._recalls.get(recall.column, (basis, ()))
                 known = recalls if before == basis else ()
                 self._recalls[recall.column] = basis, merged((*known, recall))
@@ -125,12 +125,6 @@ class Audits:
                 self._lists[recall.column, recall.kind] = plan, more
             longer = f"{more} lists are scanned instead of {lists}, which takes more time"
             LOG.warning("%s; from now on %s; %s tunes anew", recall, longer, command)
-
-
-def _basis(generation: Generation, column: str) -> object:
-    """What the recall of a column rests on."""
-    manifest = generation.manifest
-    return manifest.columns.get(column), manifest.trained.get(column)
 
 
 def check_share(share: float) -> None:
