@@ -27,6 +27,8 @@ lint: install
 types: install
 	$(BIN)/pyrefly check
 
+# Tests start hundreds of processes: what they import is compiled once, in whatever environment.
+pytest: export PYTHONDONTWRITEBYTECODE :=
 pytest: install
 	$(BIN)/python -m pytest -q
 

@@ -6,11 +6,12 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from fake_encoder import FakeEncoder
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_collection import make_collection
+from tiny_collection import add_shard, make_collection
 
 from chiasm.index import IndexSettings, build_index, open_collection
 from chiasm.index.build import ByKey, columns, delete_from_index, samples
@@ -26,6 +27,7 @@ from chiasm.jobs.cli.units import gigabytes, milliseconds
 from chiasm.pipeline.collection import Collection
 from chiasm.pipeline.encoders import register_encoder
 from chiasm.pipeline.errors import CollectionError, EncoderError, UsageError
+from chiasm.pipeline.storage import Folder
 
 TUNED = IndexSettings(exact_below=1, recall=0.8)
 
@@ -115,6 +117,26 @@ def test_pictures_ask_where_captions_are_too_few_to_tune_with(tmp_path):
     sets = Few(covered, "image", 400, FakeEncoder).query_sets()
     assert sets.source == "picture queries: 299 different captions of rows"
     assert list(sets.tune) == ["picture"]
+
+
+@pytest.mark.parametrize("pictures", [0, 299])
+def test_own_vectors_stand_in_for_pictures_that_are_too_few(tmp_path, pictures):
+    stored = make_collection(tmp_path / "c", (400,))
+
+    class Few(CollectionView):
+        def _pictures(self, rows: pa.Table):
+            place = rows.column_names.index("image")
+            kept = pa.array(np.arange(len(rows)) < pictures)
+            image = pc.if_else(kept, rows["image"], pa.scalar(None, rows["image"].type))
+            return super()._pictures(rows.set_column(place, "image", image))
+
+    covered = CoveredShards(Collection.open(str(tmp_path / "c")))
+    sets = Few(covered, "text", 400, FakeEncoder).query_sets()
+    assert sets.source.endswith("; vectors of text stand in for pictures")
+    for queries in (sets.tune["picture"], sets.report["picture"]):
+        assert rows_of(queries.vectors) <= rows_of(stored["text"])
+        np.testing.assert_allclose(queries.own, (queries.vectors**2).sum(axis=1), rtol=1e-5)
+    require_disjoint(sets)
 
 
 def test_stored_captions_are_queries_where_the_encoder_says_the_same(tmp_path, caplog):
@@ -290,3 +312,21 @@ def test_a_build_whose_encoder_is_not_known_here_is_tuned_all_the_same(
     settings = IndexSettings(exact_below=1, recall=0.8, queries=str(few))
     with pytest.raises(EncoderError, match="encoder 'fake': expected one of"):
         build_index(tmp_path, columns=[column], settings=settings)
+
+
+@pytest.mark.parametrize("settings", [TUNED, IndexSettings(vectors="int8")])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_vector_that_is_no_number_is_one_line(tmp_path, settings, value):
+    path = tmp_path / "c"
+    make_collection(path, (60,))
+    build_index(str(path), columns=["image"], settings=IndexSettings(tune=False))
+    current = (path / "index" / "CURRENT").read_bytes()
+    vectors = np.zeros((50, 8), np.float32)
+    vectors[:, 0] = 1
+    vectors[49, 3] = value
+    add_shard(Folder(str(path)), "s1", 50, dim=8, seed=1, vectors=vectors)
+    with pytest.raises(CollectionError) as raised:
+        build_index(str(path), columns=["image"], settings=settings)
+    expected = "s1-0123456789.parquet: expected a whole Parquet file, found NaN or infinity in the "
+    assert expected + "vectors of image; delete it and run" in str(raised.value)
+    assert (path / "index" / "CURRENT").read_bytes() == current

@@ -43,6 +43,12 @@ CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated.*:DeprecationWarning")
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_preempted(monkeypatch):
+    """Else Ray Train starts a process that watches for a cluster that takes a node back."""
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
+
 def job(folder, settings=RUN, workers=2):
     folder.mkdir(parents=True, exist_ok=True)
     return TrainJob(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -183,6 +184,57 @@ def test_limits_that_no_index_keeps_are_named(tuned):
     ):
         with pytest.raises(UsageError, match=r"index.dims: expected 32 or less, of an index with"):
             tune_column(view, settings)
+
+
+def test_the_latency_of_an_index_that_is_not_tuned_is_a_limit_too(tuned):
+    view, _, _ = tuned
+    segment: Any = SampleSegment(Float16Vectors(view.stored), SimpleNamespace(code_size=0))
+    index, column = Unmapped([segment], SAMPLE, Plan(), None), TunedColumn(Plan())
+    assert fit_column(column, index, replace(MEASURED, latency_ms=1e6), 0) is column
+    limits = r"^index of column .*: expected 99 % of queries within 1e-06 ms, found .* ms by exact"
+    with pytest.raises(
+        ChiasmError, match=limits + r"; give up the latency \(--latency [\d.]+ms\)$"
+    ):
+        fit_column(column, index, replace(MEASURED, latency_ms=1e-6), 0)
+
+
+def test_a_recall_near_one_is_promised_by_as_many_queries_as_it_takes(caplog):
+    view, many = ArrayView(), 900
+    vectors = _world(np.random.default_rng(0))
+    sets = [
+        {"text": Queries.of(vectors(many, 1)), "picture": view.pictures(some)}
+        for some in np.split(view.rng.permutation(ROWS)[: 2 * many], 2)
+    ]
+    view.sets = QuerySets(view.sets.learn, *sets, "text queries: drawn")
+    wanted = replace(MEASURED, recall=0.99, kind="ivf")
+    chosen = tune_column(view, wanted)
+    fitted = fit_column(chosen, built(view, chosen), wanted, 0)
+    assert not fitted.plan.exact and min(fitted.report.promise.values()) >= 0.99
+    assert fitted.plan.nprobe < fitted.plan.lists
+
+    beyond = replace(wanted, recall=0.996)
+    with pytest.raises(ChiasmError, match=r"recall of 0.994 or less, which 900 queries .* 0.994\)"):
+        tune_column(view, beyond)
+    exact = tune_column(view, replace(beyond, kind=""))
+    assert exact.plan.exact and exact.sets is view.sets and "it is exact, as a" in caplog.text
+    with pytest.raises(ChiasmError, match=r"900 queries of a kind can promise, found 0.996"):
+        tune_column(view, replace(beyond, kind="", memory_gb=1e-5))
+
+
+def test_rows_that_are_equal_are_not_all_looked_at_to_measure_recall(tuned, monkeypatch):
+    view, _, index = tuned
+    searches = sys.modules["chiasm.index.query.search"]
+    same = ArrayView()
+    same.stored = np.repeat(view.stored[:4], ROWS // 4, axis=0)
+    column = TunedColumn(Plan("ivf", 4, 1, "full", DIM, "SQ8"), index.trained)
+    column = replace(column, trained=train(column.plan, same.stored.astype(np.float32)))
+    equal, xq = built(same, column), same.stored[:1].astype(np.float32)
+    queries = Queries.of(xq)
+    exact, _ = exact_top([(0, same.stored)], xq, 10)
+    _, lowest = search(equal, xq, 10, 4)
+    assert lowest[0].tolist() == list(range(10)), "of equal rows the first"
+    monkeypatch.setattr(searches, "_search_uncut", pytest.fail)
+    assert recalls(equal, Case(queries, exact), 10, 4).tolist() == [1.0]
 
 
 def test_an_exact_index_is_taken_where_no_other_reaches_the_recall(tuned, monkeypatch):

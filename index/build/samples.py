@@ -135,33 +135,39 @@ class CollectionView:
         tables = sampled_rows(self.covered, self.column, wanted, columns, 1, self._have_text)
         rows = pa.concat_tables(tables)
         rows = rows.take(np.random.default_rng(2).permutation(len(rows)))
-        pictures = self._pictures(rows)
+        pictures, stand_in = self._pictures(rows)
         if lines is not None:
             texts, source = self._encoded(lines), f"text queries: {self.queries}"
             if len(texts) < LEAST:
                 raise _few_lines(self.queries, len(texts))
-            return _split_apart(Queries.of(texts), pictures, source)
+            return _split_apart(Queries.of(texts), pictures, source + stand_in)
         vectors, has, source = self._texts(rows)
         if 0 < (found := np.count_nonzero(has)) < min(LEAST, np.count_nonzero(pictures[1])):
             has, source = np.zeros_like(has), f"picture queries: {found} different captions of rows"
-        return _split(vectors, has, pictures, source)
+        return _split(vectors, has, pictures, source + stand_in)
 
     def _have_text(self, rows: pa.Table) -> np.ndarray:
         """Which rows have a caption that is a query, (n,) bool: where few rows have, these."""
         counts = rows["captions"].combine_chunks().value_lengths().fill_null(0)
         return counts.to_numpy(zero_copy_only=False) > int(self.column in (TEXT, JOINT))
 
-    def _pictures(self, rows: pa.Table) -> tuple[Queries, np.ndarray]:
+    def _pictures(self, rows: pa.Table) -> tuple[tuple[Queries, np.ndarray], str]:
         """The queries that the rows' pictures are, in their order, and which rows have one, (n,)
-        bool; for a column of no pictures its own vectors."""
+        bool; the column's own vectors where there are too few pictures to tune with. A note on
+        those."""
         source = IMAGE if IMAGE in rows.column_names else self.column
         vectors, has = vectors_of(rows[source])
+        own_count = len(rows) - rows[self.column].null_count
+        if np.count_nonzero(has) < min(LEAST, own_count):
+            source = self.column
+            vectors, has = vectors_of(rows[source])
         vectors = vectors.astype(np.float32)
         own = np.full(len(vectors), np.nan, np.float32)
         if self.column in (source, JOINT):
             stored = _vectors(rows, self.column)
             own = np.einsum("nd,nd->n", vectors, stored).astype(np.float32)
-        return Queries(vectors, own), has
+        note = "" if source == IMAGE else f"; vectors of {source} stand in for pictures"
+        return (Queries(vectors, own), has), note
 
     def _texts(self, rows: pa.Table) -> tuple[np.ndarray, np.ndarray, str]:
         """A text query for each row: vectors (n, D), which rows have one (n,), and the source."""

@@ -10,6 +10,8 @@ plans, most of which share projections and centroids.
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from chiasm.index.build.memory import release_free
+from chiasm.index.build.promise import promised_recall
 from chiasm.index.build.report import Measured, Report, SmallVectors
 from chiasm.index.build.samples import ColumnView, QuerySets
 from chiasm.index.build.train import STARTED, train
@@ -35,6 +38,7 @@ from chiasm.index.segments import Trained
 from chiasm.index.sizes import format_size
 from chiasm.pipeline.errors import ChiasmError, UsageError
 
+LOG = logging.getLogger(__name__)
 SAMPLE_ROWS = 65_536
 SAMPLE_SHARE = 0.25  # of the memory of a build: rows as float32, beside which there are copies
 DIMS = (32, 48, 64, 96, 128)
@@ -82,6 +86,9 @@ def tune_column(view: ColumnView, settings: IndexSettings) -> TunedColumn:
     sets = view.query_sets()
     release_free()
     clock = time.perf_counter()
+    if _proves_too_little(view, sets, settings):
+        seconds = {"queries": round(clock - began, 2)}
+        return TunedColumn(Plan(vectors=plan.vectors), sets=sets, seconds=seconds)
     wanted = max(SAMPLE_ROWS, int(plan.lists * LISTS[-1]) * TRAIN_PER_LIST)
     sample = view.sample(min(view.rows, wanted, _most_rows(view, settings)))
     release_free()
@@ -119,6 +126,31 @@ def _train(tried: Plan, trials: Trials, sample: np.ndarray) -> tuple[Plan, Train
         iterations=STARTED,
     )
     return plan, trained
+
+
+def _proves_too_little(view: ColumnView, sets: QuerySets, settings: IndexSettings) -> bool:
+    """Whether an index is to be exact since no answers to so few queries, even if all are right,
+    promise the recall. Raises ChiasmError where it may not be exact."""
+    kinds = [queries for use in (sets.tune, sets.report) for queries in use.values()]
+    least = min(len(queries) for queries in kinds if len(queries))
+    most = promised_recall(np.ones(least))
+    if settings.nprobe or settings.recall <= most:
+        return False
+    space = PlanSpace(view.rows, view.dim, settings)
+    if settings.kind == "" and settings.vectors != "none" and space.fits(space.exact):
+        LOG.warning(
+            "index of column %s: %d queries of a kind can promise a recall of %.4f at the most; "
+            "it is exact, as a recall of %g needs",
+            *(view.column, least, most, settings.recall),
+        )
+        return True
+    at_most = math.floor(most * 1000) / 1000
+    raise ChiasmError(
+        f"index of column {view.column}",
+        expected=f"a recall of {at_most:g} or less, which {least} queries of a kind can promise",
+        found=f"{settings.recall:g}",
+        do=f"give up the recall (--recall {at_most:g}), or --index exact",
+    )
 
 
 def _most_rows(view: ColumnView, settings: IndexSettings) -> int:

@@ -67,13 +67,16 @@ class Prepared:
 class ColumnIndex:
     """One column of a generation: its segments, its plan and what its segments share. starts: the
     position of each segment's first row, then the end, int64. known: the codes that an earlier
-    generation with the same `trained` has in memory. Safe to share."""
+    generation with the same `trained` has in memory. any_of_equal: of rows that score the same
+    any may be found, where all do not fit, instead of those of the lowest positions. Safe to
+    share."""
 
     segments: Sequence[Segment]
     column: str
     plan: Plan
     trained: Trained | None
     known: Sequence[Resident] = ()
+    any_of_equal: bool = False
     starts: np.ndarray = field(init=False)
     _scan: Scan | None = None
     merged: list[Resident] | None = None  # the codes in memory, once they are read

@@ -64,7 +64,7 @@ def _search_block(
     """The k best rows of queries that are searched together: scores (Q, k), positions (Q, k)."""
     near, rows = scan.candidates(xq, wanted, nprobe)
     scores, positions = best_k(*score(scan.index, xq, rows), k)
-    if wanted < scan.available:
+    if wanted < scan.available and not scan.index.any_of_equal:
         for query in np.flatnonzero(_is_cut(near, k)):  # alone: so many candidates take memory
             alone = xq[query, None]
             scores[query], positions[query] = _search_uncut(scan, alone, k, wanted, nprobe)

@@ -23,7 +23,9 @@ ROWS_AT_ONCE = 8192  # with the above 32 MiB of scores
 BLOCK = 16_384  # rows of a column that are read at once
 
 
-def rows_of_column(index: ColumnIndex, allowed: Allowed | None) -> Iterator[tuple[int, np.ndarray]]:
+def rows_of_column(
+    index: ColumnIndex, allowed: Allowed | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
     """The rows of a column that may be found, some at once, from their mapped files: for
     `exact_top`, which then gives no row's number. allowed: as of a search."""
     for number, segment in enumerate(index.segments):

@@ -30,6 +30,7 @@ from chiasm.pipeline.stored_records import read_record
 
 LOG = logging.getLogger(__name__)
 
+_EXPONENT = np.uint16(0x7C00)  # of a float16; all ones in NaN and infinity alone
 _ROWS_PER_READ = 64
 
 
@@ -74,7 +75,7 @@ class EmbeddingFile:
         with self.open() as file:
             for number in range(file.num_row_groups) if numbers is None else numbers:
                 with _damage_errors(self.folder, self.shard_id):
-                    group = file.read_row_group(number, columns)
+                    group = _finite(file.read_row_group(number, columns))
                 yield group
 
     def read_groups(
@@ -86,7 +87,7 @@ class EmbeddingFile:
             _damage_errors(self.folder, self.shard_id),
             _open(self.folder, self.shard_id, metadata) as file,
         ):
-            return file.read_row_groups(list(numbers), columns)
+            return _finite(file.read_row_groups(list(numbers), columns))
 
     def row(self, key: str, columns: list[str] | None = None) -> pa.Table | None:
         """The row of one sample as a table of one row; None where the shard has no such key.
@@ -119,6 +120,17 @@ def vectors_of(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     if not has.all():
         vectors = np.where(has[:, None], vectors, np.float16(0))
     return vectors, has
+
+
+def _finite(rows: pa.Table) -> pa.Table:
+    """The same rows; ArrowInvalid where a vector has NaN or infinity, which no search survives."""
+    for name, column in zip(rows.column_names, rows.columns, strict=True):
+        if pa.types.is_fixed_size_list(column.type) and column.type.value_type == pa.float16():
+            for chunk in column.chunks:
+                bits = chunk.flatten().to_numpy(zero_copy_only=False).view(np.uint16)
+                if ((bits & _EXPONENT) == _EXPONENT).any():
+                    raise pa.ArrowInvalid(f"NaN or infinity in the vectors of {name}")
+    return rows
 
 
 def _row(file: pq.ParquetFile, group: int, row: int, columns: list[str] | None) -> pa.Table:

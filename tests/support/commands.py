@@ -13,6 +13,7 @@ is for tests that start Python.
 
 from __future__ import annotations
 
+import gc
 import io
 import multiprocessing
 import os
@@ -115,4 +116,5 @@ def _be_command(
 
     from chiasm.jobs.cli.app import main
 
+    gc.freeze()  # the collector of cycles need not look at what the server has imported
     main()
