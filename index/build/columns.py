@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from chiasm.index.build.covered import CoveredShards
 from chiasm.index.build.fit import fit_column
 from chiasm.index.build.memory import release_memory
+from chiasm.index.build.report import Tried
 from chiasm.index.build.samples import CollectionView
 from chiasm.index.build.tune import TunedColumn, tune_column
 from chiasm.index.plan import IndexSettings
@@ -49,18 +50,24 @@ class TunedColumns:
             )
         return encoder
 
-    def choose(self, column: str, rows: int, taken: Trained | None = None) -> TunedColumn:
+    def choose(
+        self, column: str, rows: int, taken: tuple[Trained, Tried] | None = None
+    ) -> TunedColumn:
         """The structure of a column with so many vectors; ChiasmError as by `tune_column`. taken:
-        what a build of the same files and settings had learned when it was killed."""
+        what a build of the same files and settings had learned and measured when it was killed."""
         queries = self.settings.queries
         view = CollectionView(self.covered, column, rows, lambda: self.encoder, queries)
         if taken is None:
             self.tuned[column] = tune_column(view, self.settings)
+            if self.tuned[column].candidates:  # indexes were searched
+                release_memory()
         else:
+            trained, tried = taken
             sets = view.query_sets() if self.settings.tune else None
-            self.tuned[column] = TunedColumn(taken.plan, taken, sets)
-        if self.tuned[column].candidates:  # indexes were searched
-            release_memory()
+            self.tuned[column] = TunedColumn(
+                *(trained.plan, trained, sets),
+                *(tried.candidates, tried.small_vectors, tried.seconds),
+            )
         return self.tuned[column]
 
     def fit(self, manifest: Manifest, seconds: Mapping[str, float]) -> None:

@@ -57,6 +57,25 @@ class SmallVectors:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """What was measured when a plan was chosen, as a build keeps it until it has the report, whose
+    fields these are: a build that was killed meanwhile hands it on."""
+
+    candidates: tuple[Measured, ...] = ()
+    small_vectors: tuple[SmallVectors, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    schema: int = 1
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), ensure_ascii=False, indent=1).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> Tried:
+        """Of a report as well. Raises CollectionError for a damaged file."""
+        return read_record(data, where, cls, what="what a build has measured")
+
+
+@dataclass(frozen=True)
 class CurvePoint:
     nprobe: int
     recall: float
