@@ -34,6 +34,7 @@ from chiasm.index.segments.checksums import FileSum
 from chiasm.index.segments.names import audit_name, manifest_name, report_file
 from chiasm.index.verify import check
 from chiasm.jobs.cli.app import application
+from chiasm.jobs.cli.index import print_summary
 from chiasm.jobs.status import read_status
 from chiasm.pipeline.errors import CollectionError, StorageError, UsageError
 from chiasm.pipeline.storage import Folder
@@ -327,6 +328,27 @@ def test_an_exact_column_has_a_recall_of_1_and_nothing_is_scanned(tmp_path, monk
     assert str(found).endswith("recall@10 1.000 of 9, every vector is scored")
 
 
+@pytest.mark.parametrize("kind", ["exact", "ivf"])
+def test_an_audit_of_8_bit_vectors_says_that_it_compares_with_these(tmp_path, capfd, kind):
+    make_collection(tmp_path, (400,), dim=DIM)
+    wanted = replace(LISTS, kind=kind, vectors="int8")
+    summary = build_index(tmp_path, columns=["image"], settings=wanted)
+    index = open_collection(tmp_path)
+    index.search_vectors(expected_queries(9), 3)
+    (found,) = index.audit(1.0, save=True)["image"].values()
+    says = "every 8-bit vector is scored"
+    says = says if kind == "exact" else "without a promise; against a scan of its 8-bit vectors"
+    assert found.vectors == "int8" and str(found).endswith(says)
+    run("status", tmp_path)
+    assert " (against its 8-bit vectors)" in capfd.readouterr().out
+    # A build says that nothing was measured.
+    print_summary(summary)
+    line = "  image: rows are scored by 8-bit vectors; what these lose was not measured"
+    assert line in capfd.readouterr().out
+    print_summary(build_index(tmp_path, columns=["image"], settings=replace(LISTS, kind=kind)))
+    assert "8-bit" not in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("share", [0, -0.1, 1.01, math.nan])
 def test_what_is_no_share_is_refused(drifting, share):
     with pytest.raises(UsageError, match="audit: expected a share above 0, up to 1, found"):
@@ -385,7 +407,7 @@ def test_the_command_says_the_recall_and_keeps_it_for_status(drifting, tmp_path,
         wrote, audited, advice = capfd.readouterr().err.splitlines()
         assert wrote == f"wrote {to}: 90 queries, 900 results"
         assert audited.startswith("audited: image, vector queries: recall@10 0.")
-        assert audited.endswith(" of 45, BELOW the promised 0.95")
+        assert audited.endswith(" of 45 in 1 lists, BELOW the promised 0.95")
         assert advice.startswith(f"  chiasm index build {path} tunes anew; until then search")
         assert advice.endswith("with --set index.nprobe=2")
         (stored,) = read_audit(Folder(str(path)), 1, read_manifest(Folder(str(path)), 1).run)
@@ -404,6 +426,10 @@ def test_the_command_says_the_recall_and_keeps_it_for_status(drifting, tmp_path,
     assert status.do == f"run chiasm index build {path}" and status.audited == [one]
     run(*options, "--audit", "1", "--set", "index.nprobe=4")
     assert "BELOW" not in capfd.readouterr().err
+    run("status", path)  # two recalls of one name differ in their lists
+    line = capfd.readouterr().out
+    assert f"recall image vector {stored.mean:.3f} in 1 lists BELOW the promised 0.95, " in line
+    assert " in 4 lists" in line
     with pytest.raises(UsageError, match="audit: expected a share above 0, up to 1, found 2"):
         run(*options, "--audit", "2")
 

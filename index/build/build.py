@@ -60,7 +60,8 @@ Fill = Callable[[Sequence[SegmentTask], Callable[[int], None]], Iterator[Filled]
 class BuildSummary:
     """What a build made. `generation`: the number now live. `columns`: the plan of each
     column's index, `vectors`: how many it holds. `meta`: fields of the json whose types were
-    widened. `seconds`: by stage. `reports`: what was measured, by column that was tuned."""
+    widened. `seconds`: by stage. `reports`: what was measured, by column that was tuned. `unmeasured`:
+    columns whose rows are scored by 8-bit vectors, of which nobody measured what they lose."""
 
     generation: int
     rows: int
@@ -71,6 +72,7 @@ class BuildSummary:
     meta: list[dict[str, Any]]
     seconds: dict[str, float]
     reports: dict[str, Report] = field(default_factory=dict)
+    unmeasured: list[str] = field(default_factory=list)
 
 
 def build_index(
@@ -236,6 +238,11 @@ class Build:
             meta=manifest.meta,
             seconds={stage: round(spent, 4) for stage, spent in seconds.items()},
             reports=self.reports,
+            unmeasured=[
+                column
+                for column, plan in manifest.columns.items()
+                if plan.vectors == "int8" and not self.columns.tuned[column].small_vectors
+            ],
         )
 
     @property

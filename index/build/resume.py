@@ -1,10 +1,11 @@
 """What a build that was killed has left, for the next one of the same recipe to take up.
 
 Two builds have the same recipe where settings, columns, encoder and the lines of a file of queries
-are the same. Taken up are the plans with what was learned and measured for them, and each whole segment of shards that are as they were: a
-shard that changed costs its segment. A plan is not taken up where the collection has grown or
-shrunk since, nor a segment whose json has another type than all of it has now. The sweep before a
-build leaves them; the one at its end removes what was not used.
+are the same. Taken up are the plans with what was learned and measured for them, and each whole
+segment of shards that are as they were: a shard that changed costs its segment. A plan is not taken
+up where the collection has grown or shrunk since, nor a segment whose json has another type than
+all of it has now. The sweep before a build leaves them; the one at its end removes what was not
+used.
 """
 
 from __future__ import annotations

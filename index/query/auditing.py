@@ -190,7 +190,9 @@ def _audit(
     opened, at = index.column(column), promise.at
     if opened.plan.exact:
         return [
-            AuditedRecall.of(column, search.kind, 0, at, None, np.ones(len(xq)))
+            AuditedRecall.of(
+                column, search.kind, 0, at, None, np.ones(len(xq)), opened.plan.vectors
+            )
             for search, xq in groups
         ]
     whole = np.concatenate([xq for _, xq in groups])
@@ -209,7 +211,8 @@ def _audit(
         recalls = recalls[~np.isnan(recalls)]  # of a filter that no row passes
         promised = promise.of(search.kind) if nprobe >= opened.plan.nprobe else None
         if len(recalls):
-            found.append(AuditedRecall.of(column, search.kind, nprobe, at, promised, recalls))
+            facts = column, search.kind, nprobe, at, promised, recalls, opened.plan.vectors
+            found.append(AuditedRecall.of(*facts))
     return found
 
 

@@ -130,6 +130,9 @@ def print_summary(summary: BuildSummary) -> None:
     print(printable(f"generation {summary.generation} is live: {rows} of {shards}"))
     for column, kind in summary.columns.items():
         print(printable(f"  {column:<6}{summary.vectors[column]:>12,} vectors  {kind}"))
+    for column in summary.unmeasured:
+        what = "rows are scored by 8-bit vectors; what these lose was not measured"
+        print(printable(f"  {column}: {what}"))
     print_reports(summary.reports)
     for field in summary.meta[:SHOWN_FIELDS]:
         values = ", ".join(f"{name} {value}" for name, value in field.items())
