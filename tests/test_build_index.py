@@ -114,10 +114,10 @@ def test_a_build_takes_up_what_one_that_was_killed_has_finished(tmp_path, monkey
 
 
 def test_the_report_of_a_build_that_takes_up_another_has_what_that_one_tried(tmp_path, monkeypatch):
-    path, asked = tmp_path / "c", tmp_path / "queries.txt"
+    path, file = tmp_path / "c", tmp_path / "queries.txt"
     make_collection(path, (600,))
-    asked.write_text("".join(f"query {number}\n" for number in range(600)))
-    wanted = IndexSettings(exact_below=1, recall=0.5, kind="ivf", queries=str(asked))
+    file.write_text("".join(f"query {number}\n" for number in range(600)))
+    wanted = IndexSettings(exact_below=1, recall=0.5, kind="ivf", queries=str(file))
     tuned: list[TunedColumn] = []
 
     def tune_once(view, settings):
@@ -140,7 +140,7 @@ def test_the_report_of_a_build_that_takes_up_another_has_what_that_one_tried(tmp
     assert report.seconds.items() >= tuned[0].seconds.items()
     assert check(path).ok and read_reports(Folder(str(path)), 1)["image"] == report
     # Other queries in a file of that name: what was learned of those before is not taken up.
-    asked.write_text(asked.read_text().replace("query", "question"))
+    file.write_text(file.read_text().replace("query", "question"))
     again = build_index(copied, columns=["image"], settings=wanted)
     assert again.reports["image"].candidates == ()
 

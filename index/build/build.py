@@ -58,9 +58,9 @@ Fill = Callable[[Sequence[SegmentTask], Callable[[int], None]], Iterator[Filled]
 
 @dataclass(frozen=True)
 class BuildSummary:
-    """What a build made. `generation`: the number now live. `columns`: the plan of each
-    column's index, `vectors`: how many it holds. `meta`: fields of the json whose types were
-    widened. `seconds`: by stage. `reports`: what was measured, by column that was tuned. `unmeasured`:
+    """What a build made. `generation`: the number now live. `columns`: the plan of each column's
+    index, `vectors`: how many it holds. `meta`: fields of the json whose types were widened.
+    `seconds`: by stage. `reports`: what was measured, by column that was tuned. `unmeasured`: those
     columns whose rows are scored by 8-bit vectors, of which nobody measured what they lose."""
 
     generation: int
@@ -191,6 +191,7 @@ class Build:
     def choose(self, counts: dict[str, int]) -> dict[str, Plan]:
         """The plan of each column; what its segments share is learned and stored."""
         plans: dict[str, Plan] = {}
+        self.columns.require_possible(counts)
         for column, rows in counts.items():
             self.progress(f"tune {column}", 0, rows)
             tuned = self.columns.choose(column, rows, self.earlier.take_trained(column))
