@@ -376,6 +376,26 @@ def test_an_edit_after_a_rollback_is_undone_like_any_other(lists):
     assert found(lists) == embedded(lists)
 
 
+def test_rolling_back_again_goes_back_further_and_redoes_nothing(lists):
+    """What was undone stays so: neither deletion comes back by undoing the other one."""
+    add_shard(Folder(lists), "s2", 20, seed=2)
+    add_to_index(lists, settings=LISTS)  # 2
+    for row in (1, 2):
+        delete(lists, *ids_of("s0", row))  # 3, 5
+        assert roll_back_index(lists, settings=LISTS).counts["restored"] in (2, 4)  # 4, 6
+    assert found(lists) == embedded(lists)
+    assert roll_back_index(lists, settings=LISTS).counts == {"restored": 1}
+    assert all(not one.startswith("s2") for row in found(lists) for one in row)
+    with pytest.raises(CollectionError, match="expected a whole generation before 1, found none"):
+        roll_back_index(lists, settings=LISTS)
+    # Of a build, and where the one that was restored is not there any more: the newest before.
+    build_index(lists, settings=LISTS)  # 8
+    assert roll_back_index(lists, settings=LISTS).counts == {"restored": 7}
+    roll_back_index(lists, 6, settings=LISTS)
+    Folder(lists).remove(manifest_name(6))
+    assert roll_back_index(lists, settings=LISTS).counts == {"restored": 5}
+
+
 def test_no_index_and_another_encoder_are_refused(lists, tmp_path):
     make_collection(tmp_path / "bare", (5,))
     for edit in (add_to_index, compact_index, roll_back_index):

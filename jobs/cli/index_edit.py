@@ -64,8 +64,8 @@ ROLLBACK_HELP = """
   chiasm index rollback photos.chiasm --to 7
 
 Makes an earlier generation live again, with what was deleted in it, under a new number. Without
---to it is the newest one before that which is live now. chiasm index status shows which there
-are."""
+--to it is the one that the last edit changed, or that was there before the last build: what was
+rolled back does not count. chiasm index status shows which there are."""
 STATUS_HELP = """
   chiasm index status photos.chiasm
   chiasm index status photos.chiasm --report --plot recall.png
