@@ -37,6 +37,7 @@ from chiasm.index.segments import (
     FileSum,
     SegmentEntry,
     current_number,
+    exact_columns,
     numbers,
     open_current,
     open_generation,
@@ -44,7 +45,8 @@ from chiasm.index.segments import (
 )
 from chiasm.index.segments.names import CURRENT, manifest_name
 from chiasm.index.verify import check
-from chiasm.jobs.cli import index_edit
+from chiasm.jobs.cli import index_edit, reports
+from chiasm.jobs.cli.app import application
 from chiasm.jobs.cli.status import format_index
 from chiasm.jobs.status import read_status
 from chiasm.pipeline.collection import Collection, embeddings, parquet_name
@@ -734,3 +736,34 @@ def test_the_commands(lists, tmp_path, capsys, monkeypatch):
     assert "generation 7 is live: 10 rows deleted in 1 shards" in line
     with pytest.raises(CollectionError, match=r"rows of the filter .*, found none among 119 rows"):
         index_edit.delete(lists, where="meta.number > 10000")
+
+
+def test_an_exact_column_that_has_grown_is_named_with_what_to_do(tmp_path, capsys, monkeypatch):
+    path = str(tmp_path / "c")
+    make_collection(tmp_path / "c", (30,), holes=0.2)
+    build_index(path)
+    vectors = exact_columns(open_current(Folder(path)))
+    assert max(vectors.values()) < 50
+    few = ["index.exact_below=50"]
+    index_edit.add(path, assignments=few)
+    assert "exact, of" not in capsys.readouterr().out
+    add_shard(Folder(path), "s1", 40, seed=1)
+    index_edit.add(path, assignments=few)
+    line = f"chiasm index build {path} tries faster plans from 50 rows on"
+    says = [one for one in capsys.readouterr().out.splitlines() if line in one]
+    rows = vectors["image"] + 40
+    assert says[0] == f"  image: exact, of {rows} rows, all of which a query scans; {line}"
+    index_edit.status(path)
+    assert "exact, of" not in capsys.readouterr().out  # below 10,000
+    monkeypatch.setattr(reports.exact_lines, "__defaults__", (50,))
+    index_edit.status(path)
+    assert says[0] in capsys.readouterr().out.splitlines()
+
+
+def test_help_says_of_a_running_ray_what_a_build_does_without_one(capsys):
+    with pytest.raises(SystemExit):
+        application()(["index", "build", "--help"], prog_name="chiasm")
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert (
+        "(default: none, this process does; with workers.count above 1, one started here)" in text
+    )
