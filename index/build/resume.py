@@ -54,7 +54,7 @@ def recipe_of(
     """What decides what a build writes, for its record: a digest of what is to be built, one of the
     files that it covers, and how many rows these have. Of a file of queries its lines decide, not
     its name; UsageError where it cannot be used."""
-    facts_of_settings = {
+    facts_of_settings: dict[str, Any] = {
         name: value for name, value in asdict(settings).items() if name not in _NOT_OF_A_RECIPE
     }
     if settings.queries:
