@@ -59,7 +59,8 @@ class AuditedRecall:
     nprobe: lists that these queries scanned, or would have without their filter; 0 where the
     column is exact and nothing has to be audited. at: recall is of that many best rows, or of as
     many as a query wanted, if fewer. promise: of recall@at, None where there is none. recalls: how
-    many queries had which recall, in thousandths, rounded up.
+    many queries had which recall, in thousandths, rounded up. vectors: by which rows were scored
+    to find the best ones, as of a plan: of the form "int8" what 8 bits lose is not in the recall.
     """
 
     column: str
@@ -68,15 +69,23 @@ class AuditedRecall:
     at: Count
     promise: FiniteFloat | None
     recalls: dict[Thousandths, Count]
+    vectors: str = "float16"
 
     @classmethod
     def of(
-        cls, column: str, kind: str, nprobe: int, at: int, promise: float | None, found: np.ndarray
+        cls,
+        column: str,
+        kind: str,
+        nprobe: int,
+        at: int,
+        promise: float | None,
+        found: np.ndarray,
+        vectors: str = "float16",
     ) -> AuditedRecall:
         """found (n,): the recall of each query."""
         steps = np.ceil(found * SCALE - 1e-6).astype(int)
         counted = dict(zip(*map(np.ndarray.tolist, np.unique_counts(steps)), strict=True))
-        return cls(column, kind, nprobe, at, promise, counted)
+        return cls(column, kind, nprobe, at, promise, counted, vectors)
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -133,6 +142,7 @@ class AuditedRecall:
             "kind": self.kind,
             "nprobe": self.nprobe,
             "at": self.at,
+            "vectors": self.vectors,
             "queries": self.queries,
             "recall": round(self.mean, 4) if self.queries else None,
             "at_least": round(self.at_least, 4),
@@ -142,16 +152,22 @@ class AuditedRecall:
         }
 
     def __str__(self) -> str:
-        """`image, text queries: recall@10 0.948 (0.931 to 0.962) of 812, promised 0.95`."""
+        """`image, text queries: recall@10 0.948 (0.931 to 0.962) of 812 in 9 lists, promised
+        0.95`."""
         text = f"{self.column}, {self.kind} queries: recall@{self.at} {self.mean:.3f}"
+        eight_bits = self.vectors == "int8"
         if self.exact:
-            return f"{text} of {self.queries:,}, every vector is scored"
+            scored = "8-bit vector" if eight_bits else "vector"
+            return f"{text} of {self.queries:,}, every {scored} is scored"
         text = f"{text} ({self.at_least:.3f} to {self.at_most:.3f}) of {self.queries:,}"
+        text = f"{text} in {self.nprobe:,} lists"
         if self.promise is None:
-            return f"{text} in {self.nprobe:,} lists, without a promise"
-        if self.broken:
-            return f"{text}, BELOW the promised {self.promise:g}"
-        return f"{text}, promised {self.promise:g}"
+            text = f"{text}, without a promise"
+        elif self.broken:
+            text = f"{text}, BELOW the promised {self.promise:g}"
+        else:
+            text = f"{text}, promised {self.promise:g}"
+        return f"{text}; against a scan of its 8-bit vectors" if eight_bits else text
 
 
 def merged(recalls: Iterable[AuditedRecall]) -> tuple[AuditedRecall, ...]:

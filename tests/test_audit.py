@@ -21,13 +21,20 @@ from tiny_collection import add_shard, make_collection, unit_rows
 
 from chiasm.index import IndexSettings, Query, Term, build_index, open_collection, search_file
 from chiasm.index.audit import ERROR, AuditedRecall, Promise, merged
-from chiasm.index.build import ByKey, add_to_index, delete_from_index
+from chiasm.index.build import (
+    ByKey,
+    add_to_index,
+    compact_index,
+    delete_from_index,
+    roll_back_index,
+)
 from chiasm.index.query import RecentQueries, Search, auditing, recent_queries
 from chiasm.index.segments import audit_files, numbers, read_audit, read_manifest
 from chiasm.index.segments.checksums import FileSum
 from chiasm.index.segments.names import audit_name, manifest_name, report_file
 from chiasm.index.verify import check
 from chiasm.jobs.cli.app import application
+from chiasm.jobs.cli.index import print_summary
 from chiasm.jobs.status import read_status
 from chiasm.pipeline.errors import CollectionError, StorageError, UsageError
 from chiasm.pipeline.storage import Folder
@@ -321,6 +328,27 @@ def test_an_exact_column_has_a_recall_of_1_and_nothing_is_scanned(tmp_path, monk
     assert str(found).endswith("recall@10 1.000 of 9, every vector is scored")
 
 
+@pytest.mark.parametrize("kind", ["exact", "ivf"])
+def test_an_audit_of_8_bit_vectors_says_that_it_compares_with_these(tmp_path, capfd, kind):
+    make_collection(tmp_path, (400,), dim=DIM)
+    wanted = replace(LISTS, kind=kind, vectors="int8")
+    summary = build_index(tmp_path, columns=["image"], settings=wanted)
+    index = open_collection(tmp_path)
+    index.search_vectors(expected_queries(9), 3)
+    (found,) = index.audit(1.0, save=True)["image"].values()
+    says = "every 8-bit vector is scored"
+    says = says if kind == "exact" else "without a promise; against a scan of its 8-bit vectors"
+    assert found.vectors == "int8" and str(found).endswith(says)
+    run("status", tmp_path)
+    assert " (against its 8-bit vectors)" in capfd.readouterr().out
+    # A build says that nothing was measured.
+    print_summary(summary)
+    line = "  image: rows are scored by 8-bit vectors; what these lose was not measured"
+    assert line in capfd.readouterr().out
+    print_summary(build_index(tmp_path, columns=["image"], settings=replace(LISTS, kind=kind)))
+    assert "8-bit" not in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("share", [0, -0.1, 1.01, math.nan])
 def test_what_is_no_share_is_refused(drifting, share):
     with pytest.raises(UsageError, match="audit: expected a share above 0, up to 1, found"):
@@ -379,7 +407,7 @@ def test_the_command_says_the_recall_and_keeps_it_for_status(drifting, tmp_path,
         wrote, audited, advice = capfd.readouterr().err.splitlines()
         assert wrote == f"wrote {to}: 90 queries, 900 results"
         assert audited.startswith("audited: image, vector queries: recall@10 0.")
-        assert audited.endswith(" of 45, BELOW the promised 0.95")
+        assert audited.endswith(" of 45 in 1 lists, BELOW the promised 0.95")
         assert advice.startswith(f"  chiasm index build {path} tunes anew; until then search")
         assert advice.endswith("with --set index.nprobe=2")
         (stored,) = read_audit(Folder(str(path)), 1, read_manifest(Folder(str(path)), 1).run)
@@ -398,6 +426,10 @@ def test_the_command_says_the_recall_and_keeps_it_for_status(drifting, tmp_path,
     assert status.do == f"run chiasm index build {path}" and status.audited == [one]
     run(*options, "--audit", "1", "--set", "index.nprobe=4")
     assert "BELOW" not in capfd.readouterr().err
+    run("status", path)  # two recalls of one name differ in their lists
+    line = capfd.readouterr().out
+    assert f"recall image vector {stored.mean:.3f} in 1 lists BELOW the promised 0.95, " in line
+    assert " in 4 lists" in line
     with pytest.raises(UsageError, match="audit: expected a share above 0, up to 1, found 2"):
         run(*options, "--audit", "2")
 
@@ -480,3 +512,43 @@ def test_audits_go_with_their_generation(drifting):
         delete_from_index(str(path), lambda _, key=key: ByKey([key]), settings=LISTS)
     assert numbers(folder) == [3] and not folder.exists(audit_name(1))
     assert not folder.exists(audit_name(99))
+
+
+def test_stored_audits_outlive_every_edit_and_end_with_a_build(drifting, caplog):
+    """As those of an open index do; with the generations that they were made of long gone."""
+    path, _ = drifting
+    folder, keep = Folder(str(path)), replace(LISTS, keep_generations=9, keep_seconds=3600)
+    index = open_collection(path)
+
+    def stored() -> dict[str, int]:
+        index.refresh()
+        live = index.generation
+        found = read_audit(folder, live.number, live.manifest.run)
+        assert [one.as_json() for one in found] == read_status(str(path)).index.audited
+        assert found == index.audits.recalls(live)
+        return {one.kind: one.queries for one in found}
+
+    index.search_vectors(drifted_queries(150), 10)
+    index.audit(1.0, raise_probes=False, save=True)
+    delete_from_index(str(path), lambda _: ByKey(["s0/000000"]), settings=LISTS)
+    add_shard(folder, "s1", 30, dim=DIM)
+    add_to_index(str(path), settings=LISTS)
+    compact_index(str(path), settings=LISTS)
+    assert numbers(folder)[0] > 1 and stored() == {"vector": 150}
+    assert read_status(str(path)).index.audited[0]["broken"]
+    index.search_vectors(drifted_queries(20, seed=5), 10, "row < 900")
+    index.audit(1.0, raise_probes=False, save=True)
+    delete_from_index(str(path), lambda _: ByKey(["s0/000001"]), settings=keep)
+    roll_back_index(str(path), settings=keep)
+    assert stored() == {"filtered": 20, "vector": 150}  # none is counted twice
+    before = index.generation.number
+    build_index(str(path), columns=["image"], settings=keep)
+    assert stored() == {}
+    # Back to the other build: to the audits of that.
+    roll_back_index(str(path), before, settings=keep)
+    live = folder, numbers(folder)[-1], read_manifest(folder, numbers(folder)[-1]).run
+    assert [one.queries for one in read_audit(*live)] == [20, 150]
+    assert "not kept" not in caplog.text
+    (path / audit_name(live[1])).write_text("{")
+    delete_from_index(str(path), lambda _: ByKey(["s0/000002"]), settings=keep)
+    assert "audits of generation" in caplog.text and not folder.exists(audit_name(live[1] + 1))

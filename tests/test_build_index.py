@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from tiny_collection import add_shard, make_collection, unit_rows
 
 from chiasm.index import IndexSettings, build_index, open_collection
-from chiasm.index.build import fill_segment
+from chiasm.index.build import columns, fill_segment, read_reports
+from chiasm.index.build.samples import CollectionView
+from chiasm.index.build.tune import TunedColumn, tune_column
 from chiasm.index.segments import sweep
 from chiasm.index.verify import check
 from chiasm.jobs.build_index import build_on_cluster
@@ -81,13 +85,13 @@ class Fills:
             yield fill_segment(task)
 
 
-def killed_build(path, monkeypatch, finished: int) -> Fills:
+def killed_build(path, monkeypatch, finished: int, settings: IndexSettings = SETTINGS) -> Fills:
     """What a build that is killed after so many segments leaves."""
     fill = Fills(finished)
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules[sweep.__module__], "remove_unnamed", lambda *of: [])
         with pytest.raises(Killed):
-            build_index(path, columns=["image"], settings=SETTINGS, fill=fill)
+            build_index(path, columns=["image"], settings=settings, fill=fill)
     (record,) = path.glob("runs/*.json")
     record.write_text(record.read_text().replace('"stopped"', '"killed"'))
     return fill
@@ -107,6 +111,38 @@ def test_a_build_takes_up_what_one_that_was_killed_has_finished(tmp_path, monkey
     assert len(list(tmp_path.glob("index/segments/*"))) == 4, "the rest is swept"
     build_index(tmp_path, columns=["image"], settings=SETTINGS, fill=fill)
     assert filled[2] == ["000", "001", "002", "003"], "a build that has ended is made anew"
+
+
+def test_the_report_of_a_build_that_takes_up_another_has_what_that_one_tried(tmp_path, monkeypatch):
+    path, file = tmp_path / "c", tmp_path / "queries.txt"
+    make_collection(path, (600,))
+    file.write_text("".join(f"query {number}\n" for number in range(600)))
+    wanted = IndexSettings(exact_below=1, recall=0.5, kind="ivf", queries=str(file))
+    tuned: list[TunedColumn] = []
+
+    def tune_once(view, settings):
+        if not tuned:
+            tuned.append(tune_column(view, settings))
+            return tuned[0]
+        return replace(tuned[0], candidates=())
+
+    def encoded(view, texts, keep=False):
+        return unit_rows(np.random.default_rng(len(texts)), len(texts), view.dim)
+
+    monkeypatch.setattr(columns, "tune_column", tune_once)
+    monkeypatch.setattr(CollectionView, "_encoded", encoded)
+    fill = killed_build(path, monkeypatch, 0, wanted)
+    copied = shutil.copytree(path, tmp_path / "other")
+    report = build_index(path, columns=["image"], settings=wanted, fill=fill).reports["image"]
+    assert len(tuned[0].candidates) > 1
+    assert report.candidates == tuned[0].candidates
+    assert report.small_vectors == tuned[0].small_vectors
+    assert report.seconds.items() >= tuned[0].seconds.items()
+    assert check(path).ok and read_reports(Folder(str(path)), 1)["image"] == report
+    # Other queries in a file of that name: what was learned of those before is not taken up.
+    file.write_text(file.read_text().replace("query", "question"))
+    again = build_index(copied, columns=["image"], settings=wanted)
+    assert again.reports["image"].candidates == ()
 
 
 ALL = ["000", "001", "002", "003"]

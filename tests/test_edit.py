@@ -37,6 +37,7 @@ from chiasm.index.segments import (
     FileSum,
     SegmentEntry,
     current_number,
+    exact_columns,
     numbers,
     open_current,
     open_generation,
@@ -44,7 +45,8 @@ from chiasm.index.segments import (
 )
 from chiasm.index.segments.names import CURRENT, manifest_name
 from chiasm.index.verify import check
-from chiasm.jobs.cli import index_edit
+from chiasm.jobs.cli import index_edit, reports
+from chiasm.jobs.cli.app import application
 from chiasm.jobs.cli.status import format_index
 from chiasm.jobs.status import read_status
 from chiasm.pipeline.collection import Collection, embeddings, parquet_name
@@ -374,6 +376,26 @@ def test_an_edit_after_a_rollback_is_undone_like_any_other(lists):
     delete(lists, *ids_of("s0", 3))
     assert roll_back_index(lists, 3, settings=LISTS).changed
     assert found(lists) == embedded(lists)
+
+
+def test_rolling_back_again_goes_back_further_and_redoes_nothing(lists):
+    """What was undone stays so: neither deletion comes back by undoing the other one."""
+    add_shard(Folder(lists), "s2", 20, seed=2)
+    add_to_index(lists, settings=LISTS)  # 2
+    for row in (1, 2):
+        delete(lists, *ids_of("s0", row))  # 3, 5
+        assert roll_back_index(lists, settings=LISTS).counts["restored"] in (2, 4)  # 4, 6
+    assert found(lists) == embedded(lists)
+    assert roll_back_index(lists, settings=LISTS).counts == {"restored": 1}
+    assert all(not one.startswith("s2") for row in found(lists) for one in row)
+    with pytest.raises(CollectionError, match="expected a whole generation before 1, found none"):
+        roll_back_index(lists, settings=LISTS)
+    # Of a build, and where the one that was restored is not there any more: the newest before.
+    build_index(lists, settings=LISTS)  # 8
+    assert roll_back_index(lists, settings=LISTS).counts == {"restored": 7}
+    roll_back_index(lists, 6, settings=LISTS)
+    Folder(lists).remove(manifest_name(6))
+    assert roll_back_index(lists, settings=LISTS).counts == {"restored": 5}
 
 
 def test_no_index_and_another_encoder_are_refused(lists, tmp_path):
@@ -714,3 +736,34 @@ def test_the_commands(lists, tmp_path, capsys, monkeypatch):
     assert "generation 7 is live: 10 rows deleted in 1 shards" in line
     with pytest.raises(CollectionError, match=r"rows of the filter .*, found none among 119 rows"):
         index_edit.delete(lists, where=["meta.number > 10000"])
+
+
+def test_an_exact_column_that_has_grown_is_named_with_what_to_do(tmp_path, capsys, monkeypatch):
+    path = str(tmp_path / "c")
+    make_collection(tmp_path / "c", (30,), holes=0.2)
+    build_index(path)
+    vectors = exact_columns(open_current(Folder(path)))
+    assert max(vectors.values()) < 50
+    few = ["index.exact_below=50"]
+    index_edit.add(path, assignments=few)
+    assert "exact, of" not in capsys.readouterr().out
+    add_shard(Folder(path), "s1", 40, seed=1)
+    index_edit.add(path, assignments=few)
+    line = f"chiasm index build {path} tries faster plans from 50 rows on"
+    says = [one for one in capsys.readouterr().out.splitlines() if line in one]
+    rows = vectors["image"] + 40
+    assert says[0] == f"  image: exact, of {rows} rows, all of which a query scans; {line}"
+    index_edit.status(path)
+    assert "exact, of" not in capsys.readouterr().out  # below 10,000
+    monkeypatch.setattr(reports.exact_lines, "__defaults__", (50,))
+    index_edit.status(path)
+    assert says[0] in capsys.readouterr().out.splitlines()
+
+
+def test_help_says_of_a_running_ray_what_a_build_does_without_one(capsys):
+    with pytest.raises(SystemExit):
+        application()(["index", "build", "--help"], prog_name="chiasm")
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert (
+        "(default: none, this process does; with workers.count above 1, one started here)" in text
+    )

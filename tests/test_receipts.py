@@ -14,7 +14,7 @@ from fake_encoder import DIM, FakeMatcher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_collection import make_collection, unit_rows
+from tiny_collection import add_shard, make_collection, unit_rows
 
 from chiasm.index import IndexSettings, Query, Recorder, Term, build_index, open_collection, replay
 from chiasm.index.build import ByKey, add_to_index, delete_from_index
@@ -197,6 +197,34 @@ def test_all_answers_of_a_receipt_are_of_one_generation(made):
     searcher.refresh()
     with pytest.raises(CollectionError, match="expected one that answers all queries of a receipt"):
         made_by.search([Query("b")])
+
+
+def test_a_receipt_of_a_refreshed_searcher_is_replayed_the_same(tmp_path):
+    """What a refresh leaves in memory in parts finds other candidates than a fresh open."""
+    path, to = tmp_path / "c", tmp_path / "r.json"
+    make_collection(path, (1200,), dim=16)
+    plan = IndexSettings(kind="ivf", dims=4, tune=False, exact_below=1, keep_generations=1)
+    build_index(path, columns=["image"], settings=plan)
+    searcher = open_collection(path)
+    searcher.column("image").open()
+    add_shard(Folder(str(path)), "s2", 150, dim=16, seed=77)
+    add_to_index(path, settings=plan)
+    assert searcher.refresh()
+    xq = unit_rows(np.random.default_rng(3), 600, 16)
+    fresh, queries = open_collection(path), [Query(vector=one, k=1) for one in xq]
+    apart = searcher.search_vectors(xq, 1)[1] != fresh.search_vectors(xq, 1)[1]
+    assert apart.any()
+    made_by = Recorder(searcher)
+    answers = made_by.search([queries[n] for n in np.flatnonzero(apart)[:3]] + queries[:3])
+    made_by.write(str(to))
+    found = replay(str(to), encode=False)
+    assert found.same and found.changes == []
+    assert found.lines == [json.dumps(json.loads(line)) for line in lines_of(answers)]
+    # The searcher itself goes on, and has the queries for its audits.
+    assert searcher.audits.recent.seen == 606
+    delete_from_index(path, lambda _: ByKey(["s2/000000"]), settings=plan)
+    assert searcher.refresh()
+    assert lines_of(made_by.search(queries[:1])) == lines_of(answers[3:4])
 
 
 def test_a_changed_encoder_is_said_beside_the_same_answers(made, tmp_path, monkeypatch, capsys):

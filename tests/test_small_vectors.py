@@ -20,7 +20,13 @@ from recorded_disk import using
 from tiny_collection import add_shard, make_collection, unit_rows
 
 from chiasm.index import IndexSettings, Query, build_index, open_collection
-from chiasm.index.build import ByKey, add_to_index, compact_index, delete_from_index
+from chiasm.index.build import (
+    ByKey,
+    add_to_index,
+    columns,
+    compact_index,
+    delete_from_index,
+)
 from chiasm.index.build.columns import TunedColumns
 from chiasm.index.build.covered import CoveredShards
 from chiasm.index.build.drift import measure_drift
@@ -377,7 +383,19 @@ def test_the_first_numbers_of_vectors(tmp_path):
         ({"vectors": "int4"}, "index.vectors: expected one of float16, int8, none, found 'int4'"),
         ({"vectors": "none", "kind": "exact"}, "column image: expected an index with lists, found"),
         ({"vectors": "none", "kind": ""}, "an exact one of 921 rows.*; take int8, or --index ivf"),
-        ({"dims": 17}, "index.dims: expected 16 or less, of an index with lists, found 17"),
+        (
+            {"at": 922},
+            "index.at=922 of column image: expected 921 or less, .*; take a smaller --at",
+        ),
+        (
+            {"dims": 4},
+            "index.dims=4 of column image: .* an exact one of 921 rows, which has no codes; leave "
+            "--dims out, or take --index ivf or projected",
+        ),
+        (
+            {"dims": 17, "kind": "ivf"},
+            "index.dims: expected 16 or less, of an index with lists, found 17",
+        ),
         ({"dims": 4, "kind": "exact"}, "index.dims: expected 16 or less"),
     ],
 )
@@ -386,6 +404,50 @@ def test_what_cannot_be_built_is_one_line(copied, fields, message):
     with pytest.raises(UsageError, match=message):
         build_index(path, columns=["image"], settings=IndexSettings(tune=False, **fields))
     assert open_collection(path).generation.number == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "ivf"}, "index.kind=ivf of column image.*, found an exact one of 38 rows, too "
+         "few for lists, which need 39; leave --index out"),
+        ({"kind": "projected", "dims": 4}, "index.kind=projected of column image: .*--index out"),
+        ({"vectors": "none"}, "index.vectors=none of column image.*; take int8"),
+        ({"vectors": "none", "kind": "ivf"}, "index.kind=ivf .*; leave --index out"),
+        ({"dims": 4}, "index.dims=4 .*, too few for lists, .*; leave --dims out"),
+        ({"at": 39}, "index.at=39 of column image: expected 38 or less, .*; take a smaller --at"),
+    ],
+)  # fmt: skip
+def test_what_so_few_rows_cannot_have_is_one_line_and_no_advice_is_vain(tmp_path, fields, message):
+    make_collection(tmp_path, (38,), dim=8)
+    with pytest.raises(UsageError, match=f"{message}$") as error:
+        build_index(tmp_path, columns=["image"], settings=IndexSettings(**fields))
+    assert "--index ivf" not in str(error.value) and not (tmp_path / "index/CURRENT").exists()
+
+
+def test_of_a_column_that_is_smaller_than_others_it_is_said_what_it_has_not(tmp_path, caplog):
+    make_collection(tmp_path, (60,), dim=8)
+    few = {"image": 60, "text": 12}
+    covered = CoveredShards(Collection.open(str(tmp_path)))
+    for fields in ({"kind": "ivf"}, {"dims": 4, "exact_below": 20}, {"at": 20}):
+        TunedColumns(covered, IndexSettings(**fields)).require_possible(few)
+        (name,), (record,) = [*fields][:1], caplog.records
+        assert record.getMessage().startswith(
+            f"index.{name}={fields[name]} of column text: left out"
+        )
+        caplog.clear()
+    with pytest.raises(UsageError, match=r"index.vectors=none of column text"):
+        without = IndexSettings(vectors="none", exact_below=20)
+        TunedColumns(covered, without).require_possible(few)
+    TunedColumns(covered, IndexSettings()).require_possible({"image": 60, "text": 2})
+    assert caplog.records == []
+
+
+def test_dims_of_a_column_for_which_tuning_takes_an_exact_index_are_refused(tmp_path, monkeypatch):
+    make_collection(tmp_path, (60,), dim=8)
+    monkeypatch.setattr(columns, "tune_column", lambda view, settings: TunedColumn(Plan()))
+    with pytest.raises(UsageError, match=r"index.dims=4 of column image: .* promises the recall"):
+        build_index(tmp_path, columns=["image"], settings=IndexSettings(dims=4, exact_below=1))
 
 
 def test_a_manifest_that_says_nothing_of_vectors_has_float16(built):

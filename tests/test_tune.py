@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -158,6 +159,16 @@ def test_a_report_has_every_candidate_and_is_read_back(tuned):
     lines = list(report.lines())
     assert "text queries: drawn" in lines[0] and "promised recall@10: text 0.9" in lines[1]
     assert len(lines) == 4 + len(plans) + 4
+    # A column for every cell, whatever `at` is: the names stand above what they name.
+    twenty = {kind: {**recall, 20: 0.5} for kind, recall in report.measured.recall.items()}
+    widest = replace(report, at=20, measured=replace(report.measured, recall=twenty))
+    cells = []
+    for one, names in ((report, "@1/10/100"), (widest, "@1/10/20/100")):
+        table = list(one.lines())[2 : 4 + len(plans)]
+        cells = [re.split(" {2,}", line) for line in table]
+        assert len({*map(len, table)}) == 1 and {*map(len, cells)} == {12}
+        assert cells[0][5:7] == [f"text {names}", f"picture {names}"]
+    assert cells[1][5].split()[2] == "0.500" and cells[2][5].split()[2] == "-"
     assert draw_reports([report]).startswith(b"\x89PNG")
 
 

@@ -3,6 +3,9 @@
 
 VIBE hands the queries that may be learned from to `fit_ood`; ann-benchmarks has none, and the rows
 stand for them. Distances are `angular` or `cosine`, `ip` and `normalized`: rows are made unit rows.
+Where fewer than n rows are found, -1 follows them.
+
+    python run.py --algorithm chiasm --dataset glove-100-angular --local     # of ann-benchmarks
 """
 
 import tempfile
@@ -62,4 +65,8 @@ class Chiasm(BaseANN):
 
 
 def _unit(rows):
-    return np.asarray(rows, np.float32) / np.linalg.norm(rows, axis=1, keepdims=True)
+    """A row of zeros, which has no direction, becomes one of equal numbers, as in other modules of
+    ann-benchmarks."""
+    rows = np.asarray(rows, np.float32)
+    rows = np.where(rows.any(axis=1, keepdims=True), rows, np.float32(1))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)

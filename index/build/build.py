@@ -23,7 +23,7 @@ from chiasm.index.build.calibrations import store_calibrations
 from chiasm.index.build.columns import TunedColumns
 from chiasm.index.build.covered import CoveredShards, ShardReplaced, vector_counts
 from chiasm.index.build.fill import Filled, SegmentTask, fill_segment
-from chiasm.index.build.report import Report
+from chiasm.index.build.report import Report, Tried
 from chiasm.index.build.resume import COMMAND, Earlier, recipe_of
 from chiasm.index.build.sampled_rows import all_replaced
 from chiasm.index.build.samples import query_lines
@@ -58,9 +58,10 @@ Fill = Callable[[Sequence[SegmentTask], Callable[[int], None]], Iterator[Filled]
 
 @dataclass(frozen=True)
 class BuildSummary:
-    """What a build made. `generation`: the number now live. `columns`: the plan of each
-    column's index, `vectors`: how many it holds. `meta`: fields of the json whose types were
-    widened. `seconds`: by stage. `reports`: what was measured, by column that was tuned."""
+    """What a build made. `generation`: the number now live. `columns`: the plan of each column's
+    index, `vectors`: how many it holds. `meta`: fields of the json whose types were widened.
+    `seconds`: by stage. `reports`: what was measured, by column that was tuned. `unmeasured`: those
+    columns whose rows are scored by 8-bit vectors, of which nobody measured what they lose."""
 
     generation: int
     rows: int
@@ -71,6 +72,7 @@ class BuildSummary:
     meta: list[dict[str, Any]]
     seconds: dict[str, float]
     reports: dict[str, Report] = field(default_factory=dict)
+    unmeasured: list[str] = field(default_factory=list)
 
 
 def build_index(
@@ -189,11 +191,16 @@ class Build:
     def choose(self, counts: dict[str, int]) -> dict[str, Plan]:
         """The plan of each column; what its segments share is learned and stored."""
         plans: dict[str, Plan] = {}
+        self.columns.require_possible(counts)
         for column, rows in counts.items():
             self.progress(f"tune {column}", 0, rows)
             tuned = self.columns.choose(column, rows, self.earlier.take_trained(column))
             plans[column] = tuned.plan
             if tuned.trained is not None:
+                if tuned.sets is not None:
+                    tried = Tried(tuned.candidates, tuned.small_vectors, tuned.seconds)
+                    name = report_file(self.run.id, column)  # `fit` puts the report there
+                    self.folder.write_whole(name, tried.to_json(), self.run.id)
                 self.store(column, tuned.trained.to_bytes())
             self.progress(f"tune {column}", rows, rows)
         return plans
@@ -232,6 +239,11 @@ class Build:
             meta=manifest.meta,
             seconds={stage: round(spent, 4) for stage, spent in seconds.items()},
             reports=self.reports,
+            unmeasured=[
+                column
+                for column, plan in manifest.columns.items()
+                if plan.vectors == "int8" and not self.columns.tuned[column].small_vectors
+            ],
         )
 
     @property

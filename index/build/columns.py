@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from chiasm.index.build.covered import CoveredShards
 from chiasm.index.build.fit import fit_column
 from chiasm.index.build.memory import release_memory
+from chiasm.index.build.report import Tried
 from chiasm.index.build.samples import CollectionView
 from chiasm.index.build.tune import TunedColumn, tune_column
-from chiasm.index.plan import IndexSettings
+from chiasm.index.plan import MIN_PER_LIST, IndexSettings, default_plan, lists_for
 from chiasm.index.query import ColumnIndex
 from chiasm.index.segments import Generation, Manifest, SegmentGone, Trained, open_segments
 from chiasm.pipeline.encoders import Encoder, load_encoder
@@ -49,18 +50,43 @@ class TunedColumns:
             )
         return encoder
 
-    def choose(self, column: str, rows: int, taken: Trained | None = None) -> TunedColumn:
+    def require_possible(self, counts: Mapping[str, int]) -> None:
+        """UsageError for settings that no column with so many vectors can have, before any is
+        tuned. Where some can, it is said of the others, which are built without them."""
+        problems = {
+            column: problem
+            for column, rows in counts.items()
+            if (problem := _problem(column, rows, self.covered.identity.dim, self.settings))
+        }
+        if problems and (len(problems) == len(counts) or self.settings.vectors == "none"):
+            raise next(iter(problems.values()))
+        for problem in problems.values():
+            LOG.warning("%s: left out there, found %s", problem.what, problem.found)
+
+    def choose(
+        self, column: str, rows: int, taken: tuple[Trained, Tried] | None = None
+    ) -> TunedColumn:
         """The structure of a column with so many vectors; ChiasmError as by `tune_column`. taken:
-        what a build of the same files and settings had learned when it was killed."""
+        what a build of the same files and settings had learned and measured when it was killed."""
         queries = self.settings.queries
         view = CollectionView(self.covered, column, rows, lambda: self.encoder, queries)
         if taken is None:
             self.tuned[column] = tune_column(view, self.settings)
+            if self.tuned[column].candidates:  # indexes were searched
+                release_memory()
+            if self.tuned[column].plan.exact and self.settings.dims:
+                raise _no_lists(
+                    f"index.dims={self.settings.dims} of column {column}",
+                    f"an exact one of {rows:,} rows, since no other promises the recall",
+                    "give up --dims, or a part of --recall",
+                )
         else:
+            trained, tried = taken
             sets = view.query_sets() if self.settings.tune else None
-            self.tuned[column] = TunedColumn(taken.plan, taken, sets)
-        if self.tuned[column].candidates:  # indexes were searched
-            release_memory()
+            self.tuned[column] = TunedColumn(
+                *(trained.plan, trained, sets),
+                *(tried.candidates, tried.small_vectors, tried.seconds),
+            )
         return self.tuned[column]
 
     def fit(self, manifest: Manifest, seconds: Mapping[str, float]) -> None:
@@ -79,3 +105,32 @@ class TunedColumns:
                 self.tuned[column] = fit_column(tuned, index, self.settings, build_seconds, folder)
             except SegmentGone as error:  # a shard without copies was embedded anew meanwhile
                 LOG.warning("column %s is not measured: %s", column, error)
+
+
+def _problem(column: str, rows: int, dim: int, settings: IndexSettings) -> UsageError | None:
+    """What a column with so many vectors cannot have of the settings."""
+    exact = f"an exact one of {rows:,} rows"
+    # With the default a column of fewer rows is well searched: all its rows are the best ones.
+    if settings.at > max(rows, IndexSettings.at):
+        what, expected = f"index.at={settings.at} of column {column}", f"{rows} or less"
+        return UsageError(what, expected=expected, found=f"{rows:,} rows", do="take a smaller --at")
+    if not default_plan(rows, dim, settings).exact:
+        return None
+    if few := lists_for(rows) < 1:
+        exact = f"{exact}, too few for lists, which need {MIN_PER_LIST}"
+    if settings.kind not in ("", "exact"):
+        what = f"index.kind={settings.kind} of column {column}"
+        return _no_lists(what, exact, "leave --index out")
+    if settings.vectors == "none":
+        what = f"index.vectors=none of column {column}"
+        do = "take int8" if few else "take int8, or --index ivf"
+        return _no_lists(what, f"{exact}, which scans their vectors", do)
+    if settings.dims and not settings.kind:
+        what = f"index.dims={settings.dims} of column {column}"
+        do = "leave --dims out" if few else "leave --dims out, or take --index ivf or projected"
+        return _no_lists(what, f"{exact}, which has no codes", do)
+    return None
+
+
+def _no_lists(what: str, found: str, do: str) -> UsageError:
+    return UsageError(what, expected="an index with lists", found=found, do=do)

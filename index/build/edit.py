@@ -32,6 +32,7 @@ from chiasm.index.segments import (
     numbers,
     open_whole,
     publish_edit,
+    read_manifest,
     remove_unnamed,
     rows_of_shards,
     sweep_published,
@@ -130,7 +131,8 @@ def roll_back_index(
     path: str | Path, to: int | None = None, *, settings: IndexSettings | None = None
 ) -> EditSummary:
     """Make an earlier generation live again, deletions and all, under a new number. to: its number,
-    None for the newest one before what is live now.
+    None for the one that the live rows were made of: which an edit changed, or was there before a
+    build.
 
     Raises UsageError where there is no such generation, CollectionError where it is not whole.
     """
@@ -247,8 +249,7 @@ class Rollback:
         if self.to is not None and self.to in live:  # it may be swept by now
             self.counts = {"restored": self.to}
             return None
-        now = base.manifest.restores or base.number
-        target = self._newest_before(now) if self.to is None else self._generation(self.to)
+        target = self._before(base) if self.to is None else self._generation(self.to)
         self.counts = {"restored": target.number}
         mine, its = base.manifest, target.manifest
         if (its.fingerprint, its.dim) != (mine.fingerprint, mine.dim):
@@ -258,6 +259,22 @@ class Rollback:
                 found=f"one of {its.encoder} ({its.fingerprint[:12]}), width {its.dim}",
             )
         return replace(its, restores=target.number)
+
+    def _before(self, base: Generation) -> Generation:
+        """What the live rows were made of: of an edit the generation that it changed, of a build
+        the newest before it. A rollback has the rows of the one that it restored, so that several
+        of them go back further and further, whatever was undone in between."""
+        number, manifest = base.number, base.manifest
+        while (restored := manifest.restores) and restored < number:
+            number = restored
+            try:
+                manifest = read_manifest(self.folder, number)
+            except CollectionError as error:
+                LOG.info("generation %d is not known any more: %s", number, error)
+                return self._newest_before(number)
+        # One that is not whole any more is passed over.
+        parent = manifest.parent
+        return self._newest_before(number if parent is None else parent + 1)
 
     def _newest_before(self, number: int) -> Generation:
         for earlier in reversed(numbers(self.folder)):

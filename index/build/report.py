@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
 from chiasm.index.segments import build_command, read_manifest, read_shared
@@ -57,6 +57,25 @@ class SmallVectors:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """What was measured when a plan was chosen, as a build keeps it until it has the report, whose
+    fields these are: a build that was killed meanwhile hands it on."""
+
+    candidates: tuple[Measured, ...] = ()
+    small_vectors: tuple[SmallVectors, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    schema: int = 1
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), ensure_ascii=False, indent=1).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> Tried:
+        """Of a report as well. Raises CollectionError for a damaged file."""
+        return read_record(data, where, cls, what="what a build has measured")
+
+
+@dataclass(frozen=True)
 class CurvePoint:
     nprobe: int
     recall: float
@@ -100,24 +119,41 @@ class Report:
         yield f"{self.column}: {self.source}; queries: {counts}"
         promised = ", ".join(f"{kind} {value:.3f}" for kind, value in self.promise.items())
         yield f"promised recall@{self.at}: {promised} (wanted {self.recall:g})"
-        kinds = list(self.measured.recall)
-        names = "".join(f"{kind + ' @1/10/100':>22}" for kind in kinds)
-        yield (
-            f"{'plan':<46}{'lists by':>11}{'std':>5}{'nprobe':>7}{'x':>3}{names}{'size':>9}"
-            f"{'build s':>8}{'p50/p99 ms':>13}{'q/s':>9}"
-        )
-        for one in (self.measured, *self.candidates):
-            cells = "".join(f"{_recalls(one.recall.get(kind, {})):>22}" for kind in kinds)
-            latency = f"{one.p50_ms:.2f}/{one.p99_ms:.2f}"
-            mark = "" if one is self.measured else f" ({one.rows:,} rows)"
-            plan = f"{one.plan}{mark}" if one.reached else f"{one.plan}{mark} -"
-            yield (
-                f"{plan:<46}{SPACES[one.space]:>11}{one.spread:>5g}{one.nprobe:>7}{one.oversample:>3}"
-                f"{cells}{format_size(one.bytes):>9}{one.build_seconds:>8.1f}{latency:>13}"
-                f"{one.queries_per_second:>9,.0f}"
-            )
+        yield from self._table()
         for small in self.small_vectors:
-            yield f"scored by {small.stored}, {small.bytes} bytes a row: {_recalls(small.recall)}"
+            recalls = _recalls(small.recall, small.recall)
+            yield f"scored by {small.stored}, {small.bytes} bytes a row: {recalls}"
+
+    def _table(self) -> Iterator[str]:
+        """A line for every plan, the built one first, below a line of names."""
+        plans = (self.measured, *self.candidates)
+        kinds = {
+            kind: sorted({k for one in plans for k in one.recall.get(kind, {})})
+            for kind in self.measured.recall
+        }
+        recalls = [f"{kind} @{'/'.join(map(str, ks))}" for kind, ks in kinds.items()]
+        names = ["plan", "lists by", "std", "nprobe", "x", *recalls]
+        lines = [[*names, "size", "build s", "p50/p99 ms", "q/s"]]
+        for one in plans:
+            mark = "" if one is self.measured else f" ({one.rows:,} rows)"
+            lines.append(
+                [
+                    one.plan + mark + ("" if one.reached else " -"),
+                    SPACES[one.space],
+                    f"{one.spread:g}",
+                    str(one.nprobe),
+                    str(one.oversample),
+                    *(_recalls(one.recall.get(kind, {}), ks) for kind, ks in kinds.items()),
+                    format_size(one.bytes),
+                    f"{one.build_seconds:.1f}",
+                    f"{one.p50_ms:.2f}/{one.p99_ms:.2f}",
+                    f"{one.queries_per_second:,.0f}",
+                ]
+            )
+        widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+        for plan, *cells in lines:
+            right = zip(cells, widths[1:], strict=True)
+            yield plan.ljust(widths[0]) + "".join(f"  {cell:>{width}}" for cell, width in right)
 
 
 def read_reports(folder: Folder, number: int) -> dict[str, Report]:
@@ -132,5 +168,6 @@ def read_reports(folder: Folder, number: int) -> dict[str, Report]:
     }
 
 
-def _recalls(recall: dict[int, float]) -> str:
-    return " ".join(f"{value:.3f}" for value in recall.values()) or "-"
+def _recalls(recall: dict[int, float], ks: Iterable[int]) -> str:
+    """recall@k of each k, `-` where it was not measured."""
+    return " ".join(f"{recall[k]:.3f}" if k in recall else "-" for k in ks) or "-"

@@ -1,10 +1,11 @@
 """What a build that was killed has left, for the next one of the same recipe to take up.
 
-Two builds have the same recipe where settings, columns and encoder are the same. Taken up are the
-plans with what was learned for them, and each whole segment of shards that are as they were: a
-shard that changed costs its segment. A plan is not taken up where the collection has grown or
-shrunk since, nor a segment whose json has another type than all of it has now. The sweep before a
-build leaves them; the one at its end removes what was not used.
+Two builds have the same recipe where settings, columns, encoder and the lines of a file of queries
+are the same. Taken up are the plans with what was learned and measured for them, and each whole
+segment of shards that are as they were: a shard that changed costs its segment. A plan is not taken
+up where the collection has grown or shrunk since, nor a segment whose json has another type than
+all of it has now. The sweep before a build leaves them; the one at its end removes what was not
+used.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any
 
 from chiasm.index.build.covered import CoveredShards
 from chiasm.index.build.fill import Filled, SegmentTask
+from chiasm.index.build.report import Tried
+from chiasm.index.build.samples import query_lines
 from chiasm.index.plan import IndexSettings, Plan
 from chiasm.index.segments import (
     SEGMENTS,
@@ -31,6 +34,7 @@ from chiasm.index.segments import (
     numbers,
     read_if_there,
     read_manifest,
+    report_file,
     run_of_folder,
     segment_file,
     trained_file,
@@ -48,10 +52,13 @@ def recipe_of(
     covered: CoveredShards, settings: IndexSettings, columns: Sequence[str] | None
 ) -> dict[str, Any]:
     """What decides what a build writes, for its record: a digest of what is to be built, one of the
-    files that it covers, and how many rows these have."""
-    facts_of_settings = {
+    files that it covers, and how many rows these have. Of a file of queries its lines decide, not
+    its name; UsageError where it cannot be used."""
+    facts_of_settings: dict[str, Any] = {
         name: value for name, value in asdict(settings).items() if name not in _NOT_OF_A_RECIPE
     }
+    if settings.queries:
+        facts_of_settings["queries"] = query_lines(settings.queries)
     shards = [asdict(covered.indexed[file.shard_id]) for file in covered.files]
     facts = [facts_of_settings, sorted(columns or ()), covered.identity.fingerprint]
     return {"recipe": _digest(facts), "files": _digest(shards), "rows": covered.rows}
@@ -101,8 +108,9 @@ class Earlier:
         self.segments = frozenset(name.rpartition("/")[2] for name in kept)
         return kept | {f"{TRAINED}/{run_id}" for run_id in self.run_ids}
 
-    def take_trained(self, column: str) -> Trained | None:
-        """What the segments of a column share; None where no build had come so far."""
+    def take_trained(self, column: str) -> tuple[Trained, Tried] | None:
+        """What the segments of a column share, and what was measured for it; None where no build
+        had come so far."""
         for run_id in self.run_ids:
             name = trained_file(run_id, column)
             where = display_name(self.folder.url_of(name))
@@ -112,11 +120,20 @@ class Earlier:
             try:
                 plan = Trained.plan_of(content, where)
                 trained = Trained.from_bytes(content, plan, self.dim, where, "")
+                tried = self._tried(run_id, column)
             except CollectionError:
                 continue  # damaged: it is learned anew
             self.trained[column] = content
-            return trained
+            return trained, tried
         return None
+
+    def _tried(self, run_id: str, column: str) -> Tried:
+        """Nothing where the build did not tune; CollectionError for a damaged file."""
+        name = report_file(run_id, column)
+        content = read_if_there(self.folder, name)
+        if content is None:
+            return Tried()
+        return Tried.from_json(content, display_name(self.folder.url_of(name)))
 
     def take_segment(self, task: SegmentTask) -> Filled | None:
         """The whole segment of a task that an earlier build has written; None where there is

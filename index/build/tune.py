@@ -75,11 +75,6 @@ def tune_column(view: ColumnView, settings: IndexSettings) -> TunedColumn:
         expected = f"{view.dim} or less, of an index with lists"
         raise UsageError("index.dims", expected=expected, found=str(settings.dims))
     plan = default_plan(view.rows, view.dim, settings)
-    if plan.exact and plan.vectors == "none":
-        what = f"index.vectors=none of column {view.column}"
-        expected, do = "an index with lists", "take int8, or --index ivf"
-        found = f"an exact one of {view.rows:,} rows, which scans their vectors"
-        raise UsageError(what, expected=expected, found=found, do=do)
     if plan.exact or not settings.tune:
         return _untuned(view, plan, settings)
     began = time.perf_counter()

@@ -96,7 +96,7 @@ class Audits:
             return tuple(
                 recall
                 for column, (basis, recalls) in sorted(self._recalls.items())
-                if basis == _basis(generation, column)
+                if basis == generation.manifest.basis(column)
                 for recall in recalls
             )
 
@@ -104,7 +104,7 @@ class Audits:
         """What was audited in a generation."""
         with self._lock:
             for recall in found:
-                basis = _basis(generation, recall.column)
+                basis = generation.manifest.basis(recall.column)
                 before, recalls = self._recalls.get(recall.column, (basis, ()))
                 known = recalls if before == basis else ()
                 self._recalls[recall.column] = basis, merged((*known, recall))
@@ -125,12 +125,6 @@ class Audits:
                 self._lists[recall.column, recall.kind] = plan, more
             longer = f"{more} lists are scanned instead of {lists}, which takes more time"
             LOG.warning("%s; from now on %s; %s tunes anew", recall, longer, command)
-
-
-def _basis(generation: Generation, column: str) -> object:
-    """What the recall of a column rests on."""
-    manifest = generation.manifest
-    return manifest.columns.get(column), manifest.trained.get(column)
 
 
 def check_share(share: float) -> None:
@@ -196,7 +190,9 @@ def _audit(
     opened, at = index.column(column), promise.at
     if opened.plan.exact:
         return [
-            AuditedRecall.of(column, search.kind, 0, at, None, np.ones(len(xq)))
+            AuditedRecall.of(
+                column, search.kind, 0, at, None, np.ones(len(xq)), opened.plan.vectors
+            )
             for search, xq in groups
         ]
     whole = np.concatenate([xq for _, xq in groups])
@@ -215,7 +211,8 @@ def _audit(
         recalls = recalls[~np.isnan(recalls)]  # of a filter that no row passes
         promised = promise.of(search.kind) if nprobe >= opened.plan.nprobe else None
         if len(recalls):
-            found.append(AuditedRecall.of(column, search.kind, nprobe, at, promised, recalls))
+            facts = column, search.kind, nprobe, at, promised, recalls, opened.plan.vectors
+            found.append(AuditedRecall.of(*facts))
     return found
 
 

@@ -230,6 +230,12 @@ class ColumnIndex:
         return Scan(self, parts, available)
 
     @property
+    def in_parts(self) -> bool:
+        """Whether codes are in memory in parts, as a refresh leaves them. A fresh open has them as
+        one, packed anew, and may find other candidates among near ones."""
+        return bool(self.known) or len(self.merged or ()) > 1
+
+    @property
     def resident(self) -> bool:
         """Whether the codes are read into memory, rather than mapped or requested."""
         if self.trained is None or any(segment.in_store for segment in self.segments):

@@ -14,7 +14,7 @@ import numpy as np
 from chiasm.index.faiss_runtime import load_faiss
 from chiasm.index.output_files import file_to_write
 from chiasm.index.queries import Query
-from chiasm.index.query import reranker_fingerprints
+from chiasm.index.query import ColumnIndex, OpenIndex, reranker_fingerprints
 from chiasm.index.receipts.record import (
     KIND,
     MAX_BYTES,
@@ -29,8 +29,8 @@ from chiasm.index.receipts.record import (
 )
 from chiasm.index.receipts.stored_query import PictureReader, StoredQuery
 from chiasm.index.results import Answer
-from chiasm.index.retrieve import Searcher
-from chiasm.index.segments import manifest_name, read_if_there
+from chiasm.index.retrieve import Searcher, retrieve
+from chiasm.index.segments import manifest_name, open_whole, read_if_there
 from chiasm.index.sizes import format_size
 from chiasm.pipeline.collection import package_versions
 from chiasm.pipeline.errors import CollectionError, UsageError
@@ -39,17 +39,22 @@ from chiasm.pipeline.storage import display_name
 
 class Recorder:
     """Searches and keeps what a receipt says; `write` makes it. All answers are of the generation
-    that is open when it is made.
+    that is open when it is made. Of a searcher that has been refreshed it is opened once more, so
+    that a replay, which opens it too, finds the same.
 
     explain: whether answers have that field. false_alarms: the rate at which "nothing here matches"
-    is said.
+    is said. Raises CollectionError for a generation that is to be opened and is gone.
     """
 
     def __init__(
         self, searcher: Searcher, *, explain: bool = False, false_alarms: float | None = None
     ) -> None:
-        self._searcher, self._explain, self._false_alarms = searcher, explain, false_alarms
-        folder, self._generation = searcher.collection.folder, searcher.generation
+        self._searcher, self._explain, self._false_alarms = (
+            _freshly_opened(searcher),
+            explain,
+            false_alarms,
+        )
+        folder, self._generation = searcher.collection.folder, self._searcher.generation
         self._manifest = read_if_there(folder, manifest_name(self._generation.number))
         self._pictures = PictureReader()
         self._answered: list[Answered] = []
@@ -59,9 +64,8 @@ class Recorder:
     def search(self, queries: Sequence[Query]) -> list[Answer]:
         """As `search_many`. CollectionError where another generation answers than the one before,
         UsageError where a receipt of all answers would be too large."""
-        answers = self._searcher.search_many(
-            [self._pictures.with_pictures(query) for query in queries]
-        )
+        read = [self._pictures.with_pictures(query) for query in queries]
+        answers = retrieve(read, self._searcher)
         self._require_generation()
         for answer in answers:
             self._add(answer)
@@ -136,6 +140,17 @@ class Recorder:
         where it cannot be written."""
         folder, name = file_to_write(to, self._searcher.collection.folder)
         folder.write_whole(name, self.receipt().to_bytes())
+
+
+def _freshly_opened(searcher: Searcher) -> OpenIndex:
+    """The searcher or, where its codes are not as a fresh open has them, its generation opened
+    anew."""
+    opened = searcher.generation.opened.copy().values()
+    if not any(isinstance(one, ColumnIndex) and one.in_parts for one in opened):
+        return searcher
+    view = searcher.view()
+    view.generation = open_whole(searcher.collection.folder, view.generation.number)
+    return view
 
 
 def answer_as_json(answer: Answer, explain: bool) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from chiasm.index.segments.generations import (
     read_manifest,
     read_shared,
 )
-from chiasm.index.segments.history import PastGeneration, audits_of, read_history
+from chiasm.index.segments.history import PastGeneration, audits_of, exact_columns, read_history
 from chiasm.index.segments.json_columns import SchemaInference
 from chiasm.index.segments.keywords import Keywords, KeywordWriter
 from chiasm.index.segments.lists import ListCodes, rows_in_lists
@@ -122,6 +122,7 @@ __all__ = [
     "deleted_rows",
     "dequantised",
     "digests_of",
+    "exact_columns",
     "fetch",
     "keeping_segments",
     "leftovers",

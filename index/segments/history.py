@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from chiasm.index.audit import AuditedRecall
 from chiasm.index.segments.audit_files import read_audit
-from chiasm.index.segments.generations import current_number, numbers, read_manifest
+from chiasm.index.segments.generations import Generation, current_number, numbers, read_manifest
 from chiasm.index.segments.manifest import Drift, Manifest, StoredCalibration
 from chiasm.pipeline.errors import CollectionError
 from chiasm.pipeline.storage import Folder
@@ -76,3 +76,14 @@ def audits_of(
         return read_audit(folder, number, manifest.run), ""
     except CollectionError as error:
         return (), str(error)
+
+
+def exact_columns(generation: Generation) -> dict[str, int]:
+    """How many vectors the columns have that are exact though nothing was measured: by their number
+    alone, or as somebody wanted them. Deleted rows count."""
+    manifest = generation.manifest
+    return {
+        column: sum(segment.record.vectors[column] for segment in generation.segments)
+        for column, plan in manifest.columns.items()
+        if plan.exact and column not in manifest.reports
+    }

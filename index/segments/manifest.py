@@ -120,6 +120,10 @@ class Manifest:
         """How many rows the segments have, deleted ones too: a position is below it."""
         return sum(entry.rows for entry in self.segments)
 
+    def basis(self, column: str) -> tuple[Plan | None, SharedFile | None]:
+        """What the recall of a column rests on: a build begins anew, an edit goes on."""
+        return self.columns.get(column), self.trained.get(column)
+
     @property
     def is_edit(self) -> bool:
         return self.parent is not None

@@ -37,6 +37,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from chiasm.index.segments.advice import build_command
+from chiasm.index.segments.audit_files import carry_audits
 from chiasm.index.segments.deletions import carried_over
 from chiasm.index.segments.generations import (
     Generation,
@@ -129,6 +130,7 @@ def publish_edit(folder: Folder, run: Run, edit: Edit) -> int:
             break
     run.beat()  # as above
     _require_own(folder, manifest)
+    carry_audits(folder, newest + 1, manifest)
     return _settle(folder, Generation(newest + 1, manifest, segments, folder), newest + 1, run)
 
 

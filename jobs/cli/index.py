@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from chiasm.index import BuildSummary, build_index
-from chiasm.jobs.cli.options import Address, Assignments, Collection, Preset
+from chiasm.jobs.cli.options import Assignments, Collection, Preset
 from chiasm.jobs.cli.reports import Plot, print_reports, require_plot, write_plot
 from chiasm.jobs.cli.units import gigabytes, milliseconds
 from chiasm.jobs.config import Settings, compose
@@ -46,6 +46,13 @@ Vectors = Annotated[
     typer.Option(
         metavar="FORM",
         help="Copies of vectors in the index: float16, int8, none. (default: float16)",
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="A running Ray that fills segments: host:port or auto. (default: none, this process "
+        "does; with workers.count above 1, one started here)"
     ),
 ]
 Queries = Annotated[
@@ -130,6 +137,9 @@ def print_summary(summary: BuildSummary) -> None:
     print(printable(f"generation {summary.generation} is live: {rows} of {shards}"))
     for column, kind in summary.columns.items():
         print(printable(f"  {column:<6}{summary.vectors[column]:>12,} vectors  {kind}"))
+    for column in summary.unmeasured:
+        what = "rows are scored by 8-bit vectors; what these lose was not measured"
+        print(printable(f"  {column}: {what}"))
     print_reports(summary.reports)
     for field in summary.meta[:SHOWN_FIELDS]:
         values = ", ".join(f"{name} {value}" for name, value in field.items())

@@ -29,7 +29,13 @@ from chiasm.index.build import (
 from chiasm.index.query import filter_for
 from chiasm.index.segments import Drift, Generation, PastGeneration, build_command, read_history
 from chiasm.jobs.cli.options import Assignments, Collection, Preset
-from chiasm.jobs.cli.reports import Plot, print_reports, require_plot, write_plot
+from chiasm.jobs.cli.reports import (
+    Plot,
+    exact_lines,
+    print_reports,
+    require_plot,
+    write_plot,
+)
 from chiasm.jobs.cli.search_options import Where, one_condition
 from chiasm.jobs.config import compose
 from chiasm.jobs.console import json_line, lines_of, printable
@@ -64,8 +70,8 @@ ROLLBACK_HELP = """
   chiasm index rollback photos.chiasm --to 7
 
 Makes an earlier generation live again, with what was deleted in it, under a new number. Without
---to it is the newest one before that which is live now. chiasm index status shows which there
-are."""
+--to it is the one that the last edit changed, or that was there before the last build: what was
+rolled back does not count. chiasm index status shows which there are."""
 STATUS_HELP = """
   chiasm index status photos.chiasm
   chiasm index status photos.chiasm --report --plot recall.png
@@ -94,6 +100,8 @@ def add(
     if not as_json:
         for line in drift_lines(summary.drift):
             print(printable(f"  {line}; {build_command(Folder(collection))} trains anew"))
+        for line in exact_lines(Folder(collection), settings.exact_below):
+            print(printable(f"  {line}"))
     _require_whole(summary)
 
 
@@ -207,7 +215,7 @@ def _print_history(folder: Folder, history: Sequence[PastGeneration]) -> None:
         if one.live:
             for line in drift_lines(one.drift, notable=-1.0):
                 print(printable(f"  {line}"))
-            for line in calibration_lines(one):
+            for line in [*calibration_lines(one), *exact_lines(folder)]:
                 print(printable(f"  {line}"))
         for recall in one.audited:
             print(printable(f"  {recall}"))

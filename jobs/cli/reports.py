@@ -1,5 +1,5 @@
 """Reports of what was measured when an index was built: printed and drawn, by `chiasm index build`
-and `chiasm index status`."""
+and `chiasm index status`; and what is said of columns that nobody measured."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from typing import Annotated
 import typer
 
 from chiasm.index.build import Report, draw_reports
+from chiasm.index.plan import IndexSettings
+from chiasm.index.segments import build_command, exact_columns, open_current
 from chiasm.jobs.console import printable
-from chiasm.pipeline.errors import StorageError, UsageError
+from chiasm.pipeline.errors import CollectionError, StorageError, UsageError
+from chiasm.pipeline.storage import Folder
 
 Plot = Annotated[
     str | None, typer.Option(metavar="FILE", help="Draw recall and queries a second: a PNG.")
@@ -24,6 +27,21 @@ def print_reports(reports: Mapping[str, Report]) -> None:
     for report in reports.values():
         for line in report.lines():
             print(printable(f"  {line}"))
+
+
+def exact_lines(folder: Folder, exact_below: int = IndexSettings.exact_below) -> list[str]:
+    """What is said of columns of the live generation that are exact, and have so many rows by now
+    that a build would try other plans."""
+    try:
+        generation = open_current(folder)
+    except CollectionError:
+        return []  # `chiasm check` says what is damaged
+    return [
+        f"{column}: exact, of {vectors:,} rows, all of which a query scans; "
+        f"{build_command(folder)} tries faster plans from {exact_below:,} rows on"
+        for column, vectors in (exact_columns(generation) if generation else {}).items()
+        if vectors >= exact_below
+    ]
 
 
 def require_plot(path: str) -> None:

@@ -80,12 +80,16 @@ def format_index(index: IndexStatus) -> str:
 
 
 def format_audited(audited: list[dict[str, Any]]) -> str:
-    """The recall of audited queries: `image text 0.912 BELOW the promised 0.95`."""
+    """The recall of audited queries: `image text 0.912 BELOW the promised 0.95`. Where those of one
+    name scanned several numbers of lists, these as well."""
+    some = [one for one in audited if one["queries"]]
+    names = Counter((one["column"], one["kind"]) for one in some)
     return ", ".join(
         f"{one['column']} {one['kind']} {one['recall']:.3f}"
+        + (f" in {one['nprobe']:,} lists" if names[one["column"], one["kind"]] > 1 else "")
         + (f" BELOW the promised {one['promise']:g}" if one["broken"] else "")
-        for one in audited
-        if one["queries"]
+        + (" (against its 8-bit vectors)" if one["vectors"] == "int8" else "")
+        for one in some
     )
 
 
