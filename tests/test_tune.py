@@ -13,7 +13,7 @@ import pytest
 from tiny_collection import unit_rows
 
 from chiasm.index.audit import Promise
-from chiasm.index.build.fit import fit_column
+from chiasm.index.build.fit import _report, fit_column
 from chiasm.index.build.measure import FILTERED, Case, least_nprobe, random_filter, recalls
 from chiasm.index.build.memory import release_memory, release_pages
 from chiasm.index.build.plot import draw_reports
@@ -24,9 +24,9 @@ from chiasm.index.build.trial_index import SAMPLE, SampleSegment
 from chiasm.index.build.trials import Trial, Trials, plan_bytes
 from chiasm.index.build.tune import PlanSpace, TunedColumn, tune_column
 from chiasm.index.plan import IndexSettings, Plan, lists_for
-from chiasm.index.query import ColumnIndex, search, search_lists
+from chiasm.index.query import ColumnIndex, Ranked, search, search_lists
 from chiasm.index.query.truth import exact_top, recall_of
-from chiasm.index.segments import Float16Vectors
+from chiasm.index.segments import FORMS, Float16Vectors
 from chiasm.pipeline.errors import ChiasmError, CollectionError, UsageError
 from chiasm.pipeline.stored_records import read_record
 
@@ -460,3 +460,19 @@ def test_no_more_lists_are_tried_than_rows_to_train_with_fit_the_memory():
     view.sample = lambda wanted: sampled.append(wanted) or ArrayView.sample(view, ROWS)
     made = tune_column(view, replace(plain, build_memory_mb=1))
     assert sampled == [2**18 // (4 * DIM)] and made.plan.lists == sampled[0] // 39
+
+
+def test_an_exact_index_of_8_bit_vectors_promises_what_was_measured(tuned):
+    view, _, _ = tuned
+    form = FORMS["int8"]
+    plan = Plan(vectors="int8")
+    segment: Any = SampleSegment(
+        form.opened(form.stored(view.stored)), SimpleNamespace(code_size=0)
+    )
+    index = Unmapped([segment], SAMPLE, plan, None)
+    exact, positions = exact_top([(0, view.stored)], view.sets.report["text"].vectors, 101)
+    case = Case(view.sets.report["text"], exact, ranked=Ranked(exact, positions))
+    report = _report(
+        TunedColumn(plan, sets=view.sets), index, {"report": {"text": case}}, MEASURED, 0
+    )
+    assert report.measured.recall["text"][10] < 1 and report.promise["text"] < 0.99
