@@ -129,7 +129,7 @@ def test_rows_found_by_words_have_their_own_positions_in_every_run_of_every_segm
     for number in range(2):
         texts = [f"red{number}{row} sea" for row in range(6)]
         file = io.BytesIO()
-        writer = KeywordWriter(file, 4)  # several runs
+        writer = KeywordWriter(cast(Any, file), 4)  # several runs
         for text in texts:
             writer.add_texts([text])
         writer.close()
@@ -198,5 +198,8 @@ def test_a_report_is_drawn_with_its_candidates_and_its_curve(monkeypatch):
         lines = [np.array(line.get_xydata()).tolist() for line in axes.lines[:2]]
         assert lines == [[[0.75, 50.0]], [[0.5, 900.0], [0.8, 300.0]]]
         assert axes.get_legend_handles_labels()[1] == ["a", "built: p"]
-        assert list(axes.lines[2].get_xdata()) == [0.9, 0.9] and axes.get_yscale() == "log"
+        assert (
+            np.array(axes.lines[2].get_xdata()).tolist() == [0.9, 0.9]
+            and axes.get_yscale() == "log"
+        )
         assert axes.get_legend() is not None and axes.get_title() == "image, 1,234 rows"
