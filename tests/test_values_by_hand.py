@@ -138,9 +138,9 @@ def test_rows_found_by_words_have_their_own_positions_in_every_run_of_every_segm
         with open(path, "rb") as content:
             segments.append(Keywords(content, "keywords", "build", 6))
     assert min(len(segment.runs) for segment in segments) > 1
-    asked = [f"red{number}{row}" for number in range(2) for row in range(6)]
+    queries = [f"red{number}{row}" for number in range(2) for row in range(6)]
     allowed = [np.arange(6) != 4, None]
-    _, positions = search_keywords(segments, asked, 2, [None, None], allowed)
+    _, positions = search_keywords(segments, queries, 2, [None, None], allowed)
     assert positions.tolist() == [[-1 if n == 4 else n, -1] for n in range(12)]
 
 
@@ -160,9 +160,9 @@ class _File:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "found", "each"), [(18, 18, 3), (6, 6, 1), (7, 8, 2), (99, 18, 3)]
+    ("wanted", "found", "a_group"), [(18, 18, 3), (6, 6, 1), (7, 8, 2), (99, 18, 3)]
 )
-def test_sampled_rows_have_vectors_and_come_from_as_many_groups_as_give(wanted, found, each):
+def test_sampled_rows_have_vectors_and_come_from_as_many_groups_as_give(wanted, found, a_group):
     covered = SimpleNamespace(
         files=[_File(0), _File(1)], replaced_errors=lambda file: nullcontext()
     )
@@ -170,7 +170,7 @@ def test_sampled_rows_have_vectors_and_come_from_as_many_groups_as_give(wanted, 
     tables = sampled_rows(cast(Any, covered), "v", wanted, ["row", "v"], 0, first_of_group)
     rows = np.concatenate([np.array(table["row"]) for table in tables])
     assert len(rows) == len(set(rows)) == found and (rows % 4 > 0).all()
-    assert max(map(len, tables)) == each
+    assert max(map(len, tables)) == a_group
     assert all(table["row"][0].as_py() % 4 == 1 for table in tables)  # preferred
 
 
