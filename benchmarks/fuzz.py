@@ -122,15 +122,20 @@ class Meter:
 
     def _measured_seconds(self, data: bytes) -> float:
         self._began = began = time.thread_time()
+        failure = None
         try:
-            self._run(data)
+            try:
+                self._run(data)
+            finally:
+                self._began = None  # what is noted of a failure is not stopped
         except TooSlow as error:
-            self._keep(f"too slow, {_place_of(error)}", data, "stopped")
+            failure = f"too slow, {_place_of(error)}", "stopped"
         except Exception as error:  # noqa: BLE001  any is a failure: declared ones end in the target
-            self._keep(_place_of(error), data, traceback.format_exc())
-        finally:
-            self._began = None
-        return time.thread_time() - began
+            failure = _place_of(error), traceback.format_exc()
+        seconds = time.thread_time() - began
+        if failure:
+            self._keep(failure[0], data, failure[1])
+        return seconds
 
     def measure_memory(self, data: bytes) -> None:
         """Run an input again for the memory that it takes at the most beyond that before."""

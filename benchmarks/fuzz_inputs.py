@@ -197,7 +197,12 @@ def tars() -> list[bytes]:
         pair[:-100],
         b"",
     ]  # fmt: skip
-    return [*plain, gzip.compress(plain[0], mtime=0), zstd(plain[0]), gzip.compress(plain[6])[:-4]]
+    return [
+        *plain,
+        gzip.compress(plain[0], mtime=0),
+        zstd(plain[0]),
+        gzip.compress(plain[6], mtime=0)[:-4],
+    ]
 
 
 def mutate_tar(rng: Random, data: bytes, mutate_bytes: MutateBytes) -> bytes:
