@@ -14,9 +14,17 @@ from benchmarks.fuzz_targets import TARGETS
 from chiasm.index.segments import json_columns, manifest
 from chiasm.pipeline.collection import ledger
 from chiasm.pipeline.shards import tar
-from chiasm.pipeline.storage import web_files
+from chiasm.pipeline.storage import schemes, web_files
 
 INPUTS = 300
+
+
+@pytest.fixture(autouse=True)
+def stores_as_before():
+    """The target of URLs puts stores of its own in their place."""
+    yield
+    for store in (schemes.S3_STORE, schemes.GS_STORE, schemes.HF_STORE):
+        store.replace(None)
 
 
 def failures(name: str, folder: Path) -> dict[str, str]:
