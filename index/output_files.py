@@ -48,11 +48,15 @@ def folder_and_name(path: str) -> tuple[Folder, str]:
 def _followed(to: str, given: Path) -> Path:
     """Where a path leads. Renamed into place, a file would take the place of a device, a pipe or a
     link; /dev/stdout may lead to a file that has no name any more."""
-    target = Path(os.path.realpath(given))
-    there = given.exists()
-    same = there and target.exists() and given.samefile(target)
-    if (there and not (same and given.is_file())) or target.is_symlink():
-        raise StorageError(to, expected="a file to write", found="something else there")
+    try:
+        target = Path(os.path.realpath(given))
+        there = given.exists()
+        same = there and target.exists() and given.samefile(target)
+        if (there and not (same and given.is_file())) or target.is_symlink():
+            raise StorageError(to, expected="a file to write", found="something else there")
+    except OSError as error:  # a name too long, a folder that may not be entered
+        found = error.strerror or str(error)
+        raise StorageError(to, expected="a file to write", found=found) from error
     return target
 
 

@@ -167,3 +167,10 @@ def test_one_condition_is_taken(here):
     assert refusal(words).startswith(expected)
     delete = ["index", "delete", "c", "--where", "width > 1", "--where", "width < 9"]
     assert refusal(delete).startswith(expected)
+
+
+def test_a_bad_name_is_named_where_it_was_given(here):
+    message = refusal(["search", "c", "--image", "", "--receipt", "r.json"])
+    assert message.startswith("--image: ''") and "expected a path or a URL" in message
+    with pytest.raises(StorageError, match="expected a file to write, found File name too long"):
+        file_to_write("a" * 300 + ".json")

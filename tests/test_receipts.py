@@ -213,18 +213,19 @@ def test_a_receipt_of_a_refreshed_searcher_is_replayed_the_same(tmp_path):
     xq = unit_rows(np.random.default_rng(3), 600, 16)
     fresh, queries = open_collection(path), [Query(vector=one, k=1) for one in xq]
     apart = searcher.search_vectors(xq, 1)[1] != fresh.search_vectors(xq, 1)[1]
-    assert apart.any()
+    some = np.flatnonzero(apart)[:3].tolist()
+    assert some
     made_by = Recorder(searcher)
-    answers = made_by.search([queries[n] for n in np.flatnonzero(apart)[:3]] + queries[:3])
+    answers = made_by.search([queries[n] for n in some] + queries[:3])
     made_by.write(str(to))
     found = replay(str(to), encode=False)
     assert found.same and found.changes == []
     assert found.lines == [json.dumps(json.loads(line)) for line in lines_of(answers)]
     # The searcher itself goes on, and has the queries for its audits.
-    assert searcher.audits.recent.seen == 606
+    assert searcher.audits.recent.seen == 603 + len(some)
     delete_from_index(path, lambda _: ByKey(["s2/000000"]), settings=plan)
     assert searcher.refresh()
-    assert lines_of(made_by.search(queries[:1])) == lines_of(answers[3:4])
+    assert lines_of(made_by.search(queries[:1])) == lines_of(answers[len(some) : len(some) + 1])
 
 
 def test_a_changed_encoder_is_said_beside_the_same_answers(made, tmp_path, monkeypatch, capsys):

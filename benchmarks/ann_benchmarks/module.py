@@ -65,8 +65,7 @@ class Chiasm(BaseANN):
 
 
 def _unit(rows):
-    """A row of zeros, which has no direction, becomes one of equal numbers, as in other modules of
-    ann-benchmarks."""
+    """A row of zeros, which has no direction, becomes one of equal numbers."""
     rows = np.asarray(rows, np.float32)
     rows = np.where(rows.any(axis=1, keepdims=True), rows, np.float32(1))
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)

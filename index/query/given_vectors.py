@@ -23,6 +23,7 @@ def require_answer(queries: int, k: int, rows: int) -> None:
             "k",
             expected=f"at most {most:,} for {queries:,} queries of {rows:,} rows",
             found=f"{k:,}",
+            do="take a smaller k, or fewer queries at once",
         )
 
 

@@ -12,7 +12,7 @@ from chiasm.index.query import check_share
 from chiasm.index.query_files import with_place
 from chiasm.index.sheet import sheet_format
 from chiasm.pipeline.errors import ChiasmError, UsageError
-from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.storage import Folder, canonical_url
 
 STREAMS = {"stdin": 0, "stdout": 1}
 
@@ -36,6 +36,11 @@ def check_output(output: Output, collection: str, pictures: Sequence[str]) -> No
         check_share(output.audit)
     if output.sheet is not None:
         sheet_format(output.sheet)
+    for picture in pictures:
+        try:
+            canonical_url(picture, allow_query=True)
+        except ChiasmError as error:
+            raise with_place("--image", error) from error
     taken = {f"--image {picture}": picture for picture in pictures}
     for option, to in (("--sheet", output.sheet), ("--receipt", output.receipt)):
         if to is not None:
