@@ -23,7 +23,7 @@ from chiasm.index.build.calibrations import store_calibrations
 from chiasm.index.build.columns import TunedColumns
 from chiasm.index.build.covered import CoveredShards, ShardReplaced, vector_counts
 from chiasm.index.build.fill import Filled, SegmentTask, fill_segment
-from chiasm.index.build.report import Report, Tried
+from chiasm.index.build.report import Report
 from chiasm.index.build.resume import COMMAND, Earlier, recipe_of
 from chiasm.index.build.sampled_rows import all_replaced
 from chiasm.index.build.samples import query_lines
@@ -198,9 +198,8 @@ class Build:
             plans[column] = tuned.plan
             if tuned.trained is not None:
                 if tuned.sets is not None:
-                    tried = Tried(tuned.candidates, tuned.small_vectors, tuned.seconds)
                     name = report_file(self.run.id, column)  # `fit` puts the report there
-                    self.folder.write_whole(name, tried.to_json(), self.run.id)
+                    self.folder.write_whole(name, tuned.tried.to_json(), self.run.id)
                 self.store(column, tuned.trained.to_bytes())
             self.progress(f"tune {column}", rows, rows)
         return plans
@@ -242,7 +241,7 @@ class Build:
             unmeasured=[
                 column
                 for column, plan in manifest.columns.items()
-                if plan.vectors == "int8" and not self.columns.tuned[column].small_vectors
+                if plan.vectors == "int8" and not self.columns.tuned[column].tried.small_vectors
             ],
         )
 

@@ -72,7 +72,7 @@ class TunedColumns:
         view = CollectionView(self.covered, column, rows, lambda: self.encoder, queries)
         if taken is None:
             self.tuned[column] = tune_column(view, self.settings)
-            if self.tuned[column].candidates:  # indexes were searched
+            if self.tuned[column].tried.candidates:  # indexes were searched
                 release_memory()
             if self.tuned[column].plan.exact and self.settings.dims:
                 raise _no_lists(
@@ -83,10 +83,7 @@ class TunedColumns:
         else:
             trained, tried = taken
             sets = view.query_sets() if self.settings.tune else None
-            self.tuned[column] = TunedColumn(
-                *(trained.plan, trained, sets),
-                *(tried.candidates, tried.small_vectors, tried.seconds),
-            )
+            self.tuned[column] = TunedColumn(trained.plan, trained, sets, tried)
         return self.tuned[column]
 
     def fit(self, manifest: Manifest, seconds: Mapping[str, float]) -> None:
@@ -100,7 +97,7 @@ class TunedColumns:
         for column, tuned in self.tuned.items():
             trained = generation.trained(column)
             index = ColumnIndex(generation.segments, column, tuned.plan, trained)
-            build_seconds = spent + tuned.seconds.get("train", 0.0)
+            build_seconds = spent + tuned.tried.seconds.get("train", 0.0)
             try:
                 self.tuned[column] = fit_column(tuned, index, self.settings, build_seconds, folder)
             except SegmentGone as error:  # a shard without copies was embedded anew meanwhile

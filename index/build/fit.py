@@ -74,7 +74,7 @@ def fit_column(
         plan = fitted.plan()
         report = _report(tuned, replace(index, plan=plan), cases, settings, build_seconds)
         release_vectors(index)
-    seconds = tuned.seconds | {
+    seconds = tuned.tried.seconds | {
         "exact answers": round(exact_done - began, 2),
         "fit": round(time.perf_counter() - exact_done, 2),
     }
@@ -264,9 +264,9 @@ def _report(
         queries=counts,
         promise={kind: round(value, 4) for kind, value in promise.items()},
         measured=measured,
-        candidates=tuned.candidates,
+        candidates=tuned.tried.candidates,
         curve=tuple(_curve(index, report[tuned.sets.kind], at)),
-        small_vectors=tuned.small_vectors,
+        small_vectors=tuned.tried.small_vectors,
     )
 
 

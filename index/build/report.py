@@ -56,6 +56,10 @@ class SmallVectors:
     recall: dict[int, float]
 
 
+def _json(record: Tried | Report) -> bytes:
+    return json.dumps(asdict(record), ensure_ascii=False, indent=1).encode() + b"\n"
+
+
 @dataclass(frozen=True)
 class Tried:
     """What was measured when a plan was chosen, as a build keeps it until it has the report, whose
@@ -67,7 +71,7 @@ class Tried:
     schema: int = 1
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self), ensure_ascii=False, indent=1).encode() + b"\n"
+        return _json(self)
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Tried:
@@ -106,7 +110,7 @@ class Report:
     schema: int = 1
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self), ensure_ascii=False, indent=1).encode() + b"\n"
+        return _json(self)
 
     @classmethod
     def from_json(cls, data: bytes, where: str, do: str) -> Report:

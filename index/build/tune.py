@@ -21,7 +21,7 @@ import numpy as np
 
 from chiasm.index.build.memory import release_free
 from chiasm.index.build.promise import promised_recall
-from chiasm.index.build.report import Measured, Report, SmallVectors
+from chiasm.index.build.report import Report, Tried
 from chiasm.index.build.samples import ColumnView, QuerySets
 from chiasm.index.build.train import STARTED, train
 from chiasm.index.build.trials import Trial, Trials, plan_bytes
@@ -53,15 +53,13 @@ CODES = ("SQ8", "RaBitQ4", "RaBitQ2", "RaBitQ1")  # from the fastest to the smal
 @dataclass(frozen=True)
 class TunedColumn:
     """A column's plan and what its segments share, None where it is exact. sets: the queries that
-    it was tuned with, None where nothing was measured; then there is no report either. candidates,
-    small_vectors, seconds: for the report."""
+    it was tuned with, None where nothing was measured; then there is no report either.
+    tried: for the report."""
 
     plan: Plan
     trained: Trained | None = None
     sets: QuerySets | None = None
-    candidates: tuple[Measured, ...] = ()
-    small_vectors: tuple[SmallVectors, ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
+    tried: Tried = field(default_factory=Tried)
     report: Report | None = None
 
 
@@ -83,7 +81,7 @@ def tune_column(view: ColumnView, settings: IndexSettings) -> TunedColumn:
     clock = time.perf_counter()
     if _proves_too_little(view, sets, settings):
         seconds = {"queries": round(clock - began, 2)}
-        return TunedColumn(Plan(vectors=plan.vectors), sets=sets, seconds=seconds)
+        return TunedColumn(Plan(vectors=plan.vectors), sets=sets, tried=Tried(seconds=seconds))
     wanted = max(SAMPLE_ROWS, int(plan.lists * LISTS[-1]) * TRAIN_PER_LIST)
     sample = view.sample(min(view.rows, wanted, _most_rows(view, settings)))
     release_free()
@@ -99,13 +97,15 @@ def tune_column(view: ColumnView, settings: IndexSettings) -> TunedColumn:
         plan,
         trained,
         sets,
-        tuple(trial.measured for trial in trials.tried),
-        tuple(small),
-        {
-            "queries": round(clock - began, 2),
-            "trials": round(tried - clock, 2),
-            "train": round(time.perf_counter() - tried, 2),
-        },
+        Tried(
+            tuple(trial.measured for trial in trials.tried),
+            tuple(small),
+            {
+                "queries": round(clock - began, 2),
+                "trials": round(tried - clock, 2),
+                "train": round(time.perf_counter() - tried, 2),
+            },
+        ),
     )
 
 
