@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import binary_cross_entropy, normalize
 
 from chiasm.pipeline.model.config import FusionConfig
-from chiasm.pipeline.model.fusion import FUSIONS, Fusion, Modality, multimodal_fusion
+from chiasm.pipeline.model.fusion import FUSIONS, Fusion, Modality
 from chiasm.pipeline.model.losses import matching_loss
 from chiasm.pipeline.model.matching import Matching, hard_negatives
 from chiasm.pipeline.training.pocket.objective import wrong_pairs
@@ -42,7 +42,7 @@ def pairs():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_shapes_and_unit_joint_vectors(name):
-    fused = multimodal_fusion(*pairs(), fusion(name))
+    fused = fusion(name)(list(pairs()))
     tokens = CONFIG.slots if name in ("add", "gated") else 13
     assert fused.tokens.shape == (4, tokens, 16) and fused.mask.shape == (4, tokens)
     assert fused.joint.dtype == torch.float32
@@ -52,10 +52,10 @@ def test_shapes_and_unit_joint_vectors(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_begins_as_the_mean(name):
     text, image = pairs()
-    begun = multimodal_fusion(text, image, fusion(name, trained=False))
+    begun = fusion(name, trained=False)([text, image])
     mean = normalize(text.vector + image.vector, dim=-1)
     torch.testing.assert_close(begun.joint, mean)
-    learned = multimodal_fusion(text, image, fusion(name))
+    learned = fusion(name)([text, image])
     assert (learned.joint - mean).abs().max() > 0.01
 
 
@@ -63,12 +63,12 @@ def test_it_begins_as_the_mean(name):
 def test_a_row_that_lacks_a_modality_is_what_it_has(name):
     text, image = pairs()
     there = torch.tensor([True, False, True, False])
-    mixed = multimodal_fusion(text.where(there), image, fusion(name))
-    both = multimodal_fusion(text, image, fusion(name))
-    alone = multimodal_fusion(None, image, fusion(name))
+    mixed = fusion(name)([text.where(there), image])
+    both = fusion(name)([text, image])
+    alone = fusion(name)([None, image])
     torch.testing.assert_close(mixed.joint[there], both.joint[there])
     torch.testing.assert_close(mixed.joint[~there], alone.joint[~there])
-    begun = multimodal_fusion(text.where(there), image, fusion(name, trained=False))
+    begun = fusion(name, trained=False)([text.where(there), image])
     torch.testing.assert_close(begun.joint[~there], image.vector[~there])
 
 
@@ -78,8 +78,8 @@ def test_what_a_lacking_modality_holds_says_nothing(name):
     none = torch.zeros(4, dtype=torch.bool)
     other = Modality(text.tokens + 3, text.mask, -text.vector)
     learned = fusion(name)
-    one = multimodal_fusion(text.where(none), image, learned)
-    two = multimodal_fusion(other.where(none), image, learned)
+    one = learned([text.where(none), image])
+    two = learned([other.where(none), image])
     torch.testing.assert_close(one.joint, two.joint)
     match = Matching(16).eval()
     torch.testing.assert_close(match(one).logit, match(two).logit)
@@ -89,14 +89,14 @@ def test_what_a_lacking_modality_holds_says_nothing(name):
 def test_padding_and_company_say_nothing(name):
     text, image = pairs()
     learned, match = fusion(name), Matching(16).eval()
-    whole = multimodal_fusion(text, image, learned)
+    whole = learned([text, image])
     for row, length in enumerate(text.mask.sum(1).tolist()):
         alone = Modality(
             text.tokens[row : row + 1, :length],
             text.mask[row : row + 1, :length],
             text.vector[row : row + 1],
         )
-        one = multimodal_fusion(alone, image.take(torch.tensor([row])), learned)
+        one = learned([alone, image.take(torch.tensor([row]))])
         torch.testing.assert_close(one.joint[0], whole.joint[row])
         torch.testing.assert_close(match(one).logit[0], match(whole).logit[row])
 
@@ -120,7 +120,7 @@ def test_a_third_modality_is_one_more_of_the_list(name):
 def test_every_weight_learns_from_a_joint_vector_and_a_match(name):
     text, image = pairs()
     learned, match = fusion(name).train(), Matching(16)
-    fused = multimodal_fusion(text, image, learned)
+    fused = learned([text, image])
     (fused.joint[:, 0].sum() + match(fused).logit.sum()).backward()
     still = [
         name
@@ -143,7 +143,7 @@ def test_no_gradient_is_nan_where_modalities_lack(name):
 
 def test_one_conflict_sinks_a_match_and_is_told():
     match = Matching(16).eval()
-    fused = multimodal_fusion(*pairs(), fusion("concat"))
+    fused = fusion("concat")(list(pairs()))
     found = match(fused)
     assert (found.conflict.isinf() == ~fused.mask).all()
     expected = match.bias - torch.stack(
@@ -159,7 +159,7 @@ def test_one_conflict_sinks_a_match_and_is_told():
 
 def test_fusion_of_nothing_is_refused():
     with pytest.raises(ValueError, match="no modality"):
-        multimodal_fusion(None, None, fusion("concat"))
+        fusion("concat")([None, None])
 
 
 @given(seed=st.integers(0, 2**31), size=st.integers(1, 8), share=st.floats(0, 1))

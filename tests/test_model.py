@@ -122,6 +122,29 @@ def test_attention_is_that_of_torch_with_the_same_weights(masked):
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_row_that_attends_nowhere_is_zero_on_every_route(precision):
+    torch.manual_seed(3)
+    q, k = torch.randn(2, 3, 8, dtype=precision), torch.randn(2, 5, 8, dtype=precision)
+    mask = torch.ones(2, 1, 1, 5, dtype=torch.bool)
+    mask[1] = False
+    output, weights = multi_head_attention(q, k, k, 2, mask, return_weights=True)
+    trained = q.clone().requires_grad_()
+    routes = [output, multi_head_attention(q, k, k, 2, mask)]
+    routes.append(multi_head_attention(trained, k, k, 2, mask))
+    for route in routes:
+        assert not route[1].any() and route[0].any()
+    assert not weights[1].any() and weights[0].any()
+    routes[-1].sum().backward()
+    assert trained.grad is not None and trained.grad.isfinite().all()
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    x = torch.randn(1, 2, 8)
+    with pytest.raises(ValueError, match="num_heads 3: expected a divisor of the width, found 8"):
+        multi_head_attention(x, x, x, 3)
+
+
 def test_one_module_attends_to_itself_and_to_others():
     torch.manual_seed(1)
     module, x, context = Attention(8, 2), torch.randn(2, 3, 8), torch.randn(2, 5, 8)

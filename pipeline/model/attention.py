@@ -18,36 +18,44 @@ from torch.nn import functional
 
 @overload
 def multi_head_attention(
-    q: Tensor, k: Tensor, v: Tensor, num_heads: int, mask: Tensor | None = None,
+    Q: Tensor, K: Tensor, V: Tensor, num_heads: int, mask: Tensor | None = None,
     return_weights: Literal[False] = False,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def multi_head_attention(
-    q: Tensor, k: Tensor, v: Tensor, num_heads: int, mask: Tensor | None = None,
+    Q: Tensor, K: Tensor, V: Tensor, num_heads: int, mask: Tensor | None = None,
     *, return_weights: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 def multi_head_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    Q: Tensor,
+    K: Tensor,
+    V: Tensor,
     num_heads: int,
     mask: Tensor | None = None,
     return_weights: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Attention of q over k and v, the width D being cut into `num_heads` heads of d = D / H.
+    """Attention of Q over K and V, the width D being cut into `num_heads` heads of d = D / H.
 
-    q (B, T, D), k and v (B, S, D) -> (B, T, D), and the weights (B, H, T, S) where asked for, rows
-    summing to 1. mask: bool, True where q attends, of a shape that broadcasts to (B, H, T, S):
-    padding (B, S) is given as (B, 1, 1, S). The output of a row that is all False is undefined.
+    Q (B, T, D), K and V (B, S, D) -> (B, T, D), and the weights (B, H, T, S) where asked for. mask:
+    bool, True where Q attends, of a shape that broadcasts to (B, H, T, S): padding (B, S) is given
+    as (B, 1, 1, S). Weights of a row sum to 1; a row that attends nowhere has weights and output 0.
+    ValueError where D is no multiple of `num_heads`.
     """
-    query, key, value = (_split(x, num_heads) for x in (q, k, v))  # (B, H, T or S, d)
+    if num_heads < 1 or Q.shape[-1] % num_heads:
+        raise ValueError(
+            f"num_heads {num_heads}: expected a divisor of the width, found {Q.shape[-1]}"
+        )
+    query, key, value = (_split(x, num_heads) for x in (Q, K, V))  # (B, H, T or S, d)
     if not return_weights and not _slow_when_fused(query):
         heads = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return _join(heads)
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (B, H, T, S)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    weights = scores.softmax(dim=-1)
+    if mask is None:
+        weights = scores.softmax(dim=-1)
+    else:
+        # The lowest number, not -inf: the softmax of a row of -inf is NaN, and so is its gradient.
+        weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=-1)
+        weights = weights.masked_fill(~mask, 0)
     heads = _join(weights @ value)
     return (heads, weights) if return_weights else heads
 
@@ -69,6 +77,10 @@ def _join(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values (B, S, D) of a context, projected."""
+
+
 class Attention(nn.Module):
     """Projections around `multi_head_attention`: of x over itself, or over a context."""
 
@@ -79,9 +91,17 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
 
+    def keys_values(self, context: Tensor) -> KeysValues:
+        """context (B, S, D) -> what `attend` reads of it, which many x can share."""
+        key, value = self.key_value(context).chunk(2, dim=-1)
+        return key, value
+
+    def attend(self, x: Tensor, context: KeysValues, mask: Tensor | None = None) -> Tensor:
+        """x (B, T, D) over keys and values (B, S, D), mask as above -> (B, T, D)."""
+        return self.out(multi_head_attention(self.query(x), *context, self.heads, mask))
+
     def forward(
         self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """x (B, T, D), context (B, S, D), None for x itself, mask as above -> (B, T, D)."""
-        key, value = self.key_value(x if context is None else context).chunk(2, dim=-1)  # (B, S, D)
-        return self.out(multi_head_attention(self.query(x), key, value, self.heads, mask))
+        return self.attend(x, self.keys_values(x if context is None else context), mask)

@@ -6,11 +6,14 @@ a long warm-up, at the price of one more norm at the end of a tower.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from chiasm.pipeline.model.attention import Attention
 
 EXPANSION = 4  # of the width inside the MLP: the usual one
+# Of the tied query and key projections at the start: without it attention is near uniform.
+QUERY_KEY_GAIN = 1.5
 
 
 class Mlp(nn.Sequential):
@@ -37,4 +40,35 @@ class Block(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (B, T, D), mask as in `multi_head_attention` -> (B, T, D)."""
         x = x + self.attention(self.attention_norm(x), mask=mask)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class CrossBlock(nn.Module):
+    """x + self attention, + attention to a context, + an MLP, each of a norm of x: pre-norm."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.cross_norm = nn.LayerNorm(width)
+        self.context_norm = nn.LayerNorm(width)
+        self.cross = Attention(width, heads)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = Mlp(width)
+
+    def tie_query_and_key(self) -> None:
+        """Copy the query projection to the key projection: attention starts by similarity, which
+        helps where the modalities' tokens are aligned (`losses.late_interaction`)."""
+        width = len(self.cross.query.weight)
+        with torch.no_grad():
+            self.cross.query.weight.mul_(QUERY_KEY_GAIN)
+            self.cross.key_value.weight[:width].copy_(self.cross.query.weight)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, context: Tensor, context_mask: Tensor | None
+    ) -> Tensor:
+        """x (B, T, D), context (B, S, D), masks of shapes that broadcast to (B, H, T, T) and
+        (B, H, T, S) -> (B, T, D)."""
+        x = x + self.attention(self.attention_norm(x), mask=mask)
+        x = x + self.cross(self.cross_norm(x), self.context_norm(context), context_mask)
         return x + self.mlp(self.mlp_norm(x))

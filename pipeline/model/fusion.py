@@ -33,13 +33,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from chiasm.pipeline.model.attention import Attention
-from chiasm.pipeline.model.blocks import Block, Mlp
+from chiasm.pipeline.model.blocks import Block, CrossBlock
 from chiasm.pipeline.model.config import FusionConfig
 from chiasm.pipeline.model.pooling import Pool
-
-QUERY_KEY_GAIN = (
-    1.5  # of the tied query and key projections at the start: without it attention is near uniform
-)
 
 
 @dataclass(frozen=True)
@@ -84,15 +80,6 @@ class Fused:
     tokens: Tensor
     mask: Tensor
     joint: Tensor
-
-
-def multimodal_fusion(text: Modality | None, image: Modality | None, fusion: Fusion) -> Fused:
-    """A text, an image, or both, fused by a learned `Fusion`.
-
-    text (B, T, D_0), image (B, N, D_1) -> tokens (B, T + N or K, D), joint (B, E). ValueError
-    where both are None.
-    """
-    return fusion([text, image])
 
 
 class Fusion(nn.Module):
@@ -255,43 +242,15 @@ class CrossAttention(nn.Module):
         # Always unmasked: what a sequence attends to where the row has no other modality.
         null_token = self.null_token.expand(len(parts[0]), -1, -1)
         always = torch.ones_like(masks[0][:, :1])
+        own = [_unmask_empty_rows(mask)[:, None, None] for mask in masks]
         for block in self.blocks:
             new = []
-            for i, (part, mask) in enumerate(zip(parts, masks, strict=True)):
+            for i, part in enumerate(parts):
                 others = [null_token, *itertools.chain(parts[:i], parts[i + 1 :])]
                 theirs = torch.cat([always, *itertools.chain(masks[:i], masks[i + 1 :])], dim=1)
-                new.append(block(part, _unmask_empty_rows(mask), torch.cat(others, dim=1), theirs))
+                new.append(block(part, own[i], torch.cat(others, dim=1), theirs[:, None, None]))
             parts = new
         return parts, masks
-
-
-class CrossBlock(nn.Module):
-    """x + self attention, + attention to a context, + an MLP, each of a norm of x: pre-norm."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
-        self.cross_norm = nn.LayerNorm(width)
-        self.context_norm = nn.LayerNorm(width)
-        self.cross = Attention(width, heads)
-        self.mlp_norm = nn.LayerNorm(width)
-        self.mlp = Mlp(width)
-
-    def tie_query_and_key(self) -> None:
-        """Copy the query projection to the key projection: attention starts by similarity, which
-        helps where the modalities' tokens are aligned (`losses.late_interaction`)."""
-        width = len(self.cross.query.weight)
-        with torch.no_grad():
-            self.cross.query.weight.mul_(QUERY_KEY_GAIN)
-            self.cross.key_value.weight[:width].copy_(self.cross.query.weight)
-
-    def forward(self, x: Tensor, mask: Tensor, context: Tensor, context_mask: Tensor) -> Tensor:
-        """x (B, T, D), mask (B, T), context (B, S, D), its mask (B, S) -> (B, T, D)."""
-        x = x + self.attention(self.attention_norm(x), mask=mask[:, None, None, :])
-        attended = context_mask[:, None, None, :]
-        x = x + self.cross(self.cross_norm(x), self.context_norm(context), attended)
-        return x + self.mlp(self.mlp_norm(x))
 
 
 FUSIONS = {

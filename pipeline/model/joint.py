@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from chiasm.pipeline.model.config import ModelConfig
-from chiasm.pipeline.model.fusion import Fused, Fusion, Modality, multimodal_fusion
+from chiasm.pipeline.model.fusion import Fused, Fusion, Modality
 from chiasm.pipeline.model.matching import Match, Matching
 from chiasm.pipeline.model.towers import PAD, DualEncoder, initialise
 
@@ -42,9 +42,9 @@ class JointNetwork(DualEncoder):
         return Modality(tokens, ids != PAD, vector)
 
     def fuse(self, text: Modality | None, image: Modality | None) -> Fused:
-        """`multimodal_fusion` by the learned fusion; needs `config.fusion`."""
+        """Both, or what there is of them, fused; needs `config.fusion`."""
         assert self.fusion is not None, "a model of two towers alone"
-        return multimodal_fusion(text, image, self.fusion)
+        return self.fusion([text, image])
 
     def match(self, text: Modality, image: Modality) -> Match:
         """Row by row, does text i describe picture i? Needs `config.fusion`."""
