@@ -29,7 +29,12 @@ LAZY_IMPORTS = {
     "jobs/filter_shards.py": {"chiasm.jobs.cluster"},
     "pipeline/__init__.py": {"chiasm.pipeline"},
     "pipeline/encoders/registry.py": {"chiasm.pipeline.encoders"},
-    "pipeline/model/__init__.py": {"chiasm.pipeline.model.sentence_module"},
+    "pipeline/model/__init__.py": {
+        "chiasm.pipeline.model",
+        "chiasm.pipeline.model.attention",
+        "chiasm.pipeline.model.plain_tensors",
+        "chiasm.pipeline.model.sentence_module",
+    },
     "pipeline/storage/schemes.py": {
         "chiasm.pipeline.storage.fsspec_store",
         "chiasm.pipeline.storage.http",

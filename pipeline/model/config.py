@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from chiasm.pipeline.model.tasks import PREFIXES
+
 STRIDE = 12  # pixels between patches
 
 
@@ -52,19 +54,41 @@ class FusionConfig:
 
 
 @dataclass(frozen=True)
+class DecoderConfig:
+    """The joint decoder. context: longest target in tokens, its prefix included; prefixes: the
+    first tokens of what it can do, see `tasks`.
+    """
+
+    width: int = 192
+    depth: int = 3
+    heads: int = 3
+    context: int = 96
+    prefixes: tuple[str, ...] = PREFIXES
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Two towers into one space of E = `dim` dimensions, and what joins them; `fusion` None: two
-    towers alone, whose joint vector is the mean.
+    towers alone, whose joint vector is the mean; `decoder` None: nothing that writes.
     """
 
     image: ImageConfig = field(default_factory=ImageConfig)
     text: TextConfig = field(default_factory=TextConfig)
     dim: int = 256
     fusion: FusionConfig | None = field(default_factory=FusionConfig)
+    decoder: DecoderConfig | None = None
+
+    @property
+    def codes(self) -> int:
+        """C, codes of pictures that the decoder can write."""
+        return 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by field name; `checkpoint` gives them the names they have in files."""
-        return asdict(self)
+        fields = asdict(self)
+        if self.decoder is None:  # folders that were written before decoders have no such key
+            del fields["decoder"]
+        return fields
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
@@ -72,10 +96,14 @@ class ModelConfig:
         plain = dict(fields)
         image, text, fusion = dict(plain.pop("image")), plain.pop("text"), plain.pop("fusion", None)
         image["stem"] = tuple(image["stem"])
+        decoder = plain.pop("decoder", None)
+        if decoder:
+            decoder = decoder | {"prefixes": tuple(decoder["prefixes"])}
         return cls(
             image=ImageConfig(**image),
             text=TextConfig(**text),
             dim=plain.pop("dim"),
             fusion=FusionConfig(**fusion) if fusion else None,
+            decoder=DecoderConfig(**decoder) if decoder else None,
             **plain,
         )

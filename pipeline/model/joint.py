@@ -1,4 +1,5 @@
-"""The joint model: two towers, a fusion of their tokens, and matching on what is fused."""
+"""The joint model: two towers, a fusion of their tokens, matching on what is fused, and a decoder
+of both."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import torch
 from torch import Tensor
 
 from chiasm.pipeline.model.config import ModelConfig
+from chiasm.pipeline.model.decoder import Decoder
 from chiasm.pipeline.model.fusion import Fused, Fusion, Modality
 from chiasm.pipeline.model.matching import Match, Matching
 from chiasm.pipeline.model.towers import PAD, DualEncoder, initialise
@@ -14,7 +16,8 @@ from chiasm.pipeline.model.towers import PAD, DualEncoder, initialise
 class JointNetwork(DualEncoder):
     """Pictures and texts -> unit vectors; pairs of them -> joint vectors and matches.
 
-    Without `config.fusion` it is a `DualEncoder` and no more. `fusion` takes [text, image].
+    Without `config.fusion` and `config.decoder` it is a `DualEncoder` and no more. `fusion` takes
+    [text, image].
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -29,6 +32,13 @@ class JointNetwork(DualEncoder):
                 self.matching = Matching(config.fusion.width)
                 self.fusion.reset_parameters()
                 self.matching.apply(initialise)
+        self.decoder: Decoder | None = None
+        if config.decoder is not None:
+            with torch.random.fork_rng(devices=[]):
+                widths = (config.text.width, config.image.width)
+                vocabulary, patches = config.text.vocabulary, config.image.patches
+                self.decoder = Decoder(config.decoder, widths, vocabulary, config.codes, patches)
+                self.decoder.reset_parameters()
 
     def image_modality(self, pixels: Tensor) -> Modality:
         """pixels uint8 (B, 3, S, S) -> N tokens each, none masked."""

@@ -1,0 +1,208 @@
+"""The joint decoder: tokens so far, a text and a picture -> the next token.
+
+Each block attends to the tokens so far (causal), to the tokens of the source text, and to those of
+the picture (Vaswani et al., Attention Is All You Need, 2017, with two encoders in place of one).
+What a row lacks, a text or a picture, it attends nowhere in, which adds nothing but a bias.
+
+Keys and values of a block's contexts are made once: for all tokens that are generated, and for all
+questions about one picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from chiasm.pipeline.model.attention import Attention, KeysValues
+from chiasm.pipeline.model.blocks import CrossBlock
+from chiasm.pipeline.model.config import DecoderConfig
+from chiasm.pipeline.model.fusion import Modality
+from chiasm.pipeline.model.tasks import Head, TargetIds
+
+# Of the rows and columns that are added to patches: a third of their own size. Smaller, and a
+# decoder learns late where a patch lies.
+GRID_SIZE = 0.5
+
+
+@dataclass(frozen=True)
+class BlockState:
+    """What one block attends to: keys and values (B, S, D) of the source text, (B, N, D) of the
+    picture, and (B, L, D) of the tokens so far, None before the first."""
+
+    text: KeysValues
+    image: KeysValues
+    past: KeysValues | None = None
+
+    @property
+    def length(self) -> int:
+        """L, tokens so far."""
+        return 0 if self.past is None else self.past[0].shape[1]
+
+    def take(self, rows: Tensor) -> BlockState:
+        """Rows (B',) int64, in their order."""
+        past = None if self.past is None else _take(self.past, rows)
+        return BlockState(_take(self.text, rows), _take(self.image, rows), past)
+
+
+@dataclass(frozen=True)
+class DecoderState:
+    """What a decoder remembers of B rows: a `BlockState` a block; masks (B, 1, 1, S) and
+    (B, 1, 1, N), True where there is a token of the text and of the picture."""
+
+    blocks: tuple[BlockState, ...]
+    text_mask: Tensor
+    image_mask: Tensor
+
+    @property
+    def length(self) -> int:
+        """L, tokens so far."""
+        return self.blocks[0].length
+
+    def take(self, rows: Tensor) -> DecoderState:
+        """Rows (B',) int64, in their order, each as often as it is named."""
+        blocks = tuple(block.take(rows) for block in self.blocks)
+        return DecoderState(blocks, self.text_mask[rows], self.image_mask[rows])
+
+
+class DecoderBlock(CrossBlock):
+    """Causal self attention, attention to the source text (`cross`), attention to the picture, and
+    an MLP, around one residual stream."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.image_norm = nn.LayerNorm(width)
+        self.image_context_norm = nn.LayerNorm(width)
+        self.image_cross = Attention(width, heads)
+
+    def contexts(self, text: Tensor, image: Tensor) -> BlockState:
+        """text (B, S, D), image (B', N, D) -> their keys and values."""
+        return BlockState(
+            self.cross.keys_values(self.context_norm(text)),
+            self.image_cross.keys_values(self.image_context_norm(image)),
+        )
+
+    def decode(
+        self, x: Tensor, mask: Tensor, state: BlockState, text_mask: Tensor, image_mask: Tensor
+    ) -> tuple[Tensor, BlockState]:
+        """x (B, T, D), the tokens after the L of the state; mask (T, L + T) bool; the other masks
+        as in `DecoderState` -> (B, T, D) and the state after them."""
+        normed = self.attention_norm(x)
+        past = self.attention.keys_values(normed)
+        if state.past is not None:
+            joined = (torch.cat(pair, dim=1) for pair in zip(state.past, past, strict=True))
+            past = (next(joined), next(joined))
+        x = x + self.attention.attend(normed, past, mask)
+        x = x + self.cross.attend(self.cross_norm(x), state.text, text_mask)
+        x = x + self.image_cross.attend(self.image_norm(x), state.image, image_mask)
+        return x + self.mlp(self.mlp_norm(x)), BlockState(state.text, state.image, past)
+
+
+class Decoder(nn.Module):
+    """Target ids, a text and a picture -> logits of the next id.
+
+    widths: of the tokens of text and picture; text_ids, codes: V and C of `TargetIds`; patches: N.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        widths: tuple[int, int],
+        text_ids: int,
+        codes: int,
+        patches: int,
+    ) -> None:
+        super().__init__()
+        width, side = config.width, isqrt(patches)
+        self.config = config
+        self.ids = TargetIds(text_ids, config.prefixes, codes)
+        self.embedding = nn.Embedding(len(self.ids), width)
+        self.position = nn.Parameter(torch.randn(1, config.context, width) * 0.02)
+        self.input_projections = nn.ModuleList(nn.Linear(item, width) for item in widths)
+        rows, columns = torch.randn(2, side, width) * GRID_SIZE
+        grid = rows[:, None] + columns[None]
+        self.patch_position = nn.Parameter(grid.reshape(1, side * side, width))
+        self.blocks = nn.ModuleList(DecoderBlock(width, config.heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width)
+
+    def reset_parameters(self) -> None:
+        """Initial weights: matrices as in Glorot and Bengio (2010), embeddings of deviation 0.02,
+        which the logits share."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+
+    def start(self, text: Modality | None, image: Modality | None) -> DecoderState:
+        """Tokens of B texts and of B pictures, None where no row has them -> the state before the
+        first target token. ValueError where both are None.
+
+        Of one picture's many questions: `start` with each picture once and no text, `take` its
+        rows, and `with_text`.
+        """
+        some = text if image is None else image
+        if some is None:
+            raise ValueError("expected a text, a picture or both, found neither")
+        words, text_mask = self._words(text, some)
+        patches, image_mask = self._patches(image, some)
+        blocks = tuple(block.contexts(words, patches) for block in self._blocks())
+        return DecoderState(blocks, text_mask, image_mask)
+
+    def with_text(self, state: DecoderState, text: Modality) -> DecoderState:
+        """The same rows and pictures with other texts, (B, S, D_0), before the first token."""
+        words, mask = self._words(text, text)
+        blocks = tuple(
+            BlockState(block.cross.keys_values(block.context_norm(words)), old.image)
+            for block, old in zip(self._blocks(), state.blocks, strict=True)
+        )
+        return DecoderState(blocks, mask, state.image_mask)
+
+    def forward(self, ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        """ids int64 (B, T), the T target tokens after the L of the state -> what is read of each
+        (B, T, D), and the state after them. ValueError past the context of the config."""
+        length, more = state.length, ids.shape[1]
+        if length + more > self.config.context:
+            raise ValueError(
+                f"target of {length + more} tokens: expected at most {self.config.context}"
+            )
+        x = self.embedding(ids) + self.position[:, length : length + more]
+        mask = torch.ones(more, length + more, dtype=torch.bool, device=ids.device).tril(length)
+        states = []
+        for block, old in zip(self._blocks(), state.blocks, strict=True):
+            x, new = block.decode(x, mask, old, state.text_mask, state.image_mask)
+            states.append(new)
+        return self.norm(x), DecoderState(tuple(states), state.text_mask, state.image_mask)
+
+    def logits(self, hidden: Tensor, head: Head) -> Tensor:
+        """hidden (..., D) -> logits (..., V) of text ids or (..., C) of codes; the weights are the
+        embedding's (Press and Wolf, Using the Output Embedding, 2017)."""
+        first, count = self.ids.range(head)
+        return functional.linear(hidden, self.embedding.weight[first : first + count])
+
+    def _blocks(self) -> list[DecoderBlock]:
+        return [block for block in self.blocks if isinstance(block, DecoderBlock)]
+
+    def _words(self, text: Modality | None, like: Modality) -> tuple[Tensor, Tensor]:
+        if text is None:
+            return self._nothing(like)
+        return self.input_projections[0](text.tokens), text.mask[:, None, None]
+
+    def _patches(self, image: Modality | None, like: Modality) -> tuple[Tensor, Tensor]:
+        if image is None:
+            return self._nothing(like)
+        patches = self.input_projections[1](image.tokens) + self.patch_position
+        return patches, image.mask[:, None, None]
+
+    def _nothing(self, like: Modality) -> tuple[Tensor, Tensor]:
+        """One token that no row attends to: attention takes no empty sequence."""
+        rows = len(like.tokens)
+        nothing = self.position.new_zeros(rows, 1, self.config.width)
+        return nothing, torch.zeros(rows, 1, 1, 1, dtype=torch.bool, device=nothing.device)
+
+
+def _take(pair: KeysValues, rows: Tensor) -> KeysValues:
+    return pair[0][rows], pair[1][rows]

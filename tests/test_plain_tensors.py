@@ -1,0 +1,138 @@
+"""The functions for plain tensors: forms without parameters against numpy, and trained models."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.model import JointModel, joint_decoder, multi_head_attention, multimodal_fusion
+from chiasm.pipeline.model.checkpoint import SHIPPED
+from chiasm.pipeline.model.config import DecoderConfig, ImageConfig, ModelConfig, TextConfig
+from chiasm.pipeline.model.joint import JointNetwork
+
+
+def tokens(*shape, seed=0):
+    chance = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=chance, dtype=torch.float64)
+
+
+def softmax(scores):
+    powers = np.exp(scores - scores.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def attention(q, c, heads, seen=None):
+    """softmax(q c^T / sqrt(d)) c, head by head; seen (B, T, S) bool."""
+    width = q.shape[-1] // heads
+    parts = []
+    for h in range(heads):
+        part = slice(h * width, (h + 1) * width)
+        scores = q[..., part] @ c[..., part].swapaxes(1, 2) / np.sqrt(width)
+        if seen is not None:
+            scores = np.where(seen, scores, -np.inf)
+        parts.append(softmax(scores) @ c[..., part])
+    return np.concatenate(parts, axis=-1)
+
+
+def test_attention_by_the_names_of_its_formula():
+    q, k = tokens(2, 3, 8), tokens(2, 5, 8, seed=1)
+    found = multi_head_attention(Q=q, K=k, V=k, num_heads=2)
+    np.testing.assert_allclose(found, attention(q.numpy(), k.numpy(), 2), atol=1e-12)
+
+
+def test_concat_add_and_mean_are_those_of_numpy():
+    for text, image in (
+        (tokens(4, 6), tokens(4, 6, seed=1)),
+        (tokens(4, 3, 6), tokens(4, 3, 6, seed=1)),
+    ):
+        t, i = text.numpy(), image.numpy()
+        concat = np.concatenate([t, i], axis=1)
+        np.testing.assert_array_equal(multimodal_fusion(text, image), concat)
+        np.testing.assert_array_equal(multimodal_fusion(text, image, "add"), t + i)
+        np.testing.assert_array_equal(multimodal_fusion(text, image, fusion="mean"), (t + i) / 2)
+    longer = tokens(4, 5, 6, seed=2)
+    assert multimodal_fusion(tokens(4, 3, 6), longer, "concat").shape == (4, 8, 6)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_fusion_by_attention_is_that_of_numpy(heads):
+    text, image = tokens(2, 3, 8), tokens(2, 5, 8, seed=1)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    t, i = text.numpy(), image.numpy()
+    seen = np.broadcast_to(mask.numpy()[:, None], (2, 5, 3))
+    expected = [t + attention(t, i, heads), i + attention(i, t, heads, seen)]
+    found = multimodal_fusion(text, image, "attention", text_mask=mask, num_heads=heads)
+    np.testing.assert_allclose(found, np.concatenate(expected, axis=1), atol=1e-12)
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_the_decoder_without_parameters_is_that_of_numpy(heads):
+    x, text, image = tokens(2, 4, 8), tokens(2, 3, 8, seed=1), tokens(2, 5, 8, seed=2)
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    seen = np.broadcast_to(mask.numpy()[:, None], (2, 4, 3))
+    y = x.numpy()
+    y = y + attention(y, y, heads, np.tril(np.ones((4, 4), bool))[None])
+    y = y + attention(y, text.numpy(), heads, seen)
+    y = y + attention(y, image.numpy(), heads)
+    found = joint_decoder(x, text, image, text_mask=mask, num_heads=heads)
+    np.testing.assert_allclose(found, y, atol=1e-12)
+
+
+def test_a_trained_fusion_gives_what_the_joint_model_gives():
+    model = JointModel.load("pocket")
+    network, texts = model.network, ["a red boat at sea", "夜空下有一只猫"]
+    pictures = [Image.new("RGB", (72, 72), color) for color in ("navy", "white")]
+    both = [{"text": t, "image": p} for t, p in zip(texts, pictures, strict=True)]
+    with torch.inference_mode():
+        features = model.preprocess(both)
+        expected = model(features)["sentence_embedding"]
+        words, _ = network.encode_text(features["ids"])
+        patches, _ = network.encode_image(features["pixels"])
+        mask = features["ids"] != 0
+        found = multimodal_fusion(words, patches, network, text_mask=mask)
+        by_folder = multimodal_fusion(words, patches, str(SHIPPED), text_mask=mask)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(by_folder, expected)
+
+
+def test_a_trained_decoder_gives_what_its_model_gives():
+    torch.manual_seed(0)
+    config = ModelConfig(
+        ImageConfig(side=36, stem=(8, 16), width=32, depth=1, heads=2),
+        TextConfig(vocabulary=20, context=8, width=16, depth=1, heads=2),
+        dim=8,
+        fusion=None,
+        decoder=DecoderConfig(width=16, depth=1, heads=2, context=6),
+    )
+    network = JointNetwork(config).eval()
+    ids = torch.tensor([[1, 9, 8, 2], [1, 7, 2, 0]])
+    text = network.text_modality(ids)
+    image = network.image_modality(torch.randint(0, 256, (2, 3, 36, 36), dtype=torch.uint8))
+    target = torch.tensor([[21, 4, 5], [22, 3, 3]])
+    decoder = network.decoder
+    assert decoder is not None
+    hidden, _ = decoder(target, decoder.start(text, image))
+    found = joint_decoder(target, text.tokens, image.tokens, network, text_mask=ids != 0)
+    torch.testing.assert_close(found, decoder.logits(hidden, "text"))
+    with pytest.raises(ValueError, match="expected a model that has one, found two towers alone"):
+        multimodal_fusion(text.tokens, image.tokens, network)
+
+
+def test_no_name_stands_for_random_weights(tmp_path):
+    x, one = tokens(2, 3, 8), tokens(2, 8)
+    for name in ("gated", "cross_attention", "mlp"):
+        with pytest.raises(ValueError, match=f"fusion '{name}': expected concat, add, mean"):
+            multimodal_fusion(x, x, name)
+    with pytest.raises(ValueError, match="decoder 'transformer': expected attention"):
+        joint_decoder(x, x, x, "transformer")
+    with pytest.raises(EncoderError, match=r"no model\.safetensors"):
+        multimodal_fusion(x, x, tmp_path)
+    with pytest.raises(ValueError, match="expected a model that has one, found a model without"):
+        joint_decoder(x, x, x, SHIPPED)
+    for text, image, form in (
+        (x, one, "concat"), (one, tokens(2, 6), "add"), (one, one, "attention"),
+        (x, tokens(2, 3, 6), "concat"), (x, tokens(3, 3, 8), "concat"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="expected"):
+            multimodal_fusion(text, image, form)
