@@ -4,6 +4,10 @@ Claims are the meaning of a caption without its words. They are compared with a 
 `holds` for one pair and by `holds_matrix` for many; a search hit is correct when every claim of the
 query holds for it, whatever its own caption says. What a caption omits is no claim: "a red boat" is
 true of a striped one.
+
+Claims name the sense of an ambiguous word, which its caption does not: "a red crane" claims a bird
+or a machine. Where the truth of the words is wanted, not that of what was meant, say in which
+language they are.
 """
 
 from __future__ import annotations
@@ -11,17 +15,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from chiasm.pipeline.scenes.vocabulary import homonyms
 from chiasm.pipeline.scenes.world import (
-    BACKGROUNDS,
-    COLOURS,
-    KINDS,
     MOST_THINGS,
-    SIZES,
-    TEXTURES,
+    WORLD_2,
     Scene,
     Thing,
 )
@@ -30,15 +32,17 @@ RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 ROWS = ("top", "centre", "bottom")
 COLUMNS = ("left", "centre", "right")
-# Fields of a claim about one thing with their words; a word's position is its code in arrays.
+# Fields of a claim about one thing with their words; a word's position is its code in arrays. World
+# 2 begins with world 1's values, so that the codes are one for both.
 CLAIM_VALUES = {
-    "kind": KINDS,
-    "colour": COLOURS,
-    "size": SIZES,
-    "texture": TEXTURES,
+    "kind": WORLD_2.kinds,
+    "colour": WORLD_2.colours,
+    "size": WORLD_2.sizes,
+    "texture": WORLD_2.textures,
     "row": ROWS,
     "column": COLUMNS,
 }
+NAMES = ("kind", "colour", "size", "texture")
 UNSAID, ABSENT = -1, -2
 
 
@@ -89,10 +93,12 @@ def related(one: Thing, relation: str, other: Thing) -> bool:
     return one.row < other.row
 
 
-def fits(claim: ThingClaim, thing: Thing) -> bool:
-    """Whether everything that the claim states is true of this thing."""
+def fits(claim: ThingClaim, thing: Thing, language: str | None = None) -> bool:
+    """Whether everything that the claim states is true of this thing; with a language: that its
+    words in this language state.
+    """
     facts = {
-        "kind": thing.kind,
+        "kind": claim.kind if _same_word(claim.kind, thing.kind, language) else thing.kind,
         "colour": thing.colour,
         "size": thing.size,
         "texture": thing.texture,
@@ -103,34 +109,66 @@ def fits(claim: ThingClaim, thing: Thing) -> bool:
     return all(value is None or value == facts[name] for name, value in said)
 
 
-def holds(claims: Claims, scene: Scene) -> bool:
+def _same_word(one: str | None, other: str, language: str | None) -> bool:
+    return language is not None and other in homonyms(language).get(one or "", ())
+
+
+def holds(claims: Claims, scene: Scene, language: str | None = None) -> bool:
     """Is every claim true of the scene, for some choice of different things to stand for those
-    named?
+    named? With a language: what the claims' words in this language state.
     """
     if claims.background not in (None, scene.background):
         return False
     return any(
-        all(map(fits, claims.things, things))
+        all(fits(claim, one, language) for claim, one in zip(claims.things, things, strict=True))
         and all(related(things[i], relation, things[j]) for i, relation, j in claims.relations)
         for things in itertools.permutations(scene.things, len(claims.things))
     )
 
 
-def holds_matrix(claims: Sequence[Claims], scenes: Sequence[Scene]) -> np.ndarray:
+def holds_matrix(
+    claims: Sequence[Claims], scenes: Sequence[Scene], languages: Sequence[str] | None = None
+) -> np.ndarray:
     """`holds` of every caption and every scene: Q claims, N scenes -> (Q, N) bool.
 
-    Same answer by arithmetic on codes; 256 x 256 in some 40 ms, and blocks of queries keep the
+    languages: one of each caption, where the truth of its words is wanted. Same answer by
+    arithmetic on codes; 256 x 256 in some 40 ms, and blocks of queries keep the
     (block, N, 3, 3, 6) comparison in a few MB.
     """
     facts, stages = _scene_codes(scenes)
     said, wanted, stage, relations = _claim_codes(claims)
     true = np.zeros((len(claims), len(scenes)), dtype=bool)
     block = max(1, 2**20 // max(1, len(scenes) * 54))
-    for start in range(0, len(claims), block):
-        part = slice(start, start + block)
-        true[part] = _fitting(said[part], wanted[part], relations[part], facts)
-        true[part] &= (stage[part, None] == UNSAID) | (stage[part, None] == stages)
+    spoken = np.array(languages if languages is not None else [""] * len(claims), dtype=object)
+    for language in dict.fromkeys(spoken):
+        rows = np.flatnonzero(spoken == language)
+        codes = _word_codes(language) if language else None
+        for start in range(0, len(rows), block):
+            part = rows[start : start + block]
+            true[part] = _fitting(
+                _by_words(said[part], codes), wanted[part], [relations[q] for q in part],
+                _by_words(facts, codes),
+            )  # fmt: skip
+            true[part] &= (stage[part, None] == UNSAID) | (stage[part, None] == stages)
     return true
+
+
+@lru_cache(maxsize=8)
+def _word_codes(language: str) -> np.ndarray:
+    """(K,) int8: of each kind the code of the first kind that shares its word."""
+    sharing = homonyms(language)
+    firsts = [sharing.get(kind, (kind,))[0] for kind in WORLD_2.kinds]
+    return np.array([WORLD_2.kinds.index(kind) for kind in firsts], dtype=np.int8)
+
+
+def _by_words(fields: np.ndarray, codes: np.ndarray | None) -> np.ndarray:
+    """The fields (..., 6) with each kind replaced by the first that shares its word."""
+    if codes is None:
+        return fields
+    kinds = fields[..., 0]
+    replaced = fields.copy()
+    replaced[..., 0] = np.where(kinds >= 0, codes[kinds], kinds)
+    return replaced
 
 
 def _scene_codes(scenes: Sequence[Scene]) -> tuple[np.ndarray, np.ndarray]:
@@ -139,10 +177,10 @@ def _scene_codes(scenes: Sequence[Scene]) -> tuple[np.ndarray, np.ndarray]:
     for codes, scene in zip(facts, scenes, strict=True):
         for i, thing in enumerate(scene.things):
             codes[i] = (
-                KINDS.index(thing.kind), COLOURS.index(thing.colour), SIZES.index(thing.size),
-                TEXTURES.index(thing.texture), thing.row, thing.column,
+                *(CLAIM_VALUES[name].index(getattr(thing, name)) for name in NAMES),
+                thing.row, thing.column,
             )  # fmt: skip
-    stages = [BACKGROUNDS.index(scene.background) for scene in scenes]
+    stages = [WORLD_2.backgrounds.index(scene.background) for scene in scenes]
     return facts, np.array(stages, dtype=np.int8)
 
 
@@ -162,7 +200,7 @@ def _claim_codes(
                 if (value := getattr(thing, name)) is not None:
                     said[q, i, f] = values.index(value)
         if claim.background is not None:
-            stage[q] = BACKGROUNDS.index(claim.background)
+            stage[q] = WORLD_2.backgrounds.index(claim.background)
     return said, wanted, stage, [list(claim.relations) for claim in claims]
 
 

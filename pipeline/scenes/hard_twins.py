@@ -16,8 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from chiasm.pipeline.scenes.world import (
+    WORLD_1,
     Attribute,
     Scene,
+    World,
     attributes,
     edited,
     new_style_seed,
@@ -29,7 +31,9 @@ NEIGHBOURS = 9
 Change = Callable[[Scene], Scene]
 
 
-def hard_gallery(samples: int, seed: int, neighbours: int = NEIGHBOURS) -> list[Scene]:
+def hard_gallery(
+    samples: int, seed: int, neighbours: int = NEIGHBOURS, world: World = WORLD_1
+) -> list[Scene]:
     """At least `samples` different scenes in random order, in whole groups: each has `neighbours`
     others one change away. The same seed gives the same gallery.
     """
@@ -37,7 +41,7 @@ def hard_gallery(samples: int, seed: int, neighbours: int = NEIGHBOURS) -> list[
     scenes: list[Scene] = []
     seen: set[object] = set()
     while len(scenes) < samples:
-        group = hard_group(rng, neighbours)
+        group = hard_group(rng, neighbours, world)
         if seen.isdisjoint(scene.facts for scene in group):
             seen.update(scene.facts for scene in group)
             scenes.extend(group)
@@ -45,11 +49,13 @@ def hard_gallery(samples: int, seed: int, neighbours: int = NEIGHBOURS) -> list[
     return scenes
 
 
-def hard_group(rng: random.Random, neighbours: int = NEIGHBOURS) -> list[Scene]:
+def hard_group(
+    rng: random.Random, neighbours: int = NEIGHBOURS, world: World = WORLD_1
+) -> list[Scene]:
     """Scenes of one group, each with exactly `neighbours` (2 or more) others one change away."""
     while True:
-        scene = random_scene(rng)
-        changes = _changes(scene, rng, neighbours)
+        scene = random_scene(rng, world)
+        changes = _changes(scene, rng, neighbours, world)
         if changes is not None:
             break
     group = []
@@ -74,7 +80,9 @@ def without_last(scene: Scene) -> Scene:
     return replace(scene, things=scene.things[:-1])
 
 
-def _changes(scene: Scene, rng: random.Random, neighbours: int) -> list[Sequence[Change]] | None:
+def _changes(
+    scene: Scene, rng: random.Random, neighbours: int, world: World
+) -> list[Sequence[Change]] | None:
     """Factors whose product is a group; None where this scene cannot give one."""
     factors: list[Sequence[Change]] = []
     varied = attributes(scene)
@@ -91,7 +99,7 @@ def _changes(scene: Scene, rng: random.Random, neighbours: int) -> list[Sequence
     first = left if rng.random() < 0.5 or left < 2 else rng.randrange(1, left)
     rng.shuffle(varied)
     for wanted in filter(None, (first, left - first)):
-        values = _values(scene, varied, wanted, rng)
+        values = _values(scene, varied, wanted, rng, world)
         if values is None:
             return None
         factors.append(values)
@@ -99,11 +107,11 @@ def _changes(scene: Scene, rng: random.Random, neighbours: int) -> list[Sequence
 
 
 def _values(
-    scene: Scene, varied: list[Attribute], wanted: int, rng: random.Random
+    scene: Scene, varied: list[Attribute], wanted: int, rng: random.Random, world: World
 ) -> Sequence[Change] | None:
     """The changes of one attribute to `wanted` other values and to none; takes it off `varied`."""
     for attribute in varied:
-        present, *others = options(scene, attribute)
+        present, *others = options(scene, attribute, world)
         if len(others) >= wanted:
             # Two things moving, or two becoming another kind, could end as the same.
             varied[:] = [a for a in varied if a[1] != attribute[1]]

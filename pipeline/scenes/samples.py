@@ -17,25 +17,30 @@ from PIL import Image
 from chiasm.pipeline.scenes.claims import Claims
 from chiasm.pipeline.scenes.draw import SIDE, picture
 from chiasm.pipeline.scenes.words import plan, render_caption
-from chiasm.pipeline.scenes.world import Scene
+from chiasm.pipeline.scenes.world import WORLD_1, Scene, World
 
 COMPLETE = (True, True, False)  # which of a sample's captions tell everything
 
 
 def samples(
-    scenes: Iterable[Scene], seed: int, side: int = SIDE, first: int = 0
+    scenes: Iterable[Scene],
+    seed: int,
+    side: int = SIDE,
+    first: int = 0,
+    world: World = WORLD_1,
 ) -> Iterator[dict[str, Any]]:
     """One sample a scene, keys counting from `first`: {"__key__", "png" bytes, "txt", "json" dict}.
 
     The captions of a sample are a function of the seed and its number; pictures are side x side.
+    world: whose words the captions have.
     """
     for number, scene in enumerate(scenes, first):
         rng = random.Random(f"captions {seed} {number}")
         claims = [plan(scene, rng, complete) for complete in COMPLETE]
-        captions = [render_caption(claim, rng, "en") for claim in claims]
+        captions = [render_caption(claim, rng, "en", world) for claim in claims]
         facts = scene.to_json() | {
             "captions": captions,
-            "zh": [render_caption(claim, rng, "zh") for claim in claims],
+            "zh": [render_caption(claim, rng, "zh", world) for claim in claims],
             "claims": [claim.to_json() for claim in claims],
         }
         png = to_png(picture(scene, side))

@@ -12,9 +12,22 @@ import random
 from dataclasses import dataclass, replace
 
 from chiasm.pipeline.scenes.claims import RELATIONS, Claims, ThingClaim, related
-from chiasm.pipeline.scenes.world import Scene, Thing
+from chiasm.pipeline.scenes.vocabulary import (
+    COUNTERS,
+    EN,
+    EN_PLACES,
+    LANGUAGES,
+    ZH,
+    ZH_PLACES,
+    Phrases,
+    phrases,
+)
+from chiasm.pipeline.scenes.world import WORLD_1, Scene, Thing, World
 
-LANGUAGES = ("en", "zh")
+__all__ = [
+    "COUNTERS", "EN", "EN_PLACES", "LANGUAGES", "ZH", "ZH_PLACES",
+    "Caption", "caption", "plan", "render_caption",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,81 +39,17 @@ class Caption:
     claims: Claims
 
 
-# What a phrase may be called; the first is the commonest and is drawn half of the time.
-EN: dict[str, tuple[str, ...]] = {
-    "small": ("small", "little", "tiny"), "big": ("big", "large", "huge"),
-    "plain": ("plain",), "striped": ("striped",), "spotted": ("spotted", "dotted"),
-    "checked": ("checked", "chequered"),
-    "circle": ("circle", "disc"), "house": ("house",), "boat": ("boat", "ship"),
-    "face": ("face", "smiling face"), "cup": ("cup", "mug"), "car": ("car",),
-    "cat": ("cat",), "purple": ("purple", "violet"),
-    "left of": ("left of", "to the left of", "on the left of"),
-    "right of": ("right of", "to the right of", "on the right of"),
-    "above": ("above", "over"), "below": ("below", "under", "beneath"),
-    "meadow": ("in a meadow", "on the grass", "in a green field"),
-    "beach": ("at the beach", "on the beach", "on a sandy beach"),
-    "sea": ("on the sea", "at sea", "on the blue waves"),
-    "night": ("at night", "under the night sky", "in the starry night"),
-    "snow": ("in the snow", "on a snowy hill", "in a snowy field"),
-    "desert": ("in the desert", "among sand dunes"),
-    "room": ("in a room", "indoors", "inside a room"),
-    "sunset": ("at sunset", "under an evening sky"),
-}  # fmt: skip
-ZH: dict[str, tuple[str, ...]] = {
-    "small": ("小",), "big": ("大",),
-    "plain": ("纯色",), "striped": ("条纹",), "spotted": ("圆点", "斑点"),
-    "checked": ("格子", "方格"),
-    "circle": ("圆形", "圆圈"), "square": ("方形", "正方形"), "triangle": ("三角形",),
-    "star": ("星星",), "heart": ("爱心", "心形"), "moon": ("月亮",), "tree": ("树",),
-    "house": ("房子",), "boat": ("船", "小船"), "fish": ("鱼",), "flower": ("花",),
-    "face": ("笑脸", "脸"), "car": ("汽车", "车"), "cup": ("杯子",), "mushroom": ("蘑菇",),
-    "umbrella": ("雨伞", "伞"), "balloon": ("气球",), "butterfly": ("蝴蝶",), "cat": ("猫",),
-    "apple": ("苹果",),
-    "red": ("红色", "红"), "orange": ("橙色",), "yellow": ("黄色", "黄"), "green": ("绿色", "绿"),
-    "blue": ("蓝色", "蓝"), "purple": ("紫色",), "pink": ("粉色", "粉红色"),
-    "brown": ("棕色", "褐色"), "white": ("白色", "白"), "black": ("黑色", "黑"),
-    "left of": ("左边", "左侧"), "right of": ("右边", "右侧"), "above": ("上面", "上方"),
-    "below": ("下面", "下方"),
-    "meadow": ("草地上",), "beach": ("海滩上", "沙滩上"), "sea": ("海面上", "大海上"),
-    "night": ("夜空下", "夜里"), "snow": ("雪地里", "雪中"), "desert": ("沙漠里",),
-    "room": ("房间里", "屋子里"), "sunset": ("夕阳下", "日落时"),
-}  # fmt: skip
-COUNTERS = {
-    "tree": "棵", "house": "座", "boat": "艘", "fish": "条", "flower": "朵", "face": "张",
-    "car": "辆", "umbrella": "把", "butterfly": "只", "cat": "只", "star": "颗", "heart": "颗",
-    "moon": "轮",
-}  # fmt: skip
-# Places by (row, column) of a ThingClaim.
-EN_PLACES: dict[tuple[str | None, str | None], tuple[str, ...]] = {
-    (None, "left"): ("on the left", "at the left"),
-    (None, "right"): ("on the right", "at the right"),
-    ("top", None): ("at the top",), ("bottom", None): ("at the bottom",),
-    ("centre", "centre"): ("in the middle", "in the centre"),
-    ("top", "left"): ("at the top left", "in the top left corner"),
-    ("top", "right"): ("at the top right", "in the top right corner"),
-    ("bottom", "left"): ("at the bottom left", "in the bottom left corner"),
-    ("bottom", "right"): ("at the bottom right", "in the bottom right corner"),
-    ("top", "centre"): ("at the top centre", "in the middle of the top"),
-    ("bottom", "centre"): ("at the bottom centre", "in the middle of the bottom"),
-    ("centre", "left"): ("at the middle left", "halfway up on the left"),
-    ("centre", "right"): ("at the middle right", "halfway up on the right"),
-}  # fmt: skip
-ZH_PLACES: dict[tuple[str | None, str | None], tuple[str, ...]] = {
-    (None, "left"): ("左边",), (None, "right"): ("右边",),
-    ("top", None): ("上面",), ("bottom", None): ("下面",),
-    ("centre", "centre"): ("中间", "正中"),
-    ("top", "left"): ("左上角",), ("top", "right"): ("右上角",),
-    ("bottom", "left"): ("左下角",), ("bottom", "right"): ("右下角",),
-    ("top", "centre"): ("正上方",), ("bottom", "centre"): ("正下方",),
-    ("centre", "left"): ("左侧中部",), ("centre", "right"): ("右侧中部",),
-}  # fmt: skip
-
-
-def caption(scene: Scene, seed: int, language: str = "en", complete: bool = True) -> Caption:
+def caption(
+    scene: Scene,
+    seed: int,
+    language: str = "en",
+    complete: bool = True,
+    world: World = WORLD_1,
+) -> Caption:
     """A caption of the scene; the same seed gives the same words."""
     rng = random.Random(seed)
     claims = plan(scene, rng, complete)
-    return Caption(render_caption(claims, rng, language), language, claims)
+    return Caption(render_caption(claims, rng, language, world), language, claims)
 
 
 def plan(
@@ -169,28 +118,33 @@ def _relations(things: list[Thing], rng: random.Random) -> tuple[tuple[int, str,
     return ((0, rng.choice(true), 1),)
 
 
-def render_caption(claims: Claims, rng: random.Random, language: str = "en") -> str:
-    """Claims in words; `language` is one of LANGUAGES. What has no claim gets no word."""
-    return {"en": _english, "zh": _chinese}[language](claims, rng)
+def render_caption(
+    claims: Claims, rng: random.Random, language: str = "en", world: World = WORLD_1
+) -> str:
+    """Claims in words; `language` is one of LANGUAGES. What has no claim gets no word. world: whose
+    words; world 1's call a smiling face a face.
+    """
+    render = {"en": _english, "zh": _chinese}[language]
+    return render(claims, rng, phrases(language, world))
 
 
-def _word(phrases: dict[str, tuple[str, ...]], name: str, rng: random.Random) -> str:
-    first, *rest = phrases.get(name, (name,))
+def _word(table: Phrases, name: str, rng: random.Random) -> str:
+    first, *rest = table.get(name, (name,))
     return first if not rest or rng.random() < 0.5 else rng.choice(rest)
 
 
-def _english(claims: Claims, rng: random.Random) -> str:
-    things = [_english_thing(claim, rng) for claim in claims.things]
-    parts = _joined(claims, things, lambda i, r, j: f"{i} {_word(EN, r, rng)} {j}")
+def _english(claims: Claims, rng: random.Random, table: Phrases) -> str:
+    things = [_english_thing(claim, rng, table) for claim in claims.things]
+    parts = _joined(claims, things, lambda i, r, j: f"{i} {_word(table, r, rng)} {j}")
     said = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
     if not claims.background:
         return said
-    stage = _word(EN, claims.background, rng)
+    stage = _word(table, claims.background, rng)
     return f"{stage}, {said}" if rng.random() < 0.3 else f"{said}{rng.choice((', ', ' '))}{stage}"
 
 
-def _english_thing(claim: ThingClaim, rng: random.Random) -> str:
-    kind = _word(EN, claim.kind or "thing", rng)
+def _english_thing(claim: ThingClaim, rng: random.Random, table: Phrases) -> str:
+    kind = _word(table, claim.kind or "thing", rng)
     pattern, after = claim.texture, ""
     if pattern in ("striped", "spotted", "checked") and rng.random() < 0.25:
         after = {"striped": " with stripes", "spotted": " with dots", "checked": " with checks"}[
@@ -198,27 +152,27 @@ def _english_thing(claim: ThingClaim, rng: random.Random) -> str:
         ]
         pattern = None
     said = [claim.size, *rng.choice(([pattern, claim.colour], [claim.colour, pattern]))]
-    noun = " ".join([*(_word(EN, name, rng) for name in said if name), kind])
+    noun = " ".join([*(_word(table, name, rng) for name in said if name), kind])
     place = EN_PLACES.get((claim.row, claim.column))
     where = " " + rng.choice(place) if place else ""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}{after}{where}"
 
 
-def _chinese(claims: Claims, rng: random.Random) -> str:
-    things = [_chinese_thing(claim, rng) for claim in claims.things]
-    parts = _joined(claims, things, lambda i, r, j: f"{i}在{j}的{_word(ZH, r, rng)}")
+def _chinese(claims: Claims, rng: random.Random, table: Phrases) -> str:
+    things = [_chinese_thing(claim, rng, table) for claim in claims.things]
+    parts = _joined(claims, things, lambda i, r, j: f"{i}在{j}的{_word(table, r, rng)}")
     said = "，".join(parts)
     if not claims.background:
         return said
-    stage = _word(ZH, claims.background, rng)
+    stage = _word(table, claims.background, rng)
     return f"{stage}，{said}" if rng.random() < 0.5 else f"{said}，在{stage}"
 
 
-def _chinese_thing(claim: ThingClaim, rng: random.Random) -> str:
+def _chinese_thing(claim: ThingClaim, rng: random.Random, table: Phrases) -> str:
     kind = claim.kind or "thing"
-    said = [_word(ZH, name, rng) for name in (claim.colour, claim.texture) if name]
+    said = [_word(table, name, rng) for name in (claim.colour, claim.texture) if name]
     size = {"big": "大的", "small": "小的", None: ""}[claim.size]
-    noun = size + "".join(said) + ("的" if said else "") + _word(ZH, kind, rng)
+    noun = size + "".join(said) + ("的" if said else "") + _word(table, kind, rng)
     noun = f"一{COUNTERS.get(kind, '个')}{noun}"
     place = ZH_PLACES.get((claim.row, claim.column))
     return f"{rng.choice(place)}有{noun}" if place else noun

@@ -7,14 +7,19 @@ what no caption mentions (small shifts and tilts) and is no attribute.
 
 Galleries are made of twin groups: each scene has at least three others that differ from it in
 exactly one attribute: a model that encodes only the gist of a picture cannot tell them apart.
+
+There are two worlds. All figures of old were measured in WORLD_1, which stays as it is; WORLD_2 has
+its values first and in the same order, then kinds whose word is ambiguous in one language, faces
+with other moods, and backgrounds with a mood.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 KINDS = (
@@ -32,7 +37,59 @@ PLACES = (
 )  # fmt: skip
 BACKGROUNDS = ("meadow", "beach", "sea", "night", "snow", "desert", "room", "sunset")
 
-VALUES = {"kind": KINDS, "colour": COLOURS, "size": SIZES, "texture": TEXTURES, "place": PLACES}
+
+@dataclass(frozen=True)
+class World:
+    """What scenes are drawn from: the values of each attribute.
+
+    families: kinds of which a scene has one at most, since two of them share a word in one
+    language, or are faces: "the crane" means one thing of a scene.
+    """
+
+    name: str
+    kinds: tuple[str, ...] = KINDS
+    backgrounds: tuple[str, ...] = BACKGROUNDS
+    colours: tuple[str, ...] = COLOURS
+    sizes: tuple[str, ...] = SIZES
+    textures: tuple[str, ...] = TEXTURES
+    places: tuple[str, ...] = PLACES
+    families: tuple[tuple[str, ...], ...] = ()
+
+    @cached_property
+    def values(self) -> dict[str, tuple[str, ...]]:
+        """The values of each field of a `Thing`."""
+        return {
+            "kind": self.kinds, "colour": self.colours, "size": self.sizes,
+            "texture": self.textures, "place": self.places,
+        }  # fmt: skip
+
+    @cached_property
+    def family_of(self) -> dict[str, str]:
+        """Kind -> the first kind of its family, itself where it has none."""
+        of_families = {kind: family[0] for family in self.families for kind in family}
+        return {kind: of_families.get(kind, kind) for kind in self.kinds}
+
+    def compatible(self, kinds: Sequence[str]) -> bool:
+        """Whether things of these kinds may be in one scene: no two of one family."""
+        return len({self.family_of[kind] for kind in kinds}) == len(kinds)
+
+
+# The two senses of a word of English, then of a word of Chinese: words are in vocabulary.py.
+SENSES = (
+    ("crane bird", "crane machine"), ("bat animal", "bat club"), ("bow ribbon", "bow weapon"),
+    ("nail finger", "nail metal"), ("mouse animal", "mouse computer"),
+    ("palm hand", "palm tree"), ("letter mail", "letter character"),
+    ("clock", "bell"), ("sheep", "goat"), ("tower", "pagoda"),
+)  # fmt: skip
+FACES = ("face", "crying face", "calm face")  # the first smiles
+WORLD_1 = World("world 1")
+WORLD_2 = World(
+    "world 2",
+    kinds=(*KINDS, *itertools.chain(*SENSES), *FACES[1:]),
+    backgrounds=(*BACKGROUNDS, "rainbow", "fair", "storm", "dead forest"),
+    families=(*SENSES, FACES),
+)
+VALUES = WORLD_1.values
 MOST_THINGS = 3
 # How often a scene has one, two, three things: two show relations best, three are the hardest.
 COUNT_WEIGHTS = (3, 5, 2)
@@ -43,7 +100,7 @@ TWINS = 3
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One thing of a scene; each field is one of VALUES."""
+    """One thing of a scene; each field is one of its world's `values`."""
 
     kind: str
     colour: str
@@ -77,18 +134,21 @@ class Scene:
 
     @classmethod
     def from_json(cls, facts: dict[str, Any]) -> Scene:
-        """The scene of a `to_json`; other fields are ignored. ValueError for invalid facts."""
+        """The scene of a `to_json`, of either world; other fields are ignored. ValueError for
+        invalid facts.
+        """
         try:
             things = tuple(Thing(**thing) for thing in facts["things"])
             scene = cls(things, facts["background"], facts["look"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"not the facts of a scene: {error}") from error
         for thing in things:
-            for name, values in VALUES.items():
+            for name, values in WORLD_2.values.items():
                 if getattr(thing, name) not in values:
                     raise ValueError(f"{name} {getattr(thing, name)!r}: expected one of {values}")
-        if scene.background not in BACKGROUNDS:
-            raise ValueError(f"background {scene.background!r}: expected one of {BACKGROUNDS}")
+        if scene.background not in WORLD_2.backgrounds:
+            expected = WORLD_2.backgrounds
+            raise ValueError(f"background {scene.background!r}: expected one of {expected}")
         if not 1 <= len(things) <= MOST_THINGS or not isinstance(scene.style_seed, int):
             raise ValueError(f"expected 1 to {MOST_THINGS} things and a whole number as look")
         return scene
@@ -109,16 +169,22 @@ def attributes(scene: Scene) -> list[Attribute]:
     return [(None, "background"), *of_things]
 
 
-def options(scene: Scene, attribute: Attribute) -> list[str]:
-    """The values an attribute can take, the present one first: no second thing of one kind or
-    place.
+def options(scene: Scene, attribute: Attribute, world: World = WORLD_1) -> list[str]:
+    """The values an attribute can take, the present one first: no second thing of one place, of one
+    kind or of one family of kinds.
     """
     index, name = attribute
     if index is None:
-        return [scene.background, *(b for b in BACKGROUNDS if b != scene.background)]
-    taken = {getattr(t, name) for t in scene.things} if name in ("kind", "place") else set()
+        return [scene.background, *(b for b in world.backgrounds if b != scene.background)]
+    others = [thing for i, thing in enumerate(scene.things) if i != index]
     present = getattr(scene.things[index], name)
-    return [present, *(v for v in VALUES[name] if v != present and v not in taken)]
+    values = [value for value in world.values[name] if value != present]
+    if name == "place":
+        values = [value for value in values if value not in {thing.place for thing in others}]
+    if name == "kind":
+        kinds = [thing.kind for thing in others]
+        values = [value for value in values if world.compatible([value, *kinds])]
+    return [present, *values]
 
 
 def edited(scene: Scene, attribute: Attribute, value: str, style_seed: int | None = None) -> Scene:
@@ -132,19 +198,28 @@ def edited(scene: Scene, attribute: Attribute, value: str, style_seed: int | Non
     return replace(scene, things=tuple(things), style_seed=style_seed)
 
 
-def random_scene(rng: random.Random) -> Scene:
+def random_scene(rng: random.Random, world: World = WORLD_1) -> Scene:
     """One scene, each attribute drawn evenly."""
     count = rng.choices(range(1, MOST_THINGS + 1), COUNT_WEIGHTS)[0]
-    kinds, places = rng.sample(KINDS, count), rng.sample(PLACES, count)
+    kinds = rng.sample(world.kinds, count)
+    while not world.compatible(kinds):
+        kinds = rng.sample(world.kinds, count)
+    places = rng.sample(world.places, count)
     things = tuple(
-        Thing(kind, rng.choice(COLOURS), rng.choice(SIZES), rng.choice(TEXTURES), place)
+        Thing(
+            kind, rng.choice(world.colours), rng.choice(world.sizes), rng.choice(world.textures),
+            place,
+        )
         for kind, place in zip(kinds, places, strict=True)
-    )
-    return Scene(things, rng.choice(BACKGROUNDS), new_style_seed(rng))
+    )  # fmt: skip
+    return Scene(things, rng.choice(world.backgrounds), new_style_seed(rng))
 
 
 def twin_group(
-    rng: random.Random, shape: tuple[int, ...] | None = None, scene: Scene | None = None
+    rng: random.Random,
+    shape: tuple[int, ...] | None = None,
+    scene: Scene | None = None,
+    world: World = WORLD_1,
 ) -> list[Scene]:
     """Scenes that share all but a few attributes: the product of `shape[i]` values of attribute i.
 
@@ -153,12 +228,12 @@ def twin_group(
     that is varied, None for a random one.
     """
     shape = shape or rng.choice(GROUP_SHAPES)
-    scene = scene or random_scene(rng)
+    scene = scene or random_scene(rng, world)
     varied: list[tuple[Attribute, list[str]]] = []
     candidates = rng.sample(attributes(scene), len(attributes(scene)))
     for wanted in shape:
         for attribute in candidates:
-            values = options(scene, attribute)
+            values = options(scene, attribute, world)
             # Two things moving in one group could end in one place, two changing kind as one kind.
             clash = attribute[1] in ("kind", "place") and any(
                 attribute[1] == a[1] for a, _ in varied
@@ -176,7 +251,7 @@ def twin_group(
     return group
 
 
-def gallery(samples: int, seed: int) -> list[Scene]:
+def gallery(samples: int, seed: int, world: World = WORLD_1) -> list[Scene]:
     """`samples` different scenes in random order, each with at least 3 others one attribute away.
 
     The same seed gives the same gallery. ValueError below 4 samples: three twins need a fourth.
@@ -189,7 +264,7 @@ def gallery(samples: int, seed: int) -> list[Scene]:
     while (left := samples - len(scenes)) > 0:
         # Whole groups only: near the end one attribute takes as many values as scenes are left.
         shape = (left,) if left < 2 * (TWINS + 1) else None
-        group = twin_group(rng, shape)
+        group = twin_group(rng, shape, world=world)
         room = left - len(group)
         if len(group) < TWINS + 1 or 0 < room <= TWINS or room < 0:
             continue
@@ -200,7 +275,7 @@ def gallery(samples: int, seed: int) -> list[Scene]:
     return scenes
 
 
-def stream(seed: int, twins: float = 0.6) -> Iterator[Scene]:
+def stream(seed: int, twins: float = 0.6, world: World = WORLD_1) -> Iterator[Scene]:
     """Scenes without end for training: about `twins` of them in twin groups, the rest on their
     own.
     """
@@ -209,9 +284,9 @@ def stream(seed: int, twins: float = 0.6) -> Iterator[Scene]:
     alone = (1 - twins) * mean_group / (twins + (1 - twins) * mean_group) if twins else 1.0
     while True:
         if rng.random() < alone:
-            yield random_scene(rng)
+            yield random_scene(rng, world)
         else:
-            yield from twin_group(rng)
+            yield from twin_group(rng, world=world)
 
 
 def new_style_seed(rng: random.Random) -> int:
