@@ -19,7 +19,7 @@ from chiasm.pipeline.scenes.claims import Claims, ThingClaim, holds, holds_matri
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.recall import recall_by_claims
 from chiasm.pipeline.scenes.samples import facts_of_sample, samples
-from chiasm.pipeline.scenes.shapes import SHAPES
+from chiasm.pipeline.scenes.shapes_world_2 import SHAPES_OF_BOTH
 from chiasm.pipeline.scenes.words import LANGUAGES, caption, plan, render_caption
 from chiasm.pipeline.scenes.world import Scene, Thing
 
@@ -197,7 +197,7 @@ def test_every_attribute_can_be_seen():
 
 
 def test_every_kind_has_a_shape():
-    assert tuple(SHAPES) == world.KINDS
+    assert tuple(SHAPES_OF_BOTH) == world.WORLD_2.kinds
 
 
 def test_samples_are_those_of_a_shard():

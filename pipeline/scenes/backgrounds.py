@@ -1,5 +1,5 @@
-"""What is behind the things of a scene: a gradient and a few strokes in front of it, in muted colours,
-so that things of every colour stand out.
+"""What is behind the things of a scene: a gradient and a few strokes in front of it, in muted
+colours, so that things of every colour stand out.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ SKIES: dict[str, tuple[Colour, Colour]] = {  # top and bottom of the gradient be
     "desert": ((250, 224, 176), (252, 238, 208)),
     "room": ((244, 226, 206), (238, 214, 194)),
     "sunset": ((236, 138, 138), (252, 206, 142)),
+    "rainbow": ((150, 212, 250), (236, 250, 255)),
+    "fair": ((255, 236, 190), (255, 248, 224)),
+    "storm": ((58, 62, 76), (118, 124, 136)),
+    "dead forest": ((150, 148, 146), (184, 182, 176)),
 }
 
 
@@ -129,7 +133,84 @@ def _sunset(draw: ImageDraw.ImageDraw, large: int, rng: random.Random) -> None:
     _hill(draw, large, rng, 0.84, (142, 82, 118))
 
 
+def _rainbow(draw: ImageDraw.ImageDraw, large: int, rng: random.Random) -> None:
+    x, width = rng.uniform(0.42, 0.58) * large, 0.035 * large
+    bands = ((238, 132, 132), (250, 190, 120), (250, 236, 140), (160, 220, 150), (150, 184, 240))
+    for i, tone in enumerate((*bands, (206, 170, 230))):
+        r = 0.56 * large - i * width
+        draw.ellipse(
+            (x - r, 0.62 * large - r, x + r, 0.62 * large + r), outline=tone, width=round(width)
+        )
+    _hill(draw, large, rng, 0.58, (190, 232, 148))
+    _hill(draw, large, rng, 0.68, (172, 222, 126))
+    for _ in range(30):
+        x, y, r = rng.uniform(0, large), rng.uniform(0.72, 0.98) * large, 0.011 * large
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=rng.choice(bands))
+
+
+def _fair(draw: ImageDraw.ImageDraw, large: int, rng: random.Random) -> None:
+    """A striped tent's foot, two strings of flags, confetti."""
+    tones = ((244, 150, 150), (250, 214, 120), (150, 206, 240), (170, 220, 150), (214, 170, 230))
+    for row, top in enumerate((0.03, 0.3)):
+        start = rng.uniform(-0.1, 0)
+        for i in range(10):
+            left = start + 0.12 * i
+            sag = 0.05 * math.sin(math.pi * (left + 0.06))
+            y = (top + sag) * large
+            flag = (
+                left * large,
+                y,
+                (left + 0.1) * large,
+                y,
+                (left + 0.05) * large,
+                y + 0.1 * large,
+            )
+            draw.polygon(flag, fill=tones[(i + 2 * row) % len(tones)])
+    for i in range(10):
+        x = 0.1 * i * large
+        tone = (246, 178, 172) if i % 2 else (255, 250, 240)
+        draw.rectangle((x, 0.66 * large, x + 0.1 * large, large), fill=tone)
+    draw.rectangle((0, 0.64 * large, large, 0.67 * large), fill=(244, 206, 120))
+    for _ in range(40):
+        x, y, r = rng.uniform(0, large), rng.uniform(0, large), rng.uniform(0.006, 0.01) * large
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=rng.choice(tones))
+
+
+def _storm(draw: ImageDraw.ImageDraw, large: int, rng: random.Random) -> None:
+    for _ in range(60):
+        x, y = rng.uniform(0, 1.1) * large, rng.uniform(0.16, 0.95) * large
+        draw.line(
+            (x, y, x - 0.03 * large, y + 0.07 * large), fill=(150, 162, 180), width=large // 130
+        )
+    x = rng.uniform(0.2, 0.7)
+    bolt = (0, 0.16, 0.1, 0.16, 0.04, 0.36, 0.12, 0.36, -0.06, 0.7, 0, 0.44, -0.07, 0.44)
+    points = [(large * (x + u), large * v) for u, v in zip(bolt[::2], bolt[1::2], strict=True)]
+    draw.polygon(points, fill=(250, 238, 150))
+    for i in range(9):
+        x, y, r = (
+            (0.125 * i + rng.uniform(-0.03, 0.03)) * large,
+            rng.uniform(0, 0.1) * large,
+            0.13 * large,
+        )
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=(44, 46, 58))
+    _hill(draw, large, rng, 0.86, (62, 68, 70))
+
+
+def _dead_forest(draw: ImageDraw.ImageDraw, large: int, rng: random.Random) -> None:
+    """Bare trunks in a fog, the far ones paler."""
+    for tone in ((140, 138, 136), (112, 108, 106)):
+        for i in range(5):
+            x = (0.1 + 0.2 * i + rng.uniform(-0.07, 0.07)) * large
+            draw.rectangle((x, 0, x + 0.022 * large, 0.8 * large), fill=tone)
+            for _ in range(4):
+                y, side = rng.uniform(0.1, 0.6) * large, rng.choice((-1, 1))
+                end = (x + side * 0.1 * large, y - 0.09 * large)
+                draw.line((x + 0.01 * large, y, *end), fill=tone, width=large // 80)
+    _hill(draw, large, rng, 0.78, (122, 116, 108))
+
+
 _SCENERY = {
     "meadow": _meadow, "beach": _beach, "sea": _sea, "night": _night,
     "snow": _snow, "desert": _desert, "room": _room, "sunset": _sunset,
+    "rainbow": _rainbow, "fair": _fair, "storm": _storm, "dead forest": _dead_forest,
 }  # fmt: skip

@@ -3,7 +3,8 @@
 Things are painted as sprites, four times too large and then reduced, which is what makes the edges
 smooth. Sprites and backgrounds come in a few variants each and are cached: a picture costs some
 0.05 ms once they are warm, so that training can draw a fresh world and never see a picture twice.
-The cost is memory: about 40 MB for all sprites of one picture size.
+The cost is memory: about 40 MB for all sprites of world 1 of one picture size, 80 MB for
+world 2's.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from functools import lru_cache
 from PIL import Image, ImageChops, ImageDraw
 
 from chiasm.pipeline.scenes.backgrounds import SMOOTH, VARIANTS, Colour, background
-from chiasm.pipeline.scenes.shapes import SHAPES, Primitive
+from chiasm.pipeline.scenes.shapes import Primitive
+from chiasm.pipeline.scenes.shapes_world_2 import SHAPES_OF_BOTH
 from chiasm.pipeline.scenes.world import Scene
 
 SIDE = 96  # pixels
@@ -27,6 +29,7 @@ TILTS = (-9, -4, 0, 4, 9)  # degrees
 INK: Colour = (44, 38, 52)
 INKS: dict[str, Colour] = {
     "ink": INK, "light": (255, 251, 238), "leaf": (98, 158, 74), "wood": (128, 88, 58),
+    "skin": (242, 200, 164), "tear": (72, 176, 246),
 }  # fmt: skip
 # Body and pattern colour: the pattern is lighter on dark colours and darker on light ones.
 PAINT: dict[str, tuple[Colour, Colour]] = {
@@ -56,13 +59,13 @@ def picture(scene: Scene, side: int = SIDE) -> Image.Image:
     return canvas
 
 
-@lru_cache(maxsize=2**14)
+@lru_cache(maxsize=2**15)
 def sprite(kind: str, colour: str, size: str, texture: str, tilt: int, side: int) -> Image.Image:
     """One thing, outlined, on a transparent ground: RGBA, for a picture of `side` pixels."""
     extent = EXTENT[size] * side * SMOOTH
     # Room for the outline and for what a tilt turns out of the box, a multiple of SMOOTH.
     large = math.ceil(extent * 1.24 / SMOOTH) * SMOOTH
-    shape, outline = SHAPES[kind], max(3, round(extent * 0.05))
+    shape, outline = SHAPES_OF_BOTH[kind], max(3, round(extent * 0.05))
     body = Image.new("L", (large, large))
     _fill(body, shape.body, 255, extent)
     _fill(body, shape.cuts, 0, extent)
@@ -71,16 +74,28 @@ def sprite(kind: str, colour: str, size: str, texture: str, tilt: int, side: int
     filling = Image.new("RGB", (large, large), paint)
     filling.paste(Image.new("RGB", filling.size, pattern), mask=_pattern(texture, large, extent))
     drawn = Image.new("RGBA", (large, large), (*INK, 0))
+    if shape.behind:
+        rear = Image.new("L", (large, large))
+        _fill(rear, tuple(primitive for _, primitive in shape.behind), 255, extent)
+        drawn.paste(Image.new("RGB", filling.size, INK), mask=_widened(rear, outline // 2))
+        _paint(drawn, shape.behind, paint, extent)
     drawn.paste(Image.new("RGB", filling.size, INK), mask=edge)
     drawn.paste(filling, mask=body)
-    for ink, primitive in shape.details:
-        mask = Image.new("L", (large, large))
-        _fill(mask, (primitive,), 255, extent)
-        tone = tuple(c * 7 // 10 for c in paint) if ink == "shade" else INKS[ink]
-        drawn.paste(tone, mask=mask)
+    _paint(drawn, shape.details, paint, extent)
     # The colour under transparent pixels is the ink's, so that resampling makes no pale fringe.
     turned = drawn.rotate(TILTS[tilt], Image.Resampling.BILINEAR, fillcolor=(*INK, 0))
     return turned.reduce(SMOOTH)
+
+
+def _paint(
+    drawn: Image.Image, details: tuple[tuple[str, Primitive], ...], paint: Colour, extent: float
+) -> None:
+    """Primitives in their inks onto a sprite, in order; `shade` is a darker tone of its paint."""
+    for ink, primitive in details:
+        mask = Image.new("L", drawn.size)
+        _fill(mask, (primitive,), 255, extent)
+        tone = tuple(c * 7 // 10 for c in paint) if ink == "shade" else INKS[ink]
+        drawn.paste(tone, mask=mask)
 
 
 def _widened(mask: Image.Image, by: int) -> Image.Image:
