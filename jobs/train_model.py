@@ -25,7 +25,7 @@ from chiasm.jobs.cluster import connected
 from chiasm.jobs.config import WorkerSettings
 from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.training.pocket.loop import train
-from chiasm.pipeline.training.pocket.trainer import TrainSettings
+from chiasm.pipeline.training.pocket.settings import TrainSettings
 
 ATTEMPTS = 3  # after the first
 

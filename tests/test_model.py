@@ -4,6 +4,7 @@ import json
 import math
 import random
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -31,10 +32,12 @@ from chiasm.pipeline.model.tokenizer import train as train_tokenizer
 from chiasm.pipeline.scenes.claims import related
 from chiasm.pipeline.scenes.words import plan
 from chiasm.pipeline.scenes.world import KINDS, PLACES, random_scene
-from chiasm.pipeline.training.pocket.data import DataSettings, train_batch, train_batches
+from chiasm.pipeline.training.pocket.data import DataSettings, map_steps, train_batch
 from chiasm.pipeline.training.pocket.evaluate import gallery_recall
 from chiasm.pipeline.training.pocket.loop import train
 from chiasm.pipeline.training.pocket.probes import Pairs, Probes, disagreement
+from chiasm.pipeline.training.pocket.settings import TrainSettings
+from chiasm.pipeline.training.pocket.state import STATE
 from chiasm.pipeline.training.pocket.targets import (
     UNKNOWN,
     caption_kinds,
@@ -44,7 +47,7 @@ from chiasm.pipeline.training.pocket.targets import (
     scene_kinds,
     scene_words,
 )
-from chiasm.pipeline.training.pocket.trainer import STATE, Training, TrainSettings
+from chiasm.pipeline.training.pocket.trainer import Training
 
 TINY = ModelConfig(
     ImageConfig(side=36, stem=(8, 16), width=32, depth=1, heads=2),
@@ -274,8 +277,8 @@ def test_a_lesson_is_a_function_of_seed_and_step():
 
 
 def test_workers_make_the_same_lessons():
-    here = list(train_batches(4, 7, FEED, WORDS, workers=0))
-    there = list(train_batches(4, 7, FEED, WORDS, workers=1))
+    draw = partial(train_batch, settings=FEED, tokenizer=WORDS)
+    here, there = (list(map_steps(draw, range(4, 7), workers)) for workers in (0, 1))
     for a, b in zip(here, there, strict=True):
         assert (a.pixels == b.pixels).all() and (a.captions[0].ids == b.captions[0].ids).all()
 
@@ -300,10 +303,10 @@ def train_until(run, folder, step):
 
     train_step = Training.train_step
 
-    def mortal(self, batch, precision):
+    def mortal(self, batch):
         if self.step == step + 1:
             raise Killed
-        kept.append(train_step(self, batch, precision))
+        kept.append(train_step(self, batch))
         return kept[-1]
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
@@ -412,15 +415,15 @@ def test_pairs_that_share_a_picture_or_a_text_are_scored_as_they_are_alone():
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_one_batch_can_be_learned_by_heart(precision):
     batch = train_batch(0, FEED, WORDS)
     run = replace(RUN, steps=40, fusion_steps=60, learning_rate=1e-3, warmup=0.1)
-    training = Training(run, CPU, WORDS)
-    aligned = [training.train_step(batch, precision) for _ in range(40)]
+    training = Training(run, CPU, WORDS, precision)
+    aligned = [training.train_step(batch) for _ in range(40)]
     towers = training.objective.model.state_dict()
     towers = {n: t.clone() for n, t in towers.items() if not n.startswith(("fusion", "matching"))}
-    joined = [training.train_step(batch, precision) for _ in range(60)]
+    joined = [training.train_step(batch) for _ in range(60)]
     assert training.step == run.all_steps
     assert aligned[-1]["contrast"] < 0.5 * aligned[0]["contrast"]
     assert aligned[-1]["facts"] < 0.7 * aligned[0]["facts"]
@@ -437,7 +440,7 @@ def test_the_towers_learn_the_same_whatever_fusion_follows():
     configs = [replace(TINY, fusion=fusion) for fusion in (None, TINY.fusion)]
     alone, followed = (Training(replace(RUN, model=config), CPU, WORDS) for config in configs)
     for _ in range(3):
-        assert alone.train_step(batch, torch.float32) == followed.train_step(batch, torch.float32)
+        assert alone.train_step(batch) == followed.train_step(batch)
     assert alone.settings.all_steps == 6 and followed.settings.all_steps == 10
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
 from chiasm.pipeline.training.optim import (
     Ema,
@@ -17,14 +18,15 @@ from chiasm.pipeline.training.optim import (
     warmup_then_cosine,
     warmup_times_cosine,
 )
-from chiasm.pipeline.training.pocket import trainer as pocket
 from chiasm.pipeline.training.pocket.data import DataSettings, learn_tokenizer, train_batch
+from chiasm.pipeline.training.pocket.settings import TrainSettings
+from chiasm.pipeline.training.pocket.trainer import Training
 from chiasm.pipeline.training.two_tower import trainer as two_tower
 from chiasm.pipeline.training.two_tower.stream import Pair
 from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 
 CPU = torch.device("cpu")
-POCKET = pocket.TrainSettings(
+POCKET = TrainSettings(
     steps=3, fusion_steps=3, fusion_batch=8, learning_rate=3e-3, warmup=0.5, corpus=60, clip=0.5,
     data=DataSettings(seed=3, batch=12, side=36, context=40),
     model=ModelConfig(
@@ -96,7 +98,7 @@ class Reference:
 
 def test_pocket_is_trained_by_adamw_with_warmup_cosine_and_average():
     tokenizer = learn_tokenizer(400, 60)
-    training = pocket.Training(POCKET, CPU, tokenizer)
+    training = Training(POCKET, CPU, tokenizer)
     model = "model."
     for stage in range(2):
         named = {
@@ -110,7 +112,7 @@ def test_pocket_is_trained_by_adamw_with_warmup_cosine_and_average():
         )  # fmt: skip
         for step in range(3):
             data = replace(POCKET.data, batch=8 if stage else 12)
-            training.backward(train_batch(training.step, data, tokenizer), torch.float32)
+            training.backward(train_batch(training.step, data, tokenizer))
             progress = step / 3
             rate = 3e-3 * (
                 max(progress / 0.5, 1 / 2.5)
@@ -178,6 +180,23 @@ def test_groups_are_by_name_and_decay_in_the_order_of_the_parameters():
         ("a", 0.0), ("a", 0.1), ("b", 0.1),
     ]  # fmt: skip
     assert [each for group in groups for each in group.parameters] == [each for _, each in named]
+
+
+def test_a_gradient_that_is_not_finite_updates_nothing():
+    weight = torch.nn.Parameter(torch.ones(3))
+    bias = torch.nn.Parameter(torch.ones(1))
+    named = [("heads.weight", weight), ("fusion.bias", bias)]
+    groups = decay_groups(named, 0.1, lambda *_: True, group=lambda name: name.split(".")[0])
+    optimiser = Optimiser(groups, 1e-2, clip=1.0)
+    for factor, norm in ((float("nan"), "nan"), (float("inf"), "inf")):
+        optimiser.backward(weight.sum() + factor * bias.sum())
+        with pytest.raises(ChiasmError) as caught:
+            optimiser.apply({"heads": 1.0, "fusion": 1.0}, "step 5", "stop")
+        assert str(caught.value) == (
+            f"step 5: expected finite losses and gradients, found norm fusion {norm}; stop"
+        )
+        assert torch.equal(weight, torch.ones(3)) and torch.equal(bias, torch.ones(1))
+    assert optimiser.tensors() == {}
 
 
 def test_schedules_warm_up_and_end_at_their_floor():

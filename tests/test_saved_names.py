@@ -27,7 +27,9 @@ from chiasm.pipeline.model.config import FusionConfig, ImageConfig, ModelConfig,
 from chiasm.pipeline.model.fusion import FUSIONS
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.training.pocket.data import DataSettings, learn_tokenizer, train_batch
-from chiasm.pipeline.training.pocket.trainer import STATE, Training, TrainSettings
+from chiasm.pipeline.training.pocket.settings import TrainSettings
+from chiasm.pipeline.training.pocket.state import STATE
+from chiasm.pipeline.training.pocket.trainer import Training
 from chiasm.pipeline.training.two_tower import trainer as two_tower_trainer
 from chiasm.pipeline.two_tower import checkpoint as two_tower
 from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
@@ -128,7 +130,7 @@ def test_trainings_keep_the_names_of_their_states_and_settings(tmp_path):
         data=DataSettings(batch=8, side=36, context=40),
     )  # fmt: skip
     training = Training(settings, CPU, learn_tokenizer(300, 20))
-    training.train_step(train_batch(0, settings.data, training.tokenizer), torch.float32)
+    training.train_step(train_batch(0, settings.data, training.tokenizer))
     training.save(tmp_path)
     names = names_of(tmp_path / STATE)
     assert {

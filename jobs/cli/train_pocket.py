@@ -29,7 +29,7 @@ from chiasm.pipeline.pretrained.device_and_precision import resolve_device
 from chiasm.pipeline.training.curves import draw_curves
 from chiasm.pipeline.training.pocket.loop import train
 from chiasm.pipeline.training.pocket.report import format_report, write_report
-from chiasm.pipeline.training.pocket.trainer import TrainSettings
+from chiasm.pipeline.training.pocket.settings import TrainSettings
 
 HELP = """
   chiasm train pocket --to runs/pocket

@@ -33,21 +33,31 @@ def contrastive_loss(logits: Tensor, also_true: Tensor) -> Tensor:
     return (to_image + to_text) / 2
 
 
-def attribute_loss(logits: Sequence[Tensor], targets: Tensor) -> Tensor:
+def attribute_loss(
+    logits: Sequence[Tensor], targets: Tensor, counts: Tensor | None = None
+) -> Tensor:
     """Sum over attributes of the mean cross entropy  -log p(target).
 
     logits: one (B, C, classes) tensor an attribute; targets (B, C, attributes) int64, -1 where
-    there is no target, which is ignored. -> scalar.
+    there is no target, which is ignored; counts (attributes,) float32: by how many targets the sum
+    over each attribute is divided, None: by its own. -> scalar.
     """
-    attributes = zip(logits, targets.unbind(-1), strict=True)
+    if counts is None:
+        counts = target_counts(targets)
+    attributes = zip(logits, targets.unbind(-1), counts.clamp(min=1), strict=True)
     losses = [
         functional.cross_entropy(
             guess.flatten(0, 1).float(), target.flatten(), ignore_index=-1, reduction="sum"
         )
-        / (target >= 0).sum().clamp(min=1)
-        for guess, target in attributes
+        / count
+        for guess, target, count in attributes
     ]
     return torch.stack(losses).sum()
+
+
+def target_counts(targets: Tensor) -> Tensor:
+    """targets (B, C, attributes) int64, -1 where there is none -> (attributes,) float32."""
+    return (targets >= 0).flatten(0, 1).sum(0).float()
 
 
 def bag_of_words_loss(logits: Tensor, bag: Tensor) -> Tensor:

@@ -89,8 +89,14 @@ class DualEncoder(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """Factor from cosines to logits: learned, at most LARGEST_SCALE."""
-        return self.log_scale.exp().clamp(max=LARGEST_SCALE)
+        """Factor from cosines to logits, learned."""
+        return self.log_scale.exp()
+
+    @torch.no_grad()
+    def limit_scale(self) -> None:
+        """Bring the scale down to LARGEST_SCALE, after a step of training. A clamp in the forward
+        pass would have no gradient above it, and a scale there could not come back."""
+        self.log_scale.clamp_(max=math.log(LARGEST_SCALE))
 
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """pixels uint8 (B, 3, S, S) -> tokens (B, N, D), unit vectors (B, E) float32."""

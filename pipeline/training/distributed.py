@@ -1,4 +1,4 @@
-"""Data parallel training: each process has its own batches, gradients are averaged over all.
+"""Data parallel training: each process has its own rows of a batch, and gradients are averaged.
 
 Synchronous, over the process group of torch.distributed that the caller has set up
 (`jobs/train_model.py` does by Ray Train). Weights start equal and gradients are averaged, so
@@ -8,6 +8,7 @@ weights stay equal. A single process does the same without communication.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -22,15 +23,44 @@ def rank_and_world_size() -> tuple[int, int]:
 
 def average_gradients(parameters: Sequence[Tensor]) -> None:
     """Replace each gradient by its mean over all processes, in one all-reduce."""
-    _, count = rank_and_world_size()
-    if count == 1:
-        return
     gradients = [item.grad for item in parameters if item.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    distributed.all_reduce(flat)
-    flat /= count
+    if rank_and_world_size()[1] == 1:
+        return
+    flat = mean_over_processes(torch.cat([gradient.flatten() for gradient in gradients]))
     for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """The mean of float tensors of one shape, one a process; no gradient passes through it."""
+    values, count = values.detach(), rank_and_world_size()[1]
+    if count == 1:
+        return values
+    total = values.clone()
+    distributed.all_reduce(total)
+    return total / count
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """(B, E) of each process -> (B x processes, E), those of rank 0 first. Gradients flow back to
+    the process that a row came from, from all that used it."""
+    return rows if rank_and_world_size()[1] == 1 else _GatherRows.apply(rows)
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        _, count = rank_and_world_size()
+        parts = [torch.empty_like(rows) for _ in range(count)]
+        distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        rank, count = rank_and_world_size()
+        total = grad_outputs[0].clone()
+        distributed.all_reduce(total)
+        return total.chunk(count)[rank]
 
 
 def wait_for_all() -> None:

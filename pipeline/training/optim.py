@@ -14,9 +14,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.training.distributed import average_gradients
 
 BETAS = (0.9, 0.98)  # of AdamW: the second is short, for trainings of some thousand steps
+
+
+SLOWER = "train in another folder with a lower learning rate"
+
+
+def require_finite(values: Mapping[str, float], what: str, do: str = SLOWER) -> None:
+    """ChiasmError about `what`, with what to do, where a loss or the norm of gradients is not
+    finite. values: by name."""
+    wrong = [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]
+    if wrong:
+        raise ChiasmError(
+            what, expected="finite losses and gradients", found=", ".join(wrong), do=do
+        )
 
 
 @dataclass(frozen=True)
@@ -108,14 +122,18 @@ class Optimiser:
         loss.backward()
         average_gradients(self.parameters)
 
-    def apply(self, factors: Mapping[str, float]) -> dict[str, float]:
+    def apply(
+        self, factors: Mapping[str, float], what: str = "a training step", do: str = SLOWER
+    ) -> dict[str, float]:
         """Clip the gradients of each group name by themselves and update the parameters; factors:
         of the learning rate, by group name. -> the gradients' norm before clipping, by group name.
+        ChiasmError about `what`, with what to do, where a norm is not finite: nothing is updated.
         """
         norms: dict[str, float] = {}
         for name in dict.fromkeys(group.name for group in self.groups):
             of_name = [item for g in self.groups if g.name == name for item in g.parameters]
             norms[name] = float(nn.utils.clip_grad_norm_(of_name, self.clip))
+        require_finite({f"norm {name}".strip(): norm for name, norm in norms.items()}, what, do)
         for options, group in zip(self._adamw.param_groups, self.groups, strict=True):
             options["lr"] = self.learning_rate * factors[group.name]
         self._adamw.step()

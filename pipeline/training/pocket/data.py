@@ -1,8 +1,10 @@
 """Seed and step -> one batch of the picture-book world, drawn and captioned on the spot.
 
 A batch is a function of the seed and the step alone, so that a training that was killed goes on
-with the very batches it would have seen. Workers are processes of their own: drawing takes about a
-tenth of the processor time of the training itself.
+with the very batches it would have seen. Processes that train together share one batch: each of
+them knows the facts and the captions of all its scenes, which cost little, and draws the pictures
+of its own rows. Workers are processes of their own: drawing takes about a tenth of the processor
+time of the training itself.
 """
 
 from __future__ import annotations
@@ -11,15 +13,16 @@ import itertools
 import multiprocessing
 import random
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
 from chiasm.pipeline.model.preprocess import to_pixels
 from chiasm.pipeline.model.tokenizer import Tokenizer, train
-from chiasm.pipeline.scenes.claims import holds_matrix
+from chiasm.pipeline.scenes.claims import Claims, holds_matrix
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.hard_twins import hard_group
 from chiasm.pipeline.scenes.unseen import withheld_in
@@ -37,16 +40,17 @@ from chiasm.pipeline.training.pocket.targets import (
 AHEAD = 2  # batches made in advance by each worker
 NEIGHBOURS = (3, 4, 5)  # of a scene in a group of hard twins: groups of 4 to 24 scenes
 CAPTIONS = 2  # of each picture in a batch
+Drawn = TypeVar("Drawn")
 
 
 @dataclass(frozen=True)
 class DataSettings:
     """What batches are made of.
 
-    side: S, pixels. context: longest text in tokens. hard: the chance of a group of hard twins
-    before each other scene, see `chiasm.pipeline.scenes.hard_twins`; 0.08 makes some four tenths of
-    a batch. twins: share of scenes in twin groups among the others. partial: share of captions that
-    omit facts.
+    batch: pictures of a step, in each process. side: S, pixels. context: longest text in tokens.
+    hard: the chance of a group of hard twins before each other scene, see
+    `chiasm.pipeline.scenes.hard_twins`; 0.08 makes some four tenths of a batch. twins: share of
+    scenes in twin groups among the others. partial: share of captions that omit facts.
     """
 
     seed: int = 0
@@ -60,13 +64,16 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class CaptionTargets:
-    """One caption for each picture of a batch, in either language: ids int64 (B, T); also_true
-    (B, B) bool, caption i is true of picture j; kinds int64 (B, 20, 6), see `caption_kinds`;
-    relations int64 (B, 20, 2), see `caption_relations`; bag int64 (B, 44), see `caption_words`.
+    """One caption for each of a process's B pictures, in either language, A being the pictures of
+    all processes: ids int64 (B, T); also_true (B, A) bool, caption i is true of picture j of all;
+    others_true (A, B) bool, caption i of all is true of picture j; kinds int64 (B, 20, 6), see
+    `caption_kinds`; relations int64 (B, 20, 2), see `caption_relations`; bag int64 (B, 44), see
+    `caption_words`.
     """
 
     ids: np.ndarray
     also_true: np.ndarray
+    others_true: np.ndarray
     kinds: np.ndarray
     relations: np.ndarray
     bag: np.ndarray
@@ -74,9 +81,10 @@ class CaptionTargets:
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """One batch: pixels uint8 (B, 3, S, S); captions, two of each picture, of independent language
-    and wording; places int64 (B, 9, 4), see `scene_attributes`; background int64 (B,); kinds int64
-    (B, 20, 6), see `scene_kinds`; bag int64 (B, 44), see `scene_words`.
+    """A process's rows of a batch: pixels uint8 (B, 3, S, S); captions, two of each picture, of
+    independent language and wording; places int64 (B, 9, 4), see `scene_attributes`; background
+    int64 (B,); kinds int64 (B, 20, 6), see `scene_kinds`; bag int64 (B, 44), see `scene_words`;
+    first: the number of the first row among those of all processes.
     """
 
     pixels: np.ndarray
@@ -85,33 +93,52 @@ class TrainBatch:
     background: np.ndarray
     kinds: np.ndarray
     bag: np.ndarray
+    first: int
 
 
-def train_batch(step: int, settings: DataSettings, tokenizer: Tokenizer) -> TrainBatch:
-    """The batch of a step: the same for the same step, settings and tokenizer, in any process."""
-    scenes = scenes_of(step, settings)
+def train_batch(
+    step: int, settings: DataSettings, tokenizer: Tokenizer, rank: int = 0, world_size: int = 1
+) -> TrainBatch:
+    """A process's rows of the batch of a step: the same for the same arguments, wherever it is
+    drawn. All processes together have the rows that one alone has of a batch as large."""
+    everywhere = scenes_of(step, replace(settings, batch=settings.batch * world_size))
     rng = random.Random(f"captions {settings.seed} {step}")
+    own = slice(rank * settings.batch, (rank + 1) * settings.batch)
+    captions = tuple(_targets(everywhere, own, rng, settings, tokenizer) for _ in range(CAPTIONS))
+    scenes = everywhere[own]
     return TrainBatch(
         pixels=np.stack([to_pixels(picture(scene), settings.side) for scene in scenes]),
-        captions=tuple(_targets(scenes, rng, settings, tokenizer) for _ in range(CAPTIONS)),
+        captions=captions,
         places=np.stack([scene_attributes(scene) for scene in scenes]),
         background=np.array([BACKGROUNDS.index(scene.background) for scene in scenes]),
         kinds=np.stack([scene_kinds(scene) for scene in scenes]),
         bag=np.stack([scene_words(scene) for scene in scenes]),
+        first=own.start,
     )
 
 
 def _targets(
-    scenes: Sequence[Scene], rng: random.Random, settings: DataSettings, tokenizer: Tokenizer
+    everywhere: Sequence[Scene],
+    own: slice,
+    rng: random.Random,
+    settings: DataSettings,
+    tokenizer: Tokenizer,
 ) -> CaptionTargets:
-    claims = [plan(scene, rng, complete=rng.random() >= settings.partial) for scene in scenes]
-    texts = [render_caption(claim, rng, rng.choice(LANGUAGES)) for claim in claims]
+    """Of a caption for each scene of all processes, those of the process's own scenes."""
+    claims: list[Claims] = [
+        plan(scene, rng, complete=rng.random() >= settings.partial) for scene in everywhere
+    ]
+    texts = [render_caption(claim, rng, rng.choice(LANGUAGES)) for claim in claims][own]
+    also_true = holds_matrix(claims[own], everywhere)
+    alone = len(texts) == len(everywhere)
+    pairs = list(zip(claims[own], everywhere[own], strict=True))
     return CaptionTargets(
         ids=tokenizer.batch(texts, settings.context),
-        also_true=holds_matrix(claims, scenes),
-        kinds=np.stack([caption_kinds(c, scene) for c, scene in zip(claims, scenes, strict=True)]),
-        relations=np.stack([caption_relations(claim) for claim in claims]),
-        bag=np.stack([caption_words(c, scene) for c, scene in zip(claims, scenes, strict=True)]),
+        also_true=also_true,
+        others_true=also_true if alone else holds_matrix(claims, everywhere[own]),
+        kinds=np.stack([caption_kinds(claim, scene) for claim, scene in pairs]),
+        relations=np.stack([caption_relations(claim) for claim, _ in pairs]),
+        bag=np.stack([caption_words(claim, scene) for claim, scene in pairs]),
     )
 
 
@@ -130,23 +157,20 @@ def _scenes(step: int, settings: DataSettings) -> Iterator[Scene]:
         yield scene
 
 
-def train_batches(
-    first: int, last: int, settings: DataSettings, tokenizer: Tokenizer, workers: int
-) -> Generator[TrainBatch, None, None]:
-    """The batches of steps `first` to `last` - 1 in order, made ahead by worker processes (0:
-    here).
-    """
+def map_steps(
+    draw: Callable[[int], Drawn], steps: range, workers: int
+) -> Generator[Drawn, None, None]:
+    """`draw` of each step, in order, made ahead by worker processes (0: here)."""
     if not workers:
-        for step in range(first, last):
-            yield train_batch(step, settings, tokenizer)
+        yield from map(draw, steps)
         return
     # Spawned, not forked: a fork of a process with torch's threads may hang.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context)
     try:
-        waiting: deque[Future[TrainBatch]] = deque()
-        for step in range(first, last):
-            waiting.append(pool.submit(train_batch, step, settings, tokenizer))
+        waiting: deque[Future[Drawn]] = deque()
+        for step in steps:
+            waiting.append(pool.submit(draw, step))
             if len(waiting) > workers * AHEAD:
                 yield waiting.popleft().result()
         while waiting:

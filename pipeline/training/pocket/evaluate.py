@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from chiasm.pipeline.model.inference import encode_images, encode_texts
+from chiasm.pipeline.model.joint import JointNetwork
+from chiasm.pipeline.model.tokenizer import Tokenizer
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.recall import Recall, recall_by_claims
 from chiasm.pipeline.scenes.words import LANGUAGES, plan, render_caption
 from chiasm.pipeline.scenes.world import gallery
+from chiasm.pipeline.training.pocket.settings import TrainSettings
 
 
 def gallery_recall(
@@ -36,3 +41,16 @@ def gallery_recall(
         for direction, recall in recall_by_claims(texts @ images.T, claims, scenes).items():
             found.setdefault(direction, {})[language] = recall
     return found
+
+
+def tower_recall(
+    model: JointNetwork, tokenizer: Tokenizer, settings: TrainSettings
+) -> dict[str, Any]:
+    """`recall` of a model's towers on the fixed gallery, which no batch is drawn from."""
+    recall = gallery_recall(
+        lambda images: encode_images(model, images),
+        lambda texts: encode_texts(model, tokenizer, texts),
+        settings.gallery,
+        settings.gallery_seed,
+    )
+    return {"recall": recall}

@@ -10,13 +10,10 @@ import logging
 import time
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from chiasm.pipeline.model.inference import encode_images, encode_texts
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.pretrained.device_and_precision import (
     PRECISIONS,
@@ -25,14 +22,14 @@ from chiasm.pipeline.pretrained.device_and_precision import (
 )
 from chiasm.pipeline.training.distributed import rank_and_world_size, wait_for_all
 from chiasm.pipeline.training.log import Pace, Record, Report, append_log
-from chiasm.pipeline.training.pocket.data import TrainBatch, learn_tokenizer, train_batches
-from chiasm.pipeline.training.pocket.evaluate import gallery_recall
-from chiasm.pipeline.training.pocket.trainer import STATE, Training, TrainSettings
+from chiasm.pipeline.training.pocket.data import learn_tokenizer, map_steps
+from chiasm.pipeline.training.pocket.settings import TrainSettings
+from chiasm.pipeline.training.pocket.stages import Stage, ends_of
+from chiasm.pipeline.training.pocket.state import STATE
+from chiasm.pipeline.training.pocket.trainer import Training
 from chiasm.pipeline.training.progress_lines import format_kept_files, format_progress
 
 LOG = logging.getLogger(__name__)
-SEED_STRIDE = 1_000_000  # between the seeds of processes that train together
-STAGES = ("towers", "fusion")
 
 
 def log_progress(record: Record) -> None:
@@ -59,87 +56,74 @@ def train(
     workers: processes that draw, 0 for none.
     """
     where = resolve_device(device)
-    dtype = PRECISIONS[resolve_precision(precision, where)]
     tokenizer = learn_tokenizer(settings.model.text.vocabulary, settings.corpus)
-    training = Training(settings, where, tokenizer)
-    rank, _ = rank_and_world_size()
+    training = Training(settings, where, tokenizer, resolve_precision(precision, where))
+    if towers is not None:
+        training.load_towers(towers)
     if (folder / STATE).exists():
         training.resume(folder)
-    elif towers is not None:
-        training.load_towers(towers)
     folder.mkdir(parents=True, exist_ok=True)
     wait_for_all()  # no process writes what another has not read yet
     done: list[dict[str, float]] = []
     started = time.monotonic() - training.seconds
-    with closing(_batches(training, workers)) as batches:
-        pace, in_fusion = Pace(training.step), training.fusing
-        for batch in batches:
-            done.append(training.train_step(batch, dtype))
-            training.seconds = time.monotonic() - started
-            if rank == 0:  # the other processes write and report nothing
-                _write(training, folder, done, pace, report, dtype)
-            if training.fusing != in_fusion:  # steps of the second stage are faster
-                pace, in_fusion = Pace(training.step), training.fusing
+    rank, _ = rank_and_world_size()
+    for stage, end in zip(training.stages, ends_of(training.stages), strict=True):
+        pace = Pace(training.step)  # steps of one stage are faster than those of another
+        with closing(_batches(training, stage, end, workers)) as batches:
+            for batch in batches:
+                done.append(training.train_step(batch))
+                training.seconds = time.monotonic() - started
+                if training.step == end and stage.calibrated:
+                    training.calibrate(stage.calibrated)
+                if rank == 0:  # the other processes write and report nothing
+                    _write(training, stage, end, folder, done, pace, report)
     if rank == 0:
         report({"message": format_kept_files(folder, [STATE])})
     return done
 
 
+def _batches(
+    training: Training, stage: Stage, end: int, workers: int
+) -> Generator[Any, None, None]:
+    """The batches of a stage from the training's step on; none where the stage is done."""
+    rank, world_size = rank_and_world_size()
+    draw = partial(
+        stage.draw,
+        settings=stage.data,
+        tokenizer=training.tokenizer,
+        rank=rank,
+        world_size=world_size,
+    )
+    return map_steps(draw, range(training.step, end), workers)
+
+
 def _write(
     training: Training,
+    stage: Stage,
+    end: int,
     folder: Path,
     done: list[dict[str, float]],
     pace: Pace,
     report: Report,
-    precision: torch.dtype,
 ) -> None:
-    """Log, checkpoint and evaluation after a step, where they are due."""
+    """Log, checkpoint and evaluation after a step of a stage, where they are due."""
     settings, step = training.settings, training.step
-    last, in_towers = settings.all_steps, step <= settings.steps
-    at_end = step in (settings.steps, last)
-    stage, total = STAGES[not in_towers], settings.steps if in_towers else last
-    if step % settings.log_every == 0 or at_end:
-        losses = _mean(done[-settings.log_every :])
-        seconds = {"seconds": round(training.seconds, 1), **pace.at(step, total)}
-        _log(folder, report, {"stage": stage, "step": step, **seconds, **losses})
-    if step == last and training.fusing:
-        training.calibrate()
-    if step % settings.checkpoint_every == 0 or at_end:
+    record = {"stage": stage.name, "step": step}
+    if step % settings.log_every == 0 or step == end:
+        seconds = {"seconds": round(training.seconds, 1), **pace.at(step, end)}
+        _log(folder, report, record | seconds | _mean(done[-settings.log_every :]))
+    if step % settings.checkpoint_every == 0 or step == end:
         training.save(folder)
-    if in_towers and (step % settings.evaluate_every == 0 or at_end):
-        recall = evaluate_average(training, precision)
-        _log(folder, report, {"stage": stage, "step": step, "total": total, "recall": recall})
+    if stage.evaluate is not None and (step % settings.evaluate_every == 0 or step == end):
+        found = stage.evaluate(average_network(training), training.tokenizer, settings)
+        _log(folder, report, record | {"total": end} | found)
 
 
-def _batches(training: Training, workers: int) -> Generator[TrainBatch, None, None]:
-    """The batches from the training's step on, those of each stage of its own size."""
-    settings, step = training.settings, training.step
-    rank, _ = rank_and_world_size()
-    data = replace(settings.data, seed=settings.data.seed + rank * SEED_STRIDE)
-    stages = (
-        (settings.steps, data),
-        (settings.all_steps, replace(data, batch=settings.fusion_batch)),
-    )
-    for last, of_stage in stages:
-        if step < last:
-            made = train_batches(step, last, of_stage, training.tokenizer, workers)
-            with closing(made) as batches:
-                yield from batches
-            step = last
-
-
-def evaluate_average(training: Training, precision: torch.dtype) -> dict[str, Any]:
-    """Recall of the averaged weights on the fixed gallery, which no batch was drawn from."""
-    settings = training.settings
+def average_network(training: Training) -> JointNetwork:
+    """The model of the averaged weights, in the training's precision."""
     model = JointNetwork(training.config).to(training.device).eval()
     model.load_state_dict(training.ema.tensors)
-    model.to(precision)
-    return gallery_recall(
-        lambda images: encode_images(model, images),
-        lambda texts: encode_texts(model, training.tokenizer, texts),
-        settings.gallery,
-        settings.gallery_seed,
-    )
+    return model.to(PRECISIONS[training.precision])
 
 
 def _mean(done: list[dict[str, float]]) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from chiasm.pipeline.model.config import ModelConfig
-from chiasm.pipeline.model.fusion import Modality
 from chiasm.pipeline.model.joint import JointNetwork
-from chiasm.pipeline.model.losses import attribute_loss, contrastive_loss, info_nce, matching_loss
+from chiasm.pipeline.model.losses import contrastive_loss, info_nce, matching_loss
 from chiasm.pipeline.model.matching import hard_negatives
-from chiasm.pipeline.training.pocket.data import TrainBatch
-from chiasm.pipeline.training.pocket.probes import Pairs, Probes
+from chiasm.pipeline.training.distributed import gather_rows
+from chiasm.pipeline.training.pocket.data import CaptionTargets, TrainBatch
+from chiasm.pipeline.training.pocket.probes import Pairs, Probes, mean_attribute_loss
 
 MODALITY_DROPOUT = 0.15  # share of pairs fused without their text, and of those without picture
 
@@ -30,26 +31,20 @@ class Objective(nn.Module):
         self.probes = Probes(config.image.width, config.text, config.dim, config.fusion)
 
     def forward(
-        self, batch: TrainBatch, fusing: bool, generator: torch.Generator
+        self,
+        losses: Callable[[Objective, Any, torch.Generator], dict[str, Tensor]],
+        batch: Any,
+        generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """-> float32 scalars, those of `tower_losses`, or of `fusion_losses` in the second stage.
-        generator: of the CPU, draws hard negatives and dropped modalities.
-        """
-        if not fusing:
-            return self.tower_losses(batch)
-        model, device = self.model, self.model.log_scale.device
-        with torch.no_grad():
-            image = model.image_modality(_moved(batch.pixels, device))
-            texts = [model.text_modality(_moved(c.ids, device)) for c in batch.captions]
-        truths = [_moved(caption.also_true, device) for caption in batch.captions]
-        first = batch.captions[0]
-        kinds = [_moved(item, device) for item in (first.kinds, batch.kinds, first.relations)]
-        return self.fusion_losses(texts, truths, image, kinds, generator)
+        """The losses of a stage (stages.py) of one of its batches -> float32 scalars by name.
+        generator: of the CPU, draws hard negatives and dropped modalities."""
+        return losses(self, batch, generator)
 
-    def tower_losses(self, batch: TrainBatch) -> dict[str, Tensor]:
+    def tower_losses(self, batch: TrainBatch, _: torch.Generator) -> dict[str, Tensor]:
         """First stage: `contrast`, the mean InfoNCE of the captions; `facts`, the probes' loss on
         patches; `readings` and `words`, their mean losses on vectors; `relations`, their loss on
-        captions.
+        captions. The mean of each over processes that train together is the loss of all their rows
+        in one batch, and so is its gradient.
         """
         model, device = self.model, self.model.log_scale.device
         image = model.image_modality(_moved(batch.pixels, device))
@@ -58,8 +53,7 @@ class Objective(nn.Module):
         contrasts, relations = [], []
         for caption in batch.captions:
             text = model.text_modality(_moved(caption.ids, device))
-            true = _moved(caption.also_true, device)
-            contrasts.append(info_nce(image.vector, text.vector, model.scale, true))
+            contrasts.append(contrast(image.vector, text.vector, model.scale, caption, batch.first))
             kinds, bag = _moved(caption.kinds, device), _moved(caption.bag, device)
             readings.append(self.probes.read(text.vector, kinds, bag))
             relations.append(self.probes.relation_loss(text, _moved(caption.relations, device)))
@@ -68,31 +62,30 @@ class Objective(nn.Module):
         background_loss = functional.cross_entropy(background.float(), target)
         return {
             "contrast": torch.stack(contrasts).mean(),
-            "facts": attribute_loss(places, _moved(batch.places, device)) + background_loss,
+            "facts": mean_attribute_loss(places, _moved(batch.places, device)) + background_loss,
             "readings": torch.stack([kinds for kinds, _ in readings]).mean(),
             "words": torch.stack([words for _, words in readings]).mean(),
             "relations": torch.stack(relations).mean(),
         }
 
-    def fusion_losses(
-        self,
-        texts: list[Modality],
-        truths: list[Tensor],
-        image: Modality,
-        kinds: Sequence[Tensor],
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
+    def fusion_losses(self, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Second stage, of the first captions with their pictures: `match`, on true pairs and as
         many hard negatives; `joint`, InfoNCE of the joint vectors with the vectors of the other
         captions; `align`, InfoNCE of words and patches by late interaction; and those of
         `Probes.pair_losses`.
 
-        texts: two captions of each picture; truths (B, B) bool of each, caption i is true of
-        picture j; kinds: `caption_kinds` of the first captions, `scene_kinds`, and
-        `caption_relations` of the first captions.
+        Of processes that train together, `joint` compares with the rows of all. Each draws its hard
+        negatives among its own rows, and compares words with patches of those: tokens of all rows
+        would have to be sent, some 50 times as much as vectors. So these losses are not those of
+        one process with a batch as large.
         """
-        (text, query), (true, true_query) = texts, truths
-        model, size, device = self.model, len(true), true.device
+        model, device = self.model, self.model.log_scale.device
+        with torch.no_grad():
+            image = model.image_modality(_moved(batch.pixels, device))
+            text, query = (model.text_modality(_moved(c.ids, device)) for c in batch.captions)
+        first, second = batch.captions
+        size = len(first.ids)
+        true = _moved(first.also_true[:, batch.first : batch.first + size], device)
         rows = torch.arange(size, device=device)
         wrong = wrong_pairs(model.scale * text.vector @ image.vector.T, true, generator)
         draw = torch.rand(size, generator=generator).to(device)
@@ -108,15 +101,39 @@ class Objective(nn.Module):
         counted = torch.cat([has_text & has_image, wrong.found])
         # In one merged sequence, patches cannot be separated from words.
         words = None if fusion.mixer.merges else text.tokens.shape[1]
-        text_kinds, image_kinds, relations = kinds
+        kinds = (first.kinds, batch.kinds, first.relations)
+        text_kinds, image_kinds, relations = (_moved(item, device) for item in kinds)
         pairs = Pairs(text_kinds[of_text], relations[of_text], image_kinds[of_image], counted)
         true_pair = torch.cat([whole, ~whole])
         return {
             "match": matching_loss(model.matching(fused).logit, true_pair, counted),
             "align": contrastive_loss(self.probes.token_similarity(fusion, text, image), true),
-            "joint": info_nce(fused.joint[:size], query.vector, model.scale, true_query),
+            "joint": contrast(fused.joint[:size], query.vector, model.scale, second, batch.first),
             **self.probes.pair_losses(fused, words, pairs),
         }
+
+
+def contrast(
+    image: Tensor, text: Tensor, scale: Tensor, caption: CaptionTargets, first: int
+) -> Tensor:
+    """`info_nce` of this process's rows with the rows of all that train together: each caption
+    against the pictures of all, each picture against the captions of all. The mean over processes
+    is the loss of all rows in one batch, and so is its gradient, since it flows back to the process
+    of each row (the local loss with gathered gradients of Ilharco et al., OpenCLIP, 2021).
+
+    image, text (B, E) unit vectors; first: the number of the first row among those of all.
+    """
+    true = _moved(caption.also_true, image.device)  # (B, A)
+    if true.shape[0] == true.shape[1]:
+        return info_nce(image, text, scale, true)
+    others_true = _moved(caption.others_true, image.device).T  # (B, A)
+    own = first + torch.arange(len(text), device=text.device)
+    sides = []
+    for rows, columns, also_true in ((text, image, true), (image, text, others_true)):
+        false_negative = also_true.scatter(1, own[:, None], False)
+        logits = (scale * rows @ gather_rows(columns).T).masked_fill(false_negative, -torch.inf)
+        sides.append(functional.cross_entropy(logits, own))
+    return torch.stack(sides).mean()
 
 
 @dataclass(frozen=True)

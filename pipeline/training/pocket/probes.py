@@ -9,6 +9,7 @@ and a picture disagree. Late interaction aligns words and patches in one space.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,10 +25,12 @@ from chiasm.pipeline.model.losses import (
     bag_of_words_loss,
     late_interaction,
     matching_loss,
+    target_counts,
 )
 from chiasm.pipeline.model.pooling import Pool
 from chiasm.pipeline.scenes.claims import RELATIONS
 from chiasm.pipeline.scenes.world import BACKGROUNDS, KINDS
+from chiasm.pipeline.training.distributed import mean_over_processes
 from chiasm.pipeline.training.pocket.targets import CLASSES, READINGS, UNKNOWN, WORDS
 
 # Classes that fused words predict of a kind: its row and column in the picture, the relation that
@@ -107,7 +110,7 @@ class Probes(nn.Module):
         # A unit vector's entries are of size E^-1/2: scaled to 1, as a layer's input should be.
         scaled = vectors.to(self.kinds.weight.dtype) * vectors.shape[-1] ** 0.5
         of_kinds = self.kinds(scaled).unflatten(-1, (len(KINDS), -1)).split(READINGS, dim=-1)
-        return attribute_loss(of_kinds, kinds), bag_of_words_loss(self.bag(scaled), bag)
+        return mean_attribute_loss(of_kinds, kinds), bag_of_words_loss(self.bag(scaled), bag)
 
     def relation_loss(self, text: Modality, relations: Tensor) -> Tensor:
         """Loss of texts on the relations that they state: of tokens on the relation and the other
@@ -121,7 +124,9 @@ class Probes(nn.Module):
             text.vector.to(self.relations_of_vector.weight.dtype) * text.vector.shape[-1] ** 0.5
         )
         vector = self.relations_of_vector(scaled).unflatten(-1, (len(KINDS), -1))
-        return attribute_loss(tokens, relations) + attribute_loss([vector], relations[..., :1])
+        return mean_attribute_loss(tokens, relations) + mean_attribute_loss(
+            [vector], relations[..., :1]
+        )
 
     def pair_losses(self, fused: Fused, words: int | None, pairs: Pairs) -> dict[str, Tensor]:
         """Losses of fused tokens on where a text and a picture disagree: `discord`, of all tokens;
@@ -184,6 +189,12 @@ class Probes(nn.Module):
         weight = functional.softplus(self.word_weight(text.tokens).squeeze(-1).float()) * text.mask
         weight = weight / text.mask.sum(1, keepdim=True).clamp(min=1).sqrt()
         return self.log_scale.exp() * late_interaction(words, patches, weight)
+
+
+def mean_attribute_loss(logits: Sequence[Tensor], targets: Tensor) -> Tensor:
+    """`attribute_loss` of this process's rows of a batch, the mean of which over all processes is
+    that of the whole batch: the rows of one may have more targets than those of another."""
+    return attribute_loss(logits, targets, mean_over_processes(target_counts(targets)))
 
 
 def _mean_of_readings(logits: Tensor, true: Tensor, counted: Tensor) -> Tensor:

@@ -1,0 +1,65 @@
+"""The settings of a training, and the names that they have in its state on disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from chiasm.pipeline.model.checkpoint import CONFIG_NAMES, names_in_files
+from chiasm.pipeline.model.config import ModelConfig
+from chiasm.pipeline.training.pocket.data import DataSettings
+
+# Name in code -> name in state.safetensors, as in model/checkpoint.py.
+STATE_CONFIG_NAMES = {
+    "learning_rate": "rate",
+    "data": "feed",
+    **{f"model.{path}": name for path, name in CONFIG_NAMES.items()},
+}
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Lengths, rates and weights of a training; the seed is that of `data`.
+
+    steps, fusion_steps: of the stages (stages.py); learning_rate: the highest of each. The second
+    stage takes many small steps, of `fusion_batch` pictures. facts: weight of the facts and
+    readings losses at the start; it falls to a tenth along a cosine. words: weight of the words and
+    relations losses; with less, the twenty kinds do not enter the vectors, and the text tower drops
+    relations. match: weight of all losses of the second stage but the joint vector's, joint: of
+    that. ema: decay of the average. corpus: scenes whose captions train the tokenizer; calibrated:
+    scenes that calibrate matching at the end of the second stage (calibrate.py). Picture side,
+    context and vocabulary of `model` are replaced by those of `data` and of the trained tokenizer.
+    Without `model.fusion` the run ends with the towers.
+    """
+
+    steps: int = 1600
+    fusion_steps: int = 10_000
+    fusion_batch: int = 32
+    learning_rate: float = 1e-3
+    warmup: float = 0.03
+    weight_decay: float = 0.05
+    facts: float = 0.5
+    words: float = 1.0
+    match: float = 1.0
+    joint: float = 0.5
+    ema: float = 0.998
+    clip: float = 1.0
+    corpus: int = 6000
+    calibrated: int = 1000
+    log_every: int = 20
+    checkpoint_every: int = 100
+    evaluate_every: int = 200
+    gallery_seed: int = 271828
+    gallery: int = 1000
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+    @property
+    def all_steps(self) -> int:
+        """Steps of all stages together."""
+        return self.steps + (self.fusion_steps if self.model.fusion else 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values by their names in files."""
+        return json.loads(json.dumps(names_in_files(asdict(self), STATE_CONFIG_NAMES)))

@@ -1,0 +1,125 @@
+"""The stages of a training: what each learns, from which batches, by which losses.
+
+Align before fuse (Li et al., ALBEF, 2021). First the towers are trained: a step encodes a batch's
+pictures once and two captions of each; its loss is the mean InfoNCE of both plus those of the
+probes (objective.py). Then the towers are frozen, and fusion and matching are trained on top of
+them: the vectors of a picture or of a text alone no longer change, and a step costs no backward
+pass through the towers. Matching is calibrated at the end.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from chiasm.pipeline.model.joint import JointNetwork
+from chiasm.pipeline.model.tokenizer import Tokenizer
+from chiasm.pipeline.training.optim import cosine
+from chiasm.pipeline.training.pocket.data import DataSettings, train_batch
+from chiasm.pipeline.training.pocket.evaluate import tower_recall
+from chiasm.pipeline.training.pocket.objective import Objective
+from chiasm.pipeline.training.pocket.settings import TrainSettings
+
+PROBE_FLOOR = 0.1  # of the probes' weight, at the end of the first stage
+# Prefixes of the names of those parameters of `Objective` that a stage trains.
+TOWERS = (
+    "model.image.", "model.text.", "model.image_projection.", "model.text_projection.",
+    "model.log_scale", "probes.places.", "probes.background.", "probes.kinds.", "probes.bag.",
+    "probes.relations_of_vector.", "probes.relations_of_tokens.",
+)  # fmt: skip
+FUSION = (
+    "model.fusion.", "model.matching.", "probes.pool.", "probes.pooled_disagreement.",
+    "probes.patch_disagreement.", "probes.word_location.", "probes.word_weight.",
+    "probes.log_scale",
+)  # fmt: skip
+FUSION_LOSSES = ("match", "align", "discord", "ground", "where", "follow")  # and `joint`
+
+
+class Draw(Protocol):
+    """Makes a process's rows of the batch of a step."""
+
+    def __call__(
+        self, step: int, settings: Any, tokenizer: Tokenizer, rank: int, world_size: int
+    ) -> Any: ...
+
+
+@dataclass(frozen=True)
+class LossWeight:
+    """The weight of a loss in the sum: `start`, falling to `floor` times that along a cosine."""
+
+    start: float
+    floor: float = 1.0
+
+    def at(self, progress: float) -> float:
+        """At progress 0 to 1 of the stage."""
+        return self.start * cosine(progress, self.floor)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a training.
+
+    name: in logs and checkpoints. data: what `draw` makes its batches of. trained: prefixes of the
+    names of the parameters of `Objective` that learn; all others stay at the average of the stages
+    before. losses(objective, batch, generator): float32 scalars by name, minimised in the sum by
+    `weights`. evaluate: fields of a record about the average, now and then; None: nothing to
+    evaluate. calibrated: scenes that matching is calibrated on at the end; 0: it is not.
+    """
+
+    name: str
+    steps: int
+    data: DataSettings
+    draw: Draw
+    trained: tuple[str, ...]
+    losses: Callable[[Objective, Any, torch.Generator], dict[str, Tensor]]
+    weights: Mapping[str, LossWeight]
+    evaluate: Callable[[JointNetwork, Tokenizer, TrainSettings], dict[str, Any]] | None = None
+    calibrated: int = 0
+
+    def total(self, losses: Mapping[str, Tensor], progress: float) -> Tensor:
+        """The weighted sum of the losses, at progress 0 to 1 of the stage."""
+        terms = [self.weights[name].at(progress) * loss for name, loss in losses.items()]
+        return torch.stack(terms).sum()
+
+
+def stages_of(settings: TrainSettings) -> tuple[Stage, ...]:
+    """The stages that a training goes through, in order; at least one."""
+    facts, words = LossWeight(settings.facts, PROBE_FLOOR), LossWeight(settings.words)
+    towers = Stage(
+        "towers",
+        settings.steps,
+        settings.data,
+        train_batch,
+        TOWERS,
+        Objective.tower_losses,
+        {
+            "contrast": LossWeight(1.0),
+            **dict.fromkeys(("facts", "readings"), facts),
+            **dict.fromkeys(("words", "relations"), words),
+        },
+        evaluate=tower_recall,
+    )
+    if settings.model.fusion is None:
+        return (towers,)
+    fusion = Stage(
+        "fusion",
+        settings.fusion_steps,
+        replace(settings.data, batch=settings.fusion_batch),
+        train_batch,
+        FUSION,
+        Objective.fusion_losses,
+        dict.fromkeys(FUSION_LOSSES, LossWeight(settings.match))
+        | {"joint": LossWeight(settings.joint)},
+        calibrated=settings.calibrated,
+    )
+    return (towers, fusion)
+
+
+def ends_of(stages: tuple[Stage, ...]) -> tuple[int, ...]:
+    """How many steps of the training are done at the end of each stage."""
+    return tuple(itertools.accumulate(stage.steps for stage in stages))

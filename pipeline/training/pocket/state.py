@@ -1,0 +1,110 @@
+"""The state of a training on disk: its tensors, and the facts that its weights depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from chiasm.pipeline.errors import ChiasmError, UsageError
+from chiasm.pipeline.model.checkpoint import (
+    TENSOR_NAMES,
+    load_state,
+    save_state,
+    tensors_in_code,
+    tensors_in_files,
+)
+from chiasm.pipeline.training.pocket.settings import STATE_CONFIG_NAMES
+
+STATE = "state.safetensors"
+# What the weights depend on beside the settings -> the flag that sets it. Rounding depends on the
+# number of threads and on versions of torch, too: with others the weights differ by that.
+CONDITIONS = {
+    "precision": "--precision",
+    "processes": "--processes",
+    "device": "--device",
+    "towers": "--towers",
+}
+# Name in code -> name in state.safetensors, as in model/checkpoint.py.
+STATE_TENSOR_NAMES = {
+    "probes.pooled_disagreement.": "probes.discord.",
+    "probes.patch_disagreement.": "probes.ground.",
+    "probes.word_location.out.": "probes.heard.answer.",
+    "probes.word_location.": "probes.heard.",
+    "probes.word_weight.": "probes.telling.",
+    "probes.log_scale": "probes.log_sharpness",
+    "probes.relations_of_vector.": "probes.lies_of_vector.",
+    "probes.relations_of_tokens.out.": "probes.lies_of_tokens.answer.",
+    "probes.relations_of_tokens.": "probes.lies_of_tokens.",
+    **TENSOR_NAMES,
+}
+
+
+def write_state(
+    folder: Path, tensors: Mapping[str, Tensor], facts: dict[str, Any], do: str
+) -> None:
+    """Write the state whole or not at all. ChiasmError, with what to do, where a tensor is not
+    finite."""
+    wrong = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if wrong:
+        raise ChiasmError(
+            f"state of a training after step {facts['step']}",
+            expected="finite tensors",
+            found=f"others: {wrong[0]} and {len(wrong) - 1} more",
+            do=do,
+        )
+    save_state(folder / STATE, tensors_in_files(tensors, STATE_TENSOR_NAMES), facts)
+
+
+def read_state(
+    folder: Path, settings: Mapping[str, Any], conditions: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and facts of the state in a folder; UsageError where it was written under other
+    settings (by their names in files), or other conditions (by the keys of CONDITIONS)."""
+    tensors, facts = load_state(folder / STATE)
+    names = {saved: name for name, saved in STATE_CONFIG_NAMES.items()}
+    changed = sorted(
+        names.get(key, key)
+        for key, value in settings.items()
+        if value != facts["settings"].get(key)
+    )
+    if changed:
+        raise UsageError(
+            f"training in {folder}",
+            expected="the settings it was started with",
+            found="others for " + ", ".join(changed),
+            do="give those, or another folder",
+        )
+    _require_same_conditions(folder, facts, conditions)
+    return tensors_in_code(tensors, STATE_TENSOR_NAMES), facts
+
+
+def _require_same_conditions(
+    folder: Path, facts: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+    """UsageError where facts of a state and conditions of now are not the same. States of earlier
+    versions have no such facts, and could be continued to other weights without a word: refused."""
+    if not CONDITIONS.keys() <= facts.keys():
+        raise UsageError(
+            f"training in {folder}",
+            expected="a state that names its " + ", ".join(CONDITIONS),
+            found="one of an earlier version of chiasm, which does not",
+            do="train anew in another folder",
+        )
+    changed = [name for name in CONDITIONS if facts[name] != now[name]]
+    if changed:
+        raise UsageError(
+            f"training in {folder}",
+            expected=", ".join(f"{name} {facts[name]}" for name in changed),
+            found=", ".join(f"{name} {now[name]}" for name in changed),
+            do=", ".join(_flag(name, facts[name]) for name in changed) + ", or take another folder",
+        )
+
+
+def _flag(name: str, value: Any) -> str:
+    """How to get a condition back."""
+    if value is None:
+        return f"leave out {CONDITIONS[name]}"
+    return f"give {CONDITIONS[name]} " + ("as then" if name == "towers" else str(value))

@@ -1,0 +1,192 @@
+"""Stages of a training: what each learns, how it goes on after a kill, and what stops it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from chiasm.pipeline.errors import ChiasmError, UsageError
+from chiasm.pipeline.model import checkpoint
+from chiasm.pipeline.model.checkpoint import load_state, save_state
+from chiasm.pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
+from chiasm.pipeline.training.log import read_log
+from chiasm.pipeline.training.pocket.data import DataSettings, learn_tokenizer, train_batch
+from chiasm.pipeline.training.pocket.loop import train
+from chiasm.pipeline.training.pocket.objective import Objective
+from chiasm.pipeline.training.pocket.settings import TrainSettings
+from chiasm.pipeline.training.pocket.stages import ends_of, stages_of
+from chiasm.pipeline.training.pocket.state import STATE
+from chiasm.pipeline.training.pocket.trainer import Training
+
+TINY = ModelConfig(
+    ImageConfig(side=36, stem=(8, 8), width=16, depth=1, heads=2),
+    TextConfig(vocabulary=320, context=40, width=16, depth=1, heads=2),
+    dim=8,
+    fusion=FusionConfig(width=16, depth=1, heads=2),
+)
+RUN = TrainSettings(
+    steps=2, fusion_steps=2, fusion_batch=6, learning_rate=3e-3, corpus=20, log_every=1,
+    checkpoint_every=1, calibrated=4, evaluate_every=100, gallery=8, model=TINY,
+    data=DataSettings(seed=3, batch=8, side=36, context=40),
+)  # fmt: skip
+CPU = torch.device("cpu")
+
+
+class Killed(BaseException):
+    pass
+
+
+def learned(folder, run=RUN, **more):
+    return train(run, folder, **{"device": "cpu", "precision": "float32", "workers": 0, **more})
+
+
+def stopped(folder, step, failure=Killed, run=RUN):
+    """Train until `step` steps are done, and fail at once, before the next."""
+    train_step = Training.train_step
+
+    def mortal(self, batch):
+        if self.step == step:
+            raise failure
+        return train_step(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(failure):
+        patch.setattr(Training, "train_step", mortal)
+        learned(folder, run)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A training that nothing disturbed: its folder and the losses of each step."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, learned(folder)
+
+
+def same_model(one, other):
+    return all(
+        (one / name).read_bytes() == (other / name).read_bytes() for name in checkpoint.FILES
+    )
+
+
+@pytest.mark.parametrize("fusion", ["cross_attention", "add", None])
+def test_each_parameter_is_learned_in_one_stage(fusion):
+    config = replace(TINY, fusion=replace(TINY.fusion, fusion=fusion) if fusion else None)
+    stages = stages_of(replace(RUN, model=config))
+    for name, _ in Objective(config).named_parameters():
+        assert [stage.name for stage in stages if name.startswith(stage.trained)] == [
+            "fusion" if name.startswith(stages[-1].trained) and fusion else "towers"
+        ], name
+    assert ends_of(stages)[-1] == replace(RUN, model=config).all_steps
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_a_kill_before_any_step_of_any_stage_costs_nothing(step, whole, tmp_path):
+    folder, losses = whole
+    stopped(tmp_path, step)
+    assert (tmp_path / STATE).exists() == (step > 0)
+    if step:
+        _, facts = load_state(tmp_path / STATE)
+        assert (facts["step"], facts["stage"]) == (step, "towers" if step < 2 else "fusion")
+    assert learned(tmp_path) == losses[step:]
+    assert same_model(tmp_path, folder)
+    saved, expected = (load_state(each / STATE)[0] for each in (tmp_path, folder))
+    assert all(torch.equal(saved[name], value) for name, value in expected.items())
+
+
+def test_the_log_names_stages_with_their_ends(whole):
+    records = [each for each in read_log(whole[0]) if "recall" not in each]
+    assert [(each["stage"], each["step"], each["total"]) for each in records] == [
+        ("towers", 1, 2), ("towers", 2, 2), ("fusion", 3, 4), ("fusion", 4, 4),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("step", "loss"), [(1, "contrast"), (3, "match")])
+def test_a_loss_that_is_not_finite_stops_the_training_before_the_step(step, loss, whole, tmp_path):
+    """From one more step of either stage than a checkpoint has; the checkpoint stays."""
+    run = replace(RUN, checkpoint_every=10**6) if step == 3 else RUN
+    total = Objective.forward
+
+    def spoiled(self, losses, batch, generator):
+        found = total(self, losses, batch, generator)
+        steps.append(len(steps))
+        return found | {loss: found[loss] * math.nan} if len(steps) == step + 1 else found
+
+    steps = []
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ChiasmError) as caught:
+        patch.setattr(Objective, "forward", spoiled)
+        learned(tmp_path, run)
+    stage = "towers" if step < 2 else "fusion"
+    assert str(caught.value) == (
+        f"step {step + 1} of the training, of stage {stage}: expected finite losses and gradients, "
+        f"found loss nan, {loss} nan; no weight was changed, and the last checkpoint is as it was: "
+        "train in another folder with a lower --learning-rate"
+    )
+    saved, facts = load_state(tmp_path / STATE)
+    assert facts["step"] == (1 if step == 1 else 2)
+    assert all(tensor.isfinite().all() for tensor in saved.values())
+    assert learned(tmp_path, run) == whole[1][facts["step"] :]
+    assert same_model(tmp_path, whole[0])
+
+
+def test_a_gradient_that_is_not_finite_stops_the_training_before_the_step():
+    training = Training(RUN, CPU, learn_tokenizer(320, 20), "bfloat16")
+    before = {name: each.clone() for name, each in training.objective.state_dict().items()}
+    weight = training.objective.model.image_projection.weight
+    weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(ChiasmError, match=r"found norm (inf|nan); .* with --precision float32 or"):
+        training.train_step(train_batch(0, RUN.data, training.tokenizer))
+    assert training.step == 0
+    for name, each in training.objective.state_dict().items():
+        assert torch.equal(each, before[name]), name
+
+
+def test_weights_that_are_not_finite_are_never_written(tmp_path):
+    training = Training(RUN, CPU, learn_tokenizer(320, 20))
+    training.ema.tensors["image.position"][0, 0, 0] = math.inf
+    with pytest.raises(ChiasmError, match="expected finite tensors, found others: average"):
+        training.save(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_weights_depend_on_is_the_same_when_a_training_goes_on(tmp_path):
+    run = replace(RUN, steps=1, fusion_steps=1)
+    stopped(tmp_path / "own", 1, run=run)
+    learned(tmp_path / "towers", replace(run, model=replace(TINY, fusion=None)))
+    towers = {"towers": tmp_path / "towers"}
+    with pytest.raises(UsageError) as caught:
+        learned(tmp_path / "own", run, precision="bfloat16")
+    assert str(caught.value) == (
+        f"training in {tmp_path / 'own'}: expected precision float32, found precision bfloat16; "
+        "give --precision float32, or take another folder"
+    )
+    refused = r"expected towers None, found towers \w{12}; leave out --towers, or take"
+    with pytest.raises(UsageError, match=refused):
+        learned(tmp_path / "own", run, **towers)
+    learned(tmp_path / "fused", run, **towers)
+    with pytest.raises(UsageError, match=r"expected towers \w{12}, found towers None; give --towe"):
+        learned(tmp_path / "fused", run)
+    assert learned(tmp_path / "fused", run, **towers) == []
+    path = tmp_path / "own" / STATE
+    tensors, facts = load_state(path)
+    save_state(path, tensors, facts | {"processes": 2, "device": "cuda"})
+    with pytest.raises(UsageError, match="give --processes 2, give --device cuda, or take another"):
+        learned(tmp_path / "own", run)
+    del facts["precision"]  # as earlier versions wrote it
+    save_state(path, tensors, facts)
+    with pytest.raises(UsageError, match="found one of an earlier version of chiasm, which does"):
+        learned(tmp_path / "own", run)
+
+
+def test_a_scale_that_has_become_too_large_comes_back():
+    training = Training(RUN, CPU, learn_tokenizer(320, 20))
+    model, batch = training.objective.model, train_batch(0, RUN.data, training.tokenizer)
+    with torch.no_grad():
+        model.log_scale.fill_(math.log(200.0))  # vectors are random yet: a smaller one is better
+    training.backward(batch)
+    assert model.log_scale.grad > 0
+    training.apply()
+    assert model.scale.item() == pytest.approx(100.0)
+    training.train_step(batch)
+    assert model.scale.item() < 99.95
