@@ -61,6 +61,18 @@ RUN = TrainSettings(
     checkpoint_every=2, calibrated=8, evaluate_every=100, gallery=24, data=FEED, model=TINY,
 )  # fmt: skip
 CPU = torch.device("cpu")
+# Ids of the tokenizer of the first shipped weights.
+PINNED_IDS = {
+    "a big red boat to the left of a striped cat, in the snow": [
+        261, 431, 478, 667, 454, 385, 441, 435, 379, 444, 576, 260, 408, 385, 538
+    ],
+    "大的红色条纹的船在小的猫的左边，夜空下": [395, 511, 424, 350, 297, 978, 648, 242, 191, 143, 702],
+    "naïve ✓ 42": [273, 261, 198, 178, 281, 265, 259, 229, 159, 150, 259, 55, 53],
+    "\ud800 lone": [240, 163, 131, 473, 541, 265],
+    "yellowyellowyellow  x": [
+        283, 265, 397, 394, 283, 265, 397, 394, 283, 265, 397, 394, 259, 259, 123
+    ],
+}  # fmt: skip
 WORDS = train_tokenizer(["a big red boat", "a small boat", "一艘红色的船", "一艘大的船"] * 3, 330)
 
 
@@ -222,6 +234,13 @@ def test_a_caption_tells_part_of_what_its_picture_shows(seed, complete):
     assert (scene_attributes(scene)[:, 0] < len(KINDS)).sum() == len(scene.things)
 
 
+def test_the_shipped_tokens_are_those_of_the_first_format():
+    _, tokenizer = load_model(checkpoint.SHIPPED)
+    for text, ids in PINNED_IDS.items():
+        assert tokenizer.encode(text) == ids, text
+        assert tokenizer.decode(ids) == text
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.text() | st.text("a bigredboat一艘红色的船", max_size=200))
 def test_the_tokenizer_gives_any_text_back(text):
@@ -244,6 +263,8 @@ def test_a_batch_of_texts_is_padded_and_cut():
     assert ids[1, -1] == END and PAD not in ids[1]
     words = [i for i in ids[0].tolist() if i > END]
     assert WORDS.decode(words) == normalise("A  BIG boat.") == "a big boat"
+    for ending in (" .", "。", "?", " ？", "...", ". "):
+        assert normalise("a big boat" + ending) == "a big boat"
     assert WORDS.batch([], 16).shape == (0, 4)
 
 

@@ -4,8 +4,8 @@ A model folder holds model.safetensors, config.json and tokenizer.json, and is w
 loads. Weights are saved as float16: half the size, and after rounding the vectors keep a cosine
 above 0.9999. A training state is one more file, float32, which is enough for an exact resume.
 
-Tensors and config keys keep the names in files that the first shipped weights had, whatever their
-names in code: TENSOR_NAMES and CONFIG_NAMES are the only places that translate.
+Folders are written in format 2, in which tensors and config keys have the names they have in code.
+Folders of format 1, the first, are read for good: TENSOR_NAMES and CONFIG_NAMES translate theirs.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ from chiasm.pipeline.storage import Folder
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 FILES = (WEIGHTS, CONFIG, TOKENIZER)
 SHIPPED = Path(__file__).resolve().parent.parent / "pocket"
-FORMAT = "chiasm joint model 1"
+FORMAT = "chiasm joint model 2"
+FIRST_FORMAT = "chiasm joint model 1"
 
-# Name in code -> name in files. Tensors: a dotted part of the name, a prefix where it ends in a
-# dot; the first that fits is taken. Config keys: the dotted path in code -> the key in files.
+# Name in code -> name in files of the first format. Tensors: a dotted part of the name, a prefix
+# where it ends in a dot; the first that fits is taken. Config keys: the dotted path in code -> the
+# key in files.
 TENSOR_NAMES = {
     "fusion.input_projections.": "fusion.inward.",
     "fusion.type_embeddings": "fusion.kind",
@@ -50,9 +52,8 @@ def save_model(
 ) -> None:
     """Write a model folder: weights of a `JointNetwork` as float16, its config, its tokenizer."""
     half = {name: tensor.detach().half().cpu().contiguous() for name, tensor in weights.items()}
-    fields = {"format": FORMAT, **names_in_files(config.to_dict(), CONFIG_NAMES)}
-    saved = save(tensors_in_files(half, TENSOR_NAMES), metadata={"format": "pt"})
-    write_file(folder / WEIGHTS, saved)
+    fields = {"format": FORMAT, **config.to_dict()}
+    write_file(folder / WEIGHTS, save(half, metadata={"format": "pt"}))
     write_file(folder / CONFIG, (json.dumps(fields, indent=2) + "\n").encode())
     write_file(folder / TOKENIZER, (tokenizer.to_json() + "\n").encode())
 
@@ -71,7 +72,9 @@ def load_model(
         tokenizer = Tokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8"))
         # Not built on the device "meta": numbers drawn there load torch's compiler, 1.5 s for 0.05.
         model = JointNetwork(config)
-        saved = tensors_in_code(load_file(folder / WEIGHTS), TENSOR_NAMES)
+        saved = load_file(folder / WEIGHTS)
+        if _format_of(folder) == FIRST_FORMAT:
+            saved = tensors_in_code(saved, TENSOR_NAMES)
         weights = {name: tensor.to(precision) for name, tensor in saved.items()}
         model.load_state_dict(weights, assign=True)
     except (
@@ -94,11 +97,11 @@ def load_model(
 def _require_joint_model(folder: Path) -> None:
     """EncoderError where the folder holds another kind of model, or lacks one of FILES."""
     kind = _format_of(folder)
-    if kind is not None and kind != FORMAT:
+    if kind is not None and kind not in (FORMAT, FIRST_FORMAT):
         two_tower = kind.startswith("chiasm two-tower")
         raise EncoderError(
             f"model folder {folder}",
-            expected=f"a {FORMAT}, as chiasm train pocket writes",
+            expected=f"a {FORMAT} or 1, as chiasm train pocket writes",
             found=f"a {kind}",
             do=f"load it as an encoder: two-tower:{folder}" if two_tower else "",
         )
@@ -124,8 +127,8 @@ def _format_of(folder: Path) -> str | None:
 def load_config(folder: Path) -> ModelConfig:
     """The config of a model folder; ValueError, KeyError or TypeError where it is none."""
     fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    fields.pop("format", None)
-    return ModelConfig.from_dict(names_in_code(fields, CONFIG_NAMES))
+    first = fields.pop("format", None) == FIRST_FORMAT
+    return ModelConfig.from_dict(names_in_code(fields, CONFIG_NAMES) if first else fields)
 
 
 def save_state(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
