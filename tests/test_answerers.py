@@ -93,7 +93,7 @@ def test_the_shipped_model_has_no_decoder():
 
 
 def test_another_family_is_refused_by_name():
-    with pytest.raises(UsageError, match="expected one of pocket"):
+    with pytest.raises(UsageError, match="expected one of pocket, hf:ID_OR_DIR"):
         load_answerer("st:some/model")
 
 

@@ -59,6 +59,12 @@ def _cross_encoder(model: str, settings: EncoderSettings) -> Matcher:
     return cross_encoder.load(model, settings)
 
 
+def _huggingface_answers(model: str, settings: EncoderSettings) -> Answerer:
+    from chiasm.pipeline.encoders import huggingface_answers
+
+    return huggingface_answers.load(model, settings)
+
+
 def _pocket_answers(model: str, settings: EncoderSettings) -> Answerer:
     encoder = _pocket(model, settings)
     if isinstance(encoder, Answerer):
@@ -67,6 +73,7 @@ def _pocket_answers(model: str, settings: EncoderSettings) -> Answerer:
         f"model {encoder.name}",
         expected="one with a decoder",
         found="one that embeds and matches",
+        do="take --model hf:ID_OR_DIR, such as a BLIP or a model that chats about pictures",
     )
 
 
@@ -80,6 +87,7 @@ ENCODERS: dict[str, Loader] = {
 MATCHERS: dict[str, Callable[[str, EncoderSettings], Matcher]] = {"st": _cross_encoder}
 ANSWERERS: dict[str, Callable[[str, EncoderSettings], Answerer]] = {
     "pocket": _pocket_answers,
+    "hf": _huggingface_answers,
 }
 
 USAGES = {
@@ -163,7 +171,7 @@ def load_matcher(name: str, settings: EncoderSettings | None = None) -> Matcher:
 
 
 def load_answerer(name: str, settings: EncoderSettings | None = None) -> Answerer:
-    """The answerer called `name`: `pocket` or `pocket:DIR`.
+    """The answerer called `name`: `pocket`, `pocket:DIR` or `hf:ID_OR_DIR`.
 
     UsageError for another family and for a model that answers nothing, EncoderError for a model
     that cannot be loaded."""
