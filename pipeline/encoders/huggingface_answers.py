@@ -9,7 +9,7 @@ it is run.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -124,7 +124,7 @@ class Blip2(Generating):
     """A caption continues the picture alone, an answer the prompt BLIP2_QUESTION."""
 
     tasks = frozenset({"caption", "ask"})
-    prompts = {("ask", "en"): BLIP2_QUESTION}  # noqa: RUF012  never changed
+    prompts: Mapping[Any, str] = {("ask", "en"): BLIP2_QUESTION}
 
     def __init__(self, folder: ModelFolder, *arguments: Any) -> None:
         super().__init__(folder, *arguments)
@@ -204,10 +204,9 @@ class Vilt(HuggingFaceAnswerer):
     tasks = frozenset({"ask"})
 
     def group(self, request: Request, number: int, settings: GenerateSettings) -> Hashable:
+        # Such a model draws some patches of each picture at random, one picture after the other.
         if self._network.config.max_image_length > 0:
-            return (
-                number  # it draws patches at random, of each picture others than of its neighbour
-            )
+            return number
         return self._length_group(request.text or "", number, settings), request.image.shape
 
     def inputs(self, requests: Sequence[Request]) -> Any:
