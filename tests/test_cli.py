@@ -123,8 +123,8 @@ def test_every_command_has_help_with_examples_that_are_whole(helps, name):
 @pytest.mark.parametrize(
     ("words", "completed"),
     [
-        ("chiasm se", {"search"}),
-        ("chiasm s", {"search", "status", "submit"}),
+        ("chiasm se", {"search", "sentiment"}),
+        ("chiasm s", {"search", "sentiment", "status", "submit"}),
         ("chiasm train ", {"pocket", "two-tower"}),
         ("chiasm status --j", {"--json"}),
     ],

@@ -74,6 +74,11 @@ COMMANDS: dict[str, str | Group] = {  # in the order of --help
     "search": "Search a collection by a text, by a picture, or by both.",
     "replay": "Search again what a receipt says, and say what has changed.",
     "match": "Score how well texts describe a picture.",
+    "ask": "Answer a question about a picture.",
+    "caption": "Say what a picture shows.",
+    "translate": "Translate a text that belongs to a picture.",
+    "sentiment": "Say what sentiment a text and its picture have together.",
+    "imagine": "Draw what a text says.",
     "train": Group(
         "Train a model that embeds, fuses and matches.",
         """Kill it and run it again: it goes on from its last checkpoint and ends with the same
@@ -136,7 +141,35 @@ def load_command(name: str) -> tuple[Callable[..., None], str]:
             from chiasm.jobs.cli import submit
 
             return submit.submit, submit.HELP
-    return _load_index(name) if name.startswith("index ") else _load_upkeep(name)
+    if name.startswith("index "):
+        return _load_index(name)
+    return _load_answering(name) or _load_upkeep(name)
+
+
+def _load_answering(name: str) -> tuple[Callable[..., None], str] | None:
+    """The same of the commands that answer."""
+    match name:
+        case "ask":
+            from chiasm.jobs.cli import ask
+
+            return ask.ask, ask.HELP
+        case "caption":
+            from chiasm.jobs.cli import caption
+
+            return caption.caption, caption.HELP
+        case "translate":
+            from chiasm.jobs.cli import translate
+
+            return translate.translate, translate.HELP
+        case "sentiment":
+            from chiasm.jobs.cli import sentiment
+
+            return sentiment.sentiment, sentiment.HELP
+        case "imagine":
+            from chiasm.jobs.cli import imagine
+
+            return imagine.imagine, imagine.HELP
+    return None
 
 
 def _load_index(name: str) -> tuple[Callable[..., None], str]:

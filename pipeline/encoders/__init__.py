@@ -1,6 +1,17 @@
 """Encoders: items of a modality -> unit vectors of one space; matchers: pairs of items -> log
-odds."""
+odds; answerers: a picture, a text or both -> another text, or a picture."""
 
+from chiasm.pipeline.encoders.answerers import (
+    LANGUAGES,
+    TASKS,
+    Answerer,
+    GenerateSettings,
+    Reply,
+    Request,
+    Sampling,
+    answer_batch,
+    require_task,
+)
 from chiasm.pipeline.encoders.base import (
     BaseEncoder,
     normalized_mean,
@@ -28,7 +39,9 @@ from chiasm.pipeline.encoders.protocols import (
     Ragged,
 )
 from chiasm.pipeline.encoders.registry import (
+    ANSWERERS,
     ENCODERS,
+    load_answerer,
     load_encoder,
     load_matcher,
     register_encoder,
@@ -37,21 +50,31 @@ from chiasm.pipeline.encoders.registry import (
 from chiasm.pipeline.pretrained import EncoderSettings
 
 __all__ = [
+    "ANSWERERS",
     "ENCODERS",
     "ENCODE_REASONS",
     "JOINT",
+    "LANGUAGES",
+    "TASKS",
+    "Answerer",
     "BaseEncoder",
     "Encoded",
     "Encoder",
     "EncoderSettings",
     "Fault",
+    "GenerateSettings",
     "Input",
     "Matcher",
     "MatchingEncoder",
     "Preprocessor",
     "Ragged",
+    "Reply",
+    "Request",
+    "Sampling",
+    "answer_batch",
     "describe",
     "is_out_of_memory",
+    "load_answerer",
     "load_encoder",
     "load_matcher",
     "match_each",
@@ -61,6 +84,7 @@ __all__ = [
     "register_encoder",
     "require_matcher",
     "require_modality",
+    "require_task",
     "require_unit_vectors",
     "split_encoder_name",
     "unit",

@@ -72,7 +72,7 @@ def load(model: str, settings: EncoderSettings) -> HuggingFaceEncoder:
         dim=_dim(folder, config),
         tokens=_tokens(folder, config, kind),
         pixels=_pixels(folder, config, kind),
-        network=_network(folder, kind, PRECISIONS[precision]).to(device),
+        network=load_network(folder, kind.model, PRECISIONS[precision]).to(device),
         precision=precision,
         device=device,
     )
@@ -201,9 +201,11 @@ def _pixels(folder: ModelFolder, config: Any, kind: Kind) -> ImageProcessing:
     return kind.pixels.of(processor, config.vision_config, folder.what)
 
 
-def _network(folder: ModelFolder, kind: Kind, dtype: torch.dtype) -> Any:
+def load_network(folder: ModelFolder, name: str, dtype: torch.dtype) -> Any:
+    """The network of a folder, for inference; name: its class of transformers. Raises EncoderError
+    where it cannot be loaded, or lacks weights."""
     with translating_load_errors(folder.what, "weights"):
-        network, report = getattr(transformers, kind.model).from_pretrained(
+        network, report = getattr(transformers, name).from_pretrained(
             folder.path,
             dtype=dtype,
             use_safetensors=True,
@@ -215,7 +217,7 @@ def _network(folder: ModelFolder, kind: Kind, dtype: torch.dtype) -> Any:
     if lacking:
         raise EncoderError(
             f"encoder {folder.what}",
-            expected=f"all weights of a {kind.model}",
+            expected=f"all weights of a {name}",
             found=f"{len(lacking)} missing, the first {lacking[0]}",
             do="check that all files are of one model",
         )

@@ -1,4 +1,4 @@
-"""Encoders and matchers by name: two tables of loaders, `register_encoder`, and entry points.
+"""Encoders, matchers and answerers by name: tables of loaders, `register_encoder`, entry points.
 
 A name is `family` or `family:model`: `pocket`, `hf:google/siglip2-base-patch16-224`,
 `st:Qwen/Qwen3-VL-Embedding-2B`. Loading one family imports only what that family needs, so that
@@ -11,9 +11,11 @@ in a later `chiasm search`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 
+from chiasm.pipeline.encoders.answerers import Answerer
 from chiasm.pipeline.encoders.base import require_matcher
 from chiasm.pipeline.encoders.faults import describe
 from chiasm.pipeline.encoders.probe import probe_encoder, probe_matcher
@@ -57,6 +59,24 @@ def _cross_encoder(model: str, settings: EncoderSettings) -> Matcher:
     return cross_encoder.load(model, settings)
 
 
+def _huggingface_answers(model: str, settings: EncoderSettings) -> Answerer:
+    from chiasm.pipeline.encoders import huggingface_answers
+
+    return huggingface_answers.load(model, settings)
+
+
+def _pocket_answers(model: str, settings: EncoderSettings) -> Answerer:
+    encoder = _pocket(model, settings)
+    if isinstance(encoder, Answerer):
+        return encoder
+    raise UsageError(
+        f"model {encoder.name}",
+        expected="one with a decoder",
+        found="one that embeds and matches",
+        do="take --model hf:ID_OR_DIR, such as a BLIP or a model that chats about pictures",
+    )
+
+
 ENCODERS: dict[str, Loader] = {
     "pocket": _pocket,
     "hf": _huggingface,
@@ -65,6 +85,10 @@ ENCODERS: dict[str, Loader] = {
 }
 # Matchers that are no encoders. Every encoder that is a matcher can be named too.
 MATCHERS: dict[str, Callable[[str, EncoderSettings], Matcher]] = {"st": _cross_encoder}
+ANSWERERS: dict[str, Callable[[str, EncoderSettings], Answerer]] = {
+    "pocket": _pocket_answers,
+    "hf": _huggingface_answers,
+}
 
 USAGES = {
     "pocket": "pocket",
@@ -112,13 +136,20 @@ def _load(name: str, settings: EncoderSettings | None) -> Encoder:
     loader = ENCODERS.get(family)
     if loader is None:
         loader = _load_entry_point(_installed()[family])
-    try:
+    with _translating_errors(f"encoder {name}"):
         return loader(model, settings or EncoderSettings())
+
+
+@contextmanager
+def _translating_errors(what: str) -> Iterator[None]:
+    """A context for loading a model: whatever its libraries raise becomes an EncoderError."""
+    try:
+        yield
     except ChiasmError:
         raise
     except Exception as error:  # libraries of models, and encoders of others, raise anything
         raise EncoderError(
-            f"encoder {name}",
+            what,
             expected="a model that can be loaded",
             found=describe(error),
             do=mend_model(str(error)),
@@ -137,6 +168,19 @@ def load_matcher(name: str, settings: EncoderSettings | None = None) -> Matcher:
     matcher = require_matcher(_load(name, settings))  # which need not be an encoder
     probe_matcher(matcher)
     return matcher
+
+
+def load_answerer(name: str, settings: EncoderSettings | None = None) -> Answerer:
+    """The answerer called `name`: `pocket`, `pocket:DIR` or `hf:ID_OR_DIR`.
+
+    UsageError for another family and for a model that answers nothing, EncoderError for a model
+    that cannot be loaded."""
+    family, _, model = name.partition(":")
+    if family not in ANSWERERS:
+        known = [USAGES.get(item, item) for item in ANSWERERS]
+        raise UsageError(f"model {name!r}", expected="one of " + ", ".join(known))
+    with _translating_errors(f"model {name}"):
+        return ANSWERERS[family](model, settings or EncoderSettings())
 
 
 def _installed() -> dict[str, metadata.EntryPoint]:

@@ -51,6 +51,8 @@ CONFIG_FILES = (
     "sentence_bert_config.json",
     "router_config.json",
 )
+# What a model that generates says of its end of text and of penalties. Vectors do not depend on it.
+GENERATION_FILE = "generation_config.json"
 OTHER_RUNTIMES = ("onnx", "openvino")  # folders with the same model for other runtimes
 HASH_BLOCK = 16 << 20  # bytes that a thread reads and hashes at a time, to bound memory
 
@@ -102,10 +104,12 @@ class ModelFolder:
                 do="copy it beside the weights",
             )
 
-    def fingerprint(self, preprocessing: dict[str, Any]) -> str:
+    def fingerprint(self, preprocessing: dict[str, Any], more: Sequence[str] = ()) -> str:
         """32 hex digits: blake2b over weights, tokenizer, configuration and `preprocessing`. Equal
-        for any copy of the folder, different when a byte differs."""
-        paths = [path for name in (self.weights, *CONFIG_FILES) for path in self.files(name)]
+        for any copy of the folder, different when a byte differs. more: names of other files that
+        belong to it."""
+        names = (self.weights, *CONFIG_FILES, *more)
+        paths = [path for name in names for path in self.files(name)]
         blocks = [
             (path, offset) for path in paths for offset in range(0, path.stat().st_size, HASH_BLOCK)
         ]
@@ -163,6 +167,7 @@ def _from_hub(model: str, what: str, weights: str) -> Path:
         weights,
         f"{weights}.index.json",
         *CONFIG_FILES,
+        GENERATION_FILE,
         *(f"*/{part}" for part in CONFIG_FILES),
     ]
     try:

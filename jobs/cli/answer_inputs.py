@@ -1,0 +1,124 @@
+"""What the commands that answer are asked: a picture, a text or both, given or read from stdin."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from chiasm.jobs.console import lines_of
+from chiasm.pipeline.encoders import TASKS
+from chiasm.pipeline.errors import ChiasmError, UsageError
+from chiasm.pipeline.records import IMAGE, TEXT
+
+BATCH = 16  # inputs that are answered together
+STDIN = "-"
+TEXT_NAMES = {"ask": "question"}  # what the text is called, where it is not `text`
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One input: a picture's path or URL, a text, or both; or why the line of stdin is none. label:
+    what of it differs from input to input, for errors and its line of the output; a tab between
+    picture and text."""
+
+    label: str
+    image: str | None = None
+    text: str | None = None
+    error: ChiasmError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Batches of items, and whether there are several: then one that fails does not end the
+    others."""
+
+    batches: Iterator[list[Item]]
+    several: bool
+
+
+def text_name(task: str) -> str:
+    return TEXT_NAMES.get(task, TEXT)
+
+
+def read_inputs(task: str, images: Sequence[str], text: str | None) -> Inputs:
+    """The inputs of a command. `-` for the picture or the text: a line of stdin each, with the
+    other as given; for both, or where the other is not given: a JSON object a line with both.
+    Raises UsageError where something is missing."""
+    needs = TASKS[task]
+    pictures = [image for image in images if image != STDIN]
+    lines = len(pictures) < len(images) or text == STDIN
+    words = None if text == STDIN else text
+    given = ((IMAGE, pictures), (TEXT, words))
+    lacking = [name for name, values in given if name in needs and not values]
+    if lines and pictures and (lacking != [TEXT] or len(pictures) > 1):
+        raise UsageError(task, expected="pictures, or - alone", found="both")
+    if lacking and not lines:
+        names = " and ".join(text_name(task) if name == TEXT else "picture" for name in lacking)
+        raise UsageError(task, expected=f"a {names}, or - to read stdin", found="none")
+    if not lines:
+        items = [_item(image, words) for image in pictures or [None]]
+        return Inputs(_batches(iter([items])), len(items) > 1)
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError(task, expected="lines on stdin, as - says", found="none")
+    return Inputs(_batches(_from_lines(task, lacking, pictures, words)), True)
+
+
+def _from_lines(
+    task: str, lacking: Sequence[str], pictures: Sequence[str], words: str | None
+) -> Iterator[list[Item]]:
+    """The items of the lines of stdin, as they arrive. Empty lines are none."""
+    assert sys.stdin is not None
+    errors = "replace" if lacking == [TEXT] else "surrogateescape"  # a path may have any bytes
+    number = 0
+    for lines in lines_of(sys.stdin.fileno(), errors):
+        items = []
+        for line in map(str.strip, lines):
+            number += 1
+            if not line:
+                continue
+            if len(lacking) == 2:
+                items.append(_from_json(line, f"line {number} of stdin", text_name(task)))
+            elif lacking == [IMAGE]:
+                items.append(Item(line, line, words))
+            else:
+                items.append(Item(line, pictures[0] if pictures else None, line))
+        yield items
+
+
+def _from_json(line: str, place: str, name: str) -> Item:
+    try:
+        fields: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        fields = None
+    image, text = (
+        (fields.get(IMAGE), fields.get(name)) if isinstance(fields, dict) else (None, None)
+    )
+    if isinstance(image, str) and isinstance(text, str):
+        return Item(f"{image}\t{text}", image, text)
+    expected = f'a JSON object with "{IMAGE}" and "{name}"'
+    return Item(place, error=UsageError(place, expected=expected, found=line[:80]))
+
+
+def _item(image: str | None, text: str | None) -> Item:
+    return Item(text or "" if image is None else image, image, text)
+
+
+def _batches(arrived: Iterator[list[Item]]) -> Iterator[list[Item]]:
+    for items in arrived:
+        for start in range(0, len(items), BATCH):
+            yield items[start : start + BATCH]
+
+
+def one_text(task: str, words: Sequence[str]) -> str | None:
+    """The text of the command line; UsageError for words that the shell has split."""
+    if len(words) > 1:
+        raise UsageError(
+            text_name(task).upper(),
+            expected="one text",
+            found=f"{len(words)} words",
+            do="put the words in quotes",
+        )
+    return words[0] if words else None

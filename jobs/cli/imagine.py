@@ -1,0 +1,81 @@
+"""`chiasm imagine`."""
+
+from __future__ import annotations
+
+import io
+from itertools import count
+from typing import Annotated
+
+import numpy as np
+import typer
+from PIL import Image
+
+from chiasm.index.output_files import file_to_write
+from chiasm.jobs.cli.answer_inputs import one_text, read_inputs
+from chiasm.jobs.cli.answering import (
+    Answering,
+    AsJson,
+    Beams,
+    MaxTokens,
+    Model,
+    Precision,
+    answer_inputs,
+)
+from chiasm.jobs.cli.options import Assignments, Device, Preset
+from chiasm.pipeline.encoders import Reply
+from chiasm.pipeline.errors import UsageError
+
+HELP = """
+  chiasm imagine "a red boat under a moon" -o boat.png
+  chiasm imagine - -o pictures/ < captions.txt
+
+Draws what a text says, as a PNG. Of captions on stdin, a line each, -o is the folder of the
+pictures: 000001.png is the first that was drawn."""
+
+
+def imagine(
+    words: Annotated[
+        list[str], typer.Argument(metavar="TEXT", help="In quotes; - reads lines of stdin.")
+    ],
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="FILE", help="The picture, or their folder.")
+    ],
+    model: Model = "pocket",
+    beams: Beams = 1,
+    max_tokens: MaxTokens = None,
+    as_json: AsJson = False,
+    device: Device = None,
+    precision: Precision = None,
+    preset: Preset = "laptop",
+    assignments: Assignments = None,
+) -> None:
+    options = Answering(
+        model, None, beams, max_tokens, as_json, device, precision, preset, assignments
+    )
+    inputs = read_inputs("imagine", [], one_text("imagine", words))
+    if not inputs.several:
+        _require_png(output)
+    numbers = count(1)
+
+    def write(reply: Reply) -> str:
+        path = f"{output.rstrip('/')}/{next(numbers):06d}.png" if inputs.several else output
+        return _write(reply, path)
+
+    answer_inputs("imagine", inputs, options, write)
+
+
+def _require_png(path: str) -> None:
+    """Refuses what cannot be written now, rather than after the picture is drawn."""
+    if not path.lower().endswith(".png"):
+        raise UsageError(path, expected="a name that ends in .png", do="name the picture so")
+    file_to_write(path)
+
+
+def _write(reply: Reply, path: str) -> str:
+    """The picture in its file, whole or not at all; the file's path."""
+    assert reply.image is not None
+    folder, name = file_to_write(path)
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(reply.image)).save(file, "PNG")
+    folder.write_whole(name, file.getvalue())
+    return path
