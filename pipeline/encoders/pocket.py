@@ -52,7 +52,7 @@ def load(model: str, settings: EncoderSettings) -> PocketEncoder:
 
 class PocketEncoder(BaseEncoder):
     """A `JointNetwork` behind the protocols of `chiasm.pipeline.encoders`. `fuses`: whether it has
-    learned to fuse and to match.
+    learned to fuse and to match. network, tokenizer: of the folder.
 
     The same batch gives the same bytes on one kind of processor with one number of threads.
     """
@@ -64,8 +64,8 @@ class PocketEncoder(BaseEncoder):
         self.name = name
         self.device = str(device)
         self.precision = resolve_precision(settings.precision, device)
-        model, self._tokenizer = load_model(folder, PRECISIONS[self.precision])
-        self._model = model.to(device)
+        model, self.tokenizer = load_model(folder, PRECISIONS[self.precision])
+        self.network = model.to(device)
         self.fuses = model.fusion is not None
         side = model.config.image.side
         self.modalities = {IMAGE: Input(side=side), TEXT: Input()}
@@ -84,7 +84,7 @@ class PocketEncoder(BaseEncoder):
         require_modality(self, modality)
         if modality == TEXT:
             return raw
-        return to_pixels(Image.fromarray(raw), self._model.config.image.side)
+        return to_pixels(Image.fromarray(raw), self.network.config.image.side)
 
     @torch.inference_mode()
     def encode(self, modality: str, items: Sequence[Any]) -> Encoded:
@@ -93,9 +93,9 @@ class PocketEncoder(BaseEncoder):
         if not len(items):
             return Encoded(np.zeros((0, self.dims[modality]), dtype=np.float32))
         if modality == IMAGE:
-            rows = image_modality(self._model, items)
+            rows = image_modality(self.network, items)
         else:
-            rows = text_modality(self._model, self._tokenizer, items)
+            rows = text_modality(self.network, self.tokenizer, items)
         return Encoded(rows.vector.float().cpu().numpy(), state=rows if self.fuses else None)
 
     @torch.inference_mode()
@@ -106,7 +106,7 @@ class PocketEncoder(BaseEncoder):
         image, text = parts[IMAGE].state, parts[TEXT].state
         if not isinstance(image, Modality) or not isinstance(text, Modality):
             return super().encode_joint(parts)
-        return fuse_pairs(self._model, text, image)
+        return fuse_pairs(self.network, text, image)
 
     @torch.inference_mode()
     def match(
@@ -115,7 +115,7 @@ class PocketEncoder(BaseEncoder):
         """Outputs of `preprocess` of pictures and of texts, pairs (P, 2) of their indices -> (P,)
         float32, the log odds that the text is true of the picture. UsageError from a model of two
         towers alone."""
-        if self._model.matching is None:
+        if self.network.matching is None:
             raise UsageError(
                 f"encoder {self.name}",
                 expected="a model that learned to match words with pictures",
@@ -123,7 +123,7 @@ class PocketEncoder(BaseEncoder):
                 do="train one: chiasm train pocket --to DIR",
             )
         pixels, texts, pairs = image_and_text(self, a, b, pairs)
-        return match_pairs(self._model, self._tokenizer, pixels, texts, pairs)
+        return match_pairs(self.network, self.tokenizer, pixels, texts, pairs)
 
 
 def _fingerprint(folder: Path, preprocessing: dict[str, Any]) -> str:

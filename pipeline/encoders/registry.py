@@ -66,15 +66,9 @@ def _huggingface_answers(model: str, settings: EncoderSettings) -> Answerer:
 
 
 def _pocket_answers(model: str, settings: EncoderSettings) -> Answerer:
-    encoder = _pocket(model, settings)
-    if isinstance(encoder, Answerer):
-        return encoder
-    raise UsageError(
-        f"model {encoder.name}",
-        expected="one with a decoder",
-        found="one that embeds and matches",
-        do="take --model hf:ID_OR_DIR, such as a BLIP or a model that chats about pictures",
-    )
+    from chiasm.pipeline.encoders import pocket_answerer
+
+    return pocket_answerer.load(model, settings)
 
 
 ENCODERS: dict[str, Loader] = {

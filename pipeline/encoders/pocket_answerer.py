@@ -1,0 +1,140 @@
+"""The answerer that ships: the joint decoder of a model folder, in English and Chinese.
+
+`pocket` and `pocket:DIR`, as the encoder of that name, from the same weights. Which tasks a model
+has is in its config.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chiasm.pipeline.encoders import pocket
+from chiasm.pipeline.encoders.answerers import (
+    LANGUAGES,
+    GenerateSettings,
+    Reply,
+    Request,
+    require_task,
+)
+from chiasm.pipeline.encoders.pocket import PocketEncoder
+from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.model import generate as generation
+from chiasm.pipeline.model.decoder import DecoderState
+from chiasm.pipeline.model.inference import image_modality, text_modality
+from chiasm.pipeline.model.tasks import TASKS
+from chiasm.pipeline.model.tokenizer import END
+from chiasm.pipeline.pretrained import EncoderSettings
+
+BLOCK = 256  # rows that are generated at once, some 100 MB of keys and values
+
+
+def load(model: str, settings: EncoderSettings) -> PocketAnswerer:
+    """The answerer of a model folder, the shipped one for an empty name; UsageError for one whose
+    model has no decoder."""
+    return PocketAnswerer(pocket.load(model, settings))
+
+
+class PocketAnswerer:
+    """A `JointNetwork` with a decoder behind the protocol `Answerer`."""
+
+    def __init__(self, encoder: PocketEncoder) -> None:
+        network = encoder.network
+        if network.decoder is None:
+            raise UsageError(
+                f"model {encoder.name}",
+                expected="one with a decoder",
+                found="one that embeds and matches",
+                do="take --model hf:ID_OR_DIR, such as a BLIP or a model that chats about pictures",
+            )
+        self._encoder, self._network, self._decoder = encoder, network, network.decoder
+        self.name, self.precision, self.device = encoder.name, encoder.precision, encoder.device
+        self.fingerprint, self.modalities = encoder.fingerprint, encoder.modalities
+        self.tasks = self._decoder.ids.tasks()
+        self.languages = tuple(
+            language
+            for language in LANGUAGES
+            if any(name.endswith(f":{language}") for name in self._decoder.ids.prefixes)
+        )
+
+    def preprocess(self, modality: str, raw: Any) -> Any:
+        """As that of the encoder."""
+        return self._encoder.preprocess(modality, raw)
+
+    def cost(self, modality: str, item: Any) -> int:
+        """As that of the encoder."""
+        return self._encoder.cost(modality, item)
+
+    @torch.inference_mode()
+    def answer(self, requests: Sequence[Request], settings: GenerateSettings) -> list[Reply]:
+        """B requests -> B replies; a picture that several share goes through its tower once.
+        UsageError for a task or a language that the model lacks."""
+        groups: defaultdict[str, list[int]] = defaultdict(list)
+        for number, request in enumerate(requests):
+            require_task(self, request.task, request.language)
+            groups[request.task].append(number)
+        replies: dict[int, Reply] = {}
+        for task, numbers in groups.items():
+            for start in range(0, len(numbers), BLOCK):
+                some = numbers[start : start + BLOCK]
+                made = self._reply(task, [requests[number] for number in some], settings)
+                replies.update(zip(some, made, strict=True))
+        return [replies[number] for number in range(len(requests))]
+
+    def _reply(
+        self, task: str, requests: Sequence[Request], settings: GenerateSettings
+    ) -> list[Reply]:
+        """Replies to requests of one task."""
+        tokenizer, context = self._encoder.tokenizer, self._network.config.text.context
+        prefixes = [self._decoder.ids.prefix(task, request.language) for request in requests]
+        found = self._generate(
+            TASKS[task].head, torch.tensor(prefixes), self._start(task, requests), settings
+        )
+        confidence = found.log_probability.exp().tolist()
+        return [
+            Reply(
+                tokenizer.decode(tokens).strip(),
+                confidence=confidence[row],
+                truncated=tokenizer.tokens_cut(request.text or "", context),
+            )
+            for row, (tokens, request) in enumerate(zip(found.tokens, requests, strict=True))
+        ]
+
+    def _start(self, task: str, requests: Sequence[Request]) -> DecoderState:
+        """What the decoder reads of requests of one task."""
+        text = image = None
+        if TASKS[task].source:
+            texts = [request.text or "" for request in requests]
+            text = text_modality(self._network, self._encoder.tokenizer, texts)
+        if not TASKS[task].picture:
+            return self._decoder.start(text, None)
+        pictures = {id(request.image): request.image for request in requests}
+        numbers = {key: number for number, key in enumerate(pictures)}
+        rows = torch.tensor([numbers[id(request.image)] for request in requests])
+        image = image_modality(self._network, list(pictures.values()))
+        state = self._decoder.start(None, image).take(rows.to(image.tokens.device))
+        return state if text is None else self._decoder.with_text(state, text)
+
+    def _generate(
+        self, head: Any, first: Tensor, state: DecoderState, settings: GenerateSettings
+    ) -> generation.Generated:
+        decoder, sampling = self._decoder, settings.sampling
+
+        def step(ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+            hidden, state = decoder(ids[:, None], state)
+            return decoder.logits(hidden[:, 0], head), state
+
+        most = decoder.config.context - 1
+        options = generation.GenerateSettings(
+            steps=min(most, settings.max_tokens or most),
+            end=END,
+            beams=settings.beams,
+            temperature=sampling.temperature if sampling else 0.0,
+            top_p=sampling.top_p if sampling else 1.0,
+        )
+        seeds = [sampling.seed] * len(first) if sampling else None
+        return generation.generate(step, first.to(state.text_mask.device), state, options, seeds)
