@@ -18,8 +18,10 @@ from chiasm.pipeline.scenes.world import Scene, Thing, World
 
 COUNTS = ("none", "one", "two", "three")
 NO_OR_YES = ("no", "yes")
-# Kinds that a background has as scenery: not among its things, but nobody would say "no".
-SCENERY = {"dead forest": ("tree",)}
+# Kinds that a background shows as scenery: not among its things, but "no" would not be true.
+SCENERY = {
+    "night": ("star",), "dead forest": ("tree",), "rainbow": ("flower",), "fair": ("triangle",),
+}  # fmt: skip
 LIKE = ("colour", "size", "texture")  # fields of a thing that an adjective states
 
 
