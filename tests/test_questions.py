@@ -215,6 +215,9 @@ def test_a_word_for_two_kinds_asks_for_either():
     both, crane = Scene((replace(bird, place="left"), machine), "sea"), Query(thing="crane bird")
     assert answer("colour", both, crane, "en") is None
     assert answer("colour", both, crane, "zh") == "红色"
+    big = Query(thing="crane machine", field="size", value="big")
+    assert answer("is_like", both, big, "en") is None
+    assert answer("is_like", both, big, "zh") == "不是"
     assert answer("is_there", Scene((machine,), "sea"), crane, "en") == "yes"
     assert answer("is_there", Scene((machine,), "sea"), crane, "zh") == "没有"
     palm, tree = Scene((replace(CAT, kind="palm tree"),), "sea"), Query(thing="tree")
