@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 
 from chiasm.pipeline.scenes.words import plan, render_caption
-from chiasm.pipeline.scenes.world import Scene
+from chiasm.pipeline.scenes.world import WORLD_1, Scene, World
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,17 @@ class Example:
     form: int | None = None
 
 
-def caption_example(scene: Scene, rng: random.Random, language: str) -> Example:
-    """A complete caption of the scene to write, in `language`."""
-    return Example("caption", language, "", render_caption(plan(scene, rng), rng, language))
+def caption_example(
+    scene: Scene, rng: random.Random, language: str, world: World = WORLD_1
+) -> Example:
+    """A complete caption of the scene to write, in the world's words of `language`."""
+    text = render_caption(plan(scene, rng), rng, language, world)
+    return Example("caption", language, "", text)
 
 
-def imagine_example(scene: Scene, rng: random.Random, language: str) -> Example:
-    """The scene to draw from a complete caption in `language`."""
-    return Example("imagine", language, render_caption(plan(scene, rng), rng, language), "")
+def imagine_example(
+    scene: Scene, rng: random.Random, language: str, world: World = WORLD_1
+) -> Example:
+    """The scene to draw from a complete caption in the world's words of `language`."""
+    text = render_caption(plan(scene, rng), rng, language, world)
+    return Example("imagine", language, text, "")

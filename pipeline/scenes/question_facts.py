@@ -9,15 +9,19 @@ word may stand for two kinds.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from chiasm.pipeline.scenes.claims import RELATIONS, related
 from chiasm.pipeline.scenes.question_words import goes_by
-from chiasm.pipeline.scenes.world import VALUES, Scene, Thing
+from chiasm.pipeline.scenes.world import Scene, Thing, World
 
 COUNTS = ("none", "one", "two", "three")
 NO_OR_YES = ("no", "yes")
+# Kinds that a background shows as scenery: not among its things, but "no" would not be true.
+SCENERY = {
+    "night": ("star",), "dead forest": ("tree",), "rainbow": ("flower",), "fair": ("triangle",),
+}  # fmt: skip
 LIKE = ("colour", "size", "texture")  # fields of a thing that an adjective states
 
 
@@ -39,13 +43,13 @@ class Query:
 class QuestionType:
     """How questions of one type are drawn and answered.
 
-    draw: (scene, rng, the world's kinds) -> a query, None where the scene has too few things.
+    draw: (scene, rng, world) -> a query, None where the scene has too few things.
     answer: (scene, query, language) -> a fact, None where no answer is the only right one. answers:
     what an answer is, a key of `answer_words`. changes: what to change in a scene for another
     answer: a field, "like" (the query's field), "swap" (two things exchange places), "fewer".
     """
 
-    draw: Callable[[Scene, random.Random, Sequence[str]], Query | None]
+    draw: Callable[[Scene, random.Random, World], Query | None]
     answer: Callable[[Scene, Query, str], str | None]
     answers: str
     changes: tuple[str, ...]
@@ -82,8 +86,11 @@ def _field(name: str) -> Callable[[Scene, Query, str], str | None]:
     return answer
 
 
-def _is_there(scene: Scene, query: Query, language: str) -> str:
-    return NO_OR_YES[bool(selected(scene, query, language))]
+def _is_there(scene: Scene, query: Query, language: str) -> str | None:
+    found = bool(selected(scene, query, language))
+    if not found and query.thing in SCENERY.get(scene.background, ()):
+        return None
+    return NO_OR_YES[found]
 
 
 def _count(scene: Scene, query: Query, language: str) -> str:
@@ -114,46 +121,46 @@ def _further(scene: Scene, query: Query, language: str) -> str | None:
     return other.kind if related(other, query.relation, thing) else None
 
 
-def _nothing(scene: Scene, rng: random.Random, kinds: Sequence[str]) -> Query:
+def _nothing(scene: Scene, rng: random.Random, world: World) -> Query:
     return Query()
 
 
-def _thing(scene: Scene, rng: random.Random, kinds: Sequence[str]) -> Query:
+def _thing(scene: Scene, rng: random.Random, world: World) -> Query:
     return Query(thing=rng.choice(scene.things).kind)
 
 
-def _place(scene: Scene, rng: random.Random, kinds: Sequence[str]) -> Query:
+def _place(scene: Scene, rng: random.Random, world: World) -> Query:
     return Query(place=rng.choice(scene.things).place)
 
 
-def _value(scene: Scene, rng: random.Random, kinds: Sequence[str]) -> Query:
+def _value(scene: Scene, rng: random.Random, world: World) -> Query:
     field = rng.choice(LIKE)
     return Query(field=field, value=getattr(rng.choice(scene.things), field))
 
 
-def _any_value(scene: Scene, rng: random.Random, kinds: Sequence[str]) -> Query:
+def _any_value(scene: Scene, rng: random.Random, world: World) -> Query:
     """A thing's value or, in half of the draws, any value: of most colours there is no thing."""
-    query = _value(scene, rng, kinds)
+    query = _value(scene, rng, world)
     if rng.random() < 0.5:
         return query
-    return Query(field=query.field, value=rng.choice(VALUES[query.field]))
+    return Query(field=query.field, value=rng.choice(world.values[query.field]))
 
 
-def _thing_or_none(scene: Scene, rng: random.Random, kinds: Sequence[str]) -> Query:
+def _thing_or_none(scene: Scene, rng: random.Random, world: World) -> Query:
     present = {thing.kind for thing in scene.things}
     if rng.random() < 0.5:
-        return _thing(scene, rng, kinds)
-    while (absent := rng.choice(kinds)) in present:
+        return _thing(scene, rng, world)
+    while (absent := rng.choice(world.kinds)) in present:
         pass
     return Query(thing=absent)
 
 
-def _thing_and_value(scene: Scene, rng: random.Random, kinds: Sequence[str]) -> Query:
+def _thing_and_value(scene: Scene, rng: random.Random, world: World) -> Query:
     thing, field = rng.choice(scene.things), rng.choice(LIKE)
     value = present = getattr(thing, field)
     if rng.random() < 0.5:
         while value == present:
-            value = rng.choice(VALUES[field])
+            value = rng.choice(world.values[field])
     return Query(thing=thing.kind, field=field, value=value)
 
 
@@ -166,11 +173,11 @@ def _two(scene: Scene, rng: random.Random, true: bool = True) -> Query | None:
     return Query(thing=thing.kind, other=other.kind, relation=relation)
 
 
-def _relation(scene: Scene, rng: random.Random, kinds: Sequence[str]) -> Query | None:
+def _relation(scene: Scene, rng: random.Random, world: World) -> Query | None:
     return _two(scene, rng, true=rng.random() < 0.5)
 
 
-def _either(scene: Scene, rng: random.Random, kinds: Sequence[str]) -> Query | None:
+def _either(scene: Scene, rng: random.Random, world: World) -> Query | None:
     """Two things of which one is further in a direction; either may be named first."""
     query = _two(scene, rng)
     if query is None or rng.random() < 0.5:
@@ -178,7 +185,7 @@ def _either(scene: Scene, rng: random.Random, kinds: Sequence[str]) -> Query | N
     return Query(thing=query.other, other=query.thing, relation=query.relation)
 
 
-def _beside(scene: Scene, rng: random.Random, kinds: Sequence[str]) -> Query | None:
+def _beside(scene: Scene, rng: random.Random, world: World) -> Query | None:
     query = _two(scene, rng)
     return query and Query(other=query.other, relation=query.relation)
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 
+from chiasm.pipeline.scenes import vocabulary
 from chiasm.pipeline.scenes.claims import COLUMNS, ROWS
-from chiasm.pipeline.scenes.words import COUNTERS, EN, EN_PLACES, ZH, ZH_PLACES
-from chiasm.pipeline.scenes.world import PLACES
+from chiasm.pipeline.scenes.vocabulary import COUNTERS, EN_PLACES, ZH_PLACES
+from chiasm.pipeline.scenes.world import PLACES, WORLD_2
 
-PHRASES: Mapping[str, Mapping[str, tuple[str, ...]]] = {"en": EN, "zh": ZH}
 # 正上方 and 正下方 of captions would be read as "right above" and "right below" in an answer.
 PLACE_PHRASES = {
     "en": EN_PLACES,
@@ -29,12 +29,8 @@ FURTHER = {
         "left of": ("更靠左",), "right of": ("更靠右",), "above": ("更靠上",), "below": ("更靠下",),
     },
 }  # fmt: skip
-# Names in questions that are not those of captions: other faces are faces too, and 小船, "little
-# boat", is any boat in a caption, but "is the little boat big" would be odd.
-NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "en": {"face": ("smiling face",)},
-    "zh": {"face": ("笑脸",), "boat": ("船",)},
-}
+# 小船, "little boat", is any boat in a caption; "is the little boat big" would be odd.
+NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {"en": {}, "zh": {"boat": ("船",)}}
 # Kinds that are sorts of another: with a palm in the picture there is a tree.
 SORTS_OF = {"tree": ("palm tree",), "tower": ("pagoda",)}
 ANSWERS_BY_NAME = {
@@ -53,8 +49,10 @@ ANSWERS_BY_NAME = {
 
 @lru_cache(maxsize=1024)
 def phrases(name: str, language: str) -> tuple[str, ...]:
-    """What a value or a relation may be called in a question, the commonest phrase first."""
-    return PHRASES[language].get(name, (name,))
+    """What a value or a relation may be called in a question, the commonest phrase first: in the
+    words of world 2, which are good for both worlds.
+    """
+    return vocabulary.phrases(language, WORLD_2).get(name, (name,))
 
 
 @lru_cache(maxsize=1024)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import random
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from chiasm.pipeline.scenes.examples import Example
@@ -26,10 +26,9 @@ from chiasm.pipeline.scenes.question_words import (
     with_article,
 )
 from chiasm.pipeline.scenes.world import (
-    BACKGROUNDS,
-    KINDS,
-    VALUES,
+    WORLD_1,
     Scene,
+    World,
     edited,
     new_style_seed,
     options,
@@ -50,14 +49,14 @@ def question(
     forms: str = "trained",
     kind: str | None = None,
     weights: Mapping[str, float] = EVENLY,
-    kinds: Sequence[str] = KINDS,
+    world: World = WORLD_1,
 ) -> Example | None:
     """One question about the scene; None where the scene has none of these types.
 
     forms: trained, withheld or all. kind: one of TYPES; None: drawn by `weights`, type -> weight,
-    a type without a weight never. kinds: of the world's things, of which one that is not there may
-    be asked for. Yes and no are drawn evenly, and half of the questions lack their question
-    mark. ValueError for an unknown type, and for unknown `forms`.
+    a type without a weight never. world: the scene's, whose kinds and values are asked for. Yes and
+    no are drawn evenly, and half of the questions lack their question mark. ValueError for an
+    unknown type, and for unknown `forms`.
     """
     weights = {kind: 1.0} if kind else weights
     _check_types(weights)
@@ -65,7 +64,7 @@ def question(
     while left:
         name = rng.choices(list(left), list(left.values()))[0]
         for _ in range(TRIES):
-            drawn = _draw(name, scene, rng, language, forms, kinds)
+            drawn = _draw(name, scene, rng, language, forms, world)
             target = answer(name, scene, drawn[0], language) if drawn else None
             if drawn and target is not None:
                 query, number = drawn
@@ -80,26 +79,26 @@ def paired_questions(
     kind: str,
     language: str,
     forms: str = "all",
-    draw: Callable[[random.Random], Scene] = random_scene,
+    draw: Callable[[random.Random, World], Scene] = random_scene,
     allowed: Callable[[Scene], bool] = lambda scene: True,
-    kinds: Sequence[str] = KINDS,
+    world: World = WORLD_1,
 ) -> tuple[Scene, Scene, Example, Example]:
     """One question of two scenes that differ in one fact, with different answers.
 
     A fact is a value, the number of things, or which of two things is at which of two places.
-    kind: one of TYPES. forms, kinds: as in `question`. draw: draws the scene that is changed; it
+    kind: one of TYPES. forms, world: as in `question`. draw: draws the scene that is changed; it
     comes first in half of the pairs. allowed: what both scenes have to pass. ValueError as in
     `question`, and where no pair is found.
     """
     _check_types([kind])
     for _ in range(PAIR_TRIES):
-        scene = draw(rng)
-        drawn = _draw(kind, scene, rng, language, forms, kinds) if allowed(scene) else None
+        scene = draw(rng, world)
+        drawn = _draw(kind, scene, rng, language, forms, world) if allowed(scene) else None
         target = answer(kind, scene, drawn[0], language) if drawn else None
         if not drawn or target is None:
             continue
         query, number = drawn
-        twin = _twin(kind, scene, query, target, rng, language)
+        twin = _twin(kind, scene, query, target, rng, language, world)
         if twin is None or not allowed(twin[0]):
             continue
         text = question_text(FORMS[language][kind][number], query, rng, language)
@@ -142,16 +141,12 @@ def question_text(form: str, query: Query, rng: random.Random, language: str) ->
 def answers(
     language: str,
     kind: str | None = None,
-    kinds: Sequence[str] = KINDS,
-    backgrounds: Sequence[str] = BACKGROUNDS,
+    world: World = WORLD_1,
 ) -> tuple[str, ...]:
-    """All answers to questions of one type, None: of any, in a world of these kinds and
-    backgrounds; each once.
-    """
+    """All answers to questions of one type, None: of any, in this world; each once."""
     facts = {
-        **VALUES,
-        "kind": kinds,
-        "background": backgrounds,
+        **world.values,
+        "background": world.backgrounds,
         "count": COUNTS,
         "no_or_yes": NO_OR_YES,
         "is_there": NO_OR_YES,
@@ -187,21 +182,27 @@ def _draw(
     rng: random.Random,
     language: str,
     forms: str,
-    kinds: Sequence[str],
+    world: World,
 ) -> tuple[Query, int] | None:
     """A query and the number of a form; None where the scene or the forms have none."""
     numbers = form_numbers(language, kind, forms)
-    query = TYPES[kind].draw(scene, rng, kinds) if numbers else None
+    query = TYPES[kind].draw(scene, rng, world) if numbers else None
     return (query, rng.choice(numbers)) if query else None
 
 
 def _twin(
-    kind: str, scene: Scene, query: Query, present: str, rng: random.Random, language: str
+    kind: str,
+    scene: Scene,
+    query: Query,
+    present: str,
+    rng: random.Random,
+    language: str,
+    world: World,
 ) -> tuple[Scene, str] | None:
     """A scene one change away in which the query has another answer than `present`, and that."""
     changes = TYPES[kind].changes
     for change in rng.sample(changes, len(changes)):
-        twins = _changed(scene, query.field if change == "like" else change)
+        twins = _changed(scene, query.field if change == "like" else change, world)
         for twin in rng.sample(twins, len(twins)):
             target = answer(kind, twin, query, language)
             if target is not None and target != present:
@@ -209,7 +210,7 @@ def _twin(
     return None
 
 
-def _changed(scene: Scene, change: str) -> list[Scene]:
+def _changed(scene: Scene, change: str, world: World) -> list[Scene]:
     """All scenes one change of this sort away."""
     count = len(scene.things)
     if change == "swap":
@@ -221,5 +222,5 @@ def _changed(scene: Scene, change: str) -> list[Scene]:
     return [
         edited(scene, attribute, value)
         for attribute in attributes
-        for value in options(scene, attribute)[1:]
+        for value in options(scene, attribute, world)[1:]
     ]
