@@ -1,0 +1,138 @@
+"""What a model folder with a decoder answers: as its decoder writes it, one request or many."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from chiasm.pipeline.encoders import (
+    Answerer,
+    EncoderSettings,
+    GenerateSettings,
+    Request,
+    load_answerer,
+)
+from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.model.checkpoint import load_model, save_model
+from chiasm.pipeline.model.config import DecoderConfig, ImageConfig, ModelConfig, TextConfig
+from chiasm.pipeline.model.joint import JointNetwork
+from chiasm.pipeline.model.tokenizer import END, Tokenizer, train
+
+PLAIN = EncoderSettings(precision="float32", device="cpu")
+WORDS = train(["is the boat red", "a blue cat", "红色的船", "一只猫"] * 3, 300)
+CONFIG = ModelConfig(
+    ImageConfig(side=36, stem=(8, 16), width=32, depth=1, heads=2),
+    TextConfig(vocabulary=len(WORDS), context=12, width=16, depth=1, heads=2),
+    dim=8,
+    fusion=None,
+    decoder=DecoderConfig(width=16, depth=2, heads=2, context=8),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(5)
+    network = JointNetwork(CONFIG)
+    decoder = network.decoder
+    assert decoder is not None
+    with torch.no_grad():  # no near ties between tokens
+        decoder.embedding.weight.mul_(40)
+    made = tmp_path_factory.mktemp("answerer") / "model"
+    made.mkdir()
+    save_model(made, network.state_dict(), CONFIG, WORDS)
+    return made
+
+
+def picture(seed):
+    return np.random.default_rng(seed).integers(0, 256, (36, 36, 3), dtype=np.uint8)
+
+
+def requests(answerer):
+    one, two = (answerer.preprocess("image", picture(seed)) for seed in (1, 2))
+    return [
+        Request("ask", "en", one, "is the boat red"),
+        Request("caption", "zh", two),
+        Request("ask", "zh", one, "红色的船"),
+        Request("ask", "en", two, "a very long question " * 5),
+        Request("translate", "en", two, "一只猫"),
+        Request("sentiment", "en", one, "a blue cat"),
+        Request("caption", "en", one),
+    ]
+
+
+def slow(folder, request, steps):
+    """The likeliest tokens one by one, all of them computed anew each time."""
+    network, tokenizer = load_model(folder)
+    decoder, pixels = network.decoder, torch.from_numpy(request.image)[None]
+    assert decoder is not None
+    text = None
+    if request.text is not None:
+        ids = torch.from_numpy(tokenizer.batch([request.text], CONFIG.text.context))
+        text = network.text_modality(ids)
+    tokens, total = [decoder.ids.prefix(request.task, request.language)], 0.0
+    while len(tokens) <= steps:
+        state = decoder.start(text, network.image_modality(pixels))
+        hidden, _ = decoder(torch.tensor([tokens]), state)
+        logs = decoder.logits(hidden[0, -1], "text").log_softmax(-1)
+        tokens.append(int(logs.argmax()))
+        total += float(logs.max())
+        if tokens[-1] == END:
+            return tokenizer.decode(tokens[1:-1]).strip(), total / (len(tokens) - 1)
+    return tokenizer.decode(tokens[1:]).strip(), total / steps
+
+
+@torch.inference_mode()
+def test_replies_are_what_the_decoder_writes(folder):
+    answerer = load_answerer(f"pocket:{folder}", PLAIN)
+    assert isinstance(answerer, Answerer)
+    asked = requests(answerer)
+    replies = answerer.answer(asked, GenerateSettings())
+    for request, reply in zip(asked, replies, strict=True):
+        text, mean = slow(folder, request, CONFIG.decoder.context - 1)
+        assert reply.text == text
+        assert reply.confidence == pytest.approx(np.exp(mean), rel=1e-4)
+    assert len({reply.text for reply in replies}) > 2
+    cut = len(WORDS.encode("a very long question " * 4 + "a very long question")) - 10
+    assert [reply.truncated for reply in replies] == [0, 0, 0, cut, 0, 0, 0]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_reply_does_not_depend_on_its_batch(folder, beams):
+    answerer = load_answerer(f"pocket:{folder}", PLAIN)
+    settings = GenerateSettings(beams=beams, max_tokens=5)
+    together = answerer.answer(requests(answerer), settings)
+    alone = [answerer.answer([request], settings)[0] for request in requests(answerer)]
+    assert [reply.text for reply in together] == [reply.text for reply in alone]
+    confidences = [[reply.confidence for reply in replies] for replies in (together, alone)]
+    np.testing.assert_allclose(*confidences, rtol=1e-4)
+    assert answerer.answer([], settings) == []
+
+
+def test_what_the_model_has_is_what_it_says(folder, tmp_path):
+    answerer = load_answerer(f"pocket:{folder}", PLAIN)
+    assert answerer.tasks == {"caption", "ask", "translate", "sentiment"}
+    assert answerer.languages == ("en", "zh")
+    with pytest.raises(UsageError, match=r"expected one that can imagine, found one that can capt"):
+        answerer.answer([Request("imagine", text="a red boat")], GenerateSettings())
+    config = replace(CONFIG, decoder=replace(CONFIG.decoder, prefixes=("ask:en",)))
+    save_model(tmp_path, JointNetwork(config).state_dict(), config, WORDS)
+    english = load_answerer(f"pocket:{tmp_path}", PLAIN)
+    assert (english.tasks, english.languages) == ({"ask"}, ("en",))
+    with pytest.raises(UsageError, match="expected one that answers in zh, found one for en"):
+        english.answer([Request("ask", "zh", None, "红色的船")], GenerateSettings())
+
+
+def test_a_model_without_a_decoder_answers_nothing(tmp_path):
+    config = replace(CONFIG, decoder=None)
+    save_model(tmp_path, JointNetwork(config).state_dict(), config, WORDS)
+    with pytest.raises(UsageError, match="expected one with a decoder, found one that embeds"):
+        load_answerer(f"pocket:{tmp_path}", PLAIN)
+
+
+def test_the_tokenizer_counts_what_is_cut():
+    long = "a blue cat " * 9
+    ids = WORDS.encode(long.strip())
+    assert WORDS.tokens_cut(long, 12) == len(ids) - 10 > 0
+    assert WORDS.tokens_cut("a cat", 12) == 0
+    assert isinstance(Tokenizer.from_json(WORDS.to_json()), Tokenizer)
