@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import ROOT
 from PIL import Image
 from random_models import clip_folder
 from tiny_answerers import (
@@ -30,7 +31,7 @@ from chiasm.pipeline.encoders import (
     huggingface_generate,
     load_answerer,
 )
-from chiasm.pipeline.encoders.huggingface_answers import CHAT_PROMPTS
+from chiasm.pipeline.encoders.huggingface_answers import BLIP2_QUESTION, CHAT_PROMPTS
 from chiasm.pipeline.errors import EncoderError, UsageError
 from chiasm.pipeline.pretrained.hub import capture_warnings
 
@@ -324,6 +325,15 @@ def test_what_the_model_says_of_penalties_counts_and_is_in_the_fingerprint(folde
     ]
 
 
+def test_bfloat16_answers_with_the_same_fingerprint(folders, answerers):
+    for name, answerer in answerers.items():
+        half = load_answerer(f"hf:{folders[name]}", EncoderSettings("bfloat16", "cpu"))
+        assert (half.precision, half.fingerprint) == ("bfloat16", answerer.fingerprint)
+        task = "ask" if "ask" in half.tasks else "caption"
+        for reply in half.answer(requests_of(half, task), GREEDY):
+            assert 0 < reply.confidence <= 1
+
+
 def test_folders_that_cannot_answer_are_one_line(folders, tmp_path):
     plain = llava_folder(tmp_path / "plain", template=None)
     with pytest.raises(EncoderError, match=r"expected a chat template .*'llava', found none"):
@@ -346,3 +356,10 @@ def test_folders_that_cannot_answer_are_one_line(folders, tmp_path):
     (old / "config.json").write_text(json.dumps({**config, "image_token_index": None}))
     with pytest.raises(EncoderError, match=r"expected image_token_index in config.json"):
         load_answerer(f"hf:{old}", FLOAT32)
+
+
+def test_the_prompts_are_documented():
+    page = (ROOT / "docs/operations.md").read_text()
+    for prompt in [*CHAT_PROMPTS.values(), BLIP2_QUESTION]:
+        for line in filter(None, prompt.replace("{text}", "TEXT").splitlines()):
+            assert f"`{line}`" in page
