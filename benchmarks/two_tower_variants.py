@@ -168,7 +168,7 @@ def as_network(fold: Fold, kind: type[FormatSixNetwork]) -> Iterator[Fold]:
                 shares = mean_by_picture(network.bag_of_words(ids_of(block)), block)
                 ridge.add(network.kernel(network.sqrt_features(images_of(block))), shares)
             penalty = network.kernel.similarity(network.kernel.landmarks)
-            network.kernel.word_shares.copy_(ridge.solve(penalty))
+            network.get_parameter("kernel.word_shares").copy_(ridge.solve(penalty))
     yield replace(fold, network=network.eval())
 
 

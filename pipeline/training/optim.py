@@ -158,25 +158,6 @@ class Optimiser:
         self._adamw.load_state_dict(self._adamw.state_dict() | {"state": state})
 
 
-def require_finite(loss: Tensor, parameters: Iterable[Tensor], step: int) -> None:
-    """ChiasmError where a scalar loss or a gradient of `parameters` is NaN or infinite.
-
-    Called before the update of step `step`, from 0 up, so that neither weights nor a checkpoint get
-    what is not a number."""
-    gradients = [item.grad for item in parameters if item.grad is not None]
-    found = "" if bool(loss.isfinite()) else f"a loss of {float(loss):g}"
-    if not found and not all(bool(gradient.isfinite().all()) for gradient in gradients):
-        found = "a gradient that is not finite"
-    if found:
-        raise ChiasmError(
-            f"training, step {step + 1}",
-            expected="a finite loss and finite gradients",
-            found=found,
-            do="train into another folder with a lower --learning-rate, or with --precision "
-            "float32 if it was another; the last checkpoint stays as it was",
-        )
-
-
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Tensors under names that begin with `prefix`."""
     return {prefix + name: tensor for name, tensor in tensors.items()}

@@ -155,14 +155,17 @@ class Training:
         losses = self.losses(pairs, generator)
         total = torch.stack(list(losses.values())).sum()
         self.optimiser.backward(total)
-        require_finite(total.detach(), self.optimiser.parameters, self.step)
-        return {name: loss.item() for name, loss in {"loss": total, **losses}.items()}
+        found = {name: loss.item() for name, loss in {"loss": total, **losses}.items()}
+        require_finite(found, f"training, step {self.step + 1}")
+        return found
 
     def apply(self) -> None:
         """Update weights and average by the gradients. Heads, word classifier and fusion are
-        clipped by themselves: their losses differ in size."""
+        clipped by themselves: their losses differ in size. ChiasmError where a gradient is not
+        finite: nothing is updated."""
         heads, fusion = self._factor(0), FUSION_RATE * self._factor(self.settings.fusion_from)
-        self.optimiser.apply({"heads": heads, "word_classifier": heads, "fusion": fusion})
+        factors = {"heads": heads, "word_classifier": heads, "fusion": fusion}
+        self.optimiser.apply(factors, f"training, step {self.step + 1}")
         self.ema.update(self.trained.items(), updates=self.step)
         self.step += 1
 
