@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.machine import machine, tell_and_keep
 from chiasm.pipeline.encoders import Matcher, load_encoder, require_matcher
 from chiasm.pipeline.images import DecodeSettings, decode
-from chiasm.pipeline.metrics import ranks_of, recalls_of_ranks, top_k
+from chiasm.pipeline.metrics import ranks_of, recall_at, recalls_of_ranks, right_at, top_k
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Sample
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
@@ -106,8 +106,8 @@ def matched(
     said = [text for text in texts for _ in range(order.shape[1])]
     logits = match_rows(encoder, displayed, said).reshape(order.shape)
     final = logits + np.take_along_axis(scores, order, 1)
-    first = np.take_along_axis(order, final.argmax(1)[:, None], 1)[:, 0]
-    return {"r1": round(float((first == own).mean()), 4)}
+    first = right_at(top_k(final, 1), order == own[:, None])
+    return {"r1": round(recall_at(first, 1), 4)}
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m benchmarks.two_tower_fusions RUN
 
-RUN is a folder of `chiasm train two-tower` over photographs with several captions; its
-features are taken and nothing is written to it. Heads and fusion learn as the preset has them,
+RUN is a folder of `chiasm train two-tower --fusion gated` over photographs with several captions;
+its features are taken and nothing is written to it. Heads and fusion learn as the preset has them,
 without the samples held out, once for each way to fuse; the fusion moves no head, so all are
 compared with the same mean, which is asserted. `one token`: pictures and captions give one token
 each, the mean of theirs, so that there is nothing to attend to. `unregularised`: no dropout of

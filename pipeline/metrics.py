@@ -38,9 +38,11 @@ def mean_reciprocal_rank(right: np.ndarray) -> float:
 def ranks_of(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
     """The rank, from 0 up, of each query's one right item: (Q,) int64; ties count against it.
 
-    scores (Q, N), higher is nearer; own (Q,) int, the column of the right item.
+    scores (Q, N), higher is nearer, NaN below every number; own (Q,) int, the column of the right
+    item.
     """
     scores = np.asarray(scores)
+    scores = np.where(np.isnan(scores), -np.inf, scores)  # a comparison with NaN is always false
     return (scores >= np.take_along_axis(scores, own[:, None], axis=1)).sum(axis=1) - 1
 
 
@@ -57,8 +59,10 @@ def mean_reciprocal_of_ranks(ranks: np.ndarray) -> float:
 
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
-    """(Q, N) scores -> (Q, min(k, N)) columns, best first; of equals the lower column first."""
-    return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    """(Q, N) scores -> (Q, min(k, N)) columns, best first; of equals the lower column first, -1
+    in place of a column whose score is NaN."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]  # NaN comes last
+    return np.where(np.isnan(np.take_along_axis(scores, order, axis=1)), -1, order)
 
 
 def right_at(

@@ -32,7 +32,7 @@ from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.hub import capture_warnings
 from chiasm.pipeline.shards import ReadSettings, list_shards
 from chiasm.pipeline.storage import Folder
-from chiasm.pipeline.training.two_tower.features import compute
+from chiasm.pipeline.training.two_tower.features import FeatureSettings, compute
 from chiasm.pipeline.training.two_tower.stream import stream
 from chiasm.pipeline.two_tower.checkpoint import save_two_tower
 from chiasm.pipeline.two_tower.frozen_towers import ImageTower, TextTower
@@ -282,7 +282,7 @@ def test_a_training_reads_captions_as_texts_alone(clip, sentences, tmp_path, mon
     shard_of(tmp_path / "a.tar", captions)
     image, text = ImageTower(str(clip), CPU), TextTower(str(sentences), CPU)
     shards = list_shards([str(tmp_path / "a.tar")])
-    made = compute(shards, image, text, tmp_path / "f", ReadSettings(), lambda line: None)
+    made = compute(shards, image, text, tmp_path / "f", FeatureSettings(), lambda line: None)
     assert (made.pairs, made.captions) == (3, 3)
     wanted = load_encoder(f"hf:{clip}", CPU).encode("text", captions).vectors
     for pair, vector in zip(stream(made.paths), wanted, strict=True):

@@ -131,6 +131,29 @@ def test_ranks_and_rankings_agree_where_no_scores_are_equal(seed, queries, items
         assert mean_reciprocal_rank(right) == pytest.approx(mean_reciprocal_of_ranks(ranks))
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**31), st.integers(1, 8), st.integers(2, 12))
+def test_what_is_not_a_number_is_last(seed, queries, items):
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=(queries, items))
+    scores[rng.random(scores.shape) < 0.4] = np.nan
+    own = rng.integers(0, items, queries)
+    for row, column, rank in zip(scores, own, ranks_of(scores, own), strict=True):
+        numbers = [score for score in row if score == score]
+        wanted = items - 1 if np.isnan(row[column]) else sum(x > row[column] for x in numbers)
+        assert rank == wanted
+    for row, columns in zip(scores, top_k(scores, items), strict=True):
+        order = sorted(np.flatnonzero(~np.isnan(row)), key=lambda i: -row[i])
+        assert columns.tolist() == order + [-1] * (items - len(order))
+
+
+def test_a_gallery_of_nan_finds_nothing():
+    scores, own = np.full((50, 50), np.nan, np.float32), np.arange(50)
+    assert recalls_of_ranks(ranks_of(scores, own))["r10"] == 0
+    assert recalls(right_at(top_k(scores, 10), np.eye(50, dtype=bool)))["r10"] == 0
+    assert math.isfinite(mean_reciprocal_of_ranks(ranks_of(scores, own)))
+
+
 def test_short_lists_of_hits_and_empty_places_are_no_right_results():
     relevant = np.array([[True, False, True], [False, False, True]])
     assert right_at([[1, 0], [-1]], relevant).tolist() == [[False, True], [False, False]]

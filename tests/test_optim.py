@@ -137,7 +137,7 @@ def pairs_of(count, captions):
         Pair(
             image=draw(6), patches=draw(3, 5), text=draw(captions, 7), words=draw(captions, 2, 4),
             lengths=torch.full((captions,), 2), ids=[[i % 5, (i + n) % 5] for n in range(captions)],
-            fold=0, augmented=None,
+            picture=i, fold=0, augmented=None,
         )
         for i in range(count)
     ]  # fmt: skip

@@ -139,7 +139,7 @@ def test_a_two_tower_model_has_the_names_that_it_has_in_files(tmp_path):
     two_tower.save_two_tower(tmp_path / "one", network)
     names = names_of(tmp_path / "one" / "model.safetensors")
     assert {
-        "usual", "evidence", "word_ids", "kernel.shift", "kernel.spread", "kernel.shares",
+        "usual", "evidence", "word_ids", "kernel.shift", "kernel.spread",
         "kernel.vectors", "kernel.landmarks", "expansion.rarity", "expansion.meaning",
         "expansion.words", "expansion.landmarks", "hubs.asked", "words.weight", "words.bias",
         "words.net.1.weight", "heads.image.skip.weight", "fusion.inward.0.weight",
@@ -192,7 +192,7 @@ def test_a_folder_of_two_towers_is_refused_as_a_joint_model_in_one_line(tmp_path
         JointModel.load(str(tmp_path))
     assert str(caught.value) == (
         f"model folder {tmp_path}: expected a chiasm joint model 2 or 1, as chiasm train pocket "
-        f"writes, found a chiasm two-tower model 6; load it as an encoder: two-tower:{tmp_path}"
+        f"writes, found a chiasm two-tower model 7; load it as an encoder: two-tower:{tmp_path}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import random
@@ -22,7 +23,7 @@ from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.shards import ReadSettings, list_shards, read_samples
 from chiasm.pipeline.training.two_tower import closed_form as solving
 from chiasm.pipeline.training.two_tower import prepare as preparing
-from chiasm.pipeline.training.two_tower.features import compute
+from chiasm.pipeline.training.two_tower.features import FeatureSettings, compute
 from chiasm.pipeline.training.two_tower.held_out import FOLDS, held_out
 from chiasm.pipeline.training.two_tower.ridge import JITTER
 from chiasm.pipeline.training.two_tower.stream import (
@@ -39,6 +40,7 @@ from chiasm.pipeline.two_tower.network import TwoTowerConfig
 
 CPU = EncoderSettings(device="cpu", precision="float32")
 READ = ReadSettings()
+TOKENS = FeatureSettings(tokens=True)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def features(loaded, coloured, tmp_path_factory):
 
 def features_of(loaded, coloured, folder):
     shards = list_shards([str(coloured)], None)
-    return compute(shards, *loaded, folder, READ, lambda line: None).paths
+    return compute(shards, *loaded, folder, TOKENS, lambda line: None).paths
 
 
 def config_of(features, **changed):
@@ -119,22 +121,19 @@ def test_with_every_picture_a_landmark_it_is_kernel_ridge_as_the_books_have_it(f
     kernel = torch.exp(network.config.sharpness * (z @ z.T - 1))
     with torch.inference_mode():
         vectors = torch.stack([network.heads.texts(p.text.float()).mean(0) for p in pairs])
-        bags = torch.stack([network.bag_of_words(p.ids).mean(0) for p in pairs])
-        target = torch.cat([vectors, bags], dim=1).double()
+        target = vectors.double()
         books = torch.linalg.solve(
             kernel + solving.RIDGE * torch.eye(count), target - target.mean(0)
         )
         ours = network.kernel(x.float()).double()
-        solved = torch.cat([network.kernel.vectors, network.kernel.word_shares], dim=1).double()
-        assert torch.allclose(ours @ solved, kernel @ books, atol=5e-3)
+        assert torch.allclose(ours @ network.kernel.vectors.double(), kernel @ books, atol=5e-3)
     # By the way captions were drawn, one a picture, by which hubs are known.
     bank = network.hubness.query_bank
     alike = torch.stack([(network.heads.texts(p.text.float()) @ bank.T).amax(0) for p in pairs])
     assert bank.shape == (70, 63) and (alike.amax(0) > 1 - 1e-5).all()
     assert (alike > 1 - 1e-5).any(1).sum() >= 70
-    assert torch.allclose(
-        network.word_prior.double(), target.mean(0)[network.config.space :], atol=1e-5
-    )
+    bags = torch.stack([network.bag_of_words(p.ids).mean(0) for p in pairs])
+    assert torch.allclose(network.word_prior, bags.mean(0), atol=1e-5)
 
 
 def test_landmarks_are_drawn_evenly_from_all(features, tmp_path):
@@ -217,15 +216,15 @@ def test_what_is_lost_is_counted_by_reason_and_shards_that_are_cut_are_told(
     make_shard(tmp_path / "odd.tar", 6, captions=("", ""), broken=1)
     shards = list_shards([str(tmp_path)], None)
     messages = []
-    computed = compute(shards, *loaded, tmp_path / "features", READ, messages.append)
+    computed = compute(shards, *loaded, tmp_path / "features", TOKENS, messages.append)
     assert 30 < computed.pairs < 60 and sum(1 for _ in stream(computed.paths)) == computed.pairs
     assert computed.dropped == {"truncated": 1, "no_pair": 2, "not_a_picture": 1}
     assert computed.damaged == [shards[0].id] and len(messages) == 2
-    again = compute(shards, *loaded, tmp_path / "features", READ, messages.append)
+    again = compute(shards, *loaded, tmp_path / "features", TOKENS, messages.append)
     assert again == computed and len(messages) == 2
     # The account is written last, and a run that was killed before it has a shard to do.
     next((tmp_path / "features").glob("*cut*.json")).unlink()
-    assert compute(shards, *loaded, tmp_path / "features", READ, messages.append) == computed
+    assert compute(shards, *loaded, tmp_path / "features", TOKENS, messages.append) == computed
     assert len(messages) == 3
 
 
@@ -256,7 +255,9 @@ def test_pairs_held_out_and_no_others_are_looked_at_closely(features, loaded, co
     image, _ = loaded
     shard = list_shards([str(coloured / "p-00000.tar")], None)[0]
     known = list(zip(read_samples(shard, READ), stream(features[:1]), strict=True))
-    assert [pair.held_out for _, pair in known] == [held_out(sample.key) for sample, _ in known]
+    assert [pair.held_out for _, pair in known] == [
+        held_out(hashlib.sha256(sample.picture).hexdigest()) for sample, _ in known
+    ]
     sample, pair = next(each for each in known if each[1].held_out)
     pixels = [image.preprocess(decode(sample.picture, DecodeSettings(), image.side).image)]
     seen = image.augmented(pixels, image(pixels).pooled)
@@ -373,9 +374,8 @@ BOTH = {
 def test_a_training_takes_every_caption_once_in_order(loaded, tmp_path, members, field, captions):
     shards = captioned_shard(tmp_path / "s" / "one.tar", members)
     records = []
-    computed = compute(
-        shards, *loaded, tmp_path / "f", ReadSettings(caption_field=field), records.append
-    )
+    settings = FeatureSettings(ReadSettings(caption_field=field))
+    computed = compute(shards, *loaded, tmp_path / "f", settings, records.append)
     assert (computed.pairs, computed.captions) == (1, len(captions))
     (pair,) = stream(computed.paths)
     assert pair.ids == loaded[1](captions).ids
@@ -387,7 +387,8 @@ def test_a_training_heeds_decode_and_batch_settings(loaded, tmp_path):
     shards = captioned_shard(tmp_path / "s" / "one.tar", {"txt": b"red"})
 
     def paths(**options):
-        return compute(shards, *loaded, tmp_path / "f", READ, lambda _: None, **options).paths
+        settings = FeatureSettings(**options)
+        return compute(shards, *loaded, tmp_path / "f", settings, lambda _: None).paths
 
     assert (
         paths() == paths(batch=BatchSettings(size=1)) != paths(decode=DecodeSettings(scaled=False))
@@ -399,7 +400,7 @@ def test_a_training_heeds_decode_and_batch_settings(loaded, tmp_path):
 def test_one_picture_has_sixteen_captions_at_most(loaded, tmp_path):
     record = json.dumps({"captions": [f"red {n}" for n in range(40)]}).encode()
     shards = captioned_shard(tmp_path / "s" / "one.tar", {"json": record})
-    assert compute(shards, *loaded, tmp_path / "f", READ, lambda _: None).captions == 16
+    assert compute(shards, *loaded, tmp_path / "f", TOKENS, lambda _: None).captions == 16
 
 
 class Refusing:
@@ -424,10 +425,10 @@ def test_samples_that_a_tower_refuses_are_dropped_and_the_training_goes_on(loade
     shards = list_shards([str(make_shard(tmp_path / "a.tar", 5, captions=captions))])
     image, text = loaded
     tower = Refusing(text, "pink", "white")
-    made = compute(shards, image, tower, tmp_path / "f", READ, lambda line: None)
+    made = compute(shards, image, tower, tmp_path / "f", TOKENS, lambda line: None)
     assert (made.pairs, made.dropped) == (3, {"refused": 1, "not_finite": 1})
     kept = text([captions[number] for number in (0, 2, 4)]).pooled
     found = torch.stack([pair.text[0] for pair in stream(made.paths)]).float()
     assert torch.allclose(found, kept, atol=2e-3)
     with pytest.raises(EncoderError, match=r"features of some samples of .*a\.tar, found none of"):
-        compute(shards, image, Refusing(text, "", "x"), tmp_path / "g", READ, lambda line: None)
+        compute(shards, image, Refusing(text, "", "x"), tmp_path / "g", TOKENS, lambda line: None)

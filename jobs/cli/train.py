@@ -24,7 +24,10 @@ To = Annotated[
     ),
 ]
 Fusion = Annotated[
-    str | None, typer.Option(help="Fuse by " + ", ".join(FUSIONS) + ". (default: the recipe's)")
+    str | None,
+    typer.Option(
+        help="Fuse by " + ", ".join(FUSIONS) + ". (default: the recipe's; two-tower: none)"
+    ),
 ]
 LearningRate = Annotated[
     float | None, typer.Option(help="The highest learning rate. (default: the recipe's)")

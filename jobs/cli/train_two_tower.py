@@ -29,7 +29,7 @@ from chiasm.jobs.config import Settings, compose
 from chiasm.jobs.console import printable
 from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.training.two_tower.loop import TwoTowerSettings
+from chiasm.pipeline.training.two_tower.loop import FUSION, TwoTowerSettings
 from chiasm.pipeline.training.two_tower.loop import train_two_tower as learn
 
 HELP = """
@@ -40,6 +40,13 @@ shards, in minutes on a CPU; both models stay as they are. Use the result with -
 two-tower:DIR. Kill it and run it again: it goes on from its last checkpoint."""
 
 
+# Figures of a report, and what people call the vectors.
+VECTORS = {
+    "image": "the picture",
+    "text": "its first caption",
+    "mean": "both, weighted mean",
+    "fusion": "both, learned fusion",
+}
 USES = (
     *("train.steps", "train.fusion", "train.learning_rate", "train.seed"),
     *("encoder.precision", "encoder.device", "read", "decode", "batch"),
@@ -97,8 +104,8 @@ def two_tower_settings(image: str, text: str, settings: Settings) -> TwoTowerSet
     """The recipe with what was asked for."""
     recipe, options = TwoTowerSettings(image, text), settings.train
     fusion, train = recipe.fusion, replace(recipe.train, seed=options.seed)
-    if options.fusion is not None and fusion is not None:
-        fusion = replace(fusion, fusion=options.fusion)
+    if options.fusion is not None:
+        fusion = replace(FUSION, fusion=options.fusion)
     if options.steps is not None:
         train = replace(train, steps=options.steps)
     if options.learning_rate is not None:
@@ -128,14 +135,25 @@ def format_report(report: dict[str, Any]) -> list[str]:
         f"{report['pairs']:,} pairs, {sum(dropped.values()):,} samples dropped{why}; this run: "
         f"features {seconds['features']:.0f} s, learning {seconds['learning']:.0f} s"
     ]
+    if report["unread"]:
+        unread = ", ".join(f"{count:,} {reason}" for reason, count in report["unread"].items())
+        lines.append(f"captions that could not be read: of samples with {unread}")
+    own, matching = report["text_to_image"], report["matching"]
+    lines += [
+        f"on {report['held_out']:,} pictures held out:",
+        f"  a picture by its own captions, {report['captions']:,} queries: R@1 {own['r1']:.3f}, "
+        f"R@10 {own['r10']:.3f}; first 20 matched again: R@1 {matching['r1_before']:.3f} -> "
+        f"{matching['r1_after']:.3f}",
+    ]
     if not report["queries"]:
-        return [*lines, "one caption a picture: the mean ships, and nothing was left to judge by"]
+        return [*lines, "one caption a picture: joint vectors are the even mean, not evaluated"]
     lines.append(
-        f"on {report['held_out']:,} pictures held out, {report['queries']:,} queries, R@1 and R@10:"
+        f"  by captions other than the first, {report['queries']:,} queries, R@1 and R@10 of the "
+        "vector of"
     )
     lines += [
-        f"  {name:<7}{report[name]['r1']:7.3f}{report[name]['r10']:7.3f}"
-        for name in ("image", "text", "mean", "fusion")
+        f"    {label:<24}{report[name]['r1']:7.3f}{report[name]['r10']:7.3f}"
+        for name, label in VECTORS.items()
         if name in report
     ]
     if "fusion" in report:
@@ -145,9 +163,4 @@ def format_report(report: dict[str, Any]) -> list[str]:
             if ships
             else "the fusion does not beat the mean for certain: the mean ships"
         )
-    matching = report["matching"]
-    lines.append(
-        f"pictures alone, first 20 matched again: R@1 {matching['r1_before']:.3f} -> "
-        f"{matching['r1_after']:.3f}"
-    )
     return lines

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.errors import ChiasmError, EncoderError
 from chiasm.pipeline.model import checkpoint as joint_checkpoint
 from chiasm.pipeline.model.checkpoint import (
     CONFIG,
@@ -27,13 +27,15 @@ from chiasm.pipeline.model.checkpoint import (
     tensors_in_files,
     write_file,
 )
+from chiasm.pipeline.two_tower.earlier import FormatSixNetwork
 from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 
 FILES = (WEIGHTS, CONFIG)
-# Raised, too, where a constant changes that saved weights rely on: those of `expansion.py` and
-# `hubness.py`, CLAMP and BANDS of `network.py`, CROP_MARGIN, TOKEN_GRID and MAX_TOKENS of
+# A format is raised, too, where a constant changes that saved weights rely on: those of
+# `expansion.py` and `hubness.py`, CLAMP of `network.py`, CROP_MARGIN, TOKEN_GRID and MAX_TOKENS of
 # `frozen_towers.py`.
-FORMAT = "chiasm two-tower model 6"
+FORMAT = TwoTowerNetwork.format
+NETWORKS = {kind.format: kind for kind in (TwoTowerNetwork, FormatSixNetwork)}  # all that are read
 EXACT = ("match_weights", "word_prior", "word_ids", "expansion.idf")  # small, or whole numbers
 TENSOR_NAMES = {
     "word_prior": "usual",
@@ -57,12 +59,20 @@ CONFIG_NAMES = {
 
 
 def save_two_tower(folder: Path, network: TwoTowerNetwork) -> None:
-    """Write a model folder."""
+    """Write a model folder. ChiasmError where a weight is not finite, or too large for float16."""
     kept = {
         name: (tensor if name in EXACT else tensor.half()).detach().cpu().contiguous()
         for name, tensor in network.state_dict().items()
     }
-    fields = {"format": FORMAT, **config_to_json(network.config)}
+    for name, tensor in kept.items():
+        if not tensor.isfinite().all():
+            raise ChiasmError(
+                f"weights {name} of {folder}",
+                expected="numbers that float16 holds",
+                found="NaN, infinity or more than 65,504",
+                do="train into another folder, with other towers or a lower --learning-rate",
+            )
+    fields = {"format": network.format, **config_to_json(network.config)}
     saved = save(tensors_in_files(kept, TENSOR_NAMES), metadata={"format": "pt"})
     write_file(folder / WEIGHTS, saved)
     write_file(folder / CONFIG, (json.dumps(fields, indent=2) + "\n").encode())
@@ -94,9 +104,9 @@ def load_two_tower(folder: Path) -> TwoTowerNetwork:
     try:
         fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         kind = fields.pop("format", None)
-        if kind != FORMAT:
+        if kind not in NETWORKS:
             raise _other_format(folder, kind)
-        network = TwoTowerNetwork(config_from_json(fields))
+        network = NETWORKS[kind](config_from_json(fields))
         weights = {
             name: tensor if name in EXACT else tensor.to(torch.float32)
             for name, tensor in tensors_in_code(load_file(folder / WEIGHTS), TENSOR_NAMES).items()
@@ -115,7 +125,7 @@ def load_two_tower(folder: Path) -> TwoTowerNetwork:
 def _other_format(folder: Path, found: object) -> EncoderError:
     return EncoderError(
         f"model folder {folder}",
-        expected=FORMAT,
+        expected=" or ".join(NETWORKS),
         found=str(found),
         do="train again: chiasm train two-tower, into another folder",
     )

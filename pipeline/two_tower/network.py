@@ -13,17 +13,16 @@ vectors, or the output of a fusion of their tokens, after hubness reduction (`hu
 owns the last dimension: v and t are 0 there, and only `reduce_hubness` adds it.
 
 Matching weighs every token of the text: is it likelier of this picture than of any? p_w(x) is the
-share of such pictures' captions that contain token w, the mean of the predictions of kernel ridge
-and of a small network; q_w, the word's prior, is its share over all pictures.
+share of such pictures' captions that contain token w, as a small network predicts it; q_w, the
+word's prior, is its share over all pictures.
 
-    logit = b + a v.t + sum_k c_k sum_{w in text, q_w in band k} log(p_w / q_w)
+    logit = b + a v.t + c sum_{w in text} log(p_w / q_w)
                       + d sum_{w not in text} log((1 - p_w) / (1 - q_w))
 
-The bands keep frequent words apart from rare ones, which are more reliable evidence. a, b, c, d
-are fitted on samples held out (`closed_form.fit_match_weights`). x is here the mean over test-time
-augmentation (`ImageTower.augmented`): matching scores few pairs, so each may cost more than a
-vector that is indexed. Vectors are made independently of each other; this evidence is of the pair,
-and is what matching adds.
+a, b, c, d are fitted on samples held out (`closed_form.fit_match_weights`). x is here the mean over
+test-time augmentation (`ImageTower.augmented`): matching scores few pairs, so each may cost more
+than a vector that is indexed. Vectors are made independently of each other; this evidence is of the
+pair, and is what matching adds.
 """
 
 from __future__ import annotations
@@ -41,9 +40,8 @@ from chiasm.pipeline.model.fusion import Fusion, Modality
 from chiasm.pipeline.two_tower.expansion import Expansion
 from chiasm.pipeline.two_tower.hubness import HubnessReduction
 
-CLAMP = 1e-3  # q and the ridge's p are kept so far from 0 and 1: a regression may overstep both
-BANDS = (0.004, 0.02, 0.2)  # upper bounds of the bands of q_w
-MATCH_FEATURES = 4 + len(BANDS)  # bias, similarity, words present in each band, words absent
+CLAMP = 1e-3  # p and q are kept so far from 0 and 1: one word alone is never proof
+MATCH_FEATURES = 4  # bias, similarity, words present, words absent
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,6 @@ class Kernel(nn.Module):
         self.mean = nn.Parameter(torch.zeros(width), requires_grad=False)
         self.std = nn.Parameter(torch.ones(width), requires_grad=False)
         self.vectors = nn.Parameter(torch.zeros(size, config.space), requires_grad=False)
-        self.word_shares = nn.Parameter(torch.zeros(size, config.words), requires_grad=False)
 
     def standardised(self, x: Tensor) -> Tensor:
         """Output of `sqrt_features` (B, D) -> (B, D), standardised feature by feature."""
@@ -203,7 +200,10 @@ class ImageEvidence:
 
 
 class TwoTowerNetwork(nn.Module):
-    """All of it. For training: dropout of the heads, token_dropout of the fusion's tokens."""
+    """All of it. For training: dropout of the heads, token_dropout of the fusion's tokens. format:
+    what `checkpoint` writes."""
+
+    format = "chiasm two-tower model 7"
 
     def __init__(
         self, config: TwoTowerConfig, dropout: float = 0.0, token_dropout: float = 0.0
@@ -271,15 +271,14 @@ class TwoTowerNetwork(nn.Module):
     def image_evidence(self, pooled: Tensor) -> ImageEvidence:
         """pooled (B, D) after test-time augmentation (`ImageTower.augmented`) -> input of
         `match_features`."""
-        x = self.sqrt_features(pooled)
-        by_kernel = self.word_prior + self.kernel(x) @ self.kernel.word_shares
-        by_network = self.word_classifier(self.kernel.standardised(x)).sigmoid()
-        shares = (by_kernel.clamp(CLAMP, 1 - CLAMP) + by_network) / 2
-        prior = self.word_prior.clamp(CLAMP, 1 - CLAMP)
+        x = self.kernel.standardised(self.sqrt_features(pooled))
+        return self.evidence(pooled, self.word_classifier(x).sigmoid())
+
+    def evidence(self, pooled: Tensor, shares: Tensor) -> ImageEvidence:
+        """pooled (B, D) and the predicted share of captions with each word (B, V), p_w."""
+        p, q = (item.clamp(CLAMP, 1 - CLAMP) for item in (shares, self.word_prior))
         return ImageEvidence(
-            self.image_vectors(pooled),
-            torch.log(shares / prior),
-            torch.log((1 - shares) / (1 - prior)),
+            self.image_vectors(pooled), torch.log(p / q), torch.log((1 - p) / (1 - q))
         )
 
     def bag_of_words(self, ids: Sequence[Sequence[int]]) -> Tensor:
@@ -293,11 +292,9 @@ class TwoTowerNetwork(nn.Module):
     def match_features(self, text: Tensor, bag: Tensor, image: ImageEvidence) -> Tensor:
         """Features of every text with every picture: vectors (T, E') and `bag_of_words` (T, V) of
         T texts, evidence of B pictures -> (T, B, MATCH_FEATURES)."""
-        band = torch.bucketize(self.word_prior, self.word_prior.new_tensor(BANDS))
         similarity = text @ image.vectors.T
-        words = [(bag * (band == k)) @ image.present.T for k in range(len(BANDS) + 1)]
-        absent = (1 - bag) @ image.absent.T
-        return torch.stack([torch.ones_like(similarity), similarity, *words, absent], dim=-1)
+        present, absent = bag @ image.present.T, (1 - bag) @ image.absent.T
+        return torch.stack([torch.ones_like(similarity), similarity, present, absent], dim=-1)
 
     def match_logits(self, features: Tensor) -> Tensor:
         """(..., MATCH_FEATURES) -> (...) log odds that the text describes the picture."""

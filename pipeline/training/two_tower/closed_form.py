@@ -1,9 +1,9 @@
-"""Solved after the heads are trained: kernel ridge for vectors and words, and match weights.
+"""Solved after the heads are trained: kernel ridge for vectors, and match weights.
 
 One pass over the features gathers the normal equations of kernel ridge (`ridge.py`), from pictures'
-similarities to landmarks, with the landmarks' similarities among themselves as penalty. Targets:
-the mean caption vector of a picture for `vectors`, the share of its captions that contain each word
-for `word_shares`, each less its mean. Memory is M (M + E' + V), however many pictures there are.
+similarities to landmarks, with the landmarks' similarities among themselves as penalty. The target
+is the mean caption vector of a picture, less the mean of those. Memory is M (M + E'), however many
+pictures there are.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from chiasm.pipeline.metrics import top_k
 from chiasm.pipeline.training.logit_fits import fit_conditional_logit, platt_scale
 from chiasm.pipeline.training.two_tower.prepare import Statistics, evenly_drawn
 from chiasm.pipeline.training.two_tower.ridge import Ridge
@@ -22,14 +23,13 @@ from chiasm.pipeline.training.two_tower.stream import (
     Pair,
     augmented_of,
     blocks,
-    ids_of,
     images_of,
     learnable,
     mean_by_picture,
     stream,
     texts_of,
 )
-from chiasm.pipeline.two_tower.network import MATCH_FEATURES, TwoTowerNetwork
+from chiasm.pipeline.two_tower.network import TwoTowerNetwork
 
 RIDGE = 1.0  # of the penalty
 CANDIDATES = 20  # as many as `search --rerank match` scores by default
@@ -47,7 +47,7 @@ def solve(
     """Set the network's kernel ridge, for the text head as it is, and the query bank of hubness
     reduction. Landmarks must be there (`prepare`)."""
     device, config, kernel = network.word_prior.device, network.config, network.kernel
-    ridge = Ridge(config.landmarks, config.space + config.words, folds=1, device=device)
+    ridge = Ridge(config.landmarks, config.space, folds=1, device=device)
     wanted = set(evenly_drawn(statistics.counts(every_sample)[0], config.query_bank))
     bank, row = [], 0
     for block in blocks(learnable(stream(paths, expanded=expanded), every_sample)):
@@ -56,13 +56,9 @@ def solve(
             if row in wanted:
                 bank.append(of_picture[row % len(of_picture)].clone())  # not a view of its block
             row += 1
-        vectors = mean_by_picture(texts, block)
-        shares = mean_by_picture(network.bag_of_words(ids_of(block)), block)
         similarity = kernel(network.sqrt_features(images_of(block).to(device)))  # (B, M)
-        ridge.add(similarity, torch.cat([vectors, shares], dim=1))
-    weights = ridge.solve(RIDGE * kernel.similarity(kernel.landmarks))
-    kernel.vectors.copy_(weights[:, : config.space])
-    kernel.word_shares.copy_(weights[:, config.space :])
+        ridge.add(similarity, mean_by_picture(texts, block))
+    kernel.vectors.copy_(ridge.solve(RIDGE * kernel.similarity(kernel.landmarks)))
     network.hubness.query_bank.copy_(torch.stack(bank))
 
 
@@ -90,7 +86,7 @@ def fit_match_weights(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> None:
     samples = _match_samples(network, pairs) if len(pairs) > 1 else None
     if samples is None:
         return
-    weights = torch.zeros(MATCH_FEATURES, dtype=torch.float64)
+    weights = torch.zeros(len(network.match_weights), dtype=torch.float64)
     lists = samples.lists[..., 1:].double().cpu().numpy()
     weights[1:] = torch.from_numpy(fit_conditional_logit(lists))
     scores = torch.cat([samples.own, samples.other]).double().cpu() @ weights
@@ -114,7 +110,8 @@ def _match_samples(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> _MatchSam
     for row, pair in enumerate(pairs):
         text = network.heads.texts(pair.text.float().to(device))
         bag = network.bag_of_words(pair.ids)
-        candidates = (text @ images.T).topk(size).indices  # (C, size)
+        similar = top_k((text @ images.T).cpu().numpy(), size)
+        candidates = torch.from_numpy(similar).to(device)  # (C, size)
         wrong = (row + 1 + torch.randint(count - 1, (len(text),), generator=generator)) % count
         scored = torch.cat([torch.tensor([row]), wrong]).to(device)
         of_rows = evidence[torch.cat([scored, candidates.flatten()])]

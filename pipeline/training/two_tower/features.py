@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from PIL import Image
 
 from chiasm.pipeline.batches import BatchSettings, batches
 from chiasm.pipeline.collection import Tally
-from chiasm.pipeline.encoders import BaseEncoder, Fault, Input
+from chiasm.pipeline.encoders import ENCODE_REASONS, BaseEncoder, Fault, Input
 from chiasm.pipeline.errors import EncoderError, UsageError
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.model.checkpoint import write_file
@@ -28,24 +28,29 @@ from chiasm.pipeline.records import DAMAGES, IMAGE, TEXT, Batch, Dropped, Shard
 from chiasm.pipeline.shards import RULES, ReadSettings, every_caption, read_samples
 from chiasm.pipeline.storage import Folder, display_name, remove_abandoned
 from chiasm.pipeline.training.log import Report
-from chiasm.pipeline.training.two_tower.held_out import fold_of, held_out
+from chiasm.pipeline.training.two_tower.held_out import fold_of, held_out, picture_number
 from chiasm.pipeline.training.two_tower.stream import Pair, pack
 from chiasm.pipeline.two_tower.frozen_towers import ImageTower, TextTower
 
 MAX_CAPTIONS = 16  # of one picture
-FORMAT = "features 4"
+FORMAT = "features 5"
+# Notes about a sample whose captions, some or all of them, were not read.
+UNREAD = ("bad_json", "bad_text", "member_too_large", "no_caption_field")
+MAX_FLOAT16 = 65504.0  # the largest number of float16
 
 
 @dataclass(frozen=True)
 class Computed:
     """Feature shards in the order of the shards that they were made of. pairs: pictures with
-    captions; captions: of all of them; dropped: samples by reason; damaged: shards that are cut or
+    captions; captions: of all of them; dropped: samples by reason; unread: texts that
+    could not be read, by reason: their captions are missing; damaged: shards that are cut or
     damaged, of which only the part before that is there."""
 
     paths: list[Path]
     pairs: int
     captions: int
     dropped: dict[str, int]
+    unread: dict[str, int]
     damaged: list[str]
 
 
@@ -65,11 +70,13 @@ class TowerInputs:
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """How samples are read, decoded and batched for the towers."""
+    """How samples are read, decoded and batched for the towers; tokens: are features of tokens
+    stored, which a fusion reads."""
 
-    read: ReadSettings
-    decode: DecodeSettings
-    batch: BatchSettings
+    read: ReadSettings = field(default_factory=ReadSettings)
+    decode: DecodeSettings = field(default_factory=DecodeSettings)
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    tokens: bool = False
 
 
 def compute(
@@ -77,23 +84,27 @@ def compute(
     image: ImageTower,
     text: TextTower,
     folder: Path,
-    read: ReadSettings,
+    settings: FeatureSettings,
     report: Report,
-    *,
-    decode: DecodeSettings | None = None,
-    batch: BatchSettings | None = None,
 ) -> Computed:
     """Features of every sample with picture and caption, each shard once. Samples that lack either,
-    and pictures that cannot be decoded, are counted as dropped. UsageError where no pair is left.
+    pictures that cannot be decoded, and samples whose features are not finite numbers of float16 or
+    are all zero, are counted as dropped. UsageError where no pair is left, EncoderError where the
+    towers have features for less than half of the pairs.
     """
-    settings = FeatureSettings(read, decode or DecodeSettings(), batch or BatchSettings())
     folder.mkdir(parents=True, exist_ok=True)
     remove_abandoned(folder)
     computed = [_shard(shard, image, text, folder, settings, report) for shard in shards]
     pairs, captions = (sum(item[name] for _, item in computed) for name in ("pairs", "captions"))
-    dropped = Counter[str]()
+    dropped, unread = Counter[str](), Counter[str]()
     for _, entry in computed:
         dropped.update(entry["lost"])
+        unread.update(entry["unread"])
+    refused = sum(dropped[reason] for reason in ENCODE_REASONS)
+    if refused > pairs > 0:
+        last = next(entry["refused"] for _, entry in reversed(computed) if entry["refused"])
+        found = f"features of {pairs:,}, none of {refused:,}, the last one {last}"
+        raise _take_others(image, text, "features of most samples", found)
     damaged = [
         shard.id for shard, (_, item) in zip(shards, computed, strict=True) if item["damaged"]
     ]
@@ -102,7 +113,12 @@ def compute(
             "SHARDS", expected="samples with a picture and a caption", found="none in all of them"
         )
     return Computed(
-        [path for path, _ in computed], pairs, captions, dict(dropped.most_common()), damaged
+        [path for path, _ in computed],
+        pairs,
+        captions,
+        dict(dropped.most_common()),
+        dict(unread.most_common()),
+        damaged,
     )
 
 
@@ -114,40 +130,41 @@ def _shard(
     settings: FeatureSettings,
     report: Report,
 ) -> tuple[Path, dict[str, Any]]:
-    """The feature shard of one shard, and its counts: pairs, captions, dropped, damaged."""
+    """The feature shard of one shard, and its counts."""
     name = f"{shard.id}-{_digest(shard, image, text, settings)}"
     path, counts_path = folder / f"{name}.tar", folder / f"{name}.json"
     if path.exists() and counts_path.exists():
         return path, json.loads(counts_path.read_text())
-    tally, pairs, captions = Tally(), 0, 0
+    tally, pairs, captions, last = Tally(), 0, 0, ""
     partial = Folder(str(folder)).create(path.name, "")
     target: Any = partial  # a file to write, as TarWriter takes one
     with partial, webdataset.TarWriter(target) as writer:
         samples = read_samples(shard, settings.read)
         inputs = TowerInputs(image)
         for batch in batches(samples, inputs, settings.decode, settings.batch, tally=tally):
-            found, refused = _pairs_in_halves(batch, image, text, settings.read)
+            made, refused = _pairs_in_halves(batch, image, text, settings)
             if refused and len(refused) == len(batch) > 1 and not pairs:
-                raise _takes_nothing(shard, image, text, refused[-1])
+                expected = f"features of some samples of {display_name(shard.url)}"
+                found = f"none of a whole batch, the last one {_format_drop(refused[-1])}"
+                raise _take_others(image, text, expected, found)
+            last = _format_drop(refused[-1]) if refused else last
             tally.keep(len(batch) - len(refused))
             for drop in refused:
                 tally.drop(drop)
-            for pair in found:
+            for pair in made:
                 writer.write({"__key__": f"{pairs:08d}", "safetensors": pack(pair)})
                 pairs, captions = pairs + 1, captions + len(pair.text)
         writer.close()
         partial.commit()
-    dropped = tally.drop_counts
-    dropped += Counter({"no_pair": tally.rows - pairs})
-    damaged = any(item.stage == "read" and item.reason in DAMAGES for item in tally.dropped)
-    counts = {"pairs": pairs, "captions": captions, "lost": dropped, "damaged": damaged}
+    dropped = tally.drop_counts + Counter({"no_pair": tally.rows - pairs})
+    unread = +Counter({reason: tally.note_counts[reason] for reason in UNREAD})
+    counts = {
+        "pairs": pairs, "captions": captions, "lost": dropped, "unread": unread, "refused": last,
+        "damaged": any(x.stage == "read" and x.reason in DAMAGES for x in tally.dropped),
+    }  # fmt: skip
     write_file(counts_path, json.dumps(counts).encode())
-    report(
-        {
-            "message": f"{shard.id}: features of {_format_pictures(pairs)}, "
-            f"{dropped.total():,} samples dropped"
-        }
-    )
+    dropped_count = f"{dropped.total():,} samples dropped"
+    report({"message": f"{shard.id}: features of {_format_pictures(pairs)}, {dropped_count}"})
     return path, counts
 
 
@@ -162,15 +179,14 @@ def _format_pictures(pairs: int) -> str:
 
 
 def _pairs_in_halves(
-    batch: Batch, image: ImageTower, text: TextTower, read: ReadSettings
+    batch: Batch, image: ImageTower, text: TextTower, settings: FeatureSettings
 ) -> tuple[list[Pair], list[Dropped]]:
-    """The features of a batch, and the samples that a tower refuses or has NaN for: a batch with
-    such a sample is halved until it is alone."""
+    """The features of a batch, and the samples that a tower refuses or has no usable features for:
+    a batch with such a sample is halved until it is alone."""
     try:
-        pairs = list(_pairs(batch, image, text, read))
+        pairs = list(_pairs(batch, image, text, settings))
         for pair in pairs:
-            if not all(part.isfinite().all() for part in (pair.image, pair.text, pair.words)):
-                raise Fault("not_finite", "features: NaN or infinity")
+            _require_usable(pair, image, text)
         return pairs, []
     except Exception as error:  # noqa: BLE001  models raise anything
         fault = Fault.of(error, "features")
@@ -178,45 +194,82 @@ def _pairs_in_halves(
         return [], [Dropped(batch.rows[0].key, "encode", fault.reason, fault.detail)]
     middle = len(batch) // 2
     halves = [
-        _pairs_in_halves(Batch(rows), image, text, read)
+        _pairs_in_halves(Batch(rows), image, text, settings)
         for rows in (batch.rows[:middle], batch.rows[middle:])
     ]
     return halves[0][0] + halves[1][0], halves[0][1] + halves[1][1]
 
 
-def _takes_nothing(shard: Shard, image: ImageTower, text: TextTower, last: Dropped) -> EncoderError:
+def _require_usable(pair: Pair, image: ImageTower, text: TextTower) -> None:
+    """Raise Fault for features that are no finite numbers of float16, and for a pooled vector that
+    is zero: what is computed from them is not a number, or says nothing."""
+    pictures = {"pooled": pair.image, "augmented": pair.augmented, "token": pair.patches}
+    for tower, what, parts in (
+        (image, "image", pictures),
+        (text, "text", {"pooled": pair.text, "token": pair.words}),
+    ):
+        for name, part in parts.items():
+            if part is None or not part.numel():
+                continue
+            detail = f"{name} features of the {what} tower {tower.folder.name}"
+            if not part.isfinite().all():
+                raise Fault("not_finite", f"{detail}: NaN or infinity")
+            largest = float(part.abs().max())
+            if largest > MAX_FLOAT16:
+                raise Fault("not_finite", f"{detail}: {largest:.3g} is too large for float16")
+            if name == "pooled" and not part.half().any(dim=-1).all():
+                raise Fault("not_unit", f"{detail}: all zero")
+
+
+def _format_drop(drop: Dropped) -> str:
+    return f"{drop.key}: {drop.reason}: {drop.detail}"
+
+
+def _take_others(image: ImageTower, text: TextTower, expected: str, found: str) -> EncoderError:
+    """Precision helps against NaN alone, and only where it is not float32 already."""
+    reduced = "too large" not in found and {image.precision, text.precision} != {"float32"}
+    tokens = "token features" in found
     return EncoderError(
         f"towers {image.folder.name} and {text.folder.name}",
-        expected=f"features of some samples of {display_name(shard.url)}",
-        found=f"none of a whole batch, the last one {last.key}: {last.reason}: {last.detail}",
-        do="take other towers, or try --set encoder.precision=float32",
+        expected=expected,
+        found=found,
+        do="try --precision float32"
+        if reduced
+        else "train without --fusion, which alone reads tokens"
+        if tokens
+        else "take other towers",
     )
 
 
-def _pairs(batch: Batch, image: ImageTower, text: TextTower, read: ReadSettings) -> Iterator[Pair]:
+def _pairs(
+    batch: Batch, image: ImageTower, text: TextTower, settings: FeatureSettings
+) -> Iterator[Pair]:
     """The features of those samples of a batch that have both picture and caption."""
     rows = [row for row in batch.rows if IMAGE in row.inputs and row.captions]
     if not rows:
         return
     pixels = [row.inputs[IMAGE] for row in rows]
+    digests = [row.origins[IMAGE].sha256 for row in rows]
     pictures = image(pixels)
-    held_rows = [i for i, row in enumerate(rows) if held_out(row.key)]
+    held_rows = [i for i, digest in enumerate(digests) if held_out(digest)]
     augmented = image.augmented([pixels[i] for i in held_rows], pictures.pooled[held_rows])
     augmented_of = dict(zip(held_rows, augmented, strict=True))
-    captions = [every_caption(row, read.caption_field)[:MAX_CAPTIONS] for row in rows]
+    captions = [every_caption(row, settings.read.caption_field)[:MAX_CAPTIONS] for row in rows]
     texts = text([caption for item in captions for caption in item])
     at = 0
-    for i, (row, own) in enumerate(zip(rows, captions, strict=True)):
+    for i, (digest, own) in enumerate(zip(digests, captions, strict=True)):
         span = slice(at, at + len(own))
         lengths = texts.mask[span].sum(1).cpu()
+        longest = int(lengths.max()) if settings.tokens else 0
         yield Pair(
             image=pictures.pooled[i],
-            patches=pictures.tokens[i],
+            patches=pictures.tokens[i] if settings.tokens else pictures.tokens[i, :0],
             text=texts.pooled[span],
-            words=texts.tokens[span, : int(lengths.max())],
+            words=texts.tokens[span, :longest],
             lengths=lengths,
             ids=texts.ids[span],
-            fold=fold_of(row.key),
+            picture=picture_number(digest),
+            fold=fold_of(digest),
             augmented=augmented_of.get(i),
         )
         at += len(own)
@@ -226,7 +279,7 @@ def _digest(shard: Shard, image: ImageTower, text: TextTower, settings: FeatureS
     identity: dict[str, Any] = {
         "format": FORMAT, "size": shard.size, "version": shard.version,
         "image": [image.fingerprint, image.precision], "text": [text.fingerprint, text.precision],
-        "read": asdict(settings.read), "rules": RULES,
+        "read": asdict(settings.read), "rules": RULES, "tokens": settings.tokens,
     }  # fmt: skip
     # Features made before decoding could be set keep their names.
     if settings.decode != DecodeSettings():

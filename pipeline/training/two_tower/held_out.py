@@ -1,24 +1,24 @@
-"""Which samples are held out, and in which fold the others are: by their keys alone."""
+"""Which samples are held out, and in which fold the others are: by the sha256 of the picture's
+bytes, so that copies of a picture under several keys are on one side.
+"""
 
 from __future__ import annotations
 
-import hashlib
-
-HELD_OUT = 10  # one sample in so many is held out
-
-
-FOLDS = 4  # of the samples, by their keys, for cross-fitting
+SPLIT = "sha256 of the picture"  # what decides, as settings.json names it
+HELD_OUT = 10  # one picture in so many is held out
+FOLDS = 4  # of the pictures, for cross-fitting
 
 
-def held_out(key: str) -> bool:
-    """Is the sample of this key held out? By its key alone."""
-    return _digest(key)[0] % HELD_OUT == 0
+def held_out(sha256: str) -> bool:
+    """Is the picture of this digest, in hex, held out?"""
+    return int(sha256[:8], 16) % HELD_OUT == 0
 
 
-def fold_of(key: str) -> int:
-    """Which of the FOLDS the sample of this key belongs to, by its key alone."""
-    return _digest(key)[1] % FOLDS
+def fold_of(sha256: str) -> int:
+    """Which of the FOLDS the picture of this digest belongs to."""
+    return int(sha256[8:16], 16) % FOLDS
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.blake2b(key.encode(), digest_size=2).digest()
+def picture_number(sha256: str) -> int:
+    """The first eight bytes as an int64: copies of a picture have one number."""
+    return int.from_bytes(bytes.fromhex(sha256[:16]), signed=True)

@@ -18,7 +18,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,18 @@ from chiasm.pipeline.training.curves import draw_curves
 from chiasm.pipeline.training.log import Pace, Report, append_log
 from chiasm.pipeline.training.progress_lines import format_kept_files, format_progress
 from chiasm.pipeline.training.two_tower.closed_form import solve
-from chiasm.pipeline.training.two_tower.features import compute, format_captions
+from chiasm.pipeline.training.two_tower.features import FeatureSettings, compute, format_captions
+from chiasm.pipeline.training.two_tower.held_out import SPLIT
 from chiasm.pipeline.training.two_tower.prepare import Statistics, prepare, survey
+from chiasm.pipeline.training.two_tower.resume import require_same, write_facts
 from chiasm.pipeline.training.two_tower.select import MAX_GALLERY, select
-from chiasm.pipeline.training.two_tower.stream import Pair, stream
+from chiasm.pipeline.training.two_tower.stream import Pair, merge_copies, stream
 from chiasm.pipeline.training.two_tower.trainer import Training, TrainSettings, train
-from chiasm.pipeline.two_tower.checkpoint import FORMAT, config_to_json, save_two_tower
+from chiasm.pipeline.two_tower.checkpoint import (
+    FORMAT,
+    config_to_json,
+    save_two_tower,
+)
 from chiasm.pipeline.two_tower.frozen_towers import ImageTower, TextTower
 from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
 
@@ -51,18 +57,18 @@ LOG = logging.getLogger(__name__)
 MIN_PAIRS, MIN_HELD_OUT = 20, 4
 REPORT, SELECTION, SETTINGS = "report.json", "judged.json", "settings.json"
 LOG_EVERY = 10  # steps
+# Of `--fusion NAME`, with its name: small, as thousands of pairs are few.
+FUSION = FusionConfig(fusion="gated", width=128, depth=1, heads=2, slots=4)
 SELECTING, FINAL = "choosing", "all-samples"  # the two stages, and the names of their files
 
 
 @dataclass(frozen=True)
 class TwoTowerSettings:
-    """What is trained on what. fusion None: the mean is all that is wanted."""
+    """What is trained on what. fusion None: the joint vector is the mean."""
 
     image: str
     text: str
-    fusion: FusionConfig | None = field(
-        default_factory=lambda: FusionConfig(fusion="gated", width=128, depth=1, heads=2, slots=4)
-    )
+    fusion: FusionConfig | None = None
     train: TrainSettings = field(default_factory=TrainSettings)
     read: ReadSettings = field(default_factory=ReadSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)
@@ -85,21 +91,15 @@ def train_two_tower(
     folder.mkdir(parents=True, exist_ok=True)  # not before: a refused training leaves no folder
     for item in (folder, *folder.glob("expanded/*")):
         remove_abandoned(item)
-    computed = compute(
-        shards,
-        image,
-        text,
-        folder / "features",
-        settings.read,
-        report,
-        decode=settings.decode,
-        batch=settings.batch,
-    )
+    facts = _facts(settings, shards, image, text)
+    require_same(folder / SETTINGS, facts)
+    computed = compute(shards, image, text, folder / "features", _features(settings), report)
     report({"message": f"found {format_captions(computed.pairs, computed.captions)}"})
     cached = time.monotonic()
     statistics = survey(computed.paths)
     config = _config(settings, statistics, image, text)
-    _require_same(folder / SETTINGS, _identity(settings, config, computed.paths))
+    names = [path.name for path in computed.paths]
+    write_facts(folder / SETTINGS, {**facts, "config": config_to_json(config), "features": names})
     run = _Run(settings, config, computed.paths, statistics, image.device, folder, report)
     selected = run.select()
     save_two_tower(folder, run.final(selected))
@@ -107,6 +107,7 @@ def train_two_tower(
         "pairs": computed.pairs,
         "captions": computed.captions,
         "lost": computed.dropped,
+        "unread": computed.unread,
         "damaged": computed.damaged,
         **selected["figures"],
         "seconds_of_this_run": {
@@ -132,8 +133,11 @@ def _logged(report: Report) -> Report:
 
 
 def format_recall(figures: dict[str, Any]) -> str:
-    """The recall of the selection in one line; figures: of `select`, with at least one query."""
-    recall = ", ".join(f"{name} {figures[name]['r1']:.3f}" for name in ("image", "text", "mean"))
+    """The recall of the selection in one line; figures: of `select`."""
+    recall = f"a picture by its own captions {figures['text_to_image']['r1']:.3f}"
+    if figures["queries"]:
+        others = (f"{name} {figures[name]['r1']:.3f}" for name in ("image", "text", "mean"))
+        recall += f"; by other captions than the first: {', '.join(others)}"
     return f"R@1 on {figures['held_out']:,} held-out pictures: {recall}"
 
 
@@ -175,8 +179,7 @@ class _Run:
             "evidence": network.match_weights.tolist(),
             "figures": selection.figures,
         }
-        if selection.figures["queries"]:
-            self.report({"message": format_recall(selection.figures)})
+        self.report({"message": format_recall(selection.figures)})
         write_file(path, json.dumps(selected).encode())
         return selected
 
@@ -217,9 +220,9 @@ class _Run:
         )
 
     def _held_out(self, stage: str) -> list[Pair]:
-        """Held-out pairs with the captions that the stage expanded, at most MAX_GALLERY."""
+        """Held-out pictures with captions that the stage expanded, of at most MAX_GALLERY pairs."""
         pairs = stream(self.paths, expanded=self._expanded(stage))
-        return list(islice((pair for pair in pairs if pair.held_out), MAX_GALLERY))
+        return merge_copies(islice((pair for pair in pairs if pair.held_out), MAX_GALLERY))
 
     def _expanded(self, stage: str) -> Path:
         return self.folder / "expanded" / stage
@@ -291,29 +294,36 @@ def _config(
     return statistics.fill(config)
 
 
-def _identity(
-    settings: TwoTowerSettings, config: TwoTowerConfig, paths: Sequence[Path]
+def _format_fusion(fusion: FusionConfig | None) -> str:
+    """Its name and sizes: `gated, width 128, ...`."""
+    if fusion is None:
+        return "none"
+    sizes = (f"{name} {value}" for name, value in asdict(fusion).items() if name != "fusion")
+    return ", ".join((fusion.fusion, *sizes))
+
+
+def _features(settings: TwoTowerSettings) -> FeatureSettings:
+    return FeatureSettings(
+        settings.read, settings.decode, settings.batch, tokens=settings.fusion is not None
+    )
+
+
+def _facts(
+    settings: TwoTowerSettings, shards: Sequence[Shard], image: ImageTower, text: TextTower
 ) -> dict[str, Any]:
-    """What must not have changed for a training to go on, by its names in files."""
+    """What the weights depend on, by its names in files."""
     return {
         "format": FORMAT,
-        "config": config_to_json(config),
+        "held_out": SPLIT,
+        "image_encoder": image.folder.name,
+        "image_fingerprint": image.fingerprint,
+        "text_encoder": text.folder.name,
+        "text_fingerprint": text.fingerprint,
+        "precision": image.precision,
+        "device": image.device.type,
+        "fusion": _format_fusion(settings.fusion),
         "learn": settings.train.to_json(),
-        "features": [path.name for path in paths],
+        "read": asdict(settings.read),
+        "decode": asdict(settings.decode),
+        "shards": {shard.id: f"{shard.size} bytes, version {shard.version}" for shard in shards},
     }
-
-
-def _require_same(path: Path, identity: dict[str, Any]) -> None:
-    fields = json.loads(json.dumps(identity))
-    if not path.exists():
-        write_file(path, (json.dumps(fields, indent=2) + "\n").encode())
-        return
-    before = json.loads(path.read_text())
-    changed = sorted(name for name in fields if fields[name] != before.get(name))
-    if changed:
-        raise UsageError(
-            f"training in {path.parent}",
-            expected="the shards, towers and settings it was started with",
-            found="others: " + ", ".join(changed),
-            do="give those, or another folder",
-        )

@@ -1,7 +1,9 @@
 """Model selection on held-out samples: text weight, hubness reduction, fusion or mean; and the
 report's figures.
 
-The gallery is held-out pictures, each with its first caption; the queries are its other captions. A
+The gallery is held-out pictures. `text_to_image`: a picture by its own captions, of which data with
+one caption a picture has figures too. The others are of joint vectors: each picture with its first
+caption, by its other captions. A
 fusion has to beat the best mean of its own heads by more than one standard error: queries that only
 one of the two answers first are counted, as in McNemar's test (1947), picture by picture.
 """
@@ -17,11 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chiasm.pipeline.metrics import mean_reciprocal_of_ranks, ranks_of, recalls_of_ranks
+from chiasm.pipeline.metrics import (
+    mean_reciprocal_of_ranks,
+    ranks_of,
+    recalls_of_ranks,
+    top_k,
+)
 from chiasm.pipeline.training.two_tower.closed_form import CANDIDATES, fit_match_weights
 from chiasm.pipeline.training.two_tower.stream import (
     Pair,
     augmented_of,
+    ids_of,
     images_of,
     patches_of,
     words_of,
@@ -36,13 +44,28 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class Gallery:
-    """Vectors of N pictures and first captions (N, E'), Q queries (Q, E') and the row of the right
-    picture of each (Q,)."""
+    """Vectors of N pictures (N, E') and of all their C captions (C, E'), the row of the picture of
+    each caption (C,), and whether it is the first of its picture (C,) bool."""
 
     image: Tensor
-    text: Tensor
-    queries: Tensor
-    rows: Tensor
+    captions: Tensor
+    caption_rows: Tensor
+    first: Tensor
+
+    @property
+    def text(self) -> Tensor:
+        """First captions (N, E')."""
+        return self.captions[self.first]
+
+    @property
+    def queries(self) -> Tensor:
+        """The other captions (Q, E')."""
+        return self.captions[~self.first]
+
+    @property
+    def rows(self) -> Tensor:
+        """The row of the right picture of each query (Q,)."""
+        return self.caption_rows[~self.first]
 
 
 @dataclass(frozen=True)
@@ -56,44 +79,47 @@ class Selection:
 @torch.inference_mode()
 def select(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Selection:
     """Compare candidate joint vectors on held-out pairs with expanded captions; leave the network
-    with the best mean and with match weights fitted on them. Without queries, mean and hubness
-    power stay as they are."""
+    with the best mean and with match weights fitted on them. Where every picture has one caption,
+    mean and hubness power stay as they are."""
     found = gallery(network, pairs)
-    if not len(found.queries):
-        fit_match_weights(network, pairs)
-        return Selection(False, {"held_out": len(pairs), "queries": 0})
-    mean = select_mean(network, found)
+    of_captions = ranks_among(found.image, found.captions, found.caption_rows)
     figures: dict[str, Any] = {
         "held_out": len(pairs),
+        "captions": len(found.captions),
+        "text_to_image": rounded_recalls(of_captions),
+        "matching": rerank(network, pairs, found),
         "queries": len(found.queries),
-        "image": rounded_recalls(ranks(found, found.image)),
-        "text": rounded_recalls(ranks(found, found.text)),
-        "mean": rounded_recalls(mean),
-        "text_weight": network.config.text_weight,
-        "hub_power": network.config.hubness_power,
     }
     ships = False
-    if network.fusion is not None:
-        fused = ranks(found, network.reduce_hubness(fused_vectors(network, pairs, found)))
-        figures["fusion"] = rounded_recalls(fused)
-        rows = found.rows.cpu().numpy()
-        ships = wins_by_one_standard_error(fused < 1, mean < 1, rows)
-        figures["fusion_ships"] = ships
-    figures["matching"] = rerank(network, pairs, found)
+    if len(found.queries):
+        mean = select_mean(network, found)
+        figures |= {
+            "image": rounded_recalls(ranks(found, found.image)),
+            "text": rounded_recalls(ranks(found, found.text)),
+            "mean": rounded_recalls(mean),
+            "text_weight": network.config.text_weight,
+            "hub_power": network.config.hubness_power,
+        }
+        if network.fusion is not None:
+            fused = ranks(found, network.reduce_hubness(fused_vectors(network, pairs, found)))
+            rows = found.rows.cpu().numpy()
+            ships = wins_by_one_standard_error(fused < 1, mean < 1, rows)
+            figures |= {"fusion": rounded_recalls(fused), "fusion_ships": ships}
     fit_match_weights(network, pairs)
     return Selection(ships, figures)
 
 
 @torch.inference_mode()
 def gallery(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Gallery:
-    """Held-out pairs as an index would hold them, and their other captions as queries."""
+    """Held-out pairs as an index would hold them, and all their captions."""
     device = network.word_prior.device
     image = network.image_vectors(images_of(pairs).to(device))
-    texts = [network.heads.texts(pair.text.float().to(device)) for pair in pairs]
-    counts = torch.tensor([len(text) - 1 for text in texts], device=device)
+    captions = [network.heads.texts(pair.text.float().to(device)) for pair in pairs]
+    counts = torch.tensor([len(text) for text in captions], device=device)
+    first = torch.zeros(int(counts.sum()), dtype=torch.bool, device=device)
+    first[counts.cumsum(0) - counts] = True
     rows = torch.arange(len(pairs), device=device).repeat_interleave(counts)
-    first = torch.stack([text[0] for text in texts])
-    return Gallery(image, first, torch.cat([text[1:] for text in texts]), rows)
+    return Gallery(image, torch.cat(captions), rows, first)
 
 
 def select_mean(network: TwoTowerNetwork, found: Gallery) -> np.ndarray:
@@ -123,12 +149,17 @@ def fused_vectors(network: TwoTowerNetwork, pairs: Sequence[Pair], found: Galler
 def ranks(found: Gallery, vectors: Tensor) -> np.ndarray:
     """The rank of each query's own among N vectors, (N, E') or as `reduce_hubness` has them: (Q,)
     int64, see `ranks_of`."""
-    vectors = vectors[:, : found.queries.shape[1]]  # queries are 0 in the last dimension
-    of_blocks = []
-    for at in range(0, len(found.queries), BLOCK):
-        scores = found.queries[at : at + BLOCK] @ vectors.T
-        own = found.rows[at : at + BLOCK]
-        of_blocks.append(ranks_of(scores.cpu().numpy(), own.cpu().numpy()))
+    # Queries are 0 in the dimension of hubness.
+    return ranks_among(vectors[:, : found.image.shape[1]], found.queries, found.rows)
+
+
+def ranks_among(vectors: Tensor, queries: Tensor, own: Tensor) -> np.ndarray:
+    """Vectors (N, E'), queries (Q, E') and the row of the right vector of each (Q,) -> ranks (Q,)
+    int64, see `ranks_of`."""
+    of_blocks = [
+        ranks_of((some @ vectors.T).cpu().numpy(), rows.cpu().numpy())
+        for some, rows in zip(queries.split(BLOCK), own.split(BLOCK), strict=True)
+    ]
     return np.concatenate(of_blocks)
 
 
@@ -147,21 +178,36 @@ def wins_by_one_standard_error(ours: np.ndarray, theirs: np.ndarray, rows: np.nd
 
 
 def rerank(network: TwoTowerNetwork, pairs: Sequence[Pair], found: Gallery) -> dict[str, float]:
-    """R@1 of pictures alone before and after matching reranks the first CANDIDATES, by logit plus
-    similarity as `search --rerank match:20` does. Two-fold: queries of one half of the pictures by
-    match weights fitted on the other; leaves the network with the weights of one half."""
+    """R@1 of pictures by their captions before and after matching, rounded; see `reranked`."""
+    before, after = reranked(network, pairs, found)
+    return {"r1_before": round(float(before.mean()), 4), "r1_after": round(float(after.mean()), 4)}
+
+
+@torch.inference_mode()
+def reranked(
+    network: TwoTowerNetwork, pairs: Sequence[Pair], found: Gallery
+) -> tuple[np.ndarray, np.ndarray]:
+    """Is a caption's own picture the first, before and after matching reranks the first CANDIDATES
+    by logit plus similarity, as `search --rerank match:20` does? (C,) bool each.
+
+    Two-fold: captions of one half of the pictures by match weights fitted on the other; leaves the
+    network with the weights of one half."""
     device = network.word_prior.device
     evidence = network.image_evidence(augmented_of(pairs).to(device))
-    bags = network.bag_of_words([ids for pair in pairs for ids in pair.ids[1:]])
-    before, after = 0, 0
+    bags = network.bag_of_words(ids_of(pairs))
+    rows = found.caption_rows.cpu().numpy()
+    before, after = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
     for half in (0, 1):
         fit_match_weights(network, pairs[1 - half :: 2])
-        for i in (found.rows % 2 == half).nonzero()[:, 0].tolist():
-            query, row, bag = found.queries[i], found.rows[i], bags[i]
-            similarity, selected = (found.image @ query).topk(min(CANDIDATES, len(pairs)))
-            features = network.match_features(query[None], bag[None], evidence[selected])[0]
-            final = network.match_logits(features) + similarity
-            before += int(selected[0] == row)
-            after += int(selected[final.argmax()] == row)
-    total = max(1, len(found.rows))
-    return {"r1_before": round(before / total, 4), "r1_after": round(after / total, 4)}
+        for i in np.flatnonzero(rows % 2 == half):
+            similarity = found.image @ found.captions[i]
+            candidates = top_k(similarity.cpu().numpy()[None], CANDIDATES)[0]
+            candidates = torch.from_numpy(candidates[candidates >= 0]).to(device)
+            features = network.match_features(
+                found.captions[i, None], bags[i, None], evidence[candidates]
+            )
+            final = network.match_logits(features[0]) + similarity[candidates]
+            before[i] = rows[i] in candidates[:1].tolist()
+            best = top_k(final.cpu().numpy()[None], 1)[0]
+            after[i] = rows[i] in candidates[best[best >= 0]].tolist()
+    return before, after

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 import webdataset
 from safetensors.torch import load, load_file, save
 from torch import Tensor
+from torch.nn import functional
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from chiasm.pipeline.model.checkpoint import write_file
@@ -28,8 +29,9 @@ class Pair:
     """One picture and its C captions, as the frozen towers see them.
 
     image (D,), patches (N, D'), text (C, D), words (C, T, D') float16, text as the tower gave it or
-    expanded; augmented (D,) float16: `ImageTower.augmented`, of held-out samples only; lengths (C,)
-    int64, unmasked words of each caption; ids: token ids of each whole caption; fold: below FOLDS.
+    expanded, N = T = 0 where no fusion is trained; augmented (D,) float16: `ImageTower.augmented`,
+    of held-out samples only; lengths (C,) int64, unmasked words of each caption; ids: token ids of
+    each whole caption; picture: its number, that of its copies too; fold: below FOLDS.
     """
 
     image: Tensor
@@ -38,6 +40,7 @@ class Pair:
     words: Tensor
     lengths: Tensor
     ids: list[list[int]]
+    picture: int
     fold: int
     augmented: Tensor | None
 
@@ -119,6 +122,7 @@ def pack(pair: Pair) -> bytes:
         "ids": torch.tensor([i for ids in pair.ids for i in ids], dtype=torch.int32),
         "counts": torch.tensor([len(ids) for ids in pair.ids], dtype=torch.int32),
         "part": torch.tensor(pair.fold),
+        "picture": torch.tensor(pair.picture),
     }
     return save({k: v.half().cpu().contiguous() for k, v in numbers.items()} | counts)
 
@@ -134,9 +138,38 @@ def _pair(member: bytes, expanded: Tensor | None) -> Pair:
         words=tensors["words"],
         lengths=tensors["lengths"],
         ids=[ids[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)],
+        picture=int(tensors["picture"]),
         fold=int(tensors["part"]),
         augmented=tensors.get("closely"),
     )
+
+
+def merge_copies(pairs: Iterable[Pair]) -> list[Pair]:
+    """Pairs of one picture as one, with the captions of all of them."""
+    groups: dict[int, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.picture, []).append(pair)
+    return [_merged(group) if len(group) > 1 else group[0] for group in groups.values()]
+
+
+def _merged(copies: list[Pair]) -> Pair:
+    longest = max(pair.words.shape[1] for pair in copies)
+    words = [
+        functional.pad(pair.words, (0, 0, 0, longest - pair.words.shape[1])) for pair in copies
+    ]
+    return replace(
+        copies[0],
+        text=torch.cat([pair.text for pair in copies]),
+        words=torch.cat(words),
+        lengths=torch.cat([pair.lengths for pair in copies]),
+        ids=ids_of(copies),
+    )
+
+
+def same_picture(pairs: Sequence[Pair]) -> Tensor:
+    """(B, B) bool: is the picture of pair i that of pair j?"""
+    numbers = torch.tensor([pair.picture for pair in pairs])
+    return numbers[:, None] == numbers
 
 
 def images_of(pairs: Sequence[Pair]) -> Tensor:

@@ -4,7 +4,8 @@ A step draws B pictures with two captions a and b of each, and minimises
 
     w_1 NCE(v, q)  +  w_2 NCE(a, b)  +  w_3 NCE(mean(a, v), b)  +  w_4 NCE(j(a, v), b)  +  BCE(p, s)
 
-NCE is InfoNCE in both directions, each term with a scale of its own; q is the mean of all captions
+NCE is InfoNCE in both directions, each term with a scale of its own; copies of a picture, and a
+picture that a batch has twice, are not negatives of each other. q is the mean of all captions
 of a picture, which covers more of it than any single one. Captions are expanded ones. s are the
 shares of a picture's captions that contain each word, p their predictions by a network apart from
 the heads. The fusion j is trained in the last steps on heads that it does not change: where it is
@@ -47,6 +48,7 @@ from chiasm.pipeline.training.optim import (
     Ema,
     Optimiser,
     decay_groups,
+    require_finite,
     warmup_times_cosine,
     with_prefix,
     without_prefix,
@@ -59,6 +61,7 @@ from chiasm.pipeline.training.two_tower.stream import (
     learnable,
     mean_by_picture,
     patches_of,
+    same_picture,
     texts_of,
     words_of,
 )
@@ -145,19 +148,24 @@ class Training:
         return losses
 
     def backward(self, pairs: list[Pair], generator: torch.Generator) -> dict[str, float]:
-        """The gradients of a batch; -> its losses, `loss` being their sum."""
+        """The gradients of a batch; -> its losses, `loss` being their sum. ChiasmError where one of
+        them is not finite."""
         # Of dropout, so that a resumed run draws the same.
         torch.manual_seed(self.settings.seed * 10**6 + self.step)
         losses = self.losses(pairs, generator)
         total = torch.stack(list(losses.values())).sum()
         self.optimiser.backward(total)
-        return {name: loss.item() for name, loss in {"loss": total, **losses}.items()}
+        found = {name: loss.item() for name, loss in {"loss": total, **losses}.items()}
+        require_finite(found, f"training, step {self.step + 1}")
+        return found
 
     def apply(self) -> None:
         """Update weights and average by the gradients. Heads, word classifier and fusion are
-        clipped by themselves: their losses differ in size."""
+        clipped by themselves: their losses differ in size. ChiasmError where a gradient is not
+        finite: nothing is updated."""
         heads, fusion = self._factor(0), FUSION_RATE * self._factor(self.settings.fusion_from)
-        self.optimiser.apply({"heads": heads, "word_classifier": heads, "fusion": fusion})
+        factors = {"heads": heads, "word_classifier": heads, "fusion": fusion}
+        self.optimiser.apply(factors, f"training, step {self.step + 1}")
         self.ema.update(self.trained.items(), updates=self.step)
         self.step += 1
 
@@ -175,7 +183,8 @@ class Training:
         v = network.heads.images(x)
         a, b, q = self._texts(pairs, first, second)
         image, text, joint = self.scales.exp()
-        losses = {"image": settings.to_image * self._nce(v, q, image)}
+        same = same_picture(pairs).to(device)
+        losses = {"image": settings.to_image * info_nce(v, q, image, same)}
         shares = mean_by_picture(network.bag_of_words(ids_of(pairs)), pairs)
         predicted = network.word_classifier(network.kernel.standardised(x))
         losses["words"] = functional.binary_cross_entropy_with_logits(
@@ -184,9 +193,9 @@ class Training:
         several = [row for row, pair in enumerate(pairs) if len(pair.text) > 1]
         if len(several) < 2:
             return losses
-        v, a, b = v[several], a[several], b[several]
-        losses["text"] = settings.to_text * self._nce(a, b, text)
-        losses["mean"] = settings.to_mean * self._nce(network.mean(a, v), b, joint)
+        v, a, b, same = v[several], a[several], b[several], same[several][:, several]
+        losses["text"] = settings.to_text * info_nce(a, b, text, same)
+        losses["mean"] = settings.to_mean * info_nce(network.mean(a, v), b, joint, same)
         if network.fusion is not None and self.step >= settings.fusion_from:
             words, mask = words_of(pairs, first)
             kept = torch.rand(mask.shape, generator=generator) >= settings.token_mask_rate
@@ -197,7 +206,7 @@ class Training:
                 ),
                 network.image_modality(patches_of(pairs)[several].to(device), v.detach()),
             )
-            losses["joint"] = settings.to_joint * self._nce(fused, b.detach(), joint.detach())
+            losses["joint"] = settings.to_joint * info_nce(fused, b.detach(), joint.detach(), same)
         return losses
 
     def _texts(
@@ -213,11 +222,6 @@ class Training:
             vectors[other.to(self.device)],
             functional.normalize(mean_by_picture(vectors, pairs), dim=-1),
         )
-
-    @staticmethod
-    def _nce(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-        """InfoNCE of rows (B, E') with rows, every other one a negative."""
-        return info_nce(x, y, scale, torch.zeros(len(x), len(x), dtype=torch.bool, device=x.device))
 
     @torch.inference_mode()
     def held_out_r1(self, pairs: Sequence[Pair]) -> float:

@@ -1,0 +1,187 @@
+"""What `two_tower_pieces.py` measures of a fold, and changes that need no training of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chiasm.pipeline.training.two_tower import select
+from chiasm.pipeline.training.two_tower.ridge import Ridge
+from chiasm.pipeline.training.two_tower.stream import (
+    Pair,
+    blocks,
+    ids_of,
+    images_of,
+    learnable,
+    mean_by_picture,
+    stream,
+)
+from chiasm.pipeline.two_tower.earlier import FormatSixNetwork
+from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
+
+CPU = torch.device("cpu")
+JOINT, MATCHED = ("joint", "picture"), ("matched",)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A fold after training: the network, the pictures held out, all paths of features."""
+
+    network: TwoTowerNetwork
+    pairs: list[Pair]
+    paths: list[Path]
+
+
+# Metrics: of each picture held out how many of its queries find it first, as a string of digits.
+
+
+def of_pictures(right: np.ndarray, rows: np.ndarray, count: int) -> str:
+    """right (Q,) bool and the picture of each query -> a digit for each of `count` pictures."""
+    return "".join(map(str, np.bincount(rows, weights=right, minlength=count).astype(int)))
+
+
+@torch.inference_mode()
+def joint(fold: Fold) -> str:
+    """Selected on one half of the pictures, measured on the other, among all of them."""
+    found = select.gallery(fold.network, fold.pairs)
+    rows, right = found.rows.numpy(), np.zeros(len(found.rows), dtype=bool)
+    for half in (0, 1):
+        of_other = torch.from_numpy(~found.first.numpy() & (found.caption_rows % 2 != half).numpy())
+        kept = found.first | of_other
+        select.select_mean(
+            fold.network,
+            select.Gallery(
+                found.image, found.captions[kept], found.caption_rows[kept], found.first[kept]
+            ),
+        )
+        mean = fold.network.reduce_hubness(fold.network.mean(found.text, found.image))
+        right = np.where(rows % 2 == half, select.ranks(found, mean) < 1, right)
+    return of_pictures(right, rows, len(fold.pairs))
+
+
+@torch.inference_mode()
+def picture(fold: Fold) -> str:
+    """Pictures alone by all captions."""
+    found = select.gallery(fold.network, fold.pairs)
+    ranks = select.ranks_among(found.image, found.captions, found.caption_rows)
+    return of_pictures(ranks < 1, found.caption_rows.numpy(), len(fold.pairs))
+
+
+@torch.inference_mode()
+def matched(fold: Fold) -> str:
+    """The same with the first CANDIDATES matched again."""
+    found = select.gallery(fold.network, fold.pairs)
+    _, after = select.reranked(fold.network, fold.pairs, found)
+    return of_pictures(after, found.caption_rows.numpy(), len(fold.pairs))
+
+
+METRICS: dict[str, Callable[[Fold], str]] = {"joint": joint, "picture": picture, "matched": matched}
+
+
+# Variants without a training of their own: context managers that give the changed fold.
+
+
+@contextmanager
+def no_change(fold: Fold) -> Iterator[Fold]:
+    yield fold
+
+
+@contextmanager
+def patched(target: Any, **values: Any) -> Iterator[None]:
+    """Attributes replaced for a while."""
+    with mock.patch.multiple(target, **values) if values else mock.patch.dict({}):
+        yield
+
+
+@contextmanager
+def selected_from(fold: Fold, **values: tuple[float, ...]) -> Iterator[Fold]:
+    with patched(select, **values):
+        yield fold
+
+
+@contextmanager
+def without_kernel(fold: Fold) -> Iterator[Fold]:
+    kept = fold.network.kernel.vectors.clone()
+    fold.network.kernel.vectors.zero_()
+    yield fold
+    fold.network.kernel.vectors.copy_(kept)
+
+
+@contextmanager
+def without_image_head(fold: Fold) -> Iterator[Fold]:
+    space = fold.network.config.space
+    with patched(fold.network.heads, images=lambda x: torch.zeros(len(x), space)):
+        yield fold
+
+
+@contextmanager
+def without_augmentation(fold: Fold) -> Iterator[Fold]:
+    yield replace(fold, pairs=[replace(pair, augmented=pair.image) for pair in fold.pairs])
+
+
+@contextmanager
+def without_absent_words(fold: Fold) -> Iterator[Fold]:
+    def match_features(text: Tensor, bag: Tensor, image: Any) -> Tensor:
+        features = TwoTowerNetwork.match_features(fold.network, text, bag, image)
+        return features * features.new_tensor([1.0, 1.0, 1.0, 0.0])
+
+    with patched(fold.network, match_features=match_features):
+        yield fold
+
+
+class RidgeToo(FormatSixNetwork):
+    """Words by kernel ridge and by the network, with one weight."""
+
+    match_features = TwoTowerNetwork.match_features
+
+    def __init__(self, config: TwoTowerConfig) -> None:
+        super().__init__(config)
+        self.match_weights = torch.nn.Parameter(torch.zeros(4), requires_grad=False)
+
+
+class FourBands(FormatSixNetwork):
+    """Words by the network, with a weight a band."""
+
+    image_evidence = TwoTowerNetwork.image_evidence
+
+
+@contextmanager
+def as_network(fold: Fold, kind: type[FormatSixNetwork]) -> Iterator[Fold]:
+    """The fold with another network of the same weights, and words by kernel ridge solved."""
+    network, config = kind(fold.network.config), fold.network.config
+    weights = fold.network.state_dict()
+    del weights["match_weights"]
+    network.load_state_dict(weights, strict=False)
+    if kind is not FourBands:
+        with torch.inference_mode():
+            ridge = Ridge(config.landmarks, config.words, folds=1, device=CPU)
+            for block in blocks(learnable(stream(fold.paths), every_sample=False)):
+                shares = mean_by_picture(network.bag_of_words(ids_of(block)), block)
+                ridge.add(network.kernel(network.sqrt_features(images_of(block))), shares)
+            penalty = network.kernel.similarity(network.kernel.landmarks)
+            network.get_parameter("kernel.word_shares").copy_(ridge.solve(penalty))
+    yield replace(fold, network=network.eval())
+
+
+Change = Callable[[Fold], Any]
+UNTRAINED: dict[str, tuple[Change, tuple[str, ...]]] = {
+    "base": (no_change, (*JOINT, *MATCHED)),
+    "no kernel ridge": (without_kernel, JOINT),
+    "no image head": (without_image_head, JOINT),
+    "no hubness reduction": (partial(selected_from, POWERS=(0.0,)), ("joint",)),
+    "even mean": (partial(selected_from, WEIGHTS=(0.5,)), ("joint",)),
+    "no test-time augmentation": (without_augmentation, MATCHED),
+    "no absent words": (without_absent_words, MATCHED),
+    "words by ridge too": (partial(as_network, kind=RidgeToo), MATCHED),
+    "four bands": (partial(as_network, kind=FourBands), MATCHED),
+    "words by ridge too, four bands": (partial(as_network, kind=FormatSixNetwork), MATCHED),
+}

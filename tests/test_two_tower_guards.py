@@ -1,0 +1,424 @@
+"""Two towers, what must not pass in silence: features and losses that are not numbers, copies of a
+picture on both sides of the split, a training that goes on as another, folders of earlier formats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import random
+import tarfile
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import tiny_towers
+import torch
+import webdataset
+from safetensors.torch import save_file
+from torch.nn import functional
+
+from chiasm.pipeline.errors import ChiasmError, EncoderError, UsageError
+from chiasm.pipeline.model.config import FusionConfig
+from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.shards import list_shards
+from chiasm.pipeline.training.two_tower import trainer
+from chiasm.pipeline.training.two_tower.features import FeatureSettings, compute
+from chiasm.pipeline.training.two_tower.held_out import HELD_OUT, held_out
+from chiasm.pipeline.training.two_tower.loop import (
+    FUSION,
+    SETTINGS,
+    TwoTowerSettings,
+    train_two_tower,
+)
+from chiasm.pipeline.training.two_tower.resume import require_same
+from chiasm.pipeline.training.two_tower.select import gallery, ranks, reranked, select
+from chiasm.pipeline.training.two_tower.stream import Pair, merge_copies, pack, stream
+from chiasm.pipeline.training.two_tower.trainer import Training, TrainSettings
+from chiasm.pipeline.two_tower.checkpoint import load_two_tower, save_two_tower
+from chiasm.pipeline.two_tower.frozen_towers import ImageTower, TextTower
+from chiasm.pipeline.two_tower.network import TwoTowerConfig, TwoTowerNetwork
+
+CPU = EncoderSettings(device="cpu", precision="float32")
+CONFIG = TwoTowerConfig(
+    "an image model", "1", "a text model", "2", image_width=6, patch_width=5, text_width=7,
+    word_width=4, landmarks=3, text_landmarks=2, query_bank=3, words=5, dim=9, image_hidden=6,
+    text_hidden=6, word_hidden=6,
+    fusion=FusionConfig(fusion="gated", width=8, depth=1, heads=2, slots=2),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def loaded(towers):
+    image, text = towers
+    return ImageTower(str(image), CPU), TextTower(str(text), CPU)
+
+
+def pairs_of(count, captions=2, **changed):
+    """Pictures with captions, drawn."""
+    chance = torch.Generator().manual_seed(4)
+    draw = lambda *shape: torch.randn(*shape, generator=chance)  # noqa: E731
+    return [
+        Pair(
+            image=draw(6), patches=draw(3, 5), text=draw(captions, 7), words=draw(captions, 2, 4),
+            lengths=torch.full((captions,), 2), ids=[[i % 5, (i + n) % 5] for n in range(captions)],
+            **{"picture": i, "fold": 0, "augmented": draw(6), **changed},
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def network_of(config=CONFIG, kind=TwoTowerNetwork):
+    """A network with random weights, everything set."""
+    torch.manual_seed(1)
+    network = kind(config).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.is_floating_point():
+                parameter.copy_(0.5 * torch.randn(parameter.shape))
+        network.word_ids.copy_(torch.arange(config.words))
+        network.word_prior.copy_(torch.linspace(0.001, 0.5, config.words))
+        network.hubness.query_bank.copy_(functional.normalize(network.hubness.query_bank, dim=-1))
+        network.kernel.std.copy_(network.kernel.std.abs() + 0.5)
+    return network
+
+
+def test_a_fusion_that_became_nan_does_not_ship():
+    network, pairs = network_of(), pairs_of(30)
+    with torch.no_grad():
+        network.fusion.residual.weight.fill_(torch.nan)
+    selection = select(network, pairs)
+    assert not selection.fusion and not selection.figures["fusion_ships"]
+    assert selection.figures["fusion"] == {"r1": 0.0, "r5": 0.0, "r10": 0.0}
+    assert 0 < selection.figures["mean"]["r10"] < 1
+
+
+def test_vectors_that_are_nan_find_no_picture_by_matching_either():
+    network, pairs = network_of(), pairs_of(12)
+    found = gallery(network, pairs)
+    assert (ranks(found, found.image * torch.nan) == 11).all()
+    unfound = replace(found, image=found.image * torch.nan)
+    before, after = reranked(network, pairs, unfound)
+    assert before.shape == (24,) and not before.any() and not after.any()
+
+
+class Growing:
+    """A text tower with token states so many times as large."""
+
+    def __init__(self, tower, factor):
+        self.tower, self.factor = tower, factor
+
+    def __getattr__(self, name):
+        return getattr(self.tower, name)
+
+    def __call__(self, texts):
+        made = self.tower(texts)
+        return replace(made, tokens=made.tokens * self.factor)
+
+
+def test_features_that_float16_does_not_hold_are_refused_by_the_name_of_their_tower(
+    loaded, tmp_path
+):
+    image, text = loaded
+    tiny_towers.make_pairs(tmp_path / "p.tar", 12, 0)
+    shards = list_shards([str(tmp_path / "p.tar")], None)
+    large = Growing(text, 1e6)
+    with pytest.raises(EncoderError) as caught:
+        compute(shards, image, large, tmp_path / "f", FeatureSettings(tokens=True), print)
+    message = str(caught.value)
+    assert f"token features of the text tower {text.folder.name}: " in message
+    assert "too large for float16; train without --fusion" in message
+    made = compute(shards, image, large, tmp_path / "f", FeatureSettings(), lambda line: None)
+    pairs = list(stream(made.paths))
+    assert len(pairs) == 12 and all(pair.text.isfinite().all() for pair in pairs)
+    assert {(pair.patches.shape[0], pair.words.shape[1]) for pair in pairs} == {(0, 0)}
+
+
+class Silencing:
+    """A text tower that gives nothing but zeros for captions with one word, or infinity."""
+
+    def __init__(self, tower, word, value):
+        self.tower, self.word, self.value = tower, word, value
+
+    def __getattr__(self, name):
+        return getattr(self.tower, name)
+
+    def __call__(self, texts):
+        made = self.tower(texts)
+        some = torch.tensor([self.word in text for text in texts])
+        return replace(made, pooled=made.pooled.where(~some[:, None], self.value))
+
+
+@pytest.mark.parametrize(("value", "reason"), [(0.0, "not_unit"), (1e5, "not_finite")])
+def test_what_has_no_usable_vector_is_counted_and_most_of_it_is_an_error(
+    loaded, tmp_path, value, reason
+):
+    image, text = loaded
+    tiny_towers.make_pairs(tmp_path / "p.tar", 20, 0)
+    shards = list_shards([str(tmp_path / "p.tar")], None)
+    settings = FeatureSettings()
+    some = compute(
+        shards, image, Silencing(text, "pink", value), tmp_path / "f", settings, lambda line: None
+    )
+    assert set(some.dropped) == {reason} and some.pairs + some.dropped[reason] == 20
+    assert 0 < some.dropped[reason] < 10
+    with pytest.raises(
+        EncoderError, match=rf"{reason}: pooled features of the text tower .*; take"
+    ):
+        compute(
+            shards, image, Silencing(text, "", value), tmp_path / "g", settings, lambda line: None
+        )
+
+
+def test_json_that_cannot_be_read_is_counted(loaded, tmp_path):
+    png = io.BytesIO()
+    tiny_towers.picture("red", "blue", random.Random(0)).save(png, "PNG")
+    with tarfile.open(tmp_path / "p.tar", "w") as tar:
+        for number, captions in enumerate((b'{"captions": ["pink"]}', b'{"captions": ["pi')):
+            members = {"png": png.getvalue(), "txt": b"red and blue", "json": captions}
+            for extension, data in members.items():
+                info = tarfile.TarInfo(f"{number}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    shards = list_shards([str(tmp_path / "p.tar")], None)
+    made = compute(shards, *loaded, tmp_path / "f", FeatureSettings(), lambda line: None)
+    assert (made.pairs, made.captions, made.unread) == (2, 3, {"bad_json": 1})
+
+
+def test_a_training_stops_before_the_step_and_before_any_save(tmp_path):
+    pairs = pairs_of(8, augmented=None)
+    training = Training(network_of(), TrainSettings(steps=4, fusion_steps=0))
+    before = {name: tensor.clone() for name, tensor in training.trained.items()}
+    bad = replace(pairs[3], image=torch.full((6,), torch.inf))
+    with pytest.raises(ChiasmError, match=r"step 1: expected finite losses .* found loss nan"):
+        training.train_step([*pairs[:3], bad, *pairs[4:]], torch.Generator().manual_seed(0))
+    assert training.step == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in training.trained.items())
+    path, saved = tmp_path / "pairs.tar", tmp_path / "state"
+    with webdataset.TarWriter(str(path)) as writer:
+        for number, pair in enumerate([*pairs, bad]):
+            writer.write({"__key__": f"{number:08d}", "safetensors": pack(pair)})
+    steps = []
+    (tmp_path / "expanded").mkdir()
+    expanded = {"text": torch.cat([p.text for p in [*pairs, bad]]).half()}
+    expanded["counts"] = torch.full((9,), 2)
+    save_file(expanded, tmp_path / "expanded" / "pairs.safetensors")
+    with pytest.raises(ChiasmError, match="expected finite losses and gradients"):
+        trainer.train(
+            [path], network_of(), TrainSettings(steps=9, fusion_steps=0, batch=4,
+            checkpoint_every=1), expanded=tmp_path / "expanded", every_sample=True,
+            checkpoint=saved, on_step=lambda training, losses: steps.append(training.step),
+        )  # fmt: skip
+    again = Training(network_of(), TrainSettings())
+    if saved.exists():
+        again.resume(saved)
+        assert all(tensor.isfinite().all() for tensor in again.trained.values())
+    assert len(steps) < 3 and again.step == len(steps)
+
+
+def test_weights_that_float16_does_not_hold_are_not_saved(tmp_path):
+    network = network_of()
+    with torch.no_grad():
+        network.kernel.vectors[0, 0] = 1e5
+    with pytest.raises(ChiasmError, match=r"weights kernel\.vectors of .*more than 65,504"):
+        save_two_tower(tmp_path, network)
+    assert not list(tmp_path.iterdir())
+
+
+def test_copies_of_a_picture_are_on_one_side_and_one_picture_of_the_gallery(loaded, tmp_path):
+    rng = random.Random(0)
+    with tarfile.open(tmp_path / "p.tar", "w") as tar:
+        for number in range(60):
+            png = io.BytesIO()
+            left, right = rng.sample(list(tiny_towers.COLOURS), 2)
+            tiny_towers.picture(left, right, rng).save(png, "PNG")
+            for j, phrase in enumerate(tiny_towers.PHRASES):
+                texts = (("png", png.getvalue()), ("txt", phrase.format(left, right).encode()))
+                for extension, data in texts:
+                    info = tarfile.TarInfo(f"{number:04d}_{j}.{extension}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    shards = list_shards([str(tmp_path / "p.tar")], None)
+    made = compute(shards, *loaded, tmp_path / "f", FeatureSettings(tokens=True), lambda x: None)
+    pairs = list(stream(made.paths))
+    of_pictures = [pairs[at : at + 3] for at in range(0, 180, 3)]
+    for copies in of_pictures:
+        assert len({(p.held_out, p.fold, p.picture) for p in copies}) == 1
+    assert 0 < sum(copies[0].held_out for copies in of_pictures) < 30
+    assert len({copies[0].picture for copies in of_pictures}) == 60
+    merged = merge_copies(pairs)
+    assert len(merged) == 60
+    for whole, copies in zip(merged, of_pictures, strict=True):
+        assert torch.equal(whole.text, torch.cat([pair.text for pair in copies]))
+        assert whole.ids == [pair.ids[0] for pair in copies]
+        for row, pair in enumerate(copies):
+            length = int(pair.lengths[0])
+            assert torch.equal(whole.words[row, :length], pair.words[0, :length])
+
+
+def test_one_picture_in_ten_is_held_out():
+    digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(5000)]
+    assert 0.08 < np.mean([held_out(digest) for digest in digests]) < 0.12
+    assert HELD_OUT == 10
+
+
+def test_a_picture_that_a_batch_has_twice_is_no_negative_of_itself():
+    """By the formula: the negatives of a batch with every picture twice are each counted twice,
+    and no copy is among them."""
+    pairs = pairs_of(6, captions=1)
+    training = Training(network_of(replace(CONFIG, fusion=None)), TrainSettings(dropout=0.0))
+    with torch.no_grad():
+        once = training.losses(pairs, torch.Generator().manual_seed(0))["image"]
+        twice = training.losses([*pairs, *pairs], torch.Generator().manual_seed(0))["image"]
+        v = training.network.heads.images(training.network.sqrt_features(
+            torch.stack([p.image for p in pairs])))  # fmt: skip
+        q = training.network.heads.texts(torch.cat([p.text for p in pairs]))
+    odds = float(training.scales[0].detach().exp()) * (v @ q.T).double()
+
+    def brute(copies):
+        rows = []
+        for i in range(6):
+            for scores in (odds[i], odds[:, i]):
+                others = sum(copies * float(scores[j].exp()) for j in range(6) if j != i)
+                own = float(odds[i, i].exp())
+                rows.append(-np.log(own / (own + others)))
+        return 0.7 * np.mean(rows)
+
+    assert float(once) == pytest.approx(brute(1), rel=1e-4)
+    assert float(twice) == pytest.approx(brute(2), rel=1e-4)
+
+
+@pytest.fixture
+def begun(towers, tmp_path):
+    """A training that has begun: its settings, its shards and the folder that says so."""
+    tiny_towers.make_pairs(tmp_path / "p" / "a.tar", 10, 0)
+    shards = list_shards([str(tmp_path / "p")], None)
+    image, text = map(str, towers)
+    settings = TwoTowerSettings(image, text, train=TrainSettings(steps=2), encoder=CPU)
+    with pytest.raises(UsageError, match="20 or more pairs to train on"):
+        train_two_tower(settings, shards, tmp_path / "to", lambda line: None)
+    return settings, shards, tmp_path / "to"
+
+
+@pytest.mark.parametrize(
+    ("changed", "before", "now"),
+    [
+        (
+            {"encoder": replace(CPU, precision="bfloat16")},
+            "precision float32",
+            "precision bfloat16",
+        ),
+        ({"train": TrainSettings(steps=3)}, "learn.steps 2", "learn.steps 3"),
+        ({"fusion": FUSION}, "fusion none", "fusion gated, width 128"),
+    ],
+)
+def test_a_training_that_began_otherwise_is_refused_by_name(begun, changed, before, now):
+    settings, shards, folder = begun
+    features = sorted((folder / "features").iterdir())
+    with pytest.raises(UsageError) as caught:
+        train_two_tower(replace(settings, **changed), shards, folder, lambda line: None)
+    message = str(caught.value)
+    assert f"expected {before}" in message and f"found {now}" in message, message
+    assert message.endswith("give what it began with, or another folder")
+    assert sorted((folder / "features").iterdir()) == features  # refused before they are computed
+
+
+def test_another_text_tower_or_shard_is_refused_by_name(begun, tmp_path):
+    settings, shards, folder = begun
+    other = tiny_towers.static_text_folder(tmp_path / "other")
+    with pytest.raises(UsageError, match=r"expected text_encoder st:\S+sentences, .* as it began"):
+        train_two_tower(replace(settings, text=str(other)), shards, folder, lambda line: None)
+    tiny_towers.make_pairs(tmp_path / "p" / "b.tar", 10, 1)
+    more = list_shards([str(tmp_path / "p")], None)
+    with pytest.raises(UsageError, match=r"expected shards\.b-\w+ none, as it began, found shards"):
+        train_two_tower(settings, more, folder, lambda line: None)
+
+
+def test_a_training_of_an_older_version_is_not_split_again_in_silence(begun):
+    settings, shards, folder = begun
+    facts = json.loads((folder / SETTINGS).read_text())
+    require_same(folder / SETTINGS, facts)
+    older = {name: facts[name] for name in ("config", "learn", "features")}
+    older["format"] = "chiasm two-tower model 6"
+    (folder / SETTINGS).write_text(json.dumps(older))
+    with pytest.raises(UsageError) as caught:
+        train_two_tower(settings, shards, folder, lambda line: None)
+    assert str(caught.value) == (
+        f"training in {folder}: expected held out by sha256 of the picture, found by its key, by "
+        "another version of chiasm; train into another folder"
+    )
+    (folder / SETTINGS).write_text(json.dumps(facts | {"format": "chiasm two-tower model 9"}))
+    with pytest.raises(UsageError, match="two-tower model 7, found chiasm two-tower model 9, by"):
+        train_two_tower(settings, shards, folder, lambda line: None)
+
+
+def folder_of_format_6(folder):
+    """A model folder as chiasm wrote it: names, shapes and values by hand."""
+    torch.manual_seed(3)
+    draw = lambda *shape: (0.4 * torch.randn(shape)).half()  # noqa: E731
+    shapes = {
+        "heads.image.norm.weight": (6,), "heads.image.norm.bias": (6,),
+        "heads.image.skip.weight": (8, 6), "heads.image.hidden.0.weight": (6, 6),
+        "heads.image.hidden.0.bias": (6,), "heads.image.out.weight": (8, 6),
+        "heads.image.out.bias": (8,), "heads.text.norm.weight": (7,),
+        "heads.text.norm.bias": (7,), "heads.text.skip.weight": (8, 7),
+        "heads.text.hidden.0.weight": (6, 7), "heads.text.hidden.0.bias": (6,),
+        "heads.text.out.weight": (8, 6), "heads.text.out.bias": (8,),
+        "expansion.landmarks": (2, 7), "expansion.meaning": (2, 7), "expansion.words": (5, 7),
+        "kernel.landmarks": (3, 6), "kernel.shift": (6,), "kernel.spread": (6,),
+        "kernel.vectors": (3, 8), "kernel.shares": (3, 5), "hubs.asked": (3, 8),
+        "words.weight": (5, 6), "words.bias": (5,), "words.net.1.weight": (6, 6),
+        "words.net.1.bias": (6,),
+    }  # fmt: skip
+    tensors = {name: draw(*shape) for name, shape in shapes.items()}
+    tensors["kernel.spread"] = tensors["kernel.spread"].abs() + 0.5
+    tensors["expansion.rarity"] = torch.rand(5)
+    tensors["word_ids"] = torch.arange(5)
+    tensors["usual"] = torch.tensor([0.0005, 0.01, 0.1, 0.3, 0.6])  # a word in every band
+    tensors["evidence"] = torch.tensor([-1.0, 2.0, 0.9, 0.7, 0.5, 0.3, 0.2])
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    fields = asdict(replace(CONFIG, fusion=None))
+    for name, saved in (
+        ("sqrt_features", "root"), ("query_bank", "asked"), ("hubness_power", "hub_power"),
+    ):  # fmt: skip
+        fields[saved] = fields.pop(name)
+    fields = {"format": "chiasm two-tower model 6", **fields}
+    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    return {name: tensor.double() for name, tensor in tensors.items()}
+
+
+def test_a_folder_of_format_6_matches_as_it_did(tmp_path):
+    """Words by two sources and in four bands, from the files' own tensors, by the formula."""
+    saved = folder_of_format_6(tmp_path / "old")
+    network = load_two_tower(tmp_path / "old")
+    pairs = pairs_of(4, captions=1)
+    pooled = torch.stack([pair.augmented for pair in pairs])
+    bag = network.bag_of_words([[0, 1, 3], [2, 4], [], [0, 2]])
+    text = network.text_vectors(torch.cat([pair.text for pair in pairs]), bag)
+    with torch.inference_mode():
+        evidence = network.image_evidence(pooled)
+        logits = network.match_logits(network.match_features(text, bag, evidence))
+    z = (pooled.double() - saved["kernel.shift"]) / saved["kernel.spread"]
+    near = torch.exp(2 * (functional.normalize(z, dim=-1) @ saved["kernel.landmarks"].T - 1))
+    ridge = saved["usual"] + near @ saved["kernel.shares"]
+    hidden = functional.gelu(z @ saved["words.net.1.weight"].T + saved["words.net.1.bias"])
+    by_network = (hidden @ saved["words.weight"].T + saved["words.bias"]).sigmoid()
+    p = (ridge.clamp(1e-3, 1 - 1e-3) + by_network) / 2
+    q = saved["usual"].clamp(1e-3, 1 - 1e-3)
+    bias, similarity, *bands, absent = saved["evidence"].tolist()
+    cosines = (text.double() @ network.image_vectors(pooled).double().T).tolist()
+    for t in range(4):
+        for i in range(4):
+            wanted = bias + similarity * cosines[t][i]
+            for w, band in enumerate([0, 1, 2, 3, 3]):
+                if bag[t, w]:
+                    wanted += bands[band] * float(torch.log(p[i, w] / q[w]))
+                else:
+                    wanted += absent * float(torch.log((1 - p[i, w]) / (1 - q[w])))
+            assert float(logits[t, i]) == pytest.approx(wanted, abs=1e-4)
+    save_two_tower(tmp_path / "again", network)
+    for name in ("model.safetensors", "config.json"):
+        ours, theirs = (tmp_path / which / name for which in ("again", "old"))
+        assert ours.stat().st_size == theirs.stat().st_size
