@@ -18,6 +18,7 @@ from chiasm.pipeline.model.image_tokens import (
     Quantiser,
     to_unit,
 )
+from chiasm.pipeline.model.preprocess import to_pixels
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.hard_twins import swapped, without_last
@@ -51,13 +52,15 @@ from chiasm.pipeline.training.pocket.evaluate_image_tokens import (
 from chiasm.pipeline.training.pocket.image_tokens import (
     ImageTokensSettings,
     ImageTokensTraining,
-    draw_pictures,
+    draw_pieces,
     picture_losses,
     train_image_tokens,
 )
 
 TINY = ImageTokensConfig(side=24, stride=12, levels=(4, 3), width=8, depth=(0, 0))
-SETTINGS = ImageTokensSettings(steps=30, data=DataSettings(seed=3, batch=4, side=24), model=TINY)
+SETTINGS = ImageTokensSettings(
+    steps=30, piece=4, data=DataSettings(seed=3, batch=4, side=72), model=TINY
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -201,24 +204,45 @@ def test_losses_equal_numpy():
     error = drawn - (pixels / 127.5 - 1)
     edges = np.abs(error[..., 1:] - error[..., :-1]).mean()
     edges += np.abs(error[..., 1:, :] - error[..., :-1, :]).mean()
-    assert losses["pixels"].item() == pytest.approx(np.abs(error).mean(), abs=1e-5)
+    assert losses["pixels"].item() == pytest.approx(np.square(error).mean(), abs=1e-5)
     assert losses["edges"].item() == pytest.approx(edges, abs=1e-5)
 
 
 def test_batches_are_of_the_step_and_show_nothing_withheld():
     data = SETTINGS.data
-    pixels = draw_pictures(7, data).pixels
-    assert pixels.shape == (4, 3, 24, 24) and pixels.dtype == np.uint8
-    assert np.array_equal(pixels, draw_pictures(7, data).pixels)
-    assert not np.array_equal(pixels, draw_pictures(8, data).pixels)
-    parts = [draw_pictures(7, replace(data, batch=2), rank, 2).pixels for rank in range(2)]
+    pixels = draw_pieces(7, SETTINGS).pixels
+    assert pixels.shape == (4, 3, 48, 48) and pixels.dtype == np.uint8
+    assert np.array_equal(pixels, draw_pieces(7, SETTINGS).pixels)
+    assert not np.array_equal(pixels, draw_pieces(8, SETTINGS).pixels)
+    halves = replace(SETTINGS, data=replace(data, batch=2))
+    parts = [draw_pieces(7, halves, rank, 2).pixels for rank in range(2)]
     assert np.array_equal(np.concatenate(parts), pixels)
     assert not any(withheld_in(scene) for scene in scenes_of(7, replace(data, batch=200)))
 
 
+def test_a_piece_is_of_its_picture_and_shows_a_thing():
+    settings = replace(SETTINGS, data=replace(SETTINGS.data, batch=12))
+    pieces = draw_pieces(2, settings).pixels
+    for piece, scene in zip(pieces, scenes_of(2, settings.data), strict=True):
+        drawn = to_pixels(picture(scene), 72)
+        found = [
+            (row, column)
+            for row in (0, 12, 24)
+            for column in (0, 12, 24)
+            if np.array_equal(drawn[:, row : row + 48, column : column + 48], piece)
+        ]
+        # At 72 pixels a place is 24 wide, around 13, 36 and 59.
+        middles = [(24 * thing.row + 12, 24 * thing.column + 12) for thing in scene.things]
+        assert any(
+            row <= y - 12 and y + 12 <= row + 48 and column <= x - 12 and x + 12 <= column + 48
+            for row, column in found
+            for y, x in middles
+        )
+
+
 def test_a_training_learns():
     training = ImageTokensTraining(SETTINGS, torch.device("cpu"))
-    batch = draw_pictures(0, SETTINGS.data)
+    batch = draw_pieces(0, SETTINGS)
     losses = [training.train_step(batch)["loss"] for _ in range(SETTINGS.steps)]
     assert losses[-1] < 0.75 * losses[0]
 

@@ -161,13 +161,15 @@ class ImageTokens(nn.Module):
         return self.quantiser(self.features(pixels))
 
     def draw(self, quantised: Tensor) -> Tensor:
-        """Levels (B, N, L) -> pixels (B, 3, S, S) float32, -1 black to 1 white and a little past
-        either; with gradients."""
-        grid = quantised.transpose(1, 2).unflatten(2, (self.config.columns, self.config.columns))
+        """Levels (B, N, L) of a square of any side -> pixels (B, 3, S, S) float32, -1 black to 1
+        white and a little past either; with gradients."""
+        columns = math.isqrt(quantised.shape[1])
+        grid = quantised.transpose(1, 2).unflatten(2, (columns, columns))  # (B, L, n, n)
         return self.decoder(grid.to(self.decoder[0].weight.dtype)).float()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """pixels uint8 (B, 3, S, S) -> the same pictures through their codes, as `draw` gives."""
+        """pixels uint8 (B, 3, S, S), S any multiple of the stride -> the same pictures through
+        their codes, as `draw` gives."""
         return self.draw(self.quantise(pixels))
 
     @torch.inference_mode()

@@ -1,12 +1,16 @@
 """A recipe for image tokens: drawn pictures in, an encoder and a decoder of codes out.
 
-The loss is of pixels and of edges. An average over pixels alone cares little for outlines and
-patterns, which are thin, and the facts of a scene lie in them. No caption and no other model take
-part, so what draws never learns from what judges it.
+The loss is of pixels and of edges: squared errors use the codes best, absolute errors of
+differences keep outlines and patterns sharp, which are thin, and which the facts of a scene lie in.
+The batches are pieces of pictures around a thing. The network sees a code's neighbourhood alone,
+so that what it learns of pieces is true of whole pictures, and most of a picture is background,
+which is learned soon. No caption and no other model take part, so what draws never learns from what
+will judge it.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -16,7 +20,7 @@ from torch import Tensor, nn
 
 from chiasm.pipeline.model.image_tokens import ImageTokens, ImageTokensConfig, to_unit
 from chiasm.pipeline.model.preprocess import to_pixels
-from chiasm.pipeline.scenes.draw import picture
+from chiasm.pipeline.scenes.draw import CENTRES, picture
 from chiasm.pipeline.training.optim import (
     Ema,
     Optimiser,
@@ -34,48 +38,64 @@ RATE_FLOOR = 0.01  # of the highest learning rate, at the end
 class ImageTokensSettings:
     """Length, rates and weights of a training; the seed is that of `data`.
 
-    learning_rate: the highest. edges: weight of the loss of edges beside that of pixels. ema: decay
-    of the average. The side of `model` is replaced by that of `data`.
+    learning_rate: the highest. pixels, edges: weights of the losses. piece: codes in a row of the
+    piece of a picture that is shown. ema: decay of the average. The side of `model` is replaced by
+    that of `data`.
     """
 
     steps: int = 12_000
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     warmup: float = 0.02
     weight_decay: float = 0.01
+    pixels: float = 4.0
     edges: float = 0.5
+    piece: int = 5
     ema: float = 0.998
     clip: float = 1.0
-    # Of scenes: small batches of many steps learn fastest.
-    data: DataSettings = field(default_factory=lambda: DataSettings(batch=8))
+    data: DataSettings = field(default_factory=lambda: DataSettings(batch=16))
     model: ImageTokensConfig = field(default_factory=ImageTokensConfig)
 
 
 @dataclass(frozen=True)
 class PictureBatch:
-    """A process's rows of a batch: pixels uint8 (B, 3, S, S)."""
+    """A process's rows of a batch: pixels uint8 (B, 3, P, P), pieces of pictures."""
 
     pixels: np.ndarray
 
 
-def draw_pictures(
-    step: int, settings: DataSettings, rank: int = 0, world_size: int = 1
+def draw_pieces(
+    step: int, settings: ImageTokensSettings, rank: int = 0, world_size: int = 1
 ) -> PictureBatch:
-    """A process's rows of the pictures of a step: the same for the same arguments, wherever they
-    are drawn. All processes together have the rows that one alone has of a batch as large."""
-    everywhere = scenes_of(step, replace(settings, batch=settings.batch * world_size))
-    own = everywhere[rank * settings.batch : (rank + 1) * settings.batch]
-    return PictureBatch(np.stack([to_pixels(picture(scene), settings.side) for scene in own]))
+    """A process's rows of the batch of a step: the same for the same arguments, wherever they are
+    drawn. All processes together have the rows that one alone has of a batch as large. A row is a
+    piece of `settings.piece` codes in a row with one of its picture's things in it.
+    """
+    data, side, stride = settings.data, settings.data.side, settings.model.stride
+    scenes = scenes_of(step, replace(data, batch=data.batch * world_size))
+    rng = random.Random(f"pieces {data.seed} {step}")
+    centres = [rng.choice(scene.things) for scene in scenes]
+    last = side // stride - settings.piece  # the first code of a piece, at most
+    rows = []
+    for number in range(rank * data.batch, (rank + 1) * data.batch):
+        thing, pixels = centres[number], to_pixels(picture(scenes[number]), side)
+        top, left = (
+            max(0, min(last, round(CENTRES[i] * side / stride - settings.piece / 2))) * stride
+            for i in (thing.row, thing.column)
+        )
+        size = settings.piece * stride
+        rows.append(pixels[:, top : top + size, left : left + size])
+    return PictureBatch(np.stack(rows))
 
 
 def picture_losses(drawn: Tensor, pixels: Tensor) -> dict[str, Tensor]:
-    """float32 scalars, `pixels`: mean absolute error, and `edges`: that of the differences of
-    neighbours, in a row and in a column.
+    """float32 scalars, `pixels`: mean square error, and `edges`: mean absolute error of the
+    differences of neighbours in a row, plus that in a column.
 
-    drawn: (B, 3, S, S), as `ImageTokens.draw` gives; pixels: uint8, of its shape.
+    drawn: (B, 3, P, P), as `ImageTokens.draw` gives; pixels: uint8, of its shape.
     """
     error = drawn - to_unit(pixels)
     return {
-        "pixels": error.abs().mean(),
+        "pixels": error.square().mean(),
         "edges": error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean(),
     }
 
@@ -110,7 +130,7 @@ class ImageTokensTraining:
         """One step: forward, backward, update, average. -> the losses and the gradients' norm."""
         settings = self.settings
         losses = self.objective(batch)
-        total = losses["pixels"] + settings.edges * losses["edges"]
+        total = settings.pixels * losses["pixels"] + settings.edges * losses["edges"]
         self.optimiser.backward(total)
         factor = warmup_then_cosine(self.step, settings.steps, settings.warmup, RATE_FLOOR)
         norms = self.optimiser.apply({"": factor})
@@ -148,4 +168,4 @@ def train_image_tokens(
     losses of each step."""
     settings = training.settings
     for step in range(training.step, settings.steps if last is None else last):
-        yield training.train_step(draw_pictures(step, settings.data))
+        yield training.train_step(draw_pieces(step, settings))
