@@ -101,23 +101,24 @@ class Quantiser(nn.Module):
         return (levels - self.counts // 2) / (self.counts // 2)
 
 
-class ResidualBlock(nn.Sequential):
+class ResidualBlock(nn.Module):
     """x + conv 1 x 1 (gelu (conv 3 x 3 (x))), (B, C, H, W). No norm: one over the picture would
     make each code depend on all of it, which is harder to predict.
     """
 
     def __init__(self, channels: int) -> None:
-        super().__init__(
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.GELU(approximate="tanh"),
-            nn.Conv2d(channels, channels, 1),
-        )
+        super().__init__()
+        last = nn.Conv2d(channels, channels, 1)
         # The block begins as the identity (Goyal et al., Accurate, Large Minibatch SGD, 2017).
-        nn.init.zeros_(self[-1].weight)
-        nn.init.zeros_(self[-1].bias)
+        nn.init.zeros_(last.weight)
+        assert last.bias is not None
+        nn.init.zeros_(last.bias)
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1), nn.GELU(approximate="tanh"), last
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
+        return x + self.body(x)
 
 
 class ImageTokens(nn.Module):
@@ -150,9 +151,14 @@ class ImageTokens(nn.Module):
             nn.PixelShuffle(FINE_STRIDE),  # S
         )
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.parameters()).dtype
+
     def features(self, pixels: Tensor) -> Tensor:
         """pixels uint8 (B, 3, S, S) -> what is quantised, (B, N, L) in row order."""
-        x = self.encoder(to_unit(pixels).to(self.encoder[0].weight.dtype))  # (B, D, n, n)
+        x = self.encoder(to_unit(pixels).to(self.dtype))  # (B, D, n, n)
         return self.projection(x.flatten(2).transpose(1, 2))
 
     def quantise(self, pixels: Tensor) -> Tensor:
@@ -165,7 +171,7 @@ class ImageTokens(nn.Module):
         white and a little past either; with gradients."""
         columns = math.isqrt(quantised.shape[1])
         grid = quantised.transpose(1, 2).unflatten(2, (columns, columns))  # (B, L, n, n)
-        return self.decoder(grid.to(self.decoder[0].weight.dtype)).float()
+        return self.decoder(grid.to(self.dtype)).float()
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels uint8 (B, 3, S, S), S any multiple of the stride -> the same pictures through
