@@ -43,7 +43,7 @@ class ImageTokensSettings:
     that of `data`.
     """
 
-    steps: int = 12_000
+    steps: int = 16_000
     learning_rate: float = 3e-3
     warmup: float = 0.02
     weight_decay: float = 0.01
