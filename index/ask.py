@@ -2,8 +2,8 @@
 
 The question, or what `about` says, is searched for; each picture that is found is asked the
 question; the answer is that of the first, and the others stand beside it. Where nothing here
-matches, at the rate of false alarms that is allowed (index/query/calibrate.py), nothing is answered:
-a model would answer from any picture.
+matches, at the rate of false alarms that is allowed (index/query/calibrate.py), nothing is
+answered: a model would answer from any picture.
 """
 
 from __future__ import annotations

@@ -88,6 +88,7 @@ INDEX_ARROWS = {
     "index/query": {"index/segments"},
     **{each: {"index/query", "index/segments"} for each in ("index/build", "index/retrieve")},
     "index/sheet": {"index/retrieve", "index/query"},
+    "index/ask": {"index/query", "index/retrieve"},
     "index/query_files": NOTHING,
     "index/hit_files": {"index/retrieve", "index/query_files"},
     "index/receipts": {"index/retrieve", "index/query", "index/query_files", "index/segments"},

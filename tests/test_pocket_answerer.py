@@ -86,9 +86,9 @@ def slow(folder, request, steps):
 def test_replies_are_what_the_decoder_writes(folder):
     answerer = load_answerer(f"pocket:{folder}", PLAIN)
     assert isinstance(answerer, Answerer)
-    asked = requests(answerer)
-    replies = answerer.answer(asked, GenerateSettings())
-    for request, reply in zip(asked, replies, strict=True):
+    given = requests(answerer)
+    replies = answerer.answer(given, GenerateSettings())
+    for request, reply in zip(given, replies, strict=True):
         text, mean = slow(folder, request, CONFIG.decoder.context - 1)
         assert reply.text == text
         assert reply.confidence == pytest.approx(np.exp(mean), rel=1e-4)

@@ -31,6 +31,7 @@ from chiasm.pipeline.encoders import (
     require_task,
 )
 from chiasm.pipeline.errors import ChiasmError, UsageError
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import IMAGE
 
 Model = Annotated[str, typer.Option(help="pocket, pocket:DIR or hf:ID_OR_DIR.")]
@@ -88,7 +89,7 @@ def answer_inputs(task: str, inputs: Inputs, options: Answering, keep: Keep = re
     Raises the error of an input that is the only one; ChiasmError at the end where one of several
     was not answered; UsageError for a task or a language that the model lacks."""
     settings = GenerateSettings(options.beams, options.max_tokens)
-    answerer = _load(task, options)
+    answerer, _ = load_model(task, options)
     count = failed = 0
     for items in inputs.batches:
         answers = _answers(answerer, task, items, options.language, settings, keep)
@@ -113,8 +114,8 @@ def answer_inputs(task: str, inputs: Inputs, options: Answering, keep: Keep = re
         raise ChiasmError(task, expected=f"{count:,} answers", found=f"{count - failed:,}")
 
 
-def _load(task: str, options: Answering) -> Answerer:
-    """The model. What it lacks is said before stdin is read."""
+def load_model(task: str, options: Answering) -> tuple[Answerer, EncoderSettings]:
+    """The model, and how it runs. What it lacks is said before stdin is read."""
     if options.language is not None and options.language not in LANGUAGES:
         raise UsageError(
             f"language {options.language!r}", expected="one of " + ", ".join(LANGUAGES)
@@ -127,7 +128,12 @@ def _load(task: str, options: Answering) -> Answerer:
     ).encoder
     answerer = load_answerer(options.model, encoding)
     require_task(answerer, task, options.language)
-    return answerer
+    return answerer, encoding
+
+
+def language_of(text: str) -> str:
+    """The language to answer a text in: zh where it has Chinese characters."""
+    return "zh" if _HAN.search(text) else "en"
 
 
 def _answers(
@@ -168,7 +174,7 @@ def _request(
     there."""
     if item.error is not None:
         raise item.error
-    language = language or ("zh" if _HAN.search(item.text or "") else "en")
+    language = language or language_of(item.text or "")
     require_task(answerer, task, language)
     if item.image is not None and item.image not in pixels:
         pixels[item.image] = pixels_of(item.image, answerer)
