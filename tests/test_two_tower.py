@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -312,7 +313,8 @@ def test_matching_is_judged_by_what_the_other_half_says_it_weighs(trained, featu
         fit_match_weights(network, half)
 
     def match_features(text, bag, image):
-        queries.append((len(halves) - 1, text[0]))
+        if len(text) == 1:  # of a query; match weights are fitted on all captions of a picture
+            queries.append((len(halves) - 1, text[0]))
         return type(network).match_features(network, text, bag, image)
 
     with torch.inference_mode():
@@ -323,9 +325,8 @@ def test_matching_is_judged_by_what_the_other_half_says_it_weighs(trained, featu
             found = judging.rerank(network, pairs, gallery)
         chosen = (gallery.captions @ gallery.image.T).argmax(1)
     said, own = gallery.captions, gallery.caption_rows
-    of_rerank = [(half, text) for half, text in queries if (said == text).all(1).any()]
-    assert len(of_rerank) >= len(said)
-    for half, text in of_rerank:
+    assert len(queries) == len(said)
+    for half, text in queries:
         rows = own[(said == text).all(1)].tolist()
         assert any(id(pairs[row]) not in halves[half] for row in rows)
     assert found["r1_before"] == round(float((chosen == own).float().mean()), 4)
@@ -374,23 +375,22 @@ def test_features_are_computed_once_and_again_where_something_changed(
     assert changed.paths[0] in before
 
 
-def test_evidence_speaks_for_what_is_there(trained, features):
-    """The words of a picture's own colours are likelier of it than of any."""
+def test_evidence_speaks_for_what_is_there(trained):
+    """Over pictures of every two colours the words of a picture's own colours are likelier of it
+    than of any, and those of others are not; 40 steps teach no more."""
     folder, _ = trained
     encoder = load_encoder(f"two-tower:{folder}", CPU)
-    text = encoder._text
-    rng = random.Random(5)
-    pixels = [preprocess(encoder, tiny_towers.picture("red", "blue", rng))]
+    network, rng = encoder._network, random.Random(5)
+    both = list(itertools.combinations(COLOURS, 2))
+    pixels = [preprocess(encoder, tiny_towers.picture(*colours, rng)) for colours in both]
     with torch.inference_mode():
-        seen = encoder._network.image_evidence(encoder._augmented(pixels))
-    there, absent = seen.present, seen.absent
-    place = {word: i for i, word in enumerate(encoder._network.word_ids.tolist())}
-    lift = {c: float(there[0, place[text([c]).ids[0][0]]]) for c in COLOURS}
-    assert min(lift["red"], lift["blue"]) > max(
-        v for c, v in lift.items() if c not in ("red", "blue")
-    )
-    missing = {c: float(absent[0, place[text([c]).ids[0][0]]]) for c in COLOURS}
-    assert max(missing["red"], missing["blue"]) < 0 < min(missing["pink"], missing["white"])
+        seen = network.image_evidence(encoder._augmented(pixels))
+    place = {word: i for i, word in enumerate(network.word_ids.tolist())}
+    columns = [place[encoder._text([colour]).ids[0][0]] for colour in COLOURS]
+    own = torch.tensor([[colour in colours for colour in COLOURS] for colours in both])
+    present, absent = seen.present[:, columns], seen.absent[:, columns]
+    assert present[own].mean() > 0.1 > 0 > present[~own].mean()
+    assert absent[own].mean() < 0 < absent[~own].mean()
 
 
 def test_the_network_of_words_predicts_them(trained, features):
