@@ -22,7 +22,7 @@ from chiasm.pipeline.pretrained.device_and_precision import (
 )
 from chiasm.pipeline.training.distributed import rank_and_world_size, wait_for_all
 from chiasm.pipeline.training.log import Pace, Record, Report, append_log
-from chiasm.pipeline.training.pocket.data import learn_tokenizer, map_steps
+from chiasm.pipeline.training.pocket.data import WORLDS, learn_tokenizer, map_steps
 from chiasm.pipeline.training.pocket.settings import TrainSettings
 from chiasm.pipeline.training.pocket.stages import Stage, ends_of
 from chiasm.pipeline.training.pocket.state import STATE
@@ -56,7 +56,8 @@ def train(
     workers: processes that draw, 0 for none.
     """
     where = resolve_device(device)
-    tokenizer = learn_tokenizer(settings.model.text.vocabulary, settings.corpus)
+    world = WORLDS[settings.data.world]
+    tokenizer = learn_tokenizer(settings.model.text.vocabulary, settings.corpus, world)
     training = Training(settings, where, tokenizer, resolve_precision(precision, where))
     if towers is not None:
         training.load_towers(towers)

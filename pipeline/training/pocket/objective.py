@@ -15,6 +15,7 @@ from chiasm.pipeline.model.config import ModelConfig
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.losses import contrastive_loss, info_nce, matching_loss
 from chiasm.pipeline.model.matching import hard_negatives
+from chiasm.pipeline.scenes.world import WORLD_1, World
 from chiasm.pipeline.training.distributed import gather_rows
 from chiasm.pipeline.training.pocket.data import CaptionTargets, TrainBatch
 from chiasm.pipeline.training.pocket.probes import Pairs, Probes, mean_attribute_loss
@@ -25,10 +26,10 @@ MODALITY_DROPOUT = 0.15  # share of pairs fused without their text, and of those
 class Objective(nn.Module):
     """The model, the probes, and the losses of a batch."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, world: World = WORLD_1) -> None:
         super().__init__()
         self.model = JointNetwork(config)
-        self.probes = Probes(config.image.width, config.text, config.dim, config.fusion)
+        self.probes = Probes(config.image.width, config.text, config.dim, config.fusion, world)
 
     def forward(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 
 from chiasm.pipeline.model.checkpoint import CONFIG_NAMES, names_in_files
 from chiasm.pipeline.model.config import ModelConfig
+from chiasm.pipeline.scenes.world import WORLD_2
 from chiasm.pipeline.training.pocket.data import DataSettings
 
 # Name in code -> name in state.safetensors, as in model/checkpoint.py.
@@ -52,7 +53,7 @@ class TrainSettings:
     evaluate_every: int = 200
     gallery_seed: int = 271828
     gallery: int = 1000
-    data: DataSettings = field(default_factory=DataSettings)
+    data: DataSettings = field(default_factory=lambda: DataSettings(world=WORLD_2.name))
     model: ModelConfig = field(default_factory=ModelConfig)
 
     @property

@@ -35,6 +35,7 @@ from chiasm.pipeline.training.optim import (
     without_prefix,
 )
 from chiasm.pipeline.training.pocket.calibrate import calibration_bias
+from chiasm.pipeline.training.pocket.data import WORLDS
 from chiasm.pipeline.training.pocket.objective import Objective
 from chiasm.pipeline.training.pocket.settings import TrainSettings
 from chiasm.pipeline.training.pocket.stages import Stage, ends_of, stages_of
@@ -67,7 +68,8 @@ class Training:
             text=replace(settings.model.text, vocabulary=len(tokenizer), context=data.context),
         )
         torch.manual_seed(data.seed)
-        self.objective = Objective(self.config).to(device)
+        self.world = WORLDS[data.world]
+        self.objective = Objective(self.config, self.world).to(device)
         self.ema = Ema(self.objective.model.state_dict(), settings.ema)
         self.step, self.seconds = 0, 0.0
         self.towers: str | None = None  # digest of towers that were not trained here
@@ -180,6 +182,7 @@ class Training:
             lambda scene: to_pixels(picture(scene), side),
             samples,
             self.settings.data.seed * 10**9 + CALIBRATION_STEP,
+            self.world,
         )
         if self.stage_step == 0:  # the next stage, which starts at the average, has begun
             self._begin_stage()
