@@ -13,7 +13,7 @@ import itertools
 import multiprocessing
 import random
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -195,10 +195,13 @@ def _seed(seed: int, step: int) -> int:
     return seed * 10**9 + step
 
 
-def learn_tokenizer(vocabulary: int, samples: int = 6000, world: World = WORLD_1) -> Tokenizer:
-    """A tokenizer learned from captions of a world in all languages, as many complete as partial."""
+def learn_tokenizer(
+    vocabulary: int, samples: int = 6000, world: World = WORLD_1, more: Iterable[str] = ()
+) -> Tokenizer:
+    """A tokenizer learned from captions of a world in all languages, half of them complete, and
+    from `more` texts."""
     rng = random.Random("tokenizer")
     scenes = itertools.islice(stream(-1, world=world), samples)
     claims = [plan(scene, rng, complete=rng.random() < 0.5) for scene in scenes]
     texts = (render_caption(c, rng, language, world) for c in claims for language in LANGUAGES)
-    return train(texts, vocabulary)
+    return train(itertools.chain(texts, more), vocabulary)

@@ -219,23 +219,19 @@ class Training:
         save_model(folder, self.ema.tensors, self.config, self.tokenizer)
 
     def load_towers(self, folder: Path) -> None:
-        """Begin at the second stage, on the towers of a model folder; UsageError where they are not
-        of these settings' shapes, or have another tokenizer.
-        """
-        towers, tokenizer = load_model(folder)
+        """Begin at the second stage, on the towers of a model folder, whose tokenizer is this one;
+        UsageError where they are not of these settings' shapes."""
+        towers, _ = load_model(folder)
         ours, theirs = self.config, towers.config
-        of_towers = (ours.image, ours.text, ours.dim)
-        if (theirs.image, theirs.text, theirs.dim) != of_towers or (
-            tokenizer.to_json() != self.tokenizer.to_json()
-        ):
+        if (theirs.image, theirs.text, theirs.dim) != (ours.image, ours.text, ours.dim):
             raise UsageError(
                 f"--towers {folder}",
-                expected="towers and tokens of this preset",
+                expected="towers of this preset's shapes",
                 found="others",
-                do="give the train.corpus that they were trained with, or train towers anew: "
-                "--fusion-steps 0",
+                do="train towers anew: leave out --towers",
             )
-        weights, digest = towers.state_dict(), hashlib.sha256()
+        weights = towers.state_dict()
+        digest = hashlib.sha256(self.tokenizer.to_json().encode())
         with torch.no_grad():
             for name, value in self.ema.tensors.items():
                 if f"model.{name}".startswith(self.stages[0].trained):
