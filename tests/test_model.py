@@ -421,7 +421,7 @@ def test_a_fusion_is_learned_on_towers_that_are_there(tmp_path):
     for name, weight in towers.state_dict().items():
         assert torch.equal(weight, fused.state_dict()[name]), name
     wider = replace(RUN, model=replace(TINY, dim=TINY.dim * 2))
-    with pytest.raises(UsageError, match="towers and tokens of this preset"):
+    with pytest.raises(UsageError, match="towers of this preset's shapes"):
         train(wider, tmp_path / "wider", device="cpu", workers=0, towers=tmp_path / "towers")
 
 

@@ -11,8 +11,14 @@ import torch
 from chiasm.pipeline.errors import ChiasmError, UsageError
 from chiasm.pipeline.model import checkpoint
 from chiasm.pipeline.model.checkpoint import load_state, save_state
-from chiasm.pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
-from chiasm.pipeline.training.log import read_log
+from chiasm.pipeline.model.config import (
+    DecoderConfig,
+    FusionConfig,
+    ImageConfig,
+    ModelConfig,
+    TextConfig,
+)
+from chiasm.pipeline.training.log import is_evaluation, read_log
 from chiasm.pipeline.training.pocket.data import DataSettings, learn_tokenizer, train_batch
 from chiasm.pipeline.training.pocket.loop import train
 from chiasm.pipeline.training.pocket.objective import Objective
@@ -20,17 +26,20 @@ from chiasm.pipeline.training.pocket.settings import TrainSettings
 from chiasm.pipeline.training.pocket.stages import ends_of, stages_of
 from chiasm.pipeline.training.pocket.state import STATE
 from chiasm.pipeline.training.pocket.trainer import Training
+from chiasm.pipeline.training.progress_lines import format_progress
 
 TINY = ModelConfig(
     ImageConfig(side=36, stem=(8, 8), width=16, depth=1, heads=2),
     TextConfig(vocabulary=320, context=40, width=16, depth=1, heads=2),
     dim=8,
     fusion=FusionConfig(width=16, depth=1, heads=2),
+    decoder=DecoderConfig(width=16, depth=1, heads=2, context=48),
 )
 RUN = TrainSettings(
-    steps=2, fusion_steps=2, fusion_batch=6, learning_rate=3e-3, corpus=20, log_every=1,
-    checkpoint_every=1, calibrated=4, evaluate_every=100, gallery=8, model=TINY,
-    data=DataSettings(seed=3, batch=8, side=36, context=40),
+    steps=2, fusion_steps=2, fusion_batch=6, decoder_steps=2, decoder_batch=3, examples={"ask": 2},
+    pictures={"sentiment": 1}, learning_rate=3e-3, corpus=20, log_every=1, checkpoint_every=1,
+    calibrated=4, evaluate_every=100, gallery=8, model=TINY,
+    data=DataSettings(seed=3, batch=8, side=36, context=40, world="world 2"),
 )  # fmt: skip
 CPU = torch.device("cpu")
 
@@ -75,20 +84,20 @@ def test_each_parameter_is_learned_in_one_stage(fusion):
     config = replace(TINY, fusion=replace(TINY.fusion, fusion=fusion) if fusion else None)
     stages = stages_of(replace(RUN, model=config))
     for name, _ in Objective(config).named_parameters():
-        assert [stage.name for stage in stages if name.startswith(stage.trained)] == [
-            "fusion" if name.startswith(stages[-1].trained) and fusion else "towers"
-        ], name
+        trained_in = [stage.name for stage in stages if name.startswith(stage.trained)]
+        assert len(trained_in) == 1, name
+        part = name.split(".")[1]
+        expected = {"image": "towers", "fusion": "fusion", "decoder": "decoder"}
+        assert trained_in[0] == expected.get(part, trained_in[0]), name
     assert ends_of(stages)[-1] == replace(RUN, model=config).all_steps
 
 
-@pytest.mark.parametrize("step", range(4))
+@pytest.mark.parametrize("step", range(1, 6))
 def test_a_kill_before_any_step_of_any_stage_costs_nothing(step, whole, tmp_path):
     folder, losses = whole
     stopped(tmp_path, step)
-    assert (tmp_path / STATE).exists() == (step > 0)
-    if step:
-        _, facts = load_state(tmp_path / STATE)
-        assert (facts["step"], facts["stage"]) == (step, "towers" if step < 2 else "fusion")
+    _, facts = load_state(tmp_path / STATE)
+    assert (facts["step"], facts["stage"]) == (step, ("towers", "fusion", "decoder")[step // 2])
     assert learned(tmp_path) == losses[step:]
     assert same_model(tmp_path, folder)
     saved, expected = (load_state(each / STATE)[0] for each in (tmp_path, folder))
@@ -96,16 +105,22 @@ def test_a_kill_before_any_step_of_any_stage_costs_nothing(step, whole, tmp_path
 
 
 def test_the_log_names_stages_with_their_ends(whole):
-    records = [each for each in read_log(whole[0]) if "recall" not in each]
-    assert [(each["stage"], each["step"], each["total"]) for each in records] == [
-        ("towers", 1, 2), ("towers", 2, 2), ("fusion", 3, 4), ("fusion", 4, 4),
+    records = read_log(whole[0])
+    steps = [(each["stage"], each["step"], each["total"]) for each in records if "loss" in each]
+    assert steps == [
+        ("towers", 1, 2), ("towers", 2, 2), ("fusion", 3, 4), ("fusion", 4, 4), ("decoder", 5, 6),
+        ("decoder", 6, 6),
     ]  # fmt: skip
+    evaluations = [each for each in records if is_evaluation(each)]
+    assert [each["stage"] for each in evaluations] == ["towers", "decoder"]
+    assert set(evaluations[1]["accuracy"]) == {"ask", "sentiment"}
+    assert "ask 0.00 right" in format_progress(evaluations[1])
 
 
-@pytest.mark.parametrize(("step", "loss"), [(1, "contrast"), (3, "match")])
+@pytest.mark.parametrize(("step", "loss"), [(1, "contrast"), (3, "match"), (5, "ask")])
 def test_a_loss_that_is_not_finite_stops_the_training_before_the_step(step, loss, whole, tmp_path):
     """From one more step of either stage than a checkpoint has; the checkpoint stays."""
-    run = replace(RUN, checkpoint_every=10**6) if step == 3 else RUN
+    run = replace(RUN, checkpoint_every=10**6) if step > 1 else RUN
     total = Objective.forward
 
     def spoiled(self, losses, batch, generator):
@@ -117,14 +132,14 @@ def test_a_loss_that_is_not_finite_stops_the_training_before_the_step(step, loss
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ChiasmError) as caught:
         patch.setattr(Objective, "forward", spoiled)
         learned(tmp_path, run)
-    stage = "towers" if step < 2 else "fusion"
+    stage = ("towers", "fusion", "decoder")[step // 2]
     assert str(caught.value) == (
         f"step {step + 1} of the training, of stage {stage}: expected finite losses and gradients, "
         f"found loss nan, {loss} nan; no weight was changed, and the last checkpoint is as it was: "
         "train in another folder with a lower --learning-rate"
     )
     saved, facts = load_state(tmp_path / STATE)
-    assert facts["step"] == (1 if step == 1 else 2)
+    assert facts["step"] == {1: 1, 3: 2, 5: 4}[step]
     assert all(tensor.isfinite().all() for tensor in saved.values())
     assert learned(tmp_path, run) == whole[1][facts["step"] :]
     assert same_model(tmp_path, whole[0])
@@ -151,9 +166,9 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path):
 
 
 def test_what_the_weights_depend_on_is_the_same_when_a_training_goes_on(tmp_path):
-    run = replace(RUN, steps=1, fusion_steps=1)
+    run = replace(RUN, steps=1, fusion_steps=1, model=replace(TINY, decoder=None))
     stopped(tmp_path / "own", 1, run=run)
-    learned(tmp_path / "towers", replace(run, model=replace(TINY, fusion=None)))
+    learned(tmp_path / "towers", replace(run, model=replace(run.model, fusion=None)))
     towers = {"towers": tmp_path / "towers"}
     with pytest.raises(UsageError) as caught:
         learned(tmp_path / "own", run, precision="bfloat16")

@@ -49,6 +49,12 @@ FusionSteps = Annotated[
         help="Training steps of fusion and matching; 0: two towers alone. (default: the recipe's)"
     ),
 ]
+DecoderSteps = Annotated[
+    int | None,
+    typer.Option(
+        help="Training steps of the decoder, which writes; 0: none. (default: the recipe's)"
+    ),
+]
 Towers = Annotated[
     Path | None,
     typer.Option(
@@ -70,6 +76,7 @@ def train_pocket(
     to: To,
     steps: Steps = None,
     fusion_steps: FusionSteps = None,
+    decoder_steps: DecoderSteps = None,
     fusion: Fusion = None,
     towers: Towers = None,
     learning_rate: LearningRate = None,
@@ -84,7 +91,8 @@ def train_pocket(
     assignments: Assignments = None,
 ) -> None:
     settings = compose(preset, assignments or (), {
-        "train.steps": steps, "train.fusion_steps": fusion_steps, "train.fusion": fusion,
+        "train.steps": steps, "train.fusion_steps": fusion_steps,
+        "train.decoder_steps": decoder_steps, "train.fusion": fusion,
         "train.learning_rate": learning_rate, "train.seed": seed, "train.gallery": gallery,
         "train.drawing_processes": workers, "train.processes": processes,
         "encoder.device": device, "encoder.precision": precision,
@@ -151,14 +159,18 @@ def train_settings(options: TrainOptions, towers: Path | None) -> TrainSettings:
         fusion = replace(fusion, fusion=options.fusion)
     if fusion_steps == 0:  # what has not learned to match shall not seem to
         fusion = None
+    decoder, decoder_steps = recipe.model.decoder, options.decoder_steps
+    if decoder_steps == 0:
+        decoder = None
     return replace(
         recipe,
         steps=options.steps or recipe.steps,
         fusion_steps=recipe.fusion_steps if fusion_steps is None else fusion_steps,
+        decoder_steps=recipe.decoder_steps if decoder_steps is None else decoder_steps,
         learning_rate=options.learning_rate or recipe.learning_rate,
         data=replace(recipe.data, seed=options.seed, batch=options.batch or recipe.data.batch),
         corpus=options.corpus or recipe.corpus,
         calibrated=options.calibrated or recipe.calibrated,
         gallery=options.gallery or recipe.gallery,
-        model=replace(recipe.model, fusion=fusion),
+        model=replace(recipe.model, fusion=fusion, decoder=decoder),
     )

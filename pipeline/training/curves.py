@@ -14,12 +14,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from chiasm.pipeline.model.checkpoint import write_file
-from chiasm.pipeline.training.log import Record, held_out_r1, read_log
+from chiasm.pipeline.training.log import Record, held_out_r1, is_evaluation, read_log
 
 CURVES = "curves.png"
 NOT_LOSSES = {
     "step", "total", "seconds", "seconds_per_step", "seconds_left", "norm", "recall", "stage",
-    "held_out_r1",
+    "held_out_r1", "accuracy",
 }  # fmt: skip
 
 
@@ -35,23 +35,21 @@ def figure_of(records: list[Record]) -> Figure:
     """Records as `read_log` gives them -> a panel of losses for each stage, and one of R@1 where a
     record has it."""
     names = sorted({name for record in records for name in record} - NOT_LOSSES)
-    stages = list(dict.fromkeys(record.get("stage") for record in records if _is_step(record)))
+    stages = list(
+        dict.fromkeys(record.get("stage") for record in records if not is_evaluation(record))
+    )
     held_out = [record for record in records if held_out_r1(record) is not None]
     count = max(1, len(stages) + bool(held_out))
     figure = Figure(figsize=(5.5 * count, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(1, count, squeeze=False)[0])
     for axes, stage in zip(panels, stages, strict=False):
-        of_stage = [r for r in records if r.get("stage") == stage and _is_step(r)]
+        of_stage = [r for r in records if r.get("stage") == stage and not is_evaluation(r)]
         title = "training losses" if stage is None else f"training losses, {stage}"
         _draw_losses(axes, of_stage, names, title)
     if held_out:
         _draw_recall(panels[-1], held_out)
     return figure
-
-
-def _is_step(record: Record) -> bool:
-    return "recall" not in record
 
 
 def _draw_losses(axes: Axes, records: list[Record], names: list[str], title: str) -> None:

@@ -1,8 +1,8 @@
 """The log of a training, log.jsonl: one record now and then.
 
 A record is a dict. Of a step: `stage` (what is trained), `step` of `total`, `loss` and its terms,
-`seconds_per_step` and `seconds_left` until `total`; of an evaluation: `recall` or `held_out_r1`. Of
-anything else: `message`, one line of text, which is not logged.
+`seconds_per_step` and `seconds_left` until `total`; of an evaluation: `recall`, `accuracy` (task,
+group, share) or `held_out_r1`. Of anything else: `message`, one line of text, which is not logged.
 """
 
 from __future__ import annotations
@@ -53,8 +53,13 @@ def read_log(folder: Path) -> list[Record]:
             continue
         record = {_EARLIER_KEYS.get(key, key): value for key, value in line.items()}
         stage = stages.setdefault(record.get("stage"), len(stages))
-        latest[stage, record["step"], "recall" in record] = record
+        latest[stage, record["step"], is_evaluation(record)] = record
     return [latest[key] for key in sorted(latest)]
+
+
+def is_evaluation(record: Record) -> bool:
+    """Whether a record is of an evaluation alone, and not of a step."""
+    return "recall" in record or "accuracy" in record
 
 
 def held_out_r1(record: Record) -> float | None:

@@ -26,6 +26,7 @@ def format_progress(record: Record) -> str:
     recall = held_out_r1(record)
     if recall is not None:
         parts.append(f"held out R@1 {recall:.2f}")
+    parts += [f"{task} {of['all']:.2f} right" for task, of in record.get("accuracy", {}).items()]
     if "seconds_per_step" in record:
         parts.append(f"{record['seconds_per_step']:.2g} s/step")
     if "seconds_left" in record:

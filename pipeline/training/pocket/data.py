@@ -13,7 +13,7 @@ import itertools
 import multiprocessing
 import random
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -27,7 +27,7 @@ from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.hard_twins import hard_group
 from chiasm.pipeline.scenes.unseen import withheld_in
 from chiasm.pipeline.scenes.words import LANGUAGES, plan, render_caption
-from chiasm.pipeline.scenes.world import BACKGROUNDS, Scene, stream
+from chiasm.pipeline.scenes.world import WORLD_1, WORLD_2, Scene, World, stream
 from chiasm.pipeline.training.pocket.targets import (
     caption_kinds,
     caption_relations,
@@ -40,6 +40,7 @@ from chiasm.pipeline.training.pocket.targets import (
 AHEAD = 2  # batches made in advance by each worker
 NEIGHBOURS = (3, 4, 5)  # of a scene in a group of hard twins: groups of 4 to 24 scenes
 CAPTIONS = 2  # of each picture in a batch
+WORLDS = {world.name: world for world in (WORLD_1, WORLD_2)}
 Drawn = TypeVar("Drawn")
 
 
@@ -50,7 +51,8 @@ class DataSettings:
     batch: pictures of a step, in each process. side: S, pixels. context: longest text in tokens.
     hard: the chance of a group of hard twins before each other scene, see
     `chiasm.pipeline.scenes.hard_twins`; 0.08 makes some four tenths of a batch. twins: share of
-    scenes in twin groups among the others. partial: share of captions that omit facts.
+    scenes in twin groups among the others. partial: share of captions that omit facts. world: a key
+    of WORLDS.
     """
 
     seed: int = 0
@@ -60,15 +62,17 @@ class DataSettings:
     hard: float = 0.08
     twins: float = 0.6
     partial: float = 0.3
+    world: str = WORLD_1.name
 
 
 @dataclass(frozen=True)
 class CaptionTargets:
     """One caption for each of a process's B pictures, in either language, A being the pictures of
-    all processes: ids int64 (B, T); also_true (B, A) bool, caption i is true of picture j of all;
-    others_true (A, B) bool, caption i of all is true of picture j; kinds int64 (B, 20, 6), see
-    `caption_kinds`; relations int64 (B, 20, 2), see `caption_relations`; bag int64 (B, 44), see
-    `caption_words`.
+    all processes, K kinds and W words of the world.
+
+    ids int64 (B, T); also_true (B, A) bool, caption i is true of picture j of all; others_true
+    (A, B) bool, caption i of all is true of picture j; kinds int64 (B, K, 6), see `caption_kinds`;
+    relations int64 (B, K, 2), see `caption_relations`; bag int64 (B, W), see `caption_words`.
     """
 
     ids: np.ndarray
@@ -83,7 +87,7 @@ class CaptionTargets:
 class TrainBatch:
     """A process's rows of a batch: pixels uint8 (B, 3, S, S); captions, two of each picture, of
     independent language and wording; places int64 (B, 9, 4), see `scene_attributes`; background
-    int64 (B,); kinds int64 (B, 20, 6), see `scene_kinds`; bag int64 (B, 44), see `scene_words`;
+    int64 (B,); kinds int64 (B, K, 6), see `scene_kinds`; bag int64 (B, W), see `scene_words`;
     first: the number of the first row among those of all processes.
     """
 
@@ -105,14 +109,15 @@ def train_batch(
     rng = random.Random(f"captions {settings.seed} {step}")
     own = slice(rank * settings.batch, (rank + 1) * settings.batch)
     captions = tuple(_targets(everywhere, own, rng, settings, tokenizer) for _ in range(CAPTIONS))
-    scenes = everywhere[own]
+    scenes, world = everywhere[own], WORLDS[settings.world]
+    backgrounds = [world.backgrounds.index(scene.background) for scene in scenes]
     return TrainBatch(
         pixels=np.stack([to_pixels(picture(scene), settings.side) for scene in scenes]),
         captions=captions,
-        places=np.stack([scene_attributes(scene) for scene in scenes]),
-        background=np.array([BACKGROUNDS.index(scene.background) for scene in scenes]),
-        kinds=np.stack([scene_kinds(scene) for scene in scenes]),
-        bag=np.stack([scene_words(scene) for scene in scenes]),
+        places=np.stack([scene_attributes(scene, world) for scene in scenes]),
+        background=np.array(backgrounds),
+        kinds=np.stack([scene_kinds(scene, world) for scene in scenes]),
+        bag=np.stack([scene_words(scene, world) for scene in scenes]),
         first=own.start,
     )
 
@@ -124,21 +129,26 @@ def _targets(
     settings: DataSettings,
     tokenizer: Tokenizer,
 ) -> CaptionTargets:
-    """Of a caption for each scene of all processes, those of the process's own scenes."""
+    """Of a caption for each scene of all processes, those of the process's own scenes. Which are
+    true of others is asked of their words: an ambiguous one is true of either sense."""
+    world = WORLDS[settings.world]
     claims: list[Claims] = [
         plan(scene, rng, complete=rng.random() >= settings.partial) for scene in everywhere
     ]
-    texts = [render_caption(claim, rng, rng.choice(LANGUAGES)) for claim in claims][own]
-    also_true = holds_matrix(claims[own], everywhere)
-    alone = len(texts) == len(everywhere)
-    pairs = list(zip(claims[own], everywhere[own], strict=True))
+    languages, texts = [], []
+    for claim in claims:
+        languages.append(rng.choice(LANGUAGES))
+        texts.append(render_caption(claim, rng, languages[-1], world))
+    also_true = holds_matrix(claims[own], everywhere, languages[own])
+    alone = len(claims[own]) == len(claims)
+    rows = list(zip(claims[own], everywhere[own], languages[own], strict=True))
     return CaptionTargets(
-        ids=tokenizer.batch(texts, settings.context),
+        ids=tokenizer.batch(texts[own], settings.context),
         also_true=also_true,
-        others_true=also_true if alone else holds_matrix(claims, everywhere[own]),
-        kinds=np.stack([caption_kinds(claim, scene) for claim, scene in pairs]),
-        relations=np.stack([caption_relations(claim) for claim, _ in pairs]),
-        bag=np.stack([caption_words(claim, scene) for claim, scene in pairs]),
+        others_true=also_true if alone else holds_matrix(claims, everywhere[own], languages),
+        kinds=np.stack([caption_kinds(c, scene, world, language) for c, scene, language in rows]),
+        relations=np.stack([caption_relations(c, world, language) for c, _, language in rows]),
+        bag=np.stack([caption_words(c, scene, world, language) for c, scene, language in rows]),
     )
 
 
@@ -151,9 +161,10 @@ def scenes_of(step: int, settings: DataSettings) -> list[Scene]:
 def _scenes(step: int, settings: DataSettings) -> Iterator[Scene]:
     seed = _seed(settings.seed, step)
     rng = random.Random(f"hard {seed}")
-    for scene in stream(seed, settings.twins):
+    world = WORLDS[settings.world]
+    for scene in stream(seed, settings.twins, world):
         if rng.random() < settings.hard:
-            yield from hard_group(rng, rng.choice(NEIGHBOURS))
+            yield from hard_group(rng, rng.choice(NEIGHBOURS), world)
         yield scene
 
 
@@ -184,13 +195,13 @@ def _seed(seed: int, step: int) -> int:
     return seed * 10**9 + step
 
 
-def learn_tokenizer(vocabulary: int, samples: int = 6000) -> Tokenizer:
-    """A tokenizer learned from captions of the world, as many complete as partial, in all
-    languages.
-    """
+def learn_tokenizer(
+    vocabulary: int, samples: int = 6000, world: World = WORLD_1, more: Iterable[str] = ()
+) -> Tokenizer:
+    """A tokenizer learned from captions of a world in all languages, half of them complete, and
+    from `more` texts."""
     rng = random.Random("tokenizer")
-    scenes = itertools.islice(stream(-1), samples)
+    scenes = itertools.islice(stream(-1, world=world), samples)
     claims = [plan(scene, rng, complete=rng.random() < 0.5) for scene in scenes]
-    return train(
-        (render_caption(c, rng, language) for c in claims for language in LANGUAGES), vocabulary
-    )
+    texts = (render_caption(c, rng, language, world) for c in claims for language in LANGUAGES)
+    return train(itertools.chain(texts, more), vocabulary)

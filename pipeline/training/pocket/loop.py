@@ -14,7 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from chiasm.pipeline.model.checkpoint import load_model
 from chiasm.pipeline.model.joint import JointNetwork
+from chiasm.pipeline.model.tokenizer import Tokenizer
 from chiasm.pipeline.pretrained.device_and_precision import (
     PRECISIONS,
     resolve_device,
@@ -22,10 +24,11 @@ from chiasm.pipeline.pretrained.device_and_precision import (
 )
 from chiasm.pipeline.training.distributed import rank_and_world_size, wait_for_all
 from chiasm.pipeline.training.log import Pace, Record, Report, append_log
-from chiasm.pipeline.training.pocket.data import learn_tokenizer, map_steps
+from chiasm.pipeline.training.pocket.data import WORLDS, learn_tokenizer, map_steps
 from chiasm.pipeline.training.pocket.settings import TrainSettings
 from chiasm.pipeline.training.pocket.stages import Stage, ends_of
 from chiasm.pipeline.training.pocket.state import STATE
+from chiasm.pipeline.training.pocket.task_data import task_texts
 from chiasm.pipeline.training.pocket.trainer import Training
 from chiasm.pipeline.training.progress_lines import format_kept_files, format_progress
 
@@ -49,14 +52,15 @@ def train(
 ) -> list[dict[str, float]]:
     """Train to the end, or go on with the training in `folder`; -> losses of each step done now.
 
-    towers: a model folder to take the towers from, so that only the second stage is left to do.
+    towers: a model folder to take towers and tokenizer from, so that only the later stages are left
+    to do.
 
     Leaves in the folder: the state, the model (weights of the average), and log.jsonl. report gets
     each record of the log, and a message at the end. device and precision as in EncoderSettings;
     workers: processes that draw, 0 for none.
     """
     where = resolve_device(device)
-    tokenizer = learn_tokenizer(settings.model.text.vocabulary, settings.corpus)
+    tokenizer = tokenizer_of(settings) if towers is None else load_model(towers)[1]
     training = Training(settings, where, tokenizer, resolve_precision(precision, where))
     if towers is not None:
         training.load_towers(towers)
@@ -80,6 +84,14 @@ def train(
     if rank == 0:
         report({"message": format_kept_files(folder, [STATE])})
     return done
+
+
+def tokenizer_of(settings: TrainSettings) -> Tokenizer:
+    """The tokenizer of a training from nothing: it knows the words of all that is trained."""
+    world, samples = WORLDS[settings.data.world], settings.corpus
+    tasks = (*settings.examples, *settings.pictures) if settings.model.decoder else ()
+    more = task_texts(tasks, samples, world)
+    return learn_tokenizer(settings.model.text.vocabulary, samples, world, more)
 
 
 def _batches(

@@ -1,4 +1,5 @@
-"""Losses of a batch: contrastive, of the probes (probes.py), of matching and of joint vectors."""
+"""Losses of a batch: contrastive, of the probes (probes.py), of matching, of joint vectors, and of
+what the decoder writes."""
 
 from __future__ import annotations
 
@@ -15,9 +16,13 @@ from chiasm.pipeline.model.config import ModelConfig
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.losses import contrastive_loss, info_nce, matching_loss
 from chiasm.pipeline.model.matching import hard_negatives
-from chiasm.pipeline.training.distributed import gather_rows
+from chiasm.pipeline.model.tasks import TASKS
+from chiasm.pipeline.scenes.world import WORLD_1, World
+from chiasm.pipeline.training.distributed import gather_rows, mean_over_processes
 from chiasm.pipeline.training.pocket.data import CaptionTargets, TrainBatch
 from chiasm.pipeline.training.pocket.probes import Pairs, Probes, mean_attribute_loss
+from chiasm.pipeline.training.pocket.targets import UNKNOWN
+from chiasm.pipeline.training.pocket.task_data import TaskBatch
 
 MODALITY_DROPOUT = 0.15  # share of pairs fused without their text, and of those without picture
 
@@ -25,10 +30,10 @@ MODALITY_DROPOUT = 0.15  # share of pairs fused without their text, and of those
 class Objective(nn.Module):
     """The model, the probes, and the losses of a batch."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, world: World = WORLD_1) -> None:
         super().__init__()
         self.model = JointNetwork(config)
-        self.probes = Probes(config.image.width, config.text, config.dim, config.fusion)
+        self.probes = Probes(config.image.width, config.text, config.dim, config.fusion, world)
 
     def forward(
         self,
@@ -111,6 +116,37 @@ class Objective(nn.Module):
             "joint": contrast(fused.joint[:size], query.vector, model.scale, second, batch.first),
             **self.probes.pair_losses(fused, words, pairs),
         }
+
+    def decoder_losses(self, batch: TaskBatch, _: torch.Generator) -> dict[str, Tensor]:
+        """Third stage: of each task the mean cross entropy  -log p(next token)  over the tokens of
+        all its targets, ends included and prefixes not. The mean over processes that train together
+        is that of all their rows in one batch. A picture is encoded once, and so are its keys and
+        values."""
+        model, device = self.model, self.model.log_scale.device
+        decoder = model.decoder
+        assert decoder is not None
+        with torch.no_grad():
+            image = model.image_modality(_moved(batch.pixels, device))
+        pictures = decoder.start(None, image)
+        losses = {}
+        for task, rows in batch.tasks.items():
+            targets = _moved(rows.targets, device)
+            count = mean_over_processes((targets != UNKNOWN).sum().float()).clamp(min=1)
+            if not len(targets):  # no scene had an example; the others still count theirs
+                losses[task] = count.new_zeros(())
+                continue
+            state = pictures.take(_moved(rows.pictures, device))
+            if rows.sources is not None:
+                with torch.no_grad():
+                    text = model.text_modality(_moved(rows.sources, device))
+                state = decoder.with_text(state, text)
+            hidden, _state = decoder(_moved(rows.inputs, device), state)
+            logits = decoder.logits(hidden, TASKS[task].head).float()
+            summed = functional.cross_entropy(
+                logits.flatten(0, 1), targets.flatten(), ignore_index=UNKNOWN, reduction="sum"
+            )
+            losses[task] = summed / count
+        return losses
 
 
 def contrast(

@@ -29,14 +29,14 @@ from chiasm.pipeline.model.losses import (
 )
 from chiasm.pipeline.model.pooling import Pool
 from chiasm.pipeline.scenes.claims import RELATIONS
-from chiasm.pipeline.scenes.world import BACKGROUNDS, KINDS
+from chiasm.pipeline.scenes.world import WORLD_1, World
 from chiasm.pipeline.training.distributed import mean_over_processes
-from chiasm.pipeline.training.pocket.targets import CLASSES, READINGS, UNKNOWN, WORDS
-
-# Classes that fused words predict of a kind: its row and column in the picture, the relation that
-# the text states, and to which kind.
-LOCATION_CLASSES = (3, 3, len(RELATIONS), len(KINDS))
-DISAGREEMENTS = len(READINGS) + 1  # ways in which a text and a picture can disagree about a kind
+from chiasm.pipeline.training.pocket.targets import (
+    UNKNOWN,
+    place_classes,
+    reading_classes,
+    words_of,
+)
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Pairs:
 class PerKind(nn.Module):
     """A linear probe a kind: of what a learned query attends to in a sequence."""
 
-    def __init__(self, width: int, heads: int, classes: int) -> None:
+    def __init__(self, kinds: int, width: int, heads: int, classes: int) -> None:
         super().__init__()
-        self.query = nn.Parameter(torch.randn(1, len(KINDS), width))
+        self.query = nn.Parameter(torch.randn(1, kinds, width))
         self.attention = Attention(width, heads)
         self.out = nn.Linear(width, classes)
 
@@ -81,26 +81,41 @@ class Probes(nn.Module):
     vectors, what there is of each kind; of fused tokens, where text and picture disagree.
     """
 
-    def __init__(self, width: int, text: TextConfig, dim: int, fusion: FusionConfig | None) -> None:
+    def __init__(
+        self,
+        width: int,
+        text: TextConfig,
+        dim: int,
+        fusion: FusionConfig | None,
+        world: World = WORLD_1,
+    ) -> None:
         super().__init__()
-        self.places = nn.Linear(width, sum(CLASSES))
-        self.background = nn.Linear(width, len(BACKGROUNDS))
-        self.kinds = nn.Linear(dim, len(KINDS) * sum(READINGS))
-        self.bag = nn.Linear(dim, len(WORDS))
-        self.relations_of_vector = nn.Linear(dim, len(KINDS) * len(RELATIONS))
-        self.relations_of_tokens = PerKind(text.width, text.heads, len(RELATIONS) + len(KINDS))
+        kinds = len(world.kinds)
+        self.place_classes, self.readings = place_classes(world), reading_classes(world)
+        # Ways in which a text and a picture can disagree about a kind: its readings, its relation.
+        disagreements = len(self.readings) + 1
+        # Classes that fused words predict of a kind: its row and column in the picture, the
+        # relation that the text states, to which kind, and the disagreements.
+        self.word_classes = (3, 3, len(RELATIONS), kinds, disagreements)
+        self.places = nn.Linear(width, sum(self.place_classes))
+        self.background = nn.Linear(width, len(world.backgrounds))
+        self.kinds = nn.Linear(dim, kinds * sum(self.readings))
+        self.bag = nn.Linear(dim, len(words_of(world)))
+        self.relations_of_vector = nn.Linear(dim, kinds * len(RELATIONS))
+        classes = len(RELATIONS) + kinds
+        self.relations_of_tokens = PerKind(kinds, text.width, text.heads, classes)
         if fusion is not None:
             self.pool = Pool(fusion.width, fusion.heads)
-            self.pooled_disagreement = nn.Linear(fusion.width, len(KINDS) * DISAGREEMENTS)
-            self.patch_disagreement = nn.Linear(fusion.width, DISAGREEMENTS)
-            classes = sum(LOCATION_CLASSES) + DISAGREEMENTS
-            self.word_location = PerKind(fusion.width, fusion.heads, classes)
+            self.pooled_disagreement = nn.Linear(fusion.width, kinds * disagreements)
+            self.patch_disagreement = nn.Linear(fusion.width, disagreements)
+            classes = sum(self.word_classes)
+            self.word_location = PerKind(kinds, fusion.width, fusion.heads, classes)
             self.word_weight = nn.Linear(text.width, 1)
             self.log_scale = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
         """tokens (B, N, D) -> one (B, 9, classes) tensor an attribute, and (B, backgrounds)."""
-        places = self.places(by_place(tokens)).split(CLASSES, dim=-1)
+        places = self.places(by_place(tokens)).split(self.place_classes, dim=-1)
         return list(places), self.background(tokens.mean(1))
 
     def read(self, vectors: Tensor, kinds: Tensor, bag: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,8 +124,9 @@ class Probes(nn.Module):
         """
         # A unit vector's entries are of size E^-1/2: scaled to 1, as a layer's input should be.
         scaled = vectors.to(self.kinds.weight.dtype) * vectors.shape[-1] ** 0.5
-        of_kinds = self.kinds(scaled).unflatten(-1, (len(KINDS), -1)).split(READINGS, dim=-1)
-        return mean_attribute_loss(of_kinds, kinds), bag_of_words_loss(self.bag(scaled), bag)
+        of_kinds = self.kinds(scaled).unflatten(-1, (-1, sum(self.readings)))
+        of_readings = of_kinds.split(self.readings, dim=-1)
+        return mean_attribute_loss(of_readings, kinds), bag_of_words_loss(self.bag(scaled), bag)
 
     def relation_loss(self, text: Modality, relations: Tensor) -> Tensor:
         """Loss of texts on the relations that they state: of tokens on the relation and the other
@@ -119,11 +135,12 @@ class Probes(nn.Module):
 
         relations (B, kinds, 2). -> scalar.
         """
-        tokens = self.relations_of_tokens(text).split((len(RELATIONS), len(KINDS)), dim=-1)
+        kinds = relations.shape[1]
+        tokens = self.relations_of_tokens(text).split((len(RELATIONS), kinds), dim=-1)
         scaled = (
             text.vector.to(self.relations_of_vector.weight.dtype) * text.vector.shape[-1] ** 0.5
         )
-        vector = self.relations_of_vector(scaled).unflatten(-1, (len(KINDS), -1))
+        vector = self.relations_of_vector(scaled).unflatten(-1, (kinds, -1))
         return mean_attribute_loss(tokens, relations) + mean_attribute_loss(
             [vector], relations[..., :1]
         )
@@ -166,11 +183,10 @@ class Probes(nn.Module):
         the relation that the text states of it; and on how the two disagree about it. To check a
         relation takes the locations of both things.
 
-        -> two scalars, the sum of the mean cross entropies of LOCATION_CLASSES, and the mean over
-        the disagreements.
+        -> two scalars, the sum of the mean cross entropies of location and relation, and the mean
+        over the disagreements.
         """
-        classes = (*LOCATION_CLASSES, DISAGREEMENTS)
-        *logits, disagree = self.word_location(words).split(classes, dim=-1)  # (B, kinds, ...)
+        *logits, disagree = self.word_location(words).split(self.word_classes, dim=-1)
         targets = torch.cat([pairs.image_kinds[..., -2:], pairs.relations], dim=-1)  # (B, kinds, 4)
         named = ((pairs.text_kinds[..., 0] == 1) & pairs.counted[:, None])[..., None]
         differ, known = pairs.disagreement

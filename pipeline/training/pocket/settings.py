@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from chiasm.pipeline.model.checkpoint import CONFIG_NAMES, names_in_files
-from chiasm.pipeline.model.config import ModelConfig
+from chiasm.pipeline.model.config import DecoderConfig, ModelConfig
+from chiasm.pipeline.scenes.world import WORLD_2
 from chiasm.pipeline.training.pocket.data import DataSettings
+from chiasm.pipeline.training.pocket.task_data import TaskSettings
 
 # Name in code -> name in state.safetensors, as in model/checkpoint.py.
 STATE_CONFIG_NAMES = {
@@ -22,20 +25,24 @@ STATE_CONFIG_NAMES = {
 class TrainSettings:
     """Lengths, rates and weights of a training; the seed is that of `data`.
 
-    steps, fusion_steps: of the stages (stages.py); learning_rate: the highest of each. The second
-    stage takes many small steps, of `fusion_batch` pictures. facts: weight of the facts and
-    readings losses at the start; it falls to a tenth along a cosine. words: weight of the words and
-    relations losses; with less, the twenty kinds do not enter the vectors, and the text tower drops
-    relations. match: weight of all losses of the second stage but the joint vector's, joint: of
-    that. ema: decay of the average. corpus: scenes whose captions train the tokenizer; calibrated:
-    scenes that calibrate matching at the end of the second stage (calibrate.py). Picture side,
-    context and vocabulary of `model` are replaced by those of `data` and of the trained tokenizer.
-    Without `model.fusion` the run ends with the towers.
+    steps, fusion_steps, decoder_steps: of the stages (stages.py); learning_rate: the highest of
+    each. The second stage takes many small steps, of `fusion_batch` pictures; the third, steps of
+    `decoder_batch` pictures with `examples` of each, and of `pictures` more, by task. facts: weight
+    of the facts and readings losses at the start; it falls to a tenth along a cosine. words: weight
+    of the words and relations losses; with less, the kinds do not enter the vectors, and the text
+    tower drops relations. match: weight of all losses of the second stage but the joint vector's,
+    joint: of that. ema: decay of the average. corpus: scenes whose texts train the tokenizer;
+    calibrated: scenes that calibrate matching at the end of the second stage (calibrate.py).
+    Picture side, context and vocabulary of `model` are replaced by those of `data` and of the
+    trained tokenizer. Without `model.fusion` there is no second stage, without `model.decoder` no
+    third.
     """
 
     steps: int = 1600
     fusion_steps: int = 10_000
     fusion_batch: int = 32
+    decoder_steps: int = 4000
+    decoder_batch: int = 48
     learning_rate: float = 1e-3
     warmup: float = 0.03
     weight_decay: float = 0.05
@@ -52,14 +59,26 @@ class TrainSettings:
     evaluate_every: int = 200
     gallery_seed: int = 271828
     gallery: int = 1000
-    data: DataSettings = field(default_factory=DataSettings)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataSettings = field(default_factory=lambda: DataSettings(world=WORLD_2.name))
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(decoder=DecoderConfig()))
+    examples: Mapping[str, int] = field(
+        default_factory=lambda: {"ask": 6, "caption": 1, "translate": 1}
+    )
+    pictures: Mapping[str, int] = field(default_factory=lambda: {"sentiment": 16})
 
     @property
     def all_steps(self) -> int:
         """Steps of all stages together."""
-        return self.steps + (self.fusion_steps if self.model.fusion else 0)
+        fusion = self.fusion_steps if self.model.fusion else 0
+        return self.steps + fusion + (self.decoder_steps if self.model.decoder else 0)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values by their names in files."""
         return json.loads(json.dumps(names_in_files(asdict(self), STATE_CONFIG_NAMES)))
+
+
+def task_settings(settings: TrainSettings) -> TaskSettings:
+    """What batches of the third stage are made of."""
+    scenes = replace(settings.data, batch=settings.decoder_batch)
+    decoder = settings.model.decoder or DecoderConfig()
+    return TaskSettings(scenes, settings.examples, settings.pictures, decoder.context)

@@ -4,7 +4,8 @@ Align before fuse (Li et al., ALBEF, 2021). First the towers are trained: a step
 pictures once and two captions of each; its loss is the mean InfoNCE of both plus those of the
 probes (objective.py). Then the towers are frozen, and fusion and matching are trained on top of
 them: the vectors of a picture or of a text alone no longer change, and a step costs no backward
-pass through the towers. Matching is calibrated at the end.
+pass through the towers. Matching is calibrated at the end. Last, a decoder is trained on the frozen
+towers to write what each task asks for.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from chiasm.pipeline.model.tokenizer import Tokenizer
 from chiasm.pipeline.training.optim import cosine
 from chiasm.pipeline.training.pocket.data import DataSettings, train_batch
 from chiasm.pipeline.training.pocket.evaluate import tower_recall
+from chiasm.pipeline.training.pocket.evaluate_tasks import accuracy_of_decoder
 from chiasm.pipeline.training.pocket.objective import Objective
-from chiasm.pipeline.training.pocket.settings import TrainSettings
+from chiasm.pipeline.training.pocket.settings import TrainSettings, task_settings
+from chiasm.pipeline.training.pocket.task_data import TaskSettings, task_batch
 
 PROBE_FLOOR = 0.1  # of the probes' weight, at the end of the first stage
 # Prefixes of the names of those parameters of `Objective` that a stage trains.
@@ -37,6 +40,7 @@ FUSION = (
     "probes.patch_disagreement.", "probes.word_location.", "probes.word_weight.",
     "probes.log_scale",
 )  # fmt: skip
+DECODER = ("model.decoder.",)
 FUSION_LOSSES = ("match", "align", "discord", "ground", "where", "follow")  # and `joint`
 
 
@@ -73,7 +77,7 @@ class Stage:
 
     name: str
     steps: int
-    data: DataSettings
+    data: DataSettings | TaskSettings
     draw: Draw
     trained: tuple[str, ...]
     losses: Callable[[Objective, Any, torch.Generator], dict[str, Tensor]]
@@ -104,8 +108,6 @@ def stages_of(settings: TrainSettings) -> tuple[Stage, ...]:
         },
         evaluate=tower_recall,
     )
-    if settings.model.fusion is None:
-        return (towers,)
     fusion = Stage(
         "fusion",
         settings.fusion_steps,
@@ -117,7 +119,18 @@ def stages_of(settings: TrainSettings) -> tuple[Stage, ...]:
         | {"joint": LossWeight(settings.joint)},
         calibrated=settings.calibrated,
     )
-    return (towers, fusion)
+    decoder = Stage(
+        "decoder",
+        settings.decoder_steps,
+        task_settings(settings),
+        task_batch,
+        DECODER,
+        Objective.decoder_losses,
+        dict.fromkeys((*settings.examples, *settings.pictures), LossWeight(1.0)),
+        evaluate=accuracy_of_decoder,
+    )
+    later = ((fusion, settings.model.fusion), (decoder, settings.model.decoder))
+    return (towers, *(stage for stage, part in later if part is not None))
 
 
 def ends_of(stages: tuple[Stage, ...]) -> tuple[int, ...]:

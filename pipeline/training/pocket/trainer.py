@@ -35,6 +35,7 @@ from chiasm.pipeline.training.optim import (
     without_prefix,
 )
 from chiasm.pipeline.training.pocket.calibrate import calibration_bias
+from chiasm.pipeline.training.pocket.data import WORLDS
 from chiasm.pipeline.training.pocket.objective import Objective
 from chiasm.pipeline.training.pocket.settings import TrainSettings
 from chiasm.pipeline.training.pocket.stages import Stage, ends_of, stages_of
@@ -67,7 +68,8 @@ class Training:
             text=replace(settings.model.text, vocabulary=len(tokenizer), context=data.context),
         )
         torch.manual_seed(data.seed)
-        self.objective = Objective(self.config).to(device)
+        self.world = WORLDS[data.world]
+        self.objective = Objective(self.config, self.world).to(device)
         self.ema = Ema(self.objective.model.state_dict(), settings.ema)
         self.step, self.seconds = 0, 0.0
         self.towers: str | None = None  # digest of towers that were not trained here
@@ -180,6 +182,7 @@ class Training:
             lambda scene: to_pixels(picture(scene), side),
             samples,
             self.settings.data.seed * 10**9 + CALIBRATION_STEP,
+            self.world,
         )
         if self.stage_step == 0:  # the next stage, which starts at the average, has begun
             self._begin_stage()
@@ -216,23 +219,19 @@ class Training:
         save_model(folder, self.ema.tensors, self.config, self.tokenizer)
 
     def load_towers(self, folder: Path) -> None:
-        """Begin at the second stage, on the towers of a model folder; UsageError where they are not
-        of these settings' shapes, or have another tokenizer.
-        """
-        towers, tokenizer = load_model(folder)
+        """Begin at the second stage, on the towers of a model folder, whose tokenizer is this one;
+        UsageError where they are not of these settings' shapes."""
+        towers, _ = load_model(folder)
         ours, theirs = self.config, towers.config
-        of_towers = (ours.image, ours.text, ours.dim)
-        if (theirs.image, theirs.text, theirs.dim) != of_towers or (
-            tokenizer.to_json() != self.tokenizer.to_json()
-        ):
+        if (theirs.image, theirs.text, theirs.dim) != (ours.image, ours.text, ours.dim):
             raise UsageError(
                 f"--towers {folder}",
-                expected="towers and tokens of this preset",
+                expected="towers of this preset's shapes",
                 found="others",
-                do="give the train.corpus that they were trained with, or train towers anew: "
-                "--fusion-steps 0",
+                do="train towers anew: leave out --towers",
             )
-        weights, digest = towers.state_dict(), hashlib.sha256()
+        weights = towers.state_dict()
+        digest = hashlib.sha256(self.tokenizer.to_json().encode())
         with torch.no_grad():
             for name, value in self.ema.tensors.items():
                 if f"model.{name}".startswith(self.stages[0].trained):
