@@ -33,19 +33,15 @@ def attention_layers(network: nn.Module) -> list[Layer | nn.MultiheadAttention]:
         heads = getattr(module, "num_heads", getattr(module, "num_attention_heads", None))
         linear = [part for part in (*parts, out) if isinstance(part, nn.Linear)]
         if len(linear) == 4 and len({part.out_features for part in linear[:3]}) == 1 and heads:
-            layers.append(Layer(*linear, heads))
+            query, key, value, out = linear
+            layers.append(Layer(query, key, value, out, heads))
     return layers
 
 
 def relevance(sites: Sequence[Site], found: Sequence[Tensor], shown: Tensor, method: str) -> Tensor:
     """Of tokens (B, S), by LeGrad over all layers, or by Grad-ECLIP of the last one."""
     if method == LEGRAD:
-        same = [
-            (site, each)
-            for site, each in zip(sites, found, strict=True)
-            if site.value.shape[1] == shown.shape[1]
-        ]
-        return legrad(*zip(*same, strict=True), shown)
+        return legrad(sites, found, shown)
     return grad_eclip(sites[-1], found[-1], shown)
 
 

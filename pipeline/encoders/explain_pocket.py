@@ -36,8 +36,7 @@ class PocketMapper:
         read = normalise(text)
         places = align(text, read, lambda part: unicodedata.normalize("NFKC", part).lower())
         spans = [
-            (places[start][0], places[end - 1][1])
-            for start, end in _spans(self._tokenizer, read)
+            (places[start][0], places[end - 1][1]) for start, end in _spans(self._tokenizer, read)
         ]
         kept = spans[: self._model.config.text.context - _ENDS]
         return kept, len(text) if len(kept) == len(spans) else kept[-1][1]

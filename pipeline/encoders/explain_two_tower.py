@@ -1,8 +1,8 @@
 """What two frozen towers give for explanations: maps of the image tower's tokens. Words are
 explained by erasure alone, as a SentenceTransformer pools as it likes.
 
-    r_j = sum_c dS / dx_jc x_jc      Draelos and Carin, Use HiResCAM instead of Grad-CAM for Faithful
-                                     Explanations of Convolutional Neural Networks, 2020
+    r_j = sum_c dS / dx_jc x_jc      Draelos and Carin, Use HiResCAM instead of Grad-CAM for
+                                     Faithful Explanations of Convolutional Neural Networks, 2020
 
 is the form for networks without attention; x_j is what they have at place j before they pool.
 """

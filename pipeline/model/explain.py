@@ -8,7 +8,7 @@ to (zero for all but the pooled token where only that one is read later on), v_j
 the cosine of q_i and k_j scaled to [0, 1] over the tokens shown: the weights of attention itself
 are too sparse for a map.
 
-    LeGrad       r_j = sum_layers mean_(h, i) max(0, dS / dA_hij)      Bousselham et al., LeGrad: An
+    LeGrad       r_j = sum_layers mean_hi max(0, dS / dA_hij)      Bousselham et al., LeGrad: An
                  Explainability Method for Vision Transformers via Feature Formation Sensitivity,
                  2024; here S is the score itself for every layer
 
@@ -139,11 +139,11 @@ def _keep_all(
 ) -> tuple[Tensor, Any]:
     """The same of torch's own module, batch first: its projections are no modules that are
     called."""
-    biases = None if layer.in_proj_bias is None else layer.in_proj_bias.detach().chunk(3)
-    weights = layer.in_proj_weight.detach().chunk(3)
+    weight, bias = layer.in_proj_weight.detach(), layer.in_proj_bias
+    biases = torch.zeros(len(weight), device=weight.device) if bias is None else bias.detach()
     site.query, site.key, site.value = (
-        functional.linear(x.detach(), weights[i], biases and biases[i])
-        for i, x in enumerate(given[:3])
+        functional.linear(x.detach(), w, b.to(w.dtype))
+        for x, w, b in zip(given, weight.chunk(3), biases.chunk(3), strict=False)
     )
     site.context = given[2].detach()
     return _keep_output(site, given, made[0]), made[1]
@@ -190,10 +190,13 @@ def loosened(site: Site, shown: Tensor) -> Tensor:
 
 
 def legrad(sites: Sequence[Site], found: Sequence[Tensor], shown: Tensor) -> Tensor:
-    """LeGrad over layers: sites and their `gradients` -> (B, S) float32 >= 0, 0 where not shown."""
+    """LeGrad over layers: sites and their `gradients` -> (B, S) float32 >= 0, 0 where not shown.
+    The mean over queries counts those that are shown, so that padding changes nothing."""
     total = torch.zeros(shown.shape, device=shown.device)
+    counted = shown.sum(1, keepdim=True).clamp(min=1)
     for site, gradient in zip(sites, found, strict=True):
-        total = total + attention_gradient(site, gradient).clamp(min=0).mean((1, 2))
+        slope = attention_gradient(site, gradient).clamp(min=0).mean(1)  # (B, T, S)
+        total = total + slope.sum(1) / (counted if slope.shape[1] == slope.shape[2] else 1)
     return total * shown
 
 
