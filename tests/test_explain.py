@@ -107,9 +107,9 @@ def test_gradients_from_hooks_are_those_of_an_explicit_attention_matrix(attentio
     got = attention_gradient(site, found[0])
     assert got.shape == (2, HEADS, 4, 5)
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
-    shown = mask[:, 0, 0]
-    by_layer = legrad([site], found, shown)
-    torch.testing.assert_close(by_layer, wanted.clamp(min=0).mean(1).sum(1) * shown)
+    explained = mask[:, 0, 0]
+    by_layer = legrad([site], found, explained)
+    torch.testing.assert_close(by_layer, wanted.clamp(min=0).mean(1).sum(1) * explained)
     assert (by_layer[1, 3:] == 0).all()
 
 
@@ -126,12 +126,12 @@ def test_torchs_own_module_is_recorded_like_ours():
     torch.testing.assert_close(attention_gradient(site, found[0]), wanted, atol=1e-5, rtol=1e-4)
 
 
-def relevance_by_loops(site, w, shown):
+def relevance_by_loops(site, w, explained):
     """Grad-ECLIP's formula, number by number -> weights l (B, T, S), relevance (B, S)."""
     rows, queries, tokens = len(w), site.query.shape[1], site.value.shape[1]
     weights = np.zeros((rows, queries, tokens))
     for b in range(rows):
-        places = [j for j in range(tokens) if shown[b, j]]
+        places = [j for j in range(tokens) if explained[b, j]]
         for i in range(queries):
             q, k = site.query[b, i].numpy(), site.key[b].numpy()
             cosine = [k[j] @ q / np.linalg.norm(k[j]) / np.linalg.norm(q) for j in places]
@@ -143,13 +143,13 @@ def relevance_by_loops(site, w, shown):
 
 def test_grad_eclip_is_its_formula(attention):
     x = torch.randn(2, 5, WIDTH)
-    shown = torch.tensor([[True] * 5, [False, True, True, True, False]])
+    explained = torch.tensor([[True] * 5, [False, True, True, True, False]])
     with record([Layer.of(attention)]) as (site,):
         (found,) = gradients(score_of(attention(x)), [site])
-    weights, products = relevance_by_loops(site, found @ attention.out.weight.detach(), shown)
-    got = grad_eclip(site, found, shown)
+    weights, products = relevance_by_loops(site, found @ attention.out.weight.detach(), explained)
+    got = grad_eclip(site, found, explained)
     np.testing.assert_allclose(got, (weights * products).sum(1), atol=1e-4)
-    assert (got[~shown] == 0).all() and (got[shown] != 0).sum() >= 6
+    assert (got[~explained] == 0).all() and (got[explained] != 0).sum() >= 6
 
 
 def test_the_mean_of_a_pooling_has_its_part():
@@ -184,10 +184,10 @@ def test_what_other_threads_compute_is_not_recorded(attention):
 
 def test_max_sim_is_taken_apart_without_rest():
     cosines = torch.randn(2, 6, 7, generator=torch.Generator().manual_seed(0))
-    shown = torch.tensor([[False, True, True, True, True, False], [False, True] + [False] * 4])
-    found = max_sim(cosines, shown)
-    assert (found.tokens[~shown] == 0).all()
-    torch.testing.assert_close(found.patches.sum(1), (cosines.amax(2) * shown).sum(1))
+    explained = torch.tensor([[False, True, True, True, True, False], [False, True] + [False] * 4])
+    found = max_sim(cosines, explained)
+    assert (found.tokens[~explained] == 0).all()
+    torch.testing.assert_close(found.patches.sum(1), (cosines.amax(2) * explained).sum(1))
 
 
 @pytest.fixture(scope="module")

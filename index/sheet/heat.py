@@ -55,19 +55,19 @@ def heat_over(picture: Image.Image, explanation: Explanation) -> Image.Image:
 def explanation_sheet(picture: Image.Image, text: str, explanation: Explanation) -> Image.Image:
     """The picture, the same under heat, and the text on shades, as one picture."""
     face, small = Typeface(26), Typeface(14)
-    shown = picture.copy()
-    shown.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    if max(shown.size) < SIDE:
-        factor = SIDE / max(shown.size)
-        shown = shown.resize([max(1, round(side * factor)) for side in shown.size])
+    enlarged = picture.copy()
+    enlarged.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    if max(enlarged.size) < SIDE:
+        factor = SIDE / max(enlarged.size)
+        enlarged = enlarged.resize([max(1, round(side * factor)) for side in enlarged.size])
     width = 3 * GAP + 2 * SIDE
     lines = _lines(face, text, explanation, width - 2 * GAP)
     line_height = round(face.height * 1.25)
-    top = 2 * GAP + shown.height
+    top = 2 * GAP + enlarged.height
     height = top + len(lines) * line_height + 3 * small.height + GAP
     paper = Image.new("RGB", (width, height), PAPER)
-    paper.paste(shown, (GAP, GAP))
-    paper.paste(heat_over(shown, explanation), (2 * GAP + SIDE, GAP))
+    paper.paste(enlarged, (GAP, GAP))
+    paper.paste(heat_over(enlarged, explanation), (2 * GAP + SIDE, GAP))
     canvas = ImageDraw.Draw(paper)
     for number, line in enumerate(lines):
         _draw_line(canvas, face, line, (GAP, top + number * line_height))

@@ -66,8 +66,8 @@ def write_explanation(
     """Draw an explanation of a picture and a text, and write it as `write_sheet` does."""
     sheet_format(path)
     folder, name = file_to_write(str(path))
-    shown = shrink(encoded_picture(picture), SIDE)
-    folder.write_whole(name, _encoded(explanation_sheet(shown, text, explanation), path))
+    thumbnail = shrink(encoded_picture(picture), SIDE)
+    folder.write_whole(name, _encoded(explanation_sheet(thumbnail, text, explanation), path))
 
 
 def _encoded(sheet: Image.Image, path: str | Path) -> bytes:
@@ -220,10 +220,10 @@ def explained_tiles(
     the model takes them."""
     text = text_to_explain(answer.query)
     drawn = list(tiles)
-    shown = [place for place, tile in enumerate(tiles) if isinstance(tile, Image.Image)]
-    pictures = [decoded_picture(answer[place].picture(), explainer) for place in shown]
-    explanations = explainer.explain(pictures, [text] * len(shown))
-    for place, explanation in zip(shown, explanations, strict=True):
+    drawable = [place for place, tile in enumerate(tiles) if isinstance(tile, Image.Image)]
+    pictures = [decoded_picture(answer[place].picture(), explainer) for place in drawable]
+    explanations = explainer.explain(pictures, [text] * len(drawable))
+    for place, explanation in zip(drawable, explanations, strict=True):
         tile = tiles[place]
         assert isinstance(tile, Image.Image)
         drawn[place] = heat_over(tile, explanation)

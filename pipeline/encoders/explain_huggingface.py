@@ -38,11 +38,13 @@ def attention_layers(network: nn.Module) -> list[Layer | nn.MultiheadAttention]:
     return layers
 
 
-def relevance(sites: Sequence[Site], found: Sequence[Tensor], shown: Tensor, method: str) -> Tensor:
+def relevance(
+    sites: Sequence[Site], found: Sequence[Tensor], explained: Tensor, method: str
+) -> Tensor:
     """Of tokens (B, S), by LeGrad over all layers, or by Grad-ECLIP of the last one."""
     if method == LEGRAD:
-        return legrad(sites, found, shown)
-    return grad_eclip(sites[-1], found[-1], shown)
+        return legrad(sites, found, explained)
+    return grad_eclip(sites[-1], found[-1], explained)
 
 
 class HuggingFaceMapper:
@@ -89,10 +91,10 @@ class HuggingFaceMapper:
             sites[:cut], found[:cut], (place >= 0) & (place < counts[:, None]), method
         )
         places = [[at for *_, at in row] for row in self._tokens.places(texts)]
-        shown = torch.zeros(sites[-1].value.shape[:2], dtype=torch.bool, device=self._device)
+        explained = torch.zeros(sites[-1].value.shape[:2], dtype=torch.bool, device=self._device)
         for row, some in enumerate(places):
-            shown[row, some] = True
-        of_tokens = relevance(sites[cut:], found[cut:], shown, method).cpu().numpy()
+            explained[row, some] = True
+        of_tokens = relevance(sites[cut:], found[cut:], explained, method).cpu().numpy()
         return Maps(
             [
                 row[first : first + h * w].reshape(h, w)

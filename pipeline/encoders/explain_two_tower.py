@@ -65,7 +65,7 @@ def _by_attention(sites: Sequence[Site], found: Sequence[Tensor], method: str) -
     """(B, h, w) of a square grid, which is the last h w tokens."""
     rows, tokens = sites[-1].value.shape[:2]
     side = int(tokens**0.5)
-    shown = torch.zeros(rows, tokens, dtype=torch.bool, device=found[-1].device)
-    shown[:, -side * side :] = True
-    values = relevance(sites, found, shown, method)
+    explained = torch.zeros(rows, tokens, dtype=torch.bool, device=found[-1].device)
+    explained[:, -side * side :] = True
+    values = relevance(sites, found, explained, method)
     return values[:, -side * side :].unflatten(1, (side, side))

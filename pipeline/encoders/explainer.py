@@ -59,7 +59,7 @@ class Explanation:
 
 @runtime_checkable
 class Explainer(Protocol):
-    """methods: names that `explain` takes, DEFAULT first, then the one that it means for patches."""
+    """methods: names that `explain` takes, DEFAULT first, then what that means for patches."""
 
     name: str
 

@@ -88,10 +88,11 @@ def _explain(
         if not spans:
             raise UsageError(f'"{text}"', expected="a text with words to explain", found="none")
     items = [encoder.preprocess(IMAGE, picture) for picture in pictures]
-    erased, cosines, logits = erasure(encoder, matcher, items, texts, words)
     patches_by = encoder.methods[1] if method == DEFAULT else method
     maps = mapper.maps(items, texts, patches_by)
     by_tokens = method != DEFAULT and maps.tokens is not None
+    without = [()] * len(words) if by_tokens else words
+    erased, cosines, logits = erasure(encoder, matcher, items, texts, without)
     explanations = []
     for row, (picture, text, spans) in enumerate(zip(pictures, texts, words, strict=True)):
         of_words, near = erased[row], None

@@ -36,7 +36,7 @@ def word_spans(text: str, tokens: Sequence[Span]) -> list[Span]:
         first, last = run.span()
         inside = [at for at in range(first + 1, last) if at in starts]
         cuts = [first, *(inside if _is_unspaced(run[0]) else ()), last]
-        marks = all(unicodedata.category(each)[0] == "P" for each in run[0])
+        marks = all(unicodedata.category(mark)[0] == "P" for mark in run[0])
         if marks and found and found[-1][1] == first:
             found[-1] = (found[-1][0], last)
         else:

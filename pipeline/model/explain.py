@@ -5,8 +5,8 @@
 
 of the last attention layer: w_i is the gradient of the score with respect to what query i attends
 to (zero for all but the pooled token where only that one is read later on), v_j the values, l_ij
-the cosine of q_i and k_j scaled to [0, 1] over the tokens shown: the weights of attention itself
-are too sparse for a map.
+the cosine of q_i and k_j scaled to [0, 1] over the tokens explained: attention's own weights are
+too sparse for a map.
 
     LeGrad       r_j = sum_layers mean_hi max(0, dS / dA_hij)      Bousselham et al., LeGrad: An
                  Explainability Method for Vision Transformers via Feature Formation Sensitivity,
@@ -157,20 +157,20 @@ def gradients(score: Tensor, sites: Sequence[Site]) -> list[Tensor]:
     return [gradient.float() for gradient in found]
 
 
-def grad_eclip(site: Site, gradient: Tensor, shown: Tensor) -> Tensor:
+def grad_eclip(site: Site, gradient: Tensor, explained: Tensor) -> Tensor:
     """The relevance of each token by one layer, with its sign; the module's docstring has the
-    formula. gradient (B, T, D'), as `gradients` gives it; shown (B, S) bool, the tokens that are
-    explained -> (B, S) float32, 0 where not shown."""
-    return _attended(site, gradient, loosened(site, shown)) * shown
+    formula. gradient (B, T, D'), as `gradients` gives it; explained (B, S) bool -> (B, S)
+    float32, 0 where not explained."""
+    return _attended(site, gradient, loosened(site, explained)) * explained
 
 
-def pooled_relevance(site: Site, gradient: Tensor, shown: Tensor, mask: Tensor) -> Tensor:
+def pooled_relevance(site: Site, gradient: Tensor, explained: Tensor, mask: Tensor) -> Tensor:
     """The same for a `Pool`: site of its attention, to whose output it adds the mean of the tokens
     of mask (B, S)."""
-    weights = loosened(site, shown)
+    weights = loosened(site, explained)
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=EPSILON)
     of_mean = (gradient @ site.context.float().mT)[:, 0] / mask.sum(1, keepdim=True)
-    return (_attended(site, gradient, weights) + of_mean) * shown
+    return (_attended(site, gradient, weights) + of_mean) * explained
 
 
 def _attended(site: Site, gradient: Tensor, weights: Tensor) -> Tensor:
@@ -178,26 +178,26 @@ def _attended(site: Site, gradient: Tensor, weights: Tensor) -> Tensor:
     return (weights * (site.before_out(gradient) @ site.value.float().mT)).sum(1)
 
 
-def loosened(site: Site, shown: Tensor) -> Tensor:
+def loosened(site: Site, explained: Tensor) -> Tensor:
     """Grad-ECLIP's spatial weights l: cosines of queries and keys, scaled to [0, 1] over the tokens
-    shown (B, S), 1 for all where they are equal -> (B, T, S) float32, 0 where not shown."""
+    explained (B, S), 1 for all where they are equal -> (B, T, S) float32, 0 where not explained."""
     query, key = (functional.normalize(x.float(), dim=-1) for x in (site.query, site.key))
-    cosine, hidden = query @ key.mT, ~shown[:, None, :]
+    cosine, hidden = query @ key.mT, ~explained[:, None, :]
     least = cosine.masked_fill(hidden, torch.inf).amin(-1, keepdim=True)
     span = cosine.masked_fill(hidden, -torch.inf).amax(-1, keepdim=True) - least
     scaled = torch.where(span > EPSILON, (cosine - least) / span.clamp(min=EPSILON), 1.0)
     return scaled.masked_fill(hidden, 0)
 
 
-def legrad(sites: Sequence[Site], found: Sequence[Tensor], shown: Tensor) -> Tensor:
-    """LeGrad over layers: sites and their `gradients` -> (B, S) float32 >= 0, 0 where not shown.
-    The mean over queries counts those that are shown, so that padding changes nothing."""
-    total = torch.zeros(shown.shape, device=shown.device)
-    counted = shown.sum(1, keepdim=True).clamp(min=1)
+def legrad(sites: Sequence[Site], found: Sequence[Tensor], explained: Tensor) -> Tensor:
+    """LeGrad over layers: sites and their `gradients` -> (B, S) float32 >= 0. The mean over queries
+    counts those that are explained, so that padding changes nothing."""
+    total = torch.zeros(explained.shape, device=explained.device)
+    counted = explained.sum(1, keepdim=True).clamp(min=1)
     for site, gradient in zip(sites, found, strict=True):
         slope = attention_gradient(site, gradient).clamp(min=0).mean(1)  # (B, T, S)
         total = total + slope.sum(1) / (counted if slope.shape[1] == slope.shape[2] else 1)
-    return total * shown
+    return total * explained
 
 
 def attention_gradient(site: Site, gradient: Tensor) -> Tensor:
@@ -217,11 +217,11 @@ class Relevance:
     tokens: Tensor
 
 
-def max_sim(cosines: Tensor, shown: Tensor) -> Relevance:
+def max_sim(cosines: Tensor, explained: Tensor) -> Relevance:
     """Late interaction taken apart (Khattab and Zaharia, ColBERT, 2020): cosines (B, T, N) of
-    tokens and patches, shown (B, T) bool -> of each token max_n, and what each patch adds to the
-    sum of these over the tokens shown."""
-    most, nearest = (cosines * shown[..., None]).max(-1)  # (B, T)
+    tokens and patches, explained (B, T) bool -> of each token max_n, and what each patch adds to
+    the sum of these over the tokens explained."""
+    most, nearest = (cosines * explained[..., None]).max(-1)  # (B, T)
     none = cosines.new_zeros(cosines.shape[0], cosines.shape[2])
     return Relevance(none.scatter_add(1, nearest, most), most)
 
@@ -235,16 +235,16 @@ def cosine_relevance(
     with torch.enable_grad(), record([*layers[0], *layers[1]]) as sites:
         image, text = model.encode_image(pixels)[1], model.encode_text(ids)[1]
         found = gradients((image * text).sum(1), sites)
-    shown = inner_tokens(ids)
+    explained = inner_tokens(ids)
     every = torch.ones(len(pixels), model.config.image.patches, device=ids.device).bool()
     cut = len(layers[0])
     if over_layers:
         return Relevance(
-            legrad(sites[:cut], found[:cut], every), legrad(sites[cut:], found[cut:], shown)
+            legrad(sites[:cut], found[:cut], every), legrad(sites[cut:], found[cut:], explained)
         )
     return Relevance(
         pooled_relevance(sites[cut - 1], found[cut - 1], every, every),
-        pooled_relevance(sites[-1], found[-1], shown, ids != PAD),
+        pooled_relevance(sites[-1], found[-1], explained, ids != PAD),
     )
 
 
