@@ -6,6 +6,7 @@ from chiasm.index.query.calibrated import calibrate_index, p_absent, require_wor
 from chiasm.index.query.calibration_sample import TooFewCaptions
 from chiasm.index.query.diversify import diversify
 from chiasm.index.query.encode import (
+    decoded_picture,
     encode_each,
     encode_queries,
     pixels_of,
@@ -51,6 +52,7 @@ __all__ = [
     "check_share",
     "check_stages",
     "compile_filter",
+    "decoded_picture",
     "diversify",
     "encode_each",
     "encode_queries",

@@ -207,17 +207,23 @@ def _given(vector: np.ndarray, dim: int) -> np.ndarray:
     return unit(scaled)[0]
 
 
-def pixels_of(source: PictureSource, model: Preprocessor) -> Any:
-    """What the model takes of a query's picture; UsageError where that cannot be read, or where
-    the model does not take it."""
+def decoded_picture(source: PictureSource, model: Preprocessor) -> np.ndarray:
+    """A query's picture as `Encoder.preprocess` takes it, uint8 (H, W, 3); UsageError where it
+    cannot be read."""
     require_modality(model, IMAGE)
-    side = model.modalities[IMAGE].side
     try:
-        decoded = decode(encoded_picture(source), DecodeSettings(), side)
+        decoded = decode(encoded_picture(source), DecodeSettings(), model.modalities[IMAGE].side)
     except Undecodable as error:
         found = f"{error.reason}: {error.detail}" if error.detail else error.reason
         raise UsageError(source_name(source), expected="a picture", found=found) from error
+    return np.asarray(decoded.image)
+
+
+def pixels_of(source: PictureSource, model: Preprocessor) -> Any:
+    """What the model takes of a query's picture; UsageError where that cannot be read, or where
+    the model does not take it."""
+    decoded = decoded_picture(source, model)
     try:
-        return model.preprocess(IMAGE, np.asarray(decoded.image))
+        return model.preprocess(IMAGE, decoded)
     except Exception as error:
         raise query_refused(source_name(source), model, Fault.of(error, IMAGE)) from error

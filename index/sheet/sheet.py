@@ -15,10 +15,12 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageOps
 
 from chiasm.index.output_files import file_to_write
-from chiasm.index.queries import PictureSource
-from chiasm.index.query import encoded_picture
+from chiasm.index.queries import PictureSource, Query
+from chiasm.index.query import decoded_picture, encoded_picture
 from chiasm.index.results import READERS, Answer, Result, shrink
+from chiasm.index.sheet.heat import SIDE, explanation_sheet, heat_over
 from chiasm.index.sheet.typeface import Typeface
+from chiasm.pipeline.encoders import ExplainingEncoder, Explanation
 from chiasm.pipeline.errors import UsageError
 
 TILE = 240  # side of a thumbnail's tile, in pixels
@@ -45,14 +47,31 @@ def sheet_format(path: str | Path) -> str:
     return FORMATS[suffix]
 
 
-def write_sheet(answers: Sequence[Answer], path: str | Path) -> None:
+def write_sheet(
+    answers: Sequence[Answer], path: str | Path, explainer: ExplainingEncoder | None = None
+) -> None:
     """Draw the answers and write them as PNG, JPEG or WebP by the path's suffix, whole or not at
-    all. Raises UsageError for another suffix and for a sheet too large for its format, StorageError
-    where it cannot be written.
+    all. explainer: draws on each result why it was found; see `contact_sheet`. Raises UsageError
+    for another suffix and for a sheet too large for its format, StorageError where it cannot be
+    written.
     """
-    form = sheet_format(path)
+    sheet_format(path)
     folder, name = file_to_write(str(path))
-    sheet = contact_sheet(answers)
+    folder.write_whole(name, _encoded(contact_sheet(answers, explainer=explainer), path))
+
+
+def write_explanation(
+    picture: PictureSource, text: str, explanation: Explanation, path: str | Path
+) -> None:
+    """Draw an explanation of a picture and a text, and write it as `write_sheet` does."""
+    sheet_format(path)
+    folder, name = file_to_write(str(path))
+    thumbnail = shrink(encoded_picture(picture), SIDE)
+    folder.write_whole(name, _encoded(explanation_sheet(thumbnail, text, explanation), path))
+
+
+def _encoded(sheet: Image.Image, path: str | Path) -> bytes:
+    form = sheet_format(path)
     if max(sheet.size) > MAX_SIDE.get(form, max(sheet.size)):
         raise UsageError(
             f"sheet {path}",
@@ -62,15 +81,21 @@ def write_sheet(answers: Sequence[Answer], path: str | Path) -> None:
         )
     file = io.BytesIO()
     sheet.save(file, form, quality=QUALITY)
-    folder.write_whole(name, file.getvalue())
+    return file.getvalue()
 
 
-def contact_sheet(answers: Sequence[Answer], columns: int = COLUMNS) -> Image.Image:
-    """The answers below each other, `columns` results in a row; as wide as the longest row
-    needs."""
+def contact_sheet(
+    answers: Sequence[Answer],
+    columns: int = COLUMNS,
+    *,
+    explainer: ExplainingEncoder | None = None,
+) -> Image.Image:
+    """The answers below each other, `columns` results in a row; as wide as the longest row needs.
+    explainer: lays over each picture the heat of the patches that its score with the query's text
+    rests on; UsageError for a query without a text."""
     longest = max((len(answer) for answer in answers), default=1)
     columns = max(2, min(columns, longest))
-    sections = [Section(answer, columns).draw() for answer in answers]
+    sections = [Section(answer, columns, explainer).draw() for answer in answers]
     width = GAP + columns * (TILE + GAP)
     height = sum(section.height for section in sections) or TILE
     sheet = Image.new("RGB", (width, height), PAPER)
@@ -87,8 +112,10 @@ def contact_sheet(answers: Sequence[Answer], columns: int = COLUMNS) -> Image.Im
 class Section:
     """The part of the sheet with one answer."""
 
-    def __init__(self, answer: Answer, columns: int) -> None:
-        self.answer, self.columns = answer, columns
+    def __init__(
+        self, answer: Answer, columns: int, explainer: ExplainingEncoder | None = None
+    ) -> None:
+        self.answer, self.columns, self.explainer = answer, columns, explainer
         self.width = GAP + columns * (TILE + GAP)
         self.title, self.bold = Typeface(26, bold=True), Typeface(15, bold=True)
         self.plain, self.small = Typeface(15), Typeface(13)
@@ -96,6 +123,8 @@ class Section:
     def draw(self) -> Image.Image:
         with ThreadPoolExecutor(READERS) as readers:
             tiles = list(readers.map(lambda result: result.thumbnail(TILE), self.answer))
+        if self.explainer is not None:
+            tiles = explained_tiles(self.answer, tiles, self.explainer)
         rows = [
             list(zip(self.answer, tiles, strict=True))[start : start + self.columns]
             for start in range(0, len(tiles), self.columns)
@@ -182,6 +211,34 @@ class Section:
         if self.title.missing | self.plain.missing:
             note = "No font here has some of the characters; for Chinese install fonts-noto-cjk"
             self.small.draw(canvas, (GAP, top - GAP / 2), note, FAINT)
+
+
+def explained_tiles(
+    answer: Answer, tiles: Sequence[Image.Image | str], explainer: ExplainingEncoder
+) -> list[Image.Image | str]:
+    """The tiles with heat over those that are pictures; the pictures are read again, as large as
+    the model takes them."""
+    text = text_to_explain(answer.query)
+    drawn = list(tiles)
+    drawable = [place for place, tile in enumerate(tiles) if isinstance(tile, Image.Image)]
+    pictures = [decoded_picture(answer[place].picture(), explainer) for place in drawable]
+    explanations = explainer.explain(pictures, [text] * len(drawable))
+    for place, explanation in zip(drawable, explanations, strict=True):
+        tile = tiles[place]
+        assert isinstance(tile, Image.Image)
+        drawn[place] = heat_over(tile, explanation)
+    return drawn
+
+
+def text_to_explain(query: Query) -> str:
+    """The text of a query; UsageError for one without."""
+    if not query.text:
+        raise UsageError(
+            f"explaining the results of {query}",
+            expected="a query by one text",
+            found="a picture, a vector or weighted terms",
+        )
+    return query.text
 
 
 def query_picture(source: PictureSource | None) -> Image.Image | None:

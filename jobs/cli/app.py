@@ -79,6 +79,7 @@ COMMANDS: dict[str, str | Group] = {  # in the order of --help
     "translate": "Translate a text that belongs to a picture.",
     "sentiment": "Say what sentiment a text and its picture have together.",
     "imagine": "Draw what a text says.",
+    "explain": "Show which patches and words a score rests on.",
     "train": Group(
         "Train a model that embeds, fuses and matches.",
         """Kill it and run it again: it goes on from its last checkpoint and ends with the same
@@ -125,6 +126,10 @@ def load_command(name: str) -> tuple[Callable[..., None], str]:
             from chiasm.jobs.cli import match
 
             return match.match, match.HELP
+        case "explain":
+            from chiasm.jobs.cli import explain
+
+            return explain.explain, explain.HELP
         case "train pocket":
             from chiasm.jobs.cli import train_pocket
 

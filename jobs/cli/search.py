@@ -22,7 +22,7 @@ from chiasm.index import (
 from chiasm.index.query import check_stages
 from chiasm.index.receipts import answer_as_json, explained, line_of
 from chiasm.index.segments import build_command
-from chiasm.index.sheet import write_sheet
+from chiasm.index.sheet import text_to_explain, write_sheet
 from chiasm.jobs.cli.options import (
     ENCODING,
     Assignments,
@@ -40,6 +40,7 @@ from chiasm.jobs.cli.search_options import (
     Dedup,
     Diversity,
     Explain,
+    ExplainHits,
     FalseAlarms,
     HitsFile,
     Hybrid,
@@ -59,6 +60,7 @@ from chiasm.jobs.cli.search_terms import Parts, query_maker
 from chiasm.jobs.config import compose
 from chiasm.jobs.console import json_line, lines_of, printable
 from chiasm.pipeline.collection import read_identity
+from chiasm.pipeline.encoders import require_explainer
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.storage import Folder
@@ -103,6 +105,7 @@ def search(
     as_json: AsJson = False,
     false_alarms: FalseAlarms = None,
     sheet: SheetFile = None,
+    explain_hits: ExplainHits = False,
     queries: QueryFile = None,
     to: HitsFile = None,
     audit: Audit = None,
@@ -119,7 +122,7 @@ def search(
     calibrated = false_alarms is not None and check_rate(false_alarms)
     parts = Parts(image or (), plus or (), minus or ())
     condition = one_condition(where)
-    output = Output(as_json, false_alarms, sheet, explain, receipt, audit)
+    output = Output(as_json, false_alarms, sheet, explain_hits, explain, receipt, audit)
     check_output(output, collection, parts.inputs())
     _require_collection_first(collection, words or [], parts.options())
     text = _one_text(collection, words or [])
@@ -184,7 +187,10 @@ def _answer(searcher: Searcher, batches: Iterable[list[Query]], output: Output) 
     if output.receipt is not None:
         recorder = Recorder(searcher, explain=output.explain, false_alarms=output.false_alarms)
     answers: list[Answer] = []
+    explainer = require_explainer(searcher.encoder) if output.explain_hits else None
     for queries in batches:
+        if explainer is not None:
+            list(map(text_to_explain, queries))
         batch = recorder.search(queries) if recorder else searcher.search_many(queries)
         for answer in batch:
             _print_answer(answer, output)
@@ -192,7 +198,7 @@ def _answer(searcher: Searcher, batches: Iterable[list[Query]], output: Output) 
         if output.sheet is not None:
             answers += batch
     if output.sheet is not None:
-        write_sheet(answers, output.sheet)
+        write_sheet(answers, output.sheet, explainer)
         print_progress(f"drew {output.sheet}")
     if recorder is not None and output.receipt is not None:
         recorder.write(output.receipt)

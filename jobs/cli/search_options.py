@@ -79,6 +79,13 @@ SheetFile = Annotated[
         metavar="FILE", help="Draw the results as one picture: .png, .jpg, .jpeg or .webp."
     ),
 ]
+ExplainHits = Annotated[
+    bool,
+    typer.Option(
+        "--explain-hits",
+        help="On the sheet, lay heat over the patches that the score of each result rests on.",
+    ),
+]
 AllowStale = Annotated[
     bool, typer.Option(help="Search an index that does not cover all embeddings.")
 ]

@@ -24,6 +24,7 @@ class Output:
     as_json: bool
     false_alarms: float | None
     sheet: str | None
+    explain_hits: bool
     explain: bool
     receipt: str | None
     audit: float | None
@@ -36,6 +37,10 @@ def check_output(output: Output, collection: str, pictures: Sequence[str]) -> No
         check_share(output.audit)
     if output.sheet is not None:
         sheet_format(output.sheet)
+    elif output.explain_hits:
+        raise UsageError(
+            "--explain-hits", expected="--sheet FILE, on which it draws", found="no sheet"
+        )
     for picture in pictures:
         try:
             canonical_url(picture, allow_query=True)

@@ -19,6 +19,15 @@ from chiasm.pipeline.encoders.base import (
     require_modality,
     unit,
 )
+from chiasm.pipeline.encoders.explainer import (
+    DEFAULT,
+    Explainer,
+    ExplainingEncoder,
+    Explanation,
+    Word,
+    require_explainer,
+    require_method,
+)
 from chiasm.pipeline.encoders.faults import (
     ENCODE_REASONS,
     Fault,
@@ -51,6 +60,7 @@ from chiasm.pipeline.pretrained import EncoderSettings
 
 __all__ = [
     "ANSWERERS",
+    "DEFAULT",
     "ENCODERS",
     "ENCODE_REASONS",
     "JOINT",
@@ -61,6 +71,9 @@ __all__ = [
     "Encoded",
     "Encoder",
     "EncoderSettings",
+    "Explainer",
+    "ExplainingEncoder",
+    "Explanation",
     "Fault",
     "GenerateSettings",
     "Input",
@@ -71,6 +84,7 @@ __all__ = [
     "Reply",
     "Request",
     "Sampling",
+    "Word",
     "answer_batch",
     "describe",
     "is_out_of_memory",
@@ -82,7 +96,9 @@ __all__ = [
     "probe_encoder",
     "probe_matcher",
     "register_encoder",
+    "require_explainer",
     "require_matcher",
+    "require_method",
     "require_modality",
     "require_task",
     "require_unit_vectors",

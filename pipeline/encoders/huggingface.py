@@ -19,7 +19,11 @@ import transformers
 from PIL import Image
 
 from chiasm.pipeline.encoders.base import BaseEncoder, require_modality, unit
-from chiasm.pipeline.encoders.protocols import JOINT, Encoded, Input
+from chiasm.pipeline.encoders.explain_huggingface import HuggingFaceMapper
+from chiasm.pipeline.encoders.explainer import DEFAULT, GRAD_ECLIP, LEGRAD, Explanation
+from chiasm.pipeline.encoders.explaining import explain
+from chiasm.pipeline.encoders.protocols import JOINT, Array, Encoded, Input
+from chiasm.pipeline.encoders.words import Span, align, word_spans
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device_and_precision import (
@@ -82,6 +86,8 @@ class HuggingFaceEncoder(BaseEncoder):
     """The two towers of one transformers model; see the protocol
     `chiasm.pipeline.encoders.Encoder`."""
 
+    methods = (DEFAULT, GRAD_ECLIP, LEGRAD)
+
     def __init__(
         self,
         folder: ModelFolder,
@@ -121,6 +127,15 @@ class HuggingFaceEncoder(BaseEncoder):
         tokens = {name: value.to(self._device) for name, value in self._tokens(items).items()}
         return Encoded(_rows(self._network.get_text_features(**tokens)))
 
+    def explain(
+        self, pictures: Sequence[Array], texts: Sequence[str], method: str = DEFAULT
+    ) -> list[Explanation]:
+        """See the protocol `Explainer`."""
+        mapper = HuggingFaceMapper(
+            self._network, self._tokens, self._pixels, self._device, self._dtype
+        )
+        return explain(self, None, mapper, pictures, texts, method)
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -133,16 +148,52 @@ class Tokens:
 
     def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """B texts -> input_ids (B, T) int64, and attention_mask where the tokenizer makes one."""
-        # Command lines and sloppy json carry lone surrogates, which no tokenizer takes.
-        clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
         made = self.tokenizer(
-            [text.lower() for text in clean] if self.lower else clean,
+            [self._normal(text) for text in texts],
             padding=self.padding,
             truncation=True,
             max_length=self.length,
             return_tensors="pt",
         )
         return {name: made[name] for name in ("input_ids", "attention_mask") if name in made}
+
+    def _normal(self, text: str) -> str:
+        # Command lines and sloppy json carry lone surrogates, which no tokenizer takes.
+        clean = text.encode("utf-8", "replace").decode("utf-8")
+        return clean.lower() if self.lower else clean
+
+    def places(self, texts: Sequence[str], *, cut: bool = True) -> list[list[tuple[int, int, int]]]:
+        """Of each text's tokens without special ones: first and last character, and the place in
+        the row. cut: only those that the model reads."""
+        return [
+            [(*_of(align(text, read, self._normal), start, end), at) for start, end, at in row]
+            for text, read, row in zip(
+                texts, map(self._normal, texts), self._offsets(texts, cut), strict=True
+            )
+        ]
+
+    def _offsets(self, texts: Sequence[str], cut: bool) -> list[list[tuple[int, int, int]]]:
+        """The same in the characters of `_normal`. A tokenizer that does not say them is asked how
+        many tokens the text has up to the end of each word."""
+        read = [self._normal(text) for text in texts]
+        padding = self.padding if cut else "do_not_pad"
+        settings = {"padding": padding, "truncation": cut, "max_length": self.length}
+        settings |= {"verbose": False}  # it says that a text is too long, which the caller asks
+        if self.tokenizer.is_fast:
+            made = self.tokenizer(read, return_offsets_mapping=True, **settings)
+            return [
+                [(start, end, at) for at, (start, end) in enumerate(row) if end > start]
+                for row in made["offset_mapping"]
+            ]
+        most = self.length - self.tokenizer.num_special_tokens_to_add() if cut else None
+        return [self._counted(text)[:most] for text in read]
+
+    def _counted(self, text: str) -> list[tuple[int, int, int]]:
+        places: list[tuple[int, int, int]] = []
+        for start, end in word_spans(text, ()):
+            ids = self.tokenizer(text[:end], add_special_tokens=False, verbose=False)["input_ids"]
+            places += [(start, end, at) for at in range(len(places), len(ids))]
+        return places
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -151,6 +202,11 @@ class Tokens:
             "padding": self.padding,
             "lowercase": self.lower,
         }
+
+
+def _of(spans: Sequence[Span], start: int, end: int) -> Span:
+    """The characters of spans start to end."""
+    return spans[start][0], spans[end - 1][1]
 
 
 def _rows(features: Any) -> np.ndarray:

@@ -18,6 +18,15 @@ import torch
 from PIL import Image
 
 from chiasm.pipeline.encoders.base import BaseEncoder, image_and_text, require_modality
+from chiasm.pipeline.encoders.explain_pocket import PocketMapper
+from chiasm.pipeline.encoders.explainer import (
+    DEFAULT,
+    GRAD_ECLIP,
+    LEGRAD,
+    MAX_SIM,
+    Explanation,
+)
+from chiasm.pipeline.encoders.explaining import explain
 from chiasm.pipeline.encoders.protocols import JOINT, Array, Encoded, Input
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.checkpoint import FILES, SHIPPED, load_model
@@ -67,6 +76,7 @@ class PocketEncoder(BaseEncoder):
         model, self.tokenizer = load_model(folder, PRECISIONS[self.precision])
         self.network = model.to(device)
         self.fuses = model.fusion is not None
+        self.methods = (DEFAULT, GRAD_ECLIP, LEGRAD, *((MAX_SIM,) if self.fuses else ()))
         side = model.config.image.side
         self.modalities = {IMAGE: Input(side=side), TEXT: Input()}
         self.dims = dict.fromkeys((IMAGE, TEXT, JOINT), model.config.dim)
@@ -124,6 +134,13 @@ class PocketEncoder(BaseEncoder):
             )
         pixels, texts, pairs = image_and_text(self, a, b, pairs)
         return match_pairs(self.network, self.tokenizer, pixels, texts, pairs)
+
+    def explain(
+        self, pictures: Sequence[Array], texts: Sequence[str], method: str = DEFAULT
+    ) -> list[Explanation]:
+        """See the protocol `Explainer`. MAX_SIM takes a model that has learned to fuse."""
+        mapper = PocketMapper(self._model, self._tokenizer)
+        return explain(self, self if self.fuses else None, mapper, pictures, texts, method)
 
 
 def _fingerprint(folder: Path, preprocessing: dict[str, Any]) -> str:

@@ -18,6 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from chiasm.pipeline.encoders.base import BaseEncoder, image_and_text, require_modality
+from chiasm.pipeline.encoders.explain_two_tower import TwoTowerMapper
+from chiasm.pipeline.encoders.explainer import DEFAULT, Explanation
+from chiasm.pipeline.encoders.explaining import explain
 from chiasm.pipeline.encoders.protocols import JOINT, Array, Encoded, Input
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.pretrained import EncoderSettings
@@ -70,6 +73,8 @@ class TwoTowerEncoder(BaseEncoder):
         for name in FILES:
             digest.update((folder / name).read_bytes())
         self.fingerprint = digest.hexdigest()
+        self._mapper = TwoTowerMapper(self._network, self._image, self._text)
+        self.methods = self._mapper.methods
 
     def preprocess(self, modality: str, raw: Any) -> Any:
         """A picture uint8 (H, W, 3) -> uint8 (3, S, S), the whole of it. A text stays as it is."""
@@ -157,6 +162,12 @@ class TwoTowerEncoder(BaseEncoder):
             )
             logits.append(network.match_logits(of_pairs)[j, i])
         return torch.cat(logits).cpu().numpy()
+
+    def explain(
+        self, pictures: Sequence[Array], texts: Sequence[str], method: str = DEFAULT
+    ) -> list[Explanation]:
+        """See the protocol `Explainer`. Words are always explained by erasure."""
+        return explain(self, self, self._mapper, pictures, texts, method)
 
     def _augmented(self, pixels: Sequence[np.ndarray]) -> Tensor:
         """Pooled features (B, D) with test-time augmentation, as matching takes them."""

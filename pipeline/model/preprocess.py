@@ -24,3 +24,12 @@ def to_pixels(image: Image.Image, side: int) -> np.ndarray:
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+
+
+def covered(width: int, height: int, side: int) -> tuple[float, float, float, float]:
+    """What `to_pixels` keeps of a picture of that size: left, top, right and bottom as shares of
+    its width and height."""
+    shorter = min(width, height)
+    resized = [max(side, round(length * side / shorter)) for length in (width, height)]
+    left, top = ((length - side) // 2 / length for length in resized)
+    return left, top, left + side / resized[0], top + side / resized[1]

@@ -23,6 +23,8 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import (
 
 from chiasm.pipeline.errors import EncoderError
 
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+
 
 class ImageProcessing(Protocol):
     """The preprocessing of a model. side: in pixels, None where pictures keep their shape."""
@@ -42,6 +44,11 @@ class ImageProcessing(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """All parameters, for the fingerprint and the collection's identity."""
+        ...
+
+    def covered(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """What the model sees of a picture of that size: left, top, right and bottom as shares of
+        its width and height, beyond 0 and 1 where a margin is added."""
         ...
 
 
@@ -121,6 +128,13 @@ class SquareProcessing:
             **self.scale.describe(),
         }
 
+    def covered(self, width: int, height: int) -> tuple[float, float, float, float]:
+        if self.short is None:
+            return WHOLE
+        resized = _short_side_size(width, height, self.short)
+        left, top = ((length - self.side) // 2 / length for length in resized)
+        return left, top, left + self.side / resized[0], top + self.side / resized[1]
+
 
 @dataclass(frozen=True)
 class PatchProcessing:
@@ -184,6 +198,9 @@ class PatchProcessing:
             **self.scale.describe(),
         }
 
+    def covered(self, width: int, height: int) -> tuple[float, float, float, float]:
+        return WHOLE
+
 
 def _geometry(processor: Any) -> tuple[int | None, int | None]:
     """(side, short side before the crop or None); (None, None) for other shapes and steps."""
@@ -199,10 +216,13 @@ def _geometry(processor: Any) -> tuple[int | None, int | None]:
 
 def _resize_short_side(image: Image.Image, short: int, resample: int) -> Image.Image:
     """Resize the short side to `short`; the long side is rounded down, as in transformers."""
-    width, height = image.size
+    return image.resize(_short_side_size(*image.size, short), resample)
+
+
+def _short_side_size(width: int, height: int, short: int) -> tuple[int, int]:
     if width <= height:
-        return image.resize((short, int(short * height / width)), resample)
-    return image.resize((int(short * width / height), short), resample)
+        return short, int(short * height / width)
+    return int(short * width / height), short
 
 
 def _center_crop(image: Image.Image, side: int) -> Image.Image:

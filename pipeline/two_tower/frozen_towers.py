@@ -16,7 +16,7 @@ import torch
 import transformers
 from PIL import Image
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from chiasm.pipeline.errors import EncoderError
@@ -116,14 +116,27 @@ class ImageTower:
         larger = image.resize((self.side, self.side), self._resample, box)
         return np.ascontiguousarray(np.asarray(larger).transpose(2, 0, 1))
 
-    def _block(self, pixels: Sequence[np.ndarray]) -> ImageFeatures:
+    @property
+    def network(self) -> nn.Module:
+        """The model of transformers itself."""
+        return self._network
+
+    def states(
+        self, pixels: Sequence[np.ndarray], *, differentiable: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """B outputs of `preprocess` -> pooled (B, D) float32 and the last hidden states, (B, D', h,
+        w) or (B, S, D'). differentiable: by gradients of the pixels, whose weights are frozen."""
         batch = torch.from_numpy(np.stack(pixels)).to(self.device)
         values = self._scale(batch).to(self._dtype).contiguous(memory_format=torch.channels_last)
-        out = self._network(pixel_values=values)
-        tokens = _grid_tokens(out.last_hidden_state.float())
+        out = self._network(pixel_values=values.requires_grad_(differentiable))
         pooled = getattr(out, "pooler_output", None)
-        pooled = tokens.mean(1) if pooled is None else pooled.float().flatten(1)
-        return ImageFeatures(pooled, tokens)
+        if pooled is None:
+            pooled = _grid_tokens(out.last_hidden_state.float()).mean(1)
+        return pooled.float().flatten(1), out.last_hidden_state
+
+    def _block(self, pixels: Sequence[np.ndarray]) -> ImageFeatures:
+        pooled, states = self.states(pixels)
+        return ImageFeatures(pooled, _grid_tokens(states.float()))
 
 
 class TextTower:

@@ -1,0 +1,197 @@
+"""Explanations as pictures, as a command, and on the contact sheet of a search."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+from chiasm.index import Answer, Hit, Query, Result
+from chiasm.index.results import CatalogRow
+from chiasm.index.sheet import contact_sheet, explanation_sheet, heat_over
+from chiasm.index.sheet.heat import COLD, PAPER, WARM
+from chiasm.jobs.cli.explain import explain
+from chiasm.jobs.cli.search_outputs import Output, check_output
+from chiasm.pipeline.encoders import Explanation, Word, load_encoder, require_explainer
+from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.records import Place
+from chiasm.pipeline.scenes.draw import picture
+from chiasm.pipeline.scenes.world import Scene, Thing
+from chiasm.pipeline.shards import write_shard
+from chiasm.pipeline.storage import canonical_url
+
+SCENE = Scene(
+    (
+        Thing("boat", "red", "big", "plain", "bottom left"),
+        Thing("star", "yellow", "small", "plain", "top right"),
+    ),
+    "snow",
+)
+GREY = (120, 120, 120)
+
+
+def explanation(text="a red boat", relevances=(0.0, 1.0, -1.0), *, box=(0.0, 0.0, 1.0, 1.0)):
+    patches = np.zeros((4, 4), np.float32)
+    patches[3, 0] = 2
+    words, at = [], 0
+    for word, relevance in zip(text.split(), relevances, strict=True):
+        at = text.index(word, at)
+        words.append(Word(at, at + len(word), word, relevance))
+    return Explanation(patches, box, tuple(words), len(text), 0.5, 1.5, "grad-eclip", "erasure")
+
+
+def distance(image, at, colour):
+    wanted = np.array(ImageColor.getrgb(colour) if isinstance(colour, str) else colour)
+    return np.abs(np.array(image.getpixel(at)) - wanted).max()
+
+
+def test_heat_lies_on_the_hottest_patch_alone():
+    drawn = heat_over(Image.new("RGB", (80, 40), GREY), explanation())
+    assert drawn.size == (80, 40)
+    assert distance(drawn, (5, 36), WARM) < 45
+    assert distance(drawn, (70, 5), GREY) <= 1
+
+
+def test_heat_is_drawn_where_the_model_sees_the_picture():
+    middle = explanation(box=(0.25, 0.0, 0.75, 1.0))
+    drawn = heat_over(Image.new("RGB", (160, 80), GREY), middle)
+    assert distance(drawn, (45, 75), WARM) < 45
+    assert distance(drawn, (5, 75), PAPER) < 60 < distance(drawn, (5, 75), WARM)
+    # A model that adds a margin: the hottest patch lies outside of the picture for the most part.
+    around = explanation(box=(-0.5, 0.0, 1.5, 1.0))
+    assert distance(heat_over(Image.new("RGB", (80, 80), GREY), around), (40, 40), GREY) <= 1
+
+
+def test_words_have_warm_and_cold_shades(tmp_path):
+    image = Image.new("RGB", (60, 40), GREY)
+    drawn = explanation_sheet(image, "a red boat", explanation())
+    plain = explanation_sheet(image, "a red boat", explanation(relevances=(0, 0, 0)))
+    assert drawn.size == plain.size
+    differ = np.abs(np.asarray(drawn, int) - np.asarray(plain, int)).max(-1) > 8
+    colours = {tuple(pixel) for pixel in np.asarray(drawn)[differ].tolist()}
+    for shade in (WARM, COLD):
+        wanted = np.array(ImageColor.getrgb(shade))
+        paper = np.array(ImageColor.getrgb(PAPER))
+        assert tuple((paper + 0.75 * (wanted - paper)).round().astype(int).tolist()) in colours
+
+
+def test_a_text_in_chinese_or_of_many_words_can_be_drawn():
+    image = Image.new("RGB", (60, 40), GREY)
+    chinese = explanation("夕阳下， 一只 猫")
+    assert explanation_sheet(image, "夕阳下， 一只 猫", chinese).height > 0
+    many = " ".join(["boat"] * 60)
+    taller = explanation_sheet(image, many, explanation(many, [0.5] * 60))
+    assert taller.height > explanation_sheet(image, "a red boat", explanation()).height
+
+
+@pytest.fixture
+def boat(tmp_path):
+    path = tmp_path / "boat.png"
+    picture(SCENE).save(path)
+    return path
+
+
+def test_the_command_draws_and_prints(boat, tmp_path, capsys):
+    explain(str(boat), "a green boat", str(tmp_path / "out" / "why.png"))
+    printed = capsys.readouterr()
+    assert printed.err == f"drew {tmp_path / 'out' / 'why.png'}\n"
+    assert printed.out.count("\n") == 1 and "against: green" in printed.out
+    with Image.open(tmp_path / "out" / "why.png") as drawn:
+        assert drawn.format == "PNG" and drawn.width > 800
+    explain(str(boat), "一艘红色的船", as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert np.array(found["patches"]).shape == (6, 6) and found["box"] == [0, 0, 1, 1]
+    assert "".join(word["text"] for word in found["words"]) == "一艘红色的船"
+    assert (found["patches_by"], found["words_by"]) == ("grad-eclip", "erasure")
+    assert found["logit"] > 0 and sorted(path.name for path in tmp_path.iterdir()) == [
+        "boat.png",
+        "out",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere.png", "a boat"), "nowhere.png: expected a picture's file, found No such file"),
+        (("text.png", "a boat"), "text.png: expected a picture, found not_a_picture"),
+        (("boat.png", "a boat", "boat.png"), "boat.png: expected a file of its own, found that of"),
+        (("boat.png", "a boat", "a.gif"), "ends in .png"),
+        (("boat.png", "a boat and " * 30), 'a text of which it would not read "'),
+        (("boat.png", "a boat", None, "pocket", "rollout"), "expected one of default, grad-eclip"),
+        (("boat.png", " "), "expected a text with words to explain"),
+    ],
+)
+def test_what_cannot_be_explained_is_one_line_and_nothing_is_written(
+    boat, tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.png").write_text("no picture")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    if len(arguments) == 2:
+        arguments = (*arguments, "why.png")
+    with pytest.raises(UsageError) as raised:
+        explain(*arguments)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert capsys.readouterr().out == ""
+
+
+def test_an_encoder_that_does_not_explain_is_refused(boat):
+    with pytest.raises(UsageError, match="expected one that explains its scores"):
+        explain(str(boat), "a boat", encoder="fake")
+
+
+@pytest.fixture
+def answer(tmp_path) -> Answer:
+    """Two hits, the second without a picture."""
+    file = io.BytesIO()
+    picture(SCENE, 240).save(file, "PNG")
+    shard = tmp_path / "a.tar"
+    write_shard(shard, [{"__key__": "k", "png": file.getvalue()}])
+    with tarfile.open(shard) as tar:
+        (offset,) = (member.offset_data for member in tar)
+    place = Place("k.png", offset, len(file.getvalue()))
+    rows = [
+        CatalogRow(
+            id=f"a/{number}@0", key="k", shard="a", url=canonical_url(str(shard)), caption=None,
+            captions=(), meta={}, width=None, height=None, place=found,
+            sha256=hashlib.sha256(file.getvalue()).hexdigest(),
+        )
+        for number, found in enumerate((place, None))
+    ]  # fmt: skip
+    results = tuple(
+        Result(rank=n + 1, hit=Hit(n, {"search": 0.5}), row=row) for n, row in enumerate(rows)
+    )
+    return Answer(Query("a red boat"), results)
+
+
+def test_a_sheet_has_the_heat_of_each_picture(answer):
+    explainer = require_explainer(load_encoder("pocket", EncoderSettings(device="cpu")))
+    plain, drawn = contact_sheet([answer]), contact_sheet([answer], explainer=explainer)
+    assert plain.size == drawn.size
+    changed = np.abs(np.asarray(plain, int) - np.asarray(drawn, int)).max(-1) > 8
+    columns = np.flatnonzero(changed.any(0))
+    assert columns.max() < plain.width // 2, "only the tile of the picture"
+    warm = np.asarray(drawn, int)[..., 0] - np.asarray(drawn, int)[..., 2] > 120
+    rows, columns = np.nonzero(warm & changed)
+    tile = np.flatnonzero(changed.any(1))
+    assert np.median(rows) > np.mean([tile.min(), tile.max()]) and np.median(columns) < 24 + 120
+
+
+def test_a_query_without_a_text_is_refused(answer):
+    explainer = require_explainer(load_encoder("pocket", EncoderSettings(device="cpu")))
+    other = Answer(Query(image=answer[0].picture()), answer.results)
+    with pytest.raises(UsageError, match="expected a query by one text"):
+        contact_sheet([other], explainer=explainer)
+
+
+def test_hits_are_explained_on_a_sheet_only():
+    output = Output(False, None, None, True, False, None, None)
+    with pytest.raises(UsageError, match="--explain-hits: expected --sheet FILE"):
+        check_output(output, "photos.chiasm", [])
