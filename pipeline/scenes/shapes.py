@@ -17,13 +17,13 @@ Primitive = tuple[str, tuple[float, ...]]  # ("ellipse" | "box" | "polygon", coo
 @dataclass(frozen=True, slots=True)
 class Shape:
     """The primitives of one kind; an ink is one of `INKS` of draw.py, or `shade` (of the body).
-    `behind` is painted in inks, with an outline, before the body.
+    `rear` is painted in inks, with an outline, before the body.
     """
 
     body: tuple[Primitive, ...]
     cuts: tuple[Primitive, ...] = ()
     details: tuple[tuple[str, Primitive], ...] = ()
-    behind: tuple[tuple[str, Primitive], ...] = ()
+    rear: tuple[tuple[str, Primitive], ...] = ()
 
 
 def disc(x: float, y: float, r: float, ry: float | None = None) -> Primitive:

@@ -24,7 +24,7 @@ def _birds_and_machines() -> dict[str, Shape]:
                 disc(-0.1, 0.02, 0.58, 0.36), polygon(-0.45, -0.2, -1, 0.42, -0.2, 0.32),
                 *line(0.22, 0.3, -0.05, 0.52, -0.4, 0.34, -0.72), disc(0.4, -0.78, 0.2),
             ),
-            behind=inked("ink", *line(0.12, -0.12, 0.3, -0.12, 0.98, 0.12, 0.98),
+            rear=inked("ink", *line(0.12, -0.12, 0.3, -0.12, 0.98, 0.12, 0.98),
                          *line(0.12, 0.16, 0.3, 0.3, 0.62, 0.02, 0.74)),
             details=(
                 ("wood", polygon(0.54, -0.9, 1, -0.7, 0.54, -0.66)),
@@ -37,7 +37,7 @@ def _birds_and_machines() -> dict[str, Shape]:
                 polygon(-0.43, -1, -0.1, -0.8, -0.76, -0.8), box(-0.95, 0.78, 0.1, 0.98),
                 box(0.38, 0.16, 0.92, 0.62),
             ),
-            behind=inked("ink", *line(0.1, 0.65, -0.6, 0.65, 0.2)),
+            rear=inked("ink", *line(0.1, 0.65, -0.6, 0.65, 0.2)),
             details=inked(
                 "ink", *line(0.07, -0.62, -0.4, -0.24, 0.0, -0.62, 0.4, -0.24, 0.78),
                 box(-1, -0.52, -0.72, -0.22),
@@ -96,7 +96,7 @@ def _bows() -> dict[str, Shape]:
         ),
         "bow weapon": Shape(
             (arc(-0.5, 0, 0.98, 0.86, 0.34, -82, 82),),
-            behind=inked("ink", *line(0.07, -0.36, -0.88, -0.36, 0.88)),
+            rear=inked("ink", *line(0.07, -0.36, -0.88, -0.36, 0.88)),
             details=(
                 *inked("wood", *line(0.13, -0.8, 0, 0.8, 0)),
                 *inked("ink", polygon(0.66, -0.26, 1.04, 0, 0.66, 0.26),
@@ -110,7 +110,7 @@ def _nails() -> dict[str, Shape]:
     return {
         "nail finger": Shape(
             (disc(0, -0.38, 0.46, 0.56), box(-0.46, -0.4, 0.46, 0.1), disc(0, 0.06, 0.46, 0.26)),
-            behind=inked("skin", disc(0, -0.22, 0.72, 0.74), box(-0.72, -0.22, 0.72, 1)),
+            rear=inked("skin", disc(0, -0.22, 0.72, 0.74), box(-0.72, -0.22, 0.72, 1)),
             details=(
                 ("light", arc(0, -0.3, 0.26, 0.4, 0.12, 190, 260)),
                 *inked("ink", box(-0.34, 0.56, 0.34, 0.63), box(-0.26, 0.74, 0.26, 0.81)),
@@ -136,7 +136,7 @@ def _mice() -> dict[str, Shape]:
                 disc(0.12, 0.28, 0.66, 0.5), polygon(-0.98, 0.36, -0.3, -0.16, -0.2, 0.7),
                 disc(-0.08, -0.42, 0.44), disc(0.44, -0.4, 0.34),
             ),
-            behind=inked("ink", *line(0.12, 0.6, 0.6, 0.96, 0.5, 0.98, -0.1, 0.84, -0.4)),
+            rear=inked("ink", *line(0.12, 0.6, 0.6, 0.96, 0.5, 0.98, -0.1, 0.84, -0.4)),
             details=(
                 ("shade", disc(-0.08, -0.42, 0.28)), ("shade", disc(0.46, -0.42, 0.2)),
                 *inked("light", disc(-0.46, 0.1, 0.16)),
@@ -147,7 +147,7 @@ def _mice() -> dict[str, Shape]:
         ),
         "mouse computer": Shape(
             (disc(0, -0.02, 0.64, 0.56), box(-0.64, 0, 0.64, 0.4), disc(0, 0.4, 0.64, 0.58)),
-            behind=inked("ink", *line(0.11, 0, -0.5, 0, -0.74, 0.34, -0.8, 0.4, -1)),
+            rear=inked("ink", *line(0.11, 0, -0.5, 0, -0.74, 0.34, -0.8, 0.4, -1)),
             details=(
                 *inked("ink", box(-0.62, 0.14, 0.62, 0.22), box(-0.04, -0.54, 0.04, 0.18),
                        disc(0, -0.2, 0.15, 0.22)),
@@ -179,7 +179,7 @@ def _palms_and_letters() -> dict[str, Shape]:
         ),
         "palm tree": Shape(
             (*fronds, disc(0, -0.42, 0.2)),
-            behind=inked("wood", polygon(-0.1, -0.45, 0.12, -0.45, 0.1, 0.2, 0.26, 1, -0.2, 1)),
+            rear=inked("wood", polygon(-0.1, -0.45, 0.12, -0.45, 0.1, 0.2, 0.26, 1, -0.2, 1)),
             details=inked("wood", disc(-0.14, -0.22, 0.14), disc(0.14, -0.2, 0.14)),
         ),
         "letter mail": Shape(
@@ -213,7 +213,7 @@ def _clocks_and_bells() -> dict[str, Shape]:
                 disc(0, -0.3, 0.54), box(-0.54, -0.3, 0.54, 0.25),
                 polygon(-0.54, 0.1, 0.54, 0.1, 0.96, 0.66, -0.96, 0.66), disc(0, -0.86, 0.17),
             ),
-            behind=inked("wood", disc(0, 0.74, 0.26)),
+            rear=inked("wood", disc(0, 0.74, 0.26)),
             details=(*inked("shade", box(-0.9, 0.5, 0.9, 0.66)), ("ink", disc(0, -0.88, 0.08))),
         ),
     }  # fmt: skip
@@ -225,7 +225,7 @@ def _sheep_and_goats() -> dict[str, Shape]:
     return {
         "sheep": Shape(
             (*(disc(x, y, 0.3) for x, y in (*wool, (-0.2, 0.36))), disc(0.1, 0, 0.56, 0.4)),
-            behind=inked("ink", *legs),
+            rear=inked("ink", *legs),
             details=(
                 *inked("ink", disc(-0.68, -0.1, 0.28, 0.34), disc(-0.4, -0.28, 0.18, 0.1),
                        disc(-0.94, -0.28, 0.12, 0.08)),
@@ -238,7 +238,7 @@ def _sheep_and_goats() -> dict[str, Shape]:
                 polygon(-0.34, -0.62, -0.6, -0.66, -1, -0.2, -0.86, -0.04, -0.4, -0.2),
                 polygon(0.66, 0.1, 0.84, -0.36, 0.96, -0.3, 0.86, 0.2),
             ),
-            behind=inked("ink", *legs, *line(0.13, -0.12, 0.3, -0.12, 0.98),
+            rear=inked("ink", *legs, *line(0.13, -0.12, 0.3, -0.12, 0.98),
                          *line(0.13, 0.66, 0.2, 0.68, 0.98)),
             details=(
                 *inked("wood", arc(-0.2, -0.58, 0.34, 0.36, 0.15, 180, 300),
