@@ -74,11 +74,11 @@ def sprite(kind: str, colour: str, size: str, texture: str, tilt: int, side: int
     filling = Image.new("RGB", (large, large), paint)
     filling.paste(Image.new("RGB", filling.size, pattern), mask=_pattern(texture, large, extent))
     drawn = Image.new("RGBA", (large, large), (*INK, 0))
-    if shape.behind:
+    if shape.rear:
         rear = Image.new("L", (large, large))
-        _fill(rear, tuple(primitive for _, primitive in shape.behind), 255, extent)
+        _fill(rear, tuple(primitive for _, primitive in shape.rear), 255, extent)
         drawn.paste(Image.new("RGB", filling.size, INK), mask=_widened(rear, outline // 2))
-        _paint(drawn, shape.behind, paint, extent)
+        _paint(drawn, shape.rear, paint, extent)
     drawn.paste(Image.new("RGB", filling.size, INK), mask=edge)
     drawn.paste(filling, mask=body)
     _paint(drawn, shape.details, paint, extent)

@@ -128,8 +128,7 @@ def _alternatives(words: Iterable[str]) -> str:
 _GRAMMARS = {
     "en": "(?:an(?= [aeiou])|a(?= [^aeiou])) (?:(?P<size{n}>{size}) )?"
     "(?:(?P<one{n}>{colour}|{texture}) )?(?:(?P<other{n}>{colour}|{texture}) )?"
-    "(?P<kind{n}>{kind})(?P<ending{n}>{ending})?"
-    "(?: (?P<place{n}>{place}))?(?P<counter{n}>(?!))?",
+    "(?P<kind{n}>{kind})(?P<ending{n}>{ending})?(?: (?P<place{n}>{place}))?(?P<counter{n}>(?!))?",
     "zh": "(?:(?P<place{n}>{place})有)?一(?P<counter{n}>{counter})(?P<size{n}>{size})?"
     "(?P<one{n}>{colour})?(?P<other{n}>{texture})?(?(one{n})的|(?(other{n})的|))"
     "(?P<kind{n}>{kind})(?P<ending{n}>(?!))?",

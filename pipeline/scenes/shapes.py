@@ -7,6 +7,7 @@ entry.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -16,13 +17,13 @@ Primitive = tuple[str, tuple[float, ...]]  # ("ellipse" | "box" | "polygon", coo
 @dataclass(frozen=True, slots=True)
 class Shape:
     """The primitives of one kind; an ink is one of `INKS` of draw.py, or `shade` (of the body).
-    `behind` is painted in inks, with an outline, before the body.
+    `rear` is painted in inks, with an outline, before the body.
     """
 
     body: tuple[Primitive, ...]
     cuts: tuple[Primitive, ...] = ()
     details: tuple[tuple[str, Primitive], ...] = ()
-    behind: tuple[tuple[str, Primitive], ...] = ()
+    rear: tuple[tuple[str, Primitive], ...] = ()
 
 
 def disc(x: float, y: float, r: float, ry: float | None = None) -> Primitive:
@@ -46,6 +47,52 @@ def ring(points: int, inner: float, outer: float = 1.0, turn: float = -math.pi /
     radii = (outer, inner)
     steps = ((turn + math.pi * i / points, radii[i % 2]) for i in range(2 * points))
     return ("polygon", tuple(c for a, r in steps for c in (r * math.cos(a), r * math.sin(a))))
+
+
+def line(width: float, *coordinates: float) -> tuple[Primitive, ...]:
+    """A broken line x0, y0, x1, y1, ... of some width, with round corners."""
+    points = list(zip(coordinates[::2], coordinates[1::2], strict=True))
+    strokes = []
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        scale = width / 2 / math.hypot(x1 - x0, y1 - y0)
+        across, along = (y1 - y0) * scale, (x1 - x0) * scale
+        strokes.append(
+            polygon(
+                x0 + across, y0 - along, x1 + across, y1 - along,
+                x1 - across, y1 + along, x0 - across, y0 + along,
+            )
+        )  # fmt: skip
+    return (*strokes, *(disc(x, y, width / 2) for x, y in points[1:-1]))
+
+
+def arc(
+    x: float, y: float, r: float, ry: float, width: float, start: float, end: float
+) -> Primitive:
+    """A band of an ellipse around (x, y) between two angles in degrees, 0 to the right, 90 down."""
+    angles = [math.radians(start + (end - start) * i / 16) for i in range(17)]
+    outer = [
+        (x + (r + width / 2) * math.cos(a), y + (ry + width / 2) * math.sin(a)) for a in angles
+    ]
+    inner = [
+        (x + (r - width / 2) * math.cos(a), y + (ry - width / 2) * math.sin(a)) for a in angles
+    ]
+    return ("polygon", tuple(c for point in outer + inner[::-1] for c in point))
+
+
+def inked(ink: str, *primitives: Primitive) -> tuple[tuple[str, Primitive], ...]:
+    """Primitives as details of one ink."""
+    return tuple((ink, primitive) for primitive in primitives)
+
+
+def both_sides(*primitives: Primitive) -> tuple[Primitive, ...]:
+    """Primitives and their mirror images at x = 0."""
+    turned = []
+    for form, at in primitives:
+        xs, ys = [-c for c in at[::2]], at[1::2]
+        if form != "polygon":
+            xs = xs[::-1]  # the left edge comes first
+        turned.append((form, tuple(c for point in zip(xs, ys, strict=True) for c in point)))
+    return (*primitives, *turned)
 
 
 def _heart() -> Primitive:

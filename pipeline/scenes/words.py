@@ -14,20 +14,15 @@ from dataclasses import dataclass, replace
 from chiasm.pipeline.scenes.claims import RELATIONS, Claims, ThingClaim, related
 from chiasm.pipeline.scenes.vocabulary import (
     COUNTERS,
-    EN,
     EN_PLACES,
     LANGUAGES,
-    ZH,
     ZH_PLACES,
     Phrases,
     phrases,
 )
 from chiasm.pipeline.scenes.world import WORLD_1, Scene, Thing, World
 
-__all__ = [
-    "COUNTERS", "EN", "EN_PLACES", "LANGUAGES", "ZH", "ZH_PLACES",
-    "Caption", "caption", "plan", "render_caption",
-]  # fmt: skip
+__all__ = ["LANGUAGES", "Caption", "caption", "plan", "render_caption"]
 
 
 @dataclass(frozen=True, slots=True)
