@@ -13,7 +13,12 @@ from torch.nn import functional
 
 from chiasm.pipeline.model.config import ModelConfig
 from chiasm.pipeline.model.joint import JointNetwork
-from chiasm.pipeline.model.losses import contrastive_loss, info_nce, matching_loss
+from chiasm.pipeline.model.losses import (
+    any_true_loss,
+    contrastive_loss,
+    info_nce,
+    matching_loss,
+)
 from chiasm.pipeline.model.matching import hard_negatives
 from chiasm.pipeline.training.distributed import gather_rows
 from chiasm.pipeline.training.pocket.data import CaptionTargets, TrainBatch
@@ -70,9 +75,9 @@ class Objective(nn.Module):
 
     def fusion_losses(self, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Second stage, of the first captions with their pictures: `match`, on true pairs and as
-        many hard negatives; `joint`, InfoNCE of the joint vectors with the vectors of the other
-        captions; `align`, InfoNCE of words and patches by late interaction; and those of
-        `Probes.pair_losses`.
+        many hard negatives; `joint`, of the other captions searched among the joint vectors, where
+        any picture is right of which the caption is true; `align`, InfoNCE of words and patches by
+        late interaction; and those of `Probes.pair_losses`.
 
         Of processes that train together, `joint` compares with the rows of all. Each draws its hard
         negatives among its own rows, and compares words with patches of those: tokens of all rows
@@ -108,7 +113,10 @@ class Objective(nn.Module):
         return {
             "match": matching_loss(model.matching(fused).logit, true_pair, counted),
             "align": contrastive_loss(self.probes.token_similarity(fusion, text, image), true),
-            "joint": contrast(fused.joint[:size], query.vector, model.scale, second, batch.first),
+            "joint": any_true_loss(
+                model.scale * query.vector @ gather_rows(fused.joint[:size]).T,
+                _moved(second.also_true, device),
+            ),
             **self.probes.pair_losses(fused, words, pairs),
         }
 

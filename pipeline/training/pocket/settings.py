@@ -28,9 +28,10 @@ class TrainSettings:
     relations losses; with less, the twenty kinds do not enter the vectors, and the text tower drops
     relations. match: weight of all losses of the second stage but the joint vector's, joint: of
     that. ema: decay of the average. corpus: scenes whose captions train the tokenizer; calibrated:
-    scenes that calibrate matching at the end of the second stage (calibrate.py). Picture side,
-    context and vocabulary of `model` are replaced by those of `data` and of the trained tokenizer.
-    Without `model.fusion` the run ends with the towers.
+    scenes that calibrate matching at the end of the second stage, and of each gallery that decides
+    on the joint vector (calibrate.py). Picture side, context and vocabulary of `model` are replaced
+    by those of `data` and of the trained tokenizer. Without `model.fusion` the run ends with the
+    towers.
     """
 
     steps: int = 1600

@@ -4,7 +4,8 @@ Align before fuse (Li et al., ALBEF, 2021). First the towers are trained: a step
 pictures once and two captions of each; its loss is the mean InfoNCE of both plus those of the
 probes (objective.py). Then the towers are frozen, and fusion and matching are trained on top of
 them: the vectors of a picture or of a text alone no longer change, and a step costs no backward
-pass through the towers. Matching is calibrated at the end.
+pass through the towers. The joint vector begins as the best weighted mean; at the end matching is
+calibrated, and a joint vector that does not beat that mean becomes it.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class Stage:
     names of the parameters of `Objective` that learn; all others stay at the average of the stages
     before. losses(objective, batch, generator): float32 scalars by name, minimised in the sum by
     `weights`. evaluate: fields of a record about the average, now and then; None: nothing to
-    evaluate. calibrated: scenes that matching is calibrated on at the end; 0: it is not.
+    evaluate. calibrated: scenes of a gallery that the joint vector begins with, and is judged on at
+    the end, when as many calibrate matching; 0 for a stage that does not train them.
     """
 
     name: str
