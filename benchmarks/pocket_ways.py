@@ -56,13 +56,13 @@ def way_of(folder: Path) -> str:
     """How a model fuses, and for how many steps it learned to."""
     network, _ = load_model(folder)
     assert network.config.fusion is not None, f"{folder} holds two towers alone"
-    steps = [record["step"] for record in read_log(folder) if "joint" in record]
-    # The first stage logs no joint vector; the second's first line comes `log_every` steps in.
+    steps = [record["step"] for record in read_log(folder) if record["stage"] == "fusion"]
+    # The second stage's first line comes `log_every` steps in.
     return f"{network.config.fusion.fusion}, {steps[-1] - steps[0] + steps[1] - steps[0]} steps"
 
 
 def seconds_of_fusion(folder: Path) -> float:
-    """From the first step of the fusion to its last: wall-clock seconds, as logged."""
+    """From the first step after the towers to the last: wall-clock seconds, as logged."""
     stage = [record for record in read_log(folder) if "joint" in record]
     before = [record["seconds"] for record in read_log(folder) if "contrast" in record]
     return stage[-1]["seconds"] - (before[-1] if before else 0.0)

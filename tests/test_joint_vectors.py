@@ -21,14 +21,16 @@ from chiasm.pipeline.scenes.words import LANGUAGES, plan, render_caption
 from chiasm.pipeline.scenes.world import gallery
 from chiasm.pipeline.training.pocket import evaluate_joint
 from chiasm.pipeline.training.pocket.calibrate import joint_galleries, wins
-from chiasm.pipeline.training.pocket.data import DataSettings, learn_tokenizer
+from chiasm.pipeline.training.pocket.data import DataSettings, learn_tokenizer, train_batch
 from chiasm.pipeline.training.pocket.joint_task import (
     TEXT_WEIGHTS,
     JointTask,
     JointVectors,
     best_text_weight,
 )
+from chiasm.pipeline.training.pocket.objective import Objective
 from chiasm.pipeline.training.pocket.settings import TrainSettings
+from chiasm.pipeline.training.pocket.stages import ends_of, stages_of
 from chiasm.pipeline.training.pocket.trainer import Training
 
 CONFIG = FusionConfig(width=16, depth=1, heads=2, slots=3)
@@ -185,6 +187,43 @@ def test_training_begins_at_the_best_mean_and_what_does_not_win_becomes_it():
     assert training._average().fusion.is_mean
 
 
+def test_the_last_stage_trains_what_the_joint_vector_adds_and_nothing_else():
+    run = replace(SETTINGS, fusion_steps=200, joint_batch=12)
+    assert [stage.name for stage in stages_of(run)] == ["towers", "fusion", "joint"]
+    assert run.all_steps == 1 + 200 + 2 == ends_of(stages_of(run))[-1]
+    training = Training(run, torch.device("cpu"), learn_tokenizer(300, 20))
+    training.step = 201
+    training.begin_joint(12)
+    assert training.stage.name == "joint" and training.stage.calibrated == 12
+    before = {name: each.clone() for name, each in training.objective.state_dict().items()}
+    batch = train_batch(201, training.stage.data, training.tokenizer)
+    assert set(training.train_step(batch)) == {"loss", "joint", "norm"}
+    changed = [
+        name
+        for name, each in training.objective.state_dict().items()
+        if not torch.equal(each, before[name])
+    ]
+    assert changed == ["model.fusion.residual.weight"]
+
+
+@torch.no_grad()
+def test_the_loss_of_the_last_stage_by_brute_force():
+    objective, tokenizer = Objective(TINY).eval(), learn_tokenizer(300, 20)
+    model, batch = objective.model, train_batch(3, replace(SETTINGS.data, batch=24), tokenizer)
+    found = objective.joint_losses(batch, torch.Generator().manual_seed(4))["joint"].item()
+    draw = torch.rand(24, generator=torch.Generator().manual_seed(4))
+    joint = []
+    for row, lot in enumerate(draw.tolist()):
+        image = model.image_modality(torch.from_numpy(batch.pixels[row : row + 1]))
+        text = model.text_modality(torch.from_numpy(batch.captions[0].ids[row : row + 1]))
+        joint.append(model.fuse(text if lot >= 0.15 else None, image if lot < 0.85 else None).joint)
+    assert draw.min() < 0.15 and draw.max() > 0.85
+    query = model.encode_text(torch.from_numpy(batch.captions[1].ids))[1]
+    e = (model.scale * query @ torch.cat(joint).T).exp().double().numpy()
+    right = (e * batch.captions[1].also_true).sum(1)
+    assert found == pytest.approx(-np.log(right / e.sum(1)).mean(), rel=1e-4)
+
+
 class FactsEncoder(BaseEncoder):
     """A text or a picture -> a pseudo-random vector of its bytes."""
 
@@ -236,9 +275,9 @@ def test_figures_of_an_encoder_by_brute_force():
         assert found[name]["r1"] == pytest.approx(share)
         assert found[name]["r1_error"] == pytest.approx(np.sqrt(share * (1 - share) / 80))
     pairs = list(zip(first["fusion"], first["mean"], strict=True))
-    won, lost = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
-    assert (found["only_fusion"], found["only_mean"]) == (won, lost) and won + lost > 3
-    tail = sum(comb(won + lost, k) for k in range(won, won + lost + 1)) / 2 ** (won + lost)
+    won, losses = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    assert (found["only_fusion"], found["only_mean"]) == (won, losses) and won + losses > 3
+    tail = sum(comb(won + losses, k) for k in range(won, won + losses + 1)) / 2 ** (won + losses)
     assert found["p"] == pytest.approx(tail)
     lines = evaluate_joint.format_joint(found)
     assert len(lines) == 6 and f"{weight:g} of the caption" in lines[3]

@@ -24,16 +24,16 @@ def test_a_fusion_has_to_win_by_more_than_chance():
 
 
 def test_queries_of_one_picture_are_not_so_many_wins():
-    """Eight of twelve queries won, four lost: of as many pictures, or of three that go together."""
+    """Eight of twelve queries won: of as many pictures, or of three that go together."""
     ours = np.array([True] * 8 + [False] * 4)
     assert wins_by_one_standard_error(ours, ~ours, np.arange(12))
     assert not wins_by_one_standard_error(ours, ~ours, np.arange(12) // 4)
 
 
-@pytest.mark.parametrize("won, lost", [*product(range(4), range(4)), (30, 12)])
-def test_mcnemar_is_the_binomial_tail(won, lost):
-    ours = np.array([True] * won + [False] * lost + [True] * 5 + [False] * 3)
-    theirs = np.array([False] * won + [True] * lost + [True] * 5 + [False] * 3)
-    n = won + lost
+@pytest.mark.parametrize("won, losses", [*product(range(4), range(4)), (30, 12)])
+def test_mcnemar_is_the_binomial_tail(won, losses):
+    ours = np.array([True] * won + [False] * losses + [True] * 5 + [False] * 3)
+    theirs = np.array([False] * won + [True] * losses + [True] * 5 + [False] * 3)
+    n = won + losses
     tail = sum(comb(n, k) for k in range(won, n + 1)) / 2**n
-    assert mcnemar(ours, theirs) == (won, lost, pytest.approx(tail, rel=1e-12))
+    assert mcnemar(ours, theirs) == (won, losses, pytest.approx(tail, rel=1e-12))

@@ -48,12 +48,12 @@ def joint(encoder: Encoder, seeds: Sequence[int], samples: int) -> dict[str, Any
         for name, indexed in ways.items():
             right.setdefault(name, []).append(right_hits(vectors.queries, indexed, task.true))
     whole = {name: np.concatenate(found) for name, found in right.items()}
-    won, lost, p = mcnemar(whole["fusion"][:, 0], whole["mean"][:, 0])
+    won, losses, p = mcnemar(whole["fusion"][:, 0], whole["mean"][:, 0])
     return {
         **{name: _figures(found) for name, found in whole.items()},
         "text_weight": weight,
         "only_fusion": won,
-        "only_mean": lost,
+        "only_mean": losses,
         "p": p,
     }
 

@@ -75,9 +75,9 @@ class Objective(nn.Module):
 
     def fusion_losses(self, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Second stage, of the first captions with their pictures: `match`, on true pairs and as
-        many hard negatives; `joint`, of the other captions searched among the joint vectors, where
-        any picture is right of which the caption is true; `align`, InfoNCE of words and patches by
-        late interaction; and those of `Probes.pair_losses`.
+        many hard negatives; `joint`, InfoNCE of the joint vectors with the vectors of the other
+        captions; `align`, InfoNCE of words and patches by late interaction; and those of
+        `Probes.pair_losses`.
 
         Of processes that train together, `joint` compares with the rows of all. Each draws its hard
         negatives among its own rows, and compares words with patches of those: tokens of all rows
@@ -113,12 +113,23 @@ class Objective(nn.Module):
         return {
             "match": matching_loss(model.matching(fused).logit, true_pair, counted),
             "align": contrastive_loss(self.probes.token_similarity(fusion, text, image), true),
-            "joint": any_true_loss(
-                model.scale * query.vector @ gather_rows(fused.joint[:size]).T,
-                _moved(second.also_true, device),
-            ),
+            "joint": contrast(fused.joint[:size], query.vector, model.scale, second, batch.first),
             **self.probes.pair_losses(fused, words, pairs),
         }
+
+    def joint_losses(self, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Third stage: `joint`, the second captions searched among the joint vectors of the first
+        captions with their pictures, those of all processes; any picture is right of which the
+        caption is true."""
+        model, device = self.model, self.model.log_scale.device
+        with torch.no_grad():
+            image = model.image_modality(_moved(batch.pixels, device))
+            text, query = (model.text_modality(_moved(c.ids, device)) for c in batch.captions)
+        draw = torch.rand(len(batch.pixels), generator=generator).to(device)
+        has_text, has_image = draw >= MODALITY_DROPOUT, draw < 1 - MODALITY_DROPOUT
+        joint = gather_rows(model.fuse(text.where(has_text), image.where(has_image)).joint)
+        true = _moved(batch.captions[1].also_true, device)
+        return {"joint": any_true_loss(model.scale * query.vector @ joint.T, true)}
 
 
 def contrast(

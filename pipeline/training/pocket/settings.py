@@ -10,6 +10,9 @@ from chiasm.pipeline.model.checkpoint import CONFIG_NAMES, names_in_files
 from chiasm.pipeline.model.config import ModelConfig
 from chiasm.pipeline.training.pocket.data import DataSettings
 
+# Steps of the second stage for each of the third: 100 of 512 pictures are enough for the one matrix
+# that it trains, and take a tenth of the time of 10,000.
+FUSION_PER_JOINT = 100
 # Name in code -> name in state.safetensors, as in model/checkpoint.py.
 STATE_CONFIG_NAMES = {
     "learning_rate": "rate",
@@ -23,20 +26,22 @@ class TrainSettings:
     """Lengths, rates and weights of a training; the seed is that of `data`.
 
     steps, fusion_steps: of the stages (stages.py); learning_rate: the highest of each. The second
-    stage takes many small steps, of `fusion_batch` pictures. facts: weight of the facts and
-    readings losses at the start; it falls to a tenth along a cosine. words: weight of the words and
-    relations losses; with less, the twenty kinds do not enter the vectors, and the text tower drops
-    relations. match: weight of all losses of the second stage but the joint vector's, joint: of
-    that. ema: decay of the average. corpus: scenes whose captions train the tokenizer; calibrated:
-    scenes that calibrate matching at the end of the second stage, and of each gallery that decides
-    on the joint vector (calibrate.py). Picture side, context and vocabulary of `model` are replaced
-    by those of `data` and of the trained tokenizer. Without `model.fusion` the run ends with the
-    towers.
+    stage takes many small steps, of `fusion_batch` pictures, the third few large ones, of
+    `joint_batch`: of 32 pictures all that are alike are twins, and a joint vector learns no more
+    from them than the mean knows. facts: weight of the facts and readings losses at the start; it
+    falls to a tenth along a cosine. words: weight of the words and relations losses; with less, the
+    twenty kinds do not enter the vectors, and the text tower drops relations. match: weight of all
+    losses of the second stage but the joint vector's, joint: of that. ema: decay of the average.
+    corpus: scenes whose captions train the tokenizer; calibrated: scenes that calibrate matching at
+    the end, and of each gallery that decides on the joint vector (calibrate.py). Picture side,
+    context and vocabulary of `model` are replaced by those of `data` and of the trained tokenizer.
+    Without `model.fusion` the run ends with the towers.
     """
 
     steps: int = 1600
     fusion_steps: int = 10_000
     fusion_batch: int = 32
+    joint_batch: int = 512
     learning_rate: float = 1e-3
     warmup: float = 0.03
     weight_decay: float = 0.05
@@ -57,9 +62,15 @@ class TrainSettings:
     model: ModelConfig = field(default_factory=ModelConfig)
 
     @property
+    def joint_steps(self) -> int:
+        """Steps of the third stage."""
+        return self.fusion_steps // FUSION_PER_JOINT if self.model.fusion else 0
+
+    @property
     def all_steps(self) -> int:
         """Steps of all stages together."""
-        return self.steps + (self.fusion_steps if self.model.fusion else 0)
+        of_fusion = self.fusion_steps if self.model.fusion else 0
+        return self.steps + of_fusion + self.joint_steps
 
     def to_json(self) -> dict[str, Any]:
         """Plain values by their names in files."""

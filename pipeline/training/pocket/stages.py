@@ -4,8 +4,9 @@ Align before fuse (Li et al., ALBEF, 2021). First the towers are trained: a step
 pictures once and two captions of each; its loss is the mean InfoNCE of both plus those of the
 probes (objective.py). Then the towers are frozen, and fusion and matching are trained on top of
 them: the vectors of a picture or of a text alone no longer change, and a step costs no backward
-pass through the towers. The joint vector begins as the best weighted mean; at the end matching is
-calibrated, and a joint vector that does not beat that mean becomes it.
+pass through the towers. The joint vector begins as the best weighted mean. Last, what it adds to
+that is trained alone, on large batches; matching is calibrated, and a joint vector that does not
+beat the mean becomes it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ FUSION = (
     "probes.patch_disagreement.", "probes.word_location.", "probes.word_weight.",
     "probes.log_scale",
 )  # fmt: skip
+RESIDUAL = ("model.fusion.residual.",)
+# What joint vectors are for: captions that leave things unsaid, among scenes and their twins.
+JOINT_DATA = {"hard": 0.0, "twins": 1.0, "partial": 0.75}
 FUSION_LOSSES = ("match", "align", "discord", "ground", "where", "follow")  # and `joint`
 
 
@@ -69,8 +73,9 @@ class Stage:
     names of the parameters of `Objective` that learn; all others stay at the average of the stages
     before. losses(objective, batch, generator): float32 scalars by name, minimised in the sum by
     `weights`. evaluate: fields of a record about the average, now and then; None: nothing to
-    evaluate. calibrated: scenes of a gallery that the joint vector begins with, and is judged on at
-    the end, when as many calibrate matching; 0 for a stage that does not train them.
+    evaluate. begins_joint: scenes of the galleries by which the joint vector begins as the best
+    weighted mean; 0: it goes on. calibrated: scenes that calibrate matching at the end, and of the
+    galleries that the joint vector has to win on; 0 for none of this.
     """
 
     name: str
@@ -81,6 +86,7 @@ class Stage:
     losses: Callable[[Objective, Any, torch.Generator], dict[str, Tensor]]
     weights: Mapping[str, LossWeight]
     evaluate: Callable[[JointNetwork, Tokenizer, TrainSettings], dict[str, Any]] | None = None
+    begins_joint: int = 0
     calibrated: int = 0
 
     def total(self, losses: Mapping[str, Tensor], progress: float) -> Tensor:
@@ -117,9 +123,21 @@ def stages_of(settings: TrainSettings) -> tuple[Stage, ...]:
         Objective.fusion_losses,
         dict.fromkeys(FUSION_LOSSES, LossWeight(settings.match))
         | {"joint": LossWeight(settings.joint)},
+        begins_joint=settings.calibrated,
+    )
+    if not settings.joint_steps:
+        return (towers, replace(fusion, calibrated=settings.calibrated))
+    joint = Stage(
+        "joint",
+        settings.joint_steps,
+        replace(settings.data, batch=settings.joint_batch, **JOINT_DATA),
+        train_batch,
+        RESIDUAL,
+        Objective.joint_losses,
+        {"joint": LossWeight(1.0)},
         calibrated=settings.calibrated,
     )
-    return (towers, fusion)
+    return (towers, fusion, joint)
 
 
 def ends_of(stages: tuple[Stage, ...]) -> tuple[int, ...]:
