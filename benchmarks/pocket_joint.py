@@ -2,9 +2,10 @@
 
     python -m benchmarks.pocket_joint --encoder pocket:DIR --seed 9001 9002 9003 --samples 1000
 
-The trials of pipeline/training/pocket/evaluate_fusion.py: hard twins by vectors and by matching,
-matching accuracy on one change, joint vectors of captions that leave things unsaid. Prints JSON and
-writes benchmarks/results/pocket_joint.json.
+Hard twins by vectors and by matching, and matching accuracy on one change
+(pipeline/training/pocket/evaluate_fusion.py); joint vectors of captions that leave things unsaid,
+beside the best weighted mean (evaluate_joint.py). Prints JSON and writes
+benchmarks/results/pocket_joint.json.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from benchmarks.machine import machine, tell_and_keep
 from chiasm.pipeline.encoders import load_encoder, require_matcher
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.scenes.words import LANGUAGES
-from chiasm.pipeline.training.pocket.evaluate_fusion import accuracy, hard_twins, joint
+from chiasm.pipeline.training.pocket.evaluate_fusion import accuracy, hard_twins
+from chiasm.pipeline.training.pocket.evaluate_joint import joint
 
 RESULT = Path(__file__).parent / "results" / "pocket_joint.json"
 
@@ -48,7 +50,7 @@ def main() -> None:
             for language in LANGUAGES
         },
         "matching_accuracy": _mean([accuracy(encoder, s, given.samples) for s in given.seed]),
-        "joint": _mean([joint(encoder, s, given.samples) for s in given.seed]),
+        "joint": joint(encoder, given.seed, given.samples),
         "seconds": round(time.perf_counter() - started, 1),
         "machine": machine(),
     }

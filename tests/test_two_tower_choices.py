@@ -1,4 +1,4 @@
-"""How match weights are fitted, by conditional logit and Platt scaling, and when a fusion ships."""
+"""How match weights are fitted, by conditional logit and Platt scaling."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chiasm.pipeline.training.logit_fits import RIDGE_OF_SCALE, fit_conditional_logit, platt_scale
-from chiasm.pipeline.training.two_tower.select import wins_by_one_standard_error
 
 
 def test_weights_are_where_the_slope_is_nothing_or_at_zero():
@@ -90,22 +89,3 @@ def test_platt_scaling_is_at_the_minimum_of_its_loss(seed, size, separable):
     best = loss(bias, scale)
     for b, s in itertools.product((-1e-3, 0, 1e-3), repeat=2):
         assert loss(bias + b, scale + s) >= best - 1e-12
-
-
-def test_a_fusion_has_to_win_by_more_than_chance():
-    answers = lambda won, losses: (  # noqa: E731
-        np.array([True] * won + [False] * losses + [True] * 50),
-        np.array([False] * won + [True] * losses + [True] * 50),
-        np.arange(won + losses + 50),
-    )
-    assert wins_by_one_standard_error(*answers(30, 10))
-    assert not wins_by_one_standard_error(*answers(11, 10))
-    assert not wins_by_one_standard_error(*answers(0, 0))
-    assert not wins_by_one_standard_error(*answers(10, 30))
-
-
-def test_queries_of_one_picture_are_not_so_many_wins():
-    """Eight of twelve queries won, four lost: of as many pictures, or of three that go together."""
-    ours = np.array([True] * 8 + [False] * 4)
-    assert wins_by_one_standard_error(ours, ~ours, np.arange(12))
-    assert not wins_by_one_standard_error(ours, ~ours, np.arange(12) // 4)

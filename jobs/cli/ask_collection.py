@@ -91,7 +91,11 @@ def answer_from_collection(
     collection: str, question: str | None, options: CollectionOptions, answering: Answering
 ) -> None:
     """Answer one question, or those of stdin, and print each with its sources."""
-    check_output(Output(False, None, options.sheet, False, None, None), collection, [])
+    output = Output(
+        as_json=answering.as_json, false_alarms=None, sheet=options.sheet, explain_hits=False,
+        explain=False, receipt=None, audit=None,
+    )  # fmt: skip
+    check_output(output, collection, [])
     rate = FALSE_ALARMS if options.false_alarms is None else options.false_alarms
     if rate != 1:
         check_rate(rate)

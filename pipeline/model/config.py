@@ -43,7 +43,8 @@ class TextConfig:
 @dataclass(frozen=True)
 class FusionConfig:
     """How modalities are fused. fusion: concat, add, gated or cross_attention. slots: K, the
-    tokens that add and gated resample each modality to.
+    tokens that add and gated resample each modality to. bounded_residual: the form of the joint
+    vector, see fusion.py; False is that of folders that do not say it.
     """
 
     fusion: str = "cross_attention"
@@ -51,6 +52,13 @@ class FusionConfig:
     depth: int = 2
     heads: int = 4
     slots: int = 16
+    bounded_residual: bool = True
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> FusionConfig:
+        """Of plain values by field name; TypeError for unknown ones."""
+        plain: dict[str, Any] = {"bounded_residual": False, **fields}
+        return cls(**plain)
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ class ModelConfig:
             image=ImageConfig(**image),
             text=TextConfig(**text),
             dim=plain.pop("dim"),
-            fusion=FusionConfig(**fusion) if fusion else None,
+            fusion=FusionConfig.from_dict(fusion) if fusion else None,
             decoder=DecoderConfig(**decoder) if decoder else None,
             **plain,
         )

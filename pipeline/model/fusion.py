@@ -13,13 +13,24 @@ type embedding:
     cross_attention  every x_m attends to itself and to all the others: co-attention in both
                      directions (Lu et al., ViLBERT, 2019; Tan and Bansal, LXMERT, 2019)
 
-The joint vector lies in the space of the modalities' own vectors v_m and begins as their mean:
+The joint vector lies in the space of the modalities' own vectors v_m and begins as their weighted
+mean:
+
+    j = normalise( sum_m w_m v_m + r / sqrt(1 + |r|^2) ),   r = R s,   R = 0 at the start
+
+w being fixed weights, in each row made to sum to 1 over the modalities that it has, and s the mean
+of what is pooled from the fused tokens of each modality, or, where all have become one sequence,
+what is pooled from that. The learned part is shorter than 1, as the mean of unit vectors is, so
+that neither can drown the other: an error that only one of them makes is outvoted. The weights are
+those of the best mean, which the training of fusion begins as. A modality that a row lacks has no
+tokens and no weight in the joint vector.
+
+Models made before the bound (`FusionConfig.bounded_residual` is False) have
 
     j = normalise( sum_m w_m v_m + R s ),   w = softmax_m(G s_m),   G = R = 0 at the start
 
-s_m being what is pooled from the fused tokens of modality m, s their mean; where all have become
-one sequence, s is pooled from that and the weights stay equal. A modality that a row lacks has
-no tokens and no weight in the joint vector.
+with equal weights where there is one sequence. R s grows to some twenty times the mean, which then
+means nothing.
 """
 
 from __future__ import annotations
@@ -36,6 +47,9 @@ from chiasm.pipeline.model.attention import Attention
 from chiasm.pipeline.model.blocks import Block, CrossBlock
 from chiasm.pipeline.model.config import FusionConfig
 from chiasm.pipeline.model.pooling import Pool
+
+LEAST_WEIGHT = 1e-3  # of a modality in the mean: a row that has it alone is its vector
+LEAST_SUM = 1e-6  # of a row's weights: a row of no modality at all divides by no zero
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,10 @@ class Fusion(nn.Module):
     """A list of modalities -> `Fused`, by the mixer of FUSIONS that `config.fusion` names.
 
     widths: D_m of each modality in the order they are given in. dim: E of the shared space.
+    mean_weights: w (M,) of the bounded form; modality_score: G of the other.
     """
+
+    mean_weights: Tensor | None
 
     def __init__(self, config: FusionConfig, widths: Sequence[int], dim: int) -> None:
         super().__init__()
@@ -95,8 +112,12 @@ class Fusion(nn.Module):
         self.type_embeddings = nn.Parameter(torch.randn(len(widths), width) * 0.02)
         self.mixer = FUSIONS[config.fusion](config)
         self.pool = Pool(width, config.heads)
-        # Where the mixer merges all modalities into one sequence, none is left to weigh.
-        self.modality_score = None if self.mixer.merges else nn.Linear(width, 1, bias=False)
+        bounded = config.bounded_residual
+        equal = torch.full((len(widths),), 1 / len(widths))
+        self.register_buffer("mean_weights", equal if bounded else None)
+        self.modality_score: nn.Linear | None = None
+        if not bounded and not self.mixer.merges:  # merged, no modality is left to weigh
+            self.modality_score = nn.Linear(width, 1, bias=False)
         self.residual = nn.Linear(width, dim, bias=False)
 
     def reset_parameters(self) -> None:
@@ -111,11 +132,24 @@ class Fusion(nn.Module):
                 module.tie_query_and_key()
         self.reset_to_mean()
 
-    def reset_to_mean(self) -> None:
-        """Zero the learned part of the joint vector: it is the mean of the vectors again."""
+    def reset_to_mean(self, weights: Sequence[float] | None = None) -> None:
+        """Zero the learned part of the joint vector: it is the mean of the vectors again; with
+        these weights (M,), as they are for None. ValueError for weights where the form has
+        none that are fixed."""
+        nn.init.zeros_(self.residual.weight)
         if self.modality_score is not None:
             nn.init.zeros_(self.modality_score.weight)
-        nn.init.zeros_(self.residual.weight)
+        if weights is None:
+            return
+        if self.mean_weights is None:
+            raise ValueError("weights of the mean for a fusion without bounded_residual")
+        shares = (torch.tensor(weights) / sum(weights)).clamp(min=LEAST_WEIGHT)
+        self.mean_weights.copy_(shares / shares.sum())
+
+    @property
+    def is_mean(self) -> bool:
+        """Is the learned part of the joint vector zero?"""
+        return not self.residual.weight.any()
 
     def forward(self, modalities: Sequence[Modality | None]) -> Fused:
         """Each modality, None for one that no row has -> the fused batch. Shapes: `Modality`,
@@ -129,30 +163,45 @@ class Fusion(nn.Module):
         return Fused(
             torch.cat(parts, dim=1),
             torch.cat(masks, dim=1),
-            self._joint(parts, masks, [item for _, item in given]),
+            self._joint(parts, masks, given),
         )
 
     def project(self, i: int, tokens: Tensor) -> Tensor:
         """Tokens (B, T, D_i) of modality i -> (B, T, D), the input of the mixer."""
         return self.input_projections[i](tokens) + self.type_embeddings[i]
 
-    def _joint(self, parts: list[Tensor], masks: list[Tensor], given: Sequence[Modality]) -> Tensor:
-        """Fused tokens, one part a modality or one for all of them -> (B, E) float32, unit rows."""
-        present = torch.stack([item.present for item in given], dim=1)[..., None]  # (B, M, 1)
+    def _joint(
+        self, parts: list[Tensor], masks: list[Tensor], given: Sequence[tuple[int, Modality]]
+    ) -> Tensor:
+        """Fused tokens, one part a modality or one for all of them; modalities by their place in
+        the list -> (B, E) float32, unit rows."""
+        present = torch.stack([item.present for _, item in given], dim=1)[..., None]  # (B, M, 1)
         pooled = [
             self.pool(part, _unmask_empty_rows(mask)[:, None, None, :])
             for part, mask in zip(parts, masks, strict=True)
         ]
         summaries = torch.stack(pooled, dim=1)  # (B, M or 1, D)
-        counted = present if self.modality_score is not None else present.any(1, keepdim=True)
+        counted = present.any(1, keepdim=True) if self.mixer.merges else present
         summary = (summaries * counted).sum(1) / counted.sum(1).clamp(min=1)
+        vectors = torch.stack([item.vector for _, item in given], dim=1)  # (B, M, E)
+        weights = self._weights([i for i, _ in given], present, summaries)
+        mean = (weights * vectors.masked_fill(~present, 0)).sum(1)
+        residual = self.residual(summary).float()
+        if self.mean_weights is not None:
+            residual = residual * torch.rsqrt(1 + residual.square().sum(-1, keepdim=True))
+        return functional.normalize(mean + residual, dim=-1)
+
+    def _weights(self, places: list[int], present: Tensor, summaries: Tensor) -> Tensor:
+        """Places of M modalities, which rows have them (B, M, 1) bool, summaries (B, M or 1, D) ->
+        (B, M, 1) float32, in each row of sum 1 over what it has, 0 for what it lacks."""
+        if self.mean_weights is not None:
+            weights = self.mean_weights[places].float()[:, None] * present
+            return weights / weights.sum(1, keepdim=True).clamp(min=LEAST_SUM)
         scores = torch.zeros_like(present, dtype=torch.float32)
         if self.modality_score is not None:
             scores = self.modality_score(summaries).float()
-        weights = scores.masked_fill(~present, torch.finfo(torch.float32).min).softmax(dim=1)
-        vectors = torch.stack([item.vector for item in given], dim=1)  # (B, M, E)
-        base = (weights * vectors.masked_fill(~present, 0)).sum(1)
-        return functional.normalize(base + self.residual(summary).float(), dim=-1)
+        scores = scores.masked_fill(~present, torch.finfo(torch.float32).min)
+        return scores.softmax(dim=1)
 
 
 class Concat(nn.Module):

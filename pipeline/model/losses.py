@@ -33,6 +33,17 @@ def contrastive_loss(logits: Tensor, also_true: Tensor) -> Tensor:
     return (to_image + to_text) / 2
 
 
+def any_true_loss(logits: Tensor, true: Tensor) -> Tensor:
+    """Mean over queries of  -log( sum_{j true} e^(l_ij) / sum_j e^(l_ij) ): one right answer before
+    all wrong ones is enough, whichever it is (Miech et al., End-to-End Learning of Visual
+    Representations from Uncurated Instructional Videos, 2020: MIL-NCE).
+
+    logits (B queries, C), true (B, C) bool, at least one in each row. -> scalar.
+    """
+    right = logits.masked_fill(~true, -torch.inf).logsumexp(dim=1)
+    return (logits.logsumexp(dim=1) - right).mean()
+
+
 def attribute_loss(
     logits: Sequence[Tensor], targets: Tensor, counts: Tensor | None = None
 ) -> Tensor:

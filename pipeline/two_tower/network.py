@@ -91,7 +91,7 @@ class TwoTowerConfig:
         """Inverse of `to_dict`; TypeError or KeyError for unknown or missing fields."""
         plain = dict(fields)
         fusion = plain.pop("fusion")
-        return cls(**plain, fusion=FusionConfig(**fusion) if fusion else None)
+        return cls(**plain, fusion=FusionConfig.from_dict(fusion) if fusion else None)
 
 
 class Head(nn.Module):

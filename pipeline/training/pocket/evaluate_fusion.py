@@ -1,11 +1,9 @@
-"""What matching and fusion add to two towers, on scenes of a fresh seed, for any encoder.
+"""What matching adds to two towers, on scenes of a fresh seed, for any encoder.
 
 Hard twins: every scene has nine others one change away (pipeline/scenes/hard_twins.py). R@1 of the
 vectors, R@1 after the first 20 were reranked by matching (its logit plus the cosine, as in ALBEF),
 and the accuracy of matching on complete captions with their picture and with a picture one change
-away of which they are false. Joint vectors: partial captions are fused with their pictures and
-searched by other partial captions of the same scenes, against the picture alone, the caption alone
-and the mean of both.
+away of which they are false. Joint vectors have a module of their own, evaluate_joint.py.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from chiasm.pipeline.encoders import Encoder, MatchingEncoder, normalized_mean
+from chiasm.pipeline.encoders import Encoder, MatchingEncoder
 from chiasm.pipeline.metrics import recall_at, right_at, top_k
 from chiasm.pipeline.records import IMAGE, TEXT
 from chiasm.pipeline.scenes.claims import holds_matrix
@@ -103,30 +101,4 @@ def accuracy(encoder: MatchingEncoder, seed: int, samples: int) -> dict[str, flo
         for way, scores in (("matching", logits), ("vectors", cosines)):
             preferred = scores[0::2] > scores[1::2]
             found[f"told_apart_{name}_by_{way}"] = float(preferred[some].mean())
-    return found
-
-
-def joint(encoder: MatchingEncoder, seed: int, samples: int) -> dict[str, float]:
-    """R@1 and R@10 of vectors of pictures with partial captions, searched by other such ones."""
-    scenes, rng = gallery(samples, seed), random.Random(f"joint {seed}")
-    fused = [
-        render_caption(plan(scene, rng, complete=False), rng, rng.choice(LANGUAGES))
-        for scene in scenes
-    ]
-    claims = [plan(scene, rng, complete=False) for scene in scenes]
-    query_texts = [render_caption(c, rng, rng.choice(LANGUAGES)) for c in claims]
-    queries = encoder.encode(TEXT, query_texts).vectors
-    image = encoder.encode(IMAGE, pixels_of(encoder, scenes))
-    text = encoder.encode(TEXT, fused)
-    ways = {
-        "image": image.vectors,
-        "text": text.vectors,
-        "mean": normalized_mean([image.vectors, text.vectors]),
-        "fusion": encoder.encode_joint({IMAGE: image, TEXT: text}),
-    }
-    correct = holds_matrix(claims, scenes)
-    found = {}
-    for name, vectors in ways.items():
-        recall = recall_of_scores(queries @ vectors.T, correct)
-        found |= {f"{name}_r1": recall["r1"], f"{name}_r10": recall["r10"]}
     return found

@@ -72,6 +72,8 @@ def train(
     started = time.monotonic() - training.seconds
     rank, _ = rank_and_world_size()
     for stage, end in zip(training.stages, ends_of(training.stages), strict=True):
+        if stage.begins_joint and training.stage is stage and training.stage_step == 0:
+            training.begin_joint(stage.begins_joint)
         pace = Pace(training.step)  # steps of one stage are faster than those of another
         with closing(_batches(training, stage, end, workers)) as batches:
             for batch in batches:

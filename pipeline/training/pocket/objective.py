@@ -14,7 +14,12 @@ from torch.nn import functional
 
 from chiasm.pipeline.model.config import ModelConfig
 from chiasm.pipeline.model.joint import JointNetwork
-from chiasm.pipeline.model.losses import contrastive_loss, info_nce, matching_loss
+from chiasm.pipeline.model.losses import (
+    any_true_loss,
+    contrastive_loss,
+    info_nce,
+    matching_loss,
+)
 from chiasm.pipeline.model.matching import hard_negatives
 from chiasm.pipeline.model.tasks import TASKS
 from chiasm.pipeline.scenes.world import WORLD_1, World
@@ -117,8 +122,22 @@ class Objective(nn.Module):
             **self.probes.pair_losses(fused, words, pairs),
         }
 
+    def joint_losses(self, batch: TrainBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Third stage: `joint`, the second captions searched among the joint vectors of the first
+        captions with their pictures, those of all processes; any picture is right of which the
+        caption is true."""
+        model, device = self.model, self.model.log_scale.device
+        with torch.no_grad():
+            image = model.image_modality(_moved(batch.pixels, device))
+            text, query = (model.text_modality(_moved(c.ids, device)) for c in batch.captions)
+        draw = torch.rand(len(batch.pixels), generator=generator).to(device)
+        has_text, has_image = draw >= MODALITY_DROPOUT, draw < 1 - MODALITY_DROPOUT
+        joint = gather_rows(model.fuse(text.where(has_text), image.where(has_image)).joint)
+        true = _moved(batch.captions[1].also_true, device)
+        return {"joint": any_true_loss(model.scale * query.vector @ joint.T, true)}
+
     def decoder_losses(self, batch: TaskBatch, _: torch.Generator) -> dict[str, Tensor]:
-        """Third stage: of each task the mean cross entropy  -log p(next token)  over the tokens of
+        """Fourth stage: of each task the mean cross entropy  -log p(next token)  over the tokens of
         all its targets, ends included and prefixes not. The mean over processes that train together
         is that of all their rows in one batch. A picture is encoded once, and so are its keys and
         values."""

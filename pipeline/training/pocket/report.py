@@ -2,7 +2,9 @@
 
     recall      of complete captions among twins, both directions and languages (evaluate.py)
     withheld    the same by combinations of colour, kind and relation never shown in training
-    hard_twins, matching_accuracy, joint: what matching and fusion add (evaluate_fusion.py)
+    hard_twins, matching_accuracy: what matching adds (evaluate_fusion.py)
+    joint       what fusion adds (evaluate_joint.py); fusion_ships false: its joint vectors are the
+                weighted mean, which they did not beat (calibrate.py)
 
 Written as report.json beside the model, from the model folder as an encoder reads it.
 """
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from chiasm.pipeline.encoders import load_encoder, require_matcher
-from chiasm.pipeline.model.checkpoint import load_config, write_file
+from chiasm.pipeline.model.checkpoint import load_model, write_file
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import TEXT
 from chiasm.pipeline.scenes.words import LANGUAGES
@@ -23,9 +25,9 @@ from chiasm.pipeline.training.pocket.evaluate_fusion import (
     accuracy,
     encode_pictures,
     hard_twins,
-    joint,
     withheld,
 )
+from chiasm.pipeline.training.pocket.evaluate_joint import format_joint, joint
 
 REPORT = "report.json"
 SEED = 161803  # of galleries that neither training nor its evaluations draw
@@ -48,13 +50,14 @@ def write_report(folder: Path, samples: int, settings: EncoderSettings) -> dict[
             language: withheld(encoder, SEED, samples, language) for language in LANGUAGES
         },
     }
-    if load_config(folder).fusion is not None:
+    fusion = load_model(folder)[0].fusion
+    if fusion is not None:
         matcher = require_matcher(encoder)
         found["hard_twins"] = {
             language: hard_twins(matcher, SEED, samples, language) for language in LANGUAGES
         }
         found["matching_accuracy"] = accuracy(matcher, SEED, samples)
-        found["joint"] = joint(matcher, SEED, samples)
+        found["joint"] = {"fusion_ships": not fusion.is_mean, **joint(matcher, [SEED], samples)}
     text = json.dumps(found, indent=2, default=float) + "\n"
     write_file(folder / REPORT, text.encode())
     return found
@@ -79,9 +82,9 @@ def format_report(report: dict[str, Any]) -> list[str]:
     if "joint" in report:
         right = report["matching_accuracy"]["all"]
         lines.append(f"accuracy of matching on pairs with one change: {right:.3f}")
-        ways = ", ".join(
-            f"{way} {report['joint'][f'{way}_r1']:.3f}"
-            for way in ("image", "text", "mean", "fusion")
-        )
-        lines.append(f"R@1 of partial captions, by vectors: {ways}")
+        lines += format_joint(report["joint"])
+        if not report["joint"]["fusion_ships"]:
+            lines.append(
+                "the joint vector did not beat the best weighted mean: it is that mean now"
+            )
     return lines

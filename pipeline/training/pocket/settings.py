@@ -13,6 +13,9 @@ from chiasm.pipeline.scenes.world import WORLD_2
 from chiasm.pipeline.training.pocket.data import DataSettings
 from chiasm.pipeline.training.pocket.task_data import TaskSettings
 
+# Steps of the second stage for each of the third: 100 of 512 pictures are enough for the one matrix
+# that it trains, and take a tenth of the time of 10,000.
+FUSION_PER_JOINT = 100
 # Name in code -> name in state.safetensors, as in model/checkpoint.py.
 STATE_CONFIG_NAMES = {
     "learning_rate": "rate",
@@ -26,21 +29,24 @@ class TrainSettings:
     """Lengths, rates and weights of a training; the seed is that of `data`.
 
     steps, fusion_steps, decoder_steps: of the stages (stages.py); learning_rate: the highest of
-    each. The second stage takes many small steps, of `fusion_batch` pictures; the third, steps of
-    `decoder_batch` pictures with `examples` of each, and of `pictures` more, by task. facts: weight
-    of the facts and readings losses at the start; it falls to a tenth along a cosine. words: weight
-    of the words and relations losses; with less, the kinds do not enter the vectors, and the text
-    tower drops relations. match: weight of all losses of the second stage but the joint vector's,
-    joint: of that. ema: decay of the average. corpus: scenes whose texts train the tokenizer;
-    calibrated: scenes that calibrate matching at the end of the second stage (calibrate.py).
-    Picture side, context and vocabulary of `model` are replaced by those of `data` and of the
-    trained tokenizer. Without `model.fusion` there is no second stage, without `model.decoder` no
-    third.
+    each. The second stage takes many small steps, of `fusion_batch` pictures, the third few large
+    ones, of `joint_batch`: of 32 pictures all that are alike are twins, and a joint vector learns
+    no more from them than the mean knows; the fourth, steps of `decoder_batch` pictures with
+    `examples` of each, and of `pictures` more, by task. facts: weight of the facts and readings
+    losses at the start; it falls to a tenth along a cosine. words: weight of the words and
+    relations losses; with less, the kinds do not enter the vectors, and the text tower drops
+    relations. match: weight of all losses of the second stage but the joint vector's, joint: of
+    that. ema: decay of the average. corpus: scenes whose texts train the tokenizer; calibrated:
+    scenes that calibrate matching at the end of the third stage, and of each gallery that decides
+    on the joint vector (calibrate.py). Picture side, context and vocabulary of `model` are replaced
+    by those of `data` and of the trained tokenizer. Without `model.fusion` there are no second and
+    third stage, without `model.decoder` no fourth.
     """
 
     steps: int = 1600
     fusion_steps: int = 10_000
     fusion_batch: int = 32
+    joint_batch: int = 512
     decoder_steps: int = 4000
     decoder_batch: int = 48
     learning_rate: float = 1e-3
@@ -67,9 +73,14 @@ class TrainSettings:
     pictures: Mapping[str, int] = field(default_factory=lambda: {"sentiment": 16})
 
     @property
+    def joint_steps(self) -> int:
+        """Steps of the third stage."""
+        return self.fusion_steps // FUSION_PER_JOINT if self.model.fusion else 0
+
+    @property
     def all_steps(self) -> int:
         """Steps of all stages together."""
-        fusion = self.fusion_steps if self.model.fusion else 0
+        fusion = self.fusion_steps + self.joint_steps if self.model.fusion else 0
         return self.steps + fusion + (self.decoder_steps if self.model.decoder else 0)
 
     def to_json(self) -> dict[str, Any]:

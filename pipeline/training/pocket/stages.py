@@ -4,8 +4,10 @@ Align before fuse (Li et al., ALBEF, 2021). First the towers are trained: a step
 pictures once and two captions of each; its loss is the mean InfoNCE of both plus those of the
 probes (objective.py). Then the towers are frozen, and fusion and matching are trained on top of
 them: the vectors of a picture or of a text alone no longer change, and a step costs no backward
-pass through the towers. Matching is calibrated at the end. Last, a decoder is trained on the frozen
-towers to write what each task asks for.
+pass through the towers. The joint vector begins as the best weighted mean; what it adds to that is
+trained alone, on large batches; then matching is calibrated, and a joint vector that does not beat
+the mean becomes it. Last, a decoder is trained on the frozen towers to write what each task asks
+for.
 """
 
 from __future__ import annotations
@@ -41,6 +43,9 @@ FUSION = (
     "probes.log_scale",
 )  # fmt: skip
 DECODER = ("model.decoder.",)
+RESIDUAL = ("model.fusion.residual.",)
+# What joint vectors are for: captions that leave things unsaid, among scenes and their twins.
+JOINT_DATA = {"hard": 0.0, "twins": 1.0, "partial": 0.75}
 FUSION_LOSSES = ("match", "align", "discord", "ground", "where", "follow")  # and `joint`
 
 
@@ -72,7 +77,9 @@ class Stage:
     names of the parameters of `Objective` that learn; all others stay at the average of the stages
     before. losses(objective, batch, generator): float32 scalars by name, minimised in the sum by
     `weights`. evaluate: fields of a record about the average, now and then; None: nothing to
-    evaluate. calibrated: scenes that matching is calibrated on at the end; 0: it is not.
+    evaluate. begins_joint: scenes of the galleries by which the joint vector begins as the best
+    weighted mean; 0: it goes on. calibrated: scenes that calibrate matching at the end, and of the
+    galleries that the joint vector has to win on; 0 for none of this.
     """
 
     name: str
@@ -83,6 +90,7 @@ class Stage:
     losses: Callable[[Objective, Any, torch.Generator], dict[str, Tensor]]
     weights: Mapping[str, LossWeight]
     evaluate: Callable[[JointNetwork, Tokenizer, TrainSettings], dict[str, Any]] | None = None
+    begins_joint: int = 0
     calibrated: int = 0
 
     def total(self, losses: Mapping[str, Tensor], progress: float) -> Tensor:
@@ -108,6 +116,22 @@ def stages_of(settings: TrainSettings) -> tuple[Stage, ...]:
         },
         evaluate=tower_recall,
     )
+    of_fusion = _fusion_stages(settings) if settings.model.fusion is not None else ()
+    return (towers, *of_fusion, *([_decoder_stage(settings)] if settings.model.decoder else ()))
+
+
+def _fusion_stages(settings: TrainSettings) -> tuple[Stage, ...]:
+    """Fusion and matching, then the joint vector alone, where that has steps."""
+    joint = Stage(
+        "joint",
+        settings.joint_steps,
+        replace(settings.data, batch=settings.joint_batch, **JOINT_DATA),
+        train_batch,
+        RESIDUAL,
+        Objective.joint_losses,
+        {"joint": LossWeight(1.0)},
+        calibrated=settings.calibrated,
+    )
     fusion = Stage(
         "fusion",
         settings.fusion_steps,
@@ -117,9 +141,14 @@ def stages_of(settings: TrainSettings) -> tuple[Stage, ...]:
         Objective.fusion_losses,
         dict.fromkeys(FUSION_LOSSES, LossWeight(settings.match))
         | {"joint": LossWeight(settings.joint)},
-        calibrated=settings.calibrated,
+        begins_joint=settings.calibrated,
+        calibrated=0 if joint.steps else settings.calibrated,
     )
-    decoder = Stage(
+    return (fusion, joint) if joint.steps else (fusion,)
+
+
+def _decoder_stage(settings: TrainSettings) -> Stage:
+    return Stage(
         "decoder",
         settings.decoder_steps,
         task_settings(settings),
@@ -129,8 +158,6 @@ def stages_of(settings: TrainSettings) -> tuple[Stage, ...]:
         dict.fromkeys((*settings.examples, *settings.pictures), LossWeight(1.0)),
         evaluate=accuracy_of_decoder,
     )
-    later = ((fusion, settings.model.fusion), (decoder, settings.model.decoder))
-    return (towers, *(stage for stage, part in later if part is not None))
 
 
 def ends_of(stages: tuple[Stage, ...]) -> tuple[int, ...]:

@@ -34,8 +34,9 @@ from chiasm.pipeline.training.optim import (
     with_prefix,
     without_prefix,
 )
-from chiasm.pipeline.training.pocket.calibrate import calibration_bias
+from chiasm.pipeline.training.pocket.calibrate import calibration_bias, joint_galleries, wins
 from chiasm.pipeline.training.pocket.data import WORLDS
+from chiasm.pipeline.training.pocket.joint_task import best_text_weight
 from chiasm.pipeline.training.pocket.objective import Objective
 from chiasm.pipeline.training.pocket.settings import TrainSettings
 from chiasm.pipeline.training.pocket.stages import Stage, ends_of, stages_of
@@ -172,20 +173,48 @@ class Training:
             f"with {exact}a lower --learning-rate"
         )
 
+    def begin_joint(self, samples: int) -> None:
+        """Let the joint vector begin as the best weighted mean of the towers' vectors, the weights
+        chosen on galleries of so many scenes."""
+        model = self._average()
+        galleries = joint_galleries(model, self.tokenizer, samples, self._calibration_seed)
+        self._make_mean(model, best_text_weight(galleries))
+        self._begin_stage()
+
     def calibrate(self, samples: int) -> None:
-        """Move the bias of matching to where it is best calibrated on so many scenes."""
-        model = JointNetwork(self.config).to(self.device).eval()
-        model.load_state_dict(self.ema.tensors)
-        side = self.config.image.side
+        """Move the bias of matching to where it is best calibrated on so many scenes; where the
+        joint vector does not beat the best weighted mean on galleries of as many, make it that."""
+        model, side = self._average(), self.config.image.side
         self.ema.tensors["matching.bias"] += calibration_bias(
             lambda pixels, texts, pairs: match_pairs(model, self.tokenizer, pixels, texts, pairs),
             lambda scene: to_pixels(picture(scene), side),
             samples,
-            self.settings.data.seed * 10**9 + CALIBRATION_STEP,
+            self._calibration_seed,
             self.world,
         )
+        galleries = joint_galleries(model, self.tokenizer, samples, self._calibration_seed)
+        weight = best_text_weight(galleries)
+        if not wins(galleries, weight):
+            self._make_mean(model, weight)
         if self.stage_step == 0:  # the next stage, which starts at the average, has begun
             self._begin_stage()
+
+    @property
+    def _calibration_seed(self) -> int:
+        return self.settings.data.seed * 10**9 + CALIBRATION_STEP
+
+    def _average(self) -> JointNetwork:
+        """The model with the averaged weights, in evaluation mode."""
+        model = JointNetwork(self.config).to(self.device).eval()
+        model.load_state_dict(self.ema.tensors)
+        return model
+
+    def _make_mean(self, model: JointNetwork, text_weight: float) -> None:
+        """Let the average's joint vector be a mean; model: `_average`."""
+        assert model.fusion is not None
+        model.fusion.reset_to_mean((text_weight, 1 - text_weight))
+        for name, tensor in model.fusion.state_dict().items():
+            self.ema.tensors[f"fusion.{name}"].copy_(tensor)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a step changes, by name."""

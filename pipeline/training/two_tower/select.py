@@ -25,6 +25,7 @@ from chiasm.pipeline.metrics import (
     recalls_of_ranks,
     top_k,
 )
+from chiasm.pipeline.training.paired import wins_by_one_standard_error
 from chiasm.pipeline.training.two_tower.closed_form import CANDIDATES, fit_match_weights
 from chiasm.pipeline.training.two_tower.stream import (
     Pair,
@@ -166,15 +167,6 @@ def ranks_among(vectors: Tensor, queries: Tensor, own: Tensor) -> np.ndarray:
 def rounded_recalls(of_queries: np.ndarray) -> dict[str, float]:
     """Ranks (Q,) -> R@1, R@5, R@10, rounded for the report."""
     return {name: round(share, 4) for name, share in recalls_of_ranks(of_queries).items()}
-
-
-def wins_by_one_standard_error(ours: np.ndarray, theirs: np.ndarray, rows: np.ndarray) -> bool:
-    """Answers (Q,) bool of two, and the picture (Q,) that each query asks for: are ours right more
-    often, by more than one standard error? Queries of a picture are not independent, pictures are:
-    the error is that of the sum over pictures."""
-    gained = ours.astype(np.float64) - theirs.astype(np.float64)
-    by_picture = np.bincount(rows, weights=gained)
-    return bool(by_picture.sum() > np.sqrt(np.square(by_picture).sum()))
 
 
 def rerank(network: TwoTowerNetwork, pairs: Sequence[Pair], found: Gallery) -> dict[str, float]:

@@ -1,0 +1,289 @@
+"""The joint vector: its formula in either form, the rule by which it ships, and its figures."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, replace
+from math import comb
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from chiasm.pipeline.encoders import BaseEncoder, Encoded
+from chiasm.pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
+from chiasm.pipeline.model.fusion import FUSIONS, Fusion, Modality
+from chiasm.pipeline.model.losses import any_true_loss
+from chiasm.pipeline.records import IMAGE, TEXT
+from chiasm.pipeline.scenes.claims import holds_matrix
+from chiasm.pipeline.scenes.words import LANGUAGES, plan, render_caption
+from chiasm.pipeline.scenes.world import gallery
+from chiasm.pipeline.training.pocket import evaluate_joint
+from chiasm.pipeline.training.pocket.calibrate import joint_galleries, wins
+from chiasm.pipeline.training.pocket.data import DataSettings, learn_tokenizer, train_batch
+from chiasm.pipeline.training.pocket.joint_task import (
+    TEXT_WEIGHTS,
+    JointTask,
+    JointVectors,
+    best_text_weight,
+)
+from chiasm.pipeline.training.pocket.objective import Objective
+from chiasm.pipeline.training.pocket.settings import TrainSettings
+from chiasm.pipeline.training.pocket.stages import ends_of, stages_of
+from chiasm.pipeline.training.pocket.trainer import Training
+
+CONFIG = FusionConfig(width=16, depth=1, heads=2, slots=3)
+TINY = ModelConfig(
+    image=ImageConfig(side=36, stem=(8, 8), width=16, depth=1, heads=1),
+    text=TextConfig(width=16, depth=1, heads=1),
+    dim=16,
+    fusion=CONFIG,
+)
+SETTINGS = TrainSettings(
+    steps=1, fusion_steps=2, fusion_batch=4, corpus=20, calibrated=12, model=TINY,
+    data=DataSettings(batch=4, side=36, context=40),
+)  # fmt: skip
+
+
+def modality(width, lengths, seed):
+    chance = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(len(lengths), max(lengths), width, generator=chance)
+    mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+    vector = normalize(torch.randn(len(lengths), 8, generator=chance), dim=-1)
+    return Modality(tokens, mask, vector)
+
+
+def by_hand(fusion, given, bounded):
+    """The formula of fusion.py, a row at a time, from the tokens that the mixer gives."""
+    parts = [fusion.project(i, item.tokens) for i, item in enumerate(given)]
+    parts, masks = fusion.mixer(parts, [item.mask for item in given])
+    rows = []
+    for row in range(len(given[0].vector)):
+        has = [i for i, item in enumerate(given) if item.mask[row].any()]
+        pooled = [
+            fusion.pool(part[row : row + 1, mask[row]])[0].numpy()
+            for part, mask in zip(parts, masks, strict=True)
+            if mask[row].any()
+        ]
+        if bounded:
+            weights = np.array([fusion.mean_weights[i] for i in has])
+        elif fusion.modality_score is not None:
+            weights = np.exp([s @ fusion.modality_score.weight[0].numpy() for s in pooled])
+        else:
+            weights = np.ones(len(has))
+        r = fusion.residual.weight.numpy() @ np.mean(pooled, axis=0)
+        if bounded:
+            r = r / np.sqrt(1 + r @ r)
+        vectors = np.stack([given[i].vector[row].numpy() for i in has])
+        j = weights / weights.sum() @ vectors + r
+        rows.append(j / np.linalg.norm(j))
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+@pytest.mark.parametrize("name", sorted(FUSIONS))
+@torch.no_grad()
+def test_the_joint_vector_is_its_formula(name, bounded):
+    torch.manual_seed(0)
+    fusion = Fusion(replace(CONFIG, fusion=name, bounded_residual=bounded), (12, 20), 8).eval()
+    if bounded:
+        fusion.mean_weights.copy_(torch.tensor([0.2, 0.8]))
+    given = [modality(12, [5, 2, 4], seed=1), modality(20, [6, 6, 6], seed=2)]
+    given = [
+        given[0].where(torch.tensor([True, True, False])),
+        given[1].where(torch.tensor([True, False, True])),
+    ]
+    expected = by_hand(fusion, given, bounded)
+    np.testing.assert_allclose(fusion(given).joint.numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(FUSIONS))
+@torch.no_grad()
+def test_however_large_the_learned_part_grows_the_mean_counts(name):
+    torch.manual_seed(0)
+    fusion = Fusion(replace(CONFIG, fusion=name), (12, 20), 8).eval()
+    text, image = modality(12, [5, 2, 4], seed=1), modality(20, [6, 6, 6], seed=2)
+    fusion.residual.weight.mul_(1e6)
+    grown = fusion([text, image]).joint
+    other = Modality(image.tokens, image.mask, -image.vector)
+    assert (grown - fusion([text, other]).joint).norm(dim=1).min() > 0.3
+    fusion.reset_to_mean((0.25, 0.75))
+    assert fusion.is_mean
+    mean = normalize(text.vector + 3 * image.vector, dim=-1)
+    torch.testing.assert_close(fusion([text, image]).joint, mean)
+    fusion.reset_to_mean((0.0, 1.0))  # a row that has what weighs nothing alone is its vector
+    torch.testing.assert_close(fusion([text, None]).joint, text.vector)
+
+
+def test_weights_of_a_form_without_any_are_refused():
+    fusion = Fusion(replace(CONFIG, bounded_residual=False), (12, 20), 8)
+    with pytest.raises(ValueError, match="without bounded_residual"):
+        fusion.reset_to_mean((0.5, 0.5))
+
+
+def test_folders_that_do_not_say_have_the_form_of_before():
+    fields = {"fusion": "gated", "width": 16, "depth": 1, "heads": 2, "slots": 3}
+    before = FusionConfig.from_dict(fields)
+    assert not before.bounded_residual
+    assert FusionConfig.from_dict(asdict(before)) == before
+    assert FusionConfig.from_dict(asdict(CONFIG)) == CONFIG and CONFIG.bounded_residual
+
+
+def test_the_loss_of_any_right_answer_is_its_formula():
+    logits = torch.tensor([[2.0, 1.0, -1.0], [0.5, 0.0, 3.0]])
+    true = torch.tensor([[True, False, True], [True, False, False]])
+    e = logits.exp().tolist()
+    expected = -np.mean([
+        np.log((e[0][0] + e[0][2]) / sum(e[0])), np.log(e[1][0] / sum(e[1]))
+    ])  # fmt: skip
+    assert any_true_loss(logits, true).item() == pytest.approx(expected, rel=1e-6)
+
+
+def crafted(image, text, joint, queries):
+    size = len(queries)
+    rows = [np.asarray(x, dtype=np.float32) for x in (image, text, joint, queries)]
+    scenes = gallery(size, seed=0)
+    return JointTask(scenes, [""] * size, [""] * size, np.eye(size, dtype=bool)), JointVectors(
+        *rows
+    )
+
+
+def test_the_best_weight_is_that_of_most_right_first_hits():
+    chance = np.random.default_rng(0)
+    queries = chance.normal(size=(60, 8))
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+    queries = unit(queries)
+    image = unit(queries + 0.35 * chance.normal(size=queries.shape))
+    text = unit(queries + 0.6 * chance.normal(size=queries.shape))
+    task, vectors = crafted(image, text, image, queries)
+    right = []
+    for weight in TEXT_WEIGHTS:
+        mixed = unit((1 - weight) * vectors.image + weight * vectors.text)
+        right.append(sum((mixed @ q).argmax() == n for n, q in enumerate(vectors.queries)))
+    assert len(set(right)) > 3 and right[0] < max(right)
+    assert best_text_weight([(task, vectors)]) == TEXT_WEIGHTS[right.index(max(right))]
+    assert not wins([(task, vectors)], best_text_weight([(task, vectors)]))  # image alone
+    assert wins([(task, replace(vectors, joint=queries))], 0.0)
+
+
+@torch.no_grad()
+def test_training_begins_at_the_best_mean_and_what_does_not_win_becomes_it():
+    training = Training(SETTINGS, torch.device("cpu"), learn_tokenizer(300, 20))
+    training.step = SETTINGS.steps
+    training.begin_joint(12)
+    model = training.objective.model
+    galleries = joint_galleries(model.eval(), training.tokenizer, 12, training._calibration_seed)
+    weight = max(best_text_weight(galleries), 1e-3)
+    torch.testing.assert_close(
+        model.fusion.mean_weights, torch.tensor([weight, 1 - weight]), atol=2e-3, rtol=0
+    )
+    assert model.fusion.is_mean
+    training.ema.tensors["fusion.residual.weight"].normal_(std=100.0)  # noise
+    assert not wins(*(lambda g: (g, best_text_weight(g)))(
+        joint_galleries(training._average(), training.tokenizer, 12, training._calibration_seed)
+    ))  # fmt: skip
+    training.calibrate(12)
+    assert training._average().fusion.is_mean
+
+
+def test_the_last_stage_trains_what_the_joint_vector_adds_and_nothing_else():
+    run = replace(SETTINGS, fusion_steps=200, joint_batch=12)
+    assert [stage.name for stage in stages_of(run)] == ["towers", "fusion", "joint"]
+    assert run.all_steps == 1 + 200 + 2 == ends_of(stages_of(run))[-1]
+    training = Training(run, torch.device("cpu"), learn_tokenizer(300, 20))
+    training.step = 201
+    training.begin_joint(12)
+    assert training.stage.name == "joint" and training.stage.calibrated == 12
+    before = {name: each.clone() for name, each in training.objective.state_dict().items()}
+    batch = train_batch(201, training.stage.data, training.tokenizer)
+    assert set(training.train_step(batch)) == {"loss", "joint", "norm"}
+    changed = [
+        name
+        for name, each in training.objective.state_dict().items()
+        if not torch.equal(each, before[name])
+    ]
+    assert changed == ["model.fusion.residual.weight"]
+
+
+@torch.no_grad()
+def test_the_loss_of_the_last_stage_by_brute_force():
+    objective, tokenizer = Objective(TINY).eval(), learn_tokenizer(300, 20)
+    model, batch = objective.model, train_batch(3, replace(SETTINGS.data, batch=24), tokenizer)
+    found = objective.joint_losses(batch, torch.Generator().manual_seed(4))["joint"].item()
+    draw = torch.rand(24, generator=torch.Generator().manual_seed(4))
+    joint = []
+    for row, lot in enumerate(draw.tolist()):
+        image = model.image_modality(torch.from_numpy(batch.pixels[row : row + 1]))
+        text = model.text_modality(torch.from_numpy(batch.captions[0].ids[row : row + 1]))
+        joint.append(model.fuse(text if lot >= 0.15 else None, image if lot < 0.85 else None).joint)
+    assert draw.min() < 0.15 and draw.max() > 0.85
+    query = model.encode_text(torch.from_numpy(batch.captions[1].ids))[1]
+    e = (model.scale * query @ torch.cat(joint).T).exp().double().numpy()
+    right = (e * batch.captions[1].also_true).sum(1)
+    assert found == pytest.approx(-np.log(right / e.sum(1)).mean(), rel=1e-4)
+
+
+class FactsEncoder(BaseEncoder):
+    """A text or a picture -> a pseudo-random vector of its bytes."""
+
+    name, fingerprint, precision, device = "facts", "1", "float32", "cpu"
+    dims = dict.fromkeys((IMAGE, TEXT, "joint"), 6)
+
+    def preprocess(self, modality, raw):
+        return raw
+
+    def encode(self, modality, items):
+        rows = []
+        for item in items:
+            made = item if isinstance(item, str) else item.tobytes().hex()
+            chance = np.random.default_rng(sum(made.encode()))
+            rows.append(chance.normal(size=6))
+        rows = np.array(rows, dtype=np.float32)
+        return Encoded(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+    def encode_joint(self, parts):
+        rows = parts[IMAGE].vectors - parts[TEXT].vectors
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_figures_of_an_encoder_by_brute_force():
+    found = evaluate_joint.joint(FactsEncoder(), [5, 6], 40)
+    first = {"image": [], "fusion": [], "mean": []}
+    for seed in (5, 6):
+        scenes, rng = gallery(40, seed), random.Random(f"joint {seed}")
+        captions = [
+            render_caption(plan(s, rng, complete=False), rng, rng.choice(LANGUAGES)) for s in scenes
+        ]
+        claims = [plan(s, rng, complete=False) for s in scenes]
+        queries = [render_caption(c, rng, rng.choice(LANGUAGES)) for c in claims]
+        encoder, true = FactsEncoder(), holds_matrix(claims, scenes)
+        pixels = [np.asarray(evaluate_joint.picture(scene)) for scene in scenes]
+        image, text = encoder.encode(IMAGE, pixels), encoder.encode(TEXT, captions)
+        weight = found["text_weight"]
+        vectors = {
+            "image": image.vectors,
+            "fusion": encoder.encode_joint({IMAGE: image, TEXT: text}),
+            "mean": (1 - weight) * image.vectors + weight * text.vectors,
+        }
+        for name, rows in vectors.items():
+            rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+            for n, query in enumerate(encoder.encode(TEXT, queries).vectors):
+                first[name].append(true[n, (rows @ query).argmax()])
+    for name, right in first.items():
+        share = np.mean(right)
+        assert found[name]["r1"] == pytest.approx(share)
+        assert found[name]["r1_error"] == pytest.approx(np.sqrt(share * (1 - share) / 80))
+    pairs = list(zip(first["fusion"], first["mean"], strict=True))
+    won, losses = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    assert (found["only_fusion"], found["only_mean"]) == (won, losses) and won + losses > 3
+    tail = sum(comb(won + losses, k) for k in range(won, won + losses + 1)) / 2 ** (won + losses)
+    assert found["p"] == pytest.approx(tail)
+    lines = evaluate_joint.format_joint(found)
+    assert len(lines) == 6 and f"{weight:g} of the caption" in lines[3]
+
+
+def test_galleries_that_choose_are_not_measured_on():
+    for seed in evaluate_joint.TUNING_SEEDS:
+        with pytest.raises(ValueError, match="which choose"):
+            evaluate_joint.joint(FactsEncoder(), [9001, seed], 40)
