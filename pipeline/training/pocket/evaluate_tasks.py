@@ -55,20 +55,20 @@ def task_accuracy(
     """By task the share that is right, one example of each scene: of `all`, of each language and
     of each type, its key being `<language> <type>`. No scene shows a withheld combination."""
     world = WORLDS[settings.scenes.world]
-    scenes = [each for each in gallery(samples, seed, world) if not withheld_in(each)]
+    scenes = [scene for scene in gallery(samples, seed, world) if not withheld_in(scene)]
     found = {}
     for task in (*settings.examples, *settings.pictures):
         seeds = [f"gallery {task} {seed} {row}" for row in range(len(scenes))]
         if task in settings.examples:
-            shown, examples = scenes, examples_of(scenes, task, 1, seeds, world)
+            pictured, examples = scenes, examples_of(scenes, task, 1, seeds, world)
         else:
-            shown, examples = own_scenes(task, seeds, world)
+            pictured, examples = own_scenes(task, seeds, world)
         rows = task_rows(examples, task, settings, tokenizer)
-        texts = write_texts(model, tokenizer, pixels_of(shown, settings.scenes.side), rows)
+        texts = write_texts(model, tokenizer, pixels_of(pictured, settings.scenes.side), rows)
         right: dict[str, list[bool]] = defaultdict(list)
         for text, (row, example) in zip(texts, examples, strict=True):
             for name in groups_of(example):
-                right[name].append(is_right(text, example, shown[row], world))
+                right[name].append(is_right(text, example, pictured[row], world))
         found[task] = {name: round(sum(of) / len(of), 4) for name, of in sorted(right.items())}
     return found
 
@@ -82,8 +82,8 @@ def is_right(written: str, example: Example, scene: Scene, world: World) -> bool
     if example.task == "caption":
         return is_rendering(text, scene, example.language, world)
     readings, wanted = (
-        {meaning(claims) for claims in parse_caption(each, example.language, world)}
-        for each in (text, example.target)
+        {meaning(claims) for claims in parse_caption(sentence, example.language, world)}
+        for sentence in (text, example.target)
     )
     return not readings.isdisjoint(wanted)
 

@@ -24,7 +24,9 @@ def one_change(
         claims = plan(scene, rng)
         name = rng.choice(["value", *CHANGES])
         changed = CHANGES[name](scene, rng, world)
-        if changed is not None and not any(holds(claims, changed, each) for each in LANGUAGES):
+        if changed is not None and not any(
+            holds(claims, changed, language) for language in LANGUAGES
+        ):
             return name, claims, changed
 
 

@@ -119,7 +119,7 @@ def own_scenes(
     """A scene a seed, with an example of a task of DRAWN_WITH_SCENE and the scene's number."""
     rngs = [random.Random(seed) for seed in seeds]
     drawn = [DRAWN_WITH_SCENE[task](rng, rng.choice(LANGUAGES), world) for rng in rngs]
-    return [scene for scene, _ in drawn], [(row, each) for row, (_, each) in enumerate(drawn)]
+    return [scene for scene, _ in drawn], [(row, example) for row, (_, example) in enumerate(drawn)]
 
 
 def examples_of(
