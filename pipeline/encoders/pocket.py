@@ -139,7 +139,7 @@ class PocketEncoder(BaseEncoder):
         self, pictures: Sequence[Array], texts: Sequence[str], method: str = DEFAULT
     ) -> list[Explanation]:
         """See the protocol `Explainer`. MAX_SIM takes a model that has learned to fuse."""
-        mapper = PocketMapper(self._model, self._tokenizer)
+        mapper = PocketMapper(self.network, self.tokenizer)
         return explain(self, self if self.fuses else None, mapper, pictures, texts, method)
 
 
