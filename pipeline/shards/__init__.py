@@ -6,6 +6,7 @@ from chiasm.pipeline.shards.captions import (
     json_object,
     without_captions,
 )
+from chiasm.pipeline.shards.copies import Members, member_groups, writing_copy
 from chiasm.pipeline.shards.grouping import Grouping
 from chiasm.pipeline.shards.json_text import with_values
 from chiasm.pipeline.shards.listing import list_shards, shard_id
@@ -33,6 +34,7 @@ __all__ = [
     "ChangedError",
     "Damaged",
     "Grouping",
+    "Members",
     "ReadSettings",
     "SampleBuilder",
     "Tar",
@@ -41,6 +43,7 @@ __all__ = [
     "json_bytes",
     "json_object",
     "list_shards",
+    "member_groups",
     "read_checked",
     "read_member",
     "read_samples",
@@ -49,4 +52,5 @@ __all__ = [
     "with_values",
     "without_captions",
     "write_shard",
+    "writing_copy",
 ]
