@@ -22,7 +22,7 @@ from chiasm.pipeline.collection import (
 )
 from chiasm.pipeline.collection.observer import HEARTBEAT_SECONDS, STALE_SECONDS
 from chiasm.pipeline.collection.runs import LAPSE_SECONDS
-from chiasm.pipeline.collection.uploads import filtered_shard, is_dead_upload, owner_of_upload
+from chiasm.pipeline.collection.uploads import is_dead_upload, owner_of_upload, unclaimed_shard
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.storage.disk import Disk
@@ -663,7 +663,7 @@ def test_an_upload_is_dead_if_its_owner_is_known_and_works_no_more(name, owner):
     assert is_dead_upload(name, {owner or ""}, {"x"}) is (owner is not None)
     assert not is_dead_upload(name, {"x"}, set()), "of nobody who is known"
     assert not is_dead_upload(name, {owner or ""}, {owner or ""})
-    assert filtered_shard(name) == ("a-0123456789" if name.endswith(".tar") else None)
+    assert unclaimed_shard(name) == ("a-0123456789" if name.endswith(".tar") else None)
 
 
 @pytest.mark.parametrize("pid", [0, -1])
