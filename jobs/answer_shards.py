@@ -99,9 +99,10 @@ class ShardAnswers:
     def answer(self, shard: Shard) -> Outcome:
         """Ask about a shard and write it with its captions, each unless that is there already. A
         shard that cannot be read costs no other its answers."""
+        edition = self.identity.edition(shard)  # before the first answers: what they are
         try:
             footer = find_answers(self.folder, shard.id)
-            if footer is None or footer.edition != self.identity.edition(shard):
+            if footer is None or footer.edition != edition:
                 settings = self.request.answers
                 footer = answer_shard(shard, self.model, self.folder, settings, self.run_id)
             if self.request.write_shards and not has_captions(self.folder, footer):
