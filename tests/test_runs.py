@@ -666,6 +666,14 @@ def test_an_upload_is_dead_if_its_owner_is_known_and_works_no_more(name, owner):
     assert unclaimed_shard(name) == ("a-0123456789" if name.endswith(".tar") else None)
 
 
+def test_uploads_of_copies_scores_and_answers_say_which_shard_they_are_of():
+    for name in ("{}.tar", "{}.scores.jsonl", "shards/{}.tar", "answers/{}.parquet"):
+        assert unclaimed_shard(name.format("a-0123456789")) == "a-0123456789"
+    assert unclaimed_shard("answers/s~_a-0123456789.parquet") == "_a-0123456789"
+    for name in ("answers.json", "answers/a.parquet", "x/a-0123456789.tar", "answers/a-0123456789.tar"):
+        assert unclaimed_shard(name) is None
+
+
 @pytest.mark.parametrize("pid", [0, -1])
 def test_no_group_of_processes_is_looked_for(monkeypatch, pid):
     """To the system the ids 0 and -1 mean many processes, and a signal of 0 alone asks only."""

@@ -23,26 +23,49 @@ from chiasm.pipeline.storage import Folder, display_name
 
 MOST_LISTED = 20  # samples without an answer, printed one by one
 
+PANEL = "Of shards"
 To = Annotated[
-    str | None, typer.Option(metavar="FOLDER", help="Answer about shards, into this folder.")
+    str | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Answer about shards, into this folder or URL.",
+        rich_help_panel=PANEL,
+    ),
 ]
 WriteShards = Annotated[
-    bool, typer.Option("--shards", help="With --to: write the shards, too, with the captions.")
+    bool,
+    typer.Option(
+        "--shards", help="Write the shards, too, with the captions.", rich_help_panel=PANEL
+    ),
 ]
 Address = Annotated[
-    str | None, typer.Option(help="With --to: a running Ray. (default: start one here, if needed)")
+    str | None,
+    typer.Option(
+        help="A running Ray: host:port or auto. (default: none, or one started here)",
+        rich_help_panel=PANEL,
+    ),
 ]
 MaxLoss = Annotated[
     float | None,
-    typer.Option(help="With --to: share of answers that may be missing. (default: 0.01)"),
+    typer.Option(
+        help="Share of answers that may be missing. (default: 0.01)", rich_help_panel=PANEL
+    ),
 ]
 AllowDamaged = Annotated[
     bool,
-    typer.Option("--allow-damaged", help="With --to: shards that are cut are no failure."),
+    typer.Option(
+        "--allow-damaged",
+        help="Shards that are cut or damaged are no failure.",
+        rich_help_panel=PANEL,
+    ),
 ]
 AllowQuery = Annotated[
     bool,
-    typer.Option("--allow-query", help="With --to: take URLs with any query; it is kept."),
+    typer.Option(
+        "--allow-query",
+        help="Take URLs with any query. Footers keep them, so none may be a secret.",
+        rich_help_panel=PANEL,
+    ),
 ]
 
 

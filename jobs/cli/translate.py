@@ -18,6 +18,7 @@ from chiasm.jobs.cli.answering import (
     answer_inputs,
 )
 from chiasm.jobs.cli.answering_shards import (
+    PANEL,
     Address,
     AllowDamaged,
     AllowQuery,
@@ -62,7 +63,8 @@ def translate(
     preset: Preset = "laptop",
     assignments: Assignments = None,
     language: Annotated[
-        str | None, typer.Option(help="Of the translations of shards: en or zh.")
+        str | None,
+        typer.Option(help="Of the translations of shards: en or zh.", rich_help_panel=PANEL),
     ] = None,
     address: Address = None,
     max_loss: MaxLoss = None,
