@@ -670,7 +670,12 @@ def test_uploads_of_copies_scores_and_answers_say_which_shard_they_are_of():
     for name in ("{}.tar", "{}.scores.jsonl", "shards/{}.tar", "answers/{}.parquet"):
         assert unclaimed_shard(name.format("a-0123456789")) == "a-0123456789"
     assert unclaimed_shard("answers/s~_a-0123456789.parquet") == "_a-0123456789"
-    for name in ("answers.json", "answers/a.parquet", "x/a-0123456789.tar", "answers/a-0123456789.tar"):
+    for name in (
+        "answers.json",
+        "answers/a.parquet",
+        "x/a-0123456789.tar",
+        "answers/a-0123456789.tar",
+    ):
         assert unclaimed_shard(name) is None
 
 

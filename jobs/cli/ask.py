@@ -62,9 +62,7 @@ it runs on Ray."""
 
 
 def ask(
-    image: Annotated[
-        str, typer.Argument(metavar="IMAGE|COLLECTION|SHARDS...", help=PICTURE_HELP)
-    ],
+    image: Annotated[str, typer.Argument(metavar="IMAGE|COLLECTION|SHARDS...", help=PICTURE_HELP)],
     words: Annotated[
         list[str] | None,
         typer.Argument(metavar="[QUESTION]", help="In quotes; - reads lines of stdin."),
