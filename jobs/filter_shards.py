@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from chiasm.jobs.config import Settings
+from chiasm.jobs.shard_workers import Report, is_on_ray, require_other_folder, shard_workers
 from chiasm.pipeline.caption_filter import (
     Filtered,
     FilterSettings,
@@ -27,13 +26,10 @@ from chiasm.pipeline.caption_filter import (
 )
 from chiasm.pipeline.collection import Run
 from chiasm.pipeline.encoders import Matcher, load_matcher, require_modality
-from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.records import IMAGE, TEXT, Shard
 from chiasm.pipeline.storage import Folder, display_name
 
 LOG = logging.getLogger(__name__)
-Report = Callable[[str], None]
-Apply = Callable[[str, Sequence[tuple]], Iterator[Any]]
 USES = ("read", "decode", "batch", "workers", "filter")  # groups of settings, beside the encoder's
 
 
@@ -49,7 +45,7 @@ class FilterRequest:
 
     @property
     def on_ray(self) -> bool:
-        return self.address is not None or self.settings.workers.count > 1
+        return is_on_ray(self.settings.workers, self.address)
 
 
 @dataclass(frozen=True)
@@ -114,9 +110,11 @@ def filter_shards(request: FilterRequest, report: Report = lambda line: None) ->
     record |= request.settings.of("encoder", *USES)
     run = Run(Folder(request.to), "filter", record)
     work = ShardFilter(request, run.id)
-    workers = _workers(request, work)  # before anything is written
+    workers = shard_workers(  # before anything is written
+        work, (request, run.id), len(request.shards), request.settings.workers, request.address
+    )
     with run:
-        run.sweep([""], filtered=[shard.id for shard in request.shards])
+        run.sweep([""], unclaimed=[shard.id for shard in request.shards])
         with workers as apply:
             counts = LogitCounts()
             total = len(request.shards)
@@ -138,32 +136,3 @@ def filter_shards(request: FilterRequest, report: Report = lambda line: None) ->
                 LOG.info("wrote %s: %d captions fell short", display_name(shard.url), one.noisy)
         run.finish("done", asdict(written))
     return FilterSummary(threshold, written)
-
-
-def require_other_folder(shards: Sequence[Shard], to: str) -> None:
-    """UsageError where a shard lies in the target: a next run would filter what this one wrote."""
-    target = Folder(to).url.rstrip("/")
-    for shard in shards:
-        if shard.url.rpartition("/")[0] == target:
-            raise UsageError(
-                f"--to {to}",
-                expected="another folder than that of the shards",
-                found=f"{display_name(shard.url)} in it",
-            )
-
-
-def _workers(request: FilterRequest, work: ShardFilter) -> AbstractContextManager[Apply]:
-    """`apply(method, argument_tuples)` of `work`: in this process, or on Ray actors. Raises what
-    loading the model here raises, or the Ray that does not answer."""
-    if not request.on_ray:
-        work.load()
-        return nullcontext(
-            lambda method, argument_tuples: (
-                getattr(work, method)(*arguments) for arguments in argument_tuples
-            )
-        )
-    from chiasm.jobs.cluster import actor_pool, require_address
-
-    workers, address = request.settings.workers, require_address(request.address)
-    count = min(workers.count, len(request.shards))
-    return actor_pool(ShardFilter, (request, work.run_id), count, workers, address)

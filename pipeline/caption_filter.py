@@ -12,11 +12,9 @@ the shard.
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import json
 import logging
-import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -31,20 +29,17 @@ from chiasm.pipeline.errors import ChiasmError, CollectionError
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.records import IMAGE, TEXT, Batch, Decoded, Dropped, Shard
 from chiasm.pipeline.shards import (
-    IMAGE_AND_TEXT,
     RULES,
-    Grouping,
     ReadSettings,
-    SampleBuilder,
-    Tar,
-    Wanted,
     every_caption,
     json_bytes,
     json_object,
+    member_groups,
     read_samples,
     split_member_name,
     with_values,
     without_captions,
+    writing_copy,
 )
 from chiasm.pipeline.storage import Folder, display_name
 from chiasm.pipeline.stored_records import read_record
@@ -260,40 +255,15 @@ def write_filtered(
     ahead = iter(scores)
     following = next(ahead, None)
     counts, damage = Filtered(), list[Dropped]()
-    with folder.create(f"{shard.id}.tar", run_id) as file:
-        target: Any = file
-        with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT) as out:
-            for key, members, oversized in _grouped(shard, settings.read, damage):
-                scored = None
-                if following is not None and key == following.key:
-                    scored, following = following, next(ahead, None)
-                kept, judged = _apply_threshold(members, scored, settings)
-                counts += replace(judged if key is not None else Filtered(), oversized=oversized)
-                for name, data in kept:
-                    info = tarfile.TarInfo(name)
-                    info.size = len(data)
-                    out.addfile(info, io.BytesIO(data))
-        file.commit()
+    with writing_copy(folder, f"{shard.id}.tar", run_id) as add:
+        for sample, members, oversized in member_groups(shard, settings.read, damage):
+            scored = None
+            if following is not None and sample is not None and sample.key == following.key:
+                scored, following = following, next(ahead, None)
+            kept, judged = _apply_threshold(members, scored, settings)
+            counts += replace(judged if sample is not None else Filtered(), oversized=oversized)
+            add(kept)
     return replace(counts, damaged=len(damage))
-
-
-def _grouped(
-    shard: Shard, read: ReadSettings, damage: list[Dropped]
-) -> Iterator[tuple[str | None, list[tuple[str, bytes]], int]]:
-    """The members of each key, as `read_samples` groups them, and how many of them were too large
-    to read; None as the key of other files. What ends the tar before its end goes to `damage`."""
-    wanted = Wanted(read, IMAGE_AND_TEXT, keep=True)
-    with Tar(shard.url, shard) as tar, Grouping(tar, wanted) as groups:
-        for group in groups:
-            if isinstance(group, Dropped):
-                damage.append(group)  # what came before it is whole
-            elif isinstance(group, SampleBuilder):
-                key = None if group.is_about_dataset else group.key
-                yield key, group.kept, group.oversized
-            elif not group.member.kind:
-                small = group.member.size <= read.max_member_bytes
-                kept = [(group.member.name, group.member.read())] if small else []
-                yield None, kept, int(not small)
 
 
 def _apply_threshold(

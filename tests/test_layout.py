@@ -26,7 +26,7 @@ LAZY_IMPORTS = {
     "jobs/cli/app.py": {"chiasm.jobs.cli"},
     "jobs/cli/index.py": {"chiasm.jobs.build_index"},
     "jobs/cli/train_pocket.py": {"chiasm.jobs.train_model"},
-    "jobs/filter_shards.py": {"chiasm.jobs.cluster"},
+    "jobs/shard_workers.py": {"chiasm.jobs.cluster"},
     "pipeline/__init__.py": {"chiasm.pipeline"},
     "pipeline/encoders/registry.py": {"chiasm.pipeline.encoders"},
     "pipeline/model/__init__.py": {
@@ -60,6 +60,7 @@ ARROWS = {
     "encode_batch": {"collection", "encoders"},
     "embed": READS | {"batches", "editions", "encode_batch"},
     "caption_filter": READS | {"batches", "editions"},
+    "answers": READS | {"batches"},
     "totals": {"collection"},
     "tasks": {"collection", "editions", "storage"},
     "worklist": {"collection", "editions", "storage", "tasks", "totals"},
@@ -106,7 +107,14 @@ JOBS_ARROWS = {
 # public modules are the face.
 FACES = {
     *(f"pipeline/{name}" for name in ("storage", "shards", "images", "collection", "encoders")),
-    *("pipeline/verify", "index/build", "index/query", "index/segments", "index/sheet"),
+    *(
+        "pipeline/answers",
+        "pipeline/verify",
+        "index/build",
+        "index/query",
+        "index/segments",
+        "index/sheet",
+    ),
     *("index/receipts", "index/verify", "jobs/cluster", "jobs/console"),
 }
 SOURCES = sorted(path for room in ORDER for path in (ROOT / room).rglob("*.py"))

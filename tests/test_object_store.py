@@ -505,7 +505,7 @@ def test_a_sweep_ends_the_uploads_of_dead_runs_alone(s3):
         assert run.sweep([]) == [], "who relocates may write any shard"
     with Run(folder, "filter", {}) as run:
         assert run.sweep([]) == [folder.url_of(left[0])]
-        assert run.sweep([], filtered=["left-0123456789"]) == [folder.url_of(foreign[-1])]
+        assert run.sweep([], unclaimed=["left-0123456789"]) == [folder.url_of(foreign[-1])]
     assert set(s3.uploads()) == {
         f"{prefix}x/a-0123456789.tar",
         *(f"{prefix}/{name}" for name in foreign[:-1]),

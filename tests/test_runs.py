@@ -22,7 +22,7 @@ from chiasm.pipeline.collection import (
 )
 from chiasm.pipeline.collection.observer import HEARTBEAT_SECONDS, STALE_SECONDS
 from chiasm.pipeline.collection.runs import LAPSE_SECONDS
-from chiasm.pipeline.collection.uploads import filtered_shard, is_dead_upload, owner_of_upload
+from chiasm.pipeline.collection.uploads import is_dead_upload, owner_of_upload, unclaimed_shard
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.storage import Folder
 from chiasm.pipeline.storage.disk import Disk
@@ -663,7 +663,20 @@ def test_an_upload_is_dead_if_its_owner_is_known_and_works_no_more(name, owner):
     assert is_dead_upload(name, {owner or ""}, {"x"}) is (owner is not None)
     assert not is_dead_upload(name, {"x"}, set()), "of nobody who is known"
     assert not is_dead_upload(name, {owner or ""}, {owner or ""})
-    assert filtered_shard(name) == ("a-0123456789" if name.endswith(".tar") else None)
+    assert unclaimed_shard(name) == ("a-0123456789" if name.endswith(".tar") else None)
+
+
+def test_uploads_of_copies_scores_and_answers_say_which_shard_they_are_of():
+    for name in ("{}.tar", "{}.scores.jsonl", "shards/{}.tar", "answers/{}.parquet"):
+        assert unclaimed_shard(name.format("a-0123456789")) == "a-0123456789"
+    assert unclaimed_shard("answers/s~_a-0123456789.parquet") == "_a-0123456789"
+    for name in (
+        "answers.json",
+        "answers/a.parquet",
+        "x/a-0123456789.tar",
+        "answers/a-0123456789.tar",
+    ):
+        assert unclaimed_shard(name) is None
 
 
 @pytest.mark.parametrize("pid", [0, -1])

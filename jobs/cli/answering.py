@@ -6,7 +6,6 @@ input that cannot be answered is a line on stderr, and costs no other its answer
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from chiasm.pipeline.encoders import (
     Reply,
     Request,
     answer_batch,
+    language_of,
     load_answerer,
     require_task,
 )
@@ -49,7 +49,6 @@ PICTURE_HELP = "A picture's path or URL; - reads lines of stdin."
 BATCH_BYTES = (
     1 << 30
 )  # of the pictures of a batch, as the model counts them: some are 100 megapixels
-_HAN = re.compile(r"[\u3400-\u9fff]")
 
 
 @dataclass(frozen=True)
@@ -131,11 +130,6 @@ def load_model(task: str, options: Answering) -> tuple[Answerer, EncoderSettings
     return answerer, encoding
 
 
-def language_of(text: str) -> str:
-    """The language to answer a text in: zh where it has Chinese characters."""
-    return "zh" if _HAN.search(text) else "en"
-
-
 def _answers(
     answerer: Answerer,
     task: str,
@@ -174,7 +168,7 @@ def _request(
     there."""
     if item.error is not None:
         raise item.error
-    language = language or language_of(item.text or "")
+    language = language or language_of(item.text)
     require_task(answerer, task, language)
     if item.image is not None and item.image not in pixels:
         pixels[item.image] = pixels_of(item.image, answerer)

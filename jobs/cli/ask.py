@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -18,6 +19,15 @@ from chiasm.jobs.cli.answering import (
     Precision,
     answer_inputs,
 )
+from chiasm.jobs.cli.answering_shards import (
+    Address,
+    AllowDamaged,
+    AllowQuery,
+    MaxLoss,
+    ShardOptions,
+    To,
+    answer_command_shards,
+)
 from chiasm.jobs.cli.ask_collection import (
     About,
     CollectionOptions,
@@ -29,6 +39,8 @@ from chiasm.jobs.cli.ask_collection import (
     is_collection,
 )
 from chiasm.jobs.cli.options import Assignments, Device, Preset
+from chiasm.pipeline.encoders import language_of
+from chiasm.pipeline.errors import UsageError
 
 HELP = """
   chiasm ask boat.png "what colour is the boat?"
@@ -36,15 +48,21 @@ HELP = """
   chiasm ask boat.png - < questions.txt
   chiasm ask - --json < pairs.jsonl
   chiasm ask photos.chiasm "what colour is the boat?" -k 3 --sheet asked.png
+  chiasm ask 'crawled/*.tar' "is there a boat?" --to boats
 
 Answers a question about a picture, or about a collection: then pictures are searched for, each is
 asked, the answer is that of the first, and all are named. Where nothing matches, nothing is
 answered. Without a question, stdin has a JSON object a line with "image"
-and "question"."""
+and "question".
+
+With --to, the question is the last argument, and those before it are WebDataset tars: it is
+asked about every picture of theirs, and the answers are in FOLDER/answers/SHARD.parquet. Kill it
+and run it again: what is done is skipped. With --address, or more than one worker in the settings,
+it runs on Ray."""
 
 
 def ask(
-    image: Annotated[str, typer.Argument(metavar="IMAGE|COLLECTION", help=PICTURE_HELP)],
+    image: Annotated[str, typer.Argument(metavar="IMAGE|COLLECTION|SHARDS...", help=PICTURE_HELP)],
     words: Annotated[
         list[str] | None,
         typer.Argument(metavar="[QUESTION]", help="In quotes; - reads lines of stdin."),
@@ -63,11 +81,26 @@ def ask(
     precision: Precision = None,
     preset: Preset = "laptop",
     assignments: Assignments = None,
+    to: To = None,
+    address: Address = None,
+    max_loss: MaxLoss = None,
+    allow_damaged: AllowDamaged = False,
+    allow_query: AllowQuery = False,
 ) -> None:
     options = Answering(
         model, language, beams, max_tokens, as_json, device, precision, preset, assignments
     )
+    about_shards = ShardOptions(False, address, max_loss, allow_damaged, allow_query)
     of_collection = CollectionOptions(k, about, where, false_alarms, sheet)
+    if to is not None:
+        of_collection.require_none()
+        *shards, question = [image, *(words or [])]
+        if not shards:
+            raise UsageError("ask", expected="shards, then a question", found="no question")
+        options = replace(options, language=language or language_of(question))
+        answer_command_shards("ask", shards, to, options, about_shards, question)
+        return
+    about_shards.require_none()
     question = one_text("ask", words or [])
     if image != "-" and is_collection(image):
         answer_from_collection(image, question, of_collection, options)

@@ -13,12 +13,12 @@ from chiasm.index import open_collection
 from chiasm.index.ask import AskSettings, CollectionAnswer, ask_collection
 from chiasm.index.queries import check_rate
 from chiasm.index.sheet import write_sheet
-from chiasm.jobs.cli.answering import Answering, language_of, load_model
+from chiasm.jobs.cli.answering import Answering, load_model
 from chiasm.jobs.cli.options import print_progress
 from chiasm.jobs.cli.search_outputs import Output, check_output
 from chiasm.jobs.console import json_line, lines_of, printable
 from chiasm.pipeline.collection import read_identity
-from chiasm.pipeline.encoders import GenerateSettings
+from chiasm.pipeline.encoders import GenerateSettings, language_of
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.storage import Folder, is_remote
 

@@ -52,7 +52,7 @@ from chiasm.pipeline.collection.parquet_schema import (
     schema_version,
     shard_id_of,
 )
-from chiasm.pipeline.collection.parquet_writer import ParquetWriter
+from chiasm.pipeline.collection.parquet_writer import ParquetWriter, storable
 from chiasm.pipeline.collection.processes import THIS_MACHINE, Machine, ProcessId
 from chiasm.pipeline.collection.relocations import (
     Relocations,
@@ -132,6 +132,7 @@ __all__ = [
     "shard_of_failure",
     "stat_files",
     "stat_relocations",
+    "storable",
     "stored_parquet_name",
     "vectors_of",
     "write_entry",

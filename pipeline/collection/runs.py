@@ -38,7 +38,7 @@ from chiasm.pipeline.collection.run_record import (
     mark_name,
     record_name,
 )
-from chiasm.pipeline.collection.uploads import filtered_shard, is_dead_upload, owner_of_upload
+from chiasm.pipeline.collection.uploads import is_dead_upload, owner_of_upload, unclaimed_shard
 from chiasm.pipeline.errors import CollectionError, StorageError
 from chiasm.pipeline.storage import (
     Folder,
@@ -214,7 +214,7 @@ class Run:
             self.clock.sleep(HEARTBEAT_SECONDS)
 
     def sweep(
-        self, folders: Iterable[str], *, own: bool = False, filtered: Iterable[str] = ()
+        self, folders: Iterable[str], *, own: bool = False, unclaimed: Iterable[str] = ()
     ) -> list[str]:
         """Remove the temporaries of dead runs in `folders`, with `own` also this run's (whose
         workers have exited by then, some of them killed), and in object stores abort their uploads,
@@ -226,7 +226,7 @@ class Run:
         if self._observer.dead_here():
             self.clock.sleep(ORPHAN_SECONDS)
         removed = self.remove_temporaries(folders, own=own)
-        removed += self.abort_uploads(own=own, filtered=filtered)
+        removed += self.abort_uploads(own=own, unclaimed=unclaimed)
         self.mark_dead()
         return removed
 
@@ -265,11 +265,12 @@ class Run:
             return begun is not None
         return abs(own.modified - begun.modified) < STALE_SECONDS
 
-    def abort_uploads(self, *, own: bool = False, filtered: Iterable[str] = ()) -> list[str]:
+    def abort_uploads(self, *, own: bool = False, unclaimed: Iterable[str] = ()) -> list[str]:
         """Abort the multipart uploads that dead runs left, as `uploads.py` tells them from others;
-        returns their URLs. filtered: shards that `chiasm filter` writes into this folder. Where a
-        run that may live has not said what it writes, an upload may be its."""
-        prefix, shards = f"{self.folder.url.rstrip('/')}/", frozenset(filtered)
+        returns their URLs. unclaimed: shards whose copies, scores or answers this run writes here
+        without a claim. Where a run that may live has not said what it writes, an upload may be
+        its."""
+        prefix, shards = f"{self.folder.url.rstrip('/')}/", frozenset(unclaimed)
 
         @functools.cache  # read once there is an upload, and after these were listed
         def ids() -> tuple[set[str], set[str]] | None:
@@ -283,7 +284,7 @@ class Run:
 
         def is_dead(url: str) -> bool:
             name = url.removeprefix(prefix)
-            if filtered_shard(name) in shards:
+            if unclaimed_shard(name) in shards:
                 return not self.others()
             if owner_of_upload(name) is None:
                 return False

@@ -25,8 +25,12 @@ _OWNED = re.compile(
     rf"|index/segments/({RUN_ID})-[0-9]+/{_BASE}\.(?:arrow|faiss|f16|json)"
     rf"|index/trained/({RUN_ID})/{_BASE}\.faiss"
 )
-# Of `chiasm filter`, which claims no shards.
-_FILTERED = re.compile(rf"({_SHARD})\.(?:tar|scores\.jsonl)")
+# Of `chiasm filter` and of answers about shards, whose runs claim no shards.
+_UNCLAIMED = re.compile(
+    rf"({_SHARD})\.(?:tar|scores\.jsonl)"
+    rf"|shards/({_SHARD})\.tar"
+    rf"|answers/(?:s~)?({_SHARD})\.parquet"
+)
 
 
 def owner_of_upload(name: str) -> str | None:
@@ -35,10 +39,11 @@ def owner_of_upload(name: str) -> str | None:
     return None if found is None else found[found.lastindex or 0]
 
 
-def filtered_shard(name: str) -> str | None:
-    """The id of the shard of which `chiasm filter` writes the file `name`."""
-    found = _FILTERED.fullmatch(name)
-    return None if found is None else found[1]
+def unclaimed_shard(name: str) -> str | None:
+    """The id of the shard of which a run that claims none (`chiasm filter`, `caption` and its kin)
+    writes the file `name`."""
+    found = _UNCLAIMED.fullmatch(name)
+    return None if found is None else found[found.lastindex or 0]
 
 
 def is_dead_upload(name: str, known: Set[str], living: Set[str]) -> bool:

@@ -10,6 +10,7 @@ from chiasm.pipeline.encoders.answerers import (
     Request,
     Sampling,
     answer_batch,
+    language_of,
     require_task,
 )
 from chiasm.pipeline.encoders.base import (
@@ -36,7 +37,7 @@ from chiasm.pipeline.encoders.faults import (
     match_each,
     require_unit_vectors,
 )
-from chiasm.pipeline.encoders.probe import probe_encoder, probe_matcher
+from chiasm.pipeline.encoders.probe import probe_answerer, probe_encoder, probe_matcher
 from chiasm.pipeline.encoders.protocols import (
     JOINT,
     Encoded,
@@ -88,11 +89,13 @@ __all__ = [
     "answer_batch",
     "describe",
     "is_out_of_memory",
+    "language_of",
     "load_answerer",
     "load_encoder",
     "load_matcher",
     "match_each",
     "normalized_mean",
+    "probe_answerer",
     "probe_encoder",
     "probe_matcher",
     "register_encoder",

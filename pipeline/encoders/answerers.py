@@ -6,6 +6,7 @@ A task is one of TASKS; a language is `en` or `zh`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -25,6 +26,7 @@ TASKS: Mapping[str, tuple[str, ...]] = {  # task -> the modalities that its requ
     "imagine": (TEXT,),
 }
 LANGUAGES = ("en", "zh")
+_HAN = re.compile(r"[\u3400-\u9fff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,12 @@ class Answerer(Preprocessor, Protocol):
         """B requests, of one task or several -> B replies, in their order. Each reply is that of
         its request alone, up to rounding. UsageError for a task or language that it lacks."""
         ...
+
+
+def language_of(text: str | None) -> str:
+    """The language in which a text is answered where nobody says another: `zh` if it has Chinese
+    characters, else `en`."""
+    return "zh" if _HAN.search(text or "") else "en"
 
 
 def require_task(answerer: Answerer, task: str, language: str | None = None) -> None:

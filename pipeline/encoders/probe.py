@@ -16,6 +16,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from chiasm.pipeline.encoders.answerers import (
+    TASKS,
+    Answerer,
+    GenerateSettings,
+    Request,
+    answer_batch,
+)
 from chiasm.pipeline.encoders.faults import Fault, match_checked, require_unit_vectors
 from chiasm.pipeline.encoders.protocols import JOINT, Encoded, Encoder, Matcher, Preprocessor
 from chiasm.pipeline.errors import ChiasmError, EncoderError, Undecodable
@@ -76,6 +83,31 @@ def probe_matcher(matcher: Matcher) -> None:
             expected="scores for two texts with two pictures, as a trial",
             found=fault.detail,
             do=_advice(fault, matcher),
+        ) from error
+
+
+def probe_answerer(answerer: Answerer, task: str, language: str) -> None:
+    """Raise EncoderError where the answerer answers for neither of two pictures, with a text where
+    the task has one. UsageError for a task or language that it lacks."""
+    try:
+        items = _preprocessed(answerer, IMAGE, _inputs()[IMAGE])
+        if items is None:
+            return
+        texts = TEXTS if TEXT in TASKS[task] else (None, None)
+        requests = [Request(task, language, *one) for one in zip(items, texts, strict=True)]
+        replies = answer_batch(answerer, requests, GenerateSettings(max_tokens=2))
+        faults = [reply for reply in replies if isinstance(reply, Fault)]
+        if len(faults) == len(requests):
+            raise faults[-1]
+    except ChiasmError:
+        raise
+    except Exception as error:
+        fault = Fault.of(error)
+        raise EncoderError(
+            f"model {answerer.name}",
+            expected=f"an answer for one of two pictures, as a trial of {task}",
+            found=fault.detail,
+            do=_advice(fault, answerer),
         ) from error
 
 

@@ -6,13 +6,13 @@ from chiasm.pipeline.shards.captions import (
     json_object,
     without_captions,
 )
-from chiasm.pipeline.shards.grouping import Grouping
+from chiasm.pipeline.shards.copies import Members, member_groups, writing_copy
 from chiasm.pipeline.shards.json_text import with_values
 from chiasm.pipeline.shards.listing import list_shards, shard_id
 from chiasm.pipeline.shards.members import read_checked, read_member
 from chiasm.pipeline.shards.names import split_member_name
 from chiasm.pipeline.shards.read_settings import RULES, ReadSettings
-from chiasm.pipeline.shards.sample_builder import PICTURE_EXTENSIONS, SampleBuilder, Wanted
+from chiasm.pipeline.shards.sample_builder import PICTURE_EXTENSIONS, SampleBuilder
 from chiasm.pipeline.shards.samples import (
     DROP_REASONS,
     IMAGE_AND_TEXT,
@@ -32,15 +32,15 @@ __all__ = [
     "RULES",
     "ChangedError",
     "Damaged",
-    "Grouping",
+    "Members",
     "ReadSettings",
     "SampleBuilder",
     "Tar",
-    "Wanted",
     "every_caption",
     "json_bytes",
     "json_object",
     "list_shards",
+    "member_groups",
     "read_checked",
     "read_member",
     "read_samples",
@@ -49,4 +49,5 @@ __all__ = [
     "with_values",
     "without_captions",
     "write_shard",
+    "writing_copy",
 ]

@@ -112,6 +112,11 @@ class SampleBuilder:
         return bool(self.texts or self.others)
 
     @property
+    def captions(self) -> tuple[str, ...]:
+        """The captions that `embed` reads of the members so far."""
+        return self._read().captions
+
+    @property
     def is_about_dataset(self) -> bool:
         """Whether it is no sample, but a file about the data set: metadata.csv, classes.txt."""
         if self.place is not None or self.others or self.no_files or self.too_large:
