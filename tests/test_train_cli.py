@@ -122,7 +122,7 @@ def test_towers_alone_refuse_to_match(tmp_path, chiasm):
     (line,) = read_log(tmp_path / "fused")
     assert line["step"] == 2 and "match" in line
     config = json.loads((tmp_path / "fused" / "config.json").read_text())
-    assert config["fusion"]["how"] == "gated"
+    assert config["fusion"]["fusion"] == "gated"
     encoder = load_encoder(f"pocket:{tmp_path}", EncoderSettings(device="cpu"))
     with pytest.raises(UsageError, match="two towers alone"):
         match_rows(encoder, [preprocess(encoder, Image.new("RGB", (9, 9)))], ["a boat"])

@@ -60,7 +60,7 @@ Towers = Annotated[
     typer.Option(
         parser=folder_path,
         metavar="PATH",
-        help="A model folder; keep its towers, learn the rest alone.",
+        help="A model folder; keep its towers and tokenizer, learn the rest alone.",
     ),
 ]
 Gallery = Annotated[
