@@ -191,7 +191,7 @@ def test_what_is_done_is_not_asked_again(tmp_path, fake):
     again = answer_shards(request_for(sources, tmp_path / "to"))
     assert len(fake.settings) == calls and (again.done, again.skipped) == (0, 2)
     assert again.as_json() | {"shards": 0} == first.as_json() | {"shards": 0}
-    # The shards are written from the answers that are there: only a trial is asked.
+    # The shards are written from the answers that are there: only a trial is request.
     answer_shards(request_for(sources, tmp_path / "to", write_shards=True))
     assert len(fake.settings) <= calls + 1
     assert len(list((tmp_path / "to/shards").iterdir())) == 2
@@ -328,11 +328,11 @@ def test_answers_are_the_same_on_ray(tmp_path, ray_session):
     model = f"hf:{blip_folder(tmp_path / 'model')}"
     made = []
     for name, more in (("here", []), ("ray", ["workers.count=2", "workers.cpus=1"])):
-        asked = request_for(sources, tmp_path / name, assignments=more, write_shards=True)
+        request = request_for(sources, tmp_path / name, assignments=more, write_shards=True)
         answers = replace(CAPTION, generate=GenerateSettings(max_tokens=4))
-        asked = replace(asked, model=model, answers=answers)
-        assert asked.on_ray == (name == "ray")
-        summary = answer_shards(asked)
+        request = replace(request, model=model, answers=answers)
+        assert request.on_ray == (name == "ray")
+        summary = answer_shards(request)
         assert (summary.samples, summary.done) == (4, 2) and summary.answers
         files = Tree.read(tmp_path / name).files()
         made.append({k: v for k, v in files.items() if k.startswith(("answers/", "shards/"))})

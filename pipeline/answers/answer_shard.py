@@ -67,8 +67,8 @@ def _answer(
         ):
             counts.keep(len(batch))
             rows = [row for row in batch.rows if _has_all(row, settings, counts)]
-            for asked in _blocks(rows, settings):
-                _answer_block(asked, answerer, settings, counts)
+            for block in _blocks(rows, settings):
+                _answer_block(block, answerer, settings, counts)
             _require_some_answers(counts, answerer, settings, shard)
         _require_some_answers(counts, answerer, settings, shard, at_end=True)
         footer = counts.footer(shard, settings, AnswersIdentity.of(settings, answerer))

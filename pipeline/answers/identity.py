@@ -96,7 +96,7 @@ class AnswersIdentity:
                 expected = f"answers of model {self.model} ({self.fingerprint[:12]})"
                 found = f"model {model} ({value[:12]})"
             else:
-                expected, found = f"{name} {_shown(mine)}, as before", _shown(value)
+                expected, found = f"{name} {_as_text(mine)}, as before", _as_text(value)
             raise CollectionError(
                 where, expected=expected, found=found, do="ask as before, or give another --to"
             )
@@ -111,7 +111,7 @@ def _request(settings: AnswerSettings) -> dict[str, Any]:
     } | plain  # fmt: skip
 
 
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
     """A value for a message: of groups of settings as `name value` each."""
     if isinstance(value, dict):
         return " ".join(f"{name}={part}" for name, part in value.items())
