@@ -450,7 +450,7 @@ def test_one_batch_can_be_learned_by_heart(precision):
     assert training.step == run.all_steps
     assert aligned[-1]["contrast"] < 0.5 * aligned[0]["contrast"]
     assert aligned[-1]["facts"] < 0.7 * aligned[0]["facts"]
-    assert aligned[-1]["relations"] < 0.8 * aligned[0]["relations"]
+    assert aligned[-1]["relations"] < 0.9 * aligned[0]["relations"]
     assert joined[-1]["joint"] < 0.95 * joined[0]["joint"]
     assert joined[-1]["discord"] < 0.95 * joined[0]["discord"]
     for name, weight in towers.items():  # the towers stand at their average, and stay there

@@ -13,6 +13,7 @@ from chiasm.pipeline.encoders import (
     Request,
     load_answerer,
 )
+from chiasm.pipeline.encoders.pocket_answerer import as_written
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.checkpoint import load_model, save_model
 from chiasm.pipeline.model.config import DecoderConfig, ImageConfig, ModelConfig, TextConfig
@@ -78,8 +79,8 @@ def slow(folder, request, steps):
         tokens.append(int(logs.argmax()))
         total += float(logs.max())
         if tokens[-1] == END:
-            return tokenizer.decode(tokens[1:-1]).strip(), total / (len(tokens) - 1)
-    return tokenizer.decode(tokens[1:]).strip(), total / steps
+            return tokenizer.decode(tokens[1:-1]), total / (len(tokens) - 1)
+    return tokenizer.decode(tokens[1:]), total / steps
 
 
 @torch.inference_mode()
@@ -90,7 +91,7 @@ def test_replies_are_what_the_decoder_writes(folder):
     replies = answerer.answer(given, GenerateSettings())
     for request, reply in zip(given, replies, strict=True):
         text, mean = slow(folder, request, CONFIG.decoder.context - 1)
-        assert reply.text == text
+        assert reply.text == as_written(text, request.language)
         assert reply.confidence == pytest.approx(np.exp(mean), rel=1e-4)
     assert len({reply.text for reply in replies}) > 2
     cut = len(WORDS.encode("a very long question " * 4 + "a very long question")) - 10
@@ -128,6 +129,11 @@ def test_a_model_without_a_decoder_answers_nothing(tmp_path):
     save_model(tmp_path, JointNetwork(config).state_dict(), config, WORDS)
     with pytest.raises(UsageError, match="expected one with a decoder, found one that embeds"):
         load_answerer(f"pocket:{tmp_path}", PLAIN)
+
+
+def test_commas_are_those_of_the_language():
+    assert as_written(" 一艘船,在海面上", "zh") == "一艘船，在海面上"
+    assert as_written(" a boat, at sea", "en") == "a boat, at sea"
 
 
 def test_the_tokenizer_counts_what_is_cut():

@@ -97,7 +97,7 @@ class PocketAnswerer:
         confidence = found.log_probability.exp().tolist()
         return [
             Reply(
-                tokenizer.decode(tokens).strip(),
+                as_written(tokenizer.decode(tokens), request.language),
                 confidence=confidence[row],
                 truncated=tokenizer.tokens_cut(request.text or "", context),
             )
@@ -138,3 +138,9 @@ class PocketAnswerer:
         )
         seeds = [sampling.seed] * len(first) if sampling else None
         return generation.generate(step, first.to(state.text_mask.device), state, options, seeds)
+
+
+def as_written(text: str, language: str) -> str:
+    """What the decoder wrote, with the commas of its language: the tokenizer's normal form has
+    those of Chinese as Latin ones."""
+    return (text.replace(",", "，") if language == "zh" else text).strip()
