@@ -1,9 +1,9 @@
 """A question about a collection: find pictures, answer from each of them, and name them.
 
 The question, or what `about` says, is searched for; each picture that is found is asked the
-question; the answer is that of the first, and the others stand beside it. Where nothing here
-matches, at the rate of false alarms that is allowed (index/query/calibrate.py), nothing is
-answered: a model would answer from any picture.
+question; the answer is that of the first, and the others stand beside it. Where a rate of false
+alarms is given and nothing here matches at it (index/query/calibrate.py), nothing is answered: a
+model would answer from any picture.
 """
 
 from __future__ import annotations
@@ -69,14 +69,15 @@ class CollectionAnswer:
 @dataclass(frozen=True, slots=True)
 class AskSettings:
     """k: pictures that are asked. about: what to search for, None for the question. where: as in
-    `Query`. false_alarms: the share of questions about nothing here that may be answered all the
-    same; None: answer always. language: of the answer."""
+    `Query`. false_alarms: the share of searches for nothing here that may be answered all the same;
+    None: answer always. It is calibrated on captions, so it is for what `about` says: questions are
+    worded in another way, and most would be refused. language: of the answer."""
 
     k: int = 5
     about: str | None = None
     column: str = IMAGE
     where: str | None = None
-    false_alarms: float | None = 0.05
+    false_alarms: float | None = None
     language: str = "en"
 
 

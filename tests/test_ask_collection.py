@@ -121,14 +121,14 @@ def test_a_model_that_answers_no_questions_is_refused(collection):
 def test_the_command_prints_the_answer_and_its_sources(collection, capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(ANSWERERS, "bright", lambda model, settings: Brightness())
     sheet = tmp_path / "asked.png"
-    ask(str(collection), ["a red boat"], model="bright", k=2, false_alarms=1, sheet=str(sheet))
+    ask(str(collection), ["a red boat"], model="bright", k=2, sheet=str(sheet))
     lines = capsys.readouterr().out.splitlines()
     expected = open_collection(collection).search("a red boat", k=2)
     assert lines[0] == brightness_of(expected[0]) and len(lines) == 3
     for line, result in zip(lines[1:], expected, strict=True):
         assert f"{brightness_of(result)} (0.50)  {result.key}  {result.id}" in line
     assert sheet.read_bytes().startswith(b"\x89PNG")
-    ask(str(collection), ["a submarine with seven dragons"], model="bright")
+    ask(str(collection), ["is it red?"], model="bright", about="a submarine with seven dragons")
     assert capsys.readouterr().out.startswith("nothing here matches (at a false-alarm rate of 5 %)")
     ask(str(collection), ["红色的船"], model="bright", as_json=True, false_alarms=1)
     fields = json.loads(capsys.readouterr().out)

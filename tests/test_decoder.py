@@ -334,6 +334,11 @@ def test_a_drawn_row_does_not_depend_on_its_batch():
     assert again.tokens == together.tokens
 
 
+def test_what_is_not_finite_is_drawn_without_an_error_and_is_seen():
+    found = drawn(torch.full((2, 3, 3), torch.nan), [1], temperature=1.0)
+    assert len(found.tokens[0]) == 2 and found.log_probability.isnan().all()
+
+
 def test_rows_that_ended_wait_for_the_others():
     table = torch.full((4, 3, 3), -9.0)
     table[:, :, 1] = 0.0

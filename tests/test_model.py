@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import random
 from dataclasses import replace
 from functools import partial
@@ -267,6 +268,9 @@ def test_a_batch_of_texts_is_padded_and_cut():
     assert WORDS.decode(words) == normalise("A  BIG boat.") == "a big boat"
     for ending in (" .", "。", "?", " ？", "...", ". "):
         assert normalise("a big boat" + ending) == "a big boat"
+    first = load_model(checkpoint.SHIPPED)[1]  # of the first format, which keeps its rule
+    assert first.normalise("A big boat ?") == "a big boat ?" and first.normalise("a.") == "a"
+    assert pickle.loads(pickle.dumps(first)).text_rule == first.text_rule != WORDS.text_rule
     assert WORDS.batch([], 16).shape == (0, 4)
 
 

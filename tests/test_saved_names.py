@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.errors import ChiasmError, EncoderError
 from chiasm.pipeline.model import JointModel
 from chiasm.pipeline.model.checkpoint import (
     CONFIG_NAMES,
@@ -86,6 +86,16 @@ def test_a_joint_model_has_in_files_the_names_that_it_has_in_code(tmp_path):
     saved = json.loads((tmp_path / "config.json").read_text())
     assert list(saved) == ["format", "image", "text", "dim", "fusion", "decoder"]
     assert load_model(tmp_path)[0].config == config
+
+
+def test_weights_that_are_not_finite_in_files_are_not_written(tmp_path):
+    network, tokenizer = load_model(SHIPPED)
+    weights = network.state_dict() | {"text.norm.weight": torch.full((192,), 1e6)}
+    with pytest.raises(
+        ChiasmError, match=r"expected weights .* found others in text\.norm\.weight"
+    ):
+        save_model(tmp_path, weights, network.config, tokenizer)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -47,12 +47,12 @@ HELP = """
   chiasm ask - "is there a boat?" < pictures.txt
   chiasm ask boat.png - < questions.txt
   chiasm ask - --json < pairs.jsonl
-  chiasm ask photos.chiasm "what colour is the boat?" -k 3 --sheet asked.png
+  chiasm ask photos.chiasm "what colour is it?" --about "a boat at sea" -k 3 --sheet asked.png
   chiasm ask 'crawled/*.tar' "is there a boat?" --to boats
 
 Answers a question about a picture, or about a collection: then pictures are searched for, each is
-asked, the answer is that of the first, and all are named. Where nothing matches, nothing is
-answered. Without a question, stdin has a JSON object a line with "image"
+asked, the answer is that of the first, and all are named. With --about, nothing is answered where
+nothing matches. Without a question, stdin has a JSON object a line with "image"
 and "question".
 
 With --to, the question is the last argument, and those before it are WebDataset tars: it is

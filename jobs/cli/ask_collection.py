@@ -40,8 +40,9 @@ FalseAlarms = Annotated[
     float | None,
     typer.Option(
         metavar="RATE",
-        help="Answer nothing where nothing here matches. RATE: the share of questions about "
-        "nothing here that are answered all the same; 1 answers always. (default: 0.05)",
+        help="Answer nothing where nothing here matches. RATE: the share of searches for nothing "
+        "here that are answered all the same; 1 answers always. (default: 0.05 with --about, as "
+        "captions calibrate it; else 1)",
         rich_help_panel=PANEL,
     ),
 ]
@@ -96,7 +97,8 @@ def answer_from_collection(
         explain=False, receipt=None, audit=None,
     )  # fmt: skip
     check_output(output, collection, [])
-    rate = FALSE_ALARMS if options.false_alarms is None else options.false_alarms
+    rate = 1.0 if options.about is None else FALSE_ALARMS
+    rate = rate if options.false_alarms is None else options.false_alarms
     if rate != 1:
         check_rate(rate)
     answerer, encoding = load_model("ask", answering)

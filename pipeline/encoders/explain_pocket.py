@@ -21,7 +21,7 @@ from chiasm.pipeline.model.explain import (
 )
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.preprocess import covered
-from chiasm.pipeline.model.tokenizer import Tokenizer, normalise
+from chiasm.pipeline.model.tokenizer import Tokenizer
 
 _ENDS = 2  # the first and the last token of a text stand for no characters
 
@@ -33,7 +33,7 @@ class PocketMapper:
         self._model, self._tokenizer = model, tokenizer
 
     def token_spans(self, text: str) -> tuple[list[Span], int]:
-        read = normalise(text)
+        read = self._tokenizer.normalise(text)
         places = align(text, read, lambda part: unicodedata.normalize("NFKC", part).lower())
         spans = [
             (places[start][0], places[end - 1][1]) for start, end in _spans(self._tokenizer, read)

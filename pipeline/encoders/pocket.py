@@ -46,8 +46,6 @@ from chiasm.pipeline.pretrained.device_and_precision import (
 )
 from chiasm.pipeline.records import IMAGE, TEXT
 
-TEXT_RULE = "NFKC, lower case, single spaces, no final full stop; own byte-pair tokens"
-
 
 def load(model: str, settings: EncoderSettings) -> PocketEncoder:
     """The encoder of a model folder, the shipped one for an empty name.
@@ -83,7 +81,7 @@ class PocketEncoder(BaseEncoder):
         self.preprocessing: dict[str, Any] = {
             "image": RULE,
             "side": side,
-            "text": TEXT_RULE,
+            "text": self.tokenizer.text_rule,
             "context": model.config.text.context,
         }
         self.fingerprint = _fingerprint(folder, self.preprocessing)

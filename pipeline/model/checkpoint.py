@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from chiasm.pipeline.errors import EncoderError
+from chiasm.pipeline.errors import ChiasmError, EncoderError
 from chiasm.pipeline.model.config import ModelConfig
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.tokenizer import Tokenizer
@@ -50,8 +50,17 @@ CONFIG_NAMES = {"fusion.fusion": "how"}
 def save_model(
     folder: Path, weights: dict[str, Tensor], config: ModelConfig, tokenizer: Tokenizer
 ) -> None:
-    """Write a model folder: weights of a `JointNetwork` as float16, its config, its tokenizer."""
+    """Write a model folder: weights of a `JointNetwork` as float16, its config, its tokenizer.
+    ChiasmError where a weight is not finite as float16: nothing is written."""
     half = {name: tensor.detach().half().cpu().contiguous() for name, tensor in weights.items()}
+    broken = sorted(name for name, tensor in half.items() if not tensor.isfinite().all())
+    if broken:
+        raise ChiasmError(
+            f"model folder {folder}",
+            expected="weights that are finite as float16",
+            found="others in " + ", ".join(broken)[:200],
+            do="train with a lower learning rate",
+        )
     fields = {"format": FORMAT, **config.to_dict()}
     write_file(folder / WEIGHTS, save(half, metadata={"format": "pt"}))
     write_file(folder / CONFIG, (json.dumps(fields, indent=2) + "\n").encode())

@@ -23,8 +23,8 @@ from chiasm.pipeline.model.config import DecoderConfig
 from chiasm.pipeline.model.fusion import Modality
 from chiasm.pipeline.model.tasks import Head, TargetIds
 
-# Of the rows and columns that are added to patches: a third of their own size. Smaller, and a
-# decoder learns late where a patch lies.
+# Deviation of the rows and of the columns that are added to projected patches, which have 1.1.
+# Smaller, and a decoder learns late where a patch lies.
 GRID_SIZE = 0.5
 
 

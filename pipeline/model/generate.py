@@ -118,7 +118,9 @@ def _draw(logs: Tensor, settings: GenerateSettings, draws: Sequence[torch.Genera
     sums = (sorted_chances * kept).cumsum(dim=-1)
     points = torch.cat([torch.rand(1, generator=draw) for draw in draws]).to(logs.device)
     at = torch.searchsorted(sums, (points * sums[:, -1])[:, None], right=True)[:, 0]
-    last = kept.sum(dim=-1) - 1  # rounding may lead past the last that is kept
+    # Rounding may lead past the last that is kept, and of NaN none is: then any token will do, as
+    # the row's log probability is NaN.
+    last = (kept.sum(dim=-1) - 1).clamp(min=0)
     return order.gather(1, torch.minimum(at, last)[:, None])[:, 0]
 
 

@@ -30,21 +30,38 @@ _PIECES = rf"{_CHINESE}| {_LETTERS}{{1,63}}|{_LETTERS}{{1,64}}|[\s\S]"
 # Chinese is written without spaces, so frequent phrases would become single tokens and rare ones
 # not; words are at most this long, and phrases are left to the model.
 _LONGEST_CHINESE = 3
+# What `normalise` takes off the end of a text, and the rule in words. The first format kept a space
+# before a full stop and a question mark: its folders keep the vectors that they gave.
+ENDS = {
+    ".。? ": "NFKC, lower case, single spaces, no full stop or question mark at the end; tokens",
+    ".。": "NFKC, lower case, single spaces, no final full stop; own byte-pair tokens",
+}
+PRESENT_ENDS, FIRST_ENDS = ENDS
 _SURROGATE = re.compile("([\ud800-\udfff])")
 
 
 class Tokenizer:
     """Characters and merges, in the order of training, and the ids they stand for."""
 
-    def __init__(self, library: tokenizers.Tokenizer) -> None:
-        """library: as `train` or `from_json` made it; ValueError where ids are others."""
-        self._library = library
+    def __init__(self, library: tokenizers.Tokenizer, ends: str = PRESENT_ENDS) -> None:
+        """library: as `train` or `from_json` made it; ValueError where ids are others. ends: of
+        ENDS."""
+        self._library, self._ends = library, ends
         first = (*SPECIALS, *_BYTES)
         if tuple(map(library.id_to_token, range(len(first)))) != first:
             raise ValueError("tokenizer: expected ids of pad, start, end and 256 bytes first")
 
     def __len__(self) -> int:
         return self._library.get_vocab_size(with_added_tokens=False)
+
+    @property
+    def text_rule(self) -> str:
+        """What is read of a text, in words: part of a model's fingerprint."""
+        return ENDS[self._ends]
+
+    def normalise(self, text: str) -> str:
+        """As the function, by the rule of this tokenizer's format."""
+        return normalise(text, self._ends)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without START and END; `decode` gives the very text back."""
@@ -80,7 +97,7 @@ class Tokenizer:
         T is the longest text's length rounded up to `multiple`, at most `context`: a longer text
         keeps its beginning.
         """
-        rows = [[START, *self.encode(normalise(text))[: context - 2], END] for text in texts]
+        rows = [[START, *self.encode(self.normalise(text))[: context - 2], END] for text in texts]
         longest = max(map(len, rows), default=2)
         ids = np.full(
             (len(rows), min(context, -(-longest // multiple) * multiple)), PAD, dtype=np.int64
@@ -91,7 +108,7 @@ class Tokenizer:
 
     def tokens_cut(self, text: str, context: int) -> int:
         """How many tokens of a text `batch` leaves out."""
-        return max(0, len(self.encode(normalise(text))) - (context - 2))
+        return max(0, len(self.encode(self.normalise(text))) - (context - 2))
 
     def to_json(self) -> str:
         """All of it, as the text of tokenizer.json."""
@@ -103,20 +120,24 @@ class Tokenizer:
         fields = json.loads(text)
         if "characters" in fields:  # the format of "chiasm joint model 1"
             merges = [(a, b) for a, b in fields["merges"]]
-            return _made(fields["characters"], merges)
+            return _made(fields["characters"], merges, FIRST_ENDS)
         try:
             return cls(tokenizers.Tokenizer.from_str(text))
         except Exception as error:  # the library raises no narrower class
             raise ValueError(f"tokenizer: {error}") from error
 
     def __reduce__(self):
-        return Tokenizer.from_json, (self.to_json(),)
+        return _unpickled, (self.to_json(), self._ends)
 
 
-def normalise(text: str) -> str:
-    """What the model reads of a text: NFKC, lower case, single spaces, no full stop or question
-    mark at the end."""
-    return " ".join(unicodedata.normalize("NFKC", text).lower().split()).rstrip(".。? ")
+def _unpickled(text: str, ends: str) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(text), ends)
+
+
+def normalise(text: str, ends: str = PRESENT_ENDS) -> str:
+    """What the model reads of a text: NFKC, lower case, single spaces, none of `ends` at its
+    end."""
+    return " ".join(unicodedata.normalize("NFKC", text).lower().split()).rstrip(ends)
 
 
 def train(texts: Iterable[str], vocabulary: int) -> Tokenizer:
@@ -153,7 +174,9 @@ def _merges(
     return [(a, b) for a, b in json.loads(library.to_str())["model"]["merges"]][:count]
 
 
-def _made(characters: Sequence[str], merges: Sequence[tuple[str, str]]) -> Tokenizer:
+def _made(
+    characters: Sequence[str], merges: Sequence[tuple[str, str]], ends: str = PRESENT_ENDS
+) -> Tokenizer:
     """Characters and merges -> ids: specials, bytes, characters, merges; a string that occurs
     twice keeps its first id, and the other is never written."""
     tokens = [*SPECIALS, *_BYTES, *characters, *(a + b for a, b in merges)]
@@ -162,4 +185,4 @@ def _made(characters: Sequence[str], merges: Sequence[tuple[str, str]]) -> Token
         ids.setdefault(token, i) if token not in ids else ids.setdefault(f"<unused {i}>", i)
     library = tokenizers.Tokenizer(models.BPE(ids, list(merges), byte_fallback=True))
     library.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECES), "isolated")
-    return Tokenizer(library)
+    return Tokenizer(library, ends)

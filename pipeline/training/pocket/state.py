@@ -64,6 +64,8 @@ def read_state(
     """The tensors and facts of the state in a folder; UsageError where it was written under other
     settings (by their names in files), or other conditions (by the keys of CONDITIONS)."""
     tensors, facts = load_state(folder / STATE)
+    # First: the state of an earlier version has other settings as well, which nobody can give.
+    _require_same_conditions(folder, facts, conditions)
     names = {saved: name for name, saved in STATE_CONFIG_NAMES.items()}
     changed = sorted(
         names.get(key, key)
@@ -77,7 +79,6 @@ def read_state(
             found="others for " + ", ".join(changed),
             do="give those, or another folder",
         )
-    _require_same_conditions(folder, facts, conditions)
     return tensors_in_code(tensors, STATE_TENSOR_NAMES), facts
 
 
