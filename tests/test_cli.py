@@ -356,7 +356,7 @@ def test_all_that_a_command_prints_is_made_printable():
             return is_safe(node.left) and is_safe(node.right)
         made = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         return isinstance(node, ast.Constant) or (
-            made and node.func.id in ("printable", "json_line")
+            made and node.func.id in ("printable", "printable_columns", "json_line")
         )
 
     folder = ROOT / "jobs/cli"

@@ -17,7 +17,7 @@ from chiasm.index.query import pixels_of, query_refused
 from chiasm.jobs.cli.answer_inputs import Inputs, Item, text_name
 from chiasm.jobs.cli.options import ENCODING, print_progress
 from chiasm.jobs.config import compose
-from chiasm.jobs.console import json_line, printable
+from chiasm.jobs.console import json_line, printable_columns
 from chiasm.pipeline.encoders import (
     LANGUAGES,
     Answerer,
@@ -107,7 +107,7 @@ def answer_inputs(task: str, inputs: Inputs, options: Answering, keep: Keep = re
             if options.as_json:
                 print(json_line({**_fields(task, item, answer), "model": answerer.name}))
             elif isinstance(answer, Answered):
-                print(_line(item, answer, inputs.several))
+                print(printable_columns(_columns(item, answer, inputs.several)))
         sys.stdout.flush()
     if failed:
         raise ChiasmError(task, expected=f"{count:,} answers", found=f"{count - failed:,}")
@@ -199,7 +199,6 @@ def _fields(task: str, item: Item, answer: Answered | ChiasmError) -> dict[str, 
     return {**fields, "truncated": answer.reply.truncated}
 
 
-def _line(item: Item, answer: Answered, several: bool) -> str:
-    """The line of one input for a person; a tab before the answer where there are several."""
-    columns = [*item.label.split("\t"), answer.text] if several else [answer.text]
-    return "\t".join(printable(" ".join(column.split())) for column in columns)
+def _columns(item: Item, answer: Answered, several: bool) -> list[str]:
+    """The line of one input for a person; the input before the answer where there are several."""
+    return [*item.label.split("\t"), answer.text] if several else [answer.text]

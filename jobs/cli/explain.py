@@ -68,7 +68,10 @@ def explain(
         write_explanation(image, text, explanation, to)
         print_progress(f"drew {to}")
     found = {"image": image, "text": text, "encoder": model.name, **_as_json(explanation)}
-    print(json_line(found) if as_json else printable(_line(explanation)))
+    if as_json:
+        print(json_line(found))
+    else:
+        print(printable(_line(explanation)))
 
 
 def _as_json(explanation: Explanation) -> dict[str, Any]:

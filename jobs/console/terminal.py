@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 # What moves the cursor, changes colours, titles and keys, turns the order of a line around or hides
@@ -18,6 +19,11 @@ _CONTROLS = re.compile(
 def printable(text: object) -> str:
     """One line that leaves the terminal as it is: control characters are shown as escapes."""
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+
+
+def printable_columns(columns: Iterable[str]) -> str:
+    """Columns of one line, each made printable and its white space single, with tabs between."""
+    return "\t".join(printable(" ".join(column.split())) for column in columns)
 
 
 def json_line(value: Any) -> str:
