@@ -13,11 +13,11 @@ from chiasm.pipeline.encoders import (
     Request,
     load_answerer,
 )
-from chiasm.pipeline.encoders.pocket_answerer import as_written
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.checkpoint import load_model, save_model
 from chiasm.pipeline.model.config import DecoderConfig, ImageConfig, ModelConfig, TextConfig
 from chiasm.pipeline.model.joint import JointNetwork
+from chiasm.pipeline.model.tasks import as_written
 from chiasm.pipeline.model.tokenizer import END, Tokenizer, train
 
 PLAIN = EncoderSettings(precision="float32", device="cpu")

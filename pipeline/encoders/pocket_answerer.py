@@ -26,7 +26,7 @@ from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model import generate as generation
 from chiasm.pipeline.model.decoder import DecoderState
 from chiasm.pipeline.model.inference import image_modality, text_modality
-from chiasm.pipeline.model.tasks import TASKS
+from chiasm.pipeline.model.tasks import TASKS, Head, as_written
 from chiasm.pipeline.model.tokenizer import END
 from chiasm.pipeline.pretrained import EncoderSettings
 
@@ -120,14 +120,9 @@ class PocketAnswerer:
         return state if text is None else self._decoder.with_text(state, text)
 
     def _generate(
-        self, head: Any, first: Tensor, state: DecoderState, settings: GenerateSettings
+        self, head: Head, first: Tensor, state: DecoderState, settings: GenerateSettings
     ) -> generation.Generated:
         decoder, sampling = self._decoder, settings.sampling
-
-        def step(ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-            hidden, state = decoder(ids[:, None], state)
-            return decoder.logits(hidden[:, 0], head), state
-
         most = decoder.config.context - 1
         options = generation.GenerateSettings(
             steps=min(most, settings.max_tokens or most),
@@ -137,10 +132,5 @@ class PocketAnswerer:
             top_p=sampling.top_p if sampling else 1.0,
         )
         seeds = [sampling.seed] * len(first) if sampling else None
-        return generation.generate(step, first.to(state.text_mask.device), state, options, seeds)
-
-
-def as_written(text: str, language: str) -> str:
-    """What the decoder wrote, with the commas of its language: the tokenizer's normal form has
-    those of Chinese as Latin ones."""
-    return (text.replace(",", "，") if language == "zh" else text).strip()
+        first = first.to(state.text_mask.device)
+        return generation.generate(decoder.step(head), first, state, options, seeds)

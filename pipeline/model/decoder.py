@@ -21,6 +21,7 @@ from chiasm.pipeline.model.attention import Attention, KeysValues
 from chiasm.pipeline.model.blocks import CrossBlock
 from chiasm.pipeline.model.config import DecoderConfig
 from chiasm.pipeline.model.fusion import Modality
+from chiasm.pipeline.model.generate import Step
 from chiasm.pipeline.model.tasks import Head, TargetIds
 
 # Deviation of the rows and of the columns that are added to projected patches, which have 1.1.
@@ -182,6 +183,15 @@ class Decoder(nn.Module):
         embedding's (Press and Wolf, Using the Output Embedding, 2017)."""
         first, count = self.ids.range(head)
         return functional.linear(hidden, self.embedding.weight[first : first + count])
+
+    def step(self, head: Head) -> Step[DecoderState]:
+        """What `generate` asks of a model, for targets of a head."""
+
+        def step(ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+            hidden, state = self(ids[:, None], state)
+            return self.logits(hidden[:, 0], head), state
+
+        return step
 
     def _blocks(self) -> list[DecoderBlock]:
         return [block for block in self.blocks if isinstance(block, DecoderBlock)]

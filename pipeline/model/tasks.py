@@ -76,3 +76,9 @@ class TargetIds:
         """Names of the tasks that there are ids for."""
         there = (task for task in TASKS.values() if set(task.prefixes) & set(self.prefixes))
         return frozenset(task.name for task in there if self.range(task.head)[1])
+
+
+def as_written(text: str, language: str) -> str:
+    """What a decoder wrote, with the commas of its language: the tokenizer's normal form has those
+    of Chinese as Latin ones."""
+    return (text.replace(",", "，") if language == "zh" else text).strip()

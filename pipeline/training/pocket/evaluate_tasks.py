@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from chiasm.pipeline.model.decoder import DecoderState
 from chiasm.pipeline.model.generate import GenerateSettings, generate
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.preprocess import to_pixels
+from chiasm.pipeline.model.tasks import as_written
 from chiasm.pipeline.model.tokenizer import END, Tokenizer
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.examples import Example
@@ -77,8 +76,7 @@ def is_right(written: str, example: Example, scene: Scene, world: World) -> bool
     """Whether what was written for an example about a scene is right."""
     if example.task in ("ask", "sentiment"):
         return same_answer(written, example.target)
-    # The tokenizer's normal form has no comma of Chinese.
-    text = written.replace(",", "，") if example.language == "zh" else written
+    text = as_written(written, example.language)
     if example.task == "caption":
         return is_rendering(text, scene, example.language, world)
     readings, wanted = (
@@ -109,10 +107,6 @@ def write_texts(
     assert decoder is not None
     texts: list[str] = []
 
-    def step(ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        hidden, state = decoder(ids[:, None], state)
-        return decoder.logits(hidden[:, -1], "text"), state
-
     settings = GenerateSettings(decoder.config.context - 1, END)
     for start in range(0, len(rows.inputs), ROWS):
         part = slice(start, start + ROWS)
@@ -123,5 +117,7 @@ def write_texts(
             sources = torch.from_numpy(rows.sources[part]).to(device)
             state = decoder.with_text(state, model.text_modality(sources))
         prefixes = torch.from_numpy(rows.inputs[part, 0]).to(device)
-        texts += map(tokenizer.decode, generate(step, prefixes, state, settings).tokens)
+        texts += map(
+            tokenizer.decode, generate(decoder.step("text"), prefixes, state, settings).tokens
+        )
     return texts
