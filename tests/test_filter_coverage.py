@@ -205,7 +205,7 @@ def test_the_full_codes_are_scanned_where_few_bits_do_not_tell_rows_apart(made):
 
 
 def test_equal_rows_are_found_in_their_order(made):
-    """Truth by the six different rows: a product of matrices may give equal rows other last bits."""
+    """Truth by the six different rows: a matrix product may give equal rows different last bits."""
     xb, xq, _ = made
     copies = ROWS // 6
     same = np.repeat(xb[:6], copies, axis=0)

@@ -21,6 +21,7 @@ NO_OR_YES = ("no", "yes")
 # Kinds that a background shows as scenery: not among its things, but "no" would not be true.
 SCENERY = {
     "night": ("star",), "dead forest": ("tree",), "rainbow": ("flower",), "fair": ("triangle",),
+    "sunset": ("circle",),
 }  # fmt: skip
 LIKE = ("colour", "size", "texture")  # fields of a thing that an adjective states
 
@@ -45,8 +46,8 @@ class QuestionType:
 
     draw: (scene, rng, world) -> a query, None where the scene has too few things.
     answer: (scene, query, language) -> a fact, None where no answer is the only right one. answers:
-    what an answer is, a key of `answer_words`. changes: what to change in a scene for another
-    answer: a field, "like" (the query's field), "swap" (two things exchange places), "fewer".
+    what an answer is: a field of a thing, background, count, no_or_yes or is_there.
+    changes: what to change in a scene for another answer: a field, "like" (the query's field), "swap" (two things exchange places), "fewer".
     """
 
     draw: Callable[[Scene, random.Random, World], Query | None]

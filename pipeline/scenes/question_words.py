@@ -11,7 +11,7 @@ from functools import lru_cache
 from chiasm.pipeline.scenes import vocabulary
 from chiasm.pipeline.scenes.claims import COLUMNS, ROWS
 from chiasm.pipeline.scenes.vocabulary import COUNTERS, EN_PLACES, ZH_PLACES
-from chiasm.pipeline.scenes.world import PLACES, WORLD_2
+from chiasm.pipeline.scenes.world import PLACES, TEXTURES, WORLD_2
 
 # 正上方 and 正下方 of captions would be read as "right above" and "right below" in an answer.
 PLACE_PHRASES = {
@@ -31,6 +31,8 @@ FURTHER = {
 }  # fmt: skip
 # 小船, "little boat", is any boat in a caption; "is the little boat big" would be odd.
 NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {"en": {}, "zh": {"boat": ("船",)}}
+# Textures that a thing has on it; the fourth is to have none.
+PATTERNS = tuple(texture for texture in TEXTURES if texture != "plain")
 # Kinds that are sorts of another: with a palm in the picture there is a tree.
 SORTS_OF = {"tree": ("palm tree",), "tower": ("pagoda",)}
 ANSWERS_BY_NAME = {
@@ -68,6 +70,13 @@ def goes_by(kind: str, name_of: str, language: str) -> bool:
     """
     shared = not set(names(kind, language)).isdisjoint(names(name_of, language))
     return kind == name_of or shared or kind in SORTS_OF.get(name_of, ())
+
+
+def adjective(value: str, word: str, language: str) -> str:
+    """A value's word as it stands before a noun or after "is": 红色的; 带条纹的, "with stripes"."""
+    if language == "en":
+        return word
+    return f"带{word}的" if value in PATTERNS else f"{word}的"
 
 
 def with_article(name: str, kind: str, language: str) -> str:

@@ -19,6 +19,7 @@ from chiasm.pipeline.scenes.question_facts import COUNTS, NO_OR_YES, TYPES, Quer
 from chiasm.pipeline.scenes.question_forms import FORMS, form_numbers
 from chiasm.pipeline.scenes.question_words import (
     FURTHER,
+    adjective,
     answer_word,
     names,
     phrases,
@@ -121,14 +122,20 @@ def answer(kind: str, scene: Scene, query: Query, language: str) -> str | None:
 def question_text(form: str, query: Query, rng: random.Random, language: str) -> str:
     """The query in words, without the question mark in half of the draws."""
     slots: dict[str, str] = {}
+    # Of two that are offered the answer repeats one, in its first name.
+    offered = "{further}" in form
+
+    def name(kind: str) -> str:
+        words = names(kind, language)
+        return words[0] if offered else rng.choice(words)
+
     if query.thing:
-        slots["a"] = rng.choice(names(query.thing, language))
+        slots["a"] = name(query.thing)
         slots["one"] = with_article(slots["a"], query.thing, language)
     if query.other:
-        slots["b"] = rng.choice(names(query.other, language))
+        slots["b"] = name(query.other)
     if query.value:
-        like = rng.choice(phrases(query.value, language))
-        slots["like"] = like if language == "en" else like + "的"
+        slots["like"] = adjective(query.value, rng.choice(phrases(query.value, language)), language)
     if query.place:
         slots["place"] = rng.choice(place_phrases(query.place, language))
     if query.relation:

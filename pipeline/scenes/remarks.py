@@ -2,8 +2,9 @@
 in English and Chinese.
 
 A remark is an opening, a template with its slots filled, and an ending. Slots: {thing} its name,
-{this} "this boat", {one} "a boat", {good} and {bad} adjectives. One template in five, chosen by a
-hash of its text, is withheld from training; all its words are met in the others.
+{this} "this boat", {one} "a boat", {good} and {bad} adjectives. Templates
+whose hash is divisible by five, 14 of 106, are withheld from training; all their words are met in
+the others.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from chiasm.pipeline.scenes.vocabulary import COUNTERS, phrases
 from chiasm.pipeline.scenes.world import FACES, Scene, World
 
 POLARITIES = ("positive", "negative", "neutral")
-WITHHELD_SHARE = 5  # one in so many
+WITHHELD_DIVISOR = 5  # of the first byte of the hash of a template that is withheld
 
 TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
     "en": {
@@ -93,7 +94,7 @@ UNNAMED = {"en": "thing", "zh": "东西"}
 
 def is_withheld(template: str) -> bool:
     """Whether no training sees a remark made from this template."""
-    return hashlib.sha256(template.encode()).digest()[0] % WITHHELD_SHARE == 0
+    return hashlib.sha256(template.encode()).digest()[0] % WITHHELD_DIVISOR == 0
 
 
 def remark(

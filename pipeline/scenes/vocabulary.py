@@ -112,12 +112,12 @@ ZH_PLACES: dict[tuple[str | None, str | None], tuple[str, ...]] = {
     ("centre", "left"): ("左侧中部",), ("centre", "right"): ("右侧中部",),
 }  # fmt: skip
 
-# World 2 has three faces, so that "a face" no longer says which.
-_SMILES: dict[str, Phrases] = {
-    "en": {"face": ("smiling face", "happy face")}, "zh": {"face": ("笑脸",)}
+# World 2 has three faces, so that "a face" no longer says which; and 一颗心形 is no Chinese.
+_OTHER_WORDS: dict[str, Phrases] = {
+    "en": {"face": ("smiling face", "happy face")}, "zh": {"face": ("笑脸",), "heart": ("爱心",)}
 }  # fmt: skip
 _PHRASES: dict[tuple[str, str], Phrases] = {
-    (language, world.name): table if world is WORLD_1 else {**table, **_SMILES[language]}
+    (language, world.name): table if world is WORLD_1 else {**table, **_OTHER_WORDS[language]}
     for language, table in (("en", EN), ("zh", ZH))
     for world in (WORLD_1, WORLD_2)
 }

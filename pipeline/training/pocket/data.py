@@ -52,7 +52,8 @@ class DataSettings:
     hard: the chance of a group of hard twins before each other scene, see
     `chiasm.pipeline.scenes.hard_twins`; 0.08 makes some four tenths of a batch. twins: share of
     scenes in twin groups among the others. partial: share of captions that omit facts. world: a key
-    of WORLDS.
+    of WORLDS. other_world: another, of which `world` has all values, that every second step draws
+    from and takes its words from; "": none.
     """
 
     seed: int = 0
@@ -63,6 +64,7 @@ class DataSettings:
     twins: float = 0.6
     partial: float = 0.3
     world: str = WORLD_1.name
+    other_world: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,9 @@ def train_batch(
     everywhere = scenes_of(step, replace(settings, batch=settings.batch * world_size))
     rng = random.Random(f"captions {settings.seed} {step}")
     own = slice(rank * settings.batch, (rank + 1) * settings.batch)
-    captions = tuple(_targets(everywhere, own, rng, settings, tokenizer) for _ in range(CAPTIONS))
+    captions = tuple(
+        _targets(step, everywhere, own, rng, settings, tokenizer) for _ in range(CAPTIONS)
+    )
     scenes, world = everywhere[own], WORLDS[settings.world]
     backgrounds = [world.backgrounds.index(scene.background) for scene in scenes]
     return TrainBatch(
@@ -123,6 +127,7 @@ def train_batch(
 
 
 def _targets(
+    step: int,
     everywhere: Sequence[Scene],
     own: slice,
     rng: random.Random,
@@ -131,14 +136,14 @@ def _targets(
 ) -> CaptionTargets:
     """Of a caption for each scene of all processes, those of the process's own scenes. Which are
     true of others is asked of their words: an ambiguous one is true of either sense."""
-    world = WORLDS[settings.world]
+    world, words = WORLDS[settings.world], _world_of(step, settings)
     claims: list[Claims] = [
         plan(scene, rng, complete=rng.random() >= settings.partial) for scene in everywhere
     ]
     languages, texts = [], []
     for claim in claims:
         languages.append(rng.choice(LANGUAGES))
-        texts.append(render_caption(claim, rng, languages[-1], world))
+        texts.append(render_caption(claim, rng, languages[-1], words))
     also_true = holds_matrix(claims[own], everywhere, languages[own])
     alone = len(claims[own]) == len(claims)
     rows = list(zip(claims[own], everywhere[own], languages[own], strict=True))
@@ -161,11 +166,16 @@ def scenes_of(step: int, settings: DataSettings) -> list[Scene]:
 def _scenes(step: int, settings: DataSettings) -> Iterator[Scene]:
     seed = _seed(settings.seed, step)
     rng = random.Random(f"hard {seed}")
-    world = WORLDS[settings.world]
+    world = _world_of(step, settings)
     for scene in stream(seed, settings.twins, world):
         if rng.random() < settings.hard:
             yield from hard_group(rng, rng.choice(NEIGHBOURS), world)
         yield scene
+
+
+def _world_of(step: int, settings: DataSettings) -> World:
+    """The world that a step draws from."""
+    return WORLDS[settings.other_world if settings.other_world and step % 2 else settings.world]
 
 
 def map_steps(

@@ -9,7 +9,7 @@ from typing import Any
 
 from chiasm.pipeline.model.checkpoint import CONFIG_NAMES, names_in_files
 from chiasm.pipeline.model.config import DecoderConfig, ModelConfig
-from chiasm.pipeline.scenes.world import WORLD_2
+from chiasm.pipeline.scenes.world import WORLD_1, WORLD_2
 from chiasm.pipeline.training.pocket.data import DataSettings
 from chiasm.pipeline.training.pocket.task_data import TaskSettings
 
@@ -65,7 +65,9 @@ class TrainSettings:
     evaluate_every: int = 200
     gallery_seed: int = 271828
     gallery: int = 1000
-    data: DataSettings = field(default_factory=lambda: DataSettings(world=WORLD_2.name))
+    data: DataSettings = field(
+        default_factory=lambda: DataSettings(world=WORLD_2.name, other_world=WORLD_1.name)
+    )
     model: ModelConfig = field(default_factory=lambda: ModelConfig(decoder=DecoderConfig()))
     examples: Mapping[str, int] = field(
         default_factory=lambda: {"ask": 6, "caption": 1, "translate": 1}
@@ -89,7 +91,8 @@ class TrainSettings:
 
 
 def task_settings(settings: TrainSettings) -> TaskSettings:
-    """What batches of the third stage are made of."""
-    scenes = replace(settings.data, batch=settings.decoder_batch)
+    """What batches of the decoder's stage are made of."""
+    # Both worlds' values are in the larger one; moods are in no other.
+    scenes = replace(settings.data, batch=settings.decoder_batch, other_world="")
     decoder = settings.model.decoder or DecoderConfig()
     return TaskSettings(scenes, settings.examples, settings.pictures, decoder.context)
