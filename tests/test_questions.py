@@ -252,3 +252,15 @@ def test_captions_to_write_and_to_draw():
     assert written == Example("caption", "en", "", written.target) and "boat" in written.target
     drawn = imagine_example(SCENE, rng, "zh")
     assert drawn == Example("imagine", "zh", drawn.source, "") and "船" in drawn.source
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_of_two_that_are_offered_the_answer_repeats_one(language):
+    rng = random.Random(f"offered {language}")
+    drawn = 0
+    while drawn < 60:
+        scene = random_scene(rng, WORLD_2)
+        example = question(scene, rng, language, "all", "further", world=WORLD_2)
+        if example is not None:
+            drawn += 1
+            assert example.target in example.source

@@ -2,7 +2,9 @@
 
 import itertools
 import random
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,8 +14,13 @@ from chiasm.pipeline.scenes.claims import RELATIONS, holds
 from chiasm.pipeline.scenes.hard_twins import hard_gallery, hard_group, swapped, without_last
 from chiasm.pipeline.scenes.unseen import unseen_gallery, withheld, withheld_in
 from chiasm.pipeline.scenes.words import plan
-from chiasm.pipeline.scenes.world import COLOURS, KINDS, stream
-from chiasm.pipeline.training.pocket.data import DataSettings, scenes_of
+from chiasm.pipeline.scenes.world import COLOURS, KINDS, WORLD_1, WORLD_2, stream
+from chiasm.pipeline.training.pocket.data import (
+    DataSettings,
+    learn_tokenizer,
+    scenes_of,
+    train_batch,
+)
 
 
 def one_change_apart(one, other):
@@ -126,3 +133,23 @@ def test_queries_of_the_unseen_gallery_tell_unseen_combinations():
             assert withheld(thing.colour, thing.kind, relation)
             telling += 1
     assert telling > 60
+
+
+def test_every_second_step_draws_from_the_other_world_and_calls_a_smile_a_face():
+    settings = DataSettings(batch=60, world=WORLD_2.name, other_world=WORLD_1.name, hard=0.2)
+    alone = replace(settings, world=WORLD_1.name, other_world="")
+    assert scenes_of(3, settings) == scenes_of(3, alone)
+    kinds = {thing.kind for scene in scenes_of(2, settings) for thing in scene.things}
+    assert kinds - set(KINDS)
+    faces = [
+        scene for scene in scenes_of(3, settings) if any(t.kind == "face" for t in scene.things)
+    ]
+    assert faces
+    tokenizer = learn_tokenizer(400, 100, WORLD_2)
+    batch = train_batch(3, settings, tokenizer)
+    only = train_batch(3, alone, tokenizer)
+    for mixed, plain in zip(batch.captions, only.captions, strict=True):
+        assert np.array_equal(mixed.ids, plain.ids) and len(mixed.kinds[0]) == len(WORLD_2.kinds)
+        assert np.array_equal(mixed.kinds[:, : len(KINDS)], plain.kinds)
+    assert np.array_equal(batch.pixels, only.pixels)
+    assert batch.kinds.shape[1] == len(WORLD_2.kinds)

@@ -47,7 +47,8 @@ class QuestionType:
     draw: (scene, rng, world) -> a query, None where the scene has too few things.
     answer: (scene, query, language) -> a fact, None where no answer is the only right one. answers:
     what an answer is: a field of a thing, background, count, no_or_yes or is_there.
-    changes: what to change in a scene for another answer: a field, "like" (the query's field), "swap" (two things exchange places), "fewer".
+    changes: what to change in a scene for another answer: a field, "like" (the query's field),
+    "swap" (two things exchange places), "fewer".
     """
 
     draw: Callable[[Scene, random.Random, World], Query | None]

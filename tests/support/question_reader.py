@@ -24,6 +24,7 @@ SLOT = re.compile(r"\{(\w+)\}")
 COUNTS = ("none", "one", "two", "three")
 YES_OR_NO = [kind for kind, of in TYPES.items() if of.answers in ("no_or_yes", "is_there")]
 ADJECTIVES = {value: f for f in ("colour", "size", "texture") for value in WORLD_2.values[f]}
+PATTERNS = ("striped", "spotted", "checked")
 
 
 def lexicon(language):
@@ -35,7 +36,12 @@ def lexicon(language):
         "a": kinds,
         "b": kinds,
         "one": {with_article(n, kind, language): kind for n, kind in kinds.items()},
-        "like": {w + of: value for value in ADJECTIVES for w in phrases(value, language)},
+        "like": {
+            with_ + w + of: value
+            for value in ADJECTIVES
+            for w in phrases(value, language)
+            for with_ in (["带"] if language == "zh" and value in PATTERNS else [""])
+        },
         "place": {w: place for place in PLACES for w in place_phrases(place, language)},
         "relation": {w: r for r in RELATIONS for w in phrases(r, language)},
         "further": further,
