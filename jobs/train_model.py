@@ -4,7 +4,8 @@ the loop.
 Each worker runs the same loop on its own batches; torch.distributed averages the gradients, the
 first worker writes state and model into the folder, which all of them must see. A worker that dies
 ends the attempt, the next one goes on from the folder's last checkpoint: the loop's own
-resumption, so that it makes no difference to the weights.
+resumption, so that it makes no difference to the weights. What would fail at every attempt, such as
+settings that are refused or a loss that is not finite, is tried once.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ray.train.torch import TorchTrainer
 
 from chiasm.jobs.cluster import connected
 from chiasm.jobs.config import WorkerSettings
-from chiasm.pipeline.errors import ChiasmError
+from chiasm.pipeline.errors import ChiasmError, StorageError
 from chiasm.pipeline.training.pocket.loop import train
 from chiasm.pipeline.training.pocket.settings import TrainSettings
 
@@ -47,8 +48,8 @@ class TrainJob:
 
 
 def train_on_ray(job: TrainJob, write_line: Callable[[str], None]) -> None:
-    """Train to the end, passing on each line of the log. Raises ChiasmError where a worker failed
-    at every attempt."""
+    """Train to the end, passing on each line of the log. Raises ChiasmError where workers failed at
+    every attempt, and at once, as it is, one of a worker's that another attempt would repeat."""
     # A worker's current folder is its own.
     towers = None if job.towers is None else job.towers.resolve()
     job = replace(job, folder=job.folder.resolve(), towers=towers)
@@ -67,19 +68,26 @@ def train_on_ray(job: TrainJob, write_line: Callable[[str], None]) -> None:
             run_config=RunConfig(  # pyrefly: ignore
                 name="ray",
                 storage_path=str(job.folder),
-                failure_config=FailureConfig(max_failures=ATTEMPTS),  # pyrefly: ignore
+                # Ray's own attempts do not ask what failed.
+                failure_config=FailureConfig(max_failures=0),  # pyrefly: ignore
             ),
         )
-        try:
-            trainer.fit()
-        # Ray wraps what a worker raised in errors of its own, whatever that was.
-        except Exception as error:
-            raise ChiasmError(
-                f"training in {job.folder}",
-                expected="workers that learn to the end",
-                found=_cause(error),
-                do="mend that, then run the same command again to go on",
-            ) from error
+        for attempt in range(ATTEMPTS + 1):
+            try:
+                trainer.fit()
+                break
+            # Ray wraps what a worker raised in errors of its own, whatever that was.
+            except Exception as error:
+                for failure in _failures(error):
+                    if isinstance(failure, ChiasmError) and not isinstance(failure, StorageError):
+                        raise failure from error
+                if attempt == ATTEMPTS:
+                    raise ChiasmError(
+                        f"training in {job.folder}",
+                        expected="workers that learn to the end",
+                        found=_cause(error),
+                        do="mend that, then run the same command again to go on",
+                    ) from error
 
 
 def _learn(config: dict[str, Any]) -> None:
@@ -125,6 +133,12 @@ def following(path: Path, write_line: Callable[[str], None]) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+def _failures(error: BaseException) -> list[BaseException]:
+    """The errors of the workers, as far as Ray passes them on."""
+    failures = getattr(error, "worker_failures", {}).values()
+    return [getattr(failure, "_base_exc", failure) for failure in failures]
 
 
 def _cause(error: BaseException) -> str:

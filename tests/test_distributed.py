@@ -23,7 +23,7 @@ from chiasm.pipeline.training.distributed import (
     mean_over_processes,
     rank_and_world_size,
 )
-from chiasm.pipeline.training.pocket import objective
+from chiasm.pipeline.training.pocket import objective, trainer
 from chiasm.pipeline.training.pocket.data import DataSettings, learn_tokenizer, train_batch
 from chiasm.pipeline.training.pocket.objective import Objective
 from chiasm.pipeline.training.pocket.settings import TrainSettings, task_settings
@@ -129,6 +129,24 @@ def decoder_step(batch):
     return training.backward(tasks), gradients_of(training)
 
 
+def mean_weights():
+    """The weights of the mean after processes that find different ones have begun to fuse."""
+    training = Training(settings_of(8), CPU, TOKENIZER)
+    training.step = 2
+    rank, _ = rank_and_world_size()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "best_text_weight", lambda _: (0.2, 0.4)[rank])
+        training.begin_joint(6)
+        before = training.ema.tensors["matching.bias"].item()
+        found = training.objective.model.fusion.mean_weights.tolist()
+        training.ema.tensors["fusion.residual.weight"].fill_(1.0)
+        patch.setattr(trainer, "wins", lambda *_: rank == 1)
+        patch.setattr(trainer, "calibration_bias", lambda *_: 1.0 + rank)
+        training.calibrate(6)
+    fusion = training._average().fusion
+    return found, training.ema.tensors["matching.bias"].item() - before, fusion.is_mean
+
+
 def gathered():
     """A sum over rows of all processes, and the gradient that comes back to this one's."""
     rank, _ = rank_and_world_size()
@@ -148,6 +166,7 @@ def all_of_it():
         random_draws(),
         failing_step(),
         decoder_step(4),
+        mean_weights(),
     )
 
 
@@ -207,6 +226,13 @@ def test_all_processes_stop_at_a_loss_of_one_that_is_not_finite(pair):
             "loss nan, words nan; no weight was changed"
         )
         assert unchanged
+
+
+def test_the_first_process_decides_on_bias_and_joint_vector_for_all(pair):
+    first, second = pair[6]
+    assert first == second
+    weights, bias, is_mean = first
+    assert weights == pytest.approx([0.2, 0.8]) and bias == pytest.approx(1.0) and is_mean
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import asdict, replace
 from math import comb
@@ -15,18 +16,22 @@ from chiasm.pipeline.encoders import BaseEncoder, Encoded
 from chiasm.pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
 from chiasm.pipeline.model.fusion import FUSIONS, Fusion, Modality
 from chiasm.pipeline.model.losses import any_true_loss
+from chiasm.pipeline.model.preprocess import to_pixels
 from chiasm.pipeline.records import IMAGE, TEXT
-from chiasm.pipeline.scenes.claims import holds_matrix
-from chiasm.pipeline.scenes.words import LANGUAGES, plan, render_caption
-from chiasm.pipeline.scenes.world import gallery
-from chiasm.pipeline.training.pocket import evaluate_joint
-from chiasm.pipeline.training.pocket.calibrate import joint_galleries, wins
+from chiasm.pipeline.scenes import draw
+from chiasm.pipeline.scenes.claims import holds, holds_matrix
+from chiasm.pipeline.scenes.parse import parse_caption
+from chiasm.pipeline.scenes.words import LANGUAGES, caption, plan, render_caption
+from chiasm.pipeline.scenes.world import WORLD_1, WORLD_2, gallery, stream
+from chiasm.pipeline.training.pocket import calibrate, evaluate_joint
+from chiasm.pipeline.training.pocket.calibrate import wins
 from chiasm.pipeline.training.pocket.data import DataSettings, learn_tokenizer, train_batch
 from chiasm.pipeline.training.pocket.joint_task import (
     TEXT_WEIGHTS,
     JointTask,
     JointVectors,
     best_text_weight,
+    joint_task,
 )
 from chiasm.pipeline.training.pocket.objective import Objective
 from chiasm.pipeline.training.pocket.settings import TrainSettings
@@ -173,7 +178,7 @@ def test_training_begins_at_the_best_mean_and_what_does_not_win_becomes_it():
     training.step = SETTINGS.steps
     training.begin_joint(12)
     model = training.objective.model
-    galleries = joint_galleries(model.eval(), training.tokenizer, 12, training._calibration_seed)
+    galleries = training._galleries(model.eval(), 12)
     weight = max(best_text_weight(galleries), 1e-3)
     torch.testing.assert_close(
         model.fusion.mean_weights, torch.tensor([weight, 1 - weight]), atol=2e-3, rtol=0
@@ -181,7 +186,7 @@ def test_training_begins_at_the_best_mean_and_what_does_not_win_becomes_it():
     assert model.fusion.is_mean
     training.ema.tensors["fusion.residual.weight"].normal_(std=100.0)  # noise
     assert not wins(*(lambda g: (g, best_text_weight(g)))(
-        joint_galleries(training._average(), training.tokenizer, 12, training._calibration_seed)
+        training._galleries(training._average(), 12)
     ))  # fmt: skip
     training.calibrate(12)
     assert training._average().fusion.is_mean
@@ -287,3 +292,84 @@ def test_galleries_that_choose_are_not_measured_on():
     for seed in evaluate_joint.TUNING_SEEDS:
         with pytest.raises(ValueError, match="which choose"):
             evaluate_joint.joint(FactsEncoder(), [9001, seed], 40)
+
+
+def separated(training):
+    """Let the vectors of towers that have learned nothing differ: without their common part."""
+    model = training._average()
+    scenes = list(itertools.islice(stream(7, world=WORLD_2), 64))
+    pixels = [to_pixels(draw.picture(scene), 36) for scene in scenes]
+    texts = [caption(scene, 1, world=WORLD_2).text for scene in scenes]
+    pooled = {
+        "image": model.image(torch.from_numpy(np.stack(pixels)))[1],
+        "text": model.text(torch.from_numpy(training.tokenizer.batch(texts, 40)))[1],
+    }
+    for name, rows in pooled.items():
+        common = torch.nn.functional.normalize(rows.mean(0), dim=0)
+        weight = training.ema.tensors[f"{name}_projection.weight"]
+        weight -= weight @ common[:, None] * common
+
+
+@torch.no_grad()
+def test_a_joint_vector_that_beats_every_mean_is_kept_and_another_becomes_the_mean():
+    """With towers that have learned nothing the caption alone finds more than any mean, which the
+    picture spoils; so a joint vector wins that is nearly the caption's."""
+    run = replace(SETTINGS, data=replace(SETTINGS.data, world="world 2"))
+    training = Training(run, torch.device("cpu"), learn_tokenizer(300, 20, WORLD_2))
+    separated(training)
+    average = training.ema.tensors
+    average["fusion.residual.weight"].normal_(std=1e-4)
+    average["fusion.mean_weights"].copy_(torch.tensor([0.999, 0.001]))
+    before = {name: each.clone() for name, each in average.items()}
+    training.calibrate(60)
+    changed = [name for name, each in average.items() if not torch.equal(each, before[name])]
+    assert changed == ["matching.bias"]
+    average["fusion.mean_weights"].copy_(torch.tensor([0.001, 0.999]))  # nearly the picture's
+    training.calibrate(60)
+    fusion = training._average().fusion
+    weight = best_text_weight(training._galleries(training._average(), 60))
+    assert fusion.is_mean and weight > 0
+    torch.testing.assert_close(fusion.mean_weights, torch.tensor([weight, 1 - weight]))
+
+
+def test_galleries_that_decide_are_of_the_world_that_is_trained_and_of_no_other_seed(monkeypatch):
+    run = replace(SETTINGS, data=replace(SETTINGS.data, world="world 2"))
+    training = Training(run, torch.device("cpu"), learn_tokenizer(300, 20, WORLD_2))
+    seeds = []
+    drawn = calibrate.stream
+
+    def noting(seed, *args, **more):
+        seeds.append(seed)
+        assert more["world"] is WORLD_2
+        return drawn(seed, *args, **more)
+
+    monkeypatch.setattr(calibrate, "stream", noting)
+    galleries = training._galleries(training._average(), 60)
+    with torch.no_grad():
+        training.calibrate(4)
+    assert len(set(seeds)) == 3
+    seed = run.data.seed
+    assert all(seed * 10**9 + run.all_steps < each < (seed + 1) * 10**9 for each in seeds)
+    kinds = {thing.kind for task, _ in galleries for s in task.scenes for thing in s.things}
+    assert kinds - set(WORLD_1.kinds)
+    ambiguous = 0
+    for task, _ in galleries:
+        for query, row in zip(task.queries, task.true, strict=True):
+            language = "en" if query.isascii() else "zh"
+            readings = parse_caption(query, language, WORLD_2)
+            assert readings, query
+            expected = [any(holds(c, s) for c in readings) for s in task.scenes]
+            assert row.tolist() == expected, query
+            ambiguous += len(readings) > 1
+    assert ambiguous > 3
+
+
+def test_the_task_of_world_1_is_as_it_was():
+    scenes, rng = gallery(40, 3), random.Random("joint 3")
+    task = joint_task(scenes, rng)
+    rng = random.Random("joint 3")
+    for scene in scenes:
+        render_caption(plan(scene, rng, complete=False), rng, rng.choice(LANGUAGES))
+    claims = [plan(scene, rng, complete=False) for scene in scenes]
+    assert task.queries == [render_caption(c, rng, rng.choice(LANGUAGES)) for c in claims]
+    assert (task.true == holds_matrix(claims, scenes)).all()

@@ -36,11 +36,13 @@ TINY = ModelConfig(
     decoder=DecoderConfig(width=16, depth=1, heads=2, context=48),
 )
 RUN = TrainSettings(
-    steps=2, fusion_steps=2, fusion_batch=6, decoder_steps=2, decoder_batch=3, examples={"ask": 2},
-    pictures={"sentiment": 1}, learning_rate=3e-3, corpus=20, log_every=1, checkpoint_every=1,
-    calibrated=4, evaluate_every=100, gallery=8, model=TINY,
+    steps=2, fusion_steps=2, fusion_batch=6, fusion_per_joint=1, joint_batch=8, decoder_steps=2,
+    decoder_batch=3, examples={"ask": 2}, pictures={"sentiment": 1}, learning_rate=3e-3, corpus=20,
+    log_every=1, checkpoint_every=1, calibrated=4, evaluate_every=100, gallery=8,
+    decoder_evaluate_every=1, decoder_gallery=4, model=TINY,
     data=DataSettings(seed=3, batch=8, side=36, context=40, world="world 2"),
 )  # fmt: skip
+STAGES = ("towers", "fusion", "joint", "decoder")  # of two steps each
 CPU = torch.device("cpu")
 
 
@@ -52,7 +54,7 @@ def learned(folder, run=RUN, **more):
     return train(run, folder, **{"device": "cpu", "precision": "float32", "workers": 0, **more})
 
 
-def stopped(folder, step, failure=Killed, run=RUN):
+def stopped(folder, step, failure=Killed, run=RUN, **more):
     """Train until `step` steps are done, and fail at once, before the next."""
     train_step = Training.train_step
 
@@ -63,7 +65,7 @@ def stopped(folder, step, failure=Killed, run=RUN):
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(failure):
         patch.setattr(Training, "train_step", mortal)
-        learned(folder, run)
+        learned(folder, run, **more)
 
 
 @pytest.fixture(scope="module")
@@ -85,19 +87,20 @@ def test_each_parameter_is_learned_in_one_stage(fusion):
     stages = stages_of(replace(RUN, model=config))
     for name, _ in Objective(config).named_parameters():
         trained_in = [stage.name for stage in stages if name.startswith(stage.trained)]
-        assert len(trained_in) == 1, name
+        again = ["joint"] if name == "model.fusion.residual.weight" else []
+        assert trained_in[1:] == again, name
         part = name.split(".")[1]
-        expected = {"image": "towers", "fusion": "fusion", "decoder": "decoder"}
+        expected = {"image": "towers", "matching": "fusion", "decoder": "decoder"}
         assert trained_in[0] == expected.get(part, trained_in[0]), name
     assert ends_of(stages)[-1] == replace(RUN, model=config).all_steps
 
 
-@pytest.mark.parametrize("step", range(1, 6))
+@pytest.mark.parametrize("step", range(1, 8))
 def test_a_kill_before_any_step_of_any_stage_costs_nothing(step, whole, tmp_path):
     folder, losses = whole
     stopped(tmp_path, step)
     _, facts = load_state(tmp_path / STATE)
-    assert (facts["step"], facts["stage"]) == (step, ("towers", "fusion", "decoder")[step // 2])
+    assert (facts["step"], facts["stage"]) == (step, STAGES[step // 2])
     assert learned(tmp_path) == losses[step:]
     assert same_model(tmp_path, folder)
     saved, expected = (load_state(each / STATE)[0] for each in (tmp_path, folder))
@@ -108,16 +111,17 @@ def test_the_log_names_stages_with_their_ends(whole):
     records = read_log(whole[0])
     steps = [(each["stage"], each["step"], each["total"]) for each in records if "loss" in each]
     assert steps == [
-        ("towers", 1, 2), ("towers", 2, 2), ("fusion", 3, 4), ("fusion", 4, 4), ("decoder", 5, 6),
-        ("decoder", 6, 6),
-    ]  # fmt: skip
+        (stage, 2 * n + step, 2 * n + 2) for n, stage in enumerate(STAGES) for step in (1, 2)
+    ]
     evaluations = [each for each in records if is_evaluation(each)]
-    assert [each["stage"] for each in evaluations] == ["towers", "decoder"]
+    assert [each["stage"] for each in evaluations] == ["towers", "decoder", "decoder"]
     assert set(evaluations[1]["accuracy"]) == {"ask", "sentiment"}
     assert "ask 0.00 right" in format_progress(evaluations[1])
 
 
-@pytest.mark.parametrize(("step", "loss"), [(1, "contrast"), (3, "match"), (5, "ask")])
+@pytest.mark.parametrize(
+    ("step", "loss"), [(1, "contrast"), (3, "match"), (5, "joint"), (7, "ask")]
+)
 def test_a_loss_that_is_not_finite_stops_the_training_before_the_step(step, loss, whole, tmp_path):
     """From one more step of either stage than a checkpoint has; the checkpoint stays."""
     run = replace(RUN, checkpoint_every=10**6) if step > 1 else RUN
@@ -132,14 +136,14 @@ def test_a_loss_that_is_not_finite_stops_the_training_before_the_step(step, loss
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ChiasmError) as caught:
         patch.setattr(Objective, "forward", spoiled)
         learned(tmp_path, run)
-    stage = ("towers", "fusion", "decoder")[step // 2]
+    stage = STAGES[step // 2]
     assert str(caught.value) == (
         f"step {step + 1} of the training, of stage {stage}: expected finite losses and gradients, "
         f"found loss nan, {loss} nan; no weight was changed, and the last checkpoint is as it was: "
         "train in another folder with a lower --learning-rate"
     )
     saved, facts = load_state(tmp_path / STATE)
-    assert facts["step"] == {1: 1, 3: 2, 5: 4}[step]
+    assert facts["step"] == {1: 1, 3: 2, 5: 4, 7: 6}[step]
     assert all(tensor.isfinite().all() for tensor in saved.values())
     assert learned(tmp_path, run) == whole[1][facts["step"] :]
     assert same_model(tmp_path, whole[0])
@@ -160,9 +164,13 @@ def test_a_gradient_that_is_not_finite_stops_the_training_before_the_step():
 def test_weights_that_are_not_finite_are_never_written(tmp_path):
     training = Training(RUN, CPU, learn_tokenizer(320, 20))
     training.ema.tensors["image.position"][0, 0, 0] = math.inf
-    with pytest.raises(ChiasmError, match="expected finite tensors, found others: average"):
+    with pytest.raises(ChiasmError, match="expected finite tensors, found others: ave") as caught:
         training.save(tmp_path)
     assert not list(tmp_path.iterdir())
+    # Steps have changed weights: only the checkpoint is as it was.
+    assert str(caught.value).endswith(
+        "; the last checkpoint is as it was: train in another folder with a lower --learning-rate"
+    )
 
 
 def test_what_the_weights_depend_on_is_the_same_when_a_training_goes_on(tmp_path):
@@ -192,6 +200,30 @@ def test_what_the_weights_depend_on_is_the_same_when_a_training_goes_on(tmp_path
     save_state(path, tensors, facts)
     with pytest.raises(UsageError, match="found one of an earlier version of chiasm, which does"):
         learned(tmp_path / "own", run)
+
+
+def test_weight_decay_leaves_embeddings_norms_and_biases_alone():
+    training = Training(RUN, CPU, learn_tokenizer(320, 20))
+    for stage, first in zip(training.stages, (0, *ends_of(training.stages)), strict=False):
+        training.step = first
+        training._begin_stage()
+        names = {id(each): name for name, each in training.objective.named_parameters()}
+        decayed = {
+            names[id(each)]
+            for group in training.optimiser.groups
+            for each in group.parameters
+            if group.weight_decay
+        }
+        modules = dict(training.objective.named_modules())
+        matrices = {
+            f"{name}.weight"
+            for name, module in modules.items()
+            if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
+        }
+        trained = {name for name in names.values() if name.startswith(stage.trained)}
+        assert decayed & matrices == trained & matrices, stage.name
+        assert not [n for n in decayed - matrices if not n.startswith("probes.")], stage.name
+    assert {"model.decoder.embedding.weight", "model.decoder.position"} <= trained - decayed
 
 
 def test_a_scale_that_has_become_too_large_comes_back():

@@ -72,7 +72,7 @@ def test_what_cannot_be_trained_is_told_in_one_line(chiasm, tmp_path):
     assert fusion.stderr.startswith("chiasm: --fusion 'magic': expected concat")
     shards = chiasm("train", "pocket", "--to", tmp_path, "a.tar")
     assert shards.returncode == 2 and "unexpected extra argument" in shards.stderr
-    nothing = chiasm("train", "pocket", "--to", tmp_path, "--towers", tmp_path, "--fusion-steps", 0)
+    nothing = chiasm("train", "pocket", "--to", tmp_path, "--fusion", "add", "--fusion-steps", 0)
     assert nothing.returncode == 2 and "asks for one, found none" in nothing.stderr
     (tmp_path / "file").write_text("")
     taken = chiasm("train", "pocket", "--to", tmp_path / "file")

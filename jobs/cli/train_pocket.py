@@ -24,12 +24,13 @@ from chiasm.jobs.cli.train import (
 from chiasm.jobs.config import Settings, TrainOptions, compose
 from chiasm.jobs.console import printable
 from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.model.checkpoint import load_model
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device_and_precision import resolve_device
 from chiasm.pipeline.training.curves import draw_curves
 from chiasm.pipeline.training.pocket.loop import train
 from chiasm.pipeline.training.pocket.report import format_report, write_report
-from chiasm.pipeline.training.pocket.settings import TrainSettings
+from chiasm.pipeline.training.pocket.settings import TrainSettings, task_settings
 
 HELP = """
   chiasm train pocket --to runs/pocket
@@ -46,13 +47,15 @@ Steps = Annotated[
 FusionSteps = Annotated[
     int | None,
     typer.Option(
-        help="Training steps of fusion and matching; 0: two towers alone. (default: the recipe's)"
+        help="Training steps of fusion and matching; 0: those of --towers, or none. "
+        "(default: the recipe's)"
     ),
 ]
 DecoderSteps = Annotated[
     int | None,
     typer.Option(
-        help="Training steps of the decoder, which writes; 0: none. (default: the recipe's)"
+        help="Training steps of the decoder, which writes; 0: that of --towers, or none. "
+        "(default: the recipe's)"
     ),
 ]
 Towers = Annotated[
@@ -116,7 +119,8 @@ def train_pocket(
     # What the workers of a cluster have, this process may lack.
     where = "auto" if on_ray else settings.encoder.device
     encoding = EncoderSettings(precision=settings.encoder.precision, device=where)
-    for line in format_report(write_report(to, recipe.gallery, encoding)):
+    report = write_report(to, recipe.gallery, encoding, task_settings(recipe))
+    for line in format_report(report):
         print(printable(line))
     print(printable(f"{to}: trained; use it with --encoder pocket:{to}"))
 
@@ -145,23 +149,26 @@ def _train_on_ray(
 
 
 def train_settings(options: TrainOptions, towers: Path | None) -> TrainSettings:
-    """The recipe with what was asked for; UsageError where there can be no fusion as asked."""
+    """The recipe with what was asked for: with 0 steps, fusion and decoder are those of the towers'
+    model, where it has them. UsageError where there can be no fusion as asked."""
     recipe = TrainSettings()
-    if options.fusion_steps == 0 and (options.fusion or towers):
+    fusion_steps, decoder_steps = options.fusion_steps, options.decoder_steps
+    if fusion_steps == 0 and options.fusion:
         raise UsageError(
             "--fusion-steps 0",
-            expected="steps of fusion, where --fusion or --towers asks for one",
+            expected="steps of fusion, where --fusion asks for one",
             found="none",
-            do="leave out --fusion-steps, or the others",
+            do="leave out one of them",
         )
-    fusion, fusion_steps = recipe.model.fusion, options.fusion_steps
+    fusion, decoder = recipe.model.fusion, recipe.model.decoder
     if options.fusion is not None and fusion is not None:
         fusion = replace(fusion, fusion=options.fusion)
-    if fusion_steps == 0:  # what has not learned to match shall not seem to
-        fusion = None
-    decoder, decoder_steps = recipe.model.decoder, options.decoder_steps
-    if decoder_steps == 0:
-        decoder = None
+    if 0 in (fusion_steps, decoder_steps):
+        kept = load_model(towers)[0].config if towers else None
+        if fusion_steps == 0:  # what has not learned to match shall not seem to
+            fusion = kept.fusion if kept else None
+        if decoder_steps == 0:
+            decoder = kept.decoder if kept else None
     return replace(
         recipe,
         steps=options.steps or recipe.steps,

@@ -1,5 +1,5 @@
-"""A training's log.jsonl -> curves.png beside it: the losses of each stage, and R@1 on held-out
-samples.
+"""A training's log.jsonl -> curves.png beside it: the losses of each stage, R@1 on held-out
+samples, and how often the decoder is right.
 
 matplotlib is loaded here only, and drawn to a file: no window, no display.
 """
@@ -32,14 +32,15 @@ def draw_curves(folder: Path) -> Path:
 
 
 def figure_of(records: list[Record]) -> Figure:
-    """Records as `read_log` gives them -> a panel of losses for each stage, and one of R@1 where a
-    record has it."""
+    """Records as `read_log` gives them -> a panel of losses for each stage, one of R@1 and one of the
+    decoder's accuracy where a record has them."""
     names = sorted({name for record in records for name in record} - NOT_LOSSES)
     stages = list(
         dict.fromkeys(record.get("stage") for record in records if not is_evaluation(record))
     )
     held_out = [record for record in records if held_out_r1(record) is not None]
-    count = max(1, len(stages) + bool(held_out))
+    judged = [record for record in records if "accuracy" in record]
+    count = max(1, len(stages) + bool(held_out) + bool(judged))
     figure = Figure(figsize=(5.5 * count, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(1, count, squeeze=False)[0])
@@ -48,7 +49,9 @@ def figure_of(records: list[Record]) -> Figure:
         title = "training losses" if stage is None else f"training losses, {stage}"
         _draw_losses(axes, of_stage, names, title)
     if held_out:
-        _draw_recall(panels[-1], held_out)
+        _draw_recall(panels[len(stages)], held_out)
+    if judged:
+        _draw_accuracy(panels[-1], judged)
     return figure
 
 
@@ -84,8 +87,24 @@ def _draw_recall(axes: Axes, records: list[Record]) -> None:
             }
         for name, value in found.items():
             lines.setdefault(name, []).append((record["step"], value))
+    _draw_shares(axes, lines, "R@1 on held-out samples", "R@1")
+
+
+def _draw_accuracy(axes: Axes, records: list[Record]) -> None:
+    """A line for each task."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for record in records:
+        for task, groups in record["accuracy"].items():
+            lines.setdefault(task, []).append((record["step"], groups["all"]))
+    _draw_shares(axes, lines, "right of what the decoder writes", "share")
+
+
+def _draw_shares(
+    axes: Axes, lines: dict[str, list[tuple[int, float]]], title: str, unit: str
+) -> None:
+    """lines: by name, of (step, share 0 to 1)."""
     for name, points in lines.items():
         axes.plot(*zip(*points, strict=True), marker=".", label=name)
-    axes.set(title="R@1 on held-out samples", xlabel="step", ylabel="R@1", ylim=(0, 1))
+    axes.set(title=title, xlabel="step", ylabel=unit, ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend()

@@ -7,7 +7,7 @@ weights stay equal. A single process does the same without communication.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -61,6 +61,13 @@ class _GatherRows(torch.autograd.Function):
         total = grad_outputs[0].clone()
         distributed.all_reduce(total)
         return total.chunk(count)[rank]
+
+
+def broadcast_first(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by that of rank 0, in place; all processes give as many, of one shape."""
+    if rank_and_world_size()[1] > 1:
+        for tensor in tensors:
+            distributed.broadcast(tensor, src=0)
 
 
 def wait_for_all() -> None:

@@ -38,6 +38,14 @@ from chiasm.pipeline.training.pocket.joint_task import (
 # Galleries that decide whether the fusion ships: with 1,000 scenes in each, the standard error of a
 # gain is some 0.6 points, a quarter of what a good fusion gains.
 GALLERIES = 3
+# Seeds that one training draws by: its batches from the first of them on, calibration by the last.
+SEEDS = 10**9
+
+
+def calibration_seed(seed: int) -> int:
+    """The first of the GALLERIES seeds that the training of this seed calibrates by; the one after
+    them is of the first step of another training."""
+    return (seed + 1) * SEEDS - GALLERIES
 
 
 def calibration_pairs(
@@ -71,10 +79,11 @@ def calibration_bias(
 
 
 def joint_galleries(
-    model: JointNetwork, tokenizer: Tokenizer, samples: int, seed: int
+    model: JointNetwork, tokenizer: Tokenizer, samples: int, seed: int, world: World
 ) -> list[tuple[JointTask, JointVectors]]:
-    """GALLERIES galleries of so many scenes as training draws them, all in twin groups."""
-    tasks = (_training_task(samples, seed + n) for n in range(GALLERIES))
+    """GALLERIES galleries of so many scenes of a world as training draws them, all in twin
+    groups, by as many seeds from this one on."""
+    tasks = (_training_task(samples, seed + n, world) for n in range(GALLERIES))
     return [(task, _vectors(model, tokenizer, task)) for task in tasks]
 
 
@@ -89,9 +98,10 @@ def wins(galleries: Sequence[tuple[JointTask, JointVectors]], text_weight: float
     return wins_by_one_standard_error(right, np.concatenate(theirs), rows)
 
 
-def _training_task(samples: int, seed: int) -> JointTask:
-    drawn = (scene for scene in stream(seed, twins=1.0) if not withheld_in(scene))
-    return joint_task(list(itertools.islice(drawn, samples)), random.Random(f"joint {seed}"))
+def _training_task(samples: int, seed: int, world: World) -> JointTask:
+    drawn = (scene for scene in stream(seed, twins=1.0, world=world) if not withheld_in(scene))
+    scenes = list(itertools.islice(drawn, samples))
+    return joint_task(scenes, random.Random(f"joint {seed}"), world)
 
 
 def _vectors(model: JointNetwork, tokenizer: Tokenizer, task: JointTask) -> JointVectors:

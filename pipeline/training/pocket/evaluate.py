@@ -44,13 +44,18 @@ def gallery_recall(
 
 
 def tower_recall(
-    model: JointNetwork, tokenizer: Tokenizer, settings: TrainSettings
-) -> dict[str, Any]:
-    """`recall` of a model's towers on the fixed gallery, which no batch is drawn from."""
-    recall = gallery_recall(
-        lambda images: encode_images(model, images),
-        lambda texts: encode_texts(model, tokenizer, texts),
-        settings.gallery,
-        settings.gallery_seed,
-    )
-    return {"recall": recall}
+    _: JointNetwork, tokenizer: Tokenizer, settings: TrainSettings
+) -> Callable[[JointNetwork], dict[str, Any]]:
+    """-> a function of a model: `recall` of its towers on the fixed gallery, which no batch is drawn
+    from, as a field of a record."""
+
+    def recall(model: JointNetwork) -> dict[str, Any]:
+        found = gallery_recall(
+            lambda images: encode_images(model, images),
+            lambda texts: encode_texts(model, tokenizer, texts),
+            settings.gallery,
+            settings.gallery_seed,
+        )
+        return {"recall": found}
+
+    return recall

@@ -18,7 +18,7 @@ import numpy as np
 from chiasm.pipeline.metrics import right_at, top_k
 from chiasm.pipeline.scenes.claims import holds_matrix
 from chiasm.pipeline.scenes.words import LANGUAGES, plan, render_caption
-from chiasm.pipeline.scenes.world import Scene
+from chiasm.pipeline.scenes.world import WORLD_1, Scene, World
 
 TEXT_WEIGHTS = (0.0, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)  # of the means that are compared
 HITS = 10  # of a query that are looked at
@@ -27,7 +27,7 @@ HITS = 10  # of a query that are looked at
 @dataclass(frozen=True)
 class JointTask:
     """N scenes; captions, one of each, fused with its picture; queries, another of each, in either
-    language; true (N, N) bool: all that query i claims is true of scene j."""
+    language; true (N, N) bool: all that the words of query i claim is true of scene j."""
 
     scenes: Sequence[Scene]
     captions: Sequence[str]
@@ -51,17 +51,20 @@ class JointVectors:
         return mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
 
 
-def joint_task(scenes: Sequence[Scene], rng: random.Random) -> JointTask:
-    """The task of some scenes: captions, claims of queries and their wording drawn in this
-    order."""
-    captions = [_caption(scene, rng) for scene in scenes]
+def joint_task(scenes: Sequence[Scene], rng: random.Random, world: World = WORLD_1) -> JointTask:
+    """The task of some scenes of a world: captions, claims of queries and their wording drawn in
+    this order."""
+    captions = [_caption(scene, rng, world) for scene in scenes]
     claims = [plan(scene, rng, complete=False) for scene in scenes]
-    queries = [render_caption(claim, rng, rng.choice(LANGUAGES)) for claim in claims]
-    return JointTask(scenes, captions, queries, holds_matrix(claims, scenes))
+    languages, queries = [], []
+    for claim in claims:
+        languages.append(rng.choice(LANGUAGES))
+        queries.append(render_caption(claim, rng, languages[-1], world))
+    return JointTask(scenes, captions, queries, holds_matrix(claims, scenes, languages))
 
 
-def _caption(scene: Scene, rng: random.Random) -> str:
-    return render_caption(plan(scene, rng, complete=False), rng, rng.choice(LANGUAGES))
+def _caption(scene: Scene, rng: random.Random, world: World) -> str:
+    return render_caption(plan(scene, rng, complete=False), rng, rng.choice(LANGUAGES), world)
 
 
 def right_hits(queries: np.ndarray, vectors: np.ndarray, true: np.ndarray) -> np.ndarray:

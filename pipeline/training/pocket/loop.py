@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.checkpoint import load_model
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.tokenizer import Tokenizer
@@ -26,7 +27,7 @@ from chiasm.pipeline.training.distributed import rank_and_world_size, wait_for_a
 from chiasm.pipeline.training.log import Pace, Record, Report, append_log
 from chiasm.pipeline.training.pocket.data import WORLDS, learn_tokenizer, map_steps
 from chiasm.pipeline.training.pocket.settings import TrainSettings
-from chiasm.pipeline.training.pocket.stages import Stage, ends_of
+from chiasm.pipeline.training.pocket.stages import Evaluate, Stage, ends_of
 from chiasm.pipeline.training.pocket.state import STATE
 from chiasm.pipeline.training.pocket.task_data import task_texts
 from chiasm.pipeline.training.pocket.trainer import Training
@@ -53,14 +54,16 @@ def train(
     """Train to the end, or go on with the training in `folder`; -> losses of each step done now.
 
     towers: a model folder to take towers and tokenizer from, so that only the later stages are left
-    to do.
+    to do; of these, what has 0 steps in the settings is taken from it as well.
 
     Leaves in the folder: the state, the model (weights of the average), and log.jsonl. report gets
     each record of the log, and a message at the end. device and precision as in EncoderSettings;
     workers: processes that draw, 0 for none.
     """
     where = resolve_device(device)
-    tokenizer = tokenizer_of(settings) if towers is None else load_model(towers)[1]
+    if towers is None:
+        _require_steps(settings)
+    tokenizer = _tokenizer(settings, folder, towers)
     training = Training(settings, where, tokenizer, resolve_precision(precision, where))
     if towers is not None:
         training.load_towers(towers)
@@ -75,6 +78,7 @@ def train(
         if stage.begins_joint and training.stage is stage and training.stage_step == 0:
             training.begin_joint(stage.begins_joint)
         pace = Pace(training.step)  # steps of one stage are faster than those of another
+        evaluate = _Evaluation(training, stage)
         with closing(_batches(training, stage, end, workers)) as batches:
             for batch in batches:
                 done.append(training.train_step(batch))
@@ -82,17 +86,43 @@ def train(
                 if training.step == end and stage.calibrated:
                     training.calibrate(stage.calibrated)
                 if rank == 0:  # the other processes write and report nothing
-                    _write(training, stage, end, folder, done, pace, report)
+                    _write(training, stage, end, folder, done, pace, evaluate, report)
     if rank == 0:
         report({"message": format_kept_files(folder, [STATE])})
     return done
 
 
+def _tokenizer(settings: TrainSettings, folder: Path, towers: Path | None) -> Tokenizer:
+    """That of the towers; else that which a training in this folder has written, as learning it
+    again takes longer than the rest of going on; else a new one."""
+    if towers is not None:
+        return load_model(towers)[1]
+    if (folder / STATE).exists():
+        return load_model(folder)[1]
+    return tokenizer_of(settings)
+
+
+def _require_steps(settings: TrainSettings) -> None:
+    """UsageError for a fusion or a decoder that nothing trains, without a model to take it from."""
+    model = settings.model
+    for name, part, steps in (
+        ("fusion", model.fusion, settings.fusion_steps),
+        ("decoder", model.decoder, settings.decoder_steps),
+    ):
+        if part is not None and not steps:
+            raise UsageError(
+                f"{name}_steps 0",
+                expected=f"steps of the {name}, or towers of a model that has one",
+                found=f"a {name} that nothing trains",
+                do=f"set {name}_steps or towers, or model.{name} to None",
+            )
+
+
 def tokenizer_of(settings: TrainSettings) -> Tokenizer:
-    """The tokenizer of a training from nothing: it knows the words of all that is trained."""
+    """The tokenizer of a training from nothing. It knows the words of captions and of all tasks,
+    whether or not a decoder is trained now: one may be trained on these towers later."""
     world, samples = WORLDS[settings.data.world], settings.corpus
-    tasks = (*settings.examples, *settings.pictures) if settings.model.decoder else ()
-    more = task_texts(tasks, samples, world)
+    more = task_texts((*settings.examples, *settings.pictures), samples, world)
     return learn_tokenizer(settings.model.text.vocabulary, samples, world, more)
 
 
@@ -118,6 +148,7 @@ def _write(
     folder: Path,
     done: list[dict[str, float]],
     pace: Pace,
+    evaluate: _Evaluation,
     report: Report,
 ) -> None:
     """Log, checkpoint and evaluation after a step of a stage, where they are due."""
@@ -128,9 +159,26 @@ def _write(
         _log(folder, report, record | seconds | _mean(done[-settings.log_every :]))
     if step % settings.checkpoint_every == 0 or step == end:
         training.save(folder)
-    if stage.evaluate is not None and (step % settings.evaluate_every == 0 or step == end):
-        found = stage.evaluate(average_network(training), training.tokenizer, settings)
+    found = evaluate() if step % stage.evaluate_every == 0 or step == end else {}
+    if found:
         _log(folder, report, record | {"total": end} | found)
+
+
+class _Evaluation:
+    """The evaluation of a stage, made at its first call in this run."""
+
+    def __init__(self, training: Training, stage: Stage) -> None:
+        self.training, self.stage = training, stage
+        self._evaluate: Evaluate | None = None
+
+    def __call__(self) -> dict[str, Any]:
+        """Fields of a record about the average; none where there is nothing to evaluate."""
+        if self.stage.evaluation is None:
+            return {}
+        training, model = self.training, average_network(self.training)
+        if self._evaluate is None:
+            self._evaluate = self.stage.evaluation(model, training.tokenizer, training.settings)
+        return self._evaluate(model)
 
 
 def average_network(training: Training) -> JointNetwork:

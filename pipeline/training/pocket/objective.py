@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from chiasm.pipeline.model.config import ModelConfig
+from chiasm.pipeline.model.decoder import DecoderState
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.losses import (
     any_true_loss,
@@ -21,13 +22,14 @@ from chiasm.pipeline.model.losses import (
     matching_loss,
 )
 from chiasm.pipeline.model.matching import hard_negatives
-from chiasm.pipeline.model.tasks import TASKS
+from chiasm.pipeline.model.tasks import TASKS, Head
 from chiasm.pipeline.scenes.world import WORLD_1, World
 from chiasm.pipeline.training.distributed import gather_rows, mean_over_processes
 from chiasm.pipeline.training.pocket.data import CaptionTargets, TrainBatch
+from chiasm.pipeline.training.pocket.packing import by_length
 from chiasm.pipeline.training.pocket.probes import Pairs, Probes, mean_attribute_loss
 from chiasm.pipeline.training.pocket.targets import UNKNOWN
-from chiasm.pipeline.training.pocket.task_data import TaskBatch
+from chiasm.pipeline.training.pocket.task_data import TaskBatch, TaskRows
 
 MODALITY_DROPOUT = 0.15  # share of pairs fused without their text, and of those without picture
 
@@ -154,18 +156,29 @@ class Objective(nn.Module):
             if not len(targets):  # no scene had an example; the others still count theirs
                 losses[task] = count.new_zeros(())
                 continue
-            state = pictures.take(_moved(rows.pictures, device))
-            if rows.sources is not None:
-                with torch.no_grad():
-                    text = model.text_modality(_moved(rows.sources, device))
-                state = decoder.with_text(state, text)
-            hidden, _state = decoder(_moved(rows.inputs, device), state)
-            logits = decoder.logits(hidden, TASKS[task].head).float()
-            summed = functional.cross_entropy(
-                logits.flatten(0, 1), targets.flatten(), ignore_index=UNKNOWN, reduction="sum"
-            )
+            parts = [
+                self._log_loss(part, pictures.take(_moved(part.pictures, device)), TASKS[task].head)
+                for part in by_length(rows)
+            ]
+            summed = torch.stack(parts).sum()
             losses[task] = summed / count
         return losses
+
+    def _log_loss(self, rows: TaskRows, state: DecoderState, head: Head) -> Tensor:
+        """The sum of  -log p(next token)  over the targets of some rows, whose pictures the state
+        has; float32. A text that several rows read goes through its tower once."""
+        model = self.model
+        device, decoder = model.log_scale.device, model.decoder
+        assert decoder is not None
+        if rows.sources is not None:
+            sources, at = np.unique(rows.sources, axis=0, return_inverse=True)
+            with torch.no_grad():
+                text = model.text_modality(_moved(sources, device)).take(_moved(at, device))
+            state = decoder.with_text(state, text)
+        hidden, _state = decoder(_moved(rows.inputs, device), state)
+        logits = decoder.logits(hidden, head).float().flatten(0, 1)
+        targets = _moved(rows.targets, device).flatten()
+        return functional.cross_entropy(logits, targets, ignore_index=UNKNOWN, reduction="sum")
 
 
 def contrast(

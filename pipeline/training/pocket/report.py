@@ -5,6 +5,8 @@
     hard_twins, matching_accuracy: what matching adds (evaluate_fusion.py)
     joint       what fusion adds (evaluate_joint.py); fusion_ships false: its joint vectors are the
                 weighted mean, which they did not beat (calibrate.py)
+    tasks       how often the decoder is right, by task, language and type, and both of a pair, with
+                standard errors (task_report.py)
 
 Written as report.json beside the model, from the model folder as an encoder reads it.
 """
@@ -18,6 +20,7 @@ from typing import Any
 from chiasm.pipeline.encoders import load_encoder, require_matcher
 from chiasm.pipeline.model.checkpoint import load_model, write_file
 from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.pretrained.device_and_precision import PRECISIONS
 from chiasm.pipeline.records import TEXT
 from chiasm.pipeline.scenes.words import LANGUAGES
 from chiasm.pipeline.training.pocket.evaluate import gallery_recall
@@ -28,13 +31,18 @@ from chiasm.pipeline.training.pocket.evaluate_fusion import (
     withheld,
 )
 from chiasm.pipeline.training.pocket.evaluate_joint import format_joint, joint
+from chiasm.pipeline.training.pocket.task_data import TaskSettings
+from chiasm.pipeline.training.pocket.task_report import format_tasks, task_figures
 
 REPORT = "report.json"
 SEED = 161803  # of galleries that neither training nor its evaluations draw
 
 
-def write_report(folder: Path, samples: int, settings: EncoderSettings) -> dict[str, Any]:
-    """Measure the model of a folder on galleries of so many scenes; -> what is written."""
+def write_report(
+    folder: Path, samples: int, settings: EncoderSettings, tasks: TaskSettings
+) -> dict[str, Any]:
+    """Measure the model of a folder on galleries of so many scenes, its decoder by the tasks that it
+    was trained on; -> what is written."""
     encoder = load_encoder(f"pocket:{folder}", settings)
     found: dict[str, Any] = {
         "samples": samples,
@@ -50,14 +58,20 @@ def write_report(folder: Path, samples: int, settings: EncoderSettings) -> dict[
             language: withheld(encoder, SEED, samples, language) for language in LANGUAGES
         },
     }
-    fusion = load_model(folder)[0].fusion
-    if fusion is not None:
+    model, tokenizer = load_model(folder, PRECISIONS[encoder.precision])
+    if model.fusion is not None:
         matcher = require_matcher(encoder)
         found["hard_twins"] = {
             language: hard_twins(matcher, SEED, samples, language) for language in LANGUAGES
         }
         found["matching_accuracy"] = accuracy(matcher, SEED, samples)
-        found["joint"] = {"fusion_ships": not fusion.is_mean, **joint(matcher, [SEED], samples)}
+        found["joint"] = {
+            "fusion_ships": not model.fusion.is_mean,
+            **joint(matcher, [SEED], samples),
+        }
+    if model.decoder is not None:
+        model = model.to(encoder.device)
+        found["tasks"] = task_figures(model, tokenizer, tasks, samples, SEED)
     text = json.dumps(found, indent=2, default=float) + "\n"
     write_file(folder / REPORT, text.encode())
     return found
@@ -87,4 +101,6 @@ def format_report(report: dict[str, Any]) -> list[str]:
             lines.append(
                 "the joint vector did not beat the best weighted mean: it is that mean now"
             )
+    if "tasks" in report:
+        lines += format_tasks(report["tasks"])
     return lines

@@ -25,11 +25,12 @@ from chiasm.pipeline.model.tokenizer import Tokenizer
 from chiasm.pipeline.training.optim import cosine
 from chiasm.pipeline.training.pocket.data import DataSettings, train_batch
 from chiasm.pipeline.training.pocket.evaluate import tower_recall
-from chiasm.pipeline.training.pocket.evaluate_tasks import accuracy_of_decoder
+from chiasm.pipeline.training.pocket.evaluate_tasks import decoder_accuracy
 from chiasm.pipeline.training.pocket.objective import Objective
 from chiasm.pipeline.training.pocket.settings import TrainSettings, task_settings
 from chiasm.pipeline.training.pocket.task_data import TaskSettings, task_batch
 
+Evaluate = Callable[[JointNetwork], dict[str, Any]]
 PROBE_FLOOR = 0.1  # of the probes' weight, at the end of the first stage
 # Prefixes of the names of those parameters of `Objective` that a stage trains.
 TOWERS = (
@@ -76,8 +77,9 @@ class Stage:
     name: in logs and checkpoints. data: what `draw` makes its batches of. trained: prefixes of the
     names of the parameters of `Objective` that learn; all others stay at the average of the stages
     before. losses(objective, batch, generator): float32 scalars by name, minimised in the sum by
-    `weights`. evaluate: fields of a record about the average, now and then; None: nothing to
-    evaluate. begins_joint: scenes of the galleries by which the joint vector begins as the best
+    `weights`. evaluation(average, tokenizer, settings): made once in a run of a stage -> a function
+    of the average of a step that gives fields of a record, every `evaluate_every` steps and at the
+    end; None: nothing to evaluate. begins_joint: scenes of the galleries by which the joint vector begins as the best
     weighted mean; 0: it goes on. calibrated: scenes that calibrate matching at the end, and of the
     galleries that the joint vector has to win on; 0 for none of this.
     """
@@ -89,7 +91,8 @@ class Stage:
     trained: tuple[str, ...]
     losses: Callable[[Objective, Any, torch.Generator], dict[str, Tensor]]
     weights: Mapping[str, LossWeight]
-    evaluate: Callable[[JointNetwork, Tokenizer, TrainSettings], dict[str, Any]] | None = None
+    evaluation: Callable[[JointNetwork, Tokenizer, TrainSettings], Evaluate] | None = None
+    evaluate_every: int = 1
     begins_joint: int = 0
     calibrated: int = 0
 
@@ -114,10 +117,13 @@ def stages_of(settings: TrainSettings) -> tuple[Stage, ...]:
             **dict.fromkeys(("facts", "readings"), facts),
             **dict.fromkeys(("words", "relations"), words),
         },
-        evaluate=tower_recall,
+        evaluation=tower_recall,
+        evaluate_every=settings.evaluate_every,
     )
-    of_fusion = _fusion_stages(settings) if settings.model.fusion is not None else ()
-    return (towers, *of_fusion, *([_decoder_stage(settings)] if settings.model.decoder else ()))
+    fused = settings.model.fusion is not None and settings.fusion_steps
+    writing = settings.model.decoder is not None and settings.decoder_steps
+    of_fusion = _fusion_stages(settings) if fused else ()
+    return (towers, *of_fusion, *([_decoder_stage(settings)] if writing else ()))
 
 
 def _fusion_stages(settings: TrainSettings) -> tuple[Stage, ...]:
@@ -156,7 +162,8 @@ def _decoder_stage(settings: TrainSettings) -> Stage:
         DECODER,
         Objective.decoder_losses,
         dict.fromkeys((*settings.examples, *settings.pictures), LossWeight(1.0)),
-        evaluate=accuracy_of_decoder,
+        evaluation=decoder_accuracy,
+        evaluate_every=settings.decoder_evaluate_every,
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from chiasm.pipeline.errors import ChiasmError, UsageError
@@ -16,6 +18,9 @@ from chiasm.pipeline.model.checkpoint import (
     tensors_in_code,
     tensors_in_files,
 )
+from chiasm.pipeline.model.joint import JointNetwork
+from chiasm.pipeline.model.tokenizer import Tokenizer
+from chiasm.pipeline.training.optim import without_prefix
 from chiasm.pipeline.training.pocket.settings import STATE_CONFIG_NAMES
 
 STATE = "state.safetensors"
@@ -27,6 +32,7 @@ CONDITIONS = {
     "device": "--device",
     "towers": "--towers",
 }
+TOKENIZER_DIGEST = "tokenizer"  # a condition, too, which no flag sets
 # Name in code -> name in state.safetensors, as in model/checkpoint.py.
 STATE_TENSOR_NAMES = {
     "probes.pooled_disagreement.": "probes.discord.",
@@ -42,20 +48,44 @@ STATE_TENSOR_NAMES = {
 }
 
 
-def write_state(
-    folder: Path, tensors: Mapping[str, Tensor], facts: dict[str, Any], do: str
-) -> None:
-    """Write the state whole or not at all. ChiasmError, with what to do, where a tensor is not
-    finite."""
+def digest_of(tokenizer: Tokenizer, weights: Mapping[str, Tensor] | None = None) -> str:
+    """12 hexadecimal digits that name a tokenizer, with the float16 form of weights in order of
+    their names, by which a model folder has them."""
+    digest = hashlib.sha256(tokenizer.to_json().encode())
+    for _, weight in sorted((weights or {}).items()):
+        digest.update(weight.half().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def require_finite_tensors(tensors: Mapping[str, Tensor], step: int, do: str) -> None:
+    """ChiasmError, with what to do, where a tensor of a state after `step` steps is not finite."""
     wrong = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if wrong:
         raise ChiasmError(
-            f"state of a training after step {facts['step']}",
+            f"state of a training after step {step}",
             expected="finite tensors",
             found=f"others: {wrong[0]} and {len(wrong) - 1} more",
             do=do,
         )
+
+
+def write_state(folder: Path, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write the state whole or not at all."""
     save_state(folder / STATE, tensors_in_files(tensors, STATE_TENSOR_NAMES), facts)
+
+
+def average_of(folder: Path, model: JointNetwork) -> dict[str, Tensor]:
+    """The weights of the model that a folder has, by name: as they were before they were rounded to
+    float16, where its training's state is there and is of this very model."""
+    weights = model.state_dict()
+    if not (folder / STATE).exists():
+        return weights
+    tensors = tensors_in_code(load_state(folder / STATE)[0], STATE_TENSOR_NAMES)
+    exact = without_prefix(tensors, "average.")
+    return {
+        name: exact[name] if torch.equal(exact.get(name, weight).half(), weight.half()) else weight
+        for name, weight in weights.items()
+    }
 
 
 def read_state(
@@ -87,10 +117,11 @@ def _require_same_conditions(
 ) -> None:
     """UsageError where facts of a state and conditions of now are not the same. States of earlier
     versions have no such facts, and could be continued to other weights without a word: refused."""
-    if not CONDITIONS.keys() <= facts.keys():
+    names = [*CONDITIONS, TOKENIZER_DIGEST]
+    if not set(names) <= facts.keys():
         raise UsageError(
             f"training in {folder}",
-            expected="a state that names its " + ", ".join(CONDITIONS),
+            expected="a state that names its " + ", ".join(names),
             found="one of an earlier version of chiasm, which does not",
             do="train anew in another folder",
         )
@@ -101,6 +132,13 @@ def _require_same_conditions(
             expected=", ".join(f"{name} {facts[name]}" for name in changed),
             found=", ".join(f"{name} {now[name]}" for name in changed),
             do=", ".join(_flag(name, facts[name]) for name in changed) + ", or take another folder",
+        )
+    if facts[TOKENIZER_DIGEST] != now[TOKENIZER_DIGEST]:
+        raise UsageError(
+            f"training in {folder}",
+            expected=f"the tokenizer it was started with, {facts[TOKENIZER_DIGEST]}",
+            found=f"another, {now[TOKENIZER_DIGEST]}",
+            do="put its tokenizer.json back, or take another folder",
         )
 
 

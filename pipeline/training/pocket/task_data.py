@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.preprocess import to_pixels
 from chiasm.pipeline.model.tasks import PREFIXES, TASKS, TargetIds
 from chiasm.pipeline.model.tokenizer import END, PAD, Tokenizer, normalise
@@ -54,14 +55,34 @@ DRAWN_WITH_SCENE: Mapping[str, Callable[[random.Random, str, World], tuple[Scene
 class TaskSettings:
     """scenes: how they are drawn, `batch` of them a step in each process. examples: of each
     picture, by task of DRAWN; pictures: more of them a step in each process, by task of
-    DRAWN_WITH_SCENE, with one example each. target: longest target in tokens; what is longer is
-    cut.
+    DRAWN_WITH_SCENE, with one example each. target: longest target in tokens, its end included;
+    prefixes: those of the decoder. UsageError for a task that is in neither, and for one whose
+    prefix the decoder lacks in a language: both languages are drawn.
     """
 
     scenes: DataSettings
     examples: Mapping[str, int]
     pictures: Mapping[str, int]
     target: int
+    prefixes: tuple[str, ...] = PREFIXES
+
+    def __post_init__(self) -> None:
+        for name, tasks, drawn in (
+            ("examples", self.examples, DRAWN),
+            ("pictures", self.pictures, DRAWN_WITH_SCENE),
+        ):
+            for task in tasks:
+                if task not in drawn:
+                    raise UsageError(f"{name}: task {task!r}", expected=" or ".join(drawn))
+                missing = [f"{task}:{language}" for language in LANGUAGES]
+                missing = [prefix for prefix in missing if prefix not in self.prefixes]
+                if missing:
+                    raise UsageError(
+                        f"{name}: task {task!r}",
+                        expected="a decoder that has its prefix in every language",
+                        found="no " + ", no ".join(missing),
+                        do=f"leave {task!r} out of {name}, or add them to decoder.prefixes",
+                    )
 
 
 @dataclass(frozen=True)
@@ -154,15 +175,24 @@ def task_rows(
     settings: TaskSettings,
     tokenizer: Tokenizer,
 ) -> TaskRows:
-    """Examples of one task with their pictures' numbers -> ids."""
-    prefixes = TargetIds(len(tokenizer), PREFIXES, 0)
+    """Examples of one task with their pictures' numbers -> ids. UsageError for a target that is
+    longer than `settings.target`."""
+    prefixes = TargetIds(len(tokenizer), settings.prefixes, 0)
     rows = [
         (
             prefixes.prefix(task, example.language),
-            [*tokenizer.encode(normalise(example.target)), END][: settings.target],
+            [*tokenizer.encode(normalise(example.target)), END],
         )
         for _, example in examples
     ]
+    too_long = [target for _, target in rows if len(target) > settings.target]
+    if too_long:  # cut, a target would have no end, and the decoder would learn not to end it
+        raise UsageError(
+            f"target of {task} {tokenizer.decode(too_long[0])!r}",
+            expected=f"at most {settings.target} tokens, which is decoder.context",
+            found=str(len(too_long[0])),
+            do="train with a larger decoder.context or a larger text.vocabulary",
+        )
     longest = max((len(target) for _, target in rows), default=1)
     inputs = np.full((len(rows), longest), PAD, dtype=np.int64)
     targets = np.full((len(rows), longest), UNKNOWN, dtype=np.int64)

@@ -7,7 +7,7 @@ average.
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,18 @@ from torch.func import functional_call
 
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.checkpoint import load_model, save_model
+from chiasm.pipeline.model.config import ModelConfig
 from chiasm.pipeline.model.inference import match_pairs
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.preprocess import to_pixels
 from chiasm.pipeline.model.tokenizer import Tokenizer
 from chiasm.pipeline.pretrained.device_and_precision import PRECISIONS
 from chiasm.pipeline.scenes.draw import picture
-from chiasm.pipeline.training.distributed import mean_over_processes, rank_and_world_size
+from chiasm.pipeline.training.distributed import (
+    broadcast_first,
+    mean_over_processes,
+    rank_and_world_size,
+)
 from chiasm.pipeline.training.optim import (
     Ema,
     Optimiser,
@@ -34,15 +39,26 @@ from chiasm.pipeline.training.optim import (
     with_prefix,
     without_prefix,
 )
-from chiasm.pipeline.training.pocket.calibrate import calibration_bias, joint_galleries, wins
+from chiasm.pipeline.training.pocket.calibrate import (
+    calibration_bias,
+    calibration_seed,
+    joint_galleries,
+    wins,
+)
 from chiasm.pipeline.training.pocket.data import WORLDS
-from chiasm.pipeline.training.pocket.joint_task import best_text_weight
+from chiasm.pipeline.training.pocket.joint_task import JointTask, JointVectors, best_text_weight
 from chiasm.pipeline.training.pocket.objective import Objective
 from chiasm.pipeline.training.pocket.settings import TrainSettings
 from chiasm.pipeline.training.pocket.stages import Stage, ends_of, stages_of
-from chiasm.pipeline.training.pocket.state import read_state, write_state
+from chiasm.pipeline.training.pocket.state import (
+    TOKENIZER_DIGEST,
+    average_of,
+    digest_of,
+    read_state,
+    require_finite_tensors,
+    write_state,
+)
 
-CALIBRATION_STEP = 999_999_999  # a step that no training reaches: its scenes are for calibration
 RATE_FLOOR = 0.01  # of the highest learning rate, at the end of a stage
 SEED_STRIDE = 1_000_000  # between the seeds of processes that train together
 
@@ -167,41 +183,61 @@ class Training:
     @property
     def _after_failure(self) -> str:
         """What to do where a step cannot be made. Run again, it would be the same step."""
+        return f"no weight was changed, and {self._instead}"
+
+    @property
+    def _instead(self) -> str:
+        """What to do where a training cannot go on as it is."""
         exact = "" if self.precision == "float32" else "--precision float32 or "
         return (
-            "no weight was changed, and the last checkpoint is as it was: train in another folder "
+            "the last checkpoint is as it was: train in another folder "
             f"with {exact}a lower --learning-rate"
         )
 
     def begin_joint(self, samples: int) -> None:
         """Let the joint vector begin as the best weighted mean of the towers' vectors, the weights
-        chosen on galleries of so many scenes."""
-        model = self._average()
-        galleries = joint_galleries(model, self.tokenizer, samples, self._calibration_seed)
-        self._make_mean(model, best_text_weight(galleries))
+        chosen on galleries of so many scenes. Of several processes the first chooses."""
+        if rank_and_world_size()[0] == 0:
+            model = self._average()
+            self._make_mean(model, best_text_weight(self._galleries(model, samples)))
+        self._share_fusion()
         self._begin_stage()
 
     def calibrate(self, samples: int) -> None:
         """Move the bias of matching to where it is best calibrated on so many scenes; where the
-        joint vector does not beat the best weighted mean on galleries of as many, make it that."""
+        joint vector does not beat the best weighted mean on galleries of as many, make it that.
+        Of several processes the first decides: another machine might round otherwise."""
+        if rank_and_world_size()[0] == 0:
+            self._calibrate(samples)
+        self._share_fusion()
+        if self.stage_step == 0:  # the next stage, which starts at the average, has begun
+            self._begin_stage()
+
+    def _calibrate(self, samples: int) -> None:
         model, side = self._average(), self.config.image.side
         self.ema.tensors["matching.bias"] += calibration_bias(
             lambda pixels, texts, pairs: match_pairs(model, self.tokenizer, pixels, texts, pairs),
             lambda scene: to_pixels(picture(scene), side),
             samples,
-            self._calibration_seed,
+            calibration_seed(self.settings.data.seed),
             self.world,
         )
-        galleries = joint_galleries(model, self.tokenizer, samples, self._calibration_seed)
+        galleries = self._galleries(model, samples)
         weight = best_text_weight(galleries)
         if not wins(galleries, weight):
             self._make_mean(model, weight)
-        if self.stage_step == 0:  # the next stage, which starts at the average, has begun
-            self._begin_stage()
 
-    @property
-    def _calibration_seed(self) -> int:
-        return self.settings.data.seed * 10**9 + CALIBRATION_STEP
+    def _galleries(self, model: JointNetwork, samples: int) -> list[tuple[JointTask, JointVectors]]:
+        seed = calibration_seed(self.settings.data.seed)
+        return joint_galleries(model, self.tokenizer, samples, seed, self.world)
+
+    def _share_fusion(self) -> None:
+        """Take over the first process's average of fusion and matching."""
+        broadcast_first(
+            tensor
+            for name, tensor in sorted(self.ema.tensors.items())
+            if name.startswith(("fusion.", "matching."))
+        )
 
     def _average(self) -> JointNetwork:
         """The model with the averaged weights, in evaluation mode."""
@@ -226,17 +262,25 @@ class Training:
 
     @property
     def conditions(self) -> dict[str, str | int | None]:
-        """What the weights depend on beside the settings, by the keys of state.CONDITIONS."""
+        """What the weights depend on beside the settings, by the keys of state.CONDITIONS and
+        TOKENIZER_DIGEST."""
         return {
             "precision": self.precision,
             "processes": rank_and_world_size()[1],
             "device": self.device.type,
             "towers": self.towers,
+            TOKENIZER_DIGEST: digest_of(self.tokenizer),
         }
 
     def save(self, folder: Path) -> None:
-        """Write the state, and the average as a model folder that an encoder can load. ChiasmError
-        where a tensor is not finite: nothing is written."""
+        """Write the average as a model folder that an encoder can load, then the state. A part
+        whose stage has not begun is left out of the model: what has not learned to match, or to
+        write, shall not seem to. ChiasmError where a tensor is not finite: nothing is written."""
+        tensors = self.tensors()
+        require_finite_tensors(tensors, self.step, self._instead)
+        config, weights = self._begun()
+        # The model first: where there is a state, its tokenizer is there too.
+        save_model(folder, weights, config, self.tokenizer)
         facts = {
             "step": self.step,
             "stage": self.stage.name,
@@ -244,29 +288,51 @@ class Training:
             "settings": self.settings.to_json(),
             **self.conditions,
         }
-        write_state(folder, self.tensors(), facts, self._after_failure)
-        save_model(folder, self.ema.tensors, self.config, self.tokenizer)
+        write_state(folder, tensors, facts)
+
+    def _begun(self) -> tuple[ModelConfig, dict[str, Tensor]]:
+        """Config and averaged weights without what is still to be begun."""
+        firsts = ends_of(self.stages)[:-1]
+        prefixes = [
+            prefix
+            for stage, first in zip(self.stages[1:], firsts, strict=True)
+            if self.step <= first
+            for prefix in stage.trained
+        ]
+        config = self.config
+        if "model.matching." in prefixes:
+            config = replace(config, fusion=None)
+        if "model.decoder." in prefixes:
+            config = replace(config, decoder=None)
+        names = JointNetwork(config).state_dict()
+        return config, {name: self.ema.tensors[name] for name in names}
 
     def load_towers(self, folder: Path) -> None:
-        """Begin at the second stage, on the towers of a model folder, whose tokenizer is this one;
-        UsageError where they are not of these settings' shapes."""
-        towers, _ = load_model(folder)
-        ours, theirs = self.config, towers.config
-        if (theirs.image, theirs.text, theirs.dim) != (ours.image, ours.text, ours.dim):
+        """Begin at the second stage, on a model folder whose tokenizer is this one: its towers,
+        and its fusion and its decoder where no stage trains them. UsageError where they are not of
+        these settings' shapes, and where nothing is left to train."""
+        model, _ = load_model(folder)
+        later = tuple(prefix for stage in self.stages[1:] for prefix in stage.trained)
+        if not later:
+            raise UsageError(
+                f"--towers {folder}",
+                expected="something to learn on top of them",
+                found="--fusion-steps 0 and --decoder-steps 0",
+                do="leave out one of these",
+            )
+        names = [name for name in self.ema.tensors if not f"model.{name}".startswith(later)]
+        if _shapes(names, self.config) != _shapes(names, model.config):
             raise UsageError(
                 f"--towers {folder}",
                 expected="towers of this preset's shapes",
                 found="others",
                 do="train towers anew: leave out --towers",
             )
-        weights = towers.state_dict()
-        digest = hashlib.sha256(self.tokenizer.to_json().encode())
+        weights = average_of(folder, model)
         with torch.no_grad():
-            for name, value in self.ema.tensors.items():
-                if f"model.{name}".startswith(self.stages[0].trained):
-                    value.copy_(weights[name])
-                    digest.update(weights[name].cpu().numpy().tobytes())
-        self.towers = digest.hexdigest()[:12]
+            for name in names:
+                self.ema.tensors[name].copy_(weights[name])
+        self.towers = digest_of(self.tokenizer, {name: weights[name] for name in names})
         self.step = self.stages[0].steps
         self._begin_stage()
 
@@ -286,6 +352,14 @@ class Training:
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:
-    """Matrices and convolutions decay; token embeddings, biases, norms, queries, positions and
-    scales do not."""
-    return parameter.ndim in (2, 4) and not name.endswith("text.embedding.weight")
+    """Matrices and convolutions decay; embeddings of tokens, prefixes and modalities, biases, norms,
+    queries, positions and scales do not."""
+    return parameter.ndim in (2, 4) and "embedding" not in name
+
+
+def _shapes(names: Sequence[str], config: ModelConfig) -> list[Any]:
+    """The settings that shape the tensors of these names."""
+    parts = {name.split(".")[0] for name in names}
+    fusion = config.fusion if "fusion" in parts else None
+    decoder = config.decoder if "decoder" in parts else None
+    return [config.image, config.text, config.dim, fusion, decoder]
