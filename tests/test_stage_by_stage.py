@@ -66,7 +66,7 @@ def test_a_decoder_is_kept_while_the_fusion_is_trained_anew(folders, tmp_path):
     assert_same(weights(tmp_path), weights(folders / "writing"))
     with pytest.raises(UsageError, match=r"expected towers \w{12}, found towers None; give --towe"):
         learned(tmp_path, replace(run, decoder_steps=0, model=FUSED.model))
-    with pytest.raises(UsageError, match="expected towers .*; give --towers as then"):
+    with pytest.raises(UsageError, match=r"expected towers .*; give --towers as then"):
         learned(tmp_path, run, towers=folders / "whole")  # another decoder
 
 

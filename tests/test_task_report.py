@@ -72,7 +72,7 @@ def test_figures_are_shares_with_errors_over_scenes(folder, monkeypatch):
     monkeypatch.setattr(task_report, "right_ones", right)
     found = task_figures(model, tokenizer, TASKS, 12, 5)
     assert set(found) == {"ask", "caption", "sentiment"} and "pairs" not in found["caption"]
-    (asked, answers), (pairs, of_pairs) = judged[:2]
+    (asked, answers), (_, of_pairs) = judged[:2]
     assert len(answers) > 30 and len(of_pairs) == 24
     for name in ("all", "en", asked.examples[0][1].kind, f"zh {asked.examples[0][1].kind}"):
         of_scene, count = {}, 0

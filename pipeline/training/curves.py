@@ -32,8 +32,8 @@ def draw_curves(folder: Path) -> Path:
 
 
 def figure_of(records: list[Record]) -> Figure:
-    """Records as `read_log` gives them -> a panel of losses for each stage, one of R@1 and one of the
-    decoder's accuracy where a record has them."""
+    """Records as `read_log` gives them -> a panel of losses for each stage, one of R@1 and one of
+    the decoder's accuracy where a record has them."""
     names = sorted({name for record in records for name in record} - NOT_LOSSES)
     stages = list(
         dict.fromkeys(record.get("stage") for record in records if not is_evaluation(record))

@@ -46,8 +46,8 @@ def gallery_recall(
 def tower_recall(
     _: JointNetwork, tokenizer: Tokenizer, settings: TrainSettings
 ) -> Callable[[JointNetwork], dict[str, Any]]:
-    """-> a function of a model: `recall` of its towers on the fixed gallery, which no batch is drawn
-    from, as a field of a record."""
+    """-> a function of a model: `recall` of its towers on the fixed gallery, which no batch is
+    drawn from, as a field of a record."""
 
     def recall(model: JointNetwork) -> dict[str, Any]:
         found = gallery_recall(

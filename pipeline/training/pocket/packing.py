@@ -18,8 +18,8 @@ from chiasm.pipeline.training.pocket.task_data import TaskRows
 # What a token of a target costs, in tokens of a source: it goes through the decoder and back, a
 # source through a frozen tower.
 TARGET_COST = 3
-# Costs up to the first, and from there to RATIO times as much, go together: with finer parts, what a
-# pass costs whatever its size outweighs the padding that is saved.
+# Costs up to the first, and from there to RATIO times as much, go together: with finer parts, what
+# a pass costs whatever its size outweighs the padding that is saved.
 FIRST, RATIO = 16, 1.5
 
 

@@ -41,8 +41,8 @@ SEED = 161803  # of galleries that neither training nor its evaluations draw
 def write_report(
     folder: Path, samples: int, settings: EncoderSettings, tasks: TaskSettings
 ) -> dict[str, Any]:
-    """Measure the model of a folder on galleries of so many scenes, its decoder by the tasks that it
-    was trained on; -> what is written."""
+    """Measure the model of a folder on galleries of so many scenes, its decoder by the tasks that
+    it was trained on; -> what is written."""
     encoder = load_encoder(f"pocket:{folder}", settings)
     found: dict[str, Any] = {
         "samples": samples,

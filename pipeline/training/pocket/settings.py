@@ -98,8 +98,8 @@ class TrainSettings:
 
 
 def task_settings(settings: TrainSettings) -> TaskSettings:
-    """What batches of the decoder's stage are made of. UsageError for tasks that cannot be drawn, or
-    that the decoder has no prefix for."""
+    """What batches of the decoder's stage are made of. UsageError for tasks that cannot be drawn,
+    or that the decoder has no prefix for."""
     # Both worlds' values are in the larger one; moods are in no other.
     scenes = replace(settings.data, batch=settings.decoder_batch, other_world="")
     decoder = settings.model.decoder or DecoderConfig()

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from chiasm.pipeline.model.config import ModelConfig
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.tokenizer import Tokenizer
 from chiasm.pipeline.training.optim import cosine
@@ -79,9 +80,9 @@ class Stage:
     before. losses(objective, batch, generator): float32 scalars by name, minimised in the sum by
     `weights`. evaluation(average, tokenizer, settings): made once in a run of a stage -> a function
     of the average of a step that gives fields of a record, every `evaluate_every` steps and at the
-    end; None: nothing to evaluate. begins_joint: scenes of the galleries by which the joint vector begins as the best
-    weighted mean; 0: it goes on. calibrated: scenes that calibrate matching at the end, and of the
-    galleries that the joint vector has to win on; 0 for none of this.
+    end; None: nothing to evaluate. begins_joint: scenes of the galleries by which the joint vector
+    begins as the best weighted mean; 0: it goes on. calibrated: scenes that calibrate matching at
+    the end, and of the galleries that the joint vector has to win on; 0 for none of this.
     """
 
     name: str
@@ -170,3 +171,15 @@ def _decoder_stage(settings: TrainSettings) -> Stage:
 def ends_of(stages: tuple[Stage, ...]) -> tuple[int, ...]:
     """How many steps of the training are done at the end of each stage."""
     return tuple(itertools.accumulate(stage.steps for stage in stages))
+
+
+def begun_config(config: ModelConfig, stages: tuple[Stage, ...], step: int) -> ModelConfig:
+    """The config without what a stage trains that has not begun after so many steps."""
+    later = [
+        stage.trained
+        for stage, first in zip(stages[1:], ends_of(stages)[:-1], strict=True)
+        if step <= first
+    ]
+    fusion = None if FUSION in later else config.fusion
+    decoder = None if DECODER in later else config.decoder
+    return replace(config, fusion=fusion, decoder=decoder)

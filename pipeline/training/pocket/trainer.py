@@ -49,7 +49,7 @@ from chiasm.pipeline.training.pocket.data import WORLDS
 from chiasm.pipeline.training.pocket.joint_task import JointTask, JointVectors, best_text_weight
 from chiasm.pipeline.training.pocket.objective import Objective
 from chiasm.pipeline.training.pocket.settings import TrainSettings
-from chiasm.pipeline.training.pocket.stages import Stage, ends_of, stages_of
+from chiasm.pipeline.training.pocket.stages import Stage, begun_config, ends_of, stages_of
 from chiasm.pipeline.training.pocket.state import (
     TOKENIZER_DIGEST,
     average_of,
@@ -278,7 +278,8 @@ class Training:
         write, shall not seem to. ChiasmError where a tensor is not finite: nothing is written."""
         tensors = self.tensors()
         require_finite_tensors(tensors, self.step, self._instead)
-        config, weights = self._begun()
+        config = begun_config(self.config, self.stages, self.step)
+        weights = {name: self.ema.tensors[name] for name in JointNetwork(config).state_dict()}
         # The model first: where there is a state, its tokenizer is there too.
         save_model(folder, weights, config, self.tokenizer)
         facts = {
@@ -289,23 +290,6 @@ class Training:
             **self.conditions,
         }
         write_state(folder, tensors, facts)
-
-    def _begun(self) -> tuple[ModelConfig, dict[str, Tensor]]:
-        """Config and averaged weights without what is still to be begun."""
-        firsts = ends_of(self.stages)[:-1]
-        prefixes = [
-            prefix
-            for stage, first in zip(self.stages[1:], firsts, strict=True)
-            if self.step <= first
-            for prefix in stage.trained
-        ]
-        config = self.config
-        if "model.matching." in prefixes:
-            config = replace(config, fusion=None)
-        if "model.decoder." in prefixes:
-            config = replace(config, decoder=None)
-        names = JointNetwork(config).state_dict()
-        return config, {name: self.ema.tensors[name] for name in names}
 
     def load_towers(self, folder: Path) -> None:
         """Begin at the second stage, on a model folder whose tokenizer is this one: its towers,
@@ -352,8 +336,8 @@ class Training:
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:
-    """Matrices and convolutions decay; embeddings of tokens, prefixes and modalities, biases, norms,
-    queries, positions and scales do not."""
+    """Matrices and convolutions decay; embeddings of tokens, prefixes and modalities, biases,
+    norms, queries, positions and scales do not."""
     return parameter.ndim in (2, 4) and "embedding" not in name
 
 
