@@ -154,9 +154,7 @@ def test_a_task_that_cannot_be_drawn_or_has_no_prefix_is_refused_in_one_line():
         task_settings(replace(RUN, pictures={"ask": 1}))
     decoder = replace(RUN.model.decoder, prefixes=("ask:en", "sentiment:zh", "sentiment:en"))
     english = replace(RUN, model=replace(RUN.model, decoder=decoder))
-    with pytest.raises(
-        UsageError, match=r"'ask': expected a decoder that .* no ask:zh; leave"
-    ):
+    with pytest.raises(UsageError, match=r"'ask': expected a decoder that .* no ask:zh; leave"):
         task_settings(replace(english, examples={"ask": 1}))
     settings = task_settings(replace(english, examples={}))  # in another order, by its own ids
     rows = task_batch(0, settings, TOKENIZER).tasks["sentiment"]
@@ -267,9 +265,9 @@ def test_accuracy_is_that_of_each_example_written_alone(monkeypatch):
     run = replace(RUN, learning_rate=1e-2)
     training = Training(run, torch.device("cpu"), TOKENIZER)
     gallery = draw_examples(TASK, run.decoder_gallery, run.gallery_seed)
-    asked = next(of for of in gallery if of.task == "ask")  # the very ones that are evaluated
-    pixels = np.stack([to_pixels(picture(scene), 36) for scene in asked.scenes])
-    batch = TaskBatch(pixels, {"ask": task_rows(asked.examples, "ask", TASK, TOKENIZER)})
+    of_ask = next(of for of in gallery if of.task == "ask")  # the very ones that are evaluated
+    pixels = np.stack([to_pixels(picture(scene), 36) for scene in of_ask.scenes])
+    batch = TaskBatch(pixels, {"ask": task_rows(of_ask.examples, "ask", TASK, TOKENIZER)})
     evaluate = decoder_accuracy(average_network(training), TOKENIZER, run)
     before = evaluate(average_network(training))["accuracy"]
     count = len(drawn)

@@ -72,13 +72,13 @@ def test_figures_are_shares_with_errors_over_scenes(folder, monkeypatch):
     monkeypatch.setattr(task_report, "right_ones", right)
     found = task_figures(model, tokenizer, TASKS, 12, 5)
     assert set(found) == {"ask", "caption", "sentiment"} and "pairs" not in found["caption"]
-    (asked, answers), (_, of_pairs) = judged[:2]
+    (of_ask, answers), (_, of_pairs) = judged[:2]
     assert len(answers) > 30 and len(of_pairs) == 24
-    for name in ("all", "en", asked.examples[0][1].kind, f"zh {asked.examples[0][1].kind}"):
+    for name in ("all", "en", of_ask.examples[0][1].kind, f"zh {of_ask.examples[0][1].kind}"):
         of_scene, count = {}, 0
         some = [
             (row, good)
-            for (row, e), good in zip(asked.examples, answers, strict=True)
+            for (row, e), good in zip(of_ask.examples, answers, strict=True)
             if name in ("all", e.language, e.kind, f"{e.language} {e.kind}")
         ]
         if not some:

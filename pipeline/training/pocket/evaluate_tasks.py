@@ -91,16 +91,18 @@ def decoder_accuracy(
     return accuracy
 
 
-def draw_examples(settings: TaskSettings, samples: int, seed: int, each: int = 1) -> list[Examples]:
-    """Of every task `each` examples of a scene, where it has them, and one of a task that draws its
-    own scenes. `samples` scenes, less those that show a withheld combination."""
+def draw_examples(
+    settings: TaskSettings, samples: int, seed: int, per_scene: int = 1
+) -> list[Examples]:
+    """Of every task `per_scene` examples of a scene, where it has them; of one that draws its own
+    scenes, one. `samples` scenes, less those that show a withheld combination."""
     world = WORLDS[settings.scenes.world]
     scenes = [scene for scene in gallery(samples, seed, world) if not withheld_in(scene)]
     drawn = []
     for task in (*settings.examples, *settings.pictures):
         seeds = [f"gallery {task} {seed} {row}" for row in range(len(scenes))]
         if task in settings.examples:
-            drawn.append(Examples(task, scenes, examples_of(scenes, task, each, seeds, world)))
+            drawn.append(Examples(task, scenes, examples_of(scenes, task, per_scene, seeds, world)))
         else:
             drawn.append(Examples(task, *own_scenes(task, seeds, world)))
     return drawn
