@@ -162,6 +162,13 @@ def test_a_task_that_cannot_be_drawn_or_has_no_prefix_is_refused_in_one_line():
         assert first - len(TOKENIZER) == {"zh": 1, "en": 2}[example.language]
 
 
+def test_a_tokenizer_knows_the_tasks_that_its_world_has_with_a_decoder_or_without():
+    alone = replace(RUN, model=replace(RUN.model, decoder=None))
+    assert tokenizer_of(alone).to_json() == TOKENIZER.to_json()
+    first = replace(alone, data=replace(RUN.data, world="world 1"))  # which has no moods
+    assert len(tokenizer_of(first)) > 259
+
+
 def test_examples_of_like_length_go_together_each_once():
     for task, rows in task_batch(3, replace(TASK, examples={"ask": 9}), TOKENIZER).tasks.items():
         parts, found = list(by_length(rows)), []

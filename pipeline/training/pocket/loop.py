@@ -29,7 +29,7 @@ from chiasm.pipeline.training.pocket.data import WORLDS, learn_tokenizer, map_st
 from chiasm.pipeline.training.pocket.settings import TrainSettings
 from chiasm.pipeline.training.pocket.stages import Evaluate, Stage, ends_of
 from chiasm.pipeline.training.pocket.state import STATE
-from chiasm.pipeline.training.pocket.task_data import task_texts
+from chiasm.pipeline.training.pocket.task_data import task_texts, tasks_in
 from chiasm.pipeline.training.pocket.trainer import Training
 from chiasm.pipeline.training.progress_lines import format_kept_files, format_progress
 
@@ -122,7 +122,8 @@ def tokenizer_of(settings: TrainSettings) -> Tokenizer:
     """The tokenizer of a training from nothing. It knows the words of captions and of all tasks,
     whether or not a decoder is trained now: one may be trained on these towers later."""
     world, samples = WORLDS[settings.data.world], settings.corpus
-    more = task_texts((*settings.examples, *settings.pictures), samples, world)
+    tasks = tasks_in(world, (*settings.examples, *settings.pictures))
+    more = task_texts(tasks, samples, world)
     return learn_tokenizer(settings.model.text.vocabulary, samples, world, more)
 
 

@@ -21,7 +21,7 @@ from chiasm.pipeline.model.tokenizer import END, PAD, Tokenizer, normalise
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.examples import Example, caption_example
 from chiasm.pipeline.scenes.questions import question
-from chiasm.pipeline.scenes.sentiment import sentiment
+from chiasm.pipeline.scenes.sentiment import FACE_POLARITIES, sentiment
 from chiasm.pipeline.scenes.translation import translation
 from chiasm.pipeline.scenes.vocabulary import LANGUAGES
 from chiasm.pipeline.scenes.world import Scene, World, stream
@@ -153,6 +153,12 @@ def examples_of(
         made = (DRAWN[task](scene, rng, rng.choice(LANGUAGES), world) for _ in range(count))
         drawn += [(row, example) for example in made if example is not None]
     return drawn
+
+
+def tasks_in(world: World, tasks: Iterable[str]) -> list[str]:
+    """Those of the tasks that a world has examples of: sentiment needs faces of every mood."""
+    moods = FACE_POLARITIES.keys() <= set(world.kinds)
+    return [task for task in tasks if moods or task not in DRAWN_WITH_SCENE]
 
 
 def task_texts(tasks: Iterable[str], samples: int, world: World) -> Iterator[str]:
