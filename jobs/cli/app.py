@@ -88,6 +88,7 @@ its quality on data that it did not learn from.""",
         {
             "pocket": "Train the encoder that ships, from scenes drawn while it learns.",
             "two-tower": "Join an image model and a text model by what your shards teach.",
+            "joint": "Train a joint network on your shards, or on top of any encoder.",
         },
         _train_options,
     ),
@@ -138,6 +139,10 @@ def load_command(name: str) -> tuple[Callable[..., None], str]:
             from chiasm.jobs.cli import train_two_tower
 
             return train_two_tower.train_two_tower, train_two_tower.HELP
+        case "train joint":
+            from chiasm.jobs.cli import train_joint
+
+            return train_joint.train_joint, train_joint.HELP
         case "filter":
             from chiasm.jobs.cli import filter
 
