@@ -70,7 +70,7 @@ ARROWS = {
     "verify": WRITES | {"pretrained"},
     "relocate": {"collection", "storage", "verify"},
     "forget": {"collection", "storage"},
-    **dict.fromkeys(("training", "training/pocket", "training/two_tower"), TRAINS),
+    **dict.fromkeys(("training", "training/pocket", "training/two_tower", "training/joint"), TRAINS),
 }
 EVERYBODY_OF_INDEX = {
     "index/hits",

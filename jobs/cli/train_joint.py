@@ -48,8 +48,8 @@ HELP = """
 With --towers an encoder stays as it is; a fusion and matching are learned from its vectors, in
 minutes on a CPU. Use the result with --encoder joint:DIR. Without, towers are learned too, and,
 where json has questions, translations or sentiment, a decoder; use it with --encoder pocket:DIR.
-One picture in ten is held out; a joint vector that does not beat the best weighted mean there
-becomes that mean. Kill it and run it again: it goes on from its last checkpoint. It learns in one
+Of ten pictures one is held out and one chooses the mean's weight; a joint vector that does not beat
+the best weighted mean on those held out becomes that mean. Kill it and run it again: it goes on from its last checkpoint. It learns in one
 process."""
 
 USES = (

@@ -2,9 +2,13 @@
 learns, and its folder.
 
 Each modality is one token, the encoder's own vector of the item. The joint vector begins as the
-weighted mean of the vectors, and the learned residual is that of fusion.py; matching is that of
-matching.py. The folder holds these weights alone: config.json names the encoder and its
-fingerprint, and nothing is computed on another one.
+weighted mean of the vectors, and the learned residual is that of fusion.py. Matching begins as the
+cosine that the encoder itself matches by, and learns what is to be added:
+
+    logit = a cos(text, image) + (the logit of matching.py)
+
+The folder holds these weights alone: config.json names the encoder and its fingerprint, and nothing
+is computed on another one.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.nn import functional
 
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.model.checkpoint import CONFIG, WEIGHTS, write_file
@@ -29,6 +34,7 @@ from chiasm.pipeline.model.towers import INITIAL_SCALE, LARGEST_SCALE, initialis
 
 FROZEN_FORMAT = "chiasm frozen joint 1"
 FROZEN_FILES = (WEIGHTS, CONFIG)
+DROPOUT = 0.3  # of the tokens' elements in training: thousands of pairs are few
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,8 @@ class FrozenJointNetwork(nn.Module):
         self.matching = Matching(config.fusion.width)
         self.fusion.reset_parameters()
         self.matching.apply(initialise)
-        # From cosines to the logits of a training; models in use have no need of it.
+        self.log_match_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))  # of a above
+        # From cosines to the logits of contrast; models in use have no need of it.
         self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
 
     @property
@@ -80,7 +87,8 @@ class FrozenJointNetwork(nn.Module):
         """Unit vectors (B, E) float32 -> one token each. A unit vector has elements of size
         E^-0.5, which is scaled to 1."""
         mask = torch.ones(len(vectors), 1, dtype=torch.bool, device=vectors.device)
-        return Modality(vectors[:, None] * self.config.dim**0.5, mask, vectors)
+        tokens = functional.dropout(vectors[:, None], DROPOUT, self.training)
+        return Modality(tokens * self.config.dim**0.5, mask, vectors)
 
     text_modality = image_modality
 
@@ -90,7 +98,13 @@ class FrozenJointNetwork(nn.Module):
 
     def match(self, text: Modality, image: Modality) -> Match:
         """Row by row, does text i describe picture i?"""
-        return self.matching(self.fuse(text, image))
+        return self.match_fused(self.fuse(text, image), text, image)
+
+    def match_fused(self, fused: Fused, text: Modality, image: Modality) -> Match:
+        """The same where they are fused already."""
+        match = self.matching(fused)
+        cosine = (text.vector * image.vector).sum(-1)
+        return Match(match.logit + self.log_match_scale.exp() * cosine, match.conflict)
 
 
 def save_frozen_joint(folder: Path, network: FrozenJointNetwork) -> None:

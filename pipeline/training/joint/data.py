@@ -20,6 +20,9 @@ from chiasm.pipeline.scenes.examples import Example
 from chiasm.pipeline.training.pocket.data import DataSettings
 from chiasm.pipeline.training.pocket.task_data import TaskBatch, TaskSettings, task_rows
 
+# Of the ten shares of pictures that the sha256 of their bytes makes: the one that is measured on,
+# and the one that chooses the mean's weight, the size of the learned part and the bias of matching.
+HELD_OUT, TUNING = 0, 1
 ANSWERS = 4  # of each task that a step takes of one picture, at most: it is encoded once for all
 
 
@@ -69,9 +72,14 @@ class Samples:
         return self._whole("picture")
 
     @cached_property
-    def held_out(self) -> np.ndarray:
-        """(N,) bool."""
-        return self._whole("held_out")
+    def fold(self) -> np.ndarray:
+        """(N,) uint8: HELD_OUT, TUNING, or another number of those that are trained on."""
+        return self._whole("fold")
+
+    @property
+    def trained_on(self) -> np.ndarray:
+        """Numbers of the samples that are trained on."""
+        return np.flatnonzero(~np.isin(self.fold, (HELD_OUT, TUNING)))
 
     def _whole(self, name: str) -> np.ndarray:
         return torch.cat([tensors[name] for tensors, _ in self._files]).numpy()

@@ -4,10 +4,11 @@
     image, text, mean, joint, encoder_joint   each picture with its first caption, by its others
     matching        a caption with its picture and with a wrong one; the first 20 matched again
 
-The mean is the best weighted one, its weight chosen on these very pictures: in its favour. A joint
-vector that is not first more often than that mean, by more than one standard error, does not ship;
-the mean does. Pictures are independent, captions of one picture are not: errors are of sums over
-pictures.
+Of the pictures that are not trained on, half choose the weight of the best weighted mean, by how
+much the learned part of the joint vector is shrunk, and the bias of matching; the other half are
+measured on. A joint vector that is not first more often there than that mean, by more than one
+standard error, does not ship; the mean does. Pictures are independent, captions of one picture are
+not: errors are of sums over pictures.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from chiasm.pipeline.metrics import ranks_of, top_k
 from chiasm.pipeline.model.fusion import Modality
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.matching import hard_negatives
-from chiasm.pipeline.training.joint.data import Samples
+from chiasm.pipeline.training.joint.data import HELD_OUT, Samples
 from chiasm.pipeline.training.joint.objective import Network
 from chiasm.pipeline.training.logit_fits import fit_bias
 from chiasm.pipeline.training.paired import wins_by_one_standard_error
@@ -33,6 +34,9 @@ TEXT_WEIGHTS = tuple(round(0.05 * i, 2) for i in range(21))  # of the means that
 MAX_GALLERY = 1000  # pictures: the number of scores grows as their square
 CANDIDATES = 20  # of a caption, matched again, as `search --rerank match:20` does
 BLOCK = 256  # rows of one forward pass
+# Factors of the learned part's matrix, of which the best is taken; of equals the smallest. What is
+# learned of some thousand pictures is too sure of itself.
+SHRINKS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,11 @@ class Gallery:
 
 
 @torch.inference_mode()
-def gallery_of(network: Network, samples: Samples, device: torch.device) -> Gallery:
-    """At most MAX_GALLERY of the pictures held out, as an index would hold them."""
-    rows = np.flatnonzero(samples.held_out)
+def gallery_of(
+    network: Network, samples: Samples, device: torch.device, fold: int = HELD_OUT
+) -> Gallery:
+    """At most MAX_GALLERY of the pictures of a fold, as an index would hold them."""
+    rows = np.flatnonzero(samples.fold == fold)
     rows = rows[np.sort(np.unique(samples.picture[rows], return_index=True)[1])][:MAX_GALLERY]
     counts = samples.counts[rows]
     owner = np.repeat(np.arange(len(rows)), counts)
@@ -95,26 +101,24 @@ def held_out_r1(gallery: Gallery) -> float:
     return float(np.mean(_ranks(gallery.image.vector, gallery.captions, gallery.owner) < 1))
 
 
-def best_mean(gallery: Gallery) -> tuple[float, Tensor]:
+def best_weight(gallery: Gallery) -> float:
     """The one of TEXT_WEIGHTS whose mean of picture and first caption is first for most queries, of
-    equals the smallest, and that mean (N, E). Where no picture has another caption: the even
-    mean."""
+    equals the smallest; 0.5 where no picture has another caption."""
     queries, owner = gallery.queries
     if not len(owner):
-        return 0.5, _mean(gallery, 0.5)
+        return 0.5
     first = [int((_ranks(_mean(gallery, w), queries, owner) < 1).sum()) for w in TEXT_WEIGHTS]
-    weight = TEXT_WEIGHTS[int(np.argmax(first))]
-    return weight, _mean(gallery, weight)
+    return TEXT_WEIGHTS[int(np.argmax(first))]
 
 
 @torch.inference_mode()
-def select(network: Network, gallery: Gallery, seed: int) -> dict[str, Any]:
+def select(network: Network, tuning: Gallery, gallery: Gallery, seed: int) -> dict[str, Any]:
     """Leave the network with the joint vector that ships and with a calibrated bias of matching;
-    -> the figures of the report."""
+    -> the figures of the report. tuning: what chooses; gallery: what is measured on."""
     assert network.fusion is not None
     queries, owner = gallery.queries
     own = _ranks(gallery.image.vector, gallery.captions, gallery.owner)
-    weight, mean = best_mean(gallery)
+    weight = best_weight(tuning)
     figures: dict[str, Any] = {
         "held_out": len(gallery.image.vector),
         "captions": len(gallery.owner),
@@ -124,10 +128,11 @@ def select(network: Network, gallery: Gallery, seed: int) -> dict[str, Any]:
     }
     ships = False
     if len(owner):
+        figures["shrink"] = _shrink(network, tuning)
         ways = {
             "image": gallery.image.vector,
             "text": gallery.first.vector,
-            "mean": mean,
+            "mean": _mean(gallery, weight),
             "joint": _fused(network, gallery),
         }
         if gallery.encoder_joint is not None:
@@ -138,39 +143,68 @@ def select(network: Network, gallery: Gallery, seed: int) -> dict[str, Any]:
     figures["joint_ships"] = ships
     if not ships:
         network.fusion.reset_to_mean((weight, 1 - weight))
-    return figures | {"matching": _calibrate_and_match(network, gallery, seed)}
+    _calibrate(network, tuning, seed)
+    return figures | {"matching": _matching(network, gallery, seed)}
 
 
-def _calibrate_and_match(network: Network, gallery: Gallery, seed: int) -> dict[str, float]:
-    """Move the bias of matching to where true pairs and hard negatives are best told apart; ->
-    figures. The accuracy of each half of the pictures is that by the bias of the other half."""
+def _shrink(network: Network, tuning: Gallery) -> float:
+    """Multiply the matrix of the learned part by the best one of SHRINKS; -> it."""
+    assert network.fusion is not None
+    matrix, (queries, owner) = network.fusion.residual.weight, tuning.queries
+    learned = matrix.clone()
+    first = []
+    for shrink in SHRINKS if len(owner) else (1.0,):
+        matrix.copy_(shrink * learned)
+        ranks = _ranks(_fused(network, tuning), queries, owner) if len(owner) else np.zeros(0)
+        first.append(int((ranks < 1).sum()))
+    best = SHRINKS[int(np.argmax(first))] if len(owner) else 1.0
+    matrix.copy_(best * learned)
+    return best
+
+
+def _calibrate(network: Network, tuning: Gallery, seed: int) -> None:
+    """Move the bias of matching to where true pairs and hard negatives are best told apart."""
     assert network.matching is not None
+    logits, true = _true_and_wrong(network, tuning, seed)
+    network.matching.bias.add_(fit_bias(logits.ravel(), true.ravel()))
+
+
+def _true_and_wrong(
+    network: Network, gallery: Gallery, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (2, N) of the last captions with their pictures, and with wrong ones, each drawn as
+    training draws hard negatives; which are true, (2, N) bool."""
     size = len(gallery.image.vector)
+    rows = torch.arange(size, device=gallery.captions.device)
     similarity = gallery.last.vector @ gallery.image.vector.T
-    true = torch.eye(size, dtype=torch.bool, device=similarity.device)
+    own = torch.eye(size, dtype=torch.bool, device=rows.device)
     generator = torch.Generator().manual_seed(seed)
-    wrong, _ = hard_negatives(network.scale * similarity, true, generator)
-    rows = torch.arange(size, device=similarity.device)
+    wrong, _ = hard_negatives(network.scale * similarity, own, generator)
     logits = np.stack([_logits(network, gallery, rows, other) for other in (rows, wrong)])
-    truth = np.broadcast_to([[True], [False]], logits.shape)
-    biases = [fit_bias(logits[:, half::2].ravel(), truth[:, half::2].ravel()) for half in (0, 1)]
-    shifted = logits + np.array(biases)[1 - np.arange(size) % 2]  # each by the other half's
-    right = (shifted > 0) == truth
-    network.matching.bias.add_(fit_bias(logits.ravel(), truth.ravel()))
-    candidates = top_k(similarity.cpu().numpy(), CANDIDATES)
-    queries = torch.arange(size).repeat_interleave(candidates.shape[1]).to(rows.device)
-    of_pairs = torch.from_numpy(candidates.ravel()).to(rows.device)
-    scores = _logits(network, gallery, queries, of_pairs).reshape(candidates.shape)
-    scores = scores + np.take_along_axis(similarity.cpu().numpy(), candidates, axis=1)
+    return logits, np.array([[True], [False]]).repeat(size, axis=1)
+
+
+def _matching(network: Network, gallery: Gallery, seed: int) -> dict[str, float]:
+    """How often a logit has the right sign, and what matching again adds; with errors."""
+    logits, true = _true_and_wrong(network, gallery, seed)
+    own = np.arange(logits.shape[1])
+    similarity = (gallery.last.vector @ gallery.image.vector.T).cpu().numpy()
+    candidates = top_k(similarity, CANDIDATES)
+    queries, pictures = (
+        torch.from_numpy(item).to(gallery.captions.device)
+        for item in (own.repeat(candidates.shape[1]), candidates.ravel())
+    )
+    scores = _logits(network, gallery, queries, pictures).reshape(candidates.shape)
+    scores = scores + np.take_along_axis(similarity, candidates, axis=1)
     best = np.take_along_axis(candidates, scores.argmax(axis=1)[:, None], axis=1)[:, 0]
     found = {
-        "accuracy": right.mean(axis=0),
-        "r1_before": candidates[:, 0] == np.arange(size),
-        "r1_after": best == np.arange(size),
+        "accuracy": ((logits > 0) == true).mean(axis=0),
+        "r1_before": candidates[:, 0] == own,
+        "r1_after": best == own,
     }
-    figures = {}
+    figures: dict[str, float] = {}
     for name, values in found.items():
-        figures |= _share(name, values.astype(float), np.arange(size))
+        figures |= _share(name, values.astype(float), own)
     return figures
 
 

@@ -44,12 +44,14 @@ from chiasm.pipeline.training.joint.build import (
     tokenizer_of,
 )
 from chiasm.pipeline.training.joint.data import (
+    HELD_OUT,
+    TUNING,
     Samples,
     decoder_batch,
     pair_batch,
     rows_of_step,
 )
-from chiasm.pipeline.training.joint.evaluate import best_mean, gallery_of, held_out_r1, select
+from chiasm.pipeline.training.joint.evaluate import best_weight, gallery_of, held_out_r1, select
 from chiasm.pipeline.training.joint.objective import Network, Stage
 from chiasm.pipeline.training.joint.samples import Computed, PixelReader, VectorReader, compute
 from chiasm.pipeline.training.joint.settings import JointSettings
@@ -90,7 +92,7 @@ def train_joint(
     computed = compute(shards, reader, folder / SAMPLES, settings.samples, report)
     read = time.monotonic()
     samples = Samples(computed.paths)
-    train_rows = np.flatnonzero(~samples.held_out)
+    train_rows = samples.trained_on
     _require_enough(samples)
     if encoder is not None:
         parts = _frozen_parts(encoder, settings)
@@ -196,8 +198,11 @@ class _Run:
                 training.seconds = time.monotonic() - started
                 if training.step == end and stage.name == "fusion":
                     network = self._average(training)
-                    gallery = gallery_of(network, self.samples, device)
-                    training.figures = select(network, gallery, settings.seed)
+                    tuning, gallery = (
+                        gallery_of(network, self.samples, device, fold)
+                        for fold in (TUNING, HELD_OUT)
+                    )
+                    training.figures = select(network, tuning, gallery, settings.seed)
                     training.take_average(network)
                 self._write(training, stage, end, losses, pace)
         assert training.figures is not None
@@ -206,7 +211,7 @@ class _Run:
     def _begin_joint(self, training: Training) -> None:
         """Let the joint vector begin as the best weighted mean."""
         network = self._average(training)
-        weight, _mean = best_mean(gallery_of(network, self.samples, training.device))
+        weight = best_weight(gallery_of(network, self.samples, training.device, TUNING))
         assert network.fusion is not None
         network.fusion.reset_to_mean((weight, 1 - weight))
         training.take_average(network)
@@ -252,13 +257,16 @@ class _Run:
 
 def _require_enough(samples: Samples) -> None:
     """UsageError where there are too few pairs to train on, or pictures to measure on."""
-    held_out = len(np.unique(samples.picture[samples.held_out]))
-    train = int((~samples.held_out).sum())
-    if train < MIN_PAIRS or held_out < MIN_HELD_OUT:
+    tuning, held_out = (
+        len(np.unique(samples.picture[samples.fold == fold])) for fold in (TUNING, HELD_OUT)
+    )
+    train = len(samples.trained_on)
+    if train < MIN_PAIRS or min(tuning, held_out) < MIN_HELD_OUT:
         raise UsageError(
             "SHARDS",
-            expected=f"{MIN_PAIRS} or more pairs to train on, and {MIN_HELD_OUT} pictures held out",
-            found=f"{train} and {held_out}",
+            expected=f"{MIN_PAIRS} or more pairs to train on, {MIN_HELD_OUT} pictures to choose by "
+            f"and {MIN_HELD_OUT} held out",
+            found=f"{train}, {tuning} and {held_out}",
             do="give more shards",
         )
 
@@ -269,7 +277,7 @@ def _report(
     return {
         "pairs": computed.pairs,
         "captions": computed.captions,
-        "trained_on": int((~samples.held_out).sum()),
+        "trained_on": len(samples.trained_on),
         "dropped": computed.dropped,
         "unread": computed.unread,
         "bad_entries": computed.bad_entries,

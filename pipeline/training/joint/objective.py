@@ -61,10 +61,10 @@ def fusion_losses(model: Network, batch: Batch, generator: torch.Generator) -> d
     scores = model.scale * text.vector @ image.vector.T
     wrong = wrong_pairs(scores, batch.same, generator)
     of_text, of_image = torch.cat([rows, wrong.text]), torch.cat([rows, wrong.image])
-    fused = model.fuse(text.take(of_text), image.take(of_image))
-    assert model.matching is not None
+    texts, images = text.take(of_text), image.take(of_image)
+    fused = model.fuse(texts, images)
     whole = torch.ones_like(wrong.found)
-    logits = model.matching(fused).logit
+    logits = model.match_fused(fused, texts, images).logit
     true, counted = torch.cat([whole, ~whole]), torch.cat([whole, wrong.found])
     losses = {"match": matching_loss(logits, true, counted)}
     if int(batch.several.sum()) > 1:

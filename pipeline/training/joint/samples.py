@@ -41,9 +41,9 @@ from chiasm.pipeline.shards import RULES, ReadSettings, every_caption, read_samp
 from chiasm.pipeline.storage import display_name, remove_abandoned
 from chiasm.pipeline.training.joint.json_tasks import read_examples
 from chiasm.pipeline.training.log import Report
-from chiasm.pipeline.training.two_tower.held_out import held_out, picture_number
+from chiasm.pipeline.training.two_tower.held_out import picture_number, tenth_of
 
-FORMAT = "joint samples 1"
+FORMAT = "joint samples 2"
 MAX_CAPTIONS = 16  # of one picture, as two-tower takes
 MAX_LINES = 5  # of bad entries of one shard that are said one by one; all are counted
 # Notes about a sample whose texts, some or all of them, were not read.
@@ -161,8 +161,11 @@ def compute(
             do="take another encoder",
         )
     if not pairs:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.most_common())
         raise UsageError(
-            "SHARDS", expected="samples with a picture and a caption", found="none in all of them"
+            "SHARDS",
+            expected="samples with a picture and a caption",
+            found=f"none; dropped were {reasons}",
         )
     return Computed(
         [path for path, _ in made],
@@ -231,7 +234,7 @@ class _Rows:
             **{name: torch.cat([part[name] for part in self.parts]) for name in names},
             "counts": torch.tensor([len(item) for item in self.texts], dtype=torch.int64),
             "picture": torch.tensor([picture_number(d) for d in self.digests], dtype=torch.int64),
-            "held_out": torch.tensor([held_out(d) for d in self.digests], dtype=torch.bool),
+            "fold": torch.tensor([tenth_of(d) for d in self.digests], dtype=torch.uint8),
         }
 
 

@@ -29,10 +29,10 @@ class JointSettings:
     start: Path | None = None
     steps: int = 1600
     fusion_steps: int = 2000
-    frozen_steps: int = 1000
+    frozen_steps: int = 600
     decoder_steps: int | None = None
     batch: int = 64
-    frozen_batch: int = 256
+    frozen_batch: int = 128
     decoder_batch: int = 48
     learning_rate: float = 1e-3
     warmup: float = 0.03

@@ -80,7 +80,9 @@ class Training:
         """One step on a batch of the stage; -> its losses, `loss` being their sum. ChiasmError
         where one or a gradient is not finite: nothing is updated."""
         what = f"step {self.step + 1} of the training, of stage {self.stage.name}"
-        generator = torch.Generator().manual_seed(self.settings.seed * 10**9 + self.step)
+        seed = self.settings.seed * 10**9 + self.step
+        torch.manual_seed(seed)  # of dropout, so that a resumed training draws the same
+        generator = torch.Generator().manual_seed(seed)
         losses = self.stage.losses(self.network, _moved(batch, self.device), generator)
         total = torch.stack(list(losses.values())).sum()
         self.optimiser.backward(total)
