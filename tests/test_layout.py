@@ -70,7 +70,8 @@ ARROWS = {
     "verify": WRITES | {"pretrained"},
     "relocate": {"collection", "storage", "verify"},
     "forget": {"collection", "storage"},
-    **dict.fromkeys(("training", "training/pocket", "training/two_tower", "training/joint"), TRAINS),
+    **dict.fromkeys(("training", "training/pocket", "training/two_tower"), TRAINS),
+    "training/joint": TRAINS | {"training/pocket", "training/two_tower"},
 }
 EVERYBODY_OF_INDEX = {
     "index/hits",

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from array_encoder import ArrayEncoder
 from drawn_shards import drawn_shard
 from encoding import encode_images, encode_joint, encode_texts, match_rows
 from PIL import Image
@@ -43,6 +44,7 @@ from chiasm.pipeline.model.config import (
     TextConfig,
 )
 from chiasm.pipeline.model.frozen_joint import load_frozen_joint
+from chiasm.pipeline.training.joint.build import require_image_and_text
 from chiasm.pipeline.training.joint.data import Samples, pair_batch, rows_of_step
 from chiasm.pipeline.training.joint.evaluate import _share
 from chiasm.pipeline.training.joint.json_tasks import read_examples
@@ -167,7 +169,7 @@ def test_what_is_learned_of_pairs_beats_the_best_mean_and_ships(frozen):
 
 
 def test_the_folder_opens_as_an_encoder_with_the_vectors_of_the_one_below(frozen):
-    folder, _, report = frozen
+    folder, _, _ = frozen
     encoder, below = load_encoder(f"joint:{folder}", CPU), Halves()
     pixels, texts = [np.array([n]) for n in (3, 7, 7)], ["4", "1", "3 9"]
     np.testing.assert_array_equal(encode_images(encoder, pixels), encode_images(below, pixels))
@@ -186,7 +188,16 @@ def test_the_folder_opens_as_an_encoder_with_the_vectors_of_the_one_below(frozen
         logits = network.matching(network.fuse(text, image)).logit + cosine
     np.testing.assert_allclose(match_rows(encoder, pixels, texts), logits.numpy(), atol=1e-4)
     # A row does not depend on its batch.
-    np.testing.assert_allclose(encode_joint(encoder, pixels[1:2], texts[1:2]), joint[1:2], atol=1e-6)
+    np.testing.assert_allclose(
+        encode_joint(encoder, pixels[1:2], texts[1:2]), joint[1:2], atol=1e-6
+    )
+
+
+def test_a_folder_of_another_kind_is_refused_with_the_name_that_opens_it(frozen, own):
+    for wrong, right in ((f"pocket:{frozen[0]}", "joint"), (f"joint:{own[0]}", "pocket")):
+        folder = wrong.partition(":")[2]
+        with pytest.raises(EncoderError, match=f"load it as an encoder: {right}:{folder}"):
+            load_encoder(wrong, CPU)
 
 
 def test_a_mean_that_is_not_beaten_ships(frozen, tmp_path):
@@ -252,7 +263,7 @@ def test_killed_anywhere_and_run_again_it_ends_with_the_same_bytes(kind, scenes,
 def test_other_settings_in_the_same_folder_are_refused(frozen, tmp_path):
     folder, shards, _ = frozen
     before = (folder / "model.safetensors").read_bytes()
-    with pytest.raises(UsageError, match="learn.seed 0, as it began, found learn.seed 1"):
+    with pytest.raises(UsageError, match=r"learn\.seed 0, as it began, found learn\.seed 1"):
         train_joint(replace(FROZEN, seed=1), shards, folder, unseen)
     train_joint(FROZEN, shards, folder, unseen)
     assert (folder / "model.safetensors").read_bytes() == before
@@ -268,9 +279,12 @@ def test_a_step_that_is_not_finite_ends_it_before_the_checkpoint(tmp_path):
 
 def test_a_clip_below_and_another_one_in_its_place(tmp_path):
     """Through transformers: a tiny random CLIP saved to disk."""
-    tower = dict(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
-    )
+    tower = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     model = {"side": 16, "width": 16, "tower": tower, "vision": {"patch_size": 8}}
     clip = clip_folder(tmp_path / "clip", **model)
     shards = [drawn_shard(tmp_path / "a.tar", 90)]
@@ -413,6 +427,8 @@ def test_what_cannot_be_trained_is_refused_in_one_line(frozen, chiasm, tmp_path)
     none = [write_tar(tmp_path / "none.tar", {"a": {"png": png(1, 1)}})]
     with pytest.raises(UsageError, match="a caption, found none; dropped were 1 no_pair"):
         train_joint(FROZEN, none, tmp_path / "none", unseen)
+    with pytest.raises(UsageError, match="in one space, found one with vectors array of 4, text"):
+        require_image_and_text(ArrayEncoder())
     settings = compose("laptop", ["train.steps=3"])
     with pytest.raises(UsageError, match="only fusion and matching learn, found both; leave out"):
         joint_settings("pocket", None, settings)

@@ -49,8 +49,8 @@ With --towers an encoder stays as it is; a fusion and matching are learned from 
 minutes on a CPU. Use the result with --encoder joint:DIR. Without, towers are learned too, and,
 where json has questions, translations or sentiment, a decoder; use it with --encoder pocket:DIR.
 Of ten pictures one is held out and one chooses the mean's weight; a joint vector that does not beat
-the best weighted mean on those held out becomes that mean. Kill it and run it again: it goes on from its last checkpoint. It learns in one
-process."""
+the best weighted mean on those held out becomes that mean. It learns in one process. Kill it and
+run it again: it goes on from its last checkpoint."""
 
 USES = (
     *("train.steps", "train.fusion_steps", "train.decoder_steps", "train.fusion", "train.batch"),
@@ -113,9 +113,8 @@ def train_joint(
     recipe = joint_settings(towers, start, settings)
     shard_list = list_command_shards(shards, allow_query)
     report = learn(recipe, shard_list, to, print_record)
-    for line in format_report(report):
-        print(printable(line))
-    print(printable(f"{to}: trained; use it with --encoder {report['encoder']}:{to}"), flush=True)
+    done = f"{to}: trained; use it with --encoder {report['encoder']}:{to}"
+    print(*map(printable, (*format_report(report), done)), sep="\n", flush=True)
     require_whole(report, len(shard_list))
 
 

@@ -141,7 +141,7 @@ def pair_batch(samples: Samples, rows: np.ndarray, step: int, seed: int) -> Batc
         caption=caption,
         other=samples.captions(rows, second),
         several=torch.from_numpy(counts > 1),
-        same=torch.stack([each[:, None] == each for each in alike]).any(0),
+        same=torch.stack([names[:, None] == names for names in alike]).any(0),
     )
 
 

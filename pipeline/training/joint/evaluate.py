@@ -169,9 +169,7 @@ def _calibrate(network: Network, tuning: Gallery, seed: int) -> None:
     network.matching.bias.add_(fit_bias(logits.ravel(), true.ravel()))
 
 
-def _true_and_wrong(
-    network: Network, gallery: Gallery, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _true_and_wrong(network: Network, gallery: Gallery, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Logits (2, N) of the last captions with their pictures, and with wrong ones, each drawn as
     training draws hard negatives; which are true, (2, N) bool."""
     size = len(gallery.image.vector)

@@ -3,7 +3,8 @@
 With towers of its own a training reads pixels and texts; on top of a frozen encoder, the vectors of
 pictures and captions, as float16. A file's name has a digest of everything that decides its
 content, and it is renamed into place when it is whole, so that a killed run goes on with the next
-shard. Files are mapped into memory: what is read of them is what a batch needs.
+shard. Tensors are mapped into memory, so that what is read of them is what a batch needs; texts are
+in memory as a whole.
 """
 
 from __future__ import annotations
