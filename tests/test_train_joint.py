@@ -184,9 +184,11 @@ def test_the_folder_opens_as_an_encoder_with_the_vectors_of_the_one_below(frozen
             for encode, items in ((encode_images, pixels), (encode_texts, texts))
         )
         np.testing.assert_allclose(network.fuse(text, image).joint.numpy(), joint, atol=1e-6)
-        # Matching is a cosine, scaled, and the logit of what is fused.
-        cosine = (text.vector * image.vector).sum(1) * network.log_match_scale.exp()
-        logits = network.matching(network.fuse(text, image)).logit + cosine
+        # Matching is a weighted sum of cosine and learned logit; weights chosen are none below 0.
+        cosine = (text.vector * image.vector).sum(1) * network.match_scale
+        learned, bias = network.match_rest
+        logits = learned * network.matching(network.fuse(text, image)).logit + cosine + bias
+        assert learned >= 0 and network.match_scale >= 0
     np.testing.assert_allclose(match_rows(encoder, pixels, texts), logits.numpy(), atol=1e-4)
     # A row does not depend on its batch.
     np.testing.assert_allclose(

@@ -2,10 +2,12 @@
 learns, and its folder.
 
 Each modality is one token, the encoder's own vector of the item. The joint vector begins as the
-weighted mean of the vectors, and the learned residual is that of fusion.py. Matching begins as the
-cosine that the encoder itself matches by, and learns what is to be added:
+weighted mean of the vectors, and the learned residual is that of fusion.py. Matching adds what is
+learned to the cosine that the encoder itself matches by:
 
-    logit = a cos(text, image) + (the logit of matching.py)
+    logit = a cos(text, image) + g m + b,   m the logit of matching.py
+
+a is learned, g = 1 and b = 0 in training; then all three are chosen on other pictures.
 
 The folder holds these weights alone: config.json names the encoder and its fingerprint, and nothing
 is computed on another one.
@@ -62,6 +64,8 @@ class FrozenJointNetwork(nn.Module):
     """Vectors of pictures and texts -> joint vectors and matches; the parts that `JointNetwork` has
     beside its towers, under the same names."""
 
+    match_rest: Tensor
+
     def __init__(self, config: FrozenJointConfig) -> None:
         super().__init__()
         self.config = config
@@ -69,7 +73,8 @@ class FrozenJointNetwork(nn.Module):
         self.matching = Matching(config.fusion.width)
         self.fusion.reset_parameters()
         self.matching.apply(initialise)
-        self.log_match_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))  # of a above
+        self.match_scale = nn.Parameter(torch.tensor(INITIAL_SCALE))  # a above
+        self.register_buffer("match_rest", torch.tensor([1.0, 0.0]))  # g and b
         # From cosines to the logits of contrast; models in use have no need of it.
         self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
 
@@ -102,9 +107,21 @@ class FrozenJointNetwork(nn.Module):
 
     def match_fused(self, fused: Fused, text: Modality, image: Modality) -> Match:
         """The same where they are fused already."""
-        match = self.matching(fused)
+        match, (learned, bias) = self.matching(fused), self.match_rest
         cosine = (text.vector * image.vector).sum(-1)
-        return Match(match.logit + self.log_match_scale.exp() * cosine, match.conflict)
+        logit = self.match_scale * cosine + learned * match.logit + bias
+        return Match(logit, match.conflict)
+
+    @torch.no_grad()
+    def mix_match(self, cosine: float, learned: float, bias: float = 0.0) -> None:
+        """Set a, g and b of matching."""
+        self.match_scale.fill_(cosine)
+        self.match_rest.copy_(torch.tensor([learned, bias]))
+
+    @torch.no_grad()
+    def add_match_bias(self, bias: float) -> None:
+        """Add to b."""
+        self.match_rest[1] += bias
 
 
 def save_frozen_joint(folder: Path, network: FrozenJointNetwork) -> None:

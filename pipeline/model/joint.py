@@ -64,3 +64,9 @@ class JointNetwork(DualEncoder):
         """The same where they are fused already: what is fused says it all here."""
         assert self.matching is not None, "a model of two towers alone"
         return self.matching(fused)
+
+    @torch.no_grad()
+    def add_match_bias(self, bias: float) -> None:
+        """Add to the bias of matching."""
+        assert self.matching is not None, "a model of two towers alone"
+        self.matching.bias.add_(bias)

@@ -103,7 +103,7 @@ def own_network(
 
 def frozen_stages(settings: JointSettings) -> list[Stage]:
     """Fusion and matching alone."""
-    trained = (*FUSION, "log_scale", "log_match_scale")
+    trained = (*FUSION, "log_scale", "match_scale")
     return [Stage("fusion", settings.frozen_steps, settings.frozen_batch, trained, fusion_losses)]
 
 

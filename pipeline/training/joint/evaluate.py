@@ -5,7 +5,7 @@
     matching        a caption with its picture and with a wrong one; the first 20 matched again
 
 Of the pictures that are not trained on, half choose the weight of the best weighted mean, by how
-much the learned part of the joint vector is shrunk, and the bias of matching; the other half are
+much the learned part of the joint vector is shrunk, and how matching is weighed; the other half are
 measured on. A joint vector that is not first more often there than that mean, by more than one
 standard error, does not ship; the mean does. Pictures are independent, captions of one picture are
 not: errors are of sums over pictures.
@@ -27,7 +27,7 @@ from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.matching import hard_negatives
 from chiasm.pipeline.training.joint.data import HELD_OUT, Samples
 from chiasm.pipeline.training.joint.objective import Network
-from chiasm.pipeline.training.logit_fits import fit_bias
+from chiasm.pipeline.training.logit_fits import fit_bias, fit_conditional_logit
 from chiasm.pipeline.training.paired import wins_by_one_standard_error
 
 TEXT_WEIGHTS = tuple(round(0.05 * i, 2) for i in range(21))  # of the means that are compared
@@ -163,10 +163,21 @@ def _shrink(network: Network, tuning: Gallery) -> float:
 
 
 def _calibrate(network: Network, tuning: Gallery, seed: int) -> None:
-    """Move the bias of matching to where true pairs and hard negatives are best told apart."""
-    assert network.matching is not None
+    """On top of a frozen encoder: weigh cosine and what is learned by conditional logit, of each
+    caption's own picture among those that are nearest to it. Then move the bias to where true pairs
+    and hard negatives are best told apart."""
+    if isinstance(network, FrozenJointNetwork):
+        similarity = (tuning.last.vector @ tuning.image.vector.T).cpu().numpy()
+        own = np.arange(len(similarity))
+        first = np.where(own[:, None] == own, np.inf, similarity)
+        candidates = top_k(first, CANDIDATES)  # its own before all others
+        network.mix_match(cosine=0.0, learned=1.0)
+        learned = _pair_logits(network, tuning, candidates)
+        cosine = np.take_along_axis(similarity, candidates, axis=1)
+        weights = fit_conditional_logit(np.stack([cosine, learned], axis=-1).astype(np.float64))
+        network.mix_match(*weights.tolist())
     logits, true = _true_and_wrong(network, tuning, seed)
-    network.matching.bias.add_(fit_bias(logits.ravel(), true.ravel()))
+    network.add_match_bias(fit_bias(logits.ravel(), true.ravel()))
 
 
 def _true_and_wrong(network: Network, gallery: Gallery, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -188,11 +199,7 @@ def _matching(network: Network, gallery: Gallery, seed: int) -> dict[str, float]
     own = np.arange(logits.shape[1])
     similarity = (gallery.last.vector @ gallery.image.vector.T).cpu().numpy()
     candidates = top_k(similarity, CANDIDATES)
-    queries, pictures = (
-        torch.from_numpy(item).to(gallery.captions.device)
-        for item in (own.repeat(candidates.shape[1]), candidates.ravel())
-    )
-    scores = _logits(network, gallery, queries, pictures).reshape(candidates.shape)
+    scores = _pair_logits(network, gallery, candidates)
     scores = scores + np.take_along_axis(similarity, candidates, axis=1)
     best = np.take_along_axis(candidates, scores.argmax(axis=1)[:, None], axis=1)[:, 0]
     found = {
@@ -204,6 +211,14 @@ def _matching(network: Network, gallery: Gallery, seed: int) -> dict[str, float]
     for name, values in found.items():
         figures |= _share(name, values.astype(float), own)
     return figures
+
+
+def _pair_logits(network: Network, gallery: Gallery, candidates: np.ndarray) -> np.ndarray:
+    """Of each last caption with its candidates (N, K), numbers of pictures: (N, K) float64."""
+    device = gallery.captions.device
+    texts = torch.arange(len(candidates)).repeat_interleave(candidates.shape[1]).to(device)
+    images = torch.from_numpy(candidates.ravel()).to(device)
+    return _logits(network, gallery, texts, images).reshape(candidates.shape)
 
 
 def _logits(network: Network, gallery: Gallery, texts: Tensor, images: Tensor) -> np.ndarray:
