@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from chiasm.pipeline.metrics import ranks_of, top_k
+from chiasm.pipeline.model.frozen_joint import FrozenJointNetwork
 from chiasm.pipeline.model.fusion import Modality
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.matching import hard_negatives
