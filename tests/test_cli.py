@@ -125,7 +125,7 @@ def test_every_command_has_help_with_examples_that_are_whole(helps, name):
     [
         ("chiasm se", {"search", "sentiment"}),
         ("chiasm s", {"search", "sentiment", "status", "submit"}),
-        ("chiasm train ", {"pocket", "two-tower"}),
+        ("chiasm train ", {"pocket", "two-tower", "joint"}),
         ("chiasm status --j", {"--json"}),
     ],
 )

@@ -71,6 +71,7 @@ ARROWS = {
     "relocate": {"collection", "storage", "verify"},
     "forget": {"collection", "storage"},
     **dict.fromkeys(("training", "training/pocket", "training/two_tower"), TRAINS),
+    "training/joint": TRAINS | {"training/pocket", "training/two_tower"},
 }
 EVERYBODY_OF_INDEX = {
     "index/hits",

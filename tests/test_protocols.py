@@ -104,7 +104,7 @@ def test_an_installed_package_declares_an_encoder(installed):
     assert load_encoder("arrays").name == "arrays"
     with pytest.raises(EncoderError, match=r"expected the entry point array_encoder:no_such"):
         load_encoder("gone")
-    with pytest.raises(UsageError, match="two-tower:DIR, fake, arrays, gone"):
+    with pytest.raises(UsageError, match="joint:DIR, fake, arrays, gone"):
         load_encoder("none-of-these")
 
 

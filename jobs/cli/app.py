@@ -88,6 +88,7 @@ its quality on data that it did not learn from.""",
         {
             "pocket": "Train the encoder that ships, from scenes drawn while it learns.",
             "two-tower": "Join an image model and a text model by what your shards teach.",
+            "joint": "Train a joint network on your shards, or on top of any encoder.",
         },
         _train_options,
     ),
@@ -130,14 +131,8 @@ def load_command(name: str) -> tuple[Callable[..., None], str]:
             from chiasm.jobs.cli import explain
 
             return explain.explain, explain.HELP
-        case "train pocket":
-            from chiasm.jobs.cli import train_pocket
-
-            return train_pocket.train_pocket, train_pocket.HELP
-        case "train two-tower":
-            from chiasm.jobs.cli import train_two_tower
-
-            return train_two_tower.train_two_tower, train_two_tower.HELP
+        case "train pocket" | "train two-tower" | "train joint":
+            return _load_train(name)
         case "filter":
             from chiasm.jobs.cli import filter
 
@@ -149,6 +144,23 @@ def load_command(name: str) -> tuple[Callable[..., None], str]:
     if name.startswith("index "):
         return _load_index(name)
     return _load_answering(name) or _load_upkeep(name)
+
+
+def _load_train(name: str) -> tuple[Callable[..., None], str]:
+    """`load_command` of the recipes of `train`."""
+    match name:
+        case "train pocket":
+            from chiasm.jobs.cli import train_pocket
+
+            return train_pocket.train_pocket, train_pocket.HELP
+        case "train two-tower":
+            from chiasm.jobs.cli import train_two_tower
+
+            return train_two_tower.train_two_tower, train_two_tower.HELP
+        case _:
+            from chiasm.jobs.cli import train_joint
+
+            return train_joint.train_joint, train_joint.HELP
 
 
 def _load_answering(name: str) -> tuple[Callable[..., None], str] | None:

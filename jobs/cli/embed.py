@@ -45,7 +45,7 @@ EncoderName = Annotated[
     str | None,
     typer.Option(
         "--encoder",
-        help="pocket, hf:ID_OR_DIR, st:ID_OR_DIR or two-tower:DIR. "
+        help="pocket, hf:ID_OR_DIR, st:ID_OR_DIR, two-tower:DIR or joint:DIR. "
         "(default: the collection's; pocket for a new one)",
     ),
 ]

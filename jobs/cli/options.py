@@ -36,7 +36,7 @@ AllowQuery = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 ENCODING = ("encoder.precision", "encoder.device", "encoder.threads")  # how a model runs
-MATCHER_HELP = "A model that matches: pocket, pocket:DIR or two-tower:DIR."
+MATCHER_HELP = "A model that matches: pocket, pocket:DIR, two-tower:DIR or joint:DIR."
 
 
 def folder_path(text: str) -> Path:

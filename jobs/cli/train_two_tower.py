@@ -123,17 +123,18 @@ def two_tower_settings(image: str, text: str, settings: Settings) -> TwoTowerSet
     )
 
 
+def format_dropped(dropped: dict[str, int]) -> str:
+    """How many samples were dropped, and why."""
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+    return f"{sum(dropped.values()):,} samples dropped{f' ({reasons})' if reasons else ''}"
+
+
 def format_report(report: dict[str, Any]) -> list[str]:
     """The report in lines for a person."""
-    dropped, seconds = report["lost"], report["seconds_of_this_run"]
-    why = (
-        f" ({', '.join(f'{count:,} {reason}' for reason, count in dropped.items())})"
-        if dropped
-        else ""
-    )
+    seconds = report["seconds_of_this_run"]
     lines = [
-        f"{report['pairs']:,} pairs, {sum(dropped.values()):,} samples dropped{why}; this run: "
-        f"features {seconds['features']:.0f} s, learning {seconds['learning']:.0f} s"
+        f"{report['pairs']:,} pairs, {format_dropped(report['lost'])}; this run: features "
+        f"{seconds['features']:.0f} s, learning {seconds['learning']:.0f} s"
     ]
     if report["unread"]:
         unread = ", ".join(f"{count:,} {reason}" for reason, count in report["unread"].items())

@@ -53,6 +53,12 @@ def _two_tower(model: str, settings: EncoderSettings) -> Encoder:
     return two_tower.load(model, settings)
 
 
+def _joint(model: str, settings: EncoderSettings) -> Encoder:
+    from chiasm.pipeline.encoders import joint
+
+    return joint.load(model, settings, _load)
+
+
 def _cross_encoder(model: str, settings: EncoderSettings) -> Matcher:
     from chiasm.pipeline.encoders import cross_encoder
 
@@ -76,6 +82,7 @@ ENCODERS: dict[str, Loader] = {
     "hf": _huggingface,
     "st": _sentence_transformer,
     "two-tower": _two_tower,
+    "joint": _joint,
 }
 # Matchers that are no encoders. Every encoder that is a matcher can be named too.
 MATCHERS: dict[str, Callable[[str, EncoderSettings], Matcher]] = {"st": _cross_encoder}
@@ -89,6 +96,7 @@ USAGES = {
     "hf": "hf:ID_OR_DIR",
     "st": "st:ID_OR_DIR",
     "two-tower": "two-tower:DIR",
+    "joint": "joint:DIR",
 }
 
 

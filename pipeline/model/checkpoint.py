@@ -107,12 +107,13 @@ def _require_joint_model(folder: Path) -> None:
     """EncoderError where the folder holds another kind of model, or lacks one of FILES."""
     kind = _format_of(folder)
     if kind is not None and kind not in (FORMAT, FIRST_FORMAT):
-        two_tower = kind.startswith("chiasm two-tower")
+        others = {"chiasm two-tower": "two-tower", "chiasm frozen joint": "joint"}
+        scheme = next((others[name] for name in others if kind.startswith(name)), None)
         raise EncoderError(
             f"model folder {folder}",
             expected=f"a {FORMAT} or 1, as chiasm train pocket writes",
             found=f"a {kind}",
-            do=f"load it as an encoder: two-tower:{folder}" if two_tower else "",
+            do=f"load it as an encoder: {scheme}:{folder}" if scheme else "",
         )
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:

@@ -58,5 +58,15 @@ class JointNetwork(DualEncoder):
 
     def match(self, text: Modality, image: Modality) -> Match:
         """Row by row, does text i describe picture i? Needs `config.fusion`."""
+        return self.match_fused(self.fuse(text, image), text, image)
+
+    def match_fused(self, fused: Fused, text: Modality, image: Modality) -> Match:
+        """The same where they are fused already: what is fused says it all here."""
         assert self.matching is not None, "a model of two towers alone"
-        return self.matching(self.fuse(text, image))
+        return self.matching(fused)
+
+    @torch.no_grad()
+    def add_match_bias(self, bias: float) -> None:
+        """Add to the bias of matching."""
+        assert self.matching is not None, "a model of two towers alone"
+        self.matching.bias.add_(bias)

@@ -139,46 +139,8 @@ class Objective(nn.Module):
         return {"joint": any_true_loss(model.scale * query.vector @ joint.T, true)}
 
     def decoder_losses(self, batch: TaskBatch, _: torch.Generator) -> dict[str, Tensor]:
-        """Fourth stage: of each task the mean cross entropy  -log p(next token)  over the tokens of
-        all its targets, ends included and prefixes not. The mean over processes that train together
-        is that of all their rows in one batch. A picture is encoded once, and so are its keys and
-        values."""
-        model, device = self.model, self.model.log_scale.device
-        decoder = model.decoder
-        assert decoder is not None
-        with torch.no_grad():
-            image = model.image_modality(_moved(batch.pixels, device))
-        pictures = decoder.start(None, image)
-        losses = {}
-        for task, rows in batch.tasks.items():
-            targets = _moved(rows.targets, device)
-            count = mean_over_processes((targets != UNKNOWN).sum().float()).clamp(min=1)
-            if not len(targets):  # no scene had an example; the others still count theirs
-                losses[task] = count.new_zeros(())
-                continue
-            parts = [
-                self._log_loss(part, pictures.take(_moved(part.pictures, device)), TASKS[task].head)
-                for part in by_length(rows)
-            ]
-            summed = torch.stack(parts).sum()
-            losses[task] = summed / count
-        return losses
-
-    def _log_loss(self, rows: TaskRows, state: DecoderState, head: Head) -> Tensor:
-        """The sum of  -log p(next token)  over the targets of some rows, whose pictures the state
-        has; float32. A text that several rows read goes through its tower once."""
-        model = self.model
-        device, decoder = model.log_scale.device, model.decoder
-        assert decoder is not None
-        if rows.sources is not None:
-            sources, at = np.unique(rows.sources, axis=0, return_inverse=True)
-            with torch.no_grad():
-                text = model.text_modality(_moved(sources, device)).take(_moved(at, device))
-            state = decoder.with_text(state, text)
-        hidden, _state = decoder(_moved(rows.inputs, device), state)
-        logits = decoder.logits(hidden, head).float().flatten(0, 1)
-        targets = _moved(rows.targets, device).flatten()
-        return functional.cross_entropy(logits, targets, ignore_index=UNKNOWN, reduction="sum")
+        """Fourth stage: see the function of this name."""
+        return decoder_losses(self.model, batch)
 
 
 def contrast(
@@ -202,6 +164,47 @@ def contrast(
         logits = (scale * rows @ gather_rows(columns).T).masked_fill(false_negative, -torch.inf)
         sides.append(functional.cross_entropy(logits, own))
     return torch.stack(sides).mean()
+
+
+def decoder_losses(model: JointNetwork, batch: TaskBatch) -> dict[str, Tensor]:
+    """Of each task the mean cross entropy  -log p(next token)  over the tokens of
+    all its targets, ends included and prefixes not. The mean over processes that train together
+    is that of all their rows in one batch. A picture is encoded once, and so are its keys and
+    values."""
+    device, decoder = model.log_scale.device, model.decoder
+    assert decoder is not None
+    with torch.no_grad():
+        image = model.image_modality(_moved(batch.pixels, device))
+    pictures = decoder.start(None, image)
+    losses = {}
+    for task, rows in batch.tasks.items():
+        targets = _moved(rows.targets, device)
+        count = mean_over_processes((targets != UNKNOWN).sum().float()).clamp(min=1)
+        if not len(targets):  # no scene had an example; the others still count theirs
+            losses[task] = count.new_zeros(())
+            continue
+        parts = [
+            _log_loss(model, part, pictures.take(_moved(part.pictures, device)), TASKS[task].head)
+            for part in by_length(rows)
+        ]
+        losses[task] = torch.stack(parts).sum() / count
+    return losses
+
+
+def _log_loss(model: JointNetwork, rows: TaskRows, state: DecoderState, head: Head) -> Tensor:
+    """The sum of  -log p(next token)  over the targets of some rows, whose pictures the state has;
+    float32. A text that several rows read goes through its tower once."""
+    device, decoder = model.log_scale.device, model.decoder
+    assert decoder is not None
+    if rows.sources is not None:
+        sources, at = np.unique(rows.sources, axis=0, return_inverse=True)
+        with torch.no_grad():
+            text = model.text_modality(_moved(sources, device)).take(_moved(at, device))
+        state = decoder.with_text(state, text)
+    hidden, _state = decoder(_moved(rows.inputs, device), state)
+    logits = decoder.logits(hidden, head).float().flatten(0, 1)
+    targets = _moved(rows.targets, device).flatten()
+    return functional.cross_entropy(logits, targets, ignore_index=UNKNOWN, reduction="sum")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,13 @@ FOLDS = 4  # of the pictures, for cross-fitting
 
 def held_out(sha256: str) -> bool:
     """Is the picture of this digest, in hex, held out?"""
-    return int(sha256[:8], 16) % HELD_OUT == 0
+    return tenth_of(sha256) == 0
+
+
+def tenth_of(sha256: str) -> int:
+    """Which of HELD_OUT equal shares the picture of this digest belongs to; the first is held
+    out."""
+    return int(sha256[:8], 16) % HELD_OUT
 
 
 def fold_of(sha256: str) -> int:

@@ -1,0 +1,206 @@
+"""`chiasm train joint`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from chiasm.jobs.cli.options import (
+    AllowQuery,
+    Assignments,
+    CaptionField,
+    Device,
+    Preset,
+    Shards,
+    folder_path,
+    list_command_shards,
+)
+from chiasm.jobs.cli.train import (
+    Fusion,
+    LearningRate,
+    Precision,
+    Seed,
+    To,
+    print_record,
+    require_target,
+)
+from chiasm.jobs.cli.train_two_tower import format_dropped, require_whole
+from chiasm.jobs.config import Settings, compose
+from chiasm.jobs.console import printable
+from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.make import absolute_name
+from chiasm.pipeline.model.checkpoint import SHIPPED
+from chiasm.pipeline.model.config import FusionConfig
+from chiasm.pipeline.pretrained import EncoderSettings
+from chiasm.pipeline.training.joint.build import FROZEN_FUSION
+from chiasm.pipeline.training.joint.loop import train_joint as learn
+from chiasm.pipeline.training.joint.samples import SampleSettings
+from chiasm.pipeline.training.joint.settings import JointSettings
+
+HELP = """
+  chiasm train joint 'photos/*.tar' --towers hf:ID_OR_DIR --to mine
+  chiasm train joint 'photos/*.tar' --to mine
+  chiasm train joint 'photos/*.tar' --start pocket --to mine
+
+With --towers an encoder stays as it is; a fusion and matching are learned from its vectors, in
+minutes on a CPU. Use the result with --encoder joint:DIR. Without, towers are learned too, and,
+where json has questions, translations or sentiment, a decoder; use it with --encoder pocket:DIR.
+Of ten pictures one is held out and one chooses the mean's weight; a joint vector that does not beat
+the best weighted mean on those held out becomes that mean. It learns in one process. Kill it and
+run it again: it goes on from its last checkpoint."""
+
+USES = (
+    *("train.steps", "train.fusion_steps", "train.decoder_steps", "train.fusion", "train.batch"),
+    *("train.learning_rate", "train.seed", "encoder", "read", "decode", "batch"),
+)
+WAYS = {  # figures of a report, and what people call the vectors
+    "image": "the picture",
+    "text": "its first caption",
+    "mean": "both, best weighted mean",
+    "joint": "both, learned fusion",
+    "encoder_joint": "both, as the encoder does",
+}
+
+
+def train_joint(
+    shards: Shards,
+    to: To,
+    towers: Annotated[
+        str | None,
+        typer.Option(
+            help="An encoder that stays as it is: hf:ID_OR_DIR, two-tower:DIR, pocket ... "
+            "(default: none, towers are learned)"
+        ),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(help="Towers begin as those of pocket or of a model folder. (default: new)"),
+    ] = None,
+    caption_field: CaptionField = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Training steps of the towers. (default: the recipe's)")
+    ] = None,
+    fusion_steps: Annotated[
+        int | None,
+        typer.Option(help="Training steps of fusion and matching. (default: the recipe's)"),
+    ] = None,
+    decoder_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Training steps of the decoder; 0: none. (default: none where json has no tasks)"
+        ),
+    ] = None,
+    fusion: Fusion = None,
+    learning_rate: LearningRate = None,
+    seed: Seed = None,
+    device: Device = None,
+    precision: Precision = None,
+    preset: Preset = "laptop",
+    assignments: Assignments = None,
+    allow_query: AllowQuery = False,
+) -> None:
+    settings = compose(preset, assignments or (), {
+        "train.steps": steps, "train.fusion_steps": fusion_steps,
+        "train.decoder_steps": decoder_steps, "train.fusion": fusion,
+        "train.learning_rate": learning_rate, "train.seed": seed,
+        "read.caption_field": caption_field, "encoder.device": device,
+        "encoder.precision": precision,
+    }, uses=USES)  # fmt: skip
+    require_target(to, settings.train.fusion)
+    recipe = joint_settings(towers, start, settings)
+    shard_list = list_command_shards(shards, allow_query)
+    report = learn(recipe, shard_list, to, print_record)
+    done = f"{to}: trained; use it with --encoder {report['encoder']}:{to}"
+    print(*map(printable, (*format_report(report), done)), sep="\n", flush=True)
+    require_whole(report, len(shard_list))
+
+
+def joint_settings(towers: str | None, start: str | None, settings: Settings) -> JointSettings:
+    """The recipe with what was asked for; UsageError for options that exclude each other."""
+    options, recipe = settings.train, JointSettings()
+    if towers is not None and (start or options.steps or options.decoder_steps):
+        given = "--start" if start else "--steps" if options.steps else "--decoder-steps"
+        raise UsageError(
+            f"--towers {towers} {given}",
+            expected="one of the two: on top of a frozen encoder only fusion and matching learn",
+            found="both",
+            do=f"leave out {given}, or set the length by --fusion-steps",
+        )
+    if options.fusion_steps == 0:
+        raise UsageError("--fusion-steps 0", expected="1 or more", found="0")
+    fusion = None
+    if options.fusion is not None:
+        fusion = replace(FROZEN_FUSION if towers else FusionConfig(), fusion=options.fusion)
+    steps = options.fusion_steps
+    return replace(
+        recipe,
+        encoder=None if towers is None else absolute_name(towers),
+        start=None if start is None else SHIPPED if start == "pocket" else folder_of(start),
+        steps=options.steps or recipe.steps,
+        fusion_steps=steps or recipe.fusion_steps,
+        frozen_steps=steps or recipe.frozen_steps,
+        decoder_steps=options.decoder_steps,
+        batch=options.batch or recipe.batch,
+        frozen_batch=options.batch or recipe.frozen_batch,
+        learning_rate=options.learning_rate or recipe.learning_rate,
+        seed=options.seed,
+        fusion=fusion,
+        samples=SampleSettings(settings.read, settings.decode, settings.batch),
+        device=EncoderSettings(
+            precision=settings.encoder.precision, device=settings.encoder.device
+        ),
+    )
+
+
+def folder_of(start: str) -> Path:
+    """`DIR` or `pocket:DIR` -> the folder."""
+    return folder_path(start.removeprefix("pocket:"))
+
+
+def format_report(report: dict[str, Any]) -> list[str]:
+    """The report in lines for a person."""
+    seconds = report["seconds_of_this_run"]
+    lines = [
+        f"{report['pairs']:,} pictures with captions, {format_dropped(report['dropped'])}; this "
+        f"run: reading {seconds['reading']:.0f} s, learning {seconds['learning']:.0f} s"
+    ]
+    if report["unread"]:
+        unread = ", ".join(f"{count:,} {reason}" for reason, count in report["unread"].items())
+        lines.append(f"texts that could not be read: of samples with {unread}")
+    if report["bad_entries"]:
+        lines.append(f"{report['bad_entries']:,} entries of json left out")
+    if report["tasks"]:
+        lines.append("the decoder learned " + ", ".join(report["tasks"]))
+    matching = report["matching"]
+    lines += [
+        f"on {report['held_out']:,} pictures held out, with standard errors:",
+        f"  a picture by its own captions, {report['captions']:,} queries: "
+        + format_recall(report["text_to_image"]),
+        f"  matching, true against hard wrong pictures: {_of(matching, 'accuracy')} right",
+        f"  the first 20 of a caption matched again: R@1 {_of(matching, 'r1_before')} -> "
+        f"{_of(matching, 'r1_after')}",
+    ]
+    if not report["queries"]:
+        return [*lines, "one caption a picture: joint vectors are the even mean, not evaluated"]
+    lines.append(
+        f"  by captions other than the first, {report['queries']:,} queries, by the vector of"
+    )
+    for name, label in WAYS.items():
+        if name in report:
+            weight = f", {report['text_weight']:g} text" if name == "mean" else ""
+            lines.append(f"    {label + weight:<36}{format_recall(report[name])}")
+    ships = "the learned fusion beats the best weighted mean and ships"
+    mean = "the learned fusion does not beat the best weighted mean for certain: the mean ships"
+    return [*lines, ships if report["joint_ships"] else mean]
+
+
+def format_recall(figures: dict[str, float]) -> str:
+    """R@1 and R@10 with standard errors."""
+    return f"R@1 {_of(figures, 'r1')}, R@10 {_of(figures, 'r10')}"
+
+
+def _of(figures: dict[str, float], name: str) -> str:
+    return f"{figures[name]:.3f} ({figures[f'{name}_error']:.3f})"

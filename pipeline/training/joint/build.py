@@ -1,0 +1,118 @@
+"""What is trained: the network, from nothing, from a model folder or on top of a frozen encoder,
+and the stages that it goes through."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from chiasm.pipeline.encoders import JOINT, Encoder
+from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.model.checkpoint import load_model
+from chiasm.pipeline.model.config import DecoderConfig, FusionConfig, ModelConfig
+from chiasm.pipeline.model.frozen_joint import FrozenJointConfig, FrozenJointNetwork
+from chiasm.pipeline.model.joint import JointNetwork
+from chiasm.pipeline.model.tokenizer import Tokenizer
+from chiasm.pipeline.model.tokenizer import train as learn_tokenizer
+from chiasm.pipeline.records import IMAGE, TEXT
+from chiasm.pipeline.training.joint.data import Samples
+from chiasm.pipeline.training.joint.objective import (
+    Stage,
+    fusion_losses,
+    task_losses,
+    tower_losses,
+)
+from chiasm.pipeline.training.joint.settings import JointSettings
+
+CORPUS = 100_000  # captions that a tokenizer is learned from, at most: it takes them into memory
+# Of modalities of one token each, and of thousands of pairs, which are few.
+FROZEN_FUSION = FusionConfig(fusion="cross_attention", width=128, depth=1, heads=2)
+FUSION = ("fusion.", "matching.")
+
+
+def require_image_and_text(encoder: Encoder) -> None:
+    """UsageError for an encoder without vectors of pictures and texts in one space."""
+    columns = (IMAGE, TEXT, JOINT)
+    dims = {encoder.dims.get(name) for name in columns}
+    if None in dims or len(dims) > 1:
+        found = ", ".join(f"{name} of {dim}" for name, dim in encoder.dims.items())
+        raise UsageError(
+            f"--towers {encoder.name}",
+            expected="an encoder with vectors of pictures and texts in one space",
+            found=f"one with vectors {found}",
+        )
+
+
+def frozen_network(encoder: Encoder, name: str, settings: JointSettings) -> FrozenJointNetwork:
+    """Fusion and matching of an encoder's vectors; name: what loads it from anywhere."""
+    torch.manual_seed(settings.seed)
+    fusion = settings.fusion or FROZEN_FUSION
+    config = FrozenJointConfig(name, encoder.fingerprint, encoder.dims[IMAGE], fusion)
+    return FrozenJointNetwork(config)
+
+
+def start_of(folder: Path | None) -> tuple[JointNetwork, Tokenizer] | None:
+    """The model that towers begin as."""
+    return None if folder is None else load_model(folder)
+
+
+def tokenizer_of(samples: Samples, rows: np.ndarray, vocabulary: int) -> Tokenizer:
+    """A tokenizer learned from the texts of these samples."""
+    texts = (text for row in rows for text in (*samples.texts(row), *_task_texts(samples, row)))
+    return learn_tokenizer(islice(texts, CORPUS), vocabulary)
+
+
+def _task_texts(samples: Samples, row: int) -> list[str]:
+    return [text for e in samples.examples(row) for text in (e.source, e.target)]
+
+
+def own_config(
+    settings: JointSettings, start: ModelConfig | None, tokens: int, decodes: bool
+) -> ModelConfig:
+    """The shapes of a network with towers of its own. tokens: of the tokenizer; start: of the model
+    that it begins as, whose fusion is kept where it is of today's form and no other is wanted."""
+    config = start or settings.model
+    fusion = settings.fusion or config.fusion
+    if fusion is None or not fusion.bounded_residual:
+        fusion = FusionConfig()
+    decoder = (config.decoder or settings.model.decoder or DecoderConfig()) if decodes else None
+    text = replace(config.text, vocabulary=tokens)
+    return replace(config, text=text, fusion=fusion, decoder=decoder)
+
+
+def own_network(
+    config: ModelConfig, start: JointNetwork | None, settings: JointSettings
+) -> JointNetwork:
+    """A network with towers of its own, with the weights of `start` wherever its parts are the
+    same."""
+    torch.manual_seed(settings.seed)
+    network = JointNetwork(config)
+    if start is not None:
+        same = {"fusion.": start.config.fusion == config.fusion}
+        same["matching."] = same["fusion."]
+        same["decoder."] = start.config.decoder == config.decoder
+        new = tuple(prefix for prefix, is_same in same.items() if not is_same)
+        kept = {k: v for k, v in start.state_dict().items() if not k.startswith(new)}
+        network.load_state_dict({**network.state_dict(), **kept})
+    return network
+
+
+def frozen_stages(settings: JointSettings) -> list[Stage]:
+    """Fusion and matching alone."""
+    trained = (*FUSION, "log_scale", "match_scale")
+    return [Stage("fusion", settings.frozen_steps, settings.frozen_batch, trained, fusion_losses)]
+
+
+def own_stages(settings: JointSettings, decoder_steps: int) -> list[Stage]:
+    """Towers, then fusion and matching on top of them as they are, then the decoder."""
+    towers = ("image.", "text.", "image_projection.", "text_projection.", "log_scale")
+    stages = [
+        Stage("towers", settings.steps, settings.batch, towers, tower_losses),
+        Stage("fusion", settings.fusion_steps, settings.batch, FUSION, fusion_losses),
+        Stage("decoder", decoder_steps, settings.decoder_batch, ("decoder.",), task_losses),
+    ]
+    return [stage for stage in stages if stage.steps]
