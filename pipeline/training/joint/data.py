@@ -15,7 +15,7 @@ from torch import Tensor
 
 from chiasm.pipeline.encoders import language_of
 from chiasm.pipeline.model.checkpoint import load_state
-from chiasm.pipeline.model.tokenizer import Tokenizer
+from chiasm.pipeline.model.tokenizer import Tokenizer, normalise
 from chiasm.pipeline.scenes.examples import Example
 from chiasm.pipeline.training.pocket.data import DataSettings
 from chiasm.pipeline.training.pocket.task_data import TaskBatch, TaskSettings, task_rows
@@ -149,7 +149,8 @@ def decoder_batch(
     samples: Samples, rows: np.ndarray, tasks: Sequence[str], target: int, step: int, seed: int
 ) -> TaskBatch:
     """What the decoder learns of these rows: a caption of each, and of each of the other tasks at
-    most ANSWERS of what its json has. target: longest in tokens."""
+    most ANSWERS of what its json has. target: longest in tokens, the end included; what is longer
+    is left out."""
     rng = np.random.default_rng([seed, step, 2])
     drawn: dict[str, list[tuple[int, Example]]] = {task: [] for task in tasks}
     for number, row in enumerate(rows):
@@ -162,6 +163,12 @@ def decoder_batch(
             if sum(n == number for n, _ in of_task[-ANSWERS:]) < ANSWERS:
                 of_task.append((number, examples[at]))
     assert samples.tokenizer is not None
+    for examples in drawn.values():
+        examples[:] = [
+            (number, example)
+            for number, example in examples
+            if len(samples.tokenizer.encode(normalise(example.target))) < target
+        ]
     settings = TaskSettings(DataSettings(context=samples.context), {}, {}, target)
     return TaskBatch(
         samples.images(rows).numpy(),
