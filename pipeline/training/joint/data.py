@@ -163,10 +163,10 @@ def decoder_batch(
             if sum(n == number for n, _ in of_task[-ANSWERS:]) < ANSWERS:
                 of_task.append((number, examples[at]))
     assert samples.tokenizer is not None
-    for examples in drawn.values():
-        examples[:] = [
+    for pairs in drawn.values():
+        pairs[:] = [
             (number, example)
-            for number, example in examples
+            for number, example in pairs
             if len(samples.tokenizer.encode(normalise(example.target))) < target
         ]
     settings = TaskSettings(DataSettings(context=samples.context), {}, {}, target)
