@@ -44,7 +44,6 @@ from chiasm.pipeline.training.pocket.targets import (
 )
 from chiasm.pipeline.training.pocket.task_data import (
     DRAWN,
-    DRAWN_WITH_SCENE,
     TaskBatch,
     examples_of,
     own_scenes,
@@ -193,7 +192,7 @@ def test_examples_of_like_length_go_together_each_once():
             assert sum(part.sources.size for part in parts) < 0.8 * rows.sources.size
 
 
-@pytest.mark.parametrize("task", [*DRAWN, *DRAWN_WITH_SCENE])
+@pytest.mark.parametrize("task", [task for task in TASKS if TASKS[task].head == "text"])
 def test_what_is_wanted_is_right_and_what_is_wanted_of_another_seldom(task):
     """Through the tokenizer, which gives Chinese another comma."""
     rng, seeds = random.Random(4), [str(n) for n in range(40)]

@@ -78,11 +78,12 @@ class Training:
     ) -> None:
         self.settings, self.device, self.tokenizer = settings, device, tokenizer
         self.precision, self.stages = precision, stages_of(settings)
-        data = settings.data
+        data, tokens = settings.data, settings.model.image_tokens
         self.config = replace(
             settings.model,
             image=replace(settings.model.image, side=data.side),
             text=replace(settings.model.text, vocabulary=len(tokenizer), context=data.context),
+            image_tokens=tokens and replace(tokens, side=data.side),
         )
         torch.manual_seed(data.seed)
         self.world = WORLDS[data.world]
@@ -100,7 +101,8 @@ class Training:
         trained = [item for item in self.objective.named_parameters() if item[1].requires_grad]
         groups = decay_groups(trained, self.settings.weight_decay, _decays)
         groups.sort(key=lambda group: group.weight_decay, reverse=True)
-        self.optimiser = Optimiser(groups, self.settings.learning_rate, self.settings.clip)
+        highest = self.settings.learning_rate * self.stage.rate
+        self.optimiser = Optimiser(groups, highest, self.settings.clip)
 
     @property
     def stage(self) -> Stage:
@@ -346,4 +348,6 @@ def _shapes(names: Sequence[str], config: ModelConfig) -> list[Any]:
     parts = {name.split(".")[0] for name in names}
     fusion = config.fusion if "fusion" in parts else None
     decoder = config.decoder if "decoder" in parts else None
-    return [config.image, config.text, config.dim, fusion, decoder]
+    drawing = {"decoder", "image_tokens"} & parts
+    tokens = config.image_tokens if drawing else None
+    return [config.image, config.text, config.dim, fusion, tokens, decoder]
