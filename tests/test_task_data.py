@@ -146,7 +146,8 @@ def test_every_target_fits_into_the_decoder_and_one_that_does_not_is_refused():
 
 def test_a_task_that_cannot_be_drawn_or_has_no_prefix_is_refused_in_one_line():
     with pytest.raises(
-        UsageError, match=r"^examples: task 'asks': expected caption or ask or translate$"
+        UsageError,
+        match=r"^examples: task 'asks': expected caption or ask or translate or imagine$",
     ):
         task_settings(replace(RUN, examples={"asks": 1}))
     with pytest.raises(UsageError, match=r"^pictures: task 'ask': expected sentiment"):

@@ -54,8 +54,8 @@ FusionSteps = Annotated[
 ImageTokenSteps = Annotated[
     int | None,
     typer.Option(
-        help="Training steps of the codes that pictures are drawn by; 0: those of --towers, or none. "
-        "(default: the recipe's)"
+        help="Training steps of the codes that pictures are drawn by; 0: those of --towers, or "
+        "none. (default: the recipe's)"
     ),
 ]
 DecoderSteps = Annotated[

@@ -207,5 +207,6 @@ def begun_config(config: ModelConfig, stages: tuple[Stage, ...], step: int) -> M
         if step <= first
     ]
     fusion = None if FUSION in later else config.fusion
+    tokens = None if IMAGE_TOKENS in later else config.image_tokens
     decoder = None if DECODER in later else config.decoder
-    return replace(config, fusion=fusion, decoder=decoder)
+    return replace(config, fusion=fusion, image_tokens=tokens, decoder=decoder)

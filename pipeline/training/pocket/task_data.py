@@ -75,8 +75,7 @@ class TaskSettings:
             for task in tasks:
                 if task not in drawn:
                     raise UsageError(f"{name}: task {task!r}", expected=" or ".join(drawn))
-                missing = [f"{task}:{language}" for language in LANGUAGES]
-                missing = [prefix for prefix in missing if prefix not in self.prefixes]
+                missing = [each for each in TASKS[task].prefixes if each not in self.prefixes]
                 if missing:
                     raise UsageError(
                         f"{name}: task {task!r}",
