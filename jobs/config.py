@@ -75,15 +75,17 @@ class TrainOptions:
     """Settings of the recipes of `chiasm train`; None: the recipe's own.
 
     steps: of towers or heads. fusion: one of `pipeline.model.fusion.FUSIONS`. learning_rate: the
-    highest. The others are of `train pocket` alone. fusion_steps, decoder_steps: of its later
-    stages. batch: pictures of a step of its towers, in each process. corpus: scenes from whose
-    captions its tokenizer is learned. calibrated: scenes on which matching is calibrated. gallery:
-    scenes that it is measured on. drawing_processes: how many processes draw; 0: the training
-    process draws. processes: how many learn together on Ray; 0: this process learns alone.
+    highest. The others are of `train pocket` alone. fusion_steps, image_token_steps,
+    decoder_steps: of its later stages. batch: pictures of a step of its towers, in each process.
+    corpus: scenes from whose captions its tokenizer is learned. calibrated: scenes on which
+    matching is calibrated. gallery: scenes that it is measured on. drawing_processes: how many
+    processes draw; 0: the training process draws. processes: how many learn together on Ray; 0:
+    this process learns alone.
     """
 
     steps: Annotated[int, Field(ge=1)] | None = None
     fusion_steps: Annotated[int, Field(ge=0)] | None = None
+    image_token_steps: Annotated[int, Field(ge=0)] | None = None
     decoder_steps: Annotated[int, Field(ge=0)] | None = None
     fusion: str | None = None
     learning_rate: Annotated[float, Field(gt=0)] | None = None

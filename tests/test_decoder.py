@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import linear
 
-from chiasm.pipeline.model.config import DecoderConfig
+from chiasm.pipeline.model.config import DecoderConfig, ImageTokensConfig
 from chiasm.pipeline.model.decoder import Decoder
 from chiasm.pipeline.model.fusion import Modality
 from chiasm.pipeline.model.generate import Generated, GenerateSettings, generate
@@ -21,7 +21,8 @@ CONFIG = DecoderConfig(width=16, depth=2, heads=2, context=10)
 
 def decoder():
     torch.manual_seed(0)
-    made = Decoder(CONFIG, WIDTHS, TEXT_IDS, CODES, PATCHES).eval()
+    drawing = ImageTokensConfig(side=8, stride=4, levels=(3, 2))  # 2 x 2 codes
+    made = Decoder(CONFIG, WIDTHS, TEXT_IDS, drawing, PATCHES).eval()
     made.reset_parameters()
     with torch.no_grad():  # larger logits: no near ties between tokens
         made.embedding.weight.mul_(60)
@@ -46,7 +47,7 @@ IDS = torch.tensor([[12, 3, 4, 9, 1], [13, 7, 7, 2, 2], [14, 1, 8, 2, 5]])
 
 @torch.no_grad()
 def logits(made, ids, state, head="text"):
-    hidden, state = made(ids, state)
+    hidden, state = made(ids, state, head)
     return made.logits(hidden, head), state
 
 
@@ -156,11 +157,36 @@ def test_one_picture_and_its_many_questions():
 
 def test_a_target_longer_than_the_context_is_refused():
     made, (text, image) = decoder(), inputs()
+    with pytest.raises(ValueError, match="target of 5 tokens: expected at most 4"):
+        made(IDS, made.start(text, None), "codes")
+    of_texts = Decoder(CONFIG, WIDTHS, TEXT_IDS, None, PATCHES)
+    with pytest.raises(ValueError, match="expected one with codes of pictures"):
+        of_texts(IDS, of_texts.start(text, None), "codes")
     _, state = made(IDS, made.start(text, image))
     with pytest.raises(ValueError, match="target of 11 tokens: expected at most 10"):
         made(torch.ones(3, 6, dtype=torch.int64), state)
     with pytest.raises(ValueError, match="found neither"):
         made.start(None, None)
+
+
+def test_a_code_is_written_for_its_row_and_its_column():
+    made, (text, _) = decoder(), inputs()
+    assert made.code_position is not None
+    ids = torch.tensor([[made.ids.prefix("imagine"), 20, 25, 22]])
+    state = made.start(Modality(text.tokens[:1], text.mask[:1], text.vector), None)
+    whole, _ = logits(made, ids, state, "codes")
+    assert whole.shape == (1, 4, CODES)
+    # One after the other, as they are generated.
+    at, parts = state, []
+    for part in ids.split(1, dim=1):
+        found, at = logits(made, part, at, "codes")
+        parts.append(found)
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-5)
+    # The position of the third code, bottom left, changes what is written there and later.
+    with torch.no_grad():
+        made.code_position[0, 2] += torch.arange(16) % 3
+    changed = (logits(made, ids, state, "codes")[0] - whole).abs().amax(-1)[0] > 1e-4
+    assert changed.tolist() == [False, False, True, True]
 
 
 def test_ids_of_text_prefixes_and_codes_do_not_meet():

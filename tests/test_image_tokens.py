@@ -11,20 +11,17 @@ import pytest
 import torch
 
 from chiasm.pipeline.encoders import load_encoder, require_matcher
-from chiasm.pipeline.model.image_tokens import (
-    EPSILON,
-    ImageTokens,
-    ImageTokensConfig,
-    Quantiser,
-    to_unit,
-)
+from chiasm.pipeline.model.config import ImageConfig, ImageTokensConfig
+from chiasm.pipeline.model.image_tokens import EPSILON, ImageTokens, Quantiser, to_unit
 from chiasm.pipeline.model.preprocess import to_pixels
+from chiasm.pipeline.model.towers import ImageTower
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.hard_twins import swapped, without_last
 from chiasm.pipeline.scenes.unseen import withheld_in
 from chiasm.pipeline.scenes.words import plan
 from chiasm.pipeline.scenes.world import (
+    WORLD_2,
     Scene,
     Thing,
     attributes,
@@ -50,17 +47,14 @@ from chiasm.pipeline.training.pocket.evaluate_image_tokens import (
     reconstruction,
 )
 from chiasm.pipeline.training.pocket.image_tokens import (
-    ImageTokensSettings,
-    ImageTokensTraining,
-    draw_pieces,
+    PieceSettings,
+    feature_loss,
     picture_losses,
-    train_image_tokens,
+    piece_batch,
 )
 
 TINY = ImageTokensConfig(side=24, stride=12, levels=(4, 3), width=8, depth=(0, 0))
-SETTINGS = ImageTokensSettings(
-    steps=30, piece=4, data=DataSettings(seed=3, batch=4, side=72), model=TINY
-)
+PIECES = PieceSettings(DataSettings(seed=3, batch=4, side=72), stride=12, piece=4, pieces=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -208,22 +202,43 @@ def test_losses_equal_numpy():
     assert losses["edges"].item() == pytest.approx(edges, abs=1e-5)
 
 
+def test_features_are_those_of_the_towers_convolutions():
+    torch.manual_seed(5)
+    tower = ImageTower(ImageConfig(side=24, stem=(8, 8), width=16, depth=1, heads=2))
+    pixels = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
+    drawn = to_unit(pixels) + 0.1 * torch.randn(2, 3, 28, 28)
+    drawn.requires_grad_()
+    loss = feature_loss(tower, drawn, pixels)
+    expected = 0.0
+    for layers in (6, 7):  # the second convolution with norm and activation; all three
+        have, want = (tower.stem[:layers](x[..., :24, :24]) for x in (drawn, to_unit(pixels)))
+        expected += np.square((have - want).detach().numpy()).mean() / want.var().item()
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    loss.backward()
+    assert drawn.grad is not None and drawn.grad[..., :24, :24].abs().sum() > 0
+    assert feature_loss(tower, to_unit(pixels), pixels).item() == 0
+
+
 def test_batches_are_of_the_step_and_show_nothing_withheld():
-    data = SETTINGS.data
-    pixels = draw_pieces(7, SETTINGS).pixels
-    assert pixels.shape == (4, 3, 48, 48) and pixels.dtype == np.uint8
-    assert np.array_equal(pixels, draw_pieces(7, SETTINGS).pixels)
-    assert not np.array_equal(pixels, draw_pieces(8, SETTINGS).pixels)
-    halves = replace(SETTINGS, data=replace(data, batch=2))
-    parts = [draw_pieces(7, halves, rank, 2).pixels for rank in range(2)]
+    data = PIECES.scenes
+    pixels = piece_batch(7, PIECES).pixels
+    assert pixels.shape == (8, 3, 48, 48) and pixels.dtype == np.uint8
+    assert np.array_equal(pixels, piece_batch(7, PIECES).pixels)
+    assert not np.array_equal(pixels, piece_batch(8, PIECES).pixels)
+    halves = replace(PIECES, scenes=replace(data, batch=2))
+    parts = [piece_batch(7, halves, rank=rank, world_size=2).pixels for rank in range(2)]
     assert np.array_equal(np.concatenate(parts), pixels)
     assert not any(withheld_in(scene) for scene in scenes_of(7, replace(data, batch=200)))
+    # Of a picture with fewer codes in a row than a piece has, the whole.
+    small = replace(PIECES, scenes=replace(data, side=36))
+    assert piece_batch(7, small).pixels.shape == (8, 3, 36, 36)
 
 
 def test_a_piece_is_of_its_picture_and_shows_a_thing():
-    settings = replace(SETTINGS, data=replace(SETTINGS.data, batch=12))
-    pieces = draw_pieces(2, settings).pixels
-    for piece, scene in zip(pieces, scenes_of(2, settings.data), strict=True):
+    settings = replace(PIECES, scenes=replace(PIECES.scenes, batch=12))
+    pieces = piece_batch(2, settings).pixels
+    scenes = [scene for scene in scenes_of(2, settings.scenes) for _ in range(settings.pieces)]
+    for piece, scene in zip(pieces, scenes, strict=True):
         drawn = to_pixels(picture(scene), 72)
         found = [
             (row, column)
@@ -238,33 +253,6 @@ def test_a_piece_is_of_its_picture_and_shows_a_thing():
             for row, column in found
             for y, x in middles
         )
-
-
-def test_a_training_learns():
-    training = ImageTokensTraining(SETTINGS, torch.device("cpu"))
-    batch = draw_pieces(0, SETTINGS)
-    losses = [training.train_step(batch)["loss"] for _ in range(SETTINGS.steps)]
-    assert losses[-1] < 0.75 * losses[0]
-
-
-def test_a_training_goes_on_bit_by_bit():
-    device, steps = torch.device("cpu"), 7
-    settings = replace(SETTINGS, steps=steps)
-    whole = ImageTokensTraining(settings, device)
-    losses = list(train_image_tokens(whole))
-    assert len(losses) == whole.step == steps
-    first = ImageTokensTraining(settings, device)
-    list(train_image_tokens(first, last=3))
-    second = ImageTokensTraining(settings, device)
-    second.load({name: value.clone() for name, value in first.tensors().items()}, step=3)
-    assert list(train_image_tokens(second)) == losses[3:]
-    expected = whole.tensors()
-    assert second.tensors().keys() == expected.keys()
-    assert all(torch.equal(value, expected[name]) for name, value in second.tensors().items())
-    averaged = whole.averaged().state_dict()
-    assert all(torch.equal(value, whole.ema.tensors[name]) for name, value in averaged.items())
-    weight = "encoder.0.weight"
-    assert not torch.equal(averaged[weight], whole.objective.model.state_dict()[weight])
 
 
 def test_entropy_and_agreement_are_those_of_the_counts():
@@ -328,6 +316,13 @@ def test_true_pictures_agree_and_other_facts_do_not():
         assert not agrees(picture(other), scene)
         if len(scene.things) > 1:
             assert not agrees(picture(without_last(scene)), scene)
+
+
+def test_backgrounds_of_both_worlds_are_read():
+    rng = random.Random("worlds")
+    for name in WORLD_2.backgrounds:
+        scene = replace(random_scene(rng, WORLD_2), background=name)
+        assert agrees(picture(scene), scene), scene
 
 
 def test_captions_are_checked_by_their_claims():

@@ -44,7 +44,6 @@ from chiasm.pipeline.training.pocket.targets import (
 )
 from chiasm.pipeline.training.pocket.task_data import (
     DRAWN,
-    DRAWN_WITH_SCENE,
     TaskBatch,
     examples_of,
     own_scenes,
@@ -147,7 +146,8 @@ def test_every_target_fits_into_the_decoder_and_one_that_does_not_is_refused():
 
 def test_a_task_that_cannot_be_drawn_or_has_no_prefix_is_refused_in_one_line():
     with pytest.raises(
-        UsageError, match=r"^examples: task 'asks': expected caption or ask or translate$"
+        UsageError,
+        match=r"^examples: task 'asks': expected caption or ask or translate or imagine$",
     ):
         task_settings(replace(RUN, examples={"asks": 1}))
     with pytest.raises(UsageError, match=r"^pictures: task 'ask': expected sentiment"):
@@ -193,7 +193,7 @@ def test_examples_of_like_length_go_together_each_once():
             assert sum(part.sources.size for part in parts) < 0.8 * rows.sources.size
 
 
-@pytest.mark.parametrize("task", [*DRAWN, *DRAWN_WITH_SCENE])
+@pytest.mark.parametrize("task", [task for task in TASKS if TASKS[task].head == "text"])
 def test_what_is_wanted_is_right_and_what_is_wanted_of_another_seldom(task):
     """Through the tokenizer, which gives Chinese another comma."""
     rng, seeds = random.Random(4), [str(n) for n in range(40)]

@@ -22,7 +22,7 @@ from chiasm.pipeline.training.progress_lines import format_progress
 # A recipe of seconds.
 SMALL = (
     *("--set", "train.batch=8", "--set", "train.corpus=100", "--set", "train.calibrated=8"),
-    *("--workers", 0, "--gallery", 30, "--decoder-steps", 0),
+    *("--workers", 0, "--gallery", 30, "--image-token-steps", 0, "--decoder-steps", 0),
 )
 
 

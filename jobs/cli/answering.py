@@ -25,6 +25,7 @@ from chiasm.pipeline.encoders import (
     GenerateSettings,
     Reply,
     Request,
+    Sampling,
     answer_batch,
     language_of,
     load_answerer,
@@ -53,7 +54,8 @@ BATCH_BYTES = (
 
 @dataclass(frozen=True)
 class Answering:
-    """How a command answers, as its options say. device and precision: None for the settings'."""
+    """How a command answers, as its options say. device and precision: None for the settings'.
+    sampling: in place of beams."""
 
     model: str
     language: str | None = None
@@ -64,6 +66,7 @@ class Answering:
     precision: str | None = None
     preset: str = "laptop"
     assignments: Sequence[str] | None = None
+    sampling: Sampling | None = None
 
 
 Keep = Callable[[Reply], str]
@@ -87,7 +90,7 @@ def answer_inputs(task: str, inputs: Inputs, options: Answering, keep: Keep = re
 
     Raises the error of an input that is the only one; ChiasmError at the end where one of several
     was not answered; UsageError for a task or a language that the model lacks."""
-    settings = GenerateSettings(options.beams, options.max_tokens)
+    settings = GenerateSettings(options.beams, options.max_tokens, options.sampling)
     answerer, _ = load_model(task, options)
     count = failed = 0
     for items in inputs.batches:

@@ -16,13 +16,12 @@ from chiasm.jobs.cli.answering import (
     Answering,
     AsJson,
     Beams,
-    MaxTokens,
     Model,
     Precision,
     answer_inputs,
 )
 from chiasm.jobs.cli.options import Assignments, Device, Preset
-from chiasm.pipeline.encoders import Reply
+from chiasm.pipeline.encoders import Reply, Sampling
 from chiasm.pipeline.errors import UsageError
 
 HELP = """
@@ -31,6 +30,12 @@ HELP = """
 
 Draws what a text says, as a PNG. Of captions on stdin, a line each, -o is the folder of the
 pictures: 000001.png is the first that was drawn."""
+
+Temperature = Annotated[
+    float,
+    typer.Option(min=0.0, help="Of codes drawn at random; 0: the most probable each time."),
+]
+Seed = Annotated[int, typer.Option(help="Of what is drawn at random.")]
 
 
 def imagine(
@@ -42,7 +47,8 @@ def imagine(
     ],
     model: Model = "pocket",
     beams: Beams = 1,
-    max_tokens: MaxTokens = None,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
     as_json: AsJson = False,
     device: Device = None,
     precision: Precision = None,
@@ -50,7 +56,14 @@ def imagine(
     assignments: Assignments = None,
 ) -> None:
     options = Answering(
-        model, None, beams, max_tokens, as_json, device, precision, preset, assignments
+        model,
+        beams=beams,
+        as_json=as_json,
+        device=device,
+        precision=precision,
+        preset=preset,
+        assignments=assignments,
+        sampling=Sampling(temperature, seed=seed) if temperature else None,
     )
     inputs = read_inputs("imagine", [], one_text("imagine", words))
     if not inputs.several:

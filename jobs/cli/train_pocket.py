@@ -51,6 +51,13 @@ FusionSteps = Annotated[
         "(default: the recipe's)"
     ),
 ]
+ImageTokenSteps = Annotated[
+    int | None,
+    typer.Option(
+        help="Training steps of the codes that pictures are drawn by; 0: those of --towers, or "
+        "none. (default: the recipe's)"
+    ),
+]
 DecoderSteps = Annotated[
     int | None,
     typer.Option(
@@ -79,6 +86,7 @@ def train_pocket(
     to: To,
     steps: Steps = None,
     fusion_steps: FusionSteps = None,
+    image_token_steps: ImageTokenSteps = None,
     decoder_steps: DecoderSteps = None,
     fusion: Fusion = None,
     towers: Towers = None,
@@ -95,7 +103,8 @@ def train_pocket(
 ) -> None:
     settings = compose(preset, assignments or (), {
         "train.steps": steps, "train.fusion_steps": fusion_steps,
-        "train.decoder_steps": decoder_steps, "train.fusion": fusion,
+        "train.image_token_steps": image_token_steps, "train.decoder_steps": decoder_steps,
+        "train.fusion": fusion,
         "train.learning_rate": learning_rate, "train.seed": seed, "train.gallery": gallery,
         "train.drawing_processes": workers, "train.processes": processes,
         "encoder.device": device, "encoder.precision": precision,
@@ -163,21 +172,25 @@ def train_settings(options: TrainOptions, towers: Path | None) -> TrainSettings:
     fusion, decoder = recipe.model.fusion, recipe.model.decoder
     if options.fusion is not None and fusion is not None:
         fusion = replace(fusion, fusion=options.fusion)
-    if 0 in (fusion_steps, decoder_steps):
+    tokens, token_steps = recipe.model.image_tokens, options.image_token_steps
+    if 0 in (fusion_steps, token_steps, decoder_steps):
         kept = load_model(towers)[0].config if towers else None
         if fusion_steps == 0:  # what has not learned to match shall not seem to
             fusion = kept.fusion if kept else None
+        if token_steps == 0:
+            tokens = kept.image_tokens if kept else None
         if decoder_steps == 0:
             decoder = kept.decoder if kept else None
     return replace(
         recipe,
         steps=options.steps or recipe.steps,
         fusion_steps=recipe.fusion_steps if fusion_steps is None else fusion_steps,
+        image_token_steps=recipe.image_token_steps if token_steps is None else token_steps,
         decoder_steps=recipe.decoder_steps if decoder_steps is None else decoder_steps,
         learning_rate=options.learning_rate or recipe.learning_rate,
         data=replace(recipe.data, seed=options.seed, batch=options.batch or recipe.data.batch),
         corpus=options.corpus or recipe.corpus,
         calibrated=options.calibrated or recipe.calibrated,
         gallery=options.gallery or recipe.gallery,
-        model=replace(recipe.model, fusion=fusion, decoder=decoder),
+        model=replace(recipe.model, fusion=fusion, decoder=decoder, image_tokens=tokens),
     )

@@ -1,4 +1,5 @@
-"""The answerer that ships: the joint decoder of a model folder, in English and Chinese.
+"""The answerer that ships: the joint decoder of a model folder, in English and Chinese; where the
+folder has image tokens, it draws too.
 
 `pocket` and `pocket:DIR`, as the encoder of that name, from the same weights. Which tasks a model
 has is in its config.
@@ -22,6 +23,7 @@ from chiasm.pipeline.encoders.answerers import (
     require_task,
 )
 from chiasm.pipeline.encoders.pocket import PocketEncoder
+from chiasm.pipeline.encoders.protocols import Array
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model import generate as generation
 from chiasm.pipeline.model.decoder import DecoderState
@@ -95,14 +97,23 @@ class PocketAnswerer:
             TASKS[task].head, torch.tensor(prefixes), self._start(task, requests), settings
         )
         confidence = found.log_probability.exp().tolist()
+        drawn = self._draw(found.tokens) if TASKS[task].head == "codes" else None
         return [
             Reply(
-                as_written(tokenizer.decode(tokens), request.language),
+                "" if drawn else as_written(tokenizer.decode(tokens), request.language),
+                image=drawn[row] if drawn else None,
                 confidence=confidence[row],
                 truncated=tokenizer.tokens_cut(request.text or "", context),
             )
             for row, (tokens, request) in enumerate(zip(found.tokens, requests, strict=True))
         ]
+
+    def _draw(self, codes: list[list[int]]) -> list[Array]:
+        """Codes of pictures -> the pictures, uint8 (S, S, 3) each."""
+        tokens = self._network.image_tokens
+        assert tokens is not None
+        drawn = tokens.decode(torch.tensor(codes, device=self._network.log_scale.device))
+        return list(drawn.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
     def _start(self, task: str, requests: Sequence[Request]) -> DecoderState:
         """What the decoder reads of requests of one task."""
@@ -123,10 +134,14 @@ class PocketAnswerer:
         self, head: Head, first: Tensor, state: DecoderState, settings: GenerateSettings
     ) -> generation.Generated:
         decoder, sampling = self._decoder, settings.sampling
-        most = decoder.config.context - 1
+        codes, most = self._network.config.image_tokens, decoder.config.context - 1
+        steps, end = min(most, settings.max_tokens or most), END
+        if head == "codes":  # a picture has as many as it has, whatever is asked for
+            assert codes is not None
+            steps, end = codes.tokens, None
         options = generation.GenerateSettings(
-            steps=min(most, settings.max_tokens or most),
-            end=END,
+            steps=steps,
+            end=end,
             beams=settings.beams,
             temperature=sampling.temperature if sampling else 0.0,
             top_p=sampling.top_p if sampling else 1.0,

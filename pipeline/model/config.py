@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from chiasm.pipeline.model.tasks import PREFIXES
 
 STRIDE = 12  # pixels between patches
+FINE_STRIDE = 4  # pixels between the features that edges and patterns are drawn from
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,52 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True)
+class ImageTokensConfig:
+    """Pictures of `side` pixels as codes of `stride` x `stride` pixels each.
+
+    side: S, a multiple of `stride`, which is a multiple of 4. levels: of each dimension of a code,
+    at least 2; V is their product. width: D, channels at the codes' resolution. depth: residual
+    blocks there, of the encoder and of the decoder.
+    """
+
+    side: int = 72
+    stride: int = 8
+    levels: tuple[int, ...] = (8, 5, 5, 5)
+    width: int = 96
+    depth: tuple[int, int] = (1, 2)
+
+    def __post_init__(self) -> None:
+        """ValueError for values that make no picture."""
+        if self.stride % FINE_STRIDE or self.side % self.stride or self.side < 1 or self.stride < 1:
+            raise ValueError(
+                f"side {self.side}, stride {self.stride}: expected a side that is a multiple of "
+                f"the stride, and a stride that is a multiple of {FINE_STRIDE}"
+            )
+        if not self.levels or min(self.levels) < 2:
+            raise ValueError(f"levels {self.levels}: expected 2 or more in each dimension")
+
+    @property
+    def columns(self) -> int:
+        """n, codes in a row."""
+        return self.side // self.stride
+
+    @property
+    def tokens(self) -> int:
+        """N, codes of a picture."""
+        return self.columns**2
+
+    @property
+    def vocabulary(self) -> int:
+        """V, different codes."""
+        return math.prod(self.levels)
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Two towers into one space of E = `dim` dimensions, and what joins them; `fusion` None: two
-    towers alone, whose joint vector is the mean; `decoder` None: nothing that writes.
+    towers alone, whose joint vector is the mean; `decoder` None: nothing that writes;
+    `image_tokens` None: nothing that draws. ValueError for a decoder whose context is shorter than
+    the codes of a picture.
     """
 
     image: ImageConfig = field(default_factory=ImageConfig)
@@ -85,17 +130,27 @@ class ModelConfig:
     dim: int = 256
     fusion: FusionConfig | None = field(default_factory=FusionConfig)
     decoder: DecoderConfig | None = None
+    image_tokens: ImageTokensConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.decoder and self.image_tokens and self.decoder.context < self.image_tokens.tokens:
+            raise ValueError(
+                f"decoder context {self.decoder.context}: expected at least the "
+                f"{self.image_tokens.tokens} codes of a picture"
+            )
 
     @property
     def codes(self) -> int:
         """C, codes of pictures that the decoder can write."""
-        return 0
+        return 0 if self.image_tokens is None else self.image_tokens.vocabulary
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by field name; `checkpoint` gives them the names they have in files."""
         fields = asdict(self)
-        if self.decoder is None:  # folders that were written before decoders have no such key
-            del fields["decoder"]
+        # Folders that were written before these parts were there have no such keys.
+        for name in ("decoder", "image_tokens"):
+            if fields[name] is None:
+                del fields[name]
         return fields
 
     @classmethod
@@ -107,11 +162,15 @@ class ModelConfig:
         decoder = plain.pop("decoder", None)
         if decoder:
             decoder = decoder | {"prefixes": tuple(decoder["prefixes"])}
+        tokens = plain.pop("image_tokens", None)
+        if tokens:
+            tokens = tokens | {name: tuple(tokens[name]) for name in ("levels", "depth")}
         return cls(
             image=ImageConfig(**image),
             text=TextConfig(**text),
             dim=plain.pop("dim"),
             fusion=FusionConfig.from_dict(fusion) if fusion else None,
             decoder=DecoderConfig(**decoder) if decoder else None,
+            image_tokens=ImageTokensConfig(**tokens) if tokens else None,
             **plain,
         )

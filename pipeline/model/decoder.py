@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from chiasm.pipeline.model.attention import Attention, KeysValues
 from chiasm.pipeline.model.blocks import CrossBlock
-from chiasm.pipeline.model.config import DecoderConfig
+from chiasm.pipeline.model.config import DecoderConfig, ImageTokensConfig
 from chiasm.pipeline.model.fusion import Modality
 from chiasm.pipeline.model.generate import Step
 from chiasm.pipeline.model.tasks import Head, TargetIds
@@ -27,6 +27,7 @@ from chiasm.pipeline.model.tasks import Head, TargetIds
 # Deviation of the rows and of the columns that are added to projected patches, which have 1.1.
 # Smaller, and a decoder learns late where a patch lies.
 GRID_SIZE = 0.5
+POSITION_SIZE = 0.02  # deviation of the positions of target tokens, that of their embeddings
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ class DecoderBlock(CrossBlock):
 class Decoder(nn.Module):
     """Target ids, a text and a picture -> logits of the next id.
 
-    widths: of the tokens of text and picture; text_ids, codes: V and C of `TargetIds`; patches: N.
+    widths: of the tokens of text and picture; text_ids: V of `TargetIds`; codes: of pictures, None
+    for a decoder that draws none; patches: N.
     """
 
     def __init__(
@@ -113,19 +115,21 @@ class Decoder(nn.Module):
         config: DecoderConfig,
         widths: tuple[int, int],
         text_ids: int,
-        codes: int,
+        codes: ImageTokensConfig | None,
         patches: int,
     ) -> None:
         super().__init__()
         width, side = config.width, isqrt(patches)
         self.config = config
-        self.ids = TargetIds(text_ids, config.prefixes, codes)
+        self.ids = TargetIds(text_ids, config.prefixes, codes.vocabulary if codes else 0)
         self.embedding = nn.Embedding(len(self.ids), width)
-        self.position = nn.Parameter(torch.randn(1, config.context, width) * 0.02)
+        self.position = nn.Parameter(torch.randn(1, config.context, width) * POSITION_SIZE)
         self.input_projections = nn.ModuleList(nn.Linear(item, width) for item in widths)
-        rows, columns = torch.randn(2, side, width) * GRID_SIZE
-        grid = rows[:, None] + columns[None]
-        self.patch_position = nn.Parameter(grid.reshape(1, side * side, width))
+        self.patch_position = nn.Parameter(_grid(side, width, GRID_SIZE))
+        # Of the code that is written next: which row and column of the picture it is.
+        self.code_position: nn.Parameter | None = None
+        if codes is not None:
+            self.code_position = nn.Parameter(_grid(codes.columns, width, POSITION_SIZE))
         self.blocks = nn.ModuleList(DecoderBlock(width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
 
@@ -162,15 +166,19 @@ class Decoder(nn.Module):
         )
         return DecoderState(blocks, mask, state.image_mask)
 
-    def forward(self, ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        """ids int64 (B, T), the T target tokens after the L of the state -> what is read of each
-        (B, T, D), and the state after them. ValueError past the context of the config."""
+    def forward(
+        self, ids: Tensor, state: DecoderState, head: Head = "text"
+    ) -> tuple[Tensor, DecoderState]:
+        """ids int64 (B, T), the T target tokens after the L of the state, of a task with this head
+        -> what is read of each (B, T, D), and the state after them. ValueError past the context of
+        the config, or the codes of a picture."""
         length, more = state.length, ids.shape[1]
-        if length + more > self.config.context:
+        places = self.position if head == "text" else self._code_places()
+        if length + more > places.shape[1]:
             raise ValueError(
-                f"target of {length + more} tokens: expected at most {self.config.context}"
+                f"target of {length + more} tokens: expected at most {places.shape[1]}"
             )
-        x = self.embedding(ids) + self.position[:, length : length + more]
+        x = self.embedding(ids) + places[:, length : length + more]
         mask = torch.ones(more, length + more, dtype=torch.bool, device=ids.device).tril(length)
         states = []
         for block, old in zip(self._blocks(), state.blocks, strict=True):
@@ -185,16 +193,25 @@ class Decoder(nn.Module):
         return functional.linear(hidden, self.embedding.weight[first : first + count])
 
     def step(self, head: Head) -> Step[DecoderState]:
-        """What `generate` asks of a model, for targets of a head."""
+        """What `generate` asks of a model, for targets of a head: its ids, from the first token on,
+        are columns of the head's logits."""
+        first, _count = self.ids.range(head)
 
         def step(ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-            hidden, state = self(ids[:, None], state)
+            ids = ids + first if state.length else ids  # the first is the prefix of a task
+            hidden, state = self(ids[:, None], state, head)
             return self.logits(hidden[:, 0], head), state
 
         return step
 
     def _blocks(self) -> list[DecoderBlock]:
         return [block for block in self.blocks if isinstance(block, DecoderBlock)]
+
+    def _code_places(self) -> Tensor:
+        """(1, N, D): where in the sequence and where in the picture each of N codes is."""
+        if self.code_position is None:
+            raise ValueError("a decoder of texts alone: expected one with codes of pictures")
+        return self.position[:, : self.code_position.shape[1]] + self.code_position
 
     def _words(self, text: Modality | None, like: Modality) -> tuple[Tensor, Tensor]:
         if text is None:
@@ -212,6 +229,12 @@ class Decoder(nn.Module):
         rows = len(like.tokens)
         nothing = self.position.new_zeros(rows, 1, self.config.width)
         return nothing, torch.zeros(rows, 1, 1, 1, dtype=torch.bool, device=nothing.device)
+
+
+def _grid(side: int, width: int, size: float) -> Tensor:
+    """(1, side ** 2, D) in row order: a row's vector plus a column's, of deviation `size`."""
+    rows, columns = torch.randn(2, side, width) * size
+    return (rows[:, None] + columns[None]).reshape(1, side * side, width)
 
 
 def _take(pair: KeysValues, rows: Tensor) -> KeysValues:

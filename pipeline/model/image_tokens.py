@@ -13,55 +13,14 @@ V codes, D the width.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from chiasm.pipeline.model.config import FINE_STRIDE, ImageTokensConfig
+
 EPSILON = 1e-3  # how far the bound reaches past the outermost levels: rounding still finds them
-FINE_STRIDE = 4  # pixels between the features that edges and patterns are drawn from
 FINE_WIDTH = 48  # channels there
-
-
-@dataclass(frozen=True)
-class ImageTokensConfig:
-    """Pictures of `side` pixels as codes of `stride` x `stride` pixels each.
-
-    side: S, a multiple of `stride`, which is a multiple of 4. levels: of each dimension of a code,
-    at least 2; V is their product. width: D, channels at the codes' resolution. depth: residual
-    blocks there, of the encoder and of the decoder.
-    """
-
-    side: int = 72
-    stride: int = 8
-    levels: tuple[int, ...] = (8, 5, 5, 5)
-    width: int = 96
-    depth: tuple[int, int] = (1, 2)
-
-    def __post_init__(self) -> None:
-        """ValueError for values that make no picture."""
-        if self.stride % FINE_STRIDE or self.side % self.stride or self.side < 1 or self.stride < 1:
-            raise ValueError(
-                f"side {self.side}, stride {self.stride}: expected a side that is a multiple of "
-                f"the stride, and a stride that is a multiple of {FINE_STRIDE}"
-            )
-        if not self.levels or min(self.levels) < 2:
-            raise ValueError(f"levels {self.levels}: expected 2 or more in each dimension")
-
-    @property
-    def columns(self) -> int:
-        """n, codes in a row."""
-        return self.side // self.stride
-
-    @property
-    def tokens(self) -> int:
-        """N, codes of a picture."""
-        return self.columns**2
-
-    @property
-    def vocabulary(self) -> int:
-        """V, different codes."""
-        return math.prod(self.levels)
 
 
 class Quantiser(nn.Module):
@@ -178,7 +137,7 @@ class ImageTokens(nn.Module):
         their codes, as `draw` gives."""
         return self.draw(self.quantise(pixels))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """pixels uint8 (B, 3, S, S) -> codes int64 (B, N) in row order, 0 to V - 1."""
         return self.quantiser.codes_of(self.quantise(pixels))

@@ -1,5 +1,5 @@
-"""The joint model: two towers, a fusion of their tokens, matching on what is fused, and a decoder
-of both."""
+"""The joint model: two towers, a fusion of their tokens, matching on what is fused, a decoder of
+both, and the codes that it draws pictures by."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from chiasm.pipeline.model.config import ModelConfig
 from chiasm.pipeline.model.decoder import Decoder
 from chiasm.pipeline.model.fusion import Fused, Fusion, Modality
+from chiasm.pipeline.model.image_tokens import ImageTokens
 from chiasm.pipeline.model.matching import Match, Matching
 from chiasm.pipeline.model.towers import PAD, DualEncoder, initialise
 
@@ -16,8 +17,8 @@ from chiasm.pipeline.model.towers import PAD, DualEncoder, initialise
 class JointNetwork(DualEncoder):
     """Pictures and texts -> unit vectors; pairs of them -> joint vectors and matches.
 
-    Without `config.fusion` and `config.decoder` it is a `DualEncoder` and no more. `fusion` takes
-    [text, image].
+    Without the other parts of the config it is a `DualEncoder` and no more. `fusion` takes
+    [text, image]; `image_tokens` are the codes that `decoder` writes to draw.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -37,8 +38,14 @@ class JointNetwork(DualEncoder):
             with torch.random.fork_rng(devices=[]):
                 widths = (config.text.width, config.image.width)
                 vocabulary, patches = config.text.vocabulary, config.image.patches
-                self.decoder = Decoder(config.decoder, widths, vocabulary, config.codes, patches)
+                self.decoder = Decoder(
+                    config.decoder, widths, vocabulary, config.image_tokens, patches
+                )
                 self.decoder.reset_parameters()
+        self.image_tokens: ImageTokens | None = None
+        if config.image_tokens is not None:
+            with torch.random.fork_rng(devices=[]):
+                self.image_tokens = ImageTokens(config.image_tokens)
 
     def image_modality(self, pixels: Tensor) -> Modality:
         """pixels uint8 (B, 3, S, S) -> N tokens each, none masked."""

@@ -20,7 +20,15 @@ from scipy.ndimage import binary_fill_holes, gaussian_filter
 from chiasm.pipeline.model.preprocess import to_pixels
 from chiasm.pipeline.scenes.claims import Claims, holds
 from chiasm.pipeline.scenes.draw import CENTRES, TILTS, VARIANTS, background, sprite
-from chiasm.pipeline.scenes.world import BACKGROUNDS, COLOURS, KINDS, PLACES, TEXTURES, Scene, Thing
+from chiasm.pipeline.scenes.world import (
+    COLOURS,
+    KINDS,
+    PLACES,
+    TEXTURES,
+    WORLD_2,
+    Scene,
+    Thing,
+)
 
 SIDE = 72  # pixels; pictures of other sizes are resized
 BACKGROUND_SHARE = 0.72  # of the pixels, the best fitting, by which a background is chosen
@@ -56,7 +64,7 @@ def read_picture(image: Image.Image) -> Reading:
     for place, window in _windows().items():
         if foreground[window].mean() > COVERED:
             colours[place] = _colour(pixels[window][foreground[window]])
-    return Reading(BACKGROUNDS[best // VARIANTS], colours)
+    return Reading(WORLD_2.backgrounds[best // VARIANTS], colours)
 
 
 def agrees(image: Image.Image, scene: Scene) -> bool:
@@ -114,8 +122,8 @@ def _log_probabilities() -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _backgrounds() -> np.ndarray:
-    """(8 x VARIANTS, S, S, 3) float32, variants of one background side by side."""
-    drawn = [background(name, i, SIDE) for name in BACKGROUNDS for i in range(VARIANTS)]
+    """(12 x VARIANTS, S, S, 3) float32, variants of one background side by side."""
+    drawn = [background(name, i, SIDE) for name in WORLD_2.backgrounds for i in range(VARIANTS)]
     return np.stack([np.asarray(item, dtype=np.float32) for item in drawn])
 
 

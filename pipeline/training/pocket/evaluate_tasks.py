@@ -20,7 +20,7 @@ from chiasm.pipeline.model.fusion import Modality
 from chiasm.pipeline.model.generate import GenerateSettings, generate
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.preprocess import to_pixels
-from chiasm.pipeline.model.tasks import as_written
+from chiasm.pipeline.model.tasks import TASKS, as_written
 from chiasm.pipeline.model.tokenizer import END, Tokenizer
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.examples import Example
@@ -98,8 +98,8 @@ def draw_examples(
     scenes, one. `samples` scenes, less those that show a withheld combination."""
     world = WORLDS[settings.scenes.world]
     scenes = [scene for scene in gallery(samples, seed, world) if not withheld_in(scene)]
-    drawn = []
-    for task in (*settings.examples, *settings.pictures):
+    drawn, tasks = [], (*settings.examples, *settings.pictures)
+    for task in (task for task in tasks if TASKS[task].head == "text"):
         seeds = [f"gallery {task} {seed} {row}" for row in range(len(scenes))]
         if task in settings.examples:
             drawn.append(Examples(task, scenes, examples_of(scenes, task, per_scene, seeds, world)))

@@ -107,6 +107,7 @@ def _require_steps(settings: TrainSettings) -> None:
     model = settings.model
     for name, part, steps in (
         ("fusion", model.fusion, settings.fusion_steps),
+        ("image_token", model.image_tokens, settings.image_token_steps),
         ("decoder", model.decoder, settings.decoder_steps),
     ):
         if part is not None and not steps:
@@ -114,7 +115,7 @@ def _require_steps(settings: TrainSettings) -> None:
                 f"{name}_steps 0",
                 expected=f"steps of the {name}, or towers of a model that has one",
                 found=f"a {name} that nothing trains",
-                do=f"set {name}_steps or towers, or model.{name} to None",
+                do=f"set {name}_steps or towers, or leave it out of the model",
             )
 
 

@@ -1,5 +1,5 @@
-"""Losses of a batch: contrastive, of the probes (probes.py), of matching, of joint vectors, and of
-what the decoder writes."""
+"""Losses of a batch: contrastive, of the probes (probes.py), of matching, of joint vectors, of
+image tokens, and of what the decoder writes."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from chiasm.pipeline.model.tasks import TASKS, Head
 from chiasm.pipeline.scenes.world import WORLD_1, World
 from chiasm.pipeline.training.distributed import gather_rows, mean_over_processes
 from chiasm.pipeline.training.pocket.data import CaptionTargets, TrainBatch
+from chiasm.pipeline.training.pocket.image_tokens import PictureBatch, feature_loss, picture_losses
 from chiasm.pipeline.training.pocket.packing import by_length
 from chiasm.pipeline.training.pocket.probes import Pairs, Probes, mean_attribute_loss
 from chiasm.pipeline.training.pocket.targets import UNKNOWN
@@ -138,8 +139,18 @@ class Objective(nn.Module):
         true = _moved(batch.captions[1].also_true, device)
         return {"joint": any_true_loss(model.scale * query.vector @ joint.T, true)}
 
+    def image_token_losses(self, batch: PictureBatch, _: torch.Generator) -> dict[str, Tensor]:
+        """Fourth stage, of pictures through their codes: those of `picture_losses`, and `features`,
+        that of `feature_loss` by the frozen image tower."""
+        tokens = self.model.image_tokens
+        assert tokens is not None
+        pixels = _moved(batch.pixels, self.model.log_scale.device)
+        drawn = tokens(pixels)
+        features = feature_loss(self.model.image, drawn, pixels)
+        return picture_losses(drawn, pixels) | {"features": features}
+
     def decoder_losses(self, batch: TaskBatch, _: torch.Generator) -> dict[str, Tensor]:
-        """Fourth stage: see the function of this name."""
+        """Fifth stage: see the function of this name."""
         return decoder_losses(self.model, batch)
 
 
@@ -178,6 +189,9 @@ def decoder_losses(model: JointNetwork, batch: TaskBatch) -> dict[str, Tensor]:
     pictures = decoder.start(None, image)
     losses = {}
     for task, rows in batch.tasks.items():
+        if TASKS[task].head == "codes":
+            losses[task] = _drawing_loss(model, rows, batch.pixels)
+            continue
         targets = _moved(rows.targets, device)
         count = mean_over_processes((targets != UNKNOWN).sum().float()).clamp(min=1)
         if not len(targets):  # no scene had an example; the others still count theirs
@@ -205,6 +219,21 @@ def _log_loss(model: JointNetwork, rows: TaskRows, state: DecoderState, head: He
     logits = decoder.logits(hidden, head).float().flatten(0, 1)
     targets = _moved(rows.targets, device).flatten()
     return functional.cross_entropy(logits, targets, ignore_index=UNKNOWN, reduction="sum")
+
+
+def _drawing_loss(model: JointNetwork, rows: TaskRows, pixels: np.ndarray) -> Tensor:
+    """Mean of  -log p(next code)  over the codes of the rows' pictures, which the decoder does not
+    see; pixels uint8 (B, 3, S, S). Every process has as many."""
+    device, decoder, tokens = model.log_scale.device, model.decoder, model.image_tokens
+    assert decoder is not None and tokens is not None and rows.sources is not None
+    with torch.no_grad():
+        text = model.text_modality(_moved(rows.sources, device))
+        codes = tokens.encode(_moved(pixels[rows.pictures], device))
+    first, _count = decoder.ids.range("codes")
+    inputs = torch.cat([_moved(rows.inputs[:, :1], device), codes[:, :-1] + first], dim=1)
+    hidden, _state = decoder(inputs, decoder.start(text, None), "codes")
+    logits = decoder.logits(hidden, "codes").float()
+    return functional.cross_entropy(logits.flatten(0, 1), codes.flatten())
 
 
 @dataclass(frozen=True)

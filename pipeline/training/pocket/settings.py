@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from chiasm.pipeline.model.checkpoint import CONFIG_NAMES, names_in_files
-from chiasm.pipeline.model.config import DecoderConfig, ModelConfig
+from chiasm.pipeline.model.config import DecoderConfig, ImageTokensConfig, ModelConfig
 from chiasm.pipeline.scenes.world import WORLD_1, WORLD_2
 from chiasm.pipeline.training.pocket.data import DataSettings
 from chiasm.pipeline.training.pocket.task_data import TaskSettings
@@ -28,9 +28,10 @@ class TrainSettings:
     steps, fusion_steps, decoder_steps: of the stages (stages.py); learning_rate: the highest of
     each. The second stage takes many small steps, of `fusion_batch` pictures, the third few large
     ones, of `joint_batch`: of 32 pictures all that are alike are twins, and a joint vector learns
-    no more from them than the mean knows; the fourth, steps of `decoder_batch` pictures with
-    `examples` of each, and of `pictures` more, by task. fusion_per_joint: steps of the second stage
-    for each of the third: 100 of 512 pictures are enough for the one matrix that it trains, and
+    no more from them than the mean knows; the fourth, that of image tokens, pieces of
+    `image_token_batch` pictures; the fifth, steps of `decoder_batch` pictures with `examples` of
+    each, and of `pictures` more, by task. fusion_per_joint: steps of the second stage for each of
+    the third: 100 of 512 pictures are enough for the one matrix that it trains, and
     take a tenth of the time of 10,000. facts: weight of the facts and readings
     losses at the start; it falls to a tenth along a cosine. words: weight of the words and
     relations losses; with less, the kinds do not enter the vectors, and the text tower drops
@@ -43,8 +44,9 @@ class TrainSettings:
     token, and of 200 the standard error of a share, at most 3.5 points, shows which tasks have been
     learned. Picture side, context and vocabulary of `model` are replaced
     by those of `data` and of the trained tokenizer. Without `model.fusion` there are no second and
-    third stage, without `model.decoder` no fourth. With one of them, but 0 steps of it, it is that
-    of a model that the training begins on, and stays as it is.
+    third stage, without `model.image_tokens` no fourth and no drawing, without `model.decoder` no
+    fifth. With one of them, but 0 steps of it, it is that of a model that the training begins on,
+    and stays as it is.
     """
 
     steps: int = 1600
@@ -52,6 +54,8 @@ class TrainSettings:
     fusion_batch: int = 32
     fusion_per_joint: int = 100
     joint_batch: int = 512
+    image_token_steps: int = 8000
+    image_token_batch: int = 8
     decoder_steps: int = 4000
     decoder_batch: int = 48
     learning_rate: float = 1e-3
@@ -75,9 +79,13 @@ class TrainSettings:
     data: DataSettings = field(
         default_factory=lambda: DataSettings(world=WORLD_2.name, other_world=WORLD_1.name)
     )
-    model: ModelConfig = field(default_factory=lambda: ModelConfig(decoder=DecoderConfig()))
+    model: ModelConfig = field(
+        default_factory=lambda: ModelConfig(
+            decoder=DecoderConfig(), image_tokens=ImageTokensConfig()
+        )
+    )
     examples: Mapping[str, int] = field(
-        default_factory=lambda: {"ask": 6, "caption": 1, "translate": 1}
+        default_factory=lambda: {"ask": 6, "caption": 1, "translate": 1, "imagine": 1}
     )
     pictures: Mapping[str, int] = field(default_factory=lambda: {"sentiment": 16})
 
@@ -90,7 +98,8 @@ class TrainSettings:
     def all_steps(self) -> int:
         """Steps of all stages together."""
         fusion = self.fusion_steps + self.joint_steps if self.model.fusion else 0
-        return self.steps + fusion + (self.decoder_steps if self.model.decoder else 0)
+        tokens = self.image_token_steps if self.model.image_tokens else 0
+        return self.steps + fusion + tokens + (self.decoder_steps if self.model.decoder else 0)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values by their names in files."""
@@ -103,6 +112,9 @@ def task_settings(settings: TrainSettings) -> TaskSettings:
     # Both worlds' values are in the larger one; moods are in no other.
     scenes = replace(settings.data, batch=settings.decoder_batch, other_world="")
     decoder = settings.model.decoder or DecoderConfig()
-    return TaskSettings(
-        scenes, settings.examples, settings.pictures, decoder.context, decoder.prefixes
-    )
+    examples = {
+        task: count
+        for task, count in settings.examples.items()
+        if settings.model.image_tokens or task != "imagine"
+    }
+    return TaskSettings(scenes, examples, settings.pictures, decoder.context, decoder.prefixes)

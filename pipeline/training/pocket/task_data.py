@@ -19,7 +19,7 @@ from chiasm.pipeline.model.preprocess import to_pixels
 from chiasm.pipeline.model.tasks import PREFIXES, TASKS, TargetIds
 from chiasm.pipeline.model.tokenizer import END, PAD, Tokenizer, normalise
 from chiasm.pipeline.scenes.draw import picture
-from chiasm.pipeline.scenes.examples import Example, caption_example
+from chiasm.pipeline.scenes.examples import Example, caption_example, imagine_example
 from chiasm.pipeline.scenes.questions import question
 from chiasm.pipeline.scenes.sentiment import FACE_POLARITIES, sentiment
 from chiasm.pipeline.scenes.translation import translation
@@ -44,6 +44,7 @@ DRAWN: Mapping[str, Callable[[Scene, random.Random, str, World], Example | None]
     "caption": caption_example,
     "ask": lambda scene, rng, language, world: question(scene, rng, language, world=world),
     "translate": _translate,
+    "imagine": imagine_example,
 }
 # Task -> an example of it with a scene of its own.
 DRAWN_WITH_SCENE: Mapping[str, Callable[[random.Random, str, World], tuple[Scene, Example]]] = {
@@ -74,8 +75,7 @@ class TaskSettings:
             for task in tasks:
                 if task not in drawn:
                     raise UsageError(f"{name}: task {task!r}", expected=" or ".join(drawn))
-                missing = [f"{task}:{language}" for language in LANGUAGES]
-                missing = [prefix for prefix in missing if prefix not in self.prefixes]
+                missing = [each for each in TASKS[task].prefixes if each not in self.prefixes]
                 if missing:
                     raise UsageError(
                         f"{name}: task {task!r}",
@@ -90,7 +90,8 @@ class TaskRows:
     """R examples of one task: pictures int64 (R,), the row of the picture of each; sources int64
     (R, S), PAD at the end, None where the task reads no text; inputs int64 (R, T), the prefix and
     the target without its end; targets int64 (R, T), the next id of each input, UNKNOWN after the
-    end; examples: as they were drawn.
+    end; examples: as they were drawn. Where the task writes codes of a picture, which only a model
+    can say, T is 1 and targets are UNKNOWN.
     """
 
     pictures: np.ndarray
@@ -184,10 +185,11 @@ def task_rows(
     """Examples of one task with their pictures' numbers -> ids. UsageError for a target that is
     longer than `settings.target`."""
     prefixes = TargetIds(len(tokenizer), settings.prefixes, 0)
+    ends = END if TASKS[task].head == "text" else UNKNOWN
     rows = [
         (
             prefixes.prefix(task, example.language),
-            [*tokenizer.encode(normalise(example.target)), END],
+            [*tokenizer.encode(normalise(example.target)), ends],
         )
         for _, example in examples
     ]

@@ -1,8 +1,7 @@
 """A training at one moment: weights, their average and the optimiser, and how a step changes them.
 
 A training goes through stages (stages.py). A stage trains some of the parameters and leaves all
-others at the exponential moving average of the stages before. The weights that ship are the
-average.
+others at the moving average of the stages before. The weights that ship are the average.
 """
 
 from __future__ import annotations
@@ -78,11 +77,12 @@ class Training:
     ) -> None:
         self.settings, self.device, self.tokenizer = settings, device, tokenizer
         self.precision, self.stages = precision, stages_of(settings)
-        data = settings.data
+        data, tokens = settings.data, settings.model.image_tokens
         self.config = replace(
             settings.model,
             image=replace(settings.model.image, side=data.side),
             text=replace(settings.model.text, vocabulary=len(tokenizer), context=data.context),
+            image_tokens=tokens and replace(tokens, side=data.side),
         )
         torch.manual_seed(data.seed)
         self.world = WORLDS[data.world]
@@ -100,7 +100,8 @@ class Training:
         trained = [item for item in self.objective.named_parameters() if item[1].requires_grad]
         groups = decay_groups(trained, self.settings.weight_decay, _decays)
         groups.sort(key=lambda group: group.weight_decay, reverse=True)
-        self.optimiser = Optimiser(groups, self.settings.learning_rate, self.settings.clip)
+        learning_rate = self.settings.learning_rate * self.stage.rate
+        self.optimiser = Optimiser(groups, learning_rate, self.settings.clip)
 
     @property
     def stage(self) -> Stage:
@@ -293,16 +294,16 @@ class Training:
 
     def load_towers(self, folder: Path) -> None:
         """Begin at the second stage, on a model folder whose tokenizer is this one: its towers,
-        and its fusion and its decoder where no stage trains them. UsageError where they are not of
-        these settings' shapes, and where nothing is left to train."""
+        and its other parts where no stage trains them. UsageError where they are not of these
+        settings' shapes, and where nothing is left to train."""
         model, _ = load_model(folder)
         later = tuple(prefix for stage in self.stages[1:] for prefix in stage.trained)
         if not later:
             raise UsageError(
                 f"--towers {folder}",
                 expected="something to learn on top of them",
-                found="--fusion-steps 0 and --decoder-steps 0",
-                do="leave out one of these",
+                found="0 steps of all other stages",
+                do="leave out --fusion-steps 0, --image-token-steps 0 or --decoder-steps 0",
             )
         names = [name for name in self.ema.tensors if not f"model.{name}".startswith(later)]
         if _shapes(names, self.config) != _shapes(names, model.config):
@@ -344,6 +345,6 @@ def _decays(name: str, parameter: nn.Parameter) -> bool:
 def _shapes(names: Sequence[str], config: ModelConfig) -> list[Any]:
     """The settings that shape the tensors of these names."""
     parts = {name.split(".")[0] for name in names}
-    fusion = config.fusion if "fusion" in parts else None
-    decoder = config.decoder if "decoder" in parts else None
-    return [config.image, config.text, config.dim, fusion, decoder]
+    kept = [getattr(config, name) for name in ("fusion", "decoder") if name in parts]
+    tokens = config.image_tokens if {"decoder", "image_tokens"} & parts else None
+    return [config.image, config.text, config.dim, tokens, *kept]
