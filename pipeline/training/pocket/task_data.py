@@ -75,7 +75,7 @@ class TaskSettings:
             for task in tasks:
                 if task not in drawn:
                     raise UsageError(f"{name}: task {task!r}", expected=" or ".join(drawn))
-                missing = [each for each in TASKS[task].prefixes if each not in self.prefixes]
+                missing = [item for item in TASKS[task].prefixes if item not in self.prefixes]
                 if missing:
                     raise UsageError(
                         f"{name}: task {task!r}",
