@@ -296,7 +296,7 @@ def test_answers_end_where_the_positions_do_and_no_prompt_is_cut_for_them(narrow
 
 
 def test_a_request_for_whose_text_no_room_is_left_is_a_fault(narrow):
-    answerer, length = narrow
+    answerer, _ = narrow
     (request,) = requests_of(answerer, "sentiment", texts=["what"], pictures=PICTURES[:1])
     (fault,) = answer_batch(answerer, [request], GREEDY)
     rest = answerer.inputs([replace(request, text="")])["input_ids"].shape[1]
