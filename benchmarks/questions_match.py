@@ -65,8 +65,8 @@ def main() -> None:
         rows = _gallery(encoder, drawn, pixels, language)
         kinds = random.Random(SEED).sample(KINDS, given.kinds)
         for sort in ("kinds", "combinations"):
-            asked = [_left_out(rows, drawn, encoder, language, kind, sort, given) for kind in kinds]
-            found[f"{language}, {sort}"] = _mean(asked)
+            parts = [_left_out(rows, drawn, encoder, language, kind, sort, given) for kind in kinds]
+            found[f"{language}, {sort}"] = _mean(parts)
     found |= {"seconds": round(time.perf_counter() - started, 1), "machine": machine()}
     tell_and_keep(found, given.to)
 
@@ -138,10 +138,10 @@ def _answered(
 ) -> dict[str, float]:
     """Shares of questions that are answered, and of first pictures that have the thing."""
     answered, first = [], []
-    asked = [way(text) for text, _, _ in (*nothing, *here)]
-    xq = _texts(encoder, asked)
+    texts = [way(text) for text, _, _ in (*nothing, *here)]
+    xq = _texts(encoder, texts)
     for text, vector, scores, top in zip(
-        asked, xq, *collection.search(xq, CALIBRATED_HITS), strict=True
+        texts, xq, *collection.search(xq, CALIBRATED_HITS), strict=True
     ):
         captions = itertools.chain(*collection.captions(top.tolist()).values())
         other = collection.joint(top.tolist())

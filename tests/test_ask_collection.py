@@ -218,13 +218,13 @@ def test_a_question_of_stdin_that_fails_costs_no_other_its_answer(
     collection, capsys, bright, give, drawn, tmp_path
 ):
     bright.languages = ("en",)
-    asked = [
+    questions = [
         "what colour is the cat?",
         "船是什么颜色",
         "where is the zebra?",
         "where is the house?",
     ]
-    give("\n".join(asked))
+    give("\n".join(questions))
     sheet = str(tmp_path / "asked.png")
     with pytest.raises(ChiasmError, match=r"^ask: expected 4 answers, found 3$") as failed:
         ask(str(collection), ["-"], model="bright", k=2, sheet=sheet)
@@ -234,19 +234,19 @@ def test_a_question_of_stdin_that_fails_costs_no_other_its_answer(
     cats, houses = searcher.search("a cat", k=2), searcher.search("a house", k=2)
     lines = printed.out.splitlines()
     assert [lines[i] for i in (0, 1, 4, 5, 6, 7)] == [
-        asked[0],
+        questions[0],
         brightness_of(cats[0]),
-        asked[2],
+        questions[2],
         "nothing here matches (at a false-alarm rate of 5 %)",
-        asked[3],
+        questions[3],
         brightness_of(houses[0]),
     ]
     assert len(lines) == 10
     refused = "船是什么颜色: model brightness: expected one that answers in zh, found one for en"
     assert printed.err.startswith(refused)
-    titles = [asked[0], brightness_of(cats[0]), asked[2], "nothing here matches"]
-    titles += [asked[3], brightness_of(houses[0])]
-    places = [drawn.index(title) for title in (asked[0], asked[2], asked[3])]
+    titles = [questions[0], brightness_of(cats[0]), questions[2], "nothing here matches"]
+    titles += [questions[3], brightness_of(houses[0])]
+    places = [drawn.index(title) for title in (questions[0], questions[2], questions[3])]
     at = [drawn[place : place + 2] for place in places]
     assert [line for pair in at for line in pair] == titles
     assert places[2] - places[1] == 2  # no picture of what was refused
