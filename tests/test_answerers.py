@@ -81,7 +81,7 @@ def test_a_task_or_a_language_that_the_model_lacks_is_one_line():
         answer_batch(Echo(), [ask("a"), Request("caption", image=0)], GREEDY)
     assert str(refused.value) == (
         "model echo: expected one that can caption, found one that can ask, translate; "
-        "take another --model"
+        "take another model"
     )
     with pytest.raises(UsageError, match="answers in zh, found one for en"):
         require_task(Echo(), "ask", "zh")

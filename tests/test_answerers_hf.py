@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ from chiasm.pipeline.encoders import (
 from chiasm.pipeline.encoders.huggingface_answers import BLIP2_QUESTION, CHAT_PROMPTS
 from chiasm.pipeline.errors import EncoderError, UsageError
 from chiasm.pipeline.pretrained.hub import capture_warnings
+from chiasm.pipeline.scenes.sentiment import LABELS as SENTIMENTS
 
 MAKERS = {
     "caption": blip_folder,
@@ -52,6 +54,7 @@ NETWORKS = {
 }
 FLOAT32 = EncoderSettings(precision="float32", device="cpu")
 LENGTH = 7
+POSITIONS = 150
 GREEDY = GenerateSettings(max_tokens=LENGTH)
 BEAMS = GenerateSettings(max_tokens=LENGTH, beams=3)
 TEXTS = ["what colour is the boat", "how many boats?", "what"]
@@ -269,11 +272,54 @@ def test_a_text_that_is_too_long_is_cut_and_says_by_how_many_tokens(answerers, n
     assert (cut.text, cut.truncated) == (same.text, 1)
 
 
-def test_an_answer_for_which_no_room_is_left_is_a_fault(answerers):
-    answerer = answerers["llava"]
-    long = GenerateSettings(max_tokens=510)  # of 512
-    (fault,) = answer_batch(answerer, requests_of(answerer, "caption")[:1], long)
-    assert isinstance(fault, Fault) and "tokens without the text, of 2" in str(fault)
+@pytest.fixture(scope="module")
+def narrow(folders, tmp_path_factory):
+    """A LLaVA of POSITIONS positions, and how many tokens its prompt of "what" has."""
+    folder = shutil.copytree(folders["llava"], tmp_path_factory.mktemp("narrow") / "model")
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"]["max_position_embeddings"] = POSITIONS
+    path.write_text(json.dumps(config))
+    answerer = load_answerer(f"hf:{folder}", FLOAT32)
+    request = requests_of(answerer, "ask", texts=["what"], pictures=PICTURES[:1])
+    return answerer, answerer.inputs(request)["input_ids"].shape[1]
+
+
+def test_answers_end_where_the_positions_do_and_no_prompt_is_cut_for_them(narrow):
+    answerer, length = narrow
+    texts = ["what", "what is it"]
+    requests = requests_of(answerer, "ask", texts=texts, pictures=PICTURES[:1] * 2)
+    long = answerer.answer(requests, GenerateSettings(max_tokens=10 * POSITIONS))
+    for more, request, reply in zip((0, 6), requests, long, strict=True):
+        room = GenerateSettings(max_tokens=POSITIONS - length - more)
+        assert answerer.answer([request], room) == [reply] and reply.truncated == 0
+
+
+def test_a_request_for_whose_text_no_room_is_left_is_a_fault(narrow):
+    answerer, _ = narrow
+    (request,) = requests_of(answerer, "sentiment", texts=["what"], pictures=PICTURES[:1])
+    (fault,) = answer_batch(answerer, [request], GREEDY)
+    rest = answerer.inputs([replace(request, text="")])["input_ids"].shape[1]
+    assert isinstance(fault, Fault)
+    assert f"{rest} tokens without the text, of {POSITIONS - LENGTH}" in str(fault)
+
+
+def test_answers_of_blip_end_where_the_positions_of_its_decoder_do(answerers, monkeypatch):
+    answerer = answerers["questions"]
+    config = answerer._network.config.text_config
+    monkeypatch.setattr(config, "sep_token_id", config.vocab_size)  # so that no answer ends before
+    requests = requests_of(answerer, "ask")
+    texts = [
+        [reply.text for reply in answerer.answer(requests, GenerateSettings(max_tokens=tokens))]
+        for tokens in (24 - 1, 24 + 100)
+    ]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_models_that_chat_are_offered_every_label_of_sentiment(language):
+    prompt = CHAT_PROMPTS["sentiment", language]
+    assert all(words[language] in prompt for words in SENTIMENTS.values())
 
 
 @pytest.mark.parametrize(

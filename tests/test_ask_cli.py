@@ -159,7 +159,7 @@ def test_several_pictures_are_a_line_each_and_one_batch(parrot, pictures, capsys
         ),
         (
             lambda: ask("-", None, "parrot"),
-            '{"image": "red.png", "question": "a"}\n{"image": "blue.png", "question": "b"}\n',
+            '{"image": "red.png", "question": "a"}\nblue.png\tb\n',
             ["red.png\ta\task en red a 1", "blue.png\tb\task en blue b 1"],
         ),
         (
@@ -205,15 +205,15 @@ def test_what_cannot_be_answered_costs_no_other_its_answer(parrot, pictures, std
         "red.png\tb\task en red b 1",
         "blue.png\td\task en blue d 1",
     ]
-    expected = 'a JSON object with "image" and "question"'
+    expected = 'a JSON object with "image" and "question", or the two with a tab between them'
     assert printed.err.splitlines() == [
         "bad.png: expected a picture, found not_a_picture: no decoder takes what begins with "
         "6e 6f 20 70 69 63 74 75",
         "none.png: expected a picture's file, found No such file or directory",
         f'line 4 of stdin: expected {expected}, found {{"image": "red.png"}}',
         f"line 5 of stdin: expected {expected}, found not json",
-        "red.png crash: expected a query that parrot takes, found refused: ask: RuntimeError: "
-        "no kernel; ask in other words or by another picture",
+        "red.png crash: expected what parrot takes, found refused: ask: RuntimeError: "
+        "no kernel; take other words or another picture",
     ]
 
 
@@ -229,7 +229,7 @@ def test_json_has_the_error_of_an_input_in_its_place(parrot, pictures, stdin, ca
 def test_the_only_input_raises_its_own_error(parrot, pictures):
     with pytest.raises(UsageError, match=r"^bad.png: expected a picture"):
         caption(["bad.png"], "parrot")
-    with pytest.raises(UsageError, match=r"^red.png: expected a query that parrot takes"):
+    with pytest.raises(UsageError, match=r"^red.png: expected what parrot takes"):
         ask("red.png", ["crash"], "parrot")
 
 
@@ -271,6 +271,8 @@ def test_pictures_are_drawn_into_a_file_or_a_folder(parrot, pictures, stdin, cap
     }
     with pytest.raises(UsageError, match=r"boat.gif: expected a name that ends in .png"):
         imagine(["a boat"], "boat.gif", "parrot")
+    with pytest.raises(UsageError, match=r"all.png: expected a folder, as there may be several"):
+        imagine(["-"], "all.png", "parrot")
 
 
 @pytest.mark.parametrize(
@@ -341,5 +343,5 @@ def test_the_program_answers_with_a_model_of_transformers(chiasm, pictures, tmp_
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == (
         f"chiasm: model hf:{folder}: expected one that can ask, found one that can caption; "
-        "take another --model\n"
+        "take another model\n"
     )

@@ -12,11 +12,13 @@ from PIL import Image
 
 from chiasm.index import build_index, open_collection
 from chiasm.index.ask import AskSettings, ask_collection
+from chiasm.index.content_words import content_words
+from chiasm.index.sheet.typeface import Typeface
 from chiasm.jobs.cli import ask_collection as command
 from chiasm.jobs.cli.ask import ask
 from chiasm.pipeline import make_collection
 from chiasm.pipeline.encoders import ANSWERERS, Input, Reply
-from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.errors import ChiasmError, UsageError
 from chiasm.pipeline.scenes.samples import samples
 from chiasm.pipeline.scenes.world import stream
 from chiasm.pipeline.shards import write_shard
@@ -45,7 +47,11 @@ class Brightness:
         means = [float(request.image.mean()) for request in requests]
         if min(means) < self.darkest:
             raise RuntimeError("too dark")
-        return [Reply(f"{mean:.0f}", confidence=0.5) for mean in means]
+        cut = [max(0, len(request.text) - 60) for request in requests]
+        return [
+            Reply(f"{mean:.0f}", confidence=0.5, truncated=tokens)
+            for mean, tokens in zip(means, cut, strict=True)
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +73,7 @@ def test_the_answer_is_that_of_the_first_picture_and_all_are_named(collection):
     answerer = Brightness()
     found = ask_collection(with_settings, answerer, "a red boat", ALWAYS)
     expected = with_settings.search("a red boat", k=3)
+    assert found.found.query.words == "a red boat"
     assert [source.result.id for source in found.sources] == [result.id for result in expected]
     said = [brightness_of(result) for result in expected]
     assert [source.answer for source in found.sources] == said
@@ -106,9 +113,46 @@ def test_nothing_is_answered_where_nothing_matches(collection):
     found = ask_collection(searcher, answerer, there, settings)
     assert not found.refused and found.answer is not None
     before = len(answerer.requests)
-    refused = ask_collection(searcher, answerer, "a submarine with seven dragons", settings)
+    refused = ask_collection(searcher, answerer, "where is the submarine with dragons?", settings)
     assert refused.refused and refused.answer is None and refused.sources == ()
     assert len(answerer.requests) == before and refused.as_json()["p_absent"] > 0.05
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ("what colour is the boat?", "a boat"),
+        ("Is the red boat to the left of the houses?", "red boat houses"),
+        ("how many palm-trees can you see in these photos", "palm-trees"),
+        ("how many things are there?", ""),
+        ("图里红色的船在猫的左边吗？", "红色 船 猫"),
+        ("有没有爱心", "爱心"),
+        ("what is 这个", ""),
+    ],
+)
+def test_a_question_is_searched_for_by_the_words_that_say_what_it_is_about(question, words):
+    assert content_words(question) == words
+
+
+def test_questions_are_answered_where_something_matches_and_refused_where_nothing_does(collection):
+    searcher, settings = open_collection(collection), AskSettings(k=1, false_alarms=0.1)
+    kinds, absent = ("moon", "house", "triangle", "cat"), ("zebra", "submarine", "dragon", "violin")
+    forms = ("what colour is the {}?", "where is the {}", "is there a {} in the picture?")
+    found = {
+        (kind, form): ask_collection(searcher, Brightness(), form.format(kind), settings).refused
+        for kind in (*kinds, *absent)
+        for form in forms
+    }
+    assert [key for key, refused in found.items() if refused] == [
+        (kind, form) for kind in absent for form in forms
+    ]
+
+
+def test_captions_in_another_script_do_not_judge_a_question(collection):
+    settings = AskSettings(k=2, false_alarms=0.05)
+    found = ask_collection(open_collection(collection), Brightness(), "船是什么颜色", settings)
+    assert (found.refused, found.not_judged, len(found.sources)) == (False, True, 2)
+    assert found.as_json()["p_absent"] is None
 
 
 def test_a_model_that_answers_no_questions_is_refused(collection):
@@ -118,10 +162,44 @@ def test_a_model_that_answers_no_questions_is_refused(collection):
         ask_collection(open_collection(collection), answerer, "a boat", ALWAYS)
 
 
-def test_the_command_prints_the_answer_and_its_sources(collection, capsys, monkeypatch, tmp_path):
-    monkeypatch.setitem(ANSWERERS, "bright", lambda model, settings: Brightness())
+@pytest.fixture
+def bright(monkeypatch):
+    answerer = Brightness()
+    monkeypatch.setitem(ANSWERERS, "bright", lambda model, settings: answerer)
+    return answerer
+
+
+@pytest.fixture
+def give(monkeypatch, tmp_path):
+    """Gives standard input some lines."""
+    with (tmp_path / "stdin").open("w+", encoding="utf-8") as file:
+        monkeypatch.setattr("sys.stdin", file)
+
+        def lines(text):
+            file.write(text)
+            file.flush()
+            file.seek(0)
+
+        yield lines
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The lines that are drawn on sheets, in their order."""
+    lines = []
+    draw = Typeface.draw
+
+    def remember(self, canvas, at, text, ink):
+        lines.append(text)
+        draw(self, canvas, at, text, ink)
+
+    monkeypatch.setattr(Typeface, "draw", remember)
+    return lines
+
+
+def test_the_command_prints_the_answer_and_its_sources(collection, capsys, bright, tmp_path):
     sheet = tmp_path / "asked.png"
-    ask(str(collection), ["a red boat"], model="bright", k=2, sheet=str(sheet))
+    ask(str(collection), ["what is the red boat?"], model="bright", k=2, sheet=str(sheet))
     lines = capsys.readouterr().out.splitlines()
     expected = open_collection(collection).search("a red boat", k=2)
     assert lines[0] == brightness_of(expected[0]) and len(lines) == 3
@@ -133,6 +211,118 @@ def test_the_command_prints_the_answer_and_its_sources(collection, capsys, monke
     ask(str(collection), ["红色的船"], model="bright", as_json=True, false_alarms=1)
     fields = json.loads(capsys.readouterr().out)
     assert fields["model"] == "brightness" and len(fields["sources"]) == 5
+    assert fields["searched"] == "红色 船"
+
+
+def test_a_question_of_stdin_that_fails_costs_no_other_its_answer(
+    collection, capsys, bright, give, drawn, tmp_path
+):
+    bright.languages = ("en",)
+    questions = [
+        "what colour is the cat?",
+        "船是什么颜色",
+        "where is the zebra?",
+        "where is the house?",
+    ]
+    give("\n".join(questions))
+    sheet = str(tmp_path / "asked.png")
+    with pytest.raises(ChiasmError, match=r"^ask: expected 4 answers, found 3$") as failed:
+        ask(str(collection), ["-"], model="bright", k=2, sheet=sheet)
+    assert failed.value.exit_code == 1
+    printed = capsys.readouterr()
+    searcher = open_collection(collection)
+    cats, houses = searcher.search("a cat", k=2), searcher.search("a house", k=2)
+    lines = printed.out.splitlines()
+    assert [lines[i] for i in (0, 1, 4, 5, 6, 7)] == [
+        questions[0],
+        brightness_of(cats[0]),
+        questions[2],
+        "nothing here matches (at a false-alarm rate of 5 %)",
+        questions[3],
+        brightness_of(houses[0]),
+    ]
+    assert len(lines) == 10
+    refused = "船是什么颜色: model brightness: expected one that answers in zh, found one for en"
+    assert printed.err.startswith(refused)
+    titles = [questions[0], brightness_of(cats[0]), questions[2], "nothing here matches"]
+    titles += [questions[3], brightness_of(houses[0])]
+    places = [drawn.index(title) for title in (questions[0], questions[2], questions[3])]
+    at = [drawn[place : place + 2] for place in places]
+    assert [line for pair in at for line in pair] == titles
+    assert places[2] - places[1] == 2  # no picture of what was refused
+    for found, place in ((cats, places[0]), (houses, places[2])):
+        said = [brightness_of(result) for result in found]
+        assert [line for line in drawn[place + 2 :] if line in said][:2] == said
+
+
+def test_json_has_the_error_of_a_question_in_its_place(collection, capsys, bright, give):
+    bright.languages = ("en",)
+    give("船是什么颜色\nwhere is the house?\n")
+    with pytest.raises(ChiasmError, match="expected 2 answers, found 1"):
+        ask(str(collection), ["-"], model="bright", as_json=True)
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["question"] == "船是什么颜色" and "answers in zh" in first["error"]
+    assert second["answer"] is not None and "error" not in second
+
+
+def test_what_of_a_question_was_not_read_is_one_line(collection, capsys, bright):
+    question = "where is the boat " + "x" * 49
+    ask(str(collection), [question], model="bright", false_alarms=1, k=2)
+    assert capsys.readouterr().err == (
+        f"{question}: the last 7 tokens of the question were not read, as brightness takes no more"
+        "\n"
+    )
+    ask(str(collection), [question], model="bright", false_alarms=1, as_json=True)
+    assert json.loads(capsys.readouterr().out)["truncated"] == 7
+
+
+def test_hits_are_explained_on_the_sheet(collection, bright, tmp_path):
+    plain, explained = tmp_path / "plain.png", tmp_path / "explained.png"
+    options = {"model": "bright", "k": 2}
+    ask(str(collection), ["where is the house?"], **options, sheet=str(plain))
+    ask(
+        str(collection), ["where is the house?"], **options, sheet=str(explained), explain_hits=True
+    )
+    with Image.open(plain) as one, Image.open(explained) as other:
+        assert one.size == other.size and one.tobytes() != other.tobytes()
+
+
+def test_too_few_captions_to_judge_by_are_said_and_all_is_answered(collection, capsys, bright):
+    few = "key < '000100'"
+    ask(str(collection), ["where is the zebra?"], model="bright", where=few, k=1)
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 2
+    assert printed.err.startswith("all is answered, whether anything matches or not: column image")
+    with pytest.raises(ChiasmError, match="captions to calibrate by"):
+        ask(
+            str(collection),
+            ["where is it?"],
+            "bright",
+            about="a zebra",
+            where=few,
+            false_alarms=0.1,
+        )
+
+
+@pytest.mark.parametrize(
+    ("question", "options", "message"),
+    [
+        ("how many things are there?", {}, "none of its words says what; add what to search for"),
+        ("where is the boat?", {"where": "no such field"}, "where: expected a condition"),
+        ("where is the boat?", {"sheet": "asked.gif"}, "ends in .png"),
+        ("where is the boat?", {"explain_hits": True}, "expected --sheet FILE"),
+        ("where is the boat?", {"false_alarms": 7.0}, "false"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_the_model_is_loaded(
+    collection, monkeypatch, question, options, message
+):
+    def load(model, settings):
+        raise AssertionError("loaded")
+
+    monkeypatch.setitem(ANSWERERS, "bright", load)
+    with pytest.raises(ChiasmError, match=message):
+        ask(str(collection), [question], model="bright", **options)
 
 
 def test_options_of_a_collection_beside_a_picture_are_refused(tmp_path):

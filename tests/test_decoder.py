@@ -272,6 +272,20 @@ def test_beams_in_a_batch_find_what_a_slow_search_does(beams, end):
         assert float(found.log_probability[row]) == pytest.approx(mean, abs=1e-4)
 
 
+def test_beams_read_texts_and_pictures_once_and_step_no_beam_that_is_another():
+    """Keys and values of the contexts are copied when the beams begin, and never again."""
+    made, taken, widths = decoder(), [], []
+
+    def step(ids, state):
+        taken.append(state.blocks[0].text[0].data_ptr())
+        widths.append(len(ids))
+        return stepper(made)(ids, state)
+
+    generate(step, FIRST, made.start(*inputs()), GenerateSettings(6, None, beams=4))
+    assert widths == [3, 12, 12, 12, 12, 12]
+    assert len(set(taken[1:])) == 1
+
+
 def greedy(made, row, steps, end):
     tokens, total = [], 0.0
     for _ in range(steps):
@@ -291,6 +305,8 @@ class Position:
 
     def take(self, rows):
         return Position(self.tables[rows], self.length)
+
+    reorder = take
 
 
 def by_table(ids, state):

@@ -18,7 +18,7 @@ from chiasm.index.sheet.heat import COLD, PAPER, WARM
 from chiasm.jobs.cli.explain import explain
 from chiasm.jobs.cli.search_outputs import Output, check_output
 from chiasm.pipeline.encoders import Explanation, Word, load_encoder, require_explainer
-from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.errors import ChiasmError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Place
 from chiasm.pipeline.scenes.draw import picture
@@ -98,13 +98,13 @@ def boat(tmp_path):
 
 
 def test_the_command_draws_and_prints(boat, tmp_path, capsys):
-    explain(str(boat), "a green boat", str(tmp_path / "out" / "why.png"))
+    explain(str(boat), ["a green boat"], str(tmp_path / "out" / "why.png"))
     printed = capsys.readouterr()
     assert printed.err == f"drew {tmp_path / 'out' / 'why.png'}\n"
     assert printed.out.count("\n") == 1 and "against: green" in printed.out
     with Image.open(tmp_path / "out" / "why.png") as drawn:
         assert drawn.format == "PNG" and drawn.width > 800
-    explain(str(boat), "一艘红色的船", as_json=True)
+    explain(str(boat), ["一艘红色的船"], as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert np.array(found["patches"]).shape == (6, 6) and found["box"] == [0, 0, 1, 1]
     assert "".join(word["text"] for word in found["words"]) == "一艘红色的船"
@@ -136,15 +136,59 @@ def test_what_cannot_be_explained_is_one_line_and_nothing_is_written(
     if len(arguments) == 2:
         arguments = (*arguments, "why.png")
     with pytest.raises(UsageError) as raised:
-        explain(*arguments)
+        explain(arguments[0], [arguments[1]], *arguments[2:])
     assert message in str(raised.value) and "\n" not in str(raised.value)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert capsys.readouterr().out == ""
 
 
+def test_pairs_of_stdin_are_drawn_into_a_folder(boat, tmp_path, monkeypatch, capsys):
+    """JSON or a tab; one that fails costs no other its drawing."""
+    monkeypatch.chdir(tmp_path)
+    given = '{"image": "boat.png", "text": "a red boat"}\nnowhere.png\ta boat\nboat.png\t一艘船\n'
+    (tmp_path / "pairs").write_text(given, "utf-8")
+    with (tmp_path / "pairs").open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        with pytest.raises(ChiasmError, match=r"^explain: expected 3 pairs, found 2$"):
+            explain("-", None, "maps")
+        printed = capsys.readouterr()
+        file.seek(0)
+        with pytest.raises(ChiasmError, match="expected 3 pairs, found 2"):
+            explain("-", None, None, as_json=True)
+    assert [line.split("\t")[:2] for line in printed.out.splitlines()] == [
+        ["boat.png", "a red boat"],
+        ["boat.png", "一艘船"],
+    ]
+    assert printed.err.splitlines() == [
+        "drew maps/000001.png",
+        "nowhere.png: expected a picture's file, found No such file or directory",
+        "drew maps/000002.png",
+    ]
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [
+        "000001.png",
+        "000002.png",
+    ]
+    first, second, third = map(json.loads, capsys.readouterr().out.splitlines())
+    explain("boat.png", ["a red boat"], as_json=True)
+    assert first == json.loads(capsys.readouterr().out)
+    assert (second["image"], "No such file" in second["error"]) == ("nowhere.png", True)
+    assert third["text"] == "一艘船"
+
+
+def test_words_without_quotes_and_a_folder_named_like_a_picture_are_one_line(
+    chiasm, boat, monkeypatch
+):
+    monkeypatch.setattr("sys.stdin", io.StringIO("a boat"))
+    ran = chiasm("explain", str(boat), "a", "red", "car", "-o", "x.png")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "chiasm: TEXT: expected one text, found 3 words; put the words in quotes\n"
+    with pytest.raises(UsageError, match=r"^x.png: expected a folder, as there may be several"):
+        explain(str(boat), ["-"], "x.png")
+
+
 def test_an_encoder_that_does_not_explain_is_refused(boat):
     with pytest.raises(UsageError, match="expected one that explains its scores"):
-        explain(str(boat), "a boat", encoder="fake")
+        explain(str(boat), ["a boat"], encoder="fake")
 
 
 @pytest.fixture

@@ -167,6 +167,7 @@ def test_a_model_is_small():
     [
         ({"side": 70}, "multiple of the stride"),
         ({"stride": 9}, "multiple of 4"),
+        ({"stride": 0}, "multiple of the stride"),
         ({"levels": ()}, "2 or more"),
         ({"levels": (8, 1)}, "2 or more"),
     ],

@@ -1,5 +1,8 @@
 """The functions for plain tensors: forms without parameters against numpy, and trained models."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,13 @@ from PIL import Image
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.model import JointModel, joint_decoder, multi_head_attention, multimodal_fusion
 from chiasm.pipeline.model.checkpoint import SHIPPED
-from chiasm.pipeline.model.config import DecoderConfig, ImageConfig, ModelConfig, TextConfig
+from chiasm.pipeline.model.config import (
+    DecoderConfig,
+    FusionConfig,
+    ImageConfig,
+    ModelConfig,
+    TextConfig,
+)
 from chiasm.pipeline.model.joint import JointNetwork
 
 
@@ -96,7 +105,7 @@ def test_a_trained_fusion_gives_what_the_joint_model_gives():
     torch.testing.assert_close(by_folder, expected)
 
 
-def test_a_trained_decoder_gives_what_its_model_gives():
+def small_network(**changed):
     torch.manual_seed(0)
     config = ModelConfig(
         ImageConfig(side=36, stem=(8, 16), width=32, depth=1, heads=2),
@@ -105,7 +114,11 @@ def test_a_trained_decoder_gives_what_its_model_gives():
         fusion=None,
         decoder=DecoderConfig(width=16, depth=1, heads=2, context=6),
     )
-    network = JointNetwork(config).eval()
+    return JointNetwork(replace(config, **changed)).eval()
+
+
+def test_a_trained_decoder_gives_what_its_model_gives():
+    network = small_network()
     ids = torch.tensor([[1, 9, 8, 2], [1, 7, 2, 0]])
     text = network.text_modality(ids)
     image = network.image_modality(torch.randint(0, 256, (2, 3, 36, 36), dtype=torch.uint8))
@@ -136,3 +149,73 @@ def test_no_name_stands_for_random_weights(tmp_path):
     ):  # fmt: skip
         with pytest.raises(ValueError, match="expected"):
             multimodal_fusion(text, image, form)
+
+
+FUSION = FusionConfig(width=8, depth=1, heads=2, slots=2)
+TARGETS = "expected ids (B, T), B of the text, here (2, any)"
+WORDS, PATCHES = (2, 5, 16), (2, 9, 32)  # tokens of the small network
+MASK = torch.ones(2, 5, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("text", "image", "mask", "line"),
+    [
+        ((2, 5, 17), PATCHES, None, "text: expected tokens (B, T, D) of the model, here (any, any, "
+         "16), found (2, 5, 17)"),
+        ((2, 16), PATCHES, None, "text: expected tokens (B, T, D) of the model, here (any, any, "
+         "16), found (2, 16)"),
+        (WORDS, (2, 8, 32), None, "image: expected tokens (B, N, D) of the model, B of the text, "
+         "here (2, 9, 32), found (2, 8, 32)"),
+        (WORDS, (3, 9, 32), None, "image: expected tokens (B, N, D) of the model, B of the text, "
+         "here (2, 9, 32), found (3, 9, 32)"),
+        (WORDS, PATCHES, MASK[:, :4], "text_mask: expected (B, T) of the text, here (2, 5), found "
+         "(2, 4)"),
+        (WORDS, PATCHES, MASK.long(), "text_mask: expected bool, found torch.int64"),
+    ],
+)  # fmt: skip
+def test_tokens_that_do_not_fit_a_model_are_one_line(text, image, mask, line):
+    network = small_network(fusion=FUSION)
+    given = torch.zeros(text), torch.zeros(image), network
+    ids = torch.tensor([[21, 4], [21, 3]])
+    for call in (multimodal_fusion, lambda *some, **more: joint_decoder(ids, *some, **more)):
+        with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
+            call(*given, text_mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("ids", "found"),
+    [
+        (torch.zeros(2, 3), "expected int64 ids below 29, found torch.float32"),
+        (torch.tensor([[21, 29], [21, 1]]), "expected int64 ids below 29, found 1 to 29"),
+        (torch.tensor([[21, -1], [21, 1]]), "expected int64 ids below 29, found -1 to 21"),
+        (
+            torch.tensor([[21, 4]]),
+            "expected ids (B, T), B of the text, here (2, any), found (1, 2)",
+        ),
+        (torch.tensor([21, 4]), "expected ids (B, T), B of the text, here (2, any), found (2,)"),
+    ],
+)
+def test_targets_that_do_not_fit_a_decoder_are_one_line(ids, found):
+    with pytest.raises(ValueError, match=f"^{re.escape(f'input_sequence: {found}')}$"):
+        joint_decoder(ids, torch.zeros(WORDS), torch.zeros(PATCHES), small_network())
+
+
+def test_shapes_that_do_not_fit_a_form_are_one_line():
+    x, text, seen = tokens(2, 4, 8), tokens(2, 3, 8), tokens(2, 5, 8)
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    for call, line in (
+        (lambda: joint_decoder(x[0], text, seen), "input_sequence: expected (B, T, D)"),
+        (lambda: joint_decoder(x, text[:1], seen), "text_encoder_output: expected (B, S, D)"),
+        (
+            lambda: joint_decoder(x, text, seen[..., :4]),
+            "image_encoder_output: expected (B, S, D)",
+        ),
+        (lambda: joint_decoder(x, text, seen[:, :0]), "image_encoder_output: expected (B, S, D)"),
+        (lambda: joint_decoder(x, text, seen, text_mask=mask), "text_mask: expected (B, T) of"),
+        (
+            lambda: multimodal_fusion(text, seen, "attention", text_mask=mask),
+            "text_mask: expected",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(line)}"):
+            call()

@@ -11,6 +11,7 @@ from chiasm.pipeline.encoders import (
     EncoderSettings,
     GenerateSettings,
     Request,
+    Sampling,
     load_answerer,
 )
 from chiasm.pipeline.errors import UsageError
@@ -96,6 +97,56 @@ def test_replies_are_what_the_decoder_writes(folder):
     assert len({reply.text for reply in replies}) > 2
     cut = len(WORDS.encode("a very long question " * 4 + "a very long question")) - 10
     assert [reply.truncated for reply in replies] == [0, 0, 0, cut, 0, 0, 0]
+
+
+def first_log_probabilities(folder, request):
+    """Of the first token of an answer, by the decoder alone: (V,) float64."""
+    network, tokenizer = load_model(folder)
+    decoder = network.decoder
+    assert decoder is not None
+    ids = torch.from_numpy(tokenizer.batch([request.text], CONFIG.text.context))
+    image = network.image_modality(torch.from_numpy(request.image)[None])
+    prefix = torch.tensor([[decoder.ids.prefix(request.task, request.language)]])
+    hidden, _ = decoder(prefix, decoder.start(network.text_modality(ids), image))
+    return decoder.logits(hidden[0, -1], "text").double().log_softmax(-1).numpy(), tokenizer
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (30.0, 1.0), (30.0, 0.6)])
+def test_tokens_are_drawn_by_the_probabilities_of_the_logits(folder, temperature, top_p):
+    """The seed's uniform number, through the inverse of the distribution function."""
+    answerer = load_answerer(f"pocket:{folder}", PLAIN)
+    request = requests(answerer)[0]
+    logs, tokenizer = first_log_probabilities(folder, request)
+    powers = np.exp(logs / temperature)
+    chances = powers / powers.sum()
+    order = np.argsort(-chances, kind="stable")
+    sums = np.cumsum(chances[order])
+    kept = int(np.searchsorted(sums, top_p)) + 1 if top_p < 1 else len(order)
+    drawn = set()
+    for seed in range(25):
+        point = float(torch.rand(1, generator=torch.Generator().manual_seed(seed)))
+        token = int(order[np.searchsorted(sums[:kept], point * sums[kept - 1], side="right")])
+        settings = GenerateSettings(max_tokens=1, sampling=Sampling(temperature, top_p, seed))
+        (reply,) = answerer.answer([request], settings)
+        text = "" if token == END else tokenizer.decode([token])
+        assert reply.text == as_written(text, "en")
+        assert reply.confidence == pytest.approx(np.exp(logs[token]), rel=1e-3)
+        drawn.add(token)
+    assert len(drawn) > (10 if temperature > 1 else 0)
+
+
+def test_equal_seeds_give_equal_answers_whatever_the_batch(folder):
+    answerer = load_answerer(f"pocket:{folder}", PLAIN)
+    given = requests(answerer)
+
+    def sampled(seed):
+        return GenerateSettings(max_tokens=6, sampling=Sampling(temperature=30.0, seed=seed))
+
+    one = [reply.text for reply in answerer.answer(given, sampled(1))]
+    assert one == [reply.text for reply in answerer.answer(given, sampled(1))]
+    assert one == [answerer.answer([request], sampled(1))[0].text for request in given]
+    assert one != [reply.text for reply in answerer.answer(given, sampled(2))]
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -17,7 +17,7 @@ from chiasm.pipeline.errors import EncoderError, UsageError
 from chiasm.pipeline.make import make_collection
 
 DIM = 8
-HELP = "; ask in other words or by another picture"
+HELP = "; take other words or another picture"
 
 
 def refusal(queries, encoder=None) -> str:
@@ -41,7 +41,7 @@ def test_a_query_without_a_vector_is_told_by_its_words(fault, found):
     words = f"fault:{fault}"
     queries = [Query("a red boat"), Query(words), Query("a blue boat")]
     for some in (queries, queries[1:2], queries[::-1]):
-        line = f'"{words}": expected a query that fake takes, found {found}'
+        line = f'"{words}": expected what fake takes, found {found}'
         assert refusal(some).startswith(line)
 
 
@@ -63,10 +63,10 @@ def test_a_picture_that_the_encoder_refuses_is_told_by_its_name(tmp_path):
     Image.new("RGB", (77, 33)).save(tmp_path / "a.png")
     query = Query(image=tmp_path / "a.png")
     assert refusal([query], Wide()) == (
-        f"{tmp_path / 'a.png'}: expected a query that fake takes, found refused: image: "
+        f"{tmp_path / 'a.png'}: expected what fake takes, found refused: image: "
         f"ValueError: Unable to infer channel dimension format{HELP}"
     )
-    assert f"a.png: expected a query that fake takes, found not_finite: {'image'}: NaN" in refusal(
+    assert f"a.png: expected what fake takes, found not_finite: {'image'}: NaN" in refusal(
         [Query("boat"), query], Dark()
     )
 
@@ -157,7 +157,7 @@ def test_hits_that_the_matcher_refuses_stay_behind_those_that_it_scores(indexed,
     unscored = [result.caption for result in found if "match" not in result.scores]
     assert set(unscored) == {"picture 3 of 0", "picture 5 of 0"}
     assert [result.caption for result in found][-2:] == unscored
-    with pytest.raises(UsageError, match="expected a query that fake:matcher takes, found refused"):
+    with pytest.raises(UsageError, match="expected what fake:matcher takes, found refused"):
         collection.search("picture 3 of 0", k=3, rerank="match:3")
 
 
@@ -175,7 +175,7 @@ def test_the_command_match_tells_a_refused_pair_in_one_line(tmp_path, monkeypatc
         with pytest.raises(UsageError) as caught:
             match(str(tmp_path / "a.png"), ["a red boat", text], **arguments)
         line = str(caught.value)
-        assert f'"{text}": expected a query that fake:matcher takes, found {found}' in line
+        assert f'"{text}": expected what fake:matcher takes, found {found}' in line
         assert "\n" not in line and capsys.readouterr().out == ""
     match(str(tmp_path / "a.png"), ["a red boat", ""], **arguments)
     assert capsys.readouterr().out.count("\n") == 2

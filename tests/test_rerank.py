@@ -379,5 +379,5 @@ def test_a_query_whose_every_pair_is_refused_is_named_though_others_are_scored(m
     monkeypatch.setattr(collection, "_encoder", Deaf("matcher"))
     queries = [Query("boat", rerank="match:9"), Query("unheard", rerank="match:9")]
     assert collection.search_many(queries[:1])
-    with pytest.raises(UsageError, match=r'^"unheard": expected a query that .*no such word'):
+    with pytest.raises(UsageError, match=r'^"unheard": expected what .*no such word'):
         collection.search_many(queries)

@@ -96,7 +96,7 @@ def test_weights_of_any_size_are_summed_and_equal_ones_cancel():
 
 
 def test_a_term_that_the_encoder_refuses_is_named_by_its_text():
-    with pytest.raises(UsageError, match=r'^"fault:nan": expected a query that fake takes'):
+    with pytest.raises(UsageError, match=r'^"fault:nan": expected what fake takes'):
         encode_queries([Query(terms=[Term("a"), Term("fault:nan")])], FakeEncoder(), DIM)
 
 

@@ -9,6 +9,8 @@ import io
 import json
 import random
 import tarfile
+from collections import Counter
+from copy import copy
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -24,7 +26,13 @@ from chiasm.pipeline.model.config import FusionConfig
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.shards import list_shards
 from chiasm.pipeline.training.two_tower import trainer
-from chiasm.pipeline.training.two_tower.features import FeatureSettings, compute
+from chiasm.pipeline.training.two_tower.copies import one_pair_a_picture
+from chiasm.pipeline.training.two_tower.features import (
+    FeatureSettings,
+    Unusable,
+    _require_usable,
+    compute,
+)
 from chiasm.pipeline.training.two_tower.held_out import HELD_OUT, held_out
 from chiasm.pipeline.training.two_tower.loop import (
     FUSION,
@@ -34,7 +42,7 @@ from chiasm.pipeline.training.two_tower.loop import (
 )
 from chiasm.pipeline.training.two_tower.resume import require_same
 from chiasm.pipeline.training.two_tower.select import gallery, ranks, reranked, select
-from chiasm.pipeline.training.two_tower.stream import Pair, merge_copies, pack, stream
+from chiasm.pipeline.training.two_tower.stream import Pair, pack, stream
 from chiasm.pipeline.training.two_tower.trainer import Training, TrainSettings
 from chiasm.pipeline.two_tower.checkpoint import load_two_tower, save_two_tower
 from chiasm.pipeline.two_tower.frozen_towers import ImageTower, TextTower
@@ -171,6 +179,38 @@ def test_what_has_no_usable_vector_is_counted_and_most_of_it_is_an_error(
         )
 
 
+def test_towers_without_features_of_the_only_sample_are_named(loaded, tmp_path):
+    """Not the shards: they have a picture and a caption."""
+    image, text = loaded
+    tiny_towers.make_pairs(tmp_path / "p.tar", 1, 0)
+    shards = list_shards([str(tmp_path / "p.tar")], None)
+    with pytest.raises(EncoderError, match=r"features of 0, none of 1, the last one .*; take"):
+        compute(shards, image, Silencing(text, "", 0.0), tmp_path / "f", FeatureSettings(), print)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "precision", "do"),
+    [
+        ("text", torch.nan, "bfloat16", "try --precision float32"),
+        ("text", torch.nan, "float32", ""),
+        ("text", 1e5, "bfloat16", ""),
+        ("text", 0.0, "bfloat16", ""),
+        ("words", torch.nan, "float32", "train without --fusion, which alone reads tokens"),
+        ("words", 1e5, "bfloat16", "train without --fusion, which alone reads tokens"),
+    ],
+)
+def test_what_helps_against_unusable_features_is_what_is_wrong_with_them(
+    loaded, part, value, precision, do
+):
+    image, text = (copy(tower) for tower in loaded)
+    image.precision = text.precision = precision
+    (pair,) = pairs_of(1)
+    changed = replace(pair, **{part: torch.full_like(getattr(pair, part), value)})
+    with pytest.raises(Unusable) as refused:
+        _require_usable(changed, image, text)
+    assert refused.value.do == do
+
+
 def test_json_that_cannot_be_read_is_counted(loaded, tmp_path):
     png = io.BytesIO()
     tiny_towers.picture("red", "blue", random.Random(0)).save(png, "PNG")
@@ -226,35 +266,65 @@ def test_weights_that_float16_does_not_hold_are_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_copies_of_a_picture_are_on_one_side_and_one_picture_of_the_gallery(loaded, tmp_path):
-    rng = random.Random(0)
-    with tarfile.open(tmp_path / "p.tar", "w") as tar:
-        for number in range(60):
-            png = io.BytesIO()
-            left, right = rng.sample(list(tiny_towers.COLOURS), 2)
-            tiny_towers.picture(left, right, rng).save(png, "PNG")
-            for j, phrase in enumerate(tiny_towers.PHRASES):
-                texts = (("png", png.getvalue()), ("txt", phrase.format(left, right).encode()))
-                for extension, data in texts:
+def write_copies(path, numbers, phrases=tiny_towers.PHRASES, seed=0):
+    """Pictures of these numbers, each under a key for every phrase, phrase by phrase."""
+    pngs = {}
+    for number in numbers:
+        rng = random.Random(f"{seed} {number}")
+        left, right = rng.sample(list(tiny_towers.COLOURS), 2)
+        png = io.BytesIO()
+        tiny_towers.picture(left, right, rng).save(png, "PNG")
+        pngs[number] = png.getvalue(), left, right
+    with tarfile.open(path, "w") as tar:
+        for j, phrase in enumerate(phrases):
+            for number, (png, left, right) in pngs.items():
+                for extension, data in (("png", png), ("txt", phrase.format(left, right).encode())):
                     info = tarfile.TarInfo(f"{number:04d}_{j}.{extension}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
-    shards = list_shards([str(tmp_path / "p.tar")], None)
+
+
+def test_copies_of_a_picture_are_one_pair_with_all_captions(loaded, tmp_path):
+    """Within a shard and over two of them; a text that came before is left out."""
+    folder = tmp_path / "p"
+    folder.mkdir()
+    write_copies(folder / "a.tar", range(60))
+    again = [tiny_towers.PHRASES[0], "a picture: {} and {}"]
+    write_copies(folder / "b.tar", range(50, 70), again)
+    shards = list_shards([str(folder)], None)
     made = compute(shards, *loaded, tmp_path / "f", FeatureSettings(tokens=True), lambda x: None)
-    pairs = list(stream(made.paths))
-    of_pictures = [pairs[at : at + 3] for at in range(0, 180, 3)]
-    for copies in of_pictures:
-        assert len({(p.held_out, p.fold, p.picture) for p in copies}) == 1
-    assert 0 < sum(copies[0].held_out for copies in of_pictures) < 30
-    assert len({copies[0].picture for copies in of_pictures}) == 60
-    merged = merge_copies(pairs)
-    assert len(merged) == 60
-    for whole, copies in zip(merged, of_pictures, strict=True):
-        assert torch.equal(whole.text, torch.cat([pair.text for pair in copies]))
-        assert whole.ids == [pair.ids[0] for pair in copies]
-        for row, pair in enumerate(copies):
+    copies = {}
+    for pair in stream(made.paths):
+        copies.setdefault(pair.picture, []).append(pair)
+    paths = one_pair_a_picture(made.paths)
+    assert [path.parent for path in paths] == [path.parent for path in made.paths]
+    merged = list(stream(paths))
+    assert len(merged) == 70 == len({pair.picture for pair in merged})
+    counts = Counter(len(pair.ids) for pair in merged)
+    assert counts == {len(tiny_towers.PHRASES): 50, len(tiny_towers.PHRASES) + 1: 10, 2: 10}
+    for whole in merged:
+        assert {(p.held_out, p.fold) for p in copies[whole.picture]} == {
+            (whole.held_out, whole.fold)
+        }
+        own = {tuple(p.ids[0]): p for p in reversed(copies[whole.picture])}
+        assert sorted(own) == sorted(map(tuple, whole.ids))
+        for row, ids in enumerate(whole.ids):
+            pair = own[tuple(ids)]
             length = int(pair.lengths[0])
+            assert whole.lengths[row] == length
+            assert torch.equal(whole.text[row], pair.text[0])
             assert torch.equal(whole.words[row, :length], pair.words[0, :length])
+    before = [path.stat().st_mtime_ns for path in paths]
+    assert one_pair_a_picture(made.paths) == paths and one_pair_a_picture(paths) == paths
+    assert [path.stat().st_mtime_ns for path in paths] == before
+
+
+def test_what_is_enough_to_train_on_is_counted_in_pictures(towers, tmp_path):
+    write_copies(tmp_path / "a.tar", range(15))  # 45 pairs
+    settings = TwoTowerSettings(*map(str, towers), train=TrainSettings(steps=2), encoder=CPU)
+    shards = list_shards([str(tmp_path / "a.tar")], None)
+    with pytest.raises(UsageError, match=r"20 or more pictures to train on, and 4 held out, found"):
+        train_two_tower(settings, shards, tmp_path / "to", lambda line: None)
 
 
 def test_one_picture_in_ten_is_held_out():
@@ -296,7 +366,7 @@ def begun(towers, tmp_path):
     shards = list_shards([str(tmp_path / "p")], None)
     image, text = map(str, towers)
     settings = TwoTowerSettings(image, text, train=TrainSettings(steps=2), encoder=CPU)
-    with pytest.raises(UsageError, match="20 or more pairs to train on"):
+    with pytest.raises(UsageError, match="20 or more pictures to train on"):
         train_two_tower(settings, shards, tmp_path / "to", lambda line: None)
     return settings, shards, tmp_path / "to"
 

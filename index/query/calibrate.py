@@ -156,9 +156,11 @@ class Calibration:
         return {term: term_weight(self.counted, self.terms.get(term, 0)) for term in terms}
 
     def named(self, texts: Sequence[str]) -> frozenset[str]:
-        """The terms of captions."""
+        """The terms of captions, and single characters of scripts without spaces: in captions they
+        are parts of words, of a query such as "猫" the whole word."""
         usable = {word for text in texts for word in words_of(text) if self.usable(word)}
-        return terms_of(texts, usable)
+        characters = {one for text in texts for one in text if _UNSPACED_START.match(one)}
+        return terms_of(texts, usable) | characters
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), ensure_ascii=False).encode("utf-8", "surrogatepass")

@@ -168,13 +168,14 @@ def _joint(parts: dict[str, Encoded], query: Query, encoder: Encoder) -> np.ndar
 
 
 def query_refused(name: str, model: Preprocessor, fault: Fault) -> UsageError:
-    """The error for a query, called `name`, that a model does not take."""
+    """The error for an input, a query or what is asked of a picture, called `name`, that a model
+    does not take."""
     small = fault.reason == "out_of_memory"
     return UsageError(
         name,
-        expected=f"a query that {model.name} takes",
+        expected=f"what {model.name} takes",
         found=str(fault),
-        do="free memory, or ask by less" if small else "ask in other words or by another picture",
+        do="free memory, or give less" if small else "take other words or another picture",
     )
 
 

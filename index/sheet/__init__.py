@@ -2,6 +2,7 @@
 
 from chiasm.index.sheet.heat import explanation_sheet, heat_over
 from chiasm.index.sheet.sheet import (
+    Heading,
     contact_sheet,
     sheet_format,
     text_to_explain,
@@ -10,6 +11,7 @@ from chiasm.index.sheet.sheet import (
 )
 
 __all__ = [
+    "Heading",
     "contact_sheet",
     "explanation_sheet",
     "heat_over",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
@@ -27,12 +28,24 @@ TILE = 240  # side of a thumbnail's tile, in pixels
 GAP = 24
 COLUMNS = 5  # tiles in a row
 CAPTION_LINES = 3
+NOTE_LINES = 2
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # pixels that the format can store
 QUALITY = 90  # of JPEG and WebP
 
+Line = tuple[Typeface, str, str]  # text in a typeface and a colour
 PAPER, TILE_FILL, INK, FAINT, RULE = "#fbfbfa", "#efeeeb", "#1d1c1a", "#84807a", "#dcdad5"
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """What a sheet says of an answer in place of its query: a title and a line under it. notes: of
+    each result, drawn under its picture above the caption."""
+
+    title: str
+    line: str
+    notes: tuple[str, ...] = ()
 
 
 def sheet_format(path: str | Path) -> str:
@@ -48,16 +61,19 @@ def sheet_format(path: str | Path) -> str:
 
 
 def write_sheet(
-    answers: Sequence[Answer], path: str | Path, explainer: ExplainingEncoder | None = None
+    answers: Sequence[Answer],
+    path: str | Path,
+    explainer: ExplainingEncoder | None = None,
+    headings: Sequence[Heading] = (),
 ) -> None:
     """Draw the answers and write them as PNG, JPEG or WebP by the path's suffix, whole or not at
-    all. explainer: draws on each result why it was found; see `contact_sheet`. Raises UsageError
-    for another suffix and for a sheet too large for its format, StorageError where it cannot be
-    written.
+    all. explainer, headings: see `contact_sheet`. Raises UsageError for another suffix and for a
+    sheet too large for its format, StorageError where it cannot be written.
     """
     sheet_format(path)
     folder, name = file_to_write(str(path))
-    folder.write_whole(name, _encoded(contact_sheet(answers, explainer=explainer), path))
+    drawn = contact_sheet(answers, explainer=explainer, headings=headings)
+    folder.write_whole(name, _encoded(drawn, path))
 
 
 def write_explanation(
@@ -89,13 +105,17 @@ def contact_sheet(
     columns: int = COLUMNS,
     *,
     explainer: ExplainingEncoder | None = None,
+    headings: Sequence[Heading] = (),
 ) -> Image.Image:
     """The answers below each other, `columns` results in a row; as wide as the longest row needs.
     explainer: lays over each picture the heat of the patches that its score with the query's text
-    rests on; UsageError for a query without a text."""
+    rests on; UsageError for a query without a text. headings: one an answer, or none."""
     longest = max((len(answer) for answer in answers), default=1)
     columns = max(2, min(columns, longest))
-    sections = [Section(answer, columns, explainer).draw() for answer in answers]
+    sections = [
+        Section(answer, columns, explainer, heading).draw()
+        for answer, heading in zip(answers, headings or [None] * len(answers), strict=True)
+    ]
     width = GAP + columns * (TILE + GAP)
     height = sum(section.height for section in sections) or TILE
     sheet = Image.new("RGB", (width, height), PAPER)
@@ -113,9 +133,14 @@ class Section:
     """The part of the sheet with one answer."""
 
     def __init__(
-        self, answer: Answer, columns: int, explainer: ExplainingEncoder | None = None
+        self,
+        answer: Answer,
+        columns: int,
+        explainer: ExplainingEncoder | None = None,
+        heading: Heading | None = None,
     ) -> None:
         self.answer, self.columns, self.explainer = answer, columns, explainer
+        self.heading = heading or self._of_query()
         self.width = GAP + columns * (TILE + GAP)
         self.title, self.bold = Typeface(26, bold=True), Typeface(15, bold=True)
         self.plain, self.small = Typeface(15), Typeface(13)
@@ -123,18 +148,15 @@ class Section:
     def draw(self) -> Image.Image:
         with ThreadPoolExecutor(READERS) as readers:
             tiles = list(readers.map(lambda result: result.thumbnail(TILE), self.answer))
-        if self.explainer is not None:
+        if self.explainer is not None and tiles:
             tiles = explained_tiles(self.answer, tiles, self.explainer)
         rows = [
             list(zip(self.answer, tiles, strict=True))[start : start + self.columns]
             for start in range(0, len(tiles), self.columns)
         ]
-        captions = {result.rank: self._caption(result) for result in self.answer}
+        texts = {result.rank: self._texts(place) for place, result in enumerate(self.answer)}
         heights = [
-            TILE
-            + 34
-            + self.plain.height * max(len(captions[result.rank][0]) for result, _ in row)
-            + GAP
+            TILE + 34 + self.plain.height * max(len(texts[result.rank]) for result, _ in row) + GAP
             for row in rows
         ]
         picture = query_picture(self.answer.query.image)
@@ -145,7 +167,7 @@ class Section:
         for row, height in zip(rows, heights, strict=True):
             for column, (result, tile) in enumerate(row):
                 left = GAP + column * (TILE + GAP)
-                self._draw_cell(paper, canvas, (left, top), result, tile, captions)
+                self._draw_cell(paper, canvas, (left, top), result, tile, texts[result.rank])
             top += height
         self._draw_foot(canvas, top)
         return paper
@@ -157,18 +179,22 @@ class Section:
         if picture is not None:
             paper.paste(_pad_to_square(picture, TILE // 2), (GAP, GAP))
             left += TILE // 2 + GAP
+        room, line = self.width - left - GAP, self.small.transliterated(self.heading.line)
+        lines = self.title.wrap(self.title.transliterated(self.heading.title), room, 1)
+        self.title.draw(canvas, (left, GAP), lines[0], INK)
+        lines = self.small.wrap(line, room, 1)
+        self.small.draw(canvas, (left, GAP + self.title.height + 2), lines[0], FAINT)
+
+    def _of_query(self) -> Heading:
         query = self.answer.query
         unnamed = "A picture" if query.image is not None else "A vector"
         title = str(query) if query.terms else query.words or unnamed
-        lines = self.title.wrap(self.title.transliterated(title), self.width - left - GAP, 1)
-        self.title.draw(canvas, (left, GAP), lines[0], INK)
-        summary = f"{len(self.answer)} results by {query.column}"
+        line = f"{len(self.answer)} results by {query.column}"
         if self.answer.seconds:
-            summary += f", {self.answer.time_label()}"
+            line += f", {self.answer.time_label()}"
         if query.stages:
-            summary += ", reranked by " + ", then ".join(map(str, query.stages))
-        (line, *_) = self.small.wrap(self.small.transliterated(summary), self.width - left - GAP, 1)
-        self.small.draw(canvas, (left, GAP + self.title.height + 2), line, FAINT)
+            line += ", reranked by " + ", then ".join(map(str, query.stages))
+        return Heading(title, line)
 
     def _draw_cell(
         self,
@@ -177,7 +203,7 @@ class Section:
         at: tuple[int, int],
         result: Result,
         tile: Image.Image | str,
-        captions: dict[int, tuple[list[str], str]],
+        texts: list[Line],
     ) -> None:
         left, top = at
         paper.paste(self._tile(tile), at)
@@ -186,9 +212,8 @@ class Section:
         score = self.answer.score_label(result)
         right = left + TILE - self.small.width(score)
         self.small.draw(canvas, (right, line + 2), score, FAINT)
-        lines, ink = captions[result.rank]
-        for number, text in enumerate(lines):
-            self.plain.draw(canvas, (left, line + 24 + number * self.plain.height), text, ink)
+        for number, (face, text, ink) in enumerate(texts):
+            face.draw(canvas, (left, line + 24 + number * self.plain.height), text, ink)
 
     def _tile(self, tile: Image.Image | str) -> Image.Image:
         if isinstance(tile, Image.Image):
@@ -202,13 +227,20 @@ class Section:
             self.small.draw(canvas, (left, top + number * self.small.height), line, FAINT)
         return empty
 
-    def _caption(self, result: Result) -> tuple[list[str], str]:
-        """The caption's lines and their colour; the key, fainter, where no caption can be drawn."""
-        lines = self.plain.wrap(result.caption or "", TILE, CAPTION_LINES)
-        return (lines, INK) if lines else (self.plain.wrap(result.key, TILE, 1), FAINT)
+    def _texts(self, place: int) -> list[Line]:
+        """The lines under a result: its note, if it has one, and its caption; the key, fainter,
+        where no caption can be drawn."""
+        result, noted = self.answer[place], []
+        if self.heading.notes:
+            note = self.bold.wrap(self.heading.notes[place], TILE, NOTE_LINES)
+            noted = [(self.bold, line, INK) for line in note]
+        lines, ink = self.plain.wrap(result.caption or "", TILE, CAPTION_LINES), INK
+        if not lines:
+            lines, ink = self.plain.wrap(result.key, TILE, 1), FAINT
+        return noted + [(self.plain, line, FAINT if noted else ink) for line in lines]
 
     def _draw_foot(self, canvas: ImageDraw.ImageDraw, top: int) -> None:
-        if self.title.missing | self.plain.missing:
+        if self.title.missing | self.plain.missing | self.bold.missing:
             note = "No font here has some of the characters; for Chinese install fonts-noto-cjk"
             self.small.draw(canvas, (GAP, top - GAP / 2), note, FAINT)
 

@@ -15,6 +15,7 @@ from chiasm.pipeline.records import IMAGE, TEXT
 
 BATCH = 16  # inputs that are answered together
 STDIN = "-"
+DRAWINGS = (".png", ".jpg", ".jpeg", ".webp")
 TEXT_NAMES = {"ask": "question"}  # what the text is called, where it is not `text`
 
 
@@ -45,9 +46,10 @@ def text_name(task: str) -> str:
 
 def read_inputs(task: str, images: Sequence[str], text: str | None) -> Inputs:
     """The inputs of a command. `-` for the picture or the text: a line of stdin each, with the
-    other as given; for both, or where the other is not given: a JSON object a line with both.
+    other as given; for both, or where the other is not given: a pair a line, as a JSON object with
+    both or with a tab between them. task: of TASKS, or a command that takes a picture and a text.
     Raises UsageError where something is missing."""
-    needs = TASKS[task]
+    needs = TASKS.get(task, (IMAGE, TEXT))
     pictures = [image for image in images if image != STDIN]
     lines = len(pictures) < len(images) or text == STDIN
     words = None if text == STDIN else text
@@ -80,7 +82,7 @@ def _from_lines(
             if not line:
                 continue
             if len(lacking) == 2:
-                items.append(_from_json(line, f"line {number} of stdin", text_name(task)))
+                items.append(_pair(line, f"line {number} of stdin", text_name(task)))
             elif lacking == [IMAGE]:
                 items.append(Item(line, line, words))
             else:
@@ -88,17 +90,20 @@ def _from_lines(
         yield items
 
 
-def _from_json(line: str, place: str, name: str) -> Item:
-    try:
-        fields: Any = json.loads(line)
-    except (ValueError, RecursionError):
-        fields = None
-    image, text = (
-        (fields.get(IMAGE), fields.get(name)) if isinstance(fields, dict) else (None, None)
-    )
+def _pair(line: str, place: str, name: str) -> Item:
+    """A picture and a text: a JSON object, or two columns with a tab between them."""
+    if line.startswith("{"):
+        try:
+            fields: Any = json.loads(line)
+        except (ValueError, RecursionError):
+            fields = {}
+        image, text = fields.get(IMAGE), fields.get(name)
+    else:
+        image, _, text = (part.strip() for part in line.partition("\t"))
+        image = image if text else None
     if isinstance(image, str) and isinstance(text, str):
         return Item(f"{image}\t{text}", image, text)
-    expected = f'a JSON object with "{IMAGE}" and "{name}"'
+    expected = f'a JSON object with "{IMAGE}" and "{name}", or the two with a tab between them'
     return Item(place, error=UsageError(place, expected=expected, found=line[:80]))
 
 
@@ -110,6 +115,19 @@ def _batches(arrived: Iterator[list[Item]]) -> Iterator[list[Item]]:
     for items in arrived:
         for start in range(0, len(items), BATCH):
             yield items[start : start + BATCH]
+
+
+def file_of(folder: str, number: int) -> str:
+    """The path of a drawing of several, in their folder; UsageError for a folder that is named like
+    a picture: it was meant for one."""
+    if folder.lower().endswith(DRAWINGS):
+        raise UsageError(
+            folder,
+            expected="a folder, as there may be several pictures",
+            found="the name of a picture",
+            do="leave the suffix out",
+        )
+    return f"{folder.rstrip('/')}/{number:06d}.png"
 
 
 def one_text(task: str, words: Sequence[str]) -> str | None:

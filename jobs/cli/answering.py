@@ -91,7 +91,7 @@ def answer_inputs(task: str, inputs: Inputs, options: Answering, keep: Keep = re
     Raises the error of an input that is the only one; ChiasmError at the end where one of several
     was not answered; UsageError for a task or a language that the model lacks."""
     settings = GenerateSettings(options.beams, options.max_tokens, options.sampling)
-    answerer, _ = load_model(task, options)
+    answerer = load_model(task, options)
     count = failed = 0
     for items in inputs.batches:
         answers = _answers(answerer, task, items, options.language, settings, keep)
@@ -103,10 +103,7 @@ def answer_inputs(task: str, inputs: Inputs, options: Answering, keep: Keep = re
                 failed += 1
                 print_progress(str(answer))
             elif answer.reply.truncated:
-                print_progress(
-                    f"{item.label}: the last {answer.reply.truncated:,} tokens of the "
-                    f"{text_name(task)} were not read, as {answerer.name} takes no more"
-                )
+                print_progress(format_truncated(item.label, answer.reply.truncated, task, answerer))
             if options.as_json:
                 print(json_line({**_fields(task, item, answer), "model": answerer.name}))
             elif isinstance(answer, Answered):
@@ -116,21 +113,33 @@ def answer_inputs(task: str, inputs: Inputs, options: Answering, keep: Keep = re
         raise ChiasmError(task, expected=f"{count:,} answers", found=f"{count - failed:,}")
 
 
-def load_model(task: str, options: Answering) -> tuple[Answerer, EncoderSettings]:
-    """The model, and how it runs. What it lacks is said before stdin is read."""
-    if options.language is not None and options.language not in LANGUAGES:
-        raise UsageError(
-            f"language {options.language!r}", expected="one of " + ", ".join(LANGUAGES)
-        )
-    encoding = compose(
+def format_truncated(label: str, tokens: int, task: str, answerer: Answerer) -> str:
+    """The line that says how much of a text was cut."""
+    return (
+        f"{label}: the last {tokens:,} tokens of the {text_name(task)} were not read, as "
+        f"{answerer.name} takes no more"
+    )
+
+
+def encoding_of(options: Answering) -> EncoderSettings:
+    """How models run."""
+    return compose(
         options.preset,
         options.assignments or (),
         {"encoder.device": options.device, "encoder.precision": options.precision},
         uses=ENCODING,
     ).encoder
-    answerer = load_answerer(options.model, encoding)
+
+
+def load_model(task: str, options: Answering) -> Answerer:
+    """The model. What it lacks is said before stdin is read."""
+    if options.language is not None and options.language not in LANGUAGES:
+        raise UsageError(
+            f"language {options.language!r}", expected="one of " + ", ".join(LANGUAGES)
+        )
+    answerer = load_answerer(options.model, encoding_of(options))
     require_task(answerer, task, options.language)
-    return answerer, encoding
+    return answerer
 
 
 def _answers(

@@ -31,6 +31,7 @@ from chiasm.jobs.cli.answering_shards import (
 from chiasm.jobs.cli.ask_collection import (
     About,
     CollectionOptions,
+    ExplainHits,
     FalseAlarms,
     SheetFile,
     Sources,
@@ -47,13 +48,14 @@ HELP = """
   chiasm ask - "is there a boat?" < pictures.txt
   chiasm ask boat.png - < questions.txt
   chiasm ask - --json < pairs.jsonl
-  chiasm ask photos.chiasm "what colour is it?" --about "a boat at sea" -k 3 --sheet asked.png
+  chiasm ask photos.chiasm "what colour is the boat?" -k 3 --sheet asked.png
+  chiasm ask photos.chiasm "what is it doing?" --about "a dog on a beach"
   chiasm ask 'crawled/*.tar' "is there a boat?" --to boats
 
-Answers a question about a picture, or about a collection: then pictures are searched for, each is
-asked, the answer is that of the first, and all are named. With --about, nothing is answered where
-nothing matches. Without a question, stdin has a JSON object a line with "image"
-and "question".
+Answers a question about a picture, or about a collection: then pictures are searched for by what
+the question is about, each is asked, the answer is that of the first, and all are named; where
+nothing matches, nothing is answered. Without a question, stdin has a pair a line: a JSON object
+with "image" and "question", or the two with a tab between them.
 
 With --to, the question is the last argument, and those before it are WebDataset tars: it is
 asked about every picture of theirs, and the answers are in FOLDER/answers/SHARD.parquet. Kill it
@@ -77,6 +79,7 @@ def ask(
     where: Where = None,
     false_alarms: FalseAlarms = None,
     sheet: SheetFile = None,
+    explain_hits: ExplainHits = False,
     device: Device = None,
     precision: Precision = None,
     preset: Preset = "laptop",
@@ -91,7 +94,7 @@ def ask(
         model, language, beams, max_tokens, as_json, device, precision, preset, assignments
     )
     about_shards = ShardOptions(False, address, max_loss, allow_damaged, allow_query)
-    of_collection = CollectionOptions(k, about, where, false_alarms, sheet)
+    of_collection = CollectionOptions(k, about, where, false_alarms, sheet, explain_hits)
     if to is not None:
         of_collection.require_none()
         *shards, question = [image, *(words or [])]

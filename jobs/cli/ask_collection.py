@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import typer
 
-from chiasm.index import open_collection
-from chiasm.index.ask import AskSettings, CollectionAnswer, ask_collection
+from chiasm.index import Answer, Searcher, open_collection
+from chiasm.index.ask import AskSettings, CollectionAnswer, ask_collection, searched_for
 from chiasm.index.queries import check_rate
-from chiasm.index.sheet import write_sheet
-from chiasm.jobs.cli.answering import Answering, load_model
+from chiasm.index.query import TooFewCaptions
+from chiasm.index.sheet import Heading, write_sheet
+from chiasm.jobs.cli.answering import Answering, encoding_of, format_truncated, load_model
 from chiasm.jobs.cli.options import print_progress
 from chiasm.jobs.cli.search_outputs import Output, check_output
 from chiasm.jobs.console import json_line, lines_of, printable
 from chiasm.pipeline.collection import read_identity
-from chiasm.pipeline.encoders import GenerateSettings, language_of
-from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.encoders import (
+    Answerer,
+    ExplainingEncoder,
+    GenerateSettings,
+    require_explainer,
+)
+from chiasm.pipeline.errors import ChiasmError, UsageError
 from chiasm.pipeline.storage import Folder, is_remote
 
 FALSE_ALARMS = 0.05
@@ -30,7 +36,9 @@ Sources = Annotated[
 ]
 About = Annotated[
     str | None,
-    typer.Option(help="What to search for. (default: the question)", rich_help_panel=PANEL),
+    typer.Option(
+        help="What to search for. (default: what the question is about)", rich_help_panel=PANEL
+    ),
 ]
 Where = Annotated[
     str | None,
@@ -41,14 +49,23 @@ FalseAlarms = Annotated[
     typer.Option(
         metavar="RATE",
         help="Answer nothing where nothing here matches. RATE: the share of searches for nothing "
-        "here that are answered all the same; 1 answers always. (default: 0.05 with --about, as "
-        "captions calibrate it; else 1)",
+        "here that are answered all the same, by the captions; 1 answers always. (default: 0.05)",
         rich_help_panel=PANEL,
     ),
 ]
 SheetFile = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="Draw the pictures asked.", rich_help_panel=PANEL),
+    typer.Option(
+        metavar="FILE", help="Draw the pictures asked, and their answers.", rich_help_panel=PANEL
+    ),
+]
+ExplainHits = Annotated[
+    bool,
+    typer.Option(
+        "--explain-hits",
+        help="Draw on --sheet which patches of each picture it was found by.",
+        rich_help_panel=PANEL,
+    ),
 ]
 
 
@@ -61,11 +78,13 @@ class CollectionOptions:
     where: str | None = None
     false_alarms: float | None = None
     sheet: str | None = None
+    explain_hits: bool = False
 
     def require_none(self) -> None:
         """UsageError where one is given beside a picture."""
         names = {"-k": self.k, "--about": self.about, "--where": self.where}
         names |= {"--false-alarms": self.false_alarms, "--sheet": self.sheet}
+        names |= {"--explain-hits": self.explain_hits or None}
         given = [name for name, value in names.items() if value is not None]
         if given:
             raise UsageError(
@@ -88,55 +107,132 @@ def is_collection(name: str) -> bool:
     return read_identity(folder) is not None
 
 
+@dataclass
+class _Asking:
+    """What all questions share. rate: of false alarms, 1 to answer always."""
+
+    searcher: Searcher
+    answerer: Answerer
+    options: CollectionOptions
+    answering: Answering
+    rate: float
+
+    def answer(self, question: str) -> CollectionAnswer:
+        """Where too few captions can say whether anything matches, and nobody has given a rate, all
+        is answered from then on, and a line says so."""
+        settings = AskSettings(
+            k=self.options.k or 5,
+            about=self.options.about,
+            where=self.options.where,
+            false_alarms=self.rate if self.rate < 1 else None,
+            language=self.answering.language,
+        )
+        generating = GenerateSettings(self.answering.beams, self.answering.max_tokens)
+        try:
+            return ask_collection(self.searcher, self.answerer, question, settings, generating)
+        except TooFewCaptions as error:
+            if self.options.false_alarms is not None:
+                raise
+            print_progress(f"all is answered, whether anything matches or not: {error}")
+            self.rate = 1.0
+            return self.answer(question)
+
+
 def answer_from_collection(
     collection: str, question: str | None, options: CollectionOptions, answering: Answering
 ) -> None:
-    """Answer one question, or those of stdin, and print each with its sources."""
+    """Answer one question, or those of stdin, and print each with its sources.
+
+    Raises the error of a question that is the only one; ChiasmError at the end where one of several
+    has no answer. What cannot be used is refused before the model is loaded."""
     output = Output(
-        as_json=answering.as_json, false_alarms=None, sheet=options.sheet, explain_hits=False,
-        explain=False, receipt=None, audit=None,
+        as_json=answering.as_json, false_alarms=None, sheet=options.sheet,
+        explain_hits=options.explain_hits, explain=False, receipt=None, audit=None,
     )  # fmt: skip
     check_output(output, collection, [])
-    rate = 1.0 if options.about is None else FALSE_ALARMS
-    rate = rate if options.false_alarms is None else options.false_alarms
+    rate = FALSE_ALARMS if options.false_alarms is None else options.false_alarms
     if rate != 1:
         check_rate(rate)
-    answerer, encoding = load_model("ask", answering)
-    searcher = open_collection(collection, encoding=encoding)
-    generating = GenerateSettings(answering.beams, answering.max_tokens)
+    several = question in (None, "-")
+    if several:
+        _require_lines(question)
+    elif question is not None:
+        searched_for(question, options.about, rate if rate < 1 else None)
+    searcher = open_collection(collection, encoding=encoding_of(answering))
+    if options.where is not None:
+        searcher.filter(options.where)
+    explainer = require_explainer(searcher.encoder) if options.explain_hits else None
+    asking = _Asking(searcher, load_model("ask", answering), options, answering, rate)
+    _answer_all(asking, _questions(question), several, explainer)
+
+
+def _answer_all(
+    asking: _Asking,
+    questions: Iterator[str],
+    several: bool,
+    explainer: ExplainingEncoder | None,
+) -> None:
     found: list[CollectionAnswer] = []
-    for text in _questions(question):
-        settings = AskSettings(
-            k=options.k or 5,
-            about=options.about,
-            where=options.where,
-            false_alarms=rate if rate < 1 else None,
-            language=answering.language or language_of(text),
-        )
-        found.append(ask_collection(searcher, answerer, text, settings, generating))
-        _print(found[-1], rate, answerer.name, answering.as_json)
+    count = failed = 0
+    for text in questions:
+        count += 1
+        try:
+            answer = asking.answer(text)
+        except ChiasmError as error:
+            if not several:
+                raise
+            failed += 1
+            _print_error(text, error, asking)
+        else:
+            failed += answer.answer is None and not answer.refused
+            found.append(answer)
+            _print(answer, asking, several)
         sys.stdout.flush()
-    if options.sheet is not None:
-        write_sheet([answer.found for answer in found], options.sheet)
-        print_progress(f"drew {options.sheet}")
+    sheet = asking.options.sheet
+    if sheet is not None:
+        write_sheet([_drawn(one) for one in found], sheet, explainer, list(map(_heading, found)))
+        print_progress(f"drew {sheet}")
+    if failed:
+        raise ChiasmError("ask", expected=f"{count:,} answers", found=f"{count - failed:,}")
+
+
+def _require_lines(question: str | None) -> None:
+    if question is None or sys.stdin is None or sys.stdin.isatty():
+        raise UsageError("ask", expected="a question, or - and lines on stdin", found="none")
 
 
 def _questions(question: str | None) -> Iterator[str]:
     if question not in (None, "-"):
         yield question
         return
-    if question is None or sys.stdin is None or sys.stdin.isatty():
-        raise UsageError("ask", expected="a question, or - and lines on stdin", found="none")
+    assert sys.stdin is not None
     for lines in lines_of(sys.stdin.fileno(), "replace"):
         yield from filter(None, map(str.strip, lines))
 
 
-def _print(answer: CollectionAnswer, rate: float, model: str, as_json: bool) -> None:
-    if as_json:
-        print(json_line({**answer.as_json(), "model": model}))
+def _print_error(question: str, error: ChiasmError, asking: _Asking) -> None:
+    """As `chiasm ask IMAGE -` says it: on stderr, with --json in its place too."""
+    print_progress(f"{question}: {error}")
+    if asking.answering.as_json:
+        fields = {"question": question, "error": str(error), "model": asking.answerer.name}
+        print(json_line(fields))
+
+
+def _print(answer: CollectionAnswer, asking: _Asking, several: bool) -> None:
+    if answer.truncated:
+        print_progress(format_truncated(answer.question, answer.truncated, "ask", asking.answerer))
+    if answer.not_judged:
+        print_progress(
+            f"{answer.question}: answered whether anything matches or not, as the captions are in "
+            "another script"
+        )
+    if asking.answering.as_json:
+        print(json_line({**answer.as_json(), "model": asking.answerer.name}))
         return
+    if several:
+        print(printable(answer.question))
     if answer.refused:
-        print(printable(f"nothing here matches (at a false-alarm rate of {100 * rate:g} %)"))
+        print(printable(f"nothing here matches (at a false-alarm rate of {100 * asking.rate:g} %)"))
         return
     print(printable(answer.answer if answer.answer is not None else "no answer"))
     for source in answer.sources:
@@ -144,3 +240,15 @@ def _print(answer: CollectionAnswer, rate: float, model: str, as_json: bool) -> 
         sure = "" if source.confidence is None else f" ({source.confidence:.2f})"
         result = source.result
         print(printable(f"{result.rank:4d}  {said}{sure}  {result.key}  {result.id}"))
+
+
+def _drawn(answer: CollectionAnswer) -> Answer:
+    """The pictures to draw: none of a question that was refused."""
+    return replace(answer.found, results=()) if answer.refused else answer.found
+
+
+def _heading(answer: CollectionAnswer) -> Heading:
+    """The question, its answer, and under each picture what was answered from it."""
+    line = "nothing here matches" if answer.refused else answer.answer or "no answer"
+    notes = tuple(source.answer or "no answer" for source in answer.sources)
+    return Heading(answer.question, line, notes)

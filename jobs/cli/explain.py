@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Annotated, Any
 
 import typer
@@ -9,35 +10,48 @@ import typer
 from chiasm.index.output_files import file_to_write
 from chiasm.index.query import decoded_picture
 from chiasm.index.sheet import sheet_format, write_explanation
+from chiasm.jobs.cli.answer_inputs import Inputs, Item, file_of, one_text, read_inputs
 from chiasm.jobs.cli.options import ENCODING, Assignments, Device, Preset, print_progress
 from chiasm.jobs.config import compose
-from chiasm.jobs.console import json_line, printable
+from chiasm.jobs.console import json_line, printable_columns
 from chiasm.pipeline.encoders import (
     DEFAULT,
+    ExplainingEncoder,
     Explanation,
     load_encoder,
     require_explainer,
     require_method,
 )
-from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.errors import ChiasmError, UsageError
 
 HELP = """
   chiasm explain boat.png "a red boat at sea" -o why.png
   chiasm explain boat.png "a green boat at sea" --json
+  chiasm explain - -o maps/ < pairs.jsonl
 
 Why a picture and a text have the score that they have: heat over the patches that the cosine of the
 two vectors rests on, and shades under the words, warm where they speak for the pair, cold where
 they speak against it. Of a model that matches, words are explained by the log odds of a match: what
-they lose without the word."""
+they lose without the word.
+
+- for IMAGE or TEXT reads lines of stdin; without TEXT, a line is a pair: a JSON object with "image"
+and "text", or the two with a tab between them. -o is then the folder of the drawings: 000001.png is
+the first."""
 MOST_WORDS = 3  # named on the line of each side
 
 
 def explain(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture's file or URL.")],
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="In quotes.")],
+    image: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="A picture's path or URL; - reads stdin.")
+    ],
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT]", help="In quotes; - reads stdin.")
+    ] = None,
     to: Annotated[
         str | None,
-        typer.Option("-o", metavar="FILE", help="Draw it: .png, .jpg, .jpeg or .webp."),
+        typer.Option(
+            "-o", metavar="FILE", help="Draw it: .png, .jpg, .jpeg or .webp; of many: a folder."
+        ),
     ] = None,
     encoder: Annotated[
         str, typer.Option(help="pocket, pocket:DIR, two-tower:DIR, or a CLIP or SigLIP by hf:.")
@@ -48,15 +62,60 @@ def explain(
     device: Device = None,
     preset: Preset = "laptop",
     assignments: Assignments = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a pair.")] = False,
 ) -> None:
     settings = compose(preset, assignments or (), {"encoder.device": device}, uses=ENCODING)
-    if to is not None:
+    inputs = read_inputs("explain", [image], one_text("explain", words or []))
+    if to is not None and not inputs.several:
         sheet_format(to)
         file_to_write(to, others={"IMAGE": image})
+    elif to is not None:
+        file_of(to, 1)
     model = require_explainer(load_encoder(encoder, settings.encoder))
     require_method(model, method)
-    (explanation,) = model.explain([decoded_picture(image, model)], [text], method)
+    _explain_all(model, inputs, method, to, as_json)
+
+
+def _explain_all(
+    model: ExplainingEncoder, inputs: Inputs, method: str, to: str | None, as_json: bool
+) -> None:
+    """Explain each pair, print it and draw it; one that fails ends the others only where it is the
+    only one."""
+    numbers, failed, total = count(1), 0, 0
+    for item in (item for batch in inputs.batches for item in batch):
+        total += 1
+        try:
+            explanation = _explained(model, item, method)
+            drawn = file_of(to, next(numbers)) if to is not None and inputs.several else to
+            if drawn is not None:
+                write_explanation(item.image or "", item.text or "", explanation, drawn)
+                print_progress(f"drew {drawn}")
+        except ChiasmError as error:
+            if not inputs.several:
+                raise
+            failed += 1
+            print_progress(str(error))
+            if as_json and item.error is None:
+                print(json_line({"image": item.image, "text": item.text, "error": str(error)}))
+            continue
+        if as_json:
+            found = {"image": item.image, "text": item.text, "encoder": model.name}
+            found |= {"drawn": drawn} if inputs.several and drawn else {}
+            print(json_line({**found, **_as_json(explanation)}), flush=True)
+        else:
+            before = item.label.split("\t") if inputs.several else []
+            print(printable_columns([*before, _line(explanation)]), flush=True)
+    if failed:
+        raise ChiasmError("explain", expected=f"{total:,} pairs", found=f"{total - failed:,}")
+
+
+def _explained(model: ExplainingEncoder, item: Item, method: str) -> Explanation:
+    if item.error is not None:
+        raise item.error
+    assert item.image is not None
+    assert item.text is not None
+    text = item.text
+    (explanation,) = model.explain([decoded_picture(item.image, model)], [text], method)
     if explanation.read < len(text):
         raise UsageError(
             f'"{text[:40]}..."',
@@ -64,14 +123,7 @@ def explain(
             found=f'a text of which it would not read "{text[explanation.read :].strip()}"',
             do="shorten it",
         )
-    if to is not None:
-        write_explanation(image, text, explanation, to)
-        print_progress(f"drew {to}")
-    found = {"image": image, "text": text, "encoder": model.name, **_as_json(explanation)}
-    if as_json:
-        print(json_line(found))
-    else:
-        print(printable(_line(explanation)))
+    return explanation
 
 
 def _as_json(explanation: Explanation) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import typer
 from PIL import Image
 
 from chiasm.index.output_files import file_to_write
-from chiasm.jobs.cli.answer_inputs import one_text, read_inputs
+from chiasm.jobs.cli.answer_inputs import file_of, one_text, read_inputs
 from chiasm.jobs.cli.answering import (
     Answering,
     AsJson,
@@ -66,13 +66,14 @@ def imagine(
         sampling=Sampling(temperature, seed=seed) if temperature else None,
     )
     inputs = read_inputs("imagine", [], one_text("imagine", words))
-    if not inputs.several:
+    if inputs.several:
+        file_of(output, 1)
+    else:
         _require_png(output)
     numbers = count(1)
 
     def write(reply: Reply) -> str:
-        path = f"{output.rstrip('/')}/{next(numbers):06d}.png" if inputs.several else output
-        return _write(reply, path)
+        return _write(reply, file_of(output, next(numbers)) if inputs.several else output)
 
     answer_inputs("imagine", inputs, options, write)
 

@@ -133,14 +133,14 @@ def require_task(answerer: Answerer, task: str, language: str | None = None) -> 
             f"model {answerer.name}",
             expected=f"one that can {task}",
             found=f"one that can {', '.join(have)}" if have else "one that answers nothing",
-            do="take another --model",
+            do="take another model",
         )
     if language is not None and task != "imagine" and language not in answerer.languages:
         raise UsageError(
             f"model {answerer.name}",
             expected=f"one that answers in {language}",
             found=f"one for {', '.join(answerer.languages)}",
-            do="take another --model, or another --language",
+            do="take another model or another language",
         )
 
 

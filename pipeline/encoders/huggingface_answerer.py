@@ -123,7 +123,7 @@ class HuggingFaceAnswerer:
         self, requests: list[Request], settings: GenerateSettings
     ) -> tuple[dict[str, torch.Tensor], list[int]]:
         """The arguments of the network on its device, and how many tokens of each text were cut so
-        that the request fits. Raises Fault where there is no text left to cut."""
+        that the request fits. Raises Fault where nothing of a text would be left."""
         most, cuts = self._context(settings), [0] * len(requests)
         while True:
             inputs = self.inputs(requests)
@@ -134,8 +134,9 @@ class HuggingFaceAnswerer:
                 break
             for row, excess in over.items():
                 text, cut = self._cut(requests[row].text or "", excess)
-                if not cut:
-                    raise Fault("refused", f"{lengths[row]} tokens without the text, of {most}")
+                if not text.strip():
+                    rest = lengths[row] - cut
+                    raise Fault("refused", f"{rest} tokens without the text, of {most}")
                 requests[row], cuts[row] = replace(requests[row], text=text), cuts[row] + cut
         return {name: self._placed(value) for name, value in inputs.items()}, cuts
 
@@ -177,6 +178,9 @@ class Generating(HuggingFaceAnswerer):
 
     def _reply(self, requests: list[Request], settings: GenerateSettings) -> list[Reply]:
         inputs, cuts = self._fitted(requests, settings)
+        if len(requests) > 1 and self._generator.is_bounded(inputs, settings):
+            # Each answer may be as long as its own prompt leaves room for.
+            return [reply for one in requests for reply in self._reply([one], settings)]
         made = self._generator(inputs, settings)
         texts = self._tokenizer.batch_decode(made.tokens, skip_special_tokens=True)
         return [

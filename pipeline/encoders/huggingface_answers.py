@@ -44,9 +44,10 @@ CHAT_PROMPTS = {
     "Answer with the translation alone.\n\n{text}",
     ("translate", "zh"): "下面的文字属于这张图片。请把它译成中文，只回答译文。\n\n{text}",
     ("sentiment", "en"): "The text below was posted with this picture. Is the sentiment of the two "
-    "together positive, negative or neutral? Answer with one word.\n\n{text}",
-    ("sentiment", "zh"): "下面的文字与这张图片一同发布。两者合在一起的情感是正面、负面还是中性？"
-    "只回答一个词。\n\n{text}",
+    "together positive, negative, neutral, or mixed if they contradict each other? Answer with one "
+    "word.\n\n{text}",
+    ("sentiment", "zh"): "下面的文字与这张图片一同发布。两者合在一起的情感是正面、负面、中性，"
+    "还是互相矛盾？只回答一个词：正面、负面、中性或矛盾。\n\n{text}",
 }
 TOP_LABELS = 5  # of a classifier's scores; ViLT has 3,129 labels
 

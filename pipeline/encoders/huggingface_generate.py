@@ -16,6 +16,7 @@ MAX_TOKENS = 64  # of an answer: a long sentence; settings say otherwise
 # Logits of all steps are kept until the answer's probability is known: of 64 steps over 150,000
 # tokens 38 MB a beam.
 LOGITS_BYTES = 1 << 30
+BLIP_START = 1  # tokens that BLIP's decoder begins with; it reads questions apart
 
 _one_seeded = threading.Lock()  # the random state of torch is one for all threads
 
@@ -49,18 +50,42 @@ class Generator:
         return self._network.config.model_type == "blip"
 
     def context(self, settings: GenerateSettings) -> int | None:
-        """The most tokens of a prompt that leave room for an answer; None for any number."""
+        """The most tokens of a prompt; None for any number. The positions left are for the answer:
+        at least MAX_TOKENS or as many as the settings allow, if those are fewer, and no more than
+        half of all, so that a prompt is never cut to nothing."""
         if self._own.config.is_encoder_decoder:  # T5 has relative positions
             return None
-        most = getattr(self._text_config, "max_position_embeddings", None)
-        return None if most is None else max(most - (settings.max_tokens or MAX_TOKENS), 1)
+        most = self._positions
+        least = min(self._steps(settings), MAX_TOKENS)
+        return None if most is None else most - min(least, most // 2)
+
+    @property
+    def _positions(self) -> int | None:
+        """How many tokens the part that generates can tell apart by their place."""
+        return getattr(self._text_config, "max_position_embeddings", None)
+
+    def _steps(self, settings: GenerateSettings) -> int:
+        return settings.max_tokens or MAX_TOKENS
+
+    def is_bounded(self, inputs: Mapping[str, torch.Tensor], settings: GenerateSettings) -> bool:
+        """Whether the longest prompt leaves fewer positions than an answer may have tokens."""
+        return self._new_tokens(inputs, settings) < self._steps(settings)
+
+    def _new_tokens(self, inputs: Mapping[str, torch.Tensor], settings: GenerateSettings) -> int:
+        """The most tokens of an answer: no more than positions are left behind the prompt."""
+        steps, most = self._steps(settings), self._positions
+        if most is None or self._own.config.is_encoder_decoder:
+            return steps
+        ids = inputs.get("input_ids")
+        before = BLIP_START if self._is_blip or ids is None else ids.shape[1]
+        return max(min(steps, most - before), 1)
 
     def most_rows(self, settings: GenerateSettings) -> int:
         """How many requests at once: so many that LOGITS_BYTES suffices; one where tokens are
         drawn, since what is drawn would depend on the neighbours."""
         if settings.sampling is not None:
             return 1
-        steps = settings.max_tokens or MAX_TOKENS
+        steps = min(self._steps(settings), self._positions or self._steps(settings))
         row = 4 * steps * settings.beams * self._text_config.vocab_size
         return max(LOGITS_BYTES // row, 1)
 
@@ -76,7 +101,7 @@ class Generator:
             made = self._network.generate(
                 **inputs,
                 **options,
-                max_new_tokens=settings.max_tokens or MAX_TOKENS,
+                max_new_tokens=self._new_tokens(inputs, settings),
                 output_logits=True,
                 return_dict_in_generate=True,
             )

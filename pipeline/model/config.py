@@ -93,7 +93,8 @@ class ImageTokensConfig:
 
     def __post_init__(self) -> None:
         """ValueError for values that make no picture."""
-        if self.stride % FINE_STRIDE or self.side % self.stride or self.side < 1 or self.stride < 1:
+        possible = self.side > 0 and self.stride > 0
+        if not possible or self.stride % FINE_STRIDE or self.side % self.stride:
             raise ValueError(
                 f"side {self.side}, stride {self.stride}: expected a side that is a multiple of "
                 f"the stride, and a stride that is a multiple of {FINE_STRIDE}"

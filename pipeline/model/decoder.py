@@ -49,6 +49,11 @@ class BlockState:
         past = None if self.past is None else _take(self.past, rows)
         return BlockState(_take(self.text, rows), _take(self.image, rows), past)
 
+    def reorder(self, rows: Tensor) -> BlockState:
+        """As that of `DecoderState`."""
+        past = None if self.past is None else _take(self.past, rows)
+        return BlockState(self.text, self.image, past)
+
 
 @dataclass(frozen=True)
 class DecoderState:
@@ -68,6 +73,12 @@ class DecoderState:
         """Rows (B',) int64, in their order, each as often as it is named."""
         blocks = tuple(block.take(rows) for block in self.blocks)
         return DecoderState(blocks, self.text_mask[rows], self.image_mask[rows])
+
+    def reorder(self, rows: Tensor) -> DecoderState:
+        """As many rows (B,) int64, where row i and row `rows[i]` have one text and one picture:
+        their keys and values stay, those of the tokens so far are taken."""
+        blocks = tuple(block.reorder(rows) for block in self.blocks)
+        return DecoderState(blocks, self.text_mask, self.image_mask)
 
 
 class DecoderBlock(CrossBlock):

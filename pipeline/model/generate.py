@@ -25,7 +25,14 @@ from torch import Tensor
 class State(Protocol):
     """What a model remembers of R rows."""
 
-    def take(self, rows: Tensor, /) -> Self: ...
+    def take(self, rows: Tensor, /) -> Self:
+        """Rows (R',) int64, in their order, each as often as it is named."""
+        ...
+
+    def reorder(self, rows: Tensor, /) -> Self:
+        """The same of as many rows, where row i and row `rows[i]` are of one input: nothing that
+        was made of the input alone need be copied."""
+        ...
 
 
 S = TypeVar("S", bound=State)
@@ -144,18 +151,16 @@ class _Item:
 
 
 def _beams(step: Step[S], first: Tensor, state: S, settings: GenerateSettings) -> Generated:
-    """As `generate`; a row's beams lie next to each other, R = B x beams."""
+    """As `generate`; a row's beams lie next to each other, R = B x beams, after the first step, in
+    which all of them would be the same."""
     beams, size, device = settings.beams, len(first), first.device
-    state = state.take(torch.arange(size, device=device).repeat_interleave(beams))
-    ids = first.repeat_interleave(beams)
-    # Of each row one beam at first, or all of them would be the same.
-    totals = torch.full((size, beams), -torch.inf, device=device)
-    totals[:, 0] = 0
-    sequences: list[list[list[int]]] = [[[] for _ in range(beams)] for _ in range(size)]
+    ids, width = first, 1
+    totals = torch.zeros(size, 1, device=device)
+    sequences: list[list[list[int]]] = [[[]] for _ in range(size)]
     items = [_Item([]) for _ in range(size)]
     for length in range(1, settings.steps + 1):
         logits, state = step(ids, state)
-        logs = logits.float().log_softmax(dim=-1).unflatten(0, (size, beams))  # (B, beams, V)
+        logs = logits.float().log_softmax(dim=-1).unflatten(0, (size, width))  # (B, beams, V)
         vocabulary = logs.shape[-1]
         sums = (totals[..., None] + logs).flatten(1)  # (B, beams V)
         # Of 2 x beams candidates at most `beams` end, one a beam: as many go on.
@@ -164,9 +169,10 @@ def _beams(step: Step[S], first: Tensor, state: S, settings: GenerateSettings) -
         parents, tokens, totals = _go_on(
             values, places, vocabulary, length, settings, items, sequences
         )
-        rows = torch.arange(size, device=device)[:, None] * beams
-        chosen_rows = (rows + parents.to(device)).flatten()
-        state, ids = state.take(chosen_rows), tokens.to(device).flatten()
+        rows = torch.arange(size, device=device)[:, None] * width
+        rows = (rows + parents.to(device)).flatten()
+        state = state.take(rows) if width < beams else state.reorder(rows)
+        ids, width = tokens.to(device).flatten(), beams
         totals = totals.to(device)
         best = totals.amax(dim=1).tolist()
         if all(item.is_final(b, settings) for item, b in zip(items, best, strict=True)):

@@ -51,10 +51,13 @@ def multimodal_fusion(
         model = _loaded(fusion)
         if model.fusion is None:
             raise ValueError("fusion: expected a model that has one, found two towers alone")
+        _require_encoded(model, text_embedding, image_embedding, text_mask)
         text = _text_modality(model, text_embedding, text_mask)
         return model.fuse(text, _image_modality(model, image_embedding)).joint
     if fusion not in FORMS:
         raise ValueError(_not_a_form("fusion", fusion, FORMS))
+    if fusion == "attention":
+        _require_mask(text_mask, text_embedding)
     return FORMS[fusion](text_embedding, image_embedding, text_mask, num_heads)
 
 
@@ -82,6 +85,14 @@ def joint_decoder(
     EncoderError for a folder that holds no model.
     """
     if decoder == "attention":
+        _require_shape("input_sequence", input_sequence, (None, None, None), "(B, T, D)")
+        rows, _, width = input_sequence.shape
+        for name, context in (
+            ("text_encoder_output", text_encoder_output),
+            ("image_encoder_output", image_encoder_output),
+        ):
+            _require_shape(name, context, (rows, None, width), "(B, S, D), B and D of the input")
+        _require_mask(text_mask, text_encoder_output)
         mask = None if text_mask is None else text_mask[:, None, None]
         x, length = input_sequence, input_sequence.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
@@ -90,17 +101,56 @@ def joint_decoder(
         return x + _read(x, image_encoder_output, num_heads, None)
     if isinstance(decoder, str) and not _is_folder(decoder):
         raise ValueError(_not_a_form("decoder", decoder, ("attention",)))
-    made = _decoder_of(_loaded(decoder))
+    model = _loaded(decoder)
+    made = _decoder_of(model)
+    _require_encoded(model, text_encoder_output, image_encoder_output, text_mask)
+    _require_ids(input_sequence, len(text_encoder_output), len(made.ids))
     text = _present(text_encoder_output, text_mask)
     state = made.start(text, _present(image_encoder_output, None))
     return made.logits(made(input_sequence, state)[0], "text")
 
 
+Shape = tuple[int | None, ...]  # None: any size
+
+
+def _require_shape(name: str, tensor: Tensor, shape: Shape, form: str) -> None:
+    """ValueError for another shape than `shape`; form: what it is called."""
+    found = tuple(tensor.shape)
+    fits = len(found) == len(shape) and all(
+        size and wanted in (None, size) for size, wanted in zip(found, shape, strict=True)
+    )
+    if not fits:
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name}: expected {form}, here ({sizes}), found {found}")
+
+
+def _require_mask(mask: Tensor | None, text: Tensor) -> None:
+    if mask is None:
+        return
+    _require_shape("text_mask", mask, tuple(text.shape[:2]), "(B, T) of the text")
+    if mask.dtype != torch.bool:
+        raise ValueError(f"text_mask: expected bool, found {mask.dtype}")
+
+
+def _require_encoded(
+    model: JointNetwork, text: Tensor, image: Tensor, text_mask: Tensor | None
+) -> None:
+    """ValueError for tokens that are not of the towers of a model."""
+    config = model.config
+    _require_shape("text", text, (None, None, config.text.width), "tokens (B, T, D) of the model")
+    patches = (len(text), config.image.patches, config.image.width)
+    _require_shape("image", image, patches, "tokens (B, N, D) of the model, B of the text")
+    _require_mask(text_mask, text)
+
+
+def _require_ids(ids: Tensor, rows: int, count: int) -> None:
+    _require_shape("input_sequence", ids, (rows, None), "ids (B, T), B of the text")
+    if ids.dtype != torch.int64 or int(ids.min()) < 0 or int(ids.max()) >= count:
+        found = ids.dtype if ids.dtype != torch.int64 else f"{int(ids.min())} to {int(ids.max())}"
+        raise ValueError(f"input_sequence: expected int64 ids below {count}, found {found}")
+
+
 def _read(x: Tensor, context: Tensor, num_heads: int, mask: Tensor | None) -> Tensor:
-    if context.shape[-1] != x.shape[-1]:
-        raise ValueError(
-            f"context of width {context.shape[-1]}: expected that of the input, {x.shape[-1]}"
-        )
     return multi_head_attention(x, context, context, num_heads, mask)
 
 

@@ -37,6 +37,7 @@ FORMAT = "features 5"
 # Notes about a sample whose captions, some or all of them, were not read.
 UNREAD = ("bad_json", "bad_text", "member_too_large", "no_caption_field")
 MAX_FLOAT16 = 65504.0  # the largest number of float16
+FLOAT32, NO_TOKENS = "try --precision float32", "train without --fusion, which alone reads tokens"
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,10 @@ def compute(
         dropped.update(entry["lost"])
         unread.update(entry["unread"])
     refused = sum(dropped[reason] for reason in ENCODE_REASONS)
-    if refused > pairs > 0:
-        last = next(entry["refused"] for _, entry in reversed(computed) if entry["refused"])
-        found = f"features of {pairs:,}, none of {refused:,}, the last one {last}"
-        raise _take_others(image, text, "features of most samples", found)
+    if refused > pairs:
+        last = next(entry for _, entry in reversed(computed) if entry["refused"])
+        found = f"features of {pairs:,}, none of {refused:,}, the last one {last['refused']}"
+        raise _no_features(image, text, "features of most samples", found, last.get("do"))
     damaged = [
         shard.id for shard, (_, item) in zip(shards, computed, strict=True) if item["damaged"]
     ]
@@ -135,7 +136,8 @@ def _shard(
     path, counts_path = folder / f"{name}.tar", folder / f"{name}.json"
     if path.exists() and counts_path.exists():
         return path, json.loads(counts_path.read_text())
-    tally, pairs, captions, last = Tally(), 0, 0, ""
+    tally, pairs, captions = Tally(), 0, 0
+    last: Refused | None = None
     partial = Folder(str(folder)).create(path.name, "")
     target: Any = partial  # a file to write, as TarWriter takes one
     with partial, webdataset.TarWriter(target) as writer:
@@ -145,12 +147,12 @@ def _shard(
             made, refused = _pairs_in_halves(batch, image, text, settings)
             if refused and len(refused) == len(batch) > 1 and not pairs:
                 expected = f"features of some samples of {display_name(shard.url)}"
-                found = f"none of a whole batch, the last one {_format_drop(refused[-1])}"
-                raise _take_others(image, text, expected, found)
-            last = _format_drop(refused[-1]) if refused else last
+                found = f"none of a whole batch, the last one {_format_drop(refused[-1].drop)}"
+                raise _no_features(image, text, expected, found, refused[-1].do)
+            last = refused[-1] if refused else last
             tally.keep(len(batch) - len(refused))
-            for drop in refused:
-                tally.drop(drop)
+            for one in refused:
+                tally.drop(one.drop)
             for pair in made:
                 writer.write({"__key__": f"{pairs:08d}", "safetensors": pack(pair)})
                 pairs, captions = pairs + 1, captions + len(pair.text)
@@ -159,7 +161,8 @@ def _shard(
     dropped = tally.drop_counts + Counter({"no_pair": tally.rows - pairs})
     unread = +Counter({reason: tally.note_counts[reason] for reason in UNREAD})
     counts = {
-        "pairs": pairs, "captions": captions, "lost": dropped, "unread": unread, "refused": last,
+        "pairs": pairs, "captions": captions, "lost": dropped, "unread": unread,
+        "refused": last and _format_drop(last.drop), "do": last and last.do,
         "damaged": any(x.stage == "read" and x.reason in DAMAGES for x in tally.dropped),
     }  # fmt: skip
     write_file(counts_path, json.dumps(counts).encode())
@@ -180,7 +183,7 @@ def _format_pictures(pairs: int) -> str:
 
 def _pairs_in_halves(
     batch: Batch, image: ImageTower, text: TextTower, settings: FeatureSettings
-) -> tuple[list[Pair], list[Dropped]]:
+) -> tuple[list[Pair], list[Refused]]:
     """The features of a batch, and the samples that a tower refuses or has no usable features for:
     a batch with such a sample is halved until it is alone."""
     try:
@@ -190,8 +193,10 @@ def _pairs_in_halves(
         return pairs, []
     except Exception as error:  # noqa: BLE001  models raise anything
         fault = Fault.of(error, "features")
+        do = error.do if isinstance(error, Unusable) else ""
     if len(batch) == 1:
-        return [], [Dropped(batch.rows[0].key, "encode", fault.reason, fault.detail)]
+        drop = Dropped(batch.rows[0].key, "encode", fault.reason, fault.detail)
+        return [], [Refused(drop, do)]
     middle = len(batch) // 2
     halves = [
         _pairs_in_halves(Batch(rows), image, text, settings)
@@ -200,9 +205,25 @@ def _pairs_in_halves(
     return halves[0][0] + halves[1][0], halves[0][1] + halves[1][1]
 
 
+class Unusable(Fault):
+    """A fault of features themselves. do: what helps against it, "" where only other towers do."""
+
+    def __init__(self, reason: str, detail: str, do: str = "") -> None:
+        super().__init__(reason, detail)
+        self.do = do
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A sample without usable features, and what helps against that, as `Unusable` says."""
+
+    drop: Dropped
+    do: str
+
+
 def _require_usable(pair: Pair, image: ImageTower, text: TextTower) -> None:
-    """Raise Fault for features that are no finite numbers of float16, and for a pooled vector that
-    is zero: what is computed from them is not a number, or says nothing."""
+    """Raise Unusable for features that are no finite numbers of float16, and for a pooled vector
+    that is zero: what is computed from them is not a number, or says nothing."""
     pictures = {"pooled": pair.image, "augmented": pair.augmented, "token": pair.patches}
     for tower, what, parts in (
         (image, "image", pictures),
@@ -212,33 +233,28 @@ def _require_usable(pair: Pair, image: ImageTower, text: TextTower) -> None:
             if part is None or not part.numel():
                 continue
             detail = f"{name} features of the {what} tower {tower.folder.name}"
+            without = NO_TOKENS if name == "token" else ""
             if not part.isfinite().all():
-                raise Fault("not_finite", f"{detail}: NaN or infinity")
+                # Numbers that a larger type holds; too large for float16 they are in any type.
+                do = FLOAT32 if tower.precision != "float32" else without
+                raise Unusable("not_finite", f"{detail}: NaN or infinity", do)
             largest = float(part.abs().max())
             if largest > MAX_FLOAT16:
-                raise Fault("not_finite", f"{detail}: {largest:.3g} is too large for float16")
+                found = f"{detail}: {largest:.3g} is too large for float16"
+                raise Unusable("not_finite", found, without)
             if name == "pooled" and not part.half().any(dim=-1).all():
-                raise Fault("not_unit", f"{detail}: all zero")
+                raise Unusable("not_unit", f"{detail}: all zero")
 
 
 def _format_drop(drop: Dropped) -> str:
     return f"{drop.key}: {drop.reason}: {drop.detail}"
 
 
-def _take_others(image: ImageTower, text: TextTower, expected: str, found: str) -> EncoderError:
-    """Precision helps against NaN alone, and only where it is not float32 already."""
-    reduced = "too large" not in found and {image.precision, text.precision} != {"float32"}
-    tokens = "token features" in found
-    return EncoderError(
-        f"towers {image.folder.name} and {text.folder.name}",
-        expected=expected,
-        found=found,
-        do="try --precision float32"
-        if reduced
-        else "train without --fusion, which alone reads tokens"
-        if tokens
-        else "take other towers",
-    )
+def _no_features(
+    image: ImageTower, text: TextTower, expected: str, found: str, do: str | None
+) -> EncoderError:
+    towers = f"towers {image.folder.name} and {text.folder.name}"
+    return EncoderError(towers, expected=expected, found=found, do=do or "take other towers")
 
 
 def _pairs(

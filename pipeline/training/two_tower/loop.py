@@ -1,6 +1,6 @@
 """Training on two frozen towers: shards in, a model folder out, in four steps.
 
-    features of every shard, once     (features.py)
+    features of every shard, once     (features.py), one pair a picture    (copies.py)
     prepare, train and solve without the held-out samples; select: which mean, how much hubness
         reduction, does the fusion ship?
     prepare, train and solve again on all samples, as selected
@@ -38,12 +38,13 @@ from chiasm.pipeline.training.curves import draw_curves
 from chiasm.pipeline.training.log import Pace, Report, append_log
 from chiasm.pipeline.training.progress_lines import format_kept_files, format_progress
 from chiasm.pipeline.training.two_tower.closed_form import solve
+from chiasm.pipeline.training.two_tower.copies import one_pair_a_picture
 from chiasm.pipeline.training.two_tower.features import FeatureSettings, compute, format_captions
 from chiasm.pipeline.training.two_tower.held_out import SPLIT
 from chiasm.pipeline.training.two_tower.prepare import Statistics, prepare, survey
 from chiasm.pipeline.training.two_tower.resume import require_same, write_facts
 from chiasm.pipeline.training.two_tower.select import MAX_GALLERY, select
-from chiasm.pipeline.training.two_tower.stream import Pair, merge_copies, stream
+from chiasm.pipeline.training.two_tower.stream import Pair, stream
 from chiasm.pipeline.training.two_tower.trainer import Training, TrainSettings, train
 from chiasm.pipeline.two_tower.checkpoint import (
     FORMAT,
@@ -94,18 +95,21 @@ def train_two_tower(
     facts = _facts(settings, shards, image, text)
     require_same(folder / SETTINGS, facts)
     computed = compute(shards, image, text, folder / "features", _features(settings), report)
-    report({"message": f"found {format_captions(computed.pairs, computed.captions)}"})
+    paths = one_pair_a_picture(computed.paths)
+    statistics = survey(paths)
+    report({"message": f"found {format_captions(statistics.pairs, statistics.captions)}"})
     cached = time.monotonic()
-    statistics = survey(computed.paths)
     config = _config(settings, statistics, image, text)
-    names = [path.name for path in computed.paths]
+    names = [path.name for path in paths]
+    # A training of an earlier version has the copies of pictures apart.
+    require_same(folder / SETTINGS, {**facts, "features": names})
     write_facts(folder / SETTINGS, {**facts, "config": config_to_json(config), "features": names})
-    run = _Run(settings, config, computed.paths, statistics, image.device, folder, report)
+    run = _Run(settings, config, paths, statistics, image.device, folder, report)
     selected = run.select()
     save_two_tower(folder, run.final(selected))
     found = {
-        "pairs": computed.pairs,
-        "captions": computed.captions,
+        "pairs": statistics.pairs,
+        "captions": statistics.captions,
         "lost": computed.dropped,
         "unread": computed.unread,
         "damaged": computed.damaged,
@@ -166,7 +170,7 @@ class _Run:
         if count < MIN_HELD_OUT or self.statistics.learnable < MIN_PAIRS:
             raise UsageError(
                 "SHARDS",
-                expected=f"{MIN_PAIRS} or more pairs to train on, and {MIN_HELD_OUT} held out",
+                expected=f"{MIN_PAIRS} or more pictures to train on, and {MIN_HELD_OUT} held out",
                 found=f"{self.statistics.learnable} and {count}",
                 do="give more shards",
             )
@@ -220,9 +224,9 @@ class _Run:
         )
 
     def _held_out(self, stage: str) -> list[Pair]:
-        """Held-out pictures with captions that the stage expanded, of at most MAX_GALLERY pairs."""
+        """At most MAX_GALLERY held-out pictures with captions that the stage expanded."""
         pairs = stream(self.paths, expanded=self._expanded(stage))
-        return merge_copies(islice((pair for pair in pairs if pair.held_out), MAX_GALLERY))
+        return list(islice((pair for pair in pairs if pair.held_out), MAX_GALLERY))
 
     def _expanded(self, stage: str) -> Path:
         return self.folder / "expanded" / stage
