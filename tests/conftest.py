@@ -32,8 +32,9 @@ from chiasm.pipeline.storage.retry import RetrySettings
 # Files that take half a minute or more begin first, the longest of them before the others: else the
 # last of them runs alone on one core.
 LONG_FILES = (
-    *("readme", "embed_shards", "store_kills", "train_model", "kills", "cli", "submit"),
-    *("two_tower", "packaging", "store_cli", "train_cli", "demo", "query_sets"),
+    *("readme", "embed_shards", "train_model", "store_kills", "kills", "cli", "packaging"),
+    *("store_cli", "submit", "answer_shards", "compatibility", "two_tower", "train_cli", "demo"),
+    *("filter", "model", "train_joint", "stages", "query_sets"),
 )
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent

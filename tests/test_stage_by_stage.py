@@ -127,7 +127,9 @@ def test_steps_of_0_keep_what_the_towers_model_has(folders):
     assert settings.model.fusion == FUSED.model.fusion and settings.decoder_steps > 0
     assert train_settings(TrainOptions(fusion_steps=0), folders / "towers").model.fusion is None
     kept = train_settings(TrainOptions(decoder_steps=0), folders / "writing").model
-    assert kept.decoder == RUN.model.decoder
+    assert (kept.decoder, kept.image_tokens) == (RUN.model.decoder, RUN.model.image_tokens)
+    with pytest.raises(UsageError, match="--image-token-steps 3: expected a decoder that is train"):
+        train_settings(TrainOptions(decoder_steps=0, image_token_steps=3), folders / "writing")
     assert train_settings(TrainOptions(decoder_steps=0), folders / "fused").model.decoder is None
     assert train_settings(TrainOptions(decoder_steps=0, fusion_steps=0), None).model.fusion is None
     with pytest.raises(UsageError, match="--fusion-steps 0: expected steps of fusion, where"):

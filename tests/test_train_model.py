@@ -15,7 +15,7 @@ from processes import in_processes
 
 from chiasm.jobs import train_model
 from chiasm.jobs.train_model import TrainJob, following, train_on_ray
-from chiasm.pipeline.errors import ChiasmError, StorageError, UsageError
+from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.checkpoint import load_model, load_state
 from chiasm.pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
 from chiasm.pipeline.training.log import read_log
@@ -94,9 +94,8 @@ def test_two_processes_learn_one_model_and_one_that_dies_costs_no_step(ray_sessi
 
 
 @pytest.mark.timeout(600)
-def test_what_fails_at_every_attempt_is_tried_once_and_what_may_pass_is_not(
-    ray_session, tmp_path, monkeypatch
-):
+def test_what_would_fail_at_every_attempt_is_tried_once(ray_session, tmp_path, monkeypatch):
+    """What may pass is tried again: the test above."""
     towers = replace(RUN, steps=1, fusion_steps=0, model=replace(TINY, fusion=None))
     folder, attempts = tmp_path / "model", tmp_path / "attempts"
     train(towers, folder, device="cpu", precision="float32", workers=0)
@@ -105,18 +104,12 @@ def test_what_fails_at_every_attempt_is_tried_once_and_what_may_pass_is_not(
     def counted(config):
         with attempts.open("a") as file:
             file.write("x")
-        if config["job"].settings.steps > 2:
-            raise StorageError(str(folder), expected="a disk that answers", found="another")
         learn(config)
 
     monkeypatch.setattr(train_model, "_learn", counted)
-    monkeypatch.setattr(train_model, "ATTEMPTS", 1)
     with pytest.raises(UsageError, match="expected the settings it was started with, found other"):
         train_on_ray(job(folder, replace(towers, steps=2), 1), print)
     assert attempts.read_text() == "x"
-    with pytest.raises(ChiasmError, match="expected workers that learn to the end, found"):
-        train_on_ray(job(folder, replace(towers, steps=3), 1), print)
-    assert attempts.read_text() == "xxx"
 
 
 def test_a_file_is_followed_as_it_grows(tmp_path):

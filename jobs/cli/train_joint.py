@@ -113,8 +113,9 @@ def train_joint(
     recipe = joint_settings(towers, start, settings)
     shard_list = list_command_shards(shards, allow_query)
     report = learn(recipe, shard_list, to, print_record)
-    done = f"{to}: trained; use it with --encoder {report['encoder']}:{to}"
-    print(*map(printable, (*format_report(report), done)), sep="\n", flush=True)
+    for line in format_report(report):
+        print(printable(line))
+    print(printable(f"{to}: trained; use it with --encoder {report['encoder']}:{to}"))
     require_whole(report, len(shard_list))
 
 

@@ -157,6 +157,17 @@ def _train_on_ray(
         train_on_ray(job, print_log_line)
 
 
+def _require_no_token_steps(steps: int | None) -> None:
+    """A decoder that is kept draws by the codes that it has learned."""
+    if steps:
+        raise UsageError(
+            f"--image-token-steps {steps}",
+            expected="a decoder that is trained after them",
+            found="--decoder-steps 0, and a decoder in --towers that draws by its own codes",
+            do="leave out one of them",
+        )
+
+
 def train_settings(options: TrainOptions, towers: Path | None) -> TrainSettings:
     """The recipe with what was asked for: with 0 steps, fusion and decoder are those of the towers'
     model, where it has them. UsageError where there can be no fusion as asked."""
@@ -181,6 +192,9 @@ def train_settings(options: TrainOptions, towers: Path | None) -> TrainSettings:
             tokens = kept.image_tokens if kept else None
         if decoder_steps == 0:
             decoder = kept.decoder if kept else None
+        if decoder_steps == 0 and kept and kept.decoder:
+            _require_no_token_steps(token_steps)
+            tokens, token_steps = kept.image_tokens, 0
     return replace(
         recipe,
         steps=options.steps or recipe.steps,

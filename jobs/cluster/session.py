@@ -27,7 +27,7 @@ from chiasm.pipeline.errors import ChiasmError, UsageError
 
 # Only shard names and ledger entries travel: Ray's least is enough.
 OBJECT_STORE_BYTES = 128 * 2**20
-STARTS = 2  # attempts to start a Ray of our own
+STARTS = 3  # attempts to start a Ray of our own
 LOOPBACK_SECONDS = 5.0  # in which a busy machine too reaches itself
 # Ray would start a process for each core beforehand, of which our actors take one or two.
 PRESTART = ("prestart_worker_first_driver", "enable_worker_prestart")
