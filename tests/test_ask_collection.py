@@ -139,13 +139,14 @@ def test_questions_are_answered_where_something_matches_and_refused_where_nothin
     kinds, absent = ("moon", "house", "triangle", "cat"), ("zebra", "submarine", "dragon", "violin")
     forms = ("what colour is the {}?", "where is the {}", "is there a {} in the picture?")
     found = {
-        (kind, form): ask_collection(searcher, Brightness(), form.format(kind), settings).refused
+        (kind, form): ask_collection(searcher, Brightness(), form.format(kind), settings)
         for kind in (*kinds, *absent)
         for form in forms
     }
-    assert [key for key, refused in found.items() if refused] == [
-        (kind, form) for kind in absent for form in forms
-    ]
+    refused = [key for key, answer in found.items() if answer.refused]
+    assert refused == [(kind, form) for kind in absent for form in forms]
+    # No near ties: another precision gives the same answers.
+    assert all(abs(answer.found.p_absent - 0.1) > 0.04 for answer in found.values())
 
 
 def test_captions_in_another_script_do_not_judge_a_question(collection):

@@ -47,7 +47,7 @@ def test_a_ray_that_does_not_start_is_told_in_one_line(starts):
     with pytest.raises(ChiasmError) as caught:
         cluster._start_local(WorkerSettings())
     assert str(caught.value) == (
-        "Ray on this machine: expected a start within 30 s, in 2 attempts, found The current node "
+        "Ray on this machine: expected a start within 30 s, in 3 attempts, found The current node "
         "timed out during startup.; run the same command again when the machine is less busy; what "
         f"Ray says is in {ray_folder()}/session_latest/logs"
     )

@@ -175,6 +175,21 @@ def test_pairs_of_stdin_are_drawn_into_a_folder(boat, tmp_path, monkeypatch, cap
     assert third["text"] == "一艘船"
 
 
+def test_no_drawing_takes_the_place_of_the_picture_that_it_explains(boat, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pics").mkdir()
+    picture = tmp_path / "pics/000001.png"
+    picture.write_bytes((tmp_path / "boat.png").read_bytes())
+    before = picture.read_bytes()
+    (tmp_path / "pairs").write_text("pics/000001.png\ta boat\nboat.png\ta boat\n")
+    with (tmp_path / "pairs").open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        with pytest.raises(ChiasmError, match="expected 2 pairs, found 1"):
+            explain("-", None, "pics")
+    assert picture.read_bytes() == before
+    assert (tmp_path / "pics/000002.png").exists()
+
+
 def test_words_without_quotes_and_a_folder_named_like_a_picture_are_one_line(
     chiasm, boat, monkeypatch
 ):

@@ -88,6 +88,7 @@ def _explain_all(
             explanation = _explained(model, item, method)
             drawn = file_of(to, next(numbers)) if to is not None and inputs.several else to
             if drawn is not None:
+                file_to_write(drawn, others={"the picture": item.image or ""})
                 write_explanation(item.image or "", item.text or "", explanation, drawn)
                 print_progress(f"drew {drawn}")
         except ChiasmError as error:

@@ -113,10 +113,14 @@ def train_joint(
     recipe = joint_settings(towers, start, settings)
     shard_list = list_command_shards(shards, allow_query)
     report = learn(recipe, shard_list, to, print_record)
+    _print_report(report, to)
+    require_whole(report, len(shard_list))
+
+
+def _print_report(report: dict[str, Any], to: Path) -> None:
     for line in format_report(report):
         print(printable(line))
-    print(printable(f"{to}: trained; use it with --encoder {report['encoder']}:{to}"))
-    require_whole(report, len(shard_list))
+    print(printable(f"{to}: trained; use it with --encoder {report['encoder']}:{to}"), flush=True)
 
 
 def joint_settings(towers: str | None, start: str | None, settings: Settings) -> JointSettings:

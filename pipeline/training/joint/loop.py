@@ -309,4 +309,5 @@ def _facts(
         "read": asdict(samples.read),
         "decode": asdict(samples.decode),
         "shards": {shard.id: f"{shard.size} bytes, version {shard.version}" for shard in shards},
+        "order": [shard.id for shard in shards],  # batches are drawn by row
     }
