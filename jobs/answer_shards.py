@@ -82,7 +82,9 @@ class ShardAnswers:
         existing = read_identity(self.folder)
         if existing is not None:
             existing.require(AnswersIdentity.of(settings, answerer), display_name(self.folder.url))
-        probe_answerer(answerer, settings.task, settings.language or answerer.languages[0])
+        probe_answerer(
+            answerer, settings.task, settings.language or answerer.tasks[settings.task][0]
+        )
         return answerer
 
     @functools.cached_property

@@ -31,7 +31,7 @@ class Brightness:
     """Answers with the mean of the picture's pixels, and fails on dark ones."""
 
     name, fingerprint, precision, device = "brightness", "0" * 32, "float32", "cpu"
-    tasks, languages = frozenset({"ask"}), ("en", "zh")
+    tasks = dict.fromkeys(["ask"], ("en", "zh"))
 
     def __init__(self, darkest=0.0):
         self.darkest, self.modalities, self.requests = darkest, {"image": Input(side=72)}, []
@@ -158,7 +158,7 @@ def test_captions_in_another_script_do_not_judge_a_question(collection):
 
 def test_a_model_that_answers_no_questions_is_refused(collection):
     answerer = Brightness()
-    answerer.tasks = frozenset({"caption"})
+    answerer.tasks = {"caption": ("en",)}
     with pytest.raises(UsageError, match="expected one that can ask, found one that can caption"):
         ask_collection(open_collection(collection), answerer, "a boat", ALWAYS)
 
@@ -218,7 +218,7 @@ def test_the_command_prints_the_answer_and_its_sources(collection, capsys, brigh
 def test_a_question_of_stdin_that_fails_costs_no_other_its_answer(
     collection, capsys, bright, give, drawn, tmp_path
 ):
-    bright.languages = ("en",)
+    bright.tasks = {"ask": ("en",)}
     questions = [
         "what colour is the cat?",
         "船是什么颜色",
@@ -243,7 +243,7 @@ def test_a_question_of_stdin_that_fails_costs_no_other_its_answer(
         brightness_of(houses[0]),
     ]
     assert len(lines) == 10
-    refused = "船是什么颜色: model brightness: expected one that answers in zh, found one for en"
+    refused = "船是什么颜色: model brightness: expected one that can ask in zh, found one for en"
     assert printed.err.startswith(refused)
     titles = [questions[0], brightness_of(cats[0]), questions[2], "nothing here matches"]
     titles += [questions[3], brightness_of(houses[0])]
@@ -257,12 +257,12 @@ def test_a_question_of_stdin_that_fails_costs_no_other_its_answer(
 
 
 def test_json_has_the_error_of_a_question_in_its_place(collection, capsys, bright, give):
-    bright.languages = ("en",)
+    bright.tasks = {"ask": ("en",)}
     give("船是什么颜色\nwhere is the house?\n")
     with pytest.raises(ChiasmError, match="expected 2 answers, found 1"):
         ask(str(collection), ["-"], model="bright", as_json=True)
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
-    assert first["question"] == "船是什么颜色" and "answers in zh" in first["error"]
+    assert first["question"] == "船是什么颜色" and "can ask in zh" in first["error"]
     assert second["answer"] is not None and "error" not in second
 
 

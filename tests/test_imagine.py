@@ -94,7 +94,7 @@ def test_a_batch_learned_by_heart_is_drawn_code_by_code(drawing):
         Request("imagine", text=example.source) for example in batch.tasks["imagine"].examples
     ]
     answerer = load_answerer(f"pocket:{folder}", PLAIN)
-    assert answerer.tasks >= {"imagine"}
+    assert "imagine" in answerer.tasks
     for settings in (GenerateSettings(), GenerateSettings(beams=2), GenerateSettings(max_tokens=2)):
         for reply, wanted in zip(answerer.answer(requests, settings), expected, strict=True):
             assert reply.text == "" and reply.confidence is not None and reply.confidence > 0.8
@@ -182,7 +182,7 @@ def test_the_stages_of_a_training_that_draws(whole):
     ]  # fmt: skip
     model, _ = load_model(folder)
     assert model.config.image_tokens == MODEL.image_tokens and model.image_tokens is not None
-    assert load_answerer(f"pocket:{folder}", PLAIN).tasks >= {"imagine"}
+    assert "imagine" in load_answerer(f"pocket:{folder}", PLAIN).tasks
 
 
 @pytest.mark.parametrize("step", range(1, 6))

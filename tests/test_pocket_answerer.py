@@ -163,15 +163,15 @@ def test_a_reply_does_not_depend_on_its_batch(folder, beams):
 
 def test_what_the_model_has_is_what_it_says(folder, tmp_path):
     answerer = load_answerer(f"pocket:{folder}", PLAIN)
-    assert answerer.tasks == {"caption", "ask", "translate", "sentiment"}
-    assert answerer.languages == ("en", "zh")
+    tasks = ("caption", "ask", "translate", "sentiment")
+    assert answerer.tasks == dict.fromkeys(tasks, ("en", "zh"))
     with pytest.raises(UsageError, match=r"expected one that can imagine, found one that can capt"):
         answerer.answer([Request("imagine", text="a red boat")], GenerateSettings())
-    config = replace(CONFIG, decoder=replace(CONFIG.decoder, prefixes=("ask:en",)))
+    config = replace(CONFIG, decoder=replace(CONFIG.decoder, prefixes=("caption:zh", "ask:en")))
     save_model(tmp_path, JointNetwork(config).state_dict(), config, WORDS)
     english = load_answerer(f"pocket:{tmp_path}", PLAIN)
-    assert (english.tasks, english.languages) == ({"ask"}, ("en",))
-    with pytest.raises(UsageError, match="expected one that answers in zh, found one for en"):
+    assert english.tasks == {"caption": ("zh",), "ask": ("en",)}
+    with pytest.raises(UsageError, match="expected one that can ask in zh, found one for en"):
         english.answer([Request("ask", "zh", None, "红色的船")], GenerateSettings())
 
 

@@ -322,6 +322,11 @@ def test_towers_of_its_own_open_as_pocket_and_answer(own):
     request = Request("ask", "en", pixels[0], "How many?")
     (reply,) = answer_batch(answerer, [request], GenerateSettings(max_tokens=3))
     assert isinstance(reply.text, str)
+    # Of json: questions and a sentiment in English, translations into Chinese.
+    learned = {"caption": ("en", "zh"), "ask": ("en",), "translate": ("zh",), "sentiment": ("en",)}
+    assert answerer.tasks == learned
+    with pytest.raises(UsageError, match="expected one that can ask in zh, found one for en"):
+        answer_batch(answerer, [Request("ask", "zh", pixels[0], "什么？")], GenerateSettings())
 
 
 def test_towers_begin_as_those_of_a_model_folder(own, scenes, tmp_path):
@@ -374,7 +379,8 @@ def test_batches_are_those_of_seed_and_step(frozen):
     torch.testing.assert_close(batch.caption, again.caption, rtol=0, atol=0)
     assert (batch.caption != batch.other).any(1).all() and batch.several.all()
     for i, j in itertools.product(range(32), range(32)):  # by comparing texts
-        assert batch.same[i, j] == (i == j or bool((batch.caption[i] == batch.caption[j]).all()))
+        for same, texts in ((batch.same, batch.caption), (batch.other_same, batch.other)):
+            assert same[i, j] == (i == j or bool((texts[i] == texts[j]).all()))
 
 
 def test_errors_are_those_of_pictures():

@@ -202,15 +202,16 @@ def _answer_block(
     counts: _Counts,
 ) -> None:
     # A text in a language that the model does not answer in is that text's fault, not the run's.
-    spoken = [request for _, request in block if request.language in answerer.languages]
+    languages = answerer.tasks[settings.task]
+    spoken = [request for _, request in block if request.language in languages]
     replies = iter(answer_batch(answerer, spoken, settings.generate))
     for row, request in block:
         reply: Reply | Fault
-        if request.language in answerer.languages:
+        if request.language in languages:
             reply = next(replies)
         else:
-            languages = ", ".join(answerer.languages)
-            reply = Fault("refused", f"the model answers in {languages}, not {request.language}")
+            spoken_in = ", ".join(languages)
+            reply = Fault("refused", f"the model answers in {spoken_in}, not {request.language}")
         if isinstance(reply, Reply) and not reply.text.strip():
             reply = Fault("no_words", "the model ended its answer before the first word")
         if isinstance(reply, Fault):
@@ -231,7 +232,7 @@ def _require_some_answers(
     for any request, or refused MOST_REFUSED of them: it is at fault, not the samples."""
     if counts.answers or counts.last is None or not (at_end or counts.refused >= MOST_REFUSED):
         return
-    probe_answerer(answerer, settings.task, settings.language or answerer.languages[0])
+    probe_answerer(answerer, settings.task, settings.language or answerer.tasks[settings.task][0])
     if counts.refused >= MOST_REFUSED or counts.out_of_memory == counts.refused > 1:
         memory = counts.out_of_memory == counts.refused
         raise EncoderError(

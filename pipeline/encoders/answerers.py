@@ -104,14 +104,13 @@ class Answerer(Preprocessor, Protocol):
 
     fingerprint: hex digest of weights, tokenizer, preprocessing and prompts: the same fingerprint
     and settings, the same replies. precision and device: recorded beside it, never part of it.
-    tasks: of TASKS. languages: of LANGUAGES, those it answers in.
+    tasks: of TASKS, with the languages of LANGUAGES that it answers each in; none for `imagine`.
     """
 
     fingerprint: str
     precision: str
     device: str
-    tasks: frozenset[str]
-    languages: tuple[str, ...]
+    tasks: Mapping[str, tuple[str, ...]]
 
     def answer(self, requests: Sequence[Request], settings: GenerateSettings) -> list[Reply]:
         """B requests, of one task or several -> B replies, in their order. Each reply is that of
@@ -135,11 +134,12 @@ def require_task(answerer: Answerer, task: str, language: str | None = None) -> 
             found=f"one that can {', '.join(have)}" if have else "one that answers nothing",
             do="take another model",
         )
-    if language is not None and task != "imagine" and language not in answerer.languages:
+    languages = answerer.tasks[task]
+    if language is not None and task != "imagine" and language not in languages:
         raise UsageError(
             f"model {answerer.name}",
-            expected=f"one that answers in {language}",
-            found=f"one for {', '.join(answerer.languages)}",
+            expected=f"one that can {task} in {language}",
+            found=f"one for {', '.join(languages)}",
             do="take another model or another language",
         )
 

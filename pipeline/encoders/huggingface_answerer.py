@@ -31,8 +31,7 @@ class HuggingFaceAnswerer:
     in together without padding, `group` is the same for them.
     """
 
-    tasks: frozenset[str]
-    languages: tuple[str, ...] = ("en",)
+    tasks: Mapping[str, tuple[str, ...]]
     prompts: Mapping[Any, str] = {}
 
     def __init__(

@@ -49,6 +49,7 @@ CHAT_PROMPTS = {
     ("sentiment", "zh"): "下面的文字与这张图片一同发布。两者合在一起的情感是正面、负面、中性，"
     "还是互相矛盾？只回答一个词：正面、负面、中性或矛盾。\n\n{text}",
 }
+ENGLISH = ("en",)  # what models answer in that take no prompt in another language
 TOP_LABELS = 5  # of a classifier's scores; ViLT has 3,129 labels
 
 
@@ -95,7 +96,7 @@ def _network_name(folder: ModelFolder, config: Any) -> str:
 
 
 class BlipCaptions(Generating):
-    tasks = frozenset({"caption"})
+    tasks = dict.fromkeys(["caption"], ENGLISH)
 
     def group(self, request: Request, number: int, settings: GenerateSettings) -> Hashable:
         return None
@@ -107,7 +108,7 @@ class BlipCaptions(Generating):
 class BlipAnswers(Generating):
     """BLIP's decoder attends to the padding of questions, so those of a batch have one length."""
 
-    tasks = frozenset({"ask"})
+    tasks = dict.fromkeys(["ask"], ENGLISH)
 
     def group(self, request: Request, number: int, settings: GenerateSettings) -> Hashable:
         return self._length_group(request.text or "", number, settings)
@@ -124,7 +125,7 @@ class BlipAnswers(Generating):
 class Blip2(Generating):
     """A caption continues the picture alone, an answer the prompt BLIP2_QUESTION."""
 
-    tasks = frozenset({"caption", "ask"})
+    tasks = dict.fromkeys(["caption", "ask"], ENGLISH)
     prompts: Mapping[Any, str] = {("ask", "en"): BLIP2_QUESTION}
 
     def __init__(self, folder: ModelFolder, *arguments: Any) -> None:
@@ -164,8 +165,7 @@ class Blip2(Generating):
 class Chat(Generating):
     """One message: the picture, then the prompt of CHAT_PROMPTS; padded on the left."""
 
-    tasks = frozenset(task for task, _ in CHAT_PROMPTS)
-    languages = LANGUAGES
+    tasks = dict.fromkeys([task for task, _ in CHAT_PROMPTS], LANGUAGES)
     prompts = CHAT_PROMPTS
 
     def preprocess(self, modality: str, raw: Any) -> Any:
@@ -202,7 +202,7 @@ class Vilt(HuggingFaceAnswerer):
     """Questions answered by one of the labels of a classifier, whose probabilities are those of
     single labels: they need not sum to 1."""
 
-    tasks = frozenset({"ask"})
+    tasks = dict.fromkeys(["ask"], ENGLISH)
 
     def group(self, request: Request, number: int, settings: GenerateSettings) -> Hashable:
         # Such a model draws some patches of each picture at random, one picture after the other.

@@ -8,7 +8,7 @@ has is in its config.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from chiasm.pipeline.encoders import pocket
 from chiasm.pipeline.encoders.answerers import (
-    LANGUAGES,
     GenerateSettings,
     Reply,
     Request,
@@ -56,12 +55,7 @@ class PocketAnswerer:
         self._encoder, self._network, self._decoder = encoder, network, network.decoder
         self.name, self.precision, self.device = encoder.name, encoder.precision, encoder.device
         self.fingerprint, self.modalities = encoder.fingerprint, encoder.modalities
-        self.tasks = self._decoder.ids.tasks()
-        self.languages = tuple(
-            language
-            for language in LANGUAGES
-            if any(name.endswith(f":{language}") for name in self._decoder.ids.prefixes)
-        )
+        self.tasks: Mapping[str, tuple[str, ...]] = self._decoder.ids.tasks()
 
     def preprocess(self, modality: str, raw: Any) -> Any:
         """As that of the encoder."""

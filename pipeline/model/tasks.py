@@ -72,10 +72,17 @@ class TargetIds:
             return 0, self.text
         return self.text + len(self.prefixes), self.codes
 
-    def tasks(self) -> frozenset[str]:
-        """Names of the tasks that there are ids for."""
-        there = (task for task in TASKS.values() if set(task.prefixes) & set(self.prefixes))
-        return frozenset(task.name for task in there if self.range(task.head)[1])
+    def tasks(self) -> dict[str, tuple[str, ...]]:
+        """The tasks that there are ids for, each with the languages of its targets."""
+        return {
+            task.name: tuple(
+                language
+                for language in task.languages
+                if f"{task.name}:{language}" in self.prefixes
+            )
+            for task in TASKS.values()
+            if set(task.prefixes) & set(self.prefixes) and self.range(task.head)[1]
+        }
 
 
 def as_written(text: str, language: str) -> str:

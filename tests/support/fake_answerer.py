@@ -18,7 +18,7 @@ class FakeAnswerer:
     """It raises for the text `crash` and says nothing to `silence`. settings: of every call."""
 
     name, fingerprint, precision, device = "fake", "0" * 32, "float32", "cpu"
-    languages, tasks = ("en", "zh"), frozenset(TASKS)
+    tasks = dict.fromkeys(TASKS, ("en", "zh"))
     broken = False
 
     def __init__(self) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from chiasm.pipeline.encoders import JOINT, Encoder
+from chiasm.pipeline.encoders import JOINT, Encoder, language_of
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.checkpoint import load_model
 from chiasm.pipeline.model.config import DecoderConfig, FusionConfig, ModelConfig
 from chiasm.pipeline.model.frozen_joint import FrozenJointConfig, FrozenJointNetwork
 from chiasm.pipeline.model.joint import JointNetwork
+from chiasm.pipeline.model.tasks import PREFIXES
 from chiasm.pipeline.model.tokenizer import Tokenizer
 from chiasm.pipeline.model.tokenizer import train as learn_tokenizer
 from chiasm.pipeline.records import IMAGE, TEXT
@@ -71,17 +72,29 @@ def _task_texts(samples: Samples, row: int) -> list[str]:
 
 
 def own_config(
-    settings: JointSettings, start: ModelConfig | None, tokens: int, decodes: bool
+    settings: JointSettings, start: ModelConfig | None, tokens: int, prefixes: tuple[str, ...]
 ) -> ModelConfig:
     """The shapes of a network with towers of its own. tokens: of the tokenizer; start: of the model
-    that it begins as, whose fusion is kept where it is of today's form and no other is wanted."""
+    that it begins as, whose fusion is kept where it is of today's form and no other is wanted, and
+    whose decoder is kept; prefixes: what a new decoder learns, none for no decoder."""
     config = start or settings.model
     fusion = settings.fusion or config.fusion
     if fusion is None or not fusion.bounded_residual:
         fusion = FusionConfig()
-    decoder = (config.decoder or settings.model.decoder or DecoderConfig()) if decodes else None
+    decoder = start.decoder if start else None
+    if decoder is None:
+        decoder = replace(settings.model.decoder or DecoderConfig(), prefixes=prefixes)
     text = replace(config.text, vocabulary=tokens)
-    return replace(config, text=text, fusion=fusion, decoder=decoder)
+    return replace(config, text=text, fusion=fusion, decoder=decoder if prefixes else None)
+
+
+def prefixes_of(samples: Samples, rows: np.ndarray) -> tuple[str, ...]:
+    """The tasks and languages that these samples have something to learn of; captions first."""
+    learned = {
+        *(f"caption:{language_of(text)}" for row in rows for text in samples.texts(row)),
+        *(f"{e.task}:{e.language}" for row in rows for e in samples.examples(row)),
+    }
+    return tuple(prefix for prefix in PREFIXES if prefix in learned)
 
 
 def own_network(

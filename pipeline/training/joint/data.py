@@ -15,6 +15,7 @@ from torch import Tensor
 
 from chiasm.pipeline.encoders import language_of
 from chiasm.pipeline.model.checkpoint import load_state
+from chiasm.pipeline.model.config import DecoderConfig
 from chiasm.pipeline.model.tokenizer import Tokenizer, normalise
 from chiasm.pipeline.scenes.examples import Example
 from chiasm.pipeline.training.pocket.data import DataSettings
@@ -32,7 +33,8 @@ class Batch:
 
     image: uint8 (B, 3, S, S), or (B, E) float32 of a frozen encoder; caption, other: int64 (B, T)
     ids, or (B, E) float32; several (B,) bool: `other` is another one; same (B, B) bool: caption i
-    is true of picture j as far as anybody knows: the same picture, or one with this caption too.
+    is true of picture j as far as anybody knows: the same picture, or one with this caption too;
+    other_same: of `other` in its place.
     """
 
     image: Tensor
@@ -40,6 +42,7 @@ class Batch:
     other: Tensor
     several: Tensor
     same: Tensor
+    other_same: Tensor
 
 
 class Samples:
@@ -134,23 +137,34 @@ def pair_batch(samples: Samples, rows: np.ndarray, step: int, seed: int) -> Batc
     counts = samples.counts[rows]
     first = rng.integers(counts)
     second = (first + 1 + rng.integers(np.maximum(counts - 1, 1))) % counts
-    caption = samples.captions(rows, first)
-    alike = [torch.from_numpy(samples.picture[rows]), caption.unique(dim=0, return_inverse=True)[1]]
+    caption, other = samples.captions(rows, first), samples.captions(rows, second)
+    names = torch.from_numpy(samples.picture[rows])
     return Batch(
         image=samples.images(rows),
         caption=caption,
-        other=samples.captions(rows, second),
+        other=other,
         several=torch.from_numpy(counts > 1),
-        same=torch.stack([names[:, None] == names for names in alike]).any(0),
+        same=_alike(names, caption),
+        other_same=_alike(names, other),
     )
 
 
+def _alike(pictures: Tensor, captions: Tensor) -> Tensor:
+    """(B, B) bool: of one picture, or with one caption."""
+    texts = captions.unique(dim=0, return_inverse=True)[1]
+    return (pictures[:, None] == pictures) | (texts[:, None] == texts)
+
+
 def decoder_batch(
-    samples: Samples, rows: np.ndarray, tasks: Sequence[str], target: int, step: int, seed: int
+    samples: Samples,
+    rows: np.ndarray,
+    tasks: Sequence[str],
+    decoder: DecoderConfig,
+    step: int,
+    seed: int,
 ) -> TaskBatch:
     """What the decoder learns of these rows: a caption of each, and of each of the other tasks at
-    most ANSWERS of what its json has. target: longest in tokens, the end included; what is longer
-    is left out."""
+    most ANSWERS of what its json has. What is longer than the decoder's context is left out."""
     rng = np.random.default_rng([seed, step, 2])
     drawn: dict[str, list[tuple[int, Example]]] = {task: [] for task in tasks}
     for number, row in enumerate(rows):
@@ -167,9 +181,11 @@ def decoder_batch(
         pairs[:] = [
             (number, example)
             for number, example in pairs
-            if len(samples.tokenizer.encode(normalise(example.target))) < target
+            if len(samples.tokenizer.encode(normalise(example.target))) < decoder.context
         ]
-    settings = TaskSettings(DataSettings(context=samples.context), {}, {}, target)
+    settings = TaskSettings(
+        DataSettings(context=samples.context), {}, {}, decoder.context, decoder.prefixes
+    )
     return TaskBatch(
         samples.images(rows).numpy(),
         {task: task_rows(drawn[task], task, settings, samples.tokenizer) for task in tasks},

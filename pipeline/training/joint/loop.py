@@ -39,6 +39,7 @@ from chiasm.pipeline.training.joint.build import (
     own_config,
     own_network,
     own_stages,
+    prefixes_of,
     require_image_and_text,
     start_of,
     tokenizer_of,
@@ -152,9 +153,8 @@ def _own_parts(
     vocabulary = settings.model.text.vocabulary
     tokenizer = start[1] if start else tokenizer_of(samples, rows, vocabulary)
     begun = start[0] if start else None
-    config = own_config(
-        settings, begun.config if begun else None, len(tokenizer), bool(decoder_steps)
-    )
+    prefixes = prefixes_of(samples, rows) if decoder_steps else ()
+    config = own_config(settings, begun.config if begun else None, len(tokenizer), prefixes)
     samples.read_texts(tokenizer, config.text.context)
 
     def save(folder: Path, network: Network) -> None:
@@ -228,7 +228,7 @@ class _Run:
         decoder = training.network.config.decoder
         assert decoder is not None
         rows = rows_of_step(self._decoded_rows, size, step, seed)
-        return decoder_batch(self.samples, rows, self.parts.tasks, decoder.context, step, seed)
+        return decoder_batch(self.samples, rows, self.parts.tasks, decoder, step, seed)
 
     @cached_property
     def _decoded_rows(self) -> np.ndarray:

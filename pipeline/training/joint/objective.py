@@ -74,9 +74,9 @@ def fusion_losses(model: Network, batch: Batch, generator: torch.Generator) -> d
 
 
 def _of_several(batch: Batch, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows of pictures with several captions, and `same` of these."""
+    """The rows of pictures with several captions, and `other_same` of these."""
     several = batch.several
-    return image[several], text[several], batch.same[several][:, several]
+    return image[several], text[several], batch.other_same[several][:, several]
 
 
 def task_losses(model: JointNetwork, batch: TaskBatch, _: torch.Generator) -> dict[str, Tensor]:
