@@ -14,7 +14,8 @@ import re
 _ENGLISH_WORDS = """
 what which who whom whose where when why how many much
 is are was were be am do does did can could has have had will would shall should may might must
-a an the this that these those there here it its he she they i we you any some one ones s
+ca wo sha doing happening going
+a an the this that these those there here it its he she they i we you any some one ones
 of in on at to into from for with by as and or not if than
 see seen show shows shown showing look looks looking visible say tell name count find describe
 give answer please true yes no
@@ -37,6 +38,8 @@ _ENGLISH = frozenset(_ENGLISH_WORDS.split())
 # A longer one goes before those that are part of it.
 _CHINESE = re.compile("|".join(sorted(_CHINESE_WORDS.split(), key=len, reverse=True)))
 _HAN = re.compile(r"[\u3400-\u9fff]")
+# isn't -> is; of can't, won't and shan't what is left is listed above
+_CONTRACTED = re.compile(r"(?:n['’]t|['’](?:s|re|ve|ll|d|m))\b")
 _WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
 
 
@@ -44,7 +47,7 @@ def content_words(question: str) -> str:
     """The words of a question that say what it is about, in their order and in lower case; "" where
     it has none. English gets an article, as in captions: "what colour are the red boats?" -> "red
     boats", "where is the boat" -> "a boat". Chinese keeps what lies between the words left out."""
-    text = question.lower()
+    text = _CONTRACTED.sub("", question.lower())
     chinese = _HAN.search(text) is not None
     if chinese:
         text = _CHINESE.sub(" ", text)

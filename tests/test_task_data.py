@@ -320,6 +320,22 @@ def test_the_loss_of_a_task_is_the_mean_over_all_its_tokens():
             assert float(losses[task]) == pytest.approx(-np.mean(logs), abs=1e-4), task
 
 
+def test_a_batch_without_any_target_has_a_gradient_of_0():
+    training = Training(RUN, torch.device("cpu"), TOKENIZER)
+    batch, decoder = task_batch(1, TASK, TOKENIZER), training.objective.model.decoder
+    none = {
+        task: replace(
+            rows, pictures=rows.pictures[:0], inputs=rows.inputs[:0], targets=rows.targets[:0]
+        )
+        for task, rows in batch.tasks.items()
+    }
+    decoder.requires_grad_(True)
+    losses = training.objective.decoder_losses(replace(batch, tasks=none), torch.Generator())
+    torch.stack(list(losses.values())).sum().backward()
+    assert set(losses) == set(batch.tasks) and all(loss.item() == 0 for loss in losses.values())
+    assert all(p.grad is None or not p.grad.any() for p in decoder.parameters())
+
+
 def test_targets_of_probes_fit_the_world_and_ambiguous_words_have_none():
     rng = random.Random(9)
     while True:

@@ -173,6 +173,7 @@ def _answer_all(
     explainer: ExplainingEncoder | None,
 ) -> None:
     found: list[CollectionAnswer] = []
+    sheet = asking.options.sheet
     count = failed = 0
     for text in questions:
         count += 1
@@ -185,10 +186,10 @@ def _answer_all(
             _print_error(text, error, asking)
         else:
             failed += answer.answer is None and not answer.refused
-            found.append(answer)
+            if sheet is not None:
+                found.append(answer)
             _print(answer, asking, several)
         sys.stdout.flush()
-    sheet = asking.options.sheet
     if sheet is not None:
         write_sheet([_drawn(one) for one in found], sheet, explainer, list(map(_heading, found)))
         print_progress(f"drew {sheet}")

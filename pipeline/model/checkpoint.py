@@ -32,6 +32,8 @@ FILES = (WEIGHTS, CONFIG, TOKENIZER)
 SHIPPED = Path(__file__).resolve().parent.parent / "pocket"
 FORMAT = "chiasm joint model 2"
 FIRST_FORMAT = "chiasm joint model 1"
+# What loading raises of weights and a config that are torn or do not fit together.
+MISFITS = (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)
 
 # Name in code -> name in files of the first format. Tensors: a dotted part of the name, a prefix
 # where it ends in a dot; the first that fits is taken. Config keys: the dotted path in code -> the
@@ -86,14 +88,7 @@ def load_model(
             saved = tensors_in_code(saved, TENSOR_NAMES)
         weights = {name: tensor.to(precision) for name, tensor in saved.items()}
         model.load_state_dict(weights, assign=True)
-    except (
-        SafetensorError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except MISFITS as error:
         raise EncoderError(
             f"model folder {folder}",
             expected="weights, config and tokenizer of one model",

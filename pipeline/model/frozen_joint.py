@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
 from chiasm.pipeline.errors import EncoderError
-from chiasm.pipeline.model.checkpoint import CONFIG, WEIGHTS, write_file
+from chiasm.pipeline.model.checkpoint import CONFIG, MISFITS, WEIGHTS, write_file
 from chiasm.pipeline.model.config import FusionConfig
 from chiasm.pipeline.model.fusion import Fused, Fusion, Modality
 from chiasm.pipeline.model.matching import Match, Matching
@@ -155,14 +154,7 @@ def load_frozen_joint(folder: Path) -> FrozenJointNetwork:
             raise _not_a_model(folder, f"a {FROZEN_FORMAT}", str(kind), do)
         network = FrozenJointNetwork(FrozenJointConfig.from_dict(fields))
         network.load_state_dict(load_file(folder / WEIGHTS))
-    except (
-        SafetensorError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except MISFITS as error:
         found = f"{type(error).__name__}: {error}"[:300]
         raise _not_a_model(
             folder, "weights and config of one model", found, "copy the folder again"

@@ -195,7 +195,8 @@ def decoder_losses(model: JointNetwork, batch: TaskBatch) -> dict[str, Tensor]:
         targets = _moved(rows.targets, device)
         count = mean_over_processes((targets != UNKNOWN).sum().float()).clamp(min=1)
         if not len(targets):  # no scene had an example; the others still count theirs
-            losses[task] = count.new_zeros(())
+            # With a gradient, as that of a batch without any target has to be 0 too.
+            losses[task] = 0 * next(decoder.parameters()).float().sum()
             continue
         parts = [
             _log_loss(model, part, pictures.take(_moved(part.pictures, device)), TASKS[task].head)
