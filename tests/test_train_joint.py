@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import json
+import random
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ from chiasm.pipeline.encoders import (
     Input,
     Request,
     answer_batch,
+    language_of,
     load_answerer,
     load_encoder,
     unit,
@@ -41,17 +43,20 @@ from chiasm.pipeline.model.config import (
     DecoderConfig,
     FusionConfig,
     ImageConfig,
+    ImageTokensConfig,
     ModelConfig,
     TextConfig,
 )
 from chiasm.pipeline.model.frozen_joint import load_frozen_joint
-from chiasm.pipeline.training.joint.build import require_image_and_text
-from chiasm.pipeline.training.joint.data import Samples, pair_batch, rows_of_step
-from chiasm.pipeline.training.joint.evaluate import _share
+from chiasm.pipeline.model.joint import JointNetwork
+from chiasm.pipeline.training.joint.build import own_config, own_network, require_image_and_text
+from chiasm.pipeline.training.joint.data import HELD_OUT, Samples, pair_batch, rows_of_step
+from chiasm.pipeline.training.joint.evaluate import share
 from chiasm.pipeline.training.joint.json_tasks import read_examples
 from chiasm.pipeline.training.joint.loop import train_joint
 from chiasm.pipeline.training.joint.settings import JointSettings
 from chiasm.pipeline.training.log import read_log
+from chiasm.pipeline.training.two_tower.held_out import tenth_of
 
 CPU = EncoderSettings(device="cpu", precision="float32")
 SMALL = FusionConfig(fusion="concat", width=32, depth=1, heads=2)
@@ -385,7 +390,7 @@ def test_batches_are_those_of_seed_and_step(frozen):
 
 def test_errors_are_those_of_pictures():
     values, owner = np.array([1.0, 1, 0, 1]), np.array([0, 0, 1, 1])
-    found = _share("r1", values, owner)
+    found = share("r1", values, owner)
     # Sums over pictures of what is above the mean: 0.5 and -0.5.
     assert found == {"r1": 0.75, "r1_error": round(float(np.sqrt(0.5) / 4), 4)}
 
@@ -471,3 +476,98 @@ def test_at_the_prompt(chiasm, tmp_path):
     assert ran.stdout.splitlines()[-1] == f"{to}: trained; use it with --encoder joint:{to}"
     assert "fusion  step 2 of 2  loss " in ran.stderr
     assert load_encoder(f"joint:{to}", CPU).dims["joint"] == 256
+
+
+def asked_samples():
+    """Pictures, each with captions of which one is too long for a decoder of 24 tokens, and with
+    questions in either language: three whose answer is in their words, one that nobody can know."""
+    rng = random.Random(0)
+    for number in range(120):
+        asked = [("Is it so?", "yes"), ("Is it not?", "no"), ("这是吗？", "是")]
+        asked.append(("Who?", rng.choice(["he", "she"])))
+        yield png(number, 1), ["a square", " ".join(["long"] * 60)], asked
+
+
+def asked_shard(path):
+    members = {}
+    for number, (picture, captions, asked) in enumerate(asked_samples()):
+        questions = [{"question": question, "answer": answer} for question, answer in asked]
+        fields = json.loads(json_of(captions)) | {"questions": questions}
+        members[f"{number:04d}"] = {"png": picture, "json": json.dumps(fields).encode()}
+    return write_tar(path, members)
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """A decoder that has learned to answer by the question alone: its folder and report."""
+    root = tmp_path_factory.mktemp("asked")
+    shard = asked_shard(root / "a.tar")
+    settings = replace(OWN, decoder_steps=150, decoder_batch=8, learning_rate=5e-3, ema=0.8)
+    return root / "out", train_joint(settings, [shard], root / "out", unseen)
+
+
+def test_the_decoder_is_measured_on_pictures_held_out(asked):
+    folder, report = asked
+    answerer = load_answerer(f"pocket:{folder}", CPU)
+    requests, wanted = [], []
+    for picture, _, questions in asked_samples():
+        if tenth_of(hashlib.sha256(picture).hexdigest()) == HELD_OUT:
+            pixels = answerer.preprocess("image", np.asarray(Image.open(io.BytesIO(picture))))
+            for question, answer in questions:
+                requests.append(Request("ask", language_of(question), pixels, question))
+                wanted.append(answer)
+    replies = answer_batch(answerer, requests, GenerateSettings(max_tokens=8))
+    right = [reply.text == answer for reply, answer in zip(replies, wanted, strict=True)]
+    figures = report["decoder"]["ask"]
+    assert figures["examples"] == len(wanted) >= 16
+    assert figures["right"] == round(float(np.mean(right)), 4)
+    assert 0.7 < figures["right"] < 1 and 0 < figures["right_error"] < 0.2
+    # Of captions: one of two words and an end, the same for all pictures, is learned by heart.
+    assert report["decoder"]["caption"]["nats_per_token"] < 1
+    assert any("ask of the decoder" in line for line in format_report(report))
+
+
+def test_what_is_too_long_for_the_decoder_is_counted(asked):
+    _, report = asked
+    assert report["too_long"] == report["trained_on"]
+    line = f"{report['trained_on']} captions and entries of json were too long for it"
+    assert line in format_report(report)
+
+
+def test_captions_are_no_part_of_a_header(asked):
+    """safetensors reads none of more than 100 MB."""
+    folder, _ = asked
+    (file,) = (folder / "samples").glob("*.safetensors")
+    data = file.read_bytes()
+    assert int.from_bytes(data[:8], "little") < 2000
+    assert b"long long" not in data[: 8 + 2000] and data.count(b"long long") > 120
+
+
+def test_a_decoder_that_training_begins_on_learns_more_tasks_and_draws_no_more():
+    tokens = ImageTokensConfig(side=24)
+    config = replace(
+        OWN.model,
+        text=replace(OWN.model.text, vocabulary=300),
+        fusion=SMALL,
+        decoder=replace(OWN.model.decoder, prefixes=("caption:en", "ask:zh", "imagine")),
+        image_tokens=tokens,
+    )
+    start = JointNetwork(config)
+    after = own_config(OWN, config, 300, ("caption:en", "caption:zh", "ask:en"))
+    assert after.image_tokens is None
+    assert after.decoder.prefixes == ("caption:en", "caption:zh", "ask:en", "ask:zh")
+    network = own_network(after, start, OWN)
+    new, old = (item.decoder.embedding.weight for item in (network, start))
+    assert torch.equal(new[:300], old[:300])
+    assert torch.equal(new[300], old[300]) and torch.equal(new[303], old[301])
+    there, kept = start.decoder.state_dict(), network.decoder.state_dict()
+    same = there.keys() & kept.keys() - {"embedding.weight"}
+    assert len(same) > 20 and all(torch.equal(there[name], kept[name]) for name in same)
+    assert own_config(OWN, config, 300, ()).decoder is None
+
+
+def test_a_precision_that_training_has_not_is_refused():
+    settings = compose("laptop", ["encoder.precision=bfloat16"])
+    with pytest.raises(UsageError, match="--precision bfloat16: expected --towers with it"):
+        joint_settings(None, None, settings)
+    assert joint_settings("pocket", None, settings).device.precision == "bfloat16"

@@ -134,6 +134,13 @@ def joint_settings(towers: str | None, start: str | None, settings: Settings) ->
             found="both",
             do=f"leave out {given}, or set the length by --fusion-steps",
         )
+    if towers is None and settings.encoder.precision == "bfloat16":
+        raise UsageError(
+            "--precision bfloat16",
+            expected="--towers with it: it is the precision of a frozen encoder",
+            found="towers to train, which is done in float32",
+            do="leave out --precision, or give --towers",
+        )
     if options.fusion_steps == 0:
         raise UsageError("--fusion-steps 0", expected="1 or more", found="0")
     fusion = None
@@ -179,17 +186,26 @@ def format_report(report: dict[str, Any]) -> list[str]:
         lines.append(f"{report['bad_entries']:,} entries of json left out")
     if report["tasks"]:
         lines.append("the decoder learned " + ", ".join(report["tasks"]))
+        if report["too_long"]:
+            lines.append(
+                f"{report['too_long']:,} captions and entries of json were too long for it"
+            )
     matching = report["matching"]
     lines += [
         f"on {report['held_out']:,} pictures held out, with standard errors:",
-        f"  a picture by its own captions, {report['captions']:,} queries: "
+        f"  a picture by its own captions, {report['held_out_captions']:,} queries: "
         + format_recall(report["text_to_image"]),
         f"  matching, true against hard wrong pictures: {_of(matching, 'accuracy')} right",
         f"  the first 20 of a caption matched again: R@1 {_of(matching, 'r1_before')} -> "
         f"{_of(matching, 'r1_after')}",
     ]
+    lines += [
+        f"  {task} of the decoder, {figures['examples']:,} examples: {_format_decoder(figures)}"
+        for task, figures in report.get("decoder", {}).items()
+    ]
     if not report["queries"]:
-        return [*lines, "one caption a picture: joint vectors are the even mean, not evaluated"]
+        mean = f"the mean with {report['text_weight']:g} text"
+        return [*lines, f"one caption a picture: joint vectors are {mean}, not evaluated"]
     lines.append(
         f"  by captions other than the first, {report['queries']:,} queries, by the vector of"
     )
@@ -205,6 +221,12 @@ def format_report(report: dict[str, Any]) -> list[str]:
 def format_recall(figures: dict[str, float]) -> str:
     """R@1 and R@10 with standard errors."""
     return f"R@1 {_of(figures, 'r1')}, R@10 {_of(figures, 'r10')}"
+
+
+def _format_decoder(figures: dict[str, float]) -> str:
+    if "right" in figures:
+        return f"{_of(figures, 'right')} right"
+    return f"{figures['nats_per_token']:.2f} nats a token of people's own words"
 
 
 def _of(figures: dict[str, float], name: str) -> str:

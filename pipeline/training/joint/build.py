@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from chiasm.pipeline.encoders import JOINT, Encoder, language_of
 from chiasm.pipeline.errors import UsageError
@@ -16,7 +17,7 @@ from chiasm.pipeline.model.checkpoint import load_model
 from chiasm.pipeline.model.config import DecoderConfig, FusionConfig, ModelConfig
 from chiasm.pipeline.model.frozen_joint import FrozenJointConfig, FrozenJointNetwork
 from chiasm.pipeline.model.joint import JointNetwork
-from chiasm.pipeline.model.tasks import PREFIXES
+from chiasm.pipeline.model.tasks import PREFIXES, TASKS
 from chiasm.pipeline.model.tokenizer import Tokenizer
 from chiasm.pipeline.model.tokenizer import train as learn_tokenizer
 from chiasm.pipeline.records import IMAGE, TEXT
@@ -76,7 +77,8 @@ def own_config(
 ) -> ModelConfig:
     """The shapes of a network with towers of its own. tokens: of the tokenizer; start: of the model
     that it begins as, whose fusion is kept where it is of today's form and no other is wanted, and
-    whose decoder is kept; prefixes: what a new decoder learns, none for no decoder."""
+    whose decoder is kept, but that it draws no more: drawing is not learned here, and what it reads
+    changes; prefixes: what the decoder learns, none for no decoder."""
     config = start or settings.model
     fusion = settings.fusion or config.fusion
     if fusion is None or not fusion.bounded_residual:
@@ -84,8 +86,16 @@ def own_config(
     decoder = start.decoder if start else None
     if decoder is None:
         decoder = replace(settings.model.decoder or DecoderConfig(), prefixes=prefixes)
-    text = replace(config.text, vocabulary=tokens)
-    return replace(config, text=text, fusion=fusion, decoder=decoder if prefixes else None)
+    else:
+        known = {*decoder.prefixes, *prefixes} - set(TASKS["imagine"].prefixes)
+        decoder = replace(decoder, prefixes=tuple(item for item in PREFIXES if item in known))
+    return replace(
+        config,
+        text=replace(config.text, vocabulary=tokens),
+        fusion=fusion,
+        decoder=decoder if prefixes else None,
+        image_tokens=None,
+    )
 
 
 def prefixes_of(samples: Samples, rows: np.ndarray) -> tuple[str, ...]:
@@ -107,11 +117,30 @@ def own_network(
     if start is not None:
         same = {"fusion.": start.config.fusion == config.fusion}
         same["matching."] = same["fusion."]
-        same["decoder."] = start.config.decoder == config.decoder
+        same["decoder."] = None not in (start.config.decoder, config.decoder)
         new = tuple(prefix for prefix, is_same in same.items() if not is_same)
-        kept = {k: v for k, v in start.state_dict().items() if not k.startswith(new)}
-        network.load_state_dict({**network.state_dict(), **kept})
+        there = network.state_dict()
+        kept = {k: v for k, v in start.state_dict().items() if k in there and not k.startswith(new)}
+        if same["decoder."]:
+            _keep_ids(network, start, there, kept)
+        network.load_state_dict({**there, **kept})
     return network
+
+
+def _keep_ids(
+    network: JointNetwork, start: JointNetwork, there: dict[str, Tensor], kept: dict[str, Tensor]
+) -> None:
+    """Put into `kept` the decoder's embedding: rows of `start` by what they are of, text tokens and
+    prefixes; new prefixes have those that are there."""
+    assert network.decoder is not None
+    assert start.decoder is not None
+    ids, old, name = network.decoder.ids, start.decoder.ids, "decoder.embedding.weight"
+    rows = there[name].clone()
+    rows[: ids.text] = kept[name][: old.text]
+    for number, prefix in enumerate(ids.prefixes):
+        if prefix in old.prefixes:
+            rows[ids.text + number] = kept[name][old.text + tuple(old.prefixes).index(prefix)]
+    kept[name] = rows
 
 
 def frozen_stages(settings: JointSettings) -> list[Stage]:

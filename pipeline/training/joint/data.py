@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +16,17 @@ from torch import Tensor
 
 from chiasm.pipeline.encoders import language_of
 from chiasm.pipeline.model.checkpoint import load_state
-from chiasm.pipeline.model.config import DecoderConfig
+from chiasm.pipeline.model.config import ModelConfig
 from chiasm.pipeline.model.tokenizer import Tokenizer, normalise
 from chiasm.pipeline.scenes.examples import Example
+from chiasm.pipeline.training.joint.samples import from_json_tensor
 from chiasm.pipeline.training.pocket.data import DataSettings
-from chiasm.pipeline.training.pocket.task_data import TaskBatch, TaskSettings, task_rows
+from chiasm.pipeline.training.pocket.task_data import (
+    TaskBatch,
+    TaskRows,
+    TaskSettings,
+    task_rows,
+)
 
 # Of the ten shares of pictures that the sha256 of their bytes makes: the one that is measured on,
 # and the one that chooses the mean's weight, the size of the learned part and the bias of matching.
@@ -51,11 +58,11 @@ class Samples:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.tokenizer: Tokenizer | None = None
         self.context = 0
-        files = [load_state(path) for path in paths]
-        self._files = [item for item in files if len(item[0]["counts"])]
-        self._ends = np.cumsum([len(tensors["counts"]) for tensors, _ in self._files])
+        files = [load_state(path)[0] for path in paths]
+        self._files = [tensors for tensors in files if len(tensors["counts"])]
+        self._ends = np.cumsum([len(tensors["counts"]) for tensors in self._files])
         # The first caption of each sample among those of its file.
-        self._starts = [(t["counts"].cumsum(0) - t["counts"]).numpy() for t, _ in self._files]
+        self._starts = [(t["counts"].cumsum(0) - t["counts"]).numpy() for t in self._files]
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -85,7 +92,17 @@ class Samples:
         return np.flatnonzero(~np.isin(self.fold, (HELD_OUT, TUNING)))
 
     def _whole(self, name: str) -> np.ndarray:
-        return torch.cat([tensors[name] for tensors, _ in self._files]).numpy()
+        return torch.cat([tensors[name] for tensors in self._files]).numpy()
+
+    @cached_property
+    def _texts(self) -> list[list[list[str]]]:
+        """By file and sample."""
+        return [from_json_tensor(tensors["texts"]) for tensors in self._files]
+
+    @cached_property
+    def _examples(self) -> list[list[list[dict[str, Any]]]]:
+        """By file and sample: the fields of `Example` that are not empty."""
+        return [from_json_tensor(tensors["examples"]) for tensors in self._files]
 
     def _at(self, row: int) -> tuple[int, int]:
         """The file of a sample, and its place there."""
@@ -95,7 +112,7 @@ class Samples:
     def images(self, rows: np.ndarray, name: str = "image") -> Tensor:
         """Pixels uint8 (B, 3, S, S) or vectors (B, E) float32; name: `joint` for those vectors."""
         places = (self._at(int(row)) for row in rows)
-        found = torch.stack([self._files[file][0][name][place] for file, place in places])
+        found = torch.stack([self._files[file][name][place] for file, place in places])
         return found.float() if found.is_floating_point() else found
 
     def captions(self, rows: np.ndarray, numbers: np.ndarray) -> Tensor:
@@ -106,18 +123,18 @@ class Samples:
         found = []
         for row, number in zip(rows, numbers, strict=True):
             file, place = self._at(row)
-            found.append(self._files[file][0]["text"][self._starts[file][place] + number])
+            found.append(self._files[file]["text"][self._starts[file][place] + number])
         return torch.stack(found).float()
 
     def texts(self, row: int) -> list[str]:
         """The captions of a sample; not with a frozen encoder."""
         file, place = self._at(row)
-        return self._files[file][1]["texts"][place]
+        return self._texts[file][place]
 
     def examples(self, row: int) -> list[Example]:
         """What its json gives the decoder to learn."""
         file, place = self._at(row)
-        return [Example(**item) for item in self._files[file][1]["examples"][place]]
+        return [Example(**item) for item in self._examples[file][place]]
 
 
 def rows_of_step(rows: np.ndarray, batch: int, step: int, seed: int) -> np.ndarray:
@@ -159,7 +176,7 @@ def decoder_batch(
     samples: Samples,
     rows: np.ndarray,
     tasks: Sequence[str],
-    decoder: DecoderConfig,
+    config: ModelConfig,
     step: int,
     seed: int,
 ) -> TaskBatch:
@@ -168,25 +185,63 @@ def decoder_batch(
     rng = np.random.default_rng([seed, step, 2])
     drawn: dict[str, list[tuple[int, Example]]] = {task: [] for task in tasks}
     for number, row in enumerate(rows):
-        texts = samples.texts(row)
-        text = texts[rng.integers(len(texts))]
-        drawn["caption"].append((number, Example("caption", language_of(text), "", text)))
+        captions = caption_examples(samples, row)
+        drawn["caption"].append((number, captions[rng.integers(len(captions))]))
         examples = samples.examples(row)
         for at in rng.permutation(len(examples)):
             of_task = drawn[examples[at].task]
             if sum(n == number for n, _ in of_task[-ANSWERS:]) < ANSWERS:
                 of_task.append((number, examples[at]))
-    assert samples.tokenizer is not None
     for pairs in drawn.values():
-        pairs[:] = [
-            (number, example)
-            for number, example in pairs
-            if len(samples.tokenizer.encode(normalise(example.target))) < decoder.context
-        ]
-    settings = TaskSettings(
-        DataSettings(context=samples.context), {}, {}, decoder.context, decoder.prefixes
-    )
+        pairs[:] = [pair for pair in pairs if fits(samples, pair[1], config)]
     return TaskBatch(
         samples.images(rows).numpy(),
-        {task: task_rows(drawn[task], task, settings, samples.tokenizer) for task in tasks},
+        {task: decoder_rows(samples, drawn[task], task, config) for task in tasks},
     )
+
+
+def examples_of(samples: Samples, row: int, task: str, config: ModelConfig) -> list[Example]:
+    """What the decoder can be asked for of one task about a sample: its first caption, or the first
+    ANSWERS of json; those that it has no prefix for, or that are too long for it, are left out."""
+    assert config.decoder is not None
+    examples = caption_examples(samples, row)[:1] if task == "caption" else samples.examples(row)
+    return [
+        example
+        for example in examples
+        if example.task == task
+        and f"{task}:{example.language}" in config.decoder.prefixes
+        and fits(samples, example, config)
+    ][:ANSWERS]
+
+
+def caption_examples(samples: Samples, row: int) -> list[Example]:
+    """The captions of a sample as examples."""
+    return [Example("caption", language_of(text), "", text) for text in samples.texts(row)]
+
+
+def fits(samples: Samples, example: Example, config: ModelConfig) -> bool:
+    """Whether a target and its end are no longer than the decoder's context."""
+    assert samples.tokenizer is not None
+    assert config.decoder is not None
+    return len(samples.tokenizer.encode(normalise(example.target))) < config.decoder.context
+
+
+def count_too_long(samples: Samples, rows: np.ndarray, config: ModelConfig) -> int:
+    """How many captions and entries of json of these samples the decoder cannot learn: a target
+    that is cut has no end."""
+    return sum(
+        not fits(samples, example, config)
+        for row in rows
+        for example in (*caption_examples(samples, row), *samples.examples(row))
+    )
+
+
+def decoder_rows(
+    samples: Samples, drawn: Sequence[tuple[int, Example]], task: str, config: ModelConfig
+) -> TaskRows:
+    """Examples of one task with the numbers of their pictures -> ids."""
+    assert samples.tokenizer is not None
+    assert config.decoder is not None
+    decoder, data = config.decoder, DataSettings(context=samples.context)
+    settings = TaskSettings(data, {}, {}, decoder.context, decoder.prefixes)
+    return task_rows(drawn, task, settings, samples.tokenizer)

@@ -67,8 +67,7 @@ def gallery_of(
     network: Network, samples: Samples, device: torch.device, fold: int = HELD_OUT
 ) -> Gallery:
     """At most MAX_GALLERY of the pictures of a fold, as an index would hold them."""
-    rows = np.flatnonzero(samples.fold == fold)
-    rows = rows[np.sort(np.unique(samples.picture[rows], return_index=True)[1])][:MAX_GALLERY]
+    rows = gallery_rows(samples, fold)
     counts = samples.counts[rows]
     owner = np.repeat(np.arange(len(rows)), counts)
     number = np.arange(len(owner)) - np.repeat(counts.cumsum() - counts, counts)
@@ -97,6 +96,13 @@ def gallery_of(
     )
 
 
+def gallery_rows(samples: Samples, fold: int = HELD_OUT) -> np.ndarray:
+    """Numbers of the samples of a fold that are measured on: one of each picture, at most
+    MAX_GALLERY."""
+    rows = np.flatnonzero(samples.fold == fold)
+    return rows[np.sort(np.unique(samples.picture[rows], return_index=True)[1])][:MAX_GALLERY]
+
+
 def held_out_r1(gallery: Gallery) -> float:
     """A picture by each of its captions: R@1."""
     return float(np.mean(_ranks(gallery.image.vector, gallery.captions, gallery.owner) < 1))
@@ -122,7 +128,7 @@ def select(network: Network, tuning: Gallery, gallery: Gallery, seed: int) -> di
     weight = best_weight(tuning)
     figures: dict[str, Any] = {
         "held_out": len(gallery.image.vector),
-        "captions": len(gallery.owner),
+        "held_out_captions": len(gallery.owner),
         "text_to_image": _recalls(own, gallery.owner),
         "queries": len(owner),
         "text_weight": weight,
@@ -210,7 +216,7 @@ def _matching(network: Network, gallery: Gallery, seed: int) -> dict[str, float]
     }
     figures: dict[str, float] = {}
     for name, values in found.items():
-        figures |= _share(name, values.astype(float), own)
+        figures |= share(name, values.astype(float), own)
     return figures
 
 
@@ -249,12 +255,12 @@ def _ranks(vectors: Tensor, queries: Tensor, owner: np.ndarray) -> np.ndarray:
 
 
 def _recalls(ranks: np.ndarray, owner: np.ndarray) -> dict[str, float]:
-    return _share("r1", (ranks < 1).astype(float), owner) | _share(
+    return share("r1", (ranks < 1).astype(float), owner) | share(
         "r10", (ranks < 10).astype(float), owner
     )
 
 
-def _share(name: str, values: np.ndarray, owner: Sequence[int] | np.ndarray) -> dict[str, float]:
+def share(name: str, values: np.ndarray, owner: Sequence[int] | np.ndarray) -> dict[str, float]:
     """The mean of values (Q,) and its standard error, of sums over the pictures `owner` (Q,)."""
     mean = float(values.mean())
     by_picture = np.bincount(owner, weights=values - mean)

@@ -48,11 +48,13 @@ from chiasm.pipeline.training.joint.data import (
     HELD_OUT,
     TUNING,
     Samples,
+    count_too_long,
     decoder_batch,
     pair_batch,
     rows_of_step,
 )
 from chiasm.pipeline.training.joint.evaluate import best_weight, gallery_of, held_out_r1, select
+from chiasm.pipeline.training.joint.evaluate_decoder import decoder_figures
 from chiasm.pipeline.training.joint.objective import Network, Stage
 from chiasm.pipeline.training.joint.samples import Computed, PixelReader, VectorReader, compute
 from chiasm.pipeline.training.joint.settings import JointSettings
@@ -103,6 +105,10 @@ def train_joint(
     network, figures = run.train()
     parts.save(folder, network)
     found = _report(computed, samples, figures, parts)
+    if parts.tasks:
+        assert isinstance(network, JointNetwork)
+        found["decoder"] = decoder_figures(network, samples, parts.tasks)
+        found["too_long"] = count_too_long(samples, train_rows, network.config)
     found["seconds_of_this_run"] = {
         "reading": round(read - started, 1),
         "learning": round(time.monotonic() - read, 1),
@@ -225,10 +231,9 @@ class _Run:
         if training.stage.name != "decoder":
             return pair_batch(self.samples, rows_of_step(self.rows, size, step, seed), step, seed)
         assert isinstance(training.network, JointNetwork)
-        decoder = training.network.config.decoder
-        assert decoder is not None
+        config = training.network.config
         rows = rows_of_step(self._decoded_rows, size, step, seed)
-        return decoder_batch(self.samples, rows, self.parts.tasks, decoder, step, seed)
+        return decoder_batch(self.samples, rows, self.parts.tasks, config, step, seed)
 
     @cached_property
     def _decoded_rows(self) -> np.ndarray:

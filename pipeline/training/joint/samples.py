@@ -44,7 +44,7 @@ from chiasm.pipeline.training.joint.json_tasks import read_examples
 from chiasm.pipeline.training.log import Report
 from chiasm.pipeline.training.two_tower.held_out import picture_number, tenth_of
 
-FORMAT = "joint samples 2"
+FORMAT = "joint samples 3"
 MAX_CAPTIONS = 16  # of one picture, as two-tower takes
 MAX_LINES = 5  # of bad entries of one shard that are said one by one; all are counted
 # Notes about a sample whose texts, some or all of them, were not read.
@@ -269,7 +269,8 @@ def _shard(
     # A frozen encoder has read the texts already.
     own = isinstance(reader, PixelReader)
     texts = {"texts": rows.texts, "examples": rows.examples} if own else {}
-    save_state(path, rows.tensors(), {"counts": counts, **texts})
+    written = {name: json_tensor(value) for name, value in texts.items()}
+    save_state(path, {**rows.tensors(), **written}, {"counts": counts})
     report(
         {
             "message": f"{shard.id}: {len(rows.texts):,} pictures with captions, "
@@ -277,6 +278,17 @@ def _shard(
         }
     )
     return path, counts
+
+
+def json_tensor(value: Any) -> Tensor:
+    """Plain values as the UTF-8 bytes of their JSON, uint8 (N,): the header of a safetensors file,
+    which has its metadata, holds 100 MB at most, and captions may be more."""
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def from_json_tensor(tensor: Tensor) -> Any:
+    """Inverse of `json_tensor`."""
+    return json.loads(tensor.numpy().tobytes())
 
 
 def _digest(shard: Shard, reader: Reader, settings: SampleSettings) -> str:
