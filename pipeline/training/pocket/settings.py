@@ -25,8 +25,9 @@ STATE_CONFIG_NAMES = {
 class TrainSettings:
     """Lengths, rates and weights of a training; the seed is that of `data`.
 
-    steps, fusion_steps, decoder_steps: of the stages (stages.py); learning_rate: the highest of
-    each. The second stage takes many small steps, of `fusion_batch` pictures, the third few large
+    steps, fusion_steps, decoder_steps: of the stages (stages.py); cycles: of the first, in each of
+    which the learning rate falls from its highest to its lowest, so that a training that is to be
+    longer goes on where a shorter one ended; learning_rate: the highest of each. The second stage takes many small steps, of `fusion_batch` pictures, the third few large
     ones, of `joint_batch`: of 32 pictures all that are alike are twins, and a joint vector learns
     no more from them than the mean knows; the fourth, that of image tokens, pieces of
     `image_token_batch` pictures; the fifth, steps of `decoder_batch` pictures with `examples` of
@@ -49,7 +50,8 @@ class TrainSettings:
     and stays as it is.
     """
 
-    steps: int = 1600
+    steps: int = 3200
+    cycles: int = 2
     fusion_steps: int = 10_000
     fusion_batch: int = 32
     fusion_per_joint: int = 100

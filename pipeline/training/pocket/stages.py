@@ -73,7 +73,7 @@ class LossWeight:
     floor: float = 1.0
 
     def at(self, progress: float) -> float:
-        """At progress 0 to 1 of the stage."""
+        """At progress 0 to 1 of a cycle."""
         return self.start * cosine(progress, self.floor)
 
 
@@ -89,7 +89,8 @@ class Stage:
     end; None: nothing to evaluate. begins_joint: scenes of the galleries by which the joint vector
     begins as the best weighted mean; 0: it goes on. calibrated: scenes that calibrate matching at
     the end, and of the galleries that the joint vector has to win on; 0 for none of this. rate: the
-    highest learning rate of the stage, as a multiple of the settings'.
+    highest learning rate of the stage, as a multiple of the settings'. cycles: how often the rate
+    and the weights of losses go from their start to their end, in equal parts of the steps.
     """
 
     name: str
@@ -104,9 +105,10 @@ class Stage:
     begins_joint: int = 0
     calibrated: int = 0
     rate: float = 1.0
+    cycles: int = 1
 
     def total(self, losses: Mapping[str, Tensor], progress: float) -> Tensor:
-        """The weighted sum of the losses, at progress 0 to 1 of the stage."""
+        """The weighted sum of the losses, at progress 0 to 1 of a cycle."""
         terms = [self.weights[name].at(progress) * loss for name, loss in losses.items()]
         return torch.stack(terms).sum()
 
@@ -128,6 +130,7 @@ def stages_of(settings: TrainSettings) -> tuple[Stage, ...]:
         },
         evaluation=tower_recall,
         evaluate_every=settings.evaluate_every,
+        cycles=settings.cycles,
     )
     fused = settings.model.fusion is not None and settings.fusion_steps
     drawing = settings.model.image_tokens is not None and settings.image_token_steps

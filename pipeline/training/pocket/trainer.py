@@ -124,14 +124,23 @@ class Training:
 
     @property
     def progress(self) -> float:
-        """Of the present stage, 0 to 1."""
-        return min(1.0, self.stage_step / self.stage.steps)
+        """Of the present cycle of the stage, 0 to 1."""
+        done, steps = self._cycle
+        return min(1.0, done / steps)
 
     @property
     def learning_rate_factor(self) -> float:
-        """Of the highest learning rate: linear warm-up, then a cosine down to a hundredth."""
-        warmup = self.settings.warmup
-        return warmup_then_cosine(self.stage_step, self.stage.steps, warmup, RATE_FLOOR)
+        """Of the highest learning rate: linear warm-up, then a cosine down to a hundredth; again in
+        each cycle of the stage (Loshchilov and Hutter, SGDR, 2017)."""
+        done, steps = self._cycle
+        return warmup_then_cosine(done, steps, self.settings.warmup, RATE_FLOOR)
+
+    @property
+    def _cycle(self) -> tuple[int, int]:
+        """Steps of the present cycle that are done, and steps of a cycle."""
+        steps = -(-self.stage.steps // self.stage.cycles)
+        number = min(self.stage_step // steps, self.stage.cycles - 1)
+        return self.stage_step - number * steps, steps
 
     def train_step(self, batch: Any) -> dict[str, float]:
         """One step on a batch of the stage: forward, backward, update, average. -> the losses, as
