@@ -237,3 +237,26 @@ def test_a_scale_that_has_become_too_large_comes_back():
     assert model.scale.item() == pytest.approx(100.0)
     training.train_step(batch)
     assert model.scale.item() < 99.95
+
+
+def test_each_cycle_of_a_stage_has_the_rates_of_a_training_of_its_length():
+    """So that a training is made longer by a cycle without being done anew."""
+    tokenizer = learn_tokenizer(320, 20)
+    towers = replace(TINY, fusion=None, decoder=None)
+    short, long = (
+        Training(replace(RUN, model=towers, steps=steps, cycles=cycles), CPU, tokenizer)
+        for steps, cycles in ((3, 1), (5, 2))
+    )
+    rates = []
+    for step in range(3):
+        batch = train_batch(step, RUN.data, tokenizer)
+        assert short.train_step(batch) == long.train_step(batch)
+        short.step = step  # what the rate of this step was
+        rates.append((short.progress, short.learning_rate_factor))
+        short.step = step + 1
+    weights = (item.objective.state_dict() for item in (short, long))
+    assert all(torch.equal(*pair) for pair in zip(*map(dict.values, weights), strict=True))
+    assert short.progress == 1 and long.progress == 0
+    for step in range(3, 5):
+        long.step = step
+        assert (long.progress, long.learning_rate_factor) == rates[step - 3]
