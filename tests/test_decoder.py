@@ -393,6 +393,34 @@ def test_rows_that_ended_wait_for_the_others():
     assert found.tokens == [[1], [1, 1, 1, 1]] and found.ended.tolist() == [True, False]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_where_half_of_the_rows_have_ended_they_are_stepped_no_more(temperature):
+    """Of eight rows six end, the first after one token; each gives what it gives alone."""
+    ends = [1, 1, 1, 1, 2, 9, 3, 9]
+    torch.manual_seed(5)
+    tables = torch.randn(8, 6, 5, 5)
+    tables[..., 2] = -torch.inf
+    for row, end in enumerate(ends):
+        if end <= 6:
+            tables[row, end - 1, :, 2] = 99.0
+    settings, widths = GenerateSettings(6, end=2, temperature=temperature), []
+
+    def step(ids, state):
+        widths.append(len(ids))
+        return by_table(ids, state)
+
+    zeros = torch.zeros(8, dtype=torch.int64)
+    found = generate(step, zeros, Position(tables, 0), settings, range(8))
+    assert widths == [8, 4, 4, 2, 2, 2]
+    assert list(map(len, found.tokens)) == [0, 0, 0, 0, 1, 6, 2, 6]
+    assert found.ended.tolist() == [end <= 6 for end in ends]
+    for row in range(8):
+        of_row = Position(tables[row : row + 1], 0)
+        alone = generate(by_table, zeros[:1], of_row, settings, [row])
+        assert alone.tokens == [found.tokens[row]]
+        torch.testing.assert_close(alone.log_probability[0], found.log_probability[row])
+
+
 def test_settings_that_cannot_be_are_refused():
     for wrong in ({"steps": 0}, {"beams": 0}, {"temperature": -1.0}, {"top_p": 0.0}):
         with pytest.raises(ValueError, match="expected"):

@@ -89,31 +89,40 @@ def generate(
     if settings.temperature and (seeds is None or len(seeds) != len(first)):
         raise ValueError("drawn tokens: expected one seed a row")
     draws = [torch.Generator().manual_seed(seed) for seed in seeds or ()]
-    device = first.device
-    alive = torch.ones(len(first), dtype=torch.bool, device=device)
-    total = torch.zeros(len(first), device=device)
-    lengths = torch.zeros(len(first), dtype=torch.int64, device=device)
-    columns: list[Tensor] = []
-    ids = first
-    for _ in range(settings.steps):
+    size, device = len(first), first.device
+    alive = torch.ones(size, dtype=torch.bool, device=device)
+    total = torch.zeros(size, device=device)
+    lengths = torch.zeros(size, dtype=torch.int64, device=device)
+    written = torch.zeros(size, settings.steps, dtype=torch.int64, device=device)
+    ids, rows = first, torch.arange(size, device=device)  # rows: those that a step is taken of
+    for at in range(settings.steps):
         logits, state = step(ids, state)
-        logs = logits.float().log_softmax(dim=-1)  # (B, V)
-        ids = _draw(logs, settings, draws) if settings.temperature else logs.argmax(dim=-1)
-        total += torch.where(alive, logs.gather(1, ids[:, None])[:, 0], 0)
-        lengths += alive
-        columns.append(ids)
+        logs = logits.float().log_softmax(dim=-1)  # (R, V)
+        if settings.temperature:
+            ids = _draw(logs, settings, [draws[row] for row in rows.tolist()])
+        else:
+            ids = logs.argmax(dim=-1)
+        goes_on = alive[rows]
+        total[rows] += torch.where(goes_on, logs.gather(1, ids[:, None])[:, 0], 0)
+        lengths[rows] += goes_on
+        written[rows, at] = ids
         if settings.end is not None:
-            alive = alive & (ids != settings.end)
-            if not alive.any():
+            alive[rows] &= ids != settings.end
+            count = int(alive.sum())
+            if not count:
                 break
-    rows = torch.stack(columns, dim=1).tolist()
+            if count <= len(rows) // 2:  # copying a state pays where half of it is left out
+                kept = alive[rows].nonzero()[:, 0]
+                ids, rows, state = ids[kept], rows[kept], state.take(kept)
     ended = ~alive if settings.end is not None else torch.ones_like(alive)
     cut = int(settings.end is not None)
-    kept = [
+    tokens = [
         row[: length - cut] if done else row[:length]
-        for row, length, done in zip(rows, lengths.tolist(), ended.tolist(), strict=True)
+        for row, length, done in zip(
+            written.tolist(), lengths.tolist(), ended.tolist(), strict=True
+        )
     ]
-    return Generated(kept, total / lengths, ended)
+    return Generated(tokens, total / lengths, ended)
 
 
 def _draw(logs: Tensor, settings: GenerateSettings, draws: Sequence[torch.Generator]) -> Tensor:
