@@ -20,7 +20,6 @@ from chiasm.pipeline.records import IMAGE, TEXT
 from chiasm.pipeline.scenes.claims import Claims
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.recall import recall_by_claims
-from chiasm.pipeline.scenes.unseen import withheld_in
 from chiasm.pipeline.scenes.words import LANGUAGES, plan, render_caption
 from chiasm.pipeline.scenes.world import Scene, World, gallery
 from chiasm.pipeline.training.pocket.drawn_check import agrees
@@ -41,9 +40,9 @@ class Drawings:
 def draw_gallery(
     answerer: Answerer, seed: int, world: World, settings: GenerateSettings
 ) -> Drawings:
-    """GALLERY scenes of a seed, less those that show a withheld combination, with captions in
-    either language by turns, drawn by an answerer. ValueError where it gave no picture."""
-    scenes = [scene for scene in gallery(GALLERY, seed, world) if not withheld_in(scene)]
+    """GALLERY scenes of a seed with captions in either language by turns, drawn by an answerer.
+    Some show a combination that is withheld from training. ValueError where it gave no picture."""
+    scenes = gallery(GALLERY, seed, world)
     rng = random.Random(f"imagine {seed}")
     claims = [plan(scene, rng) for scene in scenes]
     texts = [
