@@ -130,6 +130,10 @@ def test_nothing_is_answered_where_nothing_matches(collection):
         ("what's happening here", ""),
         ("图里红色的船在猫的左边吗？", "红色 船 猫"),
         ("有没有爱心", "爱心"),
+        ("酒吧外有几只狗吧", "酒吧外 狗"),
+        ("房子里有什么？", "房子"),
+        ("茶几上的花是什么颜色呢", "茶几 花"),
+        ("早上有轨电车在哪里？", "早上有轨电车"),
         ("what is 这个", ""),
     ],
 )

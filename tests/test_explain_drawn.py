@@ -152,8 +152,10 @@ def test_pairs_of_stdin_are_drawn_into_a_folder(boat, tmp_path, monkeypatch, cap
         with pytest.raises(ChiasmError, match=r"^explain: expected 3 pairs, found 2$"):
             explain("-", None, "maps")
         printed = capsys.readouterr()
-        file.seek(0)
-        with pytest.raises(ChiasmError, match="expected 3 pairs, found 2"):
+    (tmp_path / "pairs").write_text(given + "[1]\n", "utf-8")
+    with (tmp_path / "pairs").open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        with pytest.raises(ChiasmError, match="expected 4 pairs, found 2"):
             explain("-", None, None, as_json=True)
     assert [line.split("\t")[:2] for line in printed.out.splitlines()] == [
         ["boat.png", "a red boat"],
@@ -168,11 +170,12 @@ def test_pairs_of_stdin_are_drawn_into_a_folder(boat, tmp_path, monkeypatch, cap
         "000001.png",
         "000002.png",
     ]
-    first, second, third = map(json.loads, capsys.readouterr().out.splitlines())
+    first, second, third, fourth = map(json.loads, capsys.readouterr().out.splitlines())
     explain("boat.png", ["a red boat"], as_json=True)
     assert first == json.loads(capsys.readouterr().out)
     assert (second["image"], "No such file" in second["error"]) == ("nowhere.png", True)
     assert third["text"] == "一艘船"
+    assert fourth.keys() == {"error"} and "line 4" in fourth["error"]
 
 
 def test_no_drawing_takes_the_place_of_the_picture_that_it_explains(boat, tmp_path, monkeypatch):

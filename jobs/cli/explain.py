@@ -96,8 +96,9 @@ def _explain_all(
                 raise
             failed += 1
             print_progress(str(error))
-            if as_json and item.error is None:
-                print(json_line({"image": item.image, "text": item.text, "error": str(error)}))
+            if as_json:  # a line that cannot be read has neither picture nor text
+                given = {"image": item.image, "text": item.text}
+                print(json_line({**{k: v for k, v in given.items() if v}, "error": str(error)}))
             continue
         if as_json:
             found = {"image": item.image, "text": item.text, "encoder": model.name}
