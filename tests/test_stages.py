@@ -196,6 +196,12 @@ def test_what_the_weights_depend_on_is_the_same_when_a_training_goes_on(tmp_path
     save_state(path, tensors, facts | {"processes": 2, "device": "cuda"})
     with pytest.raises(UsageError, match="give --processes 2, give --device cuda, or take another"):
         learned(tmp_path / "own", run)
+    save_state(path, tensors, facts | {"settings": {**facts["settings"], "gone": 1}})
+    with pytest.raises(UsageError, match="found one of another version, .*; train anew in another"):
+        learned(tmp_path / "own", run)
+    with pytest.raises(UsageError, match="found others for ema, steps; give those, or another"):
+        save_state(path, tensors, facts)
+        learned(tmp_path / "own", replace(run, steps=2, ema=0.5))
     del facts["precision"]  # as earlier versions wrote it
     save_state(path, tensors, facts)
     with pytest.raises(UsageError, match="found one of an earlier version of chiasm, which does"):

@@ -96,11 +96,16 @@ def read_state(
     tensors, facts = load_state(folder / STATE)
     # First: the state of an earlier version has other settings as well, which nobody can give.
     _require_same_conditions(folder, facts, conditions)
+    if facts["settings"].keys() != settings.keys():
+        raise UsageError(
+            f"training in {folder}",
+            expected="a state with the settings of this version of chiasm",
+            found="one of another version, which has others",
+            do="train anew in another folder",
+        )
     names = {saved: name for name, saved in STATE_CONFIG_NAMES.items()}
     changed = sorted(
-        names.get(key, key)
-        for key, value in settings.items()
-        if value != facts["settings"].get(key)
+        names.get(key, key) for key, value in settings.items() if value != facts["settings"][key]
     )
     if changed:
         raise UsageError(
