@@ -4,10 +4,11 @@
     python -m benchmarks.pocket_imagine --model pocket:DIR --judge ... --temperature 1 --sheet X.png
 
 Of 500 captions, five galleries of 100 with twins, some of them of combinations that training has
-never seen: how often the drawn picture finds its own caption first, beside what the judge gives true pictures, and how often
-background, colours and places agree (pipeline/training/pocket/evaluate_imagine.py). Prints JSON and
-writes benchmarks/results/pocket_imagine.json; with --sheet a contact sheet, the true picture left
-of the drawn one.
+never seen: how often the drawn picture finds its own caption first, beside what the judge gives
+true pictures, and how often background, colours and places agree
+(pipeline/training/pocket/evaluate_imagine.py). Prints JSON and writes
+benchmarks/results/pocket_imagine.json; with --sheet a contact sheet, the true picture left of the
+drawn one.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from chiasm.pipeline.scenes.words import LANGUAGES, plan, render_caption
 from chiasm.pipeline.scenes.world import Scene, gallery
 from chiasm.pipeline.training.pocket.data import DataSettings, scenes_of
 from chiasm.pipeline.training.pocket.evaluate import gallery_recall
+from chiasm.pipeline.training.pocket.settings import TrainSettings
 from tests.support.encoding import encode_images, encode_texts, preprocess
 
 RESULT = Path(__file__).parent / "results" / "pocket_recall.json"
@@ -87,7 +89,7 @@ def _arguments() -> argparse.Namespace:
 
 def _trained(given: argparse.Namespace) -> set[Any]:
     """The facts of every scene that the training drew."""
-    feed = DataSettings(seed=given.trained_seed, batch=given.trained_batch)
+    feed = replace(TrainSettings().data, seed=given.trained_seed, batch=given.trained_batch)
     drawn = (scenes_of(step, feed) for step in range(given.trained_steps))
     return {scene.facts for scene in itertools.chain.from_iterable(drawn)}
 

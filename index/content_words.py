@@ -36,8 +36,8 @@ _CHINESE_WORDS = """
 """
 _ENGLISH = frozenset(_ENGLISH_WORDS.split())
 # Single characters that are part of other words too: particles at the end of a clause alone (not
-# 酒吧外), 几 and 有 not in 茶几, 有轨电车 and 有机; 里, 上, 下 and 中 after a noun of two characters or
-# more, at its end (房子里; not 早上).
+# 酒吧外), 几 not in 茶几, 有 not in 有轨电车 and 有机; 里, 上, 下 and 中 after a noun of two
+# characters or more, at its end (房子里; not 早上).
 _CHINESE_PARTS = (r"[吗呢吧](?=\W|$)", r"(?<!茶)几", "有(?![轨机])")
 # A longer one goes before those that are part of it.
 _CHINESE = re.compile(

@@ -197,7 +197,9 @@ def test_what_the_weights_depend_on_is_the_same_when_a_training_goes_on(tmp_path
     with pytest.raises(UsageError, match="give --processes 2, give --device cuda, or take another"):
         learned(tmp_path / "own", run)
     save_state(path, tensors, facts | {"settings": {**facts["settings"], "gone": 1}})
-    with pytest.raises(UsageError, match="found one of another version, .*; train anew in another"):
+    with pytest.raises(
+        UsageError, match=r"found one of another version, .*; train anew in another"
+    ):
         learned(tmp_path / "own", run)
     with pytest.raises(UsageError, match="found others for ema, steps; give those, or another"):
         save_state(path, tensors, facts)

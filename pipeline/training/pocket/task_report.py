@@ -51,11 +51,7 @@ def task_figures(
     world = WORLDS[settings.scenes.world]
     found: dict[str, dict[str, Figure]] = {}
     for of in draw_examples(settings, samples, seed, EACH):
-        right = _right(model, tokenizer, settings, of)
-        found[of.task] = _figures(
-            [groups_of(example) for _, example in of.examples],
-            right, [row for row, _ in of.examples],
-        )  # fmt: skip
+        found[of.task] = figures_of(model, tokenizer, settings, of)
         pairs = list(draw_pairs(of.task, samples, seed, world))
         if pairs:
             sides = [side for pair in pairs for side in pair]
@@ -66,6 +62,15 @@ def task_figures(
             groups = [["pairs", f"{one.language} pairs"] for (_, one), _ in pairs]
             found[of.task] |= _figures(groups, both, range(len(pairs)))
     return found
+
+
+def figures_of(
+    model: JointNetwork, tokenizer: Tokenizer, settings: TaskSettings, of: Examples
+) -> dict[str, Figure]:
+    """Group -> figure of examples of one task, see `groups_of`."""
+    right = _right(model, tokenizer, settings, of)
+    groups = [groups_of(example) for _, example in of.examples]
+    return _figures(groups, right, [row for row, _ in of.examples])
 
 
 def draw_pairs(task: str, samples: int, seed: int, world: World) -> Iterator[Pair]:
