@@ -60,7 +60,9 @@ def main() -> None:
     given = parser.parse_args()
     folder = Path(given.model.removeprefix("pocket").removeprefix(":") or SHIPPED)
     model, tokenizer = load_model(folder)
-    settings = task_settings(replace(TrainSettings(), model=model.config))
+    config, recipe = model.config, TrainSettings()
+    data = replace(recipe.data, side=config.image.side, context=config.text.context)
+    settings = task_settings(replace(recipe, model=config, data=data))
     found = {
         "model": given.model,
         "seeds": given.seed,
