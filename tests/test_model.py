@@ -259,6 +259,18 @@ def test_the_tokenizer_learns_words_in_both_languages():
     assert again.encode("a big red 船 ok") == WORDS.encode("a big red 船 ok")
 
 
+def test_of_many_characters_the_frequent_ones_leave_room_for_words():
+    """Texts of people have thousands of characters, of which most are hardly met."""
+    rare = "".join(chr(0x4E00 + number) for number in range(500))
+    texts = ["a dog runs on the beach with a ball"] * 20 + ["在海滩上 " + rare] + ["在海滩上"] * 20
+    tokenizer = train_tokenizer(texts, 400)
+    assert len(tokenizer) <= 400
+    assert len(tokenizer.encode("a dog on the beach")) <= 6
+    assert len(tokenizer.encode("在海滩上")) <= 3
+    assert tokenizer.decode(tokenizer.encode(rare)) == rare
+    assert Tokenizer.from_json(tokenizer.to_json()).encode(rare) == tokenizer.encode(rare)
+
+
 def test_a_batch_of_texts_is_padded_and_cut():
     ids = WORDS.batch(["A  BIG boat.", "boat " * 50], context=16)
     assert ids.shape == (2, 16) and ids.dtype == np.int64

@@ -68,6 +68,10 @@ def test_a_folder_of_the_first_format_is_read_and_saved_in_the_present_one(tmp_p
         assert torch.equal(again.state_dict()[name], tensor), name
     for text in ("two big red boats at sea", "一艘红色的船，在夜里", "naïve ✓"):
         assert same_tokenizer.encode(text) == tokenizer.encode(text)
+    # The rule of the first format goes with its tokenizer.
+    texts = ["what is it?", "two boats ."]
+    assert (same_tokenizer.batch(texts, 16) == tokenizer.batch(texts, 16)).all()
+    assert same_tokenizer.text_rule == tokenizer.text_rule
     one, two = JointModel(network, tokenizer), JointModel(again, same_tokenizer)
     features = [m(m.preprocess(["a red boat"]))["sentence_embedding"] for m in (one, two)]
     assert torch.equal(*features)

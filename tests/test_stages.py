@@ -107,6 +107,26 @@ def test_a_kill_before_any_step_of_any_stage_costs_nothing(step, whole, tmp_path
     assert all(torch.equal(saved[name], value) for name, value in expected.items())
 
 
+@pytest.mark.parametrize("name", checkpoint.FILES)
+@pytest.mark.parametrize("step", [3, 7])
+def test_a_kill_between_the_files_of_a_checkpoint_costs_nothing(step, name, whole, tmp_path):
+    """Of the first checkpoint of a stage, which has parts that the config before it has not."""
+    folder, _ = whole
+    write, written = checkpoint.write_file, []
+
+    def mortal(path, data):
+        written.append(path.name)
+        if written.count(name) == step:
+            raise Killed
+        write(path, data)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoint, "write_file", mortal)
+        learned(tmp_path)
+    learned(tmp_path)
+    assert same_model(tmp_path, folder)
+
+
 def test_the_log_names_stages_with_their_ends(whole):
     records = read_log(whole[0])
     steps = [(each["stage"], each["step"], each["total"]) for each in records if "loss" in each]

@@ -80,7 +80,7 @@ def load_model(
     _require_joint_model(folder)
     try:
         config = load_config(folder)
-        tokenizer = Tokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8"))
+        tokenizer = load_tokenizer(folder)
         # Not built on the device "meta": numbers drawn there load torch's compiler, 1.5 s for 0.05.
         model = JointNetwork(config)
         saved = load_file(folder / WEIGHTS)
@@ -129,10 +129,18 @@ def _format_of(folder: Path) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder; OSError, ValueError or KeyError where it has none."""
+    return Tokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8"))
+
+
 def load_config(folder: Path) -> ModelConfig:
     """The config of a model folder; ValueError, KeyError or TypeError where it is none."""
     fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    first = fields.pop("format", None) == FIRST_FORMAT
+    kind = fields.pop("format")
+    if kind not in (FORMAT, FIRST_FORMAT):
+        raise ValueError(f"format {kind!r} in {CONFIG}: expected {FORMAT}")
+    first = kind == FIRST_FORMAT
     return ModelConfig.from_dict(names_in_code(fields, CONFIG_NAMES) if first else fields)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -37,6 +38,7 @@ ENDS = {
     ".。": "NFKC, lower case, single spaces, no final full stop; own byte-pair tokens",
 }
 PRESENT_ENDS, FIRST_ENDS = ENDS
+ENDS_FIELD = "ends"  # of tokenizer.json, where they are not the present ones
 _SURROGATE = re.compile("([\ud800-\udfff])")
 
 
@@ -111,8 +113,12 @@ class Tokenizer:
         return max(0, len(self.encode(self.normalise(text))) - (context - 2))
 
     def to_json(self) -> str:
-        """All of it, as the text of tokenizer.json."""
-        return self._library.to_str(pretty=False)
+        """All of it, as the text of tokenizer.json: the library's file; with the rule of the first
+        format, where it is that, as a field of our own."""
+        text = self._library.to_str(pretty=False)
+        if self._ends == PRESENT_ENDS:
+            return text
+        return json.dumps({**json.loads(text), ENDS_FIELD: self._ends}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
@@ -121,17 +127,16 @@ class Tokenizer:
         if "characters" in fields:  # the format of "chiasm joint model 1"
             merges = [(a, b) for a, b in fields["merges"]]
             return _made(fields["characters"], merges, FIRST_ENDS)
+        ends = fields.pop(ENDS_FIELD, PRESENT_ENDS)
+        if ends not in ENDS:
+            raise ValueError(f"tokenizer: {ENDS_FIELD} {ends!r}: expected one of {list(ENDS)}")
         try:
-            return cls(tokenizers.Tokenizer.from_str(text))
+            return cls(tokenizers.Tokenizer.from_str(json.dumps(fields)), ends)
         except Exception as error:  # the library raises no narrower class
             raise ValueError(f"tokenizer: {error}") from error
 
     def __reduce__(self):
-        return _unpickled, (self.to_json(), self._ends)
-
-
-def _unpickled(text: str, ends: str) -> Tokenizer:
-    return Tokenizer(tokenizers.Tokenizer.from_str(text), ends)
+        return Tokenizer.from_json, (self.to_json(),)
 
 
 def normalise(text: str, ends: str = PRESENT_ENDS) -> str:
@@ -143,13 +148,20 @@ def normalise(text: str, ends: str = PRESENT_ENDS) -> str:
 def train(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     """Learn at most `vocabulary` ids from normalised texts: specials, bytes, characters, merges.
 
+    Characters have half of the room, the most frequent ones; the others are bytes. Else people's
+    texts in a few scripts would leave no room for words.
     Merges of Chinese and of all else are learned apart, as Chinese ones have a longest length, and
     have half of the room each; what one does not need, the other gets. The same texts give the
     same tokenizer.
     """
     read = [normalise(text) for text in texts]
-    characters = sorted({character for text in read for character in text})
-    room = max(0, vocabulary - FIRST_BYTE - 256 - len(characters))
+    room = max(0, vocabulary - FIRST_BYTE - 256)
+    counts = Counter(character for text in read for character in text)
+    frequent = sorted(counts, key=lambda character: (-counts[character], character))
+    characters, rare = sorted(frequent[: room // 2]), frequent[room // 2 :]
+    room -= len(characters)
+    no_merge = str.maketrans(dict.fromkeys(rare, "\0"))
+    read = [text.translate(no_merge) for text in read]
     chinese = _merges(read, _CHINESE, room, longest=_LONGEST_CHINESE)
     others = _merges(read, rf" ?{_LETTERS}{{1,64}}", room)
     half = max(room // 2, room - len(others))

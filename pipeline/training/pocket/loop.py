@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from chiasm.pipeline.errors import UsageError
-from chiasm.pipeline.model.checkpoint import load_model, load_state
+from chiasm.pipeline.model.checkpoint import load_model, load_state, load_tokenizer
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.tokenizer import Tokenizer
 from chiasm.pipeline.pretrained.device_and_precision import (
@@ -99,7 +99,8 @@ def _tokenizer(settings: TrainSettings, folder: Path, towers: Path | None) -> To
         return load_model(towers)[1]
     if (folder / STATE).exists():
         load_state(folder / STATE)  # a torn one is named before the files beside it
-        return load_model(folder)[1]
+        # Not the whole model: a kill may have come between its weights and its config.
+        return load_tokenizer(folder)
     return tokenizer_of(settings)
 
 
