@@ -106,6 +106,8 @@ def test_weights_that_are_not_finite_in_files_are_not_written(tmp_path):
     ("change", "found"),
     [
         ({"format": "chiasm joint model 99"}, "found a chiasm joint model 99"),
+        ({"format": 3}, "found ValueError: format 3 in config.json: expected chiasm joint model"),
+        ({"format": None}, "format None in config.json"),
         ({"rope": True}, "rope"),
         ({"text": {"vocabulary": 300, "rotary": 1}}, "rotary"),
     ],

@@ -30,8 +30,8 @@ from chiasm.pipeline.training.joint.data import HELD_OUT, Samples
 from chiasm.pipeline.training.joint.objective import Network
 from chiasm.pipeline.training.logit_fits import fit_bias, fit_conditional_logit
 from chiasm.pipeline.training.paired import wins_by_one_standard_error
+from chiasm.pipeline.training.pocket.joint_task import TEXT_WEIGHTS
 
-TEXT_WEIGHTS = tuple(round(0.05 * i, 2) for i in range(21))  # of the means that are compared
 MAX_GALLERY = 1000  # pictures: the number of scores grows as their square
 CANDIDATES = 20  # of a caption, matched again, as `search --rerank match:20` does
 BLOCK = 256  # rows of one forward pass

@@ -20,7 +20,7 @@ from chiasm.pipeline.scenes.claims import holds_matrix
 from chiasm.pipeline.scenes.words import LANGUAGES, plan, render_caption
 from chiasm.pipeline.scenes.world import WORLD_1, Scene, World
 
-TEXT_WEIGHTS = (0.0, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)  # of the means that are compared
+TEXT_WEIGHTS = tuple(round(0.05 * i, 2) for i in range(21))  # of the means that are compared
 HITS = 10  # of a query that are looked at
 
 
