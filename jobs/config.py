@@ -30,8 +30,10 @@ from chiasm.pipeline.shards import ReadSettings
 DEFAULT_ENCODER = "pocket"  # of a new collection
 
 MOST = 1_000_000  # of anything that Ray counts: far above any cluster, far below its limits
-# Of rows, bytes, steps: above any data set's. A seed times a million is one of 64 bits as well.
+# Of rows, bytes, steps: above any data set's.
 MOST_OF_ANY = 10**12
+# A seed times a billion, one of each step, is of 63 bits, as torch takes them.
+MOST_SEED = 2**32 - 1
 MOST_THREADS = 4096  # above the cores of any machine; each takes memory
 THREADS = ("encoder.threads", "batch.decode_threads", "train.drawing_processes")
 _CHECKED = ConfigDict(extra="forbid")
@@ -89,7 +91,7 @@ class TrainOptions:
     decoder_steps: Annotated[int, Field(ge=0)] | None = None
     fusion: str | None = None
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=MOST_SEED)] = 0
     batch: Annotated[int, Field(ge=2)] | None = None
     corpus: Annotated[int, Field(ge=1)] | None = None
     calibrated: Annotated[int, Field(ge=1)] | None = None

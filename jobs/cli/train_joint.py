@@ -54,7 +54,8 @@ run it again: it goes on from its last checkpoint."""
 
 USES = (
     *("train.steps", "train.fusion_steps", "train.decoder_steps", "train.fusion", "train.batch"),
-    *("train.learning_rate", "train.seed", "encoder", "read", "decode", "batch"),
+    *("train.learning_rate", "train.seed", "encoder.precision", "encoder.device"),
+    *("read", "decode", "batch"),
 )
 WAYS = {  # figures of a report, and what people call the vectors
     "image": "the picture",

@@ -17,7 +17,7 @@ from chiasm.pipeline.model.checkpoint import load_model
 from chiasm.pipeline.model.config import DecoderConfig, FusionConfig, ModelConfig
 from chiasm.pipeline.model.frozen_joint import FrozenJointConfig, FrozenJointNetwork
 from chiasm.pipeline.model.joint import JointNetwork
-from chiasm.pipeline.model.tasks import PREFIXES, TASKS
+from chiasm.pipeline.model.tasks import PREFIXES
 from chiasm.pipeline.model.tokenizer import Tokenizer
 from chiasm.pipeline.model.tokenizer import train as learn_tokenizer
 from chiasm.pipeline.records import IMAGE, TEXT
@@ -63,8 +63,10 @@ def start_of(folder: Path | None) -> tuple[JointNetwork, Tokenizer] | None:
 
 
 def tokenizer_of(samples: Samples, rows: np.ndarray, vocabulary: int) -> Tokenizer:
-    """A tokenizer learned from the texts of these samples."""
-    texts = (text for row in rows for text in (*samples.texts(row), *_task_texts(samples, row)))
+    """A tokenizer learned from the texts of these samples; of more than it takes, from some of all
+    shards."""
+    drawn = np.random.default_rng(0).permutation(rows)
+    texts = (text for row in drawn for text in (*samples.texts(row), *_task_texts(samples, row)))
     return learn_tokenizer(islice(texts, CORPUS), vocabulary)
 
 
@@ -77,23 +79,18 @@ def own_config(
 ) -> ModelConfig:
     """The shapes of a network with towers of its own. tokens: of the tokenizer; start: of the model
     that it begins as, whose fusion is kept where it is of today's form and no other is wanted, and
-    whose decoder is kept, but that it draws no more: drawing is not learned here, and what it reads
-    changes; prefixes: what the decoder learns, none for no decoder."""
+    whose decoder is kept for what it goes on to learn alone, since what it reads changes; prefixes:
+    what the decoder learns, none for no decoder."""
     config = start or settings.model
     fusion = settings.fusion or config.fusion
     if fusion is None or not fusion.bounded_residual:
         fusion = FusionConfig()
-    decoder = start.decoder if start else None
-    if decoder is None:
-        decoder = replace(settings.model.decoder or DecoderConfig(), prefixes=prefixes)
-    else:
-        known = {*decoder.prefixes, *prefixes} - set(TASKS["imagine"].prefixes)
-        decoder = replace(decoder, prefixes=tuple(item for item in PREFIXES if item in known))
+    decoder = config.decoder or settings.model.decoder or DecoderConfig()
     return replace(
         config,
         text=replace(config.text, vocabulary=tokens),
         fusion=fusion,
-        decoder=decoder if prefixes else None,
+        decoder=replace(decoder, prefixes=prefixes) if prefixes else None,
         image_tokens=None,
     )
 

@@ -126,6 +126,14 @@ class Samples:
             found.append(self._files[file]["text"][self._starts[file][place] + number])
         return torch.stack(found).float()
 
+    def caption_numbers(self, rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """Of caption `numbers[i]` of sample `rows[i]`, (B,) int64: equal for equal captions."""
+        found = np.empty(len(rows), dtype=np.int64)
+        for place, (row, number) in enumerate(zip(rows, numbers, strict=True)):
+            file, at = self._at(int(row))
+            found[place] = self._files[file]["caption"][self._starts[file][at] + number]
+        return found
+
     def texts(self, row: int) -> list[str]:
         """The captions of a sample; not with a frozen encoder."""
         file, place = self._at(row)
@@ -154,22 +162,24 @@ def pair_batch(samples: Samples, rows: np.ndarray, step: int, seed: int) -> Batc
     counts = samples.counts[rows]
     first = rng.integers(counts)
     second = (first + 1 + rng.integers(np.maximum(counts - 1, 1))) % counts
-    caption, other = samples.captions(rows, first), samples.captions(rows, second)
-    names = torch.from_numpy(samples.picture[rows])
+    names = samples.picture[rows]
+    same, other_same = (
+        torch.from_numpy(equal_to(names) | equal_to(samples.caption_numbers(rows, which)))
+        for which in (first, second)
+    )
     return Batch(
         image=samples.images(rows),
-        caption=caption,
-        other=other,
+        caption=samples.captions(rows, first),
+        other=samples.captions(rows, second),
         several=torch.from_numpy(counts > 1),
-        same=_alike(names, caption),
-        other_same=_alike(names, other),
+        same=same,
+        other_same=other_same,
     )
 
 
-def _alike(pictures: Tensor, captions: Tensor) -> Tensor:
-    """(B, B) bool: of one picture, or with one caption."""
-    texts = captions.unique(dim=0, return_inverse=True)[1]
-    return (pictures[:, None] == pictures) | (texts[:, None] == texts)
+def equal_to(numbers: np.ndarray) -> np.ndarray:
+    """(B,) -> (B, B) bool, which two are equal."""
+    return numbers[:, None] == numbers
 
 
 def decoder_batch(
@@ -198,6 +208,13 @@ def decoder_batch(
         samples.images(rows).numpy(),
         {task: decoder_rows(samples, drawn[task], task, config) for task in tasks},
     )
+
+
+def decoded_rows(samples: Samples, rows: np.ndarray) -> np.ndarray:
+    """Those of some samples that the decoder learns from: with something to learn beside captions;
+    all where none has."""
+    having = rows[[bool(samples.examples(row)) for row in rows]]
+    return having if len(having) else rows
 
 
 def examples_of(samples: Samples, row: int, task: str, config: ModelConfig) -> list[Example]:

@@ -26,7 +26,7 @@ from chiasm.pipeline.model.frozen_joint import FrozenJointNetwork
 from chiasm.pipeline.model.fusion import Modality
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.matching import hard_negatives
-from chiasm.pipeline.training.joint.data import HELD_OUT, Samples
+from chiasm.pipeline.training.joint.data import HELD_OUT, Samples, equal_to
 from chiasm.pipeline.training.joint.objective import Network
 from chiasm.pipeline.training.logit_fits import fit_bias, fit_conditional_logit
 from chiasm.pipeline.training.paired import wins_by_one_standard_error
@@ -43,13 +43,15 @@ SHRINKS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
 @dataclass(frozen=True)
 class Gallery:
     """N pictures held out, no two of them copies, and their C captions. image, first, last: of the
-    pictures, their first and their last captions, N rows each; captions (C, E), all of them; owner
-    (C,) int64: the picture of each; is_first (C,) bool; encoder_joint (N, E): of a frozen encoder
-    itself, with the first captions."""
+    pictures, their first and their last captions, N rows each; same (N, N) bool: the last captions
+    of i and j are one, so that it is no wrong one of either, and in no row are all; captions
+    (C, E), all of them; owner (C,) int64: the picture of each; is_first (C,) bool; encoder_joint
+    (N, E): of a frozen encoder itself, with the first captions."""
 
     image: Modality
     first: Modality
     last: Modality
+    same: np.ndarray
     captions: Tensor
     owner: np.ndarray
     is_first: np.ndarray
@@ -89,6 +91,7 @@ def gallery_of(
         ),
         first=texts(rows, np.zeros_like(rows)),
         last=texts(rows, counts - 1),
+        same=equal_to(samples.caption_numbers(rows, counts - 1)),
         captions=torch.cat(vectors),
         owner=owner,
         is_first=number == 0,
@@ -98,9 +101,10 @@ def gallery_of(
 
 def gallery_rows(samples: Samples, fold: int = HELD_OUT) -> np.ndarray:
     """Numbers of the samples of a fold that are measured on: one of each picture, at most
-    MAX_GALLERY."""
+    MAX_GALLERY, drawn from all of them."""
     rows = np.flatnonzero(samples.fold == fold)
-    return rows[np.sort(np.unique(samples.picture[rows], return_index=True)[1])][:MAX_GALLERY]
+    rows = rows[np.sort(np.unique(samples.picture[rows], return_index=True)[1])]
+    return np.sort(np.random.default_rng(0).permutation(rows)[:MAX_GALLERY])
 
 
 def held_out_r1(gallery: Gallery) -> float:
@@ -175,12 +179,15 @@ def _calibrate(network: Network, tuning: Gallery, seed: int) -> None:
     and hard negatives are best told apart."""
     if isinstance(network, FrozenJointNetwork):
         similarity = (tuning.last.vector @ tuning.image.vector.T).cpu().numpy()
-        own = np.arange(len(similarity))
-        first = np.where(own[:, None] == own, np.inf, similarity)
-        candidates = top_k(first, CANDIDATES)  # its own before all others
+        wrong = (~tuning.same).sum(axis=1)
+        count = min(CANDIDATES, 1 + int(wrong.max()))
+        rows = np.flatnonzero(wrong >= count - 1)
+        ranked = np.where(tuning.same, -np.inf, similarity)
+        np.fill_diagonal(ranked, np.inf)  # its own before all others
+        candidates = top_k(ranked[rows], count)
         network.mix_match(cosine=0.0, learned=1.0)
-        learned = _pair_logits(network, tuning, candidates)
-        cosine = np.take_along_axis(similarity, candidates, axis=1)
+        learned = _pair_logits(network, tuning, rows, candidates)
+        cosine = np.take_along_axis(similarity[rows], candidates, axis=1)
         weights = fit_conditional_logit(np.stack([cosine, learned], axis=-1).astype(np.float64))
         network.mix_match(*weights.tolist())
     logits, true = _true_and_wrong(network, tuning, seed)
@@ -193,9 +200,9 @@ def _true_and_wrong(network: Network, gallery: Gallery, seed: int) -> tuple[np.n
     size = len(gallery.image.vector)
     rows = torch.arange(size, device=gallery.captions.device)
     similarity = gallery.last.vector @ gallery.image.vector.T
-    own = torch.eye(size, dtype=torch.bool, device=rows.device)
+    same = torch.from_numpy(gallery.same).to(rows.device)
     generator = torch.Generator().manual_seed(seed)
-    wrong, _ = hard_negatives(network.scale * similarity, own, generator)
+    wrong, _ = hard_negatives(network.scale * similarity, same, generator)
     logits = np.stack([_logits(network, gallery, rows, other) for other in (rows, wrong)])
     return logits, np.array([[True], [False]]).repeat(size, axis=1)
 
@@ -206,13 +213,13 @@ def _matching(network: Network, gallery: Gallery, seed: int) -> dict[str, float]
     own = np.arange(logits.shape[1])
     similarity = (gallery.last.vector @ gallery.image.vector.T).cpu().numpy()
     candidates = top_k(similarity, CANDIDATES)
-    scores = _pair_logits(network, gallery, candidates)
+    scores = _pair_logits(network, gallery, own, candidates)
     scores = scores + np.take_along_axis(similarity, candidates, axis=1)
     best = np.take_along_axis(candidates, scores.argmax(axis=1)[:, None], axis=1)[:, 0]
     found = {
         "accuracy": ((logits > 0) == true).mean(axis=0),
-        "r1_before": candidates[:, 0] == own,
-        "r1_after": best == own,
+        "r1_before": gallery.same[own, candidates[:, 0]],
+        "r1_after": gallery.same[own, best],
     }
     figures: dict[str, float] = {}
     for name, values in found.items():
@@ -220,10 +227,13 @@ def _matching(network: Network, gallery: Gallery, seed: int) -> dict[str, float]
     return figures
 
 
-def _pair_logits(network: Network, gallery: Gallery, candidates: np.ndarray) -> np.ndarray:
-    """Of each last caption with its candidates (N, K), numbers of pictures: (N, K) float64."""
+def _pair_logits(
+    network: Network, gallery: Gallery, rows: np.ndarray, candidates: np.ndarray
+) -> np.ndarray:
+    """Of the last captions `rows` (R,) with their candidates (R, K), numbers of pictures: (R, K)
+    float64."""
     device = gallery.captions.device
-    texts = torch.arange(len(candidates)).repeat_interleave(candidates.shape[1]).to(device)
+    texts = torch.from_numpy(rows).repeat_interleave(candidates.shape[1]).to(device)
     images = torch.from_numpy(candidates.ravel()).to(device)
     return _logits(network, gallery, texts, images).reshape(candidates.shape)
 

@@ -49,11 +49,18 @@ from chiasm.pipeline.training.joint.data import (
     TUNING,
     Samples,
     count_too_long,
+    decoded_rows,
     decoder_batch,
     pair_batch,
     rows_of_step,
 )
-from chiasm.pipeline.training.joint.evaluate import best_weight, gallery_of, held_out_r1, select
+from chiasm.pipeline.training.joint.evaluate import (
+    best_weight,
+    gallery_of,
+    gallery_rows,
+    held_out_r1,
+    select,
+)
 from chiasm.pipeline.training.joint.evaluate_decoder import decoder_figures
 from chiasm.pipeline.training.joint.objective import Network, Stage
 from chiasm.pipeline.training.joint.samples import Computed, PixelReader, VectorReader, compute
@@ -91,16 +98,18 @@ def train_joint(
     remove_abandoned(folder)
     facts = _facts(settings, shards, encoder)
     require_same(folder / SETTINGS, facts)
-    write_facts(folder / SETTINGS, facts)
     computed = compute(shards, reader, folder / SAMPLES, settings.samples, report)
     read = time.monotonic()
     samples = Samples(computed.paths)
     train_rows = samples.trained_on
     _require_enough(samples)
+    write_facts(folder / SETTINGS, facts)  # not before: with more shards it may begin here
     if encoder is not None:
         parts = _frozen_parts(encoder, settings)
     else:
         parts = _own_parts(samples, train_rows, settings, start)
+        if start and start[0].decoder is not None and not parts.tasks:
+            report({"message": "nothing teaches the decoder of --start here: it is left out"})
     run = _Run(settings, parts, samples, train_rows, folder, report)
     network, figures = run.train()
     parts.save(folder, network)
@@ -108,7 +117,8 @@ def train_joint(
     if parts.tasks:
         assert isinstance(network, JointNetwork)
         found["decoder"] = decoder_figures(network, samples, parts.tasks)
-        found["too_long"] = count_too_long(samples, train_rows, network.config)
+        learned = decoded_rows(samples, train_rows)
+        found["too_long"] = count_too_long(samples, learned, network.config)
     found["seconds_of_this_run"] = {
         "reading": round(read - started, 1),
         "learning": round(time.monotonic() - read, 1),
@@ -159,7 +169,7 @@ def _own_parts(
     vocabulary = settings.model.text.vocabulary
     tokenizer = start[1] if start else tokenizer_of(samples, rows, vocabulary)
     begun = start[0] if start else None
-    prefixes = prefixes_of(samples, rows) if decoder_steps else ()
+    prefixes = prefixes_of(samples, decoded_rows(samples, rows)) if decoder_steps else ()
     config = own_config(settings, begun.config if begun else None, len(tokenizer), prefixes)
     samples.read_texts(tokenizer, config.text.context)
 
@@ -237,9 +247,7 @@ class _Run:
 
     @cached_property
     def _decoded_rows(self) -> np.ndarray:
-        """Pictures with something to learn beside captions; all where none has."""
-        having = self.rows[[bool(self.samples.examples(row)) for row in self.rows]]
-        return having if len(having) else self.rows
+        return decoded_rows(self.samples, self.rows)
 
     def _write(
         self, training: Training, stage: Stage, end: int, losses: dict[str, float], pace: Pace
@@ -261,7 +269,8 @@ class _Run:
 
 
 def _require_enough(samples: Samples) -> None:
-    """UsageError where there are too few pairs to train on, or pictures to measure on."""
+    """UsageError where there are too few pairs to train on, or pictures to measure on, or where
+    these all have one caption."""
     tuning, held_out = (
         len(np.unique(samples.picture[samples.fold == fold])) for fold in (TUNING, HELD_OUT)
     )
@@ -274,6 +283,14 @@ def _require_enough(samples: Samples) -> None:
             found=f"{train}, {tuning} and {held_out}",
             do="give more shards",
         )
+    for fold in (TUNING, HELD_OUT):
+        rows = gallery_rows(samples, fold)
+        if len(np.unique(samples.caption_numbers(rows, samples.counts[rows] - 1))) < 2:
+            raise UsageError(
+                "SHARDS",
+                expected="pictures with different captions",
+                found=f"one caption of all {len(rows):,} pictures that are measured on",
+            )
 
 
 def _report(

@@ -37,6 +37,7 @@ from chiasm.pipeline.errors import EncoderError, UsageError
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.model.checkpoint import load_state, save_state
 from chiasm.pipeline.model.preprocess import RULE, to_pixels
+from chiasm.pipeline.model.tokenizer import normalise
 from chiasm.pipeline.records import DAMAGES, IMAGE, TEXT, Decoded, Dropped, Shard
 from chiasm.pipeline.shards import RULES, ReadSettings, every_caption, read_samples
 from chiasm.pipeline.storage import display_name, remove_abandoned
@@ -234,6 +235,9 @@ class _Rows:
         return {
             **{name: torch.cat([part[name] for part in self.parts]) for name in names},
             "counts": torch.tensor([len(item) for item in self.texts], dtype=torch.int64),
+            "caption": torch.tensor(
+                [caption_number(text) for item in self.texts for text in item], dtype=torch.int64
+            ),
             "picture": torch.tensor([picture_number(d) for d in self.digests], dtype=torch.int64),
             "fold": torch.tensor([tenth_of(d) for d in self.digests], dtype=torch.uint8),
         }
@@ -278,6 +282,12 @@ def _shard(
         }
     )
     return path, counts
+
+
+def caption_number(text: str) -> int:
+    """An int64 of what a model reads of a text: captions that say the same in the same words have
+    one number, as copies of a picture have."""
+    return picture_number(hashlib.sha256(normalise(text).encode("utf-8", "replace")).hexdigest())
 
 
 def json_tensor(value: Any) -> Tensor:
