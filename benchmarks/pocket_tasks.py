@@ -38,7 +38,7 @@ from chiasm.pipeline.scenes.vocabulary import LANGUAGES
 from chiasm.pipeline.scenes.world import Scene, World, gallery
 from chiasm.pipeline.training.pocket.data import WORLDS
 from chiasm.pipeline.training.pocket.evaluate_tasks import Examples
-from chiasm.pipeline.training.pocket.settings import TrainSettings, task_settings
+from chiasm.pipeline.training.pocket.settings import TrainSettings, measured_tasks
 from chiasm.pipeline.training.pocket.task_data import TaskSettings, examples_of
 from chiasm.pipeline.training.pocket.task_report import EACH, figures_of, task_figures
 
@@ -62,7 +62,7 @@ def main() -> None:
     model, tokenizer = load_model(folder)
     config, recipe = model.config, TrainSettings()
     data = replace(recipe.data, side=config.image.side, context=config.text.context)
-    settings = task_settings(replace(recipe, model=config, data=data))
+    settings = measured_tasks(replace(recipe, model=config, data=data))
     found = {
         "model": given.model,
         "seeds": given.seed,

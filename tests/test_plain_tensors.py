@@ -101,8 +101,10 @@ def test_a_trained_fusion_gives_what_the_joint_model_gives():
         mask = features["ids"] != 0
         found = multimodal_fusion(words, patches, network, text_mask=mask)
         by_folder = multimodal_fusion(words, patches, str(SHIPPED), text_mask=mask)
+        by_model = multimodal_fusion(words, patches, model, text_mask=mask)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(by_folder, expected)
+    torch.testing.assert_close(by_model, expected)
 
 
 def small_network(**changed):
@@ -139,6 +141,8 @@ def test_no_name_stands_for_random_weights(tmp_path):
             multimodal_fusion(x, x, name)
     with pytest.raises(ValueError, match="decoder 'transformer': expected attention"):
         joint_decoder(x, x, x, "transformer")
+    with pytest.raises(ValueError, match="model of type LayerNorm: expected a JointModel"):
+        multimodal_fusion(x, x, torch.nn.LayerNorm(8))
     with pytest.raises(EncoderError, match=r"no model\.safetensors"):
         multimodal_fusion(x, x, tmp_path)
     with pytest.raises(ValueError, match="expected a model that has one, found a model without"):

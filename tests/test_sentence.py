@@ -113,7 +113,8 @@ def test_what_it_does_not_take_is_told(model, tmp_path):
     module = model[0]
     text = module.preprocess([str(tmp_path / "a.png")])
     assert "pixels" not in text and "ids" in text  # a path is a text: nothing is opened
-    for wrong in (7, {"audio": "x"}, {"text": 7}, {"image": "a.png"}, np.zeros((3, 3)), {}):
+    for wrong in (7, {"audio": "x"}, {"text": 7}, {"image": "a.png"}, np.zeros((3, 3)), {},
+                  {"text": None}, {"text": None, "image": None}):  # fmt: skip
         with pytest.raises(UsageError, match="input: expected a"):
             module.preprocess([wrong])
     with pytest.raises(UsageError, match="no prompts"):

@@ -33,7 +33,7 @@ from chiasm.pipeline.training.pocket.evaluate_tasks import (
 )
 from chiasm.pipeline.training.pocket.loop import average_network, tokenizer_of
 from chiasm.pipeline.training.pocket.packing import by_length
-from chiasm.pipeline.training.pocket.settings import TrainSettings, task_settings
+from chiasm.pipeline.training.pocket.settings import TrainSettings, measured_tasks, task_settings
 from chiasm.pipeline.training.pocket.targets import (
     UNKNOWN,
     caption_kinds,
@@ -357,3 +357,14 @@ def test_targets_of_probes_fit_the_world_and_ambiguous_words_have_none():
     bag = caption_words(claims, crane, WORLD_2, "en")
     assert bag[bird] == bag[machine] == UNKNOWN and len(bag) == len(words_of(WORLD_2))
     assert caption_words(claims, crane, WORLD_2, "zh")[[bird, machine]].tolist() == [1, 0]
+
+
+def test_only_tasks_that_the_decoder_has_in_every_language_are_measured():
+    """A decoder that was kept of `train joint` may have been taught questions in English alone."""
+    decoder = DecoderConfig(prefixes=("caption:en", "caption:zh", "ask:en"))
+    kept = replace(RUN, decoder_steps=0, model=replace(RUN.model, decoder=decoder))
+    with pytest.raises(UsageError, match="ask"):
+        task_settings(kept)
+    found = measured_tasks(kept)
+    assert set(found.examples) <= {"caption"} and not found.pictures
+    assert measured_tasks(RUN) == task_settings(RUN)

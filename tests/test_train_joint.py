@@ -344,7 +344,9 @@ def test_towers_begin_as_those_of_a_model_folder(own, scenes, tmp_path):
     folder, _ = own
     settings = replace(OWN, start=folder, steps=1, fusion_steps=1, decoder_steps=0, fusion=None)
     settings = replace(settings, learning_rate=1e-9)
-    train_joint(settings, scenes, tmp_path / "out", unseen)
+    said = []
+    train_joint(settings, scenes, tmp_path / "out", lambda record: said.append(record))
+    assert {"message": "nothing teaches the decoder of --start here: it is left out"} in said
     before, after = (load_encoder(f"pocket:{item}", CPU) for item in (folder, tmp_path / "out"))
     texts = ["a red boat", "一只小船"]
     np.testing.assert_allclose(encode_texts(after, texts), encode_texts(before, texts), atol=2e-3)

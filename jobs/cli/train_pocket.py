@@ -30,7 +30,7 @@ from chiasm.pipeline.pretrained.device_and_precision import resolve_device
 from chiasm.pipeline.training.curves import draw_curves
 from chiasm.pipeline.training.pocket.loop import train
 from chiasm.pipeline.training.pocket.report import format_report, write_report
-from chiasm.pipeline.training.pocket.settings import TrainSettings, task_settings
+from chiasm.pipeline.training.pocket.settings import TrainSettings, measured_tasks
 
 HELP = """
   chiasm train pocket --to runs/pocket
@@ -128,7 +128,7 @@ def train_pocket(
     # What the workers of a cluster have, this process may lack.
     where = "auto" if on_ray else settings.encoder.device
     encoding = EncoderSettings(precision=settings.encoder.precision, device=where)
-    report = write_report(to, recipe.gallery, encoding, task_settings(recipe))
+    report = write_report(to, recipe.gallery, encoding, measured_tasks(recipe))
     for line in format_report(report):
         print(printable(line))
     print(printable(f"{to}: trained; use it with --encoder pocket:{to}"))

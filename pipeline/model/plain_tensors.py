@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,10 +24,16 @@ from chiasm.pipeline.model.fusion import Modality
 from chiasm.pipeline.model.joint import JointNetwork
 
 
+class HasNetwork(Protocol):
+    """A `JointModel`, whose library takes seconds to load and is not loaded for this."""
+
+    network: JointNetwork
+
+
 def multimodal_fusion(
     text_embedding: Tensor,
     image_embedding: Tensor,
-    fusion: str | Path | JointNetwork = "concat",
+    fusion: str | Path | JointNetwork | HasNetwork = "concat",
     *,
     text_mask: Tensor | None = None,
     num_heads: int = 1,
@@ -41,8 +48,8 @@ def multimodal_fusion(
         add        t + i, of equal shapes: (B, D) or (B, T, D)
         mean       (t + i) / 2, likewise
         attention  [t + A(t, i); i + A(i, t)], of tokens, with `num_heads` heads: (B, T + N, D)
-    or a trained model, a `JointNetwork` or the folder of one: tokens of its towers (B, T, D_0) and
-    (B, N, D_1) -> joint vectors (B, E) float32, unit rows.
+    or a trained model, a `JointNetwork`, a `JointModel` or the folder of one: tokens of its towers
+    (B, T, D_0) and (B, N, D_1) -> joint vectors (B, E) float32, unit rows.
 
     ValueError for shapes that do not fit, and for the name of a form that has parameters;
     EncoderError for a folder that holds no model.
@@ -65,7 +72,7 @@ def joint_decoder(
     input_sequence: Tensor,
     text_encoder_output: Tensor,
     image_encoder_output: Tensor,
-    decoder: str | Path | JointNetwork = "attention",
+    decoder: str | Path | JointNetwork | HasNetwork = "attention",
     *,
     text_mask: Tensor | None = None,
     num_heads: int = 1,
@@ -78,8 +85,8 @@ def joint_decoder(
     decoder: `attention`, a form without parameters: input_sequence (B, T, D), D = D_0 = D_1,
         y = x + A_causal(x, x),   z = y + A(y, text),   z + A(z, image)      -> (B, T, D),
     with `num_heads` heads, a token attending to itself and those before it; or a trained model, a
-    `JointNetwork` or the folder of one: input_sequence int64 (B, T), ids of its decoder, the first
-    that of a task (`model.decoder.ids.prefix`) -> logits (B, T, V) of the next text token.
+    `JointNetwork`, a `JointModel` or the folder of one: input_sequence int64 (B, T), ids of its
+    decoder, the first that of a task (`model.decoder.ids.prefix`) -> logits (B, T, V) of the next text token.
 
     ValueError for shapes that do not fit, for another name, and for a model without a decoder;
     EncoderError for a folder that holds no model.
@@ -209,8 +216,14 @@ def _is_folder(name: str | Path) -> bool:
     return Path(name).is_dir()
 
 
-def _loaded(model: str | Path | JointNetwork) -> JointNetwork:
-    return model if isinstance(model, JointNetwork) else load_model(Path(model))[0]
+def _loaded(model: str | Path | JointNetwork | HasNetwork) -> JointNetwork:
+    network = getattr(model, "network", model)
+    if isinstance(network, JointNetwork):
+        return network
+    if not isinstance(model, (str, Path)):
+        expected = "a JointModel, a JointNetwork or the folder of one"
+        raise ValueError(f"model of type {type(model).__name__}: expected {expected}")
+    return load_model(Path(model))[0]
 
 
 def _decoder_of(model: JointNetwork) -> Decoder:

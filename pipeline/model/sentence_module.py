@@ -133,7 +133,7 @@ def _parts(item: Any) -> tuple[str | None, Image.Image | None]:
         return item, None
     if isinstance(item, Mapping) and item and item.keys() <= {"text", "image"}:
         text, image = item.get("text"), item.get("image")
-        if text is None or isinstance(text, str):
+        if isinstance(text, str) or (text is None and image is not None):
             return text, None if image is None else _picture(image)
     if not isinstance(item, Mapping):
         return None, _picture(item)

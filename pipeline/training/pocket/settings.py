@@ -9,6 +9,7 @@ from typing import Any
 
 from chiasm.pipeline.model.checkpoint import CONFIG_NAMES, names_in_files
 from chiasm.pipeline.model.config import DecoderConfig, ImageTokensConfig, ModelConfig
+from chiasm.pipeline.model.tasks import TASKS
 from chiasm.pipeline.scenes.world import WORLD_1, WORLD_2
 from chiasm.pipeline.training.pocket.data import DataSettings
 from chiasm.pipeline.training.pocket.task_data import TaskSettings
@@ -120,3 +121,14 @@ def task_settings(settings: TrainSettings) -> TaskSettings:
         if settings.model.image_tokens or task != "imagine"
     }
     return TaskSettings(scenes, examples, settings.pictures, decoder.context, decoder.prefixes)
+
+
+def measured_tasks(settings: TrainSettings) -> TaskSettings:
+    """`task_settings` of those tasks that the decoder has in every language: one that was kept of
+    another training may have fewer than are drawn here."""
+    prefixes = set(settings.model.decoder.prefixes if settings.model.decoder else ())
+    examples, pictures = (
+        {task: count for task, count in tasks.items() if prefixes.issuperset(TASKS[task].prefixes)}
+        for tasks in (settings.examples, settings.pictures)
+    )
+    return task_settings(replace(settings, examples=examples, pictures=pictures))
