@@ -77,8 +77,9 @@ class TrainOptions:
     """Settings of the recipes of `chiasm train`; None: the recipe's own.
 
     steps: of towers or heads. fusion: one of `pipeline.model.fusion.FUSIONS`. learning_rate: the
-    highest. The others are of `train pocket` alone. fusion_steps, image_token_steps,
-    decoder_steps: of its later stages. batch: pictures of a step of its towers, in each process.
+    highest. fusion_steps, decoder_steps: of later stages of `pocket` and `joint`. batch: pictures
+    of a step, of the towers of `pocket` in each process, or of towers and fusion of `joint`. The
+    others are of `train pocket` alone. image_token_steps: of the codes that pictures are drawn by.
     corpus: scenes from whose captions its tokenizer is learned. calibrated: scenes on which
     matching is calibrated. gallery: scenes that it is measured on. drawing_processes: how many
     processes draw; 0: the training process draws. processes: how many learn together on Ray; 0:

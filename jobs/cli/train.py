@@ -1,5 +1,5 @@
-"""What `chiasm train pocket` and `chiasm train two-tower` share: options, and the lines that a
-person reads while a model learns."""
+"""What the recipes of `chiasm train` share: options, and the lines that a person reads while a
+model learns."""
 
 from __future__ import annotations
 

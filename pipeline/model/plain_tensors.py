@@ -86,7 +86,8 @@ def joint_decoder(
         y = x + A_causal(x, x),   z = y + A(y, text),   z + A(z, image)      -> (B, T, D),
     with `num_heads` heads, a token attending to itself and those before it; or a trained model, a
     `JointNetwork`, a `JointModel` or the folder of one: input_sequence int64 (B, T), ids of its
-    decoder, the first that of a task (`model.decoder.ids.prefix`) -> logits (B, T, V) of the next text token.
+    decoder, the first that of a task (`model.decoder.ids.prefix`) -> logits (B, T, V) of the next
+    text token.
 
     ValueError for shapes that do not fit, for another name, and for a model without a decoder;
     EncoderError for a folder that holds no model.

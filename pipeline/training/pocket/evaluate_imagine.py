@@ -3,7 +3,7 @@
 A drawn picture is right where a model that was trained with another seed finds a caption that is
 true of its scene first, among the captions of a gallery with twins. The same model's figure for the
 true pictures stands beside it: no drawing is expected to do more. And its pixels have to agree with
-the scene (drawn_check.py), which no model is asked for.
+what the caption claims (drawn_check.py), which no model is asked for.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.recall import recall_by_claims
 from chiasm.pipeline.scenes.words import LANGUAGES, plan, render_caption
 from chiasm.pipeline.scenes.world import Scene, World, gallery
-from chiasm.pipeline.training.pocket.drawn_check import agrees
+from chiasm.pipeline.training.pocket.drawn_check import agrees_with_caption
 
 GALLERY = 100  # captions among which one is found
 
@@ -58,16 +58,16 @@ def draw_gallery(
 
 def measure_drawings(drawings: Drawings, encoder: Encoder) -> dict[str, float]:
     """`r1`: the share of drawn pictures that find a true caption first, `true_r1` that of the true
-    pictures, `agrees` and `true_agrees`: the share whose pixels agree with the scene."""
+    pictures, `agrees` and `true_agrees`: the share whose pixels agree with the caption."""
     captions = encoder.encode(TEXT, list(drawings.texts)).vectors
     found: dict[str, float] = {}
     for name, pictures in (("true_", list(map(picture, drawings.scenes))), ("", drawings.pictures)):
         inputs = [encoder.preprocess(IMAGE, np.asarray(item)) for item in pictures]
         scores = captions @ encoder.encode(IMAGE, inputs).vectors.T
         recall = recall_by_claims(scores, drawings.claims, drawings.scenes)["image_to_text"]
-        pairs = zip(pictures, drawings.scenes, strict=True)
+        described = zip(pictures, drawings.claims, strict=True)
         found[f"{name}r1"] = recall["r1"]
-        found[f"{name}agrees"] = float(np.mean([agrees(item, scene) for item, scene in pairs]))
+        found[f"{name}agrees"] = float(np.mean([agrees_with_caption(*pair) for pair in described]))
     return found
 
 
