@@ -23,7 +23,7 @@ from torch import Tensor
 from chiasm.pipeline.model.config import ModelConfig
 from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.model.tokenizer import Tokenizer
-from chiasm.pipeline.training.optim import cosine
+from chiasm.pipeline.training.optim import cosine, warmup_then_cosine
 from chiasm.pipeline.training.pocket.data import DataSettings, train_batch
 from chiasm.pipeline.training.pocket.evaluate import tower_recall
 from chiasm.pipeline.training.pocket.evaluate_tasks import decoder_accuracy
@@ -38,6 +38,7 @@ Evaluate = Callable[[JointNetwork], dict[str, Any]]
 IMAGE_TOKEN_WEIGHTS = {"pixels": 4.0, "edges": 0.5, "features": 0.3}
 IMAGE_TOKENS_RATE = 3.0  # a few convolutions bear three times the rate of transformers
 PROBE_FLOOR = 0.1  # of the probes' weight, at the end of the first stage
+RATE_FLOOR = 0.01  # of the highest learning rate, at the end of a cycle
 # Prefixes of the names of those parameters of `Objective` that a stage trains.
 TOWERS = (
     "model.image.", "model.text.", "model.image_projection.", "model.text_projection.",
@@ -106,6 +107,17 @@ class Stage:
     calibrated: int = 0
     rate: float = 1.0
     cycles: int = 1
+
+    def cycle_at(self, step: int) -> tuple[int, int]:
+        """Of a step of the stage: how many of its cycle come before it, and how many a cycle has
+        (Loshchilov and Hutter, SGDR: Stochastic Gradient Descent with Warm Restarts, 2017)."""
+        steps = -(-self.steps // self.cycles)
+        return step - min(step // steps, self.cycles - 1) * steps, steps
+
+    def rate_at(self, step: int, warmup: float) -> float:
+        """Of the highest learning rate: in each cycle a linear warm-up over a share `warmup` of its
+        steps, then a cosine down to a hundredth."""
+        return warmup_then_cosine(*self.cycle_at(step), warmup, RATE_FLOOR)
 
     def total(self, losses: Mapping[str, Tensor], progress: float) -> Tensor:
         """The weighted sum of the losses, at progress 0 to 1 of a cycle."""

@@ -34,7 +34,6 @@ from chiasm.pipeline.training.optim import (
     Optimiser,
     decay_groups,
     require_finite,
-    warmup_then_cosine,
     with_prefix,
     without_prefix,
 )
@@ -58,7 +57,6 @@ from chiasm.pipeline.training.pocket.state import (
     write_state,
 )
 
-RATE_FLOOR = 0.01  # of the highest learning rate, at the end of a stage
 SEED_STRIDE = 1_000_000  # between the seeds of processes that train together
 
 
@@ -125,22 +123,13 @@ class Training:
     @property
     def progress(self) -> float:
         """Of the present cycle of the stage, 0 to 1."""
-        done, steps = self._cycle
-        return min(1.0, done / steps)
+        done, steps = self.stage.cycle_at(self.stage_step)
+        return done / steps
 
     @property
     def learning_rate_factor(self) -> float:
-        """Of the highest learning rate: linear warm-up, then a cosine down to a hundredth; again in
-        each cycle of the stage (Loshchilov and Hutter, SGDR, 2017)."""
-        done, steps = self._cycle
-        return warmup_then_cosine(done, steps, self.settings.warmup, RATE_FLOOR)
-
-    @property
-    def _cycle(self) -> tuple[int, int]:
-        """Steps of the present cycle that are done, and steps of a cycle."""
-        steps = -(-self.stage.steps // self.stage.cycles)
-        number = min(self.stage_step // steps, self.stage.cycles - 1)
-        return self.stage_step - number * steps, steps
+        """Of the highest learning rate."""
+        return self.stage.rate_at(self.stage_step, self.settings.warmup)
 
     def train_step(self, batch: Any) -> dict[str, float]:
         """One step on a batch of the stage: forward, backward, update, average. -> the losses, as
