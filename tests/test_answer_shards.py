@@ -26,6 +26,7 @@ from chiasm.jobs.cli.sentiment import sentiment
 from chiasm.jobs.cli.translate import translate
 from chiasm.jobs.config import compose
 from chiasm.pipeline.answers import AnswerSettings, answer_shard, answers_name, find_answers
+from chiasm.pipeline.collection import runs
 from chiasm.pipeline.encoders import ANSWERERS, GenerateSettings
 from chiasm.pipeline.errors import CollectionError, EncoderError, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
@@ -203,6 +204,28 @@ def test_what_is_done_is_not_asked_again(tmp_path, fake):
     assert len(read_tar(tmp_path / "to/shards" / f"{changed[0].id}.tar")) == 4
 
 
+def test_what_is_done_is_found_whatever_the_model_is_called(shard, tmp_path, fake, monkeypatch):
+    answer_shards(request_for([shard], tmp_path / "to"))
+    fake.name = "renamed"
+    record = json.loads((tmp_path / "to/answers.json").read_text()) | {"model": "renamed"}
+    (tmp_path / "to/answers.json").write_text(json.dumps(record))
+    calls = len(fake.settings)
+    again = answer_shards(request_for([shard], tmp_path / "to"))
+    assert (again.done, again.skipped) == (0, 1)
+    assert len(fake.settings) == calls + 1, "a trial"
+    # A folder by a relative path, or behind a link, is the one that answered.
+    blip_folder(tmp_path / "model")
+    (tmp_path / "link").symlink_to("model")
+    monkeypatch.chdir(tmp_path)
+    short = replace(CAPTION, generate=GenerateSettings(max_tokens=4))
+    for number, model in enumerate(("hf:model", "hf:./link", f"hf:{tmp_path / 'model'}")):
+        request = replace(request_for([shard], "by", short), model=model)
+        summary = answer_shards(request)
+        assert (summary.done, summary.skipped) == (number == 0, number > 0)
+    names = {run.settings["model"] for run in runs(Folder("by"))}
+    assert names == {f"hf:{(tmp_path / 'model').resolve()}"}
+
+
 def test_a_damaged_file_of_answers_is_made_again(shard, tmp_path):
     answer_shards(request_for([shard], tmp_path / "to"))
     path = tmp_path / "to" / answers_name(shard.id)
@@ -259,6 +282,19 @@ def test_a_model_that_answers_nothing_ends_the_run_with_nothing_written(shard, t
     with pytest.raises(EncoderError, match="an answer for one of two pictures"):
         answer_shard(shard, fake, Folder(str(tmp_path / "to")), CAPTION, "run")
     assert list((tmp_path / "to/answers").iterdir()) == []
+
+
+class Unreadable(FakeAnswerer):
+    @property
+    def fingerprint(self):
+        raise EncoderError("model fake", expected="weights that can be read")
+
+
+def test_a_worker_that_is_never_ready_leaves_no_run(shard, tmp_path, monkeypatch):
+    monkeypatch.setitem(ANSWERERS, "fake", lambda model, settings: Unreadable())
+    with pytest.raises(EncoderError, match="weights that can be read"):
+        answer_shards(request_for([shard], tmp_path / "to"))
+    assert Tree.read(tmp_path / "to").files() == {}
 
 
 def test_shards_that_cannot_be_read_or_are_cut_cost_no_other_its_answers(tmp_path):
@@ -323,14 +359,15 @@ def test_a_kill_at_any_point_costs_nothing(tmp_path):
             assert not [name for name in Tree.read(root).files() if is_temporary(name)]
 
 
-def test_answers_are_the_same_on_ray(tmp_path, ray_session):
+def test_answers_are_the_same_on_ray(tmp_path, ray_session, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # workers work elsewhere
     sources = list_shards([str(make_shard(tmp_path / f"{n}.tar", 2, seed=n)) for n in range(2)])
-    model = f"hf:{blip_folder(tmp_path / 'model')}"
+    blip_folder(tmp_path / "model")
     made = []
     for name, more in (("here", []), ("ray", ["workers.count=2", "workers.cpus=1"])):
-        request = request_for(sources, tmp_path / name, assignments=more, write_shards=True)
+        request = request_for(sources, name, assignments=more, write_shards=True)
         answers = replace(CAPTION, generate=GenerateSettings(max_tokens=4))
-        request = replace(request, model=model, answers=answers)
+        request = replace(request, model="hf:model", answers=answers)
         assert request.on_ray == (name == "ray")
         summary = answer_shards(request)
         assert (summary.samples, summary.done) == (4, 2) and summary.answers
