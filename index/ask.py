@@ -23,6 +23,7 @@ from chiasm.pipeline.encoders import (
     Answerer,
     Fault,
     GenerateSettings,
+    Reply,
     Request,
     answer_batch,
     language_of,
@@ -30,6 +31,9 @@ from chiasm.pipeline.encoders import (
 )
 from chiasm.pipeline.errors import ChiasmError, UsageError
 from chiasm.pipeline.records import IMAGE
+
+BATCH = 16  # inputs that are answered together
+BATCH_BYTES = 1 << 30  # of their pictures, as the model counts them: some are 100 megapixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,14 +163,23 @@ def _ask_each(
     answer."""
     pixels: dict[int, Any] = {}
     reasons: dict[int, str] = {}
+    answered: dict[int, Reply | Fault] = {}
+
+    def flush() -> None:
+        requests = [Request("ask", language, image, question) for image in pixels.values()]
+        replies = answer_batch(answerer, requests, generating or GenerateSettings())
+        answered.update(zip(pixels, replies, strict=True))
+        pixels.clear()
+
     for number, result in enumerate(results):
         try:
             pixels[number] = pixels_of(result.picture(), answerer)
         except ChiasmError as error:
             reasons[number] = str(error)
-    requests = [Request("ask", language, image, question) for image in pixels.values()]
-    replies = answer_batch(answerer, requests, generating or GenerateSettings())
-    answered = dict(zip(pixels, replies, strict=True))
+        cost = sum(answerer.cost(IMAGE, image) for image in pixels.values())
+        if len(pixels) == BATCH or cost > BATCH_BYTES:
+            flush()
+    flush()
     sources = []
     for number, result in enumerate(results):
         reply = answered.get(number)

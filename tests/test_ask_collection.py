@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from chiasm.index import ask as ask_module
 from chiasm.index import build_index, open_collection
 from chiasm.index.ask import AskSettings, ask_collection
 from chiasm.index.content_words import content_words
@@ -104,6 +105,22 @@ def test_a_source_that_fails_costs_no_other_its_answer(collection):
     assert "too dark" in (found.sources[0].reason or "")
     first = next((source.answer for source in found.sources if source.answer), None)
     assert found.answer == first
+
+
+@pytest.mark.parametrize(("most", "blocks"), [(1 << 30, [16, 4]), (20_000, [2, 1])])
+def test_pictures_are_asked_in_blocks(collection, monkeypatch, most, blocks):
+    searcher, answerer, asked = open_collection(collection), Brightness(), []
+    answer = answerer.answer
+    monkeypatch.setattr(ask_module, "BATCH_BYTES", most)
+    monkeypatch.setattr(
+        answerer, "answer", lambda some, how: asked.append(len(some)) or answer(some, how)
+    )
+    settings = AskSettings(k=sum(blocks), false_alarms=None)
+    found = ask_collection(searcher, answerer, "a boat", settings)
+    assert asked == blocks
+    assert [source.answer for source in found.sources] == [
+        brightness_of(source.result) for source in found.sources
+    ]
 
 
 def test_nothing_is_answered_where_nothing_matches(collection):

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from chiasm.index.ask import BATCH
 from chiasm.jobs.console import lines_of
 from chiasm.pipeline.encoders import TASKS
 from chiasm.pipeline.errors import ChiasmError, UsageError
 from chiasm.pipeline.records import IMAGE, TEXT
 
-BATCH = 16  # inputs that are answered together
 STDIN = "-"
 DRAWINGS = (".png", ".jpg", ".jpeg", ".webp")
 TEXT_NAMES = {"ask": "question"}  # what the text is called, where it is not `text`
