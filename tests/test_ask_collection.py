@@ -151,6 +151,15 @@ def test_nothing_is_answered_where_nothing_matches(collection):
         ("房子里有什么？", "房子"),
         ("茶几上的花是什么颜色呢", "茶几 花"),
         ("早上有轨电车在哪里？", "早上有轨电车"),
+        ("画面里的猫是不是红色的", "猫 红色"),
+        ("照片中有几只狗", "狗"),
+        ("画面里有多少个红色的东西", "红色"),
+        ("正在睡觉的猫", "睡觉 猫"),
+        ("照片里没有狗吗", "狗"),
+        ("图片中间有几条船？", "船"),
+        ("图中间的车", "车"),
+        ("图片里面有多少人", "人"),
+        ("画面上方是什么", ""),
         ("what is 这个", ""),
     ],
 )
@@ -354,4 +363,6 @@ def test_options_of_a_collection_beside_a_picture_are_refused(tmp_path):
     with pytest.raises(UsageError, match="ask --about: expected a collection, found a picture"):
         ask("boat.png", ["what is it?"], about="a boat")
     assert not command.is_collection(str(tmp_path))
-    assert not command.is_collection("https://example.org/boat.png")
+    assert not command.is_collection("s3://nowhere/boat.png")
+    for url in ("https://127.0.0.1:1/boat", "HTTP://127.0.0.1:1/photos.chiasm"):
+        assert not command.is_collection(url)  # nobody listens
