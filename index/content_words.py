@@ -35,10 +35,10 @@ _CHINESE_WORDS = """
 左上角 右上角 左下角 右下角 在 是 的
 """
 _ENGLISH = frozenset(_ENGLISH_WORDS.split())
-# Characters that are part of other words too: 里, 上 and 中 after a picture (画面里的猫; in 画面上方
-# and 图片中间 they belong to what follows), particles at the end of a clause alone (not 酒吧外), 几
-# not in 茶几, with the measure word after it, 有 not in 有轨电车 and 有机; 里, 上, 下 and 中 after a
-# noun of two characters or more, at its end (房子里; not 早上).
+# Characters that are part of other words too: 里, 上 and 中 after a picture (画面里的猫; not
+# 画面上方, 图片中间), particles at the end of a clause alone (not 酒吧外), 几 with the measure
+# word after it, not in 茶几, 有 not in 有轨电车 and 有机; 里, 上, 下 and 中 after a noun of two
+# characters or more, at its end (房子里; not 早上).
 _CHINESE_PARTS = (
     r"(?:图片|照片|画面|图(?=[里中上]))(?:[里中上](?![面间方边部央]))?",
     r"[吗呢吧](?=\W|$)",
