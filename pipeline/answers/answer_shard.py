@@ -212,8 +212,6 @@ def _answer_block(
         else:
             spoken_in = ", ".join(languages)
             reply = Fault("refused", f"the model answers in {spoken_in}, not {request.language}")
-        if isinstance(reply, Reply) and not reply.text.strip():
-            reply = Fault("no_words", "the model ended its answer before the first word")
         if isinstance(reply, Fault):
             counts.refuse_request(row, request, reply)
         else:
