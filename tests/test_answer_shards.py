@@ -117,6 +117,12 @@ def test_translations_and_sentiments_are_of_every_caption_with_its_picture(shard
         "broken": "not_a_picture",
         "blind": "no_picture",
     }
+    same = AnswerSettings("translate", "en")
+    summary = answer_shards(request_for([shard], tmp_path / "en", same))
+    rows = {(row["key"], row["text"]): row for row in rows_of(tmp_path / "en", shard)}
+    assert rows["captioned", "x"]["reason"] == rows["plain", "a bat"]["reason"] == "same_language"
+    assert rows["plain", "a bat"]["stage"] is None and not any(r["answer"] for r in rows.values())
+    assert (summary.lacking, summary.dropped, summary.reasons["same_language"]) == (7, 1, 3)
     mixed = write_tar(tmp_path / "m.tar", {
         "a": {"jpg": picture(5), "txt": "真好".encode()}, "b": {"jpg": picture(6), "txt": b"fine"},
     })  # fmt: skip

@@ -172,6 +172,16 @@ def test_several_pictures_are_a_line_each_and_one_batch(parrot, pictures, capsys
             ["red.png\ttranslate zh red bat 1", "blue.png\ttranslate zh blue bat 1"],
         ),
         (
+            lambda: translate(["-"], "zh", "red.png", "parrot"),
+            "a\tbow\n",
+            ["a bow\ttranslate zh red a bow 1"],
+        ),
+        (
+            lambda: ask("-", None, "parrot"),
+            "red.png\ta\tb\n",
+            ["red.png\ta b\task en red a b 1"],
+        ),
+        (
             lambda: sentiment(["-"], None, "parrot"),
             '{"image": "red.png", "text": "fine"}\n',
             ["red.png\tfine\tsentiment en red fine 1"],
@@ -272,6 +282,8 @@ def test_pictures_are_drawn_into_a_file_or_a_folder(parrot, pictures, stdin, cap
         imagine(["a boat"], "boat.gif", "parrot")
     with pytest.raises(UsageError, match=r"all.png: expected a folder, as there may be several"):
         imagine(["-"], "all.png", "parrot")
+    with pytest.raises(UsageError, match="-o: expected a folder, found an empty name"):
+        imagine(["-"], "", "parrot")
 
 
 @pytest.mark.parametrize(

@@ -341,6 +341,8 @@ def test_too_few_captions_to_judge_by_are_said_and_all_is_answered(collection, c
 @pytest.mark.parametrize(
     ("question", "options", "message"),
     [
+        (" ", {"sheet": "asked.png"}, "^ask: expected a question, found a blank one"),
+        (" ", {"false_alarms": 1.0, "about": "a boat"}, "expected a question, found a blank one"),
         ("how many things are there?", {}, "none of its words says what; add what to search for"),
         ("where is the boat?", {"where": "no such field"}, "where: expected a condition"),
         ("where is the boat?", {"sheet": "asked.gif"}, "ends in .png"),

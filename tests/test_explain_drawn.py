@@ -17,7 +17,7 @@ from PIL import Image, ImageColor
 
 from chiasm.index import Answer, Hit, Query, Result
 from chiasm.index.results import CatalogRow
-from chiasm.index.sheet import contact_sheet, explanation_sheet, heat_over
+from chiasm.index.sheet import Heading, contact_sheet, explanation_sheet, heat_over
 from chiasm.index.sheet.heat import COLD, PAPER, WARM
 from chiasm.jobs.cli.explain import explain
 from chiasm.jobs.cli.search_outputs import Output, check_output
@@ -307,6 +307,11 @@ def test_a_sheet_has_the_heat_of_each_picture(answer):
     rows, columns = np.nonzero(warm & changed)
     tile = np.flatnonzero(changed.any(1))
     assert np.median(rows) > np.mean([tile.min(), tile.max()]) and np.median(columns) < 24 + 120
+
+
+def test_a_heading_without_words_leaves_its_place_empty(answer):
+    blank = contact_sheet([answer], headings=[Heading(" ", "", ("", ""))])
+    assert blank.size == contact_sheet([answer]).size
 
 
 def test_a_query_without_a_text_is_refused(answer):

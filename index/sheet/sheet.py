@@ -182,10 +182,10 @@ class Section:
             paper.paste(_pad_to_square(picture, TILE // 2), (GAP, GAP))
             left += TILE // 2 + GAP
         room, line = self.width - left - GAP, self.small.transliterated(self.heading.line)
-        lines = self.title.wrap(self.title.transliterated(self.heading.title), room, 1)
-        self.title.draw(canvas, (left, GAP), lines[0], INK)
-        lines = self.small.wrap(line, room, 1)
-        self.small.draw(canvas, (left, GAP + self.title.height + 2), lines[0], FAINT)
+        for text in self.title.wrap(self.title.transliterated(self.heading.title), room, 1):
+            self.title.draw(canvas, (left, GAP), text, INK)
+        for text in self.small.wrap(line, room, 1):
+            self.small.draw(canvas, (left, GAP + self.title.height + 2), text, FAINT)
 
     def _of_query(self) -> Heading:
         query = self.answer.query

@@ -210,4 +210,4 @@ def _fields(task: str, item: Item, answer: Answered | ChiasmError) -> dict[str, 
 
 def _columns(item: Item, answer: Answered, several: bool) -> list[str]:
     """The line of one input for a person; the input before the answer where there are several."""
-    return [*item.label.split("\t"), answer.text] if several else [answer.text]
+    return [*item.columns, answer.text] if several else [answer.text]

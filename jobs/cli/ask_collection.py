@@ -160,6 +160,8 @@ def answer_from_collection(
     if several:
         _require_lines(question)
     elif question is not None:
+        if not question.strip():
+            raise UsageError("ask", expected="a question", found="a blank one")
         searched_for(question, options.about, rate if rate < 1 else None)
     searcher = open_collection(collection, encoding=encoding_of(answering))
     if options.where is not None:

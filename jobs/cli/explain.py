@@ -107,7 +107,7 @@ def _explain_all(
             found |= {"drawn": drawn} if inputs.several and drawn else {}
             print(json_line({**found, **_as_json(explanation)}), flush=True)
         else:
-            before = item.label.split("\t") if inputs.several else []
+            before = item.columns if inputs.several else []
             print(printable_columns([*before, _line(explanation)]), flush=True)
     if failed:
         raise ChiasmError("explain", expected=f"{total:,} pairs", found=f"{total - failed:,}")
