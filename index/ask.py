@@ -8,6 +8,8 @@ nothing is answered: a model would answer from any picture.
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -149,7 +151,17 @@ def ask_collection(
 def _in_one_script(text: str, results: Sequence[Result]) -> bool:
     """Whether a caption of the results is in the script of the text, or there is no caption."""
     captions = [caption for result in results for caption in result.captions]
-    return not captions or language_of(text) in map(language_of, captions)
+    return not captions or _script(text) in ("", *map(_script, captions))
+
+
+def _script(text: str) -> str:
+    """CJK where a text has a Chinese character; else the script of most of its letters, "" where it
+    has none."""
+    if language_of(text) == "zh":
+        return "CJK"
+    letters = filter(str.isalpha, unicodedata.normalize("NFKC", text))
+    scripts = Counter(unicodedata.name(letter, "").partition(" ")[0] for letter in letters)
+    return scripts.most_common(1)[0][0] if scripts else ""
 
 
 def _ask_each(

@@ -182,9 +182,10 @@ def test_questions_are_answered_where_something_matches_and_refused_where_nothin
     assert all(abs(answer.found.p_absent - 0.1) > 0.04 for answer in found.values())
 
 
-def test_captions_in_another_script_do_not_judge_a_question(collection):
+@pytest.mark.parametrize("question", ["船是什么颜色", "какого цвета лодка?", "πού είναι το πλοίο"])
+def test_captions_in_another_script_do_not_judge_a_question(collection, question):
     settings = AskSettings(k=2, false_alarms=0.05)
-    found = ask_collection(open_collection(collection), Brightness(), "船是什么颜色", settings)
+    found = ask_collection(open_collection(collection), Brightness(), question, settings)
     assert (found.refused, found.not_judged, len(found.sources)) == (False, True, 2)
     assert found.as_json()["p_absent"] is None
 
