@@ -333,6 +333,8 @@ def test_wrong_requests_are_refused_before_anything_is_written(shard, tmp_path):
     with pytest.raises(UsageError, match="expected chiasm caption, found ask"):
         ask = AnswerSettings("ask", "en", "what?")
         answer_shards(request_for([shard], tmp_path / "to", ask, write_shards=True))
+    with pytest.raises(UsageError, match=r"^task 'imagine' over shards: expected one of caption,"):
+        AnswerSettings("imagine")
     assert [path.name for path in tmp_path.iterdir()] == ["s.tar"]
 
 

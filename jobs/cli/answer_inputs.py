@@ -137,13 +137,14 @@ def file_of(folder: str, number: int) -> str:
     return f"{folder.rstrip('/')}/{number:06d}.png"
 
 
-def one_text(task: str, words: Sequence[str]) -> str | None:
-    """The text of the command line; UsageError for words that the shell has split."""
+def one_text(task: str, words: Sequence[str], do: str = "put the words in quotes") -> str | None:
+    """The text of the command line; UsageError for words that the shell has split, with what to
+    do."""
     if len(words) > 1:
         raise UsageError(
             text_name(task).upper(),
             expected="one text",
             found=f"{len(words)} words",
-            do="put the words in quotes",
+            do=do,
         )
     return words[0] if words else None
