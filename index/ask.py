@@ -8,6 +8,8 @@ nothing is answered: a model would answer from any picture.
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,7 @@ from chiasm.pipeline.encoders import (
     Answerer,
     Fault,
     GenerateSettings,
+    Reply,
     Request,
     answer_batch,
     language_of,
@@ -30,6 +33,9 @@ from chiasm.pipeline.encoders import (
 )
 from chiasm.pipeline.errors import ChiasmError, UsageError
 from chiasm.pipeline.records import IMAGE
+
+BATCH = 16  # inputs that are answered together
+BATCH_BYTES = 1 << 30  # of their pictures, as the model counts them: some are 100 megapixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +151,17 @@ def ask_collection(
 def _in_one_script(text: str, results: Sequence[Result]) -> bool:
     """Whether a caption of the results is in the script of the text, or there is no caption."""
     captions = [caption for result in results for caption in result.captions]
-    return not captions or language_of(text) in map(language_of, captions)
+    return not captions or _script(text) in ("", *map(_script, captions))
+
+
+def _script(text: str) -> str:
+    """CJK where a text has a Chinese character; else the script of most of its letters, "" where it
+    has none."""
+    if language_of(text) == "zh":
+        return "CJK"
+    letters = filter(str.isalpha, unicodedata.normalize("NFKC", text))
+    scripts = Counter(unicodedata.name(letter, "").partition(" ")[0] for letter in letters)
+    return scripts.most_common(1)[0][0] if scripts else ""
 
 
 def _ask_each(
@@ -159,14 +175,23 @@ def _ask_each(
     answer."""
     pixels: dict[int, Any] = {}
     reasons: dict[int, str] = {}
+    answered: dict[int, Reply | Fault] = {}
+
+    def flush() -> None:
+        requests = [Request("ask", language, image, question) for image in pixels.values()]
+        replies = answer_batch(answerer, requests, generating or GenerateSettings())
+        answered.update(zip(pixels, replies, strict=True))
+        pixels.clear()
+
     for number, result in enumerate(results):
         try:
             pixels[number] = pixels_of(result.picture(), answerer)
         except ChiasmError as error:
             reasons[number] = str(error)
-    requests = [Request("ask", language, image, question) for image in pixels.values()]
-    replies = answer_batch(answerer, requests, generating or GenerateSettings())
-    answered = dict(zip(pixels, replies, strict=True))
+        cost = sum(answerer.cost(IMAGE, image) for image in pixels.values())
+        if len(pixels) == BATCH or cost > BATCH_BYTES:
+            flush()
+    flush()
     sources = []
     for number, result in enumerate(results):
         reply = answered.get(number)

@@ -26,19 +26,25 @@ left right above below under over top bottom middle centre center corner between
 beside behind front side
 """
 _CHINESE_WORDS = """
-是不是 有没有 是否 还是 什么 哪里 哪儿 哪个 哪种 哪些 哪 多少 几个 几只
+是不是 有没有 没有 是否 还是 什么 哪里 哪儿 哪个 哪种 哪些 哪 正在
 怎么样 怎样 怎么 为什么 谁
 请问 请 说出 告诉我 告诉 描述 能看到 能看见 看到 看见 可以
-图片 照片 画面 图中 图里 图上 这张 这幅 这个 这里 那里 一共 里面
+这张 这幅 这个 这里 那里 一共 里面 里边
 颜色 大小 图案 位置 形状 种类 数量 东西 物体 样子 地方
 左边 右边 左侧 右侧 左面 右面 上面 下面 上方 下方 上边 下边 前面 后面 旁边 中间 之间
 左上角 右上角 左下角 右下角 在 是 的
 """
 _ENGLISH = frozenset(_ENGLISH_WORDS.split())
-# Single characters that are part of other words too: particles at the end of a clause alone (not
-# 酒吧外), 几 not in 茶几, 有 not in 有轨电车 and 有机; 里, 上, 下 and 中 after a noun of two
+# Characters that are part of other words too: 里, 上 and 中 after a picture (画面里的猫; not
+# 画面上方, 图片中间), particles at the end of a clause alone (not 酒吧外), 几 with the measure
+# word after it, not in 茶几, 有 not in 有轨电车 and 有机; 里, 上, 下 and 中 after a noun of two
 # characters or more, at its end (房子里; not 早上).
-_CHINESE_PARTS = (r"[吗呢吧](?=\W|$)", r"(?<!茶)几", "有(?![轨机])")
+_CHINESE_PARTS = (
+    r"(?:图片|照片|画面|图(?=[里中上]))(?:[里中上](?![面间方边部央]))?",
+    r"[吗呢吧](?=\W|$)",
+    r"(?:多少|(?<!茶)几)[个只条辆张位座棵朵把艘]?",
+    "有(?![轨机])",
+)
 # A longer one goes before those that are part of it.
 _CHINESE = re.compile(
     "|".join((*sorted(_CHINESE_WORDS.split(), key=len, reverse=True), *_CHINESE_PARTS))

@@ -30,7 +30,13 @@ from chiasm.pipeline.answers import (
     read_identity,
 )
 from chiasm.pipeline.collection import Run
-from chiasm.pipeline.encoders import Answerer, load_answerer, probe_answerer, require_task
+from chiasm.pipeline.encoders import (
+    Answerer,
+    load_answerer,
+    probe_answerer,
+    require_task,
+    with_absolute_folder,
+)
 from chiasm.pipeline.errors import SourceError, UsageError
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.storage import Folder, display_name
@@ -60,11 +66,19 @@ class AnswerRequest:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a shard: the footer of its answers; or why it could not be read or copied."""
+    """What became of a shard: the footer of its answers; or why it could not be read or copied.
+    found: all of it was there already."""
 
     shard: Shard
     footer: AnswersFooter | None = None
     failure: str = ""
+    found: bool = False
+
+    def count(self, summary: AnswersSummary) -> None:
+        if self.footer is None:
+            summary.fail(self.shard, self.failure)
+        else:
+            summary.add(self.footer, skipped=self.found)
 
 
 class ShardAnswers:
@@ -102,17 +116,20 @@ class ShardAnswers:
         """Ask about a shard and write it with its captions, each unless that is there already. A
         shard that cannot be read costs no other its answers."""
         edition = self.identity.edition(shard)  # before the first answers: what they are
+        found = True
         try:
             footer = find_answers(self.folder, shard.id)
             if footer is None or footer.edition != edition:
+                found = False
                 settings = self.request.answers
                 footer = answer_shard(shard, self.model, self.folder, settings, self.run_id)
             if self.request.write_shards and not has_captions(self.folder, footer):
+                found = False
                 add_captions(footer, self.request.answers.read, self.folder, self.run_id)
         except SourceError as error:
             LOG.warning("not answered: %s", error, extra={"shard": shard.id})
             return Outcome(shard, failure=str(error))
-        return Outcome(shard, footer)
+        return Outcome(shard, footer, found=found)
 
 
 def answer_shards(request: AnswerRequest, report: Report = lambda line: None) -> AnswersSummary:
@@ -126,6 +143,8 @@ def answer_shards(request: AnswerRequest, report: Report = lambda line: None) ->
     folder = Folder(request.to)
     for target in (folder.url, folder.url_of("shards")):
         require_other_folder(request.shards, target)
+    # Workers on Ray run in a folder of their own, where a relative path means another place.
+    request = replace(request, to=folder.url, model=with_absolute_folder(request.model))
     existing = read_identity(folder)
     if existing is not None:
         existing.require_request(request.answers, display_name(folder.url))
@@ -150,11 +169,12 @@ def answer_shards(request: AnswerRequest, report: Report = lambda line: None) ->
             with workers as apply:
                 outcomes = apply("answer", [(shard,) for shard in left])
                 for number, outcome in enumerate(outcomes, summary.skipped + 1):
-                    if outcome.footer is None:
-                        summary.fail(outcome.shard, outcome.failure)
-                    else:
-                        summary.add(outcome.footer, skipped=False)
+                    outcome.count(summary)
                     report(f"answered {number} of {len(request.shards)} shards")
+        except BaseException:
+            if read_identity(folder) is None:
+                run.withdraw()  # no worker was ever ready: nothing was written
+            raise
         finally:
             run.sweep(FOLDERS, own=True)
         run.finish("failed" if summary.failed else "done", summary.as_json())

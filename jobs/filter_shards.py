@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from chiasm.jobs.config import Settings
 from chiasm.jobs.shard_workers import Report, is_on_ray, require_other_folder, shard_workers
@@ -25,7 +25,12 @@ from chiasm.pipeline.caption_filter import (
     write_filtered,
 )
 from chiasm.pipeline.collection import Run
-from chiasm.pipeline.encoders import Matcher, load_matcher, require_modality
+from chiasm.pipeline.encoders import (
+    Matcher,
+    load_matcher,
+    require_modality,
+    with_absolute_folder,
+)
 from chiasm.pipeline.records import IMAGE, TEXT, Shard
 from chiasm.pipeline.storage import Folder, display_name
 
@@ -105,6 +110,9 @@ def filter_shards(request: FilterRequest, report: Report = lambda line: None) ->
     Raises UsageError for a target that is the shards' own folder, ChiasmError where more captions
     would go than `filter.max_noisy` allows; then no shard is written, and the scores stay."""
     require_other_folder(request.shards, request.to)
+    # Workers on Ray run in a folder of their own, where a relative path means another place.
+    encoder = with_absolute_folder(request.encoder)
+    request = replace(request, to=Folder(request.to).url, encoder=encoder)
     options = request.settings.filter
     record = {"matcher": request.encoder, "address": request.address}
     record |= request.settings.of("encoder", *USES)

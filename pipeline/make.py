@@ -25,7 +25,12 @@ from chiasm.pipeline.collection import (
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
 from chiasm.pipeline.embed_summary import EmbedSummary, summarize
-from chiasm.pipeline.encoders import Encoder, load_encoder, split_encoder_name
+from chiasm.pipeline.encoders import (
+    Encoder,
+    load_encoder,
+    split_encoder_name,
+    with_absolute_folder,
+)
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.shards import list_shards
@@ -104,8 +109,7 @@ def _embed_all(work: WorkList, encoder: Encoder, folder: Folder, settings: Embed
 
 
 def absolute_name(name: str) -> str:
-    """`hf:./model` -> `hf:/where/it/is/model`, so that the collection opens from any folder."""
-    family, model = split_encoder_name(name)
-    if model and Path(model).expanduser().is_dir():
-        return f"{family}:{Path(model).expanduser().resolve()}"
-    return name
+    """An encoder's name with its folder resolved, so that the collection opens from any folder;
+    UsageError for an unknown family."""
+    split_encoder_name(name)
+    return with_absolute_folder(name)

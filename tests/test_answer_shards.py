@@ -26,6 +26,7 @@ from chiasm.jobs.cli.sentiment import sentiment
 from chiasm.jobs.cli.translate import translate
 from chiasm.jobs.config import compose
 from chiasm.pipeline.answers import AnswerSettings, answer_shard, answers_name, find_answers
+from chiasm.pipeline.collection import runs
 from chiasm.pipeline.encoders import ANSWERERS, GenerateSettings
 from chiasm.pipeline.errors import CollectionError, EncoderError, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
@@ -116,6 +117,12 @@ def test_translations_and_sentiments_are_of_every_caption_with_its_picture(shard
         "broken": "not_a_picture",
         "blind": "no_picture",
     }
+    same = AnswerSettings("translate", "en")
+    summary = answer_shards(request_for([shard], tmp_path / "en", same))
+    rows = {(row["key"], row["text"]): row for row in rows_of(tmp_path / "en", shard)}
+    assert rows["captioned", "x"]["reason"] == rows["plain", "a bat"]["reason"] == "same_language"
+    assert rows["plain", "a bat"]["stage"] is None and not any(r["answer"] for r in rows.values())
+    assert (summary.lacking, summary.dropped, summary.reasons["same_language"]) == (7, 1, 3)
     mixed = write_tar(tmp_path / "m.tar", {
         "a": {"jpg": picture(5), "txt": "真好".encode()}, "b": {"jpg": picture(6), "txt": b"fine"},
     })  # fmt: skip
@@ -203,6 +210,28 @@ def test_what_is_done_is_not_asked_again(tmp_path, fake):
     assert len(read_tar(tmp_path / "to/shards" / f"{changed[0].id}.tar")) == 4
 
 
+def test_what_is_done_is_found_whatever_the_model_is_called(shard, tmp_path, fake, monkeypatch):
+    answer_shards(request_for([shard], tmp_path / "to"))
+    fake.name = "renamed"
+    record = json.loads((tmp_path / "to/answers.json").read_text()) | {"model": "renamed"}
+    (tmp_path / "to/answers.json").write_text(json.dumps(record))
+    calls = len(fake.settings)
+    again = answer_shards(request_for([shard], tmp_path / "to"))
+    assert (again.done, again.skipped) == (0, 1)
+    assert len(fake.settings) == calls + 1, "a trial"
+    # A folder by a relative path, or behind a link, is the one that answered.
+    blip_folder(tmp_path / "model")
+    (tmp_path / "link").symlink_to("model")
+    monkeypatch.chdir(tmp_path)
+    short = replace(CAPTION, generate=GenerateSettings(max_tokens=4))
+    for number, model in enumerate(("hf:model", "hf:./link", f"hf:{tmp_path / 'model'}")):
+        request = replace(request_for([shard], "by", short), model=model)
+        summary = answer_shards(request)
+        assert (summary.done, summary.skipped) == (number == 0, number > 0)
+    names = {run.settings["model"] for run in runs(Folder("by"))}
+    assert names == {f"hf:{(tmp_path / 'model').resolve()}"}
+
+
 def test_a_damaged_file_of_answers_is_made_again(shard, tmp_path):
     answer_shards(request_for([shard], tmp_path / "to"))
     path = tmp_path / "to" / answers_name(shard.id)
@@ -261,6 +290,19 @@ def test_a_model_that_answers_nothing_ends_the_run_with_nothing_written(shard, t
     assert list((tmp_path / "to/answers").iterdir()) == []
 
 
+class Unreadable(FakeAnswerer):
+    @property
+    def fingerprint(self):
+        raise EncoderError("model fake", expected="weights that can be read")
+
+
+def test_a_worker_that_is_never_ready_leaves_no_run(shard, tmp_path, monkeypatch):
+    monkeypatch.setitem(ANSWERERS, "fake", lambda model, settings: Unreadable())
+    with pytest.raises(EncoderError, match="weights that can be read"):
+        answer_shards(request_for([shard], tmp_path / "to"))
+    assert Tree.read(tmp_path / "to").files() == {}
+
+
 def test_shards_that_cannot_be_read_or_are_cut_cost_no_other_its_answers(tmp_path):
     (tmp_path / "none.tar").write_bytes(b"no tar" * 1000)
     whole = make_shard(tmp_path / "whole.tar", 3)
@@ -291,6 +333,8 @@ def test_wrong_requests_are_refused_before_anything_is_written(shard, tmp_path):
     with pytest.raises(UsageError, match="expected chiasm caption, found ask"):
         ask = AnswerSettings("ask", "en", "what?")
         answer_shards(request_for([shard], tmp_path / "to", ask, write_shards=True))
+    with pytest.raises(UsageError, match=r"^task 'imagine' over shards: expected one of caption,"):
+        AnswerSettings("imagine")
     assert [path.name for path in tmp_path.iterdir()] == ["s.tar"]
 
 
@@ -323,14 +367,15 @@ def test_a_kill_at_any_point_costs_nothing(tmp_path):
             assert not [name for name in Tree.read(root).files() if is_temporary(name)]
 
 
-def test_answers_are_the_same_on_ray(tmp_path, ray_session):
+def test_answers_are_the_same_on_ray(tmp_path, ray_session, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # workers work elsewhere
     sources = list_shards([str(make_shard(tmp_path / f"{n}.tar", 2, seed=n)) for n in range(2)])
-    model = f"hf:{blip_folder(tmp_path / 'model')}"
+    blip_folder(tmp_path / "model")
     made = []
     for name, more in (("here", []), ("ray", ["workers.count=2", "workers.cpus=1"])):
-        request = request_for(sources, tmp_path / name, assignments=more, write_shards=True)
+        request = request_for(sources, name, assignments=more, write_shards=True)
         answers = replace(CAPTION, generate=GenerateSettings(max_tokens=4))
-        request = replace(request, model=model, answers=answers)
+        request = replace(request, model="hf:model", answers=answers)
         assert request.on_ray == (name == "ray")
         summary = answer_shards(request)
         assert (summary.samples, summary.done) == (4, 2) and summary.answers
@@ -398,6 +443,11 @@ def test_the_commands_take_shards_where_they_are_given_a_folder(tmp_path, capsys
         (lambda: caption(["a.png"], write_shards=True), "--shards: expected it with shards"),
         (lambda: ask("a.tar", ["x"], max_loss=0.5), "--max-loss: expected it with shards"),
         (lambda: ask("a.tar", [], to="b"), "ask: expected shards, then a question"),
+        (lambda: ask("a.tar", ["b.tar"], to="b"), "ask: expected shards, then a question, found"),
+        (lambda: ask("a.tar", ["s3://a/b.tgz"], to="b"), "ask: expected shards, then a question"),
+        (lambda: ask("a.tar", [os.curdir], to="b"), "ask: expected shards, then a question, found"),
+        (lambda: ask("a.tar", [" "], to="b"), "ask: expected shards, then a question, found ' '"),
+        (lambda: ask("a.tar", ["-"], to="b"), "ask: expected shards, then a question, found '-'"),
         (lambda: translate(["x"], "zh", "a.png", language="en"), "--to zh: expected a folder"),
         (lambda: sentiment(["a.tar"], "a.png", to="b"), "--image: expected none with shards"),
         (lambda: caption(["a.tar"], language="fr", to="b"), "language 'fr': expected one of"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from fake_answerer import FakeAnswerer
 
 from chiasm.pipeline.encoders import (
     Answerer,
@@ -13,6 +14,7 @@ from chiasm.pipeline.encoders import (
     Sampling,
     answer_batch,
     load_answerer,
+    probe_answerer,
     require_task,
 )
 from chiasm.pipeline.errors import UsageError
@@ -48,6 +50,19 @@ class Echo:
 
 def ask(text):
     return Request("ask", text=text, image=0)
+
+
+def test_an_answer_without_words_is_a_fault_and_a_drawing_needs_none():
+    replies = answer_batch(Echo(), [ask("a"), ask(" \n")], GREEDY)
+    assert isinstance(replies[0], Reply) and isinstance(replies[1], Fault)
+    assert str(replies[1]) == "no_words: the model ended its answer before the first word"
+    drawing = Echo()
+    drawing.tasks = {"imagine": ()}
+    (reply,) = answer_batch(drawing, [Request("imagine", text="")], GREEDY)
+    assert isinstance(reply, Reply)
+    silent = FakeAnswerer()
+    silent._reply = lambda request: Reply("")
+    probe_answerer(silent, "ask", "en")  # of its first tokens some models make no words
 
 
 def test_what_fails_alone_is_a_fault_and_costs_no_other_its_reply():

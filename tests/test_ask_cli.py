@@ -172,6 +172,16 @@ def test_several_pictures_are_a_line_each_and_one_batch(parrot, pictures, capsys
             ["red.png\ttranslate zh red bat 1", "blue.png\ttranslate zh blue bat 1"],
         ),
         (
+            lambda: translate(["-"], "zh", "red.png", "parrot"),
+            "a\tbow\n",
+            ["a bow\ttranslate zh red a bow 1"],
+        ),
+        (
+            lambda: ask("-", None, "parrot"),
+            "red.png\ta\tb\n",
+            ["red.png\ta b\task en red a b 1"],
+        ),
+        (
             lambda: sentiment(["-"], None, "parrot"),
             '{"image": "red.png", "text": "fine"}\n',
             ["red.png\tfine\tsentiment en red fine 1"],
@@ -272,6 +282,8 @@ def test_pictures_are_drawn_into_a_file_or_a_folder(parrot, pictures, stdin, cap
         imagine(["a boat"], "boat.gif", "parrot")
     with pytest.raises(UsageError, match=r"all.png: expected a folder, as there may be several"):
         imagine(["-"], "all.png", "parrot")
+    with pytest.raises(UsageError, match="-o: expected a folder, found an empty name"):
+        imagine(["-"], "", "parrot")
 
 
 @pytest.mark.parametrize(
@@ -329,15 +341,18 @@ def test_a_question_in_another_language_than_the_model_answers_is_that_inputs_er
 
 def test_the_program_answers_with_a_model_of_transformers(chiasm, pictures, tmp_path):
     folder = blip_folder(tmp_path / "model")
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("noise.png")
     ran = chiasm(
-        *("caption", "red.png", "bad.png", "halves.png", "--model", f"hf:{folder}"),
+        *("caption", "noise.png", "bad.png", "halves.png", "red.png", "--model", f"hf:{folder}"),
         *("--precision", "float32", "--max-tokens", "5", "--json"),
     )
-    first, second, third = map(json.loads, ran.stdout.splitlines())
+    first, second, third, silent = map(json.loads, ran.stdout.splitlines())
     assert ran.returncode == 1
-    assert first["image"] == "red.png" and 0 < first["confidence"] <= 1
+    assert first["image"] == "noise.png" and first["answer"] and 0 < first["confidence"] <= 1
     assert "error" in second and third["confidence"] != first["confidence"]
-    assert ran.stderr.splitlines()[-1] == "chiasm: caption: expected 3 answers, found 2"
+    assert "no_words: the model ended its answer before the first word" in silent["error"]
+    assert ran.stderr.splitlines()[-1] == "chiasm: caption: expected 4 answers, found 2"
     refused = chiasm("ask", "red.png", "what?", "--model", f"hf:{folder}")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == (

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from chiasm.index import ask as ask_module
 from chiasm.index import build_index, open_collection
 from chiasm.index.ask import AskSettings, ask_collection
 from chiasm.index.content_words import content_words
@@ -106,6 +107,22 @@ def test_a_source_that_fails_costs_no_other_its_answer(collection):
     assert found.answer == first
 
 
+@pytest.mark.parametrize(("most", "blocks"), [(1 << 30, [16, 4]), (20_000, [2, 1])])
+def test_pictures_are_asked_in_blocks(collection, monkeypatch, most, blocks):
+    searcher, answerer, asked = open_collection(collection), Brightness(), []
+    answer = answerer.answer
+    monkeypatch.setattr(ask_module, "BATCH_BYTES", most)
+    monkeypatch.setattr(
+        answerer, "answer", lambda some, how: asked.append(len(some)) or answer(some, how)
+    )
+    settings = AskSettings(k=sum(blocks), false_alarms=None)
+    found = ask_collection(searcher, answerer, "a boat", settings)
+    assert asked == blocks
+    assert [source.answer for source in found.sources] == [
+        brightness_of(source.result) for source in found.sources
+    ]
+
+
 def test_nothing_is_answered_where_nothing_matches(collection):
     searcher, answerer = open_collection(collection), Brightness()
     there = searcher.search("a boat", k=1)[0].caption
@@ -134,6 +151,15 @@ def test_nothing_is_answered_where_nothing_matches(collection):
         ("房子里有什么？", "房子"),
         ("茶几上的花是什么颜色呢", "茶几 花"),
         ("早上有轨电车在哪里？", "早上有轨电车"),
+        ("画面里的猫是不是红色的", "猫 红色"),
+        ("照片中有几只狗", "狗"),
+        ("画面里有多少个红色的东西", "红色"),
+        ("正在睡觉的猫", "睡觉 猫"),
+        ("照片里没有狗吗", "狗"),
+        ("图片中间有几条船？", "船"),
+        ("图中间的车", "车"),
+        ("图片里面有多少人", "人"),
+        ("画面上方是什么", ""),
         ("what is 这个", ""),
     ],
 )
@@ -156,9 +182,10 @@ def test_questions_are_answered_where_something_matches_and_refused_where_nothin
     assert all(abs(answer.found.p_absent - 0.1) > 0.04 for answer in found.values())
 
 
-def test_captions_in_another_script_do_not_judge_a_question(collection):
+@pytest.mark.parametrize("question", ["船是什么颜色", "какого цвета лодка?", "πού είναι το πλοίο"])
+def test_captions_in_another_script_do_not_judge_a_question(collection, question):
     settings = AskSettings(k=2, false_alarms=0.05)
-    found = ask_collection(open_collection(collection), Brightness(), "船是什么颜色", settings)
+    found = ask_collection(open_collection(collection), Brightness(), question, settings)
     assert (found.refused, found.not_judged, len(found.sources)) == (False, True, 2)
     assert found.as_json()["p_absent"] is None
 
@@ -315,6 +342,8 @@ def test_too_few_captions_to_judge_by_are_said_and_all_is_answered(collection, c
 @pytest.mark.parametrize(
     ("question", "options", "message"),
     [
+        (" ", {"sheet": "asked.png"}, "^ask: expected a question, found a blank one"),
+        (" ", {"false_alarms": 1.0, "about": "a boat"}, "expected a question, found a blank one"),
         ("how many things are there?", {}, "none of its words says what; add what to search for"),
         ("where is the boat?", {"where": "no such field"}, "where: expected a condition"),
         ("where is the boat?", {"sheet": "asked.gif"}, "ends in .png"),
@@ -337,4 +366,6 @@ def test_options_of_a_collection_beside_a_picture_are_refused(tmp_path):
     with pytest.raises(UsageError, match="ask --about: expected a collection, found a picture"):
         ask("boat.png", ["what is it?"], about="a boat")
     assert not command.is_collection(str(tmp_path))
-    assert not command.is_collection("https://example.org/boat.png")
+    assert not command.is_collection("s3://nowhere/boat.png")
+    for url in ("https://127.0.0.1:1/boat", "HTTP://127.0.0.1:1/photos.chiasm"):
+        assert not command.is_collection(url)  # nobody listens

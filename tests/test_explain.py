@@ -17,7 +17,12 @@ from random_models import clip_folder, naflex_folder, siglip_folder
 from torch import nn
 from torch.nn import functional
 
-from chiasm.pipeline.encoders import load_encoder, require_explainer, require_matcher
+from chiasm.pipeline.encoders import (
+    explaining,
+    load_encoder,
+    require_explainer,
+    require_matcher,
+)
 from chiasm.pipeline.encoders.explain_pocket import PocketMapper
 from chiasm.pipeline.encoders.explain_two_tower import TwoTowerMapper
 from chiasm.pipeline.encoders.words import align, sum_by_word, word_spans
@@ -386,15 +391,84 @@ def test_a_crop_of_clip_is_undone(folders):
     np.testing.assert_allclose(why.box, (9 / 50, 2 / 36, 41 / 50, 34 / 36))
 
 
-def test_two_towers_without_attention_add_up_to_the_slope_of_their_score(towers):
-    image, text = ImageTower(str(towers[0]), CPU), TextTower(str(towers[1]), CPU)
+@pytest.mark.parametrize("method", ["grad-eclip", "legrad"])
+def test_only_the_layers_that_a_method_reads_keep_a_graph(pocket, folders, method):
+    clip = load_encoder(f"hf:{folders['clip']}", CPU)
+    firsts = {pocket: pocket.network.image.blocks[0]}
+    firsts[clip] = clip._network.vision_model.encoder.layers[0].mlp
+    for encoder, first in firsts.items():
+        kept = []
+        hook = first.register_forward_hook(lambda _m, _i, made, kept=kept: kept.append(made))
+        encoder.explain(PICTURES[:1], ["a red boat"], method)
+        hook.remove()
+        assert any(made.requires_grad for made in kept) == (method == "legrad")
+
+
+def test_pairs_are_cut_into_blocks_by_the_cost_of_their_pictures(pocket, monkeypatch):
+    passes, maps = [], PocketMapper.maps
+
+    def counted(self, items, texts, method):
+        passes.append(len(items))
+        return maps(self, items, texts, method)
+
+    monkeypatch.setattr(PocketMapper, "maps", counted)
+    pictures, texts = [*PICTURES, PICTURES[0]], [*TEXTS, "a house"]
+    together = pocket.explain(pictures, texts)
+    item = pocket.preprocess("image", PICTURES[0])
+    monkeypatch.setattr(explaining, "BLOCK_BYTES", 2 * pocket.cost("image", item) - 1)
+    cut = pocket.explain(pictures, texts)
+    assert passes == [3, 2, 1]
+    for one, other in zip(together, cut, strict=True):
+        np.testing.assert_allclose(one.patches, other.patches, atol=1e-5)
+
+
+def two_tower_mapper(image_folder, text_folder):
+    image, text = ImageTower(str(image_folder), CPU), TextTower(str(text_folder), CPU)
     torch.manual_seed(3)
     config = TwoTowerConfig(
         "", "", "", "", image.width, image.token_width, text.width, text.token_width,
         landmarks=4, text_landmarks=0, query_bank=0, words=3, dim=17,
     )  # fmt: skip
     network = TwoTowerNetwork(config).eval()
-    mapper = TwoTowerMapper(network, image, text)
+    return TwoTowerMapper(network, image, text), network, image, text
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "method", "works"),
+    [
+        ("Swin", {"window_size": 4}, "grad-eclip", True),
+        ("Swin", {"window_size": 4}, "legrad", False),
+        ("Swin", {"window_size": 2}, "grad-eclip", False),
+        ("Swinv2", {"window_size": 4}, "hires-cam", True),
+    ],
+)
+def test_image_towers_in_stages_are_explained_or_refused(
+    towers, tmp_path, kind, options, method, works
+):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(
+        image_size=32, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[2, 2], **options
+    )
+    getattr(transformers, f"{kind}Model")(config).eval().save_pretrained(tmp_path)
+    size = {"height": 32, "width": 32}
+    transformers.ViTImageProcessorPil(size=size).save_pretrained(tmp_path)
+    mapper, _, image, _ = two_tower_mapper(tmp_path, towers[1])
+    assert method in mapper.methods
+    items = [image.preprocess(Image.fromarray(each)) for each in PICTURES]
+    texts = ["red and blue", "a picture of green"]
+    if not works:
+        with pytest.raises(UsageError, match=f"^method {method}: expected attention over all tok"):
+            mapper.maps(items, texts, method)
+        return
+    together = mapper.maps(items, texts, method).patches
+    assert [each.shape for each in together] == [(4, 4)] * 2
+    assert max(np.abs(each).max() for each in together) > 1e-5
+    (alone,) = mapper.maps(items[1:], texts[1:], method).patches
+    np.testing.assert_allclose(together[1], alone, atol=1e-5)
+
+
+def test_two_towers_without_attention_add_up_to_the_slope_of_their_score(towers):
+    mapper, network, image, text = two_tower_mapper(*towers)
     assert mapper.methods == ("default", "hires-cam")
     items = [image.preprocess(Image.fromarray(each)) for each in PICTURES]
     texts = ["red and blue", "a picture of green"]

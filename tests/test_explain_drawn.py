@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
+import threading
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,12 +17,12 @@ from PIL import Image, ImageColor
 
 from chiasm.index import Answer, Hit, Query, Result
 from chiasm.index.results import CatalogRow
-from chiasm.index.sheet import contact_sheet, explanation_sheet, heat_over
+from chiasm.index.sheet import Heading, contact_sheet, explanation_sheet, heat_over
 from chiasm.index.sheet.heat import COLD, PAPER, WARM
 from chiasm.jobs.cli.explain import explain
 from chiasm.jobs.cli.search_outputs import Output, check_output
-from chiasm.pipeline.encoders import Explanation, Word, load_encoder, require_explainer
-from chiasm.pipeline.errors import ChiasmError, UsageError
+from chiasm.pipeline.encoders import ENCODERS, Explanation, Word, load_encoder, require_explainer
+from chiasm.pipeline.errors import ChiasmError, Undecodable, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import Place
 from chiasm.pipeline.scenes.draw import picture
@@ -204,8 +208,68 @@ def test_words_without_quotes_and_a_folder_named_like_a_picture_are_one_line(
         explain(str(boat), ["-"], "x.png")
 
 
+def test_a_picture_is_read_once(boat, tmp_path, capsys):
+    """A pipe has nothing left to read the second time."""
+    pipe, drawn = tmp_path / "pipe", tmp_path / "why.png"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(boat.read_bytes(),))
+    writer.start()
+    explain(str(pipe), ["a red boat"], str(drawn))
+    writer.join()
+    again = tmp_path / "again.png"
+    explain(str(boat), ["a red boat"], str(again))
+    assert drawn.read_bytes() == again.read_bytes()
+
+
+class Fails:
+    """The encoder pocket, which fails for one text, or at its first call."""
+
+    def __init__(self, error, text=None):
+        self.pocket = load_encoder("pocket", EncoderSettings(device="cpu"))
+        self.error, self.text = error, text
+        self.calls = []
+
+    def __getattr__(self, name):
+        return getattr(self.pocket, name)
+
+    def explain(self, pictures, texts, method="default"):
+        self.calls.append(len(pictures))
+        if self.text in texts or (self.text is None and len(self.calls) == 1):
+            raise self.error
+        return self.pocket.explain(pictures, texts, method)
+
+
+def test_what_a_model_raises_costs_no_other_pair_its_explanation(
+    boat, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    failing = Fails(RuntimeError("CUDA out of memory"), text="a boat")
+    monkeypatch.setitem(ENCODERS, "failing", lambda model, settings: failing)
+    with pytest.raises(UsageError, match=r'^boat.png "a boat": expected what pocket takes, found '):
+        explain("boat.png", ["a boat"], encoder="failing")
+    (tmp_path / "pairs").write_text("boat.png\ta boat\nboat.png\ta red boat\n")
+    with (tmp_path / "pairs").open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        with pytest.raises(ChiasmError, match="expected 2 pairs, found 1"):
+            explain("-", None, None, encoder="failing")
+    printed = capsys.readouterr()
+    assert printed.out.startswith("boat.png\ta red boat\tcosine")
+    assert "out_of_memory: explain" in printed.err and "free memory" in printed.err
+
+
+def test_a_hit_that_cannot_be_explained_is_drawn_plain(answer):
+    refused = Fails(Undecodable("refused", "too odd"))
+    two = Answer(answer.query, (answer[0], replace(answer[0], rank=2)))
+    drawn = contact_sheet([two], explainer=cast(Any, refused))
+    assert refused.calls == [1, 1], "one picture at a time"
+    changed = np.asarray(drawn) != np.asarray(contact_sheet([two]))
+    columns = np.flatnonzero(changed.any((0, 2)))
+    assert columns.min() > drawn.width // 2, "only the second tile"
+
+
 def test_an_encoder_that_does_not_explain_is_refused(boat):
-    with pytest.raises(UsageError, match="expected one that explains its scores"):
+    told = "one that explains its scores, .*; take pocket, .* the encoder below a joint:DIR$"
+    with pytest.raises(UsageError, match=told):
         explain(str(boat), ["a boat"], encoder="fake")
 
 
@@ -244,6 +308,11 @@ def test_a_sheet_has_the_heat_of_each_picture(answer):
     rows, columns = np.nonzero(warm & changed)
     tile = np.flatnonzero(changed.any(1))
     assert np.median(rows) > np.mean([tile.min(), tile.max()]) and np.median(columns) < 24 + 120
+
+
+def test_a_heading_without_words_leaves_its_place_empty(answer):
+    blank = contact_sheet([answer], headings=[Heading(" ", "", ("", ""))])
+    assert blank.size == contact_sheet([answer]).size
 
 
 def test_a_query_without_a_text_is_refused(answer):

@@ -165,12 +165,13 @@ def test_scores_of_another_decoding_are_made_anew(samples, tmp_path):
     assert score_shard(shard, judge, read_settings, folder, "run", decode=small) == []
 
 
-def test_scores_and_shards_are_the_same_on_ray(shards, tmp_path, ray_session):
+def test_scores_and_shards_are_the_same_on_ray(shards, tmp_path, ray_session, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # workers work elsewhere
     sources = list_shards([str(shard) for shard in shards])
     summaries = []
     for name, assignments in (("here", []), ("ray", ["workers.count=2", "workers.cpus=1"])):
         settings = compose("laptop", [*assignments, "filter.drop=0.4"])
-        request = FilterRequest(sources, str(tmp_path / name), "fake:matcher", settings)
+        request = FilterRequest(sources, name, "fake:matcher", settings)
         assert request.on_ray == (name == "ray")
         summaries.append(filter_shards(request))
     assert summaries[0] == summaries[1] and summaries[0].counts.captions == 60

@@ -11,15 +11,15 @@ from question_reader import SLOT, YES_OR_NO, right_answers
 from scene_differences import differences
 
 from chiasm.pipeline.scenes.examples import Example, caption_example, imagine_example
-from chiasm.pipeline.scenes.question_facts import TYPES, Query
+from chiasm.pipeline.scenes.question_facts import COUNTS, NO_OR_YES, TYPES, Query
 from chiasm.pipeline.scenes.question_forms import FORMS, withheld_form
 from chiasm.pipeline.scenes.question_words import (
     SORTS_OF,
+    answer_word,
     names,
 )
 from chiasm.pipeline.scenes.questions import (
     answer,
-    answers,
     paired_questions,
     question,
     same_answer,
@@ -223,6 +223,22 @@ def test_a_word_for_two_kinds_asks_for_either():
     palm, tree = Scene((replace(CAT, kind="palm tree"),), "sea"), Query(thing="tree")
     assert answer("is_there", palm, tree, "en") == "yes"
     assert answer("is_there", replace(palm, things=(CAT,)), tree, "en") == "no"
+
+
+def answers(language, kind=None, world=WORLD_1):
+    """All answers to questions of one type, None: of any, in this world; each once."""
+    facts = {
+        **world.values,
+        "background": world.backgrounds,
+        "count": COUNTS,
+        "no_or_yes": NO_OR_YES,
+        "is_there": NO_OR_YES,
+    }
+    wanted = [
+        question_type.answers for name, question_type in TYPES.items() if kind in (None, name)
+    ]
+    words = (answer_word(name, fact, language) for name in wanted for fact in facts[name])
+    return tuple(dict.fromkeys(words))
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

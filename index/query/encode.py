@@ -18,9 +18,12 @@ from chiasm.index.queries import PictureSource, Query, Term
 from chiasm.index.query.given_vectors import given_vectors
 from chiasm.index.query.query_picture import encoded_picture, source_name
 from chiasm.pipeline.encoders import (
+    DEFAULT,
     JOINT,
     Encoded,
     Encoder,
+    ExplainingEncoder,
+    Explanation,
     Fault,
     Preprocessor,
     probe_encoder,
@@ -28,7 +31,7 @@ from chiasm.pipeline.encoders import (
     require_unit_vectors,
     unit,
 )
-from chiasm.pipeline.errors import Undecodable, UsageError
+from chiasm.pipeline.errors import ChiasmError, Undecodable, UsageError
 from chiasm.pipeline.images import DecodeSettings, decode
 from chiasm.pipeline.records import IMAGE, TEXT
 
@@ -165,6 +168,22 @@ def _joint(parts: dict[str, Encoded], query: Query, encoder: Encoder) -> np.ndar
         return require_unit_vectors(joint, 1, encoder.dims[JOINT], JOINT)[0]
     except Exception as error:
         raise query_refused(str(query), encoder, Fault.of(error, JOINT)) from error
+
+
+def explain_picture(
+    source: PictureSource, text: str, model: ExplainingEncoder, method: str = DEFAULT
+) -> Explanation:
+    """Why a picture and a text have their score; UsageError where the picture cannot be read, or
+    where the model does not take the two."""
+    decoded = decoded_picture(source, model)
+    try:
+        (explanation,) = model.explain([decoded], [text], method)
+    except ChiasmError:
+        raise
+    except Exception as error:  # Undecodable, by its own word, no memory, or anything
+        name = f'{source_name(source)} "{text}"'
+        raise query_refused(name, model, Fault.of(error, "explain")) from error
+    return explanation
 
 
 def query_refused(name: str, model: Preprocessor, fault: Fault) -> UsageError:

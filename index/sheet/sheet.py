@@ -8,6 +8,7 @@ be read leaves a tile that says why instead of ending the sheet.
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,14 +17,15 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageOps
 
 from chiasm.index.output_files import file_to_write
-from chiasm.index.queries import PictureSource, Query
-from chiasm.index.query import decoded_picture, encoded_picture
+from chiasm.index.queries import PictureBytes, PictureSource, Query
+from chiasm.index.query import encoded_picture, explain_picture
 from chiasm.index.results import READERS, Answer, Result, shrink
 from chiasm.index.sheet.heat import SIDE, explanation_sheet, heat_over
 from chiasm.index.sheet.typeface import Typeface
 from chiasm.pipeline.encoders import ExplainingEncoder, Explanation
-from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.errors import ChiasmError, UsageError
 
+LOG = logging.getLogger(__name__)
 TILE = 240  # side of a thumbnail's tile, in pixels
 GAP = 24
 COLUMNS = 5  # tiles in a row
@@ -180,10 +182,10 @@ class Section:
             paper.paste(_pad_to_square(picture, TILE // 2), (GAP, GAP))
             left += TILE // 2 + GAP
         room, line = self.width - left - GAP, self.small.transliterated(self.heading.line)
-        lines = self.title.wrap(self.title.transliterated(self.heading.title), room, 1)
-        self.title.draw(canvas, (left, GAP), lines[0], INK)
-        lines = self.small.wrap(line, room, 1)
-        self.small.draw(canvas, (left, GAP + self.title.height + 2), lines[0], FAINT)
+        for text in self.title.wrap(self.title.transliterated(self.heading.title), room, 1):
+            self.title.draw(canvas, (left, GAP), text, INK)
+        for text in self.small.wrap(line, room, 1):
+            self.small.draw(canvas, (left, GAP + self.title.height + 2), text, FAINT)
 
     def _of_query(self) -> Heading:
         query = self.answer.query
@@ -248,17 +250,19 @@ class Section:
 def explained_tiles(
     answer: Answer, tiles: Sequence[Image.Image | str], explainer: ExplainingEncoder
 ) -> list[Image.Image | str]:
-    """The tiles with heat over those that are pictures; the pictures are read again, as large as
-    the model takes them."""
+    """The tiles with heat over those that are pictures; the pictures are read again one by one, as
+    large as the model takes them. A tile whose picture fails stays as it is."""
     text = text_to_explain(answer.query)
     drawn = list(tiles)
-    drawable = [place for place, tile in enumerate(tiles) if isinstance(tile, Image.Image)]
-    pictures = [decoded_picture(answer[place].picture(), explainer) for place in drawable]
-    explanations = explainer.explain(pictures, [text] * len(drawable))
-    for place, explanation in zip(drawable, explanations, strict=True):
-        tile = tiles[place]
-        assert isinstance(tile, Image.Image)
-        drawn[place] = heat_over(tile, explanation)
+    for place, tile in enumerate(tiles):
+        if not isinstance(tile, Image.Image):
+            continue
+        result = answer[place]
+        try:
+            picture = PictureBytes(result.picture(), result.key)
+            drawn[place] = heat_over(tile, explain_picture(picture, text, explainer))
+        except ChiasmError as error:
+            LOG.warning("not explained: %s", error)
     return drawn
 
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from chiasm.index.ask import BATCH
 from chiasm.jobs.console import lines_of
 from chiasm.pipeline.encoders import TASKS
 from chiasm.pipeline.errors import ChiasmError, UsageError
 from chiasm.pipeline.records import IMAGE, TEXT
 
-BATCH = 16  # inputs that are answered together
 STDIN = "-"
 DRAWINGS = (".png", ".jpg", ".jpeg", ".webp")
 TEXT_NAMES = {"ask": "question"}  # what the text is called, where it is not `text`
@@ -22,13 +22,18 @@ TEXT_NAMES = {"ask": "question"}  # what the text is called, where it is not `te
 @dataclass(frozen=True, slots=True)
 class Item:
     """One input: a picture's path or URL, a text, or both; or why the line of stdin is none. label:
-    what of it differs from input to input, for errors and its line of the output; a tab between
-    picture and text."""
+    what of it differs from input to input, for errors. is_pair: picture and text both differ."""
 
     label: str
     image: str | None = None
     text: str | None = None
     error: ChiasmError | None = None
+    is_pair: bool = False
+
+    @property
+    def columns(self) -> list[str]:
+        """What differs, for the line of the output."""
+        return [self.image or "", self.text or ""] if self.is_pair else [self.label]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +107,7 @@ def _pair(line: str, place: str, name: str) -> Item:
         image, _, text = (part.strip() for part in line.partition("\t"))
         image = image if text else None
     if isinstance(image, str) and isinstance(text, str):
-        return Item(f"{image}\t{text}", image, text)
+        return Item(f"{image}\t{text}", image, text, is_pair=True)
     expected = f'a JSON object with "{IMAGE}" and "{name}", or the two with a tab between them'
     return Item(place, error=UsageError(place, expected=expected, found=line[:80]))
 
@@ -118,8 +123,10 @@ def _batches(arrived: Iterator[list[Item]]) -> Iterator[list[Item]]:
 
 
 def file_of(folder: str, number: int) -> str:
-    """The path of a drawing of several, in their folder; UsageError for a folder that is named like
-    a picture: it was meant for one."""
+    """The path of a drawing of several, in their folder; UsageError for an empty name, and for a
+    folder that is named like a picture: it was meant for one."""
+    if not folder.strip():
+        raise UsageError("-o", expected="a folder", found="an empty name", do="for this one give .")
     if folder.lower().endswith(DRAWINGS):
         raise UsageError(
             folder,
@@ -130,13 +137,14 @@ def file_of(folder: str, number: int) -> str:
     return f"{folder.rstrip('/')}/{number:06d}.png"
 
 
-def one_text(task: str, words: Sequence[str]) -> str | None:
-    """The text of the command line; UsageError for words that the shell has split."""
+def one_text(task: str, words: Sequence[str], do: str = "put the words in quotes") -> str | None:
+    """The text of the command line; UsageError for words that the shell has split, with what to
+    do."""
     if len(words) > 1:
         raise UsageError(
             text_name(task).upper(),
             expected="one text",
             found=f"{len(words)} words",
-            do="put the words in quotes",
+            do=do,
         )
     return words[0] if words else None

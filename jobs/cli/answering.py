@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from chiasm.index.ask import BATCH_BYTES
 from chiasm.index.query import pixels_of, query_refused
 from chiasm.jobs.cli.answer_inputs import Inputs, Item, text_name
 from chiasm.jobs.cli.options import ENCODING, print_progress
@@ -46,10 +47,6 @@ MaxTokens = Annotated[
 Precision = Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object an input.")]
 PICTURE_HELP = "A picture's path or URL; - reads lines of stdin."
-
-BATCH_BYTES = (
-    1 << 30
-)  # of the pictures of a batch, as the model counts them: some are 100 megapixels
 
 
 @dataclass(frozen=True)
@@ -213,4 +210,4 @@ def _fields(task: str, item: Item, answer: Answered | ChiasmError) -> dict[str, 
 
 def _columns(item: Item, answer: Answered, several: bool) -> list[str]:
     """The line of one input for a person; the input before the answer where there are several."""
-    return [*item.label.split("\t"), answer.text] if several else [answer.text]
+    return [*item.columns, answer.text] if several else [answer.text]

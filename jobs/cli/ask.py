@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import Annotated
 
@@ -42,6 +43,7 @@ from chiasm.jobs.cli.ask_collection import (
 from chiasm.jobs.cli.options import Assignments, Device, Preset
 from chiasm.pipeline.encoders import language_of
 from chiasm.pipeline.errors import UsageError
+from chiasm.pipeline.shards import TAR_SUFFIXES
 
 HELP = """
   chiasm ask boat.png "what colour is the boat?"
@@ -98,8 +100,7 @@ def ask(
     if to is not None:
         of_collection.require_none()
         *shards, question = [image, *(words or [])]
-        if not shards:
-            raise UsageError("ask", expected="shards, then a question", found="no question")
+        _require_question(shards, question)
         options = replace(options, language=language or language_of(question))
         answer_command_shards("ask", shards, to, options, about_shards, question)
         return
@@ -110,3 +111,21 @@ def ask(
         return
     of_collection.require_none()
     answer_inputs("ask", read_inputs("ask", [image], question), options)
+
+
+def _require_question(shards: list[str], question: str) -> None:
+    """UsageError where the last argument is none: a glob without quotes takes its place."""
+    found = None
+    if not shards:
+        found = "no question"
+    elif not question.strip() or question == "-":
+        found = f"{question!r}"
+    elif question.lower().endswith(TAR_SUFFIXES) or os.path.exists(question):
+        found = f"a file, {question}"
+    if found is not None:
+        raise UsageError(
+            "ask",
+            expected="shards, then a question",
+            found=found,
+            do="end with a question in quotes",
+        )

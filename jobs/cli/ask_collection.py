@@ -96,8 +96,11 @@ class CollectionOptions:
 
 
 def is_collection(name: str) -> bool:
-    """Whether this is the folder or the URL of a collection. A URL whose last part has the suffix
-    of a file, other than .chiasm, is none, and is not asked."""
+    """Whether this is the folder or the URL of a collection. A URL of a web server, which lists
+    nothing, is none, nor is one whose last part has the suffix of a file, other than .chiasm: they
+    are not asked."""
+    if name.lower().startswith(("http://", "https://")):
+        return False
     last = name.rstrip("/").rpartition("/")[2]
     if is_remote(name) and "." in last and not last.endswith(".chiasm"):
         return False
@@ -157,6 +160,8 @@ def answer_from_collection(
     if several:
         _require_lines(question)
     elif question is not None:
+        if not question.strip():
+            raise UsageError("ask", expected="a question", found="a blank one")
         searched_for(question, options.about, rate if rate < 1 else None)
     searcher = open_collection(collection, encoding=encoding_of(answering))
     if options.where is not None:

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from chiasm.index.output_files import file_to_write
-from chiasm.index.query import decoded_picture
+from chiasm.index.queries import PictureBytes
+from chiasm.index.query import encoded_picture, explain_picture
 from chiasm.index.sheet import sheet_format, write_explanation
 from chiasm.jobs.cli.answer_inputs import Inputs, Item, file_of, one_text, read_inputs
 from chiasm.jobs.cli.options import ENCODING, Assignments, Device, Preset, print_progress
@@ -85,11 +86,12 @@ def _explain_all(
     for item in (item for batch in inputs.batches for item in batch):
         total += 1
         try:
-            explanation = _explained(model, item, method)
+            image = _image_of(item)
+            explanation = _explained(model, image, item.text or "", method)
             drawn = file_of(to, next(numbers)) if to is not None and inputs.several else to
             if drawn is not None:
                 file_to_write(drawn, others={"the picture": item.image or ""})
-                write_explanation(item.image or "", item.text or "", explanation, drawn)
+                write_explanation(image, item.text or "", explanation, drawn)
                 print_progress(f"drew {drawn}")
         except ChiasmError as error:
             if not inputs.several:
@@ -105,19 +107,24 @@ def _explain_all(
             found |= {"drawn": drawn} if inputs.several and drawn else {}
             print(json_line({**found, **_as_json(explanation)}), flush=True)
         else:
-            before = item.label.split("\t") if inputs.several else []
+            before = item.columns if inputs.several else []
             print(printable_columns([*before, _line(explanation)]), flush=True)
     if failed:
         raise ChiasmError("explain", expected=f"{total:,} pairs", found=f"{total - failed:,}")
 
 
-def _explained(model: ExplainingEncoder, item: Item, method: str) -> Explanation:
+def _image_of(item: Item) -> PictureBytes:
+    """The picture, read once: what is explained and what is drawn are the same, also of a pipe."""
     if item.error is not None:
         raise item.error
     assert item.image is not None
-    assert item.text is not None
-    text = item.text
-    (explanation,) = model.explain([decoded_picture(item.image, model)], [text], method)
+    return PictureBytes(encoded_picture(item.image), item.image)
+
+
+def _explained(
+    model: ExplainingEncoder, image: PictureBytes, text: str, method: str
+) -> Explanation:
+    explanation = explain_picture(image, text, model, method)
     if explanation.read < len(text):
         raise UsageError(
             f'"{text[:40]}..."',

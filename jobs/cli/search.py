@@ -23,6 +23,7 @@ from chiasm.index.query import check_stages
 from chiasm.index.receipts import answer_as_json, explained, line_of
 from chiasm.index.segments import build_command
 from chiasm.index.sheet import text_to_explain, write_sheet
+from chiasm.jobs.cli.answer_inputs import one_text
 from chiasm.jobs.cli.options import (
     ENCODING,
     Assignments,
@@ -125,7 +126,7 @@ def search(
     output = Output(as_json, false_alarms, sheet, explain_hits, explain, receipt, audit)
     check_output(output, collection, parts.inputs())
     _require_collection_first(collection, words or [], parts.options())
-    text = _one_text(collection, words or [])
+    text = one_text("search", words or [], _in_quotes(collection, words or []))
     stages = _stages(rerank or [])
     fields: dict[str, Any] = {"column": column, "k": k, "rerank": stages, "hybrid": hybrid}
     fields |= {"calibrated": calibrated, "where": condition}
@@ -260,18 +261,9 @@ def _is_collection(path: str) -> bool:
     return os.path.isdir(path) and read_identity(Folder(path)) is not None
 
 
-def _one_text(collection: str, words: list[str]) -> str | None:
-    """The query's text; UsageError for words that the shell has split."""
-    if len(words) > 1:
-        whole = " ".join(words)
-        raise UsageError(
-            "TEXT",
-            expected="one text",
-            found=f"{len(words)} words",
-            do=f"put the words in quotes: chiasm search {shlex.quote(collection)} "
-            f"{shlex.quote(whole)}",
-        )
-    return words[0] if words else None
+def _in_quotes(collection: str, words: list[str]) -> str:
+    command = shlex.join(["chiasm", "search", collection, " ".join(words)])
+    return f"put the words in quotes: {command}"
 
 
 def _batches(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chiasm.pipeline.answers.files import AnswersFooter, AnswersWriter
@@ -67,7 +67,9 @@ def _answer(
         ):
             counts.keep(len(batch))
             rows = [row for row in batch.rows if _has_all(row, settings, counts)]
-            for block in _blocks(rows, settings):
+            requests = _requests(rows, settings, counts)
+            for start in range(0, len(requests), settings.batch.size):
+                block = requests[start : start + settings.batch.size]
                 _answer_block(block, answerer, settings, counts)
             _require_some_answers(counts, answerer, settings, shard)
         _require_some_answers(counts, answerer, settings, shard, at_end=True)
@@ -111,10 +113,10 @@ class _Counts(Tally):
             dropped.key, stage=dropped.stage, reason=dropped.reason, detail=dropped.detail
         )
 
-    def lack(self, key: str, reason: str) -> None:
-        """A sample without what the task is about."""
+    def lack(self, key: str, reason: str, text: str | None = None) -> None:
+        """A sample, or a caption of it, without what the task is about."""
         self.lacking += 1
-        self._unanswered(key, reason=reason)
+        self._unanswered(key, text=text, reason=reason)
 
     def refuse_request(self, row: Decoded, request: Request, fault: Fault) -> None:
         """A request that the model has no answer to."""
@@ -175,24 +177,23 @@ def _is_about_captions(settings: AnswerSettings) -> bool:
     return TEXT in TASKS[settings.task] and settings.question is None
 
 
-def _blocks(
-    rows: Sequence[Decoded], settings: AnswerSettings
-) -> Iterator[list[tuple[Decoded, Request]]]:
-    """The requests of a batch, `batch.size` of them at once: a sample may have a thousand captions.
-    Those of one picture share it."""
-    block: list[tuple[Decoded, Request]] = []
+def _requests(
+    rows: Sequence[Decoded], settings: AnswerSettings, counts: _Counts
+) -> list[tuple[Decoded, Request]]:
+    """The requests of a batch; those of one picture share it. A caption that is in the language of
+    the translation already is a row."""
+    requests: list[tuple[Decoded, Request]] = []
     for row in rows:
         texts: Sequence[str | None] = [settings.question]
         if _is_about_captions(settings):
             texts = every_caption(row, settings.read.caption_field)
         for text in texts:
+            if settings.task == "translate" and language_of(text) == settings.language:
+                counts.lack(row.key, "same_language", text)
+                continue
             language = settings.language or language_of(text)
-            block.append((row, Request(settings.task, language, row.inputs[IMAGE], text)))
-            if len(block) == settings.batch.size:
-                yield block
-                block = []
-    if block:
-        yield block
+            requests.append((row, Request(settings.task, language, row.inputs[IMAGE], text)))
+    return requests
 
 
 def _answer_block(
@@ -212,8 +213,6 @@ def _answer_block(
         else:
             spoken_in = ", ".join(languages)
             reply = Fault("refused", f"the model answers in {spoken_in}, not {request.language}")
-        if isinstance(reply, Reply) and not reply.text.strip():
-            reply = Fault("no_words", "the model ended its answer before the first word")
         if isinstance(reply, Fault):
             counts.refuse_request(row, request, reply)
         else:

@@ -11,7 +11,7 @@ from typing import Any
 from chiasm.pipeline.batches import BatchSettings
 from chiasm.pipeline.collection import package_versions
 from chiasm.pipeline.encoders import Answerer, GenerateSettings
-from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.errors import CollectionError, UsageError
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.records import Shard
 from chiasm.pipeline.shards import RULES, ReadSettings
@@ -28,8 +28,9 @@ COMPARED = ("task", "language", "question", "generate", "read", "decode", "finge
 class AnswerSettings:
     """What is asked of every sample.
 
-    task: of SHARD_TASKS. language: of the answers; None for that of each text. question: of `ask`
-    alone; `translate` and `sentiment` take each caption of a sample. batch: changes no answer.
+    task: of SHARD_TASKS, UsageError for another. language: of the answers; None for that of each
+    text. question: of `ask` alone; `translate` and `sentiment` take each caption of a sample.
+    batch: changes no answer.
     """
 
     task: str
@@ -39,6 +40,11 @@ class AnswerSettings:
     read: ReadSettings = field(default_factory=ReadSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     batch: BatchSettings = field(default_factory=BatchSettings)
+
+    def __post_init__(self) -> None:
+        if self.task not in SHARD_TASKS:
+            expected = f"one of {', '.join(SHARD_TASKS)}"
+            raise UsageError(f"task {self.task!r} over shards", expected=expected)
 
 
 @dataclass(frozen=True)

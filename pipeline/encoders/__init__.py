@@ -56,6 +56,7 @@ from chiasm.pipeline.encoders.registry import (
     load_matcher,
     register_encoder,
     split_encoder_name,
+    with_absolute_folder,
 )
 from chiasm.pipeline.pretrained import EncoderSettings
 
@@ -107,4 +108,5 @@ __all__ = [
     "require_unit_vectors",
     "split_encoder_name",
     "unit",
+    "with_absolute_folder",
 ]

@@ -170,7 +170,14 @@ def answer_batch(
                 spans += [(start, middle), (middle, end)]
             continue
         for number, reply in enumerate(replies, start):
-            finite = reply.confidence is None or np.isfinite(reply.confidence)
-            fault = Fault("not_finite", f"{requests[number].task}: NaN or infinity")
-            answers[number] = reply if finite else fault
+            answers[number] = _checked(reply, requests[number].task)
     return [answers[number] for number in range(len(requests))]
+
+
+def _checked(reply: Reply, task: str) -> Reply | Fault:
+    """The reply, or why it is none. `imagine` answers by a picture."""
+    if reply.confidence is not None and not np.isfinite(reply.confidence):
+        return Fault("not_finite", f"{task}: NaN or infinity")
+    if task != "imagine" and not reply.text.strip():
+        return Fault("no_words", "the model ended its answer before the first word")
+    return reply

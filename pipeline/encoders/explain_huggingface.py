@@ -38,6 +38,13 @@ def attention_layers(network: nn.Module) -> list[Layer | nn.MultiheadAttention]:
     return layers
 
 
+def layers_read(
+    layers: Sequence[Layer | nn.MultiheadAttention], method: str
+) -> Sequence[Layer | nn.MultiheadAttention]:
+    """Those that `relevance` reads: what comes before the first layer recorded keeps no graph."""
+    return layers if method == LEGRAD else layers[-1:]
+
+
 def relevance(
     sites: Sequence[Site], found: Sequence[Tensor], explained: Tensor, method: str
 ) -> Tensor:
@@ -72,7 +79,10 @@ class HuggingFaceMapper:
         network = self._network
         inputs = self._pixels.inputs(items, self._device, self._dtype)
         tokens = {name: value.to(self._device) for name, value in self._tokens(texts).items()}
-        of_image, of_text = map(attention_layers, (network.vision_model, network.text_model))
+        of_image, of_text = (
+            layers_read(attention_layers(tower), method)
+            for tower in (network.vision_model, network.text_model)
+        )
         with torch.enable_grad(), record([*of_image, *of_text]) as sites:
             image = functional.normalize(
                 network.get_image_features(**inputs).pooler_output.float(), dim=-1

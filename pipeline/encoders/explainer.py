@@ -87,7 +87,8 @@ def require_explainer(encoder: Encoder) -> ExplainingEncoder:
         f"encoder {encoder.name}",
         expected="one that explains its scores",
         found="one that does not",
-        do="take pocket, a model that chiasm train made, or a CLIP or SigLIP by hf:",
+        do="take pocket, pocket:DIR, two-tower:DIR, a CLIP or SigLIP by hf:, or the encoder below "
+        "a joint:DIR",
     )
 
 

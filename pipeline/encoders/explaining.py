@@ -24,6 +24,7 @@ from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.records import IMAGE
 
 BLOCK = 32  # pairs of one pass: each word of them is one more text
+BLOCK_BYTES = 1 << 30  # of their pictures, by the encoder's `cost`; LeGrad keeps a multiple of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +67,14 @@ def explain(
     if len(pictures) != len(texts):
         raise ValueError(f"{len(pictures)} pictures and {len(texts)} texts: expected pairs")
     found: list[Explanation] = []
-    for start in range(0, len(texts), BLOCK):
-        some = slice(start, start + BLOCK)
-        found += _explain(encoder, matcher, mapper, pictures[some], texts[some], method)
+    while len(found) < len(texts):
+        items: list[Any] = []
+        for picture in pictures[len(found) : len(found) + BLOCK]:
+            items.append(encoder.preprocess(IMAGE, picture))
+            if sum(encoder.cost(IMAGE, item) for item in items) > BLOCK_BYTES:
+                break
+        some = slice(len(found), len(found) + len(items))
+        found += _explain(encoder, matcher, mapper, pictures[some], items, texts[some], method)
     return found
 
 
@@ -77,6 +83,7 @@ def _explain(
     matcher: Matcher | None,
     mapper: Mapper,
     pictures: Sequence[Array],
+    items: Sequence[Any],
     texts: Sequence[str],
     method: str,
 ) -> list[Explanation]:
@@ -87,7 +94,6 @@ def _explain(
     for text, spans in zip(texts, words, strict=True):
         if not spans:
             raise UsageError(f'"{text}"', expected="a text with words to explain", found="none")
-    items = [encoder.preprocess(IMAGE, picture) for picture in pictures]
     patches_by = encoder.methods[1] if method == DEFAULT else method
     maps = mapper.maps(items, texts, patches_by)
     by_tokens = method != DEFAULT and maps.tokens is not None

@@ -72,7 +72,7 @@ class PocketEncoder(BaseEncoder):
         self.device = str(device)
         self.precision = resolve_precision(settings.precision, device)
         model, self.tokenizer = load_model(folder, PRECISIONS[self.precision])
-        self.network = model.to(device)
+        self.network = model.to(device).requires_grad_(False)
         self.fuses = model.fusion is not None
         self.methods = (DEFAULT, GRAD_ECLIP, LEGRAD, *((MAX_SIM,) if self.fuses else ()))
         side = model.config.image.side

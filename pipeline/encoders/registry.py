@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from pathlib import Path
 
 from chiasm.pipeline.encoders.answerers import Answerer
 from chiasm.pipeline.encoders.base import require_matcher
@@ -122,6 +123,15 @@ def split_encoder_name(name: str) -> tuple[str, str]:
             do="see chiasm embed --help",
         )
     return family, model
+
+
+def with_absolute_folder(name: str) -> str:
+    """`hf:./model` -> `hf:/where/it/is/model`, so that the name holds in any folder; another name
+    as it is, of whatever family."""
+    family, _, model = name.partition(":")
+    if model and Path(model).expanduser().is_dir():
+        return f"{family}:{Path(model).expanduser().resolve()}"
+    return name
 
 
 def load_encoder(name: str, settings: EncoderSettings | None = None) -> Encoder:

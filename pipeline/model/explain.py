@@ -232,6 +232,8 @@ def cosine_relevance(
     """pixels uint8 (B, 3, S, S) and ids int64 (B, T), pair by pair -> what their cosine rests on,
     by Grad-ECLIP, or over all layers by LeGrad. PAD, the first and the last token have none."""
     layers = [_layers(model.image), _layers(model.text)]
+    if not over_layers:  # what comes before the first layer recorded keeps no graph
+        layers = [some[-1:] for some in layers]
     with torch.enable_grad(), record([*layers[0], *layers[1]]) as sites:
         image, text = model.encode_image(pixels)[1], model.encode_text(ids)[1]
         found = gradients((image * text).sum(1), sites)

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from chiasm.pipeline.scenes.examples import Example
 from chiasm.pipeline.scenes.hard_twins import swapped
-from chiasm.pipeline.scenes.question_facts import COUNTS, NO_OR_YES, TYPES, Query
+from chiasm.pipeline.scenes.question_facts import TYPES, Query
 from chiasm.pipeline.scenes.question_forms import FORMS, form_numbers
 from chiasm.pipeline.scenes.question_words import (
     FURTHER,
@@ -143,26 +143,6 @@ def question_text(form: str, query: Query, rng: random.Random, language: str) ->
         slots["further"] = rng.choice(FURTHER[language][query.relation])
     text = form.format_map(slots)
     return text if rng.random() < 0.5 else text.rstrip(END_MARKS)
-
-
-def answers(
-    language: str,
-    kind: str | None = None,
-    world: World = WORLD_1,
-) -> tuple[str, ...]:
-    """All answers to questions of one type, None: of any, in this world; each once."""
-    facts = {
-        **world.values,
-        "background": world.backgrounds,
-        "count": COUNTS,
-        "no_or_yes": NO_OR_YES,
-        "is_there": NO_OR_YES,
-    }
-    wanted = [
-        question_type.answers for name, question_type in TYPES.items() if kind in (None, name)
-    ]
-    words = (answer_word(name, fact, language) for name in wanted for fact in facts[name])
-    return tuple(dict.fromkeys(words))
 
 
 def same_answer(given: str, wanted: str) -> bool:

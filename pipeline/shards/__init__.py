@@ -8,7 +8,7 @@ from chiasm.pipeline.shards.captions import (
 )
 from chiasm.pipeline.shards.copies import Members, member_groups, writing_copy
 from chiasm.pipeline.shards.json_text import with_values
-from chiasm.pipeline.shards.listing import list_shards, shard_id
+from chiasm.pipeline.shards.listing import TAR_SUFFIXES, list_shards, shard_id
 from chiasm.pipeline.shards.members import read_checked, read_member
 from chiasm.pipeline.shards.names import split_member_name
 from chiasm.pipeline.shards.read_settings import RULES, ReadSettings
@@ -30,6 +30,7 @@ __all__ = [
     "NOTE_REASONS",
     "PICTURE_EXTENSIONS",
     "RULES",
+    "TAR_SUFFIXES",
     "ChangedError",
     "Damaged",
     "Members",

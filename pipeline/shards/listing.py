@@ -27,7 +27,7 @@ from chiasm.pipeline.storage import (
     stat,
 )
 
-SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 
 # A longer stem would make file names that no file system takes; the hash keeps the id unique.
 _MAX_STEM = 120
@@ -54,7 +54,7 @@ def shard_id(url: str) -> str:
     """`<stem>-<10 hex digits>` for a canonical URL: the digits are blake2b of 5 bytes over the URL,
     the stem has `_` for all but ASCII letters, digits, dot, dash and underscore."""
     base = base_name(url)
-    suffix = next((s for s in sorted(SUFFIXES, key=len)[::-1] if base.lower().endswith(s)), "")
+    suffix = next((s for s in sorted(TAR_SUFFIXES, key=len)[::-1] if base.lower().endswith(s)), "")
     stem = re.sub(r"[^A-Za-z0-9._-]", "_", base[: len(base) - len(suffix)])[:_MAX_STEM]
     return f"{stem}-{hashlib.blake2b(url.encode(), digest_size=5).hexdigest()}"
 
@@ -74,7 +74,7 @@ def _expand(spec: str, allow_query: bool) -> Iterator[str]:
     """One spec -> canonical URLs of files."""
     url = canonical_url(spec, allow_query=allow_query)
     plain = not re.search(r"[{*?\[]", spec)
-    if plain and is_remote(url) and url.lower().endswith(SUFFIXES):
+    if plain and is_remote(url) and url.lower().endswith(TAR_SUFFIXES):
         yield url  # a request for each of thousands of names in a store would take minutes
     elif is_folder(url):
         yield from _in_folder(url)
@@ -89,11 +89,11 @@ def _expand(spec: str, allow_query: bool) -> Iterator[str]:
 
 def _in_folder(url: str) -> list[str]:
     folder = Folder(url)
-    names = [n for n in folder.list() if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
+    names = [n for n in folder.list() if n.lower().endswith(TAR_SUFFIXES) and not n.startswith(".")]
     if not names:
         raise SourceError(
             display_name(url),
-            expected="a folder with shards (" + ", ".join(f"*{s}" for s in SUFFIXES) + ")",
+            expected="a folder with shards (" + ", ".join(f"*{s}" for s in TAR_SUFFIXES) + ")",
             found=f"{len(folder.list())} other files",
             do="quote a glob such as 'folder/**/*.tar' for folders in folders",
         )
