@@ -157,13 +157,14 @@ def milliseconds(model: str, precision: str) -> dict[str, float]:
 
     def ask() -> None:
         item = answerer.preprocess("image", pixels[0])
-        answerer.answer([Request("ask", "en", item, "what colour is the boat?")], asked)
+        answerer.answer([Request("ask", "en", item, "what colour is the boat?")], question_settings)
 
     def caption() -> None:
         items = [answerer.preprocess("image", each) for each in pixels]
-        answerer.answer([Request("caption", "en", item) for item in items], captioned)
+        answerer.answer([Request("caption", "en", item) for item in items], caption_settings)
 
-    asked, captioned = GenerateSettings(), GenerateSettings(max_tokens=CAPTION_TOKENS)
+    question_settings = GenerateSettings()
+    caption_settings = GenerateSettings(max_tokens=CAPTION_TOKENS)
     return {
         f"{precision}, one question": _median(ask),
         f"{precision}, {CAPTIONS} captions of {CAPTION_TOKENS} tokens": _median(caption),

@@ -109,15 +109,15 @@ def test_a_source_that_fails_costs_no_other_its_answer(collection):
 
 @pytest.mark.parametrize(("most", "blocks"), [(1 << 30, [16, 4]), (20_000, [2, 1])])
 def test_pictures_are_asked_in_blocks(collection, monkeypatch, most, blocks):
-    searcher, answerer, asked = open_collection(collection), Brightness(), []
+    searcher, answerer, sizes = open_collection(collection), Brightness(), []
     answer = answerer.answer
     monkeypatch.setattr(ask_module, "BATCH_BYTES", most)
     monkeypatch.setattr(
-        answerer, "answer", lambda some, how: asked.append(len(some)) or answer(some, how)
+        answerer, "answer", lambda some, given: sizes.append(len(some)) or answer(some, given)
     )
     settings = AskSettings(k=sum(blocks), false_alarms=None)
     found = ask_collection(searcher, answerer, "a boat", settings)
-    assert asked == blocks
+    assert sizes == blocks
     assert [source.answer for source in found.sources] == [
         brightness_of(source.result) for source in found.sources
     ]

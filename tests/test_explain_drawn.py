@@ -268,8 +268,8 @@ def test_a_hit_that_cannot_be_explained_is_drawn_plain(answer):
 
 
 def test_an_encoder_that_does_not_explain_is_refused(boat):
-    told = "one that explains its scores, .*; take pocket, .* the encoder below a joint:DIR$"
-    with pytest.raises(UsageError, match=told):
+    message = "one that explains its scores, .*; take pocket, .* the encoder below a joint:DIR$"
+    with pytest.raises(UsageError, match=message):
         explain(str(boat), ["a boat"], encoder="fake")
 
 

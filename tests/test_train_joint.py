@@ -500,40 +500,40 @@ def test_at_the_prompt(chiasm, tmp_path):
     assert load_encoder(f"joint:{to}", CPU).dims["joint"] == 256
 
 
-def asked_samples():
+def question_samples():
     """Pictures, each with captions of which one is too long for a decoder of 24 tokens, and with
     questions in either language: three whose answer is in their words, one that nobody can know."""
     rng = random.Random(0)
     for number in range(120):
-        asked = [("Is it so?", "yes"), ("Is it not?", "no"), ("这是吗？", "是")]
-        asked.append(("Who?", rng.choice(["he", "she"])))
+        questions = [("Is it so?", "yes"), ("Is it not?", "no"), ("这是吗？", "是")]
+        questions.append(("Who?", rng.choice(["he", "she"])))
         kind = number % 7
-        yield png(number, 1), [f"a square {kind}", " ".join(["long"] * 60) + f" {kind}"], asked
+        yield png(number, 1), [f"a square {kind}", " ".join(["long"] * 60) + f" {kind}"], questions
 
 
-def asked_shard(path):
+def question_shard(path):
     members = {}
-    for number, (picture, captions, asked) in enumerate(asked_samples()):
-        questions = [{"question": question, "answer": answer} for question, answer in asked]
+    for number, (picture, captions, pairs) in enumerate(question_samples()):
+        questions = [{"question": question, "answer": answer} for question, answer in pairs]
         fields = json.loads(json_of(captions)) | {"questions": questions}
         members[f"{number:04d}"] = {"png": picture, "json": json.dumps(fields).encode()}
     return write_tar(path, members)
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory):
+def answering(tmp_path_factory):
     """A decoder that has learned to answer by the question alone: its folder and report."""
-    root = tmp_path_factory.mktemp("asked")
-    shard = asked_shard(root / "a.tar")
+    root = tmp_path_factory.mktemp("answering")
+    shard = question_shard(root / "a.tar")
     settings = replace(OWN, decoder_steps=150, decoder_batch=8, learning_rate=5e-3, ema=0.8)
     return root / "out", train_joint(settings, [shard], root / "out", unseen)
 
 
-def test_the_decoder_is_measured_on_pictures_held_out(asked):
-    folder, report = asked
+def test_the_decoder_is_measured_on_pictures_held_out(answering):
+    folder, report = answering
     answerer = load_answerer(f"pocket:{folder}", CPU)
     requests, wanted = [], []
-    for picture, _, questions in asked_samples():
+    for picture, _, questions in question_samples():
         if tenth_of(hashlib.sha256(picture).hexdigest()) == HELD_OUT:
             pixels = answerer.preprocess("image", np.asarray(Image.open(io.BytesIO(picture))))
             for question, answer in questions:
@@ -550,16 +550,16 @@ def test_the_decoder_is_measured_on_pictures_held_out(asked):
     assert any("ask of the decoder" in line for line in format_report(report))
 
 
-def test_what_is_too_long_for_the_decoder_is_counted(asked):
-    _, report = asked
+def test_what_is_too_long_for_the_decoder_is_counted(answering):
+    _, report = answering
     assert report["too_long"] == report["trained_on"]
     line = f"{report['trained_on']} captions and entries of json were too long for it"
     assert line in format_report(report)
 
 
-def test_captions_are_no_part_of_a_header(asked):
+def test_captions_are_no_part_of_a_header(answering):
     """safetensors reads none of more than 100 MB."""
-    folder, _ = asked
+    folder, _ = answering
     (file,) = (folder / "samples").glob("*.safetensors")
     data = file.read_bytes()
     assert int.from_bytes(data[:8], "little") < 2000
