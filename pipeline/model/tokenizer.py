@@ -127,11 +127,14 @@ class Tokenizer:
         if "characters" in fields:  # the format of "chiasm joint model 1"
             merges = [(a, b) for a, b in fields["merges"]]
             return _made(fields["characters"], merges, FIRST_ENDS)
-        ends = fields.pop(ENDS_FIELD, PRESENT_ENDS)
+        ends = PRESENT_ENDS
+        if ENDS_FIELD in fields:  # which the library does not know
+            ends = fields.pop(ENDS_FIELD)
+            text = json.dumps(fields)
         if ends not in ENDS:
             raise ValueError(f"tokenizer: {ENDS_FIELD} {ends!r}: expected one of {list(ENDS)}")
         try:
-            return cls(tokenizers.Tokenizer.from_str(json.dumps(fields)), ends)
+            return cls(tokenizers.Tokenizer.from_str(text), ends)
         except Exception as error:  # the library raises no narrower class
             raise ValueError(f"tokenizer: {error}") from error
 

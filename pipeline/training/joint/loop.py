@@ -16,7 +16,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +116,7 @@ def train_joint(
     if parts.tasks:
         assert isinstance(network, JointNetwork)
         found["decoder"] = decoder_figures(network, samples, parts.tasks)
-        learned = decoded_rows(samples, train_rows)
-        found["too_long"] = count_too_long(samples, learned, network.config)
+        found["too_long"] = count_too_long(samples, parts.decoded, network.config)
     found["seconds_of_this_run"] = {
         "reading": round(read - started, 1),
         "learning": round(time.monotonic() - read, 1),
@@ -132,12 +130,14 @@ def train_joint(
 @dataclass(frozen=True)
 class _Parts:
     """What differs between towers of one's own and a frozen encoder. build: a new network; save:
-    the folder of one; tasks: of the decoder; scheme: of the encoder that opens the folder."""
+    the folder of one; tasks: of the decoder; decoded: numbers of the samples that it learns from;
+    scheme: of the encoder that opens the folder."""
 
     build: Callable[[], Network]
     stages: list[Stage]
     save: Callable[[Path, Network], None]
     tasks: tuple[str, ...]
+    decoded: np.ndarray
     scheme: str
 
 
@@ -152,6 +152,7 @@ def _frozen_parts(encoder: Encoder, settings: JointSettings) -> _Parts:
         frozen_stages(settings),
         save,
         (),
+        np.zeros(0, dtype=np.int64),
         "joint",
     )
 
@@ -169,7 +170,8 @@ def _own_parts(
     vocabulary = settings.model.text.vocabulary
     tokenizer = start[1] if start else tokenizer_of(samples, rows, vocabulary)
     begun = start[0] if start else None
-    prefixes = prefixes_of(samples, decoded_rows(samples, rows)) if decoder_steps else ()
+    decoded = decoded_rows(samples, rows)
+    prefixes = prefixes_of(samples, decoded) if decoder_steps else ()
     config = own_config(settings, begun.config if begun else None, len(tokenizer), prefixes)
     samples.read_texts(tokenizer, config.text.context)
 
@@ -183,6 +185,7 @@ def _own_parts(
         tuple(task for task in TASKS if task == "caption" or task in there)
         if decoder_steps
         else (),
+        decoded,
         "pocket",
     )
 
@@ -242,12 +245,8 @@ class _Run:
             return pair_batch(self.samples, rows_of_step(self.rows, size, step, seed), step, seed)
         assert isinstance(training.network, JointNetwork)
         config = training.network.config
-        rows = rows_of_step(self._decoded_rows, size, step, seed)
+        rows = rows_of_step(self.parts.decoded, size, step, seed)
         return decoder_batch(self.samples, rows, self.parts.tasks, config, step, seed)
-
-    @cached_property
-    def _decoded_rows(self) -> np.ndarray:
-        return decoded_rows(self.samples, self.rows)
 
     def _write(
         self, training: Training, stage: Stage, end: int, losses: dict[str, float], pace: Pace
