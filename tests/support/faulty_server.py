@@ -46,9 +46,20 @@ FAULTS = (
 
 CODES = {"403": "AccessDenied", "500": "InternalError", "501": "NotImplemented", "503": "SlowDown"}
 
+# A put on condition is one step in S3. moto looks whether the name is there and puts later, in one
+# thread for each request, so that two writers of a new name could both have won.
 _MOTO = """
 import sys
+import threading
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
+answer, one_at_a_time = S3Response.key_response, threading.Lock()
+def on_condition(self, request, *arguments):
+    if "If-None-Match" not in request.headers and "If-Match" not in request.headers:
+        return answer(self, request, *arguments)
+    with one_at_a_time:
+        return answer(self, request, *arguments)
+S3Response.key_response = on_condition
 server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)
