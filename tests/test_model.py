@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from first_format import TOKENIZER as FIRST_TOKENIZER
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -237,8 +238,9 @@ def test_a_caption_tells_part_of_what_its_picture_shows(seed, complete):
     assert (scene_attributes(scene)[:, 0] < len(KINDS)).sum() == len(scene.things)
 
 
-def test_the_shipped_tokens_are_those_of_the_first_format():
-    _, tokenizer = load_model(checkpoint.SHIPPED)
+def test_the_first_weights_tokens_are_what_they_were():
+    tokenizer = Tokenizer.from_json(FIRST_TOKENIZER.read_text(encoding="utf-8"))
+    assert len(tokenizer) == 998
     for text, ids in PINNED_IDS.items():
         assert tokenizer.encode(text) == ids, text
         assert tokenizer.decode(ids) == text
@@ -280,7 +282,7 @@ def test_a_batch_of_texts_is_padded_and_cut():
     assert WORDS.decode(words) == normalise("A  BIG boat.") == "a big boat"
     for ending in (" .", "。", "?", " ？", "...", ". "):
         assert normalise("a big boat" + ending) == "a big boat"
-    first = load_model(checkpoint.SHIPPED)[1]  # of the first format, which keeps its rule
+    first = Tokenizer.from_json(FIRST_TOKENIZER.read_text(encoding="utf-8"))  # keeps its rule
     assert first.normalise("A big boat ?") == "a big boat ?" and first.normalise("a.") == "a"
     assert pickle.loads(pickle.dumps(first)).text_rule == first.text_rule != WORDS.text_rule
     assert WORDS.batch([], 16).shape == (0, 4)

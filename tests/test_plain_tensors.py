@@ -146,7 +146,7 @@ def test_no_name_stands_for_random_weights(tmp_path):
     with pytest.raises(EncoderError, match=r"no model\.safetensors"):
         multimodal_fusion(x, x, tmp_path)
     with pytest.raises(ValueError, match="expected a model that has one, found a model without"):
-        joint_decoder(x, x, x, SHIPPED)
+        joint_decoder(x, x, x, small_network(decoder=None))
     for text, image, form in (
         (x, one, "concat"), (one, tokens(2, 6), "add"), (one, one, "attention"),
         (x, tokens(2, 3, 6), "concat"), (x, tokens(3, 3, 8), "concat"),

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from first_format import first_format
 from safetensors import safe_open
 
 from chiasm.pipeline.errors import ChiasmError, EncoderError
 from chiasm.pipeline.model import JointModel
 from chiasm.pipeline.model.checkpoint import (
     CONFIG_NAMES,
-    SHIPPED,
     TENSOR_NAMES,
     load_model,
     names_in_code,
@@ -60,11 +60,20 @@ def names_of(path):
 
 
 def test_a_folder_of_the_first_format_is_read_and_saved_in_the_present_one(tmp_path):
-    network, tokenizer = load_model(SHIPPED)
-    save_model(tmp_path, network.state_dict(), network.config, tokenizer)
-    again, same_tokenizer = load_model(tmp_path)
-    assert again.config == network.config
-    for name, tensor in network.state_dict().items():
+    first, present = tmp_path / "first", tmp_path / "present"
+    made = first_format(first, TINY)
+    # Names of files that exist: they must not change with those in code.
+    assert json.loads((first / "config.json").read_text())["fusion"]["how"] == "cross_attention"
+    assert {
+        "fusion.inward.0.weight", "fusion.inward.1.bias", "fusion.kind", "fusion.mix.nothing",
+        "matching.benefit", "image.stem.0.weight", "text.pool.query",
+    } <= names_of(first / "model.safetensors")  # fmt: skip
+    network, tokenizer = load_model(first)
+    save_model(present, network.state_dict(), network.config, tokenizer)
+    again, same_tokenizer = load_model(present)
+    assert again.config == network.config == made.config
+    for name, tensor in made.state_dict().items():
+        assert torch.equal(network.state_dict()[name], tensor), name
         assert torch.equal(again.state_dict()[name], tensor), name
     for text in ("two big red boats at sea", "一艘红色的船，在夜里", "naïve ✓"):
         assert same_tokenizer.encode(text) == tokenizer.encode(text)
@@ -93,8 +102,8 @@ def test_a_joint_model_has_in_files_the_names_that_it_has_in_code(tmp_path):
 
 
 def test_weights_that_are_not_finite_in_files_are_not_written(tmp_path):
-    network, tokenizer = load_model(SHIPPED)
-    weights = network.state_dict() | {"text.norm.weight": torch.full((192,), 1e6)}
+    network, tokenizer = JointNetwork(TINY), learn_tokenizer(300, 20)
+    weights = network.state_dict() | {"text.norm.weight": torch.full((32,), 1e6)}
     with pytest.raises(
         ChiasmError, match=r"expected weights .* found others in text\.norm\.weight"
     ):
