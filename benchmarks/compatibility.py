@@ -3,14 +3,15 @@
     python -m benchmarks.compatibility [--commit 3f015cd] [--samples 500]
 
 Exports the commit with `git archive`. The commit's code draws shards of scenes, embeds all but the
-last with `pocket`, builds the index and answers a few queries. Today's code then answers the same
-queries, checks the collection, embeds its shards again and adds the last shard. Prints a table of
-what held; exits with 1 if something did not.
+last with its `pocket`, builds the index and answers a few queries. Today's code then answers the
+same queries with those weights, checks the collection, embeds its shards again and adds the last
+shard. Prints a table of what held; exits with 1 if something did not.
 
     python -m benchmarks.compatibility --fixture tests/data/collection-schema-1
 
-makes the small collection that the tests read. Its shards bear the URLs of a bucket, so that shard
-ids and editions are the same on every machine.
+makes the small collection that the tests read, and the weights that made it: a small model that the
+commit's code trains in minutes and takes for its own. Its shards bear the URLs of a bucket, so
+that shard ids and editions are the same on every machine.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ QUERIES: tuple[dict[str, str], ...] = (
     {"text": "a checked circle in a green field", "column": "image", "rerank": "vectors:8"},
     {"text": "a small yellow balloon", "column": "image", "rerank": "match:5"},
 )
-K = 5
+K = 3
 DRAW = """
 import json, sys
 from itertools import islice
@@ -61,11 +62,37 @@ for number, start in enumerate(range(0, count, size)):
 """
 
 
-class Version:
-    """A tree of chiasm's code and how its command is started."""
+TRAIN = """
+import sys
+from pathlib import Path
+from pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
+from pipeline.model.feed import FeedSettings
+from pipeline.model.train import train
+from pipeline.model.training import TrainSettings
 
-    def __init__(self, tree: Path, module: str, **variables: str) -> None:
-        self.tree, self.module = tree, module
+train(
+    TrainSettings(
+        steps=300, fusion_steps=400, fusion_batch=16, rate=2e-3, corpus=600, calibrated=64,
+        evaluate_every=1000, gallery=24, feed=FeedSettings(batch=64, side=36, context=48),
+        model=ModelConfig(
+            ImageConfig(side=36, stem=(16, 32), width=64, depth=2, heads=2),
+            TextConfig(vocabulary=600, context=48, width=64, depth=1, heads=2),
+            dim=64,
+            fusion=FusionConfig(width=32, depth=1, heads=2),
+        ),
+    ),
+    Path(sys.argv[1]), device="cpu", precision="float32", workers=0,
+)
+"""
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
+
+
+class Version:
+    """A tree of chiasm's code, how its command is started, and the name by which it loads the
+    weights of the commit's `pocket`."""
+
+    def __init__(self, tree: Path, module: str, encoder: str = "pocket", **variables: str) -> None:
+        self.tree, self.module, self.encoder = tree, module, encoder
         self.environment = {
             **os.environ,
             **variables,
@@ -94,7 +121,7 @@ class Version:
 
     def embed(self, shards: Sequence[str], collection: Path) -> dict[str, Any]:
         # float32: bfloat16 is rounded otherwise on another processor
-        options = ("--encoder", "pocket", "--set", "encoder.precision=float32")
+        options = ("--encoder", self.encoder, "--set", "encoder.precision=float32")
         options += ("--max-loss", "1", "--json")
         return json.loads(self.chiasm("embed", *shards, "--to", collection, *options))
 
@@ -105,6 +132,8 @@ class Version:
             options = ["--column", query["column"], "-k", str(K), "--json"]
             if "rerank" in query:
                 options += ["--rerank", query["rerank"]]
+            if self.encoder != "pocket":
+                options += ["--encoder", self.encoder]
             found = json.loads(self.chiasm("search", collection, query["text"], *options))
             answers.append([{"id": hit["id"], "score": hit["score"]} for hit in found["results"]])
         return answers
@@ -142,7 +171,8 @@ def same_answers(
 def compare(commit: str, samples: int, folder: Path) -> list[tuple[str, bool, str]]:
     """(What is promised, whether it held, the figures) for every promise."""
     old = Version(export(commit, folder / "old"), "jobs")
-    new = Version(ROOT, "chiasm")
+    new = Version(ROOT, "chiasm", f"pocket:{old.tree / 'pipeline' / 'pocket'}")
+    named = ("--encoder", new.encoder)
     (folder / "shards").mkdir()
     old.python("-c", DRAW, folder / "shards", samples, SAMPLES_PER_SHARD)
     *shards, added = sorted(map(str, (folder / "shards").glob("*.tar")))
@@ -157,7 +187,7 @@ def compare(commit: str, samples: int, folder: Path) -> list[tuple[str, bool, st
     rows.append(("search gives the same ids and scores", same and apart < 1e-4, figures))
 
     checked = json.loads(
-        new.chiasm("check", collection, "--reencode", "20", "--json", expected=(0, 1))
+        new.chiasm("check", collection, "--reencode", "20", "--json", *named, expected=(0, 1))
     )
     figures = ", ".join(f"{count} {what}" for what, count in checked["checked"].items())
     rows.append(("check finds nothing", checked["ok"], figures))
@@ -174,12 +204,9 @@ def compare(commit: str, samples: int, folder: Path) -> list[tuple[str, bool, st
     rows.append(("embedded anew: the same bytes", parquet_files(fresh) == files, figures))
 
     more = new.embed([added], collection)
-    new.chiasm("index", "build", collection)
-    found = json.loads(
-        new.chiasm(
-            "search", collection, "a flower", "-k", str(made["rows"] + more["rows"]), "--json"
-        )
-    )
+    new.chiasm("index", "build", collection, *named)
+    options = ("-k", made["rows"] + more["rows"], "--json", *named)
+    found = json.loads(new.chiasm("search", collection, "a flower", *options))
     stem = Path(added).stem
     from_added = sum(hit["shard"].startswith(stem) for hit in found["results"])
     kept = from_added == more["rows"] and len(found["results"]) == made["rows"] + more["rows"]
@@ -199,8 +226,8 @@ def compare(commit: str, samples: int, folder: Path) -> list[tuple[str, bool, st
 
 
 def write_fixture(commit: str, target: Path) -> None:
-    """The collection of two small shards as `commit` makes it, a third shard to add, and the
-    answers of `commit`."""
+    """The collection of two small shards as `commit` makes it, the weights that made it, a third
+    shard to add, and the answers of `commit`."""
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -213,6 +240,12 @@ def write_fixture(commit: str, target: Path) -> None:
         host, port = server.get_host_and_port()
         url = f"http://{host}:{port}"
         old = Version(export(commit, folder / "old"), "jobs", AWS_ENDPOINT_URL=url, **CREDENTIALS)
+        trained, shipped = folder / "trained", old.tree / "pipeline" / "pocket"
+        old.python("-c", TRAIN, trained)
+        (target / "model").mkdir()
+        for name in MODEL_FILES:
+            shutil.copy(trained / name, shipped / name)
+            shutil.copy(trained / name, target / "model" / name)
         (folder / "shards").mkdir()
         old.python("-c", DRAW, folder / "shards", 12, 4)
         client = boto3.client(

@@ -244,12 +244,18 @@ class Searcher(OpenIndex):
 
 
 def open_collection(
-    path: str | Path, *, allow_stale: bool = False, encoding: EncoderSettings | None = None
+    path: str | Path,
+    *,
+    allow_stale: bool = False,
+    encoding: EncoderSettings | None = None,
+    encoder: str | None = None,
 ) -> Searcher:
     """Open a collection for searching.
 
     allow_stale: search an index that does not cover the embeddings beside it. encoding: how the
-    encoder runs. Raises CollectionError where there is no collection or no index, StaleIndexError.
+    encoder runs. encoder: where its weights are now, such as "pocket:DIR", None for the name that
+    the collection has; other weights are refused by the first query that needs them. Raises
+    CollectionError where there is no collection or no index, StaleIndexError.
     """
-    collection, generation, relocated = open_live(str(path), allow_stale)
+    collection, generation, relocated = open_live(str(path), allow_stale, encoder)
     return Searcher(collection, generation, encoding or EncoderSettings(), relocated)

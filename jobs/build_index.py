@@ -33,6 +33,7 @@ def build_on_cluster(
     columns: Sequence[str] | None = None,
     settings: IndexSettings | None = None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    encoder: str | None = None,
 ) -> BuildSummary:
     """`build_index`, its segments filled by up to `workers.count` workers of the Ray at `address`.
 
@@ -47,4 +48,6 @@ def build_on_cluster(
         with actor_pool(SegmentFiller, (), count, workers, found) as apply:
             yield from apply("fill", [(task,) for task in tasks])
 
-    return build_index(path, columns=columns, settings=settings, progress=progress, fill=fill)
+    return build_index(
+        path, columns=columns, settings=settings, progress=progress, fill=fill, encoder=encoder
+    )

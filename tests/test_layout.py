@@ -54,7 +54,7 @@ ARROWS = {
     **{each: {"storage"} for each in ("pretrained", "model")},
     "two_tower": {"model", "pretrained", "storage"},
     "encoders": {"two_tower", "model", "pretrained", "storage"},
-    "collection": {"storage", "encoders"},
+    "collection": {"storage", "encoders", "pretrained"},
     "batches": {"collection", "encoders", "images", "shards"},
     "editions": {"batches", "collection", "images", "shards"},
     "encode_batch": {"collection", "encoders"},

@@ -82,16 +82,18 @@ def build_index(
     settings: IndexSettings | None = None,
     progress: Progress = lambda stage, done, total: None,
     fill: Fill | None = None,
+    encoder: str | None = None,
 ) -> BuildSummary:
     """Index a collection's embeddings and make that the live generation.
 
     columns: vector columns to index; None takes every one that has rows. progress: called with the
     stage, rows done and rows in all. fill: how segments are filled, None in this process, one after
-    the other. Raises UsageError for a column that does not exist or has no rows, and for a file of
-    queries that cannot be used, CollectionError where there is nothing to index.
+    the other. encoder: as `open_collection` takes it. Raises UsageError for a column that does not
+    exist or has no rows, and for a file of queries that cannot be used, CollectionError where there
+    is nothing to index.
     """
     settings = settings or IndexSettings()
-    collection = Collection.open(str(path))
+    collection = Collection.open(str(path), encoder)
     if settings.queries:
         query_lines(settings.queries)  # refused now rather than after the rows were read
     clock = Stopwatch()

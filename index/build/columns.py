@@ -15,10 +15,9 @@ from chiasm.index.build.tune import TunedColumn, tune_column
 from chiasm.index.plan import MIN_PER_LIST, IndexSettings, default_plan, lists_for
 from chiasm.index.query import ColumnIndex
 from chiasm.index.segments import Generation, Manifest, SegmentGone, Trained, open_segments
-from chiasm.pipeline.encoders import Encoder, load_encoder
-from chiasm.pipeline.errors import EncoderError, UsageError
+from chiasm.pipeline.encoders import Encoder
+from chiasm.pipeline.errors import CollectionError, EncoderError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
-from chiasm.pipeline.storage import display_name
 
 LOG = logging.getLogger(__name__)
 
@@ -32,23 +31,14 @@ class TunedColumns:
 
     @functools.cached_property
     def encoder(self) -> Encoder:
-        """The encoder named in the collection; EncoderError where that cannot be loaded, or is
-        another one of that name."""
-        identity = self.covered.identity
+        """The collection's encoder; EncoderError where that cannot be loaded, is of a family that
+        this process does not know, or is another one of that name."""
         try:
-            encoder = load_encoder(identity.encoder, EncoderSettings())
-        except UsageError as error:  # of a family that this process does not know
+            return self.covered.collection.load_encoder(EncoderSettings())
+        except (UsageError, CollectionError) as error:
             raise EncoderError(
                 error.what, expected=error.expected, found=error.found, do=error.do
             ) from error
-        if encoder.fingerprint != identity.fingerprint:
-            raise EncoderError(
-                display_name(self.covered.folder.url),
-                expected=f"encoder {identity.encoder} ({identity.fingerprint[:12]})",
-                found=f"another of that name ({encoder.fingerprint[:12]})",
-                do="restore its weights, or build with --set index.tune=false",
-            )
-        return encoder
 
     def require_possible(self, counts: Mapping[str, int]) -> None:
         """UsageError for settings that no column with so many vectors can have, before any is

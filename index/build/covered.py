@@ -125,7 +125,7 @@ class CoveredShards(ReadFiles):
         """embedded: the files, None to list them. only: the ids of the shards to index, None for
         all."""
         super().__init__(collection.folder, {})
-        self.identity = collection.identity
+        self.collection, self.identity = collection, collection.identity
         self.put_off: list[str] = []
         # Versions before footers: a file replaced in between differs from its recorded version.
         stats = (embedded or EmbeddedShards.list(self.folder)).stats

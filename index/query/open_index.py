@@ -40,7 +40,7 @@ from chiasm.pipeline.collection import (
     Relocations,
     stat_relocations,
 )
-from chiasm.pipeline.encoders import Encoder, load_encoder
+from chiasm.pipeline.encoders import Encoder
 from chiasm.pipeline.errors import CollectionError, UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.storage import Stat, display_name
@@ -195,19 +195,10 @@ class OpenIndex:
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder named in the collection; loaded once, refused if it is not the same one."""
+        """The collection's encoder; loaded once, refused if it is not the same one."""
         with self._loading:
             if self._encoder is None:
-                identity = self.collection.identity
-                encoder = load_encoder(identity.encoder, self.encoding)
-                if encoder.fingerprint != identity.fingerprint:
-                    raise CollectionError(
-                        display_name(self.collection.folder.url),
-                        expected=f"encoder {identity.encoder} ({identity.fingerprint[:12]})",
-                        found=f"another of that name ({encoder.fingerprint[:12]})",
-                        do="restore its weights, or embed the shards into another collection",
-                    )
-                self._encoder = encoder
+                self._encoder = self.collection.load_encoder(self.encoding)
             return self._encoder
 
     def prepare(self, queries: Sequence[Query], encode: bool = True) -> Encoder | None:

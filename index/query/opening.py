@@ -25,13 +25,13 @@ from chiasm.pipeline.storage import Folder, Stat, display_name
 
 
 def open_live(
-    path: str, allow_stale: bool
+    path: str, allow_stale: bool, encoder: str | None = None
 ) -> tuple[Collection, Generation, tuple[Stat | None, Relocations]]:
     """A collection, the generation to search, and where its shards are now; in a store by requests
     that wait for each other as little as can be. Raises as `live_generation` does."""
     folder = Folder(path)
     calls: list[Callable[[], Any]] = [
-        lambda: Collection.of(folder, path),
+        lambda: Collection.of(folder, path, encoder),
         lambda: open_current(folder),
         lambda: read_relocated(folder, stat_relocations(folder)),
         lambda: None if allow_stale else EmbeddedShards.list(folder),

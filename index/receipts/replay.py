@@ -65,16 +65,17 @@ def replay(
     collection: str | None = None,
     encoding: EncoderSettings | None = None,
     encode: bool = True,
+    encoder: str | None = None,
 ) -> Replay:
     """Search once more what the receipt at `path` says.
 
     collection: where it is now, by default where it was. encoding: how the models run. encode:
-    whether queries are encoded again and compared. Raises as `read_receipt` does, CollectionError
-    where there is no collection.
+    whether queries are encoded again and compared. encoder: as `open_collection` takes it. Raises
+    as `read_receipt` does, CollectionError where there is no collection.
     """
     receipt = read_receipt(path)
     where = collection or receipt.collection
-    opened = Collection.open(where)
+    opened = Collection.open(where, encoder)
     run = _Run(receipt, opened, encoding or EncoderSettings())
     run.compare_identity()
     searcher = run.open_generation()

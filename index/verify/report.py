@@ -40,14 +40,19 @@ class Report:
 
 
 def check(
-    path: str | Path, *, reencode: int = 0, encoding: EncoderSettings | None = None
+    path: str | Path,
+    *,
+    reencode: int = 0,
+    encoding: EncoderSettings | None = None,
+    encoder: str | None = None,
 ) -> Report:
     """Verify a collection; `reencode` rows with a member are read and encoded again. encoding: how
-    the encoder runs, such as its device; its precision is the collection's.
+    the encoder runs, such as its device; its precision is the collection's. encoder: as
+    `open_collection` takes it.
 
     Raises CollectionError where there is no collection.
     """
-    collection = Collection.open(str(path))
+    collection = Collection.open(str(path), encoder)
     checked: Counter[str] = Counter()
     findings = list(check_shards(collection, checked))
     findings += check_index(collection, checked)

@@ -40,7 +40,7 @@ from chiasm.jobs.cli.ask_collection import (
     answer_from_collection,
     is_collection,
 )
-from chiasm.jobs.cli.options import Assignments, Device, Preset
+from chiasm.jobs.cli.options import Assignments, Device, Preset, StoredEncoder
 from chiasm.pipeline.encoders import language_of
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.shards import TAR_SUFFIXES
@@ -82,6 +82,7 @@ def ask(
     false_alarms: FalseAlarms = None,
     sheet: SheetFile = None,
     explain_hits: ExplainHits = False,
+    encoder: StoredEncoder = None,
     device: Device = None,
     precision: Precision = None,
     preset: Preset = "laptop",
@@ -96,7 +97,7 @@ def ask(
         model, language, beams, max_tokens, as_json, device, precision, preset, assignments
     )
     about_shards = ShardOptions(False, address, max_loss, allow_damaged, allow_query)
-    of_collection = CollectionOptions(k, about, where, false_alarms, sheet, explain_hits)
+    of_collection = CollectionOptions(k, about, where, false_alarms, sheet, explain_hits, encoder)
     if to is not None:
         of_collection.require_none()
         *shards, question = [image, *(words or [])]

@@ -79,12 +79,13 @@ class CollectionOptions:
     false_alarms: float | None = None
     sheet: str | None = None
     explain_hits: bool = False
+    encoder: str | None = None
 
     def require_none(self) -> None:
         """UsageError where one is given beside a picture."""
         names = {"-k": self.k, "--about": self.about, "--where": self.where}
         names |= {"--false-alarms": self.false_alarms, "--sheet": self.sheet}
-        names |= {"--explain-hits": self.explain_hits or None}
+        names |= {"--explain-hits": self.explain_hits or None, "--encoder": self.encoder}
         given = [name for name, value in names.items() if value is not None]
         if given:
             raise UsageError(
@@ -163,7 +164,7 @@ def answer_from_collection(
         if not question.strip():
             raise UsageError("ask", expected="a question", found="a blank one")
         searched_for(question, options.about, rate if rate < 1 else None)
-    searcher = open_collection(collection, encoding=encoding_of(answering))
+    searcher = open_collection(collection, encoding=encoding_of(answering), encoder=options.encoder)
     if options.where is not None:
         searcher.filter(options.where)
     explainer = require_explainer(searcher.encoder) if options.explain_hits else None

@@ -9,7 +9,7 @@ import typer
 
 from chiasm.index.verify import Report
 from chiasm.index.verify import check as check_collection
-from chiasm.jobs.cli.options import Assignments, Collection, Device, Preset
+from chiasm.jobs.cli.options import Assignments, Collection, Device, Preset, StoredEncoder
 from chiasm.jobs.config import compose
 from chiasm.jobs.console import json_line, printable
 from chiasm.pipeline.errors import CollectionError
@@ -26,6 +26,7 @@ line printed is one finding, with what to do about it; the exit code is then 1."
 def check(
     collection: Collection,
     reencode: Annotated[int, typer.Option(min=0, help="Rows to read and encode again.")] = 0,
+    encoder: StoredEncoder = None,
     device: Device = None,
     preset: Preset = "laptop",
     assignments: Assignments = None,
@@ -37,7 +38,9 @@ def check(
         {"encoder.device": device},
         uses=("encoder.device", "encoder.threads"),  # the precision is the collection's
     )
-    report = check_collection(collection, reencode=reencode, encoding=settings.encoder)
+    report = check_collection(
+        collection, reencode=reencode, encoding=settings.encoder, encoder=encoder
+    )
     if as_json:
         findings = [asdict(finding) for finding in report.findings]
         print(json_line({"ok": report.ok, "checked": report.checked, "findings": findings}))

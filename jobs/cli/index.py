@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from chiasm.index import BuildSummary, build_index
-from chiasm.jobs.cli.options import Assignments, Collection, Preset
+from chiasm.jobs.cli.options import Assignments, Collection, Preset, StoredEncoder
 from chiasm.jobs.cli.reports import Plot, print_reports, require_plot, write_plot
 from chiasm.jobs.cli.units import gigabytes, milliseconds
 from chiasm.jobs.config import Settings, compose
@@ -79,6 +79,7 @@ def build(
     vectors: Vectors = None,
     queries: Queries = None,
     plot: Plot = None,
+    encoder: StoredEncoder = None,
     address: Address = None,
     preset: Preset = "laptop",
     assignments: Assignments = None,
@@ -97,7 +98,7 @@ def build(
     composed = compose(preset, assignments or (), flags, uses=["index", "workers"])
     if plot is not None:
         require_plot(plot)  # refused now rather than after the build
-    summary = _built(collection, column, address, composed)
+    summary = _built(collection, column, encoder, address, composed)
     if plot is not None:
         write_plot(plot, summary.reports)
     if as_json:
@@ -107,7 +108,11 @@ def build(
 
 
 def _built(
-    collection: str, column: list[str] | None, address: str | None, composed: Settings
+    collection: str,
+    column: list[str] | None,
+    encoder: str | None,
+    address: str | None,
+    composed: Settings,
 ) -> BuildSummary:
     settings = composed.index
     console = Console(stderr=True)
@@ -117,7 +122,9 @@ def _built(
             status.update(f"{stage}: {done:,} of {total:,} rows")
 
         if address is None and composed.workers.count == 1:
-            return build_index(collection, columns=column, settings=settings, progress=report)
+            return build_index(
+                collection, columns=column, settings=settings, progress=report, encoder=encoder
+            )
         else:
             from chiasm.jobs.build_index import build_on_cluster
 
@@ -128,6 +135,7 @@ def _built(
                 columns=column,
                 settings=settings,
                 progress=report,
+                encoder=encoder,
             )
 
 

@@ -7,7 +7,14 @@ from typing import Annotated
 import typer
 
 from chiasm.index import replay
-from chiasm.jobs.cli.options import ENCODING, Assignments, Device, Preset, print_progress
+from chiasm.jobs.cli.options import (
+    ENCODING,
+    Assignments,
+    Device,
+    Preset,
+    StoredEncoder,
+    print_progress,
+)
 from chiasm.jobs.config import compose
 from chiasm.jobs.console import printable
 from chiasm.pipeline.errors import CollectionError
@@ -31,12 +38,15 @@ def replay_(
         str | None, typer.Option(help="Where the collection is now. (default: where it was)")
     ] = None,
     encode: Annotated[bool, typer.Option(help="Encode the queries again, and compare.")] = True,
+    encoder: StoredEncoder = None,
     device: Device = None,
     preset: Preset = "laptop",
     assignments: Assignments = None,
 ) -> None:
     settings = compose(preset, assignments or (), {"encoder.device": device}, uses=ENCODING)
-    found = replay(receipt, collection=collection, encoding=settings.encoder, encode=encode)
+    found = replay(
+        receipt, collection=collection, encoding=settings.encoder, encode=encode, encoder=encoder
+    )
     for line in found.lines:
         print(printable(line))
     for note in found.notes:

@@ -30,6 +30,7 @@ from chiasm.jobs.cli.options import (
     Collection,
     Device,
     Preset,
+    StoredEncoder,
     print_progress,
 )
 from chiasm.jobs.cli.search_options import (
@@ -113,6 +114,7 @@ def search(
     explain: Explain = False,
     receipt: ReceiptFile = None,
     allow_stale: AllowStale = False,
+    encoder: StoredEncoder = None,
     device: Device = None,
     preset: Preset = "laptop",
     assignments: Assignments = None,
@@ -127,14 +129,13 @@ def search(
     check_output(output, collection, parts.inputs())
     _require_collection_first(collection, words or [], parts.options())
     text = one_text("search", words or [], _in_quotes(collection, words or []))
-    stages = _stages(rerank or [])
-    fields: dict[str, Any] = {"column": column, "k": k, "rerank": stages, "hybrid": hybrid}
-    fields |= {"calibrated": calibrated, "where": condition}
+    fields: dict[str, Any] = {"column": column, "k": k, "rerank": _stages(rerank or [])}
+    fields |= {"hybrid": hybrid, "calibrated": calibrated, "where": condition}
     fields |= {"dedup": dedup, "diversity": diversity, "nprobe": settings.index.nprobe or None}
     from_file = queries is not None or to is not None
     if from_file:
         require_file_alone(queries, to, text is not None or bool(parts.options()), output)
-    searcher = _open(collection, allow_stale, settings.encoder, condition)
+    searcher = _open(collection, allow_stale, settings.encoder, encoder, condition)
     if from_file:
         _answer_file(searcher, queries or "", to or "", audit, fields)
         return
@@ -147,11 +148,14 @@ def _open(
     collection: str,
     allow_stale: bool,
     encoding: EncoderSettings,
+    encoder: str | None,
     where: str | None,
 ) -> Searcher:
     """The collection, open. A filter that cannot be used is refused now, rather than after the
     encoder is loaded."""
-    searcher = open_collection(collection, allow_stale=allow_stale, encoding=encoding)
+    searcher = open_collection(
+        collection, allow_stale=allow_stale, encoding=encoding, encoder=encoder
+    )
     if where is not None:
         searcher.filter(where)
     return searcher

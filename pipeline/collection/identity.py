@@ -22,8 +22,9 @@ from chiasm.pipeline.collection.parquet_schema import (
     schema_version,
     vector_columns,
 )
-from chiasm.pipeline.encoders import JOINT, Encoder
+from chiasm.pipeline.encoders import JOINT, Encoder, load_encoder
 from chiasm.pipeline.errors import CollectionError, EncoderError
+from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.records import IMAGE
 from chiasm.pipeline.storage import Folder, display_name
 from chiasm.pipeline.stored_records import read_record
@@ -90,24 +91,26 @@ class Identity:
                 where,
                 expected=f"encoder {self.encoder} ({self.fingerprint[:12]})",
                 found=f"{name} ({fingerprint[:12]})",
-                do="use that encoder, or another --to folder",
+                do="use that encoder, or its weights in a folder, or another --to folder",
             )
 
 
 @dataclass(frozen=True)
 class Collection:
-    """An opened collection: its folder and its identity."""
+    """An opened collection: its folder and its identity. encoder: the name that its encoder is
+    loaded by, None for the one in the identity; weights that are replaced live on in a folder."""
 
     folder: Folder
     identity: Identity
+    encoder: str | None = None
 
     @classmethod
-    def open(cls, path: str) -> Collection:
+    def open(cls, path: str, encoder: str | None = None) -> Collection:
         """Raises CollectionError where there is none, or one that this version cannot read."""
-        return cls.of(Folder(path), path)
+        return cls.of(Folder(path), path, encoder)
 
     @classmethod
-    def of(cls, folder: Folder, path: str) -> Collection:
+    def of(cls, folder: Folder, path: str, encoder: str | None = None) -> Collection:
         """The same for a folder that is called `path` in messages."""
         identity = read_identity(folder)
         if identity is None:
@@ -117,7 +120,23 @@ class Collection:
                 found="none",
                 do="make one: chiasm embed SHARDS --to " + path,
             )
-        return cls(folder, identity)
+        return cls(folder, identity, encoder)
+
+    def load_encoder(self, encoding: EncoderSettings) -> Encoder:
+        """The encoder that made the vectors; CollectionError for another one, else raises as
+        `load_encoder` does."""
+        its, name = self.identity, self.encoder or self.identity.encoder
+        encoder = load_encoder(name, encoding)
+        if encoder.fingerprint != its.fingerprint:
+            found = name if self.encoder else "another of that name"
+            raise CollectionError(
+                display_name(self.folder.url),
+                expected=f"encoder {its.encoder} ({its.fingerprint[:12]})",
+                found=f"{found} ({encoder.fingerprint[:12]})",
+                do=f"name its weights, as in --encoder {its.encoder.partition(':')[0]}:DIR, or "
+                "embed the shards into another collection",
+            )
+        return encoder
 
 
 def _check_columns(encoder: Encoder) -> None:

@@ -23,7 +23,7 @@ from chiasm.pipeline.collection import (
 )
 from chiasm.pipeline.editions import EmbedSettings, accepted_editions
 from chiasm.pipeline.encode_batch import encode
-from chiasm.pipeline.encoders import Encoder, load_encoder
+from chiasm.pipeline.encoders import Encoder
 from chiasm.pipeline.errors import ChiasmError, CollectionError
 from chiasm.pipeline.images import DecodeSettings
 from chiasm.pipeline.pretrained import EncoderSettings
@@ -45,17 +45,9 @@ def check_members(
     encoding: how the encoder runs, such as its device; its precision is the collection's."""
     identity = collection.identity
     try:
-        encoder = load_encoder(identity.encoder, replace(encoding, precision=identity.precision))
+        encoder = collection.load_encoder(replace(encoding, precision=identity.precision))
     except ChiasmError as error:
         yield Finding.of(f"encoder {identity.encoder}", error)
-        return
-    if encoder.fingerprint != identity.fingerprint:
-        yield Finding(
-            f"encoder {identity.encoder}",
-            f"fingerprint {encoder.fingerprint[:12]}, in the collection "
-            f"{identity.fingerprint[:12]}",
-            "restore its weights, or embed the shards into another collection",
-        )
         return
     settings = embed_settings(collection)
     for file, rows in sample_rows(list(files_with_members(collection)), wanted):
