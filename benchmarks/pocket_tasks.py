@@ -96,7 +96,7 @@ def unseen_combinations(samples: int, seed: int, world: World) -> Examples:
     scenes = [scene for scene in unseen_gallery(4 * samples, seed, world)[0] if withheld_in(scene)]
     scenes = scenes[:samples]
     seeds = [f"unseen {seed} {row}" for row in range(len(scenes))]
-    return Examples("ask", scenes, examples_of(scenes, "ask", EACH, seeds, world))
+    return Examples("ask", scenes, examples_of(scenes, "ask", [EACH] * len(scenes), seeds, world))
 
 
 def unseen_forms(samples: int, seed: int, world: World) -> Examples:

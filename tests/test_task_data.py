@@ -90,6 +90,22 @@ def test_processes_share_the_examples_of_one_batch():
         assert sorted(map(repr, examples)) == sorted(map(repr, rows.examples)), task
 
 
+def test_a_task_of_a_share_of_pictures_has_every_so_many_whatever_the_processes():
+    shared = replace(TASK, examples={"ask": 1.5, "caption": 0.25})
+    whole = task_batch(
+        3, replace(shared, scenes=replace(shared.scenes, batch=8), pictures={}), TOKENIZER
+    )
+    assert whole.tasks["caption"].pictures.tolist() == [3, 7]
+    each = np.bincount(whole.tasks["ask"].pictures, minlength=8)
+    assert (each <= [1, 2] * 4).all() and each.sum() >= 10  # a scene may have no such question
+    half = replace(shared, scenes=replace(shared.scenes, batch=4))
+    parts = [task_batch(3, half, TOKENIZER, rank, 2).tasks["caption"] for rank in (0, 1)]
+    captions = [example for part in parts for example in part.examples]
+    # Of each process's four pictures one, and of two times two with moods, after these, another.
+    assert [len(part.examples) for part in parts] == [1, 2]
+    assert [captions[0], captions[1]] == list(whole.tasks["caption"].examples)
+
+
 def test_inputs_are_a_prefix_and_the_target_so_far():
     for task, rows in task_batch(2, TASK, TOKENIZER).tasks.items():
         for example, inputs, targets in zip(rows.examples, rows.inputs, rows.targets, strict=True):
@@ -199,7 +215,7 @@ def test_what_is_wanted_is_right_and_what_is_wanted_of_another_seldom(task):
     rng, seeds = random.Random(4), [str(n) for n in range(40)]
     if task in DRAWN:
         scenes = [random_scene(rng, WORLD_2) for _ in seeds]
-        examples = examples_of(scenes, task, 1, seeds, WORLD_2)
+        examples = examples_of(scenes, task, [1] * len(scenes), seeds, WORLD_2)
     else:
         scenes, examples = own_scenes(task, seeds, WORLD_2)
     texts = [TOKENIZER.decode(TOKENIZER.encode(normalise(e.target))) for _, e in examples]

@@ -18,7 +18,7 @@ from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.training.distributed import average_gradients
 
 BETAS = (0.9, 0.98)  # of AdamW: the second is short, for trainings of some thousand steps
-
+RATE_FLOOR = 0.01  # of the highest learning rate, at the end of a stage, or of a cycle of one
 
 SLOWER = "train in another folder with a lower learning rate"
 
@@ -58,13 +58,19 @@ def decay_groups(
     return [ParameterGroup(name, parameters, decay) for (name, decay), parameters in found.items()]
 
 
+def matrix_decays(name: str, parameter: nn.Parameter) -> bool:
+    """Matrices and convolutions decay; embeddings of tokens, prefixes and modalities, biases,
+    norms, queries, positions and scales do not."""
+    return parameter.ndim in (2, 4) and "embedding" not in name
+
+
 def cosine(progress: float, floor: float = 0.0) -> float:
     """From 1 at progress 0 to `floor` at progress 1 along half a cosine (Loshchilov and Hutter,
     SGDR, 2017)."""
     return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def warmup_then_cosine(step: int, steps: int, warmup: float, floor: float) -> float:
+def warmup_then_cosine(step: int, steps: int, warmup: float, floor: float = RATE_FLOOR) -> float:
     """Factor of the learning rate at `step`, from 0 up, of `steps`: linear warm-up over a share
     `warmup` of the steps, then a cosine down to `floor`. The first step is never 0."""
     progress = min(1.0, step / steps)

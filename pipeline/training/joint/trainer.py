@@ -22,13 +22,13 @@ from chiasm.pipeline.training.optim import (
     Ema,
     Optimiser,
     decay_groups,
+    matrix_decays,
     require_finite,
     warmup_then_cosine,
     with_prefix,
     without_prefix,
 )
 
-RATE_FLOOR = 0.01  # of the highest learning rate, at the end of a stage
 STATE = "state.safetensors"
 
 
@@ -69,11 +69,7 @@ class Training:
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(name.startswith(self.stage.trained))
         self.trained = {k: v for k, v in self.network.named_parameters() if v.requires_grad}
-        groups = decay_groups(
-            self.trained.items(),
-            self.settings.weight_decay,
-            lambda name, parameter: parameter.ndim in (2, 4) and "embedding" not in name,
-        )
+        groups = decay_groups(self.trained.items(), self.settings.weight_decay, matrix_decays)
         self.optimiser = Optimiser(groups, self.settings.learning_rate, self.settings.clip)
 
     def train_step(self, batch: Any) -> dict[str, float]:
@@ -88,8 +84,7 @@ class Training:
         self.optimiser.backward(total)
         found = {name: loss.item() for name, loss in {"loss": total, **losses}.items()}
         require_finite(found, what)
-        warmup = self.settings.warmup
-        rate = warmup_then_cosine(self.stage_step, self.stage.steps, warmup, RATE_FLOOR)
+        rate = warmup_then_cosine(self.stage_step, self.stage.steps, self.settings.warmup)
         self.optimiser.apply({"": rate}, what)
         self.network.limit_scale()
         self.ema.update(self.trained.items(), updates=self.stage_step)

@@ -102,7 +102,8 @@ def draw_examples(
     for task in (task for task in tasks if TASKS[task].head == "text"):
         seeds = [f"gallery {task} {seed} {row}" for row in range(len(scenes))]
         if task in settings.examples:
-            drawn.append(Examples(task, scenes, examples_of(scenes, task, per_scene, seeds, world)))
+            counts = [per_scene] * len(scenes)
+            drawn.append(Examples(task, scenes, examples_of(scenes, task, counts, seeds, world)))
         else:
             drawn.append(Examples(task, *own_scenes(task, seeds, world)))
     return drawn

@@ -33,7 +33,8 @@ class TrainSettings:
     of 32 pictures all that are alike are twins, and a joint vector learns no more from them than
     the mean knows; the fourth, that of image tokens, pieces of `image_token_batch` pictures; the
     fifth, steps of `decoder_batch` pictures with `examples` of each, and of `pictures` more, by
-    task. fusion_per_joint: steps of the second stage for each of the third: few of 512 pictures are
+    task; drawn pictures are few, as the codes of one are as many tokens as all its words.
+    fusion_per_joint: steps of the second stage for each of the third: few of 512 pictures are
     enough for the one matrix that it trains, and take a tenth of the time of the many. facts:
     weight of the facts and readings losses at the start; it falls to a tenth along a cosine. words:
     weight of the words and relations losses; with less, the kinds do not enter the vectors, and the
@@ -87,8 +88,8 @@ class TrainSettings:
             decoder=DecoderConfig(), image_tokens=ImageTokensConfig()
         )
     )
-    examples: Mapping[str, int] = field(
-        default_factory=lambda: {"ask": 6, "caption": 1, "translate": 1, "imagine": 1}
+    examples: Mapping[str, float] = field(
+        default_factory=lambda: {"ask": 6, "caption": 1, "translate": 1, "imagine": 0.375}
     )
     pictures: Mapping[str, int] = field(default_factory=lambda: {"sentiment": 16})
 

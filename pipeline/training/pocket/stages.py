@@ -38,7 +38,6 @@ Evaluate = Callable[[JointNetwork], dict[str, Any]]
 IMAGE_TOKEN_WEIGHTS = {"pixels": 4.0, "edges": 0.5, "features": 0.3}
 IMAGE_TOKENS_RATE = 3.0  # a few convolutions bear three times the rate of transformers
 PROBE_FLOOR = 0.1  # of the probes' weight, at the end of the first stage
-RATE_FLOOR = 0.01  # of the highest learning rate, at the end of a cycle
 # Prefixes of the names of those parameters of `Objective` that a stage trains.
 TOWERS = (
     "model.image.", "model.text.", "model.image_projection.", "model.text_projection.",
@@ -117,7 +116,7 @@ class Stage:
     def rate_at(self, step: int, warmup: float) -> float:
         """Of the highest learning rate: in each cycle a linear warm-up over a share `warmup` of its
         steps, then a cosine down to a hundredth."""
-        return warmup_then_cosine(*self.cycle_at(step), warmup, RATE_FLOOR)
+        return warmup_then_cosine(*self.cycle_at(step), warmup)
 
     def total(self, losses: Mapping[str, Tensor], progress: float) -> Tensor:
         """The weighted sum of the losses, at progress 0 to 1 of a cycle."""

@@ -8,6 +8,7 @@ otherwise.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -55,14 +56,14 @@ DRAWN_WITH_SCENE: Mapping[str, Callable[[random.Random, str, World], tuple[Scene
 @dataclass(frozen=True)
 class TaskSettings:
     """scenes: how they are drawn, `batch` of them a step in each process. examples: of each
-    picture, by task of DRAWN; pictures: more of them a step in each process, by task of
-    DRAWN_WITH_SCENE, with one example each. target: longest target in tokens, its end included;
-    prefixes: those of the decoder. UsageError for a task that is in neither, and for one whose
-    prefix the decoder lacks in a language: both languages are drawn.
+    picture, by task of DRAWN; of 0.25, every fourth picture has one. pictures: more of them a step
+    in each process, by task of DRAWN_WITH_SCENE, with one example each. target: longest target in
+    tokens, its end included; prefixes: those of the decoder. UsageError for a task that is in
+    neither, and for one whose prefix the decoder lacks in a language: both languages are drawn.
     """
 
     scenes: DataSettings
-    examples: Mapping[str, int]
+    examples: Mapping[str, float]
     pictures: Mapping[str, int]
     target: int
     prefixes: tuple[str, ...] = PREFIXES
@@ -119,16 +120,20 @@ def task_batch(
     everywhere = scenes_of(step, replace(scenes, batch=scenes.batch * world_size))
     first, world = rank * scenes.batch, WORLDS[scenes.world]
     own = everywhere[first : first + scenes.batch]
-    numbers = [str(first + row) for row in range(len(own))]  # of pictures, in all processes
+    names = [str(first + row) for row in range(len(own))]  # of pictures, in all processes
+    numbers, end = [*range(first, first + len(own))], scenes.batch * world_size
     drawn = {}
     for task, count in settings.pictures.items():
         more = [f"{task} {rank * count + row}" for row in range(count)]
         with_scenes = own_scenes(task, [f"{scenes.seed} {step} {name}" for name in more], world)
         drawn[task] = [(len(own) + row, example) for row, example in with_scenes[1]]
-        own, numbers = own + with_scenes[0], numbers + more
-    for task, count in settings.examples.items():
-        seeds = [f"{task} {scenes.seed} {step} {number}" for number in numbers]
-        drawn[task] = examples_of(own, task, count, seeds, world)
+        own, names = own + with_scenes[0], names + more
+        numbers += range(end + rank * count, end + (rank + 1) * count)
+        end += count * world_size
+    for task, share in settings.examples.items():
+        seeds = [f"{task} {scenes.seed} {step} {name}" for name in names]
+        counts = [math.floor((n + 1) * share) - math.floor(n * share) for n in numbers]
+        drawn[task] = examples_of(own, task, counts, seeds, world)
     return TaskBatch(
         np.stack([to_pixels(picture(scene), scenes.side) for scene in own]),
         {task: task_rows(rows, task, settings, tokenizer) for task, rows in drawn.items()},
@@ -145,11 +150,12 @@ def own_scenes(
 
 
 def examples_of(
-    scenes: Sequence[Scene], task: str, count: int, seeds: Sequence[str], world: World
+    scenes: Sequence[Scene], task: str, counts: Sequence[int], seeds: Sequence[str], world: World
 ) -> list[tuple[int, Example]]:
-    """So many examples of a task of each scene, each with its scene's number; one seed a scene."""
+    """Examples of a task of each scene, so many of each, each with its scene's number; one seed a
+    scene."""
     drawn: list[tuple[int, Example]] = []
-    for row, (scene, seed) in enumerate(zip(scenes, seeds, strict=True)):
+    for row, (scene, count, seed) in enumerate(zip(scenes, counts, seeds, strict=True)):
         rng = random.Random(seed)
         made = (DRAWN[task](scene, rng, rng.choice(LANGUAGES), world) for _ in range(count))
         drawn += [(row, example) for example in made if example is not None]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from chiasm.pipeline.errors import UsageError
@@ -33,6 +33,7 @@ from chiasm.pipeline.training.optim import (
     Ema,
     Optimiser,
     decay_groups,
+    matrix_decays,
     require_finite,
     with_prefix,
     without_prefix,
@@ -96,7 +97,7 @@ class Training:
         for name, parameter in self.objective.named_parameters():
             parameter.requires_grad_(name.startswith(self.stage.trained))
         trained = [item for item in self.objective.named_parameters() if item[1].requires_grad]
-        groups = decay_groups(trained, self.settings.weight_decay, _decays)
+        groups = decay_groups(trained, self.settings.weight_decay, matrix_decays)
         groups.sort(key=lambda group: group.weight_decay, reverse=True)
         learning_rate = self.settings.learning_rate * self.stage.rate
         self.optimiser = Optimiser(groups, learning_rate, self.settings.clip)
@@ -332,12 +333,6 @@ class Training:
         self.objective.load_state_dict(without_prefix(tensors, "weights."))
         self.ema.load(without_prefix(tensors, "average."))
         self.optimiser.load(without_prefix(tensors, "optimiser."))
-
-
-def _decays(name: str, parameter: nn.Parameter) -> bool:
-    """Matrices and convolutions decay; embeddings of tokens, prefixes and modalities, biases,
-    norms, queries, positions and scales do not."""
-    return parameter.ndim in (2, 4) and "embedding" not in name
 
 
 def _shapes(names: Sequence[str], config: ModelConfig) -> list[Any]:
