@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import contextlib
 import threading
 from dataclasses import replace
 
@@ -53,6 +52,16 @@ def job(folder, settings=RUN, workers=2):
     )  # fmt: skip
 
 
+def kill_a_worker() -> bool:
+    """Kill a worker of this process's Ray; False where there is none."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                process.kill()
+                return True
+    return False
+
+
 def undisturbed(settings, folder):
     """The same training in one of a group's processes, without Ray."""
     train(settings, folder, device="cpu", precision="float32", workers=0)
@@ -63,17 +72,12 @@ def test_two_processes_learn_one_model_and_one_that_dies_costs_no_step(ray_sessi
     """One is killed after a checkpoint; the training goes on from it, through both stages, and ends
     with the weights of two processes without Ray that nobody disturbs. What these learn is that of
     one process with all rows: tests/test_distributed.py."""
-    settings, folder = replace(RUN, steps=40), tmp_path / "ray"
+    settings, folder = replace(RUN, steps=16), tmp_path / "ray"
     killed = threading.Event()
 
     def kill_one():
         until((folder / STATE).exists, 500)
-        workers = [
-            p
-            for p in psutil.Process().children(recursive=True)  # not those of another test's
-            if "RayTrainWorker" in " ".join(p.cmdline())
-        ]
-        os.kill(workers[0].pid, signal.SIGKILL)
+        until(kill_a_worker, 500)
         killed.set()
 
     thread = threading.Thread(target=kill_one, daemon=True)
@@ -88,8 +92,8 @@ def test_two_processes_learn_one_model_and_one_that_dies_costs_no_step(ray_sessi
     assert tensors.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.allclose(tensors[name], value, atol=2e-4, rtol=1e-3), name
-    assert [line["step"] for line in read_log(folder)] == [*range(2, 41, 2), 40, 42]
-    assert len(messages) >= 22 and '"step": 42' in messages[-1]
+    assert [line["step"] for line in read_log(folder)] == [*range(2, 17, 2), 16, 18]
+    assert len(messages) >= 10 and '"step": 18' in messages[-1]
     load_model(folder)
 
 
