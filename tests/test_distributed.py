@@ -15,6 +15,7 @@ from chiasm.pipeline.model.config import (
     DecoderConfig,
     FusionConfig,
     ImageConfig,
+    ImageTokensConfig,
     ModelConfig,
     TextConfig,
 )
@@ -117,11 +118,15 @@ def failing_step():
 
 
 def decoder_step(batch):
-    """Losses and gradients of a step of the decoder, with a picture more for sentiment."""
+    """Losses and gradients of a step of the decoder, with a picture more for sentiment, and less
+    drawings in one process than in the other."""
     decoder = DecoderConfig(width=16, depth=1, heads=2, context=48)
+    tokens = ImageTokensConfig(side=36, stride=12, width=16, depth=(1, 1))
     settings = replace(
-        settings_of(1), steps=0, decoder_batch=batch, examples={"ask": 2},
-        pictures={"sentiment": batch // 4}, model=replace(TINY, fusion=None, decoder=decoder),
+        settings_of(1), steps=0, image_token_steps=0, decoder_batch=batch,
+        examples={"ask": 2, "imagine": 0.3},
+        pictures={"sentiment": batch // 4},
+        model=replace(TINY, fusion=None, decoder=decoder, image_tokens=tokens),
     )  # fmt: skip
     settings = replace(settings, data=replace(settings.data, world="world 2"))
     training = Training(settings, CPU, TOKENIZER)
@@ -198,7 +203,7 @@ def test_two_processes_have_the_gradient_of_one_with_all_rows(pair):
 
 def test_two_processes_have_the_decoder_gradient_of_one_with_all_rows(pair):
     losses, gradients = decoder_step(8)
-    assert set(losses) == {"loss", "ask", "sentiment"}
+    assert set(losses) == {"loss", "ask", "imagine", "sentiment"}
     for found, of_two in pair[5]:
         assert found == pytest.approx(losses, abs=1e-5)
         for name, gradient in gradients.items():

@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from chiasm.pipeline.errors import UsageError
-from chiasm.pipeline.model.config import DecoderConfig, ImageConfig, ModelConfig, TextConfig
+from chiasm.pipeline.model.config import (
+    DecoderConfig,
+    ImageConfig,
+    ImageTokensConfig,
+    ModelConfig,
+    TextConfig,
+)
 from chiasm.pipeline.model.preprocess import to_pixels
 from chiasm.pipeline.model.tasks import PREFIXES, TASKS
 from chiasm.pipeline.model.tokenizer import END, PAD, normalise
@@ -52,6 +58,7 @@ from chiasm.pipeline.training.pocket.task_data import (
 )
 from chiasm.pipeline.training.pocket.trainer import Training
 
+CODES = ImageTokensConfig(side=36, stride=12, width=16, depth=(1, 1))
 RUN = TrainSettings(
     steps=0, decoder_steps=60, decoder_batch=4, examples={"ask": 2, "caption": 1, "translate": 1},
     pictures={"sentiment": 2}, corpus=60, warmup=0.1, learning_rate=3e-3,
@@ -92,18 +99,37 @@ def test_processes_share_the_examples_of_one_batch():
 
 def test_a_task_of_a_share_of_pictures_has_every_so_many_whatever_the_processes():
     shared = replace(TASK, examples={"ask": 1.5, "caption": 0.25})
-    whole = task_batch(
-        3, replace(shared, scenes=replace(shared.scenes, batch=8), pictures={}), TOKENIZER
+    double = replace(shared, scenes=replace(shared.scenes, batch=8), pictures={"sentiment": 4})
+    whole = task_batch(1, double, TOKENIZER)
+    # Of pictures 12 to 23 of all steps: of those with moods, 20 to 23, the last.
+    assert whole.tasks["caption"].pictures.tolist() == [3, 7, 11]
+    each = np.bincount(whole.tasks["ask"].pictures, minlength=12)
+    assert (each <= [1, 2] * 6).all() and each.sum() >= 15  # a scene may have no such question
+    half = replace(shared, scenes=replace(shared.scenes, batch=4), pictures={"sentiment": 2})
+    parts = [task_batch(1, half, TOKENIZER, rank, 2) for rank in (0, 1)]
+    assert [len(part.tasks["caption"].examples) for part in parts] == [1, 2]
+    for task, rows in whole.tasks.items():
+        examples = [each for part in parts for each in part.tasks[task].examples]
+        assert sorted(map(repr, examples)) == sorted(map(repr, rows.examples)), task
+
+
+def test_a_task_of_few_pictures_has_none_in_most_steps_and_a_loss_of_0_there():
+    few = replace(
+        RUN,
+        examples={"imagine": 0.05, "caption": 1},
+        pictures={},
+        decoder_batch=4,
+        image_token_steps=0,
     )
-    assert whole.tasks["caption"].pictures.tolist() == [3, 7]
-    each = np.bincount(whole.tasks["ask"].pictures, minlength=8)
-    assert (each <= [1, 2] * 4).all() and each.sum() >= 10  # a scene may have no such question
-    half = replace(shared, scenes=replace(shared.scenes, batch=4))
-    parts = [task_batch(3, half, TOKENIZER, rank, 2).tasks["caption"] for rank in (0, 1)]
-    captions = [example for part in parts for example in part.examples]
-    # Of each process's four pictures one, and of two times two with moods, after these, another.
-    assert [len(part.examples) for part in parts] == [1, 2]
-    assert [captions[0], captions[1]] == list(whole.tasks["caption"].examples)
+    few = replace(few, model=replace(few.model, image_tokens=CODES))
+    training = Training(few, torch.device("cpu"), TOKENIZER)
+    batches = [task_batch(step, task_settings(few), TOKENIZER) for step in range(10)]
+    assert [len(batch.tasks["imagine"].examples) for batch in batches] == [0, 0, 0, 0, 1] * 2
+    losses = training.backward(batches[0])
+    assert losses["imagine"] == 0 and losses["caption"] > 1
+    for share in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="examples of caption: expected a number above 0"):
+            replace(TASK, examples={"caption": share})
 
 
 def test_inputs_are_a_prefix_and_the_target_so_far():

@@ -189,14 +189,14 @@ def decoder_losses(model: JointNetwork, batch: TaskBatch) -> dict[str, Tensor]:
     pictures = decoder.start(None, image)
     losses = {}
     for task, rows in batch.tasks.items():
-        if TASKS[task].head == "codes":
-            losses[task] = _drawing_loss(model, rows, batch.pixels)
-            continue
-        targets = _moved(rows.targets, device)
-        count = mean_over_processes((targets != UNKNOWN).sum().float()).clamp(min=1)
-        if not len(targets):  # no scene had an example; the others still count theirs
+        tokens = torch.tensor(float(_target_tokens(model, task, rows)), device=device)
+        count = mean_over_processes(tokens).clamp(min=1)
+        if not len(rows.targets):  # no scene had an example; the others still count theirs
             # With a gradient, as that of a batch without any target has to be 0 too.
             losses[task] = 0 * next(decoder.parameters()).float().sum()
+            continue
+        if TASKS[task].head == "codes":
+            losses[task] = _drawing_loss(model, rows, batch.pixels) / count
             continue
         parts = [
             _log_loss(model, part, pictures.take(_moved(part.pictures, device)), TASKS[task].head)
@@ -204,6 +204,14 @@ def decoder_losses(model: JointNetwork, batch: TaskBatch) -> dict[str, Tensor]:
         ]
         losses[task] = torch.stack(parts).sum() / count
     return losses
+
+
+def _target_tokens(model: JointNetwork, task: str, rows: TaskRows) -> int:
+    """How many ids the decoder is to write for some rows of a task."""
+    if TASKS[task].head == "codes":
+        assert model.image_tokens is not None
+        return len(rows.targets) * model.image_tokens.config.tokens
+    return int((rows.targets != UNKNOWN).sum())
 
 
 def _log_loss(model: JointNetwork, rows: TaskRows, state: DecoderState, head: Head) -> Tensor:
@@ -223,8 +231,8 @@ def _log_loss(model: JointNetwork, rows: TaskRows, state: DecoderState, head: He
 
 
 def _drawing_loss(model: JointNetwork, rows: TaskRows, pixels: np.ndarray) -> Tensor:
-    """Mean of  -log p(next code)  over the codes of the rows' pictures, which the decoder does not
-    see; pixels uint8 (B, 3, S, S). Every process has as many."""
+    """The sum of  -log p(next code)  over the codes of the rows' pictures, which the decoder does
+    not see; pixels uint8 (B, 3, S, S)."""
     device, decoder, tokens = model.log_scale.device, model.decoder, model.image_tokens
     assert decoder is not None and tokens is not None and rows.sources is not None
     with torch.no_grad():
@@ -234,7 +242,7 @@ def _drawing_loss(model: JointNetwork, rows: TaskRows, pixels: np.ndarray) -> Te
     inputs = torch.cat([_moved(rows.inputs[:, :1], device), codes[:, :-1] + first], dim=1)
     hidden, _state = decoder(inputs, decoder.start(text, None), "codes")
     logits = decoder.logits(hidden, "codes").float()
-    return functional.cross_entropy(logits.flatten(0, 1), codes.flatten())
+    return functional.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="sum")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Seed and step -> one batch for the decoder: pictures, and what to write of each by task.
 
 Scenes are drawn as those of the other stages are (data.py), and none shows a withheld combination.
-Each picture has the same number of examples of each task, in either language; where a scene has
-none of a task, it has fewer. Sentiment draws pictures of its own, half of which would be neutral
-otherwise.
+Each picture has the same number of examples of each task, or every so many pictures have one, in
+either language; where a scene has none of a task, it has fewer. Sentiment draws pictures of its
+own, half of which would be neutral otherwise.
 """
 
 from __future__ import annotations
@@ -73,9 +73,13 @@ class TaskSettings:
             ("examples", self.examples, DRAWN),
             ("pictures", self.pictures, DRAWN_WITH_SCENE),
         ):
-            for task in tasks:
+            for task, count in tasks.items():
                 if task not in drawn:
                     raise UsageError(f"{name}: task {task!r}", expected=" or ".join(drawn))
+                if not 0 < count < math.inf:
+                    raise UsageError(
+                        f"{name} of {task}", expected="a number above 0", found=str(count)
+                    )
                 missing = [item for item in TASKS[task].prefixes if item not in self.prefixes]
                 if missing:
                     raise UsageError(
@@ -121,7 +125,10 @@ def task_batch(
     first, world = rank * scenes.batch, WORLDS[scenes.world]
     own = everywhere[first : first + scenes.batch]
     names = [str(first + row) for row in range(len(own))]  # of pictures, in all processes
-    numbers, end = [*range(first, first + len(own))], scenes.batch * world_size
+    # Numbers of pictures, of all processes and all steps.
+    end = step * world_size * (scenes.batch + sum(settings.pictures.values()))
+    numbers = [*range(end + first, end + first + len(own))]
+    end += scenes.batch * world_size
     drawn = {}
     for task, count in settings.pictures.items():
         more = [f"{task} {rank * count + row}" for row in range(count)]
