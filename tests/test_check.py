@@ -365,8 +365,8 @@ def test_another_encoder_of_the_same_name_is_a_finding(embedded, monkeypatch):
     (found,) = findings(embedded, reencode=5)
     assert found.startswith("encoder fake: ") and found.endswith(
         f"expected encoder fake ({FakeEncoder().fingerprint[:12]}), found another of that name "
-        "(000000000000); name its weights, as in --encoder fake:DIR, or embed the shards into "
-        "another collection"
+        "(000000000000); name the weights that made it, as in --encoder fake:DIR, or embed "
+        "the shards into another collection"
     )
 
 

@@ -124,7 +124,7 @@ def test_a_stored_collection_gives_the_answers_that_it_gave(stored, shard_urls, 
 
 def test_other_weights_of_the_same_name_are_refused_and_the_old_ones_named(stored, chiasm):
     expected = f"expected encoder pocket ({MODEL_FINGERPRINT[:12]}), found another of that name"
-    advice = "name its weights, as in --encoder pocket:DIR, or embed the shards into another"
+    advice = "name the weights that made it, as in --encoder pocket:DIR, or embed the shards"
     sheet = ("--sheet", stored.parent / "sheet.png", "--explain-hits")
     ask = ("ask", stored, "is there a boat in the picture?", *sheet, "--model", MODEL)
     for command in (("search", stored, "a boat"), ("check", stored, "--reencode", "1"), ask):

@@ -255,8 +255,9 @@ def test_another_encoder_is_refused_and_nothing_is_written(shards, tmp_path):
         CollectionError, match=r"expected encoder fake .*, found fake:other"
     ) as raised:
         embed(shards, to, encoder="fake:other")
-    assert "use that encoder, or its weights in a folder, or another --to folder" in str(
-        raised.value
+    assert (
+        "name the weights that made it, as in --encoder fake:DIR, or take another --to folder"
+        in str(raised.value)
     )
     assert contents(to) == before
 

@@ -19,7 +19,7 @@ from tiny_collection import _row as plain_row
 from tiny_collection import add_shard, make_collection
 
 from chiasm.index import Answer, Query, Recorder, Term, build_index, open_collection, replay
-from chiasm.index.build import ByKey, columns, compact_index, delete_from_index
+from chiasm.index.build import ByKey, compact_index, delete_from_index
 from chiasm.index.query import calibrate_index, calibrated
 from chiasm.index.query.calibrate import (
     FEATURES,
@@ -46,7 +46,7 @@ from chiasm.index.segments import stem_of
 from chiasm.index.verify.index import check_index
 from chiasm.jobs.cli.index_edit import status as index_status
 from chiasm.jobs.cli.search import search as search_command
-from chiasm.pipeline.collection import Collection
+from chiasm.pipeline.collection import Collection, identity
 from chiasm.pipeline.encoders.registry import ENCODERS
 from chiasm.pipeline.errors import CollectionError, UsageError
 from chiasm.pipeline.storage import Folder
@@ -438,7 +438,7 @@ def test_under_a_filter_it_is_of_the_rows_that_pass(things):
 
 def test_a_build_without_an_encoder_or_with_few_captions_stores_none(tmp_path, monkeypatch):
     make_collection(tmp_path / "few", (30,))
-    monkeypatch.setattr(columns, "load_encoder", pytest.fail)
+    monkeypatch.setattr(identity, "load_encoder", pytest.fail)
     build_index(str(tmp_path / "few"))
     assert not open_collection(tmp_path / "few").generation.manifest.calibrations
 

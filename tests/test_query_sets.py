@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny_collection import add_shard, make_collection
 
 from chiasm.index import IndexSettings, build_index, open_collection
-from chiasm.index.build import ByKey, columns, delete_from_index, samples
+from chiasm.index.build import ByKey, delete_from_index, samples
 from chiasm.index.build.build import Build
 from chiasm.index.build.covered import CoveredShards
 from chiasm.index.build.report import Report
@@ -24,7 +24,7 @@ from chiasm.jobs.cli.index import build, print_summary
 from chiasm.jobs.cli.index_edit import status
 from chiasm.jobs.cli.reports import write_plot
 from chiasm.jobs.cli.units import gigabytes, milliseconds
-from chiasm.pipeline.collection import Collection
+from chiasm.pipeline.collection import Collection, identity
 from chiasm.pipeline.encoders import register_encoder
 from chiasm.pipeline.errors import CollectionError, EncoderError, UsageError
 from chiasm.pipeline.storage import Folder
@@ -297,7 +297,7 @@ def test_a_build_whose_encoder_is_not_known_here_is_tuned_all_the_same(
     def unknown(name, settings):
         raise UsageError(f"encoder {name!r}", expected="one of pocket", found="")
 
-    monkeypatch.setattr(columns, "load_encoder", unknown)
+    monkeypatch.setattr(identity, "load_encoder", unknown)
     make_collection(tmp_path, (300, 200))
     summary = build_index(tmp_path, columns=[column], settings=TUNED)
     assert "encoder 'fake': expected one of" in caplog.text

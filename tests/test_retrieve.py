@@ -285,8 +285,8 @@ def test_another_encoder_of_the_same_name_is_refused(made, monkeypatch):
         collection.search("x")
     assert str(error.value) == (
         f"{made}: expected encoder fake ({FakeEncoder().fingerprint[:12]}), found another of that "
-        "name (000000000000); name its weights, as in --encoder fake:DIR, or embed the shards into "
-        "another collection"
+        "name (000000000000); name the weights that made it, as in --encoder fake:DIR, or embed "
+        "the shards into another collection"
     )
     assert len(collection.search_many([Query(vector=np.ones(8))])[0]) == 10
 

@@ -23,11 +23,14 @@ LOG = logging.getLogger(__name__)
 
 
 class TunedColumns:
-    """By column what was chosen for it, in `tuned`. Loads the encoder where texts are encoded."""
+    """By column what was chosen for it, in `tuned`. Loads the encoder where texts are encoded; one
+    that was named at once, and raises what that raises: a wrong one is not passed over."""
 
     def __init__(self, covered: CoveredShards, settings: IndexSettings) -> None:
         self.covered, self.settings = covered, settings
         self.tuned: dict[str, TunedColumn] = {}
+        if covered.collection.encoder is not None:
+            self.encoder = covered.collection.load_encoder(EncoderSettings())
 
     @functools.cached_property
     def encoder(self) -> Encoder:

@@ -61,6 +61,8 @@ def recipe_of(
         facts_of_settings["queries"] = query_lines(settings.queries)
     shards = [asdict(covered.indexed[file.shard_id]) for file in covered.files]
     facts = [facts_of_settings, sorted(columns or ()), covered.identity.fingerprint]
+    if covered.collection.encoder is not None:  # without it, texts may not have been encoded
+        facts.append(covered.collection.encoder)
     return {"recipe": _digest(facts), "files": _digest(shards), "rows": covered.rows}
 
 

@@ -71,7 +71,8 @@ def replay(
 
     collection: where it is now, by default where it was. encoding: how the models run. encode:
     whether queries are encoded again and compared. encoder: as `open_collection` takes it. Raises
-    as `read_receipt` does, CollectionError where there is no collection.
+    as `read_receipt` does, CollectionError where there is no collection; where `encoder` is given,
+    also as `Collection.load_encoder` does.
     """
     receipt = read_receipt(path)
     where = collection or receipt.collection
@@ -80,6 +81,8 @@ def replay(
     run.compare_identity()
     searcher = run.open_generation()
     if searcher is not None:
+        if encoder is not None:
+            _ = searcher.encoder  # one that was named is refused, not only not compared
         run.load_pictures()
         if encode:
             run.encode(searcher)
@@ -239,7 +242,7 @@ class _Run:
         changed = isinstance(error, CollectionError)
         lines = self.found.changes if changed else self.found.notes
         what = "the encoder is another" if changed else "the queries were not encoded again"
-        lines.append(f"{what}: {_without_advice(error)}")
+        lines.append(f"{what}: {error}")
 
 
 def _changes_of_generation(name: str, before: StoredGeneration, now: StoredGeneration) -> list[str]:

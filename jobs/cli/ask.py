@@ -31,6 +31,7 @@ from chiasm.jobs.cli.answering_shards import (
 )
 from chiasm.jobs.cli.ask_collection import (
     About,
+    CollectionEncoder,
     CollectionOptions,
     ExplainHits,
     FalseAlarms,
@@ -40,7 +41,7 @@ from chiasm.jobs.cli.ask_collection import (
     answer_from_collection,
     is_collection,
 )
-from chiasm.jobs.cli.options import Assignments, Device, Preset, StoredEncoder
+from chiasm.jobs.cli.options import Assignments, Device, Preset
 from chiasm.pipeline.encoders import language_of
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.shards import TAR_SUFFIXES
@@ -82,7 +83,7 @@ def ask(
     false_alarms: FalseAlarms = None,
     sheet: SheetFile = None,
     explain_hits: ExplainHits = False,
-    encoder: StoredEncoder = None,
+    encoder: CollectionEncoder = None,
     device: Device = None,
     precision: Precision = None,
     preset: Preset = "laptop",

@@ -68,6 +68,17 @@ ExplainHits = Annotated[
     ),
 ]
 
+CollectionEncoder = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder",
+        metavar="NAME",
+        help="Where the weights are that made it, as in pocket:DIR. (default: where its encoder's "
+        "name says)",
+        rich_help_panel=PANEL,
+    ),
+]
+
 
 @dataclass(frozen=True, slots=True)
 class CollectionOptions:
@@ -167,7 +178,8 @@ def answer_from_collection(
     searcher = open_collection(collection, encoding=encoding_of(answering), encoder=options.encoder)
     if options.where is not None:
         searcher.filter(options.where)
-    explainer = require_explainer(searcher.encoder) if options.explain_hits else None
+    encoder = searcher.encoder  # every question is encoded
+    explainer = require_explainer(encoder) if options.explain_hits else None
     asking = _Asking(searcher, load_model("ask", answering), options, answering, rate)
     _answer_all(asking, _questions(question), several, explainer)
 

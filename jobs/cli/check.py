@@ -12,7 +12,7 @@ from chiasm.index.verify import check as check_collection
 from chiasm.jobs.cli.options import Assignments, Collection, Device, Preset, StoredEncoder
 from chiasm.jobs.config import compose
 from chiasm.jobs.console import json_line, printable
-from chiasm.pipeline.errors import CollectionError
+from chiasm.pipeline.errors import CollectionError, UsageError
 
 HELP = """
   chiasm check photos.chiasm
@@ -32,6 +32,8 @@ def check(
     assignments: Assignments = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
+    if encoder is not None and not reencode:
+        raise UsageError("check --encoder", expected="--reencode N with it", found="none")
     settings = compose(
         preset,
         assignments or (),

@@ -84,6 +84,12 @@ class Identity:
         text = json.dumps(fields, ensure_ascii=False, indent=1)
         return text.encode("utf-8", "surrogatepass") + b"\n"
 
+    def name_weights(self) -> str:
+        """What to do where the encoder of that name has other weights now."""
+        return (
+            f"name the weights that made it, as in --encoder {self.encoder.partition(':')[0]}:DIR"
+        )
+
     def require(self, fingerprint: str, name: str, where: str) -> None:
         """Raise CollectionError for an encoder with another fingerprint. where: the collection."""
         if fingerprint != self.fingerprint:
@@ -91,7 +97,7 @@ class Identity:
                 where,
                 expected=f"encoder {self.encoder} ({self.fingerprint[:12]})",
                 found=f"{name} ({fingerprint[:12]})",
-                do="use that encoder, or its weights in a folder, or another --to folder",
+                do=f"{self.name_weights()}, or take another --to folder",
             )
 
 
@@ -133,8 +139,7 @@ class Collection:
                 display_name(self.folder.url),
                 expected=f"encoder {its.encoder} ({its.fingerprint[:12]})",
                 found=f"{found} ({encoder.fingerprint[:12]})",
-                do=f"name its weights, as in --encoder {its.encoder.partition(':')[0]}:DIR, or "
-                "embed the shards into another collection",
+                do=f"{its.name_weights()}, or embed the shards into another collection",
             )
         return encoder
 

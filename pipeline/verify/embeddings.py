@@ -120,6 +120,7 @@ class ShardCheck:
     def __init__(self, collection: Collection, shard_id: str, filled: set[str]) -> None:
         """filled: the columns that the encoder fills."""
         self.folder, self.identity = collection.folder, collection.identity
+        self.encoder = collection.encoder or self.identity.encoder
         self.filled = filled
         self.shard_id, self.where = shard_id, f"shard {shard_id}"
         self.source = "SHARD"  # its path or URL, once a ledger entry or a footer has named it
@@ -161,7 +162,7 @@ class ShardCheck:
     def _embed_again(self) -> str:
         """Enough where ledger and footer disagree: the shard then counts as not done."""
         collection = shlex.quote(display_name(self.folder.url))
-        encoder = shlex.quote(self.identity.encoder)
+        encoder = shlex.quote(self.encoder)
         return f"run chiasm embed {self.source} --to {collection} --encoder {encoder}"
 
     def _forget(self) -> str:

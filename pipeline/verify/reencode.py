@@ -42,11 +42,14 @@ def check_members(
 ) -> Iterator[Finding]:
     """Read and encode `wanted` rows with a member again, sampled evenly over all of them.
 
-    encoding: how the encoder runs, such as its device; its precision is the collection's."""
+    encoding: how the encoder runs, such as its device; its precision is the collection's. Raises as
+    `Collection.load_encoder` does where the encoder was named."""
     identity = collection.identity
     try:
         encoder = collection.load_encoder(replace(encoding, precision=identity.precision))
     except ChiasmError as error:
+        if collection.encoder is not None:
+            raise  # it was named by hand
         yield Finding.of(f"encoder {identity.encoder}", error)
         return
     settings = embed_settings(collection)

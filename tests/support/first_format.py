@@ -26,13 +26,16 @@ VOCABULARY = 998
 
 
 def first_format(folder: Path, config: ModelConfig, seed: int = 0) -> JointNetwork:
-    """Write such a folder, of this config without its vocabulary; what it has to be read as."""
+    """Write such a folder, of this config without its vocabulary; what it has to be read as. The
+    joint vector of that format is not bounded, and its config does not say so."""
+    assert config.fusion is not None and not config.fusion.bounded_residual
     torch.manual_seed(seed)
     network = JointNetwork(replace(config, text=replace(config.text, vocabulary=VOCABULARY)))
     network.half().float().eval()  # as files keep them
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(TOKENIZER, folder / "tokenizer.json")
     fields = {"format": FIRST_FORMAT, **names_in_files(network.config.to_dict(), CONFIG_NAMES)}
+    del fields["fusion"]["bounded_residual"]
     (folder / "config.json").write_text(json.dumps(fields), encoding="utf-8")
     halves = {name: tensor.half() for name, tensor in network.state_dict().items()}
     save_file(tensors_in_files(halves, TENSOR_NAMES), folder / "model.safetensors")

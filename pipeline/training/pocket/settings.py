@@ -128,8 +128,11 @@ def measured_tasks(settings: TrainSettings) -> TaskSettings:
     """`task_settings` of those tasks that the decoder has in every language: one that was kept of
     another training may have fewer than are drawn here."""
     prefixes = set(settings.model.decoder.prefixes if settings.model.decoder else ())
-    examples, pictures = (
-        {task: count for task, count in tasks.items() if prefixes.issuperset(TASKS[task].prefixes)}
-        for tasks in (settings.examples, settings.pictures)
+    has = {name for name, task in TASKS.items() if prefixes.issuperset(task.prefixes)}
+    return task_settings(
+        replace(
+            settings,
+            examples={task: count for task, count in settings.examples.items() if task in has},
+            pictures={task: count for task, count in settings.pictures.items() if task in has},
+        )
     )
-    return task_settings(replace(settings, examples=examples, pictures=pictures))
