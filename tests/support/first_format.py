@@ -34,8 +34,9 @@ def first_format(folder: Path, config: ModelConfig, seed: int = 0) -> JointNetwo
     network.half().float().eval()  # as files keep them
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(TOKENIZER, folder / "tokenizer.json")
-    fields = {"format": FIRST_FORMAT, **names_in_files(network.config.to_dict(), CONFIG_NAMES)}
+    fields = names_in_files(network.config.to_dict(), CONFIG_NAMES)
     del fields["fusion"]["bounded_residual"]
+    fields = {"format": FIRST_FORMAT, **fields}
     (folder / "config.json").write_text(json.dumps(fields), encoding="utf-8")
     halves = {name: tensor.half() for name, tensor in network.state_dict().items()}
     save_file(tensors_in_files(halves, TENSOR_NAMES), folder / "model.safetensors")
