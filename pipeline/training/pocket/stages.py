@@ -174,6 +174,7 @@ def _fusion_stages(settings: TrainSettings) -> tuple[Stage, ...]:
         | {"joint": LossWeight(settings.joint)},
         begins_joint=settings.calibrated,
         calibrated=0 if joint.steps else settings.calibrated,
+        cycles=settings.fusion_cycles,
     )
     return (fusion, joint) if joint.steps else (fusion,)
 
