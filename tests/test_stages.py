@@ -288,3 +288,12 @@ def test_each_cycle_of_a_stage_has_the_rates_of_a_training_of_its_length():
     for step in range(3, 5):
         long.step = step
         assert (long.progress, long.learning_rate_factor) == rates[step - 3]
+
+
+def test_the_fusion_has_cycles_of_its_own():
+    _towers, fusion, *_ = stages_of(replace(RUN, steps=4, fusion_steps=6, fusion_cycles=3))
+    assert [fusion.cycle_at(step) for step in range(6)] == [(0, 2), (1, 2)] * 3
+    one = replace(fusion, steps=2, cycles=1)
+    assert [fusion.rate_at(step, 0.5) for step in range(6)] == [
+        one.rate_at(step, 0.5) for step in range(2)
+    ] * 3
