@@ -88,6 +88,11 @@ def test_photographs_of_any_form_are_taken(pocket):
         assert pixels.shape == (3, pocket.modalities["image"].side, pocket.modalities["image"].side)
 
 
+def test_the_fingerprint_is_that_of_the_collections_it_made(pocket):
+    """Another one makes them unreadable without --encoder: only with new weights, which say so."""
+    assert pocket.fingerprint == "1bb2ec533516886a49c85777b4365321"
+
+
 def test_the_fingerprint_covers_weights_and_tokenizer(pocket, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(SHIPPED, folder)

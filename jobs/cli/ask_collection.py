@@ -15,7 +15,7 @@ from chiasm.index.queries import check_rate
 from chiasm.index.query import TooFewCaptions
 from chiasm.index.sheet import Heading, write_sheet
 from chiasm.jobs.cli.answering import Answering, encoding_of, format_truncated, load_model
-from chiasm.jobs.cli.options import print_progress
+from chiasm.jobs.cli.options import ENCODER_HELP, print_progress
 from chiasm.jobs.cli.search_outputs import Output, check_output
 from chiasm.jobs.console import json_line, lines_of, printable
 from chiasm.pipeline.collection import read_identity
@@ -70,13 +70,7 @@ ExplainHits = Annotated[
 
 CollectionEncoder = Annotated[
     str | None,
-    typer.Option(
-        "--encoder",
-        metavar="NAME",
-        help="Where the weights are that made it, as in pocket:DIR. (default: where its encoder's "
-        "name says)",
-        rich_help_panel=PANEL,
-    ),
+    typer.Option("--encoder", metavar="NAME", help=ENCODER_HELP, rich_help_panel=PANEL),
 ]
 
 

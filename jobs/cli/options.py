@@ -34,14 +34,11 @@ AllowQuery = Annotated[
         help="Take URLs with any query. Ledgers keep them, so none may be a secret.",
     ),
 ]
-StoredEncoder = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Where the weights are that made the collection, as in pocket:DIR. (default: where "
-        "its encoder's name says)",
-    ),
-]
+ENCODER_HELP = (
+    "Where the weights are that made the collection, as in pocket:DIR. (default: where its "
+    "encoder's name says)"
+)
+StoredEncoder = Annotated[str | None, typer.Option(metavar="NAME", help=ENCODER_HELP)]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 ENCODING = ("encoder.precision", "encoder.device", "encoder.threads")  # how a model runs
 MATCHER_HELP = "A model that matches: pocket, pocket:DIR, two-tower:DIR or joint:DIR."
