@@ -157,6 +157,18 @@ def test_one_conflict_sinks_a_match_and_is_told():
     assert worse.conflict[0].argmax() == 2 and worse.logit[0] < found.logit[0]
 
 
+def test_a_pair_without_a_token_matches_at_even_odds_and_leaves_gradients_finite():
+    match = Matching(16)
+    fused = fusion("concat")(list(pairs()))
+    mask = fused.mask.clone()
+    mask[1] = False
+    found, whole = match(replace(fused, mask=mask)), match(fused)
+    assert found.logit[1] == 0 and not found.label[1] and found.conflict[1].isneginf().all()
+    torch.testing.assert_close(found.logit[[0, 2, 3]], whole.logit[[0, 2, 3]])
+    found.logit.sum().backward()
+    assert all(weight.grad.isfinite().all() for weight in match.parameters())
+
+
 def test_fusion_of_nothing_is_refused():
     with pytest.raises(ValueError, match="no modality"):
         fusion("concat")([None, None])

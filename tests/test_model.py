@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import random
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -28,6 +29,7 @@ from chiasm.pipeline.model.losses import (
     info_nce,
     late_interaction,
 )
+from chiasm.pipeline.model.pooling import Pool
 from chiasm.pipeline.model.preprocess import to_pixels
 from chiasm.pipeline.model.tokenizer import END, PAD, START, Tokenizer, normalise
 from chiasm.pipeline.model.tokenizer import train as train_tokenizer
@@ -156,6 +158,87 @@ def test_a_row_that_attends_nowhere_is_zero_on_every_route(precision):
     assert not weights[1].any() and weights[0].any()
     routes[-1].sum().backward()
     assert trained.grad is not None and trained.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "v"),
+    [
+        ((2, 3, 8), (2, 5, 8), (2, 4, 8)),  # lengths
+        ((2, 3, 8), (2, 5, 8), (2, 5, 16)),  # widths
+        ((2, 3, 8), (2, 5, 16), (2, 5, 16)),
+        ((2, 3, 8), (1, 5, 8), (1, 5, 8)),  # batches
+        ((2, 3, 8), (3, 5, 8), (3, 5, 8)),
+        ((3, 8), (3, 8), (3, 8)),  # dimensions: heads and tokens would change places
+        ((2, 2, 3, 8), (2, 2, 3, 8), (2, 2, 3, 8)),
+        ((2, 3, 8), (2, 5, 8), (5, 8)),
+    ],
+)
+def test_queries_keys_and_values_that_do_not_fit_are_one_line(q, k, v):
+    line = f"Q, K, V: expected (B, T, D), (B, S, D) and (B, S, D), found {q}, {k} and {v}"
+    with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
+        multi_head_attention(torch.ones(q), torch.ones(k), torch.ones(v), 2)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        torch.ones(2, 5, dtype=torch.bool),  # padding, not spread
+        torch.ones(2, 1, 1, 4, dtype=torch.bool),
+        torch.ones(2, 3, 3, 5, dtype=torch.bool),  # of another number of heads
+        torch.ones(1, 2, 2, 3, 5, dtype=torch.bool),
+        torch.ones(2, 1, 1, 5),  # would be added to the scores
+        torch.ones(2, 1, 1, 5, dtype=torch.int64),
+    ],
+)
+@pytest.mark.parametrize("return_weights", [False, True])
+def test_masks_that_do_not_fit_are_one_line(mask, return_weights):
+    q, k = torch.ones(2, 3, 8), torch.ones(2, 5, 8)
+    line = (
+        "mask: expected bool of a shape that broadcasts to (B, H, T, S), here (2, 2, 3, 5), found "
+        f"{mask.dtype} of {tuple(mask.shape)}"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
+        multi_head_attention(q, k, k, 2, mask, return_weights=return_weights)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (1, 5), (3, 1), (2, 1, 5), (2, 1, 1, 5)])
+def test_masks_of_every_shape_that_broadcasts_mean_the_same_on_both_routes(shape):
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
+    mask = torch.arange(math.prod(shape)).reshape(shape) % 3 == 0
+    output, weights = multi_head_attention(q, k, k, 2, mask, return_weights=True)
+    torch.testing.assert_close(multi_head_attention(q, k, k, 2, mask), output)
+    assert ((weights > 0) == mask.expand(2, 2, 3, 5)).all()
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_row_without_a_token_is_pooled_to_zero_and_leaves_gradients_finite(precision):
+    torch.manual_seed(4)
+    pool = Pool(8, 2).to(precision)
+    torch.nn.init.normal_(pool.attention.out.bias)  # what a row that attends nowhere is
+    tokens = torch.randn(3, 5, 8).to(precision).requires_grad_()
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    mask[1] = False
+    mask[2, 3:] = False
+    pooled = pool(tokens, mask[:, None, None])
+    assert not pooled[1].any() and pooled[::2].isfinite().all()
+    torch.testing.assert_close(pooled[2:], pool(tokens[2:, :3]), rtol=0, atol=0.05)
+    pooled.float().square().sum().backward()
+    grads = [tokens.grad, *(weight.grad for weight in pool.parameters())]
+    assert all(grad is not None and grad.isfinite().all() for grad in grads)
+    assert tokens.grad is not None and not tokens.grad[1].any() and tokens.grad[0].any()
+
+
+def test_a_text_of_padding_alone_has_no_vector_and_leaves_gradients_finite():
+    torch.manual_seed(0)
+    model = JointNetwork(TINY)
+    ids = torch.tensor([[START, 9, 8, END], [PAD] * 4])
+    _, vectors = model.encode_text(ids)
+    assert not vectors[1].any()
+    torch.testing.assert_close(vectors[0].norm(), torch.tensor(1.0))
+    vectors.sum().backward()
+    grads = [weight.grad for weight in model.text.parameters() if weight.grad is not None]
+    assert grads and all(grad.isfinite().all() for grad in grads)
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():

@@ -39,12 +39,12 @@ def multi_head_attention(
     Q (B, T, D), K and V (B, S, D) -> (B, T, D), and the weights (B, H, T, S) where asked for. mask:
     bool, True where Q attends, of a shape that broadcasts to (B, H, T, S): padding (B, S) is given
     as (B, 1, 1, S). Weights of a row sum to 1; a row that attends nowhere has weights and output 0.
-    ValueError where D is no multiple of `num_heads`.
+    ValueError where D is no multiple of `num_heads`, for K or V of another shape than that, and for
+    a mask that does not broadcast or is not bool.
     """
-    if num_heads < 1 or Q.shape[-1] % num_heads:
-        raise ValueError(
-            f"num_heads {num_heads}: expected a divisor of the width, found {Q.shape[-1]}"
-        )
+    _require_fit(Q, K, V, num_heads, mask)
+    if mask is not None and mask.ndim < 2:  # of which the fused kernels take none
+        mask = mask.expand(1, K.shape[1])
     query, key, value = (_split(x, num_heads) for x in (Q, K, V))  # (B, H, T or S, d)
     if not return_weights and not _slow_when_fused(query):
         heads = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -58,6 +58,32 @@ def multi_head_attention(
         weights = weights.masked_fill(~mask, 0)
     heads = _join(weights @ value)
     return (heads, weights) if return_weights else heads
+
+
+def _require_fit(Q: Tensor, K: Tensor, V: Tensor, num_heads: int, mask: Tensor | None) -> None:
+    query, key = Q.shape, K.shape
+    fit = len(query) == len(key) == 3 and query[0] == key[0] and query[2] == key[2]
+    if not fit or V.shape != key:
+        raise ValueError(
+            "Q, K, V: expected (B, T, D), (B, S, D) and (B, S, D), found "
+            f"{tuple(query)}, {tuple(key)} and {tuple(V.shape)}"
+        )
+    if num_heads < 1 or query[2] % num_heads:
+        raise ValueError(
+            f"num_heads {num_heads}: expected a divisor of the width, found {query[2]}"
+        )
+    if mask is None:
+        return
+    sizes = (query[0], num_heads, query[1], key[1])
+    fit = mask.ndim <= 4 and all(
+        size in (1, wanted)
+        for size, wanted in zip(reversed(mask.shape), reversed(sizes), strict=False)
+    )
+    if not fit or mask.dtype != torch.bool:
+        raise ValueError(
+            f"mask: expected bool of a shape that broadcasts to (B, H, T, S), here {sizes}, found "
+            f"{mask.dtype} of {tuple(mask.shape)}"
+        )
 
 
 def _slow_when_fused(query: Tensor) -> bool:

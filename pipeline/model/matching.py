@@ -23,8 +23,8 @@ TYPICAL_TOKENS = 64  # of a pair: with this bias the logit of an untrained match
 
 @dataclass(frozen=True)
 class Match:
-    """logit (B,) float32, the log odds that the pair matches; conflict (B, T) float32, that of each
-    fused token, -inf where there is no token.
+    """logit (B,) float32, the log odds that the pair matches, 0 in a row without a token; conflict
+    (B, T) float32, that of each fused token, -inf where there is no token.
     """
 
     logit: Tensor
@@ -48,8 +48,10 @@ class Matching(nn.Module):
     def forward(self, fused: Fused) -> Match:
         """tokens (B, T, D), mask (B, T) -> logits (B,), conflicts (B, T)."""
         conflict = self.conflict(self.norm(fused.tokens)).squeeze(-1).float()  # (B, T)
-        conflict = conflict.masked_fill(~fused.mask, -torch.inf)
-        return Match(self.bias.float() - conflict.logsumexp(dim=1), conflict)
+        # The lowest number, not -inf: of a row of -inf the gradient is NaN.
+        summed = conflict.masked_fill(~fused.mask, torch.finfo(conflict.dtype).min).logsumexp(dim=1)
+        logit = (self.bias.float() - summed).masked_fill(~fused.mask.any(dim=1), 0)
+        return Match(logit, conflict.masked_fill(~fused.mask, -torch.inf))
 
 
 def hard_negatives(

@@ -25,11 +25,12 @@ class Pool(nn.Module):
         self.mlp = Mlp(width)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """tokens (B, T, D), mask (B, 1, 1, T) -> (B, D)."""
+        """tokens (B, T, D), mask (B, 1, 1, T) bool -> (B, D), 0 in rows without a token."""
         x = self.attention(self.query.expand(len(tokens), -1, -1), tokens, mask)[:, 0]  # (B, D)
         if mask is None:
             x = x + tokens.mean(1)
-        else:
-            weights = mask[:, 0, 0, :, None].to(tokens.dtype)  # (B, T, 1)
-            x = x + (tokens * weights).sum(1) / weights.sum(1)
-        return x + self.mlp(self.norm(x))
+            return x + self.mlp(self.norm(x))
+        weights = mask[:, 0, 0, :, None].to(tokens.dtype)  # (B, T, 1)
+        count = weights.sum(1)  # (B, 1)
+        x = x + (tokens * weights).sum(1) / count.clamp(min=1)
+        return (x + self.mlp(self.norm(x))).masked_fill(count == 0, 0)
