@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from dataclasses import asdict
 
 import pytest
 import yaml
@@ -12,7 +14,7 @@ from chiasm.index.plan import IndexSettings
 from chiasm.jobs.config import Settings, compose, keys
 from chiasm.jobs.preset_files import presets
 from chiasm.pipeline.errors import UsageError
-from chiasm.pipeline.model.config import ModelConfig
+from chiasm.pipeline.model.config import DecoderConfig, ImageTokensConfig, ModelConfig
 
 
 def test_flags_win_over_set_and_set_over_the_preset(tmp_path):
@@ -197,11 +199,56 @@ def test_keys_are_dotted_and_complete():
     assert {"encoder.name", "batch.size", "workers.gpus", "max_loss"} <= set(keys(Settings))
 
 
-def test_the_config_of_a_model_refuses_fields_that_it_does_not_know():
-    fields = ModelConfig().to_dict()
-    assert ModelConfig.from_dict(fields) == ModelConfig()
-    for part in (fields, fields["image"], fields["text"], fields["fusion"]):
-        part["of a later version"] = 1
-        with pytest.raises(TypeError, match="of a later version"):
+WHOLE = ModelConfig(decoder=DecoderConfig(), image_tokens=ImageTokensConfig())
+# Fields of a model's config that folders written earlier lack -> what they are in these.
+EARLIER = {
+    ("", "fusion"): None,
+    ("", "decoder"): None,
+    ("", "image_tokens"): None,
+    ("fusion", "bounded_residual"): False,
+}
+
+
+def part_of(fields, name):
+    return fields[name] if name else fields
+
+
+def plain_fields():
+    return json.loads(json.dumps(WHOLE.to_dict()))
+
+
+@pytest.mark.parametrize("part", ["", "image", "text", "fusion", "decoder", "image_tokens"])
+def test_the_config_of_a_model_names_all_fields_that_it_does_not_know_or_lacks(part):
+    assert ModelConfig.from_dict(plain_fields()) == WHOLE
+    for name in part_of(plain_fields(), part):
+        fields = plain_fields()
+        del part_of(fields, part)[name]
+        if (part, name) in EARLIER:
+            found = asdict(ModelConfig.from_dict(fields))
+            assert part_of(found, part)[name] == EARLIER[part, name]
+            continue
+        with pytest.raises(ValueError, match=f"expected exactly its fields, found missing: {name}"):
             ModelConfig.from_dict(fields)
-        del part["of a later version"]
+        part_of(fields, part).update({"of a later version": 1, "another": 2})
+        line = f"Config: .* found unknown: another, of a later version; missing: {name}$"
+        with pytest.raises(ValueError, match=line):
+            ModelConfig.from_dict(fields)
+
+
+def test_parts_of_a_config_that_have_no_fields_are_refused():
+    for wrong in ([], {}, "gated", 3):
+        with pytest.raises(ValueError, match="FusionConfig: expected"):
+            ModelConfig.from_dict(plain_fields() | {"fusion": wrong})
+    with pytest.raises(ValueError, match="ModelConfig: expected fields by name, found None"):
+        ModelConfig.from_dict(None)
+
+
+def test_prefixes_that_no_task_has_are_refused():
+    with pytest.raises(ValueError, match=r"expected some of caption:en, .* found sing:en, ask:fr$"):
+        DecoderConfig(prefixes=("ask:en", "sing:en", "ask:fr"))
+    with pytest.raises(ValueError, match=r"each once, found ask:en, ask:en$"):
+        DecoderConfig(prefixes=("ask:en", "ask:en"))
+    fields = plain_fields()
+    fields["decoder"]["prefixes"] = ["caption:en", "ask"]
+    with pytest.raises(ValueError, match=r"decoder prefixes: .* found ask$"):
+        ModelConfig.from_dict(fields)

@@ -13,7 +13,13 @@ import torch
 from torch.nn.functional import normalize
 
 from chiasm.pipeline.encoders import BaseEncoder, Encoded
-from chiasm.pipeline.model.config import FusionConfig, ImageConfig, ModelConfig, TextConfig
+from chiasm.pipeline.model.config import (
+    FusionConfig,
+    ImageConfig,
+    ModelConfig,
+    TextConfig,
+    of_fields,
+)
 from chiasm.pipeline.model.fusion import FUSIONS, Fusion, Modality
 from chiasm.pipeline.model.losses import any_true_loss
 from chiasm.pipeline.model.preprocess import to_pixels
@@ -129,10 +135,10 @@ def test_weights_of_a_form_without_any_are_refused():
 
 def test_folders_that_do_not_say_have_the_form_of_before():
     fields = {"fusion": "gated", "width": 16, "depth": 1, "heads": 2, "slots": 3}
-    before = FusionConfig.from_dict(fields)
+    before = of_fields(FusionConfig, fields)
     assert not before.bounded_residual
-    assert FusionConfig.from_dict(asdict(before)) == before
-    assert FusionConfig.from_dict(asdict(CONFIG)) == CONFIG and CONFIG.bounded_residual
+    assert of_fields(FusionConfig, asdict(before)) == before
+    assert of_fields(FusionConfig, asdict(CONFIG)) == CONFIG and CONFIG.bounded_residual
 
 
 def test_the_loss_of_any_right_answer_is_its_formula():

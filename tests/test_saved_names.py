@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -30,6 +31,13 @@ from chiasm.pipeline.model.config import (
     ImageConfig,
     ModelConfig,
     TextConfig,
+)
+from chiasm.pipeline.model.frozen_joint import (
+    FROZEN_FILES,
+    FrozenJointConfig,
+    FrozenJointNetwork,
+    load_frozen_joint,
+    save_frozen_joint,
 )
 from chiasm.pipeline.model.fusion import FUSIONS
 from chiasm.pipeline.model.joint import JointNetwork
@@ -105,7 +113,8 @@ def test_a_joint_model_has_in_files_the_names_that_it_has_in_code(tmp_path):
 
 
 def test_weights_that_are_not_finite_in_files_are_not_written(tmp_path):
-    network, tokenizer = JointNetwork(TINY), learn_tokenizer(300, 20)
+    tokenizer = learn_tokenizer(300, 20)
+    network = JointNetwork(replace(TINY, text=replace(TINY.text, vocabulary=len(tokenizer))))
     weights = network.state_dict() | {"text.norm.weight": torch.full((32,), 1e6)}
     with pytest.raises(
         ChiasmError, match=r"expected weights .* found others in text\.norm\.weight"
@@ -121,7 +130,11 @@ def test_weights_that_are_not_finite_in_files_are_not_written(tmp_path):
         ({"format": 3}, "found ValueError: format 3 in config.json: expected chiasm joint model"),
         ({"format": None}, "format None in config.json"),
         ({"rope": True}, "rope"),
-        ({"text": {"vocabulary": 300, "rotary": 1}}, "rotary"),
+        (
+            {"text": {"vocabulary": 300, "rotary": 1}},
+            r"unknown: rotary; missing: context, depth, h",
+        ),
+        ({"decoder": {"width": 16, "depth": 1, "heads": 2, "context": 6}}, "missing: prefixes"),
     ],
 )
 def test_configs_that_it_does_not_know_are_refused(tmp_path, change, found):
@@ -132,6 +145,58 @@ def test_configs_that_it_does_not_know_are_refused(tmp_path, change, found):
     (tmp_path / "config.json").write_text(json.dumps(saved | change))
     with pytest.raises(EncoderError, match=found):
         load_model(tmp_path)
+
+
+def test_a_tokenizer_of_other_ids_than_the_network_is_refused_in_one_line(tmp_path):
+    tokenizer, other = learn_tokenizer(300, 20), learn_tokenizer(280, 20)
+    size = len(tokenizer)
+    assert len(other) < size
+    config = replace(TINY, text=replace(TINY.text, vocabulary=size))
+    line = (
+        f"model folder {tmp_path}: expected a tokenizer of {size} ids, as its config says, "
+        f"found one of {len(other)}"
+    )
+    with pytest.raises(EncoderError, match=f"^{re.escape(line)}$"):
+        save_model(tmp_path, weights_of(config), config, other)
+    assert not list(tmp_path.iterdir())
+    save_model(tmp_path, weights_of(config), config, tokenizer)
+    (tmp_path / "tokenizer.json").write_text(other.to_json())
+    with pytest.raises(EncoderError, match=f"^{re.escape(line)}; copy the folder again$"):
+        load_model(tmp_path)
+
+
+def test_the_folder_of_a_frozen_joint_network_is_whole_or_as_it_was(tmp_path):
+    torch.manual_seed(0)
+    network = FrozenJointNetwork(FrozenJointConfig("pocket", "f" * 32, 8, TINY.fusion))
+    save_frozen_joint(tmp_path, network)
+    before = {name: (tmp_path / name).read_bytes() for name in FROZEN_FILES}
+    for value in (float("nan"), float("inf")):
+        with torch.no_grad():
+            network.matching.conflict.weight[0, 1] = value
+        with pytest.raises(
+            ChiasmError, match=r"expected finite tensors, found others in matching\.conflict\.w"
+        ):
+            save_frozen_joint(tmp_path, network)
+    assert {name: (tmp_path / name).read_bytes() for name in FROZEN_FILES} == before
+    assert load_frozen_joint(tmp_path).config == network.config
+    fields = json.loads(before["config.json"])
+    for change, found in (
+        ({"dim": ...}, "FrozenJointConfig: expected exactly its fields, found missing: dim"),
+        ({"rope": 1}, "FrozenJointConfig: expected exactly its fields, found unknown: rope"),
+        ({"fusion": {"fusion": "add"}}, "FusionConfig: .* found missing: depth, heads, slots, wid"),
+    ):
+        changed = {k: v for k, v in {**fields, **change}.items() if v is not ...}
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(EncoderError, match=found):
+            load_frozen_joint(tmp_path)
+
+
+def test_the_config_of_two_towers_lacks_no_field():
+    fields = two_tower.config_to_json(TWO_TOWER)
+    for name in fields:
+        some = {key: value for key, value in fields.items() if key != name}
+        with pytest.raises(ValueError, match=r"TwoTowerConfig: .* found missing: \w+$"):
+            two_tower.config_from_json(some)
 
 
 def weights_of(config):

@@ -47,9 +47,18 @@ from chiasm.pipeline.model.config import (
     ModelConfig,
     TextConfig,
 )
-from chiasm.pipeline.model.frozen_joint import load_frozen_joint
+from chiasm.pipeline.model.frozen_joint import (
+    FrozenJointConfig,
+    FrozenJointNetwork,
+    load_frozen_joint,
+)
 from chiasm.pipeline.model.joint import JointNetwork
-from chiasm.pipeline.training.joint.build import own_config, own_network, require_image_and_text
+from chiasm.pipeline.training.joint.build import (
+    frozen_stages,
+    own_config,
+    own_network,
+    require_image_and_text,
+)
 from chiasm.pipeline.training.joint.data import (
     HELD_OUT,
     Samples,
@@ -61,6 +70,7 @@ from chiasm.pipeline.training.joint.evaluate import share
 from chiasm.pipeline.training.joint.json_tasks import read_examples
 from chiasm.pipeline.training.joint.loop import train_joint
 from chiasm.pipeline.training.joint.settings import JointSettings
+from chiasm.pipeline.training.joint.trainer import STATE, Training
 from chiasm.pipeline.training.log import read_log
 from chiasm.pipeline.training.two_tower.held_out import tenth_of
 
@@ -289,6 +299,31 @@ def test_a_step_that_is_not_finite_ends_it_before_the_checkpoint(tmp_path):
     with pytest.raises(ChiasmError, match="expected finite losses and gradients"):
         train_joint(broken, shards, tmp_path / "out", unseen)
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_weights_that_are_not_finite_are_in_no_checkpoint_and_no_folder(tmp_path):
+    network = FrozenJointNetwork(FrozenJointConfig("halves:", "h" * 32, 64, SMALL))
+    training = Training(network, frozen_stages(FROZEN), FROZEN)
+    training.save(tmp_path)
+    before = (tmp_path / STATE).read_bytes()
+    training.ema.tensors["fusion.residual.weight"][0, 0] = float("nan")
+    line = (
+        r"state of a training after step 0: expected finite tensors, found others in average\.fus"
+        r"ion\.residual\.weight; the last checkpoint is as it was: train in another folder with a l"
+    )
+    with pytest.raises(ChiasmError, match=line):
+        training.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [STATE]
+    assert (tmp_path / STATE).read_bytes() == before
+
+
+def test_a_training_whose_weights_become_infinite_writes_neither_state_nor_model(tmp_path):
+    shards = [halves_shard(tmp_path / "a.tar")]
+    broken = replace(FROZEN, learning_rate=float("inf"), checkpoint_every=1)
+    with pytest.raises(ChiasmError, match="expected finite tensors, found others in average"):
+        train_joint(broken, shards, tmp_path / "out", unseen)
+    for name in (STATE, "model.safetensors", "config.json"):
+        assert not (tmp_path / "out" / name).exists(), name
 
 
 def test_a_clip_below_and_another_one_in_its_place(tmp_path):

@@ -261,7 +261,7 @@ def test_weights_that_float16_does_not_hold_are_not_saved(tmp_path):
     network = network_of()
     with torch.no_grad():
         network.kernel.vectors[0, 0] = 1e5
-    with pytest.raises(ChiasmError, match=r"weights kernel\.vectors of .*more than 65,504"):
+    with pytest.raises(ChiasmError, match=r"finite as float16, found others in kernel\.v"):
         save_two_tower(tmp_path, network)
     assert not list(tmp_path.iterdir())
 

@@ -53,20 +53,30 @@ def save_model(
     folder: Path, weights: dict[str, Tensor], config: ModelConfig, tokenizer: Tokenizer
 ) -> None:
     """Write a model folder: weights of a `JointNetwork` as float16, its config, its tokenizer.
-    ChiasmError where a weight is not finite as float16: nothing is written."""
+    Nothing is written, ChiasmError where a weight is not finite as float16, EncoderError where the
+    tokenizer is not of the config's vocabulary."""
+    what = f"model folder {folder}"
+    _require_vocabulary(what, config, tokenizer)
     half = {name: tensor.detach().half().cpu().contiguous() for name, tensor in weights.items()}
-    broken = sorted(name for name, tensor in half.items() if not tensor.isfinite().all())
-    if broken:
-        raise ChiasmError(
-            f"model folder {folder}",
-            expected="weights that are finite as float16",
-            found="others in " + ", ".join(broken)[:200],
-            do="train with a lower learning rate",
-        )
+    require_finite_tensors(half, what, expected="weights that are finite as float16")
     fields = {"format": FORMAT, **config.to_dict()}
     write_file(folder / WEIGHTS, save(half, metadata={"format": "pt"}))
     write_file(folder / CONFIG, (json.dumps(fields, indent=2) + "\n").encode())
     write_file(folder / TOKENIZER, (tokenizer.to_json() + "\n").encode())
+
+
+def require_finite_tensors(
+    tensors: Mapping[str, Tensor],
+    what: str,
+    do: str = "train in another folder with a lower learning rate",
+    expected: str = "finite tensors",
+) -> None:
+    """ChiasmError about `what`, with what to do, where a tensor has NaN or infinity."""
+    wrong = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        found = f"others in {', '.join(wrong[:3])}{more}"
+        raise ChiasmError(what, expected=expected, found=found, do=do)
 
 
 def load_model(
@@ -81,10 +91,11 @@ def load_model(
     try:
         config = load_config(folder)
         tokenizer = load_tokenizer(folder)
+        _require_vocabulary(f"model folder {folder}", config, tokenizer, "copy the folder again")
         # Not built on the device "meta": numbers drawn there load torch's compiler, 1.5 s for 0.05.
         model = JointNetwork(config)
         saved = load_file(folder / WEIGHTS)
-        if _format_of(folder) == FIRST_FORMAT:
+        if format_of(folder) == FIRST_FORMAT:
             saved = tensors_in_code(saved, TENSOR_NAMES)
         weights = {name: tensor.to(precision) for name, tensor in saved.items()}
         model.load_state_dict(weights, assign=True)
@@ -98,9 +109,20 @@ def load_model(
     return model.eval(), tokenizer
 
 
+def _require_vocabulary(what: str, config: ModelConfig, tokenizer: Tokenizer, do: str = "") -> None:
+    """EncoderError where ids of the tokenizer are not those that the network has."""
+    if len(tokenizer) != config.text.vocabulary:
+        raise EncoderError(
+            what,
+            expected=f"a tokenizer of {config.text.vocabulary} ids, as its config says",
+            found=f"one of {len(tokenizer)}",
+            do=do,
+        )
+
+
 def _require_joint_model(folder: Path) -> None:
     """EncoderError where the folder holds another kind of model, or lacks one of FILES."""
-    kind = _format_of(folder)
+    kind = format_of(folder)
     if kind is not None and kind not in (FORMAT, FIRST_FORMAT):
         others = {"chiasm two-tower": "two-tower", "chiasm frozen joint": "joint"}
         scheme = next((others[name] for name in others if kind.startswith(name)), None)
@@ -120,7 +142,7 @@ def _require_joint_model(folder: Path) -> None:
         )
 
 
-def _format_of(folder: Path) -> str | None:
+def format_of(folder: Path) -> str | None:
     """The format that config.json states, None where it states none or cannot be read."""
     try:
         kind = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["format"]
@@ -135,7 +157,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def load_config(folder: Path) -> ModelConfig:
-    """The config of a model folder; ValueError, KeyError or TypeError where it is none."""
+    """The config of a model folder; ValueError, or another of MISFITS, where it is none."""
     fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     kind = fields.pop("format")
     if kind not in (FORMAT, FIRST_FORMAT):

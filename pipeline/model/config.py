@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar, cast
 
 from chiasm.pipeline.model.tasks import PREFIXES
 
+C = TypeVar("C")
+
 STRIDE = 12  # pixels between patches
 FINE_STRIDE = 4  # pixels between the features that edges and patterns are drawn from
+
+
+def absent(value: Any) -> dict[str, Any]:
+    """Metadata of a field that folders written earlier lack: what it is in them."""
+    return {"absent": value}
+
+
+def of_fields(kind: type[C], plain: Any, **parts: type) -> C:
+    """A config, a dataclass, of plain values by field name; lists become tuples. parts: fields that
+    are configs themselves, or None. A field that is missing is what `absent` says, never the
+    default of today's code. ValueError that names all unknown and missing fields."""
+    if not isinstance(plain, Mapping):
+        raise ValueError(f"{kind.__name__}: expected fields by name, found {plain!r:.80}")
+    known = fields(cast(Any, kind))
+    given = {f.name: f.metadata["absent"] for f in known if "absent" in f.metadata} | dict(plain)
+    names = {f.name for f in known}
+    wrong = {"unknown": sorted(given.keys() - names), "missing": sorted(names - given.keys())}
+    if any(wrong.values()):
+        found = "; ".join(f"{what}: {', '.join(some)}" for what, some in wrong.items() if some)
+        raise ValueError(f"{kind.__name__}: expected exactly its fields, found {found}")
+    for name, value in given.items():
+        if name in parts and value is not None:
+            given[name] = of_fields(parts[name], value)
+        elif isinstance(value, list):
+            given[name] = tuple(value)
+    return kind(**given)
 
 
 @dataclass(frozen=True)
@@ -54,19 +83,13 @@ class FusionConfig:
     depth: int = 2
     heads: int = 4
     slots: int = 16
-    bounded_residual: bool = True
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> FusionConfig:
-        """Of plain values by field name; TypeError for unknown ones."""
-        plain: dict[str, Any] = {"bounded_residual": False, **fields}
-        return cls(**plain)
+    bounded_residual: bool = field(default=True, metadata=absent(False))
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
     """The joint decoder. context: longest target in tokens, its prefix included; prefixes: the
-    first tokens of what it can do, see `tasks`.
+    first tokens of what it can do, some of `tasks.PREFIXES`, ValueError for others.
     """
 
     width: int = 192
@@ -74,6 +97,14 @@ class DecoderConfig:
     heads: int = 3
     context: int = 96
     prefixes: tuple[str, ...] = PREFIXES
+
+    def __post_init__(self) -> None:
+        unknown = [prefix for prefix in self.prefixes if prefix not in PREFIXES]
+        if unknown or len(set(self.prefixes)) < len(self.prefixes):
+            raise ValueError(
+                f"decoder prefixes: expected some of {', '.join(PREFIXES)}, each once, found "
+                f"{', '.join(map(str, unknown or self.prefixes))}"
+            )
 
 
 @dataclass(frozen=True)
@@ -122,16 +153,16 @@ class ImageTokensConfig:
 class ModelConfig:
     """Two towers into one space of E = `dim` dimensions, and what joins them; `fusion` None: two
     towers alone, whose joint vector is the mean; `decoder` None: nothing that writes;
-    `image_tokens` None: nothing that draws. ValueError for a decoder whose context is shorter than
-    the codes of a picture.
+    `image_tokens` None: nothing that draws. In folders that do not name them these three are None.
+    ValueError for a decoder whose context is shorter than the codes of a picture.
     """
 
     image: ImageConfig = field(default_factory=ImageConfig)
     text: TextConfig = field(default_factory=TextConfig)
     dim: int = 256
-    fusion: FusionConfig | None = field(default_factory=FusionConfig)
-    decoder: DecoderConfig | None = None
-    image_tokens: ImageTokensConfig | None = None
+    fusion: FusionConfig | None = field(default_factory=FusionConfig, metadata=absent(None))
+    decoder: DecoderConfig | None = field(default=None, metadata=absent(None))
+    image_tokens: ImageTokensConfig | None = field(default=None, metadata=absent(None))
 
     def __post_init__(self) -> None:
         if self.decoder and self.image_tokens and self.decoder.context < self.image_tokens.tokens:
@@ -147,31 +178,22 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by field name; `checkpoint` gives them the names they have in files."""
-        fields = asdict(self)
+        plain = asdict(self)
         # Folders that were written before these parts were there have no such keys.
         for name in ("decoder", "image_tokens"):
-            if fields[name] is None:
-                del fields[name]
-        return fields
+            if plain[name] is None:
+                del plain[name]
+        return plain
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
-        """Inverse of `to_dict`; TypeError or KeyError for unknown or missing fields."""
-        plain = dict(fields)
-        image, text, fusion = dict(plain.pop("image")), plain.pop("text"), plain.pop("fusion", None)
-        image["stem"] = tuple(image["stem"])
-        decoder = plain.pop("decoder", None)
-        if decoder:
-            decoder = decoder | {"prefixes": tuple(decoder["prefixes"])}
-        tokens = plain.pop("image_tokens", None)
-        if tokens:
-            tokens = tokens | {name: tuple(tokens[name]) for name in ("levels", "depth")}
-        return cls(
-            image=ImageConfig(**image),
-            text=TextConfig(**text),
-            dim=plain.pop("dim"),
-            fusion=FusionConfig.from_dict(fusion) if fusion else None,
-            decoder=DecoderConfig(**decoder) if decoder else None,
-            image_tokens=ImageTokensConfig(**tokens) if tokens else None,
-            **plain,
+    def from_dict(cls, plain: Mapping[str, Any]) -> ModelConfig:
+        """Inverse of `to_dict`; ValueError for unknown or missing fields, see `of_fields`."""
+        return of_fields(
+            cls,
+            plain,
+            image=ImageConfig,
+            text=TextConfig,
+            fusion=FusionConfig,
+            decoder=DecoderConfig,
+            image_tokens=ImageTokensConfig,
         )

@@ -27,8 +27,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from chiasm.pipeline.errors import EncoderError
-from chiasm.pipeline.model.checkpoint import CONFIG, MISFITS, WEIGHTS, write_file
-from chiasm.pipeline.model.config import FusionConfig
+from chiasm.pipeline.model.checkpoint import (
+    CONFIG,
+    MISFITS,
+    WEIGHTS,
+    require_finite_tensors,
+    write_file,
+)
+from chiasm.pipeline.model.config import FusionConfig, of_fields
 from chiasm.pipeline.model.fusion import Fused, Fusion, Modality
 from chiasm.pipeline.model.matching import Match, Matching
 from chiasm.pipeline.model.towers import INITIAL_SCALE, LARGEST_SCALE, initialise
@@ -53,10 +59,9 @@ class FrozenJointConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> FrozenJointConfig:
-        """Inverse of `to_dict`; TypeError or KeyError for unknown or missing fields."""
-        plain = dict(fields)
-        return cls(fusion=FusionConfig.from_dict(plain.pop("fusion")), **plain)
+    def from_dict(cls, plain: dict[str, Any]) -> FrozenJointConfig:
+        """Inverse of `to_dict`; ValueError for unknown or missing fields, see `of_fields`."""
+        return of_fields(cls, plain, fusion=FusionConfig)
 
 
 class FrozenJointNetwork(nn.Module):
@@ -124,9 +129,11 @@ class FrozenJointNetwork(nn.Module):
 
 
 def save_frozen_joint(folder: Path, network: FrozenJointNetwork) -> None:
-    """Write a model folder, float32."""
-    tensors = network.state_dict().items()
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors}
+    """Write a model folder, float32. ChiasmError where a weight is not finite: nothing is
+    written."""
+    tensors = network.state_dict()
+    require_finite_tensors(tensors, f"model folder {folder}")
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     fields = {"format": FROZEN_FORMAT, **network.config.to_dict()}
     write_file(folder / WEIGHTS, save(weights, metadata={"format": "pt"}))
     write_file(folder / CONFIG, (json.dumps(fields, indent=2) + "\n").encode())

@@ -16,13 +16,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from chiasm.pipeline.errors import ChiasmError, EncoderError
+from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.model import checkpoint as joint_checkpoint
 from chiasm.pipeline.model.checkpoint import (
     CONFIG,
     WEIGHTS,
     names_in_code,
     names_in_files,
+    require_finite_tensors,
     tensors_in_code,
     tensors_in_files,
     write_file,
@@ -64,14 +65,12 @@ def save_two_tower(folder: Path, network: TwoTowerNetwork) -> None:
         name: (tensor if name in EXACT else tensor.half()).detach().cpu().contiguous()
         for name, tensor in network.state_dict().items()
     }
-    for name, tensor in kept.items():
-        if not tensor.isfinite().all():
-            raise ChiasmError(
-                f"weights {name} of {folder}",
-                expected="numbers that float16 holds",
-                found="NaN, infinity or more than 65,504",
-                do="train into another folder, with other towers or a lower --learning-rate",
-            )
+    require_finite_tensors(
+        kept,
+        f"model folder {folder}",
+        "train into another folder, with other towers or a lower --learning-rate",
+        "weights that are finite as float16",
+    )
     fields = {"format": network.format, **config_to_json(network.config)}
     saved = save(tensors_in_files(kept, TENSOR_NAMES), metadata={"format": "pt"})
     write_file(folder / WEIGHTS, saved)
@@ -84,7 +83,7 @@ def config_to_json(config: TwoTowerConfig) -> dict[str, Any]:
 
 
 def config_from_json(fields: Mapping[str, Any]) -> TwoTowerConfig:
-    """Inverse of `config_to_json`; TypeError or KeyError for unknown or missing fields."""
+    """Inverse of `config_to_json`; ValueError for unknown or missing fields."""
     return TwoTowerConfig.from_dict(names_in_code(fields, CONFIG_NAMES))
 
 

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from chiasm.pipeline.model.config import FusionConfig
+from chiasm.pipeline.model.config import FusionConfig, of_fields
 from chiasm.pipeline.model.fusion import Fusion, Modality
 from chiasm.pipeline.two_tower.expansion import Expansion
 from chiasm.pipeline.two_tower.hubness import HubnessReduction
@@ -87,11 +87,9 @@ class TwoTowerConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> TwoTowerConfig:
-        """Inverse of `to_dict`; TypeError or KeyError for unknown or missing fields."""
-        plain = dict(fields)
-        fusion = plain.pop("fusion")
-        return cls(**plain, fusion=FusionConfig.from_dict(fusion) if fusion else None)
+    def from_dict(cls, plain: dict[str, Any]) -> TwoTowerConfig:
+        """Inverse of `to_dict`; ValueError for unknown or missing fields, see `of_fields`."""
+        return of_fields(cls, plain, fusion=FusionConfig)
 
 
 class Head(nn.Module):

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chiasm.pipeline.model.checkpoint import load_state, save_state
+from chiasm.pipeline.model.checkpoint import load_state, require_finite_tensors, save_state
 from chiasm.pipeline.training.joint.objective import Network, Stage
 from chiasm.pipeline.training.joint.settings import JointSettings
 from chiasm.pipeline.training.optim import (
+    SLOWER,
     Ema,
     Optimiser,
     decay_groups,
@@ -106,12 +107,18 @@ class Training:
         return network.to(self.device).eval()
 
     def save(self, folder: Path) -> None:
-        """Write everything that a step changes."""
+        """Write everything that a step changes. ChiasmError where a tensor is not finite: nothing
+        is written."""
         tensors = {
             **with_prefix(self.network.state_dict(), "weights."),
             **with_prefix(self.ema.tensors, "average."),
             **with_prefix(self.optimiser.tensors(), "optimiser."),
         }
+        require_finite_tensors(
+            tensors,
+            f"state of a training after step {self.step}",
+            f"the last checkpoint is as it was: {SLOWER}",
+        )
         facts = {"step": self.step, "seconds": self.seconds, "figures": self.figures}
         save_state(folder / STATE, tensors, facts)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chiasm.pipeline.errors import ChiasmError, UsageError
+from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.checkpoint import (
     TENSOR_NAMES,
     load_state,
@@ -55,18 +55,6 @@ def digest_of(tokenizer: Tokenizer, weights: Mapping[str, Tensor] | None = None)
     for _, weight in sorted((weights or {}).items()):
         digest.update(weight.half().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
-
-
-def require_finite_tensors(tensors: Mapping[str, Tensor], step: int, do: str) -> None:
-    """ChiasmError, with what to do, where a tensor of a state after `step` steps is not finite."""
-    wrong = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    if wrong:
-        raise ChiasmError(
-            f"state of a training after step {step}",
-            expected="finite tensors",
-            found=f"others: {wrong[0]} and {len(wrong) - 1} more",
-            do=do,
-        )
 
 
 def write_state(folder: Path, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from chiasm.pipeline.errors import UsageError
-from chiasm.pipeline.model.checkpoint import load_model, save_model
+from chiasm.pipeline.model.checkpoint import load_model, require_finite_tensors, save_model
 from chiasm.pipeline.model.config import ModelConfig
 from chiasm.pipeline.model.inference import match_pairs
 from chiasm.pipeline.model.joint import JointNetwork
@@ -54,7 +54,6 @@ from chiasm.pipeline.training.pocket.state import (
     average_of,
     digest_of,
     read_state,
-    require_finite_tensors,
     write_state,
 )
 
@@ -277,7 +276,8 @@ class Training:
         whose stage has not begun is left out of the model: what has not learned to match, or to
         write, shall not seem to. ChiasmError where a tensor is not finite: nothing is written."""
         tensors = self.tensors()
-        require_finite_tensors(tensors, self.step, self._instead)
+        what = f"state of a training after step {self.step}"
+        require_finite_tensors(tensors, what, self._instead)
         config = begun_config(self.config, self.stages, self.step)
         weights = {name: self.ema.tensors[name] for name in JointNetwork(config).state_dict()}
         # The model first: where there is a state, its tokenizer is there too.

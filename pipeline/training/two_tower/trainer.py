@@ -39,6 +39,7 @@ from chiasm.pipeline.model.checkpoint import (
     load_state,
     names_in_code,
     names_in_files,
+    require_finite_tensors,
     save_state,
     tensors_in_code,
     tensors_in_files,
@@ -240,13 +241,15 @@ class Training:
         return recalls_of_ranks(np.concatenate(ranks))["r1"]
 
     def save(self, path: Path) -> None:
-        """Write everything that a step changes; what was prepared lies beside it already."""
+        """Write everything that a step changes; what was prepared lies beside it already.
+        ChiasmError where a tensor is not finite: nothing is written."""
         tensors = {
             "scales": self.scales,
             **with_prefix(self.trained, "weights."),
             **with_prefix(self.ema.tensors, "average."),
             **with_prefix(self.optimiser.tensors(), "optimiser."),
         }
+        require_finite_tensors(tensors, f"state of a training after step {self.step}")
         save_state(path, tensors_in_files(tensors, TENSOR_NAMES), {"step": self.step})
 
     def resume(self, path: Path) -> None:
