@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import normalize
 
 from chiasm.pipeline.errors import EncoderError
 from chiasm.pipeline.model import JointModel, joint_decoder, multi_head_attention, multimodal_fusion
@@ -17,6 +18,11 @@ from chiasm.pipeline.model.config import (
     ImageConfig,
     ModelConfig,
     TextConfig,
+)
+from chiasm.pipeline.model.frozen_joint import (
+    FrozenJointConfig,
+    FrozenJointNetwork,
+    save_frozen_joint,
 )
 from chiasm.pipeline.model.joint import JointNetwork
 
@@ -132,6 +138,94 @@ def test_a_trained_decoder_gives_what_its_model_gives():
     torch.testing.assert_close(found, decoder.logits(hidden, "text"))
     with pytest.raises(ValueError, match="expected a model that has one, found two towers alone"):
         multimodal_fusion(text.tokens, image.tokens, network)
+
+
+def test_a_decoder_alone_gives_what_its_network_gives():
+    network = small_network()
+    target, text = torch.tensor([[21, 4, 5], [22, 3, 3]]), torch.randn(WORDS)
+    image, mask = torch.randn(PATCHES), torch.ones(2, 5, dtype=torch.bool).tril(2)
+    whole, alone = (
+        joint_decoder(target, text, image, decoder, text_mask=mask)
+        for decoder in (network, network.decoder)
+    )
+    assert torch.equal(whole, alone) and whole.shape == (2, 3, 20)
+    with pytest.raises(ValueError, match=r"^image: expected .* here \(2, 9, 32\), found"):
+        joint_decoder(target, text, image[:, :8], network.decoder)
+
+
+def test_a_fusion_of_an_encoders_vectors_gives_what_its_network_gives(tmp_path):
+    torch.manual_seed(0)
+    network = FrozenJointNetwork(FrozenJointConfig("pocket", "f" * 32, 8, FUSION)).eval()
+    torch.nn.init.normal_(network.fusion.residual.weight)
+    save_frozen_joint(tmp_path, network)
+    text, image = normalize(torch.randn(2, 3, 8), dim=-1)
+    expected = network.fuse(network.text_modality(text), network.image_modality(image)).joint
+    assert (expected - normalize(text + image, dim=-1)).norm(dim=-1).min() > 0.1
+    for model in (network, tmp_path, str(tmp_path)):
+        torch.testing.assert_close(multimodal_fusion(text, image, model), expected)
+    for given, line in (
+        (
+            (text[:, :7], image),
+            "text: expected vectors (B, E) of the encoder, here (any, 8), found",
+        ),
+        (
+            (text, image[:2]),
+            "image: expected vectors (B, E) of the encoder, B of the text, here (3",
+        ),
+        ((text[:, None], image), "text: expected vectors (B, E) of the encoder"),
+        ((text, 2 * image), "image: expected unit vectors, found norms of 2 to 2"),
+        ((text * torch.nan, image), "text: expected unit vectors, found norms of nan to nan"),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(line)}"):
+            multimodal_fusion(*given, network)
+    with pytest.raises(
+        ValueError, match=r"^text_mask: expected none, fusion of vectors reads no m"
+    ):
+        multimodal_fusion(text, image, network, text_mask=MASK)
+    for model in (network, tmp_path):
+        with pytest.raises(ValueError, match="decoder: expected a model that has one, found a mo"):
+            joint_decoder(torch.tensor([[21]]), text, image, model)
+
+
+@pytest.mark.parametrize("form", ["concat", "add", "mean"])
+@pytest.mark.parametrize("shape", [(2, 8), (2, 5, 8)])
+def test_what_a_form_does_not_read_is_refused(form, shape):
+    x = tokens(*shape)
+    line = f"^text_mask: expected none, fusion {form} reads no mask, found one$"
+    with pytest.raises(ValueError, match=line):
+        multimodal_fusion(x, x, form, text_mask=MASK)
+    with pytest.raises(ValueError, match=f"^num_heads: .* fusion {form} cuts no heads, found 2$"):
+        multimodal_fusion(x, x, form, num_heads=2)
+
+
+def test_heads_are_not_chosen_for_a_trained_model():
+    network = small_network(fusion=FUSION)
+    text, image, ids = torch.zeros(WORDS), torch.zeros(PATCHES), torch.tensor([[21], [21]])
+    with pytest.raises(
+        ValueError, match="num_heads: expected none, a trained fusion cuts no heads"
+    ):
+        multimodal_fusion(text, image, network, num_heads=2)
+    with pytest.raises(ValueError, match="num_heads: expected none, a trained decoder cuts no hea"):
+        joint_decoder(ids, text, image, network, num_heads=2)
+
+
+def test_a_text_without_any_token_is_no_text_and_leaves_gradients_finite():
+    network = small_network(fusion=FUSION)
+    torch.manual_seed(1)
+    text, image = torch.randn(WORDS, requires_grad=True), torch.randn(PATCHES, requires_grad=True)
+    mask = MASK.clone()
+    mask[1] = False
+    joint = multimodal_fusion(text, image, network, text_mask=mask)
+    other = multimodal_fusion(text + 1, image, network, text_mask=mask)
+    assert torch.equal(joint[1], other[1]) and not torch.equal(joint[0], other[0])
+    target = torch.tensor([[21, 4], [21, 3]])
+    logits = joint_decoder(target, text, image, network, text_mask=mask)
+    other = joint_decoder(target, text + 1, image, network, text_mask=mask)
+    assert torch.equal(logits[1], other[1]) and not torch.equal(logits[0], other[0])
+    (joint.sum() + logits.square().sum()).backward()
+    for tensor in (text, image, *network.parameters()):
+        assert tensor.grad is None or tensor.grad.isfinite().all()
+    assert text.grad is not None and not text.grad[1].any() and text.grad[0].any()
 
 
 def test_no_name_stands_for_random_weights(tmp_path):

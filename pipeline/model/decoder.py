@@ -131,7 +131,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         width, side = config.width, isqrt(patches)
-        self.config = config
+        self.config, self.widths = config, widths
         self.ids = TargetIds(text_ids, config.prefixes, codes.vocabulary if codes else 0)
         self.embedding = nn.Embedding(len(self.ids), width)
         self.position = nn.Parameter(torch.randn(1, config.context, width) * POSITION_SIZE)

@@ -18,10 +18,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from chiasm.pipeline.model.attention import multi_head_attention
-from chiasm.pipeline.model.checkpoint import load_model
+from chiasm.pipeline.model.checkpoint import format_of, load_model
 from chiasm.pipeline.model.decoder import Decoder
+from chiasm.pipeline.model.frozen_joint import (
+    FROZEN_FORMAT,
+    FrozenJointNetwork,
+    load_frozen_joint,
+)
 from chiasm.pipeline.model.fusion import Modality
 from chiasm.pipeline.model.joint import JointNetwork
+
+UNIT_TOLERANCE = 1e-2  # of the norms of unit vectors: rounded to bfloat16 they are off by less
 
 
 class HasNetwork(Protocol):
@@ -30,10 +37,13 @@ class HasNetwork(Protocol):
     network: JointNetwork
 
 
+Network = JointNetwork | FrozenJointNetwork
+
+
 def multimodal_fusion(
     text_embedding: Tensor,
     image_embedding: Tensor,
-    fusion: str | Path | JointNetwork | HasNetwork = "concat",
+    fusion: str | Path | Network | HasNetwork = "concat",
     *,
     text_mask: Tensor | None = None,
     num_heads: int = 1,
@@ -41,38 +51,51 @@ def multimodal_fusion(
     """A text and a picture, or B of each -> what both are together.
 
     text_embedding, image_embedding: vectors (B, D), or tokens (B, T, D) and (B, N, D). text_mask
-    (B, T) bool, True where there is a token, for a trained model and for `attention`.
+    (B, T) bool, True where there is a token, for `attention` and for a `JointNetwork`; a text
+    without any token counts as no text. num_heads: for `attention`.
 
     fusion: a form without parameters,
         concat     [t; i]: vectors (B, 2 D), tokens (B, T + N, D)
         add        t + i, of equal shapes: (B, D) or (B, T, D)
         mean       (t + i) / 2, likewise
         attention  [t + A(t, i); i + A(i, t)], of tokens, with `num_heads` heads: (B, T + N, D)
-    or a trained model, a `JointNetwork`, a `JointModel` or the folder of one: tokens of its towers
-    (B, T, D_0) and (B, N, D_1) -> joint vectors (B, E) float32, unit rows.
+    or a trained model -> joint vectors (B, E) float32, unit rows:
+        a `JointNetwork`, a `JointModel` or its folder: tokens (B, T, D_0), (B, N, D_1) of towers
+        a `FrozenJointNetwork` or its folder: unit vectors (B, E) of the encoder below it
 
-    ValueError for shapes that do not fit, and for the name of a form that has parameters;
-    EncoderError for a folder that holds no model.
+    ValueError for shapes that do not fit, for the name of a form that has parameters, for a
+    `text_mask` or `num_heads` that would not be read, and for vectors that are not of unit length
+    where these are asked for; EncoderError for a folder that holds no model.
     """
+    given = text_embedding, image_embedding
     if not isinstance(fusion, str) or (fusion not in FORMS and _is_folder(fusion)):
         model = _loaded(fusion)
+        if isinstance(model, FrozenJointNetwork):
+            _require_unread("fusion of vectors", text_mask, num_heads)
+            _require_vectors(*given, model.config.dim)
+            return model.fuse(*map(model.image_modality, given)).joint
         if model.fusion is None:
             raise ValueError("fusion: expected a model that has one, found two towers alone")
-        _require_encoded(model, text_embedding, image_embedding, text_mask)
+        _require_unread("a trained fusion", None, num_heads)
+        config = model.config
+        widths = config.text.width, config.image.width
+        _require_encoded(*given, text_mask, widths, config.image.patches)
         text = _text_modality(model, text_embedding, text_mask)
         return model.fuse(text, _image_modality(model, image_embedding)).joint
     if fusion not in FORMS:
         raise ValueError(_not_a_form("fusion", fusion, FORMS))
     if fusion == "attention":
         _require_mask(text_mask, text_embedding)
-    return FORMS[fusion](text_embedding, image_embedding, text_mask, num_heads)
+    else:
+        _require_unread(f"fusion {fusion}", text_mask, num_heads)
+    return FORMS[fusion](*given, text_mask, num_heads)
 
 
 def joint_decoder(
     input_sequence: Tensor,
     text_encoder_output: Tensor,
     image_encoder_output: Tensor,
-    decoder: str | Path | JointNetwork | HasNetwork = "attention",
+    decoder: str | Path | Decoder | JointNetwork | HasNetwork = "attention",
     *,
     text_mask: Tensor | None = None,
     num_heads: int = 1,
@@ -85,12 +108,12 @@ def joint_decoder(
     decoder: `attention`, a form without parameters: input_sequence (B, T, D), D = D_0 = D_1,
         y = x + A_causal(x, x),   z = y + A(y, text),   z + A(z, image)      -> (B, T, D),
     with `num_heads` heads, a token attending to itself and those before it; or a trained model, a
-    `JointNetwork`, a `JointModel` or the folder of one: input_sequence int64 (B, T), ids of its
-    decoder, the first that of a task (`model.decoder.ids.prefix`) -> logits (B, T, V) of the next
-    text token.
+    `Decoder`, a `JointNetwork` or `JointModel` that has one, or the folder of one: input_sequence
+    int64 (B, T), ids of the decoder, the first that of a task (`decoder.ids.prefix`) -> logits
+    (B, T, V) of the next text token.
 
-    ValueError for shapes that do not fit, for another name, and for a model without a decoder;
-    EncoderError for a folder that holds no model.
+    ValueError for shapes that do not fit, for another name, for a model without a decoder, and for
+    `num_heads` that would not be read; EncoderError for a folder that holds no model.
     """
     if decoder == "attention":
         _require_shape("input_sequence", input_sequence, (None, None, None), "(B, T, D)")
@@ -109,9 +132,10 @@ def joint_decoder(
         return x + _read(x, image_encoder_output, num_heads, None)
     if isinstance(decoder, str) and not _is_folder(decoder):
         raise ValueError(_not_a_form("decoder", decoder, ("attention",)))
-    model = _loaded(decoder)
-    made = _decoder_of(model)
-    _require_encoded(model, text_encoder_output, image_encoder_output, text_mask)
+    made = decoder if isinstance(decoder, Decoder) else _decoder_of(_loaded(decoder))
+    _require_unread("a trained decoder", None, num_heads)
+    given = text_encoder_output, image_encoder_output
+    _require_encoded(*given, text_mask, made.widths, made.patch_position.shape[1])
     _require_ids(input_sequence, len(text_encoder_output), len(made.ids))
     text = _present(text_encoder_output, text_mask)
     state = made.start(text, _present(image_encoder_output, None))
@@ -140,15 +164,33 @@ def _require_mask(mask: Tensor | None, text: Tensor) -> None:
         raise ValueError(f"text_mask: expected bool, found {mask.dtype}")
 
 
+def _require_unread(by: str, text_mask: Tensor | None, num_heads: int) -> None:
+    """ValueError for what the form `by` does not read."""
+    if text_mask is not None:
+        raise ValueError(f"text_mask: expected none, {by} reads no mask, found one")
+    if num_heads != 1:
+        raise ValueError(f"num_heads: expected none, {by} cuts no heads, found {num_heads}")
+
+
 def _require_encoded(
-    model: JointNetwork, text: Tensor, image: Tensor, text_mask: Tensor | None
+    text: Tensor, image: Tensor, text_mask: Tensor | None, widths: tuple[int, int], patches: int
 ) -> None:
-    """ValueError for tokens that are not of the towers of a model."""
-    config = model.config
-    _require_shape("text", text, (None, None, config.text.width), "tokens (B, T, D) of the model")
-    patches = (len(text), config.image.patches, config.image.width)
-    _require_shape("image", image, patches, "tokens (B, N, D) of the model, B of the text")
+    """ValueError for tokens that are not of the towers of a model, of text and picture."""
+    _require_shape("text", text, (None, None, widths[0]), "tokens (B, T, D) of the model")
+    shape = (len(text), patches, widths[1])
+    _require_shape("image", image, shape, "tokens (B, N, D) of the model, B of the text")
     _require_mask(text_mask, text)
+
+
+def _require_vectors(text: Tensor, image: Tensor, dim: int) -> None:
+    """ValueError for what is not B unit vectors of each."""
+    _require_shape("text", text, (None, dim), "vectors (B, E) of the encoder")
+    _require_shape("image", image, (len(text), dim), "vectors (B, E) of the encoder, B of the text")
+    for name, vectors in (("text", text), ("image", image)):
+        norms = vectors.float().norm(dim=1)
+        if not ((norms - 1).abs() <= UNIT_TOLERANCE).all():
+            found = f"{float(norms.min()):.3g} to {float(norms.max()):.3g}"
+            raise ValueError(f"{name}: expected unit vectors, found norms of {found}")
 
 
 def _require_ids(ids: Tensor, rows: int, count: int) -> None:
@@ -217,18 +259,20 @@ def _is_folder(name: str | Path) -> bool:
     return Path(name).is_dir()
 
 
-def _loaded(model: str | Path | JointNetwork | HasNetwork) -> JointNetwork:
+def _loaded(model: str | Path | Network | HasNetwork) -> Network:
     network = getattr(model, "network", model)
-    if isinstance(network, JointNetwork):
+    if isinstance(network, Network):
         return network
     if not isinstance(model, (str, Path)):
-        expected = "a JointModel, a JointNetwork or the folder of one"
+        expected = "a JointModel, a JointNetwork, a FrozenJointNetwork or the folder of one"
         raise ValueError(f"model of type {type(model).__name__}: expected {expected}")
+    if format_of(Path(model)) == FROZEN_FORMAT:
+        return load_frozen_joint(Path(model))
     return load_model(Path(model))[0]
 
 
-def _decoder_of(model: JointNetwork) -> Decoder:
-    if model.decoder is None:
+def _decoder_of(model: Network) -> Decoder:
+    if isinstance(model, FrozenJointNetwork) or model.decoder is None:
         raise ValueError("decoder: expected a model that has one, found a model without")
     return model.decoder
 
