@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from encoding import encode_images, encode_joint, encode_texts, mean_of, preprocess
+from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 from chiasm.pipeline.encoders import load_encoder
@@ -114,7 +115,9 @@ def test_what_it_does_not_take_is_told(model, tmp_path):
     text = module.preprocess([str(tmp_path / "a.png")])
     assert "pixels" not in text and "ids" in text  # a path is a text: nothing is opened
     for wrong in (7, {"audio": "x"}, {"text": 7}, {"image": "a.png"}, np.zeros((3, 3)), {},
-                  {"text": None}, {"text": None, "image": None}):  # fmt: skip
+                  {"text": None}, {"text": None, "image": None}, Image.new("RGB", (0, 5)),
+                  np.zeros((0, 5, 3), np.uint8), np.zeros((3, 5, 5), np.uint8),
+                  np.zeros((5, 5, 2), np.uint8), np.zeros((5, 5, 3), np.float32)):  # fmt: skip
         with pytest.raises(UsageError, match="input: expected a"):
             module.preprocess([wrong])
     with pytest.raises(UsageError, match="no prompts"):

@@ -145,13 +145,15 @@ def _parts(item: Any) -> tuple[str | None, Image.Image | None]:
 
 
 def _picture(item: Any) -> Image.Image:
+    found, do = f"a {type(item).__name__}", "open files yourself: paths and URLs are not fetched"
     if isinstance(item, Image.Image):
-        return item.convert("RGB")
-    if isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim == 3:
-        return Image.fromarray(cast(Any, item)).convert("RGB")
+        if item.width and item.height:
+            return item.convert("RGB")
+        found, do = f"a picture of {item.width} x {item.height} pixels", ""
+    if isinstance(item, np.ndarray):
+        if item.dtype == np.uint8 and item.ndim == 3 and item.shape[2] == 3 and item.size:
+            return Image.fromarray(cast(Any, item))
+        found, do = f"an array of {item.dtype} {item.shape}", ""
     raise UsageError(
-        "input",
-        expected="a picture as PIL.Image or uint8 (H, W, 3)",
-        found=f"a {type(item).__name__}",
-        do="open files yourself: paths and URLs are not fetched",
+        "input", expected="a picture as PIL.Image or uint8 (H, W, 3)", found=found, do=do
     )
