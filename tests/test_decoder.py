@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,10 +20,11 @@ WIDTHS, TEXT_IDS, CODES, PATCHES = (12, 20), 11, 6, 9
 CONFIG = DecoderConfig(width=16, depth=2, heads=2, context=10)
 
 
-def decoder():
+def decoder(grounding=1):
     torch.manual_seed(0)
     drawing = ImageTokensConfig(side=8, stride=4, levels=(3, 2))  # 2 x 2 codes
-    made = Decoder(CONFIG, WIDTHS, TEXT_IDS, drawing, PATCHES).eval()
+    config = replace(CONFIG, grounding=grounding)
+    made = Decoder(config, WIDTHS, TEXT_IDS, drawing, PATCHES).eval()
     made.reset_parameters()
     with torch.no_grad():  # larger logits: no near ties between tokens
         made.embedding.weight.mul_(60)
@@ -78,6 +80,13 @@ def written_out(made, ids, text, image):
     of_image = [[row.tolist()] * length for row in image.mask]
     words = made.input_projections[0](text.tokens)
     patches = made.input_projections[1](image.tokens) + made.patch_position
+    among = [[row.tolist()] * words.shape[1] for row in text.mask]
+    seen = [[row.tolist()] * words.shape[1] for row in image.mask]
+    for block in made.grounding:
+        normed, read = block.attention_norm(words), block.context_norm(patches)
+        words = words + attended(block.attention, normed, normed, among)
+        words = words + attended(block.cross, block.cross_norm(words), read, seen)
+        words = words + block.mlp(block.mlp_norm(words))
     x = made.embedding(ids) + made.position[:, :length]
     for block in made.blocks:
         normed = block.attention_norm(x)
@@ -89,8 +98,9 @@ def written_out(made, ids, text, image):
     return made.norm(x)
 
 
-def test_the_decoder_is_its_formula():
-    made, (text, image) = decoder(), inputs()
+@pytest.mark.parametrize("grounding", [0, 2])
+def test_the_decoder_is_its_formula(grounding):
+    made, (text, image) = decoder(grounding), inputs()
     hidden = written_out(made, IDS, text, image)
     got, _ = made(IDS, made.start(text, image))
     torch.testing.assert_close(got, hidden, rtol=0, atol=1e-5)

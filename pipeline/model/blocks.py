@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from chiasm.pipeline.model.attention import Attention
+from chiasm.pipeline.model.attention import Attention, KeysValues
 
 EXPANSION = 4  # of the width inside the MLP: the usual one
 # Of the tied query and key projections at the start: without it attention is near uniform.
@@ -69,6 +69,16 @@ class CrossBlock(nn.Module):
     ) -> Tensor:
         """x (B, T, D), context (B, S, D), masks of shapes that broadcast to (B, H, T, T) and
         (B, H, T, S) -> (B, T, D)."""
+        return self.attend(x, mask, self.keys_values(context), context_mask)
+
+    def keys_values(self, context: Tensor) -> KeysValues:
+        """context (B, S, D) -> what `attend` reads of it, which many x can share."""
+        return self.cross.keys_values(self.context_norm(context))
+
+    def attend(
+        self, x: Tensor, mask: Tensor | None, context: KeysValues, context_mask: Tensor | None
+    ) -> Tensor:
+        """As `forward`, with the keys and values of the context."""
         x = x + self.attention(self.attention_norm(x), mask=mask)
-        x = x + self.cross(self.cross_norm(x), self.context_norm(context), context_mask)
+        x = x + self.cross.attend(self.cross_norm(x), context, context_mask)
         return x + self.mlp(self.mlp_norm(x))

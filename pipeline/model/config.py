@@ -88,12 +88,14 @@ class FusionConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The joint decoder. context: longest target in tokens, its prefix included; prefixes: the
-    first tokens of what it can do, some of `tasks.PREFIXES`, ValueError for others.
+    """The joint decoder. grounding: blocks in which a source's words look at the picture before the
+    decoder reads them; context: longest target in tokens, its prefix included; prefixes: the first
+    tokens of what it can do, some of `tasks.PREFIXES`, ValueError for others.
     """
 
     width: int = 192
-    depth: int = 3
+    depth: int = 2
+    grounding: int = field(default=1, metadata=absent(0))
     heads: int = 3
     context: int = 96
     prefixes: tuple[str, ...] = PREFIXES

@@ -2,7 +2,10 @@
 
 Each block attends to the tokens so far (causal), to the tokens of the source text, and to those of
 the picture (Vaswani et al., Attention Is All You Need, 2017, with two encoders in place of one).
-What a row lacks, a text or a picture, it attends nowhere in, which adds nothing but a bias.
+The words of the source have looked at the picture before (the image-grounded text encoder of Li et
+al., BLIP, 2022): in "is the boat left of the moon" each noun then knows where its thing is, and one
+token that reads both can compare. What a row lacks, a text or a picture, it attends nowhere in,
+which adds nothing but a bias.
 
 Keys and values of a block's contexts are made once: for all tokens that are generated, and for all
 questions about one picture.
@@ -10,7 +13,7 @@ questions about one picture.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 
 import torch
@@ -58,11 +61,13 @@ class BlockState:
 @dataclass(frozen=True)
 class DecoderState:
     """What a decoder remembers of B rows: a `BlockState` a block; masks (B, 1, 1, S) and
-    (B, 1, 1, N), True where there is a token of the text and of the picture."""
+    (B, 1, 1, N), True where there is a token of the text and of the picture; grounding: keys and
+    values (B, N, D) of the picture, that words look at, one pair a block that grounds them."""
 
     blocks: tuple[BlockState, ...]
     text_mask: Tensor
     image_mask: Tensor
+    grounding: tuple[KeysValues, ...]
 
     @property
     def length(self) -> int:
@@ -72,13 +77,14 @@ class DecoderState:
     def take(self, rows: Tensor) -> DecoderState:
         """Rows (B',) int64, in their order, each as often as it is named."""
         blocks = tuple(block.take(rows) for block in self.blocks)
-        return DecoderState(blocks, self.text_mask[rows], self.image_mask[rows])
+        grounding = tuple(_take(pair, rows) for pair in self.grounding)
+        return DecoderState(blocks, self.text_mask[rows], self.image_mask[rows], grounding)
 
     def reorder(self, rows: Tensor) -> DecoderState:
         """As many rows (B,) int64, where row i and row `rows[i]` have one text and one picture:
         their keys and values stay, those of the tokens so far are taken."""
         blocks = tuple(block.reorder(rows) for block in self.blocks)
-        return DecoderState(blocks, self.text_mask, self.image_mask)
+        return replace(self, blocks=blocks)
 
 
 class DecoderBlock(CrossBlock):
@@ -141,6 +147,9 @@ class Decoder(nn.Module):
         self.code_position: nn.Parameter | None = None
         if codes is not None:
             self.code_position = nn.Parameter(_grid(codes.columns, width, POSITION_SIZE))
+        self.grounding = nn.ModuleList(
+            CrossBlock(width, config.heads) for _ in range(config.grounding)
+        )
         self.blocks = nn.ModuleList(DecoderBlock(width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
 
@@ -163,19 +172,20 @@ class Decoder(nn.Module):
         some = text if image is None else image
         if some is None:
             raise ValueError("expected a text, a picture or both, found neither")
-        words, text_mask = self._words(text, some)
         patches, image_mask = self._patches(image, some)
+        grounding = tuple(block.keys_values(patches) for block in self._grounding_blocks())
+        words, text_mask = self._words(text, some, grounding, image_mask)
         blocks = tuple(block.contexts(words, patches) for block in self._blocks())
-        return DecoderState(blocks, text_mask, image_mask)
+        return DecoderState(blocks, text_mask, image_mask, grounding)
 
     def with_text(self, state: DecoderState, text: Modality) -> DecoderState:
         """The same rows and pictures with other texts, (B, S, D_0), before the first token."""
-        words, mask = self._words(text, text)
+        words, mask = self._words(text, text, state.grounding, state.image_mask)
         blocks = tuple(
             BlockState(block.cross.keys_values(block.context_norm(words)), old.image)
             for block, old in zip(self._blocks(), state.blocks, strict=True)
         )
-        return DecoderState(blocks, mask, state.image_mask)
+        return replace(state, blocks=blocks, text_mask=mask)
 
     def forward(
         self, ids: Tensor, state: DecoderState, head: Head = "text"
@@ -195,7 +205,7 @@ class Decoder(nn.Module):
         for block, old in zip(self._blocks(), state.blocks, strict=True):
             x, new = block.decode(x, mask, old, state.text_mask, state.image_mask)
             states.append(new)
-        return self.norm(x), DecoderState(tuple(states), state.text_mask, state.image_mask)
+        return self.norm(x), replace(state, blocks=tuple(states))
 
     def logits(self, hidden: Tensor, head: Head) -> Tensor:
         """hidden (..., D) -> logits (..., V) of text ids or (..., C) of codes; the weights are the
@@ -224,10 +234,22 @@ class Decoder(nn.Module):
             raise ValueError("a decoder of texts alone: expected one with codes of pictures")
         return self.position[:, : self.code_position.shape[1]] + self.code_position
 
-    def _words(self, text: Modality | None, like: Modality) -> tuple[Tensor, Tensor]:
+    def _grounding_blocks(self) -> list[CrossBlock]:
+        return [block for block in self.grounding if isinstance(block, CrossBlock)]
+
+    def _words(
+        self,
+        text: Modality | None,
+        like: Modality,
+        grounding: tuple[KeysValues, ...],
+        image_mask: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         if text is None:
             return self._nothing(like)
-        return self.input_projections[0](text.tokens), text.mask[:, None, None]
+        words, mask = self.input_projections[0](text.tokens), text.mask[:, None, None]
+        for block, picture in zip(self._grounding_blocks(), grounding, strict=True):
+            words = block.attend(words, mask, picture, image_mask)
+        return words, mask
 
     def _patches(self, image: Modality | None, like: Modality) -> tuple[Tensor, Tensor]:
         if image is None:
