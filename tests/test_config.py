@@ -206,6 +206,7 @@ EARLIER = {
     ("", "decoder"): None,
     ("", "image_tokens"): None,
     ("fusion", "bounded_residual"): False,
+    ("decoder", "grounding"): 0,
 }
 
 
