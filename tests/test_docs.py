@@ -3,6 +3,7 @@ and every link leads somewhere."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import tomllib
@@ -17,14 +18,23 @@ import yaml
 from conftest import ROOT, make_shard
 from fake_encoder import FakeEncoder
 
-from chiasm.jobs.config import Settings, keys
+from chiasm.index.ask import BATCH
+from chiasm.jobs.config import Settings, compose, keys
+from chiasm.pipeline.answers.files import SCHEMA, AnswersFooter
 from chiasm.pipeline.collection import arrow_schema, embeddings
 from chiasm.pipeline.editions import EmbedSettings
 from chiasm.pipeline.embed import embed_shard
-from chiasm.pipeline.encoders import ENCODE_REASONS
+from chiasm.pipeline.encoders import ENCODE_REASONS, explainer
+from chiasm.pipeline.encoders.huggingface_generate import MAX_TOKENS
 from chiasm.pipeline.images import REASONS
+from chiasm.pipeline.model.config import DecoderConfig, ImageTokensConfig
 from chiasm.pipeline.shards import DROP_REASONS, NOTE_REASONS, list_shards
 from chiasm.pipeline.storage import Folder
+from chiasm.pipeline.training.joint.json_tasks import FIELDS, TEXTS
+from chiasm.pipeline.training.joint.loop import DECODER_STEPS
+from chiasm.pipeline.training.joint.settings import JointSettings
+from chiasm.pipeline.training.pocket.settings import TrainSettings
+from chiasm.pipeline.training.pocket.stages import stages_of
 
 FORMATS = (ROOT / "docs/formats.md").read_text()
 OPERATIONS = (ROOT / "docs/operations.md").read_text()
@@ -51,6 +61,57 @@ def test_every_reason_is_told_with_its_meaning(reasons):
 def test_every_parquet_column_is_told():
     for column in arrow_schema({"joint": 8}):
         assert f"`{column.name}`" in FORMATS
+
+
+def test_every_column_of_answers_is_told_and_every_key_of_their_footer():
+    answers = FORMATS.partition("### Answers about shards")[2].partition("\n### ")[0]
+    names = [*SCHEMA.names, *(field.name for field in dataclasses.fields(AnswersFooter))]
+    assert [name for name in names if f"`{name}`" not in answers] == []
+
+
+def test_every_field_of_json_that_teaches_a_decoder_is_told():
+    for field, task in FIELDS.items():
+        texts = ", ".join(f"`{name}`" for name in TEXTS[task])
+        (row,) = (line for line in FORMATS.splitlines() if line.startswith(f"| `{field}` |"))
+        assert texts in row and f"| `{task}` |" in row
+
+
+def test_every_method_of_explaining_is_told():
+    for method in ("GRAD_ECLIP", "LEGRAD", "MAX_SIM", "HIRES_CAM", "ERASURE"):
+        assert f"| `{getattr(explainer, method)}` |" in OPERATIONS
+
+
+def test_the_defaults_of_answers_and_of_joint_training_are_told():
+    joint, places = JointSettings(), DecoderConfig().context - 1
+    sizes = {name: compose(name, ()).batch.size for name in ("laptop", "one_gpu", "cluster")}
+    assert sizes["one_gpu"] == sizes["cluster"]
+    for told in (
+        f"`hf:` {MAX_TOKENS}, `pocket` as many as its decoder has places ({places})",
+        f"| {BATCH} inputs, fewer of large pictures (1 GiB) | {BATCH} pictures | `batch.size` "
+        f"(`laptop` {sizes['laptop']}, other presets {sizes['cluster']}) |",
+        f"| {joint.steps:,} steps of {joint.batch} pictures |",
+        f"| {joint.frozen_steps} steps of {joint.frozen_batch} | {joint.fusion_steps:,} steps of "
+        f"{joint.batch} |",
+        f"{DECODER_STEPS:,} steps of {joint.decoder_batch} where json has",
+    ):
+        assert told in OPERATIONS
+    assert f"more than {places} tokens of the model's tokenizer" in FORMATS
+
+
+def test_every_stage_of_pocket_is_told_and_what_its_codes_are():
+    table = ARCHITECTURE.partition("## Stages of training")[2].partition("\n## ")[0]
+    names = re.findall(r"^\| ([a-z ]+) \| (?:yes)", table, re.MULTILINE)
+    assert names == [stage.name for stage in stages_of(TrainSettings())]
+    codes, notes = (
+        ImageTokensConfig(),
+        " ".join((ROOT / "docs/design-notes.md").read_text().split()),
+    )
+    levels = " x ".join(map(str, codes.levels))
+    cell = (
+        f"each cell of {codes.stride} x {codes.stride} pixels is one of {codes.vocabulary:,} codes"
+    )
+    assert f"{cell} ({levels} levels)" in notes
+    assert f"a picture of {codes.side} pixels is {codes.tokens} tokens" in notes
 
 
 def test_pandas_reads_the_vectors_and_duckdb_the_rest(tmp_path):
