@@ -14,6 +14,7 @@ Prints JSON and writes benchmarks/results/explain.json.
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import time
 from collections import defaultdict
@@ -128,7 +129,9 @@ def located(encoder: ExplainingEncoder, named: Sequence[Named]) -> dict[str, dic
 
 
 def _hottest_place(why: Explanation) -> tuple[int, int]:
-    """Row and column of the place in which the hottest patch has its centre."""
+    """Row and column of the place in which the hottest patch has its centre; of NaN no place."""
+    if np.isnan(why.patches).any():
+        return -1, -1
     rows, columns = why.patches.shape
     row, column = divmod(int(why.patches.argmax()), columns)
     left, top, right, bottom = why.box
@@ -280,7 +283,8 @@ def changed_word(
         hits: dict[str, list[bool]] = defaultdict(list)
         for item, why in zip(falsified, encoder.explain(pictures, texts, method), strict=True):
             word = min(why.words, key=lambda word: word.relevance)
-            hit = word.start < item.end and word.end > item.start
+            numbers = not any(math.isnan(each.relevance) for each in why.words)
+            hit = numbers and word.start < item.end and word.end > item.start
             refused = ["declared false"] if why.logit is not None and why.logit < 0 else []
             for name in ("all", item.language, item.attribute, *refused):
                 hits[name].append(hit)

@@ -28,6 +28,7 @@ from PIL import Image, ImageOps
 
 from chiasm.pipeline.encoders import Encoder, load_encoder
 from chiasm.pipeline.images import DecodeSettings, decode
+from chiasm.pipeline.metrics import ranks_of
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device_and_precision import resolve_device
 from chiasm.pipeline.pretrained.hub import capture_warnings
@@ -118,11 +119,11 @@ def agreement(made: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
     mean = wanted.mean(axis=0)
     left, right = made - mean, wanted - mean
     cosines = (left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
-    nearest = (made @ wanted.T).argmax(axis=1)
+    nearest_is_own = ranks_of(made @ wanted.T, np.arange(len(made))) == 0
     return {
         "cosine_min": round(float(cosines.min()), 6),
         "cosine_mean": round(float(cosines.mean()), 6),
-        "nearest_is_own": round(float((nearest == np.arange(len(made))).mean()), 6),
+        "nearest_is_own": round(float(nearest_is_own.mean()), 6),
     }
 
 

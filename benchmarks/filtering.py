@@ -31,10 +31,11 @@ import torch
 import webdataset
 
 from benchmarks.machine import machine, tell_and_keep
+from chiasm.pipeline.training.paired import recalls_with_errors
 from chiasm.pipeline.training.two_tower import loop as train
 from chiasm.pipeline.training.two_tower.closed_form import fit_match_weights
 from chiasm.pipeline.training.two_tower.prepare import survey
-from chiasm.pipeline.training.two_tower.select import gallery, ranks, rounded_recalls
+from chiasm.pipeline.training.two_tower.select import gallery, ranks
 from chiasm.pipeline.training.two_tower.stream import Pair, images_of, pack, stream
 from chiasm.pipeline.training.two_tower.trainer import TrainSettings
 from chiasm.pipeline.two_tower.checkpoint import config_from_json
@@ -166,16 +167,17 @@ def scores(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> list[np.ndarray]:
 
 @torch.inference_mode()
 def measured(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> dict[str, dict[str, float]]:
-    """Recall on clean pairs, of pictures alone and of the even mean."""
+    """Recall on clean pairs, with standard errors, of pictures alone and of the even mean."""
     expanded = [
         replace(pair, text=network.expansion(pair.text.float(), network.bag_of_words(pair.ids)))
         for pair in pairs
     ]
     displayed = gallery(network, expanded)
     mean = torch.nn.functional.normalize(displayed.image + displayed.text, dim=-1)
+    rows = displayed.rows.numpy()
     return {
-        "image": rounded_recalls(ranks(displayed, displayed.image)),
-        "mean": rounded_recalls(ranks(displayed, mean)),
+        "image": recalls_with_errors(ranks(displayed, displayed.image), rows),
+        "mean": recalls_with_errors(ranks(displayed, mean), rows),
     }
 
 

@@ -44,6 +44,7 @@ from chiasm.index.query.keyword import fuse
 from chiasm.index.segments import Keywords, KeywordWriter
 from chiasm.index.segments import keywords as keywords_module
 from chiasm.index.segments import terms as terms_module
+from chiasm.pipeline.metrics import top_k
 
 RESULT = ROOT / "benchmarks" / "results" / "hybrid.json"
 FITTED = tuple(f"train-0000{number}" for number in range(4))
@@ -194,7 +195,7 @@ def compared(photos: Photos, shards: Sequence[str], kind: str, scratch: Path) ->
         rows = np.concatenate([photos.picture_vectors(shard) for shard in shards])
         queries = queries - vectors.reshape(-1, vectors.shape[2]).mean(0)
     truth = np.repeat(np.arange(len(rows)), 4)
-    near = np.argsort(-(queries @ rows.T), axis=1, kind="stable")[:, :DEPTH]
+    near = top_k(queries @ rows.T, DEPTH)
     texts = [text for row in captions for text in row[1:]]
     return fused_recalls(near, [row[0] for row in captions], texts, truth, scratch)
 
@@ -208,7 +209,7 @@ def of_rare_words(photos: Photos, shards: Sequence[str], scratch: Path) -> dict[
     texts = [" ".join(sorted(some, key=lambda word: (counts[word], word))[:2]) for some in words]
     rows = np.concatenate([photos.caption_vectors(shard, "english")[:, 0] for shard in shards])
     queries = photos.encoded(f"rare-{'-'.join(shards)}", texts)
-    near = np.argsort(-(queries @ rows.T), axis=1, kind="stable")[:, :DEPTH]
+    near = top_k(queries @ rows.T, DEPTH)
     return fused_recalls(near, captions, texts, np.arange(len(rows)), scratch)
 
 

@@ -8,9 +8,11 @@ without the samples held out, once for each way to fuse; the fusion moves no hea
 compared with the same mean, which is asserted. `one token`: pictures and captions give one token
 each, the mean of theirs, so that there is nothing to attend to. `unregularised`: no dropout of
 tokens, none left out.
-Asked on the pictures held out, with their first captions, by their other captions: R@1 and R@10,
-and queries that the fusion answers first and the mean does not, and the other way. Prints JSON and
-writes benchmarks/results/two_tower_fusions.json.
+Asked on the pictures held out, with their first captions, by their other captions: R@k of picture,
+mean and fusion with standard errors over pictures, and queries that the fusion answers first and
+the mean does not, and the other way. The mean's weight and hubness power, which are the fusion's
+too, are selected on the queries of the other half of the pictures. Prints JSON and writes
+benchmarks/results/two_tower_fusions.json.
 """
 
 from __future__ import annotations
@@ -23,18 +25,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import webdataset
 
 from benchmarks.machine import machine, tell_and_keep
+from benchmarks.two_tower_variants import queries_of_half
 from chiasm.pipeline.model.config import FusionConfig
+from chiasm.pipeline.training.paired import recalls_with_errors
 from chiasm.pipeline.training.two_tower import loop as train
 from chiasm.pipeline.training.two_tower.prepare import Statistics, survey
 from chiasm.pipeline.training.two_tower.select import (
     fused_vectors,
     gallery,
     ranks,
-    rounded_recalls,
     select_mean,
 )
 from chiasm.pipeline.training.two_tower.stream import pack, stream
@@ -70,10 +74,11 @@ def main() -> None:
         ways["gated, unregularised"] = (paths, config.fusion, bare)
         for name, (features, fusion, trained_as) in ways.items():
             shaped = surveyed.fill(replace(config, fusion=fusion))
-            mean, ours = measured(features, surveyed, expanded, shaped, trained_as)
-            assert found.setdefault("mean", mean) == mean, "the fusion moved a head"
-            found[name] = ours
-            print(json.dumps({name: ours}), flush=True)
+            measured_ways = measured(features, surveyed, expanded, shaped, trained_as)
+            found[name] = measured_ways.pop("fusion")
+            for way, figures in measured_ways.items():
+                assert found.setdefault(way, figures) == figures, "the fusion moved a head"
+            print(json.dumps({name: found[name]}), flush=True)
     summary = {**found, "seconds": round(time.perf_counter() - started, 1), "machine": machine()}
     tell_and_keep(summary, given.to)
 
@@ -102,26 +107,39 @@ def measured(
     expanded: Path,
     config: TwoTowerConfig,
     settings: TrainSettings,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One way: figures of the mean, and of the fusion of the same heads."""
+) -> dict[str, dict[str, Any]]:
+    """One way: figures of `image` and `mean`, and of the `fusion` of the same heads."""
     with tempfile.TemporaryDirectory() as folder:
         network = train.fit(
             paths, surveyed, config, settings, every_sample=False, expanded=expanded,
             checkpoint=Path(folder) / "state", device=torch.device("cpu"),
         )  # fmt: skip
     held_out = [pair for pair in stream(paths, expanded=expanded) if pair.held_out]
+    weights, powers = [], []
     with torch.inference_mode():
-        displayed = gallery(network, held_out)
-        mean = select_mean(network, displayed)
-        ours = ranks(displayed, network.reduce_hubness(fused_vectors(network, held_out, displayed)))
+        shown = gallery(network, held_out)
+        rows = shown.rows.numpy()
+        mean, ours = np.zeros((2, len(rows)), dtype=np.int64)
+        for half in (0, 1):
+            select_mean(network, queries_of_half(shown, 1 - half))
+            weights.append(network.config.text_weight)
+            powers.append(network.config.hubness_power)
+            for found, vectors in (
+                (mean, network.mean(shown.text, shown.image)),
+                (ours, fused_vectors(network, held_out, shown)),
+            ):
+                of_half = rows % 2 == half
+                found[of_half] = ranks(shown, network.reduce_hubness(vectors))[of_half]
+        image = recalls_with_errors(ranks(shown, shown.image), rows)
+    chosen = {"text_weights": weights, "hub_powers": powers, "queries": len(rows)}
     won = {
         "only_fusion": int(((ours < 1) & (mean >= 1)).sum()),
         "only_mean": int(((mean < 1) & (ours >= 1)).sum()),
     }
-    chosen = {"text_weight": network.config.text_weight, "hub_power": network.config.hubness_power}
-    return {**rounded_recalls(mean), **chosen, "queries": len(mean)}, {
-        **rounded_recalls(ours),
-        **won,
+    return {
+        "image": image,
+        "mean": {**recalls_with_errors(mean, rows), **chosen},
+        "fusion": {**recalls_with_errors(ours, rows), **won},
     }
 
 

@@ -212,9 +212,12 @@ def summary(lines: Path) -> dict[str, Any]:
             )
             queries = len(base) * (4 if metric == "joint" else 5)
             gained = base - other
-            error = float(np.sqrt(np.square(gained - gained.mean()).sum()))
+            error, of_r1 = (
+                float(np.sqrt(np.square(each - each.mean()).sum())) for each in (gained, other)
+            )
             found.setdefault(tower, {}).setdefault(name, {})[metric] = {
                 "r1": round(float(other.sum()) / queries, 4),
+                "r1_error": round(of_r1 / queries, 4),
                 "worth": round(100 * float(gained.sum()) / queries, 2),
                 "error": round(100 * error / queries, 2),
                 "folds": len(folds),
@@ -225,7 +228,8 @@ def summary(lines: Path) -> dict[str, Any]:
         for name, metrics in named.items()
         for metric, figures in metrics.items()
     ]
-    print(table(("tower", "variant", "metric", "R@1", "worth", "error", "folds"), rows), flush=True)
+    head = ("tower", "variant", "metric", "R@1", "its error", "worth", "error", "folds")
+    print(table(head, rows), flush=True)
     return {"worth": found}
 
 

@@ -55,17 +55,18 @@ def joint(fold: Fold) -> str:
     found = select.gallery(fold.network, fold.pairs)
     rows, right = found.rows.numpy(), np.zeros(len(found.rows), dtype=bool)
     for half in (0, 1):
-        of_other = torch.from_numpy(~found.first.numpy() & (found.caption_rows % 2 != half).numpy())
-        kept = found.first | of_other
-        select.select_mean(
-            fold.network,
-            select.Gallery(
-                found.image, found.captions[kept], found.caption_rows[kept], found.first[kept]
-            ),
-        )
+        select.select_mean(fold.network, queries_of_half(found, 1 - half))
         mean = fold.network.reduce_hubness(fold.network.mean(found.text, found.image))
         right = np.where(rows % 2 == half, select.ranks(found, mean) < 1, right)
     return of_pictures(right, rows, len(fold.pairs))
+
+
+def queries_of_half(found: select.Gallery, half: int) -> select.Gallery:
+    """All pictures of a gallery, and queries for those of even (0) or odd (1) number alone."""
+    kept = found.first | (found.caption_rows % 2 == half)
+    return select.Gallery(
+        found.image, found.captions[kept], found.caption_rows[kept], found.first[kept]
+    )
 
 
 @torch.inference_mode()

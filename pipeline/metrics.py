@@ -65,6 +65,20 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     return np.where(np.isnan(np.take_along_axis(scores, order, axis=1)), -1, order)
 
 
+def reordered(order: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Columns `order` (Q, K), as `top_k` gives them, by new scores (Q, K): best first, of equals
+    the earlier one; -1 last, in place of a column whose score is NaN, and where it was -1 before.
+    So a model whose scores are NaN does not pass with the order that it was given."""
+    places = top_k(np.where(np.asarray(order) < 0, np.nan, scores), np.shape(order)[1])
+    return np.where(places < 0, -1, np.take_along_axis(order, places, axis=1))
+
+
+def signs_right(logits: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Is a logit above 0 where the pair is true, and not above 0 where it is not? NaN is neither.
+    logits, true (bool), and the answer (bool) are of one shape."""
+    return np.where(true, logits > 0, logits <= 0)
+
+
 def right_at(
     hits: Sequence[Sequence[int]] | np.ndarray, relevant: np.ndarray, k: int | None = None
 ) -> np.ndarray:

@@ -29,7 +29,7 @@ from chiasm.pipeline.scenes.claims import holds, holds_matrix
 from chiasm.pipeline.scenes.parse import parse_caption
 from chiasm.pipeline.scenes.words import LANGUAGES, caption, plan, render_caption
 from chiasm.pipeline.scenes.world import WORLD_1, WORLD_2, gallery, stream
-from chiasm.pipeline.training.pocket import calibrate, evaluate_joint
+from chiasm.pipeline.training.pocket import calibrate, evaluate_fusion, evaluate_joint
 from chiasm.pipeline.training.pocket.calibrate import wins
 from chiasm.pipeline.training.pocket.data import DataSettings, learn_tokenizer, train_batch
 from chiasm.pipeline.training.pocket.joint_task import (
@@ -292,6 +292,26 @@ def test_figures_of_an_encoder_by_brute_force():
     assert found["p"] == pytest.approx(tail)
     lines = evaluate_joint.format_joint(found)
     assert len(lines) == 6 and f"{weight:g} of the caption" in lines[3]
+
+
+class ConstantLogits(FactsEncoder):
+    """Every pair has the same logit."""
+
+    def __init__(self, logit):
+        self.logit = logit
+
+    def match(self, a, b, pairs):
+        return np.full(len(pairs), self.logit, dtype=np.float32)
+
+
+def test_logits_that_are_nan_do_not_pass_with_the_order_of_the_vectors():
+    sound, broken = (
+        evaluate_fusion.hard_twins(ConstantLogits(logit), 5, 40, "en") for logit in (0, np.nan)
+    )
+    assert sound["matching_r1"] == sound["vectors_r1"] == broken["vectors_r1"] > 0
+    assert broken["matching_r1"] == 0
+    assert evaluate_fusion.accuracy(ConstantLogits(1), 5, 8)["all"] == 0.5
+    assert evaluate_fusion.accuracy(ConstantLogits(np.nan), 5, 8)["all"] == 0
 
 
 def test_galleries_that_choose_are_not_measured_on():

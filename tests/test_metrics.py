@@ -19,7 +19,9 @@ from chiasm.pipeline.metrics import (
     recall_at,
     recalls,
     recalls_of_ranks,
+    reordered,
     right_at,
+    signs_right,
     top_k,
 )
 
@@ -152,6 +154,28 @@ def test_a_gallery_of_nan_finds_nothing():
     assert recalls_of_ranks(ranks_of(scores, own))["r10"] == 0
     assert recalls(right_at(top_k(scores, 10), np.eye(50, dtype=bool)))["r10"] == 0
     assert math.isfinite(mean_reciprocal_of_ranks(ranks_of(scores, own)))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 8))
+def test_reranked_by_new_scores_what_is_not_a_number_has_no_place(seed, queries, items):
+    rng = np.random.default_rng(seed)
+    order = rng.permuted(np.tile(np.arange(items), (queries, 1)), axis=1)
+    order[rng.random(order.shape) < 0.3] = -1
+    scores = rng.integers(0, 4, order.shape).astype(np.float32)  # ties on purpose
+    scores[rng.random(order.shape) < 0.3] = np.nan
+    for row, new, found in zip(order, scores, reordered(order, scores), strict=True):
+        places = [i for i in range(items) if row[i] >= 0 and new[i] == new[i]]
+        best = [row[i] for i in sorted(places, key=lambda i: -new[i])]
+        assert found.tolist() == best + [-1] * (items - len(best))
+
+
+def test_a_logit_that_is_not_a_number_is_wrong_of_either_pair():
+    logits = np.array([[1.0, 0.0, -1.0, np.nan]] * 2)
+    true = np.array([[True], [False]]).repeat(4, axis=1)
+    assert signs_right(logits, true).tolist() == [
+        [True, False, False, False], [False, True, True, False],
+    ]  # fmt: skip
 
 
 def test_short_lists_of_hits_and_empty_places_are_no_right_results():

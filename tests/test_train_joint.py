@@ -66,7 +66,7 @@ from chiasm.pipeline.training.joint.data import (
     pair_batch,
     rows_of_step,
 )
-from chiasm.pipeline.training.joint.evaluate import share
+from chiasm.pipeline.training.joint.evaluate import gallery_of, matching_figures
 from chiasm.pipeline.training.joint.json_tasks import read_examples
 from chiasm.pipeline.training.joint.loop import train_joint
 from chiasm.pipeline.training.joint.settings import JointSettings
@@ -431,11 +431,18 @@ def test_batches_are_those_of_seed_and_step(frozen):
             assert same[i, j] == (i == j or bool((texts[i] == texts[j]).all()))
 
 
-def test_errors_are_those_of_pictures():
-    values, owner = np.array([1.0, 1, 0, 1]), np.array([0, 0, 1, 1])
-    found = share("r1", values, owner)
-    # Sums over pictures of what is above the mean: 0.5 and -0.5.
-    assert found == {"r1": 0.75, "r1_error": round(float(np.sqrt(0.5) / 4), 4)}
+def test_logits_that_are_nan_are_wrong_and_find_nothing(frozen):
+    folder, _, _ = frozen
+    samples = Samples(sorted((folder / "samples").glob("*.safetensors")))
+    network = load_frozen_joint(folder)
+    gallery = gallery_of(network, samples, torch.device("cpu"))
+    sound = matching_figures(network, gallery, 0)
+    assert sound["accuracy"] > 0 and sound["r1_before"] > 0
+    with torch.no_grad():
+        network.add_match_bias(float("nan"))
+    broken = matching_figures(network, gallery, 0)
+    assert broken["r1_before"] == sound["r1_before"]
+    assert broken["accuracy"] == broken["r1_after"] == 0
 
 
 def test_entries_of_json_become_examples_and_bad_ones_a_line():

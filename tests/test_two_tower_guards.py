@@ -98,8 +98,24 @@ def test_a_fusion_that_became_nan_does_not_ship():
         network.fusion.residual.weight.fill_(torch.nan)
     selection = select(network, pairs)
     assert not selection.fusion and not selection.figures["fusion_ships"]
-    assert selection.figures["fusion"] == {"r1": 0.0, "r5": 0.0, "r10": 0.0}
+    names = ("r1", "r1_error", "r5", "r5_error", "r10", "r10_error")
+    assert selection.figures["fusion"] == dict.fromkeys(names, 0.0)
     assert 0 < selection.figures["mean"]["r10"] < 1
+
+
+def test_recalls_have_the_standard_errors_of_pictures():
+    network, pairs = network_of(), pairs_of(30, captions=4)
+    figures = select(network, pairs).figures
+    found = gallery(network, pairs)
+    for name, vectors in (("image", found.image), ("text", found.text)):
+        right = (ranks(found, vectors) < 10).reshape(30, 3)
+        assert figures[name]["r10"] == round(right.mean(), 4)
+        by_picture = (right - right.mean()).sum(axis=1)
+        assert figures[name]["r10_error"] == round(np.sqrt((by_picture**2).sum()) / 90, 4) > 0
+    assert figures["text_to_image"].keys() == figures["mean"].keys() == figures["image"].keys()
+    assert figures["matching"].keys() == {
+        "r1_before", "r1_before_error", "r1_after", "r1_after_error",
+    }  # fmt: skip
 
 
 def test_vectors_that_are_nan_find_no_picture_by_matching_either():

@@ -13,7 +13,6 @@ not: errors are of sums over pictures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chiasm.pipeline.metrics import ranks_of, top_k
+from chiasm.pipeline.metrics import ranks_of, reordered, right_at, signs_right, top_k
 from chiasm.pipeline.model.frozen_joint import FrozenJointNetwork
 from chiasm.pipeline.model.fusion import Modality
 from chiasm.pipeline.model.joint import JointNetwork
@@ -29,12 +28,17 @@ from chiasm.pipeline.model.matching import hard_negatives
 from chiasm.pipeline.training.joint.data import HELD_OUT, Samples, equal_to
 from chiasm.pipeline.training.joint.objective import Network
 from chiasm.pipeline.training.logit_fits import fit_bias, fit_conditional_logit
-from chiasm.pipeline.training.paired import wins_by_one_standard_error
+from chiasm.pipeline.training.paired import (
+    named_share,
+    recalls_with_errors,
+    wins_by_one_standard_error,
+)
 from chiasm.pipeline.training.pocket.joint_task import TEXT_WEIGHTS
 
 MAX_GALLERY = 1000  # pictures: the number of scores grows as their square
 CANDIDATES = 20  # of a caption, matched again, as `search --rerank match:20` does
 BLOCK = 256  # rows of one forward pass
+KS = (1, 10)  # of the recalls of the report
 # Factors of the learned part's matrix, of which the best is taken; of equals the smallest. What is
 # learned of some thousand pictures is too sure of itself.
 SHRINKS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
@@ -133,7 +137,7 @@ def select(network: Network, tuning: Gallery, gallery: Gallery, seed: int) -> di
     figures: dict[str, Any] = {
         "held_out": len(gallery.image.vector),
         "held_out_captions": len(gallery.owner),
-        "text_to_image": _recalls(own, gallery.owner),
+        "text_to_image": recalls_with_errors(own, gallery.owner, KS),
         "queries": len(owner),
         "text_weight": weight,
     }
@@ -149,13 +153,13 @@ def select(network: Network, tuning: Gallery, gallery: Gallery, seed: int) -> di
         if gallery.encoder_joint is not None:
             ways["encoder_joint"] = gallery.encoder_joint
         ranks = {name: _ranks(vectors, queries, owner) for name, vectors in ways.items()}
-        figures |= {name: _recalls(of_way, owner) for name, of_way in ranks.items()}
+        figures |= {name: recalls_with_errors(of_way, owner, KS) for name, of_way in ranks.items()}
         ships = wins_by_one_standard_error(ranks["joint"] < 1, ranks["mean"] < 1, owner)
     figures["joint_ships"] = ships
     if not ships:
         network.fusion.reset_to_mean((weight, 1 - weight))
     _calibrate(network, tuning, seed)
-    return figures | {"matching": _matching(network, gallery, seed)}
+    return figures | {"matching": matching_figures(network, gallery, seed)}
 
 
 def _shrink(network: Network, tuning: Gallery) -> float:
@@ -207,23 +211,23 @@ def _true_and_wrong(network: Network, gallery: Gallery, seed: int) -> tuple[np.n
     return logits, np.array([[True], [False]]).repeat(size, axis=1)
 
 
-def _matching(network: Network, gallery: Gallery, seed: int) -> dict[str, float]:
+@torch.inference_mode()
+def matching_figures(network: Network, gallery: Gallery, seed: int) -> dict[str, float]:
     """How often a logit has the right sign, and what matching again adds; with errors."""
     logits, true = _true_and_wrong(network, gallery, seed)
     own = np.arange(logits.shape[1])
     similarity = (gallery.last.vector @ gallery.image.vector.T).cpu().numpy()
     candidates = top_k(similarity, CANDIDATES)
-    scores = _pair_logits(network, gallery, own, candidates)
-    scores = scores + np.take_along_axis(similarity, candidates, axis=1)
-    best = np.take_along_axis(candidates, scores.argmax(axis=1)[:, None], axis=1)[:, 0]
+    scores = _pair_logits(network, gallery, own, np.maximum(candidates, 0))
+    again = reordered(candidates, scores + np.take_along_axis(similarity, candidates, axis=1))
     found = {
-        "accuracy": ((logits > 0) == true).mean(axis=0),
-        "r1_before": gallery.same[own, candidates[:, 0]],
-        "r1_after": gallery.same[own, best],
+        "accuracy": signs_right(logits, true).mean(axis=0),
+        "r1_before": right_at(candidates, gallery.same, 1)[:, 0],
+        "r1_after": right_at(again, gallery.same, 1)[:, 0],
     }
     figures: dict[str, float] = {}
-    for name, values in found.items():
-        figures |= share(name, values.astype(float), own)
+    for name, right in found.items():
+        figures |= named_share(name, right, own)
     return figures
 
 
@@ -262,17 +266,3 @@ def _mean(gallery: Gallery, text_weight: float) -> Tensor:
 def _ranks(vectors: Tensor, queries: Tensor, owner: np.ndarray) -> np.ndarray:
     """The rank of each query's own among N vectors: (Q,) int64, see `ranks_of`."""
     return ranks_of((queries @ vectors.T).cpu().numpy(), owner)
-
-
-def _recalls(ranks: np.ndarray, owner: np.ndarray) -> dict[str, float]:
-    return share("r1", (ranks < 1).astype(float), owner) | share(
-        "r10", (ranks < 10).astype(float), owner
-    )
-
-
-def share(name: str, values: np.ndarray, owner: Sequence[int] | np.ndarray) -> dict[str, float]:
-    """The mean of values (Q,) and its standard error, of sums over the pictures `owner` (Q,)."""
-    mean = float(values.mean())
-    by_picture = np.bincount(owner, weights=values - mean)
-    error = float(np.sqrt(np.square(by_picture).sum()) / len(values))
-    return {name: round(mean, 4), f"{name}_error": round(error, 4)}

@@ -16,7 +16,8 @@ from chiasm.pipeline.model.joint import JointNetwork
 from chiasm.pipeline.scenes.examples import Example
 from chiasm.pipeline.scenes.questions import same_answer
 from chiasm.pipeline.training.joint.data import Samples, decoder_rows, examples_of
-from chiasm.pipeline.training.joint.evaluate import gallery_rows, share
+from chiasm.pipeline.training.joint.evaluate import gallery_rows
+from chiasm.pipeline.training.paired import named_share
 from chiasm.pipeline.training.pocket.evaluate_tasks import EncodedBlock, write_texts
 from chiasm.pipeline.training.pocket.objective import decoder_losses
 from chiasm.pipeline.training.pocket.targets import UNKNOWN
@@ -48,7 +49,7 @@ def decoder_figures(
             written = [text for block in blocks for text in _written(network, samples, block)]
             right = [same_answer(a, b.target) for a, (_, b) in zip(written, drawn, strict=True)]
             owner = np.array([number for number, _ in drawn])
-            found[task] |= share("right", np.array(right, dtype=float), owner)
+            found[task] |= named_share("right", np.array(right), owner)
     return found
 
 

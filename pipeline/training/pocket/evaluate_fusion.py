@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from chiasm.pipeline.encoders import Encoder, MatchingEncoder
-from chiasm.pipeline.metrics import recall_at, right_at, top_k
+from chiasm.pipeline.metrics import recall_at, reordered, right_at, signs_right, top_k
 from chiasm.pipeline.records import IMAGE, TEXT
 from chiasm.pipeline.scenes.claims import holds_matrix
 from chiasm.pipeline.scenes.draw import picture
@@ -63,10 +63,10 @@ def hard_twins(
     pixels = pixels_of(encoder, scenes)
     scores = encoder.encode(TEXT, texts).vectors @ encoder.encode(IMAGE, pixels).vectors.T  # (Q, N)
     first, correct = top_k(scores, RERANKED), holds_matrix(claims, scenes)
-    pairs = np.array([(n, i) for i, found in enumerate(first) for n in found])
+    pairs = np.array([(max(n, 0), i) for i, found in enumerate(first) for n in found])
     logits = encoder.match((IMAGE, pixels), (TEXT, texts), pairs)
     final = logits.reshape(first.shape) + np.take_along_axis(scores, first, axis=1)
-    again = np.take_along_axis(first, np.argsort(-final, axis=1, kind="stable"), axis=1)
+    again = reordered(first, final)
     return {
         "vectors_r1": recall_at(right_at(first, correct), 1),
         "matching_r1": recall_at(right_at(again, correct), 1),
@@ -90,11 +90,11 @@ def accuracy(encoder: MatchingEncoder, seed: int, samples: int) -> dict[str, flo
     logits = encoder.match((IMAGE, pixels), (TEXT, texts), rows)
     images, captions = encoder.encode(IMAGE, pixels), encoder.encode(TEXT, texts)
     cosines = (images.vectors * captions.vectors).sum(axis=1)
-    right, wrong_pairs = logits[0::2] > 0, logits[1::2] <= 0
+    right = signs_right(logits, np.arange(len(logits)) % 2 == 0)
     found = {
-        "right_pairs": float(right.mean()),
-        "wrong_pairs": float(wrong_pairs.mean()),
-        "all": float((right.mean() + wrong_pairs.mean()) / 2),
+        "right_pairs": float(right[0::2].mean()),
+        "wrong_pairs": float(right[1::2].mean()),
+        "all": float(right.mean()),
     }
     for name in CHANGES:
         some = np.array(changed) == name

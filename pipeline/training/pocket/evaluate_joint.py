@@ -15,7 +15,7 @@ from chiasm.pipeline.encoders import Encoder
 from chiasm.pipeline.records import IMAGE, TEXT
 from chiasm.pipeline.scenes.draw import picture
 from chiasm.pipeline.scenes.world import gallery
-from chiasm.pipeline.training.paired import mcnemar
+from chiasm.pipeline.training.paired import mcnemar, share
 from chiasm.pipeline.training.pocket.joint_task import (
     JointTask,
     JointVectors,
@@ -86,9 +86,9 @@ def _gallery(encoder: Encoder, seed: int, samples: int) -> tuple[JointTask, Join
 
 
 def _figures(right: np.ndarray) -> dict[str, float]:
-    """R@1 and R@10 of hits (Q, 10) bool, with standard errors over queries."""
+    """R@1 and R@10 of hits (Q, 10) bool, with standard errors; each query is of a picture of its
+    own."""
     found = {}
     for name, answered in (("r1", right[:, 0]), ("r10", right.any(axis=1))):
-        share = float(np.mean(answered))
-        found |= {name: share, f"{name}_error": (share * (1 - share) / len(right)) ** 0.5}
+        found[name], found[f"{name}_error"] = share(answered, np.arange(len(right)))
     return found

@@ -24,6 +24,7 @@ from chiasm.pipeline.scenes.translation import SOURCE_LANGUAGES, ambiguous_pair
 from chiasm.pipeline.scenes.unseen import withheld_in
 from chiasm.pipeline.scenes.vocabulary import LANGUAGES, homonyms
 from chiasm.pipeline.scenes.world import Scene, World
+from chiasm.pipeline.training.paired import share
 from chiasm.pipeline.training.pocket.data import WORLDS
 from chiasm.pipeline.training.pocket.evaluate_tasks import (
     Examples,
@@ -156,8 +157,6 @@ def _figures(
             rows[name].append(row)
     found: dict[str, Any] = {}
     for name, some in sorted(rows.items()):
-        share = float(right[some].mean())
-        by_scene = np.bincount(np.asarray(scenes)[some], weights=right[some] - share)
-        error = float(np.sqrt(np.square(by_scene).sum())) / len(some)
-        found[name] = {"right": share, "error": error, "of": len(some)}
+        mean, error = share(right[some], np.asarray(scenes)[some])
+        found[name] = {"right": mean, "error": error, "of": len(some)}
     return found

@@ -1,5 +1,5 @@
 """Model selection on held-out samples: text weight, hubness reduction, fusion or mean; and the
-report's figures.
+report's figures, recalls with standard errors over pictures.
 
 The gallery is held-out pictures. `text_to_image`: a picture by its own captions, of which data with
 one caption a picture has figures too. The others are of joint vectors: each picture with its first
@@ -22,10 +22,14 @@ from torch import Tensor
 from chiasm.pipeline.metrics import (
     mean_reciprocal_of_ranks,
     ranks_of,
-    recalls_of_ranks,
+    reordered,
     top_k,
 )
-from chiasm.pipeline.training.paired import wins_by_one_standard_error
+from chiasm.pipeline.training.paired import (
+    named_share,
+    recalls_with_errors,
+    wins_by_one_standard_error,
+)
 from chiasm.pipeline.training.two_tower.closed_form import CANDIDATES, fit_match_weights
 from chiasm.pipeline.training.two_tower.stream import (
     Pair,
@@ -84,10 +88,11 @@ def select(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Selection:
     mean and hubness power stay as they are."""
     found = gallery(network, pairs)
     of_captions = ranks_among(found.image, found.captions, found.caption_rows)
+    rows = found.rows.cpu().numpy()
     figures: dict[str, Any] = {
         "held_out": len(pairs),
         "captions": len(found.captions),
-        "text_to_image": rounded_recalls(of_captions),
+        "text_to_image": recalls_with_errors(of_captions, found.caption_rows.cpu().numpy()),
         "matching": rerank(network, pairs, found),
         "queries": len(found.queries),
     }
@@ -95,17 +100,16 @@ def select(network: TwoTowerNetwork, pairs: Sequence[Pair]) -> Selection:
     if len(found.queries):
         mean = select_mean(network, found)
         figures |= {
-            "image": rounded_recalls(ranks(found, found.image)),
-            "text": rounded_recalls(ranks(found, found.text)),
-            "mean": rounded_recalls(mean),
+            "image": recalls_with_errors(ranks(found, found.image), rows),
+            "text": recalls_with_errors(ranks(found, found.text), rows),
+            "mean": recalls_with_errors(mean, rows),
             "text_weight": network.config.text_weight,
             "hub_power": network.config.hubness_power,
         }
         if network.fusion is not None:
             fused = ranks(found, network.reduce_hubness(fused_vectors(network, pairs, found)))
-            rows = found.rows.cpu().numpy()
             ships = wins_by_one_standard_error(fused < 1, mean < 1, rows)
-            figures |= {"fusion": rounded_recalls(fused), "fusion_ships": ships}
+            figures |= {"fusion": recalls_with_errors(fused, rows), "fusion_ships": ships}
     fit_match_weights(network, pairs)
     return Selection(ships, figures)
 
@@ -164,15 +168,12 @@ def ranks_among(vectors: Tensor, queries: Tensor, own: Tensor) -> np.ndarray:
     return np.concatenate(of_blocks)
 
 
-def rounded_recalls(of_queries: np.ndarray) -> dict[str, float]:
-    """Ranks (Q,) -> R@1, R@5, R@10, rounded for the report."""
-    return {name: round(share, 4) for name, share in recalls_of_ranks(of_queries).items()}
-
-
 def rerank(network: TwoTowerNetwork, pairs: Sequence[Pair], found: Gallery) -> dict[str, float]:
-    """R@1 of pictures by their captions before and after matching, rounded; see `reranked`."""
+    """R@1 of pictures by their captions before and after matching, with standard errors, rounded;
+    see `reranked`."""
     before, after = reranked(network, pairs, found)
-    return {"r1_before": round(float(before.mean()), 4), "r1_after": round(float(after.mean()), 4)}
+    rows = found.caption_rows.cpu().numpy()
+    return named_share("r1_before", before, rows) | named_share("r1_after", after, rows)
 
 
 @torch.inference_mode()
@@ -194,12 +195,12 @@ def reranked(
         for i in np.flatnonzero(rows % 2 == half):
             similarity = found.image @ found.captions[i]
             candidates = top_k(similarity.cpu().numpy()[None], CANDIDATES)[0]
-            candidates = torch.from_numpy(candidates[candidates >= 0]).to(device)
+            candidates = candidates[candidates >= 0]
+            numbers = torch.from_numpy(candidates).to(device)
             features = network.match_features(
-                found.captions[i, None], bags[i, None], evidence[candidates]
+                found.captions[i, None], bags[i, None], evidence[numbers]
             )
-            final = network.match_logits(features[0]) + similarity[candidates]
-            before[i] = rows[i] in candidates[:1].tolist()
-            best = top_k(final.cpu().numpy()[None], 1)[0]
-            after[i] = rows[i] in candidates[best[best >= 0]].tolist()
+            final = network.match_logits(features[0]) + similarity[numbers]
+            again = reordered(candidates[None], final.cpu().numpy()[None])[0]
+            before[i], after[i] = (rows[i] in order[:1] for order in (candidates, again))
     return before, after
