@@ -91,7 +91,7 @@ class TrainOptions:
     image_token_steps: Annotated[int, Field(ge=0)] | None = None
     decoder_steps: Annotated[int, Field(ge=0)] | None = None
     fusion: str | None = None
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=0, le=MOST_SEED)] = 0
     batch: Annotated[int, Field(ge=2)] | None = None
     corpus: Annotated[int, Field(ge=1)] | None = None
@@ -222,12 +222,11 @@ def _usage_error(first: ErrorDetails, source: Mapping[str, str]) -> UsageError:
     found = first["input"]
     if first["type"] == "unexpected_keyword_argument":
         return _unknown(key, source.get(key, "the settings"))
+    share = key == "max_loss" or key.endswith(("drop", "max_noisy"))
     if first["type"] == "greater_than_equal":
-        share = key == "max_loss" or key.endswith(("drop", "max_noisy"))
         expected = "a share from 0 to 1" if share else f"{bounds['ge']:g} or more"
         return UsageError(key, expected=expected, found=f"{found}")
     if first["type"] == "less_than_equal":
-        share = bounds["le"] == 1
         expected = "a share from 0 to 1" if share else f"{bounds['le']:g} or less"
         return UsageError(key, expected=expected, found=f"{found}")
     if first["type"] == "greater_than":

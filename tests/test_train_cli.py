@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from encoding import match_rows, preprocess
@@ -10,6 +12,7 @@ from PIL import Image
 
 from chiasm.jobs.cli import embed, options
 from chiasm.jobs.cli import filter as filter_command
+from chiasm.jobs.cli.train import print_use
 from chiasm.jobs.cli.train_pocket import train_settings
 from chiasm.jobs.cli.train_two_tower import train_two_tower, two_tower_settings
 from chiasm.jobs.config import compose
@@ -17,7 +20,10 @@ from chiasm.pipeline.encoders import load_encoder
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.training.curves import draw_curves, figure_of, read_log
+from chiasm.pipeline.training.joint import settings as joint_settings
+from chiasm.pipeline.training.pocket import settings as pocket_settings
 from chiasm.pipeline.training.progress_lines import format_progress
+from chiasm.pipeline.training.two_tower import trainer as two_tower_trainer
 
 # A recipe of seconds.
 SMALL = (
@@ -91,6 +97,58 @@ def test_a_refused_training_leaves_no_folder(chiasm, shards, tmp_path):
         ran = chiasm("train", *command)
         assert ran.returncode in (1, 2) and ran.stderr.startswith("chiasm: "), ran.stderr
         assert not to.exists()
+
+
+@pytest.mark.parametrize("recipe", ["pocket", "two-tower", "joint"])
+def test_a_learning_rate_that_none_can_have_is_refused_before_anything_is_read(
+    chiasm, tmp_path, recipe
+):
+    more = {
+        "pocket": (),
+        "two-tower": ("nowhere.tar", "--image-encoder", "nowhere", "--text-encoder", "nowhere"),
+        "joint": ("nowhere.tar", "--towers", "magic:x"),
+    }
+    for given in ("1.5", "0", "-0.001", "nan", "inf"):
+        ran = chiasm(
+            "train", recipe, *more[recipe], "--to", tmp_path / "to", "--learning-rate", given
+        )
+        assert ran.returncode == 2 and len(ran.stderr.splitlines()) == 1, ran.stderr
+        assert "train.learning_rate: expected " in ran.stderr and not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "defaults"),
+    [
+        ("pocket", pocket_settings.TrainSettings, {
+            "steps": "steps", "fusion-steps": "fusion_steps", "decoder-steps": "decoder_steps",
+            "image-token-steps": "image_token_steps", "gallery": "gallery",
+            "learning-rate": "learning_rate",
+        }),
+        ("two-tower", two_tower_trainer.TrainSettings, {
+            "steps": "steps", "learning-rate": "learning_rate",
+        }),
+        ("joint", joint_settings.JointSettings, {
+            "steps": "steps", "fusion-steps": "fusion_steps", "learning-rate": "learning_rate",
+        }),
+    ],
+)  # fmt: skip
+def test_help_has_the_recipes_own_numbers(chiasm, recipe, options, defaults):
+    ran = chiasm("train", recipe, "--help")
+    text = " ".join(re.sub("[│╭╮╰╯─]", " ", ran.stdout).split())
+    assert ran.returncode == 0 and "the recipe's" not in text
+    for option, name in defaults.items():
+        of_option = re.search(rf"--{option} <(?:int|float)> .*?\(default: ([^;)]*)", text)
+        assert of_option and of_option[1] == str(getattr(options(), name)), (option, text)
+
+
+def test_the_last_lines_say_how_the_result_is_used(capsys):
+    print_use(Path("mine"), "two-tower", writes=False)
+    print_use(Path("mine"), "pocket", writes=True)
+    assert capsys.readouterr().out.splitlines() == [
+        "mine: trained; use it with --encoder two-tower:mine",
+        "mine: trained; use it with --encoder pocket:mine",
+        "it answers, too: chiasm caption PICTURE --model pocket:mine",
+    ]
 
 
 def test_settings_reach_both_recipes():

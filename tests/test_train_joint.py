@@ -22,7 +22,7 @@ from PIL import Image
 from random_models import clip_folder
 from tars import json_of, write_tar
 
-from chiasm.jobs.cli.train_joint import format_report, joint_settings
+from chiasm.jobs.cli.train_joint import _print_report, format_report, joint_settings
 from chiasm.jobs.config import compose
 from chiasm.pipeline.encoders import (
     ENCODERS,
@@ -590,6 +590,19 @@ def test_the_decoder_is_measured_on_pictures_held_out(answering):
     # Of captions of two words, a number and an end, all but the number is learned by heart.
     assert report["decoder"]["caption"]["nats_per_token"] < 1
     assert any("ask of the decoder" in line for line in format_report(report))
+
+
+def test_the_last_lines_of_a_training_name_all_uses_of_it(answering, frozen, capsys):
+    for (folder, report), lines in (
+        (answering, [
+            f"{answering[0]}: trained; use it with --encoder pocket:{answering[0]}",
+            f"it answers, too: chiasm caption PICTURE --model pocket:{answering[0]}",
+        ]),
+        (frozen[::2], [f"{frozen[0]}: trained; use it with --encoder joint:{frozen[0]}"]),
+    ):  # fmt: skip
+        _print_report(report, folder)
+        *_, before = format_report(report)
+        assert capsys.readouterr().out.splitlines()[-1 - len(lines) :] == [before, *lines]
 
 
 def test_what_is_too_long_for_the_decoder_is_counted(answering):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,19 +23,45 @@ To = Annotated[
         parser=folder_path, metavar="PATH", help="Folder of the model and of the training's state."
     ),
 ]
-Fusion = Annotated[
-    str | None,
-    typer.Option(
-        help="Fuse by " + ", ".join(FUSIONS) + ". (default: the recipe's; two-tower: none)"
-    ),
-]
-LearningRate = Annotated[
-    float | None, typer.Option(help="The highest learning rate. (default: the recipe's)")
-]
 Seed = Annotated[
     int | None, typer.Option(help="Seed of weights and of what is drawn. (default: 0)")
 ]
 Precision = Annotated[str | None, typer.Option(help="auto, float32 or bfloat16. (default: auto)")]
+
+
+def option(text: str, default: object) -> Any:
+    """An option of a recipe, which is None where it is not given; default: what the recipe has."""
+    return typer.Option(help=f"{text} (default: {default})")
+
+
+def fusion_option(default: str) -> Any:
+    """`--fusion`, the same with every recipe but for its default."""
+    return option("Fuse by " + ", ".join(FUSIONS) + ".", default)
+
+
+def learning_rate_option(default: float) -> Any:
+    """`--learning-rate`, the same with every recipe but for its default."""
+    return option("The highest learning rate, above 0, at most 1.", default)
+
+
+def print_use(to: Path, kind: str, *, writes: bool) -> None:
+    """The last lines of a training: how its folder is used. kind: of encoder that opens it;
+    writes: it has a decoder, so that it answers, too."""
+    lines = [f"{to}: trained; use it with --encoder {kind}:{to}"]
+    if writes:
+        lines.append(f"it answers, too: chiasm caption PICTURE --model {kind}:{to}")
+    for line in lines:
+        print(printable(line), flush=True)
+
+
+def format_recall(figures: dict[str, float]) -> str:
+    """R@1 and R@10 with standard errors."""
+    return f"R@1 {with_error(figures, 'r1')}, R@10 {with_error(figures, 'r10')}"
+
+
+def with_error(figures: dict[str, float], name: str) -> str:
+    """A figure of a report and its standard error: `0.612 (0.008)`."""
+    return f"{figures[name]:.3f} ({figures[f'{name}_error']:.3f})"
 
 
 def require_target(to: Path, fusion: str | None) -> None:

@@ -19,13 +19,17 @@ from chiasm.jobs.cli.options import (
     list_command_shards,
 )
 from chiasm.jobs.cli.train import (
-    Fusion,
-    LearningRate,
     Precision,
     Seed,
     To,
+    format_recall,
+    fusion_option,
+    learning_rate_option,
+    option,
     print_record,
+    print_use,
     require_target,
+    with_error,
 )
 from chiasm.jobs.cli.train_two_tower import format_dropped, require_whole
 from chiasm.jobs.config import Settings, compose
@@ -36,6 +40,7 @@ from chiasm.pipeline.model.checkpoint import SHIPPED
 from chiasm.pipeline.model.config import FusionConfig
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.training.joint.build import FROZEN_FUSION
+from chiasm.pipeline.training.joint.loop import DECODER_STEPS
 from chiasm.pipeline.training.joint.loop import train_joint as learn
 from chiasm.pipeline.training.joint.samples import SampleSettings
 from chiasm.pipeline.training.joint.settings import JointSettings
@@ -47,7 +52,8 @@ HELP = """
 
 With --towers an encoder stays as it is; a fusion and matching are learned from its vectors, in
 minutes on a CPU. Use the result with --encoder joint:DIR. Without, towers are learned too, and,
-where json has questions, translations or sentiment, a decoder; use it with --encoder pocket:DIR.
+where json has questions, translations or sentiment, a decoder; use it with --encoder pocket:DIR,
+and with --model pocket:DIR where an answer is written.
 Of ten pictures one is held out and one chooses the mean's weight; a joint vector that does not beat
 the best weighted mean on those held out becomes that mean. It learns in one process. Kill it and
 run it again: it goes on from its last checkpoint."""
@@ -65,6 +71,24 @@ WAYS = {  # figures of a report, and what people call the vectors
     "encoder_joint": "both, as the encoder does",
 }
 
+Steps = Annotated[int | None, option("Training steps of the towers.", JointSettings.steps)]
+FusionSteps = Annotated[
+    int | None,
+    option(
+        "Training steps of fusion and matching.",
+        f"{JointSettings.fusion_steps}; with --towers {JointSettings.frozen_steps}",
+    ),
+]
+DecoderSteps = Annotated[
+    int | None,
+    option(
+        "Training steps of the decoder; 0: none.",
+        f"{DECODER_STEPS}; none where json has no tasks",
+    ),
+]
+Fusion = Annotated[str | None, fusion_option(FusionConfig.fusion)]
+LearningRate = Annotated[float | None, learning_rate_option(JointSettings.learning_rate)]
+
 
 def train_joint(
     shards: Shards,
@@ -81,19 +105,9 @@ def train_joint(
         typer.Option(help="Towers begin as those of pocket or of a model folder. (default: new)"),
     ] = None,
     caption_field: CaptionField = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Training steps of the towers. (default: the recipe's)")
-    ] = None,
-    fusion_steps: Annotated[
-        int | None,
-        typer.Option(help="Training steps of fusion and matching. (default: the recipe's)"),
-    ] = None,
-    decoder_steps: Annotated[
-        int | None,
-        typer.Option(
-            help="Training steps of the decoder; 0: none. (default: none where json has no tasks)"
-        ),
-    ] = None,
+    steps: Steps = None,
+    fusion_steps: FusionSteps = None,
+    decoder_steps: DecoderSteps = None,
     fusion: Fusion = None,
     learning_rate: LearningRate = None,
     seed: Seed = None,
@@ -121,7 +135,7 @@ def train_joint(
 def _print_report(report: dict[str, Any], to: Path) -> None:
     for line in format_report(report):
         print(printable(line))
-    print(printable(f"{to}: trained; use it with --encoder {report['encoder']}:{to}"), flush=True)
+    print_use(to, report["encoder"], writes=bool(report["tasks"]))
 
 
 def joint_settings(towers: str | None, start: str | None, settings: Settings) -> JointSettings:
@@ -196,9 +210,9 @@ def format_report(report: dict[str, Any]) -> list[str]:
         f"on {report['held_out']:,} pictures held out, with standard errors:",
         f"  a picture by its own captions, {report['held_out_captions']:,} queries: "
         + format_recall(report["text_to_image"]),
-        f"  matching, true against hard wrong pictures: {_of(matching, 'accuracy')} right",
-        f"  the first 20 of a caption matched again: R@1 {_of(matching, 'r1_before')} -> "
-        f"{_of(matching, 'r1_after')}",
+        f"  matching, true against hard wrong pictures: {with_error(matching, 'accuracy')} right",
+        f"  the first 20 of a caption matched again: R@1 {with_error(matching, 'r1_before')} -> "
+        f"{with_error(matching, 'r1_after')}",
     ]
     lines += [
         f"  {task} of the decoder, {figures['examples']:,} examples: {_format_decoder(figures)}"
@@ -219,16 +233,7 @@ def format_report(report: dict[str, Any]) -> list[str]:
     return [*lines, ships if report["joint_ships"] else mean]
 
 
-def format_recall(figures: dict[str, float]) -> str:
-    """R@1 and R@10 with standard errors."""
-    return f"R@1 {_of(figures, 'r1')}, R@10 {_of(figures, 'r10')}"
-
-
 def _format_decoder(figures: dict[str, float]) -> str:
     if "right" in figures:
-        return f"{_of(figures, 'right')} right"
+        return f"{with_error(figures, 'right')} right"
     return f"{figures['nats_per_token']:.2f} nats a token of people's own words"
-
-
-def _of(figures: dict[str, float], name: str) -> str:
-    return f"{figures[name]:.3f} ({figures[f'{name}_error']:.3f})"

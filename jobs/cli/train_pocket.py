@@ -12,19 +12,22 @@ import typer
 
 from chiasm.jobs.cli.options import Address, Assignments, Device, Preset, folder_path
 from chiasm.jobs.cli.train import (
-    Fusion,
-    LearningRate,
     Precision,
     Seed,
     To,
+    fusion_option,
+    learning_rate_option,
+    option,
     print_log_line,
     print_record,
+    print_use,
     require_target,
 )
 from chiasm.jobs.config import Settings, TrainOptions, compose
 from chiasm.jobs.console import printable
 from chiasm.pipeline.errors import UsageError
 from chiasm.pipeline.model.checkpoint import load_model
+from chiasm.pipeline.model.config import FusionConfig
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.pretrained.device_and_precision import resolve_device
 from chiasm.pipeline.training.curves import draw_curves
@@ -38,33 +41,33 @@ HELP = """
   chiasm train pocket --to runs/both --processes 2
 
 Pictures and captions are drawn while it learns; no shards are read. Use the result with --encoder
-pocket:DIR. Kill it and run it again: it goes on from its last checkpoint."""
+pocket:DIR, and with --model pocket:DIR where an answer is written. Kill it and run it again: it
+goes on from its last checkpoint."""
 
-
-Steps = Annotated[
-    int | None, typer.Option(help="Training steps of the two towers. (default: the recipe's)")
-]
+Steps = Annotated[int | None, option("Training steps of the two towers.", TrainSettings.steps)]
 FusionSteps = Annotated[
     int | None,
-    typer.Option(
-        help="Training steps of fusion and matching; 0: those of --towers, or none. "
-        "(default: the recipe's)"
+    option(
+        "Training steps of fusion and matching; 0: those of --towers, or none.",
+        TrainSettings.fusion_steps,
     ),
 ]
 ImageTokenSteps = Annotated[
     int | None,
-    typer.Option(
-        help="Training steps of the codes that pictures are drawn by; 0: those of --towers, or "
-        "none. (default: the recipe's)"
+    option(
+        "Training steps of the codes that pictures are drawn by; 0: those of --towers, or none.",
+        TrainSettings.image_token_steps,
     ),
 ]
 DecoderSteps = Annotated[
     int | None,
-    typer.Option(
-        help="Training steps of the decoder, which writes; 0: that of --towers, or none. "
-        "(default: the recipe's)"
+    option(
+        "Training steps of the decoder, which writes; 0: that of --towers, or none.",
+        TrainSettings.decoder_steps,
     ),
 ]
+Fusion = Annotated[str | None, fusion_option(FusionConfig.fusion)]
+LearningRate = Annotated[float | None, learning_rate_option(TrainSettings.learning_rate)]
 Towers = Annotated[
     Path | None,
     typer.Option(
@@ -73,9 +76,7 @@ Towers = Annotated[
         help="A model folder; keep its towers and tokenizer, learn the rest alone.",
     ),
 ]
-Gallery = Annotated[
-    int | None, typer.Option(help="Scenes that it is measured on. (default: the recipe's)")
-]
+Gallery = Annotated[int | None, option("Scenes that it is measured on.", TrainSettings.gallery)]
 Workers = Annotated[
     int | None, typer.Option(help="Processes that draw; 0: this one draws too. (default: 1)")
 ]
@@ -131,7 +132,7 @@ def train_pocket(
     report = write_report(to, recipe.gallery, encoding, measured_tasks(recipe))
     for line in format_report(report):
         print(printable(line))
-    print(printable(f"{to}: trained; use it with --encoder pocket:{to}"))
+    print_use(to, "pocket", writes="tasks" in report)
 
 
 def _train_on_ray(

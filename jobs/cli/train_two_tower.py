@@ -17,13 +17,17 @@ from chiasm.jobs.cli.options import (
     list_command_shards,
 )
 from chiasm.jobs.cli.train import (
-    Fusion,
-    LearningRate,
     Precision,
     Seed,
     To,
+    format_recall,
+    fusion_option,
+    learning_rate_option,
+    option,
     print_record,
+    print_use,
     require_target,
+    with_error,
 )
 from chiasm.jobs.config import Settings, compose
 from chiasm.jobs.console import printable
@@ -31,6 +35,7 @@ from chiasm.pipeline.errors import ChiasmError
 from chiasm.pipeline.pretrained import EncoderSettings
 from chiasm.pipeline.training.two_tower.loop import FUSION, TwoTowerSettings
 from chiasm.pipeline.training.two_tower.loop import train_two_tower as learn
+from chiasm.pipeline.training.two_tower.trainer import TrainSettings
 
 HELP = """
   chiasm train two-tower 'photos/*.tar' --image-encoder DIR --text-encoder DIR --to mine
@@ -62,10 +67,12 @@ def train_two_tower(
     text_encoder: Annotated[str, typer.Option(help="A SentenceTransformer, folder or id.")],
     caption_field: CaptionField = None,
     steps: Annotated[
-        int | None, typer.Option(help="Training steps of the heads. (default: the recipe's)")
+        int | None, option("Training steps of the heads.", TrainSettings.steps)
     ] = None,
-    fusion: Fusion = None,
-    learning_rate: LearningRate = None,
+    fusion: Annotated[str | None, fusion_option("none")] = None,
+    learning_rate: Annotated[
+        float | None, learning_rate_option(TrainSettings.learning_rate)
+    ] = None,
     seed: Seed = None,
     device: Device = None,
     precision: Precision = None,
@@ -84,7 +91,7 @@ def train_two_tower(
     report = learn(recipe, shard_list, to, print_record)
     for line in format_report(report):
         print(printable(line))
-    print(printable(f"{to}: trained; use it with --encoder two-tower:{to}"), flush=True)
+    print_use(to, "two-tower", writes=False)
     require_whole(report, len(shard_list))
 
 
@@ -141,19 +148,18 @@ def format_report(report: dict[str, Any]) -> list[str]:
         lines.append(f"captions that could not be read: of samples with {unread}")
     own, matching = report["text_to_image"], report["matching"]
     lines += [
-        f"on {report['held_out']:,} pictures held out:",
-        f"  a picture by its own captions, {report['captions']:,} queries: R@1 {own['r1']:.3f}, "
-        f"R@10 {own['r10']:.3f}; first 20 matched again: R@1 {matching['r1_before']:.3f} -> "
-        f"{matching['r1_after']:.3f}",
+        f"on {report['held_out']:,} pictures held out, with standard errors:",
+        f"  a picture by its own captions, {report['captions']:,} queries: {format_recall(own)}",
+        f"  the first 20 of a caption matched again: R@1 {with_error(matching, 'r1_before')} -> "
+        f"{with_error(matching, 'r1_after')}",
     ]
     if not report["queries"]:
         return [*lines, "one caption a picture: joint vectors are the even mean, not evaluated"]
     lines.append(
-        f"  by captions other than the first, {report['queries']:,} queries, R@1 and R@10 of the "
-        "vector of"
+        f"  by captions other than the first, {report['queries']:,} queries, by the vector of"
     )
     lines += [
-        f"    {label:<24}{report[name]['r1']:7.3f}{report[name]['r10']:7.3f}"
+        f"    {label:<24}{format_recall(report[name])}"
         for name, label in VECTORS.items()
         if name in report
     ]

@@ -52,16 +52,16 @@ class TrainSettings:
     them, but 0 steps of it, it is that of a model that the training begins on, and stays as it is.
     """
 
-    steps: int = 3200
-    cycles: int = 2
-    fusion_steps: int = 9000
-    fusion_cycles: int = 3
+    steps: int = 2400
+    cycles: int = 1
+    fusion_steps: int = 10000
+    fusion_cycles: int = 1
     fusion_batch: int = 32
     fusion_per_joint: int = 100
     joint_batch: int = 512
-    image_token_steps: int = 8000
+    image_token_steps: int = 5000
     image_token_batch: int = 8
-    decoder_steps: int = 4000
+    decoder_steps: int = 3000
     decoder_batch: int = 48
     learning_rate: float = 1e-3
     warmup: float = 0.03
