@@ -85,7 +85,7 @@ def test_the_defaults_of_answers_and_of_joint_training_are_told():
     joint, places = JointSettings(), DecoderConfig().context - 1
     sizes = {name: compose(name, ()).batch.size for name in ("laptop", "one_gpu", "cluster")}
     assert sizes["one_gpu"] == sizes["cluster"]
-    for told in (
+    for default in (
         f"`hf:` {MAX_TOKENS}, `pocket` as many as its decoder has places ({places})",
         f"| {BATCH} inputs, fewer of large pictures (1 GiB) | {BATCH} pictures | `batch.size` "
         f"(`laptop` {sizes['laptop']}, other presets {sizes['cluster']}) |",
@@ -94,7 +94,7 @@ def test_the_defaults_of_answers_and_of_joint_training_are_told():
         f"{joint.batch} |",
         f"{DECODER_STEPS:,} steps of {joint.decoder_batch} where json has",
     ):
-        assert told in OPERATIONS
+        assert default in OPERATIONS
     assert f"more than {places} tokens of the model's tokenizer" in FORMATS
 
 
