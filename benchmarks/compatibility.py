@@ -195,6 +195,12 @@ def same_answers(
     return same, max(abs(one["score"] - other["score"]) for one, other in pairs)
 
 
+def checked(version: Version, collection: Path, *options: object) -> tuple[bool, str]:
+    """Whether `check` finds nothing, and how much it has looked at."""
+    found = json.loads(version.chiasm("check", collection, "--json", *options, expected=(0, 1)))
+    return found["ok"], ", ".join(f"{count} {what}" for what, count in found["checked"].items())
+
+
 def compare(commit: str, samples: int, folder: Path) -> list[tuple[str, bool, str]]:
     """(What is promised, whether it held, the figures) for every promise."""
     old = Version(export(commit, folder / "old"), "jobs")
@@ -213,11 +219,7 @@ def compare(commit: str, samples: int, folder: Path) -> list[tuple[str, bool, st
     figures = f"{len(QUERIES)} queries, {sum(map(len, before))} hits, scores apart by {apart:.1e}"
     rows.append(("search gives the same ids and scores", same and apart < 1e-4, figures))
 
-    checked = json.loads(
-        new.chiasm("check", collection, "--reencode", "20", "--json", *named, expected=(0, 1))
-    )
-    figures = ", ".join(f"{count} {what}" for what, count in checked["checked"].items())
-    rows.append(("check finds nothing", checked["ok"], figures))
+    rows.append(("check finds nothing", *checked(new, collection, "--reencode", 20, *named)))
 
     again = new.embed(shards, collection)
     nothing = (again["shards"]["done"], again["rows"]) == (0, made["rows"])
@@ -240,9 +242,7 @@ def compare(commit: str, samples: int, folder: Path) -> list[tuple[str, bool, st
     figures = f"{from_added} of its {more['rows']} rows among {len(found['results'])} found"
     rows.append(("a shard is added and indexed", kept, figures))
 
-    checked = json.loads(new.chiasm("check", collection, "--json", expected=(0, 1)))
-    figures = ", ".join(f"{count} {what}" for what, count in checked["checked"].items())
-    rows.append(("check finds nothing after that", checked["ok"], figures))
+    rows.append(("check finds nothing after that", *checked(new, collection)))
 
     try:
         old.answers(collection)

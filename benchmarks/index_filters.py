@@ -117,15 +117,13 @@ def seconds(function: Callable[[], Any]) -> float:
 def measure(bench: Bench, kind: str, removed: float, exact: list[np.ndarray], rounds: int) -> dict:
     """One row of the table."""
     numbers = range(bench.own, len(bench.groups)) if kind == "own" else range(bench.own)
-    opened, recalls, cold, warm, plain = bench.opened, [], [], [], []
-    way, clauses = "", set()
+    opened, recalls, warm, plain = bench.opened, [], [], []
+    way, cold = "", {}
     for group in numbers:
         xq = bench.groups[group]
         where, count = bench.clause(kind, group, removed)
         spent = seconds(lambda xq=xq, where=where: opened.search_vectors(xq, K, where))
-        if where not in clauses:
-            cold.append((spent, len(xq)))
-        clauses.add(where)
+        cold.setdefault(where, (spent, len(xq)))
         turns = [
             (
                 seconds(lambda xq=xq, where=where: opened.search_vectors(xq, K, where)),
@@ -148,7 +146,7 @@ def measure(bench: Bench, kind: str, removed: float, exact: list[np.ndarray], ro
     filtered, unfiltered = np.sum(warm, axis=0), np.sum(plain, axis=0)
     ratios = unfiltered / filtered
     one, plain_one = float(np.median(filtered)) / queries, float(np.median(unfiltered)) / queries
-    cold_time, cold_queries = (sum(values) for values in zip(*cold, strict=True))
+    cold_time, cold_queries = (sum(values) for values in zip(*cold.values(), strict=True))
     extra = (cold_time - cold_queries * one) / len(cold)  # of a clause
     spare = 2 * plain_one - one  # of a query, at half the speed
     recall = np.concatenate(recalls)

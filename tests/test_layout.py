@@ -208,7 +208,7 @@ def test_a_file_says_one_thing():
             yield f"{lines} lines"
         for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                length = (node.end_lineno or 0) - node.lineno
+                length = (node.end_lineno or 0) - node.lineno + 1
                 if length > MOST_LINES_OF_A_FUNCTION:
                     yield f"{node.name} has {length} lines"
 

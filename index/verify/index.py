@@ -230,10 +230,16 @@ def _differences(
         ours = stored.take(slice(first, first + shard.rows))
         if np.array_equal(theirs, ours):
             continue
-        norms = np.linalg.norm(theirs, axis=1) * np.linalg.norm(ours, axis=1)
-        cosine = np.einsum("nd,nd->n", theirs, ours) / np.maximum(norms, np.finfo(np.float32).tiny)
-        wrong = np.flatnonzero(has & ~(cosine >= MIN_COSINE))
-        wrong = np.union1d(wrong, np.flatnonzero(~has & ours.any(axis=1)))
+        wrong = _rows_apart(theirs, ours, has)
         if len(wrong):
             what = f"{len(wrong)} {column} vectors differ from the embeddings"
             yield f"{what}, the first in row {wrong[0]}"
+
+
+def _rows_apart(theirs: np.ndarray, ours: np.ndarray, has: np.ndarray) -> np.ndarray:
+    """The rows, ascending, in which two float32 (N, D) differ by more than rounding. has: bool
+    (N,), False where a row has no vector: there `ours` is zeros."""
+    norms = np.linalg.norm(theirs, axis=1) * np.linalg.norm(ours, axis=1)
+    cosine = np.einsum("nd,nd->n", theirs, ours) / np.maximum(norms, np.finfo(np.float32).tiny)
+    wrong = np.flatnonzero(has & ~(cosine >= MIN_COSINE))
+    return np.union1d(wrong, np.flatnonzero(~has & ours.any(axis=1)))

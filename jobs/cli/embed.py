@@ -75,10 +75,8 @@ def embed(
     allow_query: AllowQuery = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    flags = {
-        "encoder.name": encoder, "encoder.device": device, "read.caption_field": caption_field,
-        "max_loss": max_loss,
-    }  # fmt: skip
+    flags = {"encoder.name": encoder, "encoder.device": device, "max_loss": max_loss}
+    flags["read.caption_field"] = caption_field
     request = EmbedRequest(
         shards=list_command_shards(shards, allow_query),
         to=to,

@@ -88,6 +88,7 @@ Before a text that begins with a digit a weight needs a decimal point: "12: 30 t
 "2.0: 3 boats" is twice a text. A text alone, and lines of stdin or of a file, never have a weight.
 --image -0.5:PICTURE searches away from a picture; a file whose name looks like that is
 ./0.5:boat.jpg."""
+USES = (*ENCODING, "index.nprobe")  # settings
 BATCH = 64  # lines of stdin that are encoded together
 
 
@@ -119,9 +120,7 @@ def search(
     preset: Preset = "laptop",
     assignments: Assignments = None,
 ) -> None:
-    settings = compose(
-        preset, assignments or (), {"encoder.device": device}, uses=(*ENCODING, "index.nprobe")
-    )
+    settings = compose(preset, assignments or (), {"encoder.device": device}, uses=USES)
     calibrated = false_alarms is not None and check_rate(false_alarms)
     parts = Parts(image or (), plus or (), minus or ())
     condition = one_condition(where)
